@@ -1,0 +1,119 @@
+"""What all commands share: --config, key=value overrides, --debug, errors as one line with an exit status."""
+
+import argparse
+import dataclasses
+import logging
+import os
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+import config as configuration
+from errors import TesseraError, UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments of a command. With `configured`, it also takes --config and key=value overrides."""
+
+    def __init__(self, description: str, configured: bool = True):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if configured:
+            self.add_argument(
+                "--config", type=Path, default=configuration.DEFAULT, metavar="YAML", help="the experiment (default: %(default)s)"
+            )
+            self.add_argument(
+                "overrides", nargs="*", metavar="key=value", help="override a key of the configuration, e.g. train.batch_size=8"
+            )
+            self.epilog = "keys of the configuration:\n" + "\n".join(describe(configuration.Config))
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (--help lists the arguments)")
+
+
+def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, arguments: list[str] | None = None) -> NoReturn:
+    """Parse, call `main`, end the process: 0 done, 1 failed, 2 wrong arguments. Interrupted: 130.
+
+    `main` gets the parsed arguments; with a configured parser, `arguments.config` is the loaded Config.
+    """
+    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    logging.captureWarnings(not debug)
+    try:
+        parsed = parser.parse_intermixed_args(arguments)
+        if hasattr(parsed, "overrides"):
+            parsed.config = configuration.load(parsed.config, parsed.overrides)
+        status = main(parsed) or 0
+    except TesseraError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        status = error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    except BrokenPipeError:
+        # The reader of our output (head, say) is gone; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)
+
+
+def describe(section: Any, prefix: str = "") -> list[str]:
+    """Lines `key: type = default` with the documentation of every key below a configuration section."""
+    lines: list[str] = []
+    hints = typing.get_type_hints(section)
+    documentation = {
+        name: field.description
+        for kind in reversed(section.__mro__)
+        for name, field in getattr(kind, "__pydantic_fields__", {}).items()
+        if field.description
+    }
+    for field in dataclasses.fields(section):
+        hint, key = hints[field.name], prefix + field.name
+        nested = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
+        default = "" if field.default is dataclasses.MISSING or nested else f" = {_plain(field.default)}"
+        lines.append(f"  {key}: {_type_name(hint)}{default}")
+        lines.append(f"      {' '.join(documentation.get(field.name, '').split())}")
+        for kind in nested:
+            lines += describe(kind, key + ".")
+        for i_kind in _list_members(hint):
+            lines.append(f"    {key}.N, {i_kind.__doc__}")
+            lines += ["  " + line for line in describe(i_kind, key + ".N.")]
+    return lines
+
+
+def _list_members(hint: Any) -> list[Any]:
+    """The dataclasses that may stand in a tuple[...] field."""
+    if get_origin(hint) is not tuple:
+        return []
+    member = get_args(hint)[0]
+    while get_origin(member) is typing.Annotated:
+        member = get_args(member)[0]
+    return [kind for kind in (member, *get_args(member)) if dataclasses.is_dataclass(kind)]
+
+
+def _plain(value: Any) -> str:
+    """A default as one would write it in YAML."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join("..." if dataclasses.is_dataclass(part) else _plain(part) for part in value) + "]"
+    return str(value)
+
+
+def _type_name(hint: Any) -> str:
+    if hint is type(None):
+        return "null"
+    if get_origin(hint) is Literal:
+        return " | ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"list of {_type_name(get_args(hint)[0])}"
+    if dataclasses.is_dataclass(hint):
+        return "mapping"
+    if get_args(hint) and get_origin(hint) is not dict:
+        return " | ".join(dict.fromkeys(_type_name(part) for part in get_args(hint)))
+    return {"str": "text", "Path": "path", "dict": "mapping"}.get(getattr(hint, "__name__", ""), getattr(hint, "__name__", str(hint)))

@@ -1,0 +1,156 @@
+"""One YAML is one experiment; every command reads the same file into these typed sections."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from answering.config import DecodingConfig, RerankConfig
+from dataset.config import DataConfig
+from errors import UsageError
+from evaluation.config import EvalConfig
+from model.config import ModelConfig
+from schema import section
+from training.config import TrainConfig
+from visual.config import is_missing_folder
+
+DEFAULT = Path("configs/tiny.yaml")
+
+
+@section
+class Config:
+    """An experiment."""
+
+    name: str
+    """Name of the experiment; gives the default folders data/<name>, checkpoints/<name>, results/<name>."""
+    data: DataConfig = DataConfig()
+    """The data."""
+    model: ModelConfig = ModelConfig()
+    """The model."""
+    train: TrainConfig = TrainConfig()
+    """The training."""
+    decoding: DecodingConfig = DecodingConfig()
+    """How candidates are produced."""
+    rerank: RerankConfig = RerankConfig()
+    """Reranking."""
+    eval: EvalConfig = EvalConfig()
+    """The evaluation."""
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the merged data stands."""
+        return self.data.folder or Path("data") / self.name
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where checkpoints are written."""
+        return Path("checkpoints") / self.name
+
+    @property
+    def result_folder(self) -> Path:
+        """Where predictions and reports are written."""
+        return Path("results") / self.name
+
+
+class _Yaml12Loader(yaml.SafeLoader):
+    """PyYAML reads 1e-4 as text (YAML 1.1); everyone who writes a learning rate means YAML 1.2's number."""
+
+
+_Yaml12Loader.yaml_implicit_resolvers = {first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"), list("-+.0123456789"))
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Config:
+    """Read a configuration file and apply `key=value` overrides.
+
+    Raises UsageError that names the file and the key when a key is unknown or a value has the wrong type.
+    """
+    raw = _read(path)
+    for override in overrides or []:
+        _override(raw, override)
+    try:
+        # Validated as JSON: strict about types, yet text becomes a path and a list a tuple.
+        return TypeAdapter(Config).validate_json(json.dumps(raw))
+    except ValidationError as error:
+        lines = [f"{_key(problem['loc'])}: {_say(problem)}" for problem in error.errors()]
+        raise UsageError(f"{path}: " + "; ".join(lines)) from error
+    except TypeError as error:
+        raise UsageError(f"{path}: {error}; only text, numbers, true/false, lists and mappings are expected") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
+    except FileNotFoundError as error:
+        raise UsageError(f"--config {path}: there is no such file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path}: expected a mapping with the keys name, data, model, ..., found {type(raw).__name__}")
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in the raw mapping; a number in the key is a place in a list."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"argument '{override}': expected key=value, such as train.batch_size=8")
+    node: Any = raw
+    *parents, last = key.split(".")
+    for part in parents:
+        node = _child(node, part, key, create=True)
+    value = yaml.load(text, Loader=_Yaml12Loader)
+    if isinstance(node, list):
+        _child(node, last, key)
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _child(node: Any, part: str, key: str, create: bool = False) -> Any:
+    if isinstance(node, list):
+        if not part.isdigit() or int(part) >= len(node):
+            raise UsageError(f"argument '{key}': '{part}' is not a place in a list of {len(node)}")
+        return node[int(part)]
+    if node.get(part) is None and create:
+        node[part] = {}
+    child = node.get(part)
+    if not isinstance(child, dict | list):
+        raise UsageError(f"argument '{key}': '{part}' has no keys below it")
+    return child
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "file"
+
+
+def _say(problem: Any) -> str:
+    if problem["type"] == "unexpected_keyword_argument":
+        return "unknown key"
+    if problem["type"] in ("missing", "missing_argument"):
+        return "this key is missing"
+    return f"{problem['msg'].lower()}, found {problem['input']!r}"
+
+
+def check_source_paths(config: Config) -> None:
+    """Raise UsageError naming the first key under data.sources whose file or folder does not exist."""
+    if not config.data.sources:
+        raise UsageError("data.sources: empty; name at least one source")
+    for i, source in enumerate(config.data.sources):
+        for key in ("annotations", "questions", "path", "images"):
+            path = getattr(source, key, None)
+            if isinstance(path, Path) and not path.exists():
+                raise UsageError(f"data.sources.{i}.{key}: {path} does not exist")
+
+
+def check_parts(config: Config, *keys: str) -> None:
+    """Raise UsageError naming the first of `keys` (such as "model.vision") that names a folder which does not exist."""
+    for key in keys:
+        value: Any = config
+        for part in key.split("."):
+            value = value[int(part)] if part.isdigit() else getattr(value, part)
+        if value is not None and is_missing_folder(value):
+            raise UsageError(f"{key}: {value} does not exist (neither a folder here nor a hub name like Qwen/Qwen3-1.7B)")

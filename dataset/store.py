@@ -1,0 +1,94 @@
+"""The merged data on disk: `images.parquet`, `samples.parquet`, opened by training, evaluation and inspection."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from dataset.config import Split
+from dataset.pictures import open_picture
+from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA, Message, Sample
+from errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRow:
+    """One picture: a row of `images.parquet`. Width and height in pixels, after EXIF rotation."""
+
+    image_id: int
+    path: Path
+    width: int
+    height: int
+    sha256: str
+    source: str
+
+
+class Store:
+    """Merged data. Samples and pictures are read from Arrow tables, so millions of rows cost little memory."""
+
+    def __init__(self, folder: Path):
+        """Raises UsageError when `folder` holds no merged data."""
+        self.folder = folder
+        self._images = _table(folder / "images.parquet", IMAGES_SCHEMA)
+        self._samples = _table(folder / "samples.parquet", SAMPLES_SCHEMA)
+        ids = self._images["image_id"].to_numpy()
+        self._row_of = dict(zip(ids.tolist(), range(len(ids)), strict=True))
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return int(self._samples.num_rows)
+
+    def sample(self, index: int) -> Sample:
+        """The sample in row `index`."""
+        return _sample(self._samples.slice(index, 1).to_pylist()[0])
+
+    def samples(self, indices: np.ndarray | None = None) -> Iterator[Sample]:
+        """All samples, or those in the rows `indices`, in that order."""
+        table = self._samples if indices is None else self._samples.take(pa.array(indices))
+        for batch in table.to_batches(max_chunksize=1024):
+            yield from map(_sample, batch.to_pylist())
+
+    def indices(self, split: Split) -> np.ndarray:
+        """Rows [n] int64 of the samples in a split, in file order."""
+        return np.flatnonzero(self._samples["split"].to_numpy(zero_copy_only=False) == split)
+
+    def column(self, name: str) -> list[Any]:
+        """One column of the samples as Python values."""
+        return list(self._samples[name].to_pylist())
+
+    def image(self, image_id: int) -> ImageRow:
+        """The row of a picture."""
+        row = self._images.slice(self._row_of[image_id], 1).to_pylist()[0]
+        return ImageRow(**{**row, "path": Path(row["path"])})
+
+    def picture(self, image_id: int) -> Image.Image:
+        """The decoded picture, RGB. Raises PictureError when the file has gone or changed into something unreadable."""
+        return open_picture(self.image(image_id).path)
+
+
+def _table(path: Path, schema: pa.Schema) -> pa.Table:
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist; run python tools/preprocess.py first")
+    table = pq.read_table(path, memory_map=True)
+    if table.schema.names != schema.names:
+        raise UsageError(f"{path}: expected the columns {schema.names}, found {table.schema.names}; run python tools/preprocess.py again")
+    return table.cast(schema).combine_chunks()
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    return Sample(
+        sample_id=row["sample_id"],
+        image_ids=tuple(row["image_ids"]),
+        source=row["source"],
+        task=row["task"],
+        language=row["language"],
+        split=row["split"],
+        messages=tuple(Message(m["role"], m["content"]) for m in row["messages"]),
+        targets=tuple(row["targets"]),
+        answers=tuple(row["answers"]),
+    )

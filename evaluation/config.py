@@ -1,0 +1,31 @@
+"""Settings of the evaluation."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from answering.config import System
+from dataset.config import Split
+from schema import section
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+@section
+class EvalConfig:
+    """The evaluation: which systems answer which questions, and how sure we are."""
+
+    systems: tuple[System, ...] = ()
+    """The systems that are compared, side by side."""
+    split: Split = "test"
+    """Split whose questions are asked."""
+    limit: Positive | None = None
+    """Ask at most this many questions, chosen by a hash, the same for every system."""
+    controls: tuple[Literal["shuffled_pictures", "untuned"], ...] = ()
+    """Control runs of the first checkpoint: with other pictures, and with an untrained projector."""
+    bootstrap: Positive = 2000
+    """Resamples of the paired bootstrap over pictures."""
+    seed: int = 0
+    """Seed of the bootstrap and of the controls."""
+    examples: Positive = 200
+    """Questions shown with pictures in the report, changed and wrong ones first."""

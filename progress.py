@@ -1,0 +1,65 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+class Progress:
+    """Counts done units of work; `update` is cheap enough to call for each of them.
+
+    On a terminal a tqdm bar; elsewhere (a log file, CI) one line at most every `every` seconds and one at the end.
+    """
+
+    def __init__(self, title: str, total: int | None, unit: str = "it", every: float = 10.0):
+        self.title, self.total, self.unit, self.every = title, total, unit, every
+        self.done, self.note = 0, ""
+        self.started = self.said = time.monotonic()
+        self.bar = tqdm(total=total, desc=title, unit=unit, leave=True) if sys.stderr.isatty() else None
+
+    def update(self, n: int = 1, note: str = "") -> None:
+        """`n` more units are done; `note` is a short text shown behind the count (running accuracy, say)."""
+        self.done += n
+        self.note = note or self.note
+        if self.bar is not None:
+            self.bar.update(n)
+            if note:
+                self.bar.set_postfix_str(note)
+        elif time.monotonic() - self.said >= self.every:
+            self._line()
+
+    def _line(self) -> None:
+        self.said = time.monotonic()
+        seconds = self.said - self.started
+        rate = f"{self.done / seconds:,.1f} {self.unit}/s" if seconds > 0 else ""
+        total = f"/{self.total:,}" if self.total is not None else ""
+        parts = [f"{self.title}: {self.done:,}{total} {self.unit}", f"{seconds:.0f} s", rate, self.note]
+        print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        else:
+            self._line()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def track(items: Iterable[T], title: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+    """Yield `items` and show how far it is."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    with Progress(title, total, unit) as progress:
+        for item in items:
+            yield item
+            progress.update()

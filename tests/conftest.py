@@ -1,0 +1,47 @@
+"""Shared fixtures. They generate their data: small parts from configs, drawn pictures, no network."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from filelock import FileLock
+
+from dataset.processor import Processor
+from training.tiny_parts import build_untrained
+
+torch.set_num_threads(1)
+
+CORPUS = [
+    "What color is the circle? red",
+    "How many squares are there? 2",
+    "Is there a blue star left of the green ring? yes no",
+    "Describe the picture. A red circle at the top left and a white cross at the bottom.",
+    "这幅图像描述了什么？图中有一个红色的圆形，左上角有一个蓝色的正方形。",
+    "这幅图像中有什么？两个绿色的三角形和一个数字牌。请用一个词或短语回答。",
+    "Answer the question using a single word or phrase.",
+] * 20
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with untrained siglip/, clip/, qwen3/ and qwen3_vl/, built once a test run."""
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    folder = shared / "parts"
+    with FileLock(shared / "parts.lock"):
+        if not folder.exists():
+            build_untrained(folder, CORPUS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def processor(parts: Path) -> Processor:
+    """A processor of the small parts: 36 placeholders a picture."""
+    return Processor.from_parts(
+        language=str(parts / "qwen3"), vision=str(parts / "siglip"), tokens_per_image=36, vocabulary=1536, max_tokens=512
+    )

@@ -1,0 +1,90 @@
+"""Settings of the training."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schema import section
+
+Group = Literal["projector", "lora", "language"]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+@section
+class LearningRates:
+    """A learning rate for each trained group."""
+
+    projector: PositiveFloat = 1e-4
+    """Of the projector."""
+    lora: PositiveFloat = 2e-4
+    """Of the adapters."""
+    language: PositiveFloat = 2e-5
+    """Of the whole language model, when a stage trains it."""
+
+
+@section
+class StageConfig:
+    """One stage of the training: what is trained, how long, how fast."""
+
+    name: str
+    """Name of the stage in logs and checkpoints."""
+    train: tuple[Group, ...]
+    """What is trained: projector, lora, language (the whole language model)."""
+    epochs: PositiveFloat = 1.0
+    """Passes over the training samples."""
+    max_steps: Positive | None = None
+    """Stop the stage after this many optimizer steps."""
+    learning_rate: PositiveFloat | LearningRates | None = None
+    """Overrides train.learning_rate for this stage."""
+
+
+@section
+class TrainConfig:
+    """The training."""
+
+    stages: tuple[StageConfig, ...] = (
+        StageConfig(name="align", train=("projector",), learning_rate=1e-3),
+        StageConfig(name="tune", train=("projector", "lora")),
+    )
+    """Stages, run one after the other."""
+    learning_rate: PositiveFloat | LearningRates = LearningRates()
+    """One rate for all groups or one for each."""
+    batching: Literal["auto", "packed", "padded"] = "auto"
+    """Packed rows or length-grouped padding; auto = packed on CUDA, padded on a CPU."""
+    batch_size: Positive = 16
+    """Samples a micro-batch and process, when padded."""
+    tokens_per_row: Positive = 16_384
+    """Tokens a micro-batch and process, when packed."""
+    accumulation: Positive = 1
+    """Micro-batches an optimizer step."""
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03
+    """Share of the steps over which the learning rate rises; a cosine takes it to zero afterwards."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """AdamW weight decay."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradients are clipped to this norm."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 autocast, or fp32; auto = bf16 on CUDA devices that have it, fp32 elsewhere."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: a third slower, far less memory."""
+    seed: int = 0
+    """Seed of everything random in the training."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Data-loading processes a training process; min(cores, 8) by default."""
+    processes: Positive | None = None
+    """Training stops at once when it runs in another number of processes than this."""
+    log_steps: Positive = 10
+    """A status line every so many optimizer steps."""
+    evaluate_steps: Positive = 200
+    """Validation loss and panels every so many optimizer steps."""
+    evaluate_samples: Positive = 512
+    """Validation samples used for the loss."""
+    save_steps: Positive = 200
+    """A checkpoint every so many optimizer steps, and one at the end of each stage."""
+    keep_checkpoints: Positive = 2
+    """Older checkpoints of a stage are removed."""
+    patience: Positive | None = None
+    """Stop a stage when the validation loss has not improved for this many evaluations."""
+    panels: Annotated[int, Field(ge=0)] = 8
+    """Validation pictures shown in TensorBoard with question, reference and answer."""

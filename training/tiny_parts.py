@@ -1,0 +1,170 @@
+"""The small parts of the embedded demo, built from configs in their standard Hugging Face formats.
+
+In: a folder and a seed. Out: siglip/, clip/, qwen3/, qwen3_vl/ as a hub would give them. Tests build them untrained.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedModel,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessorPil,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+)
+
+IMAGE_SIZE = 96
+PATCH_SIZE = 16
+VISION_WIDTH, VISION_LAYERS = 128, 4
+LANGUAGE_WIDTH, LANGUAGE_LAYERS = 192, 5
+VOCABULARY = 1536
+
+CONTROL_TOKENS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+PLAIN_ADDED_TOKENS = ("<think>", "</think>")
+
+CHAT_TEMPLATE = """
+{%- for message in messages -%}
+  {%- set parts = namespace(text='') -%}
+  {%- if message.content is string -%}
+    {%- set parts.text = message.content -%}
+  {%- else -%}
+    {%- for part in message.content -%}
+      {%- if part.type == 'image' -%}
+        {%- set parts.text = parts.text + '<|vision_start|><|image_pad|><|vision_end|>' -%}
+      {%- else -%}
+        {%- set parts.text = parts.text + part.text -%}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+  {{- '<|im_start|>' + message.role + '\\n' -}}
+  {%- if message.role == 'assistant' and loop.last and not vision -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}
+  {{- parts.text + '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|im_start|>assistant\\n' -}}
+  {%- if enable_thinking is defined and enable_thinking is false and not vision -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}
+{%- endif -%}
+"""
+"""ChatML with Qwen3's habits: an empty think block where thinking is off, and none in earlier turns."""
+
+
+def build_tokenizer(corpus: Iterable[str], vocabulary: int = VOCABULARY) -> Qwen2Tokenizer:
+    """A byte-level BPE tokenizer trained on `corpus`, with Qwen's control tokens and a chat template like Qwen3's."""
+    inner = Tokenizer(models.BPE())
+    inner.normalizer = normalizers.NFC()
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    size = vocabulary - len(CONTROL_TOKENS) - len(PLAIN_ADDED_TOKENS)
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    inner.train_from_iterator(corpus, trainer)
+    inner.add_special_tokens(list(CONTROL_TOKENS))
+    inner.add_tokens(list(PLAIN_ADDED_TOKENS))
+    tokenizer = Qwen2Tokenizer(
+        tokenizer_object=inner, bos_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None, model_max_length=2048
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_siglip(tokenizer: Qwen2Tokenizer, width: int = VISION_WIDTH, layers: int = VISION_LAYERS) -> SiglipModel:
+    """An untrained SigLIP of fixed resolution."""
+    text = {
+        "vocab_size": VOCABULARY, "max_position_embeddings": 96, "projection_size": width,
+        "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    vision = {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+    size = {"hidden_size": width, "intermediate_size": 3 * width, "num_attention_heads": width // 64}
+    return SiglipModel(
+        SiglipConfig(text_config={**size, **text, "num_hidden_layers": 3}, vision_config={**size, **vision, "num_hidden_layers": layers})
+    )
+
+
+def build_clip(tokenizer: Qwen2Tokenizer, width: int = VISION_WIDTH, layers: int = VISION_LAYERS) -> CLIPModel:
+    """An untrained CLIP; its text part pools at the tokenizer's real end token."""
+    size = {"hidden_size": width, "intermediate_size": 3 * width, "num_attention_heads": width // 64}
+    text = {
+        "vocab_size": VOCABULARY, "max_position_embeddings": 96, "num_hidden_layers": 3,
+        "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "num_hidden_layers": layers}
+    return CLIPModel(CLIPConfig(text_config={**size, **text}, vision_config={**size, **vision}, projection_dim=width))
+
+
+def build_qwen3(tokenizer: Qwen2Tokenizer, width: int = LANGUAGE_WIDTH, layers: int = LANGUAGE_LAYERS) -> Qwen3ForCausalLM:
+    """An untrained Qwen3."""
+    return Qwen3ForCausalLM(Qwen3Config(**_qwen3_size(tokenizer, width, layers)))
+
+
+def build_qwen3_vl(
+    tokenizer: Qwen2Tokenizer, width: int = LANGUAGE_WIDTH, layers: int = LANGUAGE_LAYERS
+) -> Qwen3VLForConditionalGeneration:
+    """An untrained Qwen3-VL with one deep-stack layer."""
+    text = _qwen3_size(tokenizer, width, layers)
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [12, 10, 10]}
+    vision = {
+        "depth": 4, "hidden_size": 128, "intermediate_size": 384, "num_heads": 2, "patch_size": PATCH_SIZE, "out_hidden_size": width,
+        "num_position_embeddings": 144, "deepstack_visual_indexes": [1],
+    }  # fmt: skip
+    identity = tokenizer.convert_tokens_to_ids
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(
+            text_config=text,
+            vision_config=vision,
+            image_token_id=identity("<|image_pad|>"),
+            video_token_id=identity("<|video_pad|>"),
+            vision_start_token_id=identity("<|vision_start|>"),
+            vision_end_token_id=identity("<|vision_end|>"),
+            tie_word_embeddings=True,
+        )
+    )
+
+
+def _qwen3_size(tokenizer: Qwen2Tokenizer, width: int, layers: int) -> dict[str, object]:
+    return {
+        "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers, "num_attention_heads": width // 64,
+        "num_key_value_heads": 1, "head_dim": 64, "vocab_size": VOCABULARY, "tie_word_embeddings": True, "max_position_embeddings": 2048,
+        "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+
+
+def save_part(folder: Path, model: PreTrainedModel, tokenizer: Qwen2Tokenizer) -> None:
+    """Write a part as a hub would give it: bf16 safetensors, tokenizer and image processor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    if isinstance(model, SiglipModel):
+        SiglipImageProcessorPil(size=size).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    elif isinstance(model, CLIPModel):
+        processor = CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False)
+        CLIPProcessor(image_processor=processor, tokenizer=tokenizer).save_pretrained(folder)
+    elif isinstance(model, Qwen3VLForConditionalGeneration):
+        limits = {"shortest_edge": 32 * 32, "longest_edge": 4096 * 32 * 32}
+        Qwen2VLImageProcessorPil(patch_size=PATCH_SIZE, merge_size=2, temporal_patch_size=2, size=limits).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    else:
+        tokenizer.save_pretrained(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
+def build_untrained(folder: Path, corpus: Iterable[str], seed: int = 0) -> None:
+    """Write all four parts with random weights."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(corpus)
+    save_part(folder / "siglip", build_siglip(tokenizer), tokenizer)
+    save_part(folder / "clip", build_clip(tokenizer), tokenizer)
+    save_part(folder / "qwen3", build_qwen3(tokenizer), tokenizer)
+    save_part(folder / "qwen3_vl", build_qwen3_vl(tokenizer), tokenizer)
