@@ -68,6 +68,7 @@ class Processor:
         self.system_prompt = system_prompt
         self.pieces: ChatPieces = chat_pieces(tokenizer)
         self.end_id = int(tokenizer.convert_tokens_to_ids(self.pieces.end))
+        self._control_ids: dict[str, list[int]] = {}
         self._text = _without_control_tokens(tokenizer)
 
     @classmethod
@@ -161,6 +162,10 @@ class Processor:
             return None
         return Encoded(ids, labels, images)
 
+    def answer_length(self, target: str) -> int:
+        """Tokens of a target with its end token."""
+        return len(self._encode_text(target.strip())) + 1
+
     def _encode(self, messages: Sequence[Message], target: str, images: int) -> Encoded:
         ids: list[int] = []
         labels: list[int] = []
@@ -220,7 +225,9 @@ class Processor:
             yield self._encode_control(pieces.header), False
 
     def _encode_control(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
+        if text not in self._control_ids:
+            self._control_ids[text] = list(self.tokenizer.encode(text, add_special_tokens=False))
+        return self._control_ids[text]
 
     def _encode_text(self, text: str) -> list[int]:
         """Plain text: what looks like a control token in it stays text."""
