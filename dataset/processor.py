@@ -245,7 +245,7 @@ def _choose_placeholder(tokenizer: PreTrainedTokenizerFast, wanted: str, vocabul
     if wanted == "auto":
         wanted = next((token for token in PLACEHOLDERS if token in known), PLACEHOLDERS[0])
     if wanted not in known:
-        tokenizer.add_special_tokens({"additional_special_tokens": [wanted]}, replace_additional_special_tokens=False)
+        tokenizer.add_tokens([wanted], special_tokens=True)
     identity = int(tokenizer.convert_tokens_to_ids(wanted))
     if identity >= vocabulary:
         raise UsageError(f"model.placeholder: {wanted} would be token {identity}, but the language model has only {vocabulary} embeddings")
