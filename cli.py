@@ -75,7 +75,8 @@ def describe(section: Any, prefix: str = "") -> list[str]:
         nested = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
         default = "" if field.default is dataclasses.MISSING or nested else f" = {_plain(field.default)}"
         lines.append(f"  {key}: {_type_name(hint)}{default}")
-        lines.append(f"      {' '.join(documentation.get(field.name, '').split())}")
+        fixed = get_origin(hint) is Literal and len(get_args(hint)) == 1
+        lines.append(f"      {'Says which of these it is.' if fixed else ' '.join(documentation.get(field.name, '').split())}")
         for kind in nested:
             lines += describe(kind, key + ".")
         for i_kind in _list_members(hint):

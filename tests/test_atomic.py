@@ -1,0 +1,47 @@
+"""A reader never meets half a file, and a failure leaves what was there."""
+
+from pathlib import Path
+
+import pytest
+
+from atomic import replacing, replacing_folder, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old", encoding="utf-8")
+    with pytest.raises(RuntimeError), replacing(path) as beside:
+        beside.write_text("half", encoding="utf-8")
+        raise RuntimeError
+    assert path.read_text(encoding="utf-8") == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_the_file_beside_keeps_its_suffix(tmp_path: Path) -> None:
+    with replacing(tmp_path / "new" / "a.png") as beside:
+        assert beside.suffix == ".png"
+        beside.touch()
+    assert (tmp_path / "new" / "a.png").exists()
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    with replacing_folder(path) as beside:
+        (beside / "first").touch()
+    with pytest.raises(RuntimeError), replacing_folder(path) as beside:
+        (beside / "second").touch()
+        raise RuntimeError
+    assert [p.name for p in path.iterdir()] == ["first"]
+    with replacing_folder(path) as beside:
+        (beside / "third").touch()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert [p.name for p in path.iterdir()] == ["third"]
+
+
+def test_json_keeps_chinese_readable_and_refuses_nan(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"答案": 1})
+    assert path.read_text(encoding="utf-8") == '{\n  "答案": 1\n}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, float("nan"))
+    assert "答案" in path.read_text(encoding="utf-8")

@@ -1,0 +1,61 @@
+"""What every command shares: exit statuses, one-line errors, overrides behind options."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+import cli
+from config import Config
+from errors import TesseraError, UsageError
+
+
+def status_of(main: object, arguments: list[str], configured: bool = False) -> int:
+    parser = cli.Parser("A command.", configured)
+    parser.add_argument("--limit", type=int)
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, parser, arguments)  # type: ignore[arg-type]
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def failing(error: BaseException) -> object:
+    def main(_: argparse.Namespace) -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (TesseraError("a.json: line 3"), 1, "error: a.json: line 3\n"),
+        (UsageError("--limit: too small"), 2, "error: --limit: too small\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_an_error_is_one_line_and_a_status(capsys: pytest.CaptureFixture[str], error: BaseException, status: int, said: str) -> None:
+    assert status_of(failing(error), []) == status
+    assert capsys.readouterr().err == said
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(TesseraError):
+        cli.run(failing(TesseraError("x")), cli.Parser("A command.", False), ["--debug"])  # type: ignore[arg-type]
+
+
+def test_an_unknown_argument_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(lambda _: 0, ["--nonsense"]) == 2
+    assert capsys.readouterr().err.startswith("error: unrecognized arguments: --nonsense")
+
+
+def test_the_status_of_a_missed_bar_is_passed_on() -> None:
+    assert status_of(lambda _: 1, []) == 1
+
+
+def test_overrides_may_stand_before_and_behind_options() -> None:
+    seen: list[Config] = []
+    main = lambda arguments: seen.append(arguments.config)  # noqa: E731
+    config = str(Path("configs/reference.yaml"))
+    assert status_of(main, ["train.seed=4", "--config", config, "train.batch_size=3", "--limit", "2"], configured=True) == 0
+    assert (seen[0].name, seen[0].train.seed, seen[0].train.batch_size) == ("reference", 4, 3)

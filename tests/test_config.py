@@ -1,0 +1,109 @@
+"""Configuration: strict, typed, overridable, and every shipped YAML loads."""
+
+from pathlib import Path
+
+import pytest
+
+import cli
+import config
+from dataset.config import AiChallengerSource
+from errors import UsageError
+
+SHIPPED = sorted(Path("configs").glob("*.yaml"))
+
+
+@pytest.fixture
+def yaml_file(tmp_path: Path) -> Path:
+    path = tmp_path / "t.yaml"
+    path.write_text(
+        "name: t\ndata:\n  sources:\n    - {format: ai_challenger, annotations: a.json, images: b}\ntrain: {learning_rate: 1e-4}\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_yaml_loads_and_is_named_after_its_file(path: Path) -> None:
+    assert config.load(path).name == path.stem
+
+
+def test_the_default_is_shipped() -> None:
+    assert config.DEFAULT in SHIPPED
+
+
+def test_a_rate_written_as_in_papers_is_a_number(yaml_file: Path) -> None:
+    assert config.load(yaml_file).train.learning_rate == 1e-4
+
+
+def test_overrides_reach_nested_keys_and_list_members(yaml_file: Path) -> None:
+    loaded = config.load(yaml_file, ["train.batch_size=8", "data.sources.0.limit=5", "model.projector.pool=3", "model.lora=null"])
+    assert loaded.train.batch_size == 8
+    assert loaded.model.projector.pool == 3
+    assert loaded.model.lora is None
+    source = loaded.data.sources[0]
+    assert isinstance(source, AiChallengerSource) and source.limit == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.bach_size=8", "train.bach_size: unknown key"),
+        ("train.batch_size=eight", "train.batch_size: input should be a valid integer, found 'eight'"),
+        ('train.seed="5"', "train.seed: input should be a valid integer"),
+        ("train.batch_size=0", "train.batch_size: input should be greater than or equal to 1"),
+        ("train.gradient_checkpointing=1", "train.gradient_checkpointing: input should be a valid boolean"),
+        ("model.quantization=int4", "model.quantization: input should be 'none', 'int8' or 'nf4'"),
+        ("data.sources.0.format=cocoo", "data.sources.0: input tag 'cocoo'"),
+        ("data.sources.7.limit=1", "'7' is not a place in a list of 1"),
+        ("name.x=1", "'name' has no keys below it"),
+        ("train.batch_size", "expected key=value"),
+    ],
+)
+def test_a_wrong_override_names_the_key(yaml_file: Path, override: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config.load(yaml_file, [override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "not a YAML file"),
+        ("- 1", "expected a mapping"),
+        ("name: t\nnmae: u", "nmae: unknown key"),
+        ("data: {}", "name: this key is missing"),
+        ("name: 2020-01-01", "only text, numbers"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=said):
+        config.load(path)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no such file"):
+        config.load(tmp_path / "none.yaml")
+
+
+def test_a_source_that_does_not_exist_is_named(yaml_file: Path) -> None:
+    with pytest.raises(UsageError, match=r"data\.sources\.0\.annotations: a\.json does not exist"):
+        config.check_source_paths(config.load(yaml_file))
+
+
+def test_a_folder_that_does_not_exist_is_named_and_a_hub_name_passes(yaml_file: Path) -> None:
+    loaded = config.load(yaml_file, ["model.vision=checkpoints/none/siglip", "model.language=Qwen/Qwen3-1.7B"])
+    config.check_parts(loaded, "model.language", "rerank.clip")
+    with pytest.raises(UsageError, match=r"model\.vision: checkpoints/none/siglip does not exist"):
+        config.check_parts(loaded, "model.vision")
+
+
+def test_help_documents_every_key() -> None:
+    lines = cli.describe(config.Config)
+    undocumented = [lines[i - 1] for i, line in enumerate(lines) if not line.strip()]
+    assert undocumented == []
+    text = "\n".join(lines)
+    for key in ("model.lora.dora: bool = false", "train.stages.N.epochs: float = 1.0", "eval.systems.N.max_side: int = 384"):
+        assert key in text
