@@ -66,6 +66,7 @@ class QwenVlSystem(SystemBase):
     """A Qwen vision-language model as a baseline."""
 
     kind: Literal["qwen3_vl", "qwen2_5_vl"]
+    """Family of the model."""
     path: PartName
     """Folder or hub name."""
     quantization: Literal["none", "int8", "nf4"] = "nf4"

@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all set-up from a bare clone: Python 3.11 or newer and pip are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+INSTALLED := $(VENV)/installed
+WORKERS ?= auto
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help install demo test lint clean
+
+help:
+	@echo "make demo     environment, demo data, preprocess, train, evaluate; ends by naming the report"
+	@echo "make test     environment, linters, all tests"
+	@echo "make install  environment only"
+	@echo "make lint     linters and types only"
+	@echo "make clean    remove what the demo made"
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed; name one with PYTHON=..."; exit 2; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: $(INSTALLED)
+	$(PY) tools/train_tiny_parts.py --steps 0
+	$(PY) tools/draw_scenes.py
+	$(PY) tools/preprocess.py
+	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml train.py --resume auto
+	$(PY) tools/eval_rerank.py
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+
+test: lint
+	$(PY) -m pytest -n $(WORKERS) --dist loadgroup
+
+clean:
+	rm -rf data/tiny data/scenes results/tiny checkpoints/tiny_*

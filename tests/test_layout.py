@@ -1,0 +1,47 @@
+"""The arrows between folders run one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ANYWHERE = {"atomic", "errors", "progress", "schema"}
+MAY_IMPORT = {
+    "dataset": {"dataset"},
+    "visual": {"visual"},
+    "model": {"model", "visual"},
+    "answering": {"answering", "model", "visual", "dataset.sample", "dataset.pictures", "dataset.processor"},
+    "training": {"training", "model", "dataset", "answering", "visual.config"},
+    "evaluation": {"evaluation", "answering", "dataset"},
+}
+HEAVY = {"torch", "transformers", "peft", "pyarrow", "datasets", "matplotlib", "numpy", "PIL"}
+FILES = [path for folder in MAY_IMPORT for path in sorted(Path(folder).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of the modules that a file imports, at any depth."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_no_import_runs_against_the_table(path: Path) -> None:
+    own = set(MAY_IMPORT) | {"config", "cli", "tools", "train", "serving"}
+    allowed = MAY_IMPORT[path.parts[0]] | ANYWHERE
+    wrong = {
+        name
+        for name in imported(path)
+        if name.split(".")[0] in own and not any(name == prefix or name.startswith(prefix + ".") for prefix in allowed)
+    }
+    # A section's dataclasses are light and may be read by the section above it.
+    assert {name for name in wrong if not name.endswith(".config")} == set()
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.name == "config.py"], ids=str)
+def test_a_sections_dataclasses_load_no_heavy_library(path: Path) -> None:
+    assert {name.split(".")[0] for name in imported(path)} & HEAVY == set()
