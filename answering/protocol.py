@@ -31,12 +31,14 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A possible answer. `log_prob` is the sum over its generated tokens, end token included, in nats; None where an
-    endpoint gives none. `mean_log_prob` is log_prob / tokens. `raw` is the generated text before cleaning."""
+    endpoint gives none. `mean_log_prob` is log_prob / tokens. `raw` is the generated text before cleaning. `count` is
+    how many generations said it: those that were merged into it."""
 
     text: str
     log_prob: float | None
     mean_log_prob: float | None
     raw: str
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
