@@ -1,0 +1,95 @@
+"""Scores of one short answer against its reference answers. Every function gives a fraction in 0..1."""
+
+from collections.abc import Callable, Sequence
+
+from evaluation.normalise import m4c, official, strip_blanks, words
+
+_NO_ANSWER = frozenset({"unanswerable", "none", "unknown"})
+
+
+def vqa_accuracy(prediction: str, references: Sequence[object]) -> float:
+    """Official VQA v2 accuracy (Antol et al. 2015, arXiv:1505.00468; vqaEval.py): the ten-choose-nine average.
+
+    As in the official script, nothing is normalised (not even lower case) when all references agree verbatim.
+    """
+    texts, prediction = [strip_blanks(text) for text in strings(references)], strip_blanks(prediction)
+    if len(set(texts)) > 1:
+        texts, prediction = [official(text) for text in texts], official(prediction)
+    return leave_one_out(texts.count(prediction), len(texts))
+
+
+def vqa_accuracy_m4c(prediction: str, references: Sequence[object]) -> float:
+    """The same average with M4C normalisation always on (TextVQA as scored by M4C and lmms-eval), fit for Chinese."""
+    return leave_one_out([m4c(text) for text in strings(references)].count(m4c(prediction)), len(strings(references)))
+
+
+def leave_one_out(matches: int, n: int) -> float:
+    """Mean over the n references, each left out once, of min(1, matches among the others / 3).
+
+    Ten references with k = 1, 2, 3, 4 matches give .3, .6, .9, 1. Fewer than four references have fewer than three
+    others, so all the others must match: k matches of n <= 4 give k / n, and a single reference is matched or not.
+    """
+    if n == 0:
+        return 0.0
+    if n == 1:
+        return float(matches)
+    needed = min(3, n - 1)
+    return (matches * min(1.0, (matches - 1) / needed) + (n - matches) * min(1.0, matches / needed)) / n
+
+
+def exact(prediction: str, references: Sequence[object]) -> float:
+    """Equal to any reference after M4C normalisation."""
+    return float(m4c(prediction) in {m4c(text) for text in strings(references)})
+
+
+def contains(prediction: str, references: Sequence[object]) -> float:
+    """A valid reference stands in the prediction as a run of whole words (for Chinese: characters)."""
+    said = words(m4c(prediction))
+    return float(any(_is_run(words(m4c(text)), said) for text in valid(references)))
+
+
+def fuzzy(prediction: str, references: Sequence[object]) -> float:
+    """More than 70 % of a valid reference's distinct words (for Chinese: characters) stand in the prediction."""
+    said = set(words(m4c(prediction)))
+    wanted = [set(words(m4c(text))) for text in valid(references)]
+    # Ten times the count instead of a quotient: 7 of 10 is exactly 70 %, which is not more.
+    return float(any(10 * len(reference & said) > 7 * len(reference) for reference in wanted))
+
+
+def contains_legacy(prediction: str, references: Sequence[object]) -> float:
+    """A valid reference is a character substring of the prediction ("no" in "snow"): only to compare with older reports."""
+    said = prediction.strip().lower()
+    return float(any(text.strip().lower() in said for text in valid(references)))
+
+
+def bidirectional_legacy(prediction: str, references: Sequence[object]) -> float:
+    """Character substring one way or the other: only to compare with older reports."""
+    said = prediction.strip().lower()
+    texts = [text.strip().lower() for text in valid(references)]
+    return float(bool(said) and any(text in said or said in text for text in texts))
+
+
+def strings(references: Sequence[object]) -> list[str]:
+    """References that are text."""
+    return [text for text in references if isinstance(text, str)]
+
+
+def valid(references: Sequence[object]) -> list[str]:
+    """References that say something: text, not empty, and none of "unanswerable", "none", "unknown"."""
+    return [text for text in strings(references) if text.strip() and text.strip().lower() not in _NO_ANSWER]
+
+
+def _is_run(part: list[str], whole: list[str]) -> bool:
+    return bool(part) and any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
+
+
+METRICS: dict[str, Callable[[str, Sequence[object]], float]] = {
+    "vqa_accuracy": vqa_accuracy,
+    "vqa_accuracy_m4c": vqa_accuracy_m4c,
+    "exact": exact,
+    "fuzzy": fuzzy,
+    "contains": contains,
+    "contains_legacy": contains_legacy,
+    "bidirectional_legacy": bidirectional_legacy,
+}
+"""Every metric by the name that it has in summary.json."""

@@ -1,0 +1,96 @@
+"""Metrics of short answers on cases worked out by hand."""
+
+import pytest
+
+from evaluation.metrics import bidirectional_legacy, contains, contains_legacy, exact, fuzzy, leave_one_out, vqa_accuracy, vqa_accuracy_m4c
+
+
+@pytest.mark.parametrize(("matches", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
+def test_matches_of_ten_give_the_ten_choose_nine_average(matches: int, expected: float) -> None:
+    references = ["red"] * matches + ["blue"] * (10 - matches)
+    assert vqa_accuracy("red", references) == pytest.approx(expected)
+    assert vqa_accuracy_m4c("red", references) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("matches", "n", "expected"),
+    [
+        (1, 1, 1.0),
+        (0, 1, 0.0),
+        (1, 2, 0.5),
+        (2, 2, 1.0),
+        (1, 3, 1 / 3),
+        (2, 3, 2 / 3),
+        (3, 3, 1.0),
+        (3, 4, 0.75),
+        (1, 5, 4 / 15),
+        (0, 0, 0.0),
+    ],
+)
+def test_fewer_than_ten_references_average_over_those_there_are(matches: int, n: int, expected: float) -> None:
+    assert leave_one_out(matches, n) == pytest.approx(expected)
+
+
+def test_the_official_accuracy_normalises_only_when_annotators_differ() -> None:
+    agreeing = ["red"] * 10
+    assert vqa_accuracy("red", agreeing) == 1.0
+    assert vqa_accuracy("Red", agreeing) == 0.0
+    assert vqa_accuracy("red.", agreeing) == 0.0
+    assert vqa_accuracy("Red.", ["red"] * 9 + ["Red"]) == 1.0
+    assert vqa_accuracy_m4c("Red.", agreeing) == 1.0
+
+
+def test_blanks_are_stripped_even_when_annotators_agree() -> None:
+    assert vqa_accuracy(" red\n", ["red\t"] * 10) == 1.0
+    # "red" and "red\n" agree once blanks are stripped: no normalisation.
+    assert vqa_accuracy("Red", ["red"] * 5 + ["red\n"] * 5) == 0.0
+
+
+def test_references_that_differ_only_before_normalisation_count_together() -> None:
+    assert vqa_accuracy("2", ["two", "2", "2."] + ["3"] * 7) == pytest.approx(0.9)
+
+
+def test_chinese_answers_match_in_m4c_but_not_officially() -> None:
+    references = ["红色"] * 6 + ["红"] * 4
+    assert vqa_accuracy("红色。", references) == 0.0
+    assert vqa_accuracy_m4c("红色。", references) == 1.0
+    assert exact("３个！", ["3个"]) == 1.0
+
+
+def test_exact_takes_any_reference() -> None:
+    assert exact("The dog", ["cat", "dog."]) == 1.0
+    assert exact("dogs", ["cat", "dog"]) == 0.0
+
+
+def test_contains_wants_whole_words() -> None:
+    assert contains("it is snow", ["no"]) == 0.0
+    assert contains_legacy("it is snow", ["no"]) == 1.0
+    assert contains("a stop sign there", ["stop sign"]) == 1.0
+    assert contains("stop the sign", ["stop sign"]) == 1.0  # the article is gone
+    assert contains("sign stop", ["stop sign"]) == 0.0
+    assert contains("no sign", ["stop sign"]) == 0.0
+
+
+def test_contains_takes_chinese_characters_as_words() -> None:
+    assert contains("一只红色的猫。", ["红色"]) == 1.0
+    assert contains("红的色", ["红色"]) == 0.0
+    assert contains("有３只", ["3"]) == 1.0
+
+
+def test_fuzzy_wants_more_than_seventy_percent_of_a_reference() -> None:
+    ten = "b c d e f g h i j k"
+    assert fuzzy("b c d e f g h", [ten]) == 0.0  # 7 of 10 is not more
+    assert fuzzy("h g f e d c b i", [ten]) == 1.0  # in any order
+    assert fuzzy("红色的圆", ["红色圆形"]) == 1.0  # 3 of 4 characters
+
+
+@pytest.mark.parametrize("metric", [contains, fuzzy, contains_legacy, bidirectional_legacy])
+def test_references_that_say_nothing_are_left_out(metric) -> None:  # type: ignore[no-untyped-def]
+    assert metric("unknown", ["unanswerable", "None", " unknown ", None, 3, ""]) == 0.0
+    assert metric("3", ["unknown", "3"]) == 1.0
+
+
+def test_bidirectional_looks_both_ways() -> None:
+    assert bidirectional_legacy("red", ["dark red"]) == 1.0
+    assert contains_legacy("red", ["dark red"]) == 0.0
+    assert bidirectional_legacy("", ["dark red"]) == 0.0
