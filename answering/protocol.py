@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from PIL import Image
 
-from answering.config import DecodingConfig as Decoding
+from answering.config import DecodingConfig
 from dataset.sample import Language, Message, Task
+
+Decoding: TypeAlias = DecodingConfig
 
 Picture = Image.Image | Path
 """A decoded picture, or a file that is opened when its turn comes."""

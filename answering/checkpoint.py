@@ -1,0 +1,35 @@
+"""Our own model as an answerer: prompts are built by the function that built the training's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from answering.local import LocalAnswerer, Prompt, opened
+from answering.prompting import PromptPolicy
+from answering.protocol import Description, Request
+from dataset.processor import EncodingError, Processor
+
+
+class CheckpointAnswerer(LocalAnswerer):
+    """Answers with a VisionLanguageModel.
+
+    settings: what the description says of the model, such as its folder and quantisation.
+    """
+
+    def __init__(self, model: Any, processor: Processor, policy: PromptPolicy | None = None, settings: Mapping[str, object] | None = None):
+        super().__init__(model, processor.tokenizer, policy or PromptPolicy(), [processor.end_id, int(processor.tokenizer.eos_token_id)])
+        self.processor = processor
+        self.settings = dict(settings or {})
+
+    @property
+    def description(self) -> Description:
+        return Description("checkpoint", {**self.settings, **self.policy.settings()})
+
+    def encode(self, request: Request) -> Prompt:
+        """Raises EncodingError or PictureError."""
+        ids = self.processor.prompt(self.policy.messages(request), len(request.pictures))
+        if len(ids) > self.processor.max_tokens:
+            raise EncodingError(f"the prompt has {len(ids)} tokens, at most {self.processor.max_tokens} (model.max_tokens) are allowed")
+        text = self.processor.readable(ids)
+        if not request.pictures:
+            return Prompt(ids, text)
+        return Prompt(ids, text, {"pixel_values": self.processor.pixels([opened(picture) for picture in request.pictures])})
