@@ -10,7 +10,8 @@ _SPLITTING = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = 32
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
-_NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": "0"}
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(n) for n, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
 _ARTICLES = frozenset({"a", "an", "the"})
 
 _WIDE_TO_ASCII = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
@@ -21,6 +22,11 @@ _CJK_PUNCTUATION = re.compile(r"[\u3001-\u3003\u3008-\u3011\u3014-\u301b\uff61-\
 _INSIDE_NUMBER = re.compile(r"(?<=\d)[.:](?=\d)")
 _BLANK_BESIDE_CJK = re.compile(rf"(?<=[{CJK}])\s+|\s+(?=[{CJK}])")
 _WORD = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
+
+
+def fold_width(text: str) -> str:
+    """Full-width forms become ASCII."""
+    return text.translate(_WIDE_TO_ASCII)
 
 
 def strip_blanks(text: str) -> str:
@@ -46,7 +52,7 @@ def m4c(text: str) -> str:
     ASCII. In a text with Chinese characters, Chinese punctuation and the blanks around characters vanish as well; texts
     without any are treated exactly as upstream does.
     """
-    text = text.translate(_WIDE_TO_ASCII).lower()
+    text = fold_width(text).lower()
     chinese = _HAS_CJK.search(text) is not None
     if chinese:
         text = _without_cjk_punctuation(text)

@@ -1,0 +1,66 @@
+"""What questions ask for, in both languages."""
+
+import pytest
+
+from evaluation.categories import category, names
+
+ENGLISH = {
+    "Is there a blue star left of the green ring?": "yes/no",
+    "Are there many people?": "yes/no",
+    "Does the sign say stop?": "yes/no",
+    "In this picture, is the dog asleep?": "yes/no",
+    "How many squares are there?": "counting",
+    "What is the number of dogs in the picture?": "counting",
+    "How many people are left of the bus?": "counting",
+    "What color is the circle?": "attribute",
+    "What colour is the sign that says stop?": "attribute",
+    "Is the car red or blue?": "attribute",
+    "What shape is the largest sign?": "attribute",
+    "What is the table made of?": "attribute",
+    "How tall is the man?": "attribute",
+    "What does the sign say?": "reading",
+    "what is the brand of this camera?": "reading",
+    "What number is on the player's jersey?": "reading",
+    "What is the number of the player?": "reading",
+    "What time is it?": "reading",
+    "Where is the cat?": "spatial",
+    "What is left of the red circle?": "spatial",
+    "Which side of the picture is the dog on?": "spatial",
+    "What is this?": "identification",
+    "Who is holding the umbrella?": "identification",
+    "Which animal is shown?": "identification",
+    "Why is he laughing?": "other",
+    "How do you get there?": "other",
+}
+CHINESE = {
+    "图中有红色的圆形吗？": "yes/no",
+    "这是不是一只狗？": "yes/no",
+    "左边有没有人？": "yes/no",
+    "图中有几个正方形？": "counting",
+    "一共有多少人？": "counting",
+    "圆形是什么颜色的？": "attribute",
+    "左边的物体是什么形状？": "attribute",
+    "这张桌子是什么材质的？": "attribute",
+    "牌子上写着什么？": "reading",
+    "标志上的数字是多少？": "reading",
+    "现在几点了？": "reading",
+    "猫在哪里？": "spatial",
+    "红色圆形的左边是什么？": "spatial",
+    "这是什么动物？": "identification",
+    "谁拿着雨伞？": "identification",
+    "他为何在笑": "other",
+}
+
+
+@pytest.mark.parametrize(("question", "expected"), ENGLISH.items())
+def test_english_questions(question: str, expected: str) -> None:
+    assert category(question, "en") == expected
+
+
+@pytest.mark.parametrize(("question", "expected"), CHINESE.items())
+def test_chinese_questions(question: str, expected: str) -> None:
+    assert category(question, "zh") == expected
+
+
+def test_every_category_is_named_once() -> None:
+    assert sorted(names()) == sorted({*ENGLISH.values(), *CHINESE.values()})
