@@ -1,0 +1,112 @@
+"""What is trained on a model: the projector, LoRA on the language model, or the whole language model.
+
+In: a frozen model and the groups of a training stage. Out: the model with just those groups trainable, in fp32.
+"""
+
+import re
+from collections.abc import Collection
+from typing import Literal
+
+import peft
+import torch
+from peft import PeftModel
+from torch import nn
+
+from errors import UsageError
+from model.config import LoraConfig, ModelConfig
+from model.vlm import VisionLanguageModel
+
+Group = Literal["projector", "lora", "language"]
+"""Parameters that have a learning rate of their own."""
+
+PROJECTOR, LANGUAGE = "model.multi_modal_projector", "model.language_model"
+"""Paths inside a VisionLanguageModel."""
+
+
+def attach(model: VisionLanguageModel | PeftModel, config: ModelConfig, train: Collection[Group]) -> VisionLanguageModel | PeftModel:
+    """Make the groups in `train` trainable, in fp32, and everything else frozen; adapters are added when first asked for.
+
+    A stage may follow another: adapters that are there stay, trained or not. Raises UsageError when a group does not fit
+    the settings: LoRA without model.lora, the language model itself when it is quantised or has adapters.
+    """
+    if "language" in train:
+        if config.quantization != "none":
+            raise UsageError(f"train.stages: language cannot be trained while model.quantization is {config.quantization}; train lora")
+        if "lora" in train or isinstance(model, PeftModel):
+            raise UsageError("train.stages: a model trains either language or lora, not both")
+        model.config.language_weights = True
+    if "lora" in train and not isinstance(model, PeftModel):
+        if config.lora is None:
+            raise UsageError("train.stages: lora is to be trained, but model.lora is null")
+        if model.config.language_weights:
+            raise UsageError("train.stages: a model trains either language or lora, not both")
+        model = peft.get_peft_model(model, lora_settings(model, config.lora))
+    set_trainable(model, train)
+    return model
+
+
+def set_trainable(model: nn.Module, train: Collection[Group]) -> None:
+    """Freeze all parameters but those of the groups in `train`, which become fp32: bf16 loses small late updates."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(group_of(name) in train)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def trainable_groups(model: nn.Module) -> dict[Group, list[nn.Parameter]]:
+    """The parameters to optimise, by group; groups without any are left out."""
+    groups: dict[Group, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        group = group_of(name)
+        if parameter.requires_grad and group is not None:
+            groups.setdefault(group, []).append(parameter)
+    return groups
+
+
+def group_of(name: str) -> Group | None:
+    """The group of a parameter by its path (with or without a PEFT wrapper); None for what is never trained."""
+    path = name.removeprefix("base_model.model.")
+    if path.startswith(PROJECTOR):
+        # PEFT trains a copy and keeps the projector it found beside it.
+        return None if ".original_module." in path else "projector"
+    if ".lora_" in path:
+        return "lora"
+    return "language" if path.startswith((LANGUAGE, "lm_head.")) else None
+
+
+def lora_settings(model: VisionLanguageModel, lora: LoraConfig) -> peft.LoraConfig:
+    """LoRA on every linear layer of the language model; the pattern is anchored, since SigLIP has layers of the same names."""
+    linear = {name.rpartition(".")[2] for name, module in model.model.language_model.named_modules() if isinstance(module, nn.Linear)}
+    return peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_dora=lora.dora,
+        target_modules=rf"{re.escape(LANGUAGE)}\..*\.({'|'.join(sorted(linear))})",
+        modules_to_save=[PROJECTOR.rpartition(".")[2]],
+    )
+
+
+def checkpoint_gradients(model: VisionLanguageModel | PeftModel) -> None:
+    """Recompute the language model's activations in the backward pass; the frozen vision tower keeps none anyway."""
+    language_model = base_model(model).model.language_model
+    language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def base_model(model: VisionLanguageModel | PeftModel) -> VisionLanguageModel:
+    """The model under its adapters."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(inner, VisionLanguageModel):
+        raise TypeError(f"expected a VisionLanguageModel, found {type(inner).__name__}")
+    return inner
+
+
+def trained_weights(model: VisionLanguageModel | PeftModel, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Projector and adapter under the keys of PEFT's file format, whether there is an adapter or not.
+
+    state: the model's whole state dict, where only a launcher that shards parameters can give it.
+    """
+    if isinstance(model, PeftModel):
+        return dict(peft.get_peft_model_state_dict(model, state_dict=state))
+    state = model.state_dict() if state is None else state
+    return {f"base_model.model.{key}": value for key, value in state.items() if key.startswith(PROJECTOR)}

@@ -1,0 +1,111 @@
+"""Attention for packed rows, in which several samples stand one behind the other and none sees another.
+
+On CUDA in half precision, torch's variable-length attention reads the segment borders; its shapes stay static.
+Elsewhere transformers' sdpa builds a block-diagonal mask from restarting positions.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+varlen_attn: Any
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # a torch built without it
+    varlen_attn = None
+
+HAS_WINDOWS = varlen_attn is not None and "window_size" in inspect.signature(varlen_attn).parameters
+"""Newer torch says by a window that attention is causal; older torch has a flag for it and no windows."""
+
+NAME = "tessera_packed"
+"""Name under which transformers finds `attend`."""
+
+
+def packed_arguments(
+    language_model: PreTrainedModel, embeddings: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int | None
+) -> dict[str, Any]:
+    """What a packed row's call of `language_model` takes besides embeddings and restarting position_ids.
+
+    embeddings: [B, T, width]; cu_seqlens: int32 [segments + 1] over the B * T tokens, from 0 to B * T; max_length: the
+    longest segment in tokens (read from cu_seqlens when None, which waits for the device).
+    """
+    if not varlen_is_usable(embeddings):
+        # Positions that restart separate the samples only with neither a mask nor a cache.
+        return {"attention_mask": None, "use_cache": False}
+    _use_packed_attention(language_model)
+    if max_length is None:
+        max_length = int(cu_seqlens.diff().max())
+    masks = dict.fromkeys(("full_attention", "sliding_attention"))
+    return {
+        "attention_mask": masks,
+        "use_cache": False,
+        "cu_seqlens": cu_seqlens.to(embeddings.device, torch.int32),
+        "max_length": max_length,
+    }
+
+
+def varlen_is_usable(embeddings: torch.Tensor) -> bool:
+    """True where torch has variable-length attention for this device and the precision that attention will run in."""
+    if varlen_attn is None or not embeddings.is_cuda or torch.cuda.get_device_capability(embeddings.device) < (8, 0):
+        return False
+    return _attention_dtype(embeddings) in (torch.float16, torch.bfloat16)
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seqlens: torch.Tensor | None = None,
+    max_length: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention inside each segment; plain sdpa for a call without segments (generation, padded batches).
+
+    query [B, heads, T, size], key and value [B, key heads, T, size] -> [B, T, heads, size].
+    """
+    if cu_seqlens is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return output, None
+    if dropout:
+        raise ValueError("packed rows have no attention dropout; set attention_dropout to 0 in the language model's config")
+    batch, heads, tokens, size = query.shape
+    dtype = _attention_dtype(query)
+    flat = [x.transpose(1, 2).reshape(batch * tokens, -1, size).to(dtype) for x in (query, key, value)]
+    groups = heads // key.shape[1]
+    query, key, value = flat[0], *(x.repeat_interleave(groups, dim=1) for x in flat[1:])
+    causal = _causal(sliding_window)
+    output = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_length, max_length, scale=scaling, **causal)
+    return output.view(batch, tokens, heads, size), None
+
+
+def _causal(sliding_window: int | None) -> dict[str, Any]:
+    if HAS_WINDOWS:
+        return {"window_size": (-1 if sliding_window is None else sliding_window - 1, 0)}
+    if sliding_window is not None:
+        raise ValueError("this torch has no sliding window in its variable-length attention; set train.batching=padded")
+    return {"is_causal": True}
+
+
+def _attention_dtype(x: torch.Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _use_packed_attention(language_model: PreTrainedModel) -> None:
+    """Let the model's layers call `attend` from now on. It stays: a checkpointed layer runs again in the backward pass."""
+    config = language_model.config
+    if config._attn_implementation != NAME:
+        ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+        config._attn_implementation = NAME

@@ -1,0 +1,56 @@
+"""The two-layer projector from vision features to word embeddings (LLaVA-1.5, arXiv:2310.03744).
+
+In: patch features [pictures, patches, vision width]. Out: tokens [pictures, patches / pool^2, language width].
+"""
+
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from errors import UsageError
+
+
+class Projector(nn.Module):
+    """linear_1, GELU, linear_2. With `pool` n, each n x n neighbourhood of patches is concatenated into one token first."""
+
+    def __init__(self, vision_width: int, language_width: int, pool: int = 1):
+        super().__init__()
+        self.pool = pool
+        self.linear_1 = nn.Linear(vision_width * pool * pool, language_width)
+        self.linear_2 = nn.Linear(language_width, language_width)
+
+    def initialize(self, init: Literal["default", "normal"], std: float) -> None:
+        """Fresh weights: torch's own for `default`; weights from normal(0, std) and zero bias for `normal`."""
+        for linear in (self.linear_1, self.linear_2):
+            linear.reset_parameters()
+            if init == "normal":
+                nn.init.normal_(linear.weight, std=std)
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """[N, patches, vision width] -> [N, tokens, language width] in the projector's own precision."""
+        features = features.to(self.linear_1.weight.dtype)
+        if self.pool > 1:
+            features = concatenate_neighbours(features, self.pool)
+        projected: torch.Tensor = self.linear_2(functional.gelu(self.linear_1(features)))
+        return projected
+
+
+def concatenate_neighbours(features: torch.Tensor, pool: int) -> torch.Tensor:
+    """[N, side * side, width] -> [N, (side / pool)^2, width * pool^2]: row-major patches, row-major inside a neighbourhood."""
+    pictures, patches, width = features.shape
+    side = round(patches**0.5)
+    small = side // pool
+    grid = features.view(pictures, small, pool, small, pool, width)
+    return grid.transpose(2, 3).reshape(pictures, small * small, pool * pool * width)
+
+
+def count_tokens(side: int, pool: int, drop_first_patch: bool) -> int:
+    """Tokens of a picture of side x side patches. Raises UsageError where the settings do not fit together."""
+    if side % pool:
+        raise UsageError(f"model.projector.pool: {side} x {side} patches cannot be divided into neighbourhoods of {pool} x {pool}")
+    if drop_first_patch and pool > 1:
+        raise UsageError("model.projector.pool: must be 1 when model.drop_first_patch leaves a hole in the grid")
+    return (side // pool) ** 2 - drop_first_patch

@@ -1,0 +1,291 @@
+"""The vision-language model: a frozen SigLIP, a projector and a causal Qwen, in the LLaVA key layout.
+
+In: token ids with one placeholder a patch token, pixels of the pictures in order of appearance. Out: a loss, or logits.
+B rows, T tokens, N pictures, P tokens a picture, D width of the language model.
+"""
+
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel, SiglipVisionConfig
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+
+from errors import TesseraError
+from model.attention import packed_arguments
+from model.projector import Projector
+from visual import siglip
+
+IGNORED = -100
+"""Label of a position that is not supervised."""
+
+
+class PlaceholderError(TesseraError):
+    """Placeholders in the text and features of the pictures differ in number."""
+
+
+class VisionLanguageConfig(PreTrainedConfig):
+    """Configs of both parts and how they are joined.
+
+    settings: the ModelConfig that the model was built from, as plain values; a checkpoint is rebuilt from it.
+    language_weights: the language model itself was trained, so a checkpoint holds it.
+    """
+
+    model_type = "tessera"
+    sub_configs: ClassVar[dict[str, Any]] = {"vision_config": SiglipVisionConfig, "text_config": AutoConfig}
+    attribute_map: ClassVar[dict[str, str]] = {"image_token_id": "image_token_index"}
+
+    vision_config: Any = None
+    text_config: Any = None
+    image_token_index: int = 0
+    feature_layer: siglip.FeatureLayer = -2
+    drop_first_patch: bool = False
+    pool: int = 1
+    tie_word_embeddings: bool = False
+    settings: dict[str, Any] | None = None
+    language_weights: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.vision_config, dict):
+            self.vision_config = SiglipVisionConfig(**self.vision_config)
+        if isinstance(self.text_config, dict):
+            self.text_config = AutoConfig.for_model(**self.text_config)
+        if self.text_config is not None:
+            self.tie_word_embeddings = bool(self.text_config.tie_word_embeddings)
+        super().__post_init__(**kwargs)
+
+
+class VisionLanguageBackbone(PreTrainedModel):
+    """The three parts; holds no logic of its own."""
+
+    config_class = VisionLanguageConfig
+    config: VisionLanguageConfig
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: VisionLanguageConfig):
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = Projector(config.vision_config.hidden_size, config.text_config.hidden_size, config.pool)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        embeddings: nn.Module = self.language_model.get_input_embeddings()
+        return embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+
+class VisionLanguageModel(PreTrainedModel, GenerationMixin):
+    """Its state dict has the keys of LlavaForConditionalGeneration. `model.build` makes one of pre-trained parts."""
+
+    config_class = VisionLanguageConfig
+    config: VisionLanguageConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: VisionLanguageConfig):
+        super().__init__(config)
+        self.model = VisionLanguageBackbone(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+        # The Trainer counts supervised tokens of a step over labels[:, 1:] for this kind of loss, which is what `_loss` sums.
+        self.loss_type = "ForCausalLM"
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def train(self, mode: bool = True) -> "VisionLanguageModel":
+        """The vision tower stays in eval mode."""
+        super().train(mode)
+        self.model.vision_tower.eval()
+        return self
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features of the frozen trunk, before the projector: pixels [N, 3, H, W] -> [N, patches, vision width].
+
+        They depend on nothing that is trained, so they may be kept and passed as `image_features`.
+        """
+        features = siglip.encode(self.model.vision_tower, pixel_values, self.config.feature_layer)
+        return features[:, 1:] if self.config.drop_first_patch else features
+
+    def project(self, image_features: torch.Tensor) -> torch.Tensor:
+        """Trunk features [N, patches, vision width] -> word embeddings [N, P, D]."""
+        projected: torch.Tensor = self.model.multi_modal_projector(image_features)
+        return projected
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        use_cache: bool | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        image_features: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        max_length: int | None = None,
+        sample_ids: list[str] | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits, or with `labels` the loss alone.
+
+        input_ids: [B, T]; pixel_values: [N, 3, H, W] in order of appearance over rows, or in their place image_features
+        (`encode_images`) or mm_encoder_outputs {"image": object with pooler_output [N, P, D]} (`project`).
+        labels: [B, T], not shifted, -100 where nothing is supervised. The vocabulary product is made at supervised positions
+        alone, and no logits are returned. The loss is the sum of cross entropies over num_items_in_batch, else their mean.
+        logits_to_keep: the last so many positions, places, or a boolean mask [B, T] (logits are then [kept, vocabulary]).
+        cu_seqlens, max_length: packed rows (see model.attention); position_ids must restart with every sample.
+        sample_ids: names for error messages, one a row, or one a segment of packed rows.
+        Raises PlaceholderError when the pictures do not fill the placeholders.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("exactly one of input_ids and inputs_embeds is expected")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        pictures = self._pictures(pixel_values, image_features, mm_encoder_outputs)
+        if input_ids is not None and (pictures is not None or past_key_values is None or past_key_values.get_seq_length() == 0):
+            inputs_embeds = self._insert(input_ids, inputs_embeds, pictures, cu_seqlens, sample_ids)
+        elif pictures is not None:
+            raise ValueError("pictures need input_ids: with inputs_embeds they are expected to be inserted already")
+        arguments = {"attention_mask": attention_mask, "use_cache": False if labels is not None else use_cache}
+        if cu_seqlens is not None:
+            if attention_mask is not None or position_ids is None or past_key_values is not None:
+                raise ValueError("packed rows take position_ids that restart, no attention_mask and no past_key_values")
+            arguments |= packed_arguments(self.model.language_model, inputs_embeds, cu_seqlens, max_length)
+        outputs = self.model.language_model(
+            inputs_embeds=inputs_embeds, position_ids=position_ids, past_key_values=past_key_values, **arguments, **kwargs
+        )
+        hidden = outputs.last_hidden_state
+        if labels is not None:
+            loss = self._loss(hidden, labels, num_items_in_batch)
+            if pictures is None and torch.is_grad_enabled():
+                loss = loss + self._idle_projector(hidden.device)
+            return CausalLMOutputWithPast(loss=loss, hidden_states=outputs.hidden_states)
+        return CausalLMOutputWithPast(
+            logits=self.lm_head(_keep(hidden, logits_to_keep)),
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _pictures(
+        self, pixel_values: torch.Tensor | None, image_features: torch.Tensor | None, mm_encoder_outputs: dict[str, Any] | None
+    ) -> torch.Tensor | None:
+        """Word embeddings [N, P, D] of the pictures in whichever form they came; None when there are none."""
+        encoded = (mm_encoder_outputs or {}).get("image")
+        if sum(given is not None for given in (pixel_values, image_features, encoded)) > 1:
+            raise ValueError("pictures come as one of pixel_values, image_features and mm_encoder_outputs")
+        if encoded is not None:
+            tokens = encoded.pooler_output
+            return tokens if isinstance(tokens, torch.Tensor) else torch.stack(list(tokens))
+        if pixel_values is not None and len(pixel_values):
+            image_features = self.encode_images(pixel_values)
+        if image_features is None or not len(image_features):
+            return None
+        return self.project(image_features)
+
+    def _insert(
+        self,
+        input_ids: torch.Tensor,
+        inputs_embeds: torch.Tensor,
+        pictures: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None,
+        sample_ids: list[str] | None,
+    ) -> torch.Tensor:
+        """Put picture tokens [N, P, D] where the placeholders stand, one behind the other. [B, T, D] -> [B, T, D]."""
+        places = input_ids == self.config.image_token_id
+        tokens = 0 if pictures is None else pictures.shape[0] * pictures.shape[1]
+        if int(places.sum()) != tokens:
+            raise PlaceholderError(_mismatch(places, pictures, cu_seqlens, sample_ids))
+        if pictures is None:
+            return inputs_embeds
+        return inputs_embeds.masked_scatter(places.unsqueeze(-1), pictures.to(inputs_embeds.device, inputs_embeds.dtype))
+
+    def _loss(self, hidden: torch.Tensor, labels: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor:
+        """Cross entropy of the next token at supervised positions. hidden: [B, T, D], labels: [B, T] -> scalar, fp32."""
+        targets = labels[:, 1:].to(hidden.device)
+        supervised = targets != IGNORED
+        logits = self.lm_head(hidden[:, :-1][supervised])
+        total = functional.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+        if items is None:
+            items = supervised.sum().clamp(min=1)
+        return total / (items.to(total.device) if isinstance(items, torch.Tensor) else items)
+
+    def _idle_projector(self, device: torch.device) -> torch.Tensor:
+        """Zero, with zero gradients: every process must run the projector, also one whose batch has no picture."""
+        patches = torch.zeros(1, self.config.pool**2, self.config.vision_config.hidden_size, device=device)
+        return 0 * self.project(patches).float().sum()
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **model_kwargs: Any
+    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
+        """Encode the pictures once and repeat them sample by sample: A B, A B for two beams of a sample with A and B."""
+        given = [model_kwargs.pop(key, None) for key in ("pixel_values", "image_features", "mm_encoder_outputs")]
+        pictures, repeated = self._pictures(*given), None
+        if pictures is not None and input_ids is not None:
+            places = input_ids == self.config.image_token_id
+            counts = (places.sum(-1) // pictures.shape[1]).tolist()
+            if sum(counts) != len(pictures):
+                raise PlaceholderError(_mismatch(places, pictures, None, None))
+            repeated = torch.cat([group for group in pictures.split(counts) for _ in range(expand_size)])
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+        if repeated is not None:
+            model_kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=repeated)}
+        return input_ids, model_kwargs
+
+    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> dict[str, Any]:
+        """Pictures go in with the prompt only (or every time, where there is no cache)."""
+        pictures = kwargs.pop("mm_encoder_outputs", None)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            inputs["mm_encoder_outputs"] = pictures
+        return inputs
+
+
+def _keep(hidden: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:
+    """The hidden states whose logits are wanted."""
+    if isinstance(positions, int):
+        return hidden[:, -positions:] if positions else hidden
+    return hidden[positions] if positions.dtype == torch.bool else hidden[:, positions]
+
+
+def _mismatch(places: torch.Tensor, pictures: torch.Tensor | None, cu_seqlens: torch.Tensor | None, sample_ids: list[str] | None) -> str:
+    """Say in which sample placeholders and pictures part ways."""
+    if cu_seqlens is None:
+        counts = places.sum(-1).tolist()
+    else:
+        segments = cu_seqlens.tolist()
+        counts = [int(places.flatten()[start:end].sum()) for start, end in pairwise(segments)]
+    names = [*(sample_ids or []), *(f"number {i}" for i in range(len(sample_ids or []), len(counts)))]
+    given, size = (0, 1) if pictures is None else pictures.shape[:2]
+    left, total = given * size, f"{sum(counts)} placeholders in the batch for {given} pictures of {size} tokens"
+    for name, count in zip(names, counts, strict=True):
+        if count % size or count > left:
+            return f"sample {name}: {count} placeholders do not match its pictures ({total})"
+        left -= count
+    return f"sample {names[-1]} or one before it: {left} picture tokens have no placeholder ({total})"
