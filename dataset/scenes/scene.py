@@ -1,0 +1,105 @@
+"""What stands where in a drawn scene. A scene follows from (seed, part, index) alone, in any process."""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "white")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "sign")
+
+HELD_OUT = frozenset(
+    {("red", "star"), ("green", "ring"), ("blue", "triangle"), ("yellow", "cross"), ("purple", "circle"), ("orange", "square")}
+)
+"""Combinations of color and shape that only the part `unseen` shows; elsewhere no picture holds and no text names them."""
+
+Part = Literal["train", "validation", "test", "unseen"]
+
+GRID = 3
+_COUNTS = (1, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 6)
+_SHAPE_WEIGHTS = (2, 2, 2, 2, 2, 2, 3)
+_COPIES_SHAPE, _COPIES_COLOR = 0.25, 0.15
+_TEST_SHARE, _VALIDATION_SHARE = 0.10, 0.05
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Thing:
+    """One coloured shape in a cell of the 3 x 3 grid. `digit` is what a sign shows, None for the other shapes."""
+
+    row: int
+    column: int
+    color: str
+    shape: str
+    digit: int | None = None
+
+    @property
+    def held_out(self) -> bool:
+        """Whether training never shows this combination of color and shape."""
+        return (self.color, self.shape) in HELD_OUT
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One to six things in different cells, in reading order. `seed`, `part` and `index` say how it was drawn."""
+
+    things: tuple[Thing, ...]
+    seed: int
+    part: Part
+    index: int
+
+    @property
+    def name(self) -> str:
+        """A name unique over seeds, parts and indices."""
+        return f"{self.seed}/{self.part}/{self.index}"
+
+    def rng(self, purpose: str) -> random.Random:
+        """Random numbers of this scene for one purpose, independent of those for another."""
+        return random.Random(f"{self.name}/{purpose}")
+
+    @property
+    def layout(self) -> str:
+        """What stands where as text, without anything that only changes the pixels."""
+        return ";".join(f"{t.row}{t.column}{t.color} {t.shape} {t.digit}" for t in self.things)
+
+
+def compose(seed: int, part: Part, index: int) -> Scene:
+    """The scene number `index` of a part.
+
+    Parts share no layout at all: a hash of the layout says whether it belongs to training, validation or test, whatever
+    the seed. So a test layout stands in no training file and is met in no pre-training, although small scenes are few.
+    """
+    rng = random.Random(f"{seed}/{part}/{index}")
+    while True:
+        scene = Scene(_things(rng, unseen=part == "unseen"), seed, part, index)
+        if part == "unseen" or part_of(scene.layout) == part:
+            return scene
+
+
+def part_of(layout: str) -> Part:
+    """The part that a layout without held-out combinations belongs to."""
+    digest = hashlib.blake2b(layout.encode(), digest_size=8).digest()
+    share = int.from_bytes(digest, "big") / 2**64
+    if share < _TEST_SHARE:
+        return "test"
+    return "validation" if share < _TEST_SHARE + _VALIDATION_SHARE else "train"
+
+
+def _things(rng: random.Random, unseen: bool) -> tuple[Thing, ...]:
+    cells = rng.sample([(row, column) for row in range(GRID) for column in range(GRID)], rng.choice(_COUNTS))
+    things: list[Thing] = []
+    for row, column in cells:
+        color, shape = rng.choice(sorted(HELD_OUT)) if unseen and not things else _combination(rng, things)
+        things.append(Thing(row, column, color, shape, rng.randrange(10) if shape == "sign" else None))
+    return tuple(sorted(things, key=lambda thing: (thing.row, thing.column)))
+
+
+def _combination(rng: random.Random, earlier: list[Thing]) -> tuple[str, str]:
+    """A combination that is not held out; it often repeats a shape or a color, so that there is something to count."""
+    while True:
+        shape, color = rng.choices(SHAPES, _SHAPE_WEIGHTS)[0], rng.choice(COLORS)
+        if earlier and rng.random() < _COPIES_SHAPE:
+            shape = rng.choice(earlier).shape
+        if earlier and rng.random() < _COPIES_COLOR:
+            color = rng.choice(earlier).color
+        if (color, shape) not in HELD_OUT:
+            return color, shape
