@@ -46,6 +46,12 @@ class LocalAnswerer(ABC):
     @abstractmethod
     def description(self) -> Description: ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where prompts go."""
+        device: torch.device = self.model.device
+        return device
+
     @abstractmethod
     def encode(self, request: Request) -> Prompt:
         """The prompt of a request under the policy. Raises TesseraError when it cannot be asked."""
@@ -98,7 +104,7 @@ class LocalAnswerer(ABC):
 
     def collate(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Prompts padded on the left, on the model's device."""
-        device = self.model.device
+        device = self.device
         longest = max(len(prompt.ids) for prompt in prompts)
         padding = [longest - len(prompt.ids) for prompt in prompts]
         pad = self.tokenizer.pad_token_id

@@ -84,7 +84,7 @@ def test_pictures_and_prompt_run_once_a_question(
     hooks = [
         llava.model.vision_tower.register_forward_pre_hook(lambda _, args: pictures.append(len(args[0]))),
         llava.model.language_model.register_forward_pre_hook(
-            lambda _, args, kwargs: tokens.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+            lambda _, __, kwargs: tokens.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
         ),
     ]
     try:
