@@ -3,7 +3,7 @@
 In: a folder and a seed. Out: siglip/, clip/, qwen3/, qwen3_vl/ as a hub would give them. Tests build them untrained.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -24,6 +24,9 @@ from transformers import (
     SiglipImageProcessorPil,
     SiglipModel,
 )
+
+PARTS = ("siglip", "clip", "qwen3", "qwen3_vl")
+"""The parts, in the order in which they are trained: later ones may start from earlier ones."""
 
 IMAGE_SIZE = 96
 PATCH_SIZE = 16
@@ -160,11 +163,17 @@ def save_part(folder: Path, model: PreTrainedModel, tokenizer: Qwen2Tokenizer) -
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
-def build_untrained(folder: Path, corpus: Iterable[str], seed: int = 0) -> None:
-    """Write all four parts with random weights."""
-    torch.manual_seed(seed)
+def build_untrained(folder: Path, corpus: Iterable[str], seed: int = 0, only: Iterable[str] = PARTS) -> None:
+    """Write all four parts, or some of them, with random weights; a part's weights depend on the seed and its name alone."""
     tokenizer = build_tokenizer(corpus)
-    save_part(folder / "siglip", build_siglip(tokenizer), tokenizer)
-    save_part(folder / "clip", build_clip(tokenizer), tokenizer)
-    save_part(folder / "qwen3", build_qwen3(tokenizer), tokenizer)
-    save_part(folder / "qwen3_vl", build_qwen3_vl(tokenizer), tokenizer)
+    for part in only:
+        save_part(folder / part, build_part(part, tokenizer, seed), tokenizer)
+
+
+def build_part(part: str, tokenizer: Qwen2Tokenizer, seed: int) -> PreTrainedModel:
+    """An untrained part by its name, the same whichever others are built."""
+    build: dict[str, Callable[[Qwen2Tokenizer], PreTrainedModel]] = {
+        "siglip": build_siglip, "clip": build_clip, "qwen3": build_qwen3, "qwen3_vl": build_qwen3_vl
+    }  # fmt: skip
+    torch.manual_seed(seed * len(PARTS) + PARTS.index(part))
+    return build[part](tokenizer)

@@ -12,7 +12,7 @@ Category = Literal["counting", "attribute", "spatial", "reading", "yes/no", "ide
 Side = Literal["left", "right", "above", "below"]
 
 SIDES: tuple[Side, ...] = ("left", "right", "above", "below")
-CATEGORY_WEIGHTS: dict[Category, int] = {"counting": 15, "attribute": 17, "spatial": 17, "reading": 12, "yes/no": 26, "identification": 13}
+CATEGORY_WEIGHTS: dict[Category, int] = {"counting": 15, "attribute": 21, "spatial": 17, "reading": 12, "yes/no": 25, "identification": 10}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +143,24 @@ def _color_of_digit(scene: Scene, rng: random.Random) -> Fact | None:
 def _shape_of(scene: Scene, rng: random.Random) -> Fact | None:
     thing = _pick(scene, rng)
     noun = Noun(color=thing.color)
-    return Fact("shape_of", "identification", thing.shape, (noun,), about=(thing,)) if len(matching(scene, noun)) == 1 else None
+    return Fact("shape_of", "attribute", thing.shape, (noun,), about=(thing,)) if len(matching(scene, noun)) == 1 else None
 
 
 def _shape_at(scene: Scene, rng: random.Random) -> Fact:
     thing = _pick(scene, rng)
-    return Fact("shape_at", "identification", thing.shape, cell=(thing.row, thing.column), about=(thing,))
+    return Fact("shape_at", "attribute", thing.shape, cell=(thing.row, thing.column), about=(thing,))
 
 
 def _name_at(scene: Scene, rng: random.Random) -> Fact:
     thing = _pick(scene, rng)
     return Fact("name_at", "identification", Noun.of(thing), cell=(thing.row, thing.column), about=(thing,))
+
+
+def _which_is(scene: Scene, rng: random.Random) -> Fact | None:
+    thing = _pick(scene, rng)
+    if len(matching(scene, Noun(color=thing.color))) != 1:
+        return None
+    return Fact("which_is", "identification", thing.shape, color=thing.color, about=(thing,))
 
 
 def _place_of(scene: Scene, rng: random.Random) -> Fact | None:
@@ -300,8 +307,8 @@ def _pair(scene: Scene, rng: random.Random) -> tuple[Thing, Thing, Side] | None:
 
 _MAKERS: dict[Category, tuple[Maker, ...]] = {
     "counting": (_count_all, _count_shape, _count_shape, _count_color, _count_color),
-    "attribute": (_color_of, _color_of, _color_at, _color_of_digit),
-    "identification": (_shape_of, _shape_at, _name_at),
+    "attribute": (_color_of, _color_of, _color_at, _color_of_digit, _shape_of, _shape_at),
+    "identification": (_name_at, _which_is),
     "spatial": (_place_of, _place_of, _which_further, _what_beside),
     "reading": (_read,),
     "yes/no": (_exists, _exists, _relation, _relation, _is_color, _shows, _more),

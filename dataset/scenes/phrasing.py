@@ -97,7 +97,7 @@ def _fields(fact: Fact, language: Language, rng: random.Random) -> dict[str, str
 
 
 def definite(noun: Noun, language: Language, thing: str) -> str:
-    """the red circle, the red thing, the sign with the number 7; 红色的圆形, 写着7的数字牌. `thing` stands for a missing shape."""
+    """the red circle, the red thing, the sign with the number 7; 红色的圆形, 写着7的标牌. `thing` stands for a missing shape."""
     text = _bare(noun, language, thing)
     return f"the {text}" if language == EN else text
 

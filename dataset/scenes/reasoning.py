@@ -107,7 +107,7 @@ def _add_numbers(scene: Scene, language: Language, rng: random.Random) -> list[T
     if language == EN:
         turns = [("What do the numbers on the signs add up to?", f"{sum(digits)}, since {total}.")]
         return [*turns, ("Which of them is the largest?", f"{high}.")] if rng.random() < 0.5 else turns
-    turns = [("牌子上的数字加起来是多少？", f"{sum(digits)}，因为{total}。")]
+    turns = [("标牌上的数字加起来是多少？", f"{sum(digits)}，因为{total}。")]
     return [*turns, ("其中最大的是几？", f"{high}。")] if rng.random() < 0.5 else turns
 
 

@@ -52,7 +52,7 @@ QUESTION_TYPES = (
 """How questions begin, longer beginnings first where one holds another."""
 
 _ZH_CONVERSATIONS = 0.4
-_DETAIL_QUESTIONS: dict[Language, tuple[str, ...]] = {
+DETAIL_QUESTIONS: dict[Language, tuple[str, ...]] = {
     "en": (
         "Describe the following image in detail.",
         "Please give a detailed description of the picture.",
@@ -112,7 +112,7 @@ def detail_record(scene: Scene, file_name: str) -> dict[str, Any]:
     """A detailed description; the picture's mark stands behind the question as often as before it."""
     rng = scene.rng("detail")
     language = _language(rng.random())
-    turn = rng.choice(_DETAIL_QUESTIONS[language]), description(scene, language, rng)
+    turn = rng.choice(DETAIL_QUESTIONS[language]), description(scene, language, rng)
     return _llava([turn], file_name, mark_first=rng.random() < 0.5)
 
 

@@ -62,7 +62,7 @@ def written(scene: Scene, language: Language, rng: random.Random) -> str:
 
 
 def with_digit(thing: Thing, language: Language) -> str:
-    """a red sign with the number 7; 一个写着7的红色的数字牌; for other shapes the name with its article or measure word."""
+    """a red sign with the number 7; 一个写着7的红色的标牌; for other shapes the name with its article or measure word."""
     name = words.name(thing, language)
     if language == EN:
         behind = "" if thing.digit is None else f" with the number {thing.digit}"
@@ -82,7 +82,7 @@ def _sentence(thing: Thing, language: Language, rng: random.Random) -> str:
 
 def _counted(count: int, language: Language, rng: random.Random) -> str:
     n = words.amount(count, language)
-    things = rng.choice(("thing", "object", "shape")) + ("" if count == 1 else "s")
+    things = rng.choice(("thing", "object", "item")) + ("" if count == 1 else "s")
     return rng.choice(_COUNTED[language]).format(n=n, N=words.upper(n), things=things, are="is" if count == 1 else "are")
 
 

@@ -26,7 +26,7 @@ WORDINGS: dict[Language, dict[str, tuple[str, ...]]] = {
             "What is the color of {a}?",
             "Which color does {a} have?",
             "In this picture, what color is {a}?",
-            "Can you tell what color {a} is?",
+            "Tell me what color {a} is.",
             "{A} is what color?",
         ),
         "color_at": (
@@ -40,14 +40,18 @@ WORDINGS: dict[Language, dict[str, tuple[str, ...]]] = {
             "What is the shape of {a}?",
             "Which shape does {a} have?",
             "In this picture, what shape is {a}?",
-            "What kind of shape is {a}?",
             "{A} has what shape?",
         ),
         "shape_at": (
             "What shape is {at}?",
             "Which shape is {at}?",
-            "What kind of shape do you see {at}?",
             "What is the shape of the {thing} {at}?",
+        ),
+        "which_is": (
+            "Which {thing} is {color}?",
+            "What {thing} is {color}?",
+            "Which {thing} in the picture is {color}?",
+            "What do you see that is {color}?",
         ),
         "name_at": (
             "What is {at}?",
@@ -62,13 +66,13 @@ WORDINGS: dict[Language, dict[str, tuple[str, ...]]] = {
             "In which part of the picture is {a}?",
             "Where do you see {a}?",
             "Where can {a} be found?",
-            "What is the position of {a}?",
+            "In what position is {a}?",
         ),
         "which_further": (
             "Which is {further}, {a} or {b}?",
             "Which one is {further}: {a} or {b}?",
             "Of {a} and {b}, which is {further}?",
-            "Is it {a} or {b} that is {further}?",
+            "Between {a} and {b}, which one is {further}?",
         ),
         "what_beside": (
             "What is {side} {a}?",
@@ -141,12 +145,13 @@ WORDINGS: dict[Language, dict[str, tuple[str, ...]]] = {
         ),
         "shape_of": ("{a}是什么形状？", "{a}的形状是什么？", "图中{a}是什么形状的？", "请问{a}是哪种形状？"),
         "shape_at": ("{at}是什么形状？", "图中{at}的形状是什么？", "{at}的{thing}是什么形状的？", "在{at}能看到哪种形状？"),
+        "which_is": ("什么{thing}是{color}的？", "哪个{thing}是{color}的？", "图中{color}的是什么？", "图里什么是{color}的？"),
         "name_at": ("{at}是什么？", "图中{at}有什么？", "在{at}能看到什么？", "位于{at}的是什么{thing}？", "{at}有什么{thing}？"),
         "place_of": ("{a}在哪里？", "{a}在图中的什么位置？", "在哪里能看到{a}？", "请问{a}位于图片的哪个位置？", "{a}在什么地方？"),
-        "which_further": ("{a}和{b}，哪个更{further}？", "哪个更{further}，{a}还是{b}？", "{a}与{b}相比，哪一个更{further}？"),
+        "which_further": ("{a}和{b}，哪个{further}？", "哪个{further}，{a}还是{b}？", "{a}与{b}相比，哪一个{further}？"),
         "what_beside": ("{a}的{side}是什么？", "{a}{side}有什么？", "在{a}的{side}能看到什么？", "什么{thing}在{a}的{side}？"),
         "read": ("{a}上的数字是几？", "{a}上写着什么数字？", "请问{a}显示的是数字几？", "你能读出{a}上的数字吗，是几？"),
-        "read_at": ("{at}的数字牌上是几？", "{at}的牌子上写着什么数字？", "图中{at}的数字是几？", "在{at}能读到什么数字？"),
+        "read_at": ("{at}的标牌上是数字几？", "{at}的标牌上写着什么数字？", "图中{at}的数字是几？", "在{at}能读到什么数字？"),
         "exists": ("图中有{one}吗？", "有没有{one}？", "你能看到{one}吗？", "这张图片里有{one}吗？", "图里是否有{one}？"),
         "relation": ("{a}在{b}的{side}吗？", "{a}是不是在{b}的{side}？", "图中{a}在{b}{side}，对吗？", "{a}是否位于{b}的{side}？"),
         "is_color": ("{a}是{color}的吗？", "{a}是不是{color}？", "图中{a}的颜色是{color}吗？"),
@@ -158,18 +163,18 @@ WORDINGS: dict[Language, dict[str, tuple[str, ...]]] = {
 SAME_WORDING = {"count_color": "count_shape", "color_of_digit": "color_of"}
 """Kinds whose wordings are those of another kind."""
 
-THINGS = {"en": ("thing", "object", "shape"), "zh": ("物体", "东西", "图形")}
+THINGS = {"en": ("thing", "object", "item"), "zh": ("物体", "东西", "图形")}
 
 SIDES: dict[Language, dict[Side, tuple[str, ...]]] = {
     "en": {
         "left": ("to the left of", "left of"),
         "right": ("to the right of", "right of"),
-        "above": ("above", "higher than"),
-        "below": ("below", "lower than"),
+        "above": ("above",),
+        "below": ("below", "beneath"),
     },
     "zh": {"left": ("左边", "左侧"), "right": ("右边", "右侧"), "above": ("上面", "上方"), "below": ("下面", "下方")},
 }
 FURTHER: dict[Language, dict[Side, str]] = {
-    "en": {"left": "further left", "right": "further right", "above": "higher", "below": "lower"},
-    "zh": {"left": "靠左", "right": "靠右", "above": "靠上", "below": "靠下"},
+    "en": {"left": "further to the left", "right": "further to the right", "above": "above the other", "below": "below the other"},
+    "zh": {"left": "更靠左边", "right": "更靠右边", "above": "更靠上面", "below": "更靠下面"},
 }

@@ -62,7 +62,7 @@ _SHAPES = {
         "star": Word("星形", ("星星", "五角星")),
         "cross": Word("十字形", ("十字",)),
         "ring": Word("圆环", ("环形", "环")),
-        "sign": Word("数字牌", ("牌子", "号码牌")),
+        "sign": Word("标牌", ("数字牌", "牌子")),
     },
 }
 
@@ -109,6 +109,12 @@ def shape_word(shape: str, language: Language) -> Word:
 def place_word(cell: Cell, language: Language) -> Word:
     """(0, 0) -> top left, 左上角."""
     return _PLACES[language][cell[0]][cell[1]]
+
+
+def known_words(language: Language) -> list[str]:
+    """Every name of a color, a shape, a place and a number."""
+    named = [*_COLORS[language].values(), *_SHAPES[language].values(), *(word for row in _PLACES[language] for word in row)]
+    return [text for word in named for text in word.all] + list(_NUMBERS[language])
 
 
 def number_word(number: int, language: Language) -> str:

@@ -1,0 +1,68 @@
+"""The texts from which the small parts' tokenizer is made: everything that is said about a fixed set of scenes."""
+
+import dataclasses
+import random
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from answering.config import SystemBase
+from dataset.config import AiChallengerSource
+from dataset.sample import Language
+from dataset.scenes.phrasing import ask_several
+from dataset.scenes.reasoning import conversation
+from dataset.scenes.records import DETAIL_QUESTIONS
+from dataset.scenes.scene import Scene, compose
+from dataset.scenes.texts import caption, description, short_caption, written
+from dataset.scenes.words import ZH, known_words
+
+SEED = 1_000_003
+"""Seed of the scenes for pre-training; the demo's own files are drawn from others."""
+
+LANGUAGES: tuple[Language, Language] = ("en", "zh")
+
+_SCENES = 1500
+# Scenes for the tokenizer stand before those that a training step draws.
+_FIRST = -_SCENES
+_FUNCTION_WORDS = ("的", "个", "和", "与", "在", "有", "是", "比", "吗", "呢", "写着", "物体", "东西", "图形", "数字", "颜色", "形状")
+
+
+def tokenizer_corpus() -> Iterator[str]:
+    """Texts about a fixed set of scenes, the same on every machine.
+
+    Chinese comes in pieces cut around known words, so that no token holds two of them: 红色的圆形 stays three tokens, and a
+    combination that training never shows is made of tokens that it does.
+    """
+    cut = re.compile("|".join(sorted({*known_words(ZH), *_FUNCTION_WORDS}, key=lambda word: (-len(word), word))))
+    for text in _texts():
+        place = 0
+        for match in cut.finditer(text):
+            yield text[place : match.start()]
+            yield match.group()
+            place = match.end()
+        yield text[place:]
+
+
+def _texts() -> Iterator[str]:
+    yield _default(SystemBase, "short_answer_prompt")
+    yield _default(SystemBase, "short_answer_prompt_zh")
+    yield from _default(AiChallengerSource, "questions")
+    for language in LANGUAGES:
+        yield from DETAIL_QUESTIONS[language]
+        for number in range(_SCENES):
+            yield from _texts_about(compose(SEED, "train", _FIRST + number), language)
+
+
+def _texts_about(scene: Scene, language: Language) -> Iterator[str]:
+    rng: random.Random = scene.rng(f"tokenizer {language}")
+    for tell in (caption, short_caption, description, written):
+        yield tell(scene, language, rng)
+    for question in ask_several(scene, language, rng, 6):
+        yield question.text
+        yield from question.answer.all
+    for turn in conversation(scene, language, rng):
+        yield from turn
+
+
+def _default(section: Any, key: str) -> Any:
+    return next(field.default for field in dataclasses.fields(section) if field.name == key)
