@@ -10,13 +10,16 @@ from schema import section
 Split = Literal["train", "validation", "test"]
 
 
+Questions = Annotated[tuple[Annotated[str, Field(pattern=r"\S")], ...], Field(min_length=1)]
+
+
 @section
 class SourceBase:
     """What every source has."""
 
     images: Path | None = None
-    """Folder that picture names are relative to."""
-    name: str | None = None
+    """Folder that picture names are relative to; the annotation file's own by default."""
+    name: Annotated[str, Field(min_length=1)] | None = None
     """Name of the source in reports and sample ids; the format's name by default, numbered when it stands twice."""
     split: Split | None = None
     """The split that all of this source belongs to; by default the file's own split, else by picture content."""
@@ -33,7 +36,7 @@ class AiChallengerSource(SourceBase):
     format: Literal["ai_challenger"]
     annotations: Path
     """The JSON file."""
-    questions: tuple[str, ...] = ("这幅图像描述了什么？", "这幅图像中有什么？")
+    questions: Questions = ("这幅图像描述了什么？", "这幅图像中有什么？")
     """The questions, drawn with equal chance by a hash of the sample."""
 
 
@@ -53,7 +56,7 @@ class CocoCaptionsSource(SourceBase):
     format: Literal["coco_captions"]
     annotations: Path
     """The JSON file."""
-    questions: tuple[str, ...] = ("What does this picture show?", "Describe the picture in one sentence.")
+    questions: Questions = ("What does this picture show?", "Describe the picture in one sentence.")
     """The questions, drawn with equal chance by a hash of the sample."""
 
 
@@ -70,7 +73,7 @@ class VqaV2Source(SourceBase):
 
 @section
 class VqaMetadataSource(SourceBase):
-    """A JSON list of {id, question, answers, image_file} (TextVQA samples and the like)."""
+    """A JSON list of {id, question, answers, image_file}, or TextVQA's own file: {data: [{question_id, image_id, ...}]}."""
 
     format: Literal["vqa_metadata"]
     annotations: Path

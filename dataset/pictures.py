@@ -1,53 +1,146 @@
 """Reading pictures of every kind right: CMYK, grey, palette, 16-bit, transparent and rotated ones become plain RGB."""
 
 import io
+import struct
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image
 
+from dataset.validation import Reason
 from errors import TesseraError
+
+MAX_PIXELS = 100_000_000
+"""Pictures with more pixels are refused where nothing else is said."""
+
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""What is read: picture files, not documents (Pillow would hand an EPS file to Ghostscript)."""
+
+# The limit that callers give decides, before anything is decoded; Pillow's own guess (a warning, an error at twice
+# that) would overrule it.
+Image.MAX_IMAGE_PIXELS = None
+
+_ORIENTATION = 0x0112
+_UPRIGHT_BY = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How a picture with an EXIF orientation is made upright (EXIF 2.32, tag 0x0112); from 5 on, the sides change places."""
 
 
 class PictureError(TesseraError):
-    """A picture that cannot be used; `reason` is the key it is counted under."""
+    """A picture that cannot be used; `reason` is the key it is counted under; `size` its width and height where known."""
 
-    def __init__(self, reason: str, message: str):
+    def __init__(self, reason: Reason, message: str, size: tuple[int, int] = (0, 0)):
         super().__init__(message)
-        self.reason = reason
+        self.reason, self.size = reason, size
 
 
-def open_picture(source: Path | bytes, max_pixels: int | None = None) -> Image.Image:
-    """Decode a picture file (or its bytes) to RGB, upright.
+def open_picture(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture file (or its bytes) to RGB, upright; of an animation, the first frame.
 
-    Raises PictureError with reason `missing file`, `undecodable picture` or `over the pixel limit`; the limit is
-    checked before anything is decoded.
+    Raises PictureError with reason `missing file`, `undecodable or truncated picture` or `over the pixel limit`; the
+    limit is checked before anything is decoded.
     """
-    name = str(source) if isinstance(source, Path) else f"picture of {len(source)} bytes"
+    name, data = _read(source)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
-            if max_pixels is not None and picture.width * picture.height > max_pixels:
-                raise PictureError(
-                    "over the pixel limit", f"{name}: {picture.width} x {picture.height} pixels, at most {max_pixels} are allowed"
-                )
+        with _open(data, name, max_pixels) as picture:
             return to_rgb(picture)
-    except FileNotFoundError as error:
-        raise PictureError("missing file", f"{name}: there is no such file") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise PictureError("undecodable picture", f"{name}: cannot be decoded ({error})") from error
+    except PictureError:
+        raise
+    except Exception as error:
+        # Decoders meet hostile files with any exception there is (struct.error, IndexError, zlib.error, ...).
+        raise PictureError(Reason.UNDECODABLE, f"{name}: cannot be decoded ({_say(error)})") from error
+
+
+def measure_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height, upright, of a picture whose bytes are known to decode to the end.
+
+    Raises PictureError as `open_picture` does. A JPEG is decoded at an eighth of its size: every byte of it is read,
+    so that a truncated one is found, but most of the inverse cosine transform is left out.
+    """
+    try:
+        with _open(data, name, max_pixels) as picture:
+            width, height = picture.size
+            if _orientation(picture) >= 5:
+                width, height = height, width
+            if picture.format in ("JPEG", "MPO"):
+                picture.draft(None, (1, 1))
+                picture.load()
+            else:
+                to_rgb(picture)
+            return width, height
+    except PictureError:
+        raise
+    except Exception as error:
+        raise PictureError(Reason.UNDECODABLE, f"{name}: cannot be decoded ({_say(error)})") from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Upright RGB; transparency is laid over white; 16-bit and float grey are scaled to 8 bits."""
-    picture = ImageOps.exif_transpose(picture)
+    """Upright RGB; transparency is laid over white; 16-bit, 32-bit and float grey are scaled to 8 bits.
+
+    CMYK is converted without its colour profile, as the vision models' own training pictures were; Pillow has undone
+    Adobe's inversion by then.
+    """
+    turn = _UPRIGHT_BY.get(_orientation(picture))
     if picture.mode.startswith(("I", "F")):
         picture = _scale_to_8_bits(picture)
-    if picture.has_transparency_data:
+    elif picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return picture.convert("RGB")
+    rgb = picture.convert("RGB")
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _read(source: Path | bytes) -> tuple[str, bytes]:
+    if isinstance(source, bytes):
+        return f"picture of {len(source)} bytes", source
+    return str(source), read_picture_file(source)
+
+
+def read_picture_file(path: Path) -> bytes:
+    """The bytes of a picture file. Raises PictureError with reason `missing file`."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise PictureError(Reason.MISSING_FILE, f"{path}: there is no such file") from error
+    except (OSError, ValueError) as error:
+        raise PictureError(Reason.MISSING_FILE, f"{path}: cannot be read ({_say(error)})") from error
+
+
+def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    if picture.width * picture.height > max_pixels:
+        width, height = picture.size
+        message = f"{name}: {width} x {height} pixels, at most {max_pixels:,} are allowed"
+        raise PictureError(Reason.TOO_MANY_PIXELS, message, picture.size)
+    return picture
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return int(picture.getexif().get(_ORIENTATION, 1))
+    except (SyntaxError, ValueError, TypeError, KeyError, EOFError, OSError, struct.error):
+        # A block of EXIF data that cannot be read says nothing about the pixels: viewers show such a picture as it lies.
+        return 1
 
 
 def _scale_to_8_bits(picture: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits: 16-bit values are divided by 257; 32-bit ones that exceed 16 bits are clipped."""
-    wide = picture.convert("F")
-    return wide.point(lambda value: value * (1 / 257) + 0.5).convert("L")
+    """Grey of more than 8 bits. Integers are on a 16-bit scale (65535 is white); floats on 0..1, or on 0..255 where
+    they exceed 1."""
+    values = np.asarray(picture).astype(np.float64)
+    if picture.mode == "F":
+        values = np.nan_to_num(values, nan=0.0)
+        values *= 255 if values.max(initial=0.0) <= 1 else 1
+    else:
+        values /= 257
+    return Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
+
+
+def _say(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

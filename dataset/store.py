@@ -1,5 +1,6 @@
 """The merged data on disk: `images.parquet`, `samples.parquet`, opened by training, evaluation and inspection."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dataset.config import Split
-from dataset.pictures import open_picture
+from dataset.pictures import MAX_PIXELS, open_picture
 from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA, Message, Sample
 from errors import UsageError
+
+IMAGES_DIGEST = b"tessera.images"
+"""Key in the metadata of samples.parquet: SHA-256 of the images.parquet that its image ids point into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Store:
         self.folder = folder
         self._images = _table(folder / "images.parquet", IMAGES_SCHEMA)
         self._samples = _table(folder / "samples.parquet", SAMPLES_SCHEMA)
+        _check_partners(folder)
         ids = self._images["image_id"].to_numpy()
         self._row_of = dict(zip(ids.tolist(), range(len(ids)), strict=True))
 
@@ -63,12 +68,18 @@ class Store:
 
     def image(self, image_id: int) -> ImageRow:
         """The row of a picture."""
-        row = self._images.slice(self._row_of[image_id], 1).to_pylist()[0]
-        return ImageRow(**{**row, "path": Path(row["path"])})
+        return _image(self._images.slice(self._row_of[image_id], 1).to_pylist()[0])
+
+    def images(self) -> Iterator[ImageRow]:
+        """The rows of all pictures, in file order."""
+        for batch in self._images.to_batches(max_chunksize=1024):
+            yield from map(_image, batch.to_pylist())
 
     def picture(self, image_id: int) -> Image.Image:
         """The decoded picture, RGB. Raises PictureError when the file has gone or changed into something unreadable."""
-        return open_picture(self.image(image_id).path)
+        row = self.image(image_id)
+        # The merge has let it pass, maybe with a higher limit than the usual one.
+        return open_picture(row.path, max_pixels=max(MAX_PIXELS, row.width * row.height))
 
 
 def _table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -78,6 +89,17 @@ def _table(path: Path, schema: pa.Schema) -> pa.Table:
     if table.schema.names != schema.names:
         raise UsageError(f"{path}: expected the columns {schema.names}, found {table.schema.names}; run python tools/preprocess.py again")
     return table.cast(schema).combine_chunks()
+
+
+def _check_partners(folder: Path) -> None:
+    """Raise UsageError when a merge was killed between putting the one file in its place and the other."""
+    wanted = (pq.read_schema(folder / "samples.parquet").metadata or {}).get(IMAGES_DIGEST)
+    if wanted is not None and wanted.decode() != hashlib.sha256((folder / "images.parquet").read_bytes()).hexdigest():
+        raise UsageError(f"{folder}: images.parquet and samples.parquet are not from one merge; run python tools/preprocess.py again")
+
+
+def _image(row: dict[str, Any]) -> ImageRow:
+    return ImageRow(**{**row, "path": Path(row["path"])})
 
 
 def _sample(row: dict[str, Any]) -> Sample:

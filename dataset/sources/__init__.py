@@ -1,0 +1,38 @@
+"""One file a format: each reads its annotation files and yields samples."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from dataset.config import (
+    AiChallengerSource,
+    CocoCaptionsSource,
+    LlavaSource,
+    MessagesSource,
+    SourceBase,
+    VqaMetadataSource,
+    VqaV2Source,
+)
+from dataset.sources import ai_challenger, coco_captions, llava, messages, vqa_metadata, vqav2
+from dataset.sources.raw import Item, Reading
+
+
+def read(source: SourceBase, reading: Reading) -> Iterator[Item]:
+    """The records of a source, in the order of its file: usable ones and rejected ones.
+
+    Raises TesseraError when a file cannot be read or is not what its format says; never for a single record.
+    """
+    readers: dict[type, Callable[[Any, Reading], Iterator[Item]]] = {
+        AiChallengerSource: ai_challenger.read,
+        LlavaSource: llava.read,
+        CocoCaptionsSource: coco_captions.read,
+        VqaV2Source: vqav2.read,
+        VqaMetadataSource: vqa_metadata.read,
+        MessagesSource: messages.read,
+    }
+    return readers[type(source)](source, reading)
+
+
+def files(source: SourceBase) -> list[Path]:
+    """The annotation files of a source."""
+    return [path for key in ("questions", "annotations", "path") if isinstance(path := getattr(source, key, None), Path)]

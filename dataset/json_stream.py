@@ -1,0 +1,161 @@
+"""Reading annotation files of any size: elements of a JSON document one by one, never the whole of it in memory."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from errors import TesseraError
+
+_CHUNK = 1 << 20
+_SPACE = re.compile(r"[ \t\r\n]*")
+_CUT_WITHIN = 16
+"""An error this close to the end of what has been read may only mean that a word or an escape goes on behind it."""
+
+
+class JsonFile:
+    """A cursor in a JSON file.
+
+    `with JsonFile(path) as file:` then `file.opens()` tells what stands next ("[", "{" or another character);
+    `elements()` yields the members of the array there, `members()` the keys of the object there (after each key the
+    caller takes its value with `value()` or `elements()`), `value()` decodes what stands there.
+
+    Bytes that are not UTF-8 come as lone surrogates, so that only the record that holds them is lost.
+    Whatever is not JSON raises TesseraError with line and column.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = self.path.open("rb")
+        except OSError as error:
+            raise TesseraError(f"{self.path}: cannot be read ({error.strerror})") from error
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._scan = json.JSONDecoder().raw_decode
+        self._text, self._at, self._ended = "", 0, False
+        self._lines_before, self._columns_before = 0, 0
+        self._fill()
+        if self._text.startswith("\ufeff"):
+            self._at = 1
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def opens(self) -> str:
+        """The next character that is not white space; empty at the end of the file."""
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if self._ended:
+                return ""
+            self._fill()
+
+    def elements(self) -> Iterator[Any]:
+        """The members of the array that stands next, decoded one by one."""
+        self._take("[")
+        if self.opens() == "]":
+            self._at += 1
+            return
+        while True:
+            yield self.value()
+            if self._take(",]") == "]":
+                return
+
+    def members(self) -> Iterator[str]:
+        """The keys of the object that stands next; the caller takes each value before asking for the next key."""
+        self._take("{")
+        if self.opens() == "}":
+            self._at += 1
+            return
+        while True:
+            if self.opens() != '"':
+                raise self._error("a key in quotation marks is expected", self._at)
+            key: str = self.value()
+            self._take(":")
+            yield key
+            if self._take(",}") == "}":
+                return
+
+    def value(self) -> Any:
+        """Decode the value that stands next."""
+        self.opens()
+        while True:
+            try:
+                value, end = self._scan(self._text, self._at)
+            except json.JSONDecodeError as error:
+                if self._ended or not self._may_be_cut(error):
+                    raise self._error(error.msg, error.pos) from error
+            except RecursionError as error:
+                raise self._error("nested too deeply", self._at) from error
+            else:
+                # A number at the very end of what has been read may go on.
+                if end < len(self._text) or self._ended:
+                    self._at = end
+                    return value
+            self._fill()
+
+    def end(self) -> None:
+        """Raise TesseraError unless only white space is left."""
+        if self.opens():
+            raise self._error("extra data behind the end of the document", self._at)
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _CUT_WITHIN
+
+    def _take(self, characters: str) -> str:
+        found = self.opens()
+        if not found or found not in characters:
+            raise self._error(f"{' or '.join(map(repr, characters))} is expected", self._at)
+        self._at += 1
+        return found
+
+    def _fill(self) -> None:
+        """Read on, at least as much again as is left over, so that one long value costs linear time."""
+        done, self._text = self._text[: self._at], self._text[self._at :]
+        self._lines_before, self._columns_before = self._place(done, len(done))
+        self._at = 0
+        data = self._file.read(max(_CHUNK, len(self._text)))
+        self._ended = not data
+        self._text += self._decoder.decode(data, final=self._ended)
+
+    def _place(self, text: str, at: int) -> tuple[int, int]:
+        """Line breaks before a position in `text`, and characters since the last of them."""
+        lines = text.count("\n", 0, at)
+        column = at - text.rfind("\n", 0, at) - 1 if lines else self._columns_before + at
+        return self._lines_before + lines, column
+
+    def _error(self, message: str, at: int) -> TesseraError:
+        line, column = self._place(self._text, at)
+        return TesseraError(f"{self.path}: not valid JSON at line {line + 1} column {column + 1}: {message[:1].lower()}{message[1:]}")
+
+
+def read_array(path: Path, member: str | None = None) -> Iterator[Any]:
+    """The elements of the list that a JSON file is, or, with `member`, of the list under that key where it is an object.
+
+    Raises TesseraError when it is neither, or not JSON.
+    """
+    with JsonFile(path) as file:
+        opening = file.opens()
+        if opening == "[":
+            yield from file.elements()
+        elif opening == "{" and member is not None:
+            found = False
+            for key in file.members():
+                if key == member and file.opens() == "[":
+                    found = True
+                    yield from file.elements()
+                else:
+                    file.value()
+            if not found:
+                raise TesseraError(f'{path}: expected a list, or an object with a list "{member}"; it has no such key')
+        elif opening:
+            file.value()
+            raise TesseraError(f"{path}: expected a JSON list of records, found {'an object' if opening == '{' else 'a single value'}")
+        file.end()

@@ -1,0 +1,157 @@
+"""Merging sources into one data set: read, check, join what shares a picture, split, write.
+
+In: DataConfig and a folder. Out: images.parquet, samples.parquet and report.json in it, or the earlier ones untouched.
+"""
+
+import hashlib
+import io
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from atomic import replacing, write_json
+from dataset import sources
+from dataset.config import DataConfig, Source
+from dataset.join import join
+from dataset.picture_check import Checked, Memory, check_pictures
+from dataset.pictures import FORMATS
+from dataset.report import Report, SourceReport
+from dataset.sources.raw import Item, RawSample, Reading, Rejected
+from dataset.spool import Spool
+from dataset.tables import write_images, write_samples
+from dataset.unchanged import is_unchanged, note_files
+from dataset.validation import BadRecord, Reason, check_conversation
+from errors import TesseraError, UsageError
+from progress import Progress
+
+RESULTS = ("images.parquet", "samples.parquet", "report.json")
+
+
+def merge(config: DataConfig, folder: Path) -> Report:
+    """Merge the sources of `config` into `folder`.
+
+    Records that cannot be used are counted in the report. Raises TesseraError when an annotation file is missing or is
+    not what its format says, or when nothing is left; then the folder's earlier result stays as it was. Where neither
+    settings nor files have changed since the last merge, that one's report is returned and nothing is written.
+    """
+    names = source_names(config.sources)
+    cache = folder / "cache"
+    if is_unchanged(cache / "inputs.parquet", config):
+        return Report.load(folder / "report.json")
+    report = Report([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
+    with _workplace(folder) as work:
+        spool, pictures = _read_sources(config, report, work / "samples.arrow", folder / "embedded")
+        checked = check_pictures(pictures, Memory(cache / "pictures.parquet"), config.max_pixels, config.workers)
+        keep = _drop_unusable(spool, checked, report, config.sources)
+        if not keep.any():
+            raise TesseraError(f"no sample is left of {sum(source.read for source in report.sources):,} records\n{report.table()}")
+        merged = join(spool, keep, checked, config.split, config.seed)
+        images = write_images(work / "images.parquet", merged, names)
+        write_samples(work / "samples.parquet", spool, merged, config.sources, images, report)
+        write_json(work / "report.json", report.to_json())
+        for name in RESULTS:
+            (work / name).replace(folder / name)
+    note_files(cache / "inputs.parquet", config, _everything_it_depends_on(config, pictures, folder))
+    return report
+
+
+def source_names(listed: tuple[Source, ...]) -> list[str]:
+    """The name of each source: its own, else its format's, numbered from the second on. Raises UsageError."""
+    if not listed:
+        raise UsageError("data.sources: empty; name at least one source")
+    taken = [source.name for source in listed if source.name is not None]
+    if twice := [name for name in taken if taken.count(name) > 1]:
+        raise UsageError(f"data.sources: the name '{twice[0]}' stands twice")
+    names: list[str] = []
+    for source in listed:
+        name, number = source.name or source.format, 1
+        while source.name is None and (name in taken or name in names):
+            number += 1
+            name = f"{source.format}-{number}"
+        names.append(name)
+    return names
+
+
+@contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """A folder for unfinished files, on the file system where they will stand."""
+    work = folder / f".merge-{uuid.uuid4().hex[:8]}"
+    work.mkdir(parents=True)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _read_sources(config: DataConfig, report: Report, file: Path, embedded: Path) -> tuple[Spool, list[str]]:
+    """All records that are sound but for their pictures, and the distinct picture files that they name."""
+    reading = Reading(config.seed, config.vqa_target)
+    numbers: dict[str, int] = {}
+    with Spool(file) as spool:
+        for i, (source, counts) in enumerate(zip(config.sources, report.sources, strict=True)):
+            with Progress(f"reading {counts.name}", None, "records") as progress:
+                for item in sources.read(source, reading):
+                    progress.update()
+                    counts.read += 1
+                    try:
+                        sample = _sound(item)
+                    except BadRecord as bad:
+                        counts.drop(bad.reason, _example(source, item.place, bad.detail))
+                        continue
+                    files = [_embed(picture, embedded) if isinstance(picture, bytes) else str(picture) for picture in sample.pictures]
+                    split = source.split or sample.split
+                    spool.add(sample, i, counts.name, split, [numbers.setdefault(name, len(numbers)) for name in files])
+    return spool, list(numbers)
+
+
+def _sound(item: Item) -> RawSample:
+    """The sample, when its conversation can be used. Raises BadRecord."""
+    if isinstance(item, Rejected):
+        raise BadRecord(item.reason, item.detail)
+    check_conversation(item.messages, item.targets, item.answers, len(item.pictures))
+    return item
+
+
+def _embed(picture: bytes, folder: Path) -> str:
+    """Write a picture that came inside an annotation file to a file named after its content."""
+    try:
+        with Image.open(io.BytesIO(picture), formats=FORMATS) as opened:
+            suffix = (opened.format or "bin").lower()
+    except Exception:  # noqa: BLE001 - whatever a decoder says of it, the check of all picture files says it with its place
+        suffix = "bin"
+    path = folder / f"{hashlib.sha256(picture).hexdigest()}.{'jpg' if suffix in ('jpeg', 'mpo') else suffix}"
+    if not path.is_file() or path.stat().st_size != len(picture):
+        with replacing(path) as beside:
+            beside.write_bytes(picture)
+    return str(path)
+
+
+def _drop_unusable(spool: Spool, checked: list[Checked], report: Report, listed: tuple[Source, ...]) -> np.ndarray:
+    """Which samples [n] bool have only usable pictures; the others are counted under what is wrong with the first bad one."""
+    keep = np.ones(len(spool), dtype=bool)
+    bad = {i: one for i, one in enumerate(checked) if one.reason}
+    for i in range(len(spool)) if bad else ():
+        faults = [bad[number] for number in spool.pictures_of(i) if number in bad]
+        if faults:
+            keep[i] = False
+            source = spool.source[i]
+            report.sources[source].drop(Reason(faults[0].reason), _example(listed[source], spool.places[i], faults[0].detail))
+    for i, count in enumerate(np.bincount(np.asarray(spool.source)[keep], minlength=len(listed))):
+        report.sources[i].kept = int(count)
+    return keep
+
+
+def _example(source: Source, place: str, detail: str) -> str:
+    return f"{sources.files(source)[0]}: {place}: {detail}"
+
+
+def _everything_it_depends_on(config: DataConfig, pictures: list[str], folder: Path) -> list[str]:
+    """Annotation files, picture folders (a name that was missing may appear), pictures, and the result itself."""
+    annotations = [path for source in config.sources for path in sources.files(source)]
+    folders = [source.images for source in config.sources if source.images is not None]
+    return [*map(str, annotations), *map(str, folders), *pictures, *(str(folder / name) for name in RESULTS)]

@@ -1,0 +1,91 @@
+"""Official COCO captions: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dataset.config import CocoCaptionsSource
+from dataset.json_stream import JsonFile
+from dataset.sources.raw import Item, RawSample, Reading, Rejected, answer_texts, caption_sample, convert, fields, picture_file, required
+from dataset.validation import BadRecord, Reason
+from errors import TesseraError
+
+
+def read(source: CocoCaptionsSource, reading: Reading) -> Iterator[Item]:
+    """One sample a picture, with all its captions, in the order of the file's `images`.
+
+    Its records are the entries of `images`, and those of `annotations` that belong to none of them.
+    """
+    file = _read_file(source.annotations)
+    folder = source.images or source.annotations.parent
+    yield from itertools.islice(_items(file, folder, source, reading), source.limit)
+
+
+@dataclass
+class _File:
+    """What a caption file holds: pictures as they stand, captions by picture id, and captions that are no objects."""
+
+    images: list[Any] = field(default_factory=list)
+    captions: dict[Any, list[Any]] = field(default_factory=dict)
+    broken: list[Rejected] = field(default_factory=list)
+
+
+def _read_file(path: Path) -> _File:
+    content, found = _File(), set()
+    with JsonFile(path) as file:
+        if file.opens() != "{":
+            raise TesseraError(f'{path}: expected an object with the lists "images" and "annotations"')
+        for key in file.members():
+            found.add(key)
+            if key == "images" and file.opens() == "[":
+                content.images = [_only(entry, "id", "file_name") for entry in file.elements()]
+            elif key == "annotations" and file.opens() == "[":
+                for number, entry in enumerate(file.elements()):
+                    _add_caption(content, number, entry)
+            else:
+                file.value()
+        file.end()
+    if missing := {"images", "annotations"} - found:
+        raise TesseraError(f'{path}: expected an object with the lists "images" and "annotations"; it has no {sorted(missing)[0]!r}')
+    return content
+
+
+def _only(entry: Any, *names: str) -> Any:
+    """The fields that are needed, so that a large file's other fields take no memory."""
+    return {name: entry.get(name) for name in names} if isinstance(entry, dict) else entry
+
+
+def _add_caption(content: _File, number: int, entry: Any) -> None:
+    if isinstance(entry, dict) and isinstance(entry.get("image_id"), int | str):
+        content.captions.setdefault(entry["image_id"], []).append(entry.get("caption"))
+        return
+    reason = Reason.MISSING_FIELD if isinstance(entry, dict) else Reason.NOT_AN_OBJECT
+    content.broken.append(
+        Rejected(f"annotations {number}", reason, f"an object with an image_id is expected, found {type(entry).__name__}")
+    )
+
+
+def _items(file: _File, folder: Path, source: CocoCaptionsSource, reading: Reading) -> Iterator[Item]:
+    times = Counter(record["id"] for record in file.images if isinstance(record, dict) and isinstance(record["id"], int | str))
+    for number, record in enumerate(file.images):
+        yield convert(f"images {number}", _sample, number, record, times, file, folder, source, reading)
+    yield from file.broken
+    for identity in file.captions:
+        if identity not in times:
+            yield Rejected(f"image_id {identity}", Reason.UNPAIRED, "captions of a picture that is not in the file's images")
+
+
+def _sample(
+    number: int, record: Any, times: Counter[Any], file: _File, folder: Path, source: CocoCaptionsSource, reading: Reading
+) -> RawSample:
+    identity = required(fields(record), "id")
+    if times[identity] > 1:
+        raise BadRecord(Reason.UNPAIRED, f"the id {identity} stands {times[identity]} times in images")
+    captions = file.captions.get(identity, [])
+    if any(not isinstance(caption, str) for caption in captions):
+        raise BadRecord(Reason.ANSWER_TYPE, "a caption is not a text")
+    picture = picture_file(folder, required(record, "file_name"))
+    return caption_sample(str(number), picture, answer_texts(captions), source.questions, reading.seed)

@@ -1,0 +1,118 @@
+"""Conversations as Hub data sets have them: JSONL or Parquet rows of {"messages": [{"role", "content"}], "images": [...]}.
+
+A content is a text with `<image>` marks, or a list of {"type": "text", "text"} and {"type": "image"} parts. An image is a
+file name, or {"bytes", "path"} with the picture itself. A row may name its own `split`.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataset.config import MessagesSource, Split
+from dataset.sample import IMAGE_MARK, Message, Role
+from dataset.sources.raw import (
+    Item,
+    Picture,
+    RawSample,
+    Reading,
+    Rejected,
+    conversation_sample,
+    convert,
+    fields,
+    list_of,
+    picture_file,
+    required,
+    turn,
+)
+from dataset.validation import BadRecord, Reason
+from errors import TesseraError
+
+ROLES: tuple[tuple[str, Role], ...] = (("user", "user"), ("assistant", "assistant"), ("system", "system"))
+COLUMNS = ("messages", "images", "split")
+ROWS_AT_ONCE = 64
+"""Rows of a Parquet file in memory at a time: they may hold pictures."""
+
+
+def read(source: MessagesSource, _reading: Reading) -> Iterator[Item]:
+    """One sample a row."""
+    rows = _parquet_rows(source.path) if source.path.suffix == ".parquet" else _jsonl_rows(source.path)
+    folder = source.images or source.path.parent
+    for place, row in itertools.islice(rows, source.limit):
+        yield row if isinstance(row, Rejected) else convert(place, _sample, place, row, folder)
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+    except OSError as error:
+        raise TesseraError(f"{path}: cannot be read ({error.strerror})") from error
+    with file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield f"line {number}", json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                column, message = (error.colno, error.msg) if isinstance(error, json.JSONDecodeError) else (1, "nested too deeply")
+                raise TesseraError(f"{path}: not valid JSON at line {number} column {column}: {message}") from error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = [name for name in COLUMNS if name in file.schema_arrow.names]
+            if "messages" not in columns:
+                raise TesseraError(f'{path}: expected a column "messages", found {", ".join(file.schema_arrow.names)}')
+            number = 0
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+                for row in range(batch.num_rows):
+                    yield f"row {number}", _row(f"row {number}", batch.slice(row, 1))
+                    number += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        raise TesseraError(f"{path}: not a Parquet file that can be read: {' '.join(str(error).split())}") from error
+
+
+def _row(place: str, batch: pa.RecordBatch) -> Any:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return Rejected(place, Reason.BAD_ENCODING, f"a text is not valid UTF-8: {error.reason}")
+
+
+def _sample(place: str, row: Any, folder: Path) -> RawSample:
+    messages = [_message(entry) for entry in list_of(required(fields(row), "messages"), "messages")]
+    images = row.get("images")
+    listed = images if isinstance(images, list) else [] if images is None else [images]
+    split = row.get("split")
+    if split is not None and split not in get_args(Split):
+        raise BadRecord(Reason.MISSING_FIELD, f"split is {split!r}; train, validation or test is expected")
+    return conversation_sample(place, [_picture(folder, image) for image in listed], messages, split)
+
+
+def _picture(folder: Path, image: Any) -> Picture:
+    if not isinstance(image, dict):
+        return picture_file(folder, image)
+    if isinstance(image.get("bytes"), bytes):
+        return bytes(image["bytes"])
+    return picture_file(folder, image.get("path"))
+
+
+def _message(entry: Any) -> Message:
+    content = fields(entry).get("content")
+    if isinstance(content, list):
+        content = "".join(_part(part) for part in content)
+    return turn(entry.get("role"), content, ROLES)
+
+
+def _part(part: Any) -> str:
+    kind = fields(part).get("type")
+    if kind == "image":
+        return IMAGE_MARK
+    if kind == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    raise BadRecord(Reason.ANSWER_TYPE, f"a part of a content is of type {kind!r}; text or image is expected")

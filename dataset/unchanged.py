@@ -1,0 +1,61 @@
+"""Whether a merge would give what stands there already: a list of every file that went into the last one."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import PIL
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from atomic import replacing
+from dataset.config import DataConfig
+
+_SETTINGS = b"tessera.settings"
+_SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64())])
+_NOT_ABOUT_THE_RESULT = {"workers", "augmentation"}
+
+
+def note_files(file: Path, config: DataConfig, paths: Iterable[str]) -> None:
+    """Write down the settings and the state of every file and folder that the result depends on, itself included."""
+    rows = [(path, *_state(path)) for path in paths]
+    table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=_SCHEMA)
+    with replacing(file) as beside:
+        pq.write_table(table.replace_schema_metadata({_SETTINGS: _settings(config)}), beside)
+
+
+def is_unchanged(file: Path, config: DataConfig) -> bool:
+    """Whether settings, program and every file are as `note_files` found them."""
+    if not file.is_file():
+        return False
+    try:
+        table = pq.read_table(file, schema=_SCHEMA)
+        settings = (pq.read_schema(file).metadata or {}).get(_SETTINGS)
+    except (pa.ArrowInvalid, OSError):
+        return False  # Half a list says nothing; the merge is done again and writes a whole one.
+    if settings != _settings(config):
+        return False
+    return all(
+        _state(path) == (size, mtime) for path, size, mtime in zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True)
+    )
+
+
+def _settings(config: DataConfig) -> bytes:
+    """Digest of the settings, of this program's own data code and of the libraries that decode and write."""
+    settings = TypeAdapter(DataConfig).dump_python(config, mode="json")
+    kept = {key: value for key, value in settings.items() if key not in _NOT_ABOUT_THE_RESULT}
+    digest = hashlib.sha256(json.dumps([kept, PIL.__version__, pa.__version__], sort_keys=True).encode())
+    for code in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(code.read_bytes())
+    return digest.hexdigest().encode()
+
+
+def _state(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - ten times as fast as Path.stat, for hundreds of thousands of files
+    except (OSError, ValueError):
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
