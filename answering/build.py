@@ -1,0 +1,51 @@
+"""From a configuration to an answerer or a scorer, loaded."""
+
+from pathlib import Path
+
+import torch
+
+from answering import qwen_vl
+from answering.checkpoint import CheckpointAnswerer
+from answering.config import CheckpointSystem, System
+from answering.local import LocalAnswerer
+from answering.prompting import PromptPolicy
+from dataset.pictures import open_picture
+from dataset.processor import Processor
+from errors import UsageError
+from model import checkpoint
+from model.build import default_dtype
+from visual import clip
+
+
+def default_device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def build_answerer(
+    system: System, *, checkpoint_folder: Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> LocalAnswerer:
+    """Load a system. checkpoint_folder: where `path: newest` of a checkpoint looks.
+
+    device: `default_device` unless given; dtype: bf16 on CUDA and fp32 elsewhere unless given.
+    Raises UsageError, one line, when something it names is missing or of another family.
+    """
+    device = device or default_device()
+    if isinstance(system, CheckpointSystem):
+        return _checkpoint(system, checkpoint_folder, device, dtype)
+    return qwen_vl.load(system, device, dtype)
+
+
+def load_scorer(name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> clip.ClipScorer:
+    """Load the scorer that `rerank.clip` names: CLIP, Chinese-CLIP or SigLIP. Raises UsageError."""
+    device = device or default_device()
+    return clip.load(name, open_picture, device=device, dtype=dtype or default_dtype(device))
+
+
+def _checkpoint(system: CheckpointSystem, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> CheckpointAnswerer:
+    path = checkpoint.newest(folder) if system.path == "newest" else Path(system.path)
+    if not path.is_dir():
+        raise UsageError(f"system {system.name}, path: {path} does not exist (expected `newest` or a checkpoint folder)")
+    processor = Processor.load(path)
+    model = checkpoint.load(path, quantization=system.quantization, dtype=dtype, device=device)
+    return CheckpointAnswerer(model, processor, PromptPolicy.of(system), {"path": str(path), "quantization": system.quantization})

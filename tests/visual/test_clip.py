@@ -1,0 +1,134 @@
+"""Scores are the model's own logits; long texts are cut, control tokens are text, pictures are encoded once."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    BertTokenizer,
+    ChineseCLIPConfig,
+    ChineseCLIPImageProcessorPil,
+    ChineseCLIPModel,
+)
+
+from dataset.pictures import PictureError, open_picture
+from errors import UsageError
+from visual.clip import ClipScorer, load
+
+TEXTS = ["What color is the circle? red", "两个绿色的三角形", "a"]
+
+
+def drawn(seed: int) -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+@pytest.fixture(scope="module")
+def chinese_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small untrained Chinese-CLIP."""
+    folder = tmp_path_factory.mktemp("chinese_clip")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"两个绿色的三角形一", "red", "a"]
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    size = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**size, "vocab_size": len(words), "max_position_embeddings": 24}
+    torch.manual_seed(0)
+    config = ChineseCLIPConfig(text_config=text, vision_config={**size, "image_size": 32, "patch_size": 16}, projection_dim=64)
+    ChineseCLIPModel(config).save_pretrained(folder)
+    side = {"height": 32, "width": 32}
+    ChineseCLIPImageProcessorPil(size=side, do_center_crop=False).save_pretrained(folder)
+    return folder
+
+
+def scorer_of(folder: Path, **options: Any) -> ClipScorer:
+    scorer = load(str(folder), open_picture, device="cpu", dtype=torch.float32)
+    return ClipScorer(scorer.model, scorer.tokenizer, scorer.image_processor, open_picture, **options)
+
+
+@pytest.fixture(scope="module")
+def clip(parts: Path) -> ClipScorer:
+    return scorer_of(parts / "clip")
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "chinese_clip"])
+def test_scores_are_the_models_own_logits(family: str, parts: Path, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(family) if family == "chinese_clip" else parts / family
+    scorer = scorer_of(folder, batch_size=2)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")(images=[drawn(1)], return_tensors="pt")["pixel_values"]
+    padding: Any = "max_length" if family == "siglip" else True
+    texts = [text + ("<|im_end|>" if family == "clip" else "") for text in TEXTS]
+    longest = model.config.text_config.max_position_embeddings
+    inputs = tokenizer(texts, padding=padding, max_length=longest if family == "siglip" else None, return_tensors="pt")
+    kept = ("input_ids",) if family == "siglip" else ("input_ids", "attention_mask")
+    with torch.inference_mode():
+        expected = model(pixel_values=pixels, **{name: inputs[name] for name in kept}).logits_per_image[0].tolist()
+    assert scorer.score(drawn(1), TEXTS) == pytest.approx(expected, abs=1e-4)
+    assert len(set(expected)) == 3
+
+
+def test_a_batch_scores_as_each_picture_alone(clip: ClipScorer) -> None:
+    pictures, texts = [drawn(1), drawn(2), drawn(1)], [TEXTS, [], TEXTS[::-1]]
+    scores = clip.score_batch(pictures, texts)
+    assert scores[1] == []
+    assert scores[0] == pytest.approx(scores[2][::-1], abs=1e-4)
+    assert scores[0] == pytest.approx(clip.score(drawn(1), TEXTS), abs=1e-4)
+    assert clip.score(drawn(2), TEXTS) != pytest.approx(scores[0], abs=1e-3)
+    assert clip.score_batch([], []) == []
+
+
+def test_text_longer_than_the_text_tower_is_cut_and_still_ends(clip: ClipScorer) -> None:
+    longest = clip.model.config.text_config.max_position_embeddings
+    ids = clip.tokenize(["red " * 500, "red"])["input_ids"]
+    assert ids.shape == (2, longest)
+    assert ids[0, -1] == clip.model.config.text_config.eos_token_id
+    assert clip.score(drawn(1), ["red " * 500, "red " * 600]) == pytest.approx([clip.score(drawn(1), ["red " * 500])[0]] * 2, abs=1e-4)
+
+
+def test_every_part_of_a_text_counts(clip: ClipScorer) -> None:
+    """CLIP takes its feature at the end token: without one, or behind an end token in the text, the rest is not read."""
+    first, second = clip.score(drawn(1), ["red <|im_end|> circle", "red <|im_end|> square"])
+    assert first != pytest.approx(second, abs=1e-4)
+    end = clip.model.config.text_config.eos_token_id
+    assert (clip.tokenize(["red <|im_end|> circle", "blue"])["input_ids"] == end).sum(1).tolist() == [1, 1]
+
+
+def test_probabilities_are_a_softmax_over_the_labels(clip: ClipScorer) -> None:
+    probabilities = clip.probabilities(drawn(1), TEXTS)
+    assert sum(probabilities) == pytest.approx(1.0)
+    assert probabilities == pytest.approx(torch.softmax(torch.tensor(clip.score(drawn(1), TEXTS)), 0).tolist(), abs=1e-4)
+
+
+def test_a_picture_is_encoded_once_until_it_is_the_least_recent(parts: Path, tmp_path: Path) -> None:
+    scorer = scorer_of(parts / "clip", kept=2)
+    encoded: list[int] = []
+    scorer.model.vision_model.register_forward_pre_hook(lambda *call: encoded.append(len(call[-1]["pixel_values"])), with_kwargs=True)
+    path = tmp_path / "a.png"
+    drawn(1).save(path)
+    scorer.score_batch([path, path, drawn(2)], [["a"], ["b"], ["c"]])
+    scorer.score(path, ["d"])
+    assert encoded == [2]
+    scorer.score(drawn(3), ["a"])
+    scorer.score(path, ["a"])
+    assert encoded == [2, 1]
+    scorer.score(drawn(2), ["a"])
+    assert encoded == [2, 1, 1]
+    before = scorer.score(path, ["a"])
+    drawn(9).resize((90, 90)).save(path)
+    assert scorer.score(path, ["a"]) != before
+
+
+def test_what_cannot_be_loaded_or_opened_is_one_clear_line(parts: Path, clip: ClipScorer, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"rerank\.clip: .* is a qwen3 model; CLIP, Chinese-CLIP or SigLIP"):
+        load(str(parts / "qwen3"), open_picture, device="cpu", dtype=torch.float32)
+    with pytest.raises(UsageError, match=r"rerank\.clip: cannot load no/such"):
+        load("no/such", open_picture, device="cpu", dtype=torch.float32)
+    with pytest.raises(PictureError, match="there is no such file"):
+        clip.score(tmp_path / "none.png", ["a"])

@@ -1,0 +1,155 @@
+"""How well texts fit a picture: CLIP, Chinese-CLIP and SigLIP folders as scorers.
+
+In: pictures and texts. Out: logits (scale times cosine, plus SigLIP's bias), one for each pair. Features of pictures are
+kept, so that a picture is encoded once however many texts it is asked about.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.nn import functional
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+from errors import UsageError, loading
+
+FAMILIES = ("clip", "chinese_clip", "siglip")
+"""`model_type` of what can be loaded; SigLIP 2 of fixed resolution calls itself siglip."""
+
+
+class ClipScorer:
+    """Scores texts against pictures.
+
+    open_file decodes a picture file to RGB; kept: pictures whose features are kept, the least recently used go first;
+    batch_size: pictures, or texts, encoded together.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        image_processor: Any,
+        open_file: Callable[[Path], Image.Image],
+        *,
+        kept: int = 8192,
+        batch_size: int = 64,
+    ):
+        self.model, self.tokenizer, self.image_processor, self.open_file = model.eval(), tokenizer, image_processor, open_file
+        self.kept, self.batch_size = kept, batch_size
+        self._features: OrderedDict[object, torch.Tensor] = OrderedDict()
+
+    def score(self, picture: Image.Image | Path, texts: Sequence[str]) -> list[float]:
+        """A logit for each text; higher fits better. Texts longer than the text tower are cut."""
+        return self.score_batch([picture], [texts])[0]
+
+    def score_batch(self, pictures: Sequence[Image.Image | Path], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """`score` of each picture with its own texts, all encoded in common batches."""
+        images = self.picture_features(pictures)
+        words = self.text_features([text for group in texts for text in group])
+        borders = accumulate(map(len, texts), initial=0)
+        pairs = zip(images, pairwise(borders), strict=True)
+        return [self._logits(image, words[start:end]).tolist() for image, (start, end) in pairs]
+
+    def probabilities(self, picture: Image.Image | Path, labels: Sequence[str]) -> list[float]:
+        """Softmax of the logits over the labels: which of them fits best. They sum to 1, also when none fits."""
+        return torch.softmax(torch.tensor(self.score(picture, labels), dtype=torch.float64), dim=0).tolist()
+
+    def picture_features(self, pictures: Sequence[Image.Image | Path]) -> torch.Tensor:
+        """Unit vectors [n, width] float32 on the CPU. Raises what `open_file` raises."""
+        keys = [_key(picture) for picture in pictures]
+        new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._features}
+        found = {key: self._features[key] for key in keys if key in self._features}
+        missing = list(new)
+        for start in range(0, len(missing), self.batch_size):
+            part = missing[start : start + self.batch_size]
+            found |= zip(part, self._encode_pictures([new[key] for key in part]), strict=True)
+        for key in keys:
+            self._features[key] = found[key]
+            self._features.move_to_end(key)
+        while len(self._features) > self.kept:
+            self._features.popitem(last=False)
+        return torch.stack([found[key] for key in keys]) if keys else torch.empty(0, 0)
+
+    def text_features(self, texts: Sequence[str]) -> torch.Tensor:
+        """Unit vectors [n, width] float32 on the CPU."""
+        parts = [self._encode_texts(texts[start : start + self.batch_size]) for start in range(0, len(texts), self.batch_size)]
+        return torch.cat(parts) if parts else torch.empty(0, 0)
+
+    def _logits(self, image: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """image: [width], words: [n, width] -> [n]."""
+        if not len(words):
+            return torch.empty(0)
+        bias = getattr(self.model, "logit_bias", None)
+        scale = self.model.logit_scale.detach().float().cpu().exp()
+        logits: torch.Tensor = words @ image * scale
+        return logits if bias is None else logits + bias.detach().float().cpu()
+
+    @torch.inference_mode()
+    def _encode_pictures(self, pictures: Sequence[Image.Image | Path]) -> torch.Tensor:
+        opened = [self.open_file(picture) if isinstance(picture, Path) else picture.convert("RGB") for picture in pictures]
+        pixels = self.image_processor(images=opened, return_tensors="pt")["pixel_values"]
+        return _unit(self.model.get_image_features(pixel_values=pixels.to(self.model.device, self.model.dtype)))
+
+    @torch.inference_mode()
+    def _encode_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        inputs = self.tokenize(texts)
+        return _unit(self.model.get_text_features(**{name: value.to(self.model.device) for name, value in inputs.items()}))
+
+    def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """What the text tower reads: input_ids [n, t], and attention_mask where the family uses one."""
+        config = self.model.config.text_config
+        longest = int(config.max_position_embeddings)
+        # What looks like a control token in a text is only text; CLIP would take the first end token for the end.
+        rows = self.tokenizer(list(texts), truncation=True, max_length=longest, split_special_tokens=True)["input_ids"]
+        siglip = self.model.config.model_type == "siglip"
+        if self.model.config.model_type == "clip":
+            end = self._pooled_token()
+            rows = [row if row[-1:] == [end] else [*row[: longest - 1], end] for row in rows]
+        # SigLIP was trained on padding up to its full length, without a mask.
+        width = longest if siglip else max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        pad = self.tokenizer.eos_token_id if pad is None else pad
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+        if siglip:
+            return {"input_ids": ids}
+        return {"input_ids": ids, "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])}
+
+    def _pooled_token(self) -> int:
+        """The token at which CLIP's text tower takes its feature. Old configs say 2 and mean the vocabulary's last."""
+        configured = self.model.config.text_config.eos_token_id
+        return int(self.tokenizer.eos_token_id if configured == 2 else configured)
+
+
+def load(name: str, open_file: Callable[[Path], Image.Image], *, device: torch.device | str, dtype: torch.dtype) -> ClipScorer:
+    """A scorer from a folder or hub name. Raises UsageError when it cannot be loaded or is of another family."""
+    with loading("rerank.clip", name):
+        config = AutoConfig.from_pretrained(name)
+    if config.model_type not in FAMILIES:
+        raise UsageError(
+            f"rerank.clip: {name} is a {config.model_type} model; CLIP, Chinese-CLIP or SigLIP of fixed resolution is expected"
+        )
+    with loading("rerank.clip", name):
+        model = AutoModel.from_pretrained(name, config=config, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+    return ClipScorer(model.to(device), tokenizer, image_processor, open_file)
+
+
+def _unit(output: Any) -> torch.Tensor:
+    return functional.normalize(output.pooler_output.float(), dim=-1).cpu()
+
+
+def _key(picture: Image.Image | Path) -> object:
+    """Files by path, size and time of change; pictures in memory by their pixels."""
+    if isinstance(picture, Path):
+        try:
+            state = picture.stat()
+        except OSError:
+            return str(picture)
+        return str(picture), state.st_size, state.st_mtime_ns
+    return picture.mode, picture.size, hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
