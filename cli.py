@@ -15,10 +15,14 @@ from errors import TesseraError, UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments of a command. With `configured`, it also takes --config and key=value overrides."""
+    """Arguments of a command. With `configured`, it also takes --config and key=value overrides.
 
-    def __init__(self, description: str, configured: bool = True):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    `settings` are argparse's own.
+    """
+
+    def __init__(self, description: str, configured: bool = True, **settings: Any):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        self.has_parts = False
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if configured:
             self.add_argument(
@@ -29,6 +33,11 @@ class Parser(argparse.ArgumentParser):
             )
             self.epilog = "keys of the configuration:\n" + "\n".join(describe(configuration.Config))
 
+    def add_parts(self) -> "argparse._SubParsersAction[Parser]":
+        """Subcommands: `add_parser(name, description=..., help=..., configured=...)` of what is returned makes one."""
+        self.has_parts = True
+        return self.add_subparsers(dest="part", required=True, metavar="PART")
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (--help lists the arguments)")
 
@@ -36,13 +45,16 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, arguments: list[str] | None = None) -> NoReturn:
     """Parse, call `main`, end the process: 0 done, 1 failed, 2 wrong arguments. Interrupted: 130.
 
-    `main` gets the parsed arguments; with a configured parser, `arguments.config` is the loaded Config.
+    `main` gets the parsed arguments; with a configured parser, `arguments.config` is the loaded Config and
+    `arguments.config_path` the file that it was read from.
     """
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     logging.captureWarnings(not debug)
     try:
-        parsed = parser.parse_intermixed_args(arguments)
+        # argparse cannot mix options and overrides freely where there are subcommands.
+        parsed = parser.parse_args(arguments) if parser.has_parts else parser.parse_intermixed_args(arguments)
         if hasattr(parsed, "overrides"):
+            parsed.config_path = parsed.config
             parsed.config = configuration.load(parsed.config, parsed.overrides)
         status = main(parsed) or 0
     except TesseraError as error:

@@ -13,7 +13,7 @@ from errors import TesseraError
 MAX_PIXELS = 100_000_000
 """Pictures with more pixels are refused where nothing else is said."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is read: picture files, not documents (Pillow would hand an EPS file to Ghostscript)."""
 
 # The limit that callers give decides, before anything is decoded; Pillow's own guess (a warning, an error at twice

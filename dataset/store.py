@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -61,6 +62,13 @@ class Store:
     def indices(self, split: Split) -> np.ndarray:
         """Rows [n] int64 of the samples in a split, in file order."""
         return np.flatnonzero(self._samples["split"].to_numpy(zero_copy_only=False) == split)
+
+    def row_of(self, sample_id: str) -> int:
+        """The row of a sample. Raises UsageError when there is none of that id."""
+        row = pc.index(self._samples["sample_id"], sample_id).as_py()
+        if row < 0:
+            raise UsageError(f"{self.folder}: no sample has the id '{sample_id}'")
+        return int(row)
 
     def column(self, name: str) -> list[Any]:
         """One column of the samples as Python values."""

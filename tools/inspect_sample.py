@@ -1,0 +1,43 @@
+"""Show a sample as the model sees it: tokens with their ids, pictures, and what is supervised."""
+
+import argparse
+import sys
+
+import cli
+import config as configuration
+from dataset.inspection import describe_sample
+from dataset.processor import Processor
+from dataset.store import Store
+from errors import UsageError
+from model.build import tokens_per_image, vocabulary_rows
+
+parser = cli.Parser(__doc__ or "")
+which = parser.add_mutually_exclusive_group()
+which.add_argument("--index", type=int, default=0, metavar="N", help="row in samples.parquet, from 0 (default: %(default)s)")
+which.add_argument("--sample", metavar="ID", help="sample_id")
+parser.add_argument("--epoch", type=int, default=0, metavar="N", help="which epoch's target is drawn (default: %(default)s)")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Print one sample. Supervised tokens are green on a terminal and marked with + elsewhere."""
+    config: configuration.Config = arguments.config
+    store = Store(config.data_folder)
+    index = store.row_of(arguments.sample) if arguments.sample else arguments.index
+    if not 0 <= index < len(store):
+        raise UsageError(f"--index {index}: {config.data_folder} has the rows 0 to {len(store) - 1}")
+    configuration.check_parts(config, "model.vision", "model.language")
+    processor = Processor.from_parts(
+        language=config.model.language,
+        vision=config.model.vision,
+        tokens_per_image=tokens_per_image(config.model),
+        vocabulary=vocabulary_rows(config.model),
+        placeholder=config.model.placeholder,
+        max_tokens=config.model.max_tokens,
+        system_prompt=config.model.system_prompt,
+    )
+    for line in describe_sample(store, store.sample(index), processor, config.train.seed, arguments.epoch, sys.stdout.isatty()):
+        print(line)
+
+
+if __name__ == "__main__":
+    cli.run(main, parser)
