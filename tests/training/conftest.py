@@ -1,0 +1,81 @@
+"""A small merged data folder of drawn pictures, and a configuration of the untrained parts on it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA
+
+COLOURS = ("red", "blue", "green", "yellow", "black", "white", "orange", "purple")
+CHINESE = ("红色", "蓝色", "绿色", "黄色", "黑色", "白色", "橙色", "紫色")
+
+
+def write_data(folder: Path, training: int = 8, validation: int = 4) -> None:
+    """Merge output: one drawn picture a sample; every fourth question is Chinese, every eighth sample has no picture."""
+    folder.mkdir(parents=True)
+    images: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
+    for i in range(training + validation):
+        colour = i % len(COLOURS)
+        picture = Image.new("RGB", (96, 96), "grey")
+        ImageDraw.Draw(picture).ellipse((20, 20, 76, 76), fill=COLOURS[colour])
+        path = folder / f"{i}.png"
+        picture.save(path)
+        images.append({"image_id": i, "path": str(path), "width": 96, "height": 96, "sha256": f"{i:064}", "source": "drawn"})
+        chinese, blind = i % 4 == 3, i % 8 == 6
+        question = "这幅图像中有什么？" if chinese else "What color is the circle?"
+        target = f"{CHINESE[colour]}的圆形" if chinese else COLOURS[colour]
+        samples.append(
+            {
+                "sample_id": f"drawn-{i}",
+                "image_ids": [] if blind else [i],
+                "source": "drawn",
+                "task": "caption" if chinese else "vqa",
+                "language": "zh" if chinese else "en",
+                "split": "train" if i < training else "validation",
+                "messages": [{"role": "user", "content": question if blind else f"<image>\n{question}"}],
+                "targets": [target],
+                "answers": [target],
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(images, IMAGES_SCHEMA), folder / "images.parquet")
+    pq.write_table(pa.Table.from_pylist(samples, SAMPLES_SCHEMA), folder / "samples.parquet")
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes a YAML of a quick training in an empty folder that becomes the current one; keywords override train.*."""
+    monkeypatch.chdir(tmp_path)
+    write_data(tmp_path / "data" / "toy")
+
+    def configure(model: dict[str, Any] | None = None, **train: Any) -> Path:
+        raw = {
+            "name": "toy",
+            "model": {
+                "vision": str(parts / "siglip"),
+                "language": str(parts / "qwen3"),
+                "lora": {"r": 4, "alpha": 8, "dropout": 0.0},
+                "max_tokens": 256,
+                **(model or {}),
+            },
+            "train": {
+                "stages": [{"name": "tune", "train": ["projector", "lora"], "max_steps": 2}],
+                "batch_size": 4,
+                "learning_rate": 1e-3,
+                "workers": 0,
+                "log_steps": 1,
+                "panels": 0,
+                **train,
+            },
+        }
+        path = tmp_path / "toy.yaml"
+        path.write_text(yaml.safe_dump(raw, allow_unicode=True))
+        return path
+
+    return configure

@@ -1,0 +1,68 @@
+"""Several processes: is the world the one that was asked for, and where are the trained weights when no process holds them all."""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import str_to_bool
+from torch import nn
+
+from errors import UsageError
+from model.adapters import base_model, group_of
+
+WORLD_HELP = (
+    "two CPU processes need ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 --num_machines 1 "
+    "--mixed_precision no --dynamo_backend no (with --cpu alone, accelerate starts a single one)"
+)
+
+
+def check_world(wanted: int | None) -> PartialState:
+    """Join the other processes. Raises UsageError when there are not as many as the configuration or the launcher says."""
+    state = PartialState()
+    if wanted is not None and state.num_processes != wanted:
+        raise UsageError(f"train.processes: {wanted} processes are asked for, {state.num_processes} are running; {WORLD_HELP}")
+    launched = int(os.environ.get("WORLD_SIZE", state.num_processes))
+    if state.num_processes != launched:
+        raise UsageError(f"the launcher started {launched} processes, but only {state.num_processes} found each other; {WORLD_HELP}")
+    return state
+
+
+@contextlib.contextmanager
+def only_main_speaks(state: PartialState) -> Iterator[None]:
+    """Progress of work that every process does is shown once."""
+    if state.is_main_process:
+        yield
+    else:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+
+
+def weights_are_sharded() -> bool:
+    """True where the launcher wants the weights divided over the processes (FSDP, ZeRO-3): none holds a whole layer."""
+    fsdp = str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
+    deepspeed = str_to_bool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false"))
+    return bool(fsdp or (deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"))
+
+
+def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Whole tensors on the CPU of all parameters that a checkpoint may hold, by name; every process must call this.
+
+    model: its parameters may be shards of FSDP2 or ZeRO-3. Frozen weights that are never trained stay where they are.
+    """
+    wanted = {"projector", "lora"} | ({"language"} if base_model(model).config.language_weights else set())
+    return {name: _whole(parameter) for name, parameter in model.named_parameters() if group_of(name) in wanted}
+
+
+def _whole(parameter: nn.Parameter) -> torch.Tensor:
+    if hasattr(parameter, "full_tensor"):  # a DTensor of FSDP2
+        whole: torch.Tensor = parameter.full_tensor()
+        return whole.detach().cpu()
+    if hasattr(parameter, "ds_id"):  # partitioned by ZeRO-3
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().cpu().clone()
+    return parameter.detach().cpu()

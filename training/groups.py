@@ -1,0 +1,56 @@
+"""Which parameters a stage trains, and how fast."""
+
+from typing import Any
+
+from torch import nn
+
+from errors import UsageError
+from model.adapters import trainable_groups
+from model.config import ModelConfig
+from training.config import Group, LearningRates, StageConfig, TrainConfig
+
+
+def check_stages(train: TrainConfig, model: ModelConfig) -> None:
+    """Raise UsageError naming the first stage that cannot be trained with this model; nothing is loaded for it."""
+    if not train.stages:
+        raise UsageError("train.stages: empty; name at least one stage")
+    trained = {group for stage in train.stages for group in stage.train}
+    if {"lora", "language"} <= trained:
+        raise UsageError("train.stages: one stage trains lora, one the whole language model; a run does one or the other")
+    for i, stage in enumerate(train.stages):
+        key = f"train.stages.{i}"
+        if stage.name in [other.name for other in train.stages[:i]]:
+            raise UsageError(f"{key}.name: an earlier stage is called {stage.name}, too")
+        if not stage.train:
+            raise UsageError(f"{key}.train: empty; name at least one of projector, lora, language")
+        if "lora" in stage.train and model.lora is None:
+            raise UsageError(f"{key}.train: lora is to be trained, but model.lora is null")
+        if "language" in stage.train and model.quantization != "none":
+            raise UsageError(f"{key}.train: a quantised language model cannot be trained as a whole; set model.quantization=none")
+
+
+def learning_rate(stage: StageConfig, train: TrainConfig, group: Group) -> float:
+    """The peak learning rate of a group: the stage's, else the training's."""
+    rates = stage.learning_rate if stage.learning_rate is not None else train.learning_rate
+    return float(getattr(rates, group)) if isinstance(rates, LearningRates) else float(rates)
+
+
+def optimizer_groups(model: nn.Module, stage: StageConfig, train: TrainConfig) -> list[dict[str, Any]]:
+    """Parameter groups for the optimizer, one or two a trained group: vectors (biases, norms) are not decayed."""
+    groups: list[dict[str, Any]] = []
+    for group, parameters in trainable_groups(model).items():
+        matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim < 2]
+        for members, decay in ((matrices, train.weight_decay), (vectors, 0.0)):
+            if members:
+                groups.append({"params": members, "lr": learning_rate(stage, train, group), "weight_decay": decay, "name": group})
+    return groups
+
+
+def describe_trained(model: nn.Module) -> str:
+    """Such as "projector 61.4 K, lora 1.2 M parameters"."""
+    counts = {group: sum(p.numel() for p in parameters) for group, parameters in trainable_groups(model).items()}
+    return ", ".join(f"{group} {_short(count)}" for group, count in counts.items()) + " parameters"
+
+
+def _short(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.1f} K"

@@ -1,0 +1,153 @@
+"""What all stages of a run share: processes, processor, data, precision, and how long each stage is."""
+
+import math
+import os
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import transformers
+from accelerate import PartialState
+from torch.utils.data import DataLoader
+
+from config import Config, check_parts
+from dataset.processor import Processor
+from dataset.store import Store
+from errors import UsageError
+from model.build import tokens_per_image, vocabulary_rows
+from training.data import Batching, SampleLengths, TrainingData, measure
+from training.distributed import check_world, only_main_speaks, weights_are_sharded
+from training.groups import check_stages
+
+PREFETCHED_BATCHES = 4
+"""Batches that each loading process prepares ahead."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that stays the same over the stages. validation: None when the data has no such split."""
+
+    config: Config
+    processes: PartialState
+    processor: Processor
+    store: Store
+    lengths: SampleLengths
+    validation: TrainingData | None
+    batching: Batching
+    bf16: bool
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.processes.device
+        return device
+
+    def say(self, text: str) -> None:
+        """Print a line, once for all processes."""
+        if self.processes.is_main_process:
+            print(text, flush=True)
+
+
+def prepare(config: Config) -> Prepared:
+    """Check everything that can be checked before a weight is loaded, and measure the samples.
+
+    Raises UsageError for settings that do not fit each other, the data or the machine.
+    """
+    check_stages(config.train, config.model)
+    check_parts(config, "model.vision", "model.language")
+    processes = check_world(config.train.processes)
+    if not (processes.is_main_process and sys.stderr.isatty()):
+        transformers.logging.disable_progress_bar()
+    if weights_are_sharded() and config.model.quantization != "none":
+        raise UsageError("model.quantization: quantised weights cannot be divided by FSDP or ZeRO-3; launch with multi_gpu.yaml")
+    bf16 = _use_bf16(config, processes.device)
+    store = Store(config.data_folder)
+    processor = Processor.from_parts(
+        language=config.model.language,
+        vision=config.model.vision,
+        tokens_per_image=tokens_per_image(config.model),
+        vocabulary=vocabulary_rows(config.model),
+        placeholder=config.model.placeholder,
+        max_tokens=config.model.max_tokens,
+        system_prompt=config.model.system_prompt,
+    )
+    packed = processes.device.type == "cuda" if config.train.batching == "auto" else config.train.batching == "packed"
+    batching = Batching(packed, config.train.batch_size, config.train.tokens_per_row)
+    with only_main_speaks(processes):
+        lengths = measure(store, store.indices("train"), processor, "measuring training samples")
+        validation_rows = _spread(store.indices("validation"), config.train.evaluate_samples)
+        validation = measure(store, validation_rows, processor, "measuring validation samples")
+    prepared = Prepared(
+        config=config,
+        processes=processes,
+        processor=processor,
+        store=store,
+        lengths=lengths,
+        validation=TrainingData(store, validation, processor, config.train.seed) if len(validation.rows) else None,
+        batching=batching,
+        bf16=bf16,
+    )
+    _report_samples(prepared, validation)
+    return prepared
+
+
+def _report_samples(prepared: Prepared, validation: SampleLengths) -> None:
+    """Say what is trained on. Raises UsageError when that is nothing, or when patience has nothing to go by."""
+    for what, lengths in (("training", prepared.lengths), ("validation", validation)):
+        dropped = f", {lengths.dropped:,} dropped: nothing to supervise within model.max_tokens" if lengths.dropped else ""
+        prepared.say(f"{len(lengths.rows):,} {what} samples{dropped}")
+    if not len(prepared.lengths.rows):
+        raise UsageError(f"{prepared.store.folder}: no training samples in it")
+    if prepared.validation is None and prepared.config.train.patience is not None:
+        raise UsageError(f"train.patience: needs validation samples, and {prepared.store.folder} has none")
+
+
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` rows, evenly spread, so that every source has its share."""
+    return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
+
+
+def _use_bf16(config: Config, device: torch.device) -> bool:
+    able = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    if config.train.precision == "bf16" and not able:
+        raise UsageError(f"train.precision: bf16 is asked for, but {device} does not have it; set train.precision=fp32")
+    return config.train.precision == "bf16" or (config.train.precision == "auto" and device.type == "cuda" and able)
+
+
+def training_loader(prepared: Prepared, index: int) -> DataLoader:
+    """This process's batches of a stage; order and targets of one stage are not those of another."""
+    config = prepared.config
+    seed, epochs = config.train.seed + index, math.ceil(config.train.stages[index].epochs)
+    data = TrainingData(prepared.store, prepared.lengths, prepared.processor, seed, config.data.augmentation)
+    return _loader(prepared, data, prepared.lengths, seed, epochs)
+
+
+def validation_loader(prepared: Prepared) -> DataLoader | None:
+    """This process's share of the validation samples."""
+    data = prepared.validation
+    return _loader(prepared, data, data.lengths, prepared.config.train.seed, 1) if data is not None else None
+
+
+def _loader(prepared: Prepared, data: TrainingData, lengths: SampleLengths, seed: int, epochs: int) -> DataLoader:
+    processes = prepared.processes
+    workers = prepared.config.train.workers
+    if workers is None:
+        workers = min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return DataLoader(
+        data,
+        batch_sampler=prepared.batching.sampler(lengths, seed, epochs, processes.process_index, processes.num_processes),
+        collate_fn=prepared.batching.collator(prepared.processor),
+        num_workers=workers,
+        prefetch_factor=PREFETCHED_BATCHES if workers else None,
+        pin_memory=prepared.device.type == "cuda",
+        # Of its own: drawing from torch's would shift the dropout of a run that is continued.
+        generator=torch.Generator().manual_seed(seed),
+    )
+
+
+def length_of_stage(prepared: Prepared, index: int) -> tuple[int, int]:
+    """Optimizer steps of a stage, and of one of its epochs."""
+    stage = prepared.config.train.stages[index]
+    per_epoch = math.ceil(len(training_loader(prepared, index)) / prepared.config.train.accumulation)
+    steps = math.ceil(stage.epochs * per_epoch)
+    return min(steps, stage.max_steps or steps), per_epoch

@@ -1,0 +1,215 @@
+"""A whole training: from a configuration to checkpoints, curves and a table of answers.
+
+Every stage begins in the same way: the base model is built anew and takes the weights of the checkpoint before it. So a run
+that was broken off goes on exactly as one that was not.
+"""
+
+import gc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import set_seed
+
+from atomic import replacing
+from config import Config
+from errors import UsageError
+from model import checkpoint as model_checkpoint
+from model.adapters import attach, base_model, checkpoint_gradients
+from model.build import build, default_dtype
+from model.vlm import VisionLanguageModel
+from training.answers import ask, chosen_samples
+from training.board import Board
+from training.checkpoints import TRAINER_FOLDER, Checkpoints, checkpoint_folders, step_of
+from training.curves import draw_curves
+from training.distributed import weights_are_sharded
+from training.groups import describe_trained
+from training.history import History
+from training.memory import naming_memory_settings
+from training.panels import Panel, draw_table
+from training.prepare import Prepared, length_of_stage, prepare, training_loader, validation_loader
+from training.resume import RunState, check_same_settings, read_run_state, settings
+from training.status import Status
+from training.throughput import Meter, peak_tflops, step_cost
+from training.trainer import Stage, StageTrainer, training_arguments
+
+
+def train(config: Config, resume: str | None = None) -> Path:
+    """Run all stages, or those that a checkpoint leaves to be done; returns the last checkpoint's folder.
+
+    resume: None begins anew, "auto" takes the newest whole checkpoint of the run, else the folder of a checkpoint.
+    Raises UsageError for settings that do not fit, TesseraError when the training fails.
+    """
+    prepared = prepare(config)
+    now = settings(
+        config,
+        prepared.store.folder / "samples.parquet",
+        prepared.processes.num_processes,
+        prepared.batching.packed,
+        "bf16" if prepared.bf16 else "fp32",
+    )
+    checkpoint = _starting_point(prepared, resume)
+    state = read_run_state(checkpoint / TRAINER_FOLDER) if checkpoint else None
+    if checkpoint and state:
+        check_same_settings(checkpoint, state, now)
+        prepared.say(f"continuing from {checkpoint}")
+    history = History(list(state.history) if state else [])
+    board = _board(prepared, state.step if state else 0)
+    lengths = [length_of_stage(prepared, index) for index in range(len(config.train.stages))]
+    first, first_step = _next_stage(state)
+    for index in range(first, len(lengths)):
+        steps, per_epoch = lengths[index]
+        stage = Stage(config.train.stages[index], index, first_step, steps, per_epoch)
+        total = first_step + sum(steps for steps, _ in lengths[index:])
+        going_on = state is not None and not state.finished and index == first
+        checkpoint = _run_stage(prepared, stage, total, checkpoint, going_on, history, now, board)
+        first_step = step_of(checkpoint)
+    assert checkpoint is not None  # there is at least one stage, done before or now
+    if board is not None:
+        board.close()
+        _show_results(prepared, checkpoint, history)
+    return checkpoint
+
+
+def _next_stage(state: RunState | None) -> tuple[int, int]:
+    """Which stage comes next, and how many optimizer steps lie before it."""
+    if state is None:
+        return 0, 0
+    return (state.stage + 1, state.step) if state.finished else (state.stage, state.first_step)
+
+
+def _starting_point(prepared: Prepared, resume: str | None) -> Path | None:
+    """The checkpoint to go on from. Raises UsageError where going on, or beginning anew, would spoil what is there."""
+    folder = prepared.config.checkpoint_folder
+    present = checkpoint_folders(folder)
+    if resume is None:
+        if present:
+            raise UsageError(f"{present[-1]} is there already: continue with --resume auto, move it away, or choose another name")
+        return None
+    if resume == "auto":
+        for checkpoint in reversed(present):
+            reason = model_checkpoint.what_is_missing(checkpoint)
+            if reason is None:
+                return checkpoint
+            prepared.say(f"skipping {checkpoint}: {reason}")
+        prepared.say(f"no whole checkpoint in {folder}: beginning anew")
+        return None
+    checkpoint = Path(resume)
+    reason = model_checkpoint.what_is_missing(checkpoint)
+    if reason is not None:
+        raise UsageError(f"--resume {checkpoint}: not a whole checkpoint: {reason}")
+    later = [path for path in present if step_of(path) > step_of(checkpoint)]
+    if later:
+        raise UsageError(f"--resume {checkpoint}: {later[-1]} is later; move it away first, or continue with --resume auto")
+    return checkpoint
+
+
+def _run_stage(
+    prepared: Prepared,
+    stage: Stage,
+    total: int,
+    checkpoint: Path | None,
+    going_on: bool,
+    history: History,
+    now: dict[str, Any],
+    board: Board | None,
+) -> Path:
+    """Train one stage and return its last checkpoint. going_on: `checkpoint` was written in the midst of this stage."""
+    config, processes = prepared.config, prepared.processes
+    set_seed(config.train.seed)
+    with naming_memory_settings("loading the model"):
+        model = _model(prepared, stage, checkpoint)
+    folder = config.checkpoint_folder
+    prepared.say(f"stage {stage.config.name}: {stage.steps:,} steps, {describe_trained(model)}")
+    validation = validation_loader(prepared)
+    trainer = StageTrainer(
+        model,
+        training_arguments(config.train, stage, folder, bf16=prepared.bf16, device=prepared.device, validate=validation is not None),
+        train=config.train,
+        stage=stage,
+        loader=training_loader(prepared, stage.index),
+        validation=validation,
+        history=history,
+        meter=_meter(prepared, model),
+        processor=prepared.processor,
+        checkpoints=Checkpoints(folder, config.train.keep_checkpoints, processes),
+        settings=now,
+    )
+    if board is not None:
+        done = read_run_state(checkpoint / TRAINER_FOLDER).step if checkpoint else 0
+        trainer.add_callback(Status(done, total))
+        trainer.add_callback(board)
+    # Trainer gives all processes the same seed; their dropout should differ.
+    set_seed(config.train.seed + stage.index + 1000 * processes.process_index)
+    with naming_memory_settings("training"):
+        trainer.train_from(checkpoint if going_on else None)
+    last = folder / f"checkpoint-{trainer.step}"
+    trainer.accelerator.free_memory()
+    del trainer, model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return last
+
+
+def _model(prepared: Prepared, stage: Stage, checkpoint: Path | None) -> VisionLanguageModel | PeftModel:
+    """The base with the weights of a checkpoint, ready for what the stage trains."""
+    config = prepared.config
+    # Shards are cut from weights on the host: whole, they may not fit on a device.
+    device = torch.device("cpu") if weights_are_sharded() else prepared.device
+    dtype = default_dtype(prepared.device) if prepared.bf16 else torch.float32
+    if checkpoint is None:
+        model = build(config.model, placeholder_id=prepared.processor.placeholder_id, dtype=dtype, device=device)
+    else:
+        model = model_checkpoint.load(checkpoint, trainable=True, dtype=dtype, device=device)
+    model = attach(model, config.model, stage.config.train)
+    if config.train.gradient_checkpointing:
+        checkpoint_gradients(model)
+    return model
+
+
+def _meter(prepared: Prepared, model: VisionLanguageModel | PeftModel) -> Meter:
+    vision, layer = base_model(model).config.vision_config, prepared.config.model.feature_layer
+    depth = vision.num_hidden_layers if isinstance(layer, str) else layer % (vision.num_hidden_layers + 1)
+    cost = step_cost(model, (vision.image_size // vision.patch_size) ** 2, depth, prepared.processor.tokens_per_image)
+    on_known_device = prepared.bf16 and prepared.device.type == "cuda"
+    return Meter(cost, prepared.device, peak_tflops(torch.cuda.get_device_name(prepared.device)) if on_known_device else None)
+
+
+def _board(prepared: Prepared, step: int) -> Board | None:
+    """TensorBoard of the main process."""
+    if not prepared.processes.is_main_process:
+        return None
+    folder = prepared.config.result_folder / "tensorboard"
+    prepared.say(f"curves and panels: tensorboard --logdir {folder}")
+    if weights_are_sharded():
+        prepared.say("no picture panels in TensorBoard: with FSDP or ZeRO-3 no process holds a model that could answer")
+    return Board(folder, step, None if weights_are_sharded() else _asking(prepared))
+
+
+def _asking(prepared: Prepared) -> Callable[[nn.Module], list[Panel]] | None:
+    if prepared.validation is None:
+        return None
+    samples = chosen_samples(prepared.validation, prepared.config.train.panels)
+    return partial(ask, processor=prepared.processor, store=prepared.store, samples=samples, bf16=prepared.bf16)
+
+
+def _show_results(prepared: Prepared, checkpoint: Path, history: History) -> None:
+    """Curves, and what the last checkpoint answers, as PNG."""
+    results = prepared.config.result_folder
+    draw_curves(history, results / "loss_curves.png")
+    prepared.say(f"loss curves: {results / 'loss_curves.png'}")
+    asking = _asking(prepared)
+    if asking is None or not prepared.config.train.panels:
+        return
+    if weights_are_sharded():
+        prepared.say("no table of answers: the model may not fit on one device; python tools/answer.py asks the checkpoint")
+        return
+    panels = asking(model_checkpoint.load(checkpoint, device=prepared.device))
+    with replacing(results / "answers.png") as beside:
+        draw_table(panels).save(beside)
+    prepared.say(f"pictures, references and answers: {results / 'answers.png'}")
