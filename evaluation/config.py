@@ -27,5 +27,7 @@ class EvalConfig:
     """Resamples of the paired bootstrap over pictures."""
     seed: int = 0
     """Seed of the bootstrap and of the controls."""
+    description_tokens: Positive = 64
+    """Longest caption or description in tokens; a short answer has decoding.max_new_tokens."""
     examples: Positive = 200
-    """Questions shown with pictures in the report, changed and wrong ones first."""
+    """Questions shown with pictures in the report: by turns one that reranking changed, a wrong one and a right one."""

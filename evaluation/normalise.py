@@ -1,7 +1,7 @@
 """Answers made comparable: the official VQA v2 rules, the M4C variant, and what Chinese needs besides."""
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 
 import yaml
@@ -34,6 +34,7 @@ def strip_blanks(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=1 << 16)
 def official(text: str) -> str:
     """The normalisation of the official VQA v2 evaluation (github.com/GT-Vision-Lab/VQA, vqaEval.py), quirks included.
 
@@ -45,6 +46,7 @@ def official(text: str) -> str:
     return _plain_words(_without_punctuation(strip_blanks(text)))
 
 
+@lru_cache(maxsize=1 << 16)
 def m4c(text: str) -> str:
     """The normalisation of M4C (Pythia's EvalAIAnswerProcessor), which lmms-eval uses too, made fit for Chinese.
 

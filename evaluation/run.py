@@ -1,0 +1,209 @@
+"""The evaluation run: every system answers the same questions, then choices are made, and only then references are looked at."""
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from answering.config import CheckpointSystem, DecodingConfig, RerankConfig, System
+from answering.protocol import Answerer
+from atomic import write_json
+from dataset.store import Store
+from errors import UsageError
+from evaluation import predictions as files
+from evaluation.asking import NamedScorer, ask, chunks
+from evaluation.choosing import Weighting, chosen, tune
+from evaluation.config import EvalConfig
+from evaluation.predictions import Prediction
+from evaluation.questions import Question, choose, references, with_other_pictures
+from evaluation.scoring import References, caption_scores, right, score
+from evaluation.summary import SystemResult, summarise
+
+Load = Callable[[System], Answerer]
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """What is evaluated, how, and the folder `out` that takes the results."""
+
+    name: str
+    store: Store
+    out: Path
+    settings: EvalConfig
+    decoding: DecodingConfig
+    rerank: RerankConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that the reports show. `answered`: each system's predictions in the order of `questions`."""
+
+    summary: dict[str, Any]
+    questions: list[Question]
+    references: References
+    answered: dict[str, list[Prediction]]
+
+
+def evaluate(experiment: Experiment, load: Load, load_untuned: Load, scorer: NamedScorer | None) -> Outcome:
+    """Ask, choose, score; write predictions/*.jsonl and summary.json below `experiment.out`.
+
+    load makes a system ready to answer; one at a time is held. load_untuned does the same with a fresh projector.
+    Raises UsageError for settings that do not fit together, before any system is loaded.
+    """
+    _check(experiment, scorer)
+    settings, store = experiment.settings, experiment.store
+    questions = choose(store, settings.split, settings.limit)
+    known = references(store, settings.split)
+    everything = _ask_all(experiment, questions, known, load, load_untuned, scorer)
+
+    weighting = Weighting(experiment.rerank.weights, "default")
+    if everything.validation:
+        answered = [said.predictions for said in everything.validation.values()]
+        weighting = tune(answered, references(store, "validation"), experiment.rerank.weights)
+    for said in (*everything.systems.values(), *everything.controls.values(), *everything.validation.values()):
+        said.choose(weighting, settings.seed)
+
+    subject = first_checkpoint(settings)
+    summary = summarise(
+        dataset=_dataset(experiment, questions),
+        questions=[question for question in questions if question.short],
+        systems={system.name: _result(system.kind, everything.systems[system.name], known) for system in settings.systems},
+        controls={name: (said.questions, score(said.predictions, known).scores["first"]) for name, said in everything.controls.items()},
+        control_of=None if subject is None else subject.name,
+        rerank=None if scorer is None else (weighting, scorer.name),
+        settings=settings,
+    )
+    write_json(experiment.out / "summary.json", summary)
+    return Outcome(summary, questions, known, {name: said.predictions for name, said in everything.systems.items()})
+
+
+@dataclass(slots=True)
+class _Said:
+    """What a system said to some questions, and the file that it stands in."""
+
+    path: Path
+    questions: list[Question]
+    predictions: list[Prediction]
+    questions_per_second: float | None
+
+    def choose(self, weighting: Weighting, seed: int) -> None:
+        """Make the choices, and write the file as a whole."""
+        self.predictions = [chosen(prediction, weighting.weights, seed) for prediction in self.predictions]
+        files.write(self.path, self.predictions)
+
+
+@dataclass(frozen=True, slots=True)
+class _Interview:
+    """Asks one system after the other. References only make the running accuracy that is shown."""
+
+    experiment: Experiment
+    scorer: NamedScorer | None
+
+    def ask(self, answerer: Answerer, questions: list[Question], known: References, file: str) -> _Said:
+        experiment = self.experiment
+        path = experiment.out / "predictions" / f"{file}.jsonl"
+        short = {question.sample_id for question in questions if question.short}
+
+        def first(prediction: Prediction) -> float | None:
+            text = prediction.candidates[0].text if prediction.candidates else ""
+            return right(prediction, text, known) if prediction.sample_id in short else None
+
+        plan = chunks(questions, experiment.decoding, experiment.settings.description_tokens)
+        asked = ask(answerer, self.scorer, plan, path, file, first)
+        return _Said(path, questions, asked.predictions, asked.questions_per_second)
+
+
+@dataclass(frozen=True, slots=True)
+class _Everything:
+    """What was said by the systems, by the controls, and by the systems to the questions of the validation split."""
+
+    systems: dict[str, _Said]
+    controls: dict[str, _Said]
+    validation: dict[str, _Said]
+
+
+def _ask_all(
+    experiment: Experiment, questions: list[Question], known: References, load: Load, load_untuned: Load, scorer: NamedScorer | None
+) -> _Everything:
+    """One system is in memory at a time; while it is, it gets all that it is asked."""
+    settings, store = experiment.settings, experiment.store
+    interview = _Interview(experiment, scorer)
+    everything = _Everything({}, {}, {})
+    short = [question for question in questions if question.short]
+    if settings.controls and not short:
+        raise UsageError(f"eval.controls: they need questions with short answers; the split '{settings.split}' has none")
+    subject = first_checkpoint(settings)
+    tuning = [question for question in choose(store, "validation", settings.limit) if question.short] if experiment.rerank.tune else []
+    tuning_references = references(store, "validation") if tuning else {}
+    for system in settings.systems:
+        answerer = load(system)
+        everything.systems[system.name] = interview.ask(answerer, questions, known, system.name)
+        if tuning:
+            everything.validation[system.name] = interview.ask(answerer, tuning, tuning_references, f"validation/{system.name}")
+        if system is subject and "shuffled_pictures" in settings.controls:
+            others = with_other_pictures(short, settings.seed)
+            everything.controls["shuffled_pictures"] = interview.ask(answerer, others, known, "controls/shuffled_pictures")
+        del answerer
+        _free()
+    if subject is not None and "untuned" in settings.controls:
+        everything.controls["untuned"] = interview.ask(load_untuned(subject), short, known, "controls/untuned")
+        _free()
+    return everything
+
+
+def first_checkpoint(settings: EvalConfig) -> CheckpointSystem | None:
+    """The system that the controls are run for."""
+    return next((system for system in settings.systems if isinstance(system, CheckpointSystem)), None)
+
+
+def _free() -> None:
+    """Give back the memory of a system that is no longer referred to."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _result(kind: str, said: _Said, known: References) -> SystemResult:
+    pairs = list(zip(said.questions, said.predictions, strict=True))
+    return SystemResult(
+        kind=kind,
+        errors=sum(prediction.error is not None for prediction in said.predictions),
+        questions_per_second=said.questions_per_second,
+        distinct_candidates=fmean(len(prediction.candidates) for prediction in said.predictions),
+        short=score([prediction for question, prediction in pairs if question.short], known),
+        captions=caption_scores(said.questions, said.predictions, known),
+    )
+
+
+def _dataset(experiment: Experiment, questions: Sequence[Question]) -> dict[str, Any]:
+    tasks = Counter(question.request.task for question in questions)
+    images = {image for question in questions for image in question.image_ids}
+    return {
+        "name": experiment.name,
+        "split": experiment.settings.split,
+        "questions": len(questions),
+        "images": len(images),
+        "by_task": dict(tasks),
+    }
+
+
+def _check(experiment: Experiment, scorer: NamedScorer | None) -> None:
+    settings, rerank = experiment.settings, experiment.rerank
+    names = [system.name for system in settings.systems]
+    if not names:
+        raise UsageError("eval.systems: empty; name at least one system, or give --checkpoints")
+    if doubled := sorted(name for name, times in Counter(names).items() if times > 1):
+        raise UsageError(f"eval.systems: {', '.join(doubled)} stands there more than once; each system needs a name of its own")
+    if settings.controls and first_checkpoint(settings) is None:
+        raise UsageError("eval.controls: they are runs of a checkpoint, and no system has kind: checkpoint")
+    if rerank.tune and scorer is None:
+        raise UsageError("rerank.tune: there is nothing to weigh without rerank.clip")
+    if rerank.tune and settings.split == "validation":
+        raise UsageError("rerank.tune: weights are chosen on the validation split, so eval.split must be another one")
+    if rerank.weights.likelihood + rerank.weights.clip == 0:
+        raise UsageError("rerank.weights: both are zero; at least one must be positive")

@@ -1,0 +1,127 @@
+"""A small merged data set and systems whose answers are known beforehand."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw
+
+from answering.config import CheckpointSystem, DecodingConfig, RerankConfig
+from answering.protocol import Answer, Candidate, Description, Picture, Request
+from dataset.sample import IMAGE_MARK, IMAGES_SCHEMA, SAMPLES_SCHEMA
+from dataset.store import Store
+from evaluation.config import EvalConfig
+from evaluation.run import Experiment
+
+COLORS = ("red", "blue", "green", "orange", "purple", "black")
+COLORS_ZH = ("红色", "蓝色", "绿色", "橙色", "紫色", "黑色")
+
+
+def sample(name: str, image: int | tuple[int, ...], question: str, answers: Sequence[str], **fields: Any) -> dict[str, Any]:
+    """A row of samples.parquet."""
+    images = [image] if isinstance(image, int) else list(image)
+    return {
+        "sample_id": name,
+        "image_ids": images,
+        "source": "planted",
+        "task": "vqa",
+        "language": "en",
+        "split": "test",
+        "messages": [{"role": "user", "content": IMAGE_MARK * len(images) + "\n" + question}],
+        "targets": [answers[0]],
+        "answers": list(answers),
+        **fields,
+    }
+
+
+def questions(pictures: int, split: str = "test") -> list[dict[str, Any]]:
+    """Four samples a picture: color in English and Chinese, a count, a caption."""
+    rows = []
+    for i in range(pictures):
+        color, zh = COLORS[i % 6], COLORS_ZH[i % 6]
+        rows += [
+            sample(f"{split}-{i}-color", i, "What color is the disc?", [color] * 8 + ["gray", f"{color}."], split=split),
+            sample(f"{split}-{i}-zh", i, "圆形是什么颜色的？", [zh] * 9 + [zh[0]], language="zh", split=split),
+            sample(f"{split}-{i}-count", i, "How many discs are there?", ["1"] * 7 + ["one"] * 3, split=split),
+            sample(f"{split}-{i}-caption", i, "Describe the picture.", [f"a {color} disc on white"] * 2, task="caption", split=split),
+        ]
+    return rows
+
+
+def write_store(folder: Path, samples: Sequence[dict[str, Any]]) -> Store:
+    """Merged data with a drawn picture for each image id that the samples name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = sorted({image for row in samples for image in row["image_ids"]})
+    images = []
+    for image in ids:
+        path = folder / f"{image}.png"
+        picture = Image.new("RGB", (48, 32), "white")
+        ImageDraw.Draw(picture).ellipse((4 + image % 12, 4, 24 + image % 12, 24), fill=COLORS[image % 6])
+        picture.save(path)
+        images.append({"image_id": image, "path": str(path), "width": 48, "height": 32, "sha256": f"{image:064x}", "source": "planted"})
+    pq.write_table(pa.Table.from_pylist(images, IMAGES_SCHEMA), folder / "images.parquet")
+    pq.write_table(pa.Table.from_pylist(list(samples), SAMPLES_SCHEMA), folder / "samples.parquet")
+    return Store(folder)
+
+
+Say = Callable[[Request], Sequence[tuple[str, float]]]
+"""Texts and mean log-probabilities that are answered to a request, best first."""
+
+
+@dataclass
+class PlantedAnswerer:
+    """Answers what `say` tells it, fails on `broken`, stops the process's run after `dies_after` questions."""
+
+    say: Say
+    broken: frozenset[str] = frozenset()
+    dies_after: int | None = None
+    settings: dict[str, object] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    decodings: dict[str, DecodingConfig] = field(default_factory=dict)
+
+    @property
+    def description(self) -> Description:
+        return Description("checkpoint", self.settings)
+
+    def answer(self, requests: Sequence[Request], decoding: DecodingConfig) -> list[Answer]:
+        if self.dies_after is not None and len(self.asked) + len(requests) > self.dies_after:
+            raise KeyboardInterrupt
+        self.asked += [request.request_id for request in requests]
+        self.decodings |= {request.request_id: decoding for request in requests}
+        return [self._one(request) for request in requests]
+
+    def _one(self, request: Request) -> Answer:
+        prompt = request.messages[-1].content
+        if request.request_id in self.broken:
+            return Answer(request.request_id, error="the picture is upside down", prompt=prompt)
+        return Answer(request.request_id, tuple(Candidate(text, 2 * p, p, text) for text, p in self.say(request)), prompt=prompt)
+
+    def stream(self, request: Request, decoding: DecodingConfig) -> Iterator[str]:
+        raise NotImplementedError
+
+
+class PlantedScorer:
+    """Likes texts that hold one of the `liked` words."""
+
+    def __init__(self, *liked: str):
+        self.liked, self.asked = liked, 0
+
+    def score_batch(self, pictures: Sequence[Picture], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        self.asked += len(pictures)
+        return [[25.0 if any(word in text for word in self.liked) else 20.0 for text in group] for group in texts]
+
+
+def experiment(store: Store, out: Path, *names: str, rerank: RerankConfig | None = None, **settings: Any) -> Experiment:
+    """An evaluation of checkpoint systems with these names, with few resamples."""
+    systems = tuple(CheckpointSystem(name=name, kind="checkpoint") for name in names or ("ours",))
+    return Experiment(
+        name="planted",
+        store=store,
+        out=out,
+        settings=EvalConfig(systems=systems, **{"bootstrap": 200, **settings}),
+        decoding=DecodingConfig(k=3, batch_size=2),
+        rerank=rerank or RerankConfig(),
+    )
