@@ -281,7 +281,7 @@ def _mismatch(places: torch.Tensor, pictures: torch.Tensor | None, cu_seqlens: t
     else:
         segments = cu_seqlens.tolist()
         counts = [int(places.flatten()[start:end].sum()) for start, end in pairwise(segments)]
-    names = [*(sample_ids or []), *(f"number {i}" for i in range(len(sample_ids or []), len(counts)))]
+    names = [*(sample_ids or []), *(f"in row {i}" for i in range(len(sample_ids or []), len(counts)))]
     given, size = (0, 1) if pictures is None else pictures.shape[:2]
     left, total = given * size, f"{sum(counts)} placeholders in the batch for {given} pictures of {size} tokens"
     for name, count in zip(names, counts, strict=True):

@@ -52,14 +52,15 @@ def check_feature_layer(config: SiglipVisionConfig, layer: FeatureLayer) -> None
         raise UsageError(f"model.feature_layer: {layer} is out of range; the vision encoder has hidden states {-states} to {states - 1}")
 
 
-def load(name: str, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> SiglipVisionModel:
+def load(name: str, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> VisionTower:
     """The encoder, frozen and in eval mode. Raises UsageError like `vision_config`."""
     config = vision_config(name)
     with loading("model.vision", name):
         tower, report = VisionTower.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
     if report["missing_keys"]:
         raise UsageError(f"model.vision: {name} lacks weights of the encoder, such as {min(report['missing_keys'])}")
-    return tower.to(device).requires_grad_(False).eval()
+    frozen: VisionTower = tower.to(device).requires_grad_(False).eval()
+    return frozen
 
 
 @torch.no_grad()

@@ -1,0 +1,113 @@
+"""Small models of untrained parts, and batches for them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, Qwen2ForCausalLM
+
+from dataset.processor import Processor
+from model.build import build
+from model.config import LoraConfig, ModelConfig
+from model.vlm import VisionLanguageModel
+
+Build = Callable[..., VisionLanguageModel]
+
+
+@pytest.fixture(scope="session")
+def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained Qwen2 with an output matrix of its own."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("qwen2")
+    config = Qwen2Config(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1, vocab_size=1536,
+        tie_word_embeddings=False, max_position_embeddings=1024, bos_token_id=None, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(parts: Path) -> Callable[..., ModelConfig]:
+    """A ModelConfig of the small parts, with changes."""
+
+    def make(**changes: Any) -> ModelConfig:
+        small = {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "lora": LoraConfig(r=4, alpha=8, dropout=0.0)}
+        return ModelConfig(**{**small, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make(settings: Callable[..., ModelConfig], processor: Processor) -> Build:
+    """Build a model of the small parts; its projector is strong enough for a picture to matter."""
+
+    def make(**changes: Any) -> VisionLanguageModel:
+        torch.manual_seed(0)
+        model = build(settings(**changes), placeholder_id=processor.placeholder_id)
+        for parameter in model.model.multi_modal_projector.parameters():
+            parameter.data.mul_(3)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model(make: Build) -> VisionLanguageModel:
+    """One that tests only look at."""
+    return make()
+
+
+@pytest.fixture(scope="session")
+def batch(processor: Processor) -> Callable[..., dict[str, torch.Tensor]]:
+    """Rows of random text with so many pictures each: batch(1, 2, 0) has three rows and three pictures."""
+
+    def make(*pictures: int, pad: str = "right", seed: int = 0) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        place = [processor.placeholder_id] * processor.tokens_per_image
+        rows = []
+        for row, count in enumerate(pictures):
+            texts = torch.randint(100, 1500, (count + 1, 5 + row), generator=generator).tolist()
+            rows.append(sum(([*text, *place] for text in texts[:-1]), []) + texts[-1])
+        longest = max(map(len, rows))
+        filler = [[0] * (longest - len(row)) for row in rows]
+        left = pad == "left"
+        ids = [fill + row if left else row + fill for row, fill in zip(rows, filler, strict=True)]
+        mask = [
+            [0] * len(fill) + [1] * len(row) if left else [1] * len(row) + [0] * len(fill) for row, fill in zip(rows, filler, strict=True)
+        ]
+        return {
+            "input_ids": torch.tensor(ids),
+            "attention_mask": torch.tensor(mask),
+            "pixel_values": torch.randn(sum(pictures), 3, 96, 96, generator=generator),
+        }
+
+    return make
+
+
+def stock(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
+    """transformers' own LLaVA with the same weights."""
+    config = model.config
+    vision = config.vision_config.__class__(**config.vision_config.to_dict())
+    layer = config.feature_layer
+    if layer == "last_hidden_state":
+        vision.tie_last_hidden_states, layer = True, -1
+    llava = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=vision,
+            text_config=config.text_config.__class__(**config.text_config.to_dict()),
+            image_token_index=config.image_token_id,
+            vision_feature_layer=layer,
+            vision_feature_select_strategy="full",
+        )
+    )
+    llava.load_state_dict(model.state_dict())
+    llava.generation_config = model.generation_config
+    return llava.eval()
+
+
+def inputs_for_stock(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Stock LLaVA takes no empty pixel tensor."""
+    return {key: value for key, value in batch.items() if len(value)}

@@ -1,0 +1,189 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from torch import nn
+
+from errors import UsageError
+from model.adapters import Group, attach, base_model, checkpoint_gradients, group_of, trainable_groups
+from model.config import LoraConfig, ModelConfig
+from tests.model.conftest import Build
+from tests.model.test_vlm import loss_and_gradients, with_labels
+
+Settings = Callable[..., ModelConfig]
+Batch = Callable[..., dict[str, torch.Tensor]]
+
+LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def train(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = 8, bf16: bool = False) -> list[float]:
+    optimizer = torch.optim.AdamW([p for group in trainable_groups(model).values() for p in group], lr=2e-3)
+    model.train()
+    losses = []
+    for _ in range(steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**inputs).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+def test_lora_sits_on_every_linear_layer_of_the_language_model_and_nowhere_else(make: Build, settings: Settings) -> None:
+    model = attach(make(), settings(), ["projector", "lora"])
+    adapted = {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
+    layers = {f"base_model.model.model.language_model.layers.{i}" for i in range(5)}
+    assert {name.rpartition(".")[2] for name in adapted} == LINEAR
+    assert {name.rsplit(".", 2)[0] for name in adapted} == layers
+    assert len(adapted) == 5 * 7
+
+
+def test_lora_finds_the_layers_of_a_qwen2(make: Build, settings: Settings, qwen2: Path) -> None:
+    model = attach(make(language=str(qwen2)), settings(), ["lora"])
+    assert sum(".lora_A" in name for name, _ in model.named_parameters()) == 3 * 7
+
+
+@pytest.mark.parametrize("train_groups", [["projector"], ["projector", "lora"], ["lora"], ["language"], ["projector", "language"]])
+def test_just_the_asked_for_groups_are_trainable_and_in_fp32(make: Build, settings: Settings, train_groups: list[Group]) -> None:
+    model = attach(make().to(torch.bfloat16), settings(), train_groups)
+    groups = trainable_groups(model)
+    assert set(groups) == set(train_groups)
+    assert {parameter.dtype for group in groups.values() for parameter in group} == {torch.float32}
+    assert {p.dtype for p in base_model(model).model.vision_tower.parameters()} == {torch.bfloat16}
+
+
+def test_an_output_matrix_that_is_tied_stays_tied_when_the_language_model_is_trained(make: Build, settings: Settings) -> None:
+    model = base_model(attach(make().to(torch.bfloat16), settings(), ["language"]))
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("train_groups", [["projector"], ["projector", "lora"]])
+def test_frozen_weights_do_not_change_by_a_bit(
+    make: Build, settings: Settings, batch: Batch, quantization: str, train_groups: list[Group]
+) -> None:
+    model = attach(make(quantization=quantization), settings(quantization=quantization), train_groups)
+    trained = {id(p) for group in trainable_groups(model).values() for p in group}
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if id(p) not in trained}
+    losses = train(model, with_labels(batch(1, 2)))
+    assert losses[-1] < losses[0] - 0.3
+    after = dict(model.named_parameters())
+    assert len(before) > 100
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_the_new_adapter_changes_nothing_yet(make: Build, settings: Settings, batch: Batch) -> None:
+    inputs = batch(1, 2)
+    torch.testing.assert_close(attach(make(), settings(), ["projector", "lora"])(**inputs).logits, make()(**inputs).logits)
+
+
+def test_qlora_gradients_are_right_after_an_evaluation_pass(make: Build, settings: Settings, batch: Batch) -> None:
+    model = attach(make(quantization="nf4"), settings(quantization="nf4"), ["projector", "lora"])
+    inputs = with_labels(batch(1, 2))
+    train(model, inputs, steps=2)
+    model.train()
+    before = loss_and_gradients(model, inputs)
+    model.eval()
+    with torch.no_grad():
+        model(**batch(1))
+    model.train()
+    torch.testing.assert_close(loss_and_gradients(model, inputs), before, atol=0, rtol=0)
+
+
+def test_qlora_under_bf16_autocast_learns(make: Build, settings: Settings, batch: Batch) -> None:
+    model = attach(make(quantization="nf4"), settings(quantization="nf4"), ["projector", "lora"])
+    losses = train(model, with_labels(batch(1, 2)), bf16=True)
+    assert losses[-1] < losses[0] - 0.3
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_dora_trains_a_magnitude_for_every_layer(make: Build, settings: Settings, batch: Batch, quantization: str) -> None:
+    config = settings(quantization=quantization, lora=LoraConfig(r=4, alpha=8, dropout=0.0, dora=True))
+    model = attach(make(quantization=quantization), config, ["lora"])
+    assert sum("lora_magnitude_vector" in name and p.requires_grad for name, p in model.named_parameters()) == 35
+    losses = train(model, with_labels(batch(1, 2)))
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_a_later_stage_keeps_the_adapter_and_trains_what_it_names(make: Build, settings: Settings, batch: Batch) -> None:
+    inputs = with_labels(batch(1, 2))
+    model = attach(make(), settings(), ["projector"])
+    train(model, inputs)
+    projector = {name: p.detach().clone() for name, p in base_model(model).model.multi_modal_projector.named_parameters()}
+    model = attach(model, settings(), ["projector", "lora"])
+    copied = {name: p for name, p in model.named_parameters() if group_of(name) == "projector"}
+    assert all(torch.equal(projector[name.partition("default.")[2]], p) for name, p in copied.items())
+    train(model, inputs)
+    adapter = {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_" in name}
+    again = attach(model, settings(), ["projector"])
+    assert again is model
+    assert set(trainable_groups(model)) == {"projector"}
+    train(model, inputs)
+    assert all(torch.equal(p, dict(model.named_parameters())[name]) for name, p in adapter.items())
+
+
+def test_dropout_acts_on_the_adapter_in_training_alone(make: Build, settings: Settings, batch: Batch) -> None:
+    model = attach(make(), settings(lora=LoraConfig(r=4, alpha=8, dropout=0.5)), ["projector", "lora"])
+    inputs = with_labels(batch(1, 2))
+    train(model, inputs, steps=2)
+    assert model(**inputs).loss == model(**inputs).loss
+    model.train()
+    assert model(**inputs).loss != model(**inputs).loss
+
+
+@pytest.mark.parametrize("train_groups", [["projector"], ["projector", "lora"], ["projector", "language"]])
+def test_gradient_checkpointing_gives_the_same_gradients(make: Build, settings: Settings, batch: Batch, train_groups: list[Group]) -> None:
+    inputs = with_labels(batch(1, 2))
+    model = attach(make(), settings(), train_groups).train()
+    wanted = loss_and_gradients(model, inputs)
+    checkpoint_gradients(model)
+    calls: list[int] = []
+    base_model(model).model.language_model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
+    torch.testing.assert_close(loss_and_gradients(model, inputs), wanted, atol=1e-6, rtol=0)
+    assert len(calls) == 2, "the layer runs again in the backward pass"
+
+
+def test_a_text_batch_works_under_an_adapter(make: Build, settings: Settings, batch: Batch) -> None:
+    model = attach(make(), settings(), ["projector", "lora"]).train()
+    model(**with_labels(batch(0))).loss.backward()
+    assert all(p.grad is not None for group in trainable_groups(model).values() for p in group)
+
+
+def test_generation_works_under_an_adapter(make: Build, settings: Settings, batch: Batch) -> None:
+    inputs = batch(2, 1, pad="left")
+    options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3}
+    wanted = make().generate(**inputs, **options)
+    assert torch.equal(attach(make(), settings(), ["projector", "lora"]).generate(**inputs, **options), wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "groups", "message"),
+    [
+        ({"lora": None}, ["lora"], "train.stages: lora is to be trained, but model.lora is null"),
+        ({"quantization": "nf4"}, ["language"], "train.stages: language cannot be trained while model.quantization is nf4"),
+        ({}, ["lora", "language"], "train.stages: a model trains either language or lora"),
+    ],
+)
+def test_groups_that_do_not_fit_the_settings_are_an_error(
+    make: Build, settings: Settings, changes: dict, groups: list[Group], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        attach(make(), settings(**changes), groups)
+
+
+def test_language_after_lora_and_lora_after_language_are_errors(make: Build, settings: Settings) -> None:
+    with pytest.raises(UsageError, match="either language or lora"):
+        attach(attach(make(), settings(), ["lora"]), settings(), ["language"])
+    with pytest.raises(UsageError, match="either language or lora"):
+        attach(attach(make(), settings(), ["language"]), settings(), ["lora"])
+
+
+def test_the_adapted_model_is_a_peft_model_around_ours(make: Build, settings: Settings) -> None:
+    ours = make()
+    wrapped = attach(ours, settings(), ["lora"])
+    assert isinstance(wrapped, PeftModel)
+    assert base_model(wrapped) is ours is base_model(ours)

@@ -1,0 +1,107 @@
+"""The variable-length path needs CUDA; here a stand-in with the same interface attends segment by segment."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from dataset.batching import PackedCollator
+from dataset.processor import Processor
+from model import attention
+from model.adapters import checkpoint_gradients, set_trainable
+from tests.model.conftest import Build
+from tests.model.test_vlm import examples, loss_and_gradients
+
+
+def by_segment(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    _: torch.Tensor,
+    longest: int,
+    __: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
+    """torch.nn.attention.varlen.varlen_attn in slow motion: [T, heads, size] -> [T, heads, size]."""
+    assert query.shape == key.shape == value.shape
+    assert starts.dtype == torch.int32
+    assert window_size[1] == 0
+    outputs = []
+    bounds = starts.tolist()
+    for start, end in pairwise(bounds):
+        assert end - start <= longest
+        q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
+        places = torch.arange(end - start)
+        distance = places[:, None] - places
+        seen = (distance >= 0) & ((distance <= window_size[0]) if window_size[0] >= 0 else True)
+        outputs.append(functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.fixture
+def varlen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "varlen_attn", by_segment)
+    monkeypatch.setattr(attention, "HAS_WINDOWS", True)
+    monkeypatch.setattr(attention, "varlen_is_usable", lambda _: True)
+
+
+@pytest.mark.usefixtures("varlen")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_variable_length_path_gives_the_loss_and_gradients_of_sdpa(
+    make: Build, processor: Processor, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+) -> None:
+    model = make().train()
+    set_trainable(model, ["projector", "language"])
+    if checkpointing:
+        checkpoint_gradients(model)
+    row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(attention, "varlen_is_usable", lambda _: False)
+        wanted = loss_and_gradients(model, row)
+    calls: list[Any] = []
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(kwargs)
+        return by_segment(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "varlen_attn", counted)
+    found = loss_and_gradients(model, row)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert len(calls) == model.config.text_config.num_hidden_layers * (2 if checkpointing else 1)
+
+
+@pytest.mark.usefixtures("varlen")
+def test_a_model_that_has_seen_packed_rows_still_answers_as_before(make: Build, batch: Any, processor: Processor) -> None:
+    model, inputs = make(), batch(1, 2, pad="left")
+    options = {"max_new_tokens": 5, "do_sample": False, "num_beams": 3}
+    before = model.generate(**inputs, **options), model(**inputs).logits
+    model(**PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor)))
+    assert model.config.text_config._attn_implementation == attention.NAME
+    torch.testing.assert_close((model.generate(**inputs, **options), model(**inputs).logits), before)
+
+
+@pytest.mark.usefixtures("varlen")
+def test_a_sliding_window_reaches_as_far_as_in_sdpa() -> None:
+    query, key, value = (torch.randn(1, heads, 9, 8, generator=torch.Generator().manual_seed(heads)) for heads in (4, 2, 2))
+    places = torch.arange(9)
+    near = (places[:, None] >= places) & (places[:, None] - places < 3)
+    wanted = functional.scaled_dot_product_attention(query, key, value, attn_mask=near, enable_gqa=True)
+    whole = torch.tensor([0, 9], dtype=torch.int32)
+    found, _ = attention.attend(torch.nn.Identity(), query, key, value, None, sliding_window=3, cu_seqlens=whole, max_length=9)
+    torch.testing.assert_close(found, wanted.transpose(1, 2))
+
+
+def test_older_torch_is_told_by_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "HAS_WINDOWS", False)
+    assert attention._causal(None) == {"is_causal": True}
+    with pytest.raises(ValueError, match=r"train.batching=padded"):
+        attention._causal(4)
+
+
+def test_a_cpu_has_no_variable_length_path() -> None:
+    assert not attention.varlen_is_usable(torch.zeros(1, dtype=torch.bfloat16))

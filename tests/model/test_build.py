@@ -1,0 +1,119 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from errors import UsageError
+from model.build import build, plain_generation, tokens_per_image, vocabulary_rows
+from model.config import ModelConfig, ProjectorConfig
+from tests.model.conftest import Build
+
+Settings = Callable[..., ModelConfig]
+
+
+def test_sizes_are_read_without_loading_weights(settings: Settings, parts: Path, tmp_path: Path) -> None:
+    for part in ("siglip", "qwen3"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_bytes((parts / part / "config.json").read_bytes())
+    config = settings(vision=str(tmp_path / "siglip"), language=str(tmp_path / "qwen3"))
+    assert tokens_per_image(config) == 36
+    assert vocabulary_rows(config) == 1536
+    with pytest.raises(UsageError, match=r"model.vision: cannot load"):
+        build(config, placeholder_id=6)
+
+
+@pytest.mark.parametrize(("pool", "tokens"), [(2, 9), (3, 4), (6, 1)])
+def test_pool_divides_the_tokens_of_a_picture(settings: Settings, make: Build, batch: Callable, pool: int, tokens: int) -> None:
+    config = settings(projector=ProjectorConfig(pool=pool))
+    assert tokens_per_image(config) == tokens
+    model, inputs = make(projector=ProjectorConfig(pool=pool)), batch(1)
+    inputs["input_ids"][0, 5 + tokens : 41] = 200
+    assert model(**inputs).logits.isfinite().all()
+
+
+def test_everything_is_frozen_and_in_eval_mode(make: Build) -> None:
+    model = make()
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_frozen_weights_have_the_asked_for_precision_and_the_projector_fp32(settings: Settings) -> None:
+    model = build(settings(), placeholder_id=6, dtype=torch.bfloat16)
+    assert {p.dtype for p in model.model.vision_tower.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.model.language_model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.model.multi_modal_projector.parameters()} == {torch.float32}
+
+
+def test_a_bf16_base_runs_under_autocast_and_without(settings: Settings, batch: Callable, processor: object) -> None:
+    model = build(settings(), placeholder_id=processor.placeholder_id, dtype=torch.bfloat16)  # type: ignore[attr-defined]
+    inputs = batch(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = model(**inputs).logits
+    torch.testing.assert_close(under, model(**inputs).logits, atol=0.05, rtol=0.05)
+
+
+def test_generation_takes_nothing_but_end_and_padding_from_the_language_model(make: Build) -> None:
+    language = make()
+    language.generation_config = GenerationConfig(
+        eos_token_id=[2, 0], temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.05, do_sample=True
+    )
+    language.config.pad_token_id = None
+    plain = plain_generation(language)
+    assert (plain.eos_token_id, plain.pad_token_id) == ([2, 0], 2)
+    assert plain.to_diff_dict().keys() <= {"eos_token_id", "pad_token_id", "transformers_version"}
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantisation_touches_the_language_models_layers_alone(make: Build, quantization: str) -> None:
+    model = make(quantization=quantization)
+    kinds = {type(m).__name__ for m in model.model.language_model.modules() if isinstance(m, torch.nn.Linear)}
+    assert kinds == {"Linear4bit" if quantization == "nf4" else "Linear8bitLt"}
+    others = [*model.model.vision_tower.modules(), *model.model.multi_modal_projector.modules(), model.lm_head]
+    assert {type(m) for m in others if isinstance(m, torch.nn.Linear)} <= {
+        torch.nn.Linear,
+        torch.nn.modules.linear.NonDynamicallyQuantizableLinear,
+    }
+
+
+def test_nf4_quantises_twice_and_stays_trainable_on_a_cpu(make: Build) -> None:
+    layer = make(quantization="nf4").model.language_model.layers[0].mlp.up_proj
+    assert layer.weight.quant_type == "nf4"
+    assert layer.weight.quant_state.nested
+    assert layer.support_avx512bf16_for_cpu is False
+
+
+def test_quantised_logits_are_near_the_exact_ones(make: Build, batch: Callable) -> None:
+    inputs = batch(1, 2)
+    exact = make()(**inputs).logits
+    for quantization, near in {"int8": 0.02, "nf4": 0.15}.items():
+        assert 0 < (make(quantization=quantization)(**inputs).logits - exact).norm() / exact.norm() < near
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"language": "qwen3_vl"}, "model.language: .*qwen3_vl is a qwen3_vl model; a dense causal Qwen"),
+        ({"language": "siglip"}, "model.language: .*siglip is a siglip model"),
+        ({"vision": "clip"}, "model.vision: .*clip is a clip model; a SigLIP"),
+        ({"vision": "nowhere"}, "model.vision: cannot load"),
+        ({"feature_layer": 5}, "model.feature_layer: 5 is out of range; the vision encoder has hidden states -5 to 4"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_one_line_naming_its_key(settings: Settings, parts: Path, changes: dict, message: str) -> None:
+    changes = {key: str(parts / value) if key in ("vision", "language") else value for key, value in changes.items()}
+    with pytest.raises(UsageError, match=message) as caught:
+        build(settings(**changes), placeholder_id=6)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_language_model_without_its_weights_is_an_error(settings: Settings, parts: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (tmp_path / "config.json").write_bytes((parts / "qwen3" / "config.json").read_bytes())
+    weights = load_file(parts / "qwen3" / "model.safetensors")
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"lacks weights of the language model, such as model.layers.0.mlp.up_proj.weight"):
+        build(settings(language=str(tmp_path)), placeholder_id=6)

@@ -1,0 +1,230 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from errors import UsageError
+from model import checkpoint
+from model.adapters import Group, attach, base_model, trainable_groups
+from model.config import LoraConfig, ModelConfig, ProjectorConfig
+from tests.model.conftest import Build
+from tests.model.test_adapters import train
+from tests.model.test_vlm import with_labels
+
+Settings = Callable[..., ModelConfig]
+Batch = Callable[..., dict[str, torch.Tensor]]
+Trained = Callable[..., nn.Module]
+
+STAGES: list[list[Group]] = [["projector"], ["projector", "lora"], ["projector", "language"]]
+
+
+@pytest.fixture
+def trained(make: Build, settings: Settings, batch: Batch) -> Trained:
+    """A model after a few steps."""
+
+    def run(groups: list[Group], **changes: object) -> nn.Module:
+        model = attach(make(**changes), settings(**changes), groups)
+        train(model, with_labels(batch(1, 2)), steps=3)
+        return model
+
+    return run
+
+
+def logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(**inputs).logits
+    return found
+
+
+@pytest.mark.parametrize("groups", STAGES)
+def test_saved_loaded_and_merged_give_the_same_logits(
+    trained: Trained, make: Build, batch: Batch, tmp_path: Path, groups: list[Group]
+) -> None:
+    model, inputs = trained(groups), batch(1, 2)
+    wanted = logits(model, inputs)
+    assert (wanted - logits(make(), inputs)).abs().max() > 0.1, "training has changed something"
+    checkpoint.save(model, tmp_path / "c")
+    loaded = checkpoint.load(tmp_path / "c")
+    assert torch.equal(logits(loaded, inputs), wanted)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    merged = checkpoint.merge(tmp_path / "c")
+    torch.testing.assert_close(logits(merged, inputs), wanted, atol=1e-5, rtol=0)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_quantised_base_is_rebuilt_the_same_way(trained: Trained, batch: Batch, tmp_path: Path, quantization: str) -> None:
+    model, inputs = trained(["projector", "lora"], quantization=quantization), batch(1, 2)
+    checkpoint.save(model, tmp_path)
+    assert torch.equal(logits(checkpoint.load(tmp_path), inputs), logits(model, inputs))
+
+
+def test_dora_is_rebuilt_and_merged(trained: Trained, batch: Batch, tmp_path: Path) -> None:
+    model, inputs = trained(["lora"], lora=LoraConfig(r=4, alpha=8, dropout=0.0, dora=True)), batch(1)
+    checkpoint.save(model, tmp_path)
+    assert torch.equal(logits(checkpoint.load(tmp_path), inputs), logits(model, inputs))
+    torch.testing.assert_close(logits(checkpoint.merge(tmp_path), inputs), logits(model, inputs), atol=1e-5, rtol=0)
+
+
+def test_merging_takes_the_exact_base_also_after_qlora(trained: Trained, batch: Batch, tmp_path: Path) -> None:
+    checkpoint.save(trained(["projector", "lora"], quantization="nf4"), tmp_path)
+    exact = checkpoint.load(tmp_path, quantization="none")
+    torch.testing.assert_close(logits(checkpoint.merge(tmp_path), batch(1)), logits(exact, batch(1)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("groups", STAGES)
+def test_one_file_holds_adapter_and_projector_and_nothing_of_the_base(trained: Trained, tmp_path: Path, groups: list[Group]) -> None:
+    checkpoint.save(trained(groups), tmp_path)
+    keys = load_file(tmp_path / "adapter_model.safetensors").keys()
+    projector = {f"base_model.model.model.multi_modal_projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+    assert projector <= keys
+    assert all(".lora_" in key for key in keys - projector)
+    assert any(".lora_" in key for key in keys) == ("lora" in groups)
+    assert (tmp_path / "adapter_config.json").exists() == ("lora" in groups)
+    assert (tmp_path / "language" / "model.safetensors").exists() == ("language" in groups)
+
+
+def test_the_folder_names_its_base_models_and_settings(make: Build, settings: Settings, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"projector": ProjectorConfig(pool=2), "system_prompt": "Antworte kurz."}
+    config = settings(**changes)
+    checkpoint.save(attach(make(**changes), config, ["projector"]), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert written["settings"]["vision"] == config.vision
+    assert written["settings"]["language"] == config.language
+    assert checkpoint.settings(tmp_path) == config
+    assert base_model(checkpoint.load(tmp_path)).config.pool == 2
+
+
+@pytest.mark.parametrize("groups", STAGES)
+def test_loading_to_go_on_makes_the_trained_groups_trainable_in_fp32(
+    trained: Trained, batch: Batch, tmp_path: Path, groups: list[Group]
+) -> None:
+    checkpoint.save(trained(groups), tmp_path)
+    model = checkpoint.load(tmp_path, trainable=True, dtype=torch.bfloat16)
+    found = trainable_groups(model)
+    assert set(found) == set(groups)
+    assert {p.dtype for group in found.values() for p in group} == {torch.float32}
+    assert train(model, with_labels(batch(1, 2)), steps=2)
+
+
+@pytest.mark.parametrize("groups", STAGES)
+def test_weights_can_be_put_into_a_model_that_is_there(
+    trained: Trained, make: Build, settings: Settings, batch: Batch, tmp_path: Path, groups: list[Group]
+) -> None:
+    model = trained(groups)
+    checkpoint.save(model, tmp_path)
+    fresh = attach(make(), settings(), groups)
+    checkpoint.load_weights(fresh, tmp_path)
+    assert torch.equal(logits(fresh.eval(), batch(1, 2)), logits(model, batch(1, 2)))
+    assert set(trainable_groups(fresh)) == set(groups)
+
+
+def test_a_state_dict_from_elsewhere_is_written_in_place_of_the_models_own(trained: Trained, tmp_path: Path) -> None:
+    for groups in STAGES:
+        model = trained(groups)
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        checkpoint.save(model, tmp_path / "own")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        checkpoint.save(model, tmp_path / "given", state)
+        for path in (tmp_path / "own").rglob("*.safetensors"):
+            other = load_file(tmp_path / "given" / path.relative_to(tmp_path / "own"))
+            assert all(torch.equal(value, other[key]) for key, value in load_file(path).items())
+        shutil.rmtree(tmp_path / "own")
+        shutil.rmtree(tmp_path / "given")
+
+
+def test_weights_of_another_shape_or_number_are_an_error(trained: Trained, make: Build, tmp_path: Path) -> None:
+    checkpoint.save(trained(["projector", "lora"]), tmp_path)
+    with pytest.raises(UsageError, match=r"70 weights are missing, left over or of another shape, such as .*lora_A"):
+        checkpoint.load_weights(make(), tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    key = next(key for key in tensors if key.endswith("linear_1.bias"))
+    save_file({**tensors, key: torch.zeros(3)}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(UsageError, match=rf"1 weights are missing.*{key}"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_folder_that_is_no_checkpoint_is_an_error(tmp_path: Path, parts: Path) -> None:
+    with pytest.raises(UsageError, match="not a checkpoint"):
+        checkpoint.load(tmp_path)
+    with pytest.raises(UsageError, match="not a checkpoint of ours but a qwen3 model"):
+        checkpoint.load(parts / "qwen3")
+
+
+def test_a_base_model_that_has_moved_away_is_an_error_naming_its_key(trained: Trained, tmp_path: Path) -> None:
+    checkpoint.save(trained(["projector"]), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config["settings"]["language"] = "/gone/qwen"
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"model.language: cannot load /gone/qwen"):
+        checkpoint.load(tmp_path)
+
+
+def test_settings_of_another_version_are_an_error(trained: Trained, tmp_path: Path) -> None:
+    checkpoint.save(trained(["projector"]), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config["settings"]["resolution"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"settings\.resolution: unexpected keyword argument"):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("quantization", ["as_trained", "none", "nf4"])
+def test_a_merged_model_is_loaded_as_it_is(trained: Trained, batch: Batch, tmp_path: Path, quantization: Any) -> None:
+    checkpoint.save(trained(["projector", "lora"]), tmp_path / "c")
+    merged = checkpoint.merge(tmp_path / "c")
+    merged.save_pretrained(tmp_path / "m")
+    loaded = checkpoint.load(tmp_path / "m", quantization=quantization)
+    difference = (logits(loaded, batch(1)) - logits(merged, batch(1))).abs().max()
+    assert not isinstance(loaded, PeftModel)
+    assert loaded.generation_config.eos_token_id == merged.generation_config.eos_token_id
+    assert difference == 0 if quantization != "nf4" else 0 < difference < 1
+
+
+def step(folder: Path, number: int, whole: bool = True) -> Path:
+    path = folder / f"checkpoint-{number}"
+    path.mkdir()
+    (path / "adapter_model.safetensors").write_bytes(b"x" * number)
+    (path / "trainer").mkdir()
+    (path / "trainer" / "state").write_text("s")
+    if whole:
+        checkpoint.mark_whole(path)
+    return path
+
+
+def test_the_newest_whole_checkpoint_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
+    for number in (9, 100, 20):
+        step(tmp_path, number)
+    (tmp_path / "checkpoint-final").mkdir()
+    assert checkpoint.newest(tmp_path).name == "checkpoint-100"
+
+
+@pytest.mark.parametrize("damage", ["unmarked", "gone", "cut", "garbled"])
+def test_a_half_written_checkpoint_is_skipped_with_a_message(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+    step(tmp_path, 10)
+    broken = step(tmp_path, 20, whole=damage != "unmarked")
+    if damage == "gone":
+        (broken / "trainer" / "state").unlink()
+    if damage == "cut":
+        (broken / "adapter_model.safetensors").write_bytes(b"x")
+    if damage == "garbled":
+        (broken / "whole.json").write_text('{"a"')
+    assert checkpoint.newest(tmp_path).name == "checkpoint-10"
+    assert "skipping" in caplog.text
+    assert "checkpoint-20" in caplog.text
+
+
+def test_no_whole_checkpoint_is_an_error(tmp_path: Path) -> None:
+    step(tmp_path, 5, whole=False)
+    for folder in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(UsageError, match="no whole checkpoint"):
+            checkpoint.newest(folder)

@@ -1,0 +1,264 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from dataset.batching import Example, PackedCollator, PaddedCollator
+from dataset.processor import Processor
+from dataset.sample import Message
+from model.adapters import set_trainable
+from model.vlm import PlaceholderError, VisionLanguageModel
+from tests.model.conftest import Build, inputs_for_stock, stock
+
+Batch = Callable[..., dict[str, torch.Tensor]]
+
+
+def logits(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
+    """Of all positions that hold a token."""
+    with torch.no_grad():
+        found: torch.Tensor = model(**inputs).logits[inputs["attention_mask"].bool()]
+    return found
+
+
+PICTURES = {"one": (1,), "several": (3,), "none": (0,), "padded batch": (1, 0, 2), "padded text": (0, 0)}
+
+
+@pytest.mark.parametrize("pictures", PICTURES.values(), ids=PICTURES.keys())
+@pytest.mark.parametrize("pad", ["right", "left"])
+def test_logits_equal_stock_llava(model: VisionLanguageModel, batch: Batch, pictures: tuple[int, ...], pad: str) -> None:
+    inputs = batch(*pictures, pad=pad)
+    torch.testing.assert_close(logits(model, inputs), logits(stock(model), inputs_for_stock(inputs)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layer", [-5, 2, -1, -2, "last_hidden_state"])
+def test_every_feature_layer_equals_stock_llava(make: Build, batch: Batch, layer: int | str) -> None:
+    model, inputs = make(feature_layer=layer), batch(1, 2)
+    torch.testing.assert_close(logits(model, inputs), logits(stock(model), inputs), atol=1e-5, rtol=0)
+
+
+def test_a_qwen2_with_an_output_matrix_of_its_own_equals_stock_llava(make: Build, batch: Batch, qwen2: Path) -> None:
+    model, inputs = make(language=str(qwen2)), batch(1, 2)
+    assert model.lm_head.weight is not model.get_input_embeddings().weight
+    torch.testing.assert_close(logits(model, inputs), logits(stock(model), inputs), atol=1e-5, rtol=0)
+
+
+def test_the_state_dict_has_the_keys_of_stock_llava(model: VisionLanguageModel) -> None:
+    assert model.state_dict().keys() == stock(model).state_dict().keys()
+
+
+def test_other_pictures_and_another_order_give_other_logits(model: VisionLanguageModel, batch: Batch) -> None:
+    inputs = batch(2)
+    swapped = {**inputs, "pixel_values": inputs["pixel_values"].flip(0)}
+    assert (logits(model, inputs)[-1] - logits(model, swapped)[-1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("decoding", [{"num_beams": 1}, {"num_beams": 4, "num_return_sequences": 4}], ids=["greedy", "beams"])
+def test_generation_equals_stock_llava(model: VisionLanguageModel, batch: Batch, decoding: dict[str, int]) -> None:
+    inputs = batch(1, 0, 2, pad="left")
+    options = {"max_new_tokens": 6, "do_sample": False, **decoding}
+    torch.testing.assert_close(model.generate(**inputs, **options), stock(model).generate(**inputs, **options))
+
+
+def test_beams_see_the_pictures_of_their_own_sample_in_order(model: VisionLanguageModel, batch: Batch) -> None:
+    inputs = batch(2, 1, pad="left")
+    options = {"max_new_tokens": 5, "do_sample": False, "num_beams": 3, "output_scores": True, "return_dict_in_generate": True}
+    together = model.generate(**inputs, **options)
+    rows = [slice(0, 2), slice(2, 3)]
+    for row, pixels in enumerate(rows):
+        kept = inputs["attention_mask"][row].bool()
+        alone = {"input_ids": inputs["input_ids"][row][kept][None], "pixel_values": inputs["pixel_values"][pixels]}
+        single = model.generate(**alone, **options)
+        torch.testing.assert_close(single.sequences[0, -5:], together.sequences[row, -5:])
+        torch.testing.assert_close(single.sequences_scores[0], together.sequences_scores[row], atol=1e-5, rtol=0)
+
+
+def test_generation_without_a_cache_keeps_the_pictures(model: VisionLanguageModel, batch: Batch) -> None:
+    inputs = batch(1, 2, pad="left")
+    options = {"max_new_tokens": 4, "do_sample": False}
+    torch.testing.assert_close(model.generate(**inputs, **options, use_cache=False), model.generate(**inputs, **options))
+
+
+def test_kept_features_do_what_their_pixels_do(model: VisionLanguageModel, batch: Batch) -> None:
+    inputs = batch(2, 1, pad="left")
+    pixels = inputs.pop("pixel_values")
+    wanted = logits(model, {**inputs, "pixel_values": pixels})
+    features = model.encode_images(pixels)
+    torch.testing.assert_close(logits(model, {**inputs, "image_features": features}), wanted)
+    projected = {"image": BaseModelOutputWithPooling(pooler_output=list(model.project(features)))}
+    torch.testing.assert_close(logits(model, {**inputs, "mm_encoder_outputs": projected}), wanted)
+    options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3}
+    beams = model.generate(**inputs, pixel_values=pixels, **options)
+    torch.testing.assert_close(model.generate(**inputs, image_features=features, **options), beams)
+    torch.testing.assert_close(model.generate(**inputs, mm_encoder_outputs=projected, **options), beams)
+    assert len(projected["image"].pooler_output) == 3, "the caller's features are not changed"
+
+
+def test_pictures_come_in_one_form_only(model: VisionLanguageModel, batch: Batch) -> None:
+    inputs = batch(1)
+    with pytest.raises(ValueError, match="one of pixel_values, image_features"):
+        model(**inputs, image_features=model.encode_images(inputs["pixel_values"]))
+
+
+def test_leaving_out_the_first_patch_takes_one_placeholder_less(make: Build, batch: Batch, model: VisionLanguageModel) -> None:
+    pixels = batch(2)["pixel_values"]
+    shorter = make(drop_first_patch=True).encode_images(pixels)
+    torch.testing.assert_close(shorter, model.encode_images(pixels)[:, 1:])
+
+
+@pytest.mark.parametrize("pictures", [(1, 3), (1, 1), (0, 2)])
+def test_counts_that_differ_name_the_sample(model: VisionLanguageModel, batch: Batch, pictures: tuple[int, int]) -> None:
+    inputs = {**batch(*pictures), "pixel_values": batch(1, 2)["pixel_values"]}
+    if pictures == (1, 3):
+        culprit = "sample second: 108 placeholders"
+    else:
+        culprit = "sample second or one before it: (36|72|36) picture tokens have no placeholder"
+    with pytest.raises(PlaceholderError, match=culprit):
+        model(**inputs, sample_ids=["first", "second"])
+
+
+def test_a_row_with_half_a_picture_is_the_one_that_is_named(model: VisionLanguageModel, batch: Batch) -> None:
+    inputs = batch(1, 1, 1)
+    inputs["input_ids"][1, 8] = 200
+    with pytest.raises(PlaceholderError, match="sample b: 35 placeholders"):
+        model(**inputs, sample_ids=["a", "b", "c"])
+
+
+def test_placeholders_without_pictures_are_an_error(model: VisionLanguageModel, batch: Batch) -> None:
+    inputs = batch(0, 1)
+    inputs["pixel_values"] = inputs["pixel_values"][:0]
+    with pytest.raises(PlaceholderError, match="sample in row 1: 36 placeholders"):
+        model(**inputs)
+    with pytest.raises(PlaceholderError, match="36 placeholders"):
+        model.generate(**inputs, max_new_tokens=1)
+
+
+def with_labels(inputs: dict[str, torch.Tensor], tail: int = 4) -> dict[str, torch.Tensor]:
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for row, length in enumerate(inputs["attention_mask"].sum(-1).tolist()):
+        labels[row, length - tail : length] = inputs["input_ids"][row, length - tail : length]
+    return {**inputs, "labels": labels}
+
+
+def test_the_loss_is_the_mean_over_supervised_tokens(model: VisionLanguageModel, batch: Batch) -> None:
+    inputs = with_labels(batch(1, 2))
+    torch.testing.assert_close(model(**inputs).loss, stock(model)(**inputs).loss, atol=1e-5, rtol=0)
+
+
+def test_the_loss_of_a_step_does_not_depend_on_how_it_is_cut(model: VisionLanguageModel, batch: Batch) -> None:
+    whole = with_labels(batch(1, 1, 1, 1))
+    whole["labels"][0] = -100
+    whole["labels"][0, 47] = 7
+    items = (whole["labels"] != -100).sum()
+    cut = [{key: value[rows] for key, value in whole.items()} for rows in (slice(0, 1), slice(1, 4))]
+    parts = [model(**part, num_items_in_batch=items).loss for part in cut]
+    torch.testing.assert_close(sum(parts), model(**whole).loss, atol=1e-5, rtol=0)
+
+
+def test_the_vocabulary_matrix_is_multiplied_at_supervised_positions_alone(model: VisionLanguageModel, batch: Batch) -> None:
+    rows: list[torch.Size] = []
+    hook = model.lm_head.register_forward_hook(lambda _module, inputs, _output: rows.append(inputs[0].shape[:-1]))
+    output = model(**with_labels(batch(1, 2), tail=3))
+    hook.remove()
+    assert rows == [(6,)]
+    assert output.logits is None
+
+
+def test_a_batch_with_nothing_supervised_has_loss_zero(model: VisionLanguageModel, batch: Batch) -> None:
+    inputs = batch(1)
+    assert model(**inputs, labels=torch.full_like(inputs["input_ids"], -100)).loss == 0
+
+
+def test_logits_can_be_asked_for_by_count_place_or_mask(model: VisionLanguageModel, batch: Batch) -> None:
+    inputs = batch(1, 2)
+    whole = model(**inputs).logits
+    torch.testing.assert_close(model(**inputs, logits_to_keep=2).logits, whole[:, -2:])
+    torch.testing.assert_close(model(**inputs, logits_to_keep=torch.tensor([0, 5])).logits, whole[:, [0, 5]])
+    mask = torch.rand(inputs["input_ids"].shape) < 0.2
+    torch.testing.assert_close(model(**inputs, logits_to_keep=mask).logits, whole[mask])
+
+
+def test_a_text_batch_gives_the_projector_gradients_of_zero(make: Build, batch: Batch) -> None:
+    model = make()
+    set_trainable(model, ["projector"])
+    inputs = with_labels(batch(0, 0))
+    loss = model(**inputs).loss
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), stock(model)(**inputs_for_stock(inputs)).loss, atol=1e-5, rtol=0)
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.model.multi_modal_projector.parameters())
+
+
+def test_the_vision_tower_stays_in_eval_mode_and_outside_autograd(make: Build, batch: Batch) -> None:
+    model = make().requires_grad_(True).train()
+    assert model.model.language_model.training
+    assert not any(module.training for module in model.model.vision_tower.modules())
+    model(**with_labels(batch(1))).loss.backward()
+    assert all(parameter.grad is None for parameter in model.model.vision_tower.parameters())
+    assert all(parameter.grad is not None for parameter in model.model.multi_modal_projector.parameters())
+
+
+def test_one_batch_can_be_overfitted_to_near_zero(make: Build, processor: Processor) -> None:
+    question = [Message("user", "<image>What is this?")]
+    samples = []
+    for i, answer in enumerate(["a red circle", "两个绿色的三角形", "2"]):
+        encoded = processor.encode(question, answer, 1)
+        assert encoded is not None
+        samples.append(Example(f"s{i}", encoded, torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(i))))
+    model, inputs = make(), PaddedCollator(pad_id=0)(samples)
+    set_trainable(model, ["projector", "language"])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    for _ in range(40):
+        loss = model(**inputs).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    # Only the pictures tell the three answers apart, so their first tokens alone would cost log(3) each without them.
+    assert model(**inputs).loss < 0.02
+
+
+def examples(processor: Processor) -> list[Example]:
+    """Samples of different lengths: several turns, two pictures, no picture, Chinese."""
+    generator = torch.Generator().manual_seed(3)
+    texts = [
+        ([Message("user", "<image>\nWhat color is the circle?")], "red", 1),
+        ([Message("user", "<image><image> 这幅图像中有什么？")], "图中有一个红色的圆形。", 2),
+        ([Message("user", "How many?"), Message("assistant", "2"), Message("user", "yes or no?")], "no", 0),
+        ([Message("user", "Describe the picture. <image>")], "A white cross at the bottom.", 1),
+    ]
+    made = []
+    for i, (messages, target, pictures) in enumerate(texts):
+        encoded = processor.encode(messages, target, pictures)
+        assert encoded is not None
+        made.append(Example(f"s{i}", encoded, torch.randn(pictures, 3, 96, 96, generator=generator)))
+    return made
+
+
+def loss_and_gradients(model: VisionLanguageModel, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_packed_loss_and_gradients_equal_the_unpacked_ones(make: Build, processor: Processor) -> None:
+    model = make()
+    set_trainable(model, ["projector", "language"])
+    samples = examples(processor)
+    padded = loss_and_gradients(model, PaddedCollator(pad_id=0)(samples))
+    packed = loss_and_gradients(model, PackedCollator(pad_id=0, capacity=400, max_length=180)(samples))
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=0)
+    assert max(float(gradient.abs().max()) for gradient in packed[1].values()) > 1e-2
+
+
+def test_a_packed_row_names_the_sample_whose_counts_differ(model: VisionLanguageModel, processor: Processor) -> None:
+    row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
+    with pytest.raises(PlaceholderError, match="sample s3: 36 placeholders"):
+        model(**{**row, "pixel_values": row["pixel_values"][:3]})
+
+
+def test_a_packed_row_takes_neither_mask_nor_cache(model: VisionLanguageModel, processor: Processor) -> None:
+    row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
+    with pytest.raises(ValueError, match="position_ids that restart"):
+        model(**row, attention_mask=torch.ones_like(row["input_ids"]))

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Siglip2Config, Siglip2VisionConfig, SiglipVisionModel
+
+from errors import UsageError
+from visual import siglip
+
+
+@pytest.fixture(scope="module")
+def tower(parts: Path) -> siglip.VisionTower:
+    return siglip.load(str(parts / "siglip"), dtype=torch.float32)
+
+
+PIXELS = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("layer", [0, 1, -1, -2, 4, "last_hidden_state"])
+def test_features_are_the_towers_own_hidden_states(tower: siglip.VisionTower, layer: siglip.FeatureLayer) -> None:
+    outputs = tower(PIXELS, output_hidden_states=True)
+    wanted = outputs.last_hidden_state if layer == "last_hidden_state" else outputs.hidden_states[layer]
+    torch.testing.assert_close(siglip.encode(tower, PIXELS, layer), wanted)
+
+
+@pytest.mark.parametrize(("layer", "layers"), [(0, 0), (-2, 3), (-1, 4), ("last_hidden_state", 4)])
+def test_no_more_layers_are_computed_than_needed(tower: siglip.VisionTower, layer: siglip.FeatureLayer, layers: int) -> None:
+    seen: list[int] = []
+    hooks = [block.register_forward_hook(lambda *_, i=i: seen.append(i)) for i, block in enumerate(tower.encoder.layers)]
+    siglip.encode(tower, PIXELS, layer)
+    for hook in hooks:
+        hook.remove()
+    assert seen == list(range(layers))
+
+
+def test_features_carry_no_history_and_may_be_trained_upon(tower: siglip.VisionTower) -> None:
+    features = siglip.encode(tower, PIXELS.requires_grad_(True), -2)
+    assert not features.requires_grad
+    linear = torch.nn.Linear(features.shape[-1], 4)
+    linear(features).sum().backward()
+    assert linear.weight.grad is not None
+
+
+def test_it_is_frozen_in_eval_mode_and_in_the_asked_for_precision(parts: Path) -> None:
+    tower = siglip.load(str(parts / "siglip"), dtype=torch.bfloat16)
+    assert not tower.training
+    assert {(p.dtype, p.requires_grad) for p in tower.parameters()} == {(torch.bfloat16, False)}
+
+
+def test_the_vision_half_alone_gives_the_same_features(tower: siglip.VisionTower, parts: Path, tmp_path: Path) -> None:
+    SiglipVisionModel.from_pretrained(parts / "siglip", dtype=torch.float32).save_pretrained(tmp_path)
+    alone = siglip.load(str(tmp_path), dtype=torch.float32)
+    torch.testing.assert_close(siglip.encode(alone, PIXELS, -2), siglip.encode(tower, PIXELS, -2))
+
+
+def test_loading_half_of_a_checkpoint_is_silent(parts: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture) -> None:
+    siglip.load(str(parts / "siglip"), dtype=torch.float32)
+    assert "UNEXPECTED" not in caplog.text + capfd.readouterr().err
+
+
+def test_the_grid_of_so400m_at_384_has_27_patches_a_side() -> None:
+    from transformers import SiglipVisionConfig
+
+    assert siglip.grid_side(SiglipVisionConfig(image_size=384, patch_size=14)) == 27
+
+
+@pytest.mark.parametrize("config", [Siglip2Config, Siglip2VisionConfig])
+def test_a_naflex_model_is_an_error(config: type, tmp_path: Path) -> None:
+    config().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"model.vision: .* is a NaFlex SigLIP 2"):
+        siglip.load(str(tmp_path), dtype=torch.float32)
+
+
+def test_weights_that_are_not_there_are_an_error(parts: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    (tmp_path / "config.json").write_bytes((parts / "siglip" / "config.json").read_bytes())
+    weights = load_file(parts / "siglip" / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if "layers.2.mlp" not in key}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"model.vision: .* lacks weights of the encoder, such as encoder.layers.2.mlp"):
+        siglip.load(str(tmp_path), dtype=torch.float32)
