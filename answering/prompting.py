@@ -44,7 +44,9 @@ NOT_A_SUBJECT = frozenset(
 )
 """Words that say nothing about whether a sentence takes up its question."""
 
-KEEPS_ITS_STOP = r"(?:^|\s)(?:(?:[^\W\d_]\.)*[^\W\d_]|mr|mrs|ms|dr|st|jr|sr|vs|etc|inc|ltd|co|corp|ave|rd|blvd|mt|ft)\.$"
+KEEPS_ITS_STOP = (
+    r"(?:(?:^|\s)(?:[^\W\d_]\.)+[^\W\d_]|\s[^\W\d_]|(?:^|\s)(?:mr|mrs|ms|dr|st|jr|sr|vs|etc|inc|ltd|co|corp|ave|rd|blvd|mt|ft))\.$"
+)
 """Initials and abbreviations end with a stop that belongs to them."""
 
 

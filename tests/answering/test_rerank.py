@@ -1,0 +1,138 @@
+"""Fusion by hand-computed cases; whatever is chosen is one of the candidates."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from answering import rerank as module
+from answering.config import RerankWeights
+from answering.local import LocalAnswerer
+from answering.protocol import Answer, Candidate, Decoding, Description, Request
+from answering.rerank import choose, fuse, rerank, signal
+from answering.statements import statement
+from errors import UsageError
+from tests.answering.conftest import asked
+from visual.clip import ClipScorer
+
+USUAL = RerankWeights()
+
+
+def candidate(text: str, mean: float | None = -1.0, count: int = 1, log_prob: float | None = None) -> Candidate:
+    return Candidate(text, log_prob if log_prob is not None else mean, mean, text, count)
+
+
+def test_a_signal_is_a_softmax_stretched_to_0_and_1() -> None:
+    values = np.log([0.5, 0.3, 0.2])
+    assert signal(values).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
+    assert signal(values + 5).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
+
+
+def test_where_all_are_equal_each_gets_1() -> None:
+    assert signal(np.array([2.0, 2.0, 2.0])).tolist() == [1.0, 1.0, 1.0]
+    assert signal(np.array([7.0])).tolist() == [1.0]
+
+
+def test_many_questions_of_different_lengths_at_once() -> None:
+    ragged = np.array([[math.log(0.5), math.log(0.3), math.log(0.2)], [1.0, 2.0, np.nan], [3.0, np.nan, np.nan]])
+    expected = [[1.0, 1 / 3, 0.0], [0.0, 1.0, np.nan], [1.0, np.nan, np.nan]]
+    assert signal(ragged) == pytest.approx(np.array(expected), nan_ok=True)
+
+
+def test_scores_are_fused_by_weight() -> None:
+    candidates = [candidate("a", math.log(0.5)), candidate("b", math.log(0.3)), candidate("c", math.log(0.2))]
+    ranking = rerank(candidates, [math.log(1), math.log(9), math.log(2)], USUAL)
+    # Likelihood 1, 1/3, 0; CLIP 0, 1, 1/8.
+    assert ranking.fused == pytest.approx((0.8, 0.8 / 3 + 0.2, 0.2 / 8))
+    assert ranking.order == (0, 1, 2)
+    assert rerank(candidates, [0.0, 9.0, 0.0], RerankWeights(likelihood=0.1, clip=0.9)).order == (1, 0, 2)
+
+
+def test_only_the_proportions_of_the_weights_matter() -> None:
+    candidates = [candidate("a", -1.0), candidate("b", -1.5), candidate("c", -3.0)]
+    one = rerank(candidates, [1.0, 3.0, 2.0], RerankWeights(likelihood=0.8, clip=0.2))
+    other = rerank(candidates, [1.0, 3.0, 2.0], RerankWeights(likelihood=4.0, clip=1.0))
+    assert one.fused == pytest.approx(other.fused)
+    with pytest.raises(UsageError, match=r"rerank\.weights"):
+        rerank(candidates, [1.0, 3.0, 2.0], RerankWeights(likelihood=0.0, clip=0.0))
+
+
+def test_a_grid_of_weights_is_tried_on_signals_computed_once() -> None:
+    means, clip = np.array([[-1.0, -1.5, -3.0], [-2.0, -1.0, np.nan]]), np.array([[1.0, 3.0, 2.0], [5.0, 1.0, np.nan]])
+    fused = fuse(signal(means), signal(clip), USUAL)
+    for row in range(2):
+        known = ~np.isnan(means[row])
+        candidates = [candidate(str(i), float(mean)) for i, mean in enumerate(means[row][known])]
+        assert tuple(fused[row][known]) == pytest.approx(rerank(candidates, clip[row][known].tolist(), USUAL).fused)
+
+
+def test_ties_keep_the_earlier_one_first() -> None:
+    candidates = [candidate("a"), candidate("b"), candidate("c")]
+    assert rerank(candidates, [1.0, 1.0, 1.0], USUAL).order == (0, 1, 2)
+    assert rerank(candidates, [0.0, 1.0, 1.0], USUAL).order == (1, 2, 0)
+
+
+def test_without_log_probabilities_clip_alone_decides() -> None:
+    candidates = [candidate("a", None), candidate("b", None)]
+    assert rerank(candidates, [0.0, 1.0], USUAL).order == (1, 0)
+
+
+def test_each_way_of_choosing() -> None:
+    candidates = [candidate("a", -0.1, 1, -0.5), candidate("b", -0.2, 2, -3.0), candidate("c", -9.0, 2, -1.0)]
+    chosen = choose(candidates, [0.0, 8.5, 9.0], USUAL)
+    assert chosen == {"first": "a", "majority": "c", "clip": "c", "reranked": "b"}
+    assert choose(candidates, None, USUAL) == {"first": "a", "majority": "c"}
+
+
+def test_without_counts_the_majority_is_the_likeliest() -> None:
+    assert choose([candidate("a", -0.1, 1, -2.0), candidate("b", -0.5, 1, -1.0)], None, USUAL)["majority"] == "b"
+
+
+def test_a_chosen_answer_is_never_empty() -> None:
+    assert set(choose([candidate("  ")], [1.0], USUAL).values()) == {"unknown"}
+    assert choose([], [], USUAL) == dict.fromkeys(("first", "majority", "clip", "reranked"), "unknown")
+
+
+class NeverRight:
+    """An answerer that never says the reference."""
+
+    description = Description("planted")
+
+    def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
+        random = np.random.default_rng(decoding.seed)
+        texts = [f"wrong {i}" for i in range(decoding.k)] + [""]
+        return [
+            Answer(r.request_id, tuple(candidate(text, float(random.normal()), int(random.integers(1, 3))) for text in texts))
+            for r in requests
+        ]
+
+    def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
+        raise NotImplementedError
+
+
+def test_a_chosen_answer_is_one_of_the_candidates() -> None:
+    reference = "right"
+    requests = [asked(str(i), f"Is it {reference}?") for i in range(200)]
+    random = np.random.default_rng(0)
+    for answer in NeverRight().answer(requests, Decoding(k=4)):
+        scores = random.normal(size=len(answer.candidates)).tolist()
+        chosen = choose(answer.candidates, scores, USUAL)
+        assert set(chosen.values()) <= {one.text or "unknown" for one in answer.candidates}
+        assert reference not in chosen.values()
+
+
+@pytest.mark.parametrize(
+    "function", [rerank, choose, fuse, signal, module.chosen_text, statement, ClipScorer.score, LocalAnswerer.answer, LocalAnswerer.stream]
+)
+def test_nothing_has_a_parameter_for_a_reference(function: Callable[..., Any]) -> None:
+    names = {*inspect.signature(function).parameters, *(field.name for field in dataclasses.fields(Request))}
+    assert names & {"reference", "references", "answers", "targets", "labels", "sample", "samples", "kwargs", "ground_truth"} == set()
+
+
+def test_statements_join_question_and_answer() -> None:
+    assert statement("<image>\nWhat color is it?", "red", "en") == "What color is it? red"
+    assert statement("<image>这是什么颜色？", "红色", "zh") == "这是什么颜色？红色"
