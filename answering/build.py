@@ -13,7 +13,7 @@ from dataset.pictures import open_picture
 from dataset.processor import Processor
 from errors import UsageError
 from model import checkpoint
-from model.build import default_dtype
+from model.build import build, default_dtype
 from visual import clip
 
 
@@ -42,10 +42,30 @@ def load_scorer(name: str, *, device: torch.device | str | None = None, dtype: t
     return clip.load(name, open_picture, device=device, dtype=dtype or default_dtype(device))
 
 
+def build_untuned(
+    system: CheckpointSystem, *, checkpoint_folder: Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> CheckpointAnswerer:
+    """The same parts and settings as a checkpoint, before any training: a fresh projector, no adapter. A control.
+
+    The projector is drawn from a fixed seed. Raises UsageError as `build_answerer` does.
+    """
+    path = _folder(system, checkpoint_folder)
+    processor = Processor.load(path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build(checkpoint.settings(path), placeholder_id=processor.placeholder_id, dtype=dtype, device=device or default_device())
+    return CheckpointAnswerer(model, processor, PromptPolicy.of(system), {"path": str(path), "untuned": True})
+
+
 def _checkpoint(system: CheckpointSystem, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> CheckpointAnswerer:
-    path = checkpoint.newest(folder) if system.path == "newest" else Path(system.path)
-    if not path.is_dir():
-        raise UsageError(f"system {system.name}, path: {path} does not exist (expected `newest` or a checkpoint folder)")
+    path = _folder(system, folder)
     processor = Processor.load(path)
     model = checkpoint.load(path, quantization=system.quantization, dtype=dtype, device=device)
     return CheckpointAnswerer(model, processor, PromptPolicy.of(system), {"path": str(path), "quantization": system.quantization})
+
+
+def _folder(system: CheckpointSystem, folder: Path) -> Path:
+    path = checkpoint.newest(folder) if system.path == "newest" else Path(system.path)
+    if not path.is_dir():
+        raise UsageError(f"system {system.name}, path: {path} does not exist (expected `newest` or a checkpoint folder)")
+    return path
