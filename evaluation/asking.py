@@ -38,69 +38,28 @@ class BatchScorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NamedScorer:
-    """A scorer and the name that stands for it in files."""
+    """A scorer, and its folder or hub name."""
 
     name: str
     scorer: BatchScorer
 
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a system answered, in the order of the questions, and how fast."""
-
-    predictions: list[Prediction]
-    questions_per_second: float | None
-
-
-def chunks(questions: Sequence[Question], decoding: DecodingConfig, description_tokens: int) -> list[Chunk]:
-    """Questions in their order; captions and descriptions, which may be longer, apart from short answers."""
-    size = decoding.batch_size * _BATCHES_A_CHUNK
-    longer = dataclasses.replace(decoding, max_new_tokens=max(description_tokens, decoding.max_new_tokens))
-    groups = (([q for q in questions if q.short], decoding), ([q for q in questions if not q.short], longer))
-    return [Chunk(tuple(group[i : i + size]), how) for group, how in groups for i in range(0, len(group), size)]
-
-
-def ask(
-    answerer: Answerer,
-    scorer: NamedScorer | None,
-    plan: Sequence[Chunk],
-    path: Path,
-    title: str,
-    score: Callable[[Prediction], float | None],
-) -> Asked:
-    """Have every chunk of `plan` answered; each is appended to `path` at once.
-
-    A chunk whose lines all stand in the file, for the same model, decoding and questions, is not asked again; one with an
-    error in it is. `score` is only for the running accuracy that is shown: what it returns goes nowhere else.
-    """
-    model = identity(answerer.description)
-    journal, watch = Journal(path), Stopwatch(path.with_suffix(".timing.json"), digest(model))
-    done: list[Prediction] = []
-    scores: list[float] = []
-    with Progress(title, sum(len(chunk.questions) for chunk in plan), "questions") as progress:
-        for chunk in plan:
-            known = _known(chunk, model, journal)
-            answered = known or _answered(answerer, chunk, model, watch)
-            scored = _scored(answered, chunk.questions, scorer)
-            if scored != known:
-                journal.append(scored)
-            done += scored
-            scores += [value for value in map(score, scored) if value is not None]
-            progress.update(len(scored), f"accuracy {statistics.fmean(scores):.3f}" if scores else "")
-    return Asked(done, watch.rate)
-
-
-def identity(description: Description) -> dict[str, Any]:
-    """What stands for a model in predictions files: kind, settings, and a fingerprint of the files of its folder.
-
-    The fingerprint is of names, sizes and times of change: training into the same folder again makes another model.
-    """
-    folder = Path(str(description.settings.get("path", "")))
-    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.name and folder.is_dir() else []
-    state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    model: dict[str, Any] = {"kind": description.kind, **description.settings}
-    plain: dict[str, Any] = json.loads(json.dumps(model | ({"files": digest(state)} if files else {}), default=str))
+    @property
+    def identity(description: Description) -> dict[str, Any]:
+    """What stands for a model in predictions files: kind, settings, and a fingerprint of its folder where it has one."""
+    files = fingerprint(Path(str(description.settings.get("path", ""))))
+    model = {"kind": description.kind, **description.settings, **({"files": files} if files else {})}
+    plain: dict[str, Any] = json.loads(json.dumps(model, default=str))
     return plain
+
+
+def fingerprint(folder: Path) -> str | None:
+    """Stands for the names, sizes and times of change of a folder's files: training into it again makes another model.
+
+    None for a hub name.
+    """
+    if not folder.name or not folder.is_dir():
+        return None
+    return digest([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()])
 
 
 def _key(model: dict[str, Any], decoding: DecodingConfig, question: Question) -> str:
@@ -145,7 +104,8 @@ def _scored(answered: Sequence[Prediction], questions: Sequence[Question], score
     """With the scorer's mean over the pictures for each candidate; without a picture there is nothing to score."""
     if scorer is None:
         return [dataclasses.replace(prediction, scorer=None, clip=None) for prediction in answered]
-    new = [i for i, prediction in enumerate(answered) if prediction.scorer != scorer.name]
+    name = scorer.identity
+    new = [i for i, prediction in enumerate(answered) if prediction.scorer != name]
     pairs = [(i, picture) for i in new if answered[i].candidates for picture in questions[i].request.pictures]
     texts = [
         [statement(questions[i].text, candidate.text, questions[i].request.language) for candidate in answered[i].candidates]
@@ -157,7 +117,7 @@ def _scored(answered: Sequence[Prediction], questions: Sequence[Question], score
     result = list(answered)
     for i, by_picture in by_question.items():
         clip = tuple(statistics.fmean(scores) for scores in zip(*by_picture, strict=True))
-        result[i] = dataclasses.replace(answered[i], scorer=scorer.name, clip=clip or None)
+        result[i] = dataclasses.replace(answered[i], scorer=name, clip=clip or None)
     return result
 
 

@@ -24,6 +24,7 @@ class Question:
     request: Request
     image_ids: tuple[int, ...]
     pictures: tuple[str, ...]
+    source: str
 
     @property
     def sample_id(self) -> str:
@@ -78,7 +79,7 @@ def choose(store: Store, split: Split, limit: int | None) -> list[Question]:
 def _question(sample: Sample, store: Store, images: dict[int, ImageRow]) -> Question:
     rows = [images.setdefault(i, images.get(i) or store.image(i)) for i in sample.image_ids]
     request = Request(sample.sample_id, tuple(row.path for row in rows), sample.messages, sample.task, sample.language)
-    return Question(request, sample.image_ids, tuple(row.sha256 for row in rows))
+    return Question(request, sample.image_ids, tuple(row.sha256 for row in rows), sample.source)
 
 
 def references(store: Store, split: Split) -> dict[str, tuple[str, ...]]:
@@ -113,4 +114,4 @@ def _cycle(images: list[int], seed: int) -> dict[int, int]:
 
 def _on(question: Question, image_ids: tuple[int, ...], seen: dict[int, tuple[Path, str]]) -> Question:
     request = dataclasses.replace(question.request, pictures=tuple(seen[image][0] for image in image_ids))
-    return Question(request, image_ids, tuple(seen[image][1] for image in image_ids))
+    return dataclasses.replace(question, request=request, image_ids=image_ids, pictures=tuple(seen[image][1] for image in image_ids))

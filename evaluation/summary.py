@@ -80,21 +80,23 @@ def summarise(
 
 
 def measures(scores: Scores, questions: Sequence[Question], settings: EvalConfig) -> dict[str, Any]:
-    """The M of DESIGN.md: every metric's mean, the interval of the first, and accuracy by category and language."""
+    """The M of DESIGN.md: every metric's mean, the interval of the first, and accuracy by category, language and source."""
     accuracy = scores[METRIC]
     groups = clusters([question.image_ids for question in questions])
     (interval,) = intervals(accuracy[:, None], groups, settings.bootstrap, settings.seed)
     figures: dict[str, Any] = {"questions": len(questions), METRIC: mean(accuracy), f"{METRIC}_ci95": [interval.low, interval.high]}
     figures |= {name: mean(values) for name, values in scores.items() if name != METRIC}
-    asked = np.array([question.category for question in questions])
-    spoken = np.array([question.request.language for question in questions])
-    figures["by_category"] = {name: _part(accuracy[asked == name]) for name in names() if (asked == name).any()}
-    figures["by_language"] = {name: _part(accuracy[spoken == name]) for name in ("en", "zh") if (spoken == name).any()}
+    figures["by_category"] = _parts(accuracy, [question.category for question in questions], names())
+    figures["by_language"] = _parts(accuracy, [question.request.language for question in questions], ["en", "zh"])
+    sources = [question.source for question in questions]
+    figures["by_source"] = _parts(accuracy, sources, sorted(set(sources)))
     return figures
 
 
-def _part(accuracy: np.ndarray) -> dict[str, Any]:
-    return {"questions": len(accuracy), METRIC: mean(accuracy)}
+def _parts(accuracy: np.ndarray, labels: Sequence[str], order: Sequence[str]) -> dict[str, Any]:
+    """Accuracy by label, for the labels that there are."""
+    parts = {name: accuracy[np.array(labels) == name] for name in order}
+    return {name: {"questions": len(part), METRIC: mean(part)} for name, part in parts.items() if len(part)}
 
 
 def mean(values: np.ndarray) -> float:

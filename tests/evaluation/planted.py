@@ -71,6 +71,16 @@ Say = Callable[[Request], Sequence[tuple[str, float]]]
 """Texts and mean log-probabilities that are answered to a request, best first."""
 
 
+def always(*candidates: tuple[str, float]) -> Say:
+    """The same candidates to every request."""
+
+    def say(request: Request) -> Sequence[tuple[str, float]]:
+        del request
+        return candidates
+
+    return say
+
+
 @dataclass
 class PlantedAnswerer:
     """Answers what `say` tells it, fails on `broken`, stops the process's run after `dies_after` questions."""

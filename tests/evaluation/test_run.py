@@ -15,7 +15,7 @@ from errors import UsageError
 from evaluation.asking import NamedScorer
 from evaluation.config import EvalConfig
 from evaluation.run import Experiment, Outcome, evaluate
-from tests.evaluation.planted import COLORS, COLORS_ZH, PlantedAnswerer, PlantedScorer, experiment, questions, sample, write_store
+from tests.evaluation.planted import COLORS, COLORS_ZH, PlantedAnswerer, PlantedScorer, always, experiment, questions, sample, write_store
 
 
 def by_the_book(request: Request) -> Sequence[tuple[str, float]]:
@@ -67,6 +67,7 @@ def test_the_summary_holds_what_can_be_worked_out_by_hand(tmp_path: Path) -> Non
     assert first["exact"] == pytest.approx(2 / 3)
     assert first["by_category"]["attribute"] == {"questions": 12, "vqa_accuracy": pytest.approx(0.15)}
     assert first["by_category"]["counting"] == {"questions": 6, "vqa_accuracy": 0.0}
+    assert first["by_source"] == {"planted": {"questions": 18, "vqa_accuracy": pytest.approx(0.1)}}
     assert first["by_language"]["zh"] == {"questions": 6, "vqa_accuracy": 0.0}
     assert first["vqa_accuracy_ci95"][0] <= first["vqa_accuracy"] <= first["vqa_accuracy_ci95"][1]
     assert oracle["vqa_accuracy"] == pytest.approx(1 / 3)
@@ -140,7 +141,7 @@ def test_an_answerer_that_never_says_the_reference_is_never_credited(tmp_path: P
     rows = [sample(f"s{i}", i, "What color is the disc?", [color] * 10) for i, color in enumerate(COLORS)]
     rows += [sample("v", 9, "What color is the disc?", ["red"] * 10, split="validation")]
     store = write_store(tmp_path / "data", rows)
-    never = PlantedAnswerer(lambda request: [("pink", -0.5), ("", -0.7), ("mauve", -1.0)])
+    never = PlantedAnswerer(always(("pink", -0.5), ("", -0.7), ("mauve", -1.0)))
     planned = experiment(store, tmp_path / "out", rerank=RerankConfig(tune=True))
     summary = run(planned, never, scorer=PlantedScorer(*COLORS)).summary
     for name, measures in summary["systems"]["ours"]["choices"].items():
@@ -220,14 +221,14 @@ def test_another_scorer_scores_old_answers_anew(tmp_path: Path) -> None:
 def test_a_failed_question_is_recorded_counts_as_wrong_and_is_asked_again(tmp_path: Path) -> None:
     rows = [sample(f"s{i}", i, "Is it?", ["unknown"] * 10) for i in range(4)]
     planned = experiment(write_store(tmp_path / "data", rows), tmp_path / "out")
-    summary = run(planned, PlantedAnswerer(lambda request: [("unknown", -1.0)], broken=frozenset({"s2"})), scorer=PlantedScorer()).summary
+    summary = run(planned, PlantedAnswerer(always(("unknown", -1.0)), broken=frozenset({"s2"})), scorer=PlantedScorer()).summary
     assert summary["systems"]["ours"]["errors"] == 1
     # "unknown" stands for the failed answer too, but is not credited there.
     assert summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"] == pytest.approx(3 / 4)
     assert summary["systems"]["ours"]["choices"]["oracle"]["vqa_accuracy"] == pytest.approx(3 / 4)
     (failed,) = [row for row in lines(tmp_path / "out" / "predictions" / "ours.jsonl") if row["error"]]
     assert (failed["sample_id"], failed["error"], failed["candidates"]) == ("s2", "the picture is upside down", [])
-    mended = PlantedAnswerer(lambda request: [("unknown", -1.0)])
+    mended = PlantedAnswerer(always(("unknown", -1.0)))
     assert run(planned, mended, scorer=PlantedScorer()).summary["systems"]["ours"]["errors"] == 0
     assert "s2" in mended.asked
 
@@ -289,7 +290,7 @@ def test_the_controls_of_the_first_checkpoint_are_asked_and_compared(tmp_path: P
         return [(COLORS[int(path.stem) % 6], -0.1)]
 
     planned = experiment(store, tmp_path / "out", "ours", "other", controls=("shuffled_pictures", "untuned"))
-    blind = PlantedAnswerer(lambda request: [("white", -0.1)])
+    blind = PlantedAnswerer(always(("white", -0.1)))
     summary = run(planned, PlantedAnswerer(sees), PlantedAnswerer(sees), untuned=blind).summary
     assert summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"] == pytest.approx(1.0)
     assert summary["controls"]["shuffled_pictures"]["vqa_accuracy"] < 0.5
@@ -306,7 +307,7 @@ def test_weights_are_tuned_on_the_validation_split_and_only_there(tmp_path: Path
     rows += [sample(f"t{i}", 10 + i, "What color is the disc?", ["gray"] * 10) for i in range(6)]
     store = write_store(tmp_path / "data", rows)
     planned = experiment(store, tmp_path / "out", rerank=RerankConfig(tune=True))
-    answerer = PlantedAnswerer(lambda request: [("gray", -0.1), ("red", -0.5)])
+    answerer = PlantedAnswerer(always(("gray", -0.1), ("red", -0.5)))
     summary = run(planned, answerer, scorer=PlantedScorer("red")).summary
     assert summary["rerank"] == {"weights": {"likelihood": 0.45, "clip": 0.55}, "chosen_on": "validation", "scorer": "planted clip"}
     assert summary["systems"]["ours"]["choices"]["reranked"]["vqa_accuracy"] == 0.0
@@ -316,8 +317,12 @@ def test_weights_are_tuned_on_the_validation_split_and_only_there(tmp_path: Path
 def test_tuning_that_shows_no_difference_keeps_the_default(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(2) + questions(2, "validation"))
     planned = experiment(store, tmp_path / "out", rerank=RerankConfig(tune=True, weights=RerankWeights(likelihood=0.6, clip=0.4)))
-    answerer = PlantedAnswerer(lambda request: [("mauve", -0.1), ("pink", -0.2)])
+    answerer = PlantedAnswerer(always(("mauve", -0.1), ("pink", -0.2)))
     assert run(planned, answerer, scorer=PlantedScorer("pink")).summary["rerank"]["weights"] == {"likelihood": 0.6, "clip": 0.4}
+
+
+def never_loaded(system: object) -> PlantedAnswerer:
+    pytest.fail(f"{system} was loaded")
 
 
 @pytest.mark.parametrize(
@@ -338,7 +343,7 @@ def test_settings_that_do_not_fit_are_said_before_anything_is_loaded(
     planned = dataclasses.replace(planned, settings=dataclasses.replace(planned.settings, **settings))
     assert isinstance(planned.settings, EvalConfig)
     with pytest.raises(UsageError, match=message):
-        evaluate(planned, pytest.fail, pytest.fail, NamedScorer("planted clip", PlantedScorer()))
+        evaluate(planned, never_loaded, never_loaded, NamedScorer("planted clip", PlantedScorer()))
 
 
 def test_tuning_without_a_scorer_is_an_error(tmp_path: Path) -> None:

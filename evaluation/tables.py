@@ -1,0 +1,152 @@
+"""The figures of summary.json in words and aligned columns, for a terminal and for report.md."""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from evaluation.scoring import CHOICES
+
+MEANINGS = {
+    "first": "the likeliest candidate",
+    "clip": "the candidate that fits the picture best",
+    "reranked": "likelihood and picture fit together",
+    "majority": "the candidate said most often",
+    "random": "a candidate drawn at random; a floor, no method",
+    "oracle": "the best candidate by the references; a ceiling, no method",
+}
+LEGACY = {"contains_legacy", "bidirectional_legacy"}
+"""Character-substring metrics, only for comparison with older reports."""
+
+Row = Sequence[str]
+
+
+def tables(summary: dict[str, Any]) -> str:
+    """Everything, for a terminal."""
+    parts = [aligned(*accuracy_table(summary))]
+    if any(figures["choices"] for figures in summary["systems"].values()):
+        parts.append(aligned(*category_table(summary)))
+    if any("captions" in figures for figures in summary["systems"].values()):
+        parts.append(aligned(*caption_table(summary)))
+    if summary["comparisons"]:
+        parts.append(aligned(*comparison_table(summary)))
+    return "\n\n".join([*parts, "\n".join(remarks(summary))])
+
+
+def aligned(header: Row, rows: Iterable[Row]) -> str:
+    """Columns aligned by what they show: a Chinese character takes two places."""
+    lines = [header, *rows]
+    widths = [max(_width(line[i]) for line in lines) for i in range(len(header))]
+    rendered = ["  ".join(cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([rendered[0], "-" * max(map(_width, rendered)), *rendered[1:]])
+
+
+def markdown(header: Row, rows: Iterable[Row]) -> str:
+    """The same as a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def accuracy_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """A row for each system and choice, then the controls."""
+    header = ("system", "choice", "questions", "VQA accuracy", "95 % interval", "M4C", "exact", "fuzzy", "contains")
+    rows = [
+        _accuracy_row(name, choice, figures["choices"][choice])
+        for name, figures in summary["systems"].items()
+        for choice in CHOICES
+        if choice in figures["choices"]
+    ]
+    return header, rows + [_accuracy_row(name, "control", measures) for name, measures in summary.get("controls", {}).items()]
+
+
+def _accuracy_row(name: str, choice: str, measures: dict[str, Any]) -> Row:
+    others = (percent(measures[metric]) for metric in ("vqa_accuracy_m4c", "exact", "fuzzy", "contains"))
+    interval = between(measures["vqa_accuracy_ci95"])
+    return (name, choice, f"{measures['questions']:,}", percent(measures["vqa_accuracy"]), interval, *others)
+
+
+def category_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """Accuracy by category, language and source of each system's best-informed honest choice: reranked, else first."""
+    shown = {name: shown_choice(figures) for name, figures in summary["systems"].items() if figures["choices"]}
+    header = ("VQA accuracy by", "questions", *(f"{name}/{choice}" for name, choice in shown.items()))
+    measures = [summary["systems"][name]["choices"][choice] for name, choice in shown.items()]
+    rows = []
+    for group in ("by_category", "by_language", "by_source"):
+        for label, part in measures[0][group].items():
+            rows.append((label, f"{part['questions']:,}", *(percent(m[group][label]["vqa_accuracy"]) for m in measures)))
+    return header, rows
+
+
+def shown_choice(figures: dict[str, Any]) -> str:
+    """The choice that stands for a system where only one is shown."""
+    return "reranked" if "reranked" in figures["choices"] else "first"
+
+
+def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """Captions and descriptions, which short-answer metrics say nothing about."""
+    header = ("system", "choice", "captions", "texts", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
+    rows = [
+        (
+            name,
+            choice,
+            kind,
+            f"{scores['questions']:,}",
+            *(percent(scores[f"bleu_{n}"]) for n in range(1, 5)),
+            percent(scores["rouge_l"]),
+            f"{scores['cider_d']:.2f}",
+        )
+        for name, figures in summary["systems"].items()
+        for choice, kinds in figures.get("captions", {}).items()
+        for kind, scores in kinds.items()
+    ]
+    return header, rows
+
+
+def comparison_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """Every comparison with its verdict."""
+    header = ("a", "b", "a - b (points)", "95 % interval", "p", "p (Holm)", "better")
+    rows = [
+        (
+            row["a"],
+            row["b"],
+            f"{100 * row['difference']:+.1f}",
+            f"{100 * row['ci95'][0]:+.1f} .. {100 * row['ci95'][1]:+.1f}",
+            f"{row['p_value']:.4f}",
+            f"{row['p_holm']:.4f}",
+            {"a": row["a"], "b": row["b"]}.get(row["verdict"], "not shown"),
+        )
+        for row in summary["comparisons"]
+    ]
+    return header, rows
+
+
+def remarks(summary: dict[str, Any]) -> list[str]:
+    """What must be said besides the figures: failed questions, speed, what may be compared, where weights come from."""
+    data = summary["dataset"]
+    lines = [f"{data['questions']:,} questions about {data['images']:,} pictures ({data['name']}, split {data['split']})."]
+    for name, figures in summary["systems"].items():
+        speed = f", {figures['questions_per_second']:.1f} questions/s" if "questions_per_second" in figures else ""
+        lines.append(f"{name}: {figures['distinct_candidates']:.1f} distinct candidates a question{speed}.")
+        if figures["errors"]:
+            lines.append(f"{name}: {figures['errors']:,} questions failed and count as wrong; the predictions file says why.")
+    if "rerank" in summary:
+        rerank = summary["rerank"]
+        weights = ", ".join(f"{name} {weight:g}" for name, weight in rerank["weights"].items())
+        where = {"default": "as configured", "validation": "chosen on the validation split"}[rerank["chosen_on"]]
+        lines.append(f"Rerank weights ({where}): {weights}; scorer {rerank['scorer']}.")
+    lines.append("random is a floor and oracle a ceiling that looks at the references; neither is a method.")
+    lines.append("A difference is shown only when its interval leaves 0 out and p (Holm, over all comparisons) is at most .05.")
+    return lines
+
+
+def percent(value: float) -> str:
+    """A fraction as points of a hundred."""
+    return f"{100 * value:.1f}"
+
+
+def between(interval: Sequence[float]) -> str:
+    """An interval of fractions."""
+    return f"{100 * interval[0]:.1f} .. {100 * interval[1]:.1f}"
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
