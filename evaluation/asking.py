@@ -44,7 +44,59 @@ class NamedScorer:
     scorer: BatchScorer
 
     @property
-    def identity(description: Description) -> dict[str, Any]:
+    def identity(self) -> str:
+        """What stands for it in predictions files: with a fingerprint of its folder, where it is one."""
+        files = fingerprint(Path(self.name))
+        return f"{self.name} ({files})" if files else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a system answered, in the order of the questions, and how fast."""
+
+    predictions: list[Prediction]
+    questions_per_second: float | None
+
+
+def chunks(questions: Sequence[Question], decoding: DecodingConfig, description_tokens: int) -> list[Chunk]:
+    """Questions in their order; captions and descriptions, which may be longer, apart from short answers."""
+    size = decoding.batch_size * _BATCHES_A_CHUNK
+    longer = dataclasses.replace(decoding, max_new_tokens=max(description_tokens, decoding.max_new_tokens))
+    groups = (([q for q in questions if q.short], decoding), ([q for q in questions if not q.short], longer))
+    return [Chunk(tuple(group[i : i + size]), how) for group, how in groups for i in range(0, len(group), size)]
+
+
+def ask(
+    answerer: Answerer,
+    scorer: NamedScorer | None,
+    plan: Sequence[Chunk],
+    path: Path,
+    title: str,
+    score: Callable[[Prediction], float | None],
+) -> Asked:
+    """Have every chunk of `plan` answered; each is appended to `path` at once.
+
+    A chunk whose lines all stand in the file, for the same model, decoding and questions, is not asked again; one with an
+    error in it is. `score` is only for the running accuracy that is shown: what it returns goes nowhere else.
+    """
+    model = identity(answerer.description)
+    journal, watch = Journal(path), Stopwatch(path.with_suffix(".timing.json"), digest(model))
+    done: list[Prediction] = []
+    scores: list[float] = []
+    with Progress(title, sum(len(chunk.questions) for chunk in plan), "questions") as progress:
+        for chunk in plan:
+            known = _known(chunk, model, journal)
+            answered = known or _answered(answerer, chunk, model, watch)
+            scored = _scored(answered, chunk.questions, scorer)
+            if scored != known:
+                journal.append(scored)
+            done += scored
+            scores += [value for value in map(score, scored) if value is not None]
+            progress.update(len(scored), f"accuracy {statistics.fmean(scores):.3f}" if scores else "")
+    return Asked(done, watch.rate)
+
+
+def identity(description: Description) -> dict[str, Any]:
     """What stands for a model in predictions files: kind, settings, and a fingerprint of its folder where it has one."""
     files = fingerprint(Path(str(description.settings.get("path", ""))))
     model = {"kind": description.kind, **description.settings, **({"files": files} if files else {})}
