@@ -70,7 +70,7 @@ def batch(processor: Processor) -> Callable[..., dict[str, torch.Tensor]]:
         rows = []
         for row, count in enumerate(pictures):
             texts = torch.randint(100, 1500, (count + 1, 5 + row), generator=generator).tolist()
-            rows.append(sum(([*text, *place] for text in texts[:-1]), []) + texts[-1])
+            rows.append([token for text in texts[:-1] for token in (*text, *place)] + texts[-1])
         longest = max(map(len, rows))
         filler = [[0] * (longest - len(row)) for row in rows]
         left = pad == "left"

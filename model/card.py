@@ -1,0 +1,64 @@
+"""The model card of an exported model: base models and their licences, settings, data, how to load it."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import yaml
+
+from model.config import ModelConfig
+
+USE_LLAVA = """\
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained(FOLDER)
+processor = AutoProcessor.from_pretrained(FOLDER, backend="pil")  # training resized pictures with Pillow
+messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+inputs = processor(text=prompt, images=[picture], return_tensors="pt")
+```
+"""
+
+USE_MERGED = """\
+```
+python tools/answer.py --checkpoint FOLDER --image PICTURE --question "What is this?"
+```
+"""
+
+
+def model_card(form: str, settings: ModelConfig, dtype: str, warnings: list[str], data_report: str | None) -> str:
+    """Markdown with the front matter that hubs read."""
+    bases = (settings.vision, settings.language)
+    front = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "license": "other", "base_model": list(bases)}
+    sections = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n# A vision-language model made with Tessera",
+        f"A SigLIP vision encoder and a Qwen language model, joined by a two-layer projector; {form} form, weights in {dtype}.",
+        "## Use\n\n" + (USE_LLAVA if form == "llava" else USE_MERGED).rstrip(),
+        *(f"> **Note.** {warning}" for warning in warnings),
+        "## Base models and licences\n\n"
+        + "\n".join(_licence_line(part, name) for part, name in zip(("Vision", "Language"), bases, strict=True)),
+        "The weights derive from both and stay under their licences, beside the terms of the training data. Code: Apache-2.0.",
+        "## Settings\n\n```yaml\n" + _as_yaml(settings).rstrip() + "\n```",
+    ]
+    if data_report is not None:
+        sections.append("## Training data\n\n```\n" + data_report.rstrip() + "\n```")
+    return "\n\n".join(sections) + "\n"
+
+
+def licence_of(name: str) -> str | None:
+    """What the front matter of a local folder's README.md gives as its licence."""
+    path = Path(name) / "README.md"
+    if not path.is_file():
+        return None
+    front = re.match(r"---\n(.*?)\n---", path.read_text(encoding="utf-8"), re.DOTALL)
+    found = yaml.safe_load(front[1]) if front else None
+    return str(found["license"]) if isinstance(found, dict) and "license" in found else None
+
+
+def _licence_line(part: str, name: str) -> str:
+    return f"- {part}: `{name}`, licence: {licence_of(name) or 'see its own model card'}"
+
+
+def _as_yaml(settings: ModelConfig) -> str:
+    return yaml.safe_dump({"model": dataclasses.asdict(settings)}, sort_keys=False, allow_unicode=True)

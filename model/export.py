@@ -1,0 +1,147 @@
+"""A checkpoint for others: merged into one model, in our own form or in LLaVA's, which stock transformers reads.
+
+In: a checkpoint folder and its processor. Out: a folder with weights, processor, generation config and a model card.
+"""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+from atomic import replacing_folder, write_text
+from errors import TesseraError, UsageError
+from model import checkpoint
+from model.card import model_card
+from model.config import ModelConfig
+from model.vlm import VisionLanguageModel
+
+Form = Literal["merged", "llava"]
+
+POST_NORM_WARNING = (
+    "model.feature_layer is last_hidden_state, which the LLaVA layout marks by vision_config.tie_last_hidden_states. Runtimes that do not "
+    "know this mark (older transformers, vLLM) read the features before the final norm and give other answers without saying so."
+)
+
+
+class Processor(Protocol):
+    """What export needs of `dataset.processor.Processor`; `pieces` are its `dataset.chat.ChatPieces`."""
+
+    tokenizer: Any
+    image_processor: Any
+    placeholder: str
+    system_prompt: str | None
+    pieces: Any
+
+    def save(self, folder: Path) -> None: ...
+
+
+def export(
+    folder: Path, out: Path, form: Form, processor: Processor, *, dtype: torch.dtype = torch.float32, data_report: str | None = None
+) -> list[str]:
+    """Merge a checkpoint and write it to the new folder `out`; returns warnings to show (they stand in the model card too).
+
+    The llava form is compared with ours on random input before anything is written. data_report: text for the model card.
+    Raises UsageError naming the setting that the LLaVA layout cannot express, or when `out` holds something already.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out}: it is there already; name a new folder")
+    settings = checkpoint.settings(folder)
+    warnings = check_expressible(settings) if form == "llava" else []
+    model = checkpoint.merge(folder, dtype=dtype)
+    card = model_card(form, settings, str(dtype).removeprefix("torch."), warnings, data_report)
+    with replacing_folder(out) as beside:
+        if form == "llava":
+            llava = to_llava(model)
+            check_same_logits(model, llava)
+            llava.save_pretrained(beside)
+            llava_processor(processor, model).save_pretrained(beside)
+        else:
+            model.save_pretrained(beside)
+            processor.save(beside)
+        write_text(beside / "README.md", card)
+    return warnings
+
+
+def check_expressible(settings: ModelConfig) -> list[str]:
+    """Raise UsageError naming the setting that the LLaVA layout has no place for; returns warnings."""
+    if settings.projector.pool != 1:
+        raise UsageError(
+            f"--format llava: model.projector.pool is {settings.projector.pool}, and the LLaVA layout has no pooling (only 1); "
+            "use --format merged"
+        )
+    if settings.drop_first_patch:
+        raise UsageError(
+            "--format llava: model.drop_first_patch is true, and the LLaVA layout either keeps all patches or reads the encoder in "
+            "another way; use --format merged"
+        )
+    return [POST_NORM_WARNING] if settings.feature_layer == "last_hidden_state" else []
+
+
+def to_llava(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
+    """Stock LLaVA around the same tensors."""
+    config = model.config
+    vision = copy.deepcopy(config.vision_config)
+    states = vision.num_hidden_layers + 1
+    layer = config.feature_layer
+    if layer == "last_hidden_state":
+        vision.tie_last_hidden_states, layer = True, -1
+    llava_config = LlavaConfig(
+        vision_config=vision,
+        text_config=copy.deepcopy(config.text_config),
+        image_token_index=config.image_token_id,
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+        # Counted from the end: transformers takes 0 for "no layer".
+        vision_feature_layer=layer % states - states,
+        vision_feature_select_strategy="full",
+    )
+    llava_config.dtype = model.dtype
+    with torch.device("meta"):
+        llava = LlavaForConditionalGeneration(llava_config)
+    llava.model.vision_tower = model.model.vision_tower
+    llava.model.language_model = model.model.language_model
+    llava.lm_head = model.lm_head
+    llava.model.multi_modal_projector.load_state_dict(model.model.multi_modal_projector.state_dict(), assign=True)
+    llava.model.vision_tower.config, llava.model.language_model.config = llava_config.vision_config, llava_config.text_config
+    llava.generation_config = model.generation_config
+    return llava.eval()
+
+
+@torch.no_grad()
+def check_same_logits(model: VisionLanguageModel, llava: LlavaForConditionalGeneration) -> None:
+    """Raise TesseraError when this transformers' LLaVA gives other logits than ours for a random picture and text."""
+    generator = torch.Generator().manual_seed(0)
+    size, words = model.config.vision_config.image_size, model.config.text_config.vocab_size
+    pixels = torch.randn(1, 3, size, size, generator=generator).to(model.device, model.dtype)
+    text = torch.randint(min(words, model.config.image_token_id), (1, 16), generator=generator)
+    picture = torch.full((1, llava.config.image_seq_length), model.config.image_token_id)
+    ids = torch.cat([text[:, :8], picture, text[:, 8:]], dim=1).to(model.device)
+    ours, theirs = (m(input_ids=ids, pixel_values=pixels, logits_to_keep=8).logits.float() for m in (model, llava))
+    difference, scale = float((ours - theirs).abs().max()), float(ours.abs().max())
+    if difference > scale * (1e-4 if model.dtype == torch.float32 else 2e-2):
+        raise TesseraError(
+            f"--format llava: the LLaVA of this transformers gives other logits than ours (off by {difference:.2g} of {scale:.2g}); "
+            "nothing was written"
+        )
+
+
+def llava_processor(processor: Processor, model: VisionLanguageModel) -> LlavaProcessor:
+    """Image processor, tokenizer and a chat template whose prompts equal those of training."""
+    pieces = processor.pieces
+    if processor.system_prompt is not None:
+        opening = pieces.system_open + processor.system_prompt + pieces.system_close
+        pieces = dataclasses.replace(pieces, opening=opening)
+    template = pieces.template(processor.placeholder)
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.chat_template = template
+    return LlavaProcessor(
+        image_processor=processor.image_processor,
+        tokenizer=tokenizer,
+        patch_size=model.config.vision_config.patch_size,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+        image_token=processor.placeholder,
+        chat_template=template,
+    )

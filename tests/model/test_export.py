@@ -1,0 +1,225 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LlavaForConditionalGeneration
+
+from dataset.processor import Processor
+from dataset.sample import IMAGE_MARK, Message
+from errors import TesseraError, UsageError
+from model import checkpoint, export
+from model.adapters import Group, attach
+from model.config import ModelConfig, ProjectorConfig
+from tests.model.conftest import Build
+from tests.model.test_adapters import train
+from tests.model.test_vlm import with_labels
+
+Settings = Callable[..., ModelConfig]
+Batch = Callable[..., dict[str, torch.Tensor]]
+Exported = Callable[..., tuple[Path, Any]]
+
+PICTURES = [Image.effect_noise((120, 80), 90).convert("RGB"), Image.new("RGB", (50, 70), "red")]
+
+CONVERSATIONS = {
+    "a picture": [Message("user", "<image>\nWhat color is the circle?")],
+    "a picture last": [Message("user", "What is this? <image>")],
+    "two pictures": [Message("user", "<image> and <image>: which one is red?")],
+    "no picture": [Message("user", "How many?\nTwo or three?")],
+    "Chinese": [Message("user", "<image>这幅图像描述了什么？")],
+    "turns": [Message("user", "<image> What?"), Message("assistant", "a circle"), Message("user", "What color?")],
+    "a system turn": [Message("system", "Be short."), Message("user", "<image> What?")],
+}
+
+
+@pytest.fixture
+def exported(make: Build, settings: Settings, batch: Batch, processor: Processor, tmp_path: Path) -> Exported:
+    """Train a little, save, export; returns the folder and the trained model."""
+
+    def run(form: export.Form, groups: tuple[Group, ...] = ("projector", "lora"), **changes: Any) -> tuple[Path, Any]:
+        model = attach(make(**changes), settings(**changes), groups)
+        train(model, with_labels(batch(1, 2)), steps=3)
+        checkpoint.save(model, tmp_path / "checkpoint")
+        export.export(tmp_path / "checkpoint", tmp_path / "out", form, processor)
+        return tmp_path / "out", model
+
+    return run
+
+
+def as_parts(message: Message) -> dict[str, Any]:
+    """A message as stock processors take it."""
+    parts: list[dict[str, str]] = []
+    for i, text in enumerate(message.content.split(IMAGE_MARK)):
+        if i:
+            parts.append({"type": "image"})
+        if text:
+            parts.append({"type": "text", "text": text})
+    return {"role": message.role, "content": parts}
+
+
+@pytest.mark.parametrize("groups", [("projector",), ("projector", "lora"), ("projector", "language")])
+def test_stock_transformers_gives_the_same_logits_and_answers(exported: Exported, batch: Batch, groups: tuple[Group, ...]) -> None:
+    out, model = exported("llava", groups)
+    stock = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)
+    assert type(stock) is LlavaForConditionalGeneration
+    inputs = batch(2, 1, pad="left")
+    with torch.no_grad():
+        difference = (stock(**inputs).logits - model(**inputs).logits)[inputs["attention_mask"].bool()].abs().max()
+    assert difference < 1e-5
+    options = {"max_new_tokens": 5, "num_beams": 3, "do_sample": False}
+    assert torch.equal(stock.generate(**inputs, **options), model.generate(**inputs, **options))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"feature_layer": 0}, {"feature_layer": -1}, {"quantization": "nf4"}, {"feature_layer": "last_hidden_state"}]
+)
+def test_other_settings_are_exported_right(exported: Exported, batch: Batch, changes: dict[str, Any], tmp_path: Path) -> None:
+    out, _ = exported("llava", **changes)
+    stock, inputs = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32), batch(1)
+    ours = checkpoint.merge(tmp_path / "checkpoint")
+    with torch.no_grad():
+        torch.testing.assert_close(stock(**inputs).logits, ours(**inputs).logits, atol=1e-5, rtol=0)
+
+
+def test_a_qwen2_is_exported_with_its_own_output_matrix(exported: Exported, batch: Batch, qwen2: Path) -> None:
+    out, model = exported("llava", language=str(qwen2))
+    stock, inputs = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32), batch(1)
+    assert stock.lm_head.weight is not stock.get_input_embeddings().weight
+    with torch.no_grad():
+        torch.testing.assert_close(stock(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("system_prompt", [None, "你是一个助手。"])
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_the_exported_template_makes_the_prompts_of_training(
+    model: Any, processor: Processor, tmp_path: Path, name: str, system_prompt: str | None
+) -> None:
+    processor.save(tmp_path / "ours")
+    ours = Processor.load(tmp_path / "ours")
+    ours.system_prompt = system_prompt
+    export.llava_processor(ours, model).save_pretrained(tmp_path / "llava")
+    stock = AutoProcessor.from_pretrained(tmp_path / "llava", backend="pil")
+    conversation = CONVERSATIONS[name]
+    pictures = PICTURES[: sum(message.content.count(IMAGE_MARK) for message in conversation)]
+    prompt = stock.apply_chat_template([as_parts(message) for message in conversation], add_generation_prompt=True)
+    inputs = stock(text=prompt, images=pictures or None, return_tensors="pt")
+    assert inputs["input_ids"][0].tolist() == ours.prompt(conversation, len(pictures))
+    if pictures:
+        assert torch.equal(inputs["pixel_values"], ours.pixels(pictures))
+
+
+def test_plain_text_contents_make_the_same_prompt(model: Any, processor: Processor) -> None:
+    stock = export.llava_processor(processor, model)
+    parts, plain = ([{"role": "user", "content": content}] for content in ([{"type": "text", "text": "How many?"}], "How many?"))
+    texts = [stock.apply_chat_template(messages, add_generation_prompt=True) for messages in (parts, plain)]
+    assert texts[0] == texts[1]
+
+
+def test_the_processor_at_hand_is_not_changed(model: Any, processor: Processor) -> None:
+    before = processor.tokenizer.chat_template
+    export.llava_processor(processor, model)
+    assert processor.tokenizer.chat_template == before
+
+
+def test_the_generation_config_holds_end_tokens_and_nothing_that_changes_probabilities(exported: Exported) -> None:
+    out, model = exported("llava")
+    found = GenerationConfig.from_pretrained(out)
+    assert found.eos_token_id == model.generation_config.eos_token_id
+    assert not {"temperature", "top_k", "top_p", "repetition_penalty"} & found.to_diff_dict().keys()
+
+
+def test_the_merged_form_is_loaded_by_our_own_code(exported: Exported, batch: Batch, processor: Processor) -> None:
+    out, model = exported("merged")
+    loaded: nn.Module = checkpoint.load(out)
+    inputs = batch(1, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
+    assert Processor.load(out).placeholder == processor.placeholder
+
+
+def test_the_merged_form_takes_what_llava_cannot_express(make: Build, settings: Settings, processor: Processor, tmp_path: Path) -> None:
+    changes = {"projector": ProjectorConfig(pool=2)}
+    model = attach(make(**changes), settings(**changes), ["projector"])
+    checkpoint.save(model, tmp_path / "c")
+    export.export(tmp_path / "c", tmp_path / "out", "merged", processor)
+    ids = torch.tensor([[300, *[processor.placeholder_id] * 9, 301]])
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 96, 96)}
+    torch.testing.assert_close(checkpoint.load(tmp_path / "out")(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"projector": ProjectorConfig(pool=2)}, r"model\.projector\.pool is 2"),
+        ({"drop_first_patch": True}, r"model\.drop_first_patch is true"),
+    ],
+)
+def test_a_setting_that_llava_cannot_express_is_named(
+    tmp_path: Path, settings: Settings, make: Build, changes: dict[str, Any], message: str, processor: Processor
+) -> None:
+    checkpoint.save(attach(make(**changes), settings(**changes), ["projector"]), tmp_path / "c")
+    with pytest.raises(UsageError, match=message):
+        export.export(tmp_path / "c", tmp_path / "out", "llava", processor)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_layer_that_other_runtimes_read_differently_is_warned_about(settings: Settings) -> None:
+    assert export.check_expressible(settings()) == []
+    assert "tie_last_hidden_states" in export.check_expressible(settings(feature_layer="last_hidden_state"))[0]
+
+
+def test_nothing_is_written_when_stock_transformers_computes_something_else(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    original = export.to_llava
+
+    def shifted(model: Any) -> Any:
+        llava = original(model)
+        llava.config.vision_feature_layer = -3
+        return llava
+
+    monkeypatch.setattr(export, "to_llava", shifted)
+    with pytest.raises(TesseraError, match="gives other logits than ours"):
+        exported("llava")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_a_folder_that_holds_something_is_not_replaced(processor: Processor, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match=r"--out .* is there already"):
+        export.export(tmp_path / "c", tmp_path, "merged", processor)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_weights_can_be_halved(make: Build, settings: Settings, processor: Processor, tmp_path: Path) -> None:
+    checkpoint.save(attach(make(), settings(), ["projector"]), tmp_path / "c")
+    for dtype in (torch.float32, torch.bfloat16):
+        export.export(tmp_path / "c", tmp_path / str(dtype), "llava", processor, dtype=dtype)
+    sizes = [(tmp_path / str(dtype) / "model.safetensors").stat().st_size for dtype in (torch.float32, torch.bfloat16)]
+    assert 1.9 < sizes[0] / sizes[1] < 2.1
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "torch.bfloat16").dtype == torch.bfloat16
+
+
+def test_the_card_names_bases_licences_settings_and_data(
+    make: Build, settings: Settings, processor: Processor, parts: Path, tmp_path: Path
+) -> None:
+    language = tmp_path / "qwen"
+    language.mkdir()
+    for path in (parts / "qwen3").iterdir():
+        (language / path.name).write_bytes(path.read_bytes())
+    (language / "README.md").write_text("---\nlicense: mit\n---\n# Qwen\n")
+    changes = {"language": str(language), "feature_layer": "last_hidden_state"}
+    checkpoint.save(attach(make(**changes), settings(**changes), ["projector"]), tmp_path / "c")
+    export.export(tmp_path / "c", tmp_path / "out", "llava", processor, data_report="coco  12 kept")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    for wanted in (
+        f"`{language}`, licence: mit",
+        f"`{parts / 'siglip'}`, licence: see",
+        "coco  12 kept",
+        "feature_layer: last_hidden",
+        "Note",
+    ):
+        assert wanted in card
