@@ -13,7 +13,8 @@ from errors import TesseraError
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
 _CUT_WITHIN = 16
-"""An error this close to the end of what has been read may only mean that a word or an escape goes on behind it."""
+"""This close to the end of what has been read, an error may only mean that a word or an escape goes on behind it, and a
+number (`1.` of `1.5`) may not be all of it."""
 
 
 class JsonFile:
@@ -92,11 +93,11 @@ class JsonFile:
             except json.JSONDecodeError as error:
                 if self._ended or not self._may_be_cut(error):
                     raise self._error(error.msg, error.pos) from error
-            except RecursionError as error:
-                raise self._error("nested too deeply", self._at) from error
+            except (RecursionError, ValueError) as error:
+                # Too deeply nested, or a number of more digits than Python reads.
+                raise self._error(str(error), self._at) from error
             else:
-                # A number at the very end of what has been read may go on.
-                if end < len(self._text) or self._ended:
+                if self._ended or end < len(self._text) - _CUT_WITHIN:
                     self._at = end
                     return value
             self._fill()
@@ -155,7 +156,7 @@ def read_array(path: Path, member: str | None = None) -> Iterator[Any]:
                     file.value()
             if not found:
                 raise TesseraError(f'{path}: expected a list, or an object with a list "{member}"; it has no such key')
-        elif opening:
+        else:
             file.value()
             raise TesseraError(f"{path}: expected a JSON list of records, found {'an object' if opening == '{' else 'a single value'}")
         file.end()

@@ -25,7 +25,7 @@ from dataset.sources.raw import Item, RawSample, Reading, Rejected
 from dataset.spool import Spool
 from dataset.tables import write_images, write_samples
 from dataset.unchanged import is_unchanged, note_files
-from dataset.validation import BadRecord, Reason, check_conversation
+from dataset.validation import BadRecord, Reason, check_conversation, check_encoding
 from errors import TesseraError, UsageError
 from progress import Progress
 
@@ -114,6 +114,7 @@ def _sound(item: Item) -> RawSample:
     if isinstance(item, Rejected):
         raise BadRecord(item.reason, item.detail)
     check_conversation(item.messages, item.targets, item.answers, len(item.pictures))
+    check_encoding(item.key)
     return item
 
 

@@ -12,6 +12,8 @@ from errors import TesseraError
 EXAMPLES = 3
 """How many places are named for each reason."""
 
+_LONGEST = 400
+
 
 @dataclass
 class SourceReport:
@@ -32,7 +34,7 @@ class SourceReport:
         self.dropped[reason.value] = self.dropped.get(reason.value, 0) + 1
         examples = self.examples.setdefault(reason.value, [])
         if len(examples) < EXAMPLES:
-            examples.append(example)
+            examples.append(_one_line(example))
 
 
 @dataclass
@@ -83,3 +85,9 @@ class Report:
         yield f"{self.images:,} pictures, {self.samples:,} samples"
         yield "by split: " + ", ".join(f"{name} {count:,}" for name, count in self.by_split.items())
         yield "by language: " + ", ".join(f"{name} {count:,}" for name, count in self.by_language.items())
+
+
+def _one_line(text: str) -> str:
+    """Short, and free of what cannot be written: examples quote records that may hold anything."""
+    line = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."

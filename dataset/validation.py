@@ -46,8 +46,7 @@ def check_conversation(messages: Sequence[Message], targets: Sequence[str], answ
     others = [*(message.content for message in messages if message.role != "user"), *targets]
     if any(IMAGE_MARK in text for text in others):
         raise BadRecord(Reason.MARKS, f"{IMAGE_MARK} stands in a turn that is not the user's")
-    for text in (*others, *answers, *(message.content for message in messages)):
-        check_encoding(text)
+    check_encoding("\n".join((*(message.content for message in messages), *targets, *answers)))
 
 
 def check_encoding(text: str) -> None:

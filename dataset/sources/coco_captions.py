@@ -9,7 +9,19 @@ from typing import Any
 
 from dataset.config import CocoCaptionsSource
 from dataset.json_stream import JsonFile
-from dataset.sources.raw import Item, RawSample, Reading, Rejected, answer_texts, caption_sample, convert, fields, picture_file, required
+from dataset.sources.raw import (
+    Item,
+    RawSample,
+    Reading,
+    Rejected,
+    answer_texts,
+    caption_sample,
+    convert,
+    fields,
+    identity_of,
+    picture_file,
+    required,
+)
 from dataset.validation import BadRecord, Reason
 from errors import TesseraError
 
@@ -81,7 +93,7 @@ def _items(file: _File, folder: Path, source: CocoCaptionsSource, reading: Readi
 def _sample(
     number: int, record: Any, times: Counter[Any], file: _File, folder: Path, source: CocoCaptionsSource, reading: Reading
 ) -> RawSample:
-    identity = required(fields(record), "id")
+    identity = identity_of(fields(record), "id")
     if times[identity] > 1:
         raise BadRecord(Reason.UNPAIRED, f"the id {identity} stands {times[identity]} times in images")
     captions = file.captions.get(identity, [])

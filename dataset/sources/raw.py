@@ -94,6 +94,14 @@ def picture_file(folder: Path, name: Any) -> Path:
     return folder / name
 
 
+def identity_of(record: dict[str, Any], name: str) -> int | str:
+    """The field `name`, by which records are joined. Raises BadRecord when it is neither a number nor a text."""
+    value = required(record, name)
+    if not isinstance(value, int | str):
+        raise BadRecord(Reason.MISSING_FIELD, f'"{name}" is {value!r}; a number or a text is expected')
+    return value
+
+
 def question_text(value: Any) -> str:
     """A question, without white space around it. Raises BadRecord when it is blank or not a text."""
     if not isinstance(value, str) or not value.strip():

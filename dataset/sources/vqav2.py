@@ -2,12 +2,14 @@
 
 import functools
 import itertools
-from collections.abc import Iterator
+import os.path
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataset.config import VqaV2Source
+from dataset.config import Split, VqaV2Source
 from dataset.json_stream import JsonFile, read_array
 from dataset.sources.raw import (
     Item,
@@ -16,9 +18,9 @@ from dataset.sources.raw import (
     answer_texts,
     convert,
     fields,
+    identity_of,
     own_split,
     question_text,
-    required,
     vqa_sample,
 )
 from dataset.validation import BadRecord, Reason
@@ -48,8 +50,10 @@ def read(source: VqaV2Source, reading: Reading) -> Iterator[Item]:
     folder = source.images or source.questions.parent
     find = functools.cache(functools.partial(_picture, folder, annotations.subtype))
     split = own_split(annotations.subtype)
+    asked: set[int | str] = set()
     for number, record in enumerate(itertools.islice(read_array(source.questions, member="questions"), source.limit)):
-        yield convert(f"questions {number}", _sample, f"questions {number}", record, annotations, find, reading, split)
+        place = f"questions {number}"
+        yield convert(place, _sample, place, record, annotations, asked, find, reading, split)
 
 
 def _read_annotations(path: Path) -> _Annotations:
@@ -64,13 +68,19 @@ def _read_annotations(path: Path) -> _Annotations:
                 for entry in file.elements():
                     _add(content.by_question, entry, texts)
             elif key == "data_subtype":
-                content.subtype = str(file.value())
+                content.subtype = _subtype(path, file.value())
             else:
                 file.value()
         file.end()
     if not found:
         raise TesseraError(f'{path}: expected an object with the list "annotations"; it has no such key')
     return content
+
+
+def _subtype(path: Path, value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", value):
+        raise TesseraError(f"{path}: data_subtype is {value!r}; a name like train2014 is expected, which names of pictures hold")
+    return value
 
 
 def _add(by_question: dict[Any, _Annotation], entry: Any, texts: dict[str, str]) -> None:
@@ -85,32 +95,37 @@ def _add(by_question: dict[Any, _Annotation], entry: Any, texts: dict[str, str])
     by_question[entry["question_id"]] = _Annotation(entry.get("image_id"), kept, before.times + 1 if before else 1)
 
 
-def _picture(folder: Path, subtype: str, image_id: Any) -> Path:
+def _picture(folder: Path, subtype: str, image_id: int | str) -> Path:
     """The picture of an id: `COCO_train2014_000000000009.jpg`, or `000000000009.jpg` as the 2017 folders have it."""
     try:
         number = f"{int(image_id):012d}.jpg"
     except ValueError as error:
         raise BadRecord(Reason.MISSING_FIELD, f"an image_id is expected to be a number, found {image_id!r}") from error
     official = folder / f"COCO_{subtype}_{number}"
-    return official if official.exists() or not (folder / number).exists() else folder / number
+    exists = os.path.exists  # unlike Path.exists it never raises, however odd the number is
+    return folder / number if not exists(official) and exists(folder / number) else official
 
 
-def _sample(place: str, record: Any, annotations: _Annotations, find: Any, reading: Reading, split: Any) -> RawSample:
-    identity = required(fields(record), "question_id")
-    annotation = annotations.by_question.get(identity) if isinstance(identity, int | str) else None
+def _sample(
+    place: str,
+    record: Any,
+    annotations: _Annotations,
+    asked: set[int | str],
+    find: Callable[[int | str], Path],
+    reading: Reading,
+    split: Split | None,
+) -> RawSample:
+    identity = identity_of(fields(record), "question_id")
+    if identity in asked:
+        raise BadRecord(Reason.UNPAIRED, f"an earlier question has the question_id {identity} too")
+    asked.add(identity)
+    annotation = annotations.by_question.get(identity)
     if annotation is None:
         raise BadRecord(Reason.UNPAIRED, f"no annotation has the question_id {identity}")
     if annotation.times > 1:
         raise BadRecord(Reason.UNPAIRED, f"{annotation.times} annotations have the question_id {identity}")
-    image_id = required(record, "image_id")
+    image_id = identity_of(record, "image_id")
     if annotation.image_id != image_id:
         raise BadRecord(Reason.UNPAIRED, f"question {identity} is about picture {image_id}, its annotation about {annotation.image_id}")
-    return vqa_sample(
-        place,
-        str(identity),
-        find(image_id),
-        question_text(record.get("question")),
-        answer_texts(list(annotation.answers)),
-        reading,
-        split,
-    )
+    question, answers = question_text(record.get("question")), answer_texts(list(annotation.answers))
+    return vqa_sample(place, str(identity), find(image_id), question, answers, reading, split)

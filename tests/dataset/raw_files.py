@@ -1,0 +1,102 @@
+"""Raw annotation files and pictures for tests, written into a folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from dataset.config import (
+    AiChallengerSource,
+    CocoCaptionsSource,
+    DataConfig,
+    LlavaSource,
+    MessagesSource,
+    Source,
+    SplitConfig,
+    VqaMetadataSource,
+    VqaV2Source,
+)
+from dataset.merge import merge
+from dataset.report import Report
+from dataset.sample import Sample
+from dataset.store import Store
+
+
+class RawFiles:
+    """Writes pictures to `folder`/pictures, annotation files to `folder`, and merges into `folder`/merged."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.pictures, self.merged = folder, folder / "pictures", folder / "merged"
+        self.pictures.mkdir()
+
+    def picture(self, name: str, shade: int = 0, size: tuple[int, int] = (12, 8), **save: Any) -> str:
+        """A picture of its own content for each shade; returns its name."""
+        picture = Image.linear_gradient("L").resize(size).point(lambda value: (value // 2 + shade) % 256).convert("RGB")
+        picture.save(self.pictures / name, **save)
+        return name
+
+    def write(self, name: str, content: Any) -> Path:
+        """A JSON file."""
+        path = self.folder / name
+        # Lone surrogates come out as bytes that are not UTF-8.
+        path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
+        return path
+
+    def ai_challenger(self, records: Any, **settings: Any) -> AiChallengerSource:
+        path = self.write(f"{settings.get('name', 'captions_zh')}.json", records)
+        return AiChallengerSource(format="ai_challenger", annotations=path, images=self.pictures, **settings)
+
+    def llava(self, records: Any, **settings: Any) -> LlavaSource:
+        path = self.write(f"{settings.get('name', 'conversations')}.json", records)
+        return LlavaSource(format="llava", annotations=path, images=self.pictures, **settings)
+
+    def coco_captions(self, images: Any, annotations: Any, **settings: Any) -> CocoCaptionsSource:
+        path = self.write("captions.json", {"info": {}, "images": images, "licenses": [], "annotations": annotations})
+        return CocoCaptionsSource(format="coco_captions", annotations=path, images=self.pictures, **settings)
+
+    def vqav2(self, questions: Any, annotations: Any, subtype: str = "train2014", **settings: Any) -> VqaV2Source:
+        name = settings.get("name", "vqa")
+        return VqaV2Source(
+            format="vqav2",
+            questions=self.write(f"{name}_questions.json", {"data_subtype": subtype, "questions": questions}),
+            annotations=self.write(f"{name}_annotations.json", {"annotations": annotations, "data_subtype": subtype}),
+            images=self.pictures,
+            **settings,
+        )
+
+    def vqa_metadata(self, records: Any, **settings: Any) -> VqaMetadataSource:
+        path = self.write("metadata.json", records)
+        return VqaMetadataSource(format="vqa_metadata", annotations=path, images=self.pictures, **settings)
+
+    def messages(self, records: list[Any], **settings: Any) -> MessagesSource:
+        path = self.folder / "rows.jsonl"
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        path.write_text(lines, encoding="utf-8", errors="surrogatepass")
+        return MessagesSource(format="messages", path=path, images=self.pictures, **settings)
+
+    def config(self, *sources: Source, **settings: Any) -> DataConfig:
+        return DataConfig(sources=sources, **{"workers": 1, "split": SplitConfig(validation=0.0, test=0.0), **settings})
+
+    def merge(self, *sources: Source, **settings: Any) -> Report:
+        """Merge, in this process and with everything in the training split unless `settings` say otherwise."""
+        return merge(self.config(*sources, **settings), self.merged)
+
+    def samples(self) -> list[Sample]:
+        return list(Store(self.merged).samples())
+
+    def parquet(self) -> tuple[bytes, bytes]:
+        """The merged tables, byte for byte."""
+        return (self.merged / "images.parquet").read_bytes(), (self.merged / "samples.parquet").read_bytes()
+
+
+def conversation(image: Any, *turns: str) -> dict[str, Any]:
+    """A LLaVA record: turns of human and gpt by turns, the first with the mark in front."""
+    said = [f"<image>\n{turns[0]}" if image is not None else turns[0], *turns[1:]]
+    record = {"id": "x", "conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(said)]}
+    return record if image is None else {**record, "image": image}
+
+
+def ten(*answers: str) -> list[dict[str, Any]]:
+    """VQA answers as the official files have them."""
+    return [{"answer": answer, "answer_confidence": "yes", "answer_id": i + 1} for i, answer in enumerate(answers)]
