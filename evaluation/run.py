@@ -41,12 +41,12 @@ class Experiment:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """All that the reports show. `answered`: each system's predictions in the order of `questions`."""
+    """All that the reports show. `questions`: the short ones, in the order of every system's `short` in `results`."""
 
     summary: dict[str, Any]
     questions: list[Question]
     references: References
-    answered: dict[str, list[Prediction]]
+    results: dict[str, SystemResult]
 
 
 def evaluate(experiment: Experiment, load: Load, load_untuned: Load, scorer: NamedScorer | None) -> Outcome:
@@ -69,17 +69,19 @@ def evaluate(experiment: Experiment, load: Load, load_untuned: Load, scorer: Nam
         said.choose(weighting, settings.seed)
 
     subject = first_checkpoint(settings)
+    short = [question for question in questions if question.short]
+    results = {system.name: _result(system.kind, everything.systems[system.name], known) for system in settings.systems}
     summary = summarise(
         dataset=_dataset(experiment, questions),
-        questions=[question for question in questions if question.short],
-        systems={system.name: _result(system.kind, everything.systems[system.name], known) for system in settings.systems},
+        questions=short,
+        systems=results,
         controls={name: (said.questions, score(said.predictions, known).scores["first"]) for name, said in everything.controls.items()},
         control_of=None if subject is None else subject.name,
         rerank=None if scorer is None else (weighting, scorer.name),
         settings=settings,
     )
     write_json(experiment.out / "summary.json", summary)
-    return Outcome(summary, questions, known, {name: said.predictions for name, said in everything.systems.items()})
+    return Outcome(summary, short, known, results)
 
 
 @dataclass(slots=True)

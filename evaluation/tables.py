@@ -1,7 +1,7 @@
 """The figures of summary.json in words and aligned columns, for a terminal and for report.md."""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from evaluation.scoring import CHOICES
@@ -49,7 +49,7 @@ def markdown(header: Row, rows: Iterable[Row]) -> str:
 def accuracy_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     """A row for each system and choice, then the controls."""
     header = ("system", "choice", "questions", "VQA accuracy", "95 % interval", "M4C", "exact", "fuzzy", "contains")
-    rows = [
+    rows: list[Row] = [
         _accuracy_row(name, choice, figures["choices"][choice])
         for name, figures in summary["systems"].items()
         for choice in CHOICES
@@ -66,25 +66,25 @@ def _accuracy_row(name: str, choice: str, measures: dict[str, Any]) -> Row:
 
 def category_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     """Accuracy by category, language and source of each system's best-informed honest choice: reranked, else first."""
-    shown = {name: shown_choice(figures) for name, figures in summary["systems"].items() if figures["choices"]}
+    shown = {name: shown_choice(figures["choices"]) for name, figures in summary["systems"].items() if figures["choices"]}
     header = ("VQA accuracy by", "questions", *(f"{name}/{choice}" for name, choice in shown.items()))
     measures = [summary["systems"][name]["choices"][choice] for name, choice in shown.items()]
-    rows = []
+    rows: list[Row] = []
     for group in ("by_category", "by_language", "by_source"):
         for label, part in measures[0][group].items():
             rows.append((label, f"{part['questions']:,}", *(percent(m[group][label]["vqa_accuracy"]) for m in measures)))
     return header, rows
 
 
-def shown_choice(figures: dict[str, Any]) -> str:
+def shown_choice(choices: Container[str]) -> str:
     """The choice that stands for a system where only one is shown."""
-    return "reranked" if "reranked" in figures["choices"] else "first"
+    return "reranked" if "reranked" in choices else "first"
 
 
 def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     """Captions and descriptions, which short-answer metrics say nothing about."""
     header = ("system", "choice", "captions", "texts", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
-    rows = [
+    rows: list[Row] = [
         (
             name,
             choice,
@@ -104,7 +104,7 @@ def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
 def comparison_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     """Every comparison with its verdict."""
     header = ("a", "b", "a - b (points)", "95 % interval", "p", "p (Holm)", "better")
-    rows = [
+    rows: list[Row] = [
         (
             row["a"],
             row["b"],
