@@ -1,12 +1,17 @@
 """Names of pre-trained parts: a local folder or a hub name."""
 
+import dataclasses
 import re
+import typing
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
-PartName = Annotated[str, Field(min_length=1)]
+_PART = "a pre-trained part"
+
+PartName = Annotated[str, Field(min_length=1), _PART]
 """A folder in the Hugging Face format, or a hub name such as `google/siglip-so400m-patch14-384`."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -15,3 +20,27 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 def is_missing_folder(name: str) -> bool:
     """True when `name` can only mean a local folder and that folder does not exist."""
     return not Path(name).is_dir() and _HUB_NAME.fullmatch(name) is None
+
+
+def named_parts(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The keys below a configuration section that name a part, each with the name that it holds."""
+    hints = typing.get_type_hints(type(section), include_extras=True)
+    for field in dataclasses.fields(section):
+        key, value = prefix + field.name, getattr(section, field.name)
+        if isinstance(value, str) and _is_part(hints[field.name]):
+            yield key, value
+        for place, member in _sections(key, value):
+            yield from named_parts(member, place + ".")
+
+
+def _sections(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The configuration sections in a value: itself, or the members of a list."""
+    if dataclasses.is_dataclass(value):
+        yield key, value
+    elif isinstance(value, tuple):
+        for i, member in enumerate(value):
+            yield from _sections(f"{key}.{i}", member)
+
+
+def _is_part(hint: Any) -> bool:
+    return _PART in getattr(hint, "__metadata__", ()) or any(_is_part(part) for part in typing.get_args(hint))

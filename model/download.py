@@ -1,0 +1,204 @@
+"""Fetching the parts that a configuration names, from the Hugging Face hub or from ModelScope.
+
+In: hub names. Out: files in the hub's cache, where loading finds them by name, or in a folder of ModelScope's.
+A download goes on where an earlier one broke off, also in the middle of a file, and fetches nothing that is here already.
+"""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from errors import TesseraError, UsageError
+from progress import Progress
+
+INSTALL_MODELSCOPE = "--source modelscope needs its client: pip install modelscope"
+
+LARGE = 10 << 20
+"""From this many bytes on, half a file is kept and gone on with. The hub's own client starts a file anew in a new process."""
+
+_TEXT = re.compile(r"[^/]+\.(json|txt|jinja|model)|README\.md|LICENSE[^/]*")
+_WEIGHTS = (re.compile(r"model(-\d+-of-\d+)?\.safetensors"), re.compile(r"[^/]+\.safetensors"), re.compile(r"pytorch_model[^/]*\.bin"))
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a part. `size` in bytes; `here`: it need not be fetched."""
+
+    path: str
+    size: int
+    here: bool
+
+
+class Source(Protocol):
+    """A place that parts are fetched from. Both methods raise TesseraError in one line when it does not answer."""
+
+    def files(self, name: str) -> list[RemoteFile]:
+        """All files of a part."""
+        ...
+
+    def fetch(self, name: str, files: list[RemoteFile]) -> Path:
+        """Fetch those files of a part; returns the folder they stand in."""
+        ...
+
+    @property
+    def folder(self) -> Path:
+        """Where files are stored."""
+        ...
+
+
+def needed(files: list[RemoteFile]) -> list[RemoteFile]:
+    """Configs, tokenizer, card, and the weights in one format only: safetensors where there are any."""
+    texts = [file for file in files if _TEXT.fullmatch(file.path)]
+    for kind in _WEIGHTS:
+        weights = [file for file in files if kind.fullmatch(file.path)]
+        if weights:
+            return texts + weights
+    return texts
+
+
+def check_room(folder: Path, missing: int) -> None:
+    """Raise UsageError when the disk of `folder` has not `missing` bytes left."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < missing:
+        raise UsageError(f"{folder}: {readable(missing)} are to be fetched, and the disk has {readable(free)} left")
+
+
+def check_content(path: Path, file: RemoteFile, digest: str) -> None:
+    """Raise TesseraError and remove the file when it is longer than it should be or has another SHA-256 than `digest`."""
+    size = path.stat().st_size
+    if size < file.size:
+        raise TesseraError(f"{file.path} broke off after {readable(size)} of {readable(file.size)}; run the command again to go on")
+    with path.open("rb") as content:
+        is_sha256 = re.fullmatch(r"[0-9a-f]{64}", digest)
+        same = not is_sha256 or hashlib.file_digest(content, "sha256").hexdigest() == digest
+    if size > file.size or not same:
+        path.unlink()
+        raise TesseraError(f"{file.path} arrived damaged and was removed; run the command again")
+
+
+def readable(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+class Hub:
+    """The Hugging Face hub. Files go to its cache."""
+
+    @property
+    def folder(self) -> Path:
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE)
+
+    def files(self, name: str) -> list[RemoteFile]:
+        from huggingface_hub import snapshot_download
+
+        with answering("the Hugging Face hub", name):
+            found = snapshot_download(name, dry_run=True)
+        return [RemoteFile(file.filename, file.file_size or 0, not file.will_download) for file in found]
+
+    def fetch(self, name: str, files: list[RemoteFile]) -> Path:
+        from huggingface_hub import snapshot_download
+
+        with answering("the Hugging Face hub", name):
+            for file in files:
+                if file.size >= LARGE and not file.here:
+                    self._fetch_large(name, file)
+            return Path(snapshot_download(name, allow_patterns=[file.path for file in files]))
+
+    def _fetch_large(self, name: str, file: RemoteFile) -> None:
+        """Put a file's content into the cache under its hash; the client then finds it there and only links it."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.file_download import repo_folder_name
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
+
+        url = hf_hub_url(name, file.path)
+        digest = get_hf_file_metadata(url).etag or ""
+        blobs = self.folder / repo_folder_name(repo_id=name, repo_type="model") / "blobs"
+        blobs.mkdir(parents=True, exist_ok=True)
+        if (blobs / digest).exists():
+            return
+        partial = blobs / f"{digest}.partial"
+        start = partial.stat().st_size if partial.exists() else 0
+        if start < file.size:
+            headers = {**build_hf_headers(), "Range": f"bytes={start}-", "Accept-Encoding": "identity"}
+            with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
+                hf_raise_for_status(response)
+                self._write(response, partial, start if response.status_code == 206 else 0, file)
+        check_content(partial, file, digest)
+        partial.replace(blobs / digest)
+
+    def _write(self, response: Any, partial: Path, start: int, file: RemoteFile) -> None:
+        """Append what comes to the part that is there, or start anew where the server does not go on."""
+        with partial.open("r+b" if start else "wb") as out, Progress(file.path, file.size >> 20, "MiB") as progress:
+            out.seek(start)
+            progress.update(start >> 20)
+            for piece in response.iter_raw():
+                before = out.tell() >> 20
+                out.write(piece)
+                progress.update((out.tell() >> 20) - before)
+
+
+@dataclass(frozen=True)
+class ModelScope:
+    """ModelScope. Files go to `into`/<name>, since its cache is not where loading looks for a name."""
+
+    into: Path
+
+    def __post_init__(self) -> None:
+        try:
+            import modelscope  # type: ignore[import-not-found]  # noqa: F401
+        except ImportError as error:
+            raise UsageError(INSTALL_MODELSCOPE) from error
+
+    @property
+    def folder(self) -> Path:
+        return self.into
+
+    def files(self, name: str) -> list[RemoteFile]:
+        from modelscope import HubApi
+
+        with answering("ModelScope", name):
+            found = HubApi().get_model_files(name, recursive=True)
+        return [RemoteFile(str(file["Path"]), int(file["Size"] or 0), self._is_here(name, file["Path"], file["Size"])) for file in found]
+
+    def fetch(self, name: str, files: list[RemoteFile]) -> Path:
+        from modelscope import snapshot_download
+
+        with answering("ModelScope", name):
+            return Path(snapshot_download(name, local_dir=str(self.into / name), allow_patterns=[file.path for file in files]))
+
+    def _is_here(self, name: str, path: str, size: int | None) -> bool:
+        local = self.into / name / path
+        return local.is_file() and local.stat().st_size == size
+
+
+@contextmanager
+def answering(source: str, name: str) -> Iterator[None]:
+    """Turn what a client raises when the network, the name or the permission is missing into one line."""
+    try:
+        yield
+    except TesseraError:
+        raise
+    except Exception as error:  # each client has exceptions of its own, not all below OSError
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        what = "is out of reach (no network?), run the command again to go on" if _is_about_the_network(error) else "does not give it"
+        raise TesseraError(f"{name}: {source} {what}: {reason[:300]}") from error
+
+
+def _is_about_the_network(error: BaseException | None) -> bool:
+    """httpx and requests have connection errors of their own beside Python's."""
+    if error is None:
+        return False
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return not kinds.isdisjoint({"ConnectionError", "TransportError", "Timeout"}) or _is_about_the_network(error.__cause__)

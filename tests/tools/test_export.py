@@ -1,0 +1,86 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForImageTextToText
+
+import cli
+from atomic import write_json
+from dataset.processor import Processor
+from dataset.report import Report, SourceReport
+from model import checkpoint
+from model.adapters import attach
+from model.build import build
+from model.config import LoraConfig, ModelConfig, ProjectorConfig
+from tools import export
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def experiment(parts: Path, processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write c.yaml and a whole checkpoint of it in the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(pool: int = 1) -> Path:
+        projector = ProjectorConfig(pool=pool)
+        settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=2), projector=projector)
+        model = attach(build(settings, placeholder_id=processor.placeholder_id), settings, ["projector", "lora"])
+        folder = tmp_path / "checkpoints" / "small" / "checkpoint-7"
+        checkpoint.save(model, folder)
+        processor.save(folder)
+        checkpoint.mark_whole(folder)
+        Path("c.yaml").write_text(yaml.safe_dump({"name": "small"}))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.run(export.main, export.parser, ["--config", "c.yaml", *arguments])
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run
+
+
+def test_the_newest_checkpoint_is_exported_for_stock_transformers(experiment: Callable[..., Path], run: Run) -> None:
+    folder = experiment()
+    status, out, _ = run("--format", "llava", "--out", "exported")
+    assert status == 0
+    assert out.endswith("checkpoint-7 written to exported (llava, float32)\n")
+    assert AutoModelForImageTextToText.from_pretrained("exported").dtype == torch.float32
+    files = {path.name for path in Path("exported").iterdir()}
+    assert files >= {"README.md", "config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "processor_config.json"}
+    assert checkpoint.what_is_missing(folder) is None, "the checkpoint itself is left alone"
+
+
+def test_a_named_checkpoint_is_merged_in_half_precision_with_its_data_report(experiment: Callable[..., Path], run: Run) -> None:
+    folder = experiment(pool=3)
+    write_json(Path("report.json"), Report(sources=[SourceReport("coco", "coco_captions")], images=41, samples=97).to_json())
+    status, _, _ = run("--checkpoint", str(folder), "--format", "merged", "--dtype", "bfloat16", "--out", "m", "--report", "report.json")
+    assert status == 0
+    assert "97" in Path("m/README.md").read_text()
+    assert checkpoint.load(Path("m"), dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert Processor.load(Path("m")).tokens_per_image == 36
+
+
+def test_a_setting_in_the_way_is_one_line_with_status_2(experiment: Callable[..., Path], run: Run) -> None:
+    experiment(pool=3)
+    status, _, error = run("--format", "llava", "--out", "exported")
+    assert status == 2
+    assert "error: --format llava: model.projector.pool is 3" in error
+    assert not Path("exported").exists()
+
+
+def test_an_experiment_without_a_checkpoint_is_one_line_with_status_2(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("name: fresh")
+    status, _, error = run("--format", "llava", "--out", "exported")
+    assert status == 2
+    assert "checkpoints/fresh: no whole checkpoint" in error

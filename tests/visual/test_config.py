@@ -1,0 +1,15 @@
+from answering.config import QwenVlSystem
+from config import Config
+from evaluation.config import EvalConfig
+from model.config import ModelConfig
+from visual.config import named_parts
+
+
+def test_the_parts_that_a_configuration_names_are_found_with_their_keys() -> None:
+    systems = (QwenVlSystem(name="qwen", kind="qwen3_vl", path="Qwen/Qwen3-VL-4B-Instruct"),)
+    config = Config(name="x", model=ModelConfig(vision="a/siglip", language="b/qwen"), eval=EvalConfig(systems=systems))
+    assert dict(named_parts(config)) == {
+        "model.vision": "a/siglip",
+        "model.language": "b/qwen",
+        "eval.systems.0.path": "Qwen/Qwen3-VL-4B-Instruct",
+    }

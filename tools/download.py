@@ -1,0 +1,49 @@
+"""Fetch the pre-trained parts that a configuration names; says sizes first, goes on where it broke off."""
+
+import argparse
+from pathlib import Path
+
+import cli
+import config as configuration
+from model.download import Hub, ModelScope, Source, check_room, needed, readable
+from visual.config import named_parts
+
+parser = cli.Parser(__doc__)
+parser.add_argument("--source", default="hub", choices=("hub", "modelscope"), help="where from (default: the Hugging Face hub)")
+parser.add_argument("--into", type=Path, default=Path("checkpoints/parts"), metavar="DIR", help="for ModelScope (default: %(default)s)")
+parser.add_argument("--sizes", action="store_true", help="say the sizes and fetch nothing")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """List, fetch what is missing, and say how the configuration finds it."""
+    keys: dict[str, list[str]] = {}
+    for key, name in named_parts(arguments.config):
+        configuration.check_parts(arguments.config, key)
+        keys.setdefault(name, []).append(key)
+    remote = []
+    for name in keys:
+        if Path(name).is_dir():
+            print(f"{', '.join(keys[name])}: {name} is a folder here")
+        else:
+            remote.append(name)
+    if not remote:
+        return
+    source: Source = Hub() if arguments.source == "hub" else ModelScope(arguments.into)
+    files = {name: needed(source.files(name)) for name in remote}
+    missing = {name: sum(file.size for file in files[name] if not file.here) for name in remote}
+    for name in remote:
+        whole = readable(sum(file.size for file in files[name]))
+        print(f"{', '.join(keys[name])}: {name}, {len(files[name])} files, {whole}, to fetch: {readable(missing[name])}")
+    print(f"together to fetch: {readable(sum(missing.values()))} into {source.folder}", flush=True)
+    check_room(source.folder, sum(missing.values()))
+    if arguments.sizes:
+        return
+    for name in remote:
+        if not all(file.here for file in files[name]):
+            print(f"{name} -> {source.fetch(name, files[name])}")
+    if arguments.source == "modelscope":
+        print("use them with: " + " ".join(f"{key}={arguments.into / name}" for name in remote for key in keys[name]))
+
+
+if __name__ == "__main__":
+    cli.run(main, parser)
