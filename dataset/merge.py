@@ -9,6 +9,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def merge(config: DataConfig, folder: Path) -> Report:
     names = source_names(config.sources)
     cache = folder / "cache"
     if is_unchanged(cache / "inputs.parquet", config):
-        return Report.load(folder / "report.json")
+        return replace(Report.load(folder / "report.json"), reused=True)
     report = Report([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
     with _workplace(folder) as work:
         spool, pictures = _read_sources(config, report, work / "samples.arrow", folder / "embedded")

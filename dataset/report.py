@@ -39,17 +39,18 @@ class SourceReport:
 
 @dataclass
 class Report:
-    """All sources, and the counts of the merged rows."""
+    """All sources, and the counts of the merged rows. `reused`: nothing had changed, so nothing was merged anew."""
 
     sources: list[SourceReport]
     images: int = 0
     samples: int = 0
     by_split: dict[str, int] = field(default_factory=dict)
     by_language: dict[str, int] = field(default_factory=dict)
+    reused: bool = field(default=False, compare=False)
 
     def to_json(self) -> dict[str, object]:
         """The content of report.json."""
-        return dataclasses.asdict(self)
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "reused"}
 
     @classmethod
     def load(cls, path: Path) -> "Report":

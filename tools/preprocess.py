@@ -8,7 +8,7 @@ import config as configuration
 from dataset.json_pair import write_json_pair
 from dataset.merge import merge
 
-parser = cli.Parser(__doc__)
+parser = cli.Parser(__doc__ or "")
 parser.add_argument("--json", type=Path, metavar="DIR", help="also write image_map.json and annotations.json there")
 
 
@@ -18,7 +18,10 @@ def main(arguments: argparse.Namespace) -> None:
     configuration.check_source_paths(config)
     report = merge(config.data, config.data_folder)
     print(report.table())
-    print(f"written to {config.data_folder}: images.parquet, samples.parquet, report.json")
+    if report.reused:
+        print(f"{config.data_folder} is as the last merge left it: no setting and no file has changed since")
+    else:
+        print(f"written to {config.data_folder}: images.parquet, samples.parquet, report.json")
     if arguments.json:
         write_json_pair(config.data_folder, arguments.json)
         print(f"written to {arguments.json}: image_map.json, annotations.json")
