@@ -71,7 +71,7 @@ class TrainConfig:
     seed: int = 0
     """Seed of everything random in the training."""
     workers: Annotated[int, Field(ge=0)] | None = None
-    """Data-loading processes a training process; min(cores, 8) by default."""
+    """Data-loading processes a training process; by default its share of the cores, at most 8."""
     processes: Positive | None = None
     """Training stops at once when it runs in another number of processes than this."""
     log_steps: Positive = 10
@@ -85,6 +85,6 @@ class TrainConfig:
     keep_checkpoints: Positive = 2
     """Older checkpoints of a stage are removed."""
     patience: Positive | None = None
-    """Stop a stage when the validation loss has not improved for this many evaluations."""
+    """Stop a stage when the validation loss has not improved for this many evaluations; it ends with its best weights."""
     panels: Annotated[int, Field(ge=0)] = 8
     """Validation pictures shown in TensorBoard with question, reference and answer."""

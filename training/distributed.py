@@ -21,7 +21,8 @@ WORLD_HELP = (
 
 def check_world(wanted: int | None) -> PartialState:
     """Join the other processes. Raises UsageError when there are not as many as the configuration or the launcher says."""
-    state = PartialState()
+    on_cpu = str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")) or not torch.accelerator.is_available()
+    state = PartialState(cpu=bool(on_cpu))
     if wanted is not None and state.num_processes != wanted:
         raise UsageError(f"train.processes: {wanted} processes are asked for, {state.num_processes} are running; {WORLD_HELP}")
     launched = int(os.environ.get("WORLD_SIZE", state.num_processes))

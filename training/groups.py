@@ -53,4 +53,7 @@ def describe_trained(model: nn.Module) -> str:
 
 
 def _short(count: int) -> str:
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.1f} K"
+    for size, letter in ((1e9, " B"), (1e6, " M"), (1e3, " K")):
+        if count >= size:
+            return f"{count / size:.1f}{letter}"
+    return str(count)

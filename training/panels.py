@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 PICTURE, TEXT_WIDTH, MARGIN, SIZE = 240, 560, 14, 18
 """Pixels: side of the square a picture is fitted into, width of the text, margin, size of the letters."""
+LONGEST_WORD = 25
+"""Letters; a longer word is broken."""
 LABEL_COLOUR, TEXT_COLOUR, RULE_COLOUR = (90, 90, 90), (0, 0, 0), (210, 210, 210)
 
 CHINESE_FONTS = (
@@ -87,7 +89,7 @@ def _pieces(text: str) -> list[str]:
     pieces: list[str] = []
     for character in text:
         joins = bool(pieces) and ord(character) < 0x2E80 and ord(pieces[-1][-1]) < 0x2E80 and (character == " " or pieces[-1][-1] != " ")
-        if joins and len(pieces[-1]) < 40:
+        if joins and len(pieces[-1]) < LONGEST_WORD:
             pieces[-1] += character
         else:
             pieces.append(character)

@@ -146,13 +146,12 @@ class Meter:
 
     def __init__(self, cost: StepCost, device: torch.device, peak: float | None, clock: Callable[[], float] = time.perf_counter):
         self._cost, self._device, self._peak, self._clock = cost, device, peak, clock
-        self.restart()
+        self._restart(clock())
 
-    def restart(self) -> None:
-        """Count from zero again."""
+    def _restart(self, now: float) -> None:
         self._tokens = self._supervised = self._pictures = self._samples = 0
         self._waited = 0.0
-        self._started = self._clock()
+        self._started = now
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -182,12 +181,13 @@ class Meter:
 
     def read(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> Rates:
         """Rates since the last reading, over all processes. gather: [n] -> [processes, n]; called once."""
-        seconds = max(self._clock() - self._started, 1e-9)
+        now = self._clock()
+        seconds = max(now - self._started, 1e-9)
         counts = [self._tokens, self._supervised, self._pictures, self._samples, self._waited, peak_memory(self._device)]
         everyone = gather(torch.tensor(counts, dtype=torch.float64))
         tokens, supervised, pictures, samples, waited, _ = everyone.mean(dim=0).tolist()
         tflops = self._cost.flops(tokens, supervised, pictures) / seconds / 1e12 if self._peak else None
-        self.restart()
+        self._restart(now)
         return Rates(
             supervised_tokens_per_second=supervised * len(everyone) / seconds,
             samples_per_second=samples * len(everyone) / seconds,

@@ -121,15 +121,13 @@ class StageTrainer(Trainer):
         """Run the stage from its beginning, or from the trainer's state in a checkpoint; the model holds its weights."""
         self.train(resume_from_checkpoint=str(checkpoint / TRAINER_FOLDER) if checkpoint else None)
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
             groups = optimizer_groups(self.model if model is None else model, self._stage.config, self._train)
             self.optimizer = torch.optim.AdamW(groups, fused=self.args.device.type == "cuda")
         return self.optimizer
 
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
             warmup = math.ceil(self._train.warmup * num_training_steps)
             factor = partial(schedule, warmup=warmup, steps=num_training_steps)
