@@ -1,6 +1,7 @@
 """The report's charts as PNG files: accuracy by category, before and after the rerank, right and wrong cases."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,9 @@ def _style() -> Iterator[None]:
         # A question may hold dollar signs; they are no formula.
         "text.parse_math": False,
     }
-    with mpl.rc_context(style):
+    with mpl.rc_context(style), warnings.catch_warnings():
+        # Once is enough: matplotlib would say it for each character.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 

@@ -82,7 +82,7 @@ def shown_choice(choices: Container[str]) -> str:
 
 
 def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
-    """Captions and descriptions, which short-answer metrics say nothing about."""
+    """Captions and descriptions, which short-answer metrics say nothing about: before and after the rerank."""
     header = ("system", "choice", "captions", "texts", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
     rows: list[Row] = [
         (
@@ -96,6 +96,7 @@ def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
         )
         for name, figures in summary["systems"].items()
         for choice, kinds in figures.get("captions", {}).items()
+        if choice in ("first", "reranked")
         for kind, scores in kinds.items()
     ]
     return header, rows

@@ -1,0 +1,57 @@
+"""The command: its table and its errors. What it computes is tested with evaluation/compare."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cli
+from evaluation.run import evaluate
+from tests.evaluation.planted import PlantedAnswerer, always, experiment, questions, write_store
+from tools import compare
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Predictions of two planted systems, their data, and a configuration that names the data."""
+    folder = tmp_path_factory.mktemp("compared")
+    store = write_store(folder / "data", questions(20))
+    answerers = {"right": PlantedAnswerer(always(("1", -0.1))), "wrong": PlantedAnswerer(always(("7", -0.1)))}
+    evaluate(experiment(store, folder, *answerers), lambda s: answerers[s.name], lambda _: pytest.fail("no control"), None)
+    config = {"name": "planted", "data": {"folder": str(folder / "data")}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return folder
+
+
+def command(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.run(compare.main, compare.parser, [str(argument) for argument in arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_it_prints_both_accuracies_and_the_verdict(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = folder / "predictions" / "right.jsonl", folder / "predictions" / "wrong.jsonl"
+    assert command(*files, "--config", folder / "config.yaml") == 0
+    printed = capsys.readouterr().out
+    assert f"a: {files[0]} (first)" in printed
+    assert "60 questions with short answers" in printed
+    (official,) = [line.split() for line in printed.splitlines() if line.startswith("vqa_accuracy ")]
+    assert official[1:4] == ["33.3", "0.0", "+33.3"]
+    assert official[-1] == "a"
+    assert "vqa_accuracy_m4c" in printed
+
+
+def test_data_can_be_named_apart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "predictions" / "right.jsonl"
+    assert command(file, file, "--data", folder / "data", "--config", folder / "config.yaml", "--choice", "first", "majority") == 0
+    assert "not shown" in capsys.readouterr().out
+
+
+def test_different_questions_end_with_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "predictions" / "right.jsonl"
+    shorter = tmp_path / "shorter.jsonl"
+    shorter.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8")
+    assert command(file, shorter, "--config", folder / "config.yaml") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the question sets differ" in line

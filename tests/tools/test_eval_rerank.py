@@ -1,0 +1,116 @@
+"""The command from start to end, with untrained parts: exit status, printed tables, files."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import cli
+from dataset.processor import Processor
+from model import checkpoint
+from model.adapters import attach
+from model.build import build
+from model.config import ModelConfig
+from tests.evaluation.planted import questions, write_store
+from tools import eval_rerank
+
+
+@pytest.fixture(scope="module")
+def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration with merged data and a checkpoint that was never trained, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("experiment")
+    write_store(folder / "data", questions(3) + questions(2, "validation"))
+    model: dict[str, Any] = {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "max_tokens": 512, "lora": None}
+    torch.manual_seed(0)
+    settings = ModelConfig(**model)
+    weights = attach(build(settings, placeholder_id=processor.placeholder_id), settings, ["projector"])
+    for name in ("early", "late"):
+        path = folder / name
+        checkpoint.save(weights, path)
+        processor.save(path)
+        checkpoint.mark_whole(path)
+    config = {
+        "name": "planted",
+        "data": {"folder": str(folder / "data")},
+        "model": model,
+        "decoding": {"k": 3, "max_new_tokens": 4, "batch_size": 4},
+        "rerank": {"clip": str(parts / "clip"), "tune": True},
+        "eval": {
+            "systems": [
+                {"name": "ours", "kind": "checkpoint", "path": str(folder / "early")},
+                {"name": "baseline", "kind": "qwen3_vl", "path": str(parts / "qwen3_vl"), "quantization": "none"},
+            ],
+            "controls": ["shuffled_pictures", "untuned"],
+            "bootstrap": 100,
+            "description_tokens": 6,
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return folder
+
+
+def command(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as ended:
+        cli.run(eval_rerank.main, eval_rerank.parser, [str(argument) for argument in arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_the_configured_systems_are_asked_and_reported(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--config", experiment / "config.yaml", "--out", tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == f"report: {tmp_path / 'report.html'}"
+    assert "ours/reranked" in printed
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert {name: figures["kind"] for name, figures in summary["systems"].items()} == {"ours": "checkpoint", "baseline": "qwen3_vl"}
+    assert summary["controls"].keys() == {"shuffled_pictures", "untuned"}
+    assert summary["rerank"]["chosen_on"] in ("validation", "default")
+    for name in ("ours", "baseline"):
+        lines = (tmp_path / "predictions" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == 12
+        row = json.loads(lines[0])
+        assert row["error"] is None
+        assert 1 <= len(row["candidates"]) <= 3
+        assert row["candidates"][0].keys() >= {"text", "log_prob", "mean_log_prob", "clip", "fused"}
+        assert row["prompt"]
+    assert {path.name for path in tmp_path.iterdir()} >= {"report.html", "report.md", "rerank.png", "cases.png", "accuracy_by_category.png"}
+
+
+def test_checkpoints_and_names_choose_who_is_asked(experiment: Path, tmp_path: Path) -> None:
+    given = ("--checkpoints", experiment / "early", experiment / "late", "--systems", "early", "late", "--limit", "4", "--out", tmp_path)
+    assert command("eval.controls=[]", "rerank.tune=false", "--config", experiment / "config.yaml", *given) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    assert list(summary["systems"]) == ["early", "late"]
+    assert summary["dataset"]["questions"] == 4
+    # The two folders hold the same weights.
+    assert all(row["difference"] == 0.0 for row in summary["comparisons"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--systems", "other"], "--systems other: there is no such system"),
+        (["--limit", "0"], "--limit 0: expected a number of questions"),
+        (["--checkpoints", "nowhere"], "--checkpoints nowhere: there is no such folder"),
+        (["rerank.clip=./nowhere/at/all"], "rerank.clip: ./nowhere/at/all does not exist"),
+        (["data.folder=./nowhere"], "run python tools/preprocess.py first"),
+    ],
+)
+def test_wrong_arguments_are_said_in_one_line(
+    experiment: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert command("--config", experiment / "config.yaml", *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_help_names_the_arguments(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval_rerank.py"])
+    with pytest.raises(SystemExit) as ended:
+        eval_rerank.parser.parse_args(["--help"])
+    assert ended.value.code == 0
+    assert "--checkpoints" in capsys.readouterr().out
