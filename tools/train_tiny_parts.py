@@ -1,11 +1,19 @@
-"""Write the embedded demo's small SigLIP, CLIP, Qwen3 and Qwen3-VL into checkpoints/tiny."""
+"""Train the embedded demo's small SigLIP, CLIP, Qwen3 and Qwen3-VL on drawn scenes and write them into checkpoints/tiny.
+
+Minutes on a GPU, a few hours on two CPU cores. An interrupted run continues when it is started again.
+"""
 
 import argparse
+import os
 from pathlib import Path
 
+import torch
+from transformers.utils import logging
+
 import cli
-from training.pretraining.corpus import tokenizer_corpus
-from training.tiny_parts import PARTS, build_untrained
+from errors import UsageError
+from training.pretraining.run import pretrain, write_untrained
+from training.tiny_parts import PARTS
 
 FOLDER = Path("checkpoints/tiny")
 
@@ -15,17 +23,34 @@ def arguments() -> cli.Parser:
     parser = cli.Parser(__doc__ or "", configured=False)
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the parts (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"some of {', '.join(PARTS)}")
-    parser.add_argument("--steps", type=int, required=True, choices=[0], help="0 writes the parts that are missing, untrained")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the weights (default: %(default)s)")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps of each part; 0 writes those that are missing, untrained")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="scenes a step; each part has its own number")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of weights and scenes (default: %(default)s)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: %(default)s)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that draw; one less than there are cores by default")
     return parser
 
 
 def main(parsed: argparse.Namespace) -> int:
-    """Write what is missing."""
-    missing = [part for part in PARTS if part in parsed.only and not (parsed.out / part / "config.json").exists()]
-    if missing:
-        build_untrained(parsed.out, tokenizer_corpus(), parsed.seed, missing)
-    print(f"{parsed.out}: {', '.join(missing)} written untrained" if missing else f"{parsed.out}: nothing is missing")
+    """Write untrained parts, or train."""
+    for name, lowest in (("steps", 0), ("batch_size", 2), ("workers", 0)):
+        value = getattr(parsed, name)
+        if value is not None and value < lowest:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: at least {lowest} is expected")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if parsed.steps == 0:
+        missing = write_untrained(parsed.out, parsed.only, parsed.seed)
+        print(f"{parsed.out}: {', '.join(missing)} written untrained" if missing else f"{parsed.out}: nothing is missing")
+        return 0
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if parsed.device == "auto" else parsed.device
+    workers = max(1, (os.cpu_count() or 2) - 1) if parsed.workers is None else parsed.workers
+    run = pretrain(
+        parsed.out, parsed.only, seed=parsed.seed, device=device, workers=workers, steps=parsed.steps, batch_size=parsed.batch_size
+    )
+    for card in run:
+        metrics = ", ".join(f"{name} {value:.3f}" for name, value in card.metrics)
+        print(f"{parsed.out / card.part}: {card.steps:,} steps on {card.device}; {metrics}")
     return 0
 
 

@@ -5,6 +5,7 @@ In: a folder and a seed. Out: siglip/, clip/, qwen3/, qwen3_vl/ as a hub would g
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -86,7 +87,7 @@ def build_tokenizer(corpus: Iterable[str], vocabulary: int = VOCABULARY) -> Qwen
 def build_siglip(tokenizer: Qwen2Tokenizer, width: int = VISION_WIDTH, layers: int = VISION_LAYERS) -> SiglipModel:
     """An untrained SigLIP of fixed resolution."""
     text = {
-        "vocab_size": VOCABULARY, "max_position_embeddings": 96, "projection_size": width,
+        "vocab_size": VOCABULARY, "max_position_embeddings": 64, "projection_size": width,
         "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
     }  # fmt: skip
     vision = {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
@@ -144,22 +145,29 @@ def _qwen3_size(tokenizer: Qwen2Tokenizer, width: int, layers: int) -> dict[str,
     }  # fmt: skip
 
 
-def save_part(folder: Path, model: PreTrainedModel, tokenizer: Qwen2Tokenizer) -> None:
-    """Write a part as a hub would give it: bf16 safetensors, tokenizer and image processor."""
-    folder.mkdir(parents=True, exist_ok=True)
+def image_processor(part: str) -> Any:
+    """The image processor of a part that sees; pictures of the demo's size pass through it without being resized."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    if isinstance(model, SiglipModel):
-        SiglipImageProcessorPil(size=size).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    elif isinstance(model, CLIPModel):
-        processor = CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False)
-        CLIPProcessor(image_processor=processor, tokenizer=tokenizer).save_pretrained(folder)
-    elif isinstance(model, Qwen3VLForConditionalGeneration):
-        limits = {"shortest_edge": 32 * 32, "longest_edge": 4096 * 32 * 32}
-        Qwen2VLImageProcessorPil(patch_size=PATCH_SIZE, merge_size=2, temporal_patch_size=2, size=limits).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    match part:
+        case "siglip":
+            return SiglipImageProcessorPil(size=size)
+        case "clip":
+            return CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False)
+        case "qwen3_vl":
+            limits = {"shortest_edge": 32 * 32, "longest_edge": 4096 * 32 * 32}
+            return Qwen2VLImageProcessorPil(patch_size=PATCH_SIZE, merge_size=2, temporal_patch_size=2, size=limits)
+    raise ValueError(f"{part} sees no pictures")
+
+
+def save_part(folder: Path, part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer) -> None:
+    """Write a part into `folder` as a hub would give it: bf16 safetensors, tokenizer and image processor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if part == "clip":
+        CLIPProcessor(image_processor=image_processor(part), tokenizer=tokenizer).save_pretrained(folder)
     else:
         tokenizer.save_pretrained(folder)
+        if part != "qwen3":
+            image_processor(part).save_pretrained(folder)
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
@@ -167,7 +175,7 @@ def build_untrained(folder: Path, corpus: Iterable[str], seed: int = 0, only: It
     """Write all four parts, or some of them, with random weights; a part's weights depend on the seed and its name alone."""
     tokenizer = build_tokenizer(corpus)
     for part in only:
-        save_part(folder / part, build_part(part, tokenizer, seed), tokenizer)
+        save_part(folder / part, part, build_part(part, tokenizer, seed), tokenizer)
 
 
 def build_part(part: str, tokenizer: Qwen2Tokenizer, seed: int) -> PreTrainedModel:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from answering.config import SystemBase
-from dataset.config import AiChallengerSource
+from dataset.config import AiChallengerSource, CocoCaptionsSource
 from dataset.sample import Language
 from dataset.scenes.phrasing import ask_several
 from dataset.scenes.reasoning import conversation
@@ -20,6 +20,23 @@ SEED = 1_000_003
 """Seed of the scenes for pre-training; the demo's own files are drawn from others."""
 
 LANGUAGES: tuple[Language, Language] = ("en", "zh")
+
+
+def _default(section: Any, key: str) -> Any:
+    return next(field.default for field in dataclasses.fields(section) if field.name == key)
+
+
+SHORT_ANSWER_PROMPTS: dict[Language, str] = {
+    "en": _default(SystemBase, "short_answer_prompt"),
+    "zh": _default(SystemBase, "short_answer_prompt_zh"),
+}
+"""What baselines are told behind a question, unless a configuration says otherwise."""
+
+CAPTION_QUESTIONS: dict[Language, tuple[str, ...]] = {
+    "en": _default(CocoCaptionsSource, "questions"),
+    "zh": _default(AiChallengerSource, "questions"),
+}
+"""How captions are asked for, unless a configuration says otherwise."""
 
 _SCENES = 1500
 # Scenes for the tokenizer stand before those that a training step draws.
@@ -44,11 +61,9 @@ def tokenizer_corpus() -> Iterator[str]:
 
 
 def _texts() -> Iterator[str]:
-    yield _default(SystemBase, "short_answer_prompt")
-    yield _default(SystemBase, "short_answer_prompt_zh")
-    yield from _default(AiChallengerSource, "questions")
     for language in LANGUAGES:
-        yield from DETAIL_QUESTIONS[language]
+        yield SHORT_ANSWER_PROMPTS[language]
+        yield from (*CAPTION_QUESTIONS[language], *DETAIL_QUESTIONS[language])
         for number in range(_SCENES):
             yield from _texts_about(compose(SEED, "train", _FIRST + number), language)
 
@@ -62,7 +77,3 @@ def _texts_about(scene: Scene, language: Language) -> Iterator[str]:
         yield from question.answer.all
     for turn in conversation(scene, language, rng):
         yield from turn
-
-
-def _default(section: Any, key: str) -> Any:
-    return next(field.default for field in dataclasses.fields(section) if field.name == key)

@@ -1,0 +1,166 @@
+"""Batches for pre-training. Batch `number` of a part follows from (seed, number) alone, so a run resumes where it stopped.
+
+Texts go through the parts' own tokenizer and chat template, as training and answering build them. Pictures stay
+pixels [n, 3, side, side] uint8 here; `pixels` turns them into what the parts' image processors give.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import Qwen2Tokenizer
+
+from answering.statements import statement
+from dataset.processor import IGNORED, Encoded, Processor
+from dataset.sample import IMAGE_MARK
+from dataset.scenes.drawing import draw
+from dataset.scenes.phrasing import ask
+from dataset.scenes.scene import Part, Scene, compose
+from dataset.scenes.texts import caption, short_caption, written
+from training.pretraining.corpus import LANGUAGES
+from training.pretraining.talk import encode, talk
+
+Batch = dict[str, torch.Tensor]
+
+CHOICES = 4
+"""Statements a question: the right one first, then wrong ones."""
+
+_SUFFIXED = 0.7
+
+
+@dataclass(frozen=True)
+class SceneBatches:
+    """Scenes of one seed, `size` a batch; subclasses say what is made of them."""
+
+    seed: int
+    size: int
+
+    def scenes(self, number: int, part: Part) -> list[Scene]:
+        """The scenes of a batch; no two batches share one."""
+        return [compose(self.seed, part, number * self.size + place) for place in range(self.size)]
+
+
+@dataclass(frozen=True)
+class CaptionedPictures(SceneBatches):
+    """Pictures with a caption each, pictures [n, 3, side, side] and input_ids [n, t], as SigLIP reads them."""
+
+    tokenizer: Qwen2Tokenizer
+    text_length: int
+
+    def __call__(self, number: int, part: Part = "train") -> Batch:
+        scenes = self.scenes(number, part)
+        texts = [caption(scene, rng.choice(LANGUAGES), rng) for scene in scenes for rng in [scene.rng("caption")]]
+        rows = self.tokenizer(texts, truncation=True, max_length=self.text_length)["input_ids"]
+        return {"pictures": pictures(scenes), "input_ids": padded(rows, self.tokenizer.pad_token_id, self.text_length)}
+
+
+@dataclass(frozen=True)
+class StatedPictures(CaptionedPictures):
+    """Pictures with a caption and CHOICES statements about one question each, as CLIP reads them: the keys of
+    CaptionedPictures, attention_mask, and the same of the statements [n * CHOICES, t]."""
+
+    end_token: int
+
+    def __call__(self, number: int, part: Part = "train") -> Batch:
+        scenes = self.scenes(number, part)
+        captions, statements = [], []
+        for scene in scenes:
+            rng = scene.rng("statements")
+            captions.append(rng.choice((caption, caption, short_caption))(scene, rng.choice(LANGUAGES), rng))
+            statements += _statements(scene, rng)
+        ids, mask = self._texts(captions)
+        statement_ids, statement_mask = self._texts(statements)
+        return {
+            "pictures": pictures(scenes),
+            "input_ids": ids,
+            "attention_mask": mask,
+            "statement_ids": statement_ids,
+            "statement_mask": statement_mask,
+        }
+
+    def _texts(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every text ends with the token at which CLIP takes its feature."""
+        rows = self.tokenizer(texts, truncation=True, max_length=self.text_length - 1)["input_ids"]
+        rows = [[*row, self.end_token] for row in rows]
+        return padded(rows, self.tokenizer.pad_token_id), padded([[1] * len(row) for row in rows], 0)
+
+
+def _statements(scene: Scene, rng: random.Random) -> list[str]:
+    """The right statement about a question, then wrong ones; a question with one wrong answer repeats it."""
+    question = ask(scene, rng.choice(LANGUAGES), rng)
+    wrong = rng.sample(question.wrong, min(CHOICES - 1, len(question.wrong)))
+    wrong += [wrong[0]] * (CHOICES - 1 - len(wrong))
+    return [statement(question.text, answer, question.language) for answer in (question.answer.usual, *wrong)]
+
+
+@dataclass(frozen=True)
+class WrittenScenes(SceneBatches):
+    """Conversations about written scenes: input_ids, attention_mask, labels (IGNORED outside answers), each [n, t].
+
+    only_questions: leave out descriptions and reasoning.
+    """
+
+    processor: Processor
+    only_questions: bool = False
+
+    def __call__(self, number: int, part: Part = "train") -> Batch:
+        return padded_conversations([self._encoded(scene) for scene in self.scenes(number, part)], self.processor)
+
+    def _encoded(self, scene: Scene) -> Encoded:
+        rng = scene.rng("written")
+        text = written(scene, rng.choice(LANGUAGES), rng)
+        turns = talk(scene, rng.choice(LANGUAGES), rng, self.only_questions)
+        return encode(self.processor, [(f"{text}\n{turns[0][0]}", turns[0][1]), *turns[1:]], images=0)
+
+
+@dataclass(frozen=True)
+class DrawnScenes(SceneBatches):
+    """Conversations about pictures as Qwen3-VL reads them: the keys of WrittenScenes and pictures [n, 3, side, side]."""
+
+    processor: Processor
+    only_questions: bool = False
+
+    def __call__(self, number: int, part: Part = "train") -> Batch:
+        scenes = self.scenes(number, part)
+        samples = [self._encoded(scene) for scene in scenes]
+        return {"pictures": pictures(scenes), **padded_conversations(samples, self.processor)}
+
+    def _encoded(self, scene: Scene) -> Encoded:
+        rng = scene.rng("drawn")
+        language = rng.choice(LANGUAGES)
+        turns = talk(scene, language, rng, self.only_questions, suffixed=rng.random() < _SUFFIXED)
+        first = f"{IMAGE_MARK}\n{turns[0][0]}", turns[0][1]
+        return self._between_marks(encode(self.processor, [first, *turns[1:]], images=1))
+
+    def _between_marks(self, encoded: Encoded) -> Encoded:
+        """Put the vision marks of Qwen3-VL's own template around the picture's placeholders."""
+        start, end = self.processor.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>"])
+        first = encoded.input_ids.index(self.processor.placeholder_id)
+        last = first + self.processor.tokens_per_image
+
+        def marked(row: list[int], before: int, behind: int) -> list[int]:
+            return [*row[:first], before, *row[first:last], behind, *row[last:]]
+
+        return Encoded(marked(encoded.input_ids, start, end), marked(encoded.labels, IGNORED, IGNORED), encoded.images)
+
+
+def pictures(scenes: Sequence[Scene]) -> torch.Tensor:
+    """The drawn pictures, [n, 3, side, side] uint8."""
+    return torch.from_numpy(np.stack([np.asarray(draw(scene)) for scene in scenes])).permute(0, 3, 1, 2).contiguous()
+
+
+def padded_conversations(samples: Sequence[Encoded], processor: Processor) -> Batch:
+    """Right-padded input_ids, attention_mask and labels."""
+    return {
+        "input_ids": padded([sample.input_ids for sample in samples], processor.tokenizer.pad_token_id),
+        "attention_mask": padded([[1] * len(sample) for sample in samples], 0),
+        "labels": padded([sample.labels for sample in samples], IGNORED),
+    }
+
+
+def padded(rows: Sequence[list[int]], filler: int, width: int | None = None) -> torch.Tensor:
+    """Rows of different lengths as one tensor [n, t]; t is the longest row's length by default."""
+    width = width or max(map(len, rows))
+    return torch.tensor([row + [filler] * (width - len(row)) for row in rows])

@@ -1,0 +1,93 @@
+"""SigLIP and CLIP: pictures and texts that belong together get like features.
+
+SigLIP: a sigmoid for every pair of the batch (Zhai et al. 2023, arXiv:2303.15343). CLIP: a softmax over the batch (Radford
+et al. 2021, arXiv:2103.00020), and one over the statements about a question, which is what reranking asks of it.
+"""
+
+import dataclasses
+import math
+
+import torch
+from torch.nn import functional
+from transformers import CLIPModel, Qwen2Tokenizer, SiglipModel
+
+from training.pretraining.batches import CHOICES, Batch, CaptionedPictures, StatedPictures
+from training.pretraining.loop import Task
+from training.pretraining.pixels import pixel_values
+
+RECALL_OF = 512
+
+
+def siglip_task(model: SiglipModel, tokenizer: Qwen2Tokenizer, image_processor: object, seed: int, batch_size: int) -> Task:
+    """Pictures and captions; scale and bias start as in the paper."""
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(10))
+        model.logit_bias.fill_(-10)
+    data = CaptionedPictures(seed, batch_size, tokenizer, model.config.text_config.max_position_embeddings)
+
+    def loss(model: SiglipModel, batch: Batch) -> torch.Tensor:
+        images, texts = features(model, batch)
+        logits = texts @ images.T * model.logit_scale.exp() + model.logit_bias
+        signs = 2 * torch.eye(len(logits), device=logits.device) - 1
+        return -functional.logsigmoid(signs * logits).sum(-1).mean()
+
+    def features(model: SiglipModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        images = model.vision_model(pixel_values=pixel_values(batch["pictures"], image_processor)).pooler_output
+        return _unit(images), _unit(model.text_model(input_ids=batch["input_ids"]).pooler_output)
+
+    @torch.inference_mode()
+    def measure(model: SiglipModel) -> dict[str, float]:
+        batch = _on(model.device, dataclasses.replace(data, size=RECALL_OF)(0, "validation"))
+        return _recall(*features(model, batch))
+
+    return Task(model, data, loss, measure)
+
+
+def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: object, seed: int, batch_size: int) -> Task:
+    """Pictures with captions, and with right and wrong statements."""
+    config = model.config.text_config
+    data = StatedPictures(seed, batch_size, tokenizer, config.max_position_embeddings, config.eos_token_id)
+
+    def texts(model: CLIPModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return _unit(model.text_projection(model.text_model(input_ids=ids, attention_mask=mask).pooler_output))
+
+    def images(model: CLIPModel, batch: Batch) -> torch.Tensor:
+        return _unit(model.visual_projection(model.vision_model(pixel_values(batch["pictures"], image_processor)).pooler_output))
+
+    def choices(model: CLIPModel, batch: Batch, pictures: torch.Tensor) -> torch.Tensor:
+        """Logits [n, CHOICES] of the statements about each picture."""
+        statements = texts(model, batch["statement_ids"], batch["statement_mask"]).view(len(pictures), CHOICES, -1)
+        scale: torch.Tensor = model.logit_scale.exp()
+        return (statements @ pictures.unsqueeze(-1)).squeeze(-1) * scale
+
+    def loss(model: CLIPModel, batch: Batch) -> torch.Tensor:
+        pictures = images(model, batch)
+        logits = texts(model, batch["input_ids"], batch["attention_mask"]) @ pictures.T * model.logit_scale.exp()
+        own, right = torch.arange(len(logits), device=logits.device), torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        contrast = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+        return contrast + functional.cross_entropy(choices(model, batch, pictures), right)
+
+    @torch.inference_mode()
+    def measure(model: CLIPModel) -> dict[str, float]:
+        batch = _on(model.device, dataclasses.replace(data, size=RECALL_OF)(0, "validation"))
+        pictures = images(model, batch)
+        recall = _recall(pictures, texts(model, batch["input_ids"], batch["attention_mask"]))
+        logits = choices(model, batch, pictures)
+        # Strictly better than every wrong statement.
+        return {**recall, "right statement first": float((logits[:, 0] > logits[:, 1:].amax(1)).float().mean())}
+
+    return Task(model, data, loss, measure)
+
+
+def _recall(images: torch.Tensor, texts: torch.Tensor) -> dict[str, float]:
+    """Share of pictures whose own text is the nearest of all."""
+    nearest = (images @ texts.T).argmax(1)
+    return {f"recall@1 of {len(images)}": float((nearest == torch.arange(len(images), device=images.device)).float().mean())}
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    return functional.normalize(features.float(), dim=-1)
+
+
+def _on(device: torch.device, batch: Batch) -> Batch:
+    return {name: value.to(device) for name, value in batch.items()}

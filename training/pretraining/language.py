@@ -1,0 +1,128 @@
+"""Qwen3 on written scenes and Qwen3-VL on drawn ones: answers, and to a smaller weight the texts around them."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel, Qwen2Tokenizer, Qwen2VLImageProcessorPil, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration
+
+from dataset.processor import IGNORED, Processor
+from training.pretraining.batches import Batch, DrawnScenes, WrittenScenes
+from training.pretraining.loop import Task
+from training.pretraining.pixels import qwen_patches
+
+MAX_TOKENS = 192
+TEXT_WEIGHT = 0.3
+"""Weight of the loss at prompts, where the answers' is 1."""
+
+_PLACEHOLDER = "<|image_pad|>"
+_MEASURED_BATCHES, _MEASURED_SIZE = 8, 64
+_GROUPS = 4
+
+Logits = Callable[[PreTrainedModel, Batch], torch.Tensor]
+
+
+def qwen3_task(model: Qwen3ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, batch_size: int) -> Task:
+    """Conversations about written scenes."""
+    processor = Processor(tokenizer, None, placeholder=_PLACEHOLDER, tokens_per_image=1, max_tokens=MAX_TOKENS)
+    data = WrittenScenes(seed, batch_size, processor)
+
+    def logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        output: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        return output
+
+    def loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        return conversation_loss(model, logits, batch, processor.placeholder_id)
+
+    @torch.inference_mode()
+    def measure(model: PreTrainedModel) -> dict[str, float]:
+        return _measure(model, logits, dataclasses.replace(data, size=_MEASURED_SIZE, only_questions=True))
+
+    return Task(model, data, loss, measure)
+
+
+def qwen3_vl_task(
+    model: Qwen3VLForConditionalGeneration,
+    tokenizer: Qwen2Tokenizer,
+    image_processor: Qwen2VLImageProcessorPil,
+    seed: int,
+    batch_size: int,
+    image_size: int,
+) -> Task:
+    """Conversations about pictures."""
+    side = image_size // (image_processor.patch_size * image_processor.merge_size)
+    processor = Processor(tokenizer, image_processor, placeholder=_PLACEHOLDER, tokens_per_image=side**2, max_tokens=MAX_TOKENS)
+    data = DrawnScenes(seed, batch_size, processor)
+
+    def logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        patches, grid = qwen_patches(batch["pictures"], image_processor)
+        output: torch.Tensor = model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            pixel_values=patches,
+            image_grid_thw=grid,
+            mm_token_type_ids=(batch["input_ids"] == processor.placeholder_id).int(),
+            use_cache=False,
+        ).logits
+        return output
+
+    def loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        return conversation_loss(model, logits, batch, processor.placeholder_id)
+
+    @torch.inference_mode()
+    def measure(model: PreTrainedModel) -> dict[str, float]:
+        return _measure(model, logits, dataclasses.replace(data, size=_MEASURED_SIZE, only_questions=True))
+
+    return Task(model, data, loss, measure)
+
+
+def conversation_loss(model: PreTrainedModel, logits: Logits, batch: Batch, placeholder_id: int) -> torch.Tensor:
+    """Mean over the batch's supervised tokens plus TEXT_WEIGHT times the mean over its other tokens of text."""
+    sums, counts = torch.zeros(2, device=model.device), torch.zeros(2, device=model.device)
+    for group in by_length(batch):
+        targets, supervised = group["input_ids"][:, 1:], group["labels"][:, 1:] != IGNORED
+        text = group["attention_mask"][:, 1:].bool() & (targets != placeholder_id)
+        scores = logits(model, group)[:, :-1].float().flatten(0, 1)
+        each = functional.cross_entropy(scores, targets.flatten(), reduction="none").view(targets.shape)
+        parts = (supervised, text & ~supervised)
+        sums = sums + torch.stack([(each * part).sum() for part in parts])
+        counts = counts + torch.stack([part.sum() for part in parts])
+    weights = torch.tensor([1.0, TEXT_WEIGHT], device=model.device)
+    return (weights * sums / counts).sum()
+
+
+def by_length(batch: Batch) -> Iterator[Batch]:
+    """The batch in groups of like length, each only as wide as its longest row: padding is a third of the work otherwise."""
+    lengths = batch["attention_mask"].sum(1)
+    width = batch["attention_mask"].shape[1]
+    for rows in lengths.argsort().chunk(_GROUPS):
+        longest = int(lengths[rows].max())
+        yield {name: value[rows, :longest] if value.shape[1:] == (width,) else value[rows] for name, value in batch.items()}
+
+
+def _measure(model: PreTrainedModel, logits: Logits, data: WrittenScenes | DrawnScenes) -> dict[str, float]:
+    """Perplexity of answer tokens, and the share of answers that greedy decoding gets right, each behind right answers."""
+    nats, tokens, right, answers = 0.0, 0, 0, 0
+    for number in range(_MEASURED_BATCHES):
+        batch = {name: value.to(model.device) for name, value in data(number, "validation").items()}
+        scores, labels = logits(model, batch)[:, :-1].float(), batch["labels"][:, 1:]
+        nats += float(functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"))
+        tokens += int((labels != IGNORED).sum())
+        hits = (scores.argmax(-1) == labels).tolist()
+        for row, told in zip(labels.tolist(), hits, strict=True):
+            spans = _spans(row)
+            answers += len(spans)
+            right += sum(all(told[start:end]) for start, end in spans)
+    return {"perplexity": math.exp(nats / tokens), "accuracy": right / answers}
+
+
+def _spans(labels: list[int]) -> list[tuple[int, int]]:
+    """Runs of supervised tokens: one an answer."""
+    edges = [place for place in range(len(labels) + 1) if _supervised(labels, place - 1) != _supervised(labels, place)]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _supervised(labels: list[int], place: int) -> bool:
+    return 0 <= place < len(labels) and labels[place] != IGNORED

@@ -1,0 +1,114 @@
+"""Pre-train the small parts, one after the other, and write them as a hub would give them."""
+
+import dataclasses
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, Qwen2Tokenizer, Qwen3ForCausalLM, SiglipModel
+
+from atomic import replacing_folder
+from training.pretraining import warm_start
+from training.pretraining.cards import Card
+from training.pretraining.contrastive import clip_task, siglip_task
+from training.pretraining.corpus import SEED, tokenizer_corpus
+from training.pretraining.language import qwen3_task, qwen3_vl_task
+from training.pretraining.loop import Recipe, Task, fit
+from training.tiny_parts import IMAGE_SIZE, PARTS, build_part, build_tokenizer, image_processor, save_part
+
+RECIPES = {
+    "siglip": Recipe(steps=4000, batch_size=256, learning_rate=1e-3),
+    "clip": Recipe(steps=2000, batch_size=256, learning_rate=1e-3),
+    "qwen3": Recipe(steps=3000, batch_size=128, learning_rate=1.5e-3),
+    "qwen3_vl": Recipe(steps=2000, batch_size=128, learning_rate=7e-4),
+}
+
+
+def write_untrained(folder: Path, parts: Iterable[str], seed: int) -> list[str]:
+    """Write those of `parts` that are missing, with random weights; their names."""
+    missing = [part for part in PARTS if part in parts and not (folder / part / "config.json").exists()]
+    tokenizer = build_tokenizer(tokenizer_corpus()) if missing else None
+    for part in missing:
+        assert tokenizer is not None
+        _write(folder, part, build_part(part, tokenizer, seed), tokenizer, Card(part, steps=0, seed=seed))
+    return missing
+
+
+def pretrain(
+    folder: Path, parts: Iterable[str], *, seed: int, device: str, workers: int, steps: int | None = None, batch_size: int | None = None
+) -> list[Card]:
+    """Train `parts` in their order and write each when it is done; steps and batch_size override the recipes'.
+
+    A run that was interrupted continues; CLIP starts from a SigLIP in `folder`, Qwen3-VL from a Qwen3 and a SigLIP there.
+    """
+    tokenizer = build_tokenizer(tokenizer_corpus())
+    cards = []
+    for part in (part for part in PARTS if part in parts):
+        recipe = RECIPES[part]
+        recipe = dataclasses.replace(recipe, steps=steps or recipe.steps, batch_size=batch_size or recipe.batch_size)
+        cards.append(_pretrain_part(folder, part, recipe, tokenizer, seed, torch.device(device), workers))
+    return cards
+
+
+def _pretrain_part(
+    folder: Path, part: str, recipe: Recipe, tokenizer: Qwen2Tokenizer, seed: int, device: torch.device, workers: int
+) -> Card:
+    model = build_part(part, tokenizer, seed)
+    started = _warm_start(folder, part, model)
+    scene_seed = SEED + len(PARTS) * seed + PARTS.index(part)
+    task = _task(part, model.to(device), tokenizer, scene_seed, recipe.batch_size)
+    state_file = folder / f".{part}.{device.type}.{seed}.pt"
+    fit(task, recipe, state_file, part, workers=workers)
+    card = Card(
+        part,
+        recipe.steps,
+        recipe.batch_size,
+        recipe.learning_rate,
+        seed,
+        scene_seed,
+        _device_name(device),
+        started,
+        tuple(task.measure(model).items()),
+    )
+    _write(folder, part, model.cpu(), tokenizer, card)
+    state_file.unlink(missing_ok=True)
+    return card
+
+
+def _task(part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, scene_seed: int, batch_size: int) -> Task:
+    match part:
+        case "siglip":
+            return siglip_task(model, tokenizer, image_processor(part), scene_seed, batch_size)
+        case "clip":
+            return clip_task(model, tokenizer, image_processor(part), scene_seed, batch_size)
+        case "qwen3":
+            return qwen3_task(model, tokenizer, scene_seed, batch_size)
+        case _:
+            return qwen3_vl_task(model, tokenizer, image_processor(part), scene_seed, batch_size, IMAGE_SIZE)
+
+
+def _warm_start(folder: Path, part: str, model: PreTrainedModel) -> tuple[str, ...]:
+    """Start from the parts in `folder` where all that are wanted stand there; their names."""
+    sources = {"clip": ("siglip",), "qwen3_vl": ("qwen3", "siglip")}.get(part, ())
+    if not sources or not all((folder / source / "config.json").exists() for source in sources):
+        return ()
+    siglip = SiglipModel.from_pretrained(folder / "siglip", dtype=torch.float32)
+    if part == "clip":
+        warm_start.clip_from_siglip(model, siglip)
+    else:
+        warm_start.qwen3_vl_from_parts(model, Qwen3ForCausalLM.from_pretrained(folder / "qwen3", dtype=torch.float32), siglip)
+    return sources
+
+
+def _write(folder: Path, part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, card: Card) -> None:
+    with replacing_folder(folder / part) as new:
+        save_part(new, part, model, tokenizer)
+        (new / "README.md").write_text(card.text(), encoding="utf-8")
+
+
+def _device_name(device: torch.device) -> str:
+    versions = f"torch {torch.__version__.partition('+')[0]}"
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, bf16 autocast, {versions}"
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads), fp32, {versions}"

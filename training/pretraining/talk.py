@@ -1,0 +1,40 @@
+"""What is asked and answered about a scene in pre-training: mostly short questions, some descriptions and reasoning."""
+
+import random
+
+from dataset.processor import Encoded, Processor
+from dataset.sample import Language, Message
+from dataset.scenes.phrasing import ask_several
+from dataset.scenes.reasoning import Turn, conversation
+from dataset.scenes.records import DETAIL_QUESTIONS
+from dataset.scenes.scene import Scene
+from dataset.scenes.texts import caption, description, short_caption
+from errors import TesseraError
+from training.pretraining.corpus import CAPTION_QUESTIONS, SHORT_ANSWER_PROMPTS
+
+_QUESTIONS = 3
+_SHARE_OF_QUESTIONS, _SHARE_OF_REASONING = 0.82, 0.08
+
+
+def talk(scene: Scene, language: Language, rng: random.Random, only_questions: bool = False, suffixed: bool = False) -> list[Turn]:
+    """A conversation about a scene. suffixed: with the short-answer prompt behind each short question."""
+    chance = rng.random()
+    if only_questions or chance < _SHARE_OF_QUESTIONS:
+        suffix = f"\n{SHORT_ANSWER_PROMPTS[language]}" if suffixed else ""
+        return [(question.text + suffix, question.answer.usual) for question in ask_several(scene, language, rng, _QUESTIONS)]
+    if chance < _SHARE_OF_QUESTIONS + _SHARE_OF_REASONING:
+        return conversation(scene, language, rng)
+    if rng.random() < 0.5:
+        return [(rng.choice(DETAIL_QUESTIONS[language]), description(scene, language, rng))]
+    text = rng.choice((caption, short_caption))(scene, language, rng)
+    return [(rng.choice(CAPTION_QUESTIONS[language]), text.removesuffix("。"))]
+
+
+def encode(processor: Processor, turns: list[Turn], images: int) -> Encoded:
+    """Prompt and answers as training and answering build them; every answer is supervised."""
+    *earlier, (question, target) = turns
+    messages = [message for asked, said in earlier for message in (Message("user", asked), Message("assistant", said))]
+    encoded = processor.encode([*messages, Message("user", question)], target, images)
+    if encoded is None:
+        raise TesseraError(f"a scene's conversation does not fit into {processor.max_tokens} tokens: {question!r}")
+    return encoded

@@ -1,0 +1,43 @@
+"""Starting a part from one that is trained already, where their layers are alike."""
+
+import torch
+from transformers import CLIPModel, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration, SiglipModel
+
+
+def clip_from_siglip(clip: CLIPModel, siglip: SiglipModel) -> None:
+    """Picture and text layers, patch and position embeddings. CLIP's class token and projections stay as they are."""
+    source, target = siglip.vision_model, clip.vision_model
+    target.encoder.load_state_dict(source.encoder.state_dict())
+    with torch.no_grad():
+        target.embeddings.patch_embedding.weight.copy_(source.embeddings.patch_embedding.weight)
+        # CLIP's first position is its class token's.
+        target.embeddings.position_embedding.weight[1:].copy_(source.embeddings.position_embedding.weight)
+
+
+def qwen3_vl_from_parts(model: Qwen3VLForConditionalGeneration, language: Qwen3ForCausalLM, siglip: SiglipModel) -> None:
+    """The text part from Qwen3, the picture part's layers from SigLIP. Mergers and deep-stack layers stay as they are."""
+    model.model.language_model.load_state_dict(language.model.state_dict())
+    source, target = siglip.vision_model, model.model.visual
+    with torch.no_grad():
+        kernel, frames = source.embeddings.patch_embedding.weight, target.patch_embed.proj.weight.shape[2]
+        # A still picture fills every frame of the temporal patch.
+        target.patch_embed.proj.weight.copy_(kernel.unsqueeze(2).expand_as(target.patch_embed.proj.weight) / frames)
+        target.patch_embed.proj.bias.copy_(source.embeddings.patch_embedding.bias)
+        target.pos_embed.weight.copy_(_resized(source.embeddings.position_embedding.weight, len(target.pos_embed.weight)))
+        for layer, block in zip(source.encoder.layers, target.blocks, strict=True):
+            attention = layer.self_attn
+            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+            block.attn.qkv.weight.copy_(torch.cat([projection.weight for projection in projections]))
+            block.attn.qkv.bias.copy_(torch.cat([projection.bias for projection in projections]))
+            block.attn.proj.load_state_dict(attention.out_proj.state_dict())
+            block.norm1.load_state_dict(layer.layer_norm1.state_dict())
+            block.norm2.load_state_dict(layer.layer_norm2.state_dict())
+            block.mlp.linear_fc1.load_state_dict(layer.mlp.fc1.state_dict())
+            block.mlp.linear_fc2.load_state_dict(layer.mlp.fc2.state_dict())
+
+
+def _resized(positions: torch.Tensor, count: int) -> torch.Tensor:
+    """Position embeddings [side * side, width] stretched to `count` of them, as Qwen3-VL shrinks its own again."""
+    side, new = round(len(positions) ** 0.5), round(count**0.5)
+    grid = positions.T.reshape(1, -1, side, side)
+    return torch.nn.functional.interpolate(grid, (new, new), mode="bilinear", align_corners=True).flatten(2)[0].T
