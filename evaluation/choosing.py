@@ -15,6 +15,7 @@ from evaluation.predictions import Prediction
 
 GRID = tuple(round(step * 0.05, 2) for step in range(21))
 """Weights of the likelihood that are tried; CLIP has the rest."""
+_EQUAL = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +43,16 @@ def tune(answered: Iterable[Sequence[Prediction]], references: Mapping[str, Sequ
     """The weights of GRID with the best official VQA accuracy of the reranked answer, averaged over systems.
 
     answered: each system's predictions on the validation split, whose references these are. Of equally good weights those
-    nearest to the default are taken, and the default stays when there is nothing to tell them apart by.
+    nearest to the default are taken; the default stays when all are equally good, or nothing could be scored.
     """
     curves = [_accuracies([p for p in predictions if p.clip and p.sample_id in references], references) for predictions in answered]
-    curves = [curve for curve in curves if len(curve)]
-    if not curves:
+    mean = np.mean([curve for curve in curves if len(curve)] or [np.zeros(len(GRID))], axis=0)
+    if np.ptp(mean) < _EQUAL:
         return Weighting(default, "default")
-    mean = np.mean(curves, axis=0)
     usual = default.likelihood / (default.likelihood + default.clip)
-    best = min(range(len(GRID)), key=lambda i: (-round(float(mean[i]), 12), abs(GRID[i] - usual)))
-    return Weighting(RerankWeights(likelihood=GRID[best], clip=round(1 - GRID[best], 2)), "validation")
+    good = [weight for weight, accuracy in zip(GRID, mean, strict=True) if accuracy > mean.max() - _EQUAL]
+    best = min(good, key=lambda weight: abs(weight - usual))
+    return Weighting(RerankWeights(likelihood=best, clip=round(1 - best, 2)), "validation")
 
 
 def _accuracies(predictions: Sequence[Prediction], references: Mapping[str, Sequence[str]]) -> np.ndarray:

@@ -12,6 +12,7 @@ import torch
 
 from answering.config import CheckpointSystem, DecodingConfig, RerankConfig, System
 from answering.protocol import Answerer
+from answering.rerank import chosen_text
 from atomic import write_json
 from dataset.store import Store
 from errors import UsageError
@@ -112,8 +113,7 @@ class _Interview:
         short = {question.sample_id for question in questions if question.short}
 
         def first(prediction: Prediction) -> float | None:
-            text = prediction.candidates[0].text if prediction.candidates else ""
-            return right(prediction, text, known) if prediction.sample_id in short else None
+            return right(prediction, chosen_text(prediction.candidates, 0), known) if prediction.sample_id in short else None
 
         plan = chunks(questions, experiment.decoding, experiment.settings.description_tokens)
         asked = ask(answerer, self.scorer, plan, path, file, first)

@@ -233,6 +233,16 @@ def test_a_failed_question_is_recorded_counts_as_wrong_and_is_asked_again(tmp_pa
     assert "s2" in mended.asked
 
 
+def test_the_running_accuracy_is_that_of_the_first_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Officially an empty text equals a reference that is but an article; the choice is "unknown" instead.
+    rows = [sample(f"s{i}", i, "Which letter?", ["a"] * 9 + ["A."]) for i in range(2)]
+    answerer = PlantedAnswerer(always(("", -0.1)))
+    summary = run(experiment(write_store(tmp_path / "data", rows), tmp_path / "out"), answerer).summary
+    assert summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"] == 0.0
+    assert "ours: 2/2 questions" in (said := capsys.readouterr().err)
+    assert "accuracy 0.000" in said
+
+
 def test_a_limit_asks_every_system_the_same_and_a_higher_one_more(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(10))
     asked = []
@@ -318,7 +328,8 @@ def test_tuning_that_shows_no_difference_keeps_the_default(tmp_path: Path) -> No
     store = write_store(tmp_path / "data", questions(2) + questions(2, "validation"))
     planned = experiment(store, tmp_path / "out", rerank=RerankConfig(tune=True, weights=RerankWeights(likelihood=0.6, clip=0.4)))
     answerer = PlantedAnswerer(always(("mauve", -0.1), ("pink", -0.2)))
-    assert run(planned, answerer, scorer=PlantedScorer("pink")).summary["rerank"]["weights"] == {"likelihood": 0.6, "clip": 0.4}
+    rerank = run(planned, answerer, scorer=PlantedScorer("pink")).summary["rerank"]
+    assert (rerank["weights"], rerank["chosen_on"]) == ({"likelihood": 0.6, "clip": 0.4}, "default")
 
 
 def never_loaded(system: object) -> PlantedAnswerer:
