@@ -72,6 +72,16 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
     sys.exit(status)
 
 
+def ask(prompt: str) -> str | None:
+    """A line that is typed in, without blanks around it; None for `exit` and at the end of input."""
+    try:
+        line = input(prompt).strip()
+    except EOFError:
+        print()
+        return None
+    return None if line == "exit" else line
+
+
 def describe(section: Any, prefix: str = "") -> list[str]:
     """Lines `key: type = default` with the documentation of every key below a configuration section."""
     lines: list[str] = []

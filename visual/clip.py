@@ -41,10 +41,12 @@ class ClipScorer:
     ):
         self.model, self.tokenizer, self.image_processor, self.open_file = model.eval(), tokenizer, image_processor, open_file
         self.kept, self.batch_size = kept, batch_size
+        tokenizer.truncation_side = "left"
         self._features: OrderedDict[object, torch.Tensor] = OrderedDict()
 
     def score(self, picture: Image.Image | Path, texts: Sequence[str]) -> list[float]:
-        """A logit for each text; higher fits better. Texts longer than the text tower are cut."""
+        """A logit for each text; higher fits better. Of a text longer than the text tower the beginning is left out: what
+        tells candidates apart, the answer, stands at the end."""
         return self.score_batch([picture], [texts])[0]
 
     def score_batch(self, pictures: Sequence[Image.Image | Path], texts: Sequence[Sequence[str]]) -> list[list[float]]:
@@ -109,7 +111,7 @@ class ClipScorer:
         siglip = self.model.config.model_type == "siglip"
         if self.model.config.model_type == "clip":
             end = self._pooled_token()
-            rows = [row if row[-1:] == [end] else [*row[: longest - 1], end] for row in rows]
+            rows = [row if row[-1:] == [end] else [*row[1 - longest :], end] for row in rows]
         # SigLIP was trained on padding up to its full length, without a mask.
         width = longest if siglip else max(map(len, rows))
         pad = self.tokenizer.pad_token_id

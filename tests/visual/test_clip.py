@@ -84,12 +84,21 @@ def test_a_batch_scores_as_each_picture_alone(clip: ClipScorer) -> None:
     assert clip.score_batch([], []) == []
 
 
-def test_text_longer_than_the_text_tower_is_cut_and_still_ends(clip: ClipScorer) -> None:
+def test_of_text_longer_than_the_text_tower_the_end_is_kept(clip: ClipScorer) -> None:
     longest = clip.model.config.text_config.max_position_embeddings
     ids = clip.tokenize(["red " * 500, "red"])["input_ids"]
     assert ids.shape == (2, longest)
     assert ids[0, -1] == clip.model.config.text_config.eos_token_id
-    assert clip.score(drawn(1), ["red " * 500, "red " * 600]) == pytest.approx([clip.score(drawn(1), ["red " * 500])[0]] * 2, abs=1e-4)
+    red, same, blue = clip.score(drawn(1), ["What? " * 500 + "red", "What? " * 600 + "red", "What? " * 500 + "blue"])
+    assert red == pytest.approx(same, abs=1e-4)
+    assert red != pytest.approx(blue, abs=1e-4)
+
+
+def test_text_cut_for_a_tokenizer_with_marks_at_both_ends_keeps_them(chinese_clip: Path) -> None:
+    scorer = scorer_of(chinese_clip)
+    (row,) = scorer.tokenize(["两" * 100 + "red"])["input_ids"].tolist()
+    assert len(row) == 24
+    assert scorer.tokenizer.convert_ids_to_tokens([row[0], *row[-2:]]) == ["[CLS]", "red", "[SEP]"]
 
 
 def test_every_part_of_a_text_counts(clip: ClipScorer) -> None:

@@ -1,0 +1,199 @@
+"""tools/answer.py: one question, a folder, a conversation; every failure is one line."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import cli
+from dataset.processor import Processor
+from model import build, checkpoint
+from model.adapters import attach
+from model.config import LoraConfig, ModelConfig
+from tools import answer
+
+
+def drawn(path: Path, seed: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a configuration, a checkpoint and pictures."""
+    folder = tmp_path_factory.mktemp("experiment")
+    model = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, alpha=8))
+    torch.manual_seed(0)
+    path = folder / "checkpoints/trial/checkpoint-1"
+    checkpoint.save(attach(build.build(model, placeholder_id=processor.placeholder_id), model, ("projector", "lora")), path)
+    processor.save(path)
+    checkpoint.mark_whole(path)
+    config = {
+        "name": "trial",
+        "decoding": {"k": 3, "mode": "sample", "max_new_tokens": 4, "batch_size": 2},
+        "rerank": {"clip": str(parts / "clip")},
+        "eval": {
+            "systems": [{"name": "qwen", "kind": "qwen3_vl", "path": str(parts / "qwen3_vl"), "quantization": "none"}],
+            "description_tokens": 6,
+        },
+    }
+    (folder / "trial.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    for seed, name in enumerate(["a.png", "b.JPG", "more/c.webp"]):
+        drawn(folder / "pictures" / name, seed)
+    (folder / "pictures/notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def run(experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> "Run":
+    monkeypatch.chdir(experiment)
+    return Run(monkeypatch, capsys)
+
+
+class Run:
+    """Runs the command in the experiment's folder."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: str, typed: list[str] | None = None) -> tuple[int, list[str], str]:
+        """Exit status, lines of standard output, and of standard error the last line."""
+        lines = iter(typed or [])
+
+        def line(prompt: str) -> str:
+            print(prompt)
+            try:
+                return next(lines)
+            except StopIteration:
+                raise EOFError from None
+
+        self.monkeypatch.setattr("builtins.input", line)
+        with pytest.raises(SystemExit) as ended:
+            cli.run(answer.main, answer.parser, ["--config", "trial.yaml", *arguments])
+        output = self.capsys.readouterr()
+        return int(ended.value.code or 0), output.out.splitlines(), (output.err.strip().splitlines() or [""])[-1]
+
+
+@pytest.mark.parametrize("system", [[], ["--system", "qwen"]], ids=["checkpoint", "qwen"])
+def test_one_question_prints_the_answer_and_the_candidates_with_their_scores(run: Run, system: list[str]) -> None:
+    status, lines, _ = run(*system, "--image", "pictures/a.png", "--question", "What color is it?")
+    assert status == 0
+    assert lines[1].split() == ["likelihood", "CLIP", "fused", "candidate"]
+    rows = [line.split(maxsplit=3) for line in lines[2:]]
+    assert 1 <= len(rows) <= 3
+    fused = [float(row[2]) for row in rows]
+    best = rows[fused.index(max(fused))]
+    assert lines[0] == (best[3] if len(best) > 3 and best[3] != "(empty)" else "unknown")
+
+
+def test_without_a_picture_or_a_scorer_there_are_no_clip_scores(run: Run) -> None:
+    assert run("--question", "Who are you?")[1][1].split() == ["likelihood", "candidate"]
+    assert run("--image", "pictures/a.png", "--question", "What?", "rerank.clip=null")[1][1].split() == ["likelihood", "candidate"]
+
+
+def test_a_stream_is_the_raw_answer(run: Run) -> None:
+    arguments = ("--image", "pictures/a.png", "--question", "What?", "decoding.k=1", "decoding.mode=greedy", "decoding.max_new_tokens=9")
+    _, streamed, _ = run(*arguments, "--stream")
+    _, whole, _ = run(*arguments)
+    assert streamed[0] == whole[0]
+
+
+def test_a_saved_answer_is_json_and_a_picture(run: Run, tmp_path: Path) -> None:
+    arguments = ("--image", "pictures/a.png", "--image", "pictures/b.JPG", "--question", "这是什么？", "--save", str(tmp_path))
+    assert run(*arguments)[0] == 0
+    assert run(*arguments, "--system", "qwen")[0] == 0
+    first, second = sorted(tmp_path.glob("*.json"))
+    saved = json.loads(first.read_text(encoding="utf-8"))
+    assert saved["question"] == "这是什么？"
+    assert saved["images"] == ["pictures/a.png", "pictures/b.JPG"]
+    assert saved["answer"] == saved["choices"]["reranked"]
+    assert {"text", "log_prob", "mean_log_prob", "clip", "fused"} <= saved["candidates"][0].keys()
+    assert {json.loads(path.read_text(encoding="utf-8"))["model"]["kind"] for path in (first, second)} == {"checkpoint", "qwen3_vl"}
+    with Image.open(first.with_suffix(".png")) as picture:
+        assert picture.width > picture.height / 2
+        assert len(picture.convert("RGB").getcolors(2**24) or []) > 1000
+
+
+def test_every_picture_of_a_folder_gets_a_caption_and_an_answer(run: Run, experiment: Path) -> None:
+    arguments = ("--images", "pictures", "--question", "What color is it?")
+    (experiment / "pictures/broken.png").write_bytes(b"no picture")
+    try:
+        status, printed, _ = run(*arguments)
+        path = experiment / "results/trial/answers/pictures.jsonl"
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        assert status == 0
+        assert printed[-1] == f"4 pictures (0 stood there already, 1 failed): {path.relative_to(experiment)}"
+        assert [line["image"] for line in lines] == ["a.png", "b.JPG", "broken.png", "more/c.webp"]
+        assert "cannot be decoded" in lines[2]["errors"][0]
+        assert lines[2]["caption"] is None
+        assert lines[2]["answer"] is None
+        assert all(isinstance(lines[i]["caption"], str) and lines[i]["answer"] and lines[i]["candidates"] for i in (0, 1, 3))
+    finally:
+        (experiment / "pictures/broken.png").unlink()
+
+
+def said(lines: str) -> list[list[str]]:
+    rows = map(json.loads, lines.splitlines())
+    return [[row["key"], row["image"], row["caption"], *(one["text"] for one in row["candidates"])] for row in rows]
+
+
+def test_a_killed_run_over_a_folder_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
+    arguments = ("--images", "pictures", "--question", "What color is it?", "--save", str(tmp_path))
+    run(*arguments)
+    path = tmp_path / "answers.jsonl"
+    whole = path.read_text(encoding="utf-8")
+    first, second, _ = whole.splitlines(keepends=True)
+    path.write_text(first + second[:40], encoding="utf-8")
+    assert "3 pictures (1 stood there already, 0 failed)" in run(*arguments)[1][-1]
+    # Pictures that are batched otherwise may differ in the last bits of a score.
+    assert said(path.read_text(encoding="utf-8")) == said(whole)
+    os.utime("pictures/a.png", ns=(1, 1))
+    assert "(2 stood there already" in run(*arguments)[1][-1]
+    assert "(0 stood there already" in run(*arguments, "decoding.k=2")[1][-1]
+
+
+def test_a_conversation_goes_on_until_exit(run: Run) -> None:
+    typed = ["no.png", "pictures/a.png", "What?", "Which?", "", "", "Who are you?", "exit", "never asked"]
+    status, lines, _ = run(typed=typed)
+    assert status == 0
+    assert "error: no.png: there is no such file" in lines
+    assert sum(line.split() == ["likelihood", "CLIP", "fused", "candidate"] for line in lines) == 2
+    assert sum(line.split() == ["likelihood", "candidate"] for line in lines) == 1
+    assert sum(line.startswith("question (") for line in lines) == 5
+
+
+def test_a_conversation_about_a_given_picture_ends_with_the_input(run: Run) -> None:
+    status, lines, _ = run("--image", "pictures/a.png", "--long", typed=["What?"])
+    assert status == 0
+    assert [line.startswith("question (") for line in lines].count(True) == 2
+    assert not any(line.startswith("picture (") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--system", "none"], 2, "--system none: eval.systems has no such system (it has: qwen)"),
+        (["--checkpoint", "no/such"], 2, "no/such does not exist"),
+        (["--image", "no.png", "--question", "What?"], 1, "no.png: there is no such file"),
+        (["--images", "no"], 2, "--images no: there is no such folder"),
+        (["--images", "checkpoints"], 2, "no pictures in it"),
+        (["--stream", "--save", "x", "--question", "What?"], 2, "neither --save nor --images"),
+        (["--question", "What?", "rerank.clip=./no"], 2, "rerank.clip: ./no does not exist"),
+        (["--question", "What? " * 400], 1, "at most 512"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(run: Run, arguments: list[str], status: int, message: str) -> None:
+    found, _, error = run(*arguments)
+    assert (found, error.startswith("error: ")) == (status, True)
+    assert message in error
+
+
+def test_it_needs_no_path_games() -> None:
+    assert Path(sys.modules["answering"].__file__ or "").parent.parent == Path(answer.__file__).parent.parent

@@ -1,0 +1,126 @@
+"""tools/clip.py classify: labels of a file or of what stands at an address."""
+
+import io
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import cli
+from errors import TesseraError
+from tools import clip
+from visual import fetch
+
+PICTURE = Image.new("RGB", (60, 40), "red")
+
+
+class Pictures(BaseHTTPRequestHandler):
+    """/red.png is a picture, /text is none, everything else is missing."""
+
+    def do_GET(self) -> None:
+        data = io.BytesIO()
+        PICTURE.save(data, "PNG")
+        body = {"/red.png": data.getvalue(), "/text": b"hello", "/large": b"0" * 100_000}.get(self.path)
+        self.send_response(404 if body is None else 200)
+        self.end_headers()
+        self.wfile.write(body or b"")
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Pictures)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def classify(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> "Classify":
+    config = tmp_path / "trial.yaml"
+    config.write_text(f"name: trial\nrerank: {{clip: {parts / 'clip'}}}\n", encoding="utf-8")
+    return Classify(config, capsys)
+
+
+class Classify:
+    def __init__(self, config: Path, capsys: pytest.CaptureFixture[str]):
+        self.config, self.capsys = config, capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, list[str], str]:
+        """Exit status, lines of standard output, and of standard error the last line."""
+        with pytest.raises(SystemExit) as ended:
+            cli.run(clip.main, clip.arguments(), ["classify", "--config", str(self.config), *arguments])
+        output = self.capsys.readouterr()
+        return int(ended.value.code or 0), output.out.splitlines(), (output.err.strip().splitlines() or [""])[-1]
+
+
+def test_labels_are_printed_with_probabilities_the_likeliest_first(classify: Classify, tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "red.png")
+    status, lines, _ = classify("--image", str(tmp_path / "red.png"), "--labels", "cat, dog ，一个红色的圆形,")
+    assert status == 0
+    shares, labels = zip(*(line.split(maxsplit=1) for line in lines), strict=True)
+    assert set(labels) == {"cat", "dog", "一个红色的圆形"}
+    values = [float(share.rstrip("%")) for share in shares]
+    assert values == sorted(values, reverse=True)
+    assert sum(values) == pytest.approx(100, abs=0.1)
+
+
+def test_an_address_gives_what_the_file_gives(classify: Classify, tmp_path: Path, address: str) -> None:
+    PICTURE.save(tmp_path / "red.png")
+    expected = classify("--image", str(tmp_path / "red.png"), "--labels", "cat,dog")[1]
+    assert classify("--image", f"{address}/red.png", "--labels", "cat,dog")[:2] == (0, expected)
+
+
+def test_without_an_image_it_asks_until_exit(classify: Classify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    PICTURE.save(tmp_path / "red.png")
+    typed = iter([str(tmp_path / "red.png"), "no.png", "", f"{address}/none.png", "exit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    status, lines, _ = classify("--labels", "cat,dog")
+    assert status == 0
+    assert [line.startswith("error: ") for line in lines] == [False, False, True, True]
+    assert "no.png: there is no such file" in lines[2]
+    assert "none.png: the server answers 404" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--labels", " , ，"], 2, "--labels: at least one label"),
+        (["--labels", "cat", "rerank.clip=null"], 2, "rerank.clip: it is null"),
+        (["--labels", "cat", "--image", "no.png"], 1, "no.png: there is no such file"),
+        ([], 2, "--labels"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(classify: Classify, arguments: list[str], status: int, message: str) -> None:
+    found, _, error = classify(*arguments)
+    assert found == status
+    assert message in error
+
+
+def test_what_is_no_picture_is_said(classify: Classify, address: str) -> None:
+    status, _, error = classify("--image", f"{address}/text", "--labels", "cat")
+    assert status == 1
+    assert "cannot be decoded" in error
+
+
+def test_a_fetch_has_limits(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(fetch.fetch(f"{address}/large")) == 100_000
+    with pytest.raises(TesseraError, match=r"large: larger than 0\.0\d+ MiB"):
+        fetch.fetch(f"{address}/large", max_bytes=99_999)
+    clock = iter([0.0, *[30.0] * 100])
+    monkeypatch.setattr("visual.fetch.time.monotonic", lambda: next(clock))
+    with pytest.raises(TesseraError, match="not finished after 20 seconds"):
+        fetch.fetch(f"{address}/large")
+
+
+def test_a_server_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(TesseraError, match=r"http://127\.0\.0\.1:9/x: cannot be fetched"):
+        fetch.fetch("http://127.0.0.1:9/x")

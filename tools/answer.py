@@ -1,0 +1,136 @@
+"""Ask a system about pictures: one question, every picture of a folder, or question after question until `exit`."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import cli
+import config as configuration
+from answering.build import build_answerer, load_scorer
+from answering.config import CheckpointSystem, DecodingConfig, System
+from answering.drawing import chinese_font
+from answering.folder import Plan, answer_folder, find_pictures
+from answering.protocol import Answerer, Scorer
+from answering.replies import question_request, reply
+from answering.saved import save_reply
+from dataset.pictures import open_picture
+from errors import TesseraError, UsageError
+from evaluation.asking import identity
+
+parser = cli.Parser(__doc__ or "")
+which_system = parser.add_mutually_exclusive_group()
+which_system.add_argument("--checkpoint", default="newest", metavar="PATH", help="`newest` (the default) or a checkpoint folder")
+which_system.add_argument("--system", metavar="NAME", help="a system of eval.systems")
+which_pictures = parser.add_mutually_exclusive_group()
+which_pictures.add_argument("--image", type=Path, action="append", metavar="PATH", help="a picture; may be given several times")
+which_pictures.add_argument("--images", type=Path, metavar="DIR", help="caption and answer for every picture below this folder")
+parser.add_argument("--question", metavar="TEXT", help="the question; without one, asks for pictures and questions until `exit`")
+parser.add_argument("--caption", metavar="TEXT", default="Describe the picture in one sentence.", help="what --images asks for the caption")
+parser.add_argument("--long", action="store_true", help="not a short answer, but up to eval.description_tokens")
+parser.add_argument("--stream", action="store_true", help="print one answer as it comes, without candidates")
+parser.add_argument("--save", type=Path, metavar="DIR", help="write JSON and a picture of each answer; of --images, answers.jsonl")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Load a system and ask it."""
+    config: configuration.Config = arguments.config
+    if arguments.stream and (arguments.save or arguments.images):
+        raise UsageError("--stream: prints one answer; it goes with neither --save nor --images")
+    if arguments.images:
+        find_pictures(arguments.images)
+    for picture in arguments.image or []:
+        open_picture(picture)
+    system = chosen_system(config, arguments)
+    if config.rerank.clip is not None:
+        configuration.check_parts(config, "rerank.clip")
+    answerer = build_answerer(system, checkpoint_folder=config.checkpoint_folder)
+    scorer = None if config.rerank.clip is None else load_scorer(config.rerank.clip)
+    if arguments.images:
+        answer_all(config, arguments, answerer, scorer)
+    elif arguments.question:
+        ask(config, arguments, answerer, scorer, arguments.question, arguments.image or [])
+    else:
+        converse(config, arguments, answerer, scorer)
+
+
+def chosen_system(config: configuration.Config, arguments: argparse.Namespace) -> System:
+    """The system that --system or --checkpoint names."""
+    if arguments.system is None:
+        return CheckpointSystem(name="checkpoint", kind="checkpoint", path=arguments.checkpoint)
+    for system in config.eval.systems:
+        if system.name == arguments.system:
+            return system
+    names = ", ".join(system.name for system in config.eval.systems) or "none"
+    raise UsageError(f"--system {arguments.system}: eval.systems has no such system (it has: {names})")
+
+
+def answer_all(config: configuration.Config, arguments: argparse.Namespace, answerer: Answerer, scorer: Scorer | None) -> None:
+    """Every picture of a folder into a JSONL file."""
+    name = arguments.images.resolve().name
+    path = arguments.save / "answers.jsonl" if arguments.save else config.result_folder / "answers" / f"{name}.jsonl"
+    plan = Plan(arguments.caption, arguments.question, decoding(config, arguments), config.eval.description_tokens)
+    done = answer_folder(answerer, scorer, config.rerank.weights, arguments.images, plan, path, identity(answerer.description))
+    print(f"{done.pictures} pictures ({done.kept} stood there already, {done.errors} failed): {path}")
+
+
+def converse(config: configuration.Config, arguments: argparse.Namespace, answerer: Answerer, scorer: Scorer | None) -> None:
+    """Question after question; an empty one asks for another picture."""
+    pictures: list[Path] | None = arguments.image
+    while True:
+        if pictures is None:
+            name = cli.ask("picture (path, empty for none, exit to end): ")
+        else:
+            name = cli.ask("question (empty for another picture, exit to end): ")
+        if name is None:
+            return
+        try:
+            if pictures is not None and name:
+                ask(config, arguments, answerer, scorer, name, pictures)
+            else:
+                pictures = None if pictures is not None else [readable(name)] if name else []
+        except TesseraError as error:
+            print(f"error: {error}")
+
+
+def readable(name: str) -> Path:
+    """The path of a picture that can be opened. Raises PictureError."""
+    path = Path(name).expanduser()
+    open_picture(path)
+    return path
+
+
+def ask(
+    config: configuration.Config,
+    arguments: argparse.Namespace,
+    answerer: Answerer,
+    scorer: Scorer | None,
+    question: str,
+    pictures: Sequence[Path],
+) -> None:
+    """Print the answer to one question, and save it where that was asked for. Raises TesseraError when it fails."""
+    request = question_request("question", question, pictures, "conversation" if arguments.long else "vqa")
+    if arguments.stream:
+        for piece in answerer.stream(request, decoding(config, arguments)):
+            print(piece, end="", flush=True)
+        print()
+        return
+    (answer,) = reply(answerer, scorer, config.rerank.weights, [request], decoding(config, arguments))
+    if answer.answer.error:
+        raise TesseraError(answer.answer.error)
+    print(answer.chosen, *answer.lines(), sep="\n  ")
+    if arguments.save:
+        path = save_reply(answer, pictures, arguments.save, identity(answerer.description))
+        print(f"saved: {path} and {path.with_suffix('.json').name}")
+        if chinese_font() is None:
+            print("no installed font has Chinese characters, so they are boxes in the PNG; the package fonts-noto-cjk has one")
+
+
+def decoding(config: configuration.Config, arguments: argparse.Namespace) -> DecodingConfig:
+    """As configured, longer for --long."""
+    longest = config.eval.description_tokens if arguments.long else config.decoding.max_new_tokens
+    return dataclasses.replace(config.decoding, max_new_tokens=longest)
+
+
+if __name__ == "__main__":
+    cli.run(main, parser)
