@@ -81,14 +81,15 @@ def ask(
     """
     model = identity(answerer.description)
     journal, watch = Journal(path), Stopwatch(path.with_suffix(".timing.json"), digest(model))
+    known = [_known(chunk, model, journal) for chunk in plan]
+    unfinished = scorer is not None and not all(group and _has_scores(group, scorer) for group in known)
     done: list[Prediction] = []
     scores: list[float] = []
     with Progress(title, sum(len(chunk.questions) for chunk in plan), "questions") as progress:
-        for chunk in plan:
-            known = _known(chunk, model, journal)
-            answered = known or _answered(answerer, chunk, model, watch)
-            scored = _scored(answered, chunk.questions, scorer)
-            if scored != known:
+        for chunk, before in zip(plan, known, strict=True):
+            answered = before or _answered(answerer, chunk, model, watch)
+            scored = _scored(answered, chunk.questions, scorer, unfinished) if scorer else _without_scores(answered)
+            if scored != before:
                 journal.append(scored)
             done += scored
             scores += [value for value in map(score, scored) if value is not None]
@@ -152,25 +153,36 @@ def _answered(answerer: Answerer, chunk: Chunk, model: dict[str, Any], watch: "S
     ]
 
 
-def _scored(answered: Sequence[Prediction], questions: Sequence[Question], scorer: NamedScorer | None) -> list[Prediction]:
-    """With the scorer's mean over the pictures for each candidate; without a picture there is nothing to score."""
-    if scorer is None:
-        return [dataclasses.replace(prediction, scorer=None, clip=None) for prediction in answered]
-    name = scorer.identity
-    new = [i for i, prediction in enumerate(answered) if prediction.scorer != name]
-    pairs = [(i, picture) for i in new if answered[i].candidates for picture in questions[i].request.pictures]
-    texts = [
-        [statement(questions[i].text, candidate.text, questions[i].request.language) for candidate in answered[i].candidates]
-        for i, _ in pairs
-    ]
-    by_question: dict[int, list[list[float]]] = {i: [] for i in new}
+def _has_scores(predictions: Sequence[Prediction], scorer: NamedScorer) -> bool:
+    return all(prediction.scorer == scorer.identity for prediction in predictions)
+
+
+def _scored(answered: list[Prediction], questions: Sequence[Question], scorer: NamedScorer, unfinished: bool) -> list[Prediction]:
+    """A chunk with the scorer's mean over the pictures for each candidate; without a picture there is nothing to score.
+
+    While the run is `unfinished`, pictures of candidates that have their scores are looked at again: the scorer keeps
+    what it saw, so it sees later pictures in the same company, and gives the same last bits, as in a run that was not killed.
+    """
+    old = _has_scores(answered, scorer)
+    if old and not unfinished:
+        return answered
+    pairs = [(i, picture) for i, p in enumerate(answered) if p.candidates for picture in questions[i].request.pictures]
+    texts = [[] if old else _statements(answered[i], questions[i]) for i, _ in pairs]
+    by_question: list[list[list[float]]] = [[] for _ in answered]
     for (i, _), scores in zip(pairs, scorer.scorer.score_batch([picture for _, picture in pairs], texts), strict=True):
         by_question[i].append(scores)
-    result = list(answered)
-    for i, by_picture in by_question.items():
-        clip = tuple(statistics.fmean(scores) for scores in zip(*by_picture, strict=True))
-        result[i] = dataclasses.replace(answered[i], scorer=name, clip=clip or None)
-    return result
+    if old:
+        return answered
+    means = [tuple(statistics.fmean(scores) for scores in zip(*by_picture, strict=True)) or None for by_picture in by_question]
+    return [dataclasses.replace(p, scorer=scorer.identity, clip=clip) for p, clip in zip(answered, means, strict=True)]
+
+
+def _without_scores(answered: Sequence[Prediction]) -> list[Prediction]:
+    return [dataclasses.replace(prediction, scorer=None, clip=None) for prediction in answered]
+
+
+def _statements(prediction: Prediction, question: Question) -> list[str]:
+    return [statement(question.text, candidate.text, question.request.language) for candidate in prediction.candidates]
 
 
 class Stopwatch:

@@ -107,6 +107,10 @@ class _Interview:
     experiment: Experiment
     scorer: NamedScorer | None
 
+    def control(self, answerer: Answerer, questions: list[Question], known: References, name: str) -> _Said:
+        """Only the first answers of a control are looked at, so nothing is scored."""
+        return _Interview(self.experiment, None).ask(answerer, questions, known, f"controls/{name}")
+
     def ask(self, answerer: Answerer, questions: list[Question], known: References, file: str) -> _Said:
         experiment = self.experiment
         path = experiment.out / "predictions" / f"{file}.jsonl"
@@ -149,11 +153,11 @@ def _ask_all(
             everything.validation[system.name] = interview.ask(answerer, tuning, tuning_references, f"validation/{system.name}")
         if system is subject and "shuffled_pictures" in settings.controls:
             others = with_other_pictures(short, settings.seed)
-            everything.controls["shuffled_pictures"] = interview.ask(answerer, others, known, "controls/shuffled_pictures")
+            everything.controls["shuffled_pictures"] = interview.control(answerer, others, known, "shuffled_pictures")
         del answerer
         _free()
     if subject is not None and "untuned" in settings.controls:
-        everything.controls["untuned"] = interview.ask(load_untuned(subject), short, known, "controls/untuned")
+        everything.controls["untuned"] = interview.control(load_untuned(subject), short, known, "untuned")
         _free()
     return everything
 

@@ -114,13 +114,14 @@ class PlantedAnswerer:
 
 
 class PlantedScorer:
-    """Likes texts that hold one of the `liked` words."""
+    """Likes texts that hold one of the `liked` words. Counts the pictures that it sees, and those with texts to score."""
 
     def __init__(self, *liked: str):
-        self.liked, self.asked = liked, 0
+        self.liked, self.seen, self.scored = liked, 0, 0
 
     def score_batch(self, pictures: Sequence[Picture], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        self.asked += len(pictures)
+        self.seen += len(pictures)
+        self.scored += sum(bool(group) for group in texts)
         return [[25.0 if any(word in text for word in self.liked) else 20.0 for text in group] for group in texts]
 
 

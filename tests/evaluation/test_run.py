@@ -163,7 +163,8 @@ def test_a_killed_run_continues_and_gives_the_same_file(tmp_path: Path) -> None:
     again, scorer = PlantedAnswerer(by_the_book), PlantedScorer(*COLORS)
     run(killed, again, scorer=scorer)
     assert len(again.asked) == 40 - 8  # one chunk of eight is whole
-    assert scorer.asked == 40 - 8
+    assert scorer.scored == 40 - 8
+    assert scorer.seen == 40  # in the same company as in a run that was not killed
     assert path.read_bytes() == (tmp_path / "whole" / "predictions" / "ours.jsonl").read_bytes()
 
 
@@ -216,6 +217,12 @@ def test_another_scorer_scores_old_answers_anew(tmp_path: Path) -> None:
     summary = run(planned, again, scorer=PlantedScorer(*COLORS)).summary
     assert again.asked == []
     assert summary["systems"]["ours"]["choices"]["clip"]["vqa_accuracy"] > 0.3
+    scorer = PlantedScorer(*COLORS)
+    assert run(planned, again, scorer=scorer).summary == summary
+    assert (scorer.seen, scorer.scored) == (0, 0)
+    bare = run(planned, again).summary
+    assert "rerank" not in bare
+    assert "clip" not in bare["systems"]["ours"]["choices"]
 
 
 def test_a_failed_question_is_recorded_counts_as_wrong_and_is_asked_again(tmp_path: Path) -> None:
