@@ -1,5 +1,6 @@
 """A second merge does only what has become necessary."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,18 @@ class TestAgain:
         assert opened == ["b.jpg", "none.jpg"]
         assert report.sources[0].kept == 3
         assert [(row.width, row.height) for row in Store(raw.merged).images()] == [(12, 8), (20, 10), (12, 8)]
+
+    def test_a_picture_of_the_same_size_in_bytes_but_of_another_time_is_read_again(
+        self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source, opened = self.merged(raw, monkeypatch)
+        file = raw.pictures / "b.jpg"
+        size, before = file.stat().st_size, Store(raw.merged).image(1).sha256
+        file.write_bytes((raw.pictures / "a.jpg").read_bytes().ljust(size, b"\0")[:size])
+        os.utime(file, ns=(1, 1))
+        raw.merge(source)
+        assert opened == ["b.jpg"]
+        assert [row.sha256 for row in Store(raw.merged).images()][-1] != before
 
     def test_a_picture_that_has_gone_is_noticed(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         source, opened = self.merged(raw, monkeypatch)

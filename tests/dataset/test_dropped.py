@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from dataset.config import SplitConfig
+from dataset.report import Report
 from dataset.validation import Reason
-from tests.dataset.raw_files import RawFiles, conversation
+from tests.dataset.raw_files import RawFiles, conversation, ten
 
 HALVES = SplitConfig(validation=0.25, test=0.25)
 
@@ -62,6 +63,16 @@ class TestDropped:
         good = {"question": "?", "answers": ["x"], "image_file": "a.jpg"}
         report = raw.merge(raw.vqa_metadata([{**good, "answers": answers}, good]))
         assert report.sources[0].dropped == {"unknown answer type": 1}
+
+    def test_examples_can_be_written_whatever_the_record_holds(self, raw: RawFiles) -> None:
+        raw.picture("COCO_train2014_000000000001.jpg")
+        sound = {"question_id": 1, "image_id": 1, "question": "?"}
+        odd = [{**sound, "question_id": "\ud8e9"}, {**sound, "question_id": "line\nbreak"}, {**sound, "question_id": "long" * 1000}]
+        report = raw.merge(raw.vqav2([sound, *odd], [{**sound, "answers": ten("x")}]))
+        examples = report.sources[0].examples["question and annotation do not pair"]
+        assert len(examples) == 3
+        assert all("\n" not in example and len(example) < 500 for example in examples)
+        assert Report.load(raw.merged / "report.json") == report
 
     def test_reasons_are_worded_as_documented(self) -> None:
         documented = "missing file, undecodable or truncated picture, over the pixel limit, empty question or answer, marks and pictures disagree, unknown role, not an object, bad encoding, unknown answer type"  # noqa: E501
