@@ -74,8 +74,8 @@ class Spool:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All samples, in the order in which they came, once the `with` block in which they were added is left."""
-        with pa.memory_map(str(self.file)) as mapped:
-            yield from pa.ipc.open_stream(mapped)
+        with pa.OSFile(str(self.file)) as file:
+            yield from pa.ipc.open_stream(file)
 
     def _flush(self) -> None:
         self._writer.write_batch(pa.record_batch([self._rows[name] for name in SCHEMA.names], schema=SCHEMA))
