@@ -30,7 +30,10 @@ python tools/answer.py --checkpoint FOLDER --image PICTURE --question "What is t
 def model_card(form: str, settings: ModelConfig, dtype: str, warnings: list[str], data_report: str | None) -> str:
     """Markdown with the front matter that hubs read."""
     bases = (settings.vision, settings.language)
-    front = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "license": "other", "base_model": list(bases)}
+    front: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "license": "other"}
+    on_a_hub = [name for name in bases if not Path(name).is_dir()]
+    if on_a_hub:
+        front["base_model"] = on_a_hub
     sections = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n# A vision-language model made with Tessera",
         f"A SigLIP vision encoder and a Qwen language model, joined by a two-layer projector; {form} form, weights in {dtype}.",

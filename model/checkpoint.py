@@ -78,6 +78,8 @@ def load(
     _load_trained(model, folder)
     if trainable:
         set_trainable(model, (*groups, "language") if joined.language_weights else groups)
+        if joined.language_weights:
+            _load_language(model, folder)  # again, in fp32: the base was built in `dtype`
         return model
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -89,10 +91,7 @@ def load_weights(model: VisionLanguageModel | PeftModel, folder: Path) -> None:
     """Put a checkpoint's trained weights into a model that is set up the same way. Raises UsageError where they do not fit."""
     _load_trained(model, folder)
     if base_model(model).config.language_weights:
-        with loading("checkpoint", str(folder)):
-            language = AutoModelForCausalLM.from_pretrained(folder / LANGUAGE, dtype=torch.float32)
-        base_model(model).model.language_model.load_state_dict(language.model.state_dict())
-        base_model(model).lm_head.load_state_dict(language.lm_head.state_dict())
+        _load_language(model, folder)
 
 
 def merge(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> VisionLanguageModel:
@@ -178,6 +177,13 @@ def _load_trained(model: VisionLanguageModel | PeftModel, folder: Path) -> None:
         peft.set_peft_model_state_dict(model, tensors)
     else:
         model.load_state_dict({key.removeprefix("base_model.model."): value for key, value in tensors.items()}, strict=False)
+
+
+def _load_language(model: VisionLanguageModel | PeftModel, folder: Path) -> None:
+    with loading("checkpoint", str(folder)):
+        language = AutoModelForCausalLM.from_pretrained(folder / LANGUAGE, dtype=torch.float32)
+    base_model(model).model.language_model.load_state_dict(language.model.state_dict())
+    base_model(model).lm_head.load_state_dict(language.lm_head.state_dict())
 
 
 def _save_language(model: VisionLanguageModel, folder: Path, state: dict[str, torch.Tensor] | None) -> None:

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Trainer, TrainingArguments
 
 from errors import UsageError
+from model.adapters import Group, attach
 from model.build import build, plain_generation, tokens_per_image, vocabulary_rows
 from model.config import ModelConfig, ProjectorConfig
 from tests.model.conftest import Build
@@ -82,6 +83,24 @@ def test_nf4_quantises_twice_and_stays_trainable_on_a_cpu(make: Build) -> None:
     assert layer.weight.quant_type == "nf4"
     assert layer.weight.quant_state.nested
     assert layer.support_avx512bf16_for_cpu is False
+
+
+def test_nf4_refuses_widths_that_it_computes_wrongly(settings: Settings, tmp_path: Path) -> None:
+    narrow = {"hidden_size": 128, "intermediate_size": 200, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
+    Qwen2ForCausalLM(Qwen2Config(**narrow, num_key_value_heads=1)).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"model.quantization: nf4 needs .* multiples of 64; model.layers.0.mlp.down_proj has 200"):
+        build(settings(language=str(tmp_path), quantization="nf4"), placeholder_id=6)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("groups", [["projector"], ["projector", "lora"]])
+def test_the_trainer_takes_a_quantised_base(
+    make: Build, settings: Settings, tmp_path: Path, quantization: str, groups: list[Group]
+) -> None:
+    model = attach(make(quantization=quantization), settings(quantization=quantization), groups)
+    trainer = Trainer(model=model, args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[]))
+    assert trainer.model_accepts_loss_kwargs
+    assert trainer._loss_shifts_labels
 
 
 def test_quantised_logits_are_near_the_exact_ones(make: Build, batch: Callable) -> None:

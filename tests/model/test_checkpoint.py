@@ -115,6 +115,16 @@ def test_loading_to_go_on_makes_the_trained_groups_trainable_in_fp32(
 
 
 @pytest.mark.parametrize("groups", STAGES)
+def test_loading_to_go_on_rounds_no_trained_weight(trained: Trained, tmp_path: Path, groups: list[Group]) -> None:
+    model = trained(groups)
+    checkpoint.save(model, tmp_path)
+    loaded = checkpoint.load(tmp_path, trainable=True, dtype=torch.bfloat16)
+    for group, parameters in trainable_groups(model).items():
+        for ours, theirs in zip(parameters, trainable_groups(loaded)[group], strict=True):
+            assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("groups", STAGES)
 def test_weights_can_be_put_into_a_model_that_is_there(
     trained: Trained, make: Build, settings: Settings, batch: Batch, tmp_path: Path, groups: list[Group]
 ) -> None:
