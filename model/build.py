@@ -9,7 +9,6 @@ import logging
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from errors import UsageError, loading
@@ -140,17 +139,8 @@ def _load_language(name: str, quantization: Quantization, dtype: torch.dtype, de
     if report["missing_keys"]:
         raise UsageError(f"model.language: {name} lacks weights of the language model, such as {min(report['missing_keys'])}")
     keep_trainable_on_cpu(model)
-    if quantization == "nf4":
-        _check_widths(model)
     if quantization == "int8":
         # It says in every layer and pass that inputs are cast to fp16, which is how this method works.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     loaded: PreTrainedModel = model if quantized is not None else model.to(device)
     return loaded
-
-
-def _check_widths(model: PreTrainedModel) -> None:
-    """NF4 keeps a scale for every 64 weights of a row; other widths are computed wrongly on a CPU."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state") and module.in_features % 64:
-            raise UsageError(f"model.quantization: nf4 needs widths that are multiples of 64; {name} has {module.in_features}")
