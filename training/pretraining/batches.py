@@ -132,18 +132,19 @@ class DrawnScenes(SceneBatches):
         language = rng.choice(LANGUAGES)
         turns = talk(scene, language, rng, self.only_questions, suffixed=rng.random() < _SUFFIXED)
         first = f"{IMAGE_MARK}\n{turns[0][0]}", turns[0][1]
-        return self._between_marks(encode(self.processor, [first, *turns[1:]], images=1))
+        return with_vision_marks(encode(self.processor, [first, *turns[1:]], images=1), self.processor)
 
-    def _between_marks(self, encoded: Encoded) -> Encoded:
-        """Put the vision marks of Qwen3-VL's own template around the picture's placeholders."""
-        start, end = self.processor.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>"])
-        first = encoded.input_ids.index(self.processor.placeholder_id)
-        last = first + self.processor.tokens_per_image
 
-        def marked(row: list[int], before: int, behind: int) -> list[int]:
-            return [*row[:first], before, *row[first:last], behind, *row[last:]]
+def with_vision_marks(encoded: Encoded, processor: Processor) -> Encoded:
+    """Put the vision marks of Qwen3-VL's own template around the placeholders of the one picture."""
+    start, end = processor.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>"])
+    first = encoded.input_ids.index(processor.placeholder_id)
+    last = first + processor.tokens_per_image
 
-        return Encoded(marked(encoded.input_ids, start, end), marked(encoded.labels, IGNORED, IGNORED), encoded.images)
+    def marked(row: list[int], before: int, behind: int) -> list[int]:
+        return [*row[:first], before, *row[first:last], behind, *row[last:]]
+
+    return Encoded(marked(encoded.input_ids, start, end), marked(encoded.labels, IGNORED, IGNORED), encoded.images)
 
 
 def pictures(scenes: Sequence[Scene]) -> torch.Tensor:

@@ -38,7 +38,7 @@ CAPTION_QUESTIONS: dict[Language, tuple[str, ...]] = {
 }
 """How captions are asked for, unless a configuration says otherwise."""
 
-_SCENES = 1500
+_SCENES = 400
 # Scenes for the tokenizer stand before those that a training step draws.
 _FIRST = -_SCENES
 _FUNCTION_WORDS = ("的", "个", "和", "与", "在", "有", "是", "比", "吗", "呢", "写着", "物体", "东西", "图形", "数字", "颜色", "形状")

@@ -60,6 +60,7 @@ def _pretrain_part(
     task = _task(part, model.to(device), tokenizer, scene_seed, recipe.batch_size)
     state_file = folder / f".{part}.{device.type}.{seed}.pt"
     fit(task, recipe, state_file, part, workers=workers)
+    _round_to_bf16(model)
     card = Card(
         part,
         recipe.steps,
@@ -99,6 +100,13 @@ def _warm_start(folder: Path, part: str, model: PreTrainedModel) -> tuple[str, .
     else:
         warm_start.qwen3_vl_from_parts(model, Qwen3ForCausalLM.from_pretrained(folder / "qwen3", dtype=torch.float32), siglip)
     return sources
+
+
+def _round_to_bf16(model: PreTrainedModel) -> None:
+    """Give the weights the precision in which they are written, so that the metrics are those of the written part."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
 
 
 def _write(folder: Path, part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, card: Card) -> None:

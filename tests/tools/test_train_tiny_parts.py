@@ -1,0 +1,91 @@
+"""The command that writes the small parts, at a tiny size."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, Qwen3ForCausalLM
+
+from dataset.processor import Processor
+from errors import UsageError
+from tools import train_tiny_parts
+from visual import siglip
+
+
+def run(*arguments: str) -> int:
+    parsed: argparse.Namespace = train_tiny_parts.arguments().parse_args(list(arguments))
+    return train_tiny_parts.main(parsed)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly_measured() -> Iterator[None]:
+    """Metrics over a handful of scenes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.pretraining.contrastive.RECALL_OF", 16)
+        patch.setattr("training.pretraining.language._MEASURED_SIZE", 2)
+        patch.setattr("training.pretraining.language._MEASURED_BATCHES", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SigLIP and Qwen3 after two steps."""
+    folder = tmp_path_factory.mktemp("parts")
+    status = run(
+        "--out", str(folder), "--only", "siglip", "qwen3", "--steps", "2", "--batch-size", "4", "--device", "cpu", "--workers", "0"
+    )
+    assert status == 0
+    return folder
+
+
+def test_without_steps_missing_parts_are_written_and_others_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("--out", str(tmp_path), "--only", "siglip", "--steps", "0")
+    before = (tmp_path / "siglip/model.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    run("--out", str(tmp_path), "--only", "siglip", "qwen3", "--steps", "0")
+    assert "qwen3 written untrained" in capsys.readouterr().out
+    assert (tmp_path / "siglip/model.safetensors").stat().st_mtime_ns == before
+    assert "Untrained" in (tmp_path / "qwen3/README.md").read_text(encoding="utf-8")
+    run("--out", str(tmp_path), "--only", "siglip", "qwen3", "--steps", "0")
+    assert "nothing is missing" in capsys.readouterr().out
+
+
+def test_trained_parts_load_as_the_demo_loads_them(trained: Path) -> None:
+    assert not {path.name for path in trained.iterdir()} - {"siglip", "qwen3"}
+    processor = Processor.from_parts(
+        language=str(trained / "qwen3"), vision=str(trained / "siglip"), tokens_per_image=36, vocabulary=1536, max_tokens=64
+    )
+    assert processor.tokens_per_image == 36
+    siglip.load(str(trained / "siglip"), dtype=torch.float32)
+    assert Qwen3ForCausalLM.from_pretrained(trained / "qwen3").config.vocab_size == 1536
+
+
+def test_a_card_says_data_steps_device_and_metrics(trained: Path) -> None:
+    card = (trained / "siglip/README.md").read_text(encoding="utf-8")
+    for said in ("license: apache-2.0", "drawn scenes of seed", "2 of 4 scenes", "CPU", "recall@1 of 16"):
+        assert said in card
+    language = (trained / "qwen3/README.md").read_text(encoding="utf-8")
+    assert "perplexity" in language
+    assert "accuracy" in language
+
+
+def test_the_same_seed_trains_the_same_weights(trained: Path, tmp_path: Path) -> None:
+    run("--out", str(tmp_path), "--only", "siglip", "--steps", "2", "--batch-size", "4", "--device", "cpu", "--workers", "0")
+    one, other = (AutoModel.from_pretrained(folder / "siglip").state_dict() for folder in (trained, tmp_path))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_clip_and_qwen3_vl_start_from_parts_that_stand_there(trained: Path, tmp_path: Path) -> None:
+    for part in ("siglip", "qwen3"):
+        (tmp_path / part).symlink_to(trained / part)
+    run("--out", str(tmp_path), "--only", "clip", "qwen3_vl", "--steps", "1", "--batch-size", "4", "--device", "cpu", "--workers", "0")
+    assert "| started from | siglip |" in (tmp_path / "clip/README.md").read_text(encoding="utf-8")
+    assert "| started from | qwen3, siglip |" in (tmp_path / "qwen3_vl/README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("arguments", [("--steps", "-1"), ("--steps", "1", "--batch-size", "1"), ("--workers", "-2")])
+def test_numbers_that_cannot_be_are_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at least"):
+        run("--out", str(tmp_path), *arguments)
