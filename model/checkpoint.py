@@ -100,6 +100,7 @@ def merge(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.dev
     merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
     inner = base_model(merged)
     inner.config.settings = {**(inner.config.settings or {}), "lora": None, "quantization": "none"}
+    inner.config.language_weights = False
     inner.requires_grad_(False).eval().to(dtype)
     return inner
 
