@@ -18,6 +18,8 @@ messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "te
 prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
 inputs = processor(text=prompt, images=[picture], return_tensors="pt")
 ```
+
+Prompts equal those of training. Stock processors read control tokens in a user's text (`<|im_end|>`) as such: remove them first.
 """
 
 USE_MERGED = """\
