@@ -8,10 +8,11 @@ import random
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,9 @@ from PIL import Image
 from dataset.config import AiChallengerSource, DataConfig, LlavaSource, VqaV2Source
 from dataset.merge import merge
 from progress import track
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PATTERNS = 64
 """Different pictures that are drawn; the files repeat them and differ by a number in a JPEG comment, so that each has
@@ -61,23 +65,24 @@ def draw_raw_files(folder: Path, pictures: int, records: int, size: tuple[int, i
 
 def measure_merges(config: DataConfig, folder: Path) -> dict[str, Measured]:
     """Merge into the empty `folder`, again with nothing changed, and again after one annotation file was touched."""
-    measured = {"first": _measure(config, folder), "unchanged": _measure(config, folder)}
+    measured = {"first": apart(_merge_measured, config, folder), "unchanged": apart(_merge_measured, config, folder)}
     touched = config.sources[0].annotations  # type: ignore[union-attr]
     os.utime(touched)
-    return {**measured, "one annotation file touched": _measure(config, folder)}
+    return {**measured, "one annotation file touched": apart(_merge_measured, config, folder)}
 
 
-def _measure(config: DataConfig, folder: Path) -> Measured:
-    """In a process of its own, so that its memory is its own."""
+def apart(function: Callable[P, T], *arguments: P.args, **settings: P.kwargs) -> T:
+    """Call in a process of its own, so that its memory is its own and goes with it."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_merge_measured, config, folder).result()
+        return pool.submit(function, *arguments, **settings).result()
 
 
 def _merge_measured(config: DataConfig, folder: Path) -> Measured:
     begin = time.perf_counter()
     report = merge(config, folder)
     seconds = time.perf_counter() - begin
-    # ru_maxrss of children is that of the largest; with as many of them as there may be it is an upper bound.
+    # An upper bound: of the children, ru_maxrss knows only the largest, and Linux counts what a parent held when it
+    # started a process as that process's own.
     own, largest = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     unit = 1 if sys.platform == "darwin" else 1024
     peak = (own + largest * (config.workers or os.cpu_count() or 1)) * unit

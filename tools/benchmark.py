@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import cli
-from dataset.benchmark import draw_raw_files, measure_merges
+from dataset.benchmark import apart, draw_raw_files, measure_merges
 from errors import UsageError
 
 
@@ -29,7 +29,7 @@ def preprocessing(parsed: argparse.Namespace) -> None:
     if parsed.pictures < 1 or parsed.records < 1:
         raise UsageError("--pictures and --records: at least 1 is needed")
     with tempfile.TemporaryDirectory() as folder:
-        config = draw_raw_files(Path(folder) / "raw", parsed.pictures, parsed.records, (int(width), int(height)))
+        config = apart(draw_raw_files, Path(folder) / "raw", parsed.pictures, parsed.records, (int(width), int(height)))
         runs = measure_merges(config, Path(folder) / "merged")
     print(f"{parsed.records:,} records on {parsed.pictures:,} pictures of {parsed.size}")
     first = runs["first"].seconds
