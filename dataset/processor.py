@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, SiglipImageProcessorPil
 
 from atomic import write_json
 from dataset.chat import ChatPieces, chat_pieces
@@ -95,7 +95,8 @@ class Processor:
         if not tokenizer.chat_template:
             raise UsageError(f"model.language: the tokenizer of {language} has no chat template")
         with loading("model.vision", vision):
-            image_processor = AutoImageProcessor.from_pretrained(vision, backend="pil")
+            # Named, since the automatic choice takes torchvision's resize where that is installed: other pixels.
+            image_processor = SiglipImageProcessorPil.from_pretrained(vision)
         if not {"height", "width"} <= set(dict(image_processor.size)):
             raise UsageError(
                 f"model.vision: {vision} has no fixed resolution (found size {dict(image_processor.size)}); NaFlex models are not supported"
@@ -129,7 +130,7 @@ class Processor:
         with loading("checkpoint", str(folder)):
             settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
             tokenizer = AutoTokenizer.from_pretrained(folder)
-            image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+            image_processor = SiglipImageProcessorPil.from_pretrained(folder)
         return cls(tokenizer, image_processor, **settings)
 
     def prompt(self, messages: Sequence[Message], images: int) -> list[int]:
