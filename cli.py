@@ -13,6 +13,9 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import config as configuration
 from errors import TesseraError, UsageError
 
+# bitsandbytes says at import that a kernel it would fetch from a hub is not there; nothing follows from it.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 
 class Parser(argparse.ArgumentParser):
     """Arguments of a command. With `configured`, it also takes --config and key=value overrides.
@@ -49,7 +52,8 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
     `arguments.config_path` the file that it was read from.
     """
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
-    logging.captureWarnings(not debug)
+    if not debug:
+        _quiet_libraries()
     try:
         # argparse cannot mix options and overrides freely where there are subcommands.
         parsed = parser.parse_args(arguments) if parser.has_parts else parser.parse_intermixed_args(arguments)
@@ -70,6 +74,15 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     sys.exit(status)
+
+
+def _quiet_libraries() -> None:
+    """Python warnings and the libraries' own remarks and bars are left out; what matters is said by the command."""
+    logging.captureWarnings(True)
+    transformers = sys.modules.get("transformers")
+    if transformers is not None:
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
 
 
 def ask(prompt: str) -> str | None:
