@@ -132,9 +132,9 @@ def _totals(scores: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _resamples(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Blocks [block, n] of how often each of n clusters is drawn, `resamples` rows in all."""
     generator = np.random.default_rng([seed, 0])
-    shares = np.full(n, 1 / n)
     for rows in _blocks(n, resamples):
-        yield generator.multinomial(n, shares, size=rows).astype(float)
+        drawn = generator.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
 
 
 def _signs(n: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -17,7 +17,9 @@ from evaluation.systems import only, with_checkpoints
 from evaluation.tables import tables
 
 parser = cli.Parser(__doc__ or "")
-parser.add_argument("--checkpoints", type=Path, nargs="+", default=[], metavar="DIR", help="take the place of the configured checkpoints")
+parser.add_argument(
+    "--checkpoints", type=Path, nargs="+", default=[], metavar="DIR", help="these take the place of the configured checkpoints"
+)
 parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help="only these systems")
 parser.add_argument("--limit", type=int, metavar="N", help="ask at most N questions, chosen by a hash (eval.limit)")
 parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: results/<name>)")
