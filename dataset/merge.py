@@ -22,10 +22,10 @@ from dataset.join import join
 from dataset.picture_check import Checked, Memory, check_pictures
 from dataset.pictures import FORMATS
 from dataset.report import Report, SourceReport
-from dataset.sources.raw import Item, RawSample, Reading, Rejected
+from dataset.sources.raw import Item, Place, RawSample, Reading, Rejected
 from dataset.spool import Spool
 from dataset.tables import write_images, write_samples
-from dataset.unchanged import is_unchanged, note_files
+from dataset.unchanged import is_unchanged, note_files, state_of
 from dataset.validation import BadRecord, Reason, check_conversation, check_encoding
 from errors import TesseraError, UsageError
 from progress import Progress
@@ -44,20 +44,22 @@ def merge(config: DataConfig, folder: Path) -> Report:
     cache = folder / "cache"
     if is_unchanged(cache / "inputs.parquet", config):
         return replace(Report.load(folder / "report.json"), reused=True)
+    inputs = [state_of(path) for path in _inputs(config)]
     report = Report([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
     with _workplace(folder) as work:
         spool, pictures = _read_sources(config, report, work / "samples.arrow", folder / "embedded")
         checked = check_pictures(pictures, Memory(cache / "pictures.parquet"), config.max_pixels, config.workers)
         keep = _drop_unusable(spool, checked, report, config.sources)
         if not keep.any():
-            raise TesseraError(f"no sample is left of {sum(source.read for source in report.sources):,} records\n{report.table()}")
+            raise TesseraError(report.nothing_left())
         merged = join(spool, keep, checked, config.split, config.seed)
         images = write_images(work / "images.parquet", merged, names)
         write_samples(work / "samples.parquet", spool, merged, config.sources, images, report)
         write_json(work / "report.json", report.to_json())
         for name in RESULTS:
             (work / name).replace(folder / name)
-    note_files(cache / "inputs.parquet", config, _everything_it_depends_on(config, pictures, folder))
+    results = [state_of(str(folder / name)) for name in RESULTS]
+    note_files(cache / "inputs.parquet", config, [*inputs, *((one.path, one.size, one.mtime) for one in checked), *results])
     return report
 
 
@@ -148,12 +150,11 @@ def _drop_unusable(spool: Spool, checked: list[Checked], report: Report, listed:
     return keep
 
 
-def _example(source: Source, place: str, detail: str) -> str:
+def _example(source: Source, place: Place, detail: str) -> str:
     return f"{sources.files(source)[0]}: {place}: {detail}"
 
 
-def _everything_it_depends_on(config: DataConfig, pictures: list[str], folder: Path) -> list[str]:
-    """Annotation files, picture folders (a name that was missing may appear), pictures, and the result itself."""
+def _inputs(config: DataConfig) -> list[str]:
+    """Annotation files, and picture folders: a name that was missing may appear there."""
     annotations = [path for source in config.sources for path in sources.files(source)]
-    folders = [source.images for source in config.sources if source.images is not None]
-    return [*map(str, annotations), *map(str, folders), *pictures, *(str(folder / name) for name in RESULTS)]
+    return [str(path) for path in (*annotations, *(source.images for source in config.sources)) if path is not None]

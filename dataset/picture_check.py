@@ -3,7 +3,9 @@
 import hashlib
 import multiprocessing
 import os
+import signal
 import stat
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -130,7 +132,7 @@ def _check_all(paths: Sequence[str], max_pixels: int, workers: int) -> Iterator[
         yield from map(check, paths)
         return
     # Spawned, not forked: Arrow's threads are running already.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker) as pool:
         try:
             yield from pool.map(check, paths, chunksize=_CHUNK)
         except BrokenProcessPool as error:
@@ -139,6 +141,12 @@ def _check_all(paths: Sequence[str], max_pixels: int, workers: int) -> Iterator[
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    # An interruption is the main process's to handle; decoders' complaints end as reasons in the report.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.simplefilter("ignore")
 
 
 def _check(path: str, max_pixels: int) -> Checked:

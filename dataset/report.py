@@ -61,6 +61,15 @@ class Report:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise TesseraError(f"{path}: not a report of a merge ({error})") from error
 
+    def nothing_left(self) -> str:
+        """One line for a merge without a result: what was dropped, and the first example of each reason."""
+        dropped = [
+            f"{source.name}: {count:,} dropped, {reason} ({source.examples[reason][0]})"
+            for source in self.sources
+            for reason, count in source.dropped.items()
+        ]
+        return "; ".join([f"no sample is left of {sum(source.read for source in self.sources):,} records", *dropped])
+
     def table(self) -> str:
         """Read, kept and dropped by source, the reasons with example places, and the counts of the result."""
         return "\n".join([*self._counts(), *self._reasons(), *self._totals()])

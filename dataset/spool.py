@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from dataset.config import Split
 from dataset.sample import SAMPLES_SCHEMA, Language
-from dataset.sources.raw import RawSample
+from dataset.sources.raw import Place, RawSample
 from dataset.splits import SPLITS
 
 ROWS_AT_ONCE = 4096
@@ -31,7 +31,7 @@ class Spool:
         self.file = file
         self.source, self.own_split = array("h"), array("b")
         self.starts, self.pictures = array("q", [0]), array("q")
-        self.places: list[str] = []
+        self.places: list[Place] = []
         self.text_keys: dict[int, str] = {}
         self._times: dict[str, int] = {}
         self._rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names}

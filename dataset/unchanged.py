@@ -19,9 +19,13 @@ _SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime", pa.i
 _NOT_ABOUT_THE_RESULT = {"workers", "augmentation"}
 
 
-def note_files(file: Path, config: DataConfig, paths: Iterable[str]) -> None:
-    """Write down the settings and the state of every file and folder that the result depends on, itself included."""
-    rows = [(path, *_state(path)) for path in paths]
+State = tuple[str, int, int]
+"""Path, size in bytes and time of change in ns of a file or folder; -1 for both where there is none."""
+
+
+def note_files(file: Path, config: DataConfig, states: Iterable[State]) -> None:
+    """Write down the settings, and every file and folder that the result depends on in the state in which it was read."""
+    rows = list(states)
     table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=_SCHEMA)
     with replacing(file) as beside:
         pq.write_table(table.replace_schema_metadata({_SETTINGS: _settings(config)}), beside)
@@ -38,9 +42,8 @@ def is_unchanged(file: Path, config: DataConfig) -> bool:
         return False  # Half a list says nothing; the merge is done again and writes a whole one.
     if settings != _settings(config):
         return False
-    return all(
-        _state(path) == (size, mtime) for path, size, mtime in zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True)
-    )
+    rows = zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True)
+    return all(state_of(row[0]) == row for row in rows)
 
 
 def _settings(config: DataConfig) -> bytes:
@@ -53,9 +56,10 @@ def _settings(config: DataConfig) -> bytes:
     return digest.hexdigest().encode()
 
 
-def _state(path: str) -> tuple[int, int]:
+def state_of(path: str) -> State:
+    """The state of a file or folder now."""
     try:
         found = os.stat(path)  # noqa: PTH116 - ten times as fast as Path.stat, for hundreds of thousands of files
     except (OSError, ValueError):
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
+        return path, -1, -1
+    return path, found.st_size, found.st_mtime_ns

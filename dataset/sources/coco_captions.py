@@ -11,6 +11,7 @@ from dataset.config import CocoCaptionsSource
 from dataset.json_stream import JsonFile
 from dataset.sources.raw import (
     Item,
+    Place,
     RawSample,
     Reading,
     Rejected,
@@ -19,6 +20,7 @@ from dataset.sources.raw import (
     convert,
     fields,
     identity_of,
+    numbered,
     picture_file,
     required,
 )
@@ -37,11 +39,19 @@ def read(source: CocoCaptionsSource, reading: Reading) -> Iterator[Item]:
 
 
 @dataclass
+class _Captions:
+    """The captions of one picture as they stand, and the number of the first annotation that holds one."""
+
+    first: int
+    texts: list[Any] = field(default_factory=list)
+
+
+@dataclass
 class _File:
-    """What a caption file holds: pictures as they stand, captions by picture id, and captions that are no objects."""
+    """What a caption file holds: pictures as they stand, captions by picture id, and annotations that name no picture."""
 
     images: list[Any] = field(default_factory=list)
-    captions: dict[Any, list[Any]] = field(default_factory=dict)
+    captions: dict[int | str, _Captions] = field(default_factory=dict)
     broken: list[Rejected] = field(default_factory=list)
 
 
@@ -71,33 +81,35 @@ def _only(entry: Any, *names: str) -> Any:
 
 
 def _add_caption(content: _File, number: int, entry: Any) -> None:
-    if isinstance(entry, dict) and isinstance(entry.get("image_id"), int | str):
-        content.captions.setdefault(entry["image_id"], []).append(entry.get("caption"))
+    try:
+        identity = identity_of(fields(entry), "image_id")
+    except BadRecord as bad:
+        content.broken.append(Rejected(Place("annotation", number), bad.reason, bad.detail))
         return
-    reason = Reason.MISSING_FIELD if isinstance(entry, dict) else Reason.NOT_AN_OBJECT
-    content.broken.append(
-        Rejected(f"annotations {number}", reason, f"an object with an image_id is expected, found {type(entry).__name__}")
-    )
+    content.captions.setdefault(identity, _Captions(number)).texts.append(entry.get("caption"))
 
 
 def _items(file: _File, folder: Path, source: CocoCaptionsSource, reading: Reading) -> Iterator[Item]:
     times = Counter(record["id"] for record in file.images if isinstance(record, dict) and isinstance(record["id"], int | str))
-    for number, record in enumerate(file.images):
-        yield convert(f"images {number}", _sample, number, record, times, file, folder, source, reading)
+    for place, record in numbered(file.images, None, "image"):
+        yield convert(place, _sample, record, times, file.captions, folder, source, reading)
     yield from file.broken
-    for identity in file.captions:
+    for identity, captions in file.captions.items():
         if identity not in times:
-            yield Rejected(f"image_id {identity}", Reason.UNPAIRED, "captions of a picture that is not in the file's images")
+            yield Rejected(Place("annotation", captions.first), Reason.UNPAIRED, f"no picture has the id {identity}")
 
 
 def _sample(
-    number: int, record: Any, times: Counter[Any], file: _File, folder: Path, source: CocoCaptionsSource, reading: Reading
+    place: Place,
+    record: Any,
+    times: Counter[int | str],
+    captions: dict[int | str, _Captions],
+    folder: Path,
+    source: CocoCaptionsSource,
+    reading: Reading,
 ) -> RawSample:
     identity = identity_of(fields(record), "id")
     if times[identity] > 1:
         raise BadRecord(Reason.UNPAIRED, f"the id {identity} stands {times[identity]} times in images")
-    captions = file.captions.get(identity, [])
-    if any(not isinstance(caption, str) for caption in captions):
-        raise BadRecord(Reason.ANSWER_TYPE, "a caption is not a text")
-    picture = picture_file(folder, required(record, "file_name"))
-    return caption_sample(str(number), picture, answer_texts(captions), source.questions, reading.seed)
+    texts = answer_texts(captions[identity].texts if identity in captions else [])
+    return caption_sample(place, picture_file(folder, required(record, "file_name")), texts, source.questions, reading.seed)

@@ -13,6 +13,7 @@ from dataset.json_stream import read_array
 from dataset.sample import Message, Role
 from dataset.sources.raw import (
     Item,
+    Place,
     RawSample,
     Reading,
     conversation_sample,
@@ -32,10 +33,10 @@ def read(source: LlavaSource, _reading: Reading) -> Iterator[Item]:
     """One sample a conversation."""
     folder = source.images or source.annotations.parent
     for place, record in numbered(read_array(source.annotations), source.limit):
-        yield convert(place, _sample, place, record, folder)
+        yield convert(place, _sample, record, folder)
 
 
-def _sample(place: str, record: Any, folder: Path) -> RawSample:
+def _sample(place: Place, record: Any, folder: Path) -> RawSample:
     turns = list_of(required(fields(record), "conversations"), "conversations")
     image = record.get("image")
     names = image if isinstance(image, list) else [] if image is None else [image]

@@ -18,6 +18,7 @@ from dataset.sample import IMAGE_MARK, Message, Role
 from dataset.sources.raw import (
     Item,
     Picture,
+    Place,
     RawSample,
     Reading,
     Rejected,
@@ -43,10 +44,10 @@ def read(source: MessagesSource, _reading: Reading) -> Iterator[Item]:
     rows = _parquet_rows(source.path) if source.path.suffix == ".parquet" else _jsonl_rows(source.path)
     folder = source.images or source.path.parent
     for place, row in itertools.islice(rows, source.limit):
-        yield row if isinstance(row, Rejected) else convert(place, _sample, place, row, folder)
+        yield row if isinstance(row, Rejected) else convert(place, _sample, row, folder)
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _jsonl_rows(path: Path) -> Iterator[tuple[Place, Any]]:
     try:
         file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     except OSError as error:
@@ -56,13 +57,13 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
             if not line.strip():
                 continue
             try:
-                yield f"line {number}", json.loads(line)
+                yield Place("line", number), json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
                 column, message = (error.colno, error.msg) if isinstance(error, json.JSONDecodeError) else (1, "nested too deeply")
                 raise TesseraError(f"{path}: not valid JSON at line {number} column {column}: {message}") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[Place, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
@@ -71,20 +72,21 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
             number = 0
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
                 for row in range(batch.num_rows):
-                    yield f"row {number}", _row(f"row {number}", batch.slice(row, 1))
+                    place = Place("row", number)
+                    yield place, _row(place, batch.slice(row, 1))
                     number += 1
     except (pa.ArrowInvalid, OSError) as error:
         raise TesseraError(f"{path}: not a Parquet file that can be read: {' '.join(str(error).split())}") from error
 
 
-def _row(place: str, batch: pa.RecordBatch) -> Any:
+def _row(place: Place, batch: pa.RecordBatch) -> Any:
     try:
         return batch.to_pylist()[0]
     except UnicodeDecodeError as error:
         return Rejected(place, Reason.BAD_ENCODING, f"a text is not valid UTF-8: {error.reason}")
 
 
-def _sample(place: str, row: Any, folder: Path) -> RawSample:
+def _sample(place: Place, row: Any, folder: Path) -> RawSample:
     messages = [_message(entry) for entry in list_of(required(fields(row), "messages"), "messages")]
     images = row.get("images")
     listed = images if isinstance(images, list) else [] if images is None else [images]

@@ -18,27 +18,43 @@ Picture = Path | bytes
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a record stands in its file: `record 17` (counted from 0), `line 18` (from 1) and the like."""
+
+    kind: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.number}"
+
+
+@dataclass(frozen=True, slots=True)
 class RawSample:
     """One usable record. Fields as in `Sample`; pictures are still files or bytes.
 
-    place: where it stands in its file, for people; key: what its sample id is made of; split: the file's own split.
+    split: the file's own split; key: what its sample id is made of, where that is not the number of its place.
     """
 
-    place: str
-    key: str
+    place: Place
     pictures: tuple[Picture, ...]
     task: Task
     messages: tuple[Message, ...]
     targets: tuple[str, ...]
     answers: tuple[str, ...]
     split: Split | None = None
+    own_key: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What the sample id is made of."""
+        return str(self.place.number) if self.own_key is None else self.own_key
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """A record that cannot be used, and why."""
 
-    place: str
+    place: Place
     reason: Reason
     detail: str
 
@@ -54,16 +70,16 @@ class Reading:
     vqa_target: Literal["majority", "sample"] = "majority"
 
 
-def numbered(records: Iterable[T], limit: int | None) -> Iterator[tuple[str, T]]:
-    """Each record with its number, counted from 0, up to the limit of the source."""
+def numbered(records: Iterable[T], limit: int | None, kind: str = "record") -> Iterator[tuple[Place, T]]:
+    """Each record with its place, up to the limit of the source."""
     for number, record in enumerate(itertools.islice(records, limit)):
-        yield str(number), record
+        yield Place(kind, number), record
 
 
-def convert(place: str, function: Callable[..., RawSample], *arguments: Any) -> Item:
-    """What `function` makes of a record, or the rejection it raised."""
+def convert(place: Place, function: Callable[..., RawSample], *arguments: Any) -> Item:
+    """What `function` makes of a place and further arguments, or the rejection it raised."""
     try:
-        return function(*arguments)
+        return function(place, *arguments)
     except BadRecord as bad:
         return Rejected(place, bad.reason, bad.detail)
 
@@ -129,7 +145,7 @@ def _answer_text(value: Any) -> str:
 
 
 def caption_sample(
-    place: str, picture: Path, captions: Sequence[str], questions: Sequence[str], seed: int, split: Split | None = None
+    place: Place, picture: Path, captions: Sequence[str], questions: Sequence[str], seed: int, split: Split | None = None
 ) -> RawSample:
     """A captioned picture: one of `questions`, drawn by a hash of the sample, and each caption as a possible target.
 
@@ -140,11 +156,11 @@ def caption_sample(
         raise BadRecord(Reason.EMPTY, "there is no caption")
     # By name and text, not by place: the draw stays when other records come or go.
     drawn = questions[uniform("\0".join((picture.name, *said)).encode("utf-8", "replace").decode(), seed, 0, len(questions))]
-    return RawSample(place, place, (picture,), "caption", (ask_about_picture(drawn),), said, said, split)
+    return RawSample(place, (picture,), "caption", (ask_about_picture(drawn),), said, said, split)
 
 
 def vqa_sample(
-    place: str, key: str, picture: Path, question: str, answers: tuple[str, ...], reading: Reading, split: Split | None
+    place: Place, key: str | None, picture: Path, question: str, answers: tuple[str, ...], reading: Reading, split: Split | None
 ) -> RawSample:
     """A question with several people's answers; all of them stay as references, blank ones too."""
     given = [answer for answer in answers if answer]
@@ -152,10 +168,10 @@ def vqa_sample(
         raise BadRecord(Reason.EMPTY, "there is no answer")
     # Of equally frequent answers, the one that was given first.
     targets = (Counter(given).most_common(1)[0][0],) if reading.vqa_target == "majority" else tuple(given)
-    return RawSample(place, key, (picture,), "vqa", (ask_about_picture(question),), targets, answers, split)
+    return RawSample(place, (picture,), "vqa", (ask_about_picture(question),), targets, answers, split, key)
 
 
-def conversation_sample(place: str, pictures: Sequence[Picture], turns: Sequence[Message], split: Split | None = None) -> RawSample:
+def conversation_sample(place: Place, pictures: Sequence[Picture], turns: Sequence[Message], split: Split | None = None) -> RawSample:
     """A conversation with all its turns; the last, an assistant's, is the target.
 
     Raises BadRecord when it ends otherwise; the other turns are checked with every sample.
@@ -165,7 +181,7 @@ def conversation_sample(place: str, pictures: Sequence[Picture], turns: Sequence
     *before, last = turns
     if last.role != "assistant":
         raise BadRecord(Reason.TURNS, f"it ends with a turn of the {last.role}; an answer is expected last")
-    return RawSample(place, place, tuple(pictures), "conversation", tuple(before), (last.content,), (last.content,), split)
+    return RawSample(place, tuple(pictures), "conversation", tuple(before), (last.content,), (last.content,), split)
 
 
 def list_of(value: Any, name: str) -> list[Any]:

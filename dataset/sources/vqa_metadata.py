@@ -9,6 +9,7 @@ from dataset.config import VqaMetadataSource
 from dataset.json_stream import read_array
 from dataset.sources.raw import (
     Item,
+    Place,
     RawSample,
     Reading,
     answer_texts,
@@ -27,18 +28,18 @@ def read(source: VqaMetadataSource, reading: Reading) -> Iterator[Item]:
     """One sample a question."""
     folder = source.images or source.annotations.parent
     for place, record in numbered(read_array(source.annotations, member="data"), source.limit):
-        yield convert(place, _sample, place, record, folder, reading)
+        yield convert(place, _sample, record, folder, reading)
 
 
-def _sample(place: str, record: Any, folder: Path, reading: Reading) -> RawSample:
+def _sample(place: Place, record: Any, folder: Path, reading: Reading) -> RawSample:
     record = fields(record)
     name = record.get("image_file")
     if name is None:
         name = f"{required(record, 'image_file', 'image_id')}.jpg"
-    identity = next((record[key] for key in ("id", "question_id") if isinstance(record.get(key), int | str)), place)
+    identity = next((record[key] for key in ("id", "question_id") if isinstance(record.get(key), int | str)), None)
     return vqa_sample(
         place,
-        str(identity),
+        None if identity is None else str(identity),
         picture_file(folder, name),
         question_text(record.get("question")),
         answer_texts(record.get("answers")),

@@ -1,7 +1,6 @@
 """Official VQA v2: a question file and an annotation file with ten answers a question, joined by question id."""
 
 import functools
-import itertools
 import os.path
 import re
 from collections.abc import Callable, Iterator
@@ -13,12 +12,14 @@ from dataset.config import Split, VqaV2Source
 from dataset.json_stream import JsonFile, read_array
 from dataset.sources.raw import (
     Item,
+    Place,
     RawSample,
     Reading,
     answer_texts,
     convert,
     fields,
     identity_of,
+    numbered,
     own_split,
     question_text,
     vqa_sample,
@@ -51,9 +52,8 @@ def read(source: VqaV2Source, reading: Reading) -> Iterator[Item]:
     find = functools.cache(functools.partial(_picture, folder, annotations.subtype))
     split = own_split(annotations.subtype)
     asked: set[int | str] = set()
-    for number, record in enumerate(itertools.islice(read_array(source.questions, member="questions"), source.limit)):
-        place = f"questions {number}"
-        yield convert(place, _sample, place, record, annotations, asked, find, reading, split)
+    for place, record in numbered(read_array(source.questions, member="questions"), source.limit, "question"):
+        yield convert(place, _sample, record, annotations, asked, find, reading, split)
 
 
 def _read_annotations(path: Path) -> _Annotations:
@@ -107,7 +107,7 @@ def _picture(folder: Path, subtype: str, image_id: int | str) -> Path:
 
 
 def _sample(
-    place: str,
+    place: Place,
     record: Any,
     annotations: _Annotations,
     asked: set[int | str],

@@ -52,7 +52,7 @@ class TestDropped:
             expected[reason.value].append(place)
         assert said.dropped == {reason: len(places) for reason, places in expected.items()}
         for name, places in expected.items():
-            found = [int(example.split("conversations.json: ")[1].split(":")[0]) for example in said.examples[name]]
+            found = [int(example.split("conversations.json: record ")[1].split(":")[0]) for example in said.examples[name]]
             assert found == places[:3], name
         assert (said.read, said.kept) == (len(records), 2)
         assert [sample.targets for sample in raw.samples()] == [("x",), ("y",)]
@@ -85,6 +85,6 @@ class TestDropped:
         assert lines[0].split() == ["source", "read", "kept", "dropped", "samples"]
         assert lines[1].split() == ["mine", "6", "1", "5", "1"]
         assert lines[2] == "mine: 5 dropped, missing file:"
-        assert lines[3].startswith(f"    {raw.folder / 'mine.json'}: 0: ")
+        assert lines[3].startswith(f"    {raw.folder / 'mine.json'}: record 0: ")
         assert lines[6] == "    ..."
         assert lines[-3:] == ["1 pictures, 1 samples", "by split: train 1, validation 0, test 0", "by language: en 1, zh 0"]

@@ -25,7 +25,7 @@ def read(source: Source, reading: Reading | None = None) -> list[RawSample]:
 
 
 def rejected(source: Source) -> list[tuple[str, Reason]]:
-    return [(item.place, item.reason) for item in sources.read(source, Reading()) if isinstance(item, Rejected)]
+    return [(str(item.place), item.reason) for item in sources.read(source, Reading()) if isinstance(item, Rejected)]
 
 
 def said(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
@@ -88,7 +88,7 @@ class TestLlava:
 
     def test_unknown_roles_are_rejected(self, raw: RawFiles) -> None:
         record = {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>?"}, {"from": "bing", "value": "A cat."}]}
-        assert rejected(raw.llava([record])) == [("0", Reason.UNKNOWN_ROLE)]
+        assert rejected(raw.llava([record])) == [("record 0", Reason.UNKNOWN_ROLE)]
 
 
 class TestCocoCaptions:
@@ -115,13 +115,13 @@ class TestCocoCaptions:
             {"image_id": 4, "caption": "v"},
         ]
         assert rejected(raw.coco_captions(images, annotations)) == [
-            ("images 1", Reason.EMPTY),
-            ("images 2", Reason.UNPAIRED),
-            ("images 3", Reason.UNPAIRED),
-            ("images 4", Reason.NOT_AN_OBJECT),
-            ("annotations 2", Reason.MISSING_FIELD),
-            ("annotations 3", Reason.NOT_AN_OBJECT),
-            ("image_id 9", Reason.UNPAIRED),
+            ("image 1", Reason.EMPTY),
+            ("image 2", Reason.UNPAIRED),
+            ("image 3", Reason.UNPAIRED),
+            ("image 4", Reason.NOT_AN_OBJECT),
+            ("annotation 2", Reason.MISSING_FIELD),
+            ("annotation 3", Reason.NOT_AN_OBJECT),
+            ("annotation 1", Reason.UNPAIRED),
         ]
 
     def test_a_file_without_its_lists_is_refused(self, raw: RawFiles) -> None:
@@ -176,7 +176,7 @@ class TestVqaV2:
             {"question_id": 4, "image_id": 1, "question": "The same id?"},
         ]
         annotations = [{"question_id": i, "image_id": 2 if i == 2 else 1, "answers": ten("yes")} for i in (2, 3, 3, 4)]
-        unpaired = [(f"questions {i}", Reason.UNPAIRED) for i in (0, 1, 2, 4)]
+        unpaired = [(f"question {i}", Reason.UNPAIRED) for i in (0, 1, 2, 4)]
         assert rejected(raw.vqav2(questions, [*annotations, "nonsense", {"image_id": 1}])) == unpaired
 
     def test_a_subtype_that_is_no_name_is_refused(self, raw: RawFiles) -> None:
@@ -206,7 +206,7 @@ class TestVqaMetadata:
 
     def test_questions_without_answers_are_rejected(self, raw: RawFiles) -> None:
         records = [{"id": 0, "question": "?", "image_file": "a.jpg"}, {"id": 1, "question": " ", "answers": ["x"], "image_file": "a.jpg"}]
-        assert rejected(raw.vqa_metadata(records)) == [("0", Reason.EMPTY), ("1", Reason.EMPTY)]
+        assert rejected(raw.vqa_metadata(records)) == [("record 0", Reason.EMPTY), ("record 1", Reason.EMPTY)]
 
 
 class TestMessages:

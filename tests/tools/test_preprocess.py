@@ -40,7 +40,7 @@ def test_it_merges_prints_the_table_and_names_what_it_wrote(folder: Path) -> Non
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[1].split() == ["ai_challenger", "2", "1", "1", "1"]
-    assert "ai_challenger: 1 dropped, missing file:\n    captions.json: 1: pictures/none.jpg: there is no such file" in done.stdout
+    assert "ai_challenger: 1 dropped, missing file:\n    captions.json: record 1: pictures/none.jpg: there is no such file" in done.stdout
     assert "1 pictures, 1 samples" in lines
     assert "by language: en 0, zh 1" in lines
     assert lines[-2:] == [
