@@ -1,9 +1,9 @@
 """Settings of the data: sources, splits, validation."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schema import section
 
@@ -105,6 +105,12 @@ class SplitConfig:
     """Share of the pictures for validation."""
     test: Share = 0.10
     """Share of the pictures for the test."""
+
+    @model_validator(mode="after")
+    def _leave_something_to_train_on(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation {self.validation} and test {self.test} leave nothing for training")
+        return self
 
 
 @section

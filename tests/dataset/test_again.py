@@ -91,6 +91,20 @@ class TestAgain:
         assert raw.merge(source, max_pixels=30).sources[0].dropped == {"over the pixel limit": 2}
         assert raw.merge(source).sources[0].kept == 3
 
+    def test_annotations_that_change_while_they_are_merged_are_read_again(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+        raw.picture("a.jpg")
+        source = raw.llava([conversation("a.jpg", "?", "early")])
+
+        def changing(path: Path) -> bytes:
+            raw.llava([conversation("a.jpg", "?", "late")])
+            return read_picture_file(path)
+
+        monkeypatch.setattr("dataset.picture_check.read_picture_file", changing)
+        raw.merge(source)
+        assert raw.samples()[0].targets == ("early",)
+        raw.merge(source)
+        assert raw.samples()[0].targets == ("late",)
+
     def test_changed_annotations_are_read_again(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         _, opened = self.merged(raw, monkeypatch)
         raw.merge(raw.llava([conversation("b.jpg", "?", "other")]))

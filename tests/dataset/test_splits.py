@@ -4,6 +4,7 @@ from collections import defaultdict
 from typing import Any
 
 import numpy as np
+import pytest
 
 from dataset.config import SplitConfig
 from dataset.splits import assign
@@ -62,6 +63,10 @@ class TestSplits:
         split = assign(groups, keys, none, SplitConfig(validation=0.05, test=0.10), 0).split
         shares = np.bincount(split, minlength=3) / 20_000
         assert np.abs(shares - [0.85, 0.05, 0.10]).max() < 0.01
+
+    def test_shares_that_leave_nothing_for_training_are_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"validation 0\.5 and test 0\.5 leave nothing for training"):
+            SplitConfig(validation=0.5, test=0.5)
 
     def test_a_source_keeps_its_own_split(self, raw: RawFiles) -> None:
         records = self.records(raw)
