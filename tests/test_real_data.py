@@ -1,0 +1,88 @@
+"""The three commands, one after the other, on excerpts of real data sets where they are at hand."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.pipeline import run, workplace
+
+REAL_DATA = os.environ.get("TESSERA_REAL_DATA", "")
+
+
+def experiment(data: Path, parts: Path) -> dict[str, object]:
+    """AI Challenger, COCO captions, both LLaVA files, VQA v2 and TextVQA; a few training steps; two systems."""
+    coco = str(data / "coco" / "images")
+    vqa = data / "vqav2"
+    return {
+        "name": "real",
+        "data": {
+            "sources": [
+                {
+                    "format": "ai_challenger",
+                    "annotations": str(data / "ai_challenger/caption_train_annotations.json"),
+                    "images": str(data / "ai_challenger/caption_train_images"),
+                },
+                {"format": "coco_captions", "annotations": str(data / "coco/captions.json"), "images": coco},
+                {"format": "llava", "annotations": str(data / "coco/complex_reasoning_sample.json"), "images": coco, "name": "reasoning"},
+                {"format": "llava", "annotations": str(data / "coco/detail_sample.json"), "images": coco, "name": "detail"},
+                {
+                    "format": "vqav2",
+                    "questions": str(vqa / "v2_OpenEnded_mscoco_train2014_questions.json"),
+                    "annotations": str(vqa / "v2_mscoco_train2014_annotations.json"),
+                    "images": coco,
+                },
+                {"format": "vqa_metadata", "annotations": str(data / "textvqa/metadata.json"), "images": str(data / "textvqa")},
+            ],
+            "split": {"validation": 0.2, "test": 0.3},
+        },
+        "model": {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "lora": {"r": 8, "alpha": 16}, "max_tokens": 512},
+        "train": {
+            "stages": [
+                {"name": "align", "train": ["projector"], "max_steps": 2},
+                {"name": "tune", "train": ["projector", "lora"], "max_steps": 3},
+            ],
+            "batch_size": 4,
+            "workers": 0,
+            "log_steps": 1,
+            "evaluate_samples": 8,
+            "panels": 4,
+        },
+        "decoding": {"k": 3, "max_new_tokens": 6},
+        "rerank": {"clip": str(parts / "clip"), "tune": True},
+        "eval": {
+            "systems": [
+                {"name": "ours", "kind": "checkpoint"},
+                {"name": "qwen3-vl-4bit", "kind": "qwen3_vl", "path": str(parts / "qwen3_vl"), "max_side": 96},
+            ],
+            "controls": ["shuffled_pictures"],
+            "limit": 24,
+            "bootstrap": 200,
+        },
+    }
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA names no folder of excerpts")
+def test_the_three_commands_run_one_after_the_other_on_real_data(tmp_path: Path, parts: Path) -> None:
+    folder = workplace(tmp_path)
+    (folder / "real.yaml").write_text(yaml.safe_dump(experiment(Path(REAL_DATA).resolve(), parts), allow_unicode=True), encoding="utf-8")
+    table = run(folder, "python tools/preprocess.py --config real.yaml")
+    report = json.loads((folder / "data/real/report.json").read_text(encoding="utf-8"))
+    kept = {source["name"]: source["kept"] for source in report["sources"]}
+    assert kept == {"ai_challenger": 160, "coco_captions": 159, "reasoning": 60, "detail": 100, "vqav2": 38, "vqa_metadata": 100}
+    assert "missing file" in table
+
+    log = run(folder, "accelerate launch --config_file configs/accelerate/cpu.yaml train.py --config real.yaml --resume auto")
+    assert "step 5/5" in log
+    assert (folder / "checkpoints/real/checkpoint-5/adapter_model.safetensors").is_file()
+    assert (folder / "results/real/loss_curves.png").is_file()
+
+    verdict = run(folder, "python tools/eval_rerank.py --config real.yaml")
+    summary = json.loads((folder / "results/real/summary.json").read_text(encoding="utf-8"))
+    assert set(summary["systems"]) == {"ours", "qwen3-vl-4bit"}
+    assert summary["systems"]["ours"]["errors"] == 0
+    assert summary["dataset"]["questions"] == 24
+    assert "results/real/report.html" in verdict
+    assert (folder / "results/real/report.html").stat().st_size > 10_000
