@@ -1,4 +1,4 @@
-"""A small untrained model in LLaVA's layout and requests of every shape."""
+"""A small untrained model and requests of every shape."""
 
 from pathlib import Path
 
@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoModelForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 from answering.checkpoint import CheckpointAnswerer
 from answering.protocol import Request
 from dataset.processor import Processor
 from dataset.sample import Message
+from model.build import build
+from model.config import ModelConfig
+from model.vlm import VisionLanguageModel
 
 
 def drawn(seed: int) -> Image.Image:
@@ -26,20 +28,11 @@ def asked(request_id: str, question: str, *pictures: Image.Image | Path) -> Requ
 
 
 @pytest.fixture(scope="session")
-def llava(parts: Path, processor: Processor) -> LlavaForConditionalGeneration:
-    """Stock LLaVA made of the small parts, in fp32. Its weights are spread out, so that answers are decided and differ."""
-    vision = AutoModel.from_pretrained(parts / "siglip", dtype=torch.float32).vision_model
-    language = AutoModelForCausalLM.from_pretrained(parts / "qwen3", dtype=torch.float32)
-    config = LlavaConfig(
-        vision_config=vision.config,
-        text_config=language.config,
-        image_token_id=processor.placeholder_id,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="full",
-        tie_word_embeddings=True,
-    )
+def model(parts: Path, processor: Processor) -> VisionLanguageModel:
+    """Our model of the small parts, in fp32. Its weights are spread out, so that answers are decided and differ."""
+    config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=None)
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(config).float().eval()
+    model = build(config, placeholder_id=processor.placeholder_id)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim > 1 and "embed" not in name:
@@ -49,9 +42,9 @@ def llava(parts: Path, processor: Processor) -> LlavaForConditionalGeneration:
 
 
 @pytest.fixture(scope="session")
-def answerer(llava: LlavaForConditionalGeneration, processor: Processor) -> CheckpointAnswerer:
+def answerer(model: VisionLanguageModel, processor: Processor) -> CheckpointAnswerer:
     """Our answerer over the small model."""
-    return CheckpointAnswerer(llava, processor)
+    return CheckpointAnswerer(model, processor)
 
 
 @pytest.fixture(scope="session")

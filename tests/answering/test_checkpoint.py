@@ -1,12 +1,12 @@
 """Our own model as an answerer: errors stay with their request, order and batches change nothing, streams add up."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from transformers import LlavaForConditionalGeneration
 
 from answering.checkpoint import CheckpointAnswerer
 from answering.config import DecodingConfig
@@ -17,6 +17,7 @@ from answering.protocol import Answer, Request
 from dataset.processor import EncodingError, Processor
 from dataset.sample import Message
 from errors import TesseraError
+from model.vlm import VisionLanguageModel
 from tests.answering.conftest import asked, drawn
 
 BEAMS = DecodingConfig(k=4, max_new_tokens=6)
@@ -61,30 +62,43 @@ def test_a_bad_request_is_an_answer_with_an_error_and_spoils_no_other(
 def test_order_and_batches_change_no_answer(answerer: CheckpointAnswerer, requests: list[Request], decoding: DecodingConfig) -> None:
     expected = answerer.answer(requests, decoding)
     assert [answer.request_id for answer in expected] == [request.request_id for request in requests]
-    one_by_one = DecodingConfig(**{**vars(decoding), "batch_size": 1})
+    one_by_one = dataclasses.replace(decoding, batch_size=1)
     assert_same(answerer.answer(requests[::-1], one_by_one)[::-1], expected)
 
 
 def test_samples_depend_on_the_seed_and_are_not_all_the_same(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     first, again = answerer.answer(requests, SAMPLES), answerer.answer(requests, SAMPLES)
     assert first == again
-    other = answerer.answer(requests, DecodingConfig(**{**vars(SAMPLES), "seed": 1}))
+    other = answerer.answer(requests, dataclasses.replace(SAMPLES, seed=1))
     assert [answer.candidates for answer in other] != [answer.candidates for answer in first]
     assert all(sum(candidate.count for candidate in answer.candidates) == SAMPLES.k for answer in first)
     assert any(len(answer.candidates) > 1 for answer in first)
 
 
+def test_the_same_question_asked_twice_is_sampled_twice(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+    twin = dataclasses.replace(requests[0], request_id="twin")
+    one, other = answerer.answer([requests[0], twin], SAMPLES)
+    assert [candidate.raw for candidate in one.candidates] != [candidate.raw for candidate in other.candidates]
+
+
+def test_cold_samples_are_the_greedy_answer(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+    cold = answerer.answer(requests, dataclasses.replace(SAMPLES, temperature=1e-4))
+    for one, greedy in zip(cold, answerer.answer(requests, GREEDY), strict=True):
+        assert [candidate.raw for candidate in one.candidates] == [greedy.first.raw]
+        assert one.first.log_prob == pytest.approx(greedy.first.log_prob, abs=1e-4)
+
+
 def test_a_log_probability_is_summed_over_the_tokens_with_the_end_token(
-    llava: LlavaForConditionalGeneration, processor: Processor, requests: list[Request]
+    model: VisionLanguageModel, processor: Processor, requests: list[Request]
 ) -> None:
     """Scored again by one forward pass over prompt and answer, at a temperature that samples are not scored with."""
-    answerer = CheckpointAnswerer(llava, processor)
+    answerer = CheckpointAnswerer(model, processor)
     prompt = answerer.encode(requests[0])
     batch = answerer.collate([prompt])
     for generated in answerer._generate([requests[0]], [prompt], SAMPLES)[0]:
         ids = torch.tensor([prompt.ids + list(generated.token_ids)])
         with torch.no_grad():
-            logits = llava(input_ids=ids, **batch.pictures).logits[0].log_softmax(-1)
+            logits = model(input_ids=ids, **batch.pictures).logits[0].log_softmax(-1)
         start = len(prompt.ids)
         expected = sum(float(logits[start + i - 1, token]) for i, token in enumerate(generated.token_ids))
         assert generated.log_prob == pytest.approx(expected, abs=1e-3)
@@ -99,8 +113,8 @@ def test_the_prompt_is_the_one_of_training(answerer: CheckpointAnswerer, process
         assert [label for label in encoded.labels if label != -100] == encoded.input_ids[len(ids) :]
 
 
-def test_the_prompt_is_kept_with_one_mark_a_picture(llava: LlavaForConditionalGeneration, processor: Processor) -> None:
-    answerer = CheckpointAnswerer(llava, processor, PromptPolicy("Answer shortly.", None, True), {"path": "here"})
+def test_the_prompt_is_kept_with_one_mark_a_picture(model: VisionLanguageModel, processor: Processor) -> None:
+    answerer = CheckpointAnswerer(model, processor, PromptPolicy("Answer shortly.", None, True), {"path": "here"})
     (answer,) = answerer.answer([asked("a", "What?", drawn(1), drawn(2))], GREEDY)
     assert "<image><image>\nWhat?\nAnswer shortly.<|im_end|>" in answer.prompt
     assert answerer.description.kind == "checkpoint"
@@ -109,7 +123,7 @@ def test_the_prompt_is_kept_with_one_mark_a_picture(llava: LlavaForConditionalGe
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("decoding", [GREEDY, DecodingConfig(**{**vars(SAMPLES), "k": 1, "max_new_tokens": 24})], ids=["greedy", "sample"])
+@pytest.mark.parametrize("decoding", [GREEDY, dataclasses.replace(SAMPLES, k=1, max_new_tokens=24)], ids=["greedy", "sample"])
 def test_a_stream_adds_up_to_the_answer(answerer: CheckpointAnswerer, requests: list[Request], decoding: DecodingConfig) -> None:
     for request, answer in zip(requests, answerer.answer(requests, decoding), strict=True):
         assert "".join(answerer.stream(request, decoding)) == answer.first.raw
@@ -134,7 +148,7 @@ def scripted(answerer: CheckpointAnswerer, monkeypatch: pytest.MonkeyPatch, ids:
 
 def test_a_streamed_character_is_never_cut(answerer: CheckpointAnswerer, processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "鼹鼠 🦔 两只\n\n ok"
-    ids = processor.tokenizer.encode(f"  {text} \n", add_special_tokens=False)
+    ids = processor.tokenizer.encode(f"  {text} \n\u3000", add_special_tokens=False)
     assert len(ids) > len(text), "these characters were meant to take several tokens each"
     scripted(answerer, monkeypatch, [*ids, processor.end_id])
     pieces = list(answerer.stream(asked("a", "Who?"), DecodingConfig(mode="greedy", max_new_tokens=60)))

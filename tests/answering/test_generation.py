@@ -1,17 +1,21 @@
 """Candidates grown from the prefilled cache are those of plain `generate`."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
-from transformers import GenerationConfig, LlavaForConditionalGeneration
+from transformers import GenerationConfig, Qwen3Config
 
 from answering.checkpoint import CheckpointAnswerer
 from answering.generation import Generated, PromptBatch, _draw, beam_search, collect, steps
 from answering.protocol import Request
+from model.vlm import VisionLanguageModel
 
 NEW = 8
 
 
-def plain(model: LlavaForConditionalGeneration, batch: PromptBatch, ends: tuple[int, ...], beams: int) -> list[list[Generated]]:
+def plain(model: Any, batch: PromptBatch, ends: tuple[int, ...], beams: int) -> list[list[Generated]]:
     """What the library's own `generate` finds."""
     config = GenerationConfig(
         max_new_tokens=NEW,
@@ -43,7 +47,7 @@ def assert_equal(found: list[list[Generated]], expected: list[list[Generated]]) 
     assert torch.tensor(sums) == pytest.approx(torch.tensor([[one.log_prob for one in question] for question in expected]), abs=1e-4)
 
 
-def early_ends(model: LlavaForConditionalGeneration, batch: PromptBatch, answerer: CheckpointAnswerer) -> tuple[int, ...]:
+def early_ends(model: Any, batch: PromptBatch, answerer: CheckpointAnswerer) -> tuple[int, ...]:
     """End tokens that these untrained weights really reach, at different lengths."""
     free = plain(model, batch, answerer.end_ids, beams=4)
     return (*answerer.end_ids, free[0][1].token_ids[2], free[1][0].token_ids[4], free[2][0].token_ids[1])
@@ -51,44 +55,83 @@ def early_ends(model: LlavaForConditionalGeneration, batch: PromptBatch, answere
 
 @pytest.mark.parametrize("beams", [2, 4])
 def test_beams_equal_those_of_plain_generate(
-    llava: LlavaForConditionalGeneration, answerer: CheckpointAnswerer, requests: list[Request], beams: int
+    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], beams: int
 ) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
-    for ends in (answerer.end_ids, early_ends(llava, batch, answerer)):
-        found = beam_search(llava, batch, beams, NEW, ends)
-        assert_equal(found, plain(llava, batch, ends, beams))
+    for ends in (answerer.end_ids, early_ends(model, batch, answerer)):
+        found = beam_search(model, batch, beams, NEW, ends)
+        assert_equal(found, plain(model, batch, ends, beams))
     lengths = {len(one.token_ids) for question in found for one in question}
     assert len(lengths) > 2, "no sequence ended early, so the end of a search was not compared"
 
 
-def test_greedy_equals_plain_generate(llava: LlavaForConditionalGeneration, answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+class Table:
+    """A model whose next token depends on the last one and on how many there are."""
+
+    def __init__(self, seed: int, vocabulary: int, longest: int):
+        self.config = Qwen3Config(num_hidden_layers=1)
+        spread = torch.randn(longest, vocabulary, vocabulary, generator=torch.Generator().manual_seed(seed))
+        self.log_probs = spread.log_softmax(-1)
+        self.calls = 0
+
+    def __call__(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+        self.calls += 1
+        return SimpleNamespace(logits=self.log_probs[self.calls - 1][input_ids])
+
+
+def slow_beam_search(log_probs: torch.Tensor, start: int, k: int, longest: int, ends: set[int]) -> list[tuple[int, ...]]:
+    """Beam search in plain words: every continuation of every living beam is looked at."""
+    living: list[tuple[float, tuple[int, ...]]] = [(0.0, (start,))]
+    finished: list[tuple[float, tuple[int, ...]]] = []
+    for length in range(1, longest + 1):
+        grown = [(s + float(log_probs[length - 1, t[-1], v]), (*t, v)) for s, t in living for v in range(log_probs.shape[1])]
+        grown.sort(key=lambda one: -one[0])
+        finished += [(s / length, t) for s, t in grown[:k] if t[-1] in ends or length == longest]
+        finished = sorted(finished, key=lambda one: -one[0])[:k]
+        living = [one for one in grown if one[1][-1] not in ends][:k]
+        if len(finished) == k and living[0][0] / length <= finished[-1][0]:
+            break
+    return [tokens[1:] for _, tokens in finished]
+
+
+@pytest.mark.parametrize(("ends", "k"), [(1, 3), (8, 3), (8, 2)])
+def test_beams_are_those_of_a_search_in_plain_words(ends: int, k: int) -> None:
+    """Also where most of the best continuations end at once and the others must be left to live on."""
+    starts = torch.tensor([[ends], [ends + 1]])
+    for seed in range(60):
+        model = Table(seed, 30, 5)
+        batch = PromptBatch(starts, torch.ones_like(starts), torch.zeros_like(starts))
+        found = beam_search(model, batch, k, 5, list(range(ends)))
+        expected = [slow_beam_search(model.log_probs, int(start), k, 5, set(range(ends))) for start in starts]
+        assert [[one.token_ids for one in question] for question in found] == expected
+
+
+def test_greedy_equals_plain_generate(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
-    ends = early_ends(llava, batch, answerer)
-    found = collect(steps(llava, batch, 1, NEW, ends), len(requests), 1)
-    assert_equal(found, plain(llava, batch, ends, 1))
+    ends = early_ends(model, batch, answerer)
+    found = collect(steps(model, batch, 1, NEW, ends), len(requests), 1)
+    assert_equal(found, plain(model, batch, ends, 1))
     assert len({len(question[0].token_ids) for question in found}) > 1
 
 
-def test_padding_changes_no_candidate(llava: LlavaForConditionalGeneration, answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_padding_changes_no_candidate(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     prompts = [answerer.encode(request) for request in requests]
-    together = beam_search(llava, answerer.collate(prompts), 3, NEW, answerer.end_ids)
-    alone = [beam_search(llava, answerer.collate([prompt]), 3, NEW, answerer.end_ids)[0] for prompt in prompts]
+    together = beam_search(model, answerer.collate(prompts), 3, NEW, answerer.end_ids)
+    alone = [beam_search(model, answerer.collate([prompt]), 3, NEW, answerer.end_ids)[0] for prompt in prompts]
     assert_equal(together, alone)
 
 
-def test_pictures_and_prompt_run_once_a_question(
-    llava: LlavaForConditionalGeneration, answerer: CheckpointAnswerer, requests: list[Request]
-) -> None:
+def test_pictures_and_prompt_run_once_a_question(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     pictures, tokens = [], []
     batch = answerer.collate([answerer.encode(request) for request in requests])
     hooks = [
-        llava.model.vision_tower.register_forward_pre_hook(lambda _, args: pictures.append(len(args[0]))),
-        llava.model.language_model.register_forward_pre_hook(
+        model.model.vision_tower.get_input_embeddings().register_forward_pre_hook(lambda _, args: pictures.append(len(args[0]))),
+        model.model.language_model.register_forward_pre_hook(
             lambda _, __, kwargs: tokens.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
         ),
     ]
     try:
-        beam_search(llava, batch, 4, NEW, answerer.end_ids)
+        beam_search(model, batch, 4, NEW, answerer.end_ids)
     finally:
         for hook in hooks:
             hook.remove()

@@ -74,6 +74,8 @@ def test_ties_keep_the_earlier_one_first() -> None:
     candidates = [candidate("a"), candidate("b"), candidate("c")]
     assert rerank(candidates, [1.0, 1.0, 1.0], USUAL).order == (0, 1, 2)
     assert rerank(candidates, [0.0, 1.0, 1.0], USUAL).order == (1, 2, 0)
+    many = [candidate(str(i)) for i in range(40)]
+    assert rerank(many, [float(i % 2) for i in range(40)], USUAL).order == (*range(1, 40, 2), *range(0, 40, 2))
 
 
 def test_without_log_probabilities_clip_alone_decides() -> None:
