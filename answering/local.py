@@ -4,6 +4,7 @@ In: requests. Out: an Answer each. A subclass says how one request becomes a pro
 """
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -78,8 +79,7 @@ class LocalAnswerer(ABC):
                         answers[i] = Answer(requests[i].request_id, error=str(error))
                 candidates = self._generate([requests[i] for i in prompts], list(prompts.values()), decoding)
                 for (i, prompt), generated in zip(prompts.items(), candidates, strict=True):
-                    generations = [self._read(one, requests[i]) for one in generated]
-                    answers[i] = Answer(requests[i].request_id, merge(generations), prompt=prompt.text)
+                    answers[i] = self._answer(requests[i], prompt, generated)
         return [answers[i] for i in range(len(requests))]
 
     def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
@@ -131,6 +131,11 @@ class LocalAnswerer(ABC):
                 f"out of memory with {len(prompts)} questions of up to {batch.input_ids.shape[1]} tokens and "
                 f"{decoding.k} candidates each; lower decoding.batch_size (now {decoding.batch_size}) or decoding.k"
             ) from error
+
+    def _answer(self, request: Request, prompt: Prompt, generated: Sequence[Generated]) -> Answer:
+        if not all(math.isfinite(one.log_prob) for one in generated):
+            return Answer(request.request_id, error="the model's probabilities are not finite numbers", prompt=prompt.text)
+        return Answer(request.request_id, merge([self._read(one, request) for one in generated]), prompt=prompt.text)
 
     def _read(self, generated: Generated, request: Request) -> Generation:
         raw = self._decode(generated.token_ids)

@@ -183,6 +183,19 @@ def test_dropout_is_off_and_the_mode_of_every_module_comes_back(answerer: Checkp
     model.eval()
 
 
+@pytest.mark.parametrize("decoding", [BEAMS, SAMPLES, GREEDY], ids=["beams", "samples", "greedy"])
+def test_probabilities_that_are_no_numbers_are_an_error_and_no_answer(
+    answerer: CheckpointAnswerer, requests: list[Request], decoding: DecodingConfig
+) -> None:
+    hook = answerer.model.lm_head.register_forward_hook(lambda _, __, logits: logits * torch.nan)
+    try:
+        answers = answerer.answer(requests, decoding)
+    finally:
+        hook.remove()
+    assert {answer.error for answer in answers} == {"the model's probabilities are not finite numbers"}
+    assert not any(answer.candidates for answer in answers)
+
+
 def test_out_of_memory_names_the_settings_to_change(
     answerer: CheckpointAnswerer, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
