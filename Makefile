@@ -43,4 +43,4 @@ test: lint
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 clean:
-	rm -rf data/tiny data/scenes results/tiny checkpoints/tiny_*
+	rm -rf data/tiny data/scenes results/tiny checkpoints/tiny/checkpoint-*
