@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
+from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
 from answering.config import QwenVlSystem
 from answering.local import LocalAnswerer, Prompt, opened
@@ -16,6 +16,7 @@ from answering.protocol import Description, Request
 from dataset.processor import EncodingError, Processor
 from errors import UsageError, loading
 from model.build import default_dtype, keep_trainable_on_cpu, quantization_config
+from visual.pil_processor import load_image_processor
 
 CLASSES = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
 
@@ -118,7 +119,7 @@ def load(system: QwenVlSystem, device: torch.device | str, dtype: torch.dtype | 
         raise UsageError(f"{where}: {system.path} is a {config.model_type} model, the system's kind says {system.kind}")
     with loading(where, system.path):
         tokenizer = AutoTokenizer.from_pretrained(system.path)
-        image_processor = AutoImageProcessor.from_pretrained(system.path, backend="pil")
+        image_processor = load_image_processor(system.path)
         model = CLASSES[system.kind].from_pretrained(system.path, config=config, dtype=dtype, **_placement(system, device, dtype))
     if not tokenizer.chat_template:
         raise UsageError(f"{where}: the tokenizer of {system.path} has no chat template")

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch.nn import functional
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from errors import UsageError, loading
+from visual.pil_processor import load_image_processor
 
 FAMILIES = ("clip", "chinese_clip", "siglip")
 """`model_type` of what can be loaded; SigLIP 2 of fixed resolution calls itself siglip."""
@@ -138,7 +139,7 @@ def load(name: str, open_file: Callable[[Path], Image.Image], *, device: torch.d
     with loading("rerank.clip", name):
         model = AutoModel.from_pretrained(name, config=config, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(name)
-        image_processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+        image_processor = load_image_processor(name)
     return ClipScorer(model.to(device), tokenizer, image_processor, open_file)
 
 
