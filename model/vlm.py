@@ -168,6 +168,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         pictures = self._pictures(pixel_values, image_features, mm_encoder_outputs)
+        idle = self._idle_vision(inputs_embeds.device) if labels is not None and pictures is None else None
         if input_ids is not None and (pictures is not None or past_key_values is None or past_key_values.get_seq_length() == 0):
             inputs_embeds = self._insert(input_ids, inputs_embeds, pictures, cu_seqlens, sample_ids)
         elif pictures is not None:
@@ -183,8 +184,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         hidden = outputs.last_hidden_state
         if labels is not None:
             loss = self._loss(hidden, labels, num_items_in_batch)
-            if pictures is None and torch.is_grad_enabled():
-                loss = loss + self._idle_projector(hidden.device)
+            if idle is not None:
+                loss = loss + idle
             return CausalLMOutputWithPast(loss=loss, hidden_states=outputs.hidden_states)
         return CausalLMOutputWithPast(
             logits=self.lm_head(_keep(hidden, logits_to_keep)),
@@ -236,10 +237,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             items = supervised.sum().clamp(min=1)
         return total / (items.to(total.device) if isinstance(items, torch.Tensor) else items)
 
-    def _idle_projector(self, device: torch.device) -> torch.Tensor:
-        """Zero, with zero gradients: every process must run the projector, also one whose batch has no picture."""
-        patches = torch.zeros(1, self.config.pool**2, self.config.vision_config.hidden_size, device=device)
-        return 0 * self.project(patches).float().sum()
+    def _idle_vision(self, device: torch.device) -> torch.Tensor:
+        """Zero, with zero gradients, from an empty picture.
+
+        Where several processes train, each must run the trunk and the projector, also one whose batch has no picture, and at
+        the same point: weights that are shared out (FSDP, ZeRO-3) are gathered layer by layer by all of them together, and
+        DDP waits for every gradient.
+        """
+        side = self.config.vision_config.image_size
+        return 0 * self.project(self.encode_images(torch.zeros(1, 3, side, side, device=device))).float().sum()
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **model_kwargs: Any

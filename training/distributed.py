@@ -1,14 +1,17 @@
 """Several processes: is the world the one that was asked for, and where are the trained weights when no process holds them all."""
 
 import contextlib
+import dataclasses
 import io
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import str_to_bool
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from errors import UsageError
 from model.adapters import base_model, group_of
@@ -48,6 +51,25 @@ def weights_are_sharded() -> bool:
     return bool(fsdp or (deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"))
 
 
+def shard_again(model: nn.Module) -> None:
+    """Behind a forward pass that no backward pass follows, FSDP2 holds some weights whole, beside what the optimizer knows."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def adjust_fsdp(plugin: Any, model: nn.Module) -> None:
+    """Settings of accelerate's FSDP2 plugin that depend on the model: the units it shares out, and what stays fp32.
+
+    Weights are multiplied in bf16 where that is the precision; gradients are summed and the loss is given in fp32.
+    """
+    layers = [module[0] for module in base_model(model).model.modules() if isinstance(module, nn.ModuleList)]
+    plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers})
+    if plugin.mixed_precision_policy is not None:
+        exact = {"reduce_dtype": torch.float32, "output_dtype": torch.float32}
+        plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, **exact)
+
+
 def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     """Whole tensors on the CPU of all parameters that a checkpoint may hold, by name; every process must call this.
 
@@ -59,11 +81,16 @@ def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _whole(parameter: nn.Parameter) -> torch.Tensor:
     if hasattr(parameter, "full_tensor"):  # a DTensor of FSDP2
-        whole: torch.Tensor = parameter.full_tensor()
-        return whole.detach().cpu()
-    if hasattr(parameter, "ds_id"):  # partitioned by ZeRO-3
-        import deepspeed
+        # Cloned: what is gathered arrives when it is first touched.
+        whole: torch.Tensor = parameter.full_tensor().detach().clone()
+        return whole.cpu()
+    if not (hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")):
+        return parameter.detach().cpu()
+    import deepspeed
 
-        with deepspeed.zero.GatheredParameters([parameter]):
-            return parameter.detach().cpu().clone()
-    return parameter.detach().cpu()
+    if parameter.requires_grad:
+        # It trains an fp32 copy; the parameter itself may be its rounding to bf16.
+        exact: torch.Tensor = deepspeed.utils.safe_get_full_fp32_param(parameter)
+        return exact.detach().cpu().clone()
+    with deepspeed.zero.GatheredParameters([parameter]):  # frozen, partitioned by ZeRO-3
+        return parameter.detach().cpu().clone()

@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from atomic import replacing
 from config import Config
@@ -159,6 +160,8 @@ def _run_stage(
 def _model(prepared: Prepared, stage: Stage, checkpoint: Path | None) -> VisionLanguageModel | PeftModel:
     """The base with the weights of a checkpoint, ready for what the stage trains."""
     config = prepared.config
+    # The stage before has told transformers to load everything in shards of ZeRO-3; the base is to be loaded whole.
+    unset_hf_deepspeed_config()
     # Shards are cut from weights on the host: whole, they may not fit on a device.
     device = torch.device("cpu") if weights_are_sharded() else prepared.device
     dtype = default_dtype(prepared.device) if prepared.bf16 else torch.float32

@@ -146,7 +146,11 @@ class Meter:
 
     def __init__(self, cost: StepCost, device: torch.device, peak: float | None, clock: Callable[[], float] = time.perf_counter):
         self._cost, self._device, self._peak, self._clock = cost, device, peak, clock
-        self._restart(clock())
+        self.start()
+
+    def start(self) -> None:
+        """Count from zero, from now on."""
+        self._restart(self._clock())
 
     def _restart(self, now: float) -> None:
         self._tokens = self._supervised = self._pictures = self._samples = 0

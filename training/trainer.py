@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import save_fsdp_optimizer
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from dataset.batching import EpochBatches
 from dataset.processor import IGNORED, Processor
@@ -23,7 +24,7 @@ from model.adapters import base_model
 from model.checkpoint import save
 from training.checkpoints import TRAINER_FOLDER, Checkpoints
 from training.config import StageConfig, TrainConfig
-from training.distributed import weights_are_sharded, whole_weights
+from training.distributed import adjust_fsdp, shard_again, whole_weights
 from training.groups import optimizer_groups
 from training.history import History, best, out_of_patience
 from training.resume import RunState
@@ -109,6 +110,8 @@ class StageTrainer(Trainer):
         # What is quantised is frozen; Trainer would refuse it where the projector alone is trained.
         base_model(model).is_quantized = False
         super().__init__(model, arguments, train_dataset=loader.dataset, eval_dataset=validation.dataset if validation else None)
+        if self.is_fsdp_enabled:
+            adjust_fsdp(self.accelerator.state.fsdp_plugin, model)
         self.remove_callback(PrinterCallback)
         self.add_callback(self._flow)
 
@@ -119,6 +122,7 @@ class StageTrainer(Trainer):
 
     def train_from(self, checkpoint: Path | None) -> None:
         """Run the stage from its beginning, or from the trainer's state in a checkpoint; the model holds its weights."""
+        self._meter.start()
         self.train(resume_from_checkpoint=str(checkpoint / TRAINER_FOLDER) if checkpoint else None)
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -175,6 +179,7 @@ class StageTrainer(Trainer):
                 with torch.no_grad():
                     sums[0] += self.model_wrapped(**inputs, num_items_in_batch=1).loss
                 sums[1] += (inputs["labels"] != IGNORED).sum()
+            shard_again(self.model_wrapped)
             loss, tokens = self.accelerator.reduce(sums, "sum").tolist()
             metrics = {"eval_loss": loss / tokens, "eval_tokens": int(tokens)}
             self._report(metrics)
@@ -190,12 +195,14 @@ class StageTrainer(Trainer):
             if finished and best_step not in (None, self.step):
                 self._checkpoints.write_copy(state, best_step)
                 return
-            weights = whole_weights(self.model) if weights_are_sharded() else None
+            weights = whole_weights(self.model) if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
             self._checkpoints.write(
                 state, lambda folder: self._save_model(folder, weights), None if finished else self._save_trainer, best_step
             )
 
     def _save_model(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+        # The main process writes alone; left on, ZeRO-3's loading mode would make it wait for the others.
+        unset_hf_deepspeed_config()
         save(self.model, folder, weights)
         self._processor.save(folder)
 
@@ -221,6 +228,15 @@ class StageTrainer(Trainer):
 
     def _load_from_checkpoint(self, *_args: Any, **_kwargs: Any) -> None:
         """The weights are loaded before the model is handed over, since it may be sharded afterwards."""
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None) -> Any:
+        if not (self.is_deepspeed_enabled and resume_from_checkpoint):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        # Trainer would insist on frozen weights in DeepSpeed's files, unless there are adapters.
+        self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         place: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
