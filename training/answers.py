@@ -36,7 +36,7 @@ def ask(model: nn.Module, processor: Processor, store: Store, samples: list[Samp
             pictures=[store.picture(i) for i in sample.image_ids],
             question=_question(sample),
             reference=sample.targets[0],
-            answer=answer.first.text if answer.error is None else f"(error: {answer.error})",
+            answer=(answer.first.text or "(empty)") if answer.error is None else f"(error: {answer.error})",
         )
         for sample, answer in zip(samples, answers, strict=True)
     ]

@@ -21,7 +21,7 @@ from training.run import train
 ROOT = Path(__file__).parent.parent.parent
 Workplace = Callable[..., Path]
 LONG = [
-    {"name": "align", "train": ["projector"], "epochs": 1},
+    {"name": "align", "train": ["projector"], "max_steps": 1},
     {"name": "tune", "train": ["projector", "lora"], "epochs": 2},
 ]
 
@@ -48,7 +48,8 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(workplace: Workpla
     whole.parent.rename("uninterrupted")
     expected = weights(Path("uninterrupted") / whole.name)
 
-    victim = random.SystemRandom().randint(1, 11)
+    # Early enough to leave something to do, late enough for a checkpoint in the midst of a stage with dropout.
+    victim = random.SystemRandom().randint(4, 8)
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), "--config", str(path)],
         env=environment(),
@@ -58,7 +59,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(workplace: Workpla
     )
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith(f"step {victim}/12"):
+        if line.startswith(f"step {victim}/9"):
             process.send_signal(signal.SIGKILL)
             break
     process.communicate()
