@@ -13,6 +13,10 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import config as configuration
 from errors import TesseraError, UsageError
 
+# GNU OpenMP's idle threads spin for long. With anything else busy on the same cores that costs: two trainings side by side on
+# two cores made 30 samples/s each, and 64 each with a short spin; one alone 134, and 128. Read when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 # bitsandbytes says at import that a kernel it would fetch from a hub is not there; nothing follows from it.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
