@@ -31,6 +31,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
     try:
         yield beside
+        share(beside)
         if path.exists():
             path.replace(old)
         try:
@@ -42,6 +43,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def share(folder: Path) -> None:
+    """Let those read the files who may read the folder: safetensors writes files that only their owner can read."""
+    readers = folder.stat().st_mode & 0o444
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | readers)
 
 
 def write_text(path: Path, text: str) -> None:

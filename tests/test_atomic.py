@@ -45,3 +45,10 @@ def test_json_keeps_chinese_readable_and_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, float("nan"))
     assert "答案" in path.read_text(encoding="utf-8")
+
+
+def test_files_of_a_new_folder_may_be_read_by_those_who_may_read_the_folder(tmp_path: Path) -> None:
+    with replacing_folder(tmp_path / "out") as beside:
+        (beside / "model.safetensors").touch(mode=0o600)
+        readers = beside.stat().st_mode & 0o444
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o444 == readers

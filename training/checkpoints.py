@@ -11,6 +11,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from atomic import share
 from model.checkpoint import mark_whole
 from training.resume import RunState
 
@@ -77,6 +78,7 @@ class Checkpoints:
         place = self.folder / f"checkpoint-{state.step}"
         if self._processes.is_main_process:
             state.write(partial / TRAINER_FOLDER)
+            share(partial)
             mark_whole(partial)
             if place.exists():
                 shutil.rmtree(place)
