@@ -116,7 +116,8 @@ def fingerprint(folder: Path) -> str | None:
 
 
 def _key(model: dict[str, Any], decoding: DecodingConfig, question: Question) -> str:
-    return digest(model, _recorded(decoding), question.fingerprint)
+    """Two samples may ask the same about one picture, and have other references: each has an answer of its own."""
+    return digest(model, _recorded(decoding), question.sample_id, question.fingerprint)
 
 
 def _recorded(decoding: DecodingConfig) -> dict[str, Any]:

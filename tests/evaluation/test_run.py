@@ -197,6 +197,16 @@ def test_old_answers_are_not_taken_for_another_model_decoding_or_question(tmp_pa
     assert asked(dataclasses.replace(planned, store=write_store(tmp_path / "data", samples))) == 6
 
 
+def test_the_same_question_in_two_samples_keeps_both_answers_when_it_is_run_again(tmp_path: Path) -> None:
+    rows = [sample("a", 0, "What is it?", ["cat"] * 10), sample("b", 0, "What is it?", ["dog"] * 10)]
+    planned = experiment(write_store(tmp_path / "data", rows), tmp_path / "out")
+    path = tmp_path / "out" / "predictions" / "ours.jsonl"
+    for answerer in (PlantedAnswerer(always(("cat", -0.1))), PlantedAnswerer(always(("cat", -0.1)))):
+        summary = run(planned, answerer).summary
+        assert summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"] == 0.5
+        assert {row["sample_id"] for row in lines(path)} == {"a", "b"}
+
+
 def test_a_checkpoint_trained_again_in_its_folder_is_another_model(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
