@@ -5,7 +5,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dataset.validation import Reason
 from errors import TesseraError
@@ -143,4 +143,7 @@ def _scale_to_8_bits(picture: Image.Image) -> Image.Image:
 
 
 def _say(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        # Pillow would name the buffer by its place in memory, another one in every run.
+        return "no picture in a format that is read"
     return " ".join(str(error).split()) or type(error).__name__

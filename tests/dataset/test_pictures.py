@@ -177,6 +177,15 @@ def test_what_is_no_picture_is_refused(content: bytes) -> None:
     assert is_refused(open_picture, content)
 
 
+def test_what_is_said_of_a_broken_picture_is_the_same_in_every_run() -> None:
+    said = []
+    for _ in range(2):
+        with pytest.raises(PictureError) as refused:
+            open_picture(b"no picture at all")
+        said.append(str(refused.value))
+    assert said == ["picture of 17 bytes: cannot be decoded (no picture in a format that is read)"] * 2
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jpg", tmp_path, tmp_path / "with\0nul.jpg"):
         with pytest.raises(PictureError) as raised:
