@@ -54,8 +54,8 @@ class Reply:
         }
 
     def lines(self) -> list[str]:
-        """The candidates as a small table: likelihood (the mean over tokens, as a probability), CLIP and fused score, text."""
-        heads = ["likelihood", *(["CLIP", "fused"] if self.clip is not None else []), "candidate"]
+        """The candidates as a small table: mean log-probability over their tokens (nats), CLIP and fused score, text."""
+        heads = ["mean log p", *(["CLIP", "fused"] if self.clip is not None else []), "candidate"]
         rows = []
         for i, candidate in enumerate(self.answer.candidates):
             likelihood = "-" if candidate.mean_log_prob is None else f"{candidate.mean_log_prob:.3f}"

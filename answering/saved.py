@@ -30,7 +30,7 @@ def _lines(reply: Reply) -> list[str]:
     """Each candidate with its scores behind it: columns would need letters of one width."""
     lines = []
     for candidate in reply.candidates():
-        named = (("likelihood", candidate["mean_log_prob"]), ("CLIP", candidate.get("clip")), ("fused", candidate.get("fused")))
+        named = (("mean log p", candidate["mean_log_prob"]), ("CLIP", candidate.get("clip")), ("fused", candidate.get("fused")))
         scores = ", ".join(f"{name} {value:.3f}" for name, value in named if value is not None)
         lines.append(f"{candidate['text'] or '(empty)'}   ({scores})")
     return lines

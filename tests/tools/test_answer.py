@@ -85,7 +85,7 @@ class Run:
 def test_one_question_prints_the_answer_and_the_candidates_with_their_scores(run: Run, system: list[str]) -> None:
     status, lines, _ = run(*system, "--image", "pictures/a.png", "--question", "What color is it?")
     assert status == 0
-    assert lines[1].split() == ["likelihood", "CLIP", "fused", "candidate"]
+    assert lines[1].split() == ["mean", "log", "p", "CLIP", "fused", "candidate"]
     rows = [line.split(maxsplit=3) for line in lines[2:]]
     assert 1 <= len(rows) <= 3
     fused = [float(row[2]) for row in rows]
@@ -94,8 +94,8 @@ def test_one_question_prints_the_answer_and_the_candidates_with_their_scores(run
 
 
 def test_without_a_picture_or_a_scorer_there_are_no_clip_scores(run: Run) -> None:
-    assert run("--question", "Who are you?")[1][1].split() == ["likelihood", "candidate"]
-    assert run("--image", "pictures/a.png", "--question", "What?", "rerank.clip=null")[1][1].split() == ["likelihood", "candidate"]
+    assert run("--question", "Who are you?")[1][1].split() == ["mean", "log", "p", "candidate"]
+    assert run("--image", "pictures/a.png", "--question", "What?", "rerank.clip=null")[1][1].split() == ["mean", "log", "p", "candidate"]
 
 
 def test_a_stream_is_the_raw_answer(run: Run) -> None:
@@ -164,8 +164,8 @@ def test_a_conversation_goes_on_until_exit(run: Run) -> None:
     status, lines, _ = run(typed=typed)
     assert status == 0
     assert "error: no.png: there is no such file" in lines
-    assert sum(line.split() == ["likelihood", "CLIP", "fused", "candidate"] for line in lines) == 2
-    assert sum(line.split() == ["likelihood", "candidate"] for line in lines) == 1
+    assert sum(line.split() == ["mean", "log", "p", "CLIP", "fused", "candidate"] for line in lines) == 2
+    assert sum(line.split() == ["mean", "log", "p", "candidate"] for line in lines) == 1
     assert sum(line.startswith("question (") for line in lines) == 5
 
 
