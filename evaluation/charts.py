@@ -15,6 +15,7 @@ from PIL import Image
 
 from atomic import replacing
 from dataset.store import Store
+from evaluation.examples import RIGHT as RIGHT_FROM
 from evaluation.examples import Example, thumbnail
 from evaluation.tables import shown_choice
 
@@ -126,11 +127,11 @@ def _rerank(summary: dict[str, Any]) -> Figure:
         values = [100 * m["vqa_accuracy"] for m in measures]
         ends = [[100 * abs(m["vqa_accuracy"] - m["vqa_accuracy_ci95"][side]) for m in measures] for side in (0, 1)]
         edge = "#8c8c8c" if color == "none" else color
-        bars = axes.bar(places, values, 0.24, color=color, edgecolor=edge, linestyle="--" if color == "none" else "-", label=label)
-        axes.errorbar(places, values, yerr=ends, fmt="none", ecolor="#333333", elinewidth=1, capsize=3)
-        axes.bar_label(
-            bars, labels=[f"{value:.1f}" for value in values], label_type="center", fontsize=8, color="white" if i < 2 else "#444444"
-        )
+        whiskers = {"ecolor": "#333333", "elinewidth": 1, "capsize": 3}
+        line = "--" if color == "none" else "-"
+        bars = axes.bar(places, values, 0.24, yerr=ends, error_kw=whiskers, color=color, edgecolor=edge, linestyle=line, label=label)
+        # Above the interval: inside, its line would cross the number, and a bar of 0 has no inside.
+        axes.bar_label(bars, labels=[f"{value:.1f}" for value in values], padding=2, fontsize=8, color="#444444")
     axes.set_xticks(range(len(systems)))
     axes.set_xticklabels(list(systems))
     axes.grid(visible=False, axis="x")
@@ -151,7 +152,8 @@ def _cases(examples: Sequence[Example], store: Store) -> Figure:
     wrong = [e for e in examples if not e.answers[0].right and e.question.image_ids][:_CASES]
     rows = [group[i : i + _COLUMNS] for group in (right, wrong) for i in range(0, len(group), _COLUMNS)]
     figure = Figure(figsize=(3.1 * _COLUMNS, 0.5 + 3.3 * max(1, len(rows))), layout="constrained")
-    figure.suptitle(f"Right and wrong answers of {examples[0].answers[0].system}", x=0.01, ha="left", fontsize=13)
+    title = f"Right and wrong answers of {examples[0].answers[0].system} (right: an official accuracy of at least {100 * RIGHT_FROM:.0f} %)"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13)
     grid = figure.subplots(max(1, len(rows)), _COLUMNS, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")

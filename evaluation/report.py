@@ -12,7 +12,7 @@ from dataset.store import Store
 from evaluation import tables
 from evaluation.categories import names
 from evaluation.charts import write_charts
-from evaluation.examples import Example, data_url, examples, selection, thumbnail
+from evaluation.examples import RIGHT, Example, data_url, examples, selection, thumbnail
 from evaluation.run import Experiment, Outcome
 from evaluation.scoring import CHOICES
 
@@ -79,6 +79,7 @@ def _page(summary: dict[str, Any], every: list[Example], shown: list[Example], s
         "bars": {name: _bars(figures) for name, figures in summary["systems"].items() if figures["choices"]},
         "controls": [_bar(name, "control", measures, "control") for name, measures in summary.get("controls", {}).items()],
         "meanings": tables.MEANINGS,
+        "right": RIGHT,
         "tables": _all_tables(summary),
         "examples": shown,
         "total": len(every),

@@ -126,17 +126,23 @@ def remarks(summary: dict[str, Any]) -> list[str]:
     lines = [f"{data['questions']:,} questions about {data['images']:,} pictures ({data['name']}, split {data['split']})."]
     for name, figures in summary["systems"].items():
         speed = f", {figures['questions_per_second']:.1f} questions/s" if "questions_per_second" in figures else ""
-        lines.append(f"{name}: {figures['distinct_candidates']:.1f} distinct candidates a question{speed}.")
-        if figures["errors"]:
-            lines.append(f"{name}: {figures['errors']:,} questions failed and count as wrong; the predictions file says why.")
+        lines.append(f"{name}: {figures['distinct_candidates']:.1f} distinct candidates a question{speed}; {_failed(figures['errors'])}.")
     if "rerank" in summary:
         rerank = summary["rerank"]
         weights = ", ".join(f"{name} {weight:g}" for name, weight in rerank["weights"].items())
         where = {"default": "as configured", "validation": "chosen on the validation split"}[rerank["chosen_on"]]
         lines.append(f"Rerank weights ({where}): {weights}; scorer {rerank['scorer']}.")
     lines.append("random is a floor and oracle a ceiling that looks at the references; neither is a method.")
+    lines.append("Intervals: 95 % bootstrap over pictures. p: randomisation test, the sign of each picture's difference drawn anew.")
     lines.append("A difference is shown only when its interval leaves 0 out and p (Holm, over all comparisons) is at most .05.")
     return lines
+
+
+def _failed(errors: int) -> str:
+    if errors == 0:
+        return "no question failed"
+    said = "1 question failed and counts as wrong" if errors == 1 else f"{errors:,} questions failed and count as wrong"
+    return f"{said} (the predictions file says why)"
 
 
 def percent(value: float) -> str:

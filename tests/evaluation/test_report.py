@@ -1,5 +1,6 @@
 """The report: complete, safe against texts of users, self-contained."""
 
+import json
 import logging
 import re
 from html.parser import HTMLParser
@@ -17,19 +18,32 @@ from tests.evaluation.planted import PlantedAnswerer, always, experiment, questi
 
 
 class Page(HTMLParser):
-    """Collects tags with their attributes, and the visible text."""
+    """Collects tags with their attributes, the visible text, and the cells of each table row."""
 
     def __init__(self, text: str):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.rows: list[list[str]] = []
+        self.in_cell = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self.in_cell = False
 
     def handle_data(self, data: str) -> None:
         self.text += data
+        if self.in_cell:
+            self.rows[-1][-1] += data.strip()
 
     def attributes(self, name: str) -> list[str]:
         """Values of an attribute over all tags."""
@@ -71,6 +85,35 @@ def test_every_question_stands_with_picture_candidates_and_scores(page: Page) ->
     assert "first said: gray" in page.text
 
 
+def test_every_number_in_the_tables_is_the_one_of_the_summary(written: Written, page: Page) -> None:
+    summary = json.loads((written.page.parent / "summary.json").read_text(encoding="utf-8"))
+    rows = {tuple(row[:2]): row[2:] for row in reversed(page.rows)}  # captions stand in a later table
+    for name, system in summary["systems"].items():
+        for choice, measures in system["choices"].items():
+            low, high = measures["vqa_accuracy_ci95"]
+            figures = [measures[metric] for metric in ("vqa_accuracy_m4c", "exact", "fuzzy", "contains")]
+            points = [f"{100 * figure:.1f}" for figure in (measures["vqa_accuracy"], low, high, *figures)]
+            assert rows[name, choice] == [str(measures["questions"]), points[0], f"{points[1]} .. {points[2]}", *points[3:]]
+    assert summary["comparisons"]
+    for row in summary["comparisons"]:
+        shown = rows[row["a"], row["b"]]
+        assert shown[0] == f"{100 * row['difference']:+.1f}"
+        assert shown[1] == f"{100 * row['ci95'][0]:+.1f} .. {100 * row['ci95'][1]:+.1f}"
+        assert shown[2:4] == [f"{row['p_value']:.4f}", f"{row['p_holm']:.4f}"]
+        assert shown[4] == {"a": row["a"], "b": row["b"]}.get(row["verdict"], "not shown")
+
+
+def test_how_the_figures_came_about_is_said(page: Page) -> None:
+    for said in (
+        "bootstrap over pictures",
+        "randomisation test",
+        "Rerank weights (as configured)",
+        "counts as wrong",
+        "no question failed",
+    ):
+        assert said in page.text, said
+
+
 def test_filters_name_what_there_is(page: Page) -> None:
     controls = {attributes.get("id") for tag, attributes in page.tags if tag in ("select", "input")}
     assert controls == {"search", "status", "system", "category", "language"}
@@ -83,7 +126,7 @@ def test_the_markdown_report_holds_the_tables_and_names_the_charts(written: Writ
     assert "| careful/reranked | careful/first |" in text
     for name in re.findall(r"!\[.*\]\((.*)\)", text):
         assert (written.page.parent / name).is_file()
-    assert "1 questions failed" in text
+    assert "1 question failed and counts as wrong" in text
 
 
 def test_the_charts_are_pictures_with_something_in_them(written: Written) -> None:
