@@ -77,12 +77,22 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
         # The reader of our output (head, say) is gone; nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except OSError as error:
+        # A folder that may not be written to, a full disk; without a file's name it is no matter of the user's.
+        if debug or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        status = TesseraError.exit_status
     sys.exit(status)
 
 
 def _quiet_libraries() -> None:
     """Python warnings and the libraries' own remarks and bars are left out; what matters is said by the command."""
     logging.captureWarnings(True)
+    for library in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        # Read where the library is still to be imported.
+        os.environ.setdefault(library, "error")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers = sys.modules.get("transformers")
     if transformers is not None:
         transformers.utils.logging.set_verbosity_error()

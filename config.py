@@ -3,10 +3,10 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from answering.config import DecodingConfig, RerankConfig
 from dataset.config import DataConfig
@@ -24,8 +24,8 @@ DEFAULT = Path("configs/tiny.yaml")
 class Config:
     """An experiment."""
 
-    name: str
-    """Name of the experiment; gives the default folders data/<name>, checkpoints/<name>, results/<name>."""
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    """Name of the experiment: letters, digits, `.`, `_`, `-`. The default folders are data/<name>, checkpoints/<name>, results/<name>."""
     data: DataConfig = DataConfig()
     """The data."""
     model: ModelConfig = ModelConfig()
@@ -86,6 +86,8 @@ def _read(path: Path) -> dict[str, Any]:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
     except FileNotFoundError as error:
         raise UsageError(f"--config {path}: there is no such file") from error
+    except OSError as error:
+        raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
@@ -102,7 +104,10 @@ def _override(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for part in parents:
         node = _child(node, part, key, create=True)
-    value = yaml.load(text, Loader=_Yaml12Loader)
+    try:
+        value = yaml.load(text, Loader=_Yaml12Loader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"argument '{override}': the value is not YAML: {' '.join(str(error).split())}") from error
     if isinstance(node, list):
         _child(node, last, key)
         node[int(last)] = value

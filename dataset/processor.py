@@ -127,6 +127,9 @@ class Processor:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote. Raises UsageError when the folder holds no processor."""
+        if not (folder / SETTINGS_FILE).is_file():
+            found = f"it has no {SETTINGS_FILE}" if folder.is_dir() else "there is no such folder"
+            raise UsageError(f"{folder}: not a checkpoint ({found})")
         with loading("checkpoint", str(folder)):
             settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
             tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -129,6 +129,8 @@ def mark_whole(folder: Path) -> None:
 
 def what_is_missing(folder: Path) -> str | None:
     """Why a checkpoint folder is not whole; None when it is."""
+    if not folder.is_dir():
+        return "there is no such folder"
     try:
         sizes = json.loads((folder / WHOLE).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,6 +1,8 @@
 """What every command shares: exit statuses, one-line errors, overrides behind options."""
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,7 @@ def failing(error: BaseException) -> object:
     [
         (TesseraError("a.json: line 3"), 1, "error: a.json: line 3\n"),
         (UsageError("--limit: too small"), 2, "error: --limit: too small\n"),
+        (PermissionError(13, "Permission denied", "/results"), 1, "error: /results: Permission denied\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
@@ -42,6 +45,17 @@ def test_an_error_is_one_line_and_a_status(capsys: pytest.CaptureFixture[str], e
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(TesseraError):
         cli.run(failing(TesseraError("x")), cli.Parser("A command.", False), ["--debug"])  # type: ignore[arg-type]
+
+
+def test_a_failure_of_our_own_keeps_its_traceback() -> None:
+    with pytest.raises(OSError, match="no file behind it"):
+        cli.run(failing(OSError("no file behind it")), cli.Parser("A command.", False), [])  # type: ignore[arg-type]
+
+
+def test_libraries_that_are_imported_later_are_quiet_too() -> None:
+    code = "import cli; cli._quiet_libraries(); import transformers, logging; print(transformers.logging.get_verbosity() >= logging.ERROR)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "True\n"
 
 
 def test_an_unknown_argument_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,6 +57,8 @@ def test_overrides_reach_nested_keys_and_list_members(yaml_file: Path) -> None:
         ("data.sources.7.limit=1", "'7' is not a place in a list of 1"),
         ("name.x=1", "'name' has no keys below it"),
         ("train.batch_size", "expected key=value"),
+        ("train.batch_size=[1", "the value is not YAML"),
+        ("name=../elsewhere", "name: string should match pattern"),
     ],
 )
 def test_a_wrong_override_names_the_key(yaml_file: Path, override: str, said: str) -> None:
@@ -86,6 +88,11 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no such file"):
         config.load(tmp_path / "none.yaml")
+
+
+def test_a_folder_in_place_of_a_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        config.load(tmp_path)
 
 
 def test_a_source_that_does_not_exist_is_named(yaml_file: Path) -> None:

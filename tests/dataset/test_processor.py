@@ -158,6 +158,13 @@ def test_a_new_placeholder_is_added_when_it_fits(parts: Path) -> None:
     assert made.prompt(QUESTION, 1).count(made.placeholder_id) == 36
 
 
+def test_a_folder_without_a_processor_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"not a checkpoint \(it has no tessera_processor\.json\)"):
+        Processor.load(tmp_path)
+    with pytest.raises(UsageError, match=r"none: not a checkpoint \(there is no such folder\)"):
+        Processor.load(tmp_path / "none")
+
+
 def test_a_part_that_is_not_there_is_one_clear_line(parts: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"model\.language: cannot load"):
         Processor.from_parts(language=str(tmp_path), vision=str(parts / "siglip"), tokens_per_image=36, vocabulary=1536)
