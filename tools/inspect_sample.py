@@ -6,10 +6,9 @@ import sys
 import cli
 import config as configuration
 from dataset.inspection import describe_sample
-from dataset.processor import Processor
 from dataset.store import Store
 from errors import UsageError
-from model.build import tokens_per_image, vocabulary_rows
+from training.prepare import build_processor
 
 parser = cli.Parser(__doc__ or "")
 which = parser.add_mutually_exclusive_group()
@@ -26,15 +25,7 @@ def main(arguments: argparse.Namespace) -> None:
     if not 0 <= index < len(store):
         raise UsageError(f"--index {index}: {config.data_folder} has the rows 0 to {len(store) - 1}")
     configuration.check_parts(config, "model.vision", "model.language")
-    processor = Processor.from_parts(
-        language=config.model.language,
-        vision=config.model.vision,
-        tokens_per_image=tokens_per_image(config.model),
-        vocabulary=vocabulary_rows(config.model),
-        placeholder=config.model.placeholder,
-        max_tokens=config.model.max_tokens,
-        system_prompt=config.model.system_prompt,
-    )
+    processor = build_processor(config.model)
     for line in describe_sample(store, store.sample(index), processor, config.train.seed, arguments.epoch, sys.stdout.isatty()):
         print(line)
 

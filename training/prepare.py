@@ -16,6 +16,7 @@ from dataset.processor import Processor
 from dataset.store import Store
 from errors import UsageError
 from model.build import tokens_per_image, vocabulary_rows
+from model.config import ModelConfig
 from training.data import Batching, SampleLengths, TrainingData, measure
 from training.distributed import check_world, only_main_speaks, weights_are_sharded
 from training.groups import check_stages
@@ -62,15 +63,7 @@ def prepare(config: Config) -> Prepared:
         raise UsageError("model.quantization: quantised weights cannot be divided by FSDP or ZeRO-3; launch with multi_gpu.yaml")
     bf16 = _use_bf16(config, processes.device)
     store = Store(config.data_folder)
-    processor = Processor.from_parts(
-        language=config.model.language,
-        vision=config.model.vision,
-        tokens_per_image=tokens_per_image(config.model),
-        vocabulary=vocabulary_rows(config.model),
-        placeholder=config.model.placeholder,
-        max_tokens=config.model.max_tokens,
-        system_prompt=config.model.system_prompt,
-    )
+    processor = build_processor(config.model)
     packed = processes.device.type == "cuda" if config.train.batching == "auto" else config.train.batching == "packed"
     batching = Batching(packed, config.train.batch_size, config.train.tokens_per_row)
     with only_main_speaks(processes):
@@ -89,6 +82,19 @@ def prepare(config: Config) -> Prepared:
     )
     _report_samples(prepared, validation)
     return prepared
+
+
+def build_processor(model: ModelConfig) -> Processor:
+    """The processor that a model is trained with. Raises UsageError when a part cannot be loaded or settings do not fit."""
+    return Processor.from_parts(
+        language=model.language,
+        vision=model.vision,
+        tokens_per_image=tokens_per_image(model),
+        vocabulary=vocabulary_rows(model),
+        placeholder=model.placeholder,
+        max_tokens=model.max_tokens,
+        system_prompt=model.system_prompt,
+    )
 
 
 def _report_samples(prepared: Prepared, validation: SampleLengths) -> None:
