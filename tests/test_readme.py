@@ -15,7 +15,7 @@ REDUCED = {
     "tools/benchmark.py": "--pictures 20 --records 60",
 }
 """What a command gets in addition, so that it takes seconds."""
-TYPED = {"python tools/answer.py": "data/scenes/coco/test/400000001.jpg\nHow many shapes are there?\nexit\nexit\n"}
+TYPED = {"python tools/answer.py": "data/scenes/coco/test/000400000001.jpg\nHow many shapes are there?\nexit\nexit\n"}
 """What is typed into commands that ask."""
 MAKE = {"make demo", "make test", "make install"}
 """Run by whoever runs this test."""
