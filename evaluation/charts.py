@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from answering.drawing import chinese_font
 from atomic import replacing
 from dataset.store import Store
 from evaluation.examples import RIGHT as RIGHT_FROM
@@ -21,33 +22,11 @@ from evaluation.tables import shown_choice
 
 log = logging.getLogger(__name__)
 
-CHINESE_FONTS = (
-    "Noto Sans CJK SC",
-    "Source Han Sans SC",
-    "Noto Sans SC",
-    "Microsoft YaHei",
-    "PingFang SC",
-    "Hiragino Sans GB",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "SimHei",
-    "Noto Sans CJK JP",
-    "Noto Serif CJK SC",
-    "AR PL UMing CN",
-    "Droid Sans Fallback",
-)
-"""Families with Chinese characters, the first that is installed is taken."""
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Told apart by the colour-blind too (Okabe & Ito 2008)."""
 RIGHT, WRONG = "#1a7f4b", "#b3261e"
 _CASES = 8  # of each kind in the grid
 _COLUMNS = 4
-
-
-def chinese_font() -> str | None:
-    """The best installed family that can write Chinese; None when there is none."""
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    return next((name for name in CHINESE_FONTS if name in installed), None)
 
 
 def write_charts(summary: dict[str, Any], examples: Sequence[Example], store: Store, out: Path) -> list[Path]:
@@ -68,7 +47,7 @@ def _style() -> Iterator[None]:
     if font is None:
         log.warning("no font with Chinese characters is installed, so charts show boxes instead; fonts-noto-cjk is one")
     style = {
-        "font.family": ["DejaVu Sans", *([font] if font else [])],
+        "font.family": ["DejaVu Sans", *([_family(font)] if font else [])],
         "font.size": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -82,6 +61,14 @@ def _style() -> Iterator[None]:
         # Once is enough: matplotlib would say it for each character.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
+
+
+def _family(font: Path) -> str:
+    """The name by which matplotlib then finds a font file."""
+    name = font_manager.get_font(font).family_name
+    if name not in font_manager.get_font_names():
+        font_manager.fontManager.addfont(font)
+    return name
 
 
 def _save(figure: Figure, path: Path) -> Path:
