@@ -178,6 +178,8 @@ def _result(kind: str, said: _Said, known: References) -> SystemResult:
     pairs = list(zip(said.questions, said.predictions, strict=True))
     return SystemResult(
         kind=kind,
+        model=said.predictions[0].model,
+        decoding=next((prediction.decoding for question, prediction in pairs if question.short), said.predictions[0].decoding),
         errors=sum(prediction.error is not None for prediction in said.predictions),
         questions_per_second=said.questions_per_second,
         distinct_candidates=fmean(len(prediction.candidates) for prediction in said.predictions),

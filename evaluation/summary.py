@@ -26,6 +26,8 @@ class SystemResult:
     """What is known of a system after all its questions: `short` of the short ones, `captions` of the others."""
 
     kind: str
+    model: dict[str, Any]
+    decoding: dict[str, Any]
     errors: int
     questions_per_second: float | None
     distinct_candidates: float
@@ -64,6 +66,8 @@ def summarise(
         speed = {} if result.questions_per_second is None else {"questions_per_second": result.questions_per_second}
         summary["systems"][name] = {
             "kind": result.kind,
+            "model": result.model,
+            "decoding": result.decoding,
             "errors": result.errors,
             **speed,
             "distinct_candidates": result.distinct_candidates,

@@ -126,6 +126,7 @@ def remarks(summary: dict[str, Any]) -> list[str]:
     lines = [f"{data['questions']:,} questions about {data['images']:,} pictures ({data['name']}, split {data['split']})."]
     for name, figures in summary["systems"].items():
         speed = f", {figures['questions_per_second']:.1f} questions/s" if "questions_per_second" in figures else ""
+        lines.append(f"{name}: {asked_how(figures)}.")
         lines.append(f"{name}: {figures['distinct_candidates']:.1f} distinct candidates a question{speed}; {_failed(figures['errors'])}.")
     if "rerank" in summary:
         rerank = summary["rerank"]
@@ -136,6 +137,18 @@ def remarks(summary: dict[str, Any]) -> list[str]:
     lines.append("Intervals: 95 % bootstrap over pictures. p: randomisation test, the sign of each picture's difference drawn anew.")
     lines.append("A difference is shown only when its interval leaves 0 out and p (Holm, over all comparisons) is at most .05.")
     return lines
+
+
+def asked_how(figures: dict[str, Any]) -> str:
+    """What a system is and how it was asked: kind, path, quantisation, decoding, what was put behind short questions."""
+    model, decoding = figures["model"], figures["decoding"]
+    parts = [" ".join(str(part) for part in (figures["kind"], model.get("path")) if part is not None)]
+    if "quantization" in model:
+        parts.append(f"quantization {model['quantization']}")
+    parts.append(f"{decoding['mode']} with k = {decoding['k']}, at most {decoding['max_new_tokens']} tokens")
+    suffixes = [model[key] for key in ("short_answer_prompt", "short_answer_prompt_zh") if model.get(key)]
+    parts.append("short questions end in " + " or ".join(f'"{suffix}"' for suffix in suffixes) if suffixes else "bare questions")
+    return ", ".join(parts)
 
 
 def _failed(errors: int) -> str:
