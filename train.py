@@ -6,6 +6,7 @@ import shlex
 import sys
 
 import cli
+import config as configuration
 from errors import TesseraError, UsageError
 
 parser = cli.Parser("Train the projector, the adapters or the whole language model on merged data, stage by stage.")
@@ -18,6 +19,7 @@ def main(arguments: argparse.Namespace) -> None:
     from training.run import train
 
     try:
+        configuration.check_parts(arguments.config, "model.vision", "model.language")
         checkpoint = train(arguments.config, arguments.resume)
     except UsageError as error:
         # The same in every process: one of them says it.

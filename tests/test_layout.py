@@ -11,7 +11,7 @@ MAY_IMPORT = {
     "visual": {"visual"},
     "model": {"model", "visual"},
     "answering": {"answering", "model", "visual", "dataset.sample", "dataset.pictures", "dataset.processor"},
-    "training": {"training", "model", "dataset", "answering", "config"},
+    "training": {"training", "model", "dataset", "answering"},
     "evaluation": {"evaluation", "answering", "dataset"},
 }
 HEAVY = {"torch", "transformers", "peft", "pyarrow", "datasets", "matplotlib", "numpy", "PIL"}

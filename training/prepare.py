@@ -11,7 +11,6 @@ import transformers
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 
-from config import Config, check_parts
 from dataset.processor import Processor
 from dataset.store import Store
 from errors import UsageError
@@ -19,6 +18,7 @@ from model.build import tokens_per_image, vocabulary_rows
 from model.config import ModelConfig
 from training.data import Batching, SampleLengths, TrainingData, measure
 from training.distributed import check_world, only_main_speaks, weights_are_sharded
+from training.experiment import Experiment
 from training.groups import check_stages
 
 PREFETCHED_BATCHES = 4
@@ -29,7 +29,7 @@ PREFETCHED_BATCHES = 4
 class Prepared:
     """Everything that stays the same over the stages. validation: None when the data has no such split."""
 
-    config: Config
+    config: Experiment
     processes: PartialState
     processor: Processor
     store: Store
@@ -49,13 +49,12 @@ class Prepared:
             print(text, flush=True)
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Experiment) -> Prepared:
     """Check everything that can be checked before a weight is loaded, and measure the samples.
 
     Raises UsageError for settings that do not fit each other, the data or the machine.
     """
     check_stages(config.train, config.model)
-    check_parts(config, "model.vision", "model.language")
     processes = check_world(config.train.processes)
     if not (processes.is_main_process and sys.stderr.isatty()):
         transformers.logging.disable_progress_bar()
@@ -113,7 +112,7 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
     return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
 
 
-def _use_bf16(config: Config, device: torch.device) -> bool:
+def _use_bf16(config: Experiment, device: torch.device) -> bool:
     able = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
     if config.train.precision == "bf16" and not able:
         raise UsageError(f"train.precision: bf16 is asked for, but {device} does not have it; set train.precision=fp32")

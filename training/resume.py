@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from atomic import write_json
-from config import Config
 from errors import UsageError
+from training.experiment import Experiment
 from training.history import Row
 
 RUN_STATE_FILE = "run_state.json"
@@ -54,7 +54,7 @@ def read_run_state(folder: Path) -> RunState:
         raise UsageError(f"--resume {folder}: {RUN_STATE_FILE} cannot be read, this is not a checkpoint of a training ({error})") from error
 
 
-def settings(config: Config, samples: Path, processes: int, packed: bool, precision: str) -> dict[str, Any]:
+def settings(config: Experiment, samples: Path, processes: int, packed: bool, precision: str) -> dict[str, Any]:
     """Everything that decides what a training step does, by key: a run is continued under the same settings only.
 
     samples: the samples.parquet that is trained on; processes, packed, precision: what the run has settled on.

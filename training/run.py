@@ -17,7 +17,6 @@ from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from atomic import replacing
-from config import Config
 from errors import UsageError
 from model import checkpoint as model_checkpoint
 from model.adapters import attach, base_model, checkpoint_gradients
@@ -28,6 +27,7 @@ from training.board import Board
 from training.checkpoints import TRAINER_FOLDER, Checkpoints, checkpoint_folders, step_of
 from training.curves import draw_curves
 from training.distributed import weights_are_sharded
+from training.experiment import Experiment
 from training.groups import describe_trained
 from training.history import History
 from training.memory import naming_memory_settings
@@ -39,7 +39,7 @@ from training.throughput import Meter, peak_tflops, step_cost
 from training.trainer import Stage, StageTrainer, training_arguments
 
 
-def train(config: Config, resume: str | None = None) -> Path:
+def train(config: Experiment, resume: str | None = None) -> Path:
     """Run all stages, or those that a checkpoint leaves to be done; returns the last checkpoint's folder.
 
     resume: None begins anew, "auto" takes the newest whole checkpoint of the run, else the folder of a checkpoint.
