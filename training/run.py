@@ -4,6 +4,7 @@ Every stage begins in the same way: the base model is built anew and takes the w
 that was broken off goes on exactly as one that was not.
 """
 
+import contextlib
 import gc
 from collections.abc import Callable
 from functools import partial
@@ -59,19 +60,22 @@ def train(config: Experiment, resume: str | None = None) -> Path:
         check_same_settings(checkpoint, state, now)
         prepared.say(f"continuing from {checkpoint}")
     history = History(list(state.history) if state else [])
-    board = _board(prepared, state.step if state else 0)
     lengths = [length_of_stage(prepared, index) for index in range(len(config.train.stages))]
     first, first_step = _next_stage(state)
-    for index in range(first, len(lengths)):
-        steps, per_epoch = lengths[index]
-        stage = Stage(config.train.stages[index], index, first_step, steps, per_epoch)
-        total = first_step + sum(steps for steps, _ in lengths[index:])
-        going_on = state is not None and not state.finished and index == first
-        checkpoint = _run_stage(prepared, stage, total, checkpoint, going_on, history, now, board)
-        first_step = step_of(checkpoint)
+    board = _board(prepared, state.step if state else 0)
+    with contextlib.ExitStack() as at_the_end:
+        if board is not None:
+            # Also of a run that fails: its last rows are still in memory.
+            at_the_end.callback(board.close)
+        for index in range(first, len(lengths)):
+            steps, per_epoch = lengths[index]
+            stage = Stage(config.train.stages[index], index, first_step, steps, per_epoch)
+            total = first_step + sum(steps for steps, _ in lengths[index:])
+            going_on = state is not None and not state.finished and index == first
+            checkpoint = _run_stage(prepared, stage, total, checkpoint, going_on, history, now, board)
+            first_step = step_of(checkpoint)
     assert checkpoint is not None  # there is at least one stage, done before or now
     if board is not None:
-        board.close()
         _show_results(prepared, checkpoint, history)
     return checkpoint
 
