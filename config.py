@@ -137,6 +137,9 @@ def _say(problem: Any) -> str:
         return "unknown key"
     if problem["type"] in ("missing", "missing_argument"):
         return "this key is missing"
+    if problem["type"].startswith("union_tag"):
+        # The message names the tag; the rest of the mapping says nothing about it.
+        return str(problem["msg"]).lower()
     return f"{problem['msg'].lower()}, found {problem['input']!r}"
 
 

@@ -66,6 +66,7 @@ def test_a_wrong_override_names_the_key(yaml_file: Path, override: str, said: st
         config.load(yaml_file, [override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "a.json" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
