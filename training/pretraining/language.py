@@ -33,14 +33,7 @@ def qwen3_task(model: Qwen3ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, ba
         output: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
         return output
 
-    def loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        return conversation_loss(model, logits, batch, processor.placeholder_id)
-
-    @torch.inference_mode()
-    def measure(model: PreTrainedModel) -> dict[str, float]:
-        return _measure(model, logits, dataclasses.replace(data, size=_MEASURED_SIZE, only_questions=True))
-
-    return Task(model, data, loss, measure)
+    return _conversations(model, data, logits, processor.placeholder_id)
 
 
 def qwen3_vl_task(
@@ -68,8 +61,14 @@ def qwen3_vl_task(
         ).logits
         return output
 
+    return _conversations(model, data, logits, processor.placeholder_id)
+
+
+def _conversations(model: PreTrainedModel, data: WrittenScenes | DrawnScenes, logits: Logits, placeholder_id: int) -> Task:
+    """Learn the conversations of `data`; measured on its questions alone."""
+
     def loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        return conversation_loss(model, logits, batch, processor.placeholder_id)
+        return conversation_loss(model, logits, batch, placeholder_id)
 
     @torch.inference_mode()
     def measure(model: PreTrainedModel) -> dict[str, float]:
