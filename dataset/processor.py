@@ -170,6 +170,11 @@ class Processor:
         """Tokens of a target with its end token."""
         return len(self._encode_text(target.strip())) + 1
 
+    def follow_up_length(self, text: str) -> int:
+        """Tokens of a later user turn without pictures, from the end of the answer before it to where its own begins."""
+        pieces = self.pieces
+        return len(self._encode_control(pieces.next_user)) + len(self._encode_text(text)) + len(self._encode_control(pieces.header))
+
     def _encode(self, messages: Sequence[Message], target: str, images: int) -> Encoded:
         ids: list[int] = []
         labels: list[int] = []

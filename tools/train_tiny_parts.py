@@ -27,6 +27,7 @@ def arguments() -> cli.Parser:
     parser.add_argument("--batch-size", type=int, metavar="N", help="scenes a step; each part has its own number")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of weights and scenes (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="compile the layers: faster after a minute; needs a C++ compiler on a CPU")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that draw; one less than there are cores by default")
     return parser
 
@@ -46,7 +47,14 @@ def main(parsed: argparse.Namespace) -> int:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if parsed.device == "auto" else parsed.device
     workers = max(1, (os.cpu_count() or 2) - 1) if parsed.workers is None else parsed.workers
     run = pretrain(
-        parsed.out, parsed.only, seed=parsed.seed, device=device, workers=workers, steps=parsed.steps, batch_size=parsed.batch_size
+        parsed.out,
+        parsed.only,
+        seed=parsed.seed,
+        device=device,
+        workers=workers,
+        compiled=parsed.compile,
+        steps=parsed.steps,
+        batch_size=parsed.batch_size,
     )
     for card in run:
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in card.metrics)

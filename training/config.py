@@ -56,6 +56,8 @@ class TrainConfig:
     """Samples a micro-batch and process, when padded."""
     tokens_per_row: Positive = 16_384
     """Tokens a micro-batch and process, when packed."""
+    questions_together: Positive = 1
+    """At most so many short questions about one picture are asked in one conversation, whose picture is paid for once."""
     accumulation: Positive = 1
     """Micro-batches an optimizer step."""
     warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03

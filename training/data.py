@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 from dataset.augmentation import augment
 from dataset.batching import BatchPlan, EpochBatches, Example, PackedCollator, PackedPlan, PaddedCollator, PaddedPlan
 from dataset.config import AugmentationConfig
+from dataset.grouping import Conversation, Measured, can_join, conversations, length, ordered, question_text, spoken
 from dataset.processor import EncodingError, Processor
-from dataset.sample import Sample, uniform
+from dataset.sample import Sample
 from dataset.store import Store
 from errors import UsageError
 from progress import track
@@ -21,36 +22,36 @@ from progress import track
 
 @dataclass(frozen=True)
 class SampleLengths:
-    """Tokens of the usable samples. rows: int64 [n] places in the store; by_target[i]: length with each of its targets."""
+    """Tokens of what is trained on: samples, or conversations of several short ones about one picture."""
 
-    rows: np.ndarray
-    sample_ids: list[str]
-    by_target: list[tuple[int, ...]]
+    conversations: list[Conversation]
     dropped: int
 
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+    @property
+    def samples(self) -> int:
+        """Samples in all conversations."""
+        return sum(map(len, self.conversations))
+
     def drawn(self, seed: int, epoch: int) -> np.ndarray:
-        """int64 [n]: lengths with the targets of an epoch."""
-        return np.array(
-            [
-                lengths[uniform(sample_id, seed, epoch, len(lengths))]
-                for sample_id, lengths in zip(self.sample_ids, self.by_target, strict=True)
-            ],
-            dtype=np.int64,
-        )
+        """int64 [n]: tokens of each conversation as drawn in an epoch."""
+        return np.array([length(conversation, seed, epoch) for conversation in self.conversations], dtype=np.int64)
 
 
-def measure(store: Store, rows: np.ndarray, processor: Processor, title: str) -> SampleLengths:
-    """Tokenise the samples in `rows` once for their lengths; those with nothing left to supervise are dropped and counted."""
-    kept: list[int] = []
-    sample_ids: list[str] = []
-    by_target: list[tuple[int, ...]] = []
+def measure(store: Store, rows: np.ndarray, processor: Processor, title: str, together: int = 1) -> SampleLengths:
+    """Tokenise the samples in `rows` once for their lengths; those with nothing left to supervise are dropped and counted.
+
+    together: most short questions about one picture that are asked in one conversation.
+    """
+    found: list[tuple[Measured, int | None]] = []
     for row, sample in zip(rows.tolist(), track(store.samples(rows), title, len(rows), "samples"), strict=True):
-        lengths = _lengths(sample, processor)
+        lengths, joins = _lengths(sample, processor), together > 1 and can_join(sample)
         if lengths is not None:
-            kept.append(row)
-            sample_ids.append(sample.sample_id)
-            by_target.append(lengths)
-    return SampleLengths(np.array(kept, dtype=np.int64), sample_ids, by_target, len(rows) - len(kept))
+            saved = _saved(sample, processor) if joins else 0
+            found.append((Measured(row, sample.sample_id, lengths, saved), sample.image_ids[0] if joins else None))
+    return SampleLengths(conversations(found, together, processor.max_tokens), len(rows) - len(found))
 
 
 def _lengths(sample: Sample, processor: Processor) -> tuple[int, ...] | None:
@@ -63,8 +64,14 @@ def _lengths(sample: Sample, processor: Processor) -> tuple[int, ...] | None:
     return tuple(len(one) for one in encoded if one is not None) if None not in encoded else None
 
 
+def _saved(sample: Sample, processor: Processor) -> int:
+    """Tokens that a question needs less behind another one about the same picture."""
+    return len(processor.prompt(sample.messages, len(sample.image_ids))) - processor.follow_up_length(question_text(sample))
+
+
 class TrainingData(Dataset[Example]):
-    """Samples of a split, encoded, with pixels. An item is asked for by (place, epoch): the epoch decides on the target."""
+    """Conversations of a split, encoded, with pixels. An item is asked for by (place, epoch): the epoch decides on targets
+    and order."""
 
     def __init__(
         self, store: Store, lengths: SampleLengths, processor: Processor, seed: int, augmentation: AugmentationConfig | None = None
@@ -73,18 +80,19 @@ class TrainingData(Dataset[Example]):
         self.seed, self.augmentation = seed, augmentation
 
     def __len__(self) -> int:
-        return len(self.lengths.rows)
+        return len(self.lengths)
 
     def sample(self, place: int) -> Sample:
-        """The sample at a place, as it was merged."""
-        return self.store.sample(int(self.lengths.rows[place]))
+        """The first sample at a place, as it was merged."""
+        return self.store.sample(self.lengths.conversations[place][0].row)
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
         """Raises TesseraError naming the sample when its picture cannot be read or it cannot be encoded."""
         place, epoch = key
-        sample = self.sample(place)
-        target = sample.target(self.seed, epoch)
-        encoded = self.processor.encode(sample.messages, target, len(sample.image_ids))
+        samples = [self.store.sample(member.row) for member in ordered(self.lengths.conversations[place], self.seed, epoch)]
+        sample = samples[0]
+        messages, target = spoken(samples, self.seed, epoch)
+        encoded = self.processor.encode(messages, target, len(sample.image_ids))
         if encoded is None:
             raise EncodingError(f"sample {sample.sample_id}: nothing to supervise within {self.processor.max_tokens} tokens")
         pictures = [self.store.picture(image_id) for image_id in sample.image_ids]

@@ -66,7 +66,7 @@ def prepare(config: Experiment) -> Prepared:
     packed = processes.device.type == "cuda" if config.train.batching == "auto" else config.train.batching == "packed"
     batching = Batching(packed, config.train.batch_size, config.train.tokens_per_row)
     with only_main_speaks(processes):
-        lengths = measure(store, store.indices("train"), processor, "measuring training samples")
+        lengths = measure(store, store.indices("train"), processor, "measuring training samples", config.train.questions_together)
         validation_rows = _spread(store.indices("validation"), config.train.evaluate_samples)
         validation = measure(store, validation_rows, processor, "measuring validation samples")
     prepared = Prepared(
@@ -75,7 +75,7 @@ def prepare(config: Experiment) -> Prepared:
         processor=processor,
         store=store,
         lengths=lengths,
-        validation=TrainingData(store, validation, processor, config.train.seed) if len(validation.rows) else None,
+        validation=TrainingData(store, validation, processor, config.train.seed) if len(validation) else None,
         batching=batching,
         bf16=bf16,
     )
@@ -100,8 +100,9 @@ def _report_samples(prepared: Prepared, validation: SampleLengths) -> None:
     """Say what is trained on. Raises UsageError when that is nothing, or when patience has nothing to go by."""
     for what, lengths in (("training", prepared.lengths), ("validation", validation)):
         dropped = f", {lengths.dropped:,} dropped: nothing to supervise within model.max_tokens" if lengths.dropped else ""
-        prepared.say(f"{len(lengths.rows):,} {what} samples{dropped}")
-    if not len(prepared.lengths.rows):
+        together = f" in {len(lengths):,} conversations" if len(lengths) < lengths.samples else ""
+        prepared.say(f"{lengths.samples:,} {what} samples{together}{dropped}")
+    if not len(prepared.lengths):
         raise UsageError(f"{prepared.store.folder}: no training samples in it")
     if prepared.validation is None and prepared.config.train.patience is not None:
         raise UsageError(f"train.patience: needs validation samples, and {prepared.store.folder} has none")

@@ -22,7 +22,7 @@ from dataset.sample import Language, Message
 from dataset.scenes.drawing import draw
 from dataset.scenes.scene import Part, compose
 from errors import TesseraError
-from training.pretraining import warm_start
+from training.pretraining import precision, warm_start
 from training.pretraining.batches import Batch, DrawnScenes, StatedPictures, WrittenScenes, pictures, with_vision_marks
 from training.pretraining.contrastive import clip_task, siglip_task
 from training.pretraining.corpus import SEED, SHORT_ANSWER_PROMPTS, tokenizer_corpus
@@ -200,6 +200,31 @@ def test_qwen3_vl_starts_as_qwen3_on_text_and_as_siglip_on_patches(tokenizer: Qw
     # Qwen orders patches by merged blocks of 2 x 2, SigLIP by rows.
     order = torch.arange(36).view(3, 2, 3, 2).permute(0, 2, 1, 3).flatten()
     torch.testing.assert_close(model.model.visual.patch_embed(patches), expected[order], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["siglip", "qwen3", "qwen3_vl"])
+def test_half_precision_changes_the_loss_by_its_rounding_only(
+    tokenizer: Qwen2Tokenizer, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tasks(tokenizer, 4)[part]
+    batch = task.data(0, "train")
+    exact = task.loss(task.model, batch).item()
+    monkeypatch.setattr(precision, "has_bf16_units", lambda _: True)
+    with precision.prepared(task.model, compiled=False), precision.autocast(task.model.device):
+        assert task.model.config._attn_implementation != "sdpa"
+        rounded = task.loss(task.model, batch)
+    assert rounded.item() == pytest.approx(exact, rel=0.02)
+    assert rounded.item() != exact
+    assert task.loss(task.model, batch).item() == exact
+
+
+def test_attention_runs_in_fp32_under_autocast() -> None:
+    query, key, value = (torch.randn(2, 4, 5, 8, dtype=torch.bfloat16) for _ in range(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, _ = precision.attend_in_fp32(torch.nn.Module(), query, key, value, None)
+    assert output.dtype == torch.float32
+    expected = torch.nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True)
+    torch.testing.assert_close(output, expected.transpose(1, 2))
 
 
 class _Toy(torch.nn.Module):

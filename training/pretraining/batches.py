@@ -27,6 +27,9 @@ Batch = dict[str, torch.Tensor]
 CHOICES = 4
 """Statements a question: the right one first, then wrong ones."""
 
+QUESTIONS_IN_TEXT, QUESTIONS_IN_PICTURES = 6, 3
+"""Short questions a conversation. Most of a written scene's conversation is the scene, so more of them cost little."""
+
 _SUFFIXED = 0.7
 
 
@@ -111,7 +114,7 @@ class WrittenScenes(SceneBatches):
     def _encoded(self, scene: Scene) -> Encoded:
         rng = scene.rng("written")
         text = written(scene, rng.choice(LANGUAGES), rng)
-        turns = talk(scene, rng.choice(LANGUAGES), rng, self.only_questions)
+        turns = talk(scene, rng.choice(LANGUAGES), rng, QUESTIONS_IN_TEXT, self.only_questions)
         return encode(self.processor, [(f"{text}\n{turns[0][0]}", turns[0][1]), *turns[1:]], images=0)
 
 
@@ -130,7 +133,7 @@ class DrawnScenes(SceneBatches):
     def _encoded(self, scene: Scene) -> Encoded:
         rng = scene.rng("drawn")
         language = rng.choice(LANGUAGES)
-        turns = talk(scene, language, rng, self.only_questions, suffixed=rng.random() < _SUFFIXED)
+        turns = talk(scene, language, rng, QUESTIONS_IN_PICTURES, self.only_questions, suffixed=rng.random() < _SUFFIXED)
         first = f"{IMAGE_MARK}\n{turns[0][0]}", turns[0][1]
         return with_vision_marks(encode(self.processor, [first, *turns[1:]], images=1), self.processor)
 

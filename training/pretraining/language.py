@@ -13,7 +13,7 @@ from training.pretraining.batches import Batch, DrawnScenes, WrittenScenes
 from training.pretraining.loop import Task
 from training.pretraining.pixels import qwen_patches
 
-MAX_TOKENS = 192
+MAX_TOKENS = 384
 TEXT_WEIGHT = 0.3
 """Weight of the loss at prompts, where the answers' is 1."""
 

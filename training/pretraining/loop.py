@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from atomic import replacing
 from dataset.scenes.scene import Part
 from errors import TesseraError
 from progress import Progress
+from training.pretraining import precision
 from training.pretraining.batches import Batch
 
 BETAS = (0.9, 0.98)
@@ -61,7 +61,7 @@ class _Numbered(Dataset[Batch]):
         return self.data(number, "train")
 
 
-def fit(task: Task, recipe: Recipe, state_file: Path, title: str, *, workers: int, save_every: int = 200) -> None:
+def fit(task: Task, recipe: Recipe, state_file: Path, title: str, *, workers: int, save_every: int = 100) -> None:
     """Train `task.model` where it stands. Continues from `state_file` when a run of the same recipe left one.
 
     Raises TesseraError when the loss is not a finite number.
@@ -69,14 +69,13 @@ def fit(task: Task, recipe: Recipe, state_file: Path, title: str, *, workers: in
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=recipe.learning_rate, betas=BETAS, weight_decay=recipe.weight_decay)
     first = _continue(state_file, recipe, task.model, optimizer)
     device = task.model.device
-    amp = torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
     task.model.train()
     with Progress(title, recipe.steps, "steps") as progress:
         progress.update(first)
         for step, batch in enumerate(_batches(task, range(first, recipe.steps), workers), first):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step)
-            with amp:
+            with precision.autocast(device):
                 loss = task.loss(task.model, {name: value.to(device, non_blocking=True) for name, value in batch.items()})
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, Qwen2Tokenizer, Qwen3ForCausalLM, SiglipModel
 
 from atomic import replacing_folder
-from training.pretraining import warm_start
+from training.pretraining import precision, warm_start
 from training.pretraining.cards import Card
 from training.pretraining.contrastive import clip_task, siglip_task
 from training.pretraining.corpus import SEED, tokenizer_corpus
@@ -18,9 +18,9 @@ from training.pretraining.loop import Recipe, Task, fit
 from training.tiny_parts import IMAGE_SIZE, PARTS, build_part, build_tokenizer, image_processor, save_part
 
 RECIPES = {
-    "siglip": Recipe(steps=4000, batch_size=256, learning_rate=1e-3),
+    "siglip": Recipe(steps=3600, batch_size=256, learning_rate=1e-3),
     "clip": Recipe(steps=2000, batch_size=256, learning_rate=1e-3),
-    "qwen3": Recipe(steps=3000, batch_size=128, learning_rate=1.5e-3),
+    "qwen3": Recipe(steps=3300, batch_size=64, learning_rate=1.5e-3),
     "qwen3_vl": Recipe(steps=2000, batch_size=128, learning_rate=7e-4),
 }
 
@@ -36,7 +36,15 @@ def write_untrained(folder: Path, parts: Iterable[str], seed: int) -> list[str]:
 
 
 def pretrain(
-    folder: Path, parts: Iterable[str], *, seed: int, device: str, workers: int, steps: int | None = None, batch_size: int | None = None
+    folder: Path,
+    parts: Iterable[str],
+    *,
+    seed: int,
+    device: str,
+    workers: int,
+    compiled: bool = False,
+    steps: int | None = None,
+    batch_size: int | None = None,
 ) -> list[Card]:
     """Train `parts` in their order and write each when it is done; steps and batch_size override the recipes'.
 
@@ -47,19 +55,20 @@ def pretrain(
     for part in (part for part in PARTS if part in parts):
         recipe = RECIPES[part]
         recipe = dataclasses.replace(recipe, steps=steps or recipe.steps, batch_size=batch_size or recipe.batch_size)
-        cards.append(_pretrain_part(folder, part, recipe, tokenizer, seed, torch.device(device), workers))
+        cards.append(_pretrain_part(folder, part, recipe, tokenizer, seed, torch.device(device), workers, compiled))
     return cards
 
 
 def _pretrain_part(
-    folder: Path, part: str, recipe: Recipe, tokenizer: Qwen2Tokenizer, seed: int, device: torch.device, workers: int
+    folder: Path, part: str, recipe: Recipe, tokenizer: Qwen2Tokenizer, seed: int, device: torch.device, workers: int, compiled: bool
 ) -> Card:
     model = build_part(part, tokenizer, seed)
     started = _warm_start(folder, part, model)
     scene_seed = SEED + len(PARTS) * seed + PARTS.index(part)
     task = _task(part, model.to(device), tokenizer, scene_seed, recipe.batch_size)
     state_file = folder / f".{part}.{device.type}.{seed}.pt"
-    fit(task, recipe, state_file, part, workers=workers)
+    with precision.prepared(model, compiled):
+        fit(task, recipe, state_file, part, workers=workers)
     _round_to_bf16(model)
     card = Card(
         part,
@@ -116,7 +125,7 @@ def _write(folder: Path, part: str, model: PreTrainedModel, tokenizer: Qwen2Toke
 
 
 def _device_name(device: torch.device) -> str:
-    versions = f"torch {torch.__version__.partition('+')[0]}"
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, bf16 autocast, {versions}"
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads), fp32, {versions}"
+    threads = torch.get_num_threads()
+    cpu = f"CPU ({platform.machine()}, {threads} thread{'' if threads == 1 else 's'})"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return f"{name}, {'bf16 autocast' if precision.has_bf16_units(device) else 'fp32'}, torch {torch.__version__.partition('+')[0]}"

@@ -12,16 +12,17 @@ from dataset.scenes.texts import caption, description, short_caption
 from errors import TesseraError
 from training.pretraining.corpus import CAPTION_QUESTIONS, SHORT_ANSWER_PROMPTS
 
-_QUESTIONS = 3
 _SHARE_OF_QUESTIONS, _SHARE_OF_REASONING = 0.82, 0.08
 
 
-def talk(scene: Scene, language: Language, rng: random.Random, only_questions: bool = False, suffixed: bool = False) -> list[Turn]:
-    """A conversation about a scene. suffixed: with the short-answer prompt behind each short question."""
+def talk(
+    scene: Scene, language: Language, rng: random.Random, questions: int, only_questions: bool = False, suffixed: bool = False
+) -> list[Turn]:
+    """A conversation about a scene, mostly up to `questions` short ones; suffixed: each with the short-answer prompt behind it."""
     chance = rng.random()
     if only_questions or chance < _SHARE_OF_QUESTIONS:
         suffix = f"\n{SHORT_ANSWER_PROMPTS[language]}" if suffixed else ""
-        return [(question.text + suffix, question.answer.usual) for question in ask_several(scene, language, rng, _QUESTIONS)]
+        return [(question.text + suffix, question.answer.usual) for question in ask_several(scene, language, rng, questions)]
     if chance < _SHARE_OF_QUESTIONS + _SHARE_OF_REASONING:
         return conversation(scene, language, rng)
     if rng.random() < 0.5:

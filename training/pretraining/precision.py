@@ -1,0 +1,58 @@
+"""Half precision for pre-training, where the chip has matrix units for it: NVIDIA GPUs, and CPUs with AMX."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+_ATTENTION = "tessera_fp32"
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether products of bf16 matrices are much faster than those of fp32 here."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16"))
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """bf16 autocast where it pays, fp32 elsewhere."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if has_bf16_units(device) else nullcontext()
+
+
+@contextmanager
+def prepared(model: PreTrainedModel, compiled: bool) -> Iterator[None]:
+    """Let `model` train under `autocast` where it stands; compiled: its layers, one by one, which takes a C++ compiler on a CPU."""
+    layers = [module for name, module in model.named_modules() if name.rpartition(".")[0].endswith((".layers", ".blocks"))]
+    if model.device.type == "cpu" and has_bf16_units(model.device):
+        ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, attend_in_fp32)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION, sdpa_mask)
+        model.set_attn_implementation(_ATTENTION)
+    if compiled:
+        for layer in layers:
+            layer.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation("sdpa")
+        for layer in layers:
+            layer._compiled_call_impl = None
+
+
+def attend_in_fp32(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """sdpa in fp32: torch's bf16 kernel for CPUs takes five times as long in the backward pass (torch 2.13, 36 tokens).
+
+    query [B, heads, T, size], key and value [B, key heads, T, size] -> [B, T, heads, size].
+    """
+    with torch.autocast("cpu", enabled=False):
+        output, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+    return output, None
