@@ -9,6 +9,21 @@ from dataset.config import Split
 from schema import section
 
 Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+@section
+class Bars:
+    """What must hold for the first checkpoint, as VQA accuracy 0..1; where it does not, the command ends with status 1."""
+
+    first: Share | None = None
+    """At least this for its first candidates."""
+    shuffled_pictures: Share | None = None
+    """At most this with shuffled pictures."""
+    untuned: Share | None = None
+    """At most this with an untrained projector."""
+    lead: Share | None = None
+    """At least so far above the control with shuffled pictures."""
 
 
 @section
@@ -23,6 +38,10 @@ class EvalConfig:
     """Ask at most this many questions, chosen by a hash, the same for every system."""
     controls: tuple[Literal["shuffled_pictures", "untuned"], ...] = ()
     """Control runs of the first checkpoint: with other pictures, and with an untrained projector."""
+    bars: Bars = Bars()
+    """What the first checkpoint and its controls must reach."""
+    note: str | None = None
+    """A sentence for the reader that stands at the head of the report."""
     bootstrap: Positive = 2000
     """Resamples of the paired bootstrap over pictures."""
     seed: int = 0

@@ -111,6 +111,8 @@ def _all_tables(summary: dict[str, Any]) -> dict[str, tuple[tables.Row, list[tab
     made = {"All figures": tables.accuracy_table(summary)}
     if any(figures["choices"] for figures in summary["systems"].values()):
         made["By category, language and source"] = tables.category_table(summary)
+    if "bars" in summary:
+        made["What must hold"] = tables.bar_table(summary)
     if summary["comparisons"]:
         made["Comparisons"] = tables.comparison_table(summary)
     if any("captions" in figures for figures in summary["systems"].values()):

@@ -18,6 +18,7 @@ from dataset.store import Store
 from errors import UsageError
 from evaluation import predictions as files
 from evaluation.asking import NamedScorer, ask, chunks
+from evaluation.bars import check_bars
 from evaluation.choosing import Weighting, chosen, tune
 from evaluation.config import EvalConfig
 from evaluation.predictions import Prediction
@@ -209,6 +210,7 @@ def _check(experiment: Experiment, scorer: NamedScorer | None) -> None:
         raise UsageError(f"eval.systems: {', '.join(doubled)} stands there more than once; each system needs a name of its own")
     if settings.controls and first_checkpoint(settings) is None:
         raise UsageError("eval.controls: they are runs of a checkpoint, and no system has kind: checkpoint")
+    check_bars(settings)
     if rerank.tune and scorer is None:
         raise UsageError("rerank.tune: there is nothing to weigh without rerank.clip")
     if rerank.tune and settings.split == "validation":

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.bars import held_against
 from evaluation.categories import names
 from evaluation.choosing import Weighting
 from evaluation.config import EvalConfig
@@ -60,7 +61,10 @@ def summarise(
     control_of: the system that was controlled. rerank: the weights and the scorer's name.
     """
     tested = comparisons(pairs(systems, questions, controls, control_of), settings)
-    summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "dataset": dict(dataset), "systems": {}}
+    summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "dataset": dict(dataset)}
+    if settings.note is not None:
+        summary["note"] = settings.note
+    summary["systems"] = {}
     for name, result in systems.items():
         choices = {choice: measures(scores, questions, settings) for choice, scores in result.short.scores.items()}
         speed = {} if result.questions_per_second is None else {"questions_per_second": result.questions_per_second}
@@ -76,6 +80,11 @@ def summarise(
         }
     if controls:
         summary["controls"] = {name: measures(scores, asked, settings) for name, (asked, scores) in controls.items()}
+    if control_of is not None and "first" in summary["systems"][control_of]["choices"]:
+        first = summary["systems"][control_of]["choices"]["first"][METRIC]
+        controlled = {name: control[METRIC] for name, control in summary.get("controls", {}).items()}
+        if bars := held_against(settings.bars, control_of, first, controlled):
+            summary["bars"] = bars
     summary["comparisons"] = tested
     if rerank is not None:
         weighting, scorer = rerank

@@ -22,13 +22,16 @@ Row = Sequence[str]
 
 def tables(summary: dict[str, Any]) -> str:
     """Everything, for a terminal."""
-    parts = [aligned(*accuracy_table(summary))]
+    parts = [summary["note"]] if "note" in summary else []
+    parts.append(aligned(*accuracy_table(summary)))
     if any(figures["choices"] for figures in summary["systems"].values()):
         parts.append(aligned(*category_table(summary)))
     if any("captions" in figures for figures in summary["systems"].values()):
         parts.append(aligned(*caption_table(summary)))
     if summary["comparisons"]:
         parts.append(aligned(*comparison_table(summary)))
+    if "bars" in summary:
+        parts.append(aligned(*bar_table(summary)))
     return "\n\n".join([*parts, "\n".join(remarks(summary))])
 
 
@@ -118,6 +121,15 @@ def comparison_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
         for row in summary["comparisons"]
     ]
     return header, rows
+
+
+def bar_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """What had to hold, and whether it does."""
+    rows: list[Row] = [
+        (bar["what"], percent(bar["value"]), f"{bar['kind']} {percent(bar['limit'])}", "yes" if bar["met"] else "NO")
+        for bar in summary["bars"]
+    ]
+    return ("must hold", "VQA accuracy", "bar", "met"), rows
 
 
 def remarks(summary: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from answering.build import build_answerer, build_untuned, load_scorer
 from dataset.store import Store
 from errors import UsageError
 from evaluation.asking import NamedScorer
+from evaluation.bars import missed
 from evaluation.report import write_report
 from evaluation.run import Experiment, evaluate
 from evaluation.systems import only, with_checkpoints
@@ -25,8 +27,8 @@ parser.add_argument("--limit", type=int, metavar="N", help="ask at most N questi
 parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: results/<name>)")
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Answer, score, print the tables, and name the report."""
+def main(arguments: argparse.Namespace) -> int:
+    """Answer, score, print the tables, and name the report; 1 where a bar of the experiment is missed."""
     config: configuration.Config = arguments.config
     if arguments.limit is not None and arguments.limit < 1:
         raise UsageError(f"--limit {arguments.limit}: expected a number of questions, at least 1")
@@ -53,6 +55,10 @@ def main(arguments: argparse.Namespace) -> None:
     report = write_report(outcome, experiment)
     print(tables(outcome.summary))
     print(f"report: {report}")
+    if names := missed(outcome.summary.get("bars", [])):
+        print(f"missed: {', '.join(f'eval.bars.{name}' for name in names)}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

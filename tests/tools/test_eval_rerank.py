@@ -90,6 +90,17 @@ def test_checkpoints_and_names_choose_who_is_asked(experiment: Path, tmp_path: P
     assert all(row["difference"] == 0.0 for row in summary["comparisons"])
 
 
+def test_a_missed_bar_is_printed_and_ends_with_status_1(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("rerank.tune=false", "--config", experiment / "config.yaml", "--out", tmp_path, "--systems", "ours")
+    assert command("eval.bars.first=1.0", "eval.bars.untuned=1.0", *given) == 1
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == "missed: eval.bars.first"
+    (first,) = (line for line in printed.out.splitlines() if line.startswith("ours, first candidate"))
+    assert first.split()[-4:] == ["at", "least", "100.0", "NO"]
+    assert "What must hold" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert command("eval.bars.first=0.0", *given) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
