@@ -28,11 +28,17 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 demo: $(INSTALLED)
+	@printf '\n%s\n' '1/5  Small parts: a SigLIP, a CLIP, a Qwen3 and a Qwen3-VL in the formats that a hub would give you'
 	$(PY) tools/train_tiny_parts.py --steps 0
+	@printf '\n%s\n' '2/5  Data: drawn scenes with questions, conversations and captions, in the raw formats of COCO, VQA v2 and AI Challenger'
 	$(PY) tools/draw_scenes.py
+	@printf '\n%s\n' '3/5  Preprocess: merge the sources, check every picture, make the splits'
 	$(PY) tools/preprocess.py
+	@printf '\n%s\n' '4/5  Train: first the projector alone, then projector and LoRA; SigLIP and the weights of Qwen3 stay as they are'
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml train.py --resume auto
+	@printf '\n%s\n' '5/5  Evaluate: the same questions to our checkpoint, to a 4-bit Qwen3-VL and to two controls; CLIP reranks the candidates'
 	$(PY) tools/eval_rerank.py
+	@cat docs/after_the_demo.txt
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
