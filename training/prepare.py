@@ -16,6 +16,7 @@ from dataset.store import Store
 from errors import UsageError
 from model.build import tokens_per_image, vocabulary_rows
 from model.config import ModelConfig
+from training.config import TrainConfig
 from training.data import Batching, SampleLengths, TrainingData, measure
 from training.distributed import check_world, only_main_speaks, weights_are_sharded
 from training.experiment import Experiment
@@ -60,7 +61,7 @@ def prepare(config: Experiment) -> Prepared:
         transformers.logging.disable_progress_bar()
     if weights_are_sharded() and config.model.quantization != "none":
         raise UsageError("model.quantization: quantised weights cannot be divided by FSDP or ZeRO-3; launch with multi_gpu.yaml")
-    bf16 = _use_bf16(config, processes.device)
+    bf16 = use_bf16(config.train, processes.device)
     store = Store(config.data_folder)
     processor = build_processor(config.model)
     packed = processes.device.type == "cuda" if config.train.batching == "auto" else config.train.batching == "packed"
@@ -113,11 +114,12 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
     return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
 
 
-def _use_bf16(config: Experiment, device: torch.device) -> bool:
+def use_bf16(train: TrainConfig, device: torch.device) -> bool:
+    """Whether a device trains under bf16 autocast. Raises UsageError where bf16 is asked for and the device has none."""
     able = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
-    if config.train.precision == "bf16" and not able:
+    if train.precision == "bf16" and not able:
         raise UsageError(f"train.precision: bf16 is asked for, but {device} does not have it; set train.precision=fp32")
-    return config.train.precision == "bf16" or (config.train.precision == "auto" and device.type == "cuda" and able)
+    return train.precision == "bf16" or (train.precision == "auto" and device.type == "cuda" and able)
 
 
 def training_loader(prepared: Prepared, index: int) -> DataLoader:

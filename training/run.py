@@ -20,7 +20,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from atomic import replacing
 from errors import UsageError
 from model import checkpoint as model_checkpoint
-from model.adapters import attach, base_model, checkpoint_gradients
+from model.adapters import attach, checkpoint_gradients
 from model.build import build, default_dtype
 from model.vlm import VisionLanguageModel
 from training.answers import ask, chosen_samples
@@ -36,7 +36,7 @@ from training.panels import Panel, draw_table
 from training.prepare import Prepared, length_of_stage, prepare, training_loader, validation_loader
 from training.resume import RunState, check_same_settings, read_run_state, settings
 from training.status import Status
-from training.throughput import Meter, peak_tflops, step_cost
+from training.throughput import Meter, cost_of, peak_tflops
 from training.trainer import Stage, StageTrainer, training_arguments
 
 
@@ -180,11 +180,9 @@ def _model(prepared: Prepared, stage: Stage, checkpoint: Path | None) -> VisionL
 
 
 def _meter(prepared: Prepared, model: VisionLanguageModel | PeftModel) -> Meter:
-    vision, layer = base_model(model).config.vision_config, prepared.config.model.feature_layer
-    depth = vision.num_hidden_layers if isinstance(layer, str) else layer % (vision.num_hidden_layers + 1)
-    cost = step_cost(model, (vision.image_size // vision.patch_size) ** 2, depth, prepared.processor.tokens_per_image)
     on_known_device = prepared.bf16 and prepared.device.type == "cuda"
-    return Meter(cost, prepared.device, peak_tflops(torch.cuda.get_device_name(prepared.device)) if on_known_device else None)
+    peak = peak_tflops(torch.cuda.get_device_name(prepared.device)) if on_known_device else None
+    return Meter(cost_of(model), prepared.device, peak)
 
 
 def _board(prepared: Prepared, step: int) -> Board | None:

@@ -14,9 +14,13 @@ from typing import Any
 
 import psutil
 import torch
+from peft import PeftModel
 from torch import nn
 
 from dataset.processor import IGNORED
+from model.adapters import base_model
+from model.projector import count_tokens
+from model.vlm import VisionLanguageModel
 
 PEAK_TFLOPS = (
     ("B200", 2250.0),
@@ -98,6 +102,15 @@ def step_cost(model: nn.Module, patches: int, vision_layers: int, tokens_per_ima
         else:
             per_token += cost
     return StepCost(per_token, per_supervised, per_picture)
+
+
+def cost_of(model: VisionLanguageModel | PeftModel) -> StepCost:
+    """`step_cost` by the sizes that the model's own config names."""
+    config = base_model(model).config
+    vision, layer = config.vision_config, config.feature_layer
+    depth = vision.num_hidden_layers if isinstance(layer, str) else layer % (vision.num_hidden_layers + 1)
+    side = vision.image_size // vision.patch_size
+    return step_cost(model, side**2, depth, count_tokens(side, config.pool, config.drop_first_patch))
 
 
 def _vision_layer(name: str) -> int:
