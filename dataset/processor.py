@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, SiglipImageProc
 
 from atomic import write_json
 from dataset.chat import ChatPieces, chat_pieces
+from dataset.pixels import PixelReader
 from dataset.sample import IMAGE_MARK, Message
 from errors import TesseraError, UsageError, loading
 
@@ -62,6 +63,7 @@ class Processor:
         system_prompt: str | None = None,
     ):
         self.tokenizer, self.image_processor = tokenizer, image_processor
+        self.pictures = PixelReader(image_processor)
         self.placeholder = placeholder
         self.placeholder_id = int(tokenizer.convert_tokens_to_ids(placeholder))
         self.tokens_per_image, self.max_tokens = tokens_per_image, max_tokens
@@ -185,12 +187,11 @@ class Processor:
         return Encoded(ids, labels, images)
 
     def pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
-        """Pixel values [n, 3, height, width] float32 of RGB pictures, by the vision model's own image processor."""
-        size = self.image_processor.size
-        if not pictures:
-            return torch.empty(0, 3, size["height"], size["width"])
-        values: torch.Tensor = self.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
-        return values
+        """Pixel values [n, 3, height, width] of RGB pictures, those of the vision model's own image processor.
+
+        Loaders take the two steps of it apart: `pictures.read` in a worker, `pictures.normalise` on the device.
+        """
+        return self.pictures.normalise(self.pictures.read(pictures))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, control tokens left out."""
