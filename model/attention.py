@@ -14,6 +14,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from model.precision import product_dtype
+
 varlen_attn: Any
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -54,7 +56,7 @@ def varlen_is_usable(embeddings: torch.Tensor) -> bool:
     """True where torch has variable-length attention for this device and the precision that attention will run in."""
     if varlen_attn is None or not embeddings.is_cuda or torch.cuda.get_device_capability(embeddings.device) < (8, 0):
         return False
-    return _attention_dtype(embeddings) in (torch.float16, torch.bfloat16)
+    return product_dtype(embeddings) in (torch.float16, torch.bfloat16)
 
 
 def attend(
@@ -80,7 +82,7 @@ def attend(
     if dropout:
         raise ValueError("packed rows have no attention dropout; set attention_dropout to 0 in the language model's config")
     batch, heads, tokens, size = query.shape
-    dtype = _attention_dtype(query)
+    dtype = product_dtype(query)
     flat = [x.transpose(1, 2).reshape(batch * tokens, -1, size).to(dtype) for x in (query, key, value)]
     groups = heads // key.shape[1]
     query, key, value = flat[0], *(x.repeat_interleave(groups, dim=1) for x in flat[1:])
@@ -95,11 +97,6 @@ def _causal(sliding_window: int | None) -> dict[str, Any]:
     if sliding_window is not None:
         raise ValueError("this torch has no sliding window in its variable-length attention; set train.batching=padded")
     return {"is_causal": True}
-
-
-def _attention_dtype(x: torch.Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def _use_packed_attention(language_model: PreTrainedModel) -> None:

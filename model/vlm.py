@@ -9,17 +9,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel, SiglipVisionConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from errors import TesseraError
 from model.attention import packed_arguments
+from model.loss import positions_at_once, summed_loss
+from model.positions import find_placeholders, find_supervised
 from model.projector import Projector
 from visual import siglip
-
-IGNORED = -100
-"""Label of a position that is not supervised."""
 
 
 class PlaceholderError(TesseraError):
@@ -89,6 +87,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     config: VisionLanguageConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    logits_memory_gib: float | None = None
+    """Most memory for the scores of supervised positions; beyond it the loss is computed in chunks (see model.loss)."""
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
@@ -150,6 +150,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         cu_seqlens: torch.Tensor | None = None,
         max_length: int | None = None,
         sample_ids: list[str] | None = None,
+        image_positions: torch.Tensor | None = None,
+        supervised_positions: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, or with `labels` the loss alone.
@@ -161,6 +163,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         logits_to_keep: the last so many positions, places, or a boolean mask [B, T] (logits are then [kept, vocabulary]).
         cu_seqlens, max_length: packed rows (see model.attention); position_ids must restart with every sample.
         sample_ids: names for error messages, one a row, or one a segment of packed rows.
+        image_positions, supervised_positions: from model.positions, found on the host; without them a device is asked for
+        them, and the host waits for it.
         Raises PlaceholderError when the pictures do not fill the placeholders.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -170,7 +174,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         pictures = self._pictures(pixel_values, image_features, mm_encoder_outputs)
         idle = self._idle_vision(inputs_embeds.device) if labels is not None and pictures is None else None
         if input_ids is not None and (pictures is not None or past_key_values is None or past_key_values.get_seq_length() == 0):
-            inputs_embeds = self._insert(input_ids, inputs_embeds, pictures, cu_seqlens, sample_ids)
+            inputs_embeds = self._insert(input_ids, inputs_embeds, pictures, image_positions, cu_seqlens, sample_ids)
         elif pictures is not None:
             raise ValueError("pictures need input_ids: with inputs_embeds they are expected to be inserted already")
         arguments = {"attention_mask": attention_mask, "use_cache": False if labels is not None else use_cache}
@@ -183,7 +187,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state
         if labels is not None:
-            loss = self._loss(hidden, labels, num_items_in_batch)
+            loss = self._loss(hidden, labels, supervised_positions, num_items_in_batch)
             if idle is not None:
                 loss = loss + idle
             return CausalLMOutputWithPast(loss=loss, hidden_states=outputs.hidden_states)
@@ -215,27 +219,35 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         input_ids: torch.Tensor,
         inputs_embeds: torch.Tensor,
         pictures: torch.Tensor | None,
+        positions: torch.Tensor | None,
         cu_seqlens: torch.Tensor | None,
         sample_ids: list[str] | None,
     ) -> torch.Tensor:
         """Put picture tokens [N, P, D] where the placeholders stand, one behind the other. [B, T, D] -> [B, T, D]."""
-        places = input_ids == self.config.image_token_id
-        tokens = 0 if pictures is None else pictures.shape[0] * pictures.shape[1]
-        if int(places.sum()) != tokens:
-            raise PlaceholderError(_mismatch(places, pictures, cu_seqlens, sample_ids))
+        if positions is None:
+            positions = find_placeholders(input_ids, self.config.image_token_id)
+        if len(positions) != (0 if pictures is None else pictures.shape[0] * pictures.shape[1]):
+            raise PlaceholderError(_mismatch(input_ids == self.config.image_token_id, pictures, cu_seqlens, sample_ids))
         if pictures is None:
             return inputs_embeds
-        return inputs_embeds.masked_scatter(places.unsqueeze(-1), pictures.to(inputs_embeds.device, inputs_embeds.dtype))
+        words = inputs_embeds.flatten(0, 1)
+        tokens = pictures.flatten(0, 1).to(words.device, words.dtype)
+        return words.index_copy(0, positions.to(words.device), tokens).view_as(inputs_embeds)
 
-    def _loss(self, hidden: torch.Tensor, labels: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor:
+    def _loss(
+        self, hidden: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None, items: torch.Tensor | int | None
+    ) -> torch.Tensor:
         """Cross entropy of the next token at supervised positions. hidden: [B, T, D], labels: [B, T] -> scalar, fp32."""
-        targets = labels[:, 1:].to(hidden.device)
-        supervised = targets != IGNORED
-        logits = self.lm_head(hidden[:, :-1][supervised])
-        total = functional.cross_entropy(logits.float(), targets[supervised], reduction="sum")
+        positions = (find_supervised(labels) if positions is None else positions).to(hidden.device)
+        targets = labels.to(hidden.device).flatten().index_select(0, positions + 1)
+        states = hidden.flatten(0, 1).index_select(0, positions)
+        limit = self.logits_memory_gib
+        at_once = None if limit is None else positions_at_once(limit, self.config.text_config.vocab_size)
+        total = summed_loss(self.lm_head, states, targets, at_once)
         if items is None:
-            items = supervised.sum().clamp(min=1)
-        return total / (items.to(total.device) if isinstance(items, torch.Tensor) else items)
+            items = max(len(positions), 1)
+        # A single number may stay on the host: the division takes it along without waiting.
+        return total / items
 
     def _idle_vision(self, device: torch.device) -> torch.Tensor:
         """Zero, with zero gradients, from an empty picture.

@@ -70,6 +70,8 @@ class TrainConfig:
     """bf16 autocast, or fp32; auto = bf16 on CUDA devices that have it, fp32 elsewhere."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a third slower, far less memory."""
+    logits_memory_gib: PositiveFloat = 2.0
+    """Most memory for scores over the vocabulary; where the supervised tokens of a micro-batch need more, they take turns."""
     seed: int = 0
     """Seed of everything random in the training."""
     workers: Annotated[int, Field(ge=0)] | None = None

@@ -17,6 +17,7 @@ from dataset.processor import EncodingError, Processor
 from dataset.sample import Sample
 from dataset.store import Store
 from errors import UsageError
+from model.positions import Locating
 from progress import track
 
 
@@ -123,12 +124,12 @@ class Batching:
             )
         return PackedPlan(drawn, self.tokens_per_row, seed)
 
-    def collator(self, processor: Processor) -> PackedCollator | PaddedCollator:
-        """What turns examples into model inputs."""
+    def collator(self, processor: Processor) -> Locating:
+        """What turns examples into model inputs, positions found in the loader's workers included."""
         pad_id = int(processor.tokenizer.pad_token_id)
-        if not self.packed:
-            return PaddedCollator(pad_id)
-        return PackedCollator(pad_id, self.tokens_per_row, min(processor.max_tokens, self.tokens_per_row))
+        longest = min(processor.max_tokens, self.tokens_per_row)
+        collate = PackedCollator(pad_id, self.tokens_per_row, longest) if self.packed else PaddedCollator(pad_id)
+        return Locating(collate, processor.placeholder_id)
 
     def sampler(self, lengths: SampleLengths, seed: int, epochs: int, rank: int = 0, processes: int = 1) -> EpochBatches:
         """The batch sampler of one process."""

@@ -19,9 +19,13 @@ RUN_STATE_FILE = "run_state.json"
 
 FREE_KEYS = frozenset(
     f"train.{key}"
-    for key in ("log_steps", "evaluate_steps", "evaluate_samples", "save_steps", "keep_checkpoints", "patience", "workers", "panels")
+    for key in (
+        *("log_steps", "evaluate_steps", "evaluate_samples", "save_steps", "keep_checkpoints", "patience", "workers", "panels"),
+        *("gradient_checkpointing", "compile", "logits_memory_gib"),
+    )
 )
-"""Settings that may change between a checkpoint and the run that continues it: they do not touch a training step."""
+"""Settings that may change between a checkpoint and the run that continues it: they do not touch a training step, or no
+more than its memory, its time and the order of its sums."""
 
 
 @dataclass(frozen=True)

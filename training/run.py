@@ -20,7 +20,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from atomic import replacing
 from errors import UsageError
 from model import checkpoint as model_checkpoint
-from model.adapters import attach, checkpoint_gradients
+from model.adapters import attach, base_model, checkpoint_gradients
 from model.build import build, default_dtype
 from model.vlm import VisionLanguageModel
 from training.answers import ask, chosen_samples
@@ -174,6 +174,7 @@ def _model(prepared: Prepared, stage: Stage, checkpoint: Path | None) -> VisionL
     else:
         model = model_checkpoint.load(checkpoint, trainable=True, dtype=dtype, device=device)
     model = attach(model, config.model, stage.config.train)
+    base_model(model).logits_memory_gib = config.train.logits_memory_gib
     if config.train.gradient_checkpointing:
         checkpoint_gradients(model)
     return model

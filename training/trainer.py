@@ -143,12 +143,22 @@ class StageTrainer(Trainer):
         """The loader as it is: its sampler already gives each process its share."""
         return self._loader
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, Any]], Any]:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[dict[str, Any]], Any]:
+        # The number of supervised tokens is known on the host; only other processes' numbers need the device.
+        counting = device if self.args.world_size > 1 else torch.device("cpu")
         with self._meter.waiting():
-            batches, items = super().get_batch_samples(*args, **kwargs)
+            batches, items = super().get_batch_samples(epoch_iterator, num_batches, counting)
         for batch in batches:
             self._meter.count(batch)
         return batches, items
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch on the device; pinned memory is copied while the host goes on."""
+        if self.is_deepspeed_enabled:
+            prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+            return prepared
+        device = self.args.device
+        return {key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
         """Turn a log step into a row of the history. Trainer's summary at the end of a stage is left out."""

@@ -1,0 +1,43 @@
+"""Where a batch holds pictures and what of it is supervised, found on the host before the batch goes to a device.
+
+Asked for such places, a CUDA device makes the host wait until it has done all it was given; known beforehand, the host
+runs ahead of it. In: a collated batch. Out: the same with `image_positions` and `supervised_positions`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+IGNORED = -100
+"""Label of a position that is not supervised."""
+
+
+def find_placeholders(input_ids: torch.Tensor, placeholder_id: int) -> torch.Tensor:
+    """Places of the placeholders in the flattened batch: [B, T] -> int64 [N * P], in order of appearance."""
+    return (input_ids.flatten() == placeholder_id).nonzero().squeeze(1)
+
+
+def find_supervised(labels: torch.Tensor) -> torch.Tensor:
+    """Places in the flattened batch whose next token is supervised: [B, T] -> int64 [S]; the token stands one place on."""
+    mask = labels != IGNORED
+    # The first token of a row follows none; the last place of the row before it has no next token.
+    mask[:, 0] = False
+    return mask.flatten().nonzero().squeeze(1) - 1
+
+
+@dataclass(frozen=True)
+class Locating:
+    """A collator that adds both kinds of places to what `collate` makes."""
+
+    collate: Callable[[Sequence[Any]], dict[str, Any]]
+    placeholder_id: int
+
+    def __call__(self, examples: Sequence[Any]) -> dict[str, Any]:
+        batch = self.collate(examples)
+        return {
+            **batch,
+            "image_positions": find_placeholders(batch["input_ids"], self.placeholder_id),
+            "supervised_positions": find_supervised(batch["labels"]),
+        }

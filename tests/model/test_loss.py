@@ -1,0 +1,61 @@
+"""The loss over the vocabulary, at once and in chunks."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from dataset.batching import PackedCollator
+from dataset.processor import Processor
+from model.adapters import set_trainable
+from model.loss import BYTES_A_SCORE, positions_at_once, summed_loss
+from tests.model.conftest import Build
+from tests.model.test_vlm import examples, loss_and_gradients
+
+
+def test_as_many_positions_as_fit_into_the_memory_and_at_least_one() -> None:
+    assert positions_at_once(1.0, 2**30 // BYTES_A_SCORE // 8) == 8
+    assert positions_at_once(1e-9, 151_936) == 1
+
+
+@pytest.mark.parametrize("at_once", [None, 1, 3, 7, 20, 21])
+@pytest.mark.parametrize("positions", [0, 1, 20])
+def test_chunks_add_up_to_the_whole(at_once: int | None, positions: int) -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(16, 50, bias=False)
+    hidden, targets = torch.randn(positions, 16, requires_grad=True), torch.randint(50, (positions,))
+    wanted = functional.cross_entropy(head(hidden), targets, reduction="sum")
+    expected = torch.autograd.grad(wanted, [hidden, head.weight])
+    found = summed_loss(head, hidden, targets, at_once)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(found, [hidden, head.weight]), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_no_more_scores_than_allowed_are_made_at_once_and_none_are_kept() -> None:
+    head, rows, kept = nn.Linear(16, 50, bias=False), [], []
+    head.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    hidden, targets = torch.randn(10, 16, requires_grad=True), torch.zeros(10, dtype=torch.long)
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = summed_loss(head, hidden, targets, 4)
+    assert rows == [4, 3, 3]
+    assert not [shape for shape in kept if 50 in shape]
+    loss.backward()
+    assert rows == [4, 3, 3, 3, 3, 4], "made again in the backward pass"
+
+
+def test_a_model_with_little_memory_for_scores_has_the_same_loss_and_gradients(make: Build, processor: Processor) -> None:
+    model, row = make(), PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
+    set_trainable(model, ["projector", "language"])
+    wanted = loss_and_gradients(model, row)
+    calls: list[Any] = []
+    model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    model.logits_memory_gib = 5 * BYTES_A_SCORE * model.config.text_config.vocab_size / 2**30
+    torch.testing.assert_close(loss_and_gradients(model, row), wanted, atol=1e-5, rtol=0)
+    assert len(calls) > 2

@@ -1,0 +1,60 @@
+"""Positions found on the host do what those found by the model do, and the device is then never asked."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from dataset.batching import PackedCollator, PaddedCollator
+from dataset.processor import Processor
+from model import attention
+from model.adapters import attach, checkpoint_gradients, set_trainable
+from model.positions import Locating, find_placeholders, find_supervised
+from model.vlm import PlaceholderError, VisionLanguageModel
+from tests.model.conftest import Build
+from tests.model.test_vlm import examples, loss_and_gradients
+
+COLLATORS = [PaddedCollator(pad_id=0), PackedCollator(pad_id=0, capacity=400, max_length=180)]
+
+
+def test_places_are_those_of_the_flattened_batch() -> None:
+    assert find_placeholders(torch.tensor([[7, 1, 7], [1, 7, 1]]), 7).tolist() == [0, 2, 4]
+    # The token behind a place is supervised; a row's first token follows none.
+    assert find_supervised(torch.tensor([[5, -100, 5], [5, 5, -100]])).tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("collate", COLLATORS, ids=["padded", "packed"])
+def test_loss_and_gradients_are_the_same_with_given_positions(make: Build, processor: Processor, collate: Any) -> None:
+    model, samples = make(), examples(processor)
+    set_trainable(model, ["projector", "language"])
+    wanted = loss_and_gradients(model, collate(samples))
+    given = loss_and_gradients(model, Locating(collate, processor.placeholder_id)(samples))
+    torch.testing.assert_close(given, wanted, atol=0, rtol=0)
+
+
+def test_pictures_that_do_not_fill_the_given_places_are_an_error_that_names_the_sample(
+    model: VisionLanguageModel, processor: Processor
+) -> None:
+    row = Locating(COLLATORS[1], processor.placeholder_id)(examples(processor))
+    with pytest.raises(PlaceholderError, match="sample s3: 36 placeholders"):
+        model(**{**row, "pixel_values": row["pixel_values"][:3]})
+
+
+@pytest.mark.parametrize("memory", [None, 1e-6], ids=["whole", "chunked"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_step_never_waits_for_the_device(
+    make: Build, settings: Any, processor: Processor, monkeypatch: pytest.MonkeyPatch, memory: float | None, checkpointing: bool
+) -> None:
+    # A tensor on "meta" has no values: whoever asks for one, as `.item()` and `nonzero` do, gets an exception.
+    monkeypatch.setattr(attention, "varlen_is_usable", lambda _: True)
+    monkeypatch.setattr(attention, "varlen_attn", lambda q, k, v, *_, **__: q + (k + v).repeat_interleave(q.shape[1] // k.shape[1], 1))
+    row = Locating(COLLATORS[1], processor.placeholder_id)(examples(processor))
+    row = {key: value.to("meta") if isinstance(value, torch.Tensor) else value for key, value in row.items()}
+    model = attach(make(), settings(), ["projector", "lora"]).to("meta").train()
+    if checkpointing:
+        checkpoint_gradients(model)
+    model.get_base_model().logits_memory_gib = memory
+    model(**row, num_items_in_batch=torch.tensor(9)).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        model(**{key: value for key, value in row.items() if key != "supervised_positions"})
