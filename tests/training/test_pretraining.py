@@ -20,7 +20,7 @@ from answering.qwen_vl import QwenVlAnswerer
 from dataset.processor import IGNORED, Processor
 from dataset.sample import Language, Message
 from dataset.scenes.drawing import draw
-from dataset.scenes.scene import Part, compose
+from dataset.scenes.scene import Part, Scene, compose
 from errors import TesseraError
 from training.pretraining import precision, warm_start
 from training.pretraining.batches import Batch, DrawnScenes, StatedPictures, WrittenScenes, pictures, with_vision_marks
@@ -225,6 +225,24 @@ def test_attention_runs_in_fp32_under_autocast() -> None:
     assert output.dtype == torch.float32
     expected = torch.nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True)
     torch.testing.assert_close(output, expected.transpose(1, 2))
+
+
+def test_easy_batches_hold_fewer_things_and_share_no_scene_with_others(tokenizer: Qwen2Tokenizer) -> None:
+    processor = Processor(tokenizer, None, placeholder=PLACEHOLDER, tokens_per_image=1, max_tokens=384)
+    plain, easy = WrittenScenes(1, 40, processor), WrittenScenes(1, 40, processor, easy=2)
+
+    def things(scenes: list[Scene]) -> float:
+        return sum(len(scene.things) for scene in scenes) / len(scenes)
+
+    assert things(easy.scenes(1, "train")) < things(plain.scenes(1, "train")) - 0.5
+    assert easy.scenes(2, "train") == plain.scenes(2, "train")
+    assert easy.scenes(0, "validation") == plain.scenes(0, "validation")
+    names = [scene.name for number in range(4) for scene in easy.scenes(number, "train")]
+    assert len(set(names)) == len(names)
+
+
+def test_what_stands_around_a_turn_is_one_token_each(tokenizer: Qwen2Tokenizer) -> None:
+    assert [len(tokenizer.encode(text)) for text in ("user", "assistant", "\n\n")] == [1, 1, 1]
 
 
 class _Toy(torch.nn.Module):

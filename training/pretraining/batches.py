@@ -31,6 +31,7 @@ QUESTIONS_IN_TEXT, QUESTIONS_IN_PICTURES = 6, 3
 """Short questions a conversation. Most of a written scene's conversation is the scene, so more of them cost little."""
 
 _SUFFIXED = 0.7
+_FIRST_EASY = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,20 @@ def _statements(scene: Scene, rng: random.Random) -> list[str]:
 class WrittenScenes(SceneBatches):
     """Conversations about written scenes: input_ids, attention_mask, labels (IGNORED outside answers), each [n, t].
 
-    only_questions: leave out descriptions and reasoning.
+    only_questions: leave out descriptions and reasoning. easy: the first so many batches take the emptiest of three scenes
+    each, since looking something up is learnt sooner among few things.
     """
 
     processor: Processor
     only_questions: bool = False
+    easy: int = 0
+
+    def scenes(self, number: int, part: Part) -> list[Scene]:
+        if number >= self.easy or part != "train":
+            return super().scenes(number, part)
+        # Far behind those that later batches draw.
+        places = range(_FIRST_EASY + number * self.size, _FIRST_EASY + (number + 1) * self.size)
+        return [min((compose(self.seed, part, 3 * place + i) for i in range(3)), key=lambda scene: len(scene.things)) for place in places]
 
     def __call__(self, number: int, part: Part = "train") -> Batch:
         return padded_conversations([self._encoded(scene) for scene in self.scenes(number, part)], self.processor)

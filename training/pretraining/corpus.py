@@ -41,6 +41,8 @@ CAPTION_QUESTIONS: dict[Language, tuple[str, ...]] = {
 _SCENES = 400
 # Scenes for the tokenizer stand before those that a training step draws.
 _FIRST = -_SCENES
+_CHAT_WORDS = ("user", "assistant", "\n\n")
+"""What stands around every turn; one token each, as in Qwen's own vocabulary."""
 _FUNCTION_WORDS = ("的", "个", "和", "与", "在", "有", "是", "比", "吗", "呢", "写着", "物体", "东西", "图形", "数字", "颜色", "形状")
 
 
@@ -61,6 +63,7 @@ def tokenizer_corpus() -> Iterator[str]:
 
 
 def _texts() -> Iterator[str]:
+    yield from _CHAT_WORDS * _SCENES
     for language in LANGUAGES:
         yield SHORT_ANSWER_PROMPTS[language]
         yield from (*CAPTION_QUESTIONS[language], *DETAIL_QUESTIONS[language])

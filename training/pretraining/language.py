@@ -19,15 +19,15 @@ TEXT_WEIGHT = 0.3
 
 _PLACEHOLDER = "<|image_pad|>"
 _MEASURED_BATCHES, _MEASURED_SIZE = 8, 64
-_GROUPS = 4
+_GROUPS = 2
 
 Logits = Callable[[PreTrainedModel, Batch], torch.Tensor]
 
 
-def qwen3_task(model: Qwen3ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, batch_size: int) -> Task:
-    """Conversations about written scenes."""
+def qwen3_task(model: Qwen3ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, batch_size: int, easy: int = 0) -> Task:
+    """Conversations about written scenes, in the first `easy` batches about rather empty ones."""
     processor = Processor(tokenizer, None, placeholder=_PLACEHOLDER, tokens_per_image=1, max_tokens=MAX_TOKENS)
-    data = WrittenScenes(seed, batch_size, processor)
+    data = WrittenScenes(seed, batch_size, processor, easy=easy)
 
     def logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         output: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
