@@ -125,8 +125,11 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
         They depend on nothing that is trained, so they may be kept and passed as `image_features`.
         """
-        features = siglip.encode(self.model.vision_tower, pixel_values, self.config.feature_layer)
-        return features[:, 1:] if self.config.drop_first_patch else features
+        return self._encoder(pixel_values)
+
+    @property
+    def _encoder(self) -> siglip.VisionEncoder:
+        return siglip.VisionEncoder(self.model.vision_tower, self.config.feature_layer, self.config.drop_first_patch)
 
     def project(self, image_features: torch.Tensor) -> torch.Tensor:
         """Trunk features [N, patches, vision width] -> word embeddings [N, P, D]."""
@@ -172,7 +175,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         pictures = self._pictures(pixel_values, image_features, mm_encoder_outputs)
-        idle = self._idle_vision(inputs_embeds.device) if labels is not None and pictures is None else None
+        idle = self._idle_vision(inputs_embeds.device, image_features) if labels is not None and pictures is None else None
         if input_ids is not None and (pictures is not None or past_key_values is None or past_key_values.get_seq_length() == 0):
             inputs_embeds = self._insert(input_ids, inputs_embeds, pictures, image_positions, cu_seqlens, sample_ids)
         elif pictures is not None:
@@ -249,15 +252,19 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         # A single number may stay on the host: the division takes it along without waiting.
         return total / items
 
-    def _idle_vision(self, device: torch.device) -> torch.Tensor:
+    def _idle_vision(self, device: torch.device, image_features: torch.Tensor | None) -> torch.Tensor:
         """Zero, with zero gradients, from an empty picture.
 
         Where several processes train, each must run the trunk and the projector, also one whose batch has no picture, and at
         the same point: weights that are shared out (FSDP, ZeRO-3) are gathered layer by layer by all of them together, and
-        DDP waits for every gradient.
+        DDP waits for every gradient. Where features are given, even of no picture, no process runs the trunk.
         """
         side = self.config.vision_config.image_size
-        return 0 * self.project(self.encode_images(torch.zeros(1, 3, side, side, device=device))).float().sum()
+        if image_features is None:
+            image_features = self.encode_images(torch.zeros(1, 3, side, side, device=device))
+        else:
+            image_features = image_features.new_zeros(1, *image_features.shape[1:])
+        return 0 * self.project(image_features).float().sum()
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **model_kwargs: Any

@@ -96,6 +96,19 @@ def test_kept_features_do_what_their_pixels_do(model: VisionLanguageModel, batch
     assert len(projected["image"].pooler_output) == 3, "the caller's features are not changed"
 
 
+def test_with_kept_features_the_trunk_never_runs_and_a_batch_of_none_still_reaches_the_projector(
+    make: Build, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make()
+    monkeypatch.setattr(model.model.vision_tower, "embeddings", None)
+    model.model.multi_modal_projector.requires_grad_(True)
+    inputs = with_labels(batch(0, 0))
+    inputs.pop("pixel_values")
+    model(**inputs, image_features=torch.empty(0, 36, model.config.vision_config.hidden_size)).loss.backward()
+    gradients = [weight.grad for weight in model.model.multi_modal_projector.parameters()]
+    assert [gradient is not None and float(gradient.abs().sum()) for gradient in gradients] == [0.0] * 4
+
+
 def test_pictures_come_in_one_form_only(model: VisionLanguageModel, batch: Batch) -> None:
     inputs = batch(1)
     with pytest.raises(ValueError, match="one of pixel_values, image_features"):

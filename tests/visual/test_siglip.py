@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.fsdp import fully_shard
 from transformers import Siglip2Config, Siglip2VisionConfig, SiglipVisionModel
 
 from errors import UsageError
@@ -80,3 +81,58 @@ def test_weights_that_are_not_there_are_an_error(parts: Path, tmp_path: Path) ->
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UsageError, match=r"model.vision: .* lacks weights of the encoder, such as encoder.layers.2.mlp"):
         siglip.load(str(tmp_path), dtype=torch.float32)
+
+
+@pytest.mark.parametrize("pictures", [1, siglip.PICTURES_TOGETHER, siglip.PICTURES_TOGETHER + 1, 3 * siglip.PICTURES_TOGETHER - 1])
+def test_compiled_layers_always_see_as_many_pictures_and_give_the_same_features(parts: Path, pictures: int) -> None:
+    tower = siglip.load(str(parts / "siglip"), dtype=torch.float32)
+    pixels = torch.randn(pictures, 3, 96, 96, generator=torch.Generator().manual_seed(pictures))
+    wanted = siglip.encode(tower, pixels, -2)
+    seen: list[int] = []
+    for layer in tower.encoder.layers:
+        layer.register_forward_pre_hook(lambda _layer, args: seen.append(len(args[0])))
+    assert torch.equal(siglip.encode(tower, pixels, -2), wanted) and set(seen) == {pictures}
+    seen.clear()
+    for layer in tower.encoder.layers:
+        layer.compile(backend="eager")
+    features = siglip.encode(tower, pixels, -2)
+    torch.testing.assert_close(features, wanted)
+    assert features.shape == wanted.shape and set(seen) == {siglip.PICTURES_TOGETHER}
+
+
+def test_layers_run_in_inference_mode_and_yet_what_comes_out_is_an_ordinary_tensor(parts: Path) -> None:
+    tower = siglip.load(str(parts / "siglip"), dtype=torch.float32)
+    modes: list[bool] = []
+    tower.encoder.layers[0].register_forward_hook(lambda *_: modes.append(torch.is_inference_mode_enabled()))
+    assert not siglip.encode(tower, PIXELS, -2).is_inference()
+    assert modes == [True]
+
+
+def test_shared_out_weights_are_run_without_inference_mode(parts: Path, tmp_path: Path) -> None:
+    """FSDP2 gathers them in place: in inference mode that is an error of torch."""
+    tower = siglip.load(str(parts / "siglip"), dtype=torch.float32)
+    wanted = siglip.encode(tower, PIXELS, -2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        for layer in tower.encoder.layers:
+            fully_shard(layer)
+        torch.testing.assert_close(siglip.encode(tower, PIXELS, -2), wanted)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_an_encoder_can_leave_the_first_patch_out(tower: siglip.VisionTower) -> None:
+    whole, cut = siglip.VisionEncoder(tower, -2), siglip.VisionEncoder(tower, -2, drop_first_patch=True)
+    assert torch.equal(cut(PIXELS), whole(PIXELS)[:, 1:])
+    assert [encoder(PIXELS).shape[1:] for encoder in (whole, cut)] == [whole.shape, cut.shape]
+
+
+def test_the_digest_of_an_encoder_changes_with_what_its_features_depend_on(parts: Path) -> None:
+    def digest(dtype: torch.dtype = torch.float32, layer: siglip.FeatureLayer = -2, drop: bool = False, change: float = 0.0) -> str:
+        tower = siglip.load(str(parts / "siglip"), dtype=dtype)
+        tower.encoder.layers[1].mlp.fc1.bias[7] += change
+        return siglip.VisionEncoder(tower, layer, drop).digest()
+
+    assert digest() == digest() == digest(layer=3)
+    others = [digest(torch.bfloat16), digest(layer=-1), digest(layer="last_hidden_state"), digest(drop=True), digest(change=1e-3)]
+    assert len({digest(), *others}) == 6
