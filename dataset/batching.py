@@ -23,11 +23,13 @@ GROUPING_WINDOW = 50
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An encoded sample and the pixels [pictures, 3, height, width] of its pictures."""
+    """An encoded sample and its pictures: raw pixels [pictures, 3, height, width] (see dataset.pixels), or features."""
 
     sample_id: str
     encoded: Encoded
-    pixels: torch.Tensor
+    pictures: torch.Tensor
+    pictures_as: str = "pixel_values"
+    """The model's name for what `pictures` holds; the same in all examples of a batch."""
 
 
 def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
@@ -194,8 +196,8 @@ class PackedCollator:
 
 
 def _pictures(examples: Sequence[Example]) -> dict[str, Any]:
-    """Pixels of all pictures in order of appearance, and the ids that an error message names."""
+    """All pictures in order of appearance, and the ids that an error message names."""
     return {
-        "pixel_values": torch.cat([example.pixels for example in examples]),
+        examples[0].pictures_as: torch.cat([example.pictures for example in examples]),
         "sample_ids": [example.sample_id for example in examples],
     }

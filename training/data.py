@@ -101,7 +101,7 @@ class TrainingData(Dataset[Example]):
             pictures = [
                 augment(picture, self.augmentation, f"{self.seed}/{epoch}/{sample.sample_id}/{i}") for i, picture in enumerate(pictures)
             ]
-        return Example(sample.sample_id, encoded, self.processor.pixels(pictures))
+        return Example(sample.sample_id, encoded, self.processor.pictures.read(pictures))
 
 
 @dataclass(frozen=True)

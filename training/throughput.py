@@ -186,7 +186,7 @@ class Meter:
             # A packed row: its last sample ends with a supervised token; what stands behind it is empty room.
             self._tokens += int(supervised[0].nonzero()[-1]) + 1
         self._supervised += int(supervised.sum())
-        self._pictures += len(batch["pixel_values"])
+        self._pictures += len(batch["image_features"] if "image_features" in batch else batch["pixel_values"])
         self._samples += len(batch["sample_ids"])
 
     @contextmanager

@@ -156,9 +156,12 @@ class StageTrainer(Trainer):
         """The batch on the device; pinned memory is copied while the host goes on."""
         if self.is_deepspeed_enabled:
             prepared: dict[str, Any] = super()._prepare_inputs(inputs)
-            return prepared
-        device = self.args.device
-        return {key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+        else:
+            device, tensor = self.args.device, torch.Tensor
+            prepared = {key: value.to(device, non_blocking=True) if isinstance(value, tensor) else value for key, value in inputs.items()}
+        if "pixel_values" in prepared:
+            prepared["pixel_values"] = self._processor.pictures.normalise(prepared["pixel_values"])
+        return prepared
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
         """Turn a log step into a row of the history. Trainer's summary at the end of a stage is left out."""
