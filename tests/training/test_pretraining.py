@@ -1,5 +1,6 @@
 """Pre-training: batches as answering reads them, losses as the stock models have them, runs that continue bit for bit."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,10 @@ from answering.qwen_vl import QwenVlAnswerer
 from dataset.processor import IGNORED, Processor
 from dataset.sample import Language, Message
 from dataset.scenes.drawing import draw
-from dataset.scenes.scene import Part, Scene, compose
+from dataset.scenes.scene import Part, Scene, compose, part_of
 from errors import TesseraError
 from training.pretraining import precision, warm_start
-from training.pretraining.batches import Batch, DrawnScenes, StatedPictures, WrittenScenes, pictures, with_vision_marks
+from training.pretraining.batches import Batch, DrawnScenes, StatedPictures, WrittenScenes, pictures, twin, with_vision_marks
 from training.pretraining.contrastive import clip_task, siglip_task
 from training.pretraining.corpus import SEED, SHORT_ANSWER_PROMPTS, tokenizer_corpus
 from training.pretraining.language import by_length, conversation_loss, qwen3_task, qwen3_vl_task
@@ -239,6 +240,21 @@ def test_easy_batches_hold_fewer_things_and_share_no_scene_with_others(tokenizer
     assert easy.scenes(0, "validation") == plain.scenes(0, "validation")
     names = [scene.name for number in range(4) for scene in easy.scenes(number, "train")]
     assert len(set(names)) == len(names)
+
+
+def test_a_twin_differs_in_one_thing_and_keeps_to_the_training_part() -> None:
+    changed: Counter[str] = Counter()
+    for index in range(300):
+        scene = compose(1, "train", index)
+        other = twin(scene)
+        ((one, another),) = [pair for pair in zip(scene.things, other.things, strict=True) if pair[0] != pair[1]]
+        (field,) = [name for name in ("row", "column", "color", "shape", "digit") if getattr(one, name) != getattr(another, name)]
+        changed[field] += 1
+        assert not any(thing.held_out for thing in other.things)
+        assert part_of(other.layout) == "train"
+        assert (another.digit is None) == (another.shape != "sign")
+    assert set(changed) == {"color", "shape", "digit"}
+    assert min(changed.values()) > 30
 
 
 def test_what_stands_around_a_turn_is_one_token_each(tokenizer: Qwen2Tokenizer) -> None:

@@ -4,9 +4,11 @@ Texts go through the parts' own tokenizer and chat template, as training and ans
 pixels [n, 3, side, side] uint8 here; `pixels` turns them into what the parts' image processors give.
 """
 
+import dataclasses
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from dataset.processor import IGNORED, Encoded, Processor
 from dataset.sample import IMAGE_MARK
 from dataset.scenes.drawing import draw
 from dataset.scenes.phrasing import ask
-from dataset.scenes.scene import Part, Scene, compose
+from dataset.scenes.scene import COLORS, SHAPES, Part, Scene, compose, part_of
 from dataset.scenes.texts import caption, short_caption, written
 from training.pretraining.corpus import LANGUAGES
 from training.pretraining.talk import encode, talk
@@ -46,12 +48,36 @@ class SceneBatches:
         return [compose(self.seed, part, number * self.size + place) for place in range(self.size)]
 
 
+def twin(scene: Scene) -> Scene:
+    """The scene with one thing changed: another digit where there is a sign to read, else another color or shape."""
+    rng = scene.rng("twin")
+    while True:
+        place = rng.choice([i for i, thing in enumerate(scene.things) if thing.digit is not None] or range(len(scene.things)))
+        thing = scene.things[place]
+        change: dict[str, Any] = rng.choice(({"digit": rng.randrange(10)}, {"color": rng.choice(COLORS)}))
+        if thing.digit is None:
+            change = rng.choice(({"shape": rng.choice([shape for shape in SHAPES if shape != "sign"])}, {"color": rng.choice(COLORS)}))
+        changed = dataclasses.replace(thing, **change)
+        other = dataclasses.replace(scene, things=(*scene.things[:place], changed, *scene.things[place + 1 :]))
+        if changed != thing and not changed.held_out and part_of(other.layout) == scene.part:
+            return other
+
+
 @dataclass(frozen=True)
 class CaptionedPictures(SceneBatches):
-    """Pictures with a caption each, pictures [n, 3, side, side] and input_ids [n, t], as SigLIP reads them."""
+    """Pictures with a caption each, pictures [n, 3, side, side] and input_ids [n, t], as SigLIP reads them.
+
+    Every second scene of training is the twin of the one before it, so that a digit or a shape alone must tell them apart.
+    """
 
     tokenizer: Qwen2Tokenizer
     text_length: int
+
+    def scenes(self, number: int, part: Part) -> list[Scene]:
+        scenes = super().scenes(number, part)
+        if part == "train":
+            scenes[1::2] = [twin(scene) for scene in scenes[: len(scenes) // 2 * 2 : 2]]
+        return scenes
 
     def __call__(self, number: int, part: Part = "train") -> Batch:
         scenes = self.scenes(number, part)

@@ -18,7 +18,7 @@ from training.pretraining.loop import Recipe, Task, fit
 from training.tiny_parts import IMAGE_SIZE, PARTS, build_part, build_tokenizer, image_processor, save_part
 
 RECIPES = {
-    "siglip": Recipe(steps=2400, batch_size=256, learning_rate=1e-3),
+    "siglip": Recipe(steps=2000, batch_size=256, learning_rate=1e-3),
     "clip": Recipe(steps=1000, batch_size=256, learning_rate=1e-3),
     "qwen3": Recipe(steps=6000, batch_size=32, learning_rate=1e-3),
     "qwen3_vl": Recipe(steps=600, batch_size=128, learning_rate=7e-4),
