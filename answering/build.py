@@ -65,7 +65,7 @@ def _checkpoint(system: CheckpointSystem, folder: Path, device: torch.device | s
 
 
 def _folder(system: CheckpointSystem, folder: Path) -> Path:
-    path = checkpoint.newest(folder) if system.path == "newest" else Path(system.path)
-    if not path.is_dir():
+    path = folder if system.path == "newest" else Path(system.path)
+    if system.path != "newest" and not path.is_dir():
         raise UsageError(f"system {system.name}, path: {path} does not exist (expected `newest` or a checkpoint folder)")
-    return path
+    return path if (path / "config.json").is_file() else checkpoint.newest(path)

@@ -50,7 +50,7 @@ class CheckpointSystem(SystemBase):
 
     kind: Literal["checkpoint"]
     path: str = "newest"
-    """Checkpoint folder; `newest` takes the newest whole one of checkpoints/<name>."""
+    """Checkpoint folder, or one that holds checkpoints, of which the newest whole one is taken; `newest` = checkpoints/<name>."""
     quantization: Literal["as_trained", "none", "int8", "nf4"] = "as_trained"
     """How the language model is loaded."""
     short_answer_prompt: str | None = None
