@@ -14,7 +14,7 @@ from model.vlm import PlaceholderError, VisionLanguageModel
 from tests.model.conftest import Build
 from tests.model.test_vlm import examples, loss_and_gradients
 
-COLLATORS = [PaddedCollator(pad_id=0), PackedCollator(pad_id=0, capacity=400, max_length=180)]
+COLLATORS: list[Any] = [PaddedCollator(pad_id=0), PackedCollator(pad_id=0, capacity=400, max_length=180)]
 
 
 def test_places_are_those_of_the_flattened_batch() -> None:
