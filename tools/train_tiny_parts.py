@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 import cli
 from errors import UsageError
-from training.pretraining.run import pretrain, write_untrained
+from training.pretraining.run import Setting, pretrain, write_untrained
 from training.tiny_parts import PARTS
 
 FOLDER = Path("checkpoints/tiny")
@@ -25,6 +25,8 @@ def arguments() -> cli.Parser:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--steps", type=int, metavar="N", help="steps of each part; 0 writes those that are missing, untrained")
     parser.add_argument("--batch-size", type=int, metavar="N", help="scenes a step; each part has its own number")
+    parser.add_argument("--learning-rate", type=float, metavar="R", help="highest learning rate; each part has its own")
+    parser.add_argument("--further", action="store_true", help="train the parts that stand in the folder further, on new scenes")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of weights and scenes (default: %(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="compile the layers: faster after a minute; needs a C++ compiler on a CPU")
@@ -38,6 +40,8 @@ def main(parsed: argparse.Namespace) -> int:
         value = getattr(parsed, name)
         if value is not None and value < lowest:
             raise UsageError(f"--{name.replace('_', '-')} {value}: at least {lowest} is expected")
+    if parsed.learning_rate is not None and not parsed.learning_rate > 0:
+        raise UsageError(f"--learning-rate {parsed.learning_rate}: a positive number is expected")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if parsed.steps == 0:
@@ -46,17 +50,17 @@ def main(parsed: argparse.Namespace) -> int:
         return 0
     device = ("cuda" if torch.cuda.is_available() else "cpu") if parsed.device == "auto" else parsed.device
     workers = max(1, (os.cpu_count() or 2) - 1) if parsed.workers is None else parsed.workers
-    run = pretrain(
-        parsed.out,
-        parsed.only,
-        seed=parsed.seed,
-        device=device,
-        workers=workers,
-        compiled=parsed.compile,
-        steps=parsed.steps,
-        batch_size=parsed.batch_size,
+    setting = Setting(
+        parsed.seed,
+        torch.device(device),
+        workers,
+        parsed.compile,
+        parsed.further,
+        parsed.steps,
+        parsed.batch_size,
+        parsed.learning_rate,
     )
-    for card in run:
+    for card in pretrain(parsed.out, parsed.only, setting):
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in card.metrics)
         print(f"{parsed.out / card.part}: {card.steps:,} steps on {card.device}; {metrics}")
     return 0

@@ -3,6 +3,7 @@
 In: a folder and a seed. Out: siglip/, clip/, qwen3/, qwen3_vl/ as a hub would give them. Tests build them untrained.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -85,16 +86,20 @@ def build_tokenizer(corpus: Iterable[str], vocabulary: int = VOCABULARY) -> Qwen
 
 
 def build_siglip(tokenizer: Qwen2Tokenizer, width: int = VISION_WIDTH, layers: int = VISION_LAYERS) -> SiglipModel:
-    """An untrained SigLIP of fixed resolution."""
+    """An untrained SigLIP of fixed resolution; scale and bias start as in its paper (Zhai et al. 2023, arXiv:2303.15343)."""
     text = {
         "vocab_size": VOCABULARY, "max_position_embeddings": 64, "projection_size": width,
         "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
     }  # fmt: skip
     vision = {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
     size = {"hidden_size": width, "intermediate_size": 3 * width, "num_attention_heads": width // 64}
-    return SiglipModel(
+    model = SiglipModel(
         SiglipConfig(text_config={**size, **text, "num_hidden_layers": 3}, vision_config={**size, **vision, "num_hidden_layers": layers})
     )
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(10))
+        model.logit_bias.fill_(-10)
+    return model
 
 
 def build_clip(tokenizer: Qwen2Tokenizer, width: int = VISION_WIDTH, layers: int = VISION_LAYERS) -> CLIPModel:

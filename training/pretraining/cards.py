@@ -1,5 +1,6 @@
 """Model cards of the small parts: what they learned from, how long, and how good they are."""
 
+import re
 from dataclasses import dataclass
 
 WHAT = {
@@ -23,6 +24,8 @@ class Card:
     device: str = ""
     warm_start: tuple[str, ...] = ()
     metrics: tuple[tuple[str, float], ...] = ()
+    run: int = 1
+    """How many runs it has had; each begins where the one before it ended."""
 
     def text(self) -> str:
         """The card as Markdown with the metadata that model hubs read."""
@@ -37,6 +40,7 @@ class Card:
             "data": f"drawn scenes of seed {self.scene_seed}; test layouts and held-out combinations of color and shape left out",
             "steps": f"{self.steps:,} of {self.batch_size} scenes ({self.steps * self.batch_size:,} in all)",
             "peak learning rate": f"{self.learning_rate:g}",
+            "run": str(self.run),
             "started from": ", ".join(self.warm_start) or "random weights",
             "seed": str(self.seed),
             "device": self.device,
@@ -47,4 +51,14 @@ class Card:
         return f"{head}{about}{table}{measured}\nMade by `{self._command()}`.\n"
 
     def _command(self) -> str:
-        return f"python tools/train_tiny_parts.py --only {self.part}"
+        further = " --further" if self.run > 1 else ""
+        return f"python tools/train_tiny_parts.py --only {self.part}{further}"
+
+
+def earlier(card: str) -> tuple[int, str]:
+    """How many runs a part has had, by the text of its card, and what they were; 0 for one that was never trained."""
+    rows = dict(re.findall(r"^\| (run|steps|started from) \| (.*) \|$", card, flags=re.M))
+    if "run" not in rows:
+        return 0, ""
+    run, before = int(rows["run"]), f", {rows['started from']}" if int(rows["run"]) > 1 else ""
+    return run, f"run {run}: {rows['steps']}{before}"

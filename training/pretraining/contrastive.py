@@ -5,7 +5,6 @@ et al. 2021, arXiv:2103.00020), and one over the statements about a question, wh
 """
 
 import dataclasses
-import math
 
 import torch
 from torch.nn import functional
@@ -19,10 +18,7 @@ RECALL_OF = 512
 
 
 def siglip_task(model: SiglipModel, tokenizer: Qwen2Tokenizer, image_processor: object, seed: int, batch_size: int) -> Task:
-    """Pictures and captions; scale and bias start as in the paper."""
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(10))
-        model.logit_bias.fill_(-10)
+    """Pictures and captions."""
     data = CaptionedPictures(seed, batch_size, tokenizer, model.config.text_config.max_position_embeddings)
 
     def loss(model: SiglipModel, batch: Batch) -> torch.Tensor:

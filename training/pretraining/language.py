@@ -1,4 +1,4 @@
-"""Qwen3 on written scenes and Qwen3-VL on drawn ones: answers, and to a smaller weight the texts around them."""
+"""Qwen3 on written scenes and Qwen3-VL on drawn ones: they learn the answers of conversations."""
 
 import dataclasses
 import math
@@ -14,14 +14,12 @@ from training.pretraining.loop import Task
 from training.pretraining.pixels import qwen_patches
 
 MAX_TOKENS = 384
-TEXT_WEIGHT = 0.3
-"""Weight of the loss at prompts, where the answers' is 1."""
-
 _PLACEHOLDER = "<|image_pad|>"
 _MEASURED_BATCHES, _MEASURED_SIZE = 8, 64
 _GROUPS = 2
 
-Logits = Callable[[PreTrainedModel, Batch], torch.Tensor]
+Hidden = Callable[[PreTrainedModel, Batch], torch.Tensor]
+"""Last hidden states [n, t, width] of a batch."""
 
 
 def qwen3_task(model: Qwen3ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, batch_size: int, easy: int = 0) -> Task:
@@ -29,11 +27,13 @@ def qwen3_task(model: Qwen3ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, ba
     processor = Processor(tokenizer, None, placeholder=_PLACEHOLDER, tokens_per_image=1, max_tokens=MAX_TOKENS)
     data = WrittenScenes(seed, batch_size, processor, easy=easy)
 
-    def logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        output: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    def hidden(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        output: torch.Tensor = model.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        ).last_hidden_state
         return output
 
-    return _conversations(model, data, logits, processor.placeholder_id)
+    return _conversations(model, data, hidden)
 
 
 def qwen3_vl_task(
@@ -49,47 +49,43 @@ def qwen3_vl_task(
     processor = Processor(tokenizer, image_processor, placeholder=_PLACEHOLDER, tokens_per_image=side**2, max_tokens=MAX_TOKENS)
     data = DrawnScenes(seed, batch_size, processor)
 
-    def logits(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    def hidden(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
         patches, grid = qwen_patches(batch["pictures"], image_processor)
-        output: torch.Tensor = model(
+        output: torch.Tensor = model.model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             pixel_values=patches,
             image_grid_thw=grid,
             mm_token_type_ids=(batch["input_ids"] == processor.placeholder_id).int(),
             use_cache=False,
-        ).logits
+        ).last_hidden_state
         return output
 
-    return _conversations(model, data, logits, processor.placeholder_id)
+    return _conversations(model, data, hidden)
 
 
-def _conversations(model: PreTrainedModel, data: WrittenScenes | DrawnScenes, logits: Logits, placeholder_id: int) -> Task:
+def _conversations(model: PreTrainedModel, data: WrittenScenes | DrawnScenes, hidden: Hidden) -> Task:
     """Learn the conversations of `data`; measured on its questions alone."""
 
     def loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        return conversation_loss(model, logits, batch, placeholder_id)
+        return conversation_loss(model, hidden, batch)
 
     @torch.inference_mode()
     def measure(model: PreTrainedModel) -> dict[str, float]:
-        return _measure(model, logits, dataclasses.replace(data, size=_MEASURED_SIZE, only_questions=True))
+        return _measure(model, hidden, dataclasses.replace(data, size=_MEASURED_SIZE, only_questions=True))
 
     return Task(model, data, loss, measure)
 
 
-def conversation_loss(model: PreTrainedModel, logits: Logits, batch: Batch, placeholder_id: int) -> torch.Tensor:
-    """Mean over the batch's supervised tokens plus TEXT_WEIGHT times the mean over its other tokens of text."""
-    sums, counts = torch.zeros(2, device=model.device), torch.zeros(2, device=model.device)
+def conversation_loss(model: PreTrainedModel, hidden: Hidden, batch: Batch) -> torch.Tensor:
+    """Mean over the batch's supervised tokens; the vocabulary matrix is multiplied at their positions only."""
+    total, count = torch.zeros((), device=model.device), 0
     for group in by_length(batch):
-        targets, supervised = group["input_ids"][:, 1:], group["labels"][:, 1:] != IGNORED
-        text = group["attention_mask"][:, 1:].bool() & (targets != placeholder_id)
-        scores = logits(model, group)[:, :-1].float().flatten(0, 1)
-        each = functional.cross_entropy(scores, targets.flatten(), reduction="none").view(targets.shape)
-        parts = (supervised, text & ~supervised)
-        sums = sums + torch.stack([(each * part).sum() for part in parts])
-        counts = counts + torch.stack([part.sum() for part in parts])
-    weights = torch.tensor([1.0, TEXT_WEIGHT], device=model.device)
-    return (weights * sums / counts).sum()
+        supervised = group["labels"][:, 1:] != IGNORED
+        scores = model.lm_head(hidden(model, group)[:, :-1][supervised]).float()
+        total = total + functional.cross_entropy(scores, group["labels"][:, 1:][supervised], reduction="sum")
+        count += len(scores)
+    return total / count
 
 
 def by_length(batch: Batch) -> Iterator[Batch]:
@@ -101,12 +97,12 @@ def by_length(batch: Batch) -> Iterator[Batch]:
         yield {name: value[rows, :longest] if value.shape[1:] == (width,) else value[rows] for name, value in batch.items()}
 
 
-def _measure(model: PreTrainedModel, logits: Logits, data: WrittenScenes | DrawnScenes) -> dict[str, float]:
+def _measure(model: PreTrainedModel, hidden: Hidden, data: WrittenScenes | DrawnScenes) -> dict[str, float]:
     """Perplexity of answer tokens, and the share of answers that greedy decoding gets right, each behind right answers."""
     nats, tokens, right, answers = 0.0, 0, 0, 0
     for number in range(_MEASURED_BATCHES):
         batch = {name: value.to(model.device) for name, value in data(number, "validation").items()}
-        scores, labels = logits(model, batch)[:, :-1].float(), batch["labels"][:, 1:]
+        scores, labels = model.lm_head(hidden(model, batch)[:, :-1]).float(), batch["labels"][:, 1:]
         nats += float(functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"))
         tokens += int((labels != IGNORED).sum())
         hits = (scores.argmax(-1) == labels).tolist()

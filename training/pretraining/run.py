@@ -3,14 +3,16 @@
 import dataclasses
 import platform
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, Qwen2Tokenizer, Qwen3ForCausalLM, SiglipModel
 
 from atomic import replacing_folder
+from errors import UsageError
 from training.pretraining import precision, warm_start
-from training.pretraining.cards import Card
+from training.pretraining.cards import Card, earlier
 from training.pretraining.contrastive import clip_task, siglip_task
 from training.pretraining.corpus import SEED, tokenizer_corpus
 from training.pretraining.language import qwen3_task, qwen3_vl_task
@@ -28,6 +30,8 @@ RECIPES = {
 EASY_SHARE = 5
 """Qwen3 begins with rather empty scenes for one step in so many."""
 
+_SEEDS = 1_000
+
 
 def write_untrained(folder: Path, parts: Iterable[str], seed: int) -> list[str]:
     """Write those of `parts` that are missing, with random weights; their names."""
@@ -39,40 +43,55 @@ def write_untrained(folder: Path, parts: Iterable[str], seed: int) -> list[str]:
     return missing
 
 
-def pretrain(
-    folder: Path,
-    parts: Iterable[str],
-    *,
-    seed: int,
-    device: str,
-    workers: int,
-    compiled: bool = False,
-    steps: int | None = None,
-    batch_size: int | None = None,
-) -> list[Card]:
-    """Train `parts` in their order and write each when it is done; steps and batch_size override the recipes'.
+@dataclass(frozen=True)
+class Setting:
+    """How parts are trained. `further`: each starts from its own weights in the folder, on scenes that it has not seen.
+
+    steps, batch_size and learning_rate override the recipes'; compiled: the layers are compiled first.
+    """
+
+    seed: int
+    device: torch.device
+    workers: int
+    compiled: bool = False
+    further: bool = False
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+
+    def recipe(self, part: str) -> Recipe:
+        """The recipe of a part with what is overridden."""
+        own = RECIPES[part]
+        return dataclasses.replace(
+            own,
+            steps=self.steps or own.steps,
+            batch_size=self.batch_size or own.batch_size,
+            learning_rate=self.learning_rate or own.learning_rate,
+        )
+
+
+def pretrain(folder: Path, parts: Iterable[str], setting: Setting) -> list[Card]:
+    """Train `parts` in their order and write each when it is done.
 
     A run that was interrupted continues; CLIP starts from a SigLIP in `folder`, Qwen3-VL from a Qwen3 and a SigLIP there.
+    Raises UsageError where a part is to be trained further that was never trained.
     """
     tokenizer = build_tokenizer(tokenizer_corpus())
-    cards = []
-    for part in (part for part in PARTS if part in parts):
-        recipe = RECIPES[part]
-        recipe = dataclasses.replace(recipe, steps=steps or recipe.steps, batch_size=batch_size or recipe.batch_size)
-        cards.append(_pretrain_part(folder, part, recipe, tokenizer, seed, torch.device(device), workers, compiled))
-    return cards
+    return [_pretrain_part(folder, part, setting, tokenizer) for part in PARTS if part in parts]
 
 
-def _pretrain_part(
-    folder: Path, part: str, recipe: Recipe, tokenizer: Qwen2Tokenizer, seed: int, device: torch.device, workers: int, compiled: bool
-) -> Card:
+def _pretrain_part(folder: Path, part: str, setting: Setting, tokenizer: Qwen2Tokenizer) -> Card:
+    recipe, seed, device = setting.recipe(part), setting.seed, setting.device
     model = build_part(part, tokenizer, seed)
-    started = _warm_start(folder, part, model)
-    scene_seed = SEED + len(PARTS) * seed + PARTS.index(part)
-    task = _task(part, model.to(device), tokenizer, scene_seed, recipe)
-    state_file = folder / f".{part}.{device.type}.{seed}.pt"
-    with precision.prepared(model, compiled):
-        fit(task, recipe, state_file, part, workers=workers)
+    runs, before = _earlier_runs(folder / part) if setting.further else (0, "")
+    started = (before,) if runs else _warm_start(folder, part, model)
+    if runs:
+        model.load_state_dict(type(model).from_pretrained(folder / part, dtype=torch.float32).state_dict())
+    scene_seed = SEED + len(PARTS) * (seed + _SEEDS * runs) + PARTS.index(part)
+    task = _task(part, model.to(device), tokenizer, scene_seed, recipe, setting.further)
+    state_file = folder / f".{part}.{device.type}.{seed}.{runs}.pt"
+    with precision.prepared(model, setting.compiled):
+        fit(task, recipe, state_file, part, workers=setting.workers)
     _round_to_bf16(model)
     card = Card(
         part,
@@ -84,13 +103,14 @@ def _pretrain_part(
         _device_name(device),
         started,
         tuple(task.measure(model).items()),
+        run=runs + 1,
     )
     _write(folder, part, model.cpu(), tokenizer, card)
     state_file.unlink(missing_ok=True)
     return card
 
 
-def _task(part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, scene_seed: int, recipe: Recipe) -> Task:
+def _task(part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, scene_seed: int, recipe: Recipe, further: bool) -> Task:
     batch_size = recipe.batch_size
     match part:
         case "siglip":
@@ -98,7 +118,7 @@ def _task(part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, scene_se
         case "clip":
             return clip_task(model, tokenizer, image_processor(part), scene_seed, batch_size)
         case "qwen3":
-            return qwen3_task(model, tokenizer, scene_seed, batch_size, easy=recipe.steps // EASY_SHARE)
+            return qwen3_task(model, tokenizer, scene_seed, batch_size, easy=0 if further else recipe.steps // EASY_SHARE)
         case _:
             return qwen3_vl_task(model, tokenizer, image_processor(part), scene_seed, batch_size, IMAGE_SIZE)
 
@@ -114,6 +134,15 @@ def _warm_start(folder: Path, part: str, model: PreTrainedModel) -> tuple[str, .
     else:
         warm_start.qwen3_vl_from_parts(model, Qwen3ForCausalLM.from_pretrained(folder / "qwen3", dtype=torch.float32), siglip)
     return sources
+
+
+def _earlier_runs(part: Path) -> tuple[int, str]:
+    """How often the part in a folder was trained and how, by its card. Raises UsageError where it never was."""
+    card = part / "README.md"
+    runs, before = earlier(card.read_text(encoding="utf-8") if card.is_file() else "")
+    if not runs:
+        raise UsageError(f"--further: {part} holds no trained part to start from")
+    return runs, before
 
 
 def _round_to_bf16(model: PreTrainedModel) -> None:
