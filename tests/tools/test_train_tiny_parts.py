@@ -1,6 +1,8 @@
 """The command that writes the small parts, at a tiny size."""
 
 import argparse
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +77,29 @@ def test_the_same_seed_trains_the_same_weights(trained: Path, tmp_path: Path) ->
     run("--out", str(tmp_path), "--only", "siglip", "--steps", "2", "--batch-size", "4", "--device", "cpu", "--workers", "0")
     one, other = (AutoModel.from_pretrained(folder / "siglip").state_dict() for folder in (trained, tmp_path))
     assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_part_is_trained_further_from_its_own_weights_on_new_scenes(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    before = AutoModel.from_pretrained(tmp_path / "qwen3", dtype=torch.float32).state_dict()
+    rate = 1e-6
+    more = ("--only", "qwen3", "--steps", "2", "--batch-size", "4", "--device", "cpu", "--workers", "0", "--learning-rate", str(rate))
+    run("--out", str(tmp_path), "--further", *more)
+    after = AutoModel.from_pretrained(tmp_path / "qwen3", dtype=torch.float32).state_dict()
+    # So small a rate moves no weight by more than the rounding to bf16: it began with these weights, not with random ones.
+    assert all(torch.allclose(before[key], after[key], rtol=2**-7, atol=1e-4) for key in before)
+    card = (tmp_path / "qwen3/README.md").read_text(encoding="utf-8")
+    assert "| run | 2 |" in card
+    assert "| started from | run 1: 2 of 4 scenes (8 in all) |" in card
+    assert "--only qwen3 --further" in card
+    seeds = [re.search(r"scenes of seed (\d+)", (folder / "qwen3/README.md").read_text(encoding="utf-8")) for folder in (trained, tmp_path)]
+    assert seeds[0] and seeds[1] and seeds[0][1] != seeds[1][1]
+
+
+def test_an_untrained_part_cannot_be_trained_further(tmp_path: Path) -> None:
+    run("--out", str(tmp_path), "--only", "siglip", "--steps", "0")
+    with pytest.raises(UsageError, match=r"--further: .*siglip holds no trained part"):
+        run("--out", str(tmp_path), "--only", "siglip", "--further", "--steps", "1")
 
 
 def test_clip_and_qwen3_vl_start_from_parts_that_stand_there(trained: Path, tmp_path: Path) -> None:
