@@ -67,6 +67,11 @@ def build(
     return model
 
 
+def load_encoder(config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str) -> siglip.VisionEncoder:
+    """The vision half alone: what `VisionLanguageModel.encode_images` of a model of these settings does."""
+    return siglip.VisionEncoder(siglip.load(config.vision, dtype=dtype, device=device), config.feature_layer, config.drop_first_patch)
+
+
 def assemble(config: ModelConfig, tower: PreTrainedModel, language: PreTrainedModel, placeholder_id: int) -> VisionLanguageModel:
     """Join loaded parts; frozen and in eval mode, with an uninitialised fp32 projector on the CPU."""
     joined = VisionLanguageConfig(

@@ -76,6 +76,9 @@ class TrainConfig:
     """Seed of everything random in the training."""
     workers: Annotated[int, Field(ge=0)] | None = None
     """Data-loading processes a training process; by default its share of the cores, at most 8."""
+    cache_features: bool = False
+    """Keep the vision trunk's features of all pictures in data/<name>/cache, so that training need not run it. For small models
+    and projector stages; how much space it takes is said first. Not together with data.augmentation."""
     processes: Positive | None = None
     """Training stops at once when it runs in another number of processes than this."""
     log_steps: Positive = 10

@@ -4,9 +4,11 @@ In: a Store, a split, a Processor. Out: torch data sets of `Example`s and the lo
 Called by the trainer; decoding, resizing and tokenising happen here, in the loader's workers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from dataset.augmentation import augment
@@ -19,6 +21,7 @@ from dataset.store import Store
 from errors import UsageError
 from model.positions import Locating
 from progress import track
+from training.feature_cache import FeatureCache
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,33 @@ def _saved(sample: Sample, processor: Processor) -> int:
     return len(processor.prompt(sample.messages, len(sample.image_ids))) - processor.follow_up_length(question_text(sample))
 
 
+@dataclass(frozen=True)
+class KeptFeatures:
+    """Features of pictures on disk. digests: what each picture (by image_id) is found by."""
+
+    cache: FeatureCache
+    digests: dict[int, str]
+
+    def read(self, image_ids: Sequence[int]) -> torch.Tensor:
+        """[pictures, patches, width] in bf16."""
+        return self.cache.read([self.digests[image_id] for image_id in image_ids])
+
+
 class TrainingData(Dataset[Example]):
-    """Conversations of a split, encoded, with pixels. An item is asked for by (place, epoch): the epoch decides on targets
-    and order."""
+    """Conversations of a split, encoded, with pixels, or with features where they are kept. An item is asked for by
+    (place, epoch): the epoch decides on targets and order."""
 
     def __init__(
-        self, store: Store, lengths: SampleLengths, processor: Processor, seed: int, augmentation: AugmentationConfig | None = None
+        self,
+        store: Store,
+        lengths: SampleLengths,
+        processor: Processor,
+        seed: int,
+        augmentation: AugmentationConfig | None = None,
+        features: KeptFeatures | None = None,
     ):
         self.store, self.lengths, self.processor = store, lengths, processor
-        self.seed, self.augmentation = seed, augmentation
+        self.seed, self.augmentation, self.features = seed, augmentation, features
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -96,6 +117,8 @@ class TrainingData(Dataset[Example]):
         encoded = self.processor.encode(messages, target, len(sample.image_ids))
         if encoded is None:
             raise EncodingError(f"sample {sample.sample_id}: nothing to supervise within {self.processor.max_tokens} tokens")
+        if self.features is not None:
+            return Example(sample.sample_id, encoded, self.features.read(sample.image_ids), "image_features")
         pictures = [self.store.picture(image_id) for image_id in sample.image_ids]
         if self.augmentation is not None:
             pictures = [

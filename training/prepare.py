@@ -17,7 +17,7 @@ from errors import UsageError
 from model.build import tokens_per_image, vocabulary_rows
 from model.config import ModelConfig
 from training.config import TrainConfig
-from training.data import Batching, SampleLengths, TrainingData, measure
+from training.data import Batching, KeptFeatures, SampleLengths, TrainingData, measure
 from training.distributed import check_world, only_main_speaks, weights_are_sharded
 from training.experiment import Experiment
 from training.groups import check_stages
@@ -38,6 +38,7 @@ class Prepared:
     validation: TrainingData | None
     batching: Batching
     bf16: bool
+    features: KeptFeatures | None = None
 
     @property
     def device(self) -> torch.device:
@@ -56,6 +57,8 @@ def prepare(config: Experiment) -> Prepared:
     Raises UsageError for settings that do not fit each other, the data or the machine.
     """
     check_stages(config.train, config.model)
+    if config.train.cache_features and config.data.augmentation is not None:
+        raise UsageError("train.cache_features: features are kept of unchanged pictures; set it to false, or data.augmentation to null")
     processes = check_world(config.train.processes)
     if not (processes.is_main_process and sys.stderr.isatty()):
         transformers.logging.disable_progress_bar()
@@ -103,6 +106,8 @@ def _report_samples(prepared: Prepared, validation: SampleLengths) -> None:
         dropped = f", {lengths.dropped:,} dropped: nothing to supervise within model.max_tokens" if lengths.dropped else ""
         together = f" in {len(lengths):,} conversations" if len(lengths) < lengths.samples else ""
         prepared.say(f"{lengths.samples:,} {what} samples{together}{dropped}")
+    if prepared.processor.pictures.table is None:
+        prepared.say("model.vision: its image processor does more than a plain resize; it reads the pictures itself, more slowly")
     if not len(prepared.lengths):
         raise UsageError(f"{prepared.store.folder}: no training samples in it")
     if prepared.validation is None and prepared.config.train.patience is not None:
@@ -126,7 +131,7 @@ def training_loader(prepared: Prepared, index: int) -> DataLoader:
     """This process's batches of a stage; order and targets of one stage are not those of another."""
     config = prepared.config
     seed, epochs = config.train.seed + index, math.ceil(config.train.stages[index].epochs)
-    data = TrainingData(prepared.store, prepared.lengths, prepared.processor, seed, config.data.augmentation)
+    data = TrainingData(prepared.store, prepared.lengths, prepared.processor, seed, config.data.augmentation, prepared.features)
     return _loader(prepared, data, prepared.lengths, seed, epochs)
 
 
@@ -138,9 +143,7 @@ def validation_loader(prepared: Prepared) -> DataLoader | None:
 
 def _loader(prepared: Prepared, data: TrainingData, lengths: SampleLengths, seed: int, epochs: int) -> DataLoader:
     processes = prepared.processes
-    workers = prepared.config.train.workers
-    if workers is None:
-        workers = min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    workers = loading_workers(prepared.config.train)
     return DataLoader(
         data,
         batch_sampler=prepared.batching.sampler(lengths, seed, epochs, processes.process_index, processes.num_processes),
@@ -151,6 +154,12 @@ def _loader(prepared: Prepared, data: TrainingData, lengths: SampleLengths, seed
         # Of its own: drawing from torch's would shift the dropout of a run that is continued.
         generator=torch.Generator().manual_seed(seed),
     )
+
+
+def loading_workers(train: TrainConfig) -> int:
+    """Processes or threads that read pictures for one training process."""
+    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, share) if train.workers is None else train.workers
 
 
 def length_of_stage(prepared: Prepared, index: int) -> tuple[int, int]:

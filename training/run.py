@@ -29,6 +29,7 @@ from training.checkpoints import TRAINER_FOLDER, Checkpoints, checkpoint_folders
 from training.curves import draw_curves
 from training.distributed import weights_are_sharded
 from training.experiment import Experiment
+from training.features import with_features
 from training.groups import describe_trained
 from training.history import History
 from training.memory import naming_memory_settings
@@ -62,6 +63,8 @@ def train(config: Experiment, resume: str | None = None) -> Path:
     history = History(list(state.history) if state else [])
     lengths = [length_of_stage(prepared, index) for index in range(len(config.train.stages))]
     first, first_step = _next_stage(state)
+    if config.train.cache_features and first < len(lengths):
+        prepared = with_features(prepared)
     board = _board(prepared, state.step if state else 0)
     with contextlib.ExitStack() as at_the_end:
         if board is not None:
@@ -183,7 +186,7 @@ def _model(prepared: Prepared, stage: Stage, checkpoint: Path | None) -> VisionL
 def _meter(prepared: Prepared, model: VisionLanguageModel | PeftModel) -> Meter:
     on_known_device = prepared.bf16 and prepared.device.type == "cuda"
     peak = peak_tflops(torch.cuda.get_device_name(prepared.device)) if on_known_device else None
-    return Meter(cost_of(model), prepared.device, peak)
+    return Meter(cost_of(model, prepared.features is not None), prepared.device, peak)
 
 
 def _board(prepared: Prepared, step: int) -> Board | None:

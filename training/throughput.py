@@ -104,11 +104,12 @@ def step_cost(model: nn.Module, patches: int, vision_layers: int, tokens_per_ima
     return StepCost(per_token, per_supervised, per_picture)
 
 
-def cost_of(model: VisionLanguageModel | PeftModel) -> StepCost:
-    """`step_cost` by the sizes that the model's own config names."""
+def cost_of(model: VisionLanguageModel | PeftModel, features_kept: bool = False) -> StepCost:
+    """`step_cost` by the sizes that the model's own config names. features_kept: the trunk is not run at all."""
     config = base_model(model).config
     vision, layer = config.vision_config, config.feature_layer
     depth = vision.num_hidden_layers if isinstance(layer, str) else layer % (vision.num_hidden_layers + 1)
+    depth = 0 if features_kept else depth
     side = vision.image_size // vision.patch_size
     return step_cost(model, side**2, depth, count_tokens(side, config.pool, config.drop_first_patch))
 

@@ -1,5 +1,6 @@
 """A small merged data folder of drawn pictures, and a configuration of the untrained parts on it."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def write_data(folder: Path, training: int = 8, validation: int = 4) -> None:
         ImageDraw.Draw(picture).ellipse((20, 20, 76, 76), fill=COLOURS[colour])
         path = folder / f"{i}.png"
         picture.save(path)
-        images.append({"image_id": i, "path": str(path), "width": 96, "height": 96, "sha256": f"{i:064}", "source": "drawn"})
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        images.append({"image_id": i, "path": str(path), "width": 96, "height": 96, "sha256": digest, "source": "drawn"})
         chinese, blind = i % 4 == 3, i % 8 == 6
         question = "这幅图像中有什么？" if chinese else "What color is the circle?"
         target = f"{CHINESE[colour]}的圆形" if chinese else COLOURS[colour]

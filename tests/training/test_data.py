@@ -1,5 +1,7 @@
 """What the loaders hand over, and what of it the model sees."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,3 +49,18 @@ def test_the_model_sees_the_image_processors_pixels(
     # Seven training samples with a picture, and four validation samples.
     assert len(seen) == 11
     assert all(any(torch.equal(pixels, other) for other in known) for pixels in seen)
+
+
+def test_an_image_processor_that_is_not_reproduced_reads_the_pictures_itself_and_that_is_said(
+    workplace: Workplace, parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = workplace()
+    shutil.copytree(parts / "siglip", "siglip")
+    settings = Path("siglip/preprocessor_config.json")
+    crop = {"do_center_crop": True, "crop_size": {"height": 96, "width": 96}}
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **crop}))
+    prepared = prepare(configuration.load(path, ["model.vision=siglip"]))
+    assert "does more than a plain resize" in capsys.readouterr().out
+    assert {batch["pixel_values"].dtype for batch in training_loader(prepared, 0)} == {torch.float32}
+    prepare(configuration.load(path))
+    assert "plain resize" not in capsys.readouterr().out

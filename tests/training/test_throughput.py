@@ -1,8 +1,13 @@
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
 from torch import nn
 
-from training.throughput import Meter, StepCost, peak_tflops, step_cost
+from model.vlm import VisionLanguageModel
+from training import throughput
+from training.throughput import Meter, StepCost, cost_of, peak_tflops, step_cost
 
 
 class Tiny(nn.Module):
@@ -31,6 +36,16 @@ def test_frozen_weights_cost_four_operations_and_trained_ones_six() -> None:
 
 def test_vision_layers_above_the_chosen_one_are_not_counted() -> None:
     assert step_cost(Tiny(), 10, 1, 0).per_picture == 2 * 3 * 5 * 10
+
+
+def test_a_trunk_whose_features_are_kept_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    vision = SimpleNamespace(num_hidden_layers=2, image_size=8, patch_size=2)
+    config = SimpleNamespace(vision_config=vision, feature_layer=-1, pool=1, drop_first_patch=False)
+    monkeypatch.setattr(throughput, "base_model", lambda _: SimpleNamespace(config=config))
+    model = cast(VisionLanguageModel, Tiny())
+    whole, kept = cost_of(model), cost_of(model, features_kept=True)
+    assert whole.per_picture - kept.per_picture == 2 * (2 * 3 * 5) * 16
+    assert (whole.per_token, whole.per_supervised) == (kept.per_token, kept.per_supervised)
 
 
 def test_four_bit_weights_count_in_full() -> None:
