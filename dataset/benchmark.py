@@ -1,4 +1,4 @@
-"""How fast a merge is, on pictures and annotation files that are made up for it."""
+"""How fast a merge is, and reading pictures for the model, on files that are made up for it."""
 
 import io
 import json
@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from dataset.config import AiChallengerSource, DataConfig, LlavaSource, VqaV2Source
 from dataset.merge import merge
+from dataset.pictures import open_picture
+from dataset.pixels import PixelReader
 from progress import track
 
 P = ParamSpec("P")
@@ -69,6 +71,33 @@ def measure_merges(config: DataConfig, folder: Path) -> dict[str, Measured]:
     touched = config.sources[0].annotations  # type: ignore[union-attr]
     os.utime(touched)
     return {**measured, "one annotation file touched": apart(_merge_measured, config, folder)}
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRates:
+    """Pictures a second that one core turns from the bytes of a file into what goes to the model: as loaders do it, and with
+    the image processor alone."""
+
+    loader: float
+    image_processor: float
+
+
+def measure_pictures(image_processor: Any, size: tuple[int, int] = (640, 480), rounds: int = 4) -> PictureRates:
+    """Read `PATTERNS` JPEG files of `size` (width, height) both ways, by turns, and count this process's own seconds."""
+    reader, files = PixelReader(image_processor), list(_patterns(size, seed=0))
+    ways: list[Callable[[Image.Image], object]] = [
+        lambda picture: reader.read([picture]),
+        lambda picture: image_processor(images=[picture], return_tensors="pt"),
+    ]
+    seconds = [0.0, 0.0]
+    for _ in range(rounds):
+        for i, way in enumerate(ways):
+            begin = time.process_time()
+            for file in files:
+                way(open_picture(file))
+            seconds[i] += time.process_time() - begin
+    loader, alone = (rounds * len(files) / spent for spent in seconds)
+    return PictureRates(loader, alone)
 
 
 def apart(function: Callable[P, T], *arguments: P.args, **settings: P.kwargs) -> T:
