@@ -87,10 +87,17 @@ def lora_settings(model: VisionLanguageModel, lora: LoraConfig) -> peft.LoraConf
     )
 
 
-def checkpoint_gradients(model: VisionLanguageModel | PeftModel) -> None:
-    """Recompute the language model's activations in the backward pass; the frozen vision tower keeps none anyway."""
+def checkpoint_gradients(model: VisionLanguageModel | PeftModel, layers: int | None = None) -> None:
+    """Recompute activations in the backward pass: those of `layers` of the language model's layers, evenly spread, or of all.
+
+    The frozen vision tower keeps none anyway.
+    """
     language_model = base_model(model).model.language_model
     language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    whole = len(language_model.layers)
+    count = whole if layers is None else layers
+    for i, layer in enumerate(language_model.layers):
+        layer.gradient_checkpointing = (i + 1) * count // whole > i * count // whole
 
 
 def base_model(model: VisionLanguageModel | PeftModel) -> VisionLanguageModel:

@@ -25,6 +25,12 @@ except ImportError:  # a torch built without it
 HAS_WINDOWS = varlen_attn is not None and "window_size" in inspect.signature(varlen_attn).parameters
 """Newer torch says by a window that attention is causal; older torch has a flag for it and no windows."""
 
+HAS_GROUPS = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Newer torch reads a key head for all query heads that share it; older torch wants it repeated."""
+
+SEGMENTS_STEP = 64
+"""Borders are made up to a multiple of this by empty segments at the end, so that compiled layers see one shape of them, or two."""
+
 NAME = "tessera_packed"
 """Name under which transformers finds `attend`."""
 
@@ -43,11 +49,13 @@ def packed_arguments(
     _use_packed_attention(language_model)
     if max_length is None:
         max_length = int(cu_seqlens.diff().max())
+    borders = cu_seqlens.to(embeddings.device, torch.int32)
+    borders = torch.cat([borders, borders[-1:].expand(-len(borders) % SEGMENTS_STEP)])
     masks = dict.fromkeys(("full_attention", "sliding_attention"))
     return {
         "attention_mask": masks,
         "use_cache": False,
-        "cu_seqlens": cu_seqlens.to(embeddings.device, torch.int32),
+        "cu_seqlens": borders,
         "max_length": max_length,
     }
 
@@ -83,11 +91,13 @@ def attend(
         raise ValueError("packed rows have no attention dropout; set attention_dropout to 0 in the language model's config")
     batch, heads, tokens, size = query.shape
     dtype = product_dtype(query)
-    flat = [x.transpose(1, 2).reshape(batch * tokens, -1, size).to(dtype) for x in (query, key, value)]
-    groups = heads // key.shape[1]
-    query, key, value = flat[0], *(x.repeat_interleave(groups, dim=1) for x in flat[1:])
-    causal = _causal(sliding_window)
-    output = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_length, max_length, scale=scaling, **causal)
+    query, key, value = (x.transpose(1, 2).reshape(batch * tokens, -1, size).to(dtype) for x in (query, key, value))
+    options = _causal(sliding_window)
+    if HAS_GROUPS:
+        options["enable_gqa"] = True
+    else:
+        key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
+    output = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_length, max_length, scale=scaling, **options)
     return output.view(batch, tokens, heads, size), None
 
 

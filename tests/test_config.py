@@ -51,7 +51,7 @@ def test_overrides_reach_nested_keys_and_list_members(yaml_file: Path) -> None:
         ("train.batch_size=eight", "train.batch_size: input should be a valid integer, found 'eight'"),
         ('train.seed="5"', "train.seed: input should be a valid integer"),
         ("train.batch_size=0", "train.batch_size: input should be greater than or equal to 1"),
-        ("train.gradient_checkpointing=1", "train.gradient_checkpointing: input should be a valid boolean"),
+        ("train.gradient_checkpointing=1", "train.gradient_checkpointing.bool: input should be a valid boolean, found 1"),
         ("model.quantization=int4", "model.quantization: input should be 'none', 'int8' or 'nf4'"),
         ("data.sources.0.format=cocoo", "data.sources.0: input tag 'cocoo'"),
         ("data.sources.7.limit=1", "'7' is not a place in a list of 1"),

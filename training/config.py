@@ -68,8 +68,13 @@ class TrainConfig:
     """Gradients are clipped to this norm."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 autocast, or fp32; auto = bf16 on CUDA devices that have it, fp32 elsewhere."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: a third slower, far less memory."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the layers one by one; auto = on CUDA, where a stage has 500 micro-batches or more and so repays it."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: a third slower, far less memory. auto = on CUDA, a trial step says for how
+    many layers (none, some or all) that is needed; not on a CPU."""
+    optimizer: Literal["adamw", "paged_adamw8bit"] = "adamw"
+    """AdamW in fp32, or with 8-bit moments that are paged out to the host when the device is full (CUDA only)."""
     logits_memory_gib: PositiveFloat = 2.0
     """Most memory for scores over the vocabulary; where the supervised tokens of a micro-batch need more, they take turns."""
     seed: int = 0

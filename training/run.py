@@ -20,14 +20,17 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from atomic import replacing
 from errors import UsageError
 from model import checkpoint as model_checkpoint
-from model.adapters import attach, base_model, checkpoint_gradients
+from model.adapters import attach, base_model
 from model.build import build, default_dtype
+from model.compiled import compile_layers
+from model.fused_lora import fuse_adapters
 from model.vlm import VisionLanguageModel
 from training.answers import ask, chosen_samples
 from training.board import Board
 from training.checkpoints import TRAINER_FOLDER, Checkpoints, checkpoint_folders, step_of
 from training.curves import draw_curves
 from training.distributed import weights_are_sharded
+from training.dry_run import Trial, longest_batch, recompute
 from training.experiment import Experiment
 from training.features import with_features
 from training.groups import describe_trained
@@ -37,6 +40,7 @@ from training.panels import Panel, draw_table
 from training.prepare import Prepared, length_of_stage, prepare, training_loader, validation_loader
 from training.resume import RunState, check_same_settings, read_run_state, settings
 from training.status import Status
+from training.step import check_step, choose_compiling
 from training.throughput import Meter, cost_of, peak_tflops
 from training.trainer import Stage, StageTrainer, training_arguments
 
@@ -48,6 +52,7 @@ def train(config: Experiment, resume: str | None = None) -> Path:
     Raises UsageError for settings that do not fit, TesseraError when the training fails.
     """
     prepared = prepare(config)
+    check_step(config.train, prepared.device, weights_are_sharded())
     now = settings(
         config,
         prepared.store.folder / "samples.parquet",
@@ -154,6 +159,7 @@ def _run_stage(
     # Trainer gives all processes the same seed; their dropout should differ.
     set_seed(config.train.seed + stage.index + 1000 * processes.process_index)
     with naming_memory_settings("training"):
+        _settle_memory(prepared, trainer, model)
         trainer.train_from(checkpoint if going_on else None)
     last = folder / f"checkpoint-{trainer.step}"
     trainer.accelerator.free_memory()
@@ -178,9 +184,23 @@ def _model(prepared: Prepared, stage: Stage, checkpoint: Path | None) -> VisionL
         model = model_checkpoint.load(checkpoint, trainable=True, dtype=dtype, device=device)
     model = attach(model, config.model, stage.config.train)
     base_model(model).logits_memory_gib = config.train.logits_memory_gib
-    if config.train.gradient_checkpointing:
-        checkpoint_gradients(model)
+    if not weights_are_sharded():
+        # It reads the adapters' weights itself, past the hooks that gather them.
+        fuse_adapters(model)
+    compiling = choose_compiling(config.train, prepared.device, stage.steps * config.train.accumulation, weights_are_sharded())
+    prepared.say(f"compile: {compiling}")
+    if compiling.on:
+        compile_layers(model)
     return model
+
+
+def _settle_memory(prepared: Prepared, trainer: StageTrainer, model: VisionLanguageModel | PeftModel) -> None:
+    """Choose the layers that recompute their activations, before the first step."""
+
+    trial = Trial(lambda: longest_batch(trainer.get_train_dataloader(), prepared.batching.packed), trainer.try_step)
+    processes = prepared.processes.num_processes
+    chosen = recompute(model, prepared.config.train, trial, prepared.device, processes, weights_are_sharded())
+    prepared.say(f"gradient checkpointing: {chosen}")
 
 
 def _meter(prepared: Prepared, model: VisionLanguageModel | PeftModel) -> Meter:

@@ -22,11 +22,14 @@ from dataset.processor import IGNORED, Processor
 from errors import TesseraError
 from model.adapters import base_model
 from model.checkpoint import save
+from model.compiled import as_written
 from training.checkpoints import TRAINER_FOLDER, Checkpoints
 from training.config import StageConfig, TrainConfig
 from training.distributed import adjust_fsdp, shard_again, whole_weights
+from training.dry_run import with_gradients
 from training.groups import optimizer_groups
 from training.history import History, best, out_of_patience
+from training.optimizers import build_optimizer
 from training.resume import RunState
 from training.throughput import Meter
 
@@ -125,10 +128,19 @@ class StageTrainer(Trainer):
         self._meter.start()
         self.train(resume_from_checkpoint=str(checkpoint / TRAINER_FOLDER) if checkpoint else None)
 
+    def try_step(self, batch: dict[str, Any]) -> None:
+        """A forward and a backward pass as in training; the gradients are dropped."""
+        self.model.train()
+        with_gradients(self.model)
+        with self.accelerator.autocast():
+            loss = self.model(**self._prepare_inputs(batch), num_items_in_batch=1).loss
+        loss.backward()
+        self.model.zero_grad(set_to_none=True)
+
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
             groups = optimizer_groups(self.model if model is None else model, self._stage.config, self._train)
-            self.optimizer = torch.optim.AdamW(groups, fused=self.args.device.type == "cuda")
+            self.optimizer = build_optimizer(self._train, groups, self.args.device)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -184,7 +196,7 @@ class StageTrainer(Trainer):
         """Validation loss: the mean over all supervised tokens of the validation samples, in nats."""
         if self._validation is None:
             raise ValueError("there are no validation samples")
-        with self._meter.paused():
+        with self._meter.paused(), as_written(self.model):
             self.model_wrapped.eval()
             sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
             for batch in self._validation:

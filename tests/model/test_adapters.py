@@ -147,6 +147,23 @@ def test_gradient_checkpointing_gives_the_same_gradients(make: Build, settings: 
     assert len(calls) == 2, "the layer runs again in the backward pass"
 
 
+@pytest.mark.parametrize(
+    ("layers", "marked"), [(0, []), (1, [4]), (2, [2, 4]), (3, [1, 3, 4]), (5, [0, 1, 2, 3, 4]), (None, [0, 1, 2, 3, 4])]
+)
+def test_layers_that_recompute_are_spread_and_give_the_same_gradients(
+    make: Build, settings: Settings, batch: Batch, layers: int | None, marked: list[int]
+) -> None:
+    inputs = with_labels(batch(1, 2))
+    model = attach(make(), settings(), ["projector", "lora"]).train()
+    wanted = loss_and_gradients(model, inputs)
+    checkpoint_gradients(model, layers)
+    calls: list[int] = []
+    for i, layer in enumerate(base_model(model).model.language_model.layers):
+        layer.input_layernorm.register_forward_hook(lambda *_, i=i: calls.append(i))
+    torch.testing.assert_close(loss_and_gradients(model, inputs), wanted, atol=0, rtol=0)
+    assert sorted(i for i in range(5) if calls.count(i) == 2) == marked
+
+
 def test_a_text_batch_works_under_an_adapter(make: Build, settings: Settings, batch: Batch) -> None:
     model = attach(make(), settings(), ["projector", "lora"]).train()
     model(**with_labels(batch(0))).loss.backward()

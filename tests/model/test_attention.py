@@ -1,6 +1,7 @@
 """The variable-length path needs CUDA; here a stand-in with the same interface attends segment by segment."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,9 +27,11 @@ def by_segment(
     *,
     scale: float | None = None,
     window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
 ) -> torch.Tensor:
     """torch.nn.attention.varlen.varlen_attn in slow motion: [T, heads, size] -> [T, heads, size]."""
-    assert query.shape == key.shape == value.shape
+    assert key.shape == value.shape
+    assert enable_gqa or query.shape == key.shape
     assert starts.dtype == torch.int32
     assert window_size[1] == 0
     outputs = []
@@ -39,14 +42,15 @@ def by_segment(
         places = torch.arange(end - start)
         distance = places[:, None] - places
         seen = (distance >= 0) & ((distance <= window_size[0]) if window_size[0] >= 0 else True)
-        outputs.append(functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale).transpose(0, 1))
+        outputs.append(functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True).transpose(0, 1))
     return torch.cat(outputs)
 
 
-@pytest.fixture
-def varlen(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[True, False], ids=["groups", "repeated"])
+def varlen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "varlen_attn", by_segment)
     monkeypatch.setattr(attention, "HAS_WINDOWS", True)
+    monkeypatch.setattr(attention, "HAS_GROUPS", request.param)
     monkeypatch.setattr(attention, "varlen_is_usable", lambda _: True)
 
 
@@ -94,6 +98,19 @@ def test_a_sliding_window_reaches_as_far_as_in_sdpa() -> None:
     whole = torch.tensor([0, 9], dtype=torch.int32)
     found, _ = attention.attend(torch.nn.Identity(), query, key, value, None, sliding_window=3, cu_seqlens=whole, max_length=9)
     torch.testing.assert_close(found, wanted.transpose(1, 2))
+
+
+def test_rows_with_more_and_fewer_segments_have_borders_of_one_shape() -> None:
+    embeddings, shapes = torch.zeros(1, 70, 8), set()
+    for segments in ([0, 70], [0, 1, 69, 70], list(range(64))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention, "varlen_is_usable", lambda _: True)
+            model = SimpleNamespace(config=SimpleNamespace(_attn_implementation=attention.NAME))
+            borders = attention.packed_arguments(model, embeddings, torch.tensor(segments), 70)["cu_seqlens"]  # type: ignore[arg-type]
+        assert borders[: len(segments)].tolist() == segments
+        assert set(borders[len(segments) :].tolist()) <= {segments[-1]}
+        shapes.add(borders.shape)
+    assert shapes == {(attention.SEGMENTS_STEP,)}
 
 
 def test_older_torch_is_told_by_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,11 @@
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from errors import TesseraError
+from training.config import TrainConfig
 from training.memory import naming_memory_settings
 
 
@@ -10,6 +14,28 @@ def test_running_out_of_host_memory_names_the_settings_to_change() -> None:
     with pytest.raises(TesseraError, match=named) as caught, naming_memory_settings("training"):
         torch.empty(2**60)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+    ],
+)
+def test_running_out_of_a_device_s_memory_names_them_in_one_line(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=24 * 2**30))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 23 * 2**30)
+    with pytest.raises(TesseraError) as caught, naming_memory_settings("training"):
+        raise error
+    said = str(caught.value)
+    assert said.startswith("training: out of memory on cuda:1 (peak 23.0 of 24.0 GiB); ")
+    assert "\n" not in said
+    for key in re.findall(r"train\.(\w+)", said):
+        assert hasattr(TrainConfig(), key), "every setting that is named exists"
 
 
 def test_other_failures_stay_what_they_are() -> None:

@@ -1,0 +1,47 @@
+"""Compiled layers compute the same."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from dataset.batching import PackedCollator
+from dataset.processor import Processor
+from model.adapters import attach, checkpoint_gradients
+from model.compiled import as_written, compile_layers, what_compiling_lacks
+from model.fused_lora import fuse_adapters
+from tests.model.conftest import Build
+from tests.model.test_fused_lora import with_a_trained_look
+from tests.model.test_vlm import examples, loss_and_gradients
+
+
+def test_compiled_layers_give_the_same_loss_and_gradients_without_a_break(make: Build, settings: Any, processor: Processor) -> None:
+    assert what_compiling_lacks(torch.device("cpu")) is None, "the tests need a C++ compiler"
+    row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
+    model = with_a_trained_look(attach(make(), settings(), ["projector", "lora"])).train()
+    wanted = loss_and_gradients(model, row)
+    names = list(model.state_dict())
+    fuse_adapters(model)
+    checkpoint_gradients(model, 2)
+    compile_layers(model)
+    torch._dynamo.reset()
+    counters.clear()
+    found = loss_and_gradients(model, row)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert list(model.state_dict()) == names
+    # One graph for the trunk's layers, one each for layers that keep and that recompute their activations.
+    assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (3, {})
+    shorter = PackedCollator(pad_id=0, capacity=390, max_length=180)(examples(processor))
+    with as_written(model):
+        loss = model(**shorter).loss
+    torch.testing.assert_close(loss.detach(), wanted[0], atol=1e-5, rtol=0)
+    assert counters["stats"]["unique_graphs"] == 3, "another shape is not compiled here"
+
+
+def test_a_cuda_device_without_triton_and_other_devices_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: False)
+    assert "Triton" in str(what_compiling_lacks(torch.device("cuda")))
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    assert what_compiling_lacks(torch.device("cuda")) is None
+    assert "mps" in str(what_compiling_lacks(torch.device("mps")))

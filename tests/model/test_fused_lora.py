@@ -1,0 +1,139 @@
+"""The adapters' product in fewer passes is PEFT's product."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import PeftModel
+
+from model.adapters import attach
+from model.checkpoint import load, merge, save
+from model.config import LoraConfig, ModelConfig
+from model.fused_lora import FusedLinear, fuse_adapters
+from tests.model.conftest import Build
+from tests.model.test_vlm import loss_and_gradients, with_labels
+
+Settings = Callable[..., ModelConfig]
+Batch = Callable[..., dict[str, torch.Tensor]]
+
+
+def with_a_trained_look(model: Any) -> PeftModel:
+    """B begins at zero, behind which no error of A shows."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if ".lora_B" in name:
+            parameter.data.normal_(0, 0.05, generator=generator)
+    adapted: PeftModel = model
+    return adapted
+
+
+@pytest.fixture
+def adapted(make: Build, settings: Settings) -> PeftModel:
+    return with_a_trained_look(attach(make(), settings(), ["projector", "lora"])).train()
+
+
+def test_loss_and_gradients_are_peft_s(adapted: PeftModel, batch: Batch) -> None:
+    inputs = with_labels(batch(1, 2))
+    wanted = loss_and_gradients(adapted, inputs)
+    assert fuse_adapters(adapted) == 5 * 7
+    torch.testing.assert_close(loss_and_gradients(adapted, inputs), wanted, atol=1e-5, rtol=0)
+    assert sum("lora_" in name for name in wanted[1]) == 2 * 5 * 7
+
+
+def test_a_base_layer_with_a_bias_keeps_it(make: Build, settings: Settings, batch: Batch, qwen2: Path) -> None:
+    model = with_a_trained_look(attach(make(language=str(qwen2)), settings(), ["lora"])).train()
+    for name, parameter in model.named_parameters():
+        if name.endswith("q_proj.base_layer.bias"):
+            parameter.data.fill_(0.3)
+    inputs = with_labels(batch(1, 2))
+    wanted = loss_and_gradients(model, inputs)
+    fuse_adapters(model)
+    torch.testing.assert_close(loss_and_gradients(model, inputs), wanted, atol=1e-5, rtol=0)
+
+
+def test_under_autocast_it_is_as_near_to_fp32_as_peft_is(adapted: PeftModel, batch: Batch) -> None:
+    inputs = with_labels(batch(1, 2))
+    exact = loss_and_gradients(adapted, inputs)[1]
+
+    def error() -> float:
+        adapted.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = adapted(**inputs).loss
+        loss.backward()
+        found = {name: p.grad for name, p in adapted.named_parameters() if p.grad is not None}
+        assert {gradient.dtype for gradient in found.values()} == {torch.float32}
+        return float(sum((found[name] - exact[name]).norm() for name in exact) / sum(exact[name].norm() for name in exact))
+
+    of_peft = error()
+    fuse_adapters(adapted)
+    assert error() < max(1.2 * of_peft, 1e-3)
+
+
+def test_layers_with_the_same_input_keep_one_of_it(make: Build, settings: Settings, batch: Batch) -> None:
+    adapted = attach(make().to(torch.bfloat16), settings(), ["projector", "lora"]).train()
+    inputs = with_labels(batch(1, 2))
+
+    def kept() -> int:
+        storages: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+            loss = adapted(**inputs).loss
+        del loss
+        return sum(storages.values())
+
+    of_peft = kept()
+    fuse_adapters(adapted)
+    assert kept() < of_peft
+
+
+@pytest.mark.parametrize("r", [4, 8])
+def test_dropout_drops_what_peft_s_does(make: Build, settings: Settings, batch: Batch, r: int) -> None:
+    model = with_a_trained_look(attach(make(), settings(lora=LoraConfig(r=r, alpha=8, dropout=0.3)), ["projector", "lora"])).train()
+    inputs = with_labels(batch(1, 2))
+    torch.manual_seed(3)
+    wanted = loss_and_gradients(model, inputs)
+    fuse_adapters(model)
+    torch.manual_seed(3)
+    torch.testing.assert_close(loss_and_gradients(model, inputs), wanted, atol=1e-5, rtol=0)
+    torch.manual_seed(4)
+    assert loss_and_gradients(model, inputs)[0] != wanted[0]
+
+
+def test_dora_stays_peft_s(make: Build, settings: Settings, batch: Batch) -> None:
+    lora = LoraConfig(r=4, alpha=8, dropout=0.0, dora=True)
+    model = with_a_trained_look(attach(make(), settings(lora=lora), ["projector", "lora"])).train()
+    inputs = with_labels(batch(1, 2))
+    wanted = loss_and_gradients(model, inputs)
+    fuse_adapters(model)
+    torch.testing.assert_close(loss_and_gradients(model, inputs), wanted, atol=0, rtol=0)
+
+
+def test_adapters_on_a_quantised_base_stay_peft_s(make: Build, settings: Settings) -> None:
+    model = attach(make(quantization="nf4"), settings(quantization="nf4"), ["lora"])
+    assert fuse_adapters(model) == 0
+    assert fuse_adapters(attach(make(), settings(), ["projector"])) == 0
+
+
+def test_switching_off_saving_loading_and_merging_stay_peft_s(adapted: PeftModel, batch: Batch, tmp_path: Path) -> None:
+    adapted.eval()
+    inputs = batch(1, 2)
+    with adapted.disable_adapter():
+        plain = adapted(**inputs).logits
+    keys = peft.get_peft_model_state_dict(adapted).keys()
+    fuse_adapters(adapted)
+    assert any(isinstance(module, FusedLinear) for module in adapted.modules())
+    with adapted.disable_adapter():
+        torch.testing.assert_close(adapted(**inputs).logits, plain, atol=0, rtol=0)
+    assert peft.get_peft_model_state_dict(adapted).keys() == keys
+    wanted = adapted(**inputs).logits
+    assert not torch.allclose(wanted, plain)
+    save(adapted, tmp_path / "saved")
+    for other in (load(tmp_path / "saved"), merge(tmp_path / "saved"), adapted.merge_and_unload()):
+        torch.testing.assert_close(other(**inputs).logits, wanted, atol=1e-4, rtol=0)
