@@ -120,9 +120,9 @@ class FeatureCache:
                 digests, tensor = header["__metadata__"]["pictures"].split(), header["features"]
             except (ValueError, KeyError) as error:
                 raise _damaged(path) from error
-        begin = _LENGTH_BYTES + length
-        wanted = {"dtype": "BF16", "shape": [len(digests), *self.shape], "data_offsets": [0, len(digests) * self.bytes_a_picture]}
-        if tensor != wanted or path.stat().st_size != begin + wanted["data_offsets"][1]:
+        begin, size = _LENGTH_BYTES + length, len(digests) * self.bytes_a_picture
+        wanted = {"dtype": "BF16", "shape": [len(digests), *self.shape], "data_offsets": [0, size]}
+        if tensor != wanted or path.stat().st_size != begin + size:
             raise _damaged(path)
         return {digest: (path, begin + i * self.bytes_a_picture) for i, digest in enumerate(digests)}
 

@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 import config as configuration
 from errors import TesseraError, UsageError
+from model.build import load_encoder
 from model.vlm import VisionLanguageModel
 from tests.training.test_run import losses, run
 from training import feature_cache, features
@@ -81,7 +82,7 @@ def test_losses_are_those_of_training_with_the_trunk(
 def test_each_picture_gets_the_features_of_its_own_content(workplace: Workplace) -> None:
     prepared = kept(workplace())
     assert prepared.features is not None and prepared.validation is not None
-    encoder = features.load_encoder(prepared.config.model, dtype=torch.float32, device="cpu")
+    encoder = load_encoder(prepared.config.model, dtype=torch.float32, device="cpu")
     image_ids = [11, 0, 5]
     pixels = prepared.processor.pixels([prepared.store.picture(image_id) for image_id in image_ids])
     torch.testing.assert_close(prepared.features.read(image_ids), encoder(pixels).to(torch.bfloat16))
@@ -155,8 +156,10 @@ def test_a_picture_that_is_not_the_merged_one_is_an_error(workplace: Workplace) 
 def test_a_picture_that_cannot_be_read_is_named(workplace: Workplace, damage: str) -> None:
     path = workplace()
     picture = Path("data/toy/5.png")
-    picture.unlink() if damage == "missing" else picture.write_bytes(picture.read_bytes()[:200])
-    if damage == "broken":
+    if damage == "missing":
+        picture.unlink()
+    else:
+        picture.write_bytes(picture.read_bytes()[:200])
         later = Path("data/toy/images.parquet").stat().st_mtime_ns + 10**9
         os.utime(picture, ns=(later, later))
     with pytest.raises(TesseraError, match=r"5\.png"):
@@ -189,7 +192,7 @@ def test_without_room_it_is_refused_before_anything_is_computed(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000))
     with pytest.raises(UsageError, match=r"train\.cache_features: 64\.5 kB are needed for 7 pictures, 50 kB are free in .*make room"):
         kept(workplace())
-    assert computed == shards() == []
+    assert not computed and not shards()
 
 
 def test_changed_pictures_cannot_be_kept(workplace: Workplace) -> None:
