@@ -135,9 +135,10 @@ class LocalAnswerer(ABC):
     def _answer(self, request: Request, prompt: Prompt, generated: Sequence[Generated]) -> Answer:
         if not all(math.isfinite(one.log_prob) for one in generated):
             return Answer(request.request_id, error="the model's probabilities are not finite numbers", prompt=prompt.text)
-        return Answer(request.request_id, merge([self._read(one, request) for one in generated]), prompt=prompt.text)
+        return Answer(request.request_id, merge([self.read(one, request) for one in generated]), prompt=prompt.text)
 
-    def _read(self, generated: Generated, request: Request) -> Generation:
+    def read(self, generated: Generated, request: Request) -> Generation:
+        """Generated ids as text, cleaned by the policy."""
         raw = self._decode(generated.token_ids)
         return Generation(self.policy.clean(raw, request), raw, generated.token_ids, generated.log_prob)
 

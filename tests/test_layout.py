@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "answering": {"answering", "model", "visual", "dataset.sample", "dataset.pictures", "dataset.processor"},
     "training": {"training", "model", "dataset", "answering"},
     "evaluation": {"evaluation", "answering", "dataset"},
+    "benchmarks": {"benchmarks", "answering", "training", "model", "visual", "dataset"},
 }
 HEAVY = {"torch", "transformers", "peft", "pyarrow", "datasets", "matplotlib", "numpy", "PIL"}
 FILES = [path for folder in MAY_IMPORT for path in sorted(Path(folder).rglob("*.py"))]

@@ -3,22 +3,57 @@
 import argparse
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cli
+import config as configuration
 from dataset.benchmark import apart, draw_raw_files, measure_merges
 from errors import UsageError
+
+if TYPE_CHECKING:
+    from benchmarks.report import Report
+
+FOLDER = Path("results/benchmark")
+SIZES = {
+    "tiny": ("tiny.yaml",),
+    "1.7b": ("siglip_qwen3_1.7b_lora.yaml",),
+    "4b": ("siglip_qwen3_4b_qlora.yaml", "model.quantization=none", "train.tokens_per_row=8192"),
+    "8b": ("siglip_qwen3_8b_lora.yaml",),
+}
+"""The recipe of each size and what is changed in it: the stock model has no 4-bit weights, so neither has ours."""
 
 
 def arguments() -> cli.Parser:
     """The command line: one subcommand for each part."""
     parser = cli.Parser(__doc__ or "", configured=False)
+    parts = parser.add_parts()
     what = "merging annotation files and pictures, the first time and again"
-    preprocess = parser.add_parts().add_parser("preprocess", description=what, help=what, configured=False)
+    preprocess = parts.add_parser("preprocess", description=what, help=what, configured=False)
     preprocess.add_argument("--pictures", type=int, default=4000, metavar="N", help="picture files (default: %(default)s)")
     preprocess.add_argument("--records", type=int, default=20_000, metavar="N", help="records about them (default: %(default)s)")
     preprocess.add_argument("--size", default="640x480", metavar="WxH", help="pixels of a picture (default: %(default)s)")
     preprocess.set_defaults(measure=preprocessing)
+    what = "training steps of ours and of stock LlavaForConditionalGeneration + PEFT, by turns, on random weights of full size"
+    train = parts.add_parser("train", description=what, help=what, configured=False)
+    _add_size(train, samples=128, of="samples of a block")
+    train.add_argument("--stock-batch", type=int, metavar="N", help="most samples in a batch of the stock model; halved until it fits")
+    train.set_defaults(measure=training)
+    what = "candidates of ours and of stock `generate`, one picture at a time and batched, by turns, on random weights of full size"
+    generate = parts.add_parser("generate", description=what, help=what, configured=False)
+    _add_size(generate, samples=96, of="questions of a block")
+    generate.add_argument("--stock-batch", type=int, default=16, metavar="N", help="most questions in a batch of stock `generate`")
+    generate.set_defaults(measure=generation)
     return parser
+
+
+def _add_size(parser: argparse.ArgumentParser, samples: int, of: str) -> None:
+    """What measurements against the stock model have in common."""
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="shape of the model (default: %(default)s)")
+    parser.add_argument("--against", choices=("stock", "nothing"), default="stock", help="what is run beside ours (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=samples, metavar="N", help=f"{of} (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="blocks of each path, by turns (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="override a key of the size's recipe in configs/")
 
 
 def preprocessing(parsed: argparse.Namespace) -> None:
@@ -36,6 +71,42 @@ def preprocessing(parsed: argparse.Namespace) -> None:
     for name, run in runs.items():
         faster = "" if run is runs["first"] else f", {first / run.seconds:.1f} times as fast as the first"
         print(f"{name}: {run.seconds:.2f} s, {run.records / run.seconds:,.0f} records/s, at most {run.peak_bytes / 2**20:,.0f} MiB{faster}")
+
+
+def training(parsed: argparse.Namespace) -> None:
+    """Train by turns; print and save the table."""
+    config = _recipe(parsed)
+    # Not above: merges are measured in processes that load this file, and torch would be counted as theirs.
+    from answering.build import default_device
+    from benchmarks.training import Effort, measure
+
+    effort = Effort(parsed.samples, parsed.rounds, parsed.stock_batch, parsed.against == "stock")
+    _show(parsed, measure(parsed.size, config.model, config.train, effort, default_device()))
+
+
+def generation(parsed: argparse.Namespace) -> None:
+    """Answer by turns; print and save the table."""
+    config = _recipe(parsed)
+    from answering.build import default_device
+    from benchmarks.generation import Effort, measure
+
+    effort = Effort(parsed.samples, parsed.rounds, parsed.stock_batch, parsed.against == "stock")
+    _show(parsed, measure(parsed.size, config.model, config.decoding, effort, default_device()))
+
+
+def _recipe(parsed: argparse.Namespace) -> configuration.Config:
+    for name in ("samples", "rounds", "stock_batch"):
+        value = getattr(parsed, name, None)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
+    recipe, *changes = SIZES[parsed.size]
+    return configuration.load(configuration.DEFAULT.parent / recipe, [*changes, *parsed.settings])
+
+
+def _show(parsed: argparse.Namespace, report: "Report") -> None:
+    saved = report.save(parsed.out, f"{parsed.part}_{parsed.size}")
+    print(report.text())
+    print("\n" + "\n".join(f"saved: {path}" for path in saved))
 
 
 def main(parsed: argparse.Namespace) -> None:

@@ -1,8 +1,15 @@
 """`tools/benchmark.py` from the command line."""
 
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 import cli
+import config
+from benchmarks.models import check_comparable
+from benchmarks.report import Report
 from tools import benchmark
 
 
@@ -22,8 +29,47 @@ def test_merging_is_measured_three_times(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [((), "PART"), (("preprocess", "--size", "640"), "--size 640"), (("preprocess", "--records", "0"), "--records"), (("other",), "other")],
+    [
+        ((), "PART"),
+        (("preprocess", "--size", "640"), "--size 640"),
+        (("preprocess", "--records", "0"), "--records"),
+        (("other",), "other"),
+        (("train", "--size", "2b"), "--size"),
+        (("train", "--rounds", "0"), "--rounds 0"),
+        (("generate", "--stock-batch", "0"), "--stock-batch 0"),
+        (("train", "train.nothing=1"), "train.nothing"),
+        (("generate", "--against", "others"), "--against"),
+    ],
 )
 def test_wrong_arguments_end_with_2(arguments: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(*arguments) == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("part", "size", "language", "rank"),
+    [("train", "tiny", "checkpoints/tiny/qwen3", 32), ("train", "4b", "Qwen/Qwen3-4B", 64), ("generate", "8b", "Qwen/Qwen3-8B", 64)],
+)
+def test_a_size_is_measured_with_its_recipe_and_saved(
+    part: str, size: str, language: str, rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def measure(*arguments: Any) -> Report:
+        asked.append(arguments)
+        return Report("Made up", {}, ("path",), [["ours"]], {"results": []})
+
+    monkeypatch.setattr(f"benchmarks.{'training' if part == 'train' else 'generation'}.measure", measure)
+    numbers = ("--samples", "7", "--rounds", "3", "--stock-batch", "2", "--against", "nothing", "--out", str(tmp_path))
+    assert status_of(part, "--size", size, *numbers, "train.seed=5", "decoding.seed=5") == 0
+    [(found, model, section, effort, _device)] = asked
+    assert (found, model.language, model.lora.r, model.quantization, section.seed) == (size, language, rank, "none", 5)
+    assert astuple(effort) == (7, 3, 2, False)
+    assert "Made up\n\npath\n----\nours\n" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {f"{part}_{size}.json", f"{part}_{size}.md"}
+
+
+@pytest.mark.parametrize("size", benchmark.SIZES)
+def test_the_stock_model_can_be_given_the_recipe_of_every_size(size: str) -> None:
+    recipe, *changes = benchmark.SIZES[size]
+    check_comparable(config.load(Path("configs") / recipe, changes).model)

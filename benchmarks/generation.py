@@ -1,0 +1,241 @@
+"""Candidates of ours against `generate` of transformers' LLaVA, one picture at a time and batched: the same weights, questions
+and pictures, by turns. Both read the pictures by the same code, and that time counts on both sides."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import GenerationConfig
+
+from answering.candidates import merge
+from answering.checkpoint import CheckpointAnswerer
+from answering.generation import Generated, PromptBatch
+from answering.protocol import Answer, Decoding, Request
+from benchmarks.models import Size, build_ours, build_processor, build_stock
+from benchmarks.report import Machine, Report, number
+from benchmarks.rounds import Ratio, by_turns, free_memory, largest_that_fits, timed
+from dataset.sample import IMAGE_MARK, Message
+from dataset.scenes.phrasing import ask_several
+from dataset.scenes.scene import compose
+from errors import TesseraError, UsageError
+from model.build import default_dtype
+from model.config import ModelConfig
+from training.memory import naming_memory_settings
+from training.throughput import peak_memory
+
+OURS, ALONE, BATCHED = "ours", "stock, one at a time", "stock, batched"
+STOCK_BATCH = 16
+"""Questions in a batch of the stock model, if they fit."""
+PICTURE = (640, 480)
+"""Width and height of the pictures that are asked about."""
+PICTURES = 8
+"""Different pictures of noise; the questions take them in turn."""
+TOLERANCE = 1e-4
+"""Largest difference of log-probabilities, in nats, within which candidates are the same in fp32."""
+COLUMNS = ("path", "batch", "questions/s", "peak GiB", "same candidates", "scores off by", "ours is faster by")
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """questions: how many every block answers; rounds: blocks of each path; stock_batch: most questions in a batch of the
+    stock model; against_stock: whether that runs at all."""
+
+    questions: int
+    rounds: int
+    stock_batch: int = STOCK_BATCH
+    against_stock: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The numbers of one path. seconds: of its blocks, none where it ran out of memory; same: questions with the candidates of
+    ours in their order; off: largest difference of their log-probabilities, in nats."""
+
+    path: str
+    batch: int
+    seconds: tuple[float, ...] = ()
+    questions_per_second: float | None = None
+    peak_gib: float | None = None
+    same: int | None = None
+    off: float | None = None
+    ours_is_faster_by: Ratio | None = None
+
+    def cells(self, questions: int) -> list[str]:
+        """A row of the table."""
+        speed = number(self.questions_per_second, 2) if self.seconds else "out of memory"
+        same = number(None) if self.same is None else f"{self.same} of {questions}"
+        off = number(None) if self.off is None else f"{self.off:.1e}"
+        ratio = str(self.ours_is_faster_by) if self.ours_is_faster_by else number(None)
+        return [self.path, str(self.batch), speed, number(self.peak_gib), same, off, ratio]
+
+
+class Way:
+    """One way of answering all questions. answers: what it found once; peaks: most bytes of each block; none where the device
+    does not tell."""
+
+    def __init__(self, name: str, batch: int, ask: Callable[[], object], answers: list[Answer], device: torch.device):
+        self.name, self.batch, self.answers = name, batch, answers
+        self._ask, self._device = ask, device
+        self.peaks: list[int] = []
+
+    def block(self) -> float:
+        """Answer all; the seconds it took."""
+        free_memory()
+        on_cuda = self._device.type == "cuda"
+        if on_cuda:
+            torch.cuda.reset_peak_memory_stats(self._device)
+        seconds = timed(self._ask, self._device)
+        if on_cuda:
+            self.peaks.append(peak_memory(self._device))
+        return seconds
+
+
+class Stock:
+    """transformers' LLaVA asked the same questions. Prompts, pictures and the reading of answers are those of `answerer`."""
+
+    def __init__(self, model: Any, answerer: CheckpointAnswerer, requests: Sequence[Request], decoding: Decoding):
+        self._model, self._answerer, self._requests, self._decoding = model, answerer, requests, decoding
+
+    def way(self, name: str, batch: int) -> Way:
+        """`batch` questions at a time; asked once for the answers, which also warms the device up."""
+        return Way(name, batch, lambda: self.texts(batch), self.answers(batch), self._answerer.device)
+
+    def texts(self, batch: int) -> list[str]:
+        """What is timed: all texts, as a script would print them."""
+        found = (self._generate(asked, scores=False).sequences for asked in self._batches(batch))
+        return [text for sequences in found for text in self._answerer.tokenizer.batch_decode(sequences, skip_special_tokens=True)]
+
+    def answers(self, batch: int) -> list[Answer]:
+        """What is compared: the candidates, merged as ours are."""
+        answers: list[Answer] = []
+        for asked in self._batches(batch):
+            output = self._generate(asked, scores=True)
+            found = generated(output.sequences, output.sequences_scores, self._answerer.end_ids)
+            for place, request in enumerate(asked):
+                own = found[place * self._decoding.k : (place + 1) * self._decoding.k]
+                answers.append(Answer(request.request_id, merge([self._answerer.read(one, request) for one in own])))
+        return answers
+
+    def _batches(self, batch: int) -> list[Sequence[Request]]:
+        return [self._requests[start : start + batch] for start in range(0, len(self._requests), batch)]
+
+    def _generate(self, asked: Sequence[Request], scores: bool) -> Any:
+        inputs = self._answerer.collate([self._answerer.encode(request) for request in asked])
+        return beams(self._model, inputs, self._decoding.k, self._decoding.max_new_tokens, self._answerer.end_ids, scores)
+
+
+def measure(size: Size, model: ModelConfig, decoding: Decoding, effort: Effort, device: torch.device) -> Report:
+    """Answer by turns. Raises UsageError for settings that do not fit, TesseraError where ours runs out of memory, and where
+    the candidates are not the same in fp32."""
+    if decoding.mode != "beam" or decoding.k < 2:
+        raise UsageError("decoding.mode: beam search is measured; set decoding.mode=beam and decoding.k to at least 2")
+    dtype = default_dtype(device)
+    processor = build_processor(size, model)
+    with naming_memory_settings("making the weights"):
+        ours = build_ours(size, model, processor, dtype=dtype, device=device)
+    stock_model = build_stock(ours)
+    answerer, requests = CheckpointAnswerer(ours, processor), made_up(effort.questions)
+    ways = [Way(OURS, decoding.batch_size, lambda: answerer.answer(requests, decoding), answerer.answer(requests, decoding), device)]
+    refused: list[Result] = []
+    if effort.against_stock:
+        stock = Stock(stock_model, answerer, requests, decoding)
+        for name, most in ((ALONE, 1), (BATCHED, min(effort.stock_batch, len(requests)))):
+            way, too_large = largest_that_fits(partial(stock.way, name), most)
+            refused += [Result(name, batch) for batch in too_large]
+            ways += [way] if way is not None else []
+    seconds = by_turns({way.name: way.block for way in ways}, effort.rounds)
+    results = [*(_result(way, ways[0], seconds) for way in ways), *refused]
+    if dtype == torch.float32:
+        _check_same(results, len(requests))
+    block = f"{len(requests)} questions, {decoding.k} beams, {decoding.max_new_tokens} new tokens, pictures of {PICTURE[0]}x{PICTURE[1]}"
+    facts = {
+        "model": f"{size}, random weights, {str(dtype).removeprefix('torch.')}",
+        "a block": f"{block}; {effort.rounds} blocks of each path, by turns",
+    }
+    settings = {"model": asdict(model), "decoding": asdict(decoding)}
+    return _report(size, facts, results, effort, Machine.here(device), settings)
+
+
+def made_up(count: int) -> list[Request]:
+    """Questions about pictures of noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (PICTURES, PICTURE[1], PICTURE[0], 3), dtype=np.uint8)
+    pictures = [Image.fromarray(picture) for picture in noise]
+    requests = []
+    for i in range(count):
+        scene = compose(0, "test", i)
+        text = ask_several(scene, "en" if i % 2 else "zh", scene.rng("benchmark"), 1)[0].text
+        requests.append(Request(str(i), (pictures[i % PICTURES],), (Message("user", f"{IMAGE_MARK}\n{text}"),)))
+    return requests
+
+
+@torch.no_grad()
+def beams(model: Any, batch: PromptBatch, k: int, max_new_tokens: int, end_ids: Sequence[int], scores: bool = True) -> Any:
+    """What the library's own `generate` finds; `sequences` hold new tokens alone. scores: also `sequences_scores`."""
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        num_beams=k,
+        num_return_sequences=k,
+        do_sample=False,
+        eos_token_id=list(end_ids),
+        pad_token_id=end_ids[0],
+        return_dict_in_generate=True,
+        output_scores=scores,
+    )
+    output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config, **batch.pictures)
+    output.sequences = output.sequences[:, batch.input_ids.shape[1] :]
+    return output
+
+
+def generated(sequences: torch.Tensor, means: torch.Tensor, end_ids: Sequence[int]) -> list[Generated]:
+    """New tokens up to the first end token, and their log-probability. means: it, divided by the number of tokens."""
+    found = []
+    for row, mean in zip(sequences.tolist(), means.tolist(), strict=True):
+        length = next((i + 1 for i, token in enumerate(row) if token in end_ids), len(row))
+        found.append(Generated(tuple(row[:length]), mean * length))
+    return found
+
+
+def _result(way: Way, ours: Way, seconds: dict[str, list[float]]) -> Result:
+    own = tuple(seconds[way.name])
+    peak = max(way.peaks) / 2**30 if way.peaks else None
+    rate = len(way.answers) / statistics.median(own)
+    if way is ours:
+        return Result(way.name, way.batch, own, rate, peak)
+    pairs = list(zip(ours.answers, way.answers, strict=True))
+    equal = [(a, b) for a, b in pairs if [one.text for one in a.candidates] == [one.text for one in b.candidates]]
+    off = max((_off(a, b) for a, b in equal), default=None)
+    return Result(way.name, way.batch, own, rate, peak, len(equal), off, Ratio.of(seconds[ours.name], own))
+
+
+def _off(ours: Answer, theirs: Answer) -> float:
+    """Largest difference of the log-probabilities of equal candidates, in nats."""
+    return max(abs((a.log_prob or 0.0) - (b.log_prob or 0.0)) for a, b in zip(ours.candidates, theirs.candidates, strict=True))
+
+
+def _check_same(results: Sequence[Result], questions: int) -> None:
+    """Raise TesseraError where stock found other candidates than ours."""
+    for result in results:
+        if result.same is not None and (result.same < questions or (result.off or 0.0) > TOLERANCE):
+            raise TesseraError(
+                f"{result.path}: {result.same} of {questions} questions have the candidates of ours, their scores are off by up to "
+                f"{result.off} nats; in fp32 all must be the same, to {TOLERANCE}"
+            )
+
+
+def _report(
+    size: str, facts: dict[str, str], results: Sequence[Result], effort: Effort, machine: Machine, settings: dict[str, Any]
+) -> Report:
+    measured = {
+        "size": size,
+        "machine": machine.plain(),
+        "effort": asdict(effort),
+        "results": [asdict(result) for result in results],
+        "settings": settings,
+    }
+    rows = [result.cells(effort.questions) for result in results]
+    return Report(f"Candidates, {size}", {**machine.facts(), **facts}, COLUMNS, rows, measured)

@@ -1,0 +1,111 @@
+"""What a benchmark found: an aligned table for the terminal, Markdown and JSON on disk."""
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import transformers
+
+from atomic import write_json, write_text
+
+NOTHING = "-"
+"""What stands in a cell for which there is no number."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """title and facts (what was measured, on which machine); columns and rows of the table as text; `measured`: the
+    numbers behind it, as JSON takes them."""
+
+    title: str
+    facts: dict[str, str]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    measured: dict[str, Any]
+
+    def text(self) -> str:
+        """Title, facts and an aligned table."""
+        widths = [max(len(row[i]) for row in (self.columns, *self.rows)) for i in range(len(self.columns))]
+        lines = [self.title, *(f"{name}: {value}" for name, value in self.facts.items()), ""]
+        for row in (self.columns, ["-" * width for width in widths], *self.rows):
+            cells = [cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+    def markdown(self) -> str:
+        """The same as a Markdown page."""
+        facts = [f"- {name}: {value}" for name, value in self.facts.items()]
+        rule = "|" + "|".join(["---", *["---:"] * (len(self.columns) - 1)]) + "|"
+        table = [_line(self.columns), rule, *(_line(row) for row in self.rows)]
+        return "\n".join([f"# {self.title}", "", *facts, "", *table, ""])
+
+    def save(self, folder: Path, name: str) -> tuple[Path, Path]:
+        """Write `name`.json and `name`.md into a folder; returns both paths."""
+        table, page = folder / f"{name}.json", folder / f"{name}.md"
+        write_json(table, {"title": self.title, "facts": self.facts, **self.measured})
+        write_text(page, self.markdown())
+        return table, page
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where and with what something was measured."""
+
+    device: str
+    cores: int
+    threads: int
+    software: str
+    commit: str
+    date: str
+
+    @classmethod
+    def here(cls, device: torch.device) -> "Machine":
+        """This machine, with the code as it is checked out."""
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+        return cls(
+            device=name,
+            cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
+            threads=torch.get_num_threads(),
+            software=f"torch {torch.__version__}, transformers {transformers.__version__}",
+            commit=_commit(),
+            date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        )
+
+    def facts(self) -> dict[str, str]:
+        """As lines of a report."""
+        return {
+            "machine": f"{self.device}, {self.cores} cores, {self.threads} used by torch",
+            "software": self.software,
+            "commit": f"{self.commit}, {self.date}",
+        }
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return asdict(self)
+
+
+def number(value: float | None, digits: int = 1, percent: bool = False) -> str:
+    """A number for a cell."""
+    if value is None:
+        return NOTHING
+    return f"{value:.{digits}%}" if percent else f"{value:,.{digits}f}"
+
+
+def _commit() -> str:
+    """Commit of the code, marked where files were changed since; "unknown" where this is no git checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,96 @@
+"""Training steps that are timed: a model with its optimizer, and a block of steps over all samples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.rounds import free_memory, timed
+from dataset.pixels import PixelReader
+from training.dry_run import with_gradients
+from training.throughput import peak_memory
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model, its optimizer, and how both take a batch.
+
+    mean_loss: from a batch on the device to its loss; pictures: make raw pixels into the model's; clip: the norm that
+    gradients are clipped to.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    mean_loss: Callable[[Batch], torch.Tensor]
+    pictures: PixelReader
+    device: torch.device
+    bf16: bool
+    clip: float
+
+    def step(self, batch: Batch) -> None:
+        """Forward, backward, clip, update; the batch lies on the host."""
+        self.loss(batch).backward()
+        nn.utils.clip_grad_norm_(self._trainable(), self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def try_step(self, batch: Batch) -> None:
+        """A forward and a backward pass that change nothing, in the memory that a later step takes."""
+        with_gradients(self.model)
+        self.loss(batch).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Mean loss over the supervised tokens of a batch that lies on the host."""
+        moved = {
+            key: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value for key, value in batch.items()
+        }
+        moved["pixel_values"] = self.pictures.normalise(moved["pixel_values"])
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            return self.mean_loss(moved)
+
+    def own_bytes(self) -> int:
+        """What it holds between steps, besides frozen weights: trained ones and the optimizer's state."""
+        states = [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in (*self._trainable(), *states))
+
+    def _trainable(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+@dataclass
+class Way:
+    """One way of training on the samples.
+
+    batch: what a batch is, for people; before: puts the model into this way's mode; beside: bytes that the other side holds
+    meanwhile, which are not counted. peaks: most bytes of each block; none where the device does not tell.
+    """
+
+    name: str
+    batch: str
+    batches: list[Batch]
+    trained: Trained
+    before: Callable[[], None]
+    beside: Callable[[], int] = lambda: 0
+    peaks: list[int] = field(default_factory=list)
+
+    def block(self) -> float:
+        """Train on all samples; the seconds it took. A step before the clock starts brings memory and caches back."""
+        device, on_cuda = self.trained.device, self.trained.device.type == "cuda"
+        free_memory()
+        self.before()
+        self.trained.step(self.batches[0])
+        if on_cuda:
+            torch.cuda.reset_peak_memory_stats(device)
+        seconds = timed(self._all, device)
+        if on_cuda:
+            self.peaks.append(peak_memory(device) - self.beside())
+        return seconds
+
+    def _all(self) -> None:
+        for batch in self.batches:
+            self.trained.step(batch)

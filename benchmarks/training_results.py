@@ -1,0 +1,120 @@
+"""The numbers of a training benchmark, from the seconds of its blocks to a report."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.report import Machine, Report, number
+from benchmarks.rounds import Ratio
+from dataset.batching import Example
+from dataset.processor import IGNORED
+from training.throughput import StepCost
+
+COLUMNS = ("path", "batch", "samples/s", "tokens/s", "TFLOP/s", "of product", "peak GiB", "loss", "ours is faster by")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a block does that is of use: padding and empty room are not. Samples have one picture each."""
+
+    samples: int
+    tokens: int
+    supervised: int
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> "Work":
+        """Counted over samples."""
+        supervised = sum(label != IGNORED for example in examples for label in example.encoded.labels)
+        return cls(len(examples), sum(len(example.encoded) for example in examples), supervised)
+
+    def operations(self, cost: StepCost) -> float:
+        """Useful operations of a block (see `StepCost`)."""
+        return cost.flops(self.tokens, self.supervised, self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The numbers of one path. seconds: of its blocks, none where it ran out of memory; peak_gib: None where the device does
+    not tell."""
+
+    path: str
+    batch: str
+    seconds: tuple[float, ...] = ()
+    samples_per_second: float | None = None
+    tokens_per_second: float | None = None
+    useful_tflops: float | None = None
+    share_of_product: float | None = None
+    peak_gib: float | None = None
+    loss: float | None = None
+    ours_is_faster_by: Ratio | None = None
+
+    @classmethod
+    def of(
+        cls,
+        path: str,
+        batch: str,
+        seconds: Sequence[float],
+        ours: Sequence[float] | None,
+        *,
+        work: Work,
+        operations: float,
+        product: float,
+        peaks: Sequence[int],
+        loss: float | None,
+    ) -> "Result":
+        """From the seconds of each round, and of ours where this is not ours. product: TFLOP/s of the matrix product."""
+        typical = statistics.median(seconds)
+        tflops = operations / typical / 1e12
+        return cls(
+            path,
+            batch,
+            tuple(seconds),
+            work.samples / typical,
+            work.tokens / typical,
+            tflops,
+            tflops / product,
+            max(peaks) / 2**30 if peaks else None,
+            loss,
+            Ratio.of(ours, seconds) if ours is not None else None,
+        )
+
+    def cells(self) -> list[str]:
+        """A row of the table."""
+        speed = number(self.samples_per_second) if self.seconds else "out of memory"
+        rates = [speed, number(self.tokens_per_second, 0), number(self.useful_tflops, 3)]
+        ratio = str(self.ours_is_faster_by) if self.ours_is_faster_by else number(None)
+        shares = [number(self.share_of_product, percent=True), number(self.peak_gib), number(self.loss, 5)]
+        return [self.path, self.batch, *rates, *shares, ratio]
+
+
+def report(
+    size: str,
+    machine: Machine,
+    precision: str,
+    how: str,
+    work: Work,
+    product: Sequence[float],
+    results: Sequence[Result],
+    settings: dict[str, Any],
+) -> Report:
+    """The table and all that is needed to read it. how: what was chosen for ours; product: TFLOP/s of the matrix product in each round."""
+    mean = f"{work.tokens / work.samples:.0f} tokens, {work.supervised / work.samples:.0f} of them supervised"
+    facts = {
+        **machine.facts(),
+        "model": f"{size}, random weights, products in {precision}",
+        "ours": how,
+        "a block": f"{work.samples} samples of {mean}; {len(product)} blocks of each path, by turns",
+        "matrix product": f"{statistics.median(product):,.2f} TFLOP/s ({min(product):,.2f} .. {max(product):,.2f})",
+    }
+    measured = {
+        "size": size,
+        "machine": machine.plain(),
+        "precision": precision,
+        "ours": how,
+        "work": asdict(work),
+        "product_tflops": list(product),
+        "results": [asdict(result) for result in results],
+        "settings": settings,
+    }
+    return Report(f"Training step, {size}", facts, COLUMNS, [result.cells() for result in results], measured)

@@ -1,0 +1,23 @@
+"""A stock model that is not the same."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import models
+from model.vlm import VisionLanguageModel
+
+
+@pytest.fixture
+def strange_stock() -> Callable[[VisionLanguageModel], Any]:
+    """In the place of `build_stock`: one of its frozen weights is another."""
+
+    def build(model: VisionLanguageModel) -> Any:
+        stock = models.build_stock(model)
+        norm = stock.model.language_model.norm
+        norm.weight = torch.nn.Parameter(torch.linspace(-2, 2, len(norm.weight)), requires_grad=False)
+        return stock
+
+    return build

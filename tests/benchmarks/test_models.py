@@ -1,0 +1,65 @@
+"""Full-size shapes, and a stock model around the same tensors."""
+
+import pytest
+import torch
+
+from benchmarks.models import Size, build_ours, build_processor, build_stock
+from dataset.processor import Processor
+from errors import UsageError
+from model.config import ModelConfig, ProjectorConfig
+from model.vlm import VisionLanguageModel
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    return build_processor("tiny", ModelConfig(max_tokens=512))
+
+
+@pytest.fixture
+def ours(processor: Processor) -> VisionLanguageModel:
+    return build_ours("tiny", ModelConfig(), processor, dtype=torch.float32, device=CPU)
+
+
+@pytest.mark.parametrize(("size", "billions"), [("1.7b", 1.72), ("4b", 4.02), ("8b", 8.19)])
+def test_sizes_are_those_of_qwen3_and_siglip(processor: Processor, size: Size, billions: float) -> None:
+    model = build_ours(size, ModelConfig(), processor, dtype=torch.bfloat16, device=torch.device("meta"))
+    language = {parameter for name, parameter in model.named_parameters() if "language_model" in name or "lm_head" in name}
+    assert sum(parameter.numel() for parameter in language) / 1e9 == pytest.approx(billions, abs=0.006)
+    assert sum(parameter.numel() for parameter in model.model.vision_tower.parameters()) / 1e6 == pytest.approx(413, abs=1)
+    assert {parameter.dtype for parameter in language} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.model.multi_modal_projector.parameters()} == {torch.float32}
+
+
+def test_both_models_hold_the_same_tensors_in_modules_of_their_own(ours: VisionLanguageModel) -> None:
+    stock = build_stock(ours)
+    theirs = dict(stock.named_parameters())
+    assert {name: parameter.data_ptr() for name, parameter in ours.named_parameters()} == {
+        name: parameter.data_ptr() for name, parameter in theirs.items()
+    }
+    assert not set(map(id, ours.modules())) & set(map(id, stock.modules()))
+    stock.model.language_model.config._attn_implementation = "eager"
+    assert ours.model.language_model.config._attn_implementation != "eager"
+
+
+def test_weights_follow_from_the_seed(processor: Processor, ours: VisionLanguageModel) -> None:
+    again = build_ours("tiny", ModelConfig(), processor, dtype=torch.float32, device=CPU)
+    other = build_ours("tiny", ModelConfig(), processor, dtype=torch.float32, device=CPU, seed=1)
+    for model, same in ((again, True), (other, False)):
+        assert torch.equal(model.lm_head.weight, ours.lm_head.weight) == same
+        linear = model.model.multi_modal_projector.linear_1
+        assert torch.equal(linear.weight, ours.model.multi_modal_projector.linear_1.weight) == same
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (ModelConfig(quantization="nf4"), "model.quantization"),
+        (ModelConfig(projector=ProjectorConfig(pool=3)), "model.projector.pool"),
+        (ModelConfig(drop_first_patch=True), "model.drop_first_patch"),
+    ],
+)
+def test_what_stock_cannot_be_given_is_refused(processor: Processor, settings: ModelConfig, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        build_ours("tiny", settings, processor, dtype=torch.float32, device=CPU)

@@ -1,0 +1,48 @@
+"""Made-up samples have the lengths they claim and are laid out as the Processor lays them out."""
+
+import statistics
+
+import pytest
+
+from benchmarks.models import build_processor
+from benchmarks.samples import demo_samples, reference_samples
+from dataset.processor import IGNORED, Processor
+from model.config import ModelConfig
+
+
+@pytest.fixture(scope="module")
+def large() -> Processor:
+    return build_processor("1.7b", ModelConfig())
+
+
+def test_the_mean_sample_is_that_of_the_reference_data(large: Processor) -> None:
+    encoded = [example.encoded for example in reference_samples(large, 4000)]
+    assert statistics.mean(map(len, encoded)) == pytest.approx(879, rel=0.005)
+    assert statistics.mean(sum(label != IGNORED for label in one.labels) for one in encoded) == pytest.approx(105, rel=0.01)
+
+
+def test_samples_have_one_picture_and_end_as_the_processor_ends_them(large: Processor) -> None:
+    for example in reference_samples(large, 40):
+        ids, labels = example.encoded.input_ids, example.encoded.labels
+        assert ids.count(large.placeholder_id) == 729
+        assert ids[-1] == labels[-1] == large.end_id
+        first = next(i for i, label in enumerate(labels) if label != IGNORED)
+        assert labels[first:] == ids[first:]
+        assert large.tokenizer.decode(ids[:first]).endswith("<think>\n\n</think>\n\n")
+        assert example.pictures.shape == (1, 3, 384, 384)
+
+
+def test_every_id_can_be_read(large: Processor) -> None:
+    assert len(large.tokenizer) == 151_936
+    texts = [large.decode([token]) for token in (2_000, 150_000, 151_935)]
+    assert len(set(texts)) == 3 and all(texts)
+
+
+def test_the_demo_is_asked_about_scenes_in_two_languages() -> None:
+    processor = build_processor("tiny", ModelConfig(max_tokens=512))
+    examples = demo_samples(processor, 24)
+    texts = [processor.readable(example.encoded.input_ids) for example in examples]
+    assert sum(any("一" <= c <= "鿿" for c in text) for text in texts) == 12
+    assert all(example.encoded.input_ids.count(processor.placeholder_id) == 36 for example in examples)
+    answers = [sum(label != IGNORED for label in example.encoded.labels) for example in examples]
+    assert statistics.median(answers) <= 3 < max(answers)

@@ -1,0 +1,118 @@
+"""Ours and stock take their steps on the same samples and weights, and what did not fit is said."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import training
+from benchmarks.steps import Trained, Way
+from benchmarks.training import Effort, measure
+from benchmarks.training_results import Work
+from dataset.processor import Processor
+from errors import TesseraError, UsageError
+from model.config import LoraConfig, ModelConfig
+from training.config import StageConfig, TrainConfig
+from training.throughput import StepCost
+
+CPU = torch.device("cpu")
+SMALL = ModelConfig(max_tokens=512, lora=LoraConfig(r=4, alpha=8, dropout=0.1))
+
+
+def settings(**changes: Any) -> TrainConfig:
+    return TrainConfig(stages=(StageConfig(name="tune", train=("projector", "lora")),), **{"batch_size": 3, **changes})
+
+
+def test_every_path_is_measured_on_the_same_samples() -> None:
+    report = measure("tiny", SMALL, settings(), Effort(samples=6, rounds=2), CPU)
+    results = report.measured["results"]
+    assert [(row["path"], row["batch"]) for row in results] == [
+        ("ours", "3, by length"),
+        ("stock", "3"),
+        ("stock, checkpointing", "3"),
+        ("stock, our batches", "3, by length"),
+    ]
+    ours, *others = results
+    assert ours["ours_is_faster_by"] is None
+    work, product = report.measured["work"], sorted(report.measured["product_tflops"])
+    assert work["samples"] == 6 and len(product) == 2
+    for row in results:
+        seconds = sum(row["seconds"]) / 2
+        assert row["samples_per_second"] == pytest.approx(6 / seconds)
+        assert row["tokens_per_second"] == pytest.approx(work["tokens"] / seconds)
+        assert row["share_of_product"] == pytest.approx(row["useful_tflops"] / (sum(product) / 2))
+        assert row["loss"] == pytest.approx(ours["loss"], rel=1e-5)
+    for row in others:
+        quotients = [theirs / own for own, theirs in zip(ours["seconds"], row["seconds"], strict=True)]
+        assert row["ours_is_faster_by"]["median"] == pytest.approx(sum(quotients) / 2)
+    assert len(report.rows) == 4 and report.facts["a block"].startswith("6 samples of ")
+    assert report.facts["ours"] == "compile: off (auto on cpu); gradient checkpointing: none (0 of 5 layers; auto on cpu)"
+
+
+def test_ours_recomputes_where_the_settings_say_so() -> None:
+    report = measure("tiny", SMALL, settings(gradient_checkpointing=True), Effort(samples=3, rounds=1, against_stock=False), CPU)
+    assert "gradient checkpointing: all (5 of 5 layers; train.gradient_checkpointing=true)" in report.facts["ours"]
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = Way.block
+
+    def block(way: Way) -> float:
+        if way.name == "stock" or (way.name == "stock, checkpointing" and way.batch == "4"):
+            raise torch.OutOfMemoryError
+        return usual(way)
+
+    monkeypatch.setattr(Way, "block", block)
+    train = settings(batching="packed", tokens_per_row=160)
+    report = measure("tiny", SMALL, train, Effort(samples=5, rounds=1, stock_batch=4), CPU)
+    assert [tuple(row[:3]) for row in report.rows if row[2] == "out of memory"] == [
+        ("stock", "4", "out of memory"),
+        ("stock", "2", "out of memory"),
+        ("stock", "1", "out of memory"),
+        ("stock, checkpointing", "4", "out of memory"),
+    ]
+    assert [tuple(row[:2]) for row in report.rows if row[2] != "out of memory"] == [("ours", "rows of 160"), ("stock, checkpointing", "2")]
+
+
+def test_ours_can_run_alone() -> None:
+    report = measure("tiny", SMALL, settings(), Effort(samples=3, rounds=1, against_stock=False), CPU)
+    assert [row["path"] for row in report.measured["results"]] == ["ours"]
+
+
+def test_models_that_are_not_the_same_are_not_compared(monkeypatch: pytest.MonkeyPatch, strange_stock: Callable[..., Any]) -> None:
+    monkeypatch.setattr(training, "build_stock", strange_stock)
+    with pytest.raises(TesseraError, match="not the same: on the same samples, ours has a loss of"):
+        measure("tiny", SMALL, settings(), Effort(samples=3, rounds=1), CPU)
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "named"),
+    [
+        (SMALL, TrainConfig(stages=(StageConfig(name="align", train=("projector",)),)), "train.stages"),
+        (ModelConfig(lora=None), settings(), "train.stages"),
+        (SMALL, settings(batching="packed", tokens_per_row=40), "train.tokens_per_row"),
+        (SMALL, settings(cache_features=True), "train.cache_features"),
+        (SMALL, settings(optimizer="paged_adamw8bit"), "train.optimizer"),
+    ],
+)
+def test_settings_that_cannot_be_measured_are_refused(model: ModelConfig, train: TrainConfig, named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        measure("tiny", model, train, Effort(samples=3, rounds=1), CPU)
+
+
+def test_memory_of_the_other_side_is_trained_weights_and_their_moments(processor: Processor) -> None:
+    model = torch.nn.Linear(10, 20)
+    model.bias.requires_grad_(False)
+    optimizer = torch.optim.AdamW([model.weight])
+    side = Trained(model, optimizer, lambda batch: model(batch["x"]).sum(), processor.pictures, CPU, bf16=False, clip=1.0)
+    assert side.own_bytes() == 4 * 200
+    pixels = torch.zeros(1, 3, 96, 96, dtype=torch.uint8)
+    side.step({"x": torch.ones(1, 10), "pixel_values": pixels})
+    assert side.own_bytes() == 4 * 200 * 3 + 4
+
+
+def test_useful_operations_count_no_padding() -> None:
+    assert (
+        Work(samples=2, tokens=30, supervised=4).operations(StepCost(per_token=5.0, per_supervised=7.0, per_picture=11.0)) == 150 + 28 + 22
+    )
