@@ -1,14 +1,20 @@
-"""Candidates from a decoder-only model: prompt and pictures run once a question, and every candidate grows from that cache.
+"""Candidates from a decoder-only model: prompt and pictures run once a question, and all its candidates grow from that cache.
 
-Legend: n questions, t prompt tokens, k candidates a question, r rows (candidates that still grow), v vocabulary.
+A question stays one row. The newest tokens of its candidates stand behind its prompt side by side, and a mask lets each see
+the prompt and the tokens it has grown from. So the prompt's keys and values exist once, are read once a step for all
+candidates, and nothing moves in the cache when a candidate takes another's place.
+
+Legend: n questions (m that still grow), t prompt tokens, k candidates a question, r candidates that still grow, v vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,42 +36,63 @@ class Generated:
     log_prob: float
 
 
+class _Room(DynamicLayer):
+    """Keys and values of a layer [n, heads, capacity, size] with room for all tokens to come: adding some copies no others."""
+
+    is_initialized: bool
+
+    def __init__(self, capacity: int):
+        super().__init__()
+        self.capacity, self.filled = capacity, 0
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.keys, self.values = (x.new_empty(*x.shape[:2], self.capacity, x.shape[3]) for x in (key_states, value_states))
+            self.is_initialized = True
+        start, self.filled = self.filled, self.filled + key_states.shape[2]
+        self.keys[:, :, start : self.filled], self.values[:, :, start : self.filled] = key_states, value_states
+        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+
+    def get_seq_length(self, *_: Any) -> int:
+        return self.filled
+
+
 class _Growth:
-    """The cache of a batch and what the next forward pass needs beside the next tokens."""
+    """The cache of a batch and what the next forward pass needs beside the next tokens.
 
-    def __init__(self, model: Any, batch: PromptBatch):
+    log_probs: [n, 1, v] float32, of the tokens behind the prompts.
+    """
+
+    def __init__(self, model: Any, batch: PromptBatch, k: int, max_new_tokens: int):
         self.model = model
-        self.cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-        self.mask, self.positions = batch.attention_mask, batch.position_ids[..., -1:]
-        self.log_probs_nv = self._forward(batch.input_ids, batch.position_ids, **batch.pictures)
+        # The last tokens are chosen, but never read.
+        room = batch.input_ids.shape[1] + k * (max_new_tokens - 1)
+        self.cache = Cache(layer_class_to_replicate=partial(_Room, room))
+        self.positions = batch.position_ids[..., -1:]
+        self.seen = batch.attention_mask.bool()[:, None]
+        self.log_probs = self._forward(batch.input_ids, batch.attention_mask, batch.position_ids, logits_to_keep=1, **batch.pictures)
 
-    def repeat(self, k: int) -> None:
-        """Every row k times, one after the other."""
-        self.cache.batch_repeat_interleave(k)
-        self.mask, self.positions = self.mask.repeat_interleave(k, 0), self.positions.repeat_interleave(k, -2)
+    def keep(self, questions: torch.Tensor) -> None:
+        """The questions at these places [m] int64 stay, the others leave the batch."""
+        self.cache.batch_select_indices(questions)
+        self.seen, self.positions = self.seen[questions], self.positions[..., questions, :]
 
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep the rows `rows` [r] int64, in that order; a row may come several times."""
-        self.cache.batch_select_indices(rows)
-        self.mask, self.positions = self.mask[rows], self.positions[..., rows, :]
-
-    def step(self, tokens_r: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [r, v] float32 of the tokens behind `tokens_r`."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+    def step(self, tokens_mk: torch.Tensor, parents_mk: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities [m, k, v] float32 of what comes behind `tokens_mk`. parents_mk: of the k candidates of the step
+        before (of the one prompt, in the first step), the place of that which each token continues."""
+        m, k = tokens_mk.shape
+        grown_from = self.seen.gather(1, parents_mk[:, :, None].expand(-1, -1, self.seen.shape[2]))
+        itself = torch.eye(k, dtype=torch.bool, device=tokens_mk.device).expand(m, -1, -1)
+        self.seen = torch.cat([grown_from, itself], dim=2)
         self.positions = self.positions + 1
-        return self._forward(tokens_r[:, None], self.positions)
+        return self._forward(tokens_mk, self.seen[:, None], self.positions.expand(*self.positions.shape[:-1], k), logits_to_keep=0)
 
-    def _forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **pictures: torch.Tensor) -> torch.Tensor:
+    def _forward(self, input_ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
         output = self.model(
-            input_ids=input_ids,
-            attention_mask=self.mask,
-            position_ids=position_ids,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **pictures,
+            input_ids=input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=self.cache, use_cache=True, **arguments
         )
-        return torch.log_softmax(output.logits[:, -1].to(input_ids.device, torch.float32), dim=-1)
+        return torch.log_softmax(output.logits.to(input_ids.device, torch.float32), dim=-1)
 
 
 @torch.no_grad()
@@ -78,14 +105,14 @@ def beam_search(model: Any, batch: PromptBatch, k: int, max_new_tokens: int, end
     """
     device, n = batch.input_ids.device, len(batch.input_ids)
     ends = torch.tensor(list(end_ids), device=device)
-    growth = _Growth(model, batch)
-    log_probs = growth.log_probs_nv
+    growth = _Growth(model, batch, k, max_new_tokens)
+    log_probs = growth.log_probs
     questions = torch.arange(n, device=device)
     living, tokens = torch.zeros(n, 1, device=device), torch.empty(n, 1, 0, dtype=torch.long, device=device)
     finished = _Finished(n, k, max_new_tokens, device)
     for length in range(1, max_new_tokens + 1):
-        m, beams, vocabulary = len(questions), living.shape[1], log_probs.shape[-1]
-        totals = (living[:, :, None] + log_probs.view(m, beams, vocabulary)).flatten(1)
+        vocabulary = log_probs.shape[2]
+        totals = (living[:, :, None] + log_probs).flatten(1)
         # One more than the end tokens times k: so many may end at once, and k must be left to live on.
         best, place = totals.topk((1 + len(ends)) * k)
         parent, token = place // vocabulary, place % vocabulary
@@ -98,11 +125,11 @@ def beam_search(model: Any, batch: PromptBatch, k: int, max_new_tokens: int, end
         open_ = living[:, 0] / length > finished.worst(questions)
         if not open_.any():
             break
-        questions, living, keep = questions[open_], living[open_], keep[open_]
-        tokens = grown[open_].gather(1, keep[:, :, None].expand(-1, -1, length))
-        rows = torch.arange(m, device=device)[open_, None] * beams + parent[open_].gather(1, keep)
-        growth.select(rows.flatten())
-        log_probs = growth.step(tokens[:, :, -1].flatten())
+        if not open_.all():
+            growth.keep(open_.nonzero()[:, 0])
+            questions, living, keep, grown, parent = (x[open_] for x in (questions, living, keep, grown, parent))
+        tokens = grown.gather(1, keep[:, :, None].expand(-1, -1, length))
+        log_probs = growth.step(tokens[:, :, -1], parent.gather(1, keep))
     return finished.lists()
 
 
@@ -154,27 +181,31 @@ def steps(
     temperature: float = 1.0,
     uniform: torch.Tensor | None = None,
 ) -> Iterator[Step]:
-    """k continuations of each question, token by token; row q * k + i is the i-th of question q. Rows that end leave.
+    """k continuations of each question, token by token; row q * k + i is the i-th of question q. Rows that end are not
+    yielded any more, and questions all of whose rows have ended leave the batch.
 
     uniform: [n * k, max_new_tokens] float64 numbers in 0..1 that draw the tokens, so that a question's samples do not
     depend on what else is in its batch; without it the likeliest token is taken.
     """
-    device = batch.input_ids.device
+    device, n = batch.input_ids.device, len(batch.input_ids)
     ends = torch.tensor(list(end_ids), device=device)
-    growth = _Growth(model, batch)
-    growth.repeat(k)
-    log_probs = growth.log_probs_nv.repeat_interleave(k, 0)
-    rows = torch.arange(len(log_probs), device=device)
+    growth = _Growth(model, batch, k, max_new_tokens)
+    log_probs = growth.log_probs.expand(-1, k, -1)
+    rows = torch.arange(n * k, device=device).view(n, k)
+    growing = torch.ones_like(rows, dtype=torch.bool)
     for i in range(max_new_tokens):
-        tokens = log_probs.argmax(-1) if uniform is None else _draw(log_probs / temperature, uniform[rows, i])
-        yield Step(rows, tokens, log_probs.gather(1, tokens[:, None])[:, 0])
-        growing = (~torch.isin(tokens, ends)).nonzero()[:, 0]
-        if len(growing) == 0 or i + 1 == max_new_tokens:
+        drawn_from, drawn_for = log_probs[growing], rows[growing]
+        drawn = drawn_from.argmax(-1) if uniform is None else _draw(drawn_from / temperature, uniform[drawn_for, i])
+        yield Step(drawn_for, drawn, drawn_from.gather(1, drawn[:, None])[:, 0])
+        tokens = torch.full_like(rows, int(ends[0])).masked_scatter(growing, drawn)
+        growing = growing & ~torch.isin(tokens, ends)
+        open_ = growing.any(dim=1)
+        if not open_.any() or i + 1 == max_new_tokens:
             return
-        if len(growing) < len(rows):
-            rows, tokens = rows[growing], tokens[growing]
-            growth.select(growing)
-        log_probs = growth.step(tokens)
+        if not open_.all():
+            growth.keep(open_.nonzero()[:, 0])
+            rows, growing, tokens = rows[open_], growing[open_], tokens[open_]
+        log_probs = growth.step(tokens, torch.arange(k, device=device).expand_as(rows) if i else torch.zeros_like(rows))
 
 
 def _draw(logits_rv: torch.Tensor, uniform_r: torch.Tensor) -> torch.Tensor:

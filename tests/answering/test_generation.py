@@ -5,40 +5,36 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig, Qwen3Config
+from transformers import GenerationConfig
 
 from answering.checkpoint import CheckpointAnswerer
 from answering.generation import Generated, PromptBatch, _draw, beam_search, collect, steps
 from answering.protocol import Request
+from benchmarks.generation import beams, generated
 from model.vlm import VisionLanguageModel
 
 NEW = 8
 
 
-def plain(model: Any, batch: PromptBatch, ends: tuple[int, ...], beams: int) -> list[list[Generated]]:
+def plain(model: Any, batch: PromptBatch, ends: tuple[int, ...], k: int) -> list[list[Generated]]:
     """What the library's own `generate` finds."""
+    output = beams(model, batch, k, NEW, ends)
+    rows = generated(output.sequences, output.sequences_scores, ends)
+    return [rows[i : i + k] for i in range(0, len(rows), k)]
+
+
+def plain_greedy(model: Any, batch: PromptBatch, ends: tuple[int, ...]) -> list[list[Generated]]:
+    """What the library's own `generate` says without beams."""
     config = GenerationConfig(
-        max_new_tokens=NEW,
-        num_beams=beams,
-        num_return_sequences=beams,
-        do_sample=False,
-        eos_token_id=list(ends),
-        pad_token_id=0,
-        return_dict_in_generate=True,
-        output_scores=True,
-        output_logits=True,
+        max_new_tokens=NEW, do_sample=False, eos_token_id=list(ends), pad_token_id=0, return_dict_in_generate=True, output_logits=True
     )
     output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config, **batch.pictures)
-    prompt = batch.input_ids.shape[1]
+    log_probs = torch.stack(output.logits, dim=1).float().log_softmax(-1)
     rows = []
-    for i, row in enumerate(output.sequences[:, prompt:].tolist()):
+    for i, row in enumerate(output.sequences[:, batch.input_ids.shape[1] :].tolist()):
         length = next((j + 1 for j, token in enumerate(row) if token in ends), len(row))
-        if beams > 1:
-            log_prob = float(output.sequences_scores[i]) * length
-        else:
-            log_prob = sum(float(torch.log_softmax(output.logits[j][i], -1)[row[j]]) for j in range(length))
-        rows.append(Generated(tuple(row[:length]), log_prob))
-    return [rows[i : i + beams] for i in range(0, len(rows), beams)]
+        rows.append([Generated(tuple(row[:length]), sum(float(log_probs[i, j, row[j]]) for j in range(length)))])
+    return rows
 
 
 def assert_equal(found: list[list[Generated]], expected: list[list[Generated]]) -> None:
@@ -49,18 +45,18 @@ def assert_equal(found: list[list[Generated]], expected: list[list[Generated]]) 
 
 def early_ends(model: Any, batch: PromptBatch, answerer: CheckpointAnswerer) -> tuple[int, ...]:
     """End tokens that these untrained weights really reach, at different lengths."""
-    free = plain(model, batch, answerer.end_ids, beams=4)
+    free = plain(model, batch, answerer.end_ids, k=4)
     return (*answerer.end_ids, free[0][1].token_ids[2], free[1][0].token_ids[4], free[2][0].token_ids[1])
 
 
-@pytest.mark.parametrize("beams", [2, 4])
+@pytest.mark.parametrize("k", [2, 4])
 def test_beams_equal_those_of_plain_generate(
-    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], beams: int
+    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], k: int
 ) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
     for ends in (answerer.end_ids, early_ends(model, batch, answerer)):
-        found = beam_search(model, batch, beams, NEW, ends)
-        assert_equal(found, plain(model, batch, ends, beams))
+        found = beam_search(model, batch, k, NEW, ends)
+        assert_equal(found, plain(model, batch, ends, k))
     lengths = {len(one.token_ids) for question in found for one in question}
     assert len(lengths) > 2, "no sequence ended early, so the end of a search was not compared"
 
@@ -69,7 +65,6 @@ class Table:
     """A model whose next token depends on the last one and on how many there are."""
 
     def __init__(self, seed: int, vocabulary: int, longest: int):
-        self.config = Qwen3Config(num_hidden_layers=1)
         spread = torch.randn(longest, vocabulary, vocabulary, generator=torch.Generator().manual_seed(seed))
         self.log_probs = spread.log_softmax(-1)
         self.calls = 0
@@ -110,7 +105,7 @@ def test_greedy_equals_plain_generate(model: VisionLanguageModel, answerer: Chec
     batch = answerer.collate([answerer.encode(request) for request in requests])
     ends = early_ends(model, batch, answerer)
     found = collect(steps(model, batch, 1, NEW, ends), len(requests), 1)
-    assert_equal(found, plain(model, batch, ends, 1))
+    assert_equal(found, plain_greedy(model, batch, ends))
     assert len({len(question[0].token_ids) for question in found}) > 1
 
 
@@ -136,8 +131,27 @@ def test_pictures_and_prompt_run_once_a_question(model: VisionLanguageModel, ans
         for hook in hooks:
             hook.remove()
     assert pictures == [5]
-    assert tokens[0] == tuple(batch.input_ids.shape)
-    assert all(length == 1 for _, length in tokens[1:])
+    # A question stays one row, in which the newest tokens of its beams stand side by side.
+    assert tokens == [tuple(batch.input_ids.shape), *[(5, 4)] * (NEW - 1)]
+
+
+def test_questions_that_have_stopped_leave_the_batch(
+    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]
+) -> None:
+    batch = answerer.collate([answerer.encode(request) for request in requests])
+    ends, rows = early_ends(model, batch, answerer), list[int]()
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda _, __, kwargs: rows.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+    )
+    try:
+        collect(steps(model, batch, 1, NEW, ends), len(requests), 1)
+        greedy, rows = rows, []
+        beam_search(model, batch, 2, NEW, ends)
+    finally:
+        hook.remove()
+    for found in (greedy, rows):
+        assert found[0] == 5 > found[-1]
+        assert found == sorted(found, reverse=True)
 
 
 def test_an_untempered_draw_follows_the_distribution() -> None:
