@@ -32,6 +32,9 @@ CHOICES = 4
 QUESTIONS_IN_TEXT, QUESTIONS_IN_PICTURES = 6, 3
 """Short questions a conversation. Most of a written scene's conversation is the scene, so more of them cost little."""
 
+DESCRIBED = 0.5
+"""Share of conversations about written scenes that begin with a description."""
+
 _SUFFIXED = 0.7
 _FIRST_EASY = 1_000_000_000
 
@@ -150,7 +153,7 @@ class WrittenScenes(SceneBatches):
     def _encoded(self, scene: Scene) -> Encoded:
         rng = scene.rng("written")
         text = written(scene, rng.choice(LANGUAGES), rng)
-        turns = talk(scene, rng.choice(LANGUAGES), rng, QUESTIONS_IN_TEXT, self.only_questions)
+        turns = talk(scene, rng.choice(LANGUAGES), rng, QUESTIONS_IN_TEXT, self.only_questions, described=DESCRIBED)
         return encode(self.processor, [(f"{text}\n{turns[0][0]}", turns[0][1]), *turns[1:]], images=0)
 
 

@@ -16,9 +16,23 @@ _SHARE_OF_QUESTIONS, _SHARE_OF_REASONING = 0.82, 0.08
 
 
 def talk(
-    scene: Scene, language: Language, rng: random.Random, questions: int, only_questions: bool = False, suffixed: bool = False
+    scene: Scene,
+    language: Language,
+    rng: random.Random,
+    questions: int,
+    only_questions: bool = False,
+    suffixed: bool = False,
+    described: float = 0.0,
 ) -> list[Turn]:
-    """A conversation about a scene, mostly up to `questions` short ones; suffixed: each with the short-answer prompt behind it."""
+    """A conversation about a scene, mostly up to `questions` short ones; suffixed: each with the short-answer prompt behind it.
+
+    described: share of conversations that begin with a description. It names everything, so it teaches more a token than
+    short answers do: to look things up, and what they are called in the other language.
+    """
+    if rng.random() < described and not only_questions:
+        told = rng.choice((caption, description))(scene, language, rng)
+        later = ask_several(scene, language, rng, questions // 2)
+        return [(rng.choice(DETAIL_QUESTIONS[language]), told), *((question.text, question.answer.usual) for question in later)]
     chance = rng.random()
     if only_questions or chance < _SHARE_OF_QUESTIONS:
         suffix = f"\n{SHORT_ANSWER_PROMPTS[language]}" if suffixed else ""
