@@ -42,8 +42,8 @@ def test_newest_is_the_newest_whole_checkpoint(checkpoints: Path) -> None:
     assert isinstance(newest, CheckpointAnswerer)
     assert newest.description.settings["path"] == str(checkpoints / "checkpoint-2")
     # The folder of another run may be named as well.
-    system = CheckpointSystem(name="other", kind="checkpoint", path=str(checkpoints))
-    other = build_answerer(system, checkpoint_folder=Path("elsewhere"), device="cpu")
+    elsewhere = CheckpointSystem(name="other", kind="checkpoint", path=str(checkpoints))
+    other = build_answerer(elsewhere, checkpoint_folder=Path("elsewhere"), device="cpu")
     assert other.description.settings["path"] == str(checkpoints / "checkpoint-2")
     decoding = DecodingConfig(k=3, max_new_tokens=4)
     (answer,) = newest.answer([REQUEST], decoding)
