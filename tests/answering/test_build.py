@@ -43,8 +43,8 @@ def test_newest_is_the_newest_whole_checkpoint(checkpoints: Path) -> None:
     assert newest.description.settings["path"] == str(checkpoints / "checkpoint-2")
     # The folder of another run may be named as well.
     elsewhere = CheckpointSystem(name="other", kind="checkpoint", path=str(checkpoints))
-    other = build_answerer(elsewhere, checkpoint_folder=Path("elsewhere"), device="cpu")
-    assert other.description.settings["path"] == str(checkpoints / "checkpoint-2")
+    another = build_answerer(elsewhere, checkpoint_folder=Path("elsewhere"), device="cpu")
+    assert another.description.settings["path"] == str(checkpoints / "checkpoint-2")
     decoding = DecodingConfig(k=3, max_new_tokens=4)
     (answer,) = newest.answer([REQUEST], decoding)
     named = CheckpointSystem(name="ours", kind="checkpoint", path=str(checkpoints / "checkpoint-2"))
