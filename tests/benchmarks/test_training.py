@@ -82,7 +82,7 @@ def test_ours_can_run_alone() -> None:
 
 def test_models_that_are_not_the_same_are_not_compared(monkeypatch: pytest.MonkeyPatch, strange_stock: Callable[..., Any]) -> None:
     monkeypatch.setattr(training, "build_stock", strange_stock)
-    with pytest.raises(TesseraError, match="not the same: on the same samples, ours has a loss of"):
+    with pytest.raises(TesseraError, match="not the same model: on the same samples our loss is"):
         measure("tiny", SMALL, settings(), Effort(samples=3, rounds=1), CPU)
 
 
