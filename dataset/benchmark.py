@@ -20,7 +20,6 @@ from PIL import Image
 from dataset.config import AiChallengerSource, DataConfig, LlavaSource, VqaV2Source
 from dataset.merge import merge
 from dataset.pictures import open_picture
-from dataset.pixels import PixelReader
 from progress import track
 
 P = ParamSpec("P")
@@ -84,6 +83,9 @@ class PictureRates:
 
 def measure_pictures(image_processor: Any, size: tuple[int, int] = (640, 480), rounds: int = 4) -> PictureRates:
     """Read `PATTERNS` JPEG files of `size` (width, height) both ways, by turns, and count this process's own seconds."""
+    # Not above: merges are measured in processes that load this file, and torch would be counted as theirs.
+    from dataset.pixels import PixelReader
+
     reader, files = PixelReader(image_processor), list(_patterns(size, seed=0))
     ways: list[Callable[[Image.Image], object]] = [
         lambda picture: reader.read([picture]),

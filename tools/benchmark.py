@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import cli
 import config as configuration
-from dataset.benchmark import apart, draw_raw_files, measure_merges
+from dataset.benchmark import apart, draw_raw_files, measure_merges, measure_pictures
 from errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ def arguments() -> cli.Parser:
     preprocess.add_argument("--records", type=int, default=20_000, metavar="N", help="records about them (default: %(default)s)")
     preprocess.add_argument("--size", default="640x480", metavar="WxH", help="pixels of a picture (default: %(default)s)")
     preprocess.set_defaults(measure=preprocessing)
+    what = "pictures that one core reads for the model, as loaders do it and with the image processor alone"
+    pictures = parts.add_parser("pictures", description=what, help=what, configured=False)
+    pictures.add_argument("--size", default="640x480", metavar="WxH", help="pixels of a picture (default: %(default)s)")
+    pictures.add_argument("--side", type=int, default=384, metavar="N", help="side of what the model sees (default: %(default)s)")
+    pictures.set_defaults(measure=reading)
     what = "training steps of ours and of stock LlavaForConditionalGeneration + PEFT, by turns, on random weights of full size"
     train = parts.add_parser("train", description=what, help=what, configured=False)
     _add_size(train, samples=128, of="samples of a block")
@@ -58,19 +63,36 @@ def _add_size(parser: argparse.ArgumentParser, samples: int, of: str) -> None:
 
 def preprocessing(parsed: argparse.Namespace) -> None:
     """Draw, merge three times, and print seconds, records a second and memory of each."""
-    width, _, height = parsed.size.partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise UsageError(f"--size {parsed.size}: expected width x height in pixels, such as 640x480")
+    size = _pixels(parsed.size)
     if parsed.pictures < 1 or parsed.records < 1:
         raise UsageError("--pictures and --records: at least 1 is needed")
     with tempfile.TemporaryDirectory() as folder:
-        config = apart(draw_raw_files, Path(folder) / "raw", parsed.pictures, parsed.records, (int(width), int(height)))
+        config = apart(draw_raw_files, Path(folder) / "raw", parsed.pictures, parsed.records, size)
         runs = measure_merges(config, Path(folder) / "merged")
     print(f"{parsed.records:,} records on {parsed.pictures:,} pictures of {parsed.size}")
     first = runs["first"].seconds
     for name, run in runs.items():
         faster = "" if run is runs["first"] else f", {first / run.seconds:.1f} times as fast as the first"
         print(f"{name}: {run.seconds:.2f} s, {run.records / run.seconds:,.0f} records/s, at most {run.peak_bytes / 2**20:,.0f} MiB{faster}")
+
+
+def reading(parsed: argparse.Namespace) -> None:
+    """Read pictures both ways by turns; print how many a second of one core's time."""
+    size = _pixels(parsed.size)
+    if parsed.side < 1:
+        raise UsageError(f"--side {parsed.side}: at least 1 is needed")
+    from transformers import SiglipImageProcessorPil
+
+    rates = measure_pictures(SiglipImageProcessorPil(size={"height": parsed.side, "width": parsed.side}), size)
+    print(f"JPEG of {parsed.size}, read for a model that sees {parsed.side} x {parsed.side}, pictures a second of one core:")
+    print(f"ours {rates.loader:,.0f}, image processor alone {rates.image_processor:,.0f}: {rates.loader / rates.image_processor:.2f} times")
+
+
+def _pixels(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise UsageError(f"--size {text}: expected width x height in pixels, such as 640x480")
+    return int(width), int(height)
 
 
 def training(parsed: argparse.Namespace) -> None:

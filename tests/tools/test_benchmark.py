@@ -1,5 +1,8 @@
 """`tools/benchmark.py` from the command line."""
 
+import re
+import subprocess
+import sys
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -27,12 +30,26 @@ def test_merging_is_measured_three_times(capsys: pytest.CaptureFixture[str]) -> 
     assert all("records/s, at most" in line and "MiB" in line for line in lines[1:])
 
 
+def test_reading_is_measured_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("pictures", "--size", "32x24", "--side", "16") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("JPEG of 32x24, read for a model that sees 16 x 16")
+    assert re.fullmatch(r"ours [\d,]+, image processor alone [\d,]+: \d+\.\d\d times", second)
+
+
+def test_a_process_that_merges_for_the_benchmark_loads_no_torch() -> None:
+    code = "import dataset.benchmark, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(benchmark.__file__).parent.parent, check=False).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         ((), "PART"),
         (("preprocess", "--size", "640"), "--size 640"),
         (("preprocess", "--records", "0"), "--records"),
+        (("pictures", "--size", "640x0"), "--size 640x0"),
+        (("pictures", "--side", "0"), "--side 0"),
         (("other",), "other"),
         (("train", "--size", "2b"), "--size"),
         (("train", "--rounds", "0"), "--rounds 0"),
