@@ -64,6 +64,8 @@ def _longest(members: Sequence[Measured]) -> int:
 
 def ordered(conversation: Conversation, seed: int, epoch: int) -> list[Measured]:
     """The questions in the order of an epoch, drawn by a hash: every one comes first now and then."""
+    if len(conversation) == 1:
+        return list(conversation)
     return sorted(conversation, key=lambda member: (uniform(member.sample_id, seed, epoch, 1 << 32), member.sample_id))
 
 
