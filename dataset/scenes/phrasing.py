@@ -1,6 +1,7 @@
 """Facts in words: many wordings of each kind of question in English and Chinese, and the usual answer with its synonyms."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dataset.sample import Language
@@ -29,9 +30,15 @@ _RETRIES = 8
 _EXISTENCE_ZH = {True: Word("有", ("是", "有的")), False: Word("没有", ("否", "无"))}
 
 
-def ask(scene: Scene, language: Language, rng: random.Random, category: Category | None = None) -> Question:
-    """A question about a scene: of `category`, or of one drawn by CATEGORY_WEIGHTS that the scene has something for."""
-    weights = dict(CATEGORY_WEIGHTS)
+def ask(
+    scene: Scene,
+    language: Language,
+    rng: random.Random,
+    category: Category | None = None,
+    weights: Mapping[Category, int] = CATEGORY_WEIGHTS,
+) -> Question:
+    """A question about a scene: of `category`, or of one drawn by `weights` that the scene has something for."""
+    weights = dict(weights)
     while True:
         chosen = category or rng.choices(list(weights), list(weights.values()))[0]
         fact = find_fact(scene, chosen, rng)
@@ -41,11 +48,13 @@ def ask(scene: Scene, language: Language, rng: random.Random, category: Category
             del weights[chosen]
 
 
-def ask_several(scene: Scene, language: Language, rng: random.Random, count: int) -> list[Question]:
-    """At most `count` questions about different facts."""
+def ask_several(
+    scene: Scene, language: Language, rng: random.Random, count: int, weights: Mapping[Category, int] = CATEGORY_WEIGHTS
+) -> list[Question]:
+    """At most `count` questions about different facts, of categories drawn by `weights`."""
     found: dict[Fact, Question] = {}
     for _ in range(count):
-        question = ask(scene, language, rng)
+        question = ask(scene, language, rng, weights=weights)
         for _ in range(_RETRIES):
             if question.fact not in found:
                 found[question.fact] = question
