@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from answering import qwen_vl
+from answering import blip2, qwen_vl
 from answering.checkpoint import CheckpointAnswerer
-from answering.config import CheckpointSystem, System
-from answering.local import LocalAnswerer
+from answering.config import Blip2System, CheckpointSystem, System
 from answering.prompting import PromptPolicy
+from answering.protocol import Answerer
 from dataset.pictures import open_picture
 from dataset.processor import Processor
 from errors import UsageError
@@ -24,7 +24,7 @@ def default_device() -> torch.device:
 
 def build_answerer(
     system: System, *, checkpoint_folder: Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> LocalAnswerer:
+) -> Answerer:
     """Load a system. checkpoint_folder: where `path: newest` of a checkpoint looks.
 
     device: `default_device` unless given; dtype: bf16 on CUDA and fp32 elsewhere unless given.
@@ -33,6 +33,8 @@ def build_answerer(
     device = device or default_device()
     if isinstance(system, CheckpointSystem):
         return _checkpoint(system, checkpoint_folder, device, dtype)
+    if isinstance(system, Blip2System):
+        return blip2.load(system, device, dtype)
     return qwen_vl.load(system, device, dtype)
 
 

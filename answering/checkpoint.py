@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from answering.local import LocalAnswerer, Prompt, opened
+from answering.judging import SelfJudging
+from answering.local import Prompt
+from answering.pictures import opened
 from answering.prompting import PromptPolicy
 from answering.protocol import Description, Request
 from dataset.processor import EncodingError, Processor
 
 
-class CheckpointAnswerer(LocalAnswerer):
+class CheckpointAnswerer(SelfJudging):
     """Answers with a VisionLanguageModel.
 
     settings: what the description says of the model, such as its folder and quantisation.

@@ -195,7 +195,7 @@ def steps(
     growing = torch.ones_like(rows, dtype=torch.bool)
     for i in range(max_new_tokens):
         drawn_from, drawn_for = log_probs[growing], rows[growing]
-        drawn = drawn_from.argmax(-1) if uniform is None else _draw(drawn_from / temperature, uniform[drawn_for, i])
+        drawn = drawn_from.argmax(-1) if uniform is None else draw(drawn_from / temperature, uniform[drawn_for, i])
         yield Step(drawn_for, drawn, drawn_from.gather(1, drawn[:, None])[:, 0])
         tokens = torch.full_like(rows, int(ends[0])).masked_scatter(growing, drawn)
         growing = growing & ~torch.isin(tokens, ends)
@@ -208,7 +208,7 @@ def steps(
         log_probs = growth.step(tokens, torch.arange(k, device=device).expand_as(rows) if i else torch.zeros_like(rows))
 
 
-def _draw(logits_rv: torch.Tensor, uniform_r: torch.Tensor) -> torch.Tensor:
+def draw(logits_rv: torch.Tensor, uniform_r: torch.Tensor) -> torch.Tensor:
     """Tokens [r] by inverting the distribution function at `uniform_r`."""
     edges = torch.softmax(logits_rv.double(), dim=-1).cumsum(-1)
     # Scaled by the last edge, which rounding leaves a little off 1; `right` never lands on a token of probability 0.

@@ -9,17 +9,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from answering.candidates import Generation, merge
 from answering.generation import Generated, PromptBatch, beam_search, collect, steps
 from answering.prompting import PromptPolicy
-from answering.protocol import Answer, Decoding, Description, Picture, Request
-from dataset.pictures import open_picture, to_rgb
+from answering.protocol import Answer, Decoding, Description, Request
 from errors import TesseraError
 
 
@@ -33,8 +30,12 @@ class Prompt:
     pictures: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+class OutOfMemoryError(TesseraError):
+    """A batch does not fit into memory."""
+
+
 class LocalAnswerer(ABC):
-    """Answers with a decoder-only model.
+    """Answers with a model in this process; as it stands, with a decoder-only one.
 
     tokenizer: decodes, and has a padding token; end_ids: the tokens that end an answer.
     """
@@ -65,7 +66,7 @@ class LocalAnswerer(ABC):
     def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
         """One Answer for each request, in their order; a request that cannot be asked becomes an Answer with an error.
 
-        Raises TesseraError when a batch does not fit into memory.
+        Raises OutOfMemoryError when a batch of several questions does not fit into memory.
         """
         answers: dict[int, Answer] = {}
         order = sorted(range(len(requests)), key=lambda i: _size(requests[i]))
@@ -77,7 +78,14 @@ class LocalAnswerer(ABC):
                         prompts[i] = self.encode(requests[i])
                     except TesseraError as error:
                         answers[i] = Answer(requests[i].request_id, error=str(error))
-                candidates = self._generate([requests[i] for i in prompts], list(prompts.values()), decoding)
+                try:
+                    candidates = self._generate([requests[i] for i in prompts], list(prompts.values()), decoding)
+                except OutOfMemoryError as error:
+                    if len(prompts) > 1:
+                        raise
+                    # No smaller batch can be asked, and other questions may be shorter.
+                    answers |= {i: Answer(requests[i].request_id, error=str(error), prompt=prompts[i].text) for i in prompts}
+                    continue
                 for (i, prompt), generated in zip(prompts.items(), candidates, strict=True):
                     answers[i] = self._answer(requests[i], prompt, generated)
         return [answers[i] for i in range(len(requests))]
@@ -87,20 +95,23 @@ class LocalAnswerer(ABC):
 
         Raises TesseraError when the request cannot be asked.
         """
-        sampling = decoding.mode == "sample"
         with evaluating(self.model):
-            batch = self.collate([self.encode(request)])
-            uniform = _uniform([request], 1, decoding).to(batch.input_ids.device) if sampling else None
-            growing = steps(self.model, batch, 1, decoding.max_new_tokens, self.end_ids, decoding.temperature, uniform)
             ids, said = [], ""
-            for step in growing:
-                ids.append(int(step.tokens[0]))
+            for token in self.grow(request, self.encode(request), decoding):
+                ids.append(token)
                 # A character may take several tokens, and blanks at the end may turn out to be the end.
-                text = self._decode(ids).rstrip("\ufffd").rstrip()
+                text = self.decode(ids).rstrip("\ufffd").rstrip()
                 if len(text) > len(said):
                     yield text[len(said) :]
                     said = text
-            yield from filter(None, [self._decode(ids)[len(said) :]])
+            yield from filter(None, [self.decode(ids)[len(said) :]])
+
+    def grow(self, request: Request, prompt: Prompt, decoding: Decoding) -> Iterator[int]:
+        """Tokens of the greedy answer (of the first sample for `mode: sample`) as they are generated."""
+        batch = self.collate([prompt])
+        drawn = uniform([request], 1, decoding).to(batch.input_ids.device) if decoding.mode == "sample" else None
+        for step in steps(self.model, batch, 1, decoding.max_new_tokens, self.end_ids, decoding.temperature, drawn):
+            yield int(step.tokens[0])
 
     def collate(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """Prompts padded on the left, on the model's device."""
@@ -117,20 +128,25 @@ class LocalAnswerer(ABC):
     def _generate(self, requests: Sequence[Request], prompts: Sequence[Prompt], decoding: Decoding) -> list[list[Generated]]:
         if not prompts:
             return []
-        batch = self.collate(prompts)
         try:
-            if decoding.mode == "beam" and decoding.k > 1:
-                return beam_search(self.model, batch, decoding.k, decoding.max_new_tokens, self.end_ids)
-            sampling = decoding.mode == "sample"
-            k = decoding.k if sampling else 1
-            uniform = _uniform(requests, k, decoding).to(batch.input_ids.device) if sampling else None
-            growing = steps(self.model, batch, k, decoding.max_new_tokens, self.end_ids, decoding.temperature, uniform)
-            return collect(growing, len(prompts), k)
+            return self.generate(requests, prompts, decoding)
         except torch.OutOfMemoryError as error:
-            raise TesseraError(
-                f"out of memory with {len(prompts)} questions of up to {batch.input_ids.shape[1]} tokens and "
+            longest = max(len(prompt.ids) for prompt in prompts)
+            raise OutOfMemoryError(
+                f"out of memory with {len(prompts)} questions of up to {longest} tokens and "
                 f"{decoding.k} candidates each; lower decoding.batch_size (now {decoding.batch_size}) or decoding.k"
             ) from error
+
+    def generate(self, requests: Sequence[Request], prompts: Sequence[Prompt], decoding: Decoding) -> list[list[Generated]]:
+        """What the model says to one batch: for each prompt k sequences, or one where `mode` is greedy."""
+        batch = self.collate(prompts)
+        if decoding.mode == "beam" and decoding.k > 1:
+            return beam_search(self.model, batch, decoding.k, decoding.max_new_tokens, self.end_ids)
+        sampling = decoding.mode == "sample"
+        k = decoding.k if sampling else 1
+        drawn = uniform(requests, k, decoding).to(batch.input_ids.device) if sampling else None
+        growing = steps(self.model, batch, k, decoding.max_new_tokens, self.end_ids, decoding.temperature, drawn)
+        return collect(growing, len(prompts), k)
 
     def _answer(self, request: Request, prompt: Prompt, generated: Sequence[Generated]) -> Answer:
         if not all(math.isfinite(one.log_prob) for one in generated):
@@ -139,16 +155,12 @@ class LocalAnswerer(ABC):
 
     def read(self, generated: Generated, request: Request) -> Generation:
         """Generated ids as text, cleaned by the policy."""
-        raw = self._decode(generated.token_ids)
+        raw = self.decode(generated.token_ids)
         return Generation(self.policy.clean(raw, request), raw, generated.token_ids, generated.log_prob)
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, control tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
-
-
-def opened(picture: Picture) -> Image.Image:
-    """The picture as upright RGB. Raises PictureError."""
-    return open_picture(picture) if isinstance(picture, Path) else to_rgb(picture)
 
 
 @contextmanager
@@ -168,7 +180,7 @@ def _size(request: Request) -> tuple[int, int]:
     return len(request.pictures), sum(len(message.content) for message in request.messages)
 
 
-def _uniform(requests: Sequence[Request], k: int, decoding: Decoding) -> torch.Tensor:
+def uniform(requests: Sequence[Request], k: int, decoding: Decoding) -> torch.Tensor:
     """Numbers [len(requests) * k, max_new_tokens] in 0..1 drawn by (seed, request id): the same in any batch."""
     rows = []
     for request in requests:

@@ -10,7 +10,9 @@ from PIL import Image
 from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
 from answering.config import QwenVlSystem
-from answering.local import LocalAnswerer, Prompt, opened
+from answering.judging import SelfJudging
+from answering.local import Prompt
+from answering.pictures import opened, shrunk
 from answering.prompting import PromptPolicy
 from answering.protocol import Description, Request
 from dataset.processor import EncodingError, Processor
@@ -23,7 +25,7 @@ CLASSES = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VL
 IMAGE_TOKEN, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 
 
-class QwenVlAnswerer(LocalAnswerer):
+class QwenVlAnswerer(SelfJudging):
     """Answers with a Qwen vision-language model; pictures are shrunk to at most `max_side` pixels."""
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, system: QwenVlSystem):
@@ -96,14 +98,6 @@ class QwenVlAnswerer(LocalAnswerer):
             else:
                 ids.append(token)
         return ids
-
-
-def shrunk(picture: Image.Image, max_side: int) -> Image.Image:
-    """The picture with its longer side at most `max_side` pixels, its proportions kept; never enlarged."""
-    scale = max_side / max(picture.size)
-    if scale >= 1:
-        return picture
-    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS)
 
 
 def load(system: QwenVlSystem, device: torch.device | str, dtype: torch.dtype | None = None) -> QwenVlAnswerer:

@@ -143,7 +143,7 @@ class Processor:
 
         Raises EncodingError.
         """
-        _check(messages, images)
+        check_messages(messages, images)
         return [token for ids, _ in self._segments(messages) for token in ids]
 
     def encode(self, messages: Sequence[Message], target: str, images: int, max_tokens: int | None = None) -> Encoded | None:
@@ -153,7 +153,7 @@ class Processor:
         answer (a cut answer has no end token), never a picture. None when nothing supervised would be left.
         Raises EncodingError.
         """
-        _check(messages, images)
+        check_messages(messages, images)
         limit = max_tokens or self.max_tokens
         messages, target = list(messages), target.strip()
         while True:
@@ -262,7 +262,8 @@ def _choose_placeholder(tokenizer: PreTrainedTokenizerFast, wanted: str, vocabul
     return wanted
 
 
-def _check(messages: Sequence[Message], images: int) -> None:
+def check_messages(messages: Sequence[Message], images: int) -> None:
+    """Raise EncodingError unless marks and pictures agree and turns alternate up to a user's."""
     marks = sum(message.content.count(IMAGE_MARK) for message in messages)
     if marks != images:
         raise EncodingError(f"{marks} {IMAGE_MARK} marks for {images} pictures")

@@ -56,6 +56,7 @@ def test_newest_is_the_newest_whole_checkpoint(checkpoints: Path) -> None:
 def test_a_checkpoint_answers_in_4_bit(checkpoints: Path) -> None:
     system = CheckpointSystem(name="ours", kind="checkpoint", quantization="nf4")
     answerer = build_answerer(system, checkpoint_folder=checkpoints, device="cpu")
+    assert isinstance(answerer, CheckpointAnswerer)
     assert "Linear4bit" in {type(module).__name__ for module in answerer.model.modules()}
     (answer,) = answerer.answer([REQUEST], DecodingConfig(k=2, max_new_tokens=2))
     assert answer.error is None

@@ -67,3 +67,9 @@ def test_ties_keep_the_order_they_came_in() -> None:
     candidates = merge([generation(text, 0.2, i, 9) for i, text in enumerate(["c", "a", "b"])])
     assert [candidate.text for candidate in candidates] == ["c", "a", "b"]
     assert merge([]) == ()
+
+
+def test_without_a_log_probability_the_order_is_that_of_the_generations() -> None:
+    said = [Generation(text, text, (text,), log_prob) for text, log_prob in (("red", -3.0), ("blue", None), ("Blue.", -0.1), ("red", -3.0))]
+    merged = merge(said)
+    assert [(c.text, c.log_prob, c.mean_log_prob, c.count) for c in merged] == [("red", None, None, 2), ("blue", None, None, 2)]

@@ -205,6 +205,8 @@ def test_out_of_memory_names_the_settings_to_change(
     monkeypatch.setattr("answering.local.beam_search", full)
     with pytest.raises(TesseraError, match=r"lower decoding\.batch_size \(now 16\) or decoding\.k"):
         answerer.answer(requests, BEAMS)
+    one_by_one = answerer.answer(requests, dataclasses.replace(BEAMS, batch_size=1))
+    assert all("out of memory with 1 questions" in (answer.error or "") for answer in one_by_one)
 
 
 def test_a_batch_without_pictures_needs_none(answerer: CheckpointAnswerer) -> None:

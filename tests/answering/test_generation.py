@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig
 
 from answering.checkpoint import CheckpointAnswerer
-from answering.generation import Generated, PromptBatch, _draw, beam_search, collect, steps
+from answering.generation import Generated, PromptBatch, beam_search, collect, draw, steps
 from answering.protocol import Request
 from benchmarks.generation import beams, generated
 from model.vlm import VisionLanguageModel
@@ -157,7 +157,7 @@ def test_questions_that_have_stopped_leave_the_batch(
 def test_an_untempered_draw_follows_the_distribution() -> None:
     probabilities = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
     uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    drawn = _draw(probabilities.log().expand(1000, -1), uniform)
+    drawn = draw(probabilities.log().expand(1000, -1), uniform)
     assert torch.bincount(drawn, minlength=6).tolist() == [0, 500, 0, 300, 200, 0]
-    edges = _draw(probabilities.log().expand(2, -1), torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64))
+    edges = draw(probabilities.log().expand(2, -1), torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64))
     assert edges.tolist() == [1, 4]

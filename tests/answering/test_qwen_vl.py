@@ -18,8 +18,9 @@ from transformers.processing_utils import ProcessorMixin
 
 from answering.config import DecodingConfig, QwenVlSystem
 from answering.generation import beam_search
+from answering.pictures import shrunk
 from answering.protocol import Request
-from answering.qwen_vl import QwenVlAnswerer, load, shrunk
+from answering.qwen_vl import QwenVlAnswerer, load
 from dataset.sample import Message
 from errors import UsageError
 from tests.answering.conftest import asked, drawn
