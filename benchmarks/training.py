@@ -28,7 +28,7 @@ from model.adapters import attach, base_model, lora_settings
 from model.build import default_dtype
 from model.compiled import compile_layers
 from model.config import ModelConfig
-from model.fused_lora import fuse_adapters
+from model.fused import fuse
 from model.vlm import VisionLanguageModel
 from training.config import TrainConfig
 from training.data import Batching
@@ -164,7 +164,7 @@ def _ours(setup: Setup, base: VisionLanguageModel) -> tuple[Trained, Choice]:
     """Our side, and whether its layers are compiled, as in a stage that is long enough to repay it."""
     model = attach(base, setup.model, setup.train.stages[-1].train)
     base_model(model).logits_memory_gib = setup.train.logits_memory_gib
-    fuse_adapters(model)
+    fuse(model)
     compiling = choose_compiling(setup.train, setup.device, REPAID_AFTER, False)
     if compiling.on:
         compile_layers(model)

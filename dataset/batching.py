@@ -140,7 +140,7 @@ def divide(batches: list[list[int]], wanted: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class PaddedCollator:
-    """Samples side by side, padded on the right: input_ids, attention_mask, labels [batch, longest]."""
+    """Samples side by side, padded on the right, as `padded_right` says: input_ids, attention_mask, labels [batch, longest]."""
 
     pad_id: int
 
@@ -154,7 +154,8 @@ class PaddedCollator:
             input_ids[row, :n] = torch.tensor(example.encoded.input_ids)
             labels[row, :n] = torch.tensor(example.encoded.labels)
             attention_mask[row, :n] = 1
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, **_pictures(examples)}
+        padded = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "padded_right": True}
+        return {**padded, **_pictures(examples)}
 
 
 @dataclass(frozen=True)

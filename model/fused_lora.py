@@ -2,8 +2,8 @@
 
 PEFT copies x into the adapter's precision for every layer, makes three products, scales one and adds it: each is a pass
 over all tokens, and each layer keeps a copy of x. Here the product with B adds onto that with W while it is made, the
-gradients of x likewise, and layers with the same input keep one x together. In: a model that PEFT has wrapped. Out: the
-same model and weights; saving, loading and merging stay PEFT's.
+gradients of x likewise, and layers with the same input keep one x together. Small matrices in fp32 on a CPU are added up
+first. In: a model that PEFT has wrapped. Out: the same model and weights; saving, loading and merging stay PEFT's.
 """
 
 from typing import Any
@@ -42,6 +42,9 @@ class FusedLinear(PeftLinear):
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
         dropout = self.lora_dropout[name]
         dropped = dropout(flat) if self.training and not isinstance(dropout, nn.Identity) else None
+        if dropped is None and _adding_pays(flat, base.weight):
+            added: torch.Tensor = _Added.apply(flat, base.weight, bias, down, up, float(self.scaling[name]))
+            return added.view(*x.shape[:-1], added.shape[-1])
         product: torch.Tensor = _Product.apply(flat, dropped, base.weight.to(dtype), bias, down, up, float(self.scaling[name]))
         return product.view(*x.shape[:-1], product.shape[-1])
 
@@ -53,6 +56,44 @@ class FusedLinear(PeftLinear):
         name: str = names[0]
         special = name in self.lora_variant or self.lora_bias[name] or self.fan_in_fan_out
         return None if special else name
+
+
+SMALL = 1 << 20
+"""Weights of a frozen matrix up to which a sum with the adapter's may be kept until the backward pass, in place of passes."""
+
+
+def _adding_pays(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether W + s B A is worth making: fp32 on a CPU (bf16 would round small updates away), and tokens enough to repay it."""
+    if x.is_cuda or x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.compiler.is_compiling():
+        return False
+    outputs, inputs = weight.shape
+    return weight.numel() <= SMALL and len(x) * (inputs + outputs) > inputs * outputs
+
+
+class _Added(torch.autograd.Function):
+    """As `_Product` without dropout, by one product with W + s B A in either direction."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        both = torch.addmm(weight, up, down, alpha=scaling)
+        ctx.save_for_backward(x, both, down, up)
+        ctx.scaling = scaling
+        return functional.linear(x, both, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        x, both, down, up = ctx.saved_tensors
+        of_hidden = (gradient @ up).mul_(ctx.scaling)
+        of_x = gradient @ both if ctx.needs_input_grad[0] else None
+        return of_x, None, None, of_hidden.T @ x, (gradient.T @ (x @ down.T)).mul_(ctx.scaling), None
 
 
 class _Product(torch.autograd.Function):

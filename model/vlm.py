@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 
 from errors import TesseraError
 from model.attention import packed_arguments
+from model.last_layer import read_arguments
 from model.loss import positions_at_once, summed_loss
 from model.positions import find_placeholders, find_supervised
 from model.projector import Projector
@@ -155,6 +156,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         sample_ids: list[str] | None = None,
         image_positions: torch.Tensor | None = None,
         supervised_positions: torch.Tensor | None = None,
+        padded_right: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits, or with `labels` the loss alone.
@@ -168,6 +170,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         sample_ids: names for error messages, one a row, or one a segment of packed rows.
         image_positions, supervised_positions: from model.positions, found on the host; without them a device is asked for
         them, and the host waits for it.
+        padded_right: attention_mask [B, T] leaves out nothing but places behind each row's last token. Such places are seen by
+        none before them, so a loss needs no mask.
         Raises PlaceholderError when the pictures do not fill the placeholders.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -180,7 +184,13 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             inputs_embeds = self._insert(input_ids, inputs_embeds, pictures, image_positions, cu_seqlens, sample_ids)
         elif pictures is not None:
             raise ValueError("pictures need input_ids: with inputs_embeds they are expected to be inserted already")
+        if labels is not None and padded_right:
+            attention_mask = None
         arguments = {"attention_mask": attention_mask, "use_cache": False if labels is not None else use_cache}
+        if labels is not None:
+            supervised_positions = find_supervised(labels) if supervised_positions is None else supervised_positions
+            supervised_positions = supervised_positions.to(inputs_embeds.device)
+            arguments |= read_arguments(self.model.language_model, supervised_positions)
         if cu_seqlens is not None:
             if attention_mask is not None or position_ids is None or past_key_values is not None:
                 raise ValueError("packed rows take position_ids that restart, no attention_mask and no past_key_values")
@@ -189,7 +199,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds, position_ids=position_ids, past_key_values=past_key_values, **arguments, **kwargs
         )
         hidden = outputs.last_hidden_state
-        if labels is not None:
+        if labels is not None and supervised_positions is not None:
             loss = self._loss(hidden, labels, supervised_positions, num_items_in_batch)
             if idle is not None:
                 loss = loss + idle
@@ -237,13 +247,11 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         tokens = pictures.flatten(0, 1).to(words.device, words.dtype)
         return words.index_copy(0, positions.to(words.device), tokens).view_as(inputs_embeds)
 
-    def _loss(
-        self, hidden: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor | None, items: torch.Tensor | int | None
-    ) -> torch.Tensor:
-        """Cross entropy of the next token at supervised positions. hidden: [B, T, D], labels: [B, T] -> scalar, fp32."""
-        positions = (find_supervised(labels) if positions is None else positions).to(hidden.device)
+    def _loss(self, hidden: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor:
+        """Cross entropy of the next token at positions [S]. hidden: [B, T, D], or [S, D] there; labels: [B, T] -> scalar, fp32."""
+        positions = positions.to(hidden.device)
         targets = labels.to(hidden.device).flatten().index_select(0, positions + 1)
-        states = hidden.flatten(0, 1).index_select(0, positions)
+        states = hidden if hidden.ndim == 2 else hidden.flatten(0, 1).index_select(0, positions)
         limit = self.logits_memory_gib
         at_once = None if limit is None else positions_at_once(limit, self.config.text_config.vocab_size)
         total = summed_loss(self.lm_head, states, targets, at_once)

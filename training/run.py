@@ -23,7 +23,7 @@ from model import checkpoint as model_checkpoint
 from model.adapters import attach, base_model
 from model.build import build, default_dtype
 from model.compiled import compile_layers
-from model.fused_lora import fuse_adapters
+from model.fused import fuse
 from model.vlm import VisionLanguageModel
 from training.answers import ask, chosen_samples
 from training.board import Board
@@ -185,8 +185,8 @@ def _model(prepared: Prepared, stage: Stage, checkpoint: Path | None) -> VisionL
     model = attach(model, config.model, stage.config.train)
     base_model(model).logits_memory_gib = config.train.logits_memory_gib
     if not weights_are_sharded():
-        # It reads the adapters' weights itself, past the hooks that gather them.
-        fuse_adapters(model)
+        # It reads some weights itself, past the hooks that gather them.
+        fuse(model)
     compiling = choose_compiling(config.train, prepared.device, stage.steps * config.train.accumulation, weights_are_sharded())
     prepared.say(f"compile: {compiling}")
     if compiling.on:

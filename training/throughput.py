@@ -68,7 +68,7 @@ class StepCost:
     per_token: float
     """Language model and its adapters, for each token."""
     per_supervised: float
-    """Vocabulary matrix, which is multiplied at supervised positions only."""
+    """What is multiplied at supervised positions only: the vocabulary matrix and the last layer's perceptron."""
     per_picture: float
     """Vision trunk and projector, for each picture."""
 
@@ -82,8 +82,10 @@ def step_cost(model: nn.Module, patches: int, vision_layers: int, tokens_per_ima
 
     patches: positions of the vision trunk a picture; vision_layers: how many of its layers are run;
     tokens_per_image: positions that the projector maps.
-    Layers are told apart by the parts of their names: vision_tower, multi_modal_projector, lm_head, the rest is language.
+    Layers are told apart by the parts of their names: vision_tower, multi_modal_projector, lm_head, the rest is language. Behind
+    the last attention, the language model is needed at supervised positions only (see model.last_layer).
     """
+    last = max((_language_layer(name) for name, _ in model.named_modules()), default=-1)
     per_token = per_supervised = per_picture = 0.0
     for name, layer in model.named_modules():
         weights = _weights(layer)
@@ -97,7 +99,7 @@ def step_cost(model: nn.Module, patches: int, vision_layers: int, tokens_per_ima
         cost = weights * (FORWARD + INPUT_GRADIENT + (WEIGHT_GRADIENT if trained else 0))
         if "multi_modal_projector" in name:
             per_picture += cost * tokens_per_image
-        elif "lm_head" in name:
+        elif "lm_head" in name or (".mlp." in name and _language_layer(name) == last):
             per_supervised += cost
         else:
             per_token += cost
@@ -117,6 +119,12 @@ def cost_of(model: VisionLanguageModel | PeftModel, features_kept: bool = False)
 def _vision_layer(name: str) -> int:
     """Number of the vision trunk's layer that a module belongs to, -1 when it belongs to none."""
     found = re.search(r"vision_tower.*\.layers\.(\d+)\.", name)
+    return int(found[1]) if found else -1
+
+
+def _language_layer(name: str) -> int:
+    """Number of the language model's layer that a module belongs to, -1 when it belongs to none."""
+    found = re.search(r"language_model\.layers\.(\d+)\.", name)
     return int(found[1]) if found else -1
 
 

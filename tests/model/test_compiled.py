@@ -10,7 +10,8 @@ from dataset.batching import PackedCollator
 from dataset.processor import Processor
 from model.adapters import attach, checkpoint_gradients
 from model.compiled import as_written, compile_layers, what_compiling_lacks
-from model.fused_lora import fuse_adapters
+from model.fused import fuse
+from model.positions import find_supervised
 from tests.model.conftest import Build
 from tests.model.test_fused_lora import with_a_trained_look
 from tests.model.test_vlm import examples, loss_and_gradients
@@ -22,7 +23,7 @@ def test_compiled_layers_give_the_same_loss_and_gradients_without_a_break(make: 
     model = with_a_trained_look(attach(make(), settings(), ["projector", "lora"])).train()
     wanted = loss_and_gradients(model, row)
     names = list(model.state_dict())
-    fuse_adapters(model)
+    fuse(model)
     checkpoint_gradients(model, 2)
     compile_layers(model)
     torch._dynamo.reset()
@@ -30,13 +31,16 @@ def test_compiled_layers_give_the_same_loss_and_gradients_without_a_break(make: 
     found = loss_and_gradients(model, row)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
     assert list(model.state_dict()) == names
-    # One graph for the trunk's layers, one each for layers that keep and that recompute their activations.
-    assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (3, {})
+    # One graph for the trunk's layers, one each for layers that keep and that recompute their activations, one for the last.
+    assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (4, {})
+    fewer = find_supervised(row["labels"])[:-3]
+    model(**row, supervised_positions=fewer).loss.backward()
+    assert counters["stats"]["unique_graphs"] == 4, "another number of supervised positions is not another graph"
     shorter = PackedCollator(pad_id=0, capacity=390, max_length=180)(examples(processor))
     with as_written(model):
         loss = model(**shorter).loss
     torch.testing.assert_close(loss.detach(), wanted[0], atol=1e-5, rtol=0)
-    assert counters["stats"]["unique_graphs"] == 3, "another shape is not compiled here"
+    assert counters["stats"]["unique_graphs"] == 4, "another shape is not compiled here"
 
 
 def test_a_cuda_device_without_triton_and_other_devices_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from model import fused_lora
 from model.adapters import attach
 from model.checkpoint import load, merge, save
 from model.config import LoraConfig, ModelConfig
@@ -35,12 +36,27 @@ def adapted(make: Build, settings: Settings) -> PeftModel:
     return with_a_trained_look(attach(make(), settings(), ["projector", "lora"])).train()
 
 
-def test_loss_and_gradients_are_peft_s(adapted: PeftModel, batch: Batch) -> None:
+@pytest.mark.parametrize("small", [0, fused_lora.SMALL], ids=["apart", "added"])
+def test_loss_and_gradients_are_peft_s(adapted: PeftModel, batch: Batch, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
+    monkeypatch.setattr(fused_lora, "SMALL", small)
+    added: list[int] = []
+    usual = fused_lora._Added.apply
+    monkeypatch.setattr(fused_lora._Added, "apply", lambda *found: added.append(len(found[0])) or usual(*found))
     inputs = with_labels(batch(1, 2))
     wanted = loss_and_gradients(adapted, inputs)
     assert fuse_adapters(adapted) == 5 * 7
     torch.testing.assert_close(loss_and_gradients(adapted, inputs), wanted, atol=1e-5, rtol=0)
     assert sum("lora_" in name for name in wanted[1]) == 2 * 5 * 7
+    assert len(added) == (5 * 7 if small else 0)
+
+
+def test_matrices_are_added_where_that_is_exact_and_pays() -> None:
+    tokens, weight = torch.zeros(100, 64), torch.zeros(96, 64)
+    assert fused_lora._adding_pays(tokens, weight)
+    assert not fused_lora._adding_pays(tokens[:38], weight), "fewer tokens than the sum costs"
+    assert not fused_lora._adding_pays(tokens.bfloat16(), weight.bfloat16())
+    assert not fused_lora._adding_pays(tokens, weight.bfloat16())
+    assert not fused_lora._adding_pays(torch.zeros(10_000, 1024, device="meta"), torch.zeros(1025, 1024, device="meta"))
 
 
 def test_a_base_layer_with_a_bias_keeps_it(make: Build, settings: Settings, batch: Batch, qwen2: Path) -> None:

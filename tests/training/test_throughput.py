@@ -34,6 +34,13 @@ def test_frozen_weights_cost_four_operations_and_trained_ones_six() -> None:
     assert step_cost(model, 10, 2, 4).per_token == 6 * (7 * 11 + 7 * 2)
 
 
+def test_behind_the_last_attention_only_supervised_positions_count() -> None:
+    layers = nn.ModuleList([nn.ModuleDict({"self_attn": nn.Linear(3, 5), "mlp": nn.ModuleDict({"up": nn.Linear(5, 7)})}) for _ in range(2)])
+    cost = step_cost(nn.ModuleDict({"language_model": nn.ModuleDict({"layers": layers})}).requires_grad_(False), 0, 0, 0)
+    assert cost.per_token == 4 * (2 * 3 * 5 + 5 * 7)
+    assert cost.per_supervised == 4 * 5 * 7
+
+
 def test_vision_layers_above_the_chosen_one_are_not_counted() -> None:
     assert step_cost(Tiny(), 10, 1, 0).per_picture == 2 * 3 * 5 * 10
 

@@ -1,0 +1,58 @@
+"""RMS norms (Zhang and Sennrich 2019, arXiv:1910.07467) of the frozen language model in few passes over the tokens.
+
+Written out in single operations, a norm makes a copy of its input in fp32 and passes over it about a dozen times, backward pass
+included. In: a model whose norms are those of Qwen 2 or 3. Out: the same model and weights.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+
+def fuse_norms(model: nn.Module) -> int:
+    """Let the norms of the language model compute in this way; how many there are."""
+    norms = [module for module in model.modules() if type(module) in (Qwen2RMSNorm, Qwen3RMSNorm)]
+    for module in norms:
+        module.__class__ = FusedRMSNorm
+    return len(norms)
+
+
+class FusedRMSNorm(nn.Module):
+    """A norm of the library under another forward pass. Compiled layers, trained norms and other precisions have its own."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., D] -> the same, in the precision of x."""
+        weight, epsilon = self.weight, self.variance_epsilon
+        plain = torch.compiler.is_compiling() or weight.requires_grad or x.dtype != weight.dtype
+        if x.is_cuda and not plain:
+            # Not functional.rms_norm, which autocast would give a copy in fp32.
+            fused: torch.Tensor = torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], weight, epsilon)[0]
+            return fused
+        if x.dtype == torch.float32 and not plain:
+            normed: torch.Tensor = _Normed.apply(x, weight, epsilon)
+            return normed
+        exact = x.float()
+        return weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+class _Normed(torch.autograd.Function):
+    """x [..., D] and a frozen weight [D], both fp32 -> [..., D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        x, weight, scale = ctx.saved_tensors
+        weighted = gradient * weight
+        along_x = torch.linalg.vecdot(weighted, x).unsqueeze(-1).mul_(scale.pow(3)).div_(-x.shape[-1])
+        return weighted.mul_(scale).addcmul_(x, along_x), None, None

@@ -1,0 +1,70 @@
+"""The last layer computes what the loss reads, and nothing else changes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dataset.batching import PackedCollator, PaddedCollator
+from dataset.processor import Processor
+from model.adapters import attach, base_model, checkpoint_gradients
+from model.fused import fuse
+from model.last_layer import read_sparsely
+from model.positions import Locating
+from tests.model.conftest import Build
+from tests.model.test_fused_lora import with_a_trained_look
+from tests.model.test_vlm import examples, loss_and_gradients
+
+COLLATORS: list[Any] = [PaddedCollator(pad_id=0), PackedCollator(pad_id=0, capacity=400, max_length=180)]
+
+
+@pytest.mark.parametrize("located", [False, True])
+@pytest.mark.parametrize("collate", COLLATORS, ids=["padded", "packed"])
+@pytest.mark.parametrize("language", ["qwen3", "qwen2"])
+def test_loss_and_gradients_stay_the_same(
+    make: Build, settings: Any, processor: Processor, parts: Path, qwen2: Path, language: str, collate: Any, located: bool
+) -> None:
+    folder = {"qwen3": parts / "qwen3", "qwen2": qwen2}[language]
+    batch = (Locating(collate, processor.placeholder_id) if located else collate)(examples(processor))
+    model = with_a_trained_look(attach(make(language=str(folder)), settings(), ["projector", "lora"])).train()
+    wanted = loss_and_gradients(model, batch)
+    fuse(model)
+    torch.testing.assert_close(loss_and_gradients(model, batch), wanted, atol=1e-5, rtol=1e-4)
+    checkpoint_gradients(model)
+    torch.testing.assert_close(loss_and_gradients(model, batch), wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("collate", COLLATORS, ids=["padded", "packed"])
+def test_the_last_perceptron_sees_supervised_positions_only(make: Build, processor: Processor, collate: Any) -> None:
+    model, rows = make().train(), list[int]()
+    batch = collate(examples(processor))
+    layers = model.model.language_model.layers
+    for layer in (layers[0], layers[-1]):
+        layer.mlp.register_forward_pre_hook(lambda _, args: rows.append(args[0].numel() // args[0].shape[-1]))
+    assert read_sparsely(model.model.language_model)
+    model(**batch)
+    assert rows == [batch["input_ids"].numel(), int((batch["labels"] != -100).sum())]
+    rows.clear()
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    assert model(**inputs).logits.shape[:2] == batch["input_ids"].shape
+    assert rows == [batch["input_ids"].numel()] * 2
+
+
+def test_answers_do_not_change(make: Build, batch: Callable[..., dict[str, torch.Tensor]]) -> None:
+    model, inputs = make(), batch(1, 2, pad="left")
+    wanted = model(**inputs).logits
+    fuse(model)
+    torch.testing.assert_close(model(**inputs).logits, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_behind_a_row_needs_no_mask(make: Build, processor: Processor) -> None:
+    model, batch = base_model(make()).train(), PaddedCollator(pad_id=0)(examples(processor))
+    masks: list[Any] = []
+    attention = model.model.language_model.layers[0].self_attn
+    attention.register_forward_pre_hook(lambda _, __, given: masks.append(given["attention_mask"]), with_kwargs=True)
+    found = loss_and_gradients(model.requires_grad_(True), batch)
+    masked = loss_and_gradients(model, {**batch, "padded_right": False})
+    assert masks[0] is None and masks[1] is not None
+    torch.testing.assert_close(found, masked, atol=1e-5, rtol=1e-4)
