@@ -92,10 +92,18 @@ class ClipScorer:
         logits: torch.Tensor = words @ image * scale
         return logits if bias is None else logits + bias.detach().float().cpu()
 
-    @torch.inference_mode()
     def _encode_pictures(self, pictures: Sequence[Image.Image | Path]) -> torch.Tensor:
         opened = [self.open_file(picture) if isinstance(picture, Path) else picture.convert("RGB") for picture in pictures]
-        pixels = self.image_processor(images=opened, return_tensors="pt")["pixel_values"]
+        return self.encode_pixels(self.pixels(opened))
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """What the model sees of RGB pictures: [n, 3, height, width]. May be called from any thread."""
+        pixels: torch.Tensor = self.image_processor(images=list(pictures), return_tensors="pt")["pixel_values"]
+        return pixels
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Unit vectors [n, width] float32 on the CPU of what `pixels` gave; they are not kept."""
         return _unit(self.model.get_image_features(pixel_values=pixels.to(self.model.device, self.model.dtype)))
 
     @torch.inference_mode()
@@ -128,15 +136,16 @@ class ClipScorer:
         return int(self.tokenizer.eos_token_id if configured == 2 else configured)
 
 
-def load(name: str, open_file: Callable[[Path], Image.Image], *, device: torch.device | str, dtype: torch.dtype) -> ClipScorer:
-    """A scorer from a folder or hub name. Raises UsageError when it cannot be loaded or is of another family."""
-    with loading("rerank.clip", name):
+def load(
+    name: str, open_file: Callable[[Path], Image.Image], *, device: torch.device | str, dtype: torch.dtype, key: str = "rerank.clip"
+) -> ClipScorer:
+    """A scorer from a folder or hub name. Raises UsageError, which names the configuration's `key`, when it cannot be loaded
+    or is of another family."""
+    with loading(key, name):
         config = AutoConfig.from_pretrained(name)
     if config.model_type not in FAMILIES:
-        raise UsageError(
-            f"rerank.clip: {name} is a {config.model_type} model; CLIP, Chinese-CLIP or SigLIP of fixed resolution is expected"
-        )
-    with loading("rerank.clip", name):
+        raise UsageError(f"{key}: {name} is a {config.model_type} model; CLIP, Chinese-CLIP or SigLIP of fixed resolution is expected")
+    with loading(key, name):
         model = AutoModel.from_pretrained(name, config=config, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(name)
         image_processor = load_image_processor(name)
