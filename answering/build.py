@@ -38,10 +38,12 @@ def build_answerer(
     return qwen_vl.load(system, device, dtype)
 
 
-def load_scorer(name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> clip.ClipScorer:
-    """Load the scorer that `rerank.clip` names: CLIP, Chinese-CLIP or SigLIP. Raises UsageError."""
+def load_scorer(
+    name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, key: str = "rerank.clip"
+) -> clip.ClipScorer:
+    """Load the CLIP, Chinese-CLIP or SigLIP that the configuration's `key` names. Raises UsageError."""
     device = device or default_device()
-    return clip.load(name, open_picture, device=device, dtype=dtype or default_dtype(device))
+    return clip.load(name, open_picture, device=device, dtype=dtype or default_dtype(device), key=key)
 
 
 def build_untuned(
