@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from answering.config import DecodingConfig
-from answering.protocol import Answerer, Description, Picture
-from answering.statements import statement
+from answering.identity import identity, recorded, scorer_identity
+from answering.judging import Judge
+from answering.picture_fit import BatchScorer, PictureBank, PictureScorer, Scorable
+from answering.protocol import Answerer, Picture
+from answering.signals import SELF, Signal
+from answering.statements import Wording
 from atomic import write_json
+from dataset.sample import Language
 from evaluation.predictions import Journal, Prediction
 from evaluation.questions import Question, digest
 from progress import Progress
@@ -28,26 +33,39 @@ class Chunk:
     decoding: DecodingConfig
 
 
-class BatchScorer(Protocol):
-    """A scorer of many pictures at once, each with texts of its own."""
+SELF_ASKED = "asked yes or no"
+"""Stands for the self-score in predictions files; another question would make other scores."""
 
-    def score_batch(self, pictures: Sequence[Picture], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """One score for each text of each picture; higher fits better."""
+
+class CosineScorer(BatchScorer, Protocol):
+    """A scorer that also gives cosines, -1..1, for CLIPScore."""
+
+    def cosine_batch(self, pictures: Sequence[Picture], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The same as cosines."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class NamedScorer:
-    """A scorer, and its folder or hub name."""
+    """A scorer, its folder or hub name, and how it is used: name of its choice, languages, wording, bank of unrelated pictures."""
 
     name: str
-    scorer: BatchScorer
+    scorer: CosineScorer
+    choice: str = "clip"
+    languages: tuple[Language, ...] = ("en", "zh")
+    wording: Wording = "sentence"
+    bank: PictureBank | None = None
 
     @property
     def identity(self) -> str:
-        """What stands for it in predictions files: with a fingerprint of its folder, where it is one."""
-        files = fingerprint(Path(self.name))
-        return f"{self.name} ({files})" if files else self.name
+        """What stands for it in predictions files: with a fingerprint of its folder, where it is one, and of its bank."""
+        own = scorer_identity(self.name, self.wording)
+        return own if self.bank is None else f"{own}, bank {digest(self.bank.keys)}"
+
+    @property
+    def fit(self) -> PictureScorer:
+        """It, ready to score candidates."""
+        return PictureScorer(self.choice, self.scorer, self.languages, self.wording, self.bank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +86,15 @@ def chunks(questions: Sequence[Question], decoding: DecodingConfig, description_
 
 def ask(
     answerer: Answerer,
-    scorer: NamedScorer | None,
+    scorers: Sequence[NamedScorer],
+    judging: bool,
     plan: Sequence[Chunk],
     path: Path,
     title: str,
     score: Callable[[Prediction], float | None],
 ) -> Asked:
-    """Have every chunk of `plan` answered; each is appended to `path` at once.
+    """Have every chunk of `plan` answered, and its candidates scored; each is appended to `path` at once. judging: an answerer
+    that can also says how right it finds each of its candidates.
 
     A chunk whose lines all stand in the file, for the same model, decoding and questions, is not asked again; one with an
     error in it is. `score` is only for the running accuracy that is shown: what it returns goes nowhere else.
@@ -82,13 +102,15 @@ def ask(
     model = identity(answerer.description)
     journal, watch = Journal(path), Stopwatch(path.with_suffix(".timing.json"), digest(model))
     known = [_known(chunk, model, journal) for chunk in plan]
-    unfinished = scorer is not None and not all(group and _has_scores(group, scorer) for group in known)
+    judge = answerer if judging and isinstance(answerer, Judge) else None
+    wanted = {scorer.choice: scorer.identity for scorer in scorers} | ({} if judge is None else {SELF: SELF_ASKED})
+    unfinished = bool(scorers) and not all(group and _has_scores(group, wanted) for group in known)
     done: list[Prediction] = []
     scores: list[float] = []
     with Progress(title, sum(len(chunk.questions) for chunk in plan), "questions") as progress:
         for chunk, before in zip(plan, known, strict=True):
             answered = before or _answered(answerer, chunk, model, watch)
-            scored = _scored(answered, chunk.questions, scorer, unfinished) if scorer else _without_scores(answered)
+            scored = _scored(answered, chunk, scorers, judge, wanted, unfinished)
             if scored != before:
                 journal.append(scored)
             done += scored
@@ -97,32 +119,9 @@ def ask(
     return Asked(done, watch.rate)
 
 
-def identity(description: Description) -> dict[str, Any]:
-    """What stands for a model in predictions files: kind, settings, and a fingerprint of its folder where it has one."""
-    files = fingerprint(Path(str(description.settings.get("path", ""))))
-    model = {"kind": description.kind, **description.settings, **({"files": files} if files else {})}
-    plain: dict[str, Any] = json.loads(json.dumps(model, default=str))
-    return plain
-
-
-def fingerprint(folder: Path) -> str | None:
-    """Stands for the names, sizes and times of change of a folder's files: training into it again makes another model.
-
-    None for a hub name.
-    """
-    if not folder.name or not folder.is_dir():
-        return None
-    return digest([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()])
-
-
 def _key(model: dict[str, Any], decoding: DecodingConfig, question: Question) -> str:
     """Two samples may ask the same about one picture, and have other references: each has an answer of its own."""
-    return digest(model, _recorded(decoding), question.sample_id, question.fingerprint)
-
-
-def _recorded(decoding: DecodingConfig) -> dict[str, Any]:
-    """The decoding as it stands in the file: all that makes an answer, so without the size of a batch."""
-    return {name: value for name, value in dataclasses.asdict(decoding).items() if name != "batch_size"}
+    return digest(model, recorded(decoding), question.sample_id, question.fingerprint)
 
 
 def _known(chunk: Chunk, model: dict[str, Any], journal: Journal) -> list[Prediction]:
@@ -132,7 +131,7 @@ def _known(chunk: Chunk, model: dict[str, Any], journal: Journal) -> list[Predic
     """
     found = [journal.known.get(_key(model, chunk.decoding, question)) for question in chunk.questions]
     known = [prediction for prediction in found if prediction is not None and prediction.error is None]
-    return [dataclasses.replace(p, fused=None, choices=None) for p in known] if len(known) == len(found) else []
+    return [dataclasses.replace(p, fused=None, learned=None, credibility=None, choices=None) for p in known] if len(known) == len(found) else []
 
 
 def _answered(answerer: Answerer, chunk: Chunk, model: dict[str, Any], watch: "Stopwatch") -> list[Prediction]:
@@ -147,43 +146,62 @@ def _answered(answerer: Answerer, chunk: Chunk, model: dict[str, Any], watch: "S
             candidates=answer.candidates,
             error=answer.error if answer.error is not None or answer.candidates else "the system gave no candidate",
             prompt=answer.prompt,
-            decoding=_recorded(chunk.decoding),
+            decoding=recorded(chunk.decoding),
             model=model,
         )
         for question, answer in zip(chunk.questions, answers, strict=True)
     ]
 
 
-def _has_scores(predictions: Sequence[Prediction], scorer: NamedScorer) -> bool:
-    return all(prediction.scorer == scorer.identity for prediction in predictions)
+def _has_scores(predictions: Sequence[Prediction], wanted: dict[str, str]) -> bool:
+    return all(prediction.scorers == wanted for prediction in predictions)
 
 
-def _scored(answered: list[Prediction], questions: Sequence[Question], scorer: NamedScorer, unfinished: bool) -> list[Prediction]:
-    """A chunk with the scorer's mean over the pictures for each candidate; without a picture there is nothing to score.
+def _scored(
+    answered: list[Prediction],
+    chunk: Chunk,
+    scorers: Sequence[NamedScorer],
+    judge: Judge | None,
+    wanted: dict[str, str],
+    unfinished: bool,
+) -> list[Prediction]:
+    """A chunk with the signal of each scorer; without a picture there is nothing to score.
 
-    While the run is `unfinished`, pictures of candidates that have their scores are looked at again: the scorer keeps
-    what it saw, so it sees later pictures in the same company, and gives the same last bits, as in a run that was not killed.
+    While the run is `unfinished`, pictures of candidates that have their scores are looked at again: a scorer keeps what it
+    saw, so it sees later pictures in the same company, and gives the same last bits, as in a run that was not killed.
     """
-    old = _has_scores(answered, scorer)
+    old = _has_scores(answered, wanted)
     if old and not unfinished:
         return answered
-    pairs = [(i, picture) for i, p in enumerate(answered) if p.candidates for picture in questions[i].request.pictures]
-    texts = [[] if old else _statements(answered[i], questions[i]) for i, _ in pairs]
-    by_question: list[list[list[float]]] = [[] for _ in answered]
-    for (i, _), scores in zip(pairs, scorer.scorer.score_batch([picture for _, picture in pairs], texts), strict=True):
-        by_question[i].append(scores)
+    asked = [_scorable(p, question, old) for p, question in zip(answered, chunk.questions, strict=True)]
+    by_scorer = {scorer.choice: scorer.fit.signals(asked) for scorer in scorers}
     if old:
         return answered
-    means = [tuple(statistics.fmean(scores) for scores in zip(*by_picture, strict=True)) or None for by_picture in by_question]
-    return [dataclasses.replace(p, scorer=scorer.identity, clip=clip) for p, clip in zip(answered, means, strict=True)]
+    if judge is not None:
+        by_scorer[SELF] = _judged(answered, chunk, judge)
+    return [
+        dataclasses.replace(p, scorers=wanted, signals={name: one for name, row in by_scorer.items() if (one := row[i]) is not None})
+        for i, p in enumerate(answered)
+    ]
 
 
-def _without_scores(answered: Sequence[Prediction]) -> list[Prediction]:
-    return [dataclasses.replace(prediction, scorer=None, clip=None) for prediction in answered]
+def _scorable(prediction: Prediction, question: Question, old: bool) -> Scorable:
+    """Short answers are stated with their question; a caption says by itself what is to be seen."""
+    request = question.request
+    texts = () if old else tuple(candidate.text for candidate in prediction.candidates)
+    asked = question.text if question.short else ""
+    return Scorable(asked, request.language, request.pictures if prediction.candidates else (), texts, question.pictures)
 
 
-def _statements(prediction: Prediction, question: Question) -> list[str]:
-    return [statement(question.text, candidate.text, question.request.language) for candidate in prediction.candidates]
+def _judged(answered: Sequence[Prediction], chunk: Chunk, judge: Judge) -> list[Signal | None]:
+    """What the answerer thinks of its short answers."""
+    rows = [i for i, p in enumerate(answered) if p.candidates and chunk.questions[i].short]
+    texts = [[candidate.text for candidate in answered[i].candidates] for i in rows]
+    said = judge.judge([chunk.questions[i].request for i in rows], texts, chunk.decoding.batch_size)
+    found: list[Signal | None] = [None] * len(answered)
+    for i, values in zip(rows, said, strict=True):
+        found[i] = None if values is None else Signal(tuple(values))
+    return found
 
 
 class Stopwatch:

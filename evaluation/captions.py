@@ -1,17 +1,22 @@
-"""Scores of captions and descriptions against several references: BLEU, ROUGE-L, CIDEr-D, all over a corpus.
+"""Scores of captions and descriptions against several references: BLEU, ROUGE-L, CIDEr-D, over a corpus and for each text.
 
 `Tokens` of hypotheses: [captions]; of references: [captions][references], at least one each.
 """
 
+import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
 
 import numpy as np
 
 from dataset.sample import Language
-from evaluation.normalise import CJK, fold_width
+from evaluation.cjk import CJK
+from evaluation.normalise import fold_width
 
 Tokens = list[str]
 Ngrams = Counter[tuple[str, ...]]
@@ -19,20 +24,38 @@ Ngrams = Counter[tuple[str, ...]]
 _CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))(?!\w)")
 _JOINED = re.compile(r"\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b")
 _ENGLISH = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|\d+(?:[.,:]\d+)+|\w+(?:-\w+)*")
+_WORD = re.compile(r"\w")
 _CHINESE = re.compile(rf"[{CJK}]|\d+(?:[.,:]\d+)*|[^\W{CJK}]+")
 
 
-def tokenise(text: str, language: Language) -> Tokens:
+Tokenisation = Literal["ptb", "characters", "jieba"]
+TOKENISATIONS: dict[Language, tuple[Tokenisation, ...]] = {"en": ("ptb",), "zh": ("characters", "jieba")}
+"""What captions of a language are scored with; the first is the one that has no name of its own in reports."""
+
+
+def tokenise(text: str, tokenisation: Tokenisation) -> Tokens:
     """Lower-case tokens without punctuation.
 
-    English as in the Penn Treebank: clitics apart (do n't, dog 's), hyphenated words whole. Chinese: characters, with
-    Latin words and numbers whole.
+    ptb: as in the Penn Treebank, clitics apart (do n't, dog 's), hyphenated words whole. characters: one token a Chinese
+    character, Latin words and numbers whole. jieba: Chinese words, as AI Challenger's captions were scored.
     """
     text = fold_width(text).lower().replace("\u2019", "'")
-    if language == "zh":
+    if tokenisation == "characters":
         return _CHINESE.findall(text)
+    if tokenisation == "jieba":
+        return [word for word in _jieba()(text) if _WORD.search(word)]
     text = _JOINED.sub(lambda match: " ".join(part for part in match.groups() if part), _CLITIC.sub(r" \1", text))
     return _ENGLISH.findall(text)
+
+
+@cache
+def _jieba() -> Callable[[str], list[str]]:
+    """jieba's word segmentation, whose dictionary is loaded on the first call."""
+    import jieba
+
+    # It tells how long its dictionary took, through a logger of its own.
+    jieba.setLogLevel(logging.WARNING)
+    return lambda text: [str(word) for word in jieba.cut(text)]
 
 
 def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int) -> float:
@@ -60,9 +83,9 @@ def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n
     return brevity * math.exp(float(np.log(matched / proposed).mean()))
 
 
-def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
-    """Mean ROUGE-L (Lin 2004), 0..1, as COCO captions are scored: best precision and best recall, beta = 1.2."""
-    return float(np.mean([_rouge_l(*pair) for pair in zip(hypotheses, references, strict=True)]))
+def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
+    """ROUGE-L (Lin 2004) of each caption, 0..1, as COCO captions are scored: best precision and best recall, beta = 1.2."""
+    return np.array([_rouge_l(*pair) for pair in zip(hypotheses, references, strict=True)])
 
 
 def _rouge_l(hypothesis: Tokens, references: Sequence[Tokens], beta: float = 1.2) -> float:
@@ -86,8 +109,8 @@ def _longest_common(a: Tokens, b: Tokens) -> int:
     return row[-1]
 
 
-def cider_d(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int = 4, sigma: float = 6.0) -> float:
-    """Mean CIDEr-D (Vedantam et al. 2015, arXiv:1411.5726, section 7), 0..10; document frequencies from the references.
+def cider_d(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int = 4, sigma: float = 6.0) -> np.ndarray:
+    """CIDEr-D of each caption (Vedantam et al. 2015, arXiv:1411.5726, section 7), 0..10; document frequencies from the references.
 
     A corpus of a single picture gives 0: every n-gram stands in every picture.
     """
@@ -107,7 +130,7 @@ def cider_d(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
             penalty = math.exp(-((len(hypothesis) - len(reference)) ** 2) / (2 * sigma**2))
             total += penalty * sum(_clipped_cosine(mine[order - 1], vector(reference, order)) for order in range(1, n + 1)) / n
         scores.append(10 * total / len(alternatives))
-    return float(np.mean(scores))
+    return np.array(scores)
 
 
 def _clipped_cosine(hypothesis: dict[tuple[str, ...], float], reference: dict[tuple[str, ...], float]) -> float:
@@ -120,9 +143,31 @@ def _ngrams(tokens: Tokens, order: int) -> Ngrams:
     return Counter(zip(*(tokens[i:] for i in range(order)), strict=False))
 
 
-def score(texts: Sequence[str], references: Sequence[Sequence[str]], language: Language) -> dict[str, float]:
-    """bleu_1 .. bleu_4, rouge_l (0..1) and cider_d (0..10) of captions in one language."""
-    hypotheses = [tokenise(text, language) for text in texts]
-    alternatives = [[tokenise(text, language) for text in group] for group in references]
-    scores = {f"bleu_{n}": bleu(hypotheses, alternatives, n) for n in range(1, 5)}
-    return scores | {"rouge_l": rouge_l(hypotheses, alternatives), "cider_d": cider_d(hypotheses, alternatives)}
+@dataclass(frozen=True, slots=True)
+class CaptionScores:
+    """`corpus`: bleu_1 .. bleu_4, rouge_l (0..1) and cider_d (0..10) of all captions; `each`: the same of every caption [n].
+
+    The corpus value of ROUGE-L and CIDEr-D is the mean over captions, that of BLEU is not.
+    """
+
+    corpus: dict[str, float]
+    each: dict[str, np.ndarray]
+
+
+def score(texts: Sequence[str], references: Sequence[Sequence[str]], tokenisation: Tokenisation) -> CaptionScores:
+    """Scores of captions in one language."""
+    hypotheses = [tokenise(text, tokenisation) for text in texts]
+    alternatives = [[tokenise(text, tokenisation) for text in group] for group in references]
+    corpus, each = {}, {}
+    for n in range(1, 5):
+        corpus[f"bleu_{n}"] = bleu(hypotheses, alternatives, n)
+        each[f"bleu_{n}"] = np.array([bleu([one], [group], n) for one, group in zip(hypotheses, alternatives, strict=True)])
+    for name, measure in (("rouge_l", rouge_l), ("cider_d", cider_d)):
+        each[name] = measure(hypotheses, alternatives)
+        corpus[name] = float(each[name].mean())
+    return CaptionScores(corpus, each)
+
+
+def clip_score(cosines: Sequence[float]) -> np.ndarray:
+    """CLIPScore of each caption (Hessel et al. 2021, arXiv:2104.08718): 2.5 times the cosine of picture and text, never below 0."""
+    return 2.5 * np.maximum(np.asarray(cosines, dtype=np.float64), 0.0)

@@ -9,6 +9,8 @@ from dataset.config import Split
 from schema import section
 
 Positive = Annotated[int, Field(ge=1)]
+Corruption = Literal["blur", "noise", "dark", "occlusion", "jpeg"]
+Strength = Annotated[int, Field(ge=1, le=5)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -38,6 +40,17 @@ class EvalConfig:
     """Ask at most this many questions, chosen by a hash, the same for every system."""
     controls: tuple[Literal["shuffled_pictures", "untuned"], ...] = ()
     """Control runs of the first checkpoint: with other pictures, and with an untrained projector."""
+    groups: dict[str, tuple[str, ...]] | None = None
+    """Systems that are several seeds of one configuration, by the name of each group: mean and spread are reported, and the
+    group is compared in their place."""
+    curve: bool = False
+    """The systems are the checkpoints of one run: drawn over their steps, and each compared with the last one only."""
+    corruptions: tuple[Corruption, ...] = ()
+    """Ask again on pictures made worse in these ways."""
+    corruption_strengths: Annotated[tuple[Strength, ...], Field(min_length=1)] = (1, 3, 5)
+    """How much worse, from 1 to 5."""
+    corruption_limit: Positive = 200
+    """Ask at most this many short questions again under each corruption and strength."""
     bars: Bars = Bars()
     """What the first checkpoint and its controls must reach."""
     note: str | None = None

@@ -1,9 +1,12 @@
 """Scores of one short answer against its reference answers. Every function gives a fraction in 0..1."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from evaluation.normalise import m4c, official, strip_blanks, words
 
+Metric = Callable[[str, Sequence[object]], float]
+"""From an answer and its references to a score."""
 _NO_ANSWER = frozenset({"unanswerable", "none", "unknown"})
 
 
@@ -48,6 +51,22 @@ def contains(prediction: str, references: Sequence[object]) -> float:
     return float(any(_is_run(words(m4c(text)), said) for text in valid(references)))
 
 
+def bidirectional(prediction: str, references: Sequence[object]) -> float:
+    """A valid reference stands in the prediction, or the prediction in a valid reference, as a run of whole words."""
+    said = words(m4c(prediction))
+    wanted = [words(m4c(text)) for text in valid(references)]
+    return float(any(_is_run(reference, said) or _is_run(said, reference) for reference in wanted))
+
+
+def anls(prediction: str, references: Sequence[object]) -> float:
+    """Average normalised Levenshtein similarity (Biten et al. 2019, arXiv:1905.13648), for answers that are read off a picture.
+
+    1 - distance / longer length to the nearest reference, in lower case; 0 where half or more of it differs.
+    """
+    said = " ".join(prediction.lower().split())
+    return max((_similarity(said, " ".join(text.lower().split())) for text in set(strings(references))), default=0.0)
+
+
 def fuzzy(prediction: str, references: Sequence[object]) -> float:
     """More than 70 % of a valid reference's distinct words (for Chinese: characters) stand in the prediction."""
     said = set(words(m4c(prediction)))
@@ -83,13 +102,36 @@ def _is_run(part: list[str], whole: list[str]) -> bool:
     return bool(part) and any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
 
 
-METRICS: dict[str, Callable[[str, Sequence[object]], float]] = {
+@lru_cache(maxsize=1 << 16)
+def _similarity(a: str, b: str) -> float:
+    longer = max(len(a), len(b))
+    if 2 * abs(len(a) - len(b)) >= longer:
+        return float(a == b)
+    distance = edit_distance(a, b)
+    return 1 - distance / longer if 2 * distance < longer else 0.0
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Fewest insertions, deletions and replacements of characters that make b of a (Levenshtein 1966)."""
+    row = list(range(len(b) + 1))
+    for i, mine in enumerate(a, start=1):
+        diagonal, row[0] = row[0], i
+        for j, theirs in enumerate(b, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (mine != theirs))
+    return row[-1]
+
+
+METRICS: dict[str, Metric] = {
     "vqa_accuracy": vqa_accuracy,
     "vqa_accuracy_m4c": vqa_accuracy_m4c,
     "exact": exact,
     "fuzzy": fuzzy,
     "contains": contains,
+    "bidirectional": bidirectional,
+    "anls": anls,
     "contains_legacy": contains_legacy,
     "bidirectional_legacy": bidirectional_legacy,
 }
 """Every metric by the name that it has in summary.json."""
+BINARY = frozenset({"exact", "fuzzy", "contains", "bidirectional", "contains_legacy", "bidirectional_legacy"})
+"""Those that are 0 or 1, for which McNemar's test is made."""

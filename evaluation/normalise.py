@@ -6,6 +6,9 @@ from importlib import resources
 
 import yaml
 
+from evaluation.cjk import CJK, HAS_CJK
+from evaluation.numerals import as_digits
+
 _SPLITTING = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")
 _MOST_PERIODS = 32
@@ -15,9 +18,6 @@ _NUMBERS = {word: str(n) for n, word in enumerate(_NUMBER_WORDS)} | {"none": "0"
 _ARTICLES = frozenset({"a", "an", "the"})
 
 _WIDE_TO_ASCII = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
-CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
-"""Ranges of Chinese characters, for use inside a regular expression's brackets."""
-_HAS_CJK = re.compile(f"[{CJK}]")
 _CJK_PUNCTUATION = re.compile(r"[\u3001-\u3003\u3008-\u3011\u3014-\u301b\uff61-\uff65\u00b7\u2014\u2018\u2019\u201c\u201d\u2026~:'.]")
 _INSIDE_NUMBER = re.compile(r"(?<=\d)[.:](?=\d)")
 _BLANK_BESIDE_CJK = re.compile(rf"(?<=[{CJK}])\s+|\s+(?=[{CJK}])")
@@ -51,18 +51,18 @@ def m4c(text: str) -> str:
     """The normalisation of M4C (Pythia's EvalAIAnswerProcessor), which lmms-eval uses too, made fit for Chinese.
 
     Before the official steps it drops commas and question marks and splits the possessive 's off. Full-width forms become
-    ASCII. In a text with Chinese characters, Chinese punctuation and the blanks around characters vanish as well; texts
-    without any are treated exactly as upstream does.
+    ASCII. In a text with Chinese characters, Chinese punctuation and the blanks around characters vanish as well and
+    Chinese numerals become digits; texts without any are treated exactly as upstream does.
     """
     text = fold_width(text).lower()
-    chinese = _HAS_CJK.search(text) is not None
+    chinese = HAS_CJK.search(text) is not None
     if chinese:
         text = _without_cjk_punctuation(text)
     else:
         text = text.replace("\u3002", ".")
     text = strip_blanks(text.replace(",", "").replace("?", "").replace("'s", " 's"))
     text = _plain_words(_without_punctuation(text))
-    return _BLANK_BESIDE_CJK.sub("", text) if chinese else text
+    return as_digits(_BLANK_BESIDE_CJK.sub("", text)) if chinese else text
 
 
 def words(text: str) -> list[str]:

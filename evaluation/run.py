@@ -13,7 +13,7 @@ import torch
 from answering.config import CheckpointSystem, DecodingConfig, RerankConfig, System
 from answering.protocol import Answerer
 from answering.rerank import chosen_text
-from atomic import write_json
+from atomic import write_json, write_text
 from dataset.store import Store
 from errors import UsageError
 from evaluation import predictions as files
@@ -21,10 +21,12 @@ from evaluation.asking import NamedScorer, ask, chunks
 from evaluation.bars import check_bars
 from evaluation.choosing import Weighting, chosen, tune
 from evaluation.config import EvalConfig
+from evaluation.groups import check_groups
 from evaluation.predictions import Prediction
 from evaluation.questions import Question, choose, references, with_other_pictures
-from evaluation.scoring import References, caption_scores, right, score
-from evaluation.summary import SystemResult, summarise
+from evaluation.robustness import Condition, Robustness, asked_again, conditions, on_corrupted_pictures
+from evaluation.scoring import References, caption_scores, right, score, score_lines
+from evaluation.summary import METRIC, SystemResult, summarise
 
 Load = Callable[[System], Answerer]
 
@@ -67,12 +69,13 @@ def evaluate(experiment: Experiment, load: Load, load_untuned: Load, scorer: Nam
     if everything.validation:
         answered = [said.predictions for said in everything.validation.values()]
         weighting = tune(answered, references(store, "validation"), experiment.rerank.weights)
-    for said in (*everything.systems.values(), *everything.controls.values(), *everything.validation.values()):
+    corrupted = [said for answered in everything.corrupted.values() for said in answered.values()]
+    for said in (*everything.systems.values(), *everything.controls.values(), *everything.validation.values(), *corrupted):
         said.choose(weighting, settings.seed)
 
     subject = first_checkpoint(settings)
     short = [question for question in questions if question.short]
-    results = {system.name: _result(system.kind, everything.systems[system.name], known) for system in settings.systems}
+    results = {system.name: _result(system, everything, known, scorer) for system in settings.systems}
     summary = summarise(
         dataset=_dataset(experiment, questions),
         questions=short,
@@ -83,6 +86,9 @@ def evaluate(experiment: Experiment, load: Load, load_untuned: Load, scorer: Nam
         settings=settings,
     )
     write_json(experiment.out / "summary.json", summary)
+    for name, result in results.items():
+        lines = score_lines(questions, result.short, result.captions)
+        write_text(experiment.out / "scores" / f"{name}.jsonl", "".join(line + "\n" for line in lines))
     return Outcome(summary, short, known, results)
 
 
@@ -110,7 +116,7 @@ class _Interview:
 
     def control(self, answerer: Answerer, questions: list[Question], known: References, name: str) -> _Said:
         """Only the first answers of a control are looked at, so nothing is scored."""
-        return _Interview(self.experiment, None).ask(answerer, questions, known, f"controls/{name}")
+        return _Interview(self.experiment, None).ask(answerer, questions, known, name)
 
     def ask(self, answerer: Answerer, questions: list[Question], known: References, file: str) -> _Said:
         experiment = self.experiment
@@ -127,11 +133,13 @@ class _Interview:
 
 @dataclass(frozen=True, slots=True)
 class _Everything:
-    """What was said by the systems, by the controls, and by the systems to the questions of the validation split."""
+    """What was said by the systems, by the controls, by the systems to the questions of the validation split, and by the systems
+    about corrupted pictures."""
 
     systems: dict[str, _Said]
     controls: dict[str, _Said]
     validation: dict[str, _Said]
+    corrupted: dict[str, dict[Condition, _Said]]
 
 
 def _ask_all(
@@ -140,10 +148,12 @@ def _ask_all(
     """One system is in memory at a time; while it is, it gets all that it is asked."""
     settings, store = experiment.settings, experiment.store
     interview = _Interview(experiment, scorer)
-    everything = _Everything({}, {}, {})
+    everything = _Everything({}, {}, {}, {})
     short = [question for question in questions if question.short]
     if settings.controls and not short:
         raise UsageError(f"eval.controls: they need questions with short answers; the split '{settings.split}' has none")
+    if settings.corruptions and not asked_again(short, settings):
+        raise UsageError(f"eval.corruptions: they need short questions about pictures; the split '{settings.split}' has none")
     subject = first_checkpoint(settings)
     tuning = [question for question in choose(store, "validation", settings.limit) if question.short] if experiment.rerank.tune else []
     tuning_references = references(store, "validation") if tuning else {}
@@ -154,11 +164,15 @@ def _ask_all(
             everything.validation[system.name] = interview.ask(answerer, tuning, tuning_references, f"validation/{system.name}")
         if system is subject and "shuffled_pictures" in settings.controls:
             others = with_other_pictures(short, settings.seed)
-            everything.controls["shuffled_pictures"] = interview.control(answerer, others, known, "shuffled_pictures")
+            everything.controls["shuffled_pictures"] = interview.control(answerer, others, known, "controls/shuffled_pictures")
+        for condition in conditions(settings):
+            with on_corrupted_pictures(asked_again(short, settings), condition) as worse:
+                said = interview.control(answerer, worse, known, f"corrupted/{system.name}/{condition[0]}-{condition[1]}")
+            everything.corrupted.setdefault(system.name, {})[condition] = said
         del answerer
         _free()
     if subject is not None and "untuned" in settings.controls:
-        everything.controls["untuned"] = interview.control(load_untuned(subject), short, known, "untuned")
+        everything.controls["untuned"] = interview.control(load_untuned(subject), short, known, "controls/untuned")
         _free()
     return everything
 
@@ -175,18 +189,30 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def _result(kind: str, said: _Said, known: References) -> SystemResult:
+def _result(system: System, everything: _Everything, known: References, scorer: NamedScorer | None) -> SystemResult:
+    said = everything.systems[system.name]
     pairs = list(zip(said.questions, said.predictions, strict=True))
     return SystemResult(
-        kind=kind,
+        kind=system.kind,
         model=said.predictions[0].model,
         decoding=next((prediction.decoding for question, prediction in pairs if question.short), said.predictions[0].decoding),
         errors=sum(prediction.error is not None for prediction in said.predictions),
         questions_per_second=said.questions_per_second,
         distinct_candidates=fmean(len(prediction.candidates) for prediction in said.predictions),
         short=score([prediction for question, prediction in pairs if question.short], known),
-        captions=caption_scores(said.questions, said.predictions, known),
+        captions=caption_scores(said.questions, said.predictions, known, None if scorer is None else scorer.scorer.cosine_batch),
+        robustness=_robustness(said, everything.corrupted.get(system.name, {}), known),
     )
+
+
+def _robustness(clean: _Said, corrupted: dict[Condition, _Said], known: References) -> Robustness | None:
+    """First answers to the questions that were asked again; None where none were."""
+    if not corrupted:
+        return None
+    questions = next(iter(corrupted.values())).questions
+    before = {prediction.sample_id: prediction for prediction in clean.predictions}
+    accuracy = {condition: score(said.predictions, known).scores["first"][METRIC] for condition, said in corrupted.items()}
+    return Robustness(questions, score([before[q.sample_id] for q in questions], known).scores["first"][METRIC], accuracy)
 
 
 def _dataset(experiment: Experiment, questions: Sequence[Question]) -> dict[str, Any]:
@@ -211,6 +237,7 @@ def _check(experiment: Experiment, scorer: NamedScorer | None) -> None:
     if settings.controls and first_checkpoint(settings) is None:
         raise UsageError("eval.controls: they are runs of a checkpoint, and no system has kind: checkpoint")
     check_bars(settings)
+    check_groups(settings)
     if rerank.tune and scorer is None:
         raise UsageError("rerank.tune: there is nothing to weigh without rerank.clip")
     if rerank.tune and settings.split == "validation":

@@ -11,13 +11,28 @@ from evaluation.bars import held_against
 from evaluation.categories import names
 from evaluation.choosing import Weighting
 from evaluation.config import EvalConfig
+from evaluation.groups import mean_scores, spread, steps
 from evaluation.questions import Question
-from evaluation.scoring import Scored, Scores
-from evaluation.significance import Difference, clusters, compare, enough_resamples, holm, intervals, verdict
+from evaluation.reliability import reliability
+from evaluation.robustness import Robustness, summarised
+from evaluation.scoring import CaptionResult, Scored, Scores
+from evaluation.significance import (
+    Difference,
+    clusters,
+    compare,
+    enough_resamples,
+    holm,
+    intervals,
+    mcnemar,
+    smallest_shown,
+    verdict,
+)
 
 SCHEMA_VERSION = 1
 METRIC = "vqa_accuracy"
 """The metric of intervals, comparisons and verdicts."""
+BINARY_METRIC = "exact"
+"""The 0/1 metric of McNemar's test."""
 COMPARED = ("first", "reranked")
 """Choices in which systems are compared with each other."""
 
@@ -33,17 +48,18 @@ class SystemResult:
     questions_per_second: float | None
     distinct_candidates: float
     short: Scored
-    captions: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    captions: CaptionResult = field(default_factory=lambda: CaptionResult({}, {}))
+    robustness: Robustness | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A comparison to be made: names such as "ours/reranked", scores [questions] of the same questions."""
+    """A comparison to be made: names such as "ours/reranked", scores by metric of the same questions."""
 
     a: str
     b: str
-    scores_a: np.ndarray
-    scores_b: np.ndarray
+    scores_a: Scores
+    scores_b: Scores
     questions: Sequence[Question]
 
 
@@ -60,7 +76,7 @@ def summarise(
 
     control_of: the system that was controlled. rerank: the weights and the scorer's name.
     """
-    tested = comparisons(pairs(systems, questions, controls, control_of), settings)
+    tested = comparisons(pairs(systems, questions, controls, control_of, settings), settings)
     summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "dataset": dict(dataset)}
     if settings.note is not None:
         summary["note"] = settings.note
@@ -76,8 +92,17 @@ def summarise(
             **speed,
             "distinct_candidates": result.distinct_candidates,
             "choices": choices,
-            **({"captions": result.captions} if result.captions else {}),
+            **_extras(result),
         }
+    if settings.groups:
+        summary["groups"] = {
+            name: {"systems": list(members), "choices": spread([systems[member].short.scores for member in members])}
+            for name, members in settings.groups.items()
+        }
+    if settings.curve:
+        summary["curve"] = steps(settings.systems)
+    if robust := {name: result.robustness for name, result in systems.items() if result.robustness is not None}:
+        summary["robustness"] = summarised(robust, settings)
     if controls:
         summary["controls"] = {name: measures(scores, asked, settings) for name, (asked, scores) in controls.items()}
     if control_of is not None and "first" in summary["systems"][control_of]["choices"]:
@@ -117,40 +142,90 @@ def mean(values: np.ndarray) -> float:
     return float(values.mean())
 
 
+def _extras(result: SystemResult) -> dict[str, Any]:
+    """Figures of a system that only some systems or questions have."""
+    short = result.short
+    extras: dict[str, Any] = {}
+    if result.captions.means:
+        extras["captions"] = result.captions.means
+    if short.unanswerable is not None:
+        extras["unanswerable"] = short.unanswerable
+    if short.forms:
+        extras["format_sensitivity"] = {
+            choice: {form: {name: mean(values) for name, values in scores.items()} for form, scores in forms.items()}
+            for choice, forms in short.forms.items()
+        }
+    if "reranked" in short.scores and (calibration := _fused_calibration(short)) is not None:
+        extras["fused_calibration"] = calibration
+    return extras
+
+
+def _fused_calibration(short: Scored) -> dict[str, Any] | None:
+    """Accuracy of the reranked answers by the fused score that chose them; None where nothing has one."""
+    scored = [(i, max(prediction.fused)) for i, prediction in enumerate(short.predictions) if prediction.fused]
+    if not scored:
+        return None
+    places, fused = zip(*scored, strict=True)
+    return reliability(np.array(fused), short.scores["reranked"][METRIC][list(places)])
+
+
 def pairs(
     systems: Mapping[str, SystemResult],
     questions: Sequence[Question],
     controls: Mapping[str, tuple[Sequence[Question], Scores]],
     control_of: str | None,
+    settings: EvalConfig,
 ) -> list[Pair]:
-    """What is compared: in each system the reranked answer with the first; each two systems in both; controls with their system."""
-    accuracy = {name: {choice: s[METRIC] for choice, s in result.short.scores.items()} for name, result in systems.items()}
-    found = [
-        Pair(f"{name}/reranked", f"{name}/first", own["reranked"], own["first"], questions)
-        for name, own in accuracy.items()
-        if "reranked" in own
-    ]
-    for (one, mine), (other, theirs) in combinations(accuracy.items(), 2):
-        both = [choice for choice in COMPARED if choice in mine and choice in theirs]
-        found += [Pair(f"{one}/{choice}", f"{other}/{choice}", mine[choice], theirs[choice], questions) for choice in both]
+    """What is compared: in each system the reranked answer with the first; each two systems in both; controls with their system.
+
+    A group of seeds stands in the place of its members. Along a learning curve, each checkpoint is compared with the last only.
+    """
+    scores = {name: result.short.scores for name, result in systems.items() if result.short.scores}
+    found = _among(_compared(scores, settings.groups or {}), questions, settings.curve)
     place = {question.sample_id: i for i, question in enumerate(questions)}
-    for name, (asked, scores) in controls.items():
+    for name, (asked, control) in controls.items():
         assert control_of is not None
         same = [place[question.sample_id] for question in asked]
-        own = accuracy[control_of]["first"][same]
+        own = {metric: values[same] for metric, values in scores[control_of]["first"].items()}
         # Clustered by the pictures that the questions were written for, not by those of the control.
-        found.append(Pair(f"{control_of}/first", f"controls/{name}", own, scores[METRIC], [questions[i] for i in same]))
+        found.append(Pair(f"{control_of}/first", f"controls/{name}", own, control, [questions[i] for i in same]))
+    return found
+
+
+def _compared(scores: Mapping[str, dict[str, Scores]], groups: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Scores]]:
+    """What is compared with each other: the systems that are in no group, and the groups."""
+    grouped = {member for members in groups.values() for member in members}
+    alone = {name: own for name, own in scores.items() if name not in grouped}
+    found = {name: [scores[member] for member in members if member in scores] for name, members in groups.items()}
+    return alone | {name: mean_scores(members) for name, members in found.items() if members}
+
+
+def _among(units: Mapping[str, dict[str, Scores]], questions: Sequence[Question], curve: bool) -> list[Pair]:
+    found = [
+        Pair(f"{name}/reranked", f"{name}/first", own["reranked"], own["first"], questions)
+        for name, own in units.items()
+        if "reranked" in own
+    ]
+    named = list(units.items())
+    tested = [(named[-1], earlier) for earlier in named[:-1]] if curve else combinations(named, 2)
+    for (one, mine), (other, theirs) in tested:
+        both = [choice for choice in COMPARED if choice in mine and choice in theirs]
+        found += [Pair(f"{one}/{choice}", f"{other}/{choice}", mine[choice], theirs[choice], questions) for choice in both]
     return found
 
 
 def comparisons(found: Sequence[Pair], settings: EvalConfig) -> list[dict[str, Any]]:
-    """Each pair's difference with interval, p-value, Holm over all of them, and verdict."""
+    """Each pair's difference with interval, p-value, Holm over all of them, verdict, the smallest difference that could be
+    shown (absent where none could) and, for 0/1 scores, McNemar's test of exact matches with a Holm of its own."""
     resamples = enough_resamples(settings.bootstrap, len(found))
     differences: list[Difference] = []
+    smallest: list[float | None] = []
     for pair in found:
         groups = clusters([question.image_ids for question in pair.questions])
-        differences += compare(pair.scores_a[:, None], pair.scores_b[:, None], groups, resamples, settings.seed)
-    return [
+        a, b = pair.scores_a[METRIC], pair.scores_b[METRIC]
+        differences += compare(a[:, None], b[:, None], groups, resamples, settings.seed)
+        smallest.append(smallest_shown(a - b, groups, len(found)))
+    rows = [
         {
             "a": pair.a,
             "b": pair.b,
@@ -160,6 +235,16 @@ def comparisons(found: Sequence[Pair], settings: EvalConfig) -> list[dict[str, A
             "p_value": difference.p_value,
             "p_holm": p_holm,
             "verdict": verdict(difference, p_holm),
+            **({} if least is None else {"smallest_shown": least}),
         }
-        for pair, difference, p_holm in zip(found, differences, holm([d.p_value for d in differences]), strict=True)
+        for pair, difference, p_holm, least in zip(found, differences, holm([d.p_value for d in differences]), smallest, strict=True)
     ]
+    tests = {i: mcnemar(pair.scores_a[BINARY_METRIC], pair.scores_b[BINARY_METRIC]) for i, pair in enumerate(found) if _binary(pair)}
+    for (i, test), p_holm in zip(tests.items(), holm([test.p_value for test in tests.values()]), strict=True):
+        rows[i]["mcnemar"] = {"metric": BINARY_METRIC, **asdict(test), "p_holm": p_holm}
+    return rows
+
+
+def _binary(pair: Pair) -> bool:
+    """Whether both sides are right or wrong, nothing between: a mean over seeds is not."""
+    return all(bool(np.isin(scores[BINARY_METRIC], (0.0, 1.0)).all()) for scores in (pair.scores_a, pair.scores_b))

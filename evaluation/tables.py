@@ -17,22 +17,41 @@ MEANINGS = {
 LEGACY = {"contains_legacy", "bidirectional_legacy"}
 """Character-substring metrics, only for comparison with older reports."""
 
+OTHER_METRICS = (
+    ("vqa_accuracy_m4c", "M4C"),
+    ("exact", "exact"),
+    ("fuzzy", "fuzzy"),
+    ("contains", "contains"),
+    ("bidirectional", "contains, both ways"),
+    ("anls", "ANLS"),
+)
+"""Metrics beside the official accuracy, and their headings."""
+
 Row = Sequence[str]
 
 
 def tables(summary: dict[str, Any]) -> str:
     """Everything, for a terminal."""
     parts = [summary["note"]] if "note" in summary else []
-    parts.append(aligned(*accuracy_table(summary)))
-    if any(figures["choices"] for figures in summary["systems"].values()):
-        parts.append(aligned(*category_table(summary)))
-    if any("captions" in figures for figures in summary["systems"].values()):
-        parts.append(aligned(*caption_table(summary)))
-    if summary["comparisons"]:
-        parts.append(aligned(*comparison_table(summary)))
-    if "bars" in summary:
-        parts.append(aligned(*bar_table(summary)))
+    parts += [aligned(*table) for table in all_tables(summary).values()]
     return "\n\n".join([*parts, "\n".join(remarks(summary))])
+
+
+def all_tables(summary: dict[str, Any]) -> dict[str, tuple[Row, list[Row]]]:
+    """Title -> header and rows of every table that has rows."""
+    made = {"All figures": accuracy_table(summary)}
+    if "groups" in summary:
+        made["Mean and spread over seeds"] = group_table(summary)
+    if any(figures["choices"] for figures in summary["systems"].values()):
+        made["By category, language and source"] = category_table(summary)
+    if "bars" in summary:
+        made["What must hold"] = bar_table(summary)
+    made["Comparisons"] = comparison_table(summary)
+    made["Captions and descriptions"] = caption_table(summary)
+    made["Unanswerable questions"] = unanswerable_table(summary)
+    made["The same answers written otherwise"] = format_table(summary)
+    made["Worse pictures"] = robustness_table(summary)
+    return {title: table for title, table in made.items() if table[1]}
 
 
 def aligned(header: Row, rows: Iterable[Row]) -> str:
@@ -51,7 +70,7 @@ def markdown(header: Row, rows: Iterable[Row]) -> str:
 
 def accuracy_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     """A row for each system and choice, then the controls."""
-    header = ("system", "choice", "questions", "VQA accuracy", "95 % interval", "M4C", "exact", "fuzzy", "contains")
+    header = ("system", "choice", "questions", "VQA accuracy", "95 % interval", *(label for _, label in OTHER_METRICS))
     rows: list[Row] = [
         _accuracy_row(name, choice, figures["choices"][choice])
         for name, figures in summary["systems"].items()
@@ -62,7 +81,7 @@ def accuracy_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
 
 
 def _accuracy_row(name: str, choice: str, measures: dict[str, Any]) -> Row:
-    others = (percent(measures[metric]) for metric in ("vqa_accuracy_m4c", "exact", "fuzzy", "contains"))
+    others = (percent(measures[metric]) for metric, _ in OTHER_METRICS)
     interval = between(measures["vqa_accuracy_ci95"])
     return (name, choice, f"{measures['questions']:,}", percent(measures["vqa_accuracy"]), interval, *others)
 
@@ -86,7 +105,7 @@ def shown_choice(choices: Container[str]) -> str:
 
 def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     """Captions and descriptions, which short-answer metrics say nothing about: before and after the rerank."""
-    header = ("system", "choice", "captions", "texts", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D")
+    header = ("system", "choice", "captions", "texts", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CLIPScore")
     rows: list[Row] = [
         (
             name,
@@ -96,6 +115,7 @@ def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
             *(percent(scores[f"bleu_{n}"]) for n in range(1, 5)),
             percent(scores["rouge_l"]),
             f"{scores['cider_d']:.2f}",
+            f"{scores['clip_score']:.3f}" if "clip_score" in scores else "",
         )
         for name, figures in summary["systems"].items()
         for choice, kinds in figures.get("captions", {}).items()
@@ -107,7 +127,7 @@ def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
 
 def comparison_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     """Every comparison with its verdict."""
-    header = ("a", "b", "a - b (points)", "95 % interval", "p", "p (Holm)", "better")
+    header = ("a", "b", "a - b (points)", "95 % interval", "p", "p (Holm)", "better", "could show", "exact: only a / only b", "McNemar p (Holm)")
     rows: list[Row] = [
         (
             row["a"],
@@ -117,10 +137,81 @@ def comparison_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
             f"{row['p_value']:.4f}",
             f"{row['p_holm']:.4f}",
             {"a": row["a"], "b": row["b"]}.get(row["verdict"], "not shown"),
+            f"{100 * row['smallest_shown']:.1f}" if "smallest_shown" in row else "nothing",
+            *_mcnemar_cells(row),
         )
         for row in summary["comparisons"]
     ]
     return header, rows
+
+
+def _mcnemar_cells(row: dict[str, Any]) -> Row:
+    if "mcnemar" not in row:
+        return "", ""
+    test = row["mcnemar"]
+    return f"{test['only_a']:,} / {test['only_b']:,}", f"{test['p_holm']:.4f}"
+
+
+def group_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """Several seeds of one configuration: mean and spread of official accuracy."""
+    header = ("group", "choice", "systems", "VQA accuracy", "standard deviation", "lowest .. highest", "M4C")
+    rows: list[Row] = [
+        (
+            name,
+            choice,
+            str(len(group["systems"])),
+            percent(scores["vqa_accuracy"]["mean"]),
+            f"{100 * scores['vqa_accuracy']['sd']:.2f}",
+            between([scores["vqa_accuracy"]["lowest"], scores["vqa_accuracy"]["highest"]]),
+            percent(scores["vqa_accuracy_m4c"]["mean"]),
+        )
+        for name, group in summary["groups"].items()
+        for choice in CHOICES
+        if (scores := group["choices"].get(choice)) is not None
+    ]
+    return header, rows
+
+
+def format_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """The same answers written otherwise: points that the form alone moves."""
+    header = ("system", "choice", "written", "VQA accuracy", "change", "M4C", "change", "exact", "change")
+    rows: list[Row] = []
+    for name, figures in summary["systems"].items():
+        for choice, forms in figures.get("format_sensitivity", {}).items():
+            plain = figures["choices"][choice]
+            for form, label in (("capitalised", "capitalised"), ("full_stop", "with a full stop")):
+                cells = [(percent(value), f"{100 * (value - plain[metric]):+.1f}") for metric, value in forms[form].items()]
+                rows.append((name, choice, label, *(cell for pair in cells for cell in pair)))
+    return header, rows
+
+
+def unanswerable_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """How well each system tells the questions that nobody can answer."""
+    rows: list[Row] = [
+        (name, f"{own['questions']:,}", percent(own["average_precision"]), percent(own["f1"]))
+        for name, figures in summary["systems"].items()
+        if (own := figures.get("unanswerable")) is not None
+    ]
+    return ("system", "unanswerable questions", "average precision", "F1"), rows
+
+
+def robustness_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """Accuracy on worse and worse pictures, with the difference to the clean ones."""
+    rows: list[Row] = [
+        (
+            name,
+            kind,
+            str(point["strength"]),
+            f"{robust['questions']:,}",
+            percent(point["vqa_accuracy"]),
+            between(point["vqa_accuracy_ci95"]),
+            f"{100 * (point['vqa_accuracy'] - robust['clean']['vqa_accuracy']):+.1f}",
+        )
+        for name, robust in summary.get("robustness", {}).items()
+        for kind, points in robust["corrupted"].items()
+        for point in points
+    ]
+    return ("system", "pictures", "strength", "questions", "VQA accuracy", "95 % interval", "against clean"), rows
 
 
 def bar_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
@@ -148,6 +239,14 @@ def remarks(summary: dict[str, Any]) -> list[str]:
     lines.append("random is a floor and oracle a ceiling that looks at the references; neither is a method.")
     lines.append("Intervals: 95 % bootstrap over pictures. p: randomisation test, the sign of each picture's difference drawn anew.")
     lines.append("A difference is shown only when its interval leaves 0 out and p (Holm, over all comparisons) is at most .05.")
+    lines.append(
+        "could show: the difference in points that this many pictures would show in four cases of five; a smaller one may be "
+        "there unseen. McNemar: exact test of exact matches, which takes every question for a draw of its own."
+    )
+    if summary.get("curve"):
+        lines.append("The best point of a learning curve is picked after the fact: pick it on the validation split, report the test split.")
+    if "groups" in summary:
+        lines.append("A group is compared by each question's mean over its seeds; intervals cover questions, the spread covers seeds.")
     return lines
 
 

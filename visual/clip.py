@@ -58,6 +58,13 @@ class ClipScorer:
         pairs = zip(images, pairwise(borders), strict=True)
         return [self._logits(image, words[start:end]).tolist() for image, (start, end) in pairs]
 
+    def cosine_batch(self, pictures: Sequence[Image.Image | Path], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The same as cosines, -1..1: the logits without scale and bias."""
+        scale = float(self.model.logit_scale.detach().float().exp())
+        bias = getattr(self.model, "logit_bias", None)
+        offset = 0.0 if bias is None else float(bias.detach().float())
+        return [[(logit - offset) / scale for logit in group] for group in self.score_batch(pictures, texts)]
+
     def probabilities(self, picture: Image.Image | Path, labels: Sequence[str]) -> list[float]:
         """Softmax of the logits over the labels: which of them fits best. They sum to 1, also when none fits."""
         return torch.softmax(torch.tensor(self.score(picture, labels), dtype=torch.float64), dim=0).tolist()

@@ -124,6 +124,10 @@ class PlantedScorer:
         self.scored += sum(bool(group) for group in texts)
         return [[25.0 if any(word in text for word in self.liked) else 20.0 for text in group] for group in texts]
 
+    def cosine_batch(self, pictures: Sequence[Picture], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        del pictures
+        return [[0.3 if any(word in text for word in self.liked) else -0.1 for text in group] for group in texts]
+
 
 def experiment(store: Store, out: Path, *names: str, rerank: RerankConfig | None = None, **settings: Any) -> Experiment:
     """An evaluation of checkpoint systems with these names, with few resamples."""

@@ -15,6 +15,7 @@ from evaluation import charts
 from evaluation.examples import RIGHT, examples, selection
 from evaluation.report import sentences, write_report
 from evaluation.run import evaluate
+from evaluation.tables import OTHER_METRICS
 from tests.evaluation.conftest import MARKUP, Written
 from tests.evaluation.planted import PlantedAnswerer, always, experiment, questions, write_store
 
@@ -93,7 +94,7 @@ def test_every_number_in_the_tables_is_the_one_of_the_summary(written: Written, 
     for name, system in summary["systems"].items():
         for choice, measures in system["choices"].items():
             low, high = measures["vqa_accuracy_ci95"]
-            figures = [measures[metric] for metric in ("vqa_accuracy_m4c", "exact", "fuzzy", "contains")]
+            figures = [measures[metric] for metric, _ in OTHER_METRICS]
             points = [f"{100 * figure:.1f}" for figure in (measures["vqa_accuracy"], low, high, *figures)]
             assert rows[name, choice] == [str(measures["questions"]), points[0], f"{points[1]} .. {points[2]}", *points[3:]]
     assert summary["comparisons"]
