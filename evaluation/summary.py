@@ -155,9 +155,19 @@ def _extras(result: SystemResult) -> dict[str, Any]:
             choice: {form: {name: mean(values) for name, values in scores.items()} for form, scores in forms.items()}
             for choice, forms in short.forms.items()
         }
-    if "reranked" in short.scores and (calibration := _fused_calibration(short)) is not None:
-        extras["fused_calibration"] = calibration
+    if "reranked" in short.scores:
+        extras["changed"] = _changed(short)
+        if (calibration := _fused_calibration(short)) is not None:
+            extras["fused_calibration"] = calibration
     return extras
+
+
+def _changed(short: Scored) -> dict[str, int]:
+    """How many answers the rerank changed, and how many of them for the better, for the worse, and neither."""
+    changed = np.array(short.texts["reranked"]) != np.array(short.texts["first"])
+    gain = short.scores["reranked"][METRIC] - short.scores["first"][METRIC]
+    better, worse = int((changed & (gain > 0)).sum()), int((changed & (gain < 0)).sum())
+    return {"answers": int(changed.sum()), "better": better, "worse": worse, "equal": int(changed.sum()) - better - worse}
 
 
 def _fused_calibration(short: Scored) -> dict[str, Any] | None:
