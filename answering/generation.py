@@ -1,31 +1,17 @@
-"""Candidates from a decoder-only model: prompt and pictures run once a question, and all its candidates grow from that cache.
-
-A question stays one row. The newest tokens of its candidates stand behind its prompt side by side, and a mask lets each see
-the prompt and the tokens it has grown from. So the prompt's keys and values exist once, are read once a step for all
-candidates, and nothing moves in the cache when a candidate takes another's place.
+"""Candidates from a decoder-only model: beam search, greedy answers and samples, all grown in one kind of cache (answering.growth).
 
 Legend: n questions (m that still grow), t prompt tokens, k candidates a question, r candidates that still grow, v vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Cache
-from transformers.cache_utils import DynamicLayer
 
-
-@dataclass(frozen=True, slots=True)
-class PromptBatch:
-    """Prompts padded on the left. input_ids, attention_mask: [n, t] int64; position_ids: [n, t], or [axes, n, t] for
-    models with several position axes; pictures: further arguments of the forward pass, such as pixel_values."""
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    position_ids: torch.Tensor
-    pictures: dict[str, torch.Tensor] = field(default_factory=dict)
+from answering.frames import Frames
+from answering.growth import Growth
+from answering.growth import PromptBatch as PromptBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,67 +22,16 @@ class Generated:
     log_prob: float
 
 
-class _Room(DynamicLayer):
-    """Keys and values of a layer [n, heads, capacity, size] with room for all tokens to come: adding some copies no others."""
-
-    is_initialized: bool
-
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity, self.filled = capacity, 0
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.dtype, self.device = key_states.dtype, key_states.device
-            self.keys, self.values = (x.new_empty(*x.shape[:2], self.capacity, x.shape[3]) for x in (key_states, value_states))
-            self.is_initialized = True
-        start, self.filled = self.filled, self.filled + key_states.shape[2]
-        self.keys[:, :, start : self.filled], self.values[:, :, start : self.filled] = key_states, value_states
-        return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
-
-    def get_seq_length(self, *_: Any) -> int:
-        return self.filled
-
-
-class _Growth:
-    """The cache of a batch and what the next forward pass needs beside the next tokens.
-
-    log_probs: [n, 1, v] float32, of the tokens behind the prompts.
-    """
-
-    def __init__(self, model: Any, batch: PromptBatch, k: int, max_new_tokens: int):
-        self.model = model
-        # The last tokens are chosen, but never read.
-        room = batch.input_ids.shape[1] + k * (max_new_tokens - 1)
-        self.cache = Cache(layer_class_to_replicate=partial(_Room, room))
-        self.positions = batch.position_ids[..., -1:]
-        self.seen = batch.attention_mask.bool()[:, None]
-        self.log_probs = self._forward(batch.input_ids, batch.attention_mask, batch.position_ids, logits_to_keep=1, **batch.pictures)
-
-    def keep(self, questions: torch.Tensor) -> None:
-        """The questions at these places [m] int64 stay, the others leave the batch."""
-        self.cache.batch_select_indices(questions)
-        self.seen, self.positions = self.seen[questions], self.positions[..., questions, :]
-
-    def step(self, tokens_mk: torch.Tensor, parents_mk: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [m, k, v] float32 of what comes behind `tokens_mk`. parents_mk: of the k candidates of the step
-        before (of the one prompt, in the first step), the place of that which each token continues."""
-        m, k = tokens_mk.shape
-        grown_from = self.seen.gather(1, parents_mk[:, :, None].expand(-1, -1, self.seen.shape[2]))
-        itself = torch.eye(k, dtype=torch.bool, device=tokens_mk.device).expand(m, -1, -1)
-        self.seen = torch.cat([grown_from, itself], dim=2)
-        self.positions = self.positions + 1
-        return self._forward(tokens_mk, self.seen[:, None], self.positions.expand(*self.positions.shape[:-1], k), logits_to_keep=0)
-
-    def _forward(self, input_ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        output = self.model(
-            input_ids=input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=self.cache, use_cache=True, **arguments
-        )
-        return torch.log_softmax(output.logits.to(input_ids.device, torch.float32), dim=-1)
-
-
 @torch.no_grad()
-def beam_search(model: Any, batch: PromptBatch, k: int, max_new_tokens: int, end_ids: Sequence[int]) -> list[list[Generated]]:
+def beam_search(
+    model: Any,
+    batch: PromptBatch,
+    k: int,
+    max_new_tokens: int,
+    end_ids: Sequence[int],
+    abandoned: Callable[[int], bool] | None = None,
+    frames: Frames | None = None,
+) -> list[list[Generated]]:
     """The k best sequences of each question by mean log-probability, best first.
 
     The same search as `generate(num_beams=k, num_return_sequences=k)` with its default length penalty of 1: the k best
@@ -105,7 +40,7 @@ def beam_search(model: Any, batch: PromptBatch, k: int, max_new_tokens: int, end
     """
     device, n = batch.input_ids.device, len(batch.input_ids)
     ends = torch.tensor(list(end_ids), device=device)
-    growth = _Growth(model, batch, k, max_new_tokens)
+    growth = Growth(model, batch, k, max_new_tokens, frames)
     log_probs = growth.log_probs
     questions = torch.arange(n, device=device)
     living, tokens = torch.zeros(n, 1, device=device), torch.empty(n, 1, 0, dtype=torch.long, device=device)
@@ -123,6 +58,8 @@ def beam_search(model: Any, batch: PromptBatch, k: int, max_new_tokens: int, end
             break
         living, keep = best.masked_fill(ended, -torch.inf).topk(k)
         open_ = living[:, 0] / length > finished.worst(questions)
+        if abandoned is not None:
+            open_ &= ~torch.tensor([abandoned(question) for question in questions.tolist()], device=device)
         if not open_.any():
             break
         if not open_.all():
@@ -180,16 +117,19 @@ def steps(
     end_ids: Sequence[int],
     temperature: float = 1.0,
     uniform: torch.Tensor | None = None,
+    abandoned: Callable[[int], bool] | None = None,
+    frames: Frames | None = None,
 ) -> Iterator[Step]:
     """k continuations of each question, token by token; row q * k + i is the i-th of question q. Rows that end are not
     yielded any more, and questions all of whose rows have ended leave the batch.
 
     uniform: [n * k, max_new_tokens] float64 numbers in 0..1 that draw the tokens, so that a question's samples do not
-    depend on what else is in its batch; without it the likeliest token is taken.
+    depend on what else is in its batch; without it the likeliest token is taken. abandoned: asked after each step whether
+    nobody waits for a question any more; it then leaves the batch too.
     """
     device, n = batch.input_ids.device, len(batch.input_ids)
     ends = torch.tensor(list(end_ids), device=device)
-    growth = _Growth(model, batch, k, max_new_tokens)
+    growth = Growth(model, batch, k, max_new_tokens, frames)
     log_probs = growth.log_probs.expand(-1, k, -1)
     rows = torch.arange(n * k, device=device).view(n, k)
     growing = torch.ones_like(rows, dtype=torch.bool)
@@ -199,6 +139,9 @@ def steps(
         yield Step(drawn_for, drawn, drawn_from.gather(1, drawn[:, None])[:, 0])
         tokens = torch.full_like(rows, int(ends[0])).masked_scatter(growing, drawn)
         growing = growing & ~torch.isin(tokens, ends)
+        if abandoned is not None:
+            gone = [abandoned(row // k) for row in rows[:, 0].tolist()]
+            growing = growing & ~torch.tensor(gone, device=device)[:, None]
         open_ = growing.any(dim=1)
         if not open_.any() or i + 1 == max_new_tokens:
             return

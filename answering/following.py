@@ -1,0 +1,128 @@
+"""Answers token by token, for many requests at once: what a service that streams shows its clients."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from answering.generation import steps
+from answering.local import LocalAnswerer, Prompt, evaluating, uniform
+from answering.protocol import Answerer, Decoding, Request
+from errors import TesseraError
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The request at `place` is being answered; its prompt has so many tokens."""
+
+    place: int
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The request at `place` cannot be answered."""
+
+    place: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One more token of a sample of the answer to the request at `place`.
+
+    text: what it adds to the answer, empty while a character is not whole; joined, the raw answer. token: itself as text.
+    log_prob: in nats, untempered. end: why it is the last one, with the end token or at the longest length.
+    """
+
+    place: int
+    sample: int
+    text: str
+    token: str
+    log_prob: float
+    end: Literal["stop", "length"] | None
+
+
+Event: TypeAlias = Begun | Refused | Token
+
+
+def can_follow(answerer: Answerer) -> bool:
+    """Whether a system's tokens can be had one by one: a decoder-only model in this process."""
+    return isinstance(answerer, LocalAnswerer) and type(answerer).stream is LocalAnswerer.stream
+
+
+def follow(
+    answerer: LocalAnswerer, requests: Sequence[Request], decoding: Decoding, abandoned: Callable[[int], bool] = lambda _: False
+) -> Iterator[Event]:
+    """The greedy answers, or k samples each for `mode: sample`, of all requests as they grow.
+
+    abandoned: asked with the place of a request whether nobody waits for it any more; it then leaves its batch.
+    """
+    with evaluating(answerer.model):
+        for start in range(0, len(requests), decoding.batch_size):
+            prompts: dict[int, Prompt] = {}
+            for place in range(start, min(start + decoding.batch_size, len(requests))):
+                try:
+                    prompts[place] = answerer.encode(requests[place])
+                    yield Begun(place, len(prompts[place].ids))
+                except TesseraError as error:
+                    yield Refused(place, str(error))
+            if prompts:
+                yield from _follow_batch(answerer, requests, prompts, decoding, abandoned)
+
+
+def _follow_batch(
+    answerer: LocalAnswerer, requests: Sequence[Request], prompts: dict[int, Prompt], decoding: Decoding, abandoned: Callable[[int], bool]
+) -> Iterator[Event]:
+    places = list(prompts)
+    sampling = decoding.mode == "sample"
+    k = decoding.k if sampling else 1
+    batch = answerer.collate(list(prompts.values()))
+    drawn = uniform([requests[place] for place in places], k, decoding).to(batch.input_ids.device) if sampling else None
+    texts = [_Text(answerer) for _ in range(len(places) * k)]
+    growing = steps(
+        answerer.model,
+        batch,
+        k,
+        decoding.max_new_tokens,
+        answerer.end_ids,
+        decoding.temperature,
+        drawn,
+        lambda question: abandoned(places[question]),
+    )
+    failed: set[int] = set()
+    for step in growing:
+        for row, token, log_prob in zip(step.rows.tolist(), step.tokens.tolist(), step.log_probs.tolist(), strict=True):
+            place, text = places[row // k], texts[row]
+            if place in failed:
+                continue
+            if not math.isfinite(log_prob):
+                failed.add(place)
+                yield Refused(place, "the model's probabilities are not finite numbers")
+                continue
+            last = token in answerer.end_ids
+            end: Literal["stop", "length"] | None = "stop" if last else "length" if len(text.ids) + 1 == decoding.max_new_tokens else None
+            yield Token(place, row % k, text.add(token, end is not None), text.token(token), log_prob, end)
+
+
+@dataclass(slots=True)
+class _Text:
+    """The text of tokens that come one by one. `said`: its length so far, in characters."""
+
+    answerer: LocalAnswerer
+    ids: list[int] = field(default_factory=list)
+    said: int = 0
+
+    def add(self, token: int, last: bool) -> str:
+        """What one more token adds."""
+        self.ids.append(token)
+        text = self.answerer.decode(self.ids)
+        if not last:
+            # A character may take several tokens, and blanks at the end may turn out to be the end.
+            text = text.rstrip("\ufffd").rstrip()
+        piece = text[self.said :]
+        self.said += len(piece)
+        return piece
+
+    def token(self, token: int) -> str:
+        return str(self.answerer.tokenizer.decode([token]))
