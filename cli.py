@@ -57,7 +57,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
     """
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     if not debug:
-        _quiet_libraries()
+        quiet_libraries()
     try:
         # argparse cannot mix options and overrides freely where there are subcommands.
         parsed = parser.parse_args(arguments) if parser.has_parts else parser.parse_intermixed_args(arguments)
@@ -86,7 +86,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
     sys.exit(status)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Python warnings and the libraries' own remarks and bars are left out; what matters is said by the command."""
     logging.captureWarnings(True)
     for library in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):

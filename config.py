@@ -14,6 +14,7 @@ from errors import UsageError
 from evaluation.config import EvalConfig
 from model.config import ModelConfig
 from schema import section
+from serving.config import ServeConfig
 from training.config import TrainConfig
 from visual.config import is_missing_folder
 
@@ -38,6 +39,8 @@ class Config:
     """Reranking."""
     eval: EvalConfig = EvalConfig()
     """The evaluation."""
+    serve: ServeConfig = ServeConfig()
+    """The HTTP service."""
 
     @property
     def data_folder(self) -> Path:

@@ -53,7 +53,7 @@ def test_a_failure_of_our_own_keeps_its_traceback() -> None:
 
 
 def test_libraries_that_are_imported_later_are_quiet_too() -> None:
-    code = "import cli; cli._quiet_libraries(); import transformers, logging; print(transformers.logging.get_verbosity() >= logging.ERROR)"
+    code = "import cli; cli.quiet_libraries(); import transformers, logging; print(transformers.logging.get_verbosity() >= logging.ERROR)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "True\n"
 

@@ -1,0 +1,76 @@
+"""The service as an ASGI application: routes behind the gate."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import Depends, FastAPI, Response
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ConfigDict
+from starlette.types import ASGIApp
+
+from serving import asking, chat, failures
+from serving.gate import Gate
+from serving.service import Service
+
+DESCRIPTION = "Ask a vision-language model about pictures. Failures are JSON with an `error` and the `request_id`."
+
+
+class Health(BaseModel):
+    """Whether requests are answered, and with what."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "status": "ok",
+                    "vqa_model_loaded": True,
+                    "clip_model_loaded": True,
+                    "image_library_size": 1200,
+                    "device": "cuda:0",
+                    "gpu_memory_allocated_gb": 4.1,
+                    "gpu_memory_reserved_gb": 4.8,
+                }
+            ]
+        }
+    )
+
+    status: str
+    vqa_model_loaded: bool
+    clip_model_loaded: bool
+    image_library_size: int
+    device: str | None
+    gpu_memory_allocated_gb: float
+    gpu_memory_reserved_gb: float
+
+
+def create_app(service: Service) -> ASGIApp:
+    """The application of a service; models are loaded when it starts."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    secured = [] if service.token is None else [Depends(HTTPBearer(auto_error=False))]
+    failure = {"description": "It cannot be done", "content": {"application/json": {"example": _example()}}}
+    app = FastAPI(title="Tessera", description=DESCRIPTION, lifespan=lifespan, responses={"4XX": failure, "5XX": failure})
+    failures.install(app)
+
+    @app.get("/health", summary="Whether requests are answered", response_model=Health, responses={503: {"model": Health}}, tags=["state"])
+    async def health() -> Any:
+        return JSONResponse(service.health(), 200 if service.engine is not None else 503)
+
+    @app.get("/metrics", summary="Counters for Prometheus", response_class=Response, tags=["state"], dependencies=secured)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    for routes in (asking.router(service), chat.router(service)):
+        app.include_router(routes, dependencies=secured)
+    return Gate(app, service)
+
+
+def _example() -> dict[str, Any]:
+    return failures.body(422, "question: expected 1 to 4000 characters, found 0", "text_length", "5f0c6f1e2f0a4f5c9d1b")

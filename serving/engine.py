@@ -1,0 +1,162 @@
+"""The models behind the service, and how a batch of tasks is put to them.
+
+In: jobs of equal key, in the model's thread. Out: to each job a Reply (of an `Ask`), or what it says piece by piece (`Chat`).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from answering.build import build_answerer, build_reranker
+from answering.config import RerankConfig, System
+from answering.following import Begun, Refused, can_follow, follow
+from answering.protocol import Answer, Answerer, Decoding, Request
+from answering.replies import Reranker, judge
+from errors import TesseraError
+from serving.batching import Job
+from serving.failures import ServiceError
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A short-answer question: its job gets one Reply. rerank: whether the reranker has a say."""
+
+    request: Request
+    decoding: Decoding
+    rerank: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation: its job gets a Started, then Pieces. stream: whether somebody reads along."""
+
+    request: Request
+    decoding: Decoding
+    stream: bool
+
+
+Task: TypeAlias = Ask | Chat
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Tokens of the prompt; None where a system does not tell."""
+
+    prompt_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """More of a sample of an answer. token and log_prob (in nats) where tokens come one by one; end: why it is the last."""
+
+    sample: int
+    text: str
+    token: str | None = None
+    log_prob: float | None = None
+    end: Literal["stop", "length"] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be loaded. name: under which clients know the system; checkpoint_folder: where `path: newest` looks; plans: the
+    file that an evaluation wrote of what it learned about choosing."""
+
+    name: str
+    system: System
+    checkpoint_folder: Path
+    plans: Path
+    rerank: RerankConfig
+    decoding: Decoding
+
+
+class Engine:
+    """A system and what reranks its candidates, loaded."""
+
+    def __init__(self, plan: Plan, answerer: Answerer, reranker: Reranker | None):
+        self.plan, self.answerer, self.reranker = plan, answerer, reranker
+        self.follows = can_follow(answerer)
+
+    @classmethod
+    def load(cls, plan: Plan) -> "Engine":
+        """Load what the plan names. Raises UsageError."""
+        answerer = build_answerer(plan.system, checkpoint_folder=plan.checkpoint_folder)
+        return cls(plan, answerer, build_reranker(plan.rerank, answerer.description, plan.decoding, plan.plans))
+
+    @property
+    def device(self) -> str:
+        """Where the system runs; "remote" where that is not this machine."""
+        return str(getattr(self.answerer, "device", "remote"))
+
+    def key(self, task: Task) -> tuple[object, ...]:
+        """Tasks with equal keys can be answered together."""
+        if isinstance(task, Ask):
+            return "ask", task.decoding, task.rerank
+        return "chat", task.decoding, task.stream and not self.follows
+
+    def work(self, jobs: Sequence[Job[Task]]) -> None:
+        """Answer jobs of equal key."""
+        tasks = [job.task for job in jobs]
+        first = tasks[0]
+        decoding = dataclasses.replace(first.decoding, batch_size=len(jobs))
+        requests = [task.request for task in tasks]
+        if isinstance(first, Ask):
+            self._ask(jobs, requests, decoding, first.rerank)
+        elif self.follows:
+            self._follow(jobs, requests, decoding)
+        elif first.stream and decoding.k == 1:
+            for job in jobs:
+                self._stream(job, job.task.request, decoding)
+        else:
+            self._chat(jobs, requests, decoding)
+
+    def _ask(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding, rerank: bool) -> None:
+        answers = self.answerer.answer(requests, decoding)
+        replies = judge(requests, answers, self.reranker if rerank else None, decoding.batch_size, self.answerer)
+        for job, reply in zip(jobs, replies, strict=True):
+            if reply.answer.error:
+                job.fail(_refused(reply.answer.error))
+            else:
+                job.put(reply)
+
+    def _follow(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
+        for event in follow(self.answerer, requests, decoding, lambda place: jobs[place].abandoned):  # type: ignore[arg-type]
+            job = jobs[event.place]
+            if isinstance(event, Begun):
+                job.put(Started(event.prompt_tokens))
+            elif isinstance(event, Refused):
+                job.fail(_refused(event.error))
+            else:
+                # The end token is no part of what is said.
+                token = (None, None) if event.end == "stop" else (event.token, event.log_prob)
+                job.put(Piece(event.sample, event.text, *token, event.end))
+
+    def _stream(self, job: Job[Task], request: Request, decoding: Decoding) -> None:
+        try:
+            job.put(Started(None))
+            for text in self.answerer.stream(request, decoding):
+                if job.abandoned:
+                    return
+                job.put(Piece(0, text))
+            job.put(Piece(0, "", end="stop"))
+        except TesseraError as error:
+            job.fail(_refused(str(error)))
+
+    def _chat(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
+        for job, answer in zip(jobs, self.answerer.answer(requests, decoding), strict=True):
+            if answer.error:
+                job.fail(_refused(answer.error))
+                continue
+            job.put(Started(None))
+            for sample, text in enumerate(_said(answer)):
+                job.put(Piece(sample, text, end="stop"))
+
+
+def _said(answer: Answer) -> list[str]:
+    """What each generation said: a candidate that was said twice stands twice."""
+    return [candidate.raw for candidate in answer.candidates for _ in range(candidate.count)]
+
+
+def _refused(error: str) -> ServiceError:
+    return ServiceError(422, error, "cannot_be_answered")

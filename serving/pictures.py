@@ -1,0 +1,102 @@
+"""From what a client sends to a decoded picture, within limits."""
+
+import asyncio
+import base64
+import binascii
+import io
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from PIL import Image
+
+from dataset.pictures import PictureError, open_picture
+from serving.failures import ServiceError
+
+T = TypeVar("T")
+
+TYPES = "JPEG, PNG, WebP, GIF or BMP"
+"""What is taken for a picture, in words."""
+
+DECODERS = 4
+"""Pictures decoded at the same time."""
+
+
+def has_picture_type(data: bytes) -> bool:
+    """Whether bytes begin as a picture of one of the types does, whatever they are called."""
+    webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    return webp or data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM"))
+
+
+def from_data_url(address: str) -> bytes:
+    """The bytes in `data:image/...;base64,...`. Raises ServiceError 422."""
+    head, comma, text = address.partition(",")
+    if not comma or not head.lower().startswith("data:image/") or not head.lower().endswith(";base64"):
+        raise ServiceError(422, "image_url: expected data:image/...;base64,...", "picture_address")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ServiceError(422, "image_url: what stands behind base64, is not base64", "picture_address") from error
+
+
+def read(data: bytes, max_pixels: int) -> Image.Image:
+    """Decode to upright RGB. Raises ServiceError: 413 over the pixel limit, which is checked before anything is decoded;
+    415 for another type; 422 where it is damaged."""
+    _measure(data, max_pixels)
+    try:
+        return open_picture(data, max_pixels)
+    except PictureError as error:
+        raise ServiceError(422, str(error), "picture_damaged") from error
+
+
+def _measure(data: bytes, max_pixels: int) -> int:
+    """Pixels of a picture, from its head alone. Raises ServiceError as `read` does."""
+    if not has_picture_type(data):
+        raise ServiceError(415, f"a picture is expected: {TYPES}", "picture_type")
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "GIF", "BMP")) as picture:
+            width, height = picture.size
+    except Exception as error:
+        # Decoders meet hostile files with any exception there is.
+        raise ServiceError(422, "the picture is damaged: its head cannot be read", "picture_damaged") from error
+    if width * height > max_pixels:
+        message = f"the picture has {width} x {height} pixels, at most {max_pixels:,} are allowed"
+        raise ServiceError(413, message, "picture_too_large")
+    return width * height
+
+
+class Decoder:
+    """Decodes in threads, and lets in only so many pixels at once: what does not fit waits until others are answered.
+
+    max_pixels: of one picture; room: pixels that may be in memory together, at least one picture's.
+    """
+
+    def __init__(self, max_pixels: int, room: int):
+        self.max_pixels, self.room = max_pixels, max(room, max_pixels)
+        self._threads = CapacityLimiter(DECODERS)
+        self._freed = asyncio.Condition()
+
+    @asynccontextmanager
+    async def decoded(self, pictures: list[bytes]) -> AsyncIterator[list[Image.Image]]:
+        """The pictures of one request, which stand in memory while the context is open. Raises ServiceError as `read`."""
+        pixels = sum([await self._run(_measure, data) for data in pictures])
+        if pixels > self.room:
+            message = f"the pictures of one request have {pixels:,} pixels together, at most {self.room:,} are allowed"
+            raise ServiceError(413, message, "picture_too_large")
+        async with self._freed:
+            await self._freed.wait_for(lambda: pixels <= self.room)
+            self.room -= pixels
+        try:
+            yield [await self._run(read, data) for data in pictures]
+        finally:
+            await asyncio.shield(self._free(pixels))
+
+    async def _free(self, pixels: int) -> None:
+        async with self._freed:
+            self.room += pixels
+            self._freed.notify_all()
+
+    async def _run(self, function: Callable[[bytes, int], T], data: bytes) -> T:
+        return await anyio.to_thread.run_sync(function, data, self.max_pixels, limiter=self._threads)

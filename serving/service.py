@@ -1,0 +1,113 @@
+"""What the routes of the service share: its settings, the queue in front of the models, the cache, the counters."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from serving.batching import Batcher, Job
+from serving.cache import Cache
+from serving.config import ServeConfig
+from serving.engine import Engine, Plan, Task
+from serving.failures import ServiceError
+from serving.metrics import Gauges, Metrics
+from serving.pictures import Decoder
+
+log = logging.getLogger("tessera.serve")
+
+PICTURES_AT_ONCE = 8
+"""So many pictures of the largest size may stand in memory together."""
+
+
+@dataclass
+class Service:
+    """One running service. load: makes the engine, in the model's thread; token: the bearer token, None for none.
+
+    on_failure: called when loading fails; the error stands in `failure`.
+    """
+
+    settings: ServeConfig
+    plan: Plan
+    load: Callable[[Plan], Engine] = Engine.load
+    token: str | None = None
+    on_failure: Callable[[], None] = lambda: None
+    engine: Engine | None = None
+    failure: Exception | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    in_progress: int = 0
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.cache: Cache[Any] = Cache(int(settings.cache_mib * 2**20))
+        self.decoder = Decoder(settings.max_pixels, PICTURES_AT_ONCE * settings.max_pixels)
+        self.batcher: Batcher[Task] = Batcher(
+            self._work,
+            max_batch=settings.max_batch,
+            max_wait=settings.max_wait_ms / 1000,
+            max_queue=settings.max_queue,
+            on_batch=self.metrics.batch_done,
+        )
+        self.metrics.watch(
+            Gauges(
+                {
+                    "tessera_queue_length": ("Questions that wait", lambda: self.batcher.waiting),
+                    "tessera_requests_in_progress": ("Requests being read or answered", lambda: self.in_progress),
+                    "tessera_cache_hits_total": ("Answers that were given before", lambda: self.cache.hits),
+                    "tessera_cache_misses_total": ("Answers that were not", lambda: self.cache.misses),
+                    "tessera_cache_bytes": ("Memory of the answer cache", lambda: self.cache.bytes),
+                    "tessera_ready": ("1 when the models are loaded", lambda: self.engine is not None),
+                }
+            )
+        )
+
+    async def start(self) -> None:
+        """Begin to load; requests are refused until that is done."""
+        self._tasks.append(asyncio.create_task(self._load()))
+
+    async def stop(self) -> None:
+        """End what runs, after the last request is answered."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self.batcher.close)
+
+    def ready(self) -> Engine:
+        """The engine. Raises ServiceError 503 while it is being loaded."""
+        if self.engine is None:
+            raise ServiceError(503, "the models are being loaded", "loading", retry_after=5)
+        return self.engine
+
+    def submit(self, task: Task) -> Job[Task]:
+        """Queue a task. Raises ServiceError 503 and 429."""
+        return self.batcher.submit(self.ready().key(task), task)
+
+    def health(self) -> dict[str, object]:
+        """What /health says."""
+        engine, cuda = self.engine, torch.cuda.is_available()
+        return {
+            "status": "ok" if engine is not None else "loading",
+            "vqa_model_loaded": engine is not None,
+            "clip_model_loaded": engine is not None and engine.reranker is not None and bool(engine.reranker.scorers),
+            "image_library_size": 0,
+            "device": engine.device if engine is not None else None,
+            "gpu_memory_allocated_gb": torch.cuda.memory_allocated() / 2**30 if cuda else 0.0,
+            "gpu_memory_reserved_gb": torch.cuda.memory_reserved() / 2**30 if cuda else 0.0,
+        }
+
+    async def _load(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            self.engine = await loop.run_in_executor(self.batcher.thread, self.load, self.plan)
+        except Exception as error:  # noqa: BLE001 - whoever runs the service says it and ends
+            self.failure = error
+            self.on_failure()
+            return
+        log.info("ready: %s answers", self.plan.name)
+        await self.batcher.run()
+
+    def _work(self, jobs: Any) -> None:
+        self.ready().work(jobs)

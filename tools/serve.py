@@ -1,0 +1,41 @@
+"""Answer questions about pictures over HTTP: POST /vqa, and what OpenAI's clients speak under /v1. Ends on Ctrl+C or SIGTERM."""
+
+import argparse
+import logging
+
+import cli
+import config as configuration
+from errors import UsageError
+
+parser = cli.Parser(__doc__ or "")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Check the settings, listen, load, answer."""
+    config: configuration.Config = arguments.config
+    try:
+        from serving.engine import Plan
+        from serving.run import chosen_system, serve
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not installed; pip install 'tessera-vlm[serve]' has what the service needs") from error
+    if not arguments.debug:
+        cli.quiet_libraries()
+    log_to_standard_error()
+    system = chosen_system(config.serve, config.eval.systems, config.name)
+    if config.rerank.clip is not None:
+        configuration.check_parts(config, "rerank.clip")
+    serve(config.serve, Plan(system.name, system, config.checkpoint_folder, config.result_folder / "plans", config.rerank, config.decoding))
+
+
+def log_to_standard_error() -> None:
+    """A line a request; of the server's own remarks, what went wrong."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name, level in (("tessera.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.addHandler(handler)
+
+
+if __name__ == "__main__":
+    cli.run(main, parser)
