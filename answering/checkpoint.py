@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from answering.frames import Frames, record_on_cuda
 from answering.judging import SelfJudging
 from answering.local import Prompt
 from answering.pictures import opened
@@ -20,6 +21,8 @@ class CheckpointAnswerer(SelfJudging):
     def __init__(self, model: Any, processor: Processor, policy: PromptPolicy | None = None, settings: Mapping[str, object] | None = None):
         super().__init__(model, processor.tokenizer, policy or PromptPolicy(), [processor.end_id, int(processor.tokenizer.eos_token_id)])
         self.processor = processor
+        if self.device.type == "cuda" and not getattr(model, "is_quantized", False):
+            self.frames = Frames(model, record_on_cuda)
         self.settings = dict(settings or {})
 
     @property

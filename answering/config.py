@@ -30,6 +30,8 @@ class DecodingConfig:
     """Seed of `mode: sample`."""
     batch_size: Positive = 16
     """Questions answered together."""
+    cuda_graphs: bool = True
+    """Replay decoding steps as CUDA graphs: of our own models, unquantised, on a CUDA device; elsewhere it changes nothing."""
 
 
 @section

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from answering.candidates import Generation, merge
+from answering.frames import Frames
 from answering.generation import Generated, PromptBatch, beam_search, collect, steps
 from answering.prompting import PromptPolicy
 from answering.protocol import Answer, Decoding, Description, Request
@@ -43,6 +44,8 @@ class LocalAnswerer(ABC):
     def __init__(self, model: Any, tokenizer: Any, policy: PromptPolicy, end_ids: Sequence[int]):
         self.model, self.tokenizer, self.policy = model, tokenizer, policy
         self.end_ids = tuple(dict.fromkeys(end_ids))
+        self.frames: Frames | None = None
+        """Where decoding steps are replayed from, in an answerer whose model allows it."""
 
     @property
     @abstractmethod
@@ -140,12 +143,14 @@ class LocalAnswerer(ABC):
     def generate(self, requests: Sequence[Request], prompts: Sequence[Prompt], decoding: Decoding) -> list[list[Generated]]:
         """What the model says to one batch: for each prompt k sequences, or one where `mode` is greedy."""
         batch = self.collate(prompts)
+        # Autocast keeps copies of weights, which a recording must not hold on to.
+        frames = self.frames if decoding.cuda_graphs and not torch.is_autocast_enabled(self.device.type) else None
         if decoding.mode == "beam" and decoding.k > 1:
-            return beam_search(self.model, batch, decoding.k, decoding.max_new_tokens, self.end_ids)
+            return beam_search(self.model, batch, decoding.k, decoding.max_new_tokens, self.end_ids, frames=frames)
         sampling = decoding.mode == "sample"
         k = decoding.k if sampling else 1
         drawn = uniform(requests, k, decoding).to(batch.input_ids.device) if sampling else None
-        growing = steps(self.model, batch, k, decoding.max_new_tokens, self.end_ids, decoding.temperature, drawn)
+        growing = steps(self.model, batch, k, decoding.max_new_tokens, self.end_ids, decoding.temperature, drawn, frames=frames)
         return collect(growing, len(prompts), k)
 
     def _answer(self, request: Request, prompt: Prompt, generated: Sequence[Generated]) -> Answer:

@@ -31,12 +31,14 @@ class Trained:
     bf16: bool
     clip: float
 
-    def step(self, batch: Batch) -> None:
-        """Forward, backward, clip, update; the batch lies on the host."""
-        self.loss(batch).backward()
+    def step(self, batch: Batch) -> torch.Tensor:
+        """Forward, backward, clip, update; the batch lies on the host. The loss before the update, on the device."""
+        loss = self.loss(batch)
+        loss.backward()
         nn.utils.clip_grad_norm_(self._trainable(), self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
 
     def try_step(self, batch: Batch) -> None:
         """A forward and a backward pass that change nothing, in the memory that a later step takes."""

@@ -116,12 +116,12 @@ def measure(size: Size, model: ModelConfig, train: TrainConfig, effort: Effort, 
     with naming_memory_settings("making the weights"):
         dtype = default_dtype(device) if setup.bf16 else torch.float32
         base = build_ours(size, model, setup.processor, dtype=dtype, device=device, seed=train.seed)
-    stock = _stock(setup, base) if effort.against_stock else None
-    ours, compiling = _ours(setup, base)
+    stock = stock_side(setup, base) if effort.against_stock else None
+    ours, compiling = our_side(setup, base)
     ways, refused = [_our_way(setup, ours)], list[Result]()
     losses: dict[str, float] = {}
     if stock is not None:
-        _same_adapters(ours, stock)
+        same_adapters(ours, stock)
         losses = _losses(setup, ours, stock)
     with naming_memory_settings("training"):
         how = f"compile: {compiling}; gradient checkpointing: {_settle_memory(setup, ways[0])}"
@@ -160,7 +160,7 @@ def _results(
     ]
 
 
-def _ours(setup: Setup, base: VisionLanguageModel) -> tuple[Trained, Choice]:
+def our_side(setup: Setup, base: VisionLanguageModel) -> tuple[Trained, Choice]:
     """Our side, and whether its layers are compiled, as in a stage that is long enough to repay it."""
     model = attach(base, setup.model, setup.train.stages[-1].train)
     base_model(model).logits_memory_gib = setup.train.logits_memory_gib
@@ -187,7 +187,7 @@ def _our_way(setup: Setup, ours: Trained) -> Way:
     return Way(OURS, called, setup.hold(batches), ours, lambda: None)
 
 
-def _stock(setup: Setup, base: VisionLanguageModel) -> Trained:
+def stock_side(setup: Setup, base: VisionLanguageModel) -> Trained:
     """The stock model around the same frozen tensors, with the same adapters on the same layers."""
     assert setup.model.lora is not None  # checked in Setup.of
     adapted: Any = peft.get_peft_model(build_stock(base), lora_settings(base, setup.model.lora))
@@ -196,7 +196,7 @@ def _stock(setup: Setup, base: VisionLanguageModel) -> Trained:
 
 
 @torch.no_grad()
-def _same_adapters(ours: Trained, stock: Trained) -> None:
+def same_adapters(ours: Trained, stock: Trained) -> None:
     """Begin with equal trained weights. The names agree, since both have the LLaVA key layout."""
     theirs = dict(stock.model.named_parameters())
     for name, parameter in ours.model.named_parameters():

@@ -48,6 +48,12 @@ def arguments() -> cli.Parser:
     _add_size(generate, samples=96, of="questions of a block")
     generate.add_argument("--stock-batch", type=int, default=16, metavar="N", help="most questions in a batch of stock `generate`")
     generate.set_defaults(measure=generation)
+    what = "whether our training step learns what stock LLaVA + PEFT learns: both on the same samples of an experiment"
+    equality = parts.add_parser("equality", description=what, help=what)
+    equality.add_argument("--steps", type=int, default=200, metavar="N", help="optimizer steps (default: %(default)s)")
+    equality.add_argument("--every", type=int, default=50, metavar="N", help="steps between validations (default: %(default)s)")
+    equality.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
+    equality.set_defaults(measure=learning)
     return parser
 
 
@@ -103,7 +109,7 @@ def training(parsed: argparse.Namespace) -> None:
     from benchmarks.training import Effort, measure
 
     effort = Effort(parsed.samples, parsed.rounds, parsed.stock_batch, parsed.against == "stock")
-    _show(parsed, measure(parsed.size, config.model, config.train, effort, default_device()))
+    _show(parsed, measure(parsed.size, config.model, config.train, effort, default_device()), f"train_{parsed.size}")
 
 
 def generation(parsed: argparse.Namespace) -> None:
@@ -113,7 +119,18 @@ def generation(parsed: argparse.Namespace) -> None:
     from benchmarks.generation import Effort, measure
 
     effort = Effort(parsed.samples, parsed.rounds, parsed.stock_batch, parsed.against == "stock")
-    _show(parsed, measure(parsed.size, config.model, config.decoding, effort, default_device()))
+    _show(parsed, measure(parsed.size, config.model, config.decoding, effort, default_device()), f"generate_{parsed.size}")
+
+
+def learning(parsed: argparse.Namespace) -> None:
+    """Train both on the same samples; print and save the table. Raises TesseraError where they end apart."""
+    if parsed.steps < 1 or parsed.every < 1:
+        raise UsageError("--steps and --every: at least 1 is needed")
+    from benchmarks.equality import check, measure
+
+    report = measure(parsed.config, parsed.steps, parsed.every)
+    _show(parsed, report, f"equality_{parsed.config.name}")
+    check(report)
 
 
 def _recipe(parsed: argparse.Namespace) -> configuration.Config:
@@ -125,8 +142,8 @@ def _recipe(parsed: argparse.Namespace) -> configuration.Config:
     return configuration.load(configuration.DEFAULT.parent / recipe, [*changes, *parsed.settings])
 
 
-def _show(parsed: argparse.Namespace, report: "Report") -> None:
-    saved = report.save(parsed.out, f"{parsed.part}_{parsed.size}")
+def _show(parsed: argparse.Namespace, report: "Report", name: str) -> None:
+    saved = report.save(parsed.out, name)
     print(report.text())
     print("\n" + "\n".join(f"saved: {path}" for path in saved))
 

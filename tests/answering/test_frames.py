@@ -1,0 +1,154 @@
+"""Replayed steps find the candidates of plain `generate`.
+
+There is no CUDA graph on a CPU. `Recorded` repeats what one does: the same operations on the same memory, with whatever Python
+decided while recording, and it refuses to hand a value to the host.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from answering import frames as module
+from answering.checkpoint import CheckpointAnswerer
+from answering.config import DecodingConfig
+from answering.frames import Frames, Run
+from answering.generation import beam_search, collect, steps
+from answering.protocol import Request
+from dataset.processor import Processor
+from model.vlm import VisionLanguageModel
+from tests.answering.test_generation import NEW, assert_equal, early_ends, plain, plain_greedy
+
+HOST = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero")
+"""Operations for which the host waits, which a CUDA graph refuses."""
+
+
+class Recorded(TorchDispatchMode):
+    """All operations inside, with the very tensors that they read and wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[tuple[Any, Sequence[Any], dict[str, Any], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func.name() in HOST:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func.name()}")
+        found = func(*args, **(kwargs or {}))
+        self.operations.append((func, args, kwargs or {}, found))
+        return found
+
+    def replay(self) -> None:
+        for func, args, kwargs, found in self.operations:
+            given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+            for old, new in zip(tree_leaves(found), tree_leaves(func(*args, **kwargs)), strict=True):
+                # What is a view, or was changed in place, has its new value already.
+                if isinstance(old, torch.Tensor) and old.untyped_storage().data_ptr() not in given:
+                    old.copy_(new)
+
+
+def record(run: Run) -> Run:
+    with Recorded() as recorded:
+        result = run()
+
+    def replay() -> torch.Tensor:
+        recorded.replay()
+        return result
+
+    return replay
+
+
+@pytest.fixture
+def passes(model: VisionLanguageModel) -> Iterator[list[tuple[int, ...]]]:
+    """Shapes of the ids that the model itself is given."""
+    shapes: list[tuple[int, ...]] = []
+    hook = model.register_forward_pre_hook(lambda _, __, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True)
+    yield shapes
+    hook.remove()
+
+
+def test_replayed_beams_equal_those_of_plain_generate_batch_after_batch(
+    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], passes: list[tuple[int, ...]]
+) -> None:
+    frames = Frames(model, record)
+    batch = answerer.collate([answerer.encode(request) for request in requests])
+    for asked, ends in ((requests, answerer.end_ids), (requests, early_ends(model, batch, answerer)), (requests[2:4], answerer.end_ids)):
+        batch = answerer.collate([answerer.encode(request) for request in asked])
+        passes.clear()
+        found = beam_search(model, batch, 3, NEW, ends, frames=frames)
+        # The prompts; only the first batch makes a step that is not replayed, once for itself and once to be recorded.
+        first = ends == answerer.end_ids and asked is requests
+        assert passes == [tuple(batch.input_ids.shape), *[(5, 3)] * (2 if first else 0)]
+        assert_equal(found, plain(model, batch, ends, 3))
+
+
+def test_replayed_greedy_answers_equal_plain_generate(
+    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]
+) -> None:
+    batch = answerer.collate([answerer.encode(request) for request in requests])
+    ends = early_ends(model, batch, answerer)
+    found = collect(steps(model, batch, 1, NEW, ends, frames=Frames(model, record)), len(requests), 1)
+    assert_equal(found, plain_greedy(model, batch, ends))
+
+
+def test_a_frame_serves_what_fits_and_does_not_waste_much(model: VisionLanguageModel) -> None:
+    frames = Frames(model, record)
+
+    def frame(rows: int, room: int, k: int = 5) -> module.Frame:
+        return frames.frame(torch.zeros(rows, 7, dtype=torch.long), room, k)
+
+    first = frame(8, 130)
+    assert (first.rows, first.capacity) == (8, 256)
+    assert frame(8, 256) is first and frame(2, 100) is first
+    assert frame(1, 100) is not first, "seven rows of eight would run for nothing"
+    assert frame(8, 130).capacity == 256
+    assert frame(8, 257).capacity == 384
+    assert frame(9, 257).rows == 9
+    assert frame(9, 257, k=4).k == 4
+
+
+@pytest.mark.parametrize("how", ["refused", "wrong"])
+def test_where_a_recording_fails_it_is_said_and_the_candidates_are_right(
+    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(run: Run) -> Run:
+        if how == "refused":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        result = run() * 1.1
+        return lambda: result
+
+    batch = answerer.collate([answerer.encode(request) for request in requests])
+    message = {"refused": "a step cannot be recorded .*not permitted", "wrong": "a replay is off by 10"}[how]
+    found = beam_search(model, batch, 3, NEW, answerer.end_ids, frames=Frames(model, broken))
+    (said,) = caplog.messages
+    assert re.match(rf"decoding goes on without CUDA graphs: {message}.*decoding\.cuda_graphs=false", said)
+    assert_equal(found, plain(model, batch, answerer.end_ids, 3))
+
+
+def test_words_that_cannot_come_are_no_difference(model: VisionLanguageModel) -> None:
+    frame = Frames(model, lambda run: run).frame(torch.zeros(1, 2, dtype=torch.long), 10, 1)
+    values = torch.tensor([[[-torch.inf, -1.0, -2.0]]])
+    frame._run = lambda: values  # type: ignore[method-assign]
+    assert frame._recorded()().equal(values)
+
+
+def test_a_step_for_which_the_host_waits_cannot_be_recorded() -> None:
+    with pytest.raises(RuntimeError, match="_local_scalar_dense"):
+        record(lambda: torch.ones(1) * torch.ones(1).item())
+
+
+def test_the_setting_turns_it_off_and_a_cpu_has_none(
+    model: VisionLanguageModel, processor: Processor, requests: list[Request], passes: list[tuple[int, ...]]
+) -> None:
+    answerer = CheckpointAnswerer(model, processor)
+    assert answerer.frames is None
+    answerer.frames = Frames(model, record)
+    decoding = DecodingConfig(k=2, max_new_tokens=6, batch_size=5)
+    answerer.answer(requests, decoding)
+    replayed = len(passes)
+    passes.clear()
+    answerer.answer(requests, DecodingConfig(k=2, max_new_tokens=6, batch_size=5, cuda_graphs=False))
+    assert (replayed, len(passes)) == (3, 6)

@@ -1,0 +1,74 @@
+"""The fast path and the plain one learn the same; two that do not are told apart."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cli
+import config as configuration
+from benchmarks import equality, training
+from benchmarks.equality import check, measure
+from errors import TesseraError, UsageError
+from tests.training.conftest import workplace as workplace
+from tools import benchmark
+
+Workplace = Callable[..., Path]
+PACKED = ("train.batching=packed", "train.tokens_per_row=300")
+
+
+@pytest.mark.parametrize("overrides", [(), PACKED], ids=["padded", "packed"])
+def test_both_paths_end_within_a_percent_of_each_other(workplace: Workplace, overrides: tuple[str, ...]) -> None:
+    report = measure(configuration.load(workplace(), overrides), steps=8, every=5)
+    rows = report.measured["rows"]
+    assert [row["step"] for row in rows] == [0, 5, 8]
+    assert rows[-1]["validation_ours"] < rows[0]["validation_ours"], "nothing was learnt"
+    assert max(row["differs_by"] for row in rows) < 1e-4
+    assert rows[-1]["ours"] == pytest.approx(rows[-1]["stock"], rel=1e-4)
+    check(report)
+
+
+def test_a_step_that_learns_something_else_is_found(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = training.build_optimizer
+
+    def other(*given: Any) -> Any:
+        optimizer = usual(*given)
+        monkeypatch.setattr(training, "build_optimizer", usual)
+        for group in optimizer.param_groups:
+            group["betas"] = (0.0, 0.9)
+        return optimizer
+
+    monkeypatch.setattr(training, "build_optimizer", other)
+    report = measure(configuration.load(workplace()), steps=8, every=8)
+    with pytest.raises(TesseraError, match=r"behind 8 steps the validation losses differ by .*at most 1%"):
+        check(report)
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "named"),
+    [
+        ({"quantization": "nf4"}, {}, "model.quantization"),
+        ({"projector": {"pool": 3}}, {}, "model.projector.pool"),
+        ({}, {"cache_features": True}, "train.cache_features"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(workplace: Workplace, model: dict[str, Any], train: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        measure(configuration.load(workplace(model, **train)), 1, 1)
+
+
+def test_the_command_saves_its_table_and_fails_where_they_differ(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def status() -> object:
+        with pytest.raises(SystemExit) as ended:
+            cli.run(benchmark.main, benchmark.arguments(), ["equality", "--config", "toy.yaml", "--steps", "1", "--out", "tables"])
+        return ended.value.code
+
+    workplace()
+    assert status() == 0
+    assert Path("tables/equality_toy.md").read_text().startswith("# Fast and plain path") and Path("tables/equality_toy.json").exists()
+    monkeypatch.setattr(equality, "TOLERANCE", -1.0)
+    assert status() == 1
+    assert "validation losses differ by" in capsys.readouterr().err
