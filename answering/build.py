@@ -1,20 +1,31 @@
 """From a configuration to an answerer or a scorer, loaded."""
 
+import dataclasses
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from answering import blip2, qwen_vl
+from answering import blip2, llava_export, qwen_vl
 from answering.checkpoint import CheckpointAnswerer
-from answering.config import Blip2System, CheckpointSystem, System
+from answering.config import Blip2System, CheckpointSystem, DecodingConfig, OpenAiSystem, RerankConfig, ScorerConfig, System
+from answering.endpoint_key import api_key
+from answering.identity import identity, recorded, scorer_identity
+from answering.picture_fit import PictureScorer
+from answering.plan import find, settings_of
 from answering.prompting import PromptPolicy
-from answering.protocol import Answerer
+from answering.protocol import Answerer, Description
+from answering.replies import Reranker
+from answering.rerank import RESERVED, Plan
+from answering.signals import CORRECTED
 from dataset.pictures import open_picture
 from dataset.processor import Processor
 from errors import UsageError
 from model import checkpoint
 from model.build import build, default_dtype
 from visual import clip
+from visual.config import is_missing_folder
 
 
 def default_device() -> torch.device:
@@ -35,7 +46,32 @@ def build_answerer(
         return _checkpoint(system, checkpoint_folder, device, dtype)
     if isinstance(system, Blip2System):
         return blip2.load(system, device, dtype)
+    if isinstance(system, OpenAiSystem):
+        check_system(system)
+        # The client takes a second to import, and is an extra.
+        from answering import endpoint
+
+        return endpoint.load(system)
     return qwen_vl.load(system, device, dtype)
+
+
+def check_system(system: System, where: str | None = None) -> None:
+    """Raise UsageError where a folder, a key or a library of a system is missing; nothing is loaded.
+
+    where: what stands in front of the key that is named, such as `eval.systems.0.`.
+    """
+    where = where or f"system {system.name}, "
+    if isinstance(system, OpenAiSystem):
+        if find_spec("openai") is None:
+            raise UsageError(f"{where}kind: openai needs the official client; pip install 'tessera-vlm[endpoint]'")
+        api_key(system, where)
+    elif isinstance(system, CheckpointSystem):
+        if system.path != "newest" and not Path(system.path).is_dir():
+            raise UsageError(f"{where}path: {system.path} does not exist (expected `newest` or a checkpoint folder)")
+    elif is_missing_folder(system.path):
+        raise UsageError(f"{where}path: {system.path} does not exist (neither a folder here nor a hub name)")
+    elif isinstance(system, Blip2System) and system.adapter is not None and not system.adapter.is_dir():
+        raise UsageError(f"{where}adapter: {system.adapter} does not exist")
 
 
 def load_scorer(
@@ -44,6 +80,60 @@ def load_scorer(
     """Load the CLIP, Chinese-CLIP or SigLIP that the configuration's `key` names. Raises UsageError."""
     device = device or default_device()
     return clip.load(name, open_picture, device=device, dtype=dtype or default_dtype(device), key=key)
+
+
+def build_scorers(
+    rerank: RerankConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> dict[str, tuple[str, PictureScorer]]:
+    """All scorers of the rerank, loaded, by the name of their choice: folder or hub name, and the scorer, still without a bank.
+
+    Raises UsageError.
+    """
+    wanted = [] if rerank.clip is None else [("rerank.clip", ScorerConfig(name="clip", path=rerank.clip))]
+    wanted += [(f"rerank.scorers.{i}.path", one) for i, one in enumerate(rerank.scorers)]
+    taken = {*RESERVED}
+    for key, one in wanted:
+        if one.name in taken or one.name.endswith(CORRECTED):
+            raise UsageError(f"{key.removesuffix('.path')}: the name {one.name} is taken; each scorer needs one of its own")
+        taken.add(one.name)
+    return {
+        one.name: (
+            one.path,
+            PictureScorer(one.name, load_scorer(one.path, device=device, dtype=dtype, key=key), one.languages, rerank.wording),
+        )
+        for key, one in wanted
+    }
+
+
+def build_reranker(
+    rerank: RerankConfig, description: Description, decoding: DecodingConfig, plans: Path, *, device: torch.device | str | None = None
+) -> Reranker | None:
+    """The reranker of a system, with what the validation split taught about this very system where `plans` holds it.
+
+    None where nothing scores candidates. Raises UsageError when `abstain_below` is asked for and nothing says what is credible.
+    """
+    scorers = build_scorers(rerank, device=device)
+    if not scorers and not rerank.self_score:
+        if rerank.abstain_below is not None:
+            raise UsageError("rerank.abstain_below: candidates must be scored for that; set rerank.clip or rerank.self_score")
+        return None
+    identities = {name: scorer_identity(path, rerank.wording) for name, (path, _) in scorers.items()}
+    known = find(plans, identity(description), recorded(decoding), identities, settings_of(rerank))
+    if rerank.abstain_below is not None and (known is None or known.plan.credibility is None):
+        raise UsageError(
+            f"rerank.abstain_below: {plans} holds no credibility for this system as it is asked and reranked now; "
+            "run python tools/eval_rerank.py rerank.tune=true first"
+        )
+    if known is None:
+        if rerank.form == "prior_corrected":
+            raise UsageError(
+                f"rerank.form: prior_corrected needs the bank of an evaluation, and {plans} holds none for this system; "
+                "run python tools/eval_rerank.py first"
+            )
+        plan = Plan(rerank.weights, rerank.form, rerank.guard)
+        return Reranker(tuple(scorer for _, scorer in scorers.values()), plan, rerank.self_score)
+    banked = tuple(dataclasses.replace(scorer, bank=known.bank(name)) for name, (_, scorer) in scorers.items())
+    return Reranker(banked, known.plan, rerank.self_score, rerank.abstain_below)
 
 
 def build_untuned(
@@ -63,13 +153,24 @@ def build_untuned(
 
 def _checkpoint(system: CheckpointSystem, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> CheckpointAnswerer:
     path = _folder(system, folder)
-    processor = Processor.load(path)
-    model = checkpoint.load(path, quantization=system.quantization, dtype=dtype, device=device)
-    return CheckpointAnswerer(model, processor, PromptPolicy.of(system), {"path": str(path), "quantization": system.quantization})
+    form = checkpoint_form(path)
+    if form == "llava":
+        model, processor = llava_export.load(path, system.quantization, dtype or default_dtype(device), device)
+    else:
+        processor = Processor.load(path)
+        model = checkpoint.load(path, quantization=system.quantization, dtype=dtype, device=device)
+    settings = {"path": str(path), "form": form, "quantization": system.quantization}
+    return CheckpointAnswerer(model, processor, PromptPolicy.of(system), settings)
 
 
 def _folder(system: CheckpointSystem, folder: Path) -> Path:
+    check_system(system)
     path = folder if system.path == "newest" else Path(system.path)
-    if system.path != "newest" and not path.is_dir():
-        raise UsageError(f"system {system.name}, path: {path} does not exist (expected `newest` or a checkpoint folder)")
     return path if (path / "config.json").is_file() else checkpoint.newest(path)
+
+
+def checkpoint_form(folder: Path) -> Literal["adapter", "merged", "llava"]:
+    """What a folder of our own holds: what was trained, the whole model, or its export to the LLaVA layout."""
+    if llava_export.is_export(folder):
+        return "llava"
+    return "merged" if checkpoint.is_merged(folder) else "adapter"

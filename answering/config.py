@@ -1,10 +1,12 @@
 """Settings of answering: decoding, the systems that answer, reranking."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
+from errors import UsageError
 from schema import section
 from visual.config import PartName
 
@@ -106,7 +108,42 @@ class Blip2System(SystemBase):
     """As above."""
 
 
-System = Annotated[CheckpointSystem | QwenVlSystem | Blip2System, Field(discriminator="kind")]
+@section
+class OpenAiSystem(SystemBase):
+    """A model behind an endpoint that speaks OpenAI's chat completions: a service, vLLM, SGLang, `transformers serve`."""
+
+    kind: Literal["openai"]
+    model: Annotated[str, Field(min_length=1)]
+    """The model's name at the endpoint."""
+    base_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "https://api.openai.com/v1"
+    """Address of the endpoint, up to /v1. It is saved with the predictions, so it must not hold a key."""
+    api_key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = "OPENAI_API_KEY"
+    """Environment variable, or line of the file .env, that holds the key; null: the endpoint wants none."""
+    max_side: Annotated[int, Field(ge=28)] = 1024
+    """Pictures are shrunk so that their longer side has at most this many pixels, and sent as JPEG."""
+    sampling: Literal["n", "repeated"] = "n"
+    """The first candidate is greedy; the other k - 1 are samples at decoding.temperature, asked for in one request, or in one each."""
+    log_probabilities: bool = True
+    """Ask for log-probabilities; false for an endpoint that refuses the question."""
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Name under which the endpoint takes decoding.max_new_tokens."""
+    extra_body: dict[str, JsonValue] | None = None
+    """Further fields of each request, such as {"enable_thinking": false}; they are saved with the predictions."""
+    timeout: Annotated[float, Field(gt=0.0)] = 60.0
+    """Seconds without a sign from the endpoint after which a try is given up."""
+    retries: Annotated[int, Field(ge=0)] = 5
+    """Further tries after status 408, 409, 429 or 5xx, after a time-out and without a connection."""
+    retry_wait: Annotated[float, Field(gt=0.0)] = 1.0
+    """Seconds before the first further try; each wait is twice the last one, at most 60, and longer where the endpoint says so."""
+    concurrency: Positive = 4
+    """Requests under way at once."""
+    requests_per_minute: Positive | None = None
+    """Requests that are begun in a minute at most, further tries counted; null: no limit."""
+    cache: Path = Path("results/endpoint_cache")
+    """Folder that keeps every reply, so that none is paid for twice."""
+
+
+System = Annotated[CheckpointSystem | QwenVlSystem | Blip2System | OpenAiSystem, Field(discriminator="kind")]
 
 
 @section
@@ -161,3 +198,17 @@ class RerankConfig:
     """How credibility becomes a probability: a logistic model of the evidence, or isotonic steps behind it."""
     abstain_below: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     """Answer "not sure" where the credibility is lower; it needs what `tune` fits."""
+
+
+def with_threshold(rerank: RerankConfig, below: float | None) -> RerankConfig:
+    """The settings with what --abstain-below says in the place of rerank.abstain_below. Raises UsageError outside 0..1."""
+    if below is None:
+        return rerank
+    if not 0.0 <= below <= 1.0:
+        raise UsageError(f"--abstain-below {below}: expected a probability, 0 to 1")
+    return dataclasses.replace(rerank, abstain_below=below)
+
+
+def scorer_keys(rerank: RerankConfig) -> list[str]:
+    """The configuration's keys that name a scorer."""
+    return ["rerank.clip", *(f"rerank.scorers.{i}.path" for i in range(len(rerank.scorers)))]

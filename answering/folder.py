@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from answering.config import RerankWeights
-from answering.protocol import Answerer, Decoding, Scorer
-from answering.replies import Reply, question_request, reply
+from answering.protocol import Answerer, Decoding
+from answering.replies import Reply, Reranker, question_request, reply
 from atomic import write_text
 from errors import UsageError
 from progress import Progress
@@ -49,15 +48,13 @@ def find_pictures(folder: Path) -> list[Path]:
     return found
 
 
-def answer_folder(
-    answerer: Answerer, scorer: Scorer | None, weights: RerankWeights, folder: Path, plan: Plan, path: Path, model: dict[str, Any]
-) -> Done:
+def answer_folder(answerer: Answerer, reranker: Reranker | None, folder: Path, plan: Plan, path: Path, model: dict[str, Any]) -> Done:
     """Write one line a picture to `path`: image, caption, question, answer, candidates, error.
 
     model: what identifies the system. Lines that the same system, plan and picture file gave without an error are kept.
     """
     pictures = find_pictures(folder)
-    asked = json.dumps([model, dataclasses.asdict(plan), dataclasses.asdict(weights), scorer is not None], default=str)
+    asked = json.dumps([model, dataclasses.asdict(plan), None if reranker is None else reranker.identity], default=str)
     keys = {picture: _key(asked, picture) for picture in pictures}
     known = {line["key"]: line for line in _read(path) if not line["errors"]}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +65,7 @@ def answer_folder(
     with path.open("a", encoding="utf-8", newline="\n") as file, Progress("pictures", len(left), "pictures") as progress:
         for start in range(0, len(left), plan.decoding.batch_size):
             part = left[start : start + plan.decoding.batch_size]
-            for picture, line in zip(part, _lines(answerer, scorer, weights, folder, plan, part), strict=True):
+            for picture, line in zip(part, _lines(answerer, reranker, folder, plan, part), strict=True):
                 lines[picture] = {**line, "key": keys[picture]}
                 file.write(_text([lines[picture]]))
             file.flush()
@@ -77,15 +74,13 @@ def answer_folder(
     return Done(len(pictures), kept, sum(bool(line["errors"]) for line in lines.values()))
 
 
-def _lines(
-    answerer: Answerer, scorer: Scorer | None, weights: RerankWeights, folder: Path, plan: Plan, pictures: Sequence[Path]
-) -> Iterator[dict[str, Any]]:
+def _lines(answerer: Answerer, reranker: Reranker | None, folder: Path, plan: Plan, pictures: Sequence[Path]) -> Iterator[dict[str, Any]]:
     longer = dataclasses.replace(plan.decoding, max_new_tokens=plan.caption_tokens)
-    captions = reply(answerer, None, weights, [question_request(str(p), plan.caption, [p], "caption") for p in pictures], longer)
+    captions = reply(answerer, None, [question_request(str(p), plan.caption, [p], "caption") for p in pictures], longer)
     answers: Sequence[Reply | None] = [None] * len(pictures)
     if plan.question is not None:
         requests = [question_request(str(p), plan.question, [p]) for p in pictures]
-        answers = reply(answerer, scorer, weights, requests, plan.decoding)
+        answers = reply(answerer, reranker, requests, plan.decoding)
     for picture, caption, answer in zip(pictures, captions, answers, strict=True):
         errors = [one.answer.error for one in (caption, answer) if one is not None and one.answer.error]
         line = {"image": picture.relative_to(folder).as_posix(), "caption": None if caption.answer.error else caption.chosen}

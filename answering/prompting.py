@@ -27,10 +27,8 @@ YES_NO = r"(?P<answer>yes|no|是的|不是|没有|是|不|有|对)\s*[,，.。;�
 COUNT = r"there\s+(?:is|are|was|were)\s+(?P<answer>\d+|no|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b.*"
 """A sentence around a number."""
 
-ASKS_YES_NO = (
-    r"^(?:is|are|was|were|am|do|does|did|can|could|will|would|has|have|had|should|may|might)\b(?!.*\bor\b)|吗\s*[？?]?\s*$|有没有|是不是"
-)
-ASKS_COUNT = r"\bhow many\b|\bnumber of\b"
+ASKS_YES_NO = r"^(?:is|are|was|were|am|do|does|did|can|could|will|would|has|have|had|should|may|might)\b(?!.*\bor\b)|吗\s*[？?]?\s*$|有没有|是不是|是否|对不对"
+ASKS_COUNT = r"\bhow many\b|\bnumber of\b|(?:几|多少)[人个只条张把辆本位匹头朵棵座块片件双杯瓶盘种名艘架根支台扇面]|数量|总数|个数"
 ASKS_TEXT = r"\b(?:says?|said|reads?|written|writes?|text|title|titled|words?|slogan|message|quote|called|named?)\b|写|文字|字|标题|名"
 """Questions about something written, which may itself look like a sentence."""
 
@@ -103,12 +101,13 @@ def clean_answer(raw: str, question: str) -> str:
 
 
 def _patterns(question: str) -> tuple[str, ...]:
-    if _asks(ASKS_YES_NO, question):
+    if asks(ASKS_YES_NO, question):
         return (YES_NO, *SENTENCES)
-    return (COUNT, *SENTENCES) if _asks(ASKS_COUNT, question) else SENTENCES
+    return (COUNT, *SENTENCES) if asks(ASKS_COUNT, question) else SENTENCES
 
 
-def _asks(pattern: str, question: str) -> bool:
+def asks(pattern: str, question: str) -> bool:
+    """Whether a question is of the kind that one of the patterns above describes."""
     return re.search(pattern, question, re.IGNORECASE) is not None
 
 
@@ -119,7 +118,7 @@ def _takes_up(match: re.Match[str], question: str) -> bool:
     subject = match["subject"].strip().casefold()
     if subject in KNOWN_SUBJECTS:
         return True
-    if _asks(ASKS_YES_NO, question) or (_asks(ASKS_TEXT, question) and not _asks(ASKS_TEXT, f"{subject} {match['verb']}")):
+    if asks(ASKS_YES_NO, question) or (asks(ASKS_TEXT, question) and not asks(ASKS_TEXT, f"{subject} {match['verb']}")):
         return False
     if not subject.isascii():
         return subject in question

@@ -1,16 +1,37 @@
-"""Choosing among candidates, from the candidates and their scores alone."""
+"""Choosing among candidates, from the candidates and their signals alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from answering import learned
 from answering.config import RerankWeights
+from answering.credibility import Credibility
+from answering.fusion import Form, components, fuse, log_likelihoods
+from answering.guard import KINDS, Guarded
+from answering.logistic import Logistic
 from answering.protocol import Candidate
-from errors import UsageError
+from answering.signals import CORRECTED, SELF, Signals, of_pictures
 
+RESERVED = frozenset({"first", "random", "majority", "likelihood", "reranked", "learned", "abstaining", "oracle", "fused", SELF})
+"""Names of choices and scores that no picture scorer may have."""
 UNKNOWN = "unknown"
 """What a chosen answer becomes where it would be empty, and the answer to a question that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The numbers by which answers are chosen. `guard`: kinds of questions at which the first candidate stays.
+
+    learned and credibility come from the validation split; without it there is neither.
+    """
+
+    weights: RerankWeights = field(default_factory=RerankWeights)
+    form: Form = "softmax"
+    guard: tuple[Guarded, ...] = KINDS
+    learned: Logistic | None = None
+    credibility: Credibility | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,65 +42,55 @@ class Ranking:
     fused: tuple[float, ...]
 
 
-def signal(values: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, then min-max: the best candidate of a question gets 1, the worst 0; all equal: 1 each.
-
-    values: [..., k] log-probabilities or logits; NaN stands where a question has fewer than k candidates and stays NaN.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    absent = np.isnan(values)
-    powers = np.exp(values - np.max(values, axis=-1, keepdims=True, where=~absent, initial=-np.inf))
-    shares = powers / np.sum(powers, axis=-1, keepdims=True, where=~absent)
-    low = np.min(shares, axis=-1, keepdims=True, where=~absent, initial=np.inf)
-    high = np.max(shares, axis=-1, keepdims=True, where=~absent, initial=-np.inf)
-    span = np.where(high > low, high - low, 1.0)
-    return np.where(absent, np.nan, np.where(high > low, (shares - low) / span, 1.0))
-
-
-def fuse(likelihood: np.ndarray, clip: np.ndarray, weights: RerankWeights) -> np.ndarray:
-    """Weighted mean [..., k] of two arrays that `signal` made; only the proportions of the weights matter.
-
-    Vectorised, so that a grid of weights can be tried on signals that are computed once.
-    Raises UsageError when both weights are zero.
-    """
-    total = weights.likelihood + weights.clip
-    if total == 0.0:
-        raise UsageError("rerank.weights: both are zero; at least one must be positive")
-    return np.asarray((weights.likelihood * likelihood + weights.clip * clip) / total)
-
-
-def log_likelihoods(candidates: Sequence[Candidate]) -> list[float]:
-    """Mean log-probability of each candidate; where a system gives none, 0 for all, so that they tell nothing apart."""
-    values = [candidate.mean_log_prob for candidate in candidates]
-    known = [value for value in values if value is not None]
-    return known if len(known) == len(values) else [0.0] * len(values)
-
-
-def rerank(candidates: Sequence[Candidate], clip_scores: Sequence[float], weights: RerankWeights) -> Ranking:
-    """Order candidates by fused score; ties keep the earlier one first. `clip_scores`: one CLIP logit each."""
+def rerank(candidates: Sequence[Candidate], signals: Signals, weights: RerankWeights, form: Form = "softmax") -> Ranking:
+    """Order candidates by fused score; ties keep the earlier one first. Raises UsageError as `fuse` and `components` do."""
     if not candidates:
         return Ranking((), ())
-    fused = fuse(signal(np.array(log_likelihoods(candidates))), signal(np.array(clip_scores, dtype=np.float64)), weights)
-    return Ranking(_best_first(fused), tuple(fused.tolist()))
+    fused = fuse(components(candidates, signals, form), weights)
+    return Ranking(best_first(fused), tuple(fused.tolist()))
 
 
-def choose(candidates: Sequence[Candidate], clip_scores: Sequence[float] | None, weights: RerankWeights) -> dict[str, str]:
-    """The answer that each way of choosing takes, by its name.
+def choose(candidates: Sequence[Candidate], signals: Signals | None, plan: Plan, kind: Guarded | None = None) -> dict[str, int]:
+    """The place of the candidate that each way of choosing takes, by its name; 0 where there is none.
 
     first: the head of the list. majority: the candidate that most generations said; of equals the likelier (by its
-    probability), then the earlier. clip: the highest CLIP score. reranked: the highest fused score. The last two only
-    with `clip_scores`. Every answer is the text of a candidate; one that is empty, or has no candidate, is "unknown".
+    probability), then the earlier. likelihood: the highest mean log-probability. With signals also: each scorer's name (its
+    highest score), the name and `_corrected` (the highest score minus prior), `self`, `reranked` (the highest fused score) and,
+    where it was fitted, `learned`. The last two leave a question of a guarded `kind` alone.
     """
-    places = {"first": 0, "majority": _majority(candidates)}
-    if clip_scores is not None:
-        places["clip"] = next(iter(_best_first(np.array(clip_scores, dtype=np.float64))), 0)
-        places["reranked"] = next(iter(rerank(candidates, clip_scores, weights).order), 0)
-    return {name: chosen_text(candidates, place) for name, place in places.items()}
+    places = {"first": 0, "majority": _majority(candidates), "likelihood": _highest(log_likelihoods(candidates))}
+    if signals is None:
+        return places
+    alone = kind is not None and kind in plan.guard
+    for name, one in of_pictures(signals).items():
+        places[name] = _highest(one.scores)
+        if one.corrected is not None:
+            places[name + CORRECTED] = _highest(one.corrected)
+    if SELF in signals:
+        places[SELF] = _highest(signals[SELF].scores)
+    places["reranked"] = 0 if alone else next(iter(rerank(candidates, signals, plan.weights, plan.form).order), 0)
+    if plan.learned is not None:
+        places["learned"] = 0 if alone or not candidates else _highest(learned.fused(plan.learned, candidates, signals))
+    return places
+
+
+def shown_choice(places: dict[str, int]) -> int:
+    """The place of the choice that stands for a system: reranked where there is one, else first."""
+    return places.get("reranked", places["first"])
 
 
 def chosen_text(candidates: Sequence[Candidate], place: int) -> str:
     """Text of a chosen candidate, "unknown" where it is empty or there is none."""
     return (candidates[place].text.strip() if candidates else "") or UNKNOWN
+
+
+def best_first(scores: np.ndarray) -> tuple[int, ...]:
+    """Places by falling score; of equals the earlier first."""
+    return tuple(np.argsort(-scores, kind="stable").tolist())
+
+
+def _highest(scores: Sequence[float]) -> int:
+    return int(np.argmax(scores)) if len(scores) else 0
 
 
 def _majority(candidates: Sequence[Candidate]) -> int:
@@ -88,7 +99,3 @@ def _majority(candidates: Sequence[Candidate]) -> int:
         return candidate.count, candidate.log_prob if candidate.log_prob is not None else 0.0, -place
 
     return max(range(len(candidates)), key=weight, default=0)
-
-
-def _best_first(scores: np.ndarray) -> tuple[int, ...]:
-    return tuple(np.argsort(-scores, kind="stable").tolist())

@@ -20,7 +20,8 @@ def save_reply(reply: Reply, pictures: Sequence[Path], folder: Path, model: dict
     digest = hashlib.blake2b(json.dumps([reply.question, model], default=str).encode(), digest_size=4).hexdigest()
     path = folder / f"{pictures[0].stem if pictures else 'question'}-{digest}.png"
     write_json(path.with_suffix(".json"), {"images": [str(picture) for picture in pictures], **reply.record(), "model": model})
-    texts = [("Question", reply.question), ("Answer", reply.chosen), ("Candidates", "\n".join(_lines(reply)))]
+    trusted = [] if reply.credibility is None else [("Credibility", f"{reply.credibility:.2f}")]
+    texts = [("Question", reply.question), ("Answer", reply.chosen), *trusted, ("Candidates", "\n".join(_lines(reply)))]
     with replacing(path) as beside:
         side_by_side([open_picture(picture) for picture in pictures], texts).save(beside)
     return path
@@ -30,7 +31,8 @@ def _lines(reply: Reply) -> list[str]:
     """Each candidate with its scores behind it: columns would need letters of one width."""
     lines = []
     for candidate in reply.candidates():
-        named = (("mean log p", candidate["mean_log_prob"]), ("CLIP", candidate.get("clip")), ("fused", candidate.get("fused")))
+        scored = ((name, candidate[name]) for name in (*reply.signals, *(["fused"] if reply.fused else [])))
+        named = (("mean log p", candidate["mean_log_prob"]), *scored)
         scores = ", ".join(f"{name} {value:.3f}" for name, value in named if value is not None)
         lines.append(f"{candidate['text'] or '(empty)'}   ({scores})")
     return lines

@@ -131,7 +131,9 @@ def _known(chunk: Chunk, model: dict[str, Any], journal: Journal) -> list[Predic
     """
     found = [journal.known.get(_key(model, chunk.decoding, question)) for question in chunk.questions]
     known = [prediction for prediction in found if prediction is not None and prediction.error is None]
-    return [dataclasses.replace(p, fused=None, learned=None, credibility=None, choices=None) for p in known] if len(known) == len(found) else []
+    if len(known) < len(found):
+        return []
+    return [dataclasses.replace(p, fused=None, learned=None, credibility=None, choices=None) for p in known]
 
 
 def _answered(answerer: Answerer, chunk: Chunk, model: dict[str, Any], watch: "Stopwatch") -> list[Prediction]:

@@ -1,73 +1,82 @@
-"""From scored candidates to choices, and the weights that make one of them. Only the validation split teaches weights."""
+"""From candidates and signals to choices. No reference can come in here: what references taught stands in the plans, as numbers."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
-
-from answering.config import RerankWeights
-from answering.rerank import choose, chosen_text, fuse, log_likelihoods, rerank, signal
+from answering.credibility import NOT_SURE
+from answering.guard import guarded_kind
+from answering.learned import fused as learned_scores
+from answering.rerank import Plan, choose, chosen_text, rerank, shown_choice
+from answering.signals import filled
 from dataset.sample import uniform
-from evaluation.metrics import vqa_accuracy
 from evaluation.predictions import Prediction
+from evaluation.questions import Question
 
-GRID = tuple(round(step * 0.05, 2) for step in range(21))
-"""Weights of the likelihood that are tried; CLIP has the rest."""
-_EQUAL = 1e-9
+ABSTAINING = "abstaining"
+"""Choice that says "not sure" where the answer is not credible enough."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
-    """The weights of the rerank and where they were chosen."""
+    """The plan that all systems share, each system's own, where the weights were chosen (default or validation), and what the
+    validation split said of all this."""
 
-    weights: RerankWeights
-    chosen_on: Literal["default", "validation"]
+    common: Plan
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    chosen_on: str = "default"
+    found: Mapping[str, Any] = field(default_factory=dict)
 
-
-def chosen(prediction: Prediction, weights: RerankWeights, seed: int) -> Prediction:
-    """The prediction with fused scores and the choices first, majority, random and, where there is a scorer, clip, reranked.
-
-    Where a scorer had no picture to look at, all candidates fit equally. No reference can come in here.
-    """
-    candidates = prediction.candidates
-    clip = None if prediction.scorer is None else prediction.clip or [0.0] * len(candidates)
-    drawn = uniform(prediction.sample_id, seed, 0, len(candidates)) if candidates else 0
-    choices = choose(candidates, clip, weights) | {"random": chosen_text(candidates, drawn)}
-    fused = rerank(candidates, clip, weights).fused if clip is not None and candidates else None
-    return dataclasses.replace(prediction, choices=choices, fused=fused)
+    def of(self, system: str) -> Plan:
+        """The plan of a system; of a control, and of a system that nothing was fitted for, the common one."""
+        return self.plans.get(system, self.common)
 
 
-def tune(answered: Iterable[Sequence[Prediction]], references: Mapping[str, Sequence[str]], default: RerankWeights) -> Weighting:
-    """The weights of GRID with the best official VQA accuracy of the reranked answer, averaged over systems.
-
-    answered: each system's predictions on the validation split, whose references these are. Of equally good weights those
-    nearest to the default are taken; the default stays when all are equally good, or nothing could be scored.
-    """
-    curves = [_accuracies([p for p in predictions if p.clip and p.sample_id in references], references) for predictions in answered]
-    mean = np.mean([curve for curve in curves if len(curve)] or [np.zeros(len(GRID))], axis=0)
-    if np.ptp(mean) < _EQUAL:
-        return Weighting(default, "default")
-    usual = default.likelihood / (default.likelihood + default.clip)
-    good = [weight for weight, accuracy in zip(GRID, mean, strict=True) if accuracy > mean.max() - _EQUAL]
-    best = min(good, key=lambda weight: abs(weight - usual))
-    return Weighting(RerankWeights(likelihood=best, clip=round(1 - best, 2)), "validation")
+def completed(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Predictions with the same signals each: a scorer that had nothing to look at finds all candidates alike."""
+    kinds: dict[str, bool] = {}
+    for prediction in predictions:
+        for name in prediction.scorers:
+            kinds.setdefault(name, False)
+        for name, signal in prediction.signals.items():
+            kinds[name] = kinds[name] or signal.prior is not None
+    return [dataclasses.replace(p, signals=filled(p.signals, kinds, len(p.candidates))) for p in predictions]
 
 
-def _accuracies(predictions: Sequence[Prediction], references: Mapping[str, Sequence[str]]) -> np.ndarray:
-    """Mean accuracy [GRID] of the candidate that each pair of weights takes; empty without predictions."""
-    if not predictions:
-        return np.empty(0)
-    likelihood = signal(_padded([log_likelihoods(p.candidates) for p in predictions]))
-    clip = signal(_padded([p.clip or () for p in predictions]))
-    right = _padded([[vqa_accuracy(c.text, references[p.sample_id]) for c in p.candidates] for p in predictions])
-    fused = [fuse(likelihood, clip, RerankWeights(likelihood=w, clip=round(1 - w, 2))) for w in GRID]
-    taken = np.array([np.argmax(np.where(np.isnan(scores), -np.inf, scores), axis=1) for scores in fused])
-    return np.asarray(right[np.arange(len(right)), taken].mean(axis=1))
+def chosen(
+    questions: Sequence[Question], predictions: Sequence[Prediction], plan: Plan, seed: int, abstain_below: float | None = None
+) -> list[Prediction]:
+    """The predictions with all choices; with scorers also fused scores, and what was learned where the plan has it."""
+    return [
+        _chosen(question, prediction, whole, plan, seed, abstain_below)
+        for question, prediction, whole in zip(questions, predictions, completed(predictions), strict=True)
+    ]
 
 
-def _padded(rows: Sequence[Sequence[float]]) -> np.ndarray:
-    """[rows, longest], filled up with NaN."""
-    width = max(map(len, rows))
-    return np.array([[*row, *[np.nan] * (width - len(row))] for row in rows])
+def _chosen(
+    question: Question, prediction: Prediction, whole: Prediction, plan: Plan, seed: int, abstain_below: float | None
+) -> Prediction:
+    candidates, signals = prediction.candidates, whole.signals if prediction.scorers else None
+    language = question.request.language
+    if not question.short:
+        # What was learned of short answers says nothing about descriptions.
+        plan = dataclasses.replace(plan, learned=None, credibility=None)
+    places = choose(candidates, signals, plan, guarded_kind(question.text, language) if question.short else None)
+    choices = {name: chosen_text(candidates, place) for name, place in places.items()}
+    choices["random"] = chosen_text(candidates, uniform(prediction.sample_id, seed, 0, len(candidates)) if candidates else 0)
+    if signals is None or not candidates:
+        return dataclasses.replace(prediction, choices=_abstaining(choices, 0.0, language, plan, abstain_below))
+    fused = rerank(candidates, signals, plan.weights, plan.form).fused
+    learned = None if plan.learned is None else tuple(learned_scores(plan.learned, candidates, signals))
+    credibility = None if plan.credibility is None else plan.credibility(candidates, shown_choice(places), signals)
+    choices = _abstaining(choices, credibility or 0.0, language, plan, abstain_below)
+    return dataclasses.replace(prediction, choices=choices, fused=fused, learned=learned, credibility=credibility)
+
+
+def _abstaining(choices: dict[str, str], credibility: float, language: Any, plan: Plan, below: float | None) -> dict[str, str]:
+    """The choices, and the shown one again with "not sure" in the place of what is less credible than `below`."""
+    if plan.credibility is None or below is None:
+        return choices
+    shown = choices.get("reranked", choices["first"])
+    return choices | {ABSTAINING: NOT_SURE[language] if credibility < below else shown}

@@ -10,7 +10,7 @@ from dataset.store import Store
 from errors import UsageError
 from evaluation import predictions
 from evaluation.predictions import Prediction
-from evaluation.scoring import HONEST, score
+from evaluation.scoring import score
 from evaluation.significance import Difference, Verdict, clusters, compare, holm, verdict
 from evaluation.tables import aligned, percent, shown_choice
 
@@ -63,8 +63,8 @@ def compare_files(a: Path, b: Path, store: Store, choices: Sequence[str], resamp
     choices: none (reranked where a file has it, else first), one for both files, or one for each. Raises UsageError when
     the files answer different questions, lack a choice, or answer questions that the data does not hold.
     """
-    if len(choices) > 2 or not set(choices) <= HONEST | {"random"}:
-        raise UsageError(f"--choice {' '.join(choices)}: expected one or two of {', '.join(sorted(HONEST))}, random")
+    if len(choices) > 2 or "oracle" in choices:
+        raise UsageError(f"--choice {' '.join(choices)}: expected one or two choices of the files; the oracle is none")
     files = [_Answers(path, _by_sample(path)) for path in (a, b)]
     ids = _common(*files)
     rows = _rows(store, ids, a)

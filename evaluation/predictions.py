@@ -3,21 +3,26 @@
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from answering.protocol import Candidate
+from answering.signals import Signal
 from atomic import write_text
 from errors import TesseraError
+
+_PRIOR = "_prior"
+"""Behind a scorer's name: what a candidate scores on unrelated pictures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """What a system answered to a question, and what was made of it. It holds nothing that came from a reference.
 
-    `clip`: a score of each candidate, None without a scorer (named by `scorer`). `fused` and `choices` come with the
-    ranking. `key` stands for model, decoding and question: an answer is used again only under the same key.
+    `signals`: what each scorer says of the candidates; `scorers`: what identifies each, also of those that had nothing to look at.
+    `fused`, `learned`, `credibility` and `choices` come with the ranking. `key` stands for model, decoding and question: an answer
+    is used again only under the same key.
     """
 
     sample_id: str
@@ -28,16 +33,25 @@ class Prediction:
     prompt: str
     decoding: dict[str, Any]
     model: dict[str, Any]
-    scorer: str | None = None
-    clip: tuple[float, ...] | None = None
+    scorers: dict[str, str] = field(default_factory=dict)
+    signals: dict[str, Signal] = field(default_factory=dict)
     fused: tuple[float, ...] | None = None
+    learned: tuple[float, ...] | None = None
+    credibility: float | None = None
     choices: dict[str, str] | None = None
+
+    @property
+    def clip(self) -> tuple[float, ...] | None:
+        """Scores of the scorer that is called clip; None where it has none."""
+        return self.signals["clip"].scores if "clip" in self.signals else None
 
     def line(self) -> str:
         """One line of JSON."""
-        signals = {name: values for name, values in (("clip", self.clip), ("fused", self.fused)) if values is not None}
+        numbers = {name: signal.scores for name, signal in self.signals.items()}
+        numbers |= {name + _PRIOR: signal.prior for name, signal in self.signals.items() if signal.prior is not None}
+        numbers |= {name: values for name, values in (("fused", self.fused), ("learned", self.learned)) if values is not None}
         candidates = [
-            asdict(candidate) | {name: values[i] for name, values in signals.items()} for i, candidate in enumerate(self.candidates)
+            asdict(candidate) | {name: values[i] for name, values in numbers.items()} for i, candidate in enumerate(self.candidates)
         ]
         fields: dict[str, Any] = {
             "sample_id": self.sample_id,
@@ -50,7 +64,8 @@ class Prediction:
             "model": self.model,
             "key": self.key,
         }
-        return json.dumps(fields | ({"scorer": self.scorer} if self.scorer is not None else {}), ensure_ascii=False, allow_nan=False)
+        fields |= {} if self.credibility is None else {"credibility": self.credibility}
+        return json.dumps(fields | ({"scorers": self.scorers} if self.scorers else {}), ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -61,7 +76,9 @@ class Prediction:
                 Candidate(c["text"], c["log_prob"], c["mean_log_prob"], c.get("raw", c["text"]), c.get("count", 1))
                 for c in row["candidates"]
             ]
-            signals = {name: tuple(c[name] for c in row["candidates"] if name in c) or None for name in ("clip", "fused")}
+            scorers = dict(row.get("scorers") or {})
+            found = {name: _numbers(row["candidates"], name) for name in (*scorers, "fused", "learned")}
+            priors = {name: _numbers(row["candidates"], name + _PRIOR) for name in scorers}
             return cls(
                 sample_id=row["sample_id"],
                 question=row["question"],
@@ -71,13 +88,20 @@ class Prediction:
                 prompt=row["prompt"],
                 decoding=row["decoding"],
                 model=row["model"],
-                scorer=row.get("scorer"),
-                clip=signals["clip"],
-                fused=signals["fused"],
+                scorers=scorers,
+                signals={name: Signal(scores, priors[name]) for name in scorers if (scores := found[name]) is not None},
+                fused=found["fused"],
+                learned=found["learned"],
+                credibility=row.get("credibility"),
                 choices=row["choices"],
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a prediction: {error!r} in {line[:80]}") from error
+
+
+def _numbers(candidates: Sequence[dict[str, Any]], name: str) -> tuple[float, ...] | None:
+    """One number of each candidate; None where not all have it."""
+    return tuple(c[name] for c in candidates) if candidates and all(name in c for c in candidates) else None
 
 
 def read(path: Path) -> list[Prediction]:

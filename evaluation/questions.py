@@ -1,14 +1,13 @@
 """The questions of an evaluation. References are fetched apart, so that no question carries one."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from answering.identity import digest as digest
 from answering.protocol import Request
 from dataset.config import Split
 from dataset.sample import IMAGE_MARK, Sample
@@ -51,12 +50,6 @@ class Question:
         """Changes with anything that an answerer sees: the messages, the pictures' bytes, task and language."""
         messages = [(message.role, message.content) for message in self.request.messages]
         return digest(messages, self.pictures, self.request.task, self.request.language)
-
-
-def digest(*values: object) -> str:
-    """Sixteen hexadecimal digits that stand for JSON-like values."""
-    text = json.dumps(values, ensure_ascii=False, sort_keys=True, default=str)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def choose(store: Store, split: Split, limit: int | None) -> list[Question]:

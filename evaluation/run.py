@@ -11,22 +11,27 @@ from typing import Any
 import torch
 
 from answering.config import CheckpointSystem, DecodingConfig, RerankConfig, System
+from answering.identity import recorded, scorer_identity
+from answering.plan import KnownPlan, save, settings_of
 from answering.protocol import Answerer
-from answering.rerank import chosen_text
+from answering.rerank import Plan, chosen_text
 from atomic import write_json, write_text
 from dataset.store import Store
 from errors import UsageError
 from evaluation import predictions as files
 from evaluation.asking import NamedScorer, ask, chunks
+from evaluation.bank import with_banks
 from evaluation.bars import check_bars
-from evaluation.choosing import Weighting, chosen, tune
+from evaluation.choosing import Weighting, chosen
 from evaluation.config import EvalConfig
 from evaluation.groups import check_groups
 from evaluation.predictions import Prediction
 from evaluation.questions import Question, choose, references, with_other_pictures
+from evaluation.rerank_figures import candidate_figures, rerank_figures
 from evaluation.robustness import Condition, Robustness, asked_again, conditions, on_corrupted_pictures
 from evaluation.scoring import References, caption_scores, right, score, score_lines
 from evaluation.summary import METRIC, SystemResult, summarise
+from evaluation.tuning import tune
 
 Load = Callable[[System], Answerer]
 
@@ -53,38 +58,42 @@ class Outcome:
     results: dict[str, SystemResult]
 
 
-def evaluate(experiment: Experiment, load: Load, load_untuned: Load, scorer: NamedScorer | None) -> Outcome:
+def evaluate(experiment: Experiment, load: Load, load_untuned: Load, scorers: Sequence[NamedScorer] = ()) -> Outcome:
     """Ask, choose, score; write predictions/*.jsonl and summary.json below `experiment.out`.
 
     load makes a system ready to answer; one at a time is held. load_untuned does the same with a fresh projector.
     Raises UsageError for settings that do not fit together, before any system is loaded.
     """
-    _check(experiment, scorer)
+    _check(experiment, scorers)
     settings, store = experiment.settings, experiment.store
     questions = choose(store, settings.split, settings.limit)
     known = references(store, settings.split)
-    everything = _ask_all(experiment, questions, known, load, load_untuned, scorer)
+    scorers = with_banks(scorers, store, experiment.rerank.bank)
+    everything = _ask_all(experiment, questions, known, load, load_untuned, scorers)
 
-    weighting = Weighting(experiment.rerank.weights, "default")
-    if everything.validation:
-        answered = [said.predictions for said in everything.validation.values()]
-        weighting = tune(answered, references(store, "validation"), experiment.rerank.weights)
+    weighting = _taught(experiment, everything)
     corrupted = [said for answered in everything.corrupted.values() for said in answered.values()]
-    for said in (*everything.systems.values(), *everything.controls.values(), *everything.validation.values(), *corrupted):
-        said.choose(weighting, settings.seed)
+    for name, said in (*everything.systems.items(), *everything.validation.items()):
+        said.choose(weighting.of(name), settings.seed, experiment.rerank.abstain_below)
+    for said in (*everything.controls.values(), *corrupted):
+        said.choose(weighting.common, settings.seed)
+    if scorers or experiment.rerank.self_score:
+        _save_plans(experiment, everything, weighting, scorers)
 
     subject = first_checkpoint(settings)
     short = [question for question in questions if question.short]
-    results = {system.name: _result(system, everything, known, scorer) for system in settings.systems}
+    results = {system.name: _result(system, everything, known, scorers) for system in settings.systems}
     summary = summarise(
         dataset=_dataset(experiment, questions),
         questions=short,
         systems=results,
         controls={name: (said.questions, score(said.predictions, known).scores["first"]) for name, said in everything.controls.items()},
         control_of=None if subject is None else subject.name,
-        rerank=None if scorer is None else (weighting, scorer.name),
+        rerank=rerank_figures(experiment.rerank, weighting, scorers) if scorers or experiment.rerank.self_score else None,
         settings=settings,
     )
+    for name, result in results.items():
+        summary["systems"][name] |= candidate_figures(result.short, known, experiment.rerank.abstain_below)
     write_json(experiment.out / "summary.json", summary)
     for name, result in results.items():
         lines = score_lines(questions, result.short, result.captions)
@@ -101,9 +110,9 @@ class _Said:
     predictions: list[Prediction]
     questions_per_second: float | None
 
-    def choose(self, weighting: Weighting, seed: int) -> None:
+    def choose(self, plan: Plan, seed: int, abstain_below: float | None = None) -> None:
         """Make the choices, and write the file as a whole."""
-        self.predictions = [chosen(prediction, weighting.weights, seed) for prediction in self.predictions]
+        self.predictions = chosen(self.questions, self.predictions, plan, seed, abstain_below)
         files.write(self.path, self.predictions)
 
 
@@ -112,11 +121,12 @@ class _Interview:
     """Asks one system after the other. References only make the running accuracy that is shown."""
 
     experiment: Experiment
-    scorer: NamedScorer | None
+    scorers: Sequence[NamedScorer]
+    judging: bool
 
     def control(self, answerer: Answerer, questions: list[Question], known: References, name: str) -> _Said:
         """Only the first answers of a control are looked at, so nothing is scored."""
-        return _Interview(self.experiment, None).ask(answerer, questions, known, name)
+        return _Interview(self.experiment, (), False).ask(answerer, questions, known, name)
 
     def ask(self, answerer: Answerer, questions: list[Question], known: References, file: str) -> _Said:
         experiment = self.experiment
@@ -127,7 +137,7 @@ class _Interview:
             return right(prediction, chosen_text(prediction.candidates, 0), known) if prediction.sample_id in short else None
 
         plan = chunks(questions, experiment.decoding, experiment.settings.description_tokens)
-        asked = ask(answerer, self.scorer, plan, path, file, first)
+        asked = ask(answerer, self.scorers, self.judging, plan, path, file, first)
         return _Said(path, questions, asked.predictions, asked.questions_per_second)
 
 
@@ -143,11 +153,16 @@ class _Everything:
 
 
 def _ask_all(
-    experiment: Experiment, questions: list[Question], known: References, load: Load, load_untuned: Load, scorer: NamedScorer | None
+    experiment: Experiment,
+    questions: list[Question],
+    known: References,
+    load: Load,
+    load_untuned: Load,
+    scorers: Sequence[NamedScorer],
 ) -> _Everything:
     """One system is in memory at a time; while it is, it gets all that it is asked."""
     settings, store = experiment.settings, experiment.store
-    interview = _Interview(experiment, scorer)
+    interview = _Interview(experiment, scorers, experiment.rerank.self_score)
     everything = _Everything({}, {}, {}, {})
     short = [question for question in questions if question.short]
     if settings.controls and not short:
@@ -155,7 +170,7 @@ def _ask_all(
     if settings.corruptions and not asked_again(short, settings):
         raise UsageError(f"eval.corruptions: they need short questions about pictures; the split '{settings.split}' has none")
     subject = first_checkpoint(settings)
-    tuning = [question for question in choose(store, "validation", settings.limit) if question.short] if experiment.rerank.tune else []
+    tuning = _validation_questions(experiment) if experiment.rerank.tune else []
     tuning_references = references(store, "validation") if tuning else {}
     for system in settings.systems:
         answerer = load(system)
@@ -189,7 +204,7 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def _result(system: System, everything: _Everything, known: References, scorer: NamedScorer | None) -> SystemResult:
+def _result(system: System, everything: _Everything, known: References, scorers: Sequence[NamedScorer]) -> SystemResult:
     said = everything.systems[system.name]
     pairs = list(zip(said.questions, said.predictions, strict=True))
     return SystemResult(
@@ -200,7 +215,7 @@ def _result(system: System, everything: _Everything, known: References, scorer: 
         questions_per_second=said.questions_per_second,
         distinct_candidates=fmean(len(prediction.candidates) for prediction in said.predictions),
         short=score([prediction for question, prediction in pairs if question.short], known),
-        captions=caption_scores(said.questions, said.predictions, known, None if scorer is None else scorer.scorer.cosine_batch),
+        captions=caption_scores(said.questions, said.predictions, known, scorers[0].scorer.cosine_batch if scorers else None),
         robustness=_robustness(said, everything.corrupted.get(system.name, {}), known),
     )
 
@@ -215,6 +230,39 @@ def _robustness(clean: _Said, corrupted: dict[Condition, _Said], known: Referenc
     return Robustness(questions, score([before[q.sample_id] for q in questions], known).scores["first"][METRIC], accuracy)
 
 
+def _taught(experiment: Experiment, everything: _Everything) -> Weighting:
+    """The plans that the validation split teaches; the configured one where it was not asked. The test split has no part in it."""
+    rerank, settings = experiment.rerank, experiment.settings
+    if not everything.validation:
+        return Weighting(Plan(rerank.weights, rerank.form, rerank.guard))
+    answered = {name: (said.questions, said.predictions) for name, said in everything.validation.items()}
+    return tune(answered, references(experiment.store, "validation"), rerank, settings.bootstrap, settings.seed)
+
+
+def _validation_questions(experiment: Experiment) -> list[Question]:
+    """Short questions of the validation split. Raises UsageError when it has none."""
+    rerank = experiment.rerank
+    limit = rerank.tune_limit if rerank.tune_limit is not None else experiment.settings.limit
+    short = [question for question in choose(experiment.store, "validation", None) if question.short][:limit]
+    if not short:
+        raise UsageError("rerank.tune: the validation split has no questions with short answers")
+    return short
+
+
+def _save_plans(experiment: Experiment, everything: _Everything, weighting: Weighting, scorers: Sequence[NamedScorer]) -> None:
+    """What was used here, for those who ask the same systems about other pictures."""
+    for name, said in everything.systems.items():
+        known = KnownPlan(
+            plan=weighting.of(name),
+            model=said.predictions[0].model,
+            decoding=recorded(experiment.decoding),
+            scorers={scorer.choice: scorer_identity(scorer.name, scorer.wording) for scorer in scorers},
+            settings=settings_of(experiment.rerank),
+            backgrounds={scorer.choice: scorer.bank.mean().tolist() for scorer in scorers if scorer.bank is not None},
+        )
+        save(experiment.out / "plans" / f"{name}.json", known)
+
+
 def _dataset(experiment: Experiment, questions: Sequence[Question]) -> dict[str, Any]:
     tasks = Counter(question.request.task for question in questions)
     images = {image for question in questions for image in question.image_ids}
@@ -227,7 +275,7 @@ def _dataset(experiment: Experiment, questions: Sequence[Question]) -> dict[str,
     }
 
 
-def _check(experiment: Experiment, scorer: NamedScorer | None) -> None:
+def _check(experiment: Experiment, scorers: Sequence[NamedScorer]) -> None:
     settings, rerank = experiment.settings, experiment.rerank
     names = [system.name for system in settings.systems]
     if not names:
@@ -238,8 +286,12 @@ def _check(experiment: Experiment, scorer: NamedScorer | None) -> None:
         raise UsageError("eval.controls: they are runs of a checkpoint, and no system has kind: checkpoint")
     check_bars(settings)
     check_groups(settings)
-    if rerank.tune and scorer is None:
-        raise UsageError("rerank.tune: there is nothing to weigh without rerank.clip")
+    if rerank.tune and not scorers and not rerank.self_score:
+        raise UsageError("rerank.tune: there is nothing to weigh without rerank.clip, rerank.scorers or rerank.self_score")
+    if rerank.abstain_below is not None and not rerank.tune:
+        raise UsageError("rerank.abstain_below: what is credible is learned on the validation split; set rerank.tune to true")
+    if rerank.form == "prior_corrected" and not rerank.bank:
+        raise UsageError("rerank.form: prior_corrected needs unrelated pictures; set rerank.bank to their number")
     if rerank.tune and settings.split == "validation":
         raise UsageError("rerank.tune: weights are chosen on the validation split, so eval.split must be another one")
     if rerank.weights.likelihood + rerank.weights.clip == 0:

@@ -1,7 +1,7 @@
 """Scores of choices, question by question: here, and only here, answers meet references."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -16,10 +16,10 @@ from evaluation.predictions import Prediction
 from evaluation.questions import Question
 from evaluation.unanswerable import unanswerability
 
-CHOICES = ("first", "clip", "reranked", "majority", "random", "oracle")
-"""Ways of choosing, in the order in which they are shown."""
-HONEST = frozenset({"first", "clip", "reranked", "majority"})
-"""Those that a user could really use: random is a floor, the oracle looks at the references."""
+_LEADING, _TRAILING = ("first", "random", "majority", "likelihood"), ("self", "reranked", "learned", "abstaining", "oracle")
+"""Ways of choosing in the order in which they are shown: these, then picture scorers, then those."""
+BOUNDS = frozenset({"random", "oracle"})
+"""Choices that nobody could use: random is a floor, the oracle looks at the references."""
 
 References = Mapping[str, Sequence[str]]
 Scores = dict[str, np.ndarray]
@@ -31,6 +31,13 @@ ACCURACIES: dict[str, Metric] = {name: METRICS[name] for name in ("vqa_accuracy"
 """Metrics whose sensitivity to the form of an answer is shown."""
 CLIP_PROMPT = "A photo depicts "
 """What stands before an English caption in CLIPScore (Hessel et al. 2021, section 3)."""
+
+
+def in_order(choices: Iterable[str]) -> list[str]:
+    """Choices in the order in which they are shown; picture scorers, whose names are the user's, stand in the middle."""
+    names = list(choices)
+    scorers = [name for name in names if name not in (*_LEADING, *_TRAILING)]
+    return [name for name in (*_LEADING, *scorers, *_TRAILING) if name in names]
 
 
 FORMS: dict[str, Callable[[str], str]] = {
@@ -72,7 +79,7 @@ def oracle(prediction: Prediction, references: Sequence[str]) -> str:
 def score(predictions: Sequence[Prediction], references: References) -> Scored:
     """Score every choice of the predictions, which are of short answers. A failed question counts as wrong."""
     texts = {
-        name: [(p.choices or {})[name] for p in predictions] for name in CHOICES if predictions and name in (predictions[0].choices or {})
+        name: [(p.choices or {})[name] for p in predictions] for name in in_order((predictions[0].choices or {}) if predictions else ())
     }
     if predictions:
         texts["oracle"] = [oracle(p, references[p.sample_id]) for p in predictions]
@@ -110,8 +117,8 @@ def caption_scores(
     result = CaptionResult({}, {})
     for task, language in dict.fromkeys((q.request.task, q.request.language) for q in questions if not q.short):
         rows = [(q, p) for q, p in zip(questions, predictions, strict=True) if (q.request.task, q.request.language) == (task, language)]
-        for name in CHOICES:
-            if name in HONEST and all(name in (p.choices or {}) for _, p in rows):
+        for name in in_order(name for name in rows[0][1].choices or {} if all(name in (p.choices or {}) for _, p in rows)):
+            if name not in BOUNDS:
                 texts = ["" if p.error is not None else (p.choices or {})[name] for _, p in rows]
                 _add_captions(result, f"{task} {language}", name, rows, texts, references)
                 if cosines is not None:

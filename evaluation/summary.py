@@ -9,7 +9,6 @@ import numpy as np
 
 from evaluation.bars import held_against
 from evaluation.categories import names
-from evaluation.choosing import Weighting
 from evaluation.config import EvalConfig
 from evaluation.groups import mean_scores, spread, steps
 from evaluation.questions import Question
@@ -69,12 +68,12 @@ def summarise(
     systems: Mapping[str, SystemResult],
     controls: Mapping[str, tuple[Sequence[Question], Scores]],
     control_of: str | None,
-    rerank: tuple[Weighting, str] | None,
+    rerank: Mapping[str, Any] | None,
     settings: EvalConfig,
 ) -> dict[str, Any]:
     """summary.json as DESIGN.md lays it out. questions: the short ones; controls: the first answers of each control run.
 
-    control_of: the system that was controlled. rerank: the weights and the scorer's name.
+    control_of: the system that was controlled. rerank: what `rerank_figures` says of it.
     """
     tested = comparisons(pairs(systems, questions, controls, control_of, settings), settings)
     summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "dataset": dict(dataset)}
@@ -112,8 +111,7 @@ def summarise(
             summary["bars"] = bars
     summary["comparisons"] = tested
     if rerank is not None:
-        weighting, scorer = rerank
-        summary["rerank"] = {"weights": asdict(weighting.weights), "chosen_on": weighting.chosen_on, "scorer": scorer}
+        summary["rerank"] = dict(rerank)
     return summary
 
 

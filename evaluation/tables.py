@@ -4,13 +4,16 @@ import unicodedata
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
-from evaluation.scoring import CHOICES
+from answering.signals import CORRECTED
 
 MEANINGS = {
     "first": "the likeliest candidate",
-    "clip": "the candidate that fits the picture best",
-    "reranked": "likelihood and picture fit together",
     "majority": "the candidate said most often",
+    "likelihood": "the highest probability a token",
+    "self": "the candidate that the system itself finds most right",
+    "reranked": "likelihood and picture fit together",
+    "learned": "what the validation split taught of all signals",
+    "abstaining": '"not sure" where the reranked answer is not credible',
     "random": "a candidate drawn at random; a floor, no method",
     "oracle": "the best candidate by the references; a ceiling, no method",
 }
@@ -54,6 +57,14 @@ def all_tables(summary: dict[str, Any]) -> dict[str, tuple[Row, list[Row]]]:
     return {title: table for title, table in made.items() if table[1]}
 
 
+def meaning(choice: str) -> str:
+    """What a choice takes, in a few words; other names than the known ones are picture scorers."""
+    if choice in MEANINGS:
+        return MEANINGS[choice]
+    scorer = choice.removesuffix(CORRECTED)
+    return f"the best fit to the picture by {scorer}" + ("" if scorer == choice else ", less its fit to any picture")
+
+
 def aligned(header: Row, rows: Iterable[Row]) -> str:
     """Columns aligned by what they show: a Chinese character takes two places."""
     lines = [header, *rows]
@@ -74,8 +85,7 @@ def accuracy_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     rows: list[Row] = [
         _accuracy_row(name, choice, figures["choices"][choice])
         for name, figures in summary["systems"].items()
-        for choice in CHOICES
-        if choice in figures["choices"]
+        for choice in figures["choices"]
     ]
     return header, rows + [_accuracy_row(name, "control", measures) for name, measures in summary.get("controls", {}).items()]
 
@@ -127,7 +137,8 @@ def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
 
 def comparison_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     """Every comparison with its verdict."""
-    header = ("a", "b", "a - b (points)", "95 % interval", "p", "p (Holm)", "better", "could show", "exact: only a / only b", "McNemar p (Holm)")
+    tested = ("a - b (points)", "95 % interval", "p", "p (Holm)", "better")
+    header = ("a", "b", *tested, "could show", "exact: only a / only b", "McNemar p (Holm)")
     rows: list[Row] = [
         (
             row["a"],
@@ -166,8 +177,7 @@ def group_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
             percent(scores["vqa_accuracy_m4c"]["mean"]),
         )
         for name, group in summary["groups"].items()
-        for choice in CHOICES
-        if (scores := group["choices"].get(choice)) is not None
+        for choice, scores in group["choices"].items()
     ]
     return header, rows
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import cli
 import config as configuration
-from answering.build import build_answerer, load_scorer
-from answering.config import CheckpointSystem, DecodingConfig, System
+from answering.build import build_answerer, build_reranker
+from answering.config import CheckpointSystem, DecodingConfig, System, scorer_keys, with_threshold
 from answering.drawing import chinese_font
 from answering.folder import Plan, answer_folder, find_pictures
-from answering.protocol import Answerer, Scorer
-from answering.replies import question_request, reply
+from answering.identity import identity
+from answering.protocol import Answerer
+from answering.replies import Reranker, question_request, reply
 from answering.saved import save_reply
 from dataset.pictures import open_picture
 from errors import TesseraError, UsageError
-from evaluation.asking import identity
 
 parser = cli.Parser(__doc__ or "")
 which_system = parser.add_mutually_exclusive_group()
@@ -29,6 +29,9 @@ parser.add_argument("--question", metavar="TEXT", help="the question; without on
 parser.add_argument("--caption", metavar="TEXT", default="Describe the picture in one sentence.", help="what --images asks for the caption")
 parser.add_argument("--long", action="store_true", help="not a short answer, but up to eval.description_tokens")
 parser.add_argument("--stream", action="store_true", help="print one answer as it comes, without candidates")
+parser.add_argument(
+    "--abstain-below", type=float, metavar="P", help='answer "not sure" where the credibility is lower (rerank.abstain_below)'
+)
 parser.add_argument("--save", type=Path, metavar="DIR", help="write JSON and a picture of each answer; of --images, answers.jsonl")
 
 
@@ -42,16 +45,16 @@ def main(arguments: argparse.Namespace) -> None:
     for picture in arguments.image or []:
         open_picture(picture)
     system = chosen_system(config, arguments)
-    if config.rerank.clip is not None:
-        configuration.check_parts(config, "rerank.clip")
+    rerank = with_threshold(config.rerank, arguments.abstain_below)
+    configuration.check_parts(config, *scorer_keys(rerank))
     answerer = build_answerer(system, checkpoint_folder=config.checkpoint_folder)
-    scorer = None if config.rerank.clip is None else load_scorer(config.rerank.clip)
+    reranker = build_reranker(rerank, answerer.description, config.decoding, config.result_folder / "plans")
     if arguments.images:
-        answer_all(config, arguments, answerer, scorer)
+        answer_all(config, arguments, answerer, reranker)
     elif arguments.question:
-        ask(config, arguments, answerer, scorer, arguments.question, arguments.image or [])
+        ask(config, arguments, answerer, reranker, arguments.question, arguments.image or [])
     else:
-        converse(config, arguments, answerer, scorer)
+        converse(config, arguments, answerer, reranker)
 
 
 def chosen_system(config: configuration.Config, arguments: argparse.Namespace) -> System:
@@ -65,16 +68,16 @@ def chosen_system(config: configuration.Config, arguments: argparse.Namespace) -
     raise UsageError(f"--system {arguments.system}: eval.systems has no such system (it has: {names})")
 
 
-def answer_all(config: configuration.Config, arguments: argparse.Namespace, answerer: Answerer, scorer: Scorer | None) -> None:
+def answer_all(config: configuration.Config, arguments: argparse.Namespace, answerer: Answerer, reranker: Reranker | None) -> None:
     """Every picture of a folder into a JSONL file."""
     name = arguments.images.resolve().name
     path = arguments.save / "answers.jsonl" if arguments.save else config.result_folder / "answers" / f"{name}.jsonl"
     plan = Plan(arguments.caption, arguments.question, decoding(config, arguments), config.eval.description_tokens)
-    done = answer_folder(answerer, scorer, config.rerank.weights, arguments.images, plan, path, identity(answerer.description))
+    done = answer_folder(answerer, reranker, arguments.images, plan, path, identity(answerer.description))
     print(f"{done.pictures} pictures ({done.kept} stood there already, {done.errors} failed): {path}")
 
 
-def converse(config: configuration.Config, arguments: argparse.Namespace, answerer: Answerer, scorer: Scorer | None) -> None:
+def converse(config: configuration.Config, arguments: argparse.Namespace, answerer: Answerer, reranker: Reranker | None) -> None:
     """Question after question; an empty one asks for another picture."""
     pictures: list[Path] | None = arguments.image
     while True:
@@ -86,7 +89,7 @@ def converse(config: configuration.Config, arguments: argparse.Namespace, answer
             return
         try:
             if pictures is not None and name:
-                ask(config, arguments, answerer, scorer, name, pictures)
+                ask(config, arguments, answerer, reranker, name, pictures)
             else:
                 pictures = None if pictures is not None else [readable(name)] if name else []
         except TesseraError as error:
@@ -104,7 +107,7 @@ def ask(
     config: configuration.Config,
     arguments: argparse.Namespace,
     answerer: Answerer,
-    scorer: Scorer | None,
+    reranker: Reranker | None,
     question: str,
     pictures: Sequence[Path],
 ) -> None:
@@ -115,7 +118,7 @@ def ask(
             print(piece, end="", flush=True)
         print()
         return
-    (answer,) = reply(answerer, scorer, config.rerank.weights, [request], decoding(config, arguments))
+    (answer,) = reply(answerer, reranker, [request], decoding(config, arguments))
     if answer.answer.error:
         raise TesseraError(answer.answer.error)
     print(answer.chosen, *answer.lines(), sep="\n  ")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import cli
 import config as configuration
-from answering.build import build_answerer, build_untuned, load_scorer
+from answering.build import build_answerer, build_scorers, build_untuned, check_system
+from answering.config import scorer_keys, with_threshold
 from dataset.store import Store
 from errors import UsageError
 from evaluation.asking import NamedScorer
@@ -24,6 +25,9 @@ parser.add_argument(
 )
 parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help="only these systems")
 parser.add_argument("--limit", type=int, metavar="N", help="ask at most N questions, chosen by a hash (eval.limit)")
+parser.add_argument(
+    "--abstain-below", type=float, metavar="P", help='answer "not sure" where the credibility is lower (rerank.abstain_below)'
+)
 parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: results/<name>)")
 
 
@@ -34,8 +38,10 @@ def main(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--limit {arguments.limit}: expected a number of questions, at least 1")
     systems = only(with_checkpoints(config.eval.systems, arguments.checkpoints), arguments.systems)
     settings = dataclasses.replace(config.eval, systems=systems, limit=arguments.limit or config.eval.limit)
-    config = dataclasses.replace(config, eval=settings)
-    configuration.check_parts(config, "rerank.clip", *(f"eval.systems.{i}.path" for i in range(len(systems))))
+    config = dataclasses.replace(config, eval=settings, rerank=with_threshold(config.rerank, arguments.abstain_below))
+    configuration.check_parts(config, *scorer_keys(config.rerank))
+    for i, system in enumerate(systems):
+        check_system(system, f"eval.systems.{i}.")
 
     experiment = Experiment(
         name=config.name,
@@ -45,12 +51,15 @@ def main(arguments: argparse.Namespace) -> int:
         decoding=config.decoding,
         rerank=config.rerank,
     )
-    scorer = NamedScorer(config.rerank.clip, load_scorer(config.rerank.clip)) if config.rerank.clip else None
+    scorers = [
+        NamedScorer(path, scorer.scorer, name, scorer.languages, scorer.wording)
+        for name, (path, scorer) in build_scorers(config.rerank).items()
+    ]
     outcome = evaluate(
         experiment,
         load=partial(build_answerer, checkpoint_folder=config.checkpoint_folder),
         load_untuned=partial(build_untuned, checkpoint_folder=config.checkpoint_folder),
-        scorer=scorer,
+        scorers=scorers,
     )
     report = write_report(outcome, experiment)
     print(tables(outcome.summary))

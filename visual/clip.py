@@ -7,10 +7,10 @@ kept, so that a picture is encoded once however many texts it is asked about.
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
@@ -53,10 +53,32 @@ class ClipScorer:
     def score_batch(self, pictures: Sequence[Image.Image | Path], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """`score` of each picture with its own texts, all encoded in common batches."""
         images = self.picture_features(pictures)
-        words = self.text_features([text for group in texts for text in group])
-        borders = accumulate(map(len, texts), initial=0)
-        pairs = zip(images, pairwise(borders), strict=True)
-        return [self._logits(image, words[start:end]).tolist() for image, (start, end) in pairs]
+        return [self._logits(image, words).tolist() for image, words in zip(images, self._grouped(texts), strict=True)]
+
+    def score_with_priors(
+        self, pictures: Sequence[Image.Image | Path], texts: Sequence[Sequence[str]], backgrounds: Sequence[np.ndarray]
+    ) -> list[tuple[list[float], list[float]]]:
+        """`score_batch`, and beside the scores of each picture the mean scores of its texts over a bank of other pictures.
+
+        backgrounds: for each picture the mean [width] of the bank's `features`. A logit is linear in the picture's vector, so the
+        mean vector gives the mean of the logits.
+        """
+        images, words = self.picture_features(pictures), self._grouped(texts)
+        return [
+            (self._logits(image, group).tolist(), self._logits(torch.from_numpy(background), group).tolist())
+            for image, group, background in zip(images, words, backgrounds, strict=True)
+        ]
+
+    def features(self, pictures: Sequence[Image.Image | Path]) -> np.ndarray:
+        """Unit vectors [n, width] float32. Raises what `open_file` raises."""
+        return np.asarray(self.picture_features(pictures).numpy(), dtype=np.float32)
+
+    def _grouped(self, texts: Sequence[Sequence[str]]) -> list[torch.Tensor]:
+        """Unit vectors [n, width] of each group; a text that stands in several groups is encoded once."""
+        # Texts of like length share a batch, so that little is padded.
+        order = sorted(dict.fromkeys(text for group in texts for text in group), key=len)
+        words, place = self.text_features(order), {text: i for i, text in enumerate(order)}
+        return [words[[place[text] for text in group]] if group else words[:0] for group in texts]
 
     def cosine_batch(self, pictures: Sequence[Image.Image | Path], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """The same as cosines, -1..1: the logits without scale and bias."""

@@ -46,5 +46,5 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     }
     planned = experiment(store, folder / "out", "careful", "dull", controls=("shuffled_pictures", "untuned"), examples=24)
     untuned = PlantedAnswerer(always(("mauve", -0.1)))
-    outcome = evaluate(planned, lambda system: answerers[system.name], lambda _: untuned, NamedScorer("planted", PlantedScorer(*COLORS)))
+    outcome = evaluate(planned, lambda system: answerers[system.name], lambda _: untuned, [NamedScorer("planted", PlantedScorer(*COLORS))])
     return Written(planned, outcome, write_report(outcome, planned))

@@ -39,7 +39,7 @@ def run(
         assert untuned is not None, f"{system} was not to be loaded untuned"
         return untuned
 
-    named = None if scorer is None else NamedScorer("planted clip", scorer)
+    named = [] if scorer is None else [NamedScorer("planted clip", scorer)]
     return evaluate(planned, lambda system: systems[system.name], load_untuned, named)
 
 
@@ -75,7 +75,18 @@ def test_the_summary_holds_what_can_be_worked_out_by_hand(tmp_path: Path) -> Non
     assert reranked["vqa_accuracy"] == pytest.approx(1 / 3)
     assert ours["choices"]["clip"]["vqa_accuracy"] == pytest.approx(1 / 3)
     assert ours["captions"]["first"]["caption en"]["bleu_4"] == pytest.approx(1.0)
-    assert summary["rerank"] == {"weights": {"likelihood": 0.8, "clip": 0.2}, "chosen_on": "default", "scorer": "planted clip"}
+    assert summary["rerank"] == {
+        "weights": {"likelihood": 0.8, "clip": 0.2},
+        "chosen_on": "default",
+        "scorer": "planted clip",
+        "scorers": {"clip": "planted clip"},
+        "form": "softmax",
+        "wording": "sentence",
+        "bank": 0,
+        "left_alone": ["yes/no", "counting"],
+    }
+    # The caption apart: each color question can gain, a count cannot, the Chinese question has one candidate.
+    assert ours["can_change"] == {"several_candidates": 2 / 3, "score_can_change": 1 / 3, "score_can_rise": 1 / 3}
 
 
 def test_predictions_hold_candidates_scores_and_choices(tmp_path: Path) -> None:
@@ -88,7 +99,8 @@ def test_predictions_hold_candidates_scores_and_choices(tmp_path: Path) -> None:
     assert [candidate["text"] for candidate in row["candidates"]] == ["gray", "blue", "mauve"]
     assert [candidate["clip"] for candidate in row["candidates"]] == [20.0, 25.0, 20.0]
     assert row["candidates"][0]["fused"] == pytest.approx(0.8)
-    assert row["choices"].keys() == {"first", "clip", "reranked", "majority", "random"}
+    assert row["choices"].keys() == {"first", "clip", "reranked", "majority", "likelihood", "random"}
+    assert row["scorers"] == {"clip": "planted clip, sentence"}
     assert row["choices"]["clip"] == "blue"
     assert row["error"] is None
     assert row["prompt"] == "<image>\nWhat color is the disc?"
@@ -101,7 +113,7 @@ def test_without_a_scorer_nothing_is_said_of_reranking(tmp_path: Path) -> None:
     summary = run(experiment(store, tmp_path / "out"), PlantedAnswerer(by_the_book)).summary
     assert "rerank" not in summary
     assert "controls" not in summary
-    assert summary["systems"]["ours"]["choices"].keys() == {"first", "majority", "random", "oracle"}
+    assert summary["systems"]["ours"]["choices"].keys() == {"first", "majority", "likelihood", "random", "oracle"}
     assert "clip" not in (tmp_path / "out" / "predictions" / "ours.jsonl").read_text(encoding="utf-8")
 
 
@@ -336,7 +348,10 @@ def test_weights_are_tuned_on_the_validation_split_and_only_there(tmp_path: Path
     planned = experiment(store, tmp_path / "out", rerank=RerankConfig(tune=True))
     answerer = PlantedAnswerer(always(("gray", -0.1), ("red", -0.5)))
     summary = run(planned, answerer, scorer=PlantedScorer("red")).summary
-    assert summary["rerank"] == {"weights": {"likelihood": 0.45, "clip": 0.55}, "chosen_on": "validation", "scorer": "planted clip"}
+    rerank = summary["rerank"]
+    assert (rerank["weights"], rerank["chosen_on"]) == ({"likelihood": 0.45, "clip": 0.55}, "validation")
+    assert rerank["validation"]["tuned_held_out"] == rerank["validation"]["oracle"] == 1.0
+    assert rerank["validation"]["configured"] == 0.0
     assert summary["systems"]["ours"]["choices"]["reranked"]["vqa_accuracy"] == 0.0
     assert len(lines(tmp_path / "out" / "predictions" / "validation" / "ours.jsonl")) == 6
 
@@ -372,7 +387,7 @@ def test_settings_that_do_not_fit_are_said_before_anything_is_loaded(
     planned = dataclasses.replace(planned, settings=dataclasses.replace(planned.settings, **settings))
     assert isinstance(planned.settings, EvalConfig)
     with pytest.raises(UsageError, match=message):
-        evaluate(planned, never_loaded, never_loaded, NamedScorer("planted clip", PlantedScorer()))
+        evaluate(planned, never_loaded, never_loaded, [NamedScorer("planted clip", PlantedScorer())])
 
 
 def test_tuning_without_a_scorer_is_an_error(tmp_path: Path) -> None:

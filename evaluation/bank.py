@@ -1,0 +1,36 @@
+"""Pictures of the merged data that stand for "any picture": what a text scores on them is its prior."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from answering.identity import digest
+from answering.picture_fit import PictureBank, PriorScorer
+from dataset.store import ImageRow, Store
+from evaluation.asking import NamedScorer
+
+FEWEST = 2
+"""Fewer pictures say nothing about any other."""
+
+
+def with_banks(scorers: Sequence[NamedScorer], store: Store, size: int) -> list[NamedScorer]:
+    """The scorers that can take a mean of pictures, with a bank of at most `size` pictures of the data; the others as they are.
+
+    The pictures are drawn by a hash of their content, whatever split they are in: no reference is looked at, and each question's
+    own pictures are left out of its prior.
+    """
+    rows = _drawn(store, size)
+    if len(rows) < FEWEST:
+        return list(scorers)
+    return [
+        dataclasses.replace(scorer, bank=_bank(scorer.scorer, rows)) if isinstance(scorer.scorer, PriorScorer) else scorer
+        for scorer in scorers
+    ]
+
+
+def _bank(scorer: PriorScorer, rows: Sequence[ImageRow]) -> PictureBank:
+    return PictureBank(scorer.features([row.path for row in rows]), tuple(row.sha256 for row in rows))
+
+
+def _drawn(store: Store, size: int) -> list[ImageRow]:
+    by_hash = sorted(store.images(), key=lambda row: digest(row.sha256))
+    return by_hash[:size]

@@ -1,0 +1,263 @@
+"""What the validation split teaches: weights, form and guard for all systems, a learned fusion and a credibility for each.
+
+Here references meet candidates of the validation split, and only of it. Out come plans of plain numbers, and what cross-validation
+says they are worth; the test split is not seen.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from answering.config import RerankConfig, RerankWeights
+from answering.credibility import Credibility, evidence
+from answering.fusion import Form, components, fuse
+from answering.guard import Guarded, guarded_kind
+from answering.learned import features
+from answering.logistic import Logistic
+from answering.rerank import Plan, choose, shown_choice
+from answering.signals import SELF, Signal
+from evaluation.choosing import Weighting, completed
+from evaluation.fitting import fit_logistic, folds, isotonic
+from evaluation.metrics import vqa_accuracy
+from evaluation.predictions import Prediction
+from evaluation.questions import Question
+from evaluation.reliability import reliability
+from evaluation.significance import clusters, compare, verdict
+
+GRID = tuple(round(step * 0.05, 2) for step in range(21))
+"""Weights of the likelihood that are tried; CLIP has the rest."""
+SELF_GRID = (0.0, 0.1, 0.2, 0.3, 0.5)
+"""Shares of the self-score that are tried, where there is one."""
+RIDGES = (0.3, 3.0, 30.0)
+_EQUAL = 1e-9
+
+Setting = tuple[Form, RerankWeights]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A question of the validation split, its candidates, and the official accuracy of each."""
+
+    prediction: Prediction
+    signals: dict[str, Signal]
+    kind: Guarded | None
+    right: np.ndarray
+
+
+def tune(
+    answered: Mapping[str, tuple[Sequence[Question], Sequence[Prediction]]],
+    references: Mapping[str, Sequence[str]],
+    rerank: RerankConfig,
+    resamples: int,
+    seed: int,
+) -> Weighting:
+    """Plans by system. answered: each system's short questions of the validation split and what it said to them.
+
+    Weights, form and guard are common to all systems, so that none is favoured. The configured ones stay unless cross-validation
+    finds better; the guard of a kind of questions is lifted only where the gain there is shown as a verdict is.
+    """
+    cases = {name: _cases(questions, predictions, references) for name, (questions, predictions) in answered.items()}
+    groups = {name: clusters([question.image_ids for question in _scored(*pair)]) for name, pair in answered.items()}
+    default = Plan(rerank.weights, rerank.form, rerank.guard)
+    rows = [case for own in cases.values() for case in own]
+    pooled = _pooled(answered)
+    if len(set(pooled.tolist())) < 2:
+        return Weighting(default, {}, "default", {"questions": len(rows)})
+    plan, chosen_on, report = _weighed(rows, pooled, default, seed)
+    plan, report["guard"] = _guarded(rows, pooled, plan, resamples, seed)
+    plans, by_system = {}, {}
+    for name, own in cases.items():
+        plans[name], by_system[name] = _fitted(own, groups[name], plan, rerank, seed)
+    return Weighting(plan, plans, chosen_on, {**report, "systems": by_system})
+
+
+def _scored(questions: Sequence[Question], predictions: Sequence[Prediction]) -> list[Question]:
+    return [question for question, prediction in zip(questions, predictions, strict=True) if prediction.candidates]
+
+
+def _pooled(answered: Mapping[str, tuple[Sequence[Question], Sequence[Prediction]]]) -> np.ndarray:
+    """Cluster of each row of all systems: their questions about one picture share one."""
+    return clusters([question.image_ids for pair in answered.values() for question in _scored(*pair)])
+
+
+def _cases(questions: Sequence[Question], predictions: Sequence[Prediction], references: Mapping[str, Sequence[str]]) -> list[Case]:
+    """The questions that were answered, in order."""
+    pairs = [(q, p) for q, p in zip(questions, completed(predictions), strict=True) if p.candidates]
+    return [
+        Case(
+            prediction,
+            prediction.signals,
+            guarded_kind(question.text, question.request.language),
+            np.array([vqa_accuracy(candidate.text, references[prediction.sample_id]) for candidate in prediction.candidates]),
+        )
+        for question, prediction in pairs
+    ]
+
+
+def _weighed(rows: Sequence[Case], groups: np.ndarray, default: Plan, seed: int) -> tuple[Plan, str, dict[str, Any]]:
+    """The default or better weights and form, where they were chosen, and what cross-validation found."""
+    settings = _settings(rows, default)
+    table = _accuracies(rows, settings)
+    held_out = np.empty(len(rows))
+    for fitted, left in folds(groups, seed):
+        held_out[left] = table[_best(table[:, fitted].mean(axis=1), settings), left]
+    found = {
+        "questions": len(rows),
+        "first": float(np.mean([case.right[0] for case in rows])),
+        "configured": float(table[0].mean()),
+        "tuned_held_out": float(held_out.mean()),
+        "oracle": float(np.mean([case.right.max() for case in rows])),
+    }
+    if held_out.mean() <= table[0].mean() + _EQUAL:
+        return default, "default", found
+    form, weights = settings[_best(table.mean(axis=1), settings)]
+    return replace(default, weights=weights, form=form), "validation", found
+
+
+def _settings(rows: Sequence[Case], default: Plan) -> list[Setting]:
+    """What is tried, the configured setting first."""
+    signals = [case.signals for case in rows]
+    forms: list[Form] = ["softmax", "raw"]
+    if all(one.prior is not None for own in signals for name, one in own.items() if name != SELF):
+        forms.append("prior_corrected")
+    selves = SELF_GRID if any(SELF in own for own in signals) else (0.0,)
+    found: list[Setting] = [(default.form, default.weights)]
+    for form, share, likelihood in product(forms, selves, GRID):
+        rest = 1 - share
+        weights = RerankWeights(likelihood=round(rest * likelihood, 3), clip=round(rest * (1 - likelihood), 3), self_score=share)
+        found.append((form, weights))
+    return found
+
+
+def _accuracies(rows: Sequence[Case], settings: Sequence[Setting]) -> np.ndarray:
+    """Accuracy [settings, rows] of the candidate that each setting takes."""
+    right = _padded([case.right for case in rows])
+    parts = {}
+    for form in dict.fromkeys(form for form, _ in settings):
+        each = [components(case.prediction.candidates, case.signals, form) for case in rows]
+        parts[form] = {name: _padded([one[name] for one in each]) for name in each[0]}
+    taken = []
+    for form, weights in settings:
+        by_name = {"likelihood": weights.likelihood, "clip": weights.clip, SELF: weights.self_score}
+        if sum(by_name[name] for name in parts[form]) == 0.0:
+            # Nothing that there is has a weight: no setting at all.
+            taken.append(np.full(len(rows), -1.0))
+            continue
+        fused = fuse(parts[form], weights)
+        taken.append(right[np.arange(len(rows)), np.argmax(np.where(np.isnan(fused), -np.inf, fused), axis=1)])
+    return np.array(taken)
+
+
+def _best(accuracy: np.ndarray, settings: Sequence[Setting]) -> int:
+    """The best setting; of equally good ones that nearest to the configured one, which stands first."""
+    form, weights = settings[0]
+    usual = _proportions(weights)
+
+    def distance(place: int) -> tuple[bool, float]:
+        return settings[place][0] != form, float(np.abs(_proportions(settings[place][1]) - usual).sum())
+
+    return min(np.flatnonzero(accuracy > accuracy.max() - _EQUAL).tolist(), key=distance)
+
+
+def _proportions(weights: RerankWeights) -> np.ndarray:
+    values = np.array([weights.likelihood, weights.clip, weights.self_score])
+    return np.asarray(values / values.sum())
+
+
+def _guarded(rows: Sequence[Case], groups: np.ndarray, plan: Plan, resamples: int, seed: int) -> tuple[Plan, dict[str, Any]]:
+    """The plan with the guard of those kinds only where no gain is shown, and what was found at each kind."""
+    reranked = _accuracies(rows, [(plan.form, plan.weights)])[0]
+    first = np.array([case.right[0] for case in rows])
+    found: dict[str, Any] = {}
+    kept: list[Guarded] = []
+    for kind in plan.guard:
+        own = np.array([case.kind == kind for case in rows])
+        if not own.any():
+            kept.append(kind)
+            continue
+        _, part = np.unique(groups[own], return_inverse=True)
+        (difference,) = compare(reranked[own][:, None], first[own][:, None], part, resamples, seed)
+        gained = verdict(difference, difference.p_value) == "a"
+        found[kind] = {"questions": int(own.sum()), "gain": difference.difference, "p_value": difference.p_value, "left_alone": not gained}
+        if not gained:
+            kept.append(kind)
+    return replace(plan, guard=tuple(kept)), found
+
+
+def _fitted(cases: Sequence[Case], groups: np.ndarray, common: Plan, rerank: RerankConfig, seed: int) -> tuple[Plan, dict[str, Any]]:
+    """A system's own plan: the common one with a learned fusion and a credibility, where there is enough to learn from."""
+    if len(set(groups.tolist())) < 2:
+        return common, {"questions": len(cases)}
+    learned, accuracy = _learned(cases, groups, seed)
+    plan = replace(common, learned=learned)
+    places = [shown_choice(choose(case.prediction.candidates, case.signals, plan, case.kind)) for case in cases]
+    credibility, error = _credible(cases, places, groups, rerank, seed)
+    found = {"questions": len(cases), "learned_held_out": accuracy, "ece_held_out": error}
+    return replace(plan, credibility=credibility), found
+
+
+def _learned(cases: Sequence[Case], groups: np.ndarray, seed: int) -> tuple[Logistic, float]:
+    """The fusion with the ridge that chooses best on held-out questions, and the accuracy that it had there."""
+    tables = [features(case.prediction.candidates, case.signals) for case in cases]
+    names = tuple(tables[0])
+    stacked = [np.array([table[name] for name in names]).T for table in tables]
+
+    def fit(rows: Sequence[int], l2: float) -> Logistic:
+        return fit_logistic(names, np.concatenate([stacked[i] for i in rows]), np.concatenate([cases[i].right for i in rows]), l2)
+
+    def held_out(l2: float) -> float:
+        total = 0.0
+        for fitted, left in folds(groups, seed):
+            model = fit(np.flatnonzero(fitted).tolist(), l2)
+            total += sum(cases[i].right[int(np.argmax(model.probabilities(tables[i])))] for i in np.flatnonzero(left))
+        return total / len(cases)
+
+    accuracy = {l2: held_out(l2) for l2 in RIDGES}
+    best = max(RIDGES, key=lambda l2: (accuracy[l2], l2))
+    return fit(range(len(cases)), best), float(accuracy[best])
+
+
+def _credible(
+    cases: Sequence[Case], places: Sequence[int], groups: np.ndarray, rerank: RerankConfig, seed: int
+) -> tuple[Credibility, float]:
+    """The calibrated credibility of the answers at `places`, and its expected calibration error on held-out questions."""
+    tables = [evidence(case.prediction.candidates, place, case.signals) for case, place in zip(cases, places, strict=True)]
+    names = tuple(tables[0])
+    x = np.array([[table[name] for name in names] for table in tables])
+    right = np.array([case.right[place] for case, place in zip(cases, places, strict=True)])
+
+    def fit(rows: np.ndarray, own_groups: np.ndarray) -> Credibility:
+        model = fit_logistic(names, x[rows], right[rows])
+        if rerank.calibration == "logistic":
+            return Credibility(model)
+        # The steps are fitted to what the model says of questions that it was not fitted on.
+        said, truth = np.empty(len(rows)), right[rows]
+        for fitted, left in folds(own_groups, seed + 1):
+            said[left] = _probabilities(fit_logistic(names, x[rows][fitted], truth[fitted]), x[rows][left])
+        return Credibility(model, isotonic(said, truth))
+
+    everything = np.arange(len(cases))
+    held_out = np.empty(len(cases))
+    for fitted, left in folds(groups, seed):
+        held_out[left] = _calibrated(fit(everything[fitted], groups[fitted]), x[left])
+    return fit(everything, groups), float(reliability(held_out, right)["ece"])
+
+
+def _probabilities(model: Logistic, x: np.ndarray) -> np.ndarray:
+    return np.array(model.probabilities({name: x[:, i].tolist() for i, name in enumerate(model.names)}))
+
+
+def _calibrated(credibility: Credibility, x: np.ndarray) -> np.ndarray:
+    values = _probabilities(credibility.model, x)
+    return values if credibility.steps is None else np.array([credibility.steps(value) for value in values.tolist()])
+
+
+def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """[rows, longest], filled up with NaN."""
+    table = np.full((len(rows), max(map(len, rows))), np.nan)
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = row
+    return table
