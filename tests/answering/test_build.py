@@ -1,21 +1,25 @@
 """What a configuration names is loaded, or one line says why not."""
 
+import copy
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from answering.build import build_answerer, load_scorer
+from answering.build import build_answerer, check_system, load_scorer
 from answering.checkpoint import CheckpointAnswerer
-from answering.config import CheckpointSystem, DecodingConfig, QwenVlSystem
+from answering.config import Blip2System, CheckpointSystem, DecodingConfig, QwenVlSystem
+from answering.protocol import Answer
 from answering.qwen_vl import QwenVlAnswerer
 from dataset.processor import Processor
 from errors import UsageError
-from model import build, checkpoint
+from model import build, checkpoint, export
 from model.adapters import attach
 from model.config import LoraConfig, ModelConfig
-from tests.answering.conftest import asked
+from tests.answering.conftest import asked, drawn
 
 REQUEST = asked("a", "What color?", Image.new("RGB", (60, 60), "red"))
 
@@ -62,6 +66,54 @@ def test_a_checkpoint_answers_in_4_bit(checkpoints: Path) -> None:
     assert answer.error is None
 
 
+@pytest.mark.parametrize("form", ["merged", "llava"])
+@pytest.mark.parametrize("system_prompt", [None, "Be short."])
+def test_an_exported_checkpoint_answers_as_the_checkpoint_itself(
+    checkpoints: Path, processor: Processor, tmp_path: Path, form: export.Form, system_prompt: str | None
+) -> None:
+    folder = shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint")
+    prompted = copy.copy(processor)
+    prompted.system_prompt = system_prompt
+    prompted.save(folder)
+    export.export(folder, tmp_path / form, form, prompted)
+    decoding = DecodingConfig(k=3, max_new_tokens=4)
+    requests = [REQUEST, asked("b", "这是什么？", drawn(1), drawn(2)), asked("c", "How many?")]
+
+    def answers(path: Path, expected: str) -> list[Answer]:
+        system = CheckpointSystem(name="ours", kind="checkpoint", path=str(path))
+        answerer = build_answerer(system, checkpoint_folder=Path("elsewhere"), device="cpu")
+        assert (answerer.description.kind, answerer.description.settings["form"]) == ("checkpoint", expected)
+        return answerer.answer(requests, decoding)
+
+    for one, other in zip(answers(folder, "adapter"), answers(tmp_path / form, form), strict=True):
+        assert (one.error, one.prompt) == (other.error, other.prompt)
+        assert [candidate.raw for candidate in one.candidates] == [candidate.raw for candidate in other.candidates]
+        assert [c.log_prob for c in one.candidates] == pytest.approx([c.log_prob for c in other.candidates], abs=1e-3)
+
+
+@pytest.mark.parametrize("form", ["merged", "llava"])
+def test_only_the_language_model_of_an_export_is_quantised(
+    checkpoints: Path, processor: Processor, tmp_path: Path, form: export.Form
+) -> None:
+    export.export(checkpoints / "checkpoint-1", tmp_path / form, form, processor)
+    system = CheckpointSystem(name="ours", kind="checkpoint", path=str(tmp_path / form), quantization="nf4")
+    answerer = build_answerer(system, checkpoint_folder=Path("elsewhere"), device="cpu")
+    assert isinstance(answerer, CheckpointAnswerer)
+    quantised = {name for name, module in answerer.model.named_modules() if type(module).__name__ == "Linear4bit"}
+    assert quantised
+    assert all(name.startswith("model.language_model.layers.") for name in quantised)
+    assert answerer.answer([REQUEST], DecodingConfig(k=2, max_new_tokens=2))[0].error is None
+
+
+def test_a_llava_of_others_is_one_clear_line(checkpoints: Path, processor: Processor, tmp_path: Path) -> None:
+    export.export(checkpoints / "checkpoint-1", tmp_path / "llava", "llava", processor)
+    path = tmp_path / "llava" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "vision_feature_select_strategy": "default"}), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"a LLaVA model, but not one that tools/export\.py wrote"):
+        build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(path.parent)), checkpoint_folder=tmp_path, device="cpu")
+
+
 def test_a_qwen_is_loaded_by_its_kind(parts: Path) -> None:
     system = QwenVlSystem(name="qwen", kind="qwen3_vl", path=str(parts / "qwen3_vl"), quantization="none")
     answerer = build_answerer(system, checkpoint_folder=Path("elsewhere"), device="cpu")
@@ -85,3 +137,18 @@ def test_the_scorer_reads_picture_files(parts: Path, tmp_path: Path) -> None:
 def test_a_missing_checkpoint_is_one_clear_line(tmp_path: Path, path: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=path), checkpoint_folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        (CheckpointSystem(name="a", kind="checkpoint", path="no/such"), r"eval\.systems\.1\.path: no/such does not exist"),
+        (QwenVlSystem(name="a", kind="qwen3_vl", path="./no/such"), r"eval\.systems\.1\.path: \./no/such does not exist"),
+        (Blip2System(name="a", kind="blip2", path="a/hub-name", adapter=Path("gone")), r"eval\.systems\.1\.adapter: gone does not exist"),
+    ],
+)
+def test_what_a_system_lacks_is_said_before_anything_is_loaded(system: CheckpointSystem, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_system(system, "eval.systems.1.")
+    check_system(CheckpointSystem(name="a", kind="checkpoint"))
+    check_system(QwenVlSystem(name="a", kind="qwen3_vl", path="Qwen/Qwen3-VL-4B-Instruct"))

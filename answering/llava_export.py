@@ -1,0 +1,52 @@
+"""One of our checkpoints in the LLaVA layout (`tools/export.py --format llava`), answered with by stock transformers' own class."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import AutoTokenizer, LlavaForConditionalGeneration
+
+from dataset.processor import Processor
+from errors import UsageError, loading
+from model.build import Quantization, keep_trainable_on_cpu, quantization_config
+from visual.pil_processor import load_image_processor
+
+NOT_QUANTISED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder holds a model in the LLaVA layout. Raises UsageError when its config.json cannot be read."""
+    path = folder / "config.json"
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("model_type") == "llava")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path}: cannot be read as a model's config") from error
+
+
+def load(
+    folder: Path, quantization: Literal["as_trained"] | Quantization, dtype: torch.dtype, device: torch.device | str
+) -> tuple[LlavaForConditionalGeneration, Processor]:
+    """The model, and a processor whose prompts are those of the checkpoint: its template and system prompt were exported with it.
+
+    Raises UsageError when the folder does not hold what export writes.
+    """
+    quantized = quantization_config("none" if quantization == "as_trained" else quantization, dtype, NOT_QUANTISED)
+    options = {} if quantized is None else {"quantization_config": quantized}
+    with loading("checkpoint", str(folder)):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        image_processor = load_image_processor(str(folder))
+        model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, device_map={"": device}, **options)
+    config = model.config
+    if config.vision_feature_select_strategy != "full" or not tokenizer.chat_template:
+        raise UsageError(f"{folder}: a LLaVA model, but not one that tools/export.py wrote (all patches and a chat template are expected)")
+    keep_trainable_on_cpu(model)
+    processor = Processor(
+        tokenizer,
+        image_processor,
+        placeholder=str(tokenizer.convert_ids_to_tokens(config.image_token_id)),
+        tokens_per_image=config.image_seq_length,
+        # The export does not hold the longest sample of the training; the language model has a longest text of its own.
+        max_tokens=int(config.text_config.max_position_embeddings),
+    )
+    return model.requires_grad_(False).eval(), processor
