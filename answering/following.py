@@ -48,7 +48,8 @@ Event: TypeAlias = Begun | Refused | Token
 
 def can_follow(answerer: Answerer) -> bool:
     """Whether a system's tokens can be had one by one: a decoder-only model in this process."""
-    return isinstance(answerer, LocalAnswerer) and type(answerer).stream is LocalAnswerer.stream
+    own = isinstance(answerer, LocalAnswerer)
+    return own and all(getattr(type(answerer), part) is getattr(LocalAnswerer, part) for part in ("stream", "grow"))
 
 
 def follow(
