@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,11 +16,13 @@ from accelerate.commands.config.config_args import load_config_from_file
 import cli
 import config as configuration
 import train as train_command
+from tests.training.test_features import pictures_in, shards
 from tests.training.test_run import losses, weights
 from training.run import train
 
 ROOT = Path(__file__).parent.parent.parent
 Workplace = Callable[..., Path]
+Overrides = tuple[str, ...]
 LONG = [
     {"name": "align", "train": ["projector"], "max_steps": 1},
     {"name": "tune", "train": ["projector", "lora"], "epochs": 2},
@@ -70,14 +73,25 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(workplace: Workpla
     assert all((found[key] == value).all() for key, value in expected.items()), f"killed behind step {victim}"
 
 
-def test_two_processes_give_the_loss_of_one(workplace: Workplace) -> None:
-    # Batches of one: the sample without a picture stands alone in its process.
+@pytest.mark.parametrize(
+    ("both", "whole", "shared"),
+    [
+        # Batches of one: the sample without a picture stands alone in its process.
+        ((), ("train.batch_size=8",), ("train.batch_size=1",)),
+        (("train.batching=packed", "train.cache_features=true"), ("train.tokens_per_row=1024",), ("train.tokens_per_row=160",)),
+    ],
+    ids=["padded", "packed with kept features"],
+)
+def test_two_processes_give_the_loss_of_one(workplace: Workplace, both: Overrides, whole: Overrides, shared: Overrides) -> None:
     stage = {"name": "tune", "train": ["projector", "lora"], "epochs": 2}
-    path = workplace(stages=[stage], batch_size=8, save_steps=1)
-    alone = train(configuration.load(path))
+    path = workplace(stages=[stage], save_steps=1)
+    alone = train(configuration.load(path, [*both, *whole]))
     alone.parent.rename("alone")
-    together = two_processes("--config", path, "train.batch_size=1", "train.accumulation=4", "train.processes=2")
+    shutil.rmtree("data/toy/cache", ignore_errors=True)
+    together = two_processes("--config", path, *both, *shared, "train.accumulation=4", "train.processes=2")
     assert together.returncode == 0, together.stderr
+    pictures = [picture for shard in shards() for picture in pictures_in(shard)]
+    assert len(pictures) == len(set(pictures)) == (7 if both else 0), "the processes computed features twice, or not all"
     assert together.stdout.count("step 2/2 tune | loss") == 1
     expected = Path("alone") / alone.name
     assert losses(alone) == pytest.approx(losses(expected), abs=1e-5)

@@ -1,5 +1,6 @@
 """Kept features: training does without the trunk and learns the same; only what has changed is computed again."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -125,6 +126,19 @@ def test_other_weights_are_another_model(workplace: Workplace, computed: list[in
     save_file(weights, "siglip/model.safetensors", metadata={"format": "pt"})
     kept(path, "model.vision=siglip")
     assert computed == [7, 7]
+
+
+def test_pixels_of_other_values_and_another_precision_give_other_features(workplace: Workplace, computed: list[int], parts: Path) -> None:
+    path = workplace()
+    before = kept(path).features
+    shutil.copytree(parts / "siglip", "siglip")
+    settings = json.loads(Path("siglip/preprocessor_config.json").read_text())
+    Path("siglip/preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.1, 0.2, 0.3]}))
+    other = kept(path, "model.vision=siglip").features
+    rounded = kept(path, "train.precision=bf16").features
+    assert computed == [7, 7, 7]
+    assert before is not None and other is not None and rounded is not None
+    assert not torch.equal(other.read([5]), before.read([5])) and not torch.equal(rounded.read([5]), before.read([5]))
 
 
 def test_only_a_changed_picture_is_computed_again(workplace: Workplace, computed: list[int]) -> None:
