@@ -138,7 +138,10 @@ def _accuracies(rows: Sequence[Case], settings: Sequence[Setting]) -> np.ndarray
     parts = {}
     for form in dict.fromkeys(form for form, _ in settings):
         each = [components(case.prediction.candidates, case.signals, form) for case in rows]
-        parts[form] = {name: _padded([one[name] for one in each]) for name in each[0]}
+        # Not every system judges itself: a signal that a row lacks is flat there, and so decides nothing.
+        names = dict.fromkeys(name for one in each for name in one)
+        flat = [np.zeros(len(case.right)) for case in rows]
+        parts[form] = {name: _padded([one.get(name, none) for one, none in zip(each, flat, strict=True)]) for name in names}
     taken = []
     for form, weights in settings:
         by_name = {"likelihood": weights.likelihood, "clip": weights.clip, SELF: weights.self_score}
@@ -212,7 +215,7 @@ def _learned(cases: Sequence[Case], groups: np.ndarray, seed: int) -> tuple[Logi
         total = 0.0
         for fitted, left in folds(groups, seed):
             model = fit(np.flatnonzero(fitted).tolist(), l2)
-            total += sum(cases[i].right[int(np.argmax(model.probabilities(tables[i])))] for i in np.flatnonzero(left))
+            total += sum(cases[i].right[int(np.argmax(model.probabilities(tables[i])))] for i in np.flatnonzero(left).tolist())
         return total / len(cases)
 
     accuracy = {l2: held_out(l2) for l2 in RIDGES}
