@@ -15,6 +15,7 @@ from evaluation.config import EvalConfig
 from model.config import ModelConfig
 from schema import section
 from serving.config import ServeConfig
+from serving.search.config import SearchConfig
 from training.config import TrainConfig
 from visual.config import is_missing_folder
 
@@ -41,6 +42,8 @@ class Config:
     """The evaluation."""
     serve: ServeConfig = ServeConfig()
     """The HTTP service."""
+    search: SearchConfig = SearchConfig()
+    """The picture search."""
 
     @property
     def data_folder(self) -> Path:
@@ -56,6 +59,11 @@ class Config:
     def result_folder(self) -> Path:
         """Where predictions and reports are written."""
         return Path("results") / self.name
+
+    @property
+    def search_place(self) -> str:
+        """Folder of the picture search's index, or its address on object storage."""
+        return self.search.index or str(self.data_folder / "search")
 
 
 class _Yaml12Loader(yaml.SafeLoader):

@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from filelock import FileLock
+from transformers import BertTokenizer, ChineseCLIPConfig, ChineseCLIPImageProcessorPil, ChineseCLIPModel
 
 from dataset.processor import Processor
 from training.tiny_parts import build_untrained
@@ -36,6 +37,23 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with FileLock(shared / "parts.lock"):
         if not folder.exists():
             build_untrained(folder, CORPUS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chinese_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small untrained Chinese-CLIP."""
+    folder = tmp_path_factory.mktemp("chinese_clip")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"两个绿色的三角形一", "red", "a"]
+    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    size = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**size, "vocab_size": len(words), "max_position_embeddings": 24}
+    torch.manual_seed(0)
+    config = ChineseCLIPConfig(text_config=text, vision_config={**size, "image_size": 32, "patch_size": 16}, projection_dim=64)
+    ChineseCLIPModel(config).save_pretrained(folder)
+    side = {"height": 32, "width": 32}
+    ChineseCLIPImageProcessorPil(size=side, do_center_crop=False).save_pretrained(folder)
     return folder
 
 

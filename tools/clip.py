@@ -3,26 +3,49 @@
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
 import cli
 import config as configuration
 from answering.build import load_scorer
+from answering.folder import find_pictures
+from atomic import replacing
 from dataset.pictures import open_picture
 from errors import TesseraError, UsageError
 from visual.clip import ClipScorer
 from visual.fetch import fetch, is_address
 
+if TYPE_CHECKING:
+    from serving.search.index import PictureIndex
+
+SHOWN = 10
+"""Files that could not be read of which the names are printed."""
+
 
 def arguments() -> cli.Parser:
     """The command line: one subcommand for each use."""
     parser = cli.Parser(__doc__ or "", configured=False)
+    parts = parser.add_parts()
     what = "which of some labels fits a picture best"
-    classify = parser.add_parts().add_parser("classify", description=what, help=what)
+    classify = parts.add_parser("classify", description=what, help=what)
     classify.add_argument("--image", metavar="PATH", help="a file or an http(s) address; without it, asks for one until `exit`")
     classify.add_argument("--labels", required=True, metavar="A,B,...", help="labels with commas (, or ，) between them")
     classify.set_defaults(use=classification)
+    what = "bring the index of a folder's pictures up to date: new and changed ones are read, vanished ones removed"
+    index = parts.add_parser("index", description=what, help=what)
+    index.add_argument("--images", type=Path, metavar="DIR", help="folder of pictures (default: search.images)")
+    index.add_argument("--reindex", action="store_true", help="where another CLIP model made the index: make it anew with this one")
+    index.set_defaults(use=indexing)
+    what = "the pictures of the index that fit a text best, or are most like a picture"
+    search = parts.add_parser("search", description=what, help=what)
+    question = search.add_mutually_exclusive_group(required=True)
+    question.add_argument("--text", metavar="TEXT", help="what to look for")
+    question.add_argument("--image", metavar="PATH", help="a file or an http(s) address: look for pictures like it")
+    search.add_argument("-k", type=int, default=5, metavar="N", help="pictures to find (default: %(default)s)")
+    search.add_argument("--save", type=Path, metavar="PNG", help="write the thumbnails there (default: results/<name>/search.png)")
+    search.set_defaults(use=searching)
     return parser
 
 
@@ -31,11 +54,7 @@ def classification(parsed: argparse.Namespace) -> None:
     labels = [label for label in map(str.strip, re.split("[,，]", parsed.labels)) if label]
     if not labels:
         raise UsageError("--labels: at least one label is expected, such as cat,dog")
-    config: configuration.Config = parsed.config
-    if config.rerank.clip is None:
-        raise UsageError("rerank.clip: it is null; name a CLIP folder or hub name, such as rerank.clip=openai/clip-vit-base-patch32")
-    configuration.check_parts(config, "rerank.clip")
-    scorer = load_scorer(config.rerank.clip)
+    scorer = load_scorer(clip_of(parsed.config, "rerank.clip"))
     if parsed.image:
         show(scorer, parsed.image, labels)
         return
@@ -57,6 +76,66 @@ def show(scorer: ClipScorer, name: str, labels: list[str]) -> None:
 def picture(name: str) -> Image.Image:
     """The picture at a path or address."""
     return open_picture(fetch(name) if is_address(name) else Path(name).expanduser())
+
+
+def indexing(parsed: argparse.Namespace) -> None:
+    """Bring the index up to date with a folder and say what was done."""
+    config: configuration.Config = parsed.config
+    folder = parsed.images or config.search.images
+    if folder is None:
+        raise UsageError("--images: name a folder of pictures (or search.images in the configuration)")
+    find_pictures(folder)
+    index = opened(config, create=True, reindex=parsed.reindex)
+    from serving.search.folder import index_folder
+
+    done = index_folder(index, folder)
+    print(f"{config.search_place}: {len(index):,} pictures")
+    print(f"added {done.added:,}, removed {done.removed:,}; files unchanged {done.unchanged:,}, moved or copied {done.same:,}")
+    print(done.search)
+    if done.failed:
+        print(f"not readable: {len(done.failed):,}", *done.failed[:SHOWN], sep="\n  ")
+
+
+def searching(parsed: argparse.Namespace) -> None:
+    """Print what was found, best first, and write its thumbnails on one sheet."""
+    config: configuration.Config = parsed.config
+    if parsed.k < 1:
+        raise UsageError(f"-k {parsed.k}: at least 1 is needed")
+    if parsed.text is not None and not parsed.text.strip():
+        raise UsageError("--text: it is empty")
+    if parsed.save is not None and parsed.save.suffix.lower() != ".png":
+        raise UsageError(f"--save {parsed.save}: a file that ends with .png is expected")
+    asked = parsed.text or picture(parsed.image)
+    index = opened(config)
+    from serving.search.sheet import contact_sheet, lines
+
+    found = index.search_text(asked, parsed.k) if isinstance(asked, str) else index.search_picture(asked, parsed.k)
+    print(*lines(found), sep="\n")
+    path: Path = parsed.save or config.result_folder / "search.png"
+    with replacing(path) as beside:
+        contact_sheet(index, asked, found).save(beside)
+    print(f"{index.state()}; thumbnails: {path}")
+
+
+def opened(config: configuration.Config, *, create: bool = False, reindex: bool = False) -> "PictureIndex":
+    """The index that the configuration names, with the CLIP that it names."""
+    clip = clip_of(config, "search.clip" if config.search.clip else "rerank.clip")
+    try:
+        from serving.search.index import open_index
+    except ModuleNotFoundError as error:
+        if error.name != "lancedb":
+            raise
+        raise UsageError("the picture search needs LanceDB: pip install 'tessera-vlm[search]'") from error
+    return open_index(config.search, config.search_place, clip, create=create, reindex=reindex, max_pixels=config.data.max_pixels)
+
+
+def clip_of(config: configuration.Config, key: str) -> str:
+    """The CLIP that a key names. Raises UsageError when it names none, or a folder that is missing."""
+    configuration.check_parts(config, key)
+    name = config.search.clip if key == "search.clip" else config.rerank.clip
+    if name is None:
+        raise UsageError(f"{key}: it is null; name a CLIP folder or hub name, such as {key}=openai/clip-vit-base-patch32")
+    return name
 
 
 def main(parsed: argparse.Namespace) -> None:

@@ -1,0 +1,54 @@
+"""Libraries of drawn pictures, indexed with small untrained parts."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serving.search.config import SearchConfig
+from serving.search.index import PictureIndex, open_index
+
+Opener = Callable[..., PictureIndex]
+
+
+def drawn(seed: int, size: tuple[int, int] = (50, 40)) -> Image.Image:
+    """A picture of soft noise, another for every seed."""
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+
+
+def png(seed: int) -> bytes:
+    """Bytes of a PNG file."""
+    file = io.BytesIO()
+    drawn(seed).save(file, "PNG")
+    return file.getvalue()
+
+
+def fill(folder: Path, seeds: range) -> Path:
+    """Write a picture for each seed: a folder/N.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        (folder / f"{seed}.png").write_bytes(png(seed))
+    return folder
+
+
+@pytest.fixture
+def opener(parts: Path, tmp_path: Path) -> Opener:
+    """Opens the index of this test; `clip` is a folder, the rest are settings or arguments of `open_index`."""
+
+    def open_it(
+        clip: Path = parts / "clip", reindex: bool = False, create: bool = True, max_pixels: int = 10**6, **settings: object
+    ) -> PictureIndex:
+        config = SearchConfig(**{"batch_size": 4, **settings})  # type: ignore[arg-type]
+        return open_index(config, str(tmp_path / "index"), str(clip), create=create, reindex=reindex, max_pixels=max_pixels)
+
+    return open_it
+
+
+@pytest.fixture
+def index(opener: Opener) -> PictureIndex:
+    """An empty index."""
+    return opener()
