@@ -1,6 +1,7 @@
 """Measure how fast a part of the program is, on data that it makes up."""
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,13 @@ def arguments() -> cli.Parser:
     equality.add_argument("--every", type=int, default=50, metavar="N", help="steps between validations (default: %(default)s)")
     equality.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
     equality.set_defaults(measure=learning)
+    what = "finding pictures among many vectors, exactly and approximately, and the share of the true ten best that is found"
+    search = parts.add_parser("search", description=what, help=what, configured=False)
+    search.add_argument("--vectors", type=int, default=100_000, metavar="N", help="pictures in the index (default: %(default)s)")
+    search.add_argument("--width", type=int, default=512, metavar="N", help="numbers of a vector (default: %(default)s)")
+    search.add_argument("--questions", type=int, default=200, metavar="N", help="questions of each kind (default: %(default)s)")
+    search.add_argument("--recall", type=float, default=0.95, metavar="R", help="least recall that is asked for (default: %(default)s)")
+    search.set_defaults(measure=searching)
     return parser
 
 
@@ -131,6 +139,24 @@ def learning(parsed: argparse.Namespace) -> None:
     report = measure(parsed.config, parsed.steps, parsed.every)
     _show(parsed, report, f"equality_{parsed.config.name}")
     check(report)
+
+
+def searching(parsed: argparse.Namespace) -> None:
+    """Fill an index, put questions to it both ways, and print how long they take."""
+    for name in ("vectors", "width", "questions"):
+        if getattr(parsed, name) < 1:
+            raise UsageError(f"--{name} {getattr(parsed, name)}: at least 1 is needed")
+    from serving.search.benchmark import measure_search
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure_search(folder, parsed.vectors, parsed.width, parsed.questions, parsed.recall)
+    print(f"{parsed.vectors:,} vectors of {parsed.width} numbers, ten best of {parsed.questions} questions, {os.cpu_count()} cores")
+    print(f"written in {found.written:.1f} s ({parsed.vectors / found.written:,.0f} vectors/s), graph built in {found.built:.1f} s")
+    print(f"exact: {found.exact.text()}")
+    if found.approximate is None:
+        print(f"approximate: not used, its recall is below {parsed.recall:g} ({found.graph.text()})")
+    else:
+        print(f"approximate (ef {found.graph.ef}): {found.approximate.text()}; recall {found.recall:.3f}")
 
 
 def _recipe(parsed: argparse.Namespace) -> configuration.Config:
