@@ -7,15 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    AutoImageProcessor,
-    AutoModel,
-    AutoTokenizer,
-    BertTokenizer,
-    ChineseCLIPConfig,
-    ChineseCLIPImageProcessorPil,
-    ChineseCLIPModel,
-)
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from dataset.pictures import PictureError, open_picture
 from errors import UsageError
@@ -27,23 +19,6 @@ TEXTS = ["What color is the circle? red", "两个绿色的三角形", "a"]
 def drawn(seed: int) -> Image.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     return Image.fromarray(noise)
-
-
-@pytest.fixture(scope="module")
-def chinese_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small untrained Chinese-CLIP."""
-    folder = tmp_path_factory.mktemp("chinese_clip")
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"两个绿色的三角形一", "red", "a"]
-    (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    size = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {**size, "vocab_size": len(words), "max_position_embeddings": 24}
-    torch.manual_seed(0)
-    config = ChineseCLIPConfig(text_config=text, vision_config={**size, "image_size": 32, "patch_size": 16}, projection_dim=64)
-    ChineseCLIPModel(config).save_pretrained(folder)
-    side = {"height": 32, "width": 32}
-    ChineseCLIPImageProcessorPil(size=side, do_center_crop=False).save_pretrained(folder)
-    return folder
 
 
 def scorer_of(folder: Path, **options: Any) -> ClipScorer:
