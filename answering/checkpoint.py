@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from peft import PeftModel
+
 from answering.frames import Frames, record_on_cuda
 from answering.judging import SelfJudging
 from answering.local import Prompt
@@ -10,6 +12,8 @@ from answering.pictures import opened
 from answering.prompting import PromptPolicy
 from answering.protocol import Description, Request
 from dataset.processor import EncodingError, Processor
+from model.attention import use_attention
+from model.vlm import VisionLanguageModel
 
 
 class CheckpointAnswerer(SelfJudging):
@@ -21,8 +25,11 @@ class CheckpointAnswerer(SelfJudging):
     def __init__(self, model: Any, processor: Processor, policy: PromptPolicy | None = None, settings: Mapping[str, object] | None = None):
         super().__init__(model, processor.tokenizer, policy or PromptPolicy(), [processor.end_id, int(processor.tokenizer.eos_token_id)])
         self.processor = processor
-        if self.device.type == "cuda" and not getattr(model, "is_quantized", False):
-            self.frames = Frames(model, record_on_cuda)
+        inner = model.get_base_model() if isinstance(model, PeftModel) else model
+        if isinstance(inner, VisionLanguageModel):
+            use_attention(inner.model.language_model)
+            if self.device.type == "cuda" and getattr(inner, "hf_quantizer", None) is None:
+                self.frames = Frames(model, record_on_cuda)
         self.settings = dict(settings or {})
 
     @property

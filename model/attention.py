@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -31,6 +32,10 @@ HAS_GROUPS = varlen_attn is not None and "enable_gqa" in inspect.signature(varle
 SEGMENTS_STEP = 64
 """Borders are made up to a multiple of this by empty segments at the end, so that compiled layers see one shape of them, or two."""
 
+FEW = 64
+"""New tokens up to which keys are not repeated for the heads that share them: decoding adds a few behind a long cache, which would
+be copied in every step."""
+
 NAME = "tessera_packed"
 """Name under which transformers finds `attend`."""
 
@@ -46,7 +51,7 @@ def packed_arguments(
     if not varlen_is_usable(embeddings):
         # Positions that restart separate the samples only with neither a mask nor a cache.
         return {"attention_mask": None, "use_cache": False}
-    _use_packed_attention(language_model)
+    use_attention(language_model)
     if max_length is None:
         max_length = int(cu_seqlens.diff().max())
     borders = cu_seqlens.to(embeddings.device, torch.int32)
@@ -80,11 +85,13 @@ def attend(
     max_length: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each segment; plain sdpa for a call without segments (generation, padded batches).
+    """Causal attention inside each segment; sdpa for a call without segments (generation, padded batches).
 
-    query [B, heads, T, size], key and value [B, key heads, T, size] -> [B, T, heads, size].
+    query [B, heads, T, size], key and value [B, key heads, places, size] -> [B, T, heads, size].
     """
     if cu_seqlens is None:
+        if attention_mask is not None and attention_mask.shape[1] == 1 and query.shape[2] <= FEW and query.shape[1] > key.shape[1]:
+            return _attend_in_groups(query, key, value, attention_mask, dropout, scaling), None
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
         return output, None
     if dropout:
@@ -101,6 +108,18 @@ def attend(
     return output.view(batch, tokens, heads, size), None
 
 
+def _attend_in_groups(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, dropout: float, scaling: float | None
+) -> torch.Tensor:
+    """The heads that share a key head become further queries of it, so that no key is copied. mask: [B, 1, T, places]."""
+    batch, heads, tokens, size = query.shape
+    shared = key.shape[1]
+    grouped = query.reshape(batch, shared, heads // shared * tokens, size)
+    seen = mask.repeat(1, 1, heads // shared, 1)
+    output = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=seen, dropout_p=dropout, scale=scaling)
+    return output.reshape(batch, heads, tokens, -1).transpose(1, 2)
+
+
 def _causal(sliding_window: int | None) -> dict[str, Any]:
     if HAS_WINDOWS:
         return {"window_size": (-1 if sliding_window is None else sliding_window - 1, 0)}
@@ -109,7 +128,7 @@ def _causal(sliding_window: int | None) -> dict[str, Any]:
     return {"is_causal": True}
 
 
-def _use_packed_attention(language_model: PreTrainedModel) -> None:
+def use_attention(language_model: PreTrainedModel) -> None:
     """Let the model's layers call `attend` from now on. It stays: a checkpointed layer runs again in the backward pass."""
     config = language_model.config
     if config._attn_implementation != NAME:

@@ -1,5 +1,6 @@
 """The variable-length path needs CUDA; here a stand-in with the same interface attends segment by segment."""
 
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from dataset.batching import PackedCollator
 from dataset.processor import Processor
@@ -122,3 +124,20 @@ def test_older_torch_is_told_by_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cpu_has_no_variable_length_path() -> None:
     assert not attention.varlen_is_usable(torch.zeros(1, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("tokens", [1, 5, attention.FEW + 1])
+def test_a_few_tokens_behind_a_cache_see_it_without_a_copy_of_its_keys(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(tokens))
+    query, key, value = draw(2, 6, tokens, 8), draw(2, 2, 70, 8), draw(2, 2, 70, 8)
+    mask = (draw(2, 1, tokens, 70) > 0).index_fill(3, torch.tensor([0]), True)
+    layer: Any = SimpleNamespace(num_key_value_groups=3, is_causal=True)
+    wanted, _ = sdpa_attention_forward(layer, query, key, value, mask, scaling=0.3)
+    keys: list[int] = []
+    usual = functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        functional, "scaled_dot_product_attention", lambda *given, **more: keys.append(given[1].shape[1]) or usual(*given, **more)
+    )
+    found, _ = attention.attend(layer, query, key, value, mask, scaling=0.3)
+    torch.testing.assert_close(found, wanted)
+    assert keys == [2 if tokens <= attention.FEW else 6]
