@@ -35,7 +35,7 @@ demo: $(INSTALLED)
 	@printf '\n%s\n' '3/5  Preprocess: merge the sources, check every picture, make the splits'
 	$(PY) tools/preprocess.py
 	@printf '\n%s\n' '4/5  Train: first the projector alone, then projector and LoRA; SigLIP and the weights of Qwen3 stay as they are'
-	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml train.py --resume auto
+	ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --config_file configs/accelerate/cpus.yaml train.py --resume auto
 	@printf '\n%s\n' '5/5  Evaluate: the same questions to our checkpoint, to a 4-bit Qwen3-VL and to two controls; CLIP reranks the candidates'
 	$(PY) tools/eval_rerank.py
 	@cat docs/after_the_demo.txt
