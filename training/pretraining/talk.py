@@ -4,8 +4,7 @@ import random
 
 from dataset.processor import Encoded, Processor
 from dataset.sample import Language, Message
-from dataset.scenes.facts import CATEGORY_WEIGHTS, Category
-from dataset.scenes.phrasing import ask_several
+from dataset.scenes.phrasing import Question, ask_several
 from dataset.scenes.reasoning import Turn, conversation
 from dataset.scenes.records import DETAIL_QUESTIONS
 from dataset.scenes.scene import Scene
@@ -15,9 +14,14 @@ from training.pretraining.corpus import CAPTION_QUESTIONS, SHORT_ANSWER_PROMPTS
 
 _SHARE_OF_QUESTIONS, _SHARE_OF_REASONING = 0.82, 0.08
 
-PRACTICE: dict[Category, int] = {"counting": 3, "attribute": 22, "spatial": 36, "reading": 10, "yes/no": 12, "identification": 17}
-"""How often what is asked in pre-training. What takes looking up is learnt slowly and asked more often than the demo asks it:
-6,100 steps by the demo's own weights left the reading of written digits at 13 %; 250 more by weights like these made it 76 %."""
+PRACTICE = {"place_of": 4, "color_of": 3, "shape_of": 3, "which_is": 3, "relation": 3, "which_further": 2, "what_beside": 2, "read": 2}
+"""How often kinds of questions are asked in pre-training, as multiples of the demo's own share; 1 for all others.
+
+What takes looking up is learnt slowly and needs practice: 6,100 steps by the demo's own shares left the reading of written
+digits at 13 %; 250 more with four times as many such questions made it 76 %.
+"""
+_OFFERED = 3
+"""Questions among which practice chooses, for each that it takes."""
 
 
 def talk(
@@ -35,21 +39,30 @@ def talk(
     described: share of conversations that begin with a description. It names everything, so it teaches more a token than
     short answers do: to look things up, and what they are called in the other language.
     """
-    weights = CATEGORY_WEIGHTS if only_questions else PRACTICE
+    asked = ask_several if only_questions else _practice
     if rng.random() < described and not only_questions:
         told = rng.choice((caption, description))(scene, language, rng)
-        later = ask_several(scene, language, rng, questions // 2, weights)
+        later = asked(scene, language, rng, questions // 2)
         return [(rng.choice(DETAIL_QUESTIONS[language]), told), *((question.text, question.answer.usual) for question in later)]
     chance = rng.random()
     if only_questions or chance < _SHARE_OF_QUESTIONS:
         suffix = f"\n{SHORT_ANSWER_PROMPTS[language]}" if suffixed else ""
-        return [(question.text + suffix, question.answer.usual) for question in ask_several(scene, language, rng, questions, weights)]
+        return [(question.text + suffix, question.answer.usual) for question in asked(scene, language, rng, questions)]
     if chance < _SHARE_OF_QUESTIONS + _SHARE_OF_REASONING:
         return conversation(scene, language, rng)
     if rng.random() < 0.5:
         return [(rng.choice(DETAIL_QUESTIONS[language]), description(scene, language, rng))]
     text = rng.choice((caption, short_caption))(scene, language, rng)
     return [(rng.choice(CAPTION_QUESTIONS[language]), text.removesuffix("。"))]
+
+
+def _practice(scene: Scene, language: Language, rng: random.Random, count: int) -> list[Question]:
+    """At most `count` questions about different facts, their kinds weighted by PRACTICE."""
+    offered = ask_several(scene, language, rng, _OFFERED * count)
+    # The largest of such keys are a weighted sample without replacement (Efraimidis and Spirakis 2006).
+    keys = [rng.random() ** (1 / PRACTICE.get(question.fact.kind, 1)) for question in offered]
+    chosen = sorted(range(len(offered)), key=keys.__getitem__, reverse=True)[:count]
+    return [offered[place] for place in chosen]
 
 
 def encode(processor: Processor, turns: list[Turn], images: int) -> Encoded:
