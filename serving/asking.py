@@ -14,7 +14,7 @@ from serving.engine import Ask
 from serving.failures import ServiceError
 from serving.service import Service
 
-EXAMPLE = {
+EXAMPLE: dict[str, Any] = {
     "status": "success",
     "question": "What color is the circle?",
     "answer": "red",

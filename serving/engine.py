@@ -129,8 +129,9 @@ class Engine:
                 job.fail(_refused(event.error))
             else:
                 # The end token is no part of what is said.
-                token = (None, None) if event.end == "stop" else (event.token, event.log_prob)
-                job.put(Piece(event.sample, event.text, *token, event.end))
+                shown = event.end != "stop"
+                token, log_prob = (event.token, event.log_prob) if shown else (None, None)
+                job.put(Piece(event.sample, event.text, token, log_prob, event.end))
 
     def _stream(self, job: Job[Task], request: Request, decoding: Decoding) -> None:
         try:

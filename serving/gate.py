@@ -120,7 +120,8 @@ class Gate:
             while (message := await receive())["type"] != "http.disconnect":
                 read += len(message.get("body", b""))
                 if read > self.settings.max_bytes:
-                    await self._drain(receive, visit)
+                    if message["more_body"]:
+                        await self._drain(receive, visit)
                     await inbox.put(self._too_large())
                     return
                 await inbox.put(message)

@@ -74,7 +74,8 @@ class Decoder:
     """
 
     def __init__(self, max_pixels: int, room: int):
-        self.max_pixels, self.room = max_pixels, max(room, max_pixels)
+        self.max_pixels = max_pixels
+        self.room = self.free = max(room, max_pixels)
         self._threads = CapacityLimiter(DECODERS)
         self._freed = asyncio.Condition()
 
@@ -86,8 +87,8 @@ class Decoder:
             message = f"the pictures of one request have {pixels:,} pixels together, at most {self.room:,} are allowed"
             raise ServiceError(413, message, "picture_too_large")
         async with self._freed:
-            await self._freed.wait_for(lambda: pixels <= self.room)
-            self.room -= pixels
+            await self._freed.wait_for(lambda: pixels <= self.free)
+            self.free -= pixels
         try:
             yield [await self._run(read, data) for data in pictures]
         finally:
@@ -95,7 +96,7 @@ class Decoder:
 
     async def _free(self, pixels: int) -> None:
         async with self._freed:
-            self.room += pixels
+            self.free += pixels
             self._freed.notify_all()
 
     async def _run(self, function: Callable[[bytes, int], T], data: bytes) -> T:

@@ -79,11 +79,12 @@ def _checked(address: str, hosts: tuple[str, ...]) -> SplitResult:
 def _get(parts: SplitResult, host: str, ip: str, port: int, max_bytes: int, deadline: float) -> bytes | str:
     """The body, or where a redirect leads."""
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    options = {"timeout": urllib3.Timeout(total=max(0.1, deadline - time.monotonic())), "retries": False, "maxsize": 1}
+    timeout = urllib3.Timeout(total=max(0.1, deadline - time.monotonic()))
+    pool: urllib3.HTTPConnectionPool
     if parts.scheme == "https":
-        pool: urllib3.HTTPConnectionPool = urllib3.HTTPSConnectionPool(ip, port, server_hostname=host, assert_hostname=host, **options)
+        pool = urllib3.HTTPSConnectionPool(ip, port, timeout, retries=False, server_hostname=host, assert_hostname=host)
     else:
-        pool = urllib3.HTTPConnectionPool(ip, port, **options)
+        pool = urllib3.HTTPConnectionPool(ip, port, timeout, retries=False)
     try:
         with pool:
             name = f"[{host}]" if ":" in host else host

@@ -1,0 +1,185 @@
+"""Services that run: a planted answerer behind a real server in this process, and the command as a process of its own."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+import torch
+import uvicorn
+import yaml
+from PIL import Image
+
+from answering.config import CheckpointSystem, RerankConfig
+from answering.protocol import Answer, Candidate, Decoding, Description, Request
+from dataset.processor import Processor
+from model import build, checkpoint
+from model.adapters import attach
+from model.config import LoraConfig, ModelConfig
+from serving.app import create_app
+from serving.config import ServeConfig
+from serving.engine import Engine, Plan
+from serving.service import Service
+
+PATIENCE = 30.0
+"""Seconds after which something that must happen has not happened."""
+
+
+def picture(seed: int = 0, kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
+    """A picture of noise as a file."""
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, kind)
+    return file.getvalue()
+
+
+class Planted:
+    """An answerer that says what it was asked, when it is let. Each call of `answer` is noted by its questions."""
+
+    description = Description("planted")
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.calls: list[list[str]] = []
+        self.asked = threading.Semaphore(0)
+        self.let = threading.Event()
+        self.let.set()
+        self.error: Exception | None = None
+        self.streamed: list[str] = []
+
+    def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
+        self.calls.append([request.messages[-1].content.replace("<image>", "").strip() for request in requests])
+        self.asked.release()
+        assert self.let.wait(PATIENCE)
+        if self.error is not None:
+            raise self.error
+        return [self._answer(request, decoding) for request in requests]
+
+    def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
+        del decoding
+        for piece in ("one", " two", " three"):
+            self.asked.release()
+            assert self.let.wait(PATIENCE)
+            self.streamed.append(f"{request.messages[-1].content}: {piece}")
+            yield piece
+
+    def _answer(self, request: Request, decoding: Decoding) -> Answer:
+        said = request.messages[-1].content.replace("<image>", "").strip()
+        if said == "impossible":
+            return Answer(request.request_id, error="it cannot be said")
+        words = [f"{said}!", *(f"{said}?" for _ in range(decoding.k > 1))]
+        return Answer(request.request_id, tuple(Candidate(word, None, None, word) for word in words))
+
+
+@contextmanager
+def serving(planted: Planted, *, token: str | None = None, load: Any = None, **settings: Any) -> Iterator[tuple[httpx2.Client, Service]]:
+    """A service of the planted answerer on a free port, and a client of it; ready unless it is loaded in another way."""
+    system = CheckpointSystem(name="planted", kind="checkpoint")
+    plan = Plan("planted", system, Path("none"), Path("none"), RerankConfig(), Decoding(mode="greedy", k=1))
+    chosen = ServeConfig(**{"port": 0, "max_wait_ms": 0.0, **settings})
+    service = Service(chosen, plan, load=load or (lambda plan: Engine(plan, planted, None)), token=token)
+    server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, lifespan="on", log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_for(lambda: server.started and (load is not None or service.engine is not None))
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, limits=httpx2.Limits(max_connections=100)) as client:
+            yield client, service
+    finally:
+        planted.let.set()
+        server.should_exit = True
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def wait_for(true: Any) -> None:
+    """Wait until something becomes true."""
+    deadline = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.005)
+
+
+def ask(client: httpx2.Client, question: str, data: bytes | None = None, **fields: Any) -> httpx2.Response:
+    """POST /vqa."""
+    return client.post("/vqa", files={"image": ("a.png", picture() if data is None else data)}, data={"question": question, **fields})
+
+
+@pytest.fixture
+def planted() -> Planted:
+    """An answerer that answers at once until its `let` is cleared."""
+    return Planted()
+
+
+@pytest.fixture(scope="session")
+def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with a configuration and an untrained checkpoint."""
+    folder = tmp_path_factory.mktemp("served")
+    model = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, alpha=8))
+    torch.manual_seed(0)
+    path = folder / "checkpoints/trial/checkpoint-1"
+    checkpoint.save(attach(build.build(model, placeholder_id=processor.placeholder_id), model, ("projector", "lora")), path)
+    processor.save(path)
+    checkpoint.mark_whole(path)
+    config = {
+        "name": "trial",
+        "decoding": {"k": 3, "mode": "beam", "max_new_tokens": 4},
+        "rerank": {"clip": str(parts / "clip")},
+        "eval": {"systems": [{"name": "qwen", "kind": "qwen3_vl", "path": str(parts / "qwen3_vl"), "quantization": "none"}]},
+        "serve": {"port": 0},
+    }
+    (folder / "trial.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return folder
+
+
+class Process:
+    """`python tools/serve.py` in a folder. Its output stands in `log`."""
+
+    def __init__(self, folder: Path, log: Path, *overrides: str, **environment: str):
+        self.log = log
+        command = [sys.executable, str(Path(__file__).parents[2] / "tools/serve.py"), "--config", "trial.yaml", *overrides]
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", **environment}
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(command, cwd=folder, env=variables, stdout=file, stderr=subprocess.STDOUT)
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+    def address(self) -> str:
+        """Where it listens."""
+        wait_for(lambda: "listening on http" in self.text or self.process.poll() is not None)
+        return self.text.split("listening on ", 1)[1].split()[0]
+
+    def ready(self) -> str:
+        """Where it listens, once it answers."""
+        address = self.address()
+        wait_for(lambda: httpx2.get(f"{address}/health").status_code == 200)
+        return address
+
+    def end(self) -> int:
+        """Tell it to stop; its status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+
+@contextmanager
+def process(folder: Path, log: Path, *overrides: str, **environment: str) -> Iterator[Process]:
+    """The command, which is gone afterwards."""
+    running = Process(folder, log, *overrides, **environment)
+    try:
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()

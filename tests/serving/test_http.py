@@ -1,0 +1,276 @@
+"""The service over HTTP, with a planted answerer: batches, the queue, deadlines, clients that leave, refusals, counters."""
+
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+
+from serving.engine import Engine
+from tests.serving.conftest import Planted, ask, picture, serving, wait_for
+
+
+def hold(planted: Planted, client: httpx2.Client, pool: ThreadPoolExecutor, question: str = "first") -> object:
+    """A request that is being answered and keeps the answerer busy."""
+    planted.let.clear()
+    future = pool.submit(ask, client, question)
+    assert planted.asked.acquire(timeout=30)
+    return future
+
+
+@pytest.fixture
+def pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(32)
+
+
+def test_a_question_gets_its_answer_and_candidates(planted: Planted) -> None:
+    with serving(planted) as (client, _):
+        found = ask(client, " red ", k=2)
+    assert found.status_code == 200
+    assert found.json() == {
+        "status": "success",
+        "question": "red",
+        "answer": "red!",
+        "candidates": [{"text": text, "log_prob": None, "mean_log_prob": None, "raw": text, "count": 1} for text in ("red!", "red?")],
+    }
+
+
+def test_questions_that_arrive_together_are_answered_together(planted: Planted, pool: ThreadPoolExecutor) -> None:
+    with serving(planted) as (client, service):
+        first = hold(planted, client, pool)
+        others = [pool.submit(ask, client, f"question {i}") for i in range(5)]
+        wait_for(lambda: service.batcher.waiting == 5)
+        planted.let.set()
+        assert [one.result().json()["answer"] for one in others] == [f"question {i}!" for i in range(5)]
+        assert first.result().json()["answer"] == "first!"  # type: ignore[attr-defined]
+    assert [len(call) for call in planted.calls] == [1, 5]
+
+
+def test_other_candidates_are_another_batch(planted: Planted, pool: ThreadPoolExecutor) -> None:
+    with serving(planted) as (client, service):
+        hold(planted, client, pool)
+        asked = [pool.submit(ask, client, str(k), k=k) for k in (2, 3, 2)]
+        wait_for(lambda: service.batcher.waiting == 3)
+        planted.let.set()
+        assert {one.result().status_code for one in asked} == {200}
+    assert sorted(sorted(call) for call in planted.calls[1:]) == [["2", "2"], ["3"]]
+
+
+def test_one_that_cannot_be_answered_spoils_no_other(planted: Planted, pool: ThreadPoolExecutor) -> None:
+    with serving(planted) as (client, service):
+        hold(planted, client, pool)
+        asked = [pool.submit(ask, client, question) for question in ("impossible", "possible")]
+        wait_for(lambda: service.batcher.waiting == 2)
+        planted.let.set()
+        bad, good = (one.result() for one in asked)
+    assert (bad.status_code, bad.json()["error"]["message"]) == (422, "it cannot be said")
+    assert good.json()["answer"] == "possible!"
+
+
+def test_a_full_queue_is_429_with_a_time_to_come_back(planted: Planted, pool: ThreadPoolExecutor) -> None:
+    with serving(planted, max_batch=1, max_queue=2) as (client, service):
+        hold(planted, client, pool)
+        waiting = [pool.submit(ask, client, f"waits {i}") for i in range(2)]
+        wait_for(lambda: service.batcher.waiting == 2)
+        refused = ask(client, "too many")
+        assert client.get("/health").status_code == 200, "who only looks is not counted"
+        planted.let.set()
+        assert {one.result().status_code for one in waiting} == {200}
+        assert ask(client, "again").status_code == 200
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert not any("too many" in call for call in planted.calls)
+
+
+def test_a_deadline_is_504_and_what_waits_leaves_the_queue(planted: Planted, pool: ThreadPoolExecutor) -> None:
+    with serving(planted, deadline_seconds=0.3) as (client, service):
+        first = hold(planted, client, pool)
+        late = ask(client, "late")
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline")
+        assert first.result().status_code == 504  # type: ignore[attr-defined]
+        assert service.batcher.waiting == 0
+        planted.let.set()
+        wait_for(lambda: ask(client, "next").status_code == 200)
+    assert not any("late" in call for call in planted.calls)
+
+
+def test_a_client_that_hangs_up_leaves_the_queue(planted: Planted, pool: ThreadPoolExecutor) -> None:
+    with serving(planted) as (client, service):
+        first = hold(planted, client, pool)
+        with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as leaving:
+            request = client.build_request("POST", "/vqa", files={"image": picture(1)}, data={"question": "leaves"})
+            head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+            leaving.sendall(f"POST /vqa HTTP/1.1\r\n{head}\r\n".encode() + request.read())
+            wait_for(lambda: service.batcher.waiting == 1)
+        wait_for(lambda: service.batcher.waiting == 0)
+        planted.let.set()
+        assert first.result().status_code == 200  # type: ignore[attr-defined]
+        wait_for(lambda: service.in_progress == 0)
+        assert 'tessera_requests_total{path="/vqa",status="499"} 1.0' in client.get("/metrics").text
+    assert planted.calls == [["first"]]
+
+
+def test_the_same_question_about_the_same_picture_is_answered_once(planted: Planted) -> None:
+    with serving(planted) as (client, _):
+        found = [ask(client, "red"), ask(client, "red"), ask(client, "red", picture(1)), ask(client, "red", k=2), ask(client, "blue")]
+    assert [one.headers["X-Cache"] for one in found] == ["miss", "hit", "miss", "miss", "miss"]
+    assert found[0].json() == found[1].json()
+    assert len(planted.calls) == 4
+
+
+def test_the_cache_can_be_off(planted: Planted) -> None:
+    with serving(planted, cache_mib=0.0) as (client, _):
+        assert [ask(client, "red").headers["X-Cache"] for _ in range(2)] == ["miss", "miss"]
+
+
+def test_until_the_models_are_loaded_everything_is_503(planted: Planted) -> None:
+    let = threading.Event()
+
+    def load(plan: object) -> Engine:
+        assert let.wait(30)
+        return Engine(plan, planted, None)  # type: ignore[arg-type]
+
+    with serving(planted, load=load) as (client, service):
+        before, asked = client.get("/health"), ask(client, "red")
+        let.set()
+        wait_for(lambda: service.engine is not None)
+        after = client.get("/health")
+    assert before.status_code == 503
+    assert before.json() == {
+        "status": "loading", "vqa_model_loaded": False, "clip_model_loaded": False, "image_library_size": 0, "device": None,
+        "gpu_memory_allocated_gb": 0.0, "gpu_memory_reserved_gb": 0.0,
+    }  # fmt: skip
+    assert (asked.status_code, asked.json()["error"]["code"], asked.headers["Retry-After"]) == (503, "loading", "5")
+    assert (after.status_code, after.json()["status"], after.json()["vqa_model_loaded"]) == (200, "ok", True)
+
+
+def test_a_token_is_needed_for_all_but_health(planted: Planted) -> None:
+    with serving(planted, token="secret") as (client, _):
+        without = {path: client.get(path).status_code for path in ("/health", "/metrics", "/v1/models", "/openapi.json", "/nothing")}
+        wrong = [client.get("/v1/models", headers={"Authorization": f"Bearer {token}"}) for token in ("Secret", "secre", "secrets")]
+        right = client.get("/v1/models", headers={"Authorization": "Bearer secret"})
+    assert without == {"/health": 200, "/metrics": 401, "/v1/models": 401, "/openapi.json": 401, "/nothing": 401}
+    assert {one.status_code for one in wrong} == {401}
+    assert wrong[0].headers["WWW-Authenticate"] == "Bearer"
+    assert right.status_code == 200
+
+
+def long_body(client: httpx2.Client) -> httpx2.Response:
+    return ask(client, "red", b"x" * 20_000)
+
+
+def long_chunks(client: httpx2.Client) -> httpx2.Response:
+    return client.post("/vqa", content=(b"x" * 1000 for _ in range(20)), headers={"Content-Type": "multipart/form-data; boundary=b"})
+
+
+@pytest.mark.parametrize("send", [long_body, long_chunks])
+def test_a_body_over_the_limit_is_413(planted: Planted, send: Callable[[httpx2.Client], httpx2.Response]) -> None:
+    with serving(planted, max_bytes=10_000) as (client, _):
+        found = send(client)
+        assert ask(client, "red").status_code == 200
+    assert (found.status_code, found.json()["error"]["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "status", "code"),
+    [
+        ({"question": "red", "data": b"<svg/>"}, 415, "picture_type"),
+        ({"question": "red", "data": b"%PDF-1.7"}, 415, "picture_type"),
+        ({"question": "red", "data": b""}, 415, "picture_type"),
+        ({"question": "red", "data": picture()[:-40]}, 422, "picture_damaged"),
+        ({"question": "red", "data": picture(kind="JPEG")[:100]}, 422, "picture_damaged"),
+        ({"question": "red", "data": picture(size=(200, 100))}, 413, "picture_too_large"),
+        ({"question": "   "}, 422, "text_length"),
+        ({"question": "x" * 50}, 422, "text_length"),
+        ({"question": "red", "k": 0}, 422, "invalid_request"),
+        ({"question": "red", "k": 5}, 422, "k"),
+        ({"question": "red", "rerank": "true"}, 422, "no_reranker"),
+        ({"question": "red", "rerank": "perhaps"}, 422, "invalid_request"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_and_never_reaches_the_model(
+    planted: Planted, request_fields: dict[str, object], status: int, code: str
+) -> None:
+    with serving(planted, max_pixels=10_000, max_question=40, max_candidates=4) as (client, _):
+        found = ask(client, **request_fields)  # type: ignore[arg-type]
+    assert (found.status_code, found.json()["error"]["code"]) == (status, code)
+    assert planted.calls == []
+
+
+def test_a_form_without_its_fields_names_them(planted: Planted) -> None:
+    with serving(planted) as (client, _):
+        found = client.post("/vqa", files={"image": picture()})
+        path = client.post("/vqa", data={"image": "/etc/passwd", "question": "red"})
+    assert (found.status_code, found.json()["error"]["message"]) == (422, "question: field required")
+    assert path.status_code == 422 and "passwd" not in path.text
+
+
+def test_a_failure_of_the_server_is_500_without_a_traceback(planted: Planted) -> None:
+    planted.error = RuntimeError("secret of /home/someone")
+    with serving(planted) as (client, _):
+        found = ask(client, "red")
+        planted.error = None
+        assert ask(client, "red").status_code == 200
+    assert found.status_code == 500
+    assert found.json() == {
+        "status": "error",
+        "error": {
+            "message": "the server failed; its log has the request id", "type": "server_error", "param": None, "code": "internal",
+        },
+        "request_id": found.headers["X-Request-ID"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/vqa", "/v1/chat/completions"])
+def test_every_failure_is_json_with_the_id_of_the_request(planted: Planted, path: str) -> None:
+    with serving(planted) as (client, _):
+        found = client.get(path)
+        own = client.get(path, headers={"X-Request-ID": "mine-1"})
+        forged = client.get(path, headers={"X-Request-ID": "x" * 65})
+    assert found.status_code in (404, 405)
+    assert re.fullmatch("[0-9a-f]{32}", found.json()["request_id"])
+    assert found.json()["error"]["message"]
+    assert own.json()["request_id"] == own.headers["X-Request-ID"] == "mine-1"
+    assert forged.json()["request_id"] != "x" * 65
+
+
+def test_counters_are_for_prometheus(planted: Planted) -> None:
+    with serving(planted) as (client, _):
+        ask(client, "red")
+        ask(client, "red")
+        client.get("/made/up")
+        text = client.get("/metrics").text
+    for line in (
+        'tessera_requests_total{path="/vqa",status="200"} 2.0',
+        'tessera_requests_total{path="other",status="404"} 1.0',
+        'tessera_request_seconds_count{path="/vqa"} 2.0',
+        "tessera_batch_size_sum 1.0",
+        "tessera_cache_hits_total 1.0",
+        "tessera_queue_length 0.0",
+        "tessera_ready 1.0",
+    ):
+        assert line in text.splitlines()
+    assert "made" not in text
+
+
+@pytest.mark.parametrize("body", ["{", "[" * 100_000, '{"model": 5}', "null", '"' + "x" * 1000 + '"'])
+def test_json_that_is_none_is_refused(planted: Planted, body: str) -> None:
+    with serving(planted) as (client, _):
+        found = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert found.status_code in (400, 422)
+    assert "x" * 100 not in found.text
+
+
+def test_every_route_shows_examples(planted: Planted) -> None:
+    with serving(planted, token="secret") as (client, _):
+        found = client.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()
+    schemas = found["components"]["schemas"]
+    for name in ("AnswerBody", "Health", "ChatRequest", "ChatAnswer", "ModelList"):
+        assert schemas[name]["examples"], name
+    assert found["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+    form = schemas[found["paths"]["/vqa"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"].rsplit("/", 1)[1]]
+    assert {name for name, field in form["properties"].items() if "examples" in json.dumps(field)} == {"question", "k", "rerank"}
