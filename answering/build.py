@@ -21,6 +21,7 @@ from answering.rerank import RESERVED, Plan
 from answering.signals import CORRECTED
 from dataset.pictures import open_picture
 from dataset.processor import Processor
+from dataset.sample import Language
 from errors import UsageError
 from model import checkpoint
 from model.build import build, default_dtype
@@ -82,13 +83,19 @@ def load_scorer(
     return clip.load(name, open_picture, device=device, dtype=dtype or default_dtype(device), key=key)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadedScorer:
+    """A picture-text scorer, the folder or hub name that it comes from, and the languages that it reads."""
+
+    path: str
+    scorer: clip.ClipScorer
+    languages: tuple[Language, ...]
+
+
 def build_scorers(
     rerank: RerankConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> dict[str, tuple[str, PictureScorer]]:
-    """All scorers of the rerank, loaded, by the name of their choice: folder or hub name, and the scorer, still without a bank.
-
-    Raises UsageError.
-    """
+) -> dict[str, LoadedScorer]:
+    """All scorers of the rerank by the name of their choice. Raises UsageError."""
     wanted = [] if rerank.clip is None else [("rerank.clip", ScorerConfig(name="clip", path=rerank.clip))]
     wanted += [(f"rerank.scorers.{i}.path", one) for i, one in enumerate(rerank.scorers)]
     taken = {*RESERVED}
@@ -97,11 +104,7 @@ def build_scorers(
             raise UsageError(f"{key.removesuffix('.path')}: the name {one.name} is taken; each scorer needs one of its own")
         taken.add(one.name)
     return {
-        one.name: (
-            one.path,
-            PictureScorer(one.name, load_scorer(one.path, device=device, dtype=dtype, key=key), one.languages, rerank.wording),
-        )
-        for key, one in wanted
+        one.name: LoadedScorer(one.path, load_scorer(one.path, device=device, dtype=dtype, key=key), one.languages) for key, one in wanted
     }
 
 
@@ -117,23 +120,24 @@ def build_reranker(
         if rerank.abstain_below is not None:
             raise UsageError("rerank.abstain_below: candidates must be scored for that; set rerank.clip or rerank.self_score")
         return None
-    identities = {name: scorer_identity(path, rerank.wording) for name, (path, _) in scorers.items()}
+    identities = {name: scorer_identity(one.path, rerank.wording) for name, one in scorers.items()}
     known = find(plans, identity(description), recorded(decoding), identities, settings_of(rerank))
     if rerank.abstain_below is not None and (known is None or known.plan.credibility is None):
         raise UsageError(
             f"rerank.abstain_below: {plans} holds no credibility for this system as it is asked and reranked now; "
             "run python tools/eval_rerank.py rerank.tune=true first"
         )
-    if known is None:
-        if rerank.form == "prior_corrected":
-            raise UsageError(
-                f"rerank.form: prior_corrected needs the bank of an evaluation, and {plans} holds none for this system; "
-                "run python tools/eval_rerank.py first"
-            )
-        plan = Plan(rerank.weights, rerank.form, rerank.guard)
-        return Reranker(tuple(scorer for _, scorer in scorers.values()), plan, rerank.self_score)
-    banked = tuple(dataclasses.replace(scorer, bank=known.bank(name)) for name, (_, scorer) in scorers.items())
-    return Reranker(banked, known.plan, rerank.self_score, rerank.abstain_below)
+    if known is None and rerank.form == "prior_corrected":
+        raise UsageError(
+            f"rerank.form: prior_corrected needs the bank of an evaluation, and {plans} holds none for this system; "
+            "run python tools/eval_rerank.py first"
+        )
+    ready = tuple(
+        PictureScorer(name, one.scorer, one.languages, rerank.wording, None if known is None else known.bank(name))
+        for name, one in scorers.items()
+    )
+    plan = Plan(rerank.weights, rerank.form, rerank.guard) if known is None else known.plan
+    return Reranker(ready, plan, rerank.self_score, rerank.abstain_below)
 
 
 def build_untuned(

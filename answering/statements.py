@@ -61,7 +61,7 @@ def sentence(question: str, answer: str, language: Language) -> str | None:
     if found is None or not said:
         return None
     rule, match = found
-    template = rule.statement or {True: rule.yes, False: rule.no}.get(_means(said, templates))
+    template = rule.statement or _yes_or_no(rule, said, templates)
     if not template:
         return None
     made = " ".join(template.format_map(_fields(match.groupdict(), said)).split())
@@ -89,10 +89,10 @@ def _fitting(question: str, language: Language) -> tuple[_Rule, re.Match[str]] |
     return next(((rule, match) for rule in _templates()[language].rules if (match := rule.question.fullmatch(text))), None)
 
 
-def _means(answer: str, templates: _Templates) -> bool | None:
-    """Whether an answer says yes, or no; None for any other."""
+def _yes_or_no(rule: _Rule, answer: str, templates: _Templates) -> str | None:
+    """The rule's template for an answer that says yes, or no; None for any other."""
     word = answer.casefold()
-    return True if word in templates.yes else False if word in templates.no else None
+    return rule.yes if word in templates.yes else rule.no if word in templates.no else None
 
 
 def _fields(groups: dict[str, str | None], answer: str) -> dict[str, str]:

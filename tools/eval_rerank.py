@@ -52,8 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
         rerank=config.rerank,
     )
     scorers = [
-        NamedScorer(path, scorer.scorer, name, scorer.languages, scorer.wording)
-        for name, (path, scorer) in build_scorers(config.rerank).items()
+        NamedScorer(one.path, one.scorer, name, one.languages, config.rerank.wording) for name, one in build_scorers(config.rerank).items()
     ]
     outcome = evaluate(
         experiment,

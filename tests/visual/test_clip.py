@@ -116,3 +116,23 @@ def test_what_cannot_be_loaded_or_opened_is_one_clear_line(parts: Path, clip: Cl
         load("no/such", open_picture, device="cpu", dtype=torch.float32)
     with pytest.raises(PictureError, match="there is no such file"):
         clip.score(tmp_path / "none.png", ["a"])
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip", "chinese_clip"])
+def test_the_prior_is_the_mean_score_over_the_bank(family: str, parts: Path, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(family) if family == "chinese_clip" else parts / family
+    scorer = scorer_of(folder)
+    bank = [drawn(seed) for seed in range(2, 7)]
+    ((scores, priors),) = scorer.score_with_priors([drawn(1)], [TEXTS], [scorer.features(bank).mean(axis=0)])
+    assert scores == pytest.approx(scorer.score(drawn(1), TEXTS), abs=1e-4)
+    assert priors == pytest.approx(np.mean([scorer.score(picture, TEXTS) for picture in bank], axis=0).tolist(), abs=1e-4)
+
+
+def test_a_text_of_several_pictures_is_encoded_once(parts: Path) -> None:
+    scorer = scorer_of(parts / "clip")
+    encoded: list[int] = []
+    scorer.model.text_model.register_forward_pre_hook(lambda *call: encoded.append(len(call[-1]["input_ids"])), with_kwargs=True)
+    scores = scorer.score_batch([drawn(1), drawn(2)], [["a", "red"], ["red", "a", "a"]])
+    assert encoded == [2]
+    assert scores[1][1] == pytest.approx(scores[1][2], abs=1e-5)
+    assert scores[1][:2] == pytest.approx(scorer.score(drawn(2), ["red", "a"]), abs=1e-4)

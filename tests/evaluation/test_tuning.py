@@ -1,0 +1,147 @@
+"""What the validation split teaches: weights that hold on left-out questions, a guard that is lifted for a gain, calibrated trust."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from answering.config import RerankConfig, RerankWeights
+from answering.protocol import Candidate, Request
+from answering.rerank import Plan
+from answering.signals import Signal
+from dataset.sample import Message
+from evaluation.choosing import Weighting, chosen
+from evaluation.predictions import Prediction
+from evaluation.questions import Question
+from evaluation.rerank_figures import can_change, credibility_figures, risk_coverage
+from evaluation.scoring import score
+from evaluation.tuning import tune
+
+RIGHT, WRONG = "red", "blue"
+
+
+def question(i: int, text: str = "What color is it?") -> Question:
+    request = Request(f"q{i}", (), (Message("user", text),))
+    return Question(request, (i // 2,), (str(i // 2),), "planted")
+
+
+def prediction(i: int, texts: Sequence[str], means: Sequence[float], clip: Sequence[float], **fields: object) -> Prediction:
+    candidates = tuple(Candidate(text, mean, mean, text) for text, mean in zip(texts, means, strict=True))
+    signal = Signal(tuple(clip), tuple(0.0 for _ in clip))
+    plain = Prediction(f"q{i}", "", "", candidates, None, "", {}, {}, scorers={"clip": "x"}, signals={"clip": signal})
+    return dataclasses.replace(plain, **fields)  # type: ignore[arg-type]
+
+
+def planted(n: int, clip_right: float, text: str = "What color is it?", seed: int = 0) -> tuple[list[Question], list[Prediction]]:
+    """The likelier candidate is right half of the time, the one that CLIP likes best so often."""
+    rng = np.random.default_rng(seed)
+    said = []
+    for i in range(n):
+        texts = [RIGHT, WRONG] if rng.random() < 0.5 else [WRONG, RIGHT]
+        best = texts.index(RIGHT) if rng.random() < clip_right else texts.index(WRONG)
+        said.append(prediction(i, texts, [-0.5, -0.6], [5.0 * (place == best) for place in range(2)]))
+    return [question(i, text) for i in range(n)], said
+
+
+def references(n: int) -> dict[str, list[str]]:
+    return {f"q{i}": [RIGHT] * 10 for i in range(n)}
+
+
+def taught(n: int, clip_right: float, rerank: RerankConfig | None = None, text: str = "What color is it?") -> Weighting:
+    return tune({"ours": planted(n, clip_right, text)}, references(n), rerank or RerankConfig(), 400, 0)
+
+
+def test_weights_that_hold_on_left_out_questions_are_taken() -> None:
+    found = taught(200, 0.95)
+    assert found.chosen_on == "validation"
+    assert found.common.weights.clip > found.common.weights.likelihood
+    assert found.found["tuned_held_out"] > 0.9 > found.found["configured"]
+
+
+def test_weights_that_only_fit_chance_are_not() -> None:
+    """With CLIP as a coin, some weights look best on any sample; on left-out questions they are no better."""
+    kept = sum(taught_on_noise(seed).chosen_on == "default" for seed in range(12))
+    assert kept >= 6
+
+
+def taught_on_noise(seed: int) -> Weighting:
+    return tune({"ours": planted(60, 0.5, seed=seed)}, references(60), RerankConfig(), 100, seed)
+
+
+@pytest.mark.parametrize(("clip_right", "guarded"), [(0.95, False), (0.5, True), (0.1, True)])
+def test_the_guard_is_lifted_only_where_the_gain_is_shown(clip_right: float, guarded: bool) -> None:
+    found = taught(160, clip_right, RerankConfig(weights=RerankWeights(likelihood=0.2, clip=0.8)), "Is it red?")
+    assert ("yes/no" in found.common.guard) is guarded
+    assert "counting" in found.common.guard
+    assert found.found["guard"]["yes/no"]["left_alone"] is guarded
+    assert "counting" not in found.found["guard"]
+
+
+def test_the_learned_fusion_finds_the_signal_that_is_right() -> None:
+    found = taught(200, 0.95)
+    plan = found.of("ours")
+    assert found.found["systems"]["ours"]["learned_held_out"] > 0.9
+    questions, said = planted(100, 0.95, seed=1)
+    scored = score(chosen(questions, said, plan, 0), references(100))
+    assert scored.scores["learned"]["vqa_accuracy"].mean() > 0.9
+    assert scored.scores["first"]["vqa_accuracy"].mean() < 0.65
+
+
+@pytest.mark.parametrize("calibration", ["logistic", "isotonic"])
+def test_credibility_is_about_as_often_right_as_it_says(calibration: str) -> None:
+    """An answer with a wide margin is right in nine of ten cases, one with a narrow margin in four of ten."""
+    rng = np.random.default_rng(5)
+
+    def system(n: int) -> list[Prediction]:
+        said = []
+        for i in range(n):
+            wide = rng.random() < 0.5
+            first = RIGHT if rng.random() < (0.9 if wide else 0.4) else WRONG
+            other = WRONG if first == RIGHT else RIGHT
+            said.append(prediction(i, [first, other], [-0.1, -4.0 if wide else -0.2], [0.0, 0.0]))
+        return said
+
+    questions = [question(i) for i in range(400)]
+    found = tune({"ours": (questions, system(400))}, references(400), RerankConfig(calibration=calibration), 100, 0)  # type: ignore[arg-type]
+    scored = score(chosen(questions, system(400), found.of("ours"), 0, 0.6), references(400))
+    figures = credibility_figures(scored, 0.6)
+    assert figures["ece"] < 0.06
+    assert found.found["systems"]["ours"]["ece_held_out"] < 0.08
+    assert figures["abstaining"]["answered"] == pytest.approx(0.5, abs=0.07)
+    assert figures["abstaining"]["vqa_accuracy"] == pytest.approx(0.9, abs=0.05)
+    assert set(scored.texts["abstaining"]) == {RIGHT, WRONG, "not sure"}
+    curve = [point["vqa_accuracy"] for point in figures["risk_coverage"]]
+    assert curve[0] > 0.8
+    assert curve[-1] == pytest.approx(scored.scores["reranked"]["vqa_accuracy"].mean())
+
+
+def test_too_few_pictures_teach_nothing() -> None:
+    found = tune({"ours": planted(2, 1.0)}, references(2), RerankConfig(form="raw"), 100, 0)
+    assert (found.chosen_on, found.common.form, found.plans) == ("default", "raw", {})
+
+
+def test_a_failed_question_of_the_validation_split_is_left_out() -> None:
+    questions, said = planted(40, 0.95)
+    said[3] = dataclasses.replace(said[3], candidates=(), signals={}, error="no picture")
+    found = tune({"ours": (questions, said)}, references(40), RerankConfig(), 100, 0)
+    assert found.found["questions"] == 39
+
+
+def test_risk_and_coverage_by_hand() -> None:
+    coverage, accuracy = risk_coverage(np.array([0.9, 0.2, 0.5, 0.5]), np.array([1.0, 0.0, 1.0, 0.0]))
+    assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
+    # The two at .5 stand for .5 each, whichever comes first.
+    assert accuracy == pytest.approx([1.0, 0.75, 2 / 3, 0.5])
+
+
+def test_what_can_change_is_counted_by_the_candidates() -> None:
+    said = [
+        prediction(0, [WRONG, RIGHT], [-1, -2], [0, 0]),
+        prediction(1, [RIGHT, WRONG], [-1, -2], [0, 0]),
+        prediction(2, [WRONG, "gray"], [-1, -2], [0, 0]),
+        prediction(3, [RIGHT], [-1], [0]),
+    ]
+    questions = [question(i) for i in range(4)]
+    scored = score(chosen(questions, said, Plan(), 0), references(4))
+    assert can_change(scored, references(4)) == {"several_candidates": 0.75, "score_can_change": 0.5, "score_can_rise": 0.25}
