@@ -1,6 +1,12 @@
 """A small untrained model and requests of every shape."""
 
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,3 +63,31 @@ def requests() -> list[Request]:
         asked("long", "Describe the picture. " * 6, drawn(4)),
         asked("same size", "How many squares?", drawn(5)),
     ]
+
+
+class Server:
+    """Process of endpoint_server.py, and what it says of what it was sent."""
+
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("endpoint_server.py")
+        self.process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}/v1"
+
+    def log(self) -> dict[str, Any]:
+        with urllib.request.urlopen(self.url) as reply:
+            found: dict[str, Any] = json.load(reply)
+        return found
+
+    def sent(self, model: str) -> list[dict[str, Any]]:
+        """Bodies of the requests to a model."""
+        return [one["body"] for one in self.log()["requests"] if one["body"]["model"] == model]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A running OpenAI-compatible server."""
+    running = Server()
+    yield running
+    running.process.kill()
+    running.process.wait()

@@ -20,6 +20,7 @@ from transformers import (
 from answering import blip2
 from answering.blip2 import Blip2Answerer
 from answering.config import Blip2System, DecodingConfig
+from answering.following import can_follow
 from answering.protocol import Answer, Request
 from dataset.sample import Message
 from errors import UsageError
@@ -171,6 +172,10 @@ def test_a_stream_adds_up_to_the_answer(answerer: Blip2Answerer, decoding: Decod
     alone = DecodingConfig(**{**vars(decoding), "k": 1})
     for request, answer in zip(REQUESTS, answerer.answer(REQUESTS, alone), strict=True):
         assert "".join(answerer.stream(request, alone)) == answer.first.raw
+
+
+def test_its_search_is_the_librarys_and_cannot_be_followed(answerer: Blip2Answerer) -> None:
+    assert not can_follow(answerer)
 
 
 def test_a_stream_that_fails_says_so(answerer: Blip2Answerer, monkeypatch: pytest.MonkeyPatch) -> None:

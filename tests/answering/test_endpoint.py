@@ -5,10 +5,7 @@ import dataclasses
 import io
 import json
 import logging
-import subprocess
-import sys
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +20,11 @@ from answering.endpoint_key import api_key
 from answering.protocol import Request
 from dataset.sample import Message
 from errors import UsageError
-from tests.answering.conftest import asked, drawn
+from tests.answering.conftest import Server, asked, drawn
 
 KEY = "sk-planted-0123456789"
 THREE = DecodingConfig(k=3, max_new_tokens=8)
 GREEDY = DecodingConfig(mode="greedy", max_new_tokens=8)
-
-
-class Server:
-    """The server's process, and what it says of what it was sent."""
-
-    def __init__(self) -> None:
-        script = Path(__file__).with_name("endpoint_server.py")
-        self.process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}/v1"
-
-    def log(self) -> dict[str, Any]:
-        with urllib.request.urlopen(self.url) as reply:
-            found: dict[str, Any] = json.load(reply)
-        return found
-
-    def sent(self, model: str) -> list[dict[str, Any]]:
-        """Bodies of the requests to a model."""
-        return [one["body"] for one in self.log()["requests"] if one["body"]["model"] == model]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    running = Server()
-    yield running
-    running.process.kill()
-    running.process.wait()
 
 
 @pytest.fixture
@@ -385,7 +355,9 @@ def test_the_key_is_sent_and_told_nobody_else(
 def test_the_key_comes_from_the_environment_or_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PLANTED_KEY", raising=False)
     system = OpenAiSystem(name="far", kind="openai", model="m", api_key_variable="PLANTED_KEY")
-    with pytest.raises(UsageError, match=r"eval\.systems\.2\.api_key_variable: PLANTED_KEY is set neither in the environment nor in .*\.env"):
+    with pytest.raises(
+        UsageError, match=r"eval\.systems\.2\.api_key_variable: PLANTED_KEY is set neither in the environment nor in .*\.env"
+    ):
         api_key(system, "eval.systems.2.", tmp_path)
     for line in ("PLANTED_KEY=abc", "export PLANTED_KEY = 'abc' ", '# a comment\nOTHER=1\nPLANTED_KEY="abc"'):
         (tmp_path / ".env").write_text(line + "\n", encoding="utf-8")

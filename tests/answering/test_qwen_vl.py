@@ -41,8 +41,11 @@ class ImageOnlyProcessor(Qwen3VLProcessor):
 
 @pytest.fixture(scope="module")
 def qwen2_5_vl(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_qwen2_5_vl(tmp_path_factory.mktemp("qwen2_5_vl"), parts)
+
+
+def build_qwen2_5_vl(folder: Path, parts: Path) -> Path:
     """A folder with a small untrained Qwen2.5-VL."""
-    folder = tmp_path_factory.mktemp("qwen2_5_vl")
     tokenizer = AutoTokenizer.from_pretrained(parts / "qwen3_vl")
     identity = tokenizer.convert_tokens_to_ids
     text = {
