@@ -62,4 +62,6 @@ class EvalConfig:
     description_tokens: Positive = 64
     """Longest caption or description in tokens; a short answer has decoding.max_new_tokens."""
     examples: Positive = 200
-    """Questions shown with pictures in the report: by turns one that reranking changed, a wrong one and a right one."""
+    """Questions shown with pictures in the report: half of them changed by reranking, the others by turns wrong and right."""
+    changed_pictures: Positive = 60
+    """Pictures with their answers before and after the rerank that are written as files, for each system."""

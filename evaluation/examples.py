@@ -49,6 +49,11 @@ class ShownAnswer:
     candidates: tuple[ShownCandidate, ...]
 
     @property
+    def first_right(self) -> bool:
+        """Whether the first candidate counts as right."""
+        return self.first_accuracy >= RIGHT
+
+    @property
     def right(self) -> bool:
         """Whether the answer counts as right."""
         return self.accuracy >= RIGHT
@@ -107,12 +112,13 @@ def _answer(name: str, result: SystemResult, i: int, references: Sequence[str]) 
 
 
 def selection(every: Sequence[Example], limit: int) -> list[Example]:
-    """At most `limit` examples: by turns one that reranking changed, one that some system got wrong, one all got right."""
+    """At most `limit` examples: by turns one that reranking changed, one that some system got wrong, another changed one, one
+    that all got right. So at least half are changed ones while there are any."""
     changed = [e for e in every if any("changed" in answer.statuses for answer in e.answers)]
     rest = [e for e in every if not any("changed" in answer.statuses for answer in e.answers)]
     wrong = [e for e in rest if not all(answer.right for answer in e.answers)]
     right = [e for e in rest if all(answer.right for answer in e.answers)]
-    turns: Iterator[Example | None] = chain.from_iterable(zip_longest(changed, wrong, right))
+    turns: Iterator[Example | None] = chain.from_iterable(zip_longest(changed[::2], wrong, changed[1::2], right))
     return [example for example in turns if example is not None][:limit]
 
 

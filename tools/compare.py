@@ -1,4 +1,7 @@
-"""Compare two predictions files on the same questions: both accuracies, difference, interval, p-value, verdict."""
+"""Compare stored answers of two systems to the same questions, without any model: difference, interval, p-value, verdict.
+
+Files are predictions of this project, or of any other tool whose fields --fields names, as JSON lines, JSON, CSV or TSV.
+"""
 
 import argparse
 from pathlib import Path
@@ -7,19 +10,37 @@ import cli
 import config as configuration
 from dataset.store import Store
 from evaluation.compare import compare_files
+from evaluation.foreign import Fields
 
 parser = cli.Parser(__doc__ or "")
-parser.add_argument("a", type=Path, metavar="A.jsonl", help="predictions of one system")
-parser.add_argument("b", type=Path, metavar="B.jsonl", help="predictions of another, or another choice of the same")
+parser.add_argument("a", type=Path, metavar="A.jsonl", help="answers of one system")
+parser.add_argument("b", type=Path, metavar="B.jsonl", help="answers of another, or another choice of the same")
+parser.add_argument("--more-a", type=Path, nargs="+", default=[], metavar="FILE", help="further seeds of the system a")
+parser.add_argument("--more-b", type=Path, nargs="+", default=[], metavar="FILE", help="further seeds of the system b")
 parser.add_argument("--data", type=Path, metavar="DIR", help="merged data with the references (default: data/<name>)")
 parser.add_argument("--choice", nargs="+", default=[], metavar="NAME", help="first, reranked, clip or majority; one for both, or one each")
+parser.add_argument(
+    "--fields",
+    nargs="+",
+    default=[],
+    metavar="KEY=FIELD",
+    help="what files of other tools call id and answer, and references and image where they hold them: id=question_id answer=text",
+)
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Print the comparison."""
     config: configuration.Config = arguments.config
-    store = Store(arguments.data or config.data_folder)
-    print(compare_files(arguments.a, arguments.b, store, arguments.choice, config.eval.bootstrap, config.eval.seed).table())
+    result = compare_files(
+        [arguments.a, *arguments.more_a],
+        [arguments.b, *arguments.more_b],
+        lambda: Store(arguments.data or config.data_folder),
+        arguments.choice,
+        Fields.parse(arguments.fields),
+        config.eval.bootstrap,
+        config.eval.seed,
+    )
+    print(result.table())
 
 
 if __name__ == "__main__":

@@ -1,23 +1,38 @@
 """The report: complete, safe against texts of users, self-contained."""
 
+import base64
 import json
 import logging
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from matplotlib import font_manager
 from PIL import Image
 
 from answering.drawing import chinese_font
-from evaluation import charts
+from evaluation import chart_style
+from evaluation.cases import wrapped
+from evaluation.charts import write_charts
 from evaluation.examples import RIGHT, examples, selection
-from evaluation.report import sentences, write_report
+from evaluation.report import write_report
 from evaluation.run import evaluate
 from evaluation.tables import OTHER_METRICS
+from evaluation.wording import headline, sentences
 from tests.evaluation.conftest import MARKUP, Written
 from tests.evaluation.planted import PlantedAnswerer, always, experiment, questions, write_store
+
+CHARTS = [
+    "overview.png",
+    "rerank.png",
+    "rerank_by_category.png",
+    "accuracy_by_category.png",
+    "fused_calibration.png",
+    "right_cases.png",
+    "wrong_cases.png",
+]
 
 
 class Page(HTMLParser):
@@ -79,13 +94,14 @@ def test_every_question_stands_with_picture_candidates_and_scores(page: Page) ->
     cards = [attributes for tag, attributes in page.tags if tag == "article"]
     assert len(cards) == 24
     assert {card["data-language"] for card in cards} == {"en", "zh"}
-    assert len(page.attributes("src")) == 24
-    blocks = [attributes for _, attributes in page.tags if "data-status" in attributes]
+    sources = page.attributes("src")
+    assert sum(source.startswith("data:image/jpeg") for source in sources) == 24
+    blocks = [attributes for tag, attributes in page.tags if tag == "div" and "data-status" in attributes]
     assert len(blocks) == 24 * 2
     seen = {status for block in blocks for status in (block["data-status"] or "").split()}
     assert seen == {"right", "wrong", "changed", "fixed", "broken", "failed"}
     assert "圆形是什么颜色的？" in page.text
-    assert "first said: gray" in page.text
+    assert re.search(r"✗ gray\s*first\s*→\s*✓ red\s*", page.text)
 
 
 def test_every_number_in_the_tables_is_the_one_of_the_summary(written: Written, page: Page) -> None:
@@ -133,7 +149,7 @@ def test_the_markdown_report_holds_the_tables_and_names_the_charts(written: Writ
 
 
 def test_the_charts_are_pictures_with_something_in_them(written: Written) -> None:
-    for name in ("accuracy_by_category.png", "rerank.png", "cases.png"):
+    for name in CHARTS:
         with Image.open(written.page.parent / name) as picture:
             assert picture.width > 500
             colors = picture.convert("RGB").getcolors(maxcolors=1 << 24)
@@ -161,13 +177,76 @@ def test_what_is_shown_is_said_in_words() -> None:
     assert sentences({"comparisons": []}) == []
 
 
+def test_the_charts_stand_in_the_page_and_the_same_files_beside_it(written: Written, page: Page) -> None:
+    embedded = [source for source in page.attributes("src") if source.startswith("data:image/png;base64,")]
+    files = [(written.page.parent / name).read_bytes() for name in CHARTS]
+    assert [base64.b64decode(source.partition(",")[2]) for source in embedded] == files
+
+
+def test_each_picture_that_the_rerank_changed_is_a_file_with_before_and_after(written: Written) -> None:
+    changed = {example.question.image_ids[0] for example in examples(written.outcome) if "changed" in example.answers[0].statuses}
+    folder = written.page.parent / "changed"
+    assert {path.name for path in folder.iterdir()} == {"careful"}
+    assert {int(path.stem) for path in (folder / "careful").iterdir()} == changed
+    with Image.open(next((folder / "careful").iterdir())) as picture:
+        assert picture.width > 800
+
+
+def test_the_count_of_changed_answers_is_that_of_the_examples(written: Written) -> None:
+    statuses = [example.answers[0].statuses for example in examples(written.outcome)]
+    better, worse = (sum(name in found for found in statuses) for name in ("fixed", "broken"))
+    counted = written.outcome.summary["systems"]["careful"]["changed"]
+    assert better > 1
+    assert worse == 1
+    assert counted == {
+        "answers": sum("changed" in found for found in statuses),
+        "better": better,
+        "worse": worse,
+        "equal": counted["equal"],
+    }
+    assert counted["equal"] == counted["answers"] - better - worse
+
+
+def figures(accuracy: float) -> dict[str, Any]:
+    measured = {"vqa_accuracy": accuracy, "vqa_accuracy_ci95": [accuracy - 0.02, accuracy + 0.02]}
+    return {"choices": {"first": measured, "reranked": measured}}
+
+
+def compared(a: str, b: str, difference: float, verdict: str) -> dict[str, Any]:
+    return {"a": a, "b": b, "difference": difference, "ci95": [difference - 0.01, difference + 0.01], "p_holm": 0.01, "verdict": verdict}
+
+
+def test_the_headline_says_who_is_best_and_whether_that_and_the_rerank_are_shown() -> None:
+    summary = {
+        "dataset": {"questions": 900, "by_task": {"vqa": 800}},
+        "systems": {"old": figures(0.5), "new": figures(0.6), "other": figures(0.59)},
+        "comparisons": [
+            compared("old/reranked", "new/reranked", -0.1, "b"),
+            compared("new/reranked", "other/reranked", 0.01, "not shown"),
+            compared("new/reranked", "new/first", -0.03, "b"),
+            compared("new/first", "controls/shuffled_pictures", 0.3, "a"),
+        ],
+        "controls": {"shuffled_pictures": {"vqa_accuracy": 0.3}},
+    }
+    assert headline(summary) == (
+        "new answers 60.0 % of 800 questions right (58.0 .. 62.0), shown to be better than old but not shown to be better than other."
+        " Reranking hurts it (-3.0 points, p = 0.010 after Holm). It looks at the pictures: with other pictures it falls to 30.0 %."
+    )
+
+
+def test_the_headline_calls_a_poor_score_poor() -> None:
+    summary = {"dataset": {"questions": 100, "by_task": {"vqa": 100}}, "systems": {"tiny": figures(0.03)}, "comparisons": []}
+    assert headline(summary) == "tiny answers 3.0 % of 100 questions right (1.0 .. 5.0), which is poor: nothing here can do this task yet."
+    assert headline({"dataset": {}, "systems": {"tiny": {"choices": {}}}, "comparisons": []}) == ""
+
+
 def test_a_missing_chinese_font_is_said_once_and_stops_nothing(
     written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(charts, "chinese_font", lambda: None)
+    monkeypatch.setattr(chart_style, "chinese_font", lambda: None)
     with caplog.at_level(logging.WARNING):
-        paths = charts.write_charts(written.outcome.summary, examples(written.outcome), written.planned.store, tmp_path)
-    assert len(paths) == 3
+        paths = write_charts(written.outcome.summary, examples(written.outcome), written.planned.store, tmp_path, 0)
+    assert [path.name for path in paths] == CHARTS
     assert [record.message for record in caplog.records if "Chinese" in record.message] == [caplog.records[0].message]
 
 
@@ -175,20 +254,20 @@ def test_charts_write_in_the_chinese_font_that_was_chosen() -> None:
     font = chinese_font()
     if font is None:
         pytest.skip("no font with Chinese characters is installed")
-    found = font_manager.findfont(charts._family(font), fallback_to_default=False)
+    found = font_manager.findfont(chart_style.family(font), fallback_to_default=False)
     assert font_manager.get_font(found).get_char_index(ord("图"))
 
 
 def test_long_texts_are_broken_by_what_they_take_up() -> None:
-    assert charts.wrapped("one two three", 8, 2) == "one two\nthree"
-    assert charts.wrapped("红色的圆形", 6, 2) == "红色的\n圆形"
-    assert charts.wrapped("a b c d e f", 2, 2) == "a\nb ..."
+    assert wrapped("one two three", 8, 2) == "one two\nthree"
+    assert wrapped("红色的圆形", 6, 2) == "红色的\n圆形"
+    assert wrapped("a b c d e f", 2, 2) == "a\nb ..."
 
 
 def test_a_report_without_short_answers_or_rerank_is_written_too(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", [row for row in questions(2) if row["task"] == "caption"])
     planned = experiment(store, tmp_path / "out")
-    outcome = evaluate(planned, lambda _: PlantedAnswerer(always(("a red disc on white", -0.1))), lambda _: pytest.fail("no control"), None)
+    outcome = evaluate(planned, lambda _: PlantedAnswerer(always(("a red disc on white", -0.1))), lambda _: pytest.fail("no control"))
     text = write_report(outcome, planned).read_text(encoding="utf-8")
     assert "Captions and descriptions" in text
     assert "<article" not in text
@@ -197,6 +276,6 @@ def test_a_report_without_short_answers_or_rerank_is_written_too(tmp_path: Path)
 def test_a_picture_that_has_gone_leaves_the_report_whole(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(2))
     planned = experiment(store, tmp_path / "out")
-    outcome = evaluate(planned, lambda _: PlantedAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control"), None)
+    outcome = evaluate(planned, lambda _: PlantedAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control"))
     (tmp_path / "data" / "1.png").unlink()
     assert "can no longer be read" in write_report(outcome, planned).read_text(encoding="utf-8")

@@ -1,0 +1,134 @@
+"""Single questions drawn: grids of right and wrong answers, and each picture whose answers the rerank changed."""
+
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from answering.drawing import side_by_side
+from atomic import replacing_folder
+from dataset.pictures import PictureError
+from dataset.store import Store
+from evaluation.chart_style import RIGHT, WRONG, save
+from evaluation.examples import RIGHT as RIGHT_FROM
+from evaluation.examples import Example, ShownAnswer, thumbnail
+
+_CASES = 12
+_COLUMNS = 4
+
+
+def write_grids(examples: Sequence[Example], store: Store, out: Path, seed: int) -> list[Path]:
+    """right_cases.png and wrong_cases.png: answers of the first system, drawn at random. Returns those that there are."""
+    answered = [example for example in examples if example.question.image_ids]
+    written = []
+    for name, wanted in (("right", True), ("wrong", False)):
+        found = [example for example in answered if example.answers[0].right is wanted]
+        if found:
+            drawn = random.Random(f"{seed} {name}").sample(found, min(_CASES, len(found)))
+            bar = f"an official accuracy of at least {100 * RIGHT_FROM:.0f} %" if wanted else f"below {100 * RIGHT_FROM:.0f} %"
+            title = f"{len(drawn)} of {len(found):,} {name} answers of {drawn[0].answers[0].system}, drawn at random ({name}: {bar})"
+            written.append(save(_grid(drawn, title, store), out / f"{name}_cases.png"))
+    return written
+
+
+def write_changed(examples: Sequence[Example], store: Store, folder: Path, limit: int) -> int:
+    """<folder>/<system>/<image id>.png for each picture whose answers the rerank changed, at most `limit` a system.
+
+    The picture, and beside it every such question with the answer before and after. Returns how many were written; what
+    stood in the folder before is gone.
+    """
+    written = 0
+    with replacing_folder(folder) as new:
+        for place, system in enumerate(answer.system for answer in (examples[0].answers if examples else ())):
+            by_image: dict[int, list[Example]] = {}
+            for example in examples:
+                if "changed" in example.answers[place].statuses and example.question.image_ids:
+                    by_image.setdefault(example.question.image_ids[0], []).append(example)
+            for image, changed in list(by_image.items())[:limit]:
+                (new / system).mkdir(exist_ok=True)
+                _before_and_after(changed, place, store).save(new / system / f"{image}.png", compress_level=1)
+                written += 1
+    return written
+
+
+def _before_and_after(changed: Sequence[Example], place: int, store: Store) -> Image.Image:
+    """The picture (none where it can no longer be read) with its changed questions."""
+    texts: list[tuple[str, str]] = []
+    for example in changed:
+        answer = example.answers[place]
+        references = " / ".join(text for text, _ in example.references[:4])
+        texts += [
+            ("question", example.question.text),
+            (f"before, first candidate: {'right' if answer.first_right else 'wrong'}", answer.first),
+            (f"after, reranked: {'right' if answer.right else 'wrong'}", answer.answer),
+            ("references", references),
+        ]
+    try:
+        pictures = [store.picture(changed[0].question.image_ids[0])]
+    except PictureError:
+        pictures = []
+    return side_by_side(pictures, texts)
+
+
+def _grid(examples: Sequence[Example], title: str, store: Store) -> Figure:
+    """Question, references and answer of each, under its picture."""
+    rows = -(-len(examples) // _COLUMNS)
+    figure = Figure(figsize=(3.1 * _COLUMNS, 0.5 + 3.3 * rows), layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13)
+    grid = figure.subplots(rows, _COLUMNS, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for example, axes in zip(examples, grid.flat, strict=False):
+        _case(axes, example, example.answers[0], thumbnail(example.question.image_ids[0], store))
+    return figure
+
+
+def _case(axes: Axes, example: Example, answer: ShownAnswer, picture: Image.Image | None) -> None:
+    color = RIGHT if answer.right else WRONG
+    axes.axis("on")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=color, linewidth=2)
+    axes.set_box_aspect(0.75)
+    if picture is not None:
+        axes.imshow(picture)
+        axes.set_adjustable("datalim")
+    axes.set_title(wrapped(example.question.text, 34, 2), fontsize=9, loc="left")
+    references = " / ".join(text for text, _ in example.references[:3])
+    said = f"{'✓' if answer.right else '✗'} {answer.answer}"
+    axes.set_xlabel(f"{wrapped(said, 34, 1)}\n{wrapped(f'references: {references}', 36, 1)}", fontsize=9, loc="left", color=color)
+
+
+def wrapped(text: str, width: int, lines: int) -> str:
+    """At most `lines` lines of `width` columns; a Chinese character takes two, and lines may end behind each of them."""
+    broken, used = [""], 0
+    for piece in _pieces(text):
+        columns = sum(2 if ord(character) > 0x2E7F else 1 for character in piece)
+        if used + columns > width and used:
+            broken.append("")
+            used = 0
+        broken[-1] += piece
+        used += columns
+    kept = [line.strip() for line in broken]
+    return "\n".join(kept) if len(kept) <= lines else "\n".join(kept[:lines]) + " ..."
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Words with the blank behind them, and wide characters one by one; nothing longer than 30 columns."""
+    word = ""
+    for character in text:
+        wide = ord(character) > 0x2E7F
+        if word and (wide or len(word) == 30):
+            yield word
+            word = ""
+        word += character
+        if wide or character == " ":
+            yield word
+            word = ""
+    if word:
+        yield word

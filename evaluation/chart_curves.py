@@ -1,0 +1,72 @@
+"""Accuracy over training steps, and on worse and worse pictures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from evaluation.chart_style import COLORS, GREY, WHISKERS, percent_axis
+
+Summary = dict[str, Any]
+_MARKERS = "osD^v<"
+
+
+def learning_curve(summary: Summary) -> Figure:
+    """Official accuracy over the steps of a run, with 95 % intervals: first candidates, and reranked answers where there are."""
+    steps = dict(sorted(summary["curve"].items(), key=lambda item: item[1]))
+    choices = [summary["systems"][name]["choices"] for name in steps]
+    figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+    axes = figure.subplots()
+    kinds = [("first", COLORS[0], "first candidate"), ("reranked", COLORS[1], "reranked")]
+    for choice, color, label in kinds:
+        if not all(choice in own for own in choices):
+            continue
+        low, high = ([100 * own[choice]["vqa_accuracy_ci95"][side] for own in choices] for side in (0, 1))
+        values = [100 * own[choice]["vqa_accuracy"] for own in choices]
+        axes.fill_between(list(steps.values()), low, high, color=color, alpha=0.15, linewidth=0)
+        axes.plot(list(steps.values()), values, marker="o", color=color, label=label)
+    axes.set_xlabel("training step")
+    percent_axis(axes, "y")
+    axes.set_title(f"Learning curve: {len(steps)} checkpoints on the split {summary['dataset']['split']}", loc="left")
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def robustness(summary: Summary) -> Figure:
+    """Official accuracy by strength, a panel for each corruption, a line for each system; strength 0 is the clean picture."""
+    systems = summary["robustness"]
+    kinds = list(next(iter(systems.values()))["corrupted"])
+    columns = min(3, len(kinds))
+    rows = -(-len(kinds) // columns)
+    figure = Figure(figsize=(3.4 * columns + 0.6, 3.1 * rows + 0.8), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes in grid.flat[len(kinds) :]:
+        axes.axis("off")
+    for axes, kind in zip(grid.flat, kinds, strict=False):
+        for i, (name, robust) in enumerate(systems.items()):
+            points = [{"strength": 0, **robust["clean"]}, *robust["corrupted"][kind]]
+            values, ends = _with_ends(points)
+            # Lines of several systems beside each other, so that their intervals can be told apart.
+            places = [point["strength"] + 0.06 * (i - (len(systems) - 1) / 2) for point in points]
+            look = {"color": COLORS[i % len(COLORS)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 5}
+            axes.errorbar(places, values, yerr=ends, label=name, **{**WHISKERS, "ecolor": GREY, "capsize": 2}, **look)
+        axes.set_xticks(sorted({0, *(point["strength"] for robust in systems.values() for point in robust["corrupted"][kind])}))
+        axes.set_title(kind, loc="left", fontsize=11)
+        axes.set_ylim(0, 105)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("official VQA accuracy, %")
+    grid.flat[0].legend(frameon=False, fontsize=9, loc="lower left")
+    figure.supxlabel("strength (0: the picture as it is)", fontsize=10)
+    figure.suptitle(f"First candidates on worse and worse pictures ({_questions(systems)} questions)", x=0.01, ha="left", fontsize=12)
+    return figure
+
+
+def _with_ends(points: Sequence[dict[str, Any]]) -> tuple[list[float], list[list[float]]]:
+    """Values in percent, and how far their intervals reach below and above."""
+    values = [100 * point["vqa_accuracy"] for point in points]
+    ends = [[100 * abs(point["vqa_accuracy"] - point["vqa_accuracy_ci95"][side]) for point in points] for side in (0, 1)]
+    return values, ends
+
+
+def _questions(systems: dict[str, Any]) -> str:
+    return f"{next(iter(systems.values()))['questions']:,}"

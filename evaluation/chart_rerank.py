@@ -1,0 +1,120 @@
+"""What the rerank did: before and after, by category, how many answers it changed, and what its scores are worth."""
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from evaluation.chart_style import COLORS, GREY, RIGHT, WHISKERS, WRONG, legend_above, percent_axis
+
+Summary = dict[str, Any]
+BEFORE, AFTER = ("first", GREY, "before: first"), ("reranked", COLORS[0], "after: reranked")
+
+
+def before_and_after(summary: dict[str, Any]) -> Figure:
+    """First candidate, reranked answer and the oracle's ceiling of each system, with 95 % intervals."""
+    systems = {name: figures["choices"] for name, figures in reranked_systems(summary).items()}
+    kinds = [("first", GREY, "before: first"), ("reranked", COLORS[0], "after: reranked"), ("oracle", "none", "ceiling: oracle")]
+    figure = Figure(figsize=(max(5.0, 1.6 + 1.8 * len(systems)), 4.2))
+    axes = figure.subplots()
+    for i, (kind, color, label) in enumerate(kinds):
+        places = [place + (i - 1) * 0.26 for place in range(len(systems))]
+        measures = [choices[kind] for choices in systems.values()]
+        values = [100 * m["vqa_accuracy"] for m in measures]
+        ends = [[100 * abs(m["vqa_accuracy"] - m["vqa_accuracy_ci95"][side]) for m in measures] for side in (0, 1)]
+        edge = GREY if color == "none" else color
+        line = "--" if color == "none" else "-"
+        bars = axes.bar(places, values, 0.24, yerr=ends, error_kw=WHISKERS, color=color, edgecolor=edge, linestyle=line, label=label)
+        # Above the interval: inside, its line would cross the number, and a bar of 0 has no inside.
+        axes.bar_label(bars, labels=[f"{value:.1f}" for value in values], padding=2, fontsize=8, color="#444444")
+    axes.set_xticks(range(len(systems)))
+    axes.set_xticklabels(list(systems))
+    axes.grid(visible=False, axis="x")
+    percent_axis(axes, "y")
+    axes.set_title("Before and after the rerank", loc="left", pad=26)
+    legend_above(axes)
+    return figure
+
+
+def reranked_systems(summary: Summary) -> dict[str, Any]:
+    """The figures of the systems whose answers were reranked."""
+    return {name: figures for name, figures in summary["systems"].items() if "reranked" in figures["choices"]}
+
+
+def by_category(summary: Summary) -> Figure:
+    """Before and after the rerank in each category, a panel for each system."""
+    systems = reranked_systems(summary)
+    categories = list(next(iter(systems.values()))["choices"]["first"]["by_category"])
+    figure = Figure(figsize=(max(6.0, 1.2 * len(categories)), 0.6 + 3.0 * len(systems)), layout="constrained")
+    for axes, (name, figures) in zip(figure.subplots(len(systems), 1, squeeze=False).flat, systems.items(), strict=True):
+        for i, (choice, color, label) in enumerate((BEFORE, AFTER)):
+            parts = figures["choices"][choice]["by_category"]
+            values = [100 * parts[category]["vqa_accuracy"] for category in categories]
+            bars = axes.bar([row + (i - 0.5) * 0.4 for row in range(len(categories))], values, 0.38, color=color, label=label)
+            axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, color="#444444")
+        counts = figures["choices"]["first"]["by_category"]
+        axes.set_xticks(range(len(categories)), [f"{category}\n({counts[category]['questions']:,})" for category in categories])
+        axes.grid(visible=False, axis="x")
+        percent_axis(axes, "y")
+        axes.set_ylabel("official VQA accuracy, %")
+        axes.set_title(f"{name}: what the rerank did in each category (questions)", loc="left", pad=22)
+        legend_above(axes)
+    return figure
+
+
+def overview(summary: Summary) -> Figure:
+    """Official and fuzzy accuracy before and after the rerank, and how many answers it changed, side by side."""
+    systems = reranked_systems(summary)
+    figure = Figure(figsize=(max(9.0, 3.0 + 3.0 * len(systems)), 3.8), layout="constrained")
+    overall, fuzzy, changed = figure.subplots(1, 3)
+    for axes, metric, title in ((overall, "vqa_accuracy", "Official VQA accuracy, %"), (fuzzy, "fuzzy", "Fuzzy accuracy, %")):
+        for i, (choice, color, label) in enumerate((BEFORE, AFTER)):
+            values = [100 * figures["choices"][choice][metric] for figures in systems.values()]
+            bars = axes.bar([place + (i - 0.5) * 0.4 for place in range(len(systems))], values, 0.38, color=color, label=label)
+            axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, color="#444444")
+        axes.set_ylim(0, 105)
+        axes.set_title(title, loc="left", pad=22, fontsize=11)
+        legend_above(axes, 2)
+    _changed(changed, systems)
+    for axes in (overall, fuzzy, changed):
+        axes.set_xticks(range(len(systems)), list(systems))
+        axes.grid(visible=False, axis="x")
+    return figure
+
+
+def _changed(axes: Axes, systems: dict[str, Any]) -> None:
+    bottom = [0] * len(systems)
+    parts = {name: figures["changed"] for name, figures in systems.items()}
+    kinds = (("better", RIGHT, "better"), ("worse", WRONG, "worse"), ("equal", "#c9c9c4", "as good"))
+    for kind, color, label in kinds:
+        counts = [part[kind] for part in parts.values()]
+        bars = axes.bar(range(len(systems)), counts, 0.5, bottom=bottom, color=color, label=label)
+        shown = [f"{count:,}" if count else "" for count in counts]
+        axes.bar_label(bars, labels=shown, label_type="center", fontsize=8, color="white" if kind != "equal" else "#333333")
+        bottom = [below + count for below, count in zip(bottom, counts, strict=True)]
+    axes.set_ylim(0, max(1, *bottom) * 1.05)
+    axes.set_title("Answers that the rerank changed", loc="left", pad=22, fontsize=11)
+    legend_above(axes)
+
+
+def calibration(summary: Summary) -> Figure:
+    """Accuracy of the reranked answers by the fused score that chose them, and how many answers have each score."""
+    systems = {name: figures["fused_calibration"] for name, figures in summary["systems"].items() if "fused_calibration" in figures}
+    figure = Figure(figsize=(6.0, 5.6), layout="constrained")
+    axes, counts = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+    axes.plot([0, 1], [0, 100], linestyle=":", color=GREY, label="a score that is a probability")
+    width = 0.08 / len(systems)
+    for i, (name, found) in enumerate(systems.items()):
+        color, bins = COLORS[i % len(COLORS)], found["bins"]
+        label = f"{name} (calibration error {100 * found['ece']:.1f})"
+        axes.plot([b["score"] for b in bins], [100 * b["vqa_accuracy"] for b in bins], marker="o", color=color, label=label)
+        places = [b["from"] + 0.01 + (i + 0.5) * width for b in bins]
+        counts.bar(places, [b["questions"] for b in bins], width, color=color)
+    axes.set_ylim(0, 105)
+    axes.set_ylabel("official VQA accuracy, %")
+    axes.set_title("Can the fused score be read as a probability?", loc="left")
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    counts.set_xlabel("fused score of the reranked answer")
+    counts.set_ylabel("answers")
+    counts.set_xlim(0, 1)
+    return figure
