@@ -1,4 +1,4 @@
-"""What the rerank did: before and after, by category, how many answers it changed, and what its scores are worth."""
+"""What the rerank did: before and after, by category, and how many answers it changed."""
 
 from typing import Any
 
@@ -95,26 +95,3 @@ def _changed(axes: Axes, systems: dict[str, Any]) -> None:
     axes.set_ylim(0, max(1, *bottom) * 1.05)
     axes.set_title("Answers that the rerank changed", loc="left", pad=22, fontsize=11)
     legend_above(axes)
-
-
-def calibration(summary: Summary) -> Figure:
-    """Accuracy of the reranked answers by the fused score that chose them, and how many answers have each score."""
-    systems = {name: figures["fused_calibration"] for name, figures in summary["systems"].items() if "fused_calibration" in figures}
-    figure = Figure(figsize=(6.0, 5.6), layout="constrained")
-    axes, counts = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
-    axes.plot([0, 1], [0, 100], linestyle=":", color=GREY, label="a score that is a probability")
-    width = 0.08 / len(systems)
-    for i, (name, found) in enumerate(systems.items()):
-        color, bins = COLORS[i % len(COLORS)], found["bins"]
-        label = f"{name} (calibration error {100 * found['ece']:.1f})"
-        axes.plot([b["score"] for b in bins], [100 * b["vqa_accuracy"] for b in bins], marker="o", color=color, label=label)
-        places = [b["from"] + 0.01 + (i + 0.5) * width for b in bins]
-        counts.bar(places, [b["questions"] for b in bins], width, color=color)
-    axes.set_ylim(0, 105)
-    axes.set_ylabel("official VQA accuracy, %")
-    axes.set_title("Can the fused score be read as a probability?", loc="left")
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
-    counts.set_xlabel("fused score of the reranked answer")
-    counts.set_ylabel("answers")
-    counts.set_xlim(0, 1)
-    return figure

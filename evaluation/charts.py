@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from dataset.store import Store
-from evaluation import chart_curves, chart_rerank
+from evaluation import chart_curves, chart_rerank, chart_trust
 from evaluation.cases import write_grids
 from evaluation.chart_style import COLORS, legend_above, percent_axis, save, style
 from evaluation.examples import Example
@@ -20,6 +20,7 @@ CAPTIONS = {
     "rerank_by_category": "What the rerank did in each category",
     "accuracy_by_category": "Accuracy by category",
     "fused_calibration": "What the fused score is worth as a probability",
+    "credibility": "How far an answer's credibility can be believed, and what giving only credible answers gains",
     "robustness": "Accuracy on worse and worse pictures",
     "right_cases": "Right answers, drawn at random",
     "wrong_cases": "Wrong answers, drawn at random",
@@ -41,7 +42,9 @@ def write_charts(summary: dict[str, Any], examples: Sequence[Example], store: St
             "rerank_by_category": chart_rerank.by_category,
         }
     if any("fused_calibration" in figures for figures in summary["systems"].values()):
-        drawn["fused_calibration"] = chart_rerank.calibration
+        drawn["fused_calibration"] = chart_trust.fused
+    if chart_trust.trusted_systems(summary):
+        drawn["credibility"] = chart_trust.credibility
     if "curve" in summary:
         drawn["learning_curve"] = chart_curves.learning_curve
     if "robustness" in summary:

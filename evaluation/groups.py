@@ -1,5 +1,6 @@
 """Systems that belong together: several seeds of one configuration, or the checkpoints of one run."""
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from answering.config import CheckpointSystem, System
 from errors import UsageError
-from evaluation.config import EvalConfig
+from evaluation.config import Bars, EvalConfig
 from evaluation.scoring import Scores
 
 _STEP = re.compile(r"checkpoint-(\d+)$")
@@ -54,6 +55,12 @@ def checkpoints_of(run: Path) -> list[Path]:
     if len(found) < 2:
         raise UsageError(f"--curve {run}: expected at least two checkpoint-<step> folders, found {len(found)}")
     return [found[step] for step in sorted(found)]
+
+
+def as_curve(settings: EvalConfig) -> EvalConfig:
+    """The settings of a learning curve: checkpoints alone, without controls, bars, and groups, which are about one of them."""
+    checkpoints = tuple(system for system in settings.systems if isinstance(system, CheckpointSystem))
+    return dataclasses.replace(settings, systems=checkpoints, controls=(), bars=Bars(), groups=None, curve=True)
 
 
 def mean_scores(members: Sequence[Mapping[str, Scores]]) -> dict[str, Scores]:

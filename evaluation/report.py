@@ -21,6 +21,8 @@ from evaluation.wording import headline, sentences
 
 CHANGED = "changed"
 """Folder of the pictures whose answers the rerank changed."""
+NATIVE = ("rerank", "accuracy_by_category")
+"""Charts whose figures the page draws itself, for any width and in the dark too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,9 @@ def write_report(outcome: Outcome, experiment: Experiment) -> Path:
 
 
 def _embedded(charts: Sequence[Path]) -> dict[str, str]:
-    """Caption -> the chart's file as a data URL."""
-    return {CAPTIONS[path.stem]: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii") for path in charts}
+    """Caption -> the chart's file as a data URL, but for those that the page draws itself."""
+    embedded = [path for path in charts if path.stem not in NATIVE]
+    return {CAPTIONS[path.stem]: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii") for path in embedded}
 
 
 def _template(name: str, escape: bool = True) -> Any:

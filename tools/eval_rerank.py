@@ -14,6 +14,7 @@ from dataset.store import Store
 from errors import UsageError
 from evaluation.asking import NamedScorer
 from evaluation.bars import missed
+from evaluation.groups import as_curve, checkpoints_of
 from evaluation.report import write_report
 from evaluation.run import Experiment, evaluate
 from evaluation.systems import only, with_checkpoints
@@ -23,6 +24,7 @@ parser = cli.Parser(__doc__ or "")
 parser.add_argument(
     "--checkpoints", type=Path, nargs="+", default=[], metavar="DIR", help="these take the place of the configured checkpoints"
 )
+parser.add_argument("--curve", type=Path, metavar="DIR", help="a learning curve: all checkpoints of this run, drawn over their steps")
 parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help="only these systems")
 parser.add_argument("--limit", type=int, metavar="N", help="ask at most N questions, chosen by a hash (eval.limit)")
 parser.add_argument(
@@ -36,8 +38,13 @@ def main(arguments: argparse.Namespace) -> int:
     config: configuration.Config = arguments.config
     if arguments.limit is not None and arguments.limit < 1:
         raise UsageError(f"--limit {arguments.limit}: expected a number of questions, at least 1")
-    systems = only(with_checkpoints(config.eval.systems, arguments.checkpoints), arguments.systems)
+    if arguments.curve is not None and arguments.checkpoints:
+        raise UsageError("--curve: it takes all checkpoints of a run; --checkpoints goes without it")
+    given = arguments.checkpoints if arguments.curve is None else checkpoints_of(arguments.curve)
+    systems = only(with_checkpoints(config.eval.systems, given), arguments.systems)
     settings = dataclasses.replace(config.eval, systems=systems, limit=arguments.limit or config.eval.limit)
+    if arguments.curve is not None:
+        settings = as_curve(settings)
     config = dataclasses.replace(config, eval=settings, rerank=with_threshold(config.rerank, arguments.abstain_below))
     configuration.check_parts(config, *scorer_keys(config.rerank))
     for i, system in enumerate(systems):

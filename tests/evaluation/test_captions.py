@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from evaluation.captions import bleu, cider_d, rouge_l, score, tokenise
+from evaluation.captions import bleu, cider_d, clip_score, rouge_l, score, tokenise
 
 
 def words(*texts: str) -> list[list[str]]:
@@ -70,3 +70,26 @@ def test_a_perfect_caption_scores_one() -> None:
     scores = score(texts, [[text.upper() + "."] for text in texts], "ptb").corpus
     assert [scores[name] for name in ("bleu_1", "bleu_4", "rouge_l")] == pytest.approx([1.0] * 3)
     assert scores["cider_d"] == pytest.approx(10.0)
+
+
+def test_jieba_cuts_chinese_into_words_without_punctuation() -> None:
+    assert tokenise("一只红色的小狗，在草地上奔跑。", "jieba") == ["一只", "红色", "的", "小狗", "在", "草地", "上", "奔跑"]
+
+
+def test_words_and_characters_score_chinese_differently() -> None:
+    characters = score(["红色小狗"], [["黑色小狗"]], "characters")
+    words_ = score(["红色小狗"], [["黑色小狗"]], "jieba")
+    assert characters.corpus["bleu_1"] == pytest.approx(3 / 4)
+    assert words_.corpus["bleu_1"] == pytest.approx(1 / 2)
+
+
+def test_every_caption_has_scores_of_its_own() -> None:
+    scored = score(["a b", "x y"], [["a b"], ["c d"]], "ptb")
+    assert scored.each["bleu_1"].tolist() == [1.0, 0.0]
+    assert scored.each["rouge_l"].tolist() == [1.0, 0.0]
+    assert scored.corpus["rouge_l"] == pytest.approx(0.5)
+    assert scored.corpus["cider_d"] == pytest.approx(scored.each["cider_d"].mean())
+
+
+def test_clip_score_is_the_scaled_cosine_and_never_negative() -> None:
+    assert clip_score([0.3, -0.2]).tolist() == pytest.approx([0.75, 0.0])

@@ -2,7 +2,19 @@
 
 import pytest
 
-from evaluation.metrics import bidirectional_legacy, contains, contains_legacy, exact, fuzzy, leave_one_out, vqa_accuracy, vqa_accuracy_m4c
+from evaluation.metrics import (
+    anls,
+    bidirectional,
+    bidirectional_legacy,
+    contains,
+    contains_legacy,
+    edit_distance,
+    exact,
+    fuzzy,
+    leave_one_out,
+    vqa_accuracy,
+    vqa_accuracy_m4c,
+)
 
 
 @pytest.mark.parametrize(("matches", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
@@ -94,3 +106,36 @@ def test_bidirectional_looks_both_ways() -> None:
     assert bidirectional_legacy("red", ["dark red"]) == 1.0
     assert contains_legacy("red", ["dark red"]) == 0.0
     assert bidirectional_legacy("", ["dark red"]) == 0.0
+
+
+def test_bidirectional_wants_whole_words_both_ways() -> None:
+    assert bidirectional("red", ["dark red"]) == 1.0
+    assert bidirectional("a dark red car", ["dark red"]) == 1.0
+    assert bidirectional("ed", ["dark red"]) == 0.0
+    assert bidirectional("", ["dark red"]) == 0.0
+    assert bidirectional("红色", ["一只红色的猫"]) == 1.0
+    assert bidirectional("unknown", ["unknown", "unanswerable"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "distance"), [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("红色", "红", 1)]
+)
+def test_edit_distances(a: str, b: str, distance: int) -> None:
+    assert edit_distance(a, b) == edit_distance(b, a) == distance
+
+
+def test_anls_falls_with_the_distance_and_is_cut_at_one_half() -> None:
+    assert anls("Coca  Cola", ["coca cola", "pepsi"]) == 1.0
+    assert anls("coca cole", ["coca cola"]) == pytest.approx(1 - 1 / 9)
+    assert anls("abcd", ["abxy"]) == 0.0  # half of it differs
+    assert anls("abcde", ["abcxy"]) == pytest.approx(0.6)
+    assert anls("a", ["abcdef"]) == 0.0
+    assert anls("", [""]) == 1.0
+    assert anls("x", []) == 0.0
+
+
+def test_chinese_numerals_count_as_digits_in_m4c_metrics() -> None:
+    assert vqa_accuracy_m4c("三个", ["3个"] * 10) == 1.0
+    assert exact("十二", ["12"]) == 1.0
+    assert exact("三角形", ["3角形"]) == 0.0
+    assert vqa_accuracy_m4c("３个。", ["三个"] * 10) == 1.0

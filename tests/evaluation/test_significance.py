@@ -4,7 +4,20 @@ import numpy as np
 import pytest
 
 from errors import UsageError
-from evaluation.significance import Difference, Interval, clusters, compare, enough_resamples, holm, intervals, p_values, verdict
+from evaluation.significance import (
+    Difference,
+    Interval,
+    McNemar,
+    clusters,
+    compare,
+    enough_resamples,
+    holm,
+    intervals,
+    mcnemar,
+    p_values,
+    smallest_shown,
+    verdict,
+)
 
 
 def column(values: object) -> np.ndarray:
@@ -111,3 +124,38 @@ def test_many_comparisons_get_resamples_enough_to_be_won() -> None:
 def test_different_question_sets_are_an_error() -> None:
     with pytest.raises(UsageError, match="question sets differ"):
         compare(column(np.ones(3)), column(np.ones(4)), np.arange(3), 100, seed=0)
+
+
+def test_mcnemar_is_the_sign_test_of_the_questions_that_differ() -> None:
+    a, b = np.array([1, 1, 1, 1, 1, 0, 1, 0]), np.array([0, 0, 0, 0, 0, 1, 1, 0])
+    # 5 against 1 of 6: 2 * (1 + 6) / 64.
+    assert mcnemar(a, b) == McNemar(5, 1, pytest.approx(14 / 64))
+    assert mcnemar(b, a) == McNemar(1, 5, pytest.approx(14 / 64))
+    assert mcnemar(a, a) == McNemar(0, 0, 1.0)
+    assert mcnemar(np.array([1, 0]), np.array([0, 1])).p_value == 1.0
+
+
+def test_mcnemar_gives_the_published_p_value_and_outgrows_no_float() -> None:
+    # 100 questions, 86 against 90 right: 4 and 0 that differ.
+    a, b = np.zeros(100), np.zeros(100)
+    b[:4] = 1
+    assert mcnemar(a, b).p_value == pytest.approx(0.125)
+    many = np.arange(4000) % 2
+    assert mcnemar(many, 1 - many).p_value == pytest.approx(1.0)
+    assert mcnemar(np.ones(4000), np.zeros(4000)).p_value == 0.0
+
+
+def test_the_smallest_difference_that_could_be_shown_is_the_textbook_one() -> None:
+    differences = np.tile([1.0, -1.0, 0.0, 0.0], 250)
+    error = np.sqrt(0.5 / 999)
+    assert smallest_shown(differences, np.arange(1000), 1) == pytest.approx((1.959964 + 0.841621) * error, rel=1e-5)
+    # Ten questions a picture that all say the same: a tenth of the draws.
+    clustered = smallest_shown(np.repeat(differences[:100], 10), np.repeat(np.arange(100), 10), 1)
+    assert clustered == pytest.approx((1.959964 + 0.841621) * np.sqrt(0.5 / 99), rel=1e-5)
+
+
+def test_equal_systems_could_still_show_no_less_than_the_test_needs() -> None:
+    # 2 / 2 ** 6 <= .05 < 2 / 2 ** 5: six pictures for one side.
+    assert smallest_shown(np.zeros(100), np.arange(100), 1) == pytest.approx(0.06)
+    assert smallest_shown(np.zeros(100), np.arange(100), 10) == pytest.approx(0.09)
+    assert smallest_shown(np.zeros(5), np.arange(5), 1) is None
