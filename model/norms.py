@@ -38,7 +38,8 @@ class FusedRMSNorm(nn.Module):
             normed: torch.Tensor = _Normed.apply(x, weight, epsilon)
             return normed
         exact = x.float()
-        return weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+        written_out: torch.Tensor = weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+        return written_out
 
 
 class _Normed(torch.autograd.Function):
@@ -48,7 +49,8 @@ class _Normed(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        normed: torch.Tensor = (x * scale).mul_(weight)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]

@@ -55,6 +55,12 @@ def arguments() -> cli.Parser:
     equality.add_argument("--every", type=int, default=50, metavar="N", help="steps between validations (default: %(default)s)")
     equality.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
     equality.set_defaults(measure=learning)
+    what = "the memory that a training step takes on a GPU, computed from shapes and settings; nothing is run"
+    memory = parts.add_parser("memory", description=what, help=what, configured=False)
+    memory.add_argument("--size", choices=SIZES, default="4b", help="shape of the model (default: %(default)s)")
+    memory.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
+    memory.add_argument("settings", nargs="*", metavar="key=value", help="override a key of the size's recipe in configs/")
+    memory.set_defaults(measure=reckoning)
     what = "finding pictures among many vectors, exactly and approximately, and the share of the true ten best that is found"
     search = parts.add_parser("search", description=what, help=what, configured=False)
     search.add_argument("--vectors", type=int, default=100_000, metavar="N", help="pictures in the index (default: %(default)s)")
@@ -62,6 +68,13 @@ def arguments() -> cli.Parser:
     search.add_argument("--questions", type=int, default=200, metavar="N", help="questions of each kind (default: %(default)s)")
     search.add_argument("--recall", type=float, default=0.95, metavar="R", help="least recall that is asked for (default: %(default)s)")
     search.set_defaults(measure=searching)
+    what = "answers over HTTP to many clients at once and to one after the other, from a real server"
+    serve = parts.add_parser("serve", description=what, help=what)
+    serve.add_argument("--clients", type=int, default=16, metavar="N", help="clients that ask at once (default: %(default)s)")
+    serve.add_argument("--questions", type=int, default=64, metavar="N", help="questions of a block (default: %(default)s)")
+    serve.add_argument("--rounds", type=int, default=5, metavar="N", help="blocks of each way, by turns (default: %(default)s)")
+    serve.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
+    serve.set_defaults(measure=answering)
     return parser
 
 
@@ -157,6 +170,25 @@ def searching(parsed: argparse.Namespace) -> None:
         print(f"approximate: not used, its recall is below {parsed.recall:g} ({found.graph.text()})")
     else:
         print(f"approximate (ef {found.graph.ef}): {found.approximate.text()}; recall {found.recall:.3f}")
+
+
+def reckoning(parsed: argparse.Namespace) -> None:
+    """Print and save what a step takes by the size's recipe as it stands, its quantisation included."""
+    from benchmarks.memory import plan
+
+    config = configuration.load(configuration.DEFAULT.parent / SIZES[parsed.size][0], parsed.settings)
+    _show(parsed, plan(parsed.size, config.model, config.train), f"memory_{parsed.size}")
+
+
+def answering(parsed: argparse.Namespace) -> None:
+    """Start a server of the configuration and ask it; print and save the table."""
+    from benchmarks.serving import Effort, measure
+
+    for name in ("clients", "questions", "rounds"):
+        if getattr(parsed, name) < 1 + (name == "clients"):
+            raise UsageError(f"--{name} {getattr(parsed, name)}: at least {1 + (name == 'clients')} is needed")
+    effort = Effort(parsed.questions, parsed.clients, parsed.rounds)
+    _show(parsed, measure(parsed.config_path, parsed.overrides, effort), "serve_" + parsed.config.name)
 
 
 def _recipe(parsed: argparse.Namespace) -> configuration.Config:

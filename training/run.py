@@ -6,6 +6,7 @@ that was broken off goes on exactly as one that was not.
 
 import contextlib
 import gc
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ from training.experiment import Experiment
 from training.features import with_features
 from training.groups import describe_trained
 from training.history import History
-from training.memory import naming_memory_settings
+from training.memory import keep_freed_memory, naming_memory_settings
 from training.panels import Panel, draw_table
 from training.prepare import Prepared, length_of_stage, prepare, training_loader, validation_loader
 from training.resume import RunState, check_same_settings, read_run_state, settings
@@ -70,6 +71,8 @@ def train(config: Experiment, resume: str | None = None) -> Path:
     first, first_step = _next_stage(state)
     if config.train.cache_features and first < len(lengths):
         prepared = with_features(prepared)
+    if prepared.device.type == "cpu" and sys.platform == "linux":
+        keep_freed_memory()
     board = _board(prepared, state.step if state else 0)
     with contextlib.ExitStack() as at_the_end:
         if board is not None:

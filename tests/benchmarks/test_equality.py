@@ -13,6 +13,7 @@ from benchmarks.equality import check, measure
 from errors import TesseraError, UsageError
 from tests.training.conftest import workplace as workplace
 from tools import benchmark
+from training.optimizers import build_optimizer
 
 Workplace = Callable[..., Path]
 PACKED = ("train.batching=packed", "train.tokens_per_row=300")
@@ -20,7 +21,7 @@ PACKED = ("train.batching=packed", "train.tokens_per_row=300")
 
 @pytest.mark.parametrize("overrides", [(), PACKED], ids=["padded", "packed"])
 def test_both_paths_end_within_a_percent_of_each_other(workplace: Workplace, overrides: tuple[str, ...]) -> None:
-    report = measure(configuration.load(workplace(), overrides), steps=8, every=5)
+    report = measure(configuration.load(workplace(), list(overrides)), steps=8, every=5)
     rows = report.measured["rows"]
     assert [row["step"] for row in rows] == [0, 5, 8]
     assert rows[-1]["validation_ours"] < rows[0]["validation_ours"], "nothing was learnt"
@@ -30,7 +31,7 @@ def test_both_paths_end_within_a_percent_of_each_other(workplace: Workplace, ove
 
 
 def test_a_step_that_learns_something_else_is_found(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = training.build_optimizer
+    usual = build_optimizer
 
     def other(*given: Any) -> Any:
         optimizer = usual(*given)

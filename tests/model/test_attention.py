@@ -135,9 +135,12 @@ def test_a_few_tokens_behind_a_cache_see_it_without_a_copy_of_its_keys(monkeypat
     wanted, _ = sdpa_attention_forward(layer, query, key, value, mask, scaling=0.3)
     keys: list[int] = []
     usual = functional.scaled_dot_product_attention
-    monkeypatch.setattr(
-        functional, "scaled_dot_product_attention", lambda *given, **more: keys.append(given[1].shape[1]) or usual(*given, **more)
-    )
+
+    def noted(query: torch.Tensor, key: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        keys.append(key.shape[1])
+        return usual(query, key, *rest, **more)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", noted)
     found, _ = attention.attend(layer, query, key, value, mask, scaling=0.3)
     torch.testing.assert_close(found, wanted)
     assert keys == [2 if tokens <= attention.FEW else 6]

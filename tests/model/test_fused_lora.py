@@ -41,7 +41,12 @@ def test_loss_and_gradients_are_peft_s(adapted: PeftModel, batch: Batch, monkeyp
     monkeypatch.setattr(fused_lora, "SMALL", small)
     added: list[int] = []
     usual = fused_lora._Added.apply
-    monkeypatch.setattr(fused_lora._Added, "apply", lambda *found: added.append(len(found[0])) or usual(*found))
+
+    def counted(x: torch.Tensor, *rest: Any) -> Any:
+        added.append(len(x))
+        return usual(x, *rest)
+
+    monkeypatch.setattr(fused_lora._Added, "apply", counted)
     inputs = with_labels(batch(1, 2))
     wanted = loss_and_gradients(adapted, inputs)
     assert fuse_adapters(adapted) == 5 * 7

@@ -65,6 +65,7 @@ def test_padding_behind_a_row_needs_no_mask(make: Build, processor: Processor) -
     attention = model.model.language_model.layers[0].self_attn
     attention.register_forward_pre_hook(lambda _, __, given: masks.append(given["attention_mask"]), with_kwargs=True)
     found = loss_and_gradients(model.requires_grad_(True), batch)
-    masked = loss_and_gradients(model, {**batch, "padded_right": False})
+    batch["padded_right"] = False
+    masked = loss_and_gradients(model, batch)
     assert masks[0] is None and masks[1] is not None
     torch.testing.assert_close(found, masked, atol=1e-5, rtol=1e-4)

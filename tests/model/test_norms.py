@@ -1,5 +1,7 @@
 """Norms in fewer passes are the library's norms."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
@@ -11,8 +13,8 @@ from tests.model.conftest import Build
 Found = tuple[torch.Tensor, torch.Tensor | None]
 
 
-def norm_of(kind: type, dtype: torch.dtype = torch.float32, frozen: bool = True) -> torch.nn.Module:
-    norm: torch.nn.Module = kind(48, eps=1e-3)
+def norm_of(kind: type, dtype: torch.dtype = torch.float32, frozen: bool = True) -> Any:
+    norm: Any = kind(48, eps=1e-3)
     norm.weight.data.normal_(1, 0.3, generator=torch.Generator().manual_seed(0))
     return norm.to(dtype).requires_grad_(not frozen)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import cli
-import config
+import config as configuration
 from benchmarks.models import check_comparable
 from benchmarks.report import Report
 from tools import benchmark
@@ -42,6 +42,13 @@ def test_a_process_that_merges_for_the_benchmark_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(benchmark.__file__).parent.parent, check=False).returncode == 0
 
 
+def test_memory_is_computed_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("memory", "--size", "8b", "--out", str(tmp_path), "model.quantization=nf4", "train.tokens_per_row=1024") == 0
+    said = capsys.readouterr().out
+    assert "computed: from shapes and settings; nothing was run" in said and "rows of 1,024 tokens" in said and "in nf4" in said
+    assert (tmp_path / "memory_8b.md").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -56,6 +63,8 @@ def test_a_process_that_merges_for_the_benchmark_loads_no_torch() -> None:
         (("generate", "--stock-batch", "0"), "--stock-batch 0"),
         (("train", "train.nothing=1"), "train.nothing"),
         (("generate", "--against", "others"), "--against"),
+        (("equality", "--steps", "0"), "--steps"),
+        (("memory", "--size", "2b"), "--size"),
     ],
 )
 def test_wrong_arguments_end_with_2(arguments: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,4 +98,4 @@ def test_a_size_is_measured_with_its_recipe_and_saved(
 @pytest.mark.parametrize("size", benchmark.SIZES)
 def test_the_stock_model_can_be_given_the_recipe_of_every_size(size: str) -> None:
     recipe, *changes = benchmark.SIZES[size]
-    check_comparable(config.load(Path("configs") / recipe, changes).model)
+    check_comparable(configuration.load(Path("configs") / recipe, changes).model)

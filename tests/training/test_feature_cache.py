@@ -1,6 +1,7 @@
 """Shards of features: found by content, written whole, shared by processes."""
 
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -88,6 +89,36 @@ def test_a_shard_is_claimed_by_one_at_a_time(cache: FeatureCache) -> None:
             assert another
     with other.claimed(PICTURES[:2], wait=False) as second:
         assert second
+
+
+def test_whoever_waits_for_a_shard_has_it_when_the_other_is_done(cache: FeatureCache) -> None:
+    found: list[bool] = []
+
+    def claim() -> None:
+        with FeatureCache(cache.folder, SHAPE).claimed(PICTURES, wait=True) as mine:
+            found.append(mine)
+
+    with cache.claimed(PICTURES, wait=False):
+        waiting = Thread(target=claim)
+        waiting.start()
+        # One that does not wait would be done by now.
+        waiting.join(0.2)
+        assert not found
+    waiting.join()
+    assert found == [True]
+
+
+def test_a_shard_that_could_not_be_written_is_not_there(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        usual(path, data[:100])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space left"):
+        cache.write(PICTURES, PICTURES, FEATURES)
+    assert not list(cache.folder.glob("[!.]*.safetensors"))
 
 
 def test_half_a_shard_is_no_shard_and_is_removed_unless_somebody_is_writing_it(cache: FeatureCache) -> None:

@@ -1,4 +1,7 @@
 import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -41,3 +44,24 @@ def test_running_out_of_a_device_s_memory_names_them_in_one_line(error: RuntimeE
 def test_other_failures_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="another"), naming_memory_settings("training"):
         raise RuntimeError("another")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is the C library of Linux")
+def test_freed_memory_is_taken_again_without_asking_the_system() -> None:
+    """In a process of its own, since it stays so."""
+    code = """
+import resource, sys, torch
+from training.memory import keep_freed_memory
+if not keep_freed_memory():
+    sys.exit()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [torch.ones(2**21) for _ in range(20)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+first, *later = [faults() for _ in range(4)]
+assert 10 * max(later) < first, (first, later)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent.parent, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr

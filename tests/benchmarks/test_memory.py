@@ -1,0 +1,84 @@
+"""The computed memory of a step is that of real tensors where a CPU can tell, and keeps within what is promised."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from torch import nn
+
+import config as configuration
+from benchmarks.memory import held, kept_a_token, plan
+from dataset.batching import Example, PaddedCollator
+from dataset.processor import IGNORED, Encoded, Processor
+from model.adapters import attach, base_model, checkpoint_gradients
+from model.build import build
+from model.config import LoraConfig, ModelConfig
+from tools.benchmark import SIZES
+from training.config import TrainConfig
+
+RECIPE = configuration.DEFAULT.parent / SIZES["4b"][0]
+
+
+@pytest.mark.parametrize(("size", "most"), [("4b", 10), ("8b", 14)])
+def test_qlora_in_rows_of_1024_keeps_within_what_is_promised(size: Any, most: float) -> None:
+    config = configuration.load(RECIPE)
+    assert (config.train.tokens_per_row, config.train.optimizer, config.model.quantization) == (1024, "paged_adamw8bit", "nf4")
+    report = plan(size, config.model, config.train)
+    found = report.measured["bytes"]
+    assert found["in all"] == pytest.approx(sum(found.values()) / 2)
+    assert 0.5 * most < found["in all"] / 2**30 < most
+    plain = plan(size, ModelConfig(max_tokens=1024), config.train).measured["bytes"]
+    assert plain["language model's layers"] == pytest.approx(2 / 0.516 * found["language model's layers"], rel=0.001)
+
+
+@pytest.fixture
+def settings(parts: Path) -> ModelConfig:
+    lora = LoraConfig(r=16, alpha=8, dropout=0.1)
+    return ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=lora, quantization="nf4", max_tokens=256)
+
+
+def test_what_is_held_is_what_the_tensors_of_a_quantised_model_take(settings: ModelConfig, processor: Processor) -> None:
+    model = attach(build(settings, placeholder_id=processor.placeholder_id, dtype=torch.bfloat16), settings, ["projector", "lora"])
+    taken = 0
+    for module in base_model(model).model.language_model.layers.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            state = module.weight.quant_state
+            beside = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+            taken += module.weight.nbytes + sum(tensor.nbytes for tensor in beside)
+    plain = dataclasses.replace(settings, quantization="none")
+    unquantised = build(plain, placeholder_id=processor.placeholder_id, dtype=torch.bfloat16)
+    found = held(attach(unquantised, plain, ["projector", "lora"]), settings, TrainConfig())
+    assert taken <= found["language model's layers"] <= 1.01 * taken
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert found["trained weights and gradients, fp32"] == 2 * sum(parameter.nbytes for parameter in trained)
+    frozen = sum(p.nbytes for n, p in model.named_parameters() if not p.requires_grad and not n.endswith("base_layer.weight"))
+    assert found["vision trunk"] + found["vocabulary, norms"] == frozen
+
+
+def test_a_layer_keeps_about_what_is_reckoned(settings: ModelConfig, processor: Processor) -> None:
+    model = attach(build(settings, placeholder_id=processor.placeholder_id, dtype=torch.bfloat16), settings, ["projector", "lora"]).train()
+    layers, ids = base_model(model).model.language_model.layers, list(range(100, 220))
+    examples = [Example(str(i), Encoded(ids, [IGNORED, *ids[1:]], 0), torch.zeros(0, 3, 96, 96)) for i in range(4)]
+    batch = PaddedCollator(0)(examples)
+
+    def kept() -> int:
+        storages: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            if not isinstance(tensor, nn.Parameter):
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch).loss
+        del loss
+        return sum(storages.values())
+
+    checkpoint_gradients(model, len(layers))
+    least = kept()
+    checkpoint_gradients(model, 0)
+    a_layer = (kept() - least) / len(layers)
+    assert 4 * len(ids) * kept_a_token(base_model(model).config.text_config, settings) == pytest.approx(a_layer, rel=0.3)
