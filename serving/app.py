@@ -10,11 +10,11 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp
 
-from serving import asking, chat, failures
+from serving import asking, chat, failures, library
 from serving.gate import Gate
 from serving.service import Service
 
-DESCRIPTION = "Ask a vision-language model about pictures. Failures are JSON with an `error` and the `request_id`."
+DESCRIPTION = "Ask a vision-language model about pictures, and search pictures. Failures are JSON with an `error` and the `request_id`."
 
 
 class Health(BaseModel):
@@ -61,13 +61,13 @@ def create_app(service: Service) -> ASGIApp:
 
     @app.get("/health", summary="Whether requests are answered", response_model=Health, responses={503: {"model": Health}}, tags=["state"])
     async def health() -> Any:
-        return JSONResponse(service.health(), 200 if service.engine is not None else 503)
+        return JSONResponse(await service.health(), 200 if service.engine is not None else 503)
 
     @app.get("/metrics", summary="Counters for Prometheus", response_class=Response, tags=["state"], dependencies=secured)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    for routes in (asking.router(service), chat.router(service)):
+    for routes in (asking.router(service), chat.router(service), library.router(service)):
         app.include_router(routes, dependencies=secured)
     return Gate(app, service)
 

@@ -46,6 +46,10 @@ class ServeConfig:
     """Tokens of a chat completion that names no max_tokens, at most max_new_tokens."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
     """Temperature of a chat completion that names none; 0: always the likeliest token."""
+    search: bool = True
+    """Whether pictures can be searched, added and removed; needs search.clip or rerank.clip."""
+    max_results: Positive = 50
+    """Largest top_k of /text2image_search."""
     cache_mib: Annotated[float, Field(ge=0.0)] = 64.0
     """Memory for answers that were given before, in MiB; 0: every question is answered anew."""
     remote_hosts: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -12,6 +13,7 @@ from errors import TesseraError, UsageError
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.engine import Plan
+from serving.search.index import PictureIndex
 from serving.service import Service
 
 log = logging.getLogger("tessera.serve")
@@ -56,12 +58,12 @@ def listen(settings: ServeConfig) -> socket.socket:
         raise UsageError(f"serve.host, serve.port: cannot listen on {settings.host} port {settings.port} ({error.strerror})") from error
 
 
-def serve(settings: ServeConfig, plan: Plan) -> None:
+def serve(settings: ServeConfig, plan: Plan, open_library: Callable[[], PictureIndex] | None = None) -> None:
     """Answer until SIGINT or SIGTERM. Raises UsageError where settings or parts are wrong."""
     token = bearer_token(settings)
     listening = listen(settings)
     host, port = listening.getsockname()[:2]
-    service = Service(settings, plan, token=token)
+    service = Service(settings, plan, open_library=open_library, token=token)
     config = uvicorn.Config(create_app(service), lifespan="on", log_config=None, access_log=False, server_header=False, ws="none")
     server = Server(config)
     service.on_failure = lambda: setattr(server, "should_exit", True)

@@ -4,10 +4,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import anyio.to_thread
 import torch
+from anyio import CapacityLimiter
 
+from errors import TesseraError
 from serving.batching import Batcher, Job
 from serving.cache import Cache
 from serving.config import ServeConfig
@@ -15,6 +18,9 @@ from serving.engine import Engine, Plan, Task
 from serving.failures import ServiceError
 from serving.metrics import Gauges, Metrics
 from serving.pictures import Decoder
+from serving.search.index import PictureIndex
+
+T = TypeVar("T")
 
 log = logging.getLogger("tessera.serve")
 
@@ -24,7 +30,8 @@ PICTURES_AT_ONCE = 8
 
 @dataclass
 class Service:
-    """One running service. load: makes the engine, in the model's thread; token: the bearer token, None for none.
+    """One running service. load: makes the engine, in the model's thread; open_library: opens the picture search, None for none;
+    token: the bearer token, None for none.
 
     on_failure: called when loading fails; the error stands in `failure`.
     """
@@ -32,9 +39,11 @@ class Service:
     settings: ServeConfig
     plan: Plan
     load: Callable[[Plan], Engine] = Engine.load
+    open_library: Callable[[], PictureIndex] | None = None
     token: str | None = None
     on_failure: Callable[[], None] = lambda: None
     engine: Engine | None = None
+    library: PictureIndex | None = None
     failure: Exception | None = None
     metrics: Metrics = field(default_factory=Metrics)
     in_progress: int = 0
@@ -43,6 +52,7 @@ class Service:
     def __post_init__(self) -> None:
         settings = self.settings
         self.cache: Cache[Any] = Cache(int(settings.cache_mib * 2**20))
+        self._search = CapacityLimiter(1)
         self.decoder = Decoder(settings.max_pixels, PICTURES_AT_ONCE * settings.max_pixels)
         self.batcher: Batcher[Task] = Batcher(
             self._work,
@@ -85,14 +95,21 @@ class Service:
         """Queue a task. Raises ServiceError 503 and 429."""
         return self.batcher.submit(self.ready().key(task), task)
 
-    def health(self) -> dict[str, object]:
+    async def in_library(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Something done to the library in a thread, one at a time. Raises ServiceError 422 for what it refuses."""
+        try:
+            return await anyio.to_thread.run_sync(work, *arguments, limiter=self._search)
+        except TesseraError as error:
+            raise ServiceError(422, str(error), "search") from error
+
+    async def health(self) -> dict[str, object]:
         """What /health says."""
         engine, cuda = self.engine, torch.cuda.is_available()
         return {
             "status": "ok" if engine is not None else "loading",
             "vqa_model_loaded": engine is not None,
             "clip_model_loaded": engine is not None and engine.reranker is not None and bool(engine.reranker.scorers),
-            "image_library_size": 0,
+            "image_library_size": 0 if self.library is None else await self.in_library(len, self.library),
             "device": engine.device if engine is not None else None,
             "gpu_memory_allocated_gb": torch.cuda.memory_allocated() / 2**30 if cuda else 0.0,
             "gpu_memory_reserved_gb": torch.cuda.memory_reserved() / 2**30 if cuda else 0.0,
@@ -101,6 +118,8 @@ class Service:
     async def _load(self) -> None:
         loop = asyncio.get_running_loop()
         try:
+            if self.open_library is not None:
+                self.library = await loop.run_in_executor(self.batcher.thread, self.open_library)
             self.engine = await loop.run_in_executor(self.batcher.thread, self.load, self.plan)
         except Exception as error:  # noqa: BLE001 - whoever runs the service says it and ends
             self.failure = error

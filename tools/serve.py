@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from functools import partial
 
 import cli
 import config as configuration
@@ -16,15 +17,21 @@ def main(arguments: argparse.Namespace) -> None:
     try:
         from serving.engine import Plan
         from serving.run import chosen_system, serve
+        from serving.search.index import open_index
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'tessera-vlm[serve]' has what the service needs") from error
     if not arguments.debug:
         cli.quiet_libraries()
     log_to_standard_error()
     system = chosen_system(config.serve, config.eval.systems, config.name)
-    if config.rerank.clip is not None:
-        configuration.check_parts(config, "rerank.clip")
-    serve(config.serve, Plan(system.name, system, config.checkpoint_folder, config.result_folder / "plans", config.rerank, config.decoding))
+    clip = config.search.clip or config.rerank.clip
+    for key in ("rerank.clip", "search.clip"):
+        configuration.check_parts(config, key)
+    library = (
+        partial(open_index, config.search, config.search_place, clip, create=True, max_pixels=config.serve.max_pixels) if clip else None
+    )
+    plan = Plan(system.name, system, config.checkpoint_folder, config.result_folder / "plans", config.rerank, config.decoding)
+    serve(config.serve, plan, library if config.serve.search else None)
 
 
 def log_to_standard_error() -> None:
