@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from answering.rerank import chosen_text
 from evaluation.bars import held_against
 from evaluation.categories import names
 from evaluation.config import EvalConfig
 from evaluation.groups import mean_scores, spread, steps
+from evaluation.predictions import Prediction
 from evaluation.questions import Question
 from evaluation.reliability import reliability
 from evaluation.robustness import Robustness, summarised
@@ -168,9 +170,18 @@ def _changed(short: Scored) -> dict[str, int]:
     return {"answers": int(changed.sum()), "better": better, "worse": worse, "equal": int(changed.sum()) - better - worse}
 
 
+def _fused_of(prediction: Prediction, text: str) -> float:
+    """The fused score of the candidate that a chosen text is of."""
+    assert prediction.fused is not None
+    places = (i for i in range(len(prediction.fused)) if chosen_text(prediction.candidates[i : i + 1], 0) == text)
+    return prediction.fused[next(places)]
+
+
 def _fused_calibration(short: Scored) -> dict[str, Any] | None:
     """Accuracy of the reranked answers by the fused score that chose them; None where nothing has one."""
-    scored = [(i, max(prediction.fused)) for i, prediction in enumerate(short.predictions) if prediction.fused]
+    texts = short.texts["reranked"]
+    # A question that the rerank leaves alone may have a candidate with a higher score.
+    scored = [(i, _fused_of(p, texts[i])) for i, p in enumerate(short.predictions) if p.fused]
     if not scored:
         return None
     places, fused = zip(*scored, strict=True)

@@ -5,6 +5,7 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 from answering.signals import CORRECTED
+from evaluation import rerank_tables
 
 MEANINGS = {
     "first": "the likeliest candidate",
@@ -42,7 +43,8 @@ def tables(summary: dict[str, Any]) -> str:
 
 def all_tables(summary: dict[str, Any]) -> dict[str, tuple[Row, list[Row]]]:
     """Title -> header and rows of every table that has rows."""
-    made = {"All figures": accuracy_table(summary)}
+    made = {"On how many questions a choice among candidates can change anything": rerank_tables.can_change_table(summary)}
+    made["All figures"] = accuracy_table(summary)
     if "groups" in summary:
         made["Mean and spread over seeds"] = group_table(summary)
     if any(figures["choices"] for figures in summary["systems"].values()):
@@ -50,6 +52,8 @@ def all_tables(summary: dict[str, Any]) -> dict[str, tuple[Row, list[Row]]]:
     if "bars" in summary:
         made["What must hold"] = bar_table(summary)
     made["Comparisons"] = comparison_table(summary)
+    made["Can an answer be trusted?"] = rerank_tables.trust_table(summary)
+    made["What the validation split said of the rerank"] = rerank_tables.validation_table(summary)
     made["Captions and descriptions"] = caption_table(summary)
     made["Unanswerable questions"] = unanswerable_table(summary)
     made["The same answers written otherwise"] = format_table(summary)
@@ -241,11 +245,7 @@ def remarks(summary: dict[str, Any]) -> list[str]:
         speed = f", {figures['questions_per_second']:.1f} questions/s" if "questions_per_second" in figures else ""
         lines.append(f"{name}: {asked_how(figures)}.")
         lines.append(f"{name}: {figures['distinct_candidates']:.1f} distinct candidates a question{speed}; {_failed(figures['errors'])}.")
-    if "rerank" in summary:
-        rerank = summary["rerank"]
-        weights = ", ".join(f"{name} {weight:g}" for name, weight in rerank["weights"].items())
-        where = {"default": "as configured", "validation": "chosen on the validation split"}[rerank["chosen_on"]]
-        lines.append(f"Rerank weights ({where}): {weights}; scorer {rerank['scorer']}.")
+    lines += rerank_tables.remarks(summary)
     lines.append("random is a floor and oracle a ceiling that looks at the references; neither is a method.")
     lines.append("Intervals: 95 % bootstrap over pictures. p: randomisation test, the sign of each picture's difference drawn anew.")
     lines.append("A difference is shown only when its interval leaves 0 out and p (Holm, over all comparisons) is at most .05.")

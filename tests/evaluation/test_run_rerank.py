@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from answering.config import RerankConfig, RerankWeights
 from answering.plan import load
 from answering.protocol import Picture, Request
 from errors import UsageError
 from evaluation.asking import NamedScorer
+from evaluation.chart_style import save, style
+from evaluation.chart_trust import credibility
 from evaluation.run import Experiment, Outcome, evaluate
+from evaluation.tables import all_tables, remarks
 from tests.evaluation.planted import COLORS, PlantedAnswerer, PlantedScorer, always, experiment, questions, sample, write_store
 
 FULL = RerankConfig(tune=True, self_score=True, abstain_below=0.5, bank=4)
@@ -201,3 +205,25 @@ def test_an_answerer_that_never_says_the_reference_is_never_credited_whatever_is
     never = Judging(always(("pink", -0.5), ("", -0.7), ("mauve", -1.0)))
     choices = run(experiment(store, tmp_path / "out", rerank=FULL), never).summary["systems"]["ours"]["choices"]
     assert {measures["vqa_accuracy"] for measures in choices.values()} == {0.0}
+
+
+def test_the_report_shows_what_can_change_first_and_where_each_number_comes_from(full: tuple[Outcome, Path]) -> None:
+    outcome, _ = full
+    shown = all_tables(outcome.summary)
+    assert "can change anything" in next(iter(shown))
+    assert len(shown["Can an answer be trusted?"][1]) == 1
+    (learned,) = [row for row in shown["What the validation split said of the rerank"][1] if row[0].startswith("ours: learned")]
+    assert learned[1] == "54"
+    said = " ".join(remarks(outcome.summary))
+    assert "Left alone by the rerank: yes/no and counting questions. The validation split shows no gain there." in said
+    assert "scorers clip planted clip, siglip other" in said
+    assert "of the questions when unsure below 0.5" in said
+    assert ("chosen on the validation split" in said) is (outcome.summary["rerank"]["chosen_on"] == "validation")
+
+
+def test_the_credibility_has_a_chart(full: tuple[Outcome, Path], tmp_path: Path) -> None:
+    with style():
+        path = save(credibility(full[0].summary), tmp_path / "credibility.png")
+    with Image.open(path) as picture:
+        assert picture.width > 800
+        assert len(picture.convert("RGB").getcolors(2**24) or []) > 10
