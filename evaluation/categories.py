@@ -1,6 +1,7 @@
 """What a question asks for, told by rules in `categories.yaml`."""
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 
@@ -20,6 +21,15 @@ def category(question: str, language: Language) -> str:
 def names() -> list[str]:
     """All categories, in the order in which tables and charts show them."""
     return ["yes/no", "counting", "attribute", "spatial", "reading", "identification", OTHER]
+
+
+def confusion(labelled: Iterable[tuple[str, str, Language]]) -> dict[str, dict[str, int]]:
+    """How many questions of each label are put into each category: [label][category]. labelled: label, question, language."""
+    table: dict[str, dict[str, int]] = {}
+    for label, question, language in labelled:
+        row = table.setdefault(label, dict.fromkeys(names(), 0))
+        row[category(question, language)] += 1
+    return table
 
 
 @cache

@@ -1,12 +1,16 @@
 """What questions ask for, in both languages."""
 
+import itertools
 import random
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from dataset.sample import Language
 from dataset.scenes.phrasing import ask
 from dataset.scenes.scene import compose
-from evaluation.categories import category, names
+from evaluation.categories import category, confusion, names
 
 ENGLISH = {
     "Is there a blue star left of the green ring?": "yes/no",
@@ -69,15 +73,25 @@ def test_chinese_questions(question: str, expected: str) -> None:
     assert category(question, "zh") == expected
 
 
-def test_the_rules_agree_with_the_labels_of_the_drawn_scenes() -> None:
-    wrong = []
-    for i in range(300):
-        scene, rng = compose(0, "train", i), random.Random(i)
-        for language in ("en", "zh"):
+def labelled() -> Iterator[tuple[str, str, Language]]:
+    """Questions about drawn scenes: what each asks for, its text, its language."""
+    languages: tuple[Language, ...] = ("en", "zh")
+    for i in range(1500):
+        scene, rng = compose(0, "validation", i), random.Random(i)
+        for language in languages:
             question = ask(scene, language, rng)
-            if category(question.text, language) != question.fact.category:
-                wrong.append((question.fact.category, question.text))
-    assert len(wrong) <= 6, wrong
+            yield question.fact.category, question.text, language
+
+
+def test_the_confusion_table_of_the_documentation_is_the_measured_one() -> None:
+    lines = Path("docs/evaluation.md").read_text(encoding="utf-8").partition("<!-- confusion: drawn scenes -->")[2].splitlines()[1:]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in itertools.takewhile(str.strip, lines)]
+    assert header[1:] == names()
+    documented = {label: dict(zip(names(), map(int, counts), strict=True)) for label, *counts in rows}
+    measured = confusion(labelled())
+    assert documented == measured
+    right = sum(row[label] for label, row in measured.items())
+    assert right > 0.99 * sum(sum(row.values()) for row in measured.values())
 
 
 def test_every_category_is_named_once() -> None:
