@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from dataset.processor import Processor
 from model import build, checkpoint
 from model.adapters import attach
 from model.config import LoraConfig, ModelConfig
-from tools import answer
+from tests.evaluation.planted import questions, write_store
+from tools import answer, eval_rerank
 
 
 def drawn(path: Path, seed: int) -> Path:
@@ -96,6 +98,32 @@ def test_one_question_prints_the_answer_and_the_candidates_with_their_scores(run
 def test_without_a_picture_or_a_scorer_there_are_no_clip_scores(run: Run) -> None:
     assert run("--question", "Who are you?")[1][1].split() == ["mean", "log", "p", "candidate"]
     assert run("--image", "pictures/a.png", "--question", "What?", "rerank.clip=null")[1][1].split() == ["mean", "log", "p", "candidate"]
+
+
+def test_an_answer_that_is_not_trusted_is_not_given(run: Run, experiment: Path) -> None:
+    asked = ("--system", "qwen", "--image", "pictures/a.png", "--question", "What color is it?")
+    before = run(*asked, "--abstain-below", "0.5")
+    assert (before[0], "holds no credibility for this system" in before[2]) == (2, True)
+    write_store(experiment / "data/trial", questions(2) + questions(6, "validation"))
+    with pytest.raises(SystemExit) as ended:
+        cli.run(eval_rerank.main, eval_rerank.parser, ["--config", "trial.yaml", "rerank.tune=true", "eval.bootstrap=100"])
+    assert ended.value.code == 0
+    run.capsys.readouterr()
+    try:
+        given, withheld = run(*asked, "--abstain-below", "0"), run(*asked, "--abstain-below", "1")
+        assert (given[0], withheld[0]) == (0, 0)
+        assert given[1][0] != "not sure"
+        assert withheld[1][0] == "not sure"
+        # How far it is trusted, and what is not said, stand below in both.
+        assert given[1][1] == withheld[1][1]
+        assert given[1][1].split()[:1] == ["credibility"]
+        assert given[1][1].endswith(f"of {given[1][0]}")
+        # Other weights than those of the evaluation are taken at their word, and nothing is known of their credibility.
+        other = run(*asked, "--abstain-below", "0", "rerank.weights.clip=0.9")
+        assert "as it is asked and reranked now" in other[2]
+        assert run("--system", "qwen", "--image", "pictures/a.png", "--question", "这是什么？", "--abstain-below", "1")[1][0] == "不确定"
+    finally:
+        shutil.rmtree(experiment / "results/trial/plans")
 
 
 def test_a_stream_is_the_raw_answer(run: Run) -> None:
@@ -185,6 +213,9 @@ def test_a_conversation_about_a_given_picture_ends_with_the_input(run: Run) -> N
         (["--images", "no"], 2, "--images no: there is no such folder"),
         (["--images", "checkpoints"], 2, "no pictures in it"),
         (["--stream", "--save", "x", "--question", "What?"], 2, "neither --save nor --images"),
+        (["--question", "What?", "--abstain-below", "1.5"], 2, "--abstain-below 1.5: expected a probability, 0 to 1"),
+        (["--question", "What?", "rerank.form=prior_corrected"], 2, "rerank.form: prior_corrected needs the bank of an evaluation"),
+        (["--question", "What?", "rerank.scorers=[{name: self, path: x}]"], 2, "rerank.scorers.0: the name self is taken"),
         (["--question", "What?", "rerank.clip=./no"], 2, "rerank.clip: ./no does not exist"),
         (["--question", "What? " * 400], 1, "at most 512"),
     ],
