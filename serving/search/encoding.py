@@ -55,7 +55,8 @@ class Encoder:
     def picture(self, picture: Image.Image | Path | bytes) -> np.ndarray:
         """Vector [width] of one picture. Raises PictureError."""
         opened = picture if isinstance(picture, Image.Image) else open_picture(picture, self.max_pixels)
-        return self.encode([self.scorer.pixels([opened.convert("RGB")])])[0]
+        (vector,) = self.encode([self.scorer.pixels([opened.convert("RGB")])])
+        return np.asarray(vector)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors [n, width] float32."""

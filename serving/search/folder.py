@@ -25,7 +25,8 @@ from serving.search.encoding import Encoder
 from serving.search.index import PictureIndex
 from serving.search.table import Entry, PictureTable, Row
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 
 COMMIT_PICTURES, COMMIT_SECONDS = 1024, 5.0
 """What is encoded is written at least this often: a commit costs about as much as encoding a few pictures."""

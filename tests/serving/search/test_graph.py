@@ -17,7 +17,7 @@ ROWS = 400
 
 def vectors(count: int, width: int, seed: int) -> np.ndarray:
     found = np.random.default_rng(seed).normal(size=(count, width)).astype(np.float32)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True))
 
 
 def put(table: PictureTable, found: np.ndarray, name: str) -> None:

@@ -1,0 +1,40 @@
+"""A page with a small untrained model behind it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from answering.build import build_answerer, build_reranker, load_scorer
+from answering.config import CheckpointSystem, DecodingConfig, RerankConfig
+from dataset.processor import Processor
+from model import build, checkpoint
+from model.adapters import attach
+from model.config import LoraConfig, ModelConfig
+from serving.demo.page import Parts
+from serving.demo.talk import Talker
+from serving.search.config import SearchConfig
+from serving.search.folder import index_folder
+from serving.search.index import open_index
+from tests.serving.search.conftest import fill
+
+
+@pytest.fixture(scope="session")
+def demo_parts(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """What a page of the demo talks to: a checkpoint, CLIP, an index of four pictures."""
+    folder = tmp_path_factory.mktemp("demo")
+    model = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, alpha=8))
+    torch.manual_seed(0)
+    path = folder / "checkpoint-1"
+    checkpoint.save(attach(build.build(model, placeholder_id=processor.placeholder_id), model, ("projector", "lora")), path)
+    processor.save(path)
+    checkpoint.mark_whole(path)
+    library = fill(folder / "library", range(4))
+    clip = str(parts / "clip")
+    decoding = DecodingConfig(k=3, mode="sample", max_new_tokens=4)
+    answerer = build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(path)), checkpoint_folder=folder)
+    reranker = build_reranker(RerankConfig(clip=clip), answerer.description, decoding, folder / "plans")
+    talker = Talker("ours", answerer, reranker, decoding, 6)
+    index = open_index(SearchConfig(), str(folder / "index"), clip, create=True)
+    index_folder(index, library)
+    return Parts(talker, talker, load_scorer(clip), index, sorted(library.iterdir()))

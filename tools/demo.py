@@ -1,0 +1,109 @@
+"""The demo page: ask about pictures, compare systems, search pictures. Ends on Ctrl+C."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import cli
+import config as configuration
+from answering.build import build_answerer, build_reranker, load_scorer
+from answering.config import CheckpointSystem, System, scorer_keys
+from answering.folder import find_pictures
+from errors import TesseraError, UsageError
+
+if TYPE_CHECKING:
+    from serving.demo.talk import Talker
+    from serving.search.index import PictureIndex
+
+T = TypeVar("T")
+
+EXAMPLES = 6
+"""Example pictures that the page offers."""
+
+parser = cli.Parser(__doc__ or "")
+parser.add_argument("--system", metavar="NAME", help="a system of eval.systems; without it, the newest checkpoint")
+parser.add_argument("--against", metavar="NAME", help="a second system of eval.systems, asked the same questions side by side")
+parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+parser.add_argument("--port", type=int, default=7860, help="port to listen on; 0: any free one (default: %(default)s)")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Load what there is, serve the page; where the checkpoint or the search is missing, the page says so."""
+    config: configuration.Config = arguments.config
+    try:
+        from serving.demo.page import Parts, launch
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not installed; pip install 'tessera-vlm[demo]' has what the demo needs") from error
+    if not 0 <= arguments.port <= 65535:
+        raise UsageError(f"--port {arguments.port}: 0 to 65535 is expected")
+    other = chosen(config, "--against", arguments.against) if arguments.against else None
+    first: System = CheckpointSystem(name=config.name, kind="checkpoint", path="newest")
+    if arguments.system:
+        first = chosen(config, "--system", arguments.system)
+    configuration.check_parts(config, *scorer_keys(config.rerank))
+    parts = Parts(
+        talker=or_reason(lambda: talker(config, first)),
+        other=None if other is None else talker(config, other),
+        scorer=None if config.rerank.clip is None else load_scorer(config.rerank.clip),
+        index=or_reason(lambda: library(config)),
+        examples=examples(config),
+    )
+    launch(parts, arguments.host, arguments.port)
+
+
+def chosen(config: configuration.Config, key: str, name: str) -> System:
+    """The system of eval.systems with a name."""
+    for system in config.eval.systems:
+        if system.name == name:
+            return system
+    names = ", ".join(system.name for system in config.eval.systems) or "none"
+    raise UsageError(f"{key} {name}: eval.systems has no such system (it has: {names})")
+
+
+def talker(config: configuration.Config, system: System) -> "Talker":
+    """A system with what reranks its candidates, loaded."""
+    from serving.demo.talk import Talker
+
+    answerer = build_answerer(system, checkpoint_folder=config.checkpoint_folder)
+    reranker = build_reranker(config.rerank, answerer.description, config.decoding, config.result_folder / "plans")
+    return Talker(system.name, answerer, reranker, config.decoding, config.eval.description_tokens)
+
+
+def library(config: configuration.Config) -> "PictureIndex":
+    """The index of the picture search; an empty one is filled with the pictures of search.images."""
+    from serving.search.folder import index_folder
+    from serving.search.index import open_index
+
+    clip = config.search.clip or config.rerank.clip
+    if clip is None:
+        raise UsageError("search.clip and rerank.clip are null")
+    index = open_index(config.search, config.search_place, clip, create=True, max_pixels=config.data.max_pixels)
+    if len(index) == 0 and _has_folder(config):
+        index_folder(index, config.search.images or Path())
+    return index
+
+
+def examples(config: configuration.Config) -> list[Path]:
+    """Some pictures of search.images, spread over the folder."""
+    if not _has_folder(config):
+        return []
+    found = find_pictures(config.search.images or Path())
+    return found[:: max(1, len(found) // EXAMPLES)][:EXAMPLES]
+
+
+def _has_folder(config: configuration.Config) -> bool:
+    return config.search.images is not None and config.search.images.is_dir()
+
+
+def or_reason(load: Callable[[], T]) -> T | str:
+    """What is loaded, or why it is not: the page says it to those who ask for it, the terminal now."""
+    try:
+        return load()
+    except TesseraError as error:
+        print(f"not available: {error}")
+        return str(error)
+
+
+if __name__ == "__main__":
+    cli.run(main, parser)
