@@ -6,7 +6,7 @@ whose `image_token_index` is not its tokenizer's `<image>` would otherwise be as
 Legend: n prompts, q queries of a picture, t tokens of the longest text, d width of the language model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -79,8 +79,12 @@ class Blip2Answerer(LocalAnswerer):
             parts.append(template.replace("{}", text) if message.role == "user" else text)
         return " ".join(parts)
 
-    def generate(self, requests: Sequence[Request], prompts: Sequence[Prompt], decoding: Decoding) -> list[list[Generated]]:
-        """By the library's own search, which knows both kinds of language model; samples do not depend on the batch."""
+    def generate(
+        self, requests: Sequence[Request], prompts: Sequence[Prompt], decoding: Decoding, abandoned: Callable[[int], bool] | None = None
+    ) -> list[list[Generated]]:
+        """By the library's own search, which knows both kinds of language model and goes on to its end; samples do not depend on
+        the batch."""
+        del abandoned
         k = 1 if decoding.mode == "greedy" else decoding.k
         drawn = uniform(requests, k, decoding) if decoding.mode == "sample" else None
         flat = self._run(prompts, decoding, k, drawn)

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from answering.generation import steps
-from answering.local import LocalAnswerer, Prompt, evaluating, uniform
+from answering.local import GrowingText, LocalAnswerer, Prompt, evaluating, uniform
 from answering.protocol import Answerer, Decoding, Request
 from errors import TesseraError
 
@@ -80,7 +80,7 @@ def _follow_batch(
     k = decoding.k if sampling else 1
     batch = answerer.collate(list(prompts.values()))
     drawn = uniform([requests[place] for place in places], k, decoding).to(batch.input_ids.device) if sampling else None
-    texts = [_Text(answerer) for _ in range(len(places) * k)]
+    texts = [GrowingText(answerer.decode) for _ in range(len(places) * k)]
     growing = steps(
         answerer.model,
         batch,
@@ -102,28 +102,6 @@ def _follow_batch(
                 yield Refused(place, "the model's probabilities are not finite numbers")
                 continue
             last = token in answerer.end_ids
-            end: Literal["stop", "length"] | None = "stop" if last else "length" if len(text.ids) + 1 == decoding.max_new_tokens else None
-            yield Token(place, row % k, text.add(token, end is not None), text.token(token), log_prob, end)
-
-
-@dataclass(slots=True)
-class _Text:
-    """The text of tokens that come one by one. `said`: its length so far, in characters."""
-
-    answerer: LocalAnswerer
-    ids: list[int] = field(default_factory=list)
-    said: int = 0
-
-    def add(self, token: int, last: bool) -> str:
-        """What one more token adds."""
-        self.ids.append(token)
-        text = self.answerer.decode(self.ids)
-        if not last:
-            # A character may take several tokens, and blanks at the end may turn out to be the end.
-            text = text.rstrip("\ufffd").rstrip()
-        piece = text[self.said :]
-        self.said += len(piece)
-        return piece
-
-    def token(self, token: int) -> str:
-        return str(self.answerer.tokenizer.decode([token]))
+            piece = text.add(token)
+            end: Literal["stop", "length"] | None = "stop" if last else "length" if len(text.ids) == decoding.max_new_tokens else None
+            yield Token(place, row % k, piece + (text.rest() if end else ""), str(answerer.tokenizer.decode([token])), log_prob, end)

@@ -6,9 +6,10 @@ In: requests. Out: an Answer each. A subclass says how one request becomes a pro
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,9 +67,10 @@ class LocalAnswerer(ABC):
         del input_ids, pictures
         return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
-    def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
+    def answer(self, requests: Sequence[Request], decoding: Decoding, abandoned: Callable[[int], bool] | None = None) -> list[Answer]:
         """One Answer for each request, in their order; a request that cannot be asked becomes an Answer with an error.
 
+        abandoned: asked with the place of a request whether nobody waits for it any more; it then leaves its batch, with an error.
         Raises OutOfMemoryError when a batch of several questions does not fit into memory.
         """
         answers: dict[int, Answer] = {}
@@ -81,8 +83,9 @@ class LocalAnswerer(ABC):
                         prompts[i] = self.encode(requests[i])
                     except TesseraError as error:
                         answers[i] = Answer(requests[i].request_id, error=str(error))
+                gone = None if abandoned is None else partial(_at, list(prompts), abandoned)
                 try:
-                    candidates = self._generate([requests[i] for i in prompts], list(prompts.values()), decoding)
+                    candidates = self._generate([requests[i] for i in prompts], list(prompts.values()), decoding, gone)
                 except OutOfMemoryError as error:
                     if len(prompts) > 1:
                         raise
@@ -90,7 +93,8 @@ class LocalAnswerer(ABC):
                     answers |= {i: Answer(requests[i].request_id, error=str(error), prompt=prompts[i].text) for i in prompts}
                     continue
                 for (i, prompt), generated in zip(prompts.items(), candidates, strict=True):
-                    answers[i] = self._answer(requests[i], prompt, generated)
+                    left = Answer(requests[i].request_id, error="nobody waits for it any more", prompt=prompt.text)
+                    answers[i] = left if abandoned is not None and abandoned(i) else self._answer(requests[i], prompt, generated)
         return [answers[i] for i in range(len(requests))]
 
     def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
@@ -99,15 +103,10 @@ class LocalAnswerer(ABC):
         Raises TesseraError when the request cannot be asked.
         """
         with evaluating(self.model):
-            ids, said = [], ""
+            text = GrowingText(self.decode)
             for token in self.grow(request, self.encode(request), decoding):
-                ids.append(token)
-                # A character may take several tokens, and blanks at the end may turn out to be the end.
-                text = self.decode(ids).rstrip("\ufffd").rstrip()
-                if len(text) > len(said):
-                    yield text[len(said) :]
-                    said = text
-            yield from filter(None, [self.decode(ids)[len(said) :]])
+                yield from filter(None, [text.add(token)])
+            yield from filter(None, [text.rest()])
 
     def grow(self, request: Request, prompt: Prompt, decoding: Decoding) -> Iterator[int]:
         """Tokens of the greedy answer (of the first sample for `mode: sample`) as they are generated."""
@@ -128,11 +127,13 @@ class LocalAnswerer(ABC):
         pictures = {name: torch.cat([p.pictures[name] for p in prompts if name in p.pictures]).to(device) for name in names}
         return PromptBatch(ids, mask, self.positions(ids, mask, pictures), pictures)
 
-    def _generate(self, requests: Sequence[Request], prompts: Sequence[Prompt], decoding: Decoding) -> list[list[Generated]]:
+    def _generate(
+        self, requests: Sequence[Request], prompts: Sequence[Prompt], decoding: Decoding, abandoned: Callable[[int], bool] | None = None
+    ) -> list[list[Generated]]:
         if not prompts:
             return []
         try:
-            return self.generate(requests, prompts, decoding)
+            return self.generate(requests, prompts, decoding, abandoned)
         except torch.OutOfMemoryError as error:
             longest = max(len(prompt.ids) for prompt in prompts)
             raise OutOfMemoryError(
@@ -140,17 +141,19 @@ class LocalAnswerer(ABC):
                 f"{decoding.k} candidates each; lower decoding.batch_size (now {decoding.batch_size}) or decoding.k"
             ) from error
 
-    def generate(self, requests: Sequence[Request], prompts: Sequence[Prompt], decoding: Decoding) -> list[list[Generated]]:
+    def generate(
+        self, requests: Sequence[Request], prompts: Sequence[Prompt], decoding: Decoding, abandoned: Callable[[int], bool] | None = None
+    ) -> list[list[Generated]]:
         """What the model says to one batch: for each prompt k sequences, or one where `mode` is greedy."""
         batch = self.collate(prompts)
         # Autocast keeps copies of weights, which a recording must not hold on to.
         frames = self.frames if decoding.cuda_graphs and not torch.is_autocast_enabled(self.device.type) else None
         if decoding.mode == "beam" and decoding.k > 1:
-            return beam_search(self.model, batch, decoding.k, decoding.max_new_tokens, self.end_ids, frames=frames)
+            return beam_search(self.model, batch, decoding.k, decoding.max_new_tokens, self.end_ids, abandoned, frames=frames)
         sampling = decoding.mode == "sample"
         k = decoding.k if sampling else 1
         drawn = uniform(requests, k, decoding).to(batch.input_ids.device) if sampling else None
-        growing = steps(self.model, batch, k, decoding.max_new_tokens, self.end_ids, decoding.temperature, drawn, frames=frames)
+        growing = steps(self.model, batch, k, decoding.max_new_tokens, self.end_ids, decoding.temperature, drawn, abandoned, frames=frames)
         return collect(growing, len(prompts), k)
 
     def _answer(self, request: Request, prompt: Prompt, generated: Sequence[Generated]) -> Answer:
@@ -168,6 +171,30 @@ class LocalAnswerer(ABC):
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
+@dataclass(slots=True)
+class GrowingText:
+    """The text of tokens that come one by one. `said`: its length so far, in characters."""
+
+    decode: Callable[[Sequence[int]], str]
+    ids: list[int] = field(default_factory=list)
+    said: int = 0
+
+    def add(self, token: int) -> str:
+        """What one more token adds, empty while a character is not whole."""
+        self.ids.append(token)
+        # A character may take several tokens, and blanks at the end may turn out to be the end.
+        return self._more(self.decode(self.ids).rstrip("\ufffd").rstrip())
+
+    def rest(self) -> str:
+        """What was held back, once there are no more tokens."""
+        return self._more(self.decode(self.ids))
+
+    def _more(self, text: str) -> str:
+        piece = text[self.said :]
+        self.said += len(piece)
+        return piece
+
+
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Dropout off inside; afterwards every module is back in the mode it was in, so that a training run can be asked."""
@@ -178,6 +205,11 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def _at(places: Sequence[int], abandoned: Callable[[int], bool], row: int) -> bool:
+    """Whether the request in a row of a batch was abandoned."""
+    return abandoned(places[row])
 
 
 def _size(request: Request) -> tuple[int, int]:

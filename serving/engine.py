@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 from answering.build import build_answerer, build_reranker
 from answering.config import RerankConfig, System
 from answering.following import Begun, Refused, can_follow, follow
+from answering.local import LocalAnswerer
 from answering.protocol import Answer, Answerer, Decoding, Request
 from answering.replies import Reranker, judge
 from errors import TesseraError
@@ -112,7 +113,10 @@ class Engine:
             self._chat(jobs, requests, decoding)
 
     def _ask(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding, rerank: bool) -> None:
-        answers = self.answerer.answer(requests, decoding)
+        if isinstance(self.answerer, LocalAnswerer):
+            answers = self.answerer.answer(requests, decoding, lambda place: jobs[place].abandoned)
+        else:
+            answers = self.answerer.answer(requests, decoding)
         replies = judge(requests, answers, self.reranker if rerank else None, decoding.batch_size, self.answerer)
         for job, reply in zip(jobs, replies, strict=True):
             if reply.answer.error:

@@ -10,6 +10,7 @@ from answering.checkpoint import CheckpointAnswerer
 from answering.config import DecodingConfig
 from answering.following import Begun, Event, Refused, Token, can_follow, follow
 from answering.generation import beam_search, steps
+from answering.local import Prompt
 from answering.protocol import Request
 from dataset.sample import Message
 from tests.answering.conftest import drawn
@@ -93,11 +94,21 @@ def test_numbers_that_are_not_finite_are_refused(
     assert [type(event) for event in events] == [Begun, Refused]
 
 
-def test_only_decoders_of_this_process_can_be_followed(answerer: CheckpointAnswerer) -> None:
-    class Elsewhere(CheckpointAnswerer):
-        def stream(self, request: Request, decoding: DecodingConfig) -> Iterator[str]:
-            del request, decoding
-            yield "all of it"
+def test_an_abandoned_question_becomes_an_error_and_the_others_stay_as_they_are(
+    answerer: CheckpointAnswerer, requests: list[Request]
+) -> None:
+    beams = DecodingConfig(k=3, max_new_tokens=8, batch_size=2)
+    whole, rest = answerer.answer(requests, beams), answerer.answer(requests, beams, lambda place: place == 1)
+    assert rest[1].error == "nobody waits for it any more"
+    for place in (0, 2, 3, 4):
+        assert [one.raw for one in rest[place].candidates] == [one.raw for one in whole[place].candidates]
+
+
+def test_only_plain_decoders_of_this_process_can_be_followed(answerer: CheckpointAnswerer) -> None:
+    class OtherGrowth(CheckpointAnswerer):
+        def grow(self, request: Request, prompt: Prompt, decoding: DecodingConfig) -> Iterator[int]:
+            del request, prompt, decoding
+            yield 1
 
     assert can_follow(answerer)
-    assert not can_follow(Elsewhere(answerer.model, answerer.processor))
+    assert not can_follow(OtherGrowth(answerer.model, answerer.processor))
