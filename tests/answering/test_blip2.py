@@ -179,7 +179,10 @@ def test_its_search_is_the_librarys_and_cannot_be_followed(answerer: Blip2Answer
 
 
 def test_a_stream_that_fails_says_so(answerer: Blip2Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answerer, "_inputs", lambda _: {}["gone"])
+    def gone(_: object) -> None:
+        raise KeyError("gone")
+
+    monkeypatch.setattr(answerer, "_inputs", gone)
     with pytest.raises(KeyError, match="gone"):
         list(answerer.stream(REQUESTS[0], GREEDY))
 

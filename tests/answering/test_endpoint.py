@@ -282,7 +282,7 @@ def test_anything_that_may_change_an_answer_is_asked_anew(
         case "seed":
             decoding = dataclasses.replace(decoding, seed=1)
         case _:
-            other = {
+            other: dict[str, dict[str, Any]] = {
                 "model": {"model": "other"},
                 "side": {"max_side": 30},
                 "extra": {"extra_body": {"top_k": 3}},
