@@ -83,7 +83,7 @@ def score(predictions: Sequence[Prediction], references: References) -> Scored:
     }
     if predictions:
         texts["oracle"] = [oracle(p, references[p.sample_id]) for p in predictions]
-    forms = {
+    forms: dict[str, dict[str, Scores]] = {
         name: {form: _scores(predictions, [write(text) for text in texts[name]], references, ACCURACIES) for form, write in FORMS.items()}
         for name in ("first", "reranked")
         if name in texts

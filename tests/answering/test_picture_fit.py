@@ -8,6 +8,7 @@ from PIL import Image
 from answering.picture_fit import PictureBank, PictureScorer, Scorable
 from answering.protocol import Picture
 from answering.signals import Signal
+from answering.statements import Wording
 
 RED, BLUE = Image.new("RGB", (2, 2), (255, 0, 0)), Image.new("RGB", (2, 2), (0, 0, 255))
 
@@ -44,7 +45,8 @@ def test_a_question_without_a_picture_or_in_another_language_is_not_scored() -> 
 
 
 def test_the_wording_is_what_the_scorer_reads() -> None:
-    for wording, expected in (("joined", "What color is it? red"), ("sentence", "It is red.")):
+    said: dict[Wording, str] = {"joined": "What color is it? red", "sentence": "It is red."}
+    for wording, expected in said.items():
         bright = Bright()
         PictureScorer("clip", bright, wording=wording).signals([Scorable("What color is it?", "en", (RED,), ("red",))])
         assert bright.read == [expected]

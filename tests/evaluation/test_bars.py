@@ -17,7 +17,7 @@ def test_bars_are_held_against_the_first_candidates_and_the_controls(tmp_path: P
     planned = experiment(store, tmp_path / "out", "ours", controls=controls, bars=limits, note="A planted one.")
     blind = PlantedAnswerer(always(("white", -0.1)))
     red = PlantedAnswerer(always(("red", -0.1)))
-    summary = evaluate(planned, lambda _: red, lambda _: blind, None).summary
+    summary = evaluate(planned, lambda _: red, lambda _: blind).summary
     same = summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"]
     assert 0.1 < same < 0.3
     assert summary["controls"]["shuffled_pictures"]["vqa_accuracy"] == same
