@@ -85,8 +85,8 @@ def score(predictions: Sequence[Prediction], references: References) -> Scored:
         texts["oracle"] = [oracle(p, references[p.sample_id]) for p in predictions]
     forms: dict[str, dict[str, Scores]] = {
         name: {form: _scores(predictions, [write(text) for text in texts[name]], references, ACCURACIES) for form, write in FORMS.items()}
-        for name in ("first", "reranked")
-        if name in texts
+        for name in texts
+        if name in ("first", "reranked")
     }
     scores = {name: _scores(predictions, chosen, references, METRICS) for name, chosen in texts.items()}
     return Scored(list(predictions), texts, scores, forms, unanswerability(predictions, references))

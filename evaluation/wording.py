@@ -60,7 +60,8 @@ def _row(summary: dict[str, Any], a: str, b: str) -> dict[str, Any] | None:
 
 def _against(summary: dict[str, Any], top: str, others: list[str]) -> str:
     """What is shown of the best against each other system, in the choice that stands for both."""
-    shown, open_ = [], []
+    shown: list[str] = []
+    open_: list[str] = []
     for other in others:
         rows = [_row(summary, f"{top}/{choice}", f"{other}/{choice}") for choice in ("reranked", "first")]
         row = next((row for row in rows if row is not None), None)

@@ -33,8 +33,6 @@ def test_bars_are_held_against_the_first_candidates_and_the_controls(tmp_path: P
 
 def test_without_bars_nothing_is_said_of_them(tmp_path: Path) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(1)), tmp_path / "out")
-    summary = evaluate(
-        planned, lambda _: PlantedAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control was asked for"), None
-    ).summary
+    summary = evaluate(planned, lambda _: PlantedAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control was asked for")).summary
     assert "bars" not in summary
     assert "note" not in summary
