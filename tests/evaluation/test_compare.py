@@ -24,8 +24,8 @@ def compared(
         assert store is not None, "the merged data was opened"
         return store
 
-    sides = [[side] if isinstance(side, Path) else side for side in (a, b)]
-    return compare_files(*sides, opened, choices, Fields.parse(fields), 200, 0)
+    mine, theirs = ([side] if isinstance(side, Path) else side for side in (a, b))
+    return compare_files(mine, theirs, opened, choices, Fields.parse(fields), 200, 0)
 
 
 @pytest.fixture
@@ -163,8 +163,10 @@ def test_a_planted_gain_is_found_and_a_tiny_one_is_not_claimed(tmp_path: Path) -
         return compared(other(tmp_path / "new.jsonl", *answers), other(tmp_path / "old.jsonl", *base), None, fields=HELD).metrics[0]
 
     large, tiny, none = tested(improved(100)), tested(improved(2)), tested(base)
-    assert (large.difference.difference, large.verdict) == (pytest.approx(0.1), "a")
-    assert (tiny.difference.difference, tiny.verdict) == (pytest.approx(0.002), "not shown")
+    assert large.difference.difference == pytest.approx(0.1)
+    assert large.verdict == "a"
+    assert tiny.difference.difference == pytest.approx(0.002)
+    assert tiny.verdict == "not shown"
     assert (none.difference.difference, none.difference.p_value, none.verdict) == (0.0, 1.0, "not shown")
     assert tiny.smallest_shown is not None
     assert tiny.smallest_shown > 0.002

@@ -129,8 +129,8 @@ def test_different_question_sets_are_an_error() -> None:
 def test_mcnemar_is_the_sign_test_of_the_questions_that_differ() -> None:
     a, b = np.array([1, 1, 1, 1, 1, 0, 1, 0]), np.array([0, 0, 0, 0, 0, 1, 1, 0])
     # 5 against 1 of 6: 2 * (1 + 6) / 64.
-    assert mcnemar(a, b) == McNemar(5, 1, pytest.approx(14 / 64))
-    assert mcnemar(b, a) == McNemar(1, 5, pytest.approx(14 / 64))
+    assert mcnemar(a, b) == McNemar(5, 1, 14 / 64)
+    assert mcnemar(b, a) == McNemar(1, 5, 14 / 64)
     assert mcnemar(a, a) == McNemar(0, 0, 1.0)
     assert mcnemar(np.array([1, 0]), np.array([0, 1])).p_value == 1.0
 
