@@ -31,8 +31,10 @@ from serving.config import ServeConfig
 from serving.engine import Engine, Plan
 from serving.service import Service
 
-PATIENCE = 30.0
+PATIENCE = 240.0
 """Seconds after which something that must happen has not happened."""
+WEB = httpx2.Client(timeout=PATIENCE)
+"""Asks servers that run as processes."""
 
 
 def picture(seed: int = 0, kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
@@ -66,12 +68,12 @@ class Planted:
         return [self._answer(request, decoding) for request in requests]
 
     def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
-        del decoding
+        del request, decoding
         for piece in ("one", " two", " three"):
+            self.streamed.append(piece)
+            yield piece
             self.asked.release()
             assert self.let.wait(PATIENCE)
-            self.streamed.append(f"{request.messages[-1].content}: {piece}")
-            yield piece
 
     def _answer(self, request: Request, decoding: Decoding) -> Answer:
         said = request.messages[-1].content.replace("<image>", "").strip()
@@ -165,7 +167,7 @@ class Process:
     def ready(self) -> str:
         """Where it listens, once it answers."""
         address = self.address()
-        wait_for(lambda: httpx2.get(f"{address}/health").status_code == 200)
+        wait_for(lambda: WEB.get(f"{address}/health").status_code == 200)
         return address
 
     def end(self) -> int:

@@ -4,21 +4,21 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
 
 from serving.engine import Engine
-from tests.serving.conftest import Planted, ask, picture, serving, wait_for
+from tests.serving.conftest import PATIENCE, Planted, ask, picture, serving, wait_for
 
 
 def hold(planted: Planted, client: httpx2.Client, pool: ThreadPoolExecutor, question: str = "first") -> object:
     """A request that is being answered and keeps the answerer busy."""
     planted.let.clear()
     future = pool.submit(ask, client, question)
-    assert planted.asked.acquire(timeout=30)
+    assert planted.asked.acquire(timeout=PATIENCE)
     return future
 
 
@@ -131,7 +131,7 @@ def test_until_the_models_are_loaded_everything_is_503(planted: Planted) -> None
     let = threading.Event()
 
     def load(plan: object) -> Engine:
-        assert let.wait(30)
+        assert let.wait(PATIENCE)
         return Engine(plan, planted, None)  # type: ignore[arg-type]
 
     with serving(planted, load=load) as (client, service):
@@ -274,3 +274,44 @@ def test_every_route_shows_examples(planted: Planted) -> None:
     assert found["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
     form = schemas[found["paths"]["/vqa"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"].rsplit("/", 1)[1]]
     assert {name for name, field in form["properties"].items() if "examples" in json.dumps(field)} == {"question", "k", "rerank"}
+
+
+CHAT = {"model": "planted", "messages": [{"role": "user", "content": "Say it."}], "stream": True}
+
+
+def said(lines: Iterator[str]) -> Iterator[str]:
+    """Contents of the events of a stream."""
+    for line in lines:
+        if line.startswith("data: {"):
+            yield json.loads(line.removeprefix("data: "))["choices"][0]["delta"].get("content", "")
+
+
+def test_pieces_are_sent_as_they_are_made(planted: Planted) -> None:
+    planted.let.clear()
+    with serving(planted) as (client, _), client.stream("POST", "/v1/chat/completions", json=CHAT) as response:
+        pieces = said(response.iter_lines())
+        assert [next(pieces), next(pieces)] == ["", "one"]
+        assert planted.streamed == ["one"]
+        planted.let.set()
+        assert "".join(pieces) == " two three"
+    assert response.headers["Content-Type"].startswith("text/event-stream")
+
+
+def test_nothing_more_is_made_for_a_client_that_leaves_a_stream(planted: Planted) -> None:
+    planted.let.clear()
+    with serving(planted) as (client, service):
+        with client.stream("POST", "/v1/chat/completions", json=CHAT) as response:
+            pieces = said(response.iter_lines())
+            assert [next(pieces), next(pieces)] == ["", "one"]
+        wait_for(lambda: service.in_progress == 0)
+        planted.let.set()
+        assert ask(client, "next").json()["answer"] == "next!"
+    assert planted.streamed == ["one", " two"]
+
+
+def test_a_stream_that_takes_too_long_ends_with_an_error(planted: Planted) -> None:
+    planted.let.clear()
+    with serving(planted, deadline_seconds=1.0) as (client, _):
+        lines = [line for line in client.post("/v1/chat/completions", json=CHAT).text.splitlines() if line]
+        planted.let.set()
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "deadline"
