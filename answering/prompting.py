@@ -27,7 +27,10 @@ YES_NO = r"(?P<answer>yes|no|是的|不是|没有|是|不|有|对)\s*[,，.。;�
 COUNT = r"there\s+(?:is|are|was|were)\s+(?P<answer>\d+|no|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b.*"
 """A sentence around a number."""
 
-ASKS_YES_NO = r"^(?:is|are|was|were|am|do|does|did|can|could|will|would|has|have|had|should|may|might)\b(?!.*\bor\b)|吗\s*[？?]?\s*$|有没有|是不是|是否|对不对"
+ASKS_YES_NO = (
+    r"^(?:is|are|was|were|am|do|does|did|can|could|will|would|has|have|had|should|may|might)\b(?!.*\bor\b)"
+    r"|吗\s*[？?]?\s*$|有没有|是不是|是否|对不对"
+)
 ASKS_COUNT = r"\bhow many\b|\bnumber of\b|(?:几|多少)[人个只条张把辆本位匹头朵棵座块片件双杯瓶盘种名艘架根支台扇面]|数量|总数|个数"
 ASKS_TEXT = r"\b(?:says?|said|reads?|written|writes?|text|title|titled|words?|slogan|message|quote|called|named?)\b|写|文字|字|标题|名"
 """Questions about something written, which may itself look like a sentence."""
