@@ -102,7 +102,7 @@ class Page:
     def _ask_tab(self, picture: gr.Image, language: gr.Radio, status: gr.Markdown) -> None:
         with self._add(gr.Tab(), label="ask_tab"):
             turns = gr.State([])
-            chat = self._add(gr.Chatbot(height=260, elem_id="chat"), label="conversation")
+            chat = self._add(gr.Chatbot(height=260, buttons=["copy"], elem_id="chat"), label="conversation")
             question = self._add(gr.Textbox(elem_id="question"), label="question", placeholder="question_hint")
             with gr.Row():
                 ask = self._add(gr.Button(variant="primary", elem_id="ask"), value="ask")
@@ -115,7 +115,7 @@ class Page:
         for event in (ask.click, question.submit):
             event(self.ask, [picture, question, turns, language], shown)
         caption.click(self.caption, [picture, turns, language], shown)
-        for event in (clear.click, picture.change):
+        for event in (clear.click, chat.clear, picture.change):
             event(lambda language: ([], [], _framed([], language), ""), language, [chat, turns, table, status])
         language.change(_framed, [table, language], table)
 

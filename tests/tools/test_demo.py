@@ -35,12 +35,12 @@ def test_without_a_checkpoint_the_page_is_served_and_says_so(folder: Path) -> No
             assert lines[0].startswith("not available: checkpoints/trial")
             address = re.search(r"http://127\.0\.0\.1:\d+", lines[1])
             assert address is not None, lines
-            answer = requests.get(address[0], timeout=60)
+            answer = requests.get(address[0], timeout=300)
             assert answer.status_code == 200
             assert "Tessera" in answer.text
             assert (folder / "data/trial/search").is_dir()
             process.send_signal(signal.SIGINT)
-            process.wait(timeout=60)
+            process.wait(timeout=300)
         finally:
             process.kill()
     assert process.returncode in (0, 130)
