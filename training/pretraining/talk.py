@@ -14,7 +14,17 @@ from training.pretraining.corpus import CAPTION_QUESTIONS, SHORT_ANSWER_PROMPTS
 
 _SHARE_OF_QUESTIONS, _SHARE_OF_REASONING = 0.82, 0.08
 
-PRACTICE = {"place_of": 4, "color_of": 3, "shape_of": 3, "which_is": 3, "relation": 3, "which_further": 2, "what_beside": 2, "read": 2}
+PRACTICE = {
+    "place_of": 6,
+    "color_of": 4,
+    "relation": 4,
+    "shape_of": 2,
+    "which_is": 2,
+    "which_further": 2,
+    "what_beside": 2,
+    "read": 3,
+    "shows": 3,
+}
 """How often kinds of questions are asked in pre-training, as multiples of the demo's own share; 1 for all others.
 
 What takes looking up is learnt slowly and needs practice: 6,100 steps by the demo's own shares left the reading of written
