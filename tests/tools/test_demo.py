@@ -26,21 +26,33 @@ def folder(parts: Path, tmp_path: Path) -> Path:
     return workplace(tmp_path)
 
 
+def _hear_interrupts() -> None:
+    """A test run in the background hands its deafness for Ctrl+C down to its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_without_a_checkpoint_the_page_is_served_and_says_so(folder: Path) -> None:
     command = [sys.executable, "tools/demo.py", "--config", "trial.yaml", "--port", "0"]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=_hear_interrupts,
+    ) as process:
         assert process.stdout is not None
         try:
             lines = [process.stdout.readline(), process.stdout.readline()]
             assert lines[0].startswith("not available: checkpoints/trial")
             address = re.search(r"http://127\.0\.0\.1:\d+", lines[1])
             assert address is not None, lines
-            answer = requests.get(address[0], timeout=300)
+            answer = requests.get(address[0], timeout=60)
             assert answer.status_code == 200
             assert "Tessera" in answer.text
             assert (folder / "data/trial/search").is_dir()
             process.send_signal(signal.SIGINT)
-            process.wait(timeout=300)
+            process.wait(timeout=60)
         finally:
             process.kill()
     assert process.returncode in (0, 130)

@@ -77,7 +77,7 @@ def test_the_configured_systems_are_asked_and_reported(experiment: Path, tmp_pat
         assert 1 <= len(row["candidates"]) <= 3
         assert row["candidates"][0].keys() >= {"text", "log_prob", "mean_log_prob", "clip", "fused"}
         assert row["prompt"]
-    assert {path.name for path in tmp_path.iterdir()} >= {"report.html", "report.md", "rerank.png", "cases.png", "accuracy_by_category.png"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"report.html", "report.md", "rerank.png", "accuracy_by_category.png"}
 
 
 def test_checkpoints_and_names_choose_who_is_asked(experiment: Path, tmp_path: Path) -> None:

@@ -132,10 +132,11 @@ def test_wrong_settings_are_said_by_the_main_process_alone(
 def test_launch_files_are_what_accelerate_reads(path: Path) -> None:
     launch = load_config_from_file(str(path))
     kinds = {
-        "cpu": "NO", "gpu": "NO", "multi_gpu": "MULTI_GPU", "fsdp2": "FSDP", "deepspeed_zero2": "DEEPSPEED", "deepspeed_zero3": "DEEPSPEED",
+        "cpu": "NO", "cpus": "MULTI_GPU", "gpu": "NO", "multi_gpu": "MULTI_GPU", "fsdp2": "FSDP",
+        "deepspeed_zero2": "DEEPSPEED", "deepspeed_zero3": "DEEPSPEED",
     }  # fmt: skip
     assert launch.distributed_type == kinds[path.stem]
-    assert launch.use_cpu == (path.stem == "cpu")
+    assert launch.use_cpu == (path.stem in ("cpu", "cpus"))
     if path.stem == "fsdp2":
         assert launch.fsdp_config["fsdp_version"] == 2
     if path.stem.startswith("deepspeed"):
