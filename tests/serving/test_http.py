@@ -164,7 +164,11 @@ def long_body(client: httpx2.Client) -> httpx2.Response:
 
 
 def long_chunks(client: httpx2.Client) -> httpx2.Response:
-    return client.post("/vqa", content=(b"x" * 1000 for _ in range(20)), headers={"Content-Type": "multipart/form-data; boundary=b"})
+    def chunks() -> Iterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        yield from (b"x" * 1000 for _ in range(20))
+
+    return client.post("/vqa", content=chunks(), headers={"Content-Type": "multipart/form-data; boundary=b"})
 
 
 @pytest.mark.parametrize("send", [long_body, long_chunks])
