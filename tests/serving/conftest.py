@@ -15,7 +15,6 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-import torch
 import uvicorn
 import yaml
 from PIL import Image
@@ -23,13 +22,11 @@ from PIL import Image
 from answering.config import CheckpointSystem, RerankConfig
 from answering.protocol import Answer, Candidate, Decoding, Description, Request
 from dataset.processor import Processor
-from model import build, checkpoint
-from model.adapters import attach
-from model.config import LoraConfig, ModelConfig
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.engine import Engine, Plan
 from serving.service import Service
+from tests.untrained import write_checkpoint
 
 PATIENCE = 240.0
 """Seconds after which something that must happen has not happened."""
@@ -128,12 +125,8 @@ def planted() -> Planted:
 def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with a configuration and an untrained checkpoint."""
     folder = tmp_path_factory.mktemp("served")
-    model = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, alpha=8))
-    torch.manual_seed(0)
     path = folder / "checkpoints/trial/checkpoint-1"
-    checkpoint.save(attach(build.build(model, placeholder_id=processor.placeholder_id), model, ("projector", "lora")), path)
-    processor.save(path)
-    checkpoint.mark_whole(path)
+    write_checkpoint(path, parts, processor)
     config = {
         "name": "trial",
         "decoding": {"k": 3, "mode": "beam", "max_new_tokens": 4},

@@ -8,16 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
 import cli
 from dataset.processor import Processor
-from model import build, checkpoint
-from model.adapters import attach
-from model.config import LoraConfig, ModelConfig
 from tests.evaluation.planted import questions, write_store
+from tests.untrained import write_checkpoint
 from tools import answer, eval_rerank
 
 
@@ -31,12 +28,8 @@ def drawn(path: Path, seed: int) -> Path:
 def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with a configuration, a checkpoint and pictures."""
     folder = tmp_path_factory.mktemp("experiment")
-    model = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, alpha=8))
-    torch.manual_seed(0)
     path = folder / "checkpoints/trial/checkpoint-1"
-    checkpoint.save(attach(build.build(model, placeholder_id=processor.placeholder_id), model, ("projector", "lora")), path)
-    processor.save(path)
-    checkpoint.mark_whole(path)
+    write_checkpoint(path, parts, processor)
     config = {
         "name": "trial",
         "decoding": {"k": 3, "mode": "sample", "max_new_tokens": 4, "batch_size": 2},

@@ -3,32 +3,25 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from answering.build import build_answerer, build_reranker, load_scorer
 from answering.config import CheckpointSystem, DecodingConfig, RerankConfig
 from dataset.processor import Processor
-from model import build, checkpoint
-from model.adapters import attach
-from model.config import LoraConfig, ModelConfig
 from serving.demo.page import Parts
 from serving.demo.talk import Talker
 from serving.search.config import SearchConfig
 from serving.search.folder import index_folder
 from serving.search.index import open_index
 from tests.serving.search.conftest import fill
+from tests.untrained import write_checkpoint
 
 
 @pytest.fixture(scope="session")
 def demo_parts(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Parts:
     """What a page of the demo talks to: a checkpoint, CLIP, an index of four pictures."""
     folder = tmp_path_factory.mktemp("demo")
-    model = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, alpha=8))
-    torch.manual_seed(0)
     path = folder / "checkpoint-1"
-    checkpoint.save(attach(build.build(model, placeholder_id=processor.placeholder_id), model, ("projector", "lora")), path)
-    processor.save(path)
-    checkpoint.mark_whole(path)
+    write_checkpoint(path, parts, processor)
     library = fill(folder / "library", range(4))
     clip = str(parts / "clip")
     decoding = DecodingConfig(k=3, mode="sample", max_new_tokens=4)

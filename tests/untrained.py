@@ -1,0 +1,19 @@
+"""A checkpoint that was never trained."""
+
+from pathlib import Path
+
+import torch
+
+from dataset.processor import Processor
+from model import build, checkpoint
+from model.adapters import attach
+from model.config import LoraConfig, ModelConfig
+
+
+def write_checkpoint(path: Path, parts: Path, processor: Processor) -> None:
+    """Write a whole checkpoint of the small parts, with projector and LoRA as they begin."""
+    model = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, alpha=8))
+    torch.manual_seed(0)
+    checkpoint.save(attach(build.build(model, placeholder_id=processor.placeholder_id), model, ("projector", "lora")), path)
+    processor.save(path)
+    checkpoint.mark_whole(path)
