@@ -1,6 +1,7 @@
 """From a configuration to an answerer or a scorer, loaded."""
 
 import dataclasses
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -73,6 +74,20 @@ def check_system(system: System, where: str | None = None) -> None:
         raise UsageError(f"{where}path: {system.path} does not exist (neither a folder here nor a hub name)")
     elif isinstance(system, Blip2System) and system.adapter is not None and not system.adapter.is_dir():
         raise UsageError(f"{where}adapter: {system.adapter} does not exist")
+
+
+def check_decoding(decoding: DecodingConfig, systems: Iterable[System]) -> None:
+    """Raise UsageError where `systems` cannot be asked in this way on this machine; nothing is loaded."""
+    if decoding.cuda_graphs is not True:
+        return
+    for system in systems:
+        if isinstance(system, CheckpointSystem):
+            if default_device().type != "cuda":
+                raise UsageError("decoding.cuda_graphs: true, but there is no CUDA device; set it to auto or false")
+            if system.quantization in ("int8", "nf4"):
+                raise UsageError(
+                    f"decoding.cuda_graphs: true, but system {system.name} is quantised to {system.quantization}; set it to auto or false"
+                )
 
 
 def load_scorer(

@@ -28,9 +28,17 @@ class CheckpointAnswerer(SelfJudging):
         inner = model.get_base_model() if isinstance(model, PeftModel) else model
         if isinstance(inner, VisionLanguageModel):
             use_attention(inner.model.language_model)
-            if self.device.type == "cuda" and getattr(inner, "hf_quantizer", None) is None:
-                self.frames = Frames(model, record_on_cuda)
+        self.frames_lack = self._what_frames_lack(inner)
+        if self.frames_lack is None:
+            self.frames = Frames(model, record_on_cuda)
         self.settings = dict(settings or {})
+
+    def _what_frames_lack(self, inner: Any) -> str | None:
+        if not isinstance(inner, VisionLanguageModel):
+            return "a model in the LLaVA layout has none"
+        if getattr(inner, "hf_quantizer", None) is not None:
+            return "the language model is quantised"
+        return None if self.device.type == "cuda" else f"the model is on {self.device.type}"
 
     @property
     def description(self) -> Description:

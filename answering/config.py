@@ -32,8 +32,10 @@ class DecodingConfig:
     """Seed of `mode: sample`."""
     batch_size: Positive = 16
     """Questions answered together."""
-    cuda_graphs: bool = True
-    """Replay decoding steps as CUDA graphs: of our own models, unquantised, on a CUDA device; elsewhere it changes nothing."""
+    cuda_graphs: bool | Literal["auto"] = "auto"
+    """Replay decoding steps of our own models as CUDA graphs; streamed answers and other kinds of systems have none. auto = where
+    the model is unquantised on a CUDA device; should it fail there, decoding goes on without, and says so. true = it is an error
+    where they cannot be had."""
 
 
 @section

@@ -11,11 +11,13 @@ import logging
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
+
+from errors import TesseraError
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,6 +33,9 @@ WARM_UP = 2
 """Runs before a recording, in which libraries set up what they may not set up while recording."""
 TOLERANCE = 0.02
 """Largest difference between a replay and the step itself, relative to the largest value."""
+
+Setting = bool | Literal["auto"]
+"""decoding.cuda_graphs: true wants every step replayed, `auto` those that can be, false none."""
 
 
 class Room(DynamicLayer):
@@ -72,10 +77,21 @@ def log_probabilities(
 
 
 class Frame:
-    """Tensors that stay, for batches of up to `rows` questions. position_ids: of the first of them, for its axes and device."""
+    """Tensors that stay, for batches of up to `rows` questions. position_ids: of the first of them, for its axes and device;
+    give_up: is told why steps cannot be replayed, and may raise."""
 
-    def __init__(self, model: Any, rows: int, capacity: int, k: int, position_ids: torch.Tensor, record: Record):
-        self.model, self.rows, self.capacity, self.k, self._record = model, rows, capacity, k, record
+    def __init__(
+        self,
+        model: Any,
+        rows: int,
+        capacity: int,
+        k: int,
+        position_ids: torch.Tensor,
+        record: Record,
+        give_up: Callable[[str], None],
+    ):
+        self.model, self.rows, self.capacity, self.k = model, rows, capacity, k
+        self._record, self._give_up = record, give_up
         new = partial(torch.zeros, device=position_ids.device)
         self.cache = Cache(layer_class_to_replicate=partial(Room, capacity, rows))
         self._tokens = new(rows, k, dtype=torch.long)
@@ -110,7 +126,7 @@ class Frame:
         return log_probabilities(self.model, self._tokens, self._seen, self._positions, self.cache, logits_to_keep=0)
 
     def _recorded(self) -> Run:
-        """The recording; where there can be none, the step itself, with a warning. What is computed now is computed again."""
+        """The recording; where there can be none and `give_up` lets it, the step itself. What is computed now is computed again."""
         wanted = self._run()
         try:
             replay = self._record(self._run)
@@ -118,21 +134,41 @@ class Frame:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            _warn(f"a step cannot be recorded ({str(error).splitlines()[0]})")
+            self._give_up(f"a step cannot be recorded ({str(error).splitlines()[0]})")
             return self._run
         off = _largest(torch.where(found == wanted, 0, found - wanted)) / _largest(wanted[wanted.isfinite()])
         if not off <= TOLERANCE:
-            _warn(f"a replay is off by {off:.1%} of the largest value")
+            self._give_up(f"a replay is off by {off:.1%} of the largest value")
             return self._run
         return replay
 
 
 class Frames:
-    """The newest frame of a model. Requests come sorted by length, so the next batch mostly fits it. record: how."""
+    """The newest frame of a model. Requests come sorted by length, so the next batch mostly fits it. record: how.
+
+    lost: why steps are no longer replayed; None as long as they can be.
+    """
 
     def __init__(self, model: Any, record: Record):
         self._model, self._record = model, record
         self._newest: Frame | None = None
+        self._required = False
+        self.lost: str | None = None
+
+    def under(self, setting: Setting) -> "Frames | None":
+        """These frames where the setting wants them and they can be had. Raises TesseraError where it insists and they cannot."""
+        self._required = setting is True
+        if self._required and self.lost is not None:
+            self._give_up(self.lost)
+        return self if setting and self.lost is None else None
+
+    def _give_up(self, why: str) -> None:
+        """From now on no step is replayed. Raises TesseraError where each must be."""
+        self.lost, self._newest = why, None
+        if self._required:
+            raise TesseraError(f"decoding.cuda_graphs: {why}; with auto in the place of true decoding goes on without CUDA graphs")
+        # Not a Python warning, which the commands leave out.
+        _LOG.warning("decoding goes on without CUDA graphs, slower: %s; decoding.cuda_graphs=false turns them off", why)
 
     def frame(self, position_ids: torch.Tensor, room: int, k: int) -> Frame:
         """A frame for prompts with these position_ids [..., n, t] and `room` places, cleared; the one before is no longer of use."""
@@ -144,7 +180,7 @@ class Frames:
         # Before another is made, its memory is given up.
         self._newest = newest = None
         capacity = math.ceil(room / PLACES_STEP) * PLACES_STEP
-        self._newest = Frame(self._model, rows, capacity, k, position_ids, self._record)
+        self._newest = Frame(self._model, rows, capacity, k, position_ids, self._record, self._give_up)
         return self._newest
 
 
@@ -170,8 +206,3 @@ def record_on_cuda(run: Run) -> Run:
 def _largest(values: torch.Tensor) -> float:
     """Largest size of a value; NaN where one is NaN."""
     return float(values.abs().max())
-
-
-def _warn(what: str) -> None:
-    # Not a Python warning, which the commands leave out.
-    _LOG.warning("decoding goes on without CUDA graphs: %s; decoding.cuda_graphs=false turns them off", what)

@@ -19,7 +19,7 @@ from answering.frames import Frames
 from answering.generation import Generated, PromptBatch, beam_search, collect, steps
 from answering.prompting import PromptPolicy
 from answering.protocol import Answer, Decoding, Description, Request
-from errors import TesseraError
+from errors import TesseraError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class LocalAnswerer(ABC):
         self.end_ids = tuple(dict.fromkeys(end_ids))
         self.frames: Frames | None = None
         """Where decoding steps are replayed from, in an answerer whose model allows it."""
+        self.frames_lack: str | None = None
+        """What stands in the way of frames, in an answerer of a kind that may have them."""
 
     @property
     @abstractmethod
@@ -146,8 +148,7 @@ class LocalAnswerer(ABC):
     ) -> list[list[Generated]]:
         """What the model says to one batch: for each prompt k sequences, or one where `mode` is greedy."""
         batch = self.collate(prompts)
-        # Autocast keeps copies of weights, which a recording must not hold on to.
-        frames = self.frames if decoding.cuda_graphs and not torch.is_autocast_enabled(self.device.type) else None
+        frames = self._frames(decoding)
         if decoding.mode == "beam" and decoding.k > 1:
             return beam_search(self.model, batch, decoding.k, decoding.max_new_tokens, self.end_ids, abandoned, frames=frames)
         sampling = decoding.mode == "sample"
@@ -155,6 +156,21 @@ class LocalAnswerer(ABC):
         drawn = uniform(requests, k, decoding).to(batch.input_ids.device) if sampling else None
         growing = steps(self.model, batch, k, decoding.max_new_tokens, self.end_ids, decoding.temperature, drawn, abandoned, frames=frames)
         return collect(growing, len(prompts), k)
+
+    @property
+    def without_graphs(self) -> str | None:
+        """Why steps that were to be replayed as CUDA graphs are not; None where nothing went wrong."""
+        return None if self.frames is None else self.frames.lost
+
+    def _frames(self, decoding: Decoding) -> Frames | None:
+        """Where steps are replayed from. Raises UsageError where decoding.cuda_graphs is true and there can be no frames."""
+        # Autocast keeps copies of weights, which a recording must not hold on to.
+        lack = "the model runs under autocast" if torch.is_autocast_enabled(self.device.type) else self.frames_lack
+        if lack is None:
+            return None if self.frames is None else self.frames.under(decoding.cuda_graphs)
+        if decoding.cuda_graphs is True:
+            raise UsageError(f"decoding.cuda_graphs: true, but {lack}; set it to auto or false")
+        return None
 
     def _answer(self, request: Request, prompt: Prompt, generated: Sequence[Generated]) -> Answer:
         if not all(math.isfinite(one.log_prob) for one in generated):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from PIL import Image
 
@@ -81,6 +81,16 @@ class Answerer(Protocol):
 
     def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
         """Pieces of the greedy (or sampled) answer as they are generated."""
+        ...
+
+
+@runtime_checkable
+class Replaying(Protocol):
+    """An answerer whose decoding steps may be replayed as CUDA graphs."""
+
+    @property
+    def without_graphs(self) -> str | None:
+        """Why steps that were to be replayed are not; None where nothing went wrong."""
         ...
 
 

@@ -13,7 +13,7 @@ from answering.config import DecodingConfig
 from answering.identity import identity, recorded, scorer_identity
 from answering.judging import Judge
 from answering.picture_fit import BatchScorer, PictureBank, PictureScorer, Scorable
-from answering.protocol import Answerer, Picture
+from answering.protocol import Answerer, Picture, Replaying
 from answering.signals import SELF, Signal
 from answering.statements import Wording
 from atomic import write_json
@@ -70,10 +70,11 @@ class NamedScorer:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a system answered, in the order of the questions, and how fast."""
+    """What a system answered, in the order of the questions, and how fast; without_graphs: why it went on without CUDA graphs."""
 
     predictions: list[Prediction]
     questions_per_second: float | None
+    without_graphs: str | None = None
 
 
 def chunks(questions: Sequence[Question], decoding: DecodingConfig, description_tokens: int) -> list[Chunk]:
@@ -116,7 +117,7 @@ def ask(
             done += scored
             scores += [value for value in map(score, scored) if value is not None]
             progress.update(len(scored), f"accuracy {statistics.fmean(scores):.3f}" if scores else "")
-    return Asked(done, watch.rate)
+    return Asked(done, watch.rate, watch.without_graphs)
 
 
 def _key(model: dict[str, Any], decoding: DecodingConfig, question: Question) -> str:
@@ -139,7 +140,7 @@ def _known(chunk: Chunk, model: dict[str, Any], journal: Journal) -> list[Predic
 def _answered(answerer: Answerer, chunk: Chunk, model: dict[str, Any], watch: "Stopwatch") -> list[Prediction]:
     started = time.monotonic()
     answers = answerer.answer([question.request for question in chunk.questions], chunk.decoding)
-    watch.add(len(answers), time.monotonic() - started)
+    watch.add(len(answers), time.monotonic() - started, answerer.without_graphs if isinstance(answerer, Replaying) else None)
     return [
         Prediction(
             sample_id=question.sample_id,
@@ -207,20 +208,24 @@ def _judged(answered: Sequence[Prediction], chunk: Chunk, judge: Judge) -> list[
 
 
 class Stopwatch:
-    """Time that a model took for its questions, kept beside the predictions over interruptions."""
+    """Time that a model took for its questions, and why it took longer than it might, kept beside the predictions over interruptions."""
 
     def __init__(self, path: Path, model: str):
         self.path, self.model = path, model
         self.questions, self.seconds = 0, 0.0
+        self.without_graphs: str | None = None
         saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if saved.get("model") == model:
             self.questions, self.seconds = saved["questions"], saved["seconds"]
+            self.without_graphs = saved.get("without_cuda_graphs")
 
-    def add(self, questions: int, seconds: float) -> None:
-        """Count questions that were answered just now."""
+    def add(self, questions: int, seconds: float, without_graphs: str | None) -> None:
+        """Count questions that were answered just now. without_graphs: why steps were not replayed as CUDA graphs."""
         self.questions += questions
         self.seconds += seconds
-        write_json(self.path, {"model": self.model, "questions": self.questions, "seconds": self.seconds})
+        self.without_graphs = without_graphs or self.without_graphs
+        reason = {} if self.without_graphs is None else {"without_cuda_graphs": self.without_graphs}
+        write_json(self.path, {"model": self.model, "questions": self.questions, "seconds": self.seconds, **reason})
 
     @property
     def rate(self) -> float | None:

@@ -109,6 +109,7 @@ class _Said:
     questions: list[Question]
     predictions: list[Prediction]
     questions_per_second: float | None
+    without_graphs: str | None = None
 
     def choose(self, plan: Plan, seed: int, abstain_below: float | None = None) -> None:
         """Make the choices, and write the file as a whole."""
@@ -138,7 +139,7 @@ class _Interview:
 
         plan = chunks(questions, experiment.decoding, experiment.settings.description_tokens)
         asked = ask(answerer, self.scorers, self.judging, plan, path, file, first)
-        return _Said(path, questions, asked.predictions, asked.questions_per_second)
+        return _Said(path, questions, asked.predictions, asked.questions_per_second, asked.without_graphs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,7 @@ def _result(system: System, everything: _Everything, known: References, scorers:
         decoding=next((prediction.decoding for question, prediction in pairs if question.short), said.predictions[0].decoding),
         errors=sum(prediction.error is not None for prediction in said.predictions),
         questions_per_second=said.questions_per_second,
+        without_graphs=said.without_graphs,
         distinct_candidates=fmean(len(prediction.candidates) for prediction in said.predictions),
         short=score([prediction for question, prediction in pairs if question.short], known),
         captions=caption_scores(said.questions, said.predictions, known, scorers[0].scorer.cosine_batch if scorers else None),

@@ -51,6 +51,7 @@ class SystemResult:
     short: Scored
     captions: CaptionResult = field(default_factory=lambda: CaptionResult({}, {}))
     robustness: Robustness | None = None
+    without_graphs: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,8 @@ def summarise(
     summary["systems"] = {}
     for name, result in systems.items():
         choices = {choice: measures(scores, questions, settings) for choice, scores in result.short.scores.items()}
-        speed = {} if result.questions_per_second is None else {"questions_per_second": result.questions_per_second}
+        measured = {"questions_per_second": result.questions_per_second, "without_cuda_graphs": result.without_graphs}
+        speed = {key: value for key, value in measured.items() if value is not None}
         summary["systems"][name] = {
             "kind": result.kind,
             "model": result.model,

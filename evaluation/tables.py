@@ -244,6 +244,8 @@ def remarks(summary: dict[str, Any]) -> list[str]:
     for name, figures in summary["systems"].items():
         speed = f", {figures['questions_per_second']:.1f} questions/s" if "questions_per_second" in figures else ""
         lines.append(f"{name}: {asked_how(figures)}.")
+        if "without_cuda_graphs" in figures:
+            lines.append(f"{name}: decoding went on without CUDA graphs, slower: {figures['without_cuda_graphs']}.")
         lines.append(f"{name}: {figures['distinct_candidates']:.1f} distinct candidates a question{speed}; {_failed(figures['errors'])}.")
     lines += rerank_tables.remarks(summary)
     lines.append("random is a floor and oracle a ceiling that looks at the references; neither is a method.")

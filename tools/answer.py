@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cli
 import config as configuration
-from answering.build import build_answerer, build_reranker
+from answering.build import build_answerer, build_reranker, check_decoding
 from answering.config import CheckpointSystem, DecodingConfig, System, scorer_keys, with_threshold
 from answering.drawing import chinese_font
 from answering.folder import Plan, answer_folder, find_pictures
@@ -47,6 +47,7 @@ def main(arguments: argparse.Namespace) -> None:
     system = chosen_system(config, arguments)
     rerank = with_threshold(config.rerank, arguments.abstain_below)
     configuration.check_parts(config, *scorer_keys(rerank))
+    check_decoding(config.decoding, [system])
     answerer = build_answerer(system, checkpoint_folder=config.checkpoint_folder)
     reranker = build_reranker(rerank, answerer.description, config.decoding, config.result_folder / "plans")
     if arguments.images:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import cli
 import config as configuration
-from answering.build import build_answerer, build_reranker, load_scorer
+from answering.build import build_answerer, build_reranker, check_decoding, load_scorer
 from answering.config import CheckpointSystem, System, scorer_keys
 from answering.folder import find_pictures
 from errors import TesseraError, UsageError
@@ -42,6 +42,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.system:
         first = chosen(config, "--system", arguments.system)
     configuration.check_parts(config, *scorer_keys(config.rerank))
+    check_decoding(config.decoding, [first, *([] if other is None else [other])])
     parts = Parts(
         talker=or_reason(lambda: talker(config, first)),
         other=None if other is None else talker(config, other),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cli
 import config as configuration
-from answering.build import build_answerer, build_scorers, build_untuned, check_system
+from answering.build import build_answerer, build_scorers, build_untuned, check_decoding, check_system
 from answering.config import scorer_keys, with_threshold
 from dataset.store import Store
 from errors import UsageError
@@ -49,6 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
     configuration.check_parts(config, *scorer_keys(config.rerank))
     for i, system in enumerate(systems):
         check_system(system, f"eval.systems.{i}.")
+    check_decoding(config.decoding, systems)
 
     experiment = Experiment(
         name=config.name,

@@ -15,6 +15,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Check the settings, listen, load, answer."""
     config: configuration.Config = arguments.config
     try:
+        from answering.build import check_decoding
         from serving.engine import Plan
         from serving.run import chosen_system, serve
         from serving.search.index import open_index
@@ -24,6 +25,7 @@ def main(arguments: argparse.Namespace) -> None:
         cli.quiet_libraries()
     log_to_standard_error()
     system = chosen_system(config.serve, config.eval.systems, config.name)
+    check_decoding(config.decoding, [system])
     clip = config.search.clip or config.rerank.clip
     for key in ("rerank.clip", "search.clip"):
         configuration.check_parts(config, key)

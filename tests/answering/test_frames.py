@@ -6,6 +6,7 @@ decided while recording, and it refuses to hand a value to the host.
 
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,12 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from answering import frames as module
+from answering.build import check_decoding
 from answering.checkpoint import CheckpointAnswerer
-from answering.config import DecodingConfig
+from answering.config import CheckpointSystem, DecodingConfig, OpenAiSystem
 from answering.frames import Frames, Run
 from answering.generation import beam_search, collect, steps
 from answering.protocol import Request
 from dataset.processor import Processor
+from errors import TesseraError, UsageError
+from model.build import build
+from model.config import ModelConfig
 from model.vlm import VisionLanguageModel
 from tests.answering.test_generation import NEW, assert_equal, early_ends, plain, plain_greedy
 
@@ -110,22 +115,81 @@ def test_a_frame_serves_what_fits_and_does_not_waste_much(model: VisionLanguageM
     assert frame(9, 257, k=4).k == 4
 
 
-@pytest.mark.parametrize("how", ["refused", "wrong"])
-def test_where_a_recording_fails_it_is_said_and_the_candidates_are_right(
-    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], how: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    def broken(run: Run) -> Run:
-        if how == "refused":
-            raise RuntimeError("operation not permitted when stream is capturing")
-        result = run() * 1.1
-        return lambda: result
+def refused(_: Run) -> Run:
+    raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
 
-    batch = answerer.collate([answerer.encode(request) for request in requests])
-    message = {"refused": "a step cannot be recorded .*not permitted", "wrong": "a replay is off by 10"}[how]
-    found = beam_search(model, batch, 3, NEW, answerer.end_ids, frames=Frames(model, broken))
+
+def wrong(run: Run) -> Run:
+    result = run() * 1.1
+    return lambda: result
+
+
+FAILURES = [(refused, r"a step cannot be recorded \(operation not permitted when stream is capturing\)"), (wrong, "a replay is off by 10")]
+
+
+@pytest.mark.parametrize(("broken", "reason"), FAILURES, ids=["refused", "wrong"])
+def test_with_auto_a_recording_that_fails_is_said_once_and_the_candidates_are_right(
+    model: VisionLanguageModel, processor: Processor, requests: list[Request], broken: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answerer, recordings = CheckpointAnswerer(model, processor), list[int]()
+
+    def counted(run: Run) -> Run:
+        recordings.append(1)
+        replay: Run = broken(run)
+        return replay
+
+    answerer.frames, answerer.frames_lack = Frames(model, counted), None
+    decoding = DecodingConfig(k=3, max_new_tokens=NEW, batch_size=2)
+    assert decoding.cuda_graphs == "auto" and answerer.without_graphs is None
+    found = answerer.answer(requests, decoding)
     (said,) = caplog.messages
-    assert re.match(rf"decoding goes on without CUDA graphs: {message}.*decoding\.cuda_graphs=false", said)
-    assert_equal(found, plain(model, batch, answerer.end_ids, 3))
+    assert re.match(rf"decoding goes on without CUDA graphs, slower: {reason}.*decoding\.cuda_graphs=false", said)
+    assert len(recordings) == 1, "what has failed is not tried again in the next batch"
+    assert re.match(reason, str(answerer.without_graphs))
+    for answer, wanted in zip(found, CheckpointAnswerer(model, processor).answer(requests, decoding), strict=True):
+        assert [one.text for one in answer.candidates] == [one.text for one in wanted.candidates]
+        assert [one.log_prob for one in answer.candidates] == pytest.approx([one.log_prob for one in wanted.candidates], abs=1e-4)
+
+
+@pytest.mark.parametrize(("broken", "reason"), FAILURES, ids=["refused", "wrong"])
+def test_where_graphs_are_asked_for_a_recording_that_fails_is_an_error(
+    model: VisionLanguageModel, processor: Processor, requests: list[Request], broken: Any, reason: str
+) -> None:
+    answerer = CheckpointAnswerer(model, processor)
+    answerer.frames, answerer.frames_lack = Frames(model, broken), None
+    for _ in range(2):
+        with pytest.raises(TesseraError, match=rf"decoding\.cuda_graphs: {reason}.*; with auto in the place of true") as caught:
+            answerer.answer(requests, DecodingConfig(k=3, max_new_tokens=NEW, cuda_graphs=True))
+        assert "\n" not in str(caught.value)
+
+
+def test_graphs_cannot_be_asked_for_where_there_are_none(
+    model: VisionLanguageModel, processor: Processor, requests: list[Request], parts: Path
+) -> None:
+    wanted = DecodingConfig(k=2, max_new_tokens=2, cuda_graphs=True)
+    answerer = CheckpointAnswerer(model, processor)
+    with pytest.raises(UsageError, match=r"decoding\.cuda_graphs: true, but the model is on cpu; set it to auto or false"):
+        answerer.answer(requests[1:2], wanted)
+    answerer.frames, answerer.frames_lack = Frames(model, record), None
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(UsageError, match="runs under autocast"):
+        answerer.answer(requests[1:2], wanted)
+    config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=None, quantization="nf4")
+    quantised = CheckpointAnswerer(build(config, placeholder_id=processor.placeholder_id), processor)
+    with pytest.raises(UsageError, match="the language model is quantised"):
+        quantised.answer(requests[1:2], wanted)
+
+
+def test_before_anything_is_loaded_graphs_are_refused_for_our_own_systems_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, far = DecodingConfig(cuda_graphs=True), OpenAiSystem(name="far", kind="openai", model="m")
+    ours = CheckpointSystem(name="ours", kind="checkpoint")
+    check_decoding(DecodingConfig(), [ours])
+    check_decoding(wanted, [far])
+    with pytest.raises(UsageError, match=r"decoding\.cuda_graphs: true, but there is no CUDA device"):
+        check_decoding(wanted, [far, ours])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    check_decoding(wanted, [ours])
+    with pytest.raises(UsageError, match=r"decoding\.cuda_graphs: true, but system small is quantised to nf4"):
+        check_decoding(wanted, [CheckpointSystem(name="small", kind="checkpoint", quantization="nf4")])
 
 
 def test_words_that_cannot_come_are_no_difference(model: VisionLanguageModel) -> None:
@@ -145,7 +209,7 @@ def test_the_setting_turns_it_off_and_a_cpu_has_none(
 ) -> None:
     answerer = CheckpointAnswerer(model, processor)
     assert answerer.frames is None
-    answerer.frames = Frames(model, record)
+    answerer.frames, answerer.frames_lack = Frames(model, record), None
     decoding = DecodingConfig(k=2, max_new_tokens=6, batch_size=5)
     answerer.answer(requests, decoding)
     replayed = len(passes)

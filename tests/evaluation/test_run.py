@@ -15,6 +15,7 @@ from errors import UsageError
 from evaluation.asking import NamedScorer
 from evaluation.config import Bars, EvalConfig
 from evaluation.run import Experiment, Outcome, evaluate
+from evaluation.tables import remarks
 from tests.evaluation.planted import COLORS, COLORS_ZH, PlantedAnswerer, PlantedScorer, always, experiment, questions, sample, write_store
 
 
@@ -402,3 +403,18 @@ def test_the_shares_of_a_split_without_short_answers_are_not_made_up(tmp_path: P
     assert summary["systems"]["ours"]["choices"] == {}
     assert summary["comparisons"] == []
     assert summary["systems"]["ours"]["captions"]["first"]["caption en"]["rouge_l"] == pytest.approx(1.0)
+
+
+def test_decoding_that_lost_its_cuda_graphs_is_said_with_the_speed_also_when_the_run_is_continued(tmp_path: Path) -> None:
+    class Slower(PlantedAnswerer):
+        without_graphs: str | None = "a replay is off by 10.0% of the largest value"
+
+    planned = experiment(write_store(tmp_path / "data", questions(6)), tmp_path / "out")
+    plain = run(planned, PlantedAnswerer(by_the_book)).summary["systems"]["ours"]
+    assert "without_cuda_graphs" not in plain
+    other = dataclasses.replace(planned, out=tmp_path / "other")
+    assert run(other, Slower(by_the_book)).summary["systems"]["ours"]["without_cuda_graphs"] == Slower.without_graphs
+    # Nothing is asked again: what the file says of the speed was measured without graphs.
+    again = run(other, PlantedAnswerer(by_the_book)).summary
+    assert again["systems"]["ours"]["without_cuda_graphs"] == Slower.without_graphs
+    assert any(f"ours: decoding went on without CUDA graphs, slower: {Slower.without_graphs}." in line for line in remarks(again))
