@@ -1,6 +1,7 @@
 """A scene in sentences: captions, detailed descriptions, and the written forms from which a language model learns."""
 
 import random
+import re
 from collections import Counter
 
 from dataset.sample import Language
@@ -59,6 +60,29 @@ def written(scene: Scene, language: Language, rng: random.Random) -> str:
         things = rng.sample(scene.things, len(scene.things))
         return (" " if language == EN else "").join(_sentence(thing, language, rng) for thing in things)
     return _table(scene, language)
+
+
+def mentions(text: str, scene: Scene, language: Language) -> list[tuple[int, int]]:
+    """Where a written scene speaks of each of its things: the first character and the one behind the last.
+
+    With the place, where a sentence tells it. Raises ValueError where the text is not about the scene.
+    """
+    if text.count("|") == GRID * (GRID - 1):
+        edges = [-1, *(match.start() for match in re.finditer(r"[|\n]", text)), len(text)]
+        cells = [(thing.row * GRID + thing.column) for thing in scene.things]
+        return [(edges[cell] + 1, edges[cell + 1]) for cell in cells]
+    return [_mention(text, thing, language) for thing in scene.things]
+
+
+def _mention(text: str, thing: Thing, language: Language) -> tuple[int, int]:
+    one, at = with_digit(thing, language), words.at((thing.row, thing.column), language)
+    told = (_placed(thing, language), *(form.format(one=one, At=at, One=one, at=at).rstrip(".。") for form in _PLACED[language]))
+    # "at the bottom" is not meant where "at the bottom left" stands.
+    pattern = "|".join(map(re.escape, told))
+    found = re.search(rf"(?:{pattern})(?! left\b| right\b)", text, re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"{one} {at} is not mentioned in: {text}")
+    return found.span()
 
 
 def with_digit(thing: Thing, language: Language) -> str:

@@ -28,9 +28,11 @@ from training.pretraining.batches import Batch, DrawnScenes, StatedPictures, Wri
 from training.pretraining.contrastive import clip_task, siglip_task
 from training.pretraining.corpus import SEED, SHORT_ANSWER_PROMPTS, tokenizer_corpus
 from training.pretraining.language import by_length, qwen3_task, qwen3_vl_task
+from training.pretraining.lookup import LOOKS, NOTHING
 from training.pretraining.loop import Recipe, Task, fit
+from training.pretraining.naming import READ_LAYER, Namer
 from training.pretraining.pixels import pixel_values, qwen_patches
-from training.pretraining.talk import encode
+from training.pretraining.talk import Exchange, encode
 from training.tiny_parts import IMAGE_SIZE, build_part, build_tokenizer, image_processor
 from visual.clip import ClipScorer
 
@@ -94,13 +96,14 @@ def test_clip_reads_texts_as_the_scorer_does(tokenizer: Qwen2Tokenizer) -> None:
     assert torch.equal(batch["statement_mask"], read["attention_mask"])
 
 
-def test_siglips_loss_is_the_stock_one(tokenizer: Qwen2Tokenizer) -> None:
+def test_siglips_loss_is_the_stock_one_and_that_of_the_names(tokenizer: Qwen2Tokenizer) -> None:
     task = tasks(tokenizer, 6)["siglip"]
     batch = task.data(0, "train")
-    stock = task.model(
-        input_ids=batch["input_ids"], pixel_values=pixel_values(batch["pictures"], image_processor("siglip")), return_loss=True
-    ).loss
-    torch.testing.assert_close(task.loss(task.model, batch), stock)
+    pixels = pixel_values(batch["pictures"], image_processor("siglip"))
+    stock = task.model(input_ids=batch["input_ids"], pixel_values=pixels, return_loss=True).loss
+    patches = task.model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[READ_LAYER]
+    assert isinstance(task.helper, Namer)
+    torch.testing.assert_close(task.loss(task.model, batch), stock + task.helper.loss(patches, batch["names"]))
 
 
 def test_every_answer_and_its_end_token_is_supervised_and_nothing_else(tokenizer: Qwen2Tokenizer) -> None:
@@ -122,8 +125,8 @@ def test_qwen3_vl_learns_the_prompt_that_it_will_be_asked_with(tokenizer: Qwen2T
     system = QwenVlSystem(name="baseline", kind="qwen3_vl", path="unused", quantization="none")
     answerer = QwenVlAnswerer(build_part("qwen3_vl", tokenizer, 0), tokenizer, seen, system)
     asked = answerer.encode(Request("1", (drawn(1)[0],), (Message("user", "<image>\nHow many 星形?"),), "vqa", language))
-    turn = f"<image>\nHow many 星形?\n{SHORT_ANSWER_PROMPTS[language]}", "2"
-    learned = with_vision_marks(encode(processor, [turn], images=1), processor)
+    exchange = Exchange(f"<image>\nHow many 星形?\n{SHORT_ANSWER_PROMPTS[language]}", "2")
+    learned = with_vision_marks(encode(processor, [exchange], images=1), processor)
     assert learned.input_ids[: len(asked.ids)] == asked.ids
     assert all(label == IGNORED for label in learned.labels[: len(asked.ids)])
     assert tokenizer.decode(learned.input_ids[len(asked.ids) :]) == "2<|im_end|>"
@@ -145,6 +148,8 @@ def test_grouping_by_length_changes_no_row_and_no_loss(tokenizer: Qwen2Tokenizer
     assert sum(int(group["attention_mask"].sum()) for group in groups) == int(batch["attention_mask"].sum())
 
     logits = task.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    # Without anything to look at, the answers' loss alone is left.
+    batch |= {name: torch.full_like(batch[name], NOTHING) for name in LOOKS}
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED)
     torch.testing.assert_close(task.loss(task.model, batch), expected)
 
@@ -269,11 +274,13 @@ def toy_task(stop_at: int | None = None) -> Task:
         assert part == "train"
         return {"x": torch.randn(8, 4, generator=torch.Generator().manual_seed(number))}
 
-    def loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        return torch.nn.functional.mse_loss(model.layer(batch["x"]).squeeze(-1), batch["x"].sum(-1))
-
     model: PreTrainedModel = _Toy()  # type: ignore[assignment]
-    return Task(model, data, loss, lambda _: {})
+    helper = torch.nn.Linear(1, 1)
+
+    def loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+        return torch.nn.functional.mse_loss(helper(model.layer(batch["x"])).squeeze(-1), batch["x"].sum(-1))
+
+    return Task(model, data, loss, lambda _: {}, helper)
 
 
 RECIPE = Recipe(steps=30, batch_size=8, learning_rate=0.05, warmup=5)
@@ -287,7 +294,7 @@ def test_an_interrupted_run_continues_bit_for_bit(tmp_path: Path) -> None:
         fit(interrupted, RECIPE, tmp_path / "state.pt", "toy", workers=0, save_every=10)
     continued = toy_task()
     fit(continued, RECIPE, tmp_path / "state.pt", "toy", workers=0, save_every=10)
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), continued.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), continued.parameters(), strict=True))
 
 
 def test_another_recipe_starts_anew(tmp_path: Path) -> None:

@@ -20,8 +20,10 @@ from dataset.sample import IMAGE_MARK
 from dataset.scenes.drawing import draw
 from dataset.scenes.phrasing import ask
 from dataset.scenes.scene import COLORS, SHAPES, Part, Scene, compose, part_of
-from dataset.scenes.texts import caption, short_caption, written
+from dataset.scenes.texts import caption, mentions, short_caption, written
 from training.pretraining.corpus import LANGUAGES
+from training.pretraining.lookup import NOTHING, Pointers, pointers
+from training.pretraining.naming import names
 from training.pretraining.talk import encode, talk
 
 Batch = dict[str, torch.Tensor]
@@ -68,7 +70,7 @@ def twin(scene: Scene) -> Scene:
 
 @dataclass(frozen=True)
 class CaptionedPictures(SceneBatches):
-    """Pictures with a caption each, pictures [n, 3, side, side] and input_ids [n, t], as SigLIP reads them.
+    """Pictures with a caption each, as SigLIP reads them: pictures [n, 3, side, side], input_ids [n, t], and `names` of what stands where.
 
     Every second scene of training is the twin of the one before it, so that a digit or a shape alone must tell them apart.
     """
@@ -86,13 +88,14 @@ class CaptionedPictures(SceneBatches):
         scenes = self.scenes(number, part)
         texts = [caption(scene, rng.choice(LANGUAGES), rng) for scene in scenes for rng in [scene.rng("caption")]]
         rows = self.tokenizer(texts, truncation=True, max_length=self.text_length)["input_ids"]
-        return {"pictures": pictures(scenes), "input_ids": padded(rows, self.tokenizer.pad_token_id, self.text_length)}
+        ids = padded(rows, self.tokenizer.pad_token_id, self.text_length)
+        return {"pictures": pictures(scenes), "input_ids": ids, "names": names(scenes)}
 
 
 @dataclass(frozen=True)
 class StatedPictures(CaptionedPictures):
-    """Pictures with a caption and CHOICES statements about one question each, as CLIP reads them: the keys of
-    CaptionedPictures, attention_mask, and the same of the statements [n * CHOICES, t]."""
+    """Pictures with a caption and CHOICES statements about one question each, as CLIP reads them: pictures,
+    input_ids, attention_mask, and the same of the statements [n * CHOICES, t]."""
 
     end_token: int
 
@@ -130,7 +133,7 @@ def _statements(scene: Scene, rng: random.Random) -> list[str]:
 
 @dataclass(frozen=True)
 class WrittenScenes(SceneBatches):
-    """Conversations about written scenes: input_ids, attention_mask, labels (IGNORED outside answers), each [n, t].
+    """Conversations about written scenes: input_ids, attention_mask, labels (IGNORED outside answers), and `pointers`, each [n, t].
 
     only_questions: leave out descriptions and reasoning. easy: the first so many batches take the emptiest of three scenes
     each, since looking something up is learnt sooner among few things.
@@ -148,13 +151,20 @@ class WrittenScenes(SceneBatches):
         return [min((compose(self.seed, part, 3 * place + i) for i in range(3)), key=lambda scene: len(scene.things)) for place in places]
 
     def __call__(self, number: int, part: Part = "train") -> Batch:
-        return padded_conversations([self._encoded(scene) for scene in self.scenes(number, part)], self.processor)
+        samples, found = zip(*(self._encoded(scene) for scene in self.scenes(number, part)), strict=True)
+        batch = padded_conversations(samples, self.processor)
+        for name in found[0]:
+            batch[name] = padded([rows[name] for rows in found], NOTHING)
+        return batch
 
-    def _encoded(self, scene: Scene) -> Encoded:
+    def _encoded(self, scene: Scene) -> tuple[Encoded, Pointers]:
         rng = scene.rng("written")
-        text = written(scene, rng.choice(LANGUAGES), rng)
-        turns = talk(scene, rng.choice(LANGUAGES), rng, QUESTIONS_IN_TEXT, self.only_questions, described=DESCRIBED)
-        return encode(self.processor, [(f"{text}\n{turns[0][0]}", turns[0][1]), *turns[1:]], images=0)
+        language = rng.choice(LANGUAGES)
+        text = written(scene, language, rng)
+        first, *later = talk(scene, rng.choice(LANGUAGES), rng, QUESTIONS_IN_TEXT, self.only_questions, described=DESCRIBED)
+        exchanges = [first._replace(question=f"{text}\n{first.question}"), *later]
+        encoded = encode(self.processor, exchanges, images=0)
+        return encoded, pointers(self.processor, encoded, exchanges, scene.things, mentions(text, scene, language))
 
 
 @dataclass(frozen=True)
@@ -172,9 +182,9 @@ class DrawnScenes(SceneBatches):
     def _encoded(self, scene: Scene) -> Encoded:
         rng = scene.rng("drawn")
         language = rng.choice(LANGUAGES)
-        turns = talk(scene, language, rng, QUESTIONS_IN_PICTURES, self.only_questions, suffixed=rng.random() < _SUFFIXED)
-        first = f"{IMAGE_MARK}\n{turns[0][0]}", turns[0][1]
-        return with_vision_marks(encode(self.processor, [first, *turns[1:]], images=1), self.processor)
+        first, *later = talk(scene, language, rng, QUESTIONS_IN_PICTURES, self.only_questions, suffixed=rng.random() < _SUFFIXED)
+        exchanges = [first._replace(question=f"{IMAGE_MARK}\n{first.question}"), *later]
+        return with_vision_marks(encode(self.processor, exchanges, images=1), self.processor)
 
 
 def with_vision_marks(encoded: Encoded, processor: Processor) -> Encoded:

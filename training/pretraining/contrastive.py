@@ -12,6 +12,7 @@ from transformers import CLIPModel, Qwen2Tokenizer, SiglipModel
 
 from training.pretraining.batches import CHOICES, Batch, CaptionedPictures, StatedPictures
 from training.pretraining.loop import Task
+from training.pretraining.naming import READ_LAYER, Namer, held_out_only
 from training.pretraining.pixels import pixel_values
 
 RECALL_OF = 512
@@ -20,23 +21,38 @@ RECALL_OF = 512
 def siglip_task(model: SiglipModel, tokenizer: Qwen2Tokenizer, image_processor: object, seed: int, batch_size: int) -> Task:
     """Pictures and captions."""
     data = CaptionedPictures(seed, batch_size, tokenizer, model.config.text_config.max_position_embeddings)
+    namer = Namer(model.config.vision_config.hidden_size).to(model.device)
 
     def loss(model: SiglipModel, batch: Batch) -> torch.Tensor:
-        images, texts = features(model, batch)
-        logits = texts @ images.T * model.logit_scale.exp() + model.logit_bias
-        signs = 2 * torch.eye(len(logits), device=logits.device) - 1
-        return -functional.logsigmoid(signs * logits).sum(-1).mean()
+        patches, images, texts = features(model, batch)
+        return sigmoid_loss(model, images, texts) + namer.loss(patches, batch["names"])
 
-    def features(model: SiglipModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        images = model.vision_model(pixel_values=pixel_values(batch["pictures"], image_processor)).pooler_output
-        return _unit(images), _unit(model.text_model(input_ids=batch["input_ids"]).pooler_output)
+    def features(model: SiglipModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Patches [n, patches, width] as the VLM reads them, and the unit features [n, width] of pictures and texts."""
+        trunk = model.vision_model
+        states = [trunk.embeddings(pixel_values(batch["pictures"], image_processor))]
+        for layer in trunk.encoder.layers:
+            states.append(layer(states[-1], None))
+        images = trunk.head(trunk.post_layernorm(states[-1]))
+        return states[READ_LAYER], _unit(images), _unit(model.text_model(input_ids=batch["input_ids"]).pooler_output)
 
     @torch.inference_mode()
     def measure(model: SiglipModel) -> dict[str, float]:
         batch = _on(model.device, dataclasses.replace(data, size=RECALL_OF)(0, "validation"))
-        return _recall(*features(model, batch))
+        patches, images, texts = features(model, batch)
+        unseen = _on(model.device, dataclasses.replace(data, size=RECALL_OF)(0, "unseen"))
+        new = namer.accuracy(features(model, unseen)[0], held_out_only(unseen["names"]))
+        told = namer.accuracy(patches, batch["names"])
+        return {**_recall(images, texts), **told, **{f"{name}, unseen combinations": share for name, share in new.items()}}
 
-    return Task(model, data, loss, measure)
+    return Task(model, data, loss, measure, namer)
+
+
+def sigmoid_loss(model: SiglipModel, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
+    """Every picture with every text [n, width] of the batch: a sum over the texts of a picture, a mean over pictures."""
+    logits = texts @ images.T * model.logit_scale.exp() + model.logit_bias
+    signs = 2 * torch.eye(len(logits), device=logits.device) - 1
+    return -functional.logsigmoid(signs * logits).sum(-1).mean()
 
 
 def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: object, seed: int, batch_size: int) -> Task:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, Qwen2Tokenizer, Qwen2VLImageProcessorP
 
 from dataset.processor import IGNORED, Processor
 from training.pretraining.batches import Batch, DrawnScenes, WrittenScenes
+from training.pretraining.lookup import answer_spans, states
 from training.pretraining.loop import Task
 from training.pretraining.pixels import qwen_patches
 
@@ -18,8 +19,11 @@ _PLACEHOLDER = "<|image_pad|>"
 _MEASURED_BATCHES, _MEASURED_SIZE = 8, 64
 _GROUPS = 2
 
-Hidden = Callable[[PreTrainedModel, Batch], torch.Tensor]
-"""Last hidden states [n, t, width] of a batch."""
+LOOKING_SHARE = 0.3
+"""Weight of the looks' loss beside that of the answers."""
+
+Hidden = Callable[[PreTrainedModel, Batch], tuple[torch.Tensor, torch.Tensor | None]]
+"""Last hidden states [n, t, width] of a batch, and the loss of the looks where they are learnt (see lookup.py)."""
 
 
 def qwen3_task(model: Qwen3ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, batch_size: int, easy: int = 0) -> Task:
@@ -27,13 +31,7 @@ def qwen3_task(model: Qwen3ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, ba
     processor = Processor(tokenizer, None, placeholder=_PLACEHOLDER, tokens_per_image=1, max_tokens=MAX_TOKENS)
     data = WrittenScenes(seed, batch_size, processor, easy=easy)
 
-    def hidden(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        output: torch.Tensor = model.model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).last_hidden_state
-        return output
-
-    return _conversations(model, data, hidden)
+    return _conversations(model, data, states)
 
 
 def qwen3_vl_task(
@@ -49,7 +47,7 @@ def qwen3_vl_task(
     processor = Processor(tokenizer, image_processor, placeholder=_PLACEHOLDER, tokens_per_image=side**2, max_tokens=MAX_TOKENS)
     data = DrawnScenes(seed, batch_size, processor)
 
-    def hidden(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    def hidden(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, None]:
         patches, grid = qwen_patches(batch["pictures"], image_processor)
         output: torch.Tensor = model.model(
             input_ids=batch["input_ids"],
@@ -59,7 +57,7 @@ def qwen3_vl_task(
             mm_token_type_ids=(batch["input_ids"] == processor.placeholder_id).int(),
             use_cache=False,
         ).last_hidden_state
-        return output
+        return output, None
 
     return _conversations(model, data, hidden)
 
@@ -82,8 +80,11 @@ def conversation_loss(model: PreTrainedModel, hidden: Hidden, batch: Batch) -> t
     total, count = torch.zeros((), device=model.device), 0
     for group in by_length(batch):
         supervised = group["labels"][:, 1:] != IGNORED
-        scores = model.lm_head(hidden(model, group)[:, :-1][supervised]).float()
+        found, looking = hidden(model, group)
+        scores = model.lm_head(found[:, :-1][supervised]).float()
         total = total + functional.cross_entropy(scores, group["labels"][:, 1:][supervised], reduction="sum")
+        if looking is not None:
+            total = total + LOOKING_SHARE * len(scores) * looking
         count += len(scores)
     return total / count
 
@@ -102,22 +103,12 @@ def _measure(model: PreTrainedModel, hidden: Hidden, data: WrittenScenes | Drawn
     nats, tokens, right, answers = 0.0, 0, 0, 0
     for number in range(_MEASURED_BATCHES):
         batch = {name: value.to(model.device) for name, value in data(number, "validation").items()}
-        scores, labels = model.lm_head(hidden(model, batch)[:, :-1]).float(), batch["labels"][:, 1:]
+        scores, labels = model.lm_head(hidden(model, batch)[0][:, :-1]).float(), batch["labels"][:, 1:]
         nats += float(functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"))
         tokens += int((labels != IGNORED).sum())
         hits = (scores.argmax(-1) == labels).tolist()
         for row, told in zip(labels.tolist(), hits, strict=True):
-            spans = _spans(row)
+            spans = answer_spans(row)
             answers += len(spans)
             right += sum(all(told[start:end]) for start, end in spans)
     return {"perplexity": math.exp(nats / tokens), "accuracy": right / answers}
-
-
-def _spans(labels: list[int]) -> list[tuple[int, int]]:
-    """Runs of supervised tokens: one an answer."""
-    edges = [place for place in range(len(labels) + 1) if _supervised(labels, place - 1) != _supervised(labels, place)]
-    return list(zip(edges[::2], edges[1::2], strict=True))
-
-
-def _supervised(labels: list[int], place: int) -> bool:
-    return 0 <= place < len(labels) and labels[place] != IGNORED

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
@@ -49,6 +50,12 @@ class Task:
     loss: Callable[[PreTrainedModel, Batch], torch.Tensor]
     measure: Callable[[PreTrainedModel], dict[str, float]]
     """Metrics on scenes of the validation part, whose layouts no training scene has."""
+    helper: nn.Module | None = None
+    """Learns beside the model for the sake of the loss and is thrown away."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [*self.model.parameters(), *(self.helper.parameters() if self.helper else ())]
 
 
 class _Numbered(Dataset[Batch]):
@@ -66,8 +73,8 @@ def fit(task: Task, recipe: Recipe, state_file: Path, title: str, *, workers: in
 
     Raises TesseraError when the loss is not a finite number.
     """
-    optimizer = torch.optim.AdamW(task.model.parameters(), lr=recipe.learning_rate, betas=BETAS, weight_decay=recipe.weight_decay)
-    first = _continue(state_file, recipe, task.model, optimizer)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=recipe.learning_rate, betas=BETAS, weight_decay=recipe.weight_decay)
+    first = _continue(state_file, recipe, task, optimizer)
     device = task.model.device
     task.model.train()
     with Progress(title, recipe.steps, "steps") as progress:
@@ -79,11 +86,11 @@ def fit(task: Task, recipe: Recipe, state_file: Path, title: str, *, workers: in
                 loss = task.loss(task.model, {name: value.to(device, non_blocking=True) for name, value in batch.items()})
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(task.model.parameters(), MAX_GRAD_NORM)
+            torch.nn.utils.clip_grad_norm_(task.parameters(), MAX_GRAD_NORM)
             optimizer.step()
             progress.update(1, note=f"loss {_finite(loss, title, step):.3f}" if step % 20 == 0 else "")
             if (step + 1) % save_every == 0:
-                _save(state_file, recipe, step + 1, task.model, optimizer)
+                _save(state_file, recipe, step + 1, task, optimizer)
     task.model.eval()
 
 
@@ -106,18 +113,23 @@ def _finite(loss: torch.Tensor, title: str, step: int) -> float:
     return value
 
 
-def _save(path: Path, recipe: Recipe, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
+def _save(path: Path, recipe: Recipe, step: int, task: Task, optimizer: torch.optim.Optimizer) -> None:
+    state = {"recipe": vars(recipe), "step": step, "model": task.model.state_dict(), "optimizer": optimizer.state_dict()}
+    if task.helper is not None:
+        state["helper"] = task.helper.state_dict()
     with replacing(path) as beside:
-        torch.save({"recipe": vars(recipe), "step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, beside)
+        torch.save(state, beside)
 
 
-def _continue(path: Path, recipe: Recipe, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> int:
+def _continue(path: Path, recipe: Recipe, task: Task, optimizer: torch.optim.Optimizer) -> int:
     """Steps done by an interrupted run of the same recipe, whose state is loaded; 0 without one."""
     if not path.exists():
         return 0
-    state: dict[str, Any] = torch.load(path, map_location=model.device, weights_only=True)
+    state: dict[str, Any] = torch.load(path, map_location=task.model.device, weights_only=True)
     if state["recipe"] != vars(recipe):
         return 0
-    model.load_state_dict(state["model"])
+    task.model.load_state_dict(state["model"])
+    if task.helper is not None:
+        task.helper.load_state_dict(state["helper"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])

@@ -1,16 +1,26 @@
 """What is asked and answered about a scene in pre-training: mostly short questions, some descriptions and reasoning."""
 
 import random
+from typing import NamedTuple
 
 from dataset.processor import Encoded, Processor
 from dataset.sample import Language, Message
 from dataset.scenes.phrasing import Question, ask_several
-from dataset.scenes.reasoning import Turn, conversation
+from dataset.scenes.reasoning import conversation
 from dataset.scenes.records import DETAIL_QUESTIONS
-from dataset.scenes.scene import Scene
+from dataset.scenes.scene import Scene, Thing
 from dataset.scenes.texts import caption, description, short_caption
 from errors import TesseraError
 from training.pretraining.corpus import CAPTION_QUESTIONS, SHORT_ANSWER_PROMPTS
+
+
+class Exchange(NamedTuple):
+    """A question, its answer, and the things that have to be looked up for it, at most two; none where it takes more."""
+
+    question: str
+    answer: str
+    looked_up: tuple[Thing, ...] = ()
+
 
 _SHARE_OF_QUESTIONS, _SHARE_OF_REASONING = 0.82, 0.08
 
@@ -42,7 +52,7 @@ def talk(
     only_questions: bool = False,
     suffixed: bool = False,
     described: float = 0.0,
-) -> list[Turn]:
+) -> list[Exchange]:
     """A conversation about a scene, mostly up to `questions` short ones; suffixed: each with the short-answer prompt behind it.
 
     only_questions: nothing but short questions, asked as often as the demo asks them; else by PRACTICE.
@@ -53,17 +63,23 @@ def talk(
     if rng.random() < described and not only_questions:
         told = rng.choice((caption, description))(scene, language, rng)
         later = asked(scene, language, rng, questions // 2)
-        return [(rng.choice(DETAIL_QUESTIONS[language]), told), *((question.text, question.answer.usual) for question in later)]
+        return [Exchange(rng.choice(DETAIL_QUESTIONS[language]), told), *(_exchange(question) for question in later)]
     chance = rng.random()
     if only_questions or chance < _SHARE_OF_QUESTIONS:
         suffix = f"\n{SHORT_ANSWER_PROMPTS[language]}" if suffixed else ""
-        return [(question.text + suffix, question.answer.usual) for question in asked(scene, language, rng, questions)]
+        return [_exchange(question, suffix) for question in asked(scene, language, rng, questions)]
     if chance < _SHARE_OF_QUESTIONS + _SHARE_OF_REASONING:
-        return conversation(scene, language, rng)
+        return [Exchange(*turn) for turn in conversation(scene, language, rng)]
     if rng.random() < 0.5:
-        return [(rng.choice(DETAIL_QUESTIONS[language]), description(scene, language, rng))]
+        return [Exchange(rng.choice(DETAIL_QUESTIONS[language]), description(scene, language, rng))]
     text = rng.choice((caption, short_caption))(scene, language, rng)
-    return [(rng.choice(CAPTION_QUESTIONS[language]), text.removesuffix("。"))]
+    return [Exchange(rng.choice(CAPTION_QUESTIONS[language]), text.removesuffix("。"))]
+
+
+def _exchange(question: Question, suffix: str = "") -> Exchange:
+    fact = question.fact
+    looked_up = () if fact.category == "counting" or fact.kind == "more" else fact.about
+    return Exchange(question.text + suffix, question.answer.usual, looked_up)
 
 
 def _practice(scene: Scene, language: Language, rng: random.Random, count: int) -> list[Question]:
@@ -75,10 +91,10 @@ def _practice(scene: Scene, language: Language, rng: random.Random, count: int) 
     return [offered[place] for place in chosen]
 
 
-def encode(processor: Processor, turns: list[Turn], images: int) -> Encoded:
+def encode(processor: Processor, exchanges: list[Exchange], images: int) -> Encoded:
     """Prompt and answers as training and answering build them; every answer is supervised."""
-    *earlier, (question, target) = turns
-    messages = [message for asked, said in earlier for message in (Message("user", asked), Message("assistant", said))]
+    *earlier, (question, target, _) = exchanges
+    messages = [message for asked, said, _ in earlier for message in (Message("user", asked), Message("assistant", said))]
     encoded = processor.encode([*messages, Message("user", question)], target, images)
     if encoded is None:
         raise TesseraError(f"a scene's conversation does not fit into {processor.max_tokens} tokens: {question!r}")
