@@ -53,11 +53,9 @@ def test_a_mention_is_of_its_thing_and_of_no_other(language: Language) -> None:
 
 def test_a_place_is_not_taken_for_a_longer_one() -> None:
     scene = Scene((Thing(2, 0, "red", "circle"), Thing(2, 1, "red", "circle")), 1, "train", 0)
-    text = "Here is a red circle at the bottom left and a red circle at the bottom."
-    assert [text[start:end] for start, end in mentions(text, scene, "en")] == [
-        "a red circle at the bottom left",
-        "a red circle at the bottom",
-    ]
+    longer, shorter = "a red circle at the bottom left", "a red circle at the bottom"
+    text = f"Here is {longer} and {shorter}."
+    assert mentions(text, scene, "en") == [(8, 8 + len(longer)), (len(text) - 1 - len(shorter), len(text) - 1)]
 
 
 def test_a_text_about_another_scene_is_refused() -> None:
