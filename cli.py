@@ -68,7 +68,10 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
     except TesseraError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        place = int(os.environ.get("RANK", "0"))
+        # Of several processes, one says what is wrong with the arguments of all.
+        if not (place and isinstance(error, UsageError)):
+            print(f"error: process {place}: {error}" if place else f"error: {error}", file=sys.stderr)
         status = error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

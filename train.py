@@ -3,11 +3,9 @@
 import argparse
 import os
 import shlex
-import sys
 
 import cli
 import config as configuration
-from errors import TesseraError, UsageError
 
 parser = cli.Parser("Train the projector, the adapters or the whole language model on merged data, stage by stage.")
 parser.add_argument("--resume", metavar="auto|PATH", help="continue the newest whole checkpoint of this name, or the one in a folder")
@@ -18,18 +16,8 @@ def main(arguments: argparse.Namespace) -> None:
     # The configuration section needs no heavy library; the training does.
     from training.run import train
 
-    try:
-        configuration.check_parts(arguments.config, "model.vision", "model.language")
-        checkpoint = train(arguments.config, arguments.resume)
-    except UsageError as error:
-        # The same in every process: one of them says it.
-        if rank:
-            sys.exit(error.exit_status)
-        raise
-    except TesseraError as error:
-        if rank:
-            raise TesseraError(f"process {rank}: {error}") from error
-        raise
+    configuration.check_parts(arguments.config, "model.vision", "model.language")
+    checkpoint = train(arguments.config, arguments.resume)
     if not rank:
         print(f"checkpoint: {checkpoint}")
         same = shlex.join(["--config", str(arguments.config_path), *arguments.overrides])

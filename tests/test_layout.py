@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ANYWHERE = {"atomic", "errors", "progress", "schema"}
+ANYWHERE = {"atomic", "errors", "processes", "progress", "schema"}
 MAY_IMPORT = {
     "dataset": {"dataset"},
     "visual": {"visual"},

@@ -1,10 +1,7 @@
 """Several processes: is the world the one that was asked for, and where are the trained weights when no process holds them all."""
 
-import contextlib
 import dataclasses
-import io
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,33 +12,15 @@ from torch.distributed.fsdp import FSDPModule
 
 from errors import UsageError
 from model.adapters import base_model, group_of
-
-WORLD_HELP = (
-    "two CPU processes need ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 --num_machines 1 "
-    "--mixed_precision no --dynamo_backend no (with --cpu alone, accelerate starts a single one)"
-)
+from processes import WORLD_HELP, join
 
 
 def check_world(wanted: int | None) -> PartialState:
     """Join the other processes. Raises UsageError when there are not as many as the configuration or the launcher says."""
-    on_cpu = str_to_bool(os.environ.get("ACCELERATE_USE_CPU", "false")) or not torch.accelerator.is_available()
-    state = PartialState(cpu=bool(on_cpu))
+    state = join()
     if wanted is not None and state.num_processes != wanted:
         raise UsageError(f"train.processes: {wanted} processes are asked for, {state.num_processes} are running; {WORLD_HELP}")
-    launched = int(os.environ.get("WORLD_SIZE", state.num_processes))
-    if state.num_processes != launched:
-        raise UsageError(f"the launcher started {launched} processes, but only {state.num_processes} found each other; {WORLD_HELP}")
     return state
-
-
-@contextlib.contextmanager
-def only_main_speaks(state: PartialState) -> Iterator[None]:
-    """Progress of work that every process does is shown once."""
-    if state.is_main_process:
-        yield
-    else:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
 
 
 def weights_are_sharded() -> bool:

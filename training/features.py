@@ -23,9 +23,9 @@ from dataset.store import ImageRow
 from errors import TesseraError, UsageError
 from model.build import default_dtype, load_encoder
 from model.download import readable
+from processes import only_main_speaks
 from progress import Progress
 from training.data import KeptFeatures, TrainingData
-from training.distributed import only_main_speaks
 from training.feature_cache import FeatureCache
 from training.memory import naming_memory_settings
 from training.prepare import Prepared, loading_workers
@@ -53,7 +53,7 @@ def with_features(prepared: Prepared) -> Prepared:
     """
     pictures = _pictures(prepared)
     builder = _Builder(prepared, {picture.digest: picture for picture in pictures.values()})
-    with naming_memory_settings("computing features"), only_main_speaks(prepared.processes):
+    with naming_memory_settings("computing features"), only_main_speaks(prepared.processes.is_main_process):
         builder.build()
     kept = KeptFeatures(builder.cache, {image_id: picture.digest for image_id, picture in pictures.items()})
     del builder

@@ -16,9 +16,10 @@ from dataset.store import Store
 from errors import UsageError
 from model.build import tokens_per_image, vocabulary_rows
 from model.config import ModelConfig
+from processes import only_main_speaks
 from training.config import TrainConfig
 from training.data import Batching, KeptFeatures, SampleLengths, TrainingData, measure
-from training.distributed import check_world, only_main_speaks, weights_are_sharded
+from training.distributed import check_world, weights_are_sharded
 from training.experiment import Experiment
 from training.groups import check_stages
 
@@ -69,7 +70,7 @@ def prepare(config: Experiment) -> Prepared:
     processor = build_processor(config.model)
     packed = processes.device.type == "cuda" if config.train.batching == "auto" else config.train.batching == "packed"
     batching = Batching(packed, config.train.batch_size, config.train.tokens_per_row)
-    with only_main_speaks(processes):
+    with only_main_speaks(processes.is_main_process):
         lengths = measure(store, store.indices("train"), processor, "measuring training samples", config.train.questions_together)
         validation_rows = _spread(store.indices("validation"), config.train.evaluate_samples)
         validation = measure(store, validation_rows, processor, "measuring validation samples")
