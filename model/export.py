@@ -98,6 +98,10 @@ def to_llava(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
         vision_feature_select_strategy="full",
     )
     llava_config.dtype = model.dtype
+    for part in (llava_config.vision_config, llava_config.text_config):
+        # A folder of this machine says nothing elsewhere.
+        if Path(part._name_or_path).is_absolute():
+            part._name_or_path = ""
     with torch.device("meta"):
         llava = LlavaForConditionalGeneration(llava_config)
     llava.model.vision_tower = model.model.vision_tower

@@ -1,6 +1,7 @@
 """Merge a checkpoint and write it for others: our own form, or LLaVA's, which stock transformers reads."""
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -8,6 +9,8 @@ import torch
 import cli
 from dataset.processor import Processor
 from dataset.report import Report
+from errors import TesseraError
+from model import push
 from model.checkpoint import newest
 from model.export import export
 
@@ -17,10 +20,18 @@ parser.add_argument("--format", required=True, choices=("merged", "llava"), help
 parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder")
 parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights (default: exact; bfloat16: half)")
 parser.add_argument("--report", type=Path, metavar="JSON", help="data report for the model card, such as data/<name>/report.json")
+parser.add_argument(
+    "--push",
+    metavar="OWNER/NAME",
+    help="then upload the folder to this repository of the Hugging Face hub, made private where it is new, with the token in HF_TOKEN",
+)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Export, and name what was written."""
+    """Export, name what was written, and upload it where that is asked for."""
+    token = push.token_in(os.environ) if arguments.push else ""
+    if arguments.push:
+        push.check(arguments.push, token)
     newest_wanted = arguments.checkpoint == "newest"
     folder = newest(arguments.config.checkpoint_folder) if newest_wanted else Path(arguments.checkpoint)
     report = Report.load(arguments.report).table() if arguments.report else None
@@ -28,7 +39,17 @@ def main(arguments: argparse.Namespace) -> None:
     warnings = export(folder, arguments.out, arguments.format, Processor.load(folder), dtype=dtype, data_report=report)
     for warning in warnings:
         print(f"note: {warning}")
-    print(f"{folder} written to {arguments.out} ({arguments.format}, {arguments.dtype})")
+    print(f"{folder} written to {arguments.out} ({arguments.format}, {arguments.dtype})", flush=True)
+    if arguments.push:
+        upload(arguments.out, arguments.push, token)
+
+
+def upload(folder: Path, repository: str, token: str) -> None:
+    """Upload an export, and say where it is. What was written stays where that fails."""
+    try:
+        print(f"uploaded: {push.push(folder, repository, token)}")
+    except TesseraError as error:
+        raise TesseraError(f"{error}; the export stands in {folder}: `hf upload {repository} {folder}` tries again") from error
 
 
 if __name__ == "__main__":
