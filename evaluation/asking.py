@@ -20,6 +20,7 @@ from atomic import write_json
 from dataset.sample import Language
 from evaluation.predictions import Journal, Prediction
 from evaluation.questions import Question, digest
+from processes import Share
 from progress import Progress
 
 _BATCHES_A_CHUNK = 4
@@ -93,31 +94,41 @@ def ask(
     path: Path,
     title: str,
     score: Callable[[Prediction], float | None],
+    share: Share,
 ) -> Asked:
     """Have every chunk of `plan` answered, and its candidates scored; each is appended to `path` at once. judging: an answerer
     that can also says how right it finds each of its candidates.
 
     A chunk whose lines all stand in the file, for the same model, decoding and questions, is not asked again; one with an
-    error in it is. `score` is only for the running accuracy that is shown: what it returns goes nowhere else.
+    error in it is. `score` is only for the running accuracy that is shown: what it returns goes nowhere else. share: the chunks
+    that fall to this process; all processes get the answers to all of them.
     """
     model = identity(answerer.description)
-    journal, watch = Journal(path), Stopwatch(path.with_suffix(".timing.json"), digest(model))
+    journal, watch = Journal(path, share), Stopwatch(path.with_suffix(".timing.json"), digest(model), share)
     known = [_known(chunk, model, journal) for chunk in plan]
     judge = answerer if judging and isinstance(answerer, Judge) else None
     wanted = {scorer.choice: scorer.identity for scorer in scorers} | ({} if judge is None else {SELF: SELF_ASKED})
     unfinished = bool(scorers) and not all(group and _has_scores(group, wanted) for group in known)
-    done: list[Prediction] = []
+    done: dict[int, list[Prediction]] = {}
     scores: list[float] = []
-    with Progress(title, sum(len(chunk.questions) for chunk in plan), "questions") as progress:
-        for chunk, before in zip(plan, known, strict=True):
+    own = [place for place in range(len(plan)) if share.takes(place)]
+    shown = title if share.processes == 1 else f"{title}, process {share.place + 1} of {share.processes}"
+    with Progress(shown, sum(len(plan[place].questions) for place in own), "questions") as progress:
+        for place in own:
+            chunk, before = plan[place], known[place]
             answered = before or _answered(answerer, chunk, model, watch)
             scored = _scored(answered, chunk, scorers, judge, wanted, unfinished)
             if scored != before:
                 journal.append(scored)
-            done += scored
+            done[place] = scored
             scores += [value for value in map(score, scored) if value is not None]
             progress.update(len(scored), f"accuracy {statistics.fmean(scores):.3f}" if scores else "")
-    return Asked(done, watch.rate, watch.without_graphs)
+    together = {place: scored for part in share.gather(done) for place, scored in part.items()}
+    everything = [prediction for place in range(len(plan)) for prediction in together[place]]
+    watch.gather()
+    if share.main:
+        journal.complete(everything)
+    return Asked(everything, watch.total.rate, watch.total.without_graphs)
 
 
 def _key(model: dict[str, Any], decoding: DecodingConfig, question: Question) -> str:
@@ -207,27 +218,57 @@ def _judged(answered: Sequence[Prediction], chunk: Chunk, judge: Judge) -> list[
     return found
 
 
-class Stopwatch:
-    """Time that a model took for its questions, and why it took longer than it might, kept beside the predictions over interruptions."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Questions, the seconds that they took, and why steps were not replayed as CUDA graphs."""
 
-    def __init__(self, path: Path, model: str):
-        self.path, self.model = path, model
-        self.questions, self.seconds = 0, 0.0
-        self.without_graphs: str | None = None
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if saved.get("model") == model:
-            self.questions, self.seconds = saved["questions"], saved["seconds"]
-            self.without_graphs = saved.get("without_cuda_graphs")
+    questions: int = 0
+    seconds: float = 0.0
+    without_graphs: str | None = None
 
-    def add(self, questions: int, seconds: float, without_graphs: str | None) -> None:
-        """Count questions that were answered just now. without_graphs: why steps were not replayed as CUDA graphs."""
-        self.questions += questions
-        self.seconds += seconds
-        self.without_graphs = without_graphs or self.without_graphs
-        reason = {} if self.without_graphs is None else {"without_cuda_graphs": self.without_graphs}
-        write_json(self.path, {"model": self.model, "questions": self.questions, "seconds": self.seconds, **reason})
+    def __add__(self, other: "Measured") -> "Measured":
+        return Measured(self.questions + other.questions, self.seconds + other.seconds, other.without_graphs or self.without_graphs)
 
     @property
     def rate(self) -> float | None:
         """Questions a second; None when nothing was measured."""
         return self.questions / self.seconds if self.seconds > 0 else None
+
+
+class Stopwatch:
+    """Time that a model took for its questions, and why it took longer than it might, kept beside the predictions over interruptions.
+
+    Of several processes that answer side by side, the time of the slowest counts; what they had measured when they were killed is
+    lost, questions and seconds alike.
+    """
+
+    def __init__(self, path: Path, model: str, share: Share):
+        self.path, self.model, self.share = path, model, share
+        self.before, self.new = Measured(), Measured()
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if saved.get("model") == model:
+            self.before = Measured(saved["questions"], saved["seconds"], saved.get("without_cuda_graphs"))
+
+    @property
+    def total(self) -> Measured:
+        """What was measured before and now."""
+        return self.before + self.new
+
+    def add(self, questions: int, seconds: float, without_graphs: str | None) -> None:
+        """Count questions that were answered just now. without_graphs: why steps were not replayed as CUDA graphs."""
+        self.new += Measured(questions, seconds, without_graphs)
+        if self.share.processes == 1:
+            self._keep()
+
+    def gather(self) -> None:
+        """Put together what all processes measured; each of them must call this."""
+        each = self.share.gather(self.new)
+        self.new = sum(each, Measured())
+        self.new = dataclasses.replace(self.new, seconds=max(one.seconds for one in each))
+        if self.share.main and self.new.questions:
+            self._keep()
+
+    def _keep(self) -> None:
+        total = self.total
+        reason = {} if total.without_graphs is None else {"without_cuda_graphs": total.without_graphs}
+        write_json(self.path, {"model": self.model, "questions": total.questions, "seconds": total.seconds, **reason})

@@ -1,5 +1,6 @@
 """Predictions files: one JSON line a question, appended while a system answers, whole and in order at the end."""
 
+import glob
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from answering.protocol import Candidate
 from answering.signals import Signal
 from atomic import write_text
 from errors import TesseraError
+from processes import Share
 
 _PRIOR = "_prior"
 """Behind a scorer's name: what a candidate scores on unrelated pictures."""
@@ -127,24 +129,44 @@ def write(path: Path, predictions: Sequence[Prediction]) -> None:
 class Journal:
     """The predictions file while its system answers: what stands there already, and where more is appended.
 
-    A line cut off by a kill is dropped. Appended lines are on the disk when `append` returns.
+    A process that only helps appends to a file of its own beside it. A line cut off by a kill is dropped. Appended lines are on
+    the disk when `append` returns.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, share: Share | None = None):
+        share = share or Share()
+        self.path, self.own = path, path if share.main else _part(path, share.place)
         self.known: dict[str, Prediction] = {}
-        whole = _whole_lines(path)
-        for line in whole:
-            prediction = Prediction.parse(line)
-            self.known[prediction.key] = prediction
-        write_text(path, "".join(line + "\n" for line in whole))
+        for file in dict.fromkeys((path, *_parts(path), self.own)):
+            whole = _whole_lines(file)
+            for line in whole:
+                prediction = Prediction.parse(line)
+                self.known[prediction.key] = prediction
+            if file == self.own:
+                write_text(file, "".join(line + "\n" for line in whole))
 
     def append(self, predictions: Iterable[Prediction]) -> None:
         """Add lines at the end."""
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+        with self.own.open("a", encoding="utf-8", newline="\n") as file:
             file.writelines(prediction.line() + "\n" for prediction in predictions)
             file.flush()
             os.fsync(file.fileno())
+
+    def complete(self, predictions: Sequence[Prediction]) -> None:
+        """Put everything into the one file, where helpers have files of their own; once no process appends any more."""
+        if parts := _parts(self.path):
+            write(self.path, predictions)
+            for part in parts:
+                part.unlink()
+
+
+def _part(path: Path, place: int) -> Path:
+    return path.with_name(f"{path.name}.part{place}")
+
+
+def _parts(path: Path) -> list[Path]:
+    """Files of helpers, also of a run that was killed and had more of them."""
+    return sorted(path.parent.glob(f"{glob.escape(path.name)}.part*"))
 
 
 def _lines(text: str) -> list[str]:

@@ -16,7 +16,8 @@ from evaluation.cases import write_changed
 from evaluation.categories import names
 from evaluation.charts import CAPTIONS, write_charts
 from evaluation.examples import RIGHT, Example, data_url, examples, selection, thumbnail
-from evaluation.run import Experiment, Outcome
+from evaluation.experiment import Experiment
+from evaluation.run import Outcome
 from evaluation.wording import headline, sentences
 
 CHANGED = "changed"

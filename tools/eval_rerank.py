@@ -1,4 +1,7 @@
-"""Ask the systems of an experiment the questions of a split, rerank, compare, and write the report."""
+"""Ask the systems of an experiment the questions of a split, rerank, compare, and write the report.
+
+Below `accelerate launch`, each process asks its share of the questions.
+"""
 
 import argparse
 import dataclasses
@@ -14,11 +17,14 @@ from dataset.store import Store
 from errors import UsageError
 from evaluation.asking import NamedScorer
 from evaluation.bars import missed
+from evaluation.experiment import Experiment
 from evaluation.groups import as_curve, checkpoints_of
+from evaluation.interview import ask_everything
 from evaluation.report import write_report
-from evaluation.run import Experiment, evaluate
+from evaluation.run import conclude
 from evaluation.systems import only, with_checkpoints
 from evaluation.tables import tables
+from processes import only_main_speaks, working_together
 
 parser = cli.Parser(__doc__ or "")
 parser.add_argument(
@@ -59,15 +65,15 @@ def main(arguments: argparse.Namespace) -> int:
         decoding=config.decoding,
         rerank=config.rerank,
     )
-    scorers = [
-        NamedScorer(one.path, one.scorer, name, one.languages, config.rerank.wording) for name, one in build_scorers(config.rerank).items()
-    ]
-    outcome = evaluate(
-        experiment,
-        load=partial(build_answerer, checkpoint_folder=config.checkpoint_folder),
-        load_untuned=partial(build_untuned, checkpoint_folder=config.checkpoint_folder),
-        scorers=scorers,
-    )
+    folder = config.checkpoint_folder
+    load, load_untuned = partial(build_answerer, checkpoint_folder=folder), partial(build_untuned, checkpoint_folder=folder)
+    with working_together() as share, only_main_speaks(share.main):
+        built = build_scorers(config.rerank)
+        scorers = [NamedScorer(one.path, one.scorer, name, one.languages, config.rerank.wording) for name, one in built.items()]
+        everything = ask_everything(experiment, load, load_untuned, scorers, share)
+    if not share.main:
+        return 0
+    outcome = conclude(experiment, everything)
     report = write_report(outcome, experiment)
     print(tables(outcome.summary))
     print(f"report: {report}")

@@ -1,5 +1,6 @@
 """A small merged data set and systems whose answers are known beforehand."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,10 @@ from answering.config import CheckpointSystem, DecodingConfig, RerankConfig
 from answering.protocol import Answer, Candidate, Description, Picture, Request
 from dataset.sample import IMAGE_MARK, IMAGES_SCHEMA, SAMPLES_SCHEMA
 from dataset.store import Store
+from evaluation.asking import NamedScorer
 from evaluation.config import EvalConfig
-from evaluation.run import Experiment
+from evaluation.experiment import Experiment
+from evaluation.run import Outcome, evaluate
 
 COLORS = ("red", "blue", "green", "orange", "purple", "black")
 COLORS_ZH = ("红色", "蓝色", "绿色", "橙色", "紫色", "黑色")
@@ -140,3 +143,34 @@ def experiment(store: Store, out: Path, *names: str, rerank: RerankConfig | None
         decoding=DecodingConfig(k=3, batch_size=2),
         rerank=rerank or RerankConfig(),
     )
+
+
+def by_the_book(request: Request) -> Sequence[tuple[str, float]]:
+    """Right on color, in English after a wrong first candidate; always counts two."""
+    i = int(request.request_id.split("-")[1]) % 6
+    if "color" in request.request_id:
+        return [("gray", -0.1), (COLORS[i], -0.2), ("mauve", -3.0)]
+    if "zh" in request.request_id:
+        return [(COLORS_ZH[i] + "。", -0.1)]
+    if "count" in request.request_id:
+        return [("2", -0.1), ("two discs", -0.5)]
+    return [(f"a {COLORS[i]} disc on white", -0.1)]
+
+
+def run(
+    planned: Experiment, *answerers: PlantedAnswerer, scorer: PlantedScorer | None = None, untuned: PlantedAnswerer | None = None
+) -> Outcome:
+    """Evaluate with one answerer for each system of the experiment."""
+    systems = dict(zip((system.name for system in planned.settings.systems), answerers, strict=True))
+
+    def load_untuned(system: object) -> PlantedAnswerer:
+        assert untuned is not None, f"{system} was not to be loaded untuned"
+        return untuned
+
+    named = [] if scorer is None else [NamedScorer("planted clip", scorer)]
+    return evaluate(planned, lambda system: systems[system.name], load_untuned, named)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,6 +1,8 @@
 """What questions ask for, in both languages."""
 
 import itertools
+import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,8 @@ from dataset.scenes.phrasing import ask
 from dataset.scenes.scene import compose
 from evaluation.categories import category, confusion, names
 
+REAL_DATA = os.environ.get("TESSERA_REAL_DATA", "")
+PAGES = ("evaluation.md", "evaluation.zh.md")
 ENGLISH = {
     "Is there a blue star left of the green ring?": "yes/no",
     "Are there many people?": "yes/no",
@@ -83,15 +87,35 @@ def labelled() -> Iterator[tuple[str, str, Language]]:
             yield question.fact.category, question.text, language
 
 
-def test_the_confusion_table_of_the_documentation_is_the_measured_one() -> None:
-    lines = Path("docs/evaluation.md").read_text(encoding="utf-8").partition("<!-- confusion: drawn scenes -->")[2].splitlines()[1:]
+def documented(page: str, mark: str) -> dict[str, dict[str, int]]:
+    """The table behind a mark of the documentation: [label][category]."""
+    lines = Path("docs", page).read_text(encoding="utf-8").partition(f"<!-- confusion: {mark} -->")[2].splitlines()[1:]
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in itertools.takewhile(str.strip, lines)]
     assert header[1:] == names()
-    documented = {label: dict(zip(names(), map(int, counts), strict=True)) for label, *counts in rows}
+    return {label: dict(zip(names(), map(int, counts), strict=True)) for label, *counts in rows}
+
+
+def test_the_confusion_table_of_the_documentation_is_the_measured_one() -> None:
     measured = confusion(labelled())
-    assert documented == measured
+    for page in PAGES:
+        assert documented(page, "drawn scenes") == measured, page
     right = sum(row[label] for label, row in measured.items())
     assert right > 0.99 * sum(sum(row.values()) for row in measured.values())
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA names no folder of excerpts")
+def test_the_confusion_table_of_real_questions_is_the_measured_one() -> None:
+    folder = Path(REAL_DATA) / "vqav2"
+    asked = json.loads((folder / "v2_OpenEnded_mscoco_train2014_questions.json").read_text(encoding="utf-8"))["questions"]
+    answered = json.loads((folder / "v2_mscoco_train2014_annotations.json").read_text(encoding="utf-8"))["annotations"]
+    labels = {row["question_id"]: row["answer_type"] for row in answered}
+    questions: list[tuple[str, str, Language]] = [(labels[row["question_id"]], row["question"], "en") for row in asked]
+    measured = confusion(questions)
+    for page in PAGES:
+        assert documented(page, "VQA v2") == measured, page
+    # What the labels can say: yes/no and numbers are told apart from the rest.
+    assert measured["yes/no"]["yes/no"] > 0.95 * sum(measured["yes/no"].values())
+    assert measured["number"]["counting"] > 0.8 * sum(measured["number"].values())
 
 
 def test_every_category_is_named_once() -> None:

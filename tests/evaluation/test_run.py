@@ -1,51 +1,26 @@
-"""The evaluation run on planted systems: what is asked, kept, chosen and counted."""
+"""The evaluation run on planted systems: what is asked, chosen and counted."""
 
-import dataclasses
 import json
-import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from answering.config import CheckpointSystem, QwenVlSystem, RerankConfig, RerankWeights
+from answering.config import RerankConfig, RerankWeights
 from answering.protocol import Request
-from errors import UsageError
-from evaluation.asking import NamedScorer
-from evaluation.config import Bars, EvalConfig
-from evaluation.run import Experiment, Outcome, evaluate
-from evaluation.tables import remarks
-from tests.evaluation.planted import COLORS, COLORS_ZH, PlantedAnswerer, PlantedScorer, always, experiment, questions, sample, write_store
-
-
-def by_the_book(request: Request) -> Sequence[tuple[str, float]]:
-    """Right on color, in English after a wrong first candidate; always counts two."""
-    i = int(request.request_id.split("-")[1]) % 6
-    if "color" in request.request_id:
-        return [("gray", -0.1), (COLORS[i], -0.2), ("mauve", -3.0)]
-    if "zh" in request.request_id:
-        return [(COLORS_ZH[i] + "。", -0.1)]
-    if "count" in request.request_id:
-        return [("2", -0.1), ("two discs", -0.5)]
-    return [(f"a {COLORS[i]} disc on white", -0.1)]
-
-
-def run(
-    planned: Experiment, *answerers: PlantedAnswerer, scorer: PlantedScorer | None = None, untuned: PlantedAnswerer | None = None
-) -> Outcome:
-    systems = dict(zip((system.name for system in planned.settings.systems), answerers, strict=True))
-
-    def load_untuned(system: object) -> PlantedAnswerer:
-        assert untuned is not None, f"{system} was not to be loaded untuned"
-        return untuned
-
-    named = [] if scorer is None else [NamedScorer("planted clip", scorer)]
-    return evaluate(planned, lambda system: systems[system.name], load_untuned, named)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+from tests.evaluation.planted import (
+    COLORS,
+    PlantedAnswerer,
+    PlantedScorer,
+    always,
+    by_the_book,
+    experiment,
+    lines,
+    questions,
+    run,
+    sample,
+    write_store,
+)
 
 
 def test_the_summary_holds_what_can_be_worked_out_by_hand(tmp_path: Path) -> None:
@@ -116,136 +91,6 @@ def test_without_a_scorer_nothing_is_said_of_reranking(tmp_path: Path) -> None:
     assert "controls" not in summary
     assert summary["systems"]["ours"]["choices"].keys() == {"first", "majority", "likelihood", "random", "oracle"}
     assert "clip" not in (tmp_path / "out" / "predictions" / "ours.jsonl").read_text(encoding="utf-8")
-
-
-def test_shuffled_and_planted_references_change_no_candidate_and_no_choice(tmp_path: Path) -> None:
-    rows = questions(8) + questions(4, "validation")
-    texts = []
-    for name, change in (("as they are", None), ("shuffled", "shuffle"), ("planted", "plant")):
-        answers = [row["answers"] for row in rows]
-        if change == "shuffle":
-            random.Random(1).shuffle(answers)
-        changed = [
-            {**row, "answers": ["mauve"] * 10 if change == "plant" else answer, "targets": ["mauve"] if change == "plant" else answer[:1]}
-            for row, answer in zip(rows, answers, strict=True)
-        ]
-        out = tmp_path / name
-        run(experiment(write_store(tmp_path / "data", changed), out), PlantedAnswerer(by_the_book), scorer=PlantedScorer(*COLORS))
-        texts.append((out / "predictions" / "ours.jsonl").read_bytes())
-    assert texts[0] == texts[1] == texts[2]
-
-
-def test_no_request_carries_a_reference(tmp_path: Path) -> None:
-    secret = "xyzzy"
-    store = write_store(tmp_path / "data", [sample(f"s{i}", i, "What is this?", [secret] * 10) for i in range(3)])
-    seen: list[Request] = []
-
-    def listen(request: Request) -> Sequence[tuple[str, float]]:
-        seen.append(request)
-        return [("nothing", -1.0)]
-
-    run(experiment(store, tmp_path / "out"), PlantedAnswerer(listen), scorer=PlantedScorer())
-    assert len(seen) == 3
-    assert secret not in repr([dataclasses.asdict(request) for request in seen])
-    assert secret not in (tmp_path / "out" / "predictions" / "ours.jsonl").read_text(encoding="utf-8")
-
-
-def test_an_answerer_that_never_says_the_reference_is_never_credited(tmp_path: Path) -> None:
-    rows = [sample(f"s{i}", i, "What color is the disc?", [color] * 10) for i, color in enumerate(COLORS)]
-    rows += [sample("v", 9, "What color is the disc?", ["red"] * 10, split="validation")]
-    store = write_store(tmp_path / "data", rows)
-    never = PlantedAnswerer(always(("pink", -0.5), ("", -0.7), ("mauve", -1.0)))
-    planned = experiment(store, tmp_path / "out", rerank=RerankConfig(tune=True))
-    summary = run(planned, never, scorer=PlantedScorer(*COLORS)).summary
-    for name, measures in summary["systems"]["ours"]["choices"].items():
-        assert measures["vqa_accuracy"] == measures["vqa_accuracy_m4c"] == measures["exact"] == 0.0, name
-    for row in lines(tmp_path / "out" / "predictions" / "ours.jsonl"):
-        candidates = {candidate["text"] or "unknown" for candidate in row["candidates"]}
-        assert set(row["choices"].values()) <= candidates
-
-
-def test_a_killed_run_continues_and_gives_the_same_file(tmp_path: Path) -> None:
-    store = write_store(tmp_path / "data", questions(10))
-    whole, killed = experiment(store, tmp_path / "whole"), experiment(store, tmp_path / "killed")
-    run(whole, PlantedAnswerer(by_the_book), scorer=PlantedScorer(*COLORS))
-    with pytest.raises(KeyboardInterrupt):
-        run(killed, PlantedAnswerer(by_the_book, dies_after=20), scorer=PlantedScorer(*COLORS))
-    path = tmp_path / "killed" / "predictions" / "ours.jsonl"
-    assert len(lines(path)) == 16
-    path.write_bytes(path.read_bytes()[:-40])  # the kill came in the middle of a line
-    again, scorer = PlantedAnswerer(by_the_book), PlantedScorer(*COLORS)
-    run(killed, again, scorer=scorer)
-    assert len(again.asked) == 40 - 8  # one chunk of eight is whole
-    assert scorer.scored == 40 - 8
-    assert scorer.seen == 40  # in the same company as in a run that was not killed
-    assert path.read_bytes() == (tmp_path / "whole" / "predictions" / "ours.jsonl").read_bytes()
-
-
-def test_a_finished_run_asks_nothing_again(tmp_path: Path) -> None:
-    store = write_store(tmp_path / "data", questions(4))
-    planned = experiment(store, tmp_path / "out")
-    first = run(planned, PlantedAnswerer(by_the_book)).summary
-    again = PlantedAnswerer(by_the_book)
-    assert run(planned, again).summary == first
-    assert again.asked == []
-
-
-def test_old_answers_are_not_taken_for_another_model_decoding_or_question(tmp_path: Path) -> None:
-    samples = questions(2)
-    planned = experiment(write_store(tmp_path / "data", samples), tmp_path / "out")
-    run(planned, PlantedAnswerer(by_the_book, settings={"rank": 8}))
-
-    def asked(changed: Experiment, **settings: object) -> int:
-        answerer = PlantedAnswerer(by_the_book, settings=settings)
-        run(changed, answerer)
-        return len(answerer.asked)
-
-    assert asked(planned, rank=8) == 0
-    assert asked(dataclasses.replace(planned, decoding=dataclasses.replace(planned.decoding, batch_size=1)), rank=8) == 0
-    assert asked(planned, rank=16) == 8
-    assert asked(dataclasses.replace(planned, decoding=dataclasses.replace(planned.decoding, k=2)), rank=16) == 8
-    run(planned, PlantedAnswerer(by_the_book))
-    samples[0]["messages"][0]["content"] += "!"
-    # The changed question and the others of its chunk.
-    assert asked(dataclasses.replace(planned, store=write_store(tmp_path / "data", samples))) == 6
-
-
-def test_the_same_question_in_two_samples_keeps_both_answers_when_it_is_run_again(tmp_path: Path) -> None:
-    rows = [sample("a", 0, "What is it?", ["cat"] * 10), sample("b", 0, "What is it?", ["dog"] * 10)]
-    planned = experiment(write_store(tmp_path / "data", rows), tmp_path / "out")
-    path = tmp_path / "out" / "predictions" / "ours.jsonl"
-    for answerer in (PlantedAnswerer(always(("cat", -0.1))), PlantedAnswerer(always(("cat", -0.1)))):
-        summary = run(planned, answerer).summary
-        assert summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"] == 0.5
-        assert {row["sample_id"] for row in lines(path)} == {"a", "b"}
-
-
-def test_a_checkpoint_trained_again_in_its_folder_is_another_model(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoint"
-    folder.mkdir()
-    (folder / "adapter_model.safetensors").write_bytes(b"old")
-    planned = experiment(write_store(tmp_path / "data", questions(1)), tmp_path / "out")
-    settings: dict[str, object] = {"path": str(folder)}
-    run(planned, PlantedAnswerer(by_the_book, settings=settings))
-    (folder / "adapter_model.safetensors").write_bytes(b"newer")
-    again = PlantedAnswerer(by_the_book, settings=settings)
-    run(planned, again)
-    assert len(again.asked) == 4
-
-
-def test_another_scorer_scores_old_answers_anew(tmp_path: Path) -> None:
-    planned = experiment(write_store(tmp_path / "data", questions(2)), tmp_path / "out")
-    run(planned, PlantedAnswerer(by_the_book))
-    again = PlantedAnswerer(by_the_book)
-    summary = run(planned, again, scorer=PlantedScorer(*COLORS)).summary
-    assert again.asked == []
-    assert summary["systems"]["ours"]["choices"]["clip"]["vqa_accuracy"] > 0.3
-    scorer = PlantedScorer(*COLORS)
-    assert run(planned, again, scorer=scorer).summary == summary
-    assert (scorer.seen, scorer.scored) == (0, 0)
-    bare = run(planned, again).summary
-    assert "rerank" not in bare
-    assert "clip" not in bare["systems"]["ours"]["choices"]
 
 
 def test_a_failed_question_is_recorded_counts_as_wrong_and_is_asked_again(tmp_path: Path) -> None:
@@ -341,6 +186,14 @@ def test_the_controls_of_the_first_checkpoint_are_asked_and_compared(tmp_path: P
     }
 
 
+def test_the_shares_of_a_split_without_short_answers_are_not_made_up(tmp_path: Path) -> None:
+    rows = [row for row in questions(3) if row["task"] == "caption"]
+    summary = run(experiment(write_store(tmp_path / "data", rows), tmp_path / "out"), PlantedAnswerer(by_the_book)).summary
+    assert summary["systems"]["ours"]["choices"] == {}
+    assert summary["comparisons"] == []
+    assert summary["systems"]["ours"]["captions"]["first"]["caption en"]["rouge_l"] == pytest.approx(1.0)
+
+
 def test_weights_are_tuned_on_the_validation_split_and_only_there(tmp_path: Path) -> None:
     # On validation CLIP is always right, on the test split always wrong: the tuned weights must follow validation.
     rows = [sample(f"v{i}", i, "What color is the disc?", ["red"] * 10, split="validation") for i in range(6)]
@@ -363,58 +216,3 @@ def test_tuning_that_shows_no_difference_keeps_the_default(tmp_path: Path) -> No
     answerer = PlantedAnswerer(always(("mauve", -0.1), ("pink", -0.2)))
     rerank = run(planned, answerer, scorer=PlantedScorer("pink")).summary["rerank"]
     assert (rerank["weights"], rerank["chosen_on"]) == ({"likelihood": 0.6, "clip": 0.4}, "default")
-
-
-def never_loaded(system: object) -> PlantedAnswerer:
-    pytest.fail(f"{system} was loaded")
-
-
-@pytest.mark.parametrize(
-    ("settings", "rerank", "message"),
-    [
-        ({"systems": ()}, None, "eval.systems: empty"),
-        ({"systems": (CheckpointSystem(name="a", kind="checkpoint"),) * 2}, None, "a stands there more than once"),
-        ({"systems": (QwenVlSystem(name="q", kind="qwen3_vl", path="q"),), "controls": ("untuned",)}, None, "eval.controls"),
-        ({"bars": Bars(lead=0.1), "controls": ("untuned",)}, None, "eval.bars.lead: it is about the control shuffled_pictures"),
-        ({"split": "validation"}, RerankConfig(tune=True), "eval.split must be another one"),
-        ({"split": "train"}, None, "no samples in the split 'train'"),
-        ({}, RerankConfig(weights=RerankWeights(likelihood=0.0, clip=0.0)), "both are zero"),
-    ],
-)
-def test_settings_that_do_not_fit_are_said_before_anything_is_loaded(
-    tmp_path: Path, settings: dict[str, Any], rerank: RerankConfig | None, message: str
-) -> None:
-    planned = experiment(write_store(tmp_path / "data", questions(1)), tmp_path / "out", rerank=rerank)
-    planned = dataclasses.replace(planned, settings=dataclasses.replace(planned.settings, **settings))
-    assert isinstance(planned.settings, EvalConfig)
-    with pytest.raises(UsageError, match=message):
-        evaluate(planned, never_loaded, never_loaded, [NamedScorer("planted clip", PlantedScorer())])
-
-
-def test_tuning_without_a_scorer_is_an_error(tmp_path: Path) -> None:
-    planned = experiment(write_store(tmp_path / "data", questions(1)), tmp_path / "out", rerank=RerankConfig(tune=True))
-    with pytest.raises(UsageError, match=r"without rerank\.clip"):
-        run(planned, PlantedAnswerer(by_the_book))
-
-
-def test_the_shares_of_a_split_without_short_answers_are_not_made_up(tmp_path: Path) -> None:
-    rows = [row for row in questions(3) if row["task"] == "caption"]
-    summary = run(experiment(write_store(tmp_path / "data", rows), tmp_path / "out"), PlantedAnswerer(by_the_book)).summary
-    assert summary["systems"]["ours"]["choices"] == {}
-    assert summary["comparisons"] == []
-    assert summary["systems"]["ours"]["captions"]["first"]["caption en"]["rouge_l"] == pytest.approx(1.0)
-
-
-def test_decoding_that_lost_its_cuda_graphs_is_said_with_the_speed_also_when_the_run_is_continued(tmp_path: Path) -> None:
-    class Slower(PlantedAnswerer):
-        without_graphs: str | None = "a replay is off by 10.0% of the largest value"
-
-    planned = experiment(write_store(tmp_path / "data", questions(6)), tmp_path / "out")
-    plain = run(planned, PlantedAnswerer(by_the_book)).summary["systems"]["ours"]
-    assert "without_cuda_graphs" not in plain
-    other = dataclasses.replace(planned, out=tmp_path / "other")
-    assert run(other, Slower(by_the_book)).summary["systems"]["ours"]["without_cuda_graphs"] == Slower.without_graphs
-    # Nothing is asked again: what the file says of the speed was measured without graphs.
-    again = run(other, PlantedAnswerer(by_the_book)).summary
-    assert again["systems"]["ours"]["without_cuda_graphs"] == Slower.without_graphs
-    assert any(f"ours: decoding went on without CUDA graphs, slower: {Slower.without_graphs}." in line for line in remarks(again))

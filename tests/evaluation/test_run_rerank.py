@@ -18,7 +18,8 @@ from errors import UsageError
 from evaluation.asking import NamedScorer
 from evaluation.chart_style import save, style
 from evaluation.chart_trust import credibility
-from evaluation.run import Experiment, Outcome, evaluate
+from evaluation.experiment import Experiment
+from evaluation.run import Outcome, evaluate
 from evaluation.tables import all_tables, remarks
 from tests.evaluation.planted import COLORS, PlantedAnswerer, PlantedScorer, always, experiment, questions, sample, write_store
 
