@@ -7,6 +7,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -77,14 +78,15 @@ class LocalAnswerer(ABC):
         """
         answers: dict[int, Answer] = {}
         order = sorted(range(len(requests)), key=lambda i: _size(requests[i]))
-        with evaluating(self.model):
-            for start in range(0, len(order), decoding.batch_size):
-                prompts: dict[int, Prompt] = {}
-                for i in order[start : start + decoding.batch_size]:
-                    try:
-                        prompts[i] = self.encode(requests[i])
-                    except TesseraError as error:
-                        answers[i] = Answer(requests[i].request_id, error=str(error))
+        batches = [order[start : start + decoding.batch_size] for start in range(0, len(order), decoding.batch_size)]
+        with evaluating(self.model), ThreadPoolExecutor(1) as reader:
+            upcoming = self._encoded(requests, batches[0]) if batches else {}
+            for following in [*batches[1:], []]:
+                encoded = upcoming
+                # The next batch's pictures are read while the model is busy with this one.
+                read = reader.submit(self._encoded, requests, following) if following else None
+                prompts = {i: prompt for i, prompt in encoded.items() if isinstance(prompt, Prompt)}
+                answers |= {i: Answer(requests[i].request_id, error=str(e)) for i, e in encoded.items() if isinstance(e, TesseraError)}
                 gone = None if abandoned is None else partial(_at, list(prompts), abandoned)
                 try:
                     candidates = self._generate([requests[i] for i in prompts], list(prompts.values()), decoding, gone)
@@ -93,11 +95,23 @@ class LocalAnswerer(ABC):
                         raise
                     # No smaller batch can be asked, and other questions may be shorter.
                     answers |= {i: Answer(requests[i].request_id, error=str(error), prompt=prompts[i].text) for i in prompts}
-                    continue
+                    candidates, prompts = [], {}
+                # Not beside what follows: a tokenizer serves one thread at a time.
+                upcoming = read.result() if read is not None else {}
                 for (i, prompt), generated in zip(prompts.items(), candidates, strict=True):
                     left = Answer(requests[i].request_id, error="nobody waits for it any more", prompt=prompt.text)
                     answers[i] = left if abandoned is not None and abandoned(i) else self._answer(requests[i], prompt, generated)
         return [answers[i] for i in range(len(requests))]
+
+    def _encoded(self, requests: Sequence[Request], batch: Sequence[int]) -> dict[int, Prompt | TesseraError]:
+        """The prompt of each request of a batch, or why it cannot be asked."""
+        found: dict[int, Prompt | TesseraError] = {}
+        for i in batch:
+            try:
+                found[i] = self.encode(requests[i])
+            except TesseraError as error:
+                found[i] = error
+        return found
 
     def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
         """Pieces of the greedy answer (of the first sample for `mode: sample`) before cleaning; joined, its raw text.

@@ -1,8 +1,10 @@
 """Our own model as an answerer: errors stay with their request, order and batches change nothing, streams add up."""
 
 import dataclasses
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,8 @@ from PIL import Image
 
 from answering.checkpoint import CheckpointAnswerer
 from answering.config import DecodingConfig
-from answering.generation import PromptBatch
-from answering.local import evaluating
+from answering.generation import Generated, PromptBatch
+from answering.local import Prompt, evaluating
 from answering.prompting import PromptPolicy
 from answering.protocol import Answer, Request
 from dataset.processor import EncodingError, Processor
@@ -64,6 +66,31 @@ def test_order_and_batches_change_no_answer(answerer: CheckpointAnswerer, reques
     assert [answer.request_id for answer in expected] == [request.request_id for request in requests]
     one_by_one = dataclasses.replace(decoding, batch_size=1)
     assert_same(answerer.answer(requests[::-1], one_by_one)[::-1], expected)
+
+
+def test_the_next_batch_is_read_while_the_model_answers(
+    answerer: CheckpointAnswerer, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = {request.request_id: threading.Event() for request in requests}
+    encode, generate, asked_together = answerer.encode, answerer.generate, []
+
+    def reading(request: Request) -> Prompt:
+        read[request.request_id].set()
+        return encode(request)
+
+    def generating(batch: Sequence[Request], *rest: Any) -> list[list[Generated]]:
+        asked_together.append([request.request_id for request in batch])
+        if len(asked_together) == 1:
+            others = [name for name in read if name not in asked_together[0]]
+            assert any(read[name].wait(20) for name in others), "the model was done before the next batch was read"
+        return generate(batch, *rest)
+
+    monkeypatch.setattr(answerer, "encode", reading)
+    monkeypatch.setattr(answerer, "generate", generating)
+    answers = answerer.answer(requests, dataclasses.replace(GREEDY, batch_size=2))
+    assert [len(batch) for batch in asked_together] == [2, 2, 1]
+    monkeypatch.undo()
+    assert_same(answers, answerer.answer(requests, dataclasses.replace(GREEDY, batch_size=2)))
 
 
 def test_samples_depend_on_the_seed_and_are_not_all_the_same(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
