@@ -1,7 +1,7 @@
 """Any OpenAI-compatible endpoint as an answerer: a paid service, or a model that another program serves."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import cached_property
 from typing import Any
 
@@ -39,11 +39,13 @@ class EndpointAnswerer:
         with ThreadPoolExecutor(self.system.concurrency) as threads:
             answers = [threads.submit(self._answer, request, decoding) for request in requests]
             try:
-                return [answer.result() for answer in answers]
-            except BaseException:
-                self.client.stopped.set()
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+                wait(answers, return_when=FIRST_EXCEPTION)
+            finally:
+                if not all(answer.done() for answer in answers):
+                    # Ctrl+C, or a defect: what is under way must not wait for an endpoint any more, and nothing else begins.
+                    self.client.stopped.set()
+                    threads.shutdown(wait=False, cancel_futures=True)
+            return [answer.result() for answer in answers if not answer.cancelled()]
 
     def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
         """Pieces of the greedy answer before cleaning. Raises TesseraError when the endpoint refuses."""

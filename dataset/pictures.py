@@ -2,6 +2,9 @@
 
 import io
 import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,12 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 # The limit that callers give decides, before anything is decoded; Pillow's own guess (a warning, an error at twice
 # that) would overrule it.
 Image.MAX_IMAGE_PIXELS = None
+
+_DECODERS_RAISE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, RuntimeError, MemoryError),
+    *(struct.error, zlib.error),
+)
+"""What Pillow and its decoders meet damaged and hostile files with; not what a defect in the program raises, a wrong name say."""
 
 _ORIENTATION = 0x0112
 _UPRIGHT_BY = {
@@ -48,14 +57,8 @@ def open_picture(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Im
     limit is checked before anything is decoded.
     """
     name, data = _read(source)
-    try:
-        with _open(data, name, max_pixels) as picture:
-            return to_rgb(picture)
-    except PictureError:
-        raise
-    except Exception as error:
-        # Decoders meet hostile files with any exception there is (struct.error, IndexError, zlib.error, ...).
-        raise PictureError(Reason.UNDECODABLE, f"{name}: cannot be decoded ({_say(error)})") from error
+    with _decoding(name), _open(data, name, max_pixels) as picture:
+        return to_rgb(picture)
 
 
 def measure_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -64,21 +67,16 @@ def measure_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tup
     Raises PictureError as `open_picture` does. A JPEG is decoded at an eighth of its size: every byte of it is read,
     so that a truncated one is found, but most of the inverse cosine transform is left out.
     """
-    try:
-        with _open(data, name, max_pixels) as picture:
-            width, height = picture.size
-            if _orientation(picture) >= 5:
-                width, height = height, width
-            if picture.format in ("JPEG", "MPO"):
-                picture.draft(None, (1, 1))
-                picture.load()
-            else:
-                to_rgb(picture)
-            return width, height
-    except PictureError:
-        raise
-    except Exception as error:
-        raise PictureError(Reason.UNDECODABLE, f"{name}: cannot be decoded ({_say(error)})") from error
+    with _decoding(name), _open(data, name, max_pixels) as picture:
+        width, height = picture.size
+        if _orientation(picture) >= 5:
+            width, height = height, width
+        if picture.format in ("JPEG", "MPO"):
+            picture.draft(None, (1, 1))
+            picture.load()
+        else:
+            to_rgb(picture)
+        return width, height
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -111,6 +109,17 @@ def read_picture_file(path: Path) -> bytes:
         raise PictureError(Reason.MISSING_FILE, f"{path}: there is no such file") from error
     except (OSError, ValueError) as error:
         raise PictureError(Reason.MISSING_FILE, f"{path}: cannot be read ({_say(error)})") from error
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """What a decoder raises becomes a PictureError that says so; anything else is a defect of ours and stays."""
+    try:
+        yield
+    except PictureError:
+        raise
+    except _DECODERS_RAISE as error:
+        raise PictureError(Reason.UNDECODABLE, f"{name}: cannot be decoded ({_say(error)})") from error
 
 
 def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
@@ -146,4 +155,6 @@ def _say(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         # Pillow would name the buffer by its place in memory, another one in every run.
         return "no picture in a format that is read"
-    return " ".join(str(error).split()) or type(error).__name__
+    kind, said = type(error).__name__, " ".join(str(error).split())
+    # Those say it in a sentence; of the others the kind says more than the text, which may be a bare number.
+    return said if said and isinstance(error, (OSError, SyntaxError, ValueError)) else f"{kind}: {said}".removesuffix(": ")

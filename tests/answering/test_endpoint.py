@@ -382,3 +382,30 @@ def test_a_missing_key_is_found_before_anything_is_loaded(monkeypatch: pytest.Mo
 def test_an_address_that_holds_a_key_or_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="base_url"):
         OpenAiSystem(name="far", kind="openai", model="m", base_url=url)
+
+
+def test_a_defect_ends_the_questions_that_wait_for_the_endpoint(
+    server: Server, system: Callable[..., OpenAiSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = system("503", retries=1000, retry_wait=60.0, concurrency=2)
+    answerer = load(one)
+    waiting = answerer._messages
+
+    def defective(request: Request) -> tuple[Message, ...]:
+        if request.request_id == "q1":
+            while not server.sent(one.model):
+                pass  # until the other question has been refused once, and waits a minute
+            raise ZeroDivisionError("a defect")
+        return waiting(request)
+
+    monkeypatch.setattr(answerer, "_messages", defective)
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        answerer.answer(questions(6), GREEDY)
+    # It returned at all, and neither asked the others nor went on with the first.
+    assert len(server.sent(one.model)) <= 3
+
+
+def test_questions_that_are_answered_leave_the_client_as_it_was(system: Callable[..., OpenAiSystem]) -> None:
+    answerer = load(system())
+    answerer.answer(questions(3), GREEDY)
+    assert not answerer.client.stopped.is_set()

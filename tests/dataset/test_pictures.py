@@ -1,8 +1,13 @@
 """Pictures of every kind come as the RGB that a person would see, and broken ones are found."""
 
+import contextlib
 import io
+import random
+import re
+import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +189,47 @@ def test_what_is_said_of_a_broken_picture_is_the_same_in_every_run() -> None:
             open_picture(b"no picture at all")
         said.append(str(refused.value))
     assert said == ["picture of 17 bytes: cannot be decoded (no picture in a format that is read)"] * 2
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"])
+def test_a_file_with_wrong_bytes_is_read_or_refused(kind: str) -> None:
+    chance, data = random.Random(kind), encoded(photograph((24, 16)), kind)
+    for _ in range(40):
+        wrong = bytearray(data)
+        for _ in range(chance.choice((1, 4, 16))):
+            wrong[chance.randrange(len(wrong))] = chance.randrange(256)
+        for read in (lambda w: open_picture(w, 10_000), lambda w: measure_picture(w, "x", 10_000)):
+            with contextlib.suppress(PictureError):
+                read(bytes(wrong))
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (struct.error("unpack requires 4 bytes"), "error: unpack requires 4 bytes"),
+        (KeyError(256), "KeyError: 256"),
+        (EOFError(), "EOFError"),
+        (OSError("image file is truncated"), "image file is truncated"),
+    ],
+)
+def test_what_a_decoder_raised_is_said(monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str) -> None:
+    monkeypatch.setattr(Image, "open", raising(raised))
+    for read in (open_picture, lambda data: measure_picture(data, "x")):
+        with pytest.raises(PictureError, match=re.escape(f"cannot be decoded ({said})")):
+            read(b"anything")
+
+
+def test_a_defect_is_not_taken_for_a_broken_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "open", raising(AttributeError("a defect")))
+    with pytest.raises(AttributeError, match="a defect"):
+        open_picture(b"anything")
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def open_(*_: object, **__: object) -> None:
+        raise error
+
+    return open_
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
