@@ -1,6 +1,10 @@
 """The command from start to end, with untrained parts: exit status, printed tables, files."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import cli
 from dataset.processor import Processor
@@ -17,6 +22,8 @@ from model.build import build
 from model.config import ModelConfig
 from tests.evaluation.planted import questions, write_store
 from tools import eval_rerank
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +106,76 @@ def test_a_missed_bar_is_printed_and_ends_with_status_1(experiment: Path, tmp_pa
     assert first.split()[-4:] == ["at", "least", "100.0", "NO"]
     assert "What must hold" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert command("eval.bars.first=0.0", *given) == 0
+
+
+def test_two_processes_share_the_questions_and_leave_what_one_leaves(experiment: Path, tmp_path: Path) -> None:
+    given = ["decoding.batch_size=1", "rerank.tune=false", "--config", str(experiment / "config.yaml"), "--systems", "ours", "--out"]
+    assert command(*given, tmp_path / "one") == 0
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpus.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*launch, "--main_process_port", port, str(ROOT / "tools" / "eval_rerank.py"), *given, str(tmp_path / "two")],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("report: ") == 1
+    assert "ours, process 1 of 2: 5/5 questions" in done.stderr
+    assert "process 2 of 2" not in done.stderr
+    found = [{path.name: read(path) for path in (tmp_path / name / "predictions").rglob("*.jsonl*")} for name in ("one", "two")]
+    assert found[0] == found[1]
+    assert found[0].keys() == {"ours.jsonl", "shuffled_pictures.jsonl", "untuned.jsonl"}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Predictions with what must not depend on who asked."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [{"id": row["sample_id"], "texts": [c["text"] for c in row["candidates"]], "choices": row["choices"]} for row in rows]
+
+
+@pytest.fixture
+def finished_run(experiment: Path, tmp_path: Path) -> Path:
+    """A folder with two checkpoints, as a training run leaves it."""
+    for name, step in (("early", 20), ("late", 300)):
+        shutil.copytree(experiment / name, tmp_path / "run" / f"checkpoint-{step}")
+    return tmp_path / "run"
+
+
+def test_a_curve_asks_all_checkpoints_of_a_run_and_nothing_else(
+    experiment: Path, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("--config", experiment / "config.yaml", "--curve", finished_run, "--limit", "6", "--out", tmp_path / "out")
+    assert command("rerank.tune=false", *given) == 0
+    printed = capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["curve"] == {"checkpoint-20": 20, "checkpoint-300": 300}
+    # The baseline and the controls of the configuration are no points of a curve.
+    assert list(summary["systems"]) == ["checkpoint-20", "checkpoint-300"]
+    assert "controls" not in summary
+    assert [figures["model"]["path"] for figures in summary["systems"].values()] == [str(finished_run / name) for name in summary["curve"]]
+    between = {(row["a"], row["b"]) for row in summary["comparisons"] if row["a"].split("/")[0] != row["b"].split("/")[0]}
+    assert between == {(f"checkpoint-300/{choice}", f"checkpoint-20/{choice}") for choice in ("first", "reranked")}
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "From step 20 to step 300 accuracy goes from" in page
+    assert "pick it on the validation split" in page
+    assert "pick it on the validation split" in printed
+    with Image.open(tmp_path / "out" / "learning_curve.png") as picture:
+        assert picture.width > 500
+
+
+def test_a_curve_of_named_checkpoints_alone_or_of_a_single_one_is_an_error(
+    experiment: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configured = ("--config", experiment / "config.yaml")
+    assert command(*configured, "--curve", finished_run, "--checkpoints", experiment / "early") == 2
+    assert "--checkpoints goes without it" in capsys.readouterr().err
+    shutil.rmtree(finished_run / "checkpoint-300")
+    assert command(*configured, "--curve", finished_run) == 2
+    assert "expected at least two checkpoint-<step> folders, found 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
