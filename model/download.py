@@ -8,9 +8,10 @@ import hashlib
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from errors import TesseraError, UsageError
@@ -103,18 +104,23 @@ class Hub:
     def files(self, name: str) -> list[RemoteFile]:
         from huggingface_hub import snapshot_download
 
-        with answering("the Hugging Face hub", name):
+        with self._answering(name):
             found = snapshot_download(name, dry_run=True)
         return [RemoteFile(file.filename, file.file_size or 0, not file.will_download) for file in found]
 
     def fetch(self, name: str, files: list[RemoteFile]) -> Path:
         from huggingface_hub import snapshot_download
 
-        with answering("the Hugging Face hub", name):
+        with self._answering(name):
             for file in files:
                 if file.size >= LARGE and not file.here:
                     self._fetch_large(name, file)
             return Path(snapshot_download(name, allow_patterns=[file.path for file in files]))
+
+    def _answering(self, name: str) -> AbstractContextManager[None]:
+        from huggingface_hub import errors
+
+        return answering("the Hugging Face hub", name, errors)
 
     def _fetch_large(self, name: str, file: RemoteFile) -> None:
         """Put a file's content into the cache under its hash; the client then finds it there and only links it."""
@@ -168,15 +174,20 @@ class ModelScope:
     def files(self, name: str) -> list[RemoteFile]:
         from modelscope import HubApi
 
-        with answering("ModelScope", name):
+        with self._answering(name):
             found = HubApi().get_model_files(name, recursive=True)
         return [RemoteFile(str(file["Path"]), int(file["Size"] or 0), self._is_here(name, file["Path"], file["Size"])) for file in found]
 
     def fetch(self, name: str, files: list[RemoteFile]) -> Path:
         from modelscope import snapshot_download
 
-        with answering("ModelScope", name):
+        with self._answering(name):
             return Path(snapshot_download(name, local_dir=str(self.into / name), allow_patterns=[file.path for file in files]))
+
+    def _answering(self, name: str) -> AbstractContextManager[None]:
+        from modelscope.hub import errors  # type: ignore[import-not-found]
+
+        return answering("ModelScope", name, errors)
 
     def _is_here(self, name: str, path: str, size: int | None) -> bool:
         local = self.into / name / path
@@ -184,16 +195,21 @@ class ModelScope:
 
 
 @contextmanager
-def answering(source: str, name: str) -> Iterator[None]:
-    """Turn what a client raises when the network, the name or the permission is missing into one line."""
+def answering(source: str, name: str, errors: ModuleType) -> Iterator[None]:
+    """Turn what a client raises when the network, the name or the permission is missing into one line.
+
+    errors: the client's own module of exceptions, which are not all below OSError and ValueError. Others are defects and stay.
+    """
+    own = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     try:
         yield
     except TesseraError:
         raise
-    except Exception as error:  # each client has exceptions of its own, not all below OSError
-        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+    except (OSError, ValueError, *own) as error:
+        met = error.__cause__ or error
+        reason = " ".join(str(met).split())[:300]
         what = "is out of reach (no network?), run the command again to go on" if _is_about_the_network(error) else "does not give it"
-        raise TesseraError(f"{name}: {source} {what}: {reason[:300]}") from error
+        raise TesseraError(f"{name}: {source} {what}: {reason or 'nothing more is said'} ({type(met).__name__})") from error
 
 
 def _is_about_the_network(error: BaseException | None) -> bool:

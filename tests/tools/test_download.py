@@ -216,7 +216,10 @@ def test_modelscope_without_its_client_says_how_to_install_it(tmp_path: Path) ->
 
 
 def test_modelscope_puts_parts_into_a_folder_and_says_how_to_name_it(tmp_path: Path) -> None:
-    (tmp_path / "modelscope.py").write_text(
+    (tmp_path / "modelscope" / "hub").mkdir(parents=True)
+    for empty in ("__init__.py", "errors.py"):
+        (tmp_path / "modelscope" / "hub" / empty).touch()
+    (tmp_path / "modelscope" / "__init__.py").write_text(
         "from pathlib import Path\n"
         "class HubApi:\n"
         "    def get_model_files(self, model_id, recursive):\n"
@@ -236,14 +239,36 @@ def test_modelscope_puts_parts_into_a_folder_and_says_how_to_name_it(tmp_path: P
     assert "together to fetch: 0 B" in command.run("--source", "modelscope", "--into", "here")[1]
 
 
-def test_modelscopes_own_errors_become_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class NotThereError(Exception):
+    """Stands for ModelScope's own exceptions, which are below neither OSError nor ValueError."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (NotThereError("no such\nmodel"), r"a/b: ModelScope does not give it: no such model \(NotThereError\)"),
+        (OSError(), "nothing more is said"),
+    ],
+)
+def test_modelscopes_own_errors_become_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str) -> None:
+    with pytest.raises(TesseraError, match=said):
+        modelscope_that_raises(raised, tmp_path, monkeypatch).files("a/b")
+
+
+def test_a_defect_is_not_taken_for_an_answer_of_modelscope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AttributeError, match="a defect"):
+        modelscope_that_raises(AttributeError("a defect"), tmp_path, monkeypatch).files("a/b")
+
+
+def modelscope_that_raises(error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModelScope:
     class HubApi:
         def get_model_files(self, *_: object, **__: object) -> None:
-            raise LookupError("no such\nmodel")
+            raise error
 
+    errors = SimpleNamespace(NotThereError=NotThereError)
     monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(HubApi=HubApi))
-    with pytest.raises(TesseraError, match="a/b: ModelScope does not give it: no such model"):
-        ModelScope(tmp_path).files("a/b")
+    monkeypatch.setitem(sys.modules, "modelscope.hub", SimpleNamespace(errors=errors))
+    return ModelScope(folder)
 
 
 def test_weights_are_fetched_in_one_format_only() -> None:
