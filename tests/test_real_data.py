@@ -86,3 +86,28 @@ def test_the_three_commands_run_one_after_the_other_on_real_data(tmp_path: Path,
     assert summary["dataset"]["questions"] == 24
     assert "results/real/report.html" in verdict
     assert (folder / "results/real/report.html").stat().st_size > 10_000
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA names no folder of excerpts")
+def test_questions_about_text_in_real_photos_run_through_and_poor_scores_are_called_poor(tmp_path: Path, parts: Path) -> None:
+    folder, photos = workplace(tmp_path), Path(REAL_DATA).resolve() / "textvqa"
+    settings = experiment(photos.parent, parts)
+    source = {"format": "vqa_metadata", "annotations": str(photos / "metadata.json"), "images": str(photos)}
+    changed = {"name": "text", "data": {"sources": [source], "split": {"validation": 0.1, "test": 0.8}}}
+    (folder / "text.yaml").write_text(yaml.safe_dump(settings | changed), encoding="utf-8")
+    run(folder, "python tools/preprocess.py --config text.yaml")
+    run(folder, "accelerate launch --config_file configs/accelerate/cpu.yaml train.py --config text.yaml")
+    printed = run(folder, "python tools/eval_rerank.py --config text.yaml eval.limit=null eval.corruptions=[blur] eval.corruption_limit=4")
+    out = folder / "results/text"
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert summary["dataset"]["by_task"] == {"vqa": summary["dataset"]["questions"]}
+    assert summary["dataset"]["questions"] > 60
+    for system in summary["systems"].values():
+        assert system["errors"] == 0
+        assert system["choices"]["oracle"]["vqa_accuracy"] < 0.1
+    page, text = ((out / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+    for said in (page, text):
+        assert "which is poor: nothing here can do this task yet" in said
+        assert "nan" not in said.lower().split()
+    assert {path.stem for path in out.glob("*.png")} >= {"rerank", "overview", "accuracy_by_category", "wrong_cases", "robustness"}
+    assert str(Path("results/text/report.html")) in printed
