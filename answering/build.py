@@ -31,8 +31,8 @@ from visual.config import is_missing_folder
 
 
 def default_device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The accelerator that is this process's where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def build_answerer(
@@ -98,6 +98,22 @@ def load_scorer(
     return clip.load(name, open_picture, device=device, dtype=dtype or default_dtype(device), key=key)
 
 
+class Shelf:
+    """Scorers that several parts of one process use: each is loaded once, by whoever asks first. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, clip.ClipScorer] = {}
+
+    def load(
+        self, name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, key: str = "rerank.clip"
+    ) -> clip.ClipScorer:
+        """As `load_scorer`; the one that is there where this folder, on this device in this dtype, was loaded before."""
+        place = f"{Path(name).resolve() if Path(name).is_dir() else name} {device} {dtype}"
+        if place not in self._known:
+            self._known[place] = load_scorer(name, device=device, dtype=dtype, key=key)
+        return self._known[place]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoadedScorer:
     """A picture-text scorer, the folder or hub name that it comes from, and the languages that it reads."""
@@ -108,9 +124,9 @@ class LoadedScorer:
 
 
 def build_scorers(
-    rerank: RerankConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    rerank: RerankConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, shelf: Shelf | None = None
 ) -> dict[str, LoadedScorer]:
-    """All scorers of the rerank by the name of their choice. Raises UsageError."""
+    """All scorers of the rerank by the name of their choice; shelf: shares them with others. Raises UsageError."""
     wanted = [] if rerank.clip is None else [("rerank.clip", ScorerConfig(name="clip", path=rerank.clip))]
     wanted += [(f"rerank.scorers.{i}.path", one) for i, one in enumerate(rerank.scorers)]
     taken = {*RESERVED}
@@ -118,19 +134,25 @@ def build_scorers(
         if one.name in taken or one.name.endswith(CORRECTED):
             raise UsageError(f"{key.removesuffix('.path')}: the name {one.name} is taken; each scorer needs one of its own")
         taken.add(one.name)
-    return {
-        one.name: LoadedScorer(one.path, load_scorer(one.path, device=device, dtype=dtype, key=key), one.languages) for key, one in wanted
-    }
+    load = load_scorer if shelf is None else shelf.load
+    return {one.name: LoadedScorer(one.path, load(one.path, device=device, dtype=dtype, key=key), one.languages) for key, one in wanted}
 
 
 def build_reranker(
-    rerank: RerankConfig, description: Description, decoding: DecodingConfig, plans: Path, *, device: torch.device | str | None = None
+    rerank: RerankConfig,
+    description: Description,
+    decoding: DecodingConfig,
+    plans: Path,
+    *,
+    device: torch.device | str | None = None,
+    shelf: Shelf | None = None,
 ) -> Reranker | None:
     """The reranker of a system, with what the validation split taught about this very system where `plans` holds it.
 
-    None where nothing scores candidates. Raises UsageError when `abstain_below` is asked for and nothing says what is credible.
+    shelf: shares scorers with others. None where nothing scores candidates. Raises UsageError when `abstain_below` is asked for
+    and nothing says what is credible.
     """
-    scorers = build_scorers(rerank, device=device)
+    scorers = build_scorers(rerank, device=device, shelf=shelf)
     if not scorers and not rerank.self_score:
         if rerank.abstain_below is not None:
             raise UsageError("rerank.abstain_below: candidates must be scored for that; set rerank.clip or rerank.self_score")

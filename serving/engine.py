@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from answering.build import build_answerer, build_reranker
+from answering.build import Shelf, build_answerer, build_reranker
 from answering.config import RerankConfig, System
 from answering.following import Begun, Refused, can_follow, follow
 from answering.local import LocalAnswerer
@@ -80,10 +80,10 @@ class Engine:
         self.follows = can_follow(answerer)
 
     @classmethod
-    def load(cls, plan: Plan) -> "Engine":
-        """Load what the plan names. Raises UsageError."""
+    def load(cls, plan: Plan, shelf: Shelf | None = None) -> "Engine":
+        """Load what the plan names; shelf: shares scorers with the picture search. Raises UsageError."""
         answerer = build_answerer(plan.system, checkpoint_folder=plan.checkpoint_folder)
-        return cls(plan, answerer, build_reranker(plan.rerank, answerer.description, plan.decoding, plan.plans))
+        return cls(plan, answerer, build_reranker(plan.rerank, answerer.description, plan.decoding, plan.plans, shelf=shelf))
 
     @property
     def device(self) -> str:
@@ -117,12 +117,19 @@ class Engine:
             answers = self.answerer.answer(requests, decoding, lambda place: jobs[place].abandoned)
         else:
             answers = self.answerer.answer(requests, decoding)
-        replies = judge(requests, answers, self.reranker if rerank else None, decoding.batch_size, self.answerer)
+        reranker = self._reranker(jobs[0].task.decoding) if rerank else None
+        replies = judge(requests, answers, reranker, decoding.batch_size, self.answerer)
         for job, reply in zip(jobs, replies, strict=True):
             if reply.answer.error:
                 job.fail(_refused(reply.answer.error))
             else:
                 job.put(reply)
+
+    def _reranker(self, decoding: Decoding) -> Reranker | None:
+        """What an evaluation taught about credibility holds for the candidates of the configured decoding, not for fewer or more."""
+        if self.reranker is None or decoding == self.plan.decoding:
+            return self.reranker
+        return dataclasses.replace(self.reranker, plan=dataclasses.replace(self.reranker.plan, credibility=None))
 
     def _follow(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
         for event in follow(self.answerer, requests, decoding, lambda place: jobs[place].abandoned):  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from answering.config import CheckpointSystem, System
 from errors import TesseraError, UsageError
 from serving.app import create_app
 from serving.config import ServeConfig
-from serving.engine import Plan
+from serving.engine import Engine, Plan
 from serving.search.index import PictureIndex
 from serving.service import Service
 
@@ -58,12 +58,14 @@ def listen(settings: ServeConfig) -> socket.socket:
         raise UsageError(f"serve.host, serve.port: cannot listen on {settings.host} port {settings.port} ({error.strerror})") from error
 
 
-def serve(settings: ServeConfig, plan: Plan, open_library: Callable[[], PictureIndex] | None = None) -> None:
+def serve(
+    settings: ServeConfig, plan: Plan, open_library: Callable[[], PictureIndex] | None = None, load: Callable[[Plan], Engine] = Engine.load
+) -> None:
     """Answer until SIGINT or SIGTERM. Raises UsageError where settings or parts are wrong."""
     token = bearer_token(settings)
     listening = listen(settings)
     host, port = listening.getsockname()[:2]
-    service = Service(settings, plan, open_library=open_library, token=token)
+    service = Service(settings, plan, load, open_library, token)
     config = uvicorn.Config(create_app(service), lifespan="on", log_config=None, access_log=False, server_header=False, ws="none")
     server = Server(config)
     service.on_failure = lambda: setattr(server, "should_exit", True)
@@ -74,5 +76,6 @@ def serve(settings: ServeConfig, plan: Plan, open_library: Callable[[], PictureI
     if isinstance(service.failure, TesseraError):
         raise service.failure
     if service.failure is not None:
-        raise TesseraError(f"loading {plan.name} failed: {service.failure}") from service.failure
+        what = "loading" if service.engine is None else "serving"
+        raise TesseraError(f"{what} {plan.name} failed: {type(service.failure).__name__}: {service.failure}") from service.failure
     print("stopped; what was accepted has been answered", flush=True)

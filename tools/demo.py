@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import cli
 import config as configuration
-from answering.build import build_answerer, build_reranker, check_decoding, load_scorer
+from answering.build import Shelf, build_answerer, build_reranker, check_decoding
 from answering.config import CheckpointSystem, System, scorer_keys
 from answering.folder import find_pictures
 from errors import TesseraError, UsageError
@@ -43,11 +43,12 @@ def main(arguments: argparse.Namespace) -> None:
         first = chosen(config, "--system", arguments.system)
     configuration.check_parts(config, *scorer_keys(config.rerank))
     check_decoding(config.decoding, [first, *([] if other is None else [other])])
+    shelf = Shelf()
     parts = Parts(
-        talker=or_reason(lambda: talker(config, first)),
-        other=None if other is None else talker(config, other),
-        scorer=None if config.rerank.clip is None else load_scorer(config.rerank.clip),
-        index=or_reason(lambda: library(config)),
+        talker=or_reason(lambda: talker(config, first, shelf)),
+        other=None if other is None else talker(config, other, shelf),
+        scorer=None if config.rerank.clip is None else shelf.load(config.rerank.clip),
+        index=or_reason(lambda: library(config, shelf)),
         examples=examples(config),
     )
     launch(parts, arguments.host, arguments.port)
@@ -62,16 +63,16 @@ def chosen(config: configuration.Config, key: str, name: str) -> System:
     raise UsageError(f"{key} {name}: eval.systems has no such system (it has: {names})")
 
 
-def talker(config: configuration.Config, system: System) -> "Talker":
+def talker(config: configuration.Config, system: System, shelf: Shelf) -> "Talker":
     """A system with what reranks its candidates, loaded."""
     from serving.demo.talk import Talker
 
     answerer = build_answerer(system, checkpoint_folder=config.checkpoint_folder)
-    reranker = build_reranker(config.rerank, answerer.description, config.decoding, config.result_folder / "plans")
+    reranker = build_reranker(config.rerank, answerer.description, config.decoding, config.result_folder / "plans", shelf=shelf)
     return Talker(system.name, answerer, reranker, config.decoding, config.eval.description_tokens)
 
 
-def library(config: configuration.Config) -> "PictureIndex":
+def library(config: configuration.Config, shelf: Shelf) -> "PictureIndex":
     """The index of the picture search; an empty one is filled with the pictures of search.images."""
     from serving.search.folder import index_folder
     from serving.search.index import open_index
@@ -79,7 +80,7 @@ def library(config: configuration.Config) -> "PictureIndex":
     clip = config.search.clip or config.rerank.clip
     if clip is None:
         raise UsageError("search.clip and rerank.clip are null")
-    index = open_index(config.search, config.search_place, clip, create=True, max_pixels=config.data.max_pixels)
+    index = open_index(config.search, config.search_place, clip, create=True, max_pixels=config.data.max_pixels, shelf=shelf)
     if len(index) == 0 and _has_folder(config):
         index_folder(index, config.search.images or Path())
     return index

@@ -6,6 +6,7 @@ from functools import partial
 
 import cli
 import config as configuration
+from answering.build import Shelf
 from errors import UsageError
 
 parser = cli.Parser(__doc__ or "")
@@ -16,7 +17,7 @@ def main(arguments: argparse.Namespace) -> None:
     config: configuration.Config = arguments.config
     try:
         from answering.build import check_decoding
-        from serving.engine import Plan
+        from serving.engine import Engine, Plan
         from serving.run import chosen_system, serve
         from serving.search.index import open_index
     except ModuleNotFoundError as error:
@@ -29,11 +30,11 @@ def main(arguments: argparse.Namespace) -> None:
     clip = config.search.clip or config.rerank.clip
     for key in ("rerank.clip", "search.clip"):
         configuration.check_parts(config, key)
-    library = (
-        partial(open_index, config.search, config.search_place, clip, create=True, max_pixels=config.serve.max_pixels) if clip else None
-    )
+    # Reranking and search use one CLIP where both name the same.
+    shelf, size = Shelf(), config.serve.max_pixels
+    library = partial(open_index, config.search, config.search_place, clip, create=True, max_pixels=size, shelf=shelf) if clip else None
     plan = Plan(system.name, system, config.checkpoint_folder, config.result_folder / "plans", config.rerank, config.decoding)
-    serve(config.serve, plan, library if config.serve.search else None)
+    serve(config.serve, plan, library if config.serve.search else None, partial(Engine.load, shelf=shelf))
 
 
 def log_to_standard_error() -> None:

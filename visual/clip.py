@@ -5,6 +5,7 @@ kept, so that a picture is encoded once however many texts it is asked about.
 """
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ FAMILIES = ("clip", "chinese_clip", "siglip")
 
 
 class ClipScorer:
-    """Scores texts against pictures.
+    """Scores texts against pictures. May be shared between threads: the model and what is kept are used by one at a time.
 
     open_file decodes a picture file to RGB; kept: pictures whose features are kept, the least recently used go first;
     batch_size: pictures, or texts, encoded together.
@@ -44,6 +45,7 @@ class ClipScorer:
         self.kept, self.batch_size = kept, batch_size
         tokenizer.truncation_side = "left"
         self._features: OrderedDict[object, torch.Tensor] = OrderedDict()
+        self._in_use = threading.RLock()
 
     def score(self, picture: Image.Image | Path, texts: Sequence[str]) -> list[float]:
         """A logit for each text; higher fits better. Of a text longer than the text tower the beginning is left out: what
@@ -93,6 +95,10 @@ class ClipScorer:
 
     def picture_features(self, pictures: Sequence[Image.Image | Path]) -> torch.Tensor:
         """Unit vectors [n, width] float32 on the CPU. Raises what `open_file` raises."""
+        with self._in_use:
+            return self._kept_features(pictures)
+
+    def _kept_features(self, pictures: Sequence[Image.Image | Path]) -> torch.Tensor:
         keys = [_key(picture) for picture in pictures]
         new = {key: picture for key, picture in zip(keys, pictures, strict=True) if key not in self._features}
         found = {key: self._features[key] for key in keys if key in self._features}
@@ -109,7 +115,8 @@ class ClipScorer:
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
         """Unit vectors [n, width] float32 on the CPU."""
-        parts = [self._encode_texts(texts[start : start + self.batch_size]) for start in range(0, len(texts), self.batch_size)]
+        with self._in_use:
+            parts = [self._encode_texts(texts[start : start + self.batch_size]) for start in range(0, len(texts), self.batch_size)]
         return torch.cat(parts) if parts else torch.empty(0, 0)
 
     def _logits(self, image: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
@@ -133,7 +140,8 @@ class ClipScorer:
     @torch.inference_mode()
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
         """Unit vectors [n, width] float32 on the CPU of what `pixels` gave; they are not kept."""
-        return _unit(self.model.get_image_features(pixel_values=pixels.to(self.model.device, self.model.dtype)))
+        with self._in_use:
+            return _unit(self.model.get_image_features(pixel_values=pixels.to(self.model.device, self.model.dtype)))
 
     @torch.inference_mode()
     def _encode_texts(self, texts: Sequence[str]) -> torch.Tensor:

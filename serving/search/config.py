@@ -19,6 +19,9 @@ class SearchConfig:
     """Folder of pictures that `tools/clip.py index` indexes where --images names none."""
     index: str | None = None
     """Folder of the index, or its address on object storage such as s3://bucket/pictures; null: data/<name>/search."""
+    storage: dict[str, str] | None = None
+    """Options of the object storage by LanceDB's names, such as {endpoint: https://minio.example:9000, region: eu-west-1}; keys come
+    from the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on S3)."""
     clip: PartName | None = None
     """CLIP, Chinese-CLIP or SigLIP folder or hub name; null: that of rerank.clip."""
     batch_size: Positive = 64

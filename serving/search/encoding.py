@@ -1,11 +1,10 @@
 """From picture files and texts to CLIP vectors, and a fingerprint of what makes them.
 
-Reading, hashing and decoding may run in threads; the model is used by one thread at a time.
+Reading, hashing and decoding may run in threads; the scorer sees to it that its model is used by one at a time.
 """
 
 import hashlib
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +36,6 @@ class Encoder:
 
     def __init__(self, scorer: ClipScorer, name: str, max_pixels: int = MAX_PIXELS):
         self.scorer, self.max_pixels = scorer, max_pixels
-        self._model_in_use = threading.Lock()
         self.maker = Maker(name, fingerprint(scorer), self.texts(["a"]).shape[1])
 
     def pixels(self, data: bytes) -> torch.Tensor:
@@ -49,8 +47,7 @@ class Encoder:
 
     def encode(self, pixels: Sequence[torch.Tensor]) -> np.ndarray:
         """Vectors [n, width] float32 of what `pixels` gave."""
-        with self._model_in_use:
-            return np.asarray(self.scorer.encode_pixels(torch.cat(list(pixels))))
+        return np.asarray(self.scorer.encode_pixels(torch.cat(list(pixels))))
 
     def picture(self, picture: Image.Image | Path | bytes) -> np.ndarray:
         """Vector [width] of one picture. Raises PictureError."""
@@ -60,8 +57,7 @@ class Encoder:
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors [n, width] float32."""
-        with self._model_in_use:
-            return np.asarray(self.scorer.text_features(texts))
+        return np.asarray(self.scorer.text_features(texts))
 
 
 def fingerprint(scorer: ClipScorer) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from answering.build import load_scorer
+from answering.build import Shelf
 from dataset.pictures import MAX_PIXELS, open_picture
 from errors import TesseraError
 from serving.search import graph
@@ -103,13 +103,15 @@ def open_index(
     create: bool = False,
     reindex: bool = False,
     max_pixels: int = MAX_PIXELS,
+    shelf: Shelf | None = None,
 ) -> PictureIndex:
     """Load a CLIP, Chinese-CLIP or SigLIP (folder or hub name) and open the index at `place` (a folder, or an address on object
     storage) that it made.
 
-    create: make an index where there is none; reindex: begin a new one where another model made the old one.
+    create: make an index where there is none; reindex: begin a new one where another model made the old one; shelf: shares the
+    model with others.
     Raises UsageError when the model cannot be loaded, there is no index, or another model made it.
     """
-    scorer = load_scorer(clip, key="search.clip" if settings.clip else "rerank.clip")
+    scorer = (shelf or Shelf()).load(clip, key="search.clip" if settings.clip else "rerank.clip")
     encoder = Encoder(scorer, clip, max_pixels)
-    return PictureIndex(open_table(place, encoder.maker, create=create, reindex=reindex), encoder, settings)
+    return PictureIndex(open_table(place, encoder.maker, create=create, reindex=reindex, storage=settings.storage), encoder, settings)

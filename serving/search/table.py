@@ -170,13 +170,22 @@ class PictureTable:
         try:
             yield
         except (RuntimeError, ValueError, OSError) as error:
-            if self.name not in _tables(self.connection):
+            if self._is_gone():
                 raise TesseraError(f"{self.place}: the index was made anew with another CLIP model; open it again") from error
             raise TesseraError(f"{self.place}: {' '.join(str(error).split())[:300]}") from error
 
+    def _is_gone(self) -> bool:
+        """Whether another model's table has taken the place of this one; of storage that does not answer nothing is known."""
+        try:
+            return self.name not in _tables(self.connection)
+        except (RuntimeError, ValueError, OSError):
+            return False
 
-def open_table(place: str, maker: Maker, *, create: bool = False, reindex: bool = False) -> PictureTable:
-    """The table of a model in the database at `place`, a folder or an address on object storage.
+
+def open_table(
+    place: str, maker: Maker, *, create: bool = False, reindex: bool = False, storage: dict[str, str] | None = None
+) -> PictureTable:
+    """The table of a model in the database at `place`, a folder or an address on object storage, which has the options `storage`.
 
     create: make it where there is no index yet; reindex: make it also where there is one that another model made.
     Raises UsageError when there is none and it is not to be made.
@@ -187,7 +196,7 @@ def open_table(place: str, maker: Maker, *, create: bool = False, reindex: bool 
         Path(place).mkdir(parents=True, exist_ok=True)
     try:
         # Without an interval, a table that is open would never see what other processes write.
-        connection = lancedb.connect(place, read_consistency_interval=timedelta(0))
+        connection = lancedb.connect(place, read_consistency_interval=timedelta(0), storage_options=storage)
         return PictureTable(place, _table(connection, place, maker, create, reindex), connection)
     except (RuntimeError, ValueError, OSError) as error:
         raise UsageError(f"search.index: {place} cannot be opened: {' '.join(str(error).split())[:300]}") from error

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from answering.build import build_answerer, check_system, load_scorer
+from answering.build import Shelf, build_answerer, check_system, load_scorer
 from answering.checkpoint import CheckpointAnswerer
 from answering.config import Blip2System, CheckpointSystem, DecodingConfig, QwenVlSystem
 from answering.protocol import Answer
@@ -125,6 +125,17 @@ def test_the_scorer_reads_picture_files(parts: Path, tmp_path: Path) -> None:
     scorer = load_scorer(str(parts / "clip"), device="cpu")
     Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
     assert scorer.score(tmp_path / "red.png", ["red"]) == scorer.score(Image.new("RGB", (40, 40), "red"), ["red"])
+
+
+def test_a_scorer_that_several_ask_for_is_loaded_once(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf()
+    first = shelf.load(str(parts / "clip"), device="cpu")
+    monkeypatch.chdir(parts)
+    assert shelf.load("./clip/", device="cpu", key="search.clip") is first
+    assert shelf.load("clip", device="cpu", dtype=torch.bfloat16) is not first
+    assert shelf.load("siglip", device="cpu") is not first
+    with pytest.raises(UsageError, match=r"search\.clip: .*none"):
+        shelf.load("none", key="search.clip")
 
 
 @pytest.mark.parametrize(

@@ -81,10 +81,12 @@ class Planted:
 
 
 @contextmanager
-def serving(planted: Planted, *, token: str | None = None, load: Any = None, **settings: Any) -> Iterator[tuple[httpx2.Client, Service]]:
+def serving(
+    planted: Planted, *, token: str | None = None, load: Any = None, plan: Plan | None = None, **settings: Any
+) -> Iterator[tuple[httpx2.Client, Service]]:
     """A service of the planted answerer on a free port, and a client of it; ready unless it is loaded in another way."""
     system = CheckpointSystem(name="planted", kind="checkpoint")
-    plan = Plan("planted", system, Path("none"), Path("none"), RerankConfig(), Decoding(mode="greedy", k=1))
+    plan = plan or Plan("planted", system, Path("none"), Path("none"), RerankConfig(), Decoding(mode="greedy", k=1))
     chosen = ServeConfig(**{"port": 0, "max_wait_ms": 0.0, **settings})
     service = Service(chosen, plan, load=load or (lambda plan: Engine(plan, planted, None)), token=token)
     server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, lifespan="on", log_config=None, access_log=False))

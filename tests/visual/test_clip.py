@@ -1,5 +1,6 @@
 """Scores are the model's own logits; long texts are cut, control tokens are text, pictures are encoded once."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,30 @@ def test_a_text_of_several_pictures_is_encoded_once(parts: Path) -> None:
     assert encoded == [2]
     assert scores[1][1] == pytest.approx(scores[1][2], abs=1e-5)
     assert scores[1][:2] == pytest.approx(scorer.score(drawn(2), ["red", "a"]), abs=1e-4)
+
+
+def test_two_threads_use_the_model_one_after_the_other(parts: Path) -> None:
+    scorer = scorer_of(parts / "clip")
+    inside, tried, entered = threading.Event(), threading.Event(), threading.Event()
+    overlapped: list[bool] = []
+
+    def first_one_waits(*_: object) -> None:
+        if not overlapped and threading.current_thread() is threading.main_thread():
+            inside.set()
+            assert tried.wait(60)
+            overlapped.append(entered.wait(0.3))
+        else:
+            entered.set()
+
+    def other() -> None:
+        assert inside.wait(60)
+        tried.set()
+        scorer.encode_pixels(scorer.pixels([drawn(1)]))
+
+    for tower in (scorer.model.text_model, scorer.model.vision_model):
+        tower.register_forward_pre_hook(first_one_waits)
+    thread = threading.Thread(target=other)
+    thread.start()
+    scorer.text_features(["a red circle"])
+    thread.join()
+    assert overlapped == [False] and entered.is_set()

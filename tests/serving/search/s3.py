@@ -1,0 +1,143 @@
+"""Object storage on this machine: as much of S3's protocol as a real client asks for, over HTTP."""
+
+import hashlib
+import re
+import threading
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+
+@dataclass
+class Bucket:
+    """Objects by key, and the access keys that were used. `down`: every request fails."""
+
+    name: str = "library"
+    objects: dict[str, bytes] = field(default_factory=dict)
+    parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
+    down: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    url: str = ""
+
+    def listing(self, prefix: str, delimiter: str) -> str:
+        """ListObjectsV2, in one page."""
+        found, folders = [], set()
+        for key in sorted(self.objects):
+            rest = key.removeprefix(prefix)
+            if not key.startswith(prefix):
+                continue
+            if delimiter and delimiter in rest:
+                folders.add(prefix + rest.partition(delimiter)[0] + delimiter)
+            else:
+                found.append(key)
+        contents = "".join(
+            f"<Contents><Key>{escape(key)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>{tag(self.objects[key])}</ETag>"
+            f"<Size>{len(self.objects[key])}</Size></Contents>"
+            for key in found
+        )
+        common = "".join(f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in sorted(folders))
+        return f"<ListBucketResult><IsTruncated>false</IsTruncated><KeyCount>{len(found)}</KeyCount>{contents}{common}</ListBucketResult>"
+
+    def put(self, key: str, data: bytes, only_new: bool) -> int:
+        """Status of writing an object, at once and whole."""
+        with self.lock:
+            if only_new and key in self.objects:
+                return 412
+            self.objects[key] = data
+            return 200
+
+
+def tag(data: bytes) -> str:
+    return f'"{hashlib.md5(data).hexdigest()}"'
+
+
+def handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def handle_it(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            parts = urlsplit(self.path)
+            asked = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+            name, _, key = unquote(parts.path).lstrip("/").partition("/")
+            signed = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))
+            if bucket.down or name != bucket.name or signed is None:
+                return self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+            bucket.keys.add(signed[1])
+            return getattr(self, f"at_{'bucket' if not key else 'object'}")(key, asked, body)
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_it  # noqa: N815 - the names that the base class looks for
+
+        def at_bucket(self, _: str, asked: dict[str, str], body: bytes) -> None:
+            if "delete" in asked:
+                gone = [element.text or "" for element in ElementTree.fromstring(body).iter() if element.tag.endswith("Key")]
+                for key in gone:
+                    bucket.objects.pop(key, None)
+                said = "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in gone)
+                return self.answer(200, f"<DeleteResult>{said}</DeleteResult>".encode())
+            return self.answer(200, bucket.listing(asked.get("prefix", ""), asked.get("delimiter", "")).encode())
+
+        def at_object(self, key: str, asked: dict[str, str], body: bytes) -> None:
+            only_new = self.headers.get("If-None-Match") == "*"
+            if self.command == "DELETE":
+                bucket.objects.pop(key, None)
+                return self.answer(204, b"")
+            if "uploads" in asked:
+                bucket.parts[key] = {}
+                return self.answer(200, b"<InitiateMultipartUploadResult><UploadId>one</UploadId></InitiateMultipartUploadResult>")
+            if self.command == "PUT" and "partNumber" in asked:
+                bucket.parts[key][int(asked["partNumber"])] = body
+                return self.answer(200, b"", {"ETag": tag(body)})
+            if self.command == "POST":
+                status = bucket.put(key, b"".join(part for _, part in sorted(bucket.parts.pop(key).items())), only_new)
+                done = "<CompleteMultipartUploadResult><ETag>whole</ETag></CompleteMultipartUploadResult>"
+                return self.answer(status, done.encode())
+            if self.command == "PUT":
+                return self.answer(bucket.put(key, body, only_new), b"", {"ETag": tag(body)})
+            return self.read(key)
+
+        def read(self, key: str) -> None:
+            data = bucket.objects.get(key)
+            if data is None:
+                return self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+            headers = {"ETag": tag(data), "Last-Modified": formatdate(1_767_225_600, usegmt=True)}
+            wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+            if wanted is None:
+                return self.answer(200, data, headers)
+            first = int(wanted[1]) if wanted[1] else max(0, len(data) - int(wanted[2]))
+            last = min(int(wanted[2]), len(data) - 1) if wanted[1] and wanted[2] else len(data) - 1
+            return self.answer(206, data[first : last + 1], {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"})
+
+        def answer(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
+            self.send_response(status)
+            for name, value in {**(headers or {}), "Content-Length": str(len(data))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
+
+    return Handler
+
+
+@contextmanager
+def storage() -> Iterator[Bucket]:
+    """A bucket that answers at its `url`."""
+    bucket = Bucket()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler(bucket))
+    server.daemon_threads = True
+    bucket.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield bucket
+    finally:
+        server.shutdown()
+        server.server_close()
