@@ -18,6 +18,7 @@ EXAMPLE: dict[str, Any] = {
     "status": "success",
     "question": "What color is the circle?",
     "answer": "red",
+    "credibility": 0.97,
     "candidates": [
         {"text": "red", "log_prob": -0.02, "mean_log_prob": -0.01, "raw": "red", "count": 1, "clip": 24.1, "fused": 1.0},
         {"text": "blue", "log_prob": -4.71, "mean_log_prob": -2.35, "raw": "blue", "count": 1, "clip": 19.6, "fused": 0.0},
@@ -41,7 +42,7 @@ class CandidateBody(BaseModel):
 
 class AnswerBody(BaseModel):
     """The answer to a question, and what else it might have been, best first. credibility: how likely it is right, 0..1, where an
-    evaluation has taught that."""
+    evaluation has taught that for candidates looked for in this way."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]}, extra="allow")
 

@@ -40,7 +40,7 @@ class Job(Generic[T]):
         """Something that the client waits for; from any thread."""
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """The client gets this error; from any thread."""
         self.put(_Failure(error))
 
@@ -67,7 +67,7 @@ class Job(Generic[T]):
 
 @dataclass(frozen=True)
 class _Failure:
-    error: Exception
+    error: BaseException
 
 
 class _Done:
@@ -128,7 +128,9 @@ class Batcher(Generic[T]):
         while True:
             batch = await self._next()
             begun, self._running = time.monotonic(), len(batch)
-            await loop.run_in_executor(self.thread, self._answer, batch)
+            working = loop.run_in_executor(self.thread, self.work, batch)
+            await asyncio.wait([working])
+            self._finish(batch, working.exception())
             self._seconds, self._running, self._expected = time.monotonic() - begun, 0, len(batch)
             if self.on_batch is not None:
                 self.on_batch(len(batch), self._seconds)
@@ -158,12 +160,11 @@ class Batcher(Generic[T]):
                 # None of those that were expected came; the next turn of the loop takes what is there.
                 continue
 
-    def _answer(self, batch: Sequence[Job[T]]) -> None:
-        try:
-            self.work(batch)
-        except Exception as error:
-            log.error("a batch of %d failed", len(batch), exc_info=error)
-            for job in batch:
-                job.fail(error)
+    def _finish(self, batch: Sequence[Job[T]], error: BaseException | None) -> None:
+        """Tell the clients of a batch that nothing more comes, and what it failed with, whatever that was: they wait for it."""
+        if error is not None:
+            log.error("a batch of %d failed: %s: %s", len(batch), type(error).__name__, error, exc_info=error)
         for job in batch:
+            if error is not None:
+                job.fail(error)
             job.put(_Done())

@@ -52,5 +52,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        log.error("request %s failed", request.state.request_id, exc_info=error)
+        log.error("request %s failed: %s: %s", request.state.request_id, type(error).__name__, error, exc_info=error)
+        # The framework raises it once more behind this; who meets it there knows that it was said.
+        request.state.failure = error
         return response(ServiceError(500, "the server failed; its log has the request id", "internal"), request.state.request_id)

@@ -146,9 +146,11 @@ class Gate:
     async def _run(self, scope: Scope, receive: Receive, send: Send, visit: _Visit) -> None:
         try:
             await self.app(scope, receive, send)
-        except Exception:
-            # The app has said it to the client and to the log; the server goes on.
-            log.debug("request %s ended with an error", visit.request_id, exc_info=True)
+        except Exception as error:
+            # What the app has said to the client and to the log is done with; anything else goes up to the server.
+            if scope["state"].get("failure") is not error:
+                raise
+            log.debug("request %s ended with %s", visit.request_id, type(error).__name__)
 
     async def _drain(self, receive: Receive, visit: _Visit) -> None:
         """Read on for a while, since a client that is still sending does not see an answer."""

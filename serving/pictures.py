@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import binascii
-import io
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -55,16 +54,23 @@ def _measure(data: bytes, max_pixels: int) -> int:
     """Pixels of a picture, from its head alone. Raises ServiceError as `read` does."""
     if not has_picture_type(data):
         raise ServiceError(415, f"a picture is expected: {TYPES}", "picture_type")
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "GIF", "BMP")) as picture:
-            width, height = picture.size
-    except Exception as error:
-        # Decoders meet hostile files with any exception there is.
-        raise ServiceError(422, "the picture is damaged: its head cannot be read", "picture_damaged") from error
+    width, height = _size(data)
     if width * height > max_pixels:
         message = f"the picture has {width} x {height} pixels, at most {max_pixels:,} are allowed"
         raise ServiceError(413, message, "picture_too_large")
     return width * height
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """Width and height by a picture's head. Raises ServiceError 422."""
+    try:
+        # With no pixel allowed, it ends behind the head and says the size.
+        open_picture(data, 0)
+    except PictureError as error:
+        if min(error.size) > 0:
+            return error.size
+        raise ServiceError(422, f"the picture is damaged: {error}", "picture_damaged") from error
+    raise ServiceError(422, "the picture is damaged: it has no pixels", "picture_damaged")
 
 
 class Decoder:

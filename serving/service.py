@@ -33,7 +33,7 @@ class Service:
     """One running service. load: makes the engine, in the model's thread; open_library: opens the picture search, None for none;
     token: the bearer token, None for none.
 
-    on_failure: called when loading fails; the error stands in `failure`.
+    on_failure: called when loading fails, or answering as a whole; the error stands in `failure`.
     """
 
     settings: ServeConfig
@@ -44,7 +44,7 @@ class Service:
     on_failure: Callable[[], None] = lambda: None
     engine: Engine | None = None
     library: PictureIndex | None = None
-    failure: Exception | None = None
+    failure: BaseException | None = None
     metrics: Metrics = field(default_factory=Metrics)
     in_progress: int = 0
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
@@ -76,7 +76,9 @@ class Service:
 
     async def start(self) -> None:
         """Begin to load; requests are refused until that is done."""
-        self._tasks.append(asyncio.create_task(self._load()))
+        working = asyncio.create_task(self._work_on())
+        working.add_done_callback(self._ended)
+        self._tasks.append(working)
 
     async def stop(self) -> None:
         """End what runs, after the last request is answered."""
@@ -115,18 +117,20 @@ class Service:
             "gpu_memory_reserved_gb": torch.cuda.memory_reserved() / 2**30 if cuda else 0.0,
         }
 
-    async def _load(self) -> None:
+    async def _work_on(self) -> None:
+        """Load, then answer until cancelled."""
         loop = asyncio.get_running_loop()
-        try:
-            if self.open_library is not None:
-                self.library = await loop.run_in_executor(self.batcher.thread, self.open_library)
-            self.engine = await loop.run_in_executor(self.batcher.thread, self.load, self.plan)
-        except Exception as error:  # noqa: BLE001 - whoever runs the service says it and ends
-            self.failure = error
-            self.on_failure()
-            return
+        if self.open_library is not None:
+            self.library = await loop.run_in_executor(self.batcher.thread, self.open_library)
+        self.engine = await loop.run_in_executor(self.batcher.thread, self.load, self.plan)
         log.info("ready: %s answers", self.plan.name)
         await self.batcher.run()
+
+    def _ended(self, working: asyncio.Task[None]) -> None:
+        """Whoever runs the service says what it failed with, and ends."""
+        if not working.cancelled() and (error := working.exception()) is not None:
+            self.failure = error
+            self.on_failure()
 
     def _work(self, jobs: Any) -> None:
         self.ready().work(jobs)

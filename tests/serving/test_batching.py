@@ -151,3 +151,21 @@ def test_a_batch_that_fails_tells_its_clients_and_the_next_is_answered() -> None
         assert await batcher.submit("key", "good").result() == "GOOD"
 
     run(scenario)
+
+
+def test_whatever_a_batch_fails_with_is_told_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Odd(BaseException):
+        """Not even an Exception."""
+
+    async def scenario(batcher: Batcher[str], _: Worker) -> None:
+        def fails(jobs: Sequence[Job[str]]) -> None:
+            raise Odd(f"with {len(jobs)}")
+
+        batcher.work, work = fails, batcher.work
+        with pytest.raises(Odd, match="with 1"):
+            await batcher.submit("key", "a").result()
+        batcher.work = work
+        assert await batcher.submit("key", "good").result() == "GOOD"
+
+    run(scenario)
+    assert "a batch of 1 failed: Odd: with 1" in caplog.text

@@ -202,6 +202,24 @@ def test_another_system_stands_behind_it_and_ends_only_after_what_was_accepted(e
     assert running.text.rstrip().endswith("stopped; what was accepted has been answered")
 
 
+@pytest.mark.usefixtures("quiet")
+def test_reranking_and_search_share_one_clip(experiment: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(experiment)
+    made: list[Any] = []
+
+    def notice(settings: Any, plan: Any, open_library: Any, load: Any) -> None:
+        del settings
+        made.extend([open_library(), load(plan)])
+
+    monkeypatch.setattr("serving.run.serve", notice)
+    with pytest.raises(SystemExit) as ended:
+        cli.run(serve.main, serve.parser, ["--config", "trial.yaml", f"search.index={tmp_path / 'index'}"])
+    assert not ended.value.code
+    library, engine = made
+    (reranking,) = engine.reranker.scorers
+    assert library.encoder.scorer is reranking.scorer
+
+
 def seen(metrics: str) -> float:
     """Questions that were accepted, answered or not."""
     return sum(map(float, re.findall(r'^tessera_requests_(?:in_progress|total\{path="/vqa",status="200"\}) (.*)$', metrics, flags=re.M)))

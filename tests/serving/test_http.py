@@ -229,6 +229,32 @@ def test_a_failure_of_the_server_is_500_without_a_traceback(planted: Planted) ->
     }  # fmt: skip
 
 
+def test_a_failure_is_logged_once_with_the_id_of_its_request(planted: Planted, caplog: pytest.LogCaptureFixture) -> None:
+    planted.error = RuntimeError("out of memory")
+    with serving(planted) as (client, _):
+        found = ask(client, "red")
+    said = [record.getMessage() for record in caplog.records if record.name == "tessera.serve" and record.levelname == "ERROR"]
+    assert said == [
+        "a batch of 1 failed: RuntimeError: out of memory",
+        f"request {found.json()['request_id']} failed: RuntimeError: out of memory",
+    ]
+    assert not [record for record in caplog.records if record.name.startswith("uvicorn") and record.levelname == "ERROR"]
+
+
+def test_a_service_whose_batcher_breaks_ends_and_says_why(planted: Planted) -> None:
+    ended = threading.Event()
+    with serving(planted) as (client, service):
+        service.on_failure = ended.set
+
+        def broken(size: int, seconds: float) -> None:
+            raise ArithmeticError(f"{size} in {seconds >= 0}")
+
+        service.batcher.on_batch = broken
+        assert ask(client, "red").status_code == 200
+        assert ended.wait(PATIENCE)
+    assert repr(service.failure) == "ArithmeticError('1 in True')"
+
+
 @pytest.mark.parametrize("path", ["/nothing", "/vqa", "/v1/chat/completions"])
 def test_every_failure_is_json_with_the_id_of_the_request(planted: Planted, path: str) -> None:
     with serving(planted) as (client, _):
