@@ -80,7 +80,6 @@ def working_together() -> Iterator[Share]:
         yield Share()
         return
     state = join(timedelta(days=7))
-    try:
-        yield Share(state.process_index, state.num_processes)
-    finally:
-        state.destroy_process_group()
+    yield Share(state.process_index, state.num_processes)
+    # Not behind an error: the launcher then ends the others, who may be waiting for this one.
+    state.destroy_process_group()
