@@ -201,11 +201,12 @@ def answering(source: str, name: str, errors: ModuleType) -> Iterator[None]:
     errors: the client's own module of exceptions, which are not all below OSError and ValueError. Others are defects and stay.
     """
     own = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    expected: tuple[type[Exception], ...] = (OSError, ValueError, *own)
     try:
         yield
     except TesseraError:
         raise
-    except (OSError, ValueError, *own) as error:
+    except expected as error:
         met = error.__cause__ or error
         reason = " ".join(str(met).split())[:300]
         what = "is out of reach (no network?), run the command again to go on" if _is_about_the_network(error) else "does not give it"
