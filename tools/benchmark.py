@@ -68,6 +68,13 @@ def arguments() -> cli.Parser:
     search.add_argument("--questions", type=int, default=200, metavar="N", help="questions of each kind (default: %(default)s)")
     search.add_argument("--recall", type=float, default=0.95, metavar="R", help="least recall that is asked for (default: %(default)s)")
     search.set_defaults(measure=searching)
+    what = "the statistics and the report of an evaluation, on questions, pictures and answers that are made up"
+    report = parts.add_parser("report", description=what, help=what, configured=False)
+    report.add_argument("--questions", type=int, default=1000, metavar="N", help="questions (default: %(default)s)")
+    report.add_argument("--systems", type=int, default=2, metavar="N", help="systems that are compared (default: %(default)s)")
+    report.add_argument("--candidates", type=int, default=5, metavar="N", help="candidates a question (default: %(default)s)")
+    report.add_argument("--size", default="640x480", metavar="WxH", help="pixels of a picture (default: %(default)s)")
+    report.set_defaults(measure=evaluating)
     what = "answers over HTTP to many clients at once and to one after the other, from a real server"
     serve = parts.add_parser("serve", description=what, help=what)
     serve.add_argument("--clients", type=int, default=16, metavar="N", help="clients that ask at once (default: %(default)s)")
@@ -178,6 +185,20 @@ def reckoning(parsed: argparse.Namespace) -> None:
 
     config = configuration.load(configuration.DEFAULT.parent / SIZES[parsed.size][0], parsed.settings)
     _show(parsed, plan(parsed.size, config.model, config.train), f"memory_{parsed.size}")
+
+
+def evaluating(parsed: argparse.Namespace) -> None:
+    """Make up answers, and print how long the rest takes."""
+    size = _pixels(parsed.size)
+    for name, least in (("questions", 20), ("systems", 1), ("candidates", 1)):
+        if getattr(parsed, name) < least:
+            raise UsageError(f"--{name} {getattr(parsed, name)}: at least {least} {'are' if least > 1 else 'is'} needed")
+    from evaluation.benchmark import measure_report
+
+    with tempfile.TemporaryDirectory() as folder:
+        spent = measure_report(Path(folder), parsed.questions, parsed.systems, parsed.candidates, size)
+    print(f"{parsed.questions:,} questions, {parsed.systems} systems, {parsed.candidates} candidates each; seconds of one core's time:")
+    print(f"choices, metrics and statistics {spent.concluding:.1f}, report with charts and pictures {spent.reporting:.1f}")
 
 
 def answering(parsed: argparse.Namespace) -> None:

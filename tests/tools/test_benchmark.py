@@ -37,6 +37,13 @@ def test_reading_is_measured_both_ways(capsys: pytest.CaptureFixture[str]) -> No
     assert re.fullmatch(r"ours [\d,]+, image processor alone [\d,]+: \d+\.\d\d times", second)
 
 
+def test_what_follows_the_answers_of_an_evaluation_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of("report", "--questions", "20", "--systems", "2", "--size", "32x24") == 0
+    *_, head, seconds = capsys.readouterr().out.splitlines()
+    assert head == "20 questions, 2 systems, 5 candidates each; seconds of one core's time:"
+    assert re.fullmatch(r"choices, metrics and statistics \d+\.\d, report with charts and pictures \d+\.\d", seconds)
+
+
 def test_a_process_that_merges_for_the_benchmark_loads_no_torch() -> None:
     code = "import dataset.benchmark, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(benchmark.__file__).parent.parent, check=False).returncode == 0
@@ -57,6 +64,7 @@ def test_memory_is_computed_and_saved(tmp_path: Path, capsys: pytest.CaptureFixt
         (("preprocess", "--records", "0"), "--records"),
         (("pictures", "--size", "640x0"), "--size 640x0"),
         (("pictures", "--side", "0"), "--side 0"),
+        (("report", "--questions", "19"), "--questions 19"),
         (("other",), "other"),
         (("train", "--size", "2b"), "--size"),
         (("train", "--rounds", "0"), "--rounds 0"),
