@@ -31,14 +31,18 @@ class Trained:
     bf16: bool
     clip: float
 
-    def step(self, batch: Batch) -> torch.Tensor:
-        """Forward, backward, clip, update; the batch lies on the host. The loss before the update, on the device."""
-        loss = self.loss(batch)
-        loss.backward()
+    def step(self, *batches: Batch) -> torch.Tensor:
+        """Forward and backward over each batch, clip, update; the batches lie on the host. The mean of their losses before the
+        update, on the device."""
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            loss = self.loss(batch) / len(batches)
+            loss.backward()
+            total += loss.detach()
         nn.utils.clip_grad_norm_(self._trainable(), self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        return total
 
     def try_step(self, batch: Batch) -> None:
         """A forward and a backward pass that change nothing, in the memory that a later step takes."""

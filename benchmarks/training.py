@@ -15,6 +15,7 @@ import peft
 import torch
 from peft import PeftModel
 
+from benchmarks.gradients import Agreement, compare
 from benchmarks.models import Size, build_ours, build_processor, build_stock
 from benchmarks.report import Machine, Report
 from benchmarks.rounds import by_turns, largest_that_fits, product_tflops
@@ -44,9 +45,9 @@ OURS, STOCK, PRODUCT = "ours", "stock", "matrix product"
 STOCK_BATCH = 16
 """Samples in a batch of the stock model where ours are packed rows, if they fit."""
 COMPARED = 4
-"""Samples on which both losses are taken, before anything is trained; fewer where a row holds fewer."""
+"""Samples on which losses and gradients are compared, before anything is trained; fewer where a row holds fewer."""
 TOLERANCE = {"bf16": 2e-2, "fp32": 1e-5}
-"""Relative difference beyond which the losses are not those of the same model."""
+"""Relative difference beyond which losses or gradients are not those of the same model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,8 @@ class Setup:
     batching: Batching
 
     @classmethod
-    def of(cls, size: Size, model: ModelConfig, train: TrainConfig, samples: int, device: torch.device) -> "Setup":
-        """Raises UsageError for settings that cannot be measured."""
+    def of(cls, size: Size, model: ModelConfig, train: TrainConfig, samples: int, device: torch.device, cut: bool = False) -> "Setup":
+        """cut: leave out samples that are longer than a row. Raises UsageError for settings that cannot be measured."""
         if train.cache_features:
             raise UsageError("train.cache_features: the stock model runs its vision trunk, so ours does; set it to false")
         check_step(train, device, False)
@@ -82,11 +83,15 @@ class Setup:
             raise UsageError("train.stages: the last one is measured and must train lora, as the stock model does")
         bf16, processor = use_bf16(train, device), build_processor(size, model)
         examples = demo_samples(processor, samples) if size == "tiny" else reference_samples(processor, samples)
-        packed = device.type == "cuda" if train.batching == "auto" else train.batching == "packed"
+        batching = Batching.of(train, device)
+        if cut:
+            examples = [example for example in examples if len(example.encoded) <= train.tokens_per_row]
+        if not examples:
+            raise UsageError(f"train.tokens_per_row: {train.tokens_per_row} is less than the shortest sample")
         longest = max(len(example.encoded) for example in examples)
-        if packed and longest > train.tokens_per_row:
+        if batching.packed and longest > train.tokens_per_row:
             raise UsageError(f"train.tokens_per_row: {train.tokens_per_row} is less than the longest sample of {longest} tokens")
-        return cls(model, train, device, bf16, processor, examples, Batching(packed, train.batch_size, train.tokens_per_row))
+        return cls(model, train, device, bf16, processor, examples, batching)
 
     @property
     def precision(self) -> str:
@@ -118,13 +123,13 @@ def measure(size: Size, model: ModelConfig, train: TrainConfig, effort: Effort, 
         base = build_ours(size, model, setup.processor, dtype=dtype, device=device, seed=train.seed)
     stock = stock_side(setup, base) if effort.against_stock else None
     ours, compiling = our_side(setup, base)
-    ways, refused = [_our_way(setup, ours)], list[Result]()
-    losses: dict[str, float] = {}
-    if stock is not None:
-        same_adapters(ours, stock)
-        losses = _losses(setup, ours, stock)
+    ways, refused = [our_way(setup, ours)], list[Result]()
+    agreement: Agreement | None = None
     with naming_memory_settings("training"):
-        how = f"compile: {compiling}; gradient checkpointing: {_settle_memory(setup, ways[0])}"
+        how = f"compile: {compiling}; gradient checkpointing: {settle_memory(setup, ways[0])}"
+        if stock is not None:
+            same_adapters(ours, stock)
+            agreement = _agreement(setup, ours, stock)
         ways[0].block()
         if stock is not None:
             ways[0].beside = stock.own_bytes
@@ -135,15 +140,18 @@ def measure(size: Size, model: ModelConfig, train: TrainConfig, effort: Effort, 
         product: list[float] = []
         blocks = {way.name: way.block for way in ways}
         seconds = by_turns({**blocks, PRODUCT: lambda: _multiply(setup, product)}, effort.rounds)
-    results = _results(setup, ways, seconds, statistics.median(product), losses, cost_of(ours.model))
+    results = _results(setup, ways, seconds, statistics.median(product), agreement, cost_of(ours.model))
     settings = {"model": asdict(model), "train": asdict(train)}
-    return report(size, Machine.here(device), setup.precision, how, Work.of(setup.examples), product, [*results, *refused], settings)
+    return report(
+        size, Machine.here(device), setup.precision, how, agreement, Work.of(setup.examples), product, [*results, *refused], settings
+    )
 
 
 def _results(
-    setup: Setup, ways: list[Way], seconds: dict[str, list[float]], product: float, losses: dict[str, float], cost: StepCost
+    setup: Setup, ways: list[Way], seconds: dict[str, list[float]], product: float, agreement: Agreement | None, cost: StepCost
 ) -> list[Result]:
     work = Work.of(setup.examples)
+    losses = {} if agreement is None else {OURS: agreement.ours, STOCK: agreement.stock}
     return [
         Result.of(
             way.name,
@@ -171,14 +179,14 @@ def our_side(setup: Setup, base: VisionLanguageModel) -> tuple[Trained, Choice]:
     return setup.trained(model, lambda batch: model(**batch).loss), compiling
 
 
-def _settle_memory(setup: Setup, way: Way) -> Recomputing:
+def settle_memory(setup: Setup, way: Way) -> Recomputing:
     """Choose the layers that recompute their activations, by the batch that takes the most memory."""
     most = max(way.batches, key=lambda batch: (batch["input_ids"].numel(), len(batch["pixel_values"])))
     model: Any = way.trained.model
     return recompute(model, setup.train, Trial(lambda: most, way.trained.try_step), setup.device, 1, False)
 
 
-def _our_way(setup: Setup, ours: Trained) -> Way:
+def our_way(setup: Setup, ours: Trained) -> Way:
     batching, lengths = setup.batching, [np.array([len(example.encoded) for example in setup.examples])]
     collate = batching.collator(setup.processor)
     plan = PackedPlan(lengths, batching.tokens_per_row, 0) if batching.packed else PaddedPlan(lengths, batching.batch_size, 0)
@@ -204,17 +212,18 @@ def same_adapters(ours: Trained, stock: Trained) -> None:
             theirs[name].copy_(parameter)
 
 
-@torch.no_grad()
-def _losses(setup: Setup, ours: Trained, stock: Trained) -> dict[str, float]:
-    """Both losses on the same samples, each in its own layout. Raises TesseraError where they are not those of the same model."""
+def _agreement(setup: Setup, ours: Trained, stock: Trained) -> Agreement:
+    """Losses and gradients on the same samples, each side in its own layout. Raises TesseraError where they are not those of the
+    same model: in fp32 where one gradient is off, in bf16, whose noise grows with the depth, by the loss."""
     fit = setup.batching.tokens_per_row // max(len(example.encoded) for example in setup.examples)
     few = setup.examples[: min(COMPARED, fit) if setup.batching.packed else COMPARED]
-    padded = PaddedCollator(_pad_id(setup))(few)
-    found = {OURS: float(ours.loss(setup.batching.collator(setup.processor)(few))), STOCK: float(stock.loss(padded))}
-    difference = abs(found[OURS] - found[STOCK]) / abs(found[STOCK])
-    if not difference <= TOLERANCE[setup.precision]:
+    # Without, the scores of a few long samples may not fit.
+    _mode(stock, setup.device.type == "cuda")()
+    found = compare(ours, stock, setup.batching.collator(setup.processor)(few), PaddedCollator(_pad_id(setup))(few))
+    off = found.loss_off if setup.bf16 else max(found.loss_off, found.worst_off)
+    if not off <= TOLERANCE[setup.precision]:
         raise TesseraError(
-            f"not the same model: on the same samples our loss is {found['ours']:.6f}, the stock model's {found['stock']:.6f}"
+            f"not the same model: on the same samples our loss is {found.ours:.6f}, the stock model's {found.stock:.6f} ({found})"
         )
     return found
 

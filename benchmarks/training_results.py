@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from benchmarks.gradients import Agreement
 from benchmarks.report import Machine, Report, number
 from benchmarks.rounds import Ratio
 from dataset.batching import Example
@@ -93,17 +94,20 @@ def report(
     machine: Machine,
     precision: str,
     how: str,
+    agreement: Agreement | None,
     work: Work,
     product: Sequence[float],
     results: Sequence[Result],
     settings: dict[str, Any],
 ) -> Report:
-    """The table and all that is needed to read it. how: what was chosen for ours; product: TFLOP/s of the matrix product in each round."""
+    """The table and all that is needed to read it. how: what was chosen for ours; agreement: of both sides, before they are timed;
+    product: TFLOP/s of the matrix product in each round."""
     mean = f"{work.tokens / work.samples:.0f} tokens, {work.supervised / work.samples:.0f} of them supervised"
     facts = {
         **machine.facts(),
         "model": f"{size}, random weights, products in {precision}",
         "ours": how,
+        **({} if agreement is None else {"before training": str(agreement)}),
         "a block": f"{work.samples} samples of {mean}; {len(product)} blocks of each path, by turns",
         "matrix product": f"{statistics.median(product):,.2f} TFLOP/s ({min(product):,.2f} .. {max(product):,.2f})",
     }
@@ -112,6 +116,7 @@ def report(
         "machine": machine.plain(),
         "precision": precision,
         "ours": how,
+        "agreement": None if agreement is None else {**asdict(agreement), "loss_off": agreement.loss_off},
         "work": asdict(work),
         "product_tflops": list(product),
         "results": [asdict(result) for result in results],

@@ -87,13 +87,6 @@ def load(
     return model.requires_grad_(False).eval()
 
 
-def load_weights(model: VisionLanguageModel | PeftModel, folder: Path) -> None:
-    """Put a checkpoint's trained weights into a model that is set up the same way. Raises UsageError where they do not fit."""
-    _load_trained(model, folder)
-    if base_model(model).config.language_weights:
-        _load_language(model, folder)
-
-
 def merge(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> VisionLanguageModel:
     """The adapter added into the unquantised base, exactly: in fp32, rounded to `dtype` afterwards."""
     model = load(folder, quantization="none", dtype=torch.float32, device=device)

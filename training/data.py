@@ -21,6 +21,7 @@ from dataset.store import Store
 from errors import UsageError
 from model.positions import Locating
 from progress import track
+from training.config import TrainConfig
 from training.feature_cache import FeatureCache
 
 
@@ -134,6 +135,19 @@ class Batching:
     packed: bool
     batch_size: int
     tokens_per_row: int
+    why: str = ""
+    """What decided between the two, in words for people."""
+
+    @classmethod
+    def of(cls, train: TrainConfig, device: torch.device) -> "Batching":
+        """As train.batching says; auto packs on CUDA and pads elsewhere, where attention over a long row is slower."""
+        packed = device.type == "cuda" if train.batching == "auto" else train.batching == "packed"
+        why = f"auto on {device.type}" if train.batching == "auto" else f"train.batching={train.batching}"
+        return cls(packed, train.batch_size, train.tokens_per_row, why)
+
+    def __str__(self) -> str:
+        form = f"packed rows of {self.tokens_per_row:,} tokens" if self.packed else f"{self.batch_size} samples of similar length, padded"
+        return f"{form} ({self.why})"
 
     def plan(self, lengths: SampleLengths, seed: int, epochs: int) -> BatchPlan:
         """The plan of `epochs` epochs. Raises UsageError when a packed row is shorter than a sample."""

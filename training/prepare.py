@@ -68,8 +68,7 @@ def prepare(config: Experiment) -> Prepared:
     bf16 = use_bf16(config.train, processes.device)
     store = Store(config.data_folder)
     processor = build_processor(config.model)
-    packed = processes.device.type == "cuda" if config.train.batching == "auto" else config.train.batching == "packed"
-    batching = Batching(packed, config.train.batch_size, config.train.tokens_per_row)
+    batching = Batching.of(config.train, processes.device)
     with only_main_speaks(processes.is_main_process):
         lengths = measure(store, store.indices("train"), processor, "measuring training samples", config.train.questions_together)
         validation_rows = _spread(store.indices("validation"), config.train.evaluate_samples)
@@ -85,6 +84,7 @@ def prepare(config: Experiment) -> Prepared:
         bf16=bf16,
     )
     _report_samples(prepared, validation)
+    prepared.say(f"micro-batches: {batching}, products in {'bf16' if bf16 else 'fp32'}")
     return prepared
 
 

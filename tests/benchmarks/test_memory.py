@@ -7,7 +7,6 @@ from typing import Any
 import bitsandbytes as bnb
 import pytest
 import torch
-from torch import nn
 
 import config as configuration
 from benchmarks.memory import held, kept_a_token, plan
@@ -16,6 +15,7 @@ from dataset.processor import IGNORED, Encoded, Processor
 from model.adapters import attach, base_model, checkpoint_gradients
 from model.build import build
 from model.config import LoraConfig, ModelConfig
+from tests.model.kept import bytes_kept
 from tools.benchmark import SIZES
 from training.config import TrainConfig
 
@@ -64,21 +64,8 @@ def test_a_layer_keeps_about_what_is_reckoned(settings: ModelConfig, processor: 
     examples = [Example(str(i), Encoded(ids, [IGNORED, *ids[1:]], 0), torch.zeros(0, 3, 96, 96)) for i in range(4)]
     batch = PaddedCollator(0)(examples)
 
-    def kept() -> int:
-        storages: dict[int, int] = {}
-
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            if not isinstance(tensor, nn.Parameter):
-                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
-            loss = model(**batch).loss
-        del loss
-        return sum(storages.values())
-
     checkpoint_gradients(model, len(layers))
-    least = kept()
+    least = bytes_kept(lambda: model(**batch).loss)
     checkpoint_gradients(model, 0)
-    a_layer = (kept() - least) / len(layers)
+    a_layer = (bytes_kept(lambda: model(**batch).loss) - least) / len(layers)
     assert 4 * len(ids) * kept_a_token(base_model(model).config.text_config, settings) == pytest.approx(a_layer, rel=0.3)

@@ -15,6 +15,7 @@ from model.checkpoint import load, merge, save
 from model.config import LoraConfig, ModelConfig
 from model.fused_lora import FusedLinear, fuse_adapters
 from tests.model.conftest import Build
+from tests.model.kept import bytes_kept
 from tests.model.test_vlm import loss_and_gradients, with_labels
 
 Settings = Callable[..., ModelConfig]
@@ -97,21 +98,9 @@ def test_layers_with_the_same_input_keep_one_of_it(make: Build, settings: Settin
     adapted = attach(make().to(torch.bfloat16), settings(), ["projector", "lora"]).train()
     inputs = with_labels(batch(1, 2))
 
-    def kept() -> int:
-        storages: dict[int, int] = {}
-
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
-            loss = adapted(**inputs).loss
-        del loss
-        return sum(storages.values())
-
-    of_peft = kept()
+    of_peft = bytes_kept(lambda: adapted(**inputs).loss)
     fuse_adapters(adapted)
-    assert kept() < of_peft
+    assert bytes_kept(lambda: adapted(**inputs).loss) < of_peft
 
 
 @pytest.mark.parametrize("r", [4, 8])

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -118,6 +119,26 @@ def test_the_command_ends_with_the_checkpoint_and_what_comes_next(workplace: Wor
 def test_wrong_settings_end_in_one_line_with_status_2(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("--config", workplace(), "model.language=no/such/folder") == 2
     assert capsys.readouterr().err.startswith("error: model.language: no/such/folder does not exist")
+
+
+@pytest.mark.parametrize(
+    ("too_much", "doing"),
+    [
+        ("model.lora.r=1000000000000", "loading the model"),
+        ("train.tokens_per_row=100000000000000", "training"),
+    ],
+)
+def test_running_out_of_memory_ends_in_one_line_that_names_the_settings_to_change(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str], too_much: str, doing: str
+) -> None:
+    # More than any machine can address, so what fails here is torch's own allocator.
+    assert command("--config", workplace(batching="packed", tokens_per_row=512), too_much) == 1
+    # In front of it stands the progress of what was measured before.
+    *before, said = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"error: {doing}: out of memory on this machine (")
+    assert not any("error" in line.lower() or "Traceback" in line for line in before)
+    named = set(re.findall(r"\b(train\.\w+|model\.[\w.]+)(?==| |,)", said.partition("); ")[2]))
+    assert {"train.tokens_per_row", "train.batch_size", "train.gradient_checkpointing", "model.quantization"} <= named
 
 
 def test_wrong_settings_are_said_by_the_main_process_alone(

@@ -14,6 +14,7 @@ from errors import TesseraError
 from model.adapters import base_model
 from tests.training.test_run import losses, run, weights
 from training import dry_run
+from training import run as training_run
 from training.dry_run import choose_recomputing, longest_batch
 
 Workplace = Callable[..., Path]
@@ -75,14 +76,20 @@ class StandIn:
         return int(self.room * GIB / dry_run.USABLE) + GIB // 2
 
     def peak(self, step: Callable[[], None]) -> int | None:
-        before = torch.get_rng_state()
+        before, language_model = torch.get_rng_state(), base_model(self.model[0]).model.language_model
+        hook = language_model.register_forward_pre_hook(self._gradients_are_there)
         step()
+        hook.remove()
         assert not torch.equal(torch.get_rng_state(), before), "dropout draws"
         np.random.rand(), torch.rand(3)
         layers = base_model(self.model[0]).model.language_model.layers
         self.trials.append(sum(layer.gradient_checkpointing for layer in layers))
         peak = len(layers) - self.trials[-1]
         return peak * GIB if peak <= self.room else None
+
+    def _gradients_are_there(self, *_: Any) -> None:
+        """As in all but the first micro-batch of a step; they take memory, too."""
+        assert all(parameter.grad is not None for parameter in self.model[0].parameters() if parameter.requires_grad)
 
 
 def test_a_run_with_trials_is_the_same_to_the_bit(
@@ -107,6 +114,27 @@ def test_a_run_with_trials_is_the_same_to_the_bit(
     assert losses(tried) == losses(Path("plain"))
     expected = weights(Path("plain"))
     assert all(torch.equal(value, expected[key]) for key, value in weights(tried).items())
+
+
+def test_what_was_chosen_is_set_also_where_it_was_not_tried_last(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, chosen = StandIn(room=0), list[int]()
+    choose, recompute = dry_run._choose, dry_run.recompute
+
+    def watched(model: Any, *rest: Any) -> dry_run.Recomputing:
+        memory.model.append(model)
+        return choose(model, *rest)
+
+    def noted(model: Any, *rest: Any) -> dry_run.Recomputing:
+        found = recompute(model, *rest)
+        chosen.append(sum(layer.gradient_checkpointing for layer in base_model(model).model.language_model.layers))
+        assert chosen[-1] == found.recomputed
+        return found
+
+    monkeypatch.setattr(dry_run, "memory_of", lambda _: memory)
+    monkeypatch.setattr(dry_run, "_choose", watched)
+    monkeypatch.setattr(training_run, "recompute", noted)
+    run(workplace({"lora": {"r": 4, "alpha": 8, "dropout": 0.2}}, stages=[{"name": "tune", "train": ["lora"], "max_steps": 1}]))
+    assert (memory.trials, chosen) == ([5, 4], [5])
 
 
 def test_a_device_that_is_too_small_ends_in_a_line_that_names_settings(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,11 +113,13 @@ def test_micro_batches_and_accumulation_give_the_same_loss(workplace: Workplace)
     assert losses(in_parts, "grad_norm") == pytest.approx(losses(Path("at-once"), "grad_norm"), rel=1e-4)
 
 
-def test_packed_rows_give_the_same_loss_as_padded_batches(workplace: Workplace) -> None:
+def test_packed_rows_give_the_same_loss_as_padded_batches(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     stage = {"name": "tune", "train": ["projector", "lora"], "epochs": 2}
     path = workplace(stages=[stage], batch_size=8)
     run(path).rename("padded")
+    assert "micro-batches: 8 samples of similar length, padded (auto on cpu), products in fp32" in capsys.readouterr().out
     packed = run(path, "train.batching=packed", "train.tokens_per_row=1024")
+    assert "micro-batches: packed rows of 1,024 tokens (train.batching=packed), products in fp32" in capsys.readouterr().out
     assert losses(packed) == pytest.approx(losses(Path("padded")), abs=1e-4)
     assert losses(packed, "eval_loss") == pytest.approx(losses(Path("padded"), "eval_loss"), abs=1e-4)
 

@@ -8,9 +8,10 @@ import torch
 
 from errors import UsageError
 from tests.training.test_run import losses, run
+from training import run as training_run
 from training import step
 from training.config import TrainConfig
-from training.step import REPAID_AFTER, check_step, choose_compiling
+from training.step import REPAID_AFTER, Choice, check_step, choose_compiling
 
 Workplace = Callable[..., Path]
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -44,6 +45,19 @@ def test_layers_are_compiled_where_it_repays(
     choice = choose_compiling(TrainConfig(compile=setting), device, batches, shared_out)
     assert choice.on is on
     assert why in str(choice)
+
+
+def test_a_stage_is_as_long_as_its_micro_batches(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    usual = choose_compiling
+
+    def watched(train: TrainConfig, device: torch.device, micro_batches: int, shared_out: bool) -> Choice:
+        counted.append(micro_batches)
+        return usual(train, device, micro_batches, shared_out)
+
+    monkeypatch.setattr(training_run, "choose_compiling", watched)
+    run(workplace(stages=[{"name": "align", "train": ["projector"], "max_steps": 1}], batch_size=2, accumulation=3))
+    assert counted == [3]
 
 
 def test_without_a_compiler_auto_goes_on_and_true_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

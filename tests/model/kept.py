@@ -1,0 +1,21 @@
+"""What autograd keeps for a backward pass."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+
+def bytes_kept(compute: Callable[[], torch.Tensor]) -> int:
+    """Bytes of the tensors that a loss computed under bf16 autocast holds on to, each once and without parameters."""
+    storages: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        loss = compute()
+    del loss
+    return sum(storages.values())
