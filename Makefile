@@ -8,13 +8,14 @@ WORKERS ?= auto
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint gpu clean
 
 help:
 	@echo "make demo     environment, demo data, preprocess, train, evaluate; ends by naming the report"
 	@echo "make test     environment, linters, all tests"
 	@echo "make install  environment only"
 	@echo "make lint     linters and types only"
+	@echo "make gpu      all measurements that need a GPU, into results/gpu (no GPU: it says so and stops)"
 	@echo "make clean    remove what the demo made"
 
 install: $(INSTALLED)
@@ -47,6 +48,9 @@ lint: $(INSTALLED)
 
 test: lint
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup
+
+gpu: $(INSTALLED)
+	$(PY) tools/benchmark.py gpu
 
 clean:
 	rm -rf data/tiny data/scenes results/tiny checkpoints/tiny/checkpoint-*

@@ -155,10 +155,19 @@ def measure(size: Size, model: ModelConfig, decoding: Decoding, effort: Effort, 
     block = f"{len(requests)} questions, {decoding.k} beams, {decoding.max_new_tokens} new tokens, pictures of {PICTURE[0]}x{PICTURE[1]}"
     facts = {
         "model": f"{size}, random weights, {str(dtype).removeprefix('torch.')}",
+        "ours": f"CUDA graphs: {graphs(answerer, decoding)}",
         "a block": f"{block}; {effort.rounds} blocks of each path, by turns",
     }
     settings = {"model": asdict(model), "decoding": asdict(decoding)}
     return _report(size, facts, results, effort, Machine.here(device), settings)
+
+
+def graphs(answerer: CheckpointAnswerer, decoding: Decoding) -> str:
+    """Whether steps were replayed, in words for people."""
+    if not decoding.cuda_graphs:
+        return "off (decoding.cuda_graphs=false)"
+    reason = answerer.frames_lack or answerer.without_graphs
+    return "on" if reason is None else f"off ({reason})"
 
 
 def made_up(count: int) -> list[Request]:

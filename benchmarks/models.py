@@ -8,8 +8,10 @@ import json
 from itertools import chain
 from typing import Any, Literal
 
+import bitsandbytes as bnb
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     LlavaForConditionalGeneration,
@@ -22,7 +24,7 @@ from transformers import (
 
 from dataset.processor import PLACEHOLDERS, Processor
 from errors import UsageError
-from model.build import assemble
+from model.build import assemble, keep_trainable_on_cpu
 from model.config import ModelConfig
 from model.export import check_expressible, to_llava
 from model.projector import count_tokens
@@ -112,6 +114,30 @@ def check_comparable(settings: ModelConfig) -> None:
     if settings.quantization != "none":
         raise UsageError(f"model.quantization: {settings.quantization}, but the benchmark makes unquantised weights; set it to none")
     check_expressible(settings)
+
+
+def quantise(model: VisionLanguageModel) -> None:
+    """The linear layers of the language model in NF4 with quantised scales, in place and one by one: what `model.build` loads for
+    model.quantization=nf4. Behind it, at most one layer is there twice."""
+    dtype = model.lm_head.weight.dtype
+    for layer in model.model.language_model.layers.modules():
+        for name, linear in layer.named_children():
+            if type(linear) is nn.Linear:
+                setattr(layer, name, _in_four_bits(linear, dtype))
+    keep_trainable_on_cpu(model)
+    # PEFT looks at it.
+    model.is_loaded_in_4bit = True
+
+
+def _in_four_bits(linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
+    made = bnb.nn.Linear4bit(
+        linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=dtype, quant_type="nf4", device="meta"
+    )
+    made.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=made)
+    if linear.bias is not None:
+        made.bias = linear.bias
+    quantised: nn.Module = made.to(linear.weight.device)
+    return quantised.requires_grad_(False)
 
 
 def build_stock(model: VisionLanguageModel) -> LlavaForConditionalGeneration:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,10 @@ SIZES = {
     "8b": ("siglip_qwen3_8b_lora.yaml",),
 }
 """The recipe of each size and what is changed in it: the stock model has no 4-bit weights, so neither has ours."""
+
+
+DEMO_DATA = ("draw_scenes.py", "preprocess.py")
+"""Commands that make what `equality` trains on."""
 
 
 def arguments() -> cli.Parser:
@@ -55,12 +60,17 @@ def arguments() -> cli.Parser:
     equality.add_argument("--every", type=int, default=50, metavar="N", help="steps between validations (default: %(default)s)")
     equality.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
     equality.set_defaults(measure=learning)
-    what = "the memory that a training step takes on a GPU, computed from shapes and settings; nothing is run"
+    what = "the memory that a training step takes on a GPU, computed from shapes and settings, and measured with --run"
     memory = parts.add_parser("memory", description=what, help=what, configured=False)
     memory.add_argument("--size", choices=SIZES, default="4b", help="shape of the model (default: %(default)s)")
+    memory.add_argument("--run", action="store_true", help="run a few steps on the GPU, on random weights in the recipe's quantisation")
     memory.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
     memory.add_argument("settings", nargs="*", metavar="key=value", help="override a key of the size's recipe in configs/")
     memory.set_defaults(measure=reckoning)
+    what = "everything above that needs a GPU, one after the other into one folder, and which targets are met; hours on a small one"
+    gpu = parts.add_parser("gpu", description=what, help=what, configured=False)
+    gpu.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="DIR", help="folder of all tables (default: %(default)s)")
+    gpu.set_defaults(measure=everything)
     what = "finding pictures among many vectors, exactly and approximately, and the share of the true ten best that is found"
     search = parts.add_parser("search", description=what, help=what, configured=False)
     search.add_argument("--vectors", type=int, default=100_000, metavar="N", help="pictures in the index (default: %(default)s)")
@@ -181,10 +191,29 @@ def searching(parsed: argparse.Namespace) -> None:
 
 def reckoning(parsed: argparse.Namespace) -> None:
     """Print and save what a step takes by the size's recipe as it stands, its quantisation included."""
-    from benchmarks.memory import plan
-
     config = configuration.load(configuration.DEFAULT.parent / SIZES[parsed.size][0], parsed.settings)
-    _show(parsed, plan(parsed.size, config.model, config.train), f"memory_{parsed.size}")
+    if not parsed.run:
+        from benchmarks.memory import plan
+
+        _show(parsed, plan(parsed.size, config.model, config.train), f"memory_{parsed.size}")
+        return
+    from benchmarks.memory_run import measure
+    from benchmarks.targets import check_device
+
+    _show(parsed, measure(parsed.size, config.model, config.train, check_device("memory --run")), f"memory_{parsed.size}_measured")
+
+
+def everything(parsed: argparse.Namespace) -> None:
+    """Measure all of it; print and save which targets are met. Raises TesseraError where one is not."""
+    from benchmarks.report import Machine
+    from benchmarks.targets import check, check_device, prepare, run_all, verdicts
+
+    device = check_device("gpu")
+    if not (configuration.load(configuration.DEFAULT, []).data_folder / "samples.parquet").exists():
+        prepare([[sys.executable, str(Path(__file__).with_name(command))] for command in DEMO_DATA])
+    report = verdicts(run_all([sys.executable, __file__], parsed.out), Machine.here(device))
+    _show(parsed, report, "targets")
+    check(report)
 
 
 def evaluating(parsed: argparse.Namespace) -> None:

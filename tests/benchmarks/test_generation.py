@@ -27,6 +27,7 @@ def test_candidates_of_all_paths_are_the_same() -> None:
         quotients = [theirs / own for own, theirs in zip(ours["seconds"], row["seconds"], strict=True)]
         assert row["ours_is_faster_by"]["median"] == pytest.approx(sum(quotients) / 2)
     assert report.rows[1][4] == "5 of 5"
+    assert report.facts["ours"] == "CUDA graphs: off (the model is on cpu)"
 
 
 def test_other_candidates_are_a_failure(monkeypatch: pytest.MonkeyPatch, strange_stock: Callable[..., Any]) -> None:

@@ -1,0 +1,68 @@
+"""Steps whose memory is measured are those of a quantised model as it is loaded; a CPU runs them, but tells no bytes."""
+
+from pathlib import Path
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from torch import nn
+
+import cli
+from benchmarks.memory_run import STEPS, measure
+from benchmarks.models import build_ours, build_processor, quantise
+from errors import UsageError
+from model.build import build
+from model.config import LoraConfig, ModelConfig
+from tools import benchmark
+from training.config import StageConfig, TrainConfig
+
+CPU = torch.device("cpu")
+MODEL = ModelConfig(max_tokens=512, lora=LoraConfig(r=4, alpha=8, dropout=0.0), quantization="nf4")
+TRAIN = TrainConfig(
+    stages=(StageConfig(name="tune", train=("projector", "lora")),), batching="packed", tokens_per_row=160, accumulation=2, precision="bf16"
+)
+
+
+def test_weights_are_quantised_as_a_loaded_model_s_are(parts: Path) -> None:
+    plain = ModelConfig(max_tokens=512)
+    made = build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU)
+    weight = made.model.language_model.layers[0].mlp.up_proj.weight.clone()
+    quantise(made)
+    settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), quantization="nf4")
+    loaded = build(settings, placeholder_id=5, dtype=torch.float32)
+    for one, other in zip(made.model.language_model.layers.modules(), loaded.model.language_model.layers.modules(), strict=True):
+        assert type(one) is type(other)
+        if isinstance(one, bnb.nn.Linear4bit):
+            a, b = one.weight.quant_state, other.weight.quant_state
+            assert (a.quant_type, a.nested, a.dtype, a.blocksize) == (b.quant_type, b.nested, b.dtype, b.blocksize)
+            assert (one.compute_dtype, one.support_avx512bf16_for_cpu) == (other.compute_dtype, other.support_avx512bf16_for_cpu)
+            assert one.weight.nbytes == other.weight.nbytes and not one.weight.requires_grad
+    assert type(made.lm_head) is nn.Linear
+    layer = made.model.language_model.layers[0].mlp.up_proj
+    back = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    assert 0 < float((back - weight).norm() / weight.norm()) < 0.15
+
+
+def test_steps_of_the_recipe_are_run_and_set_beside_what_is_reckoned() -> None:
+    report = measure("tiny", MODEL, TRAIN, CPU)
+    assert report.facts["step"] == f"2 micro-batches in rows of 160, adamw; {STEPS} steps"
+    assert "language model in nf4" in report.facts["model"]
+    assert len(report.measured["seconds"]) == STEPS
+    assert list(report.measured["bytes"]) == ["computed"], "a CPU does not tell what a step takes"
+
+
+def test_rows_that_hold_no_sample_and_int8_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"train\.tokens_per_row: 40 is less than the shortest sample"):
+        measure("tiny", MODEL, TrainConfig(stages=TRAIN.stages, batching="packed", tokens_per_row=40), CPU)
+    with pytest.raises(UsageError, match=r"model\.quantization: int8"):
+        measure("tiny", ModelConfig(quantization="int8"), TRAIN, CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("asked", [["gpu"], ["memory", "--size", "4b", "--run"]], ids=["gpu", "memory"])
+def test_without_a_gpu_its_measurements_are_refused_in_a_sentence(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.run(benchmark.main, benchmark.arguments(), asked)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "there is no CUDA device that torch" in said

@@ -1,0 +1,111 @@
+"""All measurements run in processes of their own, and each target says whether it was met, missed, or not measured and why."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import config as configuration
+from benchmarks.report import Machine
+from benchmarks.targets import MEASUREMENTS, TARGETS, Measurement, check, prepare, run_all, verdicts
+from errors import TesseraError
+from tools import benchmark
+
+
+def row(path: str, median: float | None = None, **more: Any) -> dict[str, Any]:
+    ratio = None if median is None else {"median": median, "lowest": median, "highest": median}
+    return {"path": path, "seconds": [1.0], "ours_is_faster_by": ratio, "peak_gib": None, "share_of_product": None, **more}
+
+
+def tables() -> dict[str, dict[str, Any] | str]:
+    """What a GPU that meets every target would give."""
+    agreement = {"loss_off": 1e-3, "gradients_off": 0.015}
+    train = [row("ours", peak_gib=44.0, share_of_product=0.55), row("stock, checkpointing", 7.5), row("stock", 3.2)]
+    return {
+        "train_1.7b": {"agreement": agreement, "results": train},
+        "train_4b": {"agreement": agreement, "results": train},
+        "train_8b": {"agreement": agreement, "results": train},
+        "generate_1.7b": {"results": [row("ours"), row("stock, one at a time", 30.0), row("stock, batched", 4.5)]},
+        "memory_4b_measured": {"bytes": {"in all": 9 * 2**30}},
+        "memory_8b_measured": {"bytes": {"in all": 13 * 2**30}},
+        "equality_tiny": {"rows": [{"differs_by": 0.5}, {"differs_by": 0.002}]},
+    }
+
+
+HERE = Machine.here(torch.device("cpu"))
+
+
+def test_every_target_is_met_by_numbers_that_meet_it() -> None:
+    report = verdicts(tables(), HERE)
+    assert {line[3] for line in report.rows} == {"yes"}
+    check(report)
+    assert {target.table for target in TARGETS} <= {one.table for one in MEASUREMENTS}
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "what"),
+    [
+        ("train_1.7b", {"results": [row("ours"), row("stock, checkpointing", 6.9)]}, "1.7B, times stock with checkpointing"),
+        ("train_1.7b", {"agreement": {"loss_off": 0.021, "gradients_off": 0.0}}, "loss, ours off stock, Qwen3-1.7B"),
+        ("train_4b", {"results": [row("ours", share_of_product=0.49), row("stock, checkpointing", 4.0)]}, "useful share"),
+        ("memory_8b_measured", {"bytes": {"in all": 14.5 * 2**30}}, "QLoRA, Qwen3-8B"),
+        ("equality_tiny", {"rows": [{"differs_by": 0.011}]}, "200 steps"),
+    ],
+)
+def test_a_target_that_is_missed_says_no_and_is_named(table: str, change: dict[str, Any], what: str) -> None:
+    found = tables()
+    found[table] = {**found[table], **change}  # type: ignore[dict-item]
+    report = verdicts(found, HERE)
+    (line,) = [line for line in report.rows if what in line[0]]
+    assert line[3] == "NO"
+    with pytest.raises(TesseraError, match=rf"targets missed or not measured: .*{what}"):
+        check(report)
+
+
+def test_what_was_not_measured_says_why_and_has_no_number() -> None:
+    found = tables()
+    found["memory_4b_measured"] = "status 1, see memory_4b_measured.log"
+    found["train_1.7b"] = {"agreement": None, "results": [row("ours"), {**row("stock"), "seconds": []}]}
+    said = {line[0]: line[2:] for line in verdicts(found, HERE).rows}
+    assert said["QLoRA, Qwen3-4B, rows of 1,024, 16 accumulated"] == ["-", "not measured: status 1, see memory_4b_measured.log"]
+    assert said["LoRA step, Qwen3-1.7B, times stock without checkpointing"] == ["-", "not measured: stock ran out of memory"]
+    assert said["LoRA step, Qwen3-1.7B, times stock with checkpointing"] == ["-", "not measured: stock, checkpointing was not run"]
+    assert said["LoRA step, Qwen3-1.7B, peak memory"] == ["-", "not measured: the device does not tell peak_gib"]
+    assert said["loss, ours off stock, Qwen3-1.7B"] == ["-", "not measured: stock was not run"]
+
+
+SCRIPT = """
+import json, pathlib, sys
+part, _, out, *settings = sys.argv[1:]
+print(part, settings)
+if part != "breaks":
+    pathlib.Path(out, part + ".json").write_text(json.dumps({"settings": settings}))
+sys.exit(part != "works")
+"""
+
+
+def test_each_runs_in_a_process_of_its_own_and_one_that_fails_stops_no_other(tmp_path: Path) -> None:
+    asked = [Measurement(part, (part, "a=1")) for part in ("breaks", "fails_late", "works")]
+    (tmp_path / "breaks.json").write_text("{}")
+    found = run_all([sys.executable, "-c", SCRIPT], tmp_path, asked)
+    assert found == {"breaks": "status 1, see breaks.log", "fails_late": {"settings": ["a=1"]}, "works": {"settings": ["a=1"]}}
+    assert (tmp_path / "works.log").read_text() == "works ['a=1']\n"
+    assert not (tmp_path / "breaks.json").exists(), "a table of before is not taken for this one's"
+
+
+def test_data_that_cannot_be_made_is_an_error() -> None:
+    with pytest.raises(TesseraError, match="failed, so there is nothing to train on"):
+        prepare([[sys.executable, "-c", "raise SystemExit(3)"]])
+
+
+@pytest.mark.parametrize("measurement", MEASUREMENTS, ids=lambda one: one.table)
+def test_every_measurement_is_one_that_the_command_takes(measurement: Measurement) -> None:
+    parsed = benchmark.arguments().parse_args([measurement.arguments[0], "--out", "tables", *measurement.arguments[1:]])
+    assert parsed.out == Path("tables")
+    named = measurement.table.removesuffix("_measured")
+    assert named == f"{parsed.part}_{getattr(parsed, 'size', 'tiny')}"
+    if parsed.part != "equality":
+        settings = [*benchmark.SIZES[parsed.size][1:], *parsed.settings]
+        configuration.load(configuration.DEFAULT.parent / benchmark.SIZES[parsed.size][0], settings)
