@@ -30,7 +30,7 @@ def check(repository: str, token: str) -> None:
     """Know before any model is loaded that the name is one and that the hub knows the token. Raises UsageError, TesseraError."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repository)

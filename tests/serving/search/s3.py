@@ -73,7 +73,7 @@ def handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
             if bucket.down or name != bucket.name or signed is None:
                 return self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
             bucket.keys.add(signed[1])
-            return getattr(self, f"at_{'bucket' if not key else 'object'}")(key, asked, body)
+            return self.at_object(key, asked, body) if key else self.at_bucket(key, asked, body)
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_it  # noqa: N815 - the names that the base class looks for
 
