@@ -25,6 +25,23 @@ LANGUAGES = {"English": "en", "中文": "zh"}
 FOUND = 12
 """Pictures that a search shows."""
 FONTS = ("system-ui", "Noto Sans CJK SC", "sans-serif")
+STYLE = """
+.gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
+#language, #language fieldset { border: 0 !important; padding: 0 !important; background: none; box-shadow: none; }
+#language .wrap { justify-content: flex-end; }
+#picture img { width: 100%; height: 100%; object-fit: contain; }
+#status p { margin: 0 0 8px; padding: 10px 14px; border-radius: 10px; border: 1px solid #99f6e4; background: #f0fdfa; color: #134e4a; }
+.candidates th, .candidates td, .candidates td *, .candidates th *, #shares * { font-family: inherit !important; }
+.candidates th *, .candidates td * { font-size: 13px; font-variant-numeric: tabular-nums; }
+#results .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
+@media (max-width: 640px) {
+  .gradio-container { padding: 0 8px 72px !important; }
+  #status { position: fixed !important; left: 8px; right: 8px; bottom: 8px; width: auto !important; z-index: 50; pointer-events: none; }
+  #status p { margin: 0; box-shadow: 0 4px 16px #0003; }
+  #results .grid-container { --grid-cols: 2 !important; }
+}
+"""
+"""What the theme does not say: width of the page, small pictures shown large, messages that stay in view, two columns on a phone."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +84,9 @@ class Page:
                 with gr.Column(scale=5):
                     self._add(gr.Markdown(), value="title")
                     self._add(gr.Markdown(), value="intro")
-                with gr.Column(scale=1, min_width=180):
-                    language = self._add(gr.Radio(list(LANGUAGES), value="English", elem_id="language"), label="language")
+                with gr.Column(scale=1, min_width=240):
+                    choice = gr.Radio(list(LANGUAGES), value="English", elem_id="language", container=False)
+                    language = self._add(choice, label="language")
             status = gr.Markdown(elem_id="status", visible=True)
             with gr.Row():
                 with gr.Column(scale=2, min_width=280):
@@ -102,15 +120,13 @@ class Page:
     def _ask_tab(self, picture: gr.Image, language: gr.Radio, status: gr.Markdown) -> None:
         with self._add(gr.Tab(), label="ask_tab"):
             turns = gr.State([])
-            chat = self._add(gr.Chatbot(height=260, buttons=["copy"], elem_id="chat"), label="conversation")
+            chat = self._add(gr.Chatbot(height=300, buttons=[], elem_id="chat", show_label=False), label="conversation")
             question = self._add(gr.Textbox(elem_id="question"), label="question", placeholder="question_hint")
             with gr.Row():
                 ask = self._add(gr.Button(variant="primary", elem_id="ask"), value="ask")
                 caption = self._add(gr.Button(elem_id="caption"), value="caption")
                 clear = self._add(gr.Button(elem_id="clear"), value="clear")
-            table = self._add(
-                gr.Dataframe(_framed([], "English"), type="array", interactive=False, elem_id="candidates"), label="candidates"
-            )
+            table = self._add(_empty_table("candidates"), label="candidates")
         shown = [chat, turns, table, question, status]
         for event in (ask.click, question.submit):
             event(self.ask, [picture, question, turns, language], shown)
@@ -125,11 +141,9 @@ class Page:
             button = self._add(gr.Button(variant="primary", elem_id="compare"), value="compare")
             names = [one.name if isinstance(one, Talker) else "–" for one in (self.parts.talker, self.parts.other)]
             with gr.Row():
-                answers = [gr.Textbox(label=name, interactive=False) for name in names]
+                answers = [gr.Textbox(label=name, interactive=False, elem_id=f"answer_{i}") for i, name in enumerate(names)]
             with gr.Row():
-                tables = [
-                    self._add(gr.Dataframe(_framed([], "English"), type="array", interactive=False), label="candidates") for _ in names
-                ]
+                tables = [self._add(_empty_table(f"compared_{i}"), label="candidates") for i in range(len(names))]
         button.click(self.compare, [picture, question, language], [*answers, *tables, status])
         for table in tables:
             language.change(_framed, [table, language], table)
@@ -140,7 +154,8 @@ class Page:
             with gr.Row():
                 by_text = self._add(gr.Button(variant="primary", elem_id="search"), value="search")
                 by_picture = self._add(gr.Button(elem_id="alike"), value="alike")
-            gallery = self._add(gr.Gallery(columns=4, height=420, object_fit="contain", elem_id="results"), label="results")
+            pictures = gr.Gallery(columns=4, height="auto", object_fit="contain", elem_id="results", show_label=False)
+            gallery = self._add(pictures, label="results")
         for event in (by_text.click, text.submit):
             event(self.search_text, [text, language], [gallery, status])
         by_picture.click(self.search_picture, [picture, language], [gallery, status])
@@ -243,8 +258,8 @@ def launch(parts: Parts, host: str, port: int, *, wait: bool = True) -> gr.Block
     blocks = Page(parts).build()
     theme = gr.themes.Soft(primary_hue="teal", font=FONTS, font_mono=("monospace",))
     blocks.launch(
-        server_name=host, server_port=port or None, ssr_mode=False, share=False, theme=theme, footer_links=[], quiet=True,
-        max_file_size="32mb", prevent_thread_lock=True,
+        server_name=host, server_port=port or None, ssr_mode=False, share=False, theme=theme, css=STYLE, footer_links=[],
+        quiet=True, max_file_size="32mb", prevent_thread_lock=True,
     )  # fmt: skip
     print(f"the demo is at {blocks.local_url}", flush=True)
     if wait:
@@ -275,7 +290,7 @@ def _chat(turns: Sequence[Turn]) -> list[dict[str, str]]:
 
 
 def _table(shown: Sequence[Any]) -> list[list[str]]:
-    return [["✓" if row.chosen else "", row.text, _number(row.likelihood), _number(row.clip), _number(row.fused)] for row in shown]
+    return [["✓" if row.chosen else "", row.text, _percent(row.likelihood), _number(row.clip, 2), _number(row.fused)] for row in shown]
 
 
 def _framed(cells: list[list[str]], language: str) -> dict[str, Any]:
@@ -283,8 +298,24 @@ def _framed(cells: list[list[str]], language: str) -> dict[str, Any]:
     return {"headers": words(LANGUAGES[language])["columns"], "data": cells}
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _empty_table(elem_id: str) -> gr.Dataframe:
+    """A table of candidates, whose columns keep their widths on a phone too."""
+    widths = ["19%", "25%", "25%", "15%", "16%"]
+    return gr.Dataframe(
+        _framed([], "English"), type="array", interactive=False, elem_id=elem_id, elem_classes="candidates", column_widths=widths,
+        wrap=True, buttons=[],
+    )  # fmt: skip
+
+
+def _percent(value: float | None) -> str:
+    """A probability for people."""
+    if value is None:
+        return "–"
+    return "< 0.1 %" if 0 <= value < 0.0005 else f"{value:.1%}".replace("%", " %")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _gallery(index: PictureIndex, found: Sequence[Any]) -> list[tuple[Any, str]]:

@@ -1,6 +1,7 @@
 """tools/demo.py: it starts with what there is, says what is missing, and ends on Ctrl+C."""
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import requests
 
 import cli
 import config
-from tests.pipeline import workplace
+from tests.pipeline import ROOT, workplace
 from tests.serving.search.conftest import fill
 from tools import demo
 
@@ -63,6 +64,24 @@ def test_examples_are_spread_over_the_folder(folder: Path, monkeypatch: pytest.M
     found = demo.examples(config.load(Path("trial.yaml")))
     assert len(found) == len(set(found)) == demo.EXAMPLES
     assert demo.examples(config.load(Path("trial.yaml"), ["search.images=null"])) == []
+
+
+def shown(page: str) -> list[str]:
+    """Commands that a page of the documentation shows."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs" / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+    return [line for line in "".join(blocks).splitlines() if line.startswith("python ")]
+
+
+def test_every_command_of_the_documentation_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert shown("demo.zh.md") == shown("demo.md") != []
+    for command in shown("demo.md"):
+        _, script, *arguments = shlex.split(command)
+        assert script == "tools/demo.py"
+        parsed = demo.parser.parse_intermixed_args(arguments)
+        read = config.load(parsed.config, parsed.overrides)
+        if parsed.against:
+            assert demo.chosen(read, "--against", parsed.against).name == parsed.against
 
 
 @pytest.mark.parametrize(

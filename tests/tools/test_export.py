@@ -1,3 +1,6 @@
+import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +17,8 @@ from model import checkpoint
 from model.adapters import attach
 from model.build import build
 from model.config import LoraConfig, ModelConfig, ProjectorConfig
+from tests.pipeline import ROOT, workplace
+from tests.untrained import write_checkpoint
 from tools import export
 
 Run = Callable[..., tuple[int, str, str]]
@@ -58,6 +63,43 @@ def test_the_newest_checkpoint_is_exported_for_stock_transformers(experiment: Ca
     files = {path.name for path in Path("exported").iterdir()}
     assert files >= {"README.md", "config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "processor_config.json"}
     assert checkpoint.what_is_missing(folder) is None, "the checkpoint itself is left alone"
+
+
+def test_an_export_has_what_vllm_reads_of_a_llava(experiment: Callable[..., Path], run: Run) -> None:
+    experiment()
+    assert run("--format", "llava", "--out", "exported")[0] == 0
+    config = json.loads(Path("exported/config.json").read_text(encoding="utf-8"))
+    assert config["architectures"] == ["LlavaForConditionalGeneration"]
+    # It looks up the language model by this name, and by nothing else.
+    assert config["text_config"]["architectures"] == ["Qwen3ForCausalLM"]
+    assert config["vision_config"]["model_type"] == "siglip_vision_model"
+    assert (config["vision_feature_layer"], config["vision_feature_select_strategy"]) == (-2, "full")
+    assert config["image_token_index"] > 0
+    assert "<|im_start|>" in Path("exported/chat_template.jinja").read_text(encoding="utf-8")
+    assert not any(Path(part.get("_name_or_path", "")).is_absolute() for part in (config["text_config"], config["vision_config"]))
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+
+
+@pytest.mark.parametrize("language", ["bash", "text", "yaml"])
+def test_both_pages_show_the_same(language: str) -> None:
+    assert blocks("export.zh.md", language) == blocks("export.md", language) != []
+
+
+def test_the_examples_of_the_documentation_run(parts: Path, processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace(tmp_path))
+    write_checkpoint(Path("checkpoints/tiny/checkpoint-1"), parts, processor)
+    for name in ("siglip", "qwen3", "clip"):
+        Path("checkpoints/tiny", name).symlink_to(parts / name)
+    shown = [shlex.split(line) for line in "".join(blocks("export.md", "bash")).splitlines()]
+    for _, command, *arguments in shown:
+        assert command == "tools/export.py"
+        with pytest.raises(SystemExit) as ended:
+            cli.run(export.main, export.parser, arguments)
+        assert not ended.value.code
+    assert {path.name for path in Path("exported").iterdir()} == {"tiny", "tiny_merged"}
 
 
 def test_a_named_checkpoint_is_merged_in_half_precision_with_its_data_report(experiment: Callable[..., Path], run: Run) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from answering.build import build_answerer, build_reranker, load_scorer
-from answering.config import CheckpointSystem, DecodingConfig, RerankConfig
+from answering.build import Shelf, build_answerer, build_reranker
+from answering.config import CheckpointSystem, DecodingConfig, QwenVlSystem, RerankConfig
 from dataset.processor import Processor
 from serving.demo.page import Parts
 from serving.demo.talk import Talker
@@ -18,7 +18,7 @@ from tests.untrained import write_checkpoint
 
 @pytest.fixture(scope="session")
 def demo_parts(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    """What a page of the demo talks to: a checkpoint, CLIP, an index of four pictures."""
+    """What a page of the demo talks to: a checkpoint, a 4-bit Qwen3-VL beside it, CLIP, an index of four pictures."""
     folder = tmp_path_factory.mktemp("demo")
     path = folder / "checkpoint-1"
     write_checkpoint(path, parts, processor)
@@ -26,8 +26,10 @@ def demo_parts(parts: Path, processor: Processor, tmp_path_factory: pytest.TempP
     clip = str(parts / "clip")
     decoding = DecodingConfig(k=3, mode="sample", max_new_tokens=4)
     answerer = build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(path)), checkpoint_folder=folder)
-    reranker = build_reranker(RerankConfig(clip=clip), answerer.description, decoding, folder / "plans")
-    talker = Talker("ours", answerer, reranker, decoding, 6)
-    index = open_index(SearchConfig(), str(folder / "index"), clip, create=True)
+    shelf = Shelf()
+    reranker = build_reranker(RerankConfig(clip=clip), answerer.description, decoding, folder / "plans", shelf=shelf)
+    quantised = QwenVlSystem(name="qwen3-vl-4bit", kind="qwen3_vl", path=str(parts / "qwen3_vl"), quantization="nf4")
+    other = Talker("qwen3-vl-4bit", build_answerer(quantised, checkpoint_folder=folder), reranker, decoding, 6)
+    index = open_index(SearchConfig(), str(folder / "index"), clip, create=True, shelf=shelf)
     index_folder(index, library)
-    return Parts(talker, talker, load_scorer(clip), index, sorted(library.iterdir()))
+    return Parts(Talker("ours", answerer, reranker, decoding, 6), other, shelf.load(clip), index, sorted(library.iterdir()))

@@ -1,23 +1,19 @@
-"""The page in a real Chromium: a person uploads, asks, switches the language, searches; nothing leaves the machine."""
+"""The page in a real Chromium: a person uploads, asks, compares, labels, searches, switches the language; nothing leaves the machine."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import expect
 
 from serving.demo.page import Parts, launch, words
+from serving.demo.talk import Talker
+from tests.serving.demo.browser import CHROMIUM, PHONE, choose, overflow, photograph, visit
 from tests.serving.search.conftest import png
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (the package chromium)")
-
-PATIENCE = 120_000
-"""Milliseconds after which something that must be seen is not there: on a busy machine much is slow."""
+ENGLISH, CHINESE = words("en"), words("zh")
+QUESTION = "What color is the circle?"
 
 
 @pytest.fixture(scope="module")
@@ -28,59 +24,114 @@ def address(demo_parts: Parts) -> Iterator[str]:
 
 
 @pytest.fixture
-def asked_for() -> list[str]:
-    """Hosts that the browser spoke to."""
-    return []
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.png"
+    path.write_bytes(png(2))
+    return path
 
 
-@pytest.fixture
-def page(address: str, asked_for: list[str]) -> Iterator[Page]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.set_default_timeout(PATIENCE)
-        page.on("request", lambda request: asked_for.append(urlsplit(request.url).hostname or ""))
-        page.goto(address, wait_until="domcontentloaded")
-        page.locator("#question textarea").wait_for()
-        yield page
-        browser.close()
+def said(text: str) -> str:
+    """What of an answer is surely shown as it is: its first word."""
+    return (text.split() or [""])[0]
 
 
-def test_a_person_asks_switches_the_language_and_searches(page: Page, demo_parts: Parts, tmp_path: Path, asked_for: list[str]) -> None:
-    assert not isinstance(demo_parts.talker, str)
-    expect.set_options(timeout=PATIENCE)
-    english, chinese = words("en"), words("zh")
-    # Nothing chosen yet: a sentence, no stack trace.
-    page.locator("#ask").click()
-    expect(page.locator("#status")).to_contain_text(english["no_picture"])
+def test_a_person_asks_several_turns_and_switches_the_language(address: str, demo_parts: Parts, picture: Path) -> None:
+    talker = demo_parts.talker
+    assert isinstance(talker, Talker)
+    with visit(address) as page:
+        # Nothing chosen yet: a sentence, no stack trace.
+        page.locator("#ask").click()
+        expect(page.locator("#status")).to_contain_text(ENGLISH["no_picture"])
+        choose(page, picture)
+        page.locator("#ask").click()
+        expect(page.locator("#status")).to_contain_text(ENGLISH["no_question"])
 
-    picture = tmp_path / "mine.png"
-    picture.write_bytes(png(2))
-    page.locator("#picture input[type=file]").first.set_input_files(picture)
-    expect(page.locator("#picture img").first).to_be_visible()
-    page.locator("#ask").click()
-    expect(page.locator("#status")).to_contain_text(english["no_question"])
-    page.locator("#question textarea").fill("What color is the circle?")
-    page.locator("#ask").click()
-    answered = demo_parts.talker.ask(picture, [], "What color is the circle?")
-    # The whole answer is there when its candidates are.
-    expect(page.locator("#candidates")).to_contain_text("✓")
-    expect(page.locator("#candidates")).to_contain_text(english["columns"][2])
-    expect(page.locator("#chat")).to_contain_text(answered.chosen.split()[0] if answered.chosen.split() else "")
-    expect(page.locator("#chat")).to_contain_text("What color is the circle?")
+        page.locator("#question textarea").fill(QUESTION)
+        page.locator("#ask").click()
+        first = talker.ask(picture, [], QUESTION)
+        # The whole answer is there when its candidates are.
+        expect(page.locator("#candidates")).to_contain_text("✓")
+        for row in first.candidates():
+            expect(page.locator("#candidates")).to_contain_text(said(row["text"]))
+        expect(page.locator("#chat")).to_contain_text(said(first.chosen))
+        expect(page.locator("#chat")).to_contain_text(QUESTION)
+        expect(page.locator("#status")).to_have_text("")
 
-    page.locator("#language").get_by_text("中文").click()
-    expect(page.locator("#ask")).to_have_text(chinese["ask"])
-    expect(page.locator("#candidates")).to_contain_text(chinese["columns"][2])
-    expect(page.locator("#candidates")).to_contain_text("✓")
+        page.locator("#question textarea").fill("有几个圆形？")
+        page.locator("#question textarea").press("Enter")
+        second = talker.ask(picture, [(QUESTION, first.chosen)], "有几个圆形？")
+        expect(page.locator("#chat [data-testid=bot]")).to_have_count(2)
+        expect(page.locator("#chat")).to_contain_text(said(second.chosen))
+        expect(page.locator("#question textarea")).to_have_value("")
+        photograph(page, "untrained_ask")
 
-    page.get_by_role("tab", name=chinese["search_tab"]).click()
-    page.locator("#search_text textarea").fill("一个红色的圆形")
-    page.locator("#search").click()
-    expect(page.locator("#results img").first).to_be_visible()
-    assert page.locator("#results .thumbnail-item, #results button.thumbnail-lg").count() == 4
-    if folder := os.environ.get("TESSERA_SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / "demo_search.png")
-        page.get_by_role("tab", name=chinese["ask_tab"]).click()
-        page.screenshot(path=Path(folder) / "demo_ask.png", full_page=True)
-    assert set(asked_for) <= {"127.0.0.1", "localhost", ""}
+        page.locator("#language").get_by_text("中文").click()
+        expect(page.locator("#ask")).to_have_text(CHINESE["ask"])
+        expect(page.locator("#candidates")).to_contain_text(CHINESE["columns"][2])
+        expect(page.locator("#candidates")).to_contain_text("✓")
+
+        page.locator("#caption").click()
+        expect(page.locator("#chat")).to_contain_text(CHINESE["caption_question"])
+        expect(page.locator("#chat [data-testid=bot]")).to_have_count(3)
+        photograph(page, "untrained_ask_zh")
+        page.locator("#clear").click()
+        expect(page.locator("#chat [data-testid=bot]")).to_have_count(0)
+        assert overflow(page) == 0
+
+
+def test_two_systems_answer_side_by_side(address: str, demo_parts: Parts, picture: Path) -> None:
+    talkers = [demo_parts.talker, demo_parts.other]
+    with visit(address) as page:
+        page.get_by_role("tab", name=ENGLISH["compare_tab"]).click()
+        page.locator("#compare").click()
+        expect(page.locator("#status")).to_contain_text(ENGLISH["no_picture"])
+        choose(page, picture)
+        page.locator("#compared_question textarea").fill(QUESTION)
+        page.locator("#compare").click()
+        for i, talker in enumerate(talkers):
+            assert isinstance(talker, Talker)
+            expect(page.locator(f"#answer_{i} textarea")).to_have_value(talker.ask(picture, [], QUESTION).chosen)
+            expect(page.locator(f"#answer_{i}")).to_contain_text(talker.name)
+            expect(page.locator(f"#compared_{i}")).to_contain_text("✓")
+        photograph(page, "untrained_compare")
+
+
+def test_labels_are_shared_out_and_pictures_found(address: str, demo_parts: Parts, picture: Path) -> None:
+    assert demo_parts.scorer is not None
+    with visit(address) as page:
+        choose(page, picture)
+        page.get_by_role("tab", name=ENGLISH["labels_tab"]).click()
+        page.locator("#classify").click()
+        expect(page.locator("#status")).to_contain_text(ENGLISH["no_labels"])
+        labels = ["a circle", "a square", "一个星形"]
+        page.locator("#labels textarea").fill(", ".join(labels))
+        page.locator("#classify").click()
+        shares = demo_parts.scorer.probabilities(picture, labels)
+        for label, share in zip(labels, shares, strict=True):
+            expect(page.locator("#shares")).to_contain_text(label)
+            expect(page.locator("#shares")).to_contain_text(f"{share:.0%}")
+        expect(page.locator("#shares h2")).to_have_text(max(zip(shares, labels, strict=True))[1])
+        photograph(page, "untrained_labels")
+
+        page.get_by_role("tab", name=ENGLISH["search_tab"]).click()
+        page.locator("#search_text textarea").fill("一个红色的圆形")
+        page.locator("#search").click()
+        expect(page.locator("#results img")).to_have_count(4)
+        photograph(page, "untrained_search")
+        page.locator("#alike").click()
+        # The picture itself stands in the library, and comes first.
+        expect(page.locator("#results .caption-label").first).to_contain_text("1.000 2.png")
+
+
+def test_on_a_phone_everything_is_in_reach_and_messages_are_in_view(address: str, picture: Path) -> None:
+    with visit(address, PHONE) as page:
+        choose(page, picture)
+        page.locator("#ask").scroll_into_view_if_needed()
+        page.locator("#ask").tap()
+        expect(page.locator("#status")).to_contain_text(ENGLISH["no_question"])
+        expect(page.locator("#status p")).to_be_in_viewport()
+        page.locator("#question textarea").fill(QUESTION)
+        page.locator("#ask").tap()
+        expect(page.locator("#candidates")).to_contain_text("✓")
+        assert overflow(page) == 0
+        photograph(page, "untrained_phone")

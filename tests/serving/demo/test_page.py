@@ -1,13 +1,17 @@
 """What the page's buttons do, and what it says where they cannot."""
 
+import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from serving.demo.page import LANGUAGES, Page, Parts, words
-from serving.demo.talk import _request
+from answering.credibility import Credibility
+from answering.logistic import Logistic
+from serving.demo.page import LANGUAGES, Page, Parts, _percent, words
+from serving.demo.talk import Talker, _request, rows
 
 
 @pytest.fixture
@@ -48,7 +52,7 @@ def test_an_answer_comes_piece_by_piece_and_then_with_its_candidates(page: Page,
     assert chosen[0][1].strip() == turns[0][1] or turns[0][1] == "unknown"
     fused = [float(row[4]) for row in table["data"]]
     assert fused == sorted(fused, reverse=True)
-    assert all(0 <= float(row[2]) <= 1 for row in table["data"])
+    assert all(re.fullmatch(r"(< 0\.1|\d{1,2}\.\d|100\.0) %", row[2]) for row in table["data"])
 
 
 def test_turns_about_a_picture_stand_in_one_conversation(page: Page, picture: str) -> None:
@@ -71,11 +75,25 @@ def test_a_picture_is_described(page: Page, picture: str) -> None:
 
 def test_two_systems_answer_side_by_side(page: Page, picture: str) -> None:
     ours, theirs, *tables, status = page.compare(picture, "What color?", "English")
-    # The same system twice, with the same seed.
-    assert ours == theirs != ""
-    assert tables[0] == tables[1]
-    assert tables[0]["data"]
+    talkers = (page.parts.talker, page.parts.other)
+    expected = [talker.ask(Path(picture), [], "What color?") for talker in talkers if isinstance(talker, Talker)]
+    assert [ours, theirs] == [one.chosen for one in expected]
+    assert [[row[1] for row in table["data"]] for table in tables] == [[row.text for row in rows(one)] for one in expected]
+    assert tables[0] != tables[1], "two systems, not one twice"
     assert status == ""
+
+
+def test_what_an_evaluation_taught_of_the_credibility_is_shown(page: Page, picture: str) -> None:
+    talker = page.parts.talker
+    assert isinstance(talker, Talker) and talker.reranker is not None
+    plan = replace(talker.reranker.plan, credibility=Credibility(Logistic(("agreement",), (0.0,), math.log(3))))
+    trusted = Talker("ours", talker.answerer, replace(talker.reranker, plan=plan), talker.decoding, 6)
+    for language, sentence in (("English", "How likely the answer is right: 75%"), ("中文", "答案正确的可能性：75%")):
+        assert list(Page(replace(page.parts, talker=trusted)).ask(picture, "What?", [], language))[-1][-1] == sentence
+
+
+def test_probabilities_are_shown_for_people() -> None:
+    assert [_percent(value) for value in (None, 0.0, 0.0004, 0.0126, 1.0)] == ["–", "< 0.1 %", "< 0.1 %", "1.3 %", "100.0 %"]
 
 
 def test_pictures_are_found_by_text_and_by_picture(page: Page, picture: str) -> None:
