@@ -31,11 +31,13 @@ STYLE = """
 #language .wrap { justify-content: flex-end; }
 #picture img { width: 100%; height: 100%; object-fit: contain; }
 #status p { margin: 0 0 8px; padding: 10px 14px; border-radius: 10px; border: 1px solid #99f6e4; background: #f0fdfa; color: #134e4a; }
-.candidates th, .candidates td, .candidates td *, .candidates th *, #shares * { font-family: inherit !important; }
+.candidates, #shares { --font-mono: var(--font); }
 .candidates th *, .candidates td * { font-size: 13px; font-variant-numeric: tabular-nums; }
 #results .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
 @media (max-width: 640px) {
-  .gradio-container { padding: 0 8px 72px !important; }
+  .gradio-container { padding: 0 0 72px !important; }
+  .gradio-container main { padding: 8px 12px !important; }
+  .candidates th *, .candidates td * { font-size: 12px; }
   #status { position: fixed !important; left: 8px; right: 8px; bottom: 8px; width: auto !important; z-index: 50; pointer-events: none; }
   #status p { margin: 0; box-shadow: 0 4px 16px #0003; }
   #results .grid-container { --grid-cols: 2 !important; }

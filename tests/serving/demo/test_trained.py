@@ -1,0 +1,91 @@
+"""The page with the tuned model of a demo that was run: its right answers are seen. TESSERA_DEMO names the folder of that run."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+from playwright.sync_api import expect
+
+from serving.demo.page import words
+from tests.serving.demo.browser import CHROMIUM, PHONE, choose, photograph, visit
+
+FOLDER = Path(os.environ.get("TESSERA_DEMO", "none"))
+QUESTIONS = 3
+
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (the package chromium)"),
+    pytest.mark.skipif(not (FOLDER / "results/tiny/predictions/ours.jsonl").is_file(), reason="TESSERA_DEMO names no demo that was run"),
+]
+
+
+def right_answers() -> list[tuple[Path, str, str]]:
+    """Picture, question and answer where the evaluation found the model right and sure, one in each language at least."""
+    samples = {row["sample_id"]: row for row in parquet.read_table(FOLDER / "data/tiny/samples.parquet").to_pylist()}
+    paths = {row["image_id"]: row["path"] for row in parquet.read_table(FOLDER / "data/tiny/images.parquet").to_pylist()}
+    found = []
+    for line in (FOLDER / "results/tiny/predictions/ours.jsonl").read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        sample, chosen = samples[record["sample_id"]], record["choices"].get("reranked", "")
+        if sample["task"] == "vqa" and chosen in (sample["answers"] or []):
+            sure = max(candidate["log_prob"] for candidate in record["candidates"] if candidate["text"] == chosen)
+            found.append((sure, sample["language"], FOLDER / paths[sample["image_ids"][0]], record["question"], chosen))
+    best = sorted(found, reverse=True)
+    return [next(one[2:] for one in best if one[1] == "zh"), *(one[2:] for one in best if one[1] == "en")][:QUESTIONS]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """`python tools/demo.py` in the folder of the run, as a person starts it."""
+    command = [sys.executable, "tools/demo.py", "--port", "0", "--against", "ours"]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=FOLDER, env=variables, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            while "the demo is at" not in line:
+                assert line, "the demo did not start"
+                line = process.stdout.readline()
+            yield re.findall(r"http://127\.0\.0\.1:\d+", line)[0]
+        finally:
+            process.kill()
+
+
+def test_the_right_answers_of_the_demo_model_are_seen(address: str) -> None:
+    asked = right_answers()
+    assert len(asked) == QUESTIONS
+    with visit(address) as page:
+        for picture, question, answer in asked:
+            choose(page, picture)
+            page.locator("#question textarea").fill(question)
+            page.locator("#ask").click()
+            expect(page.locator("#candidates")).to_contain_text("✓")
+            expect(page.locator("#chat [data-testid=bot]")).to_have_text(answer)
+        photograph(page, "demo_page")
+        page.get_by_role("tab", name=words("en")["search_tab"]).click()
+        page.locator("#search_text textarea").fill("a red circle")
+        page.locator("#search").click()
+        expect(page.locator("#results img")).to_have_count(12)
+        photograph(page, "demo_search")
+        page.get_by_role("tab", name=words("en")["labels_tab"]).click()
+        page.locator("#labels textarea").fill("a circle, a square, a star, a triangle, a cross")
+        page.locator("#classify").click()
+        expect(page.locator("#shares h2")).to_be_visible()
+        photograph(page, "demo_labels")
+
+
+def test_the_page_of_the_demo_model_on_a_phone(address: str) -> None:
+    picture, question, answer = right_answers()[0]
+    with visit(address, PHONE) as page:
+        page.locator("#language").get_by_text("中文").click()
+        choose(page, picture)
+        page.locator("#question textarea").fill(question)
+        page.locator("#ask").tap()
+        expect(page.locator("#candidates")).to_contain_text("✓")
+        expect(page.locator("#chat [data-testid=bot]")).to_have_text(answer)
+        photograph(page, "demo_phone")
