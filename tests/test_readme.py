@@ -11,7 +11,7 @@ SMALL = "train.stages.0.max_steps=1 train.stages.1.max_steps=2 train.batch_size=
 REDUCED = {
     "tools/draw_scenes.py": "--train 24 --validation 8 --test 8 --unseen 4",
     "train.py": SMALL,
-    "tools/eval_rerank.py": "eval.bars.lead=null eval.bars.shuffled_pictures=1 eval.bars.untuned=1 --limit 6",
+    "tools/eval_rerank.py": "eval.bars.first=null eval.bars.lead=null eval.bars.shuffled_pictures=1 eval.bars.untuned=1 --limit 6",
     "tools/benchmark.py preprocess": "--pictures 20 --records 60",
     "tools/benchmark.py train": "--samples 8 --rounds 1 train.batch_size=4",
     "tools/benchmark.py generate": "--samples 4 --rounds 1 decoding.max_new_tokens=4",
