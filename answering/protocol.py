@@ -92,11 +92,3 @@ class Replaying(Protocol):
     def without_graphs(self) -> str | None:
         """Why steps that were to be replayed are not; None where nothing went wrong."""
         ...
-
-
-class Scorer(Protocol):
-    """How well a text fits a picture."""
-
-    def score(self, picture: Picture, texts: Sequence[str]) -> list[float]:
-        """One score for each text; higher fits better."""
-        ...

@@ -155,7 +155,7 @@ def _reply(request: Request, answer: Answer, signals: dict[str, Signal], reranke
     plan = reranker.plan
     places = choose(candidates, signals, plan, guarded_kind(question, request.language))
     choices = {name: chosen_text(candidates, place) for name, place in places.items()}
-    credibility = None if plan.credibility is None else plan.credibility(candidates, shown_choice(places), signals)
+    credibility = None if plan.credibility is None else plan.credibility(candidates, places[shown_choice(places)], signals)
     unsure = credibility is not None and reranker.abstain_below is not None and credibility < reranker.abstain_below
     said = NOT_SURE[request.language] if unsure else choices["reranked"]
     return Reply(question, answer, choices, said, signals, rerank(candidates, signals, plan.weights, plan.form).fused, credibility)

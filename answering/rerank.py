@@ -1,6 +1,6 @@
 """Choosing among candidates, from the candidates and their signals alone."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,9 +74,9 @@ def choose(candidates: Sequence[Candidate], signals: Signals | None, plan: Plan,
     return places
 
 
-def shown_choice(places: dict[str, int]) -> int:
-    """The place of the choice that stands for a system: reranked where there is one, else first."""
-    return places.get("reranked", places["first"])
+def shown_choice(choices: Container[str]) -> str:
+    """The choice that stands for a system where only one is shown: reranked where there is one, else first."""
+    return "reranked" if "reranked" in choices else "first"
 
 
 def chosen_text(candidates: Sequence[Candidate], place: int) -> str:

@@ -17,7 +17,7 @@ from evaluation.asking import NamedScorer
 from evaluation.config import EvalConfig
 from evaluation.experiment import Experiment
 from evaluation.interview import ask_everything
-from evaluation.report import write_report
+from evaluation.report.write import write_report
 from evaluation.run import conclude
 
 WORDS = ("yes", "no", "2", "red", "blue", "a dog", "two people", "on the left", "wood", "three")

@@ -69,7 +69,7 @@ def _chosen(
         return dataclasses.replace(prediction, choices=_abstaining(choices, 0.0, language, plan, abstain_below))
     fused = rerank(candidates, signals, plan.weights, plan.form).fused
     learned = None if plan.learned is None else tuple(learned_scores(plan.learned, candidates, signals))
-    credibility = None if plan.credibility is None else plan.credibility(candidates, shown_choice(places), signals)
+    credibility = None if plan.credibility is None else plan.credibility(candidates, places[shown_choice(places)], signals)
     choices = _abstaining(choices, credibility or 0.0, language, plan, abstain_below)
     return dataclasses.replace(prediction, choices=choices, fused=fused, learned=learned, credibility=credibility)
 
@@ -78,5 +78,5 @@ def _abstaining(choices: dict[str, str], credibility: float, language: Any, plan
     """The choices, and the shown one again with "not sure" in the place of what is less credible than `below`."""
     if plan.credibility is None or below is None:
         return choices
-    shown = choices.get("reranked", choices["first"])
+    shown = choices[shown_choice(choices)]
     return choices | {ABSTAINING: NOT_SURE[language] if credibility < below else shown}

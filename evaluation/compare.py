@@ -9,7 +9,8 @@ import numpy as np
 from dataset.store import Store
 from errors import UsageError
 from evaluation.foreign import Fields, Stored, stored
-from evaluation.metrics import BINARY, METRICS
+from evaluation.metrics.short_answers import BINARY, METRICS
+from evaluation.report.tables import aligned, percent
 from evaluation.significance import (
     Difference,
     McNemar,
@@ -22,7 +23,6 @@ from evaluation.significance import (
     smallest_shown,
     verdict,
 )
-from evaluation.tables import aligned, percent
 
 COMPARED = ("vqa_accuracy", "vqa_accuracy_m4c", "exact")
 

@@ -9,7 +9,6 @@ from PIL import Image, ImageFilter
 
 from evaluation.config import Corruption
 
-STRENGTHS = (1, 2, 3, 4, 5)
 _SIGMA = (0.004, 0.008, 0.014, 0.022, 0.032)  # of the shorter side
 _NOISE = (0.04, 0.08, 0.14, 0.22, 0.32)  # standard deviation; the pixels' range is 1
 _BRIGHTNESS = (0.7, 0.5, 0.35, 0.22, 0.12)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from answering.rerank import shown_choice
 from errors import TesseraError, UsageError
 from evaluation import predictions
-from evaluation.tables import shown_choice
 
 _KEYS = ("id", "answer", "references", "image")
 

@@ -11,11 +11,10 @@ from answering.rerank import chosen_text
 from answering.signals import SELF
 from evaluation.asking import NamedScorer
 from evaluation.choosing import ABSTAINING, Weighting
+from evaluation.metrics.short_answers import METRIC
 from evaluation.predictions import Prediction
 from evaluation.reliability import reliability
 from evaluation.scoring import References, Scored, right
-
-METRIC = "vqa_accuracy"
 
 
 def rerank_figures(rerank: RerankConfig, weighting: Weighting, scorers: Sequence[NamedScorer]) -> dict[str, Any]:

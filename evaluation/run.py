@@ -15,11 +15,12 @@ from evaluation.asking import NamedScorer
 from evaluation.choosing import Weighting
 from evaluation.experiment import Experiment, first_checkpoint
 from evaluation.interview import Everything, Load, Said, ask_everything
+from evaluation.metrics.short_answers import METRIC
 from evaluation.questions import Question, references
 from evaluation.rerank_figures import candidate_figures, rerank_figures
 from evaluation.robustness import Condition, Robustness
 from evaluation.scoring import References, caption_scores, score, score_lines
-from evaluation.summary import METRIC, SystemResult, summarise
+from evaluation.summary import SystemResult, summarise
 from evaluation.tuning import tune
 
 

@@ -9,12 +9,12 @@ import numpy as np
 
 from answering.protocol import Picture
 from answering.rerank import chosen_text
-from evaluation import captions
-from evaluation.cjk import HAS_CJK
-from evaluation.metrics import METRICS, Metric, vqa_accuracy, vqa_accuracy_m4c
+from evaluation.metrics import captions
+from evaluation.metrics.cjk import HAS_CJK
+from evaluation.metrics.short_answers import METRICS, Metric, vqa_accuracy, vqa_accuracy_m4c
+from evaluation.metrics.unanswerable import unanswerability
 from evaluation.predictions import Prediction
 from evaluation.questions import Question
-from evaluation.unanswerable import unanswerability
 
 _LEADING, _TRAILING = ("first", "random", "majority", "likelihood"), ("self", "reranked", "learned", "abstaining", "oracle")
 """Ways of choosing in the order in which they are shown: these, then picture scorers, then those."""

@@ -12,6 +12,7 @@ from evaluation.bars import held_against
 from evaluation.categories import names
 from evaluation.config import EvalConfig
 from evaluation.groups import mean_scores, spread, steps
+from evaluation.metrics.short_answers import METRIC
 from evaluation.predictions import Prediction
 from evaluation.questions import Question
 from evaluation.reliability import reliability
@@ -30,8 +31,6 @@ from evaluation.significance import (
 )
 
 SCHEMA_VERSION = 1
-METRIC = "vqa_accuracy"
-"""The metric of intervals, comparisons and verdicts."""
 BINARY_METRIC = "exact"
 """The 0/1 metric of McNemar's test."""
 COMPARED = ("first", "reranked")

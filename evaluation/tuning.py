@@ -21,7 +21,7 @@ from answering.rerank import Plan, choose, shown_choice
 from answering.signals import SELF, Signal
 from evaluation.choosing import Weighting, completed
 from evaluation.fitting import fit_logistic, folds, isotonic
-from evaluation.metrics import vqa_accuracy
+from evaluation.metrics.short_answers import vqa_accuracy
 from evaluation.predictions import Prediction
 from evaluation.questions import Question
 from evaluation.reliability import reliability
@@ -196,7 +196,8 @@ def _fitted(cases: Sequence[Case], groups: np.ndarray, common: Plan, rerank: Rer
         return common, {"questions": len(cases)}
     learned, accuracy = _learned(cases, groups, seed)
     plan = replace(common, learned=learned)
-    places = [shown_choice(choose(case.prediction.candidates, case.signals, plan, case.kind)) for case in cases]
+    chosen = [choose(case.prediction.candidates, case.signals, plan, case.kind) for case in cases]
+    places = [own[shown_choice(own)] for own in chosen]
     credibility, error = _credible(cases, places, groups, rerank, seed)
     found = {"questions": len(cases), "learned_held_out": accuracy, "ece_held_out": error}
     return replace(plan, credibility=credibility), found

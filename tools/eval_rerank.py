@@ -20,10 +20,10 @@ from evaluation.bars import missed
 from evaluation.experiment import Experiment
 from evaluation.groups import as_curve, checkpoints_of
 from evaluation.interview import ask_everything
-from evaluation.report import write_report
+from evaluation.report.tables import tables
+from evaluation.report.write import write_report
 from evaluation.run import conclude
 from evaluation.systems import only, with_checkpoints
-from evaluation.tables import tables
 from processes import only_main_speaks, working_together
 
 parser = cli.Parser(__doc__ or "")

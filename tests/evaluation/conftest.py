@@ -8,7 +8,7 @@ import pytest
 from answering.protocol import Request
 from evaluation.asking import NamedScorer
 from evaluation.experiment import Experiment
-from evaluation.report import write_report
+from evaluation.report.write import write_report
 from evaluation.run import Outcome, evaluate
 from tests.evaluation.planted import COLORS, COLORS_ZH, PlantedAnswerer, PlantedScorer, always, experiment, questions, sample, write_store
 

@@ -12,9 +12,9 @@ from answering.config import CheckpointSystem
 from answering.protocol import Request
 from errors import UsageError
 from evaluation.config import Bars
-from evaluation.examples import examples
 from evaluation.groups import as_curve, check_groups, checkpoints_of
-from evaluation.report import write_report
+from evaluation.report.examples import examples
+from evaluation.report.write import write_report
 from evaluation.run import evaluate
 from tests.evaluation.planted import COLORS, PlantedAnswerer, Say, always, experiment, questions, write_store
 

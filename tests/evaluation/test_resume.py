@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.experiment import Experiment
-from evaluation.tables import remarks
+from evaluation.report.tables import remarks
 from tests.evaluation.planted import (
     COLORS,
     PlantedAnswerer,

@@ -16,11 +16,11 @@ from answering.plan import load
 from answering.protocol import Picture, Request
 from errors import UsageError
 from evaluation.asking import NamedScorer
-from evaluation.chart_style import save, style
-from evaluation.chart_trust import credibility
 from evaluation.experiment import Experiment
+from evaluation.report.chart_style import save, style
+from evaluation.report.chart_trust import credibility
+from evaluation.report.tables import all_tables, remarks
 from evaluation.run import Outcome, evaluate
-from evaluation.tables import all_tables, remarks
 from tests.evaluation.planted import COLORS, PlantedAnswerer, PlantedScorer, always, experiment, questions, sample, write_store
 
 FULL = RerankConfig(tune=True, self_score=True, abstain_below=0.5, bank=4)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.metrics import (
+from evaluation.metrics.short_answers import (
     anls,
     bidirectional,
     bidirectional_legacy,

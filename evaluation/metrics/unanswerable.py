@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from answering.protocol import Candidate
-from evaluation.metrics import strings
-from evaluation.normalise import m4c
+from evaluation.metrics.normalise import m4c
+from evaluation.metrics.short_answers import strings
 from evaluation.predictions import Prediction
 
 SAYINGS = frozenset({"unanswerable", "unsuitable", "unsuitable image", "无法回答", "不能回答", "无法判断"})

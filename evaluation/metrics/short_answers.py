@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from evaluation.normalise import m4c, official, strip_blanks, words
+from evaluation.metrics.normalise import m4c, official, strip_blanks, words
 
 Metric = Callable[[str, Sequence[object]], float]
 """From an answer and its references to a score."""
+METRIC = "vqa_accuracy"
+"""The metric of intervals, comparisons and verdicts."""
 _NO_ANSWER = frozenset({"unanswerable", "none", "unknown"})
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from evaluation.chart_style import COLORS, GREY, WHISKERS, percent_axis
+from evaluation.report.chart_style import COLORS, GREY, WHISKERS, percent_axis
 
 Summary = dict[str, Any]
 _MARKERS = "osD^v<"

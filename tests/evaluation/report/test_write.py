@@ -13,14 +13,14 @@ from matplotlib import font_manager
 from PIL import Image
 
 from answering.drawing import chinese_font
-from evaluation import chart_style
-from evaluation.cases import wrapped
-from evaluation.charts import write_charts
-from evaluation.examples import RIGHT, examples, selection
-from evaluation.report import NATIVE, write_report
+from evaluation.report import chart_style
+from evaluation.report.cases import wrapped
+from evaluation.report.charts import write_charts
+from evaluation.report.examples import RIGHT, examples, selection
+from evaluation.report.tables import OTHER_METRICS
+from evaluation.report.wording import headline, sentences
+from evaluation.report.write import NATIVE, write_report
 from evaluation.run import evaluate
-from evaluation.tables import OTHER_METRICS
-from evaluation.wording import headline, sentences
 from tests.evaluation.conftest import MARKUP, Written
 from tests.evaluation.planted import PlantedAnswerer, always, experiment, questions, write_store
 

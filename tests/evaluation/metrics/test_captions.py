@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from evaluation.captions import bleu, cider_d, clip_score, rouge_l, score, tokenise
+from evaluation.metrics.captions import bleu, cider_d, clip_score, rouge_l, score, tokenise
 
 
 def words(*texts: str) -> list[list[str]]:

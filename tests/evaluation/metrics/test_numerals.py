@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.numerals import as_digits
+from evaluation.metrics.numerals import as_digits
 
 
 @pytest.mark.parametrize(

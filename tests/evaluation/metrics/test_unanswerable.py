@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from answering.protocol import Candidate
+from evaluation.metrics.unanswerable import average_precision, doubt, f1, is_unanswerable, unanswerability
 from evaluation.predictions import Prediction
-from evaluation.unanswerable import average_precision, doubt, f1, is_unanswerable, unanswerability
 
 
 def said(name: str, *candidates: tuple[str, float | None], error: str | None = None) -> Prediction:

@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.chart_style import COLORS, GREY, RIGHT, WHISKERS, WRONG, legend_above, percent_axis
+from evaluation.report.chart_style import COLORS, GREY, RIGHT, WHISKERS, WRONG, legend_above, percent_axis
 
 Summary = dict[str, Any]
 BEFORE, AFTER = ("first", GREY, "before: first"), ("reranked", COLORS[0], "after: reranked")

@@ -1,11 +1,12 @@
 """The figures of summary.json in words and aligned columns, for a terminal and for report.md."""
 
 import unicodedata
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from answering.rerank import shown_choice
 from answering.signals import CORRECTED
-from evaluation import rerank_tables
+from evaluation.report import rerank_tables
 
 MEANINGS = {
     "first": "the likeliest candidate",
@@ -18,8 +19,6 @@ MEANINGS = {
     "random": "a candidate drawn at random; a floor, no method",
     "oracle": "the best candidate by the references; a ceiling, no method",
 }
-LEGACY = {"contains_legacy", "bidirectional_legacy"}
-"""Character-substring metrics, only for comparison with older reports."""
 
 OTHER_METRICS = (
     ("vqa_accuracy_m4c", "M4C"),
@@ -110,11 +109,6 @@ def category_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
         for label, part in measures[0][group].items():
             rows.append((label, f"{part['questions']:,}", *(percent(m[group][label]["vqa_accuracy"]) for m in measures)))
     return header, rows
-
-
-def shown_choice(choices: Container[str]) -> str:
-    """The choice that stands for a system where only one is shown."""
-    return "reranked" if "reranked" in choices else "first"
 
 
 def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:

@@ -6,12 +6,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from answering.rerank import shown_choice
 from dataset.store import Store
-from evaluation import chart_curves, chart_rerank, chart_trust
-from evaluation.cases import write_grids
-from evaluation.chart_style import COLORS, legend_above, percent_axis, save, style
-from evaluation.examples import Example
-from evaluation.tables import shown_choice
+from evaluation.report import chart_curves, chart_rerank, chart_trust
+from evaluation.report.cases import write_grids
+from evaluation.report.chart_style import COLORS, legend_above, percent_axis, save, style
+from evaluation.report.examples import Example
 
 CAPTIONS = {
     "learning_curve": "Accuracy over the training steps of one run",

@@ -6,8 +6,8 @@ from importlib import resources
 
 import yaml
 
-from evaluation.cjk import CJK, HAS_CJK
-from evaluation.numerals import as_digits
+from evaluation.metrics.cjk import CJK, HAS_CJK
+from evaluation.metrics.numerals import as_digits
 
 _SPLITTING = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -92,7 +92,7 @@ def _plain_words(text: str) -> str:
 @cache
 def _contractions() -> dict[str, str]:
     """Misspelt contraction -> spelled right."""
-    data = yaml.safe_load(resources.files("evaluation").joinpath("contractions.yaml").read_text(encoding="utf-8"))
+    data = yaml.safe_load(resources.files("evaluation.metrics").joinpath("contractions.yaml").read_text(encoding="utf-8"))
     table: dict[str, str] = dict(data["odd"])
     for right in data["right"].split():
         for match in re.finditer("'", right):

@@ -11,14 +11,14 @@ from jinja2 import Environment, StrictUndefined
 
 from atomic import write_text
 from dataset.store import Store
-from evaluation import tables
-from evaluation.cases import write_changed
 from evaluation.categories import names
-from evaluation.charts import CAPTIONS, write_charts
-from evaluation.examples import RIGHT, Example, data_url, examples, selection, thumbnail
 from evaluation.experiment import Experiment
+from evaluation.report import tables
+from evaluation.report.cases import write_changed
+from evaluation.report.charts import CAPTIONS, write_charts
+from evaluation.report.examples import RIGHT, Example, data_url, examples, selection, thumbnail
+from evaluation.report.wording import headline, sentences
 from evaluation.run import Outcome
-from evaluation.wording import headline, sentences
 
 CHANGED = "changed"
 """Folder of the pictures whose answers the rerank changed."""
@@ -45,9 +45,9 @@ def write_report(outcome: Outcome, experiment: Experiment) -> Path:
     shown = selection(every, settings.examples)
     charts = write_charts(outcome.summary, every, store, out, settings.seed)
     changed = write_changed(every, store, out / CHANGED, settings.changed_pictures) if "rerank" in outcome.summary else 0
-    page = _template("report_template.html").render(**_page(outcome.summary, every, shown, store), charts=_embedded(charts))
+    page = _template("template.html").render(**_page(outcome.summary, every, shown, store), charts=_embedded(charts))
     write_text(out / "report.html", page)
-    text = _template("report_template.md", escape=False).render(
+    text = _template("template.md", escape=False).render(
         summary=outcome.summary,
         headline=headline(outcome.summary),
         sentences=sentences(outcome.summary),
@@ -69,7 +69,7 @@ def _embedded(charts: Sequence[Path]) -> dict[str, str]:
 def _template(name: str, escape: bool = True) -> Any:
     environment = Environment(autoescape=escape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = tables.percent
-    return environment.from_string(resources.files("evaluation").joinpath(name).read_text(encoding="utf-8"))
+    return environment.from_string(resources.files("evaluation.report").joinpath(name).read_text(encoding="utf-8"))
 
 
 def _page(summary: dict[str, Any], every: list[Example], shown: list[Example], store: Store) -> dict[str, Any]:

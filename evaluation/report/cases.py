@@ -12,9 +12,9 @@ from answering.drawing import side_by_side
 from atomic import replacing_folder
 from dataset.pictures import PictureError
 from dataset.store import Store
-from evaluation.chart_style import RIGHT, WRONG, save
-from evaluation.examples import RIGHT as RIGHT_FROM
-from evaluation.examples import Example, ShownAnswer, thumbnail
+from evaluation.report.chart_style import RIGHT, WRONG, save
+from evaluation.report.examples import RIGHT as RIGHT_FROM
+from evaluation.report.examples import Example, ShownAnswer, thumbnail
 
 _CASES = 12
 _COLUMNS = 4

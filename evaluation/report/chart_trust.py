@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.chart_style import COLORS, GREY
+from evaluation.report.chart_style import COLORS, GREY
 
 Summary = dict[str, Any]
 

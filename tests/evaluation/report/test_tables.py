@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.tables import asked_how
+from evaluation.report.tables import asked_how
 
 DECODING = {"k": 5, "mode": "beam", "temperature": 1.0, "max_new_tokens": 12, "seed": 0}
 

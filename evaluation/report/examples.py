@@ -9,14 +9,13 @@ from itertools import chain, zip_longest
 
 from PIL import Image
 
-from answering.rerank import chosen_text
+from answering.rerank import chosen_text, shown_choice
 from dataset.pictures import PictureError
 from dataset.store import Store
-from evaluation.metrics import vqa_accuracy
+from evaluation.metrics.short_answers import METRIC, vqa_accuracy
 from evaluation.questions import Question
 from evaluation.run import Outcome
-from evaluation.summary import METRIC, SystemResult
-from evaluation.tables import shown_choice
+from evaluation.summary import SystemResult
 
 RIGHT = 0.5
 """An answer is shown as right from this official accuracy on: two of ten annotators gave it."""

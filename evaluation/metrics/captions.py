@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 
 from dataset.sample import Language
-from evaluation.cjk import CJK
-from evaluation.normalise import fold_width
+from evaluation.metrics.cjk import CJK
+from evaluation.metrics.normalise import fold_width
 
 Tokens = list[str]
 Ngrams = Counter[tuple[str, ...]]

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from evaluation.tables import between, percent, shown_choice
+from answering.rerank import shown_choice
+from evaluation.metrics.short_answers import METRIC
+from evaluation.report.tables import between, percent
 
-METRIC = "vqa_accuracy"
 POOR = 0.10
 """An official accuracy below which a system is said not to be able to do the task."""
 

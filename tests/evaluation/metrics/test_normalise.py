@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.normalise import m4c, official, words
+from evaluation.metrics.normalise import m4c, official, words
 
 
 @pytest.mark.parametrize(
