@@ -37,7 +37,7 @@ STYLE = """
 @media (max-width: 640px) {
   .gradio-container { padding: 0 0 72px !important; }
   .gradio-container main { padding: 8px 12px !important; }
-  .candidates th *, .candidates td * { font-size: 12px; }
+  .candidates th *, .candidates td * { font-size: 11px; padding-left: 2px !important; padding-right: 2px !important; }
   #status { position: fixed !important; left: 8px; right: 8px; bottom: 8px; width: auto !important; z-index: 50; pointer-events: none; }
   #status p { margin: 0; box-shadow: 0 4px 16px #0003; }
   #results .grid-container { --grid-cols: 2 !important; }
@@ -321,4 +321,9 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _gallery(index: PictureIndex, found: Sequence[Any]) -> list[tuple[Any, str]]:
-    return [(index.thumbnail(one, 360), f"{one.score:.3f}  {one.path.name if one.path else one.id[:12]}") for one in found]
+    return [(index.thumbnail(one, 360), f"{one.score:.3f}  {_short(one.path.name if one.path else one.id[:12])}") for one in found]
+
+
+def _short(name: str) -> str:
+    """A name that fits below a small picture: endings tell files apart."""
+    return name if len(name) <= 12 else f"…{name[-10:]}"

@@ -10,7 +10,7 @@ import pytest
 
 from answering.credibility import Credibility
 from answering.logistic import Logistic
-from serving.demo.page import LANGUAGES, Page, Parts, _percent, words
+from serving.demo.page import LANGUAGES, Page, Parts, _percent, _short, words
 from serving.demo.talk import Talker, _request, rows
 
 
@@ -90,6 +90,10 @@ def test_what_an_evaluation_taught_of_the_credibility_is_shown(page: Page, pictu
     trusted = Talker("ours", talker.answerer, replace(talker.reranker, plan=plan), talker.decoding, 6)
     for language, sentence in (("English", "How likely the answer is right: 75%"), ("中文", "答案正确的可能性：75%")):
         assert list(Page(replace(page.parts, talker=trusted)).ask(picture, "What?", [], language))[-1][-1] == sentence
+
+
+def test_long_names_keep_their_ends() -> None:
+    assert [_short(name) for name in ("0.png", "3f786850e387", "000400000001.jpg")] == ["0.png", "3f786850e387", "…000001.jpg"]
 
 
 def test_probabilities_are_shown_for_people() -> None:
