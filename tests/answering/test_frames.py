@@ -187,6 +187,7 @@ def test_before_anything_is_loaded_graphs_are_refused_for_our_own_systems_alone(
     with pytest.raises(UsageError, match=r"decoding\.cuda_graphs: true, but there is no CUDA device"):
         check_decoding(wanted, [far, ours])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     check_decoding(wanted, [ours])
     with pytest.raises(UsageError, match=r"decoding\.cuda_graphs: true, but system small is quantised to nf4"):
         check_decoding(wanted, [CheckpointSystem(name="small", kind="checkpoint", quantization="nf4")])
