@@ -4,7 +4,6 @@ In: DataConfig and a folder. Out: images.parquet, samples.parquet and report.jso
 """
 
 import hashlib
-import io
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -13,14 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from atomic import replacing, write_json
 from dataset import sources
 from dataset.config import DataConfig, Source
 from dataset.join import join
 from dataset.picture_check import Checked, Memory, check_pictures
-from dataset.pictures import FORMATS
+from dataset.pictures import format_of
 from dataset.report import Report, SourceReport
 from dataset.sources.raw import Item, Place, RawSample, Reading, Rejected
 from dataset.spool import Spool
@@ -123,11 +121,8 @@ def _sound(item: Item) -> RawSample:
 
 def _embed(picture: bytes, folder: Path) -> str:
     """Write a picture that came inside an annotation file to a file named after its content."""
-    try:
-        with Image.open(io.BytesIO(picture), formats=FORMATS) as opened:
-            suffix = (opened.format or "bin").lower()
-    except Exception:  # noqa: BLE001 - whatever a decoder says of it, the check of all picture files says it with its place
-        suffix = "bin"
+    # What is wrong with a picture of no format, the check of all picture files says, with its place.
+    suffix = (format_of(picture) or "bin").lower()
     path = folder / f"{hashlib.sha256(picture).hexdigest()}.{'jpg' if suffix in ('jpeg', 'mpo') else suffix}"
     if not path.is_file() or path.stat().st_size != len(picture):
         with replacing(path) as beside:

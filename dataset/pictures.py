@@ -61,6 +61,18 @@ def open_picture(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Im
         return to_rgb(picture)
 
 
+def format_of(data: bytes) -> str | None:
+    """The format that a picture's head says, one of FORMATS or a kind of one (MPO); None where a decoder cannot tell.
+
+    `measure_picture` says what is wrong with such a picture.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            return picture.format
+    except _DECODERS_RAISE:
+        return None
+
+
 def measure_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height, upright, of a picture whose bytes are known to decode to the end.
 
