@@ -20,6 +20,7 @@ class Progress:
     def __init__(self, title: str, total: int | None, unit: str = "it", every: float = 10.0):
         self.title, self.total, self.unit, self.every = title, total, unit, every
         self.done, self.note = 0, ""
+        self.shown = -1
         self.started = self.said = time.monotonic()
         self.bar = tqdm(total=total, desc=title, unit=unit, leave=True) if sys.stderr.isatty() else None
 
@@ -35,7 +36,7 @@ class Progress:
             self._line()
 
     def _line(self) -> None:
-        self.said = time.monotonic()
+        self.said, self.shown = time.monotonic(), self.done
         seconds = self.said - self.started
         rate = f"{self.done / seconds:,.1f} {self.unit}/s" if seconds > 0 else ""
         total = f"/{self.total:,}" if self.total is not None else ""
@@ -45,7 +46,7 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-        else:
+        elif self.shown != self.done:
             self._line()
 
     def __enter__(self) -> Self:

@@ -15,3 +15,9 @@ def test_a_note_stands_behind_the_count(capsys: pytest.CaptureFixture[str]) -> N
         progress.update(4, note="accuracy 0.50")
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith("asking: 4/10 questions") and first.endswith("accuracy 0.50")
+
+
+def test_the_end_is_not_said_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress("asking", 2, "questions", every=0.0) as progress:
+        progress.update(2)
+    assert len(capsys.readouterr().err.splitlines()) == 1

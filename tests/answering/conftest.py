@@ -1,10 +1,6 @@
-"""A small untrained model and requests of every shape."""
+"""A small untrained model, requests of every shape, and a running endpoint."""
 
-import json
-import subprocess
-import sys
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +10,14 @@ import torch
 from PIL import Image
 
 from answering.checkpoint import CheckpointAnswerer
+from answering.config import OpenAiSystem
 from answering.protocol import Request
 from dataset.processor import Processor
 from dataset.sample import Message
 from model.build import build
 from model.config import ModelConfig
 from model.vlm import VisionLanguageModel
+from tests.answering.endpoints import KEY, Server
 
 
 def drawn(seed: int) -> Image.Image:
@@ -31,6 +29,11 @@ def drawn(seed: int) -> Image.Image:
 def asked(request_id: str, question: str, *pictures: Image.Image | Path) -> Request:
     """A request with one mark a picture in front of the question."""
     return Request(request_id, pictures, (Message("user", "<image>" * len(pictures) + "\n" * bool(pictures) + question),))
+
+
+def questions(count: int) -> list[Request]:
+    """Requests that differ in a number, about one picture."""
+    return [asked(f"q{i}", f"What color is number {i}?", drawn(1)) for i in range(count)]
 
 
 @pytest.fixture(scope="session")
@@ -65,25 +68,6 @@ def requests() -> list[Request]:
     ]
 
 
-class Server:
-    """Process of endpoint_server.py, and what it says of what it was sent."""
-
-    def __init__(self) -> None:
-        script = Path(__file__).with_name("endpoint_server.py")
-        self.process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}/v1"
-
-    def log(self) -> dict[str, Any]:
-        with urllib.request.urlopen(self.url) as reply:
-            found: dict[str, Any] = json.load(reply)
-        return found
-
-    def sent(self, model: str) -> list[dict[str, Any]]:
-        """Bodies of the requests to a model."""
-        return [one["body"] for one in self.log()["requests"] if one["body"]["model"] == model]
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A running OpenAI-compatible server."""
@@ -91,3 +75,18 @@ def server() -> Iterator[Server]:
     yield running
     running.process.kill()
     running.process.wait()
+
+
+@pytest.fixture
+def system(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., OpenAiSystem]:
+    """Systems at the server, with a cache of their own and hardly a wait between tries."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    # Each test has models, and so a log, of its own.
+    times = iter(range(1000))
+
+    def make(model: str = "plain", **settings: Any) -> OpenAiSystem:
+        name = f"{model}+{tmp_path.name}-{next(times)}"
+        usual = {"base_url": server.url, "cache": tmp_path / "cache", "retry_wait": 0.001, "retries": 2}
+        return OpenAiSystem(name="far", kind="openai", model=name, **{**usual, **settings})
+
+    return make

@@ -15,7 +15,7 @@ from model import checkpoint, export
 from model.adapters import attach
 from model.build import build
 from model.config import LoraConfig, ModelConfig
-from tests.answering.conftest import Server
+from tests.answering.endpoints import Server
 from tests.answering.test_blip2 import build as build_blip2
 from tests.answering.test_qwen_vl import build_qwen2_5_vl
 from tests.evaluation.planted import questions, write_store

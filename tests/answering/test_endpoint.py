@@ -3,53 +3,18 @@
 import base64
 import dataclasses
 import io
-import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from answering.build import build_answerer, check_system
 from answering.config import DecodingConfig, OpenAiSystem
-from answering.endpoint import EndpointAnswerer
 from answering.endpoint_client import EndpointClient, EndpointError, Pace
-from answering.endpoint_key import api_key
 from answering.protocol import Request
 from dataset.sample import Message
-from errors import UsageError
-from tests.answering.conftest import Server, asked, drawn
-
-KEY = "sk-planted-0123456789"
-THREE = DecodingConfig(k=3, max_new_tokens=8)
-GREEDY = DecodingConfig(mode="greedy", max_new_tokens=8)
-
-
-@pytest.fixture
-def system(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., OpenAiSystem]:
-    """A system at the server, with a cache of its own and hardly a wait between tries."""
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    # Each test has models, and so a log, of its own.
-    times = iter(range(1000))
-
-    def make(model: str = "plain", **settings: Any) -> OpenAiSystem:
-        name = f"{model}+{tmp_path.name}-{next(times)}"
-        usual = {"base_url": server.url, "cache": tmp_path / "cache", "retry_wait": 0.001, "retries": 2}
-        return OpenAiSystem(name="far", kind="openai", model=name, **{**usual, **settings})
-
-    return make
-
-
-def load(system: OpenAiSystem) -> EndpointAnswerer:
-    answerer = build_answerer(system, checkpoint_folder=Path("nowhere"))
-    assert isinstance(answerer, EndpointAnswerer)
-    return answerer
-
-
-def questions(count: int) -> list[Request]:
-    return [asked(f"q{i}", f"What color is number {i}?", drawn(1)) for i in range(count)]
+from tests.answering.conftest import asked, drawn, questions
+from tests.answering.endpoints import GREEDY, KEY, THREE, Server, load
 
 
 def test_a_question_is_sent_with_its_picture_and_prompt(server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
@@ -249,139 +214,9 @@ def test_so_many_requests_are_under_way_at_once_and_no_more(server: Server, syst
     assert server.log()["most_under_way"][one.model] == 3
 
 
-def test_nothing_is_asked_for_twice(server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
-    one = system()
-    path = tmp_path / "picture.png"
-    drawn(1).save(path)
-    requests = [asked("a", "What?", path), asked("b", "What?", path), asked("c", "Who?", path)]
-    first = load(one).answer(requests, THREE)
-    assert len(server.sent(one.model)) == 4  # two different questions, a greedy and a sampled request each
-    again = load(one).answer(requests, dataclasses.replace(THREE, batch_size=1))
-    assert again == first
-    assert "".join(load(one).stream(requests[0], THREE)) == load(one).answer(requests[:1], GREEDY)[0].first.raw
-    assert len(server.sent(one.model)) == 4
-
-
-@pytest.mark.parametrize("change", ["picture", "question", "temperature", "tokens", "seed", "model", "side", "extra", "prompt"])
-def test_anything_that_may_change_an_answer_is_asked_anew(
-    server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path, change: str
-) -> None:
-    one, path, question, decoding = system(), tmp_path / "picture.png", "What?", THREE
-    drawn(1).save(path)
-    load(one).answer([asked("a", question, path)], decoding)
-    before = len(server.log()["requests"])
-    match change:
-        case "picture":
-            drawn(2).save(path)
-        case "question":
-            question = "Who?"
-        case "temperature":
-            decoding = dataclasses.replace(decoding, temperature=0.5)
-        case "tokens":
-            decoding = dataclasses.replace(decoding, max_new_tokens=9)
-        case "seed":
-            decoding = dataclasses.replace(decoding, seed=1)
-        case _:
-            other: dict[str, dict[str, Any]] = {
-                "model": {"model": "other"},
-                "side": {"max_side": 30},
-                "extra": {"extra_body": {"top_k": 3}},
-                "prompt": {"short_answer_prompt": "!"},
-            }
-            one = dataclasses.replace(one, **other[change])
-    load(one).answer([asked("a", question, path)], decoding)
-    # A greedy answer depends on neither temperature nor seed.
-    assert len(server.log()["requests"]) - before == (1 if change in ("temperature", "seed") else 2)
-
-
-def test_a_run_that_was_cut_off_pays_for_the_rest_alone(server: Server, system: Callable[..., OpenAiSystem]) -> None:
-    one = system("500x1", retries=0)
-    failed = load(one).answer(questions(4), GREEDY)
-    assert all(answer.error for answer in failed)
-    load(one).answer(questions(2), GREEDY)
-    done = load(dataclasses.replace(one, retries=1)).answer(questions(4), GREEDY)
-    assert not any(answer.error for answer in done)
-    assert len(server.sent(one.model)) == 4 + 2 + 2
-
-
-def test_a_file_of_the_cache_that_is_not_ours_is_an_error(system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
-    answerer = load(system())
-    answerer.answer(questions(1), GREEDY)
-    (path,) = (tmp_path / "cache").rglob("*.json")
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    assert kept["asked"]["messages"][0]["content"].startswith("<image>\nWhat color is number 0?")
-    assert kept["usage"] == {"total_tokens": 9}
-    path.write_text("{}", encoding="utf-8")
-    (answer,) = answerer.answer(questions(1), GREEDY)
-    assert "not a reply of an endpoint; delete it" in (answer.error or "")
-
-
-@pytest.mark.parametrize("model", ["plain", "no-logprobs", "500x1"])
-def test_a_stream_adds_up_to_the_answer_and_is_kept(server: Server, system: Callable[..., OpenAiSystem], model: str) -> None:
-    one = system(model)
-    pieces = list(load(one).stream(questions(1)[0], THREE))
-    assert len(pieces) > 1
-    sent = len(server.sent(one.model))
-    (answer,) = load(one).answer(questions(1), GREEDY)
-    assert len(server.sent(one.model)) == sent
-    assert "".join(pieces) == answer.first.raw
-    assert (answer.first.log_prob is None) == (model == "no-logprobs")
-
-
 def test_a_stream_that_is_refused_says_so(system: Callable[..., OpenAiSystem]) -> None:
     with pytest.raises(EndpointError, match="status 401"):
         list(load(system("401")).stream(questions(1)[0], GREEDY))
-
-
-def test_the_key_is_sent_and_told_nobody_else(
-    server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    one = system("500x1")
-    answerer = load(one)
-    answers = answerer.answer(questions(2), THREE)
-    refused = load(system("401")).answer(questions(1), GREEDY)
-    with pytest.raises(EndpointError) as error:
-        answerer.client.complete({"model": "401", "messages": [], "temperature": 0.0})
-    sent = [request["key"] for request in server.log()["requests"] if request["body"]["model"] == one.model]
-    assert set(sent) == {f"Bearer {KEY}"}
-    assert caplog.records
-    printed = capfd.readouterr()
-    told = [repr(answers), repr(refused), repr(answerer.description), repr(answerer.system), repr(error.getrepr(chain=True, style="long"))]
-    told += [printed.out, printed.err, caplog.text, *(path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.json"))]
-    assert not any(KEY in text for text in told)
-
-
-def test_the_key_comes_from_the_environment_or_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PLANTED_KEY", raising=False)
-    system = OpenAiSystem(name="far", kind="openai", model="m", api_key_variable="PLANTED_KEY")
-    with pytest.raises(
-        UsageError, match=r"eval\.systems\.2\.api_key_variable: PLANTED_KEY is set neither in the environment nor in .*\.env"
-    ):
-        api_key(system, "eval.systems.2.", tmp_path)
-    for line in ("PLANTED_KEY=abc", "export PLANTED_KEY = 'abc' ", '# a comment\nOTHER=1\nPLANTED_KEY="abc"'):
-        (tmp_path / ".env").write_text(line + "\n", encoding="utf-8")
-        assert api_key(system, "eval.systems.2.", tmp_path) == "abc"
-    monkeypatch.setenv("PLANTED_KEY", "from the environment"[-11:])
-    assert api_key(system, "eval.systems.2.", tmp_path) == "environment"
-    monkeypatch.setenv("PLANTED_KEY", "two words")
-    with pytest.raises(UsageError) as error:
-        api_key(system, "eval.systems.2.", tmp_path)
-    assert "two words" not in str(error.value)
-    assert api_key(dataclasses.replace(system, api_key_variable=None), "", tmp_path) == "none"
-
-
-def test_a_missing_key_is_found_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="api_key_variable"):
-        check_system(OpenAiSystem(name="far", kind="openai", model="m"))
-
-
-@pytest.mark.parametrize("url", ["http://user:secret@host/v1", "https://host/v1?key=secret", "host/v1", "ftp://host"])
-def test_an_address_that_holds_a_key_or_is_none_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="base_url"):
-        OpenAiSystem(name="far", kind="openai", model="m", base_url=url)
 
 
 def test_a_defect_ends_the_questions_that_wait_for_the_endpoint(

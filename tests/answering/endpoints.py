@@ -1,0 +1,41 @@
+"""A local OpenAI-compatible server, and what the tests of endpoints have in common."""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from answering.build import build_answerer
+from answering.config import DecodingConfig, OpenAiSystem
+from answering.endpoint import EndpointAnswerer
+
+KEY = "sk-planted-0123456789"
+THREE = DecodingConfig(k=3, max_new_tokens=8)
+GREEDY = DecodingConfig(mode="greedy", max_new_tokens=8)
+
+
+class Server:
+    """Process of endpoint_server.py, and what it says of what it was sent."""
+
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("endpoint_server.py")
+        self.process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.url = f"http://127.0.0.1:{int(self.process.stdout.readline())}/v1"
+
+    def log(self) -> dict[str, Any]:
+        with urllib.request.urlopen(self.url) as reply:
+            found: dict[str, Any] = json.load(reply)
+        return found
+
+    def sent(self, model: str) -> list[dict[str, Any]]:
+        """Bodies of the requests to a model."""
+        return [one["body"] for one in self.log()["requests"] if one["body"]["model"] == model]
+
+
+def load(system: OpenAiSystem) -> EndpointAnswerer:
+    answerer = build_answerer(system, checkpoint_folder=Path("nowhere"))
+    assert isinstance(answerer, EndpointAnswerer)
+    return answerer
