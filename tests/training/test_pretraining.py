@@ -24,7 +24,7 @@ from dataset.scenes.drawing import draw
 from dataset.scenes.scene import Part, Scene, compose, part_of
 from errors import TesseraError
 from training.pretraining import precision, warm_start
-from training.pretraining.batches import Batch, DrawnScenes, StatedPictures, WrittenScenes, pictures, twin, with_vision_marks
+from training.pretraining.batches import Batch, DrawnScenes, WrittenScenes, pictures, twin, with_vision_marks
 from training.pretraining.contrastive import clip_task, siglip_task
 from training.pretraining.corpus import SEED, SHORT_ANSWER_PROMPTS, tokenizer_corpus
 from training.pretraining.language import by_length, qwen3_task, qwen3_vl_task
@@ -32,6 +32,7 @@ from training.pretraining.lookup import LOOKS, NOTHING
 from training.pretraining.loop import Recipe, Task, fit
 from training.pretraining.naming import READ_LAYER, Namer
 from training.pretraining.pixels import pixel_values, qwen_patches
+from training.pretraining.stated import StatedPictures
 from training.pretraining.talk import Exchange, encode
 from training.tiny_parts import IMAGE_SIZE, build_part, build_tokenizer, image_processor
 from visual.clip import ClipScorer

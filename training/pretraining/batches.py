@@ -5,7 +5,6 @@ pixels [n, 3, side, side] uint8 here; `pixels` turns them into what the parts' i
 """
 
 import dataclasses
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,22 +13,17 @@ import numpy as np
 import torch
 from transformers import Qwen2Tokenizer
 
-from answering.statements import statement
 from dataset.processor import IGNORED, Encoded, Processor
 from dataset.sample import IMAGE_MARK
 from dataset.scenes.drawing import draw
-from dataset.scenes.phrasing import ask
 from dataset.scenes.scene import COLORS, SHAPES, Part, Scene, compose, part_of
-from dataset.scenes.texts import caption, mentions, short_caption, written
+from dataset.scenes.texts import caption, mentions, written
 from training.pretraining.corpus import LANGUAGES
 from training.pretraining.lookup import NOTHING, Pointers, pointers
 from training.pretraining.naming import names
 from training.pretraining.talk import encode, talk
 
 Batch = dict[str, torch.Tensor]
-
-CHOICES = 4
-"""Statements a question: the right one first, then wrong ones."""
 
 QUESTIONS_IN_TEXT, QUESTIONS_IN_PICTURES = 6, 3
 """Short questions a conversation. Most of a written scene's conversation is the scene, so more of them cost little."""
@@ -90,45 +84,6 @@ class CaptionedPictures(SceneBatches):
         rows = self.tokenizer(texts, truncation=True, max_length=self.text_length)["input_ids"]
         ids = padded(rows, self.tokenizer.pad_token_id, self.text_length)
         return {"pictures": pictures(scenes), "input_ids": ids, "names": names(scenes)}
-
-
-@dataclass(frozen=True)
-class StatedPictures(CaptionedPictures):
-    """Pictures with a caption and CHOICES statements about one question each, as CLIP reads them: pictures,
-    input_ids, attention_mask, and the same of the statements [n * CHOICES, t]."""
-
-    end_token: int
-
-    def __call__(self, number: int, part: Part = "train") -> Batch:
-        scenes = self.scenes(number, part)
-        captions, statements = [], []
-        for scene in scenes:
-            rng = scene.rng("statements")
-            captions.append(rng.choice((caption, caption, short_caption))(scene, rng.choice(LANGUAGES), rng))
-            statements += _statements(scene, rng)
-        ids, mask = self._texts(captions)
-        statement_ids, statement_mask = self._texts(statements)
-        return {
-            "pictures": pictures(scenes),
-            "input_ids": ids,
-            "attention_mask": mask,
-            "statement_ids": statement_ids,
-            "statement_mask": statement_mask,
-        }
-
-    def _texts(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Every text ends with the token at which CLIP takes its feature."""
-        rows = self.tokenizer(texts, truncation=True, max_length=self.text_length - 1)["input_ids"]
-        rows = [[*row, self.end_token] for row in rows]
-        return padded(rows, self.tokenizer.pad_token_id), padded([[1] * len(row) for row in rows], 0)
-
-
-def _statements(scene: Scene, rng: random.Random) -> list[str]:
-    """The right statement about a question, then wrong ones; a question with one wrong answer repeats it."""
-    question = ask(scene, rng.choice(LANGUAGES), rng)
-    wrong = rng.sample(question.wrong, min(CHOICES - 1, len(question.wrong)))
-    wrong += [wrong[0]] * (CHOICES - 1 - len(wrong))
-    return [statement(question.text, answer, question.language) for answer in (question.answer.usual, *wrong)]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 WHAT = {
     "siglip": "SigLIP: picture and text encoder, sigmoid loss over pictures and captions; its patches learn to name what they show",
-    "clip": "CLIP: picture and text encoder, softmax loss over pictures, captions and statements about a question",
+    "clip": "CLIP: picture and text encoder, softmax loss over pictures, captions, statements about a question, and phrases",
     "qwen3": "Qwen3: English and Chinese language model that answers from a written scene; two heads are shown where to look",
     "qwen3_vl": "Qwen3-VL: vision-language model that answers from a picture, the demo's baseline",
 }

@@ -1,7 +1,8 @@
 """SigLIP and CLIP: pictures and texts that belong together get like features.
 
 SigLIP: a sigmoid for every pair of the batch (Zhai et al. 2023, arXiv:2303.15343). CLIP: a softmax over the batch (Radford
-et al. 2021, arXiv:2103.00020), and one over the statements about a question, which is what reranking asks of it.
+et al. 2021, arXiv:2103.00020), one over the statements about a question, which is what reranking asks of it, and short phrases
+against all pictures that they fit and all that they do not, which is what search and labels ask.
 """
 
 import dataclasses
@@ -10,12 +11,14 @@ import torch
 from torch.nn import functional
 from transformers import CLIPModel, Qwen2Tokenizer, SiglipModel
 
-from training.pretraining.batches import CHOICES, Batch, CaptionedPictures, StatedPictures
+from training.pretraining.batches import Batch, CaptionedPictures
 from training.pretraining.loop import Task
 from training.pretraining.naming import READ_LAYER, Namer, held_out_only
 from training.pretraining.pixels import pixel_values
+from training.pretraining.stated import CHOICES, QUESTIONS, StatedPictures
 
 RECALL_OF = 512
+_CHUNKS = 4
 
 
 def siglip_task(model: SiglipModel, tokenizer: Qwen2Tokenizer, image_processor: object, seed: int, batch_size: int) -> Task:
@@ -56,28 +59,43 @@ def sigmoid_loss(model: SiglipModel, images: torch.Tensor, texts: torch.Tensor) 
 
 
 def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: object, seed: int, batch_size: int) -> Task:
-    """Pictures with captions, and with right and wrong statements."""
+    """Pictures with captions, with right and wrong statements, and with phrases that hold for some of them."""
     config = model.config.text_config
     data = StatedPictures(seed, batch_size, tokenizer, config.max_position_embeddings, config.eos_token_id)
 
     def texts(model: CLIPModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return _unit(model.text_projection(model.text_model(input_ids=ids, attention_mask=mask).pooler_output))
+        """Unit features [rows, width] of texts; short ones are read apart from long ones, whose padding would be most of the work."""
+        order = mask.sum(1).argsort()
+        found = []
+        for rows in order.chunk(_CHUNKS):
+            longest = int(mask[rows[-1]].sum())
+            read = model.text_model(input_ids=ids[rows, :longest], attention_mask=mask[rows, :longest])
+            found.append(model.text_projection(read.pooler_output))
+        return _unit(torch.cat(found)[order.argsort()])
 
     def images(model: CLIPModel, batch: Batch) -> torch.Tensor:
         return _unit(model.visual_projection(model.vision_model(pixel_values(batch["pictures"], image_processor)).pooler_output))
 
     def choices(model: CLIPModel, batch: Batch, pictures: torch.Tensor) -> torch.Tensor:
-        """Logits [n, CHOICES] of the statements about each picture."""
-        statements = texts(model, batch["statement_ids"], batch["statement_mask"]).view(len(pictures), CHOICES, -1)
-        scale: torch.Tensor = model.logit_scale.exp()
-        return (statements @ pictures.unsqueeze(-1)).squeeze(-1) * scale
+        """Logits [n * QUESTIONS, CHOICES] of the statements about each picture."""
+        statements = texts(model, batch["statement_ids"], batch["statement_mask"]).view(len(pictures), QUESTIONS * CHOICES, -1)
+        logits: torch.Tensor = (statements @ pictures.unsqueeze(-1)).view(-1, CHOICES) * model.logit_scale.exp()
+        return logits
+
+    def phrases(model: CLIPModel, batch: Batch, pictures: torch.Tensor) -> torch.Tensor:
+        """Logits [PHRASES, n] of the phrases and all pictures."""
+        logits: torch.Tensor = texts(model, batch["phrase_ids"], batch["phrase_mask"]) @ pictures.T * model.logit_scale.exp()
+        return logits
 
     def loss(model: CLIPModel, batch: Batch) -> torch.Tensor:
         pictures = images(model, batch)
         logits = texts(model, batch["input_ids"], batch["attention_mask"]) @ pictures.T * model.logit_scale.exp()
-        own, right = torch.arange(len(logits), device=logits.device), torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        own = torch.arange(len(logits), device=logits.device)
         contrast = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
-        return contrast + functional.cross_entropy(choices(model, batch, pictures), right)
+        stated = choices(model, batch, pictures)
+        right = functional.cross_entropy(stated, torch.zeros(len(stated), dtype=torch.long, device=stated.device))
+        told, holds = phrases(model, batch, pictures), batch["holds"]
+        return contrast + right + (ranking_loss(told, holds) + ranking_loss(told.T, holds.T)) / 2
 
     @torch.inference_mode()
     def measure(model: CLIPModel) -> dict[str, float]:
@@ -86,9 +104,28 @@ def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: obje
         recall = _recall(pictures, texts(model, batch["input_ids"], batch["attention_mask"]))
         logits = choices(model, batch, pictures)
         # Strictly better than every wrong statement.
-        return {**recall, "right statement first": float((logits[:, 0] > logits[:, 1:].amax(1)).float().mean())}
+        right = float((logits[:, 0] > logits[:, 1:].amax(1)).float().mean())
+        found = r_precision(phrases(model, batch, pictures), batch["holds"])
+        return {**recall, f"right statement first of {CHOICES}": right, f"R-precision of phrases among {RECALL_OF}": found}
 
     return Task(model, data, loss, measure)
+
+
+def ranking_loss(logits: torch.Tensor, holds: torch.Tensor) -> torch.Tensor:
+    """Each that holds against all of its row that do not: -log softmax, its mean over those that hold. Both [rows, n].
+
+    Others that hold are left out: of two pictures with a red circle, neither is the wrong one.
+    """
+    others = logits.masked_fill(holds, -torch.inf).logsumexp(-1, keepdim=True)
+    return functional.softplus(others - logits)[holds].mean()
+
+
+def r_precision(scores: torch.Tensor, holds: torch.Tensor) -> float:
+    """Of as many as hold, the share of those found first that do: its mean over rows, each of which something holds for. Both [rows, n]."""
+    ranked = holds.gather(1, scores.argsort(1, descending=True))
+    wanted = holds.sum(1, keepdim=True)
+    first = torch.arange(holds.shape[1], device=holds.device) < wanted
+    return float(((ranked & first).sum(1, keepdim=True) / wanted).mean())
 
 
 def _recall(images: torch.Tensor, texts: torch.Tensor) -> dict[str, float]:

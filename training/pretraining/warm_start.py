@@ -5,7 +5,7 @@ from transformers import CLIPModel, Qwen3ForCausalLM, Qwen3VLForConditionalGener
 
 
 def clip_from_siglip(clip: CLIPModel, siglip: SiglipModel) -> None:
-    """Picture and text layers, patch and position embeddings. CLIP's class token and projections stay as they are."""
+    """Picture layers, patch and position embeddings. CLIP's class token, projections and text layers stay as they are."""
     source, target = siglip.vision_model, clip.vision_model
     target.encoder.load_state_dict(source.encoder.state_dict())
     with torch.no_grad():
