@@ -10,6 +10,8 @@ import cli
 import config as configuration
 from benchmarks import equality, training
 from benchmarks.equality import check, measure
+from benchmarks.steps import Trained
+from benchmarks.training import same_adapters
 from errors import TesseraError, UsageError
 from tests.training.conftest import workplace as workplace
 from tools import benchmark
@@ -28,6 +30,20 @@ def test_both_paths_end_within_a_percent_of_each_other(workplace: Workplace, ove
     assert max(row["differs_by"] for row in rows) < 1e-4
     assert rows[-1]["ours"] == pytest.approx(rows[-1]["stock"], rel=1e-4)
     check(report)
+
+
+def test_neither_path_trains_a_weight_of_the_other(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[set[int]] = []
+
+    def noticed(*sides: Trained) -> None:
+        same_adapters(*sides)
+        trained.extend({id(weight) for weight in side.model.parameters() if weight.requires_grad} for side in sides)
+
+    monkeypatch.setattr(equality, "same_adapters", noticed)
+    measure(configuration.load(workplace()), steps=1, every=1)
+    ours, stock = trained
+    assert len(ours) == len(stock) > 0
+    assert not ours & stock
 
 
 def test_a_step_that_learns_something_else_is_found(workplace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,10 @@ pytestmark = [
 
 
 def right_answers() -> list[tuple[Path, str, str]]:
-    """Picture, question and answer where the evaluation found the model right and sure, one in each language at least."""
+    """Picture, question and answer where the evaluation found the model right and sure, one in each language at least.
+
+    Of those first that are more than yes or no.
+    """
     samples = {row["sample_id"]: row for row in parquet.read_table(FOLDER / "data/tiny/samples.parquet").to_pylist()}
     paths = {row["image_id"]: row["path"] for row in parquet.read_table(FOLDER / "data/tiny/images.parquet").to_pylist()}
     found = []
@@ -34,9 +37,11 @@ def right_answers() -> list[tuple[Path, str, str]]:
         sample, chosen = samples[record["sample_id"]], record["choices"].get("reranked", "")
         if sample["task"] == "vqa" and chosen in (sample["answers"] or []):
             sure = max(candidate["log_prob"] for candidate in record["candidates"] if candidate["text"] == chosen)
-            found.append((sure, sample["language"], FOLDER / paths[sample["image_ids"][0]], record["question"], chosen))
+            more = chosen not in ("yes", "no", "是", "否", "有", "没有")
+            found.append((more, sure, sample["language"], FOLDER / paths[sample["image_ids"][0]], record["question"], chosen))
     best = sorted(found, reverse=True)
-    return [next(one[2:] for one in best if one[1] == "zh"), *(one[2:] for one in best if one[1] == "en")][:QUESTIONS]
+    in_language = {name: [one[3:] for one in best if one[2] == name] for name in ("zh", "en")}
+    return [in_language["zh"][0], *in_language["en"]][:QUESTIONS]
 
 
 @pytest.fixture(scope="module")
