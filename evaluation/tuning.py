@@ -25,7 +25,7 @@ from evaluation.metrics.short_answers import vqa_accuracy
 from evaluation.predictions import Prediction
 from evaluation.questions import Question
 from evaluation.reliability import reliability
-from evaluation.significance import clusters, compare, verdict
+from evaluation.significance import Difference, clusters, compare, holm, verdict
 
 GRID = tuple(round(step * 0.05, 2) for step in range(21))
 """Weights of the likelihood that are tried; CLIP has the rest."""
@@ -57,7 +57,8 @@ def tune(
     """Plans by system. answered: each system's short questions of the validation split and what it said to them.
 
     Weights, form and guard are common to all systems, so that none is favoured. The configured ones stay unless cross-validation
-    finds better; the guard of a kind of questions is lifted only where the gain there is shown as a verdict is.
+    finds better; the guard of a kind of questions is lifted only where the gain there is shown as a verdict is, with weights that
+    were chosen on other questions.
     """
     cases = {name: _cases(questions, predictions, references) for name, (questions, predictions) in answered.items()}
     groups = {name: clusters([question.image_ids for question in _scored(*pair)]) for name, pair in answered.items()}
@@ -98,15 +99,19 @@ def _cases(questions: Sequence[Question], predictions: Sequence[Prediction], ref
 
 
 def _weighed(rows: Sequence[Case], groups: np.ndarray, default: Plan, seed: int) -> tuple[Plan, str, dict[str, Any]]:
-    """The default or better weights and form, where they were chosen, and what cross-validation found."""
+    """The default or better weights and form, where they were chosen, and what cross-validation found.
+
+    A guarded question counts with its first answer, whatever the weights, and so has no say in them.
+    """
     settings = _settings(rows, default)
-    table = _accuracies(rows, settings)
+    first = np.array([case.right[0] for case in rows])
+    table = np.where([case.kind in default.guard for case in rows], first, _accuracies(rows, settings))
     held_out = np.empty(len(rows))
     for fitted, left in folds(groups, seed):
         held_out[left] = table[_best(table[:, fitted].mean(axis=1), settings), left]
     found = {
         "questions": len(rows),
-        "first": float(np.mean([case.right[0] for case in rows])),
+        "first": float(first.mean()),
         "configured": float(table[0].mean()),
         "tuned_held_out": float(held_out.mean()),
         "oracle": float(np.mean([case.right.max() for case in rows])),
@@ -171,30 +176,39 @@ def _proportions(weights: RerankWeights) -> np.ndarray:
 
 
 def _guarded(rows: Sequence[Case], groups: np.ndarray, plan: Plan, resamples: int, seed: int) -> tuple[Plan, dict[str, Any]]:
-    """The plan with the guard of those kinds only where no gain is shown, and what was found at each kind."""
+    """The plan with the guard of those kinds only where no gain is shown (Holm over the kinds), and what was found at each kind.
+
+    The guarded questions had no part in the plan's weights, so that the gain is not one of fitting.
+    """
     reranked = _accuracies(rows, [(plan.form, plan.weights)])[0]
     first = np.array([case.right[0] for case in rows])
-    found: dict[str, Any] = {}
-    kept: list[Guarded] = []
-    for kind in plan.guard:
-        own = np.array([case.kind == kind for case in rows])
-        if not own.any():
-            kept.append(kind)
-            continue
-        _, part = np.unique(groups[own], return_inverse=True)
-        (difference,) = compare(reranked[own][:, None], first[own][:, None], part, resamples, seed)
-        gained = verdict(difference, difference.p_value) == "a"
-        found[kind] = {"questions": int(own.sum()), "gain": difference.difference, "p_value": difference.p_value, "left_alone": not gained}
-        if not gained:
-            kept.append(kind)
-    return replace(plan, guard=tuple(kept)), found
+    own = {kind: np.array([case.kind == kind for case in rows]) for kind in plan.guard}
+    gains = {kind: _gain(reranked[at], first[at], groups[at], resamples, seed) for kind, at in own.items() if at.any()}
+    adjusted = dict(zip(gains, holm([gain.p_value for gain in gains.values()]), strict=True))
+    found = {
+        kind: {
+            "questions": int(own[kind].sum()),
+            "gain": gain.difference,
+            "p_value": gain.p_value,
+            "p_holm": adjusted[kind],
+            "left_alone": verdict(gain, adjusted[kind]) != "a",
+        }
+        for kind, gain in gains.items()
+    }
+    return replace(plan, guard=tuple(kind for kind in plan.guard if kind not in found or found[kind]["left_alone"])), found
+
+
+def _gain(reranked: np.ndarray, first: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> Difference:
+    _, part = np.unique(groups, return_inverse=True)
+    (difference,) = compare(reranked[:, None], first[:, None], part, resamples, seed)
+    return difference
 
 
 def _fitted(cases: Sequence[Case], groups: np.ndarray, common: Plan, rerank: RerankConfig, seed: int) -> tuple[Plan, dict[str, Any]]:
     """A system's own plan: the common one with a learned fusion and a credibility, where there is enough to learn from."""
     if len(set(groups.tolist())) < 2:
         return common, {"questions": len(cases)}
-    learned, accuracy = _learned(cases, groups, seed)
+    learned, accuracy = _learned(cases, groups, common.guard, seed)
     plan = replace(common, learned=learned)
     chosen = [choose(case.prediction.candidates, case.signals, plan, case.kind) for case in cases]
     places = [own[shown_choice(own)] for own in chosen]
@@ -203,25 +217,30 @@ def _fitted(cases: Sequence[Case], groups: np.ndarray, common: Plan, rerank: Rer
     return replace(plan, credibility=credibility), found
 
 
-def _learned(cases: Sequence[Case], groups: np.ndarray, seed: int) -> tuple[Logistic, float]:
-    """The fusion with the ridge that chooses best on held-out questions, and the accuracy that it had there."""
+def _learned(cases: Sequence[Case], groups: np.ndarray, guard: Sequence[Guarded], seed: int) -> tuple[Logistic, float]:
+    """The fusion with the ridge that chooses best on held-out questions, and its accuracy on questions that had no part in fit
+    or ridge. Guarded questions keep their first answer."""
     tables = [features(case.prediction.candidates, case.signals) for case in cases]
     names = tuple(tables[0])
     stacked = [np.array([table[name] for name in names]).T for table in tables]
 
-    def fit(rows: Sequence[int], l2: float) -> Logistic:
+    def fit(rows: np.ndarray, l2: float) -> Logistic:
         return fit_logistic(names, np.concatenate([stacked[i] for i in rows]), np.concatenate([cases[i].right for i in rows]), l2)
 
-    def held_out(l2: float) -> float:
-        total = 0.0
-        for fitted, left in folds(groups, seed):
-            model = fit(np.flatnonzero(fitted).tolist(), l2)
-            total += sum(cases[i].right[int(np.argmax(model.probabilities(tables[i])))] for i in np.flatnonzero(left).tolist())
-        return total / len(cases)
+    def taken(model: Logistic, rows: np.ndarray) -> list[float]:
+        places = [0 if cases[i].kind in guard else int(np.argmax(model.probabilities(tables[i]))) for i in rows]
+        return [float(cases[i].right[place]) for i, place in zip(rows, places, strict=True)]
 
-    accuracy = {l2: held_out(l2) for l2 in RIDGES}
-    best = max(RIDGES, key=lambda l2: (accuracy[l2], l2))
-    return fit(range(len(cases)), best), float(accuracy[best])
+    def held_out(rows: np.ndarray, l2: float) -> float:
+        parts = [taken(fit(rows[fitted], l2), rows[left]) for fitted, left in folds(groups[rows], seed)]
+        return sum(map(sum, parts)) / len(rows)
+
+    def best(rows: np.ndarray) -> Logistic:
+        return fit(rows, max(RIDGES, key=lambda l2: (held_out(rows, l2), l2)))
+
+    everything = np.arange(len(cases))
+    outside = [taken(best(everything[fitted]), everything[left]) for fitted, left in folds(groups, seed)]
+    return best(everything), sum(map(sum, outside)) / len(cases)
 
 
 def _credible(

@@ -89,7 +89,11 @@ def remarks(summary: dict[str, Any]) -> list[str]:
 def _guard(rerank: dict[str, Any]) -> str:
     """Which kinds of questions keep their first answer, and on what grounds."""
     kept, found = rerank["left_alone"], rerank.get("validation", {}).get("guard", {})
-    lifted = [f"{kind} ({100 * own['gain']:+.1f} points, p = {own['p_value']:.3f})" for kind, own in found.items() if not own["left_alone"]]
+    lifted = [
+        f"{kind} ({100 * own['gain']:+.1f} points, p = {own['p_holm']:.3f} after Holm)"
+        for kind, own in found.items()
+        if not own["left_alone"]
+    ]
     said = f"Left alone by the rerank: {' and '.join(kept)} questions." if kept else "The rerank leaves no kind of questions alone."
     if lifted:
         return f"{said} The validation split shows a gain at {' and '.join(lifted)}."

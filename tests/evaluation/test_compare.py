@@ -13,6 +13,7 @@ from dataset.store import Store
 from errors import TesseraError, UsageError
 from evaluation.compare import FileComparison, MetricComparison, compare_files
 from evaluation.foreign import Fields
+from evaluation.significance import holm
 from tests.evaluation.conftest import Written
 from tests.evaluation.planted import questions, sample, write_store
 
@@ -99,6 +100,12 @@ def test_mcnemar_is_made_of_exact_matches(written: Written, files: tuple[Path, P
     assert exact.mcnemar is not None
     only = exact.mcnemar.only_a - exact.mcnemar.only_b
     assert only == round((exact.a - exact.b) * 25)
+
+
+def test_holm_holds_over_the_metrics_that_are_compared(written: Written, files: tuple[Path, Path]) -> None:
+    metrics = compared(files[0], files[0], written.planned.store, ["reranked", "first"]).metrics
+    p = [metric.difference.p_value for metric in metrics]
+    assert [metric.p_holm for metric in metrics] == holm(p) != p
 
 
 def test_several_seeds_of_a_side_are_averaged_question_by_question(written: Written, files: tuple[Path, Path]) -> None:

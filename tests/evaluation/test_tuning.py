@@ -12,10 +12,12 @@ from answering.rerank import Plan
 from answering.signals import Signal
 from dataset.sample import Message
 from evaluation.choosing import Weighting, chosen
+from evaluation.fitting import folds
 from evaluation.predictions import Prediction
 from evaluation.questions import Question
 from evaluation.rerank_figures import can_change, credibility_figures, risk_coverage
 from evaluation.scoring import score
+from evaluation.significance import clusters
 from evaluation.tuning import tune
 
 RIGHT, WRONG = "red", "blue"
@@ -76,6 +78,60 @@ def test_the_guard_is_lifted_only_where_the_gain_is_shown(clip_right: float, gua
     assert "counting" in found.common.guard
     assert found.found["guard"]["yes/no"]["left_alone"] is guarded
     assert "counting" not in found.found["guard"]
+
+
+def one_kind(text: str, start: int, gained: int, lost: int, equal: int) -> tuple[list[Question], list[Prediction]]:
+    """Questions with a picture each, at which CLIP's choice is right instead of the first, wrong instead of it, or the same."""
+    said = []
+    for i in range(start, start + gained + lost + equal):
+        place = i - start
+        first, other = (WRONG, RIGHT) if place < gained else (RIGHT, WRONG)
+        said.append(prediction(2 * i, [first, other], [-0.5, -0.6], [0.0, 5.0] if place < gained + lost else [5.0, 0.0]))
+    return [question(2 * i, text) for i in range(start, start + len(said))], said
+
+
+def test_the_guard_of_several_kinds_is_held_against_holm() -> None:
+    """8 better and 1 worse have p = .039: enough for one kind alone, not for the smaller of two."""
+    rerank = RerankConfig(weights=RerankWeights(likelihood=0.2, clip=0.8))
+    yes_no, counting = one_kind("Is it red?", 0, 8, 1, 20), one_kind("How many are red?", 40, 8, 1, 20)
+    both = (yes_no[0] + counting[0], yes_no[1] + counting[1])
+    known = references(200)
+    alone = tune({"ours": yes_no}, known, rerank, 4000, 0)
+    assert alone.common.guard == ("counting",)
+    assert alone.found["guard"]["yes/no"]["p_holm"] == alone.found["guard"]["yes/no"]["p_value"] == pytest.approx(0.039, abs=0.01)
+    together = tune({"ours": both}, known, rerank, 4000, 0)
+    assert together.common.guard == ("yes/no", "counting")
+    assert {found["p_holm"] for found in together.found["guard"].values()} == {2 * alone.found["guard"]["yes/no"]["p_value"]}
+
+
+def test_guarded_questions_have_no_say_in_the_weights() -> None:
+    """CLIP is right about colors and wrong about yes and no, of which there are more: left alone, they must not speak against it."""
+    colors, yes_no = one_kind("What color is it?", 0, 30, 1, 10), one_kind("Is it red?", 50, 0, 60, 0)
+    found = tune({"ours": (colors[0] + yes_no[0], colors[1] + yes_no[1])}, references(400), RerankConfig(), 400, 0)
+    assert found.chosen_on == "validation"
+    assert found.common.weights.clip > found.common.weights.likelihood
+    assert found.common.guard == ("yes/no", "counting")
+    # What cross-validation says is of the answers that are given: all 60 of the guarded first ones are right.
+    assert found.found["configured"] == pytest.approx((60 + 11) / 101)
+    assert found.found["tuned_held_out"] == pytest.approx((60 + 40) / 101)
+
+
+def test_the_learned_fusion_is_measured_with_the_guard() -> None:
+    colors, yes_no = one_kind("What color is it?", 0, 80, 0, 10), one_kind("Is it red?", 100, 0, 60, 0)
+    found = tune({"ours": (colors[0] + yes_no[0], colors[1] + yes_no[1])}, references(400), RerankConfig(), 400, 0)
+    assert found.found["systems"]["ours"]["learned_held_out"] == pytest.approx(1.0)
+
+
+def test_the_learned_fusion_is_measured_on_questions_that_had_no_part_in_fit_or_ridge() -> None:
+    questions, said = planted(30, 0.5, seed=5)
+    right: list[float] = []
+    for fitted, left in folds(clusters([question.image_ids for question in questions]), 5):
+        rows, others = np.flatnonzero(fitted), np.flatnonzero(left)
+        part = tune({"ours": ([questions[i] for i in rows], [said[i] for i in rows])}, references(30), RerankConfig(), 50, 5)
+        answered = chosen([questions[i] for i in others], [said[i] for i in others], part.of("ours"), 0)
+        right += score(answered, references(30)).scores["learned"]["vqa_accuracy"].tolist()
+    found = tune({"ours": (questions, said)}, references(30), RerankConfig(), 50, 5)
+    assert found.found["systems"]["ours"]["learned_held_out"] == pytest.approx(np.mean(right))
 
 
 def test_the_learned_fusion_finds_the_signal_that_is_right() -> None:
