@@ -13,10 +13,12 @@ from answering.config import DecodingConfig
 from answering.identity import identity, recorded, scorer_identity
 from answering.judging import Judge
 from answering.picture_fit import BatchScorer, PictureBank, PictureScorer, Scorable
+from answering.pictures import opened
 from answering.protocol import Answerer, Picture, Replaying
 from answering.signals import SELF, Signal
 from answering.statements import Wording
 from atomic import write_json
+from dataset.pictures import PictureError
 from dataset.sample import Language
 from evaluation.predictions import Journal, Prediction
 from evaluation.questions import Question, digest
@@ -188,7 +190,13 @@ def _scored(
     if old and not unfinished:
         return answered
     asked = [_scorable(p, question, old) for p, question in zip(answered, chunk.questions, strict=True)]
-    by_scorer = {scorer.choice: scorer.fit.signals(asked) for scorer in scorers}
+    try:
+        by_scorer = {scorer.choice: scorer.fit.signals(asked) for scorer in scorers}
+    except PictureError:
+        # A picture that could be read when its question was asked has gone since. What was scored before stays as it is.
+        readable, asked = _without_lost(answered, asked)
+        by_scorer = {scorer.choice: scorer.fit.signals(asked) for scorer in scorers}
+        answered = answered if old else readable
     if old:
         return answered
     if judge is not None:
@@ -205,6 +213,21 @@ def _scorable(prediction: Prediction, question: Question, old: bool) -> Scorable
     texts = () if old else tuple(candidate.text for candidate in prediction.candidates)
     asked = question.text if question.short else ""
     return Scorable(asked, request.language, request.pictures if prediction.candidates else (), texts, question.pictures)
+
+
+def _without_lost(answered: list[Prediction], asked: list[Scorable]) -> tuple[list[Prediction], list[Scorable]]:
+    """The same with a failed question where a picture cannot be read any more; it is asked again by the next run."""
+    said, left = [], []
+    for prediction, one in zip(answered, asked, strict=True):
+        try:
+            for picture in one.pictures:
+                opened(picture)
+        except PictureError as error:
+            prediction = dataclasses.replace(prediction, candidates=(), error=str(error))
+            one = dataclasses.replace(one, pictures=(), texts=())
+        said.append(prediction)
+        left.append(one)
+    return said, left
 
 
 def _judged(answered: Sequence[Prediction], chunk: Chunk, judge: Judge) -> list[Signal | None]:

@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import islice
 
 from answering.identity import digest
 from answering.picture_fit import PictureBank, PriorScorer
+from dataset.pictures import PictureError, open_picture
 from dataset.store import ImageRow, Store
 from evaluation.asking import NamedScorer
 
@@ -16,7 +18,7 @@ def with_banks(scorers: Sequence[NamedScorer], store: Store, size: int) -> list[
     """The scorers that can take a mean of pictures, with a bank of at most `size` pictures of the data; the others as they are.
 
     The pictures are drawn by a hash of their content, whatever split they are in: no reference is looked at, and each question's
-    own pictures are left out of its prior.
+    own pictures are left out of its prior. One that cannot be read has the next in its place.
     """
     rows = _drawn(store, size)
     if len(rows) < FEWEST:
@@ -33,4 +35,12 @@ def _bank(scorer: PriorScorer, rows: Sequence[ImageRow]) -> PictureBank:
 
 def _drawn(store: Store, size: int) -> list[ImageRow]:
     by_hash = sorted(store.images(), key=lambda row: digest(row.sha256))
-    return by_hash[:size]
+    return list(islice(filter(_readable, by_hash), size))
+
+
+def _readable(row: ImageRow) -> bool:
+    try:
+        open_picture(row.path)
+    except PictureError:
+        return False
+    return True

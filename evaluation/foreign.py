@@ -1,6 +1,7 @@
 """Stored answers of any tool: ours, and others by the names of their fields."""
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() in (".csv", ".tsv"):
-            found: Any = list(csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+            found: Any = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
         elif path.suffix.lower() == ".json":
             found = json.loads(text)
         else:

@@ -12,7 +12,7 @@ import pytest
 from dataset.store import Store
 from errors import TesseraError, UsageError
 from evaluation.compare import FileComparison, MetricComparison, compare_files
-from evaluation.foreign import Fields
+from evaluation.foreign import Fields, stored
 from evaluation.significance import holm
 from tests.evaluation.conftest import Written
 from tests.evaluation.planted import questions, sample, write_store
@@ -136,6 +136,12 @@ def test_other_tools_files_are_read_by_the_names_of_their_fields(written: Writte
         writer.writerow(["index", "prediction"])
         writer.writerows((record["question_id"], record["meta"]["pred"][0]) for record in records(files[1]))
     assert compared(table, files[1], written.planned.store, fields=["id=index", "answer=prediction"]).metrics == result.metrics
+
+
+def test_a_line_separator_in_a_table_ends_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes('id,text\r\n1,a\u2028b\x0cc\r\n2,"d\ne"\r\n'.encode())
+    assert stored(path, None, Fields("id", "text")).answers == {"1": "a\u2028b\x0cc", "2": "d\ne"}
 
 
 def other(path: Path, *answers: str, **fields: Any) -> Path:

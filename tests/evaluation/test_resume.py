@@ -1,10 +1,13 @@
 """What was answered is kept: a run that was killed goes on, and nothing is taken for the answer of another system or question."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from answering.pictures import opened
+from answering.protocol import Picture
 from evaluation.experiment import Experiment
 from evaluation.report.tables import remarks
 from tests.evaluation.planted import (
@@ -37,6 +40,41 @@ def test_a_killed_run_continues_and_gives_the_same_file(tmp_path: Path) -> None:
     assert scorer.scored == 40 - 8
     assert scorer.seen == 40  # in the same company as in a run that was not killed
     assert path.read_bytes() == (tmp_path / "whole" / "predictions" / "ours.jsonl").read_bytes()
+
+
+class Looking(PlantedScorer):
+    """Opens the pictures that it scores."""
+
+    def score_batch(self, pictures: Sequence[Picture], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        for picture in pictures:
+            opened(picture)
+        return super().score_batch(pictures, texts)
+
+
+def test_a_picture_that_went_when_its_question_was_answered_fails_its_questions_alone(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "data", questions(4))
+    (tmp_path / "data" / "1.png").unlink()
+    summary = run(experiment(store, tmp_path / "out"), PlantedAnswerer(by_the_book), scorer=Looking(*COLORS)).summary
+    assert summary["systems"]["ours"]["errors"] == 4
+    for row in lines(tmp_path / "out" / "predictions" / "ours.jsonl"):
+        assert ("1.png" in (row["error"] or "")) is ("-1-" in row["sample_id"])
+        assert bool(row["candidates"]) is ("-1-" not in row["sample_id"])
+        assert all("clip" in candidate for candidate in row["candidates"])
+
+
+def test_answers_that_were_scored_stay_when_their_picture_has_gone(tmp_path: Path) -> None:
+    planned = experiment(write_store(tmp_path / "data", questions(10)), tmp_path / "out")
+    path = tmp_path / "out" / "predictions" / "ours.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run(planned, PlantedAnswerer(by_the_book, dies_after=20), scorer=Looking(*COLORS))
+    before = lines(path)
+    gone = before[0]["sample_id"].split("-")[1]
+    (tmp_path / "data" / f"{gone}.png").unlink()
+    run(planned, PlantedAnswerer(by_the_book), scorer=Looking(*COLORS))
+    after = lines(path)
+    assert [row["error"] for row in after[: len(before)]] == [None] * len(before)
+    failed = {row["sample_id"] for row in after if row["error"] is not None}
+    assert failed == {row["sample_id"] for row in after[len(before) :] if row["sample_id"].split("-")[1] == gone}
 
 
 def test_a_finished_run_asks_nothing_again(tmp_path: Path) -> None:
