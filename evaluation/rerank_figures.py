@@ -44,26 +44,33 @@ def rerank_figures(rerank: RerankConfig, weighting: Weighting, scorers: Sequence
     return figures
 
 
-def candidate_figures(short: Scored, references: References, abstain_below: float | None) -> dict[str, Any]:
-    """What a choice among a system's candidates can do at all, and how far its answers can be trusted where that is known."""
+def candidate_figures(short: Scored, references: References, left_alone: np.ndarray, abstain_below: float | None) -> dict[str, Any]:
+    """What a choice among a system's candidates can do at all, and how far its answers can be trusted where that is known.
+
+    left_alone: [questions] bool, which of them the rerank leaves alone.
+    """
     if not short.predictions:
         return {}
-    figures: dict[str, Any] = {"can_change": can_change(short, references)}
+    figures: dict[str, Any] = {"can_change": can_change(short, references, left_alone)}
     if any(prediction.credibility is not None for prediction in short.predictions):
         figures["credibility"] = credibility_figures(short, abstain_below)
     return figures
 
 
-def can_change(short: Scored, references: References) -> dict[str, float]:
+def can_change(short: Scored, references: References, left_alone: np.ndarray) -> dict[str, float]:
     """Shares of the questions: with two candidates or more; where some candidate scores otherwise than the first; where one scores
-    higher."""
+    higher. Where there is a rerank also: what it leaves alone, and the last two shares without that."""
     first, best = short.scores["first"][METRIC], short.scores["oracle"][METRIC]
     lowest = np.array([min(_all(prediction, references), default=0.0) for prediction in short.predictions])
-    return {
-        "several_candidates": float(np.mean([len(prediction.candidates) > 1 for prediction in short.predictions])),
-        "score_can_change": float(np.mean((best > first) | (lowest < first))),
-        "score_can_rise": float(np.mean(best > first)),
+    change, rise = (best > first) | (lowest < first), best > first
+    shares = {
+        "several_candidates": np.array([len(prediction.candidates) > 1 for prediction in short.predictions]),
+        "score_can_change": change,
+        "score_can_rise": rise,
     }
+    if "reranked" in short.scores:
+        shares |= {"left_alone": left_alone, "rerank_can_change": change & ~left_alone, "rerank_can_rise": rise & ~left_alone}
+    return {name: float(share.mean()) for name, share in shares.items()}
 
 
 def _all(prediction: Prediction, references: References) -> list[float]:

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from answering.config import System
+from answering.guard import guarded_kind
 from answering.identity import recorded, scorer_identity
 from answering.plan import KnownPlan, save, settings_of
 from answering.rerank import Plan
 from atomic import write_json, write_text
+from dataset.sample import Language
 from evaluation.asking import NamedScorer
 from evaluation.choosing import Weighting
 from evaluation.experiment import Experiment, first_checkpoint
@@ -19,7 +23,7 @@ from evaluation.metrics.short_answers import METRIC
 from evaluation.questions import Question, references
 from evaluation.rerank_figures import candidate_figures, rerank_figures
 from evaluation.robustness import Condition, Robustness
-from evaluation.scoring import References, caption_scores, score, score_lines
+from evaluation.scoring import Cosines, References, caption_scores, score, score_lines
 from evaluation.summary import SystemResult, summarise
 from evaluation.tuning import tune
 
@@ -63,8 +67,10 @@ def conclude(experiment: Experiment, everything: Everything) -> Outcome:
         rerank=rerank_figures(experiment.rerank, weighting, scorers) if scorers or experiment.rerank.self_score else None,
         settings=settings,
     )
+    kinds = [guarded_kind(question.text, question.request.language) for question in short]
     for name, result in results.items():
-        summary["systems"][name] |= candidate_figures(result.short, known, experiment.rerank.abstain_below)
+        left_alone = np.array([kind in weighting.of(name).guard for kind in kinds], dtype=bool)
+        summary["systems"][name] |= candidate_figures(result.short, known, left_alone, experiment.rerank.abstain_below)
     write_json(experiment.out / "summary.json", summary)
     for name, result in results.items():
         lines = score_lines(questions, result.short, result.captions)
@@ -84,9 +90,14 @@ def _result(system: System, everything: Everything, known: References, scorers: 
         without_graphs=said.without_graphs,
         distinct_candidates=fmean(len(prediction.candidates) for prediction in said.predictions),
         short=score([prediction for question, prediction in pairs if question.short], known),
-        captions=caption_scores(said.questions, said.predictions, known, scorers[0].scorer.cosine_batch if scorers else None),
+        captions=caption_scores(said.questions, said.predictions, known, _cosines(scorers)),
         robustness=_robustness(said, everything.corrupted.get(system.name, {}), known),
     )
+
+
+def _cosines(scorers: Sequence[NamedScorer]) -> dict[Language, Cosines]:
+    """By language, the first scorer that reads it."""
+    return {language: one.scorer.cosine_batch for one in reversed(scorers) for language in one.languages}
 
 
 def _robustness(clean: Said, corrupted: dict[Condition, Said], known: References) -> Robustness | None:

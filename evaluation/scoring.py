@@ -4,11 +4,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from types import MappingProxyType
 
 import numpy as np
 
 from answering.protocol import Picture
 from answering.rerank import chosen_text
+from dataset.sample import Language
 from evaluation.metrics import captions
 from evaluation.metrics.cjk import HAS_CJK
 from evaluation.metrics.short_answers import METRICS, Metric, vqa_accuracy, vqa_accuracy_m4c
@@ -107,12 +109,15 @@ def _scores(predictions: Sequence[Prediction], texts: Sequence[str], references:
 
 
 def caption_scores(
-    questions: Sequence[Question], predictions: Sequence[Prediction], references: References, cosines: Cosines | None = None
+    questions: Sequence[Question],
+    predictions: Sequence[Prediction],
+    references: References,
+    cosines: Mapping[Language, Cosines] = MappingProxyType({}),
 ) -> CaptionResult:
     """Caption metrics by choice and by task and language ("caption en"), over questions that want no short answer.
 
     A language that is cut into tokens in several ways has an entry for each ("caption zh", "caption zh jieba"). A failed
-    question counts as an empty text. cosines: with them, each text has a CLIPScore too.
+    question counts as an empty text. cosines: in the languages that have them, each text has a CLIPScore too.
     """
     result = CaptionResult({}, {})
     for task, language in dict.fromkeys((q.request.task, q.request.language) for q in questions if not q.short):
@@ -121,8 +126,8 @@ def caption_scores(
             if name not in BOUNDS:
                 texts = ["" if p.error is not None else (p.choices or {})[name] for _, p in rows]
                 _add_captions(result, f"{task} {language}", name, rows, texts, references)
-                if cosines is not None:
-                    _add_clip_scores(result, f"{task} {language}", name, rows, texts, cosines)
+                if language in cosines:
+                    _add_clip_scores(result, f"{task} {language}", name, rows, texts, cosines[language])
     return result
 
 

@@ -35,6 +35,8 @@ BINARY_METRIC = "exact"
 """The 0/1 metric of McNemar's test."""
 COMPARED = ("first", "reranked")
 """Choices in which systems are compared with each other."""
+AGAINST_FIRST = ("reranked", "learned")
+"""Choices that are compared with the first candidate of the same system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,8 @@ def pairs(
     control_of: str | None,
     settings: EvalConfig,
 ) -> list[Pair]:
-    """What is compared: in each system the reranked answer with the first; each two systems in both; controls with their system.
+    """What is compared: in each system the reranked and the learned answer with the first; each two systems in first and reranked;
+    controls with their system.
 
     A group of seeds stands in the place of its members. Along a learning curve, each checkpoint is compared with the last only.
     """
@@ -222,9 +225,10 @@ def _compared(scores: Mapping[str, dict[str, Scores]], groups: Mapping[str, Sequ
 
 def _among(units: Mapping[str, dict[str, Scores]], questions: Sequence[Question], curve: bool) -> list[Pair]:
     found = [
-        Pair(f"{name}/reranked", f"{name}/first", own["reranked"], own["first"], questions)
+        Pair(f"{name}/{choice}", f"{name}/first", own[choice], own["first"], questions)
         for name, own in units.items()
-        if "reranked" in own
+        for choice in AGAINST_FIRST
+        if choice in own
     ]
     named = list(units.items())
     tested = [(named[-1], earlier) for earlier in named[:-1]] if curve else combinations(named, 2)

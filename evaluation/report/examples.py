@@ -37,7 +37,8 @@ class ShownCandidate:
 
 @dataclass(frozen=True, slots=True)
 class ShownAnswer:
-    """What a system made of a question. `answer` is its reranked one, or the first where nothing is reranked."""
+    """What a system made of a question. `answer` is its reranked one, or the first where nothing is reranked; `credibility`: how
+    likely that is right, where it is known."""
 
     system: str
     answer: str
@@ -45,6 +46,7 @@ class ShownAnswer:
     accuracy: float
     first_accuracy: float
     error: str | None
+    credibility: float | None
     candidates: tuple[ShownCandidate, ...]
 
     @property
@@ -107,7 +109,8 @@ def _answer(name: str, result: SystemResult, i: int, references: Sequence[str]) 
         )
         for place, candidate in enumerate(prediction.candidates)
     )
-    return ShownAnswer(name, texts[shown], texts["first"], accuracy[shown], accuracy["first"], prediction.error, candidates)
+    scores = accuracy[shown], accuracy["first"]
+    return ShownAnswer(name, texts[shown], texts["first"], *scores, prediction.error, prediction.credibility, candidates)
 
 
 def selection(every: Sequence[Example], limit: int) -> list[Example]:

@@ -9,14 +9,38 @@ COVERAGES = (0.5, 0.8)
 """Shares of the most credible answers whose accuracy is shown."""
 
 
+_CAN_CHANGE = {
+    "several_candidates": "% with several candidates",
+    "score_can_change": "% whose score can change",
+    "score_can_rise": "% whose score can rise",
+    "left_alone": "% the rerank leaves alone",
+    "rerank_can_change": "% whose score it can change",
+    "rerank_can_rise": "% whose score it can raise",
+}
+
+
 def can_change_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     """Shares of the questions on which a choice among the candidates can do anything."""
-    rows: list[Row] = [
-        (name, *(f"{100 * own[key]:.1f}" for key in ("several_candidates", "score_can_change", "score_can_rise")))
-        for name, figures in summary["systems"].items()
-        if (own := figures.get("can_change")) is not None
-    ]
-    return ("system", "% with several candidates", "% whose score can change", "% whose score can rise"), rows
+    found = {name: own for name, figures in summary["systems"].items() if (own := figures.get("can_change")) is not None}
+    keys = [key for key in _CAN_CHANGE if any(key in own for own in found.values())]
+    rows: list[Row] = [(name, *(f"{100 * own[key]:.1f}" if key in own else "" for key in keys)) for name, own in found.items()]
+    return ("system", *(_CAN_CHANGE[key] for key in keys)), rows
+
+
+def can_change_sentence(figures: dict[str, Any]) -> str:
+    """The same of one system in words; empty where nothing is known."""
+    own = {key: f"{100 * share:.1f} %" for key, share in figures.get("can_change", {}).items()}
+    if not own:
+        return ""
+    said = (
+        f"Another candidate would change the score of {own['score_can_change']} of the questions and raise it at {own['score_can_rise']}."
+    )
+    if "left_alone" not in own:
+        return said
+    return (
+        f"{said} The rerank leaves {own['left_alone']} alone, so it can change the score of {own['rerank_can_change']} "
+        f"and raise it at {own['rerank_can_rise']}."
+    )
 
 
 def validation_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from PIL import Image
 
 from atomic import write_text
 from dataset.store import Store
 from evaluation.categories import names
 from evaluation.experiment import Experiment
-from evaluation.report import tables
+from evaluation.report import rerank_tables, tables
 from evaluation.report.cases import write_changed
 from evaluation.report.charts import CAPTIONS, write_charts
 from evaluation.report.examples import RIGHT, Example, data_url, examples, selection, thumbnail
@@ -24,6 +25,19 @@ CHANGED = "changed"
 """Folder of the pictures whose answers the rerank changed."""
 NATIVE = ("rerank", "accuracy_by_category")
 """Charts whose figures the page draws itself, for any width and in the dark too."""
+
+
+LETTERS = 0.55
+"""On a narrow page a chart is never smaller than this: its smallest letters, of 8 points, are then 9 pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart as a data URL; least: its least width in pixels, below which it is pushed sideways."""
+
+    caption: str
+    url: str
+    least: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +74,15 @@ def write_report(outcome: Outcome, experiment: Experiment) -> Path:
     return out / "report.html"
 
 
-def _embedded(charts: Sequence[Path]) -> dict[str, str]:
-    """Caption -> the chart's file as a data URL, but for those that the page draws itself."""
-    embedded = [path for path in charts if path.stem not in NATIVE]
-    return {CAPTIONS[path.stem]: "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii") for path in embedded}
+def _embedded(charts: Sequence[Path]) -> list[Chart]:
+    """The charts' files as data URLs, but for those that the page draws itself."""
+    return [_chart(path) for path in charts if path.stem not in NATIVE]
+
+
+def _chart(path: Path) -> Chart:
+    with Image.open(path) as picture:
+        least = round(LETTERS * picture.width)
+    return Chart(CAPTIONS[path.stem], "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii"), least)
 
 
 def _template(name: str, escape: bool = True) -> Any:
@@ -89,6 +108,7 @@ def _page(summary: dict[str, Any], every: list[Example], shown: list[Example], s
         "pictures": {image: None if picture is None else data_url(picture) for image, picture in pictures.items()},
         "categories": [name for name in names() if any(example.question.category == name for example in shown)],
         "languages": sorted({example.question.request.language for example in shown}),
+        "can_change": {name: rerank_tables.can_change_sentence(figures) for name, figures in summary["systems"].items()},
         "effects": {name: figures["changed"] for name, figures in summary["systems"].items() if "changed" in figures},
     }
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from PIL import Image
 from answering.config import RerankConfig, RerankWeights
 from answering.plan import load
 from answering.protocol import Picture, Request
+from dataset.store import Store
 from errors import UsageError
 from evaluation.asking import NamedScorer
+from evaluation.bank import with_banks
 from evaluation.experiment import Experiment
 from evaluation.report.chart_style import save, style
 from evaluation.report.chart_trust import credibility
 from evaluation.report.tables import all_tables, remarks
+from evaluation.report.write import write_report
 from evaluation.run import Outcome, evaluate
 from tests.evaluation.planted import COLORS, PlantedAnswerer, PlantedScorer, always, experiment, questions, sample, write_store
 
@@ -162,6 +166,28 @@ def test_another_wording_or_bank_scores_anew(tmp_path: Path) -> None:
         assert used[0].scorer.scored == 16
 
 
+def test_a_picture_that_cannot_be_read_has_no_place_in_the_bank(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "data", questions(5))
+    (scorer,) = with_banks(scorers()[:1], store, 3)
+    assert scorer.bank is not None
+    first, *others = scorer.bank.keys
+    (tmp_path / "data" / f"{int(first, 16)}.png").write_bytes(b"no picture")
+    (again,) = with_banks(scorers()[:1], store, 3)
+    assert again.bank is not None
+    assert list(again.bank.keys[:2]) == others
+    assert len(set(again.bank.keys)) == 3
+    assert first not in again.bank.keys
+
+
+def test_captions_have_a_clip_score_in_the_languages_that_a_scorer_reads(tmp_path: Path) -> None:
+    rows = [row | {"language": "zh"} if row["sample_id"] == "test-0-caption" else row for row in questions(2) if row["task"] == "caption"]
+    planned = experiment(write_store(tmp_path / "data", rows), tmp_path / "out")
+    english = NamedScorer("english", PlantedScorer(*COLORS), "english", ("en",))
+    found = run(planned, PlantedAnswerer(always(("a blue disc", -0.1))), [english]).summary["systems"]["ours"]["captions"]["first"]
+    assert found["caption en"]["clip_score"] == pytest.approx(0.75)
+    assert "clip_score" not in found["caption zh"]
+
+
 def test_an_answerer_that_cannot_judge_is_not_asked(tmp_path: Path) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(4)), tmp_path / "out", rerank=RerankConfig(self_score=True))
     choices = run(planned, PlantedAnswerer(by_the_book)).summary["systems"]["ours"]["choices"]
@@ -212,6 +238,11 @@ def test_the_report_shows_what_can_change_first_and_where_each_number_comes_from
     outcome, _ = full
     shown = all_tables(outcome.summary)
     assert "can change anything" in next(iter(shown))
+    assert ("ours/learned", "ours/first") in {row[:2] for row in shown["Comparisons"][1]}
+    page = write_report(outcome, experiment(Store(full[1].parent / "data"), full[1], rerank=FULL)).read_text(encoding="utf-8")
+    # Of color, Chinese and counting questions the last third is left alone.
+    assert 0 < page.index("The rerank leaves 33.3 % alone") < page.index('class="bar"') < page.index("<table")
+    assert re.search(r"credibility 0\.\d\d</span>", page)
     assert len(shown["Can an answer be trusted?"][1]) == 1
     (learned,) = [row for row in shown["What the validation split said of the rerank"][1] if row[0].startswith("ours: learned")]
     assert learned[1] == "54"

@@ -1,7 +1,7 @@
 """What the validation split teaches: weights that hold on left-out questions, a guard that is lifted for a gain, calibrated trust."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from answering.protocol import Candidate, Request
 from answering.rerank import Plan
 from answering.signals import Signal
 from dataset.sample import Message
+from evaluation import tuning
 from evaluation.choosing import Weighting, chosen
 from evaluation.fitting import folds
 from evaluation.predictions import Prediction
@@ -102,6 +103,29 @@ def test_the_guard_of_several_kinds_is_held_against_holm() -> None:
     together = tune({"ours": both}, known, rerank, 4000, 0)
     assert together.common.guard == ("yes/no", "counting")
     assert {found["p_holm"] for found in together.found["guard"].values()} == {2 * alone.found["guard"]["yes/no"]["p_value"]}
+
+
+def test_a_gain_at_many_questions_about_four_pictures_lifts_no_guard() -> None:
+    """Four pictures that agree have p = .125, however many questions there are about each."""
+    rerank = RerankConfig(weights=RerankWeights(likelihood=0.2, clip=0.8))
+    asked, said = one_kind("Is it red?", 0, 40, 0, 0)
+    crowded = [dataclasses.replace(one, image_ids=(i % 4,)) for i, one in enumerate(asked)]
+    assert tune({"ours": (crowded, said)}, references(80), rerank, 400, 0).common.guard == ("yes/no", "counting")
+    assert tune({"ours": (asked, said)}, references(80), rerank, 400, 0).common.guard == ("counting",)
+
+
+def test_no_picture_is_torn_by_any_cross_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[np.ndarray] = []
+
+    def spied(groups: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        seen.append(groups)
+        return folds(groups, seed)
+
+    monkeypatch.setattr(tuning, "folds", spied)
+    tune({"ours": planted(40, 0.9)}, references(40), RerankConfig(calibration="isotonic"), 50, 0)
+    # Questions 2 i and 2 i + 1 are about one picture; whatever part is looked at, both are in it.
+    assert len(seen) > 10
+    assert all((groups[0::2] == groups[1::2]).all() for groups in seen)
 
 
 def test_guarded_questions_have_no_say_in_the_weights() -> None:
@@ -200,4 +224,11 @@ def test_what_can_change_is_counted_by_the_candidates() -> None:
     ]
     questions = [question(i) for i in range(4)]
     scored = score(chosen(questions, said, Plan(), 0), references(4))
-    assert can_change(scored, references(4)) == {"several_candidates": 0.75, "score_can_change": 0.5, "score_can_rise": 0.25}
+    assert can_change(scored, references(4), np.array([False, True, False, False])) == {
+        "several_candidates": 0.75,
+        "score_can_change": 0.5,
+        "score_can_rise": 0.25,
+        "left_alone": 0.25,
+        "rerank_can_change": 0.25,
+        "rerank_can_rise": 0.25,
+    }

@@ -99,8 +99,14 @@ def test_an_answer_that_is_not_trusted_is_not_given(run: Run, experiment: Path) 
     assert (before[0], "holds no credibility for this system" in before[2]) == (2, True)
     write_store(experiment / "data/trial", questions(2) + questions(6, "validation"))
     with pytest.raises(SystemExit) as ended:
-        cli.run(eval_rerank.main, eval_rerank.parser, ["--config", "trial.yaml", "rerank.tune=true", "eval.bootstrap=100"])
+        cli.run(
+            eval_rerank.main,
+            eval_rerank.parser,
+            ["--config", "trial.yaml", "rerank.tune=true", "eval.bootstrap=100", "--abstain-below", "0.4"],
+        )
     assert ended.value.code == 0
+    summary = json.loads((experiment / "results/trial/summary.json").read_text(encoding="utf-8"))
+    assert {own["credibility"]["abstaining"]["below"] for own in summary["systems"].values()} == {0.4}
     run.capsys.readouterr()
     try:
         given, withheld = run(*asked, "--abstain-below", "0"), run(*asked, "--abstain-below", "1")
