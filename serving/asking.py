@@ -13,6 +13,7 @@ from answering.replies import Reply, question_request
 from serving.engine import Ask
 from serving.failures import ServiceError
 from serving.service import Service
+from serving.texts import checked
 
 EXAMPLE: dict[str, Any] = {
     "status": "success",
@@ -65,7 +66,7 @@ def router(service: Service) -> APIRouter:
         rerank: Annotated[bool | None, Form(description="Whether CLIP has a say; where it is loaded, yes", examples=[True])] = None,
     ) -> Any:
         engine = service.ready()
-        text = checked_text(service, question, "question")
+        text = checked(question, "question", service.settings.max_question)
         decoding = _decoding(service, k)
         if rerank and engine.reranker is None:
             raise ServiceError(422, "rerank: nothing here scores candidates (rerank.clip is null)", "no_reranker")
@@ -82,15 +83,6 @@ def router(service: Service) -> APIRouter:
         return JSONResponse(answer, headers={"X-Cache": "miss"})
 
     return routes
-
-
-def checked_text(service: Service, text: str, name: str) -> str:
-    """The text without blanks around it. Raises ServiceError 422 when it is empty or too long."""
-    text = text.strip()
-    if not text or len(text) > service.settings.max_question:
-        found = f"found {len(text)}"
-        raise ServiceError(422, f"{name}: expected 1 to {service.settings.max_question} characters, {found}", "text_length")
-    return text
 
 
 def body(reply: Reply) -> dict[str, Any]:

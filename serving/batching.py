@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Job(Generic[T]):
-    """A request on its way. Jobs with equal `key` can be answered together.
+    """A request on its way. Jobs with equal `key` can be answered together. told: whether something was put for its client.
 
     Used as a context: whoever leaves it does not wait any more, and the job leaves the queue or its batch.
     """
@@ -33,11 +33,13 @@ class Job(Generic[T]):
     batcher: "Batcher[T]"
     arrived: float = field(default_factory=time.monotonic)
     abandoned: bool = False
+    told: bool = False
     _events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def put(self, event: object) -> None:
         """Something that the client waits for; from any thread."""
+        self.told = True
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def fail(self, error: BaseException) -> None:
@@ -124,13 +126,10 @@ class Batcher(Generic[T]):
 
     async def run(self) -> None:
         """Work until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             batch = await self._next()
             begun, self._running = time.monotonic(), len(batch)
-            working = loop.run_in_executor(self.thread, self.work, batch)
-            await asyncio.wait([working])
-            self._finish(batch, working.exception())
+            await self._answer(batch)
             self._seconds, self._running, self._expected = time.monotonic() - begun, 0, len(batch)
             if self.on_batch is not None:
                 self.on_batch(len(batch), self._seconds)
@@ -160,11 +159,23 @@ class Batcher(Generic[T]):
                 # None of those that were expected came; the next turn of the loop takes what is there.
                 continue
 
-    def _finish(self, batch: Sequence[Job[T]], error: BaseException | None) -> None:
-        """Tell the clients of a batch that nothing more comes, and what it failed with, whatever that was: they wait for it."""
+    async def _answer(self, batch: Sequence[Job[T]]) -> None:
+        """Work on a batch, then tell its clients that nothing more comes, and what it failed with, whatever that was: they wait.
+
+        Where a batch of several fails, each that heard nothing yet is answered alone: what one asks must not spoil it for others.
+        """
+        working = asyncio.get_running_loop().run_in_executor(self.thread, self.work, batch)
+        await asyncio.wait([working])
+        error, alone = working.exception(), []
         if error is not None:
             log.error("a batch of %d failed: %s: %s", len(batch), type(error).__name__, error, exc_info=error)
+            alone = [job for job in batch if not job.told] if len(batch) > 1 else []
         for job in batch:
+            if job in alone:
+                continue
             if error is not None:
                 job.fail(error)
             job.put(_Done())
+        for job in alone:
+            if not job.abandoned:
+                await self._answer([job])

@@ -113,11 +113,11 @@ def router(service: Service) -> APIRouter:
         completion = Completion(
             asked.model, asked.n or 1, bool(asked.logprobs), bool(asked.stream_options and asked.stream_options.include_usage)
         )
-        turns = [_texts(service, turn) for turn in asked.messages]
-        found = [[await _bytes(service, part) for part in _images(turn)] for turn in asked.messages]
+        turns, addresses = [_texts(service, turn) for turn in asked.messages], [_images(turn) for turn in asked.messages]
+        if (number := sum(map(len, addresses))) > service.settings.max_pictures:
+            raise ServiceError(422, f"messages: at most {service.settings.max_pictures} pictures, found {number}", "pictures")
+        found = [[await _bytes(service, address) for address in group] for group in addresses]
         data = [one for group in found for one in group]
-        if len(data) > service.settings.max_pictures:
-            raise ServiceError(422, f"messages: at most {service.settings.max_pictures} pictures, found {len(data)}", "pictures")
         repeatable = decoding.mode == "greedy" or asked.seed is not None
         key = "chat", tuple(turns), tuple(tuple(hashlib.sha256(one).digest() for one in group) for group in found), decoding, asked.seed
         known = service.cache.get(key) if repeatable else None

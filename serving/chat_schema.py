@@ -3,8 +3,12 @@ supported is refused, not ignored."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from serving.texts import whole
+
+MAX_TURNS, MAX_PARTS = 256, 64
+"""Most turns of a conversation, and most parts of a turn: what is larger is refused before anything of it is looked at."""
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 EXAMPLE: dict[str, Any] = {
     "model": "tiny",
@@ -22,6 +26,9 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
+Text = Annotated[str, AfterValidator(whole)]
+
+
 class Strict(BaseModel):
     """Unknown keys are errors."""
 
@@ -32,7 +39,7 @@ class TextPart(Strict):
     """Text of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Address(Strict):
@@ -56,7 +63,7 @@ class ChatMessage(Strict):
     """A turn. Pictures may stand in the user's only; the model sees those of a turn in front of its text."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
+    content: Text | Annotated[list[Part], Field(max_length=MAX_PARTS)]
 
 
 class StreamOptions(Strict):
@@ -71,7 +78,7 @@ class ChatRequest(Strict):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
 
     model: str
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_TURNS)]
     n: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None

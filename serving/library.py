@@ -9,11 +9,11 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from errors import TesseraError
-from serving.asking import checked_text
 from serving.failures import ServiceError
 from serving.search.index import PictureIndex
 from serving.search.table import Found
 from serving.service import Service
+from serving.texts import checked
 
 PICTURE_ID = "3f786850e387550fdab836ed7e6dc881de23001b9a2d4f5b8c3e6f7a8b9c0d1e"
 
@@ -78,7 +78,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/text2image_search", summary="Find pictures by a text", response_model=ResultsBody, openapi_extra=either)
     async def search(http: Request) -> Any:
         library, asked = _library(service), await _read(http)
-        text = checked_text(service, asked.text_query, "text_query")
+        text = checked(asked.text_query, "text_query", service.settings.max_question)
         if asked.top_k > service.settings.max_results:
             raise ServiceError(422, f"top_k: at most {service.settings.max_results}, found {asked.top_k}", "top_k")
         found = await service.in_library(_results, library, text, asked.top_k)

@@ -153,6 +153,27 @@ def test_a_batch_that_fails_tells_its_clients_and_the_next_is_answered() -> None
     run(scenario)
 
 
+def test_what_spoils_a_batch_spoils_it_for_nobody_else() -> None:
+    async def scenario(batcher: Batcher[str], worker: Worker) -> None:
+        first = await hold(batcher, worker)
+        told, bad, other = (batcher.submit("key", name) for name in ("a", "bad", "c"))
+        with batcher.submit("key", "leaves") as left:
+            worker.let.set()
+            await first.result()
+            while len(worker.batches) < 2:
+                await asyncio.sleep(0)
+        assert left.abandoned
+        assert (await told.result(), await other.result()) == ("A", "C")
+        with pytest.raises(ValueError, match="a bad one"):
+            await bad.result()
+
+    # Who was told something is not asked about again, nor who has left.
+    assert [sorted(batch) for batch in run(scenario).batches] in (
+        [["first"], ["a", "bad", "c", "leaves"], ["bad"], ["c"]],
+        [["first"], ["a", "bad", "c", "leaves"], ["bad"], ["c"], ["leaves"]],
+    )
+
+
 def test_whatever_a_batch_fails_with_is_told_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Odd(BaseException):
         """Not even an Exception."""
