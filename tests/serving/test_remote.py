@@ -9,16 +9,26 @@ import pytest
 
 from serving.failures import ServiceError
 from serving.remote import fetch, is_public
-from tests.serving.conftest import PATIENCE
+from tests.serving.conftest import PATIENCE, wait_for
 
 HOSTS = ("pictures.example", "other.example")
+
+
+hung_up: set[str] = set()
+"""Paths at which the client did not wait for the end."""
 
 
 class Site(BaseHTTPRequestHandler):
     """A host that answers, leads elsewhere, sends without end, or never."""
 
     def do_GET(self) -> None:
-        places = {"/away": "http://evil.example/x", "/inside": "http://other.example/x", "/round": "/round", "/file": "file:///etc/passwd"}
+        places = {
+            "/away": "http://evil.example/x",
+            "/inside": "http://other.example/x",
+            "/round": "/round",
+            "/file": "file:///etc/passwd",
+            "/none": "http://[",
+        }
         if self.path in places:
             self.send_response(302)
             self.send_header("Location", places[self.path])
@@ -28,6 +38,9 @@ class Site(BaseHTTPRequestHandler):
         if self.path == "/missing":
             self.send_error(404)
             return
+        if self.path in ("/drip/head", "/drip/body"):
+            self.drip()
+            return
         if self.path == "/never":
             threading.Event().wait(2)
             return
@@ -35,6 +48,17 @@ class Site(BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
         self.wfile.write(body)
+
+    def drip(self) -> None:
+        """Byte by byte, so that no single one is late; whole after a while."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n" + (b"A: " if self.path.endswith("head") else b"\r\n"))
+        try:
+            for _ in range(400):
+                self.wfile.write(b"x")
+                threading.Event().wait(0.05)
+            self.wfile.write(b"\r\n\r\n")
+        except OSError:
+            hung_up.add(self.path)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
@@ -76,7 +100,13 @@ def test_only_hosts_that_were_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "inside", ["127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "::1", "fd00::1", "::ffff:10.0.0.1", "0.0.0.0"]
+    "inside",
+    [
+        *("127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "192.0.0.8", "224.0.0.1", "0.0.0.0"),
+        *("::1", "fd00::1", "fe80::1", "fec0::1", "ff0e::1", "::", "4000::1"),
+        # Addresses of IPv4 in those of IPv6: mapped, compatible, NAT64, 6to4, Teredo.
+        *("::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::169.254.169.254", "2002:7f00:1::", "2001:0:7f00:1::"),
+    ],
 )
 def test_a_name_that_leads_into_a_private_network_is_refused(port: int, inside: str) -> None:
     assert not is_public(inside)
@@ -84,12 +114,13 @@ def test_a_name_that_leads_into_a_private_network_is_refused(port: int, inside: 
 
 
 def test_addresses_of_the_open_internet_are_public() -> None:
-    assert is_public("8.8.8.8") and is_public("2606:4700::1111")
+    assert is_public("8.8.8.8") and is_public("2606:4700::1111") and is_public("::ffff:8.8.8.8")
 
 
 def test_redirects_are_checked_like_the_first_address(port: int) -> None:
     assert refused(port, "/away")[0] == 403
     assert refused(port, "/file")[0] == 422
+    assert refused(port, "/none") == (422, "image_url: it leads to what is not an address")
     names: list[str] = []
 
     def addresses(host: str, _: int) -> list[str]:
@@ -105,6 +136,13 @@ def test_what_is_too_large_or_too_slow_or_not_there_is_refused(port: int) -> Non
     assert refused(port, "/large")[0] == 413
     assert refused(port, "/never", seconds=0.2) == (422, "image_url: pictures.example: it cannot be reached, or not in time")
     assert refused(port, "/missing") == (422, "image_url: pictures.example: it answers 404")
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_time_is_up_also_where_every_byte_comes_in_time(port: int, part: str) -> None:
+    status, said = refused(port, f"/drip/{part}", seconds=0.3)
+    assert status == 422 and "in time" in said
+    wait_for(lambda: f"/drip/{part}" in hung_up)
 
 
 def test_a_name_that_nobody_knows_is_refused(port: int) -> None:
