@@ -18,7 +18,7 @@ DESCRIPTION = "Ask a vision-language model about pictures, and search pictures. 
 
 
 class Health(BaseModel):
-    """Whether requests are answered, and with what."""
+    """Whether requests are answered, and with what. image_library_size: null where the index cannot be read now."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -39,7 +39,7 @@ class Health(BaseModel):
     status: str
     vqa_model_loaded: bool
     clip_model_loaded: bool
-    image_library_size: int
+    image_library_size: int | None
     device: str | None
     gpu_memory_allocated_gb: float
     gpu_memory_reserved_gb: float

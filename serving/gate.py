@@ -27,6 +27,9 @@ OPEN_PATHS = frozenset({"/health"})
 GONE = 499
 """Status in log and metrics of a request whose client hung up."""
 
+UTF8 = re.compile(rb"^(?!.*charset.*charset).*;\s*charset=\"?utf-8\"?\s*(;|$)")
+"""How a form's type names its character set, where it does."""
+
 LINGER = 5.0
 """Seconds after its deadline in which a streamed response must be read."""
 
@@ -93,6 +96,10 @@ class Gate:
             given = _digest(headers.get(b"authorization", b""))
             if not hmac.compare_digest(given, self.token):
                 raise ServiceError(401, "a valid bearer token is needed", "token", headers={"WWW-Authenticate": "Bearer"})
+        kind = headers.get(b"content-type", b"").lower()
+        if kind.startswith(b"multipart/") and b"charset" in kind and not UTF8.search(kind):
+            # Some of Python's other codecs take minutes for a megabyte.
+            raise ServiceError(415, "a form is expected in UTF-8", "charset")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.settings.max_bytes:
             raise self._too_large()

@@ -3,24 +3,23 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
-import anyio.to_thread
-from anyio import CapacityLimiter
 from PIL import Image
 
 from dataset.pictures import PictureError, open_picture
 from serving.failures import ServiceError
-
-T = TypeVar("T")
 
 TYPES = "JPEG, PNG, WebP, GIF or BMP"
 """What is taken for a picture, in words."""
 
 DECODERS = 4
 """Pictures decoded at the same time."""
+
+MAX_SCANS = 64
+"""Most scans of a JPEG: encoders write about ten, and each of thousands in a few kilobytes costs a pass over the whole picture."""
 
 
 def has_picture_type(data: bytes) -> bool:
@@ -54,6 +53,9 @@ def _measure(data: bytes, max_pixels: int) -> int:
     """Pixels of a picture, from its head alone. Raises ServiceError as `read` does."""
     if not has_picture_type(data):
         raise ServiceError(415, f"a picture is expected: {TYPES}", "picture_type")
+    # In what is coded these two bytes never follow each other, so that a scan cannot hide.
+    if data.startswith(b"\xff\xd8") and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ServiceError(422, f"the picture has {scans:,} scans, at most {MAX_SCANS} are read", "picture_damaged")
     width, height = _size(data)
     if width * height > max_pixels:
         message = f"the picture has {width} x {height} pixels, at most {max_pixels:,} are allowed"
@@ -82,28 +84,35 @@ class Decoder:
     def __init__(self, max_pixels: int, room: int):
         self.max_pixels = max_pixels
         self.room = self.free = max(room, max_pixels)
-        self._threads = CapacityLimiter(DECODERS)
+        self._threads = ThreadPoolExecutor(DECODERS, "pictures")
         self._freed = asyncio.Condition()
+        self._freeing: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def decoded(self, pictures: list[bytes]) -> AsyncIterator[list[Image.Image]]:
         """The pictures of one request, which stand in memory while the context is open. Raises ServiceError as `read`."""
-        pixels = sum([await self._run(_measure, data) for data in pictures])
+        loop = asyncio.get_running_loop()
+        pixels = sum([await loop.run_in_executor(self._threads, _measure, data, self.max_pixels) for data in pictures])
         if pixels > self.room:
             message = f"the pictures of one request have {pixels:,} pixels together, at most {self.room:,} are allowed"
             raise ServiceError(413, message, "picture_too_large")
         async with self._freed:
             await self._freed.wait_for(lambda: pixels <= self.free)
             self.free -= pixels
+        reading = [self._threads.submit(read, data, self.max_pixels) for data in pictures]
         try:
-            yield [await self._run(read, data) for data in pictures]
+            yield [await asyncio.wrap_future(one) for one in reading]
         finally:
-            await asyncio.shield(self._free(pixels))
+            # A decoder cannot be stopped: where the client has left, its pixels stand in memory until it is done.
+            running = [one for one in reading if not one.cancel() and not one.done()]
+            freeing = asyncio.create_task(self._free(pixels, running))
+            self._freeing.add(freeing)
+            freeing.add_done_callback(self._freeing.discard)
+            if not running:
+                await asyncio.shield(freeing)
 
-    async def _free(self, pixels: int) -> None:
+    async def _free(self, pixels: int, running: Sequence[Future[Image.Image]]) -> None:
+        await asyncio.gather(*map(asyncio.wrap_future, running), return_exceptions=True)
         async with self._freed:
             self.free += pixels
             self._freed.notify_all()
-
-    async def _run(self, function: Callable[[bytes, int], T], data: bytes) -> T:
-        return await anyio.to_thread.run_sync(function, data, self.max_pixels, limiter=self._threads)

@@ -1,6 +1,7 @@
 """The server process: listens, loads, answers until it is told to stop, and finishes what it has accepted."""
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from errors import TesseraError, UsageError
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.engine import Engine, Plan
+from serving.gate import LINGER
 from serving.search.index import PictureIndex
 from serving.service import Service
 
@@ -58,6 +60,16 @@ def listen(settings: ServeConfig) -> socket.socket:
         raise UsageError(f"serve.host, serve.port: cannot listen on {settings.host} port {settings.port} ({error.strerror})") from error
 
 
+def server_config(service: Service) -> uvicorn.Config:
+    """How a service is served. Once it is told to stop, it waits no longer than any request may take: a client that does not read
+    its answer would hold it for ever."""
+    longest = math.ceil(service.settings.deadline_seconds + LINGER)
+    return uvicorn.Config(
+        create_app(service), lifespan="on", log_config=None, access_log=False, server_header=False, ws="none",
+        timeout_graceful_shutdown=longest,
+    )  # fmt: skip
+
+
 def serve(
     settings: ServeConfig, plan: Plan, open_library: Callable[[], PictureIndex] | None = None, load: Callable[[Plan], Engine] = Engine.load
 ) -> None:
@@ -66,8 +78,7 @@ def serve(
     listening = listen(settings)
     host, port = listening.getsockname()[:2]
     service = Service(settings, plan, load, open_library, token)
-    config = uvicorn.Config(create_app(service), lifespan="on", log_config=None, access_log=False, server_header=False, ws="none")
-    server = Server(config)
+    server = Server(server_config(service))
     service.on_failure = lambda: setattr(server, "should_exit", True)
     print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port} (the models are being loaded)", flush=True)
     if token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import anyio.to_thread
 import torch
-from anyio import CapacityLimiter
 
+from dataset.pictures import PictureError
 from errors import TesseraError
 from serving.batching import Batcher, Job
 from serving.cache import Cache
@@ -52,7 +52,7 @@ class Service:
     def __post_init__(self) -> None:
         settings = self.settings
         self.cache: Cache[Any] = Cache(int(settings.cache_mib * 2**20))
-        self._search = CapacityLimiter(1)
+        self._search = ThreadPoolExecutor(1, "search")
         self.decoder = Decoder(settings.max_pixels, PICTURES_AT_ONCE * settings.max_pixels)
         self.batcher: Batcher[Task] = Batcher(
             self._work,
@@ -98,11 +98,15 @@ class Service:
         return self.batcher.submit(self.ready().key(task), task)
 
     async def in_library(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Something done to the library in a thread, one at a time. Raises ServiceError 422 for what it refuses."""
+        """Something done to the library in a thread, one at a time. Raises ServiceError: 422 for a picture that it refuses, 503 where
+        the index itself cannot be read or written."""
         try:
-            return await anyio.to_thread.run_sync(work, *arguments, limiter=self._search)
+            return await asyncio.get_running_loop().run_in_executor(self._search, work, *arguments)
+        except PictureError as error:
+            raise ServiceError(422, str(error), "picture_damaged") from error
         except TesseraError as error:
-            raise ServiceError(422, str(error), "search") from error
+            log.error("the picture search failed: %s", error)
+            raise ServiceError(503, "the picture search is not available; the server's log says why", "search") from error
 
     async def health(self) -> dict[str, object]:
         """What /health says."""
@@ -111,11 +115,18 @@ class Service:
             "status": "ok" if engine is not None else "loading",
             "vqa_model_loaded": engine is not None,
             "clip_model_loaded": engine is not None and engine.reranker is not None and bool(engine.reranker.scorers),
-            "image_library_size": 0 if self.library is None else await self.in_library(len, self.library),
+            "image_library_size": 0 if self.library is None else await self._library_size(self.library),
             "device": engine.device if engine is not None else None,
             "gpu_memory_allocated_gb": torch.cuda.memory_allocated() / 2**30 if cuda else 0.0,
             "gpu_memory_reserved_gb": torch.cuda.memory_reserved() / 2**30 if cuda else 0.0,
         }
+
+    async def _library_size(self, library: PictureIndex) -> int | None:
+        """None where the index cannot be read: the questions are answered all the same."""
+        try:
+            return await self.in_library(len, library)
+        except ServiceError:
+            return None
 
     async def _work_on(self) -> None:
         """Load, then answer until cancelled."""

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,9 +23,9 @@ from PIL import Image
 from answering.config import CheckpointSystem, RerankConfig
 from answering.protocol import Answer, Candidate, Decoding, Description, Request
 from dataset.processor import Processor
-from serving.app import create_app
 from serving.config import ServeConfig
 from serving.engine import Engine, Plan
+from serving.run import server_config
 from serving.service import Service
 from tests.untrained import write_checkpoint
 
@@ -89,11 +90,12 @@ def serving(
     plan = plan or Plan("planted", system, Path("none"), Path("none"), RerankConfig(), Decoding(mode="greedy", k=1))
     chosen = ServeConfig(**{"port": 0, "max_wait_ms": 0.0, **settings})
     service = Service(chosen, plan, load=load or (lambda plan: Engine(plan, planted, None)), token=token)
-    server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, lifespan="on", log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run, daemon=True)
+    server = uvicorn.Server(server_config(service))
+    listening = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
     wait_for(lambda: server.started and (load is not None or service.engine is not None))
-    port = server.servers[0].sockets[0].getsockname()[1]
+    port = listening.getsockname()[1]
     try:
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, limits=httpx2.Limits(max_connections=100)) as client:
             yield client, service

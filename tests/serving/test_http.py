@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 
+from errors import TesseraError
 from serving.engine import Engine
 from tests.serving.conftest import PATIENCE, Planted, ask, picture, serving, wait_for
 
@@ -304,6 +305,77 @@ def test_every_route_shows_examples(planted: Planted) -> None:
     assert found["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
     form = schemas[found["paths"]["/vqa"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"].rsplit("/", 1)[1]]
     assert {name for name, field in form["properties"].items() if "examples" in json.dumps(field)} == {"question", "k", "rerank"}
+
+
+def chat_about(*turns: object) -> dict[str, object]:
+    return {"model": "planted", "messages": [{"role": "user", "content": turn} for turn in turns]}
+
+
+ADDRESS = {"type": "image_url", "image_url": {"url": "no address"}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (chat_about("half \ud800 a character"), "one half of a surrogate pair"),
+        (chat_about([{"type": "text", "text": "\udfff"}]), "one half of a surrogate pair"),
+        (chat_about(*["x"] * 257), "at most 256"),
+        (chat_about([{"type": "text", "text": "x"}] * 65), "at most 64"),
+        (chat_about([ADDRESS] * 5, [ADDRESS] * 5), "at most 8 pictures, found 10"),
+    ],
+)
+def test_a_conversation_over_a_limit_is_refused_before_its_pictures_are_looked_at(
+    planted: Planted, asked: dict[str, object], said: str
+) -> None:
+    with serving(planted) as (client, _):
+        found = client.post("/v1/chat/completions", content=json.dumps(asked), headers={"Content-Type": "application/json"})
+    assert found.status_code == 422
+    assert said in found.json()["error"]["message"]
+    assert planted.calls == []
+
+
+@pytest.mark.parametrize("charset", ["punycode", '"unicode_escape"', "utf-8; charset=punycode"])
+def test_a_form_in_a_character_set_that_takes_minutes_is_refused(planted: Planted, charset: str) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="question"\r\n\r\na-9z9z\r\n--b--\r\n'
+    with serving(planted) as (client, _):
+        found = client.post("/vqa", content=part, headers={"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"})
+        utf8 = client.post("/vqa", content=part, headers={"Content-Type": "multipart/form-data; charset=UTF-8; boundary=b"})
+    assert (found.status_code, found.json()["error"]["code"]) == (415, "charset")
+    assert utf8.json()["error"]["message"] == "image: field required"
+
+
+def test_a_client_that_does_not_read_does_not_hold_the_server(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.gate.LINGER", 0.1)
+    monkeypatch.setattr("serving.run.LINGER", 0.1)
+    monkeypatch.setattr(planted, "stream", lambda *_: (f"{i} " * 500_000 for i in range(40)))
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with serving(planted, deadline_seconds=1.0) as (client, service):
+            deaf.connect((client.base_url.host, client.base_url.port or 80))
+            body = json.dumps(CHAT).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            deaf.sendall(head.encode() + body)
+            wait_for(lambda: service.in_progress == 1)
+            wait_for(lambda: service.in_progress == 0)
+        # Leaving the context ends the server, and fails where it does not end.
+
+
+def test_an_index_that_cannot_be_read_is_the_servers_failure_and_questions_are_answered(planted: Planted) -> None:
+    class Broken:
+        def __len__(self) -> int:
+            raise TesseraError("/home/someone/index: gone")
+
+        def search_text(self, *_: object) -> None:
+            raise TesseraError("/home/someone/index: gone")
+
+    with serving(planted) as (client, service):
+        service.library = Broken()  # type: ignore[assignment]
+        health = client.get("/health")
+        found = client.post("/text2image_search", json={"text_query": "red"})
+        assert ask(client, "red").status_code == 200
+    assert (health.status_code, health.json()["image_library_size"]) == (200, None)
+    assert (found.status_code, found.json()["error"]["code"]) == (503, "search")
+    assert "someone" not in found.text
 
 
 CHAT = {"model": "planted", "messages": [{"role": "user", "content": "Say it."}], "stream": True}

@@ -4,13 +4,15 @@ import asyncio
 import base64
 import io
 import struct
+import threading
 import zlib
 
 import pytest
 from PIL import Image
 
+from serving import pictures
 from serving.failures import ServiceError
-from serving.pictures import Decoder, from_data_url, read
+from serving.pictures import DECODERS, MAX_SCANS, Decoder, from_data_url, read
 from tests.serving.conftest import PATIENCE, picture
 
 
@@ -49,6 +51,15 @@ def test_truncated_files_are_damaged(kind: str, kept: float) -> None:
     assert refused(whole[: int(kept * len(whole)) if kept < 1 else int(kept)]) == (422, "picture_damaged")
 
 
+def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded() -> None:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(picture(size=(64, 64)))).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    assert read(whole, 10_000).size == (64, 64)
+    assert refused(whole[:-2] + MAX_SCANS * last + b"\xff\xd9") == (422, "picture_damaged")
+
+
 def test_a_data_url_holds_a_picture() -> None:
     text = base64.b64encode(picture()).decode()
     assert from_data_url(f"data:image/png;base64,{text}") == picture()
@@ -84,6 +95,39 @@ def test_pictures_beyond_the_room_wait_until_others_are_done() -> None:
         return seen
 
     assert asyncio.run(scenario()) == ["first", "let", "second"]
+
+
+def test_room_comes_back_only_when_a_decoder_that_nobody_waits_for_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    let, begun = threading.Event(), threading.Semaphore(0)
+
+    def slow(data: bytes, max_pixels: int) -> Image.Image:
+        begun.release()
+        assert let.wait(PATIENCE)
+        return read(data, max_pixels)
+
+    monkeypatch.setattr(pictures, "read", slow)
+
+    async def scenario() -> None:
+        decoder = Decoder(1200, 1200 * (DECODERS + 2))
+
+        async def one() -> None:
+            async with decoder.decoded([picture()]):
+                raise AssertionError("it was decoded")
+
+        tasks = [asyncio.create_task(one()) for _ in range(DECODERS + 2)]
+        while decoder.free:
+            await asyncio.sleep(0.001)
+        assert all([await asyncio.to_thread(begun.acquire, timeout=PATIENCE) for _ in range(DECODERS)])
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert decoder.free == 2 * 1200, "of those that had not been begun"
+        let.set()
+        while decoder.free < 1200 * (DECODERS + 2):
+            await asyncio.sleep(0.001)
+        assert not begun.acquire(blocking=False), "nothing is begun for who has left"
+
+    asyncio.run(scenario())
 
 
 def test_room_comes_back_from_pictures_that_are_damaged() -> None:
