@@ -185,7 +185,7 @@ def _guarded(rows: Sequence[Case], groups: np.ndarray, plan: Plan, resamples: in
     own = {kind: np.array([case.kind == kind for case in rows]) for kind in plan.guard}
     gains = {kind: _gain(reranked[at], first[at], groups[at], resamples, seed) for kind, at in own.items() if at.any()}
     adjusted = dict(zip(gains, holm([gain.p_value for gain in gains.values()]), strict=True))
-    found = {
+    found: dict[str, Any] = {
         kind: {
             "questions": int(own[kind].sum()),
             "gain": gain.difference,
