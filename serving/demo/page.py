@@ -15,10 +15,12 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
+from answering.replies import Reply
 from dataset.pictures import PictureError, open_picture
 from errors import TesseraError
 from serving.demo.talk import Talker, Turn, rows
 from serving.search.index import PictureIndex
+from serving.search.table import Found
 from visual.clip import ClipScorer
 
 LANGUAGES = {"English": "en", "中文": "zh"}
@@ -92,9 +94,7 @@ class Page:
             status = gr.Markdown(elem_id="status", visible=True)
             with gr.Row():
                 with gr.Column(scale=2, min_width=280):
-                    picture = self._add(
-                        gr.Image(type="filepath", height=320, sources=["upload", "clipboard"], elem_id="picture"), label="picture"
-                    )
+                    picture = self._add(_picture_box(), label="picture")
                     if self.parts.examples:
                         gr.Examples([[str(path)] for path in self.parts.examples], picture, label="Examples / 示例", cache_examples=False)
                 with gr.Column(scale=5):
@@ -141,11 +141,10 @@ class Page:
         with self._add(gr.Tab(), label="compare_tab"):
             question = self._add(gr.Textbox(elem_id="compared_question"), label="question", placeholder="question_hint")
             button = self._add(gr.Button(variant="primary", elem_id="compare"), value="compare")
-            names = [one.name if isinstance(one, Talker) else "–" for one in (self.parts.talker, self.parts.other)]
             with gr.Row():
-                answers = [gr.Textbox(label=name, interactive=False, elem_id=f"answer_{i}") for i, name in enumerate(names)]
+                answers = [gr.Textbox(label=name, interactive=False, elem_id=f"answer_{i}") for i, name in enumerate(self._names())]
             with gr.Row():
-                tables = [self._add(_empty_table(f"compared_{i}"), label="candidates") for i in range(len(names))]
+                tables = [self._add(_empty_table(f"compared_{i}"), label="candidates") for i in range(len(answers))]
         button.click(self.compare, [picture, question, language], [*answers, *tables, status])
         for table in tables:
             language.change(_framed, [table, language], table)
@@ -183,9 +182,7 @@ class Page:
             yield _chat(turns), turns, gr.skip(), question, _sentence(error, language)
             return
         done = [*turns, (question, answered.chosen)]
-        of = words(LANGUAGES[language])
-        trusted = "" if answered.credibility is None else of["credibility"].format(share=f"{answered.credibility:.0%}")
-        yield _chat(done), done, _framed(_table(rows(answered)), language), "", trusted
+        yield _chat(done), done, _framed(_table(rows(answered)), language), "", _trust(answered, language)
 
     def caption(self, picture: str | None, turns: list[Turn], language: str) -> Iterator[tuple[Any, ...]]:
         """The same for a description, which has no candidates."""
@@ -211,7 +208,9 @@ class Page:
             answered = [talker.ask(path, [], question) for talker in talkers if talker is not None]
         except TesseraError as error:
             return "", "", gr.skip(), gr.skip(), _sentence(error, language)
-        return *(one.chosen for one in answered), *(_framed(_table(rows(one)), language) for one in answered), ""
+        tables = [_framed(_table(rows(one)), language) for one in answered]
+        trusted = [f"{name}: {said}" for name, one in zip(self._names(), answered, strict=True) if (said := _trust(one, language))]
+        return *(one.chosen for one in answered), *tables, "  \n".join(trusted)
 
     def search_text(self, text: str, language: str) -> tuple[Any, str]:
         """Gallery and status."""
@@ -219,7 +218,7 @@ class Page:
             index = self._index()
             if not text.strip():
                 raise PageError("no_text")
-            return _gallery(index, index.search_text(text, FOUND)), ""
+            return _gallery(index, index.search_text(text, FOUND), language)
         except TesseraError as error:
             return [], _sentence(error, language)
 
@@ -227,7 +226,7 @@ class Page:
         """Gallery and status."""
         try:
             index = self._index()
-            return _gallery(index, index.search_picture(_picture(picture), FOUND)), ""
+            return _gallery(index, index.search_picture(_picture(picture), FOUND), language)
         except TesseraError as error:
             return [], _sentence(error, language)
 
@@ -243,6 +242,10 @@ class Page:
             return dict(zip(named, self.parts.scorer.probabilities(path, named), strict=True)), ""
         except TesseraError as error:
             return None, _sentence(error, language)
+
+    def _names(self) -> list[str]:
+        """What the two systems are called."""
+        return [one.name if isinstance(one, Talker) else "–" for one in (self.parts.talker, self.parts.other)]
 
     def _talker(self) -> Talker:
         if isinstance(self.parts.talker, str):
@@ -320,8 +323,29 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _gallery(index: PictureIndex, found: Sequence[Any]) -> list[tuple[Any, str]]:
-    return [(index.thumbnail(one, 360), f"{one.score:.3f}  {_short(one.path.name if one.path else one.id[:12])}") for one in found]
+def _trust(answered: Reply, language: str) -> str:
+    """How far an answer can be trusted, where that is known."""
+    if answered.credibility is None:
+        return ""
+    return str(words(LANGUAGES[language])["credibility"]).format(share=f"{answered.credibility:.0%}")
+
+
+def _picture_box() -> gr.Image:
+    """Where a picture is put. Files come as they are: the component itself would meet one that is no picture with an error of its own."""
+    box = gr.Image(type="filepath", height=320, sources=["upload", "clipboard"], elem_id="picture")
+    box.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
+    return box
+
+
+def _gallery(index: PictureIndex, found: Sequence[Found], language: str) -> tuple[list[tuple[Any, str]], str]:
+    """Pictures with their scores, and a sentence where some are no longer there."""
+    shown, gone = [], 0
+    for one in found:
+        try:
+            shown.append((index.thumbnail(one, 360), f"{one.score:.3f}  {_short(one.path.name if one.path else one.id[:12])}"))
+        except TesseraError:
+            gone += 1
+    return shown, f"⚠️ {words(LANGUAGES[language])['gone'].format(number=gone)}" if gone else ""
 
 
 def _short(name: str) -> str:

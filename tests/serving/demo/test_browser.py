@@ -79,6 +79,23 @@ def test_a_person_asks_several_turns_and_switches_the_language(address: str, dem
         assert overflow(page) == 0
 
 
+def test_a_file_that_is_no_picture_is_a_sentence_on_the_page(address: str, tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("notes.png", "cut.png")}
+    files["notes.png"].write_text("no picture", encoding="utf-8")
+    files["cut.png"].write_bytes(png(2)[:-40])
+    beginning = ENGLISH["not_picture"].partition("{")[0]
+    with visit(address) as page:
+        for name, path in files.items():
+            page.locator("#picture input[type=file]").first.set_input_files(path)
+            page.locator("#picture").get_by_label("Remove Image").or_(page.locator("#picture img")).first.wait_for(state="attached")
+            page.locator("#question textarea").fill(QUESTION)
+            page.locator("#ask").click()
+            expect(page.locator("#status"), name).to_contain_text(beginning)
+            expect(page.locator("#chat [data-testid=bot]")).to_have_count(0)
+            page.reload(wait_until="domcontentloaded")
+            page.locator("#question textarea").wait_for()
+
+
 def test_two_systems_answer_side_by_side(address: str, demo_parts: Parts, picture: Path) -> None:
     talkers = [demo_parts.talker, demo_parts.other]
     with visit(address) as page:

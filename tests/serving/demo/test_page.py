@@ -12,6 +12,7 @@ from answering.credibility import Credibility
 from answering.logistic import Logistic
 from serving.demo.page import LANGUAGES, Page, Parts, _percent, _short, words
 from serving.demo.talk import Talker, _request, rows
+from serving.search.index import PictureIndex
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def shape(value: object) -> object:
         return {key: shape(member) for key, member in value.items()}
     if isinstance(value, list):
         return len(value)
-    return sorted(name for name in ("reason", "share") if f"{{{name}}}" in str(value))
+    return sorted(name for name in ("reason", "share", "number") if f"{{{name}}}" in str(value))
 
 
 def test_both_languages_have_the_same_words() -> None:
@@ -89,7 +90,9 @@ def test_what_an_evaluation_taught_of_the_credibility_is_shown(page: Page, pictu
     plan = replace(talker.reranker.plan, credibility=Credibility(Logistic(("agreement",), (0.0,), math.log(3))))
     trusted = Talker("ours", talker.answerer, replace(talker.reranker, plan=plan), talker.decoding, 6)
     for language, sentence in (("English", "How likely the answer is right: 75%"), ("中文", "答案正确的可能性：75%")):
-        assert list(Page(replace(page.parts, talker=trusted)).ask(picture, "What?", [], language))[-1][-1] == sentence
+        shown = Page(replace(page.parts, talker=trusted))
+        assert list(shown.ask(picture, "What?", [], language))[-1][-1] == sentence
+        assert shown.compare(picture, "What?", language)[-1] == f"ours: {sentence}"
 
 
 def test_long_names_keep_their_ends() -> None:
@@ -105,6 +108,21 @@ def test_pictures_are_found_by_text_and_by_picture(page: Page, picture: str) -> 
     assert (len(found), status) == (4, "")
     found, _ = page.search_picture(picture, "English")
     assert found[0][1] == "1.000  0.png"
+
+
+def test_a_picture_that_vanished_takes_no_other_with_it(page: Page, demo_parts: Parts, tmp_path: Path) -> None:
+    index = demo_parts.index
+    assert isinstance(index, PictureIndex)
+    first, *others = index.search_text("a", 100)
+    assert first.path is not None
+    away = first.path.rename(tmp_path / "away.png")
+    try:
+        for language in LANGUAGES:
+            found, status = page.search_text("a", language)
+            assert len(found) == len(others)
+            assert status == f"⚠️ {words(LANGUAGES[language])['gone'].format(number=1)}"
+    finally:
+        away.rename(first.path)
 
 
 def test_labels_get_shares(page: Page, picture: str) -> None:
