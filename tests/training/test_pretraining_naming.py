@@ -2,11 +2,10 @@
 
 import math
 
-import pytest
 import torch
 
 from dataset.scenes.scene import COLORS, HELD_OUT, SHAPES, compose
-from training.pretraining.naming import SUM_WEIGHT, Namer, beside_the_sum, held_out_only, names, of_patches
+from training.pretraining.naming import Namer, held_out_only, names, of_patches
 
 
 def test_every_cell_is_named() -> None:
@@ -59,13 +58,12 @@ def test_heads_that_know_the_scene_have_no_loss_and_nothing_is_learnt_about_held
     namer, told = Namer(8), _Told(8)
     cells = names([compose(1, "train", index) for index in range(30)])
     patches = torch.randn(30, 36, 8)
-    wanted = of_patches(cells, 36)
-    beside = SUM_WEIGHT * beside_the_sum(patches, wanted).item()
     plain = namer.loss(patches, cells)
-    assert 0.5 * math.log(9 * 8 * 11) < plain.item() - beside < 2 * math.log(9 * 8 * 11)
+    assert 0.5 * math.log(9 * 8 * 11) < plain.item() < 2 * math.log(9 * 8 * 11)
     # Raising "star" where the thing is red, and "red" where it is a star, changes nothing.
     color, shape = COLORS.index("red"), SHAPES.index("star")
     assert ("red", "star") in HELD_OUT
+    wanted = of_patches(cells, 36)
     red, star = wanted[..., 0] == color, wanted[..., 1] == shape
     colors, shapes, digits = namer(patches)
     colors, shapes = colors.clone(), shapes.clone()
@@ -75,26 +73,5 @@ def test_heads_that_know_the_scene_have_no_loss_and_nothing_is_learnt_about_held
     torch.testing.assert_close(told.loss(patches, cells), plain)
 
     told.said = tuple(torch.nn.functional.one_hot(wanted[..., kind], classes) * 50.0 for kind, classes in enumerate((9, 8, 11)))
-    assert told.loss(patches, cells).item() == pytest.approx(beside, abs=1e-6)
+    assert told.loss(patches, cells).item() < 1e-6
     assert set(told.accuracy(patches, cells).values()) == {1.0}
-
-
-def test_patches_that_are_sums_leave_nothing_and_others_what_is_no_sum() -> None:
-    torch.manual_seed(0)
-    wanted = of_patches(names([compose(1, "train", index) for index in range(300)]), 36)
-    # Sums whose mean is 0 and whose variance is 1 already: every kind has dimensions of its own, one for each class and its opposite.
-    signs = [torch.sign(torch.randn(classes, 4)) for classes in (9, 8, 11)]
-    halves = torch.cat([table[wanted[..., kind]] for kind, table in enumerate(signs)], -1)
-    sums = torch.cat([halves, -halves], -1)
-    assert beside_the_sum(sums, wanted).item() < 1e-4
-    # A thing's color times its shape is no sum.
-    products = halves[..., :4] * halves[..., 4:8]
-    mixed = torch.cat([halves, -halves, products, -products], -1).requires_grad_()
-    left = beside_the_sum(mixed, wanted)
-    assert 0.05 < left.item() < 0.3
-    left.backward()
-    assert mixed.grad is not None
-    there = wanted[..., 1] != 7
-    assert not mixed.grad[~there].any()
-    # Downhill there is less of it.
-    assert beside_the_sum(mixed.detach() - 20 * mixed.grad, wanted) < left

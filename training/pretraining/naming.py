@@ -1,8 +1,7 @@
 """What stands where: SigLIP's patches learn to tell color, shape and digit of the thing in their cell, each by a head of its own.
 
 Captions alone teach the pooled feature, and digits and new combinations hardly reach the patches that a VLM reads. Apart from
-each other, color and shape are also told of things that combine them as no picture of training did. And a patch is drawn to the sum
-of what its color, its shape, its digit and its place stand for, so that whoever reads it, having seen some combinations, reads others.
+each other, color and shape are also told of things that combine them as no picture of training did.
 """
 
 from collections.abc import Sequence
@@ -19,12 +18,6 @@ _CLASSES = tuple(nothing + 1 for nothing in _NOTHING)
 
 _COMBINED = torch.tensor([[(color, shape) not in HELD_OUT for shape in (*SHAPES, "")] for color in (*COLORS, "")])
 """Whether training may show a color with a shape [colors, shapes]; nothing goes with everything."""
-
-SUM_WEIGHT = 2.0
-"""Of what is left beside the sum, against the cross entropies."""
-
-_RIDGE = 1e-3
-"""Each thing has one of each kind, so the vectors are determined up to a shift between kinds."""
 
 READ_LAYER = -2
 """The hidden state that the heads read: the one that the demo's VLM gets."""
@@ -61,8 +54,7 @@ class Namer(nn.Module):
         return scores
 
     def loss(self, patches: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
-        """Cross entropy in nats, its mean over patches, the three kinds added up, and what is `beside_the_sum`.
-        names: [n, cells, 3].
+        """Cross entropy in nats, its mean over patches, the three kinds added up. names: [n, cells, 3].
 
         That a red thing is no star is not learnt: of colors and shapes, only those that training combines with the other
         are told apart.
@@ -72,7 +64,7 @@ class Namer(nn.Module):
         combined = _COMBINED.to(patches.device)
         color = color.masked_fill(~combined.T[wanted[..., 1]], -torch.inf)
         shape = shape.masked_fill(~combined[wanted[..., 0]], -torch.inf)
-        total = SUM_WEIGHT * beside_the_sum(patches, wanted)
+        total = patches.new_zeros(())
         for kind, scores in enumerate((color, shape, digit)):
             total = total + functional.cross_entropy(scores.flatten(0, 1).float(), wanted[..., kind].flatten())
         return total
@@ -86,27 +78,6 @@ class Namer(nn.Module):
             if there.any():
                 right[f"{name} at a patch"] = float((scores.argmax(-1) == wanted[..., kind])[there].float().mean())
         return right
-
-
-def beside_the_sum(patches: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
-    """Share of the variance of things' patches that is left beside the sum of one vector each for color, shape, digit and place.
-
-    The vectors are those that leave the least, over all things of the batch. patches: [n, patches, width]; names: [n, patches, 3].
-    """
-    n, places, width = patches.shape
-    there = names[..., 1] != _NOTHING[1]
-    kinds = [functional.one_hot(names[..., kind], classes) for kind, classes in enumerate(_CLASSES)]
-    kinds.append(torch.eye(places, dtype=names.dtype, device=names.device).expand(n, -1, -1))
-    said = torch.cat(kinds, -1)[there].float()
-    found = functional.layer_norm(patches.float(), (width,))[there]
-    with torch.no_grad(), torch.autocast(patches.device.type, enabled=False):
-        # Where they leave the least, their own gradient is zero.
-        ridge = _RIDGE * torch.eye(said.shape[1], device=said.device)
-        vectors = torch.linalg.solve(said.T @ said + ridge, said.T @ found)
-    with torch.autocast(patches.device.type, enabled=False):
-        left = found - said @ vectors
-    share: torch.Tensor = left.square().sum() / (found - found.mean(0)).square().sum()
-    return share
 
 
 def of_patches(cells: torch.Tensor, patches: int) -> torch.Tensor:
