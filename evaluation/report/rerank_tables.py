@@ -103,6 +103,8 @@ def remarks(summary: dict[str, Any]) -> list[str]:
             "learned: a logistic model of each system, fitted on the validation split; the test split was scored once, "
             "when all numbers stood."
         )
+    if any("credibility" in figures for figures in summary["systems"].values()):
+        lines.append("Credibility: fitted and calibrated for each system on the validation split alone.")
     for name, figures in summary["systems"].items():
         if (own := figures.get("credibility", {}).get("abstaining")) is not None:
             accuracy = f", {100 * own['vqa_accuracy']:.1f} % of these right" if "vqa_accuracy" in own else ""

@@ -250,6 +250,7 @@ def test_the_report_shows_what_can_change_first_and_where_each_number_comes_from
     assert "Left alone by the rerank: yes/no and counting questions. The validation split shows no gain there." in said
     assert "scorers clip planted clip, siglip other" in said
     assert "of the questions when unsure below 0.5" in said
+    assert "Credibility: fitted and calibrated for each system on the validation split alone." in said
     assert ("chosen on the validation split" in said) is (outcome.summary["rerank"]["chosen_on"] == "validation")
 
 
