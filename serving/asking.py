@@ -79,7 +79,7 @@ def router(service: Service) -> APIRouter:
             # One id for all: what is sampled depends on the seed alone, and an answer can be kept.
             with service.submit(Ask(question_request("vqa", text, pictures), decoding, reranked)) as job:
                 answer = body(await job.result())
-        service.cache.put(key, answer, len(str(answer)))
+        service.cache.put(key, answer, len(str((key, answer)).encode()))
         return JSONResponse(answer, headers={"X-Cache": "miss"})
 
     return routes

@@ -119,7 +119,9 @@ def router(service: Service) -> APIRouter:
         found = [[await _bytes(service, address) for address in group] for group in addresses]
         data = [one for group in found for one in group]
         repeatable = decoding.mode == "greedy" or asked.seed is not None
-        key = "chat", tuple(turns), tuple(tuple(hashlib.sha256(one).digest() for one in group) for group in found), decoding, asked.seed
+        seen = [[hashlib.sha256(one).hexdigest() for one in group] for group in found]
+        # A digest, since a conversation may be long, and what is kept is bounded.
+        key = hashlib.sha256(repr((turns, seen, decoding, asked.seed)).encode()).digest()
         known = service.cache.get(key) if repeatable else None
         if known is None:
             closing = http.state.closing
@@ -163,6 +165,7 @@ async def _kept(service: Service, key: object | None, events: AsyncIterator[Star
     seen = []
     async for event in events:
         seen.append(event)
+        service.metrics.tokens.inc(isinstance(event, Piece) and service.ready().follows)
         yield event
     if key is not None:
         service.cache.put(key, seen, sum(200 + len(str(event)) for event in seen))

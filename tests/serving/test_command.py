@@ -94,6 +94,17 @@ def test_a_stream_adds_up_to_the_answer(client: openai.OpenAI, sampling: dict[st
     assert len(chunks) > 3
 
 
+def test_tokens_are_counted_once_and_not_again_from_the_cache(server: Process, client: openai.OpenAI) -> None:
+    def counted() -> float:
+        return float(re.findall(r"^tessera_generated_tokens_total (.*)$", WEB.get(f"{server.address()}/metrics").text, flags=re.M)[0])
+
+    before = counted()
+    for _ in range(2):
+        found = client.chat.completions.create(model=MODEL, messages=conversation("Count it.", 4), max_tokens=5)
+    assert found.usage is not None
+    assert counted() - before == found.usage.completion_tokens > 0
+
+
 def test_conversations_of_several_turns_go_on(client: openai.OpenAI) -> None:
     first = conversation("What is it?", 3)
     turns = [{"role": "system", "content": "Be short."}, *first, {"role": "assistant", "content": "a star"}]

@@ -1,5 +1,7 @@
 """The service over HTTP, with a planted answerer: batches, the queue, deadlines, clients that leave, refusals, counters."""
 
+import base64
+import hmac
 import json
 import re
 import socket
@@ -13,6 +15,9 @@ import pytest
 from errors import TesseraError
 from serving.engine import Engine
 from tests.serving.conftest import PATIENCE, Planted, ask, picture, serving, wait_for
+
+NOWHERE = {"type": "image_url", "image_url": {"url": "no address"}}
+ADDRESS = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(picture()).decode()}}
 
 
 def hold(planted: Planted, client: httpx2.Client, pool: ThreadPoolExecutor, question: str = "first") -> object:
@@ -123,6 +128,43 @@ def test_the_same_question_about_the_same_picture_is_answered_once(planted: Plan
     assert len(planted.calls) == 4
 
 
+@pytest.mark.parametrize(
+    ("changes", "calls"),
+    [
+        ({}, 1),
+        ({"stream": False, "n": 3, "user": "someone"}, 1),
+        ({"messages": [{"role": "user", "content": "other"}]}, 2),
+        ({"messages": [{"role": "system", "content": "say it"}, {"role": "user", "content": "say it"}]}, 2),
+        ({"messages": [{"role": "user", "content": [ADDRESS, {"type": "text", "text": "say it"}]}]}, 2),
+        ({"max_tokens": 7}, 2),
+        ({"temperature": 1.0}, 3),
+        ({"temperature": 1.0, "seed": 1}, 2),
+        ({"temperature": 1.0, "seed": 2, "n": 2}, 2),
+    ],
+)
+def test_a_conversation_is_answered_once_for_each_way_to_ask(planted: Planted, changes: dict[str, object], calls: int) -> None:
+    """Asked once plainly, and twice with changes."""
+    plain = {"model": "planted", "messages": [{"role": "user", "content": "say it"}]}
+    with serving(planted) as (client, _):
+        for asked in (plain, {**plain, **changes}, {**plain, **changes}):
+            found = client.post("/v1/chat/completions", json=asked)
+            assert found.status_code == 200, found.text
+        if "seed" in changes:
+            assert client.post("/v1/chat/completions", json={**plain, **changes, "seed": 3}).status_code == 200
+            calls += 1
+    assert len(planted.calls) == calls
+
+
+def test_a_long_conversation_is_known_again_by_little(planted: Planted) -> None:
+    with serving(planted) as (client, service):
+        for text in ("x", "y", "x"):
+            asked = {"model": "planted", "messages": [{"role": "user", "content": text * 4000}]}
+            assert client.post("/v1/chat/completions", json=asked).status_code == 200
+        kept = [len(repr(key)) for key in service.cache._entries]
+    assert (len(planted.calls), len(kept)) == (2, 2)
+    assert max(kept) < 200
+
+
 def test_the_cache_can_be_off(planted: Planted) -> None:
     with serving(planted, cache_mib=0.0) as (client, _):
         assert [ask(client, "red").headers["X-Cache"] for _ in range(2)] == ["miss", "miss"]
@@ -158,6 +200,22 @@ def test_a_token_is_needed_for_all_but_health(planted: Planted) -> None:
     assert {one.status_code for one in wrong} == {401}
     assert wrong[0].headers["WWW-Authenticate"] == "Bearer"
     assert right.status_code == 200
+
+
+def test_the_token_is_compared_in_constant_time(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+
+    def noted(given: bytes, expected: bytes) -> bool:
+        compared.append((given, expected))
+        return compare(given, expected)
+
+    monkeypatch.setattr(hmac, "compare_digest", noted)
+    with serving(planted, token="secret") as (client, _):
+        for token in ("", "Bearer s", "Bearer secret", "Bearer " + "x" * 5000):
+            client.get("/v1/models", headers={"Authorization": token})
+    assert len(compared) == 4
+    assert len({len(value) for pair in compared for value in pair}) == 1, "not even its length shows"
 
 
 def long_body(client: httpx2.Client) -> httpx2.Response:
@@ -300,8 +358,16 @@ def test_every_route_shows_examples(planted: Planted) -> None:
     with serving(planted, token="secret") as (client, _):
         found = client.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()
     schemas = found["components"]["schemas"]
-    for name in ("AnswerBody", "Health", "ChatRequest", "ChatAnswer", "ModelList"):
+    for name in ("AnswerBody", "Health", "ChatRequest", "ChatAnswer", "ModelList", "ResultsBody", "PictureBody"):
         assert schemas[name]["examples"], name
+    assert len(found["paths"]) == 8
+    for path, methods in found["paths"].items():
+        for method, route in methods.items():
+            bodies = [said for answer in route["responses"].values() for said in answer.get("content", {}).values()]
+            assert all("example" in said or "$ref" in said["schema"] for said in bodies), (path, method)
+            assert all("example" in json.dumps(parameter) for parameter in route.get("parameters", [])), (path, method)
+    search = found["paths"]["/text2image_search"]["post"]["requestBody"]["content"]
+    assert all(kind["schema"]["examples"] for kind in search.values())
     assert found["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
     form = schemas[found["paths"]["/vqa"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"].rsplit("/", 1)[1]]
     assert {name for name, field in form["properties"].items() if "examples" in json.dumps(field)} == {"question", "k", "rerank"}
@@ -311,9 +377,6 @@ def chat_about(*turns: object) -> dict[str, object]:
     return {"model": "planted", "messages": [{"role": "user", "content": turn} for turn in turns]}
 
 
-ADDRESS = {"type": "image_url", "image_url": {"url": "no address"}}
-
-
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
@@ -321,7 +384,7 @@ ADDRESS = {"type": "image_url", "image_url": {"url": "no address"}}
         (chat_about([{"type": "text", "text": "\udfff"}]), "one half of a surrogate pair"),
         (chat_about(*["x"] * 257), "at most 256"),
         (chat_about([{"type": "text", "text": "x"}] * 65), "at most 64"),
-        (chat_about([ADDRESS] * 5, [ADDRESS] * 5), "at most 8 pictures, found 10"),
+        (chat_about([NOWHERE] * 5, [NOWHERE] * 5), "at most 8 pictures, found 10"),
     ],
 )
 def test_a_conversation_over_a_limit_is_refused_before_its_pictures_are_looked_at(
