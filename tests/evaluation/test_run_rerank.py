@@ -20,6 +20,7 @@ from errors import UsageError
 from evaluation.asking import NamedScorer
 from evaluation.bank import with_banks
 from evaluation.experiment import Experiment
+from evaluation.questions import choose
 from evaluation.report.chart_style import save, style
 from evaluation.report.chart_trust import credibility
 from evaluation.report.tables import all_tables, remarks
@@ -171,6 +172,8 @@ def test_a_picture_that_cannot_be_read_has_no_place_in_the_bank(tmp_path: Path) 
     (scorer,) = with_banks(scorers()[:1], store, 3)
     assert scorer.bank is not None
     first, *others = scorer.bank.keys
+    # By what a question's own pictures are known too, so that they can be left out of its prior.
+    assert set(scorer.bank.keys) < {key for question in choose(store, "test", None) for key in question.pictures}
     (tmp_path / "data" / f"{int(first, 16)}.png").write_bytes(b"no picture")
     (again,) = with_banks(scorers()[:1], store, 3)
     assert again.bank is not None

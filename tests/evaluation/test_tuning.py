@@ -122,7 +122,11 @@ def test_no_picture_is_torn_by_any_cross_validation(monkeypatch: pytest.MonkeyPa
         return folds(groups, seed)
 
     monkeypatch.setattr(tuning, "folds", spied)
+    tune({"ours": planted(40, 0.9)}, references(40), RerankConfig(), 50, 0)
+    before = len(seen)
     tune({"ours": planted(40, 0.9)}, references(40), RerankConfig(calibration="isotonic"), 50, 0)
+    # The steps are fitted to what was said of left-out questions: once for each fold, and once for all.
+    assert len(seen) == 2 * before + 6
     # Questions 2 i and 2 i + 1 are about one picture; whatever part is looked at, both are in it.
     assert len(seen) > 10
     assert all((groups[0::2] == groups[1::2]).all() for groups in seen)
@@ -194,6 +198,15 @@ def test_credibility_is_about_as_often_right_as_it_says(calibration: str) -> Non
     curve = [point["vqa_accuracy"] for point in figures["risk_coverage"]]
     assert curve[0] > 0.8
     assert curve[-1] == pytest.approx(scored.scores["reranked"]["vqa_accuracy"].mean())
+
+
+def test_credibility_is_that_of_the_answer_that_is_shown() -> None:
+    """The first answer is right half of the time, the reranked one nearly always."""
+    rerank = RerankConfig(weights=RerankWeights(likelihood=0.1, clip=0.9))
+    questions, said = planted(200, 0.95)
+    plan = tune({"ours": (questions, said)}, references(200), rerank, 50, 0).of("ours")
+    found = [one.credibility for one in chosen(questions, said, plan, 0)]
+    assert np.mean([value for value in found if value is not None]) == pytest.approx(0.95, abs=0.03)
 
 
 def test_too_few_pictures_teach_nothing() -> None:
