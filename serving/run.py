@@ -13,6 +13,7 @@ from answering.config import CheckpointSystem, System
 from errors import TesseraError, UsageError
 from serving.app import create_app
 from serving.config import ServeConfig
+from serving.connections import Punctual
 from serving.engine import Engine, Plan
 from serving.gate import LINGER
 from serving.search.index import PictureIndex
@@ -66,7 +67,7 @@ def server_config(service: Service) -> uvicorn.Config:
     longest = math.ceil(service.settings.deadline_seconds + LINGER)
     return uvicorn.Config(
         create_app(service), lifespan="on", log_config=None, access_log=False, server_header=False, ws="none",
-        timeout_graceful_shutdown=longest,
+        timeout_graceful_shutdown=longest, http=Punctual,
     )  # fmt: skip
 
 

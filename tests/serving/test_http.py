@@ -423,6 +423,27 @@ def test_a_client_that_does_not_read_does_not_hold_the_server(planted: Planted, 
         # Leaving the context ends the server, and fails where it does not end.
 
 
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"], ids=["first", "second"])
+def test_a_head_that_never_ends_is_given_up_and_a_slow_body_is_not(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    monkeypatch.setattr("serving.connections.HEAD_SECONDS", 0.5)
+    with serving(planted) as (client, service):
+        place = (client.base_url.host, client.base_url.port or 80)
+        with socket.create_connection(place, timeout=PATIENCE) as slow, socket.create_connection(place, timeout=PATIENCE) as never:
+            slow.sendall(b"POST /text2image_search HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{")
+            wait_for(lambda: service.in_progress == 1)
+            never.sendall(before)
+            if before:
+                assert never.recv(10_000).startswith(b"HTTP/1.1 200")
+            never.sendall(b"POST /vqa HTTP/1.1\r\n")
+            while never.recv(10_000):
+                """What is left of the first answer."""
+            slow.sendall(b"}")
+            # There is no search here: an answer all the same.
+            assert slow.recv(10_000).startswith(b"HTTP/1.1 404")
+
+
 def test_an_index_that_cannot_be_read_is_the_servers_failure_and_questions_are_answered(planted: Planted) -> None:
     class Broken:
         def __len__(self) -> int:
