@@ -89,7 +89,8 @@ class PictureIndex:
         if k < 1:
             raise TesseraError(f"{k} results were asked for; at least 1 is expected")
         measured = self._graph()
-        return self.table.nearest(vector, k, None if measured is None else measured.ef or None)
+        # No more than there is: the database takes no number of any size.
+        return self.table.nearest(vector, min(k, max(1, len(self))), None if measured is None else measured.ef or None)
 
     def _graph(self) -> graph.Graph | None:
         return None if len(self.table) <= self.settings.exact_up_to else graph.stated(self.table)
