@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx2
 import pytest
@@ -90,6 +91,20 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(planted: Planted, pool: Th
     assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
     assert int(refused.headers["Retry-After"]) >= 1
     assert not any("too many" in call for call in planted.calls)
+
+
+def test_requests_that_are_still_being_read_are_counted_too(planted: Planted) -> None:
+    with serving(planted, max_batch=1, max_queue=1) as (client, service), ExitStack() as slow:
+        for _ in range(2):
+            one = slow.enter_context(socket.create_connection((client.base_url.host, client.base_url.port or 80)))
+            one.sendall(b"POST /vqa HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx")
+        wait_for(lambda: service.in_progress == 2)
+        refused = ask(client, "red")
+        slow.close()
+        wait_for(lambda: service.in_progress == 0)
+        assert ask(client, "red").status_code == 200
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+    assert int(refused.headers["Retry-After"]) >= 1
 
 
 def test_a_deadline_is_504_and_what_waits_leaves_the_queue(planted: Planted, pool: ThreadPoolExecutor) -> None:
