@@ -99,7 +99,7 @@ class Reply:
         trusted = (
             []
             if self.credibility is None
-            else [f"credibility {self.credibility:.2f} of {self.choices.get('reranked', self.choices['first'])}"]
+            else [f'how likely "{self.choices.get("reranked", self.choices["first"])}" is right: {self.credibility:.0%}']
         )
         return trusted + ["  ".join([*(cell.rjust(10) for cell in row[:-1]), row[-1]]) for row in [heads, *rows]]
 
