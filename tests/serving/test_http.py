@@ -97,7 +97,7 @@ def test_requests_that_are_still_being_read_are_counted_too(planted: Planted) ->
     with serving(planted, max_batch=1, max_queue=1) as (client, service), ExitStack() as slow:
         for _ in range(2):
             one = slow.enter_context(socket.create_connection((client.base_url.host, client.base_url.port or 80)))
-            one.sendall(b"POST /vqa HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nx")
+            one.sendall(FORM + b"Content-Length: 100\r\n\r\n--b\r\n")
         wait_for(lambda: service.in_progress == 2)
         refused = ask(client, "red")
         slow.close()
@@ -477,6 +477,7 @@ def test_an_index_that_cannot_be_read_is_the_servers_failure_and_questions_are_a
     assert "someone" not in found.text
 
 
+FORM = b"POST /vqa HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=b\r\n"
 CHAT = {"model": "planted", "messages": [{"role": "user", "content": "Say it."}], "stream": True}
 
 
