@@ -31,6 +31,7 @@ from tests.untrained import write_checkpoint
 
 PATIENCE = 240.0
 """Seconds after which something that must happen has not happened."""
+CHAT = {"model": "planted", "messages": [{"role": "user", "content": "Say it."}], "stream": True}
 WEB = httpx2.Client(timeout=PATIENCE)
 """Asks servers that run as processes."""
 
