@@ -191,8 +191,14 @@ def our_way(setup: Setup, ours: Trained) -> Way:
     collate = batching.collator(setup.processor)
     plan = PackedPlan(lengths, batching.tokens_per_row, 0) if batching.packed else PaddedPlan(lengths, batching.batch_size, 0)
     batches = [collate([setup.examples[i] for i in batch]) for batch in plan.batches(0)]
-    called = f"rows of {batching.tokens_per_row:,}" if batching.packed else f"{batching.batch_size}, by length"
+    called = f"rows of {batching.tokens_per_row:,}, {_full(batches):.0%} full" if batching.packed else f"{batching.batch_size}, by length"
     return Way(OURS, called, setup.hold(batches), ours, lambda: None)
+
+
+def _full(rows: Sequence[Batch]) -> float:
+    """Share of the positions of packed rows at which a sample stands. What is left over is a segment of its own."""
+    taken = sum(int(row["cu_seqlens"][len(row["sample_ids"])]) for row in rows)
+    return taken / sum(row["input_ids"].numel() for row in rows)
 
 
 def stock_side(setup: Setup, base: VisionLanguageModel) -> Trained:

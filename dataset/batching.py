@@ -4,7 +4,6 @@ In: lengths in tokens, encoded samples with their pixels. Out: lists of sample p
 Called by the data loaders of training and validation. In a packed row no sample sees another.
 """
 
-import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from dataset.packing import pack
 from dataset.processor import IGNORED, Encoded
 from errors import UsageError
 
@@ -30,27 +30,6 @@ class Example:
     pictures: torch.Tensor
     pictures_as: str = "pixel_values"
     """The model's name for what `pictures` holds; the same in all examples of a batch."""
-
-
-def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Best-fit decreasing: places of `lengths` in rows of at most `capacity` tokens each.
-
-    lengths: int [n], none above `capacity`.
-    """
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
-    for place in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[place])
-        fit = bisect.bisect_left(room, (length, -1))
-        if fit < len(room):
-            free, row = room.pop(fit)
-            rows[row].append(place)
-        else:
-            free, row = capacity, len(rows)
-            rows.append([place])
-        if free > length:
-            bisect.insort(room, (free - length, row))
-    return rows
 
 
 class BatchPlan(Protocol):

@@ -45,7 +45,7 @@ def test_weights_are_quantised_as_a_loaded_model_s_are(parts: Path) -> None:
 
 def test_steps_of_the_recipe_are_run_and_set_beside_what_is_reckoned() -> None:
     report = measure("tiny", MODEL, TRAIN, CPU)
-    assert report.facts["step"] == f"2 micro-batches in rows of 160, adamw; {STEPS} steps"
+    assert report.facts["step"] == f"2 micro-batches in rows of 160, 77% full, adamw; {STEPS} steps"
     assert "language model in nf4" in report.facts["model"]
     assert len(report.measured["seconds"]) == STEPS
     assert list(report.measured["bytes"]) == ["computed"], "a CPU does not tell what a step takes"

@@ -72,7 +72,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(monkeypatch: pytest.Monkey
         ("stock", "1", "out of memory"),
         ("stock, checkpointing", "4", "out of memory"),
     ]
-    assert [tuple(row[:2]) for row in report.rows if row[2] != "out of memory"] == [("ours", "rows of 160"), ("stock, checkpointing", "2")]
+    assert [tuple(row[:2]) for row in report.rows if row[2] != "out of memory"] == [
+        ("ours", "rows of 160, 63% full"),
+        ("stock, checkpointing", "2"),
+    ]
 
 
 def test_ours_can_run_alone() -> None:

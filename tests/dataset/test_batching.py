@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.batching import EpochBatches, Example, PackedCollator, PackedPlan, PaddedCollator, PaddedPlan, divide, pack
+from dataset.batching import EpochBatches, Example, PackedCollator, PackedPlan, PaddedCollator, PaddedPlan, divide
 from dataset.processor import IGNORED, Encoded
 from errors import UsageError
 
@@ -19,23 +19,6 @@ def example(name: str, length: int, pictures: int = 1) -> Example:
     ids = list(range(10, 10 + length))
     labels = [IGNORED] * (length - 2) + ids[-2:]
     return Example(name, Encoded(ids, labels, pictures), torch.full((pictures, 3, 2, 2), float(length)))
-
-
-def test_packing_keeps_every_sample_once_and_no_row_overflows() -> None:
-    lengths = reference_lengths(3000, 0)
-    rows = pack(lengths, 16_384)
-    assert sorted(place for row in rows for place in row) == list(range(3000))
-    assert max(int(lengths[row].sum()) for row in rows) <= 16_384
-
-
-def test_best_fit_leaves_at_most_three_percent_empty_on_the_reference_mix() -> None:
-    lengths = reference_lengths(20_000, 1)
-    rows = PackedPlan([lengths], 16_384, seed=0).batches(0)
-    assert 1 - lengths.sum() / (16_384 * len(rows)) <= 0.03
-
-
-def test_a_sample_as_long_as_the_row_fills_it() -> None:
-    assert sorted(map(sorted, pack(np.array([10, 4, 6, 10]), 10))) == [[0], [1, 2], [3]]
 
 
 @pytest.mark.parametrize("plan", [PaddedPlan, PackedPlan])

@@ -1,0 +1,110 @@
+"""Samples of different lengths in rows of one length, with hardly any room left over.
+
+In: lengths in tokens. Out: which samples stand in which row. Called by the plan of an epoch's packed rows.
+
+A row takes samples as they come, then the longest that still fits (best fit), and then exchanges some of its samples for others by
+which it is filled to the last token. Best fit alone, longest samples first, leaves half a sample's room in every row where samples
+are all of about one length, as those of one large picture are; and it puts like to like, so that one step of training
+sees short answers only and the next none.
+"""
+
+from collections import deque
+
+import numpy as np
+
+EXCHANGES = 4
+"""Samples of a row that may be exchanged for others."""
+LONG = 4
+"""A sample of more than a row's fourth is hard to place, so the longest such come first."""
+
+
+def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
+    """Places of `lengths` in rows of at most `capacity` tokens each, every place in just one.
+
+    lengths: int [n], from 1 to `capacity`, in random order.
+    """
+    waiting = _Waiting(lengths, capacity)
+    rows: list[list[int]] = []
+    while waiting.count:
+        rows.append(_fill(waiting, capacity))
+    places: dict[int, list[int]] = {}
+    for place, length in enumerate(lengths.tolist()):
+        places.setdefault(length, []).append(place)
+    return [[places[length].pop() for length in row] for row in rows]
+
+
+def _fill(waiting: "_Waiting", capacity: int) -> list[int]:
+    """Lengths of the samples of the next row."""
+    longest = waiting.longest(capacity)
+    row = [waiting.take(longest if longest > capacity // LONG else waiting.next())]
+    gap = capacity - row[0]
+    while (length := waiting.next()) and length <= gap:
+        row.append(waiting.take(length))
+        gap -= length
+    if 0 < length < 2 * gap:
+        # Most of the next one fits: in it goes, if a long sample can go out for a shorter one.
+        wider = [*row, waiting.take(length)]
+        left = waiting.exchange(wider, gap - length)
+        if left >= 0:
+            row, gap = wider, left
+        else:
+            waiting.put_back(length)
+    while length := waiting.longest(gap):
+        row.append(waiting.take(length))
+        gap -= length
+    for _ in range(EXCHANGES):
+        gap = waiting.exchange(row, gap)
+    return row
+
+
+class _Waiting:
+    """The samples that stand in no row yet. Those of one length are as good as each other, so they are counted by length."""
+
+    def __init__(self, lengths: np.ndarray, capacity: int):
+        self.count, self._capacity = len(lengths), capacity
+        self._left = np.bincount(lengths, minlength=capacity + 1)
+        # The order in which they come. Lengths that were taken out of turn are passed over.
+        self._order = deque(lengths.tolist())
+        self._marks = np.arange(capacity + 1)
+
+    def next(self) -> int:
+        """Length of the one that comes next, 0 where none does."""
+        while self._order and not self._left[self._order[0]]:
+            self._order.popleft()
+        return self._order[0] if self._order else 0
+
+    def longest(self, most: int) -> int:
+        """Length of the longest of at most `most`, 0 where there is none."""
+        found = np.flatnonzero(self._left[: most + 1])
+        return int(found[-1]) if len(found) else 0
+
+    def take(self, length: int) -> int:
+        """One of this length; gives its length."""
+        self._left[length] -= 1
+        self.count -= 1
+        if self._order and self._order[0] == length:
+            self._order.popleft()
+        return length
+
+    def put_back(self, length: int) -> None:
+        """One of this length, which comes last from now on."""
+        self._left[length] += 1
+        self.count += 1
+        self._order.append(length)
+
+    def exchange(self, row: list[int], gap: int) -> int:
+        """Exchange that sample of the row by which `gap` becomes the smallest, if it does; the gap then. One below zero, of a row that is
+        too long, stays where no exchange makes it fit."""
+        if gap == 0 or not self.count:
+            return gap
+        longest = np.maximum.accumulate(np.where(self._left > 0, self._marks, 0))
+        own = np.array(row)
+        others = longest[np.clip(own + gap, 0, self._capacity)]
+        gaps = np.where(others > 0, gap + own - others, self._capacity)
+        place = int(gaps.argmin())
+        if gaps[place] >= (gap if gap > 0 else self._capacity):
+            return gap
+        other = self.take(int(others[place]))
+        self.put_back(row[place])
+        row[place] = other
+        return int(gaps[place])
