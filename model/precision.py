@@ -5,7 +5,7 @@ import torch
 
 def product_dtype(x: torch.Tensor) -> torch.dtype:
     """Autocast's precision on the device of x where autocast is on, else that of x."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
+    # Asking whether a device has autocast at all would break the graph of compiled layers; among those in use, only meta has none.
+    if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
     return x.dtype
