@@ -138,6 +138,8 @@ def measure(size: Size, model: ModelConfig, decoding: Decoding, effort: Effort, 
     processor = build_processor(size, model)
     with naming_memory_settings("making the weights"):
         ours = build_ours(size, model, processor, dtype=dtype, device=device)
+        # As checkpoints are loaded for answering; the stock model would not take features of another precision than its projector's.
+        ours.model.multi_modal_projector.to(dtype)
     stock_model = build_stock(ours)
     answerer, requests = CheckpointAnswerer(ours, processor), made_up(effort.questions)
     ways = [Way(OURS, decoding.batch_size, lambda: answerer.answer(requests, decoding), answerer.answer(requests, decoding), device)]
