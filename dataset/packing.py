@@ -17,13 +17,16 @@ EXCHANGES = 4
 LONG = 4
 """A sample of more than a row's fourth is hard to place, so the longest such come first."""
 
+_NONE = np.iinfo(np.int64).max
+"""The gap behind an exchange for which there is no other sample."""
+
 
 def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Places of `lengths` in rows of at most `capacity` tokens each, every place in just one.
 
     lengths: int [n], from 1 to `capacity`, in random order.
     """
-    waiting = _Waiting(lengths, capacity)
+    waiting = _Waiting(lengths)
     rows: list[list[int]] = []
     while waiting.count:
         rows.append(_fill(waiting, capacity))
@@ -60,12 +63,12 @@ def _fill(waiting: "_Waiting", capacity: int) -> list[int]:
 class _Waiting:
     """The samples that stand in no row yet. Those of one length are as good as each other, so they are counted by length."""
 
-    def __init__(self, lengths: np.ndarray, capacity: int):
-        self.count, self._capacity = len(lengths), capacity
-        self._left = np.bincount(lengths, minlength=capacity + 1)
+    def __init__(self, lengths: np.ndarray):
+        self.count = len(lengths)
+        self._left = np.bincount(lengths)
         # The order in which they come. Lengths that were taken out of turn are passed over.
         self._order = deque(lengths.tolist())
-        self._marks = np.arange(capacity + 1)
+        self._marks = np.arange(len(self._left))
 
     def next(self) -> int:
         """Length of the one that comes next, 0 where none does."""
@@ -99,10 +102,10 @@ class _Waiting:
             return gap
         longest = np.maximum.accumulate(np.where(self._left > 0, self._marks, 0))
         own = np.array(row)
-        others = longest[np.clip(own + gap, 0, self._capacity)]
-        gaps = np.where(others > 0, gap + own - others, self._capacity)
+        others = longest[np.clip(own + gap, 0, len(longest) - 1)]
+        gaps = np.where(others > 0, gap + own - others, _NONE)
         place = int(gaps.argmin())
-        if gaps[place] >= (gap if gap > 0 else self._capacity):
+        if gaps[place] >= (gap if gap > 0 else _NONE):
             return gap
         other = self.take(int(others[place]))
         self.put_back(row[place])
