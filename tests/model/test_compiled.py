@@ -31,16 +31,18 @@ def test_compiled_layers_give_the_same_loss_and_gradients_without_a_break(make: 
     found = loss_and_gradients(model, row)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
     assert list(model.state_dict()) == names
-    # One graph for the trunk's layers, one each for layers that keep and that recompute their activations, one for the last.
-    assert (counters["stats"]["unique_graphs"], dict(counters["graph_break"])) == (4, {})
+    # One graph for the trunk's layers, one for the last, one each for layers that keep and that recompute their activations (older torch
+    # has one for both).
+    graphs = counters["stats"]["unique_graphs"]
+    assert 3 <= graphs <= 4 and not counters["graph_break"]
     fewer = find_supervised(row["labels"])[:-3]
     model(**row, supervised_positions=fewer).loss.backward()
-    assert counters["stats"]["unique_graphs"] == 4, "another number of supervised positions is not another graph"
+    assert counters["stats"]["unique_graphs"] == graphs, "another number of supervised positions is not another graph"
     shorter = PackedCollator(pad_id=0, capacity=390, max_length=180)(examples(processor))
     with as_written(model):
         loss = model(**shorter).loss
     torch.testing.assert_close(loss.detach(), wanted[0], atol=1e-5, rtol=0)
-    assert counters["stats"]["unique_graphs"] == 4, "another shape is not compiled here"
+    assert counters["stats"]["unique_graphs"] == graphs, "another shape is not compiled here"
 
 
 def test_a_cuda_device_without_triton_and_other_devices_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
