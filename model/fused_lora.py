@@ -37,15 +37,16 @@ class FusedLinear(PeftLinear):
             result: torch.Tensor = super().forward(x, *args, **kwargs)
             return result
         dtype = product_dtype(x)
-        down, up = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)
+        # s times B is a small product; s times what B or A meets would be one over all tokens.
+        down, up = self.lora_A[name].weight.to(dtype), (self.lora_B[name].weight * self.scaling[name]).to(dtype)
         bias = None if base.bias is None else base.bias.to(dtype)
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
         dropout = self.lora_dropout[name]
         dropped = dropout(flat) if self.training and not isinstance(dropout, nn.Identity) else None
         if dropped is None and _adding_pays(flat, base.weight):
-            added: torch.Tensor = _Added.apply(flat, base.weight, bias, down, up, float(self.scaling[name]))
+            added: torch.Tensor = _Added.apply(flat, base.weight, bias, down, up)
             return added.view(*x.shape[:-1], added.shape[-1])
-        product: torch.Tensor = _Product.apply(flat, dropped, base.weight.to(dtype), bias, down, up, float(self.scaling[name]))
+        product: torch.Tensor = _Product.apply(flat, dropped, base.weight.to(dtype), bias, down, up)
         return product.view(*x.shape[:-1], product.shape[-1])
 
     def _single_adapter(self) -> str | None:
@@ -81,24 +82,21 @@ class _Added(torch.autograd.Function):
         bias: torch.Tensor | None,
         down: torch.Tensor,
         up: torch.Tensor,
-        scaling: float,
     ) -> torch.Tensor:
-        both = torch.addmm(weight, up, down, alpha=scaling)
+        both = torch.addmm(weight, up, down)
         ctx.save_for_backward(x, both, down, up)
-        ctx.scaling = scaling
         return functional.linear(x, both, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         x, both, down, up = ctx.saved_tensors
-        of_hidden = (gradient @ up).mul_(ctx.scaling)
         of_x = gradient @ both if ctx.needs_input_grad[0] else None
-        return of_x, None, None, of_hidden.T @ x, (gradient.T @ (x @ down.T)).mul_(ctx.scaling), None
+        return of_x, None, None, (gradient @ up).T @ x, gradient.T @ (x @ down.T)
 
 
 class _Product(torch.autograd.Function):
     """x [n, in], x behind dropout [n, in] (None without dropout), frozen weight [out, in] and bias [out], A [r, in],
-    B [out, r] -> [n, out], all of one precision."""
+    s B [out, r] -> [n, out], all of one precision."""
 
     @staticmethod
     def forward(
@@ -109,21 +107,20 @@ class _Product(torch.autograd.Function):
         bias: torch.Tensor | None,
         down: torch.Tensor,
         up: torch.Tensor,
-        scaling: float,
     ) -> torch.Tensor:
         product = forward_in_graph if torch.compiler.is_compiling() else _forward
-        y, hidden = product(x, dropped, weight, bias, down, up, scaling)
+        y, hidden = product(x, dropped, weight, bias, down, up)
         ctx.save_for_backward(x if dropped is None else dropped, weight, down, up, hidden)
-        ctx.scaling, ctx.apart = scaling, dropped is not None
+        ctx.apart = dropped is not None
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
         adapted, weight, down, up, hidden = ctx.saved_tensors
         product = backward_in_graph if torch.compiler.is_compiling() else _backward
-        found = product(gradient.contiguous(), adapted, weight, down, up, hidden, ctx.scaling, ctx.apart)
+        found = product(gradient.contiguous(), adapted, weight, down, up, hidden, ctx.apart)
         of_x, of_dropped, of_down, of_up = found
-        return of_x, of_dropped if ctx.apart else None, None, None, of_down, of_up, None
+        return of_x, of_dropped if ctx.apart else None, None, None, of_down, of_up
 
 
 def _forward(
@@ -133,11 +130,10 @@ def _forward(
     bias: torch.Tensor | None,
     down: torch.Tensor,
     up: torch.Tensor,
-    scaling: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """y, and what A makes of x."""
     hidden = (x if dropped is None else dropped) @ down.T
-    return functional.linear(x, weight, bias).addmm_(hidden, up.T, alpha=scaling), hidden
+    return functional.linear(x, weight, bias).addmm_(hidden, up.T), hidden
 
 
 def _backward(
@@ -147,16 +143,15 @@ def _backward(
     down: torch.Tensor,
     up: torch.Tensor,
     hidden: torch.Tensor,
-    scaling: float,
     apart: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, of x behind dropout (empty unless it stands apart), of A and of B. adapted: what A was applied to."""
-    of_hidden = (gradient @ up).mul_(scaling)
+    """Gradients of x, of x behind dropout (empty unless it stands apart), of A and of s B. adapted: what A was applied to."""
+    of_hidden = gradient @ up
     of_x = gradient @ weight
     of_dropped = of_hidden @ down if apart else of_x.new_empty(0)
     if not apart:
         of_x.addmm_(of_hidden, down)
-    return of_x, of_dropped, of_hidden.T @ adapted, (gradient.T @ hidden).mul_(scaling)
+    return of_x, of_dropped, of_hidden.T @ adapted, gradient.T @ hidden
 
 
 # In a compiled layer they are operators of their own: taken apart, the sums would become passes again.
@@ -179,7 +174,6 @@ def _(
     down: torch.Tensor,
     up: torch.Tensor,
     _hidden: torch.Tensor,
-    _scaling: float,
     apart: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     of_dropped = torch.empty_like(adapted) if apart else adapted.new_empty(0)
