@@ -193,7 +193,8 @@ def record_on_cuda(run: Run) -> Run:
             run()
     current.wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # What other threads ask of the device meanwhile, such as a search's CLIP in the service, is none of the recording's business.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = run()
 
     def replay() -> torch.Tensor:
