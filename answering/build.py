@@ -26,6 +26,7 @@ from dataset.sample import Language
 from errors import UsageError
 from model import checkpoint
 from model.build import build, default_dtype
+from model.fused import fuse
 from visual import clip
 from visual.config import is_missing_folder
 
@@ -200,6 +201,7 @@ def _checkpoint(system: CheckpointSystem, folder: Path, device: torch.device | s
     else:
         processor = Processor.load(path)
         model = checkpoint.load(path, quantization=system.quantization, dtype=dtype, device=device)
+        fuse(model)
     settings = {"path": str(path), "form": form, "quantization": system.quantization}
     return CheckpointAnswerer(model, processor, PromptPolicy.of(system), settings)
 

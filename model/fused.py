@@ -1,4 +1,4 @@
-"""Everything by which a training step of an unsharded model takes fewer passes; what it computes stays the same."""
+"""Everything by which an unsharded model takes fewer passes, in training and in answering; what it computes stays the same."""
 
 from peft import PeftModel
 
@@ -10,7 +10,7 @@ from model.vlm import VisionLanguageModel
 
 
 def fuse(model: VisionLanguageModel | PeftModel) -> None:
-    """Adapters, norms and the last layer of a model that is about to be trained."""
+    """Adapters, norms and the last layer of a model that is about to be used."""
     fuse_adapters(model)
     language_model = base_model(model).model.language_model
     fuse_norms(language_model)

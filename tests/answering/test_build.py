@@ -19,6 +19,8 @@ from errors import UsageError
 from model import build, checkpoint, export
 from model.adapters import attach
 from model.config import LoraConfig, ModelConfig
+from model.fused_lora import FusedLinear
+from model.norms import FusedRMSNorm
 from tests.answering.conftest import asked, drawn
 
 REQUEST = asked("a", "What color?", Image.new("RGB", (60, 60), "red"))
@@ -55,6 +57,19 @@ def test_newest_is_the_newest_whole_checkpoint(checkpoints: Path) -> None:
     assert build_answerer(named, checkpoint_folder=Path("elsewhere"), device="cpu").answer([REQUEST], decoding) == [answer]
     other = CheckpointSystem(name="ours", kind="checkpoint", path=str(checkpoints / "checkpoint-1"))
     assert build_answerer(other, checkpoint_folder=checkpoints, device="cpu").answer([REQUEST], decoding) != [answer]
+
+
+def test_a_checkpoint_answers_by_fewer_passes_as_peft_does_by_its_own(checkpoints: Path, processor: Processor) -> None:
+    path = checkpoints / "checkpoint-2"
+    fused = build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(path)), checkpoint_folder=checkpoints, device="cpu")
+    plain = CheckpointAnswerer(checkpoint.load(path), processor)
+    assert isinstance(fused, CheckpointAnswerer)
+    kinds = [{type(module) for module in answerer.model.modules()} for answerer in (fused, plain)]
+    assert [{FusedLinear, FusedRMSNorm} <= kind for kind in kinds] == [True, False]
+    decoding = DecodingConfig(k=3, max_new_tokens=4)
+    for one, other in zip(*(answerer.answer([REQUEST, asked("b", "How many?")], decoding) for answerer in (fused, plain)), strict=True):
+        assert [candidate.raw for candidate in one.candidates] == [candidate.raw for candidate in other.candidates]
+        assert [c.log_prob for c in one.candidates] == pytest.approx([c.log_prob for c in other.candidates], abs=1e-4)
 
 
 def test_a_checkpoint_answers_in_4_bit(checkpoints: Path) -> None:
