@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 import torch
 
+from benchmarks.imitated.build import is_imitated
 from benchmarks.memory import plan
 from benchmarks.models import Size, build_ours, build_processor, quantise
 from benchmarks.report import Machine, Report, number
@@ -23,6 +24,7 @@ from training.memory import naming_memory_settings
 STEPS = 3
 """Optimizer steps, of which the first makes the optimizer's state."""
 COLUMNS = ("what", "GiB")
+IMITATED = "imitated: torch's allocator counted, nothing was computed; context assumed"
 
 
 def measure(size: Size, model: ModelConfig, train: TrainConfig, device: torch.device) -> Report:
@@ -57,6 +59,7 @@ def measure(size: Size, model: ModelConfig, train: TrainConfig, device: torch.de
         **Machine.here(device).facts(),
         "model": f"{size}, random weights, language model in {model.quantization}, products in {setup.precision}",
         "ours": f"compile: {compiling}; gradient checkpointing: {chosen}",
+        **({"card": IMITATED} if is_imitated() else {}),
         "step": f"{len(way.batches)} micro-batches in {way.batch}, {train.optimizer}; {STEPS} steps",
     }
     measured = {

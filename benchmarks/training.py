@@ -198,7 +198,8 @@ def our_way(setup: Setup, ours: Trained) -> Way:
 def _full(rows: Sequence[Batch]) -> float:
     """Share of the positions of packed rows at which a sample stands. What is left over is a segment of its own."""
     taken = sum(int(row["cu_seqlens"][len(row["sample_ids"])]) for row in rows)
-    return taken / sum(row["input_ids"].numel() for row in rows)
+    places = sum(int(row["input_ids"].numel()) for row in rows)
+    return taken / places
 
 
 def stock_side(setup: Setup, base: VisionLanguageModel) -> Trained:

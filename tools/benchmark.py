@@ -64,6 +64,8 @@ def arguments() -> cli.Parser:
     memory = parts.add_parser("memory", description=what, help=what, configured=False)
     memory.add_argument("--size", choices=SIZES, default="4b", help="shape of the model (default: %(default)s)")
     memory.add_argument("--run", action="store_true", help="run a few steps on the GPU, on random weights in the recipe's quantisation")
+    what = "run them on an imitated card of so many GiB, which counts memory and computes nothing (Linux, CUDA build of torch, C compiler)"
+    memory.add_argument("--card", type=float, metavar="GIB", help=what)
     memory.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
     memory.add_argument("settings", nargs="*", metavar="key=value", help="override a key of the size's recipe in configs/")
     memory.set_defaults(measure=reckoning)
@@ -192,7 +194,9 @@ def searching(parsed: argparse.Namespace) -> None:
 def reckoning(parsed: argparse.Namespace) -> None:
     """Print and save what a step takes by the size's recipe as it stands, its quantisation included."""
     config = configuration.load(configuration.DEFAULT.parent / SIZES[parsed.size][0], parsed.settings)
-    if not parsed.run:
+    if parsed.card is not None:
+        _imitate(parsed)
+    elif not parsed.run:
         from benchmarks.memory import plan
 
         _show(parsed, plan(parsed.size, config.model, config.train), f"memory_{parsed.size}")
@@ -200,7 +204,22 @@ def reckoning(parsed: argparse.Namespace) -> None:
     from benchmarks.memory_run import measure
     from benchmarks.targets import check_device
 
-    _show(parsed, measure(parsed.size, config.model, config.train, check_device("memory --run")), f"memory_{parsed.size}_measured")
+    name = f"memory_{parsed.size}_measured" if parsed.card is None else f"memory_{parsed.size}_card_{parsed.card:g}"
+    _show(parsed, measure(parsed.size, config.model, config.train, check_device("memory --run")), name)
+
+
+def _imitate(parsed: argparse.Namespace) -> None:
+    """Come back with an imitated card. Raises UsageError where there can be none, SystemExit with the status of what ran on it."""
+    from benchmarks.imitated.build import check, is_imitated, leave_out_what_needs_a_card, run
+
+    if is_imitated():
+        leave_out_what_needs_a_card()
+        return
+    if parsed.card <= 0:
+        raise UsageError(f"--card {parsed.card:g}: a number of GiB above 0 is needed")
+    check()
+    options = ["--size", parsed.size, "--card", str(parsed.card), "--out", str(parsed.out)]
+    raise SystemExit(run([sys.executable, __file__, "memory", *options, *parsed.settings], parsed.card))
 
 
 def everything(parsed: argparse.Namespace) -> None:
