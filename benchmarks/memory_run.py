@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.imitated.build import is_imitated
 from benchmarks.memory import plan
-from benchmarks.models import Size, build_ours, build_processor, quantise
+from benchmarks.models import Size, build_ours, build_processor
 from benchmarks.report import Machine, Report, number
 from benchmarks.rounds import free_memory, timed
 from benchmarks.training import Setup, our_side, our_way, settle_memory
@@ -39,9 +39,8 @@ def measure(size: Size, model: ModelConfig, train: TrainConfig, device: torch.de
     on_cuda = device.type == "cuda"
     with naming_memory_settings("making the weights"):
         dtype = default_dtype(device) if setup.bf16 else torch.float32
-        base = build_ours(size, plain, setup.processor, dtype=dtype, device=device, seed=train.seed)
-        if model.quantization == "nf4":
-            quantise(base)
+        four_bits = model.quantization == "nf4"
+        base = build_ours(size, plain, setup.processor, dtype=dtype, device=device, seed=train.seed, four_bits=four_bits)
         free_memory()
     ours, compiling = our_side(setup, base)
     way = our_way(setup, ours)

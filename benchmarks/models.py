@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     LlavaForConditionalGeneration,
     PreTrainedConfig,
+    PreTrainedModel,
     Qwen2Tokenizer,
     Qwen3Config,
     SiglipImageProcessorPil,
@@ -94,15 +95,26 @@ def build_processor(size: Size, settings: ModelConfig) -> Processor:
 
 
 def build_ours(
-    size: Size, settings: ModelConfig, processor: Processor, *, dtype: torch.dtype, device: torch.device, seed: int = 0
+    size: Size,
+    settings: ModelConfig,
+    processor: Processor,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int = 0,
+    four_bits: bool = False,
 ) -> VisionLanguageModel:
-    """Our model with random weights, made in `dtype` where they are to stay. Raises UsageError for settings that it cannot take."""
+    """Our model with random weights, made in `dtype` where they are to stay. Raises UsageError for settings that it cannot take.
+
+    four_bits: the linear layers of the language model in NF4 with quantised scales, as `model.build` loads them for
+    model.quantization=nf4. No more than one layer ever exists in `dtype`.
+    """
     check_comparable(settings)
     torch.manual_seed(seed)
     vision, language = shapes(size)
     with torch.device(device):
         tower = VisionTower._from_config(vision, dtype=dtype)
-        causal = AutoModelForCausalLM.from_config(language, dtype=dtype)
+        causal = _in_four_bits(language, dtype) if four_bits else AutoModelForCausalLM.from_config(language, dtype=dtype)
     model = assemble(settings, tower, causal, processor.placeholder_id)
     model.model.multi_modal_projector.initialize(settings.projector.init, settings.projector.init_std)
     model.model.multi_modal_projector.to(device)
@@ -116,22 +128,38 @@ def check_comparable(settings: ModelConfig) -> None:
     check_expressible(settings)
 
 
-def quantise(model: VisionLanguageModel) -> None:
-    """The linear layers of the language model in NF4 with quantised scales, in place and one by one: what `model.build` loads for
-    model.quantization=nf4. Behind it, at most one layer is there twice."""
-    dtype = model.lm_head.weight.dtype
-    for layer in model.model.language_model.layers.modules():
-        for name, linear in layer.named_children():
-            if type(linear) is nn.Linear:
-                setattr(layer, name, _in_four_bits(linear, dtype))
-    keep_trainable_on_cpu(model)
+def _in_four_bits(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A causal language model whose layers are made and quantised one by one."""
+    depth, kinds = config.num_hidden_layers, config.layer_types
+    config.num_hidden_layers, config.layer_types = 1, kinds[:1]
+    causal: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    # All layers share this one, which says how they attend.
+    shared, layers = causal.config, causal.model.layers
+    shared.num_hidden_layers, shared.layer_types = depth, kinds
+    quantise(layers[0])
+    for i in range(1, depth):
+        layer = type(layers[0])(shared, i).to(dtype)
+        for module in layer.modules():
+            causal._init_weights(module)
+        quantise(layer)
+        layers.append(layer)
+    keep_trainable_on_cpu(causal)
     # PEFT looks at it.
-    model.is_loaded_in_4bit = True
+    causal.is_loaded_in_4bit = True
+    return causal
 
 
-def _in_four_bits(linear: nn.Linear, dtype: torch.dtype) -> nn.Module:
+def quantise(layer: nn.Module) -> None:
+    """The linear layers of a decoder layer in NF4 with quantised scales, in place."""
+    for parent in list(layer.modules()):
+        for name, linear in parent.named_children():
+            if type(linear) is nn.Linear:
+                setattr(parent, name, _linear_in_four_bits(linear))
+
+
+def _linear_in_four_bits(linear: nn.Linear) -> nn.Module:
     made = bnb.nn.Linear4bit(
-        linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=dtype, quant_type="nf4", device="meta"
+        linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=linear.weight.dtype, quant_type="nf4", device="meta"
     )
     made.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=made)
     if linear.bias is not None:

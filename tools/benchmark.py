@@ -210,16 +210,15 @@ def reckoning(parsed: argparse.Namespace) -> None:
 
 def _imitate(parsed: argparse.Namespace) -> None:
     """Come back with an imitated card. Raises UsageError where there can be none, SystemExit with the status of what ran on it."""
-    from benchmarks.imitated.build import check, is_imitated, leave_out_what_needs_a_card, run
+    from benchmarks.imitated.build import check, is_imitated, run
 
     if is_imitated():
-        leave_out_what_needs_a_card()
         return
     if parsed.card <= 0:
         raise UsageError(f"--card {parsed.card:g}: a number of GiB above 0 is needed")
     check()
     options = ["--size", parsed.size, "--card", str(parsed.card), "--out", str(parsed.out)]
-    raise SystemExit(run([sys.executable, __file__, "memory", *options, *parsed.settings], parsed.card))
+    raise SystemExit(run([__file__, "memory", *options, *parsed.settings], parsed.card))
 
 
 def everything(parsed: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """A CUDA card that is not there: its memory is counted, and nothing is computed.
 
-In: how much memory it has, and a command. Out: the command, run with the runtime and the driver of card.c in front of the real ones,
+In: how much memory it has, and a script. Out: the script, run with the runtime and the driver of card.c in front of the real ones,
 under a CUDA build of torch, on Linux, with a C compiler. Everything happens as with a card, compiling included: torch's own
 allocator finds out what fits. Numbers that a step computes are meaningless, and so is its time.
 """
@@ -36,9 +36,9 @@ def check() -> None:
         raise UsageError("--card: there is a real CUDA device here; leave the option out")
 
 
-def run(command: Sequence[str], gib: float) -> int:
-    """Run a command with a card of so many GiB; its exit status. Raises TesseraError where the card cannot be built or the command is
-    killed by a signal."""
+def run(arguments: Sequence[str], gib: float) -> int:
+    """Run a script with a card of so many GiB; its exit status. arguments: its path and what it is given. Raises TesseraError where the
+    card cannot be built, or the process is ended by a signal."""
     with tempfile.TemporaryDirectory() as folder:
         library = build(Path(folder))
         # Triton asks for the driver by its file's name.
@@ -46,6 +46,7 @@ def run(command: Sequence[str], gib: float) -> int:
         places = {"LD_LIBRARY_PATH": folder, "TRITON_LIBCUDA_PATH": folder, "LD_PRELOAD": str(library)}
         # Workers that compile would each load all of CUDA.
         variables = {**sizes(gib), **places, BUILD: "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        command = [sys.executable, "-m", "benchmarks.imitated.inside", *arguments]
         status = subprocess.run(command, env={**os.environ, **variables}, check=False).returncode
     if status < 0:
         raise TesseraError(f"--card: the process was ended by {signal.Signals(-status).name}")
@@ -112,12 +113,3 @@ def _call(*command: str) -> str:
 def is_imitated() -> bool:
     """Whether this process has a card of ours."""
     return BUILD in os.environ
-
-
-def leave_out_what_needs_a_card() -> None:
-    """cuDNN, which asks a real card for a plan of its convolutions, and a distribution whose kernel is compiled when it is first used.
-
-    Convolutions (one a picture, for its patches) take another way; weights are as meaningless as everything else.
-    """
-    torch.backends.cudnn.enabled = False
-    torch.nn.init._no_grad_trunc_normal_ = lambda tensor, *_, **__: tensor

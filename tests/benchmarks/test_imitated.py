@@ -126,15 +126,27 @@ def test_the_command_comes_back_with_its_own_settings(monkeypatch: pytest.Monkey
         benchmark.main(parsed)
     assert ended.value.code == 3
     ((command, gib),) = called
-    again = benchmark.arguments().parse_args(command[2:])
+    again = benchmark.arguments().parse_args(command[1:])
     assert isinstance(again, argparse.Namespace) and gib == 24
     assert (again.size, again.card, again.out, again.settings) == ("8b", 24, tmp_path, ["train.tokens_per_row=1024"])
 
 
+def test_a_script_ends_as_it_would_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(build, "build", lambda folder: folder / "none.so")
+    script = tmp_path / "script.py"
+    for text, status in (("import sys; print(sys.argv[1:])", 0), ("raise SystemExit(3)", 3), ("raise SystemExit('no')", 1), ("1 / 0", 1)):
+        script.write_text(text)
+        assert build.run([str(script), "a"], 1) == status
+    said = capfd.readouterr()
+    assert "['a']" in said.out and "ZeroDivisionError" in said.err
+
+
 def test_a_missing_compiler_and_a_signal_are_one_clear_line(monkeypatch: pytest.MonkeyPatch, library: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     monkeypatch.setattr(build, "build", lambda folder: folder / "none.so")
     with pytest.raises(TesseraError, match="--card: the process was ended by SIGKILL"):
-        build.run([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"], 1)
+        build.run([str(script)], 1)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(TesseraError, match="--card: cc is not installed"):
         link(tmp_path, library.parent, CALLED)

@@ -25,9 +25,7 @@ TRAIN = TrainConfig(
 
 def test_weights_are_quantised_as_a_loaded_model_s_are(parts: Path) -> None:
     plain = ModelConfig(max_tokens=512)
-    made = build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU)
-    weight = made.model.language_model.layers[0].mlp.up_proj.weight.clone()
-    quantise(made)
+    made = build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU, four_bits=True)
     settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), quantization="nf4")
     loaded = build(settings, placeholder_id=5, dtype=torch.float32)
     for one, other in zip(made.model.language_model.layers.modules(), loaded.model.language_model.layers.modules(), strict=True):
@@ -38,9 +36,28 @@ def test_weights_are_quantised_as_a_loaded_model_s_are(parts: Path) -> None:
             assert (one.compute_dtype, one.support_avx512bf16_for_cpu) == (other.compute_dtype, other.support_avx512bf16_for_cpu)
             assert one.weight.nbytes == other.weight.nbytes and not one.weight.requires_grad
     assert type(made.lm_head) is nn.Linear
-    layer = made.model.language_model.layers[0].mlp.up_proj
+    layer = build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU).model.language_model.layers[0]
+    weight = layer.mlp.up_proj.weight.clone()
+    quantise(layer)
+    layer = layer.mlp.up_proj
     back = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     assert 0 < float((back - weight).norm() / weight.norm()) < 0.15
+
+
+def test_layers_that_are_quantised_one_by_one_are_those_of_a_whole_model() -> None:
+    plain = ModelConfig(max_tokens=512)
+    whole, made = (
+        build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU, four_bits=four_bits)
+        for four_bits in (False, True)
+    )
+    assert made.is_loaded_in_4bit and made.config.text_config.to_dict() == whole.config.text_config.to_dict()
+    layers, wanted = made.model.language_model.layers, whole.model.language_model.layers
+    assert [layer.self_attn.layer_idx for layer in layers] == list(range(len(wanted)))
+    assert all(layer.self_attn.config is made.model.language_model.config for layer in layers)
+    for layer, other in zip(layers, wanted, strict=True):
+        back = bnb.functional.dequantize_4bit(layer.mlp.up_proj.weight.data, layer.mlp.up_proj.weight.quant_state)
+        assert back.std() == pytest.approx(float(other.mlp.up_proj.weight.std()), rel=0.1)
+        assert torch.equal(layer.input_layernorm.weight, other.input_layernorm.weight)
 
 
 def test_steps_of_the_recipe_are_run_and_set_beside_what_is_reckoned() -> None:
