@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from transformers import (
-    AutoImageProcessor,
     AutoTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -119,7 +118,7 @@ def test_another_picture_gives_other_probabilities(answerer: QwenVlAnswerer) -> 
 def test_prompts_equal_those_of_the_models_own_processor(parts: Path) -> None:
     answerer = loaded(parts / "qwen3_vl", "qwen3_vl", short_answer_prompt=None, short_answer_prompt_zh=None)
     folder = parts / "qwen3_vl"
-    stock = ImageOnlyProcessor(AutoImageProcessor.from_pretrained(folder, backend="pil"), AutoTokenizer.from_pretrained(folder))
+    stock = ImageOnlyProcessor(Qwen2VLImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
     pictures = [drawn(2), Image.new("RGB", (200, 60), "green")]
     request = Request("a", tuple(pictures), (Message("user", "<image>First <image>second?"),))
     content = [

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, ChineseCLIPImageProcessorPil, CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from dataset.pictures import PictureError, open_picture
 from errors import UsageError
 from visual.clip import ClipScorer, load
+
+# Named, since older transformers choose one only where torchvision is installed.
+PROCESSORS = {"clip": CLIPImageProcessorPil, "siglip": SiglipImageProcessorPil, "chinese_clip": ChineseCLIPImageProcessorPil}
 
 TEXTS = ["What color is the circle? red", "两个绿色的三角形", "a"]
 
@@ -32,13 +35,13 @@ def clip(parts: Path) -> ClipScorer:
     return scorer_of(parts / "clip")
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", "chinese_clip"])
+@pytest.mark.parametrize("family", PROCESSORS)
 def test_scores_are_the_models_own_logits(family: str, parts: Path, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(family) if family == "chinese_clip" else parts / family
     scorer = scorer_of(folder, batch_size=2)
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")(images=[drawn(1)], return_tensors="pt")["pixel_values"]
+    pixels = PROCESSORS[family].from_pretrained(folder)(images=[drawn(1)], return_tensors="pt")["pixel_values"]
     padding: Any = "max_length" if family == "siglip" else True
     texts = [text + ("<|im_end|>" if family == "clip" else "") for text in TEXTS]
     longest = model.config.text_config.max_position_embeddings
@@ -119,7 +122,7 @@ def test_what_cannot_be_loaded_or_opened_is_one_clear_line(parts: Path, clip: Cl
         clip.score(tmp_path / "none.png", ["a"])
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", "chinese_clip"])
+@pytest.mark.parametrize("family", PROCESSORS)
 def test_the_prior_is_the_mean_score_over_the_bank(family: str, parts: Path, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(family) if family == "chinese_clip" else parts / family
     scorer = scorer_of(folder)
