@@ -108,6 +108,28 @@ def stock(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
     return llava.eval()
 
 
+def stock_knows_the_final_norm(model: VisionLanguageModel) -> bool:
+    """Whether stock LLaVA reads features behind the final norm where its vision config says so; older ones do not know the mark."""
+    llava, pixels = stock(model), torch.zeros(1, 3, 96, 96)
+    features = []
+    for tied in (False, True):
+        llava.config.vision_config.tie_last_hidden_states = tied
+        with torch.no_grad():
+            features.append(llava.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1])
+    return not torch.equal(*features)
+
+
+def repeats_pictures_by_sample(llava: Any, inputs: dict[str, torch.Tensor]) -> bool:
+    """Whether all beams of stock LLaVA begin with the same prompt; older ones hand the beams A A B B for a sample with A and B."""
+    prompts: list[torch.Tensor] = []
+    language = llava.model.language_model
+    hook = language.register_forward_pre_hook(lambda _, __, kwargs: prompts.append(kwargs["inputs_embeds"]), with_kwargs=True)
+    llava.generate(**inputs, max_new_tokens=1, num_beams=2, do_sample=False)
+    hook.remove()
+    first, second = prompts[0].unflatten(0, (-1, 2)).unbind(1)
+    return torch.equal(first, second)
+
+
 def inputs_for_stock(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Stock LLaVA takes no empty pixel tensor."""
     return {key: value for key, value in batch.items() if len(value)}

@@ -11,7 +11,7 @@ from dataset.processor import Processor
 from dataset.sample import Message
 from model.adapters import set_trainable
 from model.vlm import PlaceholderError, VisionLanguageModel
-from tests.model.conftest import Build, inputs_for_stock, stock
+from tests.model.conftest import Build, inputs_for_stock, repeats_pictures_by_sample, stock, stock_knows_the_final_norm
 
 Batch = Callable[..., dict[str, torch.Tensor]]
 
@@ -36,6 +36,8 @@ def test_logits_equal_stock_llava(model: VisionLanguageModel, batch: Batch, pict
 @pytest.mark.parametrize("layer", [-5, 2, -1, -2, "last_hidden_state"])
 def test_every_feature_layer_equals_stock_llava(make: Build, batch: Batch, layer: int | str) -> None:
     model, inputs = make(feature_layer=layer), batch(1, 2)
+    if layer == "last_hidden_state" and not stock_knows_the_final_norm(model):
+        pytest.skip("the LLaVA of this transformers cannot read features behind the final norm")
     torch.testing.assert_close(logits(model, inputs), logits(stock(model), inputs), atol=1e-5, rtol=0)
 
 
@@ -56,10 +58,15 @@ def test_other_pictures_and_another_order_give_other_logits(model: VisionLanguag
 
 
 @pytest.mark.parametrize("decoding", [{"num_beams": 1}, {"num_beams": 4, "num_return_sequences": 4}], ids=["greedy", "beams"])
-def test_generation_equals_stock_llava(model: VisionLanguageModel, batch: Batch, decoding: dict[str, int]) -> None:
-    inputs = batch(1, 0, 2, pad="left")
+@pytest.mark.parametrize("pictures", [(1, 0, 1), (1, 0, 2)], ids=["one picture", "several pictures"])
+def test_generation_equals_stock_llava(
+    model: VisionLanguageModel, batch: Batch, decoding: dict[str, int], pictures: tuple[int, ...]
+) -> None:
+    inputs, llava = batch(*pictures, pad="left"), stock(model)
+    if decoding["num_beams"] > 1 and max(pictures) > 1 and not repeats_pictures_by_sample(llava, inputs):
+        pytest.skip("the LLaVA of this transformers gives the beams of a sample other pictures than its own")
     options = {"max_new_tokens": 6, "do_sample": False, **decoding}
-    torch.testing.assert_close(model.generate(**inputs, **options), stock(model).generate(**inputs, **options))
+    torch.testing.assert_close(model.generate(**inputs, **options), llava.generate(**inputs, **options))
 
 
 def test_beams_see_the_pictures_of_their_own_sample_in_order(model: VisionLanguageModel, batch: Batch) -> None:
