@@ -1,5 +1,6 @@
 """A small untrained model, requests of every shape, and a running endpoint."""
 
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from model.build import build
 from model.config import ModelConfig
 from model.vlm import VisionLanguageModel
 from tests.answering.endpoints import KEY, Server
+from tests.answering.plain import lengths, plain, plain_greedy
 
 
 def drawn(seed: int) -> Image.Image:
@@ -66,6 +68,18 @@ def requests() -> list[Request]:
         asked("long", "Describe the picture. " * 6, drawn(4)),
         asked("same size", "How many squares?", drawn(5)),
     ]
+
+
+@pytest.fixture(scope="session")
+def early_ends(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> tuple[int, ...]:
+    """End tokens that these untrained weights really reach, at different lengths. Found by trying, for plain `generate`."""
+    batch = answerer.collate([answerer.encode(request) for request in requests])
+    said = [token for question in plain(model, batch, answerer.end_ids, k=4) for one in question for token in one.token_ids]
+    for seed in range(50):
+        ends = (*answerer.end_ids, *random.Random(seed).sample(said, 3))
+        if lengths(plain_greedy(model, batch, ends)) > 1 and all(lengths(plain(model, batch, ends, k)) > 2 for k in (2, 4)):
+            return ends
+    raise AssertionError("no sequence ends early, so the end of a search cannot be compared")
 
 
 @pytest.fixture(scope="module")

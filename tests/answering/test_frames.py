@@ -26,7 +26,7 @@ from errors import TesseraError, UsageError
 from model.build import build
 from model.config import ModelConfig
 from model.vlm import VisionLanguageModel
-from tests.answering.test_generation import NEW, assert_equal, early_ends, plain, plain_greedy
+from tests.answering.plain import NEW, assert_equal, plain, plain_greedy
 
 HOST = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero")
 """Operations for which the host waits, which a CUDA graph refuses."""
@@ -76,11 +76,14 @@ def passes(model: VisionLanguageModel) -> Iterator[list[tuple[int, ...]]]:
 
 
 def test_replayed_beams_equal_those_of_plain_generate_batch_after_batch(
-    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], passes: list[tuple[int, ...]]
+    model: VisionLanguageModel,
+    answerer: CheckpointAnswerer,
+    requests: list[Request],
+    early_ends: tuple[int, ...],
+    passes: list[tuple[int, ...]],
 ) -> None:
     frames = Frames(model, record)
-    batch = answerer.collate([answerer.encode(request) for request in requests])
-    for asked, ends in ((requests, answerer.end_ids), (requests, early_ends(model, batch, answerer)), (requests[2:4], answerer.end_ids)):
+    for asked, ends in ((requests, answerer.end_ids), (requests, early_ends), (requests[2:4], answerer.end_ids)):
         batch = answerer.collate([answerer.encode(request) for request in asked])
         passes.clear()
         found = beam_search(model, batch, 3, NEW, ends, frames=frames)
@@ -91,12 +94,11 @@ def test_replayed_beams_equal_those_of_plain_generate_batch_after_batch(
 
 
 def test_replayed_greedy_answers_equal_plain_generate(
-    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]
+    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], early_ends: tuple[int, ...]
 ) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
-    ends = early_ends(model, batch, answerer)
-    found = collect(steps(model, batch, 1, NEW, ends, frames=Frames(model, record)), len(requests), 1)
-    assert_equal(found, plain_greedy(model, batch, ends))
+    found = collect(steps(model, batch, 1, NEW, early_ends, frames=Frames(model, record)), len(requests), 1)
+    assert_equal(found, plain_greedy(model, batch, early_ends))
 
 
 def test_a_frame_serves_what_fits_and_does_not_waste_much(model: VisionLanguageModel) -> None:

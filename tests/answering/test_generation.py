@@ -1,64 +1,26 @@
 """Candidates grown from the prefilled cache are those of plain `generate`."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
 
 from answering.checkpoint import CheckpointAnswerer
-from answering.generation import Generated, PromptBatch, beam_search, collect, draw, steps
+from answering.generation import PromptBatch, beam_search, collect, draw, steps
 from answering.protocol import Request
-from benchmarks.generation import beams, generated
 from model.vlm import VisionLanguageModel
-
-NEW = 8
-
-
-def plain(model: Any, batch: PromptBatch, ends: tuple[int, ...], k: int) -> list[list[Generated]]:
-    """What the library's own `generate` finds."""
-    output = beams(model, batch, k, NEW, ends)
-    rows = generated(output.sequences, output.sequences_scores, ends)
-    return [rows[i : i + k] for i in range(0, len(rows), k)]
-
-
-def plain_greedy(model: Any, batch: PromptBatch, ends: tuple[int, ...]) -> list[list[Generated]]:
-    """What the library's own `generate` says without beams."""
-    config = GenerationConfig(
-        max_new_tokens=NEW, do_sample=False, eos_token_id=list(ends), pad_token_id=0, return_dict_in_generate=True, output_logits=True
-    )
-    output = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, generation_config=config, **batch.pictures)
-    log_probs = torch.stack(output.logits, dim=1).float().log_softmax(-1)
-    rows = []
-    for i, row in enumerate(output.sequences[:, batch.input_ids.shape[1] :].tolist()):
-        length = next((j + 1 for j, token in enumerate(row) if token in ends), len(row))
-        rows.append([Generated(tuple(row[:length]), sum(float(log_probs[i, j, row[j]]) for j in range(length)))])
-    return rows
-
-
-def assert_equal(found: list[list[Generated]], expected: list[list[Generated]]) -> None:
-    assert [[one.token_ids for one in question] for question in found] == [[one.token_ids for one in question] for question in expected]
-    sums = [[one.log_prob for one in question] for question in found]
-    assert torch.tensor(sums) == pytest.approx(torch.tensor([[one.log_prob for one in question] for question in expected]), abs=1e-4)
-
-
-def early_ends(model: Any, batch: PromptBatch, answerer: CheckpointAnswerer) -> tuple[int, ...]:
-    """End tokens that these untrained weights really reach, at different lengths."""
-    free = plain(model, batch, answerer.end_ids, k=4)
-    return (*answerer.end_ids, free[0][1].token_ids[2], free[1][0].token_ids[4], free[2][0].token_ids[1])
+from tests.answering.plain import NEW, assert_equal, lengths, plain, plain_greedy
 
 
 @pytest.mark.parametrize("k", [2, 4])
 def test_beams_equal_those_of_plain_generate(
-    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], k: int
+    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], early_ends: tuple[int, ...], k: int
 ) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
-    for ends in (answerer.end_ids, early_ends(model, batch, answerer)):
+    for ends in (answerer.end_ids, early_ends):
         found = beam_search(model, batch, k, NEW, ends)
         assert_equal(found, plain(model, batch, ends, k))
-    lengths = {len(one.token_ids) for question in found for one in question}
-    assert len(lengths) > 2, "no sequence ended early, so the end of a search was not compared"
+    assert lengths(found) > 2
 
 
 class Table:
@@ -101,12 +63,13 @@ def test_beams_are_those_of_a_search_in_plain_words(ends: int, k: int) -> None:
         assert [[one.token_ids for one in question] for question in found] == expected
 
 
-def test_greedy_equals_plain_generate(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_greedy_equals_plain_generate(
+    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], early_ends: tuple[int, ...]
+) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
-    ends = early_ends(model, batch, answerer)
-    found = collect(steps(model, batch, 1, NEW, ends), len(requests), 1)
-    assert_equal(found, plain_greedy(model, batch, ends))
-    assert len({len(question[0].token_ids) for question in found}) > 1
+    found = collect(steps(model, batch, 1, NEW, early_ends), len(requests), 1)
+    assert_equal(found, plain_greedy(model, batch, early_ends))
+    assert lengths(found) > 1
 
 
 def test_padding_changes_no_candidate(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> None:
@@ -136,17 +99,17 @@ def test_pictures_and_prompt_run_once_a_question(model: VisionLanguageModel, ans
 
 
 def test_questions_that_have_stopped_leave_the_batch(
-    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]
+    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], early_ends: tuple[int, ...]
 ) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
-    ends, rows = early_ends(model, batch, answerer), list[int]()
+    rows: list[int] = []
     hook = model.model.language_model.register_forward_pre_hook(
         lambda _, __, kwargs: rows.append(len(kwargs["inputs_embeds"])), with_kwargs=True
     )
     try:
-        collect(steps(model, batch, 1, NEW, ends), len(requests), 1)
+        collect(steps(model, batch, 1, NEW, early_ends), len(requests), 1)
         greedy, rows = rows, []
-        beam_search(model, batch, 2, NEW, ends)
+        beam_search(model, batch, 2, NEW, early_ends)
     finally:
         hook.remove()
     for found in (greedy, rows):

@@ -23,7 +23,7 @@ from answering.qwen_vl import QwenVlAnswerer, load
 from dataset.sample import Message
 from errors import UsageError
 from tests.answering.conftest import asked, drawn
-from tests.answering.test_generation import NEW, assert_equal, plain
+from tests.answering.plain import NEW, assert_equal, plain
 
 
 class ImageOnlyProcessor(Qwen3VLProcessor):
