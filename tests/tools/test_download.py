@@ -119,6 +119,10 @@ class Command:
         self.environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
         self.environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
 
+    def import_from(self, folder: Path) -> None:
+        """Have modules in a folder found first."""
+        self.environment["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [self.environment.get("PYTHONPATH")])])
+
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, str(ROOT / "tools" / "download.py"), "--config", "c.yaml", *arguments]
         pipe = subprocess.PIPE
@@ -209,7 +213,7 @@ def test_a_folder_that_is_not_there_is_an_error_naming_its_key(tmp_path: Path) -
 def test_modelscope_without_its_client_says_how_to_install_it(tmp_path: Path) -> None:
     (tmp_path / "modelscope.py").write_text("raise ImportError")
     command = Command(tmp_path, "http://127.0.0.1:1")
-    command.environment["PYTHONPATH"] = str(tmp_path)
+    command.import_from(tmp_path)
     status, _, error = command.run("--source", "modelscope")
     assert status == 2
     assert error == "error: --source modelscope needs its client: pip install modelscope\n"
@@ -231,7 +235,7 @@ def test_modelscope_puts_parts_into_a_folder_and_says_how_to_name_it(tmp_path: P
         "    return local_dir\n"
     )
     command = Command(tmp_path, "http://127.0.0.1:1")
-    command.environment["PYTHONPATH"] = str(tmp_path)
+    command.import_from(tmp_path)
     status, out, error = command.run("--source", "modelscope", "--into", "here")
     assert status == 0, error
     assert "use them with: model.vision=here/maker/siglip model.language=here/maker/qwen" in out
