@@ -29,7 +29,7 @@ def load(
 ) -> tuple[LlavaForConditionalGeneration, Processor]:
     """The model, and a processor whose prompts are those of the checkpoint: its template and system prompt were exported with it.
 
-    Raises UsageError when the folder does not hold what export writes.
+    Raises UsageError when the folder does not hold what export writes, or this transformers would read it otherwise.
     """
     quantized = quantization_config("none" if quantization == "as_trained" else quantization, dtype, NOT_QUANTISED)
     options = {} if quantized is None else {"quantization_config": quantized}
@@ -40,6 +40,11 @@ def load(
     config = model.config
     if config.vision_feature_select_strategy != "full" or not tokenizer.chat_template:
         raise UsageError(f"{folder}: a LLaVA model, but not one that tools/export.py wrote (all patches and a chat template are expected)")
+    if getattr(config.vision_config, "tie_last_hidden_states", False) and not _reads_behind_the_final_norm(model):
+        raise UsageError(
+            f"{folder}: its features are those behind the final norm (vision_config.tie_last_hidden_states). This transformers does not "
+            "know that mark and would give other answers; a newer one is needed"
+        )
     keep_trainable_on_cpu(model)
     processor = Processor(
         tokenizer,
@@ -50,3 +55,11 @@ def load(
         max_tokens=int(config.text_config.max_position_embeddings),
     )
     return model.requires_grad_(False).eval(), processor
+
+
+@torch.no_grad()
+def _reads_behind_the_final_norm(model: LlavaForConditionalGeneration) -> bool:
+    """Whether the last hidden state of the vision tower is the one behind its final norm."""
+    tower, side = model.model.vision_tower, model.config.vision_config.image_size
+    found = tower(torch.zeros(1, 3, side, side, dtype=tower.dtype, device=tower.device), output_hidden_states=True)
+    return torch.equal(found.hidden_states[-1], found.last_hidden_state)

@@ -127,7 +127,7 @@ def check_same_logits(model: VisionLanguageModel, llava: LlavaForConditionalGene
     if difference > scale * (1e-4 if model.dtype == torch.float32 else 2e-2):
         raise TesseraError(
             f"--format llava: the LLaVA of this transformers gives other logits than ours (off by {difference:.2g} of {scale:.2g}); "
-            "nothing was written"
+            "nothing was written; use --format merged, or another transformers"
         )
 
 

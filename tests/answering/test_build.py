@@ -4,10 +4,12 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from transformers import LlavaForConditionalGeneration
 
 from answering.build import Shelf, build_answerer, check_system, load_scorer
 from answering.checkpoint import CheckpointAnswerer
@@ -21,7 +23,9 @@ from model.adapters import attach
 from model.config import LoraConfig, ModelConfig
 from model.fused_lora import FusedLinear
 from model.norms import FusedRMSNorm
+from model.vlm import VisionLanguageModel
 from tests.answering.conftest import asked, drawn
+from tests.model.conftest import stock_knows_the_final_norm
 
 REQUEST = asked("a", "What color?", Image.new("RGB", (60, 60), "red"))
 
@@ -127,6 +131,31 @@ def test_a_llava_of_others_is_one_clear_line(checkpoints: Path, processor: Proce
     path.write_text(json.dumps({**config, "vision_feature_select_strategy": "default"}), encoding="utf-8")
     with pytest.raises(UsageError, match=r"a LLaVA model, but not one that tools/export\.py wrote"):
         build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(path.parent)), checkpoint_folder=tmp_path, device="cpu")
+
+
+def test_an_export_that_older_transformers_would_read_otherwise_is_refused(
+    checkpoints: Path, processor: Processor, model: VisionLanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export.export(checkpoints / "checkpoint-1", tmp_path / "llava", "llava", processor)
+    path = tmp_path / "llava" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["vision_config"]["tie_last_hidden_states"] = True
+    path.write_text(json.dumps({**config, "vision_feature_layer": -1}), encoding="utf-8")
+    system = CheckpointSystem(name="ours", kind="checkpoint", path=str(path.parent))
+    usual = LlavaForConditionalGeneration.from_pretrained
+
+    def older(*args: Any, **options: Any) -> Any:
+        llava = usual(*args, **options)
+        marked = copy.deepcopy(llava.config)
+        llava.config.vision_config.tie_last_hidden_states = False
+        llava.config = marked
+        return llava
+
+    if stock_knows_the_final_norm(model):
+        build_answerer(system, checkpoint_folder=tmp_path, device="cpu")
+        monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", older)
+    with pytest.raises(UsageError, match=r"tie_last_hidden_states.*a newer one is needed"):
+        build_answerer(system, checkpoint_folder=tmp_path, device="cpu")
 
 
 def test_a_qwen_is_loaded_by_its_kind(parts: Path) -> None:
