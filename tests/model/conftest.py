@@ -119,12 +119,12 @@ def stock_knows_the_final_norm(model: VisionLanguageModel) -> bool:
     return not torch.equal(*features)
 
 
-def repeats_pictures_by_sample(llava: Any, inputs: dict[str, torch.Tensor]) -> bool:
-    """Whether all beams of stock LLaVA begin with the same prompt; older ones hand the beams A A B B for a sample with A and B."""
+def repeats_pictures_by_sample(model: Any, inputs: dict[str, torch.Tensor]) -> bool:
+    """Whether the beams of a sample begin with the same prompt; older stock LLaVA hands them A A B B for a sample with A and B."""
     prompts: list[torch.Tensor] = []
-    language = llava.model.language_model
+    language = model.model.language_model
     hook = language.register_forward_pre_hook(lambda _, __, kwargs: prompts.append(kwargs["inputs_embeds"]), with_kwargs=True)
-    llava.generate(**inputs, max_new_tokens=1, num_beams=2, do_sample=False)
+    model.generate(**inputs, max_new_tokens=1, num_beams=2, do_sample=False)
     hook.remove()
     first, second = prompts[0].unflatten(0, (-1, 2)).unbind(1)
     return torch.equal(first, second)

@@ -82,6 +82,10 @@ def test_beams_see_the_pictures_of_their_own_sample_in_order(model: VisionLangua
         torch.testing.assert_close(single.sequences_scores[0], together.sequences_scores[row], atol=1e-5, rtol=0)
 
 
+def test_the_beams_of_a_sample_begin_with_the_same_prompt(model: VisionLanguageModel, batch: Batch) -> None:
+    assert repeats_pictures_by_sample(model, batch(2, 1, 0, 3, pad="left"))
+
+
 def test_generation_without_a_cache_keeps_the_pictures(model: VisionLanguageModel, batch: Batch) -> None:
     inputs = batch(1, 2, pad="left")
     options = {"max_new_tokens": 4, "do_sample": False}
