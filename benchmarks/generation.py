@@ -16,7 +16,7 @@ from answering.candidates import merge
 from answering.checkpoint import CheckpointAnswerer
 from answering.generation import Generated, PromptBatch
 from answering.protocol import Answer, Decoding, Request
-from benchmarks.models import Size, build_ours, build_processor, build_stock
+from benchmarks.models import Size, build_ours, build_processor, build_stock, check_comparable
 from benchmarks.report import Machine, Report, number
 from benchmarks.rounds import Ratio, by_turns, free_memory, largest_that_fits, timed
 from dataset.sample import IMAGE_MARK, Message
@@ -134,17 +134,19 @@ def measure(size: Size, model: ModelConfig, decoding: Decoding, effort: Effort, 
     the candidates are not the same in fp32."""
     if decoding.mode != "beam" or decoding.k < 2:
         raise UsageError("decoding.mode: beam search is measured; set decoding.mode=beam and decoding.k to at least 2")
+    if effort.against_stock:
+        check_comparable(model)
     dtype = default_dtype(device)
     processor = build_processor(size, model)
     with naming_memory_settings("making the weights"):
         ours = build_ours(size, model, processor, dtype=dtype, device=device)
         # As checkpoints are loaded for answering; the stock model would not take features of another precision than its projector's.
         ours.model.multi_modal_projector.to(dtype)
-    stock_model = build_stock(ours)
+    stock_model = build_stock(ours) if effort.against_stock else None
     answerer, requests = CheckpointAnswerer(ours, processor), made_up(effort.questions)
     ways = [Way(OURS, decoding.batch_size, lambda: answerer.answer(requests, decoding), answerer.answer(requests, decoding), device)]
     refused: list[Result] = []
-    if effort.against_stock:
+    if stock_model is not None:
         stock = Stock(stock_model, answerer, requests, decoding)
         for name, most in ((ALONE, 1), (BATCHED, min(effort.stock_batch, len(requests)))):
             way, too_large = largest_that_fits(partial(stock.way, name), most)

@@ -109,7 +109,7 @@ def build_ours(
     four_bits: the linear layers of the language model in NF4 with quantised scales, as `model.build` loads them for
     model.quantization=nf4. No more than one layer ever exists in `dtype`.
     """
-    check_comparable(settings)
+    check_unquantised(settings)
     torch.manual_seed(seed)
     vision, language = shapes(size)
     with torch.device(device):
@@ -123,9 +123,14 @@ def build_ours(
 
 def check_comparable(settings: ModelConfig) -> None:
     """Raise UsageError naming the setting that the stock model cannot be given, too."""
+    check_unquantised(settings)
+    check_expressible(settings)
+
+
+def check_unquantised(settings: ModelConfig) -> None:
+    """Raise UsageError where weights are to be loaded in few bits: here they are made."""
     if settings.quantization != "none":
         raise UsageError(f"model.quantization: {settings.quantization}, but the benchmark makes unquantised weights; set it to none")
-    check_expressible(settings)
 
 
 def _in_four_bits(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 
 from benchmarks.gradients import Agreement, compare
-from benchmarks.models import Size, build_ours, build_processor, build_stock
+from benchmarks.models import Size, build_ours, build_processor, build_stock, check_comparable
 from benchmarks.report import Machine, Report
 from benchmarks.rounds import by_turns, largest_that_fits, product_tflops
 from benchmarks.samples import demo_samples, reference_samples
@@ -117,6 +117,8 @@ def measure(size: Size, model: ModelConfig, train: TrainConfig, effort: Effort, 
 
     Raises UsageError for settings that do not fit, TesseraError where ours runs out of memory.
     """
+    if effort.against_stock:
+        check_comparable(model)
     setup = Setup.of(size, model, train, effort.samples, device)
     with naming_memory_settings("making the weights"):
         dtype = default_dtype(device) if setup.bf16 else torch.float32

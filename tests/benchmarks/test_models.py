@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.models import Size, build_ours, build_processor, build_stock
+from benchmarks.models import Size, build_ours, build_processor, build_stock, check_comparable
 from dataset.processor import Processor
 from errors import UsageError
 from model.config import ModelConfig, ProjectorConfig
@@ -60,6 +60,13 @@ def test_weights_follow_from_the_seed(processor: Processor, ours: VisionLanguage
         (ModelConfig(drop_first_patch=True), "model.drop_first_patch"),
     ],
 )
-def test_what_stock_cannot_be_given_is_refused(processor: Processor, settings: ModelConfig, named: str) -> None:
+def test_what_stock_cannot_be_given_is_refused(settings: ModelConfig, named: str) -> None:
     with pytest.raises(UsageError, match=named):
-        build_ours("tiny", settings, processor, dtype=torch.float32, device=CPU)
+        check_comparable(settings)
+
+
+def test_ours_alone_may_have_what_stock_has_not(processor: Processor) -> None:
+    pooled = ModelConfig(projector=ProjectorConfig(pool=3))
+    assert build_ours("tiny", pooled, processor, dtype=torch.float32, device=CPU).config.pool == 3
+    with pytest.raises(UsageError, match=r"model\.quantization"):
+        build_ours("tiny", ModelConfig(quantization="nf4"), processor, dtype=torch.float32, device=CPU)
