@@ -56,7 +56,9 @@ def _fill(waiting: "_Waiting", capacity: int) -> list[int]:
         row.append(waiting.take(length))
         gap -= length
     for _ in range(EXCHANGES):
-        gap = waiting.exchange(row, gap)
+        before, gap = gap, waiting.exchange(row, gap)
+        if gap == before:
+            break
     return row
 
 

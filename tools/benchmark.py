@@ -1,6 +1,7 @@
 """Measure how fast a part of the program is, on data that it makes up."""
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -214,7 +215,7 @@ def _imitate(parsed: argparse.Namespace) -> None:
 
     if is_imitated():
         return
-    if parsed.card <= 0:
+    if not (math.isfinite(parsed.card) and parsed.card > 0):
         raise UsageError(f"--card {parsed.card:g}: a number of GiB above 0 is needed")
     check()
     options = ["--size", parsed.size, "--card", str(parsed.card), "--out", str(parsed.out)]

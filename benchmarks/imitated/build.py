@@ -43,7 +43,8 @@ def run(arguments: Sequence[str], gib: float) -> int:
         library = build(Path(folder))
         # Triton asks for the driver by its file's name.
         library.with_name("libcuda.so.1").symlink_to(library.name)
-        places = {"LD_LIBRARY_PATH": folder, "TRITON_LIBCUDA_PATH": folder, "LD_PRELOAD": str(library)}
+        places = {"LD_LIBRARY_PATH": _before("LD_LIBRARY_PATH", folder), "LD_PRELOAD": _before("LD_PRELOAD", str(library))}
+        places["TRITON_LIBCUDA_PATH"] = folder
         # Workers that compile would each load all of CUDA.
         variables = {**sizes(gib), **places, BUILD: "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         command = [sys.executable, "-m", "benchmarks.imitated.inside", *arguments]
@@ -51,6 +52,11 @@ def run(arguments: Sequence[str], gib: float) -> int:
     if status < 0:
         raise TesseraError(f"--card: the process was ended by {signal.Signals(-status).name}")
     return status
+
+
+def _before(variable: str, path: str) -> str:
+    """A path in front of those that a variable of the environment holds already."""
+    return ":".join(filter(None, [path, os.environ.get(variable)]))
 
 
 def sizes(gib: float) -> dict[str, str]:
@@ -107,7 +113,8 @@ def _call(*command: str) -> str:
     except FileNotFoundError as error:
         raise TesseraError(f"--card: {command[0]} is not installed; a C compiler with its tools is needed") from error
     except subprocess.CalledProcessError as error:
-        raise TesseraError(f"--card: {' '.join(command[:1])} failed: {error.stderr.strip().splitlines()[-1]}") from error
+        said = error.stderr.strip().splitlines() or [f"status {error.returncode}"]
+        raise TesseraError(f"--card: {command[0]} failed: {said[-1]}") from error
 
 
 def is_imitated() -> bool:

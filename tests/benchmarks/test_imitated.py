@@ -104,10 +104,11 @@ def test_a_card_needs_a_cuda_build_and_no_card(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(UsageError, match="there is a real CUDA device here"):
         check()
-    with pytest.raises(SystemExit) as ended:
-        cli.run(benchmark.main, benchmark.arguments(), ["memory", "--card", "0"])
-    assert ended.value.code == 2
-    assert "--card 0: a number of GiB above 0 is needed" in capsys.readouterr().err
+    for size in ("0", "nan", "inf"):
+        with pytest.raises(SystemExit) as ended:
+            cli.run(benchmark.main, benchmark.arguments(), ["memory", "--card", size])
+        assert ended.value.code == 2
+        assert f"--card {size}: a number of GiB above 0 is needed" in capsys.readouterr().err
 
 
 def test_the_command_comes_back_with_its_own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -142,13 +143,21 @@ def test_a_script_ends_as_it_would_by_itself(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_a_missing_compiler_and_a_signal_are_one_clear_line(monkeypatch: pytest.MonkeyPatch, library: Path, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     monkeypatch.setattr(build, "build", lambda folder: folder / "none.so")
+    script = tmp_path / "script.py"
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/kept")
+    script.write_text("import os; assert os.environ['LD_LIBRARY_PATH'].endswith(':/kept')")
+    assert build.run([str(script)], 1) == 0
+    script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(TesseraError, match="--card: the process was ended by SIGKILL"):
         build.run([str(script)], 1)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(TesseraError, match="--card: cc is not installed"):
+        link(tmp_path, library.parent, CALLED)
+    compiler = tmp_path / "cc"
+    compiler.write_text(f"#!{sys.executable}\nraise SystemExit(4)")
+    compiler.chmod(0o755)
+    with pytest.raises(TesseraError, match="--card: cc failed: status 4"):
         link(tmp_path, library.parent, CALLED)
 
 

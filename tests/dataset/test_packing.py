@@ -77,8 +77,3 @@ def test_rows_mix_long_samples_with_short_ones() -> None:
     share = float((lengths < 800).mean())
     shares = [float((lengths[row] < 800).mean()) for row in pack(lengths, 16_384)]
     assert np.std(shares) < 1.5 * np.sqrt(share * (1 - share) / (16_384 / lengths.mean()))
-
-
-def test_the_same_lengths_are_packed_in_the_same_way() -> None:
-    lengths = reference_lengths(500, 5)
-    assert pack(lengths, 8192) == pack(lengths.copy(), 8192)
