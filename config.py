@@ -9,11 +9,11 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from answering.config import DecodingConfig, RerankConfig
+from config_schema import section
 from dataset.config import DataConfig
 from errors import UsageError
 from evaluation.config import EvalConfig
 from model.config import ModelConfig
-from schema import section
 from serving.config import ServeConfig
 from serving.search.config import SearchConfig
 from training.config import TrainConfig

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from config_schema import section
 from errors import UsageError
-from schema import section
 from visual.config import PartName
 
 Positive = Annotated[int, Field(ge=1)]

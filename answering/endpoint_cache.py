@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from atomic import write_json
+from atomic_io import write_json
 from errors import TesseraError
 
 

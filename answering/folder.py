@@ -10,7 +10,7 @@ from typing import Any
 
 from answering.protocol import Answerer, Decoding
 from answering.replies import Reply, Reranker, question_request, reply
-from atomic import write_text
+from atomic_io import write_text
 from errors import UsageError
 from progress import Progress
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from answering.config import RerankConfig
 from answering.picture_fit import PictureBank
 from answering.rerank import Plan
-from atomic import write_json
+from atomic_io import write_json
 from errors import TesseraError
 
 

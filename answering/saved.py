@@ -8,7 +8,7 @@ from typing import Any
 
 from answering.drawing import side_by_side
 from answering.replies import Reply
-from atomic import replacing, write_json
+from atomic_io import replacing, write_json
 from dataset.pictures import open_picture
 
 

@@ -12,7 +12,7 @@ import psutil
 import torch
 import transformers
 
-from atomic import write_json, write_text
+from atomic_io import write_json, write_text
 
 NOTHING = "-"
 """What stands in a cell for which there is no number."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schema import section
+from config_schema import section
 
 Split = Literal["train", "validation", "test"]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from atomic import replacing
+from atomic_io import replacing
 from dataset.sample import Sample
 from dataset.store import ImageRow, Store
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from atomic import replacing, write_json
+from atomic_io import replacing, write_json
 from dataset import sources
 from dataset.config import DataConfig, Source
 from dataset.join import join

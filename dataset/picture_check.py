@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from atomic import replacing
+from atomic_io import replacing
 from dataset.pictures import PictureError, measure_picture, read_picture_file
 from dataset.validation import Reason
 from errors import TesseraError

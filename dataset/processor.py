@@ -14,7 +14,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, SiglipImageProcessorPil
 
-from atomic import write_json
+from atomic_io import write_json
 from dataset.chat import ChatPieces, chat_pieces
 from dataset.pixels import PixelReader
 from dataset.sample import IMAGE_MARK, Message

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from atomic import replacing
+from atomic_io import replacing
 from dataset.config import DataConfig
 
 _SETTINGS = b"tessera.settings"

@@ -17,12 +17,12 @@ from answering.pictures import opened
 from answering.protocol import Answerer, Picture, Replaying
 from answering.signals import SELF, Signal
 from answering.statements import Wording
-from atomic import write_json
+from atomic_io import write_json
 from dataset.pictures import PictureError
 from dataset.sample import Language
 from evaluation.predictions import Journal, Prediction
 from evaluation.questions import Question, digest
-from processes import Share
+from process_group import Share
 from progress import Progress
 
 _BATCHES_A_CHUNK = 4

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from answering.config import System
+from config_schema import section
 from dataset.config import Split
-from schema import section
 
 Positive = Annotated[int, Field(ge=1)]
 Corruption = Literal["blur", "noise", "dark", "occlusion", "jpeg"]

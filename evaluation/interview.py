@@ -20,7 +20,7 @@ from evaluation.predictions import Prediction
 from evaluation.questions import Question, choose, references, with_other_pictures
 from evaluation.robustness import Condition, asked_again, conditions, on_corrupted_pictures
 from evaluation.scoring import References, right
-from processes import Share
+from process_group import Share
 
 Load = Callable[[System], Answerer]
 

@@ -10,9 +10,9 @@ from typing import Any, Self
 
 from answering.protocol import Candidate
 from answering.signals import Signal
-from atomic import write_text
+from atomic_io import write_text
 from errors import TesseraError
-from processes import Share
+from process_group import Share
 
 _PRIOR = "_prior"
 """Behind a scorer's name: what a candidate scores on unrelated pictures."""

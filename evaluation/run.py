@@ -13,7 +13,7 @@ from answering.guard import guarded_kind
 from answering.identity import recorded, scorer_identity
 from answering.plan import KnownPlan, save, settings_of
 from answering.rerank import Plan
-from atomic import write_json, write_text
+from atomic_io import write_json, write_text
 from dataset.sample import Language
 from evaluation.asking import NamedScorer
 from evaluation.choosing import Weighting

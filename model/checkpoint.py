@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from atomic import write_json
+from atomic_io import write_json
 from errors import UsageError, loading
 from model.adapters import Group, attach, base_model, set_trainable, trained_weights
 from model.build import Quantization, build, default_dtype, keep_trainable_on_cpu, quantization_config

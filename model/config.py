@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schema import section
+from config_schema import section
 from visual.config import PartName
 
 

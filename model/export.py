@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from atomic import replacing_folder, write_text
+from atomic_io import replacing_folder, write_text
 from errors import TesseraError, UsageError
 from model import checkpoint
 from model.card import model_card

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from schema import section
+from config_schema import section
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0.0)]

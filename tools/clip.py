@@ -11,7 +11,7 @@ import cli
 import config as configuration
 from answering.build import load_scorer
 from answering.folder import find_pictures
-from atomic import replacing
+from atomic_io import replacing
 from dataset.pictures import open_picture
 from errors import TesseraError, UsageError
 from visual.clip import ClipScorer

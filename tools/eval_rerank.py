@@ -24,7 +24,7 @@ from evaluation.report.tables import tables
 from evaluation.report.write import write_report
 from evaluation.run import conclude
 from evaluation.systems import only, with_checkpoints
-from processes import only_main_speaks, working_together
+from process_group import only_main_speaks, working_together
 
 parser = cli.Parser(__doc__ or "")
 parser.add_argument(

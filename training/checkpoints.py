@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from atomic import share
+from atomic_io import share
 from model.checkpoint import mark_whole
 from training.resume import RunState
 

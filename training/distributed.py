@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from errors import UsageError
 from model.adapters import base_model, group_of
-from processes import WORLD_HELP, join
+from process_group import WORLD_HELP, join
 
 
 def check_world(wanted: int | None) -> PartialState:

@@ -15,7 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save
 
-from atomic import replacing
+from atomic_io import replacing
 from errors import TesseraError
 
 BYTES_A_SHARD = 256 * 2**20

@@ -23,7 +23,7 @@ from dataset.store import ImageRow
 from errors import TesseraError, UsageError
 from model.build import default_dtype, load_encoder
 from model.download import readable
-from processes import only_main_speaks
+from process_group import only_main_speaks
 from progress import Progress
 from training.data import KeptFeatures, TrainingData
 from training.feature_cache import FeatureCache

@@ -16,7 +16,7 @@ from dataset.store import Store
 from errors import UsageError
 from model.build import tokens_per_image, vocabulary_rows
 from model.config import ModelConfig
-from processes import only_main_speaks
+from process_group import only_main_speaks
 from training.config import TrainConfig
 from training.data import Batching, KeptFeatures, SampleLengths, TrainingData, measure
 from training.distributed import check_world, weights_are_sharded

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atomic import write_json
+from atomic_io import write_json
 from errors import UsageError
 from training.experiment import Experiment
 from training.history import Row

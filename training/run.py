@@ -18,7 +18,7 @@ from torch import nn
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from atomic import replacing
+from atomic_io import replacing
 from errors import UsageError
 from model import checkpoint as model_checkpoint
 from model.adapters import attach, base_model

@@ -17,7 +17,7 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
-from atomic import replacing_folder, write_json
+from atomic_io import replacing_folder, write_json
 from dataset.sample import Language
 from dataset.scenes import records
 from dataset.scenes.drawing import draw

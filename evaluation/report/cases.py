@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from answering.drawing import side_by_side
-from atomic import replacing_folder
+from atomic_io import replacing_folder
 from dataset.pictures import PictureError
 from dataset.store import Store
 from evaluation.report.chart_style import RIGHT, WRONG, save

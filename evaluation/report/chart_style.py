@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from answering.drawing import chinese_font
-from atomic import replacing
+from atomic_io import replacing
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
-from atomic import write_text
+from atomic_io import write_text
 from dataset.store import Store
 from evaluation.categories import names
 from evaluation.experiment import Experiment

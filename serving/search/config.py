@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from schema import section
+from config_schema import section
 from visual.config import PartName
 
 Positive = Annotated[int, Field(ge=1)]

@@ -14,7 +14,7 @@ from answering.config import RerankConfig
 from evaluation.asking import NamedScorer
 from evaluation.interview import Everything, ask_everything
 from evaluation.run import conclude, evaluate
-from processes import Share
+from process_group import Share
 from tests.evaluation.planted import COLORS, PlantedAnswerer, PlantedScorer, by_the_book, experiment, questions, write_store
 
 T = TypeVar("T")

@@ -10,7 +10,7 @@ import yaml
 from transformers import AutoModelForImageTextToText
 
 import cli
-from atomic import write_json
+from atomic_io import write_json
 from dataset.processor import Processor
 from dataset.report import Report, SourceReport
 from model import checkpoint

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
-from atomic import replacing
+from atomic_io import replacing
 from dataset.scenes.scene import Part
 from errors import TesseraError
 from progress import Progress

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, Qwen2Tokenizer, Qwen3ForCausalLM, SiglipModel
 
-from atomic import replacing_folder
+from atomic_io import replacing_folder
 from errors import UsageError
 from training.pretraining import precision, warm_start
 from training.pretraining.cards import Card, earlier

@@ -7,7 +7,7 @@ import torch
 
 import cli
 from errors import TesseraError, UsageError
-from processes import Share, join, only_main_speaks, working_together
+from process_group import Share, join, only_main_speaks, working_together
 
 
 def test_every_piece_of_work_falls_to_one_process() -> None:

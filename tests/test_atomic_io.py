@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from atomic import replacing, replacing_folder, write_json
+from atomic_io import replacing, replacing_folder, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
