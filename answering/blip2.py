@@ -27,7 +27,7 @@ from dataset.processor import EncodingError, check_messages
 from dataset.sample import IMAGE_MARK
 from errors import UsageError, loading
 from model.build import default_dtype, keep_trainable_on_cpu, quantization_config
-from visual.pil_processor import load_image_processor
+from visual.image_processor import load_image_processor
 
 NOT_QUANTISED = ["vision_model", "qformer", "language_projection", "language_model.lm_head"]
 """All but the layers of the language model."""

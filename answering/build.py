@@ -27,7 +27,7 @@ from errors import UsageError
 from model import checkpoint
 from model.build import build, default_dtype
 from model.fused import fuse
-from visual import clip
+from visual import clip_scorer
 from visual.config import is_missing_folder
 
 
@@ -93,21 +93,21 @@ def check_decoding(decoding: DecodingConfig, systems: Iterable[System]) -> None:
 
 def load_scorer(
     name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, key: str = "rerank.clip"
-) -> clip.ClipScorer:
+) -> clip_scorer.ClipScorer:
     """Load the CLIP, Chinese-CLIP or SigLIP that the configuration's `key` names. Raises UsageError."""
     device = device or default_device()
-    return clip.load(name, open_picture, device=device, dtype=dtype or default_dtype(device), key=key)
+    return clip_scorer.load(name, open_picture, device=device, dtype=dtype or default_dtype(device), key=key)
 
 
 class Shelf:
     """Scorers that several parts of one process use: each is loaded once, by whoever asks first. For one thread at a time."""
 
     def __init__(self) -> None:
-        self._known: dict[str, clip.ClipScorer] = {}
+        self._known: dict[str, clip_scorer.ClipScorer] = {}
 
     def load(
         self, name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, key: str = "rerank.clip"
-    ) -> clip.ClipScorer:
+    ) -> clip_scorer.ClipScorer:
         """As `load_scorer`; the one that is there where this folder, on this device in this dtype, was loaded before."""
         place = f"{Path(name).resolve() if Path(name).is_dir() else name} {device} {dtype}"
         if place not in self._known:
@@ -120,7 +120,7 @@ class LoadedScorer:
     """A picture-text scorer, the folder or hub name that it comes from, and the languages that it reads."""
 
     path: str
-    scorer: clip.ClipScorer
+    scorer: clip_scorer.ClipScorer
     languages: tuple[Language, ...]
 
 

@@ -18,7 +18,7 @@ from answering.protocol import Description, Request
 from dataset.processor import EncodingError, Processor
 from errors import UsageError, loading
 from model.build import default_dtype, keep_trainable_on_cpu, quantization_config
-from visual.pil_processor import load_image_processor
+from visual.image_processor import load_image_processor
 
 CLASSES = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
 

@@ -14,8 +14,8 @@ from answering.folder import find_pictures
 from atomic_io import replacing
 from dataset.pictures import open_picture
 from errors import TesseraError, UsageError
-from visual.clip import ClipScorer
-from visual.fetch import fetch, is_address
+from visual.clip_scorer import ClipScorer
+from visual.image_url import fetch, is_address
 
 if TYPE_CHECKING:
     from serving.search.index import PictureIndex

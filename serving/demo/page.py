@@ -21,7 +21,7 @@ from errors import TesseraError
 from serving.demo.talk import Talker, Turn, rows
 from serving.search.index import PictureIndex
 from serving.search.table import Found
-from visual.clip import ClipScorer
+from visual.clip_scorer import ClipScorer
 
 LANGUAGES = {"English": "en", "中文": "zh"}
 FOUND = 12

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from dataset.pictures import MAX_PIXELS, open_picture
-from visual.clip import ClipScorer
+from visual.clip_scorer import ClipScorer
 
 _PIXEL_SETTINGS = (
     "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",

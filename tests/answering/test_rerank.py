@@ -24,7 +24,7 @@ from answering.signals import Signal, Signals
 from answering.statements import statement
 from errors import UsageError
 from tests.answering.conftest import asked
-from visual.clip import ClipScorer
+from visual.clip_scorer import ClipScorer
 
 USUAL = RerankWeights()
 

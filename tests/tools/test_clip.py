@@ -12,7 +12,7 @@ from PIL import Image
 import cli
 from errors import TesseraError
 from tools import clip
-from visual import fetch
+from visual import image_url
 
 PICTURE = Image.new("RGB", (60, 40), "red")
 
@@ -112,15 +112,15 @@ def test_what_is_no_picture_is_said(classify: Classify, address: str) -> None:
 
 
 def test_a_fetch_has_limits(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert len(fetch.fetch(f"{address}/large")) == 100_000
+    assert len(image_url.fetch(f"{address}/large")) == 100_000
     with pytest.raises(TesseraError, match=r"large: larger than 0\.0\d+ MiB"):
-        fetch.fetch(f"{address}/large", max_bytes=99_999)
+        image_url.fetch(f"{address}/large", max_bytes=99_999)
     clock = iter([0.0, *[30.0] * 100])
-    monkeypatch.setattr("visual.fetch.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("visual.image_url.time.monotonic", lambda: next(clock))
     with pytest.raises(TesseraError, match="not finished after 20 seconds"):
-        fetch.fetch(f"{address}/large")
+        image_url.fetch(f"{address}/large")
 
 
 def test_a_server_that_is_not_there_is_one_line() -> None:
     with pytest.raises(TesseraError, match=r"http://127\.0\.0\.1:9/x: cannot be fetched"):
-        fetch.fetch("http://127.0.0.1:9/x")
+        image_url.fetch("http://127.0.0.1:9/x")

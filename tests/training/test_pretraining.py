@@ -35,7 +35,7 @@ from training.pretraining.pixels import pixel_values, qwen_patches
 from training.pretraining.stated import StatedPictures
 from training.pretraining.talk import Exchange, encode
 from training.tiny_parts import IMAGE_SIZE, build_part, build_tokenizer, image_processor
-from visual.clip import ClipScorer
+from visual.clip_scorer import ClipScorer
 
 PLACEHOLDER = "<|image_pad|>"
 

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer, ChineseCLIPImageProcessorPil,
 
 from dataset.pictures import PictureError, open_picture
 from errors import UsageError
-from visual.clip import ClipScorer, load
+from visual.clip_scorer import ClipScorer, load
 
 # Named, since older transformers choose one only where torchvision is installed.
 PROCESSORS = {"clip": CLIPImageProcessorPil, "siglip": SiglipImageProcessorPil, "chinese_clip": ChineseCLIPImageProcessorPil}

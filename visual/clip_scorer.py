@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from errors import UsageError, loading
-from visual.pil_processor import load_image_processor
+from visual.image_processor import load_image_processor
 
 FAMILIES = ("clip", "chinese_clip", "siglip")
 """`model_type` of what can be loaded; SigLIP 2 of fixed resolution calls itself siglip."""

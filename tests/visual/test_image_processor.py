@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPImageProcessorPil, Qwen2VLImageProcessorPil, SiglipImageProcessorPil
 
-from visual.pil_processor import load_image_processor
+from visual.image_processor import load_image_processor
 
 
 @pytest.mark.parametrize(
