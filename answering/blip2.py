@@ -23,7 +23,7 @@ from answering.local import LocalAnswerer, Prompt, uniform
 from answering.pictures import opened
 from answering.prompting import PromptPolicy
 from answering.protocol import Decoding, Description, Request
-from dataset.processor import EncodingError, check_messages
+from dataset.loading.encoded_sample import EncodingError, check_messages
 from dataset.sample import IMAGE_MARK
 from errors import UsageError, loading
 from model.build import default_dtype, keep_trainable_on_cpu, quantization_config

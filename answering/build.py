@@ -20,13 +20,13 @@ from answering.protocol import Answerer, Description
 from answering.replies import Reranker
 from answering.rerank import RESERVED, Plan
 from answering.signals import CORRECTED
-from dataset.pictures import open_picture
-from dataset.processor import Processor
+from dataset.loading.image_io import open_picture
 from dataset.sample import Language
 from errors import UsageError
 from model import checkpoint
 from model.build import build, default_dtype
 from model.fused import fuse
+from model.siglip_qwen.processor import Processor
 from visual import clip_scorer
 from visual.config import is_missing_folder
 

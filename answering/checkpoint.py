@@ -11,8 +11,9 @@ from answering.local import Prompt
 from answering.pictures import opened
 from answering.prompting import PromptPolicy
 from answering.protocol import Description, Request
-from dataset.processor import EncodingError, Processor
+from dataset.loading.encoded_sample import EncodingError
 from model.attention import use_attention
+from model.siglip_qwen.processor import Processor
 from model.vlm import VisionLanguageModel
 
 

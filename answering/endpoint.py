@@ -13,7 +13,7 @@ from answering.endpoint_key import api_key
 from answering.pictures import JPEG_QUALITY, data_url, picture_digest
 from answering.prompting import PromptPolicy
 from answering.protocol import Answer, Decoding, Description, Picture, Request
-from dataset.processor import check_messages
+from dataset.loading.encoded_sample import check_messages
 from dataset.sample import IMAGE_MARK, Message
 from errors import TesseraError
 

@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
-from dataset.processor import Processor
 from errors import UsageError, loading
 from model.build import Quantization, keep_trainable_on_cpu, quantization_config
+from model.siglip_qwen.processor import Processor
 from visual.image_processor import load_image_processor
 
 NOT_QUANTISED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]

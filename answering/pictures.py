@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from answering.protocol import Picture
-from dataset.pictures import open_picture, read_picture_file, to_rgb
+from dataset.loading.image_io import open_picture, read_picture_file, to_rgb
 
 JPEG_QUALITY = 95
 """Of pictures that are sent away."""

@@ -15,9 +15,10 @@ from answering.local import Prompt
 from answering.pictures import opened, shrunk
 from answering.prompting import PromptPolicy
 from answering.protocol import Description, Request
-from dataset.processor import EncodingError, Processor
+from dataset.loading.encoded_sample import EncodingError
 from errors import UsageError, loading
 from model.build import default_dtype, keep_trainable_on_cpu, quantization_config
+from model.siglip_qwen.processor import Processor
 from visual.image_processor import load_image_processor
 
 CLASSES = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}

@@ -9,7 +9,7 @@ from typing import Any
 from answering.drawing import side_by_side
 from answering.replies import Reply
 from atomic_io import replacing, write_json
-from dataset.pictures import open_picture
+from dataset.loading.image_io import open_picture
 
 
 def save_reply(reply: Reply, pictures: Sequence[Path], folder: Path, model: dict[str, Any]) -> Path:

@@ -15,8 +15,9 @@ from benchmarks.models import check_comparable
 from benchmarks.report import Machine, Report, number
 from benchmarks.steps import Batch, Trained
 from benchmarks.training import OURS, STOCK, Setup, our_side, same_adapters, stock_side
-from dataset.batching import EpochBatches, Example, PaddedCollator
-from dataset.processor import IGNORED
+from dataset.loading.collators import Example, PaddedCollator
+from dataset.loading.encoded_sample import IGNORED
+from dataset.loading.samplers import EpochBatches
 from errors import TesseraError, UsageError
 from model.build import build, default_dtype
 from training.data import TrainingData

@@ -20,8 +20,8 @@ from benchmarks.models import Size, build_ours, build_processor, build_stock, ch
 from benchmarks.report import Machine, Report, number
 from benchmarks.rounds import Ratio, by_turns, free_memory, largest_that_fits, timed
 from dataset.sample import IMAGE_MARK, Message
-from dataset.scenes.phrasing import ask_several
-from dataset.scenes.scene import compose
+from dataset.synthetic.question_phrasing import ask_several
+from dataset.synthetic.scene import compose
 from errors import TesseraError, UsageError
 from model.build import default_dtype
 from model.config import ModelConfig

@@ -23,12 +23,12 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from dataset.processor import PLACEHOLDERS, Processor
 from errors import UsageError
 from model.build import assemble, keep_trainable_on_cpu
 from model.config import ModelConfig
 from model.export import check_expressible, to_llava
 from model.projector import count_tokens
+from model.siglip_qwen.processor import PLACEHOLDERS, Processor
 from model.vlm import VisionLanguageModel
 from training.pretraining.corpus import tokenizer_corpus
 from training.tiny_parts import build_qwen3, build_siglip, build_tokenizer, image_processor

@@ -8,13 +8,14 @@ import random
 import numpy as np
 from PIL import Image
 
-from dataset.batching import Example
-from dataset.processor import IGNORED, Encoded, Processor
+from dataset.loading.collators import Example
+from dataset.loading.encoded_sample import IGNORED, Encoded
 from dataset.sample import IMAGE_MARK, Language, Message
-from dataset.scenes.phrasing import ask_several
-from dataset.scenes.records import DETAIL_QUESTIONS
-from dataset.scenes.scene import compose
-from dataset.scenes.texts import description
+from dataset.synthetic.annotation_records import DETAIL_QUESTIONS
+from dataset.synthetic.question_phrasing import ask_several
+from dataset.synthetic.scene import compose
+from dataset.synthetic.scene_descriptions import description
+from model.siglip_qwen.processor import Processor
 
 KINDS = ((0.4, (26, 46), (10, 30)), (0.4, (40, 70), (102, 242)), (0.2, (35, 55), (90, 200)))
 """Captions, complex reasoning, detailed descriptions: their share, tokens of the prompt beside the picture, tokens of the

@@ -20,9 +20,9 @@ import torch
 
 from benchmarks.report import Machine, Report, number
 from benchmarks.rounds import Ratio, by_turns
-from dataset.scenes.drawing import draw
-from dataset.scenes.phrasing import ask_several
-from dataset.scenes.scene import compose
+from dataset.synthetic.question_phrasing import ask_several
+from dataset.synthetic.scene import compose
+from dataset.synthetic.scene_renderer import draw
 from errors import TesseraError
 
 COMMAND = Path(__file__).parent.parent / "tools" / "serve.py"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from benchmarks.rounds import free_memory, timed
-from dataset.pixels import PixelReader
+from dataset.loading.image_transform import PixelReader
 from training.dry_run import with_gradients
 from training.throughput import peak_memory
 

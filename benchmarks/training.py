@@ -22,14 +22,15 @@ from benchmarks.rounds import by_turns, largest_that_fits, product_tflops
 from benchmarks.samples import demo_samples, reference_samples
 from benchmarks.steps import Batch, Trained, Way
 from benchmarks.training_results import Result, Work, report
-from dataset.batching import Example, PackedPlan, PaddedCollator, PaddedPlan
-from dataset.processor import Processor
+from dataset.loading.collators import Example, PaddedCollator
+from dataset.loading.samplers import PackedPlan, PaddedPlan
 from errors import TesseraError, UsageError
 from model.adapters import attach, base_model, lora_settings
 from model.build import default_dtype
 from model.compiled import compile_layers
 from model.config import ModelConfig
 from model.fused import fuse
+from model.siglip_qwen.processor import Processor
 from model.vlm import VisionLanguageModel
 from training.config import TrainConfig
 from training.data import Batching

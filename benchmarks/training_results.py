@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.gradients import Agreement
 from benchmarks.report import Machine, Report, number
 from benchmarks.rounds import Ratio
-from dataset.batching import Example
-from dataset.processor import IGNORED
+from dataset.loading.collators import Example
+from dataset.loading.encoded_sample import IGNORED
 from training.throughput import StepCost
 
 COLUMNS = ("path", "batch", "samples/s", "tokens/s", "TFLOP/s", "of product", "peak GiB", "loss", "ours is faster by")

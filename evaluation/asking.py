@@ -18,7 +18,7 @@ from answering.protocol import Answerer, Picture, Replaying
 from answering.signals import SELF, Signal
 from answering.statements import Wording
 from atomic_io import write_json
-from dataset.pictures import PictureError
+from dataset.loading.image_io import PictureError
 from dataset.sample import Language
 from evaluation.predictions import Journal, Prediction
 from evaluation.questions import Question, digest

@@ -6,8 +6,8 @@ from itertools import islice
 
 from answering.identity import digest
 from answering.picture_fit import PictureBank, PriorScorer
-from dataset.pictures import PictureError, open_picture
-from dataset.store import ImageRow, Store
+from dataset.loading.image_io import PictureError, open_picture
+from dataset.loading.sample_store import ImageRow, Store
 from evaluation.asking import NamedScorer
 
 FEWEST = 2

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from answering.config import CheckpointSystem, DecodingConfig, RerankConfig
 from answering.protocol import Answer, Candidate, Decoding, Description, Picture, Request
-from dataset.benchmark import draw_raw_files
+from benchmarks.preprocessing_speed import draw_raw_files
+from dataset.build.merge import merge
 from dataset.config import DataConfig, Split
-from dataset.merge import merge
+from dataset.loading.sample_store import Store
 from dataset.sample import uniform
-from dataset.store import Store
 from evaluation.asking import NamedScorer
 from evaluation.config import EvalConfig
 from evaluation.experiment import Experiment

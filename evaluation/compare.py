@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.store import Store
+from dataset.loading.sample_store import Store
 from errors import UsageError
 from evaluation.foreign import Fields, Stored, stored
 from evaluation.metrics.short_answers import BINARY, METRICS

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from answering.config import CheckpointSystem, DecodingConfig, RerankConfig
-from dataset.store import Store
+from dataset.loading.sample_store import Store
 from errors import UsageError
 from evaluation.asking import NamedScorer
 from evaluation.bars import check_bars

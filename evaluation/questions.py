@@ -10,8 +10,8 @@ import numpy as np
 from answering.identity import digest as digest
 from answering.protocol import Request
 from dataset.config import Split
+from dataset.loading.sample_store import ImageRow, Store
 from dataset.sample import IMAGE_MARK, Sample
-from dataset.store import ImageRow, Store
 from errors import UsageError
 from evaluation.categories import category
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dataset.pictures import PictureError, open_picture
+from dataset.loading.image_io import PictureError, open_picture
 from evaluation.config import Corruption, EvalConfig
 from evaluation.corruptions import corrupt
 from evaluation.questions import Question

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from PIL import Image
 
-from dataset.pictures import PictureError, open_picture
+from dataset.loading.image_io import PictureError, open_picture
 from serving.failures import ServiceError
 
 TYPES = "JPEG, PNG, WebP, GIF or BMP"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from dataset.pictures import PictureError
+from dataset.loading.image_io import PictureError
 from errors import TesseraError
 from serving.batching import Batcher, Job
 from serving.cache import Cache

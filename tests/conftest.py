@@ -11,7 +11,7 @@ import torch
 from filelock import FileLock
 from transformers import BertTokenizer, ChineseCLIPConfig, ChineseCLIPImageProcessorPil, ChineseCLIPModel
 
-from dataset.processor import Processor
+from model.siglip_qwen.processor import Processor
 from training.tiny_parts import build_untrained
 
 torch.set_num_threads(1)

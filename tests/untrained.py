@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from dataset.processor import Processor
 from model import build, checkpoint
 from model.adapters import attach
 from model.config import LoraConfig, ModelConfig
+from model.siglip_qwen.processor import Processor
 
 
 def write_checkpoint(path: Path, parts: Path, processor: Processor) -> None:

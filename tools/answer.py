@@ -15,7 +15,7 @@ from answering.identity import identity
 from answering.protocol import Answerer
 from answering.replies import Reranker, question_request, reply
 from answering.saved import save_reply
-from dataset.pictures import open_picture
+from dataset.loading.image_io import open_picture
 from errors import TesseraError, UsageError
 
 parser = cli.Parser(__doc__ or "")

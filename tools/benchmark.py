@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import cli
 import config as configuration
-from dataset.benchmark import apart, draw_raw_files, measure_merges, measure_pictures
+from benchmarks.preprocessing_speed import apart, draw_raw_files, measure_merges, measure_pictures
 from errors import UsageError
 
 if TYPE_CHECKING:

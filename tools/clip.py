@@ -12,7 +12,7 @@ import config as configuration
 from answering.build import load_scorer
 from answering.folder import find_pictures
 from atomic_io import replacing
-from dataset.pictures import open_picture
+from dataset.loading.image_io import open_picture
 from errors import TesseraError, UsageError
 from visual.clip_scorer import ClipScorer
 from visual.image_url import fetch, is_address

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import cli
 import config as configuration
-from dataset.store import Store
+from dataset.loading.sample_store import Store
 from evaluation.compare import compare_files
 from evaluation.foreign import Fields
 

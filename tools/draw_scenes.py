@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import cli
-from dataset.scenes.files import Plan, write_scenes
+from dataset.synthetic.dataset_writer import Plan, write_scenes
 from errors import UsageError
 
 FOLDER = Path("data/scenes")

@@ -13,7 +13,7 @@ import cli
 import config as configuration
 from answering.build import build_answerer, build_scorers, build_untuned, check_decoding, check_system
 from answering.config import scorer_keys, with_threshold
-from dataset.store import Store
+from dataset.loading.sample_store import Store
 from errors import UsageError
 from evaluation.asking import NamedScorer
 from evaluation.bars import missed

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 import cli
-from dataset.processor import Processor
-from dataset.report import Report
+from dataset.build.merge_report import Report
 from errors import TesseraError
 from model import push
 from model.checkpoint import newest
 from model.export import export
+from model.siglip_qwen.processor import Processor
 
 parser = cli.Parser(__doc__)
 parser.add_argument("--checkpoint", default="newest", metavar="DIR", help="checkpoint folder; newest: of checkpoints/<name> (default)")

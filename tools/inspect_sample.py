@@ -5,9 +5,9 @@ import sys
 
 import cli
 import config as configuration
-from dataset.inspection import describe_sample
-from dataset.store import Store
+from dataset.loading.sample_store import Store
 from errors import UsageError
+from model.siglip_qwen.sample_inspection import describe_sample
 from training.prepare import build_processor
 
 parser = cli.Parser(__doc__ or "")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import cli
 import config as configuration
-from dataset.json_pair import write_json_pair
-from dataset.merge import merge
+from dataset.build.json_export import write_json_pair
+from dataset.build.merge import merge
 
 parser = cli.Parser(__doc__ or "")
 parser.add_argument("--json", type=Path, metavar="DIR", help="also write image_map.json and annotations.json there")

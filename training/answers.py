@@ -6,9 +6,9 @@ from torch import nn
 
 from answering.checkpoint import CheckpointAnswerer
 from answering.protocol import Decoding, Request
-from dataset.processor import Processor
+from dataset.loading.sample_store import Store
 from dataset.sample import IMAGE_MARK, Sample
-from dataset.store import Store
+from model.siglip_qwen.processor import Processor
 from training.data import TrainingData
 from training.panels import Panel
 

@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dataset.augmentation import augment
-from dataset.batching import BatchPlan, EpochBatches, Example, PackedCollator, PackedPlan, PaddedCollator, PaddedPlan
 from dataset.config import AugmentationConfig
-from dataset.grouping import Conversation, Measured, can_join, conversations, length, ordered, question_text, spoken
-from dataset.processor import EncodingError, Processor
+from dataset.loading.augmentation import augment
+from dataset.loading.collators import Example, PackedCollator, PaddedCollator
+from dataset.loading.encoded_sample import EncodingError
+from dataset.loading.multi_turn import Conversation, Measured, can_join, conversations, length, ordered, question_text, spoken
+from dataset.loading.sample_store import Store
+from dataset.loading.samplers import BatchPlan, EpochBatches, PackedPlan, PaddedPlan
 from dataset.sample import Sample
-from dataset.store import Store
 from errors import UsageError
 from model.positions import Locating
+from model.siglip_qwen.processor import Processor
 from progress import track
 from training.config import TrainConfig
 from training.feature_cache import FeatureCache

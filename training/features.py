@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from dataset.pictures import MAX_PIXELS, PictureError, open_picture, read_picture_file
-from dataset.store import ImageRow
+from dataset.loading.image_io import MAX_PIXELS, PictureError, open_picture, read_picture_file
+from dataset.loading.sample_store import ImageRow
 from errors import TesseraError, UsageError
 from model.build import default_dtype, load_encoder
 from model.download import readable

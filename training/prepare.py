@@ -11,11 +11,11 @@ import transformers
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 
-from dataset.processor import Processor
-from dataset.store import Store
+from dataset.loading.sample_store import Store
 from errors import UsageError
 from model.build import tokens_per_image, vocabulary_rows
 from model.config import ModelConfig
+from model.siglip_qwen.processor import Processor
 from process_group import only_main_speaks
 from training.config import TrainConfig
 from training.data import Batching, KeptFeatures, SampleLengths, TrainingData, measure

@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from dataset.processor import IGNORED
+from dataset.loading.encoded_sample import IGNORED
 from model.adapters import base_model
 from model.projector import count_tokens
 from model.vlm import VisionLanguageModel

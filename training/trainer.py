@@ -17,12 +17,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from dataset.batching import EpochBatches
-from dataset.processor import IGNORED, Processor
+from dataset.loading.encoded_sample import IGNORED
+from dataset.loading.samplers import EpochBatches
 from errors import TesseraError
 from model.adapters import base_model
 from model.checkpoint import save
 from model.compiled import as_written
+from model.siglip_qwen.processor import Processor
 from training.checkpoints import TRAINER_FOLDER, Checkpoints
 from training.config import StageConfig, TrainConfig
 from training.distributed import adjust_fsdp, shard_again, whole_weights

@@ -14,7 +14,7 @@ from dataset.config import (
     VqaV2Source,
 )
 from dataset.sources import ai_challenger, coco_captions, llava, messages, vqa_metadata, vqav2
-from dataset.sources.raw import Item, Reading
+from dataset.sources.record import Item, Reading
 
 
 def read(source: SourceBase, reading: Reading) -> Iterator[Item]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from dataset.config import AiChallengerSource
-from dataset.json_stream import read_array
-from dataset.sources.raw import (
+from dataset.sources.json_reader import read_array
+from dataset.sources.record import (
     Item,
     Place,
     RawSample,

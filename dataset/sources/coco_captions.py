@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataset.build.record_validation import BadRecord, Reason
 from dataset.config import CocoCaptionsSource
-from dataset.json_stream import JsonFile
-from dataset.sources.raw import (
+from dataset.sources.json_reader import JsonFile
+from dataset.sources.record import (
     Item,
     Place,
     RawSample,
@@ -24,7 +25,6 @@ from dataset.sources.raw import (
     picture_file,
     required,
 )
-from dataset.validation import BadRecord, Reason
 from errors import TesseraError
 
 

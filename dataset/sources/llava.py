@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dataset.config import LlavaSource
-from dataset.json_stream import read_array
 from dataset.sample import Message, Role
-from dataset.sources.raw import (
+from dataset.sources.json_reader import read_array
+from dataset.sources.record import (
     Item,
     Place,
     RawSample,

@@ -13,9 +13,10 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dataset.build.record_validation import BadRecord, Reason
 from dataset.config import MessagesSource, Split
 from dataset.sample import IMAGE_MARK, Message, Role
-from dataset.sources.raw import (
+from dataset.sources.record import (
     Item,
     Picture,
     Place,
@@ -30,7 +31,6 @@ from dataset.sources.raw import (
     required,
     turn,
 )
-from dataset.validation import BadRecord, Reason
 from errors import TesseraError
 
 ROLES: tuple[tuple[str, Role], ...] = (("user", "user"), ("assistant", "assistant"), ("system", "system"))

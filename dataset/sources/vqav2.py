@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dataset.build.record_validation import BadRecord, Reason
 from dataset.config import Split, VqaV2Source
-from dataset.json_stream import JsonFile, read_array
-from dataset.sources.raw import (
+from dataset.sources.json_reader import JsonFile, read_array
+from dataset.sources.record import (
     Item,
     Place,
     RawSample,
@@ -24,7 +25,6 @@ from dataset.sources.raw import (
     question_text,
     vqa_sample,
 )
-from dataset.validation import BadRecord, Reason
 from errors import TesseraError
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from answering.drawing import side_by_side
 from atomic_io import replacing_folder
-from dataset.pictures import PictureError
-from dataset.store import Store
+from dataset.loading.image_io import PictureError
+from dataset.loading.sample_store import Store
 from evaluation.report.chart_style import RIGHT, WRONG, save
 from evaluation.report.examples import RIGHT as RIGHT_FROM
 from evaluation.report.examples import Example, ShownAnswer, thumbnail

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from answering.rerank import shown_choice
-from dataset.store import Store
+from dataset.loading.sample_store import Store
 from evaluation.report import chart_curves, chart_rerank, chart_trust
 from evaluation.report.cases import write_grids
 from evaluation.report.chart_style import COLORS, legend_above, percent_axis, save, style

@@ -10,8 +10,8 @@ from itertools import chain, zip_longest
 from PIL import Image
 
 from answering.rerank import chosen_text, shown_choice
-from dataset.pictures import PictureError
-from dataset.store import Store
+from dataset.loading.image_io import PictureError
+from dataset.loading.sample_store import Store
 from evaluation.metrics.short_answers import METRIC, vqa_accuracy
 from evaluation.questions import Question
 from evaluation.run import Outcome

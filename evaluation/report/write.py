@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from atomic_io import write_text
-from dataset.store import Store
+from dataset.loading.sample_store import Store
 from evaluation.categories import names
 from evaluation.experiment import Experiment
 from evaluation.report import rerank_tables, tables

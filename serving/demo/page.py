@@ -16,7 +16,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 
 from answering.replies import Reply
-from dataset.pictures import PictureError, open_picture
+from dataset.loading.image_io import PictureError, open_picture
 from errors import TesseraError
 from serving.demo.talk import Talker, Turn, rows
 from serving.search.index import PictureIndex

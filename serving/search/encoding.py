@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dataset.pictures import MAX_PIXELS, open_picture
+from dataset.loading.image_io import MAX_PIXELS, open_picture
 from visual.clip_scorer import ClipScorer
 
 _PIXEL_SETTINGS = (

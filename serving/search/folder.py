@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 
 from answering.folder import find_pictures
-from dataset.pictures import PictureError, read_picture_file
+from dataset.loading.image_io import PictureError, read_picture_file
 from progress import Progress
 from serving.search import graph
 from serving.search.encoding import Encoder

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from answering.build import Shelf
-from dataset.pictures import MAX_PIXELS, open_picture
+from dataset.loading.image_io import MAX_PIXELS, open_picture
 from errors import TesseraError
 from serving.search import graph
 from serving.search.config import SearchConfig

@@ -16,13 +16,13 @@ from answering.checkpoint import CheckpointAnswerer
 from answering.config import Blip2System, CheckpointSystem, DecodingConfig, QwenVlSystem
 from answering.protocol import Answer
 from answering.qwen_vl import QwenVlAnswerer
-from dataset.processor import Processor
 from errors import UsageError
 from model import build, checkpoint, export
 from model.adapters import attach
 from model.config import LoraConfig, ModelConfig
 from model.fused_lora import FusedLinear
 from model.norms import FusedRMSNorm
+from model.siglip_qwen.processor import Processor
 from model.vlm import VisionLanguageModel
 from tests.answering.conftest import asked, drawn
 from tests.model.conftest import stock_knows_the_final_norm

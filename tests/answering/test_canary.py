@@ -10,11 +10,11 @@ import torch
 import yaml
 
 import cli
-from dataset.processor import Processor
 from model import checkpoint, export
 from model.adapters import attach
 from model.build import build
 from model.config import LoraConfig, ModelConfig
+from model.siglip_qwen.processor import Processor
 from tests.answering.endpoints import Server
 from tests.answering.test_blip2 import build as build_blip2
 from tests.answering.test_qwen_vl import build_qwen2_5_vl

@@ -16,9 +16,10 @@ from answering.generation import Generated, PromptBatch
 from answering.local import Prompt, evaluating
 from answering.prompting import PromptPolicy
 from answering.protocol import Answer, Request
-from dataset.processor import EncodingError, Processor
+from dataset.loading.encoded_sample import EncodingError
 from dataset.sample import Message
 from errors import TesseraError
+from model.siglip_qwen.processor import Processor
 from model.vlm import VisionLanguageModel
 from tests.answering.conftest import asked, drawn
 

@@ -21,10 +21,10 @@ from answering.config import CheckpointSystem, DecodingConfig, OpenAiSystem
 from answering.frames import Frames, Run
 from answering.generation import beam_search, collect, steps
 from answering.protocol import Request
-from dataset.processor import Processor
 from errors import TesseraError, UsageError
 from model.build import build
 from model.config import ModelConfig
+from model.siglip_qwen.processor import Processor
 from model.vlm import VisionLanguageModel
 from tests.answering.plain import NEW, assert_equal, plain, plain_greedy
 

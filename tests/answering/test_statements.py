@@ -9,8 +9,8 @@ import pytest
 from answering.guard import guarded_kind
 from answering.statements import joined, kind, sentence, statement
 from dataset.sample import Language
-from dataset.scenes.phrasing import ask
-from dataset.scenes.scene import compose
+from dataset.synthetic.question_phrasing import ask
+from dataset.synthetic.scene import compose
 
 Pair = tuple[str, str, str]
 """Question, answer, and the sentence that says the same."""

@@ -11,7 +11,7 @@ import torch
 from benchmarks.gradients import Agreement, compare
 from benchmarks.models import build_ours
 from benchmarks.training import Setup, our_side, same_adapters, stock_side
-from dataset.batching import PaddedCollator
+from dataset.loading.collators import PaddedCollator
 from model import fused_lora
 from model.config import LoraConfig, ModelConfig
 from training.config import StageConfig, TrainConfig

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from benchmarks.models import Size, build_ours, build_processor, build_stock, check_comparable
-from dataset.processor import Processor
 from errors import UsageError
 from model.config import ModelConfig, ProjectorConfig
+from model.siglip_qwen.processor import Processor
 from model.vlm import VisionLanguageModel
 
 CPU = torch.device("cpu")

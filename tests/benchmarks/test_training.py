@@ -10,9 +10,9 @@ from benchmarks import training
 from benchmarks.steps import Trained, Way
 from benchmarks.training import Effort, measure
 from benchmarks.training_results import Work
-from dataset.processor import Processor
 from errors import TesseraError, UsageError
 from model.config import LoraConfig, ModelConfig
+from model.siglip_qwen.processor import Processor
 from training.config import StageConfig, TrainConfig
 from training.throughput import StepCost
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from PIL import Image
 
+from dataset.build.merge import merge
+from dataset.build.merge_report import Report
 from dataset.config import (
     AiChallengerSource,
     CocoCaptionsSource,
@@ -17,10 +19,8 @@ from dataset.config import (
     VqaMetadataSource,
     VqaV2Source,
 )
-from dataset.merge import merge
-from dataset.report import Report
+from dataset.loading.sample_store import Store
 from dataset.sample import Sample
-from dataset.store import Store
 
 
 class RawFiles:

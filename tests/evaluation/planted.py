@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from answering.config import CheckpointSystem, DecodingConfig, RerankConfig
 from answering.protocol import Answer, Candidate, Description, Picture, Request
+from dataset.loading.sample_store import Store
 from dataset.sample import IMAGE_MARK, IMAGES_SCHEMA, SAMPLES_SCHEMA
-from dataset.store import Store
 from evaluation.asking import NamedScorer
 from evaluation.config import EvalConfig
 from evaluation.experiment import Experiment

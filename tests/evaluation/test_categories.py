@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dataset.sample import Language
-from dataset.scenes.phrasing import ask
-from dataset.scenes.scene import compose
+from dataset.synthetic.question_phrasing import ask
+from dataset.synthetic.scene import compose
 from evaluation.categories import category, confusion, names
 
 REAL_DATA = os.environ.get("TESSERA_REAL_DATA", "")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dataset.store import Store
+from dataset.loading.sample_store import Store
 from errors import TesseraError, UsageError
 from evaluation.compare import FileComparison, MetricComparison, compare_files
 from evaluation.foreign import Fields, stored

@@ -15,7 +15,7 @@ from PIL import Image
 from answering.config import RerankConfig, RerankWeights
 from answering.plan import load
 from answering.protocol import Picture, Request
-from dataset.store import Store
+from dataset.loading.sample_store import Store
 from errors import UsageError
 from evaluation.asking import NamedScorer
 from evaluation.bank import with_banks

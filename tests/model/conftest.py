@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, Qwen2ForCausalLM
 
-from dataset.processor import Processor
 from model.build import build
 from model.config import LoraConfig, ModelConfig
+from model.siglip_qwen.processor import Processor
 from model.vlm import VisionLanguageModel
 
 Build = Callable[..., VisionLanguageModel]

@@ -10,10 +10,10 @@ import torch
 from torch.nn import functional
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from dataset.batching import PackedCollator
-from dataset.processor import Processor
+from dataset.loading.collators import PackedCollator
 from model import attention
 from model.adapters import checkpoint_gradients, set_trainable
+from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
 from tests.model.test_vlm import examples, loss_and_gradients
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from dataset.batching import PackedCollator
-from dataset.processor import Processor
+from dataset.loading.collators import PackedCollator
 from model.adapters import attach, checkpoint_gradients
 from model.compiled import as_written, compile_layers, what_compiling_lacks
 from model.fused import fuse
 from model.positions import find_supervised
+from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
 from tests.model.test_fused_lora import with_a_trained_look
 from tests.model.test_vlm import examples, loss_and_gradients

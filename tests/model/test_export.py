@@ -8,12 +8,12 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LlavaForConditionalGeneration
 
-from dataset.processor import Processor
 from dataset.sample import IMAGE_MARK, Message
 from errors import TesseraError, UsageError
 from model import checkpoint, export
 from model.adapters import Group, attach
 from model.config import ModelConfig, ProjectorConfig
+from model.siglip_qwen.processor import Processor
 from model.vlm import VisionLanguageModel
 from tests.model.conftest import Build, repeats_pictures_by_sample, stock_knows_the_final_norm
 from tests.model.test_adapters import train

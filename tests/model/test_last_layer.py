@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from dataset.batching import PackedCollator, PaddedCollator
-from dataset.processor import Processor
+from dataset.loading.collators import PackedCollator, PaddedCollator
 from model.adapters import attach, base_model, checkpoint_gradients
 from model.fused import fuse
 from model.last_layer import read_sparsely
 from model.positions import Locating
+from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
 from tests.model.test_fused_lora import with_a_trained_look
 from tests.model.test_vlm import examples, loss_and_gradients

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dataset.batching import PackedCollator
-from dataset.processor import Processor
+from dataset.loading.collators import PackedCollator
 from model.adapters import set_trainable
 from model.loss import BYTES_A_SCORE, positions_at_once, summed_loss
+from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
 from tests.model.test_vlm import examples, loss_and_gradients
 

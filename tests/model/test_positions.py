@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from dataset.batching import PackedCollator, PaddedCollator
-from dataset.processor import Processor
+from dataset.loading.collators import PackedCollator, PaddedCollator
 from model import attention
 from model.adapters import attach, checkpoint_gradients, set_trainable
 from model.positions import Locating, find_placeholders, find_supervised
+from model.siglip_qwen.processor import Processor
 from model.vlm import PlaceholderError, VisionLanguageModel
 from tests.model.conftest import Build
 from tests.model.test_vlm import examples, loss_and_gradients

@@ -22,7 +22,7 @@ from PIL import Image
 
 from answering.config import CheckpointSystem, RerankConfig
 from answering.protocol import Answer, Candidate, Decoding, Description, Request
-from dataset.processor import Processor
+from model.siglip_qwen.processor import Processor
 from serving.config import ServeConfig
 from serving.engine import Engine, Plan
 from serving.run import server_config

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 import cli
-from dataset.processor import Processor
+from model.siglip_qwen.processor import Processor
 from tests.evaluation.planted import questions, write_store
 from tests.untrained import write_checkpoint
 from tools import answer, eval_rerank

@@ -11,10 +11,10 @@ import pytest
 
 import config
 from dataset.config import AiChallengerSource, LlavaSource, Source, VqaV2Source
-from dataset.pictures import open_picture
-from dataset.scenes.files import Plan, write_scenes
+from dataset.loading.image_io import open_picture
 from dataset.sources import read
-from dataset.sources.raw import RawSample, Reading
+from dataset.sources.record import RawSample, Reading
+from dataset.synthetic.dataset_writer import Plan, write_scenes
 from errors import UsageError
 from tools import draw_scenes
 
@@ -144,7 +144,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dataset.scenes.files._draw_all", fail)
+    monkeypatch.setattr("dataset.synthetic.dataset_writer._draw_all", fail)
     with pytest.raises(KeyboardInterrupt):
         write_scenes(tmp_path / "scenes", PLAN, processes=1)
     assert not list(tmp_path.iterdir())

@@ -15,11 +15,11 @@ import yaml
 from PIL import Image
 
 import cli
-from dataset.processor import Processor
 from model import checkpoint
 from model.adapters import attach
 from model.build import build
 from model.config import ModelConfig
+from model.siglip_qwen.processor import Processor
 from tests.evaluation.planted import questions, write_store
 from tools import eval_rerank
 

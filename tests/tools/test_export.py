@@ -11,12 +11,12 @@ from transformers import AutoModelForImageTextToText
 
 import cli
 from atomic_io import write_json
-from dataset.processor import Processor
-from dataset.report import Report, SourceReport
+from dataset.build.merge_report import Report, SourceReport
 from model import checkpoint
 from model.adapters import attach
 from model.build import build
 from model.config import LoraConfig, ModelConfig, ProjectorConfig
+from model.siglip_qwen.processor import Processor
 from tests.pipeline import ROOT, workplace
 from tests.untrained import write_checkpoint
 from tools import export

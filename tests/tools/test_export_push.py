@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import constants
 
 import cli
-from dataset.processor import Processor
+from model.siglip_qwen.processor import Processor
 from tests.untrained import write_checkpoint
 from tools import export
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModel, Qwen3ForCausalLM
 
-from dataset.processor import Processor
 from errors import UsageError
+from model.siglip_qwen.processor import Processor
 from tools import train_tiny_parts
 from visual import siglip
 

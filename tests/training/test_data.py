@@ -10,7 +10,7 @@ import torch
 from transformers import SiglipImageProcessorPil
 
 import config as configuration
-from dataset.store import Store
+from dataset.loading.sample_store import Store
 from model.vlm import VisionLanguageModel
 from tests.training.test_run import run
 from training.prepare import prepare, training_loader

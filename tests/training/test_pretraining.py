@@ -18,11 +18,12 @@ from transformers import (
 from answering.config import QwenVlSystem
 from answering.protocol import Request
 from answering.qwen_vl import QwenVlAnswerer
-from dataset.processor import IGNORED, Processor
+from dataset.loading.encoded_sample import IGNORED
 from dataset.sample import Language, Message
-from dataset.scenes.drawing import draw
-from dataset.scenes.scene import Part, Scene, compose, part_of
+from dataset.synthetic.scene import Part, Scene, compose, part_of
+from dataset.synthetic.scene_renderer import draw
 from errors import TesseraError
+from model.siglip_qwen.processor import Processor
 from training.pretraining import precision, warm_start
 from training.pretraining.batches import Batch, DrawnScenes, WrittenScenes, pictures, twin, with_vision_marks
 from training.pretraining.contrastive import clip_task, siglip_task

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
-from dataset.processor import Processor
 from dataset.sample import Language
-from dataset.scenes import words
-from dataset.scenes.scene import Scene, Thing, compose
-from dataset.scenes.texts import mentions, written
+from dataset.synthetic import vocabulary
+from dataset.synthetic.scene import Scene, Thing, compose
+from dataset.synthetic.scene_descriptions import mentions, written
+from model.siglip_qwen.processor import Processor
 from training.pretraining.batches import WrittenScenes
 from training.pretraining.corpus import tokenizer_corpus
 from training.pretraining.lookup import _LAYER, LOOKS, NOTHING, states
@@ -39,10 +39,10 @@ def test_a_mention_is_of_its_thing_and_of_no_other(language: Language) -> None:
         tables += "|" in text
         for thing, (start, end) in zip(scene.things, spans, strict=True):
             told = text[start:end]
-            assert words.name(thing, language) in told
+            assert vocabulary.name(thing, language) in told
             assert thing.digit is None or str(thing.digit) in told
             if "|" not in text:
-                place = words.at((thing.row, thing.column), language)
+                place = vocabulary.at((thing.row, thing.column), language)
                 assert told.lower().count(place) == 1
                 # Not the beginning of a longer place.
                 assert not text[end:].startswith((" left", " right"))
@@ -71,7 +71,7 @@ def test_answers_look_at_what_is_asked_about(tokenizer: Qwen2Tokenizer, data: Wr
     for row, scene in enumerate(data.scenes(0, "train")):
         for number, thing in enumerate(scene.things):
             told = tokenizer.decode(batch["input_ids"][row][batch["mentioned"][row] == number])
-            assert any(words.name(thing, language) in told for language in ("en", "zh"))
+            assert any(vocabulary.name(thing, language) in told for language in ("en", "zh"))
         for name in LOOKS:
             for place in torch.nonzero(batch[name][row] != NOTHING).flatten().tolist():
                 # What comes next is a token of an answer, and no end token.

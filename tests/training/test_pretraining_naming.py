@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from dataset.scenes.scene import COLORS, HELD_OUT, SHAPES, compose
+from dataset.synthetic.scene import COLORS, HELD_OUT, SHAPES, compose
 from training.pretraining.naming import Namer, held_out_only, names, of_patches
 
 

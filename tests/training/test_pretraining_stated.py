@@ -8,9 +8,9 @@ import torch
 from transformers import Qwen2Tokenizer
 
 from answering.statements import statement
-from dataset.scenes.facts import Noun
-from dataset.scenes.phrasing import ask_several
-from dataset.scenes.scene import Scene, Thing, compose
+from dataset.synthetic.question_phrasing import ask_several
+from dataset.synthetic.scene import Scene, Thing, compose
+from dataset.synthetic.scene_facts import Noun
 from training.pretraining.contrastive import r_precision, ranking_loss
 from training.pretraining.corpus import LANGUAGES, tokenizer_corpus
 from training.pretraining.stated import _WORDINGS, CHOICES, PHRASES, QUESTIONS, StatedPictures, _Phrase, _phrase, _statements, _stray

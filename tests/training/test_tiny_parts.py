@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, Qwen2Tokenizer, Qwen3ForCausalLM
 
-from dataset.scenes.scene import HELD_OUT
-from dataset.scenes.words import colored
+from dataset.synthetic.scene import HELD_OUT
+from dataset.synthetic.vocabulary import colored
 from training.pretraining.corpus import SHORT_ANSWER_PROMPTS, tokenizer_corpus
 from training.tiny_parts import PARTS, VOCABULARY, build_part, build_tokenizer, image_processor, save_part
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoTokenizer, ChineseCLIPImageProcessorPil, CLIPImageProcessorPil, SiglipImageProcessorPil
 
-from dataset.pictures import PictureError, open_picture
+from dataset.loading.image_io import PictureError, open_picture
 from errors import UsageError
 from visual.clip_scorer import ClipScorer, load
 

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from transformers import Qwen2Tokenizer
 
-from dataset.processor import IGNORED, Encoded, Processor
+from dataset.loading.encoded_sample import IGNORED, Encoded
 from dataset.sample import IMAGE_MARK
-from dataset.scenes.drawing import draw
-from dataset.scenes.scene import COLORS, SHAPES, Part, Scene, compose, part_of
-from dataset.scenes.texts import caption, mentions, written
+from dataset.synthetic.scene import COLORS, SHAPES, Part, Scene, compose, part_of
+from dataset.synthetic.scene_descriptions import caption, mentions, written
+from dataset.synthetic.scene_renderer import draw
+from model.siglip_qwen.processor import Processor
 from training.pretraining.corpus import LANGUAGES
 from training.pretraining.lookup import NOTHING, Pointers, pointers
 from training.pretraining.naming import names

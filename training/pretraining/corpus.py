@@ -9,12 +9,12 @@ from typing import Any
 from answering.config import SystemBase
 from dataset.config import AiChallengerSource, CocoCaptionsSource
 from dataset.sample import Language
-from dataset.scenes.phrasing import ask_several
-from dataset.scenes.reasoning import conversation
-from dataset.scenes.records import DETAIL_QUESTIONS
-from dataset.scenes.scene import Scene, compose
-from dataset.scenes.texts import caption, description, short_caption, written
-from dataset.scenes.words import ZH, known_words
+from dataset.synthetic.annotation_records import DETAIL_QUESTIONS
+from dataset.synthetic.question_phrasing import ask_several
+from dataset.synthetic.reasoning_conversations import conversation
+from dataset.synthetic.scene import Scene, compose
+from dataset.synthetic.scene_descriptions import caption, description, short_caption, written
+from dataset.synthetic.vocabulary import ZH, known_words
 
 SEED = 1_000_003
 """Seed of the scenes for pre-training; the demo's own files are drawn from others."""

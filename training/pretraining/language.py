@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel, Qwen2Tokenizer, Qwen2VLImageProcessorPil, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration
 
-from dataset.processor import IGNORED, Processor
+from dataset.loading.encoded_sample import IGNORED
+from model.siglip_qwen.processor import Processor
 from training.pretraining.batches import Batch, DrawnScenes, WrittenScenes
 from training.pretraining.lookup import answer_spans, states
 from training.pretraining.loop import Task

@@ -13,8 +13,9 @@ from transformers import Qwen3ForCausalLM
 from transformers.masking_utils import create_causal_mask
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, rotate_half
 
-from dataset.processor import IGNORED, Encoded, Processor
-from dataset.scenes.scene import Thing
+from dataset.loading.encoded_sample import IGNORED, Encoded
+from dataset.synthetic.scene import Thing
+from model.siglip_qwen.processor import Processor
 from training.pretraining.talk import Exchange
 
 NOTHING = -1

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
 from atomic_io import replacing
-from dataset.scenes.scene import Part
+from dataset.synthetic.scene import Part
 from errors import TesseraError
 from progress import Progress
 from training.pretraining import precision

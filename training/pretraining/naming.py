@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from dataset.scenes.scene import COLORS, GRID, HELD_OUT, SHAPES, Scene
+from dataset.synthetic.scene import COLORS, GRID, HELD_OUT, SHAPES, Scene
 
 _NOTHING = (len(COLORS), len(SHAPES), 10)
 """Classes of an empty cell, and of the digit of what is no sign; those before are the colors, shapes and digits."""

@@ -8,13 +8,13 @@ import torch
 
 from answering.statements import Wording, statement
 from dataset.sample import Language
-from dataset.scenes import words
-from dataset.scenes.facts import Noun
-from dataset.scenes.phrasing import Question, ask_several, indefinite, kinds
-from dataset.scenes.scene import Part, Scene, Thing
-from dataset.scenes.texts import caption, short_caption
-from dataset.scenes.wordings import THINGS
-from dataset.scenes.words import EN
+from dataset.synthetic import vocabulary
+from dataset.synthetic.question_phrasing import Question, ask_several, indefinite, kinds
+from dataset.synthetic.question_templates import THINGS
+from dataset.synthetic.scene import Part, Scene, Thing
+from dataset.synthetic.scene_descriptions import caption, short_caption
+from dataset.synthetic.scene_facts import Noun
+from dataset.synthetic.vocabulary import EN
 from training.pretraining.batches import Batch, CaptionedPictures, padded, pictures
 from training.pretraining.corpus import LANGUAGES
 
@@ -94,7 +94,7 @@ def _stray(scene: Scene, question: Question, rng: random.Random) -> str:
 class _Phrase:
     text: str
     noun: Noun
-    cell: words.Cell | None
+    cell: vocabulary.Cell | None
 
     def holds(self, scene: Scene) -> bool:
         """Whether a scene has such a thing, there."""
@@ -109,7 +109,7 @@ def _phrase(scenes: Sequence[Scene], rng: random.Random) -> _Phrase:
     text = _named(noun, language, rng)
     if rng.random() >= _PLACED:
         return _Phrase(text, noun, None)
-    place = words.at((thing.row, thing.column), language)
+    place = vocabulary.at((thing.row, thing.column), language)
     return _Phrase(f"{text} {place}" if language == EN else f"{place}的{text}", noun, (thing.row, thing.column))
 
 

@@ -3,14 +3,15 @@
 import random
 from typing import NamedTuple
 
-from dataset.processor import Encoded, Processor
+from dataset.loading.encoded_sample import Encoded
 from dataset.sample import Language, Message
-from dataset.scenes.phrasing import Question, ask_several
-from dataset.scenes.reasoning import conversation
-from dataset.scenes.records import DETAIL_QUESTIONS
-from dataset.scenes.scene import Scene, Thing
-from dataset.scenes.texts import caption, description, short_caption
+from dataset.synthetic.annotation_records import DETAIL_QUESTIONS
+from dataset.synthetic.question_phrasing import Question, ask_several
+from dataset.synthetic.reasoning_conversations import conversation
+from dataset.synthetic.scene import Scene, Thing
+from dataset.synthetic.scene_descriptions import caption, description, short_caption
 from errors import TesseraError
+from model.siglip_qwen.processor import Processor
 from training.pretraining.corpus import CAPTION_QUESTIONS, SHORT_ANSWER_PROMPTS
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from answering.build import Shelf, build_answerer, build_reranker
 from answering.config import CheckpointSystem, DecodingConfig, QwenVlSystem, RerankConfig
-from dataset.processor import Processor
+from model.siglip_qwen.processor import Processor
 from serving.demo.page import Parts
 from serving.demo.talk import Talker
 from serving.search.config import SearchConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset.pictures import PictureError
+from dataset.loading.image_io import PictureError
 from errors import TesseraError, UsageError
 from serving.search.index import PictureIndex
 from tests.serving.search.conftest import Opener, drawn, png

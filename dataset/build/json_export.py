@@ -1,0 +1,61 @@
+"""The merged data as a pair of JSON files, for programs that do not read Parquet."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from atomic_io import replacing
+from dataset.loading.sample_store import ImageRow, Store
+from dataset.sample import Sample
+
+
+def write_json_pair(data: Path, folder: Path) -> None:
+    """Write `image_map.json` and `annotations.json` of the merged data in `data` to `folder`: UTF-8, indented.
+
+    image_map: [{image_id, path, width, height, sha256, source}].
+    annotations: [{sample_id, image_ids, source, task, language, split, turns: [{question, answer}], targets, answers}];
+    the last turn's answer is the first of the targets, and `<image>` stays where it stands in a question.
+    """
+    store = Store(data)
+    _write_list(folder / "image_map.json", map(_image, store.images()))
+    _write_list(folder / "annotations.json", map(_annotation, store.samples()))
+
+
+def _image(row: ImageRow) -> dict[str, Any]:
+    return {
+        "image_id": row.image_id,
+        "path": str(row.path),
+        "width": row.width,
+        "height": row.height,
+        "sha256": row.sha256,
+        "source": row.source,
+    }
+
+
+def _annotation(sample: Sample) -> dict[str, Any]:
+    questions = [message.content for message in sample.messages if message.role == "user"]
+    answers = [message.content for message in sample.messages if message.role == "assistant"] + [sample.targets[0]]
+    system = [message.content for message in sample.messages if message.role == "system"]
+    return {
+        "sample_id": sample.sample_id,
+        "image_ids": list(sample.image_ids),
+        "source": sample.source,
+        "task": sample.task,
+        "language": sample.language,
+        "split": sample.split,
+        **({"system": system[0]} if system else {}),
+        "turns": [{"question": question, "answer": answer} for question, answer in zip(questions, answers, strict=True)],
+        "targets": list(sample.targets),
+        "answers": list(sample.answers),
+    }
+
+
+def _write_list(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Entry by entry: a list of millions does not fit into memory as one text."""
+    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write("[")
+        for i, entry in enumerate(entries):
+            text = json.dumps(entry, ensure_ascii=False, indent=2).replace("\n", "\n  ")
+            file.write(f"{',' if i else ''}\n  {text}")
+        file.write("\n]\n")

@@ -1,0 +1,103 @@
+"""What a merge did: `report.json`, and the table that a person reads."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dataset.build.record_validation import Reason
+from errors import TesseraError
+
+EXAMPLES = 3
+"""How many places are named for each reason."""
+
+_LONGEST = 400
+
+
+@dataclass
+class SourceReport:
+    """One source. read = kept + the sum of dropped; samples: its rows in samples.parquet, repeats counted;
+    moved: kept records that left the source's own split so that a picture stands on one side only."""
+
+    name: str
+    format: str
+    read: int = 0
+    kept: int = 0
+    samples: int = 0
+    moved: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def drop(self, reason: Reason, example: str) -> None:
+        """Count one dropped record."""
+        self.dropped[reason.value] = self.dropped.get(reason.value, 0) + 1
+        examples = self.examples.setdefault(reason.value, [])
+        if len(examples) < EXAMPLES:
+            examples.append(_one_line(example))
+
+
+@dataclass
+class Report:
+    """All sources, and the counts of the merged rows. `reused`: nothing had changed, so nothing was merged anew."""
+
+    sources: list[SourceReport]
+    images: int = 0
+    samples: int = 0
+    by_split: dict[str, int] = field(default_factory=dict)
+    by_language: dict[str, int] = field(default_factory=dict)
+    reused: bool = field(default=False, compare=False)
+
+    def to_json(self) -> dict[str, object]:
+        """The content of report.json."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "reused"}
+
+    @classmethod
+    def load(cls, path: Path) -> "Report":
+        """Read a report.json. Raises TesseraError when it is not one."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**content, "sources": [SourceReport(**source) for source in content["sources"]]})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise TesseraError(f"{path}: not a report of a merge ({error})") from error
+
+    def nothing_left(self) -> str:
+        """One line for a merge without a result: what was dropped, and the first example of each reason."""
+        dropped = [
+            f"{source.name}: {count:,} dropped, {reason} ({source.examples[reason][0]})"
+            for source in self.sources
+            for reason, count in source.dropped.items()
+        ]
+        return "; ".join([f"no sample is left of {sum(source.read for source in self.sources):,} records", *dropped])
+
+    def table(self) -> str:
+        """Read, kept and dropped by source, the reasons with example places, and the counts of the result."""
+        return "\n".join([*self._counts(), *self._reasons(), *self._totals()])
+
+    def _counts(self) -> Iterator[str]:
+        width = max(len("source"), *(len(source.name) for source in self.sources))
+        yield f"{'source':{width}}  {'read':>9}  {'kept':>9}  {'dropped':>9}  {'samples':>9}"
+        for source in self.sources:
+            dropped = sum(source.dropped.values())
+            yield f"{source.name:{width}}  {source.read:9,}  {source.kept:9,}  {dropped:9,}  {source.samples:9,}"
+
+    def _reasons(self) -> Iterator[str]:
+        for source in self.sources:
+            for reason, count in sorted(source.dropped.items(), key=lambda item: -item[1]):
+                yield f"{source.name}: {count:,} dropped, {reason}:"
+                yield from (f"    {example}" for example in source.examples[reason])
+                if count > len(source.examples[reason]):
+                    yield "    ..."
+            if source.moved:
+                yield f"{source.name}: {source.moved:,} left the source's own split, so that no picture stands on two sides"
+
+    def _totals(self) -> Iterator[str]:
+        yield f"{self.images:,} pictures, {self.samples:,} samples"
+        yield "by split: " + ", ".join(f"{name} {count:,}" for name, count in self.by_split.items())
+        yield "by language: " + ", ".join(f"{name} {count:,}" for name, count in self.by_language.items())
+
+
+def _one_line(text: str) -> str:
+    """Short, and free of what cannot be written: examples quote records that may hold anything."""
+    line = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."

@@ -1,0 +1,101 @@
+"""Samples on disk between reading and writing: only a few numbers of each stay in memory."""
+
+import hashlib
+import re
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+
+from dataset.build.splits import SPLITS
+from dataset.config import Split
+from dataset.sample import SAMPLES_SCHEMA, Language
+from dataset.sources.record import Place, RawSample
+
+ROWS_AT_ONCE = 4096
+SCHEMA = pa.schema([SAMPLES_SCHEMA.field(name) for name in ("sample_id", "task", "language", "messages", "targets", "answers")])
+
+_IDEOGRAPH = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd]")
+
+
+class Spool:
+    """Takes samples, then gives them back as Arrow batches in the same order.
+
+    source, own_split (place in SPLITS or -1), text_keys (a digest of the texts, of samples without pictures):
+    one entry a sample. The pictures of sample i are `pictures[starts[i]:starts[i + 1]]`, numbers given by the caller.
+    """
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.source, self.own_split = array("h"), array("b")
+        self.starts, self.pictures = array("q", [0]), array("q")
+        self.places: list[Place] = []
+        self.text_keys: dict[int, str] = {}
+        self._times: dict[str, int] = {}
+        self._rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
+        self._sink = pa.OSFile(str(file), "wb")
+        self._writer = pa.ipc.new_stream(self._sink, SCHEMA)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
+        self._sink.close()
+
+    def pictures_of(self, sample: int) -> "array[int]":
+        """The caller's numbers of a sample's pictures."""
+        return self.pictures[self.starts[sample] : self.starts[sample + 1]]
+
+    def add(self, sample: RawSample, source: int, source_name: str, split: Split | None, pictures: list[int]) -> None:
+        """Take one sample; split: that of its source, if any; pictures: the caller's numbers of its pictures."""
+        self.source.append(source)
+        self.own_split.append(-1 if split is None else SPLITS.index(split))
+        self.pictures.extend(pictures)
+        self.starts.append(len(self.pictures))
+        self.places.append(sample.place)
+        if not pictures:
+            self.text_keys[len(self) - 1] = _text_key(sample)
+        rows = self._rows
+        rows["sample_id"].append(self._unique(f"{source_name}/{sample.key}"))
+        rows["task"].append(sample.task)
+        rows["language"].append(language(sample))
+        rows["messages"].append([(message.role, message.content) for message in sample.messages])
+        rows["targets"].append(sample.targets)
+        rows["answers"].append(sample.answers)
+        if len(rows["task"]) == ROWS_AT_ONCE:
+            self._flush()
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All samples, in the order in which they came, once the `with` block in which they were added is left."""
+        with pa.OSFile(str(self.file)) as file:
+            yield from pa.ipc.open_stream(file)
+
+    def _flush(self) -> None:
+        self._writer.write_batch(pa.record_batch([self._rows[name] for name in SCHEMA.names], schema=SCHEMA))
+        self._rows = {name: [] for name in SCHEMA.names}
+
+    def _unique(self, wanted: str) -> str:
+        """The id, numbered where it has been taken. `#` marks what the merge adds, so it stands in no other id."""
+        wanted = wanted.replace("#", "_")
+        times = self._times[wanted] = self._times.get(wanted, 0) + 1
+        return wanted if times == 1 else f"{wanted}#{times}"
+
+
+def language(sample: RawSample) -> Language:
+    """zh when the conversation (of a VQA sample, the question) holds a CJK ideograph, else en."""
+    texts = [message.content for message in sample.messages]
+    if sample.task != "vqa":
+        texts += sample.targets
+    return "zh" if any(not text.isascii() and _IDEOGRAPH.search(text) for text in texts) else "en"
+
+
+def _text_key(sample: RawSample) -> str:
+    text = "\0".join([*(message.content for message in sample.messages), *sample.targets])
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,102 @@
+"""Batch samplers: which samples stand in which batch of an epoch, packed rows or padded batches of similar length."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dataset.loading.packing import pack
+from errors import UsageError
+
+PACKING_WINDOW = 8192
+"""Samples that are packed together: enough for full rows, few enough that an epoch stays shuffled."""
+
+
+GROUPING_WINDOW = 50
+"""Batches that are sorted by length together."""
+
+
+class BatchPlan(Protocol):
+    """How an epoch is cut into batches."""
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """Places of the samples of each batch, in the order of the epoch; every sample stands in just one."""
+        ...
+
+
+@dataclass(frozen=True)
+class PackedPlan:
+    """Rows of at most `capacity` tokens. lengths[epoch]: int [n] tokens of each sample as drawn in that epoch."""
+
+    lengths: Sequence[np.ndarray]
+    capacity: int
+    seed: int
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        lengths = self.lengths[epoch]
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(lengths))
+        rows: list[list[int]] = []
+        for start in range(0, len(order), PACKING_WINDOW):
+            window = order[start : start + PACKING_WINDOW]
+            rows += [window[row].tolist() for row in pack(lengths[window], self.capacity)]
+        return [rows[i] for i in rng.permutation(len(rows))]
+
+
+@dataclass(frozen=True)
+class PaddedPlan:
+    """Batches of `batch_size` samples of similar length, in random order."""
+
+    lengths: Sequence[np.ndarray]
+    batch_size: int
+    seed: int
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        lengths = self.lengths[epoch]
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(lengths))
+        window = self.batch_size * GROUPING_WINDOW
+        groups = [order[i : i + window] for i in range(0, len(order), window)]
+        order = np.concatenate([group[np.argsort(-lengths[group], kind="stable")] for group in groups])
+        batches = [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+class EpochBatches:
+    """A batch sampler: this process's batches of an epoch, as lists of (place, epoch).
+
+    Every epoch has the same number of batches and every process the same share: where rows do not come out even, full
+    ones are divided. So no sample is left out or seen twice. Raises UsageError when there are fewer samples than processes.
+    """
+
+    def __init__(self, plan: BatchPlan, epochs: int, rank: int = 0, processes: int = 1):
+        self._plan, self._rank, self._processes = plan, rank, processes
+        self.epoch = 0
+        most = max(len(plan.batches(epoch)) for epoch in range(epochs))
+        self._total = -(-most // processes) * processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration is about."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._total // self._processes
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batches = divide(self._plan.batches(self.epoch), self._total)
+        for batch in batches[self._rank :: self._processes]:
+            yield [(place, self.epoch) for place in batch]
+
+
+def divide(batches: list[list[int]], wanted: int) -> list[list[int]]:
+    """Cut the largest batches in two until there are `wanted` of them. Raises UsageError when there are too few samples."""
+    batches = list(batches)
+    while len(batches) < wanted:
+        largest = max(range(len(batches)), key=lambda i: len(batches[i]), default=None)
+        if largest is None or len(batches[largest]) < 2:
+            raise UsageError(f"{sum(map(len, batches))} training samples are too few for {wanted} batches; use fewer processes")
+        batch = batches[largest]
+        half = len(batch) // 2
+        batches[largest : largest + 1] = [batch[:half], batch[half:]]
+    return batches

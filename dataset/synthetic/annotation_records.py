@@ -1,0 +1,142 @@
+"""What is said about one scene, as records of the raw formats: VQA v2, LLaVA conversations, AI Challenger captions."""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from dataset.sample import IMAGE_MARK, Language
+from dataset.synthetic.annotators import ten_answers
+from dataset.synthetic.question_phrasing import Question, ask_several
+from dataset.synthetic.reasoning_conversations import conversation
+from dataset.synthetic.scene import Scene
+from dataset.synthetic.scene_descriptions import caption, description, short_caption
+
+QUESTION_TYPES = (
+    "how many",
+    "what color is the",
+    "what is the color of the",
+    "what is the",
+    "what color",
+    "what number is",
+    "what kind of",
+    "what does the",
+    "what is",
+    "what",
+    "which",
+    "where is the",
+    "where",
+    "is there a",
+    "is there",
+    "is the",
+    "is it",
+    "is",
+    "do you",
+    "does the",
+    "does",
+    "are there",
+    "can you",
+    "in this image",
+    "in the picture",
+    "图中",
+    "图里",
+    "请问",
+    "有多少",
+    "有没有",
+    "你能看到",
+    "这张图片里",
+    "哪个",
+    "什么颜色",
+    "在哪里",
+)
+"""How questions begin, longer beginnings first where one holds another."""
+
+_ZH_CONVERSATIONS = 0.4
+DETAIL_QUESTIONS: dict[Language, tuple[str, ...]] = {
+    "en": (
+        "Describe the following image in detail.",
+        "Please give a detailed description of the picture.",
+        "What do you see in this picture? Name everything.",
+        "Explain what the image shows and where things stand.",
+        "Can you describe the main features of this image for me?",
+    ),
+    "zh": ("请详细描述这张图片。", "仔细说说图中有哪些东西，分别在什么位置。", "请描述图片的内容。", "你在图里看到了什么？请全部说出来。"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VqaRecords:
+    """The records of one scene for the question file and the annotation file."""
+
+    questions: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+
+
+def vqa_records(scene: Scene, image_id: int, language: Language, count: int, first_number: int) -> VqaRecords:
+    """At most `count` questions with ten answers each; question ids are image_id * 1000 + first_number ..."""
+    rng = scene.rng(f"vqa {language}")
+    records = VqaRecords([], [])
+    for number, question in enumerate(ask_several(scene, language, rng, count), image_id * 1000 + first_number):
+        records.questions.append({"image_id": image_id, "question": question.text, "question_id": number})
+        records.annotations.append(_annotation(question, ten_answers(question, rng), image_id, number))
+    return records
+
+
+def _annotation(question: Question, answers: list[str], image_id: int, question_id: int) -> dict[str, Any]:
+    usual = question.answer.usual
+    return {
+        "question_type": question_type(question.text),
+        "multiple_choice_answer": Counter(answers).most_common(1)[0][0],
+        "answers": [
+            {"answer": answer, "answer_confidence": "yes" if answer == usual else "maybe", "answer_id": place}
+            for place, answer in enumerate(answers, 1)
+        ],
+        "image_id": image_id,
+        "answer_type": {bool: "yes/no", int: "number"}.get(type(question.fact.answer), "other"),
+        "question_id": question_id,
+    }
+
+
+def question_type(text: str) -> str:
+    """How a question begins, in the manner of VQA v2."""
+    return next((start for start in QUESTION_TYPES if text.lower().startswith(start)), "none of the above")
+
+
+def reasoning_record(scene: Scene, file_name: str) -> dict[str, Any]:
+    """A conversation of several turns."""
+    rng = scene.rng("reasoning")
+    return _llava(conversation(scene, _language(rng.random()), rng), file_name, mark_first=True)
+
+
+def detail_record(scene: Scene, file_name: str) -> dict[str, Any]:
+    """A detailed description; the picture's mark stands behind the question as often as before it."""
+    rng = scene.rng("detail")
+    language = _language(rng.random())
+    turn = rng.choice(DETAIL_QUESTIONS[language]), description(scene, language, rng)
+    return _llava([turn], file_name, mark_first=rng.random() < 0.5)
+
+
+def _language(chance: float) -> Language:
+    return "zh" if chance < _ZH_CONVERSATIONS else "en"
+
+
+def _llava(turns: list[tuple[str, str]], file_name: str, mark_first: bool) -> dict[str, Any]:
+    said = []
+    for place, (question, answer) in enumerate(turns):
+        if place == 0:
+            question = f"{IMAGE_MARK}\n{question}" if mark_first else f"{question}\n{IMAGE_MARK}"
+        said += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": file_name.partition(".")[0], "image": file_name, "conversations": said}
+
+
+def caption_record(scene: Scene, file_name: str) -> dict[str, Any]:
+    """Five Chinese captions in the manner of AI Challenger: without a full stop, some short, some with every place."""
+    rng = scene.rng("captions")
+    captions = [(caption if place % 2 else short_caption)(scene, "zh", rng).removesuffix("。") for place in range(5)]
+    rng.shuffle(captions)
+    return {"url": f"drawn://{scene.name}", "image_id": file_name, "caption": captions}
+
+
+def sha1_name(scene: Scene) -> str:
+    """A file name like AI Challenger's."""
+    return hashlib.sha1(scene.name.encode(), usedforsecurity=False).hexdigest() + ".jpg"

@@ -1,0 +1,179 @@
+"""Facts in words: many wordings of each kind of question in English and Chinese, and the usual answer with its synonyms."""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dataset.sample import Language
+from dataset.synthetic import question_templates, vocabulary
+from dataset.synthetic.scene import COLORS, GRID, SHAPES, Scene
+from dataset.synthetic.scene_facts import CATEGORY_WEIGHTS, Category, Fact, Noun, Value, find_fact
+from dataset.synthetic.vocabulary import EN, Word
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A fact asked for in one language. `answer` holds the usual answer and its synonyms; `wrong` are others of its type."""
+
+    text: str
+    fact: Fact
+    language: Language
+    answer: Word
+    wrong: tuple[str, ...]
+
+
+_YES_NO: dict[Language, dict[bool, Word]] = {
+    "en": {True: Word("yes", ("yes it is", "yeah")), False: Word("no", ("nope", "not"))},
+    "zh": {True: Word("是", ("是的", "对")), False: Word("否", ("不是", "没有"))},
+}
+_RETRIES = 8
+_EXISTENCE_ZH = {True: Word("有", ("是", "有的")), False: Word("没有", ("否", "无"))}
+
+
+def ask(
+    scene: Scene,
+    language: Language,
+    rng: random.Random,
+    category: Category | None = None,
+    weights: Mapping[Category, int] = CATEGORY_WEIGHTS,
+) -> Question:
+    """A question about a scene: of `category`, or of one drawn by `weights` that the scene has something for."""
+    weights = dict(weights)
+    while True:
+        chosen = category or rng.choices(list(weights), list(weights.values()))[0]
+        fact = find_fact(scene, chosen, rng)
+        if fact is not None:
+            return phrase(fact, language, rng)
+        if category is None and len(weights) > 1:
+            del weights[chosen]
+
+
+def ask_several(
+    scene: Scene, language: Language, rng: random.Random, count: int, weights: Mapping[Category, int] = CATEGORY_WEIGHTS
+) -> list[Question]:
+    """At most `count` questions about different facts, of categories drawn by `weights`."""
+    found: dict[Fact, Question] = {}
+    for _ in range(count):
+        question = ask(scene, language, rng, weights=weights)
+        for _ in range(_RETRIES):
+            if question.fact not in found:
+                found[question.fact] = question
+                break
+            question = _ask_alike(scene, language, rng, question)
+    return list(found.values())
+
+
+def _ask_alike(scene: Scene, language: Language, rng: random.Random, model: Question) -> Question:
+    """Another question of the same category; for yes and no of the same kind and answer, so that these stay balanced."""
+    while True:
+        question = ask(scene, language, rng, model.fact.category)
+        if model.fact.category != "yes/no" or (question.fact.kind, question.answer) == (model.fact.kind, model.answer):
+            return question
+
+
+def phrase(fact: Fact, language: Language, rng: random.Random) -> Question:
+    """A fact as a question, in one of its wordings."""
+    wording = rng.choice(question_templates.WORDINGS[language][question_templates.SAME_WORDING.get(fact.kind, fact.kind)])
+    return Question(
+        text=wording.format_map(_fields(fact, language, rng)),
+        fact=fact,
+        language=language,
+        answer=_answer(fact, fact.answer, language),
+        wrong=tuple(_answer(fact, other, language).usual for other in _others(fact)),
+    )
+
+
+def _fields(fact: Fact, language: Language, rng: random.Random) -> dict[str, str]:
+    """What the wordings may name; a field that a fact has nothing for is absent."""
+    thing = rng.choice(question_templates.THINGS[language])
+    fields = {"thing": thing, "things": f"{thing}s"}
+    for key, noun in zip(("a", "b"), fact.nouns, strict=False):
+        fields[key] = definite(noun, language, thing)
+        fields["kinds" if key == "a" else "kinds_b"] = kinds(noun, language, thing)
+    if fact.nouns:
+        fields["A"] = vocabulary.upper(fields["a"])
+        fields["one"] = indefinite(fact.nouns[0], language, thing)
+    if fact.cell is not None:
+        fields["at"] = vocabulary.at(fact.cell, language)
+    if fact.side is not None:
+        fields["side"] = rng.choice(question_templates.SIDES[language][fact.side])
+        fields["further"] = question_templates.FURTHER[language][fact.side]
+    if fact.color is not None:
+        fields["color"] = vocabulary.color_word(fact.color, language).usual
+    if fact.digit is not None:
+        fields["digit"] = str(fact.digit)
+    return fields
+
+
+def definite(noun: Noun, language: Language, thing: str) -> str:
+    """the red circle, the red thing, the sign with the number 7; 红色的圆形, 写着7的标牌. `thing` stands for a missing shape."""
+    text = _bare(noun, language, thing)
+    return f"the {text}" if language == EN else text
+
+
+def indefinite(noun: Noun, language: Language, thing: str) -> str:
+    """a red circle; 红色的圆形."""
+    text = _bare(noun, language, thing)
+    return vocabulary.with_article(text) if language == EN else text
+
+
+def kinds(noun: Noun, language: Language, thing: str) -> str:
+    """red circles, circles, red things; 红色的圆形."""
+    if language == EN:
+        return " ".join(filter(None, (noun.color, vocabulary.plural(noun.shape or thing))))
+    return _bare(noun, language, thing)
+
+
+def _bare(noun: Noun, language: Language, thing: str) -> str:
+    shape = vocabulary.shape_word(noun.shape, language).usual if noun.shape else thing
+    if language == EN:
+        text = " ".join(filter(None, (noun.color, shape)))
+        return text if noun.digit is None else f"{text} with the number {noun.digit}"
+    color = f"{vocabulary.color_word(noun.color, language).usual}的" if noun.color else ""
+    digit = "" if noun.digit is None else f"写着{noun.digit}的"
+    return digit + color + shape
+
+
+def _answer(fact: Fact, value: Value, language: Language) -> Word:
+    """The usual answer and its synonyms."""
+    match value:
+        case bool():
+            return _EXISTENCE_ZH[value] if language != EN and fact.kind == "exists" else _YES_NO[language][value]
+        case int() if fact.category == "counting" and language != EN:
+            return Word(str(value), (vocabulary.amount(value, language), f"{value}个", vocabulary.number_word(value, language)))
+        case int():
+            return Word(str(value), (vocabulary.number_word(value, language),))
+        case Noun():
+            return _thing_answer(value, language)
+        case str():
+            return vocabulary.color_word(value, language) if value in COLORS else vocabulary.shape_word(value, language)
+        case (row, column):
+            return vocabulary.place_word((row, column), language)
+
+
+def _thing_answer(noun: Noun, language: Language) -> Word:
+    assert noun.color and noun.shape
+    usual = vocabulary.colored(noun.color, noun.shape, language)
+    shape = vocabulary.shape_word(noun.shape, language)
+    if language == EN:
+        return Word(usual, (shape.usual, *(f"{noun.color} {other}" for other in shape.others)))
+    short = vocabulary.color_word(noun.color, language).others[0]
+    return Word(usual, (usual.replace("的", ""), f"{short}{shape.usual}", shape.usual))
+
+
+def _others(fact: Fact) -> list[Value]:
+    """Wrong answers of the same type, the near ones where nearness means something."""
+    match fact.answer:
+        case bool():
+            return [not fact.answer]
+        case int():
+            return [n for n in (fact.answer - 1, fact.answer + 1) if 0 <= n <= 9]
+        case Noun():
+            named = [noun for noun in fact.nouns if noun.color and noun.shape]
+            alike = [Noun(color, fact.answer.shape) for color in COLORS]
+            return [noun for noun in dict.fromkeys([*named, *alike]) if noun != fact.answer and (noun in named or not noun.held_out)]
+        case str():
+            return [other for other in (COLORS if fact.answer in COLORS else SHAPES) if other != fact.answer]
+        case (row, column):
+            cells = [(r, c) for r in range(GRID) for c in range(GRID)]
+            return [cell for cell in cells if abs(cell[0] - row) + abs(cell[1] - column) == 1]

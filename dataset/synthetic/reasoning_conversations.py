@@ -1,0 +1,137 @@
+"""Conversations of several turns whose answers are worked out: taking away, comparing, adding, finding the way."""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+from dataset.sample import Language
+from dataset.synthetic import vocabulary
+from dataset.synthetic.scene import Scene, Thing
+from dataset.synthetic.scene_facts import SIDES, Noun, is_on_side, matching
+from dataset.synthetic.vocabulary import EN
+
+Turn = tuple[str, str]
+"""A question and its answer."""
+
+Maker = Callable[[Scene, Language, random.Random], list[Turn]]
+
+
+def conversation(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
+    """One to five turns; some topics have a second turn that only makes sense after the first."""
+    makers = rng.sample(_MAKERS, len(_MAKERS))
+    topics = [turns for maker in makers if (turns := maker(scene, language, rng))]
+    return [turn for turns in topics[: rng.randint(2, 3)] for turn in turns]
+
+
+def _take_away(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
+    """How many are left without one color; then without one thing more."""
+    color = rng.choice(scene.things).color
+    gone, total = len(matching(scene, Noun(color=color))), len(scene.things)
+    rest = [thing for thing in scene.things if thing.color != color]
+    word, left = vocabulary.color_word(color, language).usual, total - gone
+    if language == EN:
+        question = rng.choice(
+            ("If every {} thing were taken away, how many would be left?", "How many things stay when all {} ones are removed?")
+        )
+        turns = [
+            (question.format(word), f"{left}. There {_are(total)}, and {gone} of them {_be(gone)} {word}, so {total} - {gone} = {left}.")
+        ]
+    else:
+        question = rng.choice(("如果拿走所有{}的物体，还剩几个？", "去掉全部{}的东西以后，剩下多少个？"))
+        turns = [(question.format(word), f"{left}个。一共有{total}个物体，其中{gone}个是{word}的，所以{total} - {gone} = {left}。")]
+    if rest and rng.random() < 0.6:
+        thing = rng.choice(rest)
+        name = vocabulary.name(thing, language)
+        if language == EN:
+            turns.append(
+                (f"And if the {name} were taken away as well?", f"{left - 1}. One thing less than before: {left} - 1 = {left - 1}.")
+            )
+        else:
+            turns.append((f"如果再拿走{name}呢？", f"{left - 1}个。比刚才少一个：{left} - 1 = {left - 1}。"))
+    return turns
+
+
+def _find_way(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
+    named = [thing for thing in scene.things if len(matching(scene, Noun.of(thing))) == 1]
+    if len(named) < 2:
+        return []
+    start, end = rng.sample(named, 2)
+    way, back = _directions(start, end, language), _directions(end, start, language)
+    from_, to = vocabulary.name(start, language), vocabulary.name(end, language)
+    here, there = (vocabulary.at((thing.row, thing.column), language) for thing in (start, end))
+    if language == EN:
+        question = rng.choice(("Which way is it from the {} to the {}?", "In which direction does one go from the {} to the {}?"))
+        turns = [(question.format(from_, to), f"{vocabulary.upper(way)}. The {from_} is {here} and the {to} is {there}.")]
+        return [*turns, ("And back again?", f"{vocabulary.upper(back)}, the opposite way.")] if rng.random() < 0.4 else turns
+    question = rng.choice(("从{}到{}要往哪个方向走？", "怎样从{}走到{}？"))
+    turns = [(question.format(from_, to), f"往{way}。{from_}在{here}，{to}在{there}。")]
+    return [*turns, ("那么走回来呢？", f"往{back}，方向正好相反。")] if rng.random() < 0.4 else turns
+
+
+def _directions(start: Thing, end: Thing, language: Language) -> str:
+    names = {"en": ("left", "right", "up", "down"), "zh": ("左", "右", "上", "下")}[language]
+    joint = " and " if language == EN else ""
+    return joint.join(name for name, side in zip(names, SIDES, strict=True) if is_on_side(end, start, side))
+
+
+def _count_kinds(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
+    by_color = rng.random() < 0.5
+    found = list(dict.fromkeys(thing.color if by_color else thing.shape for thing in scene.things))
+    names = [(vocabulary.color_word if by_color else vocabulary.shape_word)(value, language).usual for value in found]
+    if language == EN:
+        question = f"How many different {'colors' if by_color else 'shapes'} are there?"
+        return [(question, f"{len(found)}: {vocabulary.listing(names, language)}.")]
+    question = f"图中有几种不同的{'颜色' if by_color else '形状'}？"
+    return [(question, f"{len(found)}种：{vocabulary.listing(names, language)}。")]
+
+
+def _most_common(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
+    by_color = rng.random() < 0.5
+    ranked = Counter(thing.color if by_color else thing.shape for thing in scene.things).most_common(2)
+    if len(ranked) < 2 or ranked[0][1] == ranked[1][1]:
+        return []
+    value, count = ranked[0]
+    name = (vocabulary.color_word if by_color else vocabulary.shape_word)(value, language).usual
+    if language == EN:
+        question = f"Which {'color' if by_color else 'shape'} is the most common?"
+        return [(question, f"{vocabulary.upper(name)}: there are {count} of {len(scene.things)}.")]
+    return [(f"哪种{'颜色' if by_color else '形状'}最多？", f"{name}，{len(scene.things)}个当中有{count}个。")]
+
+
+def _add_numbers(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
+    digits = [thing.digit for thing in scene.things if thing.digit is not None]
+    if len(digits) < 2:
+        return []
+    total = f"{' + '.join(map(str, digits))} = {sum(digits)}"
+    high = max(digits)
+    if language == EN:
+        turns = [("What do the numbers on the signs add up to?", f"{sum(digits)}, since {total}.")]
+        return [*turns, ("Which of them is the largest?", f"{high}.")] if rng.random() < 0.5 else turns
+    turns = [("标牌上的数字加起来是多少？", f"{sum(digits)}，因为{total}。")]
+    return [*turns, ("其中最大的是几？", f"{high}。")] if rng.random() < 0.5 else turns
+
+
+def _same_color(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
+    named = [thing for thing in scene.things if len(matching(scene, Noun(shape=thing.shape))) == 1]
+    if len(named) < 2:
+        return []
+    first, second = rng.sample(named, 2)
+    shapes = [vocabulary.shape_word(thing.shape, language).usual for thing in (first, second)]
+    colors = [vocabulary.color_word(thing.color, language).usual for thing in (first, second)]
+    same = first.color == second.color
+    if language == EN:
+        reason = f"Both are {colors[0]}." if same else f"The {shapes[0]} is {colors[0]} and the {shapes[1]} is {colors[1]}."
+        return [(f"Do the {shapes[0]} and the {shapes[1]} have the same color?", f"{'Yes' if same else 'No'}. {reason}")]
+    reason = f"它们都是{colors[0]}。" if same else f"{shapes[0]}是{colors[0]}，{shapes[1]}是{colors[1]}。"
+    return [(f"{shapes[0]}和{shapes[1]}的颜色一样吗？", f"{'一样' if same else '不一样'}。{reason}")]
+
+
+def _are(count: int) -> str:
+    return f"{_be(count)} {count} {'thing' if count == 1 else 'things'}"
+
+
+def _be(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+_MAKERS: tuple[Maker, ...] = (_take_away, _find_way, _count_kinds, _most_common, _add_numbers, _same_color)

@@ -1,0 +1,142 @@
+"""A scene in sentences: captions, detailed descriptions, and the written forms from which a language model learns."""
+
+import random
+import re
+from collections import Counter
+
+from dataset.sample import Language
+from dataset.synthetic import vocabulary
+from dataset.synthetic.scene import GRID, Scene, Thing
+from dataset.synthetic.scene_facts import SIDES, Noun, is_on_side, matching
+from dataset.synthetic.vocabulary import EN
+
+_OPENINGS: dict[Language, tuple[str, ...]] = {
+    "en": ("A picture with {}.", "The picture shows {}.", "There is {}.", "One can see {}.", "An image of {}.", "Here is {}."),
+    "zh": ("图中有{}。", "画面里有{}。", "图片上是{}。", "可以看到{}。", "这张图里有{}。", "一张有{}的图片。"),
+}
+_COUNTED: dict[Language, tuple[str, ...]] = {
+    "en": ("The picture shows {n} {things}.", "There {are} {n} {things} in the picture.", "{N} {things} can be seen."),
+    "zh": ("图中一共有{n}物体。", "这张图片里有{n}图形。", "可以看到{n}东西。"),
+}
+_PLACED: dict[Language, tuple[str, ...]] = {
+    "en": ("{At} there is {one}.", "{One} is {at}.", "{At} one sees {one}."),
+    "zh": ("{at}有{one}。", "{one}在{at}。", "{at}能看到{one}。"),
+}
+
+
+def caption(scene: Scene, language: Language, rng: random.Random) -> str:
+    """One sentence that names everything and where it stands, in any order."""
+    things = rng.sample(scene.things, len(scene.things))
+    parts = [_placed(thing, language) for thing in things]
+    return rng.choice(_OPENINGS[language]).format(vocabulary.listing(parts, language))
+
+
+def short_caption(scene: Scene, language: Language, rng: random.Random) -> str:
+    """One sentence that counts what there is and leaves the places out: two red circles and a star."""
+    groups = Counter((thing.color, thing.shape) for thing in scene.things)
+    if rng.random() < 0.3:
+        groups = Counter(("", thing.shape) for thing in scene.things)
+    parts = [_group(color, shape, count, language) for (color, shape), count in groups.items()]
+    rng.shuffle(parts)
+    return rng.choice(_OPENINGS[language]).format(vocabulary.listing(parts, language))
+
+
+def description(scene: Scene, language: Language, rng: random.Random) -> str:
+    """Several sentences: how many things, each with its place, and how two of them stand to each other."""
+    sentences = [_counted(len(scene.things), language, rng), *(_sentence(thing, language, rng) for thing in scene.things)]
+    named = [thing for thing in scene.things if len(matching(scene, Noun.of(thing))) == 1]
+    if len(named) > 1 and rng.random() < 0.7:
+        first, second = rng.sample(named, 2)
+        sentences.append(_relation(first, second, language, rng))
+    return (" " if language == EN else "").join(sentences)
+
+
+def written(scene: Scene, language: Language, rng: random.Random) -> str:
+    """The scene as text that says everything the picture shows: sentences in any order, or a table of its nine cells."""
+    form = rng.random()
+    if form < 0.35:
+        return caption(scene, language, rng)
+    if form < 0.6:
+        things = rng.sample(scene.things, len(scene.things))
+        return (" " if language == EN else "").join(_sentence(thing, language, rng) for thing in things)
+    return _table(scene, language)
+
+
+def mentions(text: str, scene: Scene, language: Language) -> list[tuple[int, int]]:
+    """Where a written scene speaks of each of its things: the first character and the one behind the last.
+
+    With the place, where a sentence tells it. Raises ValueError where the text is not about the scene.
+    """
+    if text.count("|") == GRID * (GRID - 1):
+        edges = [-1, *(match.start() for match in re.finditer(r"[|\n]", text)), len(text)]
+        cells = [(thing.row * GRID + thing.column) for thing in scene.things]
+        return [(edges[cell] + 1, edges[cell + 1]) for cell in cells]
+    return [_mention(text, thing, language) for thing in scene.things]
+
+
+def _mention(text: str, thing: Thing, language: Language) -> tuple[int, int]:
+    one, at = with_digit(thing, language), vocabulary.at((thing.row, thing.column), language)
+    told = (_placed(thing, language), *(form.format(one=one, At=at, One=one, at=at).rstrip(".。") for form in _PLACED[language]))
+    # "at the bottom" is not meant where "at the bottom left" stands.
+    pattern = "|".join(map(re.escape, told))
+    found = re.search(rf"(?:{pattern})(?! left\b| right\b)", text, re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"{one} {at} is not mentioned in: {text}")
+    return found.span()
+
+
+def with_digit(thing: Thing, language: Language) -> str:
+    """a red sign with the number 7; 一个写着7的红色的标牌; for other shapes the name with its article or measure word."""
+    name = vocabulary.name(thing, language)
+    if language == EN:
+        behind = "" if thing.digit is None else f" with the number {thing.digit}"
+        return vocabulary.with_article(name) + behind
+    return "一个" + ("" if thing.digit is None else f"写着{thing.digit}的") + name
+
+
+def _placed(thing: Thing, language: Language) -> str:
+    noun, place = with_digit(thing, language), vocabulary.at((thing.row, thing.column), language)
+    return f"{noun} {place}" if language == EN else f"{place}的{noun}"
+
+
+def _sentence(thing: Thing, language: Language, rng: random.Random) -> str:
+    noun, place = with_digit(thing, language), vocabulary.at((thing.row, thing.column), language)
+    return rng.choice(_PLACED[language]).format(one=noun, One=vocabulary.upper(noun), at=place, At=vocabulary.upper(place))
+
+
+def _counted(count: int, language: Language, rng: random.Random) -> str:
+    n = vocabulary.amount(count, language)
+    things = rng.choice(("thing", "object", "item")) + ("" if count == 1 else "s")
+    return rng.choice(_COUNTED[language]).format(n=n, N=vocabulary.upper(n), things=things, are="is" if count == 1 else "are")
+
+
+def _group(color: str, shape: str, count: int, language: Language) -> str:
+    if language != EN:
+        return vocabulary.amount(count, language) + (
+            vocabulary.colored(color, shape, language) if color else vocabulary.shape_word(shape, language).usual
+        )
+    noun = " ".join(filter(None, (color, shape if count == 1 else vocabulary.plural(shape))))
+    return vocabulary.with_article(noun) if count == 1 else f"{vocabulary.amount(count, language)} {noun}"
+
+
+def _relation(first: Thing, second: Thing, language: Language, rng: random.Random) -> str:
+    """How two things stand to each other; things in different cells always differ in row or column."""
+    texts = {"en": ("to the left of", "to the right of", "above", "below"), "zh": ("左边", "右边", "上面", "下面")}[language]
+    side = rng.choice([text for text, side in zip(texts, SIDES, strict=True) if is_on_side(first, second, side)])
+    one, other = vocabulary.name(first, language), vocabulary.name(second, language)
+    return f"The {one} is {side} the {other}." if language == EN else f"{one}在{other}的{side}。"
+
+
+def _table(scene: Scene, language: Language) -> str:
+    """The nine cells in reading order, one line a row."""
+    held = {(thing.row, thing.column): thing for thing in scene.things}
+    empty = "empty" if language == EN else "空"
+    lines = []
+    for row in range(GRID):
+        cells = (held.get((row, column)) for column in range(GRID))
+        lines.append(" | ".join(_cell(thing, language) if thing else empty for thing in cells))
+    return "\n".join(lines)
+
+
+def _cell(thing: Thing, language: Language) -> str:
+    return vocabulary.name(thing, language) + ("" if thing.digit is None else f" {thing.digit}")

@@ -1,0 +1,315 @@
+"""What can be asked about a scene and what is true, without any language. Yes and no are equally frequent by construction."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dataset.synthetic.scene import COLORS, HELD_OUT, SHAPES, Scene, Thing
+from dataset.synthetic.vocabulary import Cell
+
+Category = Literal["counting", "attribute", "spatial", "reading", "yes/no", "identification"]
+Side = Literal["left", "right", "above", "below"]
+
+SIDES: tuple[Side, ...] = ("left", "right", "above", "below")
+CATEGORY_WEIGHTS: dict[Category, int] = {"counting": 15, "attribute": 21, "spatial": 17, "reading": 12, "yes/no": 25, "identification": 10}
+
+
+@dataclass(frozen=True, slots=True)
+class Noun:
+    """What a text calls a thing or a kind of things: by color, by shape, by the digit on it, or by several of these."""
+
+    color: str | None = None
+    shape: str | None = None
+    digit: int | None = None
+
+    @classmethod
+    def of(cls, thing: Thing) -> "Noun":
+        """By color and shape."""
+        return cls(thing.color, thing.shape)
+
+    def fits(self, thing: Thing) -> bool:
+        """Whether `thing` is meant."""
+        return all(
+            wanted is None or wanted == found
+            for wanted, found in ((self.color, thing.color), (self.shape, thing.shape), (self.digit, thing.digit))
+        )
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it names a combination that training never shows."""
+        return (self.color, self.shape) in HELD_OUT
+
+
+Value = bool | int | str | Cell | Noun
+"""The answer: yes or no, a number, a color or shape, a place, a thing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A question without words and its answer. `kind` chooses the wording; the other fields fill it."""
+
+    kind: str
+    category: Category
+    answer: Value
+    nouns: tuple[Noun, ...] = ()
+    cell: Cell | None = None
+    side: Side | None = None
+    color: str | None = None
+    digit: int | None = None
+    about: tuple[Thing, ...] = ()
+    """The things whose color, shape or place decides the answer."""
+
+
+Maker = Callable[[Scene, random.Random], Fact | None]
+
+
+def find_fact(scene: Scene, category: Category, rng: random.Random) -> Fact | None:
+    """A random fact of a category, or None where the scene has none (no sign to read, say).
+
+    In a scene of the part `unseen`, the fact is about a held-out combination or asks for one.
+    """
+    wanted = scene.part == "unseen"
+    for _ in range(12):
+        fact = rng.choice(_MAKERS[category])(scene, rng)
+        if fact is not None and (not wanted or _is_about_held_out(fact)):
+            return fact
+    return None
+
+
+def _is_about_held_out(fact: Fact) -> bool:
+    return any(noun.held_out for noun in fact.nouns) or any(thing.held_out for thing in fact.about)
+
+
+def matching(scene: Scene, noun: Noun) -> tuple[Thing, ...]:
+    """The things of the scene that a noun means."""
+    return tuple(thing for thing in scene.things if noun.fits(thing))
+
+
+def unique_noun(scene: Scene, thing: Thing, rng: random.Random) -> Noun | None:
+    """A noun that means this thing alone, a short one half the time; None when there is none."""
+    full, short = Noun.of(thing), [Noun(color=thing.color), Noun(shape=thing.shape)]
+    rng.shuffle(short)
+    order = [*short, full] if rng.random() < 0.5 else [full]
+    return next((noun for noun in order if len(matching(scene, noun)) == 1), None)
+
+
+def _pick(scene: Scene, rng: random.Random) -> Thing:
+    """Any thing; in the part `unseen` one of a held-out combination."""
+    return rng.choice([thing for thing in scene.things if thing.held_out] or scene.things)
+
+
+def _count_all(scene: Scene, rng: random.Random) -> Fact:
+    del rng
+    return Fact("count_all", "counting", len(scene.things), about=scene.things)
+
+
+def _count_shape(scene: Scene, rng: random.Random) -> Fact:
+    noun = Noun(shape=_present_or_any([thing.shape for thing in scene.things], SHAPES, rng))
+    found = matching(scene, noun)
+    return Fact("count_shape", "counting", len(found), (noun,), about=found)
+
+
+def _count_color(scene: Scene, rng: random.Random) -> Fact:
+    noun = Noun(color=_present_or_any([thing.color for thing in scene.things], COLORS, rng))
+    found = matching(scene, noun)
+    return Fact("count_color", "counting", len(found), (noun,), about=found)
+
+
+def _present_or_any(present: Sequence[str], every: Sequence[str], rng: random.Random) -> str:
+    """Mostly something that is there, and what is there several times more often than its share."""
+    return rng.choice(present) if rng.random() < 0.75 else rng.choice(every)
+
+
+def _color_of(scene: Scene, rng: random.Random) -> Fact | None:
+    thing = _pick(scene, rng)
+    noun = Noun(shape=thing.shape)
+    return Fact("color_of", "attribute", thing.color, (noun,), about=(thing,)) if len(matching(scene, noun)) == 1 else None
+
+
+def _color_at(scene: Scene, rng: random.Random) -> Fact:
+    thing = _pick(scene, rng)
+    return Fact("color_at", "attribute", thing.color, cell=(thing.row, thing.column), about=(thing,))
+
+
+def _color_of_digit(scene: Scene, rng: random.Random) -> Fact | None:
+    thing = _pick(scene, rng)
+    noun = Noun(shape=thing.shape, digit=thing.digit)
+    if thing.digit is None or len(matching(scene, noun)) != 1:
+        return None
+    return Fact("color_of_digit", "attribute", thing.color, (noun,), digit=thing.digit, about=(thing,))
+
+
+def _shape_of(scene: Scene, rng: random.Random) -> Fact | None:
+    thing = _pick(scene, rng)
+    noun = Noun(color=thing.color)
+    return Fact("shape_of", "attribute", thing.shape, (noun,), about=(thing,)) if len(matching(scene, noun)) == 1 else None
+
+
+def _shape_at(scene: Scene, rng: random.Random) -> Fact:
+    thing = _pick(scene, rng)
+    return Fact("shape_at", "attribute", thing.shape, cell=(thing.row, thing.column), about=(thing,))
+
+
+def _name_at(scene: Scene, rng: random.Random) -> Fact:
+    thing = _pick(scene, rng)
+    return Fact("name_at", "identification", Noun.of(thing), cell=(thing.row, thing.column), about=(thing,))
+
+
+def _which_is(scene: Scene, rng: random.Random) -> Fact | None:
+    thing = _pick(scene, rng)
+    if len(matching(scene, Noun(color=thing.color))) != 1:
+        return None
+    return Fact("which_is", "identification", thing.shape, color=thing.color, about=(thing,))
+
+
+def _place_of(scene: Scene, rng: random.Random) -> Fact | None:
+    thing = _pick(scene, rng)
+    noun = unique_noun(scene, thing, rng)
+    return Fact("place_of", "spatial", (thing.row, thing.column), (noun,), about=(thing,)) if noun else None
+
+
+def _which_further(scene: Scene, rng: random.Random) -> Fact | None:
+    pair = _pair(scene, rng)
+    if pair is None:
+        return None
+    first, second, side = pair
+    chosen = first if is_on_side(first, second, side) else second
+    return Fact("which_further", "spatial", Noun.of(chosen), (Noun.of(first), Noun.of(second)), side=side, about=(first, second))
+
+
+def _what_beside(scene: Scene, rng: random.Random) -> Fact | None:
+    pair = _pair(scene, rng)
+    if pair is None:
+        return None
+    anchor, _, side = pair
+    beside = [thing for thing in scene.things if is_on_side(thing, anchor, side)]
+    if len(beside) != 1:
+        return None
+    return Fact("what_beside", "spatial", Noun.of(beside[0]), (Noun.of(anchor),), side=side, about=(anchor, beside[0]))
+
+
+def _read(scene: Scene, rng: random.Random) -> Fact | None:
+    signs = matching(scene, Noun(shape="sign"))
+    if not signs:
+        return None
+    sign = rng.choice(signs)
+    assert sign.digit is not None
+    if rng.random() < 0.3:
+        return Fact("read_at", "reading", sign.digit, cell=(sign.row, sign.column), about=(sign,))
+    noun = unique_noun(scene, sign, rng)
+    if noun is None or noun.shape is None:
+        return None
+    return Fact("read", "reading", sign.digit, (noun,), about=(sign,))
+
+
+def _exists(scene: Scene, rng: random.Random) -> Fact | None:
+    thing, full = _pick(scene, rng), scene.part == "unseen" or rng.random() < 0.6
+    if rng.random() < 0.5:
+        noun = Noun.of(thing) if full else rng.choice((Noun(color=thing.color), Noun(shape=thing.shape)))
+        return Fact("exists", "yes/no", True, (noun,), about=(thing,))
+    absent = _absent_combination(scene, thing, rng) if full else _absent_kind(scene, rng)
+    return Fact("exists", "yes/no", False, (absent,)) if absent else None
+
+
+def _absent_combination(scene: Scene, thing: Thing, rng: random.Random) -> Noun | None:
+    """A combination that the scene lacks, alike in color or shape to `thing` where one is.
+
+    In the part `unseen` it is a held-out one, so that naming one does not tell the answer; elsewhere it never is.
+    """
+    present = {(other.color, other.shape) for other in scene.things}
+    every = {(color, shape) for color in COLORS for shape in SHAPES}
+    pool = sorted((HELD_OUT if scene.part == "unseen" else every - HELD_OUT) - present)
+    alike = [pair for pair in pool if pair[0] == thing.color or pair[1] == thing.shape]
+    choices = alike or pool
+    return Noun(*rng.choice(choices)) if choices else None
+
+
+def _absent_kind(scene: Scene, rng: random.Random) -> Noun | None:
+    colors = [color for color in COLORS if not matching(scene, Noun(color=color))]
+    shapes = [shape for shape in SHAPES if not matching(scene, Noun(shape=shape))]
+    if rng.random() < 0.5:
+        return Noun(color=rng.choice(colors)) if colors else None
+    return Noun(shape=rng.choice(shapes)) if shapes else None
+
+
+def _relation(scene: Scene, rng: random.Random) -> Fact | None:
+    pair = _pair(scene, rng)
+    if pair is None:
+        return None
+    first, second, side = pair
+    wanted = rng.random() < 0.5
+    if is_on_side(first, second, side) != wanted:
+        first, second = second, first
+    return Fact("relation", "yes/no", wanted, (Noun.of(first), Noun.of(second)), side=side, about=(first, second))
+
+
+def _is_color(scene: Scene, rng: random.Random) -> Fact | None:
+    thing = _pick(scene, rng)
+    noun = Noun(shape=thing.shape)
+    if len(matching(scene, noun)) != 1:
+        return None
+    wanted = rng.random() < 0.5
+    colors = [color for color in COLORS if color != thing.color and (color, thing.shape) not in HELD_OUT]
+    return Fact("is_color", "yes/no", wanted, (noun,), color=thing.color if wanted else rng.choice(colors), about=(thing,))
+
+
+def _shows(scene: Scene, rng: random.Random) -> Fact | None:
+    signs = matching(scene, Noun(shape="sign"))
+    if len(signs) != 1 or signs[0].digit is None:
+        return None
+    wanted = rng.random() < 0.5
+    digit = signs[0].digit if wanted else rng.choice([other for other in range(10) if other != signs[0].digit])
+    return Fact("shows", "yes/no", wanted, (Noun(shape="sign"),), digit=digit, about=signs)
+
+
+def _more(scene: Scene, rng: random.Random) -> Fact | None:
+    """Are there more circles than squares? With unequal counts, so that both orders are equally often right."""
+    shapes = sorted({thing.shape for thing in scene.things} | {rng.choice(SHAPES)})
+    if len(shapes) < 2:
+        return None
+    first, second = (Noun(shape=shape) for shape in rng.sample(shapes, 2))
+    counts = len(matching(scene, first)), len(matching(scene, second))
+    if counts[0] == counts[1]:
+        return None
+    wanted = rng.random() < 0.5
+    if (counts[0] > counts[1]) != wanted:
+        first, second = second, first
+    return Fact("more", "yes/no", wanted, (first, second), about=(*matching(scene, first), *matching(scene, second)))
+
+
+def is_on_side(thing: Thing, other: Thing, side: Side) -> bool:
+    """Whether `thing` stands on that side of `other`, by row or column."""
+    match side:
+        case "left":
+            return thing.column < other.column
+        case "right":
+            return thing.column > other.column
+        case "above":
+            return thing.row < other.row
+        case "below":
+            return thing.row > other.row
+
+
+def _pair(scene: Scene, rng: random.Random) -> tuple[Thing, Thing, Side] | None:
+    """Two things, each named uniquely by color and shape, that differ along the direction of the side."""
+    named = [thing for thing in scene.things if len(matching(scene, Noun.of(thing))) == 1]
+    if len(named) < 2:
+        return None
+    first, second = rng.sample(named, 2)
+    sides: list[Side] = []
+    if first.column != second.column:
+        sides += ["left", "right"]
+    if first.row != second.row:
+        sides += ["above", "below"]
+    return first, second, rng.choice(sides)
+
+
+_MAKERS: dict[Category, tuple[Maker, ...]] = {
+    "counting": (_count_all, _count_shape, _count_shape, _count_color, _count_color),
+    "attribute": (_color_of, _color_of, _color_at, _color_of_digit, _shape_of, _shape_at),
+    "identification": (_name_at, _which_is),
+    "spatial": (_place_of, _place_of, _which_further, _what_beside),
+    "reading": (_read,),
+    "yes/no": (_exists, _exists, _relation, _relation, _is_color, _shows, _more),
+}

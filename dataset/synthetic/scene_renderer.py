@@ -1,0 +1,144 @@
+"""The pixels of a scene: shapes with small rotations, jittered sizes and places, on varied noisy backgrounds.
+
+Drawn at twice the size and reduced, so edges are smooth. Digits are strokes of our own: no font, the same everywhere.
+"""
+
+import math
+import random
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dataset.synthetic.scene import GRID, Scene, Thing
+
+SIZE = 96
+"""Side of a picture in pixels."""
+
+_SCALE = 2
+_CELL = SIZE * _SCALE / GRID
+_RGB = {
+    "red": (215, 40, 40), "green": (40, 160, 60), "blue": (45, 80, 215), "yellow": (235, 212, 45),
+    "purple": (145, 60, 185), "orange": (238, 135, 30), "black": (22, 22, 24), "white": (246, 246, 244),
+}  # fmt: skip
+_LIGHT = frozenset({"yellow", "orange", "white"})
+
+Point = tuple[float, float]
+
+_STROKES: tuple[tuple[Point, ...], ...] = (
+    ((-0.5, -0.6), (-0.2, -1), (0.2, -1), (0.5, -0.6), (0.5, 0.6), (0.2, 1), (-0.2, 1), (-0.5, 0.6), (-0.5, -0.6)),
+    ((-0.4, -0.55), (0.05, -1), (0.05, 1)),
+    ((-0.5, -0.6), (-0.2, -1), (0.25, -1), (0.5, -0.65), (0.45, -0.2), (-0.55, 1), (0.6, 1)),
+    ((-0.5, -0.8), (-0.1, -1), (0.45, -0.8), (0.45, -0.25), (0, -0.05), (0.5, 0.2), (0.5, 0.75), (0, 1), (-0.5, 0.8)),
+    ((0.3, 1), (0.3, -1), (-0.6, 0.4), (0.65, 0.4)),
+    ((0.5, -1), (-0.4, -1), (-0.5, -0.1), (0.1, -0.25), (0.5, 0.1), (0.5, 0.65), (0.1, 1), (-0.5, 0.8)),
+    ((0.45, -0.85), (0, -1), (-0.45, -0.5), (-0.5, 0.5), (-0.2, 1), (0.25, 1), (0.5, 0.5), (0.25, 0), (-0.2, 0), (-0.5, 0.4)),
+    ((-0.55, -1), (0.55, -1), (-0.1, 1)),
+    (
+        (0, -0.1), (-0.45, -0.4), (-0.35, -0.9), (0, -1), (0.35, -0.9), (0.45, -0.4), (0, -0.1),
+        (-0.5, 0.35), (-0.4, 0.85), (0, 1), (0.4, 0.85), (0.5, 0.35), (0, -0.1),
+    ),
+    ((-0.4, 0.9), (0.1, 1), (0.45, 0.5), (0.5, -0.5), (0.2, -1), (-0.25, -1), (-0.5, -0.5), (-0.25, 0), (0.2, 0), (0.5, -0.4)),
+)  # fmt: skip
+"""The digits 0 to 9 as one stroke each, x and y from -1 to 1."""
+
+
+def draw(scene: Scene) -> Image.Image:
+    """The picture of a scene, RGB, 96 x 96 pixels; the same pixels for the same scene."""
+    rng = scene.rng("drawing")
+    canvas = _background(rng)
+    brush = ImageDraw.Draw(canvas)
+    for thing in scene.things:
+        _draw_thing(brush, thing, rng)
+    pixels = np.asarray(canvas.reduce(_SCALE), dtype=np.int16)
+    noise = np.frombuffer(rng.randbytes(pixels.size), dtype=np.uint8).reshape(pixels.shape).astype(np.int16) - 128
+    noisy = pixels + (noise * rng.randint(2, 14) >> 7)
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def _background(rng: random.Random) -> Image.Image:
+    """A few muted shades stretched over the canvas: plain, gradient, clouds, tiles or stripes."""
+    columns, rows, stretch = rng.choice(
+        (
+            (1, 1, Image.Resampling.NEAREST),
+            (2, 2, Image.Resampling.BILINEAR),
+            (5, 5, Image.Resampling.BICUBIC),
+            (6, 6, Image.Resampling.NEAREST),
+            (rng.randint(5, 12), 1, Image.Resampling.NEAREST),
+            (1, rng.randint(5, 12), Image.Resampling.NEAREST),
+        )
+    )
+    base = rng.randint(95, 185)
+    tint = [base + rng.randint(-18, 18) for _ in range(3)]
+    spread = rng.randint(6, 22)
+    shades = []
+    for _ in range(columns * rows):
+        light = rng.randint(-spread, spread)
+        shades.append(tuple(channel + light for channel in tint))
+    small = Image.new("RGB", (columns, rows))
+    small.putdata(shades)
+    return small.resize((SIZE * _SCALE, SIZE * _SCALE), stretch)
+
+
+def _draw_thing(brush: ImageDraw.ImageDraw, thing: Thing, rng: random.Random) -> None:
+    radius = rng.uniform(9, 13.5) * _SCALE
+    center = (
+        (thing.column + 0.5) * _CELL + rng.uniform(-2, 2) * _SCALE,
+        (thing.row + 0.5) * _CELL + rng.uniform(-2, 2) * _SCALE,
+    )
+    angle = math.radians(rng.uniform(-12, 12))
+    fill = _shade(thing.color, rng)
+    match thing.shape:
+        case "circle":
+            brush.ellipse(_box(center, radius), fill=fill)
+        case "ring":
+            brush.ellipse(_box(center, radius), outline=fill, width=round(radius * rng.uniform(0.3, 0.42)))
+        case "sign":
+            _draw_sign(brush, thing, center, radius, angle, fill)
+        case shape:
+            brush.polygon(_turned(_OUTLINES[shape], center, radius, angle), fill=fill)
+
+
+def _draw_sign(brush: ImageDraw.ImageDraw, thing: Thing, center: Point, radius: float, angle: float, fill: tuple[int, int, int]) -> None:
+    assert thing.digit is not None
+    ink = (20, 20, 20) if thing.color in _LIGHT else (250, 250, 250)
+    for size, color in ((1.0, fill), (0.88, ink), (0.8, fill)):
+        brush.polygon(_turned(_OUTLINES["plate"], center, radius * size, angle), fill=color)
+    stroke = [(0.62 * x, 0.62 * y) for x, y in _STROKES[thing.digit]]
+    brush.line(_turned(stroke, center, radius, angle), fill=ink, width=round(radius * 0.24), joint="curve")
+
+
+def _shade(color: str, rng: random.Random) -> tuple[int, int, int]:
+    """The color under a slightly different light."""
+    red, green, blue = (min(255, max(0, channel + rng.randint(-10, 10))) for channel in _RGB[color])
+    return red, green, blue
+
+
+def _box(center: Point, radius: float) -> tuple[float, float, float, float]:
+    return center[0] - radius, center[1] - radius, center[0] + radius, center[1] + radius
+
+
+def _turned(points: tuple[Point, ...] | list[Point], center: Point, radius: float, angle: float) -> list[Point]:
+    """Points of the unit outline, scaled, rotated by `angle` (radians) and moved to `center`."""
+    cos, sin = radius * math.cos(angle), radius * math.sin(angle)
+    return [(center[0] + x * cos - y * sin, center[1] + x * sin + y * cos) for x, y in points]
+
+
+def _star() -> tuple[Point, ...]:
+    corners = [(1.15 if k % 2 == 0 else 0.48, math.pi * (k / 5 - 0.5)) for k in range(10)]
+    return tuple((reach * math.cos(turn), reach * math.sin(turn)) for reach, turn in corners)
+
+
+def _cross(arm: float = 0.36) -> tuple[Point, ...]:
+    quarter = ((-arm, -1.0), (arm, -1.0), (arm, -arm))
+    return tuple(
+        point for cos, sin in ((1, 0), (0, 1), (-1, 0), (0, -1)) for point in ((x * cos - y * sin, x * sin + y * cos) for x, y in quarter)
+    )
+
+
+_OUTLINES: dict[str, tuple[Point, ...]] = {
+    "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    "plate": ((-0.85, -1.05), (0.85, -1.05), (0.85, 1.05), (-0.85, 1.05)),
+    "triangle": ((0.0, -1.05), (1.05, 0.9), (-1.05, 0.9)),
+    "star": _star(),
+    "cross": _cross(),
+}

@@ -1,0 +1,243 @@
+"""From messages and pictures to what the model reads: token ids, one placeholder per patch, labels on answers only.
+
+Training and answering build their prompts here, with the same function, so that nothing stands in one and not in the other.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, SiglipImageProcessorPil
+
+from atomic_io import write_json
+from dataset.loading.encoded_sample import IGNORED, Encoded, check_messages
+from dataset.loading.image_transform import PixelReader
+from dataset.sample import IMAGE_MARK, Message
+from errors import UsageError, loading
+from model.siglip_qwen.chat_template import ChatPieces, chat_pieces
+
+SETTINGS_FILE = "tessera_processor.json"
+"""What the tokenizer's and the image processor's own files do not hold."""
+
+PLACEHOLDERS = ("<|image_pad|>", "<|extra_0|>")
+"""Tokens that may stand for a patch, by preference."""
+
+
+class Processor:
+    """Tokenizer, image processor and the layout of a prompt.
+
+    tokens_per_image: placeholders a picture takes; max_tokens: longest sample; size: height and width in pixels.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        image_processor: Any,
+        *,
+        placeholder: str,
+        tokens_per_image: int,
+        max_tokens: int,
+        system_prompt: str | None = None,
+    ):
+        self.tokenizer, self.image_processor = tokenizer, image_processor
+        self.pictures = PixelReader(image_processor)
+        self.placeholder = placeholder
+        self.placeholder_id = int(tokenizer.convert_tokens_to_ids(placeholder))
+        self.tokens_per_image, self.max_tokens = tokens_per_image, max_tokens
+        self.system_prompt = system_prompt
+        self.pieces: ChatPieces = chat_pieces(tokenizer)
+        self.end_id = int(tokenizer.convert_tokens_to_ids(self.pieces.end))
+        self._control_ids: dict[str, list[int]] = {}
+        self._text = _without_control_tokens(tokenizer)
+
+    @classmethod
+    def from_parts(
+        cls,
+        *,
+        language: str,
+        vision: str,
+        tokens_per_image: int,
+        vocabulary: int,
+        placeholder: str = "auto",
+        max_tokens: int = 2048,
+        system_prompt: str | None = None,
+    ) -> Self:
+        """Load the tokenizer of `language` and the image processor of `vision` (folders or hub names).
+
+        vocabulary: rows of the language model's embedding; a placeholder that has to be added must fit into it.
+        Raises UsageError when a part cannot be loaded or the placeholder does not fit.
+        """
+        with loading("model.language", language):
+            tokenizer = AutoTokenizer.from_pretrained(language)
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise UsageError(f"model.language: {language} has no fast tokenizer (tokenizer.json); Qwen 2, 2.5 and 3 have one")
+        if not tokenizer.chat_template:
+            raise UsageError(f"model.language: the tokenizer of {language} has no chat template")
+        with loading("model.vision", vision):
+            # Named, since the automatic choice takes torchvision's resize where that is installed: other pixels.
+            image_processor = SiglipImageProcessorPil.from_pretrained(vision)
+        if not {"height", "width"} <= set(dict(image_processor.size)):
+            raise UsageError(
+                f"model.vision: {vision} has no fixed resolution (found size {dict(image_processor.size)}); NaFlex models are not supported"
+            )
+        return cls(
+            tokenizer,
+            image_processor,
+            placeholder=_choose_placeholder(tokenizer, placeholder, vocabulary),
+            tokens_per_image=tokens_per_image,
+            max_tokens=max_tokens,
+            system_prompt=system_prompt,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer, image processor and settings into a checkpoint folder."""
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+        write_json(
+            folder / SETTINGS_FILE,
+            {
+                "placeholder": self.placeholder,
+                "tokens_per_image": self.tokens_per_image,
+                "max_tokens": self.max_tokens,
+                "system_prompt": self.system_prompt,
+            },
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote. Raises UsageError when the folder holds no processor."""
+        if not (folder / SETTINGS_FILE).is_file():
+            found = f"it has no {SETTINGS_FILE}" if folder.is_dir() else "there is no such folder"
+            raise UsageError(f"{folder}: not a checkpoint ({found})")
+        with loading("checkpoint", str(folder)):
+            settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            image_processor = SiglipImageProcessorPil.from_pretrained(folder)
+        return cls(tokenizer, image_processor, **settings)
+
+    def prompt(self, messages: Sequence[Message], images: int) -> list[int]:
+        """Token ids up to where the answer begins; `messages` ends with a user turn and holds `images` marks.
+
+        Raises EncodingError.
+        """
+        check_messages(messages, images)
+        return [token for ids, _ in self._segments(messages) for token in ids]
+
+    def encode(self, messages: Sequence[Message], target: str, images: int, max_tokens: int | None = None) -> Encoded | None:
+        """A training sample: the prompt of `messages`, then `target` and the end token; every assistant turn is supervised.
+
+        A sample longer than `max_tokens` (default: the processor's own) loses later turns first, then the end of its
+        answer (a cut answer has no end token), never a picture. None when nothing supervised would be left.
+        Raises EncodingError.
+        """
+        check_messages(messages, images)
+        limit = max_tokens or self.max_tokens
+        messages, target = list(messages), target.strip()
+        while True:
+            encoded = self._encode(messages, target, images)
+            last_pair_may_go = len(messages) > 2 and messages[-2].role == "assistant" and IMAGE_MARK not in messages[-1].content
+            if len(encoded) <= limit or not last_pair_may_go:
+                break
+            target, messages = messages[-2].content.strip(), messages[:-2]
+        ids, labels = encoded.input_ids[:limit], encoded.labels[:limit]
+        whole_pictures = ids.count(self.placeholder_id) == images * self.tokens_per_image
+        if not whole_pictures or all(label == IGNORED for label in labels):
+            return None
+        return Encoded(ids, labels, images)
+
+    def answer_length(self, target: str) -> int:
+        """Tokens of a target with its end token."""
+        return len(self._encode_text(target.strip())) + 1
+
+    def follow_up_length(self, text: str) -> int:
+        """Tokens of a later user turn without pictures, from the end of the answer before it to where its own begins."""
+        pieces = self.pieces
+        return len(self._encode_control(pieces.next_user)) + len(self._encode_text(text)) + len(self._encode_control(pieces.header))
+
+    def _encode(self, messages: Sequence[Message], target: str, images: int) -> Encoded:
+        ids: list[int] = []
+        labels: list[int] = []
+        answer = ([*self._encode_text(target), self.end_id], True)
+        for tokens, supervised in (*self._segments(messages), answer):
+            ids += tokens
+            labels += tokens if supervised else [IGNORED] * len(tokens)
+        return Encoded(ids, labels, images)
+
+    def pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+        """Pixel values [n, 3, height, width] of RGB pictures, those of the vision model's own image processor.
+
+        Loaders take the two steps of it apart: `pictures.read` in a worker, `pictures.normalise` on the device.
+        """
+        return self.pictures.normalise(self.pictures.read(pictures))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, control tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    def readable(self, ids: Sequence[int]) -> str:
+        """Text of ids as the model sees them, with each picture's placeholders shown as one `<image>`."""
+        parts: list[str] = []
+        run: list[int] = []
+        seen = 0
+        for token in ids:
+            if token != self.placeholder_id:
+                run.append(token)
+                continue
+            seen += 1
+            if seen % self.tokens_per_image == 1 or self.tokens_per_image == 1:
+                parts += [str(self.tokenizer.decode(run)), IMAGE_MARK]
+                run = []
+        return "".join([*parts, str(self.tokenizer.decode(run))])
+
+    def _segments(self, messages: Sequence[Message]) -> Iterator[tuple[list[int], bool]]:
+        """Pieces of a prompt in order, each with whether it is supervised; ends where the next answer begins."""
+        pieces = self.pieces
+        system = messages[0].content if messages[0].role == "system" else self.system_prompt
+        if system is None:
+            yield self._encode_control(pieces.opening), False
+        else:
+            yield self._encode_control(pieces.system_open), False
+            yield self._encode_text(system), False
+            yield self._encode_control(pieces.system_close), False
+        turns = [message for message in messages if message.role != "system"]
+        for turn in turns:
+            if turn.role == "assistant":
+                yield [*self._encode_text(turn.content.strip()), self.end_id], True
+                yield self._encode_control(pieces.next_user), False
+                continue
+            for j, text in enumerate(turn.content.split(IMAGE_MARK)):
+                if j:
+                    yield [self.placeholder_id] * self.tokens_per_image, False
+                yield self._encode_text(text), False
+            yield self._encode_control(pieces.header), False
+
+    def _encode_control(self, text: str) -> list[int]:
+        if text not in self._control_ids:
+            self._control_ids[text] = list(self.tokenizer.encode(text, add_special_tokens=False))
+        return self._control_ids[text]
+
+    def _encode_text(self, text: str) -> list[int]:
+        """Plain text: what looks like a control token in it stays text."""
+        return list(self._text.encode(text, add_special_tokens=False).ids)
+
+
+def _without_control_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """The same tokenizer without its added tokens, so that `<|im_start|>` or `<think>` in a user's text is only text."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return Tokenizer.from_str(json.dumps({**state, "added_tokens": [], "post_processor": None}))
+
+
+def _choose_placeholder(tokenizer: PreTrainedTokenizerFast, wanted: str, vocabulary: int) -> str:
+    known = tokenizer.get_vocab()
+    if wanted == "auto":
+        wanted = next((token for token in PLACEHOLDERS if token in known), PLACEHOLDERS[0])
+    if wanted not in known:
+        tokenizer.add_tokens([wanted], special_tokens=True)
+    identity = int(tokenizer.convert_tokens_to_ids(wanted))
+    if identity >= vocabulary:
+        raise UsageError(f"model.placeholder: {wanted} would be token {identity}, but the language model has only {vocabulary} embeddings")
+    return wanted

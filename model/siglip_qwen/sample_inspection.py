@@ -1,0 +1,80 @@
+"""A sample as the model sees it: its tokens, where pictures stand, and what is supervised."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from dataset.loading.encoded_sample import IGNORED, Encoded
+from dataset.loading.sample_store import Store
+from dataset.sample import Sample
+from model.siglip_qwen.processor import Processor
+
+_GREEN, _PLAIN = "\033[32m", "\033[0m"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRun:
+    """A token, or a run of placeholders: `count` equal ids from `position` on, and the text that they stand for."""
+
+    position: int
+    token_id: int
+    text: str
+    supervised: bool
+    count: int = 1
+
+
+def token_runs(processor: Processor, encoded: Encoded) -> list[TokenRun]:
+    """The tokens of an encoded sample, each picture's placeholders as one run."""
+    runs: list[TokenRun] = []
+    supervised = [label != IGNORED for label in encoded.labels]
+    position = 0
+    for is_placeholder, group in groupby(encoded.input_ids, lambda token: token == processor.placeholder_id):
+        ids = list(group)
+        step = processor.tokens_per_image if is_placeholder else 1
+        for start in range(0, len(ids), step):
+            token, place = ids[start], position + start
+            runs.append(TokenRun(place, token, _text(processor, token), supervised[place], step))
+        position += len(ids)
+    return runs
+
+
+def describe_sample(store: Store, sample: Sample, processor: Processor, seed: int, epoch: int, colour: bool) -> Iterator[str]:
+    """Lines for a person. colour: supervised tokens are green; else they are marked with `+`.
+
+    Raises EncodingError when the sample cannot be encoded, PictureError when a picture cannot be read.
+    """
+    yield f"{sample.sample_id}: {sample.task}, {sample.language}, {sample.split}, from {sample.source}"
+    for image_id in sample.image_ids:
+        row = store.image(image_id)
+        pixels = processor.pixels([store.picture(image_id)])
+        height, width = pixels.shape[-2:]
+        values = f"values {pixels.min():.2f} to {pixels.max():.2f}"
+        yield f"picture {image_id}: {row.path}, {row.width} x {row.height} -> {width} x {height}, {values}"
+    target = sample.target(seed, epoch)
+    encoded = processor.encode(sample.messages, target, len(sample.image_ids))
+    if encoded is None:
+        yield f"not trained on: within {processor.max_tokens} tokens nothing supervised is left"
+        return
+    supervised = sum(label != IGNORED for label in encoded.labels)
+    yield f"{len(encoded)} tokens of at most {processor.max_tokens}, {supervised} supervised"
+    yield from (_line(run, colour) for run in token_runs(processor, encoded))
+    yield from _listed("target", sample.targets, drawn=target)
+    yield from _listed("answer", sample.answers)
+
+
+def _line(run: TokenRun, colour: bool) -> str:
+    times = f" x {run.count}" if run.count > 1 else ""
+    mark = "+" if run.supervised and not colour else " "
+    line = f"{mark} {run.position:5} {run.token_id:7}  {run.text}{times}"
+    return f"{_GREEN}{line}{_PLAIN}" if run.supervised and colour else line
+
+
+def _listed(what: str, texts: tuple[str, ...], drawn: str | None = None) -> Iterator[str]:
+    for text in texts:
+        yield f"{what}: {text!r}{' (of this epoch)' if text == drawn and len(texts) > 1 else ''}"
+
+
+def _text(processor: Processor, token: int) -> str:
+    text = str(processor.tokenizer.decode([token]))
+    # Part of a character in UTF-8 has no text of its own; the vocabulary's spelling of its bytes is shown instead.
+    return f"bytes {processor.tokenizer.convert_ids_to_tokens(token)}" if "\ufffd" in text else repr(text)

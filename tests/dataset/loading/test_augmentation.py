@@ -1,0 +1,46 @@
+"""Training pictures change a little, always alike for one key, and are never mirrored."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dataset.config import AugmentationConfig
+from dataset.loading.augmentation import augment
+
+
+def picture() -> Image.Image:
+    """Dark on the left, light on the right, red below, so that a flip or a turn shows."""
+    pixels = np.zeros((48, 64, 3), dtype=np.uint8)
+    pixels[...] = np.linspace(40, 200, 64, dtype=np.uint8)[None, :, None]
+    pixels[36:, :, 1:] //= 4
+    return Image.fromarray(pixels)
+
+
+def test_without_amounts_nothing_changes() -> None:
+    assert np.array_equal(np.asarray(augment(picture(), AugmentationConfig(), "key")), np.asarray(picture()))
+
+
+@pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation", "rotation"])
+def test_each_kind_changes_the_picture_by_its_key_alone(kind: str) -> None:
+    config = AugmentationConfig(**{kind: 10.0 if kind == "rotation" else 0.4})
+    first, again, other = (np.asarray(augment(picture(), config, key)) for key in ("0/3/sample", "0/3/sample", "0/4/sample"))
+    assert first.shape == (48, 64, 3)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first, np.asarray(picture()))
+
+
+def test_amounts_bound_the_change() -> None:
+    grey = Image.new("RGB", (8, 8), (100, 100, 100))
+    values = [np.asarray(augment(grey, AugmentationConfig(brightness=0.2), str(i))).mean() for i in range(200)]
+    assert 80 <= min(values) < 85
+    assert 115 < max(values) <= 120
+
+
+def test_left_stays_left_and_up_stays_up() -> None:
+    config = AugmentationConfig(brightness=0.3, contrast=0.3, saturation=0.3, rotation=15.0)
+    for i in range(100):
+        pixels = np.asarray(augment(picture(), config, str(i))).astype(int)
+        assert pixels[16:32, :16].mean() < pixels[16:32, -16:].mean()
+        redness = pixels[..., 0] - pixels[..., 1]
+        assert redness[-6:, 16:48].mean() > redness[:6, 16:48].mean()

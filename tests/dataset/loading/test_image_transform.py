@@ -1,0 +1,155 @@
+"""Pixels are those of the stock image processor, bit for bit, whatever its settings and the pictures are."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+
+from dataset.loading.image_transform import PixelReader
+from errors import UsageError
+
+SIZES = [(640, 480), (480, 640), (384, 384), (1, 1), (3, 500), (383, 385), (1600, 900), (96, 96)]
+SMALL = {"height": 48, "width": 48}
+
+
+def noise(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Image:
+    """A picture of every value there is, as rough as it can be."""
+    values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    rgba = Image.fromarray(values)
+    return rgba if mode == "RGBA" else rgba.convert("RGB").convert(mode)
+
+
+def stock(processor: Any, pictures: list[Image.Image]) -> torch.Tensor:
+    values: torch.Tensor = processor(images=pictures, return_tensors="pt")["pixel_values"]
+    return values
+
+
+def over_white(picture: Image.Image) -> Image.Image:
+    """RGB; what is transparent is laid over white."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    rgba = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def stock_lays_over_white() -> bool:
+    """Whether the processor does so itself; older ones drop the transparency."""
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    return bool((stock(SiglipImageProcessorPil(size=SMALL), [clear]) == 1).all())
+
+
+def check_same(processor: Any, pictures: list[Image.Image]) -> PixelReader:
+    """Our pixels are those that the processor gives of the pictures over white, and where it does that itself those it gives of them."""
+    reader = PixelReader(processor)
+    raw, wanted = reader.read(pictures), stock(processor, [over_white(picture) for picture in pictures])
+    if stock_lays_over_white():
+        assert torch.equal(stock(processor, pictures), wanted)
+    found = reader.normalise(raw)
+    assert found.dtype == wanted.dtype and found.is_contiguous()
+    assert torch.equal(found, wanted)
+    return reader
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pictures_of_any_size_have_the_processors_pixels(size: tuple[int, int]) -> None:
+    processor = SiglipImageProcessorPil(size={"height": 384, "width": 384}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    assert check_same(processor, [noise(size)]).table is not None
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "LA", "YCbCr"])
+def test_pictures_of_any_mode_have_the_processors_pixels(mode: str) -> None:
+    assert check_same(SiglipImageProcessorPil(size=SMALL), [noise((70, 50), mode), noise((20, 90), "RGB", 1)]).table is not None
+
+
+def test_a_palette_with_a_transparent_colour_is_laid_over_white() -> None:
+    picture = noise((64, 40), "P")
+    picture.info["transparency"] = 3
+    rgb = noise((64, 40))
+    rgb.info["transparency"] = rgb.getpixel((1, 1))
+    check_same(SiglipImageProcessorPil(size=SMALL), [picture, rgb])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]},
+        {"image_mean": 0.1, "image_std": 3.7},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3},
+        {"rescale_factor": 0.1234567890123},
+        {"do_rescale": False},
+        {"do_normalize": False},
+        {"do_rescale": False, "do_normalize": False},
+        {"do_convert_rgb": False},
+        {"do_convert_rgb": None},
+        {"resample": Image.Resampling.BILINEAR},
+        {"resample": 0},
+        {"resample": Image.Resampling.LANCZOS},
+        {"resample": 4},
+        {"size": {"height": 30, "width": 70}},
+        {"size": 40, "default_to_square": True},
+    ],
+    ids=str,
+)
+def test_any_settings_of_a_checkpoint_folder_are_reproduced(settings: dict[str, Any], tmp_path: Any) -> None:
+    SiglipImageProcessorPil(**{"size": SMALL, **settings}).save_pretrained(tmp_path)
+    processor = SiglipImageProcessorPil.from_pretrained(tmp_path)
+    assert check_same(processor, [noise((70, 50)), noise((33, 99), seed=1)]).table is not None
+
+
+class Brighter(SiglipImageProcessorPil):
+    """A class of its own may do anything in its methods."""
+
+    def rescale(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        brighter: np.ndarray = super().rescale(*args, **kwargs) + 1
+        return brighter
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        SiglipImageProcessorPil(size=SMALL, do_center_crop=True, crop_size={"height": 24, "width": 24}),
+        SiglipImageProcessorPil(size={"shortest_edge": 40}),
+        SiglipImageProcessorPil(size=SMALL, do_resize=False),
+        SiglipImageProcessorPil(size=SMALL, do_pad=True, pad_size={"height": 60, "width": 60}),
+        Brighter(size=SMALL),
+        CLIPImageProcessorPil(),
+    ],
+    ids=["crop", "shortest edge", "no resize", "padding", "subclass", "another class"],
+)
+def test_what_is_not_reproduced_is_left_to_the_processor(processor: Any) -> None:
+    pictures = [noise((64, 48))]
+    reader = PixelReader(processor)
+    assert reader.table is None
+    assert torch.equal(reader.normalise(reader.read(pictures)), stock(processor, pictures))
+
+
+def test_a_processor_that_does_more_than_it_says_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = SiglipImageProcessorPil.resize
+    monkeypatch.setattr(SiglipImageProcessorPil, "resize", lambda *args, **kwargs: 255 - usual(*args, **kwargs))
+    assert PixelReader(SiglipImageProcessorPil(size=SMALL)).table is None
+
+
+def test_a_processor_that_can_take_no_picture_is_named_at_once() -> None:
+    with pytest.raises(UsageError, match=r"model\.vision: its image processor cannot take a picture: .*mean must have 3"):
+        PixelReader(SiglipImageProcessorPil(size=SMALL, image_mean=[0.5, 0.5]))
+
+
+def test_raw_pixels_are_bytes_and_survive_the_way_from_a_worker() -> None:
+    processor = SiglipImageProcessorPil(size=SMALL)
+    reader = pickle.loads(pickle.dumps(PixelReader(processor)))
+    raw = reader.read([noise((70, 50)), noise((20, 20))])
+    assert raw.dtype == torch.uint8 and raw.shape == (2, 3, 48, 48)
+    joined = torch.cat([reader.read([]), raw[:1], raw[1:]])
+    assert torch.equal(reader.normalise(joined), stock(processor, [noise((70, 50)), noise((20, 20))]))
+
+
+def test_no_picture_has_the_shape_and_the_kind_of_some() -> None:
+    for processor in (SiglipImageProcessorPil(size=SMALL), Brighter(size=SMALL)):
+        reader = PixelReader(processor)
+        some, none = (reader.normalise(reader.read(pictures)) for pictures in ([noise((9, 9))], []))
+        assert none.shape == (0, 3, 48, 48) and none.dtype == some.dtype

@@ -1,0 +1,347 @@
+"""Each format is read as its files really are; what cannot be used is rejected with its reason and place."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dataset import sources
+from dataset.build.record_validation import Reason
+from dataset.config import AiChallengerSource, CocoCaptionsSource, LlavaSource, MessagesSource, Source, VqaMetadataSource
+from dataset.sample import Message
+from dataset.sources.record import RawSample, Reading, Rejected
+from errors import TesseraError
+from tests.dataset.raw_files import RawFiles, conversation, ten
+
+
+def read(source: Source, reading: Reading | None = None) -> list[RawSample]:
+    items = list(sources.read(source, reading or Reading()))
+    assert all(isinstance(item, RawSample) for item in items), items
+    return [item for item in items if isinstance(item, RawSample)]
+
+
+def rejected(source: Source) -> list[tuple[str, Reason]]:
+    return [(str(item.place), item.reason) for item in sources.read(source, Reading()) if isinstance(item, Rejected)]
+
+
+def said(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+class TestAiChallenger:
+    @pytest.mark.parametrize(("image", "caption"), [("image_id", "caption"), ("image", "conversations"), ("image_id", "conversations")])
+    def test_all_captions_become_targets_under_either_pair_of_keys(self, raw: RawFiles, image: str, caption: str) -> None:
+        [sample] = read(raw.ai_challenger([{"url": "http://x", image: "a.jpg", caption: ["一只猫 ", "猫在睡觉\n"]}]))
+        assert sample.targets == sample.answers == ("一只猫", "猫在睡觉")
+        assert (sample.task, sample.pictures) == ("caption", (raw.pictures / "a.jpg",))
+        assert sample.messages[0].content in ("<image>\n这幅图像描述了什么？", "<image>\n这幅图像中有什么？")
+
+    def test_both_questions_are_drawn_about_equally_often_and_always_alike(self, raw: RawFiles) -> None:
+        records = [{"image_id": f"{i}.jpg", "caption": ["图"]} for i in range(400)]
+        asked = [sample.messages[0].content for sample in read(raw.ai_challenger(records))]
+        assert len(set(asked)) == 2
+        assert 150 < asked.count("<image>\n这幅图像中有什么？") < 250
+        assert asked == [sample.messages[0].content for sample in read(raw.ai_challenger(records))]
+        shifted = [sample.messages[0].content for sample in read(raw.ai_challenger(records[1:]))]
+        assert shifted == asked[1:], "a record's question does not hang on its place"
+        assert asked != [sample.messages[0].content for sample in read(raw.ai_challenger(records), Reading(seed=1))]
+
+    def test_the_questions_can_be_set(self, raw: RawFiles) -> None:
+        [sample] = read(raw.ai_challenger([{"image_id": "a.jpg", "caption": ["图"]}], questions=("有什么？",)))
+        assert sample.messages == (Message("user", "<image>\n有什么？"),)
+
+    def test_a_blank_caption_among_others_is_left_out(self, raw: RawFiles) -> None:
+        [sample] = read(raw.ai_challenger([{"image_id": "a.jpg", "caption": ["", "猫", " "]}]))
+        assert sample.targets == ("猫",)
+
+    def test_pictures_stand_beside_the_annotations_where_no_folder_is_named(self, raw: RawFiles) -> None:
+        path = raw.write("captions.json", [{"image_id": "a.jpg", "caption": ["图"]}])
+        [sample] = read(AiChallengerSource(format="ai_challenger", annotations=path))
+        assert sample.pictures == (raw.folder / "a.jpg",)
+
+
+class TestLlava:
+    def test_all_turns_are_kept_with_their_line_breaks(self, raw: RawFiles) -> None:
+        [sample] = read(raw.llava([conversation("a.jpg", "Why?\n\nSay more.", "Because.\n\n- one\n- two", "Really?", "Yes.\n")]))
+        assert sample.messages == (
+            Message("user", "<image>\nWhy?\n\nSay more."),
+            Message("assistant", "Because.\n\n- one\n- two"),
+            Message("user", "Really?"),
+        )
+        assert sample.targets == sample.answers == ("Yes.\n",)
+
+    @pytest.mark.parametrize("question", ["<image>\nWhat is it?", "What is it?\n<image>", "Look: <image> What is it?"])
+    def test_the_mark_stays_where_it_stood(self, raw: RawFiles, question: str) -> None:
+        record = {"image": "a.jpg", "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": "A cat."}]}
+        [sample] = read(raw.llava([record]))
+        assert sample.messages[0].content == question
+
+    def test_a_conversation_may_be_about_no_picture_or_several(self, raw: RawFiles) -> None:
+        several = conversation(["a.jpg", "b.jpg"], "and <image>: which is red?", "The first.")
+        none, two = read(raw.llava([conversation(None, "Hello", "Hi."), several]))
+        assert none.pictures == ()
+        assert two.pictures == (raw.pictures / "a.jpg", raw.pictures / "b.jpg")
+
+    def test_unknown_roles_are_rejected(self, raw: RawFiles) -> None:
+        record = {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>?"}, {"from": "bing", "value": "A cat."}]}
+        assert rejected(raw.llava([record])) == [("record 0", Reason.UNKNOWN_ROLE)]
+
+
+class TestCocoCaptions:
+    def test_captions_are_gathered_by_picture_id(self, raw: RawFiles) -> None:
+        images = [{"id": 7, "file_name": "b.jpg", "width": 1}, {"id": 3, "file_name": "a.jpg"}]
+        annotations = [{"id": 1, "image_id": i, "caption": text} for i, text in ((3, "A cat. "), (7, "A dog."), (3, "Cat!\n"))]
+        dog, cat = read(raw.coco_captions(images, annotations))
+        assert (dog.pictures, dog.targets) == ((raw.pictures / "b.jpg",), ("A dog.",))
+        assert (cat.pictures, cat.answers) == ((raw.pictures / "a.jpg",), ("A cat.", "Cat!"))
+
+    def test_what_does_not_pair_is_rejected(self, raw: RawFiles) -> None:
+        images = [
+            {"id": 1, "file_name": "a.jpg"},
+            {"id": 2, "file_name": "b.jpg"},
+            {"id": 4, "file_name": "c.jpg"},
+            {"id": 4, "file_name": "d.jpg"},
+            5,
+        ]
+        annotations = [
+            {"image_id": 1, "caption": "x"},
+            {"image_id": 9, "caption": "y"},
+            {"caption": "z"},
+            "w",
+            {"image_id": 4, "caption": "v"},
+        ]
+        assert rejected(raw.coco_captions(images, annotations)) == [
+            ("image 1", Reason.EMPTY),
+            ("image 2", Reason.UNPAIRED),
+            ("image 3", Reason.UNPAIRED),
+            ("image 4", Reason.NOT_AN_OBJECT),
+            ("annotation 2", Reason.MISSING_FIELD),
+            ("annotation 3", Reason.NOT_AN_OBJECT),
+            ("annotation 1", Reason.UNPAIRED),
+        ]
+
+    def test_a_file_without_its_lists_is_refused(self, raw: RawFiles) -> None:
+        source = CocoCaptionsSource(format="coco_captions", annotations=raw.write("captions.json", {"images": []}))
+        with pytest.raises(TesseraError, match="it has no 'annotations'"):
+            read(source)
+        source.annotations.write_text("[]")
+        with pytest.raises(TesseraError, match="expected an object with the lists"):
+            read(source)
+
+
+class TestVqaV2:
+    QUESTIONS = ({"question_id": 10, "image_id": 1, "question": "What? "}, {"question_id": 20, "image_id": 2, "question": "How many?"})
+    ANNOTATIONS = (
+        {"question_id": 20, "image_id": 2, "answers": ten(*["2"] * 6, *["3"] * 4)},
+        {"question_id": 10, "image_id": 1, "answers": ten("cat", "dog", "dog", "", *["cat"] * 6)},
+    )
+
+    def test_questions_and_answers_are_joined_by_question_id(self, raw: RawFiles) -> None:
+        what, how_many = read(raw.vqav2(self.QUESTIONS, self.ANNOTATIONS))
+        assert (what.key, what.messages, what.targets) == ("10", (Message("user", "<image>\nWhat?"),), ("cat",))
+        assert what.answers == ("cat", "dog", "dog", "", *["cat"] * 6)
+        assert (how_many.key, how_many.targets, len(how_many.answers)) == ("20", ("2",), 10)
+
+    def test_any_of_the_answers_may_be_the_target_where_that_is_asked_for(self, raw: RawFiles) -> None:
+        what, _ = read(raw.vqav2(self.QUESTIONS, self.ANNOTATIONS), Reading(vqa_target="sample"))
+        assert what.targets == ("cat", "dog", "dog", *["cat"] * 6)
+
+    def test_of_equally_frequent_answers_the_first_is_the_target(self, raw: RawFiles) -> None:
+        annotations = [{"question_id": 10, "image_id": 1, "answers": ten(*["b", "a"] * 5)}]
+        assert read(raw.vqav2(self.QUESTIONS[:1], annotations))[0].targets == ("b",)
+
+    @pytest.mark.parametrize("name", ["COCO_train2014_000000000001.jpg", "000000000001.jpg"])
+    def test_pictures_of_the_2014_and_the_2017_folders_are_found(self, raw: RawFiles, name: str) -> None:
+        raw.picture(name)
+        what, missing = read(raw.vqav2(self.QUESTIONS, self.ANNOTATIONS))
+        assert what.pictures == (raw.pictures / name,)
+        assert missing.pictures == (raw.pictures / "COCO_train2014_000000000002.jpg",)
+
+    @pytest.mark.parametrize(
+        ("subtype", "split"), [("train2014", "train"), ("val2014", "validation"), ("test-dev2015", "test"), ("other", None)]
+    )
+    def test_the_data_subtype_is_the_files_own_split(self, raw: RawFiles, subtype: str, split: str | None) -> None:
+        assert {sample.split for sample in read(raw.vqav2(self.QUESTIONS, self.ANNOTATIONS, subtype))} == {split}
+
+    def test_what_does_not_pair_is_rejected(self, raw: RawFiles) -> None:
+        questions = [
+            {"question_id": 1, "image_id": 1, "question": "Without annotation?"},
+            {"question_id": 2, "image_id": 1, "question": "With another picture's annotation?"},
+            {"question_id": 3, "image_id": 1, "question": "With two annotations?"},
+            {"question_id": 4, "image_id": 1, "question": "Fine?"},
+            {"question_id": 4, "image_id": 1, "question": "The same id?"},
+        ]
+        annotations = [{"question_id": i, "image_id": 2 if i == 2 else 1, "answers": ten("yes")} for i in (2, 3, 3, 4)]
+        unpaired = [(f"question {i}", Reason.UNPAIRED) for i in (0, 1, 2, 4)]
+        assert rejected(raw.vqav2(questions, [*annotations, "nonsense", {"image_id": 1}])) == unpaired
+
+    def test_a_subtype_that_is_no_name_is_refused(self, raw: RawFiles) -> None:
+        with pytest.raises(TesseraError, match=r"data_subtype is '\.\./x'"):
+            read(raw.vqav2(self.QUESTIONS, self.ANNOTATIONS, "../x"))
+
+
+class TestVqaMetadata:
+    def test_a_list_of_questions_is_read(self, raw: RawFiles) -> None:
+        [sample] = read(
+            raw.vqa_metadata([{"id": 5, "question": "what brand?", "answers": ["dakota", "nous", "dakota"], "image_file": "a.jpg"}])
+        )
+        assert (sample.key, sample.targets, sample.answers) == ("5", ("dakota",), ("dakota", "nous", "dakota"))
+        assert (sample.task, sample.split, sample.pictures) == ("vqa", None, (raw.pictures / "a.jpg",))
+
+    def test_textvqas_own_file_is_read(self, raw: RawFiles) -> None:
+        entry = {
+            "question_id": 34602,
+            "question": "what?",
+            "image_id": "003a8ae2",
+            "answers": ["a"] * 10,
+            "set_name": "val",
+            "image_classes": [],
+        }
+        [sample] = read(raw.vqa_metadata({"dataset_type": "val", "data": [entry], "dataset_name": "textvqa"}))
+        assert (sample.key, sample.split, sample.pictures) == ("34602", "validation", (raw.pictures / "003a8ae2.jpg",))
+
+    def test_questions_without_answers_are_rejected(self, raw: RawFiles) -> None:
+        records = [{"id": 0, "question": "?", "image_file": "a.jpg"}, {"id": 1, "question": " ", "answers": ["x"], "image_file": "a.jpg"}]
+        assert rejected(raw.vqa_metadata(records)) == [("record 0", Reason.EMPTY), ("record 1", Reason.EMPTY)]
+
+
+class TestMessages:
+    ROWS = (
+        {"messages": said(("system", "Be brief."), ("user", "<image> <image>?"), ("assistant", "No.")), "images": ["a.jpg", "b.jpg"]},
+        {"messages": said(("user", "Hello"), ("assistant", "Hi."))},
+        {"messages": said(("user", "<image>?"), ("assistant", "Yes.")), "images": "a.jpg", "split": "test"},
+    )
+
+    def test_jsonl_rows_hold_any_number_of_pictures(self, raw: RawFiles) -> None:
+        two, none, one = read(raw.messages(list(self.ROWS)))
+        assert two.pictures == (raw.pictures / "a.jpg", raw.pictures / "b.jpg")
+        assert two.messages == (Message("system", "Be brief."), Message("user", "<image> <image>?"))
+        assert (none.pictures, none.split) == ((), None)
+        assert (one.pictures, one.split) == ((raw.pictures / "a.jpg",), "test")
+
+    def test_parquet_rows_hold_pictures_themselves(self, raw: RawFiles) -> None:
+        data = (raw.pictures / raw.picture("a.png")).read_bytes()
+        path = raw.folder / "rows.parquet"
+        turns = said(("user", "<image>?"), ("assistant", "Yes."))
+        images = [[{"bytes": data, "path": "x.png"}], [{"bytes": None, "path": "a.png"}], []]
+        pq.write_table(pa.table({"messages": [turns] * 3, "images": images, "other": [1, 2, 3]}), path)
+        embedded, named, none = read(MessagesSource(format="messages", path=path, images=raw.pictures))
+        assert (embedded.pictures, named.pictures, none.pictures) == ((data,), (raw.pictures / "a.png",), ())
+
+    def test_contents_in_parts_are_joined(self, raw: RawFiles) -> None:
+        parts = [{"type": "text", "text": "Look: "}, {"type": "image"}, {"type": "text", "text": " what?"}]
+        [sample] = read(raw.messages([{"messages": said(("user", parts), ("assistant", "A cat.")), "images": ["a.jpg"]}]))
+        assert sample.messages == (Message("user", "Look: <image> what?"),)
+
+    def test_blank_lines_are_passed_over_and_places_are_line_numbers(self, raw: RawFiles) -> None:
+        source = raw.messages(["nonsense"])
+        source.path.write_text(f"\n{json.dumps(self.ROWS[1])}\n\n[]\n")
+        assert rejected(source) == [("line 4", Reason.NOT_AN_OBJECT)]
+
+    def test_a_line_that_is_not_json_stops_with_its_place(self, raw: RawFiles) -> None:
+        source = raw.messages(list(self.ROWS))
+        source.path.write_text(f"{json.dumps(self.ROWS[1])}\n" + '{"messages": oops}\n')
+        with pytest.raises(TesseraError, match=r"rows\.jsonl: not valid JSON at line 2 column 14"):
+            read(source)
+
+    def test_other_files_are_refused(self, raw: RawFiles) -> None:
+        path = raw.folder / "rows.parquet"
+        path.write_bytes(b"PAR1 nonsense")
+        with pytest.raises(TesseraError, match=r"rows\.parquet: not a Parquet file"):
+            read(MessagesSource(format="messages", path=path))
+        pq.write_table(pa.table({"text": ["x"]}), path)
+        with pytest.raises(TesseraError, match='expected a column "messages", found text'):
+            read(MessagesSource(format="messages", path=path))
+
+
+RECORDS: dict[str, Any] = {
+    "ai_challenger": {"image_id": "a.jpg", "caption": ["图", "猫"]},
+    "llava": {"id": "1", **conversation("a.jpg", "What?", "A cat.")},
+    "coco_captions": {"images": {"id": 1, "file_name": "a.jpg"}, "annotations": {"image_id": 1, "caption": "A cat."}},
+    "vqav2": {
+        "questions": {"question_id": 1, "image_id": 1, "question": "?"},
+        "annotations": {"question_id": 1, "image_id": 1, "answers": ten("x", "y")},
+    },
+    "vqa_metadata": {"id": 1, "question": "?", "answers": ["x", "y"], "image_file": "a.jpg"},
+    "messages": {
+        "messages": said(("user", [{"type": "image"}, {"type": "text", "text": "?"}]), ("assistant", "x")),
+        "images": ["a.jpg"],
+        "split": "train",
+    },
+}
+PAIRED = ("coco_captions", "vqav2")
+
+
+def source_of(raw: RawFiles, kind: str, records: list[Any], **settings: Any) -> Source:
+    if kind == "coco_captions":
+        return raw.coco_captions([record["images"] for record in records], [record["annotations"] for record in records], **settings)
+    if kind == "vqav2":
+        return raw.vqav2([record["questions"] for record in records], [record["annotations"] for record in records], **settings)
+    made: Source = getattr(raw, kind)(records, **settings)
+    return made
+
+
+def numbered(kind: str, number: int) -> Any:
+    """The sound record of a kind; those that are joined by an id have one of their own."""
+    names = {"coco_captions": ("id", "image_id"), "vqav2": ("question_id",)}.get(kind)
+    if names is None:
+        return RECORDS[kind]
+    return {part: {**entry, **{name: number for name in names if name in entry}} for part, entry in RECORDS[kind].items()}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_limit_reads_so_many_records_from_the_start(raw: RawFiles, kind: str) -> None:
+    every = [sample.key for sample in read(source_of(raw, kind, [numbered(kind, i) for i in range(5)]))]
+    assert len(every) == 5
+    assert [sample.key for sample in read(source_of(raw, kind, [numbered(kind, i) for i in range(5)], limit=2))] == every[:2]
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_missing_annotation_file_is_named(raw: RawFiles, kind: str) -> None:
+    source = source_of(raw, kind, [numbered(kind, i) for i in range(5)])
+    for path in sources.files(source):
+        path.unlink()
+    with pytest.raises(TesseraError, match="cannot be read"):
+        list(sources.read(source, Reading()))
+
+
+def test_a_folder_in_place_of_a_list_is_refused(tmp_path: Path) -> None:
+    for source in (LlavaSource(format="llava", annotations=tmp_path), VqaMetadataSource(format="vqa_metadata", annotations=tmp_path)):
+        with pytest.raises(TesseraError, match="cannot be read"):
+            list(sources.read(source, Reading()))
+
+
+ODD: list[Any] = [None, 1, 1.5, True, "", "x", "\ud800", "a\0b", "../..", 10**30, [], {}, [None], [[]], {"a": 1}, "<image>"]
+
+
+def places_in(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(place for key, child in inner for place in places_in(child, (*at, key)))]
+
+
+def replaced(value: Any, at: tuple[Any, ...], new: Any) -> Any:
+    if not at:
+        return new
+    changed = dict(value) if isinstance(value, dict) else list(value)
+    changed[at[0]] = replaced(value[at[0]], at[1:], new)
+    return changed
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_no_record_however_odd_stops_a_merge(raw: RawFiles, kind: str) -> None:
+    raw.picture("a.jpg")
+    raw.picture("COCO_train2014_000000000001.jpg")
+    # Of a pair of lists, an odd entry stands in the one or the other.
+    tops = [(part,) for part in RECORDS[kind]] if kind in PAIRED else [()]
+    places = [place for place in places_in(RECORDS[kind]) if any(place[: len(top)] == top for top in tops) and (place or tops == [()])]
+    odd = [replaced(numbered(kind, 1000 + i), place, value) for i, (place, value) in enumerate(itertools.product(places, ODD))]
+    sound = raw.messages([RECORDS["messages"]] * 2) if kind != "messages" else raw.llava([RECORDS["llava"]] * 2)
+    report = raw.merge(source_of(raw, kind, odd), sound)
+    assert report.sources[1].kept == 2
+    assert report.sources[0].read == report.sources[0].kept + sum(report.sources[0].dropped.values())
+    assert report.sources[0].read >= len(odd)
+    assert report.sources[0].kept > 0

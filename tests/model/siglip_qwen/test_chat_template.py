@@ -1,0 +1,73 @@
+"""The control pieces of a chat template, and the template that is written from them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jinja2
+import pytest
+
+from dataset.sample import Message
+from errors import UsageError
+from model.siglip_qwen.chat_template import chat_pieces
+from model.siglip_qwen.processor import Processor
+
+
+@dataclass
+class FakeTokenizer:
+    """Renders with a plain function; `<end>` is its only control token."""
+
+    render: Any
+    added_tokens_decoder: dict[int, str] = field(default_factory=lambda: {7: "<end>"})
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> str:
+        return str(self.render(messages))
+
+    def encode(self, text: str, **_: Any) -> list[int]:
+        return [7] if text.startswith("<end>") else [1]
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return "<end>" if token == 7 else "x"
+
+
+def test_a_default_system_message_belongs_to_the_opening() -> None:
+    def qwen2(messages: list[dict[str, str]]) -> str:
+        if messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": "You are helpful."}, *messages]
+        return "".join(f"[{m['role']}]{m['content']}<end>" for m in messages) + "[assistant]"
+
+    pieces = chat_pieces(FakeTokenizer(qwen2))
+    assert pieces.opening == "[system]You are helpful.<end>[user]"
+    assert (pieces.system_open, pieces.system_close) == ("[system]", "<end>[user]")
+    assert (pieces.header, pieces.end, pieces.next_user) == ("<end>[assistant]", "<end>", "[user]")
+
+
+@pytest.mark.parametrize(
+    ("render", "said"),
+    [
+        (lambda messages: messages[-1]["content"], "leaves out"),
+        (lambda messages: "".join(f"{m['role']}: {m['content']} / " for m in messages), "control token is expected"),
+    ],
+)
+def test_a_template_that_is_not_like_chatml_is_refused(render: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        chat_pieces(FakeTokenizer(render))
+
+
+@pytest.mark.parametrize("with_system", [False, True])
+def test_the_exported_template_renders_the_very_prompt(processor: Processor, with_system: bool) -> None:
+    messages = [
+        Message("user", 'A "quoted" <image> {{ brace }}'),
+        Message("assistant", " 两个 \n"),
+        Message("user", "And <image>?"),
+    ]
+    plain: list[dict[str, Any]] = [
+        {"role": "user", "content": [{"type": "text", "text": 'A "quoted" '}, {"type": "image"}, {"type": "text", "text": " {{ brace }}"}]},
+        {"role": "assistant", "content": " 两个 \n"},
+        {"role": "user", "content": "And <image>?"},
+    ]
+    if with_system:
+        messages.insert(0, Message("system", "Be brief."))
+        plain.insert(0, {"role": "system", "content": "Be brief."})
+    template = jinja2.Environment(autoescape=False).from_string(processor.pieces.template("<image>"))
+    rendered = template.render(messages=plain, add_generation_prompt=True)
+    assert rendered == processor.readable(processor.prompt(messages, 2))
