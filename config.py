@@ -13,7 +13,7 @@ from config_schema import section
 from dataset.config import DataConfig
 from errors import UsageError
 from evaluation.config import EvalConfig
-from model.config import ModelConfig
+from model.siglip_qwen.config import ModelConfig
 from serving.config import ServeConfig
 from serving.search.config import SearchConfig
 from training.config import TrainConfig

@@ -26,7 +26,8 @@ from answering.protocol import Decoding, Description, Request
 from dataset.loading.encoded_sample import EncodingError, check_messages
 from dataset.sample import IMAGE_MARK
 from errors import UsageError, loading
-from model.build import default_dtype, keep_trainable_on_cpu, quantization_config
+from model.quantization import keep_trainable_on_cpu, quantization_config
+from model.siglip_qwen.assembly import default_dtype
 from visual.image_processor import load_image_processor
 
 NOT_QUANTISED = ["vision_model", "qformer", "language_projection", "language_model.lm_head"]

@@ -23,9 +23,9 @@ from answering.signals import CORRECTED
 from dataset.loading.image_io import open_picture
 from dataset.sample import Language
 from errors import UsageError
-from model import checkpoint
-from model.build import build, default_dtype
-from model.fused import fuse
+from model.siglip_qwen import checkpoint
+from model.siglip_qwen.assembly import build, default_dtype
+from model.siglip_qwen.fused_modules import fuse
 from model.siglip_qwen.processor import Processor
 from visual import clip_scorer
 from visual.config import is_missing_folder

@@ -12,9 +12,9 @@ from answering.pictures import opened
 from answering.prompting import PromptPolicy
 from answering.protocol import Description, Request
 from dataset.loading.encoded_sample import EncodingError
-from model.attention import use_attention
+from model.kernels.varlen_attention import use_attention
+from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from model.vlm import VisionLanguageModel
 
 
 class CheckpointAnswerer(SelfJudging):

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from errors import UsageError, loading
-from model.build import Quantization, keep_trainable_on_cpu, quantization_config
+from model.quantization import Quantization, keep_trainable_on_cpu, quantization_config
 from model.siglip_qwen.processor import Processor
 from visual.image_processor import load_image_processor
 

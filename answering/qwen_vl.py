@@ -17,7 +17,8 @@ from answering.prompting import PromptPolicy
 from answering.protocol import Description, Request
 from dataset.loading.encoded_sample import EncodingError
 from errors import UsageError, loading
-from model.build import default_dtype, keep_trainable_on_cpu, quantization_config
+from model.quantization import keep_trainable_on_cpu, quantization_config
+from model.siglip_qwen.assembly import default_dtype
 from model.siglip_qwen.processor import Processor
 from visual.image_processor import load_image_processor
 

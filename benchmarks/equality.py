@@ -19,7 +19,7 @@ from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.encoded_sample import IGNORED
 from dataset.loading.samplers import EpochBatches
 from errors import TesseraError, UsageError
-from model.build import build, default_dtype
+from model.siglip_qwen.assembly import build, default_dtype
 from training.data import TrainingData
 from training.experiment import Experiment
 from training.prepare import Prepared, prepare

@@ -23,8 +23,8 @@ from dataset.sample import IMAGE_MARK, Message
 from dataset.synthetic.question_phrasing import ask_several
 from dataset.synthetic.scene import compose
 from errors import TesseraError, UsageError
-from model.build import default_dtype
-from model.config import ModelConfig
+from model.siglip_qwen.assembly import default_dtype
+from model.siglip_qwen.config import ModelConfig
 from training.memory import naming_memory_settings
 from training.throughput import peak_memory
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from benchmarks.models import Size, build_ours, build_processor
 from benchmarks.report import Report, number
-from model.adapters import attach, base_model
-from model.config import ModelConfig
-from model.loss import BYTES_A_SCORE
-from model.vlm import VisionLanguageModel
+from model.kernels.chunked_cross_entropy import BYTES_A_SCORE
+from model.lora import attach, base_model
+from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.modeling import VisionLanguageModel
 from training.config import TrainConfig
 from training.optimizers import bytes_a_weight
 from visual.siglip import PICTURES_TOGETHER

@@ -16,8 +16,8 @@ from benchmarks.report import Machine, Report, number
 from benchmarks.rounds import free_memory, timed
 from benchmarks.training import Setup, our_side, our_way, settle_memory
 from errors import UsageError
-from model.build import default_dtype
-from model.config import ModelConfig
+from model.siglip_qwen.assembly import default_dtype
+from model.siglip_qwen.config import ModelConfig
 from training.config import TrainConfig
 from training.memory import naming_memory_settings
 

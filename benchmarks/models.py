@@ -24,12 +24,13 @@ from transformers import (
 )
 
 from errors import UsageError
-from model.build import assemble, keep_trainable_on_cpu
-from model.config import ModelConfig
-from model.export import check_expressible, to_llava
-from model.projector import count_tokens
+from model.hub.llava_export import check_expressible, to_llava
+from model.quantization import keep_trainable_on_cpu
+from model.siglip_qwen.assembly import assemble
+from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.connector import count_tokens
+from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import PLACEHOLDERS, Processor
-from model.vlm import VisionLanguageModel
 from training.pretraining.corpus import tokenizer_corpus
 from training.tiny_parts import build_qwen3, build_siglip, build_tokenizer, image_processor
 from visual.siglip import VisionTower, grid_side

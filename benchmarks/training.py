@@ -25,13 +25,13 @@ from benchmarks.training_results import Result, Work, report
 from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.samplers import PackedPlan, PaddedPlan
 from errors import TesseraError, UsageError
-from model.adapters import attach, base_model, lora_settings
-from model.build import default_dtype
-from model.compiled import compile_layers
-from model.config import ModelConfig
-from model.fused import fuse
+from model.kernels.compile import compile_layers
+from model.lora import attach, base_model, lora_settings
+from model.siglip_qwen.assembly import default_dtype
+from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.fused_modules import fuse
+from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from model.vlm import VisionLanguageModel
 from training.config import TrainConfig
 from training.data import Batching
 from training.dry_run import Recomputing, Trial, recompute

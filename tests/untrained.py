@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from model import build, checkpoint
-from model.adapters import attach
-from model.config import LoraConfig, ModelConfig
+from model.lora import attach
+from model.siglip_qwen import assembly, checkpoint
+from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
 
 
@@ -14,6 +14,6 @@ def write_checkpoint(path: Path, parts: Path, processor: Processor) -> None:
     """Write a whole checkpoint of the small parts, with projector and LoRA as they begin."""
     model = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, alpha=8))
     torch.manual_seed(0)
-    checkpoint.save(attach(build.build(model, placeholder_id=processor.placeholder_id), model, ("projector", "lora")), path)
+    checkpoint.save(attach(assembly.build(model, placeholder_id=processor.placeholder_id), model, ("projector", "lora")), path)
     processor.save(path)
     checkpoint.mark_whole(path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import cli
 import config as configuration
-from model.download import Hub, ModelScope, Source, check_room, needed, readable
+from model.hub.download import Hub, ModelScope, Source, check_room, needed, readable
 from visual.config import named_parts
 
 parser = cli.Parser(__doc__)

@@ -9,9 +9,9 @@ import torch
 import cli
 from dataset.build.merge_report import Report
 from errors import TesseraError
-from model import push
-from model.checkpoint import newest
-from model.export import export
+from model.hub import push_to_hub
+from model.hub.llava_export import export
+from model.siglip_qwen.checkpoint import newest
 from model.siglip_qwen.processor import Processor
 
 parser = cli.Parser(__doc__)
@@ -29,9 +29,9 @@ parser.add_argument(
 
 def main(arguments: argparse.Namespace) -> None:
     """Export, name what was written, and upload it where that is asked for."""
-    token = push.token_in(os.environ) if arguments.push else ""
+    token = push_to_hub.token_in(os.environ) if arguments.push else ""
     if arguments.push:
-        push.check(arguments.push, token)
+        push_to_hub.check(arguments.push, token)
     newest_wanted = arguments.checkpoint == "newest"
     folder = newest(arguments.config.checkpoint_folder) if newest_wanted else Path(arguments.checkpoint)
     report = Report.load(arguments.report).table() if arguments.report else None
@@ -47,7 +47,7 @@ def main(arguments: argparse.Namespace) -> None:
 def upload(folder: Path, repository: str, token: str) -> None:
     """Upload an export, and say where it is. What was written stays where that fails."""
     try:
-        print(f"uploaded: {push.push(folder, repository, token)}")
+        print(f"uploaded: {push_to_hub.push(folder, repository, token)}")
     except TesseraError as error:
         raise TesseraError(f"{error}; the export stands in {folder}: `hf upload {repository} {folder}` tries again") from error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from atomic_io import share
-from model.checkpoint import mark_whole
+from model.siglip_qwen.checkpoint import mark_whole
 from training.resume import RunState
 
 TRAINER_FOLDER = "trainer"

@@ -20,7 +20,7 @@ from dataset.loading.sample_store import Store
 from dataset.loading.samplers import BatchPlan, EpochBatches, PackedPlan, PaddedPlan
 from dataset.sample import Sample
 from errors import UsageError
-from model.positions import Locating
+from model.siglip_qwen.image_tokens import Locating
 from model.siglip_qwen.processor import Processor
 from progress import track
 from training.config import TrainConfig

@@ -11,7 +11,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from errors import UsageError
-from model.adapters import base_model, group_of
+from model.lora import base_model
+from model.param_groups import group_of
 from process_group import WORLD_HELP, join
 
 

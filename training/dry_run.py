@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from errors import TesseraError
-from model.adapters import base_model, checkpoint_gradients
-from model.vlm import VisionLanguageModel
+from model.lora import base_model, checkpoint_gradients
+from model.siglip_qwen.modeling import VisionLanguageModel
 from training.config import TrainConfig
 from training.memory import REMEDIES
 from training.optimizers import bytes_a_weight

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dataset.config import DataConfig
-from model.config import ModelConfig
+from model.siglip_qwen.config import ModelConfig
 from training.config import TrainConfig
 
 

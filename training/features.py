@@ -21,8 +21,8 @@ import torch
 from dataset.loading.image_io import MAX_PIXELS, PictureError, open_picture, read_picture_file
 from dataset.loading.sample_store import ImageRow
 from errors import TesseraError, UsageError
-from model.build import default_dtype, load_encoder
-from model.download import readable
+from model.hub.download import readable
+from model.siglip_qwen.assembly import default_dtype, load_encoder
 from process_group import only_main_speaks
 from progress import Progress
 from training.data import KeptFeatures, TrainingData

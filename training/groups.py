@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 
 from errors import UsageError
-from model.adapters import trainable_groups
-from model.config import ModelConfig
+from model.param_groups import trainable_groups
+from model.siglip_qwen.config import ModelConfig
 from training.config import Group, LearningRates, StageConfig, TrainConfig
 
 

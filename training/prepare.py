@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from dataset.loading.sample_store import Store
 from errors import UsageError
-from model.build import tokens_per_image, vocabulary_rows
-from model.config import ModelConfig
+from model.siglip_qwen.assembly import tokens_per_image, vocabulary_rows
+from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.processor import Processor
 from process_group import only_main_speaks
 from training.config import TrainConfig

@@ -20,12 +20,12 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from atomic_io import replacing
 from errors import UsageError
-from model import checkpoint as model_checkpoint
-from model.adapters import attach, base_model
-from model.build import build, default_dtype
-from model.compiled import compile_layers
-from model.fused import fuse
-from model.vlm import VisionLanguageModel
+from model.kernels.compile import compile_layers
+from model.lora import attach, base_model
+from model.siglip_qwen import checkpoint as model_checkpoint
+from model.siglip_qwen.assembly import build, default_dtype
+from model.siglip_qwen.fused_modules import fuse
+from model.siglip_qwen.modeling import VisionLanguageModel
 from training.answers import ask, chosen_samples
 from training.board import Board
 from training.checkpoints import TRAINER_FOLDER, Checkpoints, checkpoint_folders, step_of

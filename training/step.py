@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from errors import UsageError
-from model.compiled import what_compiling_lacks
+from model.kernels.compile import what_compiling_lacks
 from training.config import TrainConfig
 from training.optimizers import check_optimizer
 

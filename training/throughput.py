@@ -18,9 +18,9 @@ from peft import PeftModel
 from torch import nn
 
 from dataset.loading.encoded_sample import IGNORED
-from model.adapters import base_model
-from model.projector import count_tokens
-from model.vlm import VisionLanguageModel
+from model.lora import base_model
+from model.siglip_qwen.connector import count_tokens
+from model.siglip_qwen.modeling import VisionLanguageModel
 
 PEAK_TFLOPS = (
     ("B200", 2250.0),

@@ -20,9 +20,9 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from dataset.loading.encoded_sample import IGNORED
 from dataset.loading.samplers import EpochBatches
 from errors import TesseraError
-from model.adapters import base_model
-from model.checkpoint import save
-from model.compiled import as_written
+from model.kernels.compile import as_written
+from model.lora import base_model
+from model.siglip_qwen.checkpoint import save
 from model.siglip_qwen.processor import Processor
 from training.checkpoints import TRAINER_FOLDER, Checkpoints
 from training.config import StageConfig, TrainConfig

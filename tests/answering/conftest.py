@@ -14,10 +14,10 @@ from answering.checkpoint import CheckpointAnswerer
 from answering.config import OpenAiSystem
 from answering.protocol import Request
 from dataset.sample import Message
-from model.build import build
-from model.config import ModelConfig
+from model.siglip_qwen.assembly import build
+from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from model.vlm import VisionLanguageModel
 from tests.answering.endpoints import KEY, Server
 from tests.answering.plain import lengths, plain, plain_greedy
 

@@ -17,13 +17,14 @@ from answering.config import Blip2System, CheckpointSystem, DecodingConfig, Qwen
 from answering.protocol import Answer
 from answering.qwen_vl import QwenVlAnswerer
 from errors import UsageError
-from model import build, checkpoint, export
-from model.adapters import attach
-from model.config import LoraConfig, ModelConfig
-from model.fused_lora import FusedLinear
-from model.norms import FusedRMSNorm
+from model.hub import llava_export
+from model.kernels.fused_lora import FusedLinear
+from model.kernels.rms_norm import FusedRMSNorm
+from model.lora import attach
+from model.siglip_qwen import assembly, checkpoint
+from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from model.vlm import VisionLanguageModel
 from tests.answering.conftest import asked, drawn
 from tests.model.conftest import stock_knows_the_final_norm
 
@@ -36,7 +37,7 @@ def checkpoints(parts: Path, processor: Processor, tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("checkpoints")
     config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, alpha=8))
     torch.manual_seed(0)
-    model = attach(build.build(config, placeholder_id=processor.placeholder_id), config, ("projector", "lora"))
+    model = attach(assembly.build(config, placeholder_id=processor.placeholder_id), config, ("projector", "lora"))
     for step in (1, 2, 3):
         torch.nn.init.normal_(next(p for name, p in model.named_parameters() if "lora_B" in name), std=0.1 * step)
         path = folder / f"checkpoint-{step}"
@@ -88,13 +89,13 @@ def test_a_checkpoint_answers_in_4_bit(checkpoints: Path) -> None:
 @pytest.mark.parametrize("form", ["merged", "llava"])
 @pytest.mark.parametrize("system_prompt", [None, "Be short."])
 def test_an_exported_checkpoint_answers_as_the_checkpoint_itself(
-    checkpoints: Path, processor: Processor, tmp_path: Path, form: export.Form, system_prompt: str | None
+    checkpoints: Path, processor: Processor, tmp_path: Path, form: llava_export.Form, system_prompt: str | None
 ) -> None:
     folder = shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint")
     prompted = copy.copy(processor)
     prompted.system_prompt = system_prompt
     prompted.save(folder)
-    export.export(folder, tmp_path / form, form, prompted)
+    llava_export.export(folder, tmp_path / form, form, prompted)
     decoding = DecodingConfig(k=3, max_new_tokens=4)
     requests = [REQUEST, asked("b", "这是什么？", drawn(1), drawn(2)), asked("c", "How many?")]
 
@@ -112,9 +113,9 @@ def test_an_exported_checkpoint_answers_as_the_checkpoint_itself(
 
 @pytest.mark.parametrize("form", ["merged", "llava"])
 def test_only_the_language_model_of_an_export_is_quantised(
-    checkpoints: Path, processor: Processor, tmp_path: Path, form: export.Form
+    checkpoints: Path, processor: Processor, tmp_path: Path, form: llava_export.Form
 ) -> None:
-    export.export(checkpoints / "checkpoint-1", tmp_path / form, form, processor)
+    llava_export.export(checkpoints / "checkpoint-1", tmp_path / form, form, processor)
     system = CheckpointSystem(name="ours", kind="checkpoint", path=str(tmp_path / form), quantization="nf4")
     answerer = build_answerer(system, checkpoint_folder=Path("elsewhere"), device="cpu")
     assert isinstance(answerer, CheckpointAnswerer)
@@ -125,7 +126,7 @@ def test_only_the_language_model_of_an_export_is_quantised(
 
 
 def test_a_llava_of_others_is_one_clear_line(checkpoints: Path, processor: Processor, tmp_path: Path) -> None:
-    export.export(checkpoints / "checkpoint-1", tmp_path / "llava", "llava", processor)
+    llava_export.export(checkpoints / "checkpoint-1", tmp_path / "llava", "llava", processor)
     path = tmp_path / "llava" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, "vision_feature_select_strategy": "default"}), encoding="utf-8")
@@ -136,7 +137,7 @@ def test_a_llava_of_others_is_one_clear_line(checkpoints: Path, processor: Proce
 def test_an_export_that_older_transformers_would_read_otherwise_is_refused(
     checkpoints: Path, processor: Processor, model: VisionLanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export.export(checkpoints / "checkpoint-1", tmp_path / "llava", "llava", processor)
+    llava_export.export(checkpoints / "checkpoint-1", tmp_path / "llava", "llava", processor)
     path = tmp_path / "llava" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["vision_config"]["tie_last_hidden_states"] = True

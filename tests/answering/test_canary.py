@@ -10,10 +10,11 @@ import torch
 import yaml
 
 import cli
-from model import checkpoint, export
-from model.adapters import attach
-from model.build import build
-from model.config import LoraConfig, ModelConfig
+from model.hub import llava_export
+from model.lora import attach
+from model.siglip_qwen import checkpoint
+from model.siglip_qwen.assembly import build
+from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
 from tests.answering.endpoints import Server
 from tests.answering.test_blip2 import build as build_blip2
@@ -35,7 +36,7 @@ def systems(parts: Path, processor: Processor, server: Server, tmp_path_factory:
     processor.save(folder / "adapter")
     checkpoint.mark_whole(folder / "adapter")
     for form in ("merged", "llava"):
-        export.export(folder / "adapter", folder / form, form, processor)
+        llava_export.export(folder / "adapter", folder / form, form, processor)
     qwen = {"qwen3_vl": parts / "qwen3_vl", "qwen2_5_vl": build_qwen2_5_vl(folder / "qwen2_5_vl", parts)}
     blip = {family: build_blip2(folder / family, family, parts) for family in ("opt", "t5")}
     return [

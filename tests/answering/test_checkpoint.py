@@ -19,8 +19,8 @@ from answering.protocol import Answer, Request
 from dataset.loading.encoded_sample import EncodingError
 from dataset.sample import Message
 from errors import TesseraError
+from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from model.vlm import VisionLanguageModel
 from tests.answering.conftest import asked, drawn
 
 BEAMS = DecodingConfig(k=4, max_new_tokens=6)

@@ -22,10 +22,10 @@ from answering.frames import Frames, Run
 from answering.generation import beam_search, collect, steps
 from answering.protocol import Request
 from errors import TesseraError, UsageError
-from model.build import build
-from model.config import ModelConfig
+from model.siglip_qwen.assembly import build
+from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from model.vlm import VisionLanguageModel
 from tests.answering.plain import NEW, assert_equal, plain, plain_greedy
 
 HOST = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero")

@@ -8,7 +8,7 @@ import torch
 from answering.checkpoint import CheckpointAnswerer
 from answering.generation import PromptBatch, beam_search, collect, draw, steps
 from answering.protocol import Request
-from model.vlm import VisionLanguageModel
+from model.siglip_qwen.modeling import VisionLanguageModel
 from tests.answering.plain import NEW, assert_equal, lengths, plain, plain_greedy
 
 

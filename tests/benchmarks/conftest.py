@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import models
-from model.vlm import VisionLanguageModel
+from model.siglip_qwen.modeling import VisionLanguageModel
 
 
 @pytest.fixture

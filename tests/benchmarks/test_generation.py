@@ -10,7 +10,7 @@ from answering.config import DecodingConfig
 from benchmarks import generation
 from benchmarks.generation import Effort, Stock, generated, measure
 from errors import TesseraError, UsageError
-from model.config import ModelConfig
+from model.siglip_qwen.config import ModelConfig
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(max_tokens=512)

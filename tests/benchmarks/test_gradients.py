@@ -12,8 +12,8 @@ from benchmarks.gradients import Agreement, compare
 from benchmarks.models import build_ours
 from benchmarks.training import Setup, our_side, same_adapters, stock_side
 from dataset.loading.collators import PaddedCollator
-from model import fused_lora
-from model.config import LoraConfig, ModelConfig
+from model.kernels import fused_lora
+from model.siglip_qwen.config import LoraConfig, ModelConfig
 from training.config import StageConfig, TrainConfig
 
 CPU = torch.device("cpu")

@@ -12,9 +12,9 @@ import config as configuration
 from benchmarks.memory import held, kept_a_token, plan
 from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.encoded_sample import IGNORED, Encoded
-from model.adapters import attach, base_model, checkpoint_gradients
-from model.build import build
-from model.config import LoraConfig, ModelConfig
+from model.lora import attach, base_model, checkpoint_gradients
+from model.siglip_qwen.assembly import build
+from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
 from tests.model.kept import bytes_kept
 from tools.benchmark import SIZES

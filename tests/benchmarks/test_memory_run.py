@@ -11,8 +11,8 @@ import cli
 from benchmarks.memory_run import STEPS, measure
 from benchmarks.models import build_ours, build_processor, quantise
 from errors import UsageError
-from model.build import build
-from model.config import LoraConfig, ModelConfig
+from model.siglip_qwen.assembly import build
+from model.siglip_qwen.config import LoraConfig, ModelConfig
 from tools import benchmark
 from training.config import StageConfig, TrainConfig
 

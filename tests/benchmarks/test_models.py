@@ -5,9 +5,9 @@ import torch
 
 from benchmarks.models import Size, build_ours, build_processor, build_stock, check_comparable
 from errors import UsageError
-from model.config import ModelConfig, ProjectorConfig
+from model.siglip_qwen.config import ModelConfig, ProjectorConfig
+from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from model.vlm import VisionLanguageModel
 
 CPU = torch.device("cpu")
 

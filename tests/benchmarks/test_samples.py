@@ -7,7 +7,7 @@ import pytest
 from benchmarks.models import build_processor
 from benchmarks.samples import demo_samples, reference_samples
 from dataset.loading.encoded_sample import IGNORED
-from model.config import ModelConfig
+from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.processor import Processor
 
 

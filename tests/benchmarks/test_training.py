@@ -11,7 +11,7 @@ from benchmarks.steps import Trained, Way
 from benchmarks.training import Effort, measure
 from benchmarks.training_results import Work
 from errors import TesseraError, UsageError
-from model.config import LoraConfig, ModelConfig
+from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
 from training.config import StageConfig, TrainConfig
 from training.throughput import StepCost

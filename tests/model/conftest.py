@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, Qwen2ForCausalLM
 
-from model.build import build
-from model.config import LoraConfig, ModelConfig
+from model.siglip_qwen.assembly import build
+from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from model.vlm import VisionLanguageModel
 
 Build = Callable[..., VisionLanguageModel]
 

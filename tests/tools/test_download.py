@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from errors import TesseraError, UsageError
-from model.download import ModelScope, RemoteFile, check_room, needed, readable
+from model.hub.download import ModelScope, RemoteFile, check_room, needed, readable
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -15,10 +15,10 @@ import yaml
 from PIL import Image
 
 import cli
-from model import checkpoint
-from model.adapters import attach
-from model.build import build
-from model.config import ModelConfig
+from model.lora import attach
+from model.siglip_qwen import checkpoint
+from model.siglip_qwen.assembly import build
+from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.processor import Processor
 from tests.evaluation.planted import questions, write_store
 from tools import eval_rerank

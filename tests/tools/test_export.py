@@ -12,10 +12,10 @@ from transformers import AutoModelForImageTextToText
 import cli
 from atomic_io import write_json
 from dataset.build.merge_report import Report, SourceReport
-from model import checkpoint
-from model.adapters import attach
-from model.build import build
-from model.config import LoraConfig, ModelConfig, ProjectorConfig
+from model.lora import attach
+from model.siglip_qwen import checkpoint
+from model.siglip_qwen.assembly import build
+from model.siglip_qwen.config import LoraConfig, ModelConfig, ProjectorConfig
 from model.siglip_qwen.processor import Processor
 from tests.pipeline import ROOT, workplace
 from tests.untrained import write_checkpoint

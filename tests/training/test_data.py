@@ -11,7 +11,7 @@ from transformers import SiglipImageProcessorPil
 
 import config as configuration
 from dataset.loading.sample_store import Store
-from model.vlm import VisionLanguageModel
+from model.siglip_qwen.modeling import VisionLanguageModel
 from tests.training.test_run import run
 from training.prepare import prepare, training_loader
 

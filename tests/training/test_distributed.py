@@ -11,9 +11,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from errors import UsageError
-from model.adapters import attach
-from model.build import build
-from model.config import LoraConfig, ModelConfig
+from model.lora import attach
+from model.siglip_qwen.assembly import build
+from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
 from training.distributed import adjust_fsdp, check_world, shard_again, whole_weights
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from errors import TesseraError
-from model.adapters import base_model
+from model.lora import base_model
 from tests.training.test_run import losses, run, weights
 from training import dry_run
 from training import run as training_run

@@ -17,8 +17,8 @@ from safetensors import safe_open
 
 import config as configuration
 from errors import TesseraError, UsageError
-from model.build import load_encoder
-from model.vlm import VisionLanguageModel
+from model.siglip_qwen.assembly import load_encoder
+from model.siglip_qwen.modeling import VisionLanguageModel
 from tests.training.test_run import losses, run
 from training import feature_cache, features
 from training.features import with_features

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.vlm import VisionLanguageModel
+from model.siglip_qwen.modeling import VisionLanguageModel
 from training import throughput
 from training.throughput import Meter, StepCost, cost_of, peak_tflops, step_cost
 

@@ -1,7 +1,7 @@
 from answering.config import QwenVlSystem
 from config import Config
 from evaluation.config import EvalConfig
-from model.config import ModelConfig
+from model.siglip_qwen.config import ModelConfig
 from visual.config import named_parts
 
 

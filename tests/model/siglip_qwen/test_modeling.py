@@ -8,9 +8,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dataset.loading.collators import Example, PackedCollator, PaddedCollator
 from dataset.sample import Message
-from model.adapters import set_trainable
+from model.param_groups import set_trainable
+from model.siglip_qwen.modeling import PlaceholderError, VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from model.vlm import PlaceholderError, VisionLanguageModel
 from tests.model.conftest import Build, inputs_for_stock, repeats_pictures_by_sample, stock, stock_knows_the_final_norm
 
 Batch = Callable[..., dict[str, torch.Tensor]]

@@ -7,7 +7,7 @@ import torch
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from model.norms import FusedRMSNorm, fuse_norms
+from model.kernels.rms_norm import FusedRMSNorm, fuse_norms
 from tests.model.conftest import Build
 
 Found = tuple[torch.Tensor, torch.Tensor | None]

@@ -6,9 +6,10 @@ import torch
 from transformers import GenerationConfig, Trainer, TrainingArguments
 
 from errors import UsageError
-from model.adapters import Group, attach
-from model.build import build, plain_generation, tokens_per_image, vocabulary_rows
-from model.config import ModelConfig, ProjectorConfig
+from model.lora import attach
+from model.param_groups import Group
+from model.siglip_qwen.assembly import build, plain_generation, tokens_per_image, vocabulary_rows
+from model.siglip_qwen.config import ModelConfig, ProjectorConfig
 from tests.model.conftest import Build
 
 Settings = Callable[..., ModelConfig]

@@ -23,10 +23,12 @@ from transformers import AutoModelForCausalLM
 
 from atomic_io import write_json
 from errors import UsageError, loading
-from model.adapters import Group, attach, base_model, set_trainable, trained_weights
-from model.build import Quantization, build, default_dtype, keep_trainable_on_cpu, quantization_config
-from model.config import ModelConfig
-from model.vlm import VisionLanguageConfig, VisionLanguageModel
+from model.lora import attach, base_model, trained_weights
+from model.param_groups import Group, set_trainable
+from model.quantization import Quantization, keep_trainable_on_cpu, quantization_config
+from model.siglip_qwen.assembly import build, default_dtype
+from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 
 WEIGHTS, ADAPTER, LANGUAGE, WHOLE = "adapter_model.safetensors", "adapter_config.json", "language", "whole.json"
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from dataset.loading.collators import PackedCollator, PaddedCollator
-from model.adapters import attach, base_model, checkpoint_gradients
-from model.fused import fuse
-from model.last_layer import read_sparsely
-from model.positions import Locating
+from model.lora import attach, base_model, checkpoint_gradients
+from model.siglip_qwen.fused_modules import fuse
+from model.siglip_qwen.image_tokens import Locating
 from model.siglip_qwen.processor import Processor
+from model.siglip_qwen.sparse_last_layer import read_sparsely
 from tests.model.conftest import Build
-from tests.model.test_fused_lora import with_a_trained_look
-from tests.model.test_vlm import examples, loss_and_gradients
+from tests.model.kernels.test_fused_lora import with_a_trained_look
+from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
 
 COLLATORS: list[Any] = [PaddedCollator(pad_id=0), PackedCollator(pad_id=0, capacity=400, max_length=180)]
 

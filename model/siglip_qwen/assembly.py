@@ -6,18 +6,17 @@ In: names of parts and settings. Out: a frozen VisionLanguageModel, the language
 
 import dataclasses
 import logging
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from errors import UsageError, loading
-from model.config import ModelConfig
-from model.projector import Projector, count_tokens
-from model.vlm import VisionLanguageConfig, VisionLanguageModel
+from model.quantization import Quantization, keep_trainable_on_cpu, quantization_config
+from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.connector import Projector, count_tokens
+from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 from visual import siglip
-
-Quantization = Literal["none", "int8", "nf4"]
 
 LANGUAGE_FAMILIES = ("qwen2", "qwen3")
 """`model_type` of dense causal Qwen 2 and 2.5 (qwen2), and 3."""
@@ -109,28 +108,6 @@ def plain_generation(language: PreTrainedModel) -> GenerationConfig:
     first = ends[0] if isinstance(ends, list) else ends
     padding = own.pad_token_id if own is not None and own.pad_token_id is not None else language.config.pad_token_id
     return GenerationConfig(eos_token_id=ends, pad_token_id=first if padding is None else padding)
-
-
-def quantization_config(quantization: Quantization, dtype: torch.dtype, keep: list[str]) -> BitsAndBytesConfig | None:
-    """How bitsandbytes loads a model. `keep` names the modules that stay as they are, by full path."""
-    if quantization == "nf4":
-        return BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=keep,
-        )
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=keep)
-    return None
-
-
-def keep_trainable_on_cpu(model: PreTrainedModel) -> None:
-    """Turn off bitsandbytes' AVX512-BF16 path: an evaluation pass there repacks the weights, after which gradients are wrong."""
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _load_language(name: str, quantization: Quantization, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:

@@ -13,10 +13,10 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProces
 
 from atomic_io import replacing_folder, write_text
 from errors import TesseraError, UsageError
-from model import checkpoint
-from model.card import model_card
-from model.config import ModelConfig
-from model.vlm import VisionLanguageModel
+from model.hub.model_card import model_card
+from model.siglip_qwen import checkpoint
+from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.modeling import VisionLanguageModel
 
 Form = Literal["merged", "llava"]
 

@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrain
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from errors import TesseraError
-from model.attention import packed_arguments
-from model.last_layer import read_arguments
-from model.loss import positions_at_once, summed_loss
-from model.positions import find_placeholders, find_supervised
-from model.projector import Projector
+from model.kernels.chunked_cross_entropy import positions_at_once, summed_loss
+from model.kernels.varlen_attention import packed_arguments
+from model.siglip_qwen.connector import Projector
+from model.siglip_qwen.image_tokens import find_placeholders, find_supervised
+from model.siglip_qwen.sparse_last_layer import read_arguments
 from visual import siglip
 
 

@@ -7,10 +7,11 @@ from peft import PeftModel
 from torch import nn
 
 from errors import UsageError
-from model.adapters import Group, attach, base_model, checkpoint_gradients, group_of, trainable_groups
-from model.config import LoraConfig, ModelConfig
+from model.lora import attach, base_model, checkpoint_gradients
+from model.param_groups import Group, group_of, trainable_groups
+from model.siglip_qwen.config import LoraConfig, ModelConfig
 from tests.model.conftest import Build
-from tests.model.test_vlm import loss_and_gradients, with_labels
+from tests.model.siglip_qwen.test_modeling import loss_and_gradients, with_labels
 
 Settings = Callable[..., ModelConfig]
 Batch = Callable[..., dict[str, torch.Tensor]]

@@ -5,7 +5,6 @@ In: a frozen model and the groups of a training stage. Out: the model with just 
 
 import re
 from collections.abc import Collection
-from typing import Literal
 
 import peft
 import torch
@@ -13,14 +12,9 @@ from peft import PeftModel
 from torch import nn
 
 from errors import UsageError
-from model.config import LoraConfig, ModelConfig
-from model.vlm import VisionLanguageModel
-
-Group = Literal["projector", "lora", "language"]
-"""Parameters that have a learning rate of their own."""
-
-PROJECTOR, LANGUAGE = "model.multi_modal_projector", "model.language_model"
-"""Paths inside a VisionLanguageModel."""
+from model.param_groups import LANGUAGE, PROJECTOR, Group, set_trainable
+from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.modeling import VisionLanguageModel
 
 
 def attach(model: VisionLanguageModel | PeftModel, config: ModelConfig, train: Collection[Group]) -> VisionLanguageModel | PeftModel:
@@ -43,35 +37,6 @@ def attach(model: VisionLanguageModel | PeftModel, config: ModelConfig, train: C
         model = peft.get_peft_model(model, lora_settings(model, config.lora))
     set_trainable(model, train)
     return model
-
-
-def set_trainable(model: nn.Module, train: Collection[Group]) -> None:
-    """Freeze all parameters but those of the groups in `train`, which become fp32: bf16 loses small late updates."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(group_of(name) in train)
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def trainable_groups(model: nn.Module) -> dict[Group, list[nn.Parameter]]:
-    """The parameters to optimise, by group; groups without any are left out."""
-    groups: dict[Group, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        group = group_of(name)
-        if parameter.requires_grad and group is not None:
-            groups.setdefault(group, []).append(parameter)
-    return groups
-
-
-def group_of(name: str) -> Group | None:
-    """The group of a parameter by its path (with or without a PEFT wrapper); None for what is never trained."""
-    path = name.removeprefix("base_model.model.")
-    if path.startswith(PROJECTOR):
-        # PEFT trains a copy and keeps the projector it found beside it.
-        return None if ".original_module." in path else "projector"
-    if ".lora_" in path:
-        return "lora"
-    return "language" if path.startswith((LANGUAGE, "lm_head.")) else None
 
 
 def lora_settings(model: VisionLanguageModel, lora: LoraConfig) -> peft.LoraConfig:

@@ -14,7 +14,7 @@ from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
 from torch.nn import functional
 
-from model.precision import product_dtype
+from model.kernels.autocast import product_dtype
 
 
 def fuse_adapters(model: nn.Module) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from model.config import ModelConfig
+from model.siglip_qwen.config import ModelConfig
 
 USE_LLAVA = """\
 ```python

@@ -11,12 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from errors import UsageError
-from model import checkpoint
-from model.adapters import Group, attach, base_model, trainable_groups
-from model.config import LoraConfig, ModelConfig, ProjectorConfig
+from model.lora import attach, base_model
+from model.param_groups import Group, trainable_groups
+from model.siglip_qwen import checkpoint
+from model.siglip_qwen.config import LoraConfig, ModelConfig, ProjectorConfig
 from tests.model.conftest import Build
-from tests.model.test_adapters import train
-from tests.model.test_vlm import with_labels
+from tests.model.siglip_qwen.test_modeling import with_labels
+from tests.model.test_lora import train
 
 Settings = Callable[..., ModelConfig]
 Batch = Callable[..., dict[str, torch.Tensor]]

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from dataset.loading.collators import PackedCollator, PaddedCollator
-from model import attention
-from model.adapters import attach, checkpoint_gradients, set_trainable
-from model.positions import Locating, find_placeholders, find_supervised
+from model.kernels import varlen_attention
+from model.lora import attach, checkpoint_gradients
+from model.param_groups import set_trainable
+from model.siglip_qwen.image_tokens import Locating, find_placeholders, find_supervised
+from model.siglip_qwen.modeling import PlaceholderError, VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from model.vlm import PlaceholderError, VisionLanguageModel
 from tests.model.conftest import Build
-from tests.model.test_vlm import examples, loss_and_gradients
+from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
 
 COLLATORS: list[Any] = [PaddedCollator(pad_id=0), PackedCollator(pad_id=0, capacity=400, max_length=180)]
 
@@ -46,8 +47,10 @@ def test_a_step_never_waits_for_the_device(
     make: Build, settings: Any, processor: Processor, monkeypatch: pytest.MonkeyPatch, memory: float | None, checkpointing: bool
 ) -> None:
     # A tensor on "meta" has no values: whoever asks for one, as `.item()` and `nonzero` do, gets an exception.
-    monkeypatch.setattr(attention, "varlen_is_usable", lambda _: True)
-    monkeypatch.setattr(attention, "varlen_attn", lambda q, k, v, *_, **__: q + (k + v).repeat_interleave(q.shape[1] // k.shape[1], 1))
+    monkeypatch.setattr(varlen_attention, "varlen_is_usable", lambda _: True)
+    monkeypatch.setattr(
+        varlen_attention, "varlen_attn", lambda q, k, v, *_, **__: q + (k + v).repeat_interleave(q.shape[1] // k.shape[1], 1)
+    )
     row = Locating(COLLATORS[1], processor.placeholder_id)(examples(processor))
     row = {key: value.to("meta") if isinstance(value, torch.Tensor) else value for key, value in row.items()}
     model = attach(make(), settings(), ["projector", "lora"]).to("meta").train()

@@ -2,11 +2,11 @@
 
 from peft import PeftModel
 
-from model.adapters import base_model
-from model.fused_lora import fuse_adapters
-from model.last_layer import read_sparsely
-from model.norms import fuse_norms
-from model.vlm import VisionLanguageModel
+from model.kernels.fused_lora import fuse_adapters
+from model.kernels.rms_norm import fuse_norms
+from model.lora import base_model
+from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.sparse_last_layer import read_sparsely
 
 
 def fuse(model: VisionLanguageModel | PeftModel) -> None:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from peft import PeftModel
 
-from model import fused_lora
-from model.adapters import attach
-from model.checkpoint import load, merge, save
-from model.config import LoraConfig, ModelConfig
-from model.fused_lora import FusedLinear, fuse_adapters
+from model.kernels import fused_lora
+from model.kernels.fused_lora import FusedLinear, fuse_adapters
+from model.lora import attach
+from model.siglip_qwen.checkpoint import load, merge, save
+from model.siglip_qwen.config import LoraConfig, ModelConfig
 from tests.model.conftest import Build
 from tests.model.kept import bytes_kept
-from tests.model.test_vlm import loss_and_gradients, with_labels
+from tests.model.siglip_qwen.test_modeling import loss_and_gradients, with_labels
 
 Settings = Callable[..., ModelConfig]
 Batch = Callable[..., dict[str, torch.Tensor]]

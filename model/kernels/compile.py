@@ -7,8 +7,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from model.adapters import base_model
-from model.vlm import VisionLanguageModel
+from model.lora import base_model
+from model.siglip_qwen.modeling import VisionLanguageModel
 
 
 def what_compiling_lacks(device: torch.device) -> str | None:

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 
 from errors import UsageError
-from model.projector import Projector, concatenate_neighbours, count_tokens
+from model.siglip_qwen.connector import Projector, concatenate_neighbours, count_tokens
 
 
 def test_it_is_two_linear_layers_with_a_gelu_between() -> None:

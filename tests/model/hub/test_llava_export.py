@@ -10,14 +10,16 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 from dataset.sample import IMAGE_MARK, Message
 from errors import TesseraError, UsageError
-from model import checkpoint, export
-from model.adapters import Group, attach
-from model.config import ModelConfig, ProjectorConfig
+from model.hub import llava_export
+from model.lora import attach
+from model.param_groups import Group
+from model.siglip_qwen import checkpoint
+from model.siglip_qwen.config import ModelConfig, ProjectorConfig
+from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from model.vlm import VisionLanguageModel
 from tests.model.conftest import Build, repeats_pictures_by_sample, stock_knows_the_final_norm
-from tests.model.test_adapters import train
-from tests.model.test_vlm import with_labels
+from tests.model.siglip_qwen.test_modeling import with_labels
+from tests.model.test_lora import train
 
 Settings = Callable[..., ModelConfig]
 Batch = Callable[..., dict[str, torch.Tensor]]
@@ -40,11 +42,11 @@ CONVERSATIONS = {
 def exported(make: Build, settings: Settings, batch: Batch, processor: Processor, tmp_path: Path) -> Exported:
     """Train a little, save, export; returns the folder and the trained model."""
 
-    def run(form: export.Form, groups: tuple[Group, ...] = ("projector", "lora"), **changes: Any) -> tuple[Path, Any]:
+    def run(form: llava_export.Form, groups: tuple[Group, ...] = ("projector", "lora"), **changes: Any) -> tuple[Path, Any]:
         model = attach(make(**changes), settings(**changes), groups)
         train(model, with_labels(batch(1, 2)), steps=3)
         checkpoint.save(model, tmp_path / "checkpoint")
-        export.export(tmp_path / "checkpoint", tmp_path / "out", form, processor)
+        llava_export.export(tmp_path / "checkpoint", tmp_path / "out", form, processor)
         return tmp_path / "out", model
 
     return run
@@ -110,7 +112,7 @@ def test_the_exported_template_makes_the_prompts_of_training(
     processor.save(tmp_path / "ours")
     ours = Processor.load(tmp_path / "ours")
     ours.system_prompt = system_prompt
-    export.llava_processor(ours, model).save_pretrained(tmp_path / "llava")
+    llava_export.llava_processor(ours, model).save_pretrained(tmp_path / "llava")
     stock = AutoProcessor.from_pretrained(tmp_path / "llava", backend="pil")
     conversation = CONVERSATIONS[name]
     pictures = PICTURES[: sum(message.content.count(IMAGE_MARK) for message in conversation)]
@@ -122,7 +124,7 @@ def test_the_exported_template_makes_the_prompts_of_training(
 
 
 def test_plain_text_contents_make_the_same_prompt(model: Any, processor: Processor) -> None:
-    stock = export.llava_processor(processor, model)
+    stock = llava_export.llava_processor(processor, model)
     parts, plain = ([{"role": "user", "content": content}] for content in ([{"type": "text", "text": "How many?"}], "How many?"))
     texts = [stock.apply_chat_template(messages, add_generation_prompt=True) for messages in (parts, plain)]
     assert texts[0] == texts[1]
@@ -130,7 +132,7 @@ def test_plain_text_contents_make_the_same_prompt(model: Any, processor: Process
 
 def test_the_processor_at_hand_is_not_changed(model: Any, processor: Processor) -> None:
     before = processor.tokenizer.chat_template
-    export.llava_processor(processor, model)
+    llava_export.llava_processor(processor, model)
     assert processor.tokenizer.chat_template == before
 
 
@@ -154,7 +156,7 @@ def test_the_merged_form_takes_what_llava_cannot_express(make: Build, settings: 
     changes = {"projector": ProjectorConfig(pool=2)}
     model = attach(make(**changes), settings(**changes), ["projector"])
     checkpoint.save(model, tmp_path / "c")
-    export.export(tmp_path / "c", tmp_path / "out", "merged", processor)
+    llava_export.export(tmp_path / "c", tmp_path / "out", "merged", processor)
     ids = torch.tensor([[300, *[processor.placeholder_id] * 9, 301]])
     inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 96, 96)}
     torch.testing.assert_close(checkpoint.load(tmp_path / "out")(**inputs).logits, model(**inputs).logits)
@@ -172,26 +174,26 @@ def test_a_setting_that_llava_cannot_express_is_named(
 ) -> None:
     checkpoint.save(attach(make(**changes), settings(**changes), ["projector"]), tmp_path / "c")
     with pytest.raises(UsageError, match=message):
-        export.export(tmp_path / "c", tmp_path / "out", "llava", processor)
+        llava_export.export(tmp_path / "c", tmp_path / "out", "llava", processor)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_layer_that_other_runtimes_read_differently_is_warned_about(settings: Settings) -> None:
-    assert export.check_expressible(settings()) == []
-    assert "tie_last_hidden_states" in export.check_expressible(settings(feature_layer="last_hidden_state"))[0]
+    assert llava_export.check_expressible(settings()) == []
+    assert "tie_last_hidden_states" in llava_export.check_expressible(settings(feature_layer="last_hidden_state"))[0]
 
 
 def test_nothing_is_written_when_stock_transformers_computes_something_else(
     exported: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    original = export.to_llava
+    original = llava_export.to_llava
 
     def shifted(model: Any) -> Any:
         llava = original(model)
         llava.config.vision_feature_layer = -3
         return llava
 
-    monkeypatch.setattr(export, "to_llava", shifted)
+    monkeypatch.setattr(llava_export, "to_llava", shifted)
     with pytest.raises(TesseraError, match="gives other logits than ours"):
         exported("llava")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
@@ -200,14 +202,14 @@ def test_nothing_is_written_when_stock_transformers_computes_something_else(
 def test_a_folder_that_holds_something_is_not_replaced(processor: Processor, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UsageError, match=r"--out .* is there already"):
-        export.export(tmp_path / "c", tmp_path, "merged", processor)
+        llava_export.export(tmp_path / "c", tmp_path, "merged", processor)
     assert (tmp_path / "thesis.txt").exists()
 
 
 def test_weights_can_be_halved(make: Build, settings: Settings, processor: Processor, tmp_path: Path) -> None:
     checkpoint.save(attach(make(), settings(), ["projector"]), tmp_path / "c")
     for dtype in (torch.float32, torch.bfloat16):
-        export.export(tmp_path / "c", tmp_path / str(dtype), "llava", processor, dtype=dtype)
+        llava_export.export(tmp_path / "c", tmp_path / str(dtype), "llava", processor, dtype=dtype)
     sizes = [(tmp_path / str(dtype) / "model.safetensors").stat().st_size for dtype in (torch.float32, torch.bfloat16)]
     assert 1.9 < sizes[0] / sizes[1] < 2.1
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "torch.bfloat16").dtype == torch.bfloat16
@@ -218,7 +220,7 @@ def test_the_card_names_bases_licences_settings_and_data(
 ) -> None:
     if not stock_knows_the_final_norm(make()):
         # Export would refuse the layer; only its card is looked at here.
-        monkeypatch.setattr(export, "check_same_logits", lambda *_: None)
+        monkeypatch.setattr(llava_export, "check_same_logits", lambda *_: None)
     language = tmp_path / "qwen"
     language.mkdir()
     for path in (parts / "qwen3").iterdir():
@@ -226,7 +228,7 @@ def test_the_card_names_bases_licences_settings_and_data(
     (language / "README.md").write_text("---\nlicense: mit\n---\n# Qwen\n")
     changes = {"language": str(language), "feature_layer": "last_hidden_state"}
     checkpoint.save(attach(make(**changes), settings(**changes), ["projector"]), tmp_path / "c")
-    export.export(tmp_path / "c", tmp_path / "out", "llava", processor, data_report="coco  12 kept")
+    llava_export.export(tmp_path / "c", tmp_path / "out", "llava", processor, data_report="coco  12 kept")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     for wanted in (
         f"`{language}`, licence: mit",

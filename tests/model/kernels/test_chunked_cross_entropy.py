@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional
 
 from dataset.loading.collators import PackedCollator
-from model.adapters import set_trainable
-from model.loss import BYTES_A_SCORE, positions_at_once, summed_loss
+from model.kernels.chunked_cross_entropy import BYTES_A_SCORE, positions_at_once, summed_loss
+from model.param_groups import set_trainable
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
-from tests.model.test_vlm import examples, loss_and_gradients
+from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
 
 
 def test_as_many_positions_as_fit_into_the_memory_and_at_least_one() -> None:

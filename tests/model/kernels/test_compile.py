@@ -7,14 +7,14 @@ import torch
 from torch._dynamo.utils import counters
 
 from dataset.loading.collators import PackedCollator
-from model.adapters import attach, checkpoint_gradients
-from model.compiled import as_written, compile_layers, what_compiling_lacks
-from model.fused import fuse
-from model.positions import find_supervised
+from model.kernels.compile import as_written, compile_layers, what_compiling_lacks
+from model.lora import attach, checkpoint_gradients
+from model.siglip_qwen.fused_modules import fuse
+from model.siglip_qwen.image_tokens import find_supervised
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
-from tests.model.test_fused_lora import with_a_trained_look
-from tests.model.test_vlm import examples, loss_and_gradients
+from tests.model.kernels.test_fused_lora import with_a_trained_look
+from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
 
 
 def test_compiled_layers_give_the_same_loss_and_gradients_without_a_break(make: Build, settings: Any, processor: Processor) -> None:
