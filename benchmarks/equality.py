@@ -20,10 +20,10 @@ from dataset.loading.encoded_sample import IGNORED
 from dataset.loading.samplers import EpochBatches
 from errors import TesseraError, UsageError
 from model.siglip_qwen.assembly import build, default_dtype
-from training.data import TrainingData
-from training.experiment import Experiment
-from training.prepare import Prepared, prepare
-from training.trainer import schedule
+from training.config import Experiment
+from training.data_loading import TrainingData
+from training.optimization.lr_scheduler import schedule
+from training.run_setup import Prepared, prepare
 
 TOLERANCE = 0.01
 """Largest relative difference of the last validation losses."""

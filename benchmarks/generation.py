@@ -25,8 +25,8 @@ from dataset.synthetic.scene import compose
 from errors import TesseraError, UsageError
 from model.siglip_qwen.assembly import default_dtype
 from model.siglip_qwen.config import ModelConfig
-from training.memory import naming_memory_settings
-from training.throughput import peak_memory
+from training.monitoring.throughput import peak_memory
+from training.out_of_memory import naming_memory_settings
 
 OURS, ALONE, BATCHED = "ours", "stock, one at a time", "stock, batched"
 STOCK_BATCH = 16

@@ -19,7 +19,7 @@ from model.lora import attach, base_model
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from training.config import TrainConfig
-from training.optimizers import bytes_a_weight
+from training.optimization.optimizers import bytes_a_weight
 from visual.siglip import PICTURES_TOGETHER
 
 HALF, FULL = 2, 4

@@ -19,7 +19,7 @@ from errors import UsageError
 from model.siglip_qwen.assembly import default_dtype
 from model.siglip_qwen.config import ModelConfig
 from training.config import TrainConfig
-from training.memory import naming_memory_settings
+from training.out_of_memory import naming_memory_settings
 
 STEPS = 3
 """Optimizer steps, of which the first makes the optimizer's state."""

@@ -31,8 +31,8 @@ from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.connector import count_tokens
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import PLACEHOLDERS, Processor
-from training.pretraining.corpus import tokenizer_corpus
-from training.tiny_parts import build_qwen3, build_siglip, build_tokenizer, image_processor
+from training.tiny_models.architectures import build_qwen3, build_siglip, build_tokenizer, image_processor
+from training.tiny_models.data.tokenizer_corpus import tokenizer_corpus
 from visual.siglip import VisionTower, grid_side
 
 Size = Literal["tiny", "1.7b", "4b", "8b"]

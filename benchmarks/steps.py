@@ -9,8 +9,8 @@ from torch import nn
 
 from benchmarks.rounds import free_memory, timed
 from dataset.loading.image_transform import PixelReader
-from training.dry_run import with_gradients
-from training.throughput import peak_memory
+from training.gradient_checkpointing import with_gradients
+from training.monitoring.throughput import peak_memory
 
 Batch = dict[str, Any]
 

@@ -32,15 +32,14 @@ from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.fused_modules import fuse
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
+from training.compile_policy import REPAID_AFTER, Choice, check_step, choose_compiling
 from training.config import TrainConfig
-from training.data import Batching
-from training.dry_run import Recomputing, Trial, recompute
-from training.groups import optimizer_groups
-from training.memory import naming_memory_settings
-from training.optimizers import build_optimizer
-from training.prepare import use_bf16
-from training.step import REPAID_AFTER, Choice, check_step, choose_compiling
-from training.throughput import StepCost, cost_of
+from training.data_loading import Batching
+from training.gradient_checkpointing import Recomputing, Trial, recompute
+from training.monitoring.throughput import StepCost, cost_of
+from training.optimization.optimizers import build_optimizer, optimizer_groups
+from training.out_of_memory import naming_memory_settings
+from training.run_setup import use_bf16
 
 OURS, STOCK, PRODUCT = "ours", "stock", "matrix product"
 STOCK_BATCH = 16

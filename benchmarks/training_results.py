@@ -10,7 +10,7 @@ from benchmarks.report import Machine, Report, number
 from benchmarks.rounds import Ratio
 from dataset.loading.collators import Example
 from dataset.loading.encoded_sample import IGNORED
-from training.throughput import StepCost
+from training.monitoring.throughput import StepCost
 
 COLUMNS = ("path", "batch", "samples/s", "tokens/s", "TFLOP/s", "of product", "peak GiB", "loss", "ours is faster by")
 

@@ -12,7 +12,7 @@ from filelock import FileLock
 from transformers import BertTokenizer, ChineseCLIPConfig, ChineseCLIPImageProcessorPil, ChineseCLIPModel
 
 from model.siglip_qwen.processor import Processor
-from training.tiny_parts import build_untrained
+from training.tiny_models.architectures import build_untrained
 
 torch.set_num_threads(1)
 

@@ -8,7 +8,7 @@ import config as configuration
 from dataset.loading.sample_store import Store
 from errors import UsageError
 from model.siglip_qwen.sample_inspection import describe_sample
-from training.prepare import build_processor
+from training.run_setup import build_processor
 
 parser = cli.Parser(__doc__ or "")
 which = parser.add_mutually_exclusive_group()

@@ -12,8 +12,8 @@ from transformers.utils import logging
 
 import cli
 from errors import UsageError
-from training.pretraining.run import Setting, pretrain, write_untrained
-from training.tiny_parts import PARTS
+from training.tiny_models.architectures import PARTS
+from training.tiny_models.pretrain import Setting, pretrain, write_untrained
 
 FOLDER = Path("checkpoints/tiny")
 

@@ -1,10 +1,13 @@
 """Settings of the training."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
 from config_schema import section
+from dataset.config import DataConfig
+from model.siglip_qwen.config import ModelConfig
 
 Group = Literal["projector", "lora", "language"]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
@@ -100,3 +103,31 @@ class TrainConfig:
     """Stop a stage when the validation loss has not improved for this many evaluations; it ends with its best weights."""
     panels: Annotated[int, Field(ge=0)] = 8
     """Validation pictures shown in TensorBoard with question, reference and answer."""
+
+
+class Experiment(Protocol):
+    """The root `Config` is one; the training knows nothing of its other sections."""
+
+    @property
+    def data(self) -> DataConfig: ...
+
+    @property
+    def model(self) -> ModelConfig: ...
+
+    @property
+    def train(self) -> TrainConfig: ...
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the merged data stands."""
+        ...
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where checkpoints are written."""
+        ...
+
+    @property
+    def result_folder(self) -> Path:
+        """Where curves, panels and the table of answers are written."""
+        ...

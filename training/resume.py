@@ -12,8 +12,8 @@ from typing import Any
 
 from atomic_io import write_json
 from errors import UsageError
-from training.experiment import Experiment
-from training.history import Row
+from training.config import Experiment
+from training.monitoring.metrics_history import Row
 
 RUN_STATE_FILE = "run_state.json"
 

@@ -26,24 +26,24 @@ from model.siglip_qwen import checkpoint as model_checkpoint
 from model.siglip_qwen.assembly import build, default_dtype
 from model.siglip_qwen.fused_modules import fuse
 from model.siglip_qwen.modeling import VisionLanguageModel
-from training.answers import ask, chosen_samples
-from training.board import Board
-from training.checkpoints import TRAINER_FOLDER, Checkpoints, checkpoint_folders, step_of
-from training.curves import draw_curves
+from training.checkpointing import TRAINER_FOLDER, Checkpoints, checkpoint_folders, step_of
+from training.compile_policy import check_step, choose_compiling
+from training.config import Experiment
 from training.distributed import weights_are_sharded
-from training.dry_run import Trial, longest_batch, recompute
-from training.experiment import Experiment
-from training.features import with_features
-from training.groups import describe_trained
-from training.history import History
-from training.memory import keep_freed_memory, naming_memory_settings
-from training.panels import Panel, draw_table
-from training.prepare import Prepared, length_of_stage, prepare, training_loader, validation_loader
+from training.feature_cache.feature_extraction import with_features
+from training.gradient_checkpointing import Trial, longest_batch, recompute
+from training.monitoring.console import Status
+from training.monitoring.loss_curves import draw_curves
+from training.monitoring.metrics_history import History
+from training.monitoring.prediction_panels import Panel, draw_table
+from training.monitoring.sample_predictions import ask, chosen_samples
+from training.monitoring.tensorboard_logger import Board
+from training.monitoring.throughput import Meter, cost_of, peak_tflops
+from training.out_of_memory import keep_freed_memory, naming_memory_settings
 from training.resume import RunState, check_same_settings, read_run_state, settings
-from training.status import Status
-from training.step import check_step, choose_compiling
-from training.throughput import Meter, cost_of, peak_tflops
-from training.trainer import Stage, StageTrainer, training_arguments
+from training.run_setup import Prepared, length_of_stage, prepare, training_loader, validation_loader
+from training.stage_trainer import Stage, StageTrainer, training_arguments
+from training.stages import describe_trained
 
 
 def train(config: Experiment, resume: str | None = None) -> Path:

@@ -15,7 +15,7 @@ from benchmarks.training import same_adapters
 from errors import TesseraError, UsageError
 from tests.training.conftest import workplace as workplace
 from tools import benchmark
-from training.optimizers import build_optimizer
+from training.optimization.optimizers import build_optimizer
 
 Workplace = Callable[..., Path]
 PACKED = ("train.batching=packed", "train.tokens_per_row=300")

@@ -14,7 +14,7 @@ from errors import TesseraError, UsageError
 from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
 from training.config import StageConfig, TrainConfig
-from training.throughput import StepCost
+from training.monitoring.throughput import StepCost
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(max_tokens=512, lora=LoraConfig(r=4, alpha=8, dropout=0.1))

@@ -25,9 +25,9 @@ def run(*arguments: str) -> int:
 def quickly_measured() -> Iterator[None]:
     """Metrics over a handful of scenes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.pretraining.contrastive.RECALL_OF", 16)
-        patch.setattr("training.pretraining.language._MEASURED_SIZE", 2)
-        patch.setattr("training.pretraining.language._MEASURED_BATCHES", 1)
+        patch.setattr("training.tiny_models.contrastive_pretraining.RECALL_OF", 16)
+        patch.setattr("training.tiny_models.language_pretraining._MEASURED_SIZE", 2)
+        patch.setattr("training.tiny_models.language_pretraining._MEASURED_BATCHES", 1)
         yield
 
 

@@ -9,7 +9,7 @@ from dataset.loading.sample_store import Store
 from dataset.sample import IMAGE_MARK, Message, Sample
 from model.siglip_qwen.processor import Processor
 from tests.dataset.raw_files import RawFiles, conversation, ten
-from training.data import SampleLengths, TrainingData, measure
+from training.data_loading import SampleLengths, TrainingData, measure
 
 QUESTIONS = (
     "What color is the circle?",

@@ -1,0 +1,22 @@
+from training.monitoring.console import status_line
+
+ROW = {
+    "step": 1200, "stage": "tune", "loss": 1.23456, "grad_norm": 0.5, "learning_rate/projector": 1e-4, "learning_rate/lora": 2e-4,
+    "supervised_tokens_per_second": 12345.6, "samples_per_second": 58.83, "peak_memory_gib": 43.9, "data_wait": 0.031,
+}  # fmt: skip
+
+
+def test_a_log_step_is_one_line_with_everything_in_it() -> None:
+    assert status_line(ROW, 6400) == (
+        "step 1,200/6,400 tune | loss 1.2346 | lr projector 1.00e-04 lora 2.00e-04 | grad norm 0.5 | 12,346 supervised tokens/s"
+        " | 58.8 samples/s | peak 43.90 GiB | data wait 3%"
+    )
+
+
+def test_a_known_device_has_its_utilisation() -> None:
+    assert status_line({**ROW, "tflops": 371.2, "mfu": 0.3753}, 6400).endswith(" | 371 TFLOP/s, MFU 37.5%")
+
+
+def test_a_validation_is_a_line_of_its_own() -> None:
+    row = {"step": 5, "stage": "tune", "eval_loss": 0.75, "eval_tokens": 1600}
+    assert status_line(row, 10) == "step 5/10 tune | validation loss 0.7500 over 1,600 tokens"

@@ -1,0 +1,123 @@
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from torch import nn
+
+from model.siglip_qwen.modeling import VisionLanguageModel
+from training.monitoring import throughput
+from training.monitoring.throughput import Meter, StepCost, cost_of, peak_tflops, step_cost
+
+
+class Tiny(nn.Module):
+    """Layers with the names of the real model's; widths are chosen so that every product is another number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision_tower = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"fc": nn.Linear(3, 5)}) for _ in range(2)])})
+        self.multi_modal_projector = nn.Linear(5, 7)
+        self.language_model = nn.Linear(7, 11)
+        self.lora_A = nn.Linear(7, 2)
+        self.lm_head = nn.Linear(11, 13)
+        self.requires_grad_(False)
+
+
+def test_frozen_weights_cost_four_operations_and_trained_ones_six() -> None:
+    model = Tiny()
+    model.lora_A.requires_grad_(True)
+    cost = step_cost(model, patches=10, vision_layers=2, tokens_per_image=4)
+    assert cost.per_token == 4 * 7 * 11 + 6 * 7 * 2
+    assert cost.per_supervised == 4 * 11 * 13
+    assert cost.per_picture == 2 * (2 * 3 * 5) * 10 + 4 * 5 * 7 * 4
+    model.requires_grad_(True)
+    assert step_cost(model, 10, 2, 4).per_token == 6 * (7 * 11 + 7 * 2)
+
+
+def test_behind_the_last_attention_only_supervised_positions_count() -> None:
+    layers = nn.ModuleList([nn.ModuleDict({"self_attn": nn.Linear(3, 5), "mlp": nn.ModuleDict({"up": nn.Linear(5, 7)})}) for _ in range(2)])
+    cost = step_cost(nn.ModuleDict({"language_model": nn.ModuleDict({"layers": layers})}).requires_grad_(False), 0, 0, 0)
+    assert cost.per_token == 4 * (2 * 3 * 5 + 5 * 7)
+    assert cost.per_supervised == 4 * 5 * 7
+
+
+def test_vision_layers_above_the_chosen_one_are_not_counted() -> None:
+    assert step_cost(Tiny(), 10, 1, 0).per_picture == 2 * 3 * 5 * 10
+
+
+def test_a_trunk_whose_features_are_kept_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    vision = SimpleNamespace(num_hidden_layers=2, image_size=8, patch_size=2)
+    config = SimpleNamespace(vision_config=vision, feature_layer=-1, pool=1, drop_first_patch=False)
+    monkeypatch.setattr(throughput, "base_model", lambda _: SimpleNamespace(config=config))
+    model = cast(VisionLanguageModel, Tiny())
+    whole, kept = cost_of(model), cost_of(model, features_kept=True)
+    assert whole.per_picture - kept.per_picture == 2 * (2 * 3 * 5) * 16
+    assert (whole.per_token, whole.per_supervised) == (kept.per_token, kept.per_supervised)
+
+
+def test_four_bit_weights_count_in_full() -> None:
+    bnb = pytest.importorskip("bitsandbytes")
+    model = nn.ModuleDict({"language_model": bnb.nn.Linear4bit(64, 64, bias=False)}).to("cpu")
+    assert step_cost(model, 0, 0, 0).per_token == 4 * 64 * 64
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA A100-SXM4-40GB", 312.0),
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA A10G", 70.0),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA RTX A4000", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_peak_rates_go_by_whole_names(name: str, peak: float | None) -> None:
+    assert peak_tflops(name) == peak
+
+
+def batch(labels: list[list[int]], mask: list[list[int]] | None = None, pictures: int = 1) -> dict[str, object]:
+    found: dict[str, object] = {
+        "labels": torch.tensor(labels),
+        "pixel_values": torch.zeros(pictures, 3, 2, 2),
+        "sample_ids": ["a"] * len(labels),
+    }
+    return found if mask is None else {**found, "attention_mask": torch.tensor(mask)}
+
+
+def test_rates_are_counted_over_real_tokens_and_over_all_processes() -> None:
+    now = iter([0.0, 10.0, 11.0, 12.0])
+    meter = Meter(StepCost(1e12, 1e13, 0.0), torch.device("cpu"), peak=100.0, clock=lambda: next(now))
+    meter.count(batch([[-100, 5, 6, -100], [-100, -100, 5, 6]], [[1, 1, 1, 0], [1, 1, 1, 1]]))
+    with meter.waiting():
+        pass
+    rates = meter.read(lambda counts: torch.stack([counts, counts]))
+    # 12 seconds; 7 tokens, 4 of them supervised, 2 samples; two processes with the same counts.
+    assert rates.supervised_tokens_per_second == pytest.approx(2 * 4 / 12)
+    assert rates.samples_per_second == pytest.approx(2 * 2 / 12)
+    assert rates.data_wait == pytest.approx(1 / 12)
+    assert rates.tflops == pytest.approx((7 + 40) / 12)
+    assert rates.mfu == pytest.approx((7 + 40) / 12 / 100)
+    assert rates.peak_memory_gib > 0
+
+
+def test_empty_room_in_a_packed_row_is_no_work() -> None:
+    now = iter([0.0, 1.0])
+    meter = Meter(StepCost(1e12, 0.0, 0.0), torch.device("cpu"), peak=100.0, clock=lambda: next(now))
+    meter.count(batch([[-100, 5, -100, 6, -100, -100, -100]]))
+    assert meter.read(lambda counts: counts[None]).tflops == pytest.approx(4)
+
+
+def test_pauses_are_left_out_and_an_unknown_device_has_no_mfu() -> None:
+    now = iter([0.0, 1.0, 91.0, 92.0])
+    meter = Meter(StepCost(1.0, 1.0, 1.0), torch.device("cpu"), peak=None, clock=lambda: next(now))
+    meter.count(batch([[-100, 5]], [[1, 1]]))
+    with meter.paused():
+        pass
+    rates = meter.read(lambda counts: counts[None])
+    assert rates.samples_per_second == pytest.approx(0.5)
+    assert rates.tflops is rates.mfu is None

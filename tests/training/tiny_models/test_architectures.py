@@ -1,0 +1,80 @@
+"""The small parts: a tokenizer that is the same everywhere, standard folders, few bytes."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer, Qwen2Tokenizer, Qwen3ForCausalLM
+
+from dataset.synthetic.scene import HELD_OUT
+from dataset.synthetic.vocabulary import colored
+from training.tiny_models.architectures import PARTS, VOCABULARY, build_part, build_tokenizer, image_processor, save_part
+from training.tiny_models.data.tokenizer_corpus import SHORT_ANSWER_PROMPTS, tokenizer_corpus
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Qwen2Tokenizer:
+    return build_tokenizer(tokenizer_corpus())
+
+
+def fingerprint() -> str:
+    """A hash of the tokenizer that scenes give."""
+    return hashlib.sha256(build_tokenizer(tokenizer_corpus()).backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def test_another_process_makes_the_same_tokenizer() -> None:
+    script = "from tests.training.test_tiny_parts import fingerprint; print(fingerprint())"
+    environment = {**os.environ, "PYTHONHASHSEED": "99"}
+    other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert other.stdout.strip() == fingerprint()
+
+
+def test_the_tokenizer_fits_the_models_and_knows_the_control_tokens(tokenizer: Qwen2Tokenizer) -> None:
+    assert len(tokenizer) <= VOCABULARY
+    for token in ("<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|endoftext|>"):
+        assert tokenizer.encode(token, add_special_tokens=False) == [tokenizer.convert_tokens_to_ids(token)]
+
+
+def test_any_text_survives_the_tokenizer(tokenizer: Qwen2Tokenizer) -> None:
+    for text in ("Is the green ring above the 7? Ω≈ç 🙂", "图中有没有绿色的圆环？鑫", *SHORT_ANSWER_PROMPTS.values()):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+def test_a_combination_that_was_never_seen_is_made_of_whole_words(tokenizer: Qwen2Tokenizer) -> None:
+    for color, shape in HELD_OUT:
+        assert len(tokenizer.encode(" " + colored(color, shape, "en"), add_special_tokens=False)) == 2
+        assert len(tokenizer.encode(colored(color, shape, "zh"), add_special_tokens=False)) == 3
+
+
+def test_a_parts_weights_depend_on_its_seed_and_not_on_the_other_parts(tokenizer: Qwen2Tokenizer) -> None:
+    first = build_part("qwen3", tokenizer, seed=0).state_dict()
+    build_part("siglip", tokenizer, seed=0)
+    again, other = build_part("qwen3", tokenizer, seed=0).state_dict(), build_part("qwen3", tokenizer, seed=1).state_dict()
+    key = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(first[key], again[key])
+    assert not torch.equal(first[key], other[key])
+
+
+def test_the_parts_are_standard_folders_of_at_most_24_megabytes(parts: Path) -> None:
+    for part in PARTS:
+        model = AutoModel.from_pretrained(parts / part)
+        assert model.config.model_type == part
+        assert next(model.parameters()).dtype == torch.bfloat16
+        AutoTokenizer.from_pretrained(parts / part)
+    assert sum(path.stat().st_size for path in parts.rglob("*") if path.is_file()) <= 24_000_000
+
+
+def test_a_saved_part_is_the_part(tokenizer: Qwen2Tokenizer, tmp_path: Path) -> None:
+    model = build_part("qwen3", tokenizer, seed=3)
+    save_part(tmp_path, "qwen3", model, tokenizer)
+    loaded = Qwen3ForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
+
+
+def test_a_language_part_has_no_image_processor() -> None:
+    with pytest.raises(ValueError, match="qwen3 sees no pictures"):
+        image_processor("qwen3")

@@ -1,0 +1,53 @@
+"""What a run says while it goes: a progress bar on a terminal, and one line a log step."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback
+
+from training.monitoring.metrics_history import Row
+
+
+def status_line(row: Row, total: int) -> str:
+    """One log step in one line. total: optimizer steps of all stages."""
+    head = f"step {row['step']:,}/{total:,} {row['stage']}"
+    if "eval_loss" in row:
+        return f"{head} | validation loss {row['eval_loss']:.4f} over {row['eval_tokens']:,} tokens"
+    rates = " ".join(f"{key.split('/')[1]} {row[key]:.2e}" for key in row if key.startswith("learning_rate/"))
+    parts = [
+        head,
+        f"loss {row['loss']:.4f}",
+        f"lr {rates}",
+        f"grad norm {row['grad_norm']:.3g}",
+        f"{row['supervised_tokens_per_second']:,.0f} supervised tokens/s",
+        f"{row['samples_per_second']:,.1f} samples/s",
+        f"peak {row['peak_memory_gib']:.2f} GiB",
+        f"data wait {row['data_wait']:.0%}",
+    ]
+    if "tflops" in row:
+        parts.append(f"{row['tflops']:.0f} TFLOP/s, MFU {row['mfu']:.1%}")
+    return " | ".join(parts)
+
+
+class Status(TrainerCallback):
+    """Prints status lines, above a bar where there is a terminal; for the main process.
+
+    done, total: optimizer steps of all stages that were done before, and in all.
+    """
+
+    def __init__(self, done: int, total: int):
+        self._total = total
+        self._bar = tqdm(total=total, initial=done, unit="step", desc="train", leave=False) if sys.stderr.isatty() else None
+
+    def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_log(self, *_args: Any, logs: Row, **_kwargs: Any) -> None:
+        tqdm.write(status_line(logs, self._total), file=sys.stdout)
+        sys.stdout.flush()
+
+    def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,37 @@
+"""The loss curves of a run as a PNG."""
+
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from atomic_io import replacing
+from training.monitoring.metrics_history import History
+
+
+def draw_curves(history: History, path: Path) -> None:
+    """Training and validation loss above, learning rates below, over the optimizer steps of all stages."""
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    losses.plot(*history.series("loss"), color="tab:blue", linewidth=1.2, label="training")
+    steps, values = history.series("eval_loss")
+    if steps:
+        losses.plot(steps, values, color="tab:orange", marker="o", markersize=4, label="validation")
+    losses.set(ylabel="loss a supervised token (nats)", ylim=(0, None))
+    groups = sorted({key for row in history.rows for key in row if key.startswith("learning_rate/")})
+    for key in groups:
+        rates.plot(*history.series(key), linewidth=1.2, label=key.removeprefix("learning_rate/"))
+    rates.set(xlabel="optimizer step", ylabel="learning rate", ylim=(0, None))
+    for axes in (losses, rates):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    starts: dict[str, int] = {}
+    for row in history.rows:
+        starts.setdefault(row["stage"], int(row["step"]))
+    for stage, start in starts.items():
+        losses.axvline(start, color="0.75", linestyle=":", linewidth=1)
+        losses.annotate(f" {stage}", (start, 1), xycoords=("data", "axes fraction"), va="top", color="0.4")
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=120)

@@ -1,0 +1,48 @@
+"""What the model says to some validation samples, for people to look at."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from answering.checkpoint import CheckpointAnswerer
+from answering.protocol import Decoding, Request
+from dataset.loading.sample_store import Store
+from dataset.sample import IMAGE_MARK, Sample
+from model.siglip_qwen.processor import Processor
+from training.data_loading import TrainingData
+from training.monitoring.prediction_panels import Panel
+
+ANSWER_TOKENS = 64
+"""Longest answer shown."""
+
+
+def chosen_samples(data: TrainingData, count: int) -> list[Sample]:
+    """`count` samples spread evenly over the data, so that every source has its share."""
+    places = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int))
+    return [data.sample(int(place)) for place in places] if count else []
+
+
+def ask(model: nn.Module, processor: Processor, store: Store, samples: list[Sample], bf16: bool) -> list[Panel]:
+    """The model's greedy answers beside the targets of the samples. bf16: run under bf16 autocast, as in training."""
+    requests = [
+        Request(sample.sample_id, tuple(store.image(i).path for i in sample.image_ids), sample.messages, sample.task, sample.language)
+        for sample in samples
+    ]
+    answerer = CheckpointAnswerer(model, processor)
+    with torch.autocast(answerer.device.type, torch.bfloat16, enabled=bf16):
+        answers = answerer.answer(requests, Decoding(k=1, mode="greedy", max_new_tokens=ANSWER_TOKENS))
+    return [
+        Panel(
+            pictures=[store.picture(i) for i in sample.image_ids],
+            question=_question(sample),
+            reference=sample.targets[0],
+            answer=(answer.first.text or "(empty)") if answer.error is None else f"(error: {answer.error})",
+        )
+        for sample, answer in zip(samples, answers, strict=True)
+    ]
+
+
+def _question(sample: Sample) -> str:
+    """The last turn; three dots stand for what was said before it."""
+    earlier = "... " if len(sample.messages) > 1 else ""
+    return earlier + sample.messages[-1].content.replace(IMAGE_MARK, "").strip()

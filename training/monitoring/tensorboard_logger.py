@@ -1,0 +1,43 @@
+"""TensorBoard: curves of everything in the history's rows, and panels of validation pictures with the model's answers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainerCallback
+
+from training.monitoring.metrics_history import Row
+from training.monitoring.prediction_panels import Panel, draw_panel
+
+TAGS = {"loss": "loss/training", "eval_loss": "loss/validation", "grad_norm": "training/grad_norm"}
+"""Names of curves; rates stand under speed/, learning rates under learning_rate/."""
+
+
+class Board(TrainerCallback):
+    """Writes events into `folder`; for the main process.
+
+    step: optimizer steps that were done before; what an earlier run wrote behind them is hidden.
+    ask: the panels of the model as it stands, at each validation; None shows none.
+    """
+
+    def __init__(self, folder: Path, step: int, ask: Callable[[nn.Module], list[Panel]] | None):
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        self._ask, self._step = ask, step
+
+    def on_log(self, *_args: Any, logs: Row, **_kwargs: Any) -> None:
+        self._step = int(logs["step"])
+        for key, value in logs.items():
+            if key not in ("step", "stage", "eval_tokens"):
+                tag = key if key.startswith("learning_rate/") else TAGS.get(key, f"speed/{key}")
+                self._writer.add_scalar(tag, value, self._step)
+
+    def on_evaluate(self, *_args: Any, model: nn.Module, **_kwargs: Any) -> None:
+        for i, panel in enumerate(self._ask(model) if self._ask else []):
+            self._writer.add_image(f"validation/{i}", np.asarray(draw_panel(panel)), self._step, dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,292 @@
+"""One stage of the training on transformers' Trainer.
+
+What Trainer does stays with it: the loop, accumulation, the loss as a mean over the supervised tokens of a whole optimizer
+step in all processes, clipping, the schedule, random states. What is ours: parameter groups with rates of their own, the
+loaders, validation over tokens, what is measured, and checkpoints that count on over the stages.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate.utils import save_fsdp_optimizer
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from dataset.loading.encoded_sample import IGNORED
+from dataset.loading.samplers import EpochBatches
+from errors import TesseraError
+from model.kernels.compile import as_written
+from model.lora import base_model
+from model.siglip_qwen.checkpoint import save
+from model.siglip_qwen.processor import Processor
+from training.checkpointing import TRAINER_FOLDER, Checkpoints
+from training.config import StageConfig, TrainConfig
+from training.distributed import adjust_fsdp, shard_again, whole_weights
+from training.gradient_checkpointing import with_gradients
+from training.monitoring.metrics_history import History
+from training.monitoring.throughput import Meter
+from training.optimization.early_stopping import best, out_of_patience
+from training.optimization.lr_scheduler import schedule
+from training.optimization.optimizers import build_optimizer, optimizer_groups
+from training.resume import RunState
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage and its place in the run. first_step: optimizer steps before it; steps: its own."""
+
+    config: StageConfig
+    index: int
+    first_step: int
+    steps: int
+    steps_per_epoch: int
+
+
+def training_arguments(
+    train: TrainConfig, stage: Stage, folder: Path, *, bf16: bool, device: torch.device, validate: bool
+) -> TrainingArguments:
+    """The stage's settings in Trainer's words."""
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=stage.steps,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.accumulation,
+        average_tokens_across_devices=True,
+        max_grad_norm=train.max_grad_norm,
+        bf16=bf16,
+        use_cpu=device.type == "cpu",
+        seed=train.seed + stage.index,
+        logging_steps=train.log_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validate else "no",
+        eval_steps=train.evaluate_steps,
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+class StageTrainer(Trainer):
+    """Trains one stage. settings: what every checkpoint says about the run (see training.resume)."""
+
+    control: TrainerControl
+    optimizer: Any
+    lr_scheduler: Any
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        arguments: TrainingArguments,
+        *,
+        train: TrainConfig,
+        stage: Stage,
+        loader: DataLoader,
+        validation: DataLoader | None,
+        history: History,
+        meter: Meter,
+        processor: Processor,
+        checkpoints: Checkpoints,
+        settings: dict[str, Any],
+    ):
+        self._train, self._stage, self._history, self._meter = train, stage, history, meter
+        self._loader, self._validation = loader, validation
+        self._processor, self._checkpoints, self._settings = processor, checkpoints, settings
+        self._flow = _Flow(cast(EpochBatches, loader.batch_sampler), stage, history, train.patience)
+        # What is quantised is frozen; Trainer would refuse it where the projector alone is trained.
+        base_model(model).is_quantized = False
+        super().__init__(model, arguments, train_dataset=loader.dataset, eval_dataset=validation.dataset if validation else None)
+        if self.is_fsdp_enabled:
+            adjust_fsdp(self.accelerator.state.fsdp_plugin, model)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(self._flow)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done, all stages counted."""
+        return self._stage.first_step + int(self.state.global_step)
+
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Run the stage from its beginning, or from the trainer's state in a checkpoint; the model holds its weights."""
+        self._meter.start()
+        self.train(resume_from_checkpoint=str(checkpoint / TRAINER_FOLDER) if checkpoint else None)
+
+    def try_step(self, batch: dict[str, Any]) -> None:
+        """A forward and a backward pass as in training; the gradients are dropped."""
+        self.model.train()
+        with_gradients(self.model)
+        with self.accelerator.autocast():
+            loss = self.model(**self._prepare_inputs(batch), num_items_in_batch=1).loss
+        loss.backward()
+        self.model.zero_grad(set_to_none=True)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        if self.optimizer is None:
+            groups = optimizer_groups(self.model if model is None else model, self._stage.config, self._train)
+            self.optimizer = build_optimizer(self._train, groups, self.args.device)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            warmup = math.ceil(self._train.warmup * num_training_steps)
+            factor = partial(schedule, warmup=warmup, steps=num_training_steps)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The loader as it is: its sampler already gives each process its share."""
+        return self._loader
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[dict[str, Any]], Any]:
+        # The number of supervised tokens is known on the host; only other processes' numbers need the device.
+        counting = device if self.args.world_size > 1 else torch.device("cpu")
+        with self._meter.waiting():
+            batches, items = super().get_batch_samples(epoch_iterator, num_batches, counting)
+        for batch in batches:
+            self._meter.count(batch)
+        return batches, items
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The batch on the device; pinned memory is copied while the host goes on."""
+        if self.is_deepspeed_enabled:
+            prepared: dict[str, Any] = super()._prepare_inputs(inputs)
+        else:
+            device, tensor = self.args.device, torch.Tensor
+            prepared = {key: value.to(device, non_blocking=True) if isinstance(value, tensor) else value for key, value in inputs.items()}
+        if "pixel_values" in prepared:
+            prepared["pixel_values"] = self._processor.pictures.normalise(prepared["pixel_values"])
+        return prepared
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
+        """Turn a log step into a row of the history. Trainer's summary at the end of a stage is left out."""
+        if "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):
+            raise TesseraError(
+                f"step {self.step}: the loss is {logs['loss']}, the gradient norm {logs['grad_norm']}; lower train.learning_rate"
+            )
+        rates = asdict(self._meter.read(lambda counts: self.accelerator.gather(counts[None].to(self.args.device)).cpu()))
+        measured = {"loss": logs["loss"], "grad_norm": logs["grad_norm"], **self._flow.learning_rates}
+        self._report({**measured, **{key: value for key, value in rates.items() if value is not None}})
+
+    def _report(self, measured: dict[str, Any]) -> None:
+        row = {"step": self.step, "stage": self._stage.config.name, **measured}
+        self._history.add(row)
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, row)
+
+    def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
+        """Validation loss: the mean over all supervised tokens of the validation samples, in nats."""
+        if self._validation is None:
+            raise ValueError("there are no validation samples")
+        with self._meter.paused(), as_written(self.model):
+            self.model_wrapped.eval()
+            sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+            for batch in self._validation:
+                inputs = self._prepare_inputs(batch)
+                with torch.no_grad():
+                    sums[0] += self.model_wrapped(**inputs, num_items_in_batch=1).loss
+                sums[1] += (inputs["labels"] != IGNORED).sum()
+            shard_again(self.model_wrapped)
+            loss, tokens = self.accelerator.reduce(sums, "sum").tolist()
+            metrics = {"eval_loss": loss / tokens, "eval_tokens": int(tokens)}
+            self._report(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
+        finished = bool(self.control.should_training_stop)
+        state = RunState(self._stage.index, self._stage.first_step, self.step, finished, self._settings, self._history.rows)
+        validated = self._history.validation(self._stage.config.name)
+        best_step = best(validated)[0] if validated and self._train.patience is not None else None
+        with self._meter.paused():
+            if finished and best_step not in (None, self.step):
+                self._checkpoints.write_copy(state, best_step)
+                return
+            weights = whole_weights(self.model) if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
+            self._checkpoints.write(
+                state, lambda folder: self._save_model(folder, weights), None if finished else self._save_trainer, best_step
+            )
+
+    def _save_model(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+        # The main process writes alone; left on, ZeRO-3's loading mode would make it wait for the others.
+        unset_hf_deepspeed_config()
+        save(self.model, folder, weights)
+        self._processor.save(folder)
+
+    def _save_trainer(self, folder: Path) -> None:
+        """Everything that the next step depends on besides the weights."""
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        if self.args.should_save:
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As Trainer does, but without the frozen weights that it would write under FSDP and ZeRO."""
+        if self.is_deepspeed_enabled:
+            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        elif self.is_fsdp_enabled:
+            save_fsdp_optimizer(self.accelerator.state.fsdp_plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _load_from_checkpoint(self, *_args: Any, **_kwargs: Any) -> None:
+        """The weights are loaded before the model is handed over, since it may be sharded afterwards."""
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None) -> Any:
+        if not (self.is_deepspeed_enabled and resume_from_checkpoint):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        # Trainer would insist on frozen weights in DeepSpeed's files, unless there are adapters.
+        self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        place: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
+        # A checkpoint brings the intervals of its own run back; this run's are wanted.
+        self.state.compute_steps(self.args, max_steps)
+        return place
+
+
+class _Flow(TrainerCallback):
+    """What happens at which step, besides what Trainer decides by itself."""
+
+    def __init__(self, sampler: EpochBatches, stage: Stage, history: History, patience: int | None):
+        self._sampler, self._stage, self._history, self._patience = sampler, stage, history, patience
+        self.learning_rates: dict[str, float] = {}
+
+    def on_epoch_begin(self, _args: Any, state: TrainerState, *_: Any, **_kwargs: Any) -> None:
+        self._sampler.set_epoch(int(state.global_step) // self._stage.steps_per_epoch)
+
+    def on_pre_optimizer_step(self, *_args: Any, optimizer: torch.optim.Optimizer, **_kwargs: Any) -> None:
+        """The rates that this step is made with; behind it the schedule has already moved on."""
+        self.learning_rates = {f"learning_rate/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
+
+    def on_step_end(self, _args: Any, state: TrainerState, control: TrainerControl, **_kwargs: Any) -> None:
+        """The first and the last step of a stage always have a row."""
+        if state.global_step in (1, state.max_steps):
+            control.should_log = True
+
+    def on_evaluate(self, _args: Any, _state: TrainerState, control: TrainerControl, **_kwargs: Any) -> None:
+        """With patience, the best weights so far are kept, and the stage ends when nothing better comes."""
+        if self._patience is None:
+            return
+        validated = self._history.validation(self._stage.config.name)
+        if out_of_patience(validated, self._patience):
+            control.should_training_stop = True
+        if control.should_training_stop or best(validated) == validated[-1]:
+            control.should_save = True

@@ -1,0 +1,135 @@
+"""One pre-training run: a fixed number of steps, seeded batches, a state file from which it continues bit for bit."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
+
+from atomic_io import replacing
+from dataset.synthetic.scene import Part
+from errors import TesseraError
+from progress import Progress
+from training.tiny_models import mixed_precision
+from training.tiny_models.data.pretraining_batches import Batch
+
+BETAS = (0.9, 0.98)
+MAX_GRAD_NORM = 1.0
+FINAL_SHARE = 0.02
+"""The cosine ends at this share of the peak learning rate."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast a part is trained. The learning rate rises over `warmup` steps, then follows a cosine."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup: int = 200
+    weight_decay: float = 0.02
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        share = step / max(1, self.steps)
+        cosine = FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * share))
+        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * cosine
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learned. `data` makes a batch on the CPU, in a worker process; `loss` gets it on the model's device."""
+
+    model: PreTrainedModel
+    data: Callable[[int, Part], Batch]
+    loss: Callable[[PreTrainedModel, Batch], torch.Tensor]
+    measure: Callable[[PreTrainedModel], dict[str, float]]
+    """Metrics on scenes of the validation part, whose layouts no training scene has."""
+    helper: nn.Module | None = None
+    """Learns beside the model for the sake of the loss and is thrown away."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [*self.model.parameters(), *(self.helper.parameters() if self.helper else ())]
+
+
+class _Numbered(Dataset[Batch]):
+    """Batches by their number."""
+
+    def __init__(self, data: Callable[[int, Part], Batch]):
+        self.data = data
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.data(number, "train")
+
+
+def fit(task: Task, recipe: Recipe, state_file: Path, title: str, *, workers: int, save_every: int = 100) -> None:
+    """Train `task.model` where it stands. Continues from `state_file` when a run of the same recipe left one.
+
+    Raises TesseraError when the loss is not a finite number.
+    """
+    optimizer = torch.optim.AdamW(task.parameters(), lr=recipe.learning_rate, betas=BETAS, weight_decay=recipe.weight_decay)
+    first = _continue(state_file, recipe, task, optimizer)
+    device = task.model.device
+    task.model.train()
+    with Progress(title, recipe.steps, "steps") as progress:
+        progress.update(first)
+        for step, batch in enumerate(_batches(task, range(first, recipe.steps), workers), first):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(step)
+            with mixed_precision.autocast(device):
+                loss = task.loss(task.model, {name: value.to(device, non_blocking=True) for name, value in batch.items()})
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(task.parameters(), MAX_GRAD_NORM)
+            optimizer.step()
+            progress.update(1, note=f"loss {_finite(loss, title, step):.3f}" if step % 20 == 0 else "")
+            if (step + 1) % save_every == 0:
+                _save(state_file, recipe, step + 1, task, optimizer)
+    task.model.eval()
+
+
+def _batches(task: Task, numbers: range, workers: int) -> Iterator[Batch]:
+    loader = DataLoader(
+        _Numbered(task.data),
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=task.model.device.type == "cuda",
+    )
+    yield from loader
+
+
+def _finite(loss: torch.Tensor, title: str, step: int) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
+        raise TesseraError(f"{title}: the loss is {value} at step {step}; a lower learning rate may help")
+    return value
+
+
+def _save(path: Path, recipe: Recipe, step: int, task: Task, optimizer: torch.optim.Optimizer) -> None:
+    state = {"recipe": vars(recipe), "step": step, "model": task.model.state_dict(), "optimizer": optimizer.state_dict()}
+    if task.helper is not None:
+        state["helper"] = task.helper.state_dict()
+    with replacing(path) as beside:
+        torch.save(state, beside)
+
+
+def _continue(path: Path, recipe: Recipe, task: Task, optimizer: torch.optim.Optimizer) -> int:
+    """Steps done by an interrupted run of the same recipe, whose state is loaded; 0 without one."""
+    if not path.exists():
+        return 0
+    state: dict[str, Any] = torch.load(path, map_location=task.model.device, weights_only=True)
+    if state["recipe"] != vars(recipe):
+        return 0
+    task.model.load_state_dict(state["model"])
+    if task.helper is not None:
+        task.helper.load_state_dict(state["helper"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
