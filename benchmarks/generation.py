@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig
 
-from answering.candidates import merge
-from answering.checkpoint import CheckpointAnswerer
-from answering.generation import Generated, PromptBatch
+from answering.decoding.beam_search import Generated, PromptBatch
+from answering.decoding.candidates import merge
 from answering.protocol import Answer, Decoding, Request
+from answering.systems.siglip_qwen import CheckpointAnswerer
 from benchmarks.models import Size, build_ours, build_processor, build_stock, check_comparable
 from benchmarks.report import Machine, Report, number
 from benchmarks.rounds import Ratio, by_turns, free_memory, largest_that_fits, timed

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from answering.config import DecodingConfig
-from answering.identity import identity, recorded, scorer_identity
-from answering.judging import Judge
-from answering.picture_fit import BatchScorer, PictureBank, PictureScorer, Scorable
-from answering.pictures import opened
+from answering.model_fingerprint import identity, recorded, scorer_identity
 from answering.protocol import Answerer, Picture, Replaying
-from answering.signals import SELF, Signal
-from answering.statements import Wording
+from answering.request_images import opened
+from answering.rerank.candidate_scores import SELF, Signal
+from answering.rerank.image_text_scores import BatchScorer, PictureBank, PictureScorer, Scorable
+from answering.rerank.self_evaluation import Judge
+from answering.rerank.statements import Wording
 from atomic_io import write_json
 from dataset.loading.image_io import PictureError
 from dataset.sample import Language

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from itertools import islice
 
-from answering.identity import digest
-from answering.picture_fit import PictureBank, PriorScorer
+from answering.model_fingerprint import digest
+from answering.rerank.image_text_scores import PictureBank, PriorScorer
 from dataset.loading.image_io import PictureError, open_picture
 from dataset.loading.sample_store import ImageRow, Store
 from evaluation.asking import NamedScorer

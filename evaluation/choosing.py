@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from answering.credibility import NOT_SURE
-from answering.guard import guarded_kind
-from answering.learned import fused as learned_scores
-from answering.rerank import Plan, choose, chosen_text, rerank, shown_choice
-from answering.signals import filled
+from answering.question_types import guarded_kind
+from answering.rerank.candidate_scores import filled
+from answering.rerank.choose_answer import Plan, choose, chosen_text, rerank, shown_choice
+from answering.rerank.confidence import NOT_SURE
+from answering.rerank.learned_fusion import fused as learned_scores
 from dataset.sample import uniform
 from evaluation.predictions import Prediction
 from evaluation.questions import Question

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from answering.logistic import Logistic, Steps, sigmoid
+from answering.rerank.logistic_regression import Logistic, Steps, sigmoid
 
 FOLDS = 5
 """Parts of the validation split in cross-validation."""

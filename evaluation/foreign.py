@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from answering.rerank import shown_choice
+from answering.rerank.choose_answer import shown_choice
 from errors import TesseraError, UsageError
 from evaluation import predictions
 

@@ -9,7 +9,7 @@ import torch
 
 from answering.config import System
 from answering.protocol import Answerer
-from answering.rerank import Plan, chosen_text
+from answering.rerank.choose_answer import Plan, chosen_text
 from errors import UsageError
 from evaluation import predictions as files
 from evaluation.asking import NamedScorer, ask, chunks

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from answering.protocol import Candidate
-from answering.signals import Signal
+from answering.rerank.candidate_scores import Signal
 from atomic_io import write_text
 from errors import TesseraError
 from process_group import Share

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from answering.identity import digest as digest
+from answering.model_fingerprint import digest as digest
 from answering.protocol import Request
 from dataset.config import Split
 from dataset.loading.sample_store import ImageRow, Store

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from answering.config import RerankConfig
-from answering.rerank import chosen_text
-from answering.signals import SELF
+from answering.rerank.candidate_scores import SELF
+from answering.rerank.choose_answer import chosen_text
 from evaluation.asking import NamedScorer
 from evaluation.choosing import ABSTAINING, Weighting
 from evaluation.metrics.short_answers import METRIC

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from answering.config import System
-from answering.guard import guarded_kind
-from answering.identity import recorded, scorer_identity
-from answering.plan import KnownPlan, save, settings_of
-from answering.rerank import Plan
+from answering.model_fingerprint import recorded, scorer_identity
+from answering.question_types import guarded_kind
+from answering.rerank.choose_answer import Plan
+from answering.rerank.fitted_reranker import KnownPlan, save, settings_of
 from atomic_io import write_json, write_text
 from dataset.sample import Language
 from evaluation.asking import NamedScorer

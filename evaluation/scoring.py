@@ -9,7 +9,7 @@ from types import MappingProxyType
 import numpy as np
 
 from answering.protocol import Picture
-from answering.rerank import chosen_text
+from answering.rerank.choose_answer import chosen_text
 from dataset.sample import Language
 from evaluation.metrics import captions
 from evaluation.metrics.cjk import HAS_CJK

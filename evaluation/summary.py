@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from answering.rerank import chosen_text
+from answering.rerank.choose_answer import chosen_text
 from evaluation.bars import held_against
 from evaluation.categories import names
 from evaluation.config import EvalConfig

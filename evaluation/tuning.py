@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from answering.config import RerankConfig, RerankWeights
-from answering.credibility import Credibility, evidence
-from answering.fusion import Form, components, fuse
-from answering.guard import Guarded, guarded_kind
-from answering.learned import features
-from answering.logistic import Logistic
-from answering.rerank import Plan, choose, shown_choice
-from answering.signals import SELF, Signal
+from answering.question_types import Guarded, guarded_kind
+from answering.rerank.candidate_scores import SELF, Signal
+from answering.rerank.choose_answer import Plan, choose, shown_choice
+from answering.rerank.confidence import Credibility, evidence
+from answering.rerank.learned_fusion import features
+from answering.rerank.logistic_regression import Logistic
+from answering.rerank.score_fusion import Form, components, fuse
 from evaluation.choosing import Weighting, completed
 from evaluation.fitting import fit_logistic, folds, isotonic
 from evaluation.metrics.short_answers import vqa_accuracy

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 from answering.protocol import Decoding
-from answering.replies import Reply, question_request
+from answering.reply import Reply, question_request
 from serving.engine import Ask
 from serving.failures import ServiceError
 from serving.service import Service

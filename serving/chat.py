@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from answering.protocol import Decoding
 from answering.protocol import Request as Question
-from answering.replies import question_request
+from answering.reply import question_request
 from dataset.sample import IMAGE_MARK, Message
 from serving import pictures
 from serving.chat_schema import ChatAnswer, ChatMessage, ChatRequest, ImagePart, ModelList

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from answering.build import Shelf, build_answerer, build_reranker
+from answering.answerer_factory import Shelf, build_answerer, build_reranker
 from answering.config import RerankConfig, System
-from answering.following import Begun, Refused, can_follow, follow
-from answering.local import LocalAnswerer
+from answering.decoding.streaming import Begun, Refused, can_follow, follow
 from answering.protocol import Answer, Answerer, Decoding, Request
-from answering.replies import Reranker, judge
+from answering.reply import Reranker, judge
+from answering.systems.local_model import LocalAnswerer
 from errors import TesseraError
 from serving.batching import Job
 from serving.failures import ServiceError

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import cli
 import config as configuration
-from answering.build import build_answerer, build_reranker, check_decoding
+from answering.answerer_factory import build_answerer, build_reranker, check_decoding
+from answering.batch_inference import Plan, answer_folder, find_pictures
 from answering.config import CheckpointSystem, DecodingConfig, System, scorer_keys, with_threshold
-from answering.drawing import chinese_font
-from answering.folder import Plan, answer_folder, find_pictures
-from answering.identity import identity
+from answering.model_fingerprint import identity
 from answering.protocol import Answerer
-from answering.replies import Reranker, question_request, reply
-from answering.saved import save_reply
+from answering.rendering import chinese_font, save_reply
+from answering.reply import Reranker, question_request, reply
 from dataset.loading.image_io import open_picture
 from errors import TesseraError, UsageError
 

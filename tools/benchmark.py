@@ -146,7 +146,7 @@ def training(parsed: argparse.Namespace) -> None:
     """Train by turns; print and save the table."""
     config = _recipe(parsed)
     # Not above: merges are measured in processes that load this file, and torch would be counted as theirs.
-    from answering.build import default_device
+    from answering.answerer_factory import default_device
     from benchmarks.training import Effort, measure
 
     effort = Effort(parsed.samples, parsed.rounds, parsed.stock_batch, parsed.against == "stock")
@@ -156,7 +156,7 @@ def training(parsed: argparse.Namespace) -> None:
 def generation(parsed: argparse.Namespace) -> None:
     """Answer by turns; print and save the table."""
     config = _recipe(parsed)
-    from answering.build import default_device
+    from answering.answerer_factory import default_device
     from benchmarks.generation import Effort, measure
 
     effort = Effort(parsed.samples, parsed.rounds, parsed.stock_batch, parsed.against == "stock")

@@ -9,8 +9,8 @@ from PIL import Image
 
 import cli
 import config as configuration
-from answering.build import load_scorer
-from answering.folder import find_pictures
+from answering.answerer_factory import load_scorer
+from answering.batch_inference import find_pictures
 from atomic_io import replacing
 from dataset.loading.image_io import open_picture
 from errors import TesseraError, UsageError

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import cli
 import config as configuration
-from answering.build import Shelf, build_answerer, build_reranker, check_decoding
+from answering.answerer_factory import Shelf, build_answerer, build_reranker, check_decoding
+from answering.batch_inference import find_pictures
 from answering.config import CheckpointSystem, System, scorer_keys
-from answering.folder import find_pictures
 from errors import TesseraError, UsageError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cli
 import config as configuration
-from answering.build import build_answerer, build_scorers, build_untuned, check_decoding, check_system
+from answering.answerer_factory import build_answerer, build_scorers, build_untuned, check_decoding, check_system
 from answering.config import scorer_keys, with_threshold
 from dataset.loading.sample_store import Store
 from errors import UsageError

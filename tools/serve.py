@@ -6,7 +6,7 @@ from functools import partial
 
 import cli
 import config as configuration
-from answering.build import Shelf
+from answering.answerer_factory import Shelf
 from errors import UsageError
 
 parser = cli.Parser(__doc__ or "")
@@ -16,7 +16,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Check the settings, listen, load, answer."""
     config: configuration.Config = arguments.config
     try:
-        from answering.build import check_decoding
+        from answering.answerer_factory import check_decoding
         from serving.engine import Engine, Plan
         from serving.run import chosen_system, serve
         from serving.search.index import open_index

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from answering.drawing import side_by_side
+from answering.rendering import side_by_side
 from atomic_io import replacing_folder
 from dataset.loading.image_io import PictureError
 from dataset.loading.sample_store import Store

@@ -11,7 +11,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from answering.drawing import chinese_font
+from answering.rendering import chinese_font
 from atomic_io import replacing
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from answering.rerank import shown_choice
+from answering.rerank.choose_answer import shown_choice
 from dataset.loading.sample_store import Store
 from evaluation.report import chart_curves, chart_rerank, chart_trust
 from evaluation.report.cases import write_grids

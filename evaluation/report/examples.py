@@ -9,7 +9,7 @@ from itertools import chain, zip_longest
 
 from PIL import Image
 
-from answering.rerank import chosen_text, shown_choice
+from answering.rerank.choose_answer import chosen_text, shown_choice
 from dataset.loading.image_io import PictureError
 from dataset.loading.sample_store import Store
 from evaluation.metrics.short_answers import METRIC, vqa_accuracy

@@ -4,8 +4,8 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from answering.rerank import shown_choice
-from answering.signals import CORRECTED
+from answering.rerank.candidate_scores import CORRECTED
+from answering.rerank.choose_answer import shown_choice
 from evaluation.report import rerank_tables
 
 MEANINGS = {

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from answering.rerank import shown_choice
+from answering.rerank.choose_answer import shown_choice
 from evaluation.metrics.short_answers import METRIC
 from evaluation.report.tables import between, percent
 

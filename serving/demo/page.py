@@ -15,7 +15,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from answering.replies import Reply
+from answering.reply import Reply
 from dataset.loading.image_io import PictureError, open_picture
 from errors import TesseraError
 from serving.demo.talk import Talker, Turn, rows

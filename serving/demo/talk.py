@@ -9,7 +9,7 @@ from pathlib import Path
 
 from answering.config import DecodingConfig
 from answering.protocol import Answerer, Request
-from answering.replies import Reply, Reranker, question_request, reply
+from answering.reply import Reply, Reranker, question_request, reply
 from dataset.sample import Message, Task
 from errors import TesseraError
 

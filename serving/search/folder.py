@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from answering.folder import find_pictures
+from answering.batch_inference import find_pictures
 from dataset.loading.image_io import PictureError, read_picture_file
 from progress import Progress
 from serving.search import graph

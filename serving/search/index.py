@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from answering.build import Shelf
+from answering.answerer_factory import Shelf
 from dataset.loading.image_io import MAX_PIXELS, open_picture
 from errors import TesseraError
 from serving.search import graph

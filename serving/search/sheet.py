@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from answering.drawing import text_font, wrapped
+from answering.rendering import text_font, wrapped
 from errors import TesseraError
 from serving.search.index import PictureIndex
 from serving.search.table import Found

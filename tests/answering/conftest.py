@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from answering.checkpoint import CheckpointAnswerer
 from answering.config import OpenAiSystem
 from answering.protocol import Request
+from answering.systems.siglip_qwen import CheckpointAnswerer
 from dataset.sample import Message
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import ModelConfig

@@ -7,9 +7,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from answering.build import build_answerer
+from answering.answerer_factory import build_answerer
 from answering.config import DecodingConfig, OpenAiSystem
-from answering.endpoint import EndpointAnswerer
+from answering.systems.openai_endpoint.openai_answerer import EndpointAnswerer
 
 KEY = "sk-planted-0123456789"
 THREE = DecodingConfig(k=3, max_new_tokens=8)

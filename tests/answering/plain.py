@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from answering.generation import Generated, PromptBatch
+from answering.decoding.beam_search import Generated, PromptBatch
 from benchmarks.generation import beams, generated
 
 NEW = 8

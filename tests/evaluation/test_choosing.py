@@ -3,11 +3,11 @@
 import pytest
 
 from answering.config import RerankWeights
-from answering.credibility import Credibility
-from answering.logistic import Logistic
 from answering.protocol import Candidate, Request
-from answering.rerank import Plan
-from answering.signals import Signal
+from answering.rerank.candidate_scores import Signal
+from answering.rerank.choose_answer import Plan
+from answering.rerank.confidence import Credibility
+from answering.rerank.logistic_regression import Logistic
 from dataset.sample import Message, Task
 from evaluation.choosing import chosen
 from evaluation.predictions import Prediction

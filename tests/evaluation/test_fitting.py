@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from answering.logistic import sigmoid
+from answering.rerank.logistic_regression import sigmoid
 from evaluation.fitting import fit_logistic, folds, isotonic
 
 

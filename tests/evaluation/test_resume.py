@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from answering.pictures import opened
 from answering.protocol import Picture
+from answering.request_images import opened
 from evaluation.experiment import Experiment
 from evaluation.report.tables import remarks
 from tests.evaluation.planted import (

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from answering.config import RerankConfig, RerankWeights
-from answering.plan import load
 from answering.protocol import Picture, Request
+from answering.rerank.fitted_reranker import load
 from dataset.loading.sample_store import Store
 from errors import UsageError
 from evaluation.asking import NamedScorer

@@ -8,8 +8,8 @@ import pytest
 
 from answering.config import RerankConfig, RerankWeights
 from answering.protocol import Candidate, Request
-from answering.rerank import Plan
-from answering.signals import Signal
+from answering.rerank.candidate_scores import Signal
+from answering.rerank.choose_answer import Plan
 from dataset.sample import Message
 from evaluation import tuning
 from evaluation.choosing import Weighting, chosen

@@ -9,7 +9,7 @@ import pytest
 
 import cli
 import config as configuration
-from answering.replies import question_request, reply
+from answering.reply import question_request, reply
 from dataset.loading.image_io import open_picture
 from serving.engine import Engine, Plan
 from serving.run import chosen_system

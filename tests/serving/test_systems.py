@@ -9,7 +9,7 @@ import pytest
 from answering.config import Blip2System, CheckpointSystem, OpenAiSystem, QwenVlSystem, RerankConfig, System
 from answering.protocol import Decoding
 from serving.engine import Engine, Plan
-from tests.answering.test_blip2 import build as build_blip2
+from tests.answering.systems.test_blip2 import build as build_blip2
 from tests.serving.conftest import Planted, ask, picture, serving, wait_for
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from answering.drawing import side_by_side
+from answering.rendering import side_by_side
 
 RULE_COLOUR = (210, 210, 210)
 

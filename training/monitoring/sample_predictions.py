@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from answering.checkpoint import CheckpointAnswerer
 from answering.protocol import Decoding, Request
+from answering.systems.siglip_qwen import CheckpointAnswerer
 from dataset.loading.sample_store import Store
 from dataset.sample import IMAGE_MARK, Sample
 from model.siglip_qwen.processor import Processor

@@ -12,7 +12,7 @@ import pytest
 from matplotlib import font_manager
 from PIL import Image
 
-from answering.drawing import chinese_font
+from answering.rendering import chinese_font
 from evaluation.report import chart_style
 from evaluation.report.cases import wrapped
 from evaluation.report.charts import write_charts

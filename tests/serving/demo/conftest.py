@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from answering.build import Shelf, build_answerer, build_reranker
+from answering.answerer_factory import Shelf, build_answerer, build_reranker
 from answering.config import CheckpointSystem, DecodingConfig, QwenVlSystem, RerankConfig
 from model.siglip_qwen.processor import Processor
 from serving.demo.page import Parts

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from answering.credibility import Credibility
-from answering.logistic import Logistic
+from answering.rerank.confidence import Credibility
+from answering.rerank.logistic_regression import Logistic
 from serving.demo.page import LANGUAGES, Page, Parts, _percent, _short, words
 from serving.demo.talk import Talker, _request, rows
 from serving.search.index import PictureIndex

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from answering.build import load_scorer
+from answering.answerer_factory import load_scorer
 from errors import TesseraError, UsageError
 from serving.search import folder as indexing
 from serving.search.encoding import fingerprint

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from answering.drawing import chinese_font
+from answering.rendering import chinese_font
 from training.monitoring.prediction_panels import Panel, draw_panel, draw_table
 
 RED = Image.new("RGB", (300, 200), (200, 40, 30))

@@ -17,7 +17,7 @@ from transformers import (
 
 from answering.config import QwenVlSystem
 from answering.protocol import Request
-from answering.qwen_vl import QwenVlAnswerer
+from answering.systems.qwen_vl import QwenVlAnswerer
 from dataset.loading.encoded_sample import IGNORED
 from dataset.sample import Language, Message
 from dataset.synthetic.scene import Part, Scene, compose, part_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from answering.statements import Wording, statement
+from answering.rerank.statements import Wording, statement
 from dataset.sample import Language
 from dataset.synthetic import vocabulary
 from dataset.synthetic.question_phrasing import Question, ask_several, indefinite, kinds

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2Tokenizer
 
-from answering.statements import statement
+from answering.rerank.statements import statement
 from dataset.synthetic.question_phrasing import ask_several
 from dataset.synthetic.scene import Scene, Thing, compose
 from dataset.synthetic.scene_facts import Noun

@@ -1,0 +1,219 @@
+"""From a configuration to an answerer or a scorer, loaded."""
+
+import dataclasses
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from answering.config import Blip2System, CheckpointSystem, DecodingConfig, OpenAiSystem, RerankConfig, ScorerConfig, System
+from answering.model_fingerprint import identity, recorded, scorer_identity
+from answering.prompts import PromptPolicy
+from answering.protocol import Answerer, Description
+from answering.reply import Reranker
+from answering.rerank.candidate_scores import CORRECTED
+from answering.rerank.choose_answer import RESERVED, Plan
+from answering.rerank.fitted_reranker import find, settings_of
+from answering.rerank.image_text_scores import PictureScorer
+from answering.systems import blip2, llava_folder, qwen_vl
+from answering.systems.openai_endpoint.api_key import api_key
+from answering.systems.siglip_qwen import CheckpointAnswerer
+from dataset.loading.image_io import open_picture
+from dataset.sample import Language
+from errors import UsageError
+from model.siglip_qwen import checkpoint
+from model.siglip_qwen.assembly import build, default_dtype
+from model.siglip_qwen.fused_modules import fuse
+from model.siglip_qwen.processor import Processor
+from visual import clip_scorer
+from visual.config import is_missing_folder
+
+
+def default_device() -> torch.device:
+    """The accelerator that is this process's where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def build_answerer(
+    system: System, *, checkpoint_folder: Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Answerer:
+    """Load a system. checkpoint_folder: where `path: newest` of a checkpoint looks.
+
+    device: `default_device` unless given; dtype: bf16 on CUDA and fp32 elsewhere unless given.
+    Raises UsageError, one line, when something it names is missing or of another family.
+    """
+    device = device or default_device()
+    if isinstance(system, CheckpointSystem):
+        return _checkpoint(system, checkpoint_folder, device, dtype)
+    if isinstance(system, Blip2System):
+        return blip2.load(system, device, dtype)
+    if isinstance(system, OpenAiSystem):
+        check_system(system)
+        # The client takes a second to import, and is an extra.
+        from answering.systems.openai_endpoint import openai_answerer
+
+        return openai_answerer.load(system)
+    return qwen_vl.load(system, device, dtype)
+
+
+def check_system(system: System, where: str | None = None) -> None:
+    """Raise UsageError where a folder, a key or a library of a system is missing; nothing is loaded.
+
+    where: what stands in front of the key that is named, such as `eval.systems.0.`.
+    """
+    where = where or f"system {system.name}, "
+    if isinstance(system, OpenAiSystem):
+        if find_spec("openai") is None:
+            raise UsageError(f"{where}kind: openai needs the official client; pip install 'tessera-vlm[endpoint]'")
+        api_key(system, where)
+    elif isinstance(system, CheckpointSystem):
+        if system.path != "newest" and not Path(system.path).is_dir():
+            raise UsageError(f"{where}path: {system.path} does not exist (expected `newest` or a checkpoint folder)")
+    elif is_missing_folder(system.path):
+        raise UsageError(f"{where}path: {system.path} does not exist (neither a folder here nor a hub name)")
+    elif isinstance(system, Blip2System) and system.adapter is not None and not system.adapter.is_dir():
+        raise UsageError(f"{where}adapter: {system.adapter} does not exist")
+
+
+def check_decoding(decoding: DecodingConfig, systems: Iterable[System]) -> None:
+    """Raise UsageError where `systems` cannot be asked in this way on this machine; nothing is loaded."""
+    if decoding.cuda_graphs is not True:
+        return
+    for system in systems:
+        if isinstance(system, CheckpointSystem):
+            if default_device().type != "cuda":
+                raise UsageError("decoding.cuda_graphs: true, but there is no CUDA device; set it to auto or false")
+            if system.quantization in ("int8", "nf4"):
+                raise UsageError(
+                    f"decoding.cuda_graphs: true, but system {system.name} is quantised to {system.quantization}; set it to auto or false"
+                )
+
+
+def load_scorer(
+    name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, key: str = "rerank.clip"
+) -> clip_scorer.ClipScorer:
+    """Load the CLIP, Chinese-CLIP or SigLIP that the configuration's `key` names. Raises UsageError."""
+    device = device or default_device()
+    return clip_scorer.load(name, open_picture, device=device, dtype=dtype or default_dtype(device), key=key)
+
+
+class Shelf:
+    """Scorers that several parts of one process use: each is loaded once, by whoever asks first. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, clip_scorer.ClipScorer] = {}
+
+    def load(
+        self, name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, key: str = "rerank.clip"
+    ) -> clip_scorer.ClipScorer:
+        """As `load_scorer`; the one that is there where this folder, on this device in this dtype, was loaded before."""
+        place = f"{Path(name).resolve() if Path(name).is_dir() else name} {device} {dtype}"
+        if place not in self._known:
+            self._known[place] = load_scorer(name, device=device, dtype=dtype, key=key)
+        return self._known[place]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoadedScorer:
+    """A picture-text scorer, the folder or hub name that it comes from, and the languages that it reads."""
+
+    path: str
+    scorer: clip_scorer.ClipScorer
+    languages: tuple[Language, ...]
+
+
+def build_scorers(
+    rerank: RerankConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, shelf: Shelf | None = None
+) -> dict[str, LoadedScorer]:
+    """All scorers of the rerank by the name of their choice; shelf: shares them with others. Raises UsageError."""
+    wanted = [] if rerank.clip is None else [("rerank.clip", ScorerConfig(name="clip", path=rerank.clip))]
+    wanted += [(f"rerank.scorers.{i}.path", one) for i, one in enumerate(rerank.scorers)]
+    taken = {*RESERVED}
+    for key, one in wanted:
+        if one.name in taken or one.name.endswith(CORRECTED):
+            raise UsageError(f"{key.removesuffix('.path')}: the name {one.name} is taken; each scorer needs one of its own")
+        taken.add(one.name)
+    load = load_scorer if shelf is None else shelf.load
+    return {one.name: LoadedScorer(one.path, load(one.path, device=device, dtype=dtype, key=key), one.languages) for key, one in wanted}
+
+
+def build_reranker(
+    rerank: RerankConfig,
+    description: Description,
+    decoding: DecodingConfig,
+    plans: Path,
+    *,
+    device: torch.device | str | None = None,
+    shelf: Shelf | None = None,
+) -> Reranker | None:
+    """The reranker of a system, with what the validation split taught about this very system where `plans` holds it.
+
+    shelf: shares scorers with others. None where nothing scores candidates. Raises UsageError when `abstain_below` is asked for
+    and nothing says what is credible.
+    """
+    scorers = build_scorers(rerank, device=device, shelf=shelf)
+    if not scorers and not rerank.self_score:
+        if rerank.abstain_below is not None:
+            raise UsageError("rerank.abstain_below: candidates must be scored for that; set rerank.clip or rerank.self_score")
+        return None
+    identities = {name: scorer_identity(one.path, rerank.wording) for name, one in scorers.items()}
+    known = find(plans, identity(description), recorded(decoding), identities, settings_of(rerank))
+    if rerank.abstain_below is not None and (known is None or known.plan.credibility is None):
+        raise UsageError(
+            f"rerank.abstain_below: {plans} holds no credibility for this system as it is asked and reranked now; "
+            "run python tools/eval_rerank.py rerank.tune=true first"
+        )
+    if known is None and rerank.form == "prior_corrected":
+        raise UsageError(
+            f"rerank.form: prior_corrected needs the bank of an evaluation, and {plans} holds none for this system; "
+            "run python tools/eval_rerank.py first"
+        )
+    ready = tuple(
+        PictureScorer(name, one.scorer, one.languages, rerank.wording, None if known is None else known.bank(name))
+        for name, one in scorers.items()
+    )
+    plan = Plan(rerank.weights, rerank.form, rerank.guard) if known is None else known.plan
+    return Reranker(ready, plan, rerank.self_score, rerank.abstain_below)
+
+
+def build_untuned(
+    system: CheckpointSystem, *, checkpoint_folder: Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> CheckpointAnswerer:
+    """The same parts and settings as a checkpoint, before any training: a fresh projector, no adapter. A control.
+
+    The projector is drawn from a fixed seed. Raises UsageError as `build_answerer` does.
+    """
+    path = _folder(system, checkpoint_folder)
+    processor = Processor.load(path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build(checkpoint.settings(path), placeholder_id=processor.placeholder_id, dtype=dtype, device=device or default_device())
+    return CheckpointAnswerer(model, processor, PromptPolicy.of(system), {"path": str(path), "untuned": True})
+
+
+def _checkpoint(system: CheckpointSystem, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> CheckpointAnswerer:
+    path = _folder(system, folder)
+    form = checkpoint_form(path)
+    if form == "llava":
+        model, processor = llava_folder.load(path, system.quantization, dtype or default_dtype(device), device)
+    else:
+        processor = Processor.load(path)
+        model = checkpoint.load(path, quantization=system.quantization, dtype=dtype, device=device)
+        fuse(model)
+    settings = {"path": str(path), "form": form, "quantization": system.quantization}
+    return CheckpointAnswerer(model, processor, PromptPolicy.of(system), settings)
+
+
+def _folder(system: CheckpointSystem, folder: Path) -> Path:
+    check_system(system)
+    path = folder if system.path == "newest" else Path(system.path)
+    return path if (path / "config.json").is_file() else checkpoint.newest(path)
+
+
+def checkpoint_form(folder: Path) -> Literal["adapter", "merged", "llava"]:
+    """What a folder of our own holds: what was trained, the whole model, or its export to the LLaVA layout."""
+    if llava_folder.is_export(folder):
+        return "llava"
+    return "merged" if checkpoint.is_merged(folder) else "adapter"

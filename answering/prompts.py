@@ -1,0 +1,49 @@
+"""What a system's prompt policy does to a question and to an answer. One policy per task; the rules are data.
+
+Only short-answer questions (task vqa) get a suffix or have their answers cleaned.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Self
+
+from answering.answer_cleaning import clean_answer
+from answering.config import SystemBase
+from answering.protocol import Request
+from dataset.sample import IMAGE_MARK, Message
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPolicy:
+    """What is put behind a short-answer question, and whether its answers are cleaned."""
+
+    short_answer_prompt: str | None = None
+    short_answer_prompt_zh: str | None = None
+    clean_answers: bool = False
+
+    @classmethod
+    def of(cls, system: SystemBase) -> Self:
+        """The policy that a system's configuration states."""
+        return cls(system.short_answer_prompt, system.short_answer_prompt_zh, system.clean_answers)
+
+    def messages(self, request: Request) -> tuple[Message, ...]:
+        """The messages with the suffix behind the last turn, after a line break."""
+        suffix = self.short_answer_prompt_zh if request.language == "zh" else self.short_answer_prompt
+        if request.task != "vqa" or not suffix or not request.messages:
+            return request.messages
+        *before, last = request.messages
+        content = last.content.rstrip("\n")
+        marks = IMAGE_MARK if content.endswith(IMAGE_MARK) else ""
+        question = content.removesuffix(marks).rstrip("\n")
+        behind = f"\n{marks}" if marks else ""
+        return (*before, Message(last.role, f"{question}\n{suffix}{behind}"))
+
+    def clean(self, raw: str, request: Request) -> str:
+        """The answer in a generated text."""
+        if request.task != "vqa" or not self.clean_answers or not request.messages:
+            return raw
+        return clean_answer(raw, request.messages[-1].content)
+
+    def settings(self) -> dict[str, object]:
+        """For Description.settings."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,162 @@
+"""A question and an answer as one text for a picture-text scorer: joined, or as a sentence. The templates are data."""
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+
+from dataset.sample import IMAGE_MARK, Language
+
+Wording = Literal["joined", "sentence"]
+"""How a statement is worded: the question and the answer behind it, or a sentence where a template fits."""
+
+_SAYS_WHERE = r"(?:in|on|at|under|over|above|below|beneath|behind|beside|near|next|between|inside|outside|against|to|outdoors|indoors)\b"
+_SIDE, _PART = r"(?:the )?(?:left|right)", r"(?:the )?(?:top|bottom|upper|lower|center|centre|middle)\b.*"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """Questions of one kind, and what is said of them: `statement`, or `yes` and `no`."""
+
+    kind: str
+    question: re.Pattern[str]
+    statement: str | None
+    yes: str | None
+    no: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Templates:
+    """The rules of a language. yes, no: answers that mean it; before: what is cut off the head of a question."""
+
+    joint: str
+    end: str
+    yes: frozenset[str]
+    no: frozenset[str]
+    before: re.Pattern[str]
+    rules: tuple[_Rule, ...]
+
+
+def statement(question: str, answer: str, language: Language, wording: Wording = "joined") -> str:
+    """The question and the answer as one text. Picture marks and line breaks go.
+
+    sentence: by the first template of `statements.yaml` that fits; where none does, joined.
+    """
+    made = sentence(question, answer, language) if wording == "sentence" else None
+    return made or joined(question, answer, language)
+
+
+def joined(question: str, answer: str, language: Language) -> str:
+    """The question and the answer behind it, joined as the language does."""
+    return _templates()[language].joint.join((_plain(question), _plain(answer))).strip()
+
+
+def sentence(question: str, answer: str, language: Language) -> str | None:
+    """What is so if this is the answer, as a sentence; None where no template fits, or the answer is empty."""
+    templates, said = _templates()[language], _plain(answer).rstrip(".。!！")
+    found = _fitting(question, language)
+    if found is None or not said:
+        return None
+    rule, match = found
+    template = rule.statement or _yes_or_no(rule, said, templates)
+    if not template:
+        return None
+    made = " ".join(template.format_map(_fields(match.groupdict(), said)).split())
+    return made[0].upper() + made[1:] + templates.end
+
+
+def kind(question: str, language: Language) -> str | None:
+    """What the first template that fits a question says it asks for, such as "yes/no" or "counting"; None where none fits."""
+    found = _fitting(question, language)
+    return None if found is None else found[0].kind
+
+
+def core(question: str, language: Language) -> str:
+    """A question without its last mark and without what only leads to it ("In this picture, ...")."""
+    text = _plain(question).rstrip("?？.。!！ ")
+    while (shorter := _templates()[language].before.sub("", text, count=1)) != text:
+        text = shorter
+    return text
+
+
+def _fitting(question: str, language: Language) -> tuple[_Rule, re.Match[str]] | None:
+    text = core(question, language)
+    # The first word is written like any other, unless it is an abbreviation.
+    text = text if text[1:2].isupper() else text[:1].lower() + text[1:]
+    return next(((rule, match) for rule in _templates()[language].rules if (match := rule.question.fullmatch(text))), None)
+
+
+def _yes_or_no(rule: _Rule, answer: str, templates: _Templates) -> str | None:
+    """The rule's template for an answer that says yes, or no; None for any other."""
+    word = answer.casefold()
+    return rule.yes if word in templates.yes else rule.no if word in templates.no else None
+
+
+def _fields(groups: dict[str, str | None], answer: str) -> dict[str, str]:
+    """What a template may name: the groups, the answer, and forms of both."""
+    fields = {name: text or "" for name, text in groups.items()}
+    fields["answer"] = answer + "的" * (fields.get("of") == "的" and not answer.endswith("的"))
+    fields["of"] = ""
+    measure = fields.get("measure", "")
+    fields["number"] = answer.removesuffix(measure) if measure else answer
+    fields["place"] = _place(answer)
+    fields |= {name: fields[name].lower() for name in ("be", "aux") if name in fields}
+    if "verb" in fields:
+        fields["finite"] = _finite(fields.get("aux", ""), fields["verb"])
+    return fields
+
+
+def _place(answer: str) -> str:
+    """Where something is, as English says it: "left" -> "on the left", "kitchen" -> "in the kitchen"."""
+    if re.match(_SAYS_WHERE, answer, re.IGNORECASE):
+        return answer
+    preposition = "on" if re.fullmatch(_SIDE, answer, re.IGNORECASE) else "at" if re.fullmatch(_PART, answer, re.IGNORECASE) else "in"
+    named = answer[:1].isupper() or re.match(r"(?:the|an?|his|her|its|their|my) ", answer, re.IGNORECASE)
+    return f"{preposition} {answer}" if named else f"{preposition} the {answer}"
+
+
+def _finite(auxiliary: str, verb: str) -> str:
+    """The verb of a statement whose question has the auxiliary do, does or did."""
+    if auxiliary == "does":
+        if verb.lower() == "have":
+            return "has"
+        if re.search(r"[^aeiou]y$", verb):
+            return verb[:-1] + "ies"
+        return verb + ("es" if re.search(r"(?:s|sh|ch|x|o)$", verb) else "s")
+    return f"did {verb}" if auxiliary == "did" else verb
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace(IMAGE_MARK, " ").split())
+
+
+@cache
+def _templates() -> dict[Language, _Templates]:
+    data = yaml.safe_load(resources.files("answering.rerank").joinpath("statements.yaml").read_text(encoding="utf-8"))
+    return {"en": _of(data["en"]), "zh": _of(data["zh"])}
+
+
+def _of(data: dict[str, Any]) -> _Templates:
+    words: dict[str, str] = {}
+    for name, expression in data["words"].items():
+        words[name] = _filled(expression, words)
+    rules = [
+        _Rule(
+            rule["kind"],
+            re.compile(_filled(rule["question"], words), re.IGNORECASE),
+            rule.get("statement"),
+            rule.get("if_yes"),
+            rule.get("if_no"),
+        )
+        for rule in data["rules"]
+    ]
+    before = re.compile("^(?:" + "|".join(f"(?:{expression})" for expression in data["before"]) + ")", re.IGNORECASE)
+    return _Templates(data["joint"], data["end"], frozenset(data["yes_words"]), frozenset(data["no_words"]), before, tuple(rules))
+
+
+def _filled(expression: str, words: dict[str, str]) -> str:
+    """An expression with the words in it written out; groups that it names are not words."""
+    return re.sub(r"(?<!\?P)<([A-Z]+)>", lambda match: f"(?:{words[match[1]]})", expression)

@@ -1,0 +1,182 @@
+"""Any OpenAI-compatible endpoint as an answerer: a paid service, or a model that another program serves."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import cached_property
+from typing import Any
+
+from answering.config import OpenAiSystem
+from answering.decoding.candidates import Generation, merge
+from answering.prompts import PromptPolicy
+from answering.protocol import Answer, Decoding, Description, Picture, Request
+from answering.request_images import JPEG_QUALITY, data_url, picture_digest
+from answering.systems.openai_endpoint.api_key import api_key
+from answering.systems.openai_endpoint.client import EndpointClient, EndpointError
+from answering.systems.openai_endpoint.response_cache import Choice, ReplyCache, cache_key
+from dataset.loading.encoded_sample import check_messages
+from dataset.sample import IMAGE_MARK, Message
+from errors import TesseraError
+
+
+class EndpointAnswerer:
+    """Asks an endpoint, several questions at once; every reply is kept in a cache.
+
+    An endpoint has no beams: whatever the decoding's mode, the first generation is greedy, and those behind it are
+    samples at its temperature. `mode: greedy` asks for the first alone.
+    """
+
+    def __init__(self, system: OpenAiSystem, client: EndpointClient):
+        self.system, self.client = system, client
+        self.policy, self.cache = PromptPolicy.of(system), ReplyCache(system.cache)
+
+    @property
+    def description(self) -> Description:
+        names = ("model", "base_url", "max_side", "sampling", "log_probabilities", "token_limit", "extra_body")
+        return Description(self.system.kind, {**{name: getattr(self.system, name) for name in names}, **self.policy.settings()})
+
+    def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
+        """One Answer for each request, in their order; what an endpoint refuses becomes an Answer with an error."""
+        with ThreadPoolExecutor(self.system.concurrency) as threads:
+            answers = [threads.submit(self._answer, request, decoding) for request in requests]
+            try:
+                wait(answers, return_when=FIRST_EXCEPTION)
+            finally:
+                if not all(answer.done() for answer in answers):
+                    # Ctrl+C, or a defect: what is under way must not wait for an endpoint any more, and nothing else begins.
+                    self.client.stopped.set()
+                    threads.shutdown(wait=False, cancel_futures=True)
+            return [answer.result() for answer in answers if not answer.cancelled()]
+
+    def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
+        """Pieces of the greedy answer before cleaning. Raises TesseraError when the endpoint refuses."""
+        question = _Question(self.system, self._messages(request), request.pictures)
+        body = self._greedy(decoding)
+        key = question.key(body)
+        with self.cache.asking(key):
+            known = self.cache.get(key)
+            pieces = iter(known) if known is not None else self.client.stream(question.body(body))
+            text, said, seen = "", 0, []
+            for piece in pieces:
+                seen.append(piece)
+                text += piece.text or ""
+                # Blanks at the end may turn out to be the end.
+                shown = text.strip()
+                if len(shown) > said:
+                    yield shown[said:]
+                    said = len(shown)
+            if known is None:
+                self.cache.put(key, question.asked(body), (_joined(seen, text),), None)
+
+    def _answer(self, request: Request, decoding: Decoding) -> Answer:
+        prompt = ""
+        try:
+            messages = self._messages(request)
+            prompt = "\n".join(f"{message.role}: {message.content}" for message in messages)
+            choices = self._choices(_Question(self.system, messages, request.pictures), decoding)
+        except TesseraError as error:
+            return Answer(request.request_id, error=str(error), prompt=prompt)
+        said = [self._read(choice, request) for choice in choices if choice.text is not None]
+        if not said:
+            reasons = ", ".join(sorted({choice.finish_reason or "none given" for choice in choices}))
+            return Answer(request.request_id, error=f"the endpoint gave no text (finish_reason: {reasons})", prompt=prompt)
+        return Answer(request.request_id, merge(said), prompt=prompt)
+
+    def _messages(self, request: Request) -> tuple[Message, ...]:
+        """Raises EncodingError."""
+        messages = self.policy.messages(request)
+        check_messages(messages, len(request.pictures))
+        return messages
+
+    def _choices(self, question: "_Question", decoding: Decoding) -> list[Choice]:
+        """The greedy choice, then samples. An endpoint that gives fewer than n is asked for the others again."""
+        choices = list(self._fetch(question, self._greedy(decoding)))[:1]
+        wanted = 1 if decoding.mode == "greedy" else decoding.k
+        while (missing := wanted - len(choices)) > 0:
+            body = self._body(decoding, decoding.temperature) | {"seed": decoding.seed + len(choices), "top_p": 1.0}
+            several = {"n": missing} if self.system.sampling == "n" and missing > 1 else {}
+            choices += self._fetch(question, body | several)[:missing]
+        return choices
+
+    def _fetch(self, question: "_Question", body: dict[str, Any]) -> tuple[Choice, ...]:
+        key = question.key(body)
+        with self.cache.asking(key):
+            choices = self.cache.get(key)
+            if choices is None:
+                choices, usage = self.client.complete(question.body(body))
+                self.cache.put(key, question.asked(body), choices, usage)
+        return choices
+
+    def _greedy(self, decoding: Decoding) -> dict[str, Any]:
+        return self._body(decoding, 0.0)
+
+    def _body(self, decoding: Decoding, temperature: float) -> dict[str, Any]:
+        asking = {"logprobs": True} if self.system.log_probabilities else {}
+        return {"temperature": temperature, self.system.token_limit: decoding.max_new_tokens, **asking}
+
+    def _read(self, choice: Choice, request: Request) -> Generation:
+        raw = (choice.text or "").strip()
+        log_prob = None if choice.log_probs is None else sum(choice.log_probs)
+        return Generation(self.policy.clean(raw, request), raw, choice.tokens or (raw,), log_prob)
+
+
+class _Question:
+    """What is asked of an endpoint: messages with their pictures."""
+
+    def __init__(self, system: OpenAiSystem, messages: Sequence[Message], pictures: Sequence[Picture]):
+        self.system, self.messages, self.pictures = system, messages, pictures
+        self.digests = [picture_digest(picture) for picture in pictures]
+
+    def body(self, decoding: dict[str, Any]) -> dict[str, Any]:
+        """Body of the request. Raises PictureError."""
+        urls = iter(self._urls)
+        messages = [{"role": message.role, "content": _parts(message.content, urls)} for message in self.messages]
+        return {"model": self.system.model, "messages": messages, **decoding}
+
+    @cached_property
+    def _urls(self) -> list[str]:
+        return [data_url(picture, self.system.max_side) for picture in self.pictures]
+
+    def asked(self, decoding: dict[str, Any]) -> dict[str, Any]:
+        """All that makes the reply, with a digest in the place of each picture: the encoder may change, the picture does not."""
+        return {
+            "base_url": self.system.base_url,
+            "model": self.system.model,
+            "messages": [{"role": message.role, "content": message.content} for message in self.messages],
+            "pictures": [{"sha256": sha256, "max_side": self.system.max_side, "quality": JPEG_QUALITY} for sha256 in self.digests],
+            "decoding": decoding,
+            "extra_body": self.system.extra_body,
+        }
+
+    def key(self, decoding: dict[str, Any]) -> str:
+        return cache_key(self.asked(decoding))
+
+
+def _parts(content: str, urls: Iterator[str]) -> str | list[dict[str, Any]]:
+    """Text as it is; text with marks as parts, a picture in the place of each mark."""
+    texts = content.split(IMAGE_MARK)
+    if len(texts) == 1:
+        return content
+    parts: list[dict[str, Any]] = []
+    for i, text in enumerate(texts):
+        if i:
+            parts.append({"type": "image_url", "image_url": {"url": next(urls)}})
+        if text.strip():
+            parts.append({"type": "text", "text": text.strip()})
+    return parts
+
+
+def _joined(pieces: Sequence[Choice], text: str) -> Choice:
+    """The whole choice; with log-probabilities where every piece that says something has them. Raises EndpointError."""
+    if not pieces:
+        raise EndpointError("the endpoint's stream holds no choice")
+    reason = next((piece.finish_reason for piece in reversed(pieces) if piece.finish_reason), None)
+    if any(piece.text and piece.tokens is None for piece in pieces):
+        return Choice(text, reason)
+    tokens = tuple(token for piece in pieces for token in piece.tokens or ())
+    log_probs = tuple(value for piece in pieces for value in piece.log_probs or ())
+    return Choice(text, reason, tokens, log_probs) if tokens else Choice(text, reason)
+
+
+def load(system: OpenAiSystem) -> EndpointAnswerer:
+    """An answerer for what the configuration names; nothing is sent yet. Raises UsageError when there is no key."""
+    return EndpointAnswerer(system, EndpointClient(system, api_key(system, f"system {system.name}, ")))

@@ -1,0 +1,127 @@
+"""Candidates grown from the prefilled cache are those of plain `generate`."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from answering.decoding.beam_search import PromptBatch, beam_search
+from answering.decoding.sampling import collect, draw, steps
+from answering.protocol import Request
+from answering.systems.siglip_qwen import CheckpointAnswerer
+from model.siglip_qwen.modeling import VisionLanguageModel
+from tests.answering.plain import NEW, assert_equal, lengths, plain, plain_greedy
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_beams_equal_those_of_plain_generate(
+    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], early_ends: tuple[int, ...], k: int
+) -> None:
+    batch = answerer.collate([answerer.encode(request) for request in requests])
+    for ends in (answerer.end_ids, early_ends):
+        found = beam_search(model, batch, k, NEW, ends)
+        assert_equal(found, plain(model, batch, ends, k))
+    assert lengths(found) > 2
+
+
+class Table:
+    """A model whose next token depends on the last one and on how many there are."""
+
+    def __init__(self, seed: int, vocabulary: int, longest: int):
+        spread = torch.randn(longest, vocabulary, vocabulary, generator=torch.Generator().manual_seed(seed))
+        self.log_probs = spread.log_softmax(-1)
+        self.calls = 0
+
+    def __call__(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+        self.calls += 1
+        return SimpleNamespace(logits=self.log_probs[self.calls - 1][input_ids])
+
+
+def slow_beam_search(log_probs: torch.Tensor, start: int, k: int, longest: int, ends: set[int]) -> list[tuple[int, ...]]:
+    """Beam search in plain words: every continuation of every living beam is looked at."""
+    living: list[tuple[float, tuple[int, ...]]] = [(0.0, (start,))]
+    finished: list[tuple[float, tuple[int, ...]]] = []
+    for length in range(1, longest + 1):
+        grown = [(s + float(log_probs[length - 1, t[-1], v]), (*t, v)) for s, t in living for v in range(log_probs.shape[1])]
+        grown.sort(key=lambda one: -one[0])
+        finished += [(s / length, t) for s, t in grown[:k] if t[-1] in ends or length == longest]
+        finished = sorted(finished, key=lambda one: -one[0])[:k]
+        living = [one for one in grown if one[1][-1] not in ends][:k]
+        if len(finished) == k and living[0][0] / length <= finished[-1][0]:
+            break
+    return [tokens[1:] for _, tokens in finished]
+
+
+@pytest.mark.parametrize(("ends", "k"), [(1, 3), (8, 3), (8, 2)])
+def test_beams_are_those_of_a_search_in_plain_words(ends: int, k: int) -> None:
+    """Also where most of the best continuations end at once and the others must be left to live on."""
+    starts = torch.tensor([[ends], [ends + 1]])
+    for seed in range(60):
+        model = Table(seed, 30, 5)
+        batch = PromptBatch(starts, torch.ones_like(starts), torch.zeros_like(starts))
+        found = beam_search(model, batch, k, 5, list(range(ends)))
+        expected = [slow_beam_search(model.log_probs, int(start), k, 5, set(range(ends))) for start in starts]
+        assert [[one.token_ids for one in question] for question in found] == expected
+
+
+def test_greedy_equals_plain_generate(
+    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], early_ends: tuple[int, ...]
+) -> None:
+    batch = answerer.collate([answerer.encode(request) for request in requests])
+    found = collect(steps(model, batch, 1, NEW, early_ends), len(requests), 1)
+    assert_equal(found, plain_greedy(model, batch, early_ends))
+    assert lengths(found) > 1
+
+
+def test_padding_changes_no_candidate(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+    prompts = [answerer.encode(request) for request in requests]
+    together = beam_search(model, answerer.collate(prompts), 3, NEW, answerer.end_ids)
+    alone = [beam_search(model, answerer.collate([prompt]), 3, NEW, answerer.end_ids)[0] for prompt in prompts]
+    assert_equal(together, alone)
+
+
+def test_pictures_and_prompt_run_once_a_question(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+    pictures, tokens = [], []
+    batch = answerer.collate([answerer.encode(request) for request in requests])
+    hooks = [
+        model.model.vision_tower.get_input_embeddings().register_forward_pre_hook(lambda _, args: pictures.append(len(args[0]))),
+        model.model.language_model.register_forward_pre_hook(
+            lambda _, __, kwargs: tokens.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+        ),
+    ]
+    try:
+        beam_search(model, batch, 4, NEW, answerer.end_ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert pictures == [5]
+    # A question stays one row, in which the newest tokens of its beams stand side by side.
+    assert tokens == [tuple(batch.input_ids.shape), *[(5, 4)] * (NEW - 1)]
+
+
+def test_questions_that_have_stopped_leave_the_batch(
+    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], early_ends: tuple[int, ...]
+) -> None:
+    batch = answerer.collate([answerer.encode(request) for request in requests])
+    rows: list[int] = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda _, __, kwargs: rows.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+    )
+    try:
+        collect(steps(model, batch, 1, NEW, early_ends), len(requests), 1)
+        greedy, rows = rows, []
+        beam_search(model, batch, 2, NEW, early_ends)
+    finally:
+        hook.remove()
+    for found in (greedy, rows):
+        assert found[0] == 5 > found[-1]
+        assert found == sorted(found, reverse=True)
+
+
+def test_an_untempered_draw_follows_the_distribution() -> None:
+    probabilities = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
+    uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    drawn = draw(probabilities.log().expand(1000, -1), uniform)
+    assert torch.bincount(drawn, minlength=6).tolist() == [0, 500, 0, 300, 200, 0]
+    edges = draw(probabilities.log().expand(2, -1), torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64))
+    assert edges.tolist() == [1, 4]

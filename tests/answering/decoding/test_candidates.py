@@ -1,0 +1,75 @@
+"""Candidates that say the same are one: the likelier text stays, probabilities add."""
+
+import math
+
+import pytest
+
+from answering.decoding.candidate_text_key import merging_key
+from answering.decoding.candidates import Generation, merge
+
+
+def generation(text: str, probability: float, *token_ids: int) -> Generation:
+    return Generation(text, f"raw {text}", token_ids, math.log(probability))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Red", "red"),
+        (" red. ", "red"),
+        ("“red”", "red"),
+        ("ＲＥＤ！", "red"),
+        ("红色。", "红色"),
+        ("《红》", "红"),
+        ("New  York", "new york"),
+    ],
+)
+def test_texts_that_differ_in_form_alone_are_the_same(one: str, other: str) -> None:
+    assert merging_key(one) == merging_key(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("-5", "5"),
+        ("$5", "5"),
+        (".5", "5"),
+        ("5%", "5"),
+        ("C++", "C"),
+        ("?", "!"),
+        ("?", ""),
+        ("red car", "redcar"),
+        ("a red", "red"),
+        ("不红", "红"),
+    ],
+)
+def test_texts_that_differ_in_meaning_stay_apart(one: str, other: str) -> None:
+    assert merging_key(one) != merging_key(other)
+
+
+def test_the_likelier_text_stays_and_probabilities_add() -> None:
+    candidates = merge([generation("blue", 0.3, 1, 9), generation("red.", 0.1, 2, 3, 9), generation("Red", 0.25, 4, 9)])
+    assert [candidate.text for candidate in candidates] == ["Red", "blue"]
+    red = candidates[0]
+    assert red.raw == "raw Red"
+    assert red.count == 2
+    assert red.log_prob == pytest.approx(math.log(0.35))
+    assert red.mean_log_prob == pytest.approx(math.log(0.35) / 2)
+
+
+def test_a_sequence_that_was_sampled_twice_counts_its_probability_once() -> None:
+    (candidate,) = merge([generation("red", 0.4, 1, 9), generation("red", 0.4, 1, 9), generation("Red", 0.2, 2, 9)])
+    assert candidate.log_prob == pytest.approx(math.log(0.6))
+    assert candidate.count == 3
+
+
+def test_ties_keep_the_order_they_came_in() -> None:
+    candidates = merge([generation(text, 0.2, i, 9) for i, text in enumerate(["c", "a", "b"])])
+    assert [candidate.text for candidate in candidates] == ["c", "a", "b"]
+    assert merge([]) == ()
+
+
+def test_without_a_log_probability_the_order_is_that_of_the_generations() -> None:
+    said = [Generation(text, text, (text,), log_prob) for text, log_prob in (("red", -3.0), ("blue", None), ("Blue.", -0.1), ("red", -3.0))]
+    merged = merge(said)
+    assert [(c.text, c.log_prob, c.mean_log_prob, c.count) for c in merged] == [("red", None, None, 2), ("blue", None, None, 2)]

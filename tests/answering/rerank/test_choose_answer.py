@@ -1,0 +1,207 @@
+"""Fusion by hand-computed cases; whatever is chosen is one of the candidates."""
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from answering.config import RerankWeights
+from answering.protocol import Answer, Candidate, Decoding, Description, Request
+from answering.reply import judge, reply
+from answering.rerank.candidate_scores import Signal, Signals
+from answering.rerank.choose_answer import Plan, choose, chosen_text, rerank
+from answering.rerank.confidence import Credibility, evidence
+from answering.rerank.image_text_scores import PictureScorer
+from answering.rerank.learned_fusion import features
+from answering.rerank.logistic_regression import Logistic
+from answering.rerank.score_fusion import components, fuse, signal, stretched
+from answering.rerank.self_evaluation import Judge
+from answering.rerank.statements import statement
+from answering.systems.local_model import LocalAnswerer
+from errors import UsageError
+from tests.answering.conftest import asked
+from visual.clip_scorer import ClipScorer
+
+USUAL = RerankWeights()
+
+
+def candidate(text: str, mean: float | None = -1.0, count: int = 1, log_prob: float | None = None) -> Candidate:
+    return Candidate(text, log_prob if log_prob is not None else mean, mean, text, count)
+
+
+def fits(*scores: float, prior: Sequence[float] | None = None) -> Signals:
+    return {"clip": Signal(scores, None if prior is None else tuple(prior))}
+
+
+def taken(candidates: Sequence[Candidate], signals: Signals | None, plan: Plan = Plan(), kind: Any = None) -> dict[str, str]:  # noqa: B008
+    """Texts that are chosen."""
+    return {name: chosen_text(candidates, place) for name, place in choose(candidates, signals, plan, kind).items()}
+
+
+def test_a_signal_is_a_softmax_stretched_to_0_and_1() -> None:
+    values = np.log([0.5, 0.3, 0.2])
+    assert signal(values).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
+    assert signal(values + 5).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
+
+
+def test_where_all_are_equal_each_gets_1() -> None:
+    assert signal(np.array([2.0, 2.0, 2.0])).tolist() == [1.0, 1.0, 1.0]
+    assert signal(np.array([7.0])).tolist() == [1.0]
+
+
+def test_many_questions_of_different_lengths_at_once() -> None:
+    ragged = np.array([[math.log(0.5), math.log(0.3), math.log(0.2)], [1.0, 2.0, np.nan], [3.0, np.nan, np.nan]])
+    expected = [[1.0, 1 / 3, 0.0], [0.0, 1.0, np.nan], [1.0, np.nan, np.nan]]
+    assert signal(ragged) == pytest.approx(np.array(expected), nan_ok=True)
+
+
+def test_scores_are_fused_by_weight() -> None:
+    candidates = [candidate("a", math.log(0.5)), candidate("b", math.log(0.3)), candidate("c", math.log(0.2))]
+    ranking = rerank(candidates, fits(math.log(1), math.log(9), math.log(2)), USUAL)
+    # Likelihood 1, 1/3, 0; CLIP 0, 1, 1/8.
+    assert ranking.fused == pytest.approx((0.8, 0.8 / 3 + 0.2, 0.2 / 8))
+    assert ranking.order == (0, 1, 2)
+    assert rerank(candidates, fits(0.0, 9.0, 0.0), RerankWeights(likelihood=0.1, clip=0.9)).order == (1, 0, 2)
+
+
+def test_only_the_proportions_of_the_weights_matter() -> None:
+    candidates = [candidate("a", -1.0), candidate("b", -1.5), candidate("c", -3.0)]
+    one = rerank(candidates, fits(1.0, 3.0, 2.0), RerankWeights(likelihood=0.8, clip=0.2))
+    other = rerank(candidates, fits(1.0, 3.0, 2.0), RerankWeights(likelihood=4.0, clip=1.0))
+    assert one.fused == pytest.approx(other.fused)
+    with pytest.raises(UsageError, match=r"rerank\.weights"):
+        rerank(candidates, fits(1.0, 3.0, 2.0), RerankWeights(likelihood=0.0, clip=0.0))
+
+
+def test_a_grid_of_weights_is_tried_on_signals_computed_once() -> None:
+    means, clip = np.array([[-1.0, -1.5, -3.0], [-2.0, -1.0, np.nan]]), np.array([[1.0, 3.0, 2.0], [5.0, 1.0, np.nan]])
+    fused = fuse({"likelihood": signal(means), "clip": signal(clip)}, USUAL)
+    for row in range(2):
+        known = ~np.isnan(means[row])
+        candidates = [candidate(str(i), float(mean)) for i, mean in enumerate(means[row][known])]
+        assert tuple(fused[row][known]) == pytest.approx(rerank(candidates, fits(*clip[row][known].tolist()), USUAL).fused)
+
+
+def test_ties_keep_the_earlier_one_first() -> None:
+    candidates = [candidate("a"), candidate("b"), candidate("c")]
+    assert rerank(candidates, fits(1.0, 1.0, 1.0), USUAL).order == (0, 1, 2)
+    assert rerank(candidates, fits(0.0, 1.0, 1.0), USUAL).order == (1, 2, 0)
+    many = [candidate(str(i)) for i in range(40)]
+    assert rerank(many, fits(*(float(i % 2) for i in range(40))), USUAL).order == (*range(1, 40, 2), *range(0, 40, 2))
+
+
+def test_without_log_probabilities_clip_alone_decides() -> None:
+    candidates = [candidate("a", None), candidate("b", None)]
+    assert rerank(candidates, fits(0.0, 1.0), USUAL).order == (1, 0)
+
+
+def test_each_way_of_choosing() -> None:
+    candidates = [candidate("a", -0.1, 1, -0.5), candidate("b", -0.2, 2, -3.0), candidate("c", -9.0, 2, -1.0)]
+    chosen = taken(candidates, fits(0.0, 8.5, 9.0, prior=[0.0, 5.0, 8.0]))
+    assert chosen == {"first": "a", "majority": "c", "likelihood": "a", "clip": "c", "clip_corrected": "b", "reranked": "b"}
+    assert taken(candidates, None) == {"first": "a", "majority": "c", "likelihood": "a"}
+    judged = {**fits(0.0, 8.5, 9.0), "self": Signal((0.1, 0.2, 0.9))}
+    assert taken(candidates, judged)["self"] == "c"
+    assert taken(candidates, judged, Plan(RerankWeights(likelihood=0.1, clip=0.0, self_score=0.9)))["reranked"] == "c"
+
+
+def test_the_likeliest_need_not_come_first() -> None:
+    """An endpoint's greedy answer comes first whatever its samples' probabilities are."""
+    assert taken([candidate("a", -2.0), candidate("b", -1.0)], None) == {"first": "a", "majority": "b", "likelihood": "b"}
+
+
+@pytest.mark.parametrize("kind", ["yes/no", "counting"])
+def test_guarded_questions_keep_their_first_answer(kind: str) -> None:
+    candidates = [candidate("a", -0.1), candidate("b", -0.2)]
+    signals = fits(0.0, 9.0)
+    learned = Logistic(("clip",), (9.0,), 0.0)
+    alone = taken(candidates, signals, Plan(RerankWeights(likelihood=0.1, clip=0.9), learned=learned), kind)
+    assert (alone["reranked"], alone["learned"], alone["clip"]) == ("a", "a", "b")
+    lifted = taken(candidates, signals, Plan(RerankWeights(likelihood=0.1, clip=0.9), guard=(), learned=learned), kind)
+    assert (lifted["reranked"], lifted["learned"]) == ("b", "b")
+
+
+def test_each_form_of_a_picture_signal_by_hand() -> None:
+    candidates = [candidate("a"), candidate("b"), candidate("c")]
+    signals = fits(math.log(1), math.log(9), math.log(2), prior=[0.0, math.log(9), 0.0])
+    by_form = {form: components(candidates, signals, form)["clip"].tolist() for form in ("softmax", "raw", "prior_corrected")}
+    assert by_form["softmax"] == pytest.approx([0.0, 1.0, 1 / 8])
+    assert by_form["raw"] == pytest.approx([0.0, 1.0, math.log(2) / math.log(9)])
+    assert by_form["prior_corrected"] == pytest.approx([0.0, 0.0, 1.0])
+    with pytest.raises(UsageError, match="prior_corrected needs what clip says"):
+        components(candidates, fits(1.0, 2.0, 3.0), "prior_corrected")
+
+
+def test_several_scorers_are_averaged() -> None:
+    signals = {**fits(1.0, 0.0), "siglip": Signal((0.0, 7.0))}
+    assert components([candidate("a"), candidate("b")], signals, "raw")["clip"].tolist() == [0.5, 0.5]
+    assert stretched(np.array([3.0, 3.0, np.nan])) == pytest.approx(np.array([1.0, 1.0, np.nan]), nan_ok=True)
+
+
+def test_without_counts_the_majority_is_the_likeliest() -> None:
+    assert taken([candidate("a", -0.1, 1, -2.0), candidate("b", -0.5, 1, -1.0)], None)["majority"] == "b"
+
+
+def test_a_chosen_answer_is_never_empty() -> None:
+    assert set(taken([candidate("  ")], fits(1.0)).values()) == {"unknown"}
+    assert taken([], fits()) == dict.fromkeys(("first", "majority", "likelihood", "clip", "reranked"), "unknown")
+
+
+class NeverRight:
+    """An answerer that never says the reference."""
+
+    description = Description("planted")
+
+    def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
+        random = np.random.default_rng(decoding.seed)
+        texts = [f"wrong {i}" for i in range(decoding.k)] + [""]
+        return [
+            Answer(r.request_id, tuple(candidate(text, float(random.normal()), int(random.integers(1, 3))) for text in texts))
+            for r in requests
+        ]
+
+    def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
+        raise NotImplementedError
+
+
+def test_a_chosen_answer_is_one_of_the_candidates() -> None:
+    reference = "right"
+    requests = [asked(str(i), f"Is it {reference}?") for i in range(200)]
+    random = np.random.default_rng(0)
+    for answer in NeverRight().answer(requests, Decoding(k=4)):
+        scores = random.normal(size=len(answer.candidates)).tolist()
+        chosen = taken(answer.candidates, fits(*scores))
+        assert set(chosen.values()) <= {one.text or "unknown" for one in answer.candidates}
+        assert reference not in chosen.values()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        rerank,
+        choose,
+        fuse,
+        signal,
+        components,
+        chosen_text,
+        statement,
+        features,
+        evidence,
+        Credibility.__call__,
+        PictureScorer.signals,
+        Judge.judge,
+        judge,
+        reply,
+        ClipScorer.score,
+        ClipScorer.score_with_priors,
+        LocalAnswerer.answer,
+        LocalAnswerer.stream,
+    ],
+)
+def test_nothing_has_a_parameter_for_a_reference(function: Callable[..., Any]) -> None:
+    names = {*inspect.signature(function).parameters, *(field.name for field in dataclasses.fields(Request))}
+    assert names & {"reference", "references", "answers", "targets", "labels", "sample", "samples", "kwargs", "ground_truth"} == set()

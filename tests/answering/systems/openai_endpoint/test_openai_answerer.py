@@ -1,0 +1,246 @@
+"""An endpoint as an answerer, asked over real connections: what is sent, what comes back, what is kept, what is never told."""
+
+import base64
+import dataclasses
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from answering.config import DecodingConfig, OpenAiSystem
+from answering.protocol import Request
+from answering.systems.openai_endpoint.client import EndpointClient, EndpointError, Pace
+from dataset.sample import Message
+from tests.answering.conftest import asked, drawn, questions
+from tests.answering.endpoints import GREEDY, KEY, THREE, Server, load
+
+
+def test_a_question_is_sent_with_its_picture_and_prompt(server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
+    path = tmp_path / "wide.png"
+    Image.new("RGBA", (400, 100), (255, 0, 0, 255)).save(path)
+    one = system(max_side=100, extra_body={"enable_thinking": False})
+    (answer,) = load(one).answer([asked("a", "What color?", path)], GREEDY)
+    assert answer.error is None
+    assert answer.prompt == "user: <image>\nWhat color?\nAnswer the question using a single word or phrase."
+    (body,) = server.sent(one.model)
+    assert {key: value for key, value in body.items() if key != "messages"} == {
+        "model": one.model, "temperature": 0.0, "max_tokens": 8, "logprobs": True, "enable_thinking": False,
+    }  # fmt: skip
+    ((picture, text),) = [message["content"] for message in body["messages"]]
+    assert text == {"type": "text", "text": "What color?\nAnswer the question using a single word or phrase."}
+    head, _, data = picture["image_url"]["url"].partition(",")
+    assert head == "data:image/jpeg;base64"
+    sent = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert (sent.format, sent.size) == ("JPEG", (100, 25))
+    red = sent.getpixel((50, 12))
+    assert isinstance(red, tuple)
+    assert red[0] > 240 > 20 > red[1]
+
+
+def test_turns_and_several_pictures_keep_their_places(server: Server, system: Callable[..., OpenAiSystem]) -> None:
+    one = system(short_answer_prompt=None)
+    turns = (
+        Message("system", "Be short."),
+        Message("user", "First <image> then\n<image>"),
+        Message("assistant", "ok"),
+        Message("user", "And?"),
+    )
+    load(one).answer([Request("a", (drawn(1), drawn(2)), turns, "conversation")], GREEDY)
+    (body,) = server.sent(one.model)
+    assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "user"]
+    assert [part["type"] for part in body["messages"][1]["content"]] == ["text", "image_url", "text", "image_url"]
+    assert [body["messages"][i]["content"] for i in (0, 2, 3)] == ["Be short.", "ok", "And?"]
+
+
+@pytest.mark.parametrize(
+    ("model", "sampling", "expected"),
+    [
+        ("plain", "n", [(0.0, None, None), (0.7, 3, 5)]),
+        ("plain", "repeated", [(0.0, None, None), (0.7, None, 5), (0.7, None, 6), (0.7, None, 7)]),
+        # What one reply lacks is asked for again.
+        ("ignores-n", "n", [(0.0, None, None), (0.7, 3, 5), (0.7, 2, 6), (0.7, None, 7)]),
+    ],
+)
+def test_a_greedy_candidate_comes_first_and_samples_behind_it(
+    server: Server, system: Callable[..., OpenAiSystem], model: str, sampling: str, expected: list[tuple[float, int | None, int | None]]
+) -> None:
+    one = system(f"{model}+no-logprobs", sampling=sampling)
+    decoding = DecodingConfig(k=4, temperature=0.7, seed=4, max_new_tokens=8)
+    (greedy,) = load(dataclasses.replace(one, cache=one.cache / "other")).answer(questions(1), dataclasses.replace(decoding, mode="greedy"))
+    (answer,) = load(one).answer(questions(1), decoding)
+    assert [(body["temperature"], body.get("n"), body.get("seed")) for body in server.sent(one.model)][1:] == expected
+    assert sum(candidate.count for candidate in answer.candidates) == 4
+    assert answer.first.text == greedy.first.text
+    assert all(candidate.log_prob is None and candidate.mean_log_prob is None for candidate in answer.candidates)
+
+
+def test_log_probabilities_are_used_where_the_server_gives_them(system: Callable[..., OpenAiSystem]) -> None:
+    (answer,) = load(system()).answer(questions(1), GREEDY)
+    log_prob = answer.first.log_prob
+    assert log_prob is not None
+    assert answer.first.mean_log_prob == pytest.approx(log_prob / 2)
+    assert 10 * (log_prob + 0.25) == pytest.approx(round(10 * (log_prob + 0.25)))
+    several = [a for a in load(system()).answer(questions(8), THREE) if len(a.candidates) > 1]
+    assert several
+    for one in several:
+        means = [candidate.mean_log_prob or 0.0 for candidate in one.candidates]
+        assert means == sorted(means, reverse=True)
+    for model in ("some-logprobs", "endless-logprobs", "no-logprobs"):
+        (without,) = load(system(model)).answer(questions(1), THREE)
+        assert {candidate.log_prob for candidate in without.candidates} == {None}, model
+
+
+def test_texts_that_differ_in_form_alone_are_one_candidate(system: Callable[..., OpenAiSystem]) -> None:
+    answers = load(system()).answer(questions(30), DecodingConfig(k=8))
+    both = [c for a in answers for c in a.candidates if c.text.lower().startswith("red")]
+    assert both
+    assert all(sum(c.text.lower().startswith("red") for c in a.candidates) <= 1 for a in answers)
+    assert {c.raw for a in answers for c in a.candidates if c.text == "Red"} <= {"Red."}
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+def test_what_passes_is_tried_again(server: Server, system: Callable[..., OpenAiSystem], status: int) -> None:
+    one = system(f"{status}x2")
+    (answer,) = load(one).answer(questions(1), GREEDY)
+    assert answer.error is None
+    assert len(server.sent(one.model)) == 3
+
+
+@pytest.mark.parametrize(("model", "tries"), [("500", 3), ("429", 3), ("429+quota", 1), ("401", 1), ("404", 1)])
+def test_what_does_not_pass_is_an_error_without_the_key(
+    server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path, model: str, tries: int
+) -> None:
+    one = system(model)
+    (answer,) = load(one).answer(questions(1), THREE)
+    assert answer.candidates == ()
+    status = model.partition("+")[0]
+    said = f"{tries} tries" if tries > 1 else "1 try"
+    assert answer.error == f"the endpoint answered with status {status}: status {status}, asked with *** ({said})"
+    assert answer.prompt.startswith("user: <image>")
+    assert len(server.sent(one.model)) == tries
+    assert not list((tmp_path / "cache").rglob("*.json"))
+
+
+def test_one_refused_question_spoils_no_other(system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
+    answerer = load(system("breaks-on-broken"))
+    bad = [asked("refused", "Is it broken?", drawn(1)), asked("missing", "What?", tmp_path / "none.png"), Request("empty", (), ())]
+    answers = {answer.request_id: answer for answer in answerer.answer([*bad, *questions(3)], THREE)}
+    assert list(answers) == ["refused", "missing", "empty", "q0", "q1", "q2"]
+    assert "I cannot see that" in (answers["refused"].error or "")
+    assert "there is no such file" in (answers["missing"].error or "")
+    assert "roles must be" in (answers["empty"].error or "")
+    assert [answers[f"q{i}"].error for i in range(3)] == [None] * 3
+    assert list(answers.values())[3:] == load(answerer.system).answer(questions(3), THREE)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("html", "the endpoint's reply is no chat completion"),
+        ("no-choices", "the endpoint's reply holds no choice"),
+        ("filtered", "the endpoint gave no text (finish_reason: content_filter)"),
+    ],
+)
+def test_a_reply_that_is_none_is_an_error(system: Callable[..., OpenAiSystem], model: str, message: str) -> None:
+    (answer,) = load(system(model)).answer(questions(1), GREEDY)
+    assert answer.error is not None
+    assert message in answer.error
+
+
+def test_a_server_that_hangs_is_given_up_and_tried_again(server: Server, system: Callable[..., OpenAiSystem]) -> None:
+    one = system("hangs-once", timeout=2.0)
+    (answer,) = load(one).answer(questions(1), GREEDY)
+    assert answer.error is None
+    assert len(server.sent(one.model)) == 2
+    (late,) = load(system("hangs-once", timeout=0.5, retries=0)).answer(questions(1), GREEDY)
+    assert late.error == "the endpoint did not answer in time (1 try)"
+
+
+def test_no_server_is_an_error_of_each_question(system: Callable[..., OpenAiSystem]) -> None:
+    answers = load(system(base_url="http://127.0.0.1:9/v1", retries=1)).answer(questions(2), GREEDY)
+    assert all((answer.error or "").startswith("no connection to the endpoint") for answer in answers)
+    assert all((answer.error or "").endswith("(2 tries)") for answer in answers)
+
+
+def test_waits_double_and_follow_the_server(system: Callable[..., OpenAiSystem]) -> None:
+    for model, least in (("500", [1.0, 2.0, 4.0]), ("429+says-when", [7.0, 7.0, 7.0]), ("429x2+says-when", [7.0, 7.0])):
+        waits: list[float] = []
+        client = EndpointClient(system(model, retries=3, retry_wait=1.0), KEY, sleep=waits.append)
+        body = {"model": client.system.model, "messages": [{"role": "user", "content": "Hello"}], "temperature": 0.0}
+        if model.startswith("429x2"):
+            assert client.complete(body)
+        else:
+            with pytest.raises(EndpointError, match="4 tries"):
+                client.complete(body)
+        assert len(waits) == len(least)
+        assert all(low <= wait <= 1.25 * low for low, wait in zip(least, waits, strict=True)), waits
+
+
+def test_requests_begin_evenly_spaced() -> None:
+    now = [100.0]
+    begun = []
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    pace = Pace(30, clock=lambda: now[0], sleep=sleep)
+    for _ in range(4):
+        pace.wait()
+        begun.append(now[0])
+    assert begun == [100.0, 102.0, 104.0, 106.0]
+    now[0] = 200.0
+    pace.wait()
+    assert now[0] == 200.0
+    free = Pace(None, clock=lambda: now[0], sleep=sleep)
+    for _ in range(5):
+        free.wait()
+    assert now[0] == 200.0
+
+
+def test_further_tries_keep_to_the_pace(system: Callable[..., OpenAiSystem]) -> None:
+    waits: list[float] = []
+    client = EndpointClient(system("500x1", requests_per_minute=1), KEY, sleep=waits.append)
+    client.complete({"model": client.system.model, "messages": [{"role": "user", "content": "Hello"}], "temperature": 0.0})
+    assert [wait > 50 for wait in waits] == [False, True]
+
+
+def test_so_many_requests_are_under_way_at_once_and_no_more(server: Server, system: Callable[..., OpenAiSystem]) -> None:
+    # The server answers when three have come together.
+    one = system("together", concurrency=3, retries=0)
+    answers = load(one).answer(questions(6), GREEDY)
+    assert [answer.error for answer in answers] == [None] * 6
+    assert server.log()["most_under_way"][one.model] == 3
+
+
+def test_a_stream_that_is_refused_says_so(system: Callable[..., OpenAiSystem]) -> None:
+    with pytest.raises(EndpointError, match="status 401"):
+        list(load(system("401")).stream(questions(1)[0], GREEDY))
+
+
+def test_a_defect_ends_the_questions_that_wait_for_the_endpoint(
+    server: Server, system: Callable[..., OpenAiSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = system("503", retries=1000, retry_wait=60.0, concurrency=2)
+    answerer = load(one)
+    waiting = answerer._messages
+
+    def defective(request: Request) -> tuple[Message, ...]:
+        if request.request_id == "q1":
+            while not server.sent(one.model):
+                pass  # until the other question has been refused once, and waits a minute
+            raise ZeroDivisionError("a defect")
+        return waiting(request)
+
+    monkeypatch.setattr(answerer, "_messages", defective)
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        answerer.answer(questions(6), GREEDY)
+    # It returned at all, and neither asked the others nor went on with the first.
+    assert len(server.sent(one.model)) <= 3
+
+
+def test_questions_that_are_answered_leave_the_client_as_it_was(system: Callable[..., OpenAiSystem]) -> None:
+    answerer = load(system())
+    answerer.answer(questions(3), GREEDY)
+    assert not answerer.client.stopped.is_set()

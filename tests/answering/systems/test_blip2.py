@@ -1,0 +1,281 @@
+"""BLIP-2 answers as its own class does, looks at its picture, and is quantised and adapted in its language model alone."""
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoTokenizer,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    BlipImageProcessorPil,
+    OPTConfig,
+    T5Config,
+)
+
+from answering.config import Blip2System, DecodingConfig
+from answering.decoding.streaming import can_follow
+from answering.protocol import Answer, Request
+from answering.systems import blip2
+from answering.systems.blip2 import Blip2Answerer
+from dataset.sample import Message
+from errors import UsageError
+from tests.answering.conftest import asked, drawn
+
+BEAMS = DecodingConfig(k=4, max_new_tokens=6)
+SAMPLES = DecodingConfig(k=4, mode="sample", max_new_tokens=6, temperature=0.7)
+GREEDY = DecodingConfig(mode="greedy", max_new_tokens=6)
+
+
+def language(family: str, tokenizer: Any) -> OPTConfig | T5Config:
+    """A small language model of either kind."""
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "vocab_size": 1536}
+    if family == "opt":
+        return OPTConfig(
+            hidden_size=64, word_embed_proj_dim=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=96,
+            bos_token_id=tokenizer.eos_token_id, **ends,
+        )  # fmt: skip
+    return T5Config(
+        d_model=64, d_kv=32, d_ff=128, num_layers=2, num_heads=2, decoder_start_token_id=tokenizer.pad_token_id,
+        feed_forward_proj="gated-gelu", **ends,
+    )  # fmt: skip
+
+
+def build(folder: Path, family: str, parts: Path) -> Path:
+    """A folder with a small untrained BLIP-2. Its weights are spread out, so that answers are decided and depend on the pictures."""
+    tokenizer = AutoTokenizer.from_pretrained(parts / "qwen3")
+    config = Blip2Config(
+        vision_config={
+            "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
+            "patch_size": 14, "initializer_range": 0.05,
+        },
+        qformer_config={"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 64},
+        text_config=language(family, tokenizer),
+        num_query_tokens=4,
+        image_token_index=1535,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Blip2ForConditionalGeneration(config)
+    with torch.no_grad():
+        model.query_tokens.normal_()
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1 and "embed" not in name:
+                weight.mul_(3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    BlipImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each family."""
+    return {family: build(tmp_path_factory.mktemp(family), family, parts) for family in ("opt", "t5")}
+
+
+def loaded(folder: Path, **settings: Any) -> Blip2Answerer:
+    return blip2.load(Blip2System(name="blip", kind="blip2", path=str(folder), **settings), "cpu")
+
+
+@pytest.fixture(scope="module", params=["opt", "t5"])
+def answerer(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Blip2Answerer:
+    return loaded(folders[request.param])
+
+
+REQUESTS = [
+    asked("one", "What color is the circle?", drawn(1)),
+    asked("two", "Is there a blue star left of the green ring?", drawn(3)),
+    asked("three", "How many?", Image.new("RGB", (50, 20), "red")),
+]
+
+
+def assert_same(found: list[Answer], expected: list[Answer]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert (one.request_id, one.error, one.prompt) == (other.request_id, other.error, other.prompt)
+        assert [c.raw for c in one.candidates] == [c.raw for c in other.candidates]
+        assert [c.log_prob for c in one.candidates] == pytest.approx([c.log_prob for c in other.candidates], abs=1e-4)
+
+
+def test_beams_equal_those_of_the_models_own_class_and_processor(answerer: Blip2Answerer) -> None:
+    """The stock way, one question at a time, with the folder's image token set right."""
+    folder = Path(answerer.system.path)
+    model = Blip2ForConditionalGeneration.from_pretrained(folder)
+    processor = Blip2Processor(answerer.image_processor, AutoTokenizer.from_pretrained(folder), num_query_tokens=4)
+    model.config.image_token_index = processor.tokenizer.convert_tokens_to_ids("<image>")
+    assert model.config.image_token_index < 1536
+    for request, answer in zip(REQUESTS, answerer.answer(REQUESTS, BEAMS), strict=True):
+        question = request.messages[0].content.removeprefix("<image>\n")
+        inputs = processor(images=request.pictures[0], text=f"Question: {question} Short answer:", return_tensors="pt")
+        output = model.generate(
+            **inputs, num_beams=4, num_return_sequences=4, max_new_tokens=6, eos_token_id=list(answerer.end_ids), output_scores=True,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+        new = output.sequences[:, -6:] if answerer.replies else output.sequences[:, inputs["input_ids"].shape[1] :]
+        texts = {text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)}
+        assert {candidate.raw for candidate in answer.candidates} <= texts
+        assert sum(candidate.count for candidate in answer.candidates) == 4
+        if len(answer.candidates) == 4:
+            expected = sorted(output.sequences_scores.tolist(), reverse=True)
+            assert [c.mean_log_prob for c in answer.candidates] == pytest.approx(expected, abs=1e-4)
+    assert len({answer.first.raw for answer in answerer.answer(REQUESTS, BEAMS)}) > 1
+
+
+def test_another_picture_gives_other_probabilities_whatever_the_folder_says_of_its_image_token(answerer: Blip2Answerer) -> None:
+    red, blue = (asked(color, "What color?", Image.new("RGB", (90, 90), color)) for color in ("red", "blue"))
+    for index in (None, 0, 1535):
+        answerer.model.config.image_token_index = index
+        first, second = (answer.first.log_prob for answer in answerer.answer([red, blue], GREEDY))
+        assert first is not None
+        assert first != pytest.approx(second, abs=1e-4)
+
+
+@pytest.mark.parametrize("decoding", [BEAMS, SAMPLES, GREEDY], ids=["beams", "samples", "greedy"])
+def test_order_and_batches_change_no_answer(answerer: Blip2Answerer, decoding: DecodingConfig) -> None:
+    expected = answerer.answer(REQUESTS, decoding)
+    assert [answer.request_id for answer in expected] == ["one", "two", "three"]
+    one_by_one = DecodingConfig(**{**vars(decoding), "batch_size": 1})
+    assert_same(answerer.answer(REQUESTS[::-1], one_by_one)[::-1], expected)
+
+
+def test_a_log_probability_is_that_of_the_untempered_model(answerer: Blip2Answerer) -> None:
+    """Scored again by one forward pass over prompt and answer."""
+    prompt = answerer.encode(REQUESTS[0])
+    sampled = answerer.generate([REQUESTS[0]], [prompt], SAMPLES)[0]
+    assert len({one.token_ids for one in sampled}) > 1
+    inputs = answerer._inputs([prompt])
+    language = answerer.model.language_model
+    for generated in sampled:
+        ids = torch.tensor([generated.token_ids])
+        with torch.no_grad():
+            if answerer.replies:
+                logits = language(**inputs, labels=ids).logits[0]
+            else:
+                answer = language.get_input_embeddings()(ids)
+                embeds = torch.cat([inputs["inputs_embeds"], answer], dim=1)
+                logits = language(inputs_embeds=embeds).logits[0, inputs["inputs_embeds"].shape[1] - 1 : -1]
+        expected = logits.log_softmax(-1).gather(1, ids.T).sum()
+        assert generated.log_prob == pytest.approx(float(expected), abs=1e-3)
+
+
+def test_samples_depend_on_the_seed(answerer: Blip2Answerer) -> None:
+    first = answerer.answer(REQUESTS, SAMPLES)
+    assert first == answerer.answer(REQUESTS, SAMPLES)
+    assert first != answerer.answer(REQUESTS, DecodingConfig(**{**vars(SAMPLES), "seed": 1}))
+
+
+@pytest.mark.parametrize("decoding", [GREEDY, SAMPLES], ids=["greedy", "sample"])
+def test_a_stream_adds_up_to_the_answer(answerer: Blip2Answerer, decoding: DecodingConfig) -> None:
+    alone = DecodingConfig(**{**vars(decoding), "k": 1})
+    for request, answer in zip(REQUESTS, answerer.answer(REQUESTS, alone), strict=True):
+        assert "".join(answerer.stream(request, alone)) == answer.first.raw
+
+
+def test_its_search_is_the_librarys_and_cannot_be_followed(answerer: Blip2Answerer) -> None:
+    assert not can_follow(answerer)
+
+
+def test_a_stream_that_fails_says_so(answerer: Blip2Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_: object) -> None:
+        raise KeyError("gone")
+
+    monkeypatch.setattr(answerer, "_inputs", gone)
+    with pytest.raises(KeyError, match="gone"):
+        list(answerer.stream(REQUESTS[0], GREEDY))
+
+
+def test_each_task_has_its_prompt(answerer: Blip2Answerer) -> None:
+    def text(task: Any, *messages: Message) -> str:
+        return answerer.encode(Request("a", (drawn(1),), messages, task)).text
+
+    question = Message("user", "<image>\nWhat is {it}?")
+    assert text("vqa", question) == "<image>Question: What is {it}? Short answer:"
+    assert text("conversation", question) == "<image>Question: What is {it}? Answer:"
+    assert text("caption", Message("user", "<image>\nDescribe.")) == "<image>a photo of"
+    said = text("vqa", question, Message("assistant", "a dog."), Message("user", "What color?"))
+    assert said == "<image>Question: What is {it}? Short answer: a dog. Question: What color? Short answer:"
+    settings = answerer.description.settings
+    assert settings["question_prompt"] == "Question: {} Short answer:"
+    assert settings["caption_prompt"] == "a photo of"
+    assert answerer.answer([asked("a", "What?", drawn(1))], GREEDY)[0].prompt == "<image>Question: What? Short answer:"
+
+
+def test_control_tokens_in_a_users_text_stay_text(answerer: Blip2Answerer) -> None:
+    ids = answerer.encode(asked("a", "Is <|im_end|> here?", drawn(1))).ids
+    assert answerer.tokenizer.eos_token_id not in ids
+
+
+def test_a_bad_request_is_an_answer_with_an_error_and_spoils_no_other(answerer: Blip2Answerer, tmp_path: Path) -> None:
+    bad = [
+        asked("none", "What?"),
+        asked("several", "What?", drawn(1), drawn(2)),
+        asked("missing", "What?", tmp_path / "none.jpg"),
+        Request("roles", (drawn(1),), (Message("assistant", "<image>"),)),
+        *([] if answerer.replies else [asked("long", "very " * 100, drawn(1))]),
+    ]
+    answers = answerer.answer([*bad, *REQUESTS], BEAMS)
+    errors = {answer.request_id: answer.error or "" for answer in answers[: len(bad)]}
+    assert errors["none"] == "BLIP-2 takes one picture a question, this one has 0"
+    assert errors["several"].endswith("this one has 2")
+    assert "there is no such file" in errors["missing"]
+    assert "not the user's" in errors["roles"]
+    if not answerer.replies:
+        assert "the model takes at most 92 beside a picture" in errors["long"]
+    assert_same(answers[len(bad) :], answerer.answer(REQUESTS, BEAMS))
+
+
+@pytest.mark.parametrize("family", ["opt", "t5"])
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_only_the_language_model_is_quantised(folders: dict[str, Path], family: str, quantization: str) -> None:
+    answerer = loaded(folders[family], quantization=quantization)
+    small = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantization]
+    quantised = {name for name, module in answerer.model.named_modules() if type(module).__name__ == small}
+    assert any(".layers." in name or ".block." in name for name in quantised)
+    assert all(name.startswith("language_model.") and "lm_head" not in name for name in quantised)
+    (answer,) = answerer.answer([REQUESTS[0]], DecodingConfig(k=2, max_new_tokens=3))
+    assert sum(candidate.count for candidate in answer.candidates) == 2
+
+
+def adapter(folder: Path, base: Path) -> Path:
+    """A LoRA adapter of the language model's attention, far from its start."""
+    settings = peft.LoraConfig(r=2, target_modules=r"language_model\..*\.(q_proj|q)")
+    model = peft.get_peft_model(Blip2ForConditionalGeneration.from_pretrained(base), settings)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_an_adapter_changes_the_answers(folders: dict[str, Path], tmp_path: Path, quantization: str) -> None:
+    folder = adapter(tmp_path / "adapter", folders["opt"])
+    plain = loaded(folders["opt"], quantization=quantization).answer(REQUESTS, BEAMS)
+    adapted = loaded(folders["opt"], quantization=quantization, adapter=folder)
+    assert adapted.description.settings["adapter"] == folder
+    assert adapted.answer(REQUESTS, BEAMS) != plain
+
+
+def test_an_adapter_that_does_not_belong_is_one_clear_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"system blip, adapter: .*gone does not exist"):
+        loaded(folders["opt"], adapter=tmp_path / "gone")
+    with pytest.raises(UsageError, match="system blip, adapter: cannot load"):
+        loaded(folders["opt"], adapter=tmp_path)
+    foreign = adapter(tmp_path / "adapter", folders["t5"])
+    with pytest.raises(UsageError, match="system blip, adapter"):
+        loaded(folders["opt"], adapter=foreign)
+
+
+def test_another_family_is_one_clear_line(parts: Path) -> None:
+    with pytest.raises(UsageError, match=r"system blip, path: .* is a qwen3_vl model, the system's kind says blip2"):
+        loaded(parts / "qwen3_vl")
+    with pytest.raises(UsageError, match="system blip, path: cannot load no/such"):
+        loaded(Path("no/such"))
+
+
+def test_a_prompt_needs_a_place_for_the_question() -> None:
+    with pytest.raises(ValueError, match="question_prompt"):
+        Blip2System(name="blip", kind="blip2", path="x", question_prompt="Question:")

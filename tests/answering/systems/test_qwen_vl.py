@@ -1,0 +1,188 @@
+"""Qwen vision-language models answer as their own classes do, without torchvision."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLProcessor,
+)
+from transformers.processing_utils import ProcessorMixin
+
+from answering.config import DecodingConfig, QwenVlSystem
+from answering.decoding.beam_search import beam_search
+from answering.protocol import Request
+from answering.request_images import shrunk
+from answering.systems.qwen_vl import QwenVlAnswerer, load
+from dataset.sample import Message
+from errors import UsageError
+from tests.answering.conftest import asked, drawn
+from tests.answering.plain import NEW, assert_equal, plain
+
+
+class ImageOnlyProcessor(Qwen3VLProcessor):
+    """The library's processor without its video part, which needs torchvision."""
+
+    def __init__(self, image_processor: Any, tokenizer: Any):
+        self.image_token, self.image_token_id = "<|image_pad|>", tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=tokenizer.chat_template)
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return ["image_processor", "tokenizer"]
+
+
+@pytest.fixture(scope="module")
+def qwen2_5_vl(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_qwen2_5_vl(tmp_path_factory.mktemp("qwen2_5_vl"), parts)
+
+
+def build_qwen2_5_vl(folder: Path, parts: Path) -> Path:
+    """A folder with a small untrained Qwen2.5-VL."""
+    tokenizer = AutoTokenizer.from_pretrained(parts / "qwen3_vl")
+    identity = tokenizer.convert_tokens_to_ids
+    text = {
+        "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "vocab_size": 1536, "max_position_embeddings": 512, "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [8, 12, 12]},
+        "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 128, "patch_size": 14,
+        "fullatt_block_indexes": [1], "window_size": 56,
+    }  # fmt: skip
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=identity("<|image_pad|>"),
+        video_token_id=identity("<|video_pad|>"),
+        vision_start_token_id=identity("<|vision_start|>"),
+        vision_end_token_id=identity("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Qwen2VLImageProcessorPil().save_pretrained(folder)
+    return folder
+
+
+def loaded(folder: Path, kind: Any, **settings: Any) -> QwenVlAnswerer:
+    """The model in fp32 with its weights spread out, so that answers are decided and depend on the pictures."""
+    answerer = load(QwenVlSystem(name="qwen", kind=kind, path=str(folder), **{"quantization": "none", **settings}), "cpu")
+    if answerer.system.quantization == "none":
+        with torch.no_grad():
+            for name, weight in answerer.model.named_parameters():
+                if weight.ndim > 1 and "embed" not in name:
+                    weight.mul_(2.5)
+    return answerer
+
+
+@pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
+def answerer(request: pytest.FixtureRequest, parts: Path) -> QwenVlAnswerer:
+    folder = parts / "qwen3_vl" if request.param == "qwen3_vl" else request.getfixturevalue("qwen2_5_vl")
+    return loaded(folder, request.param)
+
+
+REQUESTS = [
+    asked("one", "What color is the circle?", Image.new("RGB", (300, 90), "red")),
+    asked("none", "Is there a blue star left of the green ring?"),
+    asked("several", "这幅图像描述了什么？", drawn(2), drawn(9)),
+    asked("long", "Describe the picture. " * 6, drawn(4)),
+]
+
+
+def test_beams_equal_those_of_plain_generate(answerer: QwenVlAnswerer) -> None:
+    batch = answerer.collate([answerer.encode(request) for request in REQUESTS])
+    types = {"mm_token_type_ids": (batch.input_ids == answerer.processor.placeholder_id).int()}
+    given = type(batch)(batch.input_ids, batch.attention_mask, batch.position_ids, {**batch.pictures, **types})
+    found = beam_search(answerer.model, batch, 3, NEW, answerer.end_ids)
+    assert_equal(found, plain(answerer.model, given, answerer.end_ids, 3))
+    assert len({question[0].token_ids for question in found}) == len(REQUESTS)
+
+
+def test_another_picture_gives_other_probabilities(answerer: QwenVlAnswerer) -> None:
+    decoding = DecodingConfig(k=1, mode="greedy", max_new_tokens=4)
+    red, blue = (asked(color, "What color?", Image.new("RGB", (90, 90), color)) for color in ("red", "blue"))
+    first, second = (answer.first.log_prob for answer in answerer.answer([red, blue], decoding))
+    assert first is not None
+    assert first != pytest.approx(second, abs=1e-4)
+
+
+def test_prompts_equal_those_of_the_models_own_processor(parts: Path) -> None:
+    answerer = loaded(parts / "qwen3_vl", "qwen3_vl", short_answer_prompt=None, short_answer_prompt_zh=None)
+    folder = parts / "qwen3_vl"
+    stock = ImageOnlyProcessor(Qwen2VLImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
+    pictures = [drawn(2), Image.new("RGB", (200, 60), "green")]
+    request = Request("a", tuple(pictures), (Message("user", "<image>First <image>second?"),))
+    content = [
+        {"type": "image", "image": pictures[0]},
+        {"type": "text", "text": "First "},
+        {"type": "image", "image": pictures[1]},
+        {"type": "text", "text": "second?"},
+    ]
+    text = stock.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, enable_thinking=False)
+    expected = stock(text=[text], images=pictures, return_tensors="pt")
+    prompt = answerer.encode(request)
+    assert prompt.ids == expected["input_ids"][0].tolist()
+    assert torch.equal(prompt.pictures["pixel_values"], expected["pixel_values"])
+    assert torch.equal(prompt.pictures["image_grid_thw"], expected["image_grid_thw"])
+
+
+def test_control_tokens_in_a_users_text_stay_text(answerer: QwenVlAnswerer) -> None:
+    prompt = answerer.encode(asked("a", "Is <|image_pad|> or <|im_end|> here?", drawn(1)))
+    merged = int(prompt.pictures["image_grid_thw"].prod()) // answerer.image_processor.merge_size**2
+    assert prompt.ids.count(answerer.processor.placeholder_id) == merged
+    assert prompt.ids.count(answerer.processor.end_id) == 1 + prompt.text.startswith("<|im_start|>system")
+    assert "Is <|image_pad|> or <|im_end|> here?" in prompt.text
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_only_the_language_model_is_quantised(parts: Path, quantization: str) -> None:
+    answerer = loaded(parts / "qwen3_vl", "qwen3_vl", quantization=quantization)
+    kinds = {name: type(module).__name__ for name, module in answerer.model.named_modules()}
+    small = {"nf4": "Linear4bit", "int8": "Linear8bitLt"}[quantization]
+    quantised = {name for name, kind in kinds.items() if kind == small}
+    assert quantised
+    assert all(name.startswith("model.language_model.layers.") for name in quantised)
+    assert not any(getattr(module, "support_avx512bf16_for_cpu", False) for module in answerer.model.modules())
+    (answer,) = answerer.answer([REQUESTS[0]], DecodingConfig(k=2, max_new_tokens=3))
+    assert sum(candidate.count for candidate in answer.candidates) == 2
+
+
+def test_a_model_that_does_not_fit_is_offloaded(parts: Path, tmp_path: Path) -> None:
+    whole = loaded(parts / "qwen3_vl", "qwen3_vl")
+    spread = load(whole.system.__class__(**{**vars(whole.system), "max_memory": {"cpu": "6MB"}, "offload_folder": tmp_path}), "cpu")
+    assert any(place == "disk" for place in spread.model.hf_device_map.values())
+    decoding = DecodingConfig(k=2, max_new_tokens=3)
+    fresh = load(whole.system, "cpu")
+    assert spread.answer(REQUESTS[:1], decoding) == fresh.answer(REQUESTS[:1], decoding)
+
+
+def test_pictures_are_shrunk_in_proportion_and_never_enlarged() -> None:
+    assert shrunk(Image.new("RGB", (1000, 500)), 384).size == (384, 192)
+    assert shrunk(Image.new("RGB", (30, 2000)), 384).size == (6, 384)
+    small = Image.new("RGB", (384, 10))
+    assert shrunk(small, 384) is small
+
+
+def test_a_picture_that_the_model_refuses_spoils_only_its_own_request(answerer: QwenVlAnswerer) -> None:
+    thin = asked("thin", "What is this?", Image.new("RGB", (384, 1)))
+    bad, good = answerer.answer([thin, REQUESTS[0]], DecodingConfig(k=2, max_new_tokens=2))
+    assert bad.candidates == ()
+    assert bad.error is not None
+    assert "aspect ratio" in bad.error
+    assert good.error is None
+
+
+def test_another_family_is_one_clear_line(parts: Path) -> None:
+    with pytest.raises(UsageError, match=r"system qwen, path: .* is a qwen3_vl model, the system's kind says qwen2_5_vl"):
+        loaded(parts / "qwen3_vl", "qwen2_5_vl")
+    with pytest.raises(UsageError, match="system qwen, path: cannot load no/such"):
+        load(QwenVlSystem(name="qwen", kind="qwen3_vl", path="no/such"), "cpu")

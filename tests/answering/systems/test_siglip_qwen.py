@@ -1,0 +1,252 @@
+"""Our own model as an answerer: errors stay with their request, order and batches change nothing, streams add up."""
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from answering.config import DecodingConfig
+from answering.decoding.beam_search import Generated, PromptBatch
+from answering.prompts import PromptPolicy
+from answering.protocol import Answer, Request
+from answering.systems.local_model import Prompt, evaluating
+from answering.systems.siglip_qwen import CheckpointAnswerer
+from dataset.loading.encoded_sample import EncodingError
+from dataset.sample import Message
+from errors import TesseraError
+from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.processor import Processor
+from tests.answering.conftest import asked, drawn
+
+BEAMS = DecodingConfig(k=4, max_new_tokens=6)
+SAMPLES = DecodingConfig(k=4, mode="sample", max_new_tokens=6, temperature=0.7)
+GREEDY = DecodingConfig(mode="greedy", max_new_tokens=6)
+
+
+def assert_same(found: list[Answer], expected: list[Answer]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert (one.request_id, one.error, one.prompt) == (other.request_id, other.error, other.prompt)
+        assert [c.raw for c in one.candidates] == [c.raw for c in other.candidates]
+        assert [c.log_prob for c in one.candidates] == pytest.approx([c.log_prob for c in other.candidates], abs=1e-4)
+
+
+def test_a_bad_request_is_an_answer_with_an_error_and_spoils_no_other(
+    answerer: CheckpointAnswerer, requests: list[Request], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    bad = [
+        asked("missing", "What?", tmp_path / "none.jpg"),
+        asked("broken", "What?", broken),
+        Request("marks", (drawn(1),), (Message("user", "no mark"),)),
+        Request("roles", (), (Message("assistant", "Hello"),)),
+        Request("empty", (), ()),
+        asked("too long", "very " * 600, drawn(1)),
+    ]
+    mixed = [one for pair in zip(bad, requests, strict=False) for one in pair] + bad[len(requests) :]
+    answers = {answer.request_id: answer for answer in answerer.answer(mixed, BEAMS)}
+    errors = {name: answers[name].error or "" for name in ("missing", "broken", "marks", "roles", "empty", "too long")}
+    assert "there is no such file" in errors["missing"]
+    assert "cannot be decoded" in errors["broken"]
+    assert errors["marks"] == "0 <image> marks for 1 pictures"
+    assert "roles must be" in errors["roles"]
+    assert "roles must be" in errors["empty"]
+    assert "at most 512 (model.max_tokens)" in errors["too long"]
+    assert all(answers[name].candidates == () for name in errors)
+    assert_same([answers[request.request_id] for request in requests], answerer.answer(requests, BEAMS))
+
+
+@pytest.mark.parametrize("decoding", [BEAMS, SAMPLES, GREEDY], ids=["beams", "samples", "greedy"])
+def test_order_and_batches_change_no_answer(answerer: CheckpointAnswerer, requests: list[Request], decoding: DecodingConfig) -> None:
+    expected = answerer.answer(requests, decoding)
+    assert [answer.request_id for answer in expected] == [request.request_id for request in requests]
+    one_by_one = dataclasses.replace(decoding, batch_size=1)
+    assert_same(answerer.answer(requests[::-1], one_by_one)[::-1], expected)
+
+
+def test_the_next_batch_is_read_while_the_model_answers(
+    answerer: CheckpointAnswerer, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = {request.request_id: threading.Event() for request in requests}
+    encode, generate, asked_together = answerer.encode, answerer.generate, []
+
+    def reading(request: Request) -> Prompt:
+        read[request.request_id].set()
+        return encode(request)
+
+    def generating(batch: Sequence[Request], *rest: Any) -> list[list[Generated]]:
+        asked_together.append([request.request_id for request in batch])
+        if len(asked_together) == 1:
+            others = [name for name in read if name not in asked_together[0]]
+            assert any(read[name].wait(20) for name in others), "the model was done before the next batch was read"
+        return generate(batch, *rest)
+
+    monkeypatch.setattr(answerer, "encode", reading)
+    monkeypatch.setattr(answerer, "generate", generating)
+    answers = answerer.answer(requests, dataclasses.replace(GREEDY, batch_size=2))
+    assert [len(batch) for batch in asked_together] == [2, 2, 1]
+    monkeypatch.undo()
+    assert_same(answers, answerer.answer(requests, dataclasses.replace(GREEDY, batch_size=2)))
+
+
+def test_samples_depend_on_the_seed_and_are_not_all_the_same(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+    first, again = answerer.answer(requests, SAMPLES), answerer.answer(requests, SAMPLES)
+    assert first == again
+    other = answerer.answer(requests, dataclasses.replace(SAMPLES, seed=1))
+    assert [answer.candidates for answer in other] != [answer.candidates for answer in first]
+    assert all(sum(candidate.count for candidate in answer.candidates) == SAMPLES.k for answer in first)
+    assert any(len(answer.candidates) > 1 for answer in first)
+
+
+def test_the_same_question_asked_twice_is_sampled_twice(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+    twin = dataclasses.replace(requests[0], request_id="twin")
+    one, other = answerer.answer([requests[0], twin], SAMPLES)
+    assert [candidate.raw for candidate in one.candidates] != [candidate.raw for candidate in other.candidates]
+
+
+def test_cold_samples_are_the_greedy_answer(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+    cold = answerer.answer(requests, dataclasses.replace(SAMPLES, temperature=1e-4))
+    for one, greedy in zip(cold, answerer.answer(requests, GREEDY), strict=True):
+        assert [candidate.raw for candidate in one.candidates] == [greedy.first.raw]
+        assert one.first.log_prob == pytest.approx(greedy.first.log_prob, abs=1e-4)
+
+
+def test_a_log_probability_is_summed_over_the_tokens_with_the_end_token(
+    model: VisionLanguageModel, processor: Processor, requests: list[Request]
+) -> None:
+    """Scored again by one forward pass over prompt and answer, at a temperature that samples are not scored with."""
+    answerer = CheckpointAnswerer(model, processor)
+    prompt = answerer.encode(requests[0])
+    batch = answerer.collate([prompt])
+    for generated in answerer._generate([requests[0]], [prompt], SAMPLES)[0]:
+        ids = torch.tensor([prompt.ids + list(generated.token_ids)])
+        with torch.no_grad():
+            logits = model(input_ids=ids, **batch.pictures).logits[0].log_softmax(-1)
+        start = len(prompt.ids)
+        expected = sum(float(logits[start + i - 1, token]) for i, token in enumerate(generated.token_ids))
+        assert generated.log_prob == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_prompt_is_the_one_of_training(answerer: CheckpointAnswerer, processor: Processor, requests: list[Request]) -> None:
+    for request in requests:
+        encoded = processor.encode(request.messages, "red", len(request.pictures))
+        assert encoded is not None
+        ids = answerer.encode(request).ids
+        assert encoded.input_ids[: len(ids)] == ids
+        assert [label for label in encoded.labels if label != -100] == encoded.input_ids[len(ids) :]
+
+
+def test_the_prompt_is_kept_with_one_mark_a_picture(model: VisionLanguageModel, processor: Processor) -> None:
+    answerer = CheckpointAnswerer(model, processor, PromptPolicy("Answer shortly.", None, True), {"path": "here"})
+    (answer,) = answerer.answer([asked("a", "What?", drawn(1), drawn(2))], GREEDY)
+    assert "<image><image>\nWhat?\nAnswer shortly.<|im_end|>" in answer.prompt
+    assert answerer.description.kind == "checkpoint"
+    assert answerer.description.settings == {
+        "path": "here", "short_answer_prompt": "Answer shortly.", "short_answer_prompt_zh": None, "clean_answers": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("decoding", [GREEDY, dataclasses.replace(SAMPLES, k=1, max_new_tokens=24)], ids=["greedy", "sample"])
+def test_a_stream_adds_up_to_the_answer(answerer: CheckpointAnswerer, requests: list[Request], decoding: DecodingConfig) -> None:
+    for request, answer in zip(requests, answerer.answer(requests, decoding), strict=True):
+        assert "".join(answerer.stream(request, decoding)) == answer.first.raw
+
+
+def scripted(answerer: CheckpointAnswerer, monkeypatch: pytest.MonkeyPatch, ids: list[int]) -> None:
+    """Let the model say `ids`, whatever it is asked."""
+    model = answerer.model
+    forward: Callable[..., object] = type(model).forward
+
+    def says(self: object, input_ids: torch.Tensor, **kwargs: object) -> object:
+        output: object = forward(self, input_ids=input_ids, **kwargs)
+        step = 0 if input_ids.shape[1] > 1 else len(said)
+        said[step:] = [ids[step]]
+        output.logits[:] = 0  # type: ignore[attr-defined]
+        output.logits[..., ids[step]] = 20  # type: ignore[attr-defined]
+        return output
+
+    said: list[int] = []
+    monkeypatch.setattr(type(model), "forward", says)
+
+
+def test_a_streamed_character_is_never_cut(answerer: CheckpointAnswerer, processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "鼹鼠 🦔 两只\n\n ok"
+    ids = processor.tokenizer.encode(f"  {text} \n\u3000", add_special_tokens=False)
+    assert len(ids) > len(text), "these characters were meant to take several tokens each"
+    scripted(answerer, monkeypatch, [*ids, processor.end_id])
+    pieces = list(answerer.stream(asked("a", "Who?"), DecodingConfig(mode="greedy", max_new_tokens=60)))
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert pieces[0] == "鼹"
+    assert answerer.answer([asked("a", "Who?")], DecodingConfig(mode="greedy", max_new_tokens=60))[0].first.raw == text
+
+
+def test_bytes_that_are_no_character_are_said_as_in_the_answer(
+    answerer: CheckpointAnswerer, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = processor.tokenizer.encode("鼹", add_special_tokens=False)[:1]
+    scripted(answerer, monkeypatch, [*half, *processor.tokenizer.encode("a"), *half, processor.end_id])
+    pieces = list(answerer.stream(asked("a", "Who?"), DecodingConfig(mode="greedy", max_new_tokens=60)))
+    assert "".join(pieces) == "\ufffda\ufffd"
+
+
+def test_a_request_that_cannot_be_streamed_raises(answerer: CheckpointAnswerer) -> None:
+    with pytest.raises(EncodingError, match="marks for 1 pictures"):
+        list(answerer.stream(Request("a", (drawn(1),), (Message("user", "?"),)), GREEDY))
+
+
+def test_dropout_is_off_and_the_mode_of_every_module_comes_back(answerer: CheckpointAnswerer) -> None:
+    model = answerer.model
+    model.train()
+    model.model.vision_tower.eval()
+    before = [module.training for module in model.modules()]
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == before
+    model.eval()
+
+
+@pytest.mark.parametrize("decoding", [BEAMS, SAMPLES, GREEDY], ids=["beams", "samples", "greedy"])
+def test_probabilities_that_are_no_numbers_are_an_error_and_no_answer(
+    answerer: CheckpointAnswerer, requests: list[Request], decoding: DecodingConfig
+) -> None:
+    hook = answerer.model.lm_head.register_forward_hook(lambda _, __, logits: logits * torch.nan)
+    try:
+        answers = answerer.answer(requests, decoding)
+    finally:
+        hook.remove()
+    assert {answer.error for answer in answers} == {"the model's probabilities are not finite numbers"}
+    assert not any(answer.candidates for answer in answers)
+
+
+def test_out_of_memory_names_the_settings_to_change(
+    answerer: CheckpointAnswerer, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("answering.systems.local_model.beam_search", full)
+    with pytest.raises(TesseraError, match=r"lower decoding\.batch_size \(now 16\) or decoding\.k"):
+        answerer.answer(requests, BEAMS)
+    one_by_one = answerer.answer(requests, dataclasses.replace(BEAMS, batch_size=1))
+    assert all("out of memory with 1 questions" in (answer.error or "") for answer in one_by_one)
+
+
+def test_a_batch_without_pictures_needs_none(answerer: CheckpointAnswerer) -> None:
+    batch = answerer.collate([answerer.encode(asked("a", "Who?")), answerer.encode(asked("b", "Who are you?"))])
+    assert isinstance(batch, PromptBatch)
+    assert batch.pictures == {}
+    assert (batch.attention_mask[:, -1] == 1).all()
+    assert batch.attention_mask[0, 0] == 0
+    assert batch.position_ids[0].tolist()[-1] == int(batch.attention_mask[0].sum()) - 1
+
+
+def test_pictures_in_memory_are_turned_into_rgb(answerer: CheckpointAnswerer) -> None:
+    grey = Image.new("L", (50, 50), 128)
+    one, other = answerer.answer([asked("a", "What?", grey), asked("b", "What?", grey.convert("RGB"))], GREEDY)
+    assert one.first.log_prob == pytest.approx(other.first.log_prob, abs=1e-5)

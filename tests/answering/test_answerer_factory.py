@@ -1,0 +1,210 @@
+"""What a configuration names is loaded, or one line says why not."""
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from transformers import LlavaForConditionalGeneration
+
+from answering.answerer_factory import Shelf, build_answerer, check_system, load_scorer
+from answering.config import Blip2System, CheckpointSystem, DecodingConfig, QwenVlSystem
+from answering.protocol import Answer
+from answering.systems.qwen_vl import QwenVlAnswerer
+from answering.systems.siglip_qwen import CheckpointAnswerer
+from errors import UsageError
+from model.hub import llava_export
+from model.kernels.fused_lora import FusedLinear
+from model.kernels.rms_norm import FusedRMSNorm
+from model.lora import attach
+from model.siglip_qwen import assembly, checkpoint
+from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.processor import Processor
+from tests.answering.conftest import asked, drawn
+from tests.model.conftest import stock_knows_the_final_norm
+
+REQUEST = asked("a", "What color?", Image.new("RGB", (60, 60), "red"))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two whole checkpoints and a newer, half-written one."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, alpha=8))
+    torch.manual_seed(0)
+    model = attach(assembly.build(config, placeholder_id=processor.placeholder_id), config, ("projector", "lora"))
+    for step in (1, 2, 3):
+        torch.nn.init.normal_(next(p for name, p in model.named_parameters() if "lora_B" in name), std=0.1 * step)
+        path = folder / f"checkpoint-{step}"
+        checkpoint.save(model, path)
+        processor.save(path)
+        if step < 3:
+            checkpoint.mark_whole(path)
+    return folder
+
+
+def test_newest_is_the_newest_whole_checkpoint(checkpoints: Path) -> None:
+    newest = build_answerer(CheckpointSystem(name="ours", kind="checkpoint"), checkpoint_folder=checkpoints, device="cpu")
+    assert isinstance(newest, CheckpointAnswerer)
+    assert newest.description.settings["path"] == str(checkpoints / "checkpoint-2")
+    # The folder of another run may be named as well.
+    elsewhere = CheckpointSystem(name="other", kind="checkpoint", path=str(checkpoints))
+    another = build_answerer(elsewhere, checkpoint_folder=Path("elsewhere"), device="cpu")
+    assert another.description.settings["path"] == str(checkpoints / "checkpoint-2")
+    decoding = DecodingConfig(k=3, max_new_tokens=4)
+    (answer,) = newest.answer([REQUEST], decoding)
+    named = CheckpointSystem(name="ours", kind="checkpoint", path=str(checkpoints / "checkpoint-2"))
+    assert build_answerer(named, checkpoint_folder=Path("elsewhere"), device="cpu").answer([REQUEST], decoding) == [answer]
+    other = CheckpointSystem(name="ours", kind="checkpoint", path=str(checkpoints / "checkpoint-1"))
+    assert build_answerer(other, checkpoint_folder=checkpoints, device="cpu").answer([REQUEST], decoding) != [answer]
+
+
+def test_a_checkpoint_answers_by_fewer_passes_as_peft_does_by_its_own(checkpoints: Path, processor: Processor) -> None:
+    path = checkpoints / "checkpoint-2"
+    fused = build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(path)), checkpoint_folder=checkpoints, device="cpu")
+    plain = CheckpointAnswerer(checkpoint.load(path), processor)
+    assert isinstance(fused, CheckpointAnswerer)
+    kinds = [{type(module) for module in answerer.model.modules()} for answerer in (fused, plain)]
+    assert [{FusedLinear, FusedRMSNorm} <= kind for kind in kinds] == [True, False]
+    decoding = DecodingConfig(k=3, max_new_tokens=4)
+    for one, other in zip(*(answerer.answer([REQUEST, asked("b", "How many?")], decoding) for answerer in (fused, plain)), strict=True):
+        assert [candidate.raw for candidate in one.candidates] == [candidate.raw for candidate in other.candidates]
+        assert [c.log_prob for c in one.candidates] == pytest.approx([c.log_prob for c in other.candidates], abs=1e-4)
+
+
+def test_a_checkpoint_answers_in_4_bit(checkpoints: Path) -> None:
+    system = CheckpointSystem(name="ours", kind="checkpoint", quantization="nf4")
+    answerer = build_answerer(system, checkpoint_folder=checkpoints, device="cpu")
+    assert isinstance(answerer, CheckpointAnswerer)
+    assert "Linear4bit" in {type(module).__name__ for module in answerer.model.modules()}
+    (answer,) = answerer.answer([REQUEST], DecodingConfig(k=2, max_new_tokens=2))
+    assert answer.error is None
+
+
+@pytest.mark.parametrize("form", ["merged", "llava"])
+@pytest.mark.parametrize("system_prompt", [None, "Be short."])
+def test_an_exported_checkpoint_answers_as_the_checkpoint_itself(
+    checkpoints: Path, processor: Processor, tmp_path: Path, form: llava_export.Form, system_prompt: str | None
+) -> None:
+    folder = shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint")
+    prompted = copy.copy(processor)
+    prompted.system_prompt = system_prompt
+    prompted.save(folder)
+    llava_export.export(folder, tmp_path / form, form, prompted)
+    decoding = DecodingConfig(k=3, max_new_tokens=4)
+    requests = [REQUEST, asked("b", "这是什么？", drawn(1), drawn(2)), asked("c", "How many?")]
+
+    def answers(path: Path, expected: str) -> list[Answer]:
+        system = CheckpointSystem(name="ours", kind="checkpoint", path=str(path))
+        answerer = build_answerer(system, checkpoint_folder=Path("elsewhere"), device="cpu")
+        assert (answerer.description.kind, answerer.description.settings["form"]) == ("checkpoint", expected)
+        return answerer.answer(requests, decoding)
+
+    for one, other in zip(answers(folder, "adapter"), answers(tmp_path / form, form), strict=True):
+        assert (one.error, one.prompt) == (other.error, other.prompt)
+        assert [candidate.raw for candidate in one.candidates] == [candidate.raw for candidate in other.candidates]
+        assert [c.log_prob for c in one.candidates] == pytest.approx([c.log_prob for c in other.candidates], abs=1e-3)
+
+
+@pytest.mark.parametrize("form", ["merged", "llava"])
+def test_only_the_language_model_of_an_export_is_quantised(
+    checkpoints: Path, processor: Processor, tmp_path: Path, form: llava_export.Form
+) -> None:
+    llava_export.export(checkpoints / "checkpoint-1", tmp_path / form, form, processor)
+    system = CheckpointSystem(name="ours", kind="checkpoint", path=str(tmp_path / form), quantization="nf4")
+    answerer = build_answerer(system, checkpoint_folder=Path("elsewhere"), device="cpu")
+    assert isinstance(answerer, CheckpointAnswerer)
+    quantised = {name for name, module in answerer.model.named_modules() if type(module).__name__ == "Linear4bit"}
+    assert quantised
+    assert all(name.startswith("model.language_model.layers.") for name in quantised)
+    assert answerer.answer([REQUEST], DecodingConfig(k=2, max_new_tokens=2))[0].error is None
+
+
+def test_a_llava_of_others_is_one_clear_line(checkpoints: Path, processor: Processor, tmp_path: Path) -> None:
+    llava_export.export(checkpoints / "checkpoint-1", tmp_path / "llava", "llava", processor)
+    path = tmp_path / "llava" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**config, "vision_feature_select_strategy": "default"}), encoding="utf-8")
+    with pytest.raises(UsageError, match=r"a LLaVA model, but not one that tools/export\.py wrote"):
+        build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(path.parent)), checkpoint_folder=tmp_path, device="cpu")
+
+
+def test_an_export_that_older_transformers_would_read_otherwise_is_refused(
+    checkpoints: Path, processor: Processor, model: VisionLanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llava_export.export(checkpoints / "checkpoint-1", tmp_path / "llava", "llava", processor)
+    path = tmp_path / "llava" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["vision_config"]["tie_last_hidden_states"] = True
+    path.write_text(json.dumps({**config, "vision_feature_layer": -1}), encoding="utf-8")
+    system = CheckpointSystem(name="ours", kind="checkpoint", path=str(path.parent))
+    usual = LlavaForConditionalGeneration.from_pretrained
+
+    def older(*args: Any, **options: Any) -> Any:
+        llava = usual(*args, **options)
+        marked = copy.deepcopy(llava.config)
+        llava.config.vision_config.tie_last_hidden_states = False
+        llava.config = marked
+        return llava
+
+    if stock_knows_the_final_norm(model):
+        build_answerer(system, checkpoint_folder=tmp_path, device="cpu")
+        monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", older)
+    with pytest.raises(UsageError, match=r"tie_last_hidden_states.*a newer one is needed"):
+        build_answerer(system, checkpoint_folder=tmp_path, device="cpu")
+
+
+def test_a_qwen_is_loaded_by_its_kind(parts: Path) -> None:
+    system = QwenVlSystem(name="qwen", kind="qwen3_vl", path=str(parts / "qwen3_vl"), quantization="none")
+    answerer = build_answerer(system, checkpoint_folder=Path("elsewhere"), device="cpu")
+    assert isinstance(answerer, QwenVlAnswerer)
+    assert answerer.description.kind == "qwen3_vl"
+
+
+def test_the_scorer_reads_picture_files(parts: Path, tmp_path: Path) -> None:
+    scorer = load_scorer(str(parts / "clip"), device="cpu")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    assert scorer.score(tmp_path / "red.png", ["red"]) == scorer.score(Image.new("RGB", (40, 40), "red"), ["red"])
+
+
+def test_a_scorer_that_several_ask_for_is_loaded_once(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf = Shelf()
+    first = shelf.load(str(parts / "clip"), device="cpu")
+    monkeypatch.chdir(parts)
+    assert shelf.load("./clip/", device="cpu", key="search.clip") is first
+    assert shelf.load("clip", device="cpu", dtype=torch.bfloat16) is not first
+    assert shelf.load("siglip", device="cpu") is not first
+    with pytest.raises(UsageError, match=r"search\.clip: .*none"):
+        shelf.load("none", key="search.clip")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("newest", "no whole checkpoint"),
+        ("no/such", "system ours, path: no/such does not exist"),
+    ],
+)
+def test_a_missing_checkpoint_is_one_clear_line(tmp_path: Path, path: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=path), checkpoint_folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        (CheckpointSystem(name="a", kind="checkpoint", path="no/such"), r"eval\.systems\.1\.path: no/such does not exist"),
+        (QwenVlSystem(name="a", kind="qwen3_vl", path="./no/such"), r"eval\.systems\.1\.path: \./no/such does not exist"),
+        (Blip2System(name="a", kind="blip2", path="a/hub-name", adapter=Path("gone")), r"eval\.systems\.1\.adapter: gone does not exist"),
+    ],
+)
+def test_what_a_system_lacks_is_said_before_anything_is_loaded(system: CheckpointSystem, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_system(system, "eval.systems.1.")
+    check_system(CheckpointSystem(name="a", kind="checkpoint"))
+    check_system(QwenVlSystem(name="a", kind="qwen3_vl", path="Qwen/Qwen3-VL-4B-Instruct"))

@@ -1,0 +1,99 @@
+"""The suffix and the cleaning belong to short answers alone, and a correct short answer is never harmed."""
+
+import pytest
+
+from answering.answer_cleaning import clean_answer
+from answering.config import CheckpointSystem, QwenVlSystem
+from answering.prompts import PromptPolicy
+from answering.protocol import Request
+from dataset.sample import Language, Message, Task
+
+POLICY = PromptPolicy.of(QwenVlSystem(name="q", kind="qwen3_vl", path="x"))
+
+
+def request(content: str, task: Task = "vqa", language: Language = "en") -> Request:
+    return Request("a", (), (Message("user", "Hello"), Message("assistant", "Hi"), Message("user", content)), task, language)
+
+
+def test_the_suffix_stands_behind_the_last_question() -> None:
+    messages = POLICY.messages(request("<image>\nWhat is it?"))
+    assert messages[-1].content == "<image>\nWhat is it?\nAnswer the question using a single word or phrase."
+    assert messages[0].content == "Hello"
+    assert POLICY.messages(request("这是什么？", language="zh"))[-1].content == "这是什么？\n请用一个词或短语回答。"
+
+
+def test_a_picture_behind_the_question_stays_last() -> None:
+    content = POLICY.messages(request("What is it?\n<image>"))[-1].content
+    assert content == "What is it?\nAnswer the question using a single word or phrase.\n<image>"
+
+
+@pytest.mark.parametrize("task", ["caption", "conversation"])
+def test_other_tasks_are_left_alone(task: Task) -> None:
+    asked = request("<image>\nDescribe the brand.", task)
+    assert POLICY.messages(asked) == asked.messages
+    assert POLICY.clean("The brand is X.", asked) == "The brand is X."
+
+
+def test_our_own_checkpoints_are_asked_the_bare_question() -> None:
+    policy = PromptPolicy.of(CheckpointSystem(name="ours", kind="checkpoint"))
+    assert policy.messages(request("What is it?")) == request("What is it?").messages
+    assert policy.clean("The answer is red.", request("What is it?")) == "The answer is red."
+    assert policy.settings() == {"short_answer_prompt": None, "short_answer_prompt_zh": None, "clean_answers": False}
+
+
+@pytest.mark.parametrize(
+    ("question", "raw", "answer"),
+    [
+        ("What is the brand of this camera?", "The brand is X.", "X"),
+        ("What is the brand of this camera?", "The brand of this camera is Canon.", "Canon"),
+        ("What color is the car?", "The car is red.", "red"),
+        ("What is it?", "The answer is: 42", "42"),
+        ("What is it?", "Answer: 42", "42"),
+        ("What does the sign say?", 'The sign says "STOP".', '"STOP"'),
+        ("How many dogs are there?", "There are 3 dogs.", "3"),
+        ("How many dogs are there?", "There are three dogs in the picture.", "three"),
+        ("Is the man tall?", "Yes, the man is tall.", "Yes"),
+        ("Is it open?", "The answer is no.", "no"),
+        ("这是什么品牌？", "答案是X。", "X"),
+        ("相机的品牌是什么？", "图中相机的品牌是佳能。", "佳能"),
+        ("牌子上写的是什么？", "牌子上写的是停。", "停"),
+        ("图中有狗吗？", "有，图中有一只狗。", "有"),
+        ("What color is it?", "red.", "red"),
+        ("这是什么？", "一只狗。", "一只狗"),
+    ],
+)
+def test_the_answer_is_taken_out_of_its_sentence(question: str, raw: str, answer: str) -> None:
+    assert clean_answer(raw, question) == answer
+    assert POLICY.clean(raw, request(question)) == answer
+
+
+ABOUT_TEXT = [
+    "What does the sign say?", "What is written on the shirt?", "What is the title of the book?", "What is the name of this place?",
+    "What word is on the poster?", "What is he reading?", "牌子上写着什么？", "这本书的名字是什么？",
+]  # fmt: skip
+OTHER_QUESTIONS = [
+    "Who is the author?", "What color is it?", "How many?", "Is it red or blue?", "Is this a dog?", "What is the answer?",
+    "What time is it?", "这是什么？", "有几个人？", "图中有狗吗？", "她是谁？",
+]  # fmt: skip
+PLAIN = [
+    "red", "yes", "no", "2", "2.5", "10:30", "U.S.", "a.m.", "Samuel L.", "J. R. R. Tolkien", "Dr. Pepper", "St.", "Samsung Inc.", "X",
+    "red and white", "10%", "$5", "-3", "...", "no parking", "The Art of War", "红色", "两个", "停", "是", "不是", "没有", "3只狗", "答案",
+]  # fmt: skip
+SENTENCE_LIKE = [
+    "The end is near", "This shirt is illegal", "It is time", "What is life", "life is good", "The Times They Are a-Changin'",
+    "there is hope", "time is money", "all you need is love", "no, thanks for all the fish", "left: exit", "to be continued...",
+    "yes we can", "there are places I remember", "This is Spinal Tap", "Who is who", "The sign of four is here", "this place is ours",
+    "时间就是金钱", "生命是美好的", "我是谁", "禁止停车", "为人民服务", "这里是北京",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", PLAIN)
+def test_a_correct_short_answer_is_never_harmed(answer: str) -> None:
+    assert {question: clean_answer(answer, question) for question in ABOUT_TEXT + OTHER_QUESTIONS} == dict.fromkeys(
+        ABOUT_TEXT + OTHER_QUESTIONS, answer
+    )
+
+
+@pytest.mark.parametrize("answer", SENTENCE_LIKE)
+def test_something_written_may_look_like_a_sentence(answer: str) -> None:
+    assert {question: clean_answer(answer, question) for question in ABOUT_TEXT} == dict.fromkeys(ABOUT_TEXT, answer)

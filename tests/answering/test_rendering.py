@@ -1,0 +1,50 @@
+"""Texts stand beside pictures, inside the canvas, broken where their language breaks."""
+
+from pathlib import Path
+
+import matplotlib
+import pytest
+from PIL import Image
+
+from answering.rendering import MARGIN, PICTURE, TEXT_WIDTH, chinese_font, side_by_side, text_font, wrapped
+
+
+def test_pictures_stand_on_the_left_and_text_on_the_right() -> None:
+    drawn = side_by_side(
+        [Image.new("RGB", (100, 50), "red"), Image.new("RGB", (50, 100), "blue")], [("Question", "What?"), ("Answer", "red")]
+    )
+    colours = {colour for _, colour in drawn.crop((MARGIN, MARGIN, MARGIN + PICTURE, drawn.height)).getcolors(2**24) or []}
+    assert {(255, 0, 0), (0, 0, 255), (255, 255, 255)} <= colours
+    right = drawn.crop((PICTURE + 2 * MARGIN, 0, drawn.width, drawn.height)).convert("L")
+    assert right.getextrema() == (0, 255)
+
+
+def test_text_alone_needs_no_room_for_pictures() -> None:
+    assert side_by_side([], [("Question", "What?")]).width == TEXT_WIDTH + 2 * MARGIN
+
+
+@pytest.mark.parametrize("text", ["word " * 60, "很长的中文" * 40, "x" * 300, "mixed 中文 and English, " * 20, "two\nlines", ""])
+def test_no_line_is_wider_than_its_column_and_nothing_is_lost(text: str) -> None:
+    font = text_font(18)
+    lines = wrapped(text, font, TEXT_WIDTH)
+    assert all(font.getlength(line.rstrip()) <= TEXT_WIDTH for line in lines)
+    assert "".join(lines).replace(" ", "") == text.replace("\n", "").replace(" ", "")
+
+
+def test_english_breaks_between_words() -> None:
+    lines = wrapped("alpha beta gamma " * 20, text_font(18), TEXT_WIDTH)
+    assert {word for line in lines for word in line.split()} == {"alpha", "beta", "gamma"}
+
+
+def test_a_font_is_taken_for_its_characters_not_for_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    latin = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    pretender, broken = tmp_path / "NotoSansCJK-Regular.ttf", tmp_path / "simhei.ttf"
+    pretender.write_bytes(latin.read_bytes())
+    broken.write_bytes(b"no font")
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [str(pretender), str(broken)])
+    chinese_font.cache_clear()
+    try:
+        assert chinese_font() is None
+        assert text_font(18).getname()[0] == "DejaVu Sans"
+    finally:
+        chinese_font.cache_clear()
