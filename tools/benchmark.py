@@ -241,7 +241,7 @@ def evaluating(parsed: argparse.Namespace) -> None:
     for name, least in (("questions", 20), ("systems", 1), ("candidates", 1)):
         if getattr(parsed, name) < least:
             raise UsageError(f"--{name} {getattr(parsed, name)}: at least {least} {'are' if least > 1 else 'is'} needed")
-    from evaluation.benchmark import measure_report
+    from benchmarks.report_speed import measure_report
 
     with tempfile.TemporaryDirectory() as folder:
         spent = measure_report(Path(folder), parsed.questions, parsed.systems, parsed.candidates, size)

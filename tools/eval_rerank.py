@@ -15,15 +15,15 @@ from answering.answerer_factory import build_answerer, build_scorers, build_untu
 from answering.config import scorer_keys, with_threshold
 from dataset.loading.sample_store import Store
 from errors import UsageError
-from evaluation.asking import NamedScorer
-from evaluation.bars import missed
-from evaluation.experiment import Experiment
-from evaluation.groups import as_curve, checkpoints_of
-from evaluation.interview import ask_everything
-from evaluation.report.tables import tables
-from evaluation.report.write import write_report
-from evaluation.run import conclude
-from evaluation.systems import only, with_checkpoints
+from evaluation.report.result_tables import tables
+from evaluation.report.write_report import write_report
+from evaluation.run.evaluation_run import conclude
+from evaluation.run.evaluation_setup import Experiment
+from evaluation.run.question_runner import NamedScorer
+from evaluation.run.system_groups import as_curve, checkpoints_of
+from evaluation.run.system_runner import ask_everything
+from evaluation.run.system_selection import only, with_checkpoints
+from evaluation.scoring.thresholds import missed
 from process_group import only_main_speaks, working_together
 
 parser = cli.Parser(__doc__ or "")

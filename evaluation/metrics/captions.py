@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 
 from dataset.sample import Language
-from evaluation.metrics.cjk import CJK
-from evaluation.metrics.normalise import fold_width
+from evaluation.metrics.answer_normalisation import fold_width
+from evaluation.metrics.chinese_characters import CJK
 
 Tokens = list[str]
 Ngrams = Counter[tuple[str, ...]]

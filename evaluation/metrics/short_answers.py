@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from evaluation.metrics.normalise import m4c, official, strip_blanks, words
+from evaluation.metrics.answer_normalisation import m4c, official, strip_blanks, words
 
 Metric = Callable[[str, Sequence[object]], float]
 """From an answer and its references to a score."""

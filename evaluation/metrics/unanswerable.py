@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from answering.protocol import Candidate
-from evaluation.metrics.normalise import m4c
+from evaluation.metrics.answer_normalisation import m4c
 from evaluation.metrics.short_answers import strings
-from evaluation.predictions import Prediction
+from evaluation.predictions.prediction_files import Prediction
 
 SAYINGS = frozenset({"unanswerable", "unsuitable", "unsuitable image", "无法回答", "不能回答", "无法判断"})
 """Normalised answers that say that there is none."""

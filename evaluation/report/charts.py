@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 
 from answering.rerank.choose_answer import shown_choice
 from dataset.loading.sample_store import Store
-from evaluation.report import chart_curves, chart_rerank, chart_trust
-from evaluation.report.cases import write_grids
+from evaluation.report import chart_calibration, chart_curves, chart_rerank
 from evaluation.report.chart_style import COLORS, legend_above, percent_axis, save, style
 from evaluation.report.examples import Example
+from evaluation.report.image_grids import write_grids
 
 CAPTIONS = {
     "learning_curve": "Accuracy over the training steps of one run",
@@ -42,9 +42,9 @@ def write_charts(summary: dict[str, Any], examples: Sequence[Example], store: St
             "rerank_by_category": chart_rerank.by_category,
         }
     if any("fused_calibration" in figures for figures in summary["systems"].values()):
-        drawn["fused_calibration"] = chart_trust.fused
-    if chart_trust.trusted_systems(summary):
-        drawn["credibility"] = chart_trust.credibility
+        drawn["fused_calibration"] = chart_calibration.fused
+    if chart_calibration.trusted_systems(summary):
+        drawn["credibility"] = chart_calibration.credibility
     if "curve" in summary:
         drawn["learning_curve"] = chart_curves.learning_curve
     if "robustness" in summary:

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from answering.protocol import Request
-from evaluation.asking import NamedScorer
-from evaluation.experiment import Experiment
-from evaluation.report.write import write_report
-from evaluation.run import Outcome, evaluate
+from evaluation.report.write_report import write_report
+from evaluation.run.evaluation_run import Outcome, evaluate
+from evaluation.run.evaluation_setup import Experiment
+from evaluation.run.question_runner import NamedScorer
 from tests.evaluation.planted import COLORS, COLORS_ZH, PlantedAnswerer, PlantedScorer, always, experiment, questions, sample, write_store
 
 MARKUP = '<script>alert("http://example.com/x.js")</script>'

@@ -14,10 +14,10 @@ from answering.config import CheckpointSystem, DecodingConfig, RerankConfig
 from answering.protocol import Answer, Candidate, Description, Picture, Request
 from dataset.loading.sample_store import Store
 from dataset.sample import IMAGE_MARK, IMAGES_SCHEMA, SAMPLES_SCHEMA
-from evaluation.asking import NamedScorer
 from evaluation.config import EvalConfig
-from evaluation.experiment import Experiment
-from evaluation.run import Outcome, evaluate
+from evaluation.run.evaluation_run import Outcome, evaluate
+from evaluation.run.evaluation_setup import Experiment
+from evaluation.run.question_runner import NamedScorer
 
 COLORS = ("red", "blue", "green", "orange", "purple", "black")
 COLORS_ZH = ("红色", "蓝色", "绿色", "橙色", "紫色", "黑色")

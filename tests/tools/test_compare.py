@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import cli
-from evaluation.run import evaluate
+from evaluation.run.evaluation_run import evaluate
 from tests.evaluation.planted import PlantedAnswerer, always, experiment, questions, write_store
 from tools import compare
 

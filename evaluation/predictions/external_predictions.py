@@ -1,0 +1,147 @@
+"""Stored answers of any tool: ours, and others by the names of their fields."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from answering.rerank.choose_answer import shown_choice
+from errors import TesseraError, UsageError
+from evaluation.predictions import prediction_files
+
+_KEYS = ("id", "answer", "references", "image")
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Where another tool's record holds what is needed; a path such as `doc.answers.0` goes into mappings and lists.
+
+    Without `references` they come from the merged data, by id. Without `image` and merged data each question counts as a
+    picture of its own.
+    """
+
+    id: str
+    answer: str
+    references: str | None = None
+    image: str | None = None
+
+    @classmethod
+    def parse(cls, pairs: Sequence[str]) -> "Fields | None":
+        """From `id=question_id answer=text ...`; None for nothing. Raises UsageError for other keys, or where id or answer lack."""
+        given = dict(pair.partition("=")[::2] for pair in pairs)
+        if wrong := [key for key, field in given.items() if key not in _KEYS or not field]:
+            raise UsageError(f"--fields {wrong[0]}: expected KEY=FIELD with a key of {', '.join(_KEYS)}")
+        if given and not {"id", "answer"} <= given.keys():
+            raise UsageError("--fields: id=FIELD and answer=FIELD are needed")
+        return cls(**given) if given else None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A file of answers by question id: None where the system failed. `references` and `images`: what the file itself says."""
+
+    name: str
+    answers: dict[str, str | None]
+    references: dict[str, tuple[str, ...]]
+    images: dict[str, str]
+
+
+def stored(path: Path, choice: str | None, fields: Fields | None) -> Stored:
+    """Read a file: our predictions by their choice (reranked where there is one, else first), others by `fields`.
+
+    Others may be JSON lines, a JSON list (or an object that holds one), CSV or TSV. Raises UsageError and TesseraError.
+    """
+    if _is_ours(path, fields):
+        return _ours(path, choice)
+    rows = _rows(path)
+    if fields is None:
+        names = ", ".join(list(rows[0])[:12])
+        raise UsageError(f"{path}: not a file of ours; name its fields, such as --fields id=question_id answer=text; it has {names}")
+    answers: dict[str, str | None] = {}
+    references: dict[str, tuple[str, ...]] = {}
+    images: dict[str, str] = {}
+    for number, row in enumerate(rows, start=1):
+        name = str(_value(row, fields.id, path, number))
+        if name in answers:
+            raise TesseraError(f"{path}, record {number}: a second answer to {name}")
+        answer = _value(row, fields.answer, path, number)
+        answers[name] = None if answer is None else str(answer[0] if isinstance(answer, list) and len(answer) == 1 else answer)
+        if fields.references is not None:
+            references[name] = _texts(_value(row, fields.references, path, number))
+        if fields.image is not None:
+            images[name] = str(_value(row, fields.image, path, number))
+    return Stored(str(path), answers, references, images)
+
+
+def _is_ours(path: Path, fields: Fields | None) -> bool:
+    """Whether the first line is one of our predictions, or could only be meant for one."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            row = json.loads(next((line for line in file if line.strip()), "null"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError:
+        # A JSON file over several lines, CSV, TSV, or text in another encoding: `_rows` says what is wrong with it.
+        return False
+    wanted = {"sample_id"} if fields is None else {"sample_id", "candidates", "choices"}
+    return isinstance(row, dict) and wanted <= row.keys()
+
+
+def _ours(path: Path, choice: str | None) -> Stored:
+    found = {prediction.sample_id: prediction for prediction in prediction_files.read(path)}
+    present = set.intersection(*(set(prediction.choices or ()) for prediction in found.values()))
+    if not present:
+        raise UsageError(f"{path}: some lines have no choices yet; the run that wrote it has not finished, start it again")
+    taken = choice or shown_choice(present)
+    if taken not in present:
+        raise UsageError(f"{path}: there is no choice '{taken}'; there are {', '.join(sorted(present))}")
+    answers = {name: None if p.error is not None else (p.choices or {})[taken] for name, p in found.items()}
+    return Stored(f"{path} ({taken})", answers, {}, {})
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() in (".csv", ".tsv"):
+            found: Any = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+        elif path.suffix.lower() == ".json":
+            found = json.loads(text)
+        else:
+            found = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except ValueError as error:
+        raise TesseraError(f"{path}: expected JSON lines, JSON, CSV or TSV in UTF-8 ({' '.join(str(error).split())})") from error
+    if isinstance(found, dict):
+        found = next((value for value in found.values() if isinstance(value, list)), [])
+    rows = [row for row in found if isinstance(row, dict)]
+    if not rows or len(rows) < len(found):
+        raise TesseraError(f"{path}: expected a list of records with named fields, found {len(rows)} of {len(found)}")
+    return rows
+
+
+def _value(row: Any, field: str, path: Path, number: int) -> Any:
+    """A field, or what a path of fields and places in lists leads to."""
+    if isinstance(row, dict) and field in row:
+        return row[field]
+    value = row
+    for part in field.split("."):
+        if isinstance(value, dict) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            raise TesseraError(f"{path}, record {number}: there is no field '{field}'; it has {', '.join(map(str, row))}")
+    return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """References: a text, a list of texts, VQA's list of {"answer": text}, or any of these as JSON in a table's cell."""
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return (value,)
+    items = value if isinstance(value, list) else [value]
+    return tuple(str(item["answer"] if isinstance(item, dict) and "answer" in item else item) for item in items)

@@ -1,0 +1,41 @@
+"""What a question asks for, told by rules in `categories.yaml`."""
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from importlib import resources
+
+import yaml
+
+from dataset.sample import Language
+
+OTHER = "other"
+
+
+def category(question: str, language: Language) -> str:
+    """counting, attribute, spatial, reading, yes/no, identification, or other."""
+    text = " ".join(question.split())
+    return next((name for name, rule in _rules()[language] if rule.search(text)), OTHER)
+
+
+def names() -> list[str]:
+    """All categories, in the order in which tables and charts show them."""
+    return ["yes/no", "counting", "attribute", "spatial", "reading", "identification", OTHER]
+
+
+def confusion(labelled: Iterable[tuple[str, str, Language]]) -> dict[str, dict[str, int]]:
+    """How many questions of each label are put into each category: [label][category]. labelled: label, question, language."""
+    table: dict[str, dict[str, int]] = {}
+    for label, question, language in labelled:
+        row = table.setdefault(label, dict.fromkeys(names(), 0))
+        row[category(question, language)] += 1
+    return table
+
+
+@cache
+def _rules() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    data = yaml.safe_load(resources.files("evaluation.scoring").joinpath("question_categories.yaml").read_text(encoding="utf-8"))
+    return {
+        language: [(name, re.compile("|".join(f"(?:{rule})" for rule in data[language][name]), re.IGNORECASE)) for name in data["order"]]
+        for language in ("en", "zh")
+    }

@@ -1,0 +1,72 @@
+"""The normalisations, quirk by quirk. Expected texts were worked out by hand from the published rules."""
+
+import pytest
+
+from evaluation.metrics.answer_normalisation import m4c, official, words
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Yes", "yes"),
+        ("  a\tred\nball ", "red ball"),  # blanks; the article goes
+        ("The Dog", "dog"),
+        ("two dogs", "2 dogs"),
+        ("none", "0"),
+        ("eleven", "eleven"),  # number words end at ten
+        ("T-shirt", "t shirt"),  # a mark without a blank beside it becomes a blank
+        ("red - white", "red white"),  # with a blank beside it, it vanishes
+        ("a-b - c", "ab c"),  # one mark beside a blank makes all marks of its kind vanish
+        ("1,000", "1000"),  # a comma between digits
+        ("1,000/day", "1000day"),  # ... makes every mark vanish, not only the comma
+        ("red,white", "red white"),
+        ("red, white", "red white"),
+        ("2.", "2"),  # a full stop goes after a digit too
+        ("2.5", "2.5"),  # unless a digit follows
+        ("p.m.", "pm"),
+        (".5", ".5"),
+        ("dont know", "don't know"),
+        ("couldntve", "couldntve"),  # two apostrophes missing: not in the list
+        ("couldn'tve", "couldn't've"),
+        ("somebody'd", "somebodyd"),  # wrong way round in the official list
+        ("Im", "im"),  # listed in capitals there, looked up in lower case: never found
+        ("The", ""),
+        ("how's it?", "how's it"),
+    ],
+)
+def test_official_rules(text: str, expected: str) -> None:
+    assert official(text) == expected
+
+
+def test_the_official_script_drops_at_most_32_full_stops() -> None:
+    assert official("a." * 40) == "a" * 33 + ".a" * 7 + "."
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Red?", "red"),
+        ("1,000", "1000"),
+        ("red,white", "redwhite"),  # a comma is dropped before anything else
+        ("john's", "john 's"),
+        ("she's", "she 's"),
+        ("A dog.", "dog"),
+        ("Two", "2"),
+        ("½ cup", "½ cup"),  # only full-width forms are folded
+        ("３", "3"),
+        ("Ａ型", "a型"),
+        ("红色。", "红色"),
+        ("红 色", "红色"),
+        ("“红色”、白色！", "红色白色"),
+        ("３个", "3个"),
+        ("2.5米。", "2.5米"),
+        ("10：30分", "10:30分"),
+        ("yes。", "yes"),
+    ],
+)
+def test_m4c_rules_and_chinese(text: str, expected: str) -> None:
+    assert m4c(text) == expected
+
+
+def test_each_chinese_character_is_a_word() -> None:
+    assert words("2只black cat猫") == ["2", "只", "black", "cat", "猫"]

@@ -1,0 +1,211 @@
+"""Comparing stored predictions."""
+
+import csv
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dataset.loading.sample_store import Store
+from errors import TesseraError, UsageError
+from evaluation.predictions.compare import FileComparison, MetricComparison, compare_files
+from evaluation.predictions.external_predictions import Fields, stored
+from evaluation.scoring.statistics import holm
+from tests.evaluation.conftest import Written
+from tests.evaluation.planted import questions, sample, write_store
+
+
+def compared(
+    a: Path | Sequence[Path], b: Path | Sequence[Path], store: Store | None, choices: Sequence[str] = (), fields: Sequence[str] = ()
+) -> FileComparison:
+    def opened() -> Store:
+        assert store is not None, "the merged data was opened"
+        return store
+
+    mine, theirs = ([side] if isinstance(side, Path) else side for side in (a, b))
+    return compare_files(mine, theirs, opened, choices, Fields.parse(fields), 200, 0)
+
+
+@pytest.fixture
+def files(written: Written) -> tuple[Path, Path]:
+    folder = written.planned.out / "predictions"
+    return folder / "careful.jsonl", folder / "dull.jsonl"
+
+
+def test_two_files_give_the_figures_of_the_run(written: Written, files: tuple[Path, Path]) -> None:
+    result = compared(*files, written.planned.store)
+    systems = written.outcome.summary["systems"]
+    official, m4c, _ = result.metrics
+    assert result.questions == 25
+    assert official.a == pytest.approx(systems["careful"]["choices"]["reranked"]["vqa_accuracy"])
+    assert m4c.b == pytest.approx(systems["dull"]["choices"]["reranked"]["vqa_accuracy_m4c"])
+    assert official.difference.difference == pytest.approx(official.a - official.b)
+    assert official.verdict == "a"
+    assert "vqa_accuracy_m4c" in result.table()
+
+
+def test_a_file_against_itself_shows_nothing(written: Written, files: tuple[Path, Path]) -> None:
+    for metric in compared(files[0], files[0], written.planned.store).metrics:
+        assert (metric.difference.difference, metric.difference.p_value, metric.verdict) == (0.0, 1.0, "not shown")
+
+
+def test_two_choices_of_one_file_can_be_compared(written: Written, files: tuple[Path, Path]) -> None:
+    result = compared(files[0], files[0], written.planned.store, ["reranked", "first"])
+    assert result.metrics[0].difference.difference > 0
+    assert (result.a, result.b) == ((f"{files[0]} (reranked)",), (f"{files[0]} (first)",))
+
+
+def without(path: Path, place: int, out: Path) -> Path:
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    out.write_text("".join(lines[:place] + lines[place + 1 :]), encoding="utf-8")
+    return out
+
+
+def test_different_question_sets_are_an_error(written: Written, files: tuple[Path, Path], tmp_path: Path) -> None:
+    shorter = without(files[1], 4, tmp_path / "shorter.jsonl")
+    with pytest.raises(UsageError, match="the question sets differ: 1 of"):
+        compared(files[0], shorter, written.planned.store)
+    with pytest.raises(UsageError, match="the question sets differ: 1 of"):
+        compared(shorter, files[0], written.planned.store)
+
+
+def test_questions_that_the_data_does_not_hold_are_an_error(files: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not in"):
+        compared(*files, write_store(tmp_path, questions(2)))
+
+
+@pytest.mark.parametrize("choices", [["oracle"], ["first", "first", "first"]])
+def test_only_choices_that_a_user_could_use_are_compared(written: Written, files: tuple[Path, Path], choices: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"--choice|there is no choice"):
+        compared(*files, written.planned.store, choices)
+
+
+def test_an_unfinished_file_and_a_broken_line_are_named(written: Written, files: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = [json.loads(line) | {"choices": {}} for line in files[0].read_text(encoding="utf-8").splitlines()]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(UsageError, match="has not finished"):
+        compared(path, files[0], written.planned.store)
+    path.write_text('{"sample_id": "x"}\n', encoding="utf-8")
+    with pytest.raises(TesseraError, match="line 1: expected a prediction"):
+        compared(path, files[0], written.planned.store)
+
+
+def test_mcnemar_is_made_of_exact_matches(written: Written, files: tuple[Path, Path]) -> None:
+    official, _, exact = compared(*files, written.planned.store).metrics
+    assert official.mcnemar is None
+    assert exact.mcnemar is not None
+    only = exact.mcnemar.only_a - exact.mcnemar.only_b
+    assert only == round((exact.a - exact.b) * 25)
+
+
+def test_holm_holds_over_the_metrics_that_are_compared(written: Written, files: tuple[Path, Path]) -> None:
+    metrics = compared(files[0], files[0], written.planned.store, ["reranked", "first"]).metrics
+    p = [metric.difference.p_value for metric in metrics]
+    assert [metric.p_holm for metric in metrics] == holm(p) != p
+
+
+def test_several_seeds_of_a_side_are_averaged_question_by_question(written: Written, files: tuple[Path, Path]) -> None:
+    result = compared([files[0], files[1]], files[1], written.planned.store)
+    single = compared(*files, written.planned.store)
+    assert result.metrics[0].a == pytest.approx((single.metrics[0].a + single.metrics[0].b) / 2)
+    assert result.metrics[0].difference.difference == pytest.approx(single.metrics[0].difference.difference / 2)
+    assert result.metrics[2].mcnemar is None
+    assert "a: 2 files, official accuracy" in result.table()
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """Our predictions as another tool would write them: ids without the source, the answer under a name of its own."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{"question_id": row["sample_id"], "meta": {"pred": [row["choices"]["reranked"]]}, "error": row["error"]} for row in rows]
+
+
+def test_other_tools_files_are_read_by_the_names_of_their_fields(written: Written, files: tuple[Path, Path], tmp_path: Path) -> None:
+    ours = compared(files[1], files[1], written.planned.store)
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps({"results": records(files[1])}, ensure_ascii=False), encoding="utf-8")
+    result = compared(path, files[1], written.planned.store, fields=["id=question_id", "answer=meta.pred"])
+    assert result.metrics[0].a == ours.metrics[0].a
+    assert result.metrics[0].difference.difference == 0.0
+    table = tmp_path / "other.tsv"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t")
+        writer.writerow(["index", "prediction"])
+        writer.writerows((record["question_id"], record["meta"]["pred"][0]) for record in records(files[1]))
+    assert compared(table, files[1], written.planned.store, fields=["id=index", "answer=prediction"]).metrics == result.metrics
+
+
+def test_a_line_separator_in_a_table_ends_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_bytes('id,text\r\n1,a\u2028b\x0cc\r\n2,"d\ne"\r\n'.encode())
+    assert stored(path, None, Fields("id", "text")).answers == {"1": "a\u2028b\x0cc", "2": "d\ne"}
+
+
+def other(path: Path, *answers: str, **fields: Any) -> Path:
+    """A file that holds answers and references itself, two questions a picture."""
+    rows = [
+        {"qid": i, "text": text, "gold": [{"answer": "red"}] * 3, "picture": f"{i // 2}.jpg", **fields} for i, text in enumerate(answers)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+HELD = ["id=qid", "answer=text", "references=gold", "image=picture"]
+
+
+def test_files_that_hold_references_need_no_data(tmp_path: Path) -> None:
+    a, b = other(tmp_path / "a.jsonl", *["Red."] * 20), other(tmp_path / "b.jsonl", *["blue"] * 20)
+    result = compared(a, b, None, fields=HELD)
+    official, m4c, _ = result.metrics
+    assert (official.a, m4c.a, m4c.b) == (0.0, 1.0, 0.0)
+    assert (m4c.verdict, result.questions, result.pictures) == ("a", 20, 10)
+
+
+def test_a_planted_gain_is_found_and_a_tiny_one_is_not_claimed(tmp_path: Path) -> None:
+    chance = random.Random(5)
+    base = ["red" if chance.random() < 0.6 else "blue" for _ in range(1000)]
+
+    def improved(questions: int) -> list[str]:
+        wrong = chance.sample([i for i, text in enumerate(base) if text == "blue"], questions)
+        return ["red" if i in wrong else text for i, text in enumerate(base)]
+
+    def tested(answers: list[str]) -> MetricComparison:
+        return compared(other(tmp_path / "new.jsonl", *answers), other(tmp_path / "old.jsonl", *base), None, fields=HELD).metrics[0]
+
+    large, tiny, none = tested(improved(100)), tested(improved(2)), tested(base)
+    assert large.difference.difference == pytest.approx(0.1)
+    assert large.verdict == "a"
+    assert tiny.difference.difference == pytest.approx(0.002)
+    assert tiny.verdict == "not shown"
+    assert (none.difference.difference, none.difference.p_value, none.verdict) == (0.0, 1.0, "not shown")
+    assert tiny.smallest_shown is not None
+    assert tiny.smallest_shown > 0.002
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ([], "not a file of ours; name its fields"),
+        (["id=qid"], "id=FIELD and answer=FIELD are needed"),
+        (["id=qid", "answer=text", "colour=x"], "--fields colour: expected KEY=FIELD"),
+        (["id=qid", "answer=said"], "there is no field 'said'; it has qid, text"),
+        (["id=picture", "answer=text"], "a second answer to 0.jpg"),
+    ],
+)
+def test_wrong_fields_are_named(tmp_path: Path, fields: list[str], message: str) -> None:
+    path = other(tmp_path / "a.jsonl", "red", "red")
+    with pytest.raises(TesseraError, match=message):
+        compared(path, path, None, fields=fields)
+
+
+def test_an_id_that_may_be_two_questions_is_an_error(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "data", [sample(f"{source}/7", 0, "What?", ["red"] * 10) for source in ("vqa", "vqa_zh")])
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 7, "answer": "red"}\n', encoding="utf-8")
+    with pytest.raises(UsageError, match="the question 7 may be any of vqa/7, vqa_zh/7"):
+        compared(path, path, store, fields=["id=id", "answer=answer"])
+    path.write_text('{"id": "vqa/7", "answer": "red"}\n', encoding="utf-8")
+    assert compared(path, path, store, fields=["id=id", "answer=answer"]).questions == 1

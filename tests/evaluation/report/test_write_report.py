@@ -1,0 +1,283 @@
+"""The report: complete, safe against texts of users, self-contained."""
+
+import base64
+import json
+import logging
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib import font_manager
+from PIL import Image
+
+from answering.rendering import chinese_font
+from evaluation.report import chart_style
+from evaluation.report.charts import write_charts
+from evaluation.report.examples import RIGHT, examples, selection
+from evaluation.report.findings import headline, sentences
+from evaluation.report.image_grids import wrapped
+from evaluation.report.result_tables import OTHER_METRICS
+from evaluation.report.write_report import NATIVE, write_report
+from evaluation.run.evaluation_run import evaluate
+from tests.evaluation.conftest import MARKUP, Written
+from tests.evaluation.planted import PlantedAnswerer, always, experiment, questions, write_store
+
+CHARTS = [
+    "overview.png",
+    "rerank.png",
+    "rerank_by_category.png",
+    "accuracy_by_category.png",
+    "fused_calibration.png",
+    "right_cases.png",
+    "wrong_cases.png",
+]
+
+
+class Page(HTMLParser):
+    """Collects tags with their attributes, the visible text, and the cells of each table row."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.rows: list[list[str]] = []
+        self.in_cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self.in_cell = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.in_cell:
+            self.rows[-1][-1] += data.strip()
+
+    def attributes(self, name: str) -> list[str]:
+        """Values of an attribute over all tags."""
+        return [value or "" for _, attributes in self.tags for key, value in attributes.items() if key == name]
+
+
+@pytest.fixture(scope="module")
+def page(written: Written) -> Page:
+    return Page(written.page.read_text(encoding="utf-8"))
+
+
+def test_the_page_asks_for_nothing_outside_itself(written: Written, page: Page) -> None:
+    source = written.page.read_text(encoding="utf-8")
+    for name in ("src", "href", "srcset", "action", "data", "poster"):
+        assert all(value.startswith(("data:image/", "#")) for value in page.attributes(name)), name
+    targets = set(page.attributes("id"))
+    assert {value.removeprefix("#") for value in page.attributes("href")} <= targets
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|WebSocket", source)
+    # The only address in the page is the escaped one of the question.
+    assert source.count("http") == source.count("http-equiv") + source.count("http://example.com/x.js")
+    policy = next(attributes["content"] for tag, attributes in page.tags if tag == "meta" and "http-equiv" in attributes)
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
+
+
+def test_texts_of_users_stay_text(page: Page) -> None:
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert MARKUP in page.text
+
+
+def test_every_question_stands_with_picture_candidates_and_scores(page: Page) -> None:
+    cards = [attributes for tag, attributes in page.tags if tag == "article"]
+    assert len(cards) == 24
+    assert {card["data-language"] for card in cards} == {"en", "zh"}
+    sources = page.attributes("src")
+    assert sum(source.startswith("data:image/jpeg") for source in sources) == 24
+    blocks = [attributes for tag, attributes in page.tags if tag == "div" and "data-status" in attributes]
+    assert len(blocks) == 24 * 2
+    seen = {status for block in blocks for status in (block["data-status"] or "").split()}
+    assert seen == {"right", "wrong", "changed", "fixed", "broken", "failed"}
+    assert "圆形是什么颜色的？" in page.text
+    assert re.search(r"✗ gray\s*first\s*→\s*✓ red\s*", page.text)
+
+
+def test_every_number_in_the_tables_is_the_one_of_the_summary(written: Written, page: Page) -> None:
+    summary = json.loads((written.page.parent / "summary.json").read_text(encoding="utf-8"))
+    rows = {tuple(row[:2]): row[2:] for row in reversed(page.rows)}  # captions stand in a later table
+    for name, system in summary["systems"].items():
+        for choice, measures in system["choices"].items():
+            low, high = measures["vqa_accuracy_ci95"]
+            figures = [measures[metric] for metric, _ in OTHER_METRICS]
+            points = [f"{100 * figure:.1f}" for figure in (measures["vqa_accuracy"], low, high, *figures)]
+            assert rows[name, choice] == [str(measures["questions"]), points[0], f"{points[1]} .. {points[2]}", *points[3:]]
+    assert summary["comparisons"]
+    for row in summary["comparisons"]:
+        shown = rows[row["a"], row["b"]]
+        assert shown[0] == f"{100 * row['difference']:+.1f}"
+        assert shown[1] == f"{100 * row['ci95'][0]:+.1f} .. {100 * row['ci95'][1]:+.1f}"
+        assert shown[2:4] == [f"{row['p_value']:.4f}", f"{row['p_holm']:.4f}"]
+        assert shown[4] == {"a": row["a"], "b": row["b"]}.get(row["verdict"], "not shown")
+
+
+def test_how_the_figures_came_about_is_said(page: Page) -> None:
+    for said in (
+        "bootstrap over pictures",
+        "randomisation test",
+        "Rerank weights (as configured)",
+        "counts as wrong",
+        "no question failed",
+    ):
+        assert said in page.text, said
+
+
+def test_filters_name_what_there_is(page: Page) -> None:
+    controls = {attributes.get("id") for tag, attributes in page.tags if tag in ("select", "input")}
+    assert controls == {"search", "status", "system", "category", "language"}
+    assert all(name in page.text for name in ("careful", "dull", "counting", "attribute"))
+
+
+def test_the_markdown_report_holds_the_tables_and_names_the_charts(written: Written) -> None:
+    text = (written.page.parent / "report.md").read_text(encoding="utf-8")
+    assert "| careful | reranked |" in text
+    assert "| careful/reranked | careful/first |" in text
+    for name in re.findall(r"!\[.*\]\((.*)\)", text):
+        assert (written.page.parent / name).is_file()
+    assert "1 question failed and counts as wrong" in text
+
+
+def test_the_charts_are_pictures_with_something_in_them(written: Written) -> None:
+    for name in CHARTS:
+        with Image.open(written.page.parent / name) as picture:
+            assert picture.width > 500
+            colors = picture.convert("RGB").getcolors(maxcolors=1 << 24)
+            assert colors is not None
+            assert len(colors) > 50, name
+
+
+def test_examples_take_turns_between_changed_wrong_and_right(written: Written) -> None:
+    every = examples(written.outcome)
+    assert len(every) == 25
+    shown = selection(every, 9)
+    assert any("changed" in answer.statuses for answer in shown[0].answers)
+    assert not all(answer.right for answer in shown[1].answers)
+    assert len(selection(every, 1000)) == 25
+    assert all(answer.right == (answer.accuracy >= RIGHT) for example in shown for answer in example.answers)
+
+
+def test_what_is_shown_is_said_in_words() -> None:
+    def row(verdict: str) -> dict[str, object]:
+        return {"a": "new/first", "b": "old/first", "difference": -0.05, "ci95": [-0.08, -0.02], "verdict": verdict}
+
+    assert sentences({"comparisons": [row("b")]}) == ["old/first is better than new/first by 5.0 points (2.0 to 8.0)."]
+    assert sentences({"comparisons": [row("not shown")]})[0].startswith("No difference is shown")
+    assert sentences({"comparisons": [row("b"), row("not shown")]})[1].startswith("1 other difference is not shown")
+    assert sentences({"comparisons": []}) == []
+
+
+def test_the_charts_stand_in_the_page_and_the_same_files_beside_it(written: Written, page: Page) -> None:
+    embedded = [source for source in page.attributes("src") if source.startswith("data:image/png;base64,")]
+    files = [(written.page.parent / name).read_bytes() for name in CHARTS if Path(name).stem not in NATIVE]
+    assert [base64.b64decode(source.partition(",")[2]) for source in embedded] == files
+
+
+def test_each_picture_that_the_rerank_changed_is_a_file_with_before_and_after(written: Written) -> None:
+    changed = {example.question.image_ids[0] for example in examples(written.outcome) if "changed" in example.answers[0].statuses}
+    folder = written.page.parent / "changed"
+    assert {path.name for path in folder.iterdir()} == {"careful"}
+    assert {int(path.stem) for path in (folder / "careful").iterdir()} == changed
+    with Image.open(next((folder / "careful").iterdir())) as picture:
+        assert picture.width > 800
+
+
+def test_the_count_of_changed_answers_is_that_of_the_examples(written: Written) -> None:
+    statuses = [example.answers[0].statuses for example in examples(written.outcome)]
+    better, worse = (sum(name in found for found in statuses) for name in ("fixed", "broken"))
+    counted = written.outcome.summary["systems"]["careful"]["changed"]
+    assert better > 1
+    assert worse == 1
+    assert counted == {
+        "answers": sum("changed" in found for found in statuses),
+        "better": better,
+        "worse": worse,
+        "equal": counted["equal"],
+    }
+    assert counted["equal"] == counted["answers"] - better - worse
+
+
+def figures(accuracy: float) -> dict[str, Any]:
+    measured = {"vqa_accuracy": accuracy, "vqa_accuracy_ci95": [accuracy - 0.02, accuracy + 0.02]}
+    return {"choices": {"first": measured, "reranked": measured}}
+
+
+def compared(a: str, b: str, difference: float, verdict: str) -> dict[str, Any]:
+    return {"a": a, "b": b, "difference": difference, "ci95": [difference - 0.01, difference + 0.01], "p_holm": 0.01, "verdict": verdict}
+
+
+def test_the_headline_says_who_is_best_and_whether_that_and_the_rerank_are_shown() -> None:
+    summary = {
+        "dataset": {"questions": 900, "by_task": {"vqa": 800}},
+        "systems": {"old": figures(0.5), "new": figures(0.6), "other": figures(0.59)},
+        "comparisons": [
+            compared("old/reranked", "new/reranked", -0.1, "b"),
+            compared("new/reranked", "other/reranked", 0.01, "not shown"),
+            compared("new/reranked", "new/first", -0.03, "b"),
+            compared("new/first", "controls/shuffled_pictures", 0.3, "a"),
+        ],
+        "controls": {"shuffled_pictures": {"vqa_accuracy": 0.3}},
+    }
+    assert headline(summary) == (
+        "new answers 60.0 % of 800 questions right (58.0 .. 62.0), shown to be better than old but not shown to be better than other."
+        " Reranking hurts it (-3.0 points, p = 0.010 after Holm). It looks at the pictures: with other pictures it falls to 30.0 %."
+    )
+
+
+def test_the_headline_calls_a_poor_score_poor() -> None:
+    summary = {"dataset": {"questions": 100, "by_task": {"vqa": 100}}, "systems": {"tiny": figures(0.03)}, "comparisons": []}
+    assert headline(summary) == "tiny answers 3.0 % of 100 questions right (1.0 .. 5.0), which is poor: nothing here can do this task yet."
+    assert headline({"dataset": {}, "systems": {"tiny": {"choices": {}}}, "comparisons": []}) == ""
+
+
+def test_a_missing_chinese_font_is_said_once_and_stops_nothing(
+    written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(chart_style, "chinese_font", lambda: None)
+    with caplog.at_level(logging.WARNING):
+        paths = write_charts(written.outcome.summary, examples(written.outcome), written.planned.store, tmp_path, 0)
+    assert [path.name for path in paths] == CHARTS
+    assert [record.message for record in caplog.records if "Chinese" in record.message] == [caplog.records[0].message]
+
+
+def test_charts_write_in_the_chinese_font_that_was_chosen() -> None:
+    font = chinese_font()
+    if font is None:
+        pytest.skip("no font with Chinese characters is installed")
+    found = font_manager.findfont(chart_style.family(font), fallback_to_default=False)
+    assert font_manager.get_font(found).get_char_index(ord("图"))
+
+
+def test_long_texts_are_broken_by_what_they_take_up() -> None:
+    assert wrapped("one two three", 8, 2) == "one two\nthree"
+    assert wrapped("红色的圆形", 6, 2) == "红色的\n圆形"
+    assert wrapped("a b c d e f", 2, 2) == "a\nb ..."
+
+
+def test_a_report_without_short_answers_or_rerank_is_written_too(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "data", [row for row in questions(2) if row["task"] == "caption"])
+    planned = experiment(store, tmp_path / "out")
+    outcome = evaluate(planned, lambda _: PlantedAnswerer(always(("a red disc on white", -0.1))), lambda _: pytest.fail("no control"))
+    text = write_report(outcome, planned).read_text(encoding="utf-8")
+    assert "Captions and descriptions" in text
+    assert "<article" not in text
+
+
+def test_a_picture_that_has_gone_leaves_the_report_whole(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "data", questions(2))
+    planned = experiment(store, tmp_path / "out")
+    outcome = evaluate(planned, lambda _: PlantedAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control"))
+    (tmp_path / "data" / "1.png").unlink()
+    assert "can no longer be read" in write_report(outcome, planned).read_text(encoding="utf-8")

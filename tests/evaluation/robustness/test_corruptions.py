@@ -1,0 +1,53 @@
+"""Pictures made worse: stronger is worse, the same key falls the same, nothing else changes."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from evaluation.config import Corruption
+from evaluation.robustness.corruptions import CORRUPTIONS, corrupt
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    drawn = Image.new("RGB", (120, 80), "white")
+    draw = ImageDraw.Draw(drawn)
+    for i in range(12):
+        draw.rectangle((10 * i, 0, 10 * i + 4, 80), fill=(20 * i, 90, 255 - 20 * i))
+    return drawn
+
+
+def distance(a: Image.Image, b: Image.Image) -> float:
+    return float(np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean())
+
+
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_each_strength_is_worse_than_the_one_before(picture: Image.Image, kind: Corruption) -> None:
+    distances = [distance(picture, corrupt(picture, kind, strength, "a")) for strength in range(1, 6)]
+    assert distances == sorted(distances)
+    assert distances[0] > 0
+    assert len(set(distances)) == 5
+
+
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_the_same_key_gives_the_same_picture_of_the_same_size(picture: Image.Image, kind: Corruption) -> None:
+    before = picture.tobytes()
+    one, again = corrupt(picture, kind, 3, "a"), corrupt(picture, kind, 3, "a")
+    assert one.tobytes() == again.tobytes()
+    assert (one.size, one.mode) == (picture.size, "RGB")
+    assert picture.tobytes() == before
+
+
+@pytest.mark.parametrize("kind", ["noise", "occlusion"])
+def test_chance_falls_otherwise_on_another_picture(picture: Image.Image, kind: Corruption) -> None:
+    assert corrupt(picture, kind, 3, "a").tobytes() != corrupt(picture, kind, 3, "b").tobytes()
+
+
+def test_the_occluded_share_is_the_stated_one() -> None:
+    white = Image.new("RGB", (200, 100), "white")
+    covered = (np.asarray(corrupt(white, "occlusion", 3, "a"))[..., 0] == 128).mean()
+    assert covered == pytest.approx(0.2, abs=0.01)
+
+
+def test_darkness_scales_the_brightness() -> None:
+    assert corrupt(Image.new("RGB", (4, 4), (200, 100, 10)), "dark", 2, "a").getpixel((0, 0)) == (100, 50, 5)

@@ -1,0 +1,265 @@
+"""The whole evaluation with all that reranking can do: several scorers, a bank, self-scores, tuning, trust."""
+
+import dataclasses
+import json
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from answering.config import RerankConfig, RerankWeights
+from answering.protocol import Picture, Request
+from answering.rerank.fitted_reranker import load
+from dataset.loading.sample_store import Store
+from errors import UsageError
+from evaluation.report.chart_calibration import credibility
+from evaluation.report.chart_style import save, style
+from evaluation.report.result_tables import all_tables, remarks
+from evaluation.report.write_report import write_report
+from evaluation.run.background_images import with_banks
+from evaluation.run.evaluation_run import Outcome, evaluate
+from evaluation.run.evaluation_setup import Experiment
+from evaluation.run.question_runner import NamedScorer
+from evaluation.run.questions import choose
+from tests.evaluation.planted import COLORS, PlantedAnswerer, PlantedScorer, always, experiment, questions, sample, write_store
+
+FULL = RerankConfig(tune=True, self_score=True, abstain_below=0.5, bank=4)
+
+
+def by_the_book(request: Request) -> Sequence[tuple[str, float]]:
+    """A wrong color first in two of three questions; counts are always 2."""
+    i = int(request.request_id.split("-")[1])
+    if "color" in request.request_id:
+        right, wrong = (COLORS[i % 6], -0.2), ("mauve", -0.1 if i % 3 else -0.4)
+        return sorted([right, wrong], key=lambda pair: -pair[1])
+    return [("2", -0.1), ("1", -0.5)] if "count" in request.request_id else [("红色", -0.1), ("圆", -2.0)]
+
+
+class Judging(PlantedAnswerer):
+    """Finds colors right that it knows; cannot judge Chinese."""
+
+    def judge(self, requests: Sequence[Request], texts: Sequence[Sequence[str]], batch_size: int) -> list[list[float] | None]:
+        assert batch_size == 2
+        return [
+            None if request.language == "zh" else [0.9 if text in COLORS else 0.2 for text in group]
+            for request, group in zip(requests, texts, strict=True)
+        ]
+
+
+class LinearScorer(PlantedScorer):
+    """Scores are linear in a picture's one feature, so that it has priors."""
+
+    def features(self, pictures: Sequence[Picture]) -> np.ndarray:
+        return np.array([[float(str(picture).endswith("0.png"))] for picture in pictures], dtype=np.float32)
+
+    def score_with_priors(
+        self, pictures: Sequence[Picture], texts: Sequence[Sequence[str]], backgrounds: Sequence[np.ndarray]
+    ) -> list[tuple[list[float], list[float]]]:
+        scores = self.score_batch(pictures, texts)
+        return [(own, [10.0 * float(mean[0]) * len(own)] * len(own)) for own, mean in zip(scores, backgrounds, strict=True)]
+
+
+def scorers() -> list[NamedScorer]:
+    return [NamedScorer("planted clip", LinearScorer(*COLORS)), NamedScorer("other", PlantedScorer("mauve"), "siglip", ("en",))]
+
+
+def run(planned: Experiment, answerer: PlantedAnswerer | None = None, used: Sequence[NamedScorer] | None = None) -> Outcome:
+    answerer = answerer or Judging(by_the_book)
+    return evaluate(planned, lambda _: answerer, lambda _: answerer, scorers() if used is None else used)
+
+
+def lines(path: Path) -> dict[str, dict[str, Any]]:
+    return {row["sample_id"]: row for row in map(json.loads, path.read_text(encoding="utf-8").splitlines())}
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    folder = tmp_path_factory.mktemp("full")
+    store = write_store(folder / "data", questions(12) + questions(18, "validation"))
+    return run(experiment(store, folder / "out", rerank=FULL)), folder / "out"
+
+
+def test_every_choice_stands_side_by_side_in_one_order(full: tuple[Outcome, Path]) -> None:
+    choices = list(full[0].summary["systems"]["ours"]["choices"])
+    assert choices == [
+        *("first", "random", "majority", "likelihood", "clip", "clip_corrected", "siglip"),
+        *("self", "reranked", "learned", "abstaining", "oracle"),
+    ]
+
+
+def test_candidates_hold_each_signal_and_its_prior(full: tuple[Outcome, Path]) -> None:
+    rows = lines(full[1] / "predictions" / "ours.jsonl")
+    assert set(rows["test-1-color"]["candidates"][0]) >= {"clip", "clip_prior", "siglip", "self", "fused", "learned"}
+    assert "siglip_prior" not in rows["test-1-color"]["candidates"][0]
+    # Neither a scorer that reads only English nor an answerer that cannot judge it says anything of a Chinese question.
+    assert not {"siglip", "self"} & set(rows["test-1-zh"]["candidates"][0])
+    assert rows["test-1-zh"]["choices"]["siglip"] == rows["test-1-zh"]["choices"]["self"] == "红色"
+    assert 0.0 < rows["test-1-color"]["credibility"] < 1.0
+    assert "credibility" not in rows["test-1-caption"]
+
+
+def test_the_summary_says_where_each_number_was_chosen(full: tuple[Outcome, Path]) -> None:
+    rerank = full[0].summary["rerank"]
+    assert rerank["scorers"] == {"clip": "planted clip", "siglip": "other"}
+    assert rerank["chosen_on"] in ("default", "validation")
+    assert rerank["bank"] == 4
+    assert set(rerank["weights"]) == {"likelihood", "clip", "self_score"}
+    assert rerank["validation"].keys() >= {"questions", "first", "configured", "tuned_held_out", "oracle", "guard", "systems"}
+    assert set(rerank["learned"]["ours"]) >= {"likelihood", "clip", "clip_corrected", "siglip", "self", "bias"}
+    trust = full[0].summary["systems"]["ours"]["credibility"]
+    assert trust["fitted_on"] == "validation"
+    assert trust.keys() >= {"ece", "bins", "brier", "aurc", "risk_coverage", "abstaining"}
+
+
+def test_the_plan_of_a_system_is_kept_for_those_who_ask_it_again(full: tuple[Outcome, Path]) -> None:
+    known = load(full[1] / "plans" / "ours.json")
+    assert known.plan.learned is not None
+    assert known.plan.credibility is not None
+    assert known.scorers == {"clip": "planted clip, sentence", "siglip": "other, sentence"}
+    assert list(known.backgrounds) == ["clip"]
+
+
+def test_references_of_the_test_split_change_no_choice_of_a_tuned_run(tmp_path: Path) -> None:
+    rows = [*questions(8), *questions(12, "validation")]
+    answers = [row["answers"] for row in rows if row["split"] == "test"]
+    random.Random(1).shuffle(answers)
+    changed = [{**row, "answers": answers.pop()} if row["split"] == "test" else row for row in rows]
+    written = []
+    for name, samples in (("as they are", rows), ("shuffled", changed)):
+        run(experiment(write_store(tmp_path / "data", samples), tmp_path / name, rerank=FULL))
+        files = ("predictions/ours.jsonl", "predictions/validation/ours.jsonl", "plans/ours.json")
+        written.append([(tmp_path / name / file).read_bytes() for file in files])
+    assert written[0] == written[1]
+
+
+def test_references_of_the_validation_split_do_teach(tmp_path: Path) -> None:
+    """The other half of the canary: the test above could also pass because nothing is learned at all."""
+    rows = [*questions(8), *questions(12, "validation")]
+    changed = [{**row, "answers": ["mauve"] * 10} if row["split"] == "validation" else row for row in rows]
+    plans = []
+    for name, samples in (("as they are", rows), ("changed", changed)):
+        run(experiment(write_store(tmp_path / "data", samples), tmp_path / name, rerank=FULL))
+        plans.append((tmp_path / name / "plans/ours.json").read_bytes())
+    assert plans[0] != plans[1]
+
+
+def test_a_tuned_run_that_is_run_again_asks_and_scores_nothing(tmp_path: Path) -> None:
+    planned = experiment(write_store(tmp_path / "data", questions(4) + questions(6, "validation")), tmp_path / "out", rerank=FULL)
+    first = run(planned).summary
+    again, used = Judging(by_the_book), scorers()
+    assert run(planned, again, used).summary == first
+    assert again.asked == []
+    assert all(isinstance(one.scorer, PlantedScorer) and one.scorer.scored == 0 for one in used)
+
+
+def test_another_wording_or_bank_scores_anew(tmp_path: Path) -> None:
+    planned = experiment(write_store(tmp_path / "data", questions(4)), tmp_path / "out", rerank=RerankConfig(bank=4))
+    run(planned)
+    for rerank, wording in ((RerankConfig(bank=4), "joined"), (RerankConfig(bank=3), "joined")):
+        used = [dataclasses.replace(one, wording=wording) for one in scorers()]  # type: ignore[arg-type]
+        run(dataclasses.replace(planned, rerank=rerank), used=used)
+        assert isinstance(used[0].scorer, PlantedScorer)
+        assert used[0].scorer.scored == 16
+
+
+def test_a_picture_that_cannot_be_read_has_no_place_in_the_bank(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "data", questions(5))
+    (scorer,) = with_banks(scorers()[:1], store, 3)
+    assert scorer.bank is not None
+    first, *others = scorer.bank.keys
+    # By what a question's own pictures are known too, so that they can be left out of its prior.
+    assert set(scorer.bank.keys) < {key for question in choose(store, "test", None) for key in question.pictures}
+    (tmp_path / "data" / f"{int(first, 16)}.png").write_bytes(b"no picture")
+    (again,) = with_banks(scorers()[:1], store, 3)
+    assert again.bank is not None
+    assert list(again.bank.keys[:2]) == others
+    assert len(set(again.bank.keys)) == 3
+    assert first not in again.bank.keys
+
+
+def test_captions_have_a_clip_score_in_the_languages_that_a_scorer_reads(tmp_path: Path) -> None:
+    rows = [row | {"language": "zh"} if row["sample_id"] == "test-0-caption" else row for row in questions(2) if row["task"] == "caption"]
+    planned = experiment(write_store(tmp_path / "data", rows), tmp_path / "out")
+    english = NamedScorer("english", PlantedScorer(*COLORS), "english", ("en",))
+    found = run(planned, PlantedAnswerer(always(("a blue disc", -0.1))), [english]).summary["systems"]["ours"]["captions"]["first"]
+    assert found["caption en"]["clip_score"] == pytest.approx(0.75)
+    assert "clip_score" not in found["caption zh"]
+
+
+def test_an_answerer_that_cannot_judge_is_not_asked(tmp_path: Path) -> None:
+    planned = experiment(write_store(tmp_path / "data", questions(4)), tmp_path / "out", rerank=RerankConfig(self_score=True))
+    choices = run(planned, PlantedAnswerer(by_the_book)).summary["systems"]["ours"]["choices"]
+    assert "self" not in choices
+    assert "reranked" in choices
+
+
+def test_self_scores_alone_rerank(tmp_path: Path) -> None:
+    rerank = RerankConfig(self_score=True, weights=RerankWeights(self_score=5.0))
+    planned = experiment(write_store(tmp_path / "data", questions(6)), tmp_path / "out", rerank=rerank)
+    choices = run(planned, used=[]).summary["systems"]["ours"]["choices"]
+    assert choices["self"]["vqa_accuracy"] == choices["reranked"]["vqa_accuracy"] > choices["first"]["vqa_accuracy"]
+
+
+def test_so_many_questions_are_asked_for_tuning(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "data", questions(2) + questions(8, "validation"))
+    run(experiment(store, tmp_path / "out", rerank=RerankConfig(tune=True, tune_limit=5)))
+    assert len(lines(tmp_path / "out/predictions/validation/ours.jsonl")) == 5
+
+
+@pytest.mark.parametrize(
+    ("rerank", "message"),
+    [
+        (RerankConfig(abstain_below=0.5), "rerank.abstain_below: what is credible is learned on the validation split"),
+        (RerankConfig(form="prior_corrected", bank=0), "rerank.form: prior_corrected needs unrelated pictures"),
+        (RerankConfig(tune=True), "rerank.tune: the validation split has no questions with short answers"),
+    ],
+)
+def test_settings_that_do_not_fit_are_said_before_anything_is_loaded(tmp_path: Path, rerank: RerankConfig, message: str) -> None:
+    rows = [sample("a", 0, "Is it?", ["yes"]), sample("b", 1, "Describe.", ["x"], split="validation", task="caption")]
+    planned = experiment(write_store(tmp_path / "data", rows), tmp_path / "out", rerank=rerank)
+
+    def never(system: object) -> PlantedAnswerer:
+        pytest.fail(f"{system} was loaded")
+
+    with pytest.raises(UsageError, match=message):
+        evaluate(planned, never, never, scorers())
+
+
+def test_an_answerer_that_never_says_the_reference_is_never_credited_whatever_is_learned(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "data", questions(4) + questions(8, "validation"))
+    never = Judging(always(("pink", -0.5), ("", -0.7), ("mauve", -1.0)))
+    choices = run(experiment(store, tmp_path / "out", rerank=FULL), never).summary["systems"]["ours"]["choices"]
+    assert {measures["vqa_accuracy"] for measures in choices.values()} == {0.0}
+
+
+def test_the_report_shows_what_can_change_first_and_where_each_number_comes_from(full: tuple[Outcome, Path]) -> None:
+    outcome, _ = full
+    shown = all_tables(outcome.summary)
+    assert "can change anything" in next(iter(shown))
+    assert ("ours/learned", "ours/first") in {row[:2] for row in shown["Comparisons"][1]}
+    page = write_report(outcome, experiment(Store(full[1].parent / "data"), full[1], rerank=FULL)).read_text(encoding="utf-8")
+    # Of color, Chinese and counting questions the last third is left alone.
+    assert 0 < page.index("The rerank leaves 33.3 % alone") < page.index('class="bar"') < page.index("<table")
+    assert re.search(r"credibility 0\.\d\d</span>", page)
+    assert len(shown["Can an answer be trusted?"][1]) == 1
+    (learned,) = [row for row in shown["What the validation split said of the rerank"][1] if row[0].startswith("ours: learned")]
+    assert learned[1] == "54"
+    said = " ".join(remarks(outcome.summary))
+    assert "Left alone by the rerank: yes/no and counting questions. The validation split shows no gain there." in said
+    assert "scorers clip planted clip, siglip other" in said
+    assert "of the questions when unsure below 0.5" in said
+    assert "Credibility: fitted and calibrated for each system on the validation split alone." in said
+    assert ("chosen on the validation split" in said) is (outcome.summary["rerank"]["chosen_on"] == "validation")
+
+
+def test_the_credibility_has_a_chart(full: tuple[Outcome, Path], tmp_path: Path) -> None:
+    with style():
+        path = save(credibility(full[0].summary), tmp_path / "credibility.png")
+    with Image.open(path) as picture:
+        assert picture.width > 800
+        assert len(picture.convert("RGB").getcolors(2**24) or []) > 10

@@ -1,0 +1,38 @@
+"""Stated bars: what they are held against, and that nothing is said of them where there are none."""
+
+from pathlib import Path
+
+import pytest
+
+from evaluation.config import Bars
+from evaluation.run.evaluation_run import evaluate
+from evaluation.scoring.thresholds import missed
+from tests.evaluation.planted import PlantedAnswerer, always, experiment, questions, write_store
+
+
+def test_bars_are_held_against_the_first_candidates_and_the_controls(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "data", [row for row in questions(12) if "color" in row["sample_id"]])
+    controls = ("shuffled_pictures", "untuned")
+    limits = Bars(first=0.3, shuffled_pictures=0.1, untuned=0.0, lead=0.1)
+    planned = experiment(store, tmp_path / "out", "ours", controls=controls, bars=limits, note="A planted one.")
+    blind = PlantedAnswerer(always(("white", -0.1)))
+    red = PlantedAnswerer(always(("red", -0.1)))
+    summary = evaluate(planned, lambda _: red, lambda _: blind).summary
+    same = summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"]
+    assert 0.1 < same < 0.3
+    assert summary["controls"]["shuffled_pictures"]["vqa_accuracy"] == same
+    assert summary["note"] == "A planted one."
+    assert [(bar["name"], bar["value"], bar["kind"], bar["limit"], bar["met"]) for bar in summary["bars"]] == [
+        ("first", same, "at least", 0.3, False),
+        ("shuffled_pictures", same, "at most", 0.1, False),
+        ("untuned", 0.0, "at most", 0.0, True),
+        ("lead", 0.0, "at least", 0.1, False),
+    ]
+    assert missed(summary["bars"]) == ["first", "shuffled_pictures", "lead"]
+
+
+def test_without_bars_nothing_is_said_of_them(tmp_path: Path) -> None:
+    planned = experiment(write_store(tmp_path / "data", questions(1)), tmp_path / "out")
+    summary = evaluate(planned, lambda _: PlantedAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control was asked for")).summary
+    assert "bars" not in summary
+    assert "note" not in summary
