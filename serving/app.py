@@ -10,8 +10,9 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp
 
-from serving import asking, chat, failures, library
-from serving.gate import Gate
+from serving.http import error_responses
+from serving.http.middleware import Gate
+from serving.routes import chat, image_search, vqa
 from serving.service import Service
 
 DESCRIPTION = "Ask a vision-language model about pictures, and search pictures. Failures are JSON with an `error` and the `request_id`."
@@ -57,7 +58,7 @@ def create_app(service: Service) -> ASGIApp:
     secured = [] if service.token is None else [Depends(HTTPBearer(auto_error=False))]
     failure = {"description": "It cannot be done", "content": {"application/json": {"example": _example()}}}
     app = FastAPI(title="Tessera", description=DESCRIPTION, lifespan=lifespan, responses={"4XX": failure, "5XX": failure})
-    failures.install(app)
+    error_responses.install(app)
 
     @app.get("/health", summary="Whether requests are answered", response_model=Health, responses={503: {"model": Health}}, tags=["state"])
     async def health() -> Any:
@@ -67,10 +68,10 @@ def create_app(service: Service) -> ASGIApp:
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    for routes in (asking.router(service), chat.router(service), library.router(service)):
+    for routes in (vqa.router(service), chat.router(service), image_search.router(service)):
         app.include_router(routes, dependencies=secured)
     return Gate(app, service)
 
 
 def _example() -> dict[str, Any]:
-    return failures.body(422, "question: expected 1 to 4000 characters, found 0", "text_length", "5f0c6f1e2f0a4f5c9d1b")
+    return error_responses.body(422, "question: expected 1 to 4000 characters, found 0", "text_length", "5f0c6f1e2f0a4f5c9d1b")

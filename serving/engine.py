@@ -16,8 +16,8 @@ from answering.protocol import Answer, Answerer, Decoding, Request
 from answering.reply import Reranker, judge
 from answering.systems.local_model import LocalAnswerer
 from errors import TesseraError
-from serving.batching import Job
-from serving.failures import ServiceError
+from serving.http.error_responses import ServiceError
+from serving.request_batcher import Job
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ import torch
 
 from dataset.loading.image_io import PictureError
 from errors import TesseraError
-from serving.batching import Batcher, Job
-from serving.cache import Cache
+from serving.answer_cache import Cache
 from serving.config import ServeConfig
 from serving.engine import Engine, Plan, Task
-from serving.failures import ServiceError
-from serving.metrics import Gauges, Metrics
-from serving.pictures import Decoder
-from serving.search.index import PictureIndex
+from serving.http.error_responses import ServiceError
+from serving.inputs.image_decoder import Decoder
+from serving.prometheus_metrics import Gauges, Metrics
+from serving.request_batcher import Batcher, Job
+from serving.search.image_index import PictureIndex
 
 T = TypeVar("T")
 

@@ -179,7 +179,7 @@ def searching(parsed: argparse.Namespace) -> None:
     for name in ("vectors", "width", "questions"):
         if getattr(parsed, name) < 1:
             raise UsageError(f"--{name} {getattr(parsed, name)}: at least 1 is needed")
-    from serving.search.benchmark import measure_search
+    from benchmarks.image_search_speed import measure_search
 
     with tempfile.TemporaryDirectory() as folder:
         found = measure_search(folder, parsed.vectors, parsed.width, parsed.questions, parsed.recall)

@@ -18,7 +18,7 @@ from visual.clip_scorer import ClipScorer
 from visual.image_url import fetch, is_address
 
 if TYPE_CHECKING:
-    from serving.search.index import PictureIndex
+    from serving.search.image_index import PictureIndex
 
 SHOWN = 10
 """Files that could not be read of which the names are printed."""
@@ -86,7 +86,7 @@ def indexing(parsed: argparse.Namespace) -> None:
         raise UsageError("--images: name a folder of pictures (or search.images in the configuration)")
     find_pictures(folder)
     index = opened(config, create=True, reindex=parsed.reindex)
-    from serving.search.folder import index_folder
+    from serving.search.folder_indexer import index_folder
 
     done = index_folder(index, folder)
     print(f"{config.search_place}: {len(index):,} pictures")
@@ -107,7 +107,7 @@ def searching(parsed: argparse.Namespace) -> None:
         raise UsageError(f"--save {parsed.save}: a file that ends with .png is expected")
     asked = parsed.text or picture(parsed.image)
     index = opened(config)
-    from serving.search.sheet import contact_sheet, lines
+    from serving.search.contact_sheet import contact_sheet, lines
 
     found = index.search_text(asked, parsed.k) if isinstance(asked, str) else index.search_picture(asked, parsed.k)
     print(*lines(found), sep="\n")
@@ -121,7 +121,7 @@ def opened(config: configuration.Config, *, create: bool = False, reindex: bool 
     """The index that the configuration names, with the CLIP that it names."""
     clip = clip_of(config, "search.clip" if config.search.clip else "rerank.clip")
     try:
-        from serving.search.index import open_index
+        from serving.search.image_index import open_index
     except ModuleNotFoundError as error:
         if error.name != "lancedb":
             raise

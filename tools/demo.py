@@ -13,8 +13,8 @@ from answering.config import CheckpointSystem, System, scorer_keys
 from errors import TesseraError, UsageError
 
 if TYPE_CHECKING:
-    from serving.demo.talk import Talker
-    from serving.search.index import PictureIndex
+    from serving.demo.session import Talker
+    from serving.search.image_index import PictureIndex
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ def chosen(config: configuration.Config, key: str, name: str) -> System:
 
 def talker(config: configuration.Config, system: System, shelf: Shelf) -> "Talker":
     """A system with what reranks its candidates, loaded."""
-    from serving.demo.talk import Talker
+    from serving.demo.session import Talker
 
     answerer = build_answerer(system, checkpoint_folder=config.checkpoint_folder)
     reranker = build_reranker(config.rerank, answerer.description, config.decoding, config.result_folder / "plans", shelf=shelf)
@@ -74,8 +74,8 @@ def talker(config: configuration.Config, system: System, shelf: Shelf) -> "Talke
 
 def library(config: configuration.Config, shelf: Shelf) -> "PictureIndex":
     """The index of the picture search; an empty one is filled with the pictures of search.images."""
-    from serving.search.folder import index_folder
-    from serving.search.index import open_index
+    from serving.search.folder_indexer import index_folder
+    from serving.search.image_index import open_index
 
     clip = config.search.clip or config.rerank.clip
     if clip is None:

@@ -18,8 +18,8 @@ def main(arguments: argparse.Namespace) -> None:
     try:
         from answering.answerer_factory import check_decoding
         from serving.engine import Engine, Plan
-        from serving.run import chosen_system, serve
-        from serving.search.index import open_index
+        from serving.search.image_index import open_index
+        from serving.server import chosen_system, serve
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'tessera-vlm[serve]' has what the service needs") from error
     if not arguments.debug:

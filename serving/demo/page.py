@@ -18,9 +18,9 @@ import gradio as gr
 from answering.reply import Reply
 from dataset.loading.image_io import PictureError, open_picture
 from errors import TesseraError
-from serving.demo.talk import Talker, Turn, rows
-from serving.search.index import PictureIndex
-from serving.search.table import Found
+from serving.demo.session import Talker, Turn, rows
+from serving.search.image_index import PictureIndex
+from serving.search.lancedb_table import Found
 from visual.clip_scorer import ClipScorer
 
 LANGUAGES = {"English": "en", "中文": "zh"}
@@ -70,7 +70,7 @@ class PageError(TesseraError):
 @functools.cache
 def words(language: str) -> dict[str, Any]:
     """The page's words in a language, en or zh."""
-    every: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "words.yaml").read_text(encoding="utf-8"))
+    every: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "translations.yaml").read_text(encoding="utf-8"))
     return every[language]
 
 

@@ -25,7 +25,7 @@ from answering.protocol import Answer, Candidate, Decoding, Description, Request
 from model.siglip_qwen.processor import Processor
 from serving.config import ServeConfig
 from serving.engine import Engine, Plan
-from serving.run import server_config
+from serving.server import server_config
 from serving.service import Service
 from tests.untrained import write_checkpoint
 

@@ -8,10 +8,10 @@ from answering.answerer_factory import Shelf, build_answerer, build_reranker
 from answering.config import CheckpointSystem, DecodingConfig, QwenVlSystem, RerankConfig
 from model.siglip_qwen.processor import Processor
 from serving.demo.page import Parts
-from serving.demo.talk import Talker
+from serving.demo.session import Talker
 from serving.search.config import SearchConfig
-from serving.search.folder import index_folder
-from serving.search.index import open_index
+from serving.search.folder_indexer import index_folder
+from serving.search.image_index import open_index
 from tests.serving.search.conftest import fill
 from tests.untrained import write_checkpoint
 

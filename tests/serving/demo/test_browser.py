@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import expect
 
 from serving.demo.page import Parts, launch, words
-from serving.demo.talk import Talker
+from serving.demo.session import Talker
 from tests.serving.demo.browser import CHROMIUM, PHONE, choose, overflow, photograph, visit
 from tests.serving.search.conftest import png
 

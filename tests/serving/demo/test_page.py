@@ -11,8 +11,8 @@ import pytest
 from answering.rerank.confidence import Credibility
 from answering.rerank.logistic_regression import Logistic
 from serving.demo.page import LANGUAGES, Page, Parts, _percent, _short, words
-from serving.demo.talk import Talker, _request, rows
-from serving.search.index import PictureIndex
+from serving.demo.session import Talker, _request, rows
+from serving.search.image_index import PictureIndex
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from serving.search.config import SearchConfig
-from serving.search.index import PictureIndex, open_index
+from serving.search.image_index import PictureIndex, open_index
 
 Opener = Callable[..., PictureIndex]
 

@@ -1,0 +1,200 @@
+"""What every request passes: an id, the token, limits on size, number and time, and clients that hang up.
+
+An ASGI application around the service's own. A client that hangs up cancels the handling of its request. What a handler enters into
+`request.state.closing` is left when the request is over, however it ends.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import re
+import time
+import uuid
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.http.error_responses import ServiceError, response
+from serving.service import Service
+
+log = logging.getLogger("tessera.serve")
+
+OPEN_PATHS = frozenset({"/health"})
+"""What needs no token."""
+
+GONE = 499
+"""Status in log and metrics of a request whose client hung up."""
+
+UTF8 = re.compile(rb"^(?!.*charset.*charset).*;\s*charset=\"?utf-8\"?\s*(;|$)")
+"""How a form's type names its character set, where it does."""
+
+LINGER = 5.0
+"""Seconds after its deadline in which a streamed response must be read."""
+
+
+@dataclass
+class _Visit:
+    """One request. deadline: in the loop's time; status: of the response, once it has begun."""
+
+    request_id: str
+    deadline: float
+    began: float = field(default_factory=time.monotonic)
+    status: int | None = None
+    complete: bool = False
+    gone: bool = False
+
+
+class Gate:
+    """Lets requests in to `app`."""
+
+    def __init__(self, app: ASGIApp, service: Service):
+        self.app, self.service, self.settings = app, service, service.settings
+        self.token = None if service.token is None else _digest(f"Bearer {service.token}".encode())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        deadline = asyncio.get_running_loop().time() + self.settings.deadline_seconds
+        visit = _Visit(_request_id(headers), deadline)
+        scope.setdefault("state", {}).update(request_id=visit.request_id, deadline=deadline)
+        try:
+            await self._enter(scope, headers, receive, send, visit)
+        finally:
+            self._note(scope, visit)
+
+    async def _enter(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send, visit: _Visit) -> None:
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                visit.status = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", visit.request_id.encode())]}
+            visit.complete = message["type"] == "http.response.body" and not message.get("more_body")
+            await send(message)
+
+        async def refuse(error: ServiceError) -> None:
+            if visit.status is None:
+                await response(error, visit.request_id)(scope, receive, answer)
+
+        try:
+            async with asyncio.timeout_at(visit.deadline) as limit:
+                self._check(scope, headers)
+                await self._handle(scope, receive, answer, visit, limit)
+        except TimeoutError:
+            seconds = self.settings.deadline_seconds
+            await refuse(ServiceError(504, f"not answered within {seconds:g} seconds", "deadline"))
+        except ServiceError as error:
+            if b"expect" not in headers:
+                await self._drain(receive, visit)
+            await refuse(error)
+
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        """Raises ServiceError for what can be refused before anything is read."""
+        if self.token is not None and scope["path"] not in OPEN_PATHS:
+            given = _digest(headers.get(b"authorization", b""))
+            if not hmac.compare_digest(given, self.token):
+                raise ServiceError(401, "a valid bearer token is needed", "token", headers={"WWW-Authenticate": "Bearer"})
+        kind = headers.get(b"content-type", b"").lower()
+        if kind.startswith(b"multipart/") and b"charset" in kind and not UTF8.search(kind):
+            # Some of Python's other codecs take minutes for a megabyte.
+            raise ServiceError(415, "a form is expected in UTF-8", "charset")
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.settings.max_bytes:
+            raise self._too_large()
+        if _has_body(scope) and self.service.in_progress >= self.settings.max_batch + self.settings.max_queue:
+            raise ServiceError(429, "too many requests are waiting", "queue_full", retry_after=self.service.batcher.retry_after)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, visit: _Visit, limit: asyncio.Timeout) -> None:
+        """Run the app, with somebody listening for the client to hang up."""
+        inbox: asyncio.Queue[Message | ServiceError] = asyncio.Queue(1)
+
+        async def take() -> Message:
+            message = await inbox.get()
+            if isinstance(message, ServiceError):
+                raise message
+            return message
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # From here on the stream itself keeps the deadline; this ends the one that nobody reads.
+                limit.reschedule(visit.deadline + LINGER)
+            await send(message)
+
+        async def listen() -> None:
+            read = 0
+            while (message := await receive())["type"] != "http.disconnect":
+                read += len(message.get("body", b""))
+                if read > self.settings.max_bytes:
+                    if message["more_body"]:
+                        await self._drain(receive, visit)
+                    await inbox.put(self._too_large())
+                    return
+                await inbox.put(message)
+            if not visit.complete:
+                visit.gone = True
+                working.cancel()
+
+        async with AsyncExitStack() as closing:
+            scope["state"]["closing"] = closing
+            working = asyncio.create_task(self._run(scope, take, answer, visit))
+            listening = asyncio.create_task(listen())
+            self.service.in_progress += _has_body(scope)
+            try:
+                await working
+            except asyncio.CancelledError:
+                if not visit.gone:
+                    raise
+            finally:
+                self.service.in_progress -= _has_body(scope)
+                listening.cancel()
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send, visit: _Visit) -> None:
+        try:
+            await self.app(scope, receive, send)
+        except Exception as error:
+            # What the app has said to the client and to the log is done with; anything else goes up to the server.
+            if scope["state"].get("failure") is not error:
+                raise
+            log.debug("request %s ended with %s", visit.request_id, type(error).__name__)
+
+    async def _drain(self, receive: Receive, visit: _Visit) -> None:
+        """Read on for a while, since a client that is still sending does not see an answer."""
+        left = 4 * self.settings.max_bytes
+        try:
+            async with asyncio.timeout_at(visit.deadline):
+                while left > 0 and (message := await receive()).get("more_body"):
+                    left -= len(message.get("body", b""))
+        except TimeoutError:
+            log.info("request %s: its body did not end", visit.request_id)
+
+    def _too_large(self) -> ServiceError:
+        return ServiceError(413, f"the request is larger than {self.settings.max_bytes:,} bytes", "too_large")
+
+    def _note(self, scope: Scope, visit: _Visit) -> None:
+        """Into log and metrics; the path is that of the route, so that clients cannot make up names."""
+        route = scope.get("route")
+        path = getattr(route, "path", None) or "other"
+        status = GONE if visit.gone else visit.status or 500
+        seconds = time.monotonic() - visit.began
+        self.service.metrics.requests.labels(path, str(status)).inc()
+        self.service.metrics.seconds.labels(path).observe(seconds)
+        level = logging.DEBUG if path in ("/health", "/metrics") else logging.INFO
+        log.log(level, "%s %s %s %d %.3f s", visit.request_id, scope["method"], path, status, seconds)
+
+
+def _has_body(scope: Scope) -> bool:
+    """What is counted: requests that are read and may wait, not those that only look."""
+    return scope["method"] not in ("GET", "HEAD")
+
+
+def _request_id(headers: dict[bytes, bytes]) -> str:
+    """The client's own where it is plain, else a new one."""
+    given = headers.get(b"x-request-id", b"").decode("latin-1")
+    return given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid.uuid4().hex
+
+
+def _digest(value: bytes) -> bytes:
+    """Of equal length for values of any, so that comparing tells nothing."""
+    return hashlib.sha256(value).digest()

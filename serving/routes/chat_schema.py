@@ -1,0 +1,136 @@
+"""Chat completions as OpenAI's API has them: what is read and what is written. What would change an answer and is not
+supported is refused, not ignored."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from serving.inputs.text_limits import whole
+
+MAX_TURNS, MAX_PARTS = 256, 64
+"""Most turns of a conversation, and most parts of a turn: what is larger is refused before anything of it is looked at."""
+PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+EXAMPLE: dict[str, Any] = {
+    "model": "tiny",
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": PIXEL}},
+                {"type": "text", "text": "What color is the picture?"},
+            ],
+        }
+    ],
+    "max_tokens": 16,
+    "temperature": 0,
+}
+
+
+Text = Annotated[str, AfterValidator(whole)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextPart(Strict):
+    """Text of a message."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class Address(Strict):
+    """Where a picture is: in the request itself, or at an address on a host that the service allows."""
+
+    url: Annotated[str, Field(description="data:image/...;base64,... or, where the service allows its host, http(s)://...")]
+    detail: Literal["auto"] | None = None
+
+
+class ImagePart(Strict):
+    """A picture of a message."""
+
+    type: Literal["image_url"]
+    image_url: Address
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class ChatMessage(Strict):
+    """A turn. Pictures may stand in the user's only; the model sees those of a turn in front of its text."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[Part], Field(max_length=MAX_PARTS)]
+
+
+class StreamOptions(Strict):
+    """include_usage: a last chunk counts the tokens."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(Strict):
+    """A conversation to be continued."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
+
+    model: str
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_TURNS)]
+    n: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    seed: int | None = None
+    logprobs: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    top_logprobs: Literal[0] | None = None
+    top_p: Literal[1] | None = None
+    frequency_penalty: Literal[0] | None = None
+    presence_penalty: Literal[0] | None = None
+    stop: None = None
+
+
+class ChatAnswer(BaseModel):
+    """The completion."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "chatcmpl-5f0c6f1e",
+                    "object": "chat.completion",
+                    "created": 1790000000,
+                    "model": "tiny",
+                    "choices": [
+                        {"index": 0, "message": {"role": "assistant", "content": "red"}, "logprobs": None, "finish_reason": "stop"}
+                    ],
+                    "usage": {"prompt_tokens": 48, "completion_tokens": 2, "total_tokens": 50},
+                }
+            ]
+        }
+    )
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[dict[str, Any]]
+    usage: dict[str, int] | None
+
+
+class ModelList(BaseModel):
+    """The systems that answer."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"object": "list", "data": [{"id": "tiny", "object": "model", "created": 1790000000, "owned_by": "tessera"}]}]
+        }
+    )
+
+    object: Literal["list"]
+    data: list[dict[str, Any]]

@@ -1,0 +1,102 @@
+"""POST /vqa: a picture and a question in, the answer and its candidates out."""
+
+import dataclasses
+import hashlib
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, UploadFile
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+
+from answering.protocol import Decoding
+from answering.reply import Reply, question_request
+from serving.engine import Ask
+from serving.http.error_responses import ServiceError
+from serving.inputs.text_limits import checked
+from serving.service import Service
+
+EXAMPLE: dict[str, Any] = {
+    "status": "success",
+    "question": "What color is the circle?",
+    "answer": "red",
+    "credibility": 0.97,
+    "candidates": [
+        {"text": "red", "log_prob": -0.02, "mean_log_prob": -0.01, "raw": "red", "count": 1, "clip": 24.1, "fused": 1.0},
+        {"text": "blue", "log_prob": -4.71, "mean_log_prob": -2.35, "raw": "blue", "count": 1, "clip": 19.6, "fused": 0.0},
+    ],
+}
+
+
+class CandidateBody(BaseModel):
+    """A possible answer. log_prob: in nats, over all its tokens; clip and fused: its scores, where candidates were reranked."""
+
+    model_config = ConfigDict(extra="allow")
+
+    text: str
+    log_prob: float | None
+    mean_log_prob: float | None
+    raw: str
+    count: int
+    clip: float | None = None
+    fused: float | None = None
+
+
+class AnswerBody(BaseModel):
+    """The answer to a question, and what else it might have been, best first. credibility: how likely it is right, 0..1, where an
+    evaluation has taught that for candidates looked for in this way."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]}, extra="allow")
+
+    status: str
+    question: str
+    answer: str
+    credibility: float | None = None
+    candidates: list[CandidateBody]
+
+
+def router(service: Service) -> APIRouter:
+    """The route of short-answer questions."""
+    routes = APIRouter(tags=["questions"])
+
+    @routes.post("/vqa", summary="Ask about a picture", response_model=AnswerBody)
+    async def vqa(
+        image: Annotated[UploadFile, File(description="The picture: JPEG, PNG, WebP, GIF or BMP")],
+        question: Annotated[str, Form(description="The question, in English or Chinese", examples=["What color is the circle?"])],
+        k: Annotated[int | None, Form(ge=1, description="Candidates; as configured where none is given", examples=[5])] = None,
+        rerank: Annotated[bool | None, Form(description="Whether CLIP has a say; where it is loaded, yes", examples=[True])] = None,
+    ) -> Any:
+        engine = service.ready()
+        text = checked(question, "question", service.settings.max_question)
+        decoding = _decoding(service, k)
+        if rerank and engine.reranker is None:
+            raise ServiceError(422, "rerank: nothing here scores candidates (rerank.clip is null)", "no_reranker")
+        reranked = engine.reranker is not None if rerank is None else rerank
+        data = await image.read()
+        key = "vqa", hashlib.sha256(data).digest(), text, decoding, reranked
+        if (known := service.cache.get(key)) is not None:
+            return JSONResponse(known, headers={"X-Cache": "hit"})
+        async with service.decoder.decoded([data]) as pictures:
+            # One id for all: what is sampled depends on the seed alone, and an answer can be kept.
+            with service.submit(Ask(question_request("vqa", text, pictures), decoding, reranked)) as job:
+                answer = body(await job.result())
+        service.cache.put(key, answer, len(str((key, answer)).encode()))
+        return JSONResponse(answer, headers={"X-Cache": "miss"})
+
+    return routes
+
+
+def body(reply: Reply) -> dict[str, Any]:
+    """A reply as JSON."""
+    credibility = {} if reply.credibility is None else {"credibility": reply.credibility}
+    return {"status": "success", "question": reply.question, "answer": reply.chosen, **credibility, "candidates": reply.candidates()}
+
+
+def _decoding(service: Service, k: int | None) -> Decoding:
+    """As configured, with k candidates. Raises ServiceError 422."""
+    decoding, most = service.plan.decoding, service.settings.max_candidates
+    if k is None:
+        return decoding
+    if k > most:
+        raise ServiceError(422, f"k: at most {most}, found {k}", "k")
+    # A greedy search finds one answer only.
+    return dataclasses.replace(decoding, k=k, mode="beam" if decoding.mode == "greedy" and k > 1 else decoding.mode)

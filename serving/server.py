@@ -1,0 +1,93 @@
+"""The server process: listens, loads, answers until it is told to stop, and finishes what it has accepted."""
+
+import logging
+import math
+import os
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from answering.config import CheckpointSystem, System
+from errors import TesseraError, UsageError
+from serving.app import create_app
+from serving.config import ServeConfig
+from serving.engine import Engine, Plan
+from serving.http.connection_timeout import Punctual
+from serving.http.middleware import LINGER
+from serving.search.image_index import PictureIndex
+from serving.service import Service
+
+log = logging.getLogger("tessera.serve")
+
+
+class Server(uvicorn.Server):
+    """Ends with status 0 when it is told to stop; told a second time, it does not wait."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        del sig, frame
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def chosen_system(settings: ServeConfig, systems: tuple[System, ...], experiment: str) -> System:
+    """What `serve.system` names. Raises UsageError."""
+    if settings.system is None:
+        return CheckpointSystem(name=experiment, kind="checkpoint", path="newest")
+    for system in systems:
+        if system.name == settings.system:
+            return system
+    names = ", ".join(system.name for system in systems) or "none"
+    raise UsageError(f"serve.system: eval.systems has no {settings.system} (it has: {names})")
+
+
+def bearer_token(settings: ServeConfig) -> str | None:
+    """The token that clients must bring. Raises UsageError where the variable that should hold it is not set."""
+    if settings.token_env is None:
+        return None
+    token = os.environ.get(settings.token_env, "")
+    if not token:
+        raise UsageError(f"serve.token_env: the environment variable {settings.token_env} is not set")
+    return token
+
+
+def listen(settings: ServeConfig) -> socket.socket:
+    """A socket that is bound. Raises UsageError where that cannot be."""
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        raise UsageError(f"serve.host, serve.port: cannot listen on {settings.host} port {settings.port} ({error.strerror})") from error
+
+
+def server_config(service: Service) -> uvicorn.Config:
+    """How a service is served. Once it is told to stop, it waits no longer than any request may take: a client that does not read
+    its answer would hold it for ever."""
+    longest = math.ceil(service.settings.deadline_seconds + LINGER)
+    return uvicorn.Config(
+        create_app(service), lifespan="on", log_config=None, access_log=False, server_header=False, ws="none",
+        timeout_graceful_shutdown=longest, http=Punctual,
+    )  # fmt: skip
+
+
+def serve(
+    settings: ServeConfig, plan: Plan, open_library: Callable[[], PictureIndex] | None = None, load: Callable[[Plan], Engine] = Engine.load
+) -> None:
+    """Answer until SIGINT or SIGTERM. Raises UsageError where settings or parts are wrong."""
+    token = bearer_token(settings)
+    listening = listen(settings)
+    host, port = listening.getsockname()[:2]
+    service = Service(settings, plan, load, open_library, token)
+    server = Server(server_config(service))
+    service.on_failure = lambda: setattr(server, "should_exit", True)
+    print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port} (the models are being loaded)", flush=True)
+    if token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
+        log.warning("anyone who reaches %s can ask: serve.token_env names no token", settings.host)
+    server.run(sockets=[listening])
+    if isinstance(service.failure, TesseraError):
+        raise service.failure
+    if service.failure is not None:
+        what = "loading" if service.engine is None else "serving"
+        raise TesseraError(f"{what} {plan.name} failed: {type(service.failure).__name__}: {service.failure}") from service.failure
+    print("stopped; what was accepted has been answered", flush=True)

@@ -1,0 +1,174 @@
+"""What the service refuses, and how long it waits: tokens, sizes, malformed and endless requests."""
+
+import hmac
+import json
+import socket
+from collections.abc import Callable, Iterator
+
+import httpx2
+import pytest
+
+from tests.serving.conftest import CHAT, PATIENCE, Planted, ask, picture, serving, wait_for
+
+NOWHERE = {"type": "image_url", "image_url": {"url": "no address"}}
+
+
+def test_a_token_is_needed_for_all_but_health(planted: Planted) -> None:
+    with serving(planted, token="secret") as (client, _):
+        without = {path: client.get(path).status_code for path in ("/health", "/metrics", "/v1/models", "/openapi.json", "/nothing")}
+        wrong = [client.get("/v1/models", headers={"Authorization": f"Bearer {token}"}) for token in ("Secret", "secre", "secrets")]
+        right = client.get("/v1/models", headers={"Authorization": "Bearer secret"})
+    assert without == {"/health": 200, "/metrics": 401, "/v1/models": 401, "/openapi.json": 401, "/nothing": 401}
+    assert {one.status_code for one in wrong} == {401}
+    assert wrong[0].headers["WWW-Authenticate"] == "Bearer"
+    assert right.status_code == 200
+
+
+def test_the_token_is_compared_in_constant_time(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+
+    def noted(given: bytes, expected: bytes) -> bool:
+        compared.append((given, expected))
+        return compare(given, expected)
+
+    monkeypatch.setattr(hmac, "compare_digest", noted)
+    with serving(planted, token="secret") as (client, _):
+        for token in ("", "Bearer s", "Bearer secret", "Bearer " + "x" * 5000):
+            client.get("/v1/models", headers={"Authorization": token})
+    assert len(compared) == 4
+    assert len({len(value) for pair in compared for value in pair}) == 1, "not even its length shows"
+
+
+def long_body(client: httpx2.Client) -> httpx2.Response:
+    return ask(client, "red", b"x" * 20_000)
+
+
+def long_chunks(client: httpx2.Client) -> httpx2.Response:
+    def chunks() -> Iterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        yield from (b"x" * 1000 for _ in range(20))
+
+    return client.post("/vqa", content=chunks(), headers={"Content-Type": "multipart/form-data; boundary=b"})
+
+
+@pytest.mark.parametrize("send", [long_body, long_chunks])
+def test_a_body_over_the_limit_is_413(planted: Planted, send: Callable[[httpx2.Client], httpx2.Response]) -> None:
+    with serving(planted, max_bytes=10_000) as (client, _):
+        found = send(client)
+        assert ask(client, "red").status_code == 200
+    assert (found.status_code, found.json()["error"]["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "status", "code"),
+    [
+        ({"question": "red", "data": b"<svg/>"}, 415, "picture_type"),
+        ({"question": "red", "data": b"%PDF-1.7"}, 415, "picture_type"),
+        ({"question": "red", "data": b""}, 415, "picture_type"),
+        ({"question": "red", "data": picture()[:-40]}, 422, "picture_damaged"),
+        ({"question": "red", "data": picture(kind="JPEG")[:100]}, 422, "picture_damaged"),
+        ({"question": "red", "data": picture(size=(200, 100))}, 413, "picture_too_large"),
+        ({"question": "   "}, 422, "text_length"),
+        ({"question": "x" * 50}, 422, "text_length"),
+        ({"question": "red", "k": 0}, 422, "invalid_request"),
+        ({"question": "red", "k": 5}, 422, "k"),
+        ({"question": "red", "rerank": "true"}, 422, "no_reranker"),
+        ({"question": "red", "rerank": "perhaps"}, 422, "invalid_request"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_and_never_reaches_the_model(
+    planted: Planted, request_fields: dict[str, object], status: int, code: str
+) -> None:
+    with serving(planted, max_pixels=10_000, max_question=40, max_candidates=4) as (client, _):
+        found = ask(client, **request_fields)  # type: ignore[arg-type]
+    assert (found.status_code, found.json()["error"]["code"]) == (status, code)
+    assert planted.calls == []
+
+
+def test_a_form_without_its_fields_names_them(planted: Planted) -> None:
+    with serving(planted) as (client, _):
+        found = client.post("/vqa", files={"image": picture()})
+        path = client.post("/vqa", data={"image": "/etc/passwd", "question": "red"})
+    assert (found.status_code, found.json()["error"]["message"]) == (422, "question: field required")
+    assert path.status_code == 422 and "passwd" not in path.text
+
+
+@pytest.mark.parametrize("body", ["{", "[" * 100_000, '{"model": 5}', "null", '"' + "x" * 1000 + '"'])
+def test_json_that_is_none_is_refused(planted: Planted, body: str) -> None:
+    with serving(planted) as (client, _):
+        found = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert found.status_code in (400, 422)
+    assert "x" * 100 not in found.text
+
+
+def chat_about(*turns: object) -> dict[str, object]:
+    return {"model": "planted", "messages": [{"role": "user", "content": turn} for turn in turns]}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (chat_about("half \ud800 a character"), "one half of a surrogate pair"),
+        (chat_about([{"type": "text", "text": "\udfff"}]), "one half of a surrogate pair"),
+        (chat_about(*["x"] * 257), "at most 256"),
+        (chat_about([{"type": "text", "text": "x"}] * 65), "at most 64"),
+        (chat_about([NOWHERE] * 5, [NOWHERE] * 5), "at most 8 pictures, found 10"),
+    ],
+)
+def test_a_conversation_over_a_limit_is_refused_before_its_pictures_are_looked_at(
+    planted: Planted, asked: dict[str, object], said: str
+) -> None:
+    with serving(planted) as (client, _):
+        found = client.post("/v1/chat/completions", content=json.dumps(asked), headers={"Content-Type": "application/json"})
+    assert found.status_code == 422
+    assert said in found.json()["error"]["message"]
+    assert planted.calls == []
+
+
+@pytest.mark.parametrize("charset", ["punycode", '"unicode_escape"', "utf-8; charset=punycode"])
+def test_a_form_in_a_character_set_that_takes_minutes_is_refused(planted: Planted, charset: str) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="question"\r\n\r\na-9z9z\r\n--b--\r\n'
+    with serving(planted) as (client, _):
+        found = client.post("/vqa", content=part, headers={"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"})
+        utf8 = client.post("/vqa", content=part, headers={"Content-Type": "multipart/form-data; charset=UTF-8; boundary=b"})
+    assert (found.status_code, found.json()["error"]["code"]) == (415, "charset")
+    assert utf8.json()["error"]["message"] == "image: field required"
+
+
+def test_a_client_that_does_not_read_does_not_hold_the_server(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.http.middleware.LINGER", 0.1)
+    monkeypatch.setattr("serving.server.LINGER", 0.1)
+    monkeypatch.setattr(planted, "stream", lambda *_: (f"{i} " * 500_000 for i in range(40)))
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with serving(planted, deadline_seconds=1.0) as (client, service):
+            deaf.connect((client.base_url.host, client.base_url.port or 80))
+            body = json.dumps(CHAT).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            deaf.sendall(head.encode() + body)
+            wait_for(lambda: service.in_progress == 1)
+            wait_for(lambda: service.in_progress == 0)
+        # Leaving the context ends the server, and fails where it does not end.
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"], ids=["first", "second"])
+def test_a_head_that_never_ends_is_given_up_and_a_slow_body_is_not(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    monkeypatch.setattr("serving.http.connection_timeout.HEAD_SECONDS", 0.5)
+    with serving(planted) as (client, service):
+        place = (client.base_url.host, client.base_url.port or 80)
+        with socket.create_connection(place, timeout=PATIENCE) as slow, socket.create_connection(place, timeout=PATIENCE) as never:
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+            slow.sendall(head + b"{")
+            wait_for(lambda: service.in_progress == 1)
+            never.sendall(before)
+            if before:
+                assert never.recv(10_000).startswith(b"HTTP/1.1 200")
+            never.sendall(b"POST /vqa HTTP/1.1\r\n")
+            while never.recv(10_000):
+                """What is left of the first answer."""
+            slow.sendall(b"}")
+            # Nothing is asked in it: an answer all the same.
+            assert slow.recv(10_000).startswith(b"HTTP/1.1 422")

@@ -1,0 +1,152 @@
+"""Pictures from an address: hosts that were allowed, the open internet only, each redirect checked, within bytes and time."""
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from serving.http.error_responses import ServiceError
+from serving.inputs.safe_fetch import fetch, is_public
+from tests.serving.conftest import PATIENCE, wait_for
+
+HOSTS = ("pictures.example", "other.example")
+
+
+hung_up: set[str] = set()
+"""Paths at which the client did not wait for the end."""
+
+
+class Site(BaseHTTPRequestHandler):
+    """A host that answers, leads elsewhere, sends without end, or never."""
+
+    def do_GET(self) -> None:
+        places = {
+            "/away": "http://evil.example/x",
+            "/inside": "http://other.example/x",
+            "/round": "/round",
+            "/file": "file:///etc/passwd",
+            "/none": "http://[",
+        }
+        if self.path in places:
+            self.send_response(302)
+            self.send_header("Location", places[self.path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if self.path == "/missing":
+            self.send_error(404)
+            return
+        if self.path in ("/drip/head", "/drip/body"):
+            self.drip()
+            return
+        if self.path == "/never":
+            threading.Event().wait(2)
+            return
+        body = b"x" * (5000 if self.path == "/large" else 10) + self.headers["Host"].encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def drip(self) -> None:
+        """Byte by byte, so that no single one is late; whole after a while."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n" + (b"A: " if self.path.endswith("head") else b"\r\n"))
+        try:
+            for _ in range(400):
+                self.wfile.write(b"x")
+                threading.Event().wait(0.05)
+            self.wfile.write(b"\r\n\r\n")
+        except OSError:
+            hung_up.add(self.path)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def get(port: int, path: str, seconds: float = PATIENCE, **changes: Any) -> bytes:
+    """Fetch with every host on this machine, which is allowed for once."""
+    chosen = {"allowed": lambda _: True, "addresses": lambda _host, _port: ["127.0.0.1"], **changes}
+    return fetch(f"http://pictures.example:{port}{path}", HOSTS, 4000, seconds, **chosen)
+
+
+def refused(*arguments: Any, **changes: Any) -> tuple[int, str]:
+    with pytest.raises(ServiceError) as caught:
+        get(*arguments, **changes)
+    return caught.value.status_code, str(caught.value.detail)
+
+
+def test_a_picture_is_fetched_by_the_name_of_its_host(port: int) -> None:
+    assert get(port, "/a.png?x=1") == b"x" * 10 + f"pictures.example:{port}".encode()
+
+
+def test_only_hosts_that_were_named() -> None:
+    for address in ("http://evil.example/x", "http://pictures.example.evil.example/", "http://127.0.0.1/", "http://[::1]/"):
+        with pytest.raises(ServiceError, match="403"):
+            fetch(address, HOSTS, 4000, 1.0)
+    for address in ("ftp://pictures.example/", "http://user@pictures.example/", "http:///x", "http://pictures.example:x/", "http://[/"):
+        with pytest.raises(ServiceError, match="422"):
+            fetch(address, HOSTS, 4000, 1.0)
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        *("127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "192.0.0.8", "224.0.0.1", "0.0.0.0"),
+        *("::1", "fd00::1", "fe80::1", "fec0::1", "ff0e::1", "::", "4000::1"),
+        # Addresses of IPv4 in those of IPv6: mapped, compatible, NAT64, 6to4, Teredo.
+        *("::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::169.254.169.254", "2002:7f00:1::", "2001:0:7f00:1::"),
+    ],
+)
+def test_a_name_that_leads_into_a_private_network_is_refused(port: int, inside: str) -> None:
+    assert not is_public(inside)
+    assert refused(port, "/a.png", allowed=is_public, addresses=lambda _host, _port: ["8.8.8.8", inside])[0] == 403
+
+
+def test_addresses_of_the_open_internet_are_public() -> None:
+    assert is_public("8.8.8.8") and is_public("2606:4700::1111") and is_public("::ffff:8.8.8.8")
+
+
+def test_redirects_are_checked_like_the_first_address(port: int) -> None:
+    assert refused(port, "/away")[0] == 403
+    assert refused(port, "/file")[0] == 422
+    assert refused(port, "/none") == (422, "image_url: it leads to what is not an address")
+    names: list[str] = []
+
+    def addresses(host: str, _: int) -> list[str]:
+        names.append(host)
+        return ["10.0.0.1"] if host == "other.example" else ["127.0.0.1"]
+
+    assert refused(port, "/inside", allowed=lambda ip: ip != "10.0.0.1", addresses=addresses)[0] == 403
+    assert names == ["pictures.example", "other.example"]
+    assert refused(port, "/round") == (422, "image_url: pictures.example: more than 3 redirects")
+
+
+def test_what_is_too_large_or_too_slow_or_not_there_is_refused(port: int) -> None:
+    assert refused(port, "/large")[0] == 413
+    assert refused(port, "/never", seconds=0.2) == (422, "image_url: pictures.example: it cannot be reached, or not in time")
+    assert refused(port, "/missing") == (422, "image_url: pictures.example: it answers 404")
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_time_is_up_also_where_every_byte_comes_in_time(port: int, part: str) -> None:
+    status, said = refused(port, f"/drip/{part}", seconds=0.3)
+    assert status == 422 and "in time" in said
+    wait_for(lambda: f"/drip/{part}" in hung_up)
+
+
+def test_a_name_that_nobody_knows_is_refused(port: int) -> None:
+    def addresses(host: str, port: int) -> list[str]:
+        raise OSError(host, port)
+
+    assert refused(port, "/", addresses=addresses) == (422, "image_url: pictures.example: its name cannot be resolved")

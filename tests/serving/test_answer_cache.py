@@ -1,0 +1,33 @@
+"""Answers that were given before are bounded by their size."""
+
+from serving.answer_cache import OVERHEAD, Cache
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache: Cache[str] = Cache(2 * (OVERHEAD + 10))
+    for key in "ab":
+        cache.put(key, key.upper(), 10)
+    assert cache.get("a") == "A"
+    cache.put("c", "C", 10)
+    assert [cache.get(key) for key in "abc"] == ["A", None, "C"]
+    assert (cache.hits, cache.misses, len(cache), cache.bytes) == (3, 1, 2, 2 * (OVERHEAD + 10))
+
+
+def test_what_is_put_again_counts_once() -> None:
+    cache: Cache[str] = Cache(10 * OVERHEAD)
+    cache.put("a", "old", 100)
+    cache.put("a", "new", 50)
+    assert (cache.get("a"), len(cache), cache.bytes) == ("new", 1, OVERHEAD + 50)
+
+
+def test_what_is_too_large_drives_nothing_out() -> None:
+    cache: Cache[str] = Cache(2 * OVERHEAD)
+    cache.put("a", "A", 10)
+    cache.put("large", "L", 2 * OVERHEAD)
+    assert (cache.get("a"), cache.get("large")) == ("A", None)
+
+
+def test_with_no_memory_nothing_is_kept() -> None:
+    cache: Cache[str] = Cache(0)
+    cache.put("a", "A", 0)
+    assert cache.get("a") is None
