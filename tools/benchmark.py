@@ -14,7 +14,7 @@ from benchmarks.preprocessing_speed import apart, draw_raw_files, measure_merges
 from errors import UsageError
 
 if TYPE_CHECKING:
-    from benchmarks.report import Report
+    from benchmarks.benchmark_report import Report
 
 FOLDER = Path("results/benchmark")
 SIZES = {
@@ -147,7 +147,7 @@ def training(parsed: argparse.Namespace) -> None:
     config = _recipe(parsed)
     # Not above: merges are measured in processes that load this file, and torch would be counted as theirs.
     from answering.answerer_factory import default_device
-    from benchmarks.training import Effort, measure
+    from benchmarks.training.train_step import Effort, measure
 
     effort = Effort(parsed.samples, parsed.rounds, parsed.stock_batch, parsed.against == "stock")
     _show(parsed, measure(parsed.size, config.model, config.train, effort, default_device()), f"train_{parsed.size}")
@@ -157,7 +157,7 @@ def generation(parsed: argparse.Namespace) -> None:
     """Answer by turns; print and save the table."""
     config = _recipe(parsed)
     from answering.answerer_factory import default_device
-    from benchmarks.generation import Effort, measure
+    from benchmarks.generation_speed import Effort, measure
 
     effort = Effort(parsed.samples, parsed.rounds, parsed.stock_batch, parsed.against == "stock")
     _show(parsed, measure(parsed.size, config.model, config.decoding, effort, default_device()), f"generate_{parsed.size}")
@@ -167,7 +167,7 @@ def learning(parsed: argparse.Namespace) -> None:
     """Train both on the same samples; print and save the table. Raises TesseraError where they end apart."""
     if parsed.steps < 1 or parsed.every < 1:
         raise UsageError("--steps and --every: at least 1 is needed")
-    from benchmarks.equality import check, measure
+    from benchmarks.training.loss_parity import check, measure
 
     report = measure(parsed.config, parsed.steps, parsed.every)
     _show(parsed, report, f"equality_{parsed.config.name}")
@@ -198,12 +198,12 @@ def reckoning(parsed: argparse.Namespace) -> None:
     if parsed.card is not None:
         _imitate(parsed)
     elif not parsed.run:
-        from benchmarks.memory import plan
+        from benchmarks.memory.memory_estimate import plan
 
         _show(parsed, plan(parsed.size, config.model, config.train), f"memory_{parsed.size}")
         return
-    from benchmarks.memory_run import measure
-    from benchmarks.targets import check_device
+    from benchmarks.gpu_targets import check_device
+    from benchmarks.memory.memory_measurement import measure
 
     name = f"memory_{parsed.size}_measured" if parsed.card is None else f"memory_{parsed.size}_card_{parsed.card:g}"
     _show(parsed, measure(parsed.size, config.model, config.train, check_device("memory --run")), name)
@@ -211,7 +211,7 @@ def reckoning(parsed: argparse.Namespace) -> None:
 
 def _imitate(parsed: argparse.Namespace) -> None:
     """Come back with an imitated card. Raises UsageError where there can be none, SystemExit with the status of what ran on it."""
-    from benchmarks.imitated.build import check, is_imitated, run
+    from benchmarks.memory.simulated_gpu.build_library import check, is_imitated, run
 
     if is_imitated():
         return
@@ -224,8 +224,8 @@ def _imitate(parsed: argparse.Namespace) -> None:
 
 def everything(parsed: argparse.Namespace) -> None:
     """Measure all of it; print and save which targets are met. Raises TesseraError where one is not."""
-    from benchmarks.report import Machine
-    from benchmarks.targets import check, check_device, prepare, run_all, verdicts
+    from benchmarks.benchmark_report import Machine
+    from benchmarks.gpu_targets import check, check_device, prepare, run_all, verdicts
 
     device = check_device("gpu")
     if not (configuration.load(configuration.DEFAULT, []).data_folder / "samples.parquet").exists():
@@ -251,7 +251,7 @@ def evaluating(parsed: argparse.Namespace) -> None:
 
 def answering(parsed: argparse.Namespace) -> None:
     """Start a server of the configuration and ask it; print and save the table."""
-    from benchmarks.serving import Effort, measure
+    from benchmarks.serving_throughput import Effort, measure
 
     for name in ("clients", "questions", "rounds"):
         if getattr(parsed, name) < 1 + (name == "clients"):

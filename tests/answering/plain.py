@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig
 
 from answering.decoding.beam_search import Generated, PromptBatch
-from benchmarks.generation import beams, generated
+from benchmarks.generation_speed import beams, generated
 
 NEW = 8
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import models
+from benchmarks import full_size_models
 from model.siglip_qwen.modeling import VisionLanguageModel
 
 
@@ -15,7 +15,7 @@ def strange_stock() -> Callable[[VisionLanguageModel], Any]:
     """In the place of `build_stock`: one of its frozen weights is another."""
 
     def build(model: VisionLanguageModel) -> Any:
-        stock = models.build_stock(model)
+        stock = full_size_models.build_stock(model)
         norm = stock.model.language_model.norm
         norm.weight = torch.nn.Parameter(torch.linspace(-2, 2, len(norm.weight)), requires_grad=False)
         return stock

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving import Effort, made_up, measure
+from benchmarks.serving_throughput import Effort, made_up, measure
 from errors import TesseraError
 
 pytestmark = pytest.mark.xdist_group("server")

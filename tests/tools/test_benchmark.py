@@ -11,8 +11,8 @@ import pytest
 
 import cli
 import config as configuration
-from benchmarks.models import check_comparable
-from benchmarks.report import Report
+from benchmarks.benchmark_report import Report
+from benchmarks.full_size_models import check_comparable
 from tools import benchmark
 
 

@@ -18,8 +18,8 @@ from typing import Any
 import requests
 import torch
 
-from benchmarks.report import Machine, Report, number
-from benchmarks.rounds import Ratio, by_turns
+from benchmarks.benchmark_report import Machine, Report, number
+from benchmarks.timing import Ratio, by_turns
 from dataset.synthetic.question_phrasing import ask_several
 from dataset.synthetic.scene import compose
 from dataset.synthetic.scene_renderer import draw

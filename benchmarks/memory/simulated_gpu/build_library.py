@@ -19,7 +19,7 @@ import torch
 
 from errors import TesseraError, UsageError
 
-SOURCE = Path(__file__).with_name("card.c")
+SOURCE = Path(__file__).with_name("cuda_runtime.c")
 CARD, CONTEXT, BUILD = "IMITATED_CARD_BYTES", "IMITATED_CONTEXT_BYTES", "IMITATED_CARD"
 CONTEXT_BYTES = 2**29
 """What a CUDA context with its libraries takes of a card: an assumption."""
@@ -47,7 +47,7 @@ def run(arguments: Sequence[str], gib: float) -> int:
         places["TRITON_LIBCUDA_PATH"] = folder
         # Workers that compile would each load all of CUDA.
         variables = {**sizes(gib), **places, BUILD: "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        command = [sys.executable, "-m", "benchmarks.imitated.inside", *arguments]
+        command = [sys.executable, "-m", "benchmarks.memory.simulated_gpu.run_script", *arguments]
         status = subprocess.run(command, env={**os.environ, **variables}, check=False).returncode
     if status < 0:
         raise TesseraError(f"--card: the process was ended by {signal.Signals(-status).name}")

@@ -11,10 +11,10 @@ from functools import partial
 
 import torch
 
-from benchmarks.models import check_comparable
-from benchmarks.report import Machine, Report, number
-from benchmarks.steps import Batch, Trained
-from benchmarks.training import OURS, STOCK, Setup, our_side, same_adapters, stock_side
+from benchmarks.benchmark_report import Machine, Report, number
+from benchmarks.full_size_models import check_comparable
+from benchmarks.training.timed_steps import Batch, Trained
+from benchmarks.training.train_step import OURS, STOCK, Setup, our_side, same_adapters, stock_side
 from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.encoded_sample import IGNORED
 from dataset.loading.samplers import EpochBatches

@@ -16,9 +16,9 @@ from answering.decoding.beam_search import Generated, PromptBatch
 from answering.decoding.candidates import merge
 from answering.protocol import Answer, Decoding, Request
 from answering.systems.siglip_qwen import CheckpointAnswerer
-from benchmarks.models import Size, build_ours, build_processor, build_stock, check_comparable
-from benchmarks.report import Machine, Report, number
-from benchmarks.rounds import Ratio, by_turns, free_memory, largest_that_fits, timed
+from benchmarks.benchmark_report import Machine, Report, number
+from benchmarks.full_size_models import Size, build_ours, build_processor, build_stock, check_comparable
+from benchmarks.timing import Ratio, by_turns, free_memory, largest_that_fits, timed
 from dataset.sample import IMAGE_MARK, Message
 from dataset.synthetic.question_phrasing import ask_several
 from dataset.synthetic.scene import compose

@@ -9,12 +9,12 @@ from dataclasses import asdict
 
 import torch
 
-from benchmarks.imitated.build import is_imitated
-from benchmarks.memory import plan
-from benchmarks.models import Size, build_ours, build_processor
-from benchmarks.report import Machine, Report, number
-from benchmarks.rounds import free_memory, timed
-from benchmarks.training import Setup, our_side, our_way, settle_memory
+from benchmarks.benchmark_report import Machine, Report, number
+from benchmarks.full_size_models import Size, build_ours, build_processor
+from benchmarks.memory.memory_estimate import plan
+from benchmarks.memory.simulated_gpu.build_library import is_imitated
+from benchmarks.timing import free_memory, timed
+from benchmarks.training.train_step import Setup, our_side, our_way, settle_memory
 from errors import UsageError
 from model.siglip_qwen.assembly import default_dtype
 from model.siglip_qwen.config import ModelConfig

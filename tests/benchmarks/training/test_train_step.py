@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import training
-from benchmarks.steps import Trained, Way
-from benchmarks.training import Effort, measure
-from benchmarks.training_results import Work
+from benchmarks.training import train_step
+from benchmarks.training.timed_steps import Trained, Way
+from benchmarks.training.train_step import Effort, measure
+from benchmarks.training.train_step_results import Work
 from errors import TesseraError, UsageError
 from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
@@ -84,7 +84,7 @@ def test_ours_can_run_alone() -> None:
 
 
 def test_models_that_are_not_the_same_are_not_compared(monkeypatch: pytest.MonkeyPatch, strange_stock: Callable[..., Any]) -> None:
-    monkeypatch.setattr(training, "build_stock", strange_stock)
+    monkeypatch.setattr(train_step, "build_stock", strange_stock)
     with pytest.raises(TesseraError, match="not the same model: on the same samples our loss is"):
         measure("tiny", SMALL, settings(), Effort(samples=3, rounds=1), CPU)
 

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.rounds import Ratio, by_turns, largest_that_fits, product_tflops
+from benchmarks.timing import Ratio, by_turns, largest_that_fits, product_tflops
 
 
 def test_every_round_begins_with_another_block() -> None:
@@ -45,5 +45,5 @@ def test_another_error_is_no_want_of_memory() -> None:
 
 def test_the_rate_of_a_product_is_that_of_its_size_over_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([9.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    monkeypatch.setattr("benchmarks.rounds.timed", lambda *_: next(times))
+    monkeypatch.setattr("benchmarks.timing.timed", lambda *_: next(times))
     assert product_tflops(torch.device("cpu"), torch.float32) == pytest.approx(2 * 1024**3 / 3 / 1e12)

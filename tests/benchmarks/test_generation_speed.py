@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from answering.config import DecodingConfig
-from benchmarks import generation
-from benchmarks.generation import Effort, Stock, generated, measure
+from benchmarks import generation_speed
+from benchmarks.generation_speed import Effort, Stock, generated, measure
 from errors import TesseraError, UsageError
 from model.siglip_qwen.config import ModelConfig
 
@@ -31,14 +31,14 @@ def test_candidates_of_all_paths_are_the_same() -> None:
 
 
 def test_both_sides_answer_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "default_dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(generation_speed, "default_dtype", lambda _: torch.bfloat16)
     report = measure("tiny", SMALL, DECODING, Effort(questions=3, rounds=1, stock_batch=2), CPU)
     assert [bool(row["seconds"]) for row in report.measured["results"]] == [True] * 3
     assert "bfloat16" in report.facts["model"]
 
 
 def test_other_candidates_are_a_failure(monkeypatch: pytest.MonkeyPatch, strange_stock: Callable[..., Any]) -> None:
-    monkeypatch.setattr(generation, "build_stock", strange_stock)
+    monkeypatch.setattr(generation_speed, "build_stock", strange_stock)
     with pytest.raises(TesseraError, match=r"stock, one at a time: \d of 4 questions have the candidates of ours"):
         measure("tiny", SMALL, DECODING, Effort(questions=4, rounds=1), CPU)
 

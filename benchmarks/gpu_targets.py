@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.report import NOTHING, Machine, Report, number
+from benchmarks.benchmark_report import NOTHING, Machine, Report, number
 from errors import TesseraError, UsageError
 
 COLUMNS = ("target", "bar", "found", "met")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gradients import Agreement, compare
-from benchmarks.models import build_ours
-from benchmarks.training import Setup, our_side, same_adapters, stock_side
+from benchmarks.full_size_models import build_ours
+from benchmarks.training.gradient_parity import Agreement, compare
+from benchmarks.training.train_step import Setup, our_side, same_adapters, stock_side
 from dataset.loading.collators import PaddedCollator
 from model.kernels import fused_lora
 from model.siglip_qwen.config import LoraConfig, ModelConfig

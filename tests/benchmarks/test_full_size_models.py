@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.models import Size, build_ours, build_processor, build_stock, check_comparable
+from benchmarks.full_size_models import Size, build_ours, build_processor, build_stock, check_comparable
 from errors import UsageError
 from model.siglip_qwen.config import ModelConfig, ProjectorConfig
 from model.siglip_qwen.modeling import VisionLanguageModel

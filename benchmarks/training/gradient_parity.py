@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from benchmarks.steps import Batch, Trained
+from benchmarks.training.timed_steps import Batch, Trained
 
 SPREAD = 0.02
 """Standard deviation that the second adapter matrices are given for the comparison: at zero, as they begin, the first ones have no

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import config as configuration
-from benchmarks.memory import held, kept_a_token, plan
+from benchmarks.memory.memory_estimate import held, kept_a_token, plan
 from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.encoded_sample import IGNORED, Encoded
 from model.lora import attach, base_model, checkpoint_gradients

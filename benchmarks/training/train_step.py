@@ -15,13 +15,13 @@ import peft
 import torch
 from peft import PeftModel
 
-from benchmarks.gradients import Agreement, compare
-from benchmarks.models import Size, build_ours, build_processor, build_stock, check_comparable
-from benchmarks.report import Machine, Report
-from benchmarks.rounds import by_turns, largest_that_fits, product_tflops
-from benchmarks.samples import demo_samples, reference_samples
-from benchmarks.steps import Batch, Trained, Way
-from benchmarks.training_results import Result, Work, report
+from benchmarks.benchmark_report import Machine, Report
+from benchmarks.full_size_models import Size, build_ours, build_processor, build_stock, check_comparable
+from benchmarks.synthetic_samples import demo_samples, reference_samples
+from benchmarks.timing import by_turns, largest_that_fits, product_tflops
+from benchmarks.training.gradient_parity import Agreement, compare
+from benchmarks.training.timed_steps import Batch, Trained, Way
+from benchmarks.training.train_step_results import Result, Work, report
 from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.samplers import PackedPlan, PaddedPlan
 from errors import TesseraError, UsageError

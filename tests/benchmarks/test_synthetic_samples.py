@@ -4,8 +4,8 @@ import statistics
 
 import pytest
 
-from benchmarks.models import build_processor
-from benchmarks.samples import demo_samples, reference_samples
+from benchmarks.full_size_models import build_processor
+from benchmarks.synthetic_samples import demo_samples, reference_samples
 from dataset.loading.encoded_sample import IGNORED
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.processor import Processor

@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from benchmarks.models import Size, build_ours, build_processor
-from benchmarks.report import Report, number
+from benchmarks.benchmark_report import Report, number
+from benchmarks.full_size_models import Size, build_ours, build_processor
 from model.kernels.chunked_cross_entropy import BYTES_A_SCORE
 from model.lora import attach, base_model
 from model.siglip_qwen.config import ModelConfig

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import config as configuration
-from benchmarks.report import Machine
-from benchmarks.targets import MEASUREMENTS, TARGETS, Measurement, check, prepare, run_all, verdicts
+from benchmarks.benchmark_report import Machine
+from benchmarks.gpu_targets import MEASUREMENTS, TARGETS, Measurement, check, prepare, run_all, verdicts
 from errors import TesseraError
 from tools import benchmark
 

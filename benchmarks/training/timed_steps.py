@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.rounds import free_memory, timed
+from benchmarks.timing import free_memory, timed
 from dataset.loading.image_transform import PixelReader
 from training.gradient_checkpointing import with_gradients
 from training.monitoring.throughput import peak_memory

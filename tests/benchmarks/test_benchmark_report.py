@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.report import Machine, Report, number
+from benchmarks.benchmark_report import Machine, Report, number
 
 
 def test_a_table_is_aligned_and_saved_twice(tmp_path: Path) -> None:

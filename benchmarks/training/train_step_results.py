@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.gradients import Agreement
-from benchmarks.report import Machine, Report, number
-from benchmarks.rounds import Ratio
+from benchmarks.benchmark_report import Machine, Report, number
+from benchmarks.timing import Ratio
+from benchmarks.training.gradient_parity import Agreement
 from dataset.loading.collators import Example
 from dataset.loading.encoded_sample import IGNORED
 from training.monitoring.throughput import StepCost

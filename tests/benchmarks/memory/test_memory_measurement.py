@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import cli
-from benchmarks.memory_run import STEPS, measure
-from benchmarks.models import build_ours, build_processor, quantise
+from benchmarks.full_size_models import build_ours, build_processor, quantise
+from benchmarks.memory.memory_measurement import STEPS, measure
 from errors import UsageError
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, ModelConfig

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import cli
-from benchmarks.imitated import build
-from benchmarks.imitated.build import CONTEXT_BYTES, SOURCE, check, link, sizes, symbols
+from benchmarks.memory.simulated_gpu import build_library
+from benchmarks.memory.simulated_gpu.build_library import CONTEXT_BYTES, SOURCE, check, link, sizes, symbols
 from errors import TesseraError, UsageError
 from tools import benchmark
 
@@ -118,8 +118,8 @@ def test_the_command_comes_back_with_its_own_settings(monkeypatch: pytest.Monkey
         called.append((command, gib))
         return 3
 
-    monkeypatch.setattr(build, "check", lambda: None)
-    monkeypatch.setattr(build, "run", run)
+    monkeypatch.setattr(build_library, "check", lambda: None)
+    monkeypatch.setattr(build_library, "run", run)
     parsed = benchmark.arguments().parse_args(
         ["memory", "--size", "8b", "--card", "24", "--out", str(tmp_path), "train.tokens_per_row=1024"]
     )
@@ -133,24 +133,24 @@ def test_the_command_comes_back_with_its_own_settings(monkeypatch: pytest.Monkey
 
 
 def test_a_script_ends_as_it_would_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(build, "build", lambda folder: folder / "none.so")
+    monkeypatch.setattr(build_library, "build", lambda folder: folder / "none.so")
     script = tmp_path / "script.py"
     for text, status in (("import sys; print(sys.argv[1:])", 0), ("raise SystemExit(3)", 3), ("raise SystemExit('no')", 1), ("1 / 0", 1)):
         script.write_text(text)
-        assert build.run([str(script), "a"], 1) == status
+        assert build_library.run([str(script), "a"], 1) == status
     said = capfd.readouterr()
     assert "['a']" in said.out and "ZeroDivisionError" in said.err
 
 
 def test_a_missing_compiler_and_a_signal_are_one_clear_line(monkeypatch: pytest.MonkeyPatch, library: Path, tmp_path: Path) -> None:
-    monkeypatch.setattr(build, "build", lambda folder: folder / "none.so")
+    monkeypatch.setattr(build_library, "build", lambda folder: folder / "none.so")
     script = tmp_path / "script.py"
     monkeypatch.setenv("LD_LIBRARY_PATH", "/kept")
     script.write_text("import os; assert os.environ['LD_LIBRARY_PATH'].endswith(':/kept')")
-    assert build.run([str(script)], 1) == 0
+    assert build_library.run([str(script)], 1) == 0
     script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(TesseraError, match="--card: the process was ended by SIGKILL"):
-        build.run([str(script)], 1)
+        build_library.run([str(script)], 1)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(TesseraError, match="--card: cc is not installed"):
         link(tmp_path, library.parent, CALLED)

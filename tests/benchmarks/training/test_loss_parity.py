@@ -8,10 +8,10 @@ import pytest
 
 import cli
 import config as configuration
-from benchmarks import equality, training
-from benchmarks.equality import check, measure
-from benchmarks.steps import Trained
-from benchmarks.training import same_adapters
+from benchmarks.training import loss_parity, train_step
+from benchmarks.training.loss_parity import check, measure
+from benchmarks.training.timed_steps import Trained
+from benchmarks.training.train_step import same_adapters
 from errors import TesseraError, UsageError
 from tests.training.conftest import workplace as workplace
 from tools import benchmark
@@ -39,7 +39,7 @@ def test_neither_path_trains_a_weight_of_the_other(workplace: Workplace, monkeyp
         same_adapters(*sides)
         trained.extend({id(weight) for weight in side.model.parameters() if weight.requires_grad} for side in sides)
 
-    monkeypatch.setattr(equality, "same_adapters", noticed)
+    monkeypatch.setattr(loss_parity, "same_adapters", noticed)
     measure(configuration.load(workplace()), steps=1, every=1)
     ours, stock = trained
     assert len(ours) == len(stock) > 0
@@ -51,12 +51,12 @@ def test_a_step_that_learns_something_else_is_found(workplace: Workplace, monkey
 
     def other(*given: Any) -> Any:
         optimizer = usual(*given)
-        monkeypatch.setattr(training, "build_optimizer", usual)
+        monkeypatch.setattr(train_step, "build_optimizer", usual)
         for group in optimizer.param_groups:
             group["betas"] = (0.0, 0.9)
         return optimizer
 
-    monkeypatch.setattr(training, "build_optimizer", other)
+    monkeypatch.setattr(train_step, "build_optimizer", other)
     report = measure(configuration.load(workplace()), steps=8, every=8)
     with pytest.raises(TesseraError, match=r"behind 8 steps the validation losses differ by .*at most 1%"):
         check(report)
@@ -86,6 +86,6 @@ def test_the_command_saves_its_table_and_fails_where_they_differ(
     workplace()
     assert status() == 0
     assert Path("tables/equality_toy.md").read_text().startswith("# Fast and plain path") and Path("tables/equality_toy.json").exists()
-    monkeypatch.setattr(equality, "TOLERANCE", -1.0)
+    monkeypatch.setattr(loss_parity, "TOLERANCE", -1.0)
     assert status() == 1
     assert "validation losses differ by" in capsys.readouterr().err
