@@ -30,9 +30,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 demo: $(INSTALLED)
 	@printf '\n%s\n' '1/5  Small parts: a SigLIP, a CLIP, a Qwen3 and a Qwen3-VL in the formats that a hub would give you'
-	$(PY) tools/train_tiny_parts.py --steps 0
+	$(PY) tools/train_tiny_models.py --steps 0
 	@printf '\n%s\n' '2/5  Data: drawn scenes with questions, conversations and captions, in the raw formats of COCO, VQA v2 and AI Challenger'
-	$(PY) tools/draw_scenes.py
+	$(PY) tools/make_synthetic_data.py
 	@printf '\n%s\n' '3/5  Preprocess: merge the sources, check every picture, make the splits'
 	$(PY) tools/preprocess.py
 	@printf '\n%s\n' '4/5  Train: first the projector alone, then projector and LoRA; SigLIP and the weights of Qwen3 stay as they are'

@@ -9,7 +9,7 @@ from tests.pipeline import ROOT, run, workplace
 
 SMALL = "train.stages.0.max_steps=1 train.stages.1.max_steps=2 train.batch_size=4 train.evaluate_samples=4 train.panels=2 train.workers=0"
 REDUCED = {
-    "tools/draw_scenes.py": "--train 24 --validation 8 --test 8 --unseen 4",
+    "tools/make_synthetic_data.py": "--train 24 --validation 8 --test 8 --unseen 4",
     "train.py": SMALL,
     "tools/eval_rerank.py": "eval.bars.first=null eval.bars.lead=null eval.bars.shuffled_pictures=1 eval.bars.untuned=1 --limit 6",
     "tools/benchmark.py preprocess": "--pictures 20 --records 60",
@@ -57,7 +57,7 @@ def test_the_windows_commands_are_those_that_make_demo_runs() -> None:
 @pytest.mark.xdist_group("long")
 def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     folder = workplace(tmp_path)
-    for preparing in ("python tools/train_tiny_parts.py --steps 0", "python tools/draw_scenes.py"):
+    for preparing in ("python tools/train_tiny_models.py --steps 0", "python tools/make_synthetic_data.py"):
         run(folder, reduced(preparing))
     shown = commands("README.md")
     assert len(shown) > 10

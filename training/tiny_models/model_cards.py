@@ -52,7 +52,7 @@ class Card:
 
     def _command(self) -> str:
         further = " --further" if self.run > 1 else ""
-        return f"python tools/train_tiny_parts.py --only {self.part}{further}"
+        return f"python tools/train_tiny_models.py --only {self.part}{further}"
 
 
 def earlier(card: str) -> tuple[int, str]:

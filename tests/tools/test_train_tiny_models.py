@@ -12,13 +12,13 @@ from transformers import AutoModel, Qwen3ForCausalLM
 
 from errors import UsageError
 from model.siglip_qwen.processor import Processor
-from tools import train_tiny_parts
+from tools import train_tiny_models
 from visual import siglip
 
 
 def run(*arguments: str) -> int:
-    parsed: argparse.Namespace = train_tiny_parts.arguments().parse_args(list(arguments))
-    return train_tiny_parts.main(parsed)
+    parsed: argparse.Namespace = train_tiny_models.arguments().parse_args(list(arguments))
+    return train_tiny_models.main(parsed)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,7 +16,7 @@ from dataset.sources import read
 from dataset.sources.record import RawSample, Reading
 from dataset.synthetic.dataset_writer import Plan, write_scenes
 from errors import UsageError
-from tools import draw_scenes
+from tools import make_synthetic_data
 
 PLAN = Plan(train=24, validation=10, test=12, unseen=9)
 
@@ -151,20 +151,20 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 def parse(*arguments: str) -> argparse.Namespace:
-    return draw_scenes.arguments().parse_args(list(arguments))
+    return make_synthetic_data.arguments().parse_args(list(arguments))
 
 
 def test_the_command_writes_and_then_says_that_nothing_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ("--out", str(tmp_path / "s"), "--train", "2", "--validation", "1", "--test", "1", "--unseen", "1")
-    assert draw_scenes.main(parse(*few)) == 0
+    assert make_synthetic_data.main(parse(*few)) == 0
     assert "2 training" in capsys.readouterr().out
-    draw_scenes.main(parse(*few))
+    make_synthetic_data.main(parse(*few))
     assert "unchanged" in capsys.readouterr().out
 
 
 def test_the_command_refuses_an_empty_part(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--test 0"):
-        draw_scenes.main(parse("--out", str(tmp_path / "s"), "--test", "0"))
+        make_synthetic_data.main(parse("--out", str(tmp_path / "s"), "--test", "0"))
 
 
 def test_the_default_configuration_names_just_the_files_that_are_written(drawn: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_default_configuration_names_just_the_files_that_are_written(drawn: 
         for key in ("questions", "annotations", "images"):
             path = getattr(source, key, None)
             if isinstance(path, Path):
-                relative = path.relative_to(draw_scenes.FOLDER)
+                relative = path.relative_to(make_synthetic_data.FOLDER)
                 assert (drawn / relative).exists(), f"{source.name}: {path}"
                 named.add(str(relative))
         assert source.split == (source.images.name if source.images and source.images.name != "unseen" else "test")
