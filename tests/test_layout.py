@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
-ANYWHERE = {"atomic", "errors", "processes", "progress", "schema"}
+ANYWHERE = {"atomic_io", "config_schema", "errors", "process_group", "progress"}
+IMAGE_IO = "dataset.loading.image_io"
 MAY_IMPORT = {
     "dataset": {"dataset"},
     "visual": {"visual"},
-    "model": {"model", "visual"},
-    "answering": {"answering", "model", "visual", "dataset.sample", "dataset.pictures", "dataset.processor"},
-    "training": {"training", "model", "dataset", "answering"},
+    "model": {"model", "visual", "dataset.sample", "dataset.loading"},
+    "answering": {"answering", "model", "visual", "dataset.sample", "dataset.loading.encoded_sample", IMAGE_IO},
+    "training": {"training", "model", "visual", "dataset", "answering"},
     "evaluation": {"evaluation", "answering", "dataset"},
-    "serving": {"serving", "answering", "visual", "dataset.sample", "dataset.pictures"},
-    "benchmarks": {"benchmarks", "answering", "training", "model", "visual", "dataset"},
+    "serving": {"serving", "answering", "visual", "dataset.sample", IMAGE_IO},
+    "benchmarks": {"benchmarks", "answering", "dataset", "evaluation", "model", "serving", "training", "visual"},
 }
 HEAVY = {"torch", "transformers", "peft", "pyarrow", "datasets", "matplotlib", "numpy", "PIL"}
 FILES = [path for folder in MAY_IMPORT for path in sorted(Path(folder).rglob("*.py"))]

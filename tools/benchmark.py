@@ -26,7 +26,7 @@ SIZES = {
 """The recipe of each size and what is changed in it: the stock model has no 4-bit weights, so neither has ours."""
 
 
-DEMO_DATA = ("draw_scenes.py", "preprocess.py")
+DEMO_DATA = ("make_synthetic_data.py", "preprocess.py")
 """Commands that make what `equality` trains on."""
 
 

@@ -13,7 +13,7 @@ from answering.config import SystemBase
 from evaluation.config import EvalConfig
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("systems.md", "systems.zh.md")}
+PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("systems.md", "zh/systems.md")}
 
 
 def kinds(section: type[SystemBase]) -> set[str]:
@@ -47,5 +47,5 @@ def test_both_languages_show_the_same_settings_and_commands(name: str) -> None:
         """Keys, options and files."""
         return set(re.findall(r"`([^`\s]+)`", (DOCS / page).read_text(encoding="utf-8")))
 
-    assert shown(f"{name}.md") == shown(f"{name}.zh.md") != []
-    assert named(f"{name}.md") == named(f"{name}.zh.md")
+    assert shown(f"{name}.md") == shown(f"zh/{name}.md") != []
+    assert named(f"{name}.md") == named(f"zh/{name}.md")

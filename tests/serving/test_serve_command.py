@@ -183,7 +183,7 @@ def test_an_id_is_no_path_and_a_file_that_is_no_picture_is_not_added(server: Pro
     assert WEB.post(f"{server.address()}/images", files={"image": b"<svg/>"}).status_code == 415
 
 
-@pytest.mark.parametrize("page", ["service.md", "service.zh.md"])
+@pytest.mark.parametrize("page", ["service.md", "zh/service.md"])
 def test_the_examples_of_the_documentation_run(server: Process, tmp_path: Path, page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     (tmp_path / "picture.jpg").write_bytes(picture(5, "JPEG"))
@@ -200,7 +200,7 @@ def test_the_examples_of_the_documentation_run(server: Process, tmp_path: Path, 
 
 
 def test_both_pages_show_the_same_examples() -> None:
-    pages = [(ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("service.md", "service.zh.md")]
+    pages = [(ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("service.md", "zh/service.md")]
     first, second = (re.findall(r"^```(?:bash|python)\n(.*?)^```", page, flags=re.M | re.S) for page in pages)
     assert first == second
 

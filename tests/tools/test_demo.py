@@ -74,7 +74,7 @@ def shown(page: str) -> list[str]:
 
 def test_every_command_of_the_documentation_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert shown("demo.zh.md") == shown("demo.md") != []
+    assert shown("zh/demo.md") == shown("demo.md") != []
     for command in shown("demo.md"):
         _, script, *arguments = shlex.split(command)
         assert script == "tools/demo.py"

@@ -85,7 +85,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 @pytest.mark.parametrize("language", ["bash", "text", "yaml"])
 def test_both_pages_show_the_same(language: str) -> None:
-    assert blocks("export.zh.md", language) == blocks("export.md", language) != []
+    assert blocks("zh/export.md", language) == blocks("export.md", language) != []
 
 
 def test_the_examples_of_the_documentation_run(parts: Path, processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

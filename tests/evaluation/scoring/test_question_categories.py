@@ -15,7 +15,7 @@ from dataset.synthetic.scene import compose
 from evaluation.scoring.question_categories import category, confusion, names
 
 REAL_DATA = os.environ.get("TESSERA_REAL_DATA", "")
-PAGES = ("evaluation.md", "evaluation.zh.md")
+PAGES = ("evaluation.md", "zh/evaluation.md")
 ENGLISH = {
     "Is there a blue star left of the green ring?": "yes/no",
     "Are there many people?": "yes/no",

@@ -31,7 +31,7 @@ def shown() -> list[list[str]]:
 
 @pytest.mark.parametrize("language", ["bash", "python"])
 def test_both_pages_show_the_same(language: str) -> None:
-    assert blocks("search.zh.md", language) == blocks("search.md", language) != []
+    assert blocks("zh/search.md", language) == blocks("search.md", language) != []
 
 
 def test_every_example_runs(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

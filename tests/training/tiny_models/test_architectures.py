@@ -27,7 +27,7 @@ def fingerprint() -> str:
 
 
 def test_another_process_makes_the_same_tokenizer() -> None:
-    script = "from tests.training.test_tiny_parts import fingerprint; print(fingerprint())"
+    script = "from tests.training.tiny_models.test_architectures import fingerprint; print(fingerprint())"
     environment = {**os.environ, "PYTHONHASHSEED": "99"}
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     assert other.stdout.strip() == fingerprint()
