@@ -1,6 +1,8 @@
-"""The arrows between folders run one way."""
+"""Imports between folders run one way, files are named once, folders and files stay small."""
 
 import ast
+import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,39 @@ def test_no_import_runs_against_the_table(path: Path) -> None:
 @pytest.mark.parametrize("path", [path for path in FILES if path.name == "config.py"], ids=str)
 def test_a_sections_dataclasses_load_no_heavy_library(path: Path) -> None:
     assert {name.split(".")[0] for name in imported(path)} & HEAVY == set()
+
+
+SOURCES = [
+    Path(name)
+    for name in subprocess.run(["git", "ls-files", "*.py"], capture_output=True, text=True, check=True).stdout.split()
+    if not name.startswith("tests/")
+]
+NAMED_AGAIN = {"__init__.py", "config.py"}
+"""Names that every folder may have. A command in tools/ may be named as the module that it calls, and the files that the protocol
+of model families fixes stand in each family's folder."""
+FAMILY_FILES = {"config.py", "modeling.py", "processor.py", "collator.py", "checkpoint.py"}
+
+
+def test_no_two_files_have_one_name() -> None:
+    names = [
+        path.name
+        for path in SOURCES
+        if path.parts[0] != "tools" and not (path.parts[0] == "model" and len(path.parts) == 3 and path.name in FAMILY_FILES)
+    ]
+    assert {name: count for name, count in Counter(names).items() if count > 1 and name not in NAMED_AGAIN} == {}
+
+
+def test_no_folder_holds_more_than_thirteen_modules() -> None:
+    counts = Counter(path.parent for path in SOURCES if path.name != "__init__.py")
+    assert {str(folder): count for folder, count in counts.items() if count > 13} == {}
+
+
+def test_no_file_is_longer_than_350_lines() -> None:
+    tests = [Path(name) for name in subprocess.run(["git", "ls-files", "tests"], capture_output=True, text=True, check=True).stdout.split()]
+    lengths = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in [*SOURCES, *tests] if path.suffix == ".py"}
+    assert {path: lines for path, lines in lengths.items() if lines > 350} == {}
+
+
+def test_kernels_know_no_model_family() -> None:
+    for path in Path("model/kernels").glob("*.py"):
+        assert {name for name in imported(path) if name.startswith("model.") and not name.startswith("model.kernels")} == set(), path

@@ -9,8 +9,8 @@ from pathlib import Path
 import cli
 import config as configuration
 from dataset.loading.sample_store import Store
-from evaluation.predictions.compare import compare_files
-from evaluation.predictions.external_predictions import Fields
+from evaluation.comparison.compare import compare_files
+from evaluation.comparison.external_predictions import Fields
 
 parser = cli.Parser(__doc__ or "")
 parser.add_argument("a", type=Path, metavar="A.jsonl", help="answers of one system")

@@ -193,7 +193,7 @@ def _model(prepared: Prepared, stage: Stage, checkpoint: Path | None) -> VisionL
     compiling = choose_compiling(config.train, prepared.device, stage.steps * config.train.accumulation, weights_are_sharded())
     prepared.say(f"compile: {compiling}")
     if compiling.on:
-        compile_layers(model)
+        compile_layers(base_model(model).model)
     return model
 
 

@@ -177,7 +177,7 @@ def our_side(setup: Setup, base: VisionLanguageModel) -> tuple[Trained, Choice]:
     fuse(model)
     compiling = choose_compiling(setup.train, setup.device, REPAID_AFTER, False)
     if compiling.on:
-        compile_layers(model)
+        compile_layers(base_model(model).model)
     return setup.trained(model, lambda batch: model(**batch).loss), compiling
 
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atomic_io import replacing
-from dataset.build.record_validation import Reason
 from dataset.loading.image_io import PictureError, measure_picture, read_picture_file
+from dataset.record_validation import Reason
 from errors import TesseraError
 from progress import track
 

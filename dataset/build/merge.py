@@ -21,9 +21,9 @@ from dataset.build.image_validation import Checked, Memory, check_pictures
 from dataset.build.merge_report import Report, SourceReport
 from dataset.build.parquet_tables import write_images, write_samples
 from dataset.build.record_buffer import Spool
-from dataset.build.record_validation import BadRecord, Reason, check_conversation, check_encoding
 from dataset.config import DataConfig, Source
 from dataset.loading.image_io import format_of
+from dataset.record_validation import BadRecord, Reason, check_conversation, check_encoding
 from dataset.sources.record import Item, Place, RawSample, Reading, Rejected
 from errors import TesseraError, UsageError
 from progress import Progress

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset.build.record_validation import Reason
+from dataset.record_validation import Reason
 from errors import TesseraError
 
 EXAMPLES = 3

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dataset.build.record_validation import Reason
+from dataset.record_validation import Reason
 from errors import TesseraError
 
 MAX_PIXELS = 100_000_000

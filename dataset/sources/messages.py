@@ -13,8 +13,8 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset.build.record_validation import BadRecord, Reason
 from dataset.config import MessagesSource, Split
+from dataset.record_validation import BadRecord, Reason
 from dataset.sample import IMAGE_MARK, Message, Role
 from dataset.sources.record import (
     Item,

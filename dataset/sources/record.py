@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dataset.build.record_validation import BadRecord, Reason
 from dataset.config import Split
+from dataset.record_validation import BadRecord, Reason
 from dataset.sample import IMAGE_MARK, Message, Role, Task, uniform
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dataset.build.record_validation import BadRecord, Reason
 from dataset.config import Split, VqaV2Source
+from dataset.record_validation import BadRecord, Reason
 from dataset.sources.json_reader import JsonFile, read_array
 from dataset.sources.record import (
     Item,

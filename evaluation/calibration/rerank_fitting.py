@@ -19,13 +19,13 @@ from answering.rerank.confidence import Credibility, evidence
 from answering.rerank.learned_fusion import features
 from answering.rerank.logistic_regression import Logistic
 from answering.rerank.score_fusion import Form, components, fuse
+from evaluation.answer_selection import Weighting, completed
 from evaluation.calibration.probability_fits import fit_logistic, folds, isotonic
-from evaluation.calibration.reliability import reliability
+from evaluation.metrics.reliability import reliability
 from evaluation.metrics.short_answers import vqa_accuracy
-from evaluation.predictions.prediction_files import Prediction
-from evaluation.run.answer_selection import Weighting, completed
-from evaluation.run.questions import Question
-from evaluation.scoring.statistics import Difference, clusters, compare, holm, verdict
+from evaluation.prediction_files import Prediction
+from evaluation.questions import Question
+from evaluation.statistics import Difference, clusters, compare, holm, verdict
 
 GRID = tuple(round(step * 0.05, 2) for step in range(21))
 """Weights of the likelihood that are tried; CLIP has the rest."""

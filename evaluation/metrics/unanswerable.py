@@ -8,7 +8,7 @@ import numpy as np
 from answering.protocol import Candidate
 from evaluation.metrics.answer_normalisation import m4c
 from evaluation.metrics.short_answers import strings
-from evaluation.predictions.prediction_files import Prediction
+from evaluation.prediction_files import Prediction
 
 SAYINGS = frozenset({"unanswerable", "unsuitable", "unsuitable image", "无法回答", "不能回答", "无法判断"})
 """Normalised answers that say that there is none."""

@@ -13,8 +13,8 @@ from answering.rerank.choose_answer import chosen_text, shown_choice
 from dataset.loading.image_io import PictureError
 from dataset.loading.sample_store import Store
 from evaluation.metrics.short_answers import METRIC, vqa_accuracy
+from evaluation.questions import Question
 from evaluation.run.evaluation_run import Outcome
-from evaluation.run.questions import Question
 from evaluation.scoring.summary import SystemResult
 
 RIGHT = 0.5

@@ -13,9 +13,9 @@ from PIL import Image
 
 from dataset.loading.image_io import PictureError, open_picture
 from evaluation.config import Corruption, EvalConfig
+from evaluation.questions import Question
 from evaluation.robustness.corruptions import corrupt
-from evaluation.run.questions import Question
-from evaluation.scoring.statistics import clusters, intervals
+from evaluation.statistics import clusters, intervals
 
 Condition = tuple[Corruption, int]
 """A corruption and its strength."""

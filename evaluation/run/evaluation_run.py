@@ -15,13 +15,13 @@ from answering.rerank.choose_answer import Plan
 from answering.rerank.fitted_reranker import KnownPlan, save, settings_of
 from atomic_io import write_json, write_text
 from dataset.sample import Language
+from evaluation.answer_selection import Weighting
 from evaluation.calibration.rerank_fitting import tune
 from evaluation.metrics.short_answers import METRIC
+from evaluation.questions import Question, references
 from evaluation.robustness.robustness_run import Condition, Robustness
-from evaluation.run.answer_selection import Weighting
 from evaluation.run.evaluation_setup import Experiment, first_checkpoint
 from evaluation.run.question_runner import NamedScorer
-from evaluation.run.questions import Question, references
 from evaluation.run.system_runner import Everything, Load, Said, ask_everything
 from evaluation.scoring.answer_scores import Cosines, References, caption_scores, score, score_lines
 from evaluation.scoring.rerank_metrics import candidate_figures, rerank_figures

@@ -20,8 +20,8 @@ from answering.rerank.statements import Wording
 from atomic_io import write_json
 from dataset.loading.image_io import PictureError
 from dataset.sample import Language
-from evaluation.predictions.prediction_files import Journal, Prediction
-from evaluation.run.questions import Question, digest
+from evaluation.prediction_files import Journal, Prediction
+from evaluation.questions import Question, digest
 from process_group import Share
 from progress import Progress
 

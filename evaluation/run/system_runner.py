@@ -11,14 +11,14 @@ from answering.config import System
 from answering.protocol import Answerer
 from answering.rerank.choose_answer import Plan, chosen_text
 from errors import UsageError
-from evaluation.predictions import prediction_files as files
-from evaluation.predictions.prediction_files import Prediction
+from evaluation import prediction_files as files
+from evaluation.answer_selection import chosen
+from evaluation.prediction_files import Prediction
+from evaluation.questions import Question, choose, references, with_other_pictures
 from evaluation.robustness.robustness_run import Condition, asked_again, conditions, on_corrupted_pictures
-from evaluation.run.answer_selection import chosen
 from evaluation.run.background_images import with_banks
 from evaluation.run.evaluation_setup import Experiment, check, first_checkpoint
 from evaluation.run.question_runner import NamedScorer, ask, chunks
-from evaluation.run.questions import Question, choose, references, with_other_pictures
 from evaluation.scoring.answer_scores import References, right
 from process_group import Share
 

@@ -15,8 +15,8 @@ from evaluation.metrics import captions
 from evaluation.metrics.chinese_characters import HAS_CJK
 from evaluation.metrics.short_answers import METRICS, Metric, vqa_accuracy, vqa_accuracy_m4c
 from evaluation.metrics.unanswerable import unanswerability
-from evaluation.predictions.prediction_files import Prediction
-from evaluation.run.questions import Question
+from evaluation.prediction_files import Prediction
+from evaluation.questions import Question
 
 _LEADING, _TRAILING = ("first", "random", "majority", "likelihood"), ("self", "reranked", "learned", "abstaining", "oracle")
 """Ways of choosing in the order in which they are shown: these, then picture scorers, then those."""

@@ -9,10 +9,10 @@ import numpy as np
 from answering.config import RerankConfig
 from answering.rerank.candidate_scores import SELF
 from answering.rerank.choose_answer import chosen_text
-from evaluation.calibration.reliability import reliability
+from evaluation.answer_selection import ABSTAINING, Weighting
+from evaluation.metrics.reliability import reliability
 from evaluation.metrics.short_answers import METRIC
-from evaluation.predictions.prediction_files import Prediction
-from evaluation.run.answer_selection import ABSTAINING, Weighting
+from evaluation.prediction_files import Prediction
 from evaluation.run.question_runner import NamedScorer
 from evaluation.scoring.answer_scores import References, Scored, right
 

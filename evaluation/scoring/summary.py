@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from answering.rerank.choose_answer import chosen_text
-from evaluation.calibration.reliability import reliability
 from evaluation.config import EvalConfig
+from evaluation.metrics.reliability import reliability
 from evaluation.metrics.short_answers import METRIC
-from evaluation.predictions.prediction_files import Prediction
+from evaluation.prediction_files import Prediction
+from evaluation.questions import Question
 from evaluation.robustness.robustness_run import Robustness, summarised
-from evaluation.run.questions import Question
 from evaluation.run.system_groups import mean_scores, spread, steps
 from evaluation.scoring.answer_scores import CaptionResult, Scored, Scores
 from evaluation.scoring.question_categories import names
-from evaluation.scoring.statistics import Difference, clusters, compare, enough_resamples, holm, intervals, mcnemar, smallest_shown, verdict
 from evaluation.scoring.thresholds import held_against
+from evaluation.statistics import Difference, clusters, compare, enough_resamples, holm, intervals, mcnemar, smallest_shown, verdict
 
 SCHEMA_VERSION = 1
 BINARY_METRIC = "exact"

@@ -4,11 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from peft import PeftModel
 from torch import nn
-
-from model.lora import base_model
-from model.siglip_qwen.modeling import VisionLanguageModel
 
 
 def what_compiling_lacks(device: torch.device) -> str | None:
@@ -30,19 +26,19 @@ def what_compiling_lacks(device: torch.device) -> str | None:
     return None
 
 
-def compile_layers(model: VisionLanguageModel | PeftModel) -> None:
+def compile_layers(model: nn.Module) -> None:
     """Compile each layer of the vision trunk and of the language model; it happens when they are first run.
 
     The trunk's layers then see a fixed number of pictures (see visual.siglip).
     """
-    for stack in base_model(model).model.modules():
+    for stack in model.modules():
         if isinstance(stack, nn.ModuleList):
             for layer in stack:
                 layer.compile()
 
 
 @contextmanager
-def as_written(model: VisionLanguageModel | PeftModel) -> Iterator[None]:
+def as_written(model: nn.Module) -> Iterator[None]:
     """Run compiled layers as they are written: for what happens seldom and in other shapes, as validation and answers do."""
     if not any(module._compiled_call_impl is not None for module in model.modules()):
         yield

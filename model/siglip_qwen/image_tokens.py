@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-IGNORED = -100
-"""Label of a position that is not supervised."""
+from dataset.loading.encoded_sample import IGNORED
 
 
 def find_placeholders(input_ids: torch.Tensor, placeholder_id: int) -> torch.Tensor:

@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 from pydantic import TypeAdapter
 
-from dataset.build.record_validation import Reason
 from dataset.config import Source
+from dataset.record_validation import Reason
 
 TEXT = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 

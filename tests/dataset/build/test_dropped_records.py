@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from dataset.build.merge_report import Report
-from dataset.build.record_validation import Reason
 from dataset.config import SplitConfig
+from dataset.record_validation import Reason
 from tests.dataset.raw_files import RawFiles, conversation, ten
 
 HALVES = SplitConfig(validation=0.25, test=0.25)

@@ -17,9 +17,9 @@ from dataset.build import image_validation
 from dataset.build import merge as merging
 from dataset.build.merge import source_names
 from dataset.build.merge_report import Report
-from dataset.build.record_validation import Reason
 from dataset.config import LlavaSource, MessagesSource, SplitConfig
 from dataset.loading.sample_store import Store
+from dataset.record_validation import Reason
 from dataset.sample import Message
 from errors import UsageError
 from tests.dataset.raw_files import RawFiles, conversation, ten

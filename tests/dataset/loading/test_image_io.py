@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.build.record_validation import Reason
 from dataset.loading.image_io import MAX_PIXELS, PictureError, measure_picture, open_picture, to_rgb
+from dataset.record_validation import Reason
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **save: Any) -> bytes:

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset import sources
-from dataset.build.record_validation import Reason
 from dataset.config import AiChallengerSource, CocoCaptionsSource, LlavaSource, MessagesSource, Source, VqaMetadataSource
+from dataset.record_validation import Reason
 from dataset.sample import Message
 from dataset.sources.record import RawSample, Reading, Rejected
 from errors import TesseraError

@@ -11,15 +11,15 @@ from answering.protocol import Candidate, Request
 from answering.rerank.candidate_scores import Signal
 from answering.rerank.choose_answer import Plan
 from dataset.sample import Message
+from evaluation.answer_selection import Weighting, chosen
 from evaluation.calibration import rerank_fitting
 from evaluation.calibration.probability_fits import folds
 from evaluation.calibration.rerank_fitting import tune
-from evaluation.predictions.prediction_files import Prediction
-from evaluation.run.answer_selection import Weighting, chosen
-from evaluation.run.questions import Question
+from evaluation.prediction_files import Prediction
+from evaluation.questions import Question
 from evaluation.scoring.answer_scores import score
 from evaluation.scoring.rerank_metrics import can_change, credibility_figures, risk_coverage
-from evaluation.scoring.statistics import clusters
+from evaluation.statistics import clusters
 
 RIGHT, WRONG = "red", "blue"
 

@@ -7,7 +7,7 @@ import pytest
 
 from answering.protocol import Candidate
 from evaluation.metrics.unanswerable import average_precision, doubt, f1, is_unanswerable, unanswerability
-from evaluation.predictions.prediction_files import Prediction
+from evaluation.prediction_files import Prediction
 
 
 def said(name: str, *candidates: tuple[str, float | None], error: str | None = None) -> Prediction:

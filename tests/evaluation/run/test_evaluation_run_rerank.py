@@ -17,6 +17,7 @@ from answering.protocol import Picture, Request
 from answering.rerank.fitted_reranker import load
 from dataset.loading.sample_store import Store
 from errors import UsageError
+from evaluation.questions import choose
 from evaluation.report.chart_calibration import credibility
 from evaluation.report.chart_style import save, style
 from evaluation.report.result_tables import all_tables, remarks
@@ -25,7 +26,6 @@ from evaluation.run.background_images import with_banks
 from evaluation.run.evaluation_run import Outcome, evaluate
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.run.question_runner import NamedScorer
-from evaluation.run.questions import choose
 from tests.evaluation.planted import COLORS, PlantedAnswerer, PlantedScorer, always, experiment, questions, sample, write_store
 
 FULL = RerankConfig(tune=True, self_score=True, abstain_below=0.5, bank=4)

@@ -6,11 +6,11 @@ import pytest
 from answering.protocol import Request
 from dataset.sample import Message
 from evaluation.config import EvalConfig
+from evaluation.questions import Question
 from evaluation.robustness.robustness_run import Robustness, summarised
-from evaluation.run.questions import Question
 from evaluation.scoring.answer_scores import Scored
-from evaluation.scoring.statistics import holm, smallest_shown
 from evaluation.scoring.summary import Pair, SystemResult, comparisons, measures, pairs
+from evaluation.statistics import holm, smallest_shown
 
 SETTINGS = EvalConfig(bootstrap=400, corruptions=("blur",))
 

@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from dataset.loading.collators import PackedCollator
 from model.kernels.compile import as_written, compile_layers, what_compiling_lacks
-from model.lora import attach, checkpoint_gradients
+from model.lora import base_model, attach, checkpoint_gradients
 from model.siglip_qwen.fused_modules import fuse
 from model.siglip_qwen.image_tokens import find_supervised
 from model.siglip_qwen.processor import Processor
@@ -25,7 +25,7 @@ def test_compiled_layers_give_the_same_loss_and_gradients_without_a_break(make: 
     names = list(model.state_dict())
     fuse(model)
     checkpoint_gradients(model, 2)
-    compile_layers(model)
+    compile_layers(base_model(model).model)
     torch._dynamo.reset()
     counters.clear()
     found = loss_and_gradients(model, row)

@@ -9,9 +9,9 @@ from answering.rerank.choose_answer import Plan
 from answering.rerank.confidence import Credibility
 from answering.rerank.logistic_regression import Logistic
 from dataset.sample import Message, Task
-from evaluation.predictions.prediction_files import Prediction
-from evaluation.run.answer_selection import chosen
-from evaluation.run.questions import Question
+from evaluation.answer_selection import chosen
+from evaluation.prediction_files import Prediction
+from evaluation.questions import Question
 
 SIGNALS = {"clip": Signal((0.0, 9.0))}
 CANDIDATES = (Candidate("first said", -0.1, -0.1, ""), Candidate("clip's", -0.2, -0.2, ""))

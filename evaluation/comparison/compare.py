@@ -8,21 +8,10 @@ import numpy as np
 
 from dataset.loading.sample_store import Store
 from errors import UsageError
+from evaluation.comparison.external_predictions import Fields, Stored, stored
 from evaluation.metrics.short_answers import BINARY, METRICS
-from evaluation.predictions.external_predictions import Fields, Stored, stored
 from evaluation.report.result_tables import aligned, percent
-from evaluation.scoring.statistics import (
-    Difference,
-    McNemar,
-    Verdict,
-    clusters,
-    compare,
-    enough_resamples,
-    holm,
-    mcnemar,
-    smallest_shown,
-    verdict,
-)
+from evaluation.statistics import Difference, McNemar, Verdict, clusters, compare, enough_resamples, holm, mcnemar, smallest_shown, verdict
 
 COMPARED = ("vqa_accuracy", "vqa_accuracy_m4c", "exact")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from errors import UsageError
-from evaluation.scoring.statistics import (
+from evaluation.statistics import (
     Difference,
     Interval,
     McNemar,

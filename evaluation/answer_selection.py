@@ -11,8 +11,8 @@ from answering.rerank.choose_answer import Plan, choose, chosen_text, rerank, sh
 from answering.rerank.confidence import NOT_SURE
 from answering.rerank.learned_fusion import fused as learned_scores
 from dataset.sample import uniform
-from evaluation.predictions.prediction_files import Prediction
-from evaluation.run.questions import Question
+from evaluation.prediction_files import Prediction
+from evaluation.questions import Question
 
 ABSTAINING = "abstaining"
 """Choice that says "not sure" where the answer is not credible enough."""

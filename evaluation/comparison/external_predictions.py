@@ -10,7 +10,7 @@ from typing import Any
 
 from answering.rerank.choose_answer import shown_choice
 from errors import TesseraError, UsageError
-from evaluation.predictions import prediction_files
+from evaluation import prediction_files
 
 _KEYS = ("id", "answer", "references", "image")
 

@@ -11,9 +11,9 @@ import pytest
 
 from dataset.loading.sample_store import Store
 from errors import TesseraError, UsageError
-from evaluation.predictions.compare import FileComparison, MetricComparison, compare_files
-from evaluation.predictions.external_predictions import Fields, stored
-from evaluation.scoring.statistics import holm
+from evaluation.comparison.compare import FileComparison, MetricComparison, compare_files
+from evaluation.comparison.external_predictions import Fields, stored
+from evaluation.statistics import holm
 from tests.evaluation.conftest import Written
 from tests.evaluation.planted import questions, sample, write_store
 
