@@ -10,42 +10,42 @@ from typing import Any
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file to; it takes the place of `path` on success and is removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: writers such as matplotlib choose the format by it.
-    beside = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    temp_path = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        yield beside
-        beside.replace(path)
+        yield temp_path
+        temp_path.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temp_path.unlink(missing_ok=True)
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
+def atomic_write_folder(path: Path) -> Iterator[Path]:
     """Yield a new empty folder beside `path`; it takes the place of `path` on success and is removed on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    beside.mkdir()
-    old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+    temp_path = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temp_path.mkdir()
+    backup = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
     try:
-        yield beside
-        share(beside)
+        yield temp_path
+        copy_read_permissions(temp_path)
         if path.exists():
-            path.replace(old)
+            path.replace(backup)
         try:
-            beside.replace(path)
+            temp_path.replace(path)
         except OSError:
-            if old.exists():
-                old.replace(path)
+            if backup.exists():
+                backup.replace(path)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(backup, ignore_errors=True)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temp_path, ignore_errors=True)
 
 
-def share(folder: Path) -> None:
+def copy_read_permissions(folder: Path) -> None:
     """Let those read the files who may read the folder: safetensors writes files that only their owner can read."""
     readers = folder.stat().st_mode & 0o444
     for path in folder.rglob("*"):
@@ -55,8 +55,8 @@ def share(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with Unix line ends."""
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8", newline="\n")
+    with atomic_write(path) as temp_path:
+        temp_path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -27,11 +27,11 @@ class Parser(argparse.ArgumentParser):
     `settings` are argparse's own.
     """
 
-    def __init__(self, description: str, configured: bool = True, **settings: Any):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
-        self.has_parts = False
+    def __init__(self, description: str, takes_config: bool = True, **kwargs: Any):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self.has_subcommands = False
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        if configured:
+        if takes_config:
             self.add_argument(
                 "--config", type=Path, default=configuration.DEFAULT, metavar="YAML", help="the experiment (default: %(default)s)"
             )
@@ -40,9 +40,9 @@ class Parser(argparse.ArgumentParser):
             )
             self.epilog = "keys of the configuration:\n" + "\n".join(describe(configuration.Config))
 
-    def add_parts(self) -> "argparse._SubParsersAction[Parser]":
+    def add_subcommands(self) -> "argparse._SubParsersAction[Parser]":
         """Subcommands: `add_parser(name, description=..., help=..., configured=...)` of what is returned makes one."""
-        self.has_parts = True
+        self.has_subcommands = True
         return self.add_subparsers(dest="part", required=True, metavar="PART")
 
     def error(self, message: str) -> NoReturn:
@@ -57,10 +57,10 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
     """
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     if not debug:
-        quiet_libraries()
+        silence_libraries()
     try:
         # argparse cannot mix options and overrides freely where there are subcommands.
-        parsed = parser.parse_args(arguments) if parser.has_parts else parser.parse_intermixed_args(arguments)
+        parsed = parser.parse_args(arguments) if parser.has_subcommands else parser.parse_intermixed_args(arguments)
         if hasattr(parsed, "overrides"):
             parsed.config_path = parsed.config
             parsed.config = configuration.load(parsed.config, parsed.overrides)
@@ -68,10 +68,10 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
     except TesseraError as error:
         if debug:
             raise
-        place = int(os.environ.get("RANK", "0"))
+        rank = int(os.environ.get("RANK", "0"))
         # Of several processes, one says what is wrong with the arguments of all.
-        if not (place and isinstance(error, UsageError)):
-            print(f"error: process {place}: {error}" if place else f"error: {error}", file=sys.stderr)
+        if not (rank and isinstance(error, UsageError)):
+            print(f"error: process {rank}: {error}" if rank else f"error: {error}", file=sys.stderr)
         status = error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -89,7 +89,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
     sys.exit(status)
 
 
-def quiet_libraries() -> None:
+def silence_libraries() -> None:
     """Python warnings and the libraries' own remarks and bars are left out; what matters is said by the command."""
     logging.captureWarnings(True)
     for library in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
@@ -125,15 +125,15 @@ def describe(section: Any, prefix: str = "") -> list[str]:
     for field in dataclasses.fields(section):
         hint, key = hints[field.name], prefix + field.name
         nested = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
-        default = "" if field.default is dataclasses.MISSING or nested else f" = {_plain(field.default)}"
+        default = "" if field.default is dataclasses.MISSING or nested else f" = {_as_yaml(field.default)}"
         lines.append(f"  {key}: {_type_name(hint)}{default}")
-        fixed = get_origin(hint) is Literal and len(get_args(hint)) == 1
-        lines.append(f"      {'Says which of these it is.' if fixed else ' '.join(documentation.get(field.name, '').split())}")
+        is_discriminator = get_origin(hint) is Literal and len(get_args(hint)) == 1
+        lines.append(f"      {'Says which of these it is.' if is_discriminator else ' '.join(documentation.get(field.name, '').split())}")
         for kind in nested:
             lines += describe(kind, key + ".")
-        for i_kind in _list_members(hint):
-            lines.append(f"    {key}.N, {i_kind.__doc__}")
-            lines += ["  " + line for line in describe(i_kind, key + ".N.")]
+        for member in _list_members(hint):
+            lines.append(f"    {key}.N, {member.__doc__}")
+            lines += ["  " + line for line in describe(member, key + ".N.")]
     return lines
 
 
@@ -147,14 +147,14 @@ def _list_members(hint: Any) -> list[Any]:
     return [kind for kind in (member, *get_args(member)) if dataclasses.is_dataclass(kind)]
 
 
-def _plain(value: Any) -> str:
+def _as_yaml(value: Any) -> str:
     """A default as one would write it in YAML."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return "[" + ", ".join("..." if dataclasses.is_dataclass(part) else _plain(part) for part in value) + "]"
+        return "[" + ", ".join("..." if dataclasses.is_dataclass(part) else _as_yaml(part) for part in value) + "]"
     return str(value)
 
 

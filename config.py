@@ -61,7 +61,7 @@ class Config:
         return Path("results") / self.name
 
     @property
-    def search_place(self) -> str:
+    def search_index_uri(self) -> str:
         """Folder of the picture search's index, or its address on object storage."""
         return self.search.index or str(self.data_folder / "search")
 
@@ -86,7 +86,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
         # Validated as JSON: strict about types, yet text becomes a path and a list a tuple.
         return TypeAdapter(Config).validate_json(json.dumps(raw))
     except ValidationError as error:
-        lines = [f"{_key(problem['loc'])}: {_say(problem)}" for problem in error.errors()]
+        lines = [f"{_key(problem['loc'])}: {_describe_problem(problem)}" for problem in error.errors()]
         raise UsageError(f"{path}: " + "; ".join(lines)) from error
     except TypeError as error:
         raise UsageError(f"{path}: {error}; only text, numbers, true/false, lists and mappings are expected") from error
@@ -113,8 +113,8 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise UsageError(f"argument '{override}': expected key=value, such as train.batch_size=8")
     node: Any = raw
     *parents, last = key.split(".")
-    for part in parents:
-        node = _child(node, part, key, create=True)
+    for key_part in parents:
+        node = _child(node, key_part, key, create=True)
     try:
         value = yaml.load(text, Loader=_Yaml12Loader)
     except yaml.YAMLError as error:
@@ -126,24 +126,24 @@ def _override(raw: dict[str, Any], override: str) -> None:
         node[last] = value
 
 
-def _child(node: Any, part: str, key: str, create: bool = False) -> Any:
+def _child(node: Any, key_part: str, key: str, create: bool = False) -> Any:
     if isinstance(node, list):
-        if not part.isdigit() or int(part) >= len(node):
-            raise UsageError(f"argument '{key}': '{part}' is not a place in a list of {len(node)}")
-        return node[int(part)]
-    if node.get(part) is None and create:
-        node[part] = {}
-    child = node.get(part)
+        if not key_part.isdigit() or int(key_part) >= len(node):
+            raise UsageError(f"argument '{key}': '{key_part}' is not a place in a list of {len(node)}")
+        return node[int(key_part)]
+    if node.get(key_part) is None and create:
+        node[key_part] = {}
+    child = node.get(key_part)
     if not isinstance(child, dict | list):
-        raise UsageError(f"argument '{key}': '{part}' has no keys below it")
+        raise UsageError(f"argument '{key}': '{key_part}' has no keys below it")
     return child
 
 
 def _key(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location) or "file"
+    return ".".join(str(key_part) for key_part in location) or "file"
 
 
-def _say(problem: Any) -> str:
+def _describe_problem(problem: Any) -> str:
     if problem["type"] == "unexpected_keyword_argument":
         return "unknown key"
     if problem["type"] in ("missing", "missing_argument"):
@@ -165,11 +165,11 @@ def check_source_paths(config: Config) -> None:
                 raise UsageError(f"data.sources.{i}.{key}: {path} does not exist")
 
 
-def check_parts(config: Config, *keys: str) -> None:
+def check_model_paths(config: Config, *keys: str) -> None:
     """Raise UsageError naming the first of `keys` (such as "model.vision") that names a folder which does not exist."""
     for key in keys:
         value: Any = config
-        for part in key.split("."):
-            value = value[int(part)] if part.isdigit() else getattr(value, part)
+        for key_part in key.split("."):
+            value = value[int(key_part)] if key_part.isdigit() else getattr(value, key_part)
         if value is not None and is_missing_folder(value):
             raise UsageError(f"{key}: {value} does not exist (neither a folder here nor a hub name like Qwen/Qwen3-1.7B)")

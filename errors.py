@@ -18,11 +18,11 @@ class UsageError(TesseraError):
 
 
 @contextmanager
-def loading(what: str, name: str) -> Iterator[None]:
+def loading(config_key: str, name: str) -> Iterator[None]:
     """Turn what goes wrong while a pre-trained part is loaded into one line: `what` is the configuration key."""
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         where = "folder" if Path(name).is_dir() else "hub name (and there is no such folder here)"
-        raise UsageError(f"{what}: cannot load {name} as a {where}: {reason[:300]}") from error
+        raise UsageError(f"{config_key}: cannot load {name} as a {where}: {reason[:300]}") from error

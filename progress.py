@@ -17,11 +17,11 @@ class Progress:
     On a terminal a tqdm bar; elsewhere (a log file, CI) one line at most every `every` seconds and one at the end.
     """
 
-    def __init__(self, title: str, total: int | None, unit: str = "it", every: float = 10.0):
-        self.title, self.total, self.unit, self.every = title, total, unit, every
+    def __init__(self, title: str, total: int | None, unit: str = "it", interval: float = 10.0):
+        self.title, self.total, self.unit, self.interval = title, total, unit, interval
         self.done, self.note = 0, ""
-        self.shown = -1
-        self.started = self.said = time.monotonic()
+        self.printed_count = -1
+        self.started = self.last_printed = time.monotonic()
         self.bar = tqdm(total=total, desc=title, unit=unit, leave=True) if sys.stderr.isatty() else None
 
     def update(self, n: int = 1, note: str = "") -> None:
@@ -32,12 +32,12 @@ class Progress:
             self.bar.update(n)
             if note:
                 self.bar.set_postfix_str(note)
-        elif time.monotonic() - self.said >= self.every:
+        elif time.monotonic() - self.last_printed >= self.interval:
             self._line()
 
     def _line(self) -> None:
-        self.said, self.shown = time.monotonic(), self.done
-        seconds = self.said - self.started
+        self.last_printed, self.printed_count = time.monotonic(), self.done
+        seconds = self.last_printed - self.started
         rate = f"{self.done / seconds:,.1f} {self.unit}/s" if seconds > 0 else ""
         total = f"/{self.total:,}" if self.total is not None else ""
         parts = [f"{self.title}: {self.done:,}{total} {self.unit}", f"{seconds:.0f} s", rate, self.note]
@@ -46,13 +46,13 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif self.shown != self.done:
+        elif self.printed_count != self.done:
             self._line()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, exception_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
 

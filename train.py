@@ -16,7 +16,7 @@ def main(arguments: argparse.Namespace) -> None:
     # The configuration section needs no heavy library; the training does.
     from training.run import train
 
-    configuration.check_parts(arguments.config, "model.vision", "model.language")
+    configuration.check_model_paths(arguments.config, "model.vision", "model.language")
     checkpoint = train(arguments.config, arguments.resume)
     if not rank:
         print(f"checkpoint: {checkpoint}")

@@ -2,32 +2,32 @@
 
 import re
 
-from answering.question_types import ASKS_COUNT, ASKS_TEXT, ASKS_YES_NO, asks
-from dataset.sample import IMAGE_MARK
+from answering.question_types import ASKS_COUNT, ASKS_TEXT, ASKS_YES_NO, matches_question
+from dataset.sample import IMAGE_PLACEHOLDER
 
-_OWNER = r"(?:(?:the|this|that|these|those|his|her|its|their)\s+)?"
+_DETERMINER = r"(?:(?:the|this|that|these|those|his|her|its|their)\s+)?"
 
 
-SENTENCES: tuple[str, ...] = (
-    rf"{_OWNER}(?P<subject>[\w'’ -]{{1,60}}?)\s+(?P<verb>is|are|was|were|says?|reads?)\b\s*:?\s*(?P<answer>.+)",
+ANSWER_SENTENCES: tuple[str, ...] = (
+    rf"{_DETERMINER}(?P<subject>[\w'’ -]{{1,60}}?)\s+(?P<verb>is|are|was|were|says?|reads?)\b\s*:?\s*(?P<answer>.+)",
     r"(?P<subject>answer)\s*(?P<verb>:)\s*(?P<answer>.+)",
     r"(?:(?:图中|图片中|图像中|画面中|照片中)的?)?(?:这个|那个|这件|那件|这辆|那辆)?(?P<subject>[^，。,.是为：:]{1,12}?)(?P<verb>是|为|：|:)\s*(?P<answer>.+)",
 )
 """Whole sentences that hold a short answer."""
 
 
-YES_NO = r"(?P<answer>yes|no|是的|不是|没有|是|不|有|对)\s*[,，.。;；、]\s*.+"
+YES_NO_SENTENCE = r"(?P<answer>yes|no|是的|不是|没有|是|不|有|对)\s*[,，.。;；、]\s*.+"
 """A sentence behind a yes or no."""
 
 
-COUNT = r"there\s+(?:is|are|was|were)\s+(?P<answer>\d+|no|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b.*"
+COUNT_SENTENCE = r"there\s+(?:is|are|was|were)\s+(?P<answer>\d+|no|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b.*"
 """A sentence around a number."""
 
 
-KNOWN_SUBJECTS = ("answer", "答案")
+ANSWER_WORDS = ("answer", "答案")
 
 
-NOT_A_SUBJECT = frozenset(
+STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
         "the a an of in on to at for with this that these those it he she they there here what which who whom whose when where why how "
@@ -37,7 +37,7 @@ NOT_A_SUBJECT = frozenset(
 """Words that say nothing about whether a sentence takes up its question."""
 
 
-KEEPS_ITS_STOP = (
+ENDS_WITH_ABBREVIATION = (
     r"(?:(?:^|\s)(?:[^\W\d_]\.)+[^\W\d_]|\s[^\W\d_]|(?:^|\s)(?:mr|mrs|ms|dr|st|jr|sr|vs|etc|inc|ltd|co|corp|ave|rd|blvd|mt|ft))\.$"
 )
 """Initials and abbreviations end with a stop that belongs to them."""
@@ -50,39 +50,41 @@ def clean_answer(raw: str, question: str) -> str:
     answer); anything else is returned as it is, apart from one full stop at its end.
     """
     text = " ".join(raw.split())
-    bare = question.replace(IMAGE_MARK, " ").strip()
-    for pattern in _patterns(bare):
+    question_text = question.replace(IMAGE_PLACEHOLDER, " ").strip()
+    for pattern in _patterns(question_text):
         match = re.fullmatch(pattern, text, re.IGNORECASE)
-        if match and _takes_up(match, bare):
+        if match and _repeats_question(match, question_text):
             text = match["answer"].strip()
             break
-    return _without_stop(text) or raw
+    return _strip_full_stop(text) or raw
 
 
 def _patterns(question: str) -> tuple[str, ...]:
-    if asks(ASKS_YES_NO, question):
-        return (YES_NO, *SENTENCES)
-    return (COUNT, *SENTENCES) if asks(ASKS_COUNT, question) else SENTENCES
+    if matches_question(ASKS_YES_NO, question):
+        return (YES_NO_SENTENCE, *ANSWER_SENTENCES)
+    return (COUNT_SENTENCE, *ANSWER_SENTENCES) if matches_question(ASKS_COUNT, question) else ANSWER_SENTENCES
 
 
-def _takes_up(match: re.Match[str], question: str) -> bool:
+def _repeats_question(match: re.Match[str], question: str) -> bool:
     """Whether a sentence only repeats its question around the answer."""
     if "subject" not in match.re.groupindex:
         return True
     subject = match["subject"].strip().casefold()
-    if subject in KNOWN_SUBJECTS:
+    if subject in ANSWER_WORDS:
         return True
-    if asks(ASKS_YES_NO, question) or (asks(ASKS_TEXT, question) and not asks(ASKS_TEXT, f"{subject} {match['verb']}")):
+    if matches_question(ASKS_YES_NO, question) or (
+        matches_question(ASKS_TEXT, question) and not matches_question(ASKS_TEXT, f"{subject} {match['verb']}")
+    ):
         return False
     if not subject.isascii():
         return subject in question
-    words = set(re.findall(r"[\w'’]+", subject)) - NOT_A_SUBJECT
+    words = set(re.findall(r"[\w'’]+", subject)) - STOP_WORDS
     return bool(words) and words <= set(re.findall(r"[\w'’]+", question.casefold()))
 
 
-def _without_stop(text: str) -> str:
+def _strip_full_stop(text: str) -> str:
     if text.endswith("。"):
         return text[:-1]
-    if text.endswith(".") and not text.endswith("..") and not re.search(KEEPS_ITS_STOP, text, re.IGNORECASE):
+    if text.endswith(".") and not text.endswith("..") and not re.search(ENDS_WITH_ABBREVIATION, text, re.IGNORECASE):
         return text[:-1]
     return text

@@ -9,23 +9,23 @@ from typing import Literal
 import torch
 
 from answering.config import Blip2System, CheckpointSystem, DecodingConfig, OpenAiSystem, RerankConfig, ScorerConfig, System
-from answering.model_fingerprint import identity, recorded, scorer_identity
+from answering.model_fingerprint import decoding_record, identity, scorer_identity
 from answering.prompts import PromptPolicy
 from answering.protocol import Answerer, Description
 from answering.reply import Reranker
-from answering.rerank.candidate_scores import CORRECTED
-from answering.rerank.choose_answer import RESERVED, Plan
-from answering.rerank.fitted_reranker import find, settings_of
-from answering.rerank.image_text_scores import PictureScorer
+from answering.rerank.candidate_scores import CORRECTED_SUFFIX
+from answering.rerank.choose_answer import RESERVED_NAMES, RerankPlan
+from answering.rerank.fitted_reranker import find_fitted, rerank_settings
+from answering.rerank.image_text_scores import ImageTextScorer
 from answering.systems import blip2, llava_folder, qwen_vl
 from answering.systems.openai_endpoint.api_key import api_key
 from answering.systems.siglip_qwen import CheckpointAnswerer
-from dataset.loading.image_io import open_picture
+from dataset.loading.image_io import open_image
 from dataset.sample import Language
 from errors import UsageError
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build, default_dtype
-from model.siglip_qwen.fused_modules import fuse
+from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.processor import Processor
 from visual import clip_scorer
 from visual.config import is_missing_folder
@@ -46,7 +46,7 @@ def build_answerer(
     """
     device = device or default_device()
     if isinstance(system, CheckpointSystem):
-        return _checkpoint(system, checkpoint_folder, device, dtype)
+        return _build_checkpoint(system, checkpoint_folder, device, dtype)
     if isinstance(system, Blip2System):
         return blip2.load(system, device, dtype)
     if isinstance(system, OpenAiSystem):
@@ -96,23 +96,23 @@ def load_scorer(
 ) -> clip_scorer.ClipScorer:
     """Load the CLIP, Chinese-CLIP or SigLIP that the configuration's `key` names. Raises UsageError."""
     device = device or default_device()
-    return clip_scorer.load(name, open_picture, device=device, dtype=dtype or default_dtype(device), key=key)
+    return clip_scorer.load(name, open_image, device=device, dtype=dtype or default_dtype(device), key=key)
 
 
-class Shelf:
+class ScorerCache:
     """Scorers that several parts of one process use: each is loaded once, by whoever asks first. For one thread at a time."""
 
     def __init__(self) -> None:
-        self._known: dict[str, clip_scorer.ClipScorer] = {}
+        self._scorers: dict[str, clip_scorer.ClipScorer] = {}
 
     def load(
         self, name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, key: str = "rerank.clip"
     ) -> clip_scorer.ClipScorer:
         """As `load_scorer`; the one that is there where this folder, on this device in this dtype, was loaded before."""
-        place = f"{Path(name).resolve() if Path(name).is_dir() else name} {device} {dtype}"
-        if place not in self._known:
-            self._known[place] = load_scorer(name, device=device, dtype=dtype, key=key)
-        return self._known[place]
+        cache_key = f"{Path(name).resolve() if Path(name).is_dir() else name} {device} {dtype}"
+        if cache_key not in self._scorers:
+            self._scorers[cache_key] = load_scorer(name, device=device, dtype=dtype, key=key)
+        return self._scorers[cache_key]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -125,57 +125,63 @@ class LoadedScorer:
 
 
 def build_scorers(
-    rerank: RerankConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, shelf: Shelf | None = None
+    rerank: RerankConfig,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    scorer_cache: ScorerCache | None = None,
 ) -> dict[str, LoadedScorer]:
     """All scorers of the rerank by the name of their choice; shelf: shares them with others. Raises UsageError."""
-    wanted = [] if rerank.clip is None else [("rerank.clip", ScorerConfig(name="clip", path=rerank.clip))]
-    wanted += [(f"rerank.scorers.{i}.path", one) for i, one in enumerate(rerank.scorers)]
-    taken = {*RESERVED}
-    for key, one in wanted:
-        if one.name in taken or one.name.endswith(CORRECTED):
+    scorer_configs = [] if rerank.clip is None else [("rerank.clip", ScorerConfig(name="clip", path=rerank.clip))]
+    scorer_configs += [(f"rerank.scorers.{i}.path", one) for i, one in enumerate(rerank.scorers)]
+    taken_names = {*RESERVED_NAMES}
+    for key, one in scorer_configs:
+        if one.name in taken_names or one.name.endswith(CORRECTED_SUFFIX):
             raise UsageError(f"{key.removesuffix('.path')}: the name {one.name} is taken; each scorer needs one of its own")
-        taken.add(one.name)
-    load = load_scorer if shelf is None else shelf.load
-    return {one.name: LoadedScorer(one.path, load(one.path, device=device, dtype=dtype, key=key), one.languages) for key, one in wanted}
+        taken_names.add(one.name)
+    load = load_scorer if scorer_cache is None else scorer_cache.load
+    return {
+        one.name: LoadedScorer(one.path, load(one.path, device=device, dtype=dtype, key=key), one.languages) for key, one in scorer_configs
+    }
 
 
 def build_reranker(
     rerank: RerankConfig,
     description: Description,
     decoding: DecodingConfig,
-    plans: Path,
+    fitted_folder: Path,
     *,
     device: torch.device | str | None = None,
-    shelf: Shelf | None = None,
+    scorer_cache: ScorerCache | None = None,
 ) -> Reranker | None:
     """The reranker of a system, with what the validation split taught about this very system where `plans` holds it.
 
     shelf: shares scorers with others. None where nothing scores candidates. Raises UsageError when `abstain_below` is asked for
     and nothing says what is credible.
     """
-    scorers = build_scorers(rerank, device=device, shelf=shelf)
-    if not scorers and not rerank.self_score:
+    scorers = build_scorers(rerank, device=device, scorer_cache=scorer_cache)
+    if not scorers and not rerank.self_evaluation:
         if rerank.abstain_below is not None:
             raise UsageError("rerank.abstain_below: candidates must be scored for that; set rerank.clip or rerank.self_score")
         return None
-    identities = {name: scorer_identity(one.path, rerank.wording) for name, one in scorers.items()}
-    known = find(plans, identity(description), recorded(decoding), identities, settings_of(rerank))
-    if rerank.abstain_below is not None and (known is None or known.plan.credibility is None):
+    identities = {name: scorer_identity(one.path, rerank.statement_form) for name, one in scorers.items()}
+    fitted = find_fitted(fitted_folder, identity(description), decoding_record(decoding), identities, rerank_settings(rerank))
+    if rerank.abstain_below is not None and (fitted is None or fitted.plan.confidence is None):
         raise UsageError(
-            f"rerank.abstain_below: {plans} holds no credibility for this system as it is asked and reranked now; "
+            f"rerank.abstain_below: {fitted_folder} holds no credibility for this system as it is asked and reranked now; "
             "run python tools/eval_rerank.py rerank.tune=true first"
         )
-    if known is None and rerank.form == "prior_corrected":
+    if fitted is None and rerank.clip_score_form == "prior_corrected":
         raise UsageError(
-            f"rerank.form: prior_corrected needs the bank of an evaluation, and {plans} holds none for this system; "
+            f"rerank.form: prior_corrected needs the bank of an evaluation, and {fitted_folder} holds none for this system; "
             "run python tools/eval_rerank.py first"
         )
-    ready = tuple(
-        PictureScorer(name, one.scorer, one.languages, rerank.wording, None if known is None else known.bank(name))
+    image_text_scorers = tuple(
+        ImageTextScorer(name, one.scorer, one.languages, rerank.statement_form, None if fitted is None else fitted.background_images(name))
         for name, one in scorers.items()
     )
-    plan = Plan(rerank.weights, rerank.form, rerank.guard) if known is None else known.plan
-    return Reranker(ready, plan, rerank.self_score, rerank.abstain_below)
+    plan = RerankPlan(rerank.weights, rerank.clip_score_form, rerank.skipped_question_types) if fitted is None else fitted.plan
+    return Reranker(image_text_scorers, plan, rerank.self_evaluation, rerank.abstain_below)
 
 
 def build_untuned(
@@ -185,34 +191,34 @@ def build_untuned(
 
     The projector is drawn from a fixed seed. Raises UsageError as `build_answerer` does.
     """
-    path = _folder(system, checkpoint_folder)
+    path = _checkpoint_folder(system, checkpoint_folder)
     processor = Processor.load(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build(checkpoint.settings(path), placeholder_id=processor.placeholder_id, dtype=dtype, device=device or default_device())
-    return CheckpointAnswerer(model, processor, PromptPolicy.of(system), {"path": str(path), "untuned": True})
+        model = build(checkpoint.settings(path), image_token_id=processor.image_token_id, dtype=dtype, device=device or default_device())
+    return CheckpointAnswerer(model, processor, PromptPolicy.from_config(system), {"path": str(path), "untuned": True})
 
 
-def _checkpoint(system: CheckpointSystem, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> CheckpointAnswerer:
-    path = _folder(system, folder)
-    form = checkpoint_form(path)
+def _build_checkpoint(system: CheckpointSystem, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> CheckpointAnswerer:
+    path = _checkpoint_folder(system, folder)
+    form = checkpoint_format(path)
     if form == "llava":
         model, processor = llava_folder.load(path, system.quantization, dtype or default_dtype(device), device)
     else:
         processor = Processor.load(path)
         model = checkpoint.load(path, quantization=system.quantization, dtype=dtype, device=device)
-        fuse(model)
+        fuse_modules(model)
     settings = {"path": str(path), "form": form, "quantization": system.quantization}
-    return CheckpointAnswerer(model, processor, PromptPolicy.of(system), settings)
+    return CheckpointAnswerer(model, processor, PromptPolicy.from_config(system), settings)
 
 
-def _folder(system: CheckpointSystem, folder: Path) -> Path:
+def _checkpoint_folder(system: CheckpointSystem, folder: Path) -> Path:
     check_system(system)
     path = folder if system.path == "newest" else Path(system.path)
-    return path if (path / "config.json").is_file() else checkpoint.newest(path)
+    return path if (path / "config.json").is_file() else checkpoint.latest(path)
 
 
-def checkpoint_form(folder: Path) -> Literal["adapter", "merged", "llava"]:
+def checkpoint_format(folder: Path) -> Literal["adapter", "merged", "llava"]:
     """What a folder of our own holds: what was trained, the whole model, or its export to the LLaVA layout."""
     if llava_folder.is_export(folder):
         return "llava"

@@ -14,84 +14,88 @@ from atomic_io import write_text
 from errors import UsageError
 from progress import Progress
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """Files taken for pictures."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BatchOptions:
     """What every picture is asked. `caption`: the question that asks for a description, which may be `caption_tokens`
     long; `question`: a short-answer question, or None."""
 
     caption: str
     question: str | None
     decoding: Decoding
-    caption_tokens: int
+    max_caption_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class BatchSummary:
     """How many pictures were answered, how many of them stood in the file already, and how many failed."""
 
-    pictures: int
-    kept: int
+    images: int
+    reused: int
     errors: int
 
 
-def find_pictures(folder: Path) -> list[Path]:
+def find_images(folder: Path) -> list[Path]:
     """Picture files in a folder and below it, by name. Raises UsageError when there are none."""
     if not folder.is_dir():
         raise UsageError(f"--images {folder}: there is no such folder")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not found:
-        raise UsageError(f"--images {folder}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
+        raise UsageError(f"--images {folder}: no pictures in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return found
 
 
-def answer_folder(answerer: Answerer, reranker: Reranker | None, folder: Path, plan: Plan, path: Path, model: dict[str, Any]) -> Done:
+def answer_folder(
+    answerer: Answerer, reranker: Reranker | None, folder: Path, options: BatchOptions, path: Path, model: dict[str, Any]
+) -> BatchSummary:
     """Write one line a picture to `path`: image, caption, question, answer, candidates, error.
 
     model: what identifies the system. Lines that the same system, plan and picture file gave without an error are kept.
     """
-    pictures = find_pictures(folder)
-    asked = json.dumps([model, dataclasses.asdict(plan), None if reranker is None else reranker.identity], default=str)
-    keys = {picture: _key(asked, picture) for picture in pictures}
-    known = {line["key"]: line for line in _read(path) if not line["errors"]}
+    images = find_images(folder)
+    run_key = json.dumps([model, dataclasses.asdict(options), None if reranker is None else reranker.identity], default=str)
+    keys = {image: _line_key(run_key, image) for image in images}
+    finished_lines = {line["key"]: line for line in _read(path) if not line["errors"]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = {picture: known[key] for picture, key in keys.items() if key in known}
-    kept, left = len(lines), [picture for picture in pictures if picture not in lines]
+    lines = {image: finished_lines[key] for image, key in keys.items() if key in finished_lines}
+    reused, remaining = len(lines), [image for image in images if image not in lines]
     # What was kept is written first, so that half a line of a killed run is gone before anything is appended.
-    write_text(path, _text(lines.values()))
-    with path.open("a", encoding="utf-8", newline="\n") as file, Progress("pictures", len(left), "pictures") as progress:
-        for start in range(0, len(left), plan.decoding.batch_size):
-            part = left[start : start + plan.decoding.batch_size]
-            for picture, line in zip(part, _lines(answerer, reranker, folder, plan, part), strict=True):
-                lines[picture] = {**line, "key": keys[picture]}
-                file.write(_text([lines[picture]]))
+    write_text(path, _json_lines(lines.values()))
+    with path.open("a", encoding="utf-8", newline="\n") as file, Progress("pictures", len(remaining), "pictures") as progress:
+        for start in range(0, len(remaining), options.decoding.batch_size):
+            batch = remaining[start : start + options.decoding.batch_size]
+            for image, line in zip(batch, _answer_batch(answerer, reranker, folder, options, batch), strict=True):
+                lines[image] = {**line, "key": keys[image]}
+                file.write(_json_lines([lines[image]]))
             file.flush()
-            progress.update(len(part))
-    write_text(path, _text(lines[picture] for picture in pictures))
-    return Done(len(pictures), kept, sum(bool(line["errors"]) for line in lines.values()))
+            progress.update(len(batch))
+    write_text(path, _json_lines(lines[image] for image in images))
+    return BatchSummary(len(images), reused, sum(bool(line["errors"]) for line in lines.values()))
 
 
-def _lines(answerer: Answerer, reranker: Reranker | None, folder: Path, plan: Plan, pictures: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    longer = dataclasses.replace(plan.decoding, max_new_tokens=plan.caption_tokens)
-    captions = reply(answerer, None, [question_request(str(p), plan.caption, [p], "caption") for p in pictures], longer)
-    answers: Sequence[Reply | None] = [None] * len(pictures)
-    if plan.question is not None:
-        requests = [question_request(str(p), plan.question, [p]) for p in pictures]
-        answers = reply(answerer, reranker, requests, plan.decoding)
-    for picture, caption, answer in zip(pictures, captions, answers, strict=True):
+def _answer_batch(
+    answerer: Answerer, reranker: Reranker | None, folder: Path, options: BatchOptions, images: Sequence[Path]
+) -> Iterator[dict[str, Any]]:
+    caption_decoding = dataclasses.replace(options.decoding, max_new_tokens=options.max_caption_tokens)
+    captions = reply(answerer, None, [question_request(str(p), options.caption, [p], "caption") for p in images], caption_decoding)
+    answers: Sequence[Reply | None] = [None] * len(images)
+    if options.question is not None:
+        requests = [question_request(str(p), options.question, [p]) for p in images]
+        answers = reply(answerer, reranker, requests, options.decoding)
+    for image, caption, answer in zip(images, captions, answers, strict=True):
         errors = [one.answer.error for one in (caption, answer) if one is not None and one.answer.error]
-        line = {"image": picture.relative_to(folder).as_posix(), "caption": None if caption.answer.error else caption.chosen}
+        line = {"image": image.relative_to(folder).as_posix(), "caption": None if caption.answer.error else caption.chosen}
         if answer is not None:
             line |= {name: value for name, value in answer.record().items() if name != "error"}
         yield {**line, "errors": list(dict.fromkeys(errors))}
 
 
-def _key(asked: str, picture: Path) -> str:
-    state = picture.stat()
-    return hashlib.blake2b(f"{asked}\0{picture}\0{state.st_size}\0{state.st_mtime_ns}".encode(), digest_size=12).hexdigest()
+def _line_key(run_key: str, image: Path) -> str:
+    state = image.stat()
+    return hashlib.blake2b(f"{run_key}\0{image}\0{state.st_size}\0{state.st_mtime_ns}".encode(), digest_size=12).hexdigest()
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
@@ -105,5 +109,5 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _text(lines: Any) -> str:
+def _json_lines(lines: Any) -> str:
     return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)

@@ -8,11 +8,11 @@ from pydantic import Field, JsonValue
 
 from config_schema import section
 from errors import UsageError
-from visual.config import PartName
+from visual.config import ModelNameOrPath
 
-Positive = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0.0)]
-Template = Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+TextTemplate = Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")]
 """Text with one {} in it."""
 
 
@@ -20,17 +20,17 @@ Template = Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")]
 class DecodingConfig:
     """How candidates are produced."""
 
-    k: Positive = 5
+    num_candidates: PositiveInt = 5
     """Candidates a question."""
-    mode: Literal["beam", "sample", "greedy"] = "beam"
+    strategy: Literal["beam", "sample", "greedy"] = "beam"
     """Beam search with k beams, k samples, or the single greedy answer."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
     """Temperature of `mode: sample`."""
-    max_new_tokens: Positive = 16
+    max_new_tokens: PositiveInt = 16
     """Longest answer in tokens, end token counted."""
     seed: int = 0
     """Seed of `mode: sample`."""
-    batch_size: Positive = 16
+    batch_size: PositiveInt = 16
     """Questions answered together."""
     cuda_graphs: bool | Literal["auto"] = "auto"
     """Replay decoding steps of our own models as CUDA graphs; streamed answers and other kinds of systems have none. auto = where
@@ -75,11 +75,11 @@ class QwenVlSystem(SystemBase):
 
     kind: Literal["qwen3_vl", "qwen2_5_vl"]
     """Family of the model."""
-    path: PartName
+    path: ModelNameOrPath
     """Folder or hub name."""
     quantization: Literal["none", "int8", "nf4"] = "nf4"
     """How the language model is loaded."""
-    max_side: Annotated[int, Field(ge=28)] = 384
+    max_image_side: Annotated[int, Field(ge=28)] = 384
     """Pictures are shrunk so that their longer side has at most this many pixels."""
     max_memory: dict[str, str] | None = None
     """Memory by device, such as {"0": "10GiB", cpu: "24GiB"}; what does not fit goes to the CPU or to offload_folder."""
@@ -92,15 +92,15 @@ class Blip2System(SystemBase):
     """BLIP-2 as a zero-shot baseline, or with an adapter; it takes one picture a question."""
 
     kind: Literal["blip2"]
-    path: PartName
+    path: ModelNameOrPath
     """Folder or hub name of a Blip2ForConditionalGeneration."""
     quantization: Literal["none", "int8", "nf4"] = "none"
     """How the language model is loaded."""
     adapter: Path | None = None
     """Folder of a LoRA adapter in PEFT's format, trained on this model; null: the model as it is."""
-    question_prompt: Template = "Question: {} Short answer:"
+    question_prompt: TextTemplate = "Question: {} Short answer:"
     """What a short-answer question becomes; the question stands for {}."""
-    conversation_prompt: Template = "Question: {} Answer:"
+    conversation_prompt: TextTemplate = "Question: {} Answer:"
     """What any other question becomes."""
     caption_prompt: str = "a photo of"
     """What a caption begins with, in the place of the question that asks for it; may be empty."""
@@ -119,9 +119,9 @@ class OpenAiSystem(SystemBase):
     """The model's name at the endpoint."""
     base_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "https://api.openai.com/v1"
     """Address of the endpoint, up to /v1. It is saved with the predictions, so it must not hold a key."""
-    api_key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = "OPENAI_API_KEY"
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = "OPENAI_API_KEY"
     """Environment variable, or line of the file .env, that holds the key; null: the endpoint wants none."""
-    max_side: Annotated[int, Field(ge=28)] = 1024
+    max_image_side: Annotated[int, Field(ge=28)] = 1024
     """Pictures are shrunk so that their longer side has at most this many pixels, and sent as JPEG."""
     sampling: Literal["n", "repeated"] = "n"
     """The first candidate is greedy; the other k - 1 are samples at decoding.temperature, asked for in one request, or in one each."""
@@ -137,9 +137,9 @@ class OpenAiSystem(SystemBase):
     """Further tries after status 408, 409, 429 or 5xx, after a time-out and without a connection."""
     retry_wait: Annotated[float, Field(gt=0.0)] = 1.0
     """Seconds before the first further try; each wait is twice the last one, at most 60, and longer where the endpoint says so."""
-    concurrency: Positive = 4
+    concurrency: PositiveInt = 4
     """Requests under way at once."""
-    requests_per_minute: Positive | None = None
+    requests_per_minute: PositiveInt | None = None
     """Requests that are begun in a minute at most, further tries counted; null: no limit."""
     cache: Path = Path("results/endpoint_cache")
     """Folder that keeps every reply, so that none is paid for twice."""
@@ -152,11 +152,11 @@ System = Annotated[CheckpointSystem | QwenVlSystem | Blip2System | OpenAiSystem,
 class RerankWeights:
     """Weights of the signals; only their proportions matter."""
 
-    likelihood: Weight = 0.8
+    likelihood: NonNegativeFloat = 0.8
     """Of the softmax over mean log-probabilities, min-max normalised over the candidates."""
-    clip: Weight = 0.2
+    clip: NonNegativeFloat = 0.2
     """Of what rerank.form makes of CLIP logits, min-max normalised over the candidates; of several scorers their mean."""
-    self_score: Weight = 0.0
+    self_evaluation: NonNegativeFloat = 0.0
     """Of the answerer's own P(yes), min-max normalised over the candidates; it counts where rerank.self_score is true."""
 
 
@@ -166,7 +166,7 @@ class ScorerConfig:
 
     name: Annotated[str, Field(pattern=r"^[a-z][\w-]*$")]
     """Name of its choice."""
-    path: PartName
+    path: ModelNameOrPath
     """CLIP, SigLIP or Chinese-CLIP: folder or hub name."""
     languages: Annotated[tuple[Literal["en", "zh"], ...], Field(min_length=1)] = ("en", "zh")
     """Questions in other languages are not scored by it."""
@@ -176,25 +176,25 @@ class ScorerConfig:
 class RerankConfig:
     """Reranking of candidates by picture-text scorers and likelihood."""
 
-    clip: PartName | None = None
+    clip: ModelNameOrPath | None = None
     """CLIP, SigLIP or Chinese-CLIP: folder or hub name; null: no reranking."""
     scorers: tuple[ScorerConfig, ...] = ()
     """Further scorers."""
-    wording: Literal["sentence", "joined"] = "sentence"
+    statement_form: Literal["sentence", "joined"] = "sentence"
     """What a scorer reads: a sentence made of question and answer where a template fits, or the answer behind the question."""
-    form: Literal["softmax", "raw", "prior_corrected"] = "softmax"
+    clip_score_form: Literal["softmax", "raw", "prior_corrected"] = "softmax"
     """How logits enter the fusion: softmax over the candidates, as they are, or softmax of scores minus `bank`'s."""
-    bank: Annotated[int, Field(ge=0)] = 128
+    background_images: Annotated[int, Field(ge=0)] = 128
     """Pictures of the merged data that say how well a text fits any picture; 0: no prior-corrected choices."""
-    self_score: bool = False
+    self_evaluation: bool = False
     """Ask the answerer whether each candidate is right (one more forward pass a candidate)."""
     weights: RerankWeights = RerankWeights()
     """Weights of the signals."""
-    guard: tuple[Literal["yes/no", "counting"], ...] = ("yes/no", "counting")
+    skipped_question_types: tuple[Literal["yes/no", "counting"], ...] = ("yes/no", "counting")
     """Kinds of questions that keep their first answer, unless `tune` shows a gain there."""
     tune: bool = False
     """On the validation split, by cross-validation: choose weights, form and guard, fit the learned fusion and the credibility."""
-    tune_limit: Positive | None = None
+    tune_limit: PositiveInt | None = None
     """Ask at most this many questions of the validation split for that."""
     calibration: Literal["logistic", "isotonic"] = "logistic"
     """How credibility becomes a probability: a logistic model of the evidence, or isotonic steps behind it."""
@@ -202,7 +202,7 @@ class RerankConfig:
     """Answer "not sure" where the credibility is lower; it needs what `tune` fits."""
 
 
-def with_threshold(rerank: RerankConfig, below: float | None) -> RerankConfig:
+def with_abstain_below(rerank: RerankConfig, below: float | None) -> RerankConfig:
     """The settings with what --abstain-below says in the place of rerank.abstain_below. Raises UsageError outside 0..1."""
     if below is None:
         return rerank

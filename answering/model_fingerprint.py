@@ -34,12 +34,12 @@ def fingerprint(folder: Path) -> str | None:
     return digest([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()])
 
 
-def scorer_identity(name: str, wording: str) -> str:
+def scorer_identity(name: str, statement_form: str) -> str:
     """What stands for a scorer: its folder or hub name, with a fingerprint of the folder, and the wording of what it reads."""
     files = fingerprint(Path(name))
-    return f"{name} ({files}), {wording}" if files else f"{name}, {wording}"
+    return f"{name} ({files}), {statement_form}" if files else f"{name}, {statement_form}"
 
 
-def recorded(decoding: DecodingConfig) -> dict[str, Any]:
+def decoding_record(decoding: DecodingConfig) -> dict[str, Any]:
     """The decoding as it stands in files: all that makes an answer, so without what only makes it faster."""
     return {name: value for name, value in dataclasses.asdict(decoding).items() if name not in ("batch_size", "cuda_graphs")}

@@ -10,7 +10,7 @@ from typing import Self
 from answering.answer_cleaning import clean_answer
 from answering.config import SystemBase
 from answering.protocol import Request
-from dataset.sample import IMAGE_MARK, Message
+from dataset.sample import IMAGE_PLACEHOLDER, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class PromptPolicy:
     clean_answers: bool = False
 
     @classmethod
-    def of(cls, system: SystemBase) -> Self:
+    def from_config(cls, system: SystemBase) -> Self:
         """The policy that a system's configuration states."""
         return cls(system.short_answer_prompt, system.short_answer_prompt_zh, system.clean_answers)
 
@@ -31,12 +31,12 @@ class PromptPolicy:
         suffix = self.short_answer_prompt_zh if request.language == "zh" else self.short_answer_prompt
         if request.task != "vqa" or not suffix or not request.messages:
             return request.messages
-        *before, last = request.messages
+        *earlier, last = request.messages
         content = last.content.rstrip("\n")
-        marks = IMAGE_MARK if content.endswith(IMAGE_MARK) else ""
+        marks = IMAGE_PLACEHOLDER if content.endswith(IMAGE_PLACEHOLDER) else ""
         question = content.removesuffix(marks).rstrip("\n")
-        behind = f"\n{marks}" if marks else ""
-        return (*before, Message(last.role, f"{question}\n{suffix}{behind}"))
+        suffix_marks = f"\n{marks}" if marks else ""
+        return (*earlier, Message(last.role, f"{question}\n{suffix}{suffix_marks}"))
 
     def clean(self, raw: str, request: Request) -> str:
         """The answer in a generated text."""

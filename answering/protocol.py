@@ -12,7 +12,7 @@ from dataset.sample import Language, Message, Task
 
 Decoding: TypeAlias = DecodingConfig
 
-Picture = Image.Image | Path
+ImageInput = Image.Image | Path
 """A decoded picture, or a file that is opened when its turn comes."""
 
 
@@ -24,7 +24,7 @@ class Request:
     """
 
     request_id: str
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageInput, ...]
     messages: tuple[Message, ...]
     task: Task = "vqa"
     language: Language = "en"
@@ -85,10 +85,10 @@ class Answerer(Protocol):
 
 
 @runtime_checkable
-class Replaying(Protocol):
+class ReplaysCudaGraphs(Protocol):
     """An answerer whose decoding steps may be replayed as CUDA graphs."""
 
     @property
-    def without_graphs(self) -> str | None:
+    def cuda_graphs_error(self) -> str | None:
         """Why steps that were to be replayed are not; None where nothing went wrong."""
         ...

@@ -3,7 +3,7 @@
 import re
 from typing import Literal, TypeAlias
 
-from answering.rerank.statements import core
+from answering.rerank.statements import strip_lead_in
 from dataset.sample import Language
 
 ASKS_YES_NO = (
@@ -19,24 +19,24 @@ ASKS_TEXT = r"\b(?:says?|said|reads?|written|writes?|text|title|titled|words?|sl
 """Questions about something written, which may itself look like a sentence."""
 
 
-def asks(pattern: str, question: str) -> bool:
+def matches_question(pattern: str, question: str) -> bool:
     """Whether a question is of the kind that one of the patterns above describes."""
     return re.search(pattern, question, re.IGNORECASE) is not None
 
 
-Guarded: TypeAlias = Literal["yes/no", "counting"]
+SkippableQuestionType: TypeAlias = Literal["yes/no", "counting"]
 
 
-KINDS: tuple[Guarded, ...] = ("yes/no", "counting")
+SKIPPABLE_QUESTION_TYPES: tuple[SkippableQuestionType, ...] = ("yes/no", "counting")
 """Kinds of questions that can be left alone."""
 
 
 """Kinds of questions that can be left alone."""
 
 
-def guarded_kind(question: str, language: Language) -> Guarded | None:
+def skippable_question_type(question: str, language: Language) -> SkippableQuestionType | None:
     """Whether a question wants yes or no, or a number; None for any other."""
-    text = core(question, language)
-    if asks(ASKS_YES_NO, text):
+    text = strip_lead_in(question, language)
+    if matches_question(ASKS_YES_NO, text):
         return "yes/no"
-    return "counting" if asks(ASKS_COUNT, text) else None
+    return "counting" if matches_question(ASKS_COUNT, text) else None

@@ -13,42 +13,44 @@ from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
 from answering.reply import Reply
-from atomic_io import replacing, write_json
-from dataset.loading.image_io import open_picture
+from atomic_io import atomic_write, write_json
+from dataset.loading.image_io import open_image
 
-PICTURE, TEXT_WIDTH, MARGIN, SIZE = 360, 560, 16, 18
+IMAGE_SIDE, TEXT_WIDTH, MARGIN, FONT_SIZE = 360, 560, 16, 18
 """Pixels: side of the square that a picture is fitted into, width of the text, margin, size of the letters."""
 LABEL_COLOUR, TEXT_COLOUR = (110, 110, 110), (0, 0, 0)
 
-PREFERRED = (
+PREFERRED_FONTS = (
     "notosanscjk-regular", "notosanssc", "sourcehansanssc", "sourcehansanscn", "wqy-microhei", "wqy-zenhei", "msyh", "pingfang",
     "hiragino sans gb", "stheiti", "simhei", "droidsansfallback", "notoserifcjk", "simsun",
 )  # fmt: skip
 """Beginnings of file names of fonts that read well; any other font with Chinese characters comes behind them."""
 
 
-def side_by_side(pictures: Sequence[Image.Image], texts: Sequence[tuple[str, str]]) -> Image.Image:
+def side_by_side(images: Sequence[Image.Image], texts: Sequence[tuple[str, str]]) -> Image.Image:
     """An RGB image: the pictures on the left, one below the other; on the right each label with its text under it."""
-    font = text_font(SIZE)
-    step = round(SIZE * 1.45)
+    font = text_font(FONT_SIZE)
+    step = round(FONT_SIZE * 1.45)
     lines = [
-        line for label, text in texts for line in [(label, LABEL_COLOUR), *_coloured(wrapped(text, font, TEXT_WIDTH)), ("", TEXT_COLOUR)]
+        line
+        for label, text in texts
+        for line in [(label, LABEL_COLOUR), *_with_text_colour(wrap_text(text, font, TEXT_WIDTH)), ("", TEXT_COLOUR)]
     ]
-    fitted = [_fitted(picture) for picture in pictures]
-    left = PICTURE + 2 * MARGIN if fitted else MARGIN
-    height = max(sum(picture.height + MARGIN for picture in fitted) + MARGIN, len(lines) * step + 2 * MARGIN)
+    fitted = [_fit_to_square(image) for image in images]
+    left = IMAGE_SIDE + 2 * MARGIN if fitted else MARGIN
+    height = max(sum(image.height + MARGIN for image in fitted) + MARGIN, len(lines) * step + 2 * MARGIN)
     canvas = Image.new("RGB", (left + TEXT_WIDTH + MARGIN, height), "white")
     draw = ImageDraw.Draw(canvas)
     top = MARGIN
-    for picture in fitted:
-        canvas.paste(picture, (MARGIN + (PICTURE - picture.width) // 2, top))
-        top += picture.height + MARGIN
+    for image in fitted:
+        canvas.paste(image, (MARGIN + (IMAGE_SIDE - image.width) // 2, top))
+        top += image.height + MARGIN
     for i, (text, colour) in enumerate(lines):
         draw.text((left, MARGIN + i * step), text, font=font, fill=colour)
     return canvas
 
 
-def wrapped(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
     """Lines of at most `width` pixels: broken between words, anywhere in Chinese, and inside a word only where it is too long."""
     lines = []
     for paragraph in text.splitlines() or [""]:
@@ -73,13 +75,13 @@ def text_font(size: int) -> ImageFont.FreeTypeFont:
 @functools.cache
 def chinese_font() -> Path | None:
     """File of an installed font with Chinese characters; None where there is none."""
-    files = sorted(map(Path, font_manager.findSystemFonts()), key=_preference)
+    files = sorted(map(Path, font_manager.findSystemFonts()), key=_font_rank)
     return next((file for file in files if _has_chinese(file)), None)
 
 
-def _preference(file: Path) -> tuple[int, str]:
+def _font_rank(file: Path) -> tuple[int, str]:
     name = file.name.lower()
-    return next((i for i, beginning in enumerate(PREFERRED) if name.startswith(beginning)), len(PREFERRED)), name
+    return next((i for i, beginning in enumerate(PREFERRED_FONTS) if name.startswith(beginning)), len(PREFERRED_FONTS)), name
 
 
 def _has_chinese(file: Path) -> bool:
@@ -91,31 +93,31 @@ def _has_chinese(file: Path) -> bool:
     return all(font.get_char_index(ord(character)) for character in "图红两")
 
 
-def _coloured(lines: Sequence[str]) -> list[tuple[str, tuple[int, int, int]]]:
+def _with_text_colour(lines: Sequence[str]) -> list[tuple[str, tuple[int, int, int]]]:
     return [(line, TEXT_COLOUR) for line in lines]
 
 
-def _fitted(picture: Image.Image) -> Image.Image:
-    scale = PICTURE / max(picture.size)
-    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.LANCZOS)
+def _fit_to_square(image: Image.Image) -> Image.Image:
+    scale = IMAGE_SIDE / max(image.size)
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
 
 
-def save_reply(reply: Reply, pictures: Sequence[Path], folder: Path, model: dict[str, Any]) -> Path:
+def save_reply(reply: Reply, images: Sequence[Path], folder: Path, model: dict[str, Any]) -> Path:
     """Write `<picture>-<digest of question and system>.json` and `.png` into `folder`; the path of the PNG.
 
     model: what identifies the system. Raises PictureError.
     """
     digest = hashlib.blake2b(json.dumps([reply.question, model], default=str).encode(), digest_size=4).hexdigest()
-    path = folder / f"{pictures[0].stem if pictures else 'question'}-{digest}.png"
-    write_json(path.with_suffix(".json"), {"images": [str(picture) for picture in pictures], **reply.record(), "model": model})
-    trusted = [] if reply.credibility is None else [("Credibility", f"{reply.credibility:.2f}")]
-    texts = [("Question", reply.question), ("Answer", reply.chosen), *trusted, ("Candidates", "\n".join(_lines(reply)))]
-    with replacing(path) as beside:
-        side_by_side([open_picture(picture) for picture in pictures], texts).save(beside)
+    path = folder / f"{images[0].stem if images else 'question'}-{digest}.png"
+    write_json(path.with_suffix(".json"), {"images": [str(image) for image in images], **reply.record(), "model": model})
+    confidence_row = [] if reply.confidence is None else [("Credibility", f"{reply.confidence:.2f}")]
+    texts = [("Question", reply.question), ("Answer", reply.chosen), *confidence_row, ("Candidates", "\n".join(_candidate_lines(reply)))]
+    with atomic_write(path) as temp_path:
+        side_by_side([open_image(image) for image in images], texts).save(temp_path)
     return path
 
 
-def _lines(reply: Reply) -> list[str]:
+def _candidate_lines(reply: Reply) -> list[str]:
     """Each candidate with its scores behind it: columns would need letters of one width."""
     lines = []
     for candidate in reply.candidates():

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from answering.model_fingerprint import digest
-from answering.protocol import Answer, Answerer, Decoding, Picture, Request
-from answering.question_types import guarded_kind
-from answering.rerank.candidate_scores import SELF, Signal, filled
-from answering.rerank.choose_answer import Plan, choose, chosen_text, rerank, shown_choice
+from answering.protocol import Answer, Answerer, Decoding, ImageInput, Request
+from answering.question_types import skippable_question_type
+from answering.rerank.candidate_scores import SELF_EVALUATION, Signal, fill_missing
+from answering.rerank.choose_answer import RerankPlan, chosen_text, displayed_choice, rerank, select_candidates
 from answering.rerank.confidence import NOT_SURE
-from answering.rerank.image_text_scores import PictureScorer, Scorable
-from answering.rerank.self_evaluation import Judge
-from dataset.sample import IMAGE_MARK, Language, Message, Task
+from answering.rerank.image_text_scores import ImageTextScorer, QuestionCandidates
+from answering.rerank.self_evaluation import SelfEvaluator
+from dataset.sample import IMAGE_PLACEHOLDER, Language, Message, Task
 
 _CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
@@ -30,8 +30,8 @@ class Reranker:
     "not sure"; it needs a plan that has one.
     """
 
-    scorers: tuple[PictureScorer, ...]
-    plan: Plan
+    scorers: tuple[ImageTextScorer, ...]
+    plan: RerankPlan
     judge: bool = False
     abstain_below: float | None = None
 
@@ -42,7 +42,7 @@ class Reranker:
 
     def scorer_names(self) -> list[tuple[str, str]]:
         """Each scorer by name and wording."""
-        return [(scorer.name, scorer.wording) for scorer in self.scorers]
+        return [(scorer.name, scorer.statement_form) for scorer in self.scorers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Reply:
     chosen: str
     signals: dict[str, Signal] = field(default_factory=dict)
     fused: tuple[float, ...] | None = None
-    credibility: float | None = None
+    confidence: float | None = None
 
     def candidates(self) -> list[dict[str, Any]]:
         """Fields of each candidate and its scores."""
@@ -74,7 +74,7 @@ class Reply:
         return {
             "question": self.question,
             "answer": None if self.answer.error else self.chosen,
-            **({} if self.credibility is None else {"credibility": self.credibility}),
+            **({} if self.confidence is None else {"credibility": self.confidence}),
             "candidates": self.candidates(),
             "choices": self.choices,
             "error": self.answer.error,
@@ -85,7 +85,7 @@ class Reply:
         """How far the answer can be trusted, where that is known; then the candidates as a small table: mean log-probability over
         their tokens (nats), each scorer's and the fused score, text."""
         names = list(self.signals)
-        heads = [
+        headers = [
             "mean log p",
             *(name.upper() if name == "clip" else name for name in names),
             *(["fused"] if self.fused else []),
@@ -96,20 +96,20 @@ class Reply:
             likelihood = "-" if candidate.mean_log_prob is None else f"{candidate.mean_log_prob:.3f}"
             scores = [f"{self.signals[name].scores[i]:.2f}" for name in names] + ([f"{self.fused[i]:.3f}"] if self.fused else [])
             rows.append([likelihood, *scores, candidate.text or "(empty)"])
-        trusted = (
+        confidence_lines = (
             []
-            if self.credibility is None
-            else [f'how likely "{self.choices.get("reranked", self.choices["first"])}" is right: {self.credibility:.0%}']
+            if self.confidence is None
+            else [f'how likely "{self.choices.get("reranked", self.choices["first"])}" is right: {self.confidence:.0%}']
         )
-        return trusted + ["  ".join([*(cell.rjust(10) for cell in row[:-1]), row[-1]]) for row in [heads, *rows]]
+        return confidence_lines + ["  ".join([*(cell.rjust(10) for cell in row[:-1]), row[-1]]) for row in [headers, *rows]]
 
 
-def question_request(request_id: str, question: str, pictures: Sequence[Picture], task: Task = "vqa") -> Request:
+def question_request(request_id: str, question: str, images: Sequence[ImageInput], task: Task = "vqa") -> Request:
     """A question about pictures, which stand in front of it as in the training data; its language is read off its letters."""
     language: Language = "zh" if _CHINESE.search(question) else "en"
-    marks = "".join(f"{IMAGE_MARK}\n" for _ in pictures)
+    marks = "".join(f"{IMAGE_PLACEHOLDER}\n" for _ in images)
     # A mark typed by hand would stand for a picture that is not there.
-    return Request(request_id, tuple(pictures), (Message("user", marks + question.replace(IMAGE_MARK, " ")),), task, language)
+    return Request(request_id, tuple(images), (Message("user", marks + question.replace(IMAGE_PLACEHOLDER, " ")),), task, language)
 
 
 def reply(answerer: Answerer, reranker: Reranker | None, requests: Sequence[Request], decoding: Decoding) -> list[Reply]:
@@ -129,46 +129,48 @@ def judge(
     answerer: asked how right it finds them, batch_size at once, where the reranker wants that and it can.
     """
     signals: list[dict[str, Signal]] = [{} for _ in requests]
-    scored = [i for i, pair in enumerate(zip(requests, answered, strict=True)) if reranker is not None and _can_be_scored(*pair)]
+    scored = [i for i, pair in enumerate(zip(requests, answered, strict=True)) if reranker is not None and _is_scorable(*pair)]
     if reranker is not None:
-        asked = [_scorable(requests[i], answered[i]) for i in scored]
+        scored_questions = [_question_candidates(requests[i], answered[i]) for i in scored]
         for scorer in reranker.scorers:
-            for i, signal in zip(scored, scorer.signals(asked), strict=True):
+            for i, signal in zip(scored, scorer.signals(scored_questions), strict=True):
                 if signal is not None:
                     signals[i][scorer.name] = signal
-        if reranker.judge and isinstance(answerer, Judge):
-            said = answerer.judge([requests[i] for i in scored], [one.texts for one in asked], batch_size)
-            for i, values in zip(scored, said, strict=True):
+        if reranker.judge and isinstance(answerer, SelfEvaluator):
+            output = answerer.judge([requests[i] for i in scored], [one.texts for one in scored_questions], batch_size)
+            for i, values in zip(scored, output, strict=True):
                 if values is not None:
-                    signals[i][SELF] = Signal(tuple(values))
-        kinds = {scorer.name: scorer.bank is not None for scorer in reranker.scorers}
-        kinds |= {SELF: False} if reranker.judge and isinstance(answerer, Judge) else {}
-        signals = [filled(own, kinds, len(answer.candidates)) if own else {} for own, answer in zip(signals, answered, strict=True)]
+                    signals[i][SELF_EVALUATION] = Signal(tuple(values))
+        has_priors = {scorer.name: scorer.background_images is not None for scorer in reranker.scorers}
+        has_priors |= {SELF_EVALUATION: False} if reranker.judge and isinstance(answerer, SelfEvaluator) else {}
+        signals = [
+            fill_missing(own, has_priors, len(answer.candidates)) if own else {} for own, answer in zip(signals, answered, strict=True)
+        ]
     return [_reply(*each, reranker) for each in zip(requests, answered, signals, strict=True)]
 
 
 def _reply(request: Request, answer: Answer, signals: dict[str, Signal], reranker: Reranker | None) -> Reply:
     question, candidates = _question(request), answer.candidates
     if reranker is None or not signals:
-        choices = {name: chosen_text(candidates, place) for name, place in choose(candidates, None, Plan()).items()}
+        choices = {name: chosen_text(candidates, index) for name, index in select_candidates(candidates, None, RerankPlan()).items()}
         return Reply(question, answer, choices, choices["first"])
     plan = reranker.plan
-    places = choose(candidates, signals, plan, guarded_kind(question, request.language))
-    choices = {name: chosen_text(candidates, place) for name, place in places.items()}
-    credibility = None if plan.credibility is None else plan.credibility(candidates, places[shown_choice(places)], signals)
-    unsure = credibility is not None and reranker.abstain_below is not None and credibility < reranker.abstain_below
-    said = NOT_SURE[request.language] if unsure else choices["reranked"]
-    return Reply(question, answer, choices, said, signals, rerank(candidates, signals, plan.weights, plan.form).fused, credibility)
+    indices = select_candidates(candidates, signals, plan, skippable_question_type(question, request.language))
+    choices = {name: chosen_text(candidates, index) for name, index in indices.items()}
+    confidence = None if plan.confidence is None else plan.confidence(candidates, indices[displayed_choice(indices)], signals)
+    abstains = confidence is not None and reranker.abstain_below is not None and confidence < reranker.abstain_below
+    output = NOT_SURE[request.language] if abstains else choices["reranked"]
+    return Reply(question, answer, choices, output, signals, rerank(candidates, signals, plan.weights, plan.form).fused, confidence)
 
 
-def _can_be_scored(request: Request, answer: Answer) -> bool:
-    return bool(answer.candidates and request.pictures) and request.task == "vqa"
+def _is_scorable(request: Request, answer: Answer) -> bool:
+    return bool(answer.candidates and request.images) and request.task == "vqa"
 
 
 def _question(request: Request) -> str:
-    return request.messages[-1].content.replace(IMAGE_MARK, "").strip()
+    return request.messages[-1].content.replace(IMAGE_PLACEHOLDER, "").strip()
 
 
-def _scorable(request: Request, answer: Answer) -> Scorable:
+def _question_candidates(request: Request, answer: Answer) -> QuestionCandidates:
     texts = tuple(candidate.text for candidate in answer.candidates)
-    return Scorable(_question(request), request.language, request.pictures, texts)
+    return QuestionCandidates(_question(request), request.language, request.images, texts)

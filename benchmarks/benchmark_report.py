@@ -14,12 +14,12 @@ import transformers
 
 from atomic_io import write_json, write_text
 
-NOTHING = "-"
+EMPTY_CELL = "-"
 """What stands in a cell for which there is no number."""
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchmarkReport:
     """title and facts (what was measured, on which machine); columns and rows of the table as text; `measured`: the
     numbers behind it, as JSON takes them."""
 
@@ -65,7 +65,7 @@ class Machine:
     date: str
 
     @classmethod
-    def here(cls, device: torch.device) -> "Machine":
+    def current(cls, device: torch.device) -> "Machine":
         """This machine, with the code as it is checked out."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
         return cls(
@@ -85,15 +85,15 @@ class Machine:
             "commit": f"{self.commit}, {self.date}",
         }
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
         return asdict(self)
 
 
-def number(value: float | None, digits: int = 1, percent: bool = False) -> str:
+def format_number(value: float | None, digits: int = 1, percent: bool = False) -> str:
     """A number for a cell."""
     if value is None:
-        return NOTHING
+        return EMPTY_CELL
     return f"{value:.{digits}%}" if percent else f"{value:,.{digits}f}"
 
 

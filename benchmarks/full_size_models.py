@@ -24,13 +24,13 @@ from transformers import (
 )
 
 from errors import UsageError
-from model.hub.llava_export import check_expressible, to_llava
-from model.quantization import keep_trainable_on_cpu
+from model.hub.llava_export import check_llava_compatible, to_llava
+from model.quantization import disable_avx512bf16
 from model.siglip_qwen.assembly import assemble
 from model.siglip_qwen.config import ModelConfig
-from model.siglip_qwen.connector import count_tokens
+from model.siglip_qwen.connector import num_image_tokens
 from model.siglip_qwen.modeling import VisionLanguageModel
-from model.siglip_qwen.processor import PLACEHOLDERS, Processor
+from model.siglip_qwen.processor import IMAGE_TOKEN_CANDIDATES, Processor
 from training.tiny_models.architectures import build_qwen3, build_siglip, build_tokenizer, image_processor
 from training.tiny_models.data.tokenizer_corpus import tokenizer_corpus
 from visual.siglip import VisionTower, grid_side
@@ -67,30 +67,30 @@ _QWEN3 = {
 }  # fmt: skip
 
 
-def shapes(size: Size) -> tuple[SiglipVisionConfig, PreTrainedConfig]:
+def model_configs(size: Size) -> tuple[SiglipVisionConfig, PreTrainedConfig]:
     """Configs of the vision encoder and of the language model."""
     tokenizer = build_tokenizer(tokenizer_corpus())
     if size == "tiny":
         vision, language = build_siglip(tokenizer).config.vision_config, build_qwen3(tokenizer).config
     else:
         vision = SiglipVisionConfig(**SIGLIP_SO400M)
-        ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-        language = Qwen3Config(**_QWEN3, **QWEN3[size], **ends)
+        special_tokens = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+        language = Qwen3Config(**_QWEN3, **QWEN3[size], **special_tokens)
     vision.vision_use_head = False
     return vision, language
 
 
 def build_processor(size: Size, settings: ModelConfig) -> Processor:
     """The demo's tokenizer with as many entries as the language model has rows, and the encoder's image processor."""
-    vision, language = shapes(size)
+    vision, language = model_configs(size)
     side = grid_side(vision)
     resolution = {"height": vision.image_size, "width": vision.image_size}
     return Processor(
-        _widen(build_tokenizer(tokenizer_corpus()), language.vocab_size),
+        _pad_vocabulary(build_tokenizer(tokenizer_corpus()), language.vocab_size),
         image_processor("siglip") if size == "tiny" else SiglipImageProcessorPil(size=resolution),
-        placeholder=PLACEHOLDERS[0],
-        tokens_per_image=count_tokens(side, settings.projector.pool, settings.drop_first_patch),
-        max_tokens=settings.max_tokens,
+        image_token=IMAGE_TOKEN_CANDIDATES[0],
+        tokens_per_image=num_image_tokens(side, settings.connector.pool, settings.drop_first_patch),
+        max_length=settings.max_length,
         system_prompt=settings.system_prompt,
     )
 
@@ -103,7 +103,7 @@ def build_ours(
     dtype: torch.dtype,
     device: torch.device,
     seed: int = 0,
-    four_bits: bool = False,
+    load_in_4bit: bool = False,
 ) -> VisionLanguageModel:
     """Our model with random weights, made in `dtype` where they are to stay. Raises UsageError for settings that it cannot take.
 
@@ -112,12 +112,12 @@ def build_ours(
     """
     check_unquantised(settings)
     torch.manual_seed(seed)
-    vision, language = shapes(size)
+    vision, language = model_configs(size)
     with torch.device(device):
         tower = VisionTower._from_config(vision, dtype=dtype)
-        causal = _in_four_bits(language, dtype) if four_bits else AutoModelForCausalLM.from_config(language, dtype=dtype)
-    model = assemble(settings, tower, causal, processor.placeholder_id)
-    model.model.multi_modal_projector.initialize(settings.projector.init, settings.projector.init_std)
+        language_model = _build_nf4_model(language, dtype) if load_in_4bit else AutoModelForCausalLM.from_config(language, dtype=dtype)
+    model = assemble(settings, tower, language_model, processor.image_token_id)
+    model.model.multi_modal_projector.initialize(settings.connector.init, settings.connector.init_std)
     model.model.multi_modal_projector.to(device)
     return model
 
@@ -125,7 +125,7 @@ def build_ours(
 def check_comparable(settings: ModelConfig) -> None:
     """Raise UsageError naming the setting that the stock model cannot be given, too."""
     check_unquantised(settings)
-    check_expressible(settings)
+    check_llava_compatible(settings)
 
 
 def check_unquantised(settings: ModelConfig) -> None:
@@ -134,25 +134,25 @@ def check_unquantised(settings: ModelConfig) -> None:
         raise UsageError(f"model.quantization: {settings.quantization}, but the benchmark makes unquantised weights; set it to none")
 
 
-def _in_four_bits(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def _build_nf4_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     """A causal language model whose layers are made and quantised one by one."""
-    depth, kinds = config.num_hidden_layers, config.layer_types
-    config.num_hidden_layers, config.layer_types = 1, kinds[:1]
-    causal: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    depth, layer_types = config.num_hidden_layers, config.layer_types
+    config.num_hidden_layers, config.layer_types = 1, layer_types[:1]
+    language_model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     # All layers share this one, which says how they attend.
-    shared, layers = causal.config, causal.model.layers
-    shared.num_hidden_layers, shared.layer_types = depth, kinds
+    shared, layers = language_model.config, language_model.model.layers
+    shared.num_hidden_layers, shared.layer_types = depth, layer_types
     quantise(layers[0])
     for i in range(1, depth):
         layer = type(layers[0])(shared, i).to(dtype)
         for module in layer.modules():
-            causal._init_weights(module)
+            language_model._init_weights(module)
         quantise(layer)
         layers.append(layer)
-    keep_trainable_on_cpu(causal)
+    disable_avx512bf16(language_model)
     # PEFT looks at it.
-    causal.is_loaded_in_4bit = True
-    return causal
+    language_model.is_loaded_in_4bit = True
+    return language_model
 
 
 def quantise(layer: nn.Module) -> None:
@@ -160,17 +160,17 @@ def quantise(layer: nn.Module) -> None:
     for parent in list(layer.modules()):
         for name, linear in parent.named_children():
             if type(linear) is nn.Linear:
-                setattr(parent, name, _linear_in_four_bits(linear))
+                setattr(parent, name, _to_nf4_linear(linear))
 
 
-def _linear_in_four_bits(linear: nn.Linear) -> nn.Module:
-    made = bnb.nn.Linear4bit(
+def _to_nf4_linear(linear: nn.Linear) -> nn.Module:
+    nf4_linear = bnb.nn.Linear4bit(
         linear.in_features, linear.out_features, linear.bias is not None, compute_dtype=linear.weight.dtype, quant_type="nf4", device="meta"
     )
-    made.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=made)
+    nf4_linear.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", module=nf4_linear)
     if linear.bias is not None:
-        made.bias = linear.bias
-    quantised: nn.Module = made.to(linear.weight.device)
+        nf4_linear.bias = linear.bias
+    quantised: nn.Module = nf4_linear.to(linear.weight.device)
     return quantised.requires_grad_(False)
 
 
@@ -180,7 +180,7 @@ def build_stock(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
     return to_llava(copy.deepcopy(model, shared))
 
 
-def _widen(tokenizer: Qwen2Tokenizer, rows: int) -> Qwen2Tokenizer:
+def _pad_vocabulary(tokenizer: Qwen2Tokenizer, rows: int) -> Qwen2Tokenizer:
     """Every row of the embedding gets a text, so that whatever random weights say can be read and compared."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["model"]["vocab"] |= {f"Ġw{i}": i for i in range(len(tokenizer), rows)}

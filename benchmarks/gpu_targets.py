@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.benchmark_report import NOTHING, Machine, Report, number
+from benchmarks.benchmark_report import EMPTY_CELL, BenchmarkReport, Machine, format_number
 from errors import TesseraError, UsageError
 
 COLUMNS = ("target", "bar", "found", "met")
@@ -39,27 +39,27 @@ class Target:
     what: str
     table: str
     found: Callable[[dict[str, Any]], float]
-    bar: float
+    threshold: float
     at_least: bool
     unit: str = ""
 
     def row(self, table: dict[str, Any] | str) -> tuple[list[str], dict[str, Any]]:
         """The line of the target, for people and for programs. table: what was measured, or why nothing was."""
-        word = "at least" if self.at_least else "at most"
-        bar = f"{word} {self.bar:g}{self.unit}"
+        comparison = "at least" if self.at_least else "at most"
+        threshold = f"{comparison} {self.threshold:g}{self.unit}"
         try:
             if isinstance(table, str):
                 raise NotMeasuredError(table)
             value = self.found(table)
         except NotMeasuredError as reason:
-            why = {"what": self.what, "bar": bar, "found": None, "met": None, "why": str(reason)}
-            return [self.what, bar, NOTHING, f"not measured: {reason}"], why
-        met = value >= self.bar if self.at_least else value <= self.bar
-        plain = {"what": self.what, "bar": bar, "found": value, "met": met}
-        return [self.what, bar, f"{number(value, 4 if self.bar < 0.1 else 2)}{self.unit}", "yes" if met else "NO"], plain
+            why = {"what": self.what, "bar": threshold, "found": None, "met": None, "why": str(reason)}
+            return [self.what, threshold, EMPTY_CELL, f"not measured: {reason}"], why
+        met = value >= self.threshold if self.at_least else value <= self.threshold
+        plain = {"what": self.what, "bar": threshold, "found": value, "met": met}
+        return [self.what, threshold, f"{format_number(value, 4 if self.threshold < 0.1 else 2)}{self.unit}", "yes" if met else "NO"], plain
 
 
-def faster_than(path: str) -> Callable[[dict[str, Any]], float]:
+def speedup_over(path: str) -> Callable[[dict[str, Any]], float]:
     """How many times as fast ours is as a path of the table."""
 
     def found(table: dict[str, Any]) -> float:
@@ -69,12 +69,12 @@ def faster_than(path: str) -> Callable[[dict[str, Any]], float]:
     return found
 
 
-def of_ours(key: str) -> Callable[[dict[str, Any]], float]:
+def our_metric(key: str) -> Callable[[dict[str, Any]], float]:
     """A number of our own row."""
     return lambda table: _number(_row(table, "ours"), key)
 
 
-def agreeing(key: str) -> Callable[[dict[str, Any]], float]:
+def parity_metric(key: str) -> Callable[[dict[str, Any]], float]:
     """How far ours and stock are apart before they are timed."""
 
     def found(table: dict[str, Any]) -> float:
@@ -85,12 +85,12 @@ def agreeing(key: str) -> Callable[[dict[str, Any]], float]:
     return found
 
 
-def in_all(table: dict[str, Any]) -> float:
+def total_gib(table: dict[str, Any]) -> float:
     """GiB that a step takes on the device."""
     return float(_number(table["bytes"], "in all")) / 2**30
 
 
-def last_difference(table: dict[str, Any]) -> float:
+def final_loss_difference(table: dict[str, Any]) -> float:
     """Of the validation losses behind the last step."""
     return float(table["rows"][-1]["differs_by"])
 
@@ -134,38 +134,40 @@ MEASUREMENTS = (
 """What a GPU is asked for; the settings beside the size are those of its recipe (see tools/benchmark.py)."""
 
 TARGETS = (
-    Target("LoRA step, Qwen3-1.7B, times stock with checkpointing", "train_1.7b", faster_than("stock, checkpointing"), 7, True),
-    Target("LoRA step, Qwen3-1.7B, times stock without checkpointing", "train_1.7b", faster_than("stock"), 3, True),
-    Target("LoRA step, Qwen3-1.7B, peak memory", "train_1.7b", of_ours("peak_gib"), 45, False, " GiB"),
-    Target("LoRA step, Qwen3-4B, times stock with checkpointing", "train_4b", faster_than("stock, checkpointing"), 4, True),
-    Target("LoRA step, Qwen3-4B, useful share of the matrix product", "train_4b", of_ours("share_of_product"), 0.5, True),
+    Target("LoRA step, Qwen3-1.7B, times stock with checkpointing", "train_1.7b", speedup_over("stock, checkpointing"), 7, True),
+    Target("LoRA step, Qwen3-1.7B, times stock without checkpointing", "train_1.7b", speedup_over("stock"), 3, True),
+    Target("LoRA step, Qwen3-1.7B, peak memory", "train_1.7b", our_metric("peak_gib"), 45, False, " GiB"),
+    Target("LoRA step, Qwen3-4B, times stock with checkpointing", "train_4b", speedup_over("stock, checkpointing"), 4, True),
+    Target("LoRA step, Qwen3-4B, useful share of the matrix product", "train_4b", our_metric("share_of_product"), 0.5, True),
     *(
         target
         for size in ("1.7b", "4b", "8b")
         for target in (
-            Target(f"loss, ours off stock, Qwen3-{size.upper()}", f"train_{size}", agreeing("loss_off"), 0.02, False),
-            Target(f"trained gradients, ours off stock, Qwen3-{size.upper()}", f"train_{size}", agreeing("gradients_off"), 0.02, False),
+            Target(f"loss, ours off stock, Qwen3-{size.upper()}", f"train_{size}", parity_metric("loss_off"), 0.02, False),
+            Target(
+                f"trained gradients, ours off stock, Qwen3-{size.upper()}", f"train_{size}", parity_metric("gradients_off"), 0.02, False
+            ),
         )
     ),
-    Target("QLoRA, Qwen3-4B, rows of 1,024, 16 accumulated", "memory_4b_measured", in_all, 10, False, " GiB"),
-    Target("QLoRA, Qwen3-8B, rows of 1,024, 16 accumulated", "memory_8b_measured", in_all, 14, False, " GiB"),
-    Target("candidates, Qwen3-1.7B, times one picture at a time", "generate_1.7b", faster_than("stock, one at a time"), 25, True),
-    Target("candidates, Qwen3-1.7B, times batched `generate`", "generate_1.7b", faster_than("stock, batched"), 4, True),
-    Target("200 steps on the demo, fast and plain, validation losses", "equality_tiny", last_difference, 0.01, False),
+    Target("QLoRA, Qwen3-4B, rows of 1,024, 16 accumulated", "memory_4b_measured", total_gib, 10, False, " GiB"),
+    Target("QLoRA, Qwen3-8B, rows of 1,024, 16 accumulated", "memory_8b_measured", total_gib, 14, False, " GiB"),
+    Target("candidates, Qwen3-1.7B, times one picture at a time", "generate_1.7b", speedup_over("stock, one at a time"), 25, True),
+    Target("candidates, Qwen3-1.7B, times batched `generate`", "generate_1.7b", speedup_over("stock, batched"), 4, True),
+    Target("200 steps on the demo, fast and plain, validation losses", "equality_tiny", final_loss_difference, 0.01, False),
 )
 
 
-def check_device(doing: str) -> torch.device:
+def check_device(subcommand: str) -> torch.device:
     """The CUDA device. Raises UsageError, one sentence, where there is none."""
     if not torch.cuda.is_available():
         raise UsageError(
-            f"{doing}: there is no CUDA device that torch {torch.__version__} can use, and this measures one; "
+            f"{subcommand}: there is no CUDA device that torch {torch.__version__} can use, and this measures one; "
             "`train` and `generate` with --size tiny measure a CPU"
         )
     return torch.device("cuda")
 
 
-def prepare(commands: Sequence[Sequence[str]]) -> None:
+def prepare_data(commands: Sequence[Sequence[str]]) -> None:
     """Run what makes the data. Raises TesseraError naming what fails."""
     for command in commands:
         if subprocess.run(command, check=False).returncode:
@@ -176,21 +178,21 @@ def run_all(command: Sequence[str], out: Path, measurements: Sequence[Measuremen
     """Call `command` for each measurement; by table, what it holds, or why there is none. Logs stand beside the tables."""
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Any] | str] = {}
-    for i, one in enumerate(measurements, 1):
-        called = [*command, *one.arguments[:1], "--out", str(out), *one.arguments[1:]]
-        print(f"\n{i}/{len(measurements)}  {' '.join(one.arguments)}", flush=True)
-        table, log = out / f"{one.table}.json", out / f"{one.table}.log"
+    for i, measurement in enumerate(measurements, 1):
+        full_command = [*command, *measurement.arguments[:1], "--out", str(out), *measurement.arguments[1:]]
+        print(f"\n{i}/{len(measurements)}  {' '.join(measurement.arguments)}", flush=True)
+        table, log = out / f"{measurement.table}.json", out / f"{measurement.table}.log"
         table.unlink(missing_ok=True)
-        status = _logged(called, log)
+        status = _run_logged(full_command, log)
         if table.exists():
             # One that fails behind its table, as `equality` does, has still measured.
-            found[one.table] = json.loads(table.read_text(encoding="utf-8"))
+            found[measurement.table] = json.loads(table.read_text(encoding="utf-8"))
         else:
-            found[one.table] = f"status {status}, see {log.name}"
+            found[measurement.table] = f"status {status}, see {log.name}"
     return found
 
 
-def _logged(command: Sequence[str], log: Path) -> int:
+def _run_logged(command: Sequence[str], log: Path) -> int:
     """Run a command; what it says goes to the terminal and into a file."""
     with (
         log.open("w", encoding="utf-8") as file,
@@ -204,14 +206,14 @@ def _logged(command: Sequence[str], log: Path) -> int:
     return process.returncode
 
 
-def verdicts(found: dict[str, dict[str, Any] | str], machine: Machine, targets: Sequence[Target] = TARGETS) -> Report:
+def check_targets(found: dict[str, dict[str, Any] | str], machine: Machine, targets: Sequence[Target] = TARGETS) -> BenchmarkReport:
     """A line for each target."""
     lines = [target.row(found.get(target.table, "it was not run")) for target in targets]
-    return Report("Targets", machine.facts(), COLUMNS, [row for row, _ in lines], {"targets": [plain for _, plain in lines]})
+    return BenchmarkReport("Targets", machine.facts(), COLUMNS, [row for row, _ in lines], {"targets": [plain for _, plain in lines]})
 
 
-def check(report: Report) -> None:
+def check(report: BenchmarkReport) -> None:
     """Raise TesseraError where a target was missed or not measured."""
-    short = [target["what"] for target in report.measured["targets"] if not target["met"]]
-    if short:
-        raise TesseraError(f"{len(short)} of {len(report.rows)} targets missed or not measured: {'; '.join(short)}")
+    not_met = [target["what"] for target in report.measured["targets"] if not target["met"]]
+    if not_met:
+        raise TesseraError(f"{len(not_met)} of {len(report.rows)} targets missed or not measured: {'; '.join(not_met)}")

@@ -19,19 +19,19 @@ from PIL import Image
 
 from dataset.build.merge import merge
 from dataset.config import AiChallengerSource, DataConfig, LlavaSource, VqaV2Source
-from dataset.loading.image_io import open_picture
+from dataset.loading.image_io import open_image
 from progress import track
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-PATTERNS = 64
+NUM_PATTERNS = 64
 """Different pictures that are drawn; the files repeat them and differ by a number in a JPEG comment, so that each has
 other bytes and costs as much to decode as any photograph of its size."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MergeMeasurement:
     """One merge: wall time in seconds, records read, and the most memory in bytes of the process and its workers together."""
 
     seconds: float
@@ -39,22 +39,25 @@ class Measured:
     peak_bytes: int
 
 
-def draw_raw_files(folder: Path, pictures: int, records: int, size: tuple[int, int], seed: int = 0) -> DataConfig:
+def write_synthetic_sources(folder: Path, num_images: int, records: int, size: tuple[int, int], seed: int = 0) -> DataConfig:
     """Write `pictures` JPEG files of `size` (width, height) in pixels and `records` records about them: a fifth AI Challenger captions,
     three tenths LLaVA conversations of two turns, half VQA v2 questions with ten answers."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     patterns = list(_patterns(size, seed))
-    for number in track(range(pictures), "drawing pictures", unit="pictures"):
-        (images / _name(number)).write_bytes(_with_comment(patterns[number % PATTERNS], f"picture {number}"))
+    for number in track(range(num_images), "drawing pictures", unit="pictures"):
+        (images / _name(number)).write_bytes(_with_comment(patterns[number % NUM_PATTERNS], f"picture {number}"))
     captions, conversations = records // 5, records * 3 // 10
     questions = records - captions - conversations
     rng = random.Random(seed)
-    _write(folder / "captions.json", [_captions(i % pictures, rng) for i in range(captions)])
-    _write(folder / "conversations.json", [_conversation(i % pictures, rng) for i in range(conversations)])
-    asked = [{"question_id": i, "image_id": i % pictures, "question": f"What is number {i}?"} for i in range(questions)]
-    _write(folder / "questions.json", {"data_subtype": "train2014", "questions": asked})
-    _write(folder / "annotations.json", {"data_subtype": "train2014", "annotations": [_annotation(question, rng) for question in asked]})
+    _write(folder / "captions.json", [_captions(i % num_images, rng) for i in range(captions)])
+    _write(folder / "conversations.json", [_conversation(i % num_images, rng) for i in range(conversations)])
+    question_records = [{"question_id": i, "image_id": i % num_images, "question": f"What is number {i}?"} for i in range(questions)]
+    _write(folder / "questions.json", {"data_subtype": "train2014", "questions": question_records})
+    _write(
+        folder / "annotations.json",
+        {"data_subtype": "train2014", "annotations": [_annotation(question, rng) for question in question_records]},
+    )
     return DataConfig(
         sources=(
             AiChallengerSource(format="ai_challenger", annotations=folder / "captions.json", images=images),
@@ -64,16 +67,19 @@ def draw_raw_files(folder: Path, pictures: int, records: int, size: tuple[int, i
     )
 
 
-def measure_merges(config: DataConfig, folder: Path) -> dict[str, Measured]:
+def measure_merges(config: DataConfig, folder: Path) -> dict[str, MergeMeasurement]:
     """Merge into the empty `folder`, again with nothing changed, and again after one annotation file was touched."""
-    measured = {"first": apart(_merge_measured, config, folder), "unchanged": apart(_merge_measured, config, folder)}
-    touched = config.sources[0].annotations  # type: ignore[union-attr]
-    os.utime(touched)
-    return {**measured, "one annotation file touched": apart(_merge_measured, config, folder)}
+    measured = {
+        "first": run_in_subprocess(_merge_measured, config, folder),
+        "unchanged": run_in_subprocess(_merge_measured, config, folder),
+    }
+    changed_file = config.sources[0].annotations  # type: ignore[union-attr]
+    os.utime(changed_file)
+    return {**measured, "one annotation file touched": run_in_subprocess(_merge_measured, config, folder)}
 
 
 @dataclass(frozen=True, slots=True)
-class PictureRates:
+class ImageRates:
     """Pictures a second that one core turns from the bytes of a file into what goes to the model: as loaders do it, and with
     the image processor alone."""
 
@@ -81,34 +87,34 @@ class PictureRates:
     image_processor: float
 
 
-def measure_pictures(image_processor: Any, size: tuple[int, int] = (640, 480), rounds: int = 4) -> PictureRates:
+def measure_images(image_processor: Any, size: tuple[int, int] = (640, 480), rounds: int = 4) -> ImageRates:
     """Read `PATTERNS` JPEG files of `size` (width, height) both ways, by turns, and count this process's own seconds."""
     # Not above: merges are measured in processes that load this file, and torch would be counted as theirs.
     from dataset.loading.image_transform import PixelReader
 
     reader, files = PixelReader(image_processor), list(_patterns(size, seed=0))
-    ways: list[Callable[[Image.Image], object]] = [
-        lambda picture: reader.read([picture]),
-        lambda picture: image_processor(images=[picture], return_tensors="pt"),
+    reader_functions: list[Callable[[Image.Image], object]] = [
+        lambda image: reader.read([image]),
+        lambda image: image_processor(images=[image], return_tensors="pt"),
     ]
     seconds = [0.0, 0.0]
     for _ in range(rounds):
-        for i, way in enumerate(ways):
+        for i, reader_function in enumerate(reader_functions):
             begin = time.process_time()
             for file in files:
-                way(open_picture(file))
+                reader_function(open_image(file))
             seconds[i] += time.process_time() - begin
-    loader, alone = (rounds * len(files) / spent for spent in seconds)
-    return PictureRates(loader, alone)
+    loader, processor_rate = (rounds * len(files) / elapsed for elapsed in seconds)
+    return ImageRates(loader, processor_rate)
 
 
-def apart(function: Callable[P, T], *arguments: P.args, **settings: P.kwargs) -> T:
+def run_in_subprocess(function: Callable[P, T], *arguments: P.args, **settings: P.kwargs) -> T:
     """Call in a process of its own, so that its memory is its own and goes with it."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments, **settings).result()
 
 
-def _merge_measured(config: DataConfig, folder: Path) -> Measured:
+def _merge_measured(config: DataConfig, folder: Path) -> MergeMeasurement:
     begin = time.perf_counter()
     report = merge(config, folder)
     seconds = time.perf_counter() - begin
@@ -117,18 +123,18 @@ def _merge_measured(config: DataConfig, folder: Path) -> Measured:
     own, largest = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     unit = 1 if sys.platform == "darwin" else 1024
     peak = (own + largest * (config.workers or os.cpu_count() or 1)) * unit
-    return Measured(seconds, sum(source.read for source in report.sources), peak)
+    return MergeMeasurement(seconds, sum(source.read for source in report.sources), peak)
 
 
 def _patterns(size: tuple[int, int], seed: int) -> Iterator[bytes]:
     """JPEG files about as large as photographs: soft shapes with grain."""
     rng = np.random.default_rng(seed)
-    for _ in range(PATTERNS):
+    for _ in range(NUM_PATTERNS):
         rough = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
         grain = rng.normal(0, 9, (size[1], size[0], 3))
-        picture = Image.fromarray((np.asarray(rough) + grain).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray((np.asarray(rough) + grain).clip(0, 255).astype(np.uint8))
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=90)
+        image.save(file, "JPEG", quality=90)
         yield file.getvalue()
 
 
@@ -141,23 +147,25 @@ def _name(number: int) -> str:
     return f"COCO_train2014_{number:012d}.jpg"
 
 
-def _captions(picture: int, rng: random.Random) -> dict[str, object]:
+def _captions(image: int, rng: random.Random) -> dict[str, object]:
     people = ("男人", "女人", "孩子", "老人")
     return {
         "url": "",
-        "image_id": _name(picture),
+        "image_id": _name(image),
         "caption": [f"平整的道路上有一个{rng.choice(people)}在和{rng.choice(people)}交谈" for _ in range(5)],
     }
 
 
-def _conversation(picture: int, rng: random.Random) -> dict[str, object]:
+def _conversation(image: int, rng: random.Random) -> dict[str, object]:
     words = ("street", "table", "people", "window", "light", "colour", "quiet", "large")
     answers = (" ".join(rng.choices(words, k=60)) + "." for _ in range(2))
-    asked = ("<image>\nWhat is happening here?", "Why may that be?")
+    question_records = ("<image>\nWhat is happening here?", "Why may that be?")
     turns = [
-        {"from": who, "value": text} for pair in zip(asked, answers, strict=True) for who, text in zip(("human", "gpt"), pair, strict=True)
+        {"from": who, "value": text}
+        for pair in zip(question_records, answers, strict=True)
+        for who, text in zip(("human", "gpt"), pair, strict=True)
     ]
-    return {"id": f"{picture:012d}", "image": _name(picture), "conversations": turns}
+    return {"id": f"{image:012d}", "image": _name(image), "conversations": turns}
 
 
 def _annotation(question: dict[str, object], rng: random.Random) -> dict[str, object]:

@@ -7,65 +7,65 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from answering.config import CheckpointSystem, DecodingConfig, RerankConfig
-from answering.protocol import Answer, Candidate, Decoding, Description, Picture, Request
-from benchmarks.preprocessing_speed import draw_raw_files
+from answering.protocol import Answer, Candidate, Decoding, Description, ImageInput, Request
+from benchmarks.preprocessing_speed import write_synthetic_sources
 from dataset.build.merge import merge
 from dataset.config import DataConfig, Split
-from dataset.loading.sample_store import Store
-from dataset.sample import uniform
+from dataset.loading.sample_store import SampleStore
+from dataset.sample import hash_to_index
 from evaluation.config import EvalConfig
 from evaluation.report.write_report import write_report
-from evaluation.run.evaluation_run import conclude
+from evaluation.run.evaluation_run import score_evaluation
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.run.question_runner import NamedScorer
-from evaluation.run.system_runner import ask_everything
+from evaluation.run.system_runner import run_all_systems
 
-WORDS = ("yes", "no", "2", "red", "blue", "a dog", "two people", "on the left", "wood", "three")
+ANSWERS = ("yes", "no", "2", "red", "blue", "a dog", "two people", "on the left", "wood", "three")
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
+class ReportTimings:
     """Seconds of this process's own time: for choices, metrics and statistics, and for the report with its charts."""
 
-    concluding: float
-    reporting: float
+    scoring_seconds: float
+    report_seconds: float
 
 
-def measure_report(folder: Path, questions: int, systems: int, candidates: int, size: tuple[int, int]) -> Spent:
+def measure_report(folder: Path, questions: int, systems: int, candidates: int, size: tuple[int, int]) -> ReportTimings:
     """Make up `questions` short questions about half as many pictures of `size`, and what `systems` systems answer; time the rest."""
     tuning = max(20, questions // 5)
     parts: list[tuple[Split, int]] = [("test", questions), ("validation", tuning)]
     sources = []
     for seed, (split, count) in enumerate(parts):
-        drawn = draw_raw_files(folder / split, max(4, count // 2), 2 * count, size, seed)
+        raw_files = write_synthetic_sources(folder / split, max(4, count // 2), 2 * count, size, seed)
         # Of what is drawn, half are VQA questions.
-        sources.append(dataclasses.replace(drawn.sources[2], split=split, name=split))
+        sources.append(dataclasses.replace(raw_files.sources[2], split=split, name=split))
     merge(DataConfig(sources=tuple(sources)), folder / "data")
     names = [f"system-{i}" for i in range(systems)]
     experiment = Experiment(
         name="benchmark",
-        store=Store(folder / "data"),
+        store=SampleStore(folder / "data"),
         out=folder / "out",
         settings=EvalConfig(
             systems=tuple(CheckpointSystem(name=name, kind="checkpoint") for name in names),
-            controls=("shuffled_pictures",),
+            controls=("shuffled_images",),
         ),
-        decoding=DecodingConfig(k=candidates),
+        decoding=DecodingConfig(num_candidates=candidates),
         rerank=RerankConfig(tune=True, tune_limit=tuning),
     )
-    answerers = {name: _MadeUp(i, candidates) for i, name in enumerate(names)}
-    everything = ask_everything(
-        experiment, lambda system: answerers[system.name], lambda _: answerers[names[0]], [NamedScorer("made up", _Liking())]
+    answerers = {name: _RandomAnswerer(i, candidates) for i, name in enumerate(names)}
+    evaluation_run = run_all_systems(
+        experiment, lambda system: answerers[system.name], lambda _: answerers[names[0]], [NamedScorer("made up", _RandomScorer())]
     )
-    begin = time.process_time()
-    outcome = conclude(experiment, everything)
-    between = time.process_time()
-    write_report(outcome, experiment)
-    return Spent(between - begin, time.process_time() - between)
+    start = time.process_time()
+    evaluation_result = score_evaluation(experiment, evaluation_run)
+    scoring_end = time.process_time()
+    write_report(evaluation_result, experiment)
+    return ReportTimings(scoring_end - start, time.process_time() - scoring_end)
 
 
 @dataclass(frozen=True, slots=True)
-class _MadeUp:
+class _RandomAnswerer:
     """Says what chance takes from WORDS, another chance for each system."""
 
     seed: int
@@ -81,24 +81,24 @@ class _MadeUp:
         return [Answer(request.request_id, self._candidates(request), prompt=request.messages[-1].content) for request in requests]
 
     def _candidates(self, request: Request) -> tuple[Candidate, ...]:
-        first = uniform(request.request_id, self.seed, 0, len(WORDS))
-        texts = [WORDS[(first + place) % len(WORDS)] for place in range(min(self.candidates, len(WORDS)))]
-        return tuple(Candidate(text, -0.4 * (place + 1), -0.2 * (place + 1), text) for place, text in enumerate(texts))
+        first = hash_to_index(request.request_id, self.seed, 0, len(ANSWERS))
+        texts = [ANSWERS[(first + index) % len(ANSWERS)] for index in range(min(self.candidates, len(ANSWERS)))]
+        return tuple(Candidate(text, -0.4 * (index + 1), -0.2 * (index + 1), text) for index, text in enumerate(texts))
 
     def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
         """The first candidate."""
         yield self.answer([request], decoding)[0].first.text
 
 
-class _Liking:
+class _RandomScorer:
     """Likes what chance likes."""
 
-    def score_batch(self, pictures: Sequence[Picture], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    def score_batch(self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """Logits about as far apart as those of a CLIP."""
         return [
-            [20.0 + uniform(f"{picture} {text}", 0, 0, 80) / 10 for text in group] for picture, group in zip(pictures, texts, strict=True)
+            [20.0 + hash_to_index(f"{image} {text}", 0, 0, 80) / 10 for text in group] for image, group in zip(images, texts, strict=True)
         ]
 
-    def cosine_batch(self, pictures: Sequence[Picture], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    def cosine_batch(self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """The same as cosines."""
-        return [[score / 100 for score in group] for group in self.score_batch(pictures, texts)]
+        return [[score / 100 for score in group] for group in self.score_batch(images, texts)]

@@ -18,11 +18,11 @@ from typing import Any
 import requests
 import torch
 
-from benchmarks.benchmark_report import Machine, Report, number
-from benchmarks.timing import Ratio, by_turns
-from dataset.synthetic.question_phrasing import ask_several
-from dataset.synthetic.scene import compose
-from dataset.synthetic.scene_renderer import draw
+from benchmarks.benchmark_report import BenchmarkReport, Machine, format_number
+from benchmarks.timing import Ratio, time_interleaved
+from dataset.synthetic.question_phrasing import sample_questions
+from dataset.synthetic.scene import generate_scene
+from dataset.synthetic.scene_renderer import render
 from errors import TesseraError
 
 COMMAND = Path(__file__).parent.parent / "tools" / "serve.py"
@@ -32,7 +32,7 @@ COLUMNS = ("clients", "questions/s", "median ms", "slowest ms", "same answers", 
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class Workload:
     """questions: how many a block asks; clients: how many ask at once; rounds: blocks of each way."""
 
     questions: int
@@ -44,12 +44,12 @@ class Effort:
 class Question:
     """A picture as a JPEG file, and what is asked about it."""
 
-    picture: bytes
+    image: bytes
     text: str
 
 
 @dataclass
-class Way:
+class Variant:
     """So many clients. seconds: of each answer of all blocks; answers: of the last block."""
 
     clients: int
@@ -64,45 +64,45 @@ class Way:
 
         def ask(question: Question) -> tuple[str, float]:
             session = sessions.__dict__.setdefault("session", requests.Session())
-            begun = time.perf_counter()
-            fields = {"files": {"image": question.picture}, "data": {"question": question.text}}
+            start_time = time.perf_counter()
+            fields = {"files": {"image": question.image}, "data": {"question": question.text}}
             response = session.post(f"{self.address}/vqa", timeout=START_SECONDS, **fields)
             if not response.ok:
                 raise TesseraError(f"the server answers {response.status_code}: {response.text[:300]}")
-            return response.json()["answer"], time.perf_counter() - begun
+            return response.json()["answer"], time.perf_counter() - start_time
 
         with ThreadPoolExecutor(self.clients) as clients:
-            begun = time.perf_counter()
+            start_time = time.perf_counter()
             found = list(clients.map(ask, self.questions))
-            took = time.perf_counter() - begun
+            elapsed = time.perf_counter() - start_time
         self.answers = [answer for answer, _ in found]
         self.seconds += [seconds for _, seconds in found]
-        return took
+        return elapsed
 
 
-def measure(config: Path, overrides: Sequence[str], effort: Effort) -> Report:
+def measure(config: Path, overrides: Sequence[str], workload: Workload) -> BenchmarkReport:
     """Start `tools/serve.py` with a configuration and ask it. Its answer cache and picture search are off.
 
     Raises TesseraError where it does not start or does not answer.
     """
-    with _server(config, [*overrides, f"serve.max_queue={2 * effort.clients}"]) as address:
+    with _server(config, [*overrides, f"serve.max_queue={2 * workload.clients}"]) as address:
         device = requests.get(f"{address}/health", timeout=10).json()["device"]
-        questions = made_up(effort.questions)
-        ways = {str(n): Way(n, address, questions, [], []) for n in (1, effort.clients)}
-        ways[str(effort.clients)].block()
-        for way in ways.values():
-            way.seconds.clear()
-        seconds = by_turns({name: way.block for name, way in ways.items()}, effort.rounds)
-    return _report(config, list(ways.values()), seconds, effort, Machine.here(torch.device(device)))
+        questions = synthetic_questions(workload.questions)
+        variants = {str(n): Variant(n, address, questions, [], []) for n in (1, workload.clients)}
+        variants[str(workload.clients)].block()
+        for variant in variants.values():
+            variant.seconds.clear()
+        seconds = time_interleaved({name: variant.block for name, variant in variants.items()}, workload.rounds)
+    return _report(config, list(variants.values()), seconds, workload, Machine.current(torch.device(device)))
 
 
-def made_up(count: int) -> list[Question]:
+def synthetic_questions(count: int) -> list[Question]:
     """Questions about drawn scenes, English and Chinese by turns, each about a picture of its own."""
     questions = []
     for i in range(count):
-        scene, file = compose(0, "test", i), io.BytesIO()
-        draw(scene).save(file, "JPEG", quality=90)
-        text = ask_several(scene, "en" if i % 2 else "zh", scene.rng("benchmark"), 1)[0].text
+        scene, file = generate_scene(0, "test", i), io.BytesIO()
+        render(scene).save(file, "JPEG", quality=90)
+        text = sample_questions(scene, "en" if i % 2 else "zh", scene.rng("benchmark"), 1)[0].text
         questions.append(Question(file.getvalue(), text))
     return questions
 
@@ -145,24 +145,28 @@ def _answers(address: str) -> bool:
     return requests.get(f"{address}/health", timeout=10).status_code == 200
 
 
-def _report(config: Path, ways: list[Way], seconds: dict[str, list[float]], effort: Effort, machine: Machine) -> Report:
-    alone, rows, results = ways[0], [], []
-    for way in ways:
-        own = seconds[str(way.clients)]
-        ratio = None if way is alone else Ratio.of(own, seconds[str(alone.clients)])
-        same = sum(a == b for a, b in zip(way.answers, alone.answers, strict=True))
+def _report(
+    config: Path, variants: list[Variant], seconds: dict[str, list[float]], workload: Workload, machine: Machine
+) -> BenchmarkReport:
+    single_client, rows, results = variants[0], [], []
+    for variant in variants:
+        own = seconds[str(variant.clients)]
+        ratio = None if variant is single_client else Ratio.of(own, seconds[str(single_client.clients)])
+        num_same = sum(a == b for a, b in zip(variant.answers, single_client.answers, strict=True))
         result: dict[str, Any] = {
-            "clients": way.clients,
-            "questions_per_second": effort.questions / statistics.median(own),
-            "median_ms": 1000 * statistics.median(way.seconds),
-            "slowest_ms": 1000 * max(way.seconds),
-            "same_answers": same,
+            "clients": variant.clients,
+            "questions_per_second": workload.questions / statistics.median(own),
+            "median_ms": 1000 * statistics.median(variant.seconds),
+            "slowest_ms": 1000 * max(variant.seconds),
+            "same_answers": num_same,
             "seconds": own,
             "faster_by": None if ratio is None else asdict(ratio),
         }
         results.append(result)
-        cells = [number(result[name]) for name in ("questions_per_second", "median_ms", "slowest_ms")]
-        rows.append([str(way.clients), *cells, f"{same} of {effort.questions}", number(None) if ratio is None else str(ratio)])
-    facts = {"a block": f"{effort.questions} questions about pictures of their own; {effort.rounds} blocks of each way, by turns"}
-    measured = {"machine": machine.plain(), "effort": asdict(effort), "results": results}
-    return Report(f"Answers over HTTP, {config.stem}", {**machine.facts(), **facts}, COLUMNS, rows, measured)
+        cells = [format_number(result[name]) for name in ("questions_per_second", "median_ms", "slowest_ms")]
+        rows.append(
+            [str(variant.clients), *cells, f"{num_same} of {workload.questions}", format_number(None) if ratio is None else str(ratio)]
+        )
+    facts = {"a block": f"{workload.questions} questions about pictures of their own; {workload.rounds} blocks of each way, by turns"}
+    measured = {"machine": machine.to_dict(), "effort": asdict(workload), "results": results}
+    return BenchmarkReport(f"Answers over HTTP, {config.stem}", {**machine.facts(), **facts}, COLUMNS, rows, measured)

@@ -14,9 +14,9 @@ import torch
 
 T = TypeVar("T")
 
-PRODUCT_SIDE = {"cuda": 8192, "cpu": 1024}
+MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
 """Side of the square matrices whose product is the measure of what a device can do."""
-PRODUCTS = 5
+MATMUL_REPEATS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,38 +30,38 @@ class Ratio:
     @classmethod
     def of(cls, ours: Sequence[float], theirs: Sequence[float]) -> "Ratio":
         """From the seconds that both took for the same work, round by round."""
-        quotients = [their / our for our, their in zip(ours, theirs, strict=True)]
-        return cls(statistics.median(quotients), min(quotients), max(quotients))
+        speedups = [their / our for our, their in zip(ours, theirs, strict=True)]
+        return cls(statistics.median(speedups), min(speedups), max(speedups))
 
     def __str__(self) -> str:
         return f"{self.median:.2f} ({self.lowest:.2f} .. {self.highest:.2f})"
 
 
-def by_turns(blocks: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def time_interleaved(blocks: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Seconds that each block gives, in each round. Every round begins with another block."""
     seconds: dict[str, list[float]] = {name: [] for name in blocks}
     names = list(blocks)
-    for number in range(rounds):
-        first = number % len(names)
+    for round_index in range(rounds):
+        first = round_index % len(names)
         for name in names[first:] + names[:first]:
             seconds[name].append(blocks[name]())
     return seconds
 
 
-def largest_that_fits(attempt: Callable[[int], T], largest: int) -> tuple[T | None, list[int]]:
+def largest_fitting_batch(attempt: Callable[[int], T], largest: int) -> tuple[T | None, list[int]]:
     """What `attempt` gives for the largest batch that does not run out of memory, halved from `largest` down to 1, or None;
     and the batches that did."""
-    refused: list[int] = []
+    oom_sizes: list[int] = []
     size = largest
     while size:
         try:
-            return attempt(size), refused
+            return attempt(size), oom_sizes
         except torch.OutOfMemoryError:
-            refused.append(size)
+            oom_sizes.append(size)
             size //= 2
         # Outside the handler: the error itself holds on to what was in use.
         free_memory()
-    return None, refused
+    return None, oom_sizes
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
@@ -86,9 +86,9 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def product_tflops(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
     """TFLOP/s of a large matrix product: the median of several."""
-    side = PRODUCT_SIDE["cuda" if device.type == "cuda" else "cpu"]
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    seconds = [timed(lambda: a @ b, device) for _ in range(PRODUCTS + 1)][1:]
-    return 2 * side**3 / statistics.median(seconds) / 1e12
+    size = MATMUL_SIZE["cuda" if device.type == "cuda" else "cpu"]
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = [timed(lambda: a @ b, device) for _ in range(MATMUL_REPEATS + 1)][1:]
+    return 2 * size**3 / statistics.median(seconds) / 1e12

@@ -94,20 +94,20 @@ Source = Annotated[
     Field(discriminator="format"),
 ]
 
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 @section
 class SplitConfig:
     """Shares of the pictures that go to validation and test; the rest is for training."""
 
-    validation: Share = 0.05
+    validation: Fraction = 0.05
     """Share of the pictures for validation."""
-    test: Share = 0.10
+    test: Fraction = 0.10
     """Share of the pictures for the test."""
 
     @model_validator(mode="after")
-    def _leave_something_to_train_on(self) -> Self:
+    def _check_training_fraction(self) -> Self:
         if self.validation + self.test >= 1:
             raise ValueError(f"validation {self.validation} and test {self.test} leave nothing for training")
         return self
@@ -117,11 +117,11 @@ class SplitConfig:
 class AugmentationConfig:
     """Random changes of training pictures. There are no flips: they turn left into right."""
 
-    brightness: Share = 0.0
+    brightness: Fraction = 0.0
     """Brightness factor is drawn from 1 - this .. 1 + this."""
-    contrast: Share = 0.0
+    contrast: Fraction = 0.0
     """Contrast factor, likewise."""
-    saturation: Share = 0.0
+    saturation: Fraction = 0.0
     """Saturation factor, likewise."""
     rotation: Annotated[float, Field(ge=0.0, le=15.0)] = 0.0
     """Rotation in degrees is drawn from -this .. +this."""

@@ -3,19 +3,19 @@
 from collections.abc import Sequence
 from enum import StrEnum
 
-from dataset.sample import IMAGE_MARK, Message
+from dataset.sample import IMAGE_PLACEHOLDER, Message
 
 
-class Reason(StrEnum):
+class DropReason(StrEnum):
     """Why a record is dropped: the keys of `dropped` in report.json."""
 
     MISSING_FILE = "missing file"
     UNDECODABLE = "undecodable or truncated picture"
     TOO_MANY_PIXELS = "over the pixel limit"
     EMPTY = "empty question or answer"
-    MARKS = "marks and pictures disagree"
+    IMAGE_COUNT = "marks and pictures disagree"
     UNKNOWN_ROLE = "unknown role"
-    TURNS = "turns out of order"
+    TURN_ORDER = "turns out of order"
     NOT_AN_OBJECT = "not an object"
     BAD_ENCODING = "bad encoding"
     ANSWER_TYPE = "unknown answer type"
@@ -23,29 +23,33 @@ class Reason(StrEnum):
     UNPAIRED = "question and annotation do not pair"
 
 
-class BadRecord(Exception):  # noqa: N818 - an ordinary event that is counted, not a failure
+class InvalidRecordError(Exception):  # noqa: N818 - an ordinary event that is counted, not a failure
     """One record that cannot be used. It is counted under its reason and never stops a merge."""
 
-    def __init__(self, reason: Reason, detail: str):
+    def __init__(self, reason: DropReason, detail: str):
         super().__init__(detail)
         self.reason, self.detail = reason, detail
 
 
-def check_conversation(messages: Sequence[Message], targets: Sequence[str], answers: Sequence[str], pictures: int) -> None:
+def check_conversation(messages: Sequence[Message], targets: Sequence[str], answers: Sequence[str], num_images: int) -> None:
     """Raise BadRecord unless the turns alternate up to a user's, no turn or target is empty, each picture has its one
     mark in a user's turn, and all text can be written as UTF-8."""
     roles = [message.role for message in messages if message.role != "system"]
-    in_order = all(role == ("user", "assistant")[i % 2] for i, role in enumerate(roles)) and len(roles) % 2 == 1
-    if not in_order or any(message.role == "system" for message in messages[1:]):
-        raise BadRecord(Reason.TURNS, f"expected user and assistant in turn, an answer last; found {[m.role for m in messages]} before it")
-    if not targets or not all(map(_says_something, targets)) or not all(_says_something(message.content) for message in messages):
-        raise BadRecord(Reason.EMPTY, "a question or an answer is blank")
-    marks = sum(message.content.count(IMAGE_MARK) for message in messages if message.role == "user")
-    if marks != pictures:
-        raise BadRecord(Reason.MARKS, f"{marks} {IMAGE_MARK} marks in the user's turns for {pictures} pictures")
+    alternating = all(role == ("user", "assistant")[i % 2] for i, role in enumerate(roles)) and len(roles) % 2 == 1
+    if not alternating or any(message.role == "system" for message in messages[1:]):
+        raise InvalidRecordError(
+            DropReason.TURN_ORDER, f"expected user and assistant in turn, an answer last; found {[m.role for m in messages]} before it"
+        )
+    if not targets or not all(map(_has_text, targets)) or not all(_has_text(message.content) for message in messages):
+        raise InvalidRecordError(DropReason.EMPTY, "a question or an answer is blank")
+    num_placeholders = sum(message.content.count(IMAGE_PLACEHOLDER) for message in messages if message.role == "user")
+    if num_placeholders != num_images:
+        raise InvalidRecordError(
+            DropReason.IMAGE_COUNT, f"{num_placeholders} {IMAGE_PLACEHOLDER} marks in the user's turns for {num_images} pictures"
+        )
     others = [*(message.content for message in messages if message.role != "user"), *targets]
-    if any(IMAGE_MARK in text for text in others):
-        raise BadRecord(Reason.MARKS, f"{IMAGE_MARK} stands in a turn that is not the user's")
+    if any(IMAGE_PLACEHOLDER in text for text in others):
+        raise InvalidRecordError(DropReason.IMAGE_COUNT, f"{IMAGE_PLACEHOLDER} stands in a turn that is not the user's")
     check_encoding("\n".join((*(message.content for message in messages), *targets, *answers)))
 
 
@@ -54,8 +58,8 @@ def check_encoding(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise BadRecord(Reason.BAD_ENCODING, f"not valid UTF-8 at character {error.start} of {text[:60]!a}") from error
+        raise InvalidRecordError(DropReason.BAD_ENCODING, f"not valid UTF-8 at character {error.start} of {text[:60]!a}") from error
 
 
-def _says_something(text: str) -> bool:
-    return bool(text.replace(IMAGE_MARK, "").strip())
+def _has_text(text: str) -> bool:
+    return bool(text.replace(IMAGE_PLACEHOLDER, "").strip())

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from dataset.config import Split
 
-IMAGE_MARK = "<image>"
+IMAGE_PLACEHOLDER = "<image>"
 """Marks in a message's content where a picture stands."""
 
 Task = Literal["caption", "conversation", "vqa"]
@@ -45,10 +45,10 @@ class Sample:
 
     def target(self, seed: int, epoch: int) -> str:
         """The target of an epoch: drawn by a hash, so the same in every process and on resume."""
-        return self.targets[uniform(self.sample_id, seed, epoch, len(self.targets))]
+        return self.targets[hash_to_index(self.sample_id, seed, epoch, len(self.targets))]
 
 
-def uniform(key: str, seed: int, epoch: int, n: int) -> int:
+def hash_to_index(key: str, seed: int, epoch: int, n: int) -> int:
     """A number in 0..n-1, evenly spread over keys and the same everywhere."""
     digest = hashlib.blake2b(f"{seed}\0{epoch}\0{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") * n >> 64

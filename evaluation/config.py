@@ -8,23 +8,23 @@ from answering.config import System
 from config_schema import section
 from dataset.config import Split
 
-Positive = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
 Corruption = Literal["blur", "noise", "dark", "occlusion", "jpeg"]
 Strength = Annotated[int, Field(ge=1, le=5)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 @section
-class Bars:
+class Thresholds:
     """What must hold for the first checkpoint, as VQA accuracy 0..1; where it does not, the command ends with status 1."""
 
-    first: Share | None = None
+    first: Fraction | None = None
     """At least this for its first candidates."""
-    shuffled_pictures: Share | None = None
+    shuffled_images: Fraction | None = None
     """At most this with shuffled pictures."""
-    untuned: Share | None = None
+    untuned: Fraction | None = None
     """At most this with an untrained projector."""
-    lead: Share | None = None
+    min_lead: Fraction | None = None
     """At least so far above the control with shuffled pictures."""
 
 
@@ -36,9 +36,9 @@ class EvalConfig:
     """The systems that are compared, side by side."""
     split: Split = "test"
     """Split whose questions are asked."""
-    limit: Positive | None = None
+    limit: PositiveInt | None = None
     """Ask at most this many questions, chosen by a hash, the same for every system."""
-    controls: tuple[Literal["shuffled_pictures", "untuned"], ...] = ()
+    controls: tuple[Literal["shuffled_images", "untuned"], ...] = ()
     """Control runs of the first checkpoint: with other pictures, and with an untrained projector."""
     groups: dict[str, tuple[str, ...]] | None = None
     """Systems that are several seeds of one configuration, by the name of each group: mean and spread are reported, and the
@@ -49,19 +49,19 @@ class EvalConfig:
     """Ask again on pictures made worse in these ways."""
     corruption_strengths: Annotated[tuple[Strength, ...], Field(min_length=1)] = (1, 3, 5)
     """How much worse, from 1 to 5."""
-    corruption_limit: Positive = 200
+    corruption_limit: PositiveInt = 200
     """Ask at most this many short questions again under each corruption and strength."""
-    bars: Bars = Bars()
+    thresholds: Thresholds = Thresholds()
     """What the first checkpoint and its controls must reach."""
     note: str | None = None
     """A sentence for the reader that stands at the head of the report."""
-    bootstrap: Positive = 2000
+    bootstrap: PositiveInt = 2000
     """Resamples of the paired bootstrap over pictures."""
     seed: int = 0
     """Seed of the bootstrap and of the controls."""
-    description_tokens: Positive = 64
+    description_tokens: PositiveInt = 64
     """Longest caption or description in tokens; a short answer has decoding.max_new_tokens."""
-    examples: Positive = 200
+    max_examples: PositiveInt = 200
     """Questions shown with pictures in the report: half of them changed by reranking, the others by turns wrong and right."""
-    changed_pictures: Positive = 60
+    max_changed_images: PositiveInt = 60
     """Pictures with their answers before and after the rerank that are written as files, for each system."""

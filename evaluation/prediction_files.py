@@ -12,9 +12,9 @@ from answering.protocol import Candidate
 from answering.rerank.candidate_scores import Signal
 from atomic_io import write_text
 from errors import TesseraError
-from process_group import Share
+from process_group import ProcessGroup
 
-_PRIOR = "_prior"
+_PRIOR_SUFFIX = "_prior"
 """Behind a scorer's name: what a candidate scores on unrelated pictures."""
 
 
@@ -39,7 +39,7 @@ class Prediction:
     signals: dict[str, Signal] = field(default_factory=dict)
     fused: tuple[float, ...] | None = None
     learned: tuple[float, ...] | None = None
-    credibility: float | None = None
+    confidence: float | None = None
     choices: dict[str, str] | None = None
 
     @property
@@ -49,11 +49,11 @@ class Prediction:
 
     def line(self) -> str:
         """One line of JSON."""
-        numbers = {name: signal.scores for name, signal in self.signals.items()}
-        numbers |= {name + _PRIOR: signal.prior for name, signal in self.signals.items() if signal.prior is not None}
-        numbers |= {name: values for name, values in (("fused", self.fused), ("learned", self.learned)) if values is not None}
+        scores = {name: signal.scores for name, signal in self.signals.items()}
+        scores |= {name + _PRIOR_SUFFIX: signal.prior for name, signal in self.signals.items() if signal.prior is not None}
+        scores |= {name: values for name, values in (("fused", self.fused), ("learned", self.learned)) if values is not None}
         candidates = [
-            asdict(candidate) | {name: values[i] for name, values in numbers.items()} for i, candidate in enumerate(self.candidates)
+            asdict(candidate) | {name: values[i] for name, values in scores.items()} for i, candidate in enumerate(self.candidates)
         ]
         fields: dict[str, Any] = {
             "sample_id": self.sample_id,
@@ -66,7 +66,7 @@ class Prediction:
             "model": self.model,
             "key": self.key,
         }
-        fields |= {} if self.credibility is None else {"credibility": self.credibility}
+        fields |= {} if self.confidence is None else {"credibility": self.confidence}
         return json.dumps(fields | ({"scorers": self.scorers} if self.scorers else {}), ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -79,8 +79,8 @@ class Prediction:
                 for c in row["candidates"]
             ]
             scorers = dict(row.get("scorers") or {})
-            found = {name: _numbers(row["candidates"], name) for name in (*scorers, "fused", "learned")}
-            priors = {name: _numbers(row["candidates"], name + _PRIOR) for name in scorers}
+            columns = {name: _scores_of_candidates(row["candidates"], name) for name in (*scorers, "fused", "learned")}
+            priors = {name: _scores_of_candidates(row["candidates"], name + _PRIOR_SUFFIX) for name in scorers}
             return cls(
                 sample_id=row["sample_id"],
                 question=row["question"],
@@ -91,22 +91,22 @@ class Prediction:
                 decoding=row["decoding"],
                 model=row["model"],
                 scorers=scorers,
-                signals={name: Signal(scores, priors[name]) for name in scorers if (scores := found[name]) is not None},
-                fused=found["fused"],
-                learned=found["learned"],
-                credibility=row.get("credibility"),
+                signals={name: Signal(scores, priors[name]) for name in scorers if (scores := columns[name]) is not None},
+                fused=columns["fused"],
+                learned=columns["learned"],
+                confidence=row.get("credibility"),
                 choices=row["choices"],
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a prediction: {error!r} in {line[:80]}") from error
 
 
-def _numbers(candidates: Sequence[dict[str, Any]], name: str) -> tuple[float, ...] | None:
+def _scores_of_candidates(candidates: Sequence[dict[str, Any]], name: str) -> tuple[float, ...] | None:
     """One number of each candidate; None where not all have it."""
     return tuple(c[name] for c in candidates) if candidates and all(name in c for c in candidates) else None
 
 
-def read(path: Path) -> list[Prediction]:
+def read_predictions(path: Path) -> list[Prediction]:
     """All predictions of a finished file. Raises TesseraError naming the line that is not one."""
     try:
         lines = _lines(path.read_text(encoding="utf-8"))
@@ -121,7 +121,7 @@ def read(path: Path) -> list[Prediction]:
     return predictions
 
 
-def write(path: Path, predictions: Sequence[Prediction]) -> None:
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     """Replace the file as a whole."""
     write_text(path, "".join(prediction.line() + "\n" for prediction in predictions))
 
@@ -133,38 +133,38 @@ class Journal:
     the disk when `append` returns.
     """
 
-    def __init__(self, path: Path, share: Share | None = None):
-        share = share or Share()
-        self.path, self.own = path, path if share.main else _part(path, share.place)
-        self.known: dict[str, Prediction] = {}
-        for file in dict.fromkeys((path, *_parts(path), self.own)):
-            whole = _whole_lines(file)
-            for line in whole:
+    def __init__(self, path: Path, process_group: ProcessGroup | None = None):
+        process_group = process_group or ProcessGroup()
+        self.path, self.write_path = path, path if process_group.is_main_process else _rank_file(path, process_group.rank)
+        self.cached: dict[str, Prediction] = {}
+        for journal_file in dict.fromkeys((path, *_rank_files(path), self.write_path)):
+            valid_lines = _valid_lines(journal_file)
+            for line in valid_lines:
                 prediction = Prediction.parse(line)
-                self.known[prediction.key] = prediction
-            if file == self.own:
-                write_text(file, "".join(line + "\n" for line in whole))
+                self.cached[prediction.key] = prediction
+            if journal_file == self.write_path:
+                write_text(journal_file, "".join(line + "\n" for line in valid_lines))
 
     def append(self, predictions: Iterable[Prediction]) -> None:
         """Add lines at the end."""
-        with self.own.open("a", encoding="utf-8", newline="\n") as file:
-            file.writelines(prediction.line() + "\n" for prediction in predictions)
-            file.flush()
-            os.fsync(file.fileno())
+        with self.write_path.open("a", encoding="utf-8", newline="\n") as journal_file:
+            journal_file.writelines(prediction.line() + "\n" for prediction in predictions)
+            journal_file.flush()
+            os.fsync(journal_file.fileno())
 
-    def complete(self, predictions: Sequence[Prediction]) -> None:
+    def merge_rank_files(self, predictions: Sequence[Prediction]) -> None:
         """Put everything into the one file, where helpers have files of their own; once no process appends any more."""
-        if parts := _parts(self.path):
-            write(self.path, predictions)
-            for part in parts:
-                part.unlink()
+        if rank_files := _rank_files(self.path):
+            write_predictions(self.path, predictions)
+            for rank_file in rank_files:
+                rank_file.unlink()
 
 
-def _part(path: Path, place: int) -> Path:
-    return path.with_name(f"{path.name}.part{place}")
+def _rank_file(path: Path, rank: int) -> Path:
+    return path.with_name(f"{path.name}.part{rank}")
 
 
-def _parts(path: Path) -> list[Path]:
+def _rank_files(path: Path) -> list[Path]:
     """Files of helpers, also of a run that was killed and had more of them."""
     return sorted(path.parent.glob(f"{glob.escape(path.name)}.part*"))
 
@@ -174,15 +174,15 @@ def _lines(text: str) -> list[str]:
     return [line for line in text.split("\n") if line]
 
 
-def _whole_lines(path: Path) -> list[str]:
+def _valid_lines(path: Path) -> list[str]:
     """Lines that are predictions; others can only come from a kill in the middle of writing, and are answered again."""
     if not path.exists():
         return []
-    whole = []
+    valid_lines = []
     for line in _lines(path.read_text(encoding="utf-8", errors="replace")):
         try:
             Prediction.parse(line)
         except ValueError:
             continue
-        whole.append(line)
-    return whole
+        valid_lines.append(line)
+    return valid_lines

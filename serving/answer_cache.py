@@ -6,11 +6,11 @@ from typing import Generic, TypeVar
 
 V = TypeVar("V")
 
-OVERHEAD = 512
+ENTRY_OVERHEAD_BYTES = 512
 """Bytes that an entry takes beside what is kept."""
 
 
-class Cache(Generic[V]):
+class LruCache(Generic[V]):
     """Keeps values of at most `max_bytes` together; the least recently used go first. With 0 nothing is kept."""
 
     def __init__(self, max_bytes: int):
@@ -20,17 +20,17 @@ class Cache(Generic[V]):
 
     def get(self, key: Hashable) -> V | None:
         """What was kept, None where nothing is."""
-        found = self._entries.get(key)
-        if found is None:
+        entry = self._entries.get(key)
+        if entry is None:
             self.misses += 1
             return None
         self.hits += 1
         self._entries.move_to_end(key)
-        return found[0]
+        return entry[0]
 
     def put(self, key: Hashable, value: V, size: int) -> None:
         """Keep a value of `size` bytes, unless it alone is over the limit."""
-        size += OVERHEAD
+        size += ENTRY_OVERHEAD_BYTES
         if size > self.max_bytes:
             return
         if key in self._entries:
@@ -38,8 +38,8 @@ class Cache(Generic[V]):
         self._entries[key] = value, size
         self.bytes += size
         while self.bytes > self.max_bytes:
-            _, (_, old) = self._entries.popitem(last=False)
-            self.bytes -= old
+            _, (_, old_size) = self._entries.popitem(last=False)
+            self.bytes -= old_size
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.types import ASGIApp
 
 from serving.http import error_responses
-from serving.http.middleware import Gate
+from serving.http.middleware import RequestMiddleware
 from serving.routes import chat, image_search, vqa
 from serving.service import Service
 
@@ -55,23 +55,23 @@ def create_app(service: Service) -> ASGIApp:
         yield
         await service.stop()
 
-    secured = [] if service.token is None else [Depends(HTTPBearer(auto_error=False))]
+    auth_dependencies = [] if service.token is None else [Depends(HTTPBearer(auto_error=False))]
     failure = {"description": "It cannot be done", "content": {"application/json": {"example": _example()}}}
     app = FastAPI(title="Tessera", description=DESCRIPTION, lifespan=lifespan, responses={"4XX": failure, "5XX": failure})
-    error_responses.install(app)
+    error_responses.install_error_handlers(app)
 
     @app.get("/health", summary="Whether requests are answered", response_model=Health, responses={503: {"model": Health}}, tags=["state"])
     async def health() -> Any:
         return JSONResponse(await service.health(), 200 if service.engine is not None else 503)
 
-    @app.get("/metrics", summary="Counters for Prometheus", response_class=Response, tags=["state"], dependencies=secured)
+    @app.get("/metrics", summary="Counters for Prometheus", response_class=Response, tags=["state"], dependencies=auth_dependencies)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     for routes in (vqa.router(service), chat.router(service), image_search.router(service)):
-        app.include_router(routes, dependencies=secured)
-    return Gate(app, service)
+        app.include_router(routes, dependencies=auth_dependencies)
+    return RequestMiddleware(app, service)
 
 
 def _example() -> dict[str, Any]:
-    return error_responses.body(422, "question: expected 1 to 4000 characters, found 0", "text_length", "5f0c6f1e2f0a4f5c9d1b")
+    return error_responses.error_body(422, "question: expected 1 to 4000 characters, found 0", "text_length", "5f0c6f1e2f0a4f5c9d1b")

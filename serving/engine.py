@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from answering.answerer_factory import Shelf, build_answerer, build_reranker
+from answering.answerer_factory import ScorerCache, build_answerer, build_reranker
 from answering.config import RerankConfig, System
-from answering.decoding.streaming import Begun, Refused, can_follow, follow
+from answering.decoding.streaming import RequestFailed, RequestStarted, can_stream_tokens, stream_tokens
 from answering.protocol import Answer, Answerer, Decoding, Request
 from answering.reply import Reranker, judge
 from answering.systems.local_model import LocalAnswerer
@@ -21,7 +21,7 @@ from serving.request_batcher import Job
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class VqaTask:
     """A short-answer question: its job gets one Reply. rerank: whether the reranker has a say."""
 
     request: Request
@@ -30,7 +30,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Chat:
+class ChatTask:
     """A conversation: its job gets a Started, then Pieces. stream: whether somebody reads along."""
 
     request: Request
@@ -38,18 +38,18 @@ class Chat:
     stream: bool
 
 
-Task: TypeAlias = Ask | Chat
+Task: TypeAlias = VqaTask | ChatTask
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class GenerationStarted:
     """Tokens of the prompt; None where a system does not tell."""
 
     prompt_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextPiece:
     """More of a sample of an answer. token and log_prob (in nats) where tokens come one by one; end: why it is the last."""
 
     sample: int
@@ -60,14 +60,14 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadPlan:
     """What is to be loaded. name: under which clients know the system; checkpoint_folder: where `path: newest` looks; plans: the
     file that an evaluation wrote of what it learned about choosing."""
 
     name: str
     system: System
     checkpoint_folder: Path
-    plans: Path
+    fitted_rerankers: Path
     rerank: RerankConfig
     decoding: Decoding
 
@@ -75,15 +75,19 @@ class Plan:
 class Engine:
     """A system and what reranks its candidates, loaded."""
 
-    def __init__(self, plan: Plan, answerer: Answerer, reranker: Reranker | None):
+    def __init__(self, plan: LoadPlan, answerer: Answerer, reranker: Reranker | None):
         self.plan, self.answerer, self.reranker = plan, answerer, reranker
-        self.follows = can_follow(answerer)
+        self.streams_tokens = can_stream_tokens(answerer)
 
     @classmethod
-    def load(cls, plan: Plan, shelf: Shelf | None = None) -> "Engine":
+    def load(cls, plan: LoadPlan, scorer_cache: ScorerCache | None = None) -> "Engine":
         """Load what the plan names; shelf: shares scorers with the picture search. Raises UsageError."""
         answerer = build_answerer(plan.system, checkpoint_folder=plan.checkpoint_folder)
-        return cls(plan, answerer, build_reranker(plan.rerank, answerer.description, plan.decoding, plan.plans, shelf=shelf))
+        return cls(
+            plan,
+            answerer,
+            build_reranker(plan.rerank, answerer.description, plan.decoding, plan.fitted_rerankers, scorer_cache=scorer_cache),
+        )
 
     @property
     def device(self) -> str:
@@ -92,9 +96,9 @@ class Engine:
 
     def key(self, task: Task) -> tuple[object, ...]:
         """Tasks with equal keys can be answered together."""
-        if isinstance(task, Ask):
+        if isinstance(task, VqaTask):
             return "ask", task.decoding, task.rerank
-        return "chat", task.decoding, task.stream and not self.follows
+        return "chat", task.decoding, task.stream and not self.streams_tokens
 
     def work(self, jobs: Sequence[Job[Task]]) -> None:
         """Answer jobs of equal key."""
@@ -102,26 +106,26 @@ class Engine:
         first = tasks[0]
         decoding = dataclasses.replace(first.decoding, batch_size=len(jobs))
         requests = [task.request for task in tasks]
-        if isinstance(first, Ask):
-            self._ask(jobs, requests, decoding, first.rerank)
-        elif self.follows:
-            self._follow(jobs, requests, decoding)
-        elif first.stream and decoding.k == 1:
+        if isinstance(first, VqaTask):
+            self._answer_questions(jobs, requests, decoding, first.rerank)
+        elif self.streams_tokens:
+            self._stream_tokens(jobs, requests, decoding)
+        elif first.stream and decoding.num_candidates == 1:
             for job in jobs:
-                self._stream(job, job.task.request, decoding)
+                self._stream_text(job, job.task.request, decoding)
         else:
-            self._chat(jobs, requests, decoding)
+            self._answer_chats(jobs, requests, decoding)
 
-    def _ask(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding, rerank: bool) -> None:
+    def _answer_questions(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding, rerank: bool) -> None:
         if isinstance(self.answerer, LocalAnswerer):
-            answers = self.answerer.answer(requests, decoding, lambda place: jobs[place].abandoned)
+            answers = self.answerer.answer(requests, decoding, lambda index: jobs[index].cancelled)
         else:
             answers = self.answerer.answer(requests, decoding)
         reranker = self._reranker(jobs[0].task.decoding) if rerank else None
         replies = judge(requests, answers, reranker, decoding.batch_size, self.answerer)
         for job, reply in zip(jobs, replies, strict=True):
             if reply.answer.error:
-                job.fail(_refused(reply.answer.error))
+                job.fail(_refusal(reply.answer.error))
             else:
                 job.put(reply)
 
@@ -129,46 +133,46 @@ class Engine:
         """What an evaluation taught about credibility holds for the candidates of the configured decoding, not for fewer or more."""
         if self.reranker is None or decoding == self.plan.decoding:
             return self.reranker
-        return dataclasses.replace(self.reranker, plan=dataclasses.replace(self.reranker.plan, credibility=None))
+        return dataclasses.replace(self.reranker, plan=dataclasses.replace(self.reranker.plan, confidence=None))
 
-    def _follow(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
-        for event in follow(self.answerer, requests, decoding, lambda place: jobs[place].abandoned):  # type: ignore[arg-type]
-            job = jobs[event.place]
-            if isinstance(event, Begun):
-                job.put(Started(event.prompt_tokens))
-            elif isinstance(event, Refused):
-                job.fail(_refused(event.error))
+    def _stream_tokens(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
+        for event in stream_tokens(self.answerer, requests, decoding, lambda index: jobs[index].cancelled):  # type: ignore[arg-type]
+            job = jobs[event.request_index]
+            if isinstance(event, RequestStarted):
+                job.put(GenerationStarted(event.prompt_tokens))
+            elif isinstance(event, RequestFailed):
+                job.fail(_refusal(event.error))
             else:
                 # The end token is no part of what is said.
-                shown = event.end != "stop"
-                token, log_prob = (event.token, event.log_prob) if shown else (None, None)
-                job.put(Piece(event.sample, event.text, token, log_prob, event.end))
+                is_visible_token = event.end != "stop"
+                token, log_prob = (event.token, event.log_prob) if is_visible_token else (None, None)
+                job.put(TextPiece(event.sample, event.text, token, log_prob, event.end))
 
-    def _stream(self, job: Job[Task], request: Request, decoding: Decoding) -> None:
+    def _stream_text(self, job: Job[Task], request: Request, decoding: Decoding) -> None:
         try:
-            job.put(Started(None))
+            job.put(GenerationStarted(None))
             for text in self.answerer.stream(request, decoding):
-                if job.abandoned:
+                if job.cancelled:
                     return
-                job.put(Piece(0, text))
-            job.put(Piece(0, "", end="stop"))
+                job.put(TextPiece(0, text))
+            job.put(TextPiece(0, "", end="stop"))
         except TesseraError as error:
-            job.fail(_refused(str(error)))
+            job.fail(_refusal(str(error)))
 
-    def _chat(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
+    def _answer_chats(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
         for job, answer in zip(jobs, self.answerer.answer(requests, decoding), strict=True):
             if answer.error:
-                job.fail(_refused(answer.error))
+                job.fail(_refusal(answer.error))
                 continue
-            job.put(Started(None))
-            for sample, text in enumerate(_said(answer)):
-                job.put(Piece(sample, text, end="stop"))
+            job.put(GenerationStarted(None))
+            for sample, text in enumerate(_sample_texts(answer)):
+                job.put(TextPiece(sample, text, end="stop"))
 
 
-def _said(answer: Answer) -> list[str]:
+def _sample_texts(answer: Answer) -> list[str]:
     """What each generation said: a candidate that was said twice stands twice."""
     return [candidate.raw for candidate in answer.candidates for _ in range(candidate.count)]
 
 
-def _refused(error: str) -> ServiceError:
+def _refusal(error: str) -> ServiceError:
     return ServiceError(422, error, "cannot_be_answered")

@@ -6,10 +6,10 @@ from typing import TypeAlias
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-Found: TypeAlias = Callable[[], float]
+ReadValue: TypeAlias = Callable[[], float]
 
-SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+SECONDS_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
@@ -18,12 +18,12 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("tessera_requests", "Requests answered", ["path", "status"], registry=self.registry)
-        self.seconds = Histogram("tessera_request_seconds", "Time of a request", ["path"], buckets=SECONDS, registry=self.registry)
-        self.batch = Histogram("tessera_batch_size", "Questions answered together", buckets=SIZES, registry=self.registry)
-        self.batch_seconds = Histogram("tessera_batch_seconds", "Time of a batch", buckets=SECONDS, registry=self.registry)
+        self.seconds = Histogram("tessera_request_seconds", "Time of a request", ["path"], buckets=SECONDS_BUCKETS, registry=self.registry)
+        self.batch = Histogram("tessera_batch_size", "Questions answered together", buckets=BATCH_SIZE_BUCKETS, registry=self.registry)
+        self.batch_seconds = Histogram("tessera_batch_seconds", "Time of a batch", buckets=SECONDS_BUCKETS, registry=self.registry)
         self.tokens = Counter("tessera_generated_tokens", "Tokens of chat completions", registry=self.registry)
 
-    def batch_done(self, size: int, seconds: float) -> None:
+    def observe_batch(self, size: int, seconds: float) -> None:
         """Count a batch."""
         self.batch.observe(size)
         self.batch_seconds.observe(seconds)
@@ -32,21 +32,21 @@ class Metrics:
         """In Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def watch(self, gauges: "Gauges") -> None:
+    def add_gauges(self, gauges: "GaugeCollector") -> None:
         """Report what `gauges` knows whenever someone reads."""
         self.registry.register(gauges)
 
 
-class Gauges:
+class GaugeCollector:
     """States that are asked for when someone reads: a name, what it means, and how it is found. Names that end in `_total`
     only ever grow."""
 
-    def __init__(self, found: dict[str, tuple[str, Found]]):
-        self.found = found
+    def __init__(self, gauges_by_name: dict[str, tuple[str, ReadValue]]):
+        self.gauges_by_name = gauges_by_name
 
     def collect(self) -> list[GaugeMetricFamily | CounterMetricFamily]:
         families: list[GaugeMetricFamily | CounterMetricFamily] = []
-        for name, (meaning, value) in self.found.items():
+        for name, (meaning, value) in self.gauges_by_name.items():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
             families.append(kind(name, meaning, value=value()))
         return families

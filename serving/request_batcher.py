@@ -31,25 +31,25 @@ class Job(Generic[T]):
     key: Hashable
     task: T
     batcher: "Batcher[T]"
-    arrived: float = field(default_factory=time.monotonic)
-    abandoned: bool = False
-    told: bool = False
+    arrival_time: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+    has_responded: bool = False
     _events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def put(self, event: object) -> None:
         """Something that the client waits for; from any thread."""
-        self.told = True
+        self.has_responded = True
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def fail(self, error: BaseException) -> None:
         """The client gets this error; from any thread."""
-        self.put(_Failure(error))
+        self.put(_JobError(error))
 
     async def events(self) -> AsyncIterator[Any]:
         """What was put, until the batch is done. Raises what the job failed with."""
-        while not isinstance(event := await self._events.get(), _Done):
-            if isinstance(event, _Failure):
+        while not isinstance(event := await self._events.get(), _EndOfEvents):
+            if isinstance(event, _JobError):
                 raise event.error
             yield event
 
@@ -63,16 +63,16 @@ class Job(Generic[T]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.abandoned = True
-        self.batcher.forget(self)
+        self.cancelled = True
+        self.batcher.discard(self)
 
 
 @dataclass(frozen=True)
-class _Failure:
+class _JobError:
     error: BaseException
 
 
-class _Done:
+class _EndOfEvents:
     pass
 
 
@@ -97,8 +97,8 @@ class Batcher(Generic[T]):
         self.max_batch, self.max_wait, self.max_queue = max_batch, max_wait, max_queue
         self.thread = ThreadPoolExecutor(1, "model")
         self._waiting: list[Job[T]] = []
-        self._arrival = asyncio.Event()
-        self._running, self._expected, self._seconds = 0, 1, 0.0
+        self._job_arrived = asyncio.Event()
+        self._num_running, self._expected_batch_size, self._last_batch_seconds = 0, 1, 0.0
 
     @property
     def waiting(self) -> int:
@@ -108,18 +108,18 @@ class Batcher(Generic[T]):
     @property
     def retry_after(self) -> int:
         """Seconds after which the queue will probably have been worked off, at least 1."""
-        return max(1, math.ceil(self._seconds * (1 + len(self._waiting) / self.max_batch)))
+        return max(1, math.ceil(self._last_batch_seconds * (1 + len(self._waiting) / self.max_batch)))
 
     def submit(self, key: Hashable, task: T) -> Job[T]:
         """Queue a job. Raises ServiceError 429 when the queue is full."""
-        if self._running + len(self._waiting) >= self.max_batch + self.max_queue:
+        if self._num_running + len(self._waiting) >= self.max_batch + self.max_queue:
             raise ServiceError(429, "too many requests are waiting", "queue_full", retry_after=self.retry_after)
         job = Job(key, task, self)
         self._waiting.append(job)
-        self._arrival.set()
+        self._job_arrived.set()
         return job
 
-    def forget(self, job: Job[T]) -> None:
+    def discard(self, job: Job[T]) -> None:
         """Nobody waits for this job any more."""
         if job in self._waiting:
             self._waiting.remove(job)
@@ -128,11 +128,11 @@ class Batcher(Generic[T]):
         """Work until cancelled."""
         while True:
             batch = await self._next()
-            begun, self._running = time.monotonic(), len(batch)
-            await self._answer(batch)
-            self._seconds, self._running, self._expected = time.monotonic() - begun, 0, len(batch)
+            start_time, self._num_running = time.monotonic(), len(batch)
+            await self._run_batch(batch)
+            self._last_batch_seconds, self._num_running, self._expected_batch_size = time.monotonic() - start_time, 0, len(batch)
             if self.on_batch is not None:
-                self.on_batch(len(batch), self._seconds)
+                self.on_batch(len(batch), self._last_batch_seconds)
 
     def close(self) -> None:
         """Wait for the batch that is being answered and end the thread."""
@@ -142,40 +142,40 @@ class Batcher(Generic[T]):
         """The oldest job and those that can be answered with it, taken out of the queue."""
         while True:
             while not self._waiting:
-                self._arrival.clear()
-                await self._arrival.wait()
+                self._job_arrived.clear()
+                await self._job_arrived.wait()
             oldest = self._waiting[0]
-            alike = [job for job in self._waiting if job.key == oldest.key][: self.max_batch]
-            left = oldest.arrived + self.max_wait - time.monotonic()
-            if len(alike) >= min(self._expected, self.max_batch) or left <= 0:
-                for job in alike:
+            same_key_jobs = [job for job in self._waiting if job.key == oldest.key][: self.max_batch]
+            remaining_seconds = oldest.arrival_time + self.max_wait - time.monotonic()
+            if len(same_key_jobs) >= min(self._expected_batch_size, self.max_batch) or remaining_seconds <= 0:
+                for job in same_key_jobs:
                     self._waiting.remove(job)
-                return alike
-            self._arrival.clear()
+                return same_key_jobs
+            self._job_arrived.clear()
             try:
-                async with asyncio.timeout(left):
-                    await self._arrival.wait()
+                async with asyncio.timeout(remaining_seconds):
+                    await self._job_arrived.wait()
             except TimeoutError:
                 # None of those that were expected came; the next turn of the loop takes what is there.
                 continue
 
-    async def _answer(self, batch: Sequence[Job[T]]) -> None:
+    async def _run_batch(self, batch: Sequence[Job[T]]) -> None:
         """Work on a batch, then tell its clients that nothing more comes, and what it failed with, whatever that was: they wait.
 
         Where a batch of several fails, each that heard nothing yet is answered alone: what one asks must not spoil it for others.
         """
-        working = asyncio.get_running_loop().run_in_executor(self.thread, self.work, batch)
-        await asyncio.wait([working])
-        error, alone = working.exception(), []
+        future = asyncio.get_running_loop().run_in_executor(self.thread, self.work, batch)
+        await asyncio.wait([future])
+        error, jobs_to_retry = future.exception(), []
         if error is not None:
             log.error("a batch of %d failed: %s: %s", len(batch), type(error).__name__, error, exc_info=error)
-            alone = [job for job in batch if not job.told] if len(batch) > 1 else []
+            jobs_to_retry = [job for job in batch if not job.has_responded] if len(batch) > 1 else []
         for job in batch:
-            if job in alone:
+            if job in jobs_to_retry:
                 continue
             if error is not None:
                 job.fail(error)
-            job.put(_Done())
-        for job in alone:
-            if not job.abandoned:
-                await self._answer([job])
+            job.put(_EndOfEvents())
+        for job in jobs_to_retry:
+            if not job.cancelled:
+                await self._run_batch([job])

@@ -13,10 +13,10 @@ from answering.config import CheckpointSystem, System
 from errors import TesseraError, UsageError
 from serving.app import create_app
 from serving.config import ServeConfig
-from serving.engine import Engine, Plan
-from serving.http.connection_timeout import Punctual
-from serving.http.middleware import LINGER
-from serving.search.image_index import PictureIndex
+from serving.engine import Engine, LoadPlan
+from serving.http.connection_timeout import HeaderTimeoutProtocol
+from serving.http.middleware import STREAM_GRACE_SECONDS
+from serving.search.image_index import ImageIndex
 from serving.service import Service
 
 log = logging.getLogger("tessera.serve")
@@ -31,7 +31,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def chosen_system(settings: ServeConfig, systems: tuple[System, ...], experiment: str) -> System:
+def select_system(settings: ServeConfig, systems: tuple[System, ...], experiment: str) -> System:
     """What `serve.system` names. Raises UsageError."""
     if settings.system is None:
         return CheckpointSystem(name=experiment, kind="checkpoint", path="newest")
@@ -52,7 +52,7 @@ def bearer_token(settings: ServeConfig) -> str | None:
     return token
 
 
-def listen(settings: ServeConfig) -> socket.socket:
+def bind_socket(settings: ServeConfig) -> socket.socket:
     """A socket that is bound. Raises UsageError where that cannot be."""
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
@@ -64,30 +64,33 @@ def listen(settings: ServeConfig) -> socket.socket:
 def server_config(service: Service) -> uvicorn.Config:
     """How a service is served. Once it is told to stop, it waits no longer than any request may take: a client that does not read
     its answer would hold it for ever."""
-    longest = math.ceil(service.settings.deadline_seconds + LINGER)
+    shutdown_timeout = math.ceil(service.settings.deadline_seconds + STREAM_GRACE_SECONDS)
     return uvicorn.Config(
         create_app(service), lifespan="on", log_config=None, access_log=False, server_header=False, ws="none",
-        timeout_graceful_shutdown=longest, http=Punctual,
+        timeout_graceful_shutdown=shutdown_timeout, http=HeaderTimeoutProtocol,
     )  # fmt: skip
 
 
 def serve(
-    settings: ServeConfig, plan: Plan, open_library: Callable[[], PictureIndex] | None = None, load: Callable[[Plan], Engine] = Engine.load
+    settings: ServeConfig,
+    plan: LoadPlan,
+    open_image_index: Callable[[], ImageIndex] | None = None,
+    load: Callable[[LoadPlan], Engine] = Engine.load,
 ) -> None:
     """Answer until SIGINT or SIGTERM. Raises UsageError where settings or parts are wrong."""
     token = bearer_token(settings)
-    listening = listen(settings)
-    host, port = listening.getsockname()[:2]
-    service = Service(settings, plan, load, open_library, token)
+    server_socket = bind_socket(settings)
+    host, port = server_socket.getsockname()[:2]
+    service = Service(settings, plan, load, open_image_index, token)
     server = Server(server_config(service))
     service.on_failure = lambda: setattr(server, "should_exit", True)
     print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port} (the models are being loaded)", flush=True)
     if token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
         log.warning("anyone who reaches %s can ask: serve.token_env names no token", settings.host)
-    server.run(sockets=[listening])
+    server.run(sockets=[server_socket])
     if isinstance(service.failure, TesseraError):
         raise service.failure
     if service.failure is not None:
-        what = "loading" if service.engine is None else "serving"
-        raise TesseraError(f"{what} {plan.name} failed: {type(service.failure).__name__}: {service.failure}") from service.failure
+        phase = "loading" if service.engine is None else "serving"
+        raise TesseraError(f"{phase} {plan.name} failed: {type(service.failure).__name__}: {service.failure}") from service.failure
     print("stopped; what was accepted has been answered", flush=True)

@@ -9,22 +9,22 @@ from typing import Any, TypeVar
 
 import torch
 
-from dataset.loading.image_io import PictureError
+from dataset.loading.image_io import ImageError
 from errors import TesseraError
-from serving.answer_cache import Cache
+from serving.answer_cache import LruCache
 from serving.config import ServeConfig
-from serving.engine import Engine, Plan, Task
+from serving.engine import Engine, LoadPlan, Task
 from serving.http.error_responses import ServiceError
-from serving.inputs.image_decoder import Decoder
-from serving.prometheus_metrics import Gauges, Metrics
+from serving.inputs.image_decoder import ImageDecoder
+from serving.prometheus_metrics import GaugeCollector, Metrics
 from serving.request_batcher import Batcher, Job
-from serving.search.image_index import PictureIndex
+from serving.search.image_index import ImageIndex
 
 T = TypeVar("T")
 
 log = logging.getLogger("tessera.serve")
 
-PICTURES_AT_ONCE = 8
+MAX_IMAGES_IN_MEMORY = 8
 """So many pictures of the largest size may stand in memory together."""
 
 
@@ -37,13 +37,13 @@ class Service:
     """
 
     settings: ServeConfig
-    plan: Plan
-    load: Callable[[Plan], Engine] = Engine.load
-    open_library: Callable[[], PictureIndex] | None = None
+    plan: LoadPlan
+    load: Callable[[LoadPlan], Engine] = Engine.load
+    open_image_index: Callable[[], ImageIndex] | None = None
     token: str | None = None
     on_failure: Callable[[], None] = lambda: None
     engine: Engine | None = None
-    library: PictureIndex | None = None
+    image_index: ImageIndex | None = None
     failure: BaseException | None = None
     metrics: Metrics = field(default_factory=Metrics)
     in_progress: int = 0
@@ -51,18 +51,18 @@ class Service:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.cache: Cache[Any] = Cache(int(settings.cache_mib * 2**20))
-        self._search = ThreadPoolExecutor(1, "search")
-        self.decoder = Decoder(settings.max_pixels, PICTURES_AT_ONCE * settings.max_pixels)
+        self.cache: LruCache[Any] = LruCache(int(settings.cache_mib * 2**20))
+        self._search_executor = ThreadPoolExecutor(1, "search")
+        self.decoder = ImageDecoder(settings.max_pixels, MAX_IMAGES_IN_MEMORY * settings.max_pixels)
         self.batcher: Batcher[Task] = Batcher(
             self._work,
             max_batch=settings.max_batch,
             max_wait=settings.max_wait_ms / 1000,
             max_queue=settings.max_queue,
-            on_batch=self.metrics.batch_done,
+            on_batch=self.metrics.observe_batch,
         )
-        self.metrics.watch(
-            Gauges(
+        self.metrics.add_gauges(
+            GaugeCollector(
                 {
                     "tessera_queue_length": ("Questions that wait", lambda: self.batcher.waiting),
                     "tessera_requests_in_progress": ("Requests being read or answered", lambda: self.in_progress),
@@ -76,9 +76,9 @@ class Service:
 
     async def start(self) -> None:
         """Begin to load; requests are refused until that is done."""
-        working = asyncio.create_task(self._work_on())
-        working.add_done_callback(self._ended)
-        self._tasks.append(working)
+        worker_task = asyncio.create_task(self._load_and_answer())
+        worker_task.add_done_callback(self._on_worker_exit)
+        self._tasks.append(worker_task)
 
     async def stop(self) -> None:
         """End what runs, after the last request is answered."""
@@ -97,12 +97,12 @@ class Service:
         """Queue a task. Raises ServiceError 503 and 429."""
         return self.batcher.submit(self.ready().key(task), task)
 
-    async def in_library(self, work: Callable[..., T], *arguments: Any) -> T:
+    async def run_in_search_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         """Something done to the library in a thread, one at a time. Raises ServiceError: 422 for a picture that it refuses, 503 where
         the index itself cannot be read or written."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._search, work, *arguments)
-        except PictureError as error:
+            return await asyncio.get_running_loop().run_in_executor(self._search_executor, work, *arguments)
+        except ImageError as error:
             raise ServiceError(422, str(error), "picture_damaged") from error
         except TesseraError as error:
             log.error("the picture search failed: %s", error)
@@ -115,31 +115,31 @@ class Service:
             "status": "ok" if engine is not None else "loading",
             "vqa_model_loaded": engine is not None,
             "clip_model_loaded": engine is not None and engine.reranker is not None and bool(engine.reranker.scorers),
-            "image_library_size": 0 if self.library is None else await self._library_size(self.library),
+            "image_library_size": 0 if self.image_index is None else await self._image_index_size(self.image_index),
             "device": engine.device if engine is not None else None,
             "gpu_memory_allocated_gb": torch.cuda.memory_allocated() / 2**30 if cuda else 0.0,
             "gpu_memory_reserved_gb": torch.cuda.memory_reserved() / 2**30 if cuda else 0.0,
         }
 
-    async def _library_size(self, library: PictureIndex) -> int | None:
+    async def _image_index_size(self, image_index: ImageIndex) -> int | None:
         """None where the index cannot be read: the questions are answered all the same."""
         try:
-            return await self.in_library(len, library)
+            return await self.run_in_search_thread(len, image_index)
         except ServiceError:
             return None
 
-    async def _work_on(self) -> None:
+    async def _load_and_answer(self) -> None:
         """Load, then answer until cancelled."""
         loop = asyncio.get_running_loop()
-        if self.open_library is not None:
-            self.library = await loop.run_in_executor(self.batcher.thread, self.open_library)
+        if self.open_image_index is not None:
+            self.image_index = await loop.run_in_executor(self.batcher.thread, self.open_image_index)
         self.engine = await loop.run_in_executor(self.batcher.thread, self.load, self.plan)
         log.info("ready: %s answers", self.plan.name)
         await self.batcher.run()
 
-    def _ended(self, working: asyncio.Task[None]) -> None:
+    def _on_worker_exit(self, worker_task: asyncio.Task[None]) -> None:
         """Whoever runs the service says what it failed with, and ends."""
-        if not working.cancelled() and (error := working.exception()) is not None:
+        if not worker_task.cancelled() and (error := worker_task.exception()) is not None:
             self.failure = error
             self.on_failure()
 

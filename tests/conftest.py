@@ -61,5 +61,5 @@ def chinese_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def processor(parts: Path) -> Processor:
     """A processor of the small parts: 36 placeholders a picture."""
     return Processor.from_parts(
-        language=str(parts / "qwen3"), vision=str(parts / "siglip"), tokens_per_image=36, vocabulary=1536, max_tokens=512
+        language=str(parts / "qwen3"), vision=str(parts / "siglip"), tokens_per_image=36, vocab_size=1536, max_length=512
     )

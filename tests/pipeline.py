@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
 
-def workplace(folder: Path) -> Path:
+def workspace(folder: Path) -> Path:
     """A folder with the project's commands and configurations, but none of its data."""
     for name in ("tools", "configs", "train.py"):
         (folder / name).symlink_to(ROOT / name)

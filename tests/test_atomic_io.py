@@ -4,36 +4,36 @@ from pathlib import Path
 
 import pytest
 
-from atomic_io import replacing, replacing_folder, write_json
+from atomic_io import atomic_write, atomic_write_folder, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old", encoding="utf-8")
-    with pytest.raises(RuntimeError), replacing(path) as beside:
-        beside.write_text("half", encoding="utf-8")
+    with pytest.raises(RuntimeError), atomic_write(path) as temp_path:
+        temp_path.write_text("half", encoding="utf-8")
         raise RuntimeError
     assert path.read_text(encoding="utf-8") == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_the_file_beside_keeps_its_suffix(tmp_path: Path) -> None:
-    with replacing(tmp_path / "new" / "a.png") as beside:
-        assert beside.suffix == ".png"
-        beside.touch()
+    with atomic_write(tmp_path / "new" / "a.png") as temp_path:
+        assert temp_path.suffix == ".png"
+        temp_path.touch()
     assert (tmp_path / "new" / "a.png").exists()
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "out"
-    with replacing_folder(path) as beside:
-        (beside / "first").touch()
-    with pytest.raises(RuntimeError), replacing_folder(path) as beside:
-        (beside / "second").touch()
+    with atomic_write_folder(path) as temp_path:
+        (temp_path / "first").touch()
+    with pytest.raises(RuntimeError), atomic_write_folder(path) as temp_path:
+        (temp_path / "second").touch()
         raise RuntimeError
     assert [p.name for p in path.iterdir()] == ["first"]
-    with replacing_folder(path) as beside:
-        (beside / "third").touch()
+    with atomic_write_folder(path) as temp_path:
+        (temp_path / "third").touch()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert [p.name for p in path.iterdir()] == ["third"]
 
@@ -48,7 +48,7 @@ def test_json_keeps_chinese_readable_and_refuses_nan(tmp_path: Path) -> None:
 
 
 def test_files_of_a_new_folder_may_be_read_by_those_who_may_read_the_folder(tmp_path: Path) -> None:
-    with replacing_folder(tmp_path / "out") as beside:
-        (beside / "model.safetensors").touch(mode=0o600)
-        readers = beside.stat().st_mode & 0o444
+    with atomic_write_folder(tmp_path / "out") as temp_path:
+        (temp_path / "model.safetensors").touch(mode=0o600)
+        readers = temp_path.stat().st_mode & 0o444
     assert (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o444 == readers

@@ -12,8 +12,8 @@ from config import Config
 from errors import TesseraError, UsageError
 
 
-def status_of(main: object, arguments: list[str], configured: bool = False) -> int:
-    parser = cli.Parser("A command.", configured)
+def status_of(main: object, arguments: list[str], takes_config: bool = False) -> int:
+    parser = cli.Parser("A command.", takes_config)
     parser.add_argument("--limit", type=int)
     with pytest.raises(SystemExit) as ended:
         cli.run(main, parser, arguments)  # type: ignore[arg-type]
@@ -71,5 +71,5 @@ def test_overrides_may_stand_before_and_behind_options() -> None:
     seen: list[Config] = []
     main = lambda arguments: seen.append(arguments.config)  # noqa: E731
     config = str(Path("configs/reference.yaml"))
-    assert status_of(main, ["train.seed=4", "--config", config, "train.batch_size=3", "--limit", "2"], configured=True) == 0
-    assert (seen[0].name, seen[0].train.seed, seen[0].train.batch_size) == ("reference", 4, 3)
+    assert status_of(main, ["train.seed=4", "--config", config, "train.batch_size=3", "--limit", "2"], takes_config=True) == 0
+    assert (seen[0].name, seen[0].train.seed, seen[0].train.per_device_train_batch_size) == ("reference", 4, 3)

@@ -37,8 +37,8 @@ def test_a_rate_written_as_in_papers_is_a_number(yaml_file: Path) -> None:
 
 def test_overrides_reach_nested_keys_and_list_members(yaml_file: Path) -> None:
     loaded = config.load(yaml_file, ["train.batch_size=8", "data.sources.0.limit=5", "model.projector.pool=3", "model.lora=null"])
-    assert loaded.train.batch_size == 8
-    assert loaded.model.projector.pool == 3
+    assert loaded.train.per_device_train_batch_size == 8
+    assert loaded.model.connector.pool == 3
     assert loaded.model.lora is None
     source = loaded.data.sources[0]
     assert isinstance(source, AiChallengerSource) and source.limit == 5
@@ -103,9 +103,9 @@ def test_a_source_that_does_not_exist_is_named(yaml_file: Path) -> None:
 
 def test_a_folder_that_does_not_exist_is_named_and_a_hub_name_passes(yaml_file: Path) -> None:
     loaded = config.load(yaml_file, ["model.vision=checkpoints/none/siglip", "model.language=Qwen/Qwen3-1.7B"])
-    config.check_parts(loaded, "model.language", "rerank.clip")
+    config.check_model_paths(loaded, "model.language", "rerank.clip")
     with pytest.raises(UsageError, match=r"model\.vision: checkpoints/none/siglip does not exist"):
-        config.check_parts(loaded, "model.vision")
+        config.check_model_paths(loaded, "model.vision")
 
 
 def test_help_documents_every_key() -> None:

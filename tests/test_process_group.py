@@ -7,33 +7,33 @@ import torch
 
 import cli
 from errors import TesseraError, UsageError
-from process_group import Share, join, only_main_speaks, working_together
+from process_group import ProcessGroup, init_distributed, init_process_group, main_process_only
 
 
 def test_every_piece_of_work_falls_to_one_process() -> None:
-    for processes in (1, 2, 3, 8):
-        taken = [[number for number in range(20) if Share(place, processes).takes(number)] for place in range(processes)]
+    for world_size in (1, 2, 3, 8):
+        taken = [[number for number in range(20) if ProcessGroup(rank, world_size).owns(number)] for rank in range(world_size)]
         assert sorted(number for one in taken for number in one) == list(range(20))
         assert max(map(len, taken)) - min(map(len, taken)) <= 1
 
 
 def test_a_process_alone_gathers_its_own() -> None:
-    with working_together() as share:
-        assert (share.main, share.processes) == (True, 1)
-        assert share.gather({"a": 1}) == [{"a": 1}]
+    with init_process_group() as process_group:
+        assert (process_group.is_main_process, process_group.world_size) == (True, 1)
+        assert process_group.gather({"a": 1}) == [{"a": 1}]
     assert not torch.distributed.is_initialized()
 
 
 def test_a_world_of_another_size_than_launched_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert join().num_processes == 1
+    assert init_distributed().num_processes == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="the launcher started 2 processes, but only 1 found each other"):
-        join()
+        init_distributed()
 
 
 def test_what_helpers_show_is_not_seen(capsys: pytest.CaptureFixture[str]) -> None:
-    for main, said in ((True, "half done\n"), (False, "")):
-        with only_main_speaks(main):
+    for is_main_process, said in ((True, "half done\n"), (False, "")):
+        with main_process_only(is_main_process):
             print("half done", file=sys.stderr)
         assert capsys.readouterr().err == said
 
@@ -56,6 +56,6 @@ def test_wrong_arguments_are_said_by_one_process_and_failures_by_each(
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        cli.run(fails, cli.Parser("", configured=False), [])
+        cli.run(fails, cli.Parser("", takes_config=False), [])
     assert ended.value.code == error.exit_status
     assert capsys.readouterr().err == said

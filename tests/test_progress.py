@@ -11,13 +11,13 @@ def test_the_last_line_says_how_much_was_done(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_note_stands_behind_the_count(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("asking", 10, "questions", every=0.0) as progress:
+    with Progress("asking", 10, "questions", interval=0.0) as progress:
         progress.update(4, note="accuracy 0.50")
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith("asking: 4/10 questions") and first.endswith("accuracy 0.50")
 
 
 def test_the_end_is_not_said_twice(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("asking", 2, "questions", every=0.0) as progress:
+    with Progress("asking", 2, "questions", interval=0.0) as progress:
         progress.update(2)
     assert len(capsys.readouterr().err.splitlines()) == 1

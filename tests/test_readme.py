@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipeline import ROOT, run, workplace
+from tests.pipeline import ROOT, run, workspace
 
 SMALL = "train.stages.0.max_steps=1 train.stages.1.max_steps=2 train.batch_size=4 train.evaluate_samples=4 train.panels=2 train.workers=0"
 REDUCED = {
@@ -56,7 +56,7 @@ def test_the_windows_commands_are_those_that_make_demo_runs() -> None:
 
 @pytest.mark.xdist_group("long")
 def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
-    folder = workplace(tmp_path)
+    folder = workspace(tmp_path)
     for preparing in ("python tools/train_tiny_models.py --steps 0", "python tools/make_synthetic_data.py"):
         run(folder, reduced(preparing))
     shown = commands("README.md")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.pipeline import run, workplace
+from tests.pipeline import run, workspace
 
 REAL_DATA = os.environ.get("TESSERA_REAL_DATA", "")
 
@@ -66,7 +66,7 @@ def experiment(data: Path, parts: Path) -> dict[str, object]:
 
 @pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA names no folder of excerpts")
 def test_the_three_commands_run_one_after_the_other_on_real_data(tmp_path: Path, parts: Path) -> None:
-    folder = workplace(tmp_path)
+    folder = workspace(tmp_path)
     (folder / "real.yaml").write_text(yaml.safe_dump(experiment(Path(REAL_DATA).resolve(), parts), allow_unicode=True), encoding="utf-8")
     table = run(folder, "python tools/preprocess.py --config real.yaml")
     report = json.loads((folder / "data/real/report.json").read_text(encoding="utf-8"))
@@ -90,7 +90,7 @@ def test_the_three_commands_run_one_after_the_other_on_real_data(tmp_path: Path,
 
 @pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA names no folder of excerpts")
 def test_questions_about_text_in_real_photos_run_through_and_poor_scores_are_called_poor(tmp_path: Path, parts: Path) -> None:
-    folder, photos = workplace(tmp_path), Path(REAL_DATA).resolve() / "textvqa"
+    folder, photos = workspace(tmp_path), Path(REAL_DATA).resolve() / "textvqa"
     settings = experiment(photos.parent, parts)
     source = {"format": "vqa_metadata", "annotations": str(photos / "metadata.json"), "images": str(photos)}
     changed = {"name": "text", "data": {"sources": [source], "split": {"validation": 0.1, "test": 0.8}}}

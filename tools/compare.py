@@ -8,9 +8,9 @@ from pathlib import Path
 
 import cli
 import config as configuration
-from dataset.loading.sample_store import Store
+from dataset.loading.sample_store import SampleStore
 from evaluation.comparison.compare import compare_files
-from evaluation.comparison.external_predictions import Fields
+from evaluation.comparison.external_predictions import FieldNames
 
 parser = cli.Parser(__doc__ or "")
 parser.add_argument("a", type=Path, metavar="A.jsonl", help="answers of one system")
@@ -34,9 +34,9 @@ def main(arguments: argparse.Namespace) -> None:
     result = compare_files(
         [arguments.a, *arguments.more_a],
         [arguments.b, *arguments.more_b],
-        lambda: Store(arguments.data or config.data_folder),
+        lambda: SampleStore(arguments.data or config.data_folder),
         arguments.choice,
-        Fields.parse(arguments.fields),
+        FieldNames.parse(arguments.fields),
         config.eval.bootstrap,
         config.eval.seed,
     )

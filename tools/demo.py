@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, TypeVar
 
 import cli
 import config as configuration
-from answering.answerer_factory import Shelf, build_answerer, build_reranker, check_decoding
-from answering.batch_inference import find_pictures
+from answering.answerer_factory import ScorerCache, build_answerer, build_reranker, check_decoding
+from answering.batch_inference import find_images
 from answering.config import CheckpointSystem, System, scorer_keys
 from errors import TesseraError, UsageError
 
 if TYPE_CHECKING:
-    from serving.demo.session import Talker
-    from serving.search.image_index import PictureIndex
+    from serving.demo.session import Session
+    from serving.search.image_index import ImageIndex
 
 T = TypeVar("T")
 
-EXAMPLES = 6
+NUM_EXAMPLES = 6
 """Example pictures that the page offers."""
 
 parser = cli.Parser(__doc__ or "")
@@ -32,29 +32,29 @@ def main(arguments: argparse.Namespace) -> None:
     """Load what there is, serve the page; where the checkpoint or the search is missing, the page says so."""
     config: configuration.Config = arguments.config
     try:
-        from serving.demo.page import Parts, launch
+        from serving.demo.page import DemoBackends, launch
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'tessera-vlm[demo]' has what the demo needs") from error
     if not 0 <= arguments.port <= 65535:
         raise UsageError(f"--port {arguments.port}: 0 to 65535 is expected")
-    other = chosen(config, "--against", arguments.against) if arguments.against else None
-    first: System = CheckpointSystem(name=config.name, kind="checkpoint", path="newest")
+    other = select_system(config, "--against", arguments.against) if arguments.against else None
+    main_system: System = CheckpointSystem(name=config.name, kind="checkpoint", path="newest")
     if arguments.system:
-        first = chosen(config, "--system", arguments.system)
-    configuration.check_parts(config, *scorer_keys(config.rerank))
-    check_decoding(config.decoding, [first, *([] if other is None else [other])])
-    shelf = Shelf()
-    parts = Parts(
-        talker=or_reason(lambda: talker(config, first, shelf)),
-        other=None if other is None else talker(config, other, shelf),
-        scorer=None if config.rerank.clip is None else shelf.load(config.rerank.clip),
-        index=or_reason(lambda: library(config, shelf)),
+        main_system = select_system(config, "--system", arguments.system)
+    configuration.check_model_paths(config, *scorer_keys(config.rerank))
+    check_decoding(config.decoding, [main_system, *([] if other is None else [other])])
+    scorer_cache = ScorerCache()
+    parts = DemoBackends(
+        session=load_or_reason(lambda: session(config, main_system, scorer_cache)),
+        other=None if other is None else session(config, other, scorer_cache),
+        scorer=None if config.rerank.clip is None else scorer_cache.load(config.rerank.clip),
+        index=load_or_reason(lambda: build_index(config, scorer_cache)),
         examples=examples(config),
     )
     launch(parts, arguments.host, arguments.port)
 
 
-def chosen(config: configuration.Config, key: str, name: str) -> System:
+def select_system(config: configuration.Config, key: str, name: str) -> System:
     """The system of eval.systems with a name."""
     for system in config.eval.systems:
         if system.name == name:
@@ -63,16 +63,18 @@ def chosen(config: configuration.Config, key: str, name: str) -> System:
     raise UsageError(f"{key} {name}: eval.systems has no such system (it has: {names})")
 
 
-def talker(config: configuration.Config, system: System, shelf: Shelf) -> "Talker":
+def session(config: configuration.Config, system: System, scorer_cache: ScorerCache) -> "Session":
     """A system with what reranks its candidates, loaded."""
-    from serving.demo.session import Talker
+    from serving.demo.session import Session
 
     answerer = build_answerer(system, checkpoint_folder=config.checkpoint_folder)
-    reranker = build_reranker(config.rerank, answerer.description, config.decoding, config.result_folder / "plans", shelf=shelf)
-    return Talker(system.name, answerer, reranker, config.decoding, config.eval.description_tokens)
+    reranker = build_reranker(
+        config.rerank, answerer.description, config.decoding, config.result_folder / "plans", scorer_cache=scorer_cache
+    )
+    return Session(system.name, answerer, reranker, config.decoding, config.eval.description_tokens)
 
 
-def library(config: configuration.Config, shelf: Shelf) -> "PictureIndex":
+def build_index(config: configuration.Config, scorer_cache: ScorerCache) -> "ImageIndex":
     """The index of the picture search; an empty one is filled with the pictures of search.images."""
     from serving.search.folder_indexer import index_folder
     from serving.search.image_index import open_index
@@ -80,7 +82,9 @@ def library(config: configuration.Config, shelf: Shelf) -> "PictureIndex":
     clip = config.search.clip or config.rerank.clip
     if clip is None:
         raise UsageError("search.clip and rerank.clip are null")
-    index = open_index(config.search, config.search_place, clip, create=True, max_pixels=config.data.max_pixels, shelf=shelf)
+    index = open_index(
+        config.search, config.search_index_uri, clip, create=True, max_pixels=config.data.max_pixels, scorer_cache=scorer_cache
+    )
     if len(index) == 0 and _has_folder(config):
         index_folder(index, config.search.images or Path())
     return index
@@ -90,15 +94,15 @@ def examples(config: configuration.Config) -> list[Path]:
     """Some pictures of search.images, spread over the folder."""
     if not _has_folder(config):
         return []
-    found = find_pictures(config.search.images or Path())
-    return found[:: max(1, len(found) // EXAMPLES)][:EXAMPLES]
+    found = find_images(config.search.images or Path())
+    return found[:: max(1, len(found) // NUM_EXAMPLES)][:NUM_EXAMPLES]
 
 
 def _has_folder(config: configuration.Config) -> bool:
     return config.search.images is not None and config.search.images.is_dir()
 
 
-def or_reason(load: Callable[[], T]) -> T | str:
+def load_or_reason(load: Callable[[], T]) -> T | str:
     """What is loaded, or why it is not: the page says it to those who ask for it, the terminal now."""
     try:
         return load()

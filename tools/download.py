@@ -5,8 +5,8 @@ from pathlib import Path
 
 import cli
 import config as configuration
-from model.hub.download import Hub, ModelScope, Source, check_room, needed, readable
-from visual.config import named_parts
+from model.hub.download import Hub, ModelScope, Source, check_disk_space, format_bytes, select_files
+from visual.config import iter_model_names
 
 parser = cli.Parser(__doc__)
 parser.add_argument("--source", default="hub", choices=("hub", "modelscope"), help="where from (default: the Hugging Face hub)")
@@ -17,8 +17,8 @@ parser.add_argument("--sizes", action="store_true", help="say the sizes and fetc
 def main(arguments: argparse.Namespace) -> None:
     """List, fetch what is missing, and say how the configuration finds it."""
     keys: dict[str, list[str]] = {}
-    for key, name in named_parts(arguments.config):
-        configuration.check_parts(arguments.config, key)
+    for key, name in iter_model_names(arguments.config):
+        configuration.check_model_paths(arguments.config, key)
         keys.setdefault(name, []).append(key)
     remote = []
     for name in keys:
@@ -28,21 +28,21 @@ def main(arguments: argparse.Namespace) -> None:
             remote.append(name)
     if not remote:
         return
-    source: Source = Hub() if arguments.source == "hub" else ModelScope(arguments.into)
-    files = {name: needed(source.files(name)) for name in remote}
-    missing = {name: sum(file.size for file in files[name] if not file.here) for name in remote}
+    source: Source = Hub() if arguments.source == "hub" else ModelScope(arguments.target_folder)
+    files = {name: select_files(source.files(name)) for name in remote}
+    missing = {name: sum(file.size for file in files[name] if not file.is_cached) for name in remote}
     for name in remote:
-        whole = readable(sum(file.size for file in files[name]))
-        print(f"{', '.join(keys[name])}: {name}, {len(files[name])} files, {whole}, to fetch: {readable(missing[name])}")
-    print(f"together to fetch: {readable(sum(missing.values()))} into {source.folder}", flush=True)
-    check_room(source.folder, sum(missing.values()))
+        whole = format_bytes(sum(file.size for file in files[name]))
+        print(f"{', '.join(keys[name])}: {name}, {len(files[name])} files, {whole}, to fetch: {format_bytes(missing[name])}")
+    print(f"together to fetch: {format_bytes(sum(missing.values()))} into {source.folder}", flush=True)
+    check_disk_space(source.folder, sum(missing.values()))
     if arguments.sizes:
         return
     for name in remote:
-        if not all(file.here for file in files[name]):
+        if not all(file.is_cached for file in files[name]):
             print(f"{name} -> {source.fetch(name, files[name])}")
     if arguments.source == "modelscope":
-        print("use them with: " + " ".join(f"{key}={arguments.into / name}" for name in remote for key in keys[name]))
+        print("use them with: " + " ".join(f"{key}={arguments.target_folder / name}" for name in remote for key in keys[name]))
 
 
 if __name__ == "__main__":

@@ -12,19 +12,19 @@ from pathlib import Path
 import cli
 import config as configuration
 from answering.answerer_factory import build_answerer, build_scorers, build_untuned, check_decoding, check_system
-from answering.config import scorer_keys, with_threshold
-from dataset.loading.sample_store import Store
+from answering.config import scorer_keys, with_abstain_below
+from dataset.loading.sample_store import SampleStore
 from errors import UsageError
-from evaluation.report.result_tables import tables
+from evaluation.report.result_tables import render_tables
 from evaluation.report.write_report import write_report
-from evaluation.run.evaluation_run import conclude
+from evaluation.run.evaluation_run import score_evaluation
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.run.question_runner import NamedScorer
-from evaluation.run.system_groups import as_curve, checkpoints_of
-from evaluation.run.system_runner import ask_everything
-from evaluation.run.system_selection import only, with_checkpoints
-from evaluation.scoring.thresholds import missed
-from process_group import only_main_speaks, working_together
+from evaluation.run.system_groups import learning_curve_settings, list_checkpoints
+from evaluation.run.system_runner import run_all_systems
+from evaluation.run.system_selection import select_systems, with_checkpoints
+from evaluation.scoring.thresholds import missed_thresholds
+from process_group import init_process_group, main_process_only
 
 parser = cli.Parser(__doc__ or "")
 parser.add_argument(
@@ -46,20 +46,20 @@ def main(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--limit {arguments.limit}: expected a number of questions, at least 1")
     if arguments.curve is not None and arguments.checkpoints:
         raise UsageError("--curve: it takes all checkpoints of a run; --checkpoints goes without it")
-    given = arguments.checkpoints if arguments.curve is None else checkpoints_of(arguments.curve)
-    systems = only(with_checkpoints(config.eval.systems, given), arguments.systems)
+    checkpoints = arguments.checkpoints if arguments.curve is None else list_checkpoints(arguments.curve)
+    systems = select_systems(with_checkpoints(config.eval.systems, checkpoints), arguments.systems)
     settings = dataclasses.replace(config.eval, systems=systems, limit=arguments.limit or config.eval.limit)
     if arguments.curve is not None:
-        settings = as_curve(settings)
-    config = dataclasses.replace(config, eval=settings, rerank=with_threshold(config.rerank, arguments.abstain_below))
-    configuration.check_parts(config, *scorer_keys(config.rerank))
+        settings = learning_curve_settings(settings)
+    config = dataclasses.replace(config, eval=settings, rerank=with_abstain_below(config.rerank, arguments.abstain_below))
+    configuration.check_model_paths(config, *scorer_keys(config.rerank))
     for i, system in enumerate(systems):
         check_system(system, f"eval.systems.{i}.")
     check_decoding(config.decoding, systems)
 
     experiment = Experiment(
         name=config.name,
-        store=Store(config.data_folder),
+        store=SampleStore(config.data_folder),
         out=arguments.out or config.result_folder,
         settings=settings,
         decoding=config.decoding,
@@ -67,17 +67,17 @@ def main(arguments: argparse.Namespace) -> int:
     )
     folder = config.checkpoint_folder
     load, load_untuned = partial(build_answerer, checkpoint_folder=folder), partial(build_untuned, checkpoint_folder=folder)
-    with working_together() as share, only_main_speaks(share.main):
+    with init_process_group() as process_group, main_process_only(process_group.is_main_process):
         built = build_scorers(config.rerank)
-        scorers = [NamedScorer(one.path, one.scorer, name, one.languages, config.rerank.wording) for name, one in built.items()]
-        everything = ask_everything(experiment, load, load_untuned, scorers, share)
-    if not share.main:
+        scorers = [NamedScorer(one.path, one.scorer, name, one.languages, config.rerank.statement_form) for name, one in built.items()]
+        answers = run_all_systems(experiment, load, load_untuned, scorers, process_group)
+    if not process_group.is_main_process:
         return 0
-    outcome = conclude(experiment, everything)
-    report = write_report(outcome, experiment)
-    print(tables(outcome.summary))
+    evaluation_result = score_evaluation(experiment, answers)
+    report = write_report(evaluation_result, experiment)
+    print(render_tables(evaluation_result.summary))
     print(f"report: {report}")
-    if names := missed(outcome.summary.get("bars", [])):
+    if names := missed_thresholds(evaluation_result.summary.get("bars", [])):
         print(f"missed: {', '.join(f'eval.bars.{name}' for name in names)}", file=sys.stderr)
         return 1
     return 0

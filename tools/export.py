@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 import cli
-from dataset.build.merge_report import Report
+from dataset.build.merge_report import MergeReport
 from errors import TesseraError
 from model.hub import push_to_hub
 from model.hub.llava_export import export
-from model.siglip_qwen.checkpoint import newest
+from model.siglip_qwen.checkpoint import latest
 from model.siglip_qwen.processor import Processor
 
 parser = cli.Parser(__doc__)
@@ -29,12 +29,12 @@ parser.add_argument(
 
 def main(arguments: argparse.Namespace) -> None:
     """Export, name what was written, and upload it where that is asked for."""
-    token = push_to_hub.token_in(os.environ) if arguments.push else ""
+    token = push_to_hub.token_from_environment(os.environ) if arguments.push else ""
     if arguments.push:
-        push_to_hub.check(arguments.push, token)
-    newest_wanted = arguments.checkpoint == "newest"
-    folder = newest(arguments.config.checkpoint_folder) if newest_wanted else Path(arguments.checkpoint)
-    report = Report.load(arguments.report).table() if arguments.report else None
+        push_to_hub.check_repository(arguments.push, token)
+    use_latest = arguments.checkpoint == "newest"
+    folder = latest(arguments.config.checkpoint_folder) if use_latest else Path(arguments.checkpoint)
+    report = MergeReport.load(arguments.report).table() if arguments.report else None
     dtype = getattr(torch, arguments.dtype)
     warnings = export(folder, arguments.out, arguments.format, Processor.load(folder), dtype=dtype, data_report=report)
     for warning in warnings:

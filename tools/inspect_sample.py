@@ -5,26 +5,26 @@ import sys
 
 import cli
 import config as configuration
-from dataset.loading.sample_store import Store
+from dataset.loading.sample_store import SampleStore
 from errors import UsageError
 from model.siglip_qwen.sample_inspection import describe_sample
 from training.run_setup import build_processor
 
 parser = cli.Parser(__doc__ or "")
-which = parser.add_mutually_exclusive_group()
-which.add_argument("--index", type=int, default=0, metavar="N", help="row in samples.parquet, from 0 (default: %(default)s)")
-which.add_argument("--sample", metavar="ID", help="sample_id")
+sample_group = parser.add_mutually_exclusive_group()
+sample_group.add_argument("--index", type=int, default=0, metavar="N", help="row in samples.parquet, from 0 (default: %(default)s)")
+sample_group.add_argument("--sample", metavar="ID", help="sample_id")
 parser.add_argument("--epoch", type=int, default=0, metavar="N", help="which epoch's target is drawn (default: %(default)s)")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Print one sample. Supervised tokens are green on a terminal and marked with + elsewhere."""
     config: configuration.Config = arguments.config
-    store = Store(config.data_folder)
-    index = store.row_of(arguments.sample) if arguments.sample else arguments.index
+    store = SampleStore(config.data_folder)
+    index = store.row_index(arguments.sample) if arguments.sample else arguments.index
     if not 0 <= index < len(store):
         raise UsageError(f"--index {index}: {config.data_folder} has the rows 0 to {len(store) - 1}")
-    configuration.check_parts(config, "model.vision", "model.language")
+    configuration.check_model_paths(config, "model.vision", "model.language")
     processor = build_processor(config.model)
     for line in describe_sample(store, store.sample(index), processor, config.train.seed, arguments.epoch, sys.stdout.isatty()):
         print(line)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 import cli
-from dataset.synthetic.dataset_writer import Plan, write_scenes
+from dataset.synthetic.dataset_writer import SceneCounts, write_scenes
 from errors import UsageError
 
 FOLDER = Path("data/scenes")
@@ -13,8 +13,8 @@ UNSEEN = "test scenes with combinations of color and shape that training never s
 
 def arguments() -> cli.Parser:
     """The command line."""
-    plan = Plan()
-    parser = cli.Parser(__doc__ or "", configured=False)
+    plan = SceneCounts()
+    parser = cli.Parser(__doc__ or "", takes_config=False)
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the set (default: %(default)s)")
     parser.add_argument("--train", type=int, default=plan.train, metavar="N", help="training scenes (default: %(default)s)")
     parser.add_argument("--validation", type=int, default=plan.validation, metavar="N", help="validation scenes (default: %(default)s)")
@@ -26,13 +26,13 @@ def arguments() -> cli.Parser:
 
 def main(parsed: argparse.Namespace) -> int:
     """Write the set, or say that it stands already."""
-    plan = Plan(parsed.seed, parsed.train, parsed.validation, parsed.test, parsed.unseen)
+    plan = SceneCounts(parsed.seed, parsed.train, parsed.validation, parsed.test, parsed.unseen)
     for name in ("train", "validation", "test", "unseen"):
         if getattr(plan, name) < 1:
             raise UsageError(f"--{name} {getattr(plan, name)}: at least one scene is needed")
-    drawn = write_scenes(parsed.out, plan)
+    was_written = write_scenes(parsed.out, plan)
     counts = f"{plan.train:,} training, {plan.validation:,} validation, {plan.test:,} test and {plan.unseen:,} unseen scenes"
-    print(f"{parsed.out}: {counts}" if drawn else f"{parsed.out}: unchanged ({counts})")
+    print(f"{parsed.out}: {counts}" if was_written else f"{parsed.out}: unchanged ({counts})")
     return 0
 
 

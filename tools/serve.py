@@ -6,7 +6,7 @@ from functools import partial
 
 import cli
 import config as configuration
-from answering.answerer_factory import Shelf
+from answering.answerer_factory import ScorerCache
 from errors import UsageError
 
 parser = cli.Parser(__doc__ or "")
@@ -17,24 +17,28 @@ def main(arguments: argparse.Namespace) -> None:
     config: configuration.Config = arguments.config
     try:
         from answering.answerer_factory import check_decoding
-        from serving.engine import Engine, Plan
+        from serving.engine import Engine, LoadPlan
         from serving.search.image_index import open_index
-        from serving.server import chosen_system, serve
+        from serving.server import select_system, serve
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'tessera-vlm[serve]' has what the service needs") from error
     if not arguments.debug:
-        cli.quiet_libraries()
+        cli.silence_libraries()
     log_to_standard_error()
-    system = chosen_system(config.serve, config.eval.systems, config.name)
+    system = select_system(config.serve, config.eval.systems, config.name)
     check_decoding(config.decoding, [system])
     clip = config.search.clip or config.rerank.clip
     for key in ("rerank.clip", "search.clip"):
-        configuration.check_parts(config, key)
+        configuration.check_model_paths(config, key)
     # Reranking and search use one CLIP where both name the same.
-    shelf, size = Shelf(), config.serve.max_pixels
-    library = partial(open_index, config.search, config.search_place, clip, create=True, max_pixels=size, shelf=shelf) if clip else None
-    plan = Plan(system.name, system, config.checkpoint_folder, config.result_folder / "plans", config.rerank, config.decoding)
-    serve(config.serve, plan, library if config.serve.search else None, partial(Engine.load, shelf=shelf))
+    scorer_cache, size = ScorerCache(), config.serve.max_pixels
+    image_index = (
+        partial(open_index, config.search, config.search_index_uri, clip, create=True, max_pixels=size, scorer_cache=scorer_cache)
+        if clip
+        else None
+    )
+    plan = LoadPlan(system.name, system, config.checkpoint_folder, config.result_folder / "plans", config.rerank, config.decoding)
+    serve(config.serve, plan, image_index if config.serve.search else None, partial(Engine.load, scorer_cache=scorer_cache))
 
 
 def log_to_standard_error() -> None:

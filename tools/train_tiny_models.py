@@ -12,17 +12,19 @@ from transformers.utils import logging
 
 import cli
 from errors import UsageError
-from training.tiny_models.architectures import PARTS
-from training.tiny_models.pretrain import Setting, pretrain, write_untrained
+from training.tiny_models.architectures import TINY_MODELS
+from training.tiny_models.pretrain import PretrainingSettings, pretrain, write_untrained
 
 FOLDER = Path("checkpoints/tiny")
 
 
 def arguments() -> cli.Parser:
     """The command line."""
-    parser = cli.Parser(__doc__ or "", configured=False)
+    parser = cli.Parser(__doc__ or "", takes_config=False)
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the parts (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"some of {', '.join(PARTS)}")
+    parser.add_argument(
+        "--only", nargs="+", choices=TINY_MODELS, default=TINY_MODELS, metavar="PART", help=f"some of {', '.join(TINY_MODELS)}"
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="steps of each part; 0 writes those that are missing, untrained")
     parser.add_argument("--batch-size", type=int, metavar="N", help="scenes a step; each part has its own number")
     parser.add_argument("--learning-rate", type=float, metavar="R", help="highest learning rate; each part has its own")
@@ -36,10 +38,10 @@ def arguments() -> cli.Parser:
 
 def main(parsed: argparse.Namespace) -> int:
     """Write untrained parts, or train."""
-    for name, lowest in (("steps", 0), ("batch_size", 2), ("workers", 0)):
+    for name, minimum in (("steps", 0), ("batch_size", 2), ("workers", 0)):
         value = getattr(parsed, name)
-        if value is not None and value < lowest:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: at least {lowest} is expected")
+        if value is not None and value < minimum:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: at least {minimum} is expected")
     if parsed.learning_rate is not None and not parsed.learning_rate > 0:
         raise UsageError(f"--learning-rate {parsed.learning_rate}: a positive number is expected")
     logging.set_verbosity_error()
@@ -50,7 +52,7 @@ def main(parsed: argparse.Namespace) -> int:
         return 0
     device = ("cuda" if torch.cuda.is_available() else "cpu") if parsed.device == "auto" else parsed.device
     workers = max(1, (os.cpu_count() or 2) - 1) if parsed.workers is None else parsed.workers
-    setting = Setting(
+    setting = PretrainingSettings(
         parsed.seed,
         torch.device(device),
         workers,

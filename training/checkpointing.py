@@ -11,8 +11,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from atomic_io import share
-from model.siglip_qwen.checkpoint import mark_whole
+from atomic_io import copy_read_permissions
+from model.siglip_qwen.checkpoint import write_manifest
 from training.resume import RunState
 
 TRAINER_FOLDER = "trainer"
@@ -30,21 +30,21 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
 
 
-class Checkpoints:
+class CheckpointWriter:
     """Writes the checkpoints of a run; every process calls its methods, at the same time.
 
     keep: how many stay of each stage.
     """
 
-    def __init__(self, folder: Path, keep: int, processes: PartialState):
-        self.folder, self._keep, self._processes = folder, keep, processes
+    def __init__(self, folder: Path, save_total_limit: int, partial_state: PartialState):
+        self.folder, self._save_total_limit, self._partial_state = folder, save_total_limit, partial_state
 
     def write(
         self,
         state: RunState,
         save_model: Callable[[Path], None],
         save_trainer: Callable[[Path], None] | None,
-        spare: int | None = None,
+        protected_step: int | None = None,
     ) -> Path:
         """Write the checkpoint of `state.step` and remove older ones of its stage.
 
@@ -53,47 +53,47 @@ class Checkpoints:
         spare: a step whose checkpoint stays in any case.
         """
         partial = self._begin(state)
-        if self._processes.is_main_process:
+        if self._partial_state.is_main_process:
             save_model(partial)
         if save_trainer is not None:
             save_trainer(partial / TRAINER_FOLDER)
-        return self._finish(partial, state, spare)
+        return self._finish(partial, state, protected_step)
 
-    def write_copy(self, state: RunState, step: int) -> Path:
+    def write_from_step(self, state: RunState, step: int) -> Path:
         """Write the checkpoint of `state.step`, the end of its stage, with the model of an earlier step."""
         source = self.folder / f"checkpoint-{step}"
-        return self.write(state, lambda folder: _copy(source, folder), save_trainer=None, spare=step)
+        return self.write(state, lambda folder: _copy(source, folder), save_trainer=None, protected_step=step)
 
     def _begin(self, state: RunState) -> Path:
         partial = self.folder / f".checkpoint-{state.step}.partial"
-        if self._processes.is_main_process:
-            for left_over in self.folder.glob(".checkpoint-*.partial"):
-                shutil.rmtree(left_over)
+        if self._partial_state.is_main_process:
+            for stale in self.folder.glob(".checkpoint-*.partial"):
+                shutil.rmtree(stale)
             (partial / TRAINER_FOLDER).mkdir(parents=True)
-        self._processes.wait_for_everyone()
+        self._partial_state.wait_for_everyone()
         return partial
 
-    def _finish(self, partial: Path, state: RunState, spare: int | None) -> Path:
-        self._processes.wait_for_everyone()
-        place = self.folder / f"checkpoint-{state.step}"
-        if self._processes.is_main_process:
+    def _finish(self, partial: Path, state: RunState, protected_step: int | None) -> Path:
+        self._partial_state.wait_for_everyone()
+        target = self.folder / f"checkpoint-{state.step}"
+        if self._partial_state.is_main_process:
             state.write(partial / TRAINER_FOLDER)
-            share(partial)
-            mark_whole(partial)
-            if place.exists():
-                shutil.rmtree(place)
-            partial.replace(place)
-            self._remove_older(state.first_step, spare)
-        self._processes.wait_for_everyone()
-        return place
+            copy_read_permissions(partial)
+            write_manifest(partial)
+            if target.exists():
+                shutil.rmtree(target)
+            partial.replace(target)
+            self._remove_older(state.first_step, protected_step)
+        self._partial_state.wait_for_everyone()
+        return target
 
-    def _remove_older(self, first_step: int, spare: int | None) -> None:
-        of_stage = [path for path in checkpoint_folders(self.folder) if step_of(path) > first_step]
-        for path in of_stage[: -self._keep]:
-            if step_of(path) != spare:
+    def _remove_older(self, first_step: int, protected_step: int | None) -> None:
+        stage_checkpoints = [path for path in checkpoint_folders(self.folder) if step_of(path) > first_step]
+        for path in stage_checkpoints[: -self._save_total_limit]:
+            if step_of(path) != protected_step:
                 # Renamed first: removed half-way, it must not look like a checkpoint.
-                doomed = path.replace(path.with_name(f".{path.name}.removed"))
-                shutil.rmtree(doomed)
+                removed = path.replace(path.with_name(f".{path.name}.removed"))
+                shutil.rmtree(removed)
 
 
 def _copy(source: Path, folder: Path) -> None:

@@ -9,16 +9,16 @@ from config_schema import section
 from dataset.config import DataConfig
 from model.siglip_qwen.config import ModelConfig
 
-Group = Literal["projector", "lora", "language"]
+ParamGroup = Literal["projector", "lora", "language"]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
-Positive = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
 
 
 @section
 class LearningRates:
     """A learning rate for each trained group."""
 
-    projector: PositiveFloat = 1e-4
+    connector: PositiveFloat = 1e-4
     """Of the projector."""
     lora: PositiveFloat = 2e-4
     """Of the adapters."""
@@ -32,11 +32,11 @@ class StageConfig:
 
     name: str
     """Name of the stage in logs and checkpoints."""
-    train: tuple[Group, ...]
+    train: tuple[ParamGroup, ...]
     """What is trained: projector, lora, language (the whole language model)."""
     epochs: PositiveFloat = 1.0
     """Passes over the training samples."""
-    max_steps: Positive | None = None
+    max_steps: PositiveInt | None = None
     """Stop the stage after this many optimizer steps."""
     learning_rate: PositiveFloat | LearningRates | None = None
     """Overrides train.learning_rate for this stage."""
@@ -55,15 +55,15 @@ class TrainConfig:
     """One rate for all groups or one for each."""
     batching: Literal["auto", "packed", "padded"] = "auto"
     """Packed rows or length-grouped padding; auto = packed on CUDA, padded on a CPU."""
-    batch_size: Positive = 16
+    per_device_train_batch_size: PositiveInt = 16
     """Samples a micro-batch and process, when padded."""
-    tokens_per_row: Positive = 16_384
+    packing_length: PositiveInt = 16_384
     """Tokens a micro-batch and process, when packed."""
-    questions_together: Positive = 1
+    max_questions_per_conversation: PositiveInt = 1
     """At most so many short questions about one picture are asked in one conversation, whose picture is paid for once."""
-    accumulation: Positive = 1
+    gradient_accumulation_steps: PositiveInt = 1
     """Micro-batches an optimizer step."""
-    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03
+    warmup_steps: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03
     """Share of the steps over which the learning rate rises; a cosine takes it to zero afterwards."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     """AdamW weight decay."""
@@ -71,37 +71,37 @@ class TrainConfig:
     """Gradients are clipped to this norm."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 autocast, or fp32; auto = bf16 on CUDA devices that have it, fp32 elsewhere."""
-    compile: bool | Literal["auto"] = "auto"
+    torch_compile: bool | Literal["auto"] = "auto"
     """Compile the layers one by one; auto = on CUDA, where a stage has 500 micro-batches or more and so repays it."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: a third slower, far less memory. auto = on CUDA, a trial step says for how
     many layers (none, some or all) that is needed; not on a CPU."""
-    optimizer: Literal["adamw", "paged_adamw8bit"] = "adamw"
+    optim: Literal["adamw", "paged_adamw8bit"] = "adamw"
     """AdamW in fp32, or with 8-bit moments that are paged out to the host when the device is full (CUDA only)."""
     logits_memory_gib: PositiveFloat = 2.0
     """Most memory for scores over the vocabulary; where the supervised tokens of a micro-batch need more, they take turns."""
     seed: int = 0
     """Seed of everything random in the training."""
-    workers: Annotated[int, Field(ge=0)] | None = None
+    dataloader_num_workers: Annotated[int, Field(ge=0)] | None = None
     """Data-loading processes a training process; by default its share of the cores, at most 8."""
-    cache_features: bool = False
+    cache_vision_features: bool = False
     """Keep the vision trunk's features of all pictures in data/<name>/cache, so that training need not run it. For small models
     and projector stages; how much space it takes is said first. Not together with data.augmentation."""
-    processes: Positive | None = None
+    num_processes: PositiveInt | None = None
     """Training stops at once when it runs in another number of processes than this."""
-    log_steps: Positive = 10
+    logging_steps: PositiveInt = 10
     """A status line every so many optimizer steps."""
-    evaluate_steps: Positive = 200
+    eval_steps: PositiveInt = 200
     """Validation loss and panels every so many optimizer steps."""
-    evaluate_samples: Positive = 512
+    eval_samples: PositiveInt = 512
     """Validation samples used for the loss."""
-    save_steps: Positive = 200
+    save_steps: PositiveInt = 200
     """A checkpoint every so many optimizer steps, and one at the end of each stage."""
-    keep_checkpoints: Positive = 2
+    save_total_limit: PositiveInt = 2
     """Older checkpoints of a stage are removed."""
-    patience: Positive | None = None
+    early_stopping_patience: PositiveInt | None = None
     """Stop a stage when the validation loss has not improved for this many evaluations; it ends with its best weights."""
-    panels: Annotated[int, Field(ge=0)] = 8
+    num_logged_predictions: Annotated[int, Field(ge=0)] = 8
     """Validation pictures shown in TensorBoard with question, reference and answer."""
 
 

@@ -12,15 +12,15 @@ from torch.distributed.fsdp import FSDPModule
 
 from errors import UsageError
 from model.lora import base_model
-from model.param_groups import group_of
-from process_group import WORLD_HELP, join
+from model.param_groups import param_group_of
+from process_group import LAUNCH_HELP, init_distributed
 
 
-def check_world(wanted: int | None) -> PartialState:
+def check_world_size(wanted: int | None) -> PartialState:
     """Join the other processes. Raises UsageError when there are not as many as the configuration or the launcher says."""
-    state = join()
+    state = init_distributed()
     if wanted is not None and state.num_processes != wanted:
-        raise UsageError(f"train.processes: {wanted} processes are asked for, {state.num_processes} are running; {WORLD_HELP}")
+        raise UsageError(f"train.processes: {wanted} processes are asked for, {state.num_processes} are running; {LAUNCH_HELP}")
     return state
 
 
@@ -31,14 +31,14 @@ def weights_are_sharded() -> bool:
     return bool(fsdp or (deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"))
 
 
-def shard_again(model: nn.Module) -> None:
+def reshard_model(model: nn.Module) -> None:
     """Behind a forward pass that no backward pass follows, FSDP2 holds some weights whole, beside what the optimizer knows."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def adjust_fsdp(plugin: Any, model: nn.Module) -> None:
+def configure_fsdp(plugin: Any, model: nn.Module) -> None:
     """Settings of accelerate's FSDP2 plugin that depend on the model: the units it shares out, and what stays fp32.
 
     Weights are multiplied in bf16 where that is the precision; gradients are summed and the loss is given in fp32.
@@ -50,20 +50,20 @@ def adjust_fsdp(plugin: Any, model: nn.Module) -> None:
         plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, **exact)
 
 
-def whole_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+def gather_full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """Whole tensors on the CPU of all parameters that a checkpoint may hold, by name; every process must call this.
 
     model: its parameters may be shards of FSDP2 or ZeRO-3. Frozen weights that are never trained stay where they are.
     """
     wanted = {"projector", "lora"} | ({"language"} if base_model(model).config.language_weights else set())
-    return {name: _whole(parameter) for name, parameter in model.named_parameters() if group_of(name) in wanted}
+    return {name: _full_tensor(parameter) for name, parameter in model.named_parameters() if param_group_of(name) in wanted}
 
 
-def _whole(parameter: nn.Parameter) -> torch.Tensor:
+def _full_tensor(parameter: nn.Parameter) -> torch.Tensor:
     if hasattr(parameter, "full_tensor"):  # a DTensor of FSDP2
         # Cloned: what is gathered arrives when it is first touched.
-        whole: torch.Tensor = parameter.full_tensor().detach().clone()
-        return whole.cpu()
+        full: torch.Tensor = parameter.full_tensor().detach().clone()
+        return full.cpu()
     if not (hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")):
         return parameter.detach().cpu()
     import deepspeed

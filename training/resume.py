@@ -17,7 +17,7 @@ from training.monitoring.metrics_history import Row
 
 RUN_STATE_FILE = "run_state.json"
 
-FREE_KEYS = frozenset(
+CHANGEABLE_KEYS = frozenset(
     f"train.{key}"
     for key in (
         *("log_steps", "evaluate_steps", "evaluate_samples", "save_steps", "keep_checkpoints", "patience", "workers", "panels"),
@@ -58,7 +58,7 @@ def read_run_state(folder: Path) -> RunState:
         raise UsageError(f"--resume {folder}: {RUN_STATE_FILE} cannot be read, this is not a checkpoint of a training ({error})") from error
 
 
-def settings(config: Experiment, samples: Path, processes: int, packed: bool, precision: str) -> dict[str, Any]:
+def settings(config: Experiment, samples: Path, num_processes: int, packed: bool, precision: str) -> dict[str, Any]:
     """Everything that decides what a training step does, by key: a run is continued under the same settings only.
 
     samples: the samples.parquet that is trained on; processes, packed, precision: what the run has settled on.
@@ -66,11 +66,11 @@ def settings(config: Experiment, samples: Path, processes: int, packed: bool, pr
     found = {f"model.{key}": value for key, value in _flat(dataclasses.asdict(config.model)).items()}
     found |= {f"train.{key}": value for key, value in _flat(dataclasses.asdict(config.train)).items()}
     found |= {"data.augmentation": dataclasses.asdict(config.data.augmentation) if config.data.augmentation else None}
-    found |= {"train.processes": processes, "train.batching": "packed" if packed else "padded", "train.precision": precision}
+    found |= {"train.processes": num_processes, "train.batching": "packed" if packed else "padded", "train.precision": precision}
     with samples.open("rb") as file:
         found["data (samples.parquet)"] = hashlib.file_digest(file, "sha256").hexdigest()
     # As JSON gives it back, so that a setting read from a checkpoint compares equal.
-    plain: dict[str, Any] = json.loads(json.dumps({key: value for key, value in found.items() if key not in FREE_KEYS}))
+    plain: dict[str, Any] = json.loads(json.dumps({key: value for key, value in found.items() if key not in CHANGEABLE_KEYS}))
     return plain
 
 
@@ -81,10 +81,10 @@ def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def check_same_settings(folder: Path, state: RunState, now: dict[str, Any]) -> None:
+def check_same_settings(folder: Path, state: RunState, current_settings: dict[str, Any]) -> None:
     """Raise UsageError naming the settings that differ. Stages behind the checkpoint's own may be changed and added."""
     reached = state.stage + 1
-    before, after = ({**known, "train.stages": known["train.stages"][:reached]} for known in (state.settings, now))
+    before, after = ({**known, "train.stages": known["train.stages"][:reached]} for known in (state.settings, current_settings))
     differing = [
         f"{key} was {_short(before.get(key))}, is {_short(after.get(key))}"
         for key in sorted(before.keys() | after.keys())

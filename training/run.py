@@ -18,30 +18,30 @@ from torch import nn
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from atomic_io import replacing
+from atomic_io import atomic_write
 from errors import UsageError
 from model.kernels.compile import compile_layers
-from model.lora import attach, base_model
+from model.lora import base_model, configure_trainable
 from model.siglip_qwen import checkpoint as model_checkpoint
 from model.siglip_qwen.assembly import build, default_dtype
-from model.siglip_qwen.fused_modules import fuse
+from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.modeling import VisionLanguageModel
-from training.checkpointing import TRAINER_FOLDER, Checkpoints, checkpoint_folders, step_of
-from training.compile_policy import check_step, choose_compiling
+from training.checkpointing import TRAINER_FOLDER, CheckpointWriter, checkpoint_folders, step_of
+from training.compile_policy import check_step_settings, decide_compile
 from training.config import Experiment
 from training.distributed import weights_are_sharded
-from training.feature_cache.feature_extraction import with_features
-from training.gradient_checkpointing import Trial, longest_batch, recompute
-from training.monitoring.console import Status
+from training.feature_cache.feature_extraction import with_cached_features
+from training.gradient_checkpointing import Trial, configure_activation_checkpointing, longest_batch
+from training.monitoring.console import ConsoleLogger
 from training.monitoring.loss_curves import draw_curves
 from training.monitoring.metrics_history import History
 from training.monitoring.prediction_panels import Panel, draw_table
-from training.monitoring.sample_predictions import ask, chosen_samples
-from training.monitoring.tensorboard_logger import Board
-from training.monitoring.throughput import Meter, cost_of, peak_tflops
-from training.out_of_memory import keep_freed_memory, naming_memory_settings
+from training.monitoring.sample_predictions import generate_panels, select_samples
+from training.monitoring.tensorboard_logger import TensorBoardLogger
+from training.monitoring.throughput import ThroughputMeter, model_step_flops, peak_tflops
+from training.out_of_memory import explain_out_of_memory, keep_freed_host_memory
 from training.resume import RunState, check_same_settings, read_run_state, settings
-from training.run_setup import Prepared, length_of_stage, prepare, training_loader, validation_loader
+from training.run_setup import RunSetup, setup_run, stage_length, training_loader, validation_loader
 from training.stage_trainer import Stage, StageTrainer, training_arguments
 from training.stages import describe_trained
 
@@ -52,42 +52,42 @@ def train(config: Experiment, resume: str | None = None) -> Path:
     resume: None begins anew, "auto" takes the newest whole checkpoint of the run, else the folder of a checkpoint.
     Raises UsageError for settings that do not fit, TesseraError when the training fails.
     """
-    prepared = prepare(config)
-    check_step(config.train, prepared.device, weights_are_sharded())
-    now = settings(
+    run_setup = setup_run(config)
+    check_step_settings(config.train, run_setup.device, weights_are_sharded())
+    current_settings = settings(
         config,
-        prepared.store.folder / "samples.parquet",
-        prepared.processes.num_processes,
-        prepared.batching.packed,
-        "bf16" if prepared.bf16 else "fp32",
+        run_setup.store.folder / "samples.parquet",
+        run_setup.partial_state.num_processes,
+        run_setup.batching.packed,
+        "bf16" if run_setup.bf16 else "fp32",
     )
-    checkpoint = _starting_point(prepared, resume)
+    checkpoint = _resume_checkpoint(run_setup, resume)
     state = read_run_state(checkpoint / TRAINER_FOLDER) if checkpoint else None
     if checkpoint and state:
-        check_same_settings(checkpoint, state, now)
-        prepared.say(f"continuing from {checkpoint}")
+        check_same_settings(checkpoint, state, current_settings)
+        run_setup.print_once(f"continuing from {checkpoint}")
     history = History(list(state.history) if state else [])
-    lengths = [length_of_stage(prepared, index) for index in range(len(config.train.stages))]
+    lengths = [stage_length(run_setup, index) for index in range(len(config.train.stages))]
     first, first_step = _next_stage(state)
-    if config.train.cache_features and first < len(lengths):
-        prepared = with_features(prepared)
-    if prepared.device.type == "cpu" and sys.platform == "linux":
-        keep_freed_memory()
-    board = _board(prepared, state.step if state else 0)
-    with contextlib.ExitStack() as at_the_end:
-        if board is not None:
+    if config.train.cache_vision_features and first < len(lengths):
+        run_setup = with_cached_features(run_setup)
+    if run_setup.device.type == "cpu" and sys.platform == "linux":
+        keep_freed_host_memory()
+    tensorboard_logger = _tensorboard_logger(run_setup, state.step if state else 0)
+    with contextlib.ExitStack() as exit_stack:
+        if tensorboard_logger is not None:
             # Also of a run that fails: its last rows are still in memory.
-            at_the_end.callback(board.close)
+            exit_stack.callback(tensorboard_logger.close)
         for index in range(first, len(lengths)):
             steps, per_epoch = lengths[index]
             stage = Stage(config.train.stages[index], index, first_step, steps, per_epoch)
             total = first_step + sum(steps for steps, _ in lengths[index:])
-            going_on = state is not None and not state.finished and index == first
-            checkpoint = _run_stage(prepared, stage, total, checkpoint, going_on, history, now, board)
+            resuming = state is not None and not state.finished and index == first
+            checkpoint = _run_stage(run_setup, stage, total, checkpoint, resuming, history, current_settings, tensorboard_logger)
             first_step = step_of(checkpoint)
     assert checkpoint is not None  # there is at least one stage, done before or now
-    if board is not None:
-        _show_results(prepared, checkpoint, history)
+    if tensorboard_logger is not None:
+        _write_results(run_setup, checkpoint, history)
     return checkpoint
 
 
@@ -98,72 +98,72 @@ def _next_stage(state: RunState | None) -> tuple[int, int]:
     return (state.stage + 1, state.step) if state.finished else (state.stage, state.first_step)
 
 
-def _starting_point(prepared: Prepared, resume: str | None) -> Path | None:
+def _resume_checkpoint(run_setup: RunSetup, resume: str | None) -> Path | None:
     """The checkpoint to go on from. Raises UsageError where going on, or beginning anew, would spoil what is there."""
-    folder = prepared.config.checkpoint_folder
-    present = checkpoint_folders(folder)
+    folder = run_setup.config.checkpoint_folder
+    existing = checkpoint_folders(folder)
     if resume is None:
-        if present:
-            raise UsageError(f"{present[-1]} is there already: continue with --resume auto, move it away, or choose another name")
+        if existing:
+            raise UsageError(f"{existing[-1]} is there already: continue with --resume auto, move it away, or choose another name")
         return None
     if resume == "auto":
-        for checkpoint in reversed(present):
-            reason = model_checkpoint.what_is_missing(checkpoint)
+        for checkpoint in reversed(existing):
+            reason = model_checkpoint.manifest_mismatch(checkpoint)
             if reason is None:
                 return checkpoint
-            prepared.say(f"skipping {checkpoint}: {reason}")
-        prepared.say(f"no whole checkpoint in {folder}: beginning anew")
+            run_setup.print_once(f"skipping {checkpoint}: {reason}")
+        run_setup.print_once(f"no whole checkpoint in {folder}: beginning anew")
         return None
     checkpoint = Path(resume)
-    reason = model_checkpoint.what_is_missing(checkpoint)
+    reason = model_checkpoint.manifest_mismatch(checkpoint)
     if reason is not None:
         raise UsageError(f"--resume {checkpoint}: not a whole checkpoint: {reason}")
-    later = [path for path in present if step_of(path) > step_of(checkpoint)]
+    later = [path for path in existing if step_of(path) > step_of(checkpoint)]
     if later:
         raise UsageError(f"--resume {checkpoint}: {later[-1]} is later; move it away first, or continue with --resume auto")
     return checkpoint
 
 
 def _run_stage(
-    prepared: Prepared,
+    run_setup: RunSetup,
     stage: Stage,
     total: int,
     checkpoint: Path | None,
-    going_on: bool,
+    resuming: bool,
     history: History,
-    now: dict[str, Any],
-    board: Board | None,
+    current_settings: dict[str, Any],
+    tensorboard_logger: TensorBoardLogger | None,
 ) -> Path:
     """Train one stage and return its last checkpoint. going_on: `checkpoint` was written in the midst of this stage."""
-    config, processes = prepared.config, prepared.processes
+    config, partial_state = run_setup.config, run_setup.partial_state
     set_seed(config.train.seed)
-    with naming_memory_settings("loading the model"):
-        model = _model(prepared, stage, checkpoint)
+    with explain_out_of_memory("loading the model"):
+        model = _model(run_setup, stage, checkpoint)
     folder = config.checkpoint_folder
-    prepared.say(f"stage {stage.config.name}: {stage.steps:,} steps, {describe_trained(model)}")
-    validation = validation_loader(prepared)
+    run_setup.print_once(f"stage {stage.config.name}: {stage.steps:,} steps, {describe_trained(model)}")
+    validation = validation_loader(run_setup)
     trainer = StageTrainer(
         model,
-        training_arguments(config.train, stage, folder, bf16=prepared.bf16, device=prepared.device, validate=validation is not None),
+        training_arguments(config.train, stage, folder, bf16=run_setup.bf16, device=run_setup.device, validate=validation is not None),
         train=config.train,
         stage=stage,
-        loader=training_loader(prepared, stage.index),
+        loader=training_loader(run_setup, stage.index),
         validation=validation,
         history=history,
-        meter=_meter(prepared, model),
-        processor=prepared.processor,
-        checkpoints=Checkpoints(folder, config.train.keep_checkpoints, processes),
-        settings=now,
+        meter=_meter(run_setup, model),
+        processor=run_setup.processor,
+        checkpoints=CheckpointWriter(folder, config.train.save_total_limit, partial_state),
+        settings=current_settings,
     )
-    if board is not None:
+    if tensorboard_logger is not None:
         done = read_run_state(checkpoint / TRAINER_FOLDER).step if checkpoint else 0
-        trainer.add_callback(Status(done, total))
-        trainer.add_callback(board)
+        trainer.add_callback(ConsoleLogger(done, total))
+        trainer.add_callback(tensorboard_logger)
     # Trainer gives all processes the same seed; their dropout should differ.
-    set_seed(config.train.seed + stage.index + 1000 * processes.process_index)
-    with naming_memory_settings("training"):
-        _settle_memory(prepared, trainer, model)
-        trainer.train_from(checkpoint if going_on else None)
+    set_seed(config.train.seed + stage.index + 1000 * partial_state.process_index)
+    with explain_out_of_memory("training"):
+        _configure_activation_checkpointing(run_setup, trainer, model)
+        trainer.train_stage(checkpoint if resuming else None)
     last = folder / f"checkpoint-{trainer.step}"
     trainer.accelerator.free_memory()
     del trainer, model
@@ -173,75 +173,79 @@ def _run_stage(
     return last
 
 
-def _model(prepared: Prepared, stage: Stage, checkpoint: Path | None) -> VisionLanguageModel | PeftModel:
+def _model(run_setup: RunSetup, stage: Stage, checkpoint: Path | None) -> VisionLanguageModel | PeftModel:
     """The base with the weights of a checkpoint, ready for what the stage trains."""
-    config = prepared.config
+    config = run_setup.config
     # The stage before has told transformers to load everything in shards of ZeRO-3; the base is to be loaded whole.
     unset_hf_deepspeed_config()
     # Shards are cut from weights on the host: whole, they may not fit on a device.
-    device = torch.device("cpu") if weights_are_sharded() else prepared.device
-    dtype = default_dtype(prepared.device) if prepared.bf16 else torch.float32
+    device = torch.device("cpu") if weights_are_sharded() else run_setup.device
+    dtype = default_dtype(run_setup.device) if run_setup.bf16 else torch.float32
     if checkpoint is None:
-        model = build(config.model, placeholder_id=prepared.processor.placeholder_id, dtype=dtype, device=device)
+        model = build(config.model, image_token_id=run_setup.processor.image_token_id, dtype=dtype, device=device)
     else:
         model = model_checkpoint.load(checkpoint, trainable=True, dtype=dtype, device=device)
-    model = attach(model, config.model, stage.config.train)
+    model = configure_trainable(model, config.model, stage.config.train)
     base_model(model).logits_memory_gib = config.train.logits_memory_gib
     if not weights_are_sharded():
         # It reads some weights itself, past the hooks that gather them.
-        fuse(model)
-    compiling = choose_compiling(config.train, prepared.device, stage.steps * config.train.accumulation, weights_are_sharded())
-    prepared.say(f"compile: {compiling}")
-    if compiling.on:
+        fuse_modules(model)
+    compile_decision = decide_compile(
+        config.train, run_setup.device, stage.steps * config.train.gradient_accumulation_steps, weights_are_sharded()
+    )
+    run_setup.print_once(f"compile: {compile_decision}")
+    if compile_decision.enabled:
         compile_layers(base_model(model).model)
     return model
 
 
-def _settle_memory(prepared: Prepared, trainer: StageTrainer, model: VisionLanguageModel | PeftModel) -> None:
+def _configure_activation_checkpointing(run_setup: RunSetup, trainer: StageTrainer, model: VisionLanguageModel | PeftModel) -> None:
     """Choose the layers that recompute their activations, before the first step."""
 
-    trial = Trial(lambda: longest_batch(trainer.get_train_dataloader(), prepared.batching.packed), trainer.try_step)
-    processes = prepared.processes.num_processes
-    chosen = recompute(model, prepared.config.train, trial, prepared.device, processes, weights_are_sharded())
-    prepared.say(f"gradient checkpointing: {chosen}")
+    trial = Trial(lambda: longest_batch(trainer.get_train_dataloader(), run_setup.batching.packed), trainer.run_trial_step)
+    num_processes = run_setup.partial_state.num_processes
+    chosen = configure_activation_checkpointing(
+        model, run_setup.config.train, trial, run_setup.device, num_processes, weights_are_sharded()
+    )
+    run_setup.print_once(f"gradient checkpointing: {chosen}")
 
 
-def _meter(prepared: Prepared, model: VisionLanguageModel | PeftModel) -> Meter:
-    on_known_device = prepared.bf16 and prepared.device.type == "cuda"
-    peak = peak_tflops(torch.cuda.get_device_name(prepared.device)) if on_known_device else None
-    return Meter(cost_of(model, prepared.features is not None), prepared.device, peak)
+def _meter(run_setup: RunSetup, model: VisionLanguageModel | PeftModel) -> ThroughputMeter:
+    peak_is_known = run_setup.bf16 and run_setup.device.type == "cuda"
+    peak = peak_tflops(torch.cuda.get_device_name(run_setup.device)) if peak_is_known else None
+    return ThroughputMeter(model_step_flops(model, run_setup.features is not None), run_setup.device, peak)
 
 
-def _board(prepared: Prepared, step: int) -> Board | None:
+def _tensorboard_logger(run_setup: RunSetup, step: int) -> TensorBoardLogger | None:
     """TensorBoard of the main process."""
-    if not prepared.processes.is_main_process:
+    if not run_setup.partial_state.is_main_process:
         return None
-    folder = prepared.config.result_folder / "tensorboard"
-    prepared.say(f"curves and panels: tensorboard --logdir {folder}")
+    folder = run_setup.config.result_folder / "tensorboard"
+    run_setup.print_once(f"curves and panels: tensorboard --logdir {folder}")
     if weights_are_sharded():
-        prepared.say("no picture panels in TensorBoard: with FSDP or ZeRO-3 no process holds a model that could answer")
-    return Board(folder, step, None if weights_are_sharded() else _asking(prepared))
+        run_setup.print_once("no picture panels in TensorBoard: with FSDP or ZeRO-3 no process holds a model that could answer")
+    return TensorBoardLogger(folder, step, None if weights_are_sharded() else _panel_generator(run_setup))
 
 
-def _asking(prepared: Prepared) -> Callable[[nn.Module], list[Panel]] | None:
-    if prepared.validation is None:
+def _panel_generator(run_setup: RunSetup) -> Callable[[nn.Module], list[Panel]] | None:
+    if run_setup.validation is None:
         return None
-    samples = chosen_samples(prepared.validation, prepared.config.train.panels)
-    return partial(ask, processor=prepared.processor, store=prepared.store, samples=samples, bf16=prepared.bf16)
+    samples = select_samples(run_setup.validation, run_setup.config.train.num_logged_predictions)
+    return partial(generate_panels, processor=run_setup.processor, store=run_setup.store, samples=samples, bf16=run_setup.bf16)
 
 
-def _show_results(prepared: Prepared, checkpoint: Path, history: History) -> None:
+def _write_results(run_setup: RunSetup, checkpoint: Path, history: History) -> None:
     """Curves, and what the last checkpoint answers, as PNG."""
-    results = prepared.config.result_folder
+    results = run_setup.config.result_folder
     draw_curves(history, results / "loss_curves.png")
-    prepared.say(f"loss curves: {results / 'loss_curves.png'}")
-    asking = _asking(prepared)
-    if asking is None or not prepared.config.train.panels:
+    run_setup.print_once(f"loss curves: {results / 'loss_curves.png'}")
+    panel_generator = _panel_generator(run_setup)
+    if panel_generator is None or not run_setup.config.train.num_logged_predictions:
         return
     if weights_are_sharded():
-        prepared.say("no table of answers: the model may not fit on one device; python tools/answer.py asks the checkpoint")
+        run_setup.print_once("no table of answers: the model may not fit on one device; python tools/answer.py asks the checkpoint")
         return
-    panels = asking(model_checkpoint.load(checkpoint, device=prepared.device))
-    with replacing(results / "answers.png") as beside:
-        draw_table(panels).save(beside)
-    prepared.say(f"pictures, references and answers: {results / 'answers.png'}")
+    panels = panel_generator(model_checkpoint.load(checkpoint, device=run_setup.device))
+    with atomic_write(results / "answers.png") as temp_path:
+        draw_table(panels).save(temp_path)
+    run_setup.print_once(f"pictures, references and answers: {results / 'answers.png'}")

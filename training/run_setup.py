@@ -11,70 +11,72 @@ import transformers
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 
-from dataset.loading.sample_store import Store
+from dataset.loading.sample_store import SampleStore
 from errors import UsageError
-from model.siglip_qwen.assembly import tokens_per_image, vocabulary_rows
+from model.siglip_qwen.assembly import read_vocab_size, tokens_per_image
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.processor import Processor
-from process_group import only_main_speaks
+from process_group import main_process_only
 from training.config import Experiment, TrainConfig
-from training.data_loading import Batching, KeptFeatures, SampleLengths, TrainingData, measure
-from training.distributed import check_world, weights_are_sharded
+from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, measure_lengths
+from training.distributed import check_world_size, weights_are_sharded
 from training.stages import check_stages
 
-PREFETCHED_BATCHES = 4
+PREFETCH_FACTOR = 4
 """Batches that each loading process prepares ahead."""
 
 
 @dataclass(frozen=True)
-class Prepared:
+class RunSetup:
     """Everything that stays the same over the stages. validation: None when the data has no such split."""
 
     config: Experiment
-    processes: PartialState
+    partial_state: PartialState
     processor: Processor
-    store: Store
+    store: SampleStore
     lengths: SampleLengths
     validation: TrainingData | None
     batching: Batching
     bf16: bool
-    features: KeptFeatures | None = None
+    features: CachedFeatures | None = None
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.processes.device
+        device: torch.device = self.partial_state.device
         return device
 
-    def say(self, text: str) -> None:
+    def print_once(self, text: str) -> None:
         """Print a line, once for all processes."""
-        if self.processes.is_main_process:
+        if self.partial_state.is_main_process:
             print(text, flush=True)
 
 
-def prepare(config: Experiment) -> Prepared:
+def setup_run(config: Experiment) -> RunSetup:
     """Check everything that can be checked before a weight is loaded, and measure the samples.
 
     Raises UsageError for settings that do not fit each other, the data or the machine.
     """
     check_stages(config.train, config.model)
-    if config.train.cache_features and config.data.augmentation is not None:
+    if config.train.cache_vision_features and config.data.augmentation is not None:
         raise UsageError("train.cache_features: features are kept of unchanged pictures; set it to false, or data.augmentation to null")
-    processes = check_world(config.train.processes)
-    if not (processes.is_main_process and sys.stderr.isatty()):
+    partial_state = check_world_size(config.train.num_processes)
+    if not (partial_state.is_main_process and sys.stderr.isatty()):
         transformers.logging.disable_progress_bar()
     if weights_are_sharded() and config.model.quantization != "none":
         raise UsageError("model.quantization: quantised weights cannot be divided by FSDP or ZeRO-3; launch with multi_gpu.yaml")
-    bf16 = use_bf16(config.train, processes.device)
-    store = Store(config.data_folder)
+    bf16 = use_bf16(config.train, partial_state.device)
+    store = SampleStore(config.data_folder)
     processor = build_processor(config.model)
-    batching = Batching.of(config.train, processes.device)
-    with only_main_speaks(processes.is_main_process):
-        lengths = measure(store, store.indices("train"), processor, "measuring training samples", config.train.questions_together)
-        validation_rows = _spread(store.indices("validation"), config.train.evaluate_samples)
-        validation = measure(store, validation_rows, processor, "measuring validation samples")
-    prepared = Prepared(
+    batching = Batching.of(config.train, partial_state.device)
+    with main_process_only(partial_state.is_main_process):
+        lengths = measure_lengths(
+            store, store.indices("train"), processor, "measuring training samples", config.train.max_questions_per_conversation
+        )
+        validation_rows = _evenly_spaced(store.indices("validation"), config.train.eval_samples)
+        validation = measure_lengths(store, validation_rows, processor, "measuring validation samples")
+    run_setup = RunSetup(
         config=config,
-        processes=processes,
+        partial_state=partial_state,
         processor=processor,
         store=store,
         lengths=lengths,
@@ -82,9 +84,9 @@ def prepare(config: Experiment) -> Prepared:
         batching=batching,
         bf16=bf16,
     )
-    _report_samples(prepared, validation)
-    prepared.say(f"micro-batches: {batching}, products in {'bf16' if bf16 else 'fp32'}")
-    return prepared
+    _report_samples(run_setup, validation)
+    run_setup.print_once(f"micro-batches: {batching}, products in {'bf16' if bf16 else 'fp32'}")
+    return run_setup
 
 
 def build_processor(model: ModelConfig) -> Processor:
@@ -93,78 +95,78 @@ def build_processor(model: ModelConfig) -> Processor:
         language=model.language,
         vision=model.vision,
         tokens_per_image=tokens_per_image(model),
-        vocabulary=vocabulary_rows(model),
-        placeholder=model.placeholder,
-        max_tokens=model.max_tokens,
+        vocab_size=read_vocab_size(model),
+        image_token=model.image_token,
+        max_length=model.max_length,
         system_prompt=model.system_prompt,
     )
 
 
-def _report_samples(prepared: Prepared, validation: SampleLengths) -> None:
+def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
     """Say what is trained on. Raises UsageError when that is nothing, or when patience has nothing to go by."""
-    for what, lengths in (("training", prepared.lengths), ("validation", validation)):
+    for split_name, lengths in (("training", run_setup.lengths), ("validation", validation)):
         dropped = f", {lengths.dropped:,} dropped: nothing to supervise within model.max_tokens" if lengths.dropped else ""
-        together = f" in {len(lengths):,} conversations" if len(lengths) < lengths.samples else ""
-        prepared.say(f"{lengths.samples:,} {what} samples{together}{dropped}")
-    if prepared.processor.pictures.table is None:
-        prepared.say("model.vision: its image processor does more than a plain resize; it reads the pictures itself, more slowly")
-    if not len(prepared.lengths):
-        raise UsageError(f"{prepared.store.folder}: no training samples in it")
-    if prepared.validation is None and prepared.config.train.patience is not None:
-        raise UsageError(f"train.patience: needs validation samples, and {prepared.store.folder} has none")
+        joined_note = f" in {len(lengths):,} conversations" if len(lengths) < lengths.samples else ""
+        run_setup.print_once(f"{lengths.samples:,} {split_name} samples{joined_note}{dropped}")
+    if run_setup.processor.pixel_reader.lookup_table is None:
+        run_setup.print_once("model.vision: its image processor does more than a plain resize; it reads the pictures itself, more slowly")
+    if not len(run_setup.lengths):
+        raise UsageError(f"{run_setup.store.folder}: no training samples in it")
+    if run_setup.validation is None and run_setup.config.train.early_stopping_patience is not None:
+        raise UsageError(f"train.patience: needs validation samples, and {run_setup.store.folder} has none")
 
 
-def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+def _evenly_spaced(rows: np.ndarray, count: int) -> np.ndarray:
     """At most `count` rows, evenly spread, so that every source has its share."""
     return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
 
 
 def use_bf16(train: TrainConfig, device: torch.device) -> bool:
     """Whether a device trains under bf16 autocast. Raises UsageError where bf16 is asked for and the device has none."""
-    able = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
-    if train.precision == "bf16" and not able:
+    bf16_supported = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+    if train.precision == "bf16" and not bf16_supported:
         raise UsageError(f"train.precision: bf16 is asked for, but {device} does not have it; set train.precision=fp32")
-    return train.precision == "bf16" or (train.precision == "auto" and device.type == "cuda" and able)
+    return train.precision == "bf16" or (train.precision == "auto" and device.type == "cuda" and bf16_supported)
 
 
-def training_loader(prepared: Prepared, index: int) -> DataLoader:
+def training_loader(run_setup: RunSetup, index: int) -> DataLoader:
     """This process's batches of a stage; order and targets of one stage are not those of another."""
-    config = prepared.config
+    config = run_setup.config
     seed, epochs = config.train.seed + index, math.ceil(config.train.stages[index].epochs)
-    data = TrainingData(prepared.store, prepared.lengths, prepared.processor, seed, config.data.augmentation, prepared.features)
-    return _loader(prepared, data, prepared.lengths, seed, epochs)
+    data = TrainingData(run_setup.store, run_setup.lengths, run_setup.processor, seed, config.data.augmentation, run_setup.features)
+    return _loader(run_setup, data, run_setup.lengths, seed, epochs)
 
 
-def validation_loader(prepared: Prepared) -> DataLoader | None:
+def validation_loader(run_setup: RunSetup) -> DataLoader | None:
     """This process's share of the validation samples."""
-    data = prepared.validation
-    return _loader(prepared, data, data.lengths, prepared.config.train.seed, 1) if data is not None else None
+    data = run_setup.validation
+    return _loader(run_setup, data, data.lengths, run_setup.config.train.seed, 1) if data is not None else None
 
 
-def _loader(prepared: Prepared, data: TrainingData, lengths: SampleLengths, seed: int, epochs: int) -> DataLoader:
-    processes = prepared.processes
-    workers = loading_workers(prepared.config.train)
+def _loader(run_setup: RunSetup, data: TrainingData, lengths: SampleLengths, seed: int, epochs: int) -> DataLoader:
+    partial_state = run_setup.partial_state
+    dataloader_num_workers = num_loader_workers(run_setup.config.train)
     return DataLoader(
         data,
-        batch_sampler=prepared.batching.sampler(lengths, seed, epochs, processes.process_index, processes.num_processes),
-        collate_fn=prepared.batching.collator(prepared.processor),
-        num_workers=workers,
-        prefetch_factor=PREFETCHED_BATCHES if workers else None,
-        pin_memory=prepared.device.type == "cuda",
+        batch_sampler=run_setup.batching.sampler(lengths, seed, epochs, partial_state.process_index, partial_state.num_processes),
+        collate_fn=run_setup.batching.collator(run_setup.processor),
+        num_workers=dataloader_num_workers,
+        prefetch_factor=PREFETCH_FACTOR if dataloader_num_workers else None,
+        pin_memory=run_setup.device.type == "cuda",
         # Of its own: drawing from torch's would shift the dropout of a run that is continued.
         generator=torch.Generator().manual_seed(seed),
     )
 
 
-def loading_workers(train: TrainConfig) -> int:
+def num_loader_workers(train: TrainConfig) -> int:
     """Processes or threads that read pictures for one training process."""
-    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(8, share) if train.workers is None else train.workers
+    cores_per_process = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(8, cores_per_process) if train.dataloader_num_workers is None else train.dataloader_num_workers
 
 
-def length_of_stage(prepared: Prepared, index: int) -> tuple[int, int]:
+def stage_length(run_setup: RunSetup, index: int) -> tuple[int, int]:
     """Optimizer steps of a stage, and of one of its epochs."""
-    stage = prepared.config.train.stages[index]
-    per_epoch = math.ceil(len(training_loader(prepared, index)) / prepared.config.train.accumulation)
+    stage = run_setup.config.train.stages[index]
+    per_epoch = math.ceil(len(training_loader(run_setup, index)) / run_setup.config.train.gradient_accumulation_steps)
     steps = math.ceil(stage.epochs * per_epoch)
     return min(steps, stage.max_steps or steps), per_epoch

@@ -17,22 +17,22 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from dataset.loading.encoded_sample import IGNORED
-from dataset.loading.samplers import EpochBatches
+from dataset.loading.encoded_sample import IGNORE_INDEX
+from dataset.loading.samplers import DistributedBatchSampler
 from errors import TesseraError
-from model.kernels.compile import as_written
+from model.kernels.compile import eager_mode
 from model.lora import base_model
 from model.siglip_qwen.checkpoint import save
 from model.siglip_qwen.processor import Processor
-from training.checkpointing import TRAINER_FOLDER, Checkpoints
+from training.checkpointing import TRAINER_FOLDER, CheckpointWriter
 from training.config import StageConfig, TrainConfig
-from training.distributed import adjust_fsdp, shard_again, whole_weights
-from training.gradient_checkpointing import with_gradients
+from training.distributed import configure_fsdp, gather_full_state_dict, reshard_model
+from training.gradient_checkpointing import allocate_gradients
 from training.monitoring.metrics_history import History
-from training.monitoring.throughput import Meter
-from training.optimization.early_stopping import best, out_of_patience
-from training.optimization.lr_scheduler import schedule
-from training.optimization.optimizers import build_optimizer, optimizer_groups
+from training.monitoring.throughput import ThroughputMeter
+from training.optimization.early_stopping import best_evaluation, should_stop_early
+from training.optimization.lr_scheduler import cosine_with_warmup
+from training.optimization.optimizers import build_optimizer, optimizer_param_groups
 from training.resume import RunState
 
 
@@ -54,17 +54,17 @@ def training_arguments(
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
-        per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.accumulation,
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
         average_tokens_across_devices=True,
         max_grad_norm=train.max_grad_norm,
         bf16=bf16,
         use_cpu=device.type == "cpu",
         seed=train.seed + stage.index,
-        logging_steps=train.log_steps,
+        logging_steps=train.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="steps" if validate else "no",
-        eval_steps=train.evaluate_steps,
+        eval_steps=train.eval_steps,
         save_strategy="steps",
         save_steps=train.save_steps,
         ddp_find_unused_parameters=False,
@@ -93,37 +93,39 @@ class StageTrainer(Trainer):
         loader: DataLoader,
         validation: DataLoader | None,
         history: History,
-        meter: Meter,
+        meter: ThroughputMeter,
         processor: Processor,
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointWriter,
         settings: dict[str, Any],
     ):
         self._train, self._stage, self._history, self._meter = train, stage, history, meter
         self._loader, self._validation = loader, validation
         self._processor, self._checkpoints, self._settings = processor, checkpoints, settings
-        self._flow = _Flow(cast(EpochBatches, loader.batch_sampler), stage, history, train.patience)
+        self._stage_callback = _StageCallback(
+            cast(DistributedBatchSampler, loader.batch_sampler), stage, history, train.early_stopping_patience
+        )
         # What is quantised is frozen; Trainer would refuse it where the projector alone is trained.
         base_model(model).is_quantized = False
         super().__init__(model, arguments, train_dataset=loader.dataset, eval_dataset=validation.dataset if validation else None)
         if self.is_fsdp_enabled:
-            adjust_fsdp(self.accelerator.state.fsdp_plugin, model)
+            configure_fsdp(self.accelerator.state.fsdp_plugin, model)
         self.remove_callback(PrinterCallback)
-        self.add_callback(self._flow)
+        self.add_callback(self._stage_callback)
 
     @property
     def step(self) -> int:
         """Optimizer steps done, all stages counted."""
         return self._stage.first_step + int(self.state.global_step)
 
-    def train_from(self, checkpoint: Path | None) -> None:
+    def train_stage(self, checkpoint: Path | None) -> None:
         """Run the stage from its beginning, or from the trainer's state in a checkpoint; the model holds its weights."""
         self._meter.start()
         self.train(resume_from_checkpoint=str(checkpoint / TRAINER_FOLDER) if checkpoint else None)
 
-    def try_step(self, batch: dict[str, Any]) -> None:
+    def run_trial_step(self, batch: dict[str, Any]) -> None:
         """A forward and a backward pass as in training; the gradients are dropped."""
         self.model.train()
-        with_gradients(self.model)
+        allocate_gradients(self.model)
         with self.accelerator.autocast():
             loss = self.model(**self._prepare_inputs(batch), num_items_in_batch=1).loss
         loss.backward()
@@ -131,14 +133,14 @@ class StageTrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
-            groups = optimizer_groups(self.model if model is None else model, self._stage.config, self._train)
+            groups = optimizer_param_groups(self.model if model is None else model, self._stage.config, self._train)
             self.optimizer = build_optimizer(self._train, groups, self.args.device)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
-            warmup = math.ceil(self._train.warmup * num_training_steps)
-            factor = partial(schedule, warmup=warmup, steps=num_training_steps)
+            warmup_steps = math.ceil(self._train.warmup_steps * num_training_steps)
+            factor = partial(cosine_with_warmup, warmup_steps=warmup_steps, steps=num_training_steps)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -149,9 +151,9 @@ class StageTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[dict[str, Any]], Any]:
         # The number of supervised tokens is known on the host; only other processes' numbers need the device.
-        counting = device if self.args.world_size > 1 else torch.device("cpu")
+        count_device = device if self.args.world_size > 1 else torch.device("cpu")
         with self._meter.waiting():
-            batches, items = super().get_batch_samples(epoch_iterator, num_batches, counting)
+            batches, items = super().get_batch_samples(epoch_iterator, num_batches, count_device)
         for batch in batches:
             self._meter.count(batch)
         return batches, items
@@ -164,7 +166,7 @@ class StageTrainer(Trainer):
             device, tensor = self.args.device, torch.Tensor
             prepared = {key: value.to(device, non_blocking=True) if isinstance(value, tensor) else value for key, value in inputs.items()}
         if "pixel_values" in prepared:
-            prepared["pixel_values"] = self._processor.pictures.normalise(prepared["pixel_values"])
+            prepared["pixel_values"] = self._processor.pixel_reader.normalize(prepared["pixel_values"])
         return prepared
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
@@ -176,10 +178,10 @@ class StageTrainer(Trainer):
                 f"step {self.step}: the loss is {logs['loss']}, the gradient norm {logs['grad_norm']}; lower train.learning_rate"
             )
         rates = asdict(self._meter.read(lambda counts: self.accelerator.gather(counts[None].to(self.args.device)).cpu()))
-        measured = {"loss": logs["loss"], "grad_norm": logs["grad_norm"], **self._flow.learning_rates}
-        self._report({**measured, **{key: value for key, value in rates.items() if value is not None}})
+        measured = {"loss": logs["loss"], "grad_norm": logs["grad_norm"], **self._stage_callback.learning_rates}
+        self._log_row({**measured, **{key: value for key, value in rates.items() if value is not None}})
 
-    def _report(self, measured: dict[str, Any]) -> None:
+    def _log_row(self, measured: dict[str, Any]) -> None:
         row = {"step": self.step, "stage": self._stage.config.name, **measured}
         self._history.add(row)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, row)
@@ -188,31 +190,31 @@ class StageTrainer(Trainer):
         """Validation loss: the mean over all supervised tokens of the validation samples, in nats."""
         if self._validation is None:
             raise ValueError("there are no validation samples")
-        with self._meter.paused(), as_written(self.model):
+        with self._meter.paused(), eager_mode(self.model):
             self.model_wrapped.eval()
             sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
             for batch in self._validation:
                 inputs = self._prepare_inputs(batch)
                 with torch.no_grad():
                     sums[0] += self.model_wrapped(**inputs, num_items_in_batch=1).loss
-                sums[1] += (inputs["labels"] != IGNORED).sum()
-            shard_again(self.model_wrapped)
+                sums[1] += (inputs["labels"] != IGNORE_INDEX).sum()
+            reshard_model(self.model_wrapped)
             loss, tokens = self.accelerator.reduce(sums, "sum").tolist()
             metrics = {"eval_loss": loss / tokens, "eval_tokens": int(tokens)}
-            self._report(metrics)
+            self._log_row(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
         finished = bool(self.control.should_training_stop)
         state = RunState(self._stage.index, self._stage.first_step, self.step, finished, self._settings, self._history.rows)
-        validated = self._history.validation(self._stage.config.name)
-        best_step = best(validated)[0] if validated and self._train.patience is not None else None
+        evaluations = self._history.validation(self._stage.config.name)
+        best_step = best_evaluation(evaluations)[0] if evaluations and self._train.early_stopping_patience is not None else None
         with self._meter.paused():
             if finished and best_step not in (None, self.step):
-                self._checkpoints.write_copy(state, best_step)
+                self._checkpoints.write_from_step(state, best_step)
                 return
-            weights = whole_weights(self.model) if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
+            weights = gather_full_state_dict(self.model) if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
             self._checkpoints.write(
                 state, lambda folder: self._save_model(folder, weights), None if finished else self._save_trainer, best_step
             )
@@ -256,17 +258,17 @@ class StageTrainer(Trainer):
         return prepared
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        place: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
+        training_state: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
         # A checkpoint brings the intervals of its own run back; this run's are wanted.
         self.state.compute_steps(self.args, max_steps)
-        return place
+        return training_state
 
 
-class _Flow(TrainerCallback):
+class _StageCallback(TrainerCallback):
     """What happens at which step, besides what Trainer decides by itself."""
 
-    def __init__(self, sampler: EpochBatches, stage: Stage, history: History, patience: int | None):
-        self._sampler, self._stage, self._history, self._patience = sampler, stage, history, patience
+    def __init__(self, sampler: DistributedBatchSampler, stage: Stage, history: History, early_stopping_patience: int | None):
+        self._sampler, self._stage, self._history, self._patience = sampler, stage, history, early_stopping_patience
         self.learning_rates: dict[str, float] = {}
 
     def on_epoch_begin(self, _args: Any, state: TrainerState, *_: Any, **_kwargs: Any) -> None:
@@ -285,8 +287,8 @@ class _Flow(TrainerCallback):
         """With patience, the best weights so far are kept, and the stage ends when nothing better comes."""
         if self._patience is None:
             return
-        validated = self._history.validation(self._stage.config.name)
-        if out_of_patience(validated, self._patience):
+        evaluations = self._history.validation(self._stage.config.name)
+        if should_stop_early(evaluations, self._patience):
             control.should_training_stop = True
-        if control.should_training_stop or best(validated) == validated[-1]:
+        if control.should_training_stop or best_evaluation(evaluations) == evaluations[-1]:
             control.should_save = True

@@ -3,7 +3,7 @@
 from torch import nn
 
 from errors import UsageError
-from model.param_groups import trainable_groups
+from model.param_groups import trainable_param_groups
 from model.siglip_qwen.config import ModelConfig
 from training.config import TrainConfig
 
@@ -29,7 +29,7 @@ def check_stages(train: TrainConfig, model: ModelConfig) -> None:
 
 def describe_trained(model: nn.Module) -> str:
     """Such as "projector 61.4 K, lora 1.2 M parameters"."""
-    counts = {group: sum(p.numel() for p in parameters) for group, parameters in trainable_groups(model).items()}
+    counts = {group: sum(p.numel() for p in parameters) for group, parameters in trainable_param_groups(model).items()}
     return ", ".join(f"{group} {_short(count)}" for group, count in counts.items()) + " parameters"
 
 

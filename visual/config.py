@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-_PART = "a pre-trained part"
+_MODEL_NAME = "a pre-trained part"
 
-PartName = Annotated[str, Field(min_length=1), _PART]
+ModelNameOrPath = Annotated[str, Field(min_length=1), _MODEL_NAME]
 """A folder in the Hugging Face format, or a hub name such as `google/siglip-so400m-patch14-384`."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -22,15 +22,15 @@ def is_missing_folder(name: str) -> bool:
     return not Path(name).is_dir() and _HUB_NAME.fullmatch(name) is None
 
 
-def named_parts(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def iter_model_names(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """The keys below a configuration section that name a part, each with the name that it holds."""
     hints = typing.get_type_hints(type(section), include_extras=True)
     for field in dataclasses.fields(section):
         key, value = prefix + field.name, getattr(section, field.name)
-        if isinstance(value, str) and _is_part(hints[field.name]):
+        if isinstance(value, str) and _is_model_name(hints[field.name]):
             yield key, value
-        for place, member in _sections(key, value):
-            yield from named_parts(member, place + ".")
+        for member_key, member in _sections(key, value):
+            yield from iter_model_names(member, member_key + ".")
 
 
 def _sections(key: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -42,5 +42,5 @@ def _sections(key: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _sections(f"{key}.{i}", member)
 
 
-def _is_part(hint: Any) -> bool:
-    return _PART in getattr(hint, "__metadata__", ()) or any(_is_part(part) for part in typing.get_args(hint))
+def _is_model_name(hint: Any) -> bool:
+    return _MODEL_NAME in getattr(hint, "__metadata__", ()) or any(_is_model_name(part) for part in typing.get_args(hint))

@@ -15,9 +15,9 @@ def load_image_processor(name: str) -> Any:
     """The image processor of a folder or hub name. Raises ValueError when it has no Pillow form, OSError when it is missing."""
     settings, _ = ImageProcessingMixin.get_image_processor_dict(name)
     # Old folders name a feature extractor, some name the torchvision form.
-    named = settings.get("image_processor_type") or settings.get("feature_extractor_type") or ""
-    base = re.sub(r"FeatureExtractor$", "ImageProcessor", re.sub(r"(Fast|Pil)$", "", named))
+    class_name = settings.get("image_processor_type") or settings.get("feature_extractor_type") or ""
+    base = re.sub(r"FeatureExtractor$", "ImageProcessor", re.sub(r"(Fast|Pil)$", "", class_name))
     processor = getattr(transformers, f"{base}Pil", None)
     if processor is None:
-        raise ValueError(f"its image processor {named or '(unnamed)'} has no Pillow form")
+        raise ValueError(f"its image processor {class_name or '(unnamed)'} has no Pillow form")
     return processor.from_pretrained(name)

@@ -7,32 +7,32 @@ import requests
 from errors import TesseraError
 
 MAX_BYTES = 32 * 2**20
-SECONDS = 20.0
+TIMEOUT_SECONDS = 20.0
 _CHUNK = 2**16
 
 
-def is_address(name: str) -> bool:
+def is_url(name: str) -> bool:
     """True for what `fetch` takes rather than a file."""
     return name.lower().startswith(("http://", "https://"))
 
 
-def fetch(address: str, max_bytes: int = MAX_BYTES, seconds: float = SECONDS) -> bytes:
+def fetch(url: str, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT_SECONDS) -> bytes:
     """What stands at an address.
 
     Raises TesseraError when it does not answer with success, is larger than `max_bytes` or takes longer than `seconds`.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + timeout
     data = bytearray()
     try:
-        with requests.get(address, stream=True, timeout=seconds / 2, headers={"User-Agent": "tessera"}) as response:
+        with requests.get(url, stream=True, timeout=timeout / 2, headers={"User-Agent": "tessera"}) as response:
             if not response.ok:
-                raise TesseraError(f"{address}: the server answers {response.status_code} {response.reason}")
+                raise TesseraError(f"{url}: the server answers {response.status_code} {response.reason}")
             for chunk in response.iter_content(_CHUNK):
                 data += chunk
                 if len(data) > max_bytes:
-                    raise TesseraError(f"{address}: larger than {max_bytes / 2**20:g} MiB")
+                    raise TesseraError(f"{url}: larger than {max_bytes / 2**20:g} MiB")
                 if time.monotonic() > deadline:
-                    raise TesseraError(f"{address}: not finished after {seconds:g} seconds")
+                    raise TesseraError(f"{url}: not finished after {timeout:g} seconds")
     except requests.RequestException as error:
-        raise TesseraError(f"{address}: cannot be fetched ({' '.join(str(error).split())[:200]})") from error
+        raise TesseraError(f"{url}: cannot be fetched ({' '.join(str(error).split())[:200]})") from error
     return bytes(data)

@@ -19,7 +19,7 @@ from errors import UsageError, loading
 FeatureLayer = int | Literal["last_hidden_state"]
 """A place in hidden_states (0 = embeddings, -1 = last layer, before the final norm), or the state after the final norm."""
 
-PICTURES_TOGETHER = 4
+COMPILED_BATCH_SIZE = 4
 """Pictures that compiled layers see at once. A packed row of 16,384 tokens holds about 19 pictures of 729: in fours one or two
 places stay empty, in eights four or five; 2,916 positions are rows enough for a large matrix product."""
 
@@ -80,23 +80,23 @@ def encode(tower: SiglipVisionModel, pixels: torch.Tensor, layer: FeatureLayer) 
     never change; others see all pictures at once. The result is an ordinary tensor without history rather than an
     inference tensor, since the projector saves it for its backward pass.
     """
-    trunk: Any = getattr(tower, "vision_model", tower)
-    layers = trunk.encoder.layers
-    depth = depth_of(layer, len(layers))
-    together = PICTURES_TOGETHER if any(_is_compiled(block) for block in layers[:depth]) else max(len(pixels), 1)
+    vision_model: Any = getattr(tower, "vision_model", tower)
+    layers = vision_model.encoder.layers
+    depth = num_layers_for(layer, len(layers))
+    batch_size = COMPILED_BATCH_SIZE if any(_is_compiled(block) for block in layers[:depth]) else max(len(pixels), 1)
     # Where the weights are shared out (FSDP, ZeRO-3), gathering them changes tensors in place, which inference mode forbids.
     with torch.no_grad() if _is_sharded(tower) else torch.inference_mode():
         parts = []
-        for part in pixels.split(together):
-            features = trunk.embeddings(_filled_up(part, together))
+        for part in pixels.split(batch_size):
+            features = vision_model.embeddings(_pad_batch(part, batch_size))
             for block in layers[:depth]:
                 features = block(features, None)
-            parts.append(trunk.post_layernorm(features) if layer == "last_hidden_state" else features)
+            parts.append(vision_model.post_layernorm(features) if layer == "last_hidden_state" else features)
     with torch.no_grad():
         return torch.cat(parts)[: len(pixels)]
 
 
-def depth_of(layer: FeatureLayer, layers: int) -> int:
+def num_layers_for(layer: FeatureLayer, layers: int) -> int:
     """How many of an encoder's layers it takes to have a hidden state."""
     return layers if layer == "last_hidden_state" else layer % (layers + 1)
 
@@ -109,8 +109,8 @@ def _is_sharded(tower: nn.Module) -> bool:
     return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in tower.parameters())
 
 
-def _filled_up(pixels: torch.Tensor, pictures: int) -> torch.Tensor:
-    missing = max(pictures - len(pixels), 0)
+def _pad_batch(pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
+    missing = max(batch_size - len(pixels), 0)
     return torch.cat([pixels, pixels.new_zeros(missing, *pixels.shape[1:])]) if missing else pixels
 
 
@@ -136,9 +136,9 @@ class VisionEncoder:
         """SHA-256 of everything that the features depend on besides the pixels: settings, and the weights as they are loaded."""
         config = self.tower.config
         # What the shapes of the weights do not tell.
-        facts = [config.model_type, config.hidden_act, config.layer_norm_eps, config.num_attention_heads]
-        place = [depth_of(self.layer, config.num_hidden_layers), self.layer == "last_hidden_state", self.drop_first_patch]
-        digest = hashlib.sha256(json.dumps([*facts, *place]).encode())
+        config_values = [config.model_type, config.hidden_act, config.layer_norm_eps, config.num_attention_heads]
+        layer_settings = [num_layers_for(self.layer, config.num_hidden_layers), self.layer == "last_hidden_state", self.drop_first_patch]
+        digest = hashlib.sha256(json.dumps([*config_values, *layer_settings]).encode())
         for name, weight in sorted(self.tower.state_dict().items()):
             digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
             digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -35,11 +35,11 @@ def merge(generations: Sequence[Generation]) -> tuple[Candidate, ...]:
     log-probability over the tokens of the text that stays. Where one has no log-probability, they tell nothing apart:
     no candidate gets one, the first text stays, and the order is that of `generations`.
     """
-    known = all(generation.log_prob is not None for generation in generations)
+    all_scored = all(generation.log_prob is not None for generation in generations)
     groups: dict[str, list[Generation]] = {}
     for generation in generations:
         groups.setdefault(merging_key(generation.text), []).append(generation)
-    if not known:
+    if not all_scored:
         return tuple(Candidate(group[0].text, None, None, group[0].raw, len(group)) for group in groups.values())
     merged = [_candidate(group) for group in groups.values()]
     return tuple(sorted(merged, key=lambda candidate: -(candidate.mean_log_prob or 0.0)))
@@ -48,7 +48,7 @@ def merge(generations: Sequence[Generation]) -> tuple[Candidate, ...]:
 def _candidate(group: list[Generation]) -> Candidate:
     """Of generations that all have a log-probability."""
     scored = [(generation.log_prob or 0.0, generation) for generation in group]
-    likeliest, best = max(scored, key=lambda pair: pair[0])
+    highest, best = max(scored, key=lambda pair: pair[0])
     distinct = {generation.token_ids: log_prob for log_prob, generation in scored}
-    log_prob = likeliest + math.log(sum(math.exp(value - likeliest) for value in distinct.values()))
+    log_prob = highest + math.log(sum(math.exp(value - highest) for value in distinct.values()))
     return Candidate(best.text, log_prob, log_prob / best.tokens, best.raw, len(group))

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from answering.decoding.beam_search import Generated
-from answering.decoding.cuda_graphs import Frames
-from answering.decoding.kv_cache import Growth
+from answering.decoding.beam_search import GeneratedSequence
+from answering.decoding.cuda_graphs import CudaGraphCache
+from answering.decoding.kv_cache import CandidateCache
 from answering.decoding.kv_cache import PromptBatch as PromptBatch
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class DecodingStep:
     """The next token of each row that still grows: rows, tokens [r] int64, log_probs [r] float32 (untempered)."""
 
     rows: torch.Tensor
@@ -22,7 +22,7 @@ class Step:
 
 
 @torch.no_grad()
-def steps(
+def decode_steps(
     model: Any,
     batch: PromptBatch,
     k: int,
@@ -30,9 +30,9 @@ def steps(
     end_ids: Sequence[int],
     temperature: float = 1.0,
     uniform: torch.Tensor | None = None,
-    abandoned: Callable[[int], bool] | None = None,
-    frames: Frames | None = None,
-) -> Iterator[Step]:
+    cancelled: Callable[[int], bool] | None = None,
+    graph_cache: CudaGraphCache | None = None,
+) -> Iterator[DecodingStep]:
     """k continuations of each question, token by token; row q * k + i is the i-th of question q. Rows that end are not
     yielded any more, and questions all of whose rows have ended leave the batch.
 
@@ -42,29 +42,29 @@ def steps(
     """
     device, n = batch.input_ids.device, len(batch.input_ids)
     ends = torch.tensor(list(end_ids), device=device)
-    growth = Growth(model, batch, k, max_new_tokens, frames)
-    log_probs = growth.log_probs.expand(-1, k, -1)
+    cache = CandidateCache(model, batch, k, max_new_tokens, graph_cache)
+    log_probs = cache.log_probs.expand(-1, k, -1)
     rows = torch.arange(n * k, device=device).view(n, k)
     growing = torch.ones_like(rows, dtype=torch.bool)
     for i in range(max_new_tokens):
-        drawn_from, drawn_for = log_probs[growing], rows[growing]
-        drawn = drawn_from.argmax(-1) if uniform is None else draw(drawn_from / temperature, uniform[drawn_for, i])
-        yield Step(drawn_for, drawn, drawn_from.gather(1, drawn[:, None])[:, 0])
-        tokens = torch.full_like(rows, int(ends[0])).masked_scatter(growing, drawn)
+        active_log_probs, active_rows = log_probs[growing], rows[growing]
+        sampled = active_log_probs.argmax(-1) if uniform is None else sample_tokens(active_log_probs / temperature, uniform[active_rows, i])
+        yield DecodingStep(active_rows, sampled, active_log_probs.gather(1, sampled[:, None])[:, 0])
+        tokens = torch.full_like(rows, int(ends[0])).masked_scatter(growing, sampled)
         growing = growing & ~torch.isin(tokens, ends)
-        if abandoned is not None:
-            gone = [abandoned(row // k) for row in rows[:, 0].tolist()]
-            growing = growing & ~torch.tensor(gone, device=device)[:, None]
-        open_ = growing.any(dim=1)
-        if not open_.any() or i + 1 == max_new_tokens:
+        if cancelled is not None:
+            cancelled_questions = [cancelled(row // k) for row in rows[:, 0].tolist()]
+            growing = growing & ~torch.tensor(cancelled_questions, device=device)[:, None]
+        active = growing.any(dim=1)
+        if not active.any() or i + 1 == max_new_tokens:
             return
-        if not open_.all():
-            growth.keep(open_.nonzero()[:, 0])
-            rows, growing, tokens = rows[open_], growing[open_], tokens[open_]
-        log_probs = growth.step(tokens, torch.arange(k, device=device).expand_as(rows) if i else torch.zeros_like(rows))
+        if not active.all():
+            cache.keep(active.nonzero()[:, 0])
+            rows, growing, tokens = rows[active], growing[active], tokens[active]
+        log_probs = cache.step(tokens, torch.arange(k, device=device).expand_as(rows) if i else torch.zeros_like(rows))
 
 
-def draw(logits_rv: torch.Tensor, uniform_r: torch.Tensor) -> torch.Tensor:
+def sample_tokens(logits_rv: torch.Tensor, uniform_r: torch.Tensor) -> torch.Tensor:
     """Tokens [r] by inverting the distribution function at `uniform_r`."""
     edges = torch.softmax(logits_rv.double(), dim=-1).cumsum(-1)
     # Scaled by the last edge, which rounding leaves a little off 1; `right` never lands on a token of probability 0.
@@ -72,7 +72,7 @@ def draw(logits_rv: torch.Tensor, uniform_r: torch.Tensor) -> torch.Tensor:
     return found.clamp(max=logits_rv.shape[-1] - 1)
 
 
-def collect(growing: Iterator[Step], n: int, k: int) -> list[list[Generated]]:
+def collect(growing: Iterator[DecodingStep], n: int, k: int) -> list[list[GeneratedSequence]]:
     """The k sequences of each of n questions, put together from `steps`."""
     tokens: list[list[int]] = [[] for _ in range(n * k)]
     log_probs = [0.0] * (n * k)
@@ -80,5 +80,5 @@ def collect(growing: Iterator[Step], n: int, k: int) -> list[list[Generated]]:
         for row, token, log_prob in zip(step.rows.tolist(), step.tokens.tolist(), step.log_probs.tolist(), strict=True):
             tokens[row].append(token)
             log_probs[row] += log_prob
-    generated = [Generated(tuple(ids), log_prob) for ids, log_prob in zip(tokens, log_probs, strict=True)]
+    generated = [GeneratedSequence(tuple(ids), log_prob) for ids, log_prob in zip(tokens, log_probs, strict=True)]
     return [generated[i : i + k] for i in range(0, n * k, k)]

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-SELF = "self"
+SELF_EVALUATION = "self"
 """Name of the signal that the answerer itself gives: its probability of "yes, this answer is right"."""
-CORRECTED = "_corrected"
+CORRECTED_SUFFIX = "_corrected"
 """Behind a scorer's name: its scores minus what the same texts score on unrelated pictures."""
 
 
@@ -31,15 +31,15 @@ Signals: TypeAlias = Mapping[str, Signal]
 """By the name of the scorer: "clip", others as configured, and `self`."""
 
 
-def of_pictures(signals: Signals) -> dict[str, Signal]:
+def image_text_signals(signals: Signals) -> dict[str, Signal]:
     """The signals of scorers that look at pictures."""
-    return {name: signal for name, signal in signals.items() if name != SELF}
+    return {name: signal for name, signal in signals.items() if name != SELF_EVALUATION}
 
 
-def filled(signals: Signals, kinds: Mapping[str, bool], k: int) -> dict[str, Signal]:
+def fill_missing(signals: Signals, has_priors: Mapping[str, bool], k: int) -> dict[str, Signal]:
     """The signals of k candidates with those that are missing filled in: a scorer that had nothing to look at finds all alike.
 
     kinds: the signals that there must be, and whether each has a prior.
     """
-    nothing = (0.0,) * k
-    return {name: signals.get(name) or Signal(nothing, nothing if has_prior else None) for name, has_prior in kinds.items()}
+    zeros = (0.0,) * k
+    return {name: signals.get(name) or Signal(zeros, zeros if has_prior else None) for name, has_prior in has_priors.items()}

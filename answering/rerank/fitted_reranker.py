@@ -11,60 +11,65 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from answering.config import RerankConfig
-from answering.rerank.choose_answer import Plan
-from answering.rerank.image_text_scores import PictureBank
+from answering.rerank.choose_answer import RerankPlan
+from answering.rerank.image_text_scores import BackgroundImages
 from atomic_io import write_json
 from errors import TesseraError
 
 
 @dataclass(frozen=True, slots=True)
-class KnownPlan:
+class FittedReranker:
     """A plan, and what it was made for: the model, its decoding, the scorers by name with what identifies each, and the
     configured settings (`settings_of`) that it replaces.
 
     backgrounds: mean features [width] of each scorer's bank.
     """
 
-    plan: Plan
+    plan: RerankPlan
     model: dict[str, Any]
     decoding: dict[str, Any]
     scorers: dict[str, str]
     settings: dict[str, Any]
-    backgrounds: dict[str, list[float]]
+    background_means: dict[str, list[float]]
 
-    def bank(self, name: str) -> PictureBank | None:
+    def background_images(self, name: str) -> BackgroundImages | None:
         """The bank of a scorer as one mean picture; None where it had none."""
-        mean = self.backgrounds.get(name)
-        return None if mean is None else PictureBank(np.array([mean], dtype=np.float32))
+        mean = self.background_means.get(name)
+        return None if mean is None else BackgroundImages(np.array([mean], dtype=np.float32))
 
 
-def save(path: Path, known: KnownPlan) -> None:
+def save_fitted(path: Path, fitted: FittedReranker) -> None:
     """Write a plan as JSON."""
-    write_json(path, asdict(known))
+    write_json(path, asdict(fitted))
 
 
-def load(path: Path) -> KnownPlan:
+def load_fitted(path: Path) -> FittedReranker:
     """Read a plan back. Raises TesseraError when it is not one."""
     try:
-        return TypeAdapter(KnownPlan).validate_json(path.read_text(encoding="utf-8"))
+        return TypeAdapter(FittedReranker).validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise TesseraError(f"{path}: not a plan of the rerank ({' '.join(str(error).split())[:200]}); delete it") from error
 
 
-def settings_of(rerank: RerankConfig) -> dict[str, Any]:
+def rerank_settings(rerank: RerankConfig) -> dict[str, Any]:
     """What is configured of choosing: with other weights on the command line, a plan made for these does not count."""
-    return {"weights": asdict(rerank.weights), "form": rerank.form, "guard": list(rerank.guard), "self_score": rerank.self_score}
+    return {
+        "weights": asdict(rerank.weights),
+        "form": rerank.clip_score_form,
+        "guard": list(rerank.skipped_question_types),
+        "self_score": rerank.self_evaluation,
+    }
 
 
-def find(
+def find_fitted(
     folder: Path, model: dict[str, Any], decoding: dict[str, Any], scorers: dict[str, str], settings: dict[str, Any]
-) -> KnownPlan | None:
+) -> FittedReranker | None:
     """The plan in a folder that was made for this model, asked, scored and configured in this way; None where there is none.
 
     Raises TesseraError for a file that is no plan.
     """
     for path in sorted(folder.glob("*.json")):
-        known = load(path)
-        if (known.model, known.decoding, known.scorers, known.settings) == (model, decoding, scorers, settings):
-            return known
+        fitted = load_fitted(path)
+        if (fitted.model, fitted.decoding, fitted.scorers, fitted.settings) == (model, decoding, scorers, settings):
+            return fitted
     return None

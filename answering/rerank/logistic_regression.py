@@ -13,7 +13,7 @@ from errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Logistic:
+class LogisticModel:
     """Probability 1 / (1 + exp(-(bias + features . weights)))."""
 
     names: tuple[str, ...]
@@ -36,7 +36,7 @@ def sigmoid(values: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class IsotonicSteps:
     """A rising staircase, as isotonic regression gives: from `starts[i]` on the value is `values[i]`; below the first, the first."""
 
     starts: tuple[float, ...]

@@ -7,7 +7,7 @@ import numpy as np
 
 from answering.config import RerankWeights
 from answering.protocol import Candidate
-from answering.rerank.candidate_scores import SELF, Signal, Signals, of_pictures
+from answering.rerank.candidate_scores import SELF_EVALUATION, Signal, Signals, image_text_signals
 from errors import UsageError
 
 Form: TypeAlias = Literal["softmax", "raw", "prior_corrected"]
@@ -16,30 +16,30 @@ Form: TypeAlias = Literal["softmax", "raw", "prior_corrected"]
 LIKELIHOOD, CLIP = "likelihood", "clip"
 
 
-def stretched(values: np.ndarray) -> np.ndarray:
+def min_max(values: np.ndarray) -> np.ndarray:
     """Min-max over the last axis: the best candidate of a question gets 1, the worst 0; all equal: 1 each.
 
     values: [..., k]; NaN stands where a question has fewer than k candidates and stays NaN.
     """
     values = np.asarray(values, dtype=np.float64)
-    absent = np.isnan(values)
-    low = np.min(values, axis=-1, keepdims=True, where=~absent, initial=np.inf)
-    high = np.max(values, axis=-1, keepdims=True, where=~absent, initial=-np.inf)
+    missing = np.isnan(values)
+    low = np.min(values, axis=-1, keepdims=True, where=~missing, initial=np.inf)
+    high = np.max(values, axis=-1, keepdims=True, where=~missing, initial=-np.inf)
     span = np.where(high > low, high - low, 1.0)
-    return np.where(absent, np.nan, np.where(high > low, (values - low) / span, 1.0))
+    return np.where(missing, np.nan, np.where(high > low, (values - low) / span, 1.0))
 
 
-def shares(values: np.ndarray) -> np.ndarray:
+def softmax(values: np.ndarray) -> np.ndarray:
     """Softmax over the last axis: [..., k] log-probabilities or logits, NaN where there is no candidate."""
     values = np.asarray(values, dtype=np.float64)
-    absent = np.isnan(values)
-    powers = np.exp(values - np.max(values, axis=-1, keepdims=True, where=~absent, initial=-np.inf))
-    return np.asarray(powers / np.sum(powers, axis=-1, keepdims=True, where=~absent))
+    missing = np.isnan(values)
+    exponentials = np.exp(values - np.max(values, axis=-1, keepdims=True, where=~missing, initial=-np.inf))
+    return np.asarray(exponentials / np.sum(exponentials, axis=-1, keepdims=True, where=~missing))
 
 
-def signal(values: np.ndarray) -> np.ndarray:
+def softmax_min_max(values: np.ndarray) -> np.ndarray:
     """Softmax, then min-max, over the last axis of [..., k] log-probabilities or logits."""
-    return stretched(shares(values))
+    return min_max(softmax(values))
 
 
 def log_likelihoods(candidates: Sequence[Candidate]) -> list[float]:
@@ -54,11 +54,11 @@ def components(candidates: Sequence[Candidate], signals: Signals, form: Form) ->
 
     Raises UsageError when `form` wants priors and there are none.
     """
-    found = {LIKELIHOOD: signal(np.array(log_likelihoods(candidates)))}
-    if fits := [_formed(name, one, form) for name, one in of_pictures(signals).items()]:
-        found[CLIP] = np.mean(fits, axis=0)
-    if SELF in signals:
-        found[SELF] = stretched(np.array(signals[SELF].scores))
+    found = {LIKELIHOOD: softmax_min_max(np.array(log_likelihoods(candidates)))}
+    if image_text_scores := [_scaled_scores(name, one, form) for name, one in image_text_signals(signals).items()]:
+        found[CLIP] = np.mean(image_text_scores, axis=0)
+    if SELF_EVALUATION in signals:
+        found[SELF_EVALUATION] = min_max(np.array(signals[SELF_EVALUATION].scores))
     return found
 
 
@@ -68,20 +68,20 @@ def fuse(parts: Mapping[str, np.ndarray], weights: RerankWeights) -> np.ndarray:
     Vectorised, so that a grid of weights can be tried on components that are computed once. Raises UsageError when the
     weights of all parts that there are are zero.
     """
-    by_name = {LIKELIHOOD: weights.likelihood, CLIP: weights.clip, SELF: weights.self_score}
+    by_name = {LIKELIHOOD: weights.likelihood, CLIP: weights.clip, SELF_EVALUATION: weights.self_evaluation}
     total = sum(by_name[name] for name in parts)
     if total == 0.0:
         raise UsageError(f"rerank.weights: those of {', '.join(parts)} are zero; at least one must be positive")
     return np.asarray(sum(by_name[name] * part for name, part in parts.items()) / total)
 
 
-def _formed(name: str, one: Signal, form: Form) -> np.ndarray:
+def _scaled_scores(name: str, one: Signal, form: Form) -> np.ndarray:
     if form == "raw":
-        return stretched(np.array(one.scores))
+        return min_max(np.array(one.scores))
     if form == "softmax":
-        return signal(np.array(one.scores))
+        return softmax_min_max(np.array(one.scores))
     if one.corrected is None:
         raise UsageError(
             f"rerank.form: prior_corrected needs what {name} says of unrelated pictures; set rerank.bank to a number of pictures"
         )
-    return signal(np.array(one.corrected))
+    return softmax_min_max(np.array(one.corrected))

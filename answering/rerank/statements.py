@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import yaml
 
-from dataset.sample import IMAGE_MARK, Language
+from dataset.sample import IMAGE_PLACEHOLDER, Language
 
-Wording = Literal["joined", "sentence"]
+StatementForm = Literal["joined", "sentence"]
 """How a statement is worded: the question and the answer behind it, or a sentence where a template fits."""
 
-_SAYS_WHERE = r"(?:in|on|at|under|over|above|below|beneath|behind|beside|near|next|between|inside|outside|against|to|outdoors|indoors)\b"
+_LOCATION_PREPOSITIONS = (
+    r"(?:in|on|at|under|over|above|below|beneath|behind|beside|near|next|between|inside|outside|against|to|outdoors|indoors)\b"
+)
 _SIDE, _PART = r"(?:the )?(?:left|right)", r"(?:the )?(?:top|bottom|upper|lower|center|centre|middle)\b.*"
 
 
@@ -32,58 +34,58 @@ class _Rule:
 class _Templates:
     """The rules of a language. yes, no: answers that mean it; before: what is cut off the head of a question."""
 
-    joint: str
+    separator: str
     end: str
     yes: frozenset[str]
     no: frozenset[str]
-    before: re.Pattern[str]
+    lead_in: re.Pattern[str]
     rules: tuple[_Rule, ...]
 
 
-def statement(question: str, answer: str, language: Language, wording: Wording = "joined") -> str:
+def statement(question: str, answer: str, language: Language, statement_form: StatementForm = "joined") -> str:
     """The question and the answer as one text. Picture marks and line breaks go.
 
     sentence: by the first template of `statements.yaml` that fits; where none does, joined.
     """
-    made = sentence(question, answer, language) if wording == "sentence" else None
-    return made or joined(question, answer, language)
+    text = sentence(question, answer, language) if statement_form == "sentence" else None
+    return text or joined(question, answer, language)
 
 
 def joined(question: str, answer: str, language: Language) -> str:
     """The question and the answer behind it, joined as the language does."""
-    return _templates()[language].joint.join((_plain(question), _plain(answer))).strip()
+    return _templates()[language].separator.join((_without_image_marks(question), _without_image_marks(answer))).strip()
 
 
 def sentence(question: str, answer: str, language: Language) -> str | None:
     """What is so if this is the answer, as a sentence; None where no template fits, or the answer is empty."""
-    templates, said = _templates()[language], _plain(answer).rstrip(".。!！")
-    found = _fitting(question, language)
-    if found is None or not said:
+    templates, bare_answer = _templates()[language], _without_image_marks(answer).rstrip(".。!！")
+    found = _matching_rule(question, language)
+    if found is None or not bare_answer:
         return None
     rule, match = found
-    template = rule.statement or _yes_or_no(rule, said, templates)
+    template = rule.statement or _yes_or_no(rule, bare_answer, templates)
     if not template:
         return None
-    made = " ".join(template.format_map(_fields(match.groupdict(), said)).split())
-    return made[0].upper() + made[1:] + templates.end
+    text = " ".join(template.format_map(_fields(match.groupdict(), bare_answer)).split())
+    return text[0].upper() + text[1:] + templates.end
 
 
 def kind(question: str, language: Language) -> str | None:
     """What the first template that fits a question says it asks for, such as "yes/no" or "counting"; None where none fits."""
-    found = _fitting(question, language)
+    found = _matching_rule(question, language)
     return None if found is None else found[0].kind
 
 
-def core(question: str, language: Language) -> str:
+def strip_lead_in(question: str, language: Language) -> str:
     """A question without its last mark and without what only leads to it ("In this picture, ...")."""
-    text = _plain(question).rstrip("?？.。!！ ")
-    while (shorter := _templates()[language].before.sub("", text, count=1)) != text:
+    text = _without_image_marks(question).rstrip("?？.。!！ ")
+    while (shorter := _templates()[language].lead_in.sub("", text, count=1)) != text:
         text = shorter
     return text
 
 
-def _fitting(question: str, language: Language) -> tuple[_Rule, re.Match[str]] | None:
-    text = core(question, language)
+def _matching_rule(question: str, language: Language) -> tuple[_Rule, re.Match[str]] | None:
+    text = strip_lead_in(question, language)
     # The first word is written like any other, unless it is an abbreviation.
     text = text if text[1:2].isupper() else text[:1].lower() + text[1:]
     return next(((rule, match) for rule in _templates()[language].rules if (match := rule.question.fullmatch(text))), None)
@@ -102,23 +104,23 @@ def _fields(groups: dict[str, str | None], answer: str) -> dict[str, str]:
     fields["of"] = ""
     measure = fields.get("measure", "")
     fields["number"] = answer.removesuffix(measure) if measure else answer
-    fields["place"] = _place(answer)
+    fields["place"] = _location_phrase(answer)
     fields |= {name: fields[name].lower() for name in ("be", "aux") if name in fields}
     if "verb" in fields:
-        fields["finite"] = _finite(fields.get("aux", ""), fields["verb"])
+        fields["finite"] = _finite_verb(fields.get("aux", ""), fields["verb"])
     return fields
 
 
-def _place(answer: str) -> str:
+def _location_phrase(answer: str) -> str:
     """Where something is, as English says it: "left" -> "on the left", "kitchen" -> "in the kitchen"."""
-    if re.match(_SAYS_WHERE, answer, re.IGNORECASE):
+    if re.match(_LOCATION_PREPOSITIONS, answer, re.IGNORECASE):
         return answer
     preposition = "on" if re.fullmatch(_SIDE, answer, re.IGNORECASE) else "at" if re.fullmatch(_PART, answer, re.IGNORECASE) else "in"
     named = answer[:1].isupper() or re.match(r"(?:the|an?|his|her|its|their|my) ", answer, re.IGNORECASE)
     return f"{preposition} {answer}" if named else f"{preposition} the {answer}"
 
 
-def _finite(auxiliary: str, verb: str) -> str:
+def _finite_verb(auxiliary: str, verb: str) -> str:
     """The verb of a statement whose question has the auxiliary do, does or did."""
     if auxiliary == "does":
         if verb.lower() == "have":
@@ -129,34 +131,34 @@ def _finite(auxiliary: str, verb: str) -> str:
     return f"did {verb}" if auxiliary == "did" else verb
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.replace(IMAGE_MARK, " ").split())
+def _without_image_marks(text: str) -> str:
+    return " ".join(text.replace(IMAGE_PLACEHOLDER, " ").split())
 
 
 @cache
 def _templates() -> dict[Language, _Templates]:
     data = yaml.safe_load(resources.files("answering.rerank").joinpath("statements.yaml").read_text(encoding="utf-8"))
-    return {"en": _of(data["en"]), "zh": _of(data["zh"])}
+    return {"en": _parse_templates(data["en"]), "zh": _parse_templates(data["zh"])}
 
 
-def _of(data: dict[str, Any]) -> _Templates:
+def _parse_templates(data: dict[str, Any]) -> _Templates:
     words: dict[str, str] = {}
     for name, expression in data["words"].items():
-        words[name] = _filled(expression, words)
+        words[name] = _expand_words(expression, words)
     rules = [
         _Rule(
             rule["kind"],
-            re.compile(_filled(rule["question"], words), re.IGNORECASE),
+            re.compile(_expand_words(rule["question"], words), re.IGNORECASE),
             rule.get("statement"),
             rule.get("if_yes"),
             rule.get("if_no"),
         )
         for rule in data["rules"]
     ]
-    before = re.compile("^(?:" + "|".join(f"(?:{expression})" for expression in data["before"]) + ")", re.IGNORECASE)
-    return _Templates(data["joint"], data["end"], frozenset(data["yes_words"]), frozenset(data["no_words"]), before, tuple(rules))
+    lead_in = re.compile("^(?:" + "|".join(f"(?:{expression})" for expression in data["before"]) + ")", re.IGNORECASE)
+    return _Templates(data["joint"], data["end"], frozenset(data["yes_words"]), frozenset(data["no_words"]), lead_in, tuple(rules))
 
 
-def _filled(expression: str, words: dict[str, str]) -> str:
+def _expand_words(expression: str, words: dict[str, str]) -> str:
     """An expression with the words in it written out; groups that it names are not words."""
     return re.sub(r"(?<!\?P)<([A-Z]+)>", lambda match: f"(?:{words[match[1]]})", expression)

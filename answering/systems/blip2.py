@@ -18,16 +18,16 @@ from transformers import AutoConfig, AutoTokenizer, Blip2ForConditionalGeneratio
 from transformers.generation import BaseStreamer
 
 from answering.config import Blip2System
-from answering.decoding.beam_search import Generated
-from answering.decoding.sampling import draw
+from answering.decoding.beam_search import GeneratedSequence
+from answering.decoding.sampling import sample_tokens
 from answering.prompts import PromptPolicy
 from answering.protocol import Decoding, Description, Request
-from answering.request_images import opened
-from answering.systems.local_model import LocalAnswerer, Prompt, uniform
+from answering.request_images import load_image
+from answering.systems.local_model import LocalAnswerer, Prompt, sampling_noise
 from dataset.loading.encoded_sample import EncodingError, check_messages
-from dataset.sample import IMAGE_MARK
+from dataset.sample import IMAGE_PLACEHOLDER
 from errors import UsageError, loading
-from model.quantization import keep_trainable_on_cpu, quantization_config
+from model.quantization import disable_avx512bf16, quantization_config
 from model.siglip_qwen.assembly import default_dtype
 from visual.image_processor import load_image_processor
 
@@ -39,17 +39,17 @@ class Blip2Answerer(LocalAnswerer):
     """Answers with a Blip2ForConditionalGeneration, whose language model continues, or replies to, a prompt."""
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, system: Blip2System):
-        super().__init__(model, tokenizer, PromptPolicy.of(system), _end_ids(model, tokenizer))
+        super().__init__(model, tokenizer, PromptPolicy.from_config(system), _end_ids(model, tokenizer))
         self.image_processor, self.system = image_processor, system
         text = model.config.text_config
-        self.replies = bool(text.is_encoder_decoder)
+        self.is_encoder_decoder = bool(text.is_encoder_decoder)
         # OPT has learned positions; T5 counts distances and takes any length.
-        self.room = None if self.replies else int(text.max_position_embeddings) - model.config.num_query_tokens
+        self.max_prompt_tokens = None if self.is_encoder_decoder else int(text.max_position_embeddings) - model.config.num_query_tokens
         # Nothing else of the folder's generation settings: a penalty or a shortest length would change every probability.
         model.language_model.generation_config = GenerationConfig(
             eos_token_id=list(self.end_ids),
             pad_token_id=tokenizer.pad_token_id,
-            decoder_start_token_id=text.decoder_start_token_id if self.replies else None,
+            decoder_start_token_id=text.decoder_start_token_id if self.is_encoder_decoder else None,
         )
 
     @property
@@ -60,15 +60,15 @@ class Blip2Answerer(LocalAnswerer):
 
     def encode(self, request: Request) -> Prompt:
         """Raises EncodingError or PictureError."""
-        if len(request.pictures) != 1:
-            raise EncodingError(f"BLIP-2 takes one picture a question, this one has {len(request.pictures)}")
+        if len(request.images) != 1:
+            raise EncodingError(f"BLIP-2 takes one picture a question, this one has {len(request.images)}")
         check_messages(request.messages, 1)
         # What looks like a control token in a user's text stays text.
         ids = list(self.tokenizer(self._text(request), split_special_tokens=True).input_ids)
-        if self.room is not None and len(ids) > self.room:
-            raise EncodingError(f"the prompt has {len(ids)} tokens, the model takes at most {self.room} beside a picture")
-        pixels = self.image_processor(images=[opened(request.pictures[0])], return_tensors="pt")["pixel_values"]
-        return Prompt(ids, IMAGE_MARK + str(self.tokenizer.decode(ids)), {"pixel_values": pixels})
+        if self.max_prompt_tokens is not None and len(ids) > self.max_prompt_tokens:
+            raise EncodingError(f"the prompt has {len(ids)} tokens, the model takes at most {self.max_prompt_tokens} beside a picture")
+        pixels = self.image_processor(images=[load_image(request.images[0])], return_tensors="pt")["pixel_values"]
+        return Prompt(ids, IMAGE_PLACEHOLDER + str(self.tokenizer.decode(ids)), {"pixel_values": pixels})
 
     def _text(self, request: Request) -> str:
         """The prompt of a request. Earlier turns stand in front, as in the paper's own conversations."""
@@ -77,47 +77,52 @@ class Blip2Answerer(LocalAnswerer):
         template = self.system.question_prompt if request.task == "vqa" else self.system.conversation_prompt
         parts = []
         for message in self.policy.messages(request):
-            text = " ".join(message.content.replace(IMAGE_MARK, " ").split())
+            text = " ".join(message.content.replace(IMAGE_PLACEHOLDER, " ").split())
             parts.append(template.replace("{}", text) if message.role == "user" else text)
         return " ".join(parts)
 
     def generate(
-        self, requests: Sequence[Request], prompts: Sequence[Prompt], decoding: Decoding, abandoned: Callable[[int], bool] | None = None
-    ) -> list[list[Generated]]:
+        self, requests: Sequence[Request], prompts: Sequence[Prompt], decoding: Decoding, cancelled: Callable[[int], bool] | None = None
+    ) -> list[list[GeneratedSequence]]:
         """By the library's own search, which knows both kinds of language model and goes on to its end; samples do not depend on
         the batch."""
-        del abandoned
-        k = 1 if decoding.mode == "greedy" else decoding.k
-        drawn = uniform(requests, k, decoding) if decoding.mode == "sample" else None
-        flat = self._run(prompts, decoding, k, drawn)
+        del cancelled
+        k = 1 if decoding.strategy == "greedy" else decoding.num_candidates
+        uniform_samples = sampling_noise(requests, k, decoding) if decoding.strategy == "sample" else None
+        flat = self._run(prompts, decoding, k, uniform_samples)
         return [flat[i : i + k] for i in range(0, len(flat), k)]
 
-    def grow(self, request: Request, prompt: Prompt, decoding: Decoding) -> Iterator[int]:
-        tokens = _Tokens()
-        drawn = uniform([request], 1, decoding) if decoding.mode == "sample" else None
+    def generate_tokens(self, request: Request, prompt: Prompt, decoding: Decoding) -> Iterator[int]:
+        tokens = _QueueStreamer()
+        uniform_samples = sampling_noise([request], 1, decoding) if decoding.strategy == "sample" else None
         with ThreadPoolExecutor(1) as thread:
-            running = thread.submit(self._run, [prompt], decoding, 1, drawn, tokens)
+            running = thread.submit(self._run, [prompt], decoding, 1, uniform_samples, tokens)
             running.add_done_callback(lambda _: tokens.queue.put(None))
             yield from iter(tokens.queue.get, None)
             running.result()
 
     @torch.no_grad()
     def _run(
-        self, prompts: Sequence[Prompt], decoding: Decoding, k: int, drawn: torch.Tensor | None, streamer: "_Tokens | None" = None
-    ) -> list[Generated]:
+        self,
+        prompts: Sequence[Prompt],
+        decoding: Decoding,
+        k: int,
+        uniform_samples: torch.Tensor | None,
+        streamer: "_QueueStreamer | None" = None,
+    ) -> list[GeneratedSequence]:
         """k sequences of each prompt, one prompt's behind the other's: samples where `drawn` [n * k, steps] is given, else the k best."""
         inputs = self._inputs(prompts)
         language = self.model.language_model
-        if drawn is not None:
+        if uniform_samples is not None:
             inputs = {name: tensor.repeat_interleave(k, dim=0) for name, tensor in inputs.items()}
-        beams = 1 if drawn is not None else k
+        beams = 1 if uniform_samples is not None else k
         output = language.generate(
             **inputs,
             num_beams=beams,
             num_return_sequences=beams,
             do_sample=False,
             max_new_tokens=decoding.max_new_tokens,
-            logits_processor=[] if drawn is None else [_Draw(drawn, decoding.temperature)],
+            logits_processor=[] if uniform_samples is None else [InverseCdfSampling(uniform_samples, decoding.temperature)],
             streamer=streamer,
             output_logits=True,
             return_dict_in_generate=True,
@@ -125,18 +130,18 @@ class Blip2Answerer(LocalAnswerer):
         log_probs = language.compute_transition_scores(
             output.sequences, output.logits, output.beam_indices if beams > 1 else None, normalize_logits=True
         )
-        tokens = output.sequences[:, 1:] if self.replies else output.sequences
-        return [self._ended(row, scores) for row, scores in zip(tokens.tolist(), log_probs.tolist(), strict=True)]
+        tokens = output.sequences[:, 1:] if self.is_encoder_decoder else output.sequences
+        return [self._truncate_at_end(row, scores) for row, scores in zip(tokens.tolist(), log_probs.tolist(), strict=True)]
 
     def _inputs(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
         """inputs_embeds [n, q + t, d] and attention_mask [n, q + t]: padding, queries, text."""
         model, device = self.model, self.device
-        pixels = torch.cat([prompt.pictures["pixel_values"] for prompt in prompts])
+        pixels = torch.cat([prompt.images["pixel_values"] for prompt in prompts])
         queries_nqd = model.get_image_features(pixels.to(device)).pooler_output
         q, longest = queries_nqd.shape[1], max(len(prompt.ids) for prompt in prompts)
         padding = [longest - len(prompt.ids) for prompt in prompts]
-        empty = self.tokenizer.pad_token_id
-        ids = torch.tensor([[empty] * (n + q) + p.ids for n, p in zip(padding, prompts, strict=True)], device=device)
+        pad = self.tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (n + q) + p.ids for n, p in zip(padding, prompts, strict=True)], device=device)
         embeds = model.language_model.get_input_embeddings()(ids)
         mask = torch.ones_like(ids)
         for i, n in enumerate(padding):
@@ -144,36 +149,36 @@ class Blip2Answerer(LocalAnswerer):
             mask[i, :n] = 0
         return {"inputs_embeds": embeds, "attention_mask": mask}
 
-    def _ended(self, tokens: list[int], log_probs: list[float]) -> Generated:
+    def _truncate_at_end(self, tokens: list[int], log_probs: list[float]) -> GeneratedSequence:
         """Up to the first end token; behind it there is padding."""
         end = next((i + 1 for i, token in enumerate(tokens) if token in self.end_ids), len(tokens))
-        return Generated(tuple(tokens[:end]), sum(log_probs[:end]))
+        return GeneratedSequence(tuple(tokens[:end]), sum(log_probs[:end]))
 
 
-class _Draw(LogitsProcessor):
+class InverseCdfSampling(LogitsProcessor):
     """Leaves each row the one token that its own numbers draw. drawn: [rows, steps] in 0..1."""
 
-    def __init__(self, drawn: torch.Tensor, temperature: float):
-        self.drawn, self.temperature, self.step = drawn, temperature, 0
+    def __init__(self, uniform_samples: torch.Tensor, temperature: float):
+        self.uniform_samples, self.temperature, self.step = uniform_samples, temperature, 0
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         del input_ids
-        tokens = draw(scores.float() / self.temperature, self.drawn[:, self.step].to(scores.device))
+        tokens = sample_tokens(scores.float() / self.temperature, self.uniform_samples[:, self.step].to(scores.device))
         self.step += 1
         return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
 
 
-class _Tokens(BaseStreamer):
+class _QueueStreamer(BaseStreamer):
     """Tokens of one sequence, through a queue. What is put first is not generated."""
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[int | None] = SimpleQueue()
-        self.begun = False
+        self.prompt_skipped = False
 
     def put(self, value: torch.Tensor) -> None:
-        if self.begun:
+        if self.prompt_skipped:
             self.queue.put(int(value.reshape(-1)[0]))
-        self.begun = True
+        self.prompt_skipped = True
 
     def end(self) -> None:
         """The reader learns of the end when the search has returned."""
@@ -196,7 +201,7 @@ def load(system: Blip2System, device: torch.device | str, dtype: torch.dtype | N
         config = AutoConfig.from_pretrained(system.path)
     if config.model_type != "blip-2":
         raise UsageError(f"{where}: {system.path} is a {config.model_type} model, the system's kind says blip2")
-    quantized = quantization_config(system.quantization, dtype, keep=NOT_QUANTISED)
+    quantized = quantization_config(system.quantization, dtype, skip_modules=NOT_QUANTISED)
     options = {} if quantized is None else {"quantization_config": quantized}
     with loading(where, system.path):
         # Not Blip2Processor, which adds a token to the tokenizer that it is given.
@@ -207,7 +212,7 @@ def load(system: Blip2System, device: torch.device | str, dtype: torch.dtype | N
         )
     if report["missing_keys"]:
         raise UsageError(f"{where}: {system.path} lacks weights, such as {min(report['missing_keys'])}")
-    keep_trainable_on_cpu(model)
+    disable_avx512bf16(model)
     if system.adapter is not None:
         model = with_adapter(model, system.adapter, f"system {system.name}, adapter")
     return Blip2Answerer(model.eval(), tokenizer, image_processor, system)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from errors import UsageError, loading
-from model.quantization import Quantization, keep_trainable_on_cpu, quantization_config
+from model.quantization import Quantization, disable_avx512bf16, quantization_config
 from model.siglip_qwen.processor import Processor
 from visual.image_processor import load_image_processor
 
@@ -40,26 +40,26 @@ def load(
     config = model.config
     if config.vision_feature_select_strategy != "full" or not tokenizer.chat_template:
         raise UsageError(f"{folder}: a LLaVA model, but not one that tools/export.py wrote (all patches and a chat template are expected)")
-    if getattr(config.vision_config, "tie_last_hidden_states", False) and not _reads_behind_the_final_norm(model):
+    if getattr(config.vision_config, "tie_last_hidden_states", False) and not _last_hidden_state_is_normed(model):
         raise UsageError(
             f"{folder}: its features are those behind the final norm (vision_config.tie_last_hidden_states). This transformers does not "
             "know that mark and would give other answers; a newer one is needed"
         )
-    keep_trainable_on_cpu(model)
+    disable_avx512bf16(model)
     processor = Processor(
         tokenizer,
         image_processor,
-        placeholder=str(tokenizer.convert_ids_to_tokens(config.image_token_id)),
+        image_token=str(tokenizer.convert_ids_to_tokens(config.image_token_id)),
         tokens_per_image=config.image_seq_length,
         # The export does not hold the longest sample of the training; the language model has a longest text of its own.
-        max_tokens=int(config.text_config.max_position_embeddings),
+        max_length=int(config.text_config.max_position_embeddings),
     )
     return model.requires_grad_(False).eval(), processor
 
 
 @torch.no_grad()
-def _reads_behind_the_final_norm(model: LlavaForConditionalGeneration) -> bool:
+def _last_hidden_state_is_normed(model: LlavaForConditionalGeneration) -> bool:
     """Whether the last hidden state of the vision tower is the one behind its final norm."""
     tower, side = model.model.vision_tower, model.config.vision_config.image_size
-    found = tower(torch.zeros(1, 3, side, side, dtype=tower.dtype, device=tower.device), output_hidden_states=True)
-    return torch.equal(found.hidden_states[-1], found.last_hidden_state)
+    outputs = tower(torch.zeros(1, 3, side, side, dtype=tower.dtype, device=tower.device), output_hidden_states=True)
+    return torch.equal(outputs.hidden_states[-1], outputs.last_hidden_state)

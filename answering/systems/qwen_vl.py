@@ -12,12 +12,12 @@ from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGene
 from answering.config import QwenVlSystem
 from answering.prompts import PromptPolicy
 from answering.protocol import Description, Request
-from answering.request_images import opened, shrunk
-from answering.rerank.self_evaluation import SelfJudging
+from answering.request_images import load_image, resize_to_max_side
+from answering.rerank.self_evaluation import SelfEvaluatingAnswerer
 from answering.systems.local_model import Prompt
 from dataset.loading.encoded_sample import EncodingError
 from errors import UsageError, loading
-from model.quantization import keep_trainable_on_cpu, quantization_config
+from model.quantization import disable_avx512bf16, quantization_config
 from model.siglip_qwen.assembly import default_dtype
 from model.siglip_qwen.processor import Processor
 from visual.image_processor import load_image_processor
@@ -27,76 +27,79 @@ CLASSES = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VL
 IMAGE_TOKEN, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 
 
-class QwenVlAnswerer(SelfJudging):
+class QwenVlAnswerer(SelfEvaluatingAnswerer):
     """Answers with a Qwen vision-language model; pictures are shrunk to at most `max_side` pixels."""
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, system: QwenVlSystem):
         limit = int(model.config.get_text_config(decoder=True).max_position_embeddings)
         # One placeholder a picture at first: how many it takes depends on its size.
-        self.processor = Processor(tokenizer, image_processor, placeholder=IMAGE_TOKEN, tokens_per_image=1, max_tokens=limit)
-        own_ends = model.generation_config.eos_token_id
+        self.processor = Processor(tokenizer, image_processor, image_token=IMAGE_TOKEN, tokens_per_image=1, max_length=limit)
+        eos_token_ids = model.generation_config.eos_token_id
         super().__init__(
             model,
             tokenizer,
-            PromptPolicy.of(system),
-            [self.processor.end_id, *(own_ends if isinstance(own_ends, list) else [own_ends or tokenizer.eos_token_id])],
+            PromptPolicy.from_config(system),
+            [
+                self.processor.end_of_turn_id,
+                *(eos_token_ids if isinstance(eos_token_ids, list) else [eos_token_ids or tokenizer.eos_token_id]),
+            ],
         )
         self.image_processor, self.system = image_processor, system
 
     @property
     def description(self) -> Description:
         system = self.system
-        settings = {"path": system.path, "quantization": system.quantization, "max_side": system.max_side}
+        settings = {"path": system.path, "quantization": system.quantization, "max_side": system.max_image_side}
         return Description(system.kind, {**settings, **self.policy.settings()})
 
     @property
     def device(self) -> torch.device:
         """Where prompts go: the first accelerator of a model that is spread over several devices."""
-        spread = getattr(self.model, "hf_device_map", None) or {"": self.model.device}
-        return torch.device(next((place for place in spread.values() if place not in ("cpu", "disk")), "cpu"))
+        device_map = getattr(self.model, "hf_device_map", None) or {"": self.model.device}
+        return torch.device(next((device_name for device_name in device_map.values() if device_name not in ("cpu", "disk")), "cpu"))
 
     def encode(self, request: Request) -> Prompt:
         """Raises EncodingError or PictureError."""
-        short = self.processor.prompt(self.policy.messages(request), len(request.pictures))
-        pictures = self._pixels([shrunk(opened(picture), self.system.max_side) for picture in request.pictures])
-        ids = self._with_pictures(short, pictures)
-        if len(ids) > self.processor.max_tokens:
-            raise EncodingError(f"the prompt has {len(ids)} tokens, the model takes at most {self.processor.max_tokens}")
-        return Prompt(ids, self.processor.readable(short), pictures)
+        prompt_ids = self.processor.prompt(self.policy.messages(request), len(request.images))
+        images = self._pixels([resize_to_max_side(load_image(image), self.system.max_image_side) for image in request.images])
+        ids = self._expand_image_tokens(prompt_ids, images)
+        if len(ids) > self.processor.max_length:
+            raise EncodingError(f"the prompt has {len(ids)} tokens, the model takes at most {self.processor.max_length}")
+        return Prompt(ids, self.processor.readable(prompt_ids), images)
 
-    def positions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, pictures: dict[str, torch.Tensor]) -> torch.Tensor:
+    def positions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, images: dict[str, torch.Tensor]) -> torch.Tensor:
         """Places in the text, then time, height and width (multimodal RoPE, arXiv:2409.12191): [4, n, t]."""
-        text = super().positions(input_ids, attention_mask, pictures)[None]
-        if not pictures:
+        text = super().positions(input_ids, attention_mask, images)[None]
+        if not images:
             return text.expand(4, -1, -1)
         multimodal, _ = self.model.model.get_rope_index(
             input_ids=input_ids,
-            mm_token_type_ids=(input_ids == self.processor.placeholder_id).int(),
-            image_grid_thw=pictures["image_grid_thw"],
+            mm_token_type_ids=(input_ids == self.processor.image_token_id).int(),
+            image_grid_thw=images["image_grid_thw"],
             attention_mask=attention_mask,
         )
         return torch.cat([text, multimodal])
 
-    def _pixels(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
+    def _pixels(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """pixel_values [patches, values] and image_grid_thw [pictures, 3]; nothing where there is no picture."""
-        if not pictures:
+        if not images:
             return {}
         try:
-            encoded = self.image_processor(images=pictures, return_tensors="pt")
+            encoded = self.image_processor(images=images, return_tensors="pt")
         except ValueError as error:
             raise EncodingError(f"a picture cannot be given to the model: {error}") from error
         return {name: encoded[name] for name in ("pixel_values", "image_grid_thw")}
 
-    def _with_pictures(self, short: list[int], pictures: dict[str, torch.Tensor]) -> list[int]:
+    def _expand_image_tokens(self, prompt_ids: list[int], images: dict[str, torch.Tensor]) -> list[int]:
         """Each placeholder becomes as many as its picture has merged patches, between the two vision marks."""
         start, end = self.tokenizer.convert_tokens_to_ids([VISION_START, VISION_END])
-        grids = iter(pictures["image_grid_thw"].tolist() if pictures else [])
-        placeholder, merged = self.processor.placeholder_id, self.image_processor.merge_size**2
+        grids = iter(images["image_grid_thw"].tolist() if images else [])
+        image_token, patches_per_token = self.processor.image_token_id, self.image_processor.merge_size**2
         ids: list[int] = []
-        for token in short:
-            if token == placeholder:
+        for token in prompt_ids:
+            if token == image_token:
                 time, height, width = next(grids)
-                ids += [start, *[placeholder] * (time * height * width // merged), end]
+                ids += [start, *[image_token] * (time * height * width // patches_per_token), end]
             else:
                 ids.append(token)
         return ids
@@ -116,19 +119,19 @@ def load(system: QwenVlSystem, device: torch.device | str, dtype: torch.dtype | 
     with loading(where, system.path):
         tokenizer = AutoTokenizer.from_pretrained(system.path)
         image_processor = load_image_processor(system.path)
-        model = CLASSES[system.kind].from_pretrained(system.path, config=config, dtype=dtype, **_placement(system, device, dtype))
+        model = CLASSES[system.kind].from_pretrained(system.path, config=config, dtype=dtype, **_load_options(system, device, dtype))
     if not tokenizer.chat_template:
         raise UsageError(f"{where}: the tokenizer of {system.path} has no chat template")
-    keep_trainable_on_cpu(model)
+    disable_avx512bf16(model)
     return QwenVlAnswerer(model.eval(), tokenizer, image_processor, system)
 
 
-def _placement(system: QwenVlSystem, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
+def _load_options(system: QwenVlSystem, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of from_pretrained: quantisation of the language model, and which device holds what."""
     options: dict[str, Any] = {"device_map": {"": device}}
-    quantized = quantization_config(system.quantization, dtype, keep=["lm_head", "model.visual"])
+    quantized = quantization_config(system.quantization, dtype, skip_modules=["lm_head", "model.visual"])
     if system.max_memory is not None:
-        memory = {int(place) if place.isdigit() else place: size for place, size in system.max_memory.items()}
+        memory = {int(device_name) if device_name.isdigit() else device_name: size for device_name, size in system.max_memory.items()}
         options = {"device_map": "auto", "max_memory": memory, "offload_folder": system.offload_folder}
         if quantized is not None:
             quantized.llm_int8_enable_fp32_cpu_offload = True

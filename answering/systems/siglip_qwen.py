@@ -5,36 +5,38 @@ from typing import Any
 
 from peft import PeftModel
 
-from answering.decoding.cuda_graphs import Frames, record_on_cuda
+from answering.decoding.cuda_graphs import CudaGraphCache, capture_cuda_graph
 from answering.prompts import PromptPolicy
 from answering.protocol import Description, Request
-from answering.request_images import opened
-from answering.rerank.self_evaluation import SelfJudging
+from answering.request_images import load_image
+from answering.rerank.self_evaluation import SelfEvaluatingAnswerer
 from answering.systems.local_model import Prompt
 from dataset.loading.encoded_sample import EncodingError
-from model.kernels.varlen_attention import use_attention
+from model.kernels.varlen_attention import use_packed_attention
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 
 
-class CheckpointAnswerer(SelfJudging):
+class CheckpointAnswerer(SelfEvaluatingAnswerer):
     """Answers with a VisionLanguageModel.
 
     settings: what the description says of the model, such as its folder and quantisation.
     """
 
     def __init__(self, model: Any, processor: Processor, policy: PromptPolicy | None = None, settings: Mapping[str, object] | None = None):
-        super().__init__(model, processor.tokenizer, policy or PromptPolicy(), [processor.end_id, int(processor.tokenizer.eos_token_id)])
+        super().__init__(
+            model, processor.tokenizer, policy or PromptPolicy(), [processor.end_of_turn_id, int(processor.tokenizer.eos_token_id)]
+        )
         self.processor = processor
         inner = model.get_base_model() if isinstance(model, PeftModel) else model
         if isinstance(inner, VisionLanguageModel):
-            use_attention(inner.model.language_model)
-        self.frames_lack = self._what_frames_lack(inner)
-        if self.frames_lack is None:
-            self.frames = Frames(model, record_on_cuda)
+            use_packed_attention(inner.model.language_model)
+        self.cuda_graphs_unsupported = self._why_no_cuda_graphs(inner)
+        if self.cuda_graphs_unsupported is None:
+            self.graph_cache = CudaGraphCache(model, capture_cuda_graph)
         self.settings = dict(settings or {})
 
-    def _what_frames_lack(self, inner: Any) -> str | None:
+    def _why_no_cuda_graphs(self, inner: Any) -> str | None:
         if not isinstance(inner, VisionLanguageModel):
             return "a model in the LLaVA layout has none"
         if getattr(inner, "hf_quantizer", None) is not None:
@@ -47,10 +49,10 @@ class CheckpointAnswerer(SelfJudging):
 
     def encode(self, request: Request) -> Prompt:
         """Raises EncodingError or PictureError."""
-        ids = self.processor.prompt(self.policy.messages(request), len(request.pictures))
-        if len(ids) > self.processor.max_tokens:
-            raise EncodingError(f"the prompt has {len(ids)} tokens, at most {self.processor.max_tokens} (model.max_tokens) are allowed")
+        ids = self.processor.prompt(self.policy.messages(request), len(request.images))
+        if len(ids) > self.processor.max_length:
+            raise EncodingError(f"the prompt has {len(ids)} tokens, at most {self.processor.max_length} (model.max_tokens) are allowed")
         text = self.processor.readable(ids)
-        if not request.pictures:
+        if not request.images:
             return Prompt(ids, text)
-        return Prompt(ids, text, {"pixel_values": self.processor.pixels([opened(picture) for picture in request.pictures])})
+        return Prompt(ids, text, {"pixel_values": self.processor.pixels([load_image(image) for image in request.images])})

@@ -12,49 +12,53 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from benchmarks.benchmark_report import Report, number
+from benchmarks.benchmark_report import BenchmarkReport, format_number
 from benchmarks.full_size_models import Size, build_ours, build_processor
-from model.kernels.chunked_cross_entropy import BYTES_A_SCORE
-from model.lora import attach, base_model
+from model.kernels.chunked_cross_entropy import BYTES_PER_LOGIT
+from model.lora import base_model, configure_trainable
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from training.config import TrainConfig
-from training.optimization.optimizers import bytes_a_weight
-from visual.siglip import PICTURES_TOGETHER
+from training.optimization.optimizers import optimizer_bytes_per_parameter
+from visual.siglip import COMPILED_BATCH_SIZE
 
-HALF, FULL = 2, 4
+BF16_BYTES, FP32_BYTES = 2, 4
 """Bytes of a number in bf16 and in fp32."""
-BLOCK, BLOCK_OF_SCALES = 64, 256
+NF4_BLOCK_SIZE, NF4_SCALE_BLOCK_SIZE = 64, 256
 """Weights that share a scale in NF4, and scales that share one when they are quantised again (QLoRA, arXiv:2305.14314)."""
-TABLES = (16 + 256 + 1) * FULL
+NF4_TABLE_BYTES = (16 + 256 + 1) * FP32_BYTES
 """What bitsandbytes keeps beside a matrix: the values of its 4-bit and 8-bit codes and the mean of the scales, rounded up."""
-CONTEXT = 0.6 * 2**30
+CUDA_CONTEXT_BYTES = 0.6 * 2**30
 """CUDA context with its libraries, and fragments: an assumption."""
 COLUMNS = ("what", "GiB")
 
 
-def plan(size: Size, model: ModelConfig, train: TrainConfig) -> Report:
+def estimate_memory(size: Size, model: ModelConfig, train: TrainConfig) -> BenchmarkReport:
     """The table of a step over `train.tokens_per_row` tokens. Raises UsageError for settings that have no plan."""
     plain = dataclasses.replace(model, quantization="none")
     ours = build_ours(size, plain, build_processor(size, plain), dtype=torch.bfloat16, device=torch.device("meta"))
-    adapted = attach(ours, plain, train.stages[-1].train)
-    parts = {**held(adapted, model, train), **passing(adapted, model, train), "CUDA context and fragments (assumed)": CONTEXT}
-    rows = [[what, number(size / 2**30, 2)] for what, size in parts.items()]
+    adapted = configure_trainable(ours, plain, train.stages[-1].train)
+    parts = {
+        **persistent_bytes(adapted, model, train),
+        **transient_bytes(adapted, model, train),
+        "CUDA context and fragments (assumed)": CUDA_CONTEXT_BYTES,
+    }
+    rows = [[what, format_number(size / 2**30, 2)] for what, size in parts.items()]
     total = sum(parts.values())
     facts = {
         "computed": "from shapes and settings; nothing was run",
-        "step": f"rows of {train.tokens_per_row:,} tokens, all layers recompute, {train.optimizer}, language model in {model.quantization}",
+        "step": f"rows of {train.packing_length:,} tokens, all layers recompute, {train.optim}, language model in {model.quantization}",
     }
-    return Report(
+    return BenchmarkReport(
         f"Memory of a training step, {size}",
         facts,
         COLUMNS,
-        [*rows, ["in all", number(total / 2**30, 2)]],
+        [*rows, ["in all", format_number(total / 2**30, 2)]],
         {"bytes": {**parts, "in all": total}},
     )
 
 
-def held(model: VisionLanguageModel | PeftModel, settings: ModelConfig, train: TrainConfig) -> dict[str, float]:
+def persistent_bytes(model: VisionLanguageModel | PeftModel, settings: ModelConfig, train: TrainConfig) -> dict[str, float]:
     """Bytes that are there all the time. settings: how the language model is loaded."""
     inner = base_model(model)
     matrices = {id(layer.weight): layer.weight for layer in inner.model.language_model.layers.modules() if _is_frozen_linear(layer)}
@@ -63,60 +67,60 @@ def held(model: VisionLanguageModel | PeftModel, settings: ModelConfig, train: T
     others = sum(
         weight.numel() * weight.element_size() for weight in model.parameters() if not weight.requires_grad and id(weight) not in matrices
     )
-    tower = sum(weight.numel() for weight in inner.model.vision_tower.parameters()) * HALF
+    tower = sum(weight.numel() for weight in inner.model.vision_tower.parameters()) * BF16_BYTES
     return {
-        "language model's layers": float(sum(bytes_of_matrix(weight.numel(), settings.quantization) for weight in matrices.values())),
+        "language model's layers": float(sum(weight_matrix_bytes(weight.numel(), settings.quantization) for weight in matrices.values())),
         "vision trunk": float(tower),
         "vocabulary, norms": float(others - tower),
-        "trained weights and gradients, fp32": float(trained * 2 * FULL),
-        "optimizer": float(trained * bytes_a_weight(train)),
+        "trained weights and gradients, fp32": float(trained * 2 * FP32_BYTES),
+        "optimizer": float(trained * optimizer_bytes_per_parameter(train)),
     }
 
 
-def bytes_of_matrix(weights: int, quantization: str) -> int:
+def weight_matrix_bytes(weights: int, quantization: str) -> int:
     """Of a frozen matrix: bf16, int8 (a scale a row is left out), or NF4 whose scales are quantised again."""
     if quantization != "nf4":
-        return weights * (HALF if quantization == "none" else 1)
-    scales = math.ceil(weights / BLOCK)
-    return math.ceil(weights / 2) + scales + FULL * math.ceil(scales / BLOCK_OF_SCALES) + TABLES
+        return weights * (BF16_BYTES if quantization == "none" else 1)
+    scales = math.ceil(weights / NF4_BLOCK_SIZE)
+    return math.ceil(weights / 2) + scales + FP32_BYTES * math.ceil(scales / NF4_SCALE_BLOCK_SIZE) + NF4_TABLE_BYTES
 
 
-def passing(model: VisionLanguageModel | PeftModel, settings: ModelConfig, train: TrainConfig) -> dict[str, float]:
+def transient_bytes(model: VisionLanguageModel | PeftModel, settings: ModelConfig, train: TrainConfig) -> dict[str, float]:
     """Bytes that come and go in a step."""
     config = base_model(model).config
     text, vision = config.text_config, config.vision_config
-    tokens = train.tokens_per_row
+    tokens = train.packing_length
     adapters = sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" in name)
     largest = max(layer.weight.numel() for layer in base_model(model).model.language_model.layers.modules() if _is_frozen_linear(layer))
-    scores = min(tokens * text.vocab_size * BYTES_A_SCORE, train.logits_memory_gib * 2**30)
+    logits_bytes = min(tokens * text.vocab_size * BYTES_PER_LOGIT, train.logits_memory_gib * 2**30)
     widest = vision.hidden_size * 4 + vision.intermediate_size * 2
     patches = (vision.image_size // vision.patch_size) ** 2
     return {
-        "adapters' copies in bf16": float(adapters * HALF),
-        "inputs of all layers": float(text.num_hidden_layers * tokens * text.hidden_size * HALF),
-        "activations of one layer": float(tokens * kept_a_token(text, settings)),
-        "a layer's gradients, twice its widest part in fp32": float(2 * tokens * text.intermediate_size * FULL),
-        "a matrix unpacked to bf16": float(largest * HALF) if settings.quantization != "none" else 0.0,
-        "scores over the vocabulary, at most": float(scores),
-        "vision trunk at work": float(PICTURES_TOGETHER * patches * widest * HALF),
+        "adapters' copies in bf16": float(adapters * BF16_BYTES),
+        "inputs of all layers": float(text.num_hidden_layers * tokens * text.hidden_size * BF16_BYTES),
+        "activations of one layer": float(tokens * activation_bytes_per_token(text, settings)),
+        "a layer's gradients, twice its widest part in fp32": float(2 * tokens * text.intermediate_size * FP32_BYTES),
+        "a matrix unpacked to bf16": float(largest * BF16_BYTES) if settings.quantization != "none" else 0.0,
+        "scores over the vocabulary, at most": float(logits_bytes),
+        "vision trunk at work": float(COMPILED_BATCH_SIZE * patches * widest * BF16_BYTES),
     }
 
 
-def kept_a_token(text: Any, settings: ModelConfig) -> int:
+def activation_bytes_per_token(text: Any, settings: ModelConfig) -> int:
     """Bytes that a layer keeps of each token for its backward pass, with PEFT's adapters under autocast.
 
     For each adapted matrix what goes into it behind dropout, in bf16, a mask of what was dropped, and what A makes of it; queries, keys,
     values and what attention gives; the three parts of the gated perceptron; inputs and scaled inputs of the norms in fp32.
     """
     width, inner = text.hidden_size, text.intermediate_size
-    heads, shared = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
-    inputs = 3 * width + heads + 2 * width + inner
+    query_width, kv_width = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+    inputs = 3 * width + query_width + 2 * width + inner
     lora = settings.lora
-    adapters = 0 if lora is None else inputs * (HALF + (lora.dropout > 0)) + 7 * lora.r * HALF
+    adapters = 0 if lora is None else inputs * (BF16_BYTES + (lora.lora_dropout > 0)) + 7 * lora.r * BF16_BYTES
     # Without quantisation the product with a frozen matrix keeps nothing of its input either: its gradient needs the matrix alone.
-    attention = (2 * heads + 2 * shared) * HALF
-    norms = 2 * (2 * width + heads + shared) * FULL
-    return int(adapters + attention + 3 * inner * HALF + norms)
+    attention = (2 * query_width + 2 * kv_width) * BF16_BYTES
+    norms = 2 * (2 * width + query_width + kv_width) * FP32_BYTES
+    return int(adapters + attention + 3 * inner * BF16_BYTES + norms)
 
 
 def _is_frozen_linear(layer: nn.Module) -> bool:

@@ -11,19 +11,19 @@ from functools import partial
 
 import torch
 
-from benchmarks.benchmark_report import Machine, Report, number
+from benchmarks.benchmark_report import BenchmarkReport, Machine, format_number
 from benchmarks.full_size_models import check_comparable
-from benchmarks.training.timed_steps import Batch, Trained
-from benchmarks.training.train_step import OURS, STOCK, Setup, our_side, same_adapters, stock_side
+from benchmarks.training.timed_steps import Batch, TrainedModel
+from benchmarks.training.train_step import OURS, STOCK, Setup, copy_adapters, our_side, stock_side
 from dataset.loading.collators import Example, PaddedCollator
-from dataset.loading.encoded_sample import IGNORED
-from dataset.loading.samplers import EpochBatches
+from dataset.loading.encoded_sample import IGNORE_INDEX
+from dataset.loading.samplers import DistributedBatchSampler
 from errors import TesseraError, UsageError
 from model.siglip_qwen.assembly import build, default_dtype
 from training.config import Experiment
 from training.data_loading import TrainingData
-from training.optimization.lr_scheduler import schedule
-from training.run_setup import Prepared, prepare
+from training.optimization.lr_scheduler import cosine_with_warmup
+from training.run_setup import RunSetup, setup_run
 
 TOLERANCE = 0.01
 """Largest relative difference of the last validation losses."""
@@ -31,7 +31,7 @@ COLUMNS = ("step", "training loss, ours", "stock", "validation loss, ours", "sto
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LossRow:
     """Losses in nats a token: of a step's batch (before the first step there is none) and of the validation samples."""
 
     step: int
@@ -48,84 +48,84 @@ class Row:
     def cells(self) -> list[str]:
         """A row of the table."""
         losses = (self.ours, self.stock, self.validation_ours, self.validation_stock)
-        return [str(self.step), *(number(loss, 5) for loss in losses), number(self.differs_by, 3, percent=True)]
+        return [str(self.step), *(format_number(loss, 5) for loss in losses), format_number(self.differs_by, 3, percent=True)]
 
 
-def measure(config: Experiment, steps: int, every: int) -> Report:
+def measure(config: Experiment, steps: int, eval_steps: int) -> BenchmarkReport:
     """Train both for so many steps of the last stage, from a fresh projector and fresh adapters, with its rates and schedule.
 
     every: steps between validations. Each micro-batch is a step. Raises UsageError for settings that do not fit.
     """
     check_comparable(config.model)
-    if config.train.cache_features or config.data.augmentation is not None:
+    if config.train.cache_vision_features or config.data.augmentation is not None:
         raise UsageError("train.cache_features, data.augmentation: both paths read the same plain pictures; turn them off")
-    prepared = prepare(config)
-    if prepared.validation is None:
-        raise UsageError(f"{prepared.store.folder}: no validation samples, by which both paths are compared")
+    run_setup = setup_run(config)
+    if run_setup.validation is None:
+        raise UsageError(f"{run_setup.store.folder}: no validation samples, by which both paths are compared")
     torch.manual_seed(config.train.seed)
-    dtype = default_dtype(prepared.device) if prepared.bf16 else torch.float32
-    base = build(config.model, placeholder_id=prepared.processor.placeholder_id, dtype=dtype, device=prepared.device)
-    setup = Setup(config.model, config.train, prepared.device, prepared.bf16, prepared.processor, (), prepared.batching)
+    dtype = default_dtype(run_setup.device) if run_setup.bf16 else torch.float32
+    base = build(config.model, image_token_id=run_setup.processor.image_token_id, dtype=dtype, device=run_setup.device)
+    setup = Setup(config.model, config.train, run_setup.device, run_setup.bf16, run_setup.processor, (), run_setup.batching)
     stock = stock_side(setup, base)
-    ours, compiling = our_side(setup, base)
-    same_adapters(ours, stock)
-    rows = _train(_Sides(prepared, ours, stock), steps, every)
+    ours, compile_choice = our_side(setup, base)
+    copy_adapters(ours, stock)
+    rows = _train(_ModelPair(run_setup, ours, stock), steps, eval_steps)
     facts = {
-        **Machine.here(prepared.device).facts(),
+        **Machine.current(run_setup.device).facts(),
         "model": f"{config.model.language}, products in {setup.precision}",
-        "ours": f"{'packed rows' if prepared.batching.packed else 'padded batches'}; compile: {compiling}",
-        "trained on": f"{prepared.store.folder}; the same samples in every step",
+        "ours": f"{'packed rows' if run_setup.batching.packed else 'padded batches'}; compile: {compile_choice}",
+        "trained on": f"{run_setup.store.folder}; the same samples in every step",
     }
     measured = {"steps": steps, "rows": [{**asdict(row), "differs_by": row.differs_by} for row in rows]}
     settings = {"model": asdict(config.model), "train": asdict(config.train)}
-    return Report("Fast and plain path", facts, COLUMNS, [row.cells() for row in rows], {**measured, "settings": settings})
+    return BenchmarkReport("Fast and plain path", facts, COLUMNS, [row.cells() for row in rows], {**measured, "settings": settings})
 
 
-def check(report: Report) -> None:
+def check(report: BenchmarkReport) -> None:
     """Raise TesseraError where both paths have not learnt the same."""
-    off = report.measured["rows"][-1]["differs_by"]
-    if not off <= TOLERANCE:
+    difference = report.measured["rows"][-1]["differs_by"]
+    if not difference <= TOLERANCE:
         raise TesseraError(
-            f"behind {report.measured['steps']} steps the validation losses differ by {off:.2%}; at most {TOLERANCE:.0%} is right"
+            f"behind {report.measured['steps']} steps the validation losses differ by {difference:.2%}; at most {TOLERANCE:.0%} is right"
         )
 
 
-class _Sides:
+class _ModelPair:
     """Both models and what they are given: every batch in the layout of each."""
 
-    def __init__(self, prepared: Prepared, ours: Trained, stock: Trained):
+    def __init__(self, run_setup: RunSetup, ours: TrainedModel, stock: TrainedModel):
         self.ours, self.stock = ours, stock
-        self._prepared, self.train = prepared, prepared.config.train
-        self._fast = prepared.batching.collator(prepared.processor)
-        self._plain = PaddedCollator(int(prepared.processor.tokenizer.pad_token_id))
+        self._run_setup, self.train = run_setup, run_setup.config.train
+        self._our_collator = run_setup.batching.collator(run_setup.processor)
+        self._stock_collator = PaddedCollator(int(run_setup.processor.tokenizer.pad_token_id))
 
     def batches(self) -> Iterator[tuple[Batch, Batch]]:
         """Of the last stage, epoch after epoch, for ever."""
-        prepared = self._prepared
+        run_setup = self._run_setup
         seed, epoch = self.train.seed + len(self.train.stages) - 1, 0
-        data = TrainingData(prepared.store, prepared.lengths, prepared.processor, seed)
+        data = TrainingData(run_setup.store, run_setup.lengths, run_setup.processor, seed)
         while True:
-            sampler = prepared.batching.sampler(prepared.lengths, seed, epoch + 1)
+            sampler = run_setup.batching.sampler(run_setup.lengths, seed, epoch + 1)
             sampler.set_epoch(epoch)
-            yield from self._layouts(data, sampler)
+            yield from self._collate_both(data, sampler)
             epoch += 1
 
     def validation(self) -> Iterator[tuple[Batch, Batch]]:
         """The validation samples once."""
-        data = self._prepared.validation
+        data = self._run_setup.validation
         assert data is not None  # checked in `measure`
-        return self._layouts(data, self._prepared.batching.sampler(data.lengths, data.seed, 1))
+        return self._collate_both(data, self._run_setup.batching.sampler(data.lengths, data.seed, 1))
 
-    def _layouts(self, data: TrainingData, sampler: EpochBatches) -> Iterator[tuple[Batch, Batch]]:
+    def _collate_both(self, data: TrainingData, sampler: DistributedBatchSampler) -> Iterator[tuple[Batch, Batch]]:
         for keys in sampler:
             examples: Sequence[Example] = [data[key] for key in keys]
-            yield self._fast(examples), self._plain(examples)
+            yield self._our_collator(examples), self._stock_collator(examples)
 
     def validate(self) -> tuple[float, float]:
         """Mean losses over all supervised tokens of the validation samples."""
         sums, tokens = [0.0, 0.0], 0
         for batches in self.validation():
-            supervised = int((batches[1]["labels"] != IGNORED).sum())
+            supervised = int((batches[1]["labels"] != IGNORE_INDEX).sum())
             tokens += supervised
             for i, (side, batch) in enumerate(zip((self.ours, self.stock), batches, strict=True)):
                 side.model.eval()
@@ -135,16 +135,19 @@ class _Sides:
         return sums[0] / tokens, sums[1] / tokens
 
 
-def _train(sides: _Sides, steps: int, every: int) -> list[Row]:
-    warmup = math.ceil(sides.train.warmup * steps)
-    pair = (sides.ours, sides.stock)
-    rates = [torch.optim.lr_scheduler.LambdaLR(side.optimizer, partial(schedule, warmup=warmup, steps=steps)) for side in pair]
-    rows = [Row(0, None, None, *sides.validate())]
-    for step, batches in zip(range(1, steps + 1), sides.batches(), strict=False):
+def _train(models: _ModelPair, steps: int, eval_steps: int) -> list[LossRow]:
+    warmup_steps = math.ceil(models.train.warmup_steps * steps)
+    pair = (models.ours, models.stock)
+    lr_schedulers = [
+        torch.optim.lr_scheduler.LambdaLR(side.optimizer, partial(cosine_with_warmup, warmup_steps=warmup_steps, steps=steps))
+        for side in pair
+    ]
+    rows = [LossRow(0, None, None, *models.validate())]
+    for step, batches in zip(range(1, steps + 1), models.batches(), strict=False):
         losses = [side.step(batch) for side, batch in zip(pair, batches, strict=True)]
-        for rate in rates:
-            rate.step()
-        if step % every == 0 or step == steps:
-            rows.append(Row(step, float(losses[0]), float(losses[1]), *sides.validate()))
+        for lr_scheduler in lr_schedulers:
+            lr_scheduler.step()
+        if step % eval_steps == 0 or step == steps:
+            rows.append(LossRow(step, float(losses[0]), float(losses[1]), *models.validate()))
             print(f"step {step}/{steps} | {OURS} {rows[-1].validation_ours:.5f} {STOCK} {rows[-1].validation_stock:.5f}", flush=True)
     return rows

@@ -9,14 +9,14 @@ from torch import nn
 
 from benchmarks.timing import free_memory, timed
 from dataset.loading.image_transform import PixelReader
-from training.gradient_checkpointing import with_gradients
+from training.gradient_checkpointing import allocate_gradients
 from training.monitoring.throughput import peak_memory
 
 Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A model, its optimizer, and how both take a batch.
 
     mean_loss: from a batch on the device to its loss; pictures: make raw pixels into the model's; clip: the norm that
@@ -26,10 +26,10 @@ class Trained:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     mean_loss: Callable[[Batch], torch.Tensor]
-    pictures: PixelReader
+    pixel_reader: PixelReader
     device: torch.device
     bf16: bool
-    clip: float
+    max_grad_norm: float
 
     def step(self, *batches: Batch) -> torch.Tensor:
         """Forward and backward over each batch, clip, update; the batches lie on the host. The mean of their losses before the
@@ -39,14 +39,14 @@ class Trained:
             loss = self.loss(batch) / len(batches)
             loss.backward()
             total += loss.detach()
-        nn.utils.clip_grad_norm_(self._trainable(), self.clip)
+        nn.utils.clip_grad_norm_(self._trainable(), self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
-    def try_step(self, batch: Batch) -> None:
+    def run_trial_step(self, batch: Batch) -> None:
         """A forward and a backward pass that change nothing, in the memory that a later step takes."""
-        with_gradients(self.model)
+        allocate_gradients(self.model)
         self.loss(batch).backward()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -55,11 +55,11 @@ class Trained:
         moved = {
             key: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value for key, value in batch.items()
         }
-        moved["pixel_values"] = self.pictures.normalise(moved["pixel_values"])
+        moved["pixel_values"] = self.pixel_reader.normalize(moved["pixel_values"])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return self.mean_loss(moved)
 
-    def own_bytes(self) -> int:
+    def trainable_bytes(self) -> int:
         """What it holds between steps, besides frozen weights: trained ones and the optimizer's state."""
         states = [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self._trainable(), *states))
@@ -69,7 +69,7 @@ class Trained:
 
 
 @dataclass
-class Way:
+class Variant:
     """One way of training on the samples.
 
     batch: what a batch is, for people; before: puts the model into this way's mode; beside: bytes that the other side holds
@@ -79,24 +79,24 @@ class Way:
     name: str
     batch: str
     batches: list[Batch]
-    trained: Trained
-    before: Callable[[], None]
-    beside: Callable[[], int] = lambda: 0
+    trained: TrainedModel
+    prepare_model: Callable[[], None]
+    other_side_bytes: Callable[[], int] = lambda: 0
     peaks: list[int] = field(default_factory=list)
 
     def block(self) -> float:
         """Train on all samples; the seconds it took. A step before the clock starts brings memory and caches back."""
         device, on_cuda = self.trained.device, self.trained.device.type == "cuda"
         free_memory()
-        self.before()
+        self.prepare_model()
         self.trained.step(self.batches[0])
         if on_cuda:
             torch.cuda.reset_peak_memory_stats(device)
-        seconds = timed(self._all, device)
+        seconds = timed(self._train_all, device)
         if on_cuda:
-            self.peaks.append(peak_memory(device) - self.beside())
+            self.peaks.append(peak_memory(device) - self.other_side_bytes())
         return seconds
 
-    def _all(self) -> None:
+    def _train_all(self) -> None:
         for batch in self.batches:
             self.trained.step(batch)

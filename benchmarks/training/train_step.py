@@ -15,43 +15,43 @@ import peft
 import torch
 from peft import PeftModel
 
-from benchmarks.benchmark_report import Machine, Report
+from benchmarks.benchmark_report import BenchmarkReport, Machine
 from benchmarks.full_size_models import Size, build_ours, build_processor, build_stock, check_comparable
 from benchmarks.synthetic_samples import demo_samples, reference_samples
-from benchmarks.timing import by_turns, largest_that_fits, product_tflops
-from benchmarks.training.gradient_parity import Agreement, compare
-from benchmarks.training.timed_steps import Batch, Trained, Way
-from benchmarks.training.train_step_results import Result, Work, report
+from benchmarks.timing import largest_fitting_batch, matmul_tflops, time_interleaved
+from benchmarks.training.gradient_parity import GradientParity, compare
+from benchmarks.training.timed_steps import Batch, TrainedModel, Variant
+from benchmarks.training.train_step_results import Result, SampleCounts, report
 from dataset.loading.collators import Example, PaddedCollator
-from dataset.loading.samplers import PackedPlan, PaddedPlan
+from dataset.loading.samplers import LengthGroupedBatching, PackedBatching
 from errors import TesseraError, UsageError
 from model.kernels.compile import compile_layers
-from model.lora import attach, base_model, lora_settings
+from model.lora import base_model, configure_trainable, peft_lora_config
 from model.siglip_qwen.assembly import default_dtype
 from model.siglip_qwen.config import ModelConfig
-from model.siglip_qwen.fused_modules import fuse
+from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from training.compile_policy import REPAID_AFTER, Choice, check_step, choose_compiling
+from training.compile_policy import COMPILE_PAYS_AFTER, CompileDecision, check_step_settings, decide_compile
 from training.config import TrainConfig
 from training.data_loading import Batching
-from training.gradient_checkpointing import Recomputing, Trial, recompute
-from training.monitoring.throughput import StepCost, cost_of
-from training.optimization.optimizers import build_optimizer, optimizer_groups
-from training.out_of_memory import naming_memory_settings
+from training.gradient_checkpointing import CheckpointingPlan, Trial, configure_activation_checkpointing
+from training.monitoring.throughput import StepFlops, model_step_flops
+from training.optimization.optimizers import build_optimizer, optimizer_param_groups
+from training.out_of_memory import explain_out_of_memory
 from training.run_setup import use_bf16
 
-OURS, STOCK, PRODUCT = "ours", "stock", "matrix product"
+OURS, STOCK, MATMUL = "ours", "stock", "matrix product"
 STOCK_BATCH = 16
 """Samples in a batch of the stock model where ours are packed rows, if they fit."""
-COMPARED = 4
+NUM_PARITY_SAMPLES = 4
 """Samples on which losses and gradients are compared, before anything is trained; fewer where a row holds fewer."""
 TOLERANCE = {"bf16": 2e-2, "fp32": 1e-5}
 """Relative difference beyond which losses or gradients are not those of the same model."""
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class Workload:
     """samples: how many every block trains on; rounds: blocks of each path; stock_batch: most samples in a batch of the stock
     model, or its default; against_stock: whether that runs at all."""
 
@@ -74,23 +74,25 @@ class Setup:
     batching: Batching
 
     @classmethod
-    def of(cls, size: Size, model: ModelConfig, train: TrainConfig, samples: int, device: torch.device, cut: bool = False) -> "Setup":
+    def of(
+        cls, size: Size, model: ModelConfig, train: TrainConfig, samples: int, device: torch.device, drop_long_samples: bool = False
+    ) -> "Setup":
         """cut: leave out samples that are longer than a row. Raises UsageError for settings that cannot be measured."""
-        if train.cache_features:
+        if train.cache_vision_features:
             raise UsageError("train.cache_features: the stock model runs its vision trunk, so ours does; set it to false")
-        check_step(train, device, False)
+        check_step_settings(train, device, False)
         if "lora" not in train.stages[-1].train or model.lora is None:
             raise UsageError("train.stages: the last one is measured and must train lora, as the stock model does")
         bf16, processor = use_bf16(train, device), build_processor(size, model)
         examples = demo_samples(processor, samples) if size == "tiny" else reference_samples(processor, samples)
         batching = Batching.of(train, device)
-        if cut:
-            examples = [example for example in examples if len(example.encoded) <= train.tokens_per_row]
+        if drop_long_samples:
+            examples = [example for example in examples if len(example.encoded) <= train.packing_length]
         if not examples:
-            raise UsageError(f"train.tokens_per_row: {train.tokens_per_row} is less than the shortest sample")
+            raise UsageError(f"train.tokens_per_row: {train.packing_length} is less than the shortest sample")
         longest = max(len(example.encoded) for example in examples)
-        if batching.packed and longest > train.tokens_per_row:
-            raise UsageError(f"train.tokens_per_row: {train.tokens_per_row} is less than the longest sample of {longest} tokens")
+        if batching.packed and longest > train.packing_length:
+            raise UsageError(f"train.tokens_per_row: {train.packing_length} is less than the longest sample of {longest} tokens")
         return cls(model, train, device, bf16, processor, examples, batching)
 
     @property
@@ -98,122 +100,140 @@ class Setup:
         """Of the matrix products."""
         return "bf16" if self.bf16 else "fp32"
 
-    def trained(self, model: PeftModel, mean_loss: Callable[[Batch], torch.Tensor]) -> Trained:
+    def trained(self, model: PeftModel, mean_loss: Callable[[Batch], torch.Tensor]) -> TrainedModel:
         """A side, with an optimizer like that of train.py."""
         model.train()
-        groups = optimizer_groups(model, self.train.stages[-1], self.train)
+        groups = optimizer_param_groups(model, self.train.stages[-1], self.train)
         optimizer = build_optimizer(self.train, groups, self.device)
-        return Trained(model, optimizer, mean_loss, self.processor.pictures, self.device, self.bf16, self.train.max_grad_norm)
+        return TrainedModel(model, optimizer, mean_loss, self.processor.pixel_reader, self.device, self.bf16, self.train.max_grad_norm)
 
-    def hold(self, batches: Sequence[Batch]) -> list[Batch]:
+    def pin_batches(self, batches: Sequence[Batch]) -> list[Batch]:
         """Batches on the host as a loader hands them over: pinned where they go to a CUDA device."""
         if self.device.type != "cuda":
             return list(batches)
         return [{k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()} for batch in batches]
 
 
-def measure(size: Size, model: ModelConfig, train: TrainConfig, effort: Effort, device: torch.device) -> Report:
+def measure(size: Size, model: ModelConfig, train: TrainConfig, workload: Workload, device: torch.device) -> BenchmarkReport:
     """Train both by turns on the settings of train.py, of whose stages the last is measured.
 
     Raises UsageError for settings that do not fit, TesseraError where ours runs out of memory.
     """
-    if effort.against_stock:
+    if workload.against_stock:
         check_comparable(model)
-    setup = Setup.of(size, model, train, effort.samples, device)
-    with naming_memory_settings("making the weights"):
+    setup = Setup.of(size, model, train, workload.samples, device)
+    with explain_out_of_memory("making the weights"):
         dtype = default_dtype(device) if setup.bf16 else torch.float32
         base = build_ours(size, model, setup.processor, dtype=dtype, device=device, seed=train.seed)
-    stock = stock_side(setup, base) if effort.against_stock else None
-    ours, compiling = our_side(setup, base)
-    ways, refused = [our_way(setup, ours)], list[Result]()
-    agreement: Agreement | None = None
-    with naming_memory_settings("training"):
-        how = f"compile: {compiling}; gradient checkpointing: {settle_memory(setup, ways[0])}"
+    stock = stock_side(setup, base) if workload.against_stock else None
+    ours, compile_choice = our_side(setup, base)
+    variants, oom_results = [our_variant(setup, ours)], list[Result]()
+    parity: GradientParity | None = None
+    with explain_out_of_memory("training"):
+        our_settings = f"compile: {compile_choice}; gradient checkpointing: {choose_checkpointing(setup, variants[0])}"
         if stock is not None:
-            same_adapters(ours, stock)
-            agreement = _agreement(setup, ours, stock)
-        ways[0].block()
+            copy_adapters(ours, stock)
+            parity = _check_parity(setup, ours, stock)
+        variants[0].block()
         if stock is not None:
-            ways[0].beside = stock.own_bytes
-            found, refused = _stock_ways(setup, stock, ours, ways[0].batches, effort.stock_batch)
-            ways += found
-        for way in ways:
-            way.peaks.clear()
+            variants[0].other_side_bytes = stock.trainable_bytes
+            found, oom_results = _stock_variants(setup, stock, ours, variants[0].batches, workload.stock_batch)
+            variants += found
+        for variant in variants:
+            variant.peaks.clear()
         product: list[float] = []
-        blocks = {way.name: way.block for way in ways}
-        seconds = by_turns({**blocks, PRODUCT: lambda: _multiply(setup, product)}, effort.rounds)
-    results = _results(setup, ways, seconds, statistics.median(product), agreement, cost_of(ours.model))
+        blocks = {variant.name: variant.block for variant in variants}
+        seconds = time_interleaved({**blocks, MATMUL: lambda: _time_matmul(setup, product)}, workload.rounds)
+    results = _results(setup, variants, seconds, statistics.median(product), parity, model_step_flops(ours.model))
     settings = {"model": asdict(model), "train": asdict(train)}
     return report(
-        size, Machine.here(device), setup.precision, how, agreement, Work.of(setup.examples), product, [*results, *refused], settings
+        size,
+        Machine.current(device),
+        setup.precision,
+        our_settings,
+        parity,
+        SampleCounts.of(setup.examples),
+        product,
+        [*results, *oom_results],
+        settings,
     )
 
 
 def _results(
-    setup: Setup, ways: list[Way], seconds: dict[str, list[float]], product: float, agreement: Agreement | None, cost: StepCost
+    setup: Setup, variants: list[Variant], seconds: dict[str, list[float]], product: float, parity: GradientParity | None, cost: StepFlops
 ) -> list[Result]:
-    work = Work.of(setup.examples)
-    losses = {} if agreement is None else {OURS: agreement.ours, STOCK: agreement.stock}
+    sample_counts = SampleCounts.of(setup.examples)
+    losses = {} if parity is None else {OURS: parity.ours, STOCK: parity.stock}
     return [
         Result.of(
-            way.name,
-            way.batch,
-            seconds[way.name],
-            None if way.name == OURS else seconds[OURS],
-            peaks=way.peaks,
-            loss=losses.get(OURS if way.name == OURS else STOCK),
-            work=work,
-            operations=work.operations(cost),
+            variant.name,
+            variant.batch,
+            seconds[variant.name],
+            None if variant.name == OURS else seconds[OURS],
+            peaks=variant.peaks,
+            loss=losses.get(OURS if variant.name == OURS else STOCK),
+            sample_counts=sample_counts,
+            operations=sample_counts.operations(cost),
             product=product,
         )
-        for way in ways
+        for variant in variants
     ]
 
 
-def our_side(setup: Setup, base: VisionLanguageModel) -> tuple[Trained, Choice]:
+def our_side(setup: Setup, base: VisionLanguageModel) -> tuple[TrainedModel, CompileDecision]:
     """Our side, and whether its layers are compiled, as in a stage that is long enough to repay it."""
-    model = attach(base, setup.model, setup.train.stages[-1].train)
+    model = configure_trainable(base, setup.model, setup.train.stages[-1].train)
     base_model(model).logits_memory_gib = setup.train.logits_memory_gib
-    fuse(model)
-    compiling = choose_compiling(setup.train, setup.device, REPAID_AFTER, False)
-    if compiling.on:
+    fuse_modules(model)
+    compile_choice = decide_compile(setup.train, setup.device, COMPILE_PAYS_AFTER, False)
+    if compile_choice.enabled:
         compile_layers(base_model(model).model)
-    return setup.trained(model, lambda batch: model(**batch).loss), compiling
+    return setup.trained(model, lambda batch: model(**batch).loss), compile_choice
 
 
-def settle_memory(setup: Setup, way: Way) -> Recomputing:
+def choose_checkpointing(setup: Setup, variant: Variant) -> CheckpointingPlan:
     """Choose the layers that recompute their activations, by the batch that takes the most memory."""
-    most = max(way.batches, key=lambda batch: (batch["input_ids"].numel(), len(batch["pixel_values"])))
-    model: Any = way.trained.model
-    return recompute(model, setup.train, Trial(lambda: most, way.trained.try_step), setup.device, 1, False)
+    most = max(variant.batches, key=lambda batch: (batch["input_ids"].numel(), len(batch["pixel_values"])))
+    model: Any = variant.trained.model
+    return configure_activation_checkpointing(
+        model, setup.train, Trial(lambda: most, variant.trained.run_trial_step), setup.device, 1, False
+    )
 
 
-def our_way(setup: Setup, ours: Trained) -> Way:
+def our_variant(setup: Setup, ours: TrainedModel) -> Variant:
     batching, lengths = setup.batching, [np.array([len(example.encoded) for example in setup.examples])]
     collate = batching.collator(setup.processor)
-    plan = PackedPlan(lengths, batching.tokens_per_row, 0) if batching.packed else PaddedPlan(lengths, batching.batch_size, 0)
+    plan = (
+        PackedBatching(lengths, batching.packing_length, 0)
+        if batching.packed
+        else LengthGroupedBatching(lengths, batching.per_device_train_batch_size, 0)
+    )
     batches = [collate([setup.examples[i] for i in batch]) for batch in plan.batches(0)]
-    called = f"rows of {batching.tokens_per_row:,}, {_full(batches):.0%} full" if batching.packed else f"{batching.batch_size}, by length"
-    return Way(OURS, called, setup.hold(batches), ours, lambda: None)
+    batch_description = (
+        f"rows of {batching.packing_length:,}, {_packing_efficiency(batches):.0%} full"
+        if batching.packed
+        else f"{batching.per_device_train_batch_size}, by length"
+    )
+    return Variant(OURS, batch_description, setup.pin_batches(batches), ours, lambda: None)
 
 
-def _full(rows: Sequence[Batch]) -> float:
+def _packing_efficiency(rows: Sequence[Batch]) -> float:
     """Share of the positions of packed rows at which a sample stands. What is left over is a segment of its own."""
-    taken = sum(int(row["cu_seqlens"][len(row["sample_ids"])]) for row in rows)
-    places = sum(int(row["input_ids"].numel()) for row in rows)
-    return taken / places
+    num_used = sum(int(row["cu_seqlens"][len(row["sample_ids"])]) for row in rows)
+    num_positions = sum(int(row["input_ids"].numel()) for row in rows)
+    return num_used / num_positions
 
 
-def stock_side(setup: Setup, base: VisionLanguageModel) -> Trained:
+def stock_side(setup: Setup, base: VisionLanguageModel) -> TrainedModel:
     """The stock model around the same frozen tensors, with the same adapters on the same layers."""
     assert setup.model.lora is not None  # checked in Setup.of
-    adapted: Any = peft.get_peft_model(build_stock(base), lora_settings(base, setup.model.lora))
+    adapted: Any = peft.get_peft_model(build_stock(base), peft_lora_config(base, setup.model.lora))
     names = ("input_ids", "attention_mask", "labels", "pixel_values")
     return setup.trained(adapted, lambda batch: adapted(**{name: batch[name] for name in names}, use_cache=False).loss)
 
 
 @torch.no_grad()
-def same_adapters(ours: Trained, stock: Trained) -> None:
+def copy_adapters(ours: TrainedModel, stock: TrainedModel) -> None:
     """Begin with equal trained weights. The names agree, since both have the LLaVA key layout."""
     theirs = dict(stock.model.named_parameters())
     for name, parameter in ours.model.named_parameters():
@@ -221,14 +241,14 @@ def same_adapters(ours: Trained, stock: Trained) -> None:
             theirs[name].copy_(parameter)
 
 
-def _agreement(setup: Setup, ours: Trained, stock: Trained) -> Agreement:
+def _check_parity(setup: Setup, ours: TrainedModel, stock: TrainedModel) -> GradientParity:
     """Losses and gradients on the same samples, each side in its own layout. Raises TesseraError where they are not those of the
     same model: in fp32 where one gradient is off, in bf16, whose noise grows with the depth, by the loss."""
-    fit = setup.batching.tokens_per_row // max(len(example.encoded) for example in setup.examples)
-    few = setup.examples[: min(COMPARED, fit) if setup.batching.packed else COMPARED]
+    samples_per_row = setup.batching.packing_length // max(len(example.encoded) for example in setup.examples)
+    parity_samples = setup.examples[: min(NUM_PARITY_SAMPLES, samples_per_row) if setup.batching.packed else NUM_PARITY_SAMPLES]
     # Without, the scores of a few long samples may not fit.
-    _mode(stock, setup.device.type == "cuda")()
-    found = compare(ours, stock, setup.batching.collator(setup.processor)(few), PaddedCollator(_pad_id(setup))(few))
+    _checkpointing_mode(stock, setup.device.type == "cuda")()
+    found = compare(ours, stock, setup.batching.collator(setup.processor)(parity_samples), PaddedCollator(_pad_id(setup))(parity_samples))
     off = found.loss_off if setup.bf16 else max(found.loss_off, found.worst_off)
     if not off <= TOLERANCE[setup.precision]:
         raise TesseraError(
@@ -237,39 +257,55 @@ def _agreement(setup: Setup, ours: Trained, stock: Trained) -> Agreement:
     return found
 
 
-def _stock_ways(setup: Setup, stock: Trained, ours: Trained, our_batches: list[Batch], most: int | None) -> tuple[list[Way], list[Result]]:
+def _stock_variants(
+    setup: Setup, stock: TrainedModel, ours: TrainedModel, our_batches: list[Batch], most: int | None
+) -> tuple[list[Variant], list[Result]]:
     """The stock model without and with checkpointing, in the largest batch that fits; and what did not fit."""
-    ways: list[Way] = []
-    refused: list[Result] = []
-    largest = most or (STOCK_BATCH if setup.batching.packed else setup.batching.batch_size)
+    variants: list[Variant] = []
+    oom_results: list[Result] = []
+    largest = most or (STOCK_BATCH if setup.batching.packed else setup.batching.per_device_train_batch_size)
     for checkpointing in (False, True):
         name = f"{STOCK}, checkpointing" if checkpointing else STOCK
 
-        def attempt(size: int, name: str = name, checkpointing: bool = checkpointing) -> Way:
+        def attempt(size: int, name: str = name, checkpointing: bool = checkpointing) -> Variant:
             stock.optimizer.zero_grad(set_to_none=True)
-            way = Way(name, str(size), setup.hold(_padded(setup, size)), stock, _mode(stock, checkpointing), ours.own_bytes)
-            way.block()
-            return way
+            variant = Variant(
+                name,
+                str(size),
+                setup.pin_batches(_padded_batches(setup, size)),
+                stock,
+                _checkpointing_mode(stock, checkpointing),
+                ours.trainable_bytes,
+            )
+            variant.block()
+            return variant
 
-        way, too_large = largest_that_fits(attempt, min(largest, len(setup.examples)))
-        refused += [Result(name, str(size)) for size in too_large]
-        ways += [way] if way is not None else []
+        variant, oom_sizes = largest_fitting_batch(attempt, min(largest, len(setup.examples)))
+        oom_results += [Result(name, str(size)) for size in oom_sizes]
+        variants += [variant] if variant is not None else []
     stock.optimizer.zero_grad(set_to_none=True)
     if not setup.batching.packed:
-        ways.append(
-            Way(f"{STOCK}, our batches", f"{setup.batching.batch_size}, by length", our_batches, stock, _mode(stock, False), ours.own_bytes)
+        variants.append(
+            Variant(
+                f"{STOCK}, our batches",
+                f"{setup.batching.per_device_train_batch_size}, by length",
+                our_batches,
+                stock,
+                _checkpointing_mode(stock, False),
+                ours.trainable_bytes,
+            )
         )
-    return ways, refused
+    return variants, oom_results
 
 
-def _padded(setup: Setup, size: int) -> list[Batch]:
+def _padded_batches(setup: Setup, size: int) -> list[Batch]:
     """The samples in random order, as the stock Trainer takes them."""
     order = random.Random(0).sample(range(len(setup.examples)), len(setup.examples))
     collate = PaddedCollator(_pad_id(setup))
     return [collate([setup.examples[i] for i in order[start : start + size]]) for start in range(0, len(order), size)]
 
 
-def _mode(stock: Trained, checkpointing: bool) -> Callable[[], None]:
+def _checkpointing_mode(stock: TrainedModel, checkpointing: bool) -> Callable[[], None]:
     """What puts the stock model into the mode of a block."""
 
     def switch() -> None:
@@ -282,9 +318,9 @@ def _mode(stock: Trained, checkpointing: bool) -> Callable[[], None]:
     return switch
 
 
-def _multiply(setup: Setup, found: list[float]) -> float:
+def _time_matmul(setup: Setup, found: list[float]) -> float:
     """Add the rate of a matrix product to `found`; the product takes its turn like a block."""
-    found.append(product_tflops(setup.device, torch.bfloat16 if setup.bf16 else torch.float32))
+    found.append(matmul_tflops(setup.device, torch.bfloat16 if setup.bf16 else torch.float32))
     return 0.0
 
 

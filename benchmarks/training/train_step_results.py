@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.benchmark_report import Machine, Report, number
+from benchmarks.benchmark_report import BenchmarkReport, Machine, format_number
 from benchmarks.timing import Ratio
-from benchmarks.training.gradient_parity import Agreement
+from benchmarks.training.gradient_parity import GradientParity
 from dataset.loading.collators import Example
-from dataset.loading.encoded_sample import IGNORED
-from training.monitoring.throughput import StepCost
+from dataset.loading.encoded_sample import IGNORE_INDEX
+from training.monitoring.throughput import StepFlops
 
 COLUMNS = ("path", "batch", "samples/s", "tokens/s", "TFLOP/s", "of product", "peak GiB", "loss", "ours is faster by")
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class SampleCounts:
     """What a block does that is of use: padding and empty room are not. Samples have one picture each."""
 
     samples: int
@@ -24,12 +24,12 @@ class Work:
     supervised: int
 
     @classmethod
-    def of(cls, examples: Sequence[Example]) -> "Work":
+    def of(cls, examples: Sequence[Example]) -> "SampleCounts":
         """Counted over samples."""
-        supervised = sum(label != IGNORED for example in examples for label in example.encoded.labels)
+        supervised = sum(label != IGNORE_INDEX for example in examples for label in example.encoded.labels)
         return cls(len(examples), sum(len(example.encoded) for example in examples), supervised)
 
-    def operations(self, cost: StepCost) -> float:
+    def operations(self, cost: StepFlops) -> float:
         """Useful operations of a block (see `StepCost`)."""
         return cost.flops(self.tokens, self.supervised, self.samples)
 
@@ -58,7 +58,7 @@ class Result:
         seconds: Sequence[float],
         ours: Sequence[float] | None,
         *,
-        work: Work,
+        sample_counts: SampleCounts,
         operations: float,
         product: float,
         peaks: Sequence[int],
@@ -71,8 +71,8 @@ class Result:
             path,
             batch,
             tuple(seconds),
-            work.samples / typical,
-            work.tokens / typical,
+            sample_counts.samples / typical,
+            sample_counts.tokens / typical,
             tflops,
             tflops / product,
             max(peaks) / 2**30 if peaks else None,
@@ -82,10 +82,10 @@ class Result:
 
     def cells(self) -> list[str]:
         """A row of the table."""
-        speed = number(self.samples_per_second) if self.seconds else "out of memory"
-        rates = [speed, number(self.tokens_per_second, 0), number(self.useful_tflops, 3)]
-        ratio = str(self.ours_is_faster_by) if self.ours_is_faster_by else number(None)
-        shares = [number(self.share_of_product, percent=True), number(self.peak_gib), number(self.loss, 5)]
+        speed = format_number(self.samples_per_second) if self.seconds else "out of memory"
+        rates = [speed, format_number(self.tokens_per_second, 0), format_number(self.useful_tflops, 3)]
+        ratio = str(self.ours_is_faster_by) if self.ours_is_faster_by else format_number(None)
+        shares = [format_number(self.share_of_product, percent=True), format_number(self.peak_gib), format_number(self.loss, 5)]
         return [self.path, self.batch, *rates, *shares, ratio]
 
 
@@ -93,33 +93,33 @@ def report(
     size: str,
     machine: Machine,
     precision: str,
-    how: str,
-    agreement: Agreement | None,
-    work: Work,
+    our_settings: str,
+    parity: GradientParity | None,
+    sample_counts: SampleCounts,
     product: Sequence[float],
     results: Sequence[Result],
     settings: dict[str, Any],
-) -> Report:
+) -> BenchmarkReport:
     """The table and all that is needed to read it. how: what was chosen for ours; agreement: of both sides, before they are timed;
     product: TFLOP/s of the matrix product in each round."""
-    mean = f"{work.tokens / work.samples:.0f} tokens, {work.supervised / work.samples:.0f} of them supervised"
+    mean = f"{sample_counts.tokens / sample_counts.samples:.0f} tokens, {sample_counts.supervised / sample_counts.samples:.0f} of them supervised"
     facts = {
         **machine.facts(),
         "model": f"{size}, random weights, products in {precision}",
-        "ours": how,
-        **({} if agreement is None else {"before training": str(agreement)}),
-        "a block": f"{work.samples} samples of {mean}; {len(product)} blocks of each path, by turns",
+        "ours": our_settings,
+        **({} if parity is None else {"before training": str(parity)}),
+        "a block": f"{sample_counts.samples} samples of {mean}; {len(product)} blocks of each path, by turns",
         "matrix product": f"{statistics.median(product):,.2f} TFLOP/s ({min(product):,.2f} .. {max(product):,.2f})",
     }
     measured = {
         "size": size,
-        "machine": machine.plain(),
+        "machine": machine.to_dict(),
         "precision": precision,
-        "ours": how,
-        "agreement": None if agreement is None else {**asdict(agreement), "loss_off": agreement.loss_off},
-        "work": asdict(work),
+        "ours": our_settings,
+        "agreement": None if parity is None else {**asdict(parity), "loss_off": parity.loss_off},
+        "work": asdict(sample_counts),
         "product_tflops": list(product),
         "results": [asdict(result) for result in results],
         "settings": settings,
     }
-    return Report(f"Training step, {size}", facts, COLUMNS, [result.cells() for result in results], measured)
+    return BenchmarkReport(f"Training step, {size}", facts, COLUMNS, [result.cells() for result in results], measured)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataset.build.image_validation import Checked
-from dataset.build.record_buffer import Spool
-from dataset.build.splits import Assignment, Groups, assign
+from dataset.build.image_validation import ImageCheck
+from dataset.build.record_buffer import RecordBuffer
+from dataset.build.splits import SplitAssignment, UnionFind, assign_splits
 from dataset.config import SplitConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
+class MergeResult:
     """What of the spool stays, and as what.
 
     rows: [n] places in the spool of the samples that stay; assignment: their splits; image_ids, starts: sample k has the
@@ -20,58 +20,60 @@ class Merged:
     """
 
     rows: np.ndarray
-    assignment: Assignment
+    assignment: SplitAssignment
     image_ids: np.ndarray
-    starts: np.ndarray
-    pictures: list[Checked]
+    image_offsets: np.ndarray
+    images: list[ImageCheck]
     first_source: np.ndarray
 
 
-def join(spool: Spool, keep: np.ndarray, checked: list[Checked], shares: SplitConfig, seed: int) -> Merged:
+def join(buffer: RecordBuffer, keep: np.ndarray, image_checks: list[ImageCheck], split_fractions: SplitConfig, seed: int) -> MergeResult:
     """Number the pictures of the samples that stay by first appearance, and split the samples."""
     rows = np.flatnonzero(keep)
-    files, starts = _take(spool, rows)
-    numbers: dict[str, int] = {}
-    pictures: list[Checked] = []
-    for file in dict.fromkeys(files.tolist()):
-        if numbers.setdefault(checked[file].sha256, len(pictures)) == len(pictures):
-            pictures.append(checked[file])
-    image_of = np.array([numbers.get(one.sha256, -1) for one in checked], dtype=np.int64)
+    files, image_offsets = _gather_files(buffer, rows)
+    ids: dict[str, int] = {}
+    images: list[ImageCheck] = []
+    for file_index in dict.fromkeys(files.tolist()):
+        if ids.setdefault(image_checks[file_index].sha256, len(images)) == len(images):
+            images.append(image_checks[file_index])
+    image_of = np.array([ids.get(one.sha256, -1) for one in image_checks], dtype=np.int64)
     image_ids = image_of[files]
     _, first = np.unique(image_ids, return_index=True)
-    source_of_place = np.repeat(np.asarray(spool.source)[rows], np.diff(starts))
-    groups, keys = _groups(spool, rows, image_ids, starts, pictures)
-    own = np.asarray(spool.own_split)[rows]
-    return Merged(rows, assign(groups, keys, own, shares, seed), image_ids, starts, pictures, source_of_place[first])
+    source_of_image = np.repeat(np.asarray(buffer.source)[rows], np.diff(image_offsets))
+    groups, keys = _groups(buffer, rows, image_ids, image_offsets, images)
+    source_splits = np.asarray(buffer.source_split)[rows]
+    return MergeResult(
+        rows, assign_splits(groups, keys, source_splits, split_fractions, seed), image_ids, image_offsets, images, source_of_image[first]
+    )
 
 
-def _take(spool: Spool, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _gather_files(buffer: RecordBuffer, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Picture files of the samples in `rows`, one after another, and where each sample's begin."""
-    begins = np.asarray(spool.starts)
-    lengths = (begins[1:] - begins[:-1])[rows]
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    places = np.repeat(begins[:-1][rows] - starts[:-1], lengths) + np.arange(starts[-1])
-    return np.asarray(spool.pictures)[places], starts
+    offsets = np.asarray(buffer.image_offsets)
+    lengths = (offsets[1:] - offsets[:-1])[rows]
+    image_offsets = np.concatenate([[0], np.cumsum(lengths)])
+    indices = np.repeat(offsets[:-1][rows] - image_offsets[:-1], lengths) + np.arange(image_offsets[-1])
+    return np.asarray(buffer.images)[indices], image_offsets
 
 
 def _groups(
-    spool: Spool, rows: np.ndarray, image_ids: np.ndarray, starts: np.ndarray, pictures: list[Checked]
+    buffer: RecordBuffer, rows: np.ndarray, image_ids: np.ndarray, image_offsets: np.ndarray, images: list[ImageCheck]
 ) -> tuple[np.ndarray, list[str]]:
     """The group of each sample, [n], and what stands for each group's content: the least SHA-256 of its pictures, or of
     the texts of samples without pictures."""
-    union = Groups(len(pictures))
-    for k in np.flatnonzero(np.diff(starts) > 1):
-        for other in image_ids[starts[k] + 1 : starts[k + 1]]:
-            union.join(int(image_ids[starts[k]]), int(other))
+    union = UnionFind(len(images))
+    for k in np.flatnonzero(np.diff(image_offsets) > 1):
+        for other in image_ids[image_offsets[k] + 1 : image_offsets[k + 1]]:
+            union.join(int(image_ids[image_offsets[k]]), int(other))
     roots = union.roots()
-    least: dict[int, str] = {}
+    min_digest: dict[int, str] = {}
     for image, root in enumerate(roots.tolist()):
-        least[root] = min(least.get(root, "~"), pictures[image].sha256)
-    numbers: dict[str, int] = {}
-    group_of_image = np.array([numbers.setdefault(least[root], len(numbers)) for root in roots.tolist()], dtype=np.int64)
+        min_digest[root] = min(min_digest.get(root, "~"), images[image].sha256)
+    ids: dict[str, int] = {}
+    group_of_image = np.array([ids.setdefault(min_digest[root], len(ids)) for root in roots.tolist()], dtype=np.int64)
     groups = np.empty(len(rows), dtype=np.int64)
-    pictured = np.diff(starts) > 0
-    groups[pictured] = group_of_image[image_ids[starts[:-1][pictured]]]
-    for k in np.flatnonzero(~pictured):
-        groups[k] = numbers.setdefault(spool.text_keys[int(rows[k])], len(numbers))
-    return groups, list(numbers)
+    has_images = np.diff(image_offsets) > 0
+    groups[has_images] = group_of_image[image_ids[image_offsets[:-1][has_images]]]
+    for k in np.flatnonzero(~has_images):
+        groups[k] = ids.setdefault(buffer.text_digests[int(rows[k])], len(ids))
+    return groups, list(ids)

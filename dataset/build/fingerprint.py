@@ -11,55 +11,55 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from atomic_io import replacing
+from atomic_io import atomic_write
 from dataset.config import DataConfig
 
-_SETTINGS = b"tessera.settings"
+_SETTINGS_KEY = b"tessera.settings"
 _SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64())])
-_NOT_ABOUT_THE_RESULT = {"workers", "augmentation"}
+_IGNORED_SETTINGS = {"workers", "augmentation"}
 
 
-State = tuple[str, int, int]
+FileState = tuple[str, int, int]
 """Path, size in bytes and time of change in ns of a file or folder; -1 for both where there is none."""
 
 
-def note_files(file: Path, config: DataConfig, states: Iterable[State]) -> None:
+def write_fingerprint(file: Path, config: DataConfig, states: Iterable[FileState]) -> None:
     """Write down the settings, and every file and folder that the result depends on in the state in which it was read."""
     rows = list(states)
     table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=_SCHEMA)
-    with replacing(file) as beside:
-        pq.write_table(table.replace_schema_metadata({_SETTINGS: _settings(config)}), beside)
+    with atomic_write(file) as temp_path:
+        pq.write_table(table.replace_schema_metadata({_SETTINGS_KEY: _settings_digest(config)}), temp_path)
 
 
-def is_unchanged(file: Path, config: DataConfig) -> bool:
+def matches_fingerprint(file: Path, config: DataConfig) -> bool:
     """Whether settings, program and every file are as `note_files` found them."""
     if not file.is_file():
         return False
     try:
         table = pq.read_table(file, schema=_SCHEMA)
-        settings = (pq.read_schema(file).metadata or {}).get(_SETTINGS)
+        settings = (pq.read_schema(file).metadata or {}).get(_SETTINGS_KEY)
     except (pa.ArrowInvalid, OSError):
         return False  # Half a list says nothing; the merge is done again and writes a whole one.
-    if settings != _settings(config):
+    if settings != _settings_digest(config):
         return False
     rows = zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True)
-    return all(state_of(row[0]) == row for row in rows)
+    return all(current_file_state(row[0]) == row for row in rows)
 
 
-def _settings(config: DataConfig) -> bytes:
+def _settings_digest(config: DataConfig) -> bytes:
     """Digest of the settings, of this program's own data code and of the libraries that decode and write."""
     settings = TypeAdapter(DataConfig).dump_python(config, mode="json")
-    kept = {key: value for key, value in settings.items() if key not in _NOT_ABOUT_THE_RESULT}
-    digest = hashlib.sha256(json.dumps([kept, PIL.__version__, pa.__version__], sort_keys=True).encode())
-    for code in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(code.read_bytes())
+    relevant = {key: value for key, value in settings.items() if key not in _IGNORED_SETTINGS}
+    digest = hashlib.sha256(json.dumps([relevant, PIL.__version__, pa.__version__], sort_keys=True).encode())
+    for source_file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(source_file.read_bytes())
     return digest.hexdigest().encode()
 
 
-def state_of(path: str) -> State:
+def current_file_state(path: str) -> FileState:
     """The state of a file or folder now."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - ten times as fast as Path.stat, for hundreds of thousands of files
+        stats = os.stat(path)  # noqa: PTH116 - ten times as fast as Path.stat, for hundreds of thousands of files
     except (OSError, ValueError):
         return path, -1, -1
-    return path, found.st_size, found.st_mtime_ns
+    return path, stats.st_size, stats.st_mtime_ns

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from atomic_io import replacing
-from dataset.loading.sample_store import ImageRow, Store
+from atomic_io import atomic_write
+from dataset.loading.sample_store import ImageRow, SampleStore
 from dataset.sample import Sample
 
 
@@ -17,7 +17,7 @@ def write_json_pair(data: Path, folder: Path) -> None:
     annotations: [{sample_id, image_ids, source, task, language, split, turns: [{question, answer}], targets, answers}];
     the last turn's answer is the first of the targets, and `<image>` stays where it stands in a question.
     """
-    store = Store(data)
+    store = SampleStore(data)
     _write_list(folder / "image_map.json", map(_image, store.images()))
     _write_list(folder / "annotations.json", map(_annotation, store.samples()))
 
@@ -53,7 +53,7 @@ def _annotation(sample: Sample) -> dict[str, Any]:
 
 def _write_list(path: Path, entries: Iterable[dict[str, Any]]) -> None:
     """Entry by entry: a list of millions does not fit into memory as one text."""
-    with replacing(path) as beside, beside.open("w", encoding="utf-8", newline="\n") as file:
+    with atomic_write(path) as temp_path, temp_path.open("w", encoding="utf-8", newline="\n") as file:
         file.write("[")
         for i, entry in enumerate(entries):
             text = json.dumps(entry, ensure_ascii=False, indent=2).replace("\n", "\n  ")

@@ -13,25 +13,25 @@ from pathlib import Path
 
 import numpy as np
 
-from atomic_io import replacing, write_json
+from atomic_io import atomic_write, write_json
 from dataset import sources
 from dataset.build.deduplication import join
-from dataset.build.fingerprint import is_unchanged, note_files, state_of
-from dataset.build.image_validation import Checked, Memory, check_pictures
-from dataset.build.merge_report import Report, SourceReport
+from dataset.build.fingerprint import current_file_state, matches_fingerprint, write_fingerprint
+from dataset.build.image_validation import ImageCheck, ImageCheckCache, check_images
+from dataset.build.merge_report import MergeReport, SourceReport
 from dataset.build.parquet_tables import write_images, write_samples
-from dataset.build.record_buffer import Spool
+from dataset.build.record_buffer import RecordBuffer
 from dataset.config import DataConfig, Source
-from dataset.loading.image_io import format_of
-from dataset.record_validation import BadRecord, Reason, check_conversation, check_encoding
-from dataset.sources.record import Item, Place, RawSample, Reading, Rejected
+from dataset.loading.image_io import detect_format
+from dataset.record_validation import DropReason, InvalidRecordError, check_conversation, check_encoding
+from dataset.sources.record import ParsedRecord, RawSample, ReadOptions, RecordLocation, RejectedRecord
 from errors import TesseraError, UsageError
 from progress import Progress
 
-RESULTS = ("images.parquet", "samples.parquet", "report.json")
+OUTPUT_FILES = ("images.parquet", "samples.parquet", "report.json")
 
 
-def merge(config: DataConfig, folder: Path) -> Report:
+def merge(config: DataConfig, folder: Path) -> MergeReport:
     """Merge the sources of `config` into `folder`.
 
     Records that cannot be used are counted in the report. Raises TesseraError when an annotation file is missing or is
@@ -40,38 +40,40 @@ def merge(config: DataConfig, folder: Path) -> Report:
     """
     names = source_names(config.sources)
     cache = folder / "cache"
-    if is_unchanged(cache / "inputs.parquet", config):
-        return replace(Report.load(folder / "report.json"), reused=True)
-    inputs = [state_of(path) for path in _inputs(config)]
-    report = Report([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
-    with _workplace(folder) as work:
-        spool, pictures = _read_sources(config, report, work / "samples.arrow", folder / "embedded")
-        checked = check_pictures(pictures, Memory(cache / "pictures.parquet"), config.max_pixels, config.workers)
-        keep = _drop_unusable(spool, checked, report, config.sources)
+    if matches_fingerprint(cache / "inputs.parquet", config):
+        return replace(MergeReport.load(folder / "report.json"), reused=True)
+    inputs = [current_file_state(path) for path in _input_paths(config)]
+    report = MergeReport([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
+    with _work_folder(folder) as work:
+        buffer, images = _read_sources(config, report, work / "samples.arrow", folder / "embedded")
+        image_checks = check_images(images, ImageCheckCache(cache / "pictures.parquet"), config.max_pixels, config.workers)
+        keep = _drop_unusable(buffer, image_checks, report, config.sources)
         if not keep.any():
-            raise TesseraError(report.nothing_left())
-        merged = join(spool, keep, checked, config.split, config.seed)
-        images = write_images(work / "images.parquet", merged, names)
-        write_samples(work / "samples.parquet", spool, merged, config.sources, images, report)
+            raise TesseraError(report.empty_message())
+        merged = join(buffer, keep, image_checks, config.split, config.seed)
+        images_digest = write_images(work / "images.parquet", merged, names)
+        write_samples(work / "samples.parquet", buffer, merged, config.sources, images_digest, report)
         write_json(work / "report.json", report.to_json())
-        for name in RESULTS:
+        for name in OUTPUT_FILES:
             (work / name).replace(folder / name)
-    results = [state_of(str(folder / name)) for name in RESULTS]
-    note_files(cache / "inputs.parquet", config, [*inputs, *((one.path, one.size, one.mtime) for one in checked), *results])
+    results = [current_file_state(str(folder / name)) for name in OUTPUT_FILES]
+    write_fingerprint(
+        cache / "inputs.parquet", config, [*inputs, *((check.path, check.size, check.mtime) for check in image_checks), *results]
+    )
     return report
 
 
-def source_names(listed: tuple[Source, ...]) -> list[str]:
+def source_names(source_configs: tuple[Source, ...]) -> list[str]:
     """The name of each source: its own, else its format's, numbered from the second on. Raises UsageError."""
-    if not listed:
+    if not source_configs:
         raise UsageError("data.sources: empty; name at least one source")
-    taken = [source.name for source in listed if source.name is not None]
-    if twice := [name for name in taken if taken.count(name) > 1]:
-        raise UsageError(f"data.sources: the name '{twice[0]}' stands twice")
+    explicit_names = [source.name for source in source_configs if source.name is not None]
+    if duplicates := [name for name in explicit_names if explicit_names.count(name) > 1]:
+        raise UsageError(f"data.sources: the name '{duplicates[0]}' stands twice")
     names: list[str] = []
-    for source in listed:
+    for source in source_configs:
         name, number = source.name or source.format, 1
-        while source.name is None and (name in taken or name in names):
+        while source.name is None and (name in explicit_names or name in names):
             number += 1
             name = f"{source.format}-{number}"
         names.append(name)
@@ -79,7 +81,7 @@ def source_names(listed: tuple[Source, ...]) -> list[str]:
 
 
 @contextmanager
-def _workplace(folder: Path) -> Iterator[Path]:
+def _work_folder(folder: Path) -> Iterator[Path]:
     """A folder for unfinished files, on the file system where they will stand."""
     work = folder / f".merge-{uuid.uuid4().hex[:8]}"
     work.mkdir(parents=True)
@@ -89,67 +91,71 @@ def _workplace(folder: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _read_sources(config: DataConfig, report: Report, file: Path, embedded: Path) -> tuple[Spool, list[str]]:
+def _read_sources(config: DataConfig, report: MergeReport, file: Path, embedded: Path) -> tuple[RecordBuffer, list[str]]:
     """All records that are sound but for their pictures, and the distinct picture files that they name."""
-    reading = Reading(config.seed, config.vqa_target)
-    numbers: dict[str, int] = {}
-    with Spool(file) as spool:
+    options = ReadOptions(config.seed, config.vqa_target)
+    image_indices: dict[str, int] = {}
+    with RecordBuffer(file) as buffer:
         for i, (source, counts) in enumerate(zip(config.sources, report.sources, strict=True)):
             with Progress(f"reading {counts.name}", None, "records") as progress:
-                for item in sources.read(source, reading):
+                for item in sources.read(source, options):
                     progress.update()
                     counts.read += 1
                     try:
-                        sample = _sound(item)
-                    except BadRecord as bad:
-                        counts.drop(bad.reason, _example(source, item.place, bad.detail))
+                        sample = _validated(item)
+                    except InvalidRecordError as bad:
+                        counts.drop(bad.reason, _example(source, item.location, bad.detail))
                         continue
-                    files = [_embed(picture, embedded) if isinstance(picture, bytes) else str(picture) for picture in sample.pictures]
+                    files = [_write_embedded_image(image, embedded) if isinstance(image, bytes) else str(image) for image in sample.images]
                     split = source.split or sample.split
-                    spool.add(sample, i, counts.name, split, [numbers.setdefault(name, len(numbers)) for name in files])
-    return spool, list(numbers)
+                    buffer.add(sample, i, counts.name, split, [image_indices.setdefault(name, len(image_indices)) for name in files])
+    return buffer, list(image_indices)
 
 
-def _sound(item: Item) -> RawSample:
+def _validated(item: ParsedRecord) -> RawSample:
     """The sample, when its conversation can be used. Raises BadRecord."""
-    if isinstance(item, Rejected):
-        raise BadRecord(item.reason, item.detail)
-    check_conversation(item.messages, item.targets, item.answers, len(item.pictures))
+    if isinstance(item, RejectedRecord):
+        raise InvalidRecordError(item.reason, item.detail)
+    check_conversation(item.messages, item.targets, item.answers, len(item.images))
     check_encoding(item.key)
     return item
 
 
-def _embed(picture: bytes, folder: Path) -> str:
+def _write_embedded_image(image: bytes, folder: Path) -> str:
     """Write a picture that came inside an annotation file to a file named after its content."""
     # What is wrong with a picture of no format, the check of all picture files says, with its place.
-    suffix = (format_of(picture) or "bin").lower()
-    path = folder / f"{hashlib.sha256(picture).hexdigest()}.{'jpg' if suffix in ('jpeg', 'mpo') else suffix}"
-    if not path.is_file() or path.stat().st_size != len(picture):
-        with replacing(path) as beside:
-            beside.write_bytes(picture)
+    suffix = (detect_format(image) or "bin").lower()
+    path = folder / f"{hashlib.sha256(image).hexdigest()}.{'jpg' if suffix in ('jpeg', 'mpo') else suffix}"
+    if not path.is_file() or path.stat().st_size != len(image):
+        with atomic_write(path) as temp_path:
+            temp_path.write_bytes(image)
     return str(path)
 
 
-def _drop_unusable(spool: Spool, checked: list[Checked], report: Report, listed: tuple[Source, ...]) -> np.ndarray:
+def _drop_unusable(
+    buffer: RecordBuffer, image_checks: list[ImageCheck], report: MergeReport, source_configs: tuple[Source, ...]
+) -> np.ndarray:
     """Which samples [n] bool have only usable pictures; the others are counted under what is wrong with the first bad one."""
-    keep = np.ones(len(spool), dtype=bool)
-    bad = {i: one for i, one in enumerate(checked) if one.reason}
-    for i in range(len(spool)) if bad else ():
-        faults = [bad[number] for number in spool.pictures_of(i) if number in bad]
-        if faults:
+    keep = np.ones(len(buffer), dtype=bool)
+    bad = {i: check for i, check in enumerate(image_checks) if check.reason}
+    for i in range(len(buffer)) if bad else ():
+        failed = [bad[number] for number in buffer.images_of(i) if number in bad]
+        if failed:
             keep[i] = False
-            source = spool.source[i]
-            report.sources[source].drop(Reason(faults[0].reason), _example(listed[source], spool.places[i], faults[0].detail))
-    for i, count in enumerate(np.bincount(np.asarray(spool.source)[keep], minlength=len(listed))):
+            source = buffer.source[i]
+            report.sources[source].drop(
+                DropReason(failed[0].reason), _example(source_configs[source], buffer.locations[i], failed[0].detail)
+            )
+    for i, count in enumerate(np.bincount(np.asarray(buffer.source)[keep], minlength=len(source_configs))):
         report.sources[i].kept = int(count)
     return keep
 
 
-def _example(source: Source, place: Place, detail: str) -> str:
-    return f"{sources.files(source)[0]}: {place}: {detail}"
+def _example(source: Source, location: RecordLocation, detail: str) -> str:
+    return f"{sources.files(source)[0]}: {location}: {detail}"
 
 
-def _inputs(config: DataConfig) -> list[str]:
+def _input_paths(config: DataConfig) -> list[str]:
     """Annotation files, and picture folders: a name that was missing may appear there."""
     annotations = [path for source in config.sources for path in sources.files(source)]
     return [str(path) for path in (*annotations, *(source.images for source in config.sources)) if path is not None]

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dataset.record_validation import Reason
+from dataset.record_validation import DropReason
 from errors import TesseraError
 
-EXAMPLES = 3
+MAX_EXAMPLES = 3
 """How many places are named for each reason."""
 
-_LONGEST = 400
+_MAX_EXAMPLE_CHARS = 400
 
 
 @dataclass
@@ -29,16 +29,16 @@ class SourceReport:
     dropped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
-    def drop(self, reason: Reason, example: str) -> None:
+    def drop(self, reason: DropReason, example: str) -> None:
         """Count one dropped record."""
         self.dropped[reason.value] = self.dropped.get(reason.value, 0) + 1
         examples = self.examples.setdefault(reason.value, [])
-        if len(examples) < EXAMPLES:
+        if len(examples) < MAX_EXAMPLES:
             examples.append(_one_line(example))
 
 
 @dataclass
-class Report:
+class MergeReport:
     """All sources, and the counts of the merged rows. `reused`: nothing had changed, so nothing was merged anew."""
 
     sources: list[SourceReport]
@@ -53,7 +53,7 @@ class Report:
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "reused"}
 
     @classmethod
-    def load(cls, path: Path) -> "Report":
+    def load(cls, path: Path) -> "MergeReport":
         """Read a report.json. Raises TesseraError when it is not one."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -61,7 +61,7 @@ class Report:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise TesseraError(f"{path}: not a report of a merge ({error})") from error
 
-    def nothing_left(self) -> str:
+    def empty_message(self) -> str:
         """One line for a merge without a result: what was dropped, and the first example of each reason."""
         dropped = [
             f"{source.name}: {count:,} dropped, {reason} ({source.examples[reason][0]})"
@@ -100,4 +100,4 @@ class Report:
 def _one_line(text: str) -> str:
     """Short, and free of what cannot be written: examples quote records that may hold anything."""
     line = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..."
+    return line if len(line) <= _MAX_EXAMPLE_CHARS else f"{line[:_MAX_EXAMPLE_CHARS]} ..."

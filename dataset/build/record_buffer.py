@@ -12,15 +12,15 @@ import pyarrow as pa
 from dataset.build.splits import SPLITS
 from dataset.config import Split
 from dataset.sample import SAMPLES_SCHEMA, Language
-from dataset.sources.record import Place, RawSample
+from dataset.sources.record import RawSample, RecordLocation
 
-ROWS_AT_ONCE = 4096
+ROWS_PER_BATCH = 4096
 SCHEMA = pa.schema([SAMPLES_SCHEMA.field(name) for name in ("sample_id", "task", "language", "messages", "targets", "answers")])
 
 _IDEOGRAPH = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd]")
 
 
-class Spool:
+class RecordBuffer:
     """Takes samples, then gives them back as Arrow batches in the same order.
 
     source, own_split (place in SPLITS or -1), text_keys (a digest of the texts, of samples without pictures):
@@ -29,14 +29,14 @@ class Spool:
 
     def __init__(self, file: Path):
         self.file = file
-        self.source, self.own_split = array("h"), array("b")
-        self.starts, self.pictures = array("q", [0]), array("q")
-        self.places: list[Place] = []
-        self.text_keys: dict[int, str] = {}
-        self._times: dict[str, int] = {}
+        self.source, self.source_split = array("h"), array("b")
+        self.image_offsets, self.images = array("q", [0]), array("q")
+        self.locations: list[RecordLocation] = []
+        self.text_digests: dict[int, str] = {}
+        self._id_counts: dict[str, int] = {}
         self._rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
-        self._sink = pa.OSFile(str(file), "wb")
-        self._writer = pa.ipc.new_stream(self._sink, SCHEMA)
+        self._stream = pa.OSFile(str(file), "wb")
+        self._writer = pa.ipc.new_stream(self._stream, SCHEMA)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -47,29 +47,29 @@ class Spool:
     def __exit__(self, *_: object) -> None:
         self._flush()
         self._writer.close()
-        self._sink.close()
+        self._stream.close()
 
-    def pictures_of(self, sample: int) -> "array[int]":
+    def images_of(self, sample: int) -> "array[int]":
         """The caller's numbers of a sample's pictures."""
-        return self.pictures[self.starts[sample] : self.starts[sample + 1]]
+        return self.images[self.image_offsets[sample] : self.image_offsets[sample + 1]]
 
-    def add(self, sample: RawSample, source: int, source_name: str, split: Split | None, pictures: list[int]) -> None:
+    def add(self, sample: RawSample, source: int, source_name: str, split: Split | None, images: list[int]) -> None:
         """Take one sample; split: that of its source, if any; pictures: the caller's numbers of its pictures."""
         self.source.append(source)
-        self.own_split.append(-1 if split is None else SPLITS.index(split))
-        self.pictures.extend(pictures)
-        self.starts.append(len(self.pictures))
-        self.places.append(sample.place)
-        if not pictures:
-            self.text_keys[len(self) - 1] = _text_key(sample)
+        self.source_split.append(-1 if split is None else SPLITS.index(split))
+        self.images.extend(images)
+        self.image_offsets.append(len(self.images))
+        self.locations.append(sample.location)
+        if not images:
+            self.text_digests[len(self) - 1] = _text_digest(sample)
         rows = self._rows
-        rows["sample_id"].append(self._unique(f"{source_name}/{sample.key}"))
+        rows["sample_id"].append(self._unique_id(f"{source_name}/{sample.key}"))
         rows["task"].append(sample.task)
         rows["language"].append(language(sample))
         rows["messages"].append([(message.role, message.content) for message in sample.messages])
         rows["targets"].append(sample.targets)
         rows["answers"].append(sample.answers)
-        if len(rows["task"]) == ROWS_AT_ONCE:
+        if len(rows["task"]) == ROWS_PER_BATCH:
             self._flush()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -81,11 +81,11 @@ class Spool:
         self._writer.write_batch(pa.record_batch([self._rows[name] for name in SCHEMA.names], schema=SCHEMA))
         self._rows = {name: [] for name in SCHEMA.names}
 
-    def _unique(self, wanted: str) -> str:
+    def _unique_id(self, sample_id: str) -> str:
         """The id, numbered where it has been taken. `#` marks what the merge adds, so it stands in no other id."""
-        wanted = wanted.replace("#", "_")
-        times = self._times[wanted] = self._times.get(wanted, 0) + 1
-        return wanted if times == 1 else f"{wanted}#{times}"
+        sample_id = sample_id.replace("#", "_")
+        count = self._id_counts[sample_id] = self._id_counts.get(sample_id, 0) + 1
+        return sample_id if count == 1 else f"{sample_id}#{count}"
 
 
 def language(sample: RawSample) -> Language:
@@ -96,6 +96,6 @@ def language(sample: RawSample) -> Language:
     return "zh" if any(not text.isascii() and _IDEOGRAPH.search(text) for text in texts) else "en"
 
 
-def _text_key(sample: RawSample) -> str:
+def _text_digest(sample: RawSample) -> str:
     text = "\0".join([*(message.content for message in sample.messages), *sample.targets])
     return hashlib.sha256(text.encode()).hexdigest()

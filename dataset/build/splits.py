@@ -11,7 +11,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 """By how much a split must be guarded: what one source tests with, no other may train with."""
 
 
-class Groups:
+class UnionFind:
     """Union-find over pictures (Tarjan 1975, with path halving)."""
 
     def __init__(self, size: int):
@@ -35,14 +35,16 @@ class Groups:
 
 
 @dataclass(frozen=True, slots=True)
-class Assignment:
+class SplitAssignment:
     """split: place in SPLITS of each sample, [n] int8; moved: whether it left its source's own split for it, [n] bool."""
 
     split: np.ndarray
     moved: np.ndarray
 
 
-def assign(groups: np.ndarray, keys: list[str], own: np.ndarray, shares: SplitConfig, seed: int) -> Assignment:
+def assign_splits(
+    groups: np.ndarray, keys: list[str], source_splits: np.ndarray, split_fractions: SplitConfig, seed: int
+) -> SplitAssignment:
     """Give each sample a split.
 
     groups: [n] which group a sample belongs to, in 0..len(keys)-1; keys: what stands for a group's content, so that
@@ -50,16 +52,22 @@ def assign(groups: np.ndarray, keys: list[str], own: np.ndarray, shares: SplitCo
     split, -1 where its source has none. A group whose samples have splits of their own takes the most guarded of them
     (test before validation before train); any other is drawn by a hash of its key.
     """
-    wanted = np.full(len(keys), -1, dtype=np.int8)
-    np.maximum.at(wanted, groups, own.astype(np.int8))
-    drawn = np.array([_draw(key, shares, seed) if wanted[group] < 0 else wanted[group] for group, key in enumerate(keys)], dtype=np.int8)
-    split = drawn[groups]
-    return Assignment(split, (own >= 0) & (own != split))
+    required_splits = np.full(len(keys), -1, dtype=np.int8)
+    np.maximum.at(required_splits, groups, source_splits.astype(np.int8))
+    group_splits = np.array(
+        [
+            _split_by_hash(key, split_fractions, seed) if required_splits[group] < 0 else required_splits[group]
+            for group, key in enumerate(keys)
+        ],
+        dtype=np.int8,
+    )
+    split = group_splits[groups]
+    return SplitAssignment(split, (source_splits >= 0) & (source_splits != split))
 
 
-def _draw(key: str, shares: SplitConfig, seed: int) -> int:
+def _split_by_hash(key: str, split_fractions: SplitConfig, seed: int) -> int:
     digest = hashlib.blake2b(f"{seed}\0{key}".encode(), digest_size=8).digest()
-    position = int.from_bytes(digest, "big") / 2**64
-    if position < shares.test:
+    fraction = int.from_bytes(digest, "big") / 2**64
+    if fraction < split_fractions.test:
         return SPLITS.index("test")
-    return SPLITS.index("validation" if position < shares.test + shares.validation else "train")
+    return SPLITS.index("validation" if fraction < split_fractions.test + split_fractions.validation else "train")

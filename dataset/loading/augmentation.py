@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance, ImageStat
 from dataset.config import AugmentationConfig
 
 
-def augment(picture: Image.Image, config: AugmentationConfig, seed_key: str) -> Image.Image:
+def augment(image: Image.Image, config: AugmentationConfig, seed_key: str) -> Image.Image:
     """Colour jitter and a small rotation of an RGB picture, decided by `seed_key` alone; the size stays."""
     rng = random.Random(hashlib.blake2b(seed_key.encode(), digest_size=8).digest())
     changes = (
@@ -19,10 +19,10 @@ def augment(picture: Image.Image, config: AugmentationConfig, seed_key: str) -> 
     for enhance, amount in changes:
         factor = 1 + rng.uniform(-amount, amount)
         if amount:
-            picture = enhance(picture).enhance(factor)
+            image = enhance(image).enhance(factor)
     angle = rng.uniform(-config.rotation, config.rotation)
     if config.rotation:
         # Corners that turn up empty get the mean colour, so that no black edge can be learnt.
-        mean = tuple(round(value) for value in ImageStat.Stat(picture).mean)
-        picture = picture.rotate(angle, Image.Resampling.BICUBIC, fillcolor=mean)
-    return picture
+        mean = tuple(round(value) for value in ImageStat.Stat(image).mean)
+        image = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=mean)
+    return image

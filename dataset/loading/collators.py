@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dataset.loading.encoded_sample import IGNORED, Encoded
+from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +18,9 @@ class Example:
     """An encoded sample and its pictures: raw pixels [pictures, 3, height, width] (see dataset.pixels), or features."""
 
     sample_id: str
-    encoded: Encoded
-    pictures: torch.Tensor
-    pictures_as: str = "pixel_values"
+    encoded: EncodedSample
+    images: torch.Tensor
+    image_input_name: str = "pixel_values"
     """The model's name for what `pictures` holds; the same in all examples of a batch."""
 
 
@@ -33,7 +33,7 @@ class PaddedCollator:
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         shape = (len(examples), max(len(example.encoded) for example in examples))
         input_ids = torch.full(shape, self.pad_id)
-        labels = torch.full(shape, IGNORED)
+        labels = torch.full(shape, IGNORE_INDEX)
         attention_mask = torch.zeros(shape, dtype=torch.long)
         for row, example in enumerate(examples):
             n = len(example.encoded)
@@ -41,7 +41,7 @@ class PaddedCollator:
             labels[row, :n] = torch.tensor(example.encoded.labels)
             attention_mask[row, :n] = 1
         padded = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "padded_right": True}
-        return {**padded, **_pictures(examples)}
+        return {**padded, **_images(examples)}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class PackedCollator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         input_ids = torch.full((1, self.capacity), self.pad_id)
-        labels = torch.full((1, self.capacity), IGNORED)
+        labels = torch.full((1, self.capacity), IGNORE_INDEX)
         position_ids = torch.zeros((1, self.capacity), dtype=torch.long)
         ends = [0]
         for example in examples:
@@ -78,13 +78,13 @@ class PackedCollator:
             "position_ids": position_ids,
             "cu_seqlens": torch.tensor(ends, dtype=torch.int32),
             "max_length": self.max_length,
-            **_pictures(examples),
+            **_images(examples),
         }
 
 
-def _pictures(examples: Sequence[Example]) -> dict[str, Any]:
+def _images(examples: Sequence[Example]) -> dict[str, Any]:
     """All pictures in order of appearance, and the ids that an error message names."""
     return {
-        examples[0].pictures_as: torch.cat([example.pictures for example in examples]),
+        examples[0].image_input_name: torch.cat([example.images for example in examples]),
         "sample_ids": [example.sample_id for example in examples],
     }

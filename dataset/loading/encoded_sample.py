@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dataset.sample import IMAGE_MARK, Message
+from dataset.sample import IMAGE_PLACEHOLDER, Message
 from errors import TesseraError
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """Label of a position that is not supervised."""
 
 
@@ -15,24 +15,24 @@ class EncodingError(TesseraError):
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedSample:
     """One encoded sample. `labels[i]` is the id at position i where it is supervised, else IGNORED (not shifted)."""
 
     input_ids: list[int]
     labels: list[int]
-    images: int
+    num_images: int
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
 
-def check_messages(messages: Sequence[Message], images: int) -> None:
+def check_messages(messages: Sequence[Message], num_images: int) -> None:
     """Raise EncodingError unless marks and pictures agree and turns alternate up to a user's."""
-    marks = sum(message.content.count(IMAGE_MARK) for message in messages)
-    if marks != images:
-        raise EncodingError(f"{marks} {IMAGE_MARK} marks for {images} pictures")
-    if any(IMAGE_MARK in message.content for message in messages if message.role != "user"):
-        raise EncodingError(f"{IMAGE_MARK} stands in a turn that is not the user's")
+    num_placeholders = sum(message.content.count(IMAGE_PLACEHOLDER) for message in messages)
+    if num_placeholders != num_images:
+        raise EncodingError(f"{num_placeholders} {IMAGE_PLACEHOLDER} marks for {num_images} pictures")
+    if any(IMAGE_PLACEHOLDER in message.content for message in messages if message.role != "user"):
+        raise EncodingError(f"{IMAGE_PLACEHOLDER} stands in a turn that is not the user's")
     turns = [message.role for message in messages if message.role != "system"]
     system_first = all(message.role != "system" for message in messages[1:])
     alternating = all(role == ("user", "assistant")[i % 2] for i, role in enumerate(turns))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dataset.record_validation import Reason
+from dataset.record_validation import DropReason
 from errors import TesseraError
 
 MAX_PIXELS = 100_000_000
@@ -23,14 +23,14 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 # that) would overrule it.
 Image.MAX_IMAGE_PIXELS = None
 
-_DECODERS_RAISE = (
+_DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, RuntimeError, MemoryError),
     *(struct.error, zlib.error),
 )
 """What Pillow and its decoders meet damaged and hostile files with; not what a defect in the program raises, a wrong name say."""
 
-_ORIENTATION = 0x0112
-_UPRIGHT_BY = {
+_ORIENTATION_TAG = 0x0112
+_EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -42,120 +42,120 @@ _UPRIGHT_BY = {
 """How a picture with an EXIF orientation is made upright (EXIF 2.32, tag 0x0112); from 5 on, the sides change places."""
 
 
-class PictureError(TesseraError):
+class ImageError(TesseraError):
     """A picture that cannot be used; `reason` is the key it is counted under; `size` its width and height where known."""
 
-    def __init__(self, reason: Reason, message: str, size: tuple[int, int] = (0, 0)):
+    def __init__(self, reason: DropReason, message: str, size: tuple[int, int] = (0, 0)):
         super().__init__(message)
         self.reason, self.size = reason, size
 
 
-def open_picture(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture file (or its bytes) to RGB, upright; of an animation, the first frame.
 
     Raises PictureError with reason `missing file`, `undecodable or truncated picture` or `over the pixel limit`; the
     limit is checked before anything is decoded.
     """
     name, data = _read(source)
-    with _decoding(name), _open(data, name, max_pixels) as picture:
-        return to_rgb(picture)
+    with _decoder_errors(name), _open(data, name, max_pixels) as image:
+        return to_rgb(image)
 
 
-def format_of(data: bytes) -> str | None:
+def detect_format(data: bytes) -> str | None:
     """The format that a picture's head says, one of FORMATS or a kind of one (MPO); None where a decoder cannot tell.
 
     `measure_picture` says what is wrong with such a picture.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            return picture.format
-    except _DECODERS_RAISE:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.format
+    except _DECODER_ERRORS:
         return None
 
 
-def measure_picture(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def measure_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Width and height, upright, of a picture whose bytes are known to decode to the end.
 
     Raises PictureError as `open_picture` does. A JPEG is decoded at an eighth of its size: every byte of it is read,
     so that a truncated one is found, but most of the inverse cosine transform is left out.
     """
-    with _decoding(name), _open(data, name, max_pixels) as picture:
-        width, height = picture.size
-        if _orientation(picture) >= 5:
+    with _decoder_errors(name), _open(data, name, max_pixels) as image:
+        width, height = image.size
+        if _orientation(image) >= 5:
             width, height = height, width
-        if picture.format in ("JPEG", "MPO"):
-            picture.draft(None, (1, 1))
-            picture.load()
+        if image.format in ("JPEG", "MPO"):
+            image.draft(None, (1, 1))
+            image.load()
         else:
-            to_rgb(picture)
+            to_rgb(image)
         return width, height
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """Upright RGB; transparency is laid over white; 16-bit, 32-bit and float grey are scaled to 8 bits.
 
     CMYK is converted without its colour profile, as the vision models' own training pictures were; Pillow has undone
     Adobe's inversion by then.
     """
-    turn = _UPRIGHT_BY.get(_orientation(picture))
-    if picture.mode.startswith(("I", "F")):
-        picture = _scale_to_8_bits(picture)
-    elif picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    rgb = picture.convert("RGB")
-    return rgb if turn is None else rgb.transpose(turn)
+    transpose_method = _EXIF_TRANSPOSE.get(_orientation(image))
+    if image.mode.startswith(("I", "F")):
+        image = _scale_to_8_bits(image)
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    rgb = image.convert("RGB")
+    return rgb if transpose_method is None else rgb.transpose(transpose_method)
 
 
 def _read(source: Path | bytes) -> tuple[str, bytes]:
     if isinstance(source, bytes):
         return f"picture of {len(source)} bytes", source
-    return str(source), read_picture_file(source)
+    return str(source), read_image_file(source)
 
 
-def read_picture_file(path: Path) -> bytes:
+def read_image_file(path: Path) -> bytes:
     """The bytes of a picture file. Raises PictureError with reason `missing file`."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise PictureError(Reason.MISSING_FILE, f"{path}: there is no such file") from error
+        raise ImageError(DropReason.MISSING_FILE, f"{path}: there is no such file") from error
     except (OSError, ValueError) as error:
-        raise PictureError(Reason.MISSING_FILE, f"{path}: cannot be read ({_say(error)})") from error
+        raise ImageError(DropReason.MISSING_FILE, f"{path}: cannot be read ({_describe_error(error)})") from error
 
 
 @contextmanager
-def _decoding(name: str) -> Iterator[None]:
+def _decoder_errors(name: str) -> Iterator[None]:
     """What a decoder raises becomes a PictureError that says so; anything else is a defect of ours and stays."""
     try:
         yield
-    except PictureError:
+    except ImageError:
         raise
-    except _DECODERS_RAISE as error:
-        raise PictureError(Reason.UNDECODABLE, f"{name}: cannot be decoded ({_say(error)})") from error
+    except _DECODER_ERRORS as error:
+        raise ImageError(DropReason.UNDECODABLE, f"{name}: cannot be decoded ({_describe_error(error)})") from error
 
 
 def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    if picture.width * picture.height > max_pixels:
-        width, height = picture.size
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > max_pixels:
+        width, height = image.size
         message = f"{name}: {width} x {height} pixels, at most {max_pixels:,} are allowed"
-        raise PictureError(Reason.TOO_MANY_PIXELS, message, picture.size)
-    return picture
+        raise ImageError(DropReason.TOO_MANY_PIXELS, message, image.size)
+    return image
 
 
-def _orientation(picture: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     try:
-        return int(picture.getexif().get(_ORIENTATION, 1))
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except (SyntaxError, ValueError, TypeError, KeyError, EOFError, OSError, struct.error):
         # A block of EXIF data that cannot be read says nothing about the pixels: viewers show such a picture as it lies.
         return 1
 
 
-def _scale_to_8_bits(picture: Image.Image) -> Image.Image:
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     """Grey of more than 8 bits. Integers are on a 16-bit scale (65535 is white); floats on 0..1, or on 0..255 where
     they exceed 1."""
-    values = np.asarray(picture).astype(np.float64)
-    if picture.mode == "F":
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
         values = np.nan_to_num(values, nan=0.0)
         values *= 255 if values.max(initial=0.0) <= 1 else 1
     else:
@@ -163,10 +163,10 @@ def _scale_to_8_bits(picture: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values).clip(0, 255).astype(np.uint8))
 
 
-def _say(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         # Pillow would name the buffer by its place in memory, another one in every run.
         return "no picture in a format that is read"
-    kind, said = type(error).__name__, " ".join(str(error).split())
+    kind, text = type(error).__name__, " ".join(str(error).split())
     # Those say it in a sentence; of the others the kind says more than the text, which may be a bare number.
-    return said if said and isinstance(error, (OSError, SyntaxError, ValueError)) else f"{kind}: {said}".removesuffix(": ")
+    return text if text and isinstance(error, (OSError, SyntaxError, ValueError)) else f"{kind}: {text}".removesuffix(": ")

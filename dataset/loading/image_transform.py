@@ -35,9 +35,9 @@ class PixelReader:
     def __init__(self, image_processor: Any):
         self._processor = image_processor
         self._tables: dict[torch.device, torch.Tensor] = {}
-        self.table: torch.Tensor | None = None
+        self.lookup_table: torch.Tensor | None = None
         if type(image_processor) is SiglipImageProcessorPil:
-            self.table = self._table()
+            self.lookup_table = self._build_table()
 
     def __getstate__(self) -> dict[str, Any]:
         # What lies on a device stays in this process.
@@ -49,28 +49,28 @@ class PixelReader:
         size = self._processor.size
         return int(size["height"]), int(size["width"])
 
-    def read(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def read(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Raw pixels [n, 3, height, width] of pictures: uint8 where there is a table, else the final values."""
-        if not pictures:
-            return torch.empty(0, 3, *self.size, dtype=torch.float32 if self.table is None else torch.uint8)
-        if self.table is None:
-            return self._by_the_processor(pictures)
-        rows = np.stack([_resized(picture, self.size, self._processor.resample) for picture in pictures])
+        if not images:
+            return torch.empty(0, 3, *self.size, dtype=torch.float32 if self.lookup_table is None else torch.uint8)
+        if self.lookup_table is None:
+            return self._run_image_processor(images)
+        rows = np.stack([_resize(image, self.size, self._processor.resample) for image in images])
         # Colours stay beside each other in memory: the device puts them apart faster.
         return torch.from_numpy(rows).permute(0, 3, 1, 2)
 
-    def normalise(self, raw: torch.Tensor) -> torch.Tensor:
+    def normalize(self, raw: torch.Tensor) -> torch.Tensor:
         """Pixel values [n, 3, height, width] for what `read` gave, on its device: those of the image processor, bit for bit."""
-        if self.table is None:
+        if self.lookup_table is None:
             return raw
         if raw.device not in self._tables:
-            self._tables[raw.device] = self.table.flatten().to(raw.device)
-        table = self._tables[raw.device]
+            self._tables[raw.device] = self.lookup_table.flatten().to(raw.device)
+        lookup_table = self._tables[raw.device]
         channels = torch.arange(3, dtype=torch.int32, device=raw.device).view(1, 3, 1, 1) * _VALUES
-        places = raw.contiguous().int() + channels
-        return table.index_select(0, places.flatten()).view(raw.shape)
+        indices = raw.contiguous().int() + channels
+        return lookup_table.index_select(0, indices.flatten()).view(raw.shape)
 
-    def _table(self) -> torch.Tensor | None:
+    def _build_table(self) -> torch.Tensor | None:
         """What the processor makes of each byte; None where resizing and looking up is not all that it does."""
         size = dict(self._processor.size)
         if not self._processor.do_resize or set(size) != {"height", "width"}:
@@ -78,24 +78,24 @@ class PixelReader:
         ramp = np.arange(_VALUES, dtype=np.uint8).reshape(_RAMP_SIDE, _RAMP_SIDE, 1).repeat(3, axis=2)
         noise = np.random.default_rng(0).integers(0, _VALUES, (_PROBE[1], _PROBE[0], 3), dtype=np.uint8)
         try:
-            values = self._by_the_processor([Image.fromarray(ramp)], do_resize=False)
-            wanted = self._by_the_processor([Image.fromarray(noise)])
+            values = self._run_image_processor([Image.fromarray(ramp)], do_resize=False)
+            expected = self._run_image_processor([Image.fromarray(noise)])
         except (ValueError, TypeError) as error:
             raise UsageError(f"model.vision: its image processor cannot take a picture: {' '.join(str(error).split())}") from error
         if values.shape != (1, 3, _RAMP_SIDE, _RAMP_SIDE):
             return None
-        self.table = values.reshape(3, _VALUES).contiguous()
-        found = self.normalise(self.read([Image.fromarray(noise)]))
-        same = found.shape == wanted.shape and found.dtype == wanted.dtype and torch.equal(found, wanted)
-        return self.table if same else None
+        self.lookup_table = values.reshape(3, _VALUES).contiguous()
+        actual = self.normalize(self.read([Image.fromarray(noise)]))
+        is_equal = actual.shape == expected.shape and actual.dtype == expected.dtype and torch.equal(actual, expected)
+        return self.lookup_table if is_equal else None
 
-    def _by_the_processor(self, pictures: Sequence[Image.Image], **settings: Any) -> torch.Tensor:
-        values: torch.Tensor = self._processor(images=list(pictures), return_tensors="pt", **settings)["pixel_values"]
+    def _run_image_processor(self, images: Sequence[Image.Image], **settings: Any) -> torch.Tensor:
+        values: torch.Tensor = self._processor(images=list(images), return_tensors="pt", **settings)["pixel_values"]
         return values
 
 
-def _resized(picture: Image.Image, size: tuple[int, int], resample: int) -> np.ndarray:
+def _resize(image: Image.Image, size: tuple[int, int], resample: int) -> np.ndarray:
     """uint8 [height, width, 3]."""
-    if picture.mode != "RGB" or picture.has_transparency_data:
-        picture = to_rgb(picture)
-    return np.asarray(picture.resize((size[1], size[0]), resample))
+    if image.mode != "RGB" or image.has_transparency_data:
+        image = to_rgb(image)
+    return np.asarray(image.resize((size[1], size[0]), resample))

@@ -8,78 +8,78 @@ several questions at once in an evaluation.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dataset.sample import IMAGE_MARK, Message, Sample, uniform
+from dataset.sample import IMAGE_PLACEHOLDER, Message, Sample, hash_to_index
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredSample:
     """A sample's row in the store and its tokens with each of its targets; `saved`: how many fewer when it is not the first."""
 
     row: int
     sample_id: str
     lengths: tuple[int, ...]
-    saved: int = 0
+    saved_tokens: int = 0
 
-    def length(self, seed: int, epoch: int) -> int:
+    def num_tokens(self, seed: int, epoch: int) -> int:
         """Tokens with the target of an epoch."""
-        return self.lengths[uniform(self.sample_id, seed, epoch, len(self.lengths))]
+        return self.lengths[hash_to_index(self.sample_id, seed, epoch, len(self.lengths))]
 
 
-Conversation = tuple[Measured, ...]
+Conversation = tuple[MeasuredSample, ...]
 
 
-def can_join(sample: Sample) -> bool:
+def can_share_conversation(sample: Sample) -> bool:
     """Whether other questions may stand before or behind it: one short question about one picture."""
     return sample.task == "vqa" and len(sample.image_ids) == 1 and len(sample.messages) == 1
 
 
-def question_text(sample: Sample) -> str:
+def follow_up_text(sample: Sample) -> str:
     """The question as it stands behind earlier turns, without the picture's mark."""
-    return sample.messages[-1].content.replace(IMAGE_MARK, "").strip()
+    return sample.messages[-1].content.replace(IMAGE_PLACEHOLDER, "").strip()
 
 
-def conversations(samples: Sequence[tuple[Measured, int | None]], most: int, max_tokens: int) -> list[Conversation]:
+def conversations(samples: Sequence[tuple[MeasuredSample, int | None]], max_questions: int, max_length: int) -> list[Conversation]:
     """Samples with the picture that each may share, None when it stays alone, as conversations of at most `most` questions.
 
     None is longer than `max_tokens`, whatever its targets and its first question. They come in the order of their first samples.
     """
-    made: list[list[Measured]] = []
-    open_at: dict[int, int] = {}
-    for sample, picture in samples:
-        place = open_at.get(picture) if picture is not None else None
-        if place is not None and len(made[place]) < most and _longest([*made[place], sample]) <= max_tokens:
-            made[place].append(sample)
+    groups: list[list[MeasuredSample]] = []
+    open_conversations: dict[int, int] = {}
+    for sample, image in samples:
+        index = open_conversations.get(image) if image is not None else None
+        if index is not None and len(groups[index]) < max_questions and _max_total_tokens([*groups[index], sample]) <= max_length:
+            groups[index].append(sample)
             continue
-        if picture is not None:
-            open_at[picture] = len(made)
-        made.append([sample])
-    return [tuple(conversation) for conversation in made]
+        if image is not None:
+            open_conversations[image] = len(groups)
+        groups.append([sample])
+    return [tuple(conversation) for conversation in groups]
 
 
-def _longest(members: Sequence[Measured]) -> int:
+def _max_total_tokens(members: Sequence[MeasuredSample]) -> int:
     """The most tokens that these can take together: the first one saves nothing."""
-    saved = [member.saved for member in members]
-    return sum(max(member.lengths) for member in members) - sum(saved) + max(saved)
+    saved_tokens = [member.saved_tokens for member in members]
+    return sum(max(member.lengths) for member in members) - sum(saved_tokens) + max(saved_tokens)
 
 
-def ordered(conversation: Conversation, seed: int, epoch: int) -> list[Measured]:
+def shuffled_questions(conversation: Conversation, seed: int, epoch: int) -> list[MeasuredSample]:
     """The questions in the order of an epoch, drawn by a hash: every one comes first now and then."""
     if len(conversation) == 1:
         return list(conversation)
-    return sorted(conversation, key=lambda member: (uniform(member.sample_id, seed, epoch, 1 << 32), member.sample_id))
+    return sorted(conversation, key=lambda member: (hash_to_index(member.sample_id, seed, epoch, 1 << 32), member.sample_id))
 
 
-def length(conversation: Conversation, seed: int, epoch: int) -> int:
+def num_tokens(conversation: Conversation, seed: int, epoch: int) -> int:
     """Tokens of a conversation with the targets and the order of an epoch."""
-    first, *later = ordered(conversation, seed, epoch)
-    return first.length(seed, epoch) + sum(member.length(seed, epoch) - member.saved for member in later)
+    first, *follow_ups = shuffled_questions(conversation, seed, epoch)
+    return first.num_tokens(seed, epoch) + sum(member.num_tokens(seed, epoch) - member.saved_tokens for member in follow_ups)
 
 
-def spoken(samples: Sequence[Sample], seed: int, epoch: int) -> tuple[tuple[Message, ...], str]:
+def to_messages(samples: Sequence[Sample], seed: int, epoch: int) -> tuple[tuple[Message, ...], str]:
     """Messages and last target of samples that are asked one behind the other, with the targets of an epoch."""
-    first, *later = samples
+    first, *follow_ups = samples
     messages, target = first.messages, first.target(seed, epoch)
-    for sample in later:
-        messages += (Message("assistant", target), Message("user", question_text(sample)))
+    for sample in follow_ups:
+        messages += (Message("assistant", target), Message("user", follow_up_text(sample)))
         target = sample.target(seed, epoch)
     return messages, target

@@ -12,12 +12,12 @@ from collections import deque
 
 import numpy as np
 
-EXCHANGES = 4
+MAX_SWAPS = 4
 """Samples of a row that may be exchanged for others."""
-LONG = 4
+LONG_DIVISOR = 4
 """A sample of more than a row's fourth is hard to place, so the longest such come first."""
 
-_NONE = np.iinfo(np.int64).max
+_NO_GAP = np.iinfo(np.int64).max
 """The gap behind an exchange for which there is no other sample."""
 
 
@@ -26,66 +26,66 @@ def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
 
     lengths: int [n], from 1 to `capacity`, in random order.
     """
-    waiting = _Waiting(lengths)
+    pool = _LengthPool(lengths)
     rows: list[list[int]] = []
-    while waiting.count:
-        rows.append(_fill(waiting, capacity))
-    places: dict[int, list[int]] = {}
-    for place, length in enumerate(lengths.tolist()):
-        places.setdefault(length, []).append(place)
-    return [[places[length].pop() for length in row] for row in rows]
+    while pool.count:
+        rows.append(_fill_row(pool, capacity))
+    indices: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths.tolist()):
+        indices.setdefault(length, []).append(index)
+    return [[indices[length].pop() for length in row] for row in rows]
 
 
-def _fill(waiting: "_Waiting", capacity: int) -> list[int]:
+def _fill_row(pool: "_LengthPool", capacity: int) -> list[int]:
     """Lengths of the samples of the next row."""
-    longest = waiting.longest(capacity)
-    row = [waiting.take(longest if longest > capacity // LONG else waiting.next())]
+    longest = pool.longest(capacity)
+    row = [pool.take(longest if longest > capacity // LONG_DIVISOR else pool.next())]
     gap = capacity - row[0]
-    while (length := waiting.next()) and length <= gap:
-        row.append(waiting.take(length))
+    while (length := pool.next()) and length <= gap:
+        row.append(pool.take(length))
         gap -= length
     if 0 < length < 2 * gap:
         # Most of the next one fits: in it goes, if a long sample can go out for a shorter one.
-        wider = [*row, waiting.take(length)]
-        left = waiting.exchange(wider, gap - length)
-        if left >= 0:
-            row, gap = wider, left
+        extended = [*row, pool.take(length)]
+        remaining = pool.swap(extended, gap - length)
+        if remaining >= 0:
+            row, gap = extended, remaining
         else:
-            waiting.put_back(length)
-    while length := waiting.longest(gap):
-        row.append(waiting.take(length))
+            pool.put_back(length)
+    while length := pool.longest(gap):
+        row.append(pool.take(length))
         gap -= length
-    for _ in range(EXCHANGES):
-        before, gap = gap, waiting.exchange(row, gap)
+    for _ in range(MAX_SWAPS):
+        before, gap = gap, pool.swap(row, gap)
         if gap == before:
             break
     return row
 
 
-class _Waiting:
+class _LengthPool:
     """The samples that stand in no row yet. Those of one length are as good as each other, so they are counted by length."""
 
     def __init__(self, lengths: np.ndarray):
         self.count = len(lengths)
-        self._left = np.bincount(lengths)
+        self._counts = np.bincount(lengths)
         # The order in which they come. Lengths that were taken out of turn are passed over.
         self._order = deque(lengths.tolist())
-        self._marks = np.arange(len(self._left))
+        self._lengths = np.arange(len(self._counts))
 
     def next(self) -> int:
         """Length of the one that comes next, 0 where none does."""
-        while self._order and not self._left[self._order[0]]:
+        while self._order and not self._counts[self._order[0]]:
             self._order.popleft()
         return self._order[0] if self._order else 0
 
-    def longest(self, most: int) -> int:
+    def longest(self, limit: int) -> int:
         """Length of the longest of at most `most`, 0 where there is none."""
-        found = np.flatnonzero(self._left[: most + 1])
-        return int(found[-1]) if len(found) else 0
+        available = np.flatnonzero(self._counts[: limit + 1])
+        return int(available[-1]) if len(available) else 0
 
     def take(self, length: int) -> int:
         """One of this length; gives its length."""
-        self._left[length] -= 1
+        self._counts[length] -= 1
         self.count -= 1
         if self._order and self._order[0] == length:
             self._order.popleft()
@@ -93,23 +93,23 @@ class _Waiting:
 
     def put_back(self, length: int) -> None:
         """One of this length, which comes last from now on."""
-        self._left[length] += 1
+        self._counts[length] += 1
         self.count += 1
         self._order.append(length)
 
-    def exchange(self, row: list[int], gap: int) -> int:
+    def swap(self, row: list[int], gap: int) -> int:
         """Exchange that sample of the row by which `gap` becomes the smallest, if it does; the gap then. One below zero, of a row that is
         too long, stays where no exchange makes it fit."""
         if gap == 0 or not self.count:
             return gap
-        longest = np.maximum.accumulate(np.where(self._left > 0, self._marks, 0))
-        own = np.array(row)
-        others = longest[np.clip(own + gap, 0, len(longest) - 1)]
-        gaps = np.where(others > 0, gap + own - others, _NONE)
-        place = int(gaps.argmin())
-        if gaps[place] >= (gap if gap > 0 else _NONE):
+        longest = np.maximum.accumulate(np.where(self._counts > 0, self._lengths, 0))
+        row_lengths = np.array(row)
+        partners = longest[np.clip(row_lengths + gap, 0, len(longest) - 1)]
+        gaps = np.where(partners > 0, gap + row_lengths - partners, _NO_GAP)
+        index = int(gaps.argmin())
+        if gaps[index] >= (gap if gap > 0 else _NO_GAP):
             return gap
-        other = self.take(int(others[place]))
-        self.put_back(row[place])
-        row[place] = other
-        return int(gaps[place])
+        partner = self.take(int(partners[index]))
+        self.put_back(row[index])
+        row[index] = partner
+        return int(gaps[index])

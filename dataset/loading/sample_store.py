@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dataset.config import Split
-from dataset.loading.image_io import MAX_PIXELS, open_picture
+from dataset.loading.image_io import MAX_PIXELS, open_image
 from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA, Message, Sample
 from errors import UsageError
 
-IMAGES_DIGEST = b"tessera.images"
+IMAGES_DIGEST_KEY = b"tessera.images"
 """Key in the metadata of samples.parquet: SHA-256 of the images.parquet that its image ids point into."""
 
 
@@ -33,7 +33,7 @@ class ImageRow:
     source: str
 
 
-class Store:
+class SampleStore:
     """Merged data. Samples and pictures are read from Arrow tables, so millions of rows cost little memory."""
 
     def __init__(self, folder: Path):
@@ -41,9 +41,9 @@ class Store:
         self.folder = folder
         self._images = _table(folder / "images.parquet", IMAGES_SCHEMA)
         self._samples = _table(folder / "samples.parquet", SAMPLES_SCHEMA)
-        _check_partners(folder)
+        _check_same_merge(folder)
         ids = self._images["image_id"].to_numpy()
-        self._row_of = dict(zip(ids.tolist(), range(len(ids)), strict=True))
+        self._row_by_image_id = dict(zip(ids.tolist(), range(len(ids)), strict=True))
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -63,7 +63,7 @@ class Store:
         """Rows [n] int64 of the samples in a split, in file order."""
         return np.flatnonzero(self._samples["split"].to_numpy(zero_copy_only=False) == split)
 
-    def row_of(self, sample_id: str) -> int:
+    def row_index(self, sample_id: str) -> int:
         """The row of a sample. Raises UsageError when there is none of that id."""
         row = pc.index(self._samples["sample_id"], sample_id).as_py()
         if row < 0:
@@ -76,18 +76,18 @@ class Store:
 
     def image(self, image_id: int) -> ImageRow:
         """The row of a picture."""
-        return _image(self._images.slice(self._row_of[image_id], 1).to_pylist()[0])
+        return _image(self._images.slice(self._row_by_image_id[image_id], 1).to_pylist()[0])
 
     def images(self) -> Iterator[ImageRow]:
         """The rows of all pictures, in file order."""
         for batch in self._images.to_batches(max_chunksize=1024):
             yield from map(_image, batch.to_pylist())
 
-    def picture(self, image_id: int) -> Image.Image:
+    def load_image(self, image_id: int) -> Image.Image:
         """The decoded picture, RGB. Raises PictureError when the file has gone or changed into something unreadable."""
         row = self.image(image_id)
         # The merge has let it pass, maybe with a higher limit than the usual one.
-        return open_picture(row.path, max_pixels=max(MAX_PIXELS, row.width * row.height))
+        return open_image(row.path, max_pixels=max(MAX_PIXELS, row.width * row.height))
 
 
 def _table(path: Path, schema: pa.Schema) -> pa.Table:
@@ -99,10 +99,10 @@ def _table(path: Path, schema: pa.Schema) -> pa.Table:
     return table.cast(schema).combine_chunks()
 
 
-def _check_partners(folder: Path) -> None:
+def _check_same_merge(folder: Path) -> None:
     """Raise UsageError when a merge was killed between putting the one file in its place and the other."""
-    wanted = (pq.read_schema(folder / "samples.parquet").metadata or {}).get(IMAGES_DIGEST)
-    if wanted is not None and wanted.decode() != hashlib.sha256((folder / "images.parquet").read_bytes()).hexdigest():
+    expected = (pq.read_schema(folder / "samples.parquet").metadata or {}).get(IMAGES_DIGEST_KEY)
+    if expected is not None and expected.decode() != hashlib.sha256((folder / "images.parquet").read_bytes()).hexdigest():
         raise UsageError(f"{folder}: images.parquet and samples.parquet are not from one merge; run python tools/preprocess.py again")
 
 

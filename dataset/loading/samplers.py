@@ -17,7 +17,7 @@ GROUPING_WINDOW = 50
 """Batches that are sorted by length together."""
 
 
-class BatchPlan(Protocol):
+class BatchingStrategy(Protocol):
     """How an epoch is cut into batches."""
 
     def batches(self, epoch: int) -> list[list[int]]:
@@ -26,7 +26,7 @@ class BatchPlan(Protocol):
 
 
 @dataclass(frozen=True)
-class PackedPlan:
+class PackedBatching:
     """Rows of at most `capacity` tokens. lengths[epoch]: int [n] tokens of each sample as drawn in that epoch."""
 
     lengths: Sequence[np.ndarray]
@@ -45,7 +45,7 @@ class PackedPlan:
 
 
 @dataclass(frozen=True)
-class PaddedPlan:
+class LengthGroupedBatching:
     """Batches of `batch_size` samples of similar length, in random order."""
 
     lengths: Sequence[np.ndarray]
@@ -63,39 +63,39 @@ class PaddedPlan:
         return [batches[i] for i in rng.permutation(len(batches))]
 
 
-class EpochBatches:
+class DistributedBatchSampler:
     """A batch sampler: this process's batches of an epoch, as lists of (place, epoch).
 
     Every epoch has the same number of batches and every process the same share: where rows do not come out even, full
     ones are divided. So no sample is left out or seen twice. Raises UsageError when there are fewer samples than processes.
     """
 
-    def __init__(self, plan: BatchPlan, epochs: int, rank: int = 0, processes: int = 1):
-        self._plan, self._rank, self._processes = plan, rank, processes
+    def __init__(self, batching: BatchingStrategy, epochs: int, rank: int = 0, world_size: int = 1):
+        self._batching, self._rank, self._world_size = batching, rank, world_size
         self.epoch = 0
-        most = max(len(plan.batches(epoch)) for epoch in range(epochs))
-        self._total = -(-most // processes) * processes
+        max_batches = max(len(batching.batches(epoch)) for epoch in range(epochs))
+        self._num_batches = -(-max_batches // world_size) * world_size
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration is about."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._total // self._processes
+        return self._num_batches // self._world_size
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batches = divide(self._plan.batches(self.epoch), self._total)
-        for batch in batches[self._rank :: self._processes]:
-            yield [(place, self.epoch) for place in batch]
+        batches = split_largest_batches(self._batching.batches(self.epoch), self._num_batches)
+        for batch in batches[self._rank :: self._world_size]:
+            yield [(index, self.epoch) for index in batch]
 
 
-def divide(batches: list[list[int]], wanted: int) -> list[list[int]]:
+def split_largest_batches(batches: list[list[int]], num_batches: int) -> list[list[int]]:
     """Cut the largest batches in two until there are `wanted` of them. Raises UsageError when there are too few samples."""
     batches = list(batches)
-    while len(batches) < wanted:
+    while len(batches) < num_batches:
         largest = max(range(len(batches)), key=lambda i: len(batches[i]), default=None)
         if largest is None or len(batches[largest]) < 2:
-            raise UsageError(f"{sum(map(len, batches))} training samples are too few for {wanted} batches; use fewer processes")
+            raise UsageError(f"{sum(map(len, batches))} training samples are too few for {num_batches} batches; use fewer processes")
         batch = batches[largest]
         half = len(batch) // 2
         batches[largest : largest + 1] = [batch[:half], batch[half:]]

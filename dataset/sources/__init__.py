@@ -14,15 +14,15 @@ from dataset.config import (
     VqaV2Source,
 )
 from dataset.sources import ai_challenger, coco_captions, llava, messages, vqa_metadata, vqav2
-from dataset.sources.record import Item, Reading
+from dataset.sources.record import ParsedRecord, ReadOptions
 
 
-def read(source: SourceBase, reading: Reading) -> Iterator[Item]:
+def read(source: SourceBase, options: ReadOptions) -> Iterator[ParsedRecord]:
     """The records of a source, in the order of its file: usable ones and rejected ones.
 
     Raises TesseraError when a file cannot be read or is not what its format says; never for a single record.
     """
-    readers: dict[type, Callable[[Any, Reading], Iterator[Item]]] = {
+    readers: dict[type, Callable[[Any, ReadOptions], Iterator[ParsedRecord]]] = {
         AiChallengerSource: ai_challenger.read,
         LlavaSource: llava.read,
         CocoCaptionsSource: coco_captions.read,
@@ -30,7 +30,7 @@ def read(source: SourceBase, reading: Reading) -> Iterator[Item]:
         VqaMetadataSource: vqa_metadata.read,
         MessagesSource: messages.read,
     }
-    return readers[type(source)](source, reading)
+    return readers[type(source)](source, options)
 
 
 def files(source: SourceBase) -> list[Path]:

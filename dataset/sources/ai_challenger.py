@@ -8,28 +8,30 @@ from typing import Any
 from dataset.config import AiChallengerSource
 from dataset.sources.json_reader import read_array
 from dataset.sources.record import (
-    Item,
-    Place,
+    ParsedRecord,
     RawSample,
-    Reading,
-    answer_texts,
+    ReadOptions,
+    RecordLocation,
     caption_sample,
-    convert,
-    fields,
-    numbered,
-    picture_file,
-    required,
+    enumerate_records,
+    image_path,
+    parse_answers,
+    parse_record,
+    require_field,
+    require_object,
 )
 
 
-def read(source: AiChallengerSource, reading: Reading) -> Iterator[Item]:
+def read(source: AiChallengerSource, options: ReadOptions) -> Iterator[ParsedRecord]:
     """One sample a picture, with all its captions."""
     folder = source.images or source.annotations.parent
-    for place, record in numbered(read_array(source.annotations), source.limit):
-        yield convert(place, _sample, record, folder, source, reading)
+    for location, record in enumerate_records(read_array(source.annotations), source.limit):
+        yield parse_record(location, _sample, record, folder, source, options)
 
 
-def _sample(place: Place, record: Any, folder: Path, source: AiChallengerSource, reading: Reading) -> RawSample:
-    record = fields(record)
-    captions = answer_texts(record.get("caption", record.get("conversations")))
-    return caption_sample(place, picture_file(folder, required(record, "image_id", "image")), captions, source.questions, reading.seed)
+def _sample(location: RecordLocation, record: Any, folder: Path, source: AiChallengerSource, options: ReadOptions) -> RawSample:
+    record = require_object(record)
+    captions = parse_answers(record.get("caption", record.get("conversations")))
+    return caption_sample(
+        location, image_path(folder, require_field(record, "image_id", "image")), captions, source.questions, options.seed
+    )

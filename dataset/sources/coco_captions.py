@@ -8,34 +8,34 @@ from pathlib import Path
 from typing import Any
 
 from dataset.config import CocoCaptionsSource
-from dataset.record_validation import BadRecord, Reason
-from dataset.sources.json_reader import JsonFile
+from dataset.record_validation import DropReason, InvalidRecordError
+from dataset.sources.json_reader import JsonReader
 from dataset.sources.record import (
-    Item,
-    Place,
+    ParsedRecord,
     RawSample,
-    Reading,
-    Rejected,
-    answer_texts,
+    ReadOptions,
+    RecordLocation,
+    RejectedRecord,
     caption_sample,
-    convert,
-    fields,
-    identity_of,
-    numbered,
-    picture_file,
-    required,
+    enumerate_records,
+    image_path,
+    parse_answers,
+    parse_record,
+    require_field,
+    require_id,
+    require_object,
 )
 from errors import TesseraError
 
 
-def read(source: CocoCaptionsSource, reading: Reading) -> Iterator[Item]:
+def read(source: CocoCaptionsSource, options: ReadOptions) -> Iterator[ParsedRecord]:
     """One sample a picture, with all its captions, in the order of the file's `images`.
 
     Its records are the entries of `images`, and those of `annotations` that belong to none of them.
     """
     file = _read_file(source.annotations)
     folder = source.images or source.annotations.parent
-    yield from itertools.islice(_items(file, folder, source, reading), source.limit)
+    yield from itertools.islice(_items(file, folder, source, options), source.limit)
 
 
 @dataclass
@@ -52,20 +52,20 @@ class _File:
 
     images: list[Any] = field(default_factory=list)
     captions: dict[int | str, _Captions] = field(default_factory=dict)
-    broken: list[Rejected] = field(default_factory=list)
+    rejected: list[RejectedRecord] = field(default_factory=list)
 
 
 def _read_file(path: Path) -> _File:
     content, found = _File(), set()
-    with JsonFile(path) as file:
-        if file.opens() != "{":
+    with JsonReader(path) as file:
+        if file.peek() != "{":
             raise TesseraError(f'{path}: expected an object with the lists "images" and "annotations"')
-        for key in file.members():
+        for key in file.iter_keys():
             found.add(key)
-            if key == "images" and file.opens() == "[":
-                content.images = [_only(entry, "id", "file_name") for entry in file.elements()]
-            elif key == "annotations" and file.opens() == "[":
-                for number, entry in enumerate(file.elements()):
+            if key == "images" and file.peek() == "[":
+                content.images = [_select_fields(entry, "id", "file_name") for entry in file.iter_array()]
+            elif key == "annotations" and file.peek() == "[":
+                for number, entry in enumerate(file.iter_array()):
                     _add_caption(content, number, entry)
             else:
                 file.value()
@@ -75,41 +75,41 @@ def _read_file(path: Path) -> _File:
     return content
 
 
-def _only(entry: Any, *names: str) -> Any:
+def _select_fields(entry: Any, *names: str) -> Any:
     """The fields that are needed, so that a large file's other fields take no memory."""
     return {name: entry.get(name) for name in names} if isinstance(entry, dict) else entry
 
 
 def _add_caption(content: _File, number: int, entry: Any) -> None:
     try:
-        identity = identity_of(fields(entry), "image_id")
-    except BadRecord as bad:
-        content.broken.append(Rejected(Place("annotation", number), bad.reason, bad.detail))
+        record_id = require_id(require_object(entry), "image_id")
+    except InvalidRecordError as error:
+        content.rejected.append(RejectedRecord(RecordLocation("annotation", number), error.reason, error.detail))
         return
-    content.captions.setdefault(identity, _Captions(number)).texts.append(entry.get("caption"))
+    content.captions.setdefault(record_id, _Captions(number)).texts.append(entry.get("caption"))
 
 
-def _items(file: _File, folder: Path, source: CocoCaptionsSource, reading: Reading) -> Iterator[Item]:
-    times = Counter(record["id"] for record in file.images if isinstance(record, dict) and isinstance(record["id"], int | str))
-    for place, record in numbered(file.images, None, "image"):
-        yield convert(place, _sample, record, times, file.captions, folder, source, reading)
-    yield from file.broken
-    for identity, captions in file.captions.items():
-        if identity not in times:
-            yield Rejected(Place("annotation", captions.first), Reason.UNPAIRED, f"no picture has the id {identity}")
+def _items(file: _File, folder: Path, source: CocoCaptionsSource, options: ReadOptions) -> Iterator[ParsedRecord]:
+    id_counts = Counter(record["id"] for record in file.images if isinstance(record, dict) and isinstance(record["id"], int | str))
+    for location, record in enumerate_records(file.images, None, "image"):
+        yield parse_record(location, _sample, record, id_counts, file.captions, folder, source, options)
+    yield from file.rejected
+    for record_id, captions in file.captions.items():
+        if record_id not in id_counts:
+            yield RejectedRecord(RecordLocation("annotation", captions.first), DropReason.UNPAIRED, f"no picture has the id {record_id}")
 
 
 def _sample(
-    place: Place,
+    location: RecordLocation,
     record: Any,
-    times: Counter[int | str],
+    id_counts: Counter[int | str],
     captions: dict[int | str, _Captions],
     folder: Path,
     source: CocoCaptionsSource,
-    reading: Reading,
+    options: ReadOptions,
 ) -> RawSample:
-    identity = identity_of(fields(record), "id")
-    if times[identity] > 1:
-        raise BadRecord(Reason.UNPAIRED, f"the id {identity} stands {times[identity]} times in images")
-    texts = answer_texts(captions[identity].texts if identity in captions else [])
-    return caption_sample(place, picture_file(folder, required(record, "file_name")), texts, source.questions, reading.seed)
+    record_id = require_id(require_object(record), "id")
+    if id_counts[record_id] > 1:
+        raise InvalidRecordError(DropReason.UNPAIRED, f"the id {record_id} stands {id_counts[record_id]} times in images")
+    texts = parse_answers(captions[record_id].texts if record_id in captions else [])
+    return caption_sample(location, image_path(folder, require_field(record, "file_name")), texts, source.questions, options.seed)

@@ -12,12 +12,12 @@ from errors import TesseraError
 
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
-_CUT_WITHIN = 16
+_TRUNCATION_MARGIN = 16
 """This close to the end of what has been read, an error may only mean that a word or an escape goes on behind it, and a
 number (`1.` of `1.5`) may not be all of it."""
 
 
-class JsonFile:
+class JsonReader:
     """A cursor in a JSON file.
 
     `with JsonFile(path) as file:` then `file.opens()` tells what stands next ("[", "{" or another character);
@@ -37,103 +37,103 @@ class JsonFile:
         except OSError as error:
             raise TesseraError(f"{self.path}: cannot be read ({error.strerror})") from error
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-        self._scan = json.JSONDecoder().raw_decode
-        self._text, self._at, self._ended = "", 0, False
+        self._raw_decode = json.JSONDecoder().raw_decode
+        self._text, self._position, self._at_end = "", 0, False
         self._lines_before, self._columns_before = 0, 0
         self._fill()
         if self._text.startswith("\ufeff"):
-            self._at = 1
+            self._position = 1
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
 
-    def opens(self) -> str:
+    def peek(self) -> str:
         """The next character that is not white space; empty at the end of the file."""
         while True:
-            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
-            if self._at < len(self._text):
-                return self._text[self._at]
-            if self._ended:
+            self._position = _SPACE.match(self._text, self._position).end()  # type: ignore[union-attr]
+            if self._position < len(self._text):
+                return self._text[self._position]
+            if self._at_end:
                 return ""
             self._fill()
 
-    def elements(self) -> Iterator[Any]:
+    def iter_array(self) -> Iterator[Any]:
         """The members of the array that stands next, decoded one by one."""
-        self._take("[")
-        if self.opens() == "]":
-            self._at += 1
+        self._expect("[")
+        if self.peek() == "]":
+            self._position += 1
             return
         while True:
             yield self.value()
-            if self._take(",]") == "]":
+            if self._expect(",]") == "]":
                 return
 
-    def members(self) -> Iterator[str]:
+    def iter_keys(self) -> Iterator[str]:
         """The keys of the object that stands next; the caller takes each value before asking for the next key."""
-        self._take("{")
-        if self.opens() == "}":
-            self._at += 1
+        self._expect("{")
+        if self.peek() == "}":
+            self._position += 1
             return
         while True:
-            if self.opens() != '"':
-                raise self._error("a key in quotation marks is expected", self._at)
+            if self.peek() != '"':
+                raise self._error("a key in quotation marks is expected", self._position)
             key: str = self.value()
-            self._take(":")
+            self._expect(":")
             yield key
-            if self._take(",}") == "}":
+            if self._expect(",}") == "}":
                 return
 
     def value(self) -> Any:
         """Decode the value that stands next."""
-        self.opens()
+        self.peek()
         while True:
             try:
-                value, end = self._scan(self._text, self._at)
+                value, end = self._raw_decode(self._text, self._position)
             except json.JSONDecodeError as error:
-                if self._ended or not self._may_be_cut(error):
+                if self._at_end or not self._may_be_truncated(error):
                     raise self._error(error.msg, error.pos) from error
             except (RecursionError, ValueError) as error:
                 # Too deeply nested, or a number of more digits than Python reads.
-                raise self._error(str(error), self._at) from error
+                raise self._error(str(error), self._position) from error
             else:
-                if self._ended or end < len(self._text) - _CUT_WITHIN:
-                    self._at = end
+                if self._at_end or end < len(self._text) - _TRUNCATION_MARGIN:
+                    self._position = end
                     return value
             self._fill()
 
     def end(self) -> None:
         """Raise TesseraError unless only white space is left."""
-        if self.opens():
-            raise self._error("extra data behind the end of the document", self._at)
+        if self.peek():
+            raise self._error("extra data behind the end of the document", self._position)
 
-    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
-        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _CUT_WITHIN
+    def _may_be_truncated(self, error: json.JSONDecodeError) -> bool:
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _TRUNCATION_MARGIN
 
-    def _take(self, characters: str) -> str:
-        found = self.opens()
+    def _expect(self, characters: str) -> str:
+        found = self.peek()
         if not found or found not in characters:
-            raise self._error(f"{' or '.join(map(repr, characters))} is expected", self._at)
-        self._at += 1
+            raise self._error(f"{' or '.join(map(repr, characters))} is expected", self._position)
+        self._position += 1
         return found
 
     def _fill(self) -> None:
         """Read on, at least as much again as is left over, so that one long value costs linear time."""
-        done, self._text = self._text[: self._at], self._text[self._at :]
-        self._lines_before, self._columns_before = self._place(done, len(done))
-        self._at = 0
+        consumed, self._text = self._text[: self._position], self._text[self._position :]
+        self._lines_before, self._columns_before = self._line_and_column(consumed, len(consumed))
+        self._position = 0
         data = self._file.read(max(_CHUNK, len(self._text)))
-        self._ended = not data
-        self._text += self._decoder.decode(data, final=self._ended)
+        self._at_end = not data
+        self._text += self._decoder.decode(data, final=self._at_end)
 
-    def _place(self, text: str, at: int) -> tuple[int, int]:
+    def _line_and_column(self, text: str, position: int) -> tuple[int, int]:
         """Line breaks before a position in `text`, and characters since the last of them."""
-        lines = text.count("\n", 0, at)
-        column = at - text.rfind("\n", 0, at) - 1 if lines else self._columns_before + at
+        lines = text.count("\n", 0, position)
+        column = position - text.rfind("\n", 0, position) - 1 if lines else self._columns_before + position
         return self._lines_before + lines, column
 
-    def _error(self, message: str, at: int) -> TesseraError:
-        line, column = self._place(self._text, at)
+    def _error(self, message: str, position: int) -> TesseraError:
+        line, column = self._line_and_column(self._text, position)
         return TesseraError(f"{self.path}: not valid JSON at line {line + 1} column {column + 1}: {message[:1].lower()}{message[1:]}")
 
 
@@ -142,21 +142,21 @@ def read_array(path: Path, member: str | None = None) -> Iterator[Any]:
 
     Raises TesseraError when it is neither, or not JSON.
     """
-    with JsonFile(path) as file:
-        opening = file.opens()
-        if opening == "[":
-            yield from file.elements()
-        elif opening == "{" and member is not None:
+    with JsonReader(path) as file:
+        first = file.peek()
+        if first == "[":
+            yield from file.iter_array()
+        elif first == "{" and member is not None:
             found = False
-            for key in file.members():
-                if key == member and file.opens() == "[":
+            for key in file.iter_keys():
+                if key == member and file.peek() == "[":
                     found = True
-                    yield from file.elements()
+                    yield from file.iter_array()
                 else:
                     file.value()
             if not found:
                 raise TesseraError(f'{path}: expected a list, or an object with a list "{member}"; it has no such key')
         else:
             file.value()
-            raise TesseraError(f"{path}: expected a JSON list of records, found {'an object' if opening == '{' else 'a single value'}")
+            raise TesseraError(f"{path}: expected a JSON list of records, found {'an object' if first == '{' else 'a single value'}")
         file.end()

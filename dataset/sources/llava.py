@@ -12,36 +12,36 @@ from dataset.config import LlavaSource
 from dataset.sample import Message, Role
 from dataset.sources.json_reader import read_array
 from dataset.sources.record import (
-    Item,
-    Place,
+    ParsedRecord,
     RawSample,
-    Reading,
+    ReadOptions,
+    RecordLocation,
     conversation_sample,
-    convert,
-    fields,
-    list_of,
-    numbered,
-    picture_file,
-    required,
-    turn,
+    enumerate_records,
+    image_path,
+    parse_record,
+    parse_turn,
+    require_field,
+    require_list,
+    require_object,
 )
 
 ROLES: tuple[tuple[str, Role], ...] = (("human", "user"), ("gpt", "assistant"), ("system", "system"))
 
 
-def read(source: LlavaSource, _reading: Reading) -> Iterator[Item]:
+def read(source: LlavaSource, _options: ReadOptions) -> Iterator[ParsedRecord]:
     """One sample a conversation."""
     folder = source.images or source.annotations.parent
-    for place, record in numbered(read_array(source.annotations), source.limit):
-        yield convert(place, _sample, record, folder)
+    for location, record in enumerate_records(read_array(source.annotations), source.limit):
+        yield parse_record(location, _sample, record, folder)
 
 
-def _sample(place: Place, record: Any, folder: Path) -> RawSample:
-    turns = list_of(required(fields(record), "conversations"), "conversations")
+def _sample(location: RecordLocation, record: Any, folder: Path) -> RawSample:
+    turns = require_list(require_field(require_object(record), "conversations"), "conversations")
     image = record.get("image")
     names = image if isinstance(image, list) else [] if image is None else [image]
-    return conversation_sample(place, [picture_file(folder, name) for name in names], [_turn(entry) for entry in turns])
+    return conversation_sample(location, [image_path(folder, name) for name in names], [_parse_turn(entry) for entry in turns])
 
 
-def _turn(entry: Any) -> Message:
-    return turn(fields(entry).get("from"), entry.get("value"), ROLES)
+def _parse_turn(entry: Any) -> Message:
+    return parse_turn(require_object(entry).get("from"), entry.get("value"), ROLES)

@@ -14,40 +14,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset.config import MessagesSource, Split
-from dataset.record_validation import BadRecord, Reason
-from dataset.sample import IMAGE_MARK, Message, Role
+from dataset.record_validation import DropReason, InvalidRecordError
+from dataset.sample import IMAGE_PLACEHOLDER, Message, Role
 from dataset.sources.record import (
-    Item,
-    Picture,
-    Place,
+    ImageSource,
+    ParsedRecord,
     RawSample,
-    Reading,
-    Rejected,
+    ReadOptions,
+    RecordLocation,
+    RejectedRecord,
     conversation_sample,
-    convert,
-    fields,
-    list_of,
-    picture_file,
-    required,
-    turn,
+    image_path,
+    parse_record,
+    parse_turn,
+    require_field,
+    require_list,
+    require_object,
 )
 from errors import TesseraError
 
 ROLES: tuple[tuple[str, Role], ...] = (("user", "user"), ("assistant", "assistant"), ("system", "system"))
 COLUMNS = ("messages", "images", "split")
-ROWS_AT_ONCE = 64
+ROWS_PER_BATCH = 64
 """Rows of a Parquet file in memory at a time: they may hold pictures."""
 
 
-def read(source: MessagesSource, _reading: Reading) -> Iterator[Item]:
+def read(source: MessagesSource, _options: ReadOptions) -> Iterator[ParsedRecord]:
     """One sample a row."""
     rows = _parquet_rows(source.path) if source.path.suffix == ".parquet" else _jsonl_rows(source.path)
     folder = source.images or source.path.parent
-    for place, row in itertools.islice(rows, source.limit):
-        yield row if isinstance(row, Rejected) else convert(place, _sample, row, folder)
+    for location, row in itertools.islice(rows, source.limit):
+        yield row if isinstance(row, RejectedRecord) else parse_record(location, _sample, row, folder)
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[Place, Any]]:
+def _jsonl_rows(path: Path) -> Iterator[tuple[RecordLocation, Any]]:
     try:
         file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     except OSError as error:
@@ -57,64 +57,64 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[Place, Any]]:
             if not line.strip():
                 continue
             try:
-                yield Place("line", number), json.loads(line)
+                yield RecordLocation("line", number), json.loads(line)
             except (json.JSONDecodeError, RecursionError) as error:
                 column, message = (error.colno, error.msg) if isinstance(error, json.JSONDecodeError) else (1, "nested too deeply")
                 raise TesseraError(f"{path}: not valid JSON at line {number} column {column}: {message}") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[Place, Any]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[RecordLocation, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
             if "messages" not in columns:
                 raise TesseraError(f'{path}: expected a column "messages", found {", ".join(file.schema_arrow.names)}')
             number = 0
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+            for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
                 for row in range(batch.num_rows):
-                    place = Place("row", number)
-                    yield place, _row(place, batch.slice(row, 1))
+                    location = RecordLocation("row", number)
+                    yield location, _row(location, batch.slice(row, 1))
                     number += 1
     except (pa.ArrowInvalid, OSError) as error:
         raise TesseraError(f"{path}: not a Parquet file that can be read: {' '.join(str(error).split())}") from error
 
 
-def _row(place: Place, batch: pa.RecordBatch) -> Any:
+def _row(location: RecordLocation, batch: pa.RecordBatch) -> Any:
     try:
         return batch.to_pylist()[0]
     except UnicodeDecodeError as error:
-        return Rejected(place, Reason.BAD_ENCODING, f"a text is not valid UTF-8: {error.reason}")
+        return RejectedRecord(location, DropReason.BAD_ENCODING, f"a text is not valid UTF-8: {error.reason}")
 
 
-def _sample(place: Place, row: Any, folder: Path) -> RawSample:
-    messages = [_message(entry) for entry in list_of(required(fields(row), "messages"), "messages")]
+def _sample(location: RecordLocation, row: Any, folder: Path) -> RawSample:
+    messages = [_message(entry) for entry in require_list(require_field(require_object(row), "messages"), "messages")]
     images = row.get("images")
-    listed = images if isinstance(images, list) else [] if images is None else [images]
+    image_entries = images if isinstance(images, list) else [] if images is None else [images]
     split = row.get("split")
     if split is not None and split not in get_args(Split):
-        raise BadRecord(Reason.MISSING_FIELD, f"split is {split!r}; train, validation or test is expected")
-    return conversation_sample(place, [_picture(folder, image) for image in listed], messages, split)
+        raise InvalidRecordError(DropReason.MISSING_FIELD, f"split is {split!r}; train, validation or test is expected")
+    return conversation_sample(location, [_image(folder, image) for image in image_entries], messages, split)
 
 
-def _picture(folder: Path, image: Any) -> Picture:
+def _image(folder: Path, image: Any) -> ImageSource:
     if not isinstance(image, dict):
-        return picture_file(folder, image)
+        return image_path(folder, image)
     if isinstance(image.get("bytes"), bytes):
         return bytes(image["bytes"])
-    return picture_file(folder, image.get("path"))
+    return image_path(folder, image.get("path"))
 
 
 def _message(entry: Any) -> Message:
-    content = fields(entry).get("content")
+    content = require_object(entry).get("content")
     if isinstance(content, list):
         content = "".join(_part(part) for part in content)
-    return turn(entry.get("role"), content, ROLES)
+    return parse_turn(entry.get("role"), content, ROLES)
 
 
 def _part(part: Any) -> str:
-    kind = fields(part).get("type")
+    kind = require_object(part).get("type")
     if kind == "image":
-        return IMAGE_MARK
+        return IMAGE_PLACEHOLDER
     if kind == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    raise BadRecord(Reason.ANSWER_TYPE, f"a part of a content is of type {kind!r}; text or image is expected")
+    raise InvalidRecordError(DropReason.ANSWER_TYPE, f"a part of a content is of type {kind!r}; text or image is expected")

@@ -8,41 +8,41 @@ from typing import Any
 from dataset.config import VqaMetadataSource
 from dataset.sources.json_reader import read_array
 from dataset.sources.record import (
-    Item,
-    Place,
+    ParsedRecord,
     RawSample,
-    Reading,
-    answer_texts,
-    convert,
-    fields,
-    numbered,
-    own_split,
-    picture_file,
-    question_text,
-    required,
+    ReadOptions,
+    RecordLocation,
+    enumerate_records,
+    image_path,
+    parse_answers,
+    parse_question,
+    parse_record,
+    parse_split_name,
+    require_field,
+    require_object,
     vqa_sample,
 )
 
 
-def read(source: VqaMetadataSource, reading: Reading) -> Iterator[Item]:
+def read(source: VqaMetadataSource, options: ReadOptions) -> Iterator[ParsedRecord]:
     """One sample a question."""
     folder = source.images or source.annotations.parent
-    for place, record in numbered(read_array(source.annotations, member="data"), source.limit):
-        yield convert(place, _sample, record, folder, reading)
+    for location, record in enumerate_records(read_array(source.annotations, member="data"), source.limit):
+        yield parse_record(location, _sample, record, folder, options)
 
 
-def _sample(place: Place, record: Any, folder: Path, reading: Reading) -> RawSample:
-    record = fields(record)
+def _sample(location: RecordLocation, record: Any, folder: Path, options: ReadOptions) -> RawSample:
+    record = require_object(record)
     name = record.get("image_file")
     if name is None:
-        name = f"{required(record, 'image_file', 'image_id')}.jpg"
-    identity = next((record[key] for key in ("id", "question_id") if isinstance(record.get(key), int | str)), None)
+        name = f"{require_field(record, 'image_file', 'image_id')}.jpg"
+    record_id = next((record[key] for key in ("id", "question_id") if isinstance(record.get(key), int | str)), None)
     return vqa_sample(
-        place,
-        None if identity is None else str(identity),
-        picture_file(folder, name),
-        question_text(record.get("question")),
-        answer_texts(record.get("answers")),
-        reading,
-        own_split(record.get("set_name")),
+        location,
+        None if record_id is None else str(record_id),
+        image_path(folder, name),
+        parse_question(record.get("question")),
+        parse_answers(record.get("answers")),
+        options,
+        parse_split_name(record.get("set_name")),
     )

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from dataset.config import Split, VqaV2Source
-from dataset.record_validation import BadRecord, Reason
-from dataset.sources.json_reader import JsonFile, read_array
+from dataset.record_validation import DropReason, InvalidRecordError
+from dataset.sources.json_reader import JsonReader, read_array
 from dataset.sources.record import (
-    Item,
-    Place,
+    ParsedRecord,
     RawSample,
-    Reading,
-    answer_texts,
-    convert,
-    fields,
-    identity_of,
-    numbered,
-    own_split,
-    question_text,
+    ReadOptions,
+    RecordLocation,
+    enumerate_records,
+    parse_answers,
+    parse_question,
+    parse_record,
+    parse_split_name,
+    require_id,
+    require_object,
     vqa_sample,
 )
 from errors import TesseraError
@@ -34,7 +34,7 @@ class _Annotation:
 
     image_id: Any
     answers: tuple[Any, ...]
-    times: int = 1
+    occurrences: int = 1
 
 
 @dataclass
@@ -45,28 +45,28 @@ class _Annotations:
     by_question: dict[Any, _Annotation] = field(default_factory=dict)
 
 
-def read(source: VqaV2Source, reading: Reading) -> Iterator[Item]:
+def read(source: VqaV2Source, options: ReadOptions) -> Iterator[ParsedRecord]:
     """One sample a question, in the order of the question file. Pictures are named as in the 2014 or the 2017 folders."""
     annotations = _read_annotations(source.annotations)
     folder = source.images or source.questions.parent
-    find = functools.cache(functools.partial(_picture, folder, annotations.subtype))
-    split = own_split(annotations.subtype)
-    asked: set[int | str] = set()
-    for place, record in numbered(read_array(source.questions, member="questions"), source.limit, "question"):
-        yield convert(place, _sample, record, annotations, asked, find, reading, split)
+    find_image = functools.cache(functools.partial(_image, folder, annotations.subtype))
+    split = parse_split_name(annotations.subtype)
+    seen_ids: set[int | str] = set()
+    for location, record in enumerate_records(read_array(source.questions, member="questions"), source.limit, "question"):
+        yield parse_record(location, _sample, record, annotations, seen_ids, find_image, options, split)
 
 
 def _read_annotations(path: Path) -> _Annotations:
     content, found = _Annotations(), False
-    texts: dict[str, str] = {}
-    with JsonFile(path) as file:
-        if file.opens() != "{":
+    interned_texts: dict[str, str] = {}
+    with JsonReader(path) as file:
+        if file.peek() != "{":
             raise TesseraError(f'{path}: expected an object with the list "annotations"')
-        for key in file.members():
-            if key == "annotations" and file.opens() == "[":
+        for key in file.iter_keys():
+            if key == "annotations" and file.peek() == "[":
                 found = True
-                for entry in file.elements():
-                    _add(content.by_question, entry, texts)
+                for entry in file.iter_array():
+                    _add(content.by_question, entry, interned_texts)
             elif key == "data_subtype":
                 content.subtype = _subtype(path, file.value())
             else:
@@ -83,49 +83,53 @@ def _subtype(path: Path, value: Any) -> str:
     return value
 
 
-def _add(by_question: dict[Any, _Annotation], entry: Any, texts: dict[str, str]) -> None:
+def _add(by_question: dict[Any, _Annotation], entry: Any, interned_texts: dict[str, str]) -> None:
     """Note the answers of one entry. Entries that name no question can pair with none: the question is counted then."""
     if not isinstance(entry, dict) or not isinstance(entry.get("question_id"), int | str):
         return
     answers = entry.get("answers")
-    given = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers] if isinstance(answers, list) else [answers]
-    before = by_question.get(entry["question_id"])
+    raw_answers = (
+        [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers] if isinstance(answers, list) else [answers]
+    )
+    previous = by_question.get(entry["question_id"])
     # Millions of answers are a few thousand texts: each is kept once.
-    kept = tuple(texts.setdefault(answer, answer) if isinstance(answer, str) else answer for answer in given)
-    by_question[entry["question_id"]] = _Annotation(entry.get("image_id"), kept, before.times + 1 if before else 1)
+    interned = tuple(interned_texts.setdefault(answer, answer) if isinstance(answer, str) else answer for answer in raw_answers)
+    by_question[entry["question_id"]] = _Annotation(entry.get("image_id"), interned, previous.occurrences + 1 if previous else 1)
 
 
-def _picture(folder: Path, subtype: str, image_id: int | str) -> Path:
+def _image(folder: Path, subtype: str, image_id: int | str) -> Path:
     """The picture of an id: `COCO_train2014_000000000009.jpg`, or `000000000009.jpg` as the 2017 folders have it."""
     try:
         number = f"{int(image_id):012d}.jpg"
     except ValueError as error:
-        raise BadRecord(Reason.MISSING_FIELD, f"an image_id is expected to be a number, found {image_id!r}") from error
-    official = folder / f"COCO_{subtype}_{number}"
+        raise InvalidRecordError(DropReason.MISSING_FIELD, f"an image_id is expected to be a number, found {image_id!r}") from error
+    coco_2014_path = folder / f"COCO_{subtype}_{number}"
     exists = os.path.exists  # unlike Path.exists it never raises, however odd the number is
-    return folder / number if not exists(official) and exists(folder / number) else official
+    return folder / number if not exists(coco_2014_path) and exists(folder / number) else coco_2014_path
 
 
 def _sample(
-    place: Place,
+    location: RecordLocation,
     record: Any,
     annotations: _Annotations,
-    asked: set[int | str],
-    find: Callable[[int | str], Path],
-    reading: Reading,
+    seen_ids: set[int | str],
+    find_image: Callable[[int | str], Path],
+    options: ReadOptions,
     split: Split | None,
 ) -> RawSample:
-    identity = identity_of(fields(record), "question_id")
-    if identity in asked:
-        raise BadRecord(Reason.UNPAIRED, f"an earlier question has the question_id {identity} too")
-    asked.add(identity)
-    annotation = annotations.by_question.get(identity)
+    record_id = require_id(require_object(record), "question_id")
+    if record_id in seen_ids:
+        raise InvalidRecordError(DropReason.UNPAIRED, f"an earlier question has the question_id {record_id} too")
+    seen_ids.add(record_id)
+    annotation = annotations.by_question.get(record_id)
     if annotation is None:
-        raise BadRecord(Reason.UNPAIRED, f"no annotation has the question_id {identity}")
-    if annotation.times > 1:
-        raise BadRecord(Reason.UNPAIRED, f"{annotation.times} annotations have the question_id {identity}")
-    image_id = identity_of(record, "image_id")
+        raise InvalidRecordError(DropReason.UNPAIRED, f"no annotation has the question_id {record_id}")
+    if annotation.occurrences > 1:
+        raise InvalidRecordError(DropReason.UNPAIRED, f"{annotation.occurrences} annotations have the question_id {record_id}")
+    image_id = require_id(record, "image_id")
     if annotation.image_id != image_id:
-        raise BadRecord(Reason.UNPAIRED, f"question {identity} is about picture {image_id}, its annotation about {annotation.image_id}")
-    question, answers = question_text(record.get("question")), answer_texts(list(annotation.answers))
-    return vqa_sample(place, str(identity), find(image_id), question, answers, reading, split)
+        raise InvalidRecordError(
+            DropReason.UNPAIRED, f"question {record_id} is about picture {image_id}, its annotation about {annotation.image_id}"
+        )
+    question, answers = parse_question(record.get("question")), parse_answers(list(annotation.answers))
+    return vqa_sample(location, str(record_id), find_image(image_id), question, answers, options, split)

@@ -5,9 +5,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from dataset.sample import IMAGE_MARK, Language
+from dataset.sample import IMAGE_PLACEHOLDER, Language
 from dataset.synthetic.annotators import ten_answers
-from dataset.synthetic.question_phrasing import Question, ask_several
+from dataset.synthetic.question_phrasing import Question, sample_questions
 from dataset.synthetic.reasoning_conversations import conversation
 from dataset.synthetic.scene import Scene
 from dataset.synthetic.scene_descriptions import caption, description, short_caption
@@ -76,7 +76,7 @@ def vqa_records(scene: Scene, image_id: int, language: Language, count: int, fir
     """At most `count` questions with ten answers each; question ids are image_id * 1000 + first_number ..."""
     rng = scene.rng(f"vqa {language}")
     records = VqaRecords([], [])
-    for number, question in enumerate(ask_several(scene, language, rng, count), image_id * 1000 + first_number):
+    for number, question in enumerate(sample_questions(scene, language, rng, count), image_id * 1000 + first_number):
         records.questions.append({"image_id": image_id, "question": question.text, "question_id": number})
         records.annotations.append(_annotation(question, ten_answers(question, rng), image_id, number))
     return records
@@ -88,8 +88,8 @@ def _annotation(question: Question, answers: list[str], image_id: int, question_
         "question_type": question_type(question.text),
         "multiple_choice_answer": Counter(answers).most_common(1)[0][0],
         "answers": [
-            {"answer": answer, "answer_confidence": "yes" if answer == usual else "maybe", "answer_id": place}
-            for place, answer in enumerate(answers, 1)
+            {"answer": answer, "answer_confidence": "yes" if answer == usual else "maybe", "answer_id": index}
+            for index, answer in enumerate(answers, 1)
         ],
         "image_id": image_id,
         "answer_type": {bool: "yes/no", int: "number"}.get(type(question.fact.answer), "other"),
@@ -121,18 +121,18 @@ def _language(chance: float) -> Language:
 
 
 def _llava(turns: list[tuple[str, str]], file_name: str, mark_first: bool) -> dict[str, Any]:
-    said = []
-    for place, (question, answer) in enumerate(turns):
-        if place == 0:
-            question = f"{IMAGE_MARK}\n{question}" if mark_first else f"{question}\n{IMAGE_MARK}"
-        said += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"id": file_name.partition(".")[0], "image": file_name, "conversations": said}
+    conversations = []
+    for index, (question, answer) in enumerate(turns):
+        if index == 0:
+            question = f"{IMAGE_PLACEHOLDER}\n{question}" if mark_first else f"{question}\n{IMAGE_PLACEHOLDER}"
+        conversations += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return {"id": file_name.partition(".")[0], "image": file_name, "conversations": conversations}
 
 
 def caption_record(scene: Scene, file_name: str) -> dict[str, Any]:
     """Five Chinese captions in the manner of AI Challenger: without a full stop, some short, some with every place."""
     rng = scene.rng("captions")
-    captions = [(caption if place % 2 else short_caption)(scene, "zh", rng).removesuffix("。") for place in range(5)]
+    captions = [(caption if index % 2 else short_caption)(scene, "zh", rng).removesuffix("。") for index in range(5)]
     rng.shuffle(captions)
     return {"url": f"drawn://{scene.name}", "image_id": file_name, "caption": captions}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dataset.sample import Language
 from dataset.synthetic import question_templates, vocabulary
 from dataset.synthetic.scene import COLORS, GRID, SHAPES, Scene
-from dataset.synthetic.scene_facts import CATEGORY_WEIGHTS, Category, Fact, Noun, Value, find_fact
+from dataset.synthetic.scene_facts import CATEGORY_WEIGHTS, Category, Fact, Noun, Value, sample_fact
 from dataset.synthetic.vocabulary import EN, Word
 
 
@@ -41,14 +41,14 @@ def ask(
     weights = dict(weights)
     while True:
         chosen = category or rng.choices(list(weights), list(weights.values()))[0]
-        fact = find_fact(scene, chosen, rng)
+        fact = sample_fact(scene, chosen, rng)
         if fact is not None:
             return phrase(fact, language, rng)
         if category is None and len(weights) > 1:
             del weights[chosen]
 
 
-def ask_several(
+def sample_questions(
     scene: Scene, language: Language, rng: random.Random, count: int, weights: Mapping[Category, int] = CATEGORY_WEIGHTS
 ) -> list[Question]:
     """At most `count` questions about different facts, of categories drawn by `weights`."""
@@ -59,27 +59,27 @@ def ask_several(
             if question.fact not in found:
                 found[question.fact] = question
                 break
-            question = _ask_alike(scene, language, rng, question)
+            question = _sample_similar_question(scene, language, rng, question)
     return list(found.values())
 
 
-def _ask_alike(scene: Scene, language: Language, rng: random.Random, model: Question) -> Question:
+def _sample_similar_question(scene: Scene, language: Language, rng: random.Random, reference: Question) -> Question:
     """Another question of the same category; for yes and no of the same kind and answer, so that these stay balanced."""
     while True:
-        question = ask(scene, language, rng, model.fact.category)
-        if model.fact.category != "yes/no" or (question.fact.kind, question.answer) == (model.fact.kind, model.answer):
+        question = ask(scene, language, rng, reference.fact.category)
+        if reference.fact.category != "yes/no" or (question.fact.kind, question.answer) == (reference.fact.kind, reference.answer):
             return question
 
 
 def phrase(fact: Fact, language: Language, rng: random.Random) -> Question:
     """A fact as a question, in one of its wordings."""
-    wording = rng.choice(question_templates.WORDINGS[language][question_templates.SAME_WORDING.get(fact.kind, fact.kind)])
+    template = rng.choice(question_templates.QUESTION_TEMPLATES[language][question_templates.SHARED_TEMPLATES.get(fact.kind, fact.kind)])
     return Question(
-        text=wording.format_map(_fields(fact, language, rng)),
+        text=template.format_map(_fields(fact, language, rng)),
         fact=fact,
         language=language,
         answer=_answer(fact, fact.answer, language),
-        wrong=tuple(_answer(fact, other, language).usual for other in _others(fact)),
+        wrong=tuple(_answer(fact, other, language).usual for other in _wrong_answers(fact)),
     )
 
 
@@ -107,13 +107,13 @@ def _fields(fact: Fact, language: Language, rng: random.Random) -> dict[str, str
 
 def definite(noun: Noun, language: Language, thing: str) -> str:
     """the red circle, the red thing, the sign with the number 7; 红色的圆形, 写着7的标牌. `thing` stands for a missing shape."""
-    text = _bare(noun, language, thing)
+    text = _noun_phrase(noun, language, thing)
     return f"the {text}" if language == EN else text
 
 
 def indefinite(noun: Noun, language: Language, thing: str) -> str:
     """a red circle; 红色的圆形."""
-    text = _bare(noun, language, thing)
+    text = _noun_phrase(noun, language, thing)
     return vocabulary.with_article(text) if language == EN else text
 
 
@@ -121,10 +121,10 @@ def kinds(noun: Noun, language: Language, thing: str) -> str:
     """red circles, circles, red things; 红色的圆形."""
     if language == EN:
         return " ".join(filter(None, (noun.color, vocabulary.plural(noun.shape or thing))))
-    return _bare(noun, language, thing)
+    return _noun_phrase(noun, language, thing)
 
 
-def _bare(noun: Noun, language: Language, thing: str) -> str:
+def _noun_phrase(noun: Noun, language: Language, thing: str) -> str:
     shape = vocabulary.shape_word(noun.shape, language).usual if noun.shape else thing
     if language == EN:
         text = " ".join(filter(None, (noun.color, shape)))
@@ -156,12 +156,12 @@ def _thing_answer(noun: Noun, language: Language) -> Word:
     usual = vocabulary.colored(noun.color, noun.shape, language)
     shape = vocabulary.shape_word(noun.shape, language)
     if language == EN:
-        return Word(usual, (shape.usual, *(f"{noun.color} {other}" for other in shape.others)))
-    short = vocabulary.color_word(noun.color, language).others[0]
+        return Word(usual, (shape.usual, *(f"{noun.color} {other}" for other in shape.synonyms)))
+    short = vocabulary.color_word(noun.color, language).synonyms[0]
     return Word(usual, (usual.replace("的", ""), f"{short}{shape.usual}", shape.usual))
 
 
-def _others(fact: Fact) -> list[Value]:
+def _wrong_answers(fact: Fact) -> list[Value]:
     """Wrong answers of the same type, the near ones where nearness means something."""
     match fact.answer:
         case bool():
@@ -170,8 +170,8 @@ def _others(fact: Fact) -> list[Value]:
             return [n for n in (fact.answer - 1, fact.answer + 1) if 0 <= n <= 9]
         case Noun():
             named = [noun for noun in fact.nouns if noun.color and noun.shape]
-            alike = [Noun(color, fact.answer.shape) for color in COLORS]
-            return [noun for noun in dict.fromkeys([*named, *alike]) if noun != fact.answer and (noun in named or not noun.held_out)]
+            same_shape = [Noun(color, fact.answer.shape) for color in COLORS]
+            return [noun for noun in dict.fromkeys([*named, *same_shape]) if noun != fact.answer and (noun in named or not noun.held_out)]
         case str():
             return [other for other in (COLORS if fact.answer in COLORS else SHAPES) if other != fact.answer]
         case (row, column):

@@ -3,7 +3,7 @@
 from dataset.sample import Language
 from dataset.synthetic.scene_facts import Side
 
-WORDINGS: dict[Language, dict[str, tuple[str, ...]]] = {
+QUESTION_TEMPLATES: dict[Language, dict[str, tuple[str, ...]]] = {
     "en": {
         "count_all": (
             "How many {things} are there?",
@@ -197,7 +197,7 @@ WORDINGS: dict[Language, dict[str, tuple[str, ...]]] = {
     },
 }
 
-SAME_WORDING = {"count_color": "count_shape", "color_of_digit": "color_of"}
+SHARED_TEMPLATES = {"count_color": "count_shape", "color_of_digit": "color_of"}
 """Kinds whose wordings are those of another kind."""
 
 THINGS = {"en": ("thing", "object", "item"), "zh": ("物体", "东西", "图形")}

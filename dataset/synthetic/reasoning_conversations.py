@@ -13,32 +13,35 @@ from dataset.synthetic.vocabulary import EN
 Turn = tuple[str, str]
 """A question and its answer."""
 
-Maker = Callable[[Scene, Language, random.Random], list[Turn]]
+TurnSampler = Callable[[Scene, Language, random.Random], list[Turn]]
 
 
 def conversation(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
     """One to five turns; some topics have a second turn that only makes sense after the first."""
-    makers = rng.sample(_MAKERS, len(_MAKERS))
-    topics = [turns for maker in makers if (turns := maker(scene, language, rng))]
+    samplers = rng.sample(_SAMPLERS, len(_SAMPLERS))
+    topics = [turns for sampler in samplers if (turns := sampler(scene, language, rng))]
     return [turn for turns in topics[: rng.randint(2, 3)] for turn in turns]
 
 
 def _take_away(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
     """How many are left without one color; then without one thing more."""
     color = rng.choice(scene.things).color
-    gone, total = len(matching(scene, Noun(color=color))), len(scene.things)
+    removed, total = len(matching(scene, Noun(color=color))), len(scene.things)
     rest = [thing for thing in scene.things if thing.color != color]
-    word, left = vocabulary.color_word(color, language).usual, total - gone
+    word, left = vocabulary.color_word(color, language).usual, total - removed
     if language == EN:
         question = rng.choice(
             ("If every {} thing were taken away, how many would be left?", "How many things stay when all {} ones are removed?")
         )
         turns = [
-            (question.format(word), f"{left}. There {_are(total)}, and {gone} of them {_be(gone)} {word}, so {total} - {gone} = {left}.")
+            (
+                question.format(word),
+                f"{left}. There {_are(total)}, and {removed} of them {_be(removed)} {word}, so {total} - {removed} = {left}.",
+            )
         ]
     else:
         question = rng.choice(("如果拿走所有{}的物体，还剩几个？", "去掉全部{}的东西以后，剩下多少个？"))
-        turns = [(question.format(word), f"{left}个。一共有{total}个物体，其中{gone}个是{word}的，所以{total} - {gone} = {left}。")]
+        turns = [(question.format(word), f"{left}个。一共有{total}个物体，其中{removed}个是{word}的，所以{total} - {removed} = {left}。")]
     if rest and rng.random() < 0.6:
         thing = rng.choice(rest)
         name = vocabulary.name(thing, language)
@@ -70,8 +73,8 @@ def _find_way(scene: Scene, language: Language, rng: random.Random) -> list[Turn
 
 def _directions(start: Thing, end: Thing, language: Language) -> str:
     names = {"en": ("left", "right", "up", "down"), "zh": ("左", "右", "上", "下")}[language]
-    joint = " and " if language == EN else ""
-    return joint.join(name for name, side in zip(names, SIDES, strict=True) if is_on_side(end, start, side))
+    separator = " and " if language == EN else ""
+    return separator.join(name for name, side in zip(names, SIDES, strict=True) if is_on_side(end, start, side))
 
 
 def _count_kinds(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
@@ -80,9 +83,9 @@ def _count_kinds(scene: Scene, language: Language, rng: random.Random) -> list[T
     names = [(vocabulary.color_word if by_color else vocabulary.shape_word)(value, language).usual for value in found]
     if language == EN:
         question = f"How many different {'colors' if by_color else 'shapes'} are there?"
-        return [(question, f"{len(found)}: {vocabulary.listing(names, language)}.")]
+        return [(question, f"{len(found)}: {vocabulary.join_words(names, language)}.")]
     question = f"图中有几种不同的{'颜色' if by_color else '形状'}？"
-    return [(question, f"{len(found)}种：{vocabulary.listing(names, language)}。")]
+    return [(question, f"{len(found)}种：{vocabulary.join_words(names, language)}。")]
 
 
 def _most_common(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
@@ -134,4 +137,4 @@ def _be(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-_MAKERS: tuple[Maker, ...] = (_take_away, _find_way, _count_kinds, _most_common, _add_numbers, _same_color)
+_SAMPLERS: tuple[TurnSampler, ...] = (_take_away, _find_way, _count_kinds, _most_common, _add_numbers, _same_color)

@@ -13,12 +13,12 @@ HELD_OUT = frozenset(
 )
 """Combinations of color and shape that only the part `unseen` shows; elsewhere no picture holds and no text names them."""
 
-Part = Literal["train", "validation", "test", "unseen"]
+SceneSplit = Literal["train", "validation", "test", "unseen"]
 
 GRID = 3
 _COUNTS = (1, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 6)
 _SHAPE_WEIGHTS = (2, 2, 2, 2, 2, 2, 3)
-_COPIES_SHAPE, _COPIES_COLOR = 0.25, 0.15
+_REPEAT_SHAPE_RATE, _REPEAT_COLOR_RATE = 0.25, 0.15
 _TEST_SHARE, _VALIDATION_SHARE = 0.10, 0.05
 
 
@@ -44,13 +44,13 @@ class Scene:
 
     things: tuple[Thing, ...]
     seed: int
-    part: Part
+    split: SceneSplit
     index: int
 
     @property
     def name(self) -> str:
         """A name unique over seeds, parts and indices."""
-        return f"{self.seed}/{self.part}/{self.index}"
+        return f"{self.seed}/{self.split}/{self.index}"
 
     def rng(self, purpose: str) -> random.Random:
         """Random numbers of this scene for one purpose, independent of those for another."""
@@ -62,20 +62,20 @@ class Scene:
         return ";".join(f"{t.row}{t.column}{t.color} {t.shape} {t.digit}" for t in self.things)
 
 
-def compose(seed: int, part: Part, index: int) -> Scene:
+def generate_scene(seed: int, split: SceneSplit, index: int) -> Scene:
     """The scene number `index` of a part.
 
     Parts share no layout at all: a hash of the layout says whether it belongs to training, validation or test, whatever
     the seed. So a test layout stands in no training file and is met in no pre-training, although small scenes are few.
     """
-    rng = random.Random(f"{seed}/{part}/{index}")
+    rng = random.Random(f"{seed}/{split}/{index}")
     while True:
-        scene = Scene(_things(rng, unseen=part == "unseen"), seed, part, index)
-        if part == "unseen" or part_of(scene.layout) == part:
+        scene = Scene(_things(rng, unseen=split == "unseen"), seed, split, index)
+        if split == "unseen" or split_of(scene.layout) == split:
             return scene
 
 
-def part_of(layout: str) -> Part:
+def split_of(layout: str) -> SceneSplit:
     """The part that a layout without held-out combinations belongs to."""
     digest = hashlib.blake2b(layout.encode(), digest_size=8).digest()
     share = int.from_bytes(digest, "big") / 2**64
@@ -97,9 +97,9 @@ def _combination(rng: random.Random, earlier: list[Thing]) -> tuple[str, str]:
     """A combination that is not held out; it often repeats a shape or a color, so that there is something to count."""
     while True:
         shape, color = rng.choices(SHAPES, _SHAPE_WEIGHTS)[0], rng.choice(COLORS)
-        if earlier and rng.random() < _COPIES_SHAPE:
+        if earlier and rng.random() < _REPEAT_SHAPE_RATE:
             shape = rng.choice(earlier).shape
-        if earlier and rng.random() < _COPIES_COLOR:
+        if earlier and rng.random() < _REPEAT_COLOR_RATE:
             color = rng.choice(earlier).color
         if (color, shape) not in HELD_OUT:
             return color, shape

@@ -28,7 +28,7 @@ def caption(scene: Scene, language: Language, rng: random.Random) -> str:
     """One sentence that names everything and where it stands, in any order."""
     things = rng.sample(scene.things, len(scene.things))
     parts = [_placed(thing, language) for thing in things]
-    return rng.choice(_OPENINGS[language]).format(vocabulary.listing(parts, language))
+    return rng.choice(_OPENINGS[language]).format(vocabulary.join_words(parts, language))
 
 
 def short_caption(scene: Scene, language: Language, rng: random.Random) -> str:
@@ -38,7 +38,7 @@ def short_caption(scene: Scene, language: Language, rng: random.Random) -> str:
         groups = Counter(("", thing.shape) for thing in scene.things)
     parts = [_group(color, shape, count, language) for (color, shape), count in groups.items()]
     rng.shuffle(parts)
-    return rng.choice(_OPENINGS[language]).format(vocabulary.listing(parts, language))
+    return rng.choice(_OPENINGS[language]).format(vocabulary.join_words(parts, language))
 
 
 def description(scene: Scene, language: Language, rng: random.Random) -> str:
@@ -51,7 +51,7 @@ def description(scene: Scene, language: Language, rng: random.Random) -> str:
     return (" " if language == EN else "").join(sentences)
 
 
-def written(scene: Scene, language: Language, rng: random.Random) -> str:
+def as_text(scene: Scene, language: Language, rng: random.Random) -> str:
     """The scene as text that says everything the picture shows: sentences in any order, or a table of its nine cells."""
     form = rng.random()
     if form < 0.35:
@@ -62,7 +62,7 @@ def written(scene: Scene, language: Language, rng: random.Random) -> str:
     return _table(scene, language)
 
 
-def mentions(text: str, scene: Scene, language: Language) -> list[tuple[int, int]]:
+def mention_spans(text: str, scene: Scene, language: Language) -> list[tuple[int, int]]:
     """Where a written scene speaks of each of its things: the first character and the one behind the last.
 
     With the place, where a sentence tells it. Raises ValueError where the text is not about the scene.
@@ -76,9 +76,9 @@ def mentions(text: str, scene: Scene, language: Language) -> list[tuple[int, int
 
 def _mention(text: str, thing: Thing, language: Language) -> tuple[int, int]:
     one, at = with_digit(thing, language), vocabulary.at((thing.row, thing.column), language)
-    told = (_placed(thing, language), *(form.format(one=one, At=at, One=one, at=at).rstrip(".。") for form in _PLACED[language]))
+    phrases = (_placed(thing, language), *(form.format(one=one, At=at, One=one, at=at).rstrip(".。") for form in _PLACED[language]))
     # "at the bottom" is not meant where "at the bottom left" stands.
-    pattern = "|".join(map(re.escape, told))
+    pattern = "|".join(map(re.escape, phrases))
     found = re.search(rf"(?:{pattern})(?! left\b| right\b)", text, re.IGNORECASE)
     if found is None:
         raise ValueError(f"{one} {at} is not mentioned in: {text}")
@@ -89,8 +89,8 @@ def with_digit(thing: Thing, language: Language) -> str:
     """a red sign with the number 7; 一个写着7的红色的标牌; for other shapes the name with its article or measure word."""
     name = vocabulary.name(thing, language)
     if language == EN:
-        behind = "" if thing.digit is None else f" with the number {thing.digit}"
-        return vocabulary.with_article(name) + behind
+        suffix = "" if thing.digit is None else f" with the number {thing.digit}"
+        return vocabulary.with_article(name) + suffix
     return "一个" + ("" if thing.digit is None else f"写着{thing.digit}的") + name
 
 
@@ -129,11 +129,11 @@ def _relation(first: Thing, second: Thing, language: Language, rng: random.Rando
 
 def _table(scene: Scene, language: Language) -> str:
     """The nine cells in reading order, one line a row."""
-    held = {(thing.row, thing.column): thing for thing in scene.things}
+    thing_at = {(thing.row, thing.column): thing for thing in scene.things}
     empty = "empty" if language == EN else "空"
     lines = []
     for row in range(GRID):
-        cells = (held.get((row, column)) for column in range(GRID))
+        cells = (thing_at.get((row, column)) for column in range(GRID))
         lines.append(" | ".join(_cell(thing, language) if thing else empty for thing in cells))
     return "\n".join(lines)
 

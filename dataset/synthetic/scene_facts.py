@@ -61,17 +61,17 @@ class Fact:
     """The things whose color, shape or place decides the answer."""
 
 
-Maker = Callable[[Scene, random.Random], Fact | None]
+FactSampler = Callable[[Scene, random.Random], Fact | None]
 
 
-def find_fact(scene: Scene, category: Category, rng: random.Random) -> Fact | None:
+def sample_fact(scene: Scene, category: Category, rng: random.Random) -> Fact | None:
     """A random fact of a category, or None where the scene has none (no sign to read, say).
 
     In a scene of the part `unseen`, the fact is about a held-out combination or asks for one.
     """
-    wanted = scene.part == "unseen"
+    wanted = scene.split == "unseen"
     for _ in range(12):
-        fact = rng.choice(_MAKERS[category])(scene, rng)
+        fact = rng.choice(_SAMPLERS[category])(scene, rng)
         if fact is not None and (not wanted or _is_about_held_out(fact)):
             return fact
     return None
@@ -94,7 +94,7 @@ def unique_noun(scene: Scene, thing: Thing, rng: random.Random) -> Noun | None:
     return next((noun for noun in order if len(matching(scene, noun)) == 1), None)
 
 
-def _pick(scene: Scene, rng: random.Random) -> Thing:
+def _random_thing(scene: Scene, rng: random.Random) -> Thing:
     """Any thing; in the part `unseen` one of a held-out combination."""
     return rng.choice([thing for thing in scene.things if thing.held_out] or scene.things)
 
@@ -116,24 +116,24 @@ def _count_color(scene: Scene, rng: random.Random) -> Fact:
     return Fact("count_color", "counting", len(found), (noun,), about=found)
 
 
-def _present_or_any(present: Sequence[str], every: Sequence[str], rng: random.Random) -> str:
+def _present_or_any(present: Sequence[str], all_values: Sequence[str], rng: random.Random) -> str:
     """Mostly something that is there, and what is there several times more often than its share."""
-    return rng.choice(present) if rng.random() < 0.75 else rng.choice(every)
+    return rng.choice(present) if rng.random() < 0.75 else rng.choice(all_values)
 
 
 def _color_of(scene: Scene, rng: random.Random) -> Fact | None:
-    thing = _pick(scene, rng)
+    thing = _random_thing(scene, rng)
     noun = Noun(shape=thing.shape)
     return Fact("color_of", "attribute", thing.color, (noun,), about=(thing,)) if len(matching(scene, noun)) == 1 else None
 
 
 def _color_at(scene: Scene, rng: random.Random) -> Fact:
-    thing = _pick(scene, rng)
+    thing = _random_thing(scene, rng)
     return Fact("color_at", "attribute", thing.color, cell=(thing.row, thing.column), about=(thing,))
 
 
 def _color_of_digit(scene: Scene, rng: random.Random) -> Fact | None:
-    thing = _pick(scene, rng)
+    thing = _random_thing(scene, rng)
     noun = Noun(shape=thing.shape, digit=thing.digit)
     if thing.digit is None or len(matching(scene, noun)) != 1:
         return None
@@ -141,30 +141,30 @@ def _color_of_digit(scene: Scene, rng: random.Random) -> Fact | None:
 
 
 def _shape_of(scene: Scene, rng: random.Random) -> Fact | None:
-    thing = _pick(scene, rng)
+    thing = _random_thing(scene, rng)
     noun = Noun(color=thing.color)
     return Fact("shape_of", "attribute", thing.shape, (noun,), about=(thing,)) if len(matching(scene, noun)) == 1 else None
 
 
 def _shape_at(scene: Scene, rng: random.Random) -> Fact:
-    thing = _pick(scene, rng)
+    thing = _random_thing(scene, rng)
     return Fact("shape_at", "attribute", thing.shape, cell=(thing.row, thing.column), about=(thing,))
 
 
 def _name_at(scene: Scene, rng: random.Random) -> Fact:
-    thing = _pick(scene, rng)
+    thing = _random_thing(scene, rng)
     return Fact("name_at", "identification", Noun.of(thing), cell=(thing.row, thing.column), about=(thing,))
 
 
 def _which_is(scene: Scene, rng: random.Random) -> Fact | None:
-    thing = _pick(scene, rng)
+    thing = _random_thing(scene, rng)
     if len(matching(scene, Noun(color=thing.color))) != 1:
         return None
     return Fact("which_is", "identification", thing.shape, color=thing.color, about=(thing,))
 
 
 def _place_of(scene: Scene, rng: random.Random) -> Fact | None:
-    thing = _pick(scene, rng)
+    thing = _random_thing(scene, rng)
     noun = unique_noun(scene, thing, rng)
     return Fact("place_of", "spatial", (thing.row, thing.column), (noun,), about=(thing,)) if noun else None
 
@@ -183,10 +183,10 @@ def _what_beside(scene: Scene, rng: random.Random) -> Fact | None:
     if pair is None:
         return None
     anchor, _, side = pair
-    beside = [thing for thing in scene.things if is_on_side(thing, anchor, side)]
-    if len(beside) != 1:
+    neighbours = [thing for thing in scene.things if is_on_side(thing, anchor, side)]
+    if len(neighbours) != 1:
         return None
-    return Fact("what_beside", "spatial", Noun.of(beside[0]), (Noun.of(anchor),), side=side, about=(anchor, beside[0]))
+    return Fact("what_beside", "spatial", Noun.of(neighbours[0]), (Noun.of(anchor),), side=side, about=(anchor, neighbours[0]))
 
 
 def _read(scene: Scene, rng: random.Random) -> Fact | None:
@@ -204,7 +204,7 @@ def _read(scene: Scene, rng: random.Random) -> Fact | None:
 
 
 def _exists(scene: Scene, rng: random.Random) -> Fact | None:
-    thing, full = _pick(scene, rng), scene.part == "unseen" or rng.random() < 0.6
+    thing, full = _random_thing(scene, rng), scene.split == "unseen" or rng.random() < 0.6
     if rng.random() < 0.5:
         noun = Noun.of(thing) if full else rng.choice((Noun(color=thing.color), Noun(shape=thing.shape)))
         return Fact("exists", "yes/no", True, (noun,), about=(thing,))
@@ -218,10 +218,10 @@ def _absent_combination(scene: Scene, thing: Thing, rng: random.Random) -> Noun 
     In the part `unseen` it is a held-out one, so that naming one does not tell the answer; elsewhere it never is.
     """
     present = {(other.color, other.shape) for other in scene.things}
-    every = {(color, shape) for color in COLORS for shape in SHAPES}
-    pool = sorted((HELD_OUT if scene.part == "unseen" else every - HELD_OUT) - present)
-    alike = [pair for pair in pool if pair[0] == thing.color or pair[1] == thing.shape]
-    choices = alike or pool
+    all_values = {(color, shape) for color in COLORS for shape in SHAPES}
+    pool = sorted((HELD_OUT if scene.split == "unseen" else all_values - HELD_OUT) - present)
+    similar = [pair for pair in pool if pair[0] == thing.color or pair[1] == thing.shape]
+    choices = similar or pool
     return Noun(*rng.choice(choices)) if choices else None
 
 
@@ -245,7 +245,7 @@ def _relation(scene: Scene, rng: random.Random) -> Fact | None:
 
 
 def _is_color(scene: Scene, rng: random.Random) -> Fact | None:
-    thing = _pick(scene, rng)
+    thing = _random_thing(scene, rng)
     noun = Noun(shape=thing.shape)
     if len(matching(scene, noun)) != 1:
         return None
@@ -305,7 +305,7 @@ def _pair(scene: Scene, rng: random.Random) -> tuple[Thing, Thing, Side] | None:
     return first, second, rng.choice(sides)
 
 
-_MAKERS: dict[Category, tuple[Maker, ...]] = {
+_SAMPLERS: dict[Category, tuple[FactSampler, ...]] = {
     "counting": (_count_all, _count_shape, _count_shape, _count_color, _count_color),
     "attribute": (_color_of, _color_of, _color_at, _color_of_digit, _shape_of, _shape_at),
     "identification": (_name_at, _which_is),

@@ -42,13 +42,13 @@ _STROKES: tuple[tuple[Point, ...], ...] = (
 """The digits 0 to 9 as one stroke each, x and y from -1 to 1."""
 
 
-def draw(scene: Scene) -> Image.Image:
+def render(scene: Scene) -> Image.Image:
     """The picture of a scene, RGB, 96 x 96 pixels; the same pixels for the same scene."""
     rng = scene.rng("drawing")
     canvas = _background(rng)
-    brush = ImageDraw.Draw(canvas)
+    canvas_draw = ImageDraw.Draw(canvas)
     for thing in scene.things:
-        _draw_thing(brush, thing, rng)
+        _render_thing(canvas_draw, thing, rng)
     pixels = np.asarray(canvas.reduce(_SCALE), dtype=np.int16)
     noise = np.frombuffer(rng.randbytes(pixels.size), dtype=np.uint8).reshape(pixels.shape).astype(np.int16) - 128
     noisy = pixels + (noise * rng.randint(2, 14) >> 7)
@@ -57,7 +57,7 @@ def draw(scene: Scene) -> Image.Image:
 
 def _background(rng: random.Random) -> Image.Image:
     """A few muted shades stretched over the canvas: plain, gradient, clouds, tiles or stripes."""
-    columns, rows, stretch = rng.choice(
+    columns, rows, resample = rng.choice(
         (
             (1, 1, Image.Resampling.NEAREST),
             (2, 2, Image.Resampling.BILINEAR),
@@ -76,10 +76,10 @@ def _background(rng: random.Random) -> Image.Image:
         shades.append(tuple(channel + light for channel in tint))
     small = Image.new("RGB", (columns, rows))
     small.putdata(shades)
-    return small.resize((SIZE * _SCALE, SIZE * _SCALE), stretch)
+    return small.resize((SIZE * _SCALE, SIZE * _SCALE), resample)
 
 
-def _draw_thing(brush: ImageDraw.ImageDraw, thing: Thing, rng: random.Random) -> None:
+def _render_thing(canvas_draw: ImageDraw.ImageDraw, thing: Thing, rng: random.Random) -> None:
     radius = rng.uniform(9, 13.5) * _SCALE
     center = (
         (thing.column + 0.5) * _CELL + rng.uniform(-2, 2) * _SCALE,
@@ -89,22 +89,24 @@ def _draw_thing(brush: ImageDraw.ImageDraw, thing: Thing, rng: random.Random) ->
     fill = _shade(thing.color, rng)
     match thing.shape:
         case "circle":
-            brush.ellipse(_box(center, radius), fill=fill)
+            canvas_draw.ellipse(_box(center, radius), fill=fill)
         case "ring":
-            brush.ellipse(_box(center, radius), outline=fill, width=round(radius * rng.uniform(0.3, 0.42)))
+            canvas_draw.ellipse(_box(center, radius), outline=fill, width=round(radius * rng.uniform(0.3, 0.42)))
         case "sign":
-            _draw_sign(brush, thing, center, radius, angle, fill)
+            _render_sign(canvas_draw, thing, center, radius, angle, fill)
         case shape:
-            brush.polygon(_turned(_OUTLINES[shape], center, radius, angle), fill=fill)
+            canvas_draw.polygon(_transform(_OUTLINES[shape], center, radius, angle), fill=fill)
 
 
-def _draw_sign(brush: ImageDraw.ImageDraw, thing: Thing, center: Point, radius: float, angle: float, fill: tuple[int, int, int]) -> None:
+def _render_sign(
+    canvas_draw: ImageDraw.ImageDraw, thing: Thing, center: Point, radius: float, angle: float, fill: tuple[int, int, int]
+) -> None:
     assert thing.digit is not None
     ink = (20, 20, 20) if thing.color in _LIGHT else (250, 250, 250)
     for size, color in ((1.0, fill), (0.88, ink), (0.8, fill)):
-        brush.polygon(_turned(_OUTLINES["plate"], center, radius * size, angle), fill=color)
+        canvas_draw.polygon(_transform(_OUTLINES["plate"], center, radius * size, angle), fill=color)
     stroke = [(0.62 * x, 0.62 * y) for x, y in _STROKES[thing.digit]]
-    brush.line(_turned(stroke, center, radius, angle), fill=ink, width=round(radius * 0.24), joint="curve")
+    canvas_draw.line(_transform(stroke, center, radius, angle), fill=ink, width=round(radius * 0.24), joint="curve")
 
 
 def _shade(color: str, rng: random.Random) -> tuple[int, int, int]:
@@ -117,7 +119,7 @@ def _box(center: Point, radius: float) -> tuple[float, float, float, float]:
     return center[0] - radius, center[1] - radius, center[0] + radius, center[1] + radius
 
 
-def _turned(points: tuple[Point, ...] | list[Point], center: Point, radius: float, angle: float) -> list[Point]:
+def _transform(points: tuple[Point, ...] | list[Point], center: Point, radius: float, angle: float) -> list[Point]:
     """Points of the unit outline, scaled, rotated by `angle` (radians) and moved to `center`."""
     cos, sin = radius * math.cos(angle), radius * math.sin(angle)
     return [(center[0] + x * cos - y * sin, center[1] + x * sin + y * cos) for x, y in points]

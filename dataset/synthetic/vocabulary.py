@@ -14,12 +14,12 @@ class Word:
     """What a thing is called: the usual word and others that mean the same."""
 
     usual: str
-    others: tuple[str, ...] = ()
+    synonyms: tuple[str, ...] = ()
 
     @property
     def all(self) -> tuple[str, ...]:
         """The usual word first."""
-        return (self.usual, *self.others)
+        return (self.usual, *self.synonyms)
 
 
 _COLORS = {
@@ -159,12 +159,12 @@ def at(cell: Cell, language: Language) -> str:
     return f"{preposition} the {place}"
 
 
-def listing(parts: list[str], language: Language) -> str:
+def join_words(parts: list[str], language: Language) -> str:
     """a, b and c; a、b和c."""
     if len(parts) == 1:
         return parts[0]
-    joint, last = (", ", " and ") if language == EN else ("、", "和")
-    return joint.join(parts[:-1]) + last + parts[-1]
+    separator, last = (", ", " and ") if language == EN else ("、", "和")
+    return separator.join(parts[:-1]) + last + parts[-1]
 
 
 def upper(text: str) -> str:

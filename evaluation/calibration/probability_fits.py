@@ -4,51 +4,51 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from answering.rerank.logistic_regression import Logistic, Steps, sigmoid
+from answering.rerank.logistic_regression import IsotonicSteps, LogisticModel, sigmoid
 
-FOLDS = 5
+NUM_FOLDS = 5
 """Parts of the validation split in cross-validation."""
-_STEPS, _CLOSE = 50, 1e-9
+_MAX_ITERATIONS, _TOLERANCE = 50, 1e-9
 
 
-def fit_logistic(names: Sequence[str], features: np.ndarray, right: np.ndarray, l2: float = 1.0) -> Logistic:
+def fit_logistic(names: Sequence[str], features: np.ndarray, targets: np.ndarray, l2: float = 1.0) -> LogisticModel:
     """Logistic regression by Newton's method with a ridge (le Cessie & van Houwelingen 1992) on standardised features.
 
     features: [n, len(names)]; right: [n] in 0..1, where a fraction counts as that share of an observation. l2 weighs half the sum
     of squared weights; the bias is free. A feature that never varies has weight 0.
     """
-    mean, spread = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(spread > _CLOSE, spread, np.inf)
+    mean, std = features.mean(axis=0), features.std(axis=0)
+    scale = np.where(std > _TOLERANCE, std, np.inf)
     x = np.column_stack([(features - mean) / scale, np.ones(len(features))])
     ridge = np.append(np.full(len(names), l2), 1e-6)
     weights = np.zeros(x.shape[1])
-    for _ in range(_STEPS):
+    for _ in range(_MAX_ITERATIONS):
         p = sigmoid(x @ weights)
-        gradient = x.T @ (p - right) + ridge * weights
+        gradient = x.T @ (p - targets) + ridge * weights
         step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + np.diag(ridge), gradient)
         # A step in log-odds beyond this overshoots where the classes are nearly apart.
-        weights -= step * min(1.0, 5.0 / max(float(np.abs(step).max()), _CLOSE))
-        if np.abs(step).max() < _CLOSE:
+        weights -= step * min(1.0, 5.0 / max(float(np.abs(step).max()), _TOLERANCE))
+        if np.abs(step).max() < _TOLERANCE:
             break
-    plain = weights[:-1] / scale
-    return Logistic(tuple(names), tuple(plain.tolist()), float(weights[-1] - plain @ mean))
+    unscaled = weights[:-1] / scale
+    return LogisticModel(tuple(names), tuple(unscaled.tolist()), float(weights[-1] - unscaled @ mean))
 
 
-def isotonic(scores: np.ndarray, right: np.ndarray) -> Steps:
+def isotonic(scores: np.ndarray, targets: np.ndarray) -> IsotonicSteps:
     """The rising staircase nearest to the points in squares: pool adjacent violators (Ayer et al. 1955). Equal scores share a step."""
     starts, inverse = np.unique(scores, return_inverse=True)
     sizes = np.bincount(inverse).astype(float)
-    means = np.bincount(inverse, weights=right) / sizes
+    means = np.bincount(inverse, weights=targets) / sizes
     blocks: list[tuple[float, float, float]] = []
     for start, mean, size in zip(starts.tolist(), means.tolist(), sizes.tolist(), strict=True):
         blocks.append((start, mean, size))
         while len(blocks) > 1 and blocks[-2][1] >= blocks[-1][1]:
             (first, low, n), (_, high, m) = blocks[-2:]
             blocks[-2:] = [(first, (low * n + high * m) / (n + m), n + m)]
-    return Steps(tuple(start for start, _, _ in blocks), tuple(mean for _, mean, _ in blocks))
+    return IsotonicSteps(tuple(start for start, _, _ in blocks), tuple(mean for _, mean, _ in blocks))
 
 
-def folds(groups: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def group_k_fold(groups: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Masks [rows] of what is fitted on and what is left out, FOLDS times at most; a group (a picture's questions) is never torn.
 
     Nothing where there are fewer than two groups.
@@ -56,7 +56,7 @@ def folds(groups: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarra
     names, inverse = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         return
-    number = min(FOLDS, len(names))
-    part = (np.random.default_rng([seed, 3]).permutation(len(names)) % number)[inverse]
-    for i in range(number):
-        yield part != i, part == i
+    num_folds = min(NUM_FOLDS, len(names))
+    fold_index = (np.random.default_rng([seed, 3]).permutation(len(names)) % num_folds)[inverse]
+    for i in range(num_folds):
+        yield fold_index != i, fold_index == i

@@ -12,39 +12,39 @@ from typing import Any
 import numpy as np
 
 from answering.config import RerankConfig, RerankWeights
-from answering.question_types import Guarded, guarded_kind
-from answering.rerank.candidate_scores import SELF, Signal
-from answering.rerank.choose_answer import Plan, choose, shown_choice
-from answering.rerank.confidence import Credibility, evidence
+from answering.question_types import SkippableQuestionType, skippable_question_type
+from answering.rerank.candidate_scores import SELF_EVALUATION, Signal
+from answering.rerank.choose_answer import RerankPlan, displayed_choice, select_candidates
+from answering.rerank.confidence import Confidence, confidence_features
 from answering.rerank.learned_fusion import features
-from answering.rerank.logistic_regression import Logistic
+from answering.rerank.logistic_regression import LogisticModel
 from answering.rerank.score_fusion import Form, components, fuse
-from evaluation.answer_selection import Weighting, completed
-from evaluation.calibration.probability_fits import fit_logistic, folds, isotonic
+from evaluation.answer_selection import RerankPlans, fill_missing_signals
+from evaluation.calibration.probability_fits import fit_logistic, group_k_fold, isotonic
 from evaluation.metrics.reliability import reliability
 from evaluation.metrics.short_answers import vqa_accuracy
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
 from evaluation.statistics import Difference, clusters, compare, holm, verdict
 
-GRID = tuple(round(step * 0.05, 2) for step in range(21))
+LIKELIHOOD_WEIGHTS = tuple(round(step * 0.05, 2) for step in range(21))
 """Weights of the likelihood that are tried; CLIP has the rest."""
-SELF_GRID = (0.0, 0.1, 0.2, 0.3, 0.5)
+SELF_EVALUATION_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5)
 """Shares of the self-score that are tried, where there is one."""
-RIDGES = (0.3, 3.0, 30.0)
-_EQUAL = 1e-9
+L2_STRENGTHS = (0.3, 3.0, 30.0)
+_TOLERANCE = 1e-9
 
-Setting = tuple[Form, RerankWeights]
+FusionSetting = tuple[Form, RerankWeights]
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class ValidationExample:
     """A question of the validation split, its candidates, and the official accuracy of each."""
 
     prediction: Prediction
     signals: dict[str, Signal]
-    kind: Guarded | None
-    right: np.ndarray
+    kind: SkippableQuestionType | None
+    accuracies: np.ndarray
 
 
 def tune(
@@ -53,138 +53,144 @@ def tune(
     rerank: RerankConfig,
     resamples: int,
     seed: int,
-) -> Weighting:
+) -> RerankPlans:
     """Plans by system. answered: each system's short questions of the validation split and what it said to them.
 
     Weights, form and guard are common to all systems, so that none is favoured. The configured ones stay unless cross-validation
     finds better; the guard of a kind of questions is lifted only where the gain there is shown as a verdict is, with weights that
     were chosen on other questions.
     """
-    cases = {name: _cases(questions, predictions, references) for name, (questions, predictions) in answered.items()}
-    groups = {name: clusters([question.image_ids for question in _scored(*pair)]) for name, pair in answered.items()}
-    default = Plan(rerank.weights, rerank.form, rerank.guard)
-    rows = [case for own in cases.values() for case in own]
-    pooled = _pooled(answered)
-    if len(set(pooled.tolist())) < 2:
-        return Weighting(default, {}, "default", {"questions": len(rows)})
-    plan, chosen_on, report = _weighed(rows, pooled, default, seed)
-    plan, report["guard"] = _guarded(rows, pooled, plan, resamples, seed)
+    examples = {name: _validation_examples(questions, predictions, references) for name, (questions, predictions) in answered.items()}
+    groups = {name: clusters([question.image_ids for question in _with_candidates(*pair)]) for name, pair in answered.items()}
+    configured_plan = RerankPlan(rerank.weights, rerank.clip_score_form, rerank.skipped_question_types)
+    rows = [example for own in examples.values() for example in own]
+    pooled_clusters = _pooled_clusters(answered)
+    if len(set(pooled_clusters.tolist())) < 2:
+        return RerankPlans(configured_plan, {}, "default", {"questions": len(rows)})
+    plan, chosen_on, report = _tune_weights(rows, pooled_clusters, configured_plan, seed)
+    plan, report["guard"] = _tune_skipped_question_types(rows, pooled_clusters, plan, resamples, seed)
     plans, by_system = {}, {}
-    for name, own in cases.items():
-        plans[name], by_system[name] = _fitted(own, groups[name], plan, rerank, seed)
-    return Weighting(plan, plans, chosen_on, {**report, "systems": by_system})
+    for name, own in examples.items():
+        plans[name], by_system[name] = _fit_system(own, groups[name], plan, rerank, seed)
+    return RerankPlans(plan, plans, chosen_on, {**report, "systems": by_system})
 
 
-def _scored(questions: Sequence[Question], predictions: Sequence[Prediction]) -> list[Question]:
+def _with_candidates(questions: Sequence[Question], predictions: Sequence[Prediction]) -> list[Question]:
     return [question for question, prediction in zip(questions, predictions, strict=True) if prediction.candidates]
 
 
-def _pooled(answered: Mapping[str, tuple[Sequence[Question], Sequence[Prediction]]]) -> np.ndarray:
+def _pooled_clusters(answered: Mapping[str, tuple[Sequence[Question], Sequence[Prediction]]]) -> np.ndarray:
     """Cluster of each row of all systems: their questions about one picture share one."""
-    return clusters([question.image_ids for pair in answered.values() for question in _scored(*pair)])
+    return clusters([question.image_ids for pair in answered.values() for question in _with_candidates(*pair)])
 
 
-def _cases(questions: Sequence[Question], predictions: Sequence[Prediction], references: Mapping[str, Sequence[str]]) -> list[Case]:
+def _validation_examples(
+    questions: Sequence[Question], predictions: Sequence[Prediction], references: Mapping[str, Sequence[str]]
+) -> list[ValidationExample]:
     """The questions that were answered, in order."""
-    pairs = [(q, p) for q, p in zip(questions, completed(predictions), strict=True) if p.candidates]
+    pairs = [(q, p) for q, p in zip(questions, fill_missing_signals(predictions), strict=True) if p.candidates]
     return [
-        Case(
+        ValidationExample(
             prediction,
             prediction.signals,
-            guarded_kind(question.text, question.request.language),
+            skippable_question_type(question.text, question.request.language),
             np.array([vqa_accuracy(candidate.text, references[prediction.sample_id]) for candidate in prediction.candidates]),
         )
         for question, prediction in pairs
     ]
 
 
-def _weighed(rows: Sequence[Case], groups: np.ndarray, default: Plan, seed: int) -> tuple[Plan, str, dict[str, Any]]:
+def _tune_weights(
+    rows: Sequence[ValidationExample], groups: np.ndarray, configured_plan: RerankPlan, seed: int
+) -> tuple[RerankPlan, str, dict[str, Any]]:
     """The default or better weights and form, where they were chosen, and what cross-validation found.
 
     A guarded question counts with its first answer, whatever the weights, and so has no say in them.
     """
-    settings = _settings(rows, default)
-    first = np.array([case.right[0] for case in rows])
-    table = np.where([case.kind in default.guard for case in rows], first, _accuracies(rows, settings))
+    settings = _settings_grid(rows, configured_plan)
+    first = np.array([example.accuracies[0] for example in rows])
+    table = np.where([example.kind in configured_plan.guard for example in rows], first, _accuracies(rows, settings))
     held_out = np.empty(len(rows))
-    for fitted, left in folds(groups, seed):
-        held_out[left] = table[_best(table[:, fitted].mean(axis=1), settings), left]
+    for train_mask, held_out_mask in group_k_fold(groups, seed):
+        held_out[held_out_mask] = table[_best_setting(table[:, train_mask].mean(axis=1), settings), held_out_mask]
     found = {
         "questions": len(rows),
         "first": float(first.mean()),
         "configured": float(table[0].mean()),
         "tuned_held_out": float(held_out.mean()),
-        "oracle": float(np.mean([case.right.max() for case in rows])),
+        "oracle": float(np.mean([example.accuracies.max() for example in rows])),
     }
-    if held_out.mean() <= table[0].mean() + _EQUAL:
-        return default, "default", found
-    form, weights = settings[_best(table.mean(axis=1), settings)]
-    return replace(default, weights=weights, form=form), "validation", found
+    if held_out.mean() <= table[0].mean() + _TOLERANCE:
+        return configured_plan, "default", found
+    form, weights = settings[_best_setting(table.mean(axis=1), settings)]
+    return replace(configured_plan, weights=weights, form=form), "validation", found
 
 
-def _settings(rows: Sequence[Case], default: Plan) -> list[Setting]:
+def _settings_grid(rows: Sequence[ValidationExample], configured_plan: RerankPlan) -> list[FusionSetting]:
     """What is tried, the configured setting first."""
-    signals = [case.signals for case in rows]
+    signals = [example.signals for example in rows]
     forms: list[Form] = ["softmax", "raw"]
-    if all(one.prior is not None for own in signals for name, one in own.items() if name != SELF):
+    if all(one.prior is not None for own in signals for name, one in own.items() if name != SELF_EVALUATION):
         forms.append("prior_corrected")
-    selves = SELF_GRID if any(SELF in own for own in signals) else (0.0,)
-    found: list[Setting] = [(default.form, default.weights)]
-    for form, share, likelihood in product(forms, selves, GRID):
-        rest = 1 - share
-        weights = RerankWeights(likelihood=round(rest * likelihood, 3), clip=round(rest * (1 - likelihood), 3), self_score=share)
+    self_weights = SELF_EVALUATION_WEIGHTS if any(SELF_EVALUATION in own for own in signals) else (0.0,)
+    found: list[FusionSetting] = [(configured_plan.form, configured_plan.weights)]
+    for form, self_weight, likelihood in product(forms, self_weights, LIKELIHOOD_WEIGHTS):
+        rest = 1 - self_weight
+        weights = RerankWeights(likelihood=round(rest * likelihood, 3), clip=round(rest * (1 - likelihood), 3), self_evaluation=self_weight)
         found.append((form, weights))
     return found
 
 
-def _accuracies(rows: Sequence[Case], settings: Sequence[Setting]) -> np.ndarray:
+def _accuracies(rows: Sequence[ValidationExample], settings: Sequence[FusionSetting]) -> np.ndarray:
     """Accuracy [settings, rows] of the candidate that each setting takes."""
-    right = _padded([case.right for case in rows])
+    accuracies = _pad_rows([example.accuracies for example in rows])
     parts = {}
     for form in dict.fromkeys(form for form, _ in settings):
-        each = [components(case.prediction.candidates, case.signals, form) for case in rows]
+        each = [components(example.prediction.candidates, example.signals, form) for example in rows]
         # Not every system judges itself: a signal that a row lacks is flat there, and so decides nothing.
         names = dict.fromkeys(name for one in each for name in one)
-        flat = [np.zeros(len(case.right)) for case in rows]
-        parts[form] = {name: _padded([one.get(name, none) for one, none in zip(each, flat, strict=True)]) for name in names}
-    taken = []
+        zeros = [np.zeros(len(example.accuracies)) for example in rows]
+        parts[form] = {name: _pad_rows([one.get(name, none) for one, none in zip(each, zeros, strict=True)]) for name in names}
+    selected_accuracies = []
     for form, weights in settings:
-        by_name = {"likelihood": weights.likelihood, "clip": weights.clip, SELF: weights.self_score}
+        by_name = {"likelihood": weights.likelihood, "clip": weights.clip, SELF_EVALUATION: weights.self_evaluation}
         if sum(by_name[name] for name in parts[form]) == 0.0:
             # Nothing that there is has a weight: no setting at all.
-            taken.append(np.full(len(rows), -1.0))
+            selected_accuracies.append(np.full(len(rows), -1.0))
             continue
         fused = fuse(parts[form], weights)
-        taken.append(right[np.arange(len(rows)), np.argmax(np.where(np.isnan(fused), -np.inf, fused), axis=1)])
-    return np.array(taken)
+        selected_accuracies.append(accuracies[np.arange(len(rows)), np.argmax(np.where(np.isnan(fused), -np.inf, fused), axis=1)])
+    return np.array(selected_accuracies)
 
 
-def _best(accuracy: np.ndarray, settings: Sequence[Setting]) -> int:
+def _best_setting(accuracy: np.ndarray, settings: Sequence[FusionSetting]) -> int:
     """The best setting; of equally good ones that nearest to the configured one, which stands first."""
     form, weights = settings[0]
-    usual = _proportions(weights)
+    configured = _proportions(weights)
 
-    def distance(place: int) -> tuple[bool, float]:
-        return settings[place][0] != form, float(np.abs(_proportions(settings[place][1]) - usual).sum())
+    def distance(index: int) -> tuple[bool, float]:
+        return settings[index][0] != form, float(np.abs(_proportions(settings[index][1]) - configured).sum())
 
-    return min(np.flatnonzero(accuracy > accuracy.max() - _EQUAL).tolist(), key=distance)
+    return min(np.flatnonzero(accuracy > accuracy.max() - _TOLERANCE).tolist(), key=distance)
 
 
 def _proportions(weights: RerankWeights) -> np.ndarray:
-    values = np.array([weights.likelihood, weights.clip, weights.self_score])
+    values = np.array([weights.likelihood, weights.clip, weights.self_evaluation])
     return np.asarray(values / values.sum())
 
 
-def _guarded(rows: Sequence[Case], groups: np.ndarray, plan: Plan, resamples: int, seed: int) -> tuple[Plan, dict[str, Any]]:
+def _tune_skipped_question_types(
+    rows: Sequence[ValidationExample], groups: np.ndarray, plan: RerankPlan, resamples: int, seed: int
+) -> tuple[RerankPlan, dict[str, Any]]:
     """The plan with the guard of those kinds only where no gain is shown (Holm over the kinds), and what was found at each kind.
 
     The guarded questions had no part in the plan's weights, so that the gain is not one of fitting.
     """
     reranked = _accuracies(rows, [(plan.form, plan.weights)])[0]
-    first = np.array([case.right[0] for case in rows])
-    own = {kind: np.array([case.kind == kind for case in rows]) for kind in plan.guard}
-    gains = {kind: _gain(reranked[at], first[at], groups[at], resamples, seed) for kind, at in own.items() if at.any()}
-    adjusted = dict(zip(gains, holm([gain.p_value for gain in gains.values()]), strict=True))
+    first = np.array([example.accuracies[0] for example in rows])
+    own = {kind: np.array([example.kind == kind for example in rows]) for kind in plan.guard}
+    differences = {kind: _gain(reranked[mask], first[mask], groups[mask], resamples, seed) for kind, mask in own.items() if mask.any()}
+    adjusted = dict(zip(differences, holm([gain.p_value for gain in differences.values()]), strict=True))
     found: dict[str, Any] = {
         kind: {
             "questions": int(own[kind].sum()),
@@ -193,7 +199,7 @@ def _guarded(rows: Sequence[Case], groups: np.ndarray, plan: Plan, resamples: in
             "p_holm": adjusted[kind],
             "left_alone": verdict(gain, adjusted[kind]) != "a",
         }
-        for kind, gain in gains.items()
+        for kind, gain in differences.items()
     }
     return replace(plan, guard=tuple(kind for kind in plan.guard if kind not in found or found[kind]["left_alone"])), found
 
@@ -204,81 +210,94 @@ def _gain(reranked: np.ndarray, first: np.ndarray, groups: np.ndarray, resamples
     return difference
 
 
-def _fitted(cases: Sequence[Case], groups: np.ndarray, common: Plan, rerank: RerankConfig, seed: int) -> tuple[Plan, dict[str, Any]]:
+def _fit_system(
+    examples: Sequence[ValidationExample], groups: np.ndarray, common: RerankPlan, rerank: RerankConfig, seed: int
+) -> tuple[RerankPlan, dict[str, Any]]:
     """A system's own plan: the common one with a learned fusion and a credibility, where there is enough to learn from."""
     if len(set(groups.tolist())) < 2:
-        return common, {"questions": len(cases)}
-    learned, accuracy = _learned(cases, groups, common.guard, seed)
+        return common, {"questions": len(examples)}
+    learned, accuracy = _fit_fusion(examples, groups, common.guard, seed)
     plan = replace(common, learned=learned)
-    chosen = [choose(case.prediction.candidates, case.signals, plan, case.kind) for case in cases]
-    places = [own[shown_choice(own)] for own in chosen]
-    credibility, error = _credible(cases, places, groups, rerank, seed)
-    found = {"questions": len(cases), "learned_held_out": accuracy, "ece_held_out": error}
-    return replace(plan, credibility=credibility), found
+    selections = [select_candidates(example.prediction.candidates, example.signals, plan, example.kind) for example in examples]
+    indices = [own[displayed_choice(own)] for own in selections]
+    confidence, error = _fit_confidence(examples, indices, groups, rerank, seed)
+    found = {"questions": len(examples), "learned_held_out": accuracy, "ece_held_out": error}
+    return replace(plan, confidence=confidence), found
 
 
-def _learned(cases: Sequence[Case], groups: np.ndarray, guard: Sequence[Guarded], seed: int) -> tuple[Logistic, float]:
+def _fit_fusion(
+    examples: Sequence[ValidationExample], groups: np.ndarray, guard: Sequence[SkippableQuestionType], seed: int
+) -> tuple[LogisticModel, float]:
     """The fusion with the ridge that chooses best on held-out questions, and its accuracy on questions that had no part in fit
     or ridge. Guarded questions keep their first answer."""
-    tables = [features(case.prediction.candidates, case.signals) for case in cases]
+    tables = [features(example.prediction.candidates, example.signals) for example in examples]
     names = tuple(tables[0])
     stacked = [np.array([table[name] for name in names]).T for table in tables]
 
-    def fit(rows: np.ndarray, l2: float) -> Logistic:
-        return fit_logistic(names, np.concatenate([stacked[i] for i in rows]), np.concatenate([cases[i].right for i in rows]), l2)
+    def fit(rows: np.ndarray, l2: float) -> LogisticModel:
+        return fit_logistic(names, np.concatenate([stacked[i] for i in rows]), np.concatenate([examples[i].accuracies for i in rows]), l2)
 
-    def taken(model: Logistic, rows: np.ndarray) -> list[float]:
-        places = [0 if cases[i].kind in guard else int(np.argmax(model.probabilities(tables[i]))) for i in rows]
-        return [float(cases[i].right[place]) for i, place in zip(rows, places, strict=True)]
+    def selected_accuracies(model: LogisticModel, rows: np.ndarray) -> list[float]:
+        indices = [0 if examples[i].kind in guard else int(np.argmax(model.probabilities(tables[i]))) for i in rows]
+        return [float(examples[i].accuracies[index]) for i, index in zip(rows, indices, strict=True)]
 
     def held_out(rows: np.ndarray, l2: float) -> float:
-        parts = [taken(fit(rows[fitted], l2), rows[left]) for fitted, left in folds(groups[rows], seed)]
+        parts = [
+            selected_accuracies(fit(rows[train_mask], l2), rows[held_out_mask])
+            for train_mask, held_out_mask in group_k_fold(groups[rows], seed)
+        ]
         return sum(map(sum, parts)) / len(rows)
 
-    def best(rows: np.ndarray) -> Logistic:
-        return fit(rows, max(RIDGES, key=lambda l2: (held_out(rows, l2), l2)))
+    def best(rows: np.ndarray) -> LogisticModel:
+        return fit(rows, max(L2_STRENGTHS, key=lambda l2: (held_out(rows, l2), l2)))
 
-    everything = np.arange(len(cases))
-    outside = [taken(best(everything[fitted]), everything[left]) for fitted, left in folds(groups, seed)]
-    return best(everything), sum(map(sum, outside)) / len(cases)
+    all_rows = np.arange(len(examples))
+    held_out_accuracies = [
+        selected_accuracies(best(all_rows[train_mask]), all_rows[held_out_mask]) for train_mask, held_out_mask in group_k_fold(groups, seed)
+    ]
+    return best(all_rows), sum(map(sum, held_out_accuracies)) / len(examples)
 
 
-def _credible(
-    cases: Sequence[Case], places: Sequence[int], groups: np.ndarray, rerank: RerankConfig, seed: int
-) -> tuple[Credibility, float]:
+def _fit_confidence(
+    examples: Sequence[ValidationExample], indices: Sequence[int], groups: np.ndarray, rerank: RerankConfig, seed: int
+) -> tuple[Confidence, float]:
     """The calibrated credibility of the answers at `places`, and its expected calibration error on held-out questions."""
-    tables = [evidence(case.prediction.candidates, place, case.signals) for case, place in zip(cases, places, strict=True)]
+    tables = [
+        confidence_features(example.prediction.candidates, index, example.signals) for example, index in zip(examples, indices, strict=True)
+    ]
     names = tuple(tables[0])
     x = np.array([[table[name] for name in names] for table in tables])
-    right = np.array([case.right[place] for case, place in zip(cases, places, strict=True)])
+    accuracies = np.array([example.accuracies[index] for example, index in zip(examples, indices, strict=True)])
 
-    def fit(rows: np.ndarray, own_groups: np.ndarray) -> Credibility:
-        model = fit_logistic(names, x[rows], right[rows])
+    def fit(rows: np.ndarray, own_groups: np.ndarray) -> Confidence:
+        model = fit_logistic(names, x[rows], accuracies[rows])
         if rerank.calibration == "logistic":
-            return Credibility(model)
+            return Confidence(model)
         # The steps are fitted to what the model says of questions that it was not fitted on.
-        said, truth = np.empty(len(rows)), right[rows]
-        for fitted, left in folds(own_groups, seed + 1):
-            said[left] = _probabilities(fit_logistic(names, x[rows][fitted], truth[fitted]), x[rows][left])
-        return Credibility(model, isotonic(said, truth))
+        predicted, observed = np.empty(len(rows)), accuracies[rows]
+        for train_mask, held_out_mask in group_k_fold(own_groups, seed + 1):
+            predicted[held_out_mask] = _probabilities(
+                fit_logistic(names, x[rows][train_mask], observed[train_mask]), x[rows][held_out_mask]
+            )
+        return Confidence(model, isotonic(predicted, observed))
 
-    everything = np.arange(len(cases))
-    held_out = np.empty(len(cases))
-    for fitted, left in folds(groups, seed):
-        held_out[left] = _calibrated(fit(everything[fitted], groups[fitted]), x[left])
-    return fit(everything, groups), float(reliability(held_out, right)["ece"])
+    all_rows = np.arange(len(examples))
+    held_out = np.empty(len(examples))
+    for train_mask, held_out_mask in group_k_fold(groups, seed):
+        held_out[held_out_mask] = _predict_confidence(fit(all_rows[train_mask], groups[train_mask]), x[held_out_mask])
+    return fit(all_rows, groups), float(reliability(held_out, accuracies)["ece"])
 
 
-def _probabilities(model: Logistic, x: np.ndarray) -> np.ndarray:
+def _probabilities(model: LogisticModel, x: np.ndarray) -> np.ndarray:
     return np.array(model.probabilities({name: x[:, i].tolist() for i, name in enumerate(model.names)}))
 
 
-def _calibrated(credibility: Credibility, x: np.ndarray) -> np.ndarray:
-    values = _probabilities(credibility.model, x)
-    return values if credibility.steps is None else np.array([credibility.steps(value) for value in values.tolist()])
+def _predict_confidence(confidence: Confidence, x: np.ndarray) -> np.ndarray:
+    values = _probabilities(confidence.model, x)
+    return values if confidence.steps is None else np.array([confidence.steps(value) for value in values.tolist()])
 
 
-def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
+def _pad_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
     """[rows, longest], filled up with NaN."""
     table = np.full((len(rows), max(map(len, rows))), np.nan)
     for i, row in enumerate(rows):

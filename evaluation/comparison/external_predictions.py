@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from answering.rerank.choose_answer import shown_choice
+from answering.rerank.choose_answer import displayed_choice
 from errors import TesseraError, UsageError
 from evaluation import prediction_files
 
-_KEYS = ("id", "answer", "references", "image")
+_FIELD_KEYS = ("id", "answer", "references", "image")
 
 
 @dataclass(frozen=True, slots=True)
-class Fields:
+class FieldNames:
     """Where another tool's record holds what is needed; a path such as `doc.answers.0` goes into mappings and lists.
 
     Without `references` they come from the merged data, by id. Without `image` and merged data each question counts as a
@@ -29,18 +29,18 @@ class Fields:
     image: str | None = None
 
     @classmethod
-    def parse(cls, pairs: Sequence[str]) -> "Fields | None":
+    def parse(cls, pairs: Sequence[str]) -> "FieldNames | None":
         """From `id=question_id answer=text ...`; None for nothing. Raises UsageError for other keys, or where id or answer lack."""
         given = dict(pair.partition("=")[::2] for pair in pairs)
-        if wrong := [key for key, field in given.items() if key not in _KEYS or not field]:
-            raise UsageError(f"--fields {wrong[0]}: expected KEY=FIELD with a key of {', '.join(_KEYS)}")
+        if unknown := [key for key, field in given.items() if key not in _FIELD_KEYS or not field]:
+            raise UsageError(f"--fields {unknown[0]}: expected KEY=FIELD with a key of {', '.join(_FIELD_KEYS)}")
         if given and not {"id", "answer"} <= given.keys():
             raise UsageError("--fields: id=FIELD and answer=FIELD are needed")
         return cls(**given) if given else None
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class AnswerFile:
     """A file of answers by question id: None where the system failed. `references` and `images`: what the file itself says."""
 
     name: str
@@ -49,60 +49,60 @@ class Stored:
     images: dict[str, str]
 
 
-def stored(path: Path, choice: str | None, fields: Fields | None) -> Stored:
+def read_answer_file(path: Path, choice: str | None, fields: FieldNames | None) -> AnswerFile:
     """Read a file: our predictions by their choice (reranked where there is one, else first), others by `fields`.
 
     Others may be JSON lines, a JSON list (or an object that holds one), CSV or TSV. Raises UsageError and TesseraError.
     """
-    if _is_ours(path, fields):
-        return _ours(path, choice)
-    rows = _rows(path)
+    if _is_predictions_file(path, fields):
+        return _from_predictions(path, choice)
+    records = _read_records(path)
     if fields is None:
-        names = ", ".join(list(rows[0])[:12])
+        names = ", ".join(list(records[0])[:12])
         raise UsageError(f"{path}: not a file of ours; name its fields, such as --fields id=question_id answer=text; it has {names}")
     answers: dict[str, str | None] = {}
     references: dict[str, tuple[str, ...]] = {}
     images: dict[str, str] = {}
-    for number, row in enumerate(rows, start=1):
-        name = str(_value(row, fields.id, path, number))
+    for record_number, record in enumerate(records, start=1):
+        name = str(_field_value(record, fields.id, path, record_number))
         if name in answers:
-            raise TesseraError(f"{path}, record {number}: a second answer to {name}")
-        answer = _value(row, fields.answer, path, number)
+            raise TesseraError(f"{path}, record {record_number}: a second answer to {name}")
+        answer = _field_value(record, fields.answer, path, record_number)
         answers[name] = None if answer is None else str(answer[0] if isinstance(answer, list) and len(answer) == 1 else answer)
         if fields.references is not None:
-            references[name] = _texts(_value(row, fields.references, path, number))
+            references[name] = _reference_texts(_field_value(record, fields.references, path, record_number))
         if fields.image is not None:
-            images[name] = str(_value(row, fields.image, path, number))
-    return Stored(str(path), answers, references, images)
+            images[name] = str(_field_value(record, fields.image, path, record_number))
+    return AnswerFile(str(path), answers, references, images)
 
 
-def _is_ours(path: Path, fields: Fields | None) -> bool:
+def _is_predictions_file(path: Path, fields: FieldNames | None) -> bool:
     """Whether the first line is one of our predictions, or could only be meant for one."""
     try:
         with path.open(encoding="utf-8") as file:
-            row = json.loads(next((line for line in file if line.strip()), "null"))
+            record = json.loads(next((line for line in file if line.strip()), "null"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError:
         # A JSON file over several lines, CSV, TSV, or text in another encoding: `_rows` says what is wrong with it.
         return False
     wanted = {"sample_id"} if fields is None else {"sample_id", "candidates", "choices"}
-    return isinstance(row, dict) and wanted <= row.keys()
+    return isinstance(record, dict) and wanted <= record.keys()
 
 
-def _ours(path: Path, choice: str | None) -> Stored:
-    found = {prediction.sample_id: prediction for prediction in prediction_files.read(path)}
+def _from_predictions(path: Path, choice: str | None) -> AnswerFile:
+    found = {prediction.sample_id: prediction for prediction in prediction_files.read_predictions(path)}
     present = set.intersection(*(set(prediction.choices or ()) for prediction in found.values()))
     if not present:
         raise UsageError(f"{path}: some lines have no choices yet; the run that wrote it has not finished, start it again")
-    taken = choice or shown_choice(present)
-    if taken not in present:
-        raise UsageError(f"{path}: there is no choice '{taken}'; there are {', '.join(sorted(present))}")
-    answers = {name: None if p.error is not None else (p.choices or {})[taken] for name, p in found.items()}
-    return Stored(f"{path} ({taken})", answers, {}, {})
+    selected = choice or displayed_choice(present)
+    if selected not in present:
+        raise UsageError(f"{path}: there is no choice '{selected}'; there are {', '.join(sorted(present))}")
+    answers = {name: None if p.error is not None else (p.choices or {})[selected] for name, p in found.items()}
+    return AnswerFile(f"{path} ({selected})", answers, {}, {})
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _read_records(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() in (".csv", ".tsv"):
@@ -115,28 +115,28 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise TesseraError(f"{path}: expected JSON lines, JSON, CSV or TSV in UTF-8 ({' '.join(str(error).split())})") from error
     if isinstance(found, dict):
         found = next((value for value in found.values() if isinstance(value, list)), [])
-    rows = [row for row in found if isinstance(row, dict)]
-    if not rows or len(rows) < len(found):
-        raise TesseraError(f"{path}: expected a list of records with named fields, found {len(rows)} of {len(found)}")
-    return rows
+    records = [record for record in found if isinstance(record, dict)]
+    if not records or len(records) < len(found):
+        raise TesseraError(f"{path}: expected a list of records with named fields, found {len(records)} of {len(found)}")
+    return records
 
 
-def _value(row: Any, field: str, path: Path, number: int) -> Any:
+def _field_value(record: Any, field: str, path: Path, record_number: int) -> Any:
     """A field, or what a path of fields and places in lists leads to."""
-    if isinstance(row, dict) and field in row:
-        return row[field]
-    value = row
+    if isinstance(record, dict) and field in record:
+        return record[field]
+    value = record
     for part in field.split("."):
         if isinstance(value, dict) and part in value:
             value = value[part]
         elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
         else:
-            raise TesseraError(f"{path}, record {number}: there is no field '{field}'; it has {', '.join(map(str, row))}")
+            raise TesseraError(f"{path}, record {record_number}: there is no field '{field}'; it has {', '.join(map(str, record))}")
     return value
 
 
-def _texts(value: Any) -> tuple[str, ...]:
+def _reference_texts(value: Any) -> tuple[str, ...]:
     """References: a text, a list of texts, VQA's list of {"answer": text}, or any of these as JSON in a table's cell."""
     if isinstance(value, str) and value.startswith("["):
         try:

@@ -9,9 +9,9 @@ import yaml
 from evaluation.metrics.chinese_characters import CJK, HAS_CJK
 from evaluation.metrics.chinese_numerals import as_digits
 
-_SPLITTING = ';/[]"{}()=+\\_-><@`,?!'
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _PERIOD = re.compile(r"\.(?!\d)")
-_MOST_PERIODS = 32
+_MAX_REMOVED_PERIODS = 32
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: str(n) for n, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
@@ -20,7 +20,7 @@ _ARTICLES = frozenset({"a", "an", "the"})
 _WIDE_TO_ASCII = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 _CJK_PUNCTUATION = re.compile(r"[\u3001-\u3003\u3008-\u3011\u3014-\u301b\uff61-\uff65\u00b7\u2014\u2018\u2019\u201c\u201d\u2026~:'.]")
 _INSIDE_NUMBER = re.compile(r"(?<=\d)[.:](?=\d)")
-_BLANK_BESIDE_CJK = re.compile(rf"(?<=[{CJK}])\s+|\s+(?=[{CJK}])")
+_SPACE_NEXT_TO_CJK = re.compile(rf"(?<=[{CJK}])\s+|\s+(?=[{CJK}])")
 _WORD = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
 
 
@@ -29,13 +29,13 @@ def fold_width(text: str) -> str:
     return text.translate(_WIDE_TO_ASCII)
 
 
-def strip_blanks(text: str) -> str:
+def strip_whitespace(text: str) -> str:
     """Line breaks and tabs become blanks, the ends are stripped: what the official script does to every answer."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 @lru_cache(maxsize=1 << 16)
-def official(text: str) -> str:
+def normalise_vqa(text: str) -> str:
     """The normalisation of the official VQA v2 evaluation (github.com/GT-Vision-Lab/VQA, vqaEval.py), quirks included.
 
     A punctuation mark vanishes when it stands beside a blank anywhere in the text, or when the text has a number such as
@@ -43,11 +43,11 @@ def official(text: str) -> str:
     flag where the number of replacements belongs, so at most 32 do. Then lower case, number words up to ten (and "none")
     as digits, no articles, apostrophes put back.
     """
-    return _plain_words(_without_punctuation(strip_blanks(text)))
+    return _plain_words(_without_punctuation(strip_whitespace(text)))
 
 
 @lru_cache(maxsize=1 << 16)
-def m4c(text: str) -> str:
+def normalise_m4c(text: str) -> str:
     """The normalisation of M4C (Pythia's EvalAIAnswerProcessor), which lmms-eval uses too, made fit for Chinese.
 
     Before the official steps it drops commas and question marks and splits the possessive 's off. Full-width forms become
@@ -60,28 +60,28 @@ def m4c(text: str) -> str:
         text = _without_cjk_punctuation(text)
     else:
         text = text.replace("\u3002", ".")
-    text = strip_blanks(text.replace(",", "").replace("?", "").replace("'s", " 's"))
+    text = strip_whitespace(text.replace(",", "").replace("?", "").replace("'s", " 's"))
     text = _plain_words(_without_punctuation(text))
-    return as_digits(_BLANK_BESIDE_CJK.sub("", text)) if chinese else text
+    return as_digits(_SPACE_NEXT_TO_CJK.sub("", text)) if chinese else text
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """Words of a normalised text; each Chinese character is one of its own."""
     return _WORD.findall(text)
 
 
 def _without_cjk_punctuation(text: str) -> str:
-    kept = {match.start() for match in _INSIDE_NUMBER.finditer(text)}
-    return _CJK_PUNCTUATION.sub(lambda match: match.group() if match.start() in kept else "", text)
+    protected = {match.start() for match in _INSIDE_NUMBER.finditer(text)}
+    return _CJK_PUNCTUATION.sub(lambda match: match.group() if match.start() in protected else "", text)
 
 
 def _without_punctuation(text: str) -> str:
     number = _COMMA_IN_NUMBER.search(text) is not None
     result = text
-    for mark in _SPLITTING:
-        beside_blank = f"{mark} " in text or f" {mark}" in text
-        result = result.replace(mark, "" if beside_blank or number else " ")
-    return _PERIOD.sub("", result, count=_MOST_PERIODS)
+    for mark in _PUNCTUATION:
+        next_to_space = f"{mark} " in text or f" {mark}" in text
+        result = result.replace(mark, "" if next_to_space or number else " ")
+    return _PERIOD.sub("", result, count=_MAX_REMOVED_PERIODS)
 
 
 def _plain_words(text: str) -> str:
@@ -94,7 +94,7 @@ def _contractions() -> dict[str, str]:
     """Misspelt contraction -> spelled right."""
     data = yaml.safe_load(resources.files("evaluation.metrics").joinpath("contractions.yaml").read_text(encoding="utf-8"))
     table: dict[str, str] = dict(data["odd"])
-    for right in data["right"].split():
-        for match in re.finditer("'", right):
-            table[right[: match.start()] + right[match.end() :]] = right
+    for correct in data["right"].split():
+        for match in re.finditer("'", correct):
+            table[correct[: match.start()] + correct[match.end() :]] = correct
     return table

@@ -22,10 +22,10 @@ Tokens = list[str]
 Ngrams = Counter[tuple[str, ...]]
 
 _CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))(?!\w)")
-_JOINED = re.compile(r"\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b")
-_ENGLISH = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|\d+(?:[.,:]\d+)+|\w+(?:-\w+)*")
+_MERGED_WORDS = re.compile(r"\b(can)(not)\b|\b(gon|wan)(na)\b|\b(got)(ta)\b")
+_PTB_TOKEN = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|\d+(?:[.,:]\d+)+|\w+(?:-\w+)*")
 _WORD = re.compile(r"\w")
-_CHINESE = re.compile(rf"[{CJK}]|\d+(?:[.,:]\d+)*|[^\W{CJK}]+")
+_CHARACTER_TOKEN = re.compile(rf"[{CJK}]|\d+(?:[.,:]\d+)*|[^\W{CJK}]+")
 
 
 Tokenisation = Literal["ptb", "characters", "jieba"]
@@ -41,11 +41,11 @@ def tokenise(text: str, tokenisation: Tokenisation) -> Tokens:
     """
     text = fold_width(text).lower().replace("\u2019", "'")
     if tokenisation == "characters":
-        return _CHINESE.findall(text)
+        return _CHARACTER_TOKEN.findall(text)
     if tokenisation == "jieba":
         return [word for word in _jieba()(text) if _WORD.search(word)]
-    text = _JOINED.sub(lambda match: " ".join(part for part in match.groups() if part), _CLITIC.sub(r" \1", text))
-    return _ENGLISH.findall(text)
+    text = _MERGED_WORDS.sub(lambda match: " ".join(part for part in match.groups() if part), _CLITIC.sub(r" \1", text))
+    return _PTB_TOKEN.findall(text)
 
 
 @cache
@@ -67,19 +67,19 @@ def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n
     for hypothesis, alternatives in zip(hypotheses, references, strict=True):
         for order in range(1, n + 1):
             counts = _ngrams(hypothesis, order)
-            most: Ngrams = Counter()
+            max_counts: Ngrams = Counter()
             for reference in alternatives:
-                most |= _ngrams(reference, order)
-            matched[order - 1] += (counts & most).total()
+                max_counts |= _ngrams(reference, order)
+            matched[order - 1] += (counts & max_counts).total()
             proposed[order - 1] += counts.total()
     if not matched.all():
         return 0.0
-    length = sum(map(len, hypotheses))
-    closest = sum(
+    hypothesis_length = sum(map(len, hypotheses))
+    reference_length = sum(
         min((abs(len(reference) - len(hypothesis)), len(reference)) for reference in alternatives)[1]
         for hypothesis, alternatives in zip(hypotheses, references, strict=True)
     )
-    brevity = min(1.0, math.exp(1 - closest / length))
+    brevity = min(1.0, math.exp(1 - reference_length / hypothesis_length))
     return brevity * math.exp(float(np.log(matched / proposed).mean()))
 
 
@@ -93,7 +93,7 @@ def _rouge_l(hypothesis: Tokens, references: Sequence[Tokens], beta: float = 1.2
     if not any(common):
         return 0.0
     precision = max(common) / len(hypothesis)
-    recall = max(length / len(reference) for length, reference in zip(common, references, strict=True) if reference)
+    recall = max(hypothesis_length / len(reference) for hypothesis_length, reference in zip(common, references, strict=True) if reference)
     return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
 
 
@@ -117,18 +117,20 @@ def cider_d(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
     frequencies: Counter[tuple[str, ...]] = Counter()
     for alternatives in references:
         frequencies.update({gram for reference in alternatives for order in range(1, n + 1) for gram in _ngrams(reference, order)})
-    pictures = len(references)
+    num_images = len(references)
 
     def vector(tokens: Tokens, order: int) -> dict[tuple[str, ...], float]:
-        return {gram: count * math.log(pictures / max(1, frequencies[gram])) for gram, count in _ngrams(tokens, order).items()}
+        return {gram: count * math.log(num_images / max(1, frequencies[gram])) for gram, count in _ngrams(tokens, order).items()}
 
     scores = []
     for hypothesis, alternatives in zip(hypotheses, references, strict=True):
-        mine = [vector(hypothesis, order) for order in range(1, n + 1)]
+        hypothesis_vectors = [vector(hypothesis, order) for order in range(1, n + 1)]
         total = 0.0
         for reference in alternatives:
             penalty = math.exp(-((len(hypothesis) - len(reference)) ** 2) / (2 * sigma**2))
-            total += penalty * sum(_clipped_cosine(mine[order - 1], vector(reference, order)) for order in range(1, n + 1)) / n
+            total += (
+                penalty * sum(_clipped_cosine(hypothesis_vectors[order - 1], vector(reference, order)) for order in range(1, n + 1)) / n
+            )
         scores.append(10 * total / len(alternatives))
     return np.array(scores)
 
@@ -151,21 +153,21 @@ class CaptionScores:
     """
 
     corpus: dict[str, float]
-    each: dict[str, np.ndarray]
+    per_sample: dict[str, np.ndarray]
 
 
 def score(texts: Sequence[str], references: Sequence[Sequence[str]], tokenisation: Tokenisation) -> CaptionScores:
     """Scores of captions in one language."""
     hypotheses = [tokenise(text, tokenisation) for text in texts]
     alternatives = [[tokenise(text, tokenisation) for text in group] for group in references]
-    corpus, each = {}, {}
+    corpus, per_sample = {}, {}
     for n in range(1, 5):
         corpus[f"bleu_{n}"] = bleu(hypotheses, alternatives, n)
-        each[f"bleu_{n}"] = np.array([bleu([one], [group], n) for one, group in zip(hypotheses, alternatives, strict=True)])
+        per_sample[f"bleu_{n}"] = np.array([bleu([one], [group], n) for one, group in zip(hypotheses, alternatives, strict=True)])
     for name, measure in (("rouge_l", rouge_l), ("cider_d", cider_d)):
-        each[name] = measure(hypotheses, alternatives)
-        corpus[name] = float(each[name].mean())
-    return CaptionScores(corpus, each)
+        per_sample[name] = measure(hypotheses, alternatives)
+        corpus[name] = float(per_sample[name].mean())
+    return CaptionScores(corpus, per_sample)
 
 
 def clip_score(cosines: Sequence[float]) -> np.ndarray:

@@ -7,9 +7,9 @@ from evaluation.metrics.chinese_characters import CJK
 _DIGITS = dict(zip("零〇一二两兩三四五六七八九", (0, 0, 1, 2, 2, 2, 3, 4, 5, 6, 7, 8, 9), strict=True))
 _UNITS = {"十": 10, "百": 100, "千": 1000}
 _MYRIADS = {"亿": 10**8, "億": 10**8, "万": 10**4, "萬": 10**4}
-_MEASURES = "个個只隻条條张張件辆輛头匹本支把块棵朵座间間位名瓶杯盘盤碗双雙对對群架艘台部颗粒片根层排列点岁年月日号元米次人"
+_MEASURE_WORDS = "个個只隻条條张張件辆輛头匹本支把块棵朵座间間位名瓶杯盘盤碗双雙对對群架艘台部颗粒片根层排列点岁年月日号元米次人"
 _RUN = f"[{''.join([*_DIGITS, *_UNITS, *_MYRIADS])}]+"
-_NUMERAL = re.compile(rf"{_RUN}(?=[{_MEASURES}])|(?:(?<![{CJK}])|(?<=第)){_RUN}(?![{CJK}])")
+_NUMERAL = re.compile(rf"{_RUN}(?=[{_MEASURE_WORDS}])|(?:(?<![{CJK}])|(?<=第)){_RUN}(?![{CJK}])")
 
 
 def as_digits(text: str) -> str:
@@ -17,10 +17,10 @@ def as_digits(text: str) -> str:
 
     A run of digits alone is read digit by digit (二〇二四 -> 2024). What is no well-formed number (万一) stays.
     """
-    return _NUMERAL.sub(lambda match: _read(match.group()) or match.group(), text)
+    return _NUMERAL.sub(lambda match: _to_digits(match.group()) or match.group(), text)
 
 
-def _read(run: str) -> str | None:
+def _to_digits(run: str) -> str | None:
     if all(character in _DIGITS for character in run):
         return "".join(str(_DIGITS[character]) for character in run)
     value = _value(run)

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-from evaluation.metrics.answer_normalisation import m4c, official, strip_blanks, words
+from evaluation.metrics.answer_normalisation import normalise_m4c, normalise_vqa, split_words, strip_whitespace
 
 Metric = Callable[[str, Sequence[object]], float]
 """From an answer and its references to a score."""
-METRIC = "vqa_accuracy"
+PRIMARY_METRIC = "vqa_accuracy"
 """The metric of intervals, comparisons and verdicts."""
-_NO_ANSWER = frozenset({"unanswerable", "none", "unknown"})
+_NON_ANSWERS = frozenset({"unanswerable", "none", "unknown"})
 
 
 def vqa_accuracy(prediction: str, references: Sequence[object]) -> float:
@@ -17,15 +17,17 @@ def vqa_accuracy(prediction: str, references: Sequence[object]) -> float:
 
     As in the official script, nothing is normalised (not even lower case) when all references agree verbatim.
     """
-    texts, prediction = [strip_blanks(text) for text in strings(references)], strip_blanks(prediction)
+    texts, prediction = [strip_whitespace(text) for text in text_references(references)], strip_whitespace(prediction)
     if len(set(texts)) > 1:
-        texts, prediction = [official(text) for text in texts], official(prediction)
+        texts, prediction = [normalise_vqa(text) for text in texts], normalise_vqa(prediction)
     return leave_one_out(texts.count(prediction), len(texts))
 
 
 def vqa_accuracy_m4c(prediction: str, references: Sequence[object]) -> float:
     """The same average with M4C normalisation always on (TextVQA as scored by M4C and lmms-eval), fit for Chinese."""
-    return leave_one_out([m4c(text) for text in strings(references)].count(m4c(prediction)), len(strings(references)))
+    return leave_one_out(
+        [normalise_m4c(text) for text in text_references(references)].count(normalise_m4c(prediction)), len(text_references(references))
+    )
 
 
 def leave_one_out(matches: int, n: int) -> float:
@@ -38,26 +40,26 @@ def leave_one_out(matches: int, n: int) -> float:
         return 0.0
     if n == 1:
         return float(matches)
-    needed = min(3, n - 1)
-    return (matches * min(1.0, (matches - 1) / needed) + (n - matches) * min(1.0, matches / needed)) / n
+    required = min(3, n - 1)
+    return (matches * min(1.0, (matches - 1) / required) + (n - matches) * min(1.0, matches / required)) / n
 
 
 def exact(prediction: str, references: Sequence[object]) -> float:
     """Equal to any reference after M4C normalisation."""
-    return float(m4c(prediction) in {m4c(text) for text in strings(references)})
+    return float(normalise_m4c(prediction) in {normalise_m4c(text) for text in text_references(references)})
 
 
 def contains(prediction: str, references: Sequence[object]) -> float:
     """A valid reference stands in the prediction as a run of whole words (for Chinese: characters)."""
-    said = words(m4c(prediction))
-    return float(any(_is_run(words(m4c(text)), said) for text in valid(references)))
+    predicted = split_words(normalise_m4c(prediction))
+    return float(any(_contains_run(split_words(normalise_m4c(text)), predicted) for text in valid_references(references)))
 
 
 def bidirectional(prediction: str, references: Sequence[object]) -> float:
     """A valid reference stands in the prediction, or the prediction in a valid reference, as a run of whole words."""
-    said = words(m4c(prediction))
-    wanted = [words(m4c(text)) for text in valid(references)]
-    return float(any(_is_run(reference, said) or _is_run(said, reference) for reference in wanted))
+    predicted = split_words(normalise_m4c(prediction))
+    expected = [split_words(normalise_m4c(text)) for text in valid_references(references)]
+    return float(any(_contains_run(reference, predicted) or _contains_run(predicted, reference) for reference in expected))
 
 
 def anls(prediction: str, references: Sequence[object]) -> float:
@@ -65,42 +67,42 @@ def anls(prediction: str, references: Sequence[object]) -> float:
 
     1 - distance / longer length to the nearest reference, in lower case; 0 where half or more of it differs.
     """
-    said = " ".join(prediction.lower().split())
-    return max((_similarity(said, " ".join(text.lower().split())) for text in set(strings(references))), default=0.0)
+    predicted = " ".join(prediction.lower().split())
+    return max((_similarity(predicted, " ".join(text.lower().split())) for text in set(text_references(references))), default=0.0)
 
 
 def fuzzy(prediction: str, references: Sequence[object]) -> float:
     """More than 70 % of a valid reference's distinct words (for Chinese: characters) stand in the prediction."""
-    said = set(words(m4c(prediction)))
-    wanted = [set(words(m4c(text))) for text in valid(references)]
+    predicted = set(split_words(normalise_m4c(prediction)))
+    expected = [set(split_words(normalise_m4c(text))) for text in valid_references(references)]
     # Ten times the count instead of a quotient: 7 of 10 is exactly 70 %, which is not more.
-    return float(any(10 * len(reference & said) > 7 * len(reference) for reference in wanted))
+    return float(any(10 * len(reference & predicted) > 7 * len(reference) for reference in expected))
 
 
 def contains_legacy(prediction: str, references: Sequence[object]) -> float:
     """A valid reference is a character substring of the prediction ("no" in "snow"): only to compare with older reports."""
-    said = prediction.strip().lower()
-    return float(any(text.strip().lower() in said for text in valid(references)))
+    predicted = prediction.strip().lower()
+    return float(any(text.strip().lower() in predicted for text in valid_references(references)))
 
 
 def bidirectional_legacy(prediction: str, references: Sequence[object]) -> float:
     """Character substring one way or the other: only to compare with older reports."""
-    said = prediction.strip().lower()
-    texts = [text.strip().lower() for text in valid(references)]
-    return float(bool(said) and any(text in said or said in text for text in texts))
+    predicted = prediction.strip().lower()
+    texts = [text.strip().lower() for text in valid_references(references)]
+    return float(bool(predicted) and any(text in predicted or predicted in text for text in texts))
 
 
-def strings(references: Sequence[object]) -> list[str]:
+def text_references(references: Sequence[object]) -> list[str]:
     """References that are text."""
     return [text for text in references if isinstance(text, str)]
 
 
-def valid(references: Sequence[object]) -> list[str]:
+def valid_references(references: Sequence[object]) -> list[str]:
     """References that say something: text, not empty, and none of "unanswerable", "none", "unknown"."""
-    return [text for text in strings(references) if text.strip() and text.strip().lower() not in _NO_ANSWER]
+    return [text for text in text_references(references) if text.strip() and text.strip().lower() not in _NON_ANSWERS]
 
 
-def _is_run(part: list[str], whole: list[str]) -> bool:
+def _contains_run(part: list[str], whole: list[str]) -> bool:
     return bool(part) and any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
 
 
@@ -116,10 +118,10 @@ def _similarity(a: str, b: str) -> float:
 def edit_distance(a: str, b: str) -> int:
     """Fewest insertions, deletions and replacements of characters that make b of a (Levenshtein 1966)."""
     row = list(range(len(b) + 1))
-    for i, mine in enumerate(a, start=1):
+    for i, char_a in enumerate(a, start=1):
         diagonal, row[0] = row[0], i
-        for j, theirs in enumerate(b, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (mine != theirs))
+        for j, char_b in enumerate(b, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (char_a != char_b))
     return row[-1]
 
 
@@ -135,5 +137,5 @@ METRICS: dict[str, Metric] = {
     "bidirectional_legacy": bidirectional_legacy,
 }
 """Every metric by the name that it has in summary.json."""
-BINARY = frozenset({"exact", "fuzzy", "contains", "bidirectional", "contains_legacy", "bidirectional_legacy"})
+BINARY_METRICS = frozenset({"exact", "fuzzy", "contains", "bidirectional", "contains_legacy", "bidirectional_legacy"})
 """Those that are 0 or 1, for which McNemar's test is made."""

@@ -6,32 +6,34 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from answering.protocol import Candidate
-from evaluation.metrics.answer_normalisation import m4c
-from evaluation.metrics.short_answers import strings
+from evaluation.metrics.answer_normalisation import normalise_m4c
+from evaluation.metrics.short_answers import text_references
 from evaluation.prediction_files import Prediction
 
-SAYINGS = frozenset({"unanswerable", "unsuitable", "unsuitable image", "无法回答", "不能回答", "无法判断"})
+UNANSWERABLE_TEXTS = frozenset({"unanswerable", "unsuitable", "unsuitable image", "无法回答", "不能回答", "无法判断"})
 """Normalised answers that say that there is none."""
 
 
 def is_unanswerable(references: Sequence[object]) -> bool:
     """Whether at least half of the annotators say so."""
-    texts = [m4c(text) for text in strings(references)]
-    return bool(texts) and 2 * sum(text in SAYINGS for text in texts) >= len(texts)
+    texts = [normalise_m4c(text) for text in text_references(references)]
+    return bool(texts) and 2 * sum(text in UNANSWERABLE_TEXTS for text in texts) >= len(texts)
 
 
-def doubt(candidates: Sequence[Candidate]) -> float:
+def unanswerable_probability(candidates: Sequence[Candidate]) -> float:
     """Share 0..1 of the candidates' probability that says "unanswerable"; of their number where a system gives no probability."""
     if not candidates:
         return 0.0
-    known = [candidate.log_prob for candidate in candidates if candidate.log_prob is not None]
-    if len(known) == len(candidates):
-        best = max(known)
-        weights = [math.exp(value - best) for value in known]
+    log_probs = [candidate.log_prob for candidate in candidates if candidate.log_prob is not None]
+    if len(log_probs) == len(candidates):
+        best = max(log_probs)
+        weights = [math.exp(value - best) for value in log_probs]
     else:
         weights = [float(candidate.count) for candidate in candidates]
-    said = sum(weight for weight, candidate in zip(weights, candidates, strict=True) if m4c(candidate.text) in SAYINGS)
-    return said / sum(weights)
+    predicted = sum(
+        weight for weight, candidate in zip(weights, candidates, strict=True) if normalise_m4c(candidate.text) in UNANSWERABLE_TEXTS
+    )
+    return predicted / sum(weights)
 
 
 def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
@@ -40,20 +42,20 @@ def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
     positive: [n] bool, at least one of them true; scores: [n], higher is more positive.
     """
     order = np.argsort(-scores, kind="stable")
-    found = np.cumsum(positive[order])
+    true_positives = np.cumsum(positive[order])
     last = np.append(np.diff(scores[order]) != 0, True)
-    taken = np.flatnonzero(last) + 1
-    precision, recall = found[last] / taken, found[last] / positive.sum()
+    num_predicted = np.flatnonzero(last) + 1
+    precision, recall = true_positives[last] / num_predicted, true_positives[last] / positive.sum()
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
 
-def f1(positive: np.ndarray, said: np.ndarray) -> float:
+def f1(positive: np.ndarray, predicted: np.ndarray) -> float:
     """Harmonic mean of precision and recall; 0 where nothing is found."""
-    both = float((positive & said).sum())
-    return 2 * both / float(positive.sum() + said.sum()) if both else 0.0
+    true_positives = float((positive & predicted).sum())
+    return 2 * true_positives / float(positive.sum() + predicted.sum()) if true_positives else 0.0
 
 
-def unanswerability(predictions: Sequence[Prediction], references: Mapping[str, Sequence[object]]) -> dict[str, float] | None:
+def unanswerable_metrics(predictions: Sequence[Prediction], references: Mapping[str, Sequence[object]]) -> dict[str, float] | None:
     """How well a system tells the unanswerable questions; None where there are none.
 
     questions: how many there are; average_precision of `doubt`; f1 of saying so with more than half of the probability.
@@ -61,9 +63,9 @@ def unanswerability(predictions: Sequence[Prediction], references: Mapping[str, 
     positive = np.array([is_unanswerable(references[p.sample_id]) for p in predictions], dtype=bool)
     if not positive.any():
         return None
-    doubts = np.array([doubt(p.candidates) if p.error is None else 0.0 for p in predictions])
+    probabilities = np.array([unanswerable_probability(p.candidates) if p.error is None else 0.0 for p in predictions])
     return {
         "questions": int(positive.sum()),
-        "average_precision": average_precision(positive, doubts),
-        "f1": f1(positive, doubts > 0.5),
+        "average_precision": average_precision(positive, probabilities),
+        "f1": f1(positive, probabilities > 0.5),
     }

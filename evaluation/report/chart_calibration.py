@@ -10,7 +10,7 @@ from evaluation.report.chart_style import COLORS, GREY
 Summary = dict[str, Any]
 
 
-def fused(summary: Summary) -> Figure:
+def fused_score_calibration(summary: Summary) -> Figure:
     """Accuracy of the reranked answers by the fused score that chose them, and how many answers have each score."""
     systems = _systems(summary, "fused_calibration")
     figure = Figure(figsize=(6.0, 5.6), layout="constrained")
@@ -21,9 +21,9 @@ def fused(summary: Summary) -> Figure:
     return figure
 
 
-def credibility(summary: Summary) -> Figure:
+def confidence(summary: Summary) -> Figure:
     """The same of the credibility that was fitted on the validation split, and the accuracy of the most credible answers."""
-    systems = trusted_systems(summary)
+    systems = systems_with_confidence(summary)
     figure = Figure(figsize=(11.0, 5.6), layout="constrained")
     left, right = figure.subplots(2, 2, height_ratios=[3, 1], squeeze=False).T
     left[1].sharex(left[0])
@@ -44,13 +44,13 @@ def credibility(summary: Summary) -> Figure:
     return figure
 
 
-def trusted_systems(summary: Summary) -> dict[str, Any]:
+def systems_with_confidence(summary: Summary) -> dict[str, Any]:
     """What is known of the credibility of each system that has one."""
     return _systems(summary, "credibility")
 
 
 def _systems(summary: Summary, key: str) -> dict[str, Any]:
-    return {name: figures[key] for name, figures in summary["systems"].items() if key in figures}
+    return {name: results[key] for name, results in summary["systems"].items() if key in results}
 
 
 def _calibration(axes: Axes, counts: Axes, systems: dict[str, Any]) -> None:
@@ -61,8 +61,8 @@ def _calibration(axes: Axes, counts: Axes, systems: dict[str, Any]) -> None:
         color, bins = COLORS[i % len(COLORS)], found["bins"]
         label = f"{name} (calibration error {100 * found['ece']:.1f})"
         axes.plot([b["score"] for b in bins], [100 * b["vqa_accuracy"] for b in bins], marker="o", color=color, label=label)
-        places = [b["from"] + 0.01 + (i + 0.5) * width for b in bins]
-        counts.bar(places, [b["questions"] for b in bins], width, color=color)
+        positions = [b["from"] + 0.01 + (i + 0.5) * width for b in bins]
+        counts.bar(positions, [b["questions"] for b in bins], width, color=color)
     axes.set_ylim(0, 105)
     axes.set_ylabel("official VQA accuracy, %")
     axes.legend(frameon=False, fontsize=9, loc="upper left")

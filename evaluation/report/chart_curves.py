@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from evaluation.report.chart_style import COLORS, GREY, WHISKERS, percent_axis
+from evaluation.report.chart_style import COLORS, ERROR_BAR_STYLE, GREY, percent_axis
 
 Summary = dict[str, Any]
 _MARKERS = "osD^v<"
@@ -45,11 +45,11 @@ def robustness(summary: Summary) -> Figure:
     for axes, kind in zip(grid.flat, kinds, strict=False):
         for i, (name, robust) in enumerate(systems.items()):
             points = [{"strength": 0, **robust["clean"]}, *robust["corrupted"][kind]]
-            values, ends = _with_ends(points)
+            values, error_bars = _with_error_bars(points)
             # Lines of several systems beside each other, so that their intervals can be told apart.
-            places = [point["strength"] + 0.06 * (i - (len(systems) - 1) / 2) for point in points]
-            look = {"color": COLORS[i % len(COLORS)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 5}
-            axes.errorbar(places, values, yerr=ends, label=name, **{**WHISKERS, "ecolor": GREY, "capsize": 2}, **look)
+            positions = [point["strength"] + 0.06 * (i - (len(systems) - 1) / 2) for point in points]
+            line_style = {"color": COLORS[i % len(COLORS)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 5}
+            axes.errorbar(positions, values, yerr=error_bars, label=name, **{**ERROR_BAR_STYLE, "ecolor": GREY, "capsize": 2}, **line_style)
         axes.set_xticks(sorted({0, *(point["strength"] for robust in systems.values() for point in robust["corrupted"][kind])}))
         axes.set_title(kind, loc="left", fontsize=11)
         axes.set_ylim(0, 105)
@@ -61,11 +61,11 @@ def robustness(summary: Summary) -> Figure:
     return figure
 
 
-def _with_ends(points: Sequence[dict[str, Any]]) -> tuple[list[float], list[list[float]]]:
+def _with_error_bars(points: Sequence[dict[str, Any]]) -> tuple[list[float], list[list[float]]]:
     """Values in percent, and how far their intervals reach below and above."""
     values = [100 * point["vqa_accuracy"] for point in points]
-    ends = [[100 * abs(point["vqa_accuracy"] - point["vqa_accuracy_ci95"][side]) for point in points] for side in (0, 1)]
-    return values, ends
+    error_bars = [[100 * abs(point["vqa_accuracy"] - point["vqa_accuracy_ci95"][side]) for point in points] for side in (0, 1)]
+    return values, error_bars
 
 
 def _questions(systems: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.report.chart_style import COLORS, GREY, RIGHT, WHISKERS, WRONG, legend_above, percent_axis
+from evaluation.report.chart_style import COLORS, ERROR_BAR_STYLE, GREY, RIGHT, WRONG, legend_above, percent_axis
 
 Summary = dict[str, Any]
 BEFORE, AFTER = ("first", GREY, "before: first"), ("reranked", COLORS[0], "after: reranked")
@@ -13,18 +13,20 @@ BEFORE, AFTER = ("first", GREY, "before: first"), ("reranked", COLORS[0], "after
 
 def before_and_after(summary: dict[str, Any]) -> Figure:
     """First candidate, reranked answer and the oracle's ceiling of each system, with 95 % intervals."""
-    systems = {name: figures["choices"] for name, figures in reranked_systems(summary).items()}
+    systems = {name: results["choices"] for name, results in reranked_systems(summary).items()}
     kinds = [("first", GREY, "before: first"), ("reranked", COLORS[0], "after: reranked"), ("oracle", "none", "ceiling: oracle")]
     figure = Figure(figsize=(max(5.0, 1.6 + 1.8 * len(systems)), 4.2))
     axes = figure.subplots()
     for i, (kind, color, label) in enumerate(kinds):
-        places = [place + (i - 1) * 0.26 for place in range(len(systems))]
+        positions = [position + (i - 1) * 0.26 for position in range(len(systems))]
         measures = [choices[kind] for choices in systems.values()]
         values = [100 * m["vqa_accuracy"] for m in measures]
-        ends = [[100 * abs(m["vqa_accuracy"] - m["vqa_accuracy_ci95"][side]) for m in measures] for side in (0, 1)]
+        error_bars = [[100 * abs(m["vqa_accuracy"] - m["vqa_accuracy_ci95"][side]) for m in measures] for side in (0, 1)]
         edge = GREY if color == "none" else color
         line = "--" if color == "none" else "-"
-        bars = axes.bar(places, values, 0.24, yerr=ends, error_kw=WHISKERS, color=color, edgecolor=edge, linestyle=line, label=label)
+        bars = axes.bar(
+            positions, values, 0.24, yerr=error_bars, error_kw=ERROR_BAR_STYLE, color=color, edgecolor=edge, linestyle=line, label=label
+        )
         # Above the interval: inside, its line would cross the number, and a bar of 0 has no inside.
         axes.bar_label(bars, labels=[f"{value:.1f}" for value in values], padding=2, fontsize=8, color="#444444")
     axes.set_xticks(range(len(systems)))
@@ -38,7 +40,7 @@ def before_and_after(summary: dict[str, Any]) -> Figure:
 
 def reranked_systems(summary: Summary) -> dict[str, Any]:
     """The figures of the systems whose answers were reranked."""
-    return {name: figures for name, figures in summary["systems"].items() if "reranked" in figures["choices"]}
+    return {name: results for name, results in summary["systems"].items() if "reranked" in results["choices"]}
 
 
 def by_category(summary: Summary) -> Figure:
@@ -46,13 +48,13 @@ def by_category(summary: Summary) -> Figure:
     systems = reranked_systems(summary)
     categories = list(next(iter(systems.values()))["choices"]["first"]["by_category"])
     figure = Figure(figsize=(max(6.0, 1.2 * len(categories)), 0.6 + 3.0 * len(systems)), layout="constrained")
-    for axes, (name, figures) in zip(figure.subplots(len(systems), 1, squeeze=False).flat, systems.items(), strict=True):
+    for axes, (name, results) in zip(figure.subplots(len(systems), 1, squeeze=False).flat, systems.items(), strict=True):
         for i, (choice, color, label) in enumerate((BEFORE, AFTER)):
-            parts = figures["choices"][choice]["by_category"]
+            parts = results["choices"][choice]["by_category"]
             values = [100 * parts[category]["vqa_accuracy"] for category in categories]
             bars = axes.bar([row + (i - 0.5) * 0.4 for row in range(len(categories))], values, 0.38, color=color, label=label)
             axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, color="#444444")
-        counts = figures["choices"]["first"]["by_category"]
+        counts = results["choices"]["first"]["by_category"]
         axes.set_xticks(range(len(categories)), [f"{category}\n({counts[category]['questions']:,})" for category in categories])
         axes.grid(visible=False, axis="x")
         percent_axis(axes, "y")
@@ -69,8 +71,8 @@ def overview(summary: Summary) -> Figure:
     overall, fuzzy, changed = figure.subplots(1, 3)
     for axes, metric, title in ((overall, "vqa_accuracy", "Official VQA accuracy, %"), (fuzzy, "fuzzy", "Fuzzy accuracy, %")):
         for i, (choice, color, label) in enumerate((BEFORE, AFTER)):
-            values = [100 * figures["choices"][choice][metric] for figures in systems.values()]
-            bars = axes.bar([place + (i - 0.5) * 0.4 for place in range(len(systems))], values, 0.38, color=color, label=label)
+            values = [100 * results["choices"][choice][metric] for results in systems.values()]
+            bars = axes.bar([position + (i - 0.5) * 0.4 for position in range(len(systems))], values, 0.38, color=color, label=label)
             axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, color="#444444")
         axes.set_ylim(0, 105)
         axes.set_title(title, loc="left", pad=22, fontsize=11)
@@ -84,7 +86,7 @@ def overview(summary: Summary) -> Figure:
 
 def _changed(axes: Axes, systems: dict[str, Any]) -> None:
     bottom = [0] * len(systems)
-    parts = {name: figures["changed"] for name, figures in systems.items()}
+    parts = {name: results["changed"] for name, results in systems.items()}
     kinds = (("better", RIGHT, "better"), ("worse", WRONG, "worse"), ("equal", "#c9c9c4", "as good"))
     for kind, color, label in kinds:
         counts = [part[kind] for part in parts.values()]

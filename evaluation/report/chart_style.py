@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from answering.rendering import chinese_font
-from atomic_io import replacing
+from atomic_io import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Told apart by the colour-blind too (Okabe & Ito 2008)."""
 RIGHT, WRONG = "#1a7f4b", "#b3261e"
 GREY = "#8c8c8c"
-WHISKERS = {"ecolor": "#333333", "elinewidth": 1, "capsize": 3}
+ERROR_BAR_STYLE = {"ecolor": "#333333", "elinewidth": 1, "capsize": 3}
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def style() -> Iterator[None]:
     if font is None:
         log.warning("no font with Chinese characters is installed, so charts show boxes instead; fonts-noto-cjk is one")
     style = {
-        "font.family": ["DejaVu Sans", *([family(font)] if font else [])],
+        "font.family": ["DejaVu Sans", *([register_font(font)] if font else [])],
         "font.size": 10,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -46,7 +46,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def family(font: Path) -> str:
+def register_font(font: Path) -> str:
     """The name by which matplotlib then finds a font file."""
     name = font_manager.get_font(font).family_name
     if name not in font_manager.get_font_names():
@@ -56,15 +56,15 @@ def family(font: Path) -> str:
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a chart as PNG."""
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=150, bbox_inches="tight", facecolor="white")
+    with atomic_write(path) as temp_path:
+        figure.savefig(temp_path, dpi=150, bbox_inches="tight", facecolor="white")
     return path
 
 
-def percent_axis(axes: Axes, which: str) -> None:
+def percent_axis(axes: Axes, axis: str) -> None:
     """An axis `x` or `y` of percentages."""
-    getattr(axes, f"set_{which}lim")(0, 105)
-    getattr(axes, f"set_{which}label")("official VQA accuracy, %, with 95 % interval" if which == "y" else "official VQA accuracy, %")
+    getattr(axes, f"set_{axis}lim")(0, 105)
+    getattr(axes, f"set_{axis}label")("official VQA accuracy, %, with 95 % interval" if axis == "y" else "official VQA accuracy, %")
 
 
 def legend_above(axes: Axes, columns: int = 3) -> None:

@@ -9,12 +9,12 @@ from itertools import chain, zip_longest
 
 from PIL import Image
 
-from answering.rerank.choose_answer import chosen_text, shown_choice
-from dataset.loading.image_io import PictureError
-from dataset.loading.sample_store import Store
-from evaluation.metrics.short_answers import METRIC, vqa_accuracy
+from answering.rerank.choose_answer import chosen_text, displayed_choice
+from dataset.loading.image_io import ImageError
+from dataset.loading.sample_store import SampleStore
+from evaluation.metrics.short_answers import PRIMARY_METRIC, vqa_accuracy
 from evaluation.questions import Question
-from evaluation.run.evaluation_run import Outcome
+from evaluation.run.evaluation_run import EvaluationResult
 from evaluation.scoring.summary import SystemResult
 
 RIGHT = 0.5
@@ -46,7 +46,7 @@ class ShownAnswer:
     accuracy: float
     first_accuracy: float
     error: str | None
-    credibility: float | None
+    confidence: float | None
     candidates: tuple[ShownCandidate, ...]
 
     @property
@@ -80,62 +80,67 @@ class Example:
     answers: tuple[ShownAnswer, ...]
 
 
-def examples(outcome: Outcome) -> list[Example]:
+def examples(evaluation_result: EvaluationResult) -> list[Example]:
     """Every short question, in the order in which it was asked."""
     return [
         Example(
             question,
-            tuple(Counter(outcome.references[question.sample_id]).most_common()),
-            tuple(_answer(name, result, i, outcome.references[question.sample_id]) for name, result in outcome.results.items()),
+            tuple(Counter(evaluation_result.references[question.sample_id]).most_common()),
+            tuple(
+                _answer(name, result, i, evaluation_result.references[question.sample_id])
+                for name, result in evaluation_result.results.items()
+            ),
         )
-        for i, question in enumerate(outcome.questions)
+        for i, question in enumerate(evaluation_result.questions)
     ]
 
 
 def _answer(name: str, result: SystemResult, i: int, references: Sequence[str]) -> ShownAnswer:
     short = result.short
     prediction, texts = short.predictions[i], {choice: all_texts[i] for choice, all_texts in short.texts.items()}
-    accuracy = {choice: float(scores[METRIC][i]) for choice, scores in short.scores.items()}
-    shown = shown_choice(texts)
+    accuracy = {choice: float(scores[PRIMARY_METRIC][i]) for choice, scores in short.scores.items()}
+    displayed = displayed_choice(texts)
     candidates = tuple(
         ShownCandidate(
             text=candidate.text,
             raw=candidate.raw,
             mean_log_prob=candidate.mean_log_prob,
-            clip=prediction.clip[place] if prediction.clip else None,
-            fused=prediction.fused[place] if prediction.fused else None,
+            clip=prediction.clip[candidate_index] if prediction.clip else None,
+            fused=prediction.fused[candidate_index] if prediction.fused else None,
             accuracy=vqa_accuracy(candidate.text, references),
-            choices=tuple(name for name, text in texts.items() if text == chosen_text(prediction.candidates, place) and name != "random"),
+            choices=tuple(
+                name for name, text in texts.items() if text == chosen_text(prediction.candidates, candidate_index) and name != "random"
+            ),
         )
-        for place, candidate in enumerate(prediction.candidates)
+        for candidate_index, candidate in enumerate(prediction.candidates)
     )
-    scores = accuracy[shown], accuracy["first"]
-    return ShownAnswer(name, texts[shown], texts["first"], *scores, prediction.error, prediction.credibility, candidates)
+    scores = accuracy[displayed], accuracy["first"]
+    return ShownAnswer(name, texts[displayed], texts["first"], *scores, prediction.error, prediction.confidence, candidates)
 
 
-def selection(every: Sequence[Example], limit: int) -> list[Example]:
+def select_examples(all_examples: Sequence[Example], limit: int) -> list[Example]:
     """At most `limit` examples: by turns one that reranking changed, one that some system got wrong, another changed one, one
     that all got right. So at least half are changed ones while there are any."""
-    changed = [e for e in every if any("changed" in answer.statuses for answer in e.answers)]
-    rest = [e for e in every if not any("changed" in answer.statuses for answer in e.answers)]
+    changed = [e for e in all_examples if any("changed" in answer.statuses for answer in e.answers)]
+    rest = [e for e in all_examples if not any("changed" in answer.statuses for answer in e.answers)]
     wrong = [e for e in rest if not all(answer.right for answer in e.answers)]
     right = [e for e in rest if all(answer.right for answer in e.answers)]
-    turns: Iterator[Example | None] = chain.from_iterable(zip_longest(changed[::2], wrong, changed[1::2], right))
-    return [example for example in turns if example is not None][:limit]
+    alternating: Iterator[Example | None] = chain.from_iterable(zip_longest(changed[::2], wrong, changed[1::2], right))
+    return [example for example in alternating if example is not None][:limit]
 
 
-def thumbnail(image_id: int, store: Store) -> Image.Image | None:
+def thumbnail(image_id: int, store: SampleStore) -> Image.Image | None:
     """A small copy of a picture; None when it can no longer be read, which the failed question says too."""
     try:
-        picture = store.picture(image_id)
-    except PictureError:
+        image = store.load_image(image_id)
+    except ImageError:
         return None
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return picture
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return image
 
 
-def data_url(picture: Image.Image) -> str:
+def data_url(image: Image.Image) -> str:
     """The picture as a JPEG within a page."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
+    image.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -2,78 +2,78 @@
 
 from typing import Any
 
-from answering.rerank.choose_answer import shown_choice
-from evaluation.metrics.short_answers import METRIC
-from evaluation.report.result_tables import between, percent
+from answering.rerank.choose_answer import displayed_choice
+from evaluation.metrics.short_answers import PRIMARY_METRIC
+from evaluation.report.result_tables import format_interval, percent
 
-POOR = 0.10
+POOR_ACCURACY = 0.10
 """An official accuracy below which a system is said not to be able to do the task."""
 
 
 def headline(summary: dict[str, Any]) -> str:
     """One or two sentences for somebody who reads nothing else; empty where no short question was asked."""
-    scored = _scored(summary)
+    scored = _displayed_results(summary)
     if not scored:
         return ""
     if "curve" in summary:
-        return _curve(summary)
-    top = max(scored, key=lambda name: scored[name][METRIC])
+        return _curve_sentence(summary)
+    top = max(scored, key=lambda name: scored[name][PRIMARY_METRIC])
     questions = f"{summary['dataset']['by_task'].get('vqa', summary['dataset']['questions']):,} questions"
-    interval = f" ({between(scored[top][f'{METRIC}_ci95'])})" if f"{METRIC}_ci95" in scored[top] else ""
-    parts = [f"{_named(summary, top)} answers {percent(scored[top][METRIC])} % of {questions} right{interval}"]
-    if scored[top][METRIC] < POOR:
+    interval = f" ({format_interval(scored[top][f'{PRIMARY_METRIC}_ci95'])})" if f"{PRIMARY_METRIC}_ci95" in scored[top] else ""
+    parts = [f"{_display_name(summary, top)} answers {percent(scored[top][PRIMARY_METRIC])} % of {questions} right{interval}"]
+    if scored[top][PRIMARY_METRIC] < POOR_ACCURACY:
         parts.append("which is poor: nothing here can do this task yet")
     if others := [name for name in scored if name != top]:
-        parts.append(_against(summary, top, others))
-    return ", ".join(parts) + "." + _reranking(summary, top) + _looking(summary, top)
+        parts.append(_comparison_clause(summary, top, others))
+    return ", ".join(parts) + "." + _rerank_sentence(summary, top) + _image_use_sentence(summary, top)
 
 
-def _scored(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _displayed_results(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Figures of the choice that stands for each system; a group of seeds in the place of its members."""
     groups = summary.get("groups", {})
     grouped = {member for group in groups.values() for member in group["systems"]}
     found = {
-        name: figures["choices"][shown_choice(figures["choices"])]
-        for name, figures in summary["systems"].items()
-        if figures["choices"] and name not in grouped
+        name: results["choices"][displayed_choice(results["choices"])]
+        for name, results in summary["systems"].items()
+        if results["choices"] and name not in grouped
     }
     for name, group in groups.items():
         if group["choices"]:
-            found[name] = {METRIC: group["choices"][shown_choice(group["choices"])][METRIC]["mean"]}
+            found[name] = {PRIMARY_METRIC: group["choices"][displayed_choice(group["choices"])][PRIMARY_METRIC]["mean"]}
     return found
 
 
-def _named(summary: dict[str, Any], name: str) -> str:
+def _display_name(summary: dict[str, Any], name: str) -> str:
     group = summary.get("groups", {}).get(name)
     return name if group is None else f"{name} (mean of {len(group['systems'])} seeds)"
 
 
-def _row(summary: dict[str, Any], a: str, b: str) -> dict[str, Any] | None:
+def _find_comparison(summary: dict[str, Any], a: str, b: str) -> dict[str, Any] | None:
     """The comparison of a with b, its signs turned where it stands the other way round."""
     for row in summary["comparisons"]:
         if (row["a"], row["b"]) == (a, b):
             return dict(row)
         if (row["a"], row["b"]) == (b, a):
-            turned = {"a": "b", "b": "a"}.get(row["verdict"], row["verdict"])
-            return {**row, "a": a, "b": b, "difference": -row["difference"], "verdict": turned}
+            swapped = {"a": "b", "b": "a"}.get(row["verdict"], row["verdict"])
+            return {**row, "a": a, "b": b, "difference": -row["difference"], "verdict": swapped}
     return None
 
 
-def _against(summary: dict[str, Any], top: str, others: list[str]) -> str:
+def _comparison_clause(summary: dict[str, Any], top: str, others: list[str]) -> str:
     """What is shown of the best against each other system, in the choice that stands for both."""
     shown: list[str] = []
-    open_: list[str] = []
+    inconclusive: list[str] = []
     for other in others:
-        rows = [_row(summary, f"{top}/{choice}", f"{other}/{choice}") for choice in ("reranked", "first")]
+        rows = [_find_comparison(summary, f"{top}/{choice}", f"{other}/{choice}") for choice in ("reranked", "first")]
         row = next((row for row in rows if row is not None), None)
-        (shown if row is not None and row["verdict"] == "a" else open_).append(other)
-    said = [f"shown to be better than {_list(shown)}"] if shown else []
-    said += [f"not shown to be better than {_list(open_)}"] if open_ else []
-    return " but ".join(said)
+        (shown if row is not None and row["verdict"] == "a" else inconclusive).append(other)
+    clauses = [f"shown to be better than {_join_names(shown)}"] if shown else []
+    clauses += [f"not shown to be better than {_join_names(inconclusive)}"] if inconclusive else []
+    return " but ".join(clauses)
 
 
-def _reranking(summary: dict[str, Any], top: str) -> str:
-    row = _row(summary, f"{top}/reranked", f"{top}/first")
+def _rerank_sentence(summary: dict[str, Any], top: str) -> str:
+    row = _find_comparison(summary, f"{top}/reranked", f"{top}/first")
     if row is None:
         return ""
     points = f"{100 * row['difference']:+.1f} points, p = {row['p_holm']:.3f} after Holm"
@@ -81,23 +81,23 @@ def _reranking(summary: dict[str, Any], top: str) -> str:
     return f" {effect} ({points})."
 
 
-def _looking(summary: dict[str, Any], top: str) -> str:
-    row = _row(summary, f"{top}/first", "controls/shuffled_pictures")
+def _image_use_sentence(summary: dict[str, Any], top: str) -> str:
+    row = _find_comparison(summary, f"{top}/first", "controls/shuffled_pictures")
     if row is None:
         return ""
-    with_others = percent(summary["controls"]["shuffled_pictures"][METRIC])
+    shuffled_accuracy = percent(summary["controls"]["shuffled_pictures"][PRIMARY_METRIC])
     if row["verdict"] == "a":
-        return f" It looks at the pictures: with other pictures it falls to {with_others} %."
-    return f" It is not shown to look at the pictures: with other pictures it has {with_others} %."
+        return f" It looks at the pictures: with other pictures it falls to {shuffled_accuracy} %."
+    return f" It is not shown to look at the pictures: with other pictures it has {shuffled_accuracy} %."
 
 
-def _curve(summary: dict[str, Any]) -> str:
+def _curve_sentence(summary: dict[str, Any]) -> str:
     steps = sorted(summary["curve"].items(), key=lambda item: item[1])
     (first, early), (last, late) = steps[0], steps[-1]
     choices = [summary["systems"][name]["choices"] for name in (first, last)]
-    choice = shown_choice(choices[1])
-    values = [percent(own[choice][METRIC]) for own in choices]
-    row = _row(summary, f"{last}/{choice}", f"{first}/{choice}")
+    choice = displayed_choice(choices[1])
+    values = [percent(own[choice][PRIMARY_METRIC]) for own in choices]
+    row = _find_comparison(summary, f"{last}/{choice}", f"{first}/{choice}")
     known = {"a": "shown to be better than", "b": "shown to be worse than"}.get(
         "" if row is None else row["verdict"], "not shown to differ from"
     )
@@ -115,12 +115,12 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         better, worse = (row["a"], row["b"]) if row["verdict"] == "a" else (row["b"], row["a"])
         ends = sorted(100 * abs(end) for end in row["ci95"])
         found.append(f"{better} is better than {worse} by {100 * abs(row['difference']):.1f} points ({ends[0]:.1f} to {ends[1]:.1f}).")
-    open_ = len(summary["comparisons"]) - len(found)
-    if open_:
-        what = "No difference is" if not found else f"{open_} other difference{'s are' if open_ > 1 else ' is'} not"
-        found.append(f"{what} shown: with this many questions, chance alone could have made {'them' if open_ > 1 else 'it'}.")
+    inconclusive = len(summary["comparisons"]) - len(found)
+    if inconclusive:
+        what = "No difference is" if not found else f"{inconclusive} other difference{'s are' if inconclusive > 1 else ' is'} not"
+        found.append(f"{what} shown: with this many questions, chance alone could have made {'them' if inconclusive > 1 else 'it'}.")
     return found
 
 
-def _list(names: list[str]) -> str:
+def _join_names(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

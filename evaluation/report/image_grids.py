@@ -9,56 +9,60 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from answering.rendering import side_by_side
-from atomic_io import replacing_folder
-from dataset.loading.image_io import PictureError
-from dataset.loading.sample_store import Store
+from atomic_io import atomic_write_folder
+from dataset.loading.image_io import ImageError
+from dataset.loading.sample_store import SampleStore
 from evaluation.report.chart_style import RIGHT, WRONG, save
-from evaluation.report.examples import RIGHT as RIGHT_FROM
+from evaluation.report.examples import RIGHT as RIGHT_THRESHOLD
 from evaluation.report.examples import Example, ShownAnswer, thumbnail
 
-_CASES = 12
+_MAX_EXAMPLES = 12
 _COLUMNS = 4
 
 
-def write_grids(examples: Sequence[Example], store: Store, out: Path, seed: int) -> list[Path]:
+def write_grids(examples: Sequence[Example], store: SampleStore, out: Path, seed: int) -> list[Path]:
     """right_cases.png and wrong_cases.png: answers of the first system, drawn at random. Returns those that there are."""
     answered = [example for example in examples if example.question.image_ids]
     written = []
-    for name, wanted in (("right", True), ("wrong", False)):
-        found = [example for example in answered if example.answers[0].right is wanted]
+    for name, is_right in (("right", True), ("wrong", False)):
+        found = [example for example in answered if example.answers[0].right is is_right]
         if found:
-            drawn = random.Random(f"{seed} {name}").sample(found, min(_CASES, len(found)))
-            bar = f"an official accuracy of at least {100 * RIGHT_FROM:.0f} %" if wanted else f"below {100 * RIGHT_FROM:.0f} %"
-            title = f"{len(drawn)} of {len(found):,} {name} answers of {drawn[0].answers[0].system}, drawn at random ({name}: {bar})"
-            written.append(save(_grid(drawn, title, store), out / f"{name}_cases.png"))
+            sampled = random.Random(f"{seed} {name}").sample(found, min(_MAX_EXAMPLES, len(found)))
+            criterion = (
+                f"an official accuracy of at least {100 * RIGHT_THRESHOLD:.0f} %" if is_right else f"below {100 * RIGHT_THRESHOLD:.0f} %"
+            )
+            title = (
+                f"{len(sampled)} of {len(found):,} {name} answers of {sampled[0].answers[0].system}, drawn at random ({name}: {criterion})"
+            )
+            written.append(save(_draw_grid(sampled, title, store), out / f"{name}_cases.png"))
     return written
 
 
-def write_changed(examples: Sequence[Example], store: Store, folder: Path, limit: int) -> int:
+def write_changed_answers(examples: Sequence[Example], store: SampleStore, folder: Path, limit: int) -> int:
     """<folder>/<system>/<image id>.png for each picture whose answers the rerank changed, at most `limit` a system.
 
     The picture, and beside it every such question with the answer before and after. Returns how many were written; what
     stood in the folder before is gone.
     """
     written = 0
-    with replacing_folder(folder) as new:
-        for place, system in enumerate(answer.system for answer in (examples[0].answers if examples else ())):
+    with atomic_write_folder(folder) as new:
+        for system_index, system in enumerate(answer.system for answer in (examples[0].answers if examples else ())):
             by_image: dict[int, list[Example]] = {}
             for example in examples:
-                if "changed" in example.answers[place].statuses and example.question.image_ids:
+                if "changed" in example.answers[system_index].statuses and example.question.image_ids:
                     by_image.setdefault(example.question.image_ids[0], []).append(example)
             for image, changed in list(by_image.items())[:limit]:
                 (new / system).mkdir(exist_ok=True)
-                _before_and_after(changed, place, store).save(new / system / f"{image}.png", compress_level=1)
+                _before_and_after(changed, system_index, store).save(new / system / f"{image}.png", compress_level=1)
                 written += 1
     return written
 
 
-def _before_and_after(changed: Sequence[Example], place: int, store: Store) -> Image.Image:
+def _before_and_after(changed: Sequence[Example], system_index: int, store: SampleStore) -> Image.Image:
     """The picture (none where it can no longer be read) with its changed questions."""
     texts: list[tuple[str, str]] = []
     for example in changed:
-        answer = example.answers[place]
+        answer = example.answers[system_index]
         references = " / ".join(text for text, _ in example.references[:4])
         texts += [
             ("question", example.question.text),
@@ -67,13 +71,13 @@ def _before_and_after(changed: Sequence[Example], place: int, store: Store) -> I
             ("references", references),
         ]
     try:
-        pictures = [store.picture(changed[0].question.image_ids[0])]
-    except PictureError:
-        pictures = []
-    return side_by_side(pictures, texts)
+        images = [store.load_image(changed[0].question.image_ids[0])]
+    except ImageError:
+        images = []
+    return side_by_side(images, texts)
 
 
-def _grid(examples: Sequence[Example], title: str, store: Store) -> Figure:
+def _draw_grid(examples: Sequence[Example], title: str, store: SampleStore) -> Figure:
     """Question, references and answer of each, under its picture."""
     rows = -(-len(examples) // _COLUMNS)
     figure = Figure(figsize=(3.1 * _COLUMNS, 0.5 + 3.3 * rows), layout="constrained")
@@ -82,11 +86,11 @@ def _grid(examples: Sequence[Example], title: str, store: Store) -> Figure:
     for axes in grid.flat:
         axes.axis("off")
     for example, axes in zip(examples, grid.flat, strict=False):
-        _case(axes, example, example.answers[0], thumbnail(example.question.image_ids[0], store))
+        _draw_example(axes, example, example.answers[0], thumbnail(example.question.image_ids[0], store))
     return figure
 
 
-def _case(axes: Axes, example: Example, answer: ShownAnswer, picture: Image.Image | None) -> None:
+def _draw_example(axes: Axes, example: Example, answer: ShownAnswer, image: Image.Image | None) -> None:
     color = RIGHT if answer.right else WRONG
     axes.axis("on")
     axes.set_xticks([])
@@ -95,30 +99,30 @@ def _case(axes: Axes, example: Example, answer: ShownAnswer, picture: Image.Imag
     for spine in axes.spines.values():
         spine.set(visible=True, color=color, linewidth=2)
     axes.set_box_aspect(0.75)
-    if picture is not None:
-        axes.imshow(picture)
+    if image is not None:
+        axes.imshow(image)
         axes.set_adjustable("datalim")
-    axes.set_title(wrapped(example.question.text, 34, 2), fontsize=9, loc="left")
+    axes.set_title(wrap_text(example.question.text, 34, 2), fontsize=9, loc="left")
     references = " / ".join(text for text, _ in example.references[:3])
-    said = f"{'✓' if answer.right else '✗'} {answer.answer}"
-    axes.set_xlabel(f"{wrapped(said, 34, 1)}\n{wrapped(f'references: {references}', 36, 1)}", fontsize=9, loc="left", color=color)
+    label = f"{'✓' if answer.right else '✗'} {answer.answer}"
+    axes.set_xlabel(f"{wrap_text(label, 34, 1)}\n{wrap_text(f'references: {references}', 36, 1)}", fontsize=9, loc="left", color=color)
 
 
-def wrapped(text: str, width: int, lines: int) -> str:
+def wrap_text(text: str, width: int, lines: int) -> str:
     """At most `lines` lines of `width` columns; a Chinese character takes two, and lines may end behind each of them."""
-    broken, used = [""], 0
-    for piece in _pieces(text):
+    wrapped_lines, line_width = [""], 0
+    for piece in _wrap_units(text):
         columns = sum(2 if ord(character) > 0x2E7F else 1 for character in piece)
-        if used + columns > width and used:
-            broken.append("")
-            used = 0
-        broken[-1] += piece
-        used += columns
-    kept = [line.strip() for line in broken]
-    return "\n".join(kept) if len(kept) <= lines else "\n".join(kept[:lines]) + " ..."
+        if line_width + columns > width and line_width:
+            wrapped_lines.append("")
+            line_width = 0
+        wrapped_lines[-1] += piece
+        line_width += columns
+    stripped = [line.strip() for line in wrapped_lines]
+    return "\n".join(stripped) if len(stripped) <= lines else "\n".join(stripped[:lines]) + " ..."
 
 
-def _pieces(text: str) -> Iterator[str]:
+def _wrap_units(text: str) -> Iterator[str]:
     """Words with the blank behind them, and wide characters one by one; nothing longer than 30 columns."""
     word = ""
     for character in text:

@@ -4,11 +4,11 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from answering.rerank.candidate_scores import CORRECTED
-from answering.rerank.choose_answer import shown_choice
+from answering.rerank.candidate_scores import CORRECTED_SUFFIX
+from answering.rerank.choose_answer import displayed_choice
 from evaluation.report import rerank_tables
 
-MEANINGS = {
+CHOICE_DESCRIPTIONS = {
     "first": "the likeliest candidate",
     "majority": "the candidate said most often",
     "likelihood": "the highest probability a token",
@@ -33,42 +33,42 @@ OTHER_METRICS = (
 Row = Sequence[str]
 
 
-def tables(summary: dict[str, Any]) -> str:
+def render_tables(summary: dict[str, Any]) -> str:
     """Everything, for a terminal."""
     parts = [summary["note"]] if "note" in summary else []
-    parts += [aligned(*table) for table in all_tables(summary).values()]
+    parts += [align_columns(*table) for table in all_tables(summary).values()]
     return "\n\n".join([*parts, "\n".join(remarks(summary))])
 
 
 def all_tables(summary: dict[str, Any]) -> dict[str, tuple[Row, list[Row]]]:
     """Title -> header and rows of every table that has rows."""
-    made = {"On how many questions a choice among candidates can change anything": rerank_tables.can_change_table(summary)}
-    made["All figures"] = accuracy_table(summary)
+    by_title = {"On how many questions a choice among candidates can change anything": rerank_tables.can_change_table(summary)}
+    by_title["All figures"] = accuracy_table(summary)
     if "groups" in summary:
-        made["Mean and spread over seeds"] = group_table(summary)
-    if any(figures["choices"] for figures in summary["systems"].values()):
-        made["By category, language and source"] = category_table(summary)
+        by_title["Mean and spread over seeds"] = group_table(summary)
+    if any(results["choices"] for results in summary["systems"].values()):
+        by_title["By category, language and source"] = category_table(summary)
     if "bars" in summary:
-        made["What must hold"] = bar_table(summary)
-    made["Comparisons"] = comparison_table(summary)
-    made["Can an answer be trusted?"] = rerank_tables.trust_table(summary)
-    made["What the validation split said of the rerank"] = rerank_tables.validation_table(summary)
-    made["Captions and descriptions"] = caption_table(summary)
-    made["Unanswerable questions"] = unanswerable_table(summary)
-    made["The same answers written otherwise"] = format_table(summary)
-    made["Worse pictures"] = robustness_table(summary)
-    return {title: table for title, table in made.items() if table[1]}
+        by_title["What must hold"] = threshold_table(summary)
+    by_title["Comparisons"] = comparison_table(summary)
+    by_title["Can an answer be trusted?"] = rerank_tables.confidence_table(summary)
+    by_title["What the validation split said of the rerank"] = rerank_tables.validation_table(summary)
+    by_title["Captions and descriptions"] = caption_table(summary)
+    by_title["Unanswerable questions"] = unanswerable_table(summary)
+    by_title["The same answers written otherwise"] = format_table(summary)
+    by_title["Worse pictures"] = robustness_table(summary)
+    return {title: table for title, table in by_title.items() if table[1]}
 
 
-def meaning(choice: str) -> str:
+def choice_description(choice: str) -> str:
     """What a choice takes, in a few words; other names than the known ones are picture scorers."""
-    if choice in MEANINGS:
-        return MEANINGS[choice]
-    scorer = choice.removesuffix(CORRECTED)
+    if choice in CHOICE_DESCRIPTIONS:
+        return CHOICE_DESCRIPTIONS[choice]
+    scorer = choice.removesuffix(CORRECTED_SUFFIX)
     return f"the best fit to the picture by {scorer}" + ("" if scorer == choice else ", less its fit to any picture")
 
 
-def aligned(header: Row, rows: Iterable[Row]) -> str:
+def align_columns(header: Row, rows: Iterable[Row]) -> str:
     """Columns aligned by what they show: a Chinese character takes two places."""
     lines = [header, *rows]
     widths = [max(_width(line[i]) for line in lines) for i in range(len(header))]
@@ -86,22 +86,22 @@ def accuracy_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     """A row for each system and choice, then the controls."""
     header = ("system", "choice", "questions", "VQA accuracy", "95 % interval", *(label for _, label in OTHER_METRICS))
     rows: list[Row] = [
-        _accuracy_row(name, choice, figures["choices"][choice])
-        for name, figures in summary["systems"].items()
-        for choice in figures["choices"]
+        _accuracy_row(name, choice, results["choices"][choice])
+        for name, results in summary["systems"].items()
+        for choice in results["choices"]
     ]
     return header, rows + [_accuracy_row(name, "control", measures) for name, measures in summary.get("controls", {}).items()]
 
 
 def _accuracy_row(name: str, choice: str, measures: dict[str, Any]) -> Row:
     others = (percent(measures[metric]) for metric, _ in OTHER_METRICS)
-    interval = between(measures["vqa_accuracy_ci95"])
+    interval = format_interval(measures["vqa_accuracy_ci95"])
     return (name, choice, f"{measures['questions']:,}", percent(measures["vqa_accuracy"]), interval, *others)
 
 
 def category_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     """Accuracy by category, language and source of each system's best-informed honest choice: reranked, else first."""
-    shown = {name: shown_choice(figures["choices"]) for name, figures in summary["systems"].items() if figures["choices"]}
+    shown = {name: displayed_choice(results["choices"]) for name, results in summary["systems"].items() if results["choices"]}
     header = ("VQA accuracy by", "questions", *(f"{name}/{choice}" for name, choice in shown.items()))
     measures = [summary["systems"][name]["choices"][choice] for name, choice in shown.items()]
     rows: list[Row] = []
@@ -125,8 +125,8 @@ def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
             f"{scores['cider_d']:.2f}",
             f"{scores['clip_score']:.3f}" if "clip_score" in scores else "",
         )
-        for name, figures in summary["systems"].items()
-        for choice, kinds in figures.get("captions", {}).items()
+        for name, results in summary["systems"].items()
+        for choice, kinds in results.get("captions", {}).items()
         if choice in ("first", "reranked")
         for kind, scores in kinds.items()
     ]
@@ -171,7 +171,7 @@ def group_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
             str(len(group["systems"])),
             percent(scores["vqa_accuracy"]["mean"]),
             f"{100 * scores['vqa_accuracy']['sd']:.2f}",
-            between([scores["vqa_accuracy"]["lowest"], scores["vqa_accuracy"]["highest"]]),
+            format_interval([scores["vqa_accuracy"]["lowest"], scores["vqa_accuracy"]["highest"]]),
             percent(scores["vqa_accuracy_m4c"]["mean"]),
         )
         for name, group in summary["groups"].items()
@@ -184,9 +184,9 @@ def format_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     """The same answers written otherwise: points that the form alone moves."""
     header = ("system", "choice", "written", "VQA accuracy", "change", "M4C", "change", "exact", "change")
     rows: list[Row] = []
-    for name, figures in summary["systems"].items():
-        for choice, forms in figures.get("format_sensitivity", {}).items():
-            plain = figures["choices"][choice]
+    for name, results in summary["systems"].items():
+        for choice, forms in results.get("format_sensitivity", {}).items():
+            plain = results["choices"][choice]
             for form, label in (("capitalised", "capitalised"), ("full_stop", "with a full stop")):
                 cells = [(percent(value), f"{100 * (value - plain[metric]):+.1f}") for metric, value in forms[form].items()]
                 rows.append((name, choice, label, *(cell for pair in cells for cell in pair)))
@@ -196,9 +196,9 @@ def format_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
 def unanswerable_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     """How well each system tells the questions that nobody can answer."""
     rows: list[Row] = [
-        (name, f"{own['questions']:,}", percent(own["average_precision"]), percent(own["f1"]))
-        for name, figures in summary["systems"].items()
-        if (own := figures.get("unanswerable")) is not None
+        (name, f"{values['questions']:,}", percent(values["average_precision"]), percent(values["f1"]))
+        for name, results in summary["systems"].items()
+        if (values := results.get("unanswerable")) is not None
     ]
     return ("system", "unanswerable questions", "average precision", "F1"), rows
 
@@ -212,7 +212,7 @@ def robustness_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
             str(point["strength"]),
             f"{robust['questions']:,}",
             percent(point["vqa_accuracy"]),
-            between(point["vqa_accuracy_ci95"]),
+            format_interval(point["vqa_accuracy_ci95"]),
             f"{100 * (point['vqa_accuracy'] - robust['clean']['vqa_accuracy']):+.1f}",
         )
         for name, robust in summary.get("robustness", {}).items()
@@ -222,11 +222,16 @@ def robustness_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     return ("system", "pictures", "strength", "questions", "VQA accuracy", "95 % interval", "against clean"), rows
 
 
-def bar_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def threshold_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     """What had to hold, and whether it does."""
     rows: list[Row] = [
-        (bar["what"], percent(bar["value"]), f"{bar['kind']} {percent(bar['limit'])}", "yes" if bar["met"] else "NO")
-        for bar in summary["bars"]
+        (
+            threshold["what"],
+            percent(threshold["value"]),
+            f"{threshold['kind']} {percent(threshold['limit'])}",
+            "yes" if threshold["met"] else "NO",
+        )
+        for threshold in summary["bars"]
     ]
     return ("must hold", "VQA accuracy", "bar", "met"), rows
 
@@ -235,12 +240,14 @@ def remarks(summary: dict[str, Any]) -> list[str]:
     """What must be said besides the figures: failed questions, speed, what may be compared, where weights come from."""
     data = summary["dataset"]
     lines = [f"{data['questions']:,} questions about {data['images']:,} pictures ({data['name']}, split {data['split']})."]
-    for name, figures in summary["systems"].items():
-        speed = f", {figures['questions_per_second']:.1f} questions/s" if "questions_per_second" in figures else ""
-        lines.append(f"{name}: {asked_how(figures)}.")
-        if "without_cuda_graphs" in figures:
-            lines.append(f"{name}: decoding went on without CUDA graphs, slower: {figures['without_cuda_graphs']}.")
-        lines.append(f"{name}: {figures['distinct_candidates']:.1f} distinct candidates a question{speed}; {_failed(figures['errors'])}.")
+    for name, results in summary["systems"].items():
+        speed = f", {results['questions_per_second']:.1f} questions/s" if "questions_per_second" in results else ""
+        lines.append(f"{name}: {describe_system(results)}.")
+        if "without_cuda_graphs" in results:
+            lines.append(f"{name}: decoding went on without CUDA graphs, slower: {results['without_cuda_graphs']}.")
+        lines.append(
+            f"{name}: {results['distinct_candidates']:.1f} distinct candidates a question{speed}; {_failure_count(results['errors'])}."
+        )
     lines += rerank_tables.remarks(summary)
     lines.append("random is a floor and oracle a ceiling that looks at the references; neither is a method.")
     lines.append("Intervals: 95 % bootstrap over pictures. p: randomisation test, the sign of each picture's difference drawn anew.")
@@ -256,10 +263,10 @@ def remarks(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def asked_how(figures: dict[str, Any]) -> str:
+def describe_system(results: dict[str, Any]) -> str:
     """What a system is and how it was asked: kind, path, quantisation, decoding, what was put behind short questions."""
-    model, decoding = figures["model"], figures["decoding"]
-    parts = [" ".join(str(part) for part in (figures["kind"], model.get("path")) if part is not None)]
+    model, decoding = results["model"], results["decoding"]
+    parts = [" ".join(str(part) for part in (results["kind"], model.get("path")) if part is not None)]
     if "quantization" in model:
         parts.append(f"quantization {model['quantization']}")
     parts.append(f"{decoding['mode']} with k = {decoding['k']}, at most {decoding['max_new_tokens']} tokens")
@@ -268,11 +275,11 @@ def asked_how(figures: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _failed(errors: int) -> str:
+def _failure_count(errors: int) -> str:
     if errors == 0:
         return "no question failed"
-    said = "1 question failed and counts as wrong" if errors == 1 else f"{errors:,} questions failed and count as wrong"
-    return f"{said} (the predictions file says why)"
+    message = "1 question failed and counts as wrong" if errors == 1 else f"{errors:,} questions failed and count as wrong"
+    return f"{message} (the predictions file says why)"
 
 
 def percent(value: float) -> str:
@@ -280,7 +287,7 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def between(interval: Sequence[float]) -> str:
+def format_interval(interval: Sequence[float]) -> str:
     """An interval of fractions."""
     return f"{100 * interval[0]:.1f} .. {100 * interval[1]:.1f}"
 

@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from answering.config import DecodingConfig
-from answering.model_fingerprint import identity, recorded, scorer_identity
-from answering.protocol import Answerer, Picture, Replaying
-from answering.request_images import opened
-from answering.rerank.candidate_scores import SELF, Signal
-from answering.rerank.image_text_scores import BatchScorer, PictureBank, PictureScorer, Scorable
-from answering.rerank.self_evaluation import Judge
-from answering.rerank.statements import Wording
+from answering.model_fingerprint import decoding_record, identity, scorer_identity
+from answering.protocol import Answerer, ImageInput, ReplaysCudaGraphs
+from answering.request_images import load_image
+from answering.rerank.candidate_scores import SELF_EVALUATION, Signal
+from answering.rerank.image_text_scores import BackgroundImages, ImageTextModel, ImageTextScorer, QuestionCandidates
+from answering.rerank.self_evaluation import SelfEvaluator
+from answering.rerank.statements import StatementForm
 from atomic_io import write_json
-from dataset.loading.image_io import PictureError
+from dataset.loading.image_io import ImageError
 from dataset.sample import Language
 from evaluation.prediction_files import Journal, Prediction
 from evaluation.questions import Question, digest
-from process_group import Share
+from process_group import ProcessGroup
 from progress import Progress
 
-_BATCHES_A_CHUNK = 4
+_BATCHES_PER_CHUNK = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +36,14 @@ class Chunk:
     decoding: DecodingConfig
 
 
-SELF_ASKED = "asked yes or no"
+SELF_EVALUATION_IDENTITY = "asked yes or no"
 """Stands for the self-score in predictions files; another question would make other scores."""
 
 
-class CosineScorer(BatchScorer, Protocol):
+class CosineScorer(ImageTextModel, Protocol):
     """A scorer that also gives cosines, -1..1, for CLIPScore."""
 
-    def cosine_batch(self, pictures: Sequence[Picture], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    def cosine_batch(self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """The same as cosines."""
         ...
 
@@ -56,48 +56,50 @@ class NamedScorer:
     scorer: CosineScorer
     choice: str = "clip"
     languages: tuple[Language, ...] = ("en", "zh")
-    wording: Wording = "sentence"
-    bank: PictureBank | None = None
+    statement_form: StatementForm = "sentence"
+    background_images: BackgroundImages | None = None
 
     @property
     def identity(self) -> str:
         """What stands for it in predictions files: with a fingerprint of its folder, where it is one, and of its bank."""
-        own = scorer_identity(self.name, self.wording)
-        return own if self.bank is None else f"{own}, bank {digest(self.bank.keys)}"
+        assigned = scorer_identity(self.name, self.statement_form)
+        return assigned if self.background_images is None else f"{assigned}, bank {digest(self.background_images.keys)}"
 
     @property
-    def fit(self) -> PictureScorer:
+    def image_text_scorer(self) -> ImageTextScorer:
         """It, ready to score candidates."""
-        return PictureScorer(self.choice, self.scorer, self.languages, self.wording, self.bank)
+        return ImageTextScorer(self.choice, self.scorer, self.languages, self.statement_form, self.background_images)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RunnerOutput:
     """What a system answered, in the order of the questions, and how fast; without_graphs: why it went on without CUDA graphs."""
 
     predictions: list[Prediction]
     questions_per_second: float | None
-    without_graphs: str | None = None
+    cuda_graphs_error: str | None = None
 
 
 def chunks(questions: Sequence[Question], decoding: DecodingConfig, description_tokens: int) -> list[Chunk]:
     """Questions in their order; captions and descriptions, which may be longer, apart from short answers."""
-    size = decoding.batch_size * _BATCHES_A_CHUNK
-    longer = dataclasses.replace(decoding, max_new_tokens=max(description_tokens, decoding.max_new_tokens))
-    groups = (([q for q in questions if q.short], decoding), ([q for q in questions if not q.short], longer))
-    return [Chunk(tuple(group[i : i + size]), how) for group, how in groups for i in range(0, len(group), size)]
+    size = decoding.batch_size * _BATCHES_PER_CHUNK
+    caption_decoding = dataclasses.replace(decoding, max_new_tokens=max(description_tokens, decoding.max_new_tokens))
+    question_groups = (([q for q in questions if q.short], decoding), ([q for q in questions if not q.short], caption_decoding))
+    return [
+        Chunk(tuple(group[i : i + size]), chunk_decoding) for group, chunk_decoding in question_groups for i in range(0, len(group), size)
+    ]
 
 
-def ask(
+def answer_questions(
     answerer: Answerer,
     scorers: Sequence[NamedScorer],
-    judging: bool,
-    plan: Sequence[Chunk],
+    self_evaluation: bool,
+    all_chunks: Sequence[Chunk],
     path: Path,
     title: str,
     score: Callable[[Prediction], float | None],
-    share: Share,
-) -> Asked:
+    process_group: ProcessGroup,
+) -> RunnerOutput:
     """Have every chunk of `plan` answered, and its candidates scored; each is appended to `path` at once. judging: an answerer
     that can also says how right it finds each of its candidates.
 
@@ -106,54 +108,56 @@ def ask(
     that fall to this process; all processes get the answers to all of them.
     """
     model = identity(answerer.description)
-    journal, watch = Journal(path, share), Stopwatch(path.with_suffix(".timing.json"), digest(model), share)
-    known = [_known(chunk, model, journal) for chunk in plan]
-    judge = answerer if judging and isinstance(answerer, Judge) else None
-    wanted = {scorer.choice: scorer.identity for scorer in scorers} | ({} if judge is None else {SELF: SELF_ASKED})
-    unfinished = bool(scorers) and not all(group and _has_scores(group, wanted) for group in known)
+    journal, stopwatch = Journal(path, process_group), Stopwatch(path.with_suffix(".timing.json"), digest(model), process_group)
+    cached = [_cached_chunk(chunk, model, journal) for chunk in all_chunks]
+    judge = answerer if self_evaluation and isinstance(answerer, SelfEvaluator) else None
+    expected_scorers = {scorer.choice: scorer.identity for scorer in scorers} | (
+        {} if judge is None else {SELF_EVALUATION: SELF_EVALUATION_IDENTITY}
+    )
+    unfinished = bool(scorers) and not all(group and _has_scores(group, expected_scorers) for group in cached)
     done: dict[int, list[Prediction]] = {}
     scores: list[float] = []
-    own = [place for place in range(len(plan)) if share.takes(place)]
-    shown = title if share.processes == 1 else f"{title}, process {share.place + 1} of {share.processes}"
-    with Progress(shown, sum(len(plan[place].questions) for place in own), "questions") as progress:
-        for place in own:
-            chunk, before = plan[place], known[place]
-            answered = before or _answered(answerer, chunk, model, watch)
-            scored = _scored(answered, chunk, scorers, judge, wanted, unfinished)
+    assigned = [chunk_index for chunk_index in range(len(all_chunks)) if process_group.owns(chunk_index)]
+    label = title if process_group.world_size == 1 else f"{title}, process {process_group.rank + 1} of {process_group.world_size}"
+    with Progress(label, sum(len(all_chunks[chunk_index].questions) for chunk_index in assigned), "questions") as progress:
+        for chunk_index in assigned:
+            chunk, before = all_chunks[chunk_index], cached[chunk_index]
+            answered = before or _answer_chunk(answerer, chunk, model, stopwatch)
+            scored = _score_chunk(answered, chunk, scorers, judge, expected_scorers, unfinished)
             if scored != before:
                 journal.append(scored)
-            done[place] = scored
+            done[chunk_index] = scored
             scores += [value for value in map(score, scored) if value is not None]
             progress.update(len(scored), f"accuracy {statistics.fmean(scores):.3f}" if scores else "")
-    together = {place: scored for part in share.gather(done) for place, scored in part.items()}
-    everything = [prediction for place in range(len(plan)) for prediction in together[place]]
-    watch.gather()
-    if share.main:
-        journal.complete(everything)
-    return Asked(everything, watch.total.rate, watch.total.without_graphs)
+    gathered = {chunk_index: scored for part in process_group.gather(done) for chunk_index, scored in part.items()}
+    all_predictions = [prediction for chunk_index in range(len(all_chunks)) for prediction in gathered[chunk_index]]
+    stopwatch.gather()
+    if process_group.is_main_process:
+        journal.merge_rank_files(all_predictions)
+    return RunnerOutput(all_predictions, stopwatch.total.rate, stopwatch.total.cuda_graphs_error)
 
 
 def _key(model: dict[str, Any], decoding: DecodingConfig, question: Question) -> str:
     """Two samples may ask the same about one picture, and have other references: each has an answer of its own."""
-    return digest(model, recorded(decoding), question.sample_id, question.fingerprint)
+    return digest(model, decoding_record(decoding), question.sample_id, question.fingerprint)
 
 
-def _known(chunk: Chunk, model: dict[str, Any], journal: Journal) -> list[Prediction]:
+def _cached_chunk(chunk: Chunk, model: dict[str, Any], journal: Journal) -> list[Prediction]:
     """The chunk's predictions when all of them are in the journal without an error, else none.
 
     A chunk is asked as a whole: questions that are batched otherwise may differ in the last bits of a score.
     """
-    found = [journal.known.get(_key(model, chunk.decoding, question)) for question in chunk.questions]
-    known = [prediction for prediction in found if prediction is not None and prediction.error is None]
-    if len(known) < len(found):
+    found = [journal.cached.get(_key(model, chunk.decoding, question)) for question in chunk.questions]
+    cached = [prediction for prediction in found if prediction is not None and prediction.error is None]
+    if len(cached) < len(found):
         return []
-    return [dataclasses.replace(p, fused=None, learned=None, credibility=None, choices=None) for p in known]
+    return [dataclasses.replace(p, fused=None, learned=None, confidence=None, choices=None) for p in cached]
 
 
-def _answered(answerer: Answerer, chunk: Chunk, model: dict[str, Any], watch: "Stopwatch") -> list[Prediction]:
+def _answer_chunk(answerer: Answerer, chunk: Chunk, model: dict[str, Any], stopwatch: "Stopwatch") -> list[Prediction]:
     started = time.monotonic()
     answers = answerer.answer([question.request for question in chunk.questions], chunk.decoding)
-    watch.add(len(answers), time.monotonic() - started, answerer.without_graphs if isinstance(answerer, Replaying) else None)
+    stopwatch.add(len(answers), time.monotonic() - started, answerer.cuda_graphs_error if isinstance(answerer, ReplaysCudaGraphs) else None)
     return [
         Prediction(
             sample_id=question.sample_id,
@@ -162,23 +166,23 @@ def _answered(answerer: Answerer, chunk: Chunk, model: dict[str, Any], watch: "S
             candidates=answer.candidates,
             error=answer.error if answer.error is not None or answer.candidates else "the system gave no candidate",
             prompt=answer.prompt,
-            decoding=recorded(chunk.decoding),
+            decoding=decoding_record(chunk.decoding),
             model=model,
         )
         for question, answer in zip(chunk.questions, answers, strict=True)
     ]
 
 
-def _has_scores(predictions: Sequence[Prediction], wanted: dict[str, str]) -> bool:
-    return all(prediction.scorers == wanted for prediction in predictions)
+def _has_scores(predictions: Sequence[Prediction], expected_scorers: dict[str, str]) -> bool:
+    return all(prediction.scorers == expected_scorers for prediction in predictions)
 
 
-def _scored(
+def _score_chunk(
     answered: list[Prediction],
     chunk: Chunk,
     scorers: Sequence[NamedScorer],
-    judge: Judge | None,
-    wanted: dict[str, str],
+    judge: SelfEvaluator | None,
+    expected_scorers: dict[str, str],
     unfinished: bool,
 ) -> list[Prediction]:
     """A chunk with the signal of each scorer; without a picture there is nothing to score.
@@ -186,71 +190,73 @@ def _scored(
     While the run is `unfinished`, pictures of candidates that have their scores are looked at again: a scorer keeps what it
     saw, so it sees later pictures in the same company, and gives the same last bits, as in a run that was not killed.
     """
-    old = _has_scores(answered, wanted)
-    if old and not unfinished:
+    already_scored = _has_scores(answered, expected_scorers)
+    if already_scored and not unfinished:
         return answered
-    asked = [_scorable(p, question, old) for p, question in zip(answered, chunk.questions, strict=True)]
+    asked = [_question_candidates(p, question, already_scored) for p, question in zip(answered, chunk.questions, strict=True)]
     try:
-        by_scorer = {scorer.choice: scorer.fit.signals(asked) for scorer in scorers}
-    except PictureError:
+        by_scorer = {scorer.choice: scorer.image_text_scorer.signals(asked) for scorer in scorers}
+    except ImageError:
         # A picture that could be read when its question was asked has gone since. What was scored before stays as it is.
-        readable, asked = _without_lost(answered, asked)
-        by_scorer = {scorer.choice: scorer.fit.signals(asked) for scorer in scorers}
-        answered = answered if old else readable
-    if old:
+        readable, asked = _without_unreadable(answered, asked)
+        by_scorer = {scorer.choice: scorer.image_text_scorer.signals(asked) for scorer in scorers}
+        answered = answered if already_scored else readable
+    if already_scored:
         return answered
     if judge is not None:
-        by_scorer[SELF] = _judged(answered, chunk, judge)
+        by_scorer[SELF_EVALUATION] = _self_evaluate(answered, chunk, judge)
     return [
-        dataclasses.replace(p, scorers=wanted, signals={name: one for name, row in by_scorer.items() if (one := row[i]) is not None})
+        dataclasses.replace(
+            p, scorers=expected_scorers, signals={name: item for name, row in by_scorer.items() if (item := row[i]) is not None}
+        )
         for i, p in enumerate(answered)
     ]
 
 
-def _scorable(prediction: Prediction, question: Question, old: bool) -> Scorable:
+def _question_candidates(prediction: Prediction, question: Question, already_scored: bool) -> QuestionCandidates:
     """Short answers are stated with their question; a caption says by itself what is to be seen."""
     request = question.request
-    texts = () if old else tuple(candidate.text for candidate in prediction.candidates)
+    texts = () if already_scored else tuple(candidate.text for candidate in prediction.candidates)
     asked = question.text if question.short else ""
-    return Scorable(asked, request.language, request.pictures if prediction.candidates else (), texts, question.pictures)
+    return QuestionCandidates(asked, request.language, request.images if prediction.candidates else (), texts, question.images)
 
 
-def _without_lost(answered: list[Prediction], asked: list[Scorable]) -> tuple[list[Prediction], list[Scorable]]:
+def _without_unreadable(answered: list[Prediction], asked: list[QuestionCandidates]) -> tuple[list[Prediction], list[QuestionCandidates]]:
     """The same with a failed question where a picture cannot be read any more; it is asked again by the next run."""
-    said, left = [], []
-    for prediction, one in zip(answered, asked, strict=True):
+    outputs, remaining = [], []
+    for prediction, item in zip(answered, asked, strict=True):
         try:
-            for picture in one.pictures:
-                opened(picture)
-        except PictureError as error:
+            for image in item.images:
+                load_image(image)
+        except ImageError as error:
             prediction = dataclasses.replace(prediction, candidates=(), error=str(error))
-            one = dataclasses.replace(one, pictures=(), texts=())
-        said.append(prediction)
-        left.append(one)
-    return said, left
+            item = dataclasses.replace(item, images=(), texts=())
+        outputs.append(prediction)
+        remaining.append(item)
+    return outputs, remaining
 
 
-def _judged(answered: Sequence[Prediction], chunk: Chunk, judge: Judge) -> list[Signal | None]:
+def _self_evaluate(answered: Sequence[Prediction], chunk: Chunk, judge: SelfEvaluator) -> list[Signal | None]:
     """What the answerer thinks of its short answers."""
     rows = [i for i, p in enumerate(answered) if p.candidates and chunk.questions[i].short]
     texts = [[candidate.text for candidate in answered[i].candidates] for i in rows]
-    said = judge.judge([chunk.questions[i].request for i in rows], texts, chunk.decoding.batch_size)
+    outputs = judge.judge([chunk.questions[i].request for i in rows], texts, chunk.decoding.batch_size)
     found: list[Signal | None] = [None] * len(answered)
-    for i, values in zip(rows, said, strict=True):
+    for i, values in zip(rows, outputs, strict=True):
         found[i] = None if values is None else Signal(tuple(values))
     return found
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Timing:
     """Questions, the seconds that they took, and why steps were not replayed as CUDA graphs."""
 
     questions: int = 0
     seconds: float = 0.0
-    without_graphs: str | None = None
+    cuda_graphs_error: str | None = None
 
-    def __add__(self, other: "Measured") -> "Measured":
-        return Measured(self.questions + other.questions, self.seconds + other.seconds, other.without_graphs or self.without_graphs)
+    def __add__(self, other: "Timing") -> "Timing":
+        return Timing(self.questions + other.questions, self.seconds + other.seconds, other.cuda_graphs_error or self.cuda_graphs_error)
 
     @property
     def rate(self) -> float | None:
@@ -265,33 +271,33 @@ class Stopwatch:
     lost, questions and seconds alike.
     """
 
-    def __init__(self, path: Path, model: str, share: Share):
-        self.path, self.model, self.share = path, model, share
-        self.before, self.new = Measured(), Measured()
+    def __init__(self, path: Path, model: str, process_group: ProcessGroup):
+        self.path, self.model, self.process_group = path, model, process_group
+        self.before, self.new = Timing(), Timing()
         saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if saved.get("model") == model:
-            self.before = Measured(saved["questions"], saved["seconds"], saved.get("without_cuda_graphs"))
+            self.before = Timing(saved["questions"], saved["seconds"], saved.get("without_cuda_graphs"))
 
     @property
-    def total(self) -> Measured:
+    def total(self) -> Timing:
         """What was measured before and now."""
         return self.before + self.new
 
-    def add(self, questions: int, seconds: float, without_graphs: str | None) -> None:
+    def add(self, questions: int, seconds: float, cuda_graphs_error: str | None) -> None:
         """Count questions that were answered just now. without_graphs: why steps were not replayed as CUDA graphs."""
-        self.new += Measured(questions, seconds, without_graphs)
-        if self.share.processes == 1:
-            self._keep()
+        self.new += Timing(questions, seconds, cuda_graphs_error)
+        if self.process_group.world_size == 1:
+            self._save()
 
     def gather(self) -> None:
         """Put together what all processes measured; each of them must call this."""
-        each = self.share.gather(self.new)
-        self.new = sum(each, Measured())
-        self.new = dataclasses.replace(self.new, seconds=max(one.seconds for one in each))
-        if self.share.main and self.new.questions:
-            self._keep()
+        each = self.process_group.gather(self.new)
+        self.new = sum(each, Timing())
+        self.new = dataclasses.replace(self.new, seconds=max(item.seconds for item in each))
+        if self.process_group.is_main_process and self.new.questions:
+            self._save()
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         total = self.total
-        reason = {} if total.without_graphs is None else {"without_cuda_graphs": total.without_graphs}
+        reason = {} if total.cuda_graphs_error is None else {"without_cuda_graphs": total.cuda_graphs_error}
         write_json(self.path, {"model": self.model, "questions": total.questions, "seconds": total.seconds, **reason})

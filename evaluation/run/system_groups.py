@@ -10,17 +10,17 @@ import numpy as np
 
 from answering.config import CheckpointSystem, System
 from errors import UsageError
-from evaluation.config import Bars, EvalConfig
+from evaluation.config import EvalConfig, Thresholds
 from evaluation.scoring.answer_scores import Scores
 
-_STEP = re.compile(r"checkpoint-(\d+)$")
+_CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)$")
 
 
 def check_groups(settings: EvalConfig) -> None:
     """Raises UsageError for groups of systems that are not there, of one system, or that share one; and for a curve of anything
     but checkpoints of known steps."""
     names = [system.name for system in settings.systems]
-    placed: dict[str, str] = {}
+    group_of: dict[str, str] = {}
     for group, members in (settings.groups or {}).items():
         key = f"eval.groups.{group}"
         if group in names:
@@ -30,49 +30,51 @@ def check_groups(settings: EvalConfig) -> None:
         for member in members:
             if member not in names:
                 raise UsageError(f"{key}: there is no system {member}; there are {', '.join(names)}")
-            if placed.setdefault(member, group) != group:
-                raise UsageError(f"{key}: {member} stands in {placed[member]} too")
+            if group_of.setdefault(member, group) != group:
+                raise UsageError(f"{key}: {member} stands in {group_of[member]} too")
     if settings.curve:
         if settings.groups:
             raise UsageError("eval.groups: a learning curve has none")
-        steps(settings.systems)
+        checkpoint_steps(settings.systems)
 
 
-def steps(systems: Sequence[System]) -> dict[str, int]:
+def checkpoint_steps(systems: Sequence[System]) -> dict[str, int]:
     """The training step of each checkpoint, by its folder's name. Raises UsageError for a system that has none."""
     found = {}
     for system in systems:
-        match = _STEP.search(system.path.rstrip("/")) if isinstance(system, CheckpointSystem) else None
+        match = _CHECKPOINT_NAME.search(system.path.rstrip("/")) if isinstance(system, CheckpointSystem) else None
         if match is None:
             raise UsageError(f"eval.curve: {system.name} is no checkpoint-<step> folder; a curve is drawn over the checkpoints of one run")
         found[system.name] = int(match.group(1))
     return found
 
 
-def checkpoints_of(run: Path) -> list[Path]:
+def list_checkpoints(run: Path) -> list[Path]:
     """The checkpoint-<step> folders of a run, in the order of their steps. Raises UsageError when there are fewer than two."""
-    found = {int(match.group(1)): path for path in run.glob("checkpoint-*") if path.is_dir() and (match := _STEP.search(path.name))}
+    found = {
+        int(match.group(1)): path for path in run.glob("checkpoint-*") if path.is_dir() and (match := _CHECKPOINT_NAME.search(path.name))
+    }
     if len(found) < 2:
         raise UsageError(f"--curve {run}: expected at least two checkpoint-<step> folders, found {len(found)}")
     return [found[step] for step in sorted(found)]
 
 
-def as_curve(settings: EvalConfig) -> EvalConfig:
+def learning_curve_settings(settings: EvalConfig) -> EvalConfig:
     """The settings of a learning curve: checkpoints alone, without controls, bars, and groups, which are about one of them."""
     checkpoints = tuple(system for system in settings.systems if isinstance(system, CheckpointSystem))
-    return dataclasses.replace(settings, systems=checkpoints, controls=(), bars=Bars(), groups=None, curve=True)
+    return dataclasses.replace(settings, systems=checkpoints, controls=(), thresholds=Thresholds(), groups=None, curve=True)
 
 
 def mean_scores(members: Sequence[Mapping[str, Scores]]) -> dict[str, Scores]:
     """Each question's mean score over the members, by choice and metric: what one member of the group scores on average."""
-    shared = [choice for choice in members[0] if all(choice in member for member in members)]
+    common_choices = [choice for choice in members[0] if all(choice in member for member in members)]
     return {
         choice: {metric: np.mean([member[choice][metric] for member in members], axis=0) for metric in members[0][choice]}
-        for choice in shared
+        for choice in common_choices
     }
 
 
-def spread(members: Sequence[Mapping[str, Scores]]) -> dict[str, dict[str, dict[str, Any]]]:
+def seed_statistics(members: Sequence[Mapping[str, Scores]]) -> dict[str, dict[str, dict[str, Any]]]:
     """By choice and metric: mean, sample standard deviation, lowest and highest of the members' own means."""
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for choice in mean_scores(members):

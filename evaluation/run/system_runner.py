@@ -9,120 +9,136 @@ import torch
 
 from answering.config import System
 from answering.protocol import Answerer
-from answering.rerank.choose_answer import Plan, chosen_text
+from answering.rerank.choose_answer import RerankPlan, chosen_text
 from errors import UsageError
 from evaluation import prediction_files as files
-from evaluation.answer_selection import chosen
+from evaluation.answer_selection import add_choices
 from evaluation.prediction_files import Prediction
-from evaluation.questions import Question, choose, references, with_other_pictures
-from evaluation.robustness.robustness_run import Condition, asked_again, conditions, on_corrupted_pictures
-from evaluation.run.background_images import with_banks
-from evaluation.run.evaluation_setup import Experiment, check, first_checkpoint
-from evaluation.run.question_runner import NamedScorer, ask, chunks
-from evaluation.scoring.answer_scores import References, right
-from process_group import Share
+from evaluation.questions import Question, choose, references, with_shuffled_images
+from evaluation.robustness.robustness_run import CorruptionCondition, corruption_conditions, corruption_questions, with_corrupted_images
+from evaluation.run.background_images import with_background_images
+from evaluation.run.evaluation_setup import Experiment, check_experiment, first_checkpoint
+from evaluation.run.question_runner import NamedScorer, answer_questions, chunks
+from evaluation.scoring.answer_scores import References, answer_accuracy
+from process_group import ProcessGroup
 
-Load = Callable[[System], Answerer]
+SystemLoader = Callable[[System], Answerer]
 
 
 @dataclass(slots=True)
-class Said:
+class SystemRun:
     """What a system said to some questions, and the file that it stands in."""
 
     path: Path
     questions: list[Question]
     predictions: list[Prediction]
     questions_per_second: float | None
-    without_graphs: str | None = None
+    cuda_graphs_error: str | None = None
 
-    def choose(self, plan: Plan, seed: int, abstain_below: float | None = None) -> None:
+    def choose(self, plan: RerankPlan, seed: int, abstain_below: float | None = None) -> None:
         """Make the choices, and write the file as a whole."""
-        self.predictions = chosen(self.questions, self.predictions, plan, seed, abstain_below)
-        files.write(self.path, self.predictions)
+        self.predictions = add_choices(self.questions, self.predictions, plan, seed, abstain_below)
+        files.write_predictions(self.path, self.predictions)
 
 
 @dataclass(frozen=True, slots=True)
-class _Interview:
+class _SystemRunner:
     """Asks one system after the other. References only make the running accuracy that is shown."""
 
     experiment: Experiment
     scorers: Sequence[NamedScorer]
-    judging: bool
-    share: Share
+    self_evaluation: bool
+    process_group: ProcessGroup
 
-    def control(self, answerer: Answerer, questions: list[Question], known: References, name: str) -> Said:
+    def run_control(self, answerer: Answerer, questions: list[Question], reference_answers: References, name: str) -> SystemRun:
         """Only the first answers of a control are looked at, so nothing is scored."""
-        return _Interview(self.experiment, (), False, self.share).ask(answerer, questions, known, name)
+        return _SystemRunner(self.experiment, (), False, self.process_group).answer_questions(answerer, questions, reference_answers, name)
 
-    def ask(self, answerer: Answerer, questions: list[Question], known: References, file: str) -> Said:
+    def answer_questions(self, answerer: Answerer, questions: list[Question], reference_answers: References, file: str) -> SystemRun:
         experiment = self.experiment
         path = experiment.out / "predictions" / f"{file}.jsonl"
         short = {question.sample_id for question in questions if question.short}
 
-        def first(prediction: Prediction) -> float | None:
-            return right(prediction, chosen_text(prediction.candidates, 0), known) if prediction.sample_id in short else None
+        def first_accuracy(prediction: Prediction) -> float | None:
+            return (
+                answer_accuracy(prediction, chosen_text(prediction.candidates, 0), reference_answers)
+                if prediction.sample_id in short
+                else None
+            )
 
         plan = chunks(questions, experiment.decoding, experiment.settings.description_tokens)
-        asked = ask(answerer, self.scorers, self.judging, plan, path, file, first, self.share)
-        return Said(path, questions, asked.predictions, asked.questions_per_second, asked.without_graphs)
+        asked = answer_questions(answerer, self.scorers, self.self_evaluation, plan, path, file, first_accuracy, self.process_group)
+        return SystemRun(path, questions, asked.predictions, asked.questions_per_second, asked.cuda_graphs_error)
 
 
 @dataclass(frozen=True, slots=True)
-class Everything:
+class EvaluationRun:
     """The questions, and what was said to them by the systems, by the controls, by the systems to those of the validation split,
     and by the systems about corrupted pictures. scorers: those that scored it, with their banks."""
 
     questions: list[Question]
     references: References
     scorers: Sequence[NamedScorer]
-    systems: dict[str, Said] = field(default_factory=dict)
-    controls: dict[str, Said] = field(default_factory=dict)
-    validation: dict[str, Said] = field(default_factory=dict)
-    corrupted: dict[str, dict[Condition, Said]] = field(default_factory=dict)
+    systems: dict[str, SystemRun] = field(default_factory=dict)
+    controls: dict[str, SystemRun] = field(default_factory=dict)
+    validation: dict[str, SystemRun] = field(default_factory=dict)
+    corrupted: dict[str, dict[CorruptionCondition, SystemRun]] = field(default_factory=dict)
 
 
-def ask_everything(
-    experiment: Experiment, load: Load, load_untuned: Load, scorers: Sequence[NamedScorer] = (), share: Share | None = None
-) -> Everything:
+def run_all_systems(
+    experiment: Experiment,
+    load: SystemLoader,
+    load_untuned: SystemLoader,
+    scorers: Sequence[NamedScorer] = (),
+    process_group: ProcessGroup | None = None,
+) -> EvaluationRun:
     """Ask all systems all that they are asked; one is in memory at a time. Predictions go below `experiment.out`.
 
     load makes a system ready to answer, load_untuned does the same with a fresh projector. share: what falls to this process; all
     of them get the same back. Raises UsageError for settings that do not fit together, before any system is loaded.
     """
-    check(experiment, scorers)
+    check_experiment(experiment, scorers)
     settings, store = experiment.settings, experiment.store
-    questions, known = choose(store, settings.split, settings.limit), references(store, settings.split)
-    everything = Everything(questions, known, with_banks(scorers, store, experiment.rerank.bank))
-    interview = _Interview(experiment, everything.scorers, experiment.rerank.self_score, share or Share())
+    questions, reference_answers = choose(store, settings.split, settings.limit), references(store, settings.split)
+    evaluation_run = EvaluationRun(
+        questions, reference_answers, with_background_images(scorers, store, experiment.rerank.background_images)
+    )
+    runner = _SystemRunner(experiment, evaluation_run.scorers, experiment.rerank.self_evaluation, process_group or ProcessGroup())
     short = [question for question in questions if question.short]
     if settings.controls and not short:
         raise UsageError(f"eval.controls: they need questions with short answers; the split '{settings.split}' has none")
-    if settings.corruptions and not asked_again(short, settings):
+    if settings.corruptions and not corruption_questions(short, settings):
         raise UsageError(f"eval.corruptions: they need short questions about pictures; the split '{settings.split}' has none")
-    subject = first_checkpoint(settings)
-    tuning = _validation_questions(experiment) if experiment.rerank.tune else []
-    tuning_references = references(store, "validation") if tuning else {}
+    control_system = first_checkpoint(settings)
+    tuning_questions = _validation_questions(experiment) if experiment.rerank.tune else []
+    tuning_references = references(store, "validation") if tuning_questions else {}
     for system in settings.systems:
         answerer = load(system)
-        everything.systems[system.name] = interview.ask(answerer, questions, known, system.name)
-        if tuning:
-            everything.validation[system.name] = interview.ask(answerer, tuning, tuning_references, f"validation/{system.name}")
-        if system is subject and "shuffled_pictures" in settings.controls:
-            others = with_other_pictures(short, settings.seed)
-            everything.controls["shuffled_pictures"] = interview.control(answerer, others, known, "controls/shuffled_pictures")
-        for condition in conditions(settings):
-            with on_corrupted_pictures(asked_again(short, settings), condition) as worse:
-                said = interview.control(answerer, worse, known, f"corrupted/{system.name}/{condition[0]}-{condition[1]}")
-            everything.corrupted.setdefault(system.name, {})[condition] = said
+        evaluation_run.systems[system.name] = runner.answer_questions(answerer, questions, reference_answers, system.name)
+        if tuning_questions:
+            evaluation_run.validation[system.name] = runner.answer_questions(
+                answerer, tuning_questions, tuning_references, f"validation/{system.name}"
+            )
+        if system is control_system and "shuffled_pictures" in settings.controls:
+            shuffled = with_shuffled_images(short, settings.seed)
+            evaluation_run.controls["shuffled_pictures"] = runner.run_control(
+                answerer, shuffled, reference_answers, "controls/shuffled_pictures"
+            )
+        for condition in corruption_conditions(settings):
+            with with_corrupted_images(corruption_questions(short, settings), condition) as corrupted_questions:
+                system_run = runner.run_control(
+                    answerer, corrupted_questions, reference_answers, f"corrupted/{system.name}/{condition[0]}-{condition[1]}"
+                )
+            evaluation_run.corrupted.setdefault(system.name, {})[condition] = system_run
         del answerer
-        _free()
-    if subject is not None and "untuned" in settings.controls:
-        everything.controls["untuned"] = interview.control(load_untuned(subject), short, known, "controls/untuned")
-        _free()
-    return everything
+        _free_memory()
+    if control_system is not None and "untuned" in settings.controls:
+        evaluation_run.controls["untuned"] = runner.run_control(load_untuned(control_system), short, reference_answers, "controls/untuned")
+        _free_memory()
+    return evaluation_run
 
 
-def _free() -> None:
+def _free_memory() -> None:
     """Give back the memory of a system that is no longer referred to."""
     gc.collect()
     if torch.cuda.is_available():

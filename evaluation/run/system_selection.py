@@ -21,13 +21,13 @@ def with_checkpoints(systems: Sequence[System], folders: Sequence[Path]) -> tupl
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"--checkpoints {folder}: there is no such folder")
-    pattern = next((s for s in systems if isinstance(s, CheckpointSystem)), CheckpointSystem(name="checkpoint", kind="checkpoint"))
+    template = next((s for s in systems if isinstance(s, CheckpointSystem)), CheckpointSystem(name="checkpoint", kind="checkpoint"))
     others = [system for system in systems if not isinstance(system, CheckpointSystem)]
-    named = zip(_names([folder.resolve() for folder in folders]), folders, strict=True)
-    return (*(dataclasses.replace(pattern, name=name, path=str(folder)) for name, folder in named), *others)
+    named = zip(_system_names([folder.resolve() for folder in folders]), folders, strict=True)
+    return (*(dataclasses.replace(template, name=name, path=str(folder)) for name, folder in named), *others)
 
 
-def only(systems: Sequence[System], names: Sequence[str]) -> tuple[System, ...]:
+def select_systems(systems: Sequence[System], names: Sequence[str]) -> tuple[System, ...]:
     """The systems with these names. Raises UsageError for a name that none has."""
     known = {system.name: system for system in systems}
     for name in names:
@@ -36,7 +36,7 @@ def only(systems: Sequence[System], names: Sequence[str]) -> tuple[System, ...]:
     return tuple(known[name] for name in dict.fromkeys(names)) if names else tuple(systems)
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    times = Counter(folder.name for folder in folders)
-    names = [folder.name if times[folder.name] == 1 else f"{folder.parent.name}-{folder.name}" for folder in folders]
+def _system_names(folders: Sequence[Path]) -> list[str]:
+    counts = Counter(folder.name for folder in folders)
+    names = [folder.name if counts[folder.name] == 1 else f"{folder.parent.name}-{folder.name}" for folder in folders]
     return [re.sub(r"[^\w.-]", "_", name) for name in names]

@@ -18,7 +18,7 @@ def category(question: str, language: Language) -> str:
     return next((name for name, rule in _rules()[language] if rule.search(text)), OTHER)
 
 
-def names() -> list[str]:
+def category_names() -> list[str]:
     """All categories, in the order in which tables and charts show them."""
     return ["yes/no", "counting", "attribute", "spatial", "reading", "identification", OTHER]
 
@@ -27,7 +27,7 @@ def confusion(labelled: Iterable[tuple[str, str, Language]]) -> dict[str, dict[s
     """How many questions of each label are put into each category: [label][category]. labelled: label, question, language."""
     table: dict[str, dict[str, int]] = {}
     for label, question, language in labelled:
-        row = table.setdefault(label, dict.fromkeys(names(), 0))
+        row = table.setdefault(label, dict.fromkeys(category_names(), 0))
         row[category(question, language)] += 1
     return table
 

@@ -19,11 +19,11 @@ from progress import Progress
 
 INSTALL_MODELSCOPE = "--source modelscope needs its client: pip install modelscope"
 
-LARGE = 10 << 20
+RESUMABLE_BYTES = 10 << 20
 """From this many bytes on, half a file is kept and gone on with. The hub's own client starts a file anew in a new process."""
 
-_TEXT = re.compile(r"[^/]+\.(json|txt|jinja|model)|README\.md|LICENSE[^/]*")
-_WEIGHTS = (re.compile(r"model(-\d+-of-\d+)?\.safetensors"), re.compile(r"[^/]+\.safetensors"), re.compile(r"pytorch_model[^/]*\.bin"))
+_TEXT_FILES = re.compile(r"[^/]+\.(json|txt|jinja|model)|README\.md|LICENSE[^/]*")
+_WEIGHT_FILES = (re.compile(r"model(-\d+-of-\d+)?\.safetensors"), re.compile(r"[^/]+\.safetensors"), re.compile(r"pytorch_model[^/]*\.bin"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class RemoteFile:
 
     path: str
     size: int
-    here: bool
+    is_cached: bool
 
 
 class Source(Protocol):
@@ -52,29 +52,29 @@ class Source(Protocol):
         ...
 
 
-def needed(files: list[RemoteFile]) -> list[RemoteFile]:
+def select_files(files: list[RemoteFile]) -> list[RemoteFile]:
     """Configs, tokenizer, card, and the weights in one format only: safetensors where there are any."""
-    texts = [file for file in files if _TEXT.fullmatch(file.path)]
-    for kind in _WEIGHTS:
+    texts = [file for file in files if _TEXT_FILES.fullmatch(file.path)]
+    for kind in _WEIGHT_FILES:
         weights = [file for file in files if kind.fullmatch(file.path)]
         if weights:
             return texts + weights
     return texts
 
 
-def check_room(folder: Path, missing: int) -> None:
+def check_disk_space(folder: Path, needed_bytes: int) -> None:
     """Raise UsageError when the disk of `folder` has not `missing` bytes left."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if free < missing:
-        raise UsageError(f"{folder}: {readable(missing)} are to be fetched, and the disk has {readable(free)} left")
+    existing_parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing_parent).free
+    if free < needed_bytes:
+        raise UsageError(f"{folder}: {format_bytes(needed_bytes)} are to be fetched, and the disk has {format_bytes(free)} left")
 
 
-def check_content(path: Path, file: RemoteFile, digest: str) -> None:
+def verify_download(path: Path, file: RemoteFile, digest: str) -> None:
     """Raise TesseraError and remove the file when it is longer than it should be or has another SHA-256 than `digest`."""
     size = path.stat().st_size
     if size < file.size:
-        raise TesseraError(f"{file.path} broke off after {readable(size)} of {readable(file.size)}; run the command again to go on")
+        raise TesseraError(f"{file.path} broke off after {format_bytes(size)} of {format_bytes(file.size)}; run the command again to go on")
     with path.open("rb") as content:
         is_sha256 = re.fullmatch(r"[0-9a-f]{64}", digest)
         same = not is_sha256 or hashlib.file_digest(content, "sha256").hexdigest() == digest
@@ -83,7 +83,7 @@ def check_content(path: Path, file: RemoteFile, digest: str) -> None:
         raise TesseraError(f"{file.path} arrived damaged and was removed; run the command again")
 
 
-def readable(size: float) -> str:
+def format_bytes(size: float) -> str:
     """A number of bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
@@ -104,25 +104,25 @@ class Hub:
     def files(self, name: str) -> list[RemoteFile]:
         from huggingface_hub import snapshot_download
 
-        with self._answering(name):
+        with self._describe_errors(name):
             found = snapshot_download(name, dry_run=True)
         return [RemoteFile(file.filename, file.file_size or 0, not file.will_download) for file in found]
 
     def fetch(self, name: str, files: list[RemoteFile]) -> Path:
         from huggingface_hub import snapshot_download
 
-        with self._answering(name):
+        with self._describe_errors(name):
             for file in files:
-                if file.size >= LARGE and not file.here:
-                    self._fetch_large(name, file)
+                if file.size >= RESUMABLE_BYTES and not file.is_cached:
+                    self._fetch_resumable(name, file)
             return Path(snapshot_download(name, allow_patterns=[file.path for file in files]))
 
-    def _answering(self, name: str) -> AbstractContextManager[None]:
+    def _describe_errors(self, name: str) -> AbstractContextManager[None]:
         from huggingface_hub import errors
 
-        return answering("the Hugging Face hub", name, errors)
+        return describe_client_errors("the Hugging Face hub", name, errors)
 
-    def _fetch_large(self, name: str, file: RemoteFile) -> None:
+    def _fetch_resumable(self, name: str, file: RemoteFile) -> None:
         """Put a file's content into the cache under its hash; the client then finds it there and only links it."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.file_download import repo_folder_name
@@ -141,7 +141,7 @@ class Hub:
             with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
                 hf_raise_for_status(response)
                 self._write(response, partial, start if response.status_code == 206 else 0, file)
-        check_content(partial, file, digest)
+        verify_download(partial, file, digest)
         partial.replace(blobs / digest)
 
     def _write(self, response: Any, partial: Path, start: int, file: RemoteFile) -> None:
@@ -149,9 +149,9 @@ class Hub:
         with partial.open("r+b" if start else "wb") as out, Progress(file.path, file.size >> 20, "MiB") as progress:
             out.seek(start)
             progress.update(start >> 20)
-            for piece in response.iter_raw():
+            for chunk in response.iter_raw():
                 before = out.tell() >> 20
-                out.write(piece)
+                out.write(chunk)
                 progress.update((out.tell() >> 20) - before)
 
 
@@ -159,7 +159,7 @@ class Hub:
 class ModelScope:
     """ModelScope. Files go to `into`/<name>, since its cache is not where loading looks for a name."""
 
-    into: Path
+    target_folder: Path
 
     def __post_init__(self) -> None:
         try:
@@ -169,53 +169,53 @@ class ModelScope:
 
     @property
     def folder(self) -> Path:
-        return self.into
+        return self.target_folder
 
     def files(self, name: str) -> list[RemoteFile]:
         from modelscope import HubApi
 
-        with self._answering(name):
+        with self._describe_errors(name):
             found = HubApi().get_model_files(name, recursive=True)
-        return [RemoteFile(str(file["Path"]), int(file["Size"] or 0), self._is_here(name, file["Path"], file["Size"])) for file in found]
+        return [RemoteFile(str(file["Path"]), int(file["Size"] or 0), self._is_cached(name, file["Path"], file["Size"])) for file in found]
 
     def fetch(self, name: str, files: list[RemoteFile]) -> Path:
         from modelscope import snapshot_download
 
-        with self._answering(name):
-            return Path(snapshot_download(name, local_dir=str(self.into / name), allow_patterns=[file.path for file in files]))
+        with self._describe_errors(name):
+            return Path(snapshot_download(name, local_dir=str(self.target_folder / name), allow_patterns=[file.path for file in files]))
 
-    def _answering(self, name: str) -> AbstractContextManager[None]:
+    def _describe_errors(self, name: str) -> AbstractContextManager[None]:
         from modelscope.hub import errors  # type: ignore[import-not-found]
 
-        return answering("ModelScope", name, errors)
+        return describe_client_errors("ModelScope", name, errors)
 
-    def _is_here(self, name: str, path: str, size: int | None) -> bool:
-        local = self.into / name / path
+    def _is_cached(self, name: str, path: str, size: int | None) -> bool:
+        local = self.target_folder / name / path
         return local.is_file() and local.stat().st_size == size
 
 
 @contextmanager
-def answering(source: str, name: str, errors: ModuleType) -> Iterator[None]:
+def describe_client_errors(source: str, name: str, errors: ModuleType) -> Iterator[None]:
     """Turn what a client raises when the network, the name or the permission is missing into one line.
 
     errors: the client's own module of exceptions, which are not all below OSError and ValueError. Others are defects and stay.
     """
-    own = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    expected: tuple[type[Exception], ...] = (OSError, ValueError, *own)
+    client_errors = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    expected: tuple[type[Exception], ...] = (OSError, ValueError, *client_errors)
     try:
         yield
     except TesseraError:
         raise
     except expected as error:
-        met = error.__cause__ or error
-        reason = " ".join(str(met).split())[:300]
-        what = "is out of reach (no network?), run the command again to go on" if _is_about_the_network(error) else "does not give it"
-        raise TesseraError(f"{name}: {source} {what}: {reason or 'nothing more is said'} ({type(met).__name__})") from error
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split())[:300]
+        what = "is out of reach (no network?), run the command again to go on" if _is_network_error(error) else "does not give it"
+        raise TesseraError(f"{name}: {source} {what}: {reason or 'nothing more is said'} ({type(cause).__name__})") from error
 
 
-def _is_about_the_network(error: BaseException | None) -> bool:
+def _is_network_error(error: BaseException | None) -> bool:
     """httpx and requests have connection errors of their own beside Python's."""
     if error is None:
         return False
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    return not kinds.isdisjoint({"ConnectionError", "TransportError", "Timeout"}) or _is_about_the_network(error.__cause__)
+    return not kinds.isdisjoint({"ConnectionError", "TransportError", "Timeout"}) or _is_network_error(error.__cause__)

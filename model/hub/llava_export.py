@@ -11,14 +11,14 @@ from typing import Any, Literal, Protocol
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from atomic_io import replacing_folder, write_text
+from atomic_io import atomic_write_folder, write_text
 from errors import TesseraError, UsageError
 from model.hub.model_card import model_card
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 
-Form = Literal["merged", "llava"]
+ExportFormat = Literal["merged", "llava"]
 
 POST_NORM_WARNING = (
     "model.feature_layer is last_hidden_state, which the LLaVA layout marks by vision_config.tie_last_hidden_states. Runtimes that do not "
@@ -26,20 +26,26 @@ POST_NORM_WARNING = (
 )
 
 
-class Processor(Protocol):
+class ExportableProcessor(Protocol):
     """What export needs of `dataset.processor.Processor`; `pieces` are its `dataset.chat.ChatPieces`."""
 
     tokenizer: Any
     image_processor: Any
-    placeholder: str
+    image_token: str
     system_prompt: str | None
-    pieces: Any
+    template_parts: Any
 
     def save(self, folder: Path) -> None: ...
 
 
 def export(
-    folder: Path, out: Path, form: Form, processor: Processor, *, dtype: torch.dtype = torch.float32, data_report: str | None = None
+    folder: Path,
+    out: Path,
+    export_format: ExportFormat,
+    processor: ExportableProcessor,
+    *,
+    dtype: torch.dtype = torch.float32,
+    data_report: str | None = None,
 ) -> list[str]:
     """Merge a checkpoint and write it to the new folder `out`; returns warnings to show (they stand in the model card too).
 
@@ -49,27 +55,27 @@ def export(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: it is there already; name a new folder")
     settings = checkpoint.settings(folder)
-    warnings = check_expressible(settings) if form == "llava" else []
+    warnings = check_llava_compatible(settings) if export_format == "llava" else []
     model = checkpoint.merge(folder, dtype=dtype)
-    card = model_card(form, settings, str(dtype).removeprefix("torch."), warnings, data_report)
-    with replacing_folder(out) as beside:
-        if form == "llava":
+    card = model_card(export_format, settings, str(dtype).removeprefix("torch."), warnings, data_report)
+    with atomic_write_folder(out) as temp_path:
+        if export_format == "llava":
             llava = to_llava(model)
             check_same_logits(model, llava)
-            llava.save_pretrained(beside)
-            llava_processor(processor, model).save_pretrained(beside)
+            llava.save_pretrained(temp_path)
+            llava_processor(processor, model).save_pretrained(temp_path)
         else:
-            model.save_pretrained(beside)
-            processor.save(beside)
-        write_text(beside / "README.md", card)
+            model.save_pretrained(temp_path)
+            processor.save(temp_path)
+        write_text(temp_path / "README.md", card)
     return warnings
 
 
-def check_expressible(settings: ModelConfig) -> list[str]:
+def check_llava_compatible(settings: ModelConfig) -> list[str]:
     """Raise UsageError naming the setting that the LLaVA layout has no place for; returns warnings."""
-    if settings.projector.pool != 1:
+    if settings.connector.pool != 1:
         raise UsageError(
-            f"--format llava: model.projector.pool is {settings.projector.pool}, and the LLaVA layout has no pooling (only 1); "
+            f"--format llava: model.projector.pool is {settings.connector.pool}, and the LLaVA layout has no pooling (only 1); "
             "use --format merged"
         )
     if settings.drop_first_patch:
@@ -77,15 +83,15 @@ def check_expressible(settings: ModelConfig) -> list[str]:
             "--format llava: model.drop_first_patch is true, and the LLaVA layout either keeps all patches or reads the encoder in "
             "another way; use --format merged"
         )
-    return [POST_NORM_WARNING] if settings.feature_layer == "last_hidden_state" else []
+    return [POST_NORM_WARNING] if settings.vision_feature_layer == "last_hidden_state" else []
 
 
 def to_llava(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
     """Stock LLaVA around the same tensors."""
     config = model.config
     vision = copy.deepcopy(config.vision_config)
-    states = vision.num_hidden_layers + 1
-    layer = config.feature_layer
+    num_hidden_states = vision.num_hidden_layers + 1
+    layer = config.vision_feature_layer
     if layer == "last_hidden_state":
         vision.tie_last_hidden_states, layer = True, -1
     llava_config = LlavaConfig(
@@ -94,7 +100,7 @@ def to_llava(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
         image_token_index=config.image_token_id,
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         # Counted from the end: transformers takes 0 for "no layer".
-        vision_feature_layer=layer % states - states,
+        vision_feature_layer=layer % num_hidden_states - num_hidden_states,
         vision_feature_select_strategy="full",
     )
     llava_config.dtype = model.dtype
@@ -117,12 +123,12 @@ def to_llava(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
 def check_same_logits(model: VisionLanguageModel, llava: LlavaForConditionalGeneration) -> None:
     """Raise TesseraError when this transformers' LLaVA gives other logits than ours for a random picture and text."""
     generator = torch.Generator().manual_seed(0)
-    size, words = model.config.vision_config.image_size, model.config.text_config.vocab_size
+    size, vocab_size = model.config.vision_config.image_size, model.config.text_config.vocab_size
     pixels = torch.randn(1, 3, size, size, generator=generator).to(model.device, model.dtype)
-    text = torch.randint(min(words, model.config.image_token_id), (1, 16), generator=generator)
-    picture = torch.full((1, llava.config.image_seq_length), model.config.image_token_id)
-    ids = torch.cat([text[:, :8], picture, text[:, 8:]], dim=1).to(model.device)
-    ours, theirs = (m(input_ids=ids, pixel_values=pixels, logits_to_keep=8).logits.float() for m in (model, llava))
+    text_ids = torch.randint(min(vocab_size, model.config.image_token_id), (1, 16), generator=generator)
+    image_token_ids = torch.full((1, llava.config.image_seq_length), model.config.image_token_id)
+    input_ids = torch.cat([text_ids[:, :8], image_token_ids, text_ids[:, 8:]], dim=1).to(model.device)
+    ours, theirs = (m(input_ids=input_ids, pixel_values=pixels, logits_to_keep=8).logits.float() for m in (model, llava))
     difference, scale = float((ours - theirs).abs().max()), float(ours.abs().max())
     if difference > scale * (1e-4 if model.dtype == torch.float32 else 2e-2):
         raise TesseraError(
@@ -131,13 +137,13 @@ def check_same_logits(model: VisionLanguageModel, llava: LlavaForConditionalGene
         )
 
 
-def llava_processor(processor: Processor, model: VisionLanguageModel) -> LlavaProcessor:
+def llava_processor(processor: ExportableProcessor, model: VisionLanguageModel) -> LlavaProcessor:
     """Image processor, tokenizer and a chat template whose prompts equal those of training."""
-    pieces = processor.pieces
+    template_parts = processor.template_parts
     if processor.system_prompt is not None:
-        opening = pieces.system_open + processor.system_prompt + pieces.system_close
-        pieces = dataclasses.replace(pieces, opening=opening)
-    template = pieces.template(processor.placeholder)
+        opening = template_parts.system_open + processor.system_prompt + template_parts.system_close
+        template_parts = dataclasses.replace(template_parts, opening=opening)
+    template = template_parts.template(processor.image_token)
     tokenizer = copy.deepcopy(processor.tokenizer)
     tokenizer.chat_template = template
     return LlavaProcessor(
@@ -146,6 +152,6 @@ def llava_processor(processor: Processor, model: VisionLanguageModel) -> LlavaPr
         patch_size=model.config.vision_config.patch_size,
         vision_feature_select_strategy="full",
         num_additional_image_tokens=0,
-        image_token=processor.placeholder,
+        image_token=processor.image_token,
         chat_template=template,
     )

@@ -8,7 +8,7 @@ import yaml
 
 from model.siglip_qwen.config import ModelConfig
 
-USE_LLAVA = """\
+LLAVA_USAGE = """\
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -22,27 +22,27 @@ inputs = processor(text=prompt, images=[picture], return_tensors="pt")
 Prompts equal those of training. Stock processors read control tokens in a user's text (`<|im_end|>`) as such: remove them first.
 """
 
-USE_MERGED = """\
+MERGED_USAGE = """\
 ```
 python tools/answer.py --checkpoint FOLDER --image PICTURE --question "What is this?"
 ```
 """
 
 
-def model_card(form: str, settings: ModelConfig, dtype: str, warnings: list[str], data_report: str | None) -> str:
+def model_card(export_format: str, settings: ModelConfig, dtype: str, warnings: list[str], data_report: str | None) -> str:
     """Markdown with the front matter that hubs read."""
-    bases = (settings.vision, settings.language)
-    front: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "license": "other"}
-    on_a_hub = [name for name in bases if not Path(name).is_dir()]
-    if on_a_hub:
-        front["base_model"] = on_a_hub
+    base_models = (settings.vision, settings.language)
+    front_matter: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "license": "other"}
+    hub_models = [name for name in base_models if not Path(name).is_dir()]
+    if hub_models:
+        front_matter["base_model"] = hub_models
     sections = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n# A vision-language model made with Tessera",
-        f"A SigLIP vision encoder and a Qwen language model, joined by a two-layer projector; {form} form, weights in {dtype}.",
-        "## Use\n\n" + (USE_LLAVA if form == "llava" else USE_MERGED).rstrip(),
+        f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n# A vision-language model made with Tessera",
+        f"A SigLIP vision encoder and a Qwen language model, joined by a two-layer projector; {export_format} form, weights in {dtype}.",
+        "## Use\n\n" + (LLAVA_USAGE if export_format == "llava" else MERGED_USAGE).rstrip(),
         *(f"> **Note.** {warning}" for warning in warnings),
         "## Base models and licences\n\n"
-        + "\n".join(_licence_line(part, name) for part, name in zip(("Vision", "Language"), bases, strict=True)),
+        + "\n".join(_licence_line(part, name) for part, name in zip(("Vision", "Language"), base_models, strict=True)),
         "The weights derive from both and stay under their licences, beside the terms of the training data. Code: Apache-2.0.",
         "## Settings\n\n```yaml\n" + _as_yaml(settings).rstrip() + "\n```",
     ]
@@ -51,18 +51,18 @@ def model_card(form: str, settings: ModelConfig, dtype: str, warnings: list[str]
     return "\n\n".join(sections) + "\n"
 
 
-def licence_of(name: str) -> str | None:
+def read_licence(name: str) -> str | None:
     """What the front matter of a local folder's README.md gives as its licence."""
     path = Path(name) / "README.md"
     if not path.is_file():
         return None
-    front = re.match(r"---\n(.*?)\n---", path.read_text(encoding="utf-8"), re.DOTALL)
-    found = yaml.safe_load(front[1]) if front else None
-    return str(found["license"]) if isinstance(found, dict) and "license" in found else None
+    front_matter = re.match(r"---\n(.*?)\n---", path.read_text(encoding="utf-8"), re.DOTALL)
+    metadata = yaml.safe_load(front_matter[1]) if front_matter else None
+    return str(metadata["license"]) if isinstance(metadata, dict) and "license" in metadata else None
 
 
 def _licence_line(part: str, name: str) -> str:
-    return f"- {part}: `{name}`, licence: {licence_of(name) or 'see its own model card'}"
+    return f"- {part}: `{name}`, licence: {read_licence(name) or 'see its own model card'}"
 
 
 def _as_yaml(settings: ModelConfig) -> str:

@@ -3,7 +3,7 @@
 import torch
 
 
-def product_dtype(x: torch.Tensor) -> torch.dtype:
+def matmul_dtype(x: torch.Tensor) -> torch.dtype:
     """Autocast's precision on the device of x where autocast is on, else that of x."""
     # Asking whether a device has autocast at all would break the graph of compiled layers; among those in use, only meta has none.
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 
-def what_compiling_lacks(device: torch.device) -> str | None:
+def compile_unsupported_reason(device: torch.device) -> str | None:
     """What torch.compile needs on a device and does not find there; None when nothing is missing."""
     # Imported here: they are slow to load, and most runs need none of them.
     if device.type == "cuda":
@@ -31,14 +31,14 @@ def compile_layers(model: nn.Module) -> None:
 
     The trunk's layers then see a fixed number of pictures (see visual.siglip).
     """
-    for stack in model.modules():
-        if isinstance(stack, nn.ModuleList):
-            for layer in stack:
+    for layers in model.modules():
+        if isinstance(layers, nn.ModuleList):
+            for layer in layers:
                 layer.compile()
 
 
 @contextmanager
-def as_written(model: nn.Module) -> Iterator[None]:
+def eager_mode(model: nn.Module) -> Iterator[None]:
     """Run compiled layers as they are written: for what happens seldom and in other shapes, as validation and answers do."""
     if not any(module._compiled_call_impl is not None for module in model.modules()):
         yield

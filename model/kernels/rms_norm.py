@@ -12,7 +12,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 
-def fuse_norms(model: nn.Module) -> int:
+def fuse_rms_norms(model: nn.Module) -> int:
     """Let the norms of the language model compute in this way; how many there are."""
     norms = [module for module in model.modules() if type(module) in (Qwen2RMSNorm, Qwen3RMSNorm)]
     for module in norms:
@@ -29,20 +29,20 @@ class FusedRMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] -> the same, in the precision of x."""
         weight, epsilon = self.weight, self.variance_epsilon
-        plain = torch.compiler.is_compiling() or weight.requires_grad or x.dtype != weight.dtype
-        if x.is_cuda and not plain:
+        use_reference = torch.compiler.is_compiling() or weight.requires_grad or x.dtype != weight.dtype
+        if x.is_cuda and not use_reference:
             # Not functional.rms_norm, which autocast would give a copy in fp32.
             fused: torch.Tensor = torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], weight, epsilon)[0]
             return fused
-        if x.dtype == torch.float32 and not plain:
-            normed: torch.Tensor = _Normed.apply(x, weight, epsilon)
+        if x.dtype == torch.float32 and not use_reference:
+            normed: torch.Tensor = _RMSNormFunction.apply(x, weight, epsilon)
             return normed
-        exact = x.float()
-        written_out: torch.Tensor = weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
-        return written_out
+        x_fp32 = x.float()
+        reference: torch.Tensor = weight * (x_fp32 * torch.rsqrt(x_fp32.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+        return reference
 
 
-class _Normed(torch.autograd.Function):
+class _RMSNormFunction(torch.autograd.Function):
     """x [..., D] and a frozen weight [D], both fp32 -> [..., D]."""
 
     @staticmethod
@@ -53,8 +53,8 @@ class _Normed(torch.autograd.Function):
         return normed
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
         x, weight, scale = ctx.saved_tensors
-        weighted = gradient * weight
-        along_x = torch.linalg.vecdot(weighted, x).unsqueeze(-1).mul_(scale.pow(3)).div_(-x.shape[-1])
-        return weighted.mul_(scale).addcmul_(x, along_x), None, None
+        grad_normed = grad_output * weight
+        x_component = torch.linalg.vecdot(grad_normed, x).unsqueeze(-1).mul_(scale.pow(3)).div_(-x.shape[-1])
+        return grad_normed.mul_(scale).addcmul_(x, x_component), None, None

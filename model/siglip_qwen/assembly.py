@@ -12,9 +12,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from errors import UsageError, loading
-from model.quantization import Quantization, keep_trainable_on_cpu, quantization_config
+from model.quantization import Quantization, disable_avx512bf16, quantization_config
 from model.siglip_qwen.config import ModelConfig
-from model.siglip_qwen.connector import Projector, count_tokens
+from model.siglip_qwen.connector import Connector, num_image_tokens
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 from visual import siglip
 
@@ -25,11 +25,11 @@ LANGUAGE_FAMILIES = ("qwen2", "qwen3")
 def tokens_per_image(config: ModelConfig) -> int:
     """Placeholders a picture takes, read from the encoder's config. Raises UsageError where settings do not fit."""
     vision = siglip.vision_config(config.vision)
-    siglip.check_feature_layer(vision, config.feature_layer)
-    return count_tokens(siglip.grid_side(vision), config.projector.pool, config.drop_first_patch)
+    siglip.check_feature_layer(vision, config.vision_feature_layer)
+    return num_image_tokens(siglip.grid_side(vision), config.connector.pool, config.drop_first_patch)
 
 
-def vocabulary_rows(config: ModelConfig) -> int:
+def read_vocab_size(config: ModelConfig) -> int:
     """Rows of the language model's embedding, read from its config. Raises UsageError for another family."""
     return int(language_config(config.language).vocab_size)
 
@@ -49,7 +49,7 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
 
 
 def build(
-    config: ModelConfig, *, placeholder_id: int, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    config: ModelConfig, *, image_token_id: int, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> VisionLanguageModel:
     """Load the parts, make a fresh projector, freeze everything.
 
@@ -59,68 +59,70 @@ def build(
     dtype = dtype or default_dtype(device)
     tokens_per_image(config)
     tower = siglip.load(config.vision, dtype=dtype, device=device)
-    language = _load_language(config.language, config.quantization, dtype, device)
-    model = assemble(config, tower, language, placeholder_id)
-    model.model.multi_modal_projector.initialize(config.projector.init, config.projector.init_std)
+    language = _load_language_model(config.language, config.quantization, dtype, device)
+    model = assemble(config, tower, language, image_token_id)
+    model.model.multi_modal_projector.initialize(config.connector.init, config.connector.init_std)
     model.model.multi_modal_projector.to(device)
     return model
 
 
 def load_encoder(config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str) -> siglip.VisionEncoder:
     """The vision half alone: what `VisionLanguageModel.encode_images` of a model of these settings does."""
-    return siglip.VisionEncoder(siglip.load(config.vision, dtype=dtype, device=device), config.feature_layer, config.drop_first_patch)
+    return siglip.VisionEncoder(
+        siglip.load(config.vision, dtype=dtype, device=device), config.vision_feature_layer, config.drop_first_patch
+    )
 
 
-def assemble(config: ModelConfig, tower: PreTrainedModel, language: PreTrainedModel, placeholder_id: int) -> VisionLanguageModel:
+def assemble(config: ModelConfig, tower: PreTrainedModel, language: PreTrainedModel, image_token_id: int) -> VisionLanguageModel:
     """Join loaded parts; frozen and in eval mode, with an uninitialised fp32 projector on the CPU."""
-    joined = VisionLanguageConfig(
+    vlm_config = VisionLanguageConfig(
         vision_config=tower.config,
         text_config=language.config,
-        image_token_index=placeholder_id,
-        feature_layer=config.feature_layer,
+        image_token_index=image_token_id,
+        vision_feature_layer=config.vision_feature_layer,
         drop_first_patch=config.drop_first_patch,
-        pool=config.projector.pool,
+        pool=config.connector.pool,
         settings=dataclasses.asdict(config),
     )
     with torch.device("meta"):
-        model = VisionLanguageModel(joined)
+        model = VisionLanguageModel(vlm_config)
     model.model.vision_tower = tower
     model.model.language_model = language.model
     model.lm_head = language.lm_head
-    model.model.multi_modal_projector = Projector(tower.config.hidden_size, language.config.hidden_size, joined.pool)
-    model.generation_config = plain_generation(language)
+    model.model.multi_modal_projector = Connector(tower.config.hidden_size, language.config.hidden_size, vlm_config.pool)
+    model.generation_config = minimal_generation_config(language)
     # PEFT and the Trainer look at these. `is_quantized` stays away: with it the Trainer refuses to train the projector alone.
-    for mark in ("is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method", "hf_quantizer"):
-        if hasattr(language, mark):
-            setattr(model, mark, getattr(language, mark))
+    for attribute in ("is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method", "hf_quantizer"):
+        if hasattr(language, attribute):
+            setattr(model, attribute, getattr(language, attribute))
     model.requires_grad_(False).eval()
     return model
 
 
-def plain_generation(language: PreTrainedModel) -> GenerationConfig:
+def minimal_generation_config(language: PreTrainedModel) -> GenerationConfig:
     """End and padding tokens of the language model and nothing else.
 
     Qwen's own defaults (temperature, top-k, a repetition penalty) would silently change every candidate's probability.
     """
     own = language.generation_config
-    ends = own.eos_token_id if own is not None else None
-    ends = language.config.eos_token_id if ends is None else ends
-    first = ends[0] if isinstance(ends, list) else ends
-    padding = own.pad_token_id if own is not None and own.pad_token_id is not None else language.config.pad_token_id
-    return GenerationConfig(eos_token_id=ends, pad_token_id=first if padding is None else padding)
+    eos_token_ids = own.eos_token_id if own is not None else None
+    eos_token_ids = language.config.eos_token_id if eos_token_ids is None else eos_token_ids
+    first_eos_token_id = eos_token_ids[0] if isinstance(eos_token_ids, list) else eos_token_ids
+    pad_token = own.pad_token_id if own is not None and own.pad_token_id is not None else language.config.pad_token_id
+    return GenerationConfig(eos_token_id=eos_token_ids, pad_token_id=first_eos_token_id if pad_token is None else pad_token)
 
 
-def _load_language(name: str, quantization: Quantization, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+def _load_language_model(name: str, quantization: Quantization, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
     config = language_config(name)
     options: dict[str, Any] = {"config": config, "dtype": dtype, "output_loading_info": True}
-    quantized = quantization_config(quantization, dtype, keep=["lm_head"])
+    quantized = quantization_config(quantization, dtype, skip_modules=["lm_head"])
     if quantized is not None:
         options |= {"quantization_config": quantized, "device_map": {"": device}}
     with loading("model.language", name):
         model, report = AutoModelForCausalLM.from_pretrained(name, **options)
     if report["missing_keys"]:
         raise UsageError(f"model.language: {name} lacks weights of the language model, such as {min(report['missing_keys'])}")
-    keep_trainable_on_cpu(model)
+    disable_avx512bf16(model)
     if quantization == "int8":
         # It says in every layer and pass that inputs are cast to fp16, which is how this method works.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

@@ -34,7 +34,7 @@ _TEMPLATE = """
 
 
 @dataclass(frozen=True, slots=True)
-class ChatPieces:
+class ChatTemplateParts:
     """The text between contents. With thinking off, Qwen3's header holds the empty think block, in every turn alike.
 
     opening + user text + header + answer + end + next_user + user text + header ...; with a system message,
@@ -60,32 +60,32 @@ class ChatPieces:
         return template
 
 
-def chat_pieces(tokenizer: Any) -> ChatPieces:
+def chat_template_parts(tokenizer: Any) -> ChatTemplateParts:
     """The pieces of a tokenizer's chat template.
 
     Raises UsageError when the template does not keep contents in order or does not close an answer with one token.
     """
-    marks = {"system": "Sentinel system.", "user": "Sentinel question.", "assistant": "Sentinel answer.", "next": "Sentinel next."}
-    user = {"role": "user", "content": marks["user"]}
-    turns = [user, {"role": "assistant", "content": marks["assistant"]}, {"role": "user", "content": marks["next"]}]
+    sentinels = {"system": "Sentinel system.", "user": "Sentinel question.", "assistant": "Sentinel answer.", "next": "Sentinel next."}
+    user = {"role": "user", "content": sentinels["user"]}
+    turns = [user, {"role": "assistant", "content": sentinels["assistant"]}, {"role": "user", "content": sentinels["next"]}]
 
     def render(messages: list[dict[str, str]]) -> str:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False))
 
-    def between(text: str, *keys: str) -> list[str]:
+    def texts_between(text: str, *keys: str) -> list[str]:
         parts = []
         for key in keys:
-            before, mark, text = text.partition(marks[key])
-            if not mark:
+            before, sentinel, text = text.partition(sentinels[key])
+            if not sentinel:
                 raise UsageError(f"model.language: its chat template leaves out the {key} text; a ChatML-like template is expected")
             parts.append(before)
         return [*parts, text]
 
-    opening, header = between(render([user]), "user")
-    system_open, system_close, _ = between(render([{"role": "system", "content": marks["system"]}, user]), "system", "user")
-    after_answer = between(render(turns), "user", "assistant", "next")[2]
+    opening, header = texts_between(render([user]), "user")
+    system_open, system_close, _ = texts_between(render([{"role": "system", "content": sentinels["system"]}, user]), "system", "user")
+    after_answer = texts_between(render(turns), "user", "assistant", "next")[2]
     ids = tokenizer.encode(after_answer, add_special_tokens=False)
     end = tokenizer.convert_ids_to_tokens(ids[0]) if ids else None
     if end is None or not after_answer.startswith(end) or ids[0] not in tokenizer.added_tokens_decoder:
         raise UsageError(f"model.language: its chat template closes an answer with {after_answer!r}; a control token is expected there")
-    return ChatPieces(opening, system_open, system_close, header, end, after_answer[len(end) :])
+    return ChatTemplateParts(opening, system_open, system_close, header, end, after_answer[len(end) :])

@@ -23,14 +23,19 @@ from transformers import AutoModelForCausalLM
 
 from atomic_io import write_json
 from errors import UsageError, loading
-from model.lora import attach, base_model, trained_weights
-from model.param_groups import Group, set_trainable
-from model.quantization import Quantization, keep_trainable_on_cpu, quantization_config
+from model.lora import base_model, configure_trainable, trained_state_dict
+from model.param_groups import ParamGroup, set_trainable
+from model.quantization import Quantization, disable_avx512bf16, quantization_config
 from model.siglip_qwen.assembly import build, default_dtype
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 
-WEIGHTS, ADAPTER, LANGUAGE, WHOLE = "adapter_model.safetensors", "adapter_config.json", "language", "whole.json"
+WEIGHTS_NAME, ADAPTER_CONFIG_NAME, LANGUAGE_FOLDER, MANIFEST_NAME = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "language",
+    "whole.json",
+)
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +47,12 @@ def save(model: VisionLanguageModel | PeftModel, folder: Path, state: dict[str, 
     """
     folder.mkdir(parents=True, exist_ok=True)
     inner = base_model(model)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in trained_weights(model, state).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    tensors = {key: value.detach().cpu().contiguous() for key, value in trained_state_dict(model, state).items()}
+    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     if isinstance(model, PeftModel):
         model.peft_config["default"].save_pretrained(folder)
     if inner.config.language_weights:
-        _save_language(inner, folder / LANGUAGE, state)
+        _save_language_model(inner, folder / LANGUAGE_FOLDER, state)
     inner.config.save_pretrained(folder)
 
 
@@ -64,24 +69,24 @@ def load(
     trainable: the trained groups in fp32 and trainable, else everything is frozen, in eval mode and in `dtype`
     (`default_dtype` unless given). Raises UsageError when the folder is no checkpoint or a base model is missing.
     """
-    joined = _config(folder)
+    vlm_config = _config(folder)
     dtype = dtype or default_dtype(device)
     if is_merged(folder):
         return _load_merged(folder, "none" if quantization == "as_trained" else quantization, dtype, device)
     config = settings(folder)
     if quantization != "as_trained":
         config = dataclasses.replace(config, quantization=quantization)
-    if joined.language_weights:
-        config = dataclasses.replace(config, language=str(folder / LANGUAGE))
-    built = build(config, placeholder_id=joined.image_token_id, dtype=dtype, device=device)
-    built.config.settings, built.config.language_weights = joined.settings, joined.language_weights
-    groups: tuple[Group, ...] = ("projector", "lora") if (folder / ADAPTER).exists() else ("projector",)
-    model = attach(built, config, groups)
+    if vlm_config.language_weights:
+        config = dataclasses.replace(config, language=str(folder / LANGUAGE_FOLDER))
+    base = build(config, image_token_id=vlm_config.image_token_id, dtype=dtype, device=device)
+    base.config.settings, base.config.language_weights = vlm_config.settings, vlm_config.language_weights
+    groups: tuple[ParamGroup, ...] = ("projector", "lora") if (folder / ADAPTER_CONFIG_NAME).exists() else ("projector",)
+    model = configure_trainable(base, config, groups)
     _load_trained(model, folder)
     if trainable:
-        set_trainable(model, (*groups, "language") if joined.language_weights else groups)
-        if joined.language_weights:
-            _load_language(model, folder)  # again, in fp32: the base was built in `dtype`
+        set_trainable(model, (*groups, "language") if vlm_config.language_weights else groups)
+        if vlm_config.language_weights:
+            _load_language_model(model, folder)  # again, in fp32: the base was built in `dtype`
         return model
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -115,23 +120,23 @@ def is_merged(folder: Path) -> bool:
     return any(folder.glob("model*.safetensors"))
 
 
-def mark_whole(folder: Path) -> None:
+def write_manifest(folder: Path) -> None:
     """Declare all files of a checkpoint written."""
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    sizes.pop(WHOLE, None)
-    write_json(folder / WHOLE, sizes)
+    sizes.pop(MANIFEST_NAME, None)
+    write_json(folder / MANIFEST_NAME, sizes)
 
 
-def what_is_missing(folder: Path) -> str | None:
+def manifest_mismatch(folder: Path) -> str | None:
     """Why a checkpoint folder is not whole; None when it is."""
     if not folder.is_dir():
         return "there is no such folder"
     try:
-        sizes = json.loads((folder / WHOLE).read_text(encoding="utf-8"))
+        sizes = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return f"it has no {WHOLE}, so its writing was not finished"
+        return f"it has no {MANIFEST_NAME}, so its writing was not finished"
     except ValueError:
-        return f"{WHOLE} is not readable"
+        return f"{MANIFEST_NAME} is not readable"
     for name, size in sizes.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
@@ -139,14 +144,14 @@ def what_is_missing(folder: Path) -> str | None:
     return None
 
 
-def newest(folder: Path) -> Path:
+def latest(folder: Path) -> Path:
     """The newest whole `checkpoint-<step>` in a folder; half-written ones are skipped with a message.
 
     Raises UsageError when there is none.
     """
     steps = {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))}
     for step in sorted(steps, reverse=True):
-        reason = what_is_missing(steps[step])
+        reason = manifest_mismatch(steps[step])
         if reason is None:
             return steps[step]
         log.warning("skipping %s: %s", steps[step], reason)
@@ -166,25 +171,25 @@ def _config(folder: Path) -> VisionLanguageConfig:
 
 def _load_trained(model: VisionLanguageModel | PeftModel, folder: Path) -> None:
     with loading("checkpoint", str(folder)):
-        tensors = load_file(folder / WEIGHTS)
-    expected = {key: value.shape for key, value in trained_weights(model).items()}
+        tensors = load_file(folder / WEIGHTS_NAME)
+    expected = {key: value.shape for key, value in trained_state_dict(model).items()}
     wrong = sorted({key for key in expected.keys() | tensors.keys() if key not in tensors or tensors[key].shape != expected.get(key)})
     if wrong:
-        raise UsageError(f"{folder / WEIGHTS}: {len(wrong)} weights are missing, left over or of another shape, such as {wrong[0]}")
+        raise UsageError(f"{folder / WEIGHTS_NAME}: {len(wrong)} weights are missing, left over or of another shape, such as {wrong[0]}")
     if isinstance(model, PeftModel):
         peft.set_peft_model_state_dict(model, tensors)
     else:
         model.load_state_dict({key.removeprefix("base_model.model."): value for key, value in tensors.items()}, strict=False)
 
 
-def _load_language(model: VisionLanguageModel | PeftModel, folder: Path) -> None:
+def _load_language_model(model: VisionLanguageModel | PeftModel, folder: Path) -> None:
     with loading("checkpoint", str(folder)):
-        language = AutoModelForCausalLM.from_pretrained(folder / LANGUAGE, dtype=torch.float32)
+        language = AutoModelForCausalLM.from_pretrained(folder / LANGUAGE_FOLDER, dtype=torch.float32)
     base_model(model).model.language_model.load_state_dict(language.model.state_dict())
     base_model(model).lm_head.load_state_dict(language.lm_head.state_dict())
 
 
-def _save_language(model: VisionLanguageModel, folder: Path, state: dict[str, torch.Tensor] | None) -> None:
+def _save_language_model(model: VisionLanguageModel, folder: Path, state: dict[str, torch.Tensor] | None) -> None:
     """Write the language model as its own class would, so that any runtime can read it."""
     with torch.device("meta"):
         language = AutoModelForCausalLM.from_config(model.config.text_config)
@@ -197,12 +202,12 @@ def _save_language(model: VisionLanguageModel, folder: Path, state: dict[str, to
 
 
 def _load_merged(folder: Path, quantization: Quantization, dtype: torch.dtype, device: torch.device | str) -> VisionLanguageModel:
-    keep = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
-    quantized = quantization_config(quantization, dtype, keep)
+    skip_modules = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+    quantized = quantization_config(quantization, dtype, skip_modules)
     options = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": device}}
     with loading("checkpoint", str(folder)):
         model: VisionLanguageModel = VisionLanguageModel.from_pretrained(folder, dtype=dtype, **options)
-    keep_trainable_on_cpu(model)
+    disable_avx512bf16(model)
     model.requires_grad_(False).eval()
     if quantized is None:
         model.to(device)

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from config_schema import section
-from visual.config import PartName
+from visual.config import ModelNameOrPath
 
 
 @section
-class ProjectorConfig:
+class ConnectorConfig:
     """The two-layer projector from vision features to word embeddings."""
 
     pool: Annotated[int, Field(ge=1)] = 1
@@ -26,11 +26,11 @@ class LoraConfig:
 
     r: Annotated[int, Field(ge=1)] = 64
     """Rank."""
-    alpha: Annotated[float, Field(gt=0.0)] = 128
+    lora_alpha: Annotated[float, Field(gt=0.0)] = 128
     """Scale; the update is multiplied by alpha / r."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     """Dropout before the adapter."""
-    dora: bool = False
+    use_dora: bool = False
     """Weight-decomposed adapters (DoRA, arXiv:2402.09353)."""
 
 
@@ -38,21 +38,21 @@ class LoraConfig:
 class ModelConfig:
     """The model: its pre-trained parts and what is trained on them."""
 
-    vision: PartName = "google/siglip-so400m-patch14-384"
+    vision: ModelNameOrPath = "google/siglip-so400m-patch14-384"
     """SigLIP or SigLIP 2 of fixed resolution: folder or hub name."""
-    language: PartName = "Qwen/Qwen3-1.7B"
+    language: ModelNameOrPath = "Qwen/Qwen3-1.7B"
     """Causal Qwen (2, 2.5, 3): folder or hub name."""
-    feature_layer: int | Literal["last_hidden_state"] = -2
+    vision_feature_layer: int | Literal["last_hidden_state"] = -2
     """Which hidden state of the vision encoder is used; `last_hidden_state` is the one after the final layer norm."""
     drop_first_patch: bool = False
     """Leave the first patch out, as recipes written for encoders with a CLS token do. SigLIP has no CLS token."""
-    placeholder: str = "auto"
+    image_token: str = "auto"
     """Token that stands for a patch: auto = `<|image_pad|>`, else `<|extra_0|>`, else added."""
     system_prompt: str | None = None
     """System message before every conversation; the template's own default when null."""
-    max_tokens: Annotated[int, Field(ge=16)] = 2048
+    max_length: Annotated[int, Field(ge=16)] = 2048
     """Longest sample in tokens, placeholders counted."""
-    projector: ProjectorConfig = ProjectorConfig()
+    connector: ConnectorConfig = ConnectorConfig()
     """The projector."""
     lora: LoraConfig | None = LoraConfig()
     """Adapters; null trains none (projector only, or the whole language model)."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from errors import UsageError
 
 
-class Projector(nn.Module):
+class Connector(nn.Module):
     """linear_1, GELU, linear_2. With `pool` n, each n x n neighbourhood of patches is concatenated into one token first."""
 
     def __init__(self, vision_width: int, language_width: int, pool: int = 1):
@@ -33,21 +33,21 @@ class Projector(nn.Module):
         """[N, patches, vision width] -> [N, tokens, language width] in the projector's own precision."""
         features = features.to(self.linear_1.weight.dtype)
         if self.pool > 1:
-            features = concatenate_neighbours(features, self.pool)
+            features = space_to_depth(features, self.pool)
         projected: torch.Tensor = self.linear_2(functional.gelu(self.linear_1(features)))
         return projected
 
 
-def concatenate_neighbours(features: torch.Tensor, pool: int) -> torch.Tensor:
+def space_to_depth(features: torch.Tensor, pool: int) -> torch.Tensor:
     """[N, side * side, width] -> [N, (side / pool)^2, width * pool^2]: row-major patches, row-major inside a neighbourhood."""
-    pictures, patches, width = features.shape
+    num_images, patches, width = features.shape
     side = round(patches**0.5)
-    small = side // pool
-    grid = features.view(pictures, small, pool, small, pool, width)
-    return grid.transpose(2, 3).reshape(pictures, small * small, pool * pool * width)
+    pooled_side = side // pool
+    grid = features.view(num_images, pooled_side, pool, pooled_side, pool, width)
+    return grid.transpose(2, 3).reshape(num_images, pooled_side * pooled_side, pool * pool * width)
 
 
-def count_tokens(side: int, pool: int, drop_first_patch: bool) -> int:
+def num_image_tokens(side: int, pool: int, drop_first_patch: bool) -> int:
     """Tokens of a picture of side x side patches. Raises UsageError where the settings do not fit together."""
     if side % pool:
         raise UsageError(f"model.projector.pool: {side} x {side} patches cannot be divided into neighbourhoods of {pool} x {pool}")

@@ -2,16 +2,16 @@
 
 from peft import PeftModel
 
-from model.kernels.fused_lora import fuse_adapters
-from model.kernels.rms_norm import fuse_norms
+from model.kernels.fused_lora import fuse_lora
+from model.kernels.rms_norm import fuse_rms_norms
 from model.lora import base_model
 from model.siglip_qwen.modeling import VisionLanguageModel
-from model.siglip_qwen.sparse_last_layer import read_sparsely
+from model.siglip_qwen.sparse_last_layer import enable_sparse_last_layer
 
 
-def fuse(model: VisionLanguageModel | PeftModel) -> None:
+def fuse_modules(model: VisionLanguageModel | PeftModel) -> None:
     """Adapters, norms and the last layer of a model that is about to be used."""
-    fuse_adapters(model)
+    fuse_lora(model)
     language_model = base_model(model).model.language_model
-    fuse_norms(language_model)
-    read_sparsely(language_model)
+    fuse_rms_norms(language_model)
+    enable_sparse_last_layer(language_model)

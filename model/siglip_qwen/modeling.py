@@ -13,15 +13,15 @@ from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrain
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from errors import TesseraError
-from model.kernels.chunked_cross_entropy import positions_at_once, summed_loss
-from model.kernels.varlen_attention import packed_arguments
-from model.siglip_qwen.connector import Projector
-from model.siglip_qwen.image_tokens import find_placeholders, find_supervised
-from model.siglip_qwen.sparse_last_layer import read_arguments
+from model.kernels.chunked_cross_entropy import chunked_cross_entropy, positions_per_chunk
+from model.kernels.varlen_attention import packed_attention_kwargs
+from model.siglip_qwen.connector import Connector
+from model.siglip_qwen.image_tokens import find_image_tokens, find_supervised_positions
+from model.siglip_qwen.sparse_last_layer import sparse_last_layer_kwargs
 from visual import siglip
 
 
-class PlaceholderError(TesseraError):
+class ImageTokenMismatchError(TesseraError):
     """Placeholders in the text and features of the pictures differ in number."""
 
 
@@ -39,7 +39,7 @@ class VisionLanguageConfig(PreTrainedConfig):
     vision_config: Any = None
     text_config: Any = None
     image_token_index: int = 0
-    feature_layer: siglip.FeatureLayer = -2
+    vision_feature_layer: siglip.FeatureLayer = -2
     drop_first_patch: bool = False
     pool: int = 1
     tie_word_embeddings: bool = False
@@ -69,7 +69,7 @@ class VisionLanguageBackbone(PreTrainedModel):
     def __init__(self, config: VisionLanguageConfig):
         super().__init__(config)
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = Projector(config.vision_config.hidden_size, config.text_config.hidden_size, config.pool)
+        self.multi_modal_projector = Connector(config.vision_config.hidden_size, config.text_config.hidden_size, config.pool)
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -130,7 +130,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
     @property
     def _encoder(self) -> siglip.VisionEncoder:
-        return siglip.VisionEncoder(self.model.vision_tower, self.config.feature_layer, self.config.drop_first_patch)
+        return siglip.VisionEncoder(self.model.vision_tower, self.config.vision_feature_layer, self.config.drop_first_patch)
 
     def project(self, image_features: torch.Tensor) -> torch.Tensor:
         """Trunk features [N, patches, vision width] -> word embeddings [N, P, D]."""
@@ -178,40 +178,42 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             raise ValueError("exactly one of input_ids and inputs_embeds is expected")
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        pictures = self._pictures(pixel_values, image_features, mm_encoder_outputs)
-        idle = self._idle_vision(inputs_embeds.device, image_features) if labels is not None and pictures is None else None
-        if input_ids is not None and (pictures is not None or past_key_values is None or past_key_values.get_seq_length() == 0):
-            inputs_embeds = self._insert(input_ids, inputs_embeds, pictures, image_positions, cu_seqlens, sample_ids)
-        elif pictures is not None:
+        image_embeds = self._image_embeds(pixel_values, image_features, mm_encoder_outputs)
+        zero_vision_loss = (
+            self._zero_vision_loss(inputs_embeds.device, image_features) if labels is not None and image_embeds is None else None
+        )
+        if input_ids is not None and (image_embeds is not None or past_key_values is None or past_key_values.get_seq_length() == 0):
+            inputs_embeds = self._insert_image_embeds(input_ids, inputs_embeds, image_embeds, image_positions, cu_seqlens, sample_ids)
+        elif image_embeds is not None:
             raise ValueError("pictures need input_ids: with inputs_embeds they are expected to be inserted already")
         if labels is not None and padded_right:
             attention_mask = None
         arguments = {"attention_mask": attention_mask, "use_cache": False if labels is not None else use_cache}
         if labels is not None:
-            supervised_positions = find_supervised(labels) if supervised_positions is None else supervised_positions
+            supervised_positions = find_supervised_positions(labels) if supervised_positions is None else supervised_positions
             supervised_positions = supervised_positions.to(inputs_embeds.device)
-            arguments |= read_arguments(self.model.language_model, supervised_positions)
+            arguments |= sparse_last_layer_kwargs(self.model.language_model, supervised_positions)
         if cu_seqlens is not None:
             if attention_mask is not None or position_ids is None or past_key_values is not None:
                 raise ValueError("packed rows take position_ids that restart, no attention_mask and no past_key_values")
-            arguments |= packed_arguments(self.model.language_model, inputs_embeds, cu_seqlens, max_length)
+            arguments |= packed_attention_kwargs(self.model.language_model, inputs_embeds, cu_seqlens, max_length)
         outputs = self.model.language_model(
             inputs_embeds=inputs_embeds, position_ids=position_ids, past_key_values=past_key_values, **arguments, **kwargs
         )
-        hidden = outputs.last_hidden_state
+        hidden_states = outputs.last_hidden_state
         if labels is not None and supervised_positions is not None:
-            loss = self._loss(hidden, labels, supervised_positions, num_items_in_batch)
-            if idle is not None:
-                loss = loss + idle
+            loss = self._loss(hidden_states, labels, supervised_positions, num_items_in_batch)
+            if zero_vision_loss is not None:
+                loss = loss + zero_vision_loss
             return CausalLMOutputWithPast(loss=loss, hidden_states=outputs.hidden_states)
         return CausalLMOutputWithPast(
-            logits=self.lm_head(_keep(hidden, logits_to_keep)),
+            logits=self.lm_head(_select_hidden_states(hidden_states, logits_to_keep)),
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
-    def _pictures(
+    def _image_embeds(
         self, pixel_values: torch.Tensor | None, image_features: torch.Tensor | None, mm_encoder_outputs: dict[str, Any] | None
     ) -> torch.Tensor | None:
         """Word embeddings [N, P, D] of the pictures in whichever form they came; None when there are none."""
@@ -227,40 +229,42 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             return None
         return self.project(image_features)
 
-    def _insert(
+    def _insert_image_embeds(
         self,
         input_ids: torch.Tensor,
         inputs_embeds: torch.Tensor,
-        pictures: torch.Tensor | None,
+        image_embeds: torch.Tensor | None,
         positions: torch.Tensor | None,
         cu_seqlens: torch.Tensor | None,
         sample_ids: list[str] | None,
     ) -> torch.Tensor:
         """Put picture tokens [N, P, D] where the placeholders stand, one behind the other. [B, T, D] -> [B, T, D]."""
         if positions is None:
-            positions = find_placeholders(input_ids, self.config.image_token_id)
-        if len(positions) != (0 if pictures is None else pictures.shape[0] * pictures.shape[1]):
-            raise PlaceholderError(_mismatch(input_ids == self.config.image_token_id, pictures, cu_seqlens, sample_ids))
-        if pictures is None:
+            positions = find_image_tokens(input_ids, self.config.image_token_id)
+        if len(positions) != (0 if image_embeds is None else image_embeds.shape[0] * image_embeds.shape[1]):
+            raise ImageTokenMismatchError(_mismatch(input_ids == self.config.image_token_id, image_embeds, cu_seqlens, sample_ids))
+        if image_embeds is None:
             return inputs_embeds
-        words = inputs_embeds.flatten(0, 1)
-        tokens = pictures.flatten(0, 1).to(words.device, words.dtype)
-        return words.index_copy(0, positions.to(words.device), tokens).view_as(inputs_embeds)
+        flat_embeds = inputs_embeds.flatten(0, 1)
+        tokens = image_embeds.flatten(0, 1).to(flat_embeds.device, flat_embeds.dtype)
+        return flat_embeds.index_copy(0, positions.to(flat_embeds.device), tokens).view_as(inputs_embeds)
 
-    def _loss(self, hidden: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor:
+    def _loss(
+        self, hidden_states: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
         """Cross entropy of the next token at positions [S]. hidden: [B, T, D], or [S, D] there; labels: [B, T] -> scalar, fp32."""
-        positions = positions.to(hidden.device)
-        targets = labels.to(hidden.device).flatten().index_select(0, positions + 1)
-        states = hidden if hidden.ndim == 2 else hidden.flatten(0, 1).index_select(0, positions)
+        positions = positions.to(hidden_states.device)
+        targets = labels.to(hidden_states.device).flatten().index_select(0, positions + 1)
+        states = hidden_states if hidden_states.ndim == 2 else hidden_states.flatten(0, 1).index_select(0, positions)
         limit = self.logits_memory_gib
-        at_once = None if limit is None else positions_at_once(limit, self.config.text_config.vocab_size)
-        total = summed_loss(self.lm_head, states, targets, at_once)
-        if items is None:
-            items = max(len(positions), 1)
+        chunk_size = None if limit is None else positions_per_chunk(limit, self.config.text_config.vocab_size)
+        total = chunked_cross_entropy(self.lm_head, states, targets, chunk_size)
+        if num_items_in_batch is None:
+            num_items_in_batch = max(len(positions), 1)
         # A single number may stay on the host: the division takes it along without waiting.
-        return total / items
+        return total / num_items_in_batch
 
-    def _idle_vision(self, device: torch.device, image_features: torch.Tensor | None) -> torch.Tensor:
+    def _zero_vision_loss(self, device: torch.device, image_features: torch.Tensor | None) -> torch.Tensor:
         """Zero, with zero gradients, from an empty picture.
 
         Where several processes train, each must run the trunk and the projector, also one whose batch has no picture, and at
@@ -279,13 +283,13 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
         """Encode the pictures once and repeat them sample by sample: A B, A B for two beams of a sample with A and B."""
         given = [model_kwargs.pop(key, None) for key in ("pixel_values", "image_features", "mm_encoder_outputs")]
-        pictures, repeated = self._pictures(*given), None
-        if pictures is not None and input_ids is not None:
-            places = input_ids == self.config.image_token_id
-            counts = (places.sum(-1) // pictures.shape[1]).tolist()
-            if sum(counts) != len(pictures):
-                raise PlaceholderError(_mismatch(places, pictures, None, None))
-            repeated = torch.cat([group for group in pictures.split(counts) for _ in range(expand_size)])
+        image_embeds, repeated = self._image_embeds(*given), None
+        if image_embeds is not None and input_ids is not None:
+            image_token_mask = input_ids == self.config.image_token_id
+            counts = (image_token_mask.sum(-1) // image_embeds.shape[1]).tolist()
+            if sum(counts) != len(image_embeds):
+                raise ImageTokenMismatchError(_mismatch(image_token_mask, image_embeds, None, None))
+            repeated = torch.cat([group for group in image_embeds.split(counts) for _ in range(expand_size)])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
         if repeated is not None:
             model_kwargs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=repeated)}
@@ -293,29 +297,31 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> dict[str, Any]:
         """Pictures go in with the prompt only (or every time, where there is no cache)."""
-        pictures = kwargs.pop("mm_encoder_outputs", None)
+        image_embeds = kwargs.pop("mm_encoder_outputs", None)
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
         if is_first_iteration or not kwargs.get("use_cache", True):
-            inputs["mm_encoder_outputs"] = pictures
+            inputs["mm_encoder_outputs"] = image_embeds
         return inputs
 
 
-def _keep(hidden: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:
+def _select_hidden_states(hidden_states: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:
     """The hidden states whose logits are wanted."""
     if isinstance(positions, int):
-        return hidden[:, -positions:] if positions else hidden
-    return hidden[positions] if positions.dtype == torch.bool else hidden[:, positions]
+        return hidden_states[:, -positions:] if positions else hidden_states
+    return hidden_states[positions] if positions.dtype == torch.bool else hidden_states[:, positions]
 
 
-def _mismatch(places: torch.Tensor, pictures: torch.Tensor | None, cu_seqlens: torch.Tensor | None, sample_ids: list[str] | None) -> str:
+def _mismatch(
+    image_token_mask: torch.Tensor, image_embeds: torch.Tensor | None, cu_seqlens: torch.Tensor | None, sample_ids: list[str] | None
+) -> str:
     """Say in which sample placeholders and pictures part ways."""
     if cu_seqlens is None:
-        counts = places.sum(-1).tolist()
+        counts = image_token_mask.sum(-1).tolist()
     else:
         segments = cu_seqlens.tolist()
-        counts = [int(places.flatten()[start:end].sum()) for start, end in pairwise(segments)]
+        counts = [int(image_token_mask.flatten()[start:end].sum()) for start, end in pairwise(segments)]
     names = [*(sample_ids or []), *(f"in row {i}" for i in range(len(sample_ids or []), len(counts)))]
-    given, size = (0, 1) if pictures is None else pictures.shape[:2]
+    given, size = (0, 1) if image_embeds is None else image_embeds.shape[:2]
     left, total = given * size, f"{sum(counts)} placeholders in the batch for {given} pictures of {size} tokens"
     for name, count in zip(names, counts, strict=True):
         if count % size or count > left:

@@ -14,16 +14,16 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, SiglipImageProcessorPil
 
 from atomic_io import write_json
-from dataset.loading.encoded_sample import IGNORED, Encoded, check_messages
+from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample, check_messages
 from dataset.loading.image_transform import PixelReader
-from dataset.sample import IMAGE_MARK, Message
+from dataset.sample import IMAGE_PLACEHOLDER, Message
 from errors import UsageError, loading
-from model.siglip_qwen.chat_template import ChatPieces, chat_pieces
+from model.siglip_qwen.chat_template import ChatTemplateParts, chat_template_parts
 
-SETTINGS_FILE = "tessera_processor.json"
+PROCESSOR_SETTINGS_FILE = "tessera_processor.json"
 """What the tokenizer's and the image processor's own files do not hold."""
 
-PLACEHOLDERS = ("<|image_pad|>", "<|extra_0|>")
+IMAGE_TOKEN_CANDIDATES = ("<|image_pad|>", "<|extra_0|>")
 """Tokens that may stand for a patch, by preference."""
 
 
@@ -38,21 +38,21 @@ class Processor:
         tokenizer: PreTrainedTokenizerFast,
         image_processor: Any,
         *,
-        placeholder: str,
+        image_token: str,
         tokens_per_image: int,
-        max_tokens: int,
+        max_length: int,
         system_prompt: str | None = None,
     ):
         self.tokenizer, self.image_processor = tokenizer, image_processor
-        self.pictures = PixelReader(image_processor)
-        self.placeholder = placeholder
-        self.placeholder_id = int(tokenizer.convert_tokens_to_ids(placeholder))
-        self.tokens_per_image, self.max_tokens = tokens_per_image, max_tokens
+        self.pixel_reader = PixelReader(image_processor)
+        self.image_token = image_token
+        self.image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))
+        self.tokens_per_image, self.max_length = tokens_per_image, max_length
         self.system_prompt = system_prompt
-        self.pieces: ChatPieces = chat_pieces(tokenizer)
-        self.end_id = int(tokenizer.convert_tokens_to_ids(self.pieces.end))
-        self._control_ids: dict[str, list[int]] = {}
-        self._text = _without_control_tokens(tokenizer)
+        self.template_parts: ChatTemplateParts = chat_template_parts(tokenizer)
+        self.end_of_turn_id = int(tokenizer.convert_tokens_to_ids(self.template_parts.end))
+        self._special_ids: dict[str, list[int]] = {}
+        self._text = _without_special_tokens(tokenizer)
 
     @classmethod
     def from_parts(
@@ -61,9 +61,9 @@ class Processor:
         language: str,
         vision: str,
         tokens_per_image: int,
-        vocabulary: int,
-        placeholder: str = "auto",
-        max_tokens: int = 2048,
+        vocab_size: int,
+        image_token: str = "auto",
+        max_length: int = 2048,
         system_prompt: str | None = None,
     ) -> Self:
         """Load the tokenizer of `language` and the image processor of `vision` (folders or hub names).
@@ -87,9 +87,9 @@ class Processor:
         return cls(
             tokenizer,
             image_processor,
-            placeholder=_choose_placeholder(tokenizer, placeholder, vocabulary),
+            image_token=_choose_image_token(tokenizer, image_token, vocab_size),
             tokens_per_image=tokens_per_image,
-            max_tokens=max_tokens,
+            max_length=max_length,
             system_prompt=system_prompt,
         )
 
@@ -98,11 +98,11 @@ class Processor:
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
         write_json(
-            folder / SETTINGS_FILE,
+            folder / PROCESSOR_SETTINGS_FILE,
             {
-                "placeholder": self.placeholder,
+                "placeholder": self.image_token,
                 "tokens_per_image": self.tokens_per_image,
-                "max_tokens": self.max_tokens,
+                "max_tokens": self.max_length,
                 "system_prompt": self.system_prompt,
             },
         )
@@ -110,44 +110,44 @@ class Processor:
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote. Raises UsageError when the folder holds no processor."""
-        if not (folder / SETTINGS_FILE).is_file():
-            found = f"it has no {SETTINGS_FILE}" if folder.is_dir() else "there is no such folder"
+        if not (folder / PROCESSOR_SETTINGS_FILE).is_file():
+            found = f"it has no {PROCESSOR_SETTINGS_FILE}" if folder.is_dir() else "there is no such folder"
             raise UsageError(f"{folder}: not a checkpoint ({found})")
         with loading("checkpoint", str(folder)):
-            settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+            settings = json.loads((folder / PROCESSOR_SETTINGS_FILE).read_text(encoding="utf-8"))
             tokenizer = AutoTokenizer.from_pretrained(folder)
             image_processor = SiglipImageProcessorPil.from_pretrained(folder)
         return cls(tokenizer, image_processor, **settings)
 
-    def prompt(self, messages: Sequence[Message], images: int) -> list[int]:
+    def prompt(self, messages: Sequence[Message], num_images: int) -> list[int]:
         """Token ids up to where the answer begins; `messages` ends with a user turn and holds `images` marks.
 
         Raises EncodingError.
         """
-        check_messages(messages, images)
+        check_messages(messages, num_images)
         return [token for ids, _ in self._segments(messages) for token in ids]
 
-    def encode(self, messages: Sequence[Message], target: str, images: int, max_tokens: int | None = None) -> Encoded | None:
+    def encode(self, messages: Sequence[Message], target: str, num_images: int, max_length: int | None = None) -> EncodedSample | None:
         """A training sample: the prompt of `messages`, then `target` and the end token; every assistant turn is supervised.
 
         A sample longer than `max_tokens` (default: the processor's own) loses later turns first, then the end of its
         answer (a cut answer has no end token), never a picture. None when nothing supervised would be left.
         Raises EncodingError.
         """
-        check_messages(messages, images)
-        limit = max_tokens or self.max_tokens
+        check_messages(messages, num_images)
+        limit = max_length or self.max_length
         messages, target = list(messages), target.strip()
         while True:
-            encoded = self._encode(messages, target, images)
-            last_pair_may_go = len(messages) > 2 and messages[-2].role == "assistant" and IMAGE_MARK not in messages[-1].content
-            if len(encoded) <= limit or not last_pair_may_go:
+            encoded = self._encode(messages, target, num_images)
+            can_drop_last_turn = len(messages) > 2 and messages[-2].role == "assistant" and IMAGE_PLACEHOLDER not in messages[-1].content
+            if len(encoded) <= limit or not can_drop_last_turn:
                 break
             target, messages = messages[-2].content.strip(), messages[:-2]
         ids, labels = encoded.input_ids[:limit], encoded.labels[:limit]
-        whole_pictures = ids.count(self.placeholder_id) == images * self.tokens_per_image
-        if not whole_pictures or all(label == IGNORED for label in labels):
+        images_complete = ids.count(self.image_token_id) == num_images * self.tokens_per_image
+        if not images_complete or all(label == IGNORE_INDEX for label in labels):
             return None
-        return Encoded(ids, labels, images)
+        return EncodedSample(ids, labels, num_images)
 
     def answer_length(self, target: str) -> int:
         """Tokens of a target with its end token."""
@@ -155,24 +155,28 @@ class Processor:
 
     def follow_up_length(self, text: str) -> int:
         """Tokens of a later user turn without pictures, from the end of the answer before it to where its own begins."""
-        pieces = self.pieces
-        return len(self._encode_control(pieces.next_user)) + len(self._encode_text(text)) + len(self._encode_control(pieces.header))
+        template_parts = self.template_parts
+        return (
+            len(self._encode_special(template_parts.next_user))
+            + len(self._encode_text(text))
+            + len(self._encode_special(template_parts.header))
+        )
 
-    def _encode(self, messages: Sequence[Message], target: str, images: int) -> Encoded:
+    def _encode(self, messages: Sequence[Message], target: str, num_images: int) -> EncodedSample:
         ids: list[int] = []
         labels: list[int] = []
-        answer = ([*self._encode_text(target), self.end_id], True)
+        answer = ([*self._encode_text(target), self.end_of_turn_id], True)
         for tokens, supervised in (*self._segments(messages), answer):
             ids += tokens
-            labels += tokens if supervised else [IGNORED] * len(tokens)
-        return Encoded(ids, labels, images)
+            labels += tokens if supervised else [IGNORE_INDEX] * len(tokens)
+        return EncodedSample(ids, labels, num_images)
 
-    def pixels(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
+    def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Pixel values [n, 3, height, width] of RGB pictures, those of the vision model's own image processor.
 
-        Loaders take the two steps of it apart: `pictures.read` in a worker, `pictures.normalise` on the device.
+        Loaders take the two steps of it apart: `pixel_reader.read` in a worker, `pixel_reader.normalise` on the device.
         """
-        return self.pictures.normalise(self.pictures.read(pictures))
+        return self.pixel_reader.normalize(self.pixel_reader.read(images))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, control tokens left out."""
@@ -182,62 +186,64 @@ class Processor:
         """Text of ids as the model sees them, with each picture's placeholders shown as one `<image>`."""
         parts: list[str] = []
         run: list[int] = []
-        seen = 0
+        num_seen = 0
         for token in ids:
-            if token != self.placeholder_id:
+            if token != self.image_token_id:
                 run.append(token)
                 continue
-            seen += 1
-            if seen % self.tokens_per_image == 1 or self.tokens_per_image == 1:
-                parts += [str(self.tokenizer.decode(run)), IMAGE_MARK]
+            num_seen += 1
+            if num_seen % self.tokens_per_image == 1 or self.tokens_per_image == 1:
+                parts += [str(self.tokenizer.decode(run)), IMAGE_PLACEHOLDER]
                 run = []
         return "".join([*parts, str(self.tokenizer.decode(run))])
 
     def _segments(self, messages: Sequence[Message]) -> Iterator[tuple[list[int], bool]]:
         """Pieces of a prompt in order, each with whether it is supervised; ends where the next answer begins."""
-        pieces = self.pieces
+        template_parts = self.template_parts
         system = messages[0].content if messages[0].role == "system" else self.system_prompt
         if system is None:
-            yield self._encode_control(pieces.opening), False
+            yield self._encode_special(template_parts.opening), False
         else:
-            yield self._encode_control(pieces.system_open), False
+            yield self._encode_special(template_parts.system_open), False
             yield self._encode_text(system), False
-            yield self._encode_control(pieces.system_close), False
+            yield self._encode_special(template_parts.system_close), False
         turns = [message for message in messages if message.role != "system"]
         for turn in turns:
             if turn.role == "assistant":
-                yield [*self._encode_text(turn.content.strip()), self.end_id], True
-                yield self._encode_control(pieces.next_user), False
+                yield [*self._encode_text(turn.content.strip()), self.end_of_turn_id], True
+                yield self._encode_special(template_parts.next_user), False
                 continue
-            for j, text in enumerate(turn.content.split(IMAGE_MARK)):
+            for j, text in enumerate(turn.content.split(IMAGE_PLACEHOLDER)):
                 if j:
-                    yield [self.placeholder_id] * self.tokens_per_image, False
+                    yield [self.image_token_id] * self.tokens_per_image, False
                 yield self._encode_text(text), False
-            yield self._encode_control(pieces.header), False
+            yield self._encode_special(template_parts.header), False
 
-    def _encode_control(self, text: str) -> list[int]:
-        if text not in self._control_ids:
-            self._control_ids[text] = list(self.tokenizer.encode(text, add_special_tokens=False))
-        return self._control_ids[text]
+    def _encode_special(self, text: str) -> list[int]:
+        if text not in self._special_ids:
+            self._special_ids[text] = list(self.tokenizer.encode(text, add_special_tokens=False))
+        return self._special_ids[text]
 
     def _encode_text(self, text: str) -> list[int]:
         """Plain text: what looks like a control token in it stays text."""
         return list(self._text.encode(text, add_special_tokens=False).ids)
 
 
-def _without_control_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+def _without_special_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     """The same tokenizer without its added tokens, so that `<|im_start|>` or `<think>` in a user's text is only text."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     return Tokenizer.from_str(json.dumps({**state, "added_tokens": [], "post_processor": None}))
 
 
-def _choose_placeholder(tokenizer: PreTrainedTokenizerFast, wanted: str, vocabulary: int) -> str:
-    known = tokenizer.get_vocab()
-    if wanted == "auto":
-        wanted = next((token for token in PLACEHOLDERS if token in known), PLACEHOLDERS[0])
-    if wanted not in known:
-        tokenizer.add_tokens([wanted], special_tokens=True)
-    identity = int(tokenizer.convert_tokens_to_ids(wanted))
-    if identity >= vocabulary:
-        raise UsageError(f"model.placeholder: {wanted} would be token {identity}, but the language model has only {vocabulary} embeddings")
-    return wanted
+def _choose_image_token(tokenizer: PreTrainedTokenizerFast, requested: str, vocab_size: int) -> str:
+    vocab = tokenizer.get_vocab()
+    if requested == "auto":
+        requested = next((token for token in IMAGE_TOKEN_CANDIDATES if token in vocab), IMAGE_TOKEN_CANDIDATES[0])
+    if requested not in vocab:
+        tokenizer.add_tokens([requested], special_tokens=True)
+    token_id = int(tokenizer.convert_tokens_to_ids(requested))
+    if token_id >= vocab_size:
+        raise UsageError(
+            f"model.placeholder: {requested} would be token {token_id}, but the language model has only {vocab_size} embeddings"
+        )
+    return requested

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from dataset.loading.encoded_sample import IGNORED, Encoded
-from dataset.loading.sample_store import Store
+from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
+from dataset.loading.sample_store import SampleStore
 from dataset.sample import Sample
 from model.siglip_qwen.processor import Processor
 
-_GREEN, _PLAIN = "\033[32m", "\033[0m"
+_GREEN, _RESET = "\033[32m", "\033[0m"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,22 +23,22 @@ class TokenRun:
     count: int = 1
 
 
-def token_runs(processor: Processor, encoded: Encoded) -> list[TokenRun]:
+def token_runs(processor: Processor, encoded: EncodedSample) -> list[TokenRun]:
     """The tokens of an encoded sample, each picture's placeholders as one run."""
     runs: list[TokenRun] = []
-    supervised = [label != IGNORED for label in encoded.labels]
+    supervised = [label != IGNORE_INDEX for label in encoded.labels]
     position = 0
-    for is_placeholder, group in groupby(encoded.input_ids, lambda token: token == processor.placeholder_id):
+    for is_image_token, group in groupby(encoded.input_ids, lambda token: token == processor.image_token_id):
         ids = list(group)
-        step = processor.tokens_per_image if is_placeholder else 1
+        step = processor.tokens_per_image if is_image_token else 1
         for start in range(0, len(ids), step):
-            token, place = ids[start], position + start
-            runs.append(TokenRun(place, token, _text(processor, token), supervised[place], step))
+            token, index = ids[start], position + start
+            runs.append(TokenRun(index, token, _text(processor, token), supervised[index], step))
         position += len(ids)
     return runs
 
 
-def describe_sample(store: Store, sample: Sample, processor: Processor, seed: int, epoch: int, colour: bool) -> Iterator[str]:
+def describe_sample(store: SampleStore, sample: Sample, processor: Processor, seed: int, epoch: int, color: bool) -> Iterator[str]:
     """Lines for a person. colour: supervised tokens are green; else they are marked with `+`.
 
     Raises EncodingError when the sample cannot be encoded, PictureError when a picture cannot be read.
@@ -46,32 +46,32 @@ def describe_sample(store: Store, sample: Sample, processor: Processor, seed: in
     yield f"{sample.sample_id}: {sample.task}, {sample.language}, {sample.split}, from {sample.source}"
     for image_id in sample.image_ids:
         row = store.image(image_id)
-        pixels = processor.pixels([store.picture(image_id)])
+        pixels = processor.pixels([store.load_image(image_id)])
         height, width = pixels.shape[-2:]
         values = f"values {pixels.min():.2f} to {pixels.max():.2f}"
         yield f"picture {image_id}: {row.path}, {row.width} x {row.height} -> {width} x {height}, {values}"
     target = sample.target(seed, epoch)
     encoded = processor.encode(sample.messages, target, len(sample.image_ids))
     if encoded is None:
-        yield f"not trained on: within {processor.max_tokens} tokens nothing supervised is left"
+        yield f"not trained on: within {processor.max_length} tokens nothing supervised is left"
         return
-    supervised = sum(label != IGNORED for label in encoded.labels)
-    yield f"{len(encoded)} tokens of at most {processor.max_tokens}, {supervised} supervised"
-    yield from (_line(run, colour) for run in token_runs(processor, encoded))
-    yield from _listed("target", sample.targets, drawn=target)
-    yield from _listed("answer", sample.answers)
+    supervised = sum(label != IGNORE_INDEX for label in encoded.labels)
+    yield f"{len(encoded)} tokens of at most {processor.max_length}, {supervised} supervised"
+    yield from (_line(run, color) for run in token_runs(processor, encoded))
+    yield from _text_lines("target", sample.targets, current=target)
+    yield from _text_lines("answer", sample.answers)
 
 
-def _line(run: TokenRun, colour: bool) -> str:
-    times = f" x {run.count}" if run.count > 1 else ""
-    mark = "+" if run.supervised and not colour else " "
-    line = f"{mark} {run.position:5} {run.token_id:7}  {run.text}{times}"
-    return f"{_GREEN}{line}{_PLAIN}" if run.supervised and colour else line
+def _line(run: TokenRun, color: bool) -> str:
+    repeat = f" x {run.count}" if run.count > 1 else ""
+    mark = "+" if run.supervised and not color else " "
+    line = f"{mark} {run.position:5} {run.token_id:7}  {run.text}{repeat}"
+    return f"{_GREEN}{line}{_RESET}" if run.supervised and color else line
 
 
-def _listed(what: str, texts: tuple[str, ...], drawn: str | None = None) -> Iterator[str]:
+def _text_lines(what: str, texts: tuple[str, ...], current: str | None = None) -> Iterator[str]:
     for text in texts:
-        yield f"{what}: {text!r}{' (of this epoch)' if text == drawn and len(texts) > 1 else ''}"
+        yield f"{what}: {text!r}{' (of this epoch)' if text == current and len(texts) > 1 else ''}"
 
 
 def _text(processor: Processor, token: int) -> str:

@@ -18,7 +18,7 @@ Turn = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CandidateRow:
     """A candidate as it is shown. likelihood: its probability, 0..1; None where a system gives none, or nothing scored it."""
 
     chosen: bool
@@ -28,36 +28,36 @@ class Row:
     fused: float | None
 
 
-class Talker:
+class Session:
     """One system and what reranks its candidates; questions of several people come after one another."""
 
     def __init__(self, name: str, answerer: Answerer, reranker: Reranker | None, decoding: DecodingConfig, description_tokens: int):
         self.name, self.answerer, self.reranker, self.decoding = name, answerer, reranker, decoding
-        self.longer = dataclasses.replace(decoding, max_new_tokens=description_tokens)
-        self._in_use = threading.Lock()
+        self.description_decoding = dataclasses.replace(decoding, max_new_tokens=description_tokens)
+        self._lock = threading.Lock()
 
-    def stream(self, picture: Path, turns: Sequence[Turn], question: str, task: Task = "vqa") -> Iterator[str]:
+    def stream(self, image: Path, turns: Sequence[Turn], question: str, task: Task = "vqa") -> Iterator[str]:
         """The answer as far as it has come, longer each time. Raises TesseraError."""
-        decoding = self.longer if task == "caption" else self.decoding
+        decoding = self.description_decoding if task == "caption" else self.decoding
         text = ""
-        with self._in_use:
-            for piece in self.answerer.stream(_request(picture, turns, question, task), decoding):
+        with self._lock:
+            for piece in self.answerer.stream(_request(image, turns, question, task), decoding):
                 text += piece
                 yield text
 
-    def ask(self, picture: Path, turns: Sequence[Turn], question: str) -> Reply:
+    def ask(self, image: Path, turns: Sequence[Turn], question: str) -> Reply:
         """The answer to a short question, with its candidates. Raises TesseraError where there is none."""
-        with self._in_use:
-            (answered,) = reply(self.answerer, self.reranker, [_request(picture, turns, question, "vqa")], self.decoding)
+        with self._lock:
+            (answered,) = reply(self.answerer, self.reranker, [_request(image, turns, question, "vqa")], self.decoding)
         if answered.answer.error:
             raise TesseraError(answered.answer.error)
         return answered
 
 
-def rows(answered: Reply) -> list[Row]:
+def candidate_rows(answered: Reply) -> list[CandidateRow]:
     """The candidates of an answer, those with the highest fused score first; the chosen one is marked."""
     shown = [
-        Row(
+        CandidateRow(
             candidate["text"].strip() == answered.chosen,
             candidate["text"],
             None if candidate["log_prob"] is None else math.exp(candidate["log_prob"]),
@@ -69,14 +69,14 @@ def rows(answered: Reply) -> list[Row]:
     return sorted(shown, key=lambda row: -(row.fused if row.fused is not None else 0.0))
 
 
-def _request(picture: Path, turns: Sequence[Turn], question: str, task: Task) -> Request:
+def _request(image: Path, turns: Sequence[Turn], question: str, task: Task) -> Request:
     """A question behind the turns before it; the picture stands in front of the first."""
-    asked = question_request("demo", turns[0][0] if turns else question, [picture], task)
-    later = [question_request("demo", text, [], task).messages[-1] for text, _ in turns[1:]]
+    first_request = question_request("demo", turns[0][0] if turns else question, [image], task)
+    later_messages = [question_request("demo", text, [], task).messages[-1] for text, _ in turns[1:]]
     if not turns:
-        return asked
+        return first_request
     last = question_request("demo", question, [], task)
-    messages = [asked.messages[-1]]
+    messages = [first_request.messages[-1]]
     for i, (_, answer) in enumerate(turns):
-        messages += [Message("assistant", answer), later[i] if i < len(later) else last.messages[-1]]
-    return dataclasses.replace(asked, messages=tuple(messages), language=last.language)
+        messages += [Message("assistant", answer), later_messages[i] if i < len(later_messages) else last.messages[-1]]
+    return dataclasses.replace(first_request, messages=tuple(messages), language=last.language)

@@ -16,37 +16,37 @@ from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.http.error_responses import ServiceError, response
+from serving.http.error_responses import ServiceError, error_response
 from serving.service import Service
 
 log = logging.getLogger("tessera.serve")
 
-OPEN_PATHS = frozenset({"/health"})
+PUBLIC_PATHS = frozenset({"/health"})
 """What needs no token."""
 
-GONE = 499
+CLIENT_CLOSED_REQUEST = 499
 """Status in log and metrics of a request whose client hung up."""
 
-UTF8 = re.compile(rb"^(?!.*charset.*charset).*;\s*charset=\"?utf-8\"?\s*(;|$)")
+UTF8_CHARSET = re.compile(rb"^(?!.*charset.*charset).*;\s*charset=\"?utf-8\"?\s*(;|$)")
 """How a form's type names its character set, where it does."""
 
-LINGER = 5.0
+STREAM_GRACE_SECONDS = 5.0
 """Seconds after its deadline in which a streamed response must be read."""
 
 
 @dataclass
-class _Visit:
+class _RequestState:
     """One request. deadline: in the loop's time; status: of the response, once it has begun."""
 
     request_id: str
     deadline: float
-    began: float = field(default_factory=time.monotonic)
+    start_time: float = field(default_factory=time.monotonic)
     status: int | None = None
     complete: bool = False
-    gone: bool = False
+    disconnected: bool = False
 
 
-class Gate:
+class RequestMiddleware:
     """Lets requests in to `app`."""
 
     def __init__(self, app: ASGIApp, service: Service):
@@ -59,45 +59,47 @@ class Gate:
             return
         headers = dict(scope["headers"])
         deadline = asyncio.get_running_loop().time() + self.settings.deadline_seconds
-        visit = _Visit(_request_id(headers), deadline)
-        scope.setdefault("state", {}).update(request_id=visit.request_id, deadline=deadline)
+        request_state = _RequestState(_request_id(headers), deadline)
+        scope.setdefault("state", {}).update(request_id=request_state.request_id, deadline=deadline)
         try:
-            await self._enter(scope, headers, receive, send, visit)
+            await self._handle_with_limits(scope, headers, receive, send, request_state)
         finally:
-            self._note(scope, visit)
+            self._record(scope, request_state)
 
-    async def _enter(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send, visit: _Visit) -> None:
-        async def answer(message: Message) -> None:
+    async def _handle_with_limits(
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send, request_state: _RequestState
+    ) -> None:
+        async def send_response(message: Message) -> None:
             if message["type"] == "http.response.start":
-                visit.status = message["status"]
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", visit.request_id.encode())]}
-            visit.complete = message["type"] == "http.response.body" and not message.get("more_body")
+                request_state.status = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_state.request_id.encode())]}
+            request_state.complete = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
         async def refuse(error: ServiceError) -> None:
-            if visit.status is None:
-                await response(error, visit.request_id)(scope, receive, answer)
+            if request_state.status is None:
+                await error_response(error, request_state.request_id)(scope, receive, send_response)
 
         try:
-            async with asyncio.timeout_at(visit.deadline) as limit:
-                self._check(scope, headers)
-                await self._handle(scope, receive, answer, visit, limit)
+            async with asyncio.timeout_at(request_state.deadline) as timeout:
+                self._check_headers(scope, headers)
+                await self._handle(scope, receive, send_response, request_state, timeout)
         except TimeoutError:
             seconds = self.settings.deadline_seconds
             await refuse(ServiceError(504, f"not answered within {seconds:g} seconds", "deadline"))
         except ServiceError as error:
             if b"expect" not in headers:
-                await self._drain(receive, visit)
+                await self._drain(receive, request_state)
             await refuse(error)
 
-    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+    def _check_headers(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Raises ServiceError for what can be refused before anything is read."""
-        if self.token is not None and scope["path"] not in OPEN_PATHS:
+        if self.token is not None and scope["path"] not in PUBLIC_PATHS:
             given = _digest(headers.get(b"authorization", b""))
             if not hmac.compare_digest(given, self.token):
                 raise ServiceError(401, "a valid bearer token is needed", "token", headers={"WWW-Authenticate": "Bearer"})
         kind = headers.get(b"content-type", b"").lower()
-        if kind.startswith(b"multipart/") and b"charset" in kind and not UTF8.search(kind):
+        if kind.startswith(b"multipart/") and b"charset" in kind and not UTF8_CHARSET.search(kind):
             # Some of Python's other codecs take minutes for a megabyte.
             raise ServiceError(415, "a form is expected in UTF-8", "charset")
         length = headers.get(b"content-length", b"0")
@@ -106,82 +108,82 @@ class Gate:
         if _has_body(scope) and self.service.in_progress >= self.settings.max_batch + self.settings.max_queue:
             raise ServiceError(429, "too many requests are waiting", "queue_full", retry_after=self.service.batcher.retry_after)
 
-    async def _handle(self, scope: Scope, receive: Receive, send: Send, visit: _Visit, limit: asyncio.Timeout) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, request_state: _RequestState, timeout: asyncio.Timeout) -> None:
         """Run the app, with somebody listening for the client to hang up."""
-        inbox: asyncio.Queue[Message | ServiceError] = asyncio.Queue(1)
+        message_queue: asyncio.Queue[Message | ServiceError] = asyncio.Queue(1)
 
-        async def take() -> Message:
-            message = await inbox.get()
+        async def receive_queued() -> Message:
+            message = await message_queue.get()
             if isinstance(message, ServiceError):
                 raise message
             return message
 
-        async def answer(message: Message) -> None:
+        async def send_response(message: Message) -> None:
             if message["type"] == "http.response.start":
                 # From here on the stream itself keeps the deadline; this ends the one that nobody reads.
-                limit.reschedule(visit.deadline + LINGER)
+                timeout.reschedule(request_state.deadline + STREAM_GRACE_SECONDS)
             await send(message)
 
-        async def listen() -> None:
-            read = 0
+        async def read_messages() -> None:
+            bytes_read = 0
             while (message := await receive())["type"] != "http.disconnect":
-                read += len(message.get("body", b""))
-                if read > self.settings.max_bytes:
+                bytes_read += len(message.get("body", b""))
+                if bytes_read > self.settings.max_bytes:
                     if message["more_body"]:
-                        await self._drain(receive, visit)
-                    await inbox.put(self._too_large())
+                        await self._drain(receive, request_state)
+                    await message_queue.put(self._too_large())
                     return
-                await inbox.put(message)
-            if not visit.complete:
-                visit.gone = True
-                working.cancel()
+                await message_queue.put(message)
+            if not request_state.complete:
+                request_state.disconnected = True
+                app_task.cancel()
 
-        async with AsyncExitStack() as closing:
-            scope["state"]["closing"] = closing
-            working = asyncio.create_task(self._run(scope, take, answer, visit))
-            listening = asyncio.create_task(listen())
+        async with AsyncExitStack() as exit_stack:
+            scope["state"]["closing"] = exit_stack
+            app_task = asyncio.create_task(self._run(scope, receive_queued, send_response, request_state))
+            receive_task = asyncio.create_task(read_messages())
             self.service.in_progress += _has_body(scope)
             try:
-                await working
+                await app_task
             except asyncio.CancelledError:
-                if not visit.gone:
+                if not request_state.disconnected:
                     raise
             finally:
                 self.service.in_progress -= _has_body(scope)
-                listening.cancel()
+                receive_task.cancel()
 
-    async def _run(self, scope: Scope, receive: Receive, send: Send, visit: _Visit) -> None:
+    async def _run(self, scope: Scope, receive: Receive, send: Send, request_state: _RequestState) -> None:
         try:
             await self.app(scope, receive, send)
         except Exception as error:
             # What the app has said to the client and to the log is done with; anything else goes up to the server.
             if scope["state"].get("failure") is not error:
                 raise
-            log.debug("request %s ended with %s", visit.request_id, type(error).__name__)
+            log.debug("request %s ended with %s", request_state.request_id, type(error).__name__)
 
-    async def _drain(self, receive: Receive, visit: _Visit) -> None:
+    async def _drain(self, receive: Receive, request_state: _RequestState) -> None:
         """Read on for a while, since a client that is still sending does not see an answer."""
-        left = 4 * self.settings.max_bytes
+        remaining_bytes = 4 * self.settings.max_bytes
         try:
-            async with asyncio.timeout_at(visit.deadline):
-                while left > 0 and (message := await receive()).get("more_body"):
-                    left -= len(message.get("body", b""))
+            async with asyncio.timeout_at(request_state.deadline):
+                while remaining_bytes > 0 and (message := await receive()).get("more_body"):
+                    remaining_bytes -= len(message.get("body", b""))
         except TimeoutError:
-            log.info("request %s: its body did not end", visit.request_id)
+            log.info("request %s: its body did not end", request_state.request_id)
 
     def _too_large(self) -> ServiceError:
         return ServiceError(413, f"the request is larger than {self.settings.max_bytes:,} bytes", "too_large")
 
-    def _note(self, scope: Scope, visit: _Visit) -> None:
+    def _record(self, scope: Scope, request_state: _RequestState) -> None:
         """Into log and metrics; the path is that of the route, so that clients cannot make up names."""
         route = scope.get("route")
         path = getattr(route, "path", None) or "other"
-        status = GONE if visit.gone else visit.status or 500
-        seconds = time.monotonic() - visit.began
+        status = CLIENT_CLOSED_REQUEST if request_state.disconnected else request_state.status or 500
+        seconds = time.monotonic() - request_state.start_time
         self.service.metrics.requests.labels(path, str(status)).inc()
         self.service.metrics.seconds.labels(path).observe(seconds)
         level = logging.DEBUG if path in ("/health", "/metrics") else logging.INFO
-        log.log(level, "%s %s %s %d %.3f s", visit.request_id, scope["method"], path, status, seconds)
+        log.log(level, "%s %s %s %d %.3f s", request_state.request_id, scope["method"], path, status, seconds)
 
 
 def _has_body(scope: Scope) -> bool:

@@ -19,12 +19,12 @@ from urllib3.util.ssl_match_hostname import CertificateError
 
 from serving.http.error_responses import ServiceError
 
-REDIRECTS = 3
+MAX_REDIRECTS = 3
 _CHUNK = 2**16
-_GIVEN_OUT = ipaddress.ip_network("2000::/3")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 """What of IPv6 is given out to the open internet; outside it are forms that carry an address of IPv4, and the sites' own."""
-_PROTOCOLS = ipaddress.ip_network("192.0.0.0/24")
-_PLAIN = "/%:@!$&'()*+,;=~?"
+_IETF_PROTOCOL_ASSIGNMENTS = ipaddress.ip_network("192.0.0.0/24")
+_URL_SAFE_CHARS = "/%:@!$&'()*+,;=~?"
 """What stands in a path or a query as it is."""
 
 
@@ -34,9 +34,9 @@ def is_public(address: str) -> bool:
     found = ipaddress.ip_address(address)
     if isinstance(found, ipaddress.IPv6Address):
         if found.ipv4_mapped is None:
-            return found.is_global and found in _GIVEN_OUT and found.sixtofour is None and found.teredo is None
+            return found.is_global and found in _GLOBAL_UNICAST and found.sixtofour is None and found.teredo is None
         found = found.ipv4_mapped
-    return found.is_global and not found.is_multicast and found not in _PROTOCOLS
+    return found.is_global and not found.is_multicast and found not in _IETF_PROTOCOL_ASSIGNMENTS
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -50,8 +50,8 @@ def fetch(
     max_bytes: int,
     seconds: float,
     *,
-    allowed: Callable[[str], bool] = is_public,
-    addresses: Callable[[str, int], list[str]] = resolve,
+    is_allowed: Callable[[str], bool] = is_public,
+    resolve_host: Callable[[str, int], list[str]] = resolve,
 ) -> bytes:
     """The bytes at an http(s) address on one of `hosts`.
 
@@ -59,37 +59,37 @@ def fetch(
     in time. allowed: whether an IP address may be spoken to; addresses: those of a host.
     """
     deadline = time.monotonic() + seconds
-    for _ in range(REDIRECTS + 1):
-        parts = _checked(address, hosts)
+    for _ in range(MAX_REDIRECTS + 1):
+        parts = _parse_url(address, hosts)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         host = parts.hostname or ""
         try:
-            found = addresses(host, port)
+            found = resolve_host(host, port)
         except OSError as error:
-            raise _failed(host, "its name cannot be resolved") from error
-        if not found or not all(map(allowed, found)):
+            raise _fetch_error(host, "its name cannot be resolved") from error
+        if not found or not all(map(is_allowed, found)):
             raise ServiceError(403, f"image_url: {host} is not on the open internet", "picture_address")
         answer = _get(parts, host, found[0], port, max_bytes, deadline)
         if isinstance(answer, bytes):
             return answer
-        address = _joined(address, answer)
-    raise _failed(host, f"more than {REDIRECTS} redirects")
+        address = _redirect_url(address, answer)
+    raise _fetch_error(host, f"more than {MAX_REDIRECTS} redirects")
 
 
-def _checked(address: str, hosts: tuple[str, ...]) -> SplitResult:
+def _parse_url(address: str, hosts: tuple[str, ...]) -> SplitResult:
     try:
         parts = urlsplit(address)
-        named = parts.hostname, parts.port
+        host_and_port = parts.hostname, parts.port
     except ValueError as error:
         raise ServiceError(422, "image_url: not an address", "picture_address") from error
-    if parts.scheme not in ("http", "https") or parts.username is not None or not named[0]:
+    if parts.scheme not in ("http", "https") or parts.username is not None or not host_and_port[0]:
         raise ServiceError(422, "image_url: expected http(s)://host/..., without a user", "picture_address")
-    if named[0] not in {host.lower() for host in hosts}:
+    if host_and_port[0] not in {host.lower() for host in hosts}:
         raise ServiceError(403, "image_url: pictures are not fetched from this host; send the picture as a data URL", "picture_address")
     return parts
 
 
-def _joined(address: str, redirect: str) -> str:
+def _redirect_url(address: str, redirect: str) -> str:
     try:
         return urljoin(address, redirect)
     except ValueError as error:
@@ -98,61 +98,61 @@ def _joined(address: str, redirect: str) -> str:
 
 def _get(parts: SplitResult, host: str, ip: str, port: int, max_bytes: int, deadline: float) -> bytes | str:
     """The body, or where a redirect leads."""
-    path = quote(parts.path or "/", safe=_PLAIN) + (f"?{quote(parts.query, safe=_PLAIN)}" if parts.query else "")
-    left = max(0.1, deadline - time.monotonic())
+    path = quote(parts.path or "/", safe=_URL_SAFE_CHARS) + (f"?{quote(parts.query, safe=_URL_SAFE_CHARS)}" if parts.query else "")
+    remaining_seconds = max(0.1, deadline - time.monotonic())
     name = f"[{host}]" if ":" in host else host
     headers = {"Host": name if parts.port is None else f"{name}:{port}", "User-Agent": "tessera", "Accept-Encoding": "identity"}
     connection = (
-        HTTPSConnection(ip, port, timeout=left, server_hostname=host, assert_hostname=host)
+        HTTPSConnection(ip, port, timeout=remaining_seconds, server_hostname=host, assert_hostname=host)
         if parts.scheme == "https"
-        else HTTPConnection(ip, port, timeout=left)
+        else HTTPConnection(ip, port, timeout=remaining_seconds)
     )
     try:
-        with _ended_after(left, connection) as known:
+        with _hard_timeout(remaining_seconds, connection) as sockets:
             connection.connect()
-            known.append(connection.sock)
+            sockets.append(connection.sock)
             connection.request("GET", path, headers=headers, preload_content=False, decode_content=False)
             response = connection.getresponse()
             if location := response.get_redirect_location():
                 return str(location)
             if response.status != 200:
-                raise _failed(host, f"it answers {response.status}")
+                raise _fetch_error(host, f"it answers {response.status}")
             data = bytearray()
             while chunk := response.read1(_CHUNK):
                 data += chunk
                 if len(data) > max_bytes:
                     raise ServiceError(413, f"image_url: larger than {max_bytes:,} bytes", "too_large")
             if time.monotonic() >= deadline:
-                raise _failed(host, "not finished in time")
+                raise _fetch_error(host, "not finished in time")
             return bytes(data)
     except (HTTPError, HTTPException, CertificateError, OSError) as error:
-        raise _failed(host, "it cannot be reached, or not in time") from error
+        raise _fetch_error(host, "it cannot be reached, or not in time") from error
 
 
 @contextmanager
-def _ended_after(seconds: float, connection: HTTPConnection) -> Iterator[list[socket.socket | None]]:
+def _hard_timeout(seconds: float, connection: HTTPConnection) -> Iterator[list[socket.socket | None]]:
     """Ends the connection after so many seconds, in whatever state it is: a socket's own timeout begins anew with every byte.
 
     Yields where to put its socket, which the connection hands on to its response.
     """
-    over, known = threading.Event(), list[socket.socket | None]()
+    finished, sockets = threading.Event(), list[socket.socket | None]()
 
     def watch() -> None:
-        left = seconds
-        while not over.wait(left):
-            left = 0.1
-            for found in filter(None, (connection.sock, *known)):
+        remaining_seconds = seconds
+        while not finished.wait(remaining_seconds):
+            remaining_seconds = 0.1
+            for found in filter(None, (connection.sock, *sockets)):
                 with suppress(OSError):
                     # Not TLS's own, which would take the socket from the hands of who reads it.
                     socket.socket.shutdown(found, socket.SHUT_RDWR)
 
     threading.Thread(target=watch, name="deadline", daemon=True).start()
     try:
-        yield known
+        yield sockets
     finally:
-        over.set()
+        finished.set()
         connection.close()
 
 
-def _failed(host: str, why: str) -> ServiceError:
-    return ServiceError(422, f"image_url: {host}: {why}", "picture_address")
+def _fetch_error(host: str, reason: str) -> ServiceError:
+    return ServiceError(422, f"image_url: {host}: {reason}", "picture_address")

@@ -3,7 +3,7 @@
 from serving.http.error_responses import ServiceError
 
 
-def whole(text: str) -> str:
+def check_well_formed(text: str) -> str:
     """The text. Raises ValueError where it has half of a character: JSON can say one, and no tokenizer reads it."""
     try:
         text.encode()
@@ -12,12 +12,12 @@ def whole(text: str) -> str:
     return text
 
 
-def checked(text: str, name: str, longest: int) -> str:
+def clean_text(text: str, name: str, max_chars: int) -> str:
     """The text without blanks around it. Raises ServiceError 422 when it is empty, longer than `longest` characters or not whole."""
     text = text.strip()
-    if not text or len(text) > longest:
-        raise ServiceError(422, f"{name}: expected 1 to {longest} characters, found {len(text)}", "text_length")
+    if not text or len(text) > max_chars:
+        raise ServiceError(422, f"{name}: expected 1 to {max_chars} characters, found {len(text)}", "text_length")
     try:
-        return whole(text)
+        return check_well_formed(text)
     except ValueError as error:
         raise ServiceError(422, f"{name}: {error}", "text") from error

@@ -14,17 +14,17 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from answering.protocol import Decoding
-from answering.protocol import Request as Question
+from answering.protocol import Request as ModelRequest
 from answering.reply import question_request
-from dataset.sample import IMAGE_MARK, Message
-from serving.engine import Chat, Piece, Started
-from serving.http.error_responses import ServiceError, body
+from dataset.sample import IMAGE_PLACEHOLDER, Message
+from serving.engine import ChatTask, GenerationStarted, TextPiece
+from serving.http.error_responses import ServiceError, error_body
 from serving.inputs import image_decoder
 from serving.inputs.safe_fetch import fetch
-from serving.routes.chat_schema import ChatAnswer, ChatMessage, ChatRequest, ImagePart, ModelList
+from serving.routes.chat_schema import ChatMessage, ChatRequest, ChatResponse, ImagePart, ModelList
 from serving.service import Service
 
-STARTED = int(time.time())
+SERVER_START_TIME = int(time.time())
 
 
 @dataclass
@@ -40,26 +40,30 @@ class Completion:
     prompt_tokens: int | None = None
     tokens: int = 0
 
-    def head(self, kind: str) -> dict[str, Any]:
+    def common_fields(self, kind: str) -> dict[str, Any]:
         """What every answer and every chunk says."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def count(self) -> dict[str, int] | None:
+    def usage_counts(self) -> dict[str, int] | None:
         """Tokens of prompt and answers; None where the system does not tell."""
         if self.prompt_tokens is None:
             return None
         total = self.prompt_tokens + self.tokens
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.tokens, "total_tokens": total}
 
-    def whole(self, events: list[Started | Piece]) -> dict[str, Any]:
+    def to_response(self, events: list[GenerationStarted | TextPiece]) -> dict[str, Any]:
         """The completion as one answer."""
-        pieces = list(self.read(events))
-        return {**self.head("chat.completion"), "choices": [self._choice(i, pieces) for i in range(self.n)], "usage": self.count()}
+        pieces = list(self.count_tokens(events))
+        return {
+            **self.common_fields("chat.completion"),
+            "choices": [self._choice(i, pieces) for i in range(self.n)],
+            "usage": self.usage_counts(),
+        }
 
-    def read(self, events: list[Started | Piece]) -> Iterator[Piece]:
+    def count_tokens(self, events: list[GenerationStarted | TextPiece]) -> Iterator[TextPiece]:
         """The pieces, each for the sample that it belongs to; tokens are counted."""
         for event in events:
-            if isinstance(event, Started):
+            if isinstance(event, GenerationStarted):
                 self.prompt_tokens = event.prompt_tokens
             else:
                 self.tokens += 1
@@ -67,15 +71,15 @@ class Completion:
 
     def chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> str:
         """An event of the stream."""
-        chunk = {**self.head("chat.completion.chunk"), "choices": choices}
+        chunk = {**self.common_fields("chat.completion.chunk"), "choices": choices}
         return _event({**chunk, "usage": usage} if self.usage else chunk)
 
-    def opening(self) -> str:
+    def first_chunk(self) -> str:
         """The first chunk: who speaks."""
         delta = {"role": "assistant", "content": ""}
         return self.chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(self.n)])
 
-    def chunks(self, piece: Piece) -> Iterator[str]:
+    def piece_chunks(self, piece: TextPiece) -> Iterator[str]:
         """A piece as events."""
         if piece.text or (self.logprobs and piece.token is not None):
             logprobs = {"content": _logprobs([piece])} if self.logprobs else None
@@ -84,7 +88,7 @@ class Completion:
         if piece.end:
             yield self.chunk([{"index": piece.sample, "delta": {}, "logprobs": None, "finish_reason": piece.end}])
 
-    def _choice(self, sample: int, pieces: list[Piece]) -> dict[str, Any]:
+    def _choice(self, sample: int, pieces: list[TextPiece]) -> dict[str, Any]:
         own = [piece for piece in pieces if piece.sample == sample]
         return {
             "index": sample,
@@ -101,151 +105,172 @@ def router(service: Service) -> APIRouter:
     @routes.get("/models", summary="What can be asked", response_model=ModelList)
     async def models() -> Any:
         service.ready()
-        return {"object": "list", "data": [{"id": service.plan.name, "object": "model", "created": STARTED, "owned_by": "tessera"}]}
+        return {
+            "object": "list",
+            "data": [{"id": service.plan.name, "object": "model", "created": SERVER_START_TIME, "owned_by": "tessera"}],
+        }
 
-    @routes.post("/chat/completions", summary="Continue a conversation about pictures", response_model=ChatAnswer)
-    async def completions(asked: ChatRequest, http: Request) -> Any:
-        engine, decoding = service.ready(), _decoding(service, asked)
-        if asked.model != service.plan.name:
-            raise ServiceError(404, f"model: there is no {asked.model!r} here, only {service.plan.name!r}", "model_not_found")
-        if asked.logprobs and not engine.follows:
+    @routes.post("/chat/completions", summary="Continue a conversation about pictures", response_model=ChatResponse)
+    async def completions(chat_request: ChatRequest, http_request: Request) -> Any:
+        engine, decoding = service.ready(), _requested_decoding(service, chat_request)
+        if chat_request.model != service.plan.name:
+            raise ServiceError(404, f"model: there is no {chat_request.model!r} here, only {service.plan.name!r}", "model_not_found")
+        if chat_request.logprobs and not engine.streams_tokens:
             raise ServiceError(422, "logprobs: this system does not tell them", "logprobs")
         completion = Completion(
-            asked.model, asked.n or 1, bool(asked.logprobs), bool(asked.stream_options and asked.stream_options.include_usage)
+            chat_request.model,
+            chat_request.n or 1,
+            bool(chat_request.logprobs),
+            bool(chat_request.stream_options and chat_request.stream_options.include_usage),
         )
-        turns, addresses = [_texts(service, turn) for turn in asked.messages], [_images(turn) for turn in asked.messages]
-        if (number := sum(map(len, addresses))) > service.settings.max_pictures:
-            raise ServiceError(422, f"messages: at most {service.settings.max_pictures} pictures, found {number}", "pictures")
-        found = [[await _bytes(service, address) for address in group] for group in addresses]
-        data = [one for group in found for one in group]
-        repeatable = decoding.mode == "greedy" or asked.seed is not None
-        seen = [[hashlib.sha256(one).hexdigest() for one in group] for group in found]
+        turns, image_urls = (
+            [_role_and_text(service, turn) for turn in chat_request.messages],
+            [_image_urls_of(turn) for turn in chat_request.messages],
+        )
+        if (number := sum(map(len, image_urls))) > service.settings.max_images:
+            raise ServiceError(422, f"messages: at most {service.settings.max_images} pictures, found {number}", "pictures")
+        image_bytes = [[await _load_image_bytes(service, url) for url in group] for group in image_urls]
+        data = [one for group in image_bytes for one in group]
+        repeatable = decoding.strategy == "greedy" or chat_request.seed is not None
+        seen = [[hashlib.sha256(one).hexdigest() for one in group] for group in image_bytes]
         # A digest, since a conversation may be long, and what is kept is bounded.
-        key = hashlib.sha256(repr((turns, seen, decoding, asked.seed)).encode()).digest()
-        known = service.cache.get(key) if repeatable else None
-        if known is None:
-            closing = http.state.closing
-            decoded = iter(await closing.enter_async_context(service.decoder.decoded(data)))
-            question = _question(turns, [[next(decoded) for _ in group] for group in found], asked.seed)
-            job = closing.enter_context(service.submit(Chat(question, decoding, bool(asked.stream))))
-            events = _kept(service, key if repeatable else None, job.events())
+        key = hashlib.sha256(repr((turns, seen, decoding, chat_request.seed)).encode()).digest()
+        cached = service.cache.get(key) if repeatable else None
+        if cached is None:
+            exit_stack = http_request.state.exit_stack
+            decoded = iter(await exit_stack.enter_async_context(service.decoder.decoded(data)))
+            question = _build_request(turns, [[next(decoded) for _ in group] for group in image_bytes], chat_request.seed)
+            job = exit_stack.enter_context(service.submit(ChatTask(question, decoding, bool(chat_request.stream))))
+            events = _cache_when_done(service, key if repeatable else None, job.events())
         else:
-            events = _again(known)
-        if not asked.stream:
-            return JSONResponse(completion.whole(_copied([event async for event in events], decoding, completion.n)))
+            events = _replay(cached)
+        if not chat_request.stream:
+            return JSONResponse(completion.to_response(_repeat_for_samples([event async for event in events], decoding, completion.n)))
         # What cannot be answered is found out before the first event, so that it still gets a status of its own.
         first = await anext(events)
-        said = _stream(completion, _joined(first, events), decoding, http.state)
-        return StreamingResponse(said, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        event_stream = _stream(completion, _prepend(first, events), decoding, http_request.state)
+        return StreamingResponse(
+            event_stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        )
 
     return routes
 
 
-async def _stream(completion: Completion, events: AsyncIterator[Started | Piece], decoding: Decoding, state: Any) -> AsyncIterator[str]:
-    yield completion.opening()
+async def _stream(
+    completion: Completion, events: AsyncIterator[GenerationStarted | TextPiece], decoding: Decoding, state: Any
+) -> AsyncIterator[str]:
+    yield completion.first_chunk()
     try:
         async with asyncio.timeout_at(state.deadline):
             async for event in events:
-                for piece in completion.read(_copied([event], decoding, completion.n)):
-                    for chunk in completion.chunks(piece):
+                for piece in completion.count_tokens(_repeat_for_samples([event], decoding, completion.n)):
+                    for chunk in completion.piece_chunks(piece):
                         yield chunk
     except TimeoutError:
-        yield _event(body(504, "the answer was not finished in time", "deadline", state.request_id))
+        yield _event(error_body(504, "the answer was not finished in time", "deadline", state.request_id))
         return
     except ServiceError as error:
-        yield _event(body(error.status_code, str(error.detail), error.code, state.request_id))
+        yield _event(error_body(error.status_code, str(error.detail), error.code, state.request_id))
         return
     if completion.usage:
-        yield completion.chunk([], completion.count())
+        yield completion.chunk([], completion.usage_counts())
     yield "data: [DONE]\n\n"
 
 
-async def _kept(service: Service, key: object | None, events: AsyncIterator[Started | Piece]) -> AsyncIterator[Started | Piece]:
+async def _cache_when_done(
+    service: Service, key: object | None, events: AsyncIterator[GenerationStarted | TextPiece]
+) -> AsyncIterator[GenerationStarted | TextPiece]:
     """The events; once the last has come they are kept, where there is a key."""
     seen = []
     async for event in events:
         seen.append(event)
-        service.metrics.tokens.inc(isinstance(event, Piece) and service.ready().follows)
+        service.metrics.tokens.inc(isinstance(event, TextPiece) and service.ready().streams_tokens)
         yield event
     if key is not None:
         service.cache.put(key, seen, sum(200 + len(str(event)) for event in seen))
 
 
-async def _again(events: list[Started | Piece]) -> AsyncIterator[Started | Piece]:
+async def _replay(events: list[GenerationStarted | TextPiece]) -> AsyncIterator[GenerationStarted | TextPiece]:
     for event in events:
         yield event
 
 
-async def _joined(first: Started | Piece, rest: AsyncIterator[Started | Piece]) -> AsyncIterator[Started | Piece]:
+async def _prepend(
+    first: GenerationStarted | TextPiece, rest: AsyncIterator[GenerationStarted | TextPiece]
+) -> AsyncIterator[GenerationStarted | TextPiece]:
     yield first
     async for event in rest:
         yield event
 
 
-def _copied(events: list[Started | Piece], decoding: Decoding, n: int) -> list[Started | Piece]:
+def _repeat_for_samples(events: list[GenerationStarted | TextPiece], decoding: Decoding, n: int) -> list[GenerationStarted | TextPiece]:
     """Without a temperature all n answers are the same one."""
-    copies = n if decoding.mode == "greedy" else 1
+    copies = n if decoding.strategy == "greedy" else 1
     return [
-        event if isinstance(event, Started) else dataclasses.replace(event, sample=event.sample + copy)
+        event if isinstance(event, GenerationStarted) else dataclasses.replace(event, sample=event.sample + copy)
         for event in events
-        for copy in range(1 if isinstance(event, Started) else copies)
+        for copy in range(1 if isinstance(event, GenerationStarted) else copies)
     ]
 
 
-def _decoding(service: Service, asked: ChatRequest) -> Decoding:
+def _requested_decoding(service: Service, chat_request: ChatRequest) -> Decoding:
     """Raises ServiceError 422 for what is over the service's limits."""
-    settings, n = service.settings, asked.n or 1
-    longest = asked.max_completion_tokens or asked.max_tokens or min(settings.new_tokens, settings.max_new_tokens)
-    temperature = settings.temperature if asked.temperature is None else asked.temperature
-    for name, value, most in (("n", n, settings.max_candidates), ("max_tokens", longest, settings.max_new_tokens)):
-        if value > most:
-            raise ServiceError(422, f"{name}: at most {most}, found {value}", name)
+    settings, n = service.settings, chat_request.n or 1
+    max_new_tokens_limit = (
+        chat_request.max_completion_tokens or chat_request.max_tokens or min(settings.default_max_new_tokens, settings.max_new_tokens)
+    )
+    temperature = settings.temperature if chat_request.temperature is None else chat_request.temperature
+    for name, value, limit in (("n", n, settings.max_candidates), ("max_tokens", max_new_tokens_limit, settings.max_new_tokens)):
+        if value > limit:
+            raise ServiceError(422, f"{name}: at most {limit}, found {value}", name)
     if temperature == 0:
-        return Decoding(k=1, mode="greedy", max_new_tokens=longest)
-    return Decoding(k=n, mode="sample", temperature=temperature, max_new_tokens=longest)
+        return Decoding(num_candidates=1, strategy="greedy", max_new_tokens=max_new_tokens_limit)
+    return Decoding(num_candidates=n, strategy="sample", temperature=temperature, max_new_tokens=max_new_tokens_limit)
 
 
-def _texts(service: Service, turn: ChatMessage) -> tuple[str, str]:
+def _role_and_text(service: Service, turn: ChatMessage) -> tuple[str, str]:
     """Role and text of a turn. Raises ServiceError 422 when it is too long."""
     parts = turn.content if isinstance(turn.content, list) else []
     text = "\n".join(part.text for part in parts if not isinstance(part, ImagePart)) if parts else str(turn.content or "")
-    if len(text) > service.settings.max_question:
-        raise ServiceError(422, f"messages: at most {service.settings.max_question} characters a turn, found {len(text)}", "text_length")
+    if len(text) > service.settings.max_question_chars:
+        raise ServiceError(
+            422, f"messages: at most {service.settings.max_question_chars} characters a turn, found {len(text)}", "text_length"
+        )
     return "system" if turn.role == "developer" else turn.role, text
 
 
-def _images(turn: ChatMessage) -> list[str]:
+def _image_urls_of(turn: ChatMessage) -> list[str]:
     """Addresses of a turn's pictures. Raises ServiceError 422 when it is not the user's."""
-    addresses = [part.image_url.url for part in turn.content if isinstance(part, ImagePart)] if isinstance(turn.content, list) else []
-    if addresses and turn.role != "user":
+    image_urls = [part.image_url.url for part in turn.content if isinstance(part, ImagePart)] if isinstance(turn.content, list) else []
+    if image_urls and turn.role != "user":
         raise ServiceError(422, f"messages: a picture stands in a turn of the {turn.role}; only the user's may have some", "pictures")
-    return addresses
+    return image_urls
 
 
-async def _bytes(service: Service, address: str) -> bytes:
+async def _load_image_bytes(service: Service, url: str) -> bytes:
     """What a picture's address stands for. A path is none."""
     settings = service.settings
-    if address[:5].lower() == "data:":
-        return image_decoder.from_data_url(address)
-    if address.lower().startswith(("http://", "https://")) and settings.remote_hosts:
-        return await asyncio.to_thread(fetch, address, settings.remote_hosts, settings.max_bytes, settings.remote_seconds)
+    if url[:5].lower() == "data:":
+        return image_decoder.decode_data_url(url)
+    if url.lower().startswith(("http://", "https://")) and settings.remote_hosts:
+        return await asyncio.to_thread(fetch, url, settings.remote_hosts, settings.max_bytes, settings.remote_seconds)
     raise ServiceError(422, "image_url: expected data:image/...;base64,...; addresses are not fetched", "picture_address")
 
 
-def _question(turns: list[tuple[str, str]], images: list[list[Any]], seed: int | None) -> Question:
+def _build_request(turns: list[tuple[str, str]], images: list[list[Any]], seed: int | None) -> ModelRequest:
     """The conversation as the model's request. With a seed the same conversation gets the same samples."""
     identity = uuid.uuid4().hex if seed is None else f"seed {seed}"
     last = question_request(identity, turns[-1][1], images[-1], "conversation")
     before = []
     for (role, text), own in zip(turns[:-1], images[:-1], strict=True):
         content = question_request(identity, text, own).messages[-1].content
-        before.append(Message(role, content if role == "user" else text.replace(IMAGE_MARK, " ")))  # type: ignore[arg-type]
-    everything = tuple(picture for group in images for picture in group)
+        before.append(Message(role, content if role == "user" else text.replace(IMAGE_PLACEHOLDER, " ")))  # type: ignore[arg-type]
+    all_images = tuple(image for group in images for image in group)
     final = Message(turns[-1][0], last.messages[-1].content)  # type: ignore[arg-type]
-    return dataclasses.replace(last, pictures=everything, messages=(*before, final))
+    return dataclasses.replace(last, images=all_images, messages=(*before, final))
 
 
-def _logprobs(pieces: list[Piece]) -> list[dict[str, Any]]:
+def _logprobs(pieces: list[TextPiece]) -> list[dict[str, Any]]:
     return [
         {
             "token": piece.token,

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from serving.inputs.text_limits import whole
+from serving.inputs.text_limits import check_well_formed
 
 MAX_TURNS, MAX_PARTS = 256, 64
 """Most turns of a conversation, and most parts of a turn: what is larger is refused before anything of it is looked at."""
@@ -26,53 +26,53 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
-Text = Annotated[str, AfterValidator(whole)]
+Text = Annotated[str, AfterValidator(check_well_formed)]
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class TextPart(Strict):
+class TextPart(StrictModel):
     """Text of a message."""
 
     type: Literal["text"]
     text: Text
 
 
-class Address(Strict):
+class ImageUrl(StrictModel):
     """Where a picture is: in the request itself, or at an address on a host that the service allows."""
 
     url: Annotated[str, Field(description="data:image/...;base64,... or, where the service allows its host, http(s)://...")]
     detail: Literal["auto"] | None = None
 
 
-class ImagePart(Strict):
+class ImagePart(StrictModel):
     """A picture of a message."""
 
     type: Literal["image_url"]
-    image_url: Address
+    image_url: ImageUrl
 
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class ChatMessage(Strict):
+class ChatMessage(StrictModel):
     """A turn. Pictures may stand in the user's only; the model sees those of a turn in front of its text."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[Part], Field(max_length=MAX_PARTS)]
 
 
-class StreamOptions(Strict):
+class StreamOptions(StrictModel):
     """include_usage: a last chunk counts the tokens."""
 
     include_usage: bool = False
 
 
-class ChatRequest(Strict):
+class ChatRequest(StrictModel):
     """A conversation to be continued."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
@@ -95,7 +95,7 @@ class ChatRequest(Strict):
     stop: None = None
 
 
-class ChatAnswer(BaseModel):
+class ChatResponse(BaseModel):
     """The completion."""
 
     model_config = ConfigDict(

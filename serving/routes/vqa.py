@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict
 
 from answering.protocol import Decoding
 from answering.reply import Reply, question_request
-from serving.engine import Ask
+from serving.engine import VqaTask
 from serving.http.error_responses import ServiceError
-from serving.inputs.text_limits import checked
+from serving.inputs.text_limits import clean_text
 from serving.service import Service
 
 EXAMPLE: dict[str, Any] = {
@@ -27,7 +27,7 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
-class CandidateBody(BaseModel):
+class VqaCandidate(BaseModel):
     """A possible answer. log_prob: in nats, over all its tokens; clip and fused: its scores, where candidates were reranked."""
 
     model_config = ConfigDict(extra="allow")
@@ -41,7 +41,7 @@ class CandidateBody(BaseModel):
     fused: float | None = None
 
 
-class AnswerBody(BaseModel):
+class VqaResponse(BaseModel):
     """The answer to a question, and what else it might have been, best first. credibility: how likely it is right, 0..1, where an
     evaluation has taught that for candidates looked for in this way."""
 
@@ -50,53 +50,55 @@ class AnswerBody(BaseModel):
     status: str
     question: str
     answer: str
-    credibility: float | None = None
-    candidates: list[CandidateBody]
+    confidence: float | None = None
+    candidates: list[VqaCandidate]
 
 
 def router(service: Service) -> APIRouter:
     """The route of short-answer questions."""
     routes = APIRouter(tags=["questions"])
 
-    @routes.post("/vqa", summary="Ask about a picture", response_model=AnswerBody)
+    @routes.post("/vqa", summary="Ask about a picture", response_model=VqaResponse)
     async def vqa(
-        image: Annotated[UploadFile, File(description="The picture: JPEG, PNG, WebP, GIF or BMP")],
+        image: Annotated[UploadFile, File(description="The image: JPEG, PNG, WebP, GIF or BMP")],
         question: Annotated[str, Form(description="The question, in English or Chinese", examples=["What color is the circle?"])],
         k: Annotated[int | None, Form(ge=1, description="Candidates; as configured where none is given", examples=[5])] = None,
         rerank: Annotated[bool | None, Form(description="Whether CLIP has a say; where it is loaded, yes", examples=[True])] = None,
     ) -> Any:
         engine = service.ready()
-        text = checked(question, "question", service.settings.max_question)
-        decoding = _decoding(service, k)
+        text = clean_text(question, "question", service.settings.max_question_chars)
+        decoding = _requested_decoding(service, k)
         if rerank and engine.reranker is None:
             raise ServiceError(422, "rerank: nothing here scores candidates (rerank.clip is null)", "no_reranker")
         reranked = engine.reranker is not None if rerank is None else rerank
         data = await image.read()
         key = "vqa", hashlib.sha256(data).digest(), text, decoding, reranked
-        if (known := service.cache.get(key)) is not None:
-            return JSONResponse(known, headers={"X-Cache": "hit"})
-        async with service.decoder.decoded([data]) as pictures:
+        if (cached := service.cache.get(key)) is not None:
+            return JSONResponse(cached, headers={"X-Cache": "hit"})
+        async with service.decoder.decoded([data]) as images:
             # One id for all: what is sampled depends on the seed alone, and an answer can be kept.
-            with service.submit(Ask(question_request("vqa", text, pictures), decoding, reranked)) as job:
-                answer = body(await job.result())
+            with service.submit(VqaTask(question_request("vqa", text, images), decoding, reranked)) as job:
+                answer = reply_to_json(await job.result())
         service.cache.put(key, answer, len(str((key, answer)).encode()))
         return JSONResponse(answer, headers={"X-Cache": "miss"})
 
     return routes
 
 
-def body(reply: Reply) -> dict[str, Any]:
+def reply_to_json(reply: Reply) -> dict[str, Any]:
     """A reply as JSON."""
-    credibility = {} if reply.credibility is None else {"credibility": reply.credibility}
-    return {"status": "success", "question": reply.question, "answer": reply.chosen, **credibility, "candidates": reply.candidates()}
+    confidence = {} if reply.confidence is None else {"credibility": reply.confidence}
+    return {"status": "success", "question": reply.question, "answer": reply.chosen, **confidence, "candidates": reply.candidates()}
 
 
-def _decoding(service: Service, k: int | None) -> Decoding:
+def _requested_decoding(service: Service, k: int | None) -> Decoding:
     """As configured, with k candidates. Raises ServiceError 422."""
-    decoding, most = service.plan.decoding, service.settings.max_candidates
+    decoding, limit = service.plan.decoding, service.settings.max_candidates
     if k is None:
         return decoding
-    if k > most:
-        raise ServiceError(422, f"k: at most {most}, found {k}", "k")
+    if k > limit:
+        raise ServiceError(422, f"k: at most {limit}, found {k}", "k")
     # A greedy search finds one answer only.
-    return dataclasses.replace(decoding, k=k, mode="beam" if decoding.mode == "greedy" and k > 1 else decoding.mode)
+    return dataclasses.replace(
+        decoding, num_candidates=k, strategy="beam" if decoding.strategy == "greedy" and k > 1 else decoding.strategy
+    )

@@ -12,73 +12,73 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from serving.search.clip_encoder import Encoder
-from serving.search.lancedb_table import PictureTable
+from serving.search.clip_encoder import ClipEncoder
+from serving.search.lancedb_table import ImageTable
 
-K = 10
+RECALL_K = 10
 """Recall is measured at this many results."""
-PICTURES = 48
+NUM_PROBE_IMAGES = 48
 """Stored pictures that recall is measured with."""
-WIDTHS = (40, 80, 160, 320, 640)
+EF_VALUES = (40, 80, 160, 320, 640)
 """How far the graph may be searched (`ef`); the first that reaches the recall is taken."""
-PARTITION = 1_000_000
+MAX_ROWS_PER_PARTITION = 1_000_000
 """Pictures in one graph; beyond it the graph is divided."""
 
-_TABLE = "graphs"
+_MEASUREMENTS_TABLE = "graphs"
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
+class AnnMeasurement:
     """How the approximate search was measured: with so many pictures in it, at `ef`, it found these shares of the true ten
     best for questions by picture and by text. ef 0: the wanted recall was not reached, so the search stays exact."""
 
     table: str
-    pictures: int
+    images: int
     ef: int
-    by_picture: float
+    by_image: float
     by_text: float
 
     def text(self) -> str:
         """One line for people."""
-        recall = f"recall of the ten best {self.by_picture:.3f} by picture, {self.by_text:.3f} by text"
+        recall = f"recall of the ten best {self.by_image:.3f} by picture, {self.by_text:.3f} by text"
         if self.ef:
-            return f"approximate search over {self.pictures:,} pictures: {recall} (ef {self.ef})"
-        return f"exact search over {self.pictures:,} pictures: the approximate one did not reach the recall asked for ({recall})"
+            return f"approximate search over {self.images:,} pictures: {recall} (ef {self.ef})"
+        return f"exact search over {self.images:,} pictures: the approximate one did not reach the recall asked for ({recall})"
 
 
-def stated(table: PictureTable) -> Graph | None:
+def load_measurement(table: ImageTable) -> AnnMeasurement | None:
     """What was measured last for a table; None where it has no graph."""
-    if _TABLE not in table.connection.list_tables().tables:
+    if _MEASUREMENTS_TABLE not in table.connection.list_tables().tables:
         return None
-    rows = table.connection.open_table(_TABLE).search().to_arrow().to_pylist()
-    return next((Graph(**row) for row in rows if row["table"] == table.name), None)
+    rows = table.connection.open_table(_MEASUREMENTS_TABLE).search().to_arrow().to_pylist()
+    return next((AnnMeasurement(**row) for row in rows if row["table"] == table.name), None)
 
 
-def refresh(table: PictureTable, texts: np.ndarray, exact_up_to: int, recall: float) -> Graph | None:
+def refresh(table: ImageTable, texts: np.ndarray, exact_search_limit: int, recall: float) -> AnnMeasurement | None:
     """Build the graph or bring it up to date, and measure it; with at most `exact_up_to` pictures, do without.
 
     texts: vectors [n, width] of questions. recall: least share of the ten best. Returns what was measured.
     """
-    table.tidy()
-    if len(table) <= exact_up_to:
-        _state(table, None)
+    table.optimize()
+    if len(table) <= exact_search_limit:
+        _save_measurement(table, None)
         return None
-    table.build_graph(1 + len(table) // PARTITION)
-    graph = measure(table, texts, recall)
-    _state(table, graph)
+    table.build_ann_index(1 + len(table) // MAX_ROWS_PER_PARTITION)
+    graph = measure_recall(table, texts, recall)
+    _save_measurement(table, graph)
     return graph
 
 
-def measure(table: PictureTable, texts: np.ndarray, recall: float) -> Graph:
+def measure_recall(table: ImageTable, texts: np.ndarray, recall: float) -> AnnMeasurement:
     """Recall at the first width that reaches `recall` for pictures and for texts alike; at the last one where none does."""
-    pictures = _some_vectors(table)
-    true = [table.nearest(vector, K) for vector in pictures], [table.nearest(vector, K) for vector in texts]
-    for ef in WIDTHS:
-        by_picture = _recall(table, pictures, true[0], ef)
-        by_text = _recall(table, texts, true[1], ef)
-        if min(by_picture, by_text) >= recall:
-            return Graph(table.name, len(table), ef, by_picture, by_text)
-    return Graph(table.name, len(table), 0, by_picture, by_text)
+    images = _probe_image_vectors(table)
+    exact_results = [table.nearest(vector, RECALL_K) for vector in images], [table.nearest(vector, RECALL_K) for vector in texts]
+    for ef in EF_VALUES:
+        by_image = _recall(table, images, exact_results[0], ef)
+        by_text = _recall(table, texts, exact_results[1], ef)
+        if min(by_image, by_text) >= recall:
+            return AnnMeasurement(table.name, len(table), ef, by_image, by_text)
+    return AnnMeasurement(table.name, len(table), 0, by_image, by_text)
 
 
 @functools.cache
@@ -88,31 +88,31 @@ def probe_texts() -> tuple[str, ...]:
     return tuple(texts["en"] + texts["zh"])
 
 
-def probe_vectors(encoder: Encoder) -> np.ndarray:
+def probe_vectors(encoder: ClipEncoder) -> np.ndarray:
     """Vectors [n, width] of `probe_texts`."""
     return encoder.texts(probe_texts())
 
 
-def _recall(table: PictureTable, vectors: Sequence[np.ndarray] | np.ndarray, true: Sequence[Sequence[object]], ef: int) -> float:
-    shares = []
-    for vector, best in zip(vectors, true, strict=True):
+def _recall(table: ImageTable, vectors: Sequence[np.ndarray] | np.ndarray, exact_results: Sequence[Sequence[object]], ef: int) -> float:
+    recalls = []
+    for vector, best in zip(vectors, exact_results, strict=True):
         # What is as near as the last of the true best is as good, whichever of several equal pictures it is.
         worst = best[-1].score - 1e-6  # type: ignore[attr-defined]
-        shares.append(sum(found.score >= worst for found in table.nearest(vector, K, ef)) / len(best))
-    return float(np.mean(shares))
+        recalls.append(sum(found.score >= worst for found in table.nearest(vector, RECALL_K, ef)) / len(best))
+    return float(np.mean(recalls))
 
 
-def _some_vectors(table: PictureTable) -> list[np.ndarray]:
+def _probe_image_vectors(table: ImageTable) -> list[np.ndarray]:
     """Stored vectors, moved a little, so that each is not simply its own nearest."""
     ids = sorted(table.entries())
     rng = np.random.default_rng(0)
-    rows = table.rows([ids[i] for i in rng.choice(len(ids), min(PICTURES, len(ids)), replace=False)])
-    moved = [row.vector + 0.3 * rng.normal(size=row.vector.shape).astype(np.float32) / np.sqrt(row.vector.size) for row in rows]
-    return [vector / np.linalg.norm(vector) for vector in moved]
+    rows = table.rows([ids[i] for i in rng.choice(len(ids), min(NUM_PROBE_IMAGES, len(ids)), replace=False)])
+    perturbed = [row.vector + 0.3 * rng.normal(size=row.vector.shape).astype(np.float32) / np.sqrt(row.vector.size) for row in rows]
+    return [vector / np.linalg.norm(vector) for vector in perturbed]
 
 
-def _state(table: PictureTable, graph: Graph | None) -> None:
+def _save_measurement(table: ImageTable, graph: AnnMeasurement | None) -> None:
     if graph is not None:
-        table.connection.create_table(_TABLE, [asdict(graph)], mode="overwrite")
-    elif _TABLE in table.connection.list_tables().tables:
-        table.connection.drop_table(_TABLE)
+        table.connection.create_table(_MEASUREMENTS_TABLE, [asdict(graph)], mode="overwrite")
+    elif _MEASUREMENTS_TABLE in table.connection.list_tables().tables:
+        table.connection.drop_table(_MEASUREMENTS_TABLE)

@@ -6,9 +6,9 @@ from typing import Annotated
 from pydantic import Field
 
 from config_schema import section
-from visual.config import PartName
+from visual.config import ModelNameOrPath
 
-Positive = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
 
 
 @section
@@ -22,13 +22,13 @@ class SearchConfig:
     storage: dict[str, str] | None = None
     """Options of the object storage by LanceDB's names, such as {endpoint: https://minio.example:9000, region: eu-west-1}; keys come
     from the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on S3)."""
-    clip: PartName | None = None
+    clip: ModelNameOrPath | None = None
     """CLIP, Chinese-CLIP or SigLIP folder or hub name; null: that of rerank.clip."""
-    batch_size: Positive = 64
+    batch_size: PositiveInt = 64
     """Pictures encoded together."""
-    workers: Positive = 2
+    workers: PositiveInt = 2
     """Threads that read and decode pictures."""
-    exact_up_to: Annotated[int, Field(ge=0)] = 20_000
+    exact_search_limit: Annotated[int, Field(ge=0)] = 20_000
     """An index of at most this many pictures is searched exactly, a larger one approximately."""
     recall: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     """Least recall of the approximate search: the share of the true ten best that it finds, on questions put to the index itself.

@@ -17,37 +17,37 @@ from typing import TypeVar
 
 import torch
 
-from answering.batch_inference import find_pictures
-from dataset.loading.image_io import PictureError, read_picture_file
+from answering.batch_inference import find_images
+from dataset.loading.image_io import ImageError, read_image_file
 from progress import Progress
 from serving.search import ann_index
-from serving.search.clip_encoder import Encoder
-from serving.search.image_index import PictureIndex
-from serving.search.lancedb_table import Entry, PictureTable, Row
+from serving.search.clip_encoder import ClipEncoder
+from serving.search.image_index import ImageIndex
+from serving.search.lancedb_table import Entry, ImageRow, ImageTable
 
 A = TypeVar("A")
 B = TypeVar("B")
 
-COMMIT_PICTURES, COMMIT_SECONDS = 1024, 5.0
+COMMIT_IMAGES, COMMIT_SECONDS = 1024, 5.0
 """What is encoded is written at least this often: a commit costs about as much as encoding a few pictures."""
 
 
 @dataclass(slots=True)
-class Indexed:
+class IndexingResult:
     """What an indexing run did. added, removed: pictures. same: files that were moved, copied or touched, whose picture was in
     the index already. unchanged: files that were not read again. failed: one line for each file that could not be read.
     search: in words, how the index is searched now."""
 
     added: int = 0
     removed: int = 0
-    same: int = 0
+    already_indexed: int = 0
     unchanged: int = 0
     failed: list[str] = field(default_factory=list)
     search: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class _ReadFile:
     """A picture file as it was read. pixels: what the model sees; None where its bytes have a vector already, and where it
     could not be read, which `problem` then says."""
 
@@ -59,7 +59,7 @@ class _File:
     problem: str = ""
 
 
-def index_folder(index: PictureIndex, folder: Path) -> Indexed:
+def index_folder(index: ImageIndex, folder: Path) -> IndexingResult:
     """Bring the index up to date with the picture files in a folder and below it, and with the uploads of an index that another
     model made, which is dropped at the end. Pictures from elsewhere stay as they are.
 
@@ -69,105 +69,110 @@ def index_folder(index: PictureIndex, folder: Path) -> Indexed:
         return _index(index, os.path.abspath(folder))  # noqa: PTH100 - Path.resolve would follow links
 
 
-def _index(index: PictureIndex, root: str) -> Indexed:
-    present = dict(_states(find_pictures(Path(root))))
+def _index(index: ImageIndex, root: str) -> IndexingResult:
+    current_files = dict(_file_stats(find_images(Path(root))))
     table, settings = index.table, index.settings
-    _take_uploads(index)
-    update = _Update(table, index.encoder)
-    due = [path for path, state in present.items() if not update.holds(path, *state)]
-    update.done.unchanged = len(present) - len(due)
+    _reencode_uploads(index)
+    update = _IndexUpdate(table, index.encoder)
+    stale_paths = [path for path, state in current_files.items() if not update.is_up_to_date(path, *state)]
+    update.result.unchanged = len(current_files) - len(stale_paths)
 
-    def read(path: str) -> _File:
-        return _read(path, index.encoder, update.known)
+    def read(path: str) -> _ReadFile:
+        return _read(path, index.encoder, update.entries_by_id)
 
-    with Progress("indexing", len(due), "pictures") as progress, ThreadPoolExecutor(settings.workers) as pool:
+    with Progress("indexing", len(stale_paths), "pictures") as progress, ThreadPoolExecutor(settings.workers) as pool:
         try:
-            for files in _batches(_ahead(pool, read, due, 2 * settings.batch_size), settings.batch_size):
-                update.take(files)
+            for files in _batches(_prefetch_map(pool, read, stale_paths, 2 * settings.batch_size), settings.batch_size):
+                update.add_files(files)
                 progress.update(len(files))
         finally:
             # What was encoded before an interruption is kept.
             update.commit()
-    update.forget_vanished(root, present)
-    table.drop_others()
-    measured = ann_index.refresh(table, ann_index.probe_vectors(index.encoder), settings.exact_up_to, settings.recall)
-    update.done.search = index.state() if measured is None else measured.text()
-    return update.done
+    update.remove_vanished(root, current_files)
+    table.drop_other_tables()
+    measurement = ann_index.refresh(table, ann_index.probe_vectors(index.encoder), settings.exact_search_limit, settings.recall)
+    update.result.search = index.state() if measurement is None else measurement.text()
+    return update.result
 
 
-class _Update:
+class _IndexUpdate:
     """The rows of a table as they stand and as they will be after the next commit."""
 
-    def __init__(self, table: PictureTable, encoder: Encoder):
-        self.table, self.encoder, self.done = table, encoder, Indexed()
-        self.known = table.entries()
-        self.owners = {path: id for id, entry in self.known.items() for path in entry.files}
-        self.fresh: dict[str, Row] = {}
-        self.touched: set[str] = set()
-        self.committed = time.monotonic()
+    def __init__(self, table: ImageTable, encoder: ClipEncoder):
+        self.table, self.encoder, self.result = table, encoder, IndexingResult()
+        self.entries_by_id = table.entries()
+        self.id_by_path = {path: id for id, entry in self.entries_by_id.items() for path in entry.files}
+        self.new_rows: dict[str, ImageRow] = {}
+        self.changed_ids: set[str] = set()
+        self.last_commit = time.monotonic()
 
-    def holds(self, path: str, size: int, mtime: int) -> bool:
+    def is_up_to_date(self, path: str, size: int, mtime: int) -> bool:
         """True when a row has this file in the state in which it stands on disk."""
-        entry = self.known.get(self.owners.get(path, ""))
+        entry = self.entries_by_id.get(self.id_by_path.get(path, ""))
         return entry is not None and (entry.size, entry.files[path]) == (size, mtime)
 
-    def take(self, files: Sequence[_File]) -> None:
+    def add_files(self, files: Sequence[_ReadFile]) -> None:
         """Encode what is new among some files, and commit when it is time."""
-        files = [self._whole(file) for file in files]
-        new = {file.id: file for file in files if file.pixels is not None and file.id not in self.known}
+        files = [self._reread_if_removed(file) for file in files]
+        new = {file.id: file for file in files if file.pixels is not None and file.id not in self.entries_by_id}
         if new:
             vectors = self.encoder.encode([file.pixels for file in new.values() if file.pixels is not None])
             for file, vector in zip(new.values(), vectors, strict=True):
-                self.known[file.id] = Entry(file.size, {}, uploaded=False)
-                self.fresh[file.id] = Row(file.id, file.size, {}, None, vector)
-        self.done.added += len(new)
+                self.entries_by_id[file.id] = Entry(file.size, {}, uploaded=False)
+                self.new_rows[file.id] = ImageRow(file.id, file.size, {}, None, vector)
+        self.result.added += len(new)
         for file in files:
             self._detach(file.path)
             if file.problem:
-                self.done.failed.append(file.problem)
+                self.result.failed.append(file.problem)
                 continue
-            self.known[file.id].files[file.path] = file.mtime
-            self.owners[file.path] = file.id
-            self.touched.add(file.id)
-            self.done.same += file.id not in new
-        if len(self.touched) >= COMMIT_PICTURES or time.monotonic() - self.committed >= COMMIT_SECONDS:
+            self.entries_by_id[file.id].files[file.path] = file.mtime
+            self.id_by_path[file.path] = file.id
+            self.changed_ids.add(file.id)
+            self.result.already_indexed += file.id not in new
+        if len(self.changed_ids) >= COMMIT_IMAGES or time.monotonic() - self.last_commit >= COMMIT_SECONDS:
             self.commit()
 
-    def forget_vanished(self, root: str, present: Iterable[str]) -> None:
+    def remove_vanished(self, root: str, current_files: Iterable[str]) -> None:
         """Drop the files below a folder that are no longer there, and the pictures that no file holds any more."""
-        below = root.rstrip("/") + "/"
-        for path in [path for path in self.owners if path.startswith(below)]:
-            if path not in present:
+        folder_prefix = root.rstrip("/") + "/"
+        for path in [path for path in self.id_by_path if path.startswith(folder_prefix)]:
+            if path not in current_files:
                 self._detach(path)
         self.commit()
 
     def commit(self) -> None:
         """Write what changed: first rows that are new or have other files, then away with those that have none."""
-        alive = {id for id in self.touched if self.known[id].files or self.known[id].uploaded}
+        remaining_ids = {id for id in self.changed_ids if self.entries_by_id[id].files or self.entries_by_id[id].uploaded}
         with self.table.writing():
             # What is there is read again: the service may have added or removed it in the meantime.
-            rows = {**self.fresh, **{row.id: row for row in self.table.rows(sorted(alive))}}
-            self.table.put([Row(id, rows[id].size, self.known[id].files, rows[id].upload, rows[id].vector) for id in alive & rows.keys()])
-            gone = self.touched - alive
-            self.table.delete(sorted(gone))
-        for id in gone:
-            del self.known[id]
-        self.done.removed += len(gone)
-        self.fresh, self.touched, self.committed = {}, set(), time.monotonic()
+            rows = {**self.new_rows, **{row.id: row for row in self.table.rows(sorted(remaining_ids))}}
+            self.table.put(
+                [
+                    ImageRow(id, rows[id].size, self.entries_by_id[id].files, rows[id].upload, rows[id].vector)
+                    for id in remaining_ids & rows.keys()
+                ]
+            )
+            removed_ids = self.changed_ids - remaining_ids
+            self.table.delete(sorted(removed_ids))
+        for id in removed_ids:
+            del self.entries_by_id[id]
+        self.result.removed += len(removed_ids)
+        self.new_rows, self.changed_ids, self.last_commit = {}, set(), time.monotonic()
 
-    def _whole(self, file: _File) -> _File:
+    def _reread_if_removed(self, file: _ReadFile) -> _ReadFile:
         """The file, read again where the picture that it held has left the index since."""
-        missing = file.id and file.pixels is None and file.id not in self.known
+        missing = file.id and file.pixels is None and file.id not in self.entries_by_id
         return _read(file.path, self.encoder, {}) if missing else file
 
     def _detach(self, path: str) -> None:
-        owner = self.owners.pop(path, None)
-        if owner is not None:
-            del self.known[owner].files[path]
-            self.touched.add(owner)
+        image_id = self.id_by_path.pop(path, None)
+        if image_id is not None:
+            del self.entries_by_id[image_id].files[path]
+            self.changed_ids.add(image_id)
 
 
-def _states(paths: Iterable[Path]) -> Iterator[tuple[str, tuple[int, int]]]:
+def _file_stats(paths: Iterable[Path]) -> Iterator[tuple[str, tuple[int, int]]]:
     """Size and time of change in ns of each file by its path; those that vanished since they were listed are left out."""
     for path in paths:
         try:
@@ -177,41 +182,41 @@ def _states(paths: Iterable[Path]) -> Iterator[tuple[str, tuple[int, int]]]:
         yield str(path), (state.st_size, state.st_mtime_ns)
 
 
-def _read(path: str, encoder: Encoder, known: dict[str, Entry]) -> _File:
+def _read(path: str, encoder: ClipEncoder, entries_by_id: dict[str, Entry]) -> _ReadFile:
     file = Path(path)
     mtime = -1
     try:
         # Before the bytes: a file that changes in between is found changed the next time.
         mtime = file.stat().st_mtime_ns
-        data = read_picture_file(file)
-        picture_id = hashlib.sha256(data).hexdigest()
-        pixels = None if picture_id in known else encoder.pixels(data)
-    except (PictureError, OSError) as error:
-        return _File(path, mtime, problem=f"{path}: {error}")
-    return _File(path, mtime, len(data), picture_id, pixels)
+        data = read_image_file(file)
+        image_id = hashlib.sha256(data).hexdigest()
+        pixels = None if image_id in entries_by_id else encoder.pixels(data)
+    except (ImageError, OSError) as error:
+        return _ReadFile(path, mtime, problem=f"{path}: {error}")
+    return _ReadFile(path, mtime, len(data), image_id, pixels)
 
 
-def _take_uploads(index: PictureIndex) -> None:
+def _reencode_uploads(index: ImageIndex) -> None:
     """Encode anew what was uploaded into an index that another model made: it stands nowhere else."""
-    for other in index.table.others():
+    for other in index.table.other_tables():
         for id in other.uploads():
             for row in other.rows([id]):
                 if row.upload is not None:
                     index.add(row.upload)
 
 
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Sequence[A], window: int) -> Iterator[B]:
+def _prefetch_map(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Sequence[A], max_pending: int) -> Iterator[B]:
     """`map` in threads, in order, with at most `window` results waiting: pixels of many pictures would fill the memory."""
-    waiting: deque[Future[B]] = deque()
-    left = iter(items)
+    pending: deque[Future[B]] = deque()
+    remaining = iter(items)
     try:
         while True:
-            waiting.extend(pool.submit(function, item) for item in islice(left, window - len(waiting)))
-            if not waiting:
+            pending.extend(pool.submit(function, item) for item in islice(remaining, max_pending - len(pending)))
+            if not pending:
                 return
-            yield waiting.popleft().result()
+            yield pending.popleft().result()
     finally:
-        for future in waiting:
+        for future in pending:
             future.cancel()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from errors import TesseraError, UsageError
-from serving.search.clip_encoder import Maker
+from serving.search.clip_encoder import EmbeddingModel
 
 # Read when the library is loaded: its remarks are about its own workings.
 os.environ.setdefault("LANCEDB_LOG", "error")
@@ -30,11 +30,11 @@ from lancedb.table import Table
 _PREFIX = "pictures_"
 _OLD_VERSIONS = timedelta(hours=1)
 """How long versions that were replaced are kept for those who still read them."""
-_FILE = pa.struct([("path", pa.string()), ("mtime", pa.int64())])
+_FILE_TYPE = pa.struct([("path", pa.string()), ("mtime", pa.int64())])
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ImageRow:
     """A picture. id: SHA-256 of its bytes; size: their number; files: the files that hold them, each with its time of change
     in ns; upload: the bytes themselves where they came without a file; vector: [width], of length 1."""
 
@@ -55,7 +55,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchHit:
     """A row that a search found; `path` is None where the index itself holds the bytes; score: the cosine, -1..1."""
 
     id: str
@@ -64,13 +64,13 @@ class Found:
     score: float
 
 
-class PictureTable:
+class ImageTable:
     """The rows that one CLIP model made. Objects may be shared between threads."""
 
-    def __init__(self, place: str, table: Table, connection: Any):
-        self.place, self.table, self.connection = place, table, connection
-        self._thread = threading.RLock()
-        self._file = None if _is_remote(place) else filelock.FileLock(Path(place) / "write.lock")
+    def __init__(self, uri: str, table: Table, connection: Any):
+        self.uri, self.table, self.connection = uri, table, connection
+        self._thread_lock = threading.RLock()
+        self._file_lock = None if _is_remote(uri) else filelock.FileLock(Path(uri) / "write.lock")
 
     @property
     def name(self) -> str:
@@ -81,100 +81,100 @@ class PictureTable:
     def writing(self) -> Iterator[None]:
         """One writer at a time, so that what a change is based on still holds when it is written. On object storage that is
         left to whoever starts the writers."""
-        with self._thread:
-            if self._file is None:
+        with self._thread_lock:
+            if self._file_lock is None:
                 yield
             else:
-                with self._file:
+                with self._file_lock:
                     yield
 
     @contextmanager
     def indexing(self) -> Iterator[None]:
         """One run that brings the index up to date at a time. Raises TesseraError when another one is at work."""
-        if self._file is None:
+        if self._file_lock is None:
             yield
             return
         try:
-            with filelock.FileLock(Path(self.place) / "index.lock", blocking=False):
+            with filelock.FileLock(Path(self.uri) / "index.lock", blocking=False):
                 yield
         except filelock.Timeout as error:
-            raise TesseraError(f"{self.place}: another process is indexing; wait until it is done") from error
+            raise TesseraError(f"{self.uri}: another process is indexing; wait until it is done") from error
 
     def __len__(self) -> int:
-        with self._said():
+        with self._readable_errors():
             return int(self.table.count_rows())
 
     def entries(self) -> dict[str, Entry]:
         """All rows by id."""
-        with self._said():
+        with self._readable_errors():
             found = self.table.search().select(["id", "size", "files", "uploaded"]).to_arrow().to_pylist()
         return {row["id"]: Entry(row["size"], _files(row), row["uploaded"]) for row in found}
 
-    def rows(self, ids: Sequence[str]) -> list[Row]:
+    def rows(self, ids: Sequence[str]) -> list[ImageRow]:
         """Whole rows; those that are not there are left out."""
-        with self._said():
-            found = self.table.search().where(_among(ids)).to_arrow().to_pylist() if ids else []
-        return [Row(row["id"], row["size"], _files(row), row["upload"], np.array(row["vector"], np.float32)) for row in found]
+        with self._readable_errors():
+            found = self.table.search().where(_id_filter(ids)).to_arrow().to_pylist() if ids else []
+        return [ImageRow(row["id"], row["size"], _files(row), row["upload"], np.array(row["vector"], np.float32)) for row in found]
 
-    def put(self, rows: Sequence[Row]) -> None:
+    def put(self, rows: Sequence[ImageRow]) -> None:
         """Insert rows, or replace those of the same id, in one commit."""
         if rows:
-            with self._said():
-                insertion = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-                insertion.execute(_to_arrow(rows, self.table.schema))
+            with self._readable_errors():
+                merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+                merge.execute(_to_arrow(rows, self.table.schema))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove rows; ids that are not there are passed over."""
         if ids:
-            with self._said():
-                self.table.delete(_among(ids))
+            with self._readable_errors():
+                self.table.delete(_id_filter(ids))
 
     def uploads(self) -> list[str]:
         """Ids of the rows whose bytes the index itself holds."""
         return [id for id, entry in self.entries().items() if entry.uploaded]
 
-    def nearest(self, vector: np.ndarray, k: int, ef: int | None = None) -> list[Found]:
+    def nearest(self, vector: np.ndarray, k: int, ef: int | None = None) -> list[SearchHit]:
         """The k rows nearest to a vector [width], best first; exactly, or with the graph when `ef` says how far it is searched."""
         query = self.table.search(vector, vector_column_name="vector").distance_type("cosine").limit(k)
         # Twice as many as are wanted are compared again by their full vectors, not only by their rounded ones.
         query = query.bypass_vector_index() if ef is None else query.ef(max(ef, 2 * k)).refine_factor(2)
-        with self._said():
+        with self._readable_errors():
             found = query.select(["id", "path", "size", "_distance"]).to_arrow().to_pylist()
-        return [Found(row["id"], Path(row["path"]) if row["path"] else None, row["size"], 1 - row["_distance"]) for row in found]
+        return [SearchHit(row["id"], Path(row["path"]) if row["path"] else None, row["size"], 1 - row["_distance"]) for row in found]
 
-    def build_graph(self, partitions: int) -> None:
+    def build_ann_index(self, partitions: int) -> None:
         """Build the graph of the approximate search, divided into so many parts, where there is none yet."""
-        with self._said():
+        with self._readable_errors():
             if not self.table.list_indices():
                 self.table.create_index("vector", config=HnswSq(distance_type="cosine", num_partitions=partitions))
 
-    def tidy(self) -> None:
+    def optimize(self) -> None:
         """Join the pieces that many commits left, take new rows into the graph, and drop versions that nobody reads any more."""
-        with self._said():
+        with self._readable_errors():
             self.table.optimize(cleanup_older_than=_OLD_VERSIONS)
 
-    def drop_others(self) -> None:
+    def drop_other_tables(self) -> None:
         """Remove the tables of other models."""
         for name in _tables(self.connection):
             if name != self.name:
                 self.connection.drop_table(name)
 
-    def others(self) -> list["PictureTable"]:
+    def other_tables(self) -> list["ImageTable"]:
         """The tables of other models, which a changed model leaves behind."""
         names = [name for name in _tables(self.connection) if name != self.name]
-        return [PictureTable(self.place, self.connection.open_table(name), self.connection) for name in names]
+        return [ImageTable(self.uri, self.connection.open_table(name), self.connection) for name in names]
 
     @contextmanager
-    def _said(self) -> Iterator[None]:
+    def _readable_errors(self) -> Iterator[None]:
         """What the library raises, in one line."""
         try:
             yield
         except (RuntimeError, ValueError, OSError) as error:
-            if self._is_gone():
-                raise TesseraError(f"{self.place}: the index was made anew with another CLIP model; open it again") from error
-            raise TesseraError(f"{self.place}: {' '.join(str(error).split())[:300]}") from error
+            if self._was_replaced():
+                raise TesseraError(f"{self.uri}: the index was made anew with another CLIP model; open it again") from error
+            raise TesseraError(f"{self.uri}: {' '.join(str(error).split())[:300]}") from error
 
-    def _is_gone(self) -> bool:
+    def _was_replaced(self) -> bool:
         """Whether another model's table has taken the place of this one; of storage that does not answer nothing is known."""
         try:
             return self.name not in _tables(self.connection)
@@ -183,59 +183,59 @@ class PictureTable:
 
 
 def open_table(
-    place: str, maker: Maker, *, create: bool = False, reindex: bool = False, storage: dict[str, str] | None = None
-) -> PictureTable:
+    uri: str, embedding_model: EmbeddingModel, *, create: bool = False, reindex: bool = False, storage: dict[str, str] | None = None
+) -> ImageTable:
     """The table of a model in the database at `place`, a folder or an address on object storage, which has the options `storage`.
 
     create: make it where there is no index yet; reindex: make it also where there is one that another model made.
     Raises UsageError when there is none and it is not to be made.
     """
-    if not _is_remote(place):
-        if not create and not Path(place).is_dir():
-            raise UsageError(f"search.index: {place} does not exist; `python tools/clip.py index` makes it")
-        Path(place).mkdir(parents=True, exist_ok=True)
+    if not _is_remote(uri):
+        if not create and not Path(uri).is_dir():
+            raise UsageError(f"search.index: {uri} does not exist; `python tools/clip.py index` makes it")
+        Path(uri).mkdir(parents=True, exist_ok=True)
     try:
         # Without an interval, a table that is open would never see what other processes write.
-        connection = lancedb.connect(place, read_consistency_interval=timedelta(0), storage_options=storage)
-        return PictureTable(place, _table(connection, place, maker, create, reindex), connection)
+        connection = lancedb.connect(uri, read_consistency_interval=timedelta(0), storage_options=storage)
+        return ImageTable(uri, _table(connection, uri, embedding_model, create, reindex), connection)
     except (RuntimeError, ValueError, OSError) as error:
-        raise UsageError(f"search.index: {place} cannot be opened: {' '.join(str(error).split())[:300]}") from error
+        raise UsageError(f"search.index: {uri} cannot be opened: {' '.join(str(error).split())[:300]}") from error
 
 
-def _table(connection: Any, place: str, maker: Maker, create: bool, reindex: bool) -> Table:
-    names, name = _tables(connection), _PREFIX + maker.fingerprint
+def _table(connection: Any, uri: str, embedding_model: EmbeddingModel, create: bool, reindex: bool) -> Table:
+    names, name = _tables(connection), _PREFIX + embedding_model.fingerprint
     if name in names:
         return connection.open_table(name)
     if names and not reindex:
         other = (connection.open_table(names[0]).schema.metadata or {}).get(b"clip", b"another model").decode()
         raise UsageError(
-            f"search.index: {place} was made with another CLIP model ({other}, {names[0].removeprefix(_PREFIX)}) than {maker.name} "
-            f"({maker.fingerprint}), and their vectors cannot be compared; `python tools/clip.py index --reindex` makes it anew"
+            f"search.index: {uri} was made with another CLIP model ({other}, {names[0].removeprefix(_PREFIX)}) than {embedding_model.name} "
+            f"({embedding_model.fingerprint}), and their vectors cannot be compared; `python tools/clip.py index --reindex` makes it anew"
         )
     if not (create or reindex):
-        raise UsageError(f"search.index: {place} holds no index; `python tools/clip.py index` makes it")
-    return connection.create_table(name, schema=_schema(maker))
+        raise UsageError(f"search.index: {uri} holds no index; `python tools/clip.py index` makes it")
+    return connection.create_table(name, schema=_schema(embedding_model))
 
 
 def _tables(connection: Any) -> list[str]:
     return [name for name in connection.list_tables().tables if name.startswith(_PREFIX)]
 
 
-def _schema(maker: Maker) -> pa.Schema:
+def _schema(embedding_model: EmbeddingModel) -> pa.Schema:
     columns = [
         ("id", pa.string()),
         ("path", pa.string()),
         ("size", pa.int64()),
-        ("vector", pa.list_(pa.float32(), maker.width)),
+        ("vector", pa.list_(pa.float32(), embedding_model.embedding_dim)),
         ("time", pa.timestamp("us", "UTC")),
-        ("files", pa.list_(_FILE)),
+        ("files", pa.list_(_FILE_TYPE)),
         ("uploaded", pa.bool_()),
         ("upload", pa.large_binary()),
     ]
-    return pa.schema(columns, metadata={"clip": maker.name})
+    return pa.schema(columns, metadata={"clip": embedding_model.name})
 
 
-def _to_arrow(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+def _to_arrow(rows: Sequence[ImageRow], schema: pa.Schema) -> pa.Table:
     now = datetime.now(UTC)
     vectors = pa.array(np.concatenate([row.vector for row in rows]).astype(np.float32))
     columns: dict[str, Any] = {
@@ -256,11 +256,11 @@ def _files(row: dict[str, Any]) -> dict[str, int]:
     return {file["path"]: file["mtime"] for file in row["files"]}
 
 
-def _among(ids: Iterable[str]) -> str:
+def _id_filter(ids: Iterable[str]) -> str:
     """A condition; ids come from outside too, so nothing but hexadecimal digits gets into it."""
-    wanted = [id for id in ids if len(id) == 64 and set(id) <= set("0123456789abcdef")]
-    return f"id IN ({', '.join(repr(id) for id in wanted)})" if wanted else "false"
+    safe_ids = [id for id in ids if len(id) == 64 and set(id) <= set("0123456789abcdef")]
+    return f"id IN ({', '.join(repr(id) for id in safe_ids)})" if safe_ids else "false"
 
 
-def _is_remote(place: str) -> bool:
-    return "://" in place
+def _is_remote(uri: str) -> bool:
+    return "://" in uri

@@ -26,10 +26,10 @@ def digest(*values: object) -> int:
 
 
 def choice(body: dict[str, Any], place: int, parts: list[str]) -> dict[str, Any]:
-    drawn = digest(body["messages"], body["temperature"], body.get("seed"), place)
-    text = WORDS[drawn % len(WORDS)]
+    noise_image = digest(body["messages"], body["temperature"], body.get("seed"), place)
+    text = WORDS[noise_image % len(WORDS)]
     tokens = [text[:2], text[2:]]
-    log_probs = [-(drawn % 7 + 1) / 10, -0.25]
+    log_probs = [-(noise_image % 7 + 1) / 10, -0.25]
     made: dict[str, Any] = {"index": place, "finish_reason": "stop", "message": {"role": "assistant", "content": f" {text} "}}
     if body.get("logprobs") and "no-logprobs" not in parts and not ("some-logprobs" in parts and body["temperature"]):
         made["logprobs"] = {"content": [{"token": t, "logprob": p, "top_logprobs": []} for t, p in zip(tokens, log_probs, strict=True)]}

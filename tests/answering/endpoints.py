@@ -12,8 +12,8 @@ from answering.config import DecodingConfig, OpenAiSystem
 from answering.systems.openai_endpoint.openai_answerer import EndpointAnswerer
 
 KEY = "sk-planted-0123456789"
-THREE = DecodingConfig(k=3, max_new_tokens=8)
-GREEDY = DecodingConfig(mode="greedy", max_new_tokens=8)
+THREE = DecodingConfig(num_candidates=3, max_new_tokens=8)
+GREEDY = DecodingConfig(strategy="greedy", max_new_tokens=8)
 
 
 class Server:

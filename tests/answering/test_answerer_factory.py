@@ -11,53 +11,53 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
-from answering.answerer_factory import Shelf, build_answerer, check_system, load_scorer
+from answering.answerer_factory import ScorerCache, build_answerer, check_system, load_scorer
 from answering.config import Blip2System, CheckpointSystem, DecodingConfig, QwenVlSystem
 from answering.protocol import Answer
 from answering.systems.qwen_vl import QwenVlAnswerer
 from answering.systems.siglip_qwen import CheckpointAnswerer
 from errors import UsageError
 from model.hub import llava_export
-from model.kernels.fused_lora import FusedLinear
+from model.kernels.fused_lora import FusedLoraLinear
 from model.kernels.rms_norm import FusedRMSNorm
-from model.lora import attach
+from model.lora import configure_trainable
 from model.siglip_qwen import assembly, checkpoint
 from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from tests.answering.conftest import asked, drawn
-from tests.model.conftest import stock_knows_the_final_norm
+from tests.answering.conftest import make_request, noise_image
+from tests.model.conftest import stock_supports_final_norm
 
-REQUEST = asked("a", "What color?", Image.new("RGB", (60, 60), "red"))
+REQUEST = make_request("a", "What color?", Image.new("RGB", (60, 60), "red"))
 
 
 @pytest.fixture(scope="module")
 def checkpoints(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two whole checkpoints and a newer, half-written one."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, alpha=8))
+    config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, lora_alpha=8))
     torch.manual_seed(0)
-    model = attach(assembly.build(config, placeholder_id=processor.placeholder_id), config, ("projector", "lora"))
+    model = configure_trainable(assembly.build(config, image_token_id=processor.image_token_id), config, ("projector", "lora"))
     for step in (1, 2, 3):
         torch.nn.init.normal_(next(p for name, p in model.named_parameters() if "lora_B" in name), std=0.1 * step)
         path = folder / f"checkpoint-{step}"
         checkpoint.save(model, path)
         processor.save(path)
         if step < 3:
-            checkpoint.mark_whole(path)
+            checkpoint.write_manifest(path)
     return folder
 
 
-def test_newest_is_the_newest_whole_checkpoint(checkpoints: Path) -> None:
-    newest = build_answerer(CheckpointSystem(name="ours", kind="checkpoint"), checkpoint_folder=checkpoints, device="cpu")
-    assert isinstance(newest, CheckpointAnswerer)
-    assert newest.description.settings["path"] == str(checkpoints / "checkpoint-2")
+def test_latest_is_the_latest_whole_checkpoint(checkpoints: Path) -> None:
+    latest = build_answerer(CheckpointSystem(name="ours", kind="checkpoint"), checkpoint_folder=checkpoints, device="cpu")
+    assert isinstance(latest, CheckpointAnswerer)
+    assert latest.description.settings["path"] == str(checkpoints / "checkpoint-2")
     # The folder of another run may be named as well.
     elsewhere = CheckpointSystem(name="other", kind="checkpoint", path=str(checkpoints))
     another = build_answerer(elsewhere, checkpoint_folder=Path("elsewhere"), device="cpu")
     assert another.description.settings["path"] == str(checkpoints / "checkpoint-2")
-    decoding = DecodingConfig(k=3, max_new_tokens=4)
-    (answer,) = newest.answer([REQUEST], decoding)
+    decoding = DecodingConfig(num_candidates=3, max_new_tokens=4)
+    (answer,) = latest.answer([REQUEST], decoding)
     named = CheckpointSystem(name="ours", kind="checkpoint", path=str(checkpoints / "checkpoint-2"))
     assert build_answerer(named, checkpoint_folder=Path("elsewhere"), device="cpu").answer([REQUEST], decoding) == [answer]
     other = CheckpointSystem(name="ours", kind="checkpoint", path=str(checkpoints / "checkpoint-1"))
@@ -70,9 +70,11 @@ def test_a_checkpoint_answers_by_fewer_passes_as_peft_does_by_its_own(checkpoint
     plain = CheckpointAnswerer(checkpoint.load(path), processor)
     assert isinstance(fused, CheckpointAnswerer)
     kinds = [{type(module) for module in answerer.model.modules()} for answerer in (fused, plain)]
-    assert [{FusedLinear, FusedRMSNorm} <= kind for kind in kinds] == [True, False]
-    decoding = DecodingConfig(k=3, max_new_tokens=4)
-    for one, other in zip(*(answerer.answer([REQUEST, asked("b", "How many?")], decoding) for answerer in (fused, plain)), strict=True):
+    assert [{FusedLoraLinear, FusedRMSNorm} <= kind for kind in kinds] == [True, False]
+    decoding = DecodingConfig(num_candidates=3, max_new_tokens=4)
+    for one, other in zip(
+        *(answerer.answer([REQUEST, make_request("b", "How many?")], decoding) for answerer in (fused, plain)), strict=True
+    ):
         assert [candidate.raw for candidate in one.candidates] == [candidate.raw for candidate in other.candidates]
         assert [c.log_prob for c in one.candidates] == pytest.approx([c.log_prob for c in other.candidates], abs=1e-4)
 
@@ -82,22 +84,22 @@ def test_a_checkpoint_answers_in_4_bit(checkpoints: Path) -> None:
     answerer = build_answerer(system, checkpoint_folder=checkpoints, device="cpu")
     assert isinstance(answerer, CheckpointAnswerer)
     assert "Linear4bit" in {type(module).__name__ for module in answerer.model.modules()}
-    (answer,) = answerer.answer([REQUEST], DecodingConfig(k=2, max_new_tokens=2))
+    (answer,) = answerer.answer([REQUEST], DecodingConfig(num_candidates=2, max_new_tokens=2))
     assert answer.error is None
 
 
 @pytest.mark.parametrize("form", ["merged", "llava"])
 @pytest.mark.parametrize("system_prompt", [None, "Be short."])
 def test_an_exported_checkpoint_answers_as_the_checkpoint_itself(
-    checkpoints: Path, processor: Processor, tmp_path: Path, form: llava_export.Form, system_prompt: str | None
+    checkpoints: Path, processor: Processor, tmp_path: Path, form: llava_export.ExportFormat, system_prompt: str | None
 ) -> None:
     folder = shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint")
     prompted = copy.copy(processor)
     prompted.system_prompt = system_prompt
     prompted.save(folder)
     llava_export.export(folder, tmp_path / form, form, prompted)
-    decoding = DecodingConfig(k=3, max_new_tokens=4)
-    requests = [REQUEST, asked("b", "这是什么？", drawn(1), drawn(2)), asked("c", "How many?")]
+    decoding = DecodingConfig(num_candidates=3, max_new_tokens=4)
+    requests = [REQUEST, make_request("b", "这是什么？", noise_image(1), noise_image(2)), make_request("c", "How many?")]
 
     def answers(path: Path, expected: str) -> list[Answer]:
         system = CheckpointSystem(name="ours", kind="checkpoint", path=str(path))
@@ -113,7 +115,7 @@ def test_an_exported_checkpoint_answers_as_the_checkpoint_itself(
 
 @pytest.mark.parametrize("form", ["merged", "llava"])
 def test_only_the_language_model_of_an_export_is_quantised(
-    checkpoints: Path, processor: Processor, tmp_path: Path, form: llava_export.Form
+    checkpoints: Path, processor: Processor, tmp_path: Path, form: llava_export.ExportFormat
 ) -> None:
     llava_export.export(checkpoints / "checkpoint-1", tmp_path / form, form, processor)
     system = CheckpointSystem(name="ours", kind="checkpoint", path=str(tmp_path / form), quantization="nf4")
@@ -122,7 +124,7 @@ def test_only_the_language_model_of_an_export_is_quantised(
     quantised = {name for name, module in answerer.model.named_modules() if type(module).__name__ == "Linear4bit"}
     assert quantised
     assert all(name.startswith("model.language_model.layers.") for name in quantised)
-    assert answerer.answer([REQUEST], DecodingConfig(k=2, max_new_tokens=2))[0].error is None
+    assert answerer.answer([REQUEST], DecodingConfig(num_candidates=2, max_new_tokens=2))[0].error is None
 
 
 def test_a_llava_of_others_is_one_clear_line(checkpoints: Path, processor: Processor, tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_an_export_that_older_transformers_would_read_otherwise_is_refused(
         llava.config = marked
         return llava
 
-    if stock_knows_the_final_norm(model):
+    if stock_supports_final_norm(model):
         build_answerer(system, checkpoint_folder=tmp_path, device="cpu")
         monkeypatch.setattr(LlavaForConditionalGeneration, "from_pretrained", older)
     with pytest.raises(UsageError, match=r"tie_last_hidden_states.*a newer one is needed"):
@@ -166,21 +168,21 @@ def test_a_qwen_is_loaded_by_its_kind(parts: Path) -> None:
     assert answerer.description.kind == "qwen3_vl"
 
 
-def test_the_scorer_reads_picture_files(parts: Path, tmp_path: Path) -> None:
+def test_the_scorer_reads_image_files(parts: Path, tmp_path: Path) -> None:
     scorer = load_scorer(str(parts / "clip"), device="cpu")
     Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
     assert scorer.score(tmp_path / "red.png", ["red"]) == scorer.score(Image.new("RGB", (40, 40), "red"), ["red"])
 
 
 def test_a_scorer_that_several_ask_for_is_loaded_once(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf = Shelf()
-    first = shelf.load(str(parts / "clip"), device="cpu")
+    scorer_cache = ScorerCache()
+    first = scorer_cache.load(str(parts / "clip"), device="cpu")
     monkeypatch.chdir(parts)
-    assert shelf.load("./clip/", device="cpu", key="search.clip") is first
-    assert shelf.load("clip", device="cpu", dtype=torch.bfloat16) is not first
-    assert shelf.load("siglip", device="cpu") is not first
+    assert scorer_cache.load("./clip/", device="cpu", key="search.clip") is first
+    assert scorer_cache.load("clip", device="cpu", dtype=torch.bfloat16) is not first
+    assert scorer_cache.load("siglip", device="cpu") is not first
     with pytest.raises(UsageError, match=r"search\.clip: .*none"):
-        shelf.load("none", key="search.clip")
+        scorer_cache.load("none", key="search.clip")
 
 
 @pytest.mark.parametrize(

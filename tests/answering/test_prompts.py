@@ -8,7 +8,7 @@ from answering.prompts import PromptPolicy
 from answering.protocol import Request
 from dataset.sample import Language, Message, Task
 
-POLICY = PromptPolicy.of(QwenVlSystem(name="q", kind="qwen3_vl", path="x"))
+POLICY = PromptPolicy.from_config(QwenVlSystem(name="q", kind="qwen3_vl", path="x"))
 
 
 def request(content: str, task: Task = "vqa", language: Language = "en") -> Request:
@@ -22,7 +22,7 @@ def test_the_suffix_stands_behind_the_last_question() -> None:
     assert POLICY.messages(request("这是什么？", language="zh"))[-1].content == "这是什么？\n请用一个词或短语回答。"
 
 
-def test_a_picture_behind_the_question_stays_last() -> None:
+def test_a_image_behind_the_question_stays_last() -> None:
     content = POLICY.messages(request("What is it?\n<image>"))[-1].content
     assert content == "What is it?\nAnswer the question using a single word or phrase.\n<image>"
 
@@ -35,7 +35,7 @@ def test_other_tasks_are_left_alone(task: Task) -> None:
 
 
 def test_our_own_checkpoints_are_asked_the_bare_question() -> None:
-    policy = PromptPolicy.of(CheckpointSystem(name="ours", kind="checkpoint"))
+    policy = PromptPolicy.from_config(CheckpointSystem(name="ours", kind="checkpoint"))
     assert policy.messages(request("What is it?")) == request("What is it?").messages
     assert policy.clean("The answer is red.", request("What is it?")) == "The answer is red."
     assert policy.settings() == {"short_answer_prompt": None, "short_answer_prompt_zh": None, "clean_answers": False}

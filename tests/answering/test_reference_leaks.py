@@ -11,7 +11,7 @@ import yaml
 
 import cli
 from model.hub import llava_export
-from model.lora import attach
+from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, ModelConfig
@@ -29,12 +29,12 @@ SECRET = "mauve canary"
 def systems(parts: Path, processor: Processor, server: Server, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Every answerer there is: our checkpoint in its three forms, both families of Qwen, both of BLIP-2, an endpoint."""
     folder = tmp_path_factory.mktemp("systems")
-    settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, alpha=8))
+    settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, lora_alpha=8))
     torch.manual_seed(0)
-    weights = attach(build(settings, placeholder_id=processor.placeholder_id), settings, ("projector", "lora"))
+    weights = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ("projector", "lora"))
     checkpoint.save(weights, folder / "adapter")
     processor.save(folder / "adapter")
-    checkpoint.mark_whole(folder / "adapter")
+    checkpoint.write_manifest(folder / "adapter")
     for form in ("merged", "llava"):
         llava_export.export(folder / "adapter", folder / form, form, processor)
     qwen = {"qwen3_vl": parts / "qwen3_vl", "qwen2_5_vl": build_qwen2_5_vl(folder / "qwen2_5_vl", parts)}

@@ -6,33 +6,33 @@ import matplotlib
 import pytest
 from PIL import Image
 
-from answering.rendering import MARGIN, PICTURE, TEXT_WIDTH, chinese_font, side_by_side, text_font, wrapped
+from answering.rendering import IMAGE_SIDE, MARGIN, TEXT_WIDTH, chinese_font, side_by_side, text_font, wrap_text
 
 
-def test_pictures_stand_on_the_left_and_text_on_the_right() -> None:
-    drawn = side_by_side(
+def test_images_stand_on_the_left_and_text_on_the_right() -> None:
+    noise_image = side_by_side(
         [Image.new("RGB", (100, 50), "red"), Image.new("RGB", (50, 100), "blue")], [("Question", "What?"), ("Answer", "red")]
     )
-    colours = {colour for _, colour in drawn.crop((MARGIN, MARGIN, MARGIN + PICTURE, drawn.height)).getcolors(2**24) or []}
+    colours = {colour for _, colour in noise_image.crop((MARGIN, MARGIN, MARGIN + IMAGE_SIDE, noise_image.height)).getcolors(2**24) or []}
     assert {(255, 0, 0), (0, 0, 255), (255, 255, 255)} <= colours
-    right = drawn.crop((PICTURE + 2 * MARGIN, 0, drawn.width, drawn.height)).convert("L")
+    right = noise_image.crop((IMAGE_SIDE + 2 * MARGIN, 0, noise_image.width, noise_image.height)).convert("L")
     assert right.getextrema() == (0, 255)
 
 
-def test_text_alone_needs_no_room_for_pictures() -> None:
+def test_text_alone_needs_no_room_for_images() -> None:
     assert side_by_side([], [("Question", "What?")]).width == TEXT_WIDTH + 2 * MARGIN
 
 
 @pytest.mark.parametrize("text", ["word " * 60, "很长的中文" * 40, "x" * 300, "mixed 中文 and English, " * 20, "two\nlines", ""])
 def test_no_line_is_wider_than_its_column_and_nothing_is_lost(text: str) -> None:
     font = text_font(18)
-    lines = wrapped(text, font, TEXT_WIDTH)
+    lines = wrap_text(text, font, TEXT_WIDTH)
     assert all(font.getlength(line.rstrip()) <= TEXT_WIDTH for line in lines)
     assert "".join(lines).replace(" ", "") == text.replace("\n", "").replace(" ", "")
 
 
 def test_english_breaks_between_words() -> None:
-    lines = wrapped("alpha beta gamma " * 20, text_font(18), TEXT_WIDTH)
+    lines = wrap_text("alpha beta gamma " * 20, text_font(18), TEXT_WIDTH)
     assert {word for line in lines for word in line.split()} == {"alpha", "beta", "gamma"}
 
 

@@ -11,7 +11,7 @@ from model.siglip_qwen.modeling import VisionLanguageModel
 
 
 @pytest.fixture
-def strange_stock() -> Callable[[VisionLanguageModel], Any]:
+def different_stock() -> Callable[[VisionLanguageModel], Any]:
     """In the place of `build_stock`: one of its frozen weights is another."""
 
     def build(model: VisionLanguageModel) -> Any:

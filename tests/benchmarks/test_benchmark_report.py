@@ -5,11 +5,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.benchmark_report import Machine, Report, number
+from benchmarks.benchmark_report import BenchmarkReport, Machine, format_number
 
 
 def test_a_table_is_aligned_and_saved_twice(tmp_path: Path) -> None:
-    report = Report("Steps", {"machine": "a chip"}, ("path", "s"), [["ours", "1.50"], ["the others", "12.00"]], {"results": [1.5, 12.0]})
+    report = BenchmarkReport(
+        "Steps", {"machine": "a chip"}, ("path", "s"), [["ours", "1.50"], ["the others", "12.00"]], {"results": [1.5, 12.0]}
+    )
     assert report.text().splitlines() == [
         "Steps",
         "machine: a chip",
@@ -26,10 +28,10 @@ def test_a_table_is_aligned_and_saved_twice(tmp_path: Path) -> None:
 
 
 def test_a_missing_number_is_a_dash() -> None:
-    assert (number(None), number(1234.56), number(0.256, percent=True)) == ("-", "1,234.6", "25.6%")
+    assert (format_number(None), format_number(1234.56), format_number(0.256, percent=True)) == ("-", "1,234.6", "25.6%")
 
 
 def test_a_machine_names_the_code() -> None:
-    machine = Machine.here(torch.device("cpu"))
+    machine = Machine.current(torch.device("cpu"))
     assert machine.software.startswith(f"torch {torch.__version__}")
     assert machine.commit and machine.device.endswith("CPU")

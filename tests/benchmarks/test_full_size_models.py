@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.full_size_models import Size, build_ours, build_processor, build_stock, check_comparable
 from errors import UsageError
-from model.siglip_qwen.config import ModelConfig, ProjectorConfig
+from model.siglip_qwen.config import ConnectorConfig, ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    return build_processor("tiny", ModelConfig(max_tokens=512))
+    return build_processor("tiny", ModelConfig(max_length=512))
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_weights_follow_from_the_seed(processor: Processor, ours: VisionLanguage
     ("settings", "named"),
     [
         (ModelConfig(quantization="nf4"), "model.quantization"),
-        (ModelConfig(projector=ProjectorConfig(pool=3)), "model.projector.pool"),
+        (ModelConfig(connector=ConnectorConfig(pool=3)), "model.projector.pool"),
         (ModelConfig(drop_first_patch=True), "model.drop_first_patch"),
     ],
 )
@@ -66,7 +66,7 @@ def test_what_stock_cannot_be_given_is_refused(settings: ModelConfig, named: str
 
 
 def test_ours_alone_may_have_what_stock_has_not(processor: Processor) -> None:
-    pooled = ModelConfig(projector=ProjectorConfig(pool=3))
+    pooled = ModelConfig(connector=ConnectorConfig(pool=3))
     assert build_ours("tiny", pooled, processor, dtype=torch.float32, device=CPU).config.pool == 3
     with pytest.raises(UsageError, match=r"model\.quantization"):
         build_ours("tiny", ModelConfig(quantization="nf4"), processor, dtype=torch.float32, device=CPU)

@@ -8,17 +8,17 @@ import torch
 
 from answering.config import DecodingConfig
 from benchmarks import generation_speed
-from benchmarks.generation_speed import Effort, Stock, generated, measure
+from benchmarks.generation_speed import StockModel, Workload, measure, parse_generated
 from errors import TesseraError, UsageError
 from model.siglip_qwen.config import ModelConfig
 
 CPU = torch.device("cpu")
-SMALL = ModelConfig(max_tokens=512)
-DECODING = DecodingConfig(k=3, max_new_tokens=4, batch_size=3)
+SMALL = ModelConfig(max_length=512)
+DECODING = DecodingConfig(num_candidates=3, max_new_tokens=4, batch_size=3)
 
 
 def test_candidates_of_all_paths_are_the_same() -> None:
-    report = measure("tiny", SMALL, DECODING, Effort(questions=5, rounds=2, stock_batch=2), CPU)
+    report = measure("tiny", SMALL, DECODING, Workload(questions=5, rounds=2, stock_batch=2), CPU)
     ours, *others = report.measured["results"]
     assert [(row["path"], row["batch"]) for row in (ours, *others)] == [("ours", 3), ("stock, one at a time", 1), ("stock, batched", 2)]
     assert ours["questions_per_second"] == pytest.approx(5 / (sum(ours["seconds"]) / 2))
@@ -32,36 +32,36 @@ def test_candidates_of_all_paths_are_the_same() -> None:
 
 def test_both_sides_answer_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation_speed, "default_dtype", lambda _: torch.bfloat16)
-    report = measure("tiny", SMALL, DECODING, Effort(questions=3, rounds=1, stock_batch=2), CPU)
+    report = measure("tiny", SMALL, DECODING, Workload(questions=3, rounds=1, stock_batch=2), CPU)
     assert [bool(row["seconds"]) for row in report.measured["results"]] == [True] * 3
     assert "bfloat16" in report.facts["model"]
 
 
-def test_other_candidates_are_a_failure(monkeypatch: pytest.MonkeyPatch, strange_stock: Callable[..., Any]) -> None:
-    monkeypatch.setattr(generation_speed, "build_stock", strange_stock)
+def test_other_candidates_are_a_failure(monkeypatch: pytest.MonkeyPatch, different_stock: Callable[..., Any]) -> None:
+    monkeypatch.setattr(generation_speed, "build_stock", different_stock)
     with pytest.raises(TesseraError, match=r"stock, one at a time: \d of 4 questions have the candidates of ours"):
-        measure("tiny", SMALL, DECODING, Effort(questions=4, rounds=1), CPU)
+        measure("tiny", SMALL, DECODING, Workload(questions=4, rounds=1), CPU)
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = Stock.answers
+    usual = StockModel.answers
 
-    def answers(stock: Stock, batch: int) -> Any:
+    def answers(stock: StockModel, batch: int) -> Any:
         if batch > 1:
             raise torch.OutOfMemoryError
         return usual(stock, batch)
 
-    monkeypatch.setattr(Stock, "answers", answers)
-    report = measure("tiny", SMALL, DECODING, Effort(questions=2, rounds=1, stock_batch=2), CPU)
+    monkeypatch.setattr(StockModel, "futures", answers)
+    report = measure("tiny", SMALL, DECODING, Workload(questions=2, rounds=1, stock_batch=2), CPU)
     assert report.rows[-1][:3] == ["stock, batched", "2", "out of memory"]
 
 
 def test_only_beam_search_is_measured() -> None:
     with pytest.raises(UsageError, match=r"decoding\.mode"):
-        measure("tiny", SMALL, DecodingConfig(mode="sample"), Effort(questions=1, rounds=1), CPU)
+        measure("tiny", SMALL, DecodingConfig(strategy="sample"), Workload(questions=1, rounds=1), CPU)
 
 
 def test_generated_ids_end_with_the_first_end_token() -> None:
-    found = generated(torch.tensor([[5, 9, 0, 0], [5, 6, 7, 8]]), torch.tensor([-0.5, -0.25]), end_ids=[9, 3])
+    found = parse_generated(torch.tensor([[5, 9, 0, 0], [5, 6, 7, 8]]), torch.tensor([-0.5, -0.25]), end_ids=[9, 3])
     assert [one.token_ids for one in found] == [(5, 9), (5, 6, 7, 8)]
     assert [one.log_prob for one in found] == [-1.0, -1.0]

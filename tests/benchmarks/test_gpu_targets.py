@@ -9,7 +9,7 @@ import torch
 
 import config as configuration
 from benchmarks.benchmark_report import Machine
-from benchmarks.gpu_targets import MEASUREMENTS, TARGETS, Measurement, check, prepare, run_all, verdicts
+from benchmarks.gpu_targets import MEASUREMENTS, TARGETS, Measurement, check, check_targets, prepare_data, run_all
 from errors import TesseraError
 from tools import benchmark
 
@@ -34,11 +34,11 @@ def tables() -> dict[str, dict[str, Any] | str]:
     }
 
 
-HERE = Machine.here(torch.device("cpu"))
+HERE = Machine.current(torch.device("cpu"))
 
 
 def test_every_target_is_met_by_numbers_that_meet_it() -> None:
-    report = verdicts(tables(), HERE)
+    report = check_targets(tables(), HERE)
     assert {line[3] for line in report.rows} == {"yes"}
     check(report)
     assert {target.table for target in TARGETS} <= {one.table for one in MEASUREMENTS}
@@ -57,7 +57,7 @@ def test_every_target_is_met_by_numbers_that_meet_it() -> None:
 def test_a_target_that_is_missed_says_no_and_is_named(table: str, change: dict[str, Any], what: str) -> None:
     found = tables()
     found[table] = {**found[table], **change}  # type: ignore[dict-item]
-    report = verdicts(found, HERE)
+    report = check_targets(found, HERE)
     (line,) = [line for line in report.rows if what in line[0]]
     assert line[3] == "NO"
     with pytest.raises(TesseraError, match=rf"targets missed or not measured: .*{what}"):
@@ -68,7 +68,7 @@ def test_what_was_not_measured_says_why_and_has_no_number() -> None:
     found = tables()
     found["memory_4b_measured"] = "status 1, see memory_4b_measured.log"
     found["train_1.7b"] = {"agreement": None, "results": [row("ours"), {**row("stock"), "seconds": []}]}
-    said = {line[0]: line[2:] for line in verdicts(found, HERE).rows}
+    said = {line[0]: line[2:] for line in check_targets(found, HERE).rows}
     assert said["QLoRA, Qwen3-4B, rows of 1,024, 16 accumulated"] == ["-", "not measured: status 1, see memory_4b_measured.log"]
     assert said["LoRA step, Qwen3-1.7B, times stock without checkpointing"] == ["-", "not measured: stock ran out of memory"]
     assert said["LoRA step, Qwen3-1.7B, times stock with checkpointing"] == ["-", "not measured: stock, checkpointing was not run"]
@@ -97,7 +97,7 @@ def test_each_runs_in_a_process_of_its_own_and_one_that_fails_stops_no_other(tmp
 
 def test_data_that_cannot_be_made_is_an_error() -> None:
     with pytest.raises(TesseraError, match="failed, so there is nothing to train on"):
-        prepare([[sys.executable, "-c", "raise SystemExit(3)"]])
+        prepare_data([[sys.executable, "-c", "raise SystemExit(3)"]])
 
 
 @pytest.mark.parametrize("measurement", MEASUREMENTS, ids=lambda one: one.table)

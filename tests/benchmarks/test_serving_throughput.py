@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving_throughput import Effort, made_up, measure
+from benchmarks.serving_throughput import Workload, measure, synthetic_questions
 from errors import TesseraError
 
 pytestmark = pytest.mark.xdist_group("server")
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.xdist_group("server")
 
 def test_many_clients_get_the_answers_of_one(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(experiment)
-    report = measure(Path("trial.yaml"), ["rerank.clip=null"], Effort(questions=6, clients=3, rounds=2))
+    report = measure(Path("trial.yaml"), ["rerank.clip=null"], Workload(questions=6, clients=3, rounds=2))
     alone, together = report.measured["results"]
     assert (alone["clients"], together["clients"]) == (1, 3)
     assert (alone["same_answers"], together["same_answers"]) == (6, 6)
@@ -25,10 +25,10 @@ def test_many_clients_get_the_answers_of_one(experiment: Path, monkeypatch: pyte
 def test_a_server_that_does_not_start_says_why(experiment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(experiment)
     with pytest.raises(TesseraError, match=r"did not start: error: serve\.system: eval\.systems has no other"):
-        measure(Path("trial.yaml"), ["serve.system=other"], Effort(1, 2, 1))
+        measure(Path("trial.yaml"), ["serve.system=other"], Workload(1, 2, 1))
 
 
-def test_each_question_is_about_a_picture_of_its_own() -> None:
-    questions = made_up(4)
-    assert len({question.picture for question in questions}) == 4
-    assert all(question.picture.startswith(b"\xff\xd8\xff") and question.text for question in questions)
+def test_each_question_is_about_a_image_of_its_own() -> None:
+    questions = synthetic_questions(4)
+    assert len({question.image for question in questions}) == 4
+    assert all(question.image.startswith(b"\xff\xd8\xff") and question.text for question in questions)

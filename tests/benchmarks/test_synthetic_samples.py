@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.full_size_models import build_processor
 from benchmarks.synthetic_samples import demo_samples, reference_samples
-from dataset.loading.encoded_sample import IGNORED
+from dataset.loading.encoded_sample import IGNORE_INDEX
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.processor import Processor
 
@@ -19,18 +19,18 @@ def large() -> Processor:
 def test_the_mean_sample_is_that_of_the_reference_data(large: Processor) -> None:
     encoded = [example.encoded for example in reference_samples(large, 4000)]
     assert statistics.mean(map(len, encoded)) == pytest.approx(879, rel=0.005)
-    assert statistics.mean(sum(label != IGNORED for label in one.labels) for one in encoded) == pytest.approx(105, rel=0.01)
+    assert statistics.mean(sum(label != IGNORE_INDEX for label in one.labels) for one in encoded) == pytest.approx(105, rel=0.01)
 
 
-def test_samples_have_one_picture_and_end_as_the_processor_ends_them(large: Processor) -> None:
+def test_samples_have_one_image_and_end_as_the_processor_ends_them(large: Processor) -> None:
     for example in reference_samples(large, 40):
         ids, labels = example.encoded.input_ids, example.encoded.labels
-        assert ids.count(large.placeholder_id) == 729
-        assert ids[-1] == labels[-1] == large.end_id
-        first = next(i for i, label in enumerate(labels) if label != IGNORED)
+        assert ids.count(large.image_token_id) == 729
+        assert ids[-1] == labels[-1] == large.end_of_turn_id
+        first = next(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
         assert labels[first:] == ids[first:]
         assert large.tokenizer.decode(ids[:first]).endswith("<think>\n\n</think>\n\n")
-        assert example.pictures.shape == (1, 3, 384, 384)
+        assert example.images.shape == (1, 3, 384, 384)
 
 
 def test_every_id_can_be_read(large: Processor) -> None:
@@ -40,10 +40,10 @@ def test_every_id_can_be_read(large: Processor) -> None:
 
 
 def test_the_demo_is_asked_about_scenes_in_two_languages() -> None:
-    processor = build_processor("tiny", ModelConfig(max_tokens=512))
+    processor = build_processor("tiny", ModelConfig(max_length=512))
     examples = demo_samples(processor, 24)
     texts = [processor.readable(example.encoded.input_ids) for example in examples]
     assert sum(any("一" <= c <= "鿿" for c in text) for text in texts) == 12
-    assert all(example.encoded.input_ids.count(processor.placeholder_id) == 36 for example in examples)
-    answers = [sum(label != IGNORED for label in example.encoded.labels) for example in examples]
+    assert all(example.encoded.input_ids.count(processor.image_token_id) == 36 for example in examples)
+    answers = [sum(label != IGNORE_INDEX for label in example.encoded.labels) for example in examples]
     assert statistics.median(answers) <= 3 < max(answers)

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.timing import Ratio, by_turns, largest_that_fits, product_tflops
+from benchmarks.timing import Ratio, largest_fitting_batch, matmul_tflops, time_interleaved
 
 
 def test_every_round_begins_with_another_block() -> None:
@@ -15,7 +15,7 @@ def test_every_round_begins_with_another_block() -> None:
         order.append(name)
         return float(len(order))
 
-    seconds = by_turns({name: partial(block, name) for name in "abc"}, rounds=3)
+    seconds = time_interleaved({name: partial(block, name) for name in "abc"}, rounds=3)
     assert order == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
     assert seconds == {"a": [1.0, 6.0, 8.0], "b": [2.0, 4.0, 9.0], "c": [3.0, 5.0, 7.0]}
 
@@ -35,15 +35,15 @@ def test_a_batch_is_halved_until_it_fits(limit: int, found: int | None, refused:
             raise torch.OutOfMemoryError
         return batch
 
-    assert largest_that_fits(attempt, 16) == (found, refused)
+    assert largest_fitting_batch(attempt, 16) == (found, refused)
 
 
 def test_another_error_is_no_want_of_memory() -> None:
     with pytest.raises(RuntimeError, match="another"):
-        largest_that_fits(lambda _: (_ for _ in ()).throw(RuntimeError("another")), 4)
+        largest_fitting_batch(lambda _: (_ for _ in ()).throw(RuntimeError("another")), 4)
 
 
 def test_the_rate_of_a_product_is_that_of_its_size_over_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([9.0, 1.0, 2.0, 3.0, 4.0, 5.0])
     monkeypatch.setattr("benchmarks.timing.timed", lambda *_: next(times))
-    assert product_tflops(torch.device("cpu"), torch.float32) == pytest.approx(2 * 1024**3 / 3 / 1e12)
+    assert matmul_tflops(torch.device("cpu"), torch.float32) == pytest.approx(2 * 1024**3 / 3 / 1e12)

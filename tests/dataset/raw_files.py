@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from dataset.build.merge import merge
-from dataset.build.merge_report import Report
+from dataset.build.merge_report import MergeReport
 from dataset.config import (
     AiChallengerSource,
     CocoCaptionsSource,
@@ -19,7 +19,7 @@ from dataset.config import (
     VqaMetadataSource,
     VqaV2Source,
 )
-from dataset.loading.sample_store import Store
+from dataset.loading.sample_store import SampleStore
 from dataset.sample import Sample
 
 
@@ -27,13 +27,13 @@ class RawFiles:
     """Writes pictures to `folder`/pictures, annotation files to `folder`, and merges into `folder`/merged."""
 
     def __init__(self, folder: Path):
-        self.folder, self.pictures, self.merged = folder, folder / "pictures", folder / "merged"
-        self.pictures.mkdir()
+        self.folder, self.images, self.merged = folder, folder / "pictures", folder / "merged"
+        self.images.mkdir()
 
-    def picture(self, name: str, shade: int = 0, size: tuple[int, int] = (12, 8), **save: Any) -> str:
+    def image(self, name: str, shade: int = 0, size: tuple[int, int] = (12, 8), **save: Any) -> str:
         """A picture of its own content for each shade; returns its name."""
-        picture = Image.linear_gradient("L").resize(size).point(lambda value: (value // 2 + shade) % 256).convert("RGB")
-        picture.save(self.pictures / name, **save)
+        image = Image.linear_gradient("L").resize(size).point(lambda value: (value // 2 + shade) % 256).convert("RGB")
+        image.save(self.images / name, **save)
         return name
 
     def write(self, name: str, content: Any) -> Path:
@@ -45,15 +45,15 @@ class RawFiles:
 
     def ai_challenger(self, records: Any, **settings: Any) -> AiChallengerSource:
         path = self.write(f"{settings.get('name', 'captions_zh')}.json", records)
-        return AiChallengerSource(format="ai_challenger", annotations=path, images=self.pictures, **settings)
+        return AiChallengerSource(format="ai_challenger", annotations=path, images=self.images, **settings)
 
     def llava(self, records: Any, **settings: Any) -> LlavaSource:
         path = self.write(f"{settings.get('name', 'conversations')}.json", records)
-        return LlavaSource(format="llava", annotations=path, images=self.pictures, **settings)
+        return LlavaSource(format="llava", annotations=path, images=self.images, **settings)
 
     def coco_captions(self, images: Any, annotations: Any, **settings: Any) -> CocoCaptionsSource:
         path = self.write("captions.json", {"info": {}, "images": images, "licenses": [], "annotations": annotations})
-        return CocoCaptionsSource(format="coco_captions", annotations=path, images=self.pictures, **settings)
+        return CocoCaptionsSource(format="coco_captions", annotations=path, images=self.images, **settings)
 
     def vqav2(self, questions: Any, annotations: Any, subtype: str = "train2014", **settings: Any) -> VqaV2Source:
         name = settings.get("name", "vqa")
@@ -61,29 +61,29 @@ class RawFiles:
             format="vqav2",
             questions=self.write(f"{name}_questions.json", {"data_subtype": subtype, "questions": questions}),
             annotations=self.write(f"{name}_annotations.json", {"annotations": annotations, "data_subtype": subtype}),
-            images=self.pictures,
+            images=self.images,
             **settings,
         )
 
     def vqa_metadata(self, records: Any, **settings: Any) -> VqaMetadataSource:
         path = self.write("metadata.json", records)
-        return VqaMetadataSource(format="vqa_metadata", annotations=path, images=self.pictures, **settings)
+        return VqaMetadataSource(format="vqa_metadata", annotations=path, images=self.images, **settings)
 
     def messages(self, records: list[Any], **settings: Any) -> MessagesSource:
         path = self.folder / "rows.jsonl"
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         path.write_text(lines, encoding="utf-8", errors="surrogatepass")
-        return MessagesSource(format="messages", path=path, images=self.pictures, **settings)
+        return MessagesSource(format="messages", path=path, images=self.images, **settings)
 
     def config(self, *sources: Source, **settings: Any) -> DataConfig:
         return DataConfig(sources=sources, **{"workers": 1, "split": SplitConfig(validation=0.0, test=0.0), **settings})
 
-    def merge(self, *sources: Source, **settings: Any) -> Report:
+    def merge(self, *sources: Source, **settings: Any) -> MergeReport:
         """Merge, in this process and with everything in the training split unless `settings` say otherwise."""
         return merge(self.config(*sources, **settings), self.merged)
 
     def samples(self) -> list[Sample]:
-        return list(Store(self.merged).samples())
+        return list(SampleStore(self.merged).samples())
 
     def parquet(self) -> tuple[bytes, bytes]:
         """The merged tables, byte for byte."""

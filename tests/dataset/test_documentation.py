@@ -8,7 +8,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from dataset.config import Source
-from dataset.record_validation import Reason
+from dataset.record_validation import DropReason
 
 TEXT = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 
@@ -21,4 +21,4 @@ def test_every_yaml_line_is_a_source_and_every_format_is_shown() -> None:
 
 def test_every_reason_is_explained() -> None:
     explained = re.findall(r"^\| `([^`]+)` \| [^|]+ \|$", TEXT, flags=re.MULTILINE)
-    assert {reason.value for reason in Reason} <= set(explained)
+    assert {reason.value for reason in DropReason} <= set(explained)

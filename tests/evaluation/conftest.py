@@ -7,7 +7,7 @@ import pytest
 
 from answering.protocol import Request
 from evaluation.report.write_report import write_report
-from evaluation.run.evaluation_run import Outcome, evaluate
+from evaluation.run.evaluation_run import EvaluationResult, evaluate
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.run.question_runner import NamedScorer
 from tests.evaluation.planted import COLORS, COLORS_ZH, PlantedAnswerer, PlantedScorer, always, experiment, questions, sample, write_store
@@ -20,7 +20,7 @@ class Written:
     """An evaluation and the page made of it."""
 
     planned: Experiment
-    outcome: Outcome
+    evaluation_result: EvaluationResult
     page: Path
 
 
@@ -45,7 +45,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
         "careful": PlantedAnswerer(careful, broken=frozenset({"test-1-count"})),
         "dull": PlantedAnswerer(always(("gray", -0.1), ("red", -4.0))),
     }
-    planned = experiment(store, folder / "out", "careful", "dull", controls=("shuffled_pictures", "untuned"), examples=24)
+    planned = experiment(store, folder / "out", "careful", "dull", controls=("shuffled_pictures", "untuned"), max_examples=24)
     untuned = PlantedAnswerer(always(("mauve", -0.1)))
-    outcome = evaluate(planned, lambda system: answerers[system.name], lambda _: untuned, [NamedScorer("planted", PlantedScorer(*COLORS))])
-    return Written(planned, outcome, write_report(outcome, planned))
+    evaluation_result = evaluate(
+        planned, lambda system: answerers[system.name], lambda _: untuned, [NamedScorer("planted", PlantedScorer(*COLORS))]
+    )
+    return Written(planned, evaluation_result, write_report(evaluation_result, planned))

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from answering.config import CheckpointSystem, DecodingConfig, RerankConfig
-from answering.protocol import Answer, Candidate, Description, Picture, Request
-from dataset.loading.sample_store import Store
-from dataset.sample import IMAGE_MARK, IMAGES_SCHEMA, SAMPLES_SCHEMA
+from answering.protocol import Answer, Candidate, Description, ImageInput, Request
+from dataset.loading.sample_store import SampleStore
+from dataset.sample import IMAGE_PLACEHOLDER, IMAGES_SCHEMA, SAMPLES_SCHEMA
 from evaluation.config import EvalConfig
-from evaluation.run.evaluation_run import Outcome, evaluate
+from evaluation.run.evaluation_run import EvaluationResult, evaluate
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.run.question_runner import NamedScorer
 
@@ -33,17 +33,17 @@ def sample(name: str, image: int | tuple[int, ...], question: str, answers: Sequ
         "task": "vqa",
         "language": "en",
         "split": "test",
-        "messages": [{"role": "user", "content": IMAGE_MARK * len(images) + "\n" + question}],
+        "messages": [{"role": "user", "content": IMAGE_PLACEHOLDER * len(images) + "\n" + question}],
         "targets": [answers[0]],
         "answers": list(answers),
         **fields,
     }
 
 
-def questions(pictures: int, split: str = "test") -> list[dict[str, Any]]:
+def questions(images: int, split: str = "test") -> list[dict[str, Any]]:
     """Four samples a picture: color in English and Chinese, a count, a caption."""
     rows = []
-    for i in range(pictures):
+    for i in range(images):
         color, zh = COLORS[i % 6], COLORS_ZH[i % 6]
         rows += [
             sample(f"{split}-{i}-color", i, "What color is the disc?", [color] * 8 + ["gray", f"{color}."], split=split),
@@ -54,20 +54,20 @@ def questions(pictures: int, split: str = "test") -> list[dict[str, Any]]:
     return rows
 
 
-def write_store(folder: Path, samples: Sequence[dict[str, Any]]) -> Store:
+def write_store(folder: Path, samples: Sequence[dict[str, Any]]) -> SampleStore:
     """Merged data with a drawn picture for each image id that the samples name."""
     folder.mkdir(parents=True, exist_ok=True)
     ids = sorted({image for row in samples for image in row["image_ids"]})
     images = []
     for image in ids:
         path = folder / f"{image}.png"
-        picture = Image.new("RGB", (48, 32), "white")
-        ImageDraw.Draw(picture).ellipse((4 + image % 12, 4, 24 + image % 12, 24), fill=COLORS[image % 6])
-        picture.save(path)
+        drawing = Image.new("RGB", (48, 32), "white")
+        ImageDraw.Draw(drawing).ellipse((4 + image % 12, 4, 24 + image % 12, 24), fill=COLORS[image % 6])
+        drawing.save(path)
         images.append({"image_id": image, "path": str(path), "width": 48, "height": 32, "sha256": f"{image:064x}", "source": "planted"})
     pq.write_table(pa.Table.from_pylist(images, IMAGES_SCHEMA), folder / "images.parquet")
     pq.write_table(pa.Table.from_pylist(list(samples), SAMPLES_SCHEMA), folder / "samples.parquet")
-    return Store(folder)
+    return SampleStore(folder)
 
 
 Say = Callable[[Request], Sequence[tuple[str, float]]]
@@ -90,7 +90,7 @@ class PlantedAnswerer:
 
     say: Say
     broken: frozenset[str] = frozenset()
-    dies_after: int | None = None
+    interrupt_after: int | None = None
     settings: dict[str, object] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     decodings: dict[str, DecodingConfig] = field(default_factory=dict)
@@ -100,7 +100,7 @@ class PlantedAnswerer:
         return Description("checkpoint", self.settings)
 
     def answer(self, requests: Sequence[Request], decoding: DecodingConfig) -> list[Answer]:
-        if self.dies_after is not None and len(self.asked) + len(requests) > self.dies_after:
+        if self.interrupt_after is not None and len(self.asked) + len(requests) > self.interrupt_after:
             raise KeyboardInterrupt
         self.asked += [request.request_id for request in requests]
         self.decodings |= {request.request_id: decoding for request in requests}
@@ -122,17 +122,17 @@ class PlantedScorer:
     def __init__(self, *liked: str):
         self.liked, self.seen, self.scored = liked, 0, 0
 
-    def score_batch(self, pictures: Sequence[Picture], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        self.seen += len(pictures)
+    def score_batch(self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        self.seen += len(images)
         self.scored += sum(bool(group) for group in texts)
         return [[25.0 if any(word in text for word in self.liked) else 20.0 for text in group] for group in texts]
 
-    def cosine_batch(self, pictures: Sequence[Picture], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        del pictures
+    def cosine_batch(self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        del images
         return [[0.3 if any(word in text for word in self.liked) else -0.1 for text in group] for group in texts]
 
 
-def experiment(store: Store, out: Path, *names: str, rerank: RerankConfig | None = None, **settings: Any) -> Experiment:
+def experiment(store: SampleStore, out: Path, *names: str, rerank: RerankConfig | None = None, **settings: Any) -> Experiment:
     """An evaluation of checkpoint systems with these names, with few resamples."""
     systems = tuple(CheckpointSystem(name=name, kind="checkpoint") for name in names or ("ours",))
     return Experiment(
@@ -140,12 +140,12 @@ def experiment(store: Store, out: Path, *names: str, rerank: RerankConfig | None
         store=store,
         out=out,
         settings=EvalConfig(systems=systems, **{"bootstrap": 200, **settings}),
-        decoding=DecodingConfig(k=3, batch_size=2),
+        decoding=DecodingConfig(num_candidates=3, batch_size=2),
         rerank=rerank or RerankConfig(),
     )
 
 
-def by_the_book(request: Request) -> Sequence[tuple[str, float]]:
+def mostly_right(request: Request) -> Sequence[tuple[str, float]]:
     """Right on color, in English after a wrong first candidate; always counts two."""
     i = int(request.request_id.split("-")[1]) % 6
     if "color" in request.request_id:
@@ -159,7 +159,7 @@ def by_the_book(request: Request) -> Sequence[tuple[str, float]]:
 
 def run(
     planned: Experiment, *answerers: PlantedAnswerer, scorer: PlantedScorer | None = None, untuned: PlantedAnswerer | None = None
-) -> Outcome:
+) -> EvaluationResult:
     """Evaluate with one answerer for each system of the experiment."""
     systems = dict(zip((system.name for system in planned.settings.systems), answerers, strict=True))
 

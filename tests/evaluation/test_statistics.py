@@ -10,12 +10,12 @@ from evaluation.statistics import (
     McNemar,
     clusters,
     compare,
-    enough_resamples,
     holm,
     intervals,
     mcnemar,
+    min_resamples,
+    minimum_detectable_effect,
     p_values,
-    smallest_shown,
     verdict,
 )
 
@@ -24,11 +24,11 @@ def column(values: object) -> np.ndarray:
     return np.asarray(values, dtype=float)[:, None]
 
 
-def test_questions_that_share_a_picture_are_one_cluster() -> None:
+def test_questions_that_share_a_image_are_one_cluster() -> None:
     assert clusters([(1,), (2,), (1,), (), (3, 2), (), (4,)]).tolist() == [0, 1, 0, 2, 1, 3, 4]
 
 
-def test_pictures_are_joined_through_others() -> None:
+def test_images_are_joined_through_others() -> None:
     assert clusters([(1,), (2,), (3,), (1, 2), (2, 3)]).tolist() == [0] * 5
 
 
@@ -39,25 +39,25 @@ def test_the_interval_of_a_share_is_the_textbook_one() -> None:
     assert interval.high == pytest.approx(0.5 + 1.96 * np.sqrt(0.25 / 1000), abs=0.003)
 
 
-def test_a_hundred_equal_questions_about_a_picture_count_as_one_draw() -> None:
+def test_a_hundred_equal_questions_about_a_image_count_as_one_draw() -> None:
     scores = np.repeat(np.arange(10) % 2, 100)
     (clustered,) = intervals(column(scores), np.repeat(np.arange(10), 100), 4000, seed=1)
     (single,) = intervals(column(np.arange(10) % 2), np.arange(10), 4000, seed=1)
     assert (clustered.low, clustered.high) == (single.low, single.high)
 
 
-def test_a_picture_counts_by_its_questions() -> None:
+def test_a_image_counts_by_its_questions() -> None:
     scores, groups = column([1, 1, 1, 0]), np.array([0, 0, 0, 1])
     difference = compare(scores, np.zeros_like(scores), groups, 500, seed=1)[0]
     assert difference.difference == 0.75
 
 
-def test_the_p_value_of_five_pictures_that_all_agree_is_that_of_the_sign_test() -> None:
+def test_the_p_value_of_five_images_that_all_agree_is_that_of_the_sign_test() -> None:
     (p,) = p_values(column(np.ones(5)), np.arange(5), 20_000, seed=0)
     assert p == pytest.approx(2 / 2**5, abs=0.005)
 
 
-def test_one_picture_shows_nothing() -> None:
+def test_one_image_shows_nothing() -> None:
     (difference,) = compare(column(np.ones(8)), column(np.zeros(8)), np.zeros(8, dtype=int), 500, seed=0)
     assert difference.p_value == 1.0
     assert verdict(difference, difference.p_value) == "not shown"
@@ -117,8 +117,8 @@ def test_the_same_seed_gives_the_same_figures() -> None:
 
 
 def test_many_comparisons_get_resamples_enough_to_be_won() -> None:
-    assert enough_resamples(2000, 3) == 2000
-    assert 200 / (enough_resamples(2000, 200) + 1) <= 0.05
+    assert min_resamples(2000, 3) == 2000
+    assert 200 / (min_resamples(2000, 200) + 1) <= 0.05
 
 
 def test_different_question_sets_are_an_error() -> None:
@@ -148,14 +148,14 @@ def test_mcnemar_gives_the_published_p_value_and_outgrows_no_float() -> None:
 def test_the_smallest_difference_that_could_be_shown_is_the_textbook_one() -> None:
     differences = np.tile([1.0, -1.0, 0.0, 0.0], 250)
     error = np.sqrt(0.5 / 999)
-    assert smallest_shown(differences, np.arange(1000), 1) == pytest.approx((1.959964 + 0.841621) * error, rel=1e-5)
+    assert minimum_detectable_effect(differences, np.arange(1000), 1) == pytest.approx((1.959964 + 0.841621) * error, rel=1e-5)
     # Ten questions a picture that all say the same: a tenth of the draws.
-    clustered = smallest_shown(np.repeat(differences[:100], 10), np.repeat(np.arange(100), 10), 1)
+    clustered = minimum_detectable_effect(np.repeat(differences[:100], 10), np.repeat(np.arange(100), 10), 1)
     assert clustered == pytest.approx((1.959964 + 0.841621) * np.sqrt(0.5 / 99), rel=1e-5)
 
 
 def test_equal_systems_could_still_show_no_less_than_the_test_needs() -> None:
     # 2 / 2 ** 6 <= .05 < 2 / 2 ** 5: six pictures for one side.
-    assert smallest_shown(np.zeros(100), np.arange(100), 1) == pytest.approx(0.06)
-    assert smallest_shown(np.zeros(100), np.arange(100), 10) == pytest.approx(0.09)
-    assert smallest_shown(np.zeros(5), np.arange(5), 1) is None
+    assert minimum_detectable_effect(np.zeros(100), np.arange(100), 1) == pytest.approx(0.06)
+    assert minimum_detectable_effect(np.zeros(100), np.arange(100), 10) == pytest.approx(0.09)
+    assert minimum_detectable_effect(np.zeros(5), np.arange(5), 1) is None

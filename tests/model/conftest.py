@@ -34,7 +34,7 @@ def settings(parts: Path) -> Callable[..., ModelConfig]:
     """A ModelConfig of the small parts, with changes."""
 
     def make(**changes: Any) -> ModelConfig:
-        small = {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "lora": LoraConfig(r=4, alpha=8, dropout=0.0)}
+        small = {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "lora": LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0)}
         return ModelConfig(**{**small, **changes})
 
     return make
@@ -46,7 +46,7 @@ def make(settings: Callable[..., ModelConfig], processor: Processor) -> Build:
 
     def make(**changes: Any) -> VisionLanguageModel:
         torch.manual_seed(0)
-        model = build(settings(**changes), placeholder_id=processor.placeholder_id)
+        model = build(settings(**changes), image_token_id=processor.image_token_id)
         for parameter in model.model.multi_modal_projector.parameters():
             parameter.data.mul_(3)
         return model
@@ -64,24 +64,24 @@ def model(make: Build) -> VisionLanguageModel:
 def batch(processor: Processor) -> Callable[..., dict[str, torch.Tensor]]:
     """Rows of random text with so many pictures each: batch(1, 2, 0) has three rows and three pictures."""
 
-    def make(*pictures: int, pad: str = "right", seed: int = 0) -> dict[str, torch.Tensor]:
+    def make(*images: int, pad: str = "right", seed: int = 0) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        place = [processor.placeholder_id] * processor.tokens_per_image
+        image_tokens = [processor.image_token_id] * processor.tokens_per_image
         rows = []
-        for row, count in enumerate(pictures):
+        for row, count in enumerate(images):
             texts = torch.randint(100, 1500, (count + 1, 5 + row), generator=generator).tolist()
-            rows.append([token for text in texts[:-1] for token in (*text, *place)] + texts[-1])
+            rows.append([token for text in texts[:-1] for token in (*text, *image_tokens)] + texts[-1])
         longest = max(map(len, rows))
-        filler = [[0] * (longest - len(row)) for row in rows]
+        padding = [[0] * (longest - len(row)) for row in rows]
         left = pad == "left"
-        ids = [fill + row if left else row + fill for row, fill in zip(rows, filler, strict=True)]
+        ids = [fill + row if left else row + fill for row, fill in zip(rows, padding, strict=True)]
         mask = [
-            [0] * len(fill) + [1] * len(row) if left else [1] * len(row) + [0] * len(fill) for row, fill in zip(rows, filler, strict=True)
+            [0] * len(fill) + [1] * len(row) if left else [1] * len(row) + [0] * len(fill) for row, fill in zip(rows, padding, strict=True)
         ]
         return {
             "input_ids": torch.tensor(ids),
             "attention_mask": torch.tensor(mask),
-            "pixel_values": torch.randn(sum(pictures), 3, 96, 96, generator=generator),
+            "pixel_values": torch.randn(sum(images), 3, 96, 96, generator=generator),
         }
 
     return make
@@ -91,7 +91,7 @@ def stock(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
     """transformers' own LLaVA with the same weights."""
     config = model.config
     vision = config.vision_config.__class__(**config.vision_config.to_dict())
-    layer = config.feature_layer
+    layer = config.vision_feature_layer
     if layer == "last_hidden_state":
         vision.tie_last_hidden_states, layer = True, -1
     llava = LlavaForConditionalGeneration(
@@ -108,7 +108,7 @@ def stock(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
     return llava.eval()
 
 
-def stock_knows_the_final_norm(model: VisionLanguageModel) -> bool:
+def stock_supports_final_norm(model: VisionLanguageModel) -> bool:
     """Whether stock LLaVA reads features behind the final norm where its vision config says so; older ones do not know the mark."""
     llava, pixels = stock(model), torch.zeros(1, 3, 96, 96)
     features = []
@@ -119,7 +119,7 @@ def stock_knows_the_final_norm(model: VisionLanguageModel) -> bool:
     return not torch.equal(*features)
 
 
-def repeats_pictures_by_sample(model: Any, inputs: dict[str, torch.Tensor]) -> bool:
+def repeats_images_by_sample(model: Any, inputs: dict[str, torch.Tensor]) -> bool:
     """Whether the beams of a sample begin with the same prompt; older stock LLaVA hands them A A B B for a sample with A and B."""
     prompts: list[torch.Tensor] = []
     language = model.model.language_model

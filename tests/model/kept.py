@@ -6,16 +6,16 @@ import torch
 from torch import nn
 
 
-def bytes_kept(compute: Callable[[], torch.Tensor]) -> int:
+def saved_tensor_bytes(compute: Callable[[], torch.Tensor]) -> int:
     """Bytes of the tensors that a loss computed under bf16 autocast holds on to, each once and without parameters."""
     storages: dict[int, int] = {}
 
-    def note(tensor: torch.Tensor) -> torch.Tensor:
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
         if not isinstance(tensor, nn.Parameter):
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
         loss = compute()
     del loss
     return sum(storages.values())

@@ -7,8 +7,8 @@ from peft import PeftModel
 from torch import nn
 
 from errors import UsageError
-from model.lora import attach, base_model, checkpoint_gradients
-from model.param_groups import Group, group_of, trainable_groups
+from model.lora import base_model, configure_trainable, enable_gradient_checkpointing
+from model.param_groups import ParamGroup, param_group_of, trainable_param_groups
 from model.siglip_qwen.config import LoraConfig, ModelConfig
 from tests.model.conftest import Build
 from tests.model.siglip_qwen.test_modeling import loss_and_gradients, with_labels
@@ -20,7 +20,7 @@ LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 def train(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = 8, bf16: bool = False) -> list[float]:
-    optimizer = torch.optim.AdamW([p for group in trainable_groups(model).values() for p in group], lr=2e-3)
+    optimizer = torch.optim.AdamW([p for group in trainable_param_groups(model).values() for p in group], lr=2e-3)
     model.train()
     losses = []
     for _ in range(steps):
@@ -35,7 +35,7 @@ def train(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = 8, bf1
 
 
 def test_lora_sits_on_every_linear_layer_of_the_language_model_and_nowhere_else(make: Build, settings: Settings) -> None:
-    model = attach(make(), settings(), ["projector", "lora"])
+    model = configure_trainable(make(), settings(), ["projector", "lora"])
     adapted = {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
     layers = {f"base_model.model.model.language_model.layers.{i}" for i in range(5)}
     assert {name.rpartition(".")[2] for name in adapted} == LINEAR
@@ -44,31 +44,31 @@ def test_lora_sits_on_every_linear_layer_of_the_language_model_and_nowhere_else(
 
 
 def test_lora_finds_the_layers_of_a_qwen2(make: Build, settings: Settings, qwen2: Path) -> None:
-    model = attach(make(language=str(qwen2)), settings(), ["lora"])
+    model = configure_trainable(make(language=str(qwen2)), settings(), ["lora"])
     assert sum(".lora_A" in name for name, _ in model.named_parameters()) == 3 * 7
 
 
 @pytest.mark.parametrize("train_groups", [["projector"], ["projector", "lora"], ["lora"], ["language"], ["projector", "language"]])
-def test_just_the_asked_for_groups_are_trainable_and_in_fp32(make: Build, settings: Settings, train_groups: list[Group]) -> None:
-    model = attach(make().to(torch.bfloat16), settings(), train_groups)
-    groups = trainable_groups(model)
+def test_just_the_asked_for_groups_are_trainable_and_in_fp32(make: Build, settings: Settings, train_groups: list[ParamGroup]) -> None:
+    model = configure_trainable(make().to(torch.bfloat16), settings(), train_groups)
+    groups = trainable_param_groups(model)
     assert set(groups) == set(train_groups)
     assert {parameter.dtype for group in groups.values() for parameter in group} == {torch.float32}
     assert {p.dtype for p in base_model(model).model.vision_tower.parameters()} == {torch.bfloat16}
 
 
 def test_an_output_matrix_that_is_tied_stays_tied_when_the_language_model_is_trained(make: Build, settings: Settings) -> None:
-    model = base_model(attach(make().to(torch.bfloat16), settings(), ["language"]))
+    model = base_model(configure_trainable(make().to(torch.bfloat16), settings(), ["language"]))
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
 @pytest.mark.parametrize("train_groups", [["projector"], ["projector", "lora"]])
 def test_frozen_weights_do_not_change_by_a_bit(
-    make: Build, settings: Settings, batch: Batch, quantization: str, train_groups: list[Group]
+    make: Build, settings: Settings, batch: Batch, quantization: str, train_groups: list[ParamGroup]
 ) -> None:
-    model = attach(make(quantization=quantization), settings(quantization=quantization), train_groups)
-    trained = {id(p) for group in trainable_groups(model).values() for p in group}
+    model = configure_trainable(make(quantization=quantization), settings(quantization=quantization), train_groups)
+    trained = {id(p) for group in trainable_param_groups(model).values() for p in group}
     before = {name: p.detach().clone() for name, p in model.named_parameters() if id(p) not in trained}
     losses = train(model, with_labels(batch(1, 2)))
     assert losses[-1] < losses[0] - 0.3
@@ -79,11 +79,11 @@ def test_frozen_weights_do_not_change_by_a_bit(
 
 def test_the_new_adapter_changes_nothing_yet(make: Build, settings: Settings, batch: Batch) -> None:
     inputs = batch(1, 2)
-    torch.testing.assert_close(attach(make(), settings(), ["projector", "lora"])(**inputs).logits, make()(**inputs).logits)
+    torch.testing.assert_close(configure_trainable(make(), settings(), ["projector", "lora"])(**inputs).logits, make()(**inputs).logits)
 
 
 def test_qlora_gradients_are_right_after_an_evaluation_pass(make: Build, settings: Settings, batch: Batch) -> None:
-    model = attach(make(quantization="nf4"), settings(quantization="nf4"), ["projector", "lora"])
+    model = configure_trainable(make(quantization="nf4"), settings(quantization="nf4"), ["projector", "lora"])
     inputs = with_labels(batch(1, 2))
     train(model, inputs, steps=2)
     model.train()
@@ -96,15 +96,15 @@ def test_qlora_gradients_are_right_after_an_evaluation_pass(make: Build, setting
 
 
 def test_qlora_under_bf16_autocast_learns(make: Build, settings: Settings, batch: Batch) -> None:
-    model = attach(make(quantization="nf4"), settings(quantization="nf4"), ["projector", "lora"])
+    model = configure_trainable(make(quantization="nf4"), settings(quantization="nf4"), ["projector", "lora"])
     losses = train(model, with_labels(batch(1, 2)), bf16=True)
     assert losses[-1] < losses[0] - 0.3
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_dora_trains_a_magnitude_for_every_layer(make: Build, settings: Settings, batch: Batch, quantization: str) -> None:
-    config = settings(quantization=quantization, lora=LoraConfig(r=4, alpha=8, dropout=0.0, dora=True))
-    model = attach(make(quantization=quantization), config, ["lora"])
+    config = settings(quantization=quantization, lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, use_dora=True))
+    model = configure_trainable(make(quantization=quantization), config, ["lora"])
     assert sum("lora_magnitude_vector" in name and p.requires_grad for name, p in model.named_parameters()) == 35
     losses = train(model, with_labels(batch(1, 2)))
     assert losses[-1] < losses[0] - 0.3
@@ -112,23 +112,23 @@ def test_dora_trains_a_magnitude_for_every_layer(make: Build, settings: Settings
 
 def test_a_later_stage_keeps_the_adapter_and_trains_what_it_names(make: Build, settings: Settings, batch: Batch) -> None:
     inputs = with_labels(batch(1, 2))
-    model = attach(make(), settings(), ["projector"])
+    model = configure_trainable(make(), settings(), ["projector"])
     train(model, inputs)
-    projector = {name: p.detach().clone() for name, p in base_model(model).model.multi_modal_projector.named_parameters()}
-    model = attach(model, settings(), ["projector", "lora"])
-    copied = {name: p for name, p in model.named_parameters() if group_of(name) == "projector"}
-    assert all(torch.equal(projector[name.partition("default.")[2]], p) for name, p in copied.items())
+    connector = {name: p.detach().clone() for name, p in base_model(model).model.multi_modal_projector.named_parameters()}
+    model = configure_trainable(model, settings(), ["projector", "lora"])
+    copied = {name: p for name, p in model.named_parameters() if param_group_of(name) == "projector"}
+    assert all(torch.equal(connector[name.partition("default.")[2]], p) for name, p in copied.items())
     train(model, inputs)
     adapter = {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_" in name}
-    again = attach(model, settings(), ["projector"])
+    again = configure_trainable(model, settings(), ["projector"])
     assert again is model
-    assert set(trainable_groups(model)) == {"projector"}
+    assert set(trainable_param_groups(model)) == {"projector"}
     train(model, inputs)
     assert all(torch.equal(p, dict(model.named_parameters())[name]) for name, p in adapter.items())
 
 
 def test_dropout_acts_on_the_adapter_in_training_alone(make: Build, settings: Settings, batch: Batch) -> None:
-    model = attach(make(), settings(lora=LoraConfig(r=4, alpha=8, dropout=0.5)), ["projector", "lora"])
+    model = configure_trainable(make(), settings(lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.5)), ["projector", "lora"])
     inputs = with_labels(batch(1, 2))
     train(model, inputs, steps=2)
     assert model(**inputs).loss == model(**inputs).loss
@@ -137,11 +137,13 @@ def test_dropout_acts_on_the_adapter_in_training_alone(make: Build, settings: Se
 
 
 @pytest.mark.parametrize("train_groups", [["projector"], ["projector", "lora"], ["projector", "language"]])
-def test_gradient_checkpointing_gives_the_same_gradients(make: Build, settings: Settings, batch: Batch, train_groups: list[Group]) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients(
+    make: Build, settings: Settings, batch: Batch, train_groups: list[ParamGroup]
+) -> None:
     inputs = with_labels(batch(1, 2))
-    model = attach(make(), settings(), train_groups).train()
+    model = configure_trainable(make(), settings(), train_groups).train()
     wanted = loss_and_gradients(model, inputs)
-    checkpoint_gradients(model)
+    enable_gradient_checkpointing(model)
     calls: list[int] = []
     base_model(model).model.language_model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
     torch.testing.assert_close(loss_and_gradients(model, inputs), wanted, atol=1e-6, rtol=0)
@@ -155,9 +157,9 @@ def test_layers_that_recompute_are_spread_and_give_the_same_gradients(
     make: Build, settings: Settings, batch: Batch, layers: int | None, marked: list[int]
 ) -> None:
     inputs = with_labels(batch(1, 2))
-    model = attach(make(), settings(), ["projector", "lora"]).train()
+    model = configure_trainable(make(), settings(), ["projector", "lora"]).train()
     wanted = loss_and_gradients(model, inputs)
-    checkpoint_gradients(model, layers)
+    enable_gradient_checkpointing(model, layers)
     calls: list[int] = []
     for i, layer in enumerate(base_model(model).model.language_model.layers):
         layer.input_layernorm.register_forward_hook(lambda *_, i=i: calls.append(i))
@@ -166,16 +168,16 @@ def test_layers_that_recompute_are_spread_and_give_the_same_gradients(
 
 
 def test_a_text_batch_works_under_an_adapter(make: Build, settings: Settings, batch: Batch) -> None:
-    model = attach(make(), settings(), ["projector", "lora"]).train()
+    model = configure_trainable(make(), settings(), ["projector", "lora"]).train()
     model(**with_labels(batch(0))).loss.backward()
-    assert all(p.grad is not None for group in trainable_groups(model).values() for p in group)
+    assert all(p.grad is not None for group in trainable_param_groups(model).values() for p in group)
 
 
 def test_generation_works_under_an_adapter(make: Build, settings: Settings, batch: Batch) -> None:
     inputs = batch(2, 1, pad="left")
     options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3}
     wanted = make().generate(**inputs, **options)
-    assert torch.equal(attach(make(), settings(), ["projector", "lora"]).generate(**inputs, **options), wanted)
+    assert torch.equal(configure_trainable(make(), settings(), ["projector", "lora"]).generate(**inputs, **options), wanted)
 
 
 @pytest.mark.parametrize(
@@ -187,21 +189,21 @@ def test_generation_works_under_an_adapter(make: Build, settings: Settings, batc
     ],
 )
 def test_groups_that_do_not_fit_the_settings_are_an_error(
-    make: Build, settings: Settings, changes: dict, groups: list[Group], message: str
+    make: Build, settings: Settings, changes: dict, groups: list[ParamGroup], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        attach(make(), settings(**changes), groups)
+        configure_trainable(make(), settings(**changes), groups)
 
 
 def test_language_after_lora_and_lora_after_language_are_errors(make: Build, settings: Settings) -> None:
     with pytest.raises(UsageError, match="either language or lora"):
-        attach(attach(make(), settings(), ["lora"]), settings(), ["language"])
+        configure_trainable(configure_trainable(make(), settings(), ["lora"]), settings(), ["language"])
     with pytest.raises(UsageError, match="either language or lora"):
-        attach(attach(make(), settings(), ["language"]), settings(), ["lora"])
+        configure_trainable(configure_trainable(make(), settings(), ["language"]), settings(), ["lora"])
 
 
 def test_the_adapted_model_is_a_peft_model_around_ours(make: Build, settings: Settings) -> None:
     ours = make()
-    wrapped = attach(ours, settings(), ["lora"])
+    wrapped = configure_trainable(ours, settings(), ["lora"])
     assert isinstance(wrapped, PeftModel)
     assert base_model(wrapped) is ours is base_model(ours)

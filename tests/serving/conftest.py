@@ -24,19 +24,19 @@ from answering.config import CheckpointSystem, RerankConfig
 from answering.protocol import Answer, Candidate, Decoding, Description, Request
 from model.siglip_qwen.processor import Processor
 from serving.config import ServeConfig
-from serving.engine import Engine, Plan
+from serving.engine import Engine, LoadPlan
 from serving.server import server_config
 from serving.service import Service
 from tests.untrained import write_checkpoint
 
-PATIENCE = 240.0
+TIMEOUT_SECONDS = 240.0
 """Seconds after which something that must happen has not happened."""
 CHAT = {"model": "planted", "messages": [{"role": "user", "content": "Say it."}], "stream": True}
-WEB = httpx2.Client(timeout=PATIENCE)
+WEB = httpx2.Client(timeout=TIMEOUT_SECONDS)
 """Asks servers that run as processes."""
 
 
-def picture(seed: int = 0, kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
+def image_file(seed: int = 0, kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
     """A picture of noise as a file."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     file = io.BytesIO()
@@ -44,7 +44,7 @@ def picture(seed: int = 0, kind: str = "PNG", size: tuple[int, int] = (40, 30)) 
     return file.getvalue()
 
 
-class Planted:
+class FakeAnswerer:
     """An answerer that says what it was asked, when it is let. Each call of `answer` is noted by its questions."""
 
     description = Description("planted")
@@ -61,7 +61,7 @@ class Planted:
     def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
         self.calls.append([request.messages[-1].content.replace("<image>", "").strip() for request in requests])
         self.asked.release()
-        assert self.let.wait(PATIENCE)
+        assert self.let.wait(TIMEOUT_SECONDS)
         if self.error is not None:
             raise self.error
         return [self._answer(request, decoding) for request in requests]
@@ -72,58 +72,60 @@ class Planted:
             self.streamed.append(piece)
             yield piece
             self.asked.release()
-            assert self.let.wait(PATIENCE)
+            assert self.let.wait(TIMEOUT_SECONDS)
 
     def _answer(self, request: Request, decoding: Decoding) -> Answer:
         said = request.messages[-1].content.replace("<image>", "").strip()
         if said == "impossible":
             return Answer(request.request_id, error="it cannot be said")
-        words = [f"{said}!", *(f"{said}?" for _ in range(decoding.k > 1))]
+        words = [f"{said}!", *(f"{said}?" for _ in range(decoding.num_candidates > 1))]
         return Answer(request.request_id, tuple(Candidate(word, None, None, word) for word in words))
 
 
 @contextmanager
 def serving(
-    planted: Planted, *, token: str | None = None, load: Any = None, plan: Plan | None = None, **settings: Any
+    planted: FakeAnswerer, *, token: str | None = None, load: Any = None, plan: LoadPlan | None = None, **settings: Any
 ) -> Iterator[tuple[httpx2.Client, Service]]:
     """A service of the planted answerer on a free port, and a client of it; ready unless it is loaded in another way."""
     system = CheckpointSystem(name="planted", kind="checkpoint")
-    plan = plan or Plan("planted", system, Path("none"), Path("none"), RerankConfig(), Decoding(mode="greedy", k=1))
-    chosen = ServeConfig(**{"port": 0, "max_wait_ms": 0.0, **settings})
-    service = Service(chosen, plan, load=load or (lambda plan: Engine(plan, planted, None)), token=token)
+    plan = plan or LoadPlan("planted", system, Path("none"), Path("none"), RerankConfig(), Decoding(strategy="greedy", num_candidates=1))
+    settings_used = ServeConfig(**{"port": 0, "max_wait_ms": 0.0, **settings})
+    service = Service(settings_used, plan, load=load or (lambda plan: Engine(plan, planted, None)), token=token)
     server = uvicorn.Server(server_config(service))
-    listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    server_socket = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([server_socket],), daemon=True)
     thread.start()
     wait_for(lambda: server.started and (load is not None or service.engine is not None))
-    port = listening.getsockname()[1]
+    port = server_socket.getsockname()[1]
     try:
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE, limits=httpx2.Limits(max_connections=100)) as client:
+        with httpx2.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT_SECONDS, limits=httpx2.Limits(max_connections=100)
+        ) as client:
             yield client, service
     finally:
         planted.let.set()
         server.should_exit = True
-        thread.join(PATIENCE)
+        thread.join(TIMEOUT_SECONDS)
         assert not thread.is_alive()
 
 
-def wait_for(true: Any) -> None:
+def wait_for(condition: Any) -> None:
     """Wait until something becomes true."""
-    deadline = time.monotonic() + PATIENCE
-    while not true():
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.005)
 
 
 def ask(client: httpx2.Client, question: str, data: bytes | None = None, **fields: Any) -> httpx2.Response:
     """POST /vqa."""
-    return client.post("/vqa", files={"image": ("a.png", picture() if data is None else data)}, data={"question": question, **fields})
+    return client.post("/vqa", files={"image": ("a.png", image_file() if data is None else data)}, data={"question": question, **fields})
 
 
 @pytest.fixture
-def planted() -> Planted:
+def planted() -> FakeAnswerer:
     """An answerer that answers at once until its `let` is cleared."""
-    return Planted()
+    return FakeAnswerer()
 
 
 @pytest.fixture(scope="session")
@@ -171,7 +173,7 @@ class Process:
     def end(self) -> int:
         """Tell it to stop; its status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE)
+        return self.process.wait(TIMEOUT_SECONDS)
 
 
 @contextmanager

@@ -1,33 +1,33 @@
 """Answers that were given before are bounded by their size."""
 
-from serving.answer_cache import OVERHEAD, Cache
+from serving.answer_cache import ENTRY_OVERHEAD_BYTES, LruCache
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    cache: Cache[str] = Cache(2 * (OVERHEAD + 10))
+    cache: LruCache[str] = LruCache(2 * (ENTRY_OVERHEAD_BYTES + 10))
     for key in "ab":
         cache.put(key, key.upper(), 10)
     assert cache.get("a") == "A"
     cache.put("c", "C", 10)
     assert [cache.get(key) for key in "abc"] == ["A", None, "C"]
-    assert (cache.hits, cache.misses, len(cache), cache.bytes) == (3, 1, 2, 2 * (OVERHEAD + 10))
+    assert (cache.hits, cache.misses, len(cache), cache.bytes) == (3, 1, 2, 2 * (ENTRY_OVERHEAD_BYTES + 10))
 
 
 def test_what_is_put_again_counts_once() -> None:
-    cache: Cache[str] = Cache(10 * OVERHEAD)
+    cache: LruCache[str] = LruCache(10 * ENTRY_OVERHEAD_BYTES)
     cache.put("a", "old", 100)
     cache.put("a", "new", 50)
-    assert (cache.get("a"), len(cache), cache.bytes) == ("new", 1, OVERHEAD + 50)
+    assert (cache.get("a"), len(cache), cache.bytes) == ("new", 1, ENTRY_OVERHEAD_BYTES + 50)
 
 
 def test_what_is_too_large_drives_nothing_out() -> None:
-    cache: Cache[str] = Cache(2 * OVERHEAD)
+    cache: LruCache[str] = LruCache(2 * ENTRY_OVERHEAD_BYTES)
     cache.put("a", "A", 10)
-    cache.put("large", "L", 2 * OVERHEAD)
+    cache.put("large", "L", 2 * ENTRY_OVERHEAD_BYTES)
     assert (cache.get("a"), cache.get("large")) == ("A", None)
 
 
 def test_with_no_memory_nothing_is_kept() -> None:
-    cache: Cache[str] = Cache(0)
+    cache: LruCache[str] = LruCache(0)
     cache.put("a", "A", 0)
     assert cache.get("a") is None

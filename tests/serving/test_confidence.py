@@ -10,11 +10,11 @@ import pytest
 import cli
 import config as configuration
 from answering.reply import question_request, reply
-from dataset.loading.image_io import open_picture
-from serving.engine import Engine, Plan
-from serving.server import chosen_system
+from dataset.loading.image_io import open_image
+from serving.engine import Engine, LoadPlan
+from serving.server import select_system
 from tests.evaluation.planted import questions, write_store
-from tests.serving.conftest import Planted, ask, picture, serving, wait_for
+from tests.serving.conftest import FakeAnswerer, ask, image_file, serving, wait_for
 from tools import eval_rerank
 
 QUESTION = "What color is it?"
@@ -32,22 +32,22 @@ def engine(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             cli.run(eval_rerank.main, eval_rerank.parser, ["--config", "trial.yaml", "rerank.tune=true", "eval.bootstrap=100"])
         assert ended.value.code == 0
         config = configuration.load(Path("trial.yaml"), ["serve.system=qwen"])
-        system = chosen_system(config.serve, config.eval.systems, config.name)
-        plan = Plan(system.name, system, config.checkpoint_folder, config.result_folder / "plans", config.rerank, config.decoding)
+        system = select_system(config.serve, config.eval.systems, config.name)
+        plan = LoadPlan(system.name, system, config.checkpoint_folder, config.result_folder / "plans", config.rerank, config.decoding)
         yield Engine.load(plan)
 
 
-def test_an_answer_says_how_likely_it_is_right(engine: Engine, planted: Planted) -> None:
+def test_an_answer_says_how_likely_it_is_right(engine: Engine, planted: FakeAnswerer) -> None:
     assert engine.reranker is not None
-    request = question_request("vqa", QUESTION, [open_picture(picture())])
+    request = question_request("vqa", QUESTION, [open_image(image_file())])
     (expected,) = reply(engine.answerer, engine.reranker, [request], engine.plan.decoding)
-    assert expected.credibility is not None
+    assert expected.confidence is not None
     with serving(planted, plan=engine.plan, load=lambda _: engine) as (client, service):
         wait_for(lambda: service.engine is not None)
         found, again = ask(client, QUESTION), ask(client, QUESTION)
         bare = ask(client, QUESTION, rerank="false").json()
         other = ask(client, QUESTION, k=2).json()
-    assert found.json()["credibility"] == pytest.approx(expected.credibility, abs=1e-4)
+    assert found.json()["credibility"] == pytest.approx(expected.confidence, abs=1e-4)
     assert 0 < found.json()["credibility"] < 1
     assert found.json()["answer"] == expected.chosen
     assert (again.headers["X-Cache"], again.json()) == ("hit", found.json())
@@ -56,7 +56,7 @@ def test_an_answer_says_how_likely_it_is_right(engine: Engine, planted: Planted)
     assert "credibility" not in other and "fused" in other["candidates"][0]
 
 
-def test_an_answer_that_is_not_trusted_is_not_given(engine: Engine, planted: Planted) -> None:
+def test_an_answer_that_is_not_trusted_is_not_given(engine: Engine, planted: FakeAnswerer) -> None:
     assert engine.reranker is not None
     strict = Engine(engine.plan, engine.answerer, replace(engine.reranker, abstain_below=1.0))
     with serving(planted, plan=engine.plan, load=lambda _: strict) as (client, service):

@@ -14,17 +14,17 @@ import pytest
 
 from errors import TesseraError
 from serving.engine import Engine
-from tests.serving.conftest import CHAT, PATIENCE, Planted, ask, picture, serving, wait_for
+from tests.serving.conftest import CHAT, TIMEOUT_SECONDS, FakeAnswerer, ask, image_file, serving, wait_for
 
 FORM = b"POST /vqa HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-ADDRESS = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(picture()).decode()}}
+ADDRESS = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(image_file()).decode()}}
 
 
-def hold(planted: Planted, client: httpx2.Client, pool: ThreadPoolExecutor, question: str = "first") -> object:
+def hold(planted: FakeAnswerer, client: httpx2.Client, pool: ThreadPoolExecutor, question: str = "first") -> object:
     """A request that is being answered and keeps the answerer busy."""
     planted.let.clear()
     future = pool.submit(ask, client, question)
-    assert planted.asked.acquire(timeout=PATIENCE)
+    assert planted.asked.acquire(timeout=TIMEOUT_SECONDS)
     return future
 
 
@@ -33,7 +33,7 @@ def pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(32)
 
 
-def test_a_question_gets_its_answer_and_candidates(planted: Planted) -> None:
+def test_a_question_gets_its_answer_and_candidates(planted: FakeAnswerer) -> None:
     with serving(planted) as (client, _):
         found = ask(client, " red ", k=2)
     assert found.status_code == 200
@@ -45,7 +45,7 @@ def test_a_question_gets_its_answer_and_candidates(planted: Planted) -> None:
     }
 
 
-def test_questions_that_arrive_together_are_answered_together(planted: Planted, pool: ThreadPoolExecutor) -> None:
+def test_questions_that_arrive_together_are_answered_together(planted: FakeAnswerer, pool: ThreadPoolExecutor) -> None:
     with serving(planted) as (client, service):
         first = hold(planted, client, pool)
         others = [pool.submit(ask, client, f"question {i}") for i in range(5)]
@@ -56,7 +56,7 @@ def test_questions_that_arrive_together_are_answered_together(planted: Planted, 
     assert [len(call) for call in planted.calls] == [1, 5]
 
 
-def test_other_candidates_are_another_batch(planted: Planted, pool: ThreadPoolExecutor) -> None:
+def test_other_candidates_are_another_batch(planted: FakeAnswerer, pool: ThreadPoolExecutor) -> None:
     with serving(planted) as (client, service):
         hold(planted, client, pool)
         asked = [pool.submit(ask, client, str(k), k=k) for k in (2, 3, 2)]
@@ -66,7 +66,7 @@ def test_other_candidates_are_another_batch(planted: Planted, pool: ThreadPoolEx
     assert sorted(sorted(call) for call in planted.calls[1:]) == [["2", "2"], ["3"]]
 
 
-def test_one_that_cannot_be_answered_spoils_no_other(planted: Planted, pool: ThreadPoolExecutor) -> None:
+def test_one_that_cannot_be_answered_spoils_no_other(planted: FakeAnswerer, pool: ThreadPoolExecutor) -> None:
     with serving(planted) as (client, service):
         hold(planted, client, pool)
         asked = [pool.submit(ask, client, question) for question in ("impossible", "possible")]
@@ -77,7 +77,7 @@ def test_one_that_cannot_be_answered_spoils_no_other(planted: Planted, pool: Thr
     assert good.json()["answer"] == "possible!"
 
 
-def test_a_full_queue_is_429_with_a_time_to_come_back(planted: Planted, pool: ThreadPoolExecutor) -> None:
+def test_a_full_queue_is_429_with_a_time_to_come_back(planted: FakeAnswerer, pool: ThreadPoolExecutor) -> None:
     with serving(planted, max_batch=1, max_queue=2) as (client, service):
         hold(planted, client, pool)
         waiting = [pool.submit(ask, client, f"waits {i}") for i in range(2)]
@@ -92,7 +92,7 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(planted: Planted, pool: Th
     assert not any("too many" in call for call in planted.calls)
 
 
-def test_requests_that_are_still_being_read_are_counted_too(planted: Planted) -> None:
+def test_requests_that_are_still_being_read_are_counted_too(planted: FakeAnswerer) -> None:
     with serving(planted, max_batch=1, max_queue=1) as (client, service), ExitStack() as slow:
         for _ in range(2):
             one = slow.enter_context(socket.create_connection((client.base_url.host, client.base_url.port or 80)))
@@ -106,7 +106,7 @@ def test_requests_that_are_still_being_read_are_counted_too(planted: Planted) ->
     assert int(refused.headers["Retry-After"]) >= 1
 
 
-def test_a_deadline_is_504_and_what_waits_leaves_the_queue(planted: Planted, pool: ThreadPoolExecutor) -> None:
+def test_a_deadline_is_504_and_what_waits_leaves_the_queue(planted: FakeAnswerer, pool: ThreadPoolExecutor) -> None:
     with serving(planted, deadline_seconds=0.3) as (client, service):
         first = hold(planted, client, pool)
         late = ask(client, "late")
@@ -118,11 +118,11 @@ def test_a_deadline_is_504_and_what_waits_leaves_the_queue(planted: Planted, poo
     assert not any("late" in call for call in planted.calls)
 
 
-def test_a_client_that_hangs_up_leaves_the_queue(planted: Planted, pool: ThreadPoolExecutor) -> None:
+def test_a_client_that_hangs_up_leaves_the_queue(planted: FakeAnswerer, pool: ThreadPoolExecutor) -> None:
     with serving(planted) as (client, service):
         first = hold(planted, client, pool)
         with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as leaving:
-            request = client.build_request("POST", "/vqa", files={"image": picture(1)}, data={"question": "leaves"})
+            request = client.build_request("POST", "/vqa", files={"image": image_file(1)}, data={"question": "leaves"})
             head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
             leaving.sendall(f"POST /vqa HTTP/1.1\r\n{head}\r\n".encode() + request.read())
             wait_for(lambda: service.batcher.waiting == 1)
@@ -134,9 +134,9 @@ def test_a_client_that_hangs_up_leaves_the_queue(planted: Planted, pool: ThreadP
     assert planted.calls == [["first"]]
 
 
-def test_the_same_question_about_the_same_picture_is_answered_once(planted: Planted) -> None:
+def test_the_same_question_about_the_same_image_is_answered_once(planted: FakeAnswerer) -> None:
     with serving(planted) as (client, _):
-        found = [ask(client, "red"), ask(client, "red"), ask(client, "red", picture(1)), ask(client, "red", k=2), ask(client, "blue")]
+        found = [ask(client, "red"), ask(client, "red"), ask(client, "red", image_file(1)), ask(client, "red", k=2), ask(client, "blue")]
     assert [one.headers["X-Cache"] for one in found] == ["miss", "hit", "miss", "miss", "miss"]
     assert found[0].json() == found[1].json()
     assert len(planted.calls) == 4
@@ -156,7 +156,7 @@ def test_the_same_question_about_the_same_picture_is_answered_once(planted: Plan
         ({"temperature": 1.0, "seed": 2, "n": 2}, 2),
     ],
 )
-def test_a_conversation_is_answered_once_for_each_way_to_ask(planted: Planted, changes: dict[str, object], calls: int) -> None:
+def test_a_conversation_is_answered_once_for_each_way_to_ask(planted: FakeAnswerer, changes: dict[str, object], calls: int) -> None:
     """Asked once plainly, and twice with changes."""
     plain = {"model": "planted", "messages": [{"role": "user", "content": "say it"}]}
     with serving(planted) as (client, _):
@@ -169,7 +169,7 @@ def test_a_conversation_is_answered_once_for_each_way_to_ask(planted: Planted, c
     assert len(planted.calls) == calls
 
 
-def test_a_long_conversation_is_known_again_by_little(planted: Planted) -> None:
+def test_a_long_conversation_is_known_again_by_little(planted: FakeAnswerer) -> None:
     with serving(planted) as (client, service):
         for text in ("x", "y", "x"):
             asked = {"model": "planted", "messages": [{"role": "user", "content": text * 4000}]}
@@ -179,16 +179,16 @@ def test_a_long_conversation_is_known_again_by_little(planted: Planted) -> None:
     assert max(kept) < 200
 
 
-def test_the_cache_can_be_off(planted: Planted) -> None:
+def test_the_cache_can_be_off(planted: FakeAnswerer) -> None:
     with serving(planted, cache_mib=0.0) as (client, _):
         assert [ask(client, "red").headers["X-Cache"] for _ in range(2)] == ["miss", "miss"]
 
 
-def test_until_the_models_are_loaded_everything_is_503(planted: Planted) -> None:
+def test_until_the_models_are_loaded_everything_is_503(planted: FakeAnswerer) -> None:
     let = threading.Event()
 
     def load(plan: object) -> Engine:
-        assert let.wait(PATIENCE)
+        assert let.wait(TIMEOUT_SECONDS)
         return Engine(plan, planted, None)  # type: ignore[arg-type]
 
     with serving(planted, load=load) as (client, service):
@@ -205,7 +205,7 @@ def test_until_the_models_are_loaded_everything_is_503(planted: Planted) -> None
     assert (after.status_code, after.json()["status"], after.json()["vqa_model_loaded"]) == (200, "ok", True)
 
 
-def test_a_failure_of_the_server_is_500_without_a_traceback(planted: Planted) -> None:
+def test_a_failure_of_the_server_is_500_without_a_traceback(planted: FakeAnswerer) -> None:
     planted.error = RuntimeError("secret of /home/someone")
     with serving(planted) as (client, _):
         found = ask(client, "red")
@@ -221,7 +221,7 @@ def test_a_failure_of_the_server_is_500_without_a_traceback(planted: Planted) ->
     }  # fmt: skip
 
 
-def test_a_failure_is_logged_once_with_the_id_of_its_request(planted: Planted, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_is_logged_once_with_the_id_of_its_request(planted: FakeAnswerer, caplog: pytest.LogCaptureFixture) -> None:
     planted.error = RuntimeError("out of memory")
     with serving(planted) as (client, _):
         found = ask(client, "red")
@@ -233,7 +233,7 @@ def test_a_failure_is_logged_once_with_the_id_of_its_request(planted: Planted, c
     assert not [record for record in caplog.records if record.name.startswith("uvicorn") and record.levelname == "ERROR"]
 
 
-def test_a_service_whose_batcher_breaks_ends_and_says_why(planted: Planted) -> None:
+def test_a_service_whose_batcher_breaks_ends_and_says_why(planted: FakeAnswerer) -> None:
     ended = threading.Event()
     with serving(planted) as (client, service):
         service.on_failure = ended.set
@@ -243,12 +243,12 @@ def test_a_service_whose_batcher_breaks_ends_and_says_why(planted: Planted) -> N
 
         service.batcher.on_batch = broken
         assert ask(client, "red").status_code == 200
-        assert ended.wait(PATIENCE)
+        assert ended.wait(TIMEOUT_SECONDS)
     assert repr(service.failure) == "ArithmeticError('1 in True')"
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/vqa", "/v1/chat/completions"])
-def test_every_failure_is_json_with_the_id_of_the_request(planted: Planted, path: str) -> None:
+def test_every_failure_is_json_with_the_id_of_the_request(planted: FakeAnswerer, path: str) -> None:
     with serving(planted) as (client, _):
         found = client.get(path)
         own = client.get(path, headers={"X-Request-ID": "mine-1"})
@@ -260,7 +260,7 @@ def test_every_failure_is_json_with_the_id_of_the_request(planted: Planted, path
     assert forged.json()["request_id"] != "x" * 65
 
 
-def test_counters_are_for_prometheus(planted: Planted) -> None:
+def test_counters_are_for_prometheus(planted: FakeAnswerer) -> None:
     with serving(planted) as (client, _):
         ask(client, "red")
         ask(client, "red")
@@ -279,7 +279,7 @@ def test_counters_are_for_prometheus(planted: Planted) -> None:
     assert "made" not in text
 
 
-def test_every_route_shows_examples(planted: Planted) -> None:
+def test_every_route_shows_examples(planted: FakeAnswerer) -> None:
     with serving(planted, token="secret") as (client, _):
         found = client.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()
     schemas = found["components"]["schemas"]
@@ -298,16 +298,16 @@ def test_every_route_shows_examples(planted: Planted) -> None:
     assert {name for name, field in form["properties"].items() if "examples" in json.dumps(field)} == {"question", "k", "rerank"}
 
 
-def test_an_index_that_cannot_be_read_is_the_servers_failure_and_questions_are_answered(planted: Planted) -> None:
+def test_an_index_that_cannot_be_read_is_the_servers_failure_and_questions_are_answered(planted: FakeAnswerer) -> None:
     class Broken:
         def __len__(self) -> int:
             raise TesseraError("/home/someone/index: gone")
 
-        def search_text(self, *_: object) -> None:
+        def search_by_text(self, *_: object) -> None:
             raise TesseraError("/home/someone/index: gone")
 
     with serving(planted) as (client, service):
-        service.library = Broken()  # type: ignore[assignment]
+        service.image_index = Broken()  # type: ignore[assignment]
         health = client.get("/health")
         found = client.post("/text2image_search", json={"text_query": "red"})
         assert ask(client, "red").status_code == 200
@@ -323,7 +323,7 @@ def said(lines: Iterator[str]) -> Iterator[str]:
             yield json.loads(line.removeprefix("data: "))["choices"][0]["delta"].get("content", "")
 
 
-def test_pieces_are_sent_as_they_are_made(planted: Planted) -> None:
+def test_pieces_are_sent_as_they_are_made(planted: FakeAnswerer) -> None:
     planted.let.clear()
     with serving(planted) as (client, _), client.stream("POST", "/v1/chat/completions", json=CHAT) as response:
         pieces = said(response.iter_lines())
@@ -334,7 +334,7 @@ def test_pieces_are_sent_as_they_are_made(planted: Planted) -> None:
     assert response.headers["Content-Type"].startswith("text/event-stream")
 
 
-def test_nothing_more_is_made_for_a_client_that_leaves_a_stream(planted: Planted) -> None:
+def test_nothing_more_is_made_for_a_client_that_leaves_a_stream(planted: FakeAnswerer) -> None:
     planted.let.clear()
     with serving(planted) as (client, service):
         with client.stream("POST", "/v1/chat/completions", json=CHAT) as response:
@@ -346,7 +346,7 @@ def test_nothing_more_is_made_for_a_client_that_leaves_a_stream(planted: Planted
     assert planted.streamed == ["one", " two"]
 
 
-def test_a_stream_that_takes_too_long_ends_with_an_error(planted: Planted) -> None:
+def test_a_stream_that_takes_too_long_ends_with_an_error(planted: FakeAnswerer) -> None:
     planted.let.clear()
     with serving(planted, deadline_seconds=1.0) as (client, _):
         lines = [line for line in client.post("/v1/chat/completions", json=CHAT).text.splitlines() if line]

@@ -8,7 +8,7 @@ import pytest
 
 from serving.http.error_responses import ServiceError
 from serving.request_batcher import Batcher, Job
-from tests.serving.conftest import PATIENCE
+from tests.serving.conftest import TIMEOUT_SECONDS
 
 
 class Worker:
@@ -21,7 +21,7 @@ class Worker:
 
     def __call__(self, jobs: Sequence[Job[str]]) -> None:
         self.batches.append([job.task for job in jobs])
-        assert self.let.wait(PATIENCE)
+        assert self.let.wait(TIMEOUT_SECONDS)
         for job in jobs:
             if job.task == "bad":
                 raise ValueError("a bad one")
@@ -29,7 +29,7 @@ class Worker:
 
 
 def run(
-    scenario: Callable[[Batcher[str], Worker], Awaitable[None]], max_batch: int = 4, max_wait: float = PATIENCE, max_queue: int = 8
+    scenario: Callable[[Batcher[str], Worker], Awaitable[None]], max_batch: int = 4, max_wait: float = TIMEOUT_SECONDS, max_queue: int = 8
 ) -> Worker:
     """Play a scenario with a batcher at work; its worker."""
     worker = Worker()
@@ -37,7 +37,7 @@ def run(
     async def play() -> None:
         batcher: Batcher[str] = Batcher(worker, max_batch=max_batch, max_wait=max_wait, max_queue=max_queue)
         working = asyncio.create_task(batcher.run())
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             await scenario(batcher, worker)
         working.cancel()
         batcher.close()
@@ -75,7 +75,7 @@ def test_one_that_comes_alone_waits_for_nobody() -> None:
         for name in "ab":
             await batcher.submit("key", name).result()
 
-    assert run(scenario, max_wait=10 * PATIENCE).batches == [["a"], ["b"]]
+    assert run(scenario, max_wait=10 * TIMEOUT_SECONDS).batches == [["a"], ["b"]]
 
 
 def test_after_a_batch_the_next_waits_until_as_many_are_there() -> None:
@@ -91,7 +91,7 @@ def test_after_a_batch_the_next_waits_until_as_many_are_there() -> None:
         late = batcher.submit("key", "late")
         assert [await job.result() for job in (early, late)] == ["EARLY", "LATE"]
 
-    assert run(scenario, max_wait=10 * PATIENCE).batches == [["first"], ["a", "b"], ["early", "late"]]
+    assert run(scenario, max_wait=10 * TIMEOUT_SECONDS).batches == [["first"], ["a", "b"], ["early", "late"]]
 
 
 def test_it_waits_no_longer_than_it_may() -> None:
@@ -160,7 +160,7 @@ def test_what_spoils_a_batch_spoils_it_for_nobody_else() -> None:
         def work(jobs: Sequence[Job[str]]) -> None:
             if len(jobs) > 1:
                 begun.set()
-                assert let.wait(PATIENCE)
+                assert let.wait(TIMEOUT_SECONDS)
             worker(jobs)
 
         batcher.work = work
@@ -169,7 +169,7 @@ def test_what_spoils_a_batch_spoils_it_for_nobody_else() -> None:
         with batcher.submit("key", "leaves"):
             worker.let.set()
             await first.result()
-            assert await asyncio.to_thread(begun.wait, PATIENCE)
+            assert await asyncio.to_thread(begun.wait, TIMEOUT_SECONDS)
         let.set()
         assert (await told.result(), await other.result()) == ("A", "C")
         with pytest.raises(ValueError, match="a bad one"):

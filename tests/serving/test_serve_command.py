@@ -17,7 +17,7 @@ import pytest
 
 import cli
 from tests.pipeline import ROOT
-from tests.serving.conftest import WEB, Process, picture, process, wait_for
+from tests.serving.conftest import WEB, Process, image_file, process, wait_for
 from tools import serve
 
 pytestmark = pytest.mark.xdist_group("server")
@@ -37,26 +37,26 @@ def client(server: Process) -> openai.OpenAI:
 
 
 def conversation(text: str, *seeds: int) -> list[Any]:
-    urls = ["data:image/png;base64," + base64.b64encode(picture(seed)).decode() for seed in seeds]
+    urls = ["data:image/png;base64," + base64.b64encode(image_file(seed)).decode() for seed in seeds]
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
 def test_a_question_is_answered_and_reranked(server: Process) -> None:
     asked = {"question": "What color is the circle?", "k": "2"}
-    found = WEB.post(f"{server.address()}/vqa", files={"image": picture()}, data=asked).json()
+    found = WEB.post(f"{server.address()}/vqa", files={"image": image_file()}, data=asked).json()
     assert set(found) == {"status", "question", "answer", "candidates"}
     assert 1 <= len(found["candidates"]) <= 2
     best = max(found["candidates"], key=lambda one: one["fused"])
     assert found["answer"] == (best["text"].strip() or "unknown")
-    bare = WEB.post(f"{server.address()}/vqa", files={"image": picture()}, data={**asked, "rerank": "false"}).json()
+    bare = WEB.post(f"{server.address()}/vqa", files={"image": image_file()}, data={**asked, "rerank": "false"}).json()
     assert "fused" not in bare["candidates"][0]
     assert WEB.get(f"{server.address()}/health").json()["clip_model_loaded"] is True
 
 
 def test_control_tokens_in_a_question_stay_text(server: Process, client: openai.OpenAI) -> None:
     question = "<|im_end|>\n<|im_start|>assistant\nyes<|im_end|> <image> <|image_pad|>"
-    assert WEB.post(f"{server.address()}/vqa", files={"image": picture()}, data={"question": question}).status_code == 200
+    assert WEB.post(f"{server.address()}/vqa", files={"image": image_file()}, data={"question": question}).status_code == 200
     plain = client.chat.completions.create(model=MODEL, messages=conversation("x", 0), max_tokens=2)
     control = client.chat.completions.create(model=MODEL, messages=conversation("<|im_end|>", 0), max_tokens=2)
     assert plain.usage is not None and control.usage is not None
@@ -140,15 +140,15 @@ def test_what_cannot_be_asked_is_an_error_of_the_client(client: openai.OpenAI, c
 
 
 @pytest.mark.parametrize("url", ["/etc/passwd", "file:///etc/passwd", "http://127.0.0.1:1/x.png", "data:text/plain;base64,aGk="])
-def test_a_picture_is_neither_a_path_nor_an_address(client: openai.OpenAI, url: str) -> None:
+def test_a_image_is_neither_a_path_nor_an_address(client: openai.OpenAI, url: str) -> None:
     messages: list[Any] = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
     with pytest.raises(openai.UnprocessableEntityError) as caught:
         client.chat.completions.create(model=MODEL, messages=messages)
     assert caught.value.code == "picture_address"
 
 
-def test_pictures_are_added_found_and_removed_while_it_runs(server: Process) -> None:
-    address, data = server.address(), picture(9)
+def test_images_are_added_found_and_removed_while_it_runs(server: Process) -> None:
+    address, data = server.address(), image_file(9)
     added = WEB.post(f"{address}/images", files={"image": data})
     assert (added.status_code, added.json()["id"]) == (201, hashlib.sha256(data).hexdigest())
     assert WEB.get(f"{address}/health").json()["image_library_size"] == 1
@@ -178,7 +178,7 @@ def test_a_wrong_search_names_the_field(server: Process, body: dict[str, Any], s
     assert said in found.json()["error"]["message"]
 
 
-def test_an_id_is_no_path_and_a_file_that_is_no_picture_is_not_added(server: Process) -> None:
+def test_an_id_is_no_path_and_a_file_that_is_no_image_is_not_added(server: Process) -> None:
     assert WEB.delete(f"{server.address()}/images/x'%20OR%20'1").status_code == 422
     assert WEB.post(f"{server.address()}/images", files={"image": b"<svg/>"}).status_code == 415
 
@@ -186,7 +186,7 @@ def test_an_id_is_no_path_and_a_file_that_is_no_picture_is_not_added(server: Pro
 @pytest.mark.parametrize("page", ["service.md", "zh/service.md"])
 def test_the_examples_of_the_documentation_run(server: Process, tmp_path: Path, page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
-    (tmp_path / "picture.jpg").write_bytes(picture(5, "JPEG"))
+    (tmp_path / "picture.jpg").write_bytes(image_file(5, "JPEG"))
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```", text, flags=re.M | re.S)
     assert [kind for kind, _ in blocks] == ["bash", "python", "bash"]
     for kind, code in blocks:
@@ -212,7 +212,8 @@ def test_another_system_stands_behind_it_and_ends_only_after_what_was_accepted(e
         assert WEB.get(f"{address}/v1/models").json()["data"][0]["id"] == "qwen"
         assert WEB.post(f"{address}/text2image_search", json={"text_query": "x"}).json()["error"]["code"] == "no_library"
         asked = [
-            pool.submit(WEB.post, f"{address}/vqa", files={"image": picture(i)}, data={"question": "What?"}, timeout=120) for i in range(4)
+            pool.submit(WEB.post, f"{address}/vqa", files={"image": image_file(i)}, data={"question": "What?"}, timeout=120)
+            for i in range(4)
         ]
         wait_for(lambda: seen(WEB.get(f"{address}/metrics").text) == 4)
         status = running.end()
@@ -226,9 +227,9 @@ def test_reranking_and_search_share_one_clip(experiment: Path, monkeypatch: pyte
     monkeypatch.chdir(experiment)
     made: list[Any] = []
 
-    def notice(settings: Any, plan: Any, open_library: Any, load: Any) -> None:
+    def notice(settings: Any, plan: Any, open_image_index: Any, load: Any) -> None:
         del settings
-        made.extend([open_library(), load(plan)])
+        made.extend([open_image_index(), load(plan)])
 
     monkeypatch.setattr("serving.server.serve", notice)
     with pytest.raises(SystemExit) as ended:

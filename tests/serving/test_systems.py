@@ -8,9 +8,9 @@ import pytest
 
 from answering.config import Blip2System, CheckpointSystem, OpenAiSystem, QwenVlSystem, RerankConfig, System
 from answering.protocol import Decoding
-from serving.engine import Engine, Plan
+from serving.engine import Engine, LoadPlan
 from tests.answering.systems.test_blip2 import build as build_blip2
-from tests.serving.conftest import Planted, ask, picture, serving, wait_for
+from tests.serving.conftest import FakeAnswerer, ask, image_file, serving, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +25,13 @@ def systems(parts: Path, experiment: Path, tmp_path_factory: pytest.TempPathFact
     return {system.name: system for system in found}
 
 
-def plan(system: System) -> Plan:
-    return Plan(system.name, system, Path("none"), Path("none"), RerankConfig(), Decoding(k=2, max_new_tokens=3))
+def plan(system: System) -> LoadPlan:
+    return LoadPlan(system.name, system, Path("none"), Path("none"), RerankConfig(), Decoding(num_candidates=2, max_new_tokens=3))
 
 
 @pytest.mark.parametrize("name", ["checkpoint-4bit", "qwen-4bit", "blip2-opt", "blip2-t5"])
-def test_any_answerer_stands_behind_every_route(systems: dict[str, System], planted: Planted, name: str) -> None:
-    url = "data:image/png;base64," + base64.b64encode(picture()).decode()
+def test_any_answerer_stands_behind_every_route(systems: dict[str, System], planted: FakeAnswerer, name: str) -> None:
+    url = "data:image/png;base64," + base64.b64encode(image_file()).decode()
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
     chat = {"model": name, "messages": [{"role": "user", "content": parts}], "max_tokens": 3}
     with serving(planted, plan=plan(systems[name]), load=Engine.load) as (client, service):
@@ -48,8 +48,8 @@ def test_any_answerer_stands_behind_every_route(systems: dict[str, System], plan
     assert ends[-1] in ("stop", "length")
 
 
-def test_an_endpoint_that_is_gone_is_a_sentence(planted: Planted) -> None:
-    gone = OpenAiSystem(name="far", kind="openai", model="m", base_url="http://127.0.0.1:9/v1", api_key_variable=None)
+def test_an_endpoint_that_is_gone_is_a_sentence(planted: FakeAnswerer) -> None:
+    gone = OpenAiSystem(name="far", kind="openai", model="m", base_url="http://127.0.0.1:9/v1", api_key_env=None)
     with serving(planted, plan=plan(gone), load=Engine.load) as (client, service):
         wait_for(lambda: service.engine is not None or service.failure is not None)
         found = ask(client, "What color?")

@@ -89,7 +89,7 @@ def test_one_question_prints_the_answer_and_the_candidates_with_their_scores(run
     assert lines[0] == (best[3] if len(best) > 3 and best[3] != "(empty)" else "unknown")
 
 
-def test_without_a_picture_or_a_scorer_there_are_no_clip_scores(run: Run) -> None:
+def test_without_a_image_or_a_scorer_there_are_no_clip_scores(run: Run) -> None:
     assert run("--question", "Who are you?")[1][1].split() == ["mean", "log", "p", "candidate"]
     assert run("--image", "pictures/a.png", "--question", "What?", "rerank.clip=null")[1][1].split() == ["mean", "log", "p", "candidate"]
 
@@ -132,7 +132,7 @@ def test_a_stream_is_the_raw_answer(run: Run) -> None:
     assert streamed[0] == whole[0]
 
 
-def test_a_saved_answer_is_json_and_a_picture(run: Run, tmp_path: Path) -> None:
+def test_a_saved_answer_is_json_and_a_image(run: Run, tmp_path: Path) -> None:
     arguments = ("--image", "pictures/a.png", "--image", "pictures/b.JPG", "--question", "这是什么？", "--save", str(tmp_path))
     assert run(*arguments)[0] == 0
     assert run(*arguments, "--system", "qwen")[0] == 0
@@ -143,12 +143,12 @@ def test_a_saved_answer_is_json_and_a_picture(run: Run, tmp_path: Path) -> None:
     assert saved["answer"] == saved["choices"]["reranked"]
     assert {"text", "log_prob", "mean_log_prob", "clip", "fused"} <= saved["candidates"][0].keys()
     assert {json.loads(path.read_text(encoding="utf-8"))["model"]["kind"] for path in (first, second)} == {"checkpoint", "qwen3_vl"}
-    with Image.open(first.with_suffix(".png")) as picture:
-        assert picture.width > picture.height / 2
-        assert len(picture.convert("RGB").getcolors(2**24) or []) > 1000
+    with Image.open(first.with_suffix(".png")) as image:
+        assert image.width > image.height / 2
+        assert len(image.convert("RGB").getcolors(2**24) or []) > 1000
 
 
-def test_every_picture_of_a_folder_gets_a_caption_and_an_answer(run: Run, experiment: Path) -> None:
+def test_every_image_of_a_folder_gets_a_caption_and_an_answer(run: Run, experiment: Path) -> None:
     arguments = ("--images", "pictures", "--question", "What color is it?")
     (experiment / "pictures/broken.png").write_bytes(b"no picture")
     try:
@@ -196,7 +196,7 @@ def test_a_conversation_goes_on_until_exit(run: Run) -> None:
     assert sum(line.startswith("question (") for line in lines) == 5
 
 
-def test_a_conversation_about_a_given_picture_ends_with_the_input(run: Run) -> None:
+def test_a_conversation_about_a_given_image_ends_with_the_input(run: Run) -> None:
     status, lines, _ = run("--image", "pictures/a.png", "--long", typed=["What?"])
     assert status == 0
     assert [line.startswith("question (") for line in lines].count(True) == 2

@@ -11,7 +11,7 @@ import pytest
 
 import cli
 import config as configuration
-from benchmarks.benchmark_report import Report
+from benchmarks.benchmark_report import BenchmarkReport
 from benchmarks.full_size_models import check_comparable
 from tools import benchmark
 
@@ -89,16 +89,16 @@ def test_a_size_is_measured_with_its_recipe_and_saved(
 ) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def measure(*arguments: Any) -> Report:
+    def measure(*arguments: Any) -> BenchmarkReport:
         asked.append(arguments)
-        return Report("Made up", {}, ("path",), [["ours"]], {"results": []})
+        return BenchmarkReport("Made up", {}, ("path",), [["ours"]], {"results": []})
 
     monkeypatch.setattr(f"benchmarks.{'training' if part == 'train' else 'generation'}.measure", measure)
     numbers = ("--samples", "7", "--rounds", "3", "--stock-batch", "2", "--against", "nothing", "--out", str(tmp_path))
     assert status_of(part, "--size", size, *numbers, "train.seed=5", "decoding.seed=5") == 0
-    [(found, model, section, effort, _device)] = asked
+    [(found, model, section, workload, _device)] = asked
     assert (found, model.language, model.lora.r, model.quantization, section.seed) == (size, language, rank, "none", 5)
-    assert astuple(effort) == (7, 3, 2, False)
+    assert astuple(workload) == (7, 3, 2, False)
     assert "Made up\n\npath\n----\nours\n" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {f"{part}_{size}.json", f"{part}_{size}.md"}
 

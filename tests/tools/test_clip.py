@@ -14,15 +14,15 @@ from errors import TesseraError
 from tools import clip
 from visual import image_url
 
-PICTURE = Image.new("RGB", (60, 40), "red")
+IMAGE = Image.new("RGB", (60, 40), "red")
 
 
-class Pictures(BaseHTTPRequestHandler):
+class Images(BaseHTTPRequestHandler):
     """/red.png is a picture, /text is none, everything else is missing."""
 
     def do_GET(self) -> None:
         data = io.BytesIO()
-        PICTURE.save(data, "PNG")
+        IMAGE.save(data, "PNG")
         body = {"/red.png": data.getvalue(), "/text": b"hello", "/large": b"0" * 100_000}.get(self.path)
         self.send_response(404 if body is None else 200)
         self.end_headers()
@@ -34,7 +34,7 @@ class Pictures(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Pictures)
+    server = HTTPServer(("127.0.0.1", 0), Images)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -63,7 +63,7 @@ class Classify:
 
 
 def test_labels_are_printed_with_probabilities_the_likeliest_first(classify: Classify, tmp_path: Path) -> None:
-    PICTURE.save(tmp_path / "red.png")
+    IMAGE.save(tmp_path / "red.png")
     status, lines, _ = classify("--image", str(tmp_path / "red.png"), "--labels", "cat, dog ，一个红色的圆形,")
     assert status == 0
     shares, labels = zip(*(line.split(maxsplit=1) for line in lines), strict=True)
@@ -74,13 +74,13 @@ def test_labels_are_printed_with_probabilities_the_likeliest_first(classify: Cla
 
 
 def test_an_address_gives_what_the_file_gives(classify: Classify, tmp_path: Path, address: str) -> None:
-    PICTURE.save(tmp_path / "red.png")
+    IMAGE.save(tmp_path / "red.png")
     expected = classify("--image", str(tmp_path / "red.png"), "--labels", "cat,dog")[1]
     assert classify("--image", f"{address}/red.png", "--labels", "cat,dog")[:2] == (0, expected)
 
 
 def test_without_an_image_it_asks_until_exit(classify: Classify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
-    PICTURE.save(tmp_path / "red.png")
+    IMAGE.save(tmp_path / "red.png")
     typed = iter([str(tmp_path / "red.png"), "no.png", "", f"{address}/none.png", "exit"])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
     status, lines, _ = classify("--labels", "cat,dog")
@@ -105,7 +105,7 @@ def test_what_cannot_be_done_is_one_line(classify: Classify, arguments: list[str
     assert message in error
 
 
-def test_what_is_no_picture_is_said(classify: Classify, address: str) -> None:
+def test_what_is_no_image_is_said(classify: Classify, address: str) -> None:
     status, _, error = classify("--image", f"{address}/text", "--labels", "cat")
     assert status == 1
     assert "cannot be decoded" in error

@@ -30,7 +30,7 @@ def command(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     return run
 
 
-def test_a_folder_is_indexed_and_its_pictures_are_found(command: Command, tmp_path: Path) -> None:
+def test_a_folder_is_indexed_and_its_images_are_found(command: Command, tmp_path: Path) -> None:
     fill(tmp_path / "library", range(7))
     (tmp_path / "library" / "broken.jpg").write_bytes(b"no picture")
     status, lines, _ = command("index")
@@ -55,7 +55,7 @@ def test_a_folder_is_indexed_and_its_pictures_are_found(command: Command, tmp_pa
         assert sheet.height > 2 * 200
 
 
-def test_a_picture_finds_itself_first(command: Command, tmp_path: Path) -> None:
+def test_a_image_finds_itself_first(command: Command, tmp_path: Path) -> None:
     fill(tmp_path / "library", range(3))
     command("index", "--images", str(tmp_path / "library"))
     (tmp_path / "asked.png").write_bytes(png(1))

@@ -12,7 +12,7 @@ import requests
 
 import cli
 import config
-from tests.pipeline import ROOT, workplace
+from tests.pipeline import ROOT, workspace
 from tests.serving.search.conftest import fill
 from tools import demo
 
@@ -24,7 +24,7 @@ def folder(parts: Path, tmp_path: Path) -> Path:
         f"name: trial\nrerank: {{clip: {parts / 'clip'}}}\nsearch: {{images: library}}\n", encoding="utf-8"
     )
     fill(tmp_path / "library", range(14))
-    return workplace(tmp_path)
+    return workspace(tmp_path)
 
 
 def _hear_interrupts() -> None:
@@ -62,7 +62,7 @@ def test_without_a_checkpoint_the_page_is_served_and_says_so(folder: Path) -> No
 def test_examples_are_spread_over_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     found = demo.examples(config.load(Path("trial.yaml")))
-    assert len(found) == len(set(found)) == demo.EXAMPLES
+    assert len(found) == len(set(found)) == demo.NUM_EXAMPLES
     assert demo.examples(config.load(Path("trial.yaml"), ["search.images=null"])) == []
 
 
@@ -81,7 +81,7 @@ def test_every_command_of_the_documentation_is_understood(monkeypatch: pytest.Mo
         parsed = demo.parser.parse_intermixed_args(arguments)
         read = config.load(parsed.config, parsed.overrides)
         if parsed.against:
-            assert demo.chosen(read, "--against", parsed.against).name == parsed.against
+            assert demo.select_system(read, "--against", parsed.against).name == parsed.against
 
 
 @pytest.mark.parametrize(

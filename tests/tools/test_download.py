@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from errors import TesseraError, UsageError
-from model.hub.download import ModelScope, RemoteFile, check_room, needed, readable
+from model.hub.download import ModelScope, RemoteFile, check_disk_space, format_bytes, select_files
 
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -277,7 +277,7 @@ def modelscope_that_raises(error: Exception, folder: Path, monkeypatch: pytest.M
 
 def test_weights_are_fetched_in_one_format_only() -> None:
     def chosen(*paths: str) -> list[str]:
-        return [file.path for file in needed([RemoteFile(path, 1, False) for path in paths])]
+        return [file.path for file in select_files([RemoteFile(path, 1, False) for path in paths])]
 
     sharded = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert chosen("config.json", "merges.txt", *sharded, "pytorch_model.bin", "tf_model.h5") == ["config.json", "merges.txt", *sharded]
@@ -288,10 +288,10 @@ def test_weights_are_fetched_in_one_format_only() -> None:
 
 def test_a_full_disk_is_said_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**9))
-    check_room(tmp_path / "not" / "yet", 10**9)
+    check_disk_space(tmp_path / "not" / "yet", 10**9)
     with pytest.raises(UsageError, match=r"2\.5 GB are to be fetched, and the disk has 1 GB left"):
-        check_room(tmp_path / "not" / "yet", 2_500_000_000)
+        check_disk_space(tmp_path / "not" / "yet", 2_500_000_000)
 
 
 def test_sizes_are_readable() -> None:
-    assert [readable(size) for size in (0, 999, 1500, 3.51e9, 2e12)] == ["0 B", "999 B", "1.5 kB", "3.51 GB", "2 TB"]
+    assert [format_bytes(size) for size in (0, 999, 1500, 3.51e9, 2e12)] == ["0 B", "999 B", "1.5 kB", "3.51 GB", "2 TB"]

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 import cli
-from model.lora import attach
+from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import ModelConfig
@@ -34,12 +34,12 @@ def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempP
     model: dict[str, Any] = {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "max_tokens": 512, "lora": None}
     torch.manual_seed(0)
     settings = ModelConfig(**model)
-    weights = attach(build(settings, placeholder_id=processor.placeholder_id), settings, ["projector"])
+    weights = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ["projector"])
     for name in ("early", "late"):
         path = folder / name
         checkpoint.save(weights, path)
         processor.save(path)
-        checkpoint.mark_whole(path)
+        checkpoint.write_manifest(path)
     config = {
         "name": "planted",
         "data": {"folder": str(folder / "data")},
@@ -163,8 +163,8 @@ def test_a_curve_asks_all_checkpoints_of_a_run_and_nothing_else(
     assert "From step 20 to step 300 accuracy goes from" in page
     assert "pick it on the validation split" in page
     assert "pick it on the validation split" in printed
-    with Image.open(tmp_path / "out" / "learning_curve.png") as picture:
-        assert picture.width > 500
+    with Image.open(tmp_path / "out" / "learning_curve.png") as image:
+        assert image.width > 500
 
 
 def test_a_curve_of_named_checkpoints_alone_or_of_a_single_one_is_an_error(

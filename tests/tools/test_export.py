@@ -11,13 +11,13 @@ from transformers import AutoModelForImageTextToText
 
 import cli
 from atomic_io import write_json
-from dataset.build.merge_report import Report, SourceReport
-from model.lora import attach
+from dataset.build.merge_report import MergeReport, SourceReport
+from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build
-from model.siglip_qwen.config import LoraConfig, ModelConfig, ProjectorConfig
+from model.siglip_qwen.config import ConnectorConfig, LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
-from tests.pipeline import ROOT, workplace
+from tests.pipeline import ROOT, workspace
 from tests.untrained import write_checkpoint
 from tools import export
 
@@ -30,13 +30,13 @@ def experiment(parts: Path, processor: Processor, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
 
     def make(pool: int = 1) -> Path:
-        projector = ProjectorConfig(pool=pool)
-        settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=2), projector=projector)
-        model = attach(build(settings, placeholder_id=processor.placeholder_id), settings, ["projector", "lora"])
+        connector = ConnectorConfig(pool=pool)
+        settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=2), connector=connector)
+        model = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ["projector", "lora"])
         folder = tmp_path / "checkpoints" / "small" / "checkpoint-7"
         checkpoint.save(model, folder)
         processor.save(folder)
-        checkpoint.mark_whole(folder)
+        checkpoint.write_manifest(folder)
         Path("c.yaml").write_text(yaml.safe_dump({"name": "small"}))
         return folder
 
@@ -54,7 +54,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-def test_the_newest_checkpoint_is_exported_for_stock_transformers(experiment: Callable[..., Path], run: Run) -> None:
+def test_the_latest_checkpoint_is_exported_for_stock_transformers(experiment: Callable[..., Path], run: Run) -> None:
     folder = experiment()
     status, out, _ = run("--format", "llava", "--out", "exported")
     assert status == 0
@@ -62,7 +62,7 @@ def test_the_newest_checkpoint_is_exported_for_stock_transformers(experiment: Ca
     assert AutoModelForImageTextToText.from_pretrained("exported").dtype == torch.float32
     files = {path.name for path in Path("exported").iterdir()}
     assert files >= {"README.md", "config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "processor_config.json"}
-    assert checkpoint.what_is_missing(folder) is None, "the checkpoint itself is left alone"
+    assert checkpoint.manifest_mismatch(folder) is None, "the checkpoint itself is left alone"
 
 
 def test_an_export_has_what_vllm_reads_of_a_llava(experiment: Callable[..., Path], run: Run) -> None:
@@ -89,7 +89,7 @@ def test_both_pages_show_the_same(language: str) -> None:
 
 
 def test_the_examples_of_the_documentation_run(parts: Path, processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(workplace(tmp_path))
+    monkeypatch.chdir(workspace(tmp_path))
     write_checkpoint(Path("checkpoints/tiny/checkpoint-1"), parts, processor)
     for name in ("siglip", "qwen3", "clip"):
         Path("checkpoints/tiny", name).symlink_to(parts / name)
@@ -104,7 +104,7 @@ def test_the_examples_of_the_documentation_run(parts: Path, processor: Processor
 
 def test_a_named_checkpoint_is_merged_in_half_precision_with_its_data_report(experiment: Callable[..., Path], run: Run) -> None:
     folder = experiment(pool=3)
-    write_json(Path("report.json"), Report(sources=[SourceReport("coco", "coco_captions")], images=41, samples=97).to_json())
+    write_json(Path("report.json"), MergeReport(sources=[SourceReport("coco", "coco_captions")], images=41, samples=97).to_json())
     status, _, _ = run("--checkpoint", str(folder), "--format", "merged", "--dtype", "bfloat16", "--out", "m", "--report", "report.json")
     assert status == 0
     assert "97" in Path("m/README.md").read_text()

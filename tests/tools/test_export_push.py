@@ -96,7 +96,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *_: object) -> None:
             pass
 
-        def handle_it(self) -> None:
+        def handle_request(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path, given = self.path.partition("?")[0], self.headers.get("Authorization", "")
             hub.asked.append((self.command, path, given))
@@ -111,7 +111,7 @@ def handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_PUT = handle_it  # noqa: N815 - the names that the base class looks for
+        do_GET = do_POST = do_PUT = handle_request  # noqa: N815 - the names that the base class looks for
 
     return Handler
 

@@ -14,7 +14,7 @@ from tools import inspect_sample
 def config(tmp_path: Path, parts: Path) -> Path:
     """A configuration with merged data and the small parts."""
     raw = RawFiles(tmp_path)
-    raw.picture("a.png")
+    raw.image("a.png")
     raw.merge(raw.llava([conversation("a.png", "What color?", "red"), conversation("a.png", "How many?", "2")]))
     path = tmp_path / "config.yaml"
     model = {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "max_tokens": 512}

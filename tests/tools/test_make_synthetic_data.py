@@ -11,14 +11,14 @@ import pytest
 
 import config
 from dataset.config import AiChallengerSource, LlavaSource, Source, VqaV2Source
-from dataset.loading.image_io import open_picture
+from dataset.loading.image_io import open_image
 from dataset.sources import read
-from dataset.sources.record import RawSample, Reading
-from dataset.synthetic.dataset_writer import Plan, write_scenes
+from dataset.sources.record import RawSample, ReadOptions
+from dataset.synthetic.dataset_writer import SceneCounts, write_scenes
 from errors import UsageError
 from tools import make_synthetic_data
 
-PLAN = Plan(train=24, validation=10, test=12, unseen=9)
+PLAN = SceneCounts(train=24, validation=10, test=12, unseen=9)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def vqa(folder: Path, name: str, part: str) -> VqaV2Source:
 
 def samples(source: Source) -> list[RawSample]:
     """Every record of a source; none may be rejected."""
-    items = list(read(source, Reading()))
+    items = list(read(source, ReadOptions()))
     assert items
     assert all(isinstance(item, RawSample) for item in items)
     return [item for item in items if isinstance(item, RawSample)]
@@ -55,12 +55,12 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("name", "part"), [("vqa_train", "train"), ("vqa_zh_validation", "validation"), ("vqa_unseen", "unseen")])
-def test_questions_have_ten_answers_and_a_picture(drawn: Path, name: str, part: str) -> None:
+def test_questions_have_ten_answers_and_a_image(drawn: Path, name: str, part: str) -> None:
     for sample in samples(vqa(drawn, name, part)):
         assert len(sample.answers) == 10
         assert Counter(sample.answers).most_common(1)[0][0] == sample.targets[0]
-        assert isinstance(sample.pictures[0], Path)
-        assert open_picture(sample.pictures[0]).size == (96, 96)
+        assert isinstance(sample.images[0], Path)
+        assert open_image(sample.images[0]).size == (96, 96)
 
 
 def test_vqa_files_have_the_official_fields(drawn: Path) -> None:
@@ -84,19 +84,19 @@ def test_unseen_questions_come_in_both_languages(drawn: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
-def test_captions_are_five_chinese_sentences_of_a_picture_named_by_a_sha1(drawn: Path, part: str) -> None:
+def test_captions_are_five_chinese_sentences_of_a_image_named_by_a_sha1(drawn: Path, part: str) -> None:
     source = AiChallengerSource(
         format="ai_challenger", annotations=drawn / f"annotations/captions_zh_{part}.json", images=drawn / "ai_challenger" / part
     )
     for sample in samples(source):
         assert len(sample.targets) == 5
         assert all(re.search(r"[\u4e00-\u9fff]", caption) for caption in sample.targets)
-        assert isinstance(sample.pictures[0], Path)
-        assert re.fullmatch(r"[0-9a-f]{40}\.jpg", sample.pictures[0].name)
-        open_picture(sample.pictures[0])
+        assert isinstance(sample.images[0], Path)
+        assert re.fullmatch(r"[0-9a-f]{40}\.jpg", sample.images[0].name)
+        open_image(sample.images[0])
 
 
-def test_conversations_have_one_picture_and_reasoning_has_more_than_one_turn(drawn: Path) -> None:
+def test_conversations_have_one_image_and_reasoning_has_more_than_one_turn(drawn: Path) -> None:
     for name in ("reasoning", "detail"):
         source = LlavaSource(format="llava", annotations=drawn / f"annotations/{name}_train.json", images=drawn / "coco/train")
         found = samples(source)
@@ -105,7 +105,7 @@ def test_conversations_have_one_picture_and_reasoning_has_more_than_one_turn(dra
             assert any(len(sample.messages) > 1 for sample in found)
 
 
-def test_no_picture_stands_in_two_splits(drawn: Path) -> None:
+def test_no_image_stands_in_two_splits(drawn: Path) -> None:
     split_of: dict[str, str] = {}
     for path in [*drawn.glob("coco/*/*.jpg"), *drawn.glob("ai_challenger/*/*.jpg")]:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -119,17 +119,17 @@ def test_the_same_plan_writes_the_same_bytes_with_any_number_of_processes(drawn:
     assert contents(tmp_path / "again") == contents(drawn)
 
 
-def test_another_seed_writes_other_pictures(drawn: Path, tmp_path: Path) -> None:
-    write_scenes(tmp_path / "other", Plan(seed=1, train=2, validation=1, test=1, unseen=1), processes=1)
+def test_another_seed_writes_other_images(drawn: Path, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "other", SceneCounts(seed=1, train=2, validation=1, test=1, unseen=1), processes=1)
     first = Path("coco/train/000000000001.jpg")
     assert (tmp_path / "other" / first).read_bytes() != (drawn / first).read_bytes()
 
 
 def test_an_unchanged_set_is_left_alone_and_a_changed_plan_is_drawn_anew(tmp_path: Path) -> None:
-    folder, plan = tmp_path / "scenes", Plan(train=2, validation=1, test=1, unseen=1)
+    folder, plan = tmp_path / "scenes", SceneCounts(train=2, validation=1, test=1, unseen=1)
     assert write_scenes(folder, plan, processes=1)
     assert not write_scenes(folder, plan, processes=1)
-    assert write_scenes(folder, Plan(train=3, validation=1, test=1, unseen=1), processes=1)
+    assert write_scenes(folder, SceneCounts(train=3, validation=1, test=1, unseen=1), processes=1)
     assert len(list((folder / "coco/train").iterdir())) == 3
 
 
@@ -144,7 +144,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dataset.synthetic.dataset_writer._draw_all", fail)
+    monkeypatch.setattr("dataset.synthetic.dataset_writer._render_all", fail)
     with pytest.raises(KeyboardInterrupt):
         write_scenes(tmp_path / "scenes", PLAN, processes=1)
     assert not list(tmp_path.iterdir())
@@ -183,4 +183,4 @@ def test_the_default_configuration_names_just_the_files_that_are_written(drawn: 
 
 
 def test_the_default_plan_asks_at_least_a_thousand_test_questions_of_seen_combinations() -> None:
-    assert Plan().test * 3 >= 1000
+    assert SceneCounts().test * 3 >= 1000

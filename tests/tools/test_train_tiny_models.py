@@ -25,7 +25,7 @@ def run(*arguments: str) -> int:
 def quickly_measured() -> Iterator[None]:
     """Metrics over a handful of scenes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("training.tiny_models.contrastive_pretraining.RECALL_OF", 16)
+        patch.setattr("training.tiny_models.contrastive_pretraining.RECALL_POOL_SIZE", 16)
         patch.setattr("training.tiny_models.language_pretraining._MEASURED_SIZE", 2)
         patch.setattr("training.tiny_models.language_pretraining._MEASURED_BATCHES", 1)
         yield
@@ -57,7 +57,7 @@ def test_without_steps_missing_parts_are_written_and_others_left_alone(tmp_path:
 def test_trained_parts_load_as_the_demo_loads_them(trained: Path) -> None:
     assert not {path.name for path in trained.iterdir()} - {"siglip", "qwen3"}
     processor = Processor.from_parts(
-        language=str(trained / "qwen3"), vision=str(trained / "siglip"), tokens_per_image=36, vocabulary=1536, max_tokens=64
+        language=str(trained / "qwen3"), vision=str(trained / "siglip"), tokens_per_image=36, vocabulary=1536, max_length=64
     )
     assert processor.tokens_per_image == 36
     siglip.load(str(trained / "siglip"), dtype=torch.float32)

@@ -24,24 +24,24 @@ def write_data(folder: Path, training: int = 8, validation: int = 4) -> None:
     samples: list[dict[str, Any]] = []
     for i in range(training + validation):
         colour = i % len(COLOURS)
-        picture = Image.new("RGB", (96, 96), "grey")
-        ImageDraw.Draw(picture).ellipse((20, 20, 76, 76), fill=COLOURS[colour])
+        image = Image.new("RGB", (96, 96), "grey")
+        ImageDraw.Draw(image).ellipse((20, 20, 76, 76), fill=COLOURS[colour])
         path = folder / f"{i}.png"
-        picture.save(path)
+        image.save(path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         images.append({"image_id": i, "path": str(path), "width": 96, "height": 96, "sha256": digest, "source": "drawn"})
-        chinese, blind = i % 4 == 3, i % 8 == 6
+        chinese, without_image = i % 4 == 3, i % 8 == 6
         question = "这幅图像中有什么？" if chinese else "What color is the circle?"
         target = f"{CHINESE[colour]}的圆形" if chinese else COLOURS[colour]
         samples.append(
             {
                 "sample_id": f"drawn-{i}",
-                "image_ids": [] if blind else [i],
+                "image_ids": [] if without_image else [i],
                 "source": "drawn",
                 "task": "caption" if chinese else "vqa",
                 "language": "zh" if chinese else "en",
                 "split": "train" if i < training else "validation",
-                "messages": [{"role": "user", "content": question if blind else f"<image>\n{question}"}],
+                "messages": [{"role": "user", "content": question if without_image else f"<image>\n{question}"}],
                 "targets": [target],
                 "answers": [target],
             }
@@ -51,7 +51,7 @@ def write_data(folder: Path, training: int = 8, validation: int = 4) -> None:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def workspace(tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Makes a YAML of a quick training in an empty folder that becomes the current one; keywords override train.*."""
     monkeypatch.chdir(tmp_path)
     write_data(tmp_path / "data" / "toy")

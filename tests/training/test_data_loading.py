@@ -10,30 +10,30 @@ import torch
 from transformers import SiglipImageProcessorPil
 
 import config as configuration
-from dataset.loading.sample_store import Store
+from dataset.loading.sample_store import SampleStore
 from model.siglip_qwen.modeling import VisionLanguageModel
 from tests.training.test_run import run
-from training.run_setup import prepare, training_loader
+from training.run_setup import setup_run, training_loader
 
 Workplace = Callable[..., Path]
 
 
-def stock_pixels(parts: Path, store: Store) -> list[torch.Tensor]:
+def stock_pixels(parts: Path, store: SampleStore) -> list[torch.Tensor]:
     """What the stock image processor makes of each picture of the store."""
     processor = SiglipImageProcessorPil.from_pretrained(parts / "siglip")
-    return [processor(images=[store.picture(row.image_id)], return_tensors="pt")["pixel_values"][0] for row in store.images()]
+    return [processor(images=[store.load_image(row.image_id)], return_tensors="pt")["pixel_values"][0] for row in store.images()]
 
 
 @pytest.mark.parametrize("batching", ["padded", "packed"])
-def test_loaders_hand_over_bytes(workplace: Workplace, batching: str) -> None:
-    prepared = prepare(configuration.load(workplace(batching=batching, tokens_per_row=512)))
-    for batch in training_loader(prepared, 0):
+def test_loaders_hand_over_bytes(workspace: Workplace, batching: str) -> None:
+    run_setup = setup_run(configuration.load(workspace(batching=batching, packing_length=512)))
+    for batch in training_loader(run_setup, 0):
         assert batch["pixel_values"].dtype == torch.uint8
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_model_sees_the_image_processors_pixels(
-    workplace: Workplace, parts: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+    workspace: Workplace, parts: Path, monkeypatch: pytest.MonkeyPatch, dataloader_num_workers: int
 ) -> None:
     seen: list[torch.Tensor] = []
     usual = VisionLanguageModel.encode_images
@@ -43,24 +43,24 @@ def test_the_model_sees_the_image_processors_pixels(
         return usual(model, pixel_values)
 
     monkeypatch.setattr(VisionLanguageModel, "encode_images", noting)
-    config = workplace(workers=workers)
+    config = workspace(dataloader_num_workers=dataloader_num_workers)
     run(config)
-    known = stock_pixels(parts, Store(Path("data/toy")))
+    known = stock_pixels(parts, SampleStore(Path("data/toy")))
     # Seven training samples with a picture, and four validation samples.
     assert len(seen) == 11
     assert all(any(torch.equal(pixels, other) for other in known) for pixels in seen)
 
 
-def test_an_image_processor_that_is_not_reproduced_reads_the_pictures_itself_and_that_is_said(
-    workplace: Workplace, parts: Path, capsys: pytest.CaptureFixture[str]
+def test_an_image_processor_that_is_not_reproduced_reads_the_images_itself_and_that_is_said(
+    workspace: Workplace, parts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = workplace()
+    path = workspace()
     shutil.copytree(parts / "siglip", "siglip")
     settings = Path("siglip/preprocessor_config.json")
     crop = {"do_center_crop": True, "crop_size": {"height": 96, "width": 96}}
     settings.write_text(json.dumps({**json.loads(settings.read_text()), **crop}))
-    prepared = prepare(configuration.load(path, ["model.vision=siglip"]))
+    run_setup = setup_run(configuration.load(path, ["model.vision=siglip"]))
     assert "does more than a plain resize" in capsys.readouterr().out
-    assert {batch["pixel_values"].dtype for batch in training_loader(prepared, 0)} == {torch.float32}
-    prepare(configuration.load(path))
+    assert {batch["pixel_values"].dtype for batch in training_loader(run_setup, 0)} == {torch.float32}
+    setup_run(configuration.load(path))
     assert "plain resize" not in capsys.readouterr().out

@@ -11,11 +11,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from errors import UsageError
-from model.lora import attach
+from model.lora import configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
-from training.distributed import adjust_fsdp, check_world, shard_again, whole_weights
+from training.distributed import check_world_size, configure_fsdp, gather_full_state_dict, reshard_model
 
 
 @pytest.fixture
@@ -27,20 +27,20 @@ def world(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def tuned(parts: Path, processor: Processor) -> PeftModel:
-    config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=2, alpha=4))
-    model = attach(build(config, placeholder_id=processor.placeholder_id), config, ("projector", "lora"))
+    config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=2, lora_alpha=4))
+    model = configure_trainable(build(config, image_token_id=processor.image_token_id), config, ("projector", "lora"))
     assert isinstance(model, PeftModel)
     return model
 
 
 @pytest.mark.usefixtures("world")
 def test_shards_are_put_together_again(tuned: PeftModel) -> None:
-    expected = {name: value.clone() for name, value in whole_weights(tuned).items()}
+    expected = {name: value.clone() for name, value in gather_full_state_dict(tuned).items()}
     for layer in tuned.get_base_model().model.language_model.layers:
         fully_shard(layer)
     fully_shard(tuned)
     assert isinstance(next(tuned.parameters()), DTensor)
-    found = whole_weights(tuned)
+    found = gather_full_state_dict(tuned)
     assert found.keys() == expected.keys()
     assert all(type(value) is torch.Tensor and torch.equal(value, expected[name]) for name, value in found.items())
 
@@ -52,19 +52,19 @@ def test_behind_a_validation_all_weights_are_shards_again(tuned: PeftModel) -> N
     with torch.no_grad():
         tuned(input_ids=ids, labels=ids)
     assert not isinstance(next(tuned.parameters()), DTensor)
-    shard_again(tuned)
+    reshard_model(tuned)
     assert all(isinstance(parameter, DTensor) for parameter in tuned.parameters())
 
 
 def test_fsdp_shares_out_the_layers_that_the_model_has_and_adds_gradients_in_fp32(tuned: PeftModel) -> None:
     plugin = SimpleNamespace(mixed_precision_policy=MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16))
-    adjust_fsdp(plugin, tuned)
+    configure_fsdp(plugin, tuned)
     assert plugin.transformer_cls_names_to_wrap == ["Qwen3DecoderLayer", "SiglipEncoderLayer"]
     assert plugin.mixed_precision_policy == MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
 
 
 def test_a_world_of_another_size_than_launched_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check_world(None).num_processes == check_world(1).num_processes == 1
+    assert check_world_size(None).num_processes == check_world_size(1).num_processes == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="the launcher started 2 processes, but only 1 found each other"):
-        check_world(None)
+        check_world_size(None)

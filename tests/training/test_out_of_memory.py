@@ -9,12 +9,12 @@ import torch
 
 from errors import TesseraError
 from training.config import TrainConfig
-from training.out_of_memory import naming_memory_settings
+from training.out_of_memory import explain_out_of_memory
 
 
 def test_running_out_of_host_memory_names_the_settings_to_change() -> None:
     named = r"training: out of memory on this machine .*train\.batch_size.*model\.quantization=nf4"
-    with pytest.raises(TesseraError, match=named) as caught, naming_memory_settings("training"):
+    with pytest.raises(TesseraError, match=named) as caught, explain_out_of_memory("training"):
         torch.empty(2**60)
     assert "\n" not in str(caught.value)
 
@@ -32,7 +32,7 @@ def test_running_out_of_a_device_s_memory_names_them_in_one_line(error: RuntimeE
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=24 * 2**30))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 23 * 2**30)
-    with pytest.raises(TesseraError) as caught, naming_memory_settings("training"):
+    with pytest.raises(TesseraError) as caught, explain_out_of_memory("training"):
         raise error
     said = str(caught.value)
     assert said.startswith("training: out of memory on cuda:1 (peak 23.0 of 24.0 GiB); ")
@@ -42,7 +42,7 @@ def test_running_out_of_a_device_s_memory_names_them_in_one_line(error: RuntimeE
 
 
 def test_other_failures_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="another"), naming_memory_settings("training"):
+    with pytest.raises(RuntimeError, match="another"), explain_out_of_memory("training"):
         raise RuntimeError("another")
 
 

@@ -37,18 +37,18 @@ def losses(checkpoint: Path, key: str = "loss") -> list[float]:
     return [row[key] for row in state(checkpoint).history if key in row]
 
 
-def test_eight_samples_are_learnt_by_heart(workplace: Workplace) -> None:
+def test_eight_samples_are_learnt_by_heart(workspace: Workplace) -> None:
     # The whole language model: behind the frozen head of untrained parts no answer can become likely.
     stage = {"name": "all", "train": ["projector", "language"], "epochs": 40}
-    checkpoint = run(workplace({"lora": None}, stages=[stage], batch_size=8, learning_rate=4e-3, log_steps=10))
+    checkpoint = run(workspace({"lora": None}, stages=[stage], per_device_train_batch_size=8, learning_rate=4e-3, logging_steps=10))
     assert losses(checkpoint)[0] > 5
     assert losses(checkpoint)[-1] < 0.05
 
 
-def test_stages_follow_one_another_and_steps_count_on(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_follow_one_another_and_steps_count_on(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     align = {"name": "align", "train": ["projector"], "max_steps": 1}
     tune = {"name": "tune", "train": ["projector", "lora"], "epochs": 2}
-    last = run(workplace(stages=[align, tune], log_steps=2))
+    last = run(workspace(stages=[align, tune], logging_steps=2))
     assert [path.name for path in sorted(last.parent.iterdir())] == ["checkpoint-1", "checkpoint-5"]
     assert [(row["step"], row["stage"]) for row in state(last).history if "loss" in row] == [
         (1, "align"), (2, "tune"), (3, "tune"), (5, "tune"),
@@ -56,13 +56,13 @@ def test_stages_follow_one_another_and_steps_count_on(workplace: Workplace, caps
     first = weights(last.parent / "checkpoint-1")
     assert not any("lora" in key for key in first)
     assert any("lora" in key for key in weights(last))
-    projector = next(key for key in first if "linear_1.weight" in key)
-    assert not torch.equal(first[projector], weights(last)[projector])
+    connector = next(key for key in first if "linear_1.weight" in key)
+    assert not torch.equal(first[connector], weights(last)[connector])
     assert "step 5/5 tune | loss" in capsys.readouterr().out
 
 
-def test_a_checkpoint_holds_no_base_weights_and_no_optimizer_once_its_stage_is_over(workplace: Workplace) -> None:
-    last = run(workplace(save_steps=1))
+def test_a_checkpoint_holds_no_base_weights_and_no_optimizer_once_its_stage_is_over(workspace: Workplace) -> None:
+    last = run(workspace(save_steps=1))
     keys = weights(last)
     assert all(".lora_" in key or "multi_modal_projector" in key for key in keys)
     assert not (last / TRAINER_FOLDER / "optimizer.pt").exists()
@@ -83,9 +83,11 @@ def test_a_checkpoint_holds_no_base_weights_and_no_optimizer_once_its_stage_is_o
     ],
 )
 def test_every_way_of_training_takes_steps_and_is_continued(
-    workplace: Workplace, model: dict[str, Any], stage: list[str], trained: str
+    workspace: Workplace, model: dict[str, Any], stage: list[str], trained: str
 ) -> None:
-    path = workplace(model, stages=[{"name": "tune", "train": stage, "epochs": 2}], learning_rate=3e-3, save_steps=1, batch_size=8)
+    path = workspace(
+        model, stages=[{"name": "tune", "train": stage, "epochs": 2}], learning_rate=3e-3, save_steps=1, per_device_train_batch_size=8
+    )
     whole = run(path)
     assert losses(whole)[1] < losses(whole)[0]
     assert (whole / trained).is_file() or any(trained in key for key in weights(whole))
@@ -98,14 +100,14 @@ def test_every_way_of_training_takes_steps_and_is_continued(
         assert all(torch.equal(value, found[key]) for key, value in expected.items())
 
 
-def test_bf16_autocast_keeps_what_is_trained_in_fp32(workplace: Workplace) -> None:
-    checkpoint = run(workplace(precision="bf16", gradient_checkpointing=True))
+def test_bf16_autocast_keeps_what_is_trained_in_fp32(workspace: Workplace) -> None:
+    checkpoint = run(workspace(precision="bf16", gradient_checkpointing=True))
     assert {value.dtype for value in weights(checkpoint).values()} == {torch.float32}
 
 
-def test_micro_batches_and_accumulation_give_the_same_loss(workplace: Workplace) -> None:
+def test_micro_batches_and_accumulation_give_the_same_loss(workspace: Workplace) -> None:
     stage = {"name": "tune", "train": ["projector", "lora"], "epochs": 3}
-    path = workplace(stages=[stage], batch_size=8)
+    path = workspace(stages=[stage], per_device_train_batch_size=8)
     at_once = run(path)
     at_once.rename("at-once")
     in_parts = run(path, "train.batch_size=2", "train.accumulation=4")
@@ -113,9 +115,9 @@ def test_micro_batches_and_accumulation_give_the_same_loss(workplace: Workplace)
     assert losses(in_parts, "grad_norm") == pytest.approx(losses(Path("at-once"), "grad_norm"), rel=1e-4)
 
 
-def test_packed_rows_give_the_same_loss_as_padded_batches(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_packed_rows_give_the_same_loss_as_padded_batches(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     stage = {"name": "tune", "train": ["projector", "lora"], "epochs": 2}
-    path = workplace(stages=[stage], batch_size=8)
+    path = workspace(stages=[stage], per_device_train_batch_size=8)
     run(path).rename("padded")
     assert "micro-batches: 8 samples of similar length, padded (auto on cpu), products in fp32" in capsys.readouterr().out
     packed = run(path, "train.batching=packed", "train.tokens_per_row=1024")
@@ -124,8 +126,8 @@ def test_packed_rows_give_the_same_loss_as_padded_batches(workplace: Workplace, 
     assert losses(packed, "eval_loss") == pytest.approx(losses(Path("padded"), "eval_loss"), abs=1e-4)
 
 
-def test_validation_loss_is_a_mean_over_tokens(workplace: Workplace) -> None:
-    path = workplace(batch_size=4)
+def test_validation_loss_is_a_mean_over_tokens(workspace: Workplace) -> None:
+    path = workspace(per_device_train_batch_size=4)
     run(path).rename("four")
     # Batches of one weigh each sample alike unless tokens are counted.
     alone = run(path, "train.batch_size=1", "train.accumulation=4", "train.stages.0.max_steps=2")
@@ -136,21 +138,23 @@ def test_validation_loss_is_a_mean_over_tokens(workplace: Workplace) -> None:
     ]
 
 
-def test_a_stage_out_of_patience_ends_with_its_best_weights(workplace: Workplace) -> None:
+def test_a_stage_out_of_patience_ends_with_its_best_weights(workspace: Workplace) -> None:
     # A rate that ruins the model: the first validation is the best one.
     stage = {"name": "tune", "train": ["projector", "lora"], "epochs": 50, "learning_rate": 0.3}
-    last = run(workplace(stages=[stage], batch_size=8, warmup=0.0, evaluate_steps=1, save_steps=1000, patience=3))
+    last = run(
+        workspace(stages=[stage], per_device_train_batch_size=8, warmup_steps=0.0, eval_steps=1, save_steps=1000, early_stopping_patience=3)
+    )
     validation = losses(last, "eval_loss")
     best = validation.index(min(validation))
     assert len(validation) == best + 4 < 50
     assert last.name == f"checkpoint-{len(validation)}"
     kept = weights(last.parent / f"checkpoint-{best + 1}")
     assert all(torch.equal(value, kept[key]) for key, value in weights(last).items())
-    assert model_checkpoint.what_is_missing(last) is None
+    assert model_checkpoint.manifest_mismatch(last) is None
 
 
-def test_panels_and_tables_are_written(workplace: Workplace) -> None:
-    run(workplace(panels=2, evaluate_steps=1))
+def test_panels_and_tables_are_written(workspace: Workplace) -> None:
+    run(workspace(num_logged_predictions=2, eval_steps=1))
     events = EventAccumulator("results/toy/tensorboard", size_guidance={"images": 0})
     events.Reload()
     assert [image.step for image in events.Images("validation/1")] == [1, 2]
@@ -159,9 +163,12 @@ def test_panels_and_tables_are_written(workplace: Workplace) -> None:
     assert Path("results/toy/answers.png").stat().st_size > 2000
 
 
-def test_a_half_written_checkpoint_is_skipped_with_a_message(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
-    path = workplace(
-        stages=[{"name": "tune", "train": ["projector", "lora"], "max_steps": 3}], batch_size=2, save_steps=1, keep_checkpoints=3
+def test_a_half_written_checkpoint_is_skipped_with_a_message(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    path = workspace(
+        stages=[{"name": "tune", "train": ["projector", "lora"], "max_steps": 3}],
+        per_device_train_batch_size=2,
+        save_steps=1,
+        save_total_limit=3,
     )
     last = run(path)
     expected = weights(last)
@@ -171,22 +178,22 @@ def test_a_half_written_checkpoint_is_skipped_with_a_message(workplace: Workplac
     assert all(torch.equal(value, expected[key]) for key, value in weights(again).items())
 
 
-def test_only_the_newest_checkpoints_of_a_stage_are_kept(workplace: Workplace) -> None:
+def test_only_the_latest_checkpoints_of_a_stage_are_kept(workspace: Workplace) -> None:
     stage = {"name": "tune", "train": ["projector"], "epochs": 2}
-    last = run(workplace(stages=[stage], batch_size=2, save_steps=1, keep_checkpoints=3))
+    last = run(workspace(stages=[stage], per_device_train_batch_size=2, save_steps=1, save_total_limit=3))
     assert sorted(path.name for path in last.parent.iterdir()) == ["checkpoint-6", "checkpoint-7", "checkpoint-8"]
 
 
-def test_a_new_run_does_not_begin_over_an_old_one(workplace: Workplace) -> None:
-    path = workplace()
+def test_a_new_run_does_not_begin_over_an_old_one(workspace: Workplace) -> None:
+    path = workspace()
     last = run(path)
     with pytest.raises(UsageError, match=r"checkpoint-2 is there already: continue with --resume auto"):
         run(path)
     assert run(path, resume="auto") == last
 
 
-def test_other_settings_are_refused_by_name(workplace: Workplace) -> None:
-    path = workplace(save_steps=1)
+def test_other_settings_are_refused_by_name(workspace: Workplace) -> None:
+    path = workspace(save_steps=1)
     last = run(path)
     with pytest.raises(UsageError, match=r"train\.batch_size was 4, is 2; .*take those, or another name"):
         run(path, "train.batch_size=2", resume="auto")
@@ -196,8 +203,8 @@ def test_other_settings_are_refused_by_name(workplace: Workplace) -> None:
     assert run(path, "train.log_steps=7", "train.keep_checkpoints=9", resume="auto") == last
 
 
-def test_a_stage_may_be_added_behind_a_finished_run(workplace: Workplace) -> None:
-    path = workplace()
+def test_a_stage_may_be_added_behind_a_finished_run(workspace: Workplace) -> None:
+    path = workspace()
     run(path)
     stages = [
         {"name": "tune", "train": ["projector", "lora"], "max_steps": 2},
@@ -206,16 +213,16 @@ def test_a_stage_may_be_added_behind_a_finished_run(workplace: Workplace) -> Non
     assert run(path, f"train.stages={json.dumps(stages)}", resume="auto").name == "checkpoint-3"
 
 
-def test_samples_without_a_supervised_token_are_dropped_and_counted(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
-    run(workplace({"max_tokens": 48}))
+def test_samples_without_a_supervised_token_are_dropped_and_counted(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    run(workspace({"max_tokens": 48}))
     said = capsys.readouterr().out
     assert "1 training samples, 7 dropped: nothing to supervise within model.max_tokens" in said
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(workplace: Workplace) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(workspace: Workplace) -> None:
     stage = {"name": "tune", "train": ["projector", "lora"], "epochs": 30, "learning_rate": 1e30}
     with pytest.raises(TesseraError, match=r"step \d+: the loss is .*lower train\.learning_rate"):
-        run(workplace(stages=[stage], warmup=0.0))
+        run(workspace(stages=[stage], warmup_steps=0.0))
 
 
 @pytest.mark.parametrize(
@@ -229,6 +236,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(workplace: Workplace) -> None:
         ({"batching": "packed", "tokens_per_row": 20}, r"train\.tokens_per_row: 20 is less than the longest sample"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(workplace: Workplace, train_settings: dict[str, Any], message: str) -> None:
+def test_settings_that_do_not_fit_are_named(workspace: Workplace, train_settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        run(workplace(**train_settings))
+        run(workspace(**train_settings))

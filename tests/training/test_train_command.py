@@ -17,14 +17,14 @@ from accelerate.commands.config.config_args import load_config_from_file
 import cli
 import config as configuration
 import train as train_command
-from tests.training.feature_cache.test_feature_extraction import pictures_in, shards
+from tests.training.feature_cache.test_feature_extraction import images_in, shards
 from tests.training.test_run import losses, weights
 from training.run import train
 
 ROOT = Path(__file__).parent.parent.parent
 Workplace = Callable[..., Path]
 Overrides = tuple[str, ...]
-LONG = [
+LONG_DIVISOR = [
     {"name": "align", "train": ["projector"], "max_steps": 1},
     {"name": "tune", "train": ["projector", "lora"], "epochs": 2},
 ]
@@ -44,10 +44,12 @@ def two_processes(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*program, *map(str, arguments)], env=environment(ACCELERATE_USE_CPU="true"), capture_output=True, text=True)
 
 
-def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(workplace: Workplace) -> None:
+def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(workspace: Workplace) -> None:
     # Dropout on, several epochs, two stages, accumulation: everything that depends on where a run stands.
     lora = {"r": 4, "alpha": 8, "dropout": 0.3}
-    path = workplace({"lora": lora}, stages=LONG, batch_size=1, accumulation=2, save_steps=1, evaluate_steps=3)
+    path = workspace(
+        {"lora": lora}, stages=LONG_DIVISOR, per_device_train_batch_size=1, gradient_accumulation_steps=2, save_steps=1, eval_steps=3
+    )
     whole = train(configuration.load(path))
     whole.parent.rename("uninterrupted")
     expected = weights(Path("uninterrupted") / whole.name)
@@ -83,16 +85,16 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(workplace: Workpla
     ],
     ids=["padded", "packed with kept features"],
 )
-def test_two_processes_give_the_loss_of_one(workplace: Workplace, both: Overrides, whole: Overrides, shared: Overrides) -> None:
+def test_two_processes_give_the_loss_of_one(workspace: Workplace, both: Overrides, whole: Overrides, shared: Overrides) -> None:
     stage = {"name": "tune", "train": ["projector", "lora"], "epochs": 2}
-    path = workplace(stages=[stage], save_steps=1)
+    path = workspace(stages=[stage], save_steps=1)
     alone = train(configuration.load(path, [*both, *whole]))
     alone.parent.rename("alone")
     shutil.rmtree("data/toy/cache", ignore_errors=True)
     together = two_processes("--config", path, *both, *shared, "train.accumulation=4", "train.processes=2")
     assert together.returncode == 0, together.stderr
-    pictures = [picture for shard in shards() for picture in pictures_in(shard)]
-    assert len(pictures) == len(set(pictures)) == (7 if both else 0), "the processes computed features twice, or not all"
+    images = [image for shard in shards() for image in images_in(shard)]
+    assert len(images) == len(set(images)) == (7 if both else 0), "the processes computed features twice, or not all"
     assert together.stdout.count("step 2/2 tune | loss") == 1
     expected = Path("alone") / alone.name
     assert losses(alone) == pytest.approx(losses(expected), abs=1e-5)
@@ -107,8 +109,8 @@ def command(*arguments: str | Path) -> int:
     return int(str(ended.value.code))
 
 
-def test_the_command_ends_with_the_checkpoint_and_what_comes_next(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
-    path = workplace()
+def test_the_command_ends_with_the_checkpoint_and_what_comes_next(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    path = workspace()
     assert command("--config", path, "train.stages.0.max_steps=1") == 0
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "checkpoint: checkpoints/toy/checkpoint-1",
@@ -116,8 +118,8 @@ def test_the_command_ends_with_the_checkpoint_and_what_comes_next(workplace: Wor
     ]
 
 
-def test_wrong_settings_end_in_one_line_with_status_2(workplace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("--config", workplace(), "model.language=no/such/folder") == 2
+def test_wrong_settings_end_in_one_line_with_status_2(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--config", workspace(), "model.language=no/such/folder") == 2
     assert capsys.readouterr().err.startswith("error: model.language: no/such/folder does not exist")
 
 
@@ -129,10 +131,10 @@ def test_wrong_settings_end_in_one_line_with_status_2(workplace: Workplace, caps
     ],
 )
 def test_running_out_of_memory_ends_in_one_line_that_names_the_settings_to_change(
-    workplace: Workplace, capsys: pytest.CaptureFixture[str], too_much: str, doing: str
+    workspace: Workplace, capsys: pytest.CaptureFixture[str], too_much: str, doing: str
 ) -> None:
     # More than any machine can address, so what fails here is torch's own allocator.
-    assert command("--config", workplace(batching="packed", tokens_per_row=512), too_much) == 1
+    assert command("--config", workspace(batching="packed", packing_length=512), too_much) == 1
     # In front of it stands the progress of what was measured before.
     *before, said = capsys.readouterr().err.splitlines()
     assert said.startswith(f"error: {doing}: out of memory on this machine (")
@@ -142,10 +144,10 @@ def test_running_out_of_memory_ends_in_one_line_that_names_the_settings_to_chang
 
 
 def test_wrong_settings_are_said_by_the_main_process_alone(
-    workplace: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    workspace: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert command("--config", workplace(), "train.processes=3") == 2
+    assert command("--config", workspace(), "train.processes=3") == 2
     assert "error" not in capsys.readouterr().err
 
 

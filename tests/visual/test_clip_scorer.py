@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoTokenizer, ChineseCLIPImageProcessorPil, CLIPImageProcessorPil, SiglipImageProcessorPil
 
-from dataset.loading.image_io import PictureError, open_picture
+from dataset.loading.image_io import ImageError, open_image
 from errors import UsageError
 from visual.clip_scorer import ClipScorer, load
 
@@ -26,8 +26,8 @@ def drawn(seed: int) -> Image.Image:
 
 
 def scorer_of(folder: Path, **options: Any) -> ClipScorer:
-    scorer = load(str(folder), open_picture, device="cpu", dtype=torch.float32)
-    return ClipScorer(scorer.model, scorer.tokenizer, scorer.image_processor, open_picture, **options)
+    scorer = load(str(folder), open_image, device="cpu", dtype=torch.float32)
+    return ClipScorer(scorer.model, scorer.tokenizer, scorer.image_processor, open_image, **options)
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +46,16 @@ def test_scores_are_the_models_own_logits(family: str, parts: Path, request: pyt
     texts = [text + ("<|im_end|>" if family == "clip" else "") for text in TEXTS]
     longest = model.config.text_config.max_position_embeddings
     inputs = tokenizer(texts, padding=padding, max_length=longest if family == "siglip" else None, return_tensors="pt")
-    kept = ("input_ids",) if family == "siglip" else ("input_ids", "attention_mask")
+    cache_size = ("input_ids",) if family == "siglip" else ("input_ids", "attention_mask")
     with torch.inference_mode():
-        expected = model(pixel_values=pixels, **{name: inputs[name] for name in kept}).logits_per_image[0].tolist()
+        expected = model(pixel_values=pixels, **{name: inputs[name] for name in cache_size}).logits_per_image[0].tolist()
     assert scorer.score(drawn(1), TEXTS) == pytest.approx(expected, abs=1e-4)
     assert len(set(expected)) == 3
 
 
-def test_a_batch_scores_as_each_picture_alone(clip: ClipScorer) -> None:
-    pictures, texts = [drawn(1), drawn(2), drawn(1)], [TEXTS, [], TEXTS[::-1]]
-    scores = clip.score_batch(pictures, texts)
+def test_a_batch_scores_as_each_image_alone(clip: ClipScorer) -> None:
+    images, texts = [drawn(1), drawn(2), drawn(1)], [TEXTS, [], TEXTS[::-1]]
+    scores = clip.score_batch(images, texts)
     assert scores[1] == []
     assert scores[0] == pytest.approx(scores[2][::-1], abs=1e-4)
     assert scores[0] == pytest.approx(clip.score(drawn(1), TEXTS), abs=1e-4)
@@ -94,8 +94,8 @@ def test_probabilities_are_a_softmax_over_the_labels(clip: ClipScorer) -> None:
     assert probabilities == pytest.approx(torch.softmax(torch.tensor(clip.score(drawn(1), TEXTS)), 0).tolist(), abs=1e-4)
 
 
-def test_a_picture_is_encoded_once_until_it_is_the_least_recent(parts: Path, tmp_path: Path) -> None:
-    scorer = scorer_of(parts / "clip", kept=2)
+def test_a_image_is_encoded_once_until_it_is_the_least_recent(parts: Path, tmp_path: Path) -> None:
+    scorer = scorer_of(parts / "clip", cache_size=2)
     encoded: list[int] = []
     scorer.model.vision_model.register_forward_pre_hook(lambda *call: encoded.append(len(call[-1]["pixel_values"])), with_kwargs=True)
     path = tmp_path / "a.png"
@@ -115,10 +115,10 @@ def test_a_picture_is_encoded_once_until_it_is_the_least_recent(parts: Path, tmp
 
 def test_what_cannot_be_loaded_or_opened_is_one_clear_line(parts: Path, clip: ClipScorer, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"rerank\.clip: .* is a qwen3 model; CLIP, Chinese-CLIP or SigLIP"):
-        load(str(parts / "qwen3"), open_picture, device="cpu", dtype=torch.float32)
+        load(str(parts / "qwen3"), open_image, device="cpu", dtype=torch.float32)
     with pytest.raises(UsageError, match=r"rerank\.clip: cannot load no/such"):
-        load("no/such", open_picture, device="cpu", dtype=torch.float32)
-    with pytest.raises(PictureError, match="there is no such file"):
+        load("no/such", open_image, device="cpu", dtype=torch.float32)
+    with pytest.raises(ImageError, match="there is no such file"):
         clip.score(tmp_path / "none.png", ["a"])
 
 
@@ -129,10 +129,10 @@ def test_the_prior_is_the_mean_score_over_the_bank(family: str, parts: Path, req
     bank = [drawn(seed) for seed in range(2, 7)]
     ((scores, priors),) = scorer.score_with_priors([drawn(1)], [TEXTS], [scorer.features(bank).mean(axis=0)])
     assert scores == pytest.approx(scorer.score(drawn(1), TEXTS), abs=1e-4)
-    assert priors == pytest.approx(np.mean([scorer.score(picture, TEXTS) for picture in bank], axis=0).tolist(), abs=1e-4)
+    assert priors == pytest.approx(np.mean([scorer.score(image, TEXTS) for image in bank], axis=0).tolist(), abs=1e-4)
 
 
-def test_a_text_of_several_pictures_is_encoded_once(parts: Path) -> None:
+def test_a_text_of_several_images_is_encoded_once(parts: Path) -> None:
     scorer = scorer_of(parts / "clip")
     encoded: list[int] = []
     scorer.model.text_model.register_forward_pre_hook(lambda *call: encoded.append(len(call[-1]["input_ids"])), with_kwargs=True)

@@ -2,13 +2,13 @@ from answering.config import QwenVlSystem
 from config import Config
 from evaluation.config import EvalConfig
 from model.siglip_qwen.config import ModelConfig
-from visual.config import named_parts
+from visual.config import iter_model_names
 
 
 def test_the_parts_that_a_configuration_names_are_found_with_their_keys() -> None:
     systems = (QwenVlSystem(name="qwen", kind="qwen3_vl", path="Qwen/Qwen3-VL-4B-Instruct"),)
     config = Config(name="x", model=ModelConfig(vision="a/siglip", language="b/qwen"), eval=EvalConfig(systems=systems))
-    assert dict(named_parts(config)) == {
+    assert dict(iter_model_names(config)) == {
         "model.vision": "a/siglip",
         "model.language": "b/qwen",
         "eval.systems.0.path": "Qwen/Qwen3-VL-4B-Instruct",

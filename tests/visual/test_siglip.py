@@ -83,21 +83,21 @@ def test_weights_that_are_not_there_are_an_error(parts: Path, tmp_path: Path) ->
         siglip.load(str(tmp_path), dtype=torch.float32)
 
 
-@pytest.mark.parametrize("pictures", [1, siglip.PICTURES_TOGETHER, siglip.PICTURES_TOGETHER + 1, 3 * siglip.PICTURES_TOGETHER - 1])
-def test_compiled_layers_always_see_as_many_pictures_and_give_the_same_features(parts: Path, pictures: int) -> None:
+@pytest.mark.parametrize("pictures", [1, siglip.COMPILED_BATCH_SIZE, siglip.COMPILED_BATCH_SIZE + 1, 3 * siglip.COMPILED_BATCH_SIZE - 1])
+def test_compiled_layers_always_see_as_many_images_and_give_the_same_features(parts: Path, images: int) -> None:
     tower = siglip.load(str(parts / "siglip"), dtype=torch.float32)
-    pixels = torch.randn(pictures, 3, 96, 96, generator=torch.Generator().manual_seed(pictures))
+    pixels = torch.randn(images, 3, 96, 96, generator=torch.Generator().manual_seed(images))
     wanted = siglip.encode(tower, pixels, -2)
     seen: list[int] = []
     for layer in tower.encoder.layers:
         layer.register_forward_pre_hook(lambda _layer, args: seen.append(len(args[0])))
-    assert torch.equal(siglip.encode(tower, pixels, -2), wanted) and set(seen) == {pictures}
+    assert torch.equal(siglip.encode(tower, pixels, -2), wanted) and set(seen) == {images}
     seen.clear()
     for layer in tower.encoder.layers:
         layer.compile(backend="eager")
     features = siglip.encode(tower, pixels, -2)
     torch.testing.assert_close(features, wanted)
-    assert features.shape == wanted.shape and set(seen) == {siglip.PICTURES_TOGETHER}
+    assert features.shape == wanted.shape and set(seen) == {siglip.COMPILED_BATCH_SIZE}
 
 
 def test_layers_run_in_inference_mode_and_yet_what_comes_out_is_an_ordinary_tensor(parts: Path) -> None:

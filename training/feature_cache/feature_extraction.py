@@ -18,27 +18,27 @@ from pathlib import Path
 
 import torch
 
-from dataset.loading.image_io import MAX_PIXELS, PictureError, open_picture, read_picture_file
+from dataset.loading.image_io import MAX_PIXELS, ImageError, open_image, read_image_file
 from dataset.loading.sample_store import ImageRow
 from errors import TesseraError, UsageError
-from model.hub.download import readable
+from model.hub.download import format_bytes
 from model.siglip_qwen.assembly import default_dtype, load_encoder
-from process_group import only_main_speaks
+from process_group import main_process_only
 from progress import Progress
-from training.data_loading import KeptFeatures, TrainingData
+from training.data_loading import CachedFeatures, TrainingData
 from training.feature_cache.feature_store import FeatureCache
-from training.out_of_memory import naming_memory_settings
-from training.run_setup import Prepared, loading_workers
+from training.out_of_memory import explain_out_of_memory
+from training.run_setup import RunSetup, num_loader_workers
 
-LAYOUT = 1
+CACHE_VERSION = 1
 """Raised when what is written, or how a picture becomes pixels, changes: features of before are then not found."""
 
-PICTURES_AT_ONCE = 32
+IMAGES_PER_BATCH = 32
 """Pictures that the trunk sees together."""
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ImageFile:
     """A picture file and what it holds: the SHA-256 of its bytes."""
 
     path: Path
@@ -46,80 +46,80 @@ class Picture:
     max_pixels: int
 
 
-def with_features(prepared: Prepared) -> Prepared:
+def with_cached_features(run_setup: RunSetup) -> RunSetup:
     """What is prepared, with the features of every picture of the training and validation samples on disk.
 
     Raises UsageError when the disk has no room for them, TesseraError when a picture cannot be read.
     """
-    pictures = _pictures(prepared)
-    builder = _Builder(prepared, {picture.digest: picture for picture in pictures.values()})
-    with naming_memory_settings("computing features"), only_main_speaks(prepared.processes.is_main_process):
-        builder.build()
-    kept = KeptFeatures(builder.cache, {image_id: picture.digest for image_id, picture in pictures.items()})
-    del builder
+    images = _images(run_setup)
+    extractor = _FeatureExtractor(run_setup, {image.digest: image for image in images.values()})
+    with explain_out_of_memory("computing features"), main_process_only(run_setup.partial_state.is_main_process):
+        extractor.build()
+    cached_features = CachedFeatures(extractor.cache, {image_id: image.digest for image_id, image in images.items()})
+    del extractor
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    validation = prepared.validation
+    validation = run_setup.validation
     if validation is not None:
-        validation = TrainingData(validation.store, validation.lengths, validation.processor, validation.seed, features=kept)
-    return dataclasses.replace(prepared, features=kept, validation=validation)
+        validation = TrainingData(validation.store, validation.lengths, validation.processor, validation.seed, features=cached_features)
+    return dataclasses.replace(run_setup, features=cached_features, validation=validation)
 
 
-class _Builder:
+class _FeatureExtractor:
     """Holds the trunk while features are computed. pictures: by digest."""
 
-    def __init__(self, prepared: Prepared, pictures: dict[str, Picture]):
-        self.prepared, self.pictures = prepared, pictures
-        model = prepared.config.model
-        dtype = default_dtype(prepared.device) if prepared.bf16 else torch.float32
-        self.encoder = load_encoder(model, dtype=dtype, device=prepared.device)
-        pixels = prepared.processor.image_processor.to_dict()
-        facts = json.dumps([LAYOUT, self.encoder.digest(), pixels, prepared.bf16], sort_keys=True, default=str)
-        key = hashlib.sha256(facts.encode()).hexdigest()[:16]
-        self.cache = FeatureCache(prepared.store.folder / "cache" / "features" / key, self.encoder.shape)
+    def __init__(self, run_setup: RunSetup, images: dict[str, ImageFile]):
+        self.run_setup, self.images = run_setup, images
+        model = run_setup.config.model
+        dtype = default_dtype(run_setup.device) if run_setup.bf16 else torch.float32
+        self.encoder = load_encoder(model, dtype=dtype, device=run_setup.device)
+        pixels = run_setup.processor.image_processor.to_dict()
+        cache_key_parts = json.dumps([CACHE_VERSION, self.encoder.digest(), pixels, run_setup.bf16], sort_keys=True, default=str)
+        key = hashlib.sha256(cache_key_parts.encode()).hexdigest()[:16]
+        self.cache = FeatureCache(run_setup.store.folder / "cache" / "features" / key, self.encoder.shape)
 
     def build(self) -> None:
         """Compute what is missing, with all other processes that do the same."""
-        cache, wanted = self.cache, list(self.pictures)
+        cache, wanted = self.cache, list(self.images)
         cache.folder.mkdir(parents=True, exist_ok=True)
-        cache.remove_left_overs()
+        cache.remove_partial_files()
         cache.refresh()
         missing = cache.missing(wanted)
-        self._state_room(len(missing))
+        self._report_disk_usage(len(missing))
         if not missing:
             return
         shards = [shard for shard in cache.shards(wanted) if cache.missing(shard)]
-        first = len(shards) * self.prepared.processes.process_index // self.prepared.processes.num_processes
+        first = len(shards) * self.run_setup.partial_state.process_index // self.run_setup.partial_state.num_processes
         shards = shards[first:] + shards[:first]
         with Progress("computing features", len(missing), "pictures") as progress:
             for shard in shards:
-                self._complete(shard, False, progress)
+                self._complete_shard(shard, False, progress)
             if any(cache.missing(shard) for shard in shards):
-                self.prepared.say("waiting for other processes, which compute the rest")
+                self.run_setup.print_once("waiting for other processes, which compute the rest")
             for shard in shards:
-                self._complete(shard, True, progress)
+                self._complete_shard(shard, True, progress)
 
-    def _complete(self, shard: Sequence[str], wait: bool, progress: Progress) -> None:
+    def _complete_shard(self, shard: Sequence[str], wait: bool, progress: Progress) -> None:
         """Compute what is missing of a shard, unless another process works on it (with `wait`: when it has stopped doing so)."""
         before = len(self.cache.missing(shard))
         if not before:
             return
-        with self.cache.claimed(shard, wait) as mine:
+        with self.cache.lock_shard(shard, wait) as acquired:
             self.cache.refresh()
             missing = self.cache.missing(shard)
             progress.update(before - len(missing))
-            if mine and missing:
+            if acquired and missing:
                 self.cache.write(shard, missing, self._compute(missing, progress))
 
     def _compute(self, digests: Sequence[str], progress: Progress) -> torch.Tensor:
         """bf16 [pictures, patches, width] on the host."""
-        device, reader = self.prepared.device, self.prepared.processor.pictures
+        device, reader = self.run_setup.device, self.run_setup.processor.pixel_reader
         features = torch.empty(len(digests), *self.encoder.shape, dtype=torch.bfloat16)
         done = 0
         for raw in self._raw_pixels(digests):
-            pixels = reader.normalise(raw.to(device))
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.prepared.bf16):
+            pixels = reader.normalize(raw.to(device))
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.run_setup.bf16):
                 features[done : done + len(raw)] = self.encoder(pixels).to("cpu", torch.bfloat16)
             done += len(raw)
             progress.update(len(raw))
@@ -127,54 +127,58 @@ class _Builder:
 
     def _raw_pixels(self, digests: Sequence[str]) -> Iterator[torch.Tensor]:
         """Raw pixels of up to PICTURES_AT_ONCE pictures a time, read ahead in threads: decoding and resizing let others run."""
-        with ThreadPoolExecutor(max(1, loading_workers(self.prepared.config.train))) as pool:
+        with ThreadPoolExecutor(max(1, num_loader_workers(self.run_setup.config.train))) as pool:
             opened = pool.map(self._open, digests)
-            while batch := list(islice(opened, PICTURES_AT_ONCE)):
+            while batch := list(islice(opened, IMAGES_PER_BATCH)):
                 yield torch.cat(batch)
 
     def _open(self, digest: str) -> torch.Tensor:
-        picture = self.pictures[digest]
-        data = read_picture_file(picture.path)
+        image = self.images[digest]
+        data = read_image_file(image.path)
         if hashlib.sha256(data).hexdigest() != digest:
-            raise TesseraError(f"{picture.path}: is not the picture that was merged; run python tools/preprocess.py again")
+            raise TesseraError(f"{image.path}: is not the picture that was merged; run python tools/preprocess.py again")
         try:
-            return self.prepared.processor.pictures.read([open_picture(data, picture.max_pixels)])
-        except PictureError as error:
-            raise TesseraError(f"{picture.path}: {error}") from error
+            return self.run_setup.processor.pixel_reader.read([open_image(data, image.max_pixels)])
+        except ImageError as error:
+            raise TesseraError(f"{image.path}: {error}") from error
 
-    def _state_room(self, missing: int) -> None:
+    def _report_disk_usage(self, missing: int) -> None:
         """Say what is there and how much room the rest takes. Raises UsageError when the disk has less."""
-        folder, say = self.cache.folder, self.prepared.say
-        say(f"features of {len(self.pictures) - missing:,} pictures are kept in {folder}, {missing:,} are to be computed")
-        others = sum(path.stat().st_size for path in folder.parent.glob("*/*.safetensors") if path.parent != folder)
-        if others:
-            say(f"features of other models or settings take {readable(others)} beside them; delete those that are not needed any more")
-        needed, free = missing * self.cache.bytes_a_picture, shutil.disk_usage(folder).free
+        folder, print_once = self.cache.folder, self.run_setup.print_once
+        print_once(f"features of {len(self.images) - missing:,} pictures are kept in {folder}, {missing:,} are to be computed")
+        other_bytes = sum(path.stat().st_size for path in folder.parent.glob("*/*.safetensors") if path.parent != folder)
+        if other_bytes:
+            print_once(
+                f"features of other models or settings take {format_bytes(other_bytes)} beside them; delete those that are not needed any more"
+            )
+        needed, free = missing * self.cache.bytes_per_image, shutil.disk_usage(folder).free
         if needed > free:
             raise UsageError(
-                f"train.cache_features: {readable(needed)} are needed for {missing:,} pictures, {readable(free)} are free in {folder}; "
+                f"train.cache_features: {format_bytes(needed)} are needed for {missing:,} pictures, {format_bytes(free)} are free in {folder}; "
                 f"make room or set it to false"
             )
         if missing:
-            say(f"they take {readable(needed)}; {readable(free)} are free")
+            print_once(f"they take {format_bytes(needed)}; {format_bytes(free)} are free")
 
 
-def _pictures(prepared: Prepared) -> dict[int, Picture]:
+def _images(run_setup: RunSetup) -> dict[int, ImageFile]:
     """The pictures of all training and validation samples, by image_id."""
-    store = prepared.store
-    lengths = [prepared.lengths, *([prepared.validation.lengths] if prepared.validation is not None else [])]
+    store = run_setup.store
+    lengths = [run_setup.lengths, *([run_setup.validation.lengths] if run_setup.validation is not None else [])]
     image_ids = store.column("image_ids")
-    needed = {image_id for one in lengths for talk in one.conversations for member in talk for image_id in image_ids[member.row]}
+    needed = {
+        image_id for one in lengths for conversation in one.conversations for member in conversation for image_id in image_ids[member.row]
+    }
     merged_at = (store.folder / "images.parquet").stat().st_mtime_ns
-    return {row.image_id: _picture(row, merged_at) for row in store.images() if row.image_id in needed}
+    return {row.image_id: _image(row, merged_at) for row in store.images() if row.image_id in needed}
 
 
-def _picture(row: ImageRow, merged_at: int) -> Picture:
+def _image(row: ImageRow, merged_at: int) -> ImageFile:
     """A file changed since the merge is hashed again."""
     digest = row.sha256
     try:
         if row.path.stat().st_mtime_ns > merged_at:
-            digest = hashlib.sha256(read_picture_file(row.path)).hexdigest()
+            digest = hashlib.sha256(read_image_file(row.path)).hexdigest()
     except OSError as error:
         raise TesseraError(f"{row.path}: cannot be read ({error.strerror})") from error
-    return Picture(row.path, digest, max(MAX_PIXELS, row.width * row.height))
+    return ImageFile(row.path, digest, max(MAX_PIXELS, row.width * row.height))

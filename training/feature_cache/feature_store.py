@@ -15,15 +15,15 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save
 
-from atomic_io import replacing
+from atomic_io import atomic_write
 from errors import TesseraError
 
-BYTES_A_SHARD = 256 * 2**20
-PICTURES_A_SHARD = 1024
+MAX_SHARD_BYTES = 256 * 2**20
+MAX_SHARD_IMAGES = 1024
 """A shard ends with whichever comes first: what is lost when a run is killed is one shard of work."""
 
 _LENGTH_BYTES = 8
-_BYTES_A_VALUE = 2
+_BYTES_PER_VALUE = 2
 _NAME_LENGTH = 16
 
 
@@ -32,43 +32,43 @@ class FeatureCache:
 
     def __init__(self, folder: Path, shape: tuple[int, int]):
         self.folder, self.shape = folder, shape
-        self._places: dict[str, tuple[Path, int]] = {}
-        self._read: set[str] = set()
+        self._offsets: dict[str, tuple[Path, int]] = {}
+        self._read_shards: set[str] = set()
 
     @property
-    def bytes_a_picture(self) -> int:
+    def bytes_per_image(self) -> int:
         """Room that a picture's features take on disk."""
-        return self.shape[0] * self.shape[1] * _BYTES_A_VALUE
+        return self.shape[0] * self.shape[1] * _BYTES_PER_VALUE
 
     def refresh(self) -> None:
         """Take note of shards that have come. Raises TesseraError when one is damaged."""
         for path in sorted(self.folder.glob("[!.]*.safetensors")):
-            if path.name not in self._read:
-                self._read.add(path.name)
-                self._places |= self._contents(path)
+            if path.name not in self._read_shards:
+                self._read_shards.add(path.name)
+                self._offsets |= self._contents(path)
 
     def missing(self, digests: Sequence[str]) -> list[str]:
         """Those of which nothing is known yet, each once."""
-        return [digest for digest in dict.fromkeys(digests) if digest not in self._places]
+        return [digest for digest in dict.fromkeys(digests) if digest not in self._offsets]
 
     def shards(self, digests: Sequence[str]) -> list[list[str]]:
         """Pictures in the groups that they are written in: the same for the same pictures, whatever is there already."""
-        size = max(1, min(PICTURES_A_SHARD, BYTES_A_SHARD // self.bytes_a_picture))
-        once = list(dict.fromkeys(digests))
-        return [once[start : start + size] for start in range(0, len(once), size)]
+        size = max(1, min(MAX_SHARD_IMAGES, MAX_SHARD_BYTES // self.bytes_per_image))
+        unique_digests = list(dict.fromkeys(digests))
+        return [unique_digests[start : start + size] for start in range(0, len(unique_digests), size)]
 
-    def remove_left_overs(self) -> None:
+    def remove_partial_files(self) -> None:
         """Delete what killed processes have left half-written."""
         for path in self.folder.glob(".*.safetensors"):
-            with self._locked(path.name[1 : 1 + _NAME_LENGTH], wait=False) as nobody_writes:
-                if nobody_writes:
+            with self._locked(path.name[1 : 1 + _NAME_LENGTH], wait=False) as is_unlocked:
+                if is_unlocked:
                     path.unlink(missing_ok=True)
 
     @contextmanager
-    def claimed(self, shard: Sequence[str], wait: bool) -> Iterator[bool]:
+    def lock_shard(self, shard: Sequence[str], wait: bool) -> Iterator[bool]:
         """Inside, no other process works on this shard; False where another one does and `wait` is off."""
-        with self._locked(_name(shard), wait) as mine:
-            yield mine
+        with self._locked(_name(shard), wait) as acquired:
+            yield acquired
 
     @contextmanager
     def _locked(self, name: str, wait: bool) -> Iterator[bool]:
@@ -89,23 +89,23 @@ class FeatureCache:
         """Write features [pictures, patches, width] of `digests`, a part of the claimed `shard`."""
         path = self.folder / f"{_name(shard)}-{_name(digests)}.safetensors"
         data = save({"features": features.to(torch.bfloat16).contiguous()}, metadata={"pictures": " ".join(digests)})
-        with replacing(path) as beside:
-            beside.write_bytes(data)
+        with atomic_write(path) as temp_path:
+            temp_path.write_bytes(data)
         self.refresh()
 
     def read(self, digests: Sequence[str]) -> torch.Tensor:
         """Features [pictures, patches, width] in bf16. Raises TesseraError when a shard has gone."""
         features = torch.empty(len(digests), *self.shape, dtype=torch.bfloat16)
-        for picture, digest in zip(features, digests, strict=True):
-            path, offset = self._places[digest]
-            room = memoryview(picture.flatten().view(torch.uint8).numpy())
+        for image, digest in zip(features, digests, strict=True):
+            path, offset = self._offsets[digest]
+            buffer = memoryview(image.flatten().view(torch.uint8).numpy())
             try:
                 with path.open("rb") as file:
                     file.seek(offset)
-                    whole = file.readinto(room) == len(room)
+                    complete = file.readinto(buffer) == len(buffer)
             except OSError as error:
                 raise TesseraError(f"{path}: kept features cannot be read ({error.strerror}); start again to compute them anew") from error
-            if not whole:
+            if not complete:
                 raise _damaged(path)
         return features
 
@@ -120,11 +120,11 @@ class FeatureCache:
                 digests, tensor = header["__metadata__"]["pictures"].split(), header["features"]
             except (ValueError, KeyError) as error:
                 raise _damaged(path) from error
-        begin, size = _LENGTH_BYTES + length, len(digests) * self.bytes_a_picture
-        wanted = {"dtype": "BF16", "shape": [len(digests), *self.shape], "data_offsets": [0, size]}
-        if tensor != wanted or path.stat().st_size != begin + size:
+        begin, size = _LENGTH_BYTES + length, len(digests) * self.bytes_per_image
+        expected = {"dtype": "BF16", "shape": [len(digests), *self.shape], "data_offsets": [0, size]}
+        if tensor != expected or path.stat().st_size != begin + size:
             raise _damaged(path)
-        return {digest: (path, begin + i * self.bytes_a_picture) for i, digest in enumerate(digests)}
+        return {digest: (path, begin + i * self.bytes_per_image) for i, digest in enumerate(digests)}
 
 
 def _name(digests: Sequence[str]) -> str:

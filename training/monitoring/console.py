@@ -30,7 +30,7 @@ def status_line(row: Row, total: int) -> str:
     return " | ".join(parts)
 
 
-class Status(TrainerCallback):
+class ConsoleLogger(TrainerCallback):
     """Prints status lines, above a bar where there is a terminal; for the main process.
 
     done, total: optimizer steps of all stages that were done before, and in all.

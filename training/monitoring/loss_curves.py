@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from atomic_io import replacing
+from atomic_io import atomic_write
 from training.monitoring.metrics_history import History
 
 
@@ -33,5 +33,5 @@ def draw_curves(history: History, path: Path) -> None:
     for stage, start in starts.items():
         losses.axvline(start, color="0.75", linestyle=":", linewidth=1)
         losses.annotate(f" {stage}", (start, 1), xycoords=("data", "axes fraction"), va="top", color="0.4")
-    with replacing(path) as beside:
-        figure.savefig(beside, dpi=120)
+    with atomic_write(path) as temp_path:
+        figure.savefig(temp_path, dpi=120)

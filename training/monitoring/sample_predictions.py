@@ -6,8 +6,8 @@ from torch import nn
 
 from answering.protocol import Decoding, Request
 from answering.systems.siglip_qwen import CheckpointAnswerer
-from dataset.loading.sample_store import Store
-from dataset.sample import IMAGE_MARK, Sample
+from dataset.loading.sample_store import SampleStore
+from dataset.sample import IMAGE_PLACEHOLDER, Sample
 from model.siglip_qwen.processor import Processor
 from training.data_loading import TrainingData
 from training.monitoring.prediction_panels import Panel
@@ -16,13 +16,13 @@ ANSWER_TOKENS = 64
 """Longest answer shown."""
 
 
-def chosen_samples(data: TrainingData, count: int) -> list[Sample]:
+def select_samples(data: TrainingData, count: int) -> list[Sample]:
     """`count` samples spread evenly over the data, so that every source has its share."""
-    places = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int))
-    return [data.sample(int(place)) for place in places] if count else []
+    indices = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int))
+    return [data.sample(int(index)) for index in indices] if count else []
 
 
-def ask(model: nn.Module, processor: Processor, store: Store, samples: list[Sample], bf16: bool) -> list[Panel]:
+def generate_panels(model: nn.Module, processor: Processor, store: SampleStore, samples: list[Sample], bf16: bool) -> list[Panel]:
     """The model's greedy answers beside the targets of the samples. bf16: run under bf16 autocast, as in training."""
     requests = [
         Request(sample.sample_id, tuple(store.image(i).path for i in sample.image_ids), sample.messages, sample.task, sample.language)
@@ -30,10 +30,10 @@ def ask(model: nn.Module, processor: Processor, store: Store, samples: list[Samp
     ]
     answerer = CheckpointAnswerer(model, processor)
     with torch.autocast(answerer.device.type, torch.bfloat16, enabled=bf16):
-        answers = answerer.answer(requests, Decoding(k=1, mode="greedy", max_new_tokens=ANSWER_TOKENS))
+        answers = answerer.answer(requests, Decoding(num_candidates=1, strategy="greedy", max_new_tokens=ANSWER_TOKENS))
     return [
         Panel(
-            pictures=[store.picture(i) for i in sample.image_ids],
+            images=[store.load_image(i) for i in sample.image_ids],
             question=_question(sample),
             reference=sample.targets[0],
             answer=(answer.first.text or "(empty)") if answer.error is None else f"(error: {answer.error})",
@@ -45,4 +45,4 @@ def ask(model: nn.Module, processor: Processor, store: Store, samples: list[Samp
 def _question(sample: Sample) -> str:
     """The last turn; three dots stand for what was said before it."""
     earlier = "... " if len(sample.messages) > 1 else ""
-    return earlier + sample.messages[-1].content.replace(IMAGE_MARK, "").strip()
+    return earlier + sample.messages[-1].content.replace(IMAGE_PLACEHOLDER, "").strip()

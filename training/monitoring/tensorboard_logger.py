@@ -16,16 +16,16 @@ TAGS = {"loss": "loss/training", "eval_loss": "loss/validation", "grad_norm": "t
 """Names of curves; rates stand under speed/, learning rates under learning_rate/."""
 
 
-class Board(TrainerCallback):
+class TensorBoardLogger(TrainerCallback):
     """Writes events into `folder`; for the main process.
 
     step: optimizer steps that were done before; what an earlier run wrote behind them is hidden.
     ask: the panels of the model as it stands, at each validation; None shows none.
     """
 
-    def __init__(self, folder: Path, step: int, ask: Callable[[nn.Module], list[Panel]] | None):
+    def __init__(self, folder: Path, step: int, generate_panels: Callable[[nn.Module], list[Panel]] | None):
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
-        self._ask, self._step = ask, step
+        self._generate_panels, self._step = generate_panels, step
 
     def on_log(self, *_args: Any, logs: Row, **_kwargs: Any) -> None:
         self._step = int(logs["step"])
@@ -35,7 +35,7 @@ class Board(TrainerCallback):
                 self._writer.add_scalar(tag, value, self._step)
 
     def on_evaluate(self, *_args: Any, model: nn.Module, **_kwargs: Any) -> None:
-        for i, panel in enumerate(self._ask(model) if self._ask else []):
+        for i, panel in enumerate(self._generate_panels(model) if self._generate_panels else []):
             self._writer.add_image(f"validation/{i}", np.asarray(draw_panel(panel)), self._step, dataformats="HWC")
         self._writer.flush()
 

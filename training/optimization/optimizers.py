@@ -7,30 +7,30 @@ import torch
 from torch import nn
 
 from errors import UsageError
-from model.param_groups import trainable_groups
-from training.config import Group, LearningRates, StageConfig, TrainConfig
+from model.param_groups import trainable_param_groups
+from training.config import LearningRates, ParamGroup, StageConfig, TrainConfig
 
 
-def check_optimizer(train: TrainConfig, device: torch.device, shared_out: bool) -> None:
+def check_optimizer(train: TrainConfig, device: torch.device, sharded: bool) -> None:
     """Raise UsageError where the optimizer cannot run. shared_out: weights are divided over processes (FSDP, ZeRO-3)."""
-    if train.optimizer == "adamw":
+    if train.optim == "adamw":
         return
     if device.type != "cuda":
-        raise UsageError(f"train.optimizer: {train.optimizer} needs a CUDA device, found {device.type}; set train.optimizer=adamw")
-    if shared_out:
-        raise UsageError(f"train.optimizer: {train.optimizer} cannot work on divided weights (FSDP, ZeRO-3); set train.optimizer=adamw")
+        raise UsageError(f"train.optimizer: {train.optim} needs a CUDA device, found {device.type}; set train.optimizer=adamw")
+    if sharded:
+        raise UsageError(f"train.optimizer: {train.optim} cannot work on divided weights (FSDP, ZeRO-3); set train.optimizer=adamw")
 
 
 def build_optimizer(train: TrainConfig, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
     """The optimizer of train.optimizer over the parameter groups."""
-    if train.optimizer == "adamw":
+    if train.optim == "adamw":
         return torch.optim.AdamW(groups, fused=device.type == "cuda")
     return PagedAdamW8bit(groups)
 
 
-def bytes_a_weight(train: TrainConfig) -> int:
+def optimizer_bytes_per_parameter(train: TrainConfig) -> int:
     """Memory of the optimizer for each trained weight: two moments."""
-    return 8 if train.optimizer == "adamw" else 2
+    return 8 if train.optim == "adamw" else 2
 
 
 class PagedAdamW8bit(bnb.optim.PagedAdamW8bit):
@@ -40,25 +40,25 @@ class PagedAdamW8bit(bnb.optim.PagedAdamW8bit):
 
     def load_state_dict(self, state_dict: dict[str, Any], move_to_device: bool = True) -> None:
         super().load_state_dict(state_dict, move_to_device)
-        places = [(state, moment, p) for p, state in self.state.items() for moment in ("state1", "state2") if moment in state]
-        fresh = [self.get_state_buffer(parameter, dtype=state[moment].dtype) for state, moment, parameter in places]
-        for device in {parameter.device for _, _, parameter in places if parameter.is_cuda}:
+        moments = [(state, moment, p) for p, state in self.state.items() for moment in ("state1", "state2") if moment in state]
+        paged_buffers = [self.get_state_buffer(parameter, dtype=state[moment].dtype) for state, moment, parameter in moments]
+        for device in {parameter.device for _, _, parameter in moments if parameter.is_cuda}:
             # Paged memory is the host's to write as soon as the device has cleared it.
             torch.cuda.synchronize(device)
-        for (state, moment, _), paged in zip(places, fresh, strict=True):
+        for (state, moment, _), paged in zip(moments, paged_buffers, strict=True):
             state[moment] = paged.copy_(state[moment].to(paged.device).view_as(paged))
 
 
-def learning_rate(stage: StageConfig, train: TrainConfig, group: Group) -> float:
+def learning_rate(stage: StageConfig, train: TrainConfig, group: ParamGroup) -> float:
     """The peak learning rate of a group: the stage's, else the training's."""
     rates = stage.learning_rate if stage.learning_rate is not None else train.learning_rate
     return float(getattr(rates, group)) if isinstance(rates, LearningRates) else float(rates)
 
 
-def optimizer_groups(model: nn.Module, stage: StageConfig, train: TrainConfig) -> list[dict[str, Any]]:
+def optimizer_param_groups(model: nn.Module, stage: StageConfig, train: TrainConfig) -> list[dict[str, Any]]:
     """Parameter groups for the optimizer, one or two a trained group: vectors (biases, norms) are not decayed."""
     groups: list[dict[str, Any]] = []
-    for group, parameters in trainable_groups(model).items():
+    for group, parameters in trainable_param_groups(model).items():
         matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim < 2]
         for members, decay in ((matrices, train.weight_decay), (vectors, 0.0)):
             if members:

@@ -27,7 +27,7 @@ from transformers import (
     SiglipModel,
 )
 
-PARTS = ("siglip", "clip", "qwen3", "qwen3_vl")
+TINY_MODELS = ("siglip", "clip", "qwen3", "qwen3_vl")
 """The parts, in the order in which they are trained: later ones may start from earlier ones."""
 
 IMAGE_SIZE = 96
@@ -128,15 +128,15 @@ def build_qwen3_vl(
         "depth": 4, "hidden_size": 128, "intermediate_size": 384, "num_heads": 2, "patch_size": PATCH_SIZE, "out_hidden_size": width,
         "num_position_embeddings": 144, "deepstack_visual_indexes": [1],
     }  # fmt: skip
-    identity = tokenizer.convert_tokens_to_ids
+    token_id = tokenizer.convert_tokens_to_ids
     return Qwen3VLForConditionalGeneration(
         Qwen3VLConfig(
             text_config=text,
             vision_config=vision,
-            image_token_id=identity("<|image_pad|>"),
-            video_token_id=identity("<|video_pad|>"),
-            vision_start_token_id=identity("<|vision_start|>"),
-            vision_end_token_id=identity("<|vision_end|>"),
+            image_token_id=token_id("<|image_pad|>"),
+            video_token_id=token_id("<|video_pad|>"),
+            vision_start_token_id=token_id("<|vision_start|>"),
+            vision_end_token_id=token_id("<|vision_end|>"),
             tie_word_embeddings=True,
         )
     )
@@ -164,7 +164,7 @@ def image_processor(part: str) -> Any:
     raise ValueError(f"{part} sees no pictures")
 
 
-def save_part(folder: Path, part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer) -> None:
+def save_tiny_model(folder: Path, part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer) -> None:
     """Write a part into `folder` as a hub would give it: bf16 safetensors, tokenizer and image processor."""
     folder.mkdir(parents=True, exist_ok=True)
     if part == "clip":
@@ -176,17 +176,17 @@ def save_part(folder: Path, part: str, model: PreTrainedModel, tokenizer: Qwen2T
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
-def build_untrained(folder: Path, corpus: Iterable[str], seed: int = 0, only: Iterable[str] = PARTS) -> None:
+def build_untrained(folder: Path, corpus: Iterable[str], seed: int = 0, only: Iterable[str] = TINY_MODELS) -> None:
     """Write all four parts, or some of them, with random weights; a part's weights depend on the seed and its name alone."""
     tokenizer = build_tokenizer(corpus)
     for part in only:
-        save_part(folder / part, part, build_part(part, tokenizer, seed), tokenizer)
+        save_tiny_model(folder / part, part, build_tiny_model(part, tokenizer, seed), tokenizer)
 
 
-def build_part(part: str, tokenizer: Qwen2Tokenizer, seed: int) -> PreTrainedModel:
+def build_tiny_model(part: str, tokenizer: Qwen2Tokenizer, seed: int) -> PreTrainedModel:
     """An untrained part by its name, the same whichever others are built."""
     build: dict[str, Callable[[Qwen2Tokenizer], PreTrainedModel]] = {
         "siglip": build_siglip, "clip": build_clip, "qwen3": build_qwen3, "qwen3_vl": build_qwen3_vl
     }  # fmt: skip
-    torch.manual_seed(seed * len(PARTS) + PARTS.index(part))
+    torch.manual_seed(seed * len(TINY_MODELS) + TINY_MODELS.index(part))
     return build[part](tokenizer)

@@ -11,24 +11,24 @@ import torch
 from torch.nn import functional
 from transformers import CLIPModel, Qwen2Tokenizer, SiglipModel
 
-from training.tiny_models.data.clip_captions import CHOICES, QUESTIONS, StatedPictures
-from training.tiny_models.data.pretraining_batches import Batch, CaptionedPictures
+from training.tiny_models.data.clip_captions import CHOICES, QUESTIONS, ClipBatches
+from training.tiny_models.data.pretraining_batches import Batch, CaptionBatches
 from training.tiny_models.data.scene_pixels import pixel_values
-from training.tiny_models.patch_classification import READ_LAYER, Namer, held_out_only
+from training.tiny_models.patch_classification import VISION_FEATURE_LAYER, PatchClassifier, held_out_only
 from training.tiny_models.pretraining_loop import Task
 
-RECALL_OF = 512
+RECALL_POOL_SIZE = 512
 _CHUNKS = 4
 
 
 def siglip_task(model: SiglipModel, tokenizer: Qwen2Tokenizer, image_processor: object, seed: int, batch_size: int) -> Task:
     """Pictures and captions."""
-    data = CaptionedPictures(seed, batch_size, tokenizer, model.config.text_config.max_position_embeddings)
-    namer = Namer(model.config.vision_config.hidden_size).to(model.device)
+    data = CaptionBatches(seed, batch_size, tokenizer, model.config.text_config.max_position_embeddings)
+    patch_classifier = PatchClassifier(model.config.vision_config.hidden_size).to(model.device)
 
     def loss(model: SiglipModel, batch: Batch) -> torch.Tensor:
         patches, images, texts = features(model, batch)
-        return sigmoid_loss(model, images, texts) + namer.loss(patches, batch["names"])
+        return sigmoid_loss(model, images, texts) + patch_classifier.loss(patches, batch["names"])
 
     def features(model: SiglipModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Patches [n, patches, width] as the VLM reads them, and the unit features [n, width] of pictures and texts."""
@@ -37,18 +37,22 @@ def siglip_task(model: SiglipModel, tokenizer: Qwen2Tokenizer, image_processor: 
         for layer in trunk.encoder.layers:
             states.append(layer(states[-1], None))
         images = trunk.head(trunk.post_layernorm(states[-1]))
-        return states[READ_LAYER], _unit(images), _unit(model.text_model(input_ids=batch["input_ids"]).pooler_output)
+        return (
+            states[VISION_FEATURE_LAYER],
+            _l2_normalized(images),
+            _l2_normalized(model.text_model(input_ids=batch["input_ids"]).pooler_output),
+        )
 
     @torch.inference_mode()
     def measure(model: SiglipModel) -> dict[str, float]:
-        batch = _on(model.device, dataclasses.replace(data, size=RECALL_OF)(0, "validation"))
+        batch = _to_device(model.device, dataclasses.replace(data, size=RECALL_POOL_SIZE)(0, "validation"))
         patches, images, texts = features(model, batch)
-        unseen = _on(model.device, dataclasses.replace(data, size=RECALL_OF)(0, "unseen"))
-        new = namer.accuracy(features(model, unseen)[0], held_out_only(unseen["names"]))
-        told = namer.accuracy(patches, batch["names"])
-        return {**_recall(images, texts), **told, **{f"{name}, unseen combinations": share for name, share in new.items()}}
+        unseen = _to_device(model.device, dataclasses.replace(data, size=RECALL_POOL_SIZE)(0, "unseen"))
+        new = patch_classifier.accuracy(features(model, unseen)[0], held_out_only(unseen["names"]))
+        outputs = patch_classifier.accuracy(patches, batch["names"])
+        return {**_recall(images, texts), **outputs, **{f"{name}, unseen combinations": share for name, share in new.items()}}
 
-    return Task(model, data, loss, measure, namer)
+    return Task(model, data, loss, measure, patch_classifier)
 
 
 def sigmoid_loss(model: SiglipModel, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
@@ -61,7 +65,7 @@ def sigmoid_loss(model: SiglipModel, images: torch.Tensor, texts: torch.Tensor) 
 def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: object, seed: int, batch_size: int) -> Task:
     """Pictures with captions, with right and wrong statements, and with phrases that hold for some of them."""
     config = model.config.text_config
-    data = StatedPictures(seed, batch_size, tokenizer, config.max_position_embeddings, config.eos_token_id)
+    data = ClipBatches(seed, batch_size, tokenizer, config.max_position_embeddings, config.eos_token_id)
 
     def texts(model: CLIPModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Unit features [rows, width] of texts; short ones are read apart from long ones, whose padding would be most of the work."""
@@ -71,42 +75,44 @@ def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: obje
             longest = int(mask[rows[-1]].sum())
             read = model.text_model(input_ids=ids[rows, :longest], attention_mask=mask[rows, :longest])
             found.append(model.text_projection(read.pooler_output))
-        return _unit(torch.cat(found)[order.argsort()])
+        return _l2_normalized(torch.cat(found)[order.argsort()])
 
     def images(model: CLIPModel, batch: Batch) -> torch.Tensor:
-        return _unit(model.visual_projection(model.vision_model(pixel_values(batch["pictures"], image_processor)).pooler_output))
+        return _l2_normalized(model.visual_projection(model.vision_model(pixel_values(batch["pictures"], image_processor)).pooler_output))
 
-    def choices(model: CLIPModel, batch: Batch, pictures: torch.Tensor) -> torch.Tensor:
+    def choices(model: CLIPModel, batch: Batch, image_embeds: torch.Tensor) -> torch.Tensor:
         """Logits [n * QUESTIONS, CHOICES] of the statements about each picture."""
-        statements = texts(model, batch["statement_ids"], batch["statement_mask"]).view(len(pictures), QUESTIONS * CHOICES, -1)
-        logits: torch.Tensor = (statements @ pictures.unsqueeze(-1)).view(-1, CHOICES) * model.logit_scale.exp()
+        statements = texts(model, batch["statement_ids"], batch["statement_mask"]).view(len(image_embeds), QUESTIONS * CHOICES, -1)
+        logits: torch.Tensor = (statements @ image_embeds.unsqueeze(-1)).view(-1, CHOICES) * model.logit_scale.exp()
         return logits
 
-    def phrases(model: CLIPModel, batch: Batch, pictures: torch.Tensor) -> torch.Tensor:
+    def phrases(model: CLIPModel, batch: Batch, image_embeds: torch.Tensor) -> torch.Tensor:
         """Logits [PHRASES, n] of the phrases and all pictures."""
-        logits: torch.Tensor = texts(model, batch["phrase_ids"], batch["phrase_mask"]) @ pictures.T * model.logit_scale.exp()
+        logits: torch.Tensor = texts(model, batch["phrase_ids"], batch["phrase_mask"]) @ image_embeds.T * model.logit_scale.exp()
         return logits
 
     def loss(model: CLIPModel, batch: Batch) -> torch.Tensor:
-        pictures = images(model, batch)
-        logits = texts(model, batch["input_ids"], batch["attention_mask"]) @ pictures.T * model.logit_scale.exp()
-        own = torch.arange(len(logits), device=logits.device)
-        contrast = (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
-        stated = choices(model, batch, pictures)
-        right = functional.cross_entropy(stated, torch.zeros(len(stated), dtype=torch.long, device=stated.device))
-        told, holds = phrases(model, batch, pictures), batch["holds"]
-        return contrast + right + (ranking_loss(told, holds) + ranking_loss(told.T, holds.T)) / 2
+        image_embeds = images(model, batch)
+        logits = texts(model, batch["input_ids"], batch["attention_mask"]) @ image_embeds.T * model.logit_scale.exp()
+        targets = torch.arange(len(logits), device=logits.device)
+        contrastive_loss = (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
+        statement_logits = choices(model, batch, image_embeds)
+        right = functional.cross_entropy(
+            statement_logits, torch.zeros(len(statement_logits), dtype=torch.long, device=statement_logits.device)
+        )
+        outputs, holds = phrases(model, batch, image_embeds), batch["holds"]
+        return contrastive_loss + right + (ranking_loss(outputs, holds) + ranking_loss(outputs.T, holds.T)) / 2
 
     @torch.inference_mode()
     def measure(model: CLIPModel) -> dict[str, float]:
-        batch = _on(model.device, dataclasses.replace(data, size=RECALL_OF)(0, "validation"))
-        pictures = images(model, batch)
-        recall = _recall(pictures, texts(model, batch["input_ids"], batch["attention_mask"]))
-        logits = choices(model, batch, pictures)
+        batch = _to_device(model.device, dataclasses.replace(data, size=RECALL_POOL_SIZE)(0, "validation"))
+        image_embeds = images(model, batch)
+        recall = _recall(image_embeds, texts(model, batch["input_ids"], batch["attention_mask"]))
+        logits = choices(model, batch, image_embeds)
         # Strictly better than every wrong statement.
         right = float((logits[:, 0] > logits[:, 1:].amax(1)).float().mean())
-        found = r_precision(phrases(model, batch, pictures), batch["holds"])
-        return {**recall, f"right statement first of {CHOICES}": right, f"R-precision of phrases among {RECALL_OF}": found}
+        found = r_precision(phrases(model, batch, image_embeds), batch["holds"])
+        return {**recall, f"right statement first of {CHOICES}": right, f"R-precision of phrases among {RECALL_POOL_SIZE}": found}
 
     return Task(model, data, loss, measure)
 
@@ -134,9 +140,9 @@ def _recall(images: torch.Tensor, texts: torch.Tensor) -> dict[str, float]:
     return {f"recall@1 of {len(images)}": float((nearest == torch.arange(len(images), device=images.device)).float().mean())}
 
 
-def _unit(features: torch.Tensor) -> torch.Tensor:
+def _l2_normalized(features: torch.Tensor) -> torch.Tensor:
     return functional.normalize(features.float(), dim=-1)
 
 
-def _on(device: torch.device, batch: Batch) -> Batch:
+def _to_device(device: torch.device, batch: Batch) -> Batch:
     return {name: value.to(device) for name, value in batch.items()}

@@ -8,31 +8,31 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel, Qwen2Tokenizer, Qwen2VLImageProcessorPil, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration
 
-from dataset.loading.encoded_sample import IGNORED
+from dataset.loading.encoded_sample import IGNORE_INDEX
 from model.siglip_qwen.processor import Processor
-from training.tiny_models.attention_supervision import answer_spans, states
-from training.tiny_models.data.pretraining_batches import Batch, DrawnScenes, WrittenScenes
+from training.tiny_models.attention_supervision import answer_spans, forward_with_attention_loss
+from training.tiny_models.data.pretraining_batches import Batch, ImageConversationBatches, TextConversationBatches
 from training.tiny_models.data.scene_pixels import qwen_patches
 from training.tiny_models.pretraining_loop import Task
 
-MAX_TOKENS = 384
-_PLACEHOLDER = "<|image_pad|>"
+MAX_LENGTH = 384
+_IMAGE_TOKEN = "<|image_pad|>"
 _MEASURED_BATCHES, _MEASURED_SIZE = 8, 64
 _GROUPS = 2
 
-LOOKING_SHARE = 0.3
+ATTENTION_LOSS_WEIGHT = 0.3
 """Weight of the looks' loss beside that of the answers."""
 
-Hidden = Callable[[PreTrainedModel, Batch], tuple[torch.Tensor, torch.Tensor | None]]
+HiddenStatesFunction = Callable[[PreTrainedModel, Batch], tuple[torch.Tensor, torch.Tensor | None]]
 """Last hidden states [n, t, width] of a batch, and the loss of the looks where they are learnt (see lookup.py)."""
 
 
-def qwen3_task(model: Qwen3ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, batch_size: int, easy: int = 0) -> Task:
+def qwen3_task(model: Qwen3ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, batch_size: int, num_easy_batches: int = 0) -> Task:
     """Conversations about written scenes, in the first `easy` batches about rather empty ones."""
-    processor = Processor(tokenizer, None, placeholder=_PLACEHOLDER, tokens_per_image=1, max_tokens=MAX_TOKENS)
-    data = WrittenScenes(seed, batch_size, processor, easy=easy)
+    processor = Processor(tokenizer, None, image_token=_IMAGE_TOKEN, tokens_per_image=1, max_length=MAX_LENGTH)
+    data = TextConversationBatches(seed, batch_size, processor, num_easy_batches=num_easy_batches)
 
-    return _conversations(model, data, states)
+    return _conversations(model, data, forward_with_attention_loss)
 
 
 def qwen3_vl_task(
@@ -45,8 +45,8 @@ def qwen3_vl_task(
 ) -> Task:
     """Conversations about pictures."""
     side = image_size // (image_processor.patch_size * image_processor.merge_size)
-    processor = Processor(tokenizer, image_processor, placeholder=_PLACEHOLDER, tokens_per_image=side**2, max_tokens=MAX_TOKENS)
-    data = DrawnScenes(seed, batch_size, processor)
+    processor = Processor(tokenizer, image_processor, image_token=_IMAGE_TOKEN, tokens_per_image=side**2, max_length=MAX_LENGTH)
+    data = ImageConversationBatches(seed, batch_size, processor)
 
     def hidden(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, None]:
         patches, grid = qwen_patches(batch["pictures"], image_processor)
@@ -55,7 +55,7 @@ def qwen3_vl_task(
             attention_mask=batch["attention_mask"],
             pixel_values=patches,
             image_grid_thw=grid,
-            mm_token_type_ids=(batch["input_ids"] == processor.placeholder_id).int(),
+            mm_token_type_ids=(batch["input_ids"] == processor.image_token_id).int(),
             use_cache=False,
         ).last_hidden_state
         return output, None
@@ -63,7 +63,7 @@ def qwen3_vl_task(
     return _conversations(model, data, hidden)
 
 
-def _conversations(model: PreTrainedModel, data: WrittenScenes | DrawnScenes, hidden: Hidden) -> Task:
+def _conversations(model: PreTrainedModel, data: TextConversationBatches | ImageConversationBatches, hidden: HiddenStatesFunction) -> Task:
     """Learn the conversations of `data`; measured on its questions alone."""
 
     def loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
@@ -76,21 +76,21 @@ def _conversations(model: PreTrainedModel, data: WrittenScenes | DrawnScenes, hi
     return Task(model, data, loss, measure)
 
 
-def conversation_loss(model: PreTrainedModel, hidden: Hidden, batch: Batch) -> torch.Tensor:
+def conversation_loss(model: PreTrainedModel, hidden: HiddenStatesFunction, batch: Batch) -> torch.Tensor:
     """Mean over the batch's supervised tokens; the vocabulary matrix is multiplied at their positions only."""
     total, count = torch.zeros((), device=model.device), 0
-    for group in by_length(batch):
-        supervised = group["labels"][:, 1:] != IGNORED
-        found, looking = hidden(model, group)
-        scores = model.lm_head(found[:, :-1][supervised]).float()
+    for group in split_by_length(batch):
+        supervised = group["labels"][:, 1:] != IGNORE_INDEX
+        hidden_states, attention_loss = hidden(model, group)
+        scores = model.lm_head(hidden_states[:, :-1][supervised]).float()
         total = total + functional.cross_entropy(scores, group["labels"][:, 1:][supervised], reduction="sum")
-        if looking is not None:
-            total = total + LOOKING_SHARE * len(scores) * looking
+        if attention_loss is not None:
+            total = total + ATTENTION_LOSS_WEIGHT * len(scores) * attention_loss
         count += len(scores)
     return total / count
 
 
-def by_length(batch: Batch) -> Iterator[Batch]:
+def split_by_length(batch: Batch) -> Iterator[Batch]:
     """The batch in groups of like length, each only as wide as its longest row: padding is a third of the work otherwise."""
     lengths = batch["attention_mask"].sum(1)
     width = batch["attention_mask"].shape[1]
@@ -99,17 +99,19 @@ def by_length(batch: Batch) -> Iterator[Batch]:
         yield {name: value[rows, :longest] if value.shape[1:] == (width,) else value[rows] for name, value in batch.items()}
 
 
-def _measure(model: PreTrainedModel, hidden: Hidden, data: WrittenScenes | DrawnScenes) -> dict[str, float]:
+def _measure(
+    model: PreTrainedModel, hidden: HiddenStatesFunction, data: TextConversationBatches | ImageConversationBatches
+) -> dict[str, float]:
     """Perplexity of answer tokens, and the share of answers that greedy decoding gets right, each behind right answers."""
-    nats, tokens, right, answers = 0.0, 0, 0, 0
-    for number in range(_MEASURED_BATCHES):
-        batch = {name: value.to(model.device) for name, value in data(number, "validation").items()}
+    nats, tokens, num_correct, answers = 0.0, 0, 0, 0
+    for batch_index in range(_MEASURED_BATCHES):
+        batch = {name: value.to(model.device) for name, value in data(batch_index, "validation").items()}
         scores, labels = model.lm_head(hidden(model, batch)[0][:, :-1]).float(), batch["labels"][:, 1:]
-        nats += float(functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"))
-        tokens += int((labels != IGNORED).sum())
+        nats += float(functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"))
+        tokens += int((labels != IGNORE_INDEX).sum())
         hits = (scores.argmax(-1) == labels).tolist()
-        for row, told in zip(labels.tolist(), hits, strict=True):
+        for row, correct in zip(labels.tolist(), hits, strict=True):
             spans = answer_spans(row)
             answers += len(spans)
-            right += sum(all(told[start:end]) for start, end in spans)
-    return {"perplexity": math.exp(nats / tokens), "accuracy": right / answers}
+            num_correct += sum(all(correct[start:end]) for start, end in spans)
+    return {"perplexity": math.exp(nats / tokens), "accuracy": num_correct / answers}

@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 _ATTENTION = "tessera_fp32"
 
 
-def has_bf16_units(device: torch.device) -> bool:
+def has_bf16_matmul(device: torch.device) -> bool:
     """Whether products of bf16 matrices are much faster than those of fp32 here."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
@@ -24,11 +24,11 @@ def has_bf16_units(device: torch.device) -> bool:
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
     """bf16 autocast where it pays, fp32 elsewhere."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if has_bf16_units(device) else nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16) if has_bf16_matmul(device) else nullcontext()
 
 
 @contextmanager
-def prepared(model: PreTrainedModel, compiled: bool) -> Iterator[None]:
+def mixed_precision(model: PreTrainedModel, compiled: bool) -> Iterator[None]:
     """Let `model` train under `autocast` where it stands; compiled: its layers, one by one, which takes a C++ compiler on a CPU.
 
     On a CPU compiled layers have the plain attention, whose parts the compiler joins: a step takes a quarter less time than
@@ -37,8 +37,8 @@ def prepared(model: PreTrainedModel, compiled: bool) -> Iterator[None]:
     layers = [module for name, module in model.named_modules() if name.rpartition(".")[0].endswith((".layers", ".blocks"))]
     if compiled and model.device.type == "cpu":
         model.set_attn_implementation("eager")
-    elif model.device.type == "cpu" and has_bf16_units(model.device):
-        ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, attend_in_fp32)
+    elif model.device.type == "cpu" and has_bf16_matmul(model.device):
+        ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, fp32_sdpa_attention_forward)
         ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION, sdpa_mask)
         model.set_attn_implementation(_ATTENTION)
     if compiled:
@@ -52,7 +52,7 @@ def prepared(model: PreTrainedModel, compiled: bool) -> Iterator[None]:
             layer._compiled_call_impl = None
 
 
-def attend_in_fp32(
+def fp32_sdpa_attention_forward(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
     """sdpa in fp32: torch's bf16 kernel for CPUs takes five times as long in the backward pass (torch 2.13, 36 tokens).

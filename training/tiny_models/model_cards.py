@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-WHAT = {
+DESCRIPTIONS = {
     "siglip": "SigLIP: picture and text encoder, sigmoid loss over pictures and captions; its patches learn to name what they show",
     "clip": "CLIP: picture and text encoder, softmax loss over pictures, captions, statements about a question, and phrases",
     "qwen3": "Qwen3: English and Chinese language model that answers from a written scene; two heads are shown where to look",
@@ -12,7 +12,7 @@ WHAT = {
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """What a model card says."""
 
     part: str
@@ -29,13 +29,13 @@ class Card:
 
     def text(self) -> str:
         """The card as Markdown with the metadata that model hubs read."""
-        head = f"---\nlicense: apache-2.0\nlanguage: [en, zh]\ntags: [drawn-scenes, tiny]\n---\n\n# {WHAT[self.part]}\n\n"
-        about = (
+        head = f"---\nlicense: apache-2.0\nlanguage: [en, zh]\ntags: [drawn-scenes, tiny]\n---\n\n# {DESCRIPTIONS[self.part]}\n\n"
+        description = (
             "A small part of the embedded demo. It knows drawn scenes of coloured shapes and nothing of the real world: "
             "good enough to show that the machinery works, useless for anything else.\n\n"
         )
         if not self.steps:
-            return f"{head}{about}Untrained: the weights are random (seed {self.seed}). Train it with `{self._command()}`.\n"
+            return f"{head}{description}Untrained: the weights are random (seed {self.seed}). Train it with `{self._command()}`.\n"
         rows = {
             "data": f"drawn scenes of seed {self.scene_seed}; test layouts and held-out combinations of color and shape left out",
             "steps": f"{self.steps:,} of {self.batch_size} scenes ({self.steps * self.batch_size:,} in all)",
@@ -48,14 +48,14 @@ class Card:
         table = "| | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in rows.items())
         metrics = "".join(f"| {name} | {value:.3f} |\n" for name, value in self.metrics)
         measured = f"\nMeasured on scenes whose layouts were never trained on:\n\n| metric | value |\n|---|---|\n{metrics}"
-        return f"{head}{about}{table}{measured}\nMade by `{self._command()}`.\n"
+        return f"{head}{description}{table}{measured}\nMade by `{self._command()}`.\n"
 
     def _command(self) -> str:
         further = " --further" if self.run > 1 else ""
         return f"python tools/train_tiny_models.py --only {self.part}{further}"
 
 
-def earlier(card: str) -> tuple[int, str]:
+def parse_previous_runs(card: str) -> tuple[int, str]:
     """How many runs a part has had, by the text of its card, and what they were; 0 for one that was never trained."""
     rows = dict(re.findall(r"^\| (run|steps|started from) \| (.*) \|$", card, flags=re.M))
     if "run" not in rows:

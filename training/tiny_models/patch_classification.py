@@ -12,35 +12,35 @@ from torch.nn import functional
 
 from dataset.synthetic.scene import COLORS, GRID, HELD_OUT, SHAPES, Scene
 
-_NOTHING = (len(COLORS), len(SHAPES), 10)
+_EMPTY_CLASSES = (len(COLORS), len(SHAPES), 10)
 """Classes of an empty cell, and of the digit of what is no sign; those before are the colors, shapes and digits."""
-_CLASSES = tuple(nothing + 1 for nothing in _NOTHING)
+_CLASSES = tuple(empty_class + 1 for empty_class in _EMPTY_CLASSES)
 
-_COMBINED = torch.tensor([[(color, shape) not in HELD_OUT for shape in (*SHAPES, "")] for color in (*COLORS, "")])
+_ALLOWED_COMBINATIONS = torch.tensor([[(color, shape) not in HELD_OUT for shape in (*SHAPES, "")] for color in (*COLORS, "")])
 """Whether training may show a color with a shape [colors, shapes]; nothing goes with everything."""
 
-READ_LAYER = -2
+VISION_FEATURE_LAYER = -2
 """The hidden state that the heads read: the one that the demo's VLM gets."""
 
 
-def names(scenes: Sequence[Scene]) -> torch.Tensor:
+def patch_labels(scenes: Sequence[Scene]) -> torch.Tensor:
     """Classes [n, GRID * GRID, 3] of what stands in each cell, int64."""
-    found = torch.tensor(_NOTHING).repeat(len(scenes), GRID * GRID, 1)
+    found = torch.tensor(_EMPTY_CLASSES).repeat(len(scenes), GRID * GRID, 1)
     for scene, cells in zip(scenes, found, strict=True):
         for thing in scene.things:
-            digit = _NOTHING[2] if thing.digit is None else thing.digit
+            digit = _EMPTY_CLASSES[2] if thing.digit is None else thing.digit
             cells[thing.row * GRID + thing.column] = torch.tensor([COLORS.index(thing.color), SHAPES.index(thing.shape), digit])
     return found
 
 
-def held_out_only(names: torch.Tensor) -> torch.Tensor:
+def held_out_only(patch_labels: torch.Tensor) -> torch.Tensor:
     """The names [n, cells, 3] without those of things whose combination of color and shape training shows."""
-    wanted = torch.tensor([[COLORS.index(color), SHAPES.index(shape)] for color, shape in sorted(HELD_OUT)], device=names.device)
-    held_out = (names[..., None, :2] == wanted).all(-1).any(-1, keepdim=True)
-    return torch.where(held_out, names, torch.tensor(_NOTHING, device=names.device))
+    wanted = torch.tensor([[COLORS.index(color), SHAPES.index(shape)] for color, shape in sorted(HELD_OUT)], device=patch_labels.device)
+    held_out = (patch_labels[..., None, :2] == wanted).all(-1).any(-1, keepdim=True)
+    return torch.where(held_out, patch_labels, torch.tensor(_EMPTY_CLASSES, device=patch_labels.device))
 
 
-class Namer(nn.Module):
+class PatchClassifier(nn.Module):
     """Heads that are thrown away after pre-training."""
 
     def __init__(self, width: int):
@@ -53,35 +53,37 @@ class Namer(nn.Module):
         scores: tuple[torch.Tensor, ...] = self.heads(self.norm(patches)).split(list(_CLASSES), dim=-1)
         return scores
 
-    def loss(self, patches: torch.Tensor, names: torch.Tensor) -> torch.Tensor:
+    def loss(self, patches: torch.Tensor, patch_labels: torch.Tensor) -> torch.Tensor:
         """Cross entropy in nats, its mean over patches, the three kinds added up. names: [n, cells, 3].
 
         That a red thing is no star is not learnt: of colors and shapes, only those that training combines with the other
         are told apart.
         """
-        wanted = of_patches(names, patches.shape[1])
+        wanted = cells_to_patches(patch_labels, patches.shape[1])
         color, shape, digit = self.forward(patches)
-        combined = _COMBINED.to(patches.device)
-        color = color.masked_fill(~combined.T[wanted[..., 1]], -torch.inf)
-        shape = shape.masked_fill(~combined[wanted[..., 0]], -torch.inf)
+        allowed = _ALLOWED_COMBINATIONS.to(patches.device)
+        color = color.masked_fill(~allowed.T[wanted[..., 1]], -torch.inf)
+        shape = shape.masked_fill(~allowed[wanted[..., 0]], -torch.inf)
         total = patches.new_zeros(())
         for kind, scores in enumerate((color, shape, digit)):
             total = total + functional.cross_entropy(scores.flatten(0, 1).float(), wanted[..., kind].flatten())
         return total
 
-    def accuracy(self, patches: torch.Tensor, names: torch.Tensor) -> dict[str, float]:
+    def accuracy(self, patches: torch.Tensor, patch_labels: torch.Tensor) -> dict[str, float]:
         """Share of patches of things, and of signs, whose color, shape and digit the heads tell."""
-        wanted = of_patches(names, patches.shape[1])
+        wanted = cells_to_patches(patch_labels, patches.shape[1])
         right = {}
         for kind, (name, scores) in enumerate(zip(("color", "shape", "digit"), self.forward(patches), strict=True)):
-            there = wanted[..., kind] != _NOTHING[kind]
-            if there.any():
-                right[f"{name} at a patch"] = float((scores.argmax(-1) == wanted[..., kind])[there].float().mean())
+            is_present = wanted[..., kind] != _EMPTY_CLASSES[kind]
+            if is_present.any():
+                right[f"{name} at a patch"] = float((scores.argmax(-1) == wanted[..., kind])[is_present].float().mean())
         return right
 
 
-def of_patches(cells: torch.Tensor, patches: int) -> torch.Tensor:
+def cells_to_patches(cells: torch.Tensor, patches: int) -> torch.Tensor:
     """What belongs to the cells [n, GRID * GRID, ...], for each of the patches [n, patches, ...] that they are made of."""
-    share = round(patches**0.5) // GRID
-    grid: torch.Tensor = cells.unflatten(1, (GRID, GRID)).repeat_interleave(share, 1).repeat_interleave(share, 2).flatten(1, 2)
+    patches_per_cell = round(patches**0.5) // GRID
+    grid: torch.Tensor = (
+        cells.unflatten(1, (GRID, GRID)).repeat_interleave(patches_per_cell, 1).repeat_interleave(patches_per_cell, 2).flatten(1, 2)
+    )
     return grid

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, Qwen2Tokenizer, Qwen3ForCausalLM, SiglipModel
 
-from atomic_io import replacing_folder
+from atomic_io import atomic_write_folder
 from errors import UsageError
 from training.tiny_models import mixed_precision, warm_start
-from training.tiny_models.architectures import IMAGE_SIZE, PARTS, build_part, build_tokenizer, image_processor, save_part
+from training.tiny_models.architectures import IMAGE_SIZE, TINY_MODELS, build_tiny_model, build_tokenizer, image_processor, save_tiny_model
 from training.tiny_models.contrastive_pretraining import clip_task, siglip_task
 from training.tiny_models.data.tokenizer_corpus import SEED, tokenizer_corpus
 from training.tiny_models.language_pretraining import qwen3_task, qwen3_vl_task
-from training.tiny_models.model_cards import Card, earlier
+from training.tiny_models.model_cards import ModelCard, parse_previous_runs
 from training.tiny_models.pretraining_loop import Recipe, Task, fit
 
 RECIPES = {
@@ -27,7 +27,7 @@ RECIPES = {
 }
 
 
-EASY_SHARE = 5
+EASY_STEPS_DIVISOR = 5
 """Qwen3 begins with rather empty scenes for one step in so many."""
 
 _SEEDS = 1_000
@@ -35,16 +35,16 @@ _SEEDS = 1_000
 
 def write_untrained(folder: Path, parts: Iterable[str], seed: int) -> list[str]:
     """Write those of `parts` that are missing, with random weights; their names."""
-    missing = [part for part in PARTS if part in parts and not (folder / part / "config.json").exists()]
+    missing = [part for part in TINY_MODELS if part in parts and not (folder / part / "config.json").exists()]
     tokenizer = build_tokenizer(tokenizer_corpus()) if missing else None
     for part in missing:
         assert tokenizer is not None
-        _write(folder, part, build_part(part, tokenizer, seed), tokenizer, Card(part, steps=0, seed=seed))
+        _write(folder, part, build_tiny_model(part, tokenizer, seed), tokenizer, ModelCard(part, steps=0, seed=seed))
     return missing
 
 
 @dataclass(frozen=True)
-class Setting:
+class PretrainingSettings:
     """How parts are trained. `further`: each starts from its own weights in the folder, on scenes that it has not seen.
 
     steps, batch_size and learning_rate override the recipes'; compiled: the layers are compiled first.
@@ -70,30 +70,30 @@ class Setting:
         )
 
 
-def pretrain(folder: Path, parts: Iterable[str], setting: Setting) -> list[Card]:
+def pretrain(folder: Path, parts: Iterable[str], settings: PretrainingSettings) -> list[ModelCard]:
     """Train `parts` in their order and write each when it is done.
 
     A run that was interrupted continues; CLIP starts from a SigLIP in `folder`, Qwen3-VL from a Qwen3 and a SigLIP there.
     Raises UsageError where a part is to be trained further that was never trained.
     """
     tokenizer = build_tokenizer(tokenizer_corpus())
-    return [_pretrain_part(folder, part, setting, tokenizer) for part in PARTS if part in parts]
+    return [_pretrain_model(folder, part, settings, tokenizer) for part in TINY_MODELS if part in parts]
 
 
-def _pretrain_part(folder: Path, part: str, setting: Setting, tokenizer: Qwen2Tokenizer) -> Card:
-    recipe, seed, device = setting.recipe(part), setting.seed, setting.device
-    model = build_part(part, tokenizer, seed)
-    runs, before = _earlier_runs(folder / part) if setting.further else (0, "")
-    started = (before,) if runs else _warm_start(folder, part, model)
+def _pretrain_model(folder: Path, part: str, settings: PretrainingSettings, tokenizer: Qwen2Tokenizer) -> ModelCard:
+    recipe, seed, device = settings.recipe(part), settings.seed, settings.device
+    model = build_tiny_model(part, tokenizer, seed)
+    runs, before = _previous_runs(folder / part) if settings.further else (0, "")
+    started_from = (before,) if runs else _warm_start(folder, part, model)
     if runs:
         model.load_state_dict(type(model).from_pretrained(folder / part, dtype=torch.float32).state_dict())
-    scene_seed = SEED + len(PARTS) * (seed + _SEEDS * runs) + PARTS.index(part)
-    task = _task(part, model.to(device), tokenizer, scene_seed, recipe, setting.further)
+    scene_seed = SEED + len(TINY_MODELS) * (seed + _SEEDS * runs) + TINY_MODELS.index(part)
+    task = _task(part, model.to(device), tokenizer, scene_seed, recipe, settings.further)
     state_file = folder / f".{part}.{device.type}.{seed}.{runs}.pt"
-    with mixed_precision.prepared(model, setting.compiled):
-        fit(task, recipe, state_file, part, workers=setting.workers)
+    with mixed_precision.mixed_precision(model, settings.compiled):
+        fit(task, recipe, state_file, part, workers=settings.workers)
     _round_to_bf16(model)
-    card = Card(
+    card = ModelCard(
         part,
         recipe.steps,
         recipe.batch_size,
@@ -101,7 +101,7 @@ def _pretrain_part(folder: Path, part: str, setting: Setting, tokenizer: Qwen2To
         seed,
         scene_seed,
         _device_name(device),
-        started,
+        started_from,
         tuple(task.measure(model).items()),
         run=runs + 1,
     )
@@ -118,7 +118,9 @@ def _task(part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, scene_se
         case "clip":
             return clip_task(model, tokenizer, image_processor(part), scene_seed, batch_size)
         case "qwen3":
-            return qwen3_task(model, tokenizer, scene_seed, batch_size, easy=0 if further else recipe.steps // EASY_SHARE)
+            return qwen3_task(
+                model, tokenizer, scene_seed, batch_size, num_easy_batches=0 if further else recipe.steps // EASY_STEPS_DIVISOR
+            )
         case _:
             return qwen3_vl_task(model, tokenizer, image_processor(part), scene_seed, batch_size, IMAGE_SIZE)
 
@@ -136,10 +138,10 @@ def _warm_start(folder: Path, part: str, model: PreTrainedModel) -> tuple[str, .
     return sources
 
 
-def _earlier_runs(part: Path) -> tuple[int, str]:
+def _previous_runs(part: Path) -> tuple[int, str]:
     """How often the part in a folder was trained and how, by its card. Raises UsageError where it never was."""
     card = part / "README.md"
-    runs, before = earlier(card.read_text(encoding="utf-8") if card.is_file() else "")
+    runs, before = parse_previous_runs(card.read_text(encoding="utf-8") if card.is_file() else "")
     if not runs:
         raise UsageError(f"--further: {part} holds no trained part to start from")
     return runs, before
@@ -152,9 +154,9 @@ def _round_to_bf16(model: PreTrainedModel) -> None:
             parameter.copy_(parameter.bfloat16())
 
 
-def _write(folder: Path, part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, card: Card) -> None:
-    with replacing_folder(folder / part) as new:
-        save_part(new, part, model, tokenizer)
+def _write(folder: Path, part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, card: ModelCard) -> None:
+    with atomic_write_folder(folder / part) as new:
+        save_tiny_model(new, part, model, tokenizer)
         (new / "README.md").write_text(card.text(), encoding="utf-8")
 
 
@@ -162,4 +164,4 @@ def _device_name(device: torch.device) -> str:
     threads = torch.get_num_threads()
     cpu = f"CPU ({platform.machine()}, {threads} thread{'' if threads == 1 else 's'})"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
-    return f"{name}, {'bf16 autocast' if mixed_precision.has_bf16_units(device) else 'fp32'}, torch {torch.__version__.partition('+')[0]}"
+    return f"{name}, {'bf16 autocast' if mixed_precision.has_bf16_matmul(device) else 'fp32'}, torch {torch.__version__.partition('+')[0]}"

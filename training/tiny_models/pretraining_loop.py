@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 
-from atomic_io import replacing
-from dataset.synthetic.scene import Part
+from atomic_io import atomic_write
+from dataset.synthetic.scene import SceneSplit
 from errors import TesseraError
 from progress import Progress
 from training.tiny_models import mixed_precision
@@ -20,7 +20,7 @@ from training.tiny_models.data.pretraining_batches import Batch
 
 BETAS = (0.9, 0.98)
 MAX_GRAD_NORM = 1.0
-FINAL_SHARE = 0.02
+FINAL_LR_FRACTION = 0.02
 """The cosine ends at this share of the peak learning rate."""
 
 
@@ -34,10 +34,10 @@ class Recipe:
     warmup: int = 200
     weight_decay: float = 0.02
 
-    def rate(self, step: int) -> float:
+    def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
-        share = step / max(1, self.steps)
-        cosine = FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * share))
+        progress_fraction = step / max(1, self.steps)
+        cosine = FINAL_LR_FRACTION + (1 - FINAL_LR_FRACTION) * 0.5 * (1 + math.cos(math.pi * progress_fraction))
         return self.learning_rate * min(1.0, (step + 1) / self.warmup) * cosine
 
 
@@ -46,26 +46,26 @@ class Task:
     """What is learned. `data` makes a batch on the CPU, in a worker process; `loss` gets it on the model's device."""
 
     model: PreTrainedModel
-    data: Callable[[int, Part], Batch]
+    data: Callable[[int, SceneSplit], Batch]
     loss: Callable[[PreTrainedModel, Batch], torch.Tensor]
     measure: Callable[[PreTrainedModel], dict[str, float]]
     """Metrics on scenes of the validation part, whose layouts no training scene has."""
-    helper: nn.Module | None = None
+    auxiliary_head: nn.Module | None = None
     """Learns beside the model for the sake of the loss and is thrown away."""
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
-        return [*self.model.parameters(), *(self.helper.parameters() if self.helper else ())]
+        return [*self.model.parameters(), *(self.auxiliary_head.parameters() if self.auxiliary_head else ())]
 
 
-class _Numbered(Dataset[Batch]):
+class _BatchDataset(Dataset[Batch]):
     """Batches by their number."""
 
-    def __init__(self, data: Callable[[int, Part], Batch]):
+    def __init__(self, data: Callable[[int, SceneSplit], Batch]):
         self.data = data
 
-    def __getitem__(self, number: int) -> Batch:
-        return self.data(number, "train")
+    def __getitem__(self, batch_index: int) -> Batch:
+        return self.data(batch_index, "train")
 
 
 def fit(task: Task, recipe: Recipe, state_file: Path, title: str, *, workers: int, save_every: int = 100) -> None:
@@ -74,14 +74,14 @@ def fit(task: Task, recipe: Recipe, state_file: Path, title: str, *, workers: in
     Raises TesseraError when the loss is not a finite number.
     """
     optimizer = torch.optim.AdamW(task.parameters(), lr=recipe.learning_rate, betas=BETAS, weight_decay=recipe.weight_decay)
-    first = _continue(state_file, recipe, task, optimizer)
+    first = _resume(state_file, recipe, task, optimizer)
     device = task.model.device
     task.model.train()
     with Progress(title, recipe.steps, "steps") as progress:
         progress.update(first)
         for step, batch in enumerate(_batches(task, range(first, recipe.steps), workers), first):
             for group in optimizer.param_groups:
-                group["lr"] = recipe.rate(step)
+                group["lr"] = recipe.learning_rate_at(step)
             with mixed_precision.autocast(device):
                 loss = task.loss(task.model, {name: value.to(device, non_blocking=True) for name, value in batch.items()})
             optimizer.zero_grad(set_to_none=True)
@@ -96,7 +96,7 @@ def fit(task: Task, recipe: Recipe, state_file: Path, title: str, *, workers: in
 
 def _batches(task: Task, numbers: range, workers: int) -> Iterator[Batch]:
     loader = DataLoader(
-        _Numbered(task.data),
+        _BatchDataset(task.data),
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
@@ -115,13 +115,13 @@ def _finite(loss: torch.Tensor, title: str, step: int) -> float:
 
 def _save(path: Path, recipe: Recipe, step: int, task: Task, optimizer: torch.optim.Optimizer) -> None:
     state = {"recipe": vars(recipe), "step": step, "model": task.model.state_dict(), "optimizer": optimizer.state_dict()}
-    if task.helper is not None:
-        state["helper"] = task.helper.state_dict()
-    with replacing(path) as beside:
-        torch.save(state, beside)
+    if task.auxiliary_head is not None:
+        state["helper"] = task.auxiliary_head.state_dict()
+    with atomic_write(path) as temp_path:
+        torch.save(state, temp_path)
 
 
-def _continue(path: Path, recipe: Recipe, task: Task, optimizer: torch.optim.Optimizer) -> int:
+def _resume(path: Path, recipe: Recipe, task: Task, optimizer: torch.optim.Optimizer) -> int:
     """Steps done by an interrupted run of the same recipe, whose state is loaded; 0 without one."""
     if not path.exists():
         return 0
@@ -129,7 +129,7 @@ def _continue(path: Path, recipe: Recipe, task: Task, optimizer: torch.optim.Opt
     if state["recipe"] != vars(recipe):
         return 0
     task.model.load_state_dict(state["model"])
-    if task.helper is not None:
-        task.helper.load_state_dict(state["helper"])
+    if task.auxiliary_head is not None:
+        task.auxiliary_head.load_state_dict(state["helper"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])

@@ -23,7 +23,9 @@ def qwen3_vl_from_parts(model: Qwen3VLForConditionalGeneration, language: Qwen3F
         # A still picture fills every frame of the temporal patch.
         target.patch_embed.proj.weight.copy_(kernel.unsqueeze(2).expand_as(target.patch_embed.proj.weight) / frames)
         target.patch_embed.proj.bias.copy_(source.embeddings.patch_embedding.bias)
-        target.pos_embed.weight.copy_(_resized(source.embeddings.position_embedding.weight, len(target.pos_embed.weight)))
+        target.pos_embed.weight.copy_(
+            _resize_position_embeddings(source.embeddings.position_embedding.weight, len(target.pos_embed.weight))
+        )
         for layer, block in zip(source.encoder.layers, target.blocks, strict=True):
             attention = layer.self_attn
             projections = (attention.q_proj, attention.k_proj, attention.v_proj)
@@ -36,7 +38,7 @@ def qwen3_vl_from_parts(model: Qwen3VLForConditionalGeneration, language: Qwen3F
             block.mlp.linear_fc2.load_state_dict(layer.mlp.fc2.state_dict())
 
 
-def _resized(positions: torch.Tensor, count: int) -> torch.Tensor:
+def _resize_position_embeddings(positions: torch.Tensor, count: int) -> torch.Tensor:
     """Position embeddings [side * side, width] stretched to `count` of them, as Qwen3-VL shrinks its own again."""
     side, new = round(len(positions) ** 0.5), round(count**0.5)
     grid = positions.T.reshape(1, -1, side, side)

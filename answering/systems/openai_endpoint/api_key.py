@@ -10,7 +10,7 @@ from errors import UsageError
 NO_KEY = "none"
 """Sent where an endpoint wants no key: the client must send something."""
 
-HIDDEN = "***"
+REDACTED = "***"
 
 
 def api_key(system: OpenAiSystem, where: str, folder: Path = Path()) -> str:
@@ -18,10 +18,10 @@ def api_key(system: OpenAiSystem, where: str, folder: Path = Path()) -> str:
 
     Raises UsageError, without the key, when it is missing or cannot be one; `where` stands in front of what it names.
     """
-    name = system.api_key_variable
+    name = system.api_key_env
     if name is None:
         return NO_KEY
-    key = (os.environ.get(name) or _read(folder / ".env").get(name) or "").strip()
+    key = (os.environ.get(name) or _read_dotenv(folder / ".env").get(name) or "").strip()
     where += f"api_key_variable: {name}"
     if not key:
         raise UsageError(f"{where} is set neither in the environment nor in {folder / '.env'} (null, if the endpoint wants no key)")
@@ -30,12 +30,12 @@ def api_key(system: OpenAiSystem, where: str, folder: Path = Path()) -> str:
     return key
 
 
-def hide(text: str, key: str) -> str:
+def redact(text: str, key: str) -> str:
     """`text` without the key, which an endpoint may repeat in what it says."""
-    return text if key == NO_KEY else text.replace(key, HIDDEN)
+    return text if key == NO_KEY else text.replace(key, REDACTED)
 
 
-def _read(path: Path) -> dict[str, str]:
+def _read_dotenv(path: Path) -> dict[str, str]:
     """Lines NAME=value; `export`, quotes around the value and lines that begin with # are known. Raises UsageError."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

@@ -8,13 +8,13 @@ from typing import Any
 from answering.config import OpenAiSystem
 from answering.decoding.candidates import Generation, merge
 from answering.prompts import PromptPolicy
-from answering.protocol import Answer, Decoding, Description, Picture, Request
-from answering.request_images import JPEG_QUALITY, data_url, picture_digest
+from answering.protocol import Answer, Decoding, Description, ImageInput, Request
+from answering.request_images import JPEG_QUALITY, data_url, image_digest
 from answering.systems.openai_endpoint.api_key import api_key
 from answering.systems.openai_endpoint.client import EndpointClient, EndpointError
-from answering.systems.openai_endpoint.response_cache import Choice, ReplyCache, cache_key
+from answering.systems.openai_endpoint.response_cache import Choice, ResponseCache, cache_key
 from dataset.loading.encoded_sample import check_messages
-from dataset.sample import IMAGE_MARK, Message
+from dataset.sample import IMAGE_PLACEHOLDER, Message
 from errors import TesseraError
 
 
@@ -27,7 +27,7 @@ class EndpointAnswerer:
 
     def __init__(self, system: OpenAiSystem, client: EndpointClient):
         self.system, self.client = system, client
-        self.policy, self.cache = PromptPolicy.of(system), ReplyCache(system.cache)
+        self.policy, self.cache = PromptPolicy.from_config(system), ResponseCache(system.cache)
 
     @property
     def description(self) -> Description:
@@ -36,43 +36,43 @@ class EndpointAnswerer:
 
     def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
         """One Answer for each request, in their order; what an endpoint refuses becomes an Answer with an error."""
-        with ThreadPoolExecutor(self.system.concurrency) as threads:
-            answers = [threads.submit(self._answer, request, decoding) for request in requests]
+        with ThreadPoolExecutor(self.system.concurrency) as pool:
+            futures = [pool.submit(self._answer, request, decoding) for request in requests]
             try:
-                wait(answers, return_when=FIRST_EXCEPTION)
+                wait(futures, return_when=FIRST_EXCEPTION)
             finally:
-                if not all(answer.done() for answer in answers):
+                if not all(answer.done() for answer in futures):
                     # Ctrl+C, or a defect: what is under way must not wait for an endpoint any more, and nothing else begins.
                     self.client.stopped.set()
-                    threads.shutdown(wait=False, cancel_futures=True)
-            return [answer.result() for answer in answers if not answer.cancelled()]
+                    pool.shutdown(wait=False, cancel_futures=True)
+            return [answer.result() for answer in futures if not answer.cancelled()]
 
     def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
         """Pieces of the greedy answer before cleaning. Raises TesseraError when the endpoint refuses."""
-        question = _Question(self.system, self._messages(request), request.pictures)
+        endpoint_request = _EndpointRequest(self.system, self._messages(request), request.images)
         body = self._greedy(decoding)
-        key = question.key(body)
+        key = endpoint_request.key(body)
         with self.cache.asking(key):
-            known = self.cache.get(key)
-            pieces = iter(known) if known is not None else self.client.stream(question.body(body))
-            text, said, seen = "", 0, []
-            for piece in pieces:
-                seen.append(piece)
-                text += piece.text or ""
+            cached = self.cache.get(key)
+            chunks = iter(cached) if cached is not None else self.client.stream(endpoint_request.body(body))
+            text, said, received = "", 0, []
+            for chunk in chunks:
+                received.append(chunk)
+                text += chunk.text or ""
                 # Blanks at the end may turn out to be the end.
-                shown = text.strip()
-                if len(shown) > said:
-                    yield shown[said:]
-                    said = len(shown)
-            if known is None:
-                self.cache.put(key, question.asked(body), (_joined(seen, text),), None)
+                stripped = text.strip()
+                if len(stripped) > said:
+                    yield stripped[said:]
+                    said = len(stripped)
+            if cached is None:
+                self.cache.put(key, endpoint_request.cache_record(body), (_merge_chunks(received, text),), None)
 
     def _answer(self, request: Request, decoding: Decoding) -> Answer:
         prompt = ""
         try:
             messages = self._messages(request)
             prompt = "\n".join(f"{message.role}: {message.content}" for message in messages)
-            choices = self._choices(_Question(self.system, messages, request.pictures), decoding)
+            choices = self._choices(_EndpointRequest(self.system, messages, request.images), decoding)
         except TesseraError as error:
             return Answer(request.request_id, error=str(error), prompt=prompt)
         said = [self._read(choice, request) for choice in choices if choice.text is not None]
@@ -84,26 +84,26 @@ class EndpointAnswerer:
     def _messages(self, request: Request) -> tuple[Message, ...]:
         """Raises EncodingError."""
         messages = self.policy.messages(request)
-        check_messages(messages, len(request.pictures))
+        check_messages(messages, len(request.images))
         return messages
 
-    def _choices(self, question: "_Question", decoding: Decoding) -> list[Choice]:
+    def _choices(self, endpoint_request: "_EndpointRequest", decoding: Decoding) -> list[Choice]:
         """The greedy choice, then samples. An endpoint that gives fewer than n is asked for the others again."""
-        choices = list(self._fetch(question, self._greedy(decoding)))[:1]
-        wanted = 1 if decoding.mode == "greedy" else decoding.k
+        choices = list(self._fetch(endpoint_request, self._greedy(decoding)))[:1]
+        wanted = 1 if decoding.strategy == "greedy" else decoding.num_candidates
         while (missing := wanted - len(choices)) > 0:
             body = self._body(decoding, decoding.temperature) | {"seed": decoding.seed + len(choices), "top_p": 1.0}
-            several = {"n": missing} if self.system.sampling == "n" and missing > 1 else {}
-            choices += self._fetch(question, body | several)[:missing]
+            count_options = {"n": missing} if self.system.sampling == "n" and missing > 1 else {}
+            choices += self._fetch(endpoint_request, body | count_options)[:missing]
         return choices
 
-    def _fetch(self, question: "_Question", body: dict[str, Any]) -> tuple[Choice, ...]:
-        key = question.key(body)
+    def _fetch(self, endpoint_request: "_EndpointRequest", body: dict[str, Any]) -> tuple[Choice, ...]:
+        key = endpoint_request.key(body)
         with self.cache.asking(key):
             choices = self.cache.get(key)
             if choices is None:
-                choices, usage = self.client.complete(question.body(body))
-                self.cache.put(key, question.asked(body), choices, usage)
+                choices, usage = self.client.complete(endpoint_request.body(body))
+                self.cache.put(key, endpoint_request.cache_record(body), choices, usage)
         return choices
 
     def _greedy(self, decoding: Decoding) -> dict[str, Any]:
@@ -119,12 +119,12 @@ class EndpointAnswerer:
         return Generation(self.policy.clean(raw, request), raw, choice.tokens or (raw,), log_prob)
 
 
-class _Question:
+class _EndpointRequest:
     """What is asked of an endpoint: messages with their pictures."""
 
-    def __init__(self, system: OpenAiSystem, messages: Sequence[Message], pictures: Sequence[Picture]):
-        self.system, self.messages, self.pictures = system, messages, pictures
-        self.digests = [picture_digest(picture) for picture in pictures]
+    def __init__(self, system: OpenAiSystem, messages: Sequence[Message], images: Sequence[ImageInput]):
+        self.system, self.messages, self.images = system, messages, images
+        self.digests = [image_digest(image) for image in images]
 
     def body(self, decoding: dict[str, Any]) -> dict[str, Any]:
         """Body of the request. Raises PictureError."""
@@ -134,26 +134,26 @@ class _Question:
 
     @cached_property
     def _urls(self) -> list[str]:
-        return [data_url(picture, self.system.max_side) for picture in self.pictures]
+        return [data_url(image, self.system.max_image_side) for image in self.images]
 
-    def asked(self, decoding: dict[str, Any]) -> dict[str, Any]:
+    def cache_record(self, decoding: dict[str, Any]) -> dict[str, Any]:
         """All that makes the reply, with a digest in the place of each picture: the encoder may change, the picture does not."""
         return {
             "base_url": self.system.base_url,
             "model": self.system.model,
             "messages": [{"role": message.role, "content": message.content} for message in self.messages],
-            "pictures": [{"sha256": sha256, "max_side": self.system.max_side, "quality": JPEG_QUALITY} for sha256 in self.digests],
+            "pictures": [{"sha256": sha256, "max_side": self.system.max_image_side, "quality": JPEG_QUALITY} for sha256 in self.digests],
             "decoding": decoding,
             "extra_body": self.system.extra_body,
         }
 
     def key(self, decoding: dict[str, Any]) -> str:
-        return cache_key(self.asked(decoding))
+        return cache_key(self.cache_record(decoding))
 
 
 def _parts(content: str, urls: Iterator[str]) -> str | list[dict[str, Any]]:
     """Text as it is; text with marks as parts, a picture in the place of each mark."""
-    texts = content.split(IMAGE_MARK)
+    texts = content.split(IMAGE_PLACEHOLDER)
     if len(texts) == 1:
         return content
     parts: list[dict[str, Any]] = []
@@ -165,15 +165,15 @@ def _parts(content: str, urls: Iterator[str]) -> str | list[dict[str, Any]]:
     return parts
 
 
-def _joined(pieces: Sequence[Choice], text: str) -> Choice:
+def _merge_chunks(chunks: Sequence[Choice], text: str) -> Choice:
     """The whole choice; with log-probabilities where every piece that says something has them. Raises EndpointError."""
-    if not pieces:
+    if not chunks:
         raise EndpointError("the endpoint's stream holds no choice")
-    reason = next((piece.finish_reason for piece in reversed(pieces) if piece.finish_reason), None)
-    if any(piece.text and piece.tokens is None for piece in pieces):
+    reason = next((chunk.finish_reason for chunk in reversed(chunks) if chunk.finish_reason), None)
+    if any(chunk.text and chunk.tokens is None for chunk in chunks):
         return Choice(text, reason)
-    tokens = tuple(token for piece in pieces for token in piece.tokens or ())
-    log_probs = tuple(value for piece in pieces for value in piece.log_probs or ())
+    tokens = tuple(token for chunk in chunks for token in chunk.tokens or ())
+    log_probs = tuple(value for chunk in chunks for value in chunk.log_probs or ())
     return Choice(text, reason, tokens, log_probs) if tokens else Choice(text, reason)
 
 

@@ -24,18 +24,18 @@ class Choice:
     log_probs: tuple[float, ...] | None = None
 
 
-class ReplyCache:
+class ResponseCache:
     """A folder of replies by the digest of what was asked; processes may share it."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._guard = threading.Lock()
+        self._locks_lock = threading.Lock()
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
     @contextmanager
     def asking(self, key: str) -> Iterator[None]:
         """Held while a reply is looked up and fetched, so that the same question is not asked twice at once."""
-        with self._guard:
+        with self._locks_lock:
             lock = self._locks[key]
         with lock:
             yield
@@ -51,17 +51,17 @@ class ReplyCache:
         except (ValueError, KeyError, TypeError) as error:
             raise TesseraError(f"{path}: not a reply of an endpoint; delete it to have the question asked again") from error
 
-    def put(self, key: str, asked: dict[str, Any], choices: tuple[Choice, ...], usage: object) -> None:
+    def put(self, key: str, cache_record: dict[str, Any], choices: tuple[Choice, ...], usage: object) -> None:
         """Keep a reply. asked: what the key was made of, for people; usage: tokens that the endpoint counted."""
-        write_json(self._path(key), {"asked": asked, "choices": [asdict(choice) for choice in choices], "usage": usage})
+        write_json(self._path(key), {"asked": cache_record, "choices": [asdict(choice) for choice in choices], "usage": usage})
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
 
 
-def cache_key(asked: dict[str, Any]) -> str:
+def cache_key(cache_record: dict[str, Any]) -> str:
     """Digest of all that makes an answer: address, model, messages, pictures and decoding."""
-    text = json.dumps(asked, ensure_ascii=False, sort_keys=True, allow_nan=False)
+    text = json.dumps(cache_record, ensure_ascii=False, sort_keys=True, allow_nan=False)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 

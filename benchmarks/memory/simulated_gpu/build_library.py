@@ -20,12 +20,12 @@ import torch
 from errors import TesseraError, UsageError
 
 SOURCE = Path(__file__).with_name("cuda_runtime.c")
-CARD, CONTEXT, BUILD = "IMITATED_CARD_BYTES", "IMITATED_CONTEXT_BYTES", "IMITATED_CARD"
+GPU_BYTES_VARIABLE, CONTEXT_BYTES_VARIABLE, SIMULATED_VARIABLE = "IMITATED_CARD_BYTES", "IMITATED_CONTEXT_BYTES", "IMITATED_CARD"
 CONTEXT_BYTES = 2**29
 """What a CUDA context with its libraries takes of a card: an assumption."""
 LIBRARIES = ("libc10_cuda.so", "libtorch_cuda.so", "libtorch_cuda_linalg.so", "libtorch_python.so", "libcaffe2_nvrtc.so")
 """Those of torch that call CUDA."""
-OF_CUDA = re.compile(r"__cuda|cuda[A-Z]|cu[A-Z](?!ile)|cublas|cudnn|curand|cusparse|cusolver|nccl")
+CUDA_SYMBOL = re.compile(r"__cuda|cuda[A-Z]|cu[A-Z](?!ile)|cublas|cudnn|curand|cusparse|cusolver|nccl")
 
 
 def check() -> None:
@@ -43,10 +43,13 @@ def run(arguments: Sequence[str], gib: float) -> int:
         library = build(Path(folder))
         # Triton asks for the driver by its file's name.
         library.with_name("libcuda.so.1").symlink_to(library.name)
-        places = {"LD_LIBRARY_PATH": _before("LD_LIBRARY_PATH", folder), "LD_PRELOAD": _before("LD_PRELOAD", str(library))}
-        places["TRITON_LIBCUDA_PATH"] = folder
+        library_paths = {
+            "LD_LIBRARY_PATH": _prepend_path("LD_LIBRARY_PATH", folder),
+            "LD_PRELOAD": _prepend_path("LD_PRELOAD", str(library)),
+        }
+        library_paths["TRITON_LIBCUDA_PATH"] = folder
         # Workers that compile would each load all of CUDA.
-        variables = {**sizes(gib), **places, BUILD: "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        variables = {**memory_variables(gib), **library_paths, SIMULATED_VARIABLE: "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         command = [sys.executable, "-m", "benchmarks.memory.simulated_gpu.run_script", *arguments]
         status = subprocess.run(command, env={**os.environ, **variables}, check=False).returncode
     if status < 0:
@@ -54,14 +57,14 @@ def run(arguments: Sequence[str], gib: float) -> int:
     return status
 
 
-def _before(variable: str, path: str) -> str:
+def _prepend_path(variable: str, path: str) -> str:
     """A path in front of those that a variable of the environment holds already."""
     return ":".join(filter(None, [path, os.environ.get(variable)]))
 
 
-def sizes(gib: float) -> dict[str, str]:
+def memory_variables(gib: float) -> dict[str, str]:
     """The variables that tell the library how large the card is."""
-    return {CARD: str(int(gib * 2**30)), CONTEXT: str(CONTEXT_BYTES)}
+    return {GPU_BYTES_VARIABLE: str(int(gib * 2**30)), CONTEXT_BYTES_VARIABLE: str(CONTEXT_BYTES)}
 
 
 def build(folder: Path) -> Path:
@@ -70,28 +73,28 @@ def build(folder: Path) -> Path:
     headers = [path.parent for path in sorted(torch_folder.parent.glob("nvidia/*/include/driver_types.h"))]
     if not headers:
         raise TesseraError(f"--card: {torch_folder.parent}/nvidia holds no driver_types.h, which CUDA builds of torch bring along")
-    callers = [torch_folder / "lib" / name for name in LIBRARIES] + _of_bitsandbytes()
-    return link(folder, headers[-1], symbols("--undefined-only", [path for path in callers if path.exists()]) | _of_triton())
+    calling_libraries = [torch_folder / "lib" / name for name in LIBRARIES] + _bitsandbytes_libraries()
+    return link(folder, headers[-1], symbols("--undefined-only", [path for path in calling_libraries if path.exists()]) | _triton_symbols())
 
 
-def link(folder: Path, headers: Path, called: set[str]) -> Path:
+def link(folder: Path, headers: Path, called_symbols: set[str]) -> Path:
     """The card as a shared library in `folder`. headers: where driver_types.h lies; called: functions that there must be: those that
     card.c does not define say "success"."""
-    compiled, library, rest = folder / "card.o", folder / "libimitated.so", folder / "rest.c"
+    compiled, library, stubs = folder / "card.o", folder / "libimitated.so", folder / "rest.c"
     options = ["-O1", "-w", "-fPIC", "-I", str(SOURCE.parent), "-I", str(headers)]
-    _call("cc", *options, "-c", str(SOURCE), "-o", str(compiled))
-    missing = called - symbols("--defined-only", [compiled])
-    rest.write_text("\n".join(f"int {symbol}(void) {{ return 0; }}" for symbol in sorted(missing)), encoding="utf-8")
-    _call("cc", *options, "-shared", str(compiled), str(rest), "-o", str(library), "-ldl", "-lpthread")
+    _run_tool("cc", *options, "-c", str(SOURCE), "-o", str(compiled))
+    missing = called_symbols - symbols("--defined-only", [compiled])
+    stubs.write_text("\n".join(f"int {symbol}(void) {{ return 0; }}" for symbol in sorted(missing)), encoding="utf-8")
+    _run_tool("cc", *options, "-shared", str(compiled), str(stubs), "-o", str(library), "-ldl", "-lpthread")
     return library
 
 
-def _of_bitsandbytes() -> list[Path]:
+def _bitsandbytes_libraries() -> list[Path]:
     found = importlib.util.find_spec("bitsandbytes")
     return [] if found is None or found.origin is None else sorted(Path(found.origin).parent.glob("libbitsandbytes_cuda*.so"))
 
 
-def _of_triton() -> set[str]:
+def _triton_symbols() -> set[str]:
     """Functions of the driver that Triton calls; it compiles its own launcher when it is first used."""
     found = importlib.util.find_spec("triton")
     if found is None or found.origin is None:
@@ -100,23 +103,25 @@ def _of_triton() -> set[str]:
     return {name for source in sources for name in re.findall(r"\bcu[A-Z]\w+", source.read_text(encoding="utf-8"))}
 
 
-def symbols(which: str, libraries: Iterable[Path]) -> set[str]:
+def symbols(nm_option: str, libraries: Iterable[Path]) -> set[str]:
     """Names of CUDA's functions in libraries, without versions. which: an option of nm."""
-    lines = (line for path in libraries for line in _call("nm", "-D" if path.suffix == ".so" else "-g", which, str(path)).splitlines())
+    lines = (
+        line for path in libraries for line in _run_tool("nm", "-D" if path.suffix == ".so" else "-g", nm_option, str(path)).splitlines()
+    )
     names = (line.split()[-1].partition("@")[0] for line in lines)
-    return {name for name in names if OF_CUDA.match(name)}
+    return {name for name in names if CUDA_SYMBOL.match(name)}
 
 
-def _call(*command: str) -> str:
+def _run_tool(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except FileNotFoundError as error:
         raise TesseraError(f"--card: {command[0]} is not installed; a C compiler with its tools is needed") from error
     except subprocess.CalledProcessError as error:
-        said = error.stderr.strip().splitlines() or [f"status {error.returncode}"]
-        raise TesseraError(f"--card: {command[0]} failed: {said[-1]}") from error
+        error_lines = error.stderr.strip().splitlines() or [f"status {error.returncode}"]
+        raise TesseraError(f"--card: {command[0]} failed: {error_lines[-1]}") from error
 
 
-def is_imitated() -> bool:
+def is_simulated() -> bool:
     """Whether this process has a card of ours."""
-    return BUILD in os.environ
+    return SIMULATED_VARIABLE in os.environ

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 
-def leave_out_what_needs_a_card() -> None:
+def disable_gpu_only_code() -> None:
     """cuDNN, which asks a real card for a plan of its convolutions, and a distribution whose kernel is compiled when it is first used.
 
     Convolutions (one a picture, for its patches) take another way; weights are as meaningless as everything else.
@@ -24,10 +24,10 @@ def run(arguments: list[str]) -> int:
     sys.path[0] = str(Path(arguments[0]).resolve().parent)
     try:
         runpy.run_path(arguments[0], run_name="__main__")
-    except SystemExit as ended:
-        if isinstance(ended.code, str):
-            print(ended.code, file=sys.stderr)
-        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except SystemExit as exit_error:
+        if isinstance(exit_error.code, str):
+            print(exit_error.code, file=sys.stderr)
+        return exit_error.code if isinstance(exit_error.code, int) else int(exit_error.code is not None)
     except Exception:  # noqa: BLE001 - the interpreter's own report of it would come behind our end
         traceback.print_exc()
         return 1
@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    leave_out_what_needs_a_card()
+    disable_gpu_only_code()
     status = run(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()

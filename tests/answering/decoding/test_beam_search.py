@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from answering.decoding.beam_search import PromptBatch, beam_search
-from answering.decoding.sampling import collect, draw, steps
+from answering.decoding.sampling import collect, decode_steps, sample_tokens
 from answering.protocol import Request
 from answering.systems.siglip_qwen import CheckpointAnswerer
 from model.siglip_qwen.modeling import VisionLanguageModel
-from tests.answering.plain import NEW, assert_equal, lengths, plain, plain_greedy
+from tests.answering.plain import NUM_NEW_TOKENS, assert_equal, num_distinct_lengths, plain, stock_greedy
 
 
 @pytest.mark.parametrize("k", [2, 4])
@@ -19,9 +19,9 @@ def test_beams_equal_those_of_plain_generate(
 ) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
     for ends in (answerer.end_ids, early_ends):
-        found = beam_search(model, batch, k, NEW, ends)
+        found = beam_search(model, batch, k, NUM_NEW_TOKENS, ends)
         assert_equal(found, plain(model, batch, ends, k))
-    assert lengths(found) > 2
+    assert num_distinct_lengths(found) > 2
 
 
 class Table:
@@ -68,35 +68,35 @@ def test_greedy_equals_plain_generate(
     model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], early_ends: tuple[int, ...]
 ) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
-    found = collect(steps(model, batch, 1, NEW, early_ends), len(requests), 1)
-    assert_equal(found, plain_greedy(model, batch, early_ends))
-    assert lengths(found) > 1
+    found = collect(decode_steps(model, batch, 1, NUM_NEW_TOKENS, early_ends), len(requests), 1)
+    assert_equal(found, stock_greedy(model, batch, early_ends))
+    assert num_distinct_lengths(found) > 1
 
 
 def test_padding_changes_no_candidate(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     prompts = [answerer.encode(request) for request in requests]
-    together = beam_search(model, answerer.collate(prompts), 3, NEW, answerer.end_ids)
-    alone = [beam_search(model, answerer.collate([prompt]), 3, NEW, answerer.end_ids)[0] for prompt in prompts]
+    together = beam_search(model, answerer.collate(prompts), 3, NUM_NEW_TOKENS, answerer.end_ids)
+    alone = [beam_search(model, answerer.collate([prompt]), 3, NUM_NEW_TOKENS, answerer.end_ids)[0] for prompt in prompts]
     assert_equal(together, alone)
 
 
-def test_pictures_and_prompt_run_once_a_question(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> None:
-    pictures, tokens = [], []
+def test_images_and_prompt_run_once_a_question(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+    images, tokens = [], []
     batch = answerer.collate([answerer.encode(request) for request in requests])
     hooks = [
-        model.model.vision_tower.get_input_embeddings().register_forward_pre_hook(lambda _, args: pictures.append(len(args[0]))),
+        model.model.vision_tower.get_input_embeddings().register_forward_pre_hook(lambda _, args: images.append(len(args[0]))),
         model.model.language_model.register_forward_pre_hook(
             lambda _, __, kwargs: tokens.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
         ),
     ]
     try:
-        beam_search(model, batch, 4, NEW, answerer.end_ids)
+        beam_search(model, batch, 4, NUM_NEW_TOKENS, answerer.end_ids)
     finally:
         for hook in hooks:
             hook.remove()
-    assert pictures == [5]
+    assert images == [5]
     # A question stays one row, in which the newest tokens of its beams stand side by side.
-    assert tokens == [tuple(batch.input_ids.shape), *[(5, 4)] * (NEW - 1)]
+    assert tokens == [tuple(batch.input_ids.shape), *[(5, 4)] * (NUM_NEW_TOKENS - 1)]
 
 
 def test_questions_that_have_stopped_leave_the_batch(
@@ -108,9 +108,9 @@ def test_questions_that_have_stopped_leave_the_batch(
         lambda _, __, kwargs: rows.append(len(kwargs["inputs_embeds"])), with_kwargs=True
     )
     try:
-        collect(steps(model, batch, 1, NEW, early_ends), len(requests), 1)
+        collect(decode_steps(model, batch, 1, NUM_NEW_TOKENS, early_ends), len(requests), 1)
         greedy, rows = rows, []
-        beam_search(model, batch, 2, NEW, early_ends)
+        beam_search(model, batch, 2, NUM_NEW_TOKENS, early_ends)
     finally:
         hook.remove()
     for found in (greedy, rows):
@@ -121,7 +121,7 @@ def test_questions_that_have_stopped_leave_the_batch(
 def test_an_untempered_draw_follows_the_distribution() -> None:
     probabilities = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
     uniform = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
-    drawn = draw(probabilities.log().expand(1000, -1), uniform)
-    assert torch.bincount(drawn, minlength=6).tolist() == [0, 500, 0, 300, 200, 0]
-    edges = draw(probabilities.log().expand(2, -1), torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64))
+    noise_image = sample_tokens(probabilities.log().expand(1000, -1), uniform)
+    assert torch.bincount(noise_image, minlength=6).tolist() == [0, 500, 0, 300, 200, 0]
+    edges = sample_tokens(probabilities.log().expand(2, -1), torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64))
     assert edges.tolist() == [1, 4]

@@ -8,108 +8,112 @@ import torch
 
 from answering.config import DecodingConfig
 from answering.decoding.beam_search import beam_search
-from answering.decoding.sampling import steps
-from answering.decoding.streaming import Begun, Event, Refused, Token, can_follow, follow
+from answering.decoding.sampling import decode_steps
+from answering.decoding.streaming import RequestFailed, RequestStarted, StreamEvent, TokenGenerated, can_stream_tokens, stream_tokens
 from answering.protocol import Request
 from answering.systems.local_model import Prompt
 from answering.systems.siglip_qwen import CheckpointAnswerer
 from dataset.sample import Message
-from tests.answering.conftest import drawn
+from tests.answering.conftest import noise_image
 
-GREEDY = DecodingConfig(mode="greedy", max_new_tokens=8)
-SAMPLES = DecodingConfig(mode="sample", k=3, max_new_tokens=8, temperature=0.7)
+GREEDY = DecodingConfig(strategy="greedy", max_new_tokens=8)
+SAMPLES = DecodingConfig(strategy="sample", num_candidates=3, max_new_tokens=8, temperature=0.7)
 
 
-def tokens(events: list[Event], place: int, sample: int = 0) -> list[Token]:
-    return [event for event in events if isinstance(event, Token) and (event.place, event.sample) == (place, sample)]
+def tokens(events: list[StreamEvent], request_index: int, sample: int = 0) -> list[TokenGenerated]:
+    return [
+        event for event in events if isinstance(event, TokenGenerated) and (event.request_index, event.sample) == (request_index, sample)
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [2, 16])
 def test_greedy_tokens_add_up_to_the_answers(answerer: CheckpointAnswerer, requests: list[Request], batch_size: int) -> None:
     decoding = dataclasses.replace(GREEDY, batch_size=batch_size)
-    events = list(follow(answerer, requests, decoding))
-    for place, answer in enumerate(answerer.answer(requests, GREEDY)):
-        said = tokens(events, place)
+    events = list(stream_tokens(answerer, requests, decoding))
+    for request_index, answer in enumerate(answerer.answer(requests, GREEDY)):
+        said = tokens(events, request_index)
         assert "".join(token.text for token in said) == answer.first.raw
         assert sum(token.log_prob for token in said) == pytest.approx(answer.first.log_prob, abs=1e-4)
         assert [token.end for token in said[:-1]] == [None] * (len(said) - 1)
         assert said[-1].end == ("length" if len(said) == 8 and said[-1].token != "<|im_end|>" else "stop")
-    lengths = [event.prompt_tokens for event in events if isinstance(event, Begun)]
+    lengths = [event.prompt_tokens for event in events if isinstance(event, RequestStarted)]
     assert lengths == [len(answerer.encode(request).ids) for request in requests]
 
 
 def test_samples_are_those_that_come_whole(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
-    events = list(follow(answerer, requests, SAMPLES))
-    for place, answer in enumerate(answerer.answer(requests, SAMPLES)):
-        said = {"".join(token.text for token in tokens(events, place, sample)) for sample in range(3)}
+    events = list(stream_tokens(answerer, requests, SAMPLES))
+    for request_index, answer in enumerate(answerer.answer(requests, SAMPLES)):
+        said = {"".join(token.text for token in tokens(events, request_index, sample)) for sample in range(3)}
         assert {candidate.raw for candidate in answer.candidates} <= said
 
 
 def test_a_request_that_cannot_be_asked_is_refused_and_spoils_no_other(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
-    bad = Request("marks", (drawn(1),), (Message("user", "no mark"),))
-    events = list(follow(answerer, [requests[0], bad, requests[1]], GREEDY))
-    assert [event for event in events if isinstance(event, Refused)] == [Refused(1, "0 <image> marks for 1 pictures")]
+    bad = Request("marks", (noise_image(1),), (Message("user", "no mark"),))
+    events = list(stream_tokens(answerer, [requests[0], bad, requests[1]], GREEDY))
+    assert [event for event in events if isinstance(event, RequestFailed)] == [RequestFailed(1, "0 <image> marks for 1 pictures")]
     whole = answerer.answer(requests[:2], GREEDY)
-    assert ["".join(token.text for token in tokens(events, place)) for place in (0, 2)] == [answer.first.raw for answer in whole]
+    assert ["".join(token.text for token in tokens(events, request_index)) for request_index in (0, 2)] == [
+        answer.first.raw for answer in whole
+    ]
 
 
-def test_an_abandoned_request_leaves_the_batch_and_the_others_stay_as_they_are(
+def test_an_cancelled_request_leaves_the_batch_and_the_others_stay_as_they_are(
     answerer: CheckpointAnswerer, requests: list[Request]
 ) -> None:
-    alone = list(follow(answerer, requests, GREEDY))
-    seen: list[Event] = []
-    for event in follow(answerer, requests, GREEDY, lambda place: place == 0 and len(tokens(seen, 0)) >= 2):
+    alone = list(stream_tokens(answerer, requests, GREEDY))
+    seen: list[StreamEvent] = []
+    for event in stream_tokens(answerer, requests, GREEDY, lambda request_index: request_index == 0 and len(tokens(seen, 0)) >= 2):
         seen.append(event)  # noqa: PERF402 - read while it grows
     assert len(tokens(alone, 0)) > 2
     assert len(tokens(seen, 0)) == 2
-    for place in range(1, len(requests)):
-        assert [token.token for token in tokens(seen, place)] == [token.token for token in tokens(alone, place)]
+    for request_index in range(1, len(requests)):
+        assert [token.token for token in tokens(seen, request_index)] == [token.token for token in tokens(alone, request_index)]
 
 
-def test_beams_of_an_abandoned_question_stop_and_the_others_stay_as_they_are(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_beams_of_an_cancelled_question_stop_and_the_others_stay_as_they_are(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
     whole = beam_search(answerer.model, batch, 3, 8, answerer.end_ids)
     asked: list[int] = []
 
-    def abandoned(question: int) -> bool:
+    def cancelled(question: int) -> bool:
         asked.append(question)
         return question == 1
 
-    rest = beam_search(answerer.model, batch, 3, 8, answerer.end_ids, abandoned)
-    for place in (0, 2, 3, 4):
-        assert [one.token_ids for one in rest[place]] == [one.token_ids for one in whole[place]]
+    rest = beam_search(answerer.model, batch, 3, 8, answerer.end_ids, cancelled)
+    for request_index in (0, 2, 3, 4):
+        assert [one.token_ids for one in rest[request_index]] == [one.token_ids for one in whole[request_index]]
     assert asked.count(1) == 1
     assert max(len(one.token_ids) for one in rest[1]) <= 1
 
 
-def test_when_all_are_abandoned_nothing_is_computed_any_more(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_when_all_are_cancelled_nothing_is_computed_any_more(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
-    assert len(list(steps(answerer.model, batch, 1, 8, answerer.end_ids, abandoned=lambda _: True))) == 1
+    assert len(list(decode_steps(answerer.model, batch, 1, 8, answerer.end_ids, cancelled=lambda _: True))) == 1
 
 
 def test_numbers_that_are_not_finite_are_refused(
     answerer: CheckpointAnswerer, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("answering.decoding.beam_search.torch.log_softmax", lambda logits, **_: torch.full_like(logits, torch.nan))
-    events = list(follow(answerer, requests[:1], GREEDY))
-    assert [type(event) for event in events] == [Begun, Refused]
+    events = list(stream_tokens(answerer, requests[:1], GREEDY))
+    assert [type(event) for event in events] == [RequestStarted, RequestFailed]
 
 
-def test_an_abandoned_question_becomes_an_error_and_the_others_stay_as_they_are(
+def test_an_cancelled_question_becomes_an_error_and_the_others_stay_as_they_are(
     answerer: CheckpointAnswerer, requests: list[Request]
 ) -> None:
-    beams = DecodingConfig(k=3, max_new_tokens=8, batch_size=2)
-    whole, rest = answerer.answer(requests, beams), answerer.answer(requests, beams, lambda place: place == 1)
+    beams = DecodingConfig(num_candidates=3, max_new_tokens=8, batch_size=2)
+    whole, rest = answerer.answer(requests, beams), answerer.answer(requests, beams, lambda request_index: request_index == 1)
     assert rest[1].error == "nobody waits for it any more"
-    for place in (0, 2, 3, 4):
-        assert [one.raw for one in rest[place].candidates] == [one.raw for one in whole[place].candidates]
+    for request_index in (0, 2, 3, 4):
+        assert [one.raw for one in rest[request_index].candidates] == [one.raw for one in whole[request_index].candidates]
 
 
 def test_only_plain_decoders_of_this_process_can_be_followed(answerer: CheckpointAnswerer) -> None:
     class OtherGrowth(CheckpointAnswerer):
-        def grow(self, request: Request, prompt: Prompt, decoding: DecodingConfig) -> Iterator[int]:
+        def generate_tokens(self, request: Request, prompt: Prompt, decoding: DecodingConfig) -> Iterator[int]:
             del request, prompt, decoding
             yield 1
 
-    assert can_follow(answerer)
-    assert not can_follow(OtherGrowth(answerer.model, answerer.processor))
+    assert can_stream_tokens(answerer)
+    assert not can_stream_tokens(OtherGrowth(answerer.model, answerer.processor))

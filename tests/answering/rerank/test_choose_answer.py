@@ -13,17 +13,17 @@ from answering.config import RerankWeights
 from answering.protocol import Answer, Candidate, Decoding, Description, Request
 from answering.reply import judge, reply
 from answering.rerank.candidate_scores import Signal, Signals
-from answering.rerank.choose_answer import Plan, choose, chosen_text, rerank
-from answering.rerank.confidence import Credibility, evidence
-from answering.rerank.image_text_scores import PictureScorer
+from answering.rerank.choose_answer import RerankPlan, chosen_text, rerank, select_candidates
+from answering.rerank.confidence import Confidence, confidence_features
+from answering.rerank.image_text_scores import ImageTextScorer
 from answering.rerank.learned_fusion import features
-from answering.rerank.logistic_regression import Logistic
-from answering.rerank.score_fusion import components, fuse, signal, stretched
-from answering.rerank.self_evaluation import Judge
+from answering.rerank.logistic_regression import LogisticModel
+from answering.rerank.score_fusion import components, fuse, min_max, softmax_min_max
+from answering.rerank.self_evaluation import SelfEvaluator
 from answering.rerank.statements import statement
 from answering.systems.local_model import LocalAnswerer
 from errors import UsageError
-from tests.answering.conftest import asked
+from tests.answering.conftest import make_request
 from visual.clip_scorer import ClipScorer
 
 USUAL = RerankWeights()
@@ -37,26 +37,26 @@ def fits(*scores: float, prior: Sequence[float] | None = None) -> Signals:
     return {"clip": Signal(scores, None if prior is None else tuple(prior))}
 
 
-def taken(candidates: Sequence[Candidate], signals: Signals | None, plan: Plan = Plan(), kind: Any = None) -> dict[str, str]:  # noqa: B008
+def taken(candidates: Sequence[Candidate], signals: Signals | None, plan: RerankPlan = RerankPlan(), kind: Any = None) -> dict[str, str]:  # noqa: B008
     """Texts that are chosen."""
-    return {name: chosen_text(candidates, place) for name, place in choose(candidates, signals, plan, kind).items()}
+    return {name: chosen_text(candidates, index) for name, index in select_candidates(candidates, signals, plan, kind).items()}
 
 
 def test_a_signal_is_a_softmax_stretched_to_0_and_1() -> None:
     values = np.log([0.5, 0.3, 0.2])
-    assert signal(values).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
-    assert signal(values + 5).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
+    assert softmax_min_max(values).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
+    assert softmax_min_max(values + 5).tolist() == pytest.approx([1.0, 1 / 3, 0.0])
 
 
 def test_where_all_are_equal_each_gets_1() -> None:
-    assert signal(np.array([2.0, 2.0, 2.0])).tolist() == [1.0, 1.0, 1.0]
-    assert signal(np.array([7.0])).tolist() == [1.0]
+    assert softmax_min_max(np.array([2.0, 2.0, 2.0])).tolist() == [1.0, 1.0, 1.0]
+    assert softmax_min_max(np.array([7.0])).tolist() == [1.0]
 
 
 def test_many_questions_of_different_lengths_at_once() -> None:
     ragged = np.array([[math.log(0.5), math.log(0.3), math.log(0.2)], [1.0, 2.0, np.nan], [3.0, np.nan, np.nan]])
     expected = [[1.0, 1 / 3, 0.0], [0.0, 1.0, np.nan], [1.0, np.nan, np.nan]]
-    assert signal(ragged) == pytest.approx(np.array(expected), nan_ok=True)
+    assert softmax_min_max(ragged) == pytest.approx(np.array(expected), nan_ok=True)
 
 
 def test_scores_are_fused_by_weight() -> None:
@@ -79,7 +79,7 @@ def test_only_the_proportions_of_the_weights_matter() -> None:
 
 def test_a_grid_of_weights_is_tried_on_signals_computed_once() -> None:
     means, clip = np.array([[-1.0, -1.5, -3.0], [-2.0, -1.0, np.nan]]), np.array([[1.0, 3.0, 2.0], [5.0, 1.0, np.nan]])
-    fused = fuse({"likelihood": signal(means), "clip": signal(clip)}, USUAL)
+    fused = fuse({"likelihood": softmax_min_max(means), "clip": softmax_min_max(clip)}, USUAL)
     for row in range(2):
         known = ~np.isnan(means[row])
         candidates = [candidate(str(i), float(mean)) for i, mean in enumerate(means[row][known])]
@@ -106,7 +106,7 @@ def test_each_way_of_choosing() -> None:
     assert taken(candidates, None) == {"first": "a", "majority": "c", "likelihood": "a"}
     judged = {**fits(0.0, 8.5, 9.0), "self": Signal((0.1, 0.2, 0.9))}
     assert taken(candidates, judged)["self"] == "c"
-    assert taken(candidates, judged, Plan(RerankWeights(likelihood=0.1, clip=0.0, self_score=0.9)))["reranked"] == "c"
+    assert taken(candidates, judged, RerankPlan(RerankWeights(likelihood=0.1, clip=0.0, self_evaluation=0.9)))["reranked"] == "c"
 
 
 def test_the_likeliest_need_not_come_first() -> None:
@@ -118,14 +118,14 @@ def test_the_likeliest_need_not_come_first() -> None:
 def test_guarded_questions_keep_their_first_answer(kind: str) -> None:
     candidates = [candidate("a", -0.1), candidate("b", -0.2)]
     signals = fits(0.0, 9.0)
-    learned = Logistic(("clip",), (9.0,), 0.0)
-    alone = taken(candidates, signals, Plan(RerankWeights(likelihood=0.1, clip=0.9), learned=learned), kind)
+    learned = LogisticModel(("clip",), (9.0,), 0.0)
+    alone = taken(candidates, signals, RerankPlan(RerankWeights(likelihood=0.1, clip=0.9), learned=learned), kind)
     assert (alone["reranked"], alone["learned"], alone["clip"]) == ("a", "a", "b")
-    lifted = taken(candidates, signals, Plan(RerankWeights(likelihood=0.1, clip=0.9), guard=(), learned=learned), kind)
+    lifted = taken(candidates, signals, RerankPlan(RerankWeights(likelihood=0.1, clip=0.9), guard=(), learned=learned), kind)
     assert (lifted["reranked"], lifted["learned"]) == ("b", "b")
 
 
-def test_each_form_of_a_picture_signal_by_hand() -> None:
+def test_each_form_of_a_image_signal_by_hand() -> None:
     candidates = [candidate("a"), candidate("b"), candidate("c")]
     signals = fits(math.log(1), math.log(9), math.log(2), prior=[0.0, math.log(9), 0.0])
     by_form = {form: components(candidates, signals, form)["clip"].tolist() for form in ("softmax", "raw", "prior_corrected")}
@@ -139,7 +139,7 @@ def test_each_form_of_a_picture_signal_by_hand() -> None:
 def test_several_scorers_are_averaged() -> None:
     signals = {**fits(1.0, 0.0), "siglip": Signal((0.0, 7.0))}
     assert components([candidate("a"), candidate("b")], signals, "raw")["clip"].tolist() == [0.5, 0.5]
-    assert stretched(np.array([3.0, 3.0, np.nan])) == pytest.approx(np.array([1.0, 1.0, np.nan]), nan_ok=True)
+    assert min_max(np.array([3.0, 3.0, np.nan])) == pytest.approx(np.array([1.0, 1.0, np.nan]), nan_ok=True)
 
 
 def test_without_counts_the_majority_is_the_likeliest() -> None:
@@ -158,7 +158,7 @@ class NeverRight:
 
     def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
         random = np.random.default_rng(decoding.seed)
-        texts = [f"wrong {i}" for i in range(decoding.k)] + [""]
+        texts = [f"wrong {i}" for i in range(decoding.num_candidates)] + [""]
         return [
             Answer(r.request_id, tuple(candidate(text, float(random.normal()), int(random.integers(1, 3))) for text in texts))
             for r in requests
@@ -170,9 +170,9 @@ class NeverRight:
 
 def test_a_chosen_answer_is_one_of_the_candidates() -> None:
     reference = "right"
-    requests = [asked(str(i), f"Is it {reference}?") for i in range(200)]
+    requests = [make_request(str(i), f"Is it {reference}?") for i in range(200)]
     random = np.random.default_rng(0)
-    for answer in NeverRight().answer(requests, Decoding(k=4)):
+    for answer in NeverRight().answer(requests, Decoding(num_candidates=4)):
         scores = random.normal(size=len(answer.candidates)).tolist()
         chosen = taken(answer.candidates, fits(*scores))
         assert set(chosen.values()) <= {one.text or "unknown" for one in answer.candidates}
@@ -183,17 +183,17 @@ def test_a_chosen_answer_is_one_of_the_candidates() -> None:
     "function",
     [
         rerank,
-        choose,
+        select_candidates,
         fuse,
-        signal,
+        softmax_min_max,
         components,
         chosen_text,
         statement,
         features,
-        evidence,
-        Credibility.__call__,
-        PictureScorer.signals,
-        Judge.judge,
+        confidence_features,
+        Confidence.__call__,
+        ImageTextScorer.signals,
+        SelfEvaluator.judge,
         judge,
         reply,
         ClipScorer.score,

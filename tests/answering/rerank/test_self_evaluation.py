@@ -6,23 +6,25 @@ import pytest
 import torch
 
 from answering.protocol import Request
-from answering.rerank.self_evaluation import NO, YES, Judge, judging
+from answering.rerank.self_evaluation import NO_WORDS, YES_WORDS, SelfEvaluator, self_evaluation_request
 from answering.systems.siglip_qwen import CheckpointAnswerer
-from tests.answering.conftest import asked, drawn
+from tests.answering.conftest import make_request, noise_image
 
 
 def test_it_is_the_probability_of_yes_against_no(answerer: CheckpointAnswerer) -> None:
-    request = asked("a", "What color is the circle?", drawn(1))
-    assert isinstance(answerer, Judge)
+    request = make_request("a", "What color is the circle?", noise_image(1))
+    assert isinstance(answerer, SelfEvaluator)
     (group,) = answerer.judge([request], [["red", "blue"]], 16)
     assert group is not None
     for text, found in zip(["red", "blue"], group, strict=True):
-        prompt = answerer.encode(judging(request, text))
+        prompt = answerer.encode(self_evaluation_request(request, text))
         ids = torch.tensor([prompt.ids])
         with torch.no_grad():
-            logits = answerer.model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **prompt.pictures).logits[0, -1]
+            logits = answerer.model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **prompt.images).logits[0, -1]
         probabilities = torch.softmax(logits.double(), 0)
-        yes, no = (sum(probabilities[i] for i in {answerer.tokenizer(w)["input_ids"][0] for w in words["en"]}) for words in (YES, NO))
+        yes, no = (
+            sum(probabilities[i] for i in {answerer.tokenizer(w)["input_ids"][0] for w in words["en"]}) for words in (YES_WORDS, NO_WORDS)
+        )
         assert found == pytest.approx(float(yes / (yes + no)), abs=1e-4)
     assert group[0] != group[1]
 
@@ -37,14 +39,14 @@ def test_each_candidate_is_judged_as_it_is_alone(answerer: CheckpointAnswerer, r
 
 
 def test_what_cannot_be_asked_is_not_judged_and_harms_no_other(answerer: CheckpointAnswerer) -> None:
-    good, long = asked("a", "What?", drawn(1)), asked("b", "What? " * 600)
+    good, long = make_request("a", "What?", noise_image(1)), make_request("b", "What? " * 600)
     assert answerer.judge([long, good], [["x", "y"], ["z"]], 8)[0] is None
     assert answerer.judge([long, good], [["x"], ["z"]], 8)[1] == pytest.approx(answerer.judge([good], [["z"]], 8)[0], abs=1e-5)
 
 
-def test_the_question_stays_with_its_pictures_and_gets_no_suffix() -> None:
-    request = replace(asked("a", "是什么？", drawn(1)), language="zh")
-    changed = judging(request, "a <image> b")
+def test_the_question_stays_with_its_images_and_gets_no_suffix() -> None:
+    request = replace(make_request("a", "是什么？", noise_image(1)), language="zh")
+    changed = self_evaluation_request(request, "a <image> b")
     assert changed.task == "conversation"
     assert changed.messages[-1].content.count("<image>") == 1
     assert "候选答案：a   b" in changed.messages[-1].content

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from answering.question_types import guarded_kind
+from answering.question_types import skippable_question_type
 from answering.rerank.statements import joined, kind, sentence, statement
 from dataset.sample import Language
 from dataset.synthetic.question_phrasing import ask
-from dataset.synthetic.scene import compose
+from dataset.synthetic.scene import generate_scene
 
 Pair = tuple[str, str, str]
 """Question, answer, and the sentence that says the same."""
@@ -107,7 +107,7 @@ def test_another_answer_makes_another_sentence_about_drawn_scenes() -> None:
     fitting = []
     for i in range(300):
         for language in ("en", "zh"):
-            question = ask(compose(11, "validation", i), language, random.Random(i))
+            question = ask(generate_scene(11, "validation", i), language, random.Random(i))
             texts = [sentence(question.text, answer, language) for answer in (question.answer.usual, *question.wrong)]
             fitting.append(texts[0] is not None)
             said = [text for text in texts if text is not None]
@@ -157,5 +157,5 @@ def test_statements_join_question_and_answer() -> None:
     ],
 )
 def test_yes_no_and_counting_are_told_apart_for_the_guard(question: str, language: Language, expected: str | None) -> None:
-    assert guarded_kind(question, language) == expected
+    assert skippable_question_type(question, language) == expected
     assert expected is None or kind(question, language) == expected

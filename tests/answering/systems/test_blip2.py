@@ -18,17 +18,17 @@ from transformers import (
 )
 
 from answering.config import Blip2System, DecodingConfig
-from answering.decoding.streaming import can_follow
+from answering.decoding.streaming import can_stream_tokens
 from answering.protocol import Answer, Request
 from answering.systems import blip2
 from answering.systems.blip2 import Blip2Answerer
 from dataset.sample import Message
 from errors import UsageError
-from tests.answering.conftest import asked, drawn
+from tests.answering.conftest import make_request, noise_image
 
-BEAMS = DecodingConfig(k=4, max_new_tokens=6)
-SAMPLES = DecodingConfig(k=4, mode="sample", max_new_tokens=6, temperature=0.7)
-GREEDY = DecodingConfig(mode="greedy", max_new_tokens=6)
+BEAMS = DecodingConfig(num_candidates=4, max_new_tokens=6)
+SAMPLES = DecodingConfig(num_candidates=4, strategy="sample", max_new_tokens=6, temperature=0.7)
+GREEDY = DecodingConfig(strategy="greedy", max_new_tokens=6)
 
 
 def language(family: str, tokenizer: Any) -> OPTConfig | T5Config:
@@ -87,9 +87,9 @@ def answerer(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Blip2A
 
 
 REQUESTS = [
-    asked("one", "What color is the circle?", drawn(1)),
-    asked("two", "Is there a blue star left of the green ring?", drawn(3)),
-    asked("three", "How many?", Image.new("RGB", (50, 20), "red")),
+    make_request("one", "What color is the circle?", noise_image(1)),
+    make_request("two", "Is there a blue star left of the green ring?", noise_image(3)),
+    make_request("three", "How many?", Image.new("RGB", (50, 20), "red")),
 ]
 
 
@@ -109,12 +109,12 @@ def test_beams_equal_those_of_the_models_own_class_and_processor(answerer: Blip2
     assert model.config.image_token_index < 1536
     for request, answer in zip(REQUESTS, answerer.answer(REQUESTS, BEAMS), strict=True):
         question = request.messages[0].content.removeprefix("<image>\n")
-        inputs = processor(images=request.pictures[0], text=f"Question: {question} Short answer:", return_tensors="pt")
+        inputs = processor(images=request.images[0], text=f"Question: {question} Short answer:", return_tensors="pt")
         output = model.generate(
             **inputs, num_beams=4, num_return_sequences=4, max_new_tokens=6, eos_token_id=list(answerer.end_ids), output_scores=True,
             return_dict_in_generate=True,
         )  # fmt: skip
-        new = output.sequences[:, -6:] if answerer.replies else output.sequences[:, inputs["input_ids"].shape[1] :]
+        new = output.sequences[:, -6:] if answerer.is_encoder_decoder else output.sequences[:, inputs["input_ids"].shape[1] :]
         texts = {text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)}
         assert {candidate.raw for candidate in answer.candidates} <= texts
         assert sum(candidate.count for candidate in answer.candidates) == 4
@@ -124,8 +124,8 @@ def test_beams_equal_those_of_the_models_own_class_and_processor(answerer: Blip2
     assert len({answer.first.raw for answer in answerer.answer(REQUESTS, BEAMS)}) > 1
 
 
-def test_another_picture_gives_other_probabilities_whatever_the_folder_says_of_its_image_token(answerer: Blip2Answerer) -> None:
-    red, blue = (asked(color, "What color?", Image.new("RGB", (90, 90), color)) for color in ("red", "blue"))
+def test_another_image_gives_other_probabilities_whatever_the_folder_says_of_its_image_token(answerer: Blip2Answerer) -> None:
+    red, blue = (make_request(color, "What color?", Image.new("RGB", (90, 90), color)) for color in ("red", "blue"))
     for index in (None, 0, 1535):
         answerer.model.config.image_token_index = index
         first, second = (answer.first.log_prob for answer in answerer.answer([red, blue], GREEDY))
@@ -151,7 +151,7 @@ def test_a_log_probability_is_that_of_the_untempered_model(answerer: Blip2Answer
     for generated in sampled:
         ids = torch.tensor([generated.token_ids])
         with torch.no_grad():
-            if answerer.replies:
+            if answerer.is_encoder_decoder:
                 logits = language(**inputs, labels=ids).logits[0]
             else:
                 answer = language.get_input_embeddings()(ids)
@@ -175,21 +175,21 @@ def test_a_stream_adds_up_to_the_answer(answerer: Blip2Answerer, decoding: Decod
 
 
 def test_its_search_is_the_librarys_and_cannot_be_followed(answerer: Blip2Answerer) -> None:
-    assert not can_follow(answerer)
+    assert not can_stream_tokens(answerer)
 
 
 def test_a_stream_that_fails_says_so(answerer: Blip2Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(_: object) -> None:
         raise KeyError("gone")
 
-    monkeypatch.setattr(answerer, "_inputs", gone)
+    monkeypatch.setattr(answerer, "_input_paths", gone)
     with pytest.raises(KeyError, match="gone"):
         list(answerer.stream(REQUESTS[0], GREEDY))
 
 
 def test_each_task_has_its_prompt(answerer: Blip2Answerer) -> None:
     def text(task: Any, *messages: Message) -> str:
-        return answerer.encode(Request("a", (drawn(1),), messages, task)).text
+        return answerer.encode(Request("a", (noise_image(1),), messages, task)).text
 
     question = Message("user", "<image>\nWhat is {it}?")
     assert text("vqa", question) == "<image>Question: What is {it}? Short answer:"
@@ -200,21 +200,21 @@ def test_each_task_has_its_prompt(answerer: Blip2Answerer) -> None:
     settings = answerer.description.settings
     assert settings["question_prompt"] == "Question: {} Short answer:"
     assert settings["caption_prompt"] == "a photo of"
-    assert answerer.answer([asked("a", "What?", drawn(1))], GREEDY)[0].prompt == "<image>Question: What? Short answer:"
+    assert answerer.answer([make_request("a", "What?", noise_image(1))], GREEDY)[0].prompt == "<image>Question: What? Short answer:"
 
 
 def test_control_tokens_in_a_users_text_stay_text(answerer: Blip2Answerer) -> None:
-    ids = answerer.encode(asked("a", "Is <|im_end|> here?", drawn(1))).ids
+    ids = answerer.encode(make_request("a", "Is <|im_end|> here?", noise_image(1))).ids
     assert answerer.tokenizer.eos_token_id not in ids
 
 
 def test_a_bad_request_is_an_answer_with_an_error_and_spoils_no_other(answerer: Blip2Answerer, tmp_path: Path) -> None:
     bad = [
-        asked("none", "What?"),
-        asked("several", "What?", drawn(1), drawn(2)),
-        asked("missing", "What?", tmp_path / "none.jpg"),
-        Request("roles", (drawn(1),), (Message("assistant", "<image>"),)),
-        *([] if answerer.replies else [asked("long", "very " * 100, drawn(1))]),
+        make_request("none", "What?"),
+        make_request("several", "What?", noise_image(1), noise_image(2)),
+        make_request("missing", "What?", tmp_path / "none.jpg"),
+        Request("roles", (noise_image(1),), (Message("assistant", "<image>"),)),
+        *([] if answerer.is_encoder_decoder else [make_request("long", "very " * 100, noise_image(1))]),
     ]
     answers = answerer.answer([*bad, *REQUESTS], BEAMS)
     errors = {answer.request_id: answer.error or "" for answer in answers[: len(bad)]}
@@ -222,7 +222,7 @@ def test_a_bad_request_is_an_answer_with_an_error_and_spoils_no_other(answerer: 
     assert errors["several"].endswith("this one has 2")
     assert "there is no such file" in errors["missing"]
     assert "not the user's" in errors["roles"]
-    if not answerer.replies:
+    if not answerer.is_encoder_decoder:
         assert "the model takes at most 92 beside a picture" in errors["long"]
     assert_same(answers[len(bad) :], answerer.answer(REQUESTS, BEAMS))
 
@@ -235,7 +235,7 @@ def test_only_the_language_model_is_quantised(folders: dict[str, Path], family: 
     quantised = {name for name, module in answerer.model.named_modules() if type(module).__name__ == small}
     assert any(".layers." in name or ".block." in name for name in quantised)
     assert all(name.startswith("language_model.") and "lm_head" not in name for name in quantised)
-    (answer,) = answerer.answer([REQUESTS[0]], DecodingConfig(k=2, max_new_tokens=3))
+    (answer,) = answerer.answer([REQUESTS[0]], DecodingConfig(num_candidates=2, max_new_tokens=3))
     assert sum(candidate.count for candidate in answer.candidates) == 2
 
 

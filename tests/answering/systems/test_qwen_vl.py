@@ -18,12 +18,12 @@ from transformers.processing_utils import ProcessorMixin
 from answering.config import DecodingConfig, QwenVlSystem
 from answering.decoding.beam_search import beam_search
 from answering.protocol import Request
-from answering.request_images import shrunk
+from answering.request_images import resize_to_max_side
 from answering.systems.qwen_vl import QwenVlAnswerer, load
 from dataset.sample import Message
 from errors import UsageError
-from tests.answering.conftest import asked, drawn
-from tests.answering.plain import NEW, assert_equal, plain
+from tests.answering.conftest import make_request, noise_image
+from tests.answering.plain import NUM_NEW_TOKENS, assert_equal, plain
 
 
 class ImageOnlyProcessor(Qwen3VLProcessor):
@@ -91,25 +91,25 @@ def answerer(request: pytest.FixtureRequest, parts: Path) -> QwenVlAnswerer:
 
 
 REQUESTS = [
-    asked("one", "What color is the circle?", Image.new("RGB", (300, 90), "red")),
-    asked("none", "Is there a blue star left of the green ring?"),
-    asked("several", "这幅图像描述了什么？", drawn(2), drawn(9)),
-    asked("long", "Describe the picture. " * 6, drawn(4)),
+    make_request("one", "What color is the circle?", Image.new("RGB", (300, 90), "red")),
+    make_request("none", "Is there a blue star left of the green ring?"),
+    make_request("several", "这幅图像描述了什么？", noise_image(2), noise_image(9)),
+    make_request("long", "Describe the picture. " * 6, noise_image(4)),
 ]
 
 
 def test_beams_equal_those_of_plain_generate(answerer: QwenVlAnswerer) -> None:
     batch = answerer.collate([answerer.encode(request) for request in REQUESTS])
-    types = {"mm_token_type_ids": (batch.input_ids == answerer.processor.placeholder_id).int()}
-    given = type(batch)(batch.input_ids, batch.attention_mask, batch.position_ids, {**batch.pictures, **types})
-    found = beam_search(answerer.model, batch, 3, NEW, answerer.end_ids)
+    types = {"mm_token_type_ids": (batch.input_ids == answerer.processor.image_token_id).int()}
+    given = type(batch)(batch.input_ids, batch.attention_mask, batch.position_ids, {**batch.images, **types})
+    found = beam_search(answerer.model, batch, 3, NUM_NEW_TOKENS, answerer.end_ids)
     assert_equal(found, plain(answerer.model, given, answerer.end_ids, 3))
     assert len({question[0].token_ids for question in found}) == len(REQUESTS)
 
 
-def test_another_picture_gives_other_probabilities(answerer: QwenVlAnswerer) -> None:
-    decoding = DecodingConfig(k=1, mode="greedy", max_new_tokens=4)
-    red, blue = (asked(color, "What color?", Image.new("RGB", (90, 90), color)) for color in ("red", "blue"))
+def test_another_image_gives_other_probabilities(answerer: QwenVlAnswerer) -> None:
+    decoding = DecodingConfig(num_candidates=1, strategy="greedy", max_new_tokens=4)
+    red, blue = (make_request(color, "What color?", Image.new("RGB", (90, 90), color)) for color in ("red", "blue"))
     first, second = (answer.first.log_prob for answer in answerer.answer([red, blue], decoding))
     assert first is not None
     assert first != pytest.approx(second, abs=1e-4)
@@ -119,27 +119,27 @@ def test_prompts_equal_those_of_the_models_own_processor(parts: Path) -> None:
     answerer = loaded(parts / "qwen3_vl", "qwen3_vl", short_answer_prompt=None, short_answer_prompt_zh=None)
     folder = parts / "qwen3_vl"
     stock = ImageOnlyProcessor(Qwen2VLImageProcessorPil.from_pretrained(folder), AutoTokenizer.from_pretrained(folder))
-    pictures = [drawn(2), Image.new("RGB", (200, 60), "green")]
-    request = Request("a", tuple(pictures), (Message("user", "<image>First <image>second?"),))
+    images = [noise_image(2), Image.new("RGB", (200, 60), "green")]
+    request = Request("a", tuple(images), (Message("user", "<image>First <image>second?"),))
     content = [
-        {"type": "image", "image": pictures[0]},
+        {"type": "image", "image": images[0]},
         {"type": "text", "text": "First "},
-        {"type": "image", "image": pictures[1]},
+        {"type": "image", "image": images[1]},
         {"type": "text", "text": "second?"},
     ]
     text = stock.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, enable_thinking=False)
-    expected = stock(text=[text], images=pictures, return_tensors="pt")
+    expected = stock(text=[text], images=images, return_tensors="pt")
     prompt = answerer.encode(request)
     assert prompt.ids == expected["input_ids"][0].tolist()
-    assert torch.equal(prompt.pictures["pixel_values"], expected["pixel_values"])
-    assert torch.equal(prompt.pictures["image_grid_thw"], expected["image_grid_thw"])
+    assert torch.equal(prompt.images["pixel_values"], expected["pixel_values"])
+    assert torch.equal(prompt.images["image_grid_thw"], expected["image_grid_thw"])
 
 
 def test_control_tokens_in_a_users_text_stay_text(answerer: QwenVlAnswerer) -> None:
-    prompt = answerer.encode(asked("a", "Is <|image_pad|> or <|im_end|> here?", drawn(1)))
-    merged = int(prompt.pictures["image_grid_thw"].prod()) // answerer.image_processor.merge_size**2
-    assert prompt.ids.count(answerer.processor.placeholder_id) == merged
-    assert prompt.ids.count(answerer.processor.end_id) == 1 + prompt.text.startswith("<|im_start|>system")
+    prompt = answerer.encode(make_request("a", "Is <|image_pad|> or <|im_end|> here?", noise_image(1)))
+    merged = int(prompt.images["image_grid_thw"].prod()) // answerer.image_processor.merge_size**2
+    assert prompt.ids.count(answerer.processor.image_token_id) == merged
+    assert prompt.ids.count(answerer.processor.end_of_turn_id) == 1 + prompt.text.startswith("<|im_start|>system")
     assert "Is <|image_pad|> or <|im_end|> here?" in prompt.text
 
 
@@ -152,7 +152,7 @@ def test_only_the_language_model_is_quantised(parts: Path, quantization: str) ->
     assert quantised
     assert all(name.startswith("model.language_model.layers.") for name in quantised)
     assert not any(getattr(module, "support_avx512bf16_for_cpu", False) for module in answerer.model.modules())
-    (answer,) = answerer.answer([REQUESTS[0]], DecodingConfig(k=2, max_new_tokens=3))
+    (answer,) = answerer.answer([REQUESTS[0]], DecodingConfig(num_candidates=2, max_new_tokens=3))
     assert sum(candidate.count for candidate in answer.candidates) == 2
 
 
@@ -160,21 +160,21 @@ def test_a_model_that_does_not_fit_is_offloaded(parts: Path, tmp_path: Path) -> 
     whole = loaded(parts / "qwen3_vl", "qwen3_vl")
     spread = load(whole.system.__class__(**{**vars(whole.system), "max_memory": {"cpu": "6MB"}, "offload_folder": tmp_path}), "cpu")
     assert any(place == "disk" for place in spread.model.hf_device_map.values())
-    decoding = DecodingConfig(k=2, max_new_tokens=3)
+    decoding = DecodingConfig(num_candidates=2, max_new_tokens=3)
     fresh = load(whole.system, "cpu")
     assert spread.answer(REQUESTS[:1], decoding) == fresh.answer(REQUESTS[:1], decoding)
 
 
-def test_pictures_are_shrunk_in_proportion_and_never_enlarged() -> None:
-    assert shrunk(Image.new("RGB", (1000, 500)), 384).size == (384, 192)
-    assert shrunk(Image.new("RGB", (30, 2000)), 384).size == (6, 384)
+def test_images_are_shrunk_in_proportion_and_never_enlarged() -> None:
+    assert resize_to_max_side(Image.new("RGB", (1000, 500)), 384).size == (384, 192)
+    assert resize_to_max_side(Image.new("RGB", (30, 2000)), 384).size == (6, 384)
     small = Image.new("RGB", (384, 10))
-    assert shrunk(small, 384) is small
+    assert resize_to_max_side(small, 384) is small
 
 
-def test_a_picture_that_the_model_refuses_spoils_only_its_own_request(answerer: QwenVlAnswerer) -> None:
-    thin = asked("thin", "What is this?", Image.new("RGB", (384, 1)))
-    bad, good = answerer.answer([thin, REQUESTS[0]], DecodingConfig(k=2, max_new_tokens=2))
+def test_a_image_that_the_model_refuses_spoils_only_its_own_request(answerer: QwenVlAnswerer) -> None:
+    thin = make_request("thin", "What is this?", Image.new("RGB", (384, 1)))
+    bad, good = answerer.answer([thin, REQUESTS[0]], DecodingConfig(num_candidates=2, max_new_tokens=2))
     assert bad.candidates == ()
     assert bad.error is not None
     assert "aspect ratio" in bad.error

@@ -11,21 +11,21 @@ import torch
 from PIL import Image
 
 from answering.config import DecodingConfig
-from answering.decoding.beam_search import Generated, PromptBatch
+from answering.decoding.beam_search import GeneratedSequence, PromptBatch
 from answering.prompts import PromptPolicy
 from answering.protocol import Answer, Request
-from answering.systems.local_model import Prompt, evaluating
+from answering.systems.local_model import Prompt, eval_mode
 from answering.systems.siglip_qwen import CheckpointAnswerer
 from dataset.loading.encoded_sample import EncodingError
 from dataset.sample import Message
 from errors import TesseraError
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from tests.answering.conftest import asked, drawn
+from tests.answering.conftest import make_request, noise_image
 
-BEAMS = DecodingConfig(k=4, max_new_tokens=6)
-SAMPLES = DecodingConfig(k=4, mode="sample", max_new_tokens=6, temperature=0.7)
-GREEDY = DecodingConfig(mode="greedy", max_new_tokens=6)
+BEAMS = DecodingConfig(num_candidates=4, max_new_tokens=6)
+SAMPLES = DecodingConfig(num_candidates=4, strategy="sample", max_new_tokens=6, temperature=0.7)
+GREEDY = DecodingConfig(strategy="greedy", max_new_tokens=6)
 
 
 def assert_same(found: list[Answer], expected: list[Answer]) -> None:
@@ -41,12 +41,12 @@ def test_a_bad_request_is_an_answer_with_an_error_and_spoils_no_other(
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
     bad = [
-        asked("missing", "What?", tmp_path / "none.jpg"),
-        asked("broken", "What?", broken),
-        Request("marks", (drawn(1),), (Message("user", "no mark"),)),
+        make_request("missing", "What?", tmp_path / "none.jpg"),
+        make_request("broken", "What?", broken),
+        Request("marks", (noise_image(1),), (Message("user", "no mark"),)),
         Request("roles", (), (Message("assistant", "Hello"),)),
         Request("empty", (), ()),
-        asked("too long", "very " * 600, drawn(1)),
+        make_request("too long", "very " * 600, noise_image(1)),
     ]
     mixed = [one for pair in zip(bad, requests, strict=False) for one in pair] + bad[len(requests) :]
     answers = {answer.request_id: answer for answer in answerer.answer(mixed, BEAMS)}
@@ -79,7 +79,7 @@ def test_the_next_batch_is_read_while_the_model_answers(
         read[request.request_id].set()
         return encode(request)
 
-    def generating(batch: Sequence[Request], *rest: Any) -> list[list[Generated]]:
+    def generating(batch: Sequence[Request], *rest: Any) -> list[list[GeneratedSequence]]:
         asked_together.append([request.request_id for request in batch])
         if len(asked_together) == 1:
             others = [name for name in read if name not in asked_together[0]]
@@ -99,7 +99,7 @@ def test_samples_depend_on_the_seed_and_are_not_all_the_same(answerer: Checkpoin
     assert first == again
     other = answerer.answer(requests, dataclasses.replace(SAMPLES, seed=1))
     assert [answer.candidates for answer in other] != [answer.candidates for answer in first]
-    assert all(sum(candidate.count for candidate in answer.candidates) == SAMPLES.k for answer in first)
+    assert all(sum(candidate.count for candidate in answer.candidates) == SAMPLES.num_candidates for answer in first)
     assert any(len(answer.candidates) > 1 for answer in first)
 
 
@@ -126,7 +126,7 @@ def test_a_log_probability_is_summed_over_the_tokens_with_the_end_token(
     for generated in answerer._generate([requests[0]], [prompt], SAMPLES)[0]:
         ids = torch.tensor([prompt.ids + list(generated.token_ids)])
         with torch.no_grad():
-            logits = model(input_ids=ids, **batch.pictures).logits[0].log_softmax(-1)
+            logits = model(input_ids=ids, **batch.images).logits[0].log_softmax(-1)
         start = len(prompt.ids)
         expected = sum(float(logits[start + i - 1, token]) for i, token in enumerate(generated.token_ids))
         assert generated.log_prob == pytest.approx(expected, abs=1e-3)
@@ -134,16 +134,16 @@ def test_a_log_probability_is_summed_over_the_tokens_with_the_end_token(
 
 def test_the_prompt_is_the_one_of_training(answerer: CheckpointAnswerer, processor: Processor, requests: list[Request]) -> None:
     for request in requests:
-        encoded = processor.encode(request.messages, "red", len(request.pictures))
+        encoded = processor.encode(request.messages, "red", len(request.images))
         assert encoded is not None
         ids = answerer.encode(request).ids
         assert encoded.input_ids[: len(ids)] == ids
         assert [label for label in encoded.labels if label != -100] == encoded.input_ids[len(ids) :]
 
 
-def test_the_prompt_is_kept_with_one_mark_a_picture(model: VisionLanguageModel, processor: Processor) -> None:
+def test_the_prompt_is_kept_with_one_mark_a_image(model: VisionLanguageModel, processor: Processor) -> None:
     answerer = CheckpointAnswerer(model, processor, PromptPolicy("Answer shortly.", None, True), {"path": "here"})
-    (answer,) = answerer.answer([asked("a", "What?", drawn(1), drawn(2))], GREEDY)
+    (answer,) = answerer.answer([make_request("a", "What?", noise_image(1), noise_image(2))], GREEDY)
     assert "<image><image>\nWhat?\nAnswer shortly.<|im_end|>" in answer.prompt
     assert answerer.description.kind == "checkpoint"
     assert answerer.description.settings == {
@@ -151,7 +151,7 @@ def test_the_prompt_is_kept_with_one_mark_a_picture(model: VisionLanguageModel, 
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("decoding", [GREEDY, dataclasses.replace(SAMPLES, k=1, max_new_tokens=24)], ids=["greedy", "sample"])
+@pytest.mark.parametrize("decoding", [GREEDY, dataclasses.replace(SAMPLES, num_candidates=1, max_new_tokens=24)], ids=["greedy", "sample"])
 def test_a_stream_adds_up_to_the_answer(answerer: CheckpointAnswerer, requests: list[Request], decoding: DecodingConfig) -> None:
     for request, answer in zip(requests, answerer.answer(requests, decoding), strict=True):
         assert "".join(answerer.stream(request, decoding)) == answer.first.raw
@@ -178,26 +178,26 @@ def test_a_streamed_character_is_never_cut(answerer: CheckpointAnswerer, process
     text = "鼹鼠 🦔 两只\n\n ok"
     ids = processor.tokenizer.encode(f"  {text} \n\u3000", add_special_tokens=False)
     assert len(ids) > len(text), "these characters were meant to take several tokens each"
-    scripted(answerer, monkeypatch, [*ids, processor.end_id])
-    pieces = list(answerer.stream(asked("a", "Who?"), DecodingConfig(mode="greedy", max_new_tokens=60)))
+    scripted(answerer, monkeypatch, [*ids, processor.end_of_turn_id])
+    pieces = list(answerer.stream(make_request("a", "Who?"), DecodingConfig(strategy="greedy", max_new_tokens=60)))
     assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces)
     assert pieces[0] == "鼹"
-    assert answerer.answer([asked("a", "Who?")], DecodingConfig(mode="greedy", max_new_tokens=60))[0].first.raw == text
+    assert answerer.answer([make_request("a", "Who?")], DecodingConfig(strategy="greedy", max_new_tokens=60))[0].first.raw == text
 
 
 def test_bytes_that_are_no_character_are_said_as_in_the_answer(
     answerer: CheckpointAnswerer, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = processor.tokenizer.encode("鼹", add_special_tokens=False)[:1]
-    scripted(answerer, monkeypatch, [*half, *processor.tokenizer.encode("a"), *half, processor.end_id])
-    pieces = list(answerer.stream(asked("a", "Who?"), DecodingConfig(mode="greedy", max_new_tokens=60)))
+    scripted(answerer, monkeypatch, [*half, *processor.tokenizer.encode("a"), *half, processor.end_of_turn_id])
+    pieces = list(answerer.stream(make_request("a", "Who?"), DecodingConfig(strategy="greedy", max_new_tokens=60)))
     assert "".join(pieces) == "\ufffda\ufffd"
 
 
 def test_a_request_that_cannot_be_streamed_raises(answerer: CheckpointAnswerer) -> None:
     with pytest.raises(EncodingError, match="marks for 1 pictures"):
-        list(answerer.stream(Request("a", (drawn(1),), (Message("user", "?"),)), GREEDY))
+        list(answerer.stream(Request("a", (noise_image(1),), (Message("user", "?"),)), GREEDY))
 
 
 def test_dropout_is_off_and_the_mode_of_every_module_comes_back(answerer: CheckpointAnswerer) -> None:
@@ -205,7 +205,7 @@ def test_dropout_is_off_and_the_mode_of_every_module_comes_back(answerer: Checkp
     model.train()
     model.model.vision_tower.eval()
     before = [module.training for module in model.modules()]
-    with evaluating(model):
+    with eval_mode(model):
         assert not any(module.training for module in model.modules())
     assert [module.training for module in model.modules()] == before
     model.eval()
@@ -237,16 +237,16 @@ def test_out_of_memory_names_the_settings_to_change(
     assert all("out of memory with 1 questions" in (answer.error or "") for answer in one_by_one)
 
 
-def test_a_batch_without_pictures_needs_none(answerer: CheckpointAnswerer) -> None:
-    batch = answerer.collate([answerer.encode(asked("a", "Who?")), answerer.encode(asked("b", "Who are you?"))])
+def test_a_batch_without_images_needs_none(answerer: CheckpointAnswerer) -> None:
+    batch = answerer.collate([answerer.encode(make_request("a", "Who?")), answerer.encode(make_request("b", "Who are you?"))])
     assert isinstance(batch, PromptBatch)
-    assert batch.pictures == {}
+    assert batch.images == {}
     assert (batch.attention_mask[:, -1] == 1).all()
     assert batch.attention_mask[0, 0] == 0
     assert batch.position_ids[0].tolist()[-1] == int(batch.attention_mask[0].sum()) - 1
 
 
-def test_pictures_in_memory_are_turned_into_rgb(answerer: CheckpointAnswerer) -> None:
+def test_images_in_memory_are_turned_into_rgb(answerer: CheckpointAnswerer) -> None:
     grey = Image.new("L", (50, 50), 128)
-    one, other = answerer.answer([asked("a", "What?", grey), asked("b", "What?", grey.convert("RGB"))], GREEDY)
+    one, other = answerer.answer([make_request("a", "What?", grey), make_request("b", "What?", grey.convert("RGB"))], GREEDY)
     assert one.first.log_prob == pytest.approx(other.first.log_prob, abs=1e-5)

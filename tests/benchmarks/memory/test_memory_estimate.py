@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import config as configuration
-from benchmarks.memory.memory_estimate import held, kept_a_token, plan
+from benchmarks.memory.memory_estimate import activation_bytes_per_token, estimate_memory, persistent_bytes
 from dataset.loading.collators import Example, PaddedCollator
-from dataset.loading.encoded_sample import IGNORED, Encoded
-from model.lora import attach, base_model, checkpoint_gradients
+from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
+from model.lora import base_model, configure_trainable, enable_gradient_checkpointing
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
-from tests.model.kept import bytes_kept
+from tests.model.kept import saved_tensor_bytes
 from tools.benchmark import SIZES
 from training.config import TrainConfig
 
@@ -26,23 +26,25 @@ RECIPE = configuration.DEFAULT.parent / SIZES["4b"][0]
 @pytest.mark.parametrize(("size", "most"), [("4b", 10), ("8b", 14)])
 def test_qlora_in_rows_of_1024_keeps_within_what_is_promised(size: Any, most: float) -> None:
     config = configuration.load(RECIPE)
-    assert (config.train.tokens_per_row, config.train.optimizer, config.model.quantization) == (1024, "paged_adamw8bit", "nf4")
-    report = plan(size, config.model, config.train)
+    assert (config.train.packing_length, config.train.optim, config.model.quantization) == (1024, "paged_adamw8bit", "nf4")
+    report = estimate_memory(size, config.model, config.train)
     found = report.measured["bytes"]
     assert found["in all"] == pytest.approx(sum(found.values()) / 2)
     assert 0.5 * most < found["in all"] / 2**30 < most
-    plain = plan(size, ModelConfig(max_tokens=1024), config.train).measured["bytes"]
+    plain = estimate_memory(size, ModelConfig(max_length=1024), config.train).measured["bytes"]
     assert plain["language model's layers"] == pytest.approx(2 / 0.516 * found["language model's layers"], rel=0.001)
 
 
 @pytest.fixture
 def settings(parts: Path) -> ModelConfig:
-    lora = LoraConfig(r=16, alpha=8, dropout=0.1)
-    return ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=lora, quantization="nf4", max_tokens=256)
+    lora = LoraConfig(r=16, lora_alpha=8, lora_dropout=0.1)
+    return ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=lora, quantization="nf4", max_length=256)
 
 
 def test_what_is_held_is_what_the_tensors_of_a_quantised_model_take(settings: ModelConfig, processor: Processor) -> None:
-    model = attach(build(settings, placeholder_id=processor.placeholder_id, dtype=torch.bfloat16), settings, ["projector", "lora"])
+    model = configure_trainable(
+        build(settings, image_token_id=processor.image_token_id, dtype=torch.bfloat16), settings, ["projector", "lora"]
+    )
     taken = 0
     for module in base_model(model).model.language_model.layers.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -50,8 +52,8 @@ def test_what_is_held_is_what_the_tensors_of_a_quantised_model_take(settings: Mo
             beside = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
             taken += module.weight.nbytes + sum(tensor.nbytes for tensor in beside)
     plain = dataclasses.replace(settings, quantization="none")
-    unquantised = build(plain, placeholder_id=processor.placeholder_id, dtype=torch.bfloat16)
-    found = held(attach(unquantised, plain, ["projector", "lora"]), settings, TrainConfig())
+    unquantised = build(plain, image_token_id=processor.image_token_id, dtype=torch.bfloat16)
+    found = persistent_bytes(configure_trainable(unquantised, plain, ["projector", "lora"]), settings, TrainConfig())
     assert taken <= found["language model's layers"] <= 1.01 * taken
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert found["trained weights and gradients, fp32"] == 2 * sum(parameter.nbytes for parameter in trained)
@@ -60,13 +62,15 @@ def test_what_is_held_is_what_the_tensors_of_a_quantised_model_take(settings: Mo
 
 
 def test_a_layer_keeps_about_what_is_reckoned(settings: ModelConfig, processor: Processor) -> None:
-    model = attach(build(settings, placeholder_id=processor.placeholder_id, dtype=torch.bfloat16), settings, ["projector", "lora"]).train()
+    model = configure_trainable(
+        build(settings, image_token_id=processor.image_token_id, dtype=torch.bfloat16), settings, ["projector", "lora"]
+    ).train()
     layers, ids = base_model(model).model.language_model.layers, list(range(100, 220))
-    examples = [Example(str(i), Encoded(ids, [IGNORED, *ids[1:]], 0), torch.zeros(0, 3, 96, 96)) for i in range(4)]
+    examples = [Example(str(i), EncodedSample(ids, [IGNORE_INDEX, *ids[1:]], 0), torch.zeros(0, 3, 96, 96)) for i in range(4)]
     batch = PaddedCollator(0)(examples)
 
-    checkpoint_gradients(model, len(layers))
-    least = bytes_kept(lambda: model(**batch).loss)
-    checkpoint_gradients(model, 0)
-    a_layer = (bytes_kept(lambda: model(**batch).loss) - least) / len(layers)
-    assert 4 * len(ids) * kept_a_token(base_model(model).config.text_config, settings) == pytest.approx(a_layer, rel=0.3)
+    enable_gradient_checkpointing(model, len(layers))
+    least = saved_tensor_bytes(lambda: model(**batch).loss)
+    enable_gradient_checkpointing(model, 0)
+    a_layer = (saved_tensor_bytes(lambda: model(**batch).loss) - least) / len(layers)
+    assert 4 * len(ids) * activation_bytes_per_token(base_model(model).config.text_config, settings) == pytest.approx(a_layer, rel=0.3)

@@ -17,17 +17,21 @@ from tools import benchmark
 from training.config import StageConfig, TrainConfig
 
 CPU = torch.device("cpu")
-MODEL = ModelConfig(max_tokens=512, lora=LoraConfig(r=4, alpha=8, dropout=0.0), quantization="nf4")
+MODEL = ModelConfig(max_length=512, lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0), quantization="nf4")
 TRAIN = TrainConfig(
-    stages=(StageConfig(name="tune", train=("projector", "lora")),), batching="packed", tokens_per_row=160, accumulation=2, precision="bf16"
+    stages=(StageConfig(name="tune", train=("projector", "lora")),),
+    batching="packed",
+    packing_length=160,
+    gradient_accumulation_steps=2,
+    precision="bf16",
 )
 
 
 def test_weights_are_quantised_as_a_loaded_model_s_are(parts: Path) -> None:
-    plain = ModelConfig(max_tokens=512)
-    made = build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU, four_bits=True)
+    plain = ModelConfig(max_length=512)
+    made = build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU, load_in_4bit=True)
     settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), quantization="nf4")
-    loaded = build(settings, placeholder_id=5, dtype=torch.float32)
+    loaded = build(settings, image_token_id=5, dtype=torch.float32)
     for one, other in zip(made.model.language_model.layers.modules(), loaded.model.language_model.layers.modules(), strict=True):
         assert type(one) is type(other)
         if isinstance(one, bnb.nn.Linear4bit):
@@ -45,10 +49,10 @@ def test_weights_are_quantised_as_a_loaded_model_s_are(parts: Path) -> None:
 
 
 def test_layers_that_are_quantised_one_by_one_are_those_of_a_whole_model() -> None:
-    plain = ModelConfig(max_tokens=512)
+    plain = ModelConfig(max_length=512)
     whole, made = (
-        build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU, four_bits=four_bits)
-        for four_bits in (False, True)
+        build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU, load_in_4bit=load_in_4bit)
+        for load_in_4bit in (False, True)
     )
     assert made.is_loaded_in_4bit and made.config.text_config.to_dict() == whole.config.text_config.to_dict()
     layers, wanted = made.model.language_model.layers, whole.model.language_model.layers
@@ -70,7 +74,7 @@ def test_steps_of_the_recipe_are_run_and_set_beside_what_is_reckoned() -> None:
 
 def test_rows_that_hold_no_sample_and_int8_are_refused() -> None:
     with pytest.raises(UsageError, match=r"train\.tokens_per_row: 40 is less than the shortest sample"):
-        measure("tiny", MODEL, TrainConfig(stages=TRAIN.stages, batching="packed", tokens_per_row=40), CPU)
+        measure("tiny", MODEL, TrainConfig(stages=TRAIN.stages, batching="packed", packing_length=40), CPU)
     with pytest.raises(UsageError, match=r"model\.quantization: int8"):
         measure("tiny", ModelConfig(quantization="int8"), TRAIN, CPU)
 

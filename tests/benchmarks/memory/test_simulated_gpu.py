@@ -15,7 +15,7 @@ import torch
 
 import cli
 from benchmarks.memory.simulated_gpu import build_library
-from benchmarks.memory.simulated_gpu.build_library import CONTEXT_BYTES, SOURCE, check, link, sizes, symbols
+from benchmarks.memory.simulated_gpu.build_library import CONTEXT_BYTES, SOURCE, check, link, memory_variables, symbols
 from errors import TesseraError, UsageError
 from tools import benchmark
 
@@ -49,7 +49,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def card(library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ctypes.CDLL]:
     """A card of 4 GiB. It is loaded once a process and lives on, so a test leaves it empty."""
-    for name, value in sizes(4).items():
+    for name, value in memory_variables(4).items():
         monkeypatch.setenv(name, value)
     found = ctypes.CDLL(str(library))
     found.cudaFree.argtypes = [ctypes.c_void_p]

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 from benchmarks.training import train_step
-from benchmarks.training.timed_steps import Trained, Way
-from benchmarks.training.train_step import Effort, measure
-from benchmarks.training.train_step_results import Work
+from benchmarks.training.timed_steps import TrainedModel, Variant
+from benchmarks.training.train_step import Workload, measure
+from benchmarks.training.train_step_results import SampleCounts
 from errors import TesseraError, UsageError
 from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
 from training.config import StageConfig, TrainConfig
-from training.monitoring.throughput import StepCost
+from training.monitoring.throughput import StepFlops
 
 CPU = torch.device("cpu")
-SMALL = ModelConfig(max_tokens=512, lora=LoraConfig(r=4, alpha=8, dropout=0.1))
+SMALL = ModelConfig(max_length=512, lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1))
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -25,7 +25,7 @@ def settings(**changes: Any) -> TrainConfig:
 
 
 def test_every_path_is_measured_on_the_same_samples() -> None:
-    report = measure("tiny", SMALL, settings(), Effort(samples=6, rounds=2), CPU)
+    report = measure("tiny", SMALL, settings(), Workload(samples=6, rounds=2), CPU)
     results = report.measured["results"]
     assert [(row["path"], row["batch"]) for row in results] == [
         ("ours", "3, by length"),
@@ -51,21 +51,21 @@ def test_every_path_is_measured_on_the_same_samples() -> None:
 
 
 def test_ours_recomputes_where_the_settings_say_so() -> None:
-    report = measure("tiny", SMALL, settings(gradient_checkpointing=True), Effort(samples=3, rounds=1, against_stock=False), CPU)
+    report = measure("tiny", SMALL, settings(gradient_checkpointing=True), Workload(samples=3, rounds=1, against_stock=False), CPU)
     assert "gradient checkpointing: all (5 of 5 layers; train.gradient_checkpointing=true)" in report.facts["ours"]
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = Way.block
+    usual = Variant.block
 
-    def block(way: Way) -> float:
+    def block(way: Variant) -> float:
         if way.name == "stock" or (way.name == "stock, checkpointing" and way.batch == "4"):
             raise torch.OutOfMemoryError
         return usual(way)
 
-    monkeypatch.setattr(Way, "block", block)
-    train = settings(batching="packed", tokens_per_row=160)
-    report = measure("tiny", SMALL, train, Effort(samples=5, rounds=1, stock_batch=4), CPU)
+    monkeypatch.setattr(Variant, "block", block)
+    train = settings(batching="packed", packing_length=160)
+    report = measure("tiny", SMALL, train, Workload(samples=5, rounds=1, stock_batch=4), CPU)
     assert [tuple(row[:3]) for row in report.rows if row[2] == "out of memory"] == [
         ("stock", "4", "out of memory"),
         ("stock", "2", "out of memory"),
@@ -79,14 +79,14 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(monkeypatch: pytest.Monkey
 
 
 def test_ours_can_run_alone() -> None:
-    report = measure("tiny", SMALL, settings(), Effort(samples=3, rounds=1, against_stock=False), CPU)
+    report = measure("tiny", SMALL, settings(), Workload(samples=3, rounds=1, against_stock=False), CPU)
     assert [row["path"] for row in report.measured["results"]] == ["ours"]
 
 
-def test_models_that_are_not_the_same_are_not_compared(monkeypatch: pytest.MonkeyPatch, strange_stock: Callable[..., Any]) -> None:
-    monkeypatch.setattr(train_step, "build_stock", strange_stock)
+def test_models_that_are_not_the_same_are_not_compared(monkeypatch: pytest.MonkeyPatch, different_stock: Callable[..., Any]) -> None:
+    monkeypatch.setattr(train_step, "build_stock", different_stock)
     with pytest.raises(TesseraError, match="not the same model: on the same samples our loss is"):
-        measure("tiny", SMALL, settings(), Effort(samples=3, rounds=1), CPU)
+        measure("tiny", SMALL, settings(), Workload(samples=3, rounds=1), CPU)
 
 
 @pytest.mark.parametrize(
@@ -94,28 +94,29 @@ def test_models_that_are_not_the_same_are_not_compared(monkeypatch: pytest.Monke
     [
         (SMALL, TrainConfig(stages=(StageConfig(name="align", train=("projector",)),)), "train.stages"),
         (ModelConfig(lora=None), settings(), "train.stages"),
-        (SMALL, settings(batching="packed", tokens_per_row=40), "train.tokens_per_row"),
-        (SMALL, settings(cache_features=True), "train.cache_features"),
-        (SMALL, settings(optimizer="paged_adamw8bit"), "train.optimizer"),
+        (SMALL, settings(batching="packed", packing_length=40), "train.tokens_per_row"),
+        (SMALL, settings(cache_vision_features=True), "train.cache_features"),
+        (SMALL, settings(optim="paged_adamw8bit"), "train.optimizer"),
     ],
 )
 def test_settings_that_cannot_be_measured_are_refused(model: ModelConfig, train: TrainConfig, named: str) -> None:
     with pytest.raises(UsageError, match=named):
-        measure("tiny", model, train, Effort(samples=3, rounds=1), CPU)
+        measure("tiny", model, train, Workload(samples=3, rounds=1), CPU)
 
 
 def test_memory_of_the_other_side_is_trained_weights_and_their_moments(processor: Processor) -> None:
     model = torch.nn.Linear(10, 20)
     model.bias.requires_grad_(False)
-    optimizer = torch.optim.AdamW([model.weight])
-    side = Trained(model, optimizer, lambda batch: model(batch["x"]).sum(), processor.pictures, CPU, bf16=False, clip=1.0)
-    assert side.own_bytes() == 4 * 200
+    optim = torch.optim.AdamW([model.weight])
+    side = TrainedModel(model, optim, lambda batch: model(batch["x"]).sum(), processor.pixel_reader, CPU, bf16=False, max_grad_norm=1.0)
+    assert side.trainable_bytes() == 4 * 200
     pixels = torch.zeros(1, 3, 96, 96, dtype=torch.uint8)
     side.step({"x": torch.ones(1, 10), "pixel_values": pixels})
-    assert side.own_bytes() == 4 * 200 * 3 + 4
+    assert side.trainable_bytes() == 4 * 200 * 3 + 4
 
 
 def test_useful_operations_count_no_padding() -> None:
     assert (
-        Work(samples=2, tokens=30, supervised=4).operations(StepCost(per_token=5.0, per_supervised=7.0, per_picture=11.0)) == 150 + 28 + 22
+        SampleCounts(samples=2, tokens=30, supervised=4).operations(StepFlops(per_token=5.0, per_supervised_token=7.0, per_image=11.0))
+        == 150 + 28 + 22
     )

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from dataset.build.merge_report import Report
+from dataset.build.merge_report import MergeReport
 from dataset.config import SplitConfig
-from dataset.record_validation import Reason
+from dataset.record_validation import DropReason
 from tests.dataset.raw_files import RawFiles, conversation, ten
 
 HALVES = SplitConfig(validation=0.25, test=0.25)
@@ -15,34 +15,34 @@ HALVES = SplitConfig(validation=0.25, test=0.25)
 
 class TestDropped:
     def test_every_reason_is_counted_with_its_place(self, raw: RawFiles) -> None:
-        raw.picture("good.jpg")
-        truncated = raw.pictures / raw.picture("truncated.jpg", shade=1, size=(64, 48))
+        raw.image("good.jpg")
+        truncated = raw.images / raw.image("truncated.jpg", shade=1, size=(64, 48))
         truncated.write_bytes(truncated.read_bytes()[:-100])
-        raw.picture("wide.png", size=(100, 60))
-        (raw.pictures / "text.jpg").write_text("404 not found")
+        raw.image("wide.png", size=(100, 60))
+        (raw.images / "text.jpg").write_text("404 not found")
         mark_in_answer = conversation("good.jpg", "?", "see <image>")
-        cases: list[tuple[Reason, Any]] = [
-            (Reason.MISSING_FILE, conversation("none.jpg", "?", "x")),
-            (Reason.UNDECODABLE, conversation("truncated.jpg", "?", "x")),
-            (Reason.UNDECODABLE, conversation("text.jpg", "?", "x")),
-            (Reason.TOO_MANY_PIXELS, conversation("wide.png", "?", "x")),
-            (Reason.EMPTY, conversation("good.jpg", " \n", "x")),
-            (Reason.EMPTY, conversation("good.jpg", "?", "")),
-            (Reason.EMPTY, conversation("good.jpg", "?", "x", " ", "y")),
-            (Reason.EMPTY, {"image": "good.jpg", "conversations": []}),
-            (Reason.MARKS, {**conversation(None, "?", "x"), "image": "good.jpg"}),
-            (Reason.MARKS, conversation("good.jpg", "<image> ?", "x")),
-            (Reason.MARKS, conversation(["good.jpg", "good.jpg"], "?", "x")),
-            (Reason.MARKS, mark_in_answer),
-            (Reason.UNKNOWN_ROLE, {"image": "good.jpg", "conversations": [{"from": "user", "value": "<image>"}]}),
-            (Reason.TURNS, conversation("good.jpg", "?", "x", "and?")),
-            (Reason.TURNS, {"conversations": [{"from": "gpt", "value": "x"}]}),
-            (Reason.NOT_AN_OBJECT, ["good.jpg"]),
-            (Reason.NOT_AN_OBJECT, {"image": "good.jpg", "conversations": ["?", "x"]}),
-            (Reason.BAD_ENCODING, conversation("good.jpg", "caf\ud8e9?", "x")),
-            (Reason.BAD_ENCODING, conversation("caf\ud8e9.jpg", "?", "x")),
-            (Reason.ANSWER_TYPE, {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": 3}]}),
-            (Reason.MISSING_FIELD, {"image": "good.jpg"}),
+        cases: list[tuple[DropReason, Any]] = [
+            (DropReason.MISSING_FILE, conversation("none.jpg", "?", "x")),
+            (DropReason.UNDECODABLE, conversation("truncated.jpg", "?", "x")),
+            (DropReason.UNDECODABLE, conversation("text.jpg", "?", "x")),
+            (DropReason.TOO_MANY_PIXELS, conversation("wide.png", "?", "x")),
+            (DropReason.EMPTY, conversation("good.jpg", " \n", "x")),
+            (DropReason.EMPTY, conversation("good.jpg", "?", "")),
+            (DropReason.EMPTY, conversation("good.jpg", "?", "x", " ", "y")),
+            (DropReason.EMPTY, {"image": "good.jpg", "conversations": []}),
+            (DropReason.IMAGE_COUNT, {**conversation(None, "?", "x"), "image": "good.jpg"}),
+            (DropReason.IMAGE_COUNT, conversation("good.jpg", "<image> ?", "x")),
+            (DropReason.IMAGE_COUNT, conversation(["good.jpg", "good.jpg"], "?", "x")),
+            (DropReason.IMAGE_COUNT, mark_in_answer),
+            (DropReason.UNKNOWN_ROLE, {"image": "good.jpg", "conversations": [{"from": "user", "value": "<image>"}]}),
+            (DropReason.TURN_ORDER, conversation("good.jpg", "?", "x", "and?")),
+            (DropReason.TURN_ORDER, {"conversations": [{"from": "gpt", "value": "x"}]}),
+            (DropReason.NOT_AN_OBJECT, ["good.jpg"]),
+            (DropReason.NOT_AN_OBJECT, {"image": "good.jpg", "conversations": ["?", "x"]}),
+            (DropReason.BAD_ENCODING, conversation("good.jpg", "caf\ud8e9?", "x")),
+            (DropReason.BAD_ENCODING, conversation("caf\ud8e9.jpg", "?", "x")),
+            (DropReason.ANSWER_TYPE, {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": 3}]}),
+            (DropReason.MISSING_FIELD, {"image": "good.jpg"}),
         ]  # fmt: skip
         records = [conversation("good.jpg", "?", "x"), *(record for _, record in cases), conversation("good.jpg", "?", "y")]
         report = raw.merge(raw.llava(records), max_pixels=100 * 60 - 1)
@@ -59,27 +59,27 @@ class TestDropped:
 
     @pytest.mark.parametrize("answers", [[1, 2], [None], {"a": 1}, 5, [["x"]], [{"text": "x"}]])
     def test_answers_of_an_unknown_type_are_counted(self, raw: RawFiles, answers: Any) -> None:
-        raw.picture("a.jpg")
+        raw.image("a.jpg")
         good = {"question": "?", "answers": ["x"], "image_file": "a.jpg"}
         report = raw.merge(raw.vqa_metadata([{**good, "answers": answers}, good]))
         assert report.sources[0].dropped == {"unknown answer type": 1}
 
     def test_examples_can_be_written_whatever_the_record_holds(self, raw: RawFiles) -> None:
-        raw.picture("COCO_train2014_000000000001.jpg")
+        raw.image("COCO_train2014_000000000001.jpg")
         sound = {"question_id": 1, "image_id": 1, "question": "?"}
         odd = [{**sound, "question_id": "\ud8e9"}, {**sound, "question_id": "line\nbreak"}, {**sound, "question_id": "long" * 1000}]
         report = raw.merge(raw.vqav2([sound, *odd], [{**sound, "answers": ten("x")}]))
         examples = report.sources[0].examples["question and annotation do not pair"]
         assert len(examples) == 3
         assert all("\n" not in example and len(example) < 500 for example in examples)
-        assert Report.load(raw.merged / "report.json") == report
+        assert MergeReport.load(raw.merged / "report.json") == report
 
     def test_reasons_are_worded_as_documented(self) -> None:
         documented = "missing file, undecodable or truncated picture, over the pixel limit, empty question or answer, marks and pictures disagree, unknown role, not an object, bad encoding, unknown answer type"  # noqa: E501
-        assert set(documented.split(", ")) <= {reason.value for reason in Reason}
+        assert set(documented.split(", ")) <= {reason.value for reason in DropReason}
 
     def test_the_table_shows_sources_reasons_and_example_places(self, raw: RawFiles) -> None:
-        raw.picture("a.jpg")
+        raw.image("a.jpg")
         records = [conversation("none.jpg", "?", "x")] * 5 + [conversation("a.jpg", "?", "x")]
         lines = raw.merge(raw.llava(records, name="mine")).table().splitlines()
         assert lines[0].split() == ["source", "read", "kept", "dropped", "samples"]

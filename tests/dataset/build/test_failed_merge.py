@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from dataset.build import merge as merging
-from dataset.build.merge import RESULTS
+from dataset.build.merge import OUTPUT_FILES
 from dataset.config import SplitConfig
-from dataset.loading.sample_store import Store
+from dataset.loading.sample_store import SampleStore
 from errors import TesseraError, UsageError
 from tests.dataset.raw_files import RawFiles, conversation
 
@@ -19,9 +19,9 @@ HALVES = SplitConfig(validation=0.25, test=0.25)
 
 class TestFailure:
     def before(self, raw: RawFiles) -> dict[str, bytes]:
-        raw.picture("a.jpg")
+        raw.image("a.jpg")
         raw.merge(raw.llava([conversation("a.jpg", "?", "x")], name="earlier"))
-        return {name: (raw.merged / name).read_bytes() for name in RESULTS}
+        return {name: (raw.merged / name).read_bytes() for name in OUTPUT_FILES}
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -44,9 +44,9 @@ class TestFailure:
         with pytest.raises(TesseraError, match=message) as raised:
             raw.merge(broken)
         assert raised.value.exit_status == 1
-        assert {name: (raw.merged / name).read_bytes() for name in RESULTS} == earlier
+        assert {name: (raw.merged / name).read_bytes() for name in OUTPUT_FILES} == earlier
         assert not list(raw.merged.glob(".merge-*"))
-        assert len(Store(raw.merged)) == 1
+        assert len(SampleStore(raw.merged)) == 1
 
     def test_a_failure_while_writing_leaves_the_earlier_result(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         earlier = self.before(raw)
@@ -58,18 +58,18 @@ class TestFailure:
         monkeypatch.setattr(merging, "write_samples", full)
         with pytest.raises(OSError, match="No space left"):
             raw.merge(source)
-        assert {name: (raw.merged / name).read_bytes() for name in RESULTS} == earlier
+        assert {name: (raw.merged / name).read_bytes() for name in OUTPUT_FILES} == earlier
         monkeypatch.undo()
         raw.merge(source)
         assert raw.samples()[0].targets == ("y",)
 
     def test_tables_of_two_merges_are_not_read_together(self, raw: RawFiles) -> None:
         earlier = self.before(raw)
-        raw.picture("b.jpg", shade=9)
+        raw.image("b.jpg", shade=9)
         raw.merge(raw.llava([conversation("b.jpg", "?", "y")]))
         (raw.merged / "samples.parquet").write_bytes(earlier["samples.parquet"])
         with pytest.raises(UsageError, match="not from one merge"):
-            Store(raw.merged)
+            SampleStore(raw.merged)
 
     def test_a_killed_merge_leaves_the_earlier_result(self, raw: RawFiles) -> None:
         earlier = self.before(raw)
@@ -82,6 +82,6 @@ class TestFailure:
         )
         ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
         assert ended.returncode == -signal.SIGKILL
-        assert {name: (raw.merged / name).read_bytes() for name in RESULTS} == earlier
+        assert {name: (raw.merged / name).read_bytes() for name in OUTPUT_FILES} == earlier
         raw.merge(raw.llava([conversation("a.jpg", "?", "z")]))
         assert raw.samples()[0].targets == ("z",)

@@ -6,9 +6,9 @@ from dataset.build.json_export import write_json_pair
 from tests.dataset.raw_files import RawFiles, conversation
 
 
-def test_the_pair_holds_all_pictures_and_all_turns(raw: RawFiles) -> None:
-    raw.picture("a.jpg")
-    raw.picture("b.jpg", shade=1)
+def test_the_pair_holds_all_images_and_all_turns(raw: RawFiles) -> None:
+    raw.image("a.jpg")
+    raw.image("b.jpg", shade=1)
     system = {"from": "system", "value": "Be brief."}
     chat = conversation(["a.jpg", "b.jpg"], "<image>?", "Both.", "Sure?", "Yes.")
     chat["conversations"].insert(0, system)
@@ -16,8 +16,8 @@ def test_the_pair_holds_all_pictures_and_all_turns(raw: RawFiles) -> None:
     write_json_pair(raw.merged, raw.folder / "json")
     image_map = json.loads((raw.folder / "json" / "image_map.json").read_text(encoding="utf-8"))
     assert [(entry["image_id"], entry["path"]) for entry in image_map] == [
-        (0, str(raw.pictures / "b.jpg")),
-        (1, str(raw.pictures / "a.jpg")),
+        (0, str(raw.images / "b.jpg")),
+        (1, str(raw.images / "a.jpg")),
     ]
     assert set(image_map[0]) == {"image_id", "path", "width", "height", "sha256", "source"}
     captions, talk = json.loads((raw.folder / "json" / "annotations.json").read_text(encoding="utf-8"))
@@ -38,7 +38,7 @@ def test_the_pair_holds_all_pictures_and_all_turns(raw: RawFiles) -> None:
 
 
 def test_the_files_are_indented_utf8(raw: RawFiles) -> None:
-    raw.picture("a.jpg")
+    raw.image("a.jpg")
     raw.merge(raw.ai_challenger([{"image_id": "a.jpg", "caption": ["一只猫"]}]))
     write_json_pair(raw.merged, raw.folder / "json")
     text = (raw.folder / "json" / "annotations.json").read_text(encoding="utf-8")

@@ -16,10 +16,10 @@ from PIL import Image
 from dataset.build import image_validation
 from dataset.build import merge as merging
 from dataset.build.merge import source_names
-from dataset.build.merge_report import Report
+from dataset.build.merge_report import MergeReport
 from dataset.config import LlavaSource, MessagesSource, SplitConfig
-from dataset.loading.sample_store import Store
-from dataset.record_validation import Reason
+from dataset.loading.sample_store import SampleStore
+from dataset.record_validation import DropReason
 from dataset.sample import Message
 from errors import UsageError
 from tests.dataset.raw_files import RawFiles, conversation, ten
@@ -28,8 +28,8 @@ HALVES = SplitConfig(validation=0.25, test=0.25)
 
 
 class TestWhatTheOriginalLost:
-    def test_two_samples_of_one_picture_name_are_both_kept(self, raw: RawFiles) -> None:
-        raw.picture("a.jpg")
+    def test_two_samples_of_one_image_name_are_both_kept(self, raw: RawFiles) -> None:
+        raw.image("a.jpg")
         detail = raw.llava([conversation("a.jpg", "Describe.", "A cat on a mat.")], name="detail")
         reasoning = raw.llava([conversation("a.jpg", "Why?", "It is warm."), conversation("a.jpg", "Where?", "Inside.")], name="reasoning")
         report = raw.merge(detail, reasoning)
@@ -39,8 +39,8 @@ class TestWhatTheOriginalLost:
 
     def test_answers_stay_with_their_questions_where_id_ranges_overlap(self, raw: RawFiles) -> None:
         for i in (1, 2):
-            raw.picture(f"COCO_train2014_{i:012d}.jpg", shade=i)
-            raw.picture(f"COCO_val2014_{i:012d}.jpg", shade=10 + i)
+            raw.image(f"COCO_train2014_{i:012d}.jpg", shade=i)
+            raw.image(f"COCO_val2014_{i:012d}.jpg", shade=10 + i)
 
         def source(subtype: str) -> Any:
             questions = [{"question_id": i, "image_id": i, "question": f"{subtype} {i}?"} for i in (1, 2)]
@@ -48,7 +48,7 @@ class TestWhatTheOriginalLost:
             return raw.vqav2(questions, annotations, subtype, name=subtype)
 
         raw.merge(source("train2014"), source("val2014"))
-        store = Store(raw.merged)
+        store = SampleStore(raw.merged)
         assert len(store) == 4
         for sample in store.samples():
             subtype, number = sample.messages[0].content.removeprefix("<image>\n").removesuffix("?").split()
@@ -57,7 +57,7 @@ class TestWhatTheOriginalLost:
         assert len({sample.sample_id for sample in raw.samples()}) == 4
 
     def test_all_turns_of_a_conversation_are_kept(self, raw: RawFiles) -> None:
-        raw.picture("a.jpg")
+        raw.image("a.jpg")
         turns = ["What?", "A cat.", "Which colour?", "Grey.", "Sure?", "Yes."]
         raw.merge(raw.llava([conversation("a.jpg", *turns)]))
         [sample] = raw.samples()
@@ -66,39 +66,39 @@ class TestWhatTheOriginalLost:
         assert sample.targets == ("Yes.",)
 
 
-class TestPictures:
+class TestImages:
     def test_the_same_bytes_are_one_row_whatever_their_names(self, raw: RawFiles) -> None:
         for name in ("a.jpg", "b.jpg"):
-            raw.picture(name)
-        raw.picture("c.jpg", shade=1)
+            raw.image(name)
+        raw.image("c.jpg", shade=1)
         captions = raw.ai_challenger([{"image_id": "b.jpg", "caption": ["图"]}, {"image_id": "c.jpg", "caption": ["猫"]}])
         report = raw.merge(raw.llava([conversation("a.jpg", "?", "x")]), captions)
         assert (report.images, report.samples) == (2, 3)
-        rows = list(Store(raw.merged).images())
+        rows = list(SampleStore(raw.merged).images())
         assert [(row.image_id, row.path.name, row.source) for row in rows] == [(0, "a.jpg", "llava"), (1, "c.jpg", "ai_challenger")]
         assert [sample.image_ids for sample in raw.samples()] == [(0,), (0,), (1,)]
 
     def test_size_is_upright_and_the_digest_is_of_the_file(self, raw: RawFiles) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6
-        raw.picture("a.jpg", size=(30, 20), exif=exif)
+        raw.image("a.jpg", size=(30, 20), exif=exif)
         raw.merge(raw.llava([conversation("a.jpg", "?", "x")]))
-        row = Store(raw.merged).image(0)
-        digest = hashlib.sha256((raw.pictures / "a.jpg").read_bytes()).hexdigest()
+        row = SampleStore(raw.merged).image(0)
+        digest = hashlib.sha256((raw.images / "a.jpg").read_bytes()).hexdigest()
         assert (row.width, row.height, row.sha256) == (20, 30, digest)
-        assert Store(raw.merged).picture(0).size == (20, 30)
+        assert SampleStore(raw.merged).load_image(0).size == (20, 30)
 
-    def test_embedded_pictures_are_written_to_files_named_after_their_content(self, raw: RawFiles) -> None:
-        data = (raw.pictures / raw.picture("a.png")).read_bytes()
-        other = (raw.pictures / raw.picture("b.jpg", shade=1)).read_bytes()
+    def test_embedded_images_are_written_to_files_named_after_their_content(self, raw: RawFiles) -> None:
+        data = (raw.images / raw.image("a.png")).read_bytes()
+        other = (raw.images / raw.image("b.jpg", shade=1)).read_bytes()
         path = raw.folder / "rows.parquet"
         turns = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "Yes."}]
         images = [[{"bytes": one, "path": "x"}] for one in (data, other, data, b"no picture")]
         pq.write_table(pa.table({"messages": [turns] * 4, "images": images}), path)
         report = raw.merge(MessagesSource(format="messages", path=path), raw.llava([conversation("a.png", "?", "x")]))
         assert (report.images, report.samples) == (2, 4)
-        assert report.sources[0].dropped == {Reason.UNDECODABLE: 1}
-        first, second = Store(raw.merged).images()
+        assert report.sources[0].dropped == {DropReason.UNDECODABLE: 1}
+        first, second = SampleStore(raw.merged).images()
         assert (first.path, second.path) == (
             raw.merged / "embedded" / f"{first.sha256}.png",
             raw.merged / "embedded" / f"{second.sha256}.jpg",
@@ -107,27 +107,27 @@ class TestPictures:
 
     def test_paths_stay_as_the_configuration_gives_them(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(raw.folder)
-        raw.picture("a.jpg")
+        raw.image("a.jpg")
         path = raw.write("c.json", [conversation("a.jpg", "?", "x")])
         source = LlavaSource(format="llava", annotations=path, images=Path("pictures"))
         for _ in range(2):  # the second time from what is remembered
             merging.merge(raw.config(source), raw.merged)
-            assert Store(raw.merged).image(0).path == Path("pictures/a.jpg")
+            assert SampleStore(raw.merged).image(0).path == Path("pictures/a.jpg")
             os.utime(path)
 
-    def test_a_picture_that_only_dropped_samples_name_is_left_out(self, raw: RawFiles) -> None:
-        raw.picture("a.jpg")
-        raw.picture("b.jpg", shade=1)
+    def test_a_image_that_only_dropped_samples_name_is_left_out(self, raw: RawFiles) -> None:
+        raw.image("a.jpg")
+        raw.image("b.jpg", shade=1)
         records = [conversation(["b.jpg", "none.jpg"], "<image>?", "x"), conversation("a.jpg", "?", "x")]
         report = raw.merge(raw.llava(records))
         assert (report.images, report.samples) == (1, 1)
-        assert [row.path.name for row in Store(raw.merged).images()] == ["a.jpg"]
+        assert [row.path.name for row in SampleStore(raw.merged).images()] == ["a.jpg"]
 
 
 class TestSamples:
     def test_repeat_multiplies_training_samples_only_and_ids_stay_unique(self, raw: RawFiles) -> None:
         for i in range(40):
-            raw.picture(f"{i}.jpg", shade=i)
+            raw.image(f"{i}.jpg", shade=i)
         source = raw.llava([conversation(f"{i}.jpg", "?", f"{i}") for i in range(40)], repeat=3)
         report = raw.merge(source, split=HALVES)
         by_text: dict[str, list[Any]] = defaultdict(list)
@@ -142,7 +142,7 @@ class TestSamples:
         assert min(report.by_split.values()) > 0
 
     def test_ids_are_unique_even_where_the_source_repeats_its_own(self, raw: RawFiles) -> None:
-        raw.picture("a.jpg")
+        raw.image("a.jpg")
         records = [{"id": key, "question": "?", "answers": ["x"], "image_file": "a.jpg"} for key in ("7", 7, "7#2", "7", "7_2", "7#copy2")]
         raw.merge(raw.vqa_metadata(records, repeat=2))
         ids = [sample.sample_id for sample in raw.samples()]
@@ -169,7 +169,7 @@ class TestSamples:
         assert report.by_language == {"en": int(language == "en"), "zh": int(language == "zh")}
 
     def test_the_language_of_a_vqa_sample_is_that_of_its_question(self, raw: RawFiles) -> None:
-        raw.picture("a.jpg")
+        raw.image("a.jpg")
         raw.merge(raw.vqa_metadata([{"question": "what does the sign say?", "answers": ["出口"], "image_file": "a.jpg"}]))
         assert raw.samples()[0].language == "en"
 
@@ -184,7 +184,7 @@ class TestSamples:
 
 class TestResult:
     def test_report_json_has_the_documented_shape(self, raw: RawFiles) -> None:
-        raw.picture("a.jpg")
+        raw.image("a.jpg")
         report = raw.merge(raw.llava([conversation("a.jpg", "?", "x"), conversation("none.jpg", "?", "x")]))
         content = json.loads((raw.merged / "report.json").read_text(encoding="utf-8"))
         assert {"sources", "images", "samples", "by_split", "by_language"} == set(content)
@@ -193,11 +193,11 @@ class TestResult:
             "format": "llava", "read": 2, "kept": 1, "dropped": {"missing file": 1},
         }  # fmt: skip
         assert list(source["examples"]) == ["missing file"]
-        assert Report.load(raw.merged / "report.json") == report
+        assert MergeReport.load(raw.merged / "report.json") == report
 
     def test_the_tables_load_with_datasets(self, raw: RawFiles, tmp_path: Path) -> None:
         datasets = pytest.importorskip("datasets")
-        raw.picture("a.jpg")
+        raw.image("a.jpg")
         raw.merge(raw.llava([conversation("a.jpg", "?", "x")]))
         for name, column in (("images", "sha256"), ("samples", "messages")):
             rows = datasets.load_dataset("parquet", data_files=str(raw.merged / f"{name}.parquet"), cache_dir=str(tmp_path / "hub"))[
@@ -207,9 +207,9 @@ class TestResult:
             assert column in rows.column_names
 
     def test_the_same_input_gives_the_same_bytes_with_any_number_of_processes(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(image_validation, "POOL_FROM", 4)
+        monkeypatch.setattr(image_validation, "MIN_IMAGES_FOR_POOL", 4)
         for i in range(12):
-            raw.picture(f"{i}.jpg", shade=i)
+            raw.image(f"{i}.jpg", shade=i)
         records = [conversation([f"{i}.jpg", f"{(i * 5) % 12}.jpg"], "<image>?", f"{i}") for i in range(12)]
         source = raw.llava([*records, conversation("none.jpg", "?", "x")])
         results = []
@@ -220,9 +220,9 @@ class TestResult:
         assert results[0] == results[1]
 
     def test_more_samples_than_one_batch_are_written_in_order(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dataset.build.record_buffer.ROWS_AT_ONCE", 7)
+        monkeypatch.setattr("dataset.build.record_buffer.ROWS_PER_BATCH", 7)
         for i in range(5):
-            raw.picture(f"{i}.jpg", shade=i)
+            raw.image(f"{i}.jpg", shade=i)
         records = [conversation(f"{i % 5}.jpg" if i % 3 else None, f"{i}?", f"{i}") for i in range(50)]
         dropped = [conversation("none.jpg", "?", "x")] * 8
         raw.merge(raw.llava([*records[:20], *dropped, *records[20:]], repeat=2))
@@ -231,6 +231,6 @@ class TestResult:
         assert all(
             sample.messages == (Message("user", ("<image>\n" if i // 2 % 3 else "") + f"{i // 2}?"),) for i, sample in enumerate(samples)
         )
-        store = Store(raw.merged)
+        store = SampleStore(raw.merged)
         named = [store.image(sample.image_ids[0]).path.name if sample.image_ids else None for sample in samples[::2]]
         assert named == [f"{i % 5}.jpg" if i % 3 else None for i in range(50)]

@@ -7,7 +7,7 @@ import pytest
 
 from dataset.build.merge import merge
 from dataset.config import AiChallengerSource, CocoCaptionsSource, DataConfig, LlavaSource, VqaMetadataSource, VqaV2Source
-from dataset.loading.sample_store import Store
+from dataset.loading.sample_store import SampleStore
 
 pytestmark = pytest.mark.skipif("TESSERA_REAL_DATA" not in os.environ, reason="TESSERA_REAL_DATA does not name the excerpts' folder")
 
@@ -44,7 +44,7 @@ def test_five_data_sets_merge_in_one_go(tmp_path: Path) -> None:
     assert report.samples == sum(kept for _, kept, _ in counts.values())
     assert report.by_language == {"en": 457, "zh": 160}
     assert 160 + 159 + 100 - 40 < report.images <= 160 + 159 + 100
-    store = Store(tmp_path)
+    store = SampleStore(tmp_path)
     answers = {len(sample.answers) for sample in store.samples() if sample.task == "vqa"}
     assert answers == {10}
     assert {len(sample.messages) for sample in store.samples() if sample.source == "reasoning"} == {3}
@@ -55,4 +55,6 @@ def test_five_data_sets_merge_in_one_go(tmp_path: Path) -> None:
         for image_id in sample.image_ids:
             sides.setdefault(image_id, set()).add(sample.split)
     assert all(len(found) == 1 for found in sides.values())
-    assert all(store.picture(image_id).size == (store.image(image_id).width, store.image(image_id).height) for image_id in list(sides)[::7])
+    assert all(
+        store.load_image(image_id).size == (store.image(image_id).width, store.image(image_id).height) for image_id in list(sides)[::7]
+    )

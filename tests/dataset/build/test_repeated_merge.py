@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from dataset.build.merge import RESULTS
-from dataset.build.merge_report import Report
+from dataset.build.merge import OUTPUT_FILES
+from dataset.build.merge_report import MergeReport
 from dataset.config import SplitConfig
-from dataset.loading.image_io import read_picture_file
-from dataset.loading.sample_store import Store
+from dataset.loading.image_io import read_image_file
+from dataset.loading.sample_store import SampleStore
 from tests.dataset.raw_files import RawFiles, conversation
 
 HALVES = SplitConfig(validation=0.25, test=0.25)
@@ -19,16 +19,16 @@ HALVES = SplitConfig(validation=0.25, test=0.25)
 class TestAgain:
     def merged(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
         """A source, and a list that grows by each picture that is really read."""
-        raw.picture("a.jpg")
-        raw.picture("b.jpg", shade=1)
+        raw.image("a.jpg")
+        raw.image("b.jpg", shade=1)
         source = raw.llava([conversation("a.jpg", "?", "x"), conversation("b.jpg", "?", "y"), conversation("none.jpg", "?", "z")])
         opened: list[str] = []
 
         def noting(path: Path) -> bytes:
             opened.append(path.name)
-            return read_picture_file(path)
+            return read_image_file(path)
 
-        monkeypatch.setattr("dataset.build.image_validation.read_picture_file", noting)
+        monkeypatch.setattr("dataset.build.image_validation.read_image_file", noting)
         raw.merge(source)
         assert opened == ["a.jpg", "b.jpg"]
         opened.clear()
@@ -36,8 +36,8 @@ class TestAgain:
 
     def test_unchanged_inputs_are_not_read_again(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         source, opened = self.merged(raw, monkeypatch)
-        before = {name: (raw.merged / name).stat().st_mtime_ns for name in RESULTS}
-        report = Report.load(raw.merged / "report.json")
+        before = {name: (raw.merged / name).stat().st_mtime_ns for name in OUTPUT_FILES}
+        report = MergeReport.load(raw.merged / "report.json")
 
         def never(*_: object) -> None:
             raise AssertionError("the sources were read")
@@ -45,38 +45,38 @@ class TestAgain:
         monkeypatch.setattr("dataset.sources.read", never)
         assert raw.merge(source) == report
         assert opened == []
-        assert {name: (raw.merged / name).stat().st_mtime_ns for name in RESULTS} == before
+        assert {name: (raw.merged / name).stat().st_mtime_ns for name in OUTPUT_FILES} == before
 
-    def test_only_changed_pictures_are_read_again(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_only_changed_images_are_read_again(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         source, opened = self.merged(raw, monkeypatch)
-        raw.picture("b.jpg", shade=2, size=(20, 10))
-        raw.picture("none.jpg", shade=3)
+        raw.image("b.jpg", shade=2, size=(20, 10))
+        raw.image("none.jpg", shade=3)
         report = raw.merge(source)
         assert opened == ["b.jpg", "none.jpg"]
         assert report.sources[0].kept == 3
-        assert [(row.width, row.height) for row in Store(raw.merged).images()] == [(12, 8), (20, 10), (12, 8)]
+        assert [(row.width, row.height) for row in SampleStore(raw.merged).images()] == [(12, 8), (20, 10), (12, 8)]
 
-    def test_a_picture_of_the_same_size_in_bytes_but_of_another_time_is_read_again(
+    def test_a_image_of_the_same_size_in_bytes_but_of_another_time_is_read_again(
         self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         source, opened = self.merged(raw, monkeypatch)
-        file = raw.pictures / "b.jpg"
-        size, before = file.stat().st_size, Store(raw.merged).image(1).sha256
-        file.write_bytes((raw.pictures / "a.jpg").read_bytes().ljust(size, b"\0")[:size])
+        file = raw.images / "b.jpg"
+        size, before = file.stat().st_size, SampleStore(raw.merged).image(1).sha256
+        file.write_bytes((raw.images / "a.jpg").read_bytes().ljust(size, b"\0")[:size])
         os.utime(file, ns=(1, 1))
         raw.merge(source)
         assert opened == ["b.jpg"]
-        assert [row.sha256 for row in Store(raw.merged).images()][-1] != before
+        assert [row.sha256 for row in SampleStore(raw.merged).images()][-1] != before
 
-    def test_a_picture_that_has_gone_is_noticed(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_image_that_has_gone_is_noticed(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         source, opened = self.merged(raw, monkeypatch)
-        (raw.pictures / "a.jpg").unlink()
+        (raw.images / "a.jpg").unlink()
         report = raw.merge(source)
         assert opened == []
         assert report.sources[0].dropped == {"missing file": 2}
 
     @pytest.mark.parametrize("change", [{"seed": 1}, {"split": HALVES}, {"vqa_target": "sample"}, {"max_pixels": 10**6}])
-    def test_other_settings_merge_again_but_read_no_picture_again(
+    def test_other_settings_merge_again_but_read_no_image_again(
         self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
     ) -> None:
         source, opened = self.merged(raw, monkeypatch)
@@ -85,21 +85,21 @@ class TestAgain:
         assert opened == []
         assert (raw.merged / "report.json").stat().st_ino != before
 
-    def test_another_pixel_limit_holds_for_remembered_pictures(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_another_pixel_limit_holds_for_remembered_images(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         source, _ = self.merged(raw, monkeypatch)
-        raw.picture("none.jpg", size=(5, 5))
+        raw.image("none.jpg", size=(5, 5))
         assert raw.merge(source, max_pixels=30).sources[0].dropped == {"over the pixel limit": 2}
         assert raw.merge(source).sources[0].kept == 3
 
     def test_annotations_that_change_while_they_are_merged_are_read_again(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-        raw.picture("a.jpg")
+        raw.image("a.jpg")
         source = raw.llava([conversation("a.jpg", "?", "early")])
 
         def changing(path: Path) -> bytes:
             raw.llava([conversation("a.jpg", "?", "late")])
-            return read_picture_file(path)
+            return read_image_file(path)
 
-        monkeypatch.setattr("dataset.build.image_validation.read_picture_file", changing)
+        monkeypatch.setattr("dataset.build.image_validation.read_image_file", changing)
         raw.merge(source)
         assert raw.samples()[0].targets == ("early",)
         raw.merge(source)
@@ -111,7 +111,7 @@ class TestAgain:
         assert [sample.targets[0] for sample in raw.samples()] == ["other"]
         assert opened == []
 
-    @pytest.mark.parametrize("name", RESULTS)
+    @pytest.mark.parametrize("name", OUTPUT_FILES)
     def test_a_result_that_has_gone_or_changed_is_made_again(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         source, opened = self.merged(raw, monkeypatch)
         whole = (raw.merged / name).read_bytes()
@@ -123,9 +123,9 @@ class TestAgain:
         assert (raw.merged / name).read_bytes() == whole
         assert opened == []
 
-    def test_pictures_checked_before_an_interruption_are_remembered(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_images_checked_before_an_interruption_are_remembered(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("a.jpg", "b.jpg", "c.jpg"):
-            raw.picture(name)
+            raw.image(name)
         source = raw.llava([conversation(name, "?", name) for name in ("a.jpg", "b.jpg", "c.jpg")])
         opened: list[str] = []
 
@@ -133,9 +133,9 @@ class TestAgain:
             opened.append(path.name)
             if opened == ["a.jpg", "b.jpg"]:
                 raise KeyboardInterrupt
-            return read_picture_file(path)
+            return read_image_file(path)
 
-        monkeypatch.setattr("dataset.build.image_validation.read_picture_file", interrupted)
+        monkeypatch.setattr("dataset.build.image_validation.read_image_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             raw.merge(source)
         raw.merge(source)

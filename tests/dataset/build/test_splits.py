@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dataset.build.splits import assign
+from dataset.build.splits import assign_splits
 from dataset.config import SplitConfig
-from dataset.loading.sample_store import Store
+from dataset.loading.sample_store import SampleStore
 from tests.dataset.raw_files import RawFiles, conversation, ten
 
 HALVES = SplitConfig(validation=0.25, test=0.25)
@@ -17,12 +17,12 @@ HALVES = SplitConfig(validation=0.25, test=0.25)
 class TestSplits:
     def records(self, raw: RawFiles, n: int = 60) -> list[Any]:
         for i in range(n):
-            raw.picture(f"{i}.jpg", shade=i)
+            raw.image(f"{i}.jpg", shade=i)
         return [conversation(f"{i}.jpg", "?", f"{i}") for i in range(n)]
 
     def sides(self, raw: RawFiles) -> dict[str, str]:
         """Split by the picture's content, which must be one for all of its samples."""
-        store = Store(raw.merged)
+        store = SampleStore(raw.merged)
         sides: dict[str, set[str]] = defaultdict(set)
         for sample in store.samples():
             for image_id in sample.image_ids:
@@ -30,22 +30,22 @@ class TestSplits:
         assert all(len(found) == 1 for found in sides.values())
         return {digest: found.pop() for digest, found in sides.items()}
 
-    def test_no_picture_stands_on_two_sides_whatever_its_names(self, raw: RawFiles) -> None:
+    def test_no_image_stands_on_two_sides_whatever_its_names(self, raw: RawFiles) -> None:
         records = self.records(raw)
         for i in range(60):
-            raw.picture(f"again{i}.jpg", shade=i)
+            raw.image(f"again{i}.jpg", shade=i)
         again = raw.ai_challenger([{"image_id": f"again{i}.jpg", "caption": ["图"]} for i in range(60)])
         report = raw.merge(raw.llava(records), again, split=HALVES)
         assert len(self.sides(raw)) == report.images == 60
         assert min(report.by_split.values()) > 5
 
-    def test_pictures_that_samples_join_stay_together(self, raw: RawFiles) -> None:
+    def test_images_that_samples_join_stay_together(self, raw: RawFiles) -> None:
         self.records(raw)
         chain = [conversation([f"{i}.jpg", f"{i + 1}.jpg"], "<image>?", "x") for i in range(59)]
         report = raw.merge(raw.llava(chain), split=HALVES)
         assert sorted(report.by_split.values()) == [0, 0, 59]
 
-    def test_sides_depend_neither_on_the_order_of_sources_nor_on_other_pictures(self, raw: RawFiles) -> None:
+    def test_sides_depend_neither_on_the_order_of_sources_nor_on_other_images(self, raw: RawFiles) -> None:
         records = self.records(raw)
         first, second = raw.llava(records[:30], name="first"), raw.llava(records[30:], name="second")
         raw.merge(first, second, split=HALVES)
@@ -60,7 +60,7 @@ class TestSplits:
     def test_shares_are_about_what_was_asked_for(self) -> None:
         groups, keys = np.arange(20_000), [str(i) for i in range(20_000)]
         none = np.full(20_000, -1)
-        split = assign(groups, keys, none, SplitConfig(validation=0.05, test=0.10), 0).split
+        split = assign_splits(groups, keys, none, SplitConfig(validation=0.05, test=0.10), 0).split
         shares = np.bincount(split, minlength=3) / 20_000
         assert np.abs(shares - [0.85, 0.05, 0.10]).max() < 0.01
 
@@ -74,7 +74,7 @@ class TestSplits:
         assert report.by_split == {"train": 0, "validation": 30, "test": 30}
         assert [source.moved for source in report.sources] == [0, 0]
 
-    def test_a_picture_that_one_source_tests_with_is_trained_on_by_none(self, raw: RawFiles) -> None:
+    def test_a_image_that_one_source_tests_with_is_trained_on_by_none(self, raw: RawFiles) -> None:
         records = self.records(raw)
         own = raw.llava(records[:40], split="train", name="own")
         held_out = raw.llava(records[30:50], split="test", name="held_out")
@@ -86,7 +86,7 @@ class TestSplits:
         assert "own: 10 left the source's own split" in report.table()
 
     def test_the_files_own_split_gives_way_to_the_sources_setting(self, raw: RawFiles) -> None:
-        raw.picture("COCO_val2014_000000000001.jpg")
+        raw.image("COCO_val2014_000000000001.jpg")
         question = {"question_id": 1, "image_id": 1, "question": "?"}
         annotation = {"question_id": 1, "image_id": 1, "answers": ten("x")}
         raw.merge(raw.vqav2([question], [annotation], "val2014"))
@@ -94,7 +94,7 @@ class TestSplits:
         raw.merge(raw.vqav2([question], [annotation], "val2014", split="test"))
         assert raw.samples()[0].split == "test"
 
-    def test_equal_conversations_without_pictures_stay_together(self, raw: RawFiles) -> None:
+    def test_equal_conversations_without_images_stay_together(self, raw: RawFiles) -> None:
         texts = [conversation(None, "?", f"{i % 20}") for i in range(60)]
         report = raw.merge(raw.llava(texts), split=HALVES)
         splits: dict[str, set[str]] = defaultdict(set)

@@ -8,7 +8,7 @@ from dataset.config import AugmentationConfig
 from dataset.loading.augmentation import augment
 
 
-def picture() -> Image.Image:
+def image() -> Image.Image:
     """Dark on the left, light on the right, red below, so that a flip or a turn shows."""
     pixels = np.zeros((48, 64, 3), dtype=np.uint8)
     pixels[...] = np.linspace(40, 200, 64, dtype=np.uint8)[None, :, None]
@@ -17,17 +17,17 @@ def picture() -> Image.Image:
 
 
 def test_without_amounts_nothing_changes() -> None:
-    assert np.array_equal(np.asarray(augment(picture(), AugmentationConfig(), "key")), np.asarray(picture()))
+    assert np.array_equal(np.asarray(augment(image(), AugmentationConfig(), "key")), np.asarray(image()))
 
 
 @pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation", "rotation"])
-def test_each_kind_changes_the_picture_by_its_key_alone(kind: str) -> None:
+def test_each_kind_changes_the_image_by_its_key_alone(kind: str) -> None:
     config = AugmentationConfig(**{kind: 10.0 if kind == "rotation" else 0.4})
-    first, again, other = (np.asarray(augment(picture(), config, key)) for key in ("0/3/sample", "0/3/sample", "0/4/sample"))
+    first, again, other = (np.asarray(augment(image(), config, key)) for key in ("0/3/sample", "0/3/sample", "0/4/sample"))
     assert first.shape == (48, 64, 3)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
-    assert not np.array_equal(first, np.asarray(picture()))
+    assert not np.array_equal(first, np.asarray(image()))
 
 
 def test_amounts_bound_the_change() -> None:
@@ -40,7 +40,7 @@ def test_amounts_bound_the_change() -> None:
 def test_left_stays_left_and_up_stays_up() -> None:
     config = AugmentationConfig(brightness=0.3, contrast=0.3, saturation=0.3, rotation=15.0)
     for i in range(100):
-        pixels = np.asarray(augment(picture(), config, str(i))).astype(int)
+        pixels = np.asarray(augment(image(), config, str(i))).astype(int)
         assert pixels[16:32, :16].mean() < pixels[16:32, -16:].mean()
         redness = pixels[..., 0] - pixels[..., 1]
         assert redness[-6:, 16:48].mean() > redness[:6, 16:48].mean()

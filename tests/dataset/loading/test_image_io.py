@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.loading.image_io import MAX_PIXELS, PictureError, measure_picture, open_picture, to_rgb
-from dataset.record_validation import Reason
+from dataset.loading.image_io import MAX_PIXELS, ImageError, measure_image, open_image, to_rgb
+from dataset.record_validation import DropReason
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **save: Any) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **save: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **save)
+    image.save(file, kind, **save)
     return file.getvalue()
 
 
@@ -32,9 +32,9 @@ def photograph(size: tuple[int, int] = (64, 48), mode: str = "RGB") -> Image.Ima
 
 
 def pixel(data: bytes, at: tuple[int, int] = (0, 0)) -> tuple[int, ...]:
-    picture = open_picture(data)
-    assert picture.mode == "RGB"
-    value = picture.getpixel(at)
+    image = open_image(data)
+    assert image.mode == "RGB"
+    value = image.getpixel(at)
     assert isinstance(value, tuple)
     return tuple(int(part) for part in value)
 
@@ -62,7 +62,7 @@ def test_a_png_of_any_mode_is_read_right(mode: str, colour: Any, expected: tuple
 
 def test_every_16_bit_grey_is_rounded_to_8_bits() -> None:
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    read = np.asarray(open_picture(encoded(Image.fromarray(values))))[..., 0]
+    read = np.asarray(open_image(encoded(Image.fromarray(values))))[..., 0]
     assert np.array_equal(read, np.rint(values / 257).astype(np.uint8))
 
 
@@ -88,18 +88,18 @@ def test_32_bit_grey_beyond_16_bits_is_white() -> None:
 
 @pytest.mark.parametrize("transparency", [None, 0, b"\x00\xff"])
 def test_a_palette_is_looked_up_and_its_transparent_entries_are_white(transparency: Any) -> None:
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([10, 20, 30, 200, 100, 50])
-    picture.putdata([0, 1])
-    data = encoded(picture) if transparency is None else encoded(picture, transparency=transparency)
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([0, 1])
+    data = encoded(image) if transparency is None else encoded(image, transparency=transparency)
     assert pixel(data) == ((10, 20, 30) if transparency is None else (255, 255, 255))
     assert pixel(data, (1, 0)) == (200, 100, 50)
 
 
-def test_a_transparent_colour_of_an_rgb_picture_is_white() -> None:
-    picture = Image.new("RGB", (2, 1), (0, 255, 0))
-    picture.putpixel((1, 0), (9, 9, 9))
-    data = encoded(picture, transparency=(0, 255, 0))
+def test_a_transparent_colour_of_an_rgb_image_is_white() -> None:
+    image = Image.new("RGB", (2, 1), (0, 255, 0))
+    image.putpixel((1, 0), (9, 9, 9))
+    data = encoded(image, transparency=(0, 255, 0))
     assert (pixel(data), pixel(data, (1, 0))) == ((255, 255, 255), (9, 9, 9))
 
 
@@ -116,15 +116,15 @@ def test_cmyk_is_converted_and_not_inverted() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_rotated_picture_stands_upright(orientation: int, kind: str) -> None:
+def test_a_rotated_image_stands_upright(orientation: int, kind: str) -> None:
     upright = photograph((64, 32))
     turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the transpositions that undo each orientation, as Pillow numbers them
     lying = upright.transpose(Image.Transpose(turn[orientation])) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(lying, kind, exif=exif, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
-    assert measure_picture(data, "x") == open_picture(data).size == (64, 32)
-    difference = np.asarray(open_picture(data)).astype(int) - np.asarray(upright)
+    assert measure_image(data, "x") == open_image(data).size == (64, 32)
+    difference = np.asarray(open_image(data)).astype(int) - np.asarray(upright)
     assert abs(difference).max() <= (12 if kind == "JPEG" else 0)
 
 
@@ -132,12 +132,12 @@ def test_a_rotated_picture_stands_upright(orientation: int, kind: str) -> None:
 def test_an_orientation_that_does_not_exist_is_upright(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert open_picture(encoded(photograph((64, 32)), "JPEG", exif=exif)).size == (64, 32)
+    assert open_image(encoded(photograph((64, 32)), "JPEG", exif=exif)).size == (64, 32)
 
 
-def test_exif_data_that_cannot_be_read_do_not_cost_the_picture() -> None:
+def test_exif_data_that_cannot_be_read_do_not_cost_the_image() -> None:
     data = encoded(photograph(), "JPEG", exif=b"Exif\x00\x00garbage that is no TIFF")
-    assert open_picture(data).size == measure_picture(data, "x") == (64, 48)
+    assert open_image(data).size == measure_image(data, "x") == (64, 48)
 
 
 def test_of_an_animation_the_first_frame_counts() -> None:
@@ -149,10 +149,10 @@ def test_of_an_animation_the_first_frame_counts() -> None:
 @pytest.mark.parametrize("save", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}])
 def test_a_truncated_jpeg_is_found_by_the_cheap_check_wherever_decoding_finds_it(mode: str, save: dict[str, Any]) -> None:
     data = encoded(photograph((129, 65), mode), "JPEG", **save)
-    assert measure_picture(data, "x") == (129, 65)
+    assert measure_image(data, "x") == (129, 65)
     found = 0
     for length in [*range(len(data) - 12, len(data)), *range(20, len(data) - 12, len(data) // 40)]:
-        outcomes = [is_refused(open_picture, data[:length]), is_refused(lambda cut: measure_picture(cut, "x"), data[:length])]
+        outcomes = [is_refused(open_image, data[:length]), is_refused(lambda cut: measure_image(cut, "x"), data[:length])]
         assert outcomes[0] == outcomes[1], length
         found += outcomes[0]
         assert outcomes[0] or length >= len(data) - 2, "only the end mark may be missing"
@@ -162,31 +162,31 @@ def test_a_truncated_jpeg_is_found_by_the_cheap_check_wherever_decoding_finds_it
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000"])
 def test_half_a_file_of_any_kind_is_refused(kind: str) -> None:
     data = encoded(photograph(), kind)
-    assert measure_picture(data, "x") == (64, 48)
+    assert measure_image(data, "x") == (64, 48)
     for part in (data[: len(data) // 2], data[:20], b""):
-        assert is_refused(open_picture, part)
-        assert is_refused(lambda cut: measure_picture(cut, "x"), part)
+        assert is_refused(open_image, part)
+        assert is_refused(lambda cut: measure_image(cut, "x"), part)
 
 
 def is_refused(function: Any, data: bytes) -> bool:
     try:
         function(data)
-    except PictureError as error:
-        assert error.reason == Reason.UNDECODABLE
+    except ImageError as error:
+        assert error.reason == DropReason.UNDECODABLE
         return True
     return False
 
 
 @pytest.mark.parametrize("content", [b"<html>not found</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"\xff\xd8\xff"])
-def test_what_is_no_picture_is_refused(content: bytes) -> None:
-    assert is_refused(open_picture, content)
+def test_what_is_no_image_is_refused(content: bytes) -> None:
+    assert is_refused(open_image, content)
 
 
-def test_what_is_said_of_a_broken_picture_is_the_same_in_every_run() -> None:
+def test_what_is_said_of_a_broken_image_is_the_same_in_every_run() -> None:
     said = []
     for _ in range(2):
-        with pytest.raises(PictureError) as refused:
-            open_picture(b"no picture at all")
+        with pytest.raises(ImageError) as refused:
+            open_image(b"no picture at all")
         said.append(str(refused.value))
     assert said == ["picture of 17 bytes: cannot be decoded (no picture in a format that is read)"] * 2
 
@@ -198,8 +198,8 @@ def test_a_file_with_wrong_bytes_is_read_or_refused(kind: str) -> None:
         wrong = bytearray(data)
         for _ in range(chance.choice((1, 4, 16))):
             wrong[chance.randrange(len(wrong))] = chance.randrange(256)
-        for read in (lambda w: open_picture(w, 10_000), lambda w: measure_picture(w, "x", 10_000)):
-            with contextlib.suppress(PictureError):
+        for read in (lambda w: open_image(w, 10_000), lambda w: measure_image(w, "x", 10_000)):
+            with contextlib.suppress(ImageError):
                 read(bytes(wrong))
 
 
@@ -214,15 +214,15 @@ def test_a_file_with_wrong_bytes_is_read_or_refused(kind: str) -> None:
 )
 def test_what_a_decoder_raised_is_said(monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str) -> None:
     monkeypatch.setattr(Image, "open", raising(raised))
-    for read in (open_picture, lambda data: measure_picture(data, "x")):
-        with pytest.raises(PictureError, match=re.escape(f"cannot be decoded ({said})")):
+    for read in (open_image, lambda data: measure_image(data, "x")):
+        with pytest.raises(ImageError, match=re.escape(f"cannot be decoded ({said})")):
             read(b"anything")
 
 
-def test_a_defect_is_not_taken_for_a_broken_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defect_is_not_taken_for_a_broken_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "open", raising(AttributeError("a defect")))
     with pytest.raises(AttributeError, match="a defect"):
-        open_picture(b"anything")
+        open_image(b"anything")
 
 
 def raising(error: Exception) -> Callable[..., None]:
@@ -234,9 +234,9 @@ def raising(error: Exception) -> Callable[..., None]:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jpg", tmp_path, tmp_path / "with\0nul.jpg"):
-        with pytest.raises(PictureError) as raised:
-            open_picture(path)
-        assert raised.value.reason == Reason.MISSING_FILE
+        with pytest.raises(ImageError) as raised:
+            open_image(path)
+        assert raised.value.reason == DropReason.MISSING_FILE
         assert str(path) in str(raised.value)
 
 
@@ -247,10 +247,10 @@ def test_the_pixel_limit_is_checked_before_decoding() -> None:
     huge += zlib.crc32(huge[12:29]).to_bytes(4, "big") + header[33:]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for function in (open_picture, lambda data: measure_picture(data, "x")):
-            with pytest.raises(PictureError, match="30000 x 30000 pixels, at most 100,000,000 are allowed") as raised:
+        for function in (open_image, lambda data: measure_image(data, "x")):
+            with pytest.raises(ImageError, match="30000 x 30000 pixels, at most 100,000,000 are allowed") as raised:
                 function(huge)
-            assert raised.value.reason == Reason.TOO_MANY_PIXELS
+            assert raised.value.reason == DropReason.TOO_MANY_PIXELS
             assert raised.value.size == (30_000, 30_000)
 
 
@@ -259,13 +259,13 @@ def test_the_limit_that_is_given_decides_and_not_pillows_own() -> None:
     data = encoded(Image.new("1", (side, side)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert measure_picture(data, "x", max_pixels=side * side) == (side, side)
+        assert measure_image(data, "x", max_pixels=side * side) == (side, side)
         for limit in (MAX_PIXELS, side * side - 1):
-            with pytest.raises(PictureError) as raised:
-                measure_picture(data, "x", max_pixels=limit)
-            assert raised.value.reason == Reason.TOO_MANY_PIXELS
+            with pytest.raises(ImageError) as raised:
+                measure_image(data, "x", max_pixels=limit)
+            assert raised.value.reason == DropReason.TOO_MANY_PIXELS
 
 
 def test_rgb_passes_unchanged() -> None:
-    picture = photograph()
-    assert np.array_equal(np.asarray(to_rgb(picture)), np.asarray(picture))
+    image = photograph()
+    assert np.array_equal(np.asarray(to_rgb(image)), np.asarray(image))

@@ -23,16 +23,16 @@ def noise(size: tuple[int, int], mode: str = "RGB", seed: int = 0) -> Image.Imag
     return rgba if mode == "RGBA" else rgba.convert("RGB").convert(mode)
 
 
-def stock(processor: Any, pictures: list[Image.Image]) -> torch.Tensor:
-    values: torch.Tensor = processor(images=pictures, return_tensors="pt")["pixel_values"]
+def stock(processor: Any, images: list[Image.Image]) -> torch.Tensor:
+    values: torch.Tensor = processor(images=images, return_tensors="pt")["pixel_values"]
     return values
 
 
-def over_white(picture: Image.Image) -> Image.Image:
+def over_white(image: Image.Image) -> Image.Image:
     """RGB; what is transparent is laid over white."""
-    if not picture.has_transparency_data:
-        return picture.convert("RGB")
-    rgba = picture.convert("RGBA")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
@@ -42,35 +42,35 @@ def stock_lays_over_white() -> bool:
     return bool((stock(SiglipImageProcessorPil(size=SMALL), [clear]) == 1).all())
 
 
-def check_same(processor: Any, pictures: list[Image.Image]) -> PixelReader:
+def check_same(processor: Any, images: list[Image.Image]) -> PixelReader:
     """Our pixels are those that the processor gives of the pictures over white, and where it does that itself those it gives of them."""
     reader = PixelReader(processor)
-    raw, wanted = reader.read(pictures), stock(processor, [over_white(picture) for picture in pictures])
+    raw, wanted = reader.read(images), stock(processor, [over_white(image) for image in images])
     if stock_lays_over_white():
-        assert torch.equal(stock(processor, pictures), wanted)
-    found = reader.normalise(raw)
+        assert torch.equal(stock(processor, images), wanted)
+    found = reader.normalize(raw)
     assert found.dtype == wanted.dtype and found.is_contiguous()
     assert torch.equal(found, wanted)
     return reader
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pictures_of_any_size_have_the_processors_pixels(size: tuple[int, int]) -> None:
+def test_images_of_any_size_have_the_processors_pixels(size: tuple[int, int]) -> None:
     processor = SiglipImageProcessorPil(size={"height": 384, "width": 384}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    assert check_same(processor, [noise(size)]).table is not None
+    assert check_same(processor, [noise(size)]).lookup_table is not None
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "LA", "YCbCr"])
-def test_pictures_of_any_mode_have_the_processors_pixels(mode: str) -> None:
-    assert check_same(SiglipImageProcessorPil(size=SMALL), [noise((70, 50), mode), noise((20, 90), "RGB", 1)]).table is not None
+def test_images_of_any_mode_have_the_processors_pixels(mode: str) -> None:
+    assert check_same(SiglipImageProcessorPil(size=SMALL), [noise((70, 50), mode), noise((20, 90), "RGB", 1)]).lookup_table is not None
 
 
 def test_a_palette_with_a_transparent_colour_is_laid_over_white() -> None:
-    picture = noise((64, 40), "P")
-    picture.info["transparency"] = 3
+    image = noise((64, 40), "P")
+    image.info["transparency"] = 3
     rgb = noise((64, 40))
     rgb.info["transparency"] = rgb.getpixel((1, 1))
-    check_same(SiglipImageProcessorPil(size=SMALL), [picture, rgb])
+    check_same(SiglipImageProcessorPil(size=SMALL), [image, rgb])
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_palette_with_a_transparent_colour_is_laid_over_white() -> None:
 def test_any_settings_of_a_checkpoint_folder_are_reproduced(settings: dict[str, Any], tmp_path: Any) -> None:
     SiglipImageProcessorPil(**{"size": SMALL, **settings}).save_pretrained(tmp_path)
     processor = SiglipImageProcessorPil.from_pretrained(tmp_path)
-    assert check_same(processor, [noise((70, 50)), noise((33, 99), seed=1)]).table is not None
+    assert check_same(processor, [noise((70, 50)), noise((33, 99), seed=1)]).lookup_table is not None
 
 
 class Brighter(SiglipImageProcessorPil):
@@ -122,19 +122,19 @@ class Brighter(SiglipImageProcessorPil):
     ids=["crop", "shortest edge", "no resize", "padding", "subclass", "another class"],
 )
 def test_what_is_not_reproduced_is_left_to_the_processor(processor: Any) -> None:
-    pictures = [noise((64, 48))]
+    images = [noise((64, 48))]
     reader = PixelReader(processor)
-    assert reader.table is None
-    assert torch.equal(reader.normalise(reader.read(pictures)), stock(processor, pictures))
+    assert reader.lookup_table is None
+    assert torch.equal(reader.normalize(reader.read(images)), stock(processor, images))
 
 
 def test_a_processor_that_does_more_than_it_says_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = SiglipImageProcessorPil.resize
     monkeypatch.setattr(SiglipImageProcessorPil, "resize", lambda *args, **kwargs: 255 - usual(*args, **kwargs))
-    assert PixelReader(SiglipImageProcessorPil(size=SMALL)).table is None
+    assert PixelReader(SiglipImageProcessorPil(size=SMALL)).lookup_table is None
 
 
-def test_a_processor_that_can_take_no_picture_is_named_at_once() -> None:
+def test_a_processor_that_can_take_no_image_is_named_at_once() -> None:
     with pytest.raises(UsageError, match=r"model\.vision: its image processor cannot take a picture: .*mean must have 3"):
         PixelReader(SiglipImageProcessorPil(size=SMALL, image_mean=[0.5, 0.5]))
 
@@ -145,11 +145,11 @@ def test_raw_pixels_are_bytes_and_survive_the_way_from_a_worker() -> None:
     raw = reader.read([noise((70, 50)), noise((20, 20))])
     assert raw.dtype == torch.uint8 and raw.shape == (2, 3, 48, 48)
     joined = torch.cat([reader.read([]), raw[:1], raw[1:]])
-    assert torch.equal(reader.normalise(joined), stock(processor, [noise((70, 50)), noise((20, 20))]))
+    assert torch.equal(reader.normalize(joined), stock(processor, [noise((70, 50)), noise((20, 20))]))
 
 
-def test_no_picture_has_the_shape_and_the_kind_of_some() -> None:
+def test_no_image_has_the_shape_and_the_kind_of_some() -> None:
     for processor in (SiglipImageProcessorPil(size=SMALL), Brighter(size=SMALL)):
         reader = PixelReader(processor)
-        some, none = (reader.normalise(reader.read(pictures)) for pictures in ([noise((9, 9))], []))
+        some, none = (reader.normalize(reader.read(images)) for images in ([noise((9, 9))], []))
         assert none.shape == (0, 3, 48, 48) and none.dtype == some.dtype

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dataset.loading.packing import pack
-from dataset.loading.samplers import PackedPlan
+from dataset.loading.samplers import PackedBatching
 from tests.dataset.loading.test_collators import reference_lengths
 
 
@@ -43,7 +43,7 @@ def test_every_sample_stands_in_one_row_and_no_row_overflows(name: str, capacity
 @pytest.mark.parametrize(("capacity", "most"), [(4096, 0.015), (8192, 0.008), (16_384, 0.003)])
 def test_hardly_any_position_is_empty_on_the_reference_mix(capacity: int, most: float) -> None:
     lengths = reference_lengths(20_000, 1)
-    assert empty(lengths, PackedPlan([lengths], capacity, seed=0).batches(0), capacity) <= most
+    assert empty(lengths, PackedBatching([lengths], capacity, seed=0).batches(0), capacity) <= most
 
 
 @pytest.mark.parametrize("name", ["short", "lognormal"])

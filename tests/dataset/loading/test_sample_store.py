@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dataset.loading.image_io import PictureError
-from dataset.loading.sample_store import Store
+from dataset.loading.image_io import ImageError
+from dataset.loading.sample_store import SampleStore
 from errors import UsageError
 from tests.dataset.raw_files import RawFiles, conversation
 
@@ -16,46 +16,46 @@ from tests.dataset.raw_files import RawFiles, conversation
 @pytest.fixture
 def merged(raw: RawFiles) -> RawFiles:
     for i in range(3):
-        raw.picture(f"{i}.jpg", shade=i)
+        raw.image(f"{i}.jpg", shade=i)
     train = raw.llava([conversation(f"{i}.jpg", f"{i}?", f"{i}") for i in range(3)], name="train")
     raw.merge(train, raw.llava([conversation(None, "?", "x")], name="test", split="test"))
     return raw
 
 
 def test_samples_come_by_row_by_split_and_by_id(merged: RawFiles) -> None:
-    store = Store(merged.merged)
+    store = SampleStore(merged.merged)
     assert len(store) == 4
     assert [sample.targets[0] for sample in store.samples()] == ["0", "1", "2", "x"]
     assert store.indices("train").tolist() == [0, 1, 2]
     assert store.indices("test").tolist() == [3]
     assert [sample.sample_id for sample in store.samples(np.array([2, 0]))] == ["train/2", "train/0"]
-    assert store.row_of("train/1") == 1
+    assert store.row_index("train/1") == 1
     assert store.sample(1).image_ids == (1,)
     assert store.column("task") == ["conversation"] * 4
     with pytest.raises(UsageError, match="no sample has the id 'train/9'"):
-        store.row_of("train/9")
+        store.row_index("train/9")
 
 
-def test_pictures_come_by_id_and_their_loss_is_named(merged: RawFiles) -> None:
-    store = Store(merged.merged)
-    assert store.picture(2).size == (12, 8)
+def test_images_come_by_id_and_their_loss_is_named(merged: RawFiles) -> None:
+    store = SampleStore(merged.merged)
+    assert store.load_image(2).size == (12, 8)
     assert [row.image_id for row in store.images()] == [0, 1, 2]
-    (merged.pictures / "2.jpg").unlink()
-    with pytest.raises(PictureError, match=r"2\.jpg: there is no such file"):
-        store.picture(2)
+    (merged.images / "2.jpg").unlink()
+    with pytest.raises(ImageError, match=r"2\.jpg: there is no such file"):
+        store.load_image(2)
 
 
-def test_a_picture_above_the_usual_limit_that_the_merge_let_pass_is_read(merged: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_above_the_usual_limit_that_the_merge_let_pass_is_read(merged: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dataset.loading.sample_store.MAX_PIXELS", 50)
-    assert Store(merged.merged).picture(0).size == (12, 8)
+    assert SampleStore(merged.merged).load_image(0).size == (12, 8)
 
 
 def test_a_folder_without_merged_data_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"does not exist; run python tools/preprocess\.py first"):
-        Store(tmp_path)
+        SampleStore(tmp_path)
 
 
 def test_tables_of_another_layout_are_refused(merged: RawFiles) -> None:
     pq.write_table(pa.table({"image_id": [1]}), merged.merged / "images.parquet")
     with pytest.raises(UsageError, match="expected the columns"):
-        Store(merged.merged)
+        SampleStore(merged.merged)

@@ -11,21 +11,21 @@ import pytest
 
 from dataset import sources
 from dataset.config import AiChallengerSource, CocoCaptionsSource, LlavaSource, MessagesSource, Source, VqaMetadataSource
-from dataset.record_validation import Reason
+from dataset.record_validation import DropReason
 from dataset.sample import Message
-from dataset.sources.record import RawSample, Reading, Rejected
+from dataset.sources.record import RawSample, ReadOptions, RejectedRecord
 from errors import TesseraError
 from tests.dataset.raw_files import RawFiles, conversation, ten
 
 
-def read(source: Source, reading: Reading | None = None) -> list[RawSample]:
-    items = list(sources.read(source, reading or Reading()))
+def read(source: Source, reading: ReadOptions | None = None) -> list[RawSample]:
+    items = list(sources.read(source, reading or ReadOptions()))
     assert all(isinstance(item, RawSample) for item in items), items
     return [item for item in items if isinstance(item, RawSample)]
 
 
-def rejected(source: Source) -> list[tuple[str, Reason]]:
-    return [(str(item.place), item.reason) for item in sources.read(source, Reading()) if isinstance(item, Rejected)]
+def rejected(source: Source) -> list[tuple[str, DropReason]]:
+    return [(str(item.location), item.reason) for item in sources.read(source, ReadOptions()) if isinstance(item, RejectedRecord)]
 
 
 def said(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ class TestAiChallenger:
     def test_all_captions_become_targets_under_either_pair_of_keys(self, raw: RawFiles, image: str, caption: str) -> None:
         [sample] = read(raw.ai_challenger([{"url": "http://x", image: "a.jpg", caption: ["一只猫 ", "猫在睡觉\n"]}]))
         assert sample.targets == sample.answers == ("一只猫", "猫在睡觉")
-        assert (sample.task, sample.pictures) == ("caption", (raw.pictures / "a.jpg",))
+        assert (sample.task, sample.images) == ("caption", (raw.images / "a.jpg",))
         assert sample.messages[0].content in ("<image>\n这幅图像描述了什么？", "<image>\n这幅图像中有什么？")
 
     def test_both_questions_are_drawn_about_equally_often_and_always_alike(self, raw: RawFiles) -> None:
@@ -48,7 +48,7 @@ class TestAiChallenger:
         assert asked == [sample.messages[0].content for sample in read(raw.ai_challenger(records))]
         shifted = [sample.messages[0].content for sample in read(raw.ai_challenger(records[1:]))]
         assert shifted == asked[1:], "a record's question does not hang on its place"
-        assert asked != [sample.messages[0].content for sample in read(raw.ai_challenger(records), Reading(seed=1))]
+        assert asked != [sample.messages[0].content for sample in read(raw.ai_challenger(records), ReadOptions(seed=1))]
 
     def test_the_questions_can_be_set(self, raw: RawFiles) -> None:
         [sample] = read(raw.ai_challenger([{"image_id": "a.jpg", "caption": ["图"]}], questions=("有什么？",)))
@@ -58,10 +58,10 @@ class TestAiChallenger:
         [sample] = read(raw.ai_challenger([{"image_id": "a.jpg", "caption": ["", "猫", " "]}]))
         assert sample.targets == ("猫",)
 
-    def test_pictures_stand_beside_the_annotations_where_no_folder_is_named(self, raw: RawFiles) -> None:
+    def test_images_stand_beside_the_annotations_where_no_folder_is_named(self, raw: RawFiles) -> None:
         path = raw.write("captions.json", [{"image_id": "a.jpg", "caption": ["图"]}])
         [sample] = read(AiChallengerSource(format="ai_challenger", annotations=path))
-        assert sample.pictures == (raw.folder / "a.jpg",)
+        assert sample.images == (raw.folder / "a.jpg",)
 
 
 class TestLlava:
@@ -80,24 +80,24 @@ class TestLlava:
         [sample] = read(raw.llava([record]))
         assert sample.messages[0].content == question
 
-    def test_a_conversation_may_be_about_no_picture_or_several(self, raw: RawFiles) -> None:
+    def test_a_conversation_may_be_about_no_image_or_several(self, raw: RawFiles) -> None:
         several = conversation(["a.jpg", "b.jpg"], "and <image>: which is red?", "The first.")
         none, two = read(raw.llava([conversation(None, "Hello", "Hi."), several]))
-        assert none.pictures == ()
-        assert two.pictures == (raw.pictures / "a.jpg", raw.pictures / "b.jpg")
+        assert none.images == ()
+        assert two.images == (raw.images / "a.jpg", raw.images / "b.jpg")
 
     def test_unknown_roles_are_rejected(self, raw: RawFiles) -> None:
         record = {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>?"}, {"from": "bing", "value": "A cat."}]}
-        assert rejected(raw.llava([record])) == [("record 0", Reason.UNKNOWN_ROLE)]
+        assert rejected(raw.llava([record])) == [("record 0", DropReason.UNKNOWN_ROLE)]
 
 
 class TestCocoCaptions:
-    def test_captions_are_gathered_by_picture_id(self, raw: RawFiles) -> None:
+    def test_captions_are_gathered_by_image_id(self, raw: RawFiles) -> None:
         images = [{"id": 7, "file_name": "b.jpg", "width": 1}, {"id": 3, "file_name": "a.jpg"}]
         annotations = [{"id": 1, "image_id": i, "caption": text} for i, text in ((3, "A cat. "), (7, "A dog."), (3, "Cat!\n"))]
         dog, cat = read(raw.coco_captions(images, annotations))
-        assert (dog.pictures, dog.targets) == ((raw.pictures / "b.jpg",), ("A dog.",))
-        assert (cat.pictures, cat.answers) == ((raw.pictures / "a.jpg",), ("A cat.", "Cat!"))
+        assert (dog.images, dog.targets) == ((raw.images / "b.jpg",), ("A dog.",))
+        assert (cat.images, cat.answers) == ((raw.images / "a.jpg",), ("A cat.", "Cat!"))
 
     def test_what_does_not_pair_is_rejected(self, raw: RawFiles) -> None:
         images = [
@@ -115,13 +115,13 @@ class TestCocoCaptions:
             {"image_id": 4, "caption": "v"},
         ]
         assert rejected(raw.coco_captions(images, annotations)) == [
-            ("image 1", Reason.EMPTY),
-            ("image 2", Reason.UNPAIRED),
-            ("image 3", Reason.UNPAIRED),
-            ("image 4", Reason.NOT_AN_OBJECT),
-            ("annotation 2", Reason.MISSING_FIELD),
-            ("annotation 3", Reason.NOT_AN_OBJECT),
-            ("annotation 1", Reason.UNPAIRED),
+            ("image 1", DropReason.EMPTY),
+            ("image 2", DropReason.UNPAIRED),
+            ("image 3", DropReason.UNPAIRED),
+            ("image 4", DropReason.NOT_AN_OBJECT),
+            ("annotation 2", DropReason.MISSING_FIELD),
+            ("annotation 3", DropReason.NOT_AN_OBJECT),
+            ("annotation 1", DropReason.UNPAIRED),
         ]
 
     def test_a_file_without_its_lists_is_refused(self, raw: RawFiles) -> None:
@@ -147,7 +147,7 @@ class TestVqaV2:
         assert (how_many.key, how_many.targets, len(how_many.answers)) == ("20", ("2",), 10)
 
     def test_any_of_the_answers_may_be_the_target_where_that_is_asked_for(self, raw: RawFiles) -> None:
-        what, _ = read(raw.vqav2(self.QUESTIONS, self.ANNOTATIONS), Reading(vqa_target="sample"))
+        what, _ = read(raw.vqav2(self.QUESTIONS, self.ANNOTATIONS), ReadOptions(vqa_target="sample"))
         assert what.targets == ("cat", "dog", "dog", *["cat"] * 6)
 
     def test_of_equally_frequent_answers_the_first_is_the_target(self, raw: RawFiles) -> None:
@@ -155,11 +155,11 @@ class TestVqaV2:
         assert read(raw.vqav2(self.QUESTIONS[:1], annotations))[0].targets == ("b",)
 
     @pytest.mark.parametrize("name", ["COCO_train2014_000000000001.jpg", "000000000001.jpg"])
-    def test_pictures_of_the_2014_and_the_2017_folders_are_found(self, raw: RawFiles, name: str) -> None:
-        raw.picture(name)
+    def test_images_of_the_2014_and_the_2017_folders_are_found(self, raw: RawFiles, name: str) -> None:
+        raw.image(name)
         what, missing = read(raw.vqav2(self.QUESTIONS, self.ANNOTATIONS))
-        assert what.pictures == (raw.pictures / name,)
-        assert missing.pictures == (raw.pictures / "COCO_train2014_000000000002.jpg",)
+        assert what.images == (raw.images / name,)
+        assert missing.images == (raw.images / "COCO_train2014_000000000002.jpg",)
 
     @pytest.mark.parametrize(
         ("subtype", "split"), [("train2014", "train"), ("val2014", "validation"), ("test-dev2015", "test"), ("other", None)]
@@ -176,7 +176,7 @@ class TestVqaV2:
             {"question_id": 4, "image_id": 1, "question": "The same id?"},
         ]
         annotations = [{"question_id": i, "image_id": 2 if i == 2 else 1, "answers": ten("yes")} for i in (2, 3, 3, 4)]
-        unpaired = [(f"question {i}", Reason.UNPAIRED) for i in (0, 1, 2, 4)]
+        unpaired = [(f"question {i}", DropReason.UNPAIRED) for i in (0, 1, 2, 4)]
         assert rejected(raw.vqav2(questions, [*annotations, "nonsense", {"image_id": 1}])) == unpaired
 
     def test_a_subtype_that_is_no_name_is_refused(self, raw: RawFiles) -> None:
@@ -190,7 +190,7 @@ class TestVqaMetadata:
             raw.vqa_metadata([{"id": 5, "question": "what brand?", "answers": ["dakota", "nous", "dakota"], "image_file": "a.jpg"}])
         )
         assert (sample.key, sample.targets, sample.answers) == ("5", ("dakota",), ("dakota", "nous", "dakota"))
-        assert (sample.task, sample.split, sample.pictures) == ("vqa", None, (raw.pictures / "a.jpg",))
+        assert (sample.task, sample.split, sample.images) == ("vqa", None, (raw.images / "a.jpg",))
 
     def test_textvqas_own_file_is_read(self, raw: RawFiles) -> None:
         entry = {
@@ -202,11 +202,11 @@ class TestVqaMetadata:
             "image_classes": [],
         }
         [sample] = read(raw.vqa_metadata({"dataset_type": "val", "data": [entry], "dataset_name": "textvqa"}))
-        assert (sample.key, sample.split, sample.pictures) == ("34602", "validation", (raw.pictures / "003a8ae2.jpg",))
+        assert (sample.key, sample.split, sample.images) == ("34602", "validation", (raw.images / "003a8ae2.jpg",))
 
     def test_questions_without_answers_are_rejected(self, raw: RawFiles) -> None:
         records = [{"id": 0, "question": "?", "image_file": "a.jpg"}, {"id": 1, "question": " ", "answers": ["x"], "image_file": "a.jpg"}]
-        assert rejected(raw.vqa_metadata(records)) == [("record 0", Reason.EMPTY), ("record 1", Reason.EMPTY)]
+        assert rejected(raw.vqa_metadata(records)) == [("record 0", DropReason.EMPTY), ("record 1", DropReason.EMPTY)]
 
 
 class TestMessages:
@@ -216,21 +216,21 @@ class TestMessages:
         {"messages": said(("user", "<image>?"), ("assistant", "Yes.")), "images": "a.jpg", "split": "test"},
     )
 
-    def test_jsonl_rows_hold_any_number_of_pictures(self, raw: RawFiles) -> None:
+    def test_jsonl_rows_hold_any_number_of_images(self, raw: RawFiles) -> None:
         two, none, one = read(raw.messages(list(self.ROWS)))
-        assert two.pictures == (raw.pictures / "a.jpg", raw.pictures / "b.jpg")
+        assert two.images == (raw.images / "a.jpg", raw.images / "b.jpg")
         assert two.messages == (Message("system", "Be brief."), Message("user", "<image> <image>?"))
-        assert (none.pictures, none.split) == ((), None)
-        assert (one.pictures, one.split) == ((raw.pictures / "a.jpg",), "test")
+        assert (none.images, none.split) == ((), None)
+        assert (one.images, one.split) == ((raw.images / "a.jpg",), "test")
 
-    def test_parquet_rows_hold_pictures_themselves(self, raw: RawFiles) -> None:
-        data = (raw.pictures / raw.picture("a.png")).read_bytes()
+    def test_parquet_rows_hold_images_themselves(self, raw: RawFiles) -> None:
+        data = (raw.images / raw.image("a.png")).read_bytes()
         path = raw.folder / "rows.parquet"
         turns = said(("user", "<image>?"), ("assistant", "Yes."))
         images = [[{"bytes": data, "path": "x.png"}], [{"bytes": None, "path": "a.png"}], []]
         pq.write_table(pa.table({"messages": [turns] * 3, "images": images, "other": [1, 2, 3]}), path)
-        embedded, named, none = read(MessagesSource(format="messages", path=path, images=raw.pictures))
-        assert (embedded.pictures, named.pictures, none.pictures) == ((data,), (raw.pictures / "a.png",), ())
+        embedded, named, none = read(MessagesSource(format="messages", path=path, images=raw.images))
+        assert (embedded.images, named.images, none.images) == ((data,), (raw.images / "a.png",), ())
 
     def test_contents_in_parts_are_joined(self, raw: RawFiles) -> None:
         parts = [{"type": "text", "text": "Look: "}, {"type": "image"}, {"type": "text", "text": " what?"}]
@@ -240,7 +240,7 @@ class TestMessages:
     def test_blank_lines_are_passed_over_and_places_are_line_numbers(self, raw: RawFiles) -> None:
         source = raw.messages(["nonsense"])
         source.path.write_text(f"\n{json.dumps(self.ROWS[1])}\n\n[]\n")
-        assert rejected(source) == [("line 4", Reason.NOT_AN_OBJECT)]
+        assert rejected(source) == [("line 4", DropReason.NOT_AN_OBJECT)]
 
     def test_a_line_that_is_not_json_stops_with_its_place(self, raw: RawFiles) -> None:
         source = raw.messages(list(self.ROWS))
@@ -285,7 +285,7 @@ def source_of(raw: RawFiles, kind: str, records: list[Any], **settings: Any) -> 
     return made
 
 
-def numbered(kind: str, number: int) -> Any:
+def enumerate_records(kind: str, number: int) -> Any:
     """The sound record of a kind; those that are joined by an id have one of their own."""
     names = {"coco_captions": ("id", "image_id"), "vqav2": ("question_id",)}.get(kind)
     if names is None:
@@ -295,24 +295,24 @@ def numbered(kind: str, number: int) -> Any:
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_a_limit_reads_so_many_records_from_the_start(raw: RawFiles, kind: str) -> None:
-    every = [sample.key for sample in read(source_of(raw, kind, [numbered(kind, i) for i in range(5)]))]
+    every = [sample.key for sample in read(source_of(raw, kind, [enumerate_records(kind, i) for i in range(5)]))]
     assert len(every) == 5
-    assert [sample.key for sample in read(source_of(raw, kind, [numbered(kind, i) for i in range(5)], limit=2))] == every[:2]
+    assert [sample.key for sample in read(source_of(raw, kind, [enumerate_records(kind, i) for i in range(5)], limit=2))] == every[:2]
 
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_a_missing_annotation_file_is_named(raw: RawFiles, kind: str) -> None:
-    source = source_of(raw, kind, [numbered(kind, i) for i in range(5)])
+    source = source_of(raw, kind, [enumerate_records(kind, i) for i in range(5)])
     for path in sources.files(source):
         path.unlink()
     with pytest.raises(TesseraError, match="cannot be read"):
-        list(sources.read(source, Reading()))
+        list(sources.read(source, ReadOptions()))
 
 
 def test_a_folder_in_place_of_a_list_is_refused(tmp_path: Path) -> None:
     for source in (LlavaSource(format="llava", annotations=tmp_path), VqaMetadataSource(format="vqa_metadata", annotations=tmp_path)):
         with pytest.raises(TesseraError, match="cannot be read"):
-            list(sources.read(source, Reading()))
+            list(sources.read(source, ReadOptions()))
 
 
 ODD: list[Any] = [None, 1, 1.5, True, "", "x", "\ud800", "a\0b", "../..", 10**30, [], {}, [None], [[]], {"a": 1}, "<image>"]
@@ -320,7 +320,7 @@ ODD: list[Any] = [None, 1, 1.5, True, "", "x", "\ud800", "a\0b", "../..", 10**30
 
 def places_in(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [at, *(place for key, child in inner for place in places_in(child, (*at, key)))]
+    return [at, *(location for key, child in inner for location in places_in(child, (*at, key)))]
 
 
 def replaced(value: Any, at: tuple[Any, ...], new: Any) -> Any:
@@ -333,12 +333,16 @@ def replaced(value: Any, at: tuple[Any, ...], new: Any) -> Any:
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_no_record_however_odd_stops_a_merge(raw: RawFiles, kind: str) -> None:
-    raw.picture("a.jpg")
-    raw.picture("COCO_train2014_000000000001.jpg")
+    raw.image("a.jpg")
+    raw.image("COCO_train2014_000000000001.jpg")
     # Of a pair of lists, an odd entry stands in the one or the other.
     tops = [(part,) for part in RECORDS[kind]] if kind in PAIRED else [()]
-    places = [place for place in places_in(RECORDS[kind]) if any(place[: len(top)] == top for top in tops) and (place or tops == [()])]
-    odd = [replaced(numbered(kind, 1000 + i), place, value) for i, (place, value) in enumerate(itertools.product(places, ODD))]
+    places = [
+        location for location in places_in(RECORDS[kind]) if any(location[: len(top)] == top for top in tops) and (location or tops == [()])
+    ]
+    odd = [
+        replaced(enumerate_records(kind, 1000 + i), location, value) for i, (location, value) in enumerate(itertools.product(places, ODD))
+    ]
     sound = raw.messages([RECORDS["messages"]] * 2) if kind != "messages" else raw.llava([RECORDS["llava"]] * 2)
     report = raw.merge(source_of(raw, kind, odd), sound)
     assert report.sources[1].kept == 2

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dataset.sources import json_reader
-from dataset.sources.json_reader import JsonFile, read_array
+from dataset.sources.json_reader import JsonReader, read_array
 from errors import TesseraError
 
 
@@ -121,8 +121,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_members_come_with_a_cursor_on_their_values(tmp_path: Path) -> None:
-    with JsonFile(written(tmp_path, '{"a": [1, 2], "b": {"c": 3}, "d": "x"}')) as file:
-        found = {key: list(file.elements()) if key == "a" else file.value() for key in file.members()}
+    with JsonReader(written(tmp_path, '{"a": [1, 2], "b": {"c": 3}, "d": "x"}')) as file:
+        found = {key: list(file.iter_array()) if key == "a" else file.value() for key in file.iter_keys()}
         file.end()
     assert found == {"a": [1, 2], "b": {"c": 3}, "d": "x"}
 

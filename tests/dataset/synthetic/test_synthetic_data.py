@@ -11,29 +11,29 @@ import pytest
 
 from dataset.sample import Language
 from dataset.synthetic.annotators import ten_answers
-from dataset.synthetic.question_phrasing import Question, ask_several
-from dataset.synthetic.question_templates import SAME_WORDING, WORDINGS
+from dataset.synthetic.question_phrasing import Question, sample_questions
+from dataset.synthetic.question_templates import QUESTION_TEMPLATES, SHARED_TEMPLATES
 from dataset.synthetic.reasoning_conversations import conversation
-from dataset.synthetic.scene import COLORS, HELD_OUT, SHAPES, Part, Scene, Thing, compose, part_of
-from dataset.synthetic.scene_descriptions import caption, description, short_caption, written
+from dataset.synthetic.scene import COLORS, HELD_OUT, SHAPES, Scene, SceneSplit, Thing, generate_scene, split_of
+from dataset.synthetic.scene_descriptions import as_text, caption, description, short_caption
 from dataset.synthetic.scene_facts import CATEGORY_WEIGHTS, Fact, Noun, Side
-from dataset.synthetic.scene_renderer import SIZE, draw
+from dataset.synthetic.scene_renderer import SIZE, render
 from dataset.synthetic.vocabulary import EN, ZH, colored
 
 LANGUAGES: tuple[Language, Language] = (EN, ZH)
-PARTS: tuple[Part, ...] = ("train", "validation", "test", "unseen")
+SCENE_SPLITS: tuple[SceneSplit, ...] = ("train", "validation", "test", "unseen")
 
 
-def scenes(part: Part, count: int, seed: int = 0) -> list[Scene]:
-    return [compose(seed, part, index) for index in range(count)]
+def scenes(split: SceneSplit, count: int, seed: int = 0) -> list[Scene]:
+    return [generate_scene(seed, split, index) for index in range(count)]
 
 
-def questions(part: Part, count: int, each: int = 3) -> list[tuple[Scene, Question]]:
+def questions(split: SceneSplit, count: int, each: int = 3) -> list[tuple[Scene, Question]]:
     return [
         (scene, question)
-        for scene in scenes(part, count)
+        for scene in scenes(split, count)
         for language in LANGUAGES
-        for question in ask_several(scene, language, scene.rng(f"test {language}"), each)
+        for question in sample_questions(scene, language, scene.rng(f"test {language}"), each)
     ]
 
 
@@ -53,9 +53,9 @@ def everything_said(scene: Scene) -> str:
     said: list[str] = []
     for language in LANGUAGES:
         rng = scene.rng(f"all {language}")
-        said += [tell(scene, language, rng) for tell in (caption, short_caption, description, written)]
+        said += [tell(scene, language, rng) for tell in (caption, short_caption, description, as_text)]
         said += [text for turn in conversation(scene, language, rng) for text in turn]
-        for question in ask_several(scene, language, rng, 5):
+        for question in sample_questions(scene, language, rng, 5):
             said += [question.text, *ten_answers(question, rng)]
     return "\n".join(said)
 
@@ -87,32 +87,32 @@ def test_another_process_draws_and_says_the_same() -> None:
 def fingerprint() -> str:
     """A hash over pixels and texts of a few scenes of every part."""
     digest = hashlib.sha256()
-    for part in PARTS:
-        for scene in scenes(part, 6, seed=3):
-            digest.update(draw(scene).tobytes())
+    for split in SCENE_SPLITS:
+        for scene in scenes(split, 6, seed=3):
+            digest.update(render(scene).tobytes())
             digest.update(everything_said(scene).encode())
     return digest.hexdigest()
 
 
 def test_a_scene_does_not_depend_on_those_before_it() -> None:
-    late = compose(0, "test", 40)
-    assert [compose(0, "test", index) for index in range(41)][40] == late
+    late = generate_scene(0, "test", 40)
+    assert [generate_scene(0, "test", index) for index in range(41)][40] == late
 
 
 def test_seed_and_index_change_the_scene() -> None:
-    assert compose(0, "train", 0).things != compose(1, "train", 0).things
+    assert generate_scene(0, "train", 0).things != generate_scene(1, "train", 0).things
     assert len({scene.layout for scene in scenes("train", 200)}) > 180
 
 
 def test_no_layout_of_one_part_stands_in_another_even_with_other_seeds() -> None:
-    layouts = {part: {scene.layout for seed in (0, 1) for scene in scenes(part, 600, seed)} for part in PARTS}
-    for i, one in enumerate(PARTS):
-        for other in PARTS[i + 1 :]:
+    layouts = {split: {scene.layout for seed in (0, 1) for scene in scenes(split, 600, seed)} for split in SCENE_SPLITS}
+    for i, one in enumerate(SCENE_SPLITS):
+        for other in SCENE_SPLITS[i + 1 :]:
             assert not layouts[one] & layouts[other], (one, other)
 
 
 def test_the_parts_of_layouts_have_their_shares() -> None:
-    found = Counter(part_of(f"layout {number}") for number in range(4000))
+    found = Counter(split_of(f"layout {number}") for number in range(4000))
     assert found["test"] / 4000 == pytest.approx(0.10, abs=0.02)
     assert found["validation"] / 4000 == pytest.approx(0.05, abs=0.015)
 
@@ -122,8 +122,8 @@ def test_held_out_combinations_touch_six_colors_and_six_shapes_once() -> None:
 
 
 def test_only_unseen_scenes_hold_held_out_combinations() -> None:
-    for part in ("train", "validation", "test"):
-        assert not any(thing.held_out for scene in scenes(part, 800) for thing in scene.things)
+    for split in ("train", "validation", "test"):
+        assert not any(thing.held_out for scene in scenes(split, 800) for thing in scene.things)
     unseen = scenes("unseen", 200)
     assert all(any(thing.held_out for thing in scene.things) for scene in unseen)
     assert {(thing.color, thing.shape) for scene in unseen for thing in scene.things if thing.held_out} == HELD_OUT
@@ -163,7 +163,7 @@ def test_all_categories_are_asked_in_both_languages(asked: list[tuple[Scene, Que
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_what_a_question_is_about_stands_at_different_places_of_its_wordings(language: Language) -> None:
-    for kind, wordings in WORDINGS[language].items():
+    for kind, wordings in QUESTION_TEMPLATES[language].items():
         places = {min(place for slot in ("{a}", "{A}", "{at}", "{one}", "{kinds}", "{color}", "{thing}", "{things}", "{further}")
                       if (place := wording.find(slot)) >= 0) for wording in wordings}  # fmt: skip
         assert len(places) >= 3, kind
@@ -171,7 +171,7 @@ def test_what_a_question_is_about_stands_at_different_places_of_its_wordings(lan
 
 def test_every_kind_is_asked_and_every_slot_filled(asked: list[tuple[Scene, Question]]) -> None:
     for language in LANGUAGES:
-        assert {q.fact.kind for _, q in asked if q.language == language} == {*WORDINGS[language], *SAME_WORDING}
+        assert {q.fact.kind for _, q in asked if q.language == language} == {*QUESTION_TEMPLATES[language], *SHARED_TEMPLATES}
     assert all("{" not in question.text and "None" not in question.text for _, question in asked)
 
 
@@ -268,7 +268,7 @@ def test_the_usual_answer_is_the_majority_of_ten(asked: list[tuple[Scene, Questi
 def test_annotators_use_synonyms_digits_and_words_and_are_sometimes_wrong(asked: list[tuple[Scene, Question]]) -> None:
     given = [(question, answer) for scene, question in asked[:1500] for answer in ten_answers(question, scene.rng("annotators"))]
     shares = Counter(
-        "usual" if answer == question.answer.usual else "synonym" if answer in question.answer.others else "wrong"
+        "usual" if answer == question.answer.usual else "synonym" if answer in question.answer.synonyms else "wrong"
         for question, answer in given
     )
     assert shares["usual"] / len(given) > 0.8
@@ -278,10 +278,10 @@ def test_annotators_use_synonyms_digits_and_words_and_are_sometimes_wrong(asked:
     assert {"2", "two", "两个"} <= counting
 
 
-def test_a_picture_is_rgb_of_96_pixels_and_noisy() -> None:
-    picture = draw(compose(0, "train", 1))
-    assert (picture.mode, picture.size) == ("RGB", (SIZE, SIZE))
-    assert len({tuple(pixel) for pixel in np.asarray(picture).reshape(-1, 3)}) > 500
+def test_a_image_is_rgb_of_96_pixels_and_noisy() -> None:
+    image = render(generate_scene(0, "train", 1))
+    assert (image.mode, image.size) == ("RGB", (SIZE, SIZE))
+    assert len({tuple(pixel) for pixel in np.asarray(image).reshape(-1, 3)}) > 500
 
 
 @pytest.mark.parametrize("color", COLORS)
@@ -291,13 +291,13 @@ def test_a_shape_is_drawn_in_its_color_and_cell(color: str) -> None:
     }  # fmt: skip
     for index in range(5):
         scene = Scene((Thing(2, 0, color, "circle"),), 9, "train", index)
-        middle = np.asarray(draw(scene), dtype=int)[78:82, 14:18].mean((0, 1))
+        middle = np.asarray(render(scene), dtype=int)[78:82, 14:18].mean((0, 1))
         assert np.abs(middle - rgb[color]).max() < 25
 
 
 def test_all_shapes_and_digits_look_different() -> None:
     kinds = [(shape, None) for shape in SHAPES if shape != "sign"] + [("sign", digit) for digit in range(10)]
-    drawn = [np.asarray(draw(Scene((Thing(1, 1, "blue", shape, digit),), 9, "train", 0)), dtype=int) for shape, digit in kinds]
+    drawn = [np.asarray(render(Scene((Thing(1, 1, "blue", shape, digit),), 9, "train", 0)), dtype=int) for shape, digit in kinds]
     for i, one in enumerate(drawn):
         for other in drawn[i + 1 :]:
             assert (np.abs(one - other).sum(-1) > 100).sum() > 12
@@ -306,7 +306,7 @@ def test_all_shapes_and_digits_look_different() -> None:
 def test_captions_and_descriptions_name_every_thing() -> None:
     for scene in scenes("train", 100):
         for language in LANGUAGES:
-            for tell in (caption, written):
+            for tell in (caption, as_text):
                 text = tell(scene, language, scene.rng("caption"))
                 assert all(text.count(colored(t.color, t.shape, language)) >= 1 for t in scene.things)
             assert str(scene.things[0].digit or "") in description(scene, language, scene.rng("description"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from answering.rerank.logistic_regression import sigmoid
-from evaluation.calibration.probability_fits import fit_logistic, folds, isotonic
+from evaluation.calibration.probability_fits import fit_logistic, group_k_fold, isotonic
 
 
 def test_two_groups_have_the_log_odds_of_their_shares() -> None:
@@ -53,13 +53,13 @@ def test_isotonic_regression_pools_what_falls() -> None:
     assert (falling.starts, falling.values) == ((0.1,), (0.5,))
 
 
-def test_no_picture_stands_on_both_sides_of_a_fold_and_each_is_left_out_once() -> None:
+def test_no_image_stands_on_both_sides_of_a_fold_and_each_is_left_out_once() -> None:
     groups = np.repeat(np.arange(13), 3)
     left_out = np.zeros(len(groups))
-    for fitted, left in folds(groups, 0):
+    for fitted, left in group_k_fold(groups, 0):
         assert not set(groups[fitted]) & set(groups[left])
         assert (fitted ^ left).all()
         left_out += left
     assert (left_out == 1).all()
-    assert list(folds(np.zeros(5), 0)) == []
-    assert len(list(folds(np.array([0, 1, 1]), 0))) == 2
+    assert list(group_k_fold(np.zeros(5), 0)) == []
+    assert len(list(group_k_fold(np.array([0, 1, 1]), 0))) == 2

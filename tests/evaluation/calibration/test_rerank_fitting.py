@@ -9,16 +9,16 @@ import pytest
 from answering.config import RerankConfig, RerankWeights
 from answering.protocol import Candidate, Request
 from answering.rerank.candidate_scores import Signal
-from answering.rerank.choose_answer import Plan
+from answering.rerank.choose_answer import RerankPlan
 from dataset.sample import Message
-from evaluation.answer_selection import Weighting, chosen
+from evaluation.answer_selection import RerankPlans, add_choices
 from evaluation.calibration import rerank_fitting
-from evaluation.calibration.probability_fits import folds
+from evaluation.calibration.probability_fits import group_k_fold
 from evaluation.calibration.rerank_fitting import tune
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
 from evaluation.scoring.answer_scores import score
-from evaluation.scoring.rerank_metrics import can_change, credibility_figures, risk_coverage
+from evaluation.scoring.rerank_metrics import confidence_metrics, improvable_fractions, risk_coverage
 from evaluation.statistics import clusters
 
 RIGHT, WRONG = "red", "blue"
@@ -51,14 +51,14 @@ def references(n: int) -> dict[str, list[str]]:
     return {f"q{i}": [RIGHT] * 10 for i in range(n)}
 
 
-def taught(n: int, clip_right: float, rerank: RerankConfig | None = None, text: str = "What color is it?") -> Weighting:
+def taught(n: int, clip_right: float, rerank: RerankConfig | None = None, text: str = "What color is it?") -> RerankPlans:
     return tune({"ours": planted(n, clip_right, text)}, references(n), rerank or RerankConfig(), 400, 0)
 
 
 def test_weights_that_hold_on_left_out_questions_are_taken() -> None:
     found = taught(200, 0.95)
     assert found.chosen_on == "validation"
-    assert found.common.weights.clip > found.common.weights.likelihood
+    assert found.shared_plan.weights.clip > found.shared_plan.weights.likelihood
     assert found.found["tuned_held_out"] > 0.9 > found.found["configured"]
 
 
@@ -68,15 +68,15 @@ def test_weights_that_only_fit_chance_are_not() -> None:
     assert kept >= 6
 
 
-def taught_on_noise(seed: int) -> Weighting:
+def taught_on_noise(seed: int) -> RerankPlans:
     return tune({"ours": planted(60, 0.5, seed=seed)}, references(60), RerankConfig(), 100, seed)
 
 
 @pytest.mark.parametrize(("clip_right", "guarded"), [(0.95, False), (0.5, True), (0.1, True)])
 def test_the_guard_is_lifted_only_where_the_gain_is_shown(clip_right: float, guarded: bool) -> None:
     found = taught(160, clip_right, RerankConfig(weights=RerankWeights(likelihood=0.2, clip=0.8)), "Is it red?")
-    assert ("yes/no" in found.common.guard) is guarded
-    assert "counting" in found.common.guard
+    assert ("yes/no" in found.shared_plan.guard) is guarded
+    assert "counting" in found.shared_plan.guard
     assert found.found["guard"]["yes/no"]["left_alone"] is guarded
     assert "counting" not in found.found["guard"]
 
@@ -98,30 +98,30 @@ def test_the_guard_of_several_kinds_is_held_against_holm() -> None:
     both = (yes_no[0] + counting[0], yes_no[1] + counting[1])
     known = references(200)
     alone = tune({"ours": yes_no}, known, rerank, 4000, 0)
-    assert alone.common.guard == ("counting",)
+    assert alone.shared_plan.guard == ("counting",)
     assert alone.found["guard"]["yes/no"]["p_holm"] == alone.found["guard"]["yes/no"]["p_value"] == pytest.approx(0.039, abs=0.01)
     together = tune({"ours": both}, known, rerank, 4000, 0)
-    assert together.common.guard == ("yes/no", "counting")
+    assert together.shared_plan.guard == ("yes/no", "counting")
     assert {found["p_holm"] for found in together.found["guard"].values()} == {2 * alone.found["guard"]["yes/no"]["p_value"]}
 
 
-def test_a_gain_at_many_questions_about_four_pictures_lifts_no_guard() -> None:
+def test_a_gain_at_many_questions_about_four_images_lifts_no_guard() -> None:
     """Four pictures that agree have p = .125, however many questions there are about each."""
     rerank = RerankConfig(weights=RerankWeights(likelihood=0.2, clip=0.8))
     asked, said = one_kind("Is it red?", 0, 40, 0, 0)
     crowded = [dataclasses.replace(one, image_ids=(i % 4,)) for i, one in enumerate(asked)]
-    assert tune({"ours": (crowded, said)}, references(80), rerank, 400, 0).common.guard == ("yes/no", "counting")
-    assert tune({"ours": (asked, said)}, references(80), rerank, 400, 0).common.guard == ("counting",)
+    assert tune({"ours": (crowded, said)}, references(80), rerank, 400, 0).shared_plan.guard == ("yes/no", "counting")
+    assert tune({"ours": (asked, said)}, references(80), rerank, 400, 0).shared_plan.guard == ("counting",)
 
 
-def test_no_picture_is_torn_by_any_cross_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_image_is_torn_by_any_cross_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
 
     def spied(groups: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         seen.append(groups)
-        return folds(groups, seed)
+        return group_k_fold(groups, seed)
 
-    monkeypatch.setattr(rerank_fitting, "folds", spied)
+    monkeypatch.setattr(rerank_fitting, "group_k_fold", spied)
     tune({"ours": planted(40, 0.9)}, references(40), RerankConfig(), 50, 0)
     before = len(seen)
     tune({"ours": planted(40, 0.9)}, references(40), RerankConfig(calibration="isotonic"), 50, 0)
@@ -137,8 +137,8 @@ def test_guarded_questions_have_no_say_in_the_weights() -> None:
     colors, yes_no = one_kind("What color is it?", 0, 30, 1, 10), one_kind("Is it red?", 50, 0, 60, 0)
     found = tune({"ours": (colors[0] + yes_no[0], colors[1] + yes_no[1])}, references(400), RerankConfig(), 400, 0)
     assert found.chosen_on == "validation"
-    assert found.common.weights.clip > found.common.weights.likelihood
-    assert found.common.guard == ("yes/no", "counting")
+    assert found.shared_plan.weights.clip > found.shared_plan.weights.likelihood
+    assert found.shared_plan.guard == ("yes/no", "counting")
     # What cross-validation says is of the answers that are given: all 60 of the guarded first ones are right.
     assert found.found["configured"] == pytest.approx((60 + 11) / 101)
     assert found.found["tuned_held_out"] == pytest.approx((60 + 40) / 101)
@@ -153,10 +153,10 @@ def test_the_learned_fusion_is_measured_with_the_guard() -> None:
 def test_the_learned_fusion_is_measured_on_questions_that_had_no_part_in_fit_or_ridge() -> None:
     questions, said = planted(30, 0.5, seed=5)
     right: list[float] = []
-    for fitted, left in folds(clusters([question.image_ids for question in questions]), 5):
+    for fitted, left in group_k_fold(clusters([question.image_ids for question in questions]), 5):
         rows, others = np.flatnonzero(fitted), np.flatnonzero(left)
         part = tune({"ours": ([questions[i] for i in rows], [said[i] for i in rows])}, references(30), RerankConfig(), 50, 5)
-        answered = chosen([questions[i] for i in others], [said[i] for i in others], part.of("ours"), 0)
+        answered = add_choices([questions[i] for i in others], [said[i] for i in others], part.for_system("ours"), 0)
         right += score(answered, references(30)).scores["learned"]["vqa_accuracy"].tolist()
     found = tune({"ours": (questions, said)}, references(30), RerankConfig(), 50, 5)
     assert found.found["systems"]["ours"]["learned_held_out"] == pytest.approx(np.mean(right))
@@ -164,16 +164,16 @@ def test_the_learned_fusion_is_measured_on_questions_that_had_no_part_in_fit_or_
 
 def test_the_learned_fusion_finds_the_signal_that_is_right() -> None:
     found = taught(200, 0.95)
-    plan = found.of("ours")
+    plan = found.for_system("ours")
     assert found.found["systems"]["ours"]["learned_held_out"] > 0.9
     questions, said = planted(100, 0.95, seed=1)
-    scored = score(chosen(questions, said, plan, 0), references(100))
+    scored = score(add_choices(questions, said, plan, 0), references(100))
     assert scored.scores["learned"]["vqa_accuracy"].mean() > 0.9
     assert scored.scores["first"]["vqa_accuracy"].mean() < 0.65
 
 
 @pytest.mark.parametrize("calibration", ["logistic", "isotonic"])
-def test_credibility_is_about_as_often_right_as_it_says(calibration: str) -> None:
+def test_confidence_is_about_as_often_right_as_it_says(calibration: str) -> None:
     """An answer with a wide margin is right in nine of ten cases, one with a narrow margin in four of ten."""
     rng = np.random.default_rng(5)
 
@@ -188,8 +188,8 @@ def test_credibility_is_about_as_often_right_as_it_says(calibration: str) -> Non
 
     questions = [question(i) for i in range(400)]
     found = tune({"ours": (questions, system(400))}, references(400), RerankConfig(calibration=calibration), 100, 0)  # type: ignore[arg-type]
-    scored = score(chosen(questions, system(400), found.of("ours"), 0, 0.6), references(400))
-    figures = credibility_figures(scored, 0.6)
+    scored = score(add_choices(questions, system(400), found.for_system("ours"), 0, 0.6), references(400))
+    figures = confidence_metrics(scored, 0.6)
     assert figures["ece"] < 0.06
     assert found.found["systems"]["ours"]["ece_held_out"] < 0.08
     assert figures["abstaining"]["answered"] == pytest.approx(0.5, abs=0.07)
@@ -200,18 +200,18 @@ def test_credibility_is_about_as_often_right_as_it_says(calibration: str) -> Non
     assert curve[-1] == pytest.approx(scored.scores["reranked"]["vqa_accuracy"].mean())
 
 
-def test_credibility_is_that_of_the_answer_that_is_shown() -> None:
+def test_confidence_is_that_of_the_answer_that_is_shown() -> None:
     """The first answer is right half of the time, the reranked one nearly always."""
     rerank = RerankConfig(weights=RerankWeights(likelihood=0.1, clip=0.9))
     questions, said = planted(200, 0.95)
-    plan = tune({"ours": (questions, said)}, references(200), rerank, 50, 0).of("ours")
-    found = [one.credibility for one in chosen(questions, said, plan, 0)]
+    plan = tune({"ours": (questions, said)}, references(200), rerank, 50, 0).for_system("ours")
+    found = [one.confidence for one in add_choices(questions, said, plan, 0)]
     assert np.mean([value for value in found if value is not None]) == pytest.approx(0.95, abs=0.03)
 
 
-def test_too_few_pictures_teach_nothing() -> None:
-    found = tune({"ours": planted(2, 1.0)}, references(2), RerankConfig(form="raw"), 100, 0)
-    assert (found.chosen_on, found.common.form, found.plans) == ("default", "raw", {})
+def test_too_few_images_teach_nothing() -> None:
+    found = tune({"ours": planted(2, 1.0)}, references(2), RerankConfig(clip_score_form="raw"), 100, 0)
+    assert (found.chosen_on, found.shared_plan.form, found.plans) == ("default", "raw", {})
 
 
 def test_a_failed_question_of_the_validation_split_is_left_out() -> None:
@@ -236,8 +236,8 @@ def test_what_can_change_is_counted_by_the_candidates() -> None:
         prediction(3, [RIGHT], [-1], [0]),
     ]
     questions = [question(i) for i in range(4)]
-    scored = score(chosen(questions, said, Plan(), 0), references(4))
-    assert can_change(scored, references(4), np.array([False, True, False, False])) == {
+    scored = score(add_choices(questions, said, RerankPlan(), 0), references(4))
+    assert improvable_fractions(scored, references(4), np.array([False, True, False, False])) == {
         "several_candidates": 0.75,
         "score_can_change": 0.5,
         "score_can_rise": 0.25,

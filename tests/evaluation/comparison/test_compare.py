@@ -9,24 +9,24 @@ from typing import Any
 
 import pytest
 
-from dataset.loading.sample_store import Store
+from dataset.loading.sample_store import SampleStore
 from errors import TesseraError, UsageError
 from evaluation.comparison.compare import FileComparison, MetricComparison, compare_files
-from evaluation.comparison.external_predictions import Fields, stored
+from evaluation.comparison.external_predictions import FieldNames, read_answer_file
 from evaluation.statistics import holm
 from tests.evaluation.conftest import Written
 from tests.evaluation.planted import questions, sample, write_store
 
 
 def compared(
-    a: Path | Sequence[Path], b: Path | Sequence[Path], store: Store | None, choices: Sequence[str] = (), fields: Sequence[str] = ()
+    a: Path | Sequence[Path], b: Path | Sequence[Path], store: SampleStore | None, choices: Sequence[str] = (), fields: Sequence[str] = ()
 ) -> FileComparison:
-    def opened() -> Store:
+    def opened() -> SampleStore:
         assert store is not None, "the merged data was opened"
         return store
 
     mine, theirs = ([side] if isinstance(side, Path) else side for side in (a, b))
-    return compare_files(mine, theirs, opened, choices, Fields.parse(fields), 200, 0)
+    return compare_files(mine, theirs, opened, choices, FieldNames.parse(fields), 200, 0)
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def files(written: Written) -> tuple[Path, Path]:
 
 def test_two_files_give_the_figures_of_the_run(written: Written, files: tuple[Path, Path]) -> None:
     result = compared(*files, written.planned.store)
-    systems = written.outcome.summary["systems"]
+    systems = written.evaluation_result.summary["systems"]
     official, m4c, _ = result.metrics
     assert result.questions == 25
     assert official.a == pytest.approx(systems["careful"]["choices"]["reranked"]["vqa_accuracy"])
@@ -141,7 +141,7 @@ def test_other_tools_files_are_read_by_the_names_of_their_fields(written: Writte
 def test_a_line_separator_in_a_table_ends_no_record(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes('id,text\r\n1,a\u2028b\x0cc\r\n2,"d\ne"\r\n'.encode())
-    assert stored(path, None, Fields("id", "text")).answers == {"1": "a\u2028b\x0cc", "2": "d\ne"}
+    assert read_answer_file(path, None, FieldNames("id", "text")).answers == {"1": "a\u2028b\x0cc", "2": "d\ne"}
 
 
 def other(path: Path, *answers: str, **fields: Any) -> Path:
@@ -161,7 +161,7 @@ def test_files_that_hold_references_need_no_data(tmp_path: Path) -> None:
     result = compared(a, b, None, fields=HELD)
     official, m4c, _ = result.metrics
     assert (official.a, m4c.a, m4c.b) == (0.0, 1.0, 0.0)
-    assert (m4c.verdict, result.questions, result.pictures) == ("a", 20, 10)
+    assert (m4c.verdict, result.questions, result.images) == ("a", 20, 10)
 
 
 def test_a_planted_gain_is_found_and_a_tiny_one_is_not_claimed(tmp_path: Path) -> None:
@@ -181,8 +181,8 @@ def test_a_planted_gain_is_found_and_a_tiny_one_is_not_claimed(tmp_path: Path) -
     assert tiny.difference.difference == pytest.approx(0.002)
     assert tiny.verdict == "not shown"
     assert (none.difference.difference, none.difference.p_value, none.verdict) == (0.0, 1.0, "not shown")
-    assert tiny.smallest_shown is not None
-    assert tiny.smallest_shown > 0.002
+    assert tiny.minimum_detectable_effect is not None
+    assert tiny.minimum_detectable_effect > 0.002
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.metrics.answer_normalisation import m4c, official, words
+from evaluation.metrics.answer_normalisation import normalise_m4c, normalise_vqa, split_words
 
 
 @pytest.mark.parametrize(
@@ -35,11 +35,11 @@ from evaluation.metrics.answer_normalisation import m4c, official, words
     ],
 )
 def test_official_rules(text: str, expected: str) -> None:
-    assert official(text) == expected
+    assert normalise_vqa(text) == expected
 
 
 def test_the_official_script_drops_at_most_32_full_stops() -> None:
-    assert official("a." * 40) == "a" * 33 + ".a" * 7 + "."
+    assert normalise_vqa("a." * 40) == "a" * 33 + ".a" * 7 + "."
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_the_official_script_drops_at_most_32_full_stops() -> None:
     ],
 )
 def test_m4c_rules_and_chinese(text: str, expected: str) -> None:
-    assert m4c(text) == expected
+    assert normalise_m4c(text) == expected
 
 
 def test_each_chinese_character_is_a_word() -> None:
-    assert words("2只black cat猫") == ["2", "只", "black", "cat", "猫"]
+    assert split_words("2只black cat猫") == ["2", "只", "black", "cat", "猫"]

@@ -57,7 +57,7 @@ def test_cider_d_weighs_clips_and_punishes_length() -> None:
     assert cider_d(words("a b", "c c"), references) == pytest.approx([5, repeated])
 
 
-def test_cider_d_gives_nothing_for_words_that_stand_in_every_picture() -> None:
+def test_cider_d_gives_nothing_for_words_that_stand_in_every_image() -> None:
     assert cider_d(words("a", "a"), [words("a x"), words("a y")]).tolist() == [0.0, 0.0]
 
 
@@ -85,10 +85,10 @@ def test_words_and_characters_score_chinese_differently() -> None:
 
 def test_every_caption_has_scores_of_its_own() -> None:
     scored = score(["a b", "x y"], [["a b"], ["c d"]], "ptb")
-    assert scored.each["bleu_1"].tolist() == [1.0, 0.0]
-    assert scored.each["rouge_l"].tolist() == [1.0, 0.0]
+    assert scored.per_sample["bleu_1"].tolist() == [1.0, 0.0]
+    assert scored.per_sample["rouge_l"].tolist() == [1.0, 0.0]
     assert scored.corpus["rouge_l"] == pytest.approx(0.5)
-    assert scored.corpus["cider_d"] == pytest.approx(scored.each["cider_d"].mean())
+    assert scored.corpus["cider_d"] == pytest.approx(scored.per_sample["cider_d"].mean())
 
 
 def test_clip_score_is_the_scaled_cosine_and_never_negative() -> None:

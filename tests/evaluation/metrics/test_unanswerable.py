@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from answering.protocol import Candidate
-from evaluation.metrics.unanswerable import average_precision, doubt, f1, is_unanswerable, unanswerability
+from evaluation.metrics.unanswerable import average_precision, f1, is_unanswerable, unanswerable_metrics, unanswerable_probability
 from evaluation.prediction_files import Prediction
 
 
@@ -24,9 +24,9 @@ def test_half_of_the_annotators_make_a_question_unanswerable() -> None:
 
 def test_doubt_is_the_share_of_probability_that_says_so() -> None:
     two_thirds = said("a", ("unanswerable", math.log(0.4)), ("red", math.log(0.2)))
-    assert doubt(two_thirds.candidates) == pytest.approx(2 / 3)
-    assert doubt(said("a", ("Unanswerable", None), ("red", None), ("blue", None)).candidates) == pytest.approx(1 / 3)
-    assert doubt(()) == 0.0
+    assert unanswerable_probability(two_thirds.candidates) == pytest.approx(2 / 3)
+    assert unanswerable_probability(said("a", ("Unanswerable", None), ("red", None), ("blue", None)).candidates) == pytest.approx(1 / 3)
+    assert unanswerable_probability(()) == 0.0
 
 
 def test_average_precision_is_scikit_learns() -> None:
@@ -44,9 +44,9 @@ def test_f1_is_the_harmonic_mean() -> None:
 def test_systems_are_scored_where_there_are_such_questions() -> None:
     none, red = ["unanswerable"] * 10, ["red"] * 10
     answers = [said("a", ("unanswerable", -0.1)), said("b", ("red", -0.1)), said("c", ("unanswerable", -0.1), error="failed")]
-    assert unanswerability(answers, {"a": none, "b": red, "c": none}) == {
+    assert unanswerable_metrics(answers, {"a": none, "b": red, "c": none}) == {
         "questions": 2,
         "average_precision": pytest.approx(1 / 2 + 1 / 2 * 2 / 3),
         "f1": pytest.approx(2 / 3),
     }
-    assert unanswerability(answers, {"a": red, "b": red, "c": red}) is None
+    assert unanswerable_metrics(answers, {"a": red, "b": red, "c": red}) is None

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 from tests.evaluation.conftest import Written
-from tests.serving.demo.browser import CHROMIUM, PATIENCE, PHONE, overflow
+from tests.serving.demo.browser import CHROMIUM, PHONE_SIZE, TIMEOUT_MS, overflow
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
@@ -14,10 +14,12 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 @pytest.fixture(scope="module")
 def page(written: Written) -> Iterator[Page]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"], timeout=PATIENCE)
-        context = browser.new_context(viewport={"width": PHONE[0], "height": PHONE[1]}, has_touch=True, is_mobile=True, offline=True)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"], timeout=TIMEOUT_MS)
+        context = browser.new_context(
+            viewport={"width": PHONE_SIZE[0], "height": PHONE_SIZE[1]}, has_touch=True, is_mobile=True, offline=True
+        )
         page = context.new_page()
-        page.set_default_timeout(PATIENCE)
+        page.set_default_timeout(TIMEOUT_MS)
         page.goto(written.page.as_uri())
         yield page
         browser.close()
@@ -47,7 +49,7 @@ def test_what_took_a_candidate_is_seen_without_pushing(page: Page) -> None:
     tags = page.locator(".candidates .tag")
     assert tags.count() > 24
     ends = page.evaluate("[...document.querySelectorAll('.candidates .tag')].map(tag => tag.getBoundingClientRect().right)")
-    assert max(ends) <= PHONE[0]
+    assert max(ends) <= PHONE_SIZE[0]
 
 
 def test_search_and_filters_leave_what_is_asked_for(page: Page) -> None:

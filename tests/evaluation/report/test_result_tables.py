@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.report.result_tables import asked_how
+from evaluation.report.result_tables import describe_system
 
 DECODING = {"k": 5, "mode": "beam", "temperature": 1.0, "max_new_tokens": 12, "seed": 0}
 
@@ -25,4 +25,4 @@ DECODING = {"k": 5, "mode": "beam", "temperature": 1.0, "max_new_tokens": 12, "s
     ],
 )
 def test_a_report_says_what_was_asked_and_how(model: dict[str, Any], kind: str, said: str) -> None:
-    assert asked_how({"kind": kind, "model": model, "decoding": DECODING}) == said
+    assert describe_system({"kind": kind, "model": model, "decoding": DECODING}) == said

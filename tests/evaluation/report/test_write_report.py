@@ -15,11 +15,11 @@ from PIL import Image
 from answering.rendering import chinese_font
 from evaluation.report import chart_style
 from evaluation.report.charts import write_charts
-from evaluation.report.examples import RIGHT, examples, selection
+from evaluation.report.examples import RIGHT, examples, select_examples
 from evaluation.report.findings import headline, sentences
-from evaluation.report.image_grids import wrapped
+from evaluation.report.image_grids import wrap_text
 from evaluation.report.result_tables import OTHER_METRICS
-from evaluation.report.write_report import NATIVE, write_report
+from evaluation.report.write_report import HTML_CHARTS, write_report
 from evaluation.run.evaluation_run import evaluate
 from tests.evaluation.conftest import MARKUP, Written
 from tests.evaluation.planted import PlantedAnswerer, always, experiment, questions, write_store
@@ -92,7 +92,7 @@ def test_texts_of_users_stay_text(page: Page) -> None:
     assert MARKUP in page.text
 
 
-def test_every_question_stands_with_picture_candidates_and_scores(page: Page) -> None:
+def test_every_question_stands_with_image_candidates_and_scores(page: Page) -> None:
     cards = [attributes for tag, attributes in page.tags if tag == "article"]
     assert len(cards) == 24
     assert {card["data-language"] for card in cards} == {"en", "zh"}
@@ -150,22 +150,22 @@ def test_the_markdown_report_holds_the_tables_and_names_the_charts(written: Writ
     assert "1 question failed and counts as wrong" in text
 
 
-def test_the_charts_are_pictures_with_something_in_them(written: Written) -> None:
+def test_the_charts_are_images_with_something_in_them(written: Written) -> None:
     for name in CHARTS:
-        with Image.open(written.page.parent / name) as picture:
-            assert picture.width > 500
-            colors = picture.convert("RGB").getcolors(maxcolors=1 << 24)
+        with Image.open(written.page.parent / name) as image:
+            assert image.width > 500
+            colors = image.convert("RGB").getcolors(maxcolors=1 << 24)
             assert colors is not None
             assert len(colors) > 50, name
 
 
 def test_examples_take_turns_between_changed_wrong_and_right(written: Written) -> None:
-    every = examples(written.outcome)
-    assert len(every) == 25
-    shown = selection(every, 9)
+    all_examples = examples(written.evaluation_result)
+    assert len(all_examples) == 25
+    shown = select_examples(all_examples, 9)
     assert any("changed" in answer.statuses for answer in shown[0].answers)
     assert not all(answer.right for answer in shown[1].answers)
-    assert len(selection(every, 1000)) == 25
+    assert len(select_examples(all_examples, 1000)) == 25
     assert all(answer.right == (answer.accuracy >= RIGHT) for example in shown for answer in example.answers)
 
 
@@ -181,23 +181,23 @@ def test_what_is_shown_is_said_in_words() -> None:
 
 def test_the_charts_stand_in_the_page_and_the_same_files_beside_it(written: Written, page: Page) -> None:
     embedded = [source for source in page.attributes("src") if source.startswith("data:image/png;base64,")]
-    files = [(written.page.parent / name).read_bytes() for name in CHARTS if Path(name).stem not in NATIVE]
+    files = [(written.page.parent / name).read_bytes() for name in CHARTS if Path(name).stem not in HTML_CHARTS]
     assert [base64.b64decode(source.partition(",")[2]) for source in embedded] == files
 
 
-def test_each_picture_that_the_rerank_changed_is_a_file_with_before_and_after(written: Written) -> None:
-    changed = {example.question.image_ids[0] for example in examples(written.outcome) if "changed" in example.answers[0].statuses}
+def test_each_image_that_the_rerank_changed_is_a_file_with_before_and_after(written: Written) -> None:
+    changed = {example.question.image_ids[0] for example in examples(written.evaluation_result) if "changed" in example.answers[0].statuses}
     folder = written.page.parent / "changed"
     assert {path.name for path in folder.iterdir()} == {"careful"}
     assert {int(path.stem) for path in (folder / "careful").iterdir()} == changed
-    with Image.open(next((folder / "careful").iterdir())) as picture:
-        assert picture.width > 800
+    with Image.open(next((folder / "careful").iterdir())) as image:
+        assert image.width > 800
 
 
 def test_the_count_of_changed_answers_is_that_of_the_examples(written: Written) -> None:
-    statuses = [example.answers[0].statuses for example in examples(written.outcome)]
+    statuses = [example.answers[0].statuses for example in examples(written.evaluation_result)]
     better, worse = (sum(name in found for found in statuses) for name in ("fixed", "broken"))
-    counted = written.outcome.summary["systems"]["careful"]["changed"]
+    counted = written.evaluation_result.summary["systems"]["careful"]["changed"]
     assert better > 1
     assert worse == 1
     assert counted == {
@@ -247,7 +247,7 @@ def test_a_missing_chinese_font_is_said_once_and_stops_nothing(
 ) -> None:
     monkeypatch.setattr(chart_style, "chinese_font", lambda: None)
     with caplog.at_level(logging.WARNING):
-        paths = write_charts(written.outcome.summary, examples(written.outcome), written.planned.store, tmp_path, 0)
+        paths = write_charts(written.evaluation_result.summary, examples(written.evaluation_result), written.planned.store, tmp_path, 0)
     assert [path.name for path in paths] == CHARTS
     assert [record.message for record in caplog.records if "Chinese" in record.message] == [caplog.records[0].message]
 
@@ -256,28 +256,30 @@ def test_charts_write_in_the_chinese_font_that_was_chosen() -> None:
     font = chinese_font()
     if font is None:
         pytest.skip("no font with Chinese characters is installed")
-    found = font_manager.findfont(chart_style.family(font), fallback_to_default=False)
+    found = font_manager.findfont(chart_style.register_font(font), fallback_to_default=False)
     assert font_manager.get_font(found).get_char_index(ord("图"))
 
 
 def test_long_texts_are_broken_by_what_they_take_up() -> None:
-    assert wrapped("one two three", 8, 2) == "one two\nthree"
-    assert wrapped("红色的圆形", 6, 2) == "红色的\n圆形"
-    assert wrapped("a b c d e f", 2, 2) == "a\nb ..."
+    assert wrap_text("one two three", 8, 2) == "one two\nthree"
+    assert wrap_text("红色的圆形", 6, 2) == "红色的\n圆形"
+    assert wrap_text("a b c d e f", 2, 2) == "a\nb ..."
 
 
 def test_a_report_without_short_answers_or_rerank_is_written_too(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", [row for row in questions(2) if row["task"] == "caption"])
     planned = experiment(store, tmp_path / "out")
-    outcome = evaluate(planned, lambda _: PlantedAnswerer(always(("a red disc on white", -0.1))), lambda _: pytest.fail("no control"))
-    text = write_report(outcome, planned).read_text(encoding="utf-8")
+    evaluation_result = evaluate(
+        planned, lambda _: PlantedAnswerer(always(("a red disc on white", -0.1))), lambda _: pytest.fail("no control")
+    )
+    text = write_report(evaluation_result, planned).read_text(encoding="utf-8")
     assert "Captions and descriptions" in text
     assert "<article" not in text
 
 
-def test_a_picture_that_has_gone_leaves_the_report_whole(tmp_path: Path) -> None:
+def test_a_image_that_has_gone_leaves_the_report_whole(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(2))
     planned = experiment(store, tmp_path / "out")
-    outcome = evaluate(planned, lambda _: PlantedAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control"))
+    evaluation_result = evaluate(planned, lambda _: PlantedAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control"))
     (tmp_path / "data" / "1.png").unlink()
-    assert "can no longer be read" in write_report(outcome, planned).read_text(encoding="utf-8")
+    assert "can no longer be read" in write_report(evaluation_result, planned).read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from evaluation.robustness.corruptions import CORRUPTIONS, corrupt
 
 
 @pytest.fixture(scope="module")
-def picture() -> Image.Image:
+def image() -> Image.Image:
     drawn = Image.new("RGB", (120, 80), "white")
     draw = ImageDraw.Draw(drawn)
     for i in range(12):
@@ -22,25 +22,25 @@ def distance(a: Image.Image, b: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_each_strength_is_worse_than_the_one_before(picture: Image.Image, kind: Corruption) -> None:
-    distances = [distance(picture, corrupt(picture, kind, strength, "a")) for strength in range(1, 6)]
+def test_each_strength_is_worse_than_the_one_before(image: Image.Image, kind: Corruption) -> None:
+    distances = [distance(image, corrupt(image, kind, strength, "a")) for strength in range(1, 6)]
     assert distances == sorted(distances)
     assert distances[0] > 0
     assert len(set(distances)) == 5
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_the_same_key_gives_the_same_picture_of_the_same_size(picture: Image.Image, kind: Corruption) -> None:
-    before = picture.tobytes()
-    one, again = corrupt(picture, kind, 3, "a"), corrupt(picture, kind, 3, "a")
+def test_the_same_key_gives_the_same_image_of_the_same_size(image: Image.Image, kind: Corruption) -> None:
+    before = image.tobytes()
+    one, again = corrupt(image, kind, 3, "a"), corrupt(image, kind, 3, "a")
     assert one.tobytes() == again.tobytes()
-    assert (one.size, one.mode) == (picture.size, "RGB")
-    assert picture.tobytes() == before
+    assert (one.size, one.mode) == (image.size, "RGB")
+    assert image.tobytes() == before
 
 
 @pytest.mark.parametrize("kind", ["noise", "occlusion"])
-def test_chance_falls_otherwise_on_another_picture(picture: Image.Image, kind: Corruption) -> None:
-    assert corrupt(picture, kind, 3, "a").tobytes() != corrupt(picture, kind, 3, "b").tobytes()
+def test_chance_falls_otherwise_on_another_image(image: Image.Image, kind: Corruption) -> None:
+    assert corrupt(image, kind, 3, "a").tobytes() != corrupt(image, kind, 3, "b").tobytes()
 
 
 def test_the_occluded_share_is_the_stated_one() -> None:

@@ -13,9 +13,9 @@ from tests.evaluation.planted import (
     PlantedAnswerer,
     PlantedScorer,
     always,
-    by_the_book,
     experiment,
     lines,
+    mostly_right,
     questions,
     run,
     sample,
@@ -25,9 +25,9 @@ from tests.evaluation.planted import (
 
 def test_the_summary_holds_what_can_be_worked_out_by_hand(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(6))
-    outcome = run(experiment(store, tmp_path / "out"), PlantedAnswerer(by_the_book), scorer=PlantedScorer(*COLORS))
+    evaluation_result = run(experiment(store, tmp_path / "out"), PlantedAnswerer(mostly_right), scorer=PlantedScorer(*COLORS))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
-    assert summary == outcome.summary
+    assert summary == evaluation_result.summary
     assert summary["schema_version"] == 1
     assert summary["dataset"] == {"name": "planted", "split": "test", "questions": 24, "images": 6, "by_task": {"vqa": 18, "caption": 6}}
     ours = summary["systems"]["ours"]
@@ -74,7 +74,7 @@ def test_the_summary_holds_what_can_be_worked_out_by_hand(tmp_path: Path) -> Non
 
 def test_predictions_hold_candidates_scores_and_choices(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(2))
-    run(experiment(store, tmp_path / "out"), PlantedAnswerer(by_the_book, settings={"rank": 8}), scorer=PlantedScorer(*COLORS))
+    run(experiment(store, tmp_path / "out"), PlantedAnswerer(mostly_right, settings={"rank": 8}), scorer=PlantedScorer(*COLORS))
     rows = {row["sample_id"]: row for row in lines(tmp_path / "out" / "predictions" / "ours.jsonl")}
     assert len(rows) == 8
     row = rows["test-1-color"]
@@ -93,7 +93,7 @@ def test_predictions_hold_candidates_scores_and_choices(tmp_path: Path) -> None:
 
 def test_without_a_scorer_nothing_is_said_of_reranking(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(2))
-    summary = run(experiment(store, tmp_path / "out"), PlantedAnswerer(by_the_book)).summary
+    summary = run(experiment(store, tmp_path / "out"), PlantedAnswerer(mostly_right)).summary
     assert "rerank" not in summary
     assert "controls" not in summary
     assert summary["systems"]["ours"]["choices"].keys() == {"first", "majority", "likelihood", "random", "oracle"}
@@ -129,16 +129,16 @@ def test_a_limit_asks_every_system_the_same_and_a_higher_one_more(tmp_path: Path
     store = write_store(tmp_path / "data", questions(10))
     asked = []
     for limit in (7, 20):
-        one, other = PlantedAnswerer(by_the_book), PlantedAnswerer(by_the_book)
-        outcome = run(experiment(store, tmp_path / str(limit), "one", "other", limit=limit), one, other)
-        assert outcome.summary["dataset"]["questions"] == len(one.asked) == limit
+        one, other = PlantedAnswerer(mostly_right), PlantedAnswerer(mostly_right)
+        evaluation_result = run(experiment(store, tmp_path / str(limit), "one", "other", limit=limit), one, other)
+        assert evaluation_result.summary["dataset"]["questions"] == len(one.asked) == limit
         assert one.asked == other.asked
         asked.append(set(one.asked))
     assert asked[0] < asked[1]
 
 
 def test_captions_may_be_longer_than_short_answers(tmp_path: Path) -> None:
-    answerer = PlantedAnswerer(by_the_book)
+    answerer = PlantedAnswerer(mostly_right)
     run(experiment(write_store(tmp_path / "data", questions(1)), tmp_path / "out", description_tokens=50), answerer)
     assert answerer.decodings["test-0-color"].max_new_tokens == 16
     assert answerer.decodings["test-0-caption"].max_new_tokens == 50
@@ -152,7 +152,7 @@ def test_comparisons_take_every_pair_and_hold_over_all(tmp_path: Path) -> None:
         return [(COLORS[i] if "color" in request.request_id else "1", -0.1)]
 
     planned = experiment(store, tmp_path / "out", "good", "poor", "poor-again")
-    answerers = PlantedAnswerer(perfect), PlantedAnswerer(by_the_book), PlantedAnswerer(by_the_book)
+    answerers = PlantedAnswerer(perfect), PlantedAnswerer(mostly_right), PlantedAnswerer(mostly_right)
     found = run(planned, *answerers, scorer=PlantedScorer()).summary["comparisons"]
     verdicts = {(row["a"], row["b"]): row["verdict"] for row in found}
     assert verdicts == {
@@ -177,7 +177,7 @@ def test_the_controls_of_the_first_checkpoint_are_asked_and_compared(tmp_path: P
     store = write_store(tmp_path / "data", rows)
 
     def sees(request: Request) -> Sequence[tuple[str, float]]:
-        (path,) = request.pictures
+        (path,) = request.images
         assert isinstance(path, Path)
         return [(COLORS[int(path.stem) % 6], -0.1)]
 
@@ -196,7 +196,7 @@ def test_the_controls_of_the_first_checkpoint_are_asked_and_compared(tmp_path: P
 
 def test_the_shares_of_a_split_without_short_answers_are_not_made_up(tmp_path: Path) -> None:
     rows = [row for row in questions(3) if row["task"] == "caption"]
-    summary = run(experiment(write_store(tmp_path / "data", rows), tmp_path / "out"), PlantedAnswerer(by_the_book)).summary
+    summary = run(experiment(write_store(tmp_path / "data", rows), tmp_path / "out"), PlantedAnswerer(mostly_right)).summary
     assert summary["systems"]["ours"]["choices"] == {}
     assert summary["comparisons"] == []
     assert summary["systems"]["ours"]["captions"]["first"]["caption en"]["rouge_l"] == pytest.approx(1.0)

@@ -13,25 +13,25 @@ import pytest
 from PIL import Image
 
 from answering.config import RerankConfig, RerankWeights
-from answering.protocol import Picture, Request
-from answering.rerank.fitted_reranker import load
-from dataset.loading.sample_store import Store
+from answering.protocol import ImageInput, Request
+from answering.rerank.fitted_reranker import load_fitted
+from dataset.loading.sample_store import SampleStore
 from errors import UsageError
 from evaluation.questions import choose
-from evaluation.report.chart_calibration import credibility
+from evaluation.report.chart_calibration import confidence
 from evaluation.report.chart_style import save, style
 from evaluation.report.result_tables import all_tables, remarks
 from evaluation.report.write_report import write_report
-from evaluation.run.background_images import with_banks
-from evaluation.run.evaluation_run import Outcome, evaluate
+from evaluation.run.background_images import with_background_images
+from evaluation.run.evaluation_run import EvaluationResult, evaluate
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.run.question_runner import NamedScorer
 from tests.evaluation.planted import COLORS, PlantedAnswerer, PlantedScorer, always, experiment, questions, sample, write_store
 
-FULL = RerankConfig(tune=True, self_score=True, abstain_below=0.5, bank=4)
+FULL = RerankConfig(tune=True, self_evaluation=True, abstain_below=0.5, background_images=4)
 
 
-def by_the_book(request: Request) -> Sequence[tuple[str, float]]:
+def mostly_right(request: Request) -> Sequence[tuple[str, float]]:
     """A wrong color first in two of three questions; counts are always 2."""
     i = int(request.request_id.split("-")[1])
     if "color" in request.request_id:
@@ -54,22 +54,22 @@ class Judging(PlantedAnswerer):
 class LinearScorer(PlantedScorer):
     """Scores are linear in a picture's one feature, so that it has priors."""
 
-    def features(self, pictures: Sequence[Picture]) -> np.ndarray:
-        return np.array([[float(str(picture).endswith("0.png"))] for picture in pictures], dtype=np.float32)
+    def features(self, images: Sequence[ImageInput]) -> np.ndarray:
+        return np.array([[float(str(image).endswith("0.png"))] for image in images], dtype=np.float32)
 
     def score_with_priors(
-        self, pictures: Sequence[Picture], texts: Sequence[Sequence[str]], backgrounds: Sequence[np.ndarray]
+        self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]], background_means: Sequence[np.ndarray]
     ) -> list[tuple[list[float], list[float]]]:
-        scores = self.score_batch(pictures, texts)
-        return [(own, [10.0 * float(mean[0]) * len(own)] * len(own)) for own, mean in zip(scores, backgrounds, strict=True)]
+        scores = self.score_batch(images, texts)
+        return [(own, [10.0 * float(mean[0]) * len(own)] * len(own)) for own, mean in zip(scores, background_means, strict=True)]
 
 
 def scorers() -> list[NamedScorer]:
     return [NamedScorer("planted clip", LinearScorer(*COLORS)), NamedScorer("other", PlantedScorer("mauve"), "siglip", ("en",))]
 
 
-def run(planned: Experiment, answerer: PlantedAnswerer | None = None, used: Sequence[NamedScorer] | None = None) -> Outcome:
-    answerer = answerer or Judging(by_the_book)
+def run(planned: Experiment, answerer: PlantedAnswerer | None = None, used: Sequence[NamedScorer] | None = None) -> EvaluationResult:
+    answerer = answerer or Judging(mostly_right)
     return evaluate(planned, lambda _: answerer, lambda _: answerer, scorers() if used is None else used)
 
 
@@ -78,13 +78,13 @@ def lines(path: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationResult, Path]:
     folder = tmp_path_factory.mktemp("full")
     store = write_store(folder / "data", questions(12) + questions(18, "validation"))
     return run(experiment(store, folder / "out", rerank=FULL)), folder / "out"
 
 
-def test_every_choice_stands_side_by_side_in_one_order(full: tuple[Outcome, Path]) -> None:
+def test_every_choice_stands_side_by_side_in_one_order(full: tuple[EvaluationResult, Path]) -> None:
     choices = list(full[0].summary["systems"]["ours"]["choices"])
     assert choices == [
         *("first", "random", "majority", "likelihood", "clip", "clip_corrected", "siglip"),
@@ -92,7 +92,7 @@ def test_every_choice_stands_side_by_side_in_one_order(full: tuple[Outcome, Path
     ]
 
 
-def test_candidates_hold_each_signal_and_its_prior(full: tuple[Outcome, Path]) -> None:
+def test_candidates_hold_each_signal_and_its_prior(full: tuple[EvaluationResult, Path]) -> None:
     rows = lines(full[1] / "predictions" / "ours.jsonl")
     assert set(rows["test-1-color"]["candidates"][0]) >= {"clip", "clip_prior", "siglip", "self", "fused", "learned"}
     assert "siglip_prior" not in rows["test-1-color"]["candidates"][0]
@@ -103,7 +103,7 @@ def test_candidates_hold_each_signal_and_its_prior(full: tuple[Outcome, Path]) -
     assert "credibility" not in rows["test-1-caption"]
 
 
-def test_the_summary_says_where_each_number_was_chosen(full: tuple[Outcome, Path]) -> None:
+def test_the_summary_says_where_each_number_was_chosen(full: tuple[EvaluationResult, Path]) -> None:
     rerank = full[0].summary["rerank"]
     assert rerank["scorers"] == {"clip": "planted clip", "siglip": "other"}
     assert rerank["chosen_on"] in ("default", "validation")
@@ -116,12 +116,12 @@ def test_the_summary_says_where_each_number_was_chosen(full: tuple[Outcome, Path
     assert trust.keys() >= {"ece", "bins", "brier", "aurc", "risk_coverage", "abstaining"}
 
 
-def test_the_plan_of_a_system_is_kept_for_those_who_ask_it_again(full: tuple[Outcome, Path]) -> None:
-    known = load(full[1] / "plans" / "ours.json")
+def test_the_plan_of_a_system_is_kept_for_those_who_ask_it_again(full: tuple[EvaluationResult, Path]) -> None:
+    known = load_fitted(full[1] / "plans" / "ours.json")
     assert known.plan.learned is not None
-    assert known.plan.credibility is not None
+    assert known.plan.confidence is not None
     assert known.scorers == {"clip": "planted clip, sentence", "siglip": "other, sentence"}
-    assert list(known.backgrounds) == ["clip"]
+    assert list(known.background_means) == ["clip"]
 
 
 def test_references_of_the_test_split_change_no_choice_of_a_tuned_run(tmp_path: Path) -> None:
@@ -151,35 +151,35 @@ def test_references_of_the_validation_split_do_teach(tmp_path: Path) -> None:
 def test_a_tuned_run_that_is_run_again_asks_and_scores_nothing(tmp_path: Path) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(4) + questions(6, "validation")), tmp_path / "out", rerank=FULL)
     first = run(planned).summary
-    again, used = Judging(by_the_book), scorers()
+    again, used = Judging(mostly_right), scorers()
     assert run(planned, again, used).summary == first
     assert again.asked == []
     assert all(isinstance(one.scorer, PlantedScorer) and one.scorer.scored == 0 for one in used)
 
 
 def test_another_wording_or_bank_scores_anew(tmp_path: Path) -> None:
-    planned = experiment(write_store(tmp_path / "data", questions(4)), tmp_path / "out", rerank=RerankConfig(bank=4))
+    planned = experiment(write_store(tmp_path / "data", questions(4)), tmp_path / "out", rerank=RerankConfig(background_images=4))
     run(planned)
-    for rerank, wording in ((RerankConfig(bank=4), "joined"), (RerankConfig(bank=3), "joined")):
-        used = [dataclasses.replace(one, wording=wording) for one in scorers()]  # type: ignore[arg-type]
+    for rerank, statement_form in ((RerankConfig(background_images=4), "joined"), (RerankConfig(background_images=3), "joined")):
+        used = [dataclasses.replace(one, statement_form=statement_form) for one in scorers()]  # type: ignore[arg-type]
         run(dataclasses.replace(planned, rerank=rerank), used=used)
         assert isinstance(used[0].scorer, PlantedScorer)
         assert used[0].scorer.scored == 16
 
 
-def test_a_picture_that_cannot_be_read_has_no_place_in_the_bank(tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_read_has_no_place_in_the_bank(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(5))
-    (scorer,) = with_banks(scorers()[:1], store, 3)
-    assert scorer.bank is not None
-    first, *others = scorer.bank.keys
+    (scorer,) = with_background_images(scorers()[:1], store, 3)
+    assert scorer.background_images is not None
+    first, *others = scorer.background_images.keys
     # By what a question's own pictures are known too, so that they can be left out of its prior.
-    assert set(scorer.bank.keys) < {key for question in choose(store, "test", None) for key in question.pictures}
+    assert set(scorer.background_images.keys) < {key for question in choose(store, "test", None) for key in question.images}
     (tmp_path / "data" / f"{int(first, 16)}.png").write_bytes(b"no picture")
-    (again,) = with_banks(scorers()[:1], store, 3)
-    assert again.bank is not None
-    assert list(again.bank.keys[:2]) == others
-    assert len(set(again.bank.keys)) == 3
-    assert first not in again.bank.keys
+    (again,) = with_background_images(scorers()[:1], store, 3)
+    assert again.background_images is not None
+    assert list(again.background_images.keys[:2]) == others
+    assert len(set(again.background_images.keys)) == 3
+    assert first not in again.background_images.keys
 
 
 def test_captions_have_a_clip_score_in_the_languages_that_a_scorer_reads(tmp_path: Path) -> None:
@@ -192,14 +192,14 @@ def test_captions_have_a_clip_score_in_the_languages_that_a_scorer_reads(tmp_pat
 
 
 def test_an_answerer_that_cannot_judge_is_not_asked(tmp_path: Path) -> None:
-    planned = experiment(write_store(tmp_path / "data", questions(4)), tmp_path / "out", rerank=RerankConfig(self_score=True))
-    choices = run(planned, PlantedAnswerer(by_the_book)).summary["systems"]["ours"]["choices"]
+    planned = experiment(write_store(tmp_path / "data", questions(4)), tmp_path / "out", rerank=RerankConfig(self_evaluation=True))
+    choices = run(planned, PlantedAnswerer(mostly_right)).summary["systems"]["ours"]["choices"]
     assert "self" not in choices
     assert "reranked" in choices
 
 
 def test_self_scores_alone_rerank(tmp_path: Path) -> None:
-    rerank = RerankConfig(self_score=True, weights=RerankWeights(self_score=5.0))
+    rerank = RerankConfig(self_evaluation=True, weights=RerankWeights(self_evaluation=5.0))
     planned = experiment(write_store(tmp_path / "data", questions(6)), tmp_path / "out", rerank=rerank)
     choices = run(planned, used=[]).summary["systems"]["ours"]["choices"]
     assert choices["self"]["vqa_accuracy"] == choices["reranked"]["vqa_accuracy"] > choices["first"]["vqa_accuracy"]
@@ -215,7 +215,7 @@ def test_so_many_questions_are_asked_for_tuning(tmp_path: Path) -> None:
     ("rerank", "message"),
     [
         (RerankConfig(abstain_below=0.5), "rerank.abstain_below: what is credible is learned on the validation split"),
-        (RerankConfig(form="prior_corrected", bank=0), "rerank.form: prior_corrected needs unrelated pictures"),
+        (RerankConfig(clip_score_form="prior_corrected", background_images=0), "rerank.form: prior_corrected needs unrelated pictures"),
         (RerankConfig(tune=True), "rerank.tune: the validation split has no questions with short answers"),
     ],
 )
@@ -237,29 +237,31 @@ def test_an_answerer_that_never_says_the_reference_is_never_credited_whatever_is
     assert {measures["vqa_accuracy"] for measures in choices.values()} == {0.0}
 
 
-def test_the_report_shows_what_can_change_first_and_where_each_number_comes_from(full: tuple[Outcome, Path]) -> None:
-    outcome, _ = full
-    shown = all_tables(outcome.summary)
+def test_the_report_shows_what_can_change_first_and_where_each_number_comes_from(full: tuple[EvaluationResult, Path]) -> None:
+    evaluation_result, _ = full
+    shown = all_tables(evaluation_result.summary)
     assert "can change anything" in next(iter(shown))
     assert ("ours/learned", "ours/first") in {row[:2] for row in shown["Comparisons"][1]}
-    page = write_report(outcome, experiment(Store(full[1].parent / "data"), full[1], rerank=FULL)).read_text(encoding="utf-8")
+    page = write_report(evaluation_result, experiment(SampleStore(full[1].parent / "data"), full[1], rerank=FULL)).read_text(
+        encoding="utf-8"
+    )
     # Of color, Chinese and counting questions the last third is left alone.
     assert 0 < page.index("The rerank leaves 33.3 % alone") < page.index('class="bar"') < page.index("<table")
     assert re.search(r"credibility 0\.\d\d</span>", page)
     assert len(shown["Can an answer be trusted?"][1]) == 1
     (learned,) = [row for row in shown["What the validation split said of the rerank"][1] if row[0].startswith("ours: learned")]
     assert learned[1] == "54"
-    said = " ".join(remarks(outcome.summary))
+    said = " ".join(remarks(evaluation_result.summary))
     assert "Left alone by the rerank: yes/no and counting questions. The validation split shows no gain there." in said
     assert "scorers clip planted clip, siglip other" in said
     assert "of the questions when unsure below 0.5" in said
     assert "Credibility: fitted and calibrated for each system on the validation split alone." in said
-    assert ("chosen on the validation split" in said) is (outcome.summary["rerank"]["chosen_on"] == "validation")
+    assert ("chosen on the validation split" in said) is (evaluation_result.summary["rerank"]["chosen_on"] == "validation")
 
 
-def test_the_credibility_has_a_chart(full: tuple[Outcome, Path], tmp_path: Path) -> None:
+def test_the_confidence_has_a_chart(full: tuple[EvaluationResult, Path], tmp_path: Path) -> None:
     with style():
-        path = save(credibility(full[0].summary), tmp_path / "credibility.png")
-    with Image.open(path) as picture:
-        assert picture.width > 800
-        assert len(picture.convert("RGB").getcolors(2**24) or []) > 10
+        path = save(confidence(full[0].summary), tmp_path / "credibility.png")
+    with Image.open(path) as image:
+        assert image.width > 800
+        assert len(image.convert("RGB").getcolors(2**24) or []) > 10

@@ -8,14 +8,14 @@ import pytest
 
 from answering.config import CheckpointSystem, QwenVlSystem, RerankConfig, RerankWeights
 from errors import UsageError
-from evaluation.config import Bars, EvalConfig
+from evaluation.config import EvalConfig, Thresholds
 from evaluation.run.evaluation_run import evaluate
 from evaluation.run.question_runner import NamedScorer
 from tests.evaluation.planted import (
     PlantedAnswerer,
     PlantedScorer,
-    by_the_book,
     experiment,
+    mostly_right,
     questions,
     run,
     write_store,
@@ -32,7 +32,7 @@ def never_loaded(system: object) -> PlantedAnswerer:
         ({"systems": ()}, None, "eval.systems: empty"),
         ({"systems": (CheckpointSystem(name="a", kind="checkpoint"),) * 2}, None, "a stands there more than once"),
         ({"systems": (QwenVlSystem(name="q", kind="qwen3_vl", path="q"),), "controls": ("untuned",)}, None, "eval.controls"),
-        ({"bars": Bars(lead=0.1), "controls": ("untuned",)}, None, "eval.bars.lead: it is about the control shuffled_pictures"),
+        ({"bars": Thresholds(min_lead=0.1), "controls": ("untuned",)}, None, "eval.bars.lead: it is about the control shuffled_pictures"),
         ({"split": "validation"}, RerankConfig(tune=True), "eval.split must be another one"),
         ({"split": "train"}, None, "no samples in the split 'train'"),
         ({}, RerankConfig(weights=RerankWeights(likelihood=0.0, clip=0.0)), "both are zero"),
@@ -51,4 +51,4 @@ def test_settings_that_do_not_fit_are_said_before_anything_is_loaded(
 def test_tuning_without_a_scorer_is_an_error(tmp_path: Path) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(1)), tmp_path / "out", rerank=RerankConfig(tune=True))
     with pytest.raises(UsageError, match=r"without rerank\.clip"):
-        run(planned, PlantedAnswerer(by_the_book))
+        run(planned, PlantedAnswerer(mostly_right))

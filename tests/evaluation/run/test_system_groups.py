@@ -11,11 +11,11 @@ import pytest
 from answering.config import CheckpointSystem
 from answering.protocol import Request
 from errors import UsageError
-from evaluation.config import Bars
+from evaluation.config import Thresholds
 from evaluation.report.examples import examples
 from evaluation.report.write_report import write_report
 from evaluation.run.evaluation_run import evaluate
-from evaluation.run.system_groups import as_curve, check_groups, checkpoints_of
+from evaluation.run.system_groups import check_groups, learning_curve_settings, list_checkpoints
 from tests.evaluation.planted import COLORS, PlantedAnswerer, Say, always, experiment, questions, write_store
 
 
@@ -29,8 +29,8 @@ def right_on(share: float, seed: int) -> Say:
     return say
 
 
-def colors(pictures: int) -> list[dict[str, Any]]:
-    return [row for row in questions(pictures) if "color" in row["sample_id"]]
+def colors(images: int) -> list[dict[str, Any]]:
+    return [row for row in questions(images) if "color" in row["sample_id"]]
 
 
 def never(system: object) -> PlantedAnswerer:
@@ -41,8 +41,8 @@ def test_a_group_of_seeds_is_reported_as_mean_and_spread_and_compared_in_their_p
     store = write_store(tmp_path / "data", colors(60))
     planned = experiment(store, tmp_path / "out", "seed0", "seed1", "base", groups={"ours": ("seed0", "seed1")})
     answerers = {"seed0": right_on(0.9, 0), "seed1": right_on(0.8, 1), "base": right_on(0.3, 2)}
-    outcome = evaluate(planned, lambda system: PlantedAnswerer(answerers[system.name]), never)
-    summary = outcome.summary
+    evaluation_result = evaluate(planned, lambda system: PlantedAnswerer(answerers[system.name]), never)
+    summary = evaluation_result.summary
     own = [summary["systems"][name]["choices"]["first"]["vqa_accuracy"] for name in ("seed0", "seed1")]
     assert own[0] != own[1]
     group = summary["groups"]["ours"]
@@ -55,39 +55,39 @@ def test_a_group_of_seeds_is_reported_as_mean_and_spread_and_compared_in_their_p
     assert {row["a"], row["b"]} == {"ours/first", "base/first"}
     assert row["verdict"] == ("a" if row["a"] == "ours/first" else "b")
     assert "mcnemar" not in row
-    page = write_report(outcome, planned).read_text(encoding="utf-8")
+    page = write_report(evaluation_result, planned).read_text(encoding="utf-8")
     assert "ours (mean of 2 seeds) answers" in page
     assert "Mean and spread over seeds" in page
 
 
 def test_the_checkpoints_of_a_run_are_drawn_over_their_steps_and_compared_with_the_last(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", colors(60))
-    planned = experiment(store, tmp_path / "out", controls=("untuned",), bars=Bars(untuned=0.5))
+    planned = experiment(store, tmp_path / "out", controls=("untuned",), thresholds=Thresholds(untuned=0.5))
     folders = [tmp_path / "run" / f"checkpoint-{step}" for step in (1000, 20, 300)]
     for folder in folders:
         folder.mkdir(parents=True)
-    found = checkpoints_of(tmp_path / "run")
+    found = list_checkpoints(tmp_path / "run")
     assert [folder.name for folder in found] == ["checkpoint-20", "checkpoint-300", "checkpoint-1000"]
     systems = tuple(CheckpointSystem(name=folder.name, kind="checkpoint", path=str(folder)) for folder in found)
-    settings = as_curve(dataclasses.replace(planned.settings, systems=systems))
-    assert (settings.controls, settings.bars) == ((), Bars())
+    settings = learning_curve_settings(dataclasses.replace(planned.settings, systems=systems))
+    assert (settings.controls, settings.thresholds) == ((), Thresholds())
     planned = dataclasses.replace(planned, settings=settings)
     shares = {"checkpoint-20": 0.1, "checkpoint-300": 0.6, "checkpoint-1000": 0.9}
-    outcome = evaluate(planned, lambda system: PlantedAnswerer(right_on(shares[system.name], 0)), never)
-    assert outcome.summary["curve"] == {"checkpoint-20": 20, "checkpoint-300": 300, "checkpoint-1000": 1000}
-    pairs = [(row["a"], row["b"]) for row in outcome.summary["comparisons"]]
+    evaluation_result = evaluate(planned, lambda system: PlantedAnswerer(right_on(shares[system.name], 0)), never)
+    assert evaluation_result.summary["curve"] == {"checkpoint-20": 20, "checkpoint-300": 300, "checkpoint-1000": 1000}
+    pairs = [(row["a"], row["b"]) for row in evaluation_result.summary["comparisons"]]
     assert pairs == [("checkpoint-1000/first", "checkpoint-20/first"), ("checkpoint-1000/first", "checkpoint-300/first")]
-    page = write_report(outcome, planned)
+    page = write_report(evaluation_result, planned)
     assert "From step 20 to step 1,000 accuracy goes from" in page.read_text(encoding="utf-8")
     assert (page.parent / "learning_curve.png").is_file()
 
 
-def test_worse_pictures_are_asked_again_and_scored_beside_the_clean_ones(tmp_path: Path) -> None:
+def test_worse_images_are_asked_again_and_scored_beside_the_clean_ones(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", colors(12))
     seen: list[Path] = []
 
     def sees(request: Request) -> list[tuple[str, float]]:
-        (path,) = request.pictures
+        (path,) = request.images
         assert isinstance(path, Path)
         assert path.is_file()
         i = int(request.request_id.split("-")[1])
@@ -96,8 +96,8 @@ def test_worse_pictures_are_asked_again_and_scored_beside_the_clean_ones(tmp_pat
         return [(COLORS[i % 6] if path.parent == tmp_path / "data" else "mauve", -0.1)]
 
     settings: dict[str, Any] = {"corruptions": ("noise", "dark"), "corruption_strengths": (5, 1), "corruption_limit": 7}
-    outcome = evaluate(experiment(store, tmp_path / "out", **settings), lambda _: PlantedAnswerer(sees), never)
-    robust = outcome.summary["robustness"]["ours"]
+    evaluation_result = evaluate(experiment(store, tmp_path / "out", **settings), lambda _: PlantedAnswerer(sees), never)
+    robust = evaluation_result.summary["robustness"]["ours"]
     assert robust["questions"] == 7
     assert robust["clean"]["vqa_accuracy"] == pytest.approx(1.0)
     assert {kind: [point["strength"] for point in points] for kind, points in robust["corrupted"].items()} == {
@@ -108,7 +108,7 @@ def test_worse_pictures_are_asked_again_and_scored_beside_the_clean_ones(tmp_pat
     assert len(seen) == 7 * 4
     assert not any(path.exists() for path in seen)
     planned = experiment(store, tmp_path / "out", **settings)
-    assert (write_report(outcome, planned).parent / "robustness.png").is_file()
+    assert (write_report(evaluation_result, planned).parent / "robustness.png").is_file()
     # What was answered once is not asked again.
     again = PlantedAnswerer(sees)
     evaluate(planned, lambda _: again, never)
@@ -118,18 +118,18 @@ def test_worse_pictures_are_asked_again_and_scored_beside_the_clean_ones(tmp_pat
 def test_every_metric_of_every_question_is_kept_at_full_precision(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(4))
     planned = experiment(store, tmp_path / "out")
-    outcome = evaluate(planned, lambda _: PlantedAnswerer(always(("a red disc on white", -0.1))), never)
+    evaluation_result = evaluate(planned, lambda _: PlantedAnswerer(always(("a red disc on white", -0.1))), never)
     rows = [json.loads(line) for line in (tmp_path / "out" / "scores" / "ours.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 16
     short = [row["scores"]["first"] for row in rows if "vqa_accuracy" in row["scores"]["first"]]
-    measured = outcome.summary["systems"]["ours"]["choices"]["first"]
+    measured = evaluation_result.summary["systems"]["ours"]["choices"]["first"]
     assert {"anls", "bidirectional", "vqa_accuracy_m4c"} < short[0].keys()
     for name in short[0]:
         assert sum(scores[name] for scores in short) / len(short) == pytest.approx(measured[name], abs=1e-12)
     described = [row["scores"]["first"] for row in rows if "cider_d" in row["scores"]["first"]]
-    corpus = outcome.summary["systems"]["ours"]["captions"]["first"]["caption en"]
+    corpus = evaluation_result.summary["systems"]["ours"]["captions"]["first"]["caption en"]
     assert sum(scores["cider_d"] for scores in described) / 4 == pytest.approx(corpus["cider_d"], abs=1e-12)
-    assert len(examples(outcome)) == 12
+    assert len(examples(evaluation_result)) == 12
 
 
 @pytest.mark.parametrize(
@@ -152,10 +152,10 @@ def test_groups_that_make_no_sense_are_errors(tmp_path: Path, settings: dict[str
 def test_a_curve_needs_two_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-5").mkdir()
     with pytest.raises(UsageError, match="at least two checkpoint-<step> folders, found 1"):
-        checkpoints_of(tmp_path)
+        list_checkpoints(tmp_path)
 
 
-def test_corruptions_need_questions_about_pictures(tmp_path: Path) -> None:
+def test_corruptions_need_questions_about_images(tmp_path: Path) -> None:
     rows = [row for row in questions(2) if row["task"] == "caption"]
     planned = experiment(write_store(tmp_path / "data", rows), tmp_path / "out", corruptions=("blur",))
     with pytest.raises(UsageError, match=r"eval\.corruptions"):

@@ -6,7 +6,7 @@ import pytest
 
 from answering.config import CheckpointSystem, QwenVlSystem
 from errors import UsageError
-from evaluation.run.system_selection import only, with_checkpoints
+from evaluation.run.system_selection import select_systems, with_checkpoints
 
 OURS = CheckpointSystem(name="ours", kind="checkpoint", quantization="nf4")
 BASELINE = QwenVlSystem(name="baseline", kind="qwen3_vl", path="somewhere")
@@ -39,7 +39,7 @@ def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 def test_names_choose_systems_in_their_order() -> None:
-    assert only([OURS, BASELINE], ["baseline", "ours", "baseline"]) == (BASELINE, OURS)
-    assert only([OURS, BASELINE], []) == (OURS, BASELINE)
+    assert select_systems([OURS, BASELINE], ["baseline", "ours", "baseline"]) == (BASELINE, OURS)
+    assert select_systems([OURS, BASELINE], []) == (OURS, BASELINE)
     with pytest.raises(UsageError, match="--systems other: there is no such system; there are ours, baseline"):
-        only([OURS, BASELINE], ["other"])
+        select_systems([OURS, BASELINE], ["other"])

@@ -11,8 +11,8 @@ import pytest
 
 from dataset.sample import Language
 from dataset.synthetic.question_phrasing import ask
-from dataset.synthetic.scene import compose
-from evaluation.scoring.question_categories import category, confusion, names
+from dataset.synthetic.scene import generate_scene
+from evaluation.scoring.question_categories import category, category_names, confusion
 
 REAL_DATA = os.environ.get("TESSERA_REAL_DATA", "")
 PAGES = ("evaluation.md", "zh/evaluation.md")
@@ -81,7 +81,7 @@ def labelled() -> Iterator[tuple[str, str, Language]]:
     """Questions about drawn scenes: what each asks for, its text, its language."""
     languages: tuple[Language, ...] = ("en", "zh")
     for i in range(1500):
-        scene, rng = compose(0, "validation", i), random.Random(i)
+        scene, rng = generate_scene(0, "validation", i), random.Random(i)
         for language in languages:
             question = ask(scene, language, rng)
             yield question.fact.category, question.text, language
@@ -91,8 +91,8 @@ def documented(page: str, mark: str) -> dict[str, dict[str, int]]:
     """The table behind a mark of the documentation: [label][category]."""
     lines = Path("docs", page).read_text(encoding="utf-8").partition(f"<!-- confusion: {mark} -->")[2].splitlines()[1:]
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in itertools.takewhile(str.strip, lines)]
-    assert header[1:] == names()
-    return {label: dict(zip(names(), map(int, counts), strict=True)) for label, *counts in rows}
+    assert header[1:] == category_names()
+    return {label: dict(zip(category_names(), map(int, counts), strict=True)) for label, *counts in rows}
 
 
 def test_the_confusion_table_of_the_documentation_is_the_measured_one() -> None:
@@ -119,4 +119,4 @@ def test_the_confusion_table_of_real_questions_is_the_measured_one() -> None:
 
 
 def test_every_category_is_named_once() -> None:
-    assert sorted(names()) == sorted({*ENGLISH.values(), *CHINESE.values()})
+    assert sorted(category_names()) == sorted({*ENGLISH.values(), *CHINESE.values()})

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.config import Bars
+from evaluation.config import Thresholds
 from evaluation.run.evaluation_run import evaluate
-from evaluation.scoring.thresholds import missed
+from evaluation.scoring.thresholds import missed_thresholds
 from tests.evaluation.planted import PlantedAnswerer, always, experiment, questions, write_store
 
 
 def test_bars_are_held_against_the_first_candidates_and_the_controls(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", [row for row in questions(12) if "color" in row["sample_id"]])
     controls = ("shuffled_pictures", "untuned")
-    limits = Bars(first=0.3, shuffled_pictures=0.1, untuned=0.0, lead=0.1)
-    planned = experiment(store, tmp_path / "out", "ours", controls=controls, bars=limits, note="A planted one.")
+    limits = Thresholds(first=0.3, shuffled_images=0.1, untuned=0.0, min_lead=0.1)
+    planned = experiment(store, tmp_path / "out", "ours", controls=controls, thresholds=limits, note="A planted one.")
     blind = PlantedAnswerer(always(("white", -0.1)))
     red = PlantedAnswerer(always(("red", -0.1)))
     summary = evaluate(planned, lambda _: red, lambda _: blind).summary
@@ -22,13 +22,15 @@ def test_bars_are_held_against_the_first_candidates_and_the_controls(tmp_path: P
     assert 0.1 < same < 0.3
     assert summary["controls"]["shuffled_pictures"]["vqa_accuracy"] == same
     assert summary["note"] == "A planted one."
-    assert [(bar["name"], bar["value"], bar["kind"], bar["limit"], bar["met"]) for bar in summary["bars"]] == [
+    assert [
+        (threshold["name"], threshold["value"], threshold["kind"], threshold["limit"], threshold["met"]) for threshold in summary["bars"]
+    ] == [
         ("first", same, "at least", 0.3, False),
         ("shuffled_pictures", same, "at most", 0.1, False),
         ("untuned", 0.0, "at most", 0.0, True),
         ("lead", 0.0, "at least", 0.1, False),
     ]
-    assert missed(summary["bars"]) == ["first", "shuffled_pictures", "lead"]
+    assert missed_thresholds(summary["bars"]) == ["first", "shuffled_pictures", "lead"]
 
 
 def test_without_bars_nothing_is_said_of_them(tmp_path: Path) -> None:

@@ -8,16 +8,16 @@ from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LlavaForConditionalGeneration
 
-from dataset.sample import IMAGE_MARK, Message
+from dataset.sample import IMAGE_PLACEHOLDER, Message
 from errors import TesseraError, UsageError
 from model.hub import llava_export
-from model.lora import attach
-from model.param_groups import Group
+from model.lora import configure_trainable
+from model.param_groups import ParamGroup
 from model.siglip_qwen import checkpoint
-from model.siglip_qwen.config import ModelConfig, ProjectorConfig
+from model.siglip_qwen.config import ConnectorConfig, ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from tests.model.conftest import Build, repeats_pictures_by_sample, stock_knows_the_final_norm
+from tests.model.conftest import Build, repeats_images_by_sample, stock_supports_final_norm
 from tests.model.siglip_qwen.test_modeling import with_labels
 from tests.model.test_lora import train
 
@@ -25,7 +25,7 @@ Settings = Callable[..., ModelConfig]
 Batch = Callable[..., dict[str, torch.Tensor]]
 Exported = Callable[..., tuple[Path, Any]]
 
-PICTURES = [Image.effect_noise((120, 80), 90).convert("RGB"), Image.new("RGB", (50, 70), "red")]
+IMAGES = [Image.effect_noise((120, 80), 90).convert("RGB"), Image.new("RGB", (50, 70), "red")]
 
 CONVERSATIONS = {
     "a picture": [Message("user", "<image>\nWhat color is the circle?")],
@@ -42,8 +42,8 @@ CONVERSATIONS = {
 def exported(make: Build, settings: Settings, batch: Batch, processor: Processor, tmp_path: Path) -> Exported:
     """Train a little, save, export; returns the folder and the trained model."""
 
-    def run(form: llava_export.Form, groups: tuple[Group, ...] = ("projector", "lora"), **changes: Any) -> tuple[Path, Any]:
-        model = attach(make(**changes), settings(**changes), groups)
+    def run(form: llava_export.ExportFormat, groups: tuple[ParamGroup, ...] = ("projector", "lora"), **changes: Any) -> tuple[Path, Any]:
+        model = configure_trainable(make(**changes), settings(**changes), groups)
         train(model, with_labels(batch(1, 2)), steps=3)
         checkpoint.save(model, tmp_path / "checkpoint")
         llava_export.export(tmp_path / "checkpoint", tmp_path / "out", form, processor)
@@ -55,7 +55,7 @@ def exported(make: Build, settings: Settings, batch: Batch, processor: Processor
 def as_parts(message: Message) -> dict[str, Any]:
     """A message as stock processors take it."""
     parts: list[dict[str, str]] = []
-    for i, text in enumerate(message.content.split(IMAGE_MARK)):
+    for i, text in enumerate(message.content.split(IMAGE_PLACEHOLDER)):
         if i:
             parts.append({"type": "image"})
         if text:
@@ -64,7 +64,7 @@ def as_parts(message: Message) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("groups", [("projector",), ("projector", "lora"), ("projector", "language")])
-def test_stock_transformers_gives_the_same_logits_and_answers(exported: Exported, batch: Batch, groups: tuple[Group, ...]) -> None:
+def test_stock_transformers_gives_the_same_logits_and_answers(exported: Exported, batch: Batch, groups: tuple[ParamGroup, ...]) -> None:
     out, model = exported("llava", groups)
     stock = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)
     assert type(stock) is LlavaForConditionalGeneration
@@ -72,7 +72,7 @@ def test_stock_transformers_gives_the_same_logits_and_answers(exported: Exported
     with torch.no_grad():
         difference = (stock(**inputs).logits - model(**inputs).logits)[inputs["attention_mask"].bool()].abs().max()
     assert difference < 1e-5
-    if not repeats_pictures_by_sample(stock, inputs):
+    if not repeats_images_by_sample(stock, inputs):
         inputs = batch(1, 1, pad="left")
     options = {"max_new_tokens": 5, "num_beams": 3, "do_sample": False}
     assert torch.equal(stock.generate(**inputs, **options), model.generate(**inputs, **options))
@@ -84,7 +84,7 @@ def test_stock_transformers_gives_the_same_logits_and_answers(exported: Exported
 def test_other_settings_are_exported_right(
     exported: Exported, batch: Batch, model: VisionLanguageModel, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    if changes == {"feature_layer": "last_hidden_state"} and not stock_knows_the_final_norm(model):
+    if changes == {"feature_layer": "last_hidden_state"} and not stock_supports_final_norm(model):
         with pytest.raises(TesseraError, match=r"gives other logits than ours .* nothing was written"):
             exported("llava", **changes)
         assert not (tmp_path / "out").exists()
@@ -115,12 +115,12 @@ def test_the_exported_template_makes_the_prompts_of_training(
     llava_export.llava_processor(ours, model).save_pretrained(tmp_path / "llava")
     stock = AutoProcessor.from_pretrained(tmp_path / "llava", backend="pil")
     conversation = CONVERSATIONS[name]
-    pictures = PICTURES[: sum(message.content.count(IMAGE_MARK) for message in conversation)]
+    images = IMAGES[: sum(message.content.count(IMAGE_PLACEHOLDER) for message in conversation)]
     prompt = stock.apply_chat_template([as_parts(message) for message in conversation], add_generation_prompt=True)
-    inputs = stock(text=prompt, images=pictures or None, return_tensors="pt")
-    assert inputs["input_ids"][0].tolist() == ours.prompt(conversation, len(pictures))
-    if pictures:
-        assert torch.equal(inputs["pixel_values"], ours.pixels(pictures))
+    inputs = stock(text=prompt, images=images or None, return_tensors="pt")
+    assert inputs["input_ids"][0].tolist() == ours.prompt(conversation, len(images))
+    if images:
+        assert torch.equal(inputs["pixel_values"], ours.pixels(images))
 
 
 def test_plain_text_contents_make_the_same_prompt(model: Any, processor: Processor) -> None:
@@ -149,15 +149,15 @@ def test_the_merged_form_is_loaded_by_our_own_code(exported: Exported, batch: Ba
     inputs = batch(1, 2)
     with torch.no_grad():
         torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, atol=1e-5, rtol=0)
-    assert Processor.load(out).placeholder == processor.placeholder
+    assert Processor.load(out).image_token == processor.image_token
 
 
 def test_the_merged_form_takes_what_llava_cannot_express(make: Build, settings: Settings, processor: Processor, tmp_path: Path) -> None:
-    changes = {"projector": ProjectorConfig(pool=2)}
-    model = attach(make(**changes), settings(**changes), ["projector"])
+    changes = {"projector": ConnectorConfig(pool=2)}
+    model = configure_trainable(make(**changes), settings(**changes), ["projector"])
     checkpoint.save(model, tmp_path / "c")
     llava_export.export(tmp_path / "c", tmp_path / "out", "merged", processor)
-    ids = torch.tensor([[300, *[processor.placeholder_id] * 9, 301]])
+    ids = torch.tensor([[300, *[processor.image_token_id] * 9, 301]])
     inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 96, 96)}
     torch.testing.assert_close(checkpoint.load(tmp_path / "out")(**inputs).logits, model(**inputs).logits)
 
@@ -165,22 +165,22 @@ def test_the_merged_form_takes_what_llava_cannot_express(make: Build, settings: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"projector": ProjectorConfig(pool=2)}, r"model\.projector\.pool is 2"),
+        ({"projector": ConnectorConfig(pool=2)}, r"model\.projector\.pool is 2"),
         ({"drop_first_patch": True}, r"model\.drop_first_patch is true"),
     ],
 )
 def test_a_setting_that_llava_cannot_express_is_named(
     tmp_path: Path, settings: Settings, make: Build, changes: dict[str, Any], message: str, processor: Processor
 ) -> None:
-    checkpoint.save(attach(make(**changes), settings(**changes), ["projector"]), tmp_path / "c")
+    checkpoint.save(configure_trainable(make(**changes), settings(**changes), ["projector"]), tmp_path / "c")
     with pytest.raises(UsageError, match=message):
         llava_export.export(tmp_path / "c", tmp_path / "out", "llava", processor)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_layer_that_other_runtimes_read_differently_is_warned_about(settings: Settings) -> None:
-    assert llava_export.check_expressible(settings()) == []
-    assert "tie_last_hidden_states" in llava_export.check_expressible(settings(feature_layer="last_hidden_state"))[0]
+    assert llava_export.check_llava_compatible(settings()) == []
+    assert "tie_last_hidden_states" in llava_export.check_llava_compatible(settings(vision_feature_layer="last_hidden_state"))[0]
 
 
 def test_nothing_is_written_when_stock_transformers_computes_something_else(
@@ -207,7 +207,7 @@ def test_a_folder_that_holds_something_is_not_replaced(processor: Processor, tmp
 
 
 def test_weights_can_be_halved(make: Build, settings: Settings, processor: Processor, tmp_path: Path) -> None:
-    checkpoint.save(attach(make(), settings(), ["projector"]), tmp_path / "c")
+    checkpoint.save(configure_trainable(make(), settings(), ["projector"]), tmp_path / "c")
     for dtype in (torch.float32, torch.bfloat16):
         llava_export.export(tmp_path / "c", tmp_path / str(dtype), "llava", processor, dtype=dtype)
     sizes = [(tmp_path / str(dtype) / "model.safetensors").stat().st_size for dtype in (torch.float32, torch.bfloat16)]
@@ -218,7 +218,7 @@ def test_weights_can_be_halved(make: Build, settings: Settings, processor: Proce
 def test_the_card_names_bases_licences_settings_and_data(
     make: Build, settings: Settings, processor: Processor, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not stock_knows_the_final_norm(make()):
+    if not stock_supports_final_norm(make()):
         # Export would refuse the layer; only its card is looked at here.
         monkeypatch.setattr(llava_export, "check_same_logits", lambda *_: None)
     language = tmp_path / "qwen"
@@ -227,7 +227,7 @@ def test_the_card_names_bases_licences_settings_and_data(
         (language / path.name).write_bytes(path.read_bytes())
     (language / "README.md").write_text("---\nlicense: mit\n---\n# Qwen\n")
     changes = {"language": str(language), "feature_layer": "last_hidden_state"}
-    checkpoint.save(attach(make(**changes), settings(**changes), ["projector"]), tmp_path / "c")
+    checkpoint.save(configure_trainable(make(**changes), settings(**changes), ["projector"]), tmp_path / "c")
     llava_export.export(tmp_path / "c", tmp_path / "out", "llava", processor, data_report="coco  12 kept")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     for wanted in (

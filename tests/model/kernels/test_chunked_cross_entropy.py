@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from dataset.loading.collators import PackedCollator
-from model.kernels.chunked_cross_entropy import BYTES_A_SCORE, positions_at_once, summed_loss
+from model.kernels.chunked_cross_entropy import BYTES_PER_LOGIT, chunked_cross_entropy, positions_per_chunk
 from model.param_groups import set_trainable
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
@@ -16,19 +16,19 @@ from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
 
 
 def test_as_many_positions_as_fit_into_the_memory_and_at_least_one() -> None:
-    assert positions_at_once(1.0, 2**30 // BYTES_A_SCORE // 8) == 8
-    assert positions_at_once(1e-9, 151_936) == 1
+    assert positions_per_chunk(1.0, 2**30 // BYTES_PER_LOGIT // 8) == 8
+    assert positions_per_chunk(1e-9, 151_936) == 1
 
 
 @pytest.mark.parametrize("at_once", [None, 1, 3, 7, 20, 21])
 @pytest.mark.parametrize("positions", [0, 1, 20])
-def test_chunks_add_up_to_the_whole(at_once: int | None, positions: int) -> None:
+def test_chunks_add_up_to_the_whole(chunk_size: int | None, positions: int) -> None:
     torch.manual_seed(0)
     head = nn.Linear(16, 50, bias=False)
     hidden, targets = torch.randn(positions, 16, requires_grad=True), torch.randint(50, (positions,))
     wanted = functional.cross_entropy(head(hidden), targets, reduction="sum")
     expected = torch.autograd.grad(wanted, [hidden, head.weight])
-    found = summed_loss(head, hidden, targets, at_once)
+    found = chunked_cross_entropy(head, hidden, targets, chunk_size)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(torch.autograd.grad(found, [hidden, head.weight]), expected, atol=1e-6, rtol=1e-6)
 
@@ -43,7 +43,7 @@ def test_no_more_scores_than_allowed_are_made_at_once_and_none_are_kept() -> Non
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = summed_loss(head, hidden, targets, 4)
+        loss = chunked_cross_entropy(head, hidden, targets, 4)
     assert rows == [4, 3, 3]
     assert not [shape for shape in kept if 50 in shape]
     loss.backward()
@@ -56,6 +56,6 @@ def test_a_model_with_little_memory_for_scores_has_the_same_loss_and_gradients(m
     wanted = loss_and_gradients(model, row)
     calls: list[Any] = []
     model.lm_head.register_forward_hook(lambda *_: calls.append(1))
-    model.logits_memory_gib = 5 * BYTES_A_SCORE * model.config.text_config.vocab_size / 2**30
+    model.logits_memory_gib = 5 * BYTES_PER_LOGIT * model.config.text_config.vocab_size / 2**30
     torch.testing.assert_close(loss_and_gradients(model, row), wanted, atol=1e-5, rtol=0)
     assert len(calls) > 2

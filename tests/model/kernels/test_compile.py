@@ -7,10 +7,10 @@ import torch
 from torch._dynamo.utils import counters
 
 from dataset.loading.collators import PackedCollator
-from model.kernels.compile import as_written, compile_layers, what_compiling_lacks
-from model.lora import base_model, attach, checkpoint_gradients
-from model.siglip_qwen.fused_modules import fuse
-from model.siglip_qwen.image_tokens import find_supervised
+from model.kernels.compile import compile_layers, compile_unsupported_reason, eager_mode
+from model.lora import base_model, configure_trainable, enable_gradient_checkpointing
+from model.siglip_qwen.fused_modules import fuse_modules
+from model.siglip_qwen.image_tokens import find_supervised_positions
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
 from tests.model.kernels.test_fused_lora import with_a_trained_look
@@ -18,13 +18,13 @@ from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
 
 
 def test_compiled_layers_give_the_same_loss_and_gradients_without_a_break(make: Build, settings: Any, processor: Processor) -> None:
-    assert what_compiling_lacks(torch.device("cpu")) is None, "the tests need a C++ compiler"
+    assert compile_unsupported_reason(torch.device("cpu")) is None, "the tests need a C++ compiler"
     row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
-    model = with_a_trained_look(attach(make(), settings(), ["projector", "lora"])).train()
+    model = with_a_trained_look(configure_trainable(make(), settings(), ["projector", "lora"])).train()
     wanted = loss_and_gradients(model, row)
     names = list(model.state_dict())
-    fuse(model)
-    checkpoint_gradients(model, 2)
+    fuse_modules(model)
+    enable_gradient_checkpointing(model, 2)
     compile_layers(base_model(model).model)
     torch._dynamo.reset()
     counters.clear()
@@ -35,11 +35,11 @@ def test_compiled_layers_give_the_same_loss_and_gradients_without_a_break(make: 
     # has one for both).
     graphs = counters["stats"]["unique_graphs"]
     assert 3 <= graphs <= 4 and not counters["graph_break"]
-    fewer = find_supervised(row["labels"])[:-3]
+    fewer = find_supervised_positions(row["labels"])[:-3]
     model(**row, supervised_positions=fewer).loss.backward()
     assert counters["stats"]["unique_graphs"] == graphs, "another number of supervised positions is not another graph"
     shorter = PackedCollator(pad_id=0, capacity=390, max_length=180)(examples(processor))
-    with as_written(model):
+    with eager_mode(model):
         loss = model(**shorter).loss
     torch.testing.assert_close(loss.detach(), wanted[0], atol=1e-5, rtol=0)
     assert counters["stats"]["unique_graphs"] == graphs, "another shape is not compiled here"
@@ -47,7 +47,7 @@ def test_compiled_layers_give_the_same_loss_and_gradients_without_a_break(make: 
 
 def test_a_cuda_device_without_triton_and_other_devices_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: False)
-    assert "Triton" in str(what_compiling_lacks(torch.device("cuda")))
+    assert "Triton" in str(compile_unsupported_reason(torch.device("cuda")))
     monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
-    assert what_compiling_lacks(torch.device("cuda")) is None
-    assert "mps" in str(what_compiling_lacks(torch.device("mps")))
+    assert compile_unsupported_reason(torch.device("cuda")) is None
+    assert "mps" in str(compile_unsupported_reason(torch.device("mps")))

@@ -7,7 +7,7 @@ import torch
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from model.kernels.rms_norm import FusedRMSNorm, fuse_norms
+from model.kernels.rms_norm import FusedRMSNorm, fuse_rms_norms
 from tests.model.conftest import Build
 
 Found = tuple[torch.Tensor, torch.Tensor | None]
@@ -33,7 +33,7 @@ def through(norm: torch.nn.Module, dtype: torch.dtype) -> Found:
 def test_values_and_gradients_are_the_library_s(kind: type) -> None:
     norm = norm_of(kind)
     wanted = through(norm, torch.float32)
-    assert fuse_norms(norm) == 1 and type(norm) is FusedRMSNorm
+    assert fuse_rms_norms(norm) == 1 and type(norm) is FusedRMSNorm
     torch.testing.assert_close(through(norm, torch.float32), wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -53,7 +53,7 @@ def test_fewer_tensors_are_kept_for_the_backward_pass() -> None:
 
     norm = norm_of(Qwen3RMSNorm)
     before = kept(norm)
-    fuse_norms(norm)
+    fuse_rms_norms(norm)
     # The input, a number for each row, and the weight.
     assert kept(norm) == 100 * 48 + 100 + 48 <= before
 
@@ -61,12 +61,12 @@ def test_fewer_tensors_are_kept_for_the_backward_pass() -> None:
 def test_in_half_precision_and_where_it_is_trained_it_is_the_library_s_to_the_bit() -> None:
     half = norm_of(Qwen3RMSNorm, torch.bfloat16)
     wanted = through(half, torch.bfloat16)
-    fuse_norms(half)
+    fuse_rms_norms(half)
     torch.testing.assert_close(through(half, torch.bfloat16), wanted, atol=0, rtol=0)
     trained = norm_of(Qwen3RMSNorm, frozen=False)
     found = through(trained, torch.float32)
     of_weight, trained.weight.grad = trained.weight.grad, None
-    fuse_norms(trained)
+    fuse_rms_norms(trained)
     torch.testing.assert_close(through(trained, torch.float32), found, atol=0, rtol=0)
     torch.testing.assert_close(trained.weight.grad, of_weight, atol=0, rtol=0)
 
@@ -86,4 +86,4 @@ def test_the_operator_that_a_gpu_is_given_computes_the_same(dtype: torch.dtype, 
 
 def test_all_norms_of_the_language_model_are_found(make: Build) -> None:
     model = make()
-    assert fuse_norms(model.model.language_model) == 5 * 4 + 1
+    assert fuse_rms_norms(model.model.language_model) == 5 * 4 + 1

@@ -12,7 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from dataset.loading.collators import PackedCollator
 from model.kernels import varlen_attention
-from model.lora import checkpoint_gradients
+from model.lora import enable_gradient_checkpointing
 from model.param_groups import set_trainable
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
@@ -52,9 +52,9 @@ def by_segment(
 @pytest.fixture(params=[True, False], ids=["groups", "repeated"])
 def varlen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(varlen_attention, "varlen_attn", by_segment)
-    monkeypatch.setattr(varlen_attention, "HAS_WINDOWS", True)
-    monkeypatch.setattr(varlen_attention, "HAS_GROUPS", request.param)
-    monkeypatch.setattr(varlen_attention, "varlen_is_usable", lambda _: True)
+    monkeypatch.setattr(varlen_attention, "HAS_WINDOW_SIZE", True)
+    monkeypatch.setattr(varlen_attention, "HAS_ENABLE_GQA", request.param)
+    monkeypatch.setattr(varlen_attention, "can_use_varlen", lambda _: True)
 
 
 @pytest.mark.usefixtures("varlen")
@@ -65,10 +65,10 @@ def test_the_variable_length_path_gives_the_loss_and_gradients_of_sdpa(
     model = make().train()
     set_trainable(model, ["projector", "language"])
     if checkpointing:
-        checkpoint_gradients(model)
+        enable_gradient_checkpointing(model)
     row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(varlen_attention, "varlen_is_usable", lambda _: False)
+        elsewhere.setattr(varlen_attention, "can_use_varlen", lambda _: False)
         wanted = loss_and_gradients(model, row)
     calls: list[Any] = []
 
@@ -88,7 +88,7 @@ def test_a_model_that_has_seen_packed_rows_still_answers_as_before(make: Build, 
     options = {"max_new_tokens": 5, "do_sample": False, "num_beams": 3}
     before = model.generate(**inputs, **options), model(**inputs).logits
     model(**PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor)))
-    assert model.config.text_config._attn_implementation == varlen_attention.NAME
+    assert model.config.text_config._attn_implementation == varlen_attention.ATTENTION_NAME
     torch.testing.assert_close((model.generate(**inputs, **options), model(**inputs).logits), before)
 
 
@@ -99,7 +99,9 @@ def test_a_sliding_window_reaches_as_far_as_in_sdpa() -> None:
     near = (places[:, None] >= places) & (places[:, None] - places < 3)
     wanted = functional.scaled_dot_product_attention(query, key, value, attn_mask=near, enable_gqa=True)
     whole = torch.tensor([0, 9], dtype=torch.int32)
-    found, _ = varlen_attention.attend(torch.nn.Identity(), query, key, value, None, sliding_window=3, cu_seqlens=whole, max_length=9)
+    found, _ = varlen_attention.packed_attention_forward(
+        torch.nn.Identity(), query, key, value, None, sliding_window=3, cu_seqlens=whole, max_length=9
+    )
     torch.testing.assert_close(found, wanted.transpose(1, 2))
 
 
@@ -107,27 +109,27 @@ def test_rows_with_more_and_fewer_segments_have_borders_of_one_shape() -> None:
     embeddings, shapes = torch.zeros(1, 70, 8), set()
     for segments in ([0, 70], [0, 1, 69, 70], list(range(64))):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(varlen_attention, "varlen_is_usable", lambda _: True)
-            model = SimpleNamespace(config=SimpleNamespace(_attn_implementation=varlen_attention.NAME))
-            borders = varlen_attention.packed_arguments(model, embeddings, torch.tensor(segments), 70)["cu_seqlens"]  # type: ignore[arg-type]
+            patch.setattr(varlen_attention, "can_use_varlen", lambda _: True)
+            model = SimpleNamespace(config=SimpleNamespace(_attn_implementation=varlen_attention.ATTENTION_NAME))
+            borders = varlen_attention.packed_attention_kwargs(model, embeddings, torch.tensor(segments), 70)["cu_seqlens"]  # type: ignore[arg-type]
         assert borders[: len(segments)].tolist() == segments
         assert set(borders[len(segments) :].tolist()) <= {segments[-1]}
         shapes.add(borders.shape)
-    assert shapes == {(varlen_attention.SEGMENTS_STEP,)}
+    assert shapes == {(varlen_attention.SEGMENT_MULTIPLE,)}
 
 
 def test_older_torch_is_told_by_a_flag(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(varlen_attention, "HAS_WINDOWS", False)
-    assert varlen_attention._causal(None) == {"is_causal": True}
+    monkeypatch.setattr(varlen_attention, "HAS_WINDOW_SIZE", False)
+    assert varlen_attention._causal_options(None) == {"is_causal": True}
     with pytest.raises(ValueError, match=r"train.batching=padded"):
-        varlen_attention._causal(4)
+        varlen_attention._causal_options(4)
 
 
 def test_a_cpu_has_no_variable_length_path() -> None:
-    assert not varlen_attention.varlen_is_usable(torch.zeros(1, dtype=torch.bfloat16))
+    assert not varlen_attention.can_use_varlen(torch.zeros(1, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("tokens", [1, 5, varlen_attention.FEW + 1])
+@pytest.mark.parametrize("tokens", [1, 5, varlen_attention.GROUPED_QUERY_LIMIT + 1])
 def test_a_few_tokens_behind_a_cache_see_it_without_a_copy_of_its_keys(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(tokens))
     query, key, value = draw(2, 6, tokens, 8), draw(2, 2, 70, 8), draw(2, 2, 70, 8)
@@ -142,6 +144,6 @@ def test_a_few_tokens_behind_a_cache_see_it_without_a_copy_of_its_keys(monkeypat
         return usual(query, key, *rest, **more)
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", noted)
-    found, _ = varlen_attention.attend(layer, query, key, value, mask, scaling=0.3)
+    found, _ = varlen_attention.packed_attention_forward(layer, query, key, value, mask, scaling=0.3)
     torch.testing.assert_close(found, wanted)
-    assert keys == [2 if tokens <= varlen_attention.FEW else 6]
+    assert keys == [2 if tokens <= varlen_attention.GROUPED_QUERY_LIMIT else 6]

@@ -6,10 +6,10 @@ import torch
 from transformers import GenerationConfig, Trainer, TrainingArguments
 
 from errors import UsageError
-from model.lora import attach
-from model.param_groups import Group
-from model.siglip_qwen.assembly import build, plain_generation, tokens_per_image, vocabulary_rows
-from model.siglip_qwen.config import ModelConfig, ProjectorConfig
+from model.lora import configure_trainable
+from model.param_groups import ParamGroup
+from model.siglip_qwen.assembly import build, minimal_generation_config, read_vocab_size, tokens_per_image
+from model.siglip_qwen.config import ConnectorConfig, ModelConfig
 from tests.model.conftest import Build
 
 Settings = Callable[..., ModelConfig]
@@ -21,16 +21,16 @@ def test_sizes_are_read_without_loading_weights(settings: Settings, parts: Path,
         (tmp_path / part / "config.json").write_bytes((parts / part / "config.json").read_bytes())
     config = settings(vision=str(tmp_path / "siglip"), language=str(tmp_path / "qwen3"))
     assert tokens_per_image(config) == 36
-    assert vocabulary_rows(config) == 1536
+    assert read_vocab_size(config) == 1536
     with pytest.raises(UsageError, match=r"model.vision: cannot load"):
-        build(config, placeholder_id=6)
+        build(config, image_token_id=6)
 
 
 @pytest.mark.parametrize(("pool", "tokens"), [(2, 9), (3, 4), (6, 1)])
-def test_pool_divides_the_tokens_of_a_picture(settings: Settings, make: Build, batch: Callable, pool: int, tokens: int) -> None:
-    config = settings(projector=ProjectorConfig(pool=pool))
+def test_pool_divides_the_tokens_of_a_image(settings: Settings, make: Build, batch: Callable, pool: int, tokens: int) -> None:
+    config = settings(connector=ConnectorConfig(pool=pool))
     assert tokens_per_image(config) == tokens
-    model, inputs = make(projector=ProjectorConfig(pool=pool)), batch(1)
+    model, inputs = make(connector=ConnectorConfig(pool=pool)), batch(1)
     inputs["input_ids"][0, 5 + tokens : 41] = 200
     assert model(**inputs).logits.isfinite().all()
 
@@ -41,15 +41,15 @@ def test_everything_is_frozen_and_in_eval_mode(make: Build) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_frozen_weights_have_the_asked_for_precision_and_the_projector_fp32(settings: Settings) -> None:
-    model = build(settings(), placeholder_id=6, dtype=torch.bfloat16)
+def test_frozen_weights_have_the_asked_for_precision_and_the_connector_fp32(settings: Settings) -> None:
+    model = build(settings(), image_token_id=6, dtype=torch.bfloat16)
     assert {p.dtype for p in model.model.vision_tower.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.model.language_model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.model.multi_modal_projector.parameters()} == {torch.float32}
 
 
 def test_a_bf16_base_runs_under_autocast_and_without(settings: Settings, batch: Callable, processor: object) -> None:
-    model = build(settings(), placeholder_id=processor.placeholder_id, dtype=torch.bfloat16)  # type: ignore[attr-defined]
+    model = build(settings(), image_token_id=processor.image_token_id, dtype=torch.bfloat16)  # type: ignore[attr-defined]
     inputs = batch(1)
     with torch.autocast("cpu", torch.bfloat16):
         under = model(**inputs).logits
@@ -62,7 +62,7 @@ def test_generation_takes_nothing_but_end_and_padding_from_the_language_model(ma
         eos_token_id=[2, 0], temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.05, do_sample=True
     )
     language.config.pad_token_id = None
-    plain = plain_generation(language)
+    plain = minimal_generation_config(language)
     assert (plain.eos_token_id, plain.pad_token_id) == ([2, 0], 2)
     assert plain.to_diff_dict().keys() <= {"eos_token_id", "pad_token_id", "transformers_version"}
 
@@ -89,9 +89,9 @@ def test_nf4_quantises_twice_and_stays_trainable_on_a_cpu(make: Build) -> None:
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 @pytest.mark.parametrize("groups", [["projector"], ["projector", "lora"]])
 def test_the_trainer_takes_a_quantised_base(
-    make: Build, settings: Settings, tmp_path: Path, quantization: str, groups: list[Group]
+    make: Build, settings: Settings, tmp_path: Path, quantization: str, groups: list[ParamGroup]
 ) -> None:
-    model = attach(make(quantization=quantization), settings(quantization=quantization), groups)
+    model = configure_trainable(make(quantization=quantization), settings(quantization=quantization), groups)
     trainer = Trainer(model=model, args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=[]))
     assert trainer.model_accepts_loss_kwargs
     assert trainer._loss_shifts_labels
@@ -117,7 +117,7 @@ def test_quantised_logits_are_near_the_exact_ones(make: Build, batch: Callable) 
 def test_a_part_that_does_not_fit_is_one_line_naming_its_key(settings: Settings, parts: Path, changes: dict, message: str) -> None:
     changes = {key: str(parts / value) if key in ("vision", "language") else value for key, value in changes.items()}
     with pytest.raises(UsageError, match=message) as caught:
-        build(settings(**changes), placeholder_id=6)
+        build(settings(**changes), image_token_id=6)
     assert "\n" not in str(caught.value)
 
 
@@ -129,4 +129,4 @@ def test_a_language_model_without_its_weights_is_an_error(settings: Settings, pa
     del weights["model.layers.0.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UsageError, match=r"lacks weights of the language model, such as model.layers.0.mlp.up_proj.weight"):
-        build(settings(language=str(tmp_path)), placeholder_id=6)
+        build(settings(language=str(tmp_path)), image_token_id=6)

@@ -8,7 +8,7 @@ import pytest
 
 from dataset.sample import Message
 from errors import UsageError
-from model.siglip_qwen.chat_template import chat_pieces
+from model.siglip_qwen.chat_template import chat_template_parts
 from model.siglip_qwen.processor import Processor
 
 
@@ -35,10 +35,10 @@ def test_a_default_system_message_belongs_to_the_opening() -> None:
             messages = [{"role": "system", "content": "You are helpful."}, *messages]
         return "".join(f"[{m['role']}]{m['content']}<end>" for m in messages) + "[assistant]"
 
-    pieces = chat_pieces(FakeTokenizer(qwen2))
-    assert pieces.opening == "[system]You are helpful.<end>[user]"
-    assert (pieces.system_open, pieces.system_close) == ("[system]", "<end>[user]")
-    assert (pieces.header, pieces.end, pieces.next_user) == ("<end>[assistant]", "<end>", "[user]")
+    template_parts = chat_template_parts(FakeTokenizer(qwen2))
+    assert template_parts.opening == "[system]You are helpful.<end>[user]"
+    assert (template_parts.system_open, template_parts.system_close) == ("[system]", "<end>[user]")
+    assert (template_parts.header, template_parts.end, template_parts.next_user) == ("<end>[assistant]", "<end>", "[user]")
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_a_default_system_message_belongs_to_the_opening() -> None:
 )
 def test_a_template_that_is_not_like_chatml_is_refused(render: Any, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        chat_pieces(FakeTokenizer(render))
+        chat_template_parts(FakeTokenizer(render))
 
 
 @pytest.mark.parametrize("with_system", [False, True])
@@ -68,6 +68,6 @@ def test_the_exported_template_renders_the_very_prompt(processor: Processor, wit
     if with_system:
         messages.insert(0, Message("system", "Be brief."))
         plain.insert(0, {"role": "system", "content": "Be brief."})
-    template = jinja2.Environment(autoescape=False).from_string(processor.pieces.template("<image>"))
+    template = jinja2.Environment(autoescape=False).from_string(processor.template_parts.template("<image>"))
     rendered = template.render(messages=plain, add_generation_prompt=True)
     assert rendered == processor.readable(processor.prompt(messages, 2))

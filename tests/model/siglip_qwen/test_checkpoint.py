@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from errors import UsageError
-from model.lora import attach, base_model
-from model.param_groups import Group, trainable_groups
+from model.lora import base_model, configure_trainable
+from model.param_groups import ParamGroup, trainable_param_groups
 from model.siglip_qwen import checkpoint
-from model.siglip_qwen.config import LoraConfig, ModelConfig, ProjectorConfig
+from model.siglip_qwen.config import ConnectorConfig, LoraConfig, ModelConfig
 from tests.model.conftest import Build
 from tests.model.siglip_qwen.test_modeling import with_labels
 from tests.model.test_lora import train
@@ -23,15 +23,15 @@ Settings = Callable[..., ModelConfig]
 Batch = Callable[..., dict[str, torch.Tensor]]
 Trained = Callable[..., nn.Module]
 
-STAGES: list[list[Group]] = [["projector"], ["projector", "lora"], ["projector", "language"]]
+STAGES: list[list[ParamGroup]] = [["projector"], ["projector", "lora"], ["projector", "language"]]
 
 
 @pytest.fixture
 def trained(make: Build, settings: Settings, batch: Batch) -> Trained:
     """A model after a few steps."""
 
-    def run(groups: list[Group], **changes: object) -> nn.Module:
-        model = attach(make(**changes), settings(**changes), groups)
+    def run(groups: list[ParamGroup], **changes: object) -> nn.Module:
+        model = configure_trainable(make(**changes), settings(**changes), groups)
         train(model, with_labels(batch(1, 2)), steps=3)
         return model
 
@@ -46,7 +46,7 @@ def logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @pytest.mark.parametrize("groups", STAGES)
 def test_saved_loaded_and_merged_give_the_same_logits(
-    trained: Trained, make: Build, batch: Batch, tmp_path: Path, groups: list[Group]
+    trained: Trained, make: Build, batch: Batch, tmp_path: Path, groups: list[ParamGroup]
 ) -> None:
     model, inputs = trained(groups), batch(1, 2)
     wanted = logits(model, inputs)
@@ -68,7 +68,7 @@ def test_a_quantised_base_is_rebuilt_the_same_way(trained: Trained, batch: Batch
 
 
 def test_dora_is_rebuilt_and_merged(trained: Trained, batch: Batch, tmp_path: Path) -> None:
-    model, inputs = trained(["lora"], lora=LoraConfig(r=4, alpha=8, dropout=0.0, dora=True)), batch(1)
+    model, inputs = trained(["lora"], lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, use_dora=True)), batch(1)
     checkpoint.save(model, tmp_path)
     assert torch.equal(logits(checkpoint.load(tmp_path), inputs), logits(model, inputs))
     torch.testing.assert_close(logits(checkpoint.merge(tmp_path), inputs), logits(model, inputs), atol=1e-5, rtol=0)
@@ -81,21 +81,21 @@ def test_merging_takes_the_exact_base_also_after_qlora(trained: Trained, batch: 
 
 
 @pytest.mark.parametrize("groups", STAGES)
-def test_one_file_holds_adapter_and_projector_and_nothing_of_the_base(trained: Trained, tmp_path: Path, groups: list[Group]) -> None:
+def test_one_file_holds_adapter_and_connector_and_nothing_of_the_base(trained: Trained, tmp_path: Path, groups: list[ParamGroup]) -> None:
     checkpoint.save(trained(groups), tmp_path)
     keys = load_file(tmp_path / "adapter_model.safetensors").keys()
-    projector = {f"base_model.model.model.multi_modal_projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
-    assert projector <= keys
-    assert all(".lora_" in key for key in keys - projector)
+    connector = {f"base_model.model.model.multi_modal_projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+    assert connector <= keys
+    assert all(".lora_" in key for key in keys - connector)
     assert any(".lora_" in key for key in keys) == ("lora" in groups)
     assert (tmp_path / "adapter_config.json").exists() == ("lora" in groups)
     assert (tmp_path / "language" / "model.safetensors").exists() == ("language" in groups)
 
 
 def test_the_folder_names_its_base_models_and_settings(make: Build, settings: Settings, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"projector": ProjectorConfig(pool=2), "system_prompt": "Antworte kurz."}
+    changes: dict[str, Any] = {"projector": ConnectorConfig(pool=2), "system_prompt": "Antworte kurz."}
     config = settings(**changes)
-    checkpoint.save(attach(make(**changes), config, ["projector"]), tmp_path)
+    checkpoint.save(configure_trainable(make(**changes), config, ["projector"]), tmp_path)
     written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert written["settings"]["vision"] == config.vision
     assert written["settings"]["language"] == config.language
@@ -105,23 +105,23 @@ def test_the_folder_names_its_base_models_and_settings(make: Build, settings: Se
 
 @pytest.mark.parametrize("groups", STAGES)
 def test_loading_to_go_on_makes_the_trained_groups_trainable_in_fp32(
-    trained: Trained, batch: Batch, tmp_path: Path, groups: list[Group]
+    trained: Trained, batch: Batch, tmp_path: Path, groups: list[ParamGroup]
 ) -> None:
     checkpoint.save(trained(groups), tmp_path)
     model = checkpoint.load(tmp_path, trainable=True, dtype=torch.bfloat16)
-    found = trainable_groups(model)
+    found = trainable_param_groups(model)
     assert set(found) == set(groups)
     assert {p.dtype for group in found.values() for p in group} == {torch.float32}
     assert train(model, with_labels(batch(1, 2)), steps=2)
 
 
 @pytest.mark.parametrize("groups", STAGES)
-def test_loading_to_go_on_rounds_no_trained_weight(trained: Trained, tmp_path: Path, groups: list[Group]) -> None:
+def test_loading_to_go_on_rounds_no_trained_weight(trained: Trained, tmp_path: Path, groups: list[ParamGroup]) -> None:
     model = trained(groups)
     checkpoint.save(model, tmp_path)
     loaded = checkpoint.load(tmp_path, trainable=True, dtype=torch.bfloat16)
-    for group, parameters in trainable_groups(model).items():
-        for ours, theirs in zip(parameters, trainable_groups(loaded)[group], strict=True):
+    for group, parameters in trainable_param_groups(model).items():
+        for ours, theirs in zip(parameters, trainable_param_groups(loaded)[group], strict=True):
             assert torch.equal(ours, theirs)
 
 
@@ -197,15 +197,15 @@ def step(folder: Path, number: int, whole: bool = True) -> Path:
     (path / "trainer").mkdir()
     (path / "trainer" / "state").write_text("s")
     if whole:
-        checkpoint.mark_whole(path)
+        checkpoint.write_manifest(path)
     return path
 
 
-def test_the_newest_whole_checkpoint_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
+def test_the_latest_whole_checkpoint_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
     for number in (9, 100, 20):
         step(tmp_path, number)
     (tmp_path / "checkpoint-final").mkdir()
-    assert checkpoint.newest(tmp_path).name == "checkpoint-100"
+    assert checkpoint.latest(tmp_path).name == "checkpoint-100"
 
 
 @pytest.mark.parametrize("damage", ["unmarked", "gone", "cut", "garbled"])
@@ -218,7 +218,7 @@ def test_a_half_written_checkpoint_is_skipped_with_a_message(tmp_path: Path, cap
         (broken / "adapter_model.safetensors").write_bytes(b"x")
     if damage == "garbled":
         (broken / "whole.json").write_text('{"a"')
-    assert checkpoint.newest(tmp_path).name == "checkpoint-10"
+    assert checkpoint.latest(tmp_path).name == "checkpoint-10"
     assert "skipping" in caplog.text
     assert "checkpoint-20" in caplog.text
 
@@ -227,4 +227,4 @@ def test_no_whole_checkpoint_is_an_error(tmp_path: Path) -> None:
     step(tmp_path, 5, whole=False)
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(UsageError, match="no whole checkpoint"):
-            checkpoint.newest(folder)
+            checkpoint.latest(folder)

@@ -3,58 +3,58 @@ import torch
 from torch.nn import functional
 
 from errors import UsageError
-from model.siglip_qwen.connector import Projector, concatenate_neighbours, count_tokens
+from model.siglip_qwen.connector import Connector, num_image_tokens, space_to_depth
 
 
 def test_it_is_two_linear_layers_with_a_gelu_between() -> None:
-    projector, features = Projector(8, 6), torch.randn(2, 9, 8)
-    wanted = projector.linear_2(functional.gelu(projector.linear_1(features)))
-    torch.testing.assert_close(projector(features), wanted)
-    assert set(projector.state_dict()) == {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
+    connector, features = Connector(8, 6), torch.randn(2, 9, 8)
+    wanted = connector.linear_2(functional.gelu(connector.linear_1(features)))
+    torch.testing.assert_close(connector(features), wanted)
+    assert set(connector.state_dict()) == {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
 
 
 def test_pooling_concatenates_the_patches_of_a_neighbourhood_row_by_row() -> None:
     # A 4 x 4 grid numbered row by row; pool 2 makes the four quarters.
     features = torch.arange(16.0).view(1, 16, 1)
     quarters = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
-    assert concatenate_neighbours(features, 2)[0].tolist() == quarters
+    assert space_to_depth(features, 2)[0].tolist() == quarters
 
 
 def test_pooling_keeps_the_features_of_a_patch_together() -> None:
     features = torch.arange(8.0).view(1, 4, 2)
-    assert concatenate_neighbours(features, 2)[0].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
+    assert space_to_depth(features, 2)[0].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
 
 
-def test_a_pooling_projector_gives_a_token_a_neighbourhood() -> None:
-    assert Projector(8, 6, pool=3)(torch.randn(2, 81, 8)).shape == (2, 9, 6)
+def test_a_pooling_connector_gives_a_token_a_neighbourhood() -> None:
+    assert Connector(8, 6, pool=3)(torch.randn(2, 81, 8)).shape == (2, 9, 6)
 
 
 @pytest.mark.parametrize(
     ("side", "pool", "drop", "tokens"), [(27, 1, False, 729), (27, 3, False, 81), (27, 1, True, 728), (6, 2, False, 9)]
 )
-def test_tokens_of_a_picture(side: int, pool: int, drop: bool, tokens: int) -> None:
-    assert count_tokens(side, pool, drop) == tokens
+def test_tokens_of_a_image(side: int, pool: int, drop: bool, tokens: int) -> None:
+    assert num_image_tokens(side, pool, drop) == tokens
 
 
 def test_a_grid_that_pool_does_not_divide_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"model.projector.pool: 27 x 27 patches cannot be divided .* 2 x 2"):
-        count_tokens(27, 2, False)
+        num_image_tokens(27, 2, False)
 
 
 def test_pooling_a_grid_with_a_hole_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"model.projector.pool: must be 1"):
-        count_tokens(27, 3, True)
+        num_image_tokens(27, 3, True)
 
 
 def test_normal_initialisation_has_the_asked_for_spread_and_no_bias() -> None:
-    projector = Projector(256, 256)
-    projector.initialize("normal", 0.01)
-    assert 0.0095 < projector.linear_1.weight.std() < 0.0105
-    assert not projector.linear_1.bias.any()
-    assert not projector.linear_2.bias.any()
-    projector.initialize("default", 0.01)
-    assert projector.linear_1.weight.std() > 0.03
+    connector = Connector(256, 256)
+    connector.initialize("normal", 0.01)
+    assert 0.0095 < connector.linear_1.weight.std() < 0.0105
+    assert not connector.linear_1.bias.any()
+    assert not connector.linear_2.bias.any()
+    connector.initialize("default", 0.01)
+    assert connector.linear_1.weight.std() > 0.03
 
 
 def test_features_of_another_precision_are_taken() -> None:
-    assert Projector(8, 6)(torch.randn(1, 4, 8, dtype=torch.bfloat16)).dtype == torch.float32
+    assert Connector(8, 6)(torch.randn(1, 4, 8, dtype=torch.bfloat16)).dtype == torch.float32

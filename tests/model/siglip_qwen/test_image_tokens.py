@@ -7,10 +7,10 @@ import torch
 
 from dataset.loading.collators import PackedCollator, PaddedCollator
 from model.kernels import varlen_attention
-from model.lora import attach, checkpoint_gradients
+from model.lora import configure_trainable, enable_gradient_checkpointing
 from model.param_groups import set_trainable
-from model.siglip_qwen.image_tokens import Locating, find_placeholders, find_supervised
-from model.siglip_qwen.modeling import PlaceholderError, VisionLanguageModel
+from model.siglip_qwen.image_tokens import PositionCollator, find_image_tokens, find_supervised_positions
+from model.siglip_qwen.modeling import ImageTokenMismatchError, VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
 from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
@@ -19,9 +19,9 @@ COLLATORS: list[Any] = [PaddedCollator(pad_id=0), PackedCollator(pad_id=0, capac
 
 
 def test_places_are_those_of_the_flattened_batch() -> None:
-    assert find_placeholders(torch.tensor([[7, 1, 7], [1, 7, 1]]), 7).tolist() == [0, 2, 4]
+    assert find_image_tokens(torch.tensor([[7, 1, 7], [1, 7, 1]]), 7).tolist() == [0, 2, 4]
     # The token behind a place is supervised; a row's first token follows none.
-    assert find_supervised(torch.tensor([[5, -100, 5], [5, 5, -100]])).tolist() == [1, 3]
+    assert find_supervised_positions(torch.tensor([[5, -100, 5], [5, 5, -100]])).tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("collate", COLLATORS, ids=["padded", "packed"])
@@ -29,15 +29,15 @@ def test_loss_and_gradients_are_the_same_with_given_positions(make: Build, proce
     model, samples = make(), examples(processor)
     set_trainable(model, ["projector", "language"])
     wanted = loss_and_gradients(model, collate(samples))
-    given = loss_and_gradients(model, Locating(collate, processor.placeholder_id)(samples))
+    given = loss_and_gradients(model, PositionCollator(collate, processor.image_token_id)(samples))
     torch.testing.assert_close(given, wanted, atol=0, rtol=0)
 
 
-def test_pictures_that_do_not_fill_the_given_places_are_an_error_that_names_the_sample(
+def test_images_that_do_not_fill_the_given_places_are_an_error_that_names_the_sample(
     model: VisionLanguageModel, processor: Processor
 ) -> None:
-    row = Locating(COLLATORS[1], processor.placeholder_id)(examples(processor))
-    with pytest.raises(PlaceholderError, match="sample s3: 36 placeholders"):
+    row = PositionCollator(COLLATORS[1], processor.image_token_id)(examples(processor))
+    with pytest.raises(ImageTokenMismatchError, match="sample s3: 36 placeholders"):
         model(**{**row, "pixel_values": row["pixel_values"][:3]})
 
 
@@ -47,15 +47,15 @@ def test_a_step_never_waits_for_the_device(
     make: Build, settings: Any, processor: Processor, monkeypatch: pytest.MonkeyPatch, memory: float | None, checkpointing: bool
 ) -> None:
     # A tensor on "meta" has no values: whoever asks for one, as `.item()` and `nonzero` do, gets an exception.
-    monkeypatch.setattr(varlen_attention, "varlen_is_usable", lambda _: True)
+    monkeypatch.setattr(varlen_attention, "can_use_varlen", lambda _: True)
     monkeypatch.setattr(
         varlen_attention, "varlen_attn", lambda q, k, v, *_, **__: q + (k + v).repeat_interleave(q.shape[1] // k.shape[1], 1)
     )
-    row = Locating(COLLATORS[1], processor.placeholder_id)(examples(processor))
+    row = PositionCollator(COLLATORS[1], processor.image_token_id)(examples(processor))
     row = {key: value.to("meta") if isinstance(value, torch.Tensor) else value for key, value in row.items()}
-    model = attach(make(), settings(), ["projector", "lora"]).to("meta").train()
+    model = configure_trainable(make(), settings(), ["projector", "lora"]).to("meta").train()
     if checkpointing:
-        checkpoint_gradients(model)
+        enable_gradient_checkpointing(model)
     model.get_base_model().logits_memory_gib = memory
     model(**row, num_items_in_batch=torch.tensor(9)).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)

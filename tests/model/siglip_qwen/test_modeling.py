@@ -9,9 +9,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from dataset.loading.collators import Example, PackedCollator, PaddedCollator
 from dataset.sample import Message
 from model.param_groups import set_trainable
-from model.siglip_qwen.modeling import PlaceholderError, VisionLanguageModel
+from model.siglip_qwen.modeling import ImageTokenMismatchError, VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from tests.model.conftest import Build, inputs_for_stock, repeats_pictures_by_sample, stock, stock_knows_the_final_norm
+from tests.model.conftest import Build, inputs_for_stock, repeats_images_by_sample, stock, stock_supports_final_norm
 
 Batch = Callable[..., dict[str, torch.Tensor]]
 
@@ -23,20 +23,20 @@ def logits(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
     return found
 
 
-PICTURES = {"one": (1,), "several": (3,), "none": (0,), "padded batch": (1, 0, 2), "padded text": (0, 0)}
+IMAGES = {"one": (1,), "several": (3,), "none": (0,), "padded batch": (1, 0, 2), "padded text": (0, 0)}
 
 
-@pytest.mark.parametrize("pictures", PICTURES.values(), ids=PICTURES.keys())
+@pytest.mark.parametrize("pictures", IMAGES.values(), ids=IMAGES.keys())
 @pytest.mark.parametrize("pad", ["right", "left"])
-def test_logits_equal_stock_llava(model: VisionLanguageModel, batch: Batch, pictures: tuple[int, ...], pad: str) -> None:
-    inputs = batch(*pictures, pad=pad)
+def test_logits_equal_stock_llava(model: VisionLanguageModel, batch: Batch, images: tuple[int, ...], pad: str) -> None:
+    inputs = batch(*images, pad=pad)
     torch.testing.assert_close(logits(model, inputs), logits(stock(model), inputs_for_stock(inputs)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("layer", [-5, 2, -1, -2, "last_hidden_state"])
 def test_every_feature_layer_equals_stock_llava(make: Build, batch: Batch, layer: int | str) -> None:
-    model, inputs = make(feature_layer=layer), batch(1, 2)
-    if layer == "last_hidden_state" and not stock_knows_the_final_norm(model):
+    model, inputs = make(vision_feature_layer=layer), batch(1, 2)
+    if layer == "last_hidden_state" and not stock_supports_final_norm(model):
         pytest.skip("the LLaVA of this transformers cannot read features behind the final norm")
     torch.testing.assert_close(logits(model, inputs), logits(stock(model), inputs), atol=1e-5, rtol=0)
 
@@ -51,7 +51,7 @@ def test_the_state_dict_has_the_keys_of_stock_llava(model: VisionLanguageModel) 
     assert model.state_dict().keys() == stock(model).state_dict().keys()
 
 
-def test_other_pictures_and_another_order_give_other_logits(model: VisionLanguageModel, batch: Batch) -> None:
+def test_other_images_and_another_order_give_other_logits(model: VisionLanguageModel, batch: Batch) -> None:
     inputs = batch(2)
     swapped = {**inputs, "pixel_values": inputs["pixel_values"].flip(0)}
     assert (logits(model, inputs)[-1] - logits(model, swapped)[-1]).abs().max() > 1e-3
@@ -59,17 +59,15 @@ def test_other_pictures_and_another_order_give_other_logits(model: VisionLanguag
 
 @pytest.mark.parametrize("decoding", [{"num_beams": 1}, {"num_beams": 4, "num_return_sequences": 4}], ids=["greedy", "beams"])
 @pytest.mark.parametrize("pictures", [(1, 0, 1), (1, 0, 2)], ids=["one picture", "several pictures"])
-def test_generation_equals_stock_llava(
-    model: VisionLanguageModel, batch: Batch, decoding: dict[str, int], pictures: tuple[int, ...]
-) -> None:
-    inputs, llava = batch(*pictures, pad="left"), stock(model)
-    if decoding["num_beams"] > 1 and max(pictures) > 1 and not repeats_pictures_by_sample(llava, inputs):
+def test_generation_equals_stock_llava(model: VisionLanguageModel, batch: Batch, decoding: dict[str, int], images: tuple[int, ...]) -> None:
+    inputs, llava = batch(*images, pad="left"), stock(model)
+    if decoding["num_beams"] > 1 and max(images) > 1 and not repeats_images_by_sample(llava, inputs):
         pytest.skip("the LLaVA of this transformers gives the beams of a sample other pictures than its own")
     options = {"max_new_tokens": 6, "do_sample": False, **decoding}
     torch.testing.assert_close(model.generate(**inputs, **options), llava.generate(**inputs, **options))
 
 
-def test_beams_see_the_pictures_of_their_own_sample_in_order(model: VisionLanguageModel, batch: Batch) -> None:
+def test_beams_see_the_images_of_their_own_sample_in_order(model: VisionLanguageModel, batch: Batch) -> None:
     inputs = batch(2, 1, pad="left")
     options = {"max_new_tokens": 5, "do_sample": False, "num_beams": 3, "output_scores": True, "return_dict_in_generate": True}
     together = model.generate(**inputs, **options)
@@ -83,10 +81,10 @@ def test_beams_see_the_pictures_of_their_own_sample_in_order(model: VisionLangua
 
 
 def test_the_beams_of_a_sample_begin_with_the_same_prompt(model: VisionLanguageModel, batch: Batch) -> None:
-    assert repeats_pictures_by_sample(model, batch(2, 1, 0, 3, pad="left"))
+    assert repeats_images_by_sample(model, batch(2, 1, 0, 3, pad="left"))
 
 
-def test_generation_without_a_cache_keeps_the_pictures(model: VisionLanguageModel, batch: Batch) -> None:
+def test_generation_without_a_cache_keeps_the_images(model: VisionLanguageModel, batch: Batch) -> None:
     inputs = batch(1, 2, pad="left")
     options = {"max_new_tokens": 4, "do_sample": False}
     torch.testing.assert_close(model.generate(**inputs, **options, use_cache=False), model.generate(**inputs, **options))
@@ -107,7 +105,7 @@ def test_kept_features_do_what_their_pixels_do(model: VisionLanguageModel, batch
     assert len(projected["image"].pooler_output) == 3, "the caller's features are not changed"
 
 
-def test_with_kept_features_the_trunk_never_runs_and_a_batch_of_none_still_reaches_the_projector(
+def test_with_kept_features_the_trunk_never_runs_and_a_batch_of_none_still_reaches_the_connector(
     make: Build, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make()
@@ -120,7 +118,7 @@ def test_with_kept_features_the_trunk_never_runs_and_a_batch_of_none_still_reach
     assert [None if gradient is None else float(gradient.abs().sum()) for gradient in gradients] == [0.0] * 4
 
 
-def test_pictures_come_in_one_form_only(model: VisionLanguageModel, batch: Batch) -> None:
+def test_images_come_in_one_form_only(model: VisionLanguageModel, batch: Batch) -> None:
     inputs = batch(1)
     with pytest.raises(ValueError, match="one of pixel_values, image_features"):
         model(**inputs, image_features=model.encode_images(inputs["pixel_values"]))
@@ -133,29 +131,29 @@ def test_leaving_out_the_first_patch_takes_one_placeholder_less(make: Build, bat
 
 
 @pytest.mark.parametrize("pictures", [(1, 3), (1, 1), (0, 2)])
-def test_counts_that_differ_name_the_sample(model: VisionLanguageModel, batch: Batch, pictures: tuple[int, int]) -> None:
-    inputs = {**batch(*pictures), "pixel_values": batch(1, 2)["pixel_values"]}
-    if pictures == (1, 3):
+def test_counts_that_differ_name_the_sample(model: VisionLanguageModel, batch: Batch, images: tuple[int, int]) -> None:
+    inputs = {**batch(*images), "pixel_values": batch(1, 2)["pixel_values"]}
+    if images == (1, 3):
         culprit = "sample second: 108 placeholders"
     else:
         culprit = "sample second or one before it: (36|72|36) picture tokens have no placeholder"
-    with pytest.raises(PlaceholderError, match=culprit):
+    with pytest.raises(ImageTokenMismatchError, match=culprit):
         model(**inputs, sample_ids=["first", "second"])
 
 
-def test_a_row_with_half_a_picture_is_the_one_that_is_named(model: VisionLanguageModel, batch: Batch) -> None:
+def test_a_row_with_half_a_image_is_the_one_that_is_named(model: VisionLanguageModel, batch: Batch) -> None:
     inputs = batch(1, 1, 1)
     inputs["input_ids"][1, 8] = 200
-    with pytest.raises(PlaceholderError, match="sample b: 35 placeholders"):
+    with pytest.raises(ImageTokenMismatchError, match="sample b: 35 placeholders"):
         model(**inputs, sample_ids=["a", "b", "c"])
 
 
-def test_placeholders_without_pictures_are_an_error(model: VisionLanguageModel, batch: Batch) -> None:
+def test_placeholders_without_images_are_an_error(model: VisionLanguageModel, batch: Batch) -> None:
     inputs = batch(0, 1)
     inputs["pixel_values"] = inputs["pixel_values"][:0]
-    with pytest.raises(PlaceholderError, match="sample in row 1: 36 placeholders"):
+    with pytest.raises(ImageTokenMismatchError, match="sample in row 1: 36 placeholders"):
         model(**inputs)
-    with pytest.raises(PlaceholderError, match="36 placeholders"):
+    with pytest.raises(ImageTokenMismatchError, match="36 placeholders"):
         model.generate(**inputs, max_new_tokens=1)
 
 
@@ -204,7 +202,7 @@ def test_logits_can_be_asked_for_by_count_place_or_mask(model: VisionLanguageMod
     torch.testing.assert_close(model(**inputs, logits_to_keep=mask).logits, whole[mask])
 
 
-def test_a_text_batch_gives_the_projector_gradients_of_zero(make: Build, batch: Batch) -> None:
+def test_a_text_batch_gives_the_connector_gradients_of_zero(make: Build, batch: Batch) -> None:
     model = make()
     set_trainable(model, ["projector"])
     inputs = with_labels(batch(0, 0))
@@ -252,10 +250,10 @@ def examples(processor: Processor) -> list[Example]:
         ([Message("user", "Describe the picture. <image>")], "A white cross at the bottom.", 1),
     ]
     made = []
-    for i, (messages, target, pictures) in enumerate(texts):
-        encoded = processor.encode(messages, target, pictures)
+    for i, (messages, target, images) in enumerate(texts):
+        encoded = processor.encode(messages, target, images)
         assert encoded is not None
-        made.append(Example(f"s{i}", encoded, torch.randn(pictures, 3, 96, 96, generator=generator)))
+        made.append(Example(f"s{i}", encoded, torch.randn(images, 3, 96, 96, generator=generator)))
     return made
 
 
@@ -278,7 +276,7 @@ def test_packed_loss_and_gradients_equal_the_unpacked_ones(make: Build, processo
 
 def test_a_packed_row_names_the_sample_whose_counts_differ(model: VisionLanguageModel, processor: Processor) -> None:
     row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
-    with pytest.raises(PlaceholderError, match="sample s3: 36 placeholders"):
+    with pytest.raises(ImageTokenMismatchError, match="sample s3: 36 placeholders"):
         model(**{**row, "pixel_values": row["pixel_values"][:3]})
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dataset.loading.encoded_sample import IGNORED, EncodingError
+from dataset.loading.encoded_sample import IGNORE_INDEX, EncodingError
 from dataset.sample import Message
 from errors import UsageError
 from model.siglip_qwen.processor import Processor
@@ -21,7 +21,7 @@ TALK = (
 
 
 def supervised_text(processor: Processor, labels: list[int]) -> str:
-    return str(processor.tokenizer.decode([label for label in labels if label != IGNORED]))
+    return str(processor.tokenizer.decode([label for label in labels if label != IGNORE_INDEX]))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_supervised_tokens_are_exactly_the_assistant_turns_with_end_tokens(
     encoded = processor.encode(messages, target, 1)
     assert encoded is not None
     assert supervised_text(processor, encoded.labels) == expected
-    assert all(label in (IGNORED, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
+    assert all(label in (IGNORE_INDEX, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
 
 
 @pytest.mark.parametrize("messages", [QUESTION, TALK, (Message("system", "Be brief."), *TALK)])
@@ -47,7 +47,7 @@ def test_the_prompt_of_training_is_the_prompt_of_answering(processor: Processor,
     prompt = processor.prompt(messages, 1)
     assert encoded is not None
     assert encoded.input_ids[: len(prompt)] == prompt
-    assert encoded.input_ids[len(prompt) :] == [label for label in encoded.labels if label != IGNORED][-len(encoded) + len(prompt) :]
+    assert encoded.input_ids[len(prompt) :] == [label for label in encoded.labels if label != IGNORE_INDEX][-len(encoded) + len(prompt) :]
 
 
 def test_an_earlier_turn_is_prompted_in_a_conversation_as_it_is_alone(processor: Processor) -> None:
@@ -67,9 +67,9 @@ def test_a_single_question_reads_as_the_language_models_own_template_renders_it(
     assert processor.prompt([Message("user", "What color is the circle?")], 0) == list(rendered["input_ids"])
 
 
-def test_every_picture_takes_its_placeholders_where_its_mark_stood(processor: Processor) -> None:
+def test_every_image_takes_its_placeholders_where_its_mark_stood(processor: Processor) -> None:
     ids = processor.prompt([Message("user", "<image> or <image>?")], 2)
-    assert ids.count(processor.placeholder_id) == 2 * processor.tokens_per_image
+    assert ids.count(processor.image_token_id) == 2 * processor.tokens_per_image
     assert processor.readable(ids).startswith("<|im_start|>user\n<image> or <image>?<|im_end|>")
 
 
@@ -86,32 +86,32 @@ def test_a_long_conversation_loses_its_later_turns_first(processor: Processor) -
     whole = processor.encode(TALK, "yes", 1)
     shorter = processor.encode(TALK[:3], "2", 1)
     assert whole is not None and shorter is not None
-    cut = processor.encode(TALK, "yes", 1, max_tokens=len(whole) - 1)
+    cut = processor.encode(TALK, "yes", 1, max_length=len(whole) - 1)
     assert cut == shorter
 
 
 def test_then_the_end_of_the_answer_goes_and_with_it_the_end_token(processor: Processor) -> None:
     whole = processor.encode(QUESTION, "A red circle at the top left", 1)
     assert whole is not None
-    cut = processor.encode(QUESTION, "A red circle at the top left", 1, max_tokens=len(whole) - 2)
+    cut = processor.encode(QUESTION, "A red circle at the top left", 1, max_length=len(whole) - 2)
     assert cut is not None
     assert cut.input_ids == whole.input_ids[:-2]
-    assert processor.end_id not in [label for label in cut.labels if label != IGNORED]
+    assert processor.end_of_turn_id not in [label for label in cut.labels if label != IGNORE_INDEX]
 
 
-def test_a_turn_with_a_picture_is_never_cut_away(processor: Processor) -> None:
+def test_a_turn_with_a_image_is_never_cut_away(processor: Processor) -> None:
     talk = (*TALK[:2], Message("user", "And here? <image>"))
     whole = processor.encode(talk, "A red circle", 2)
     assert whole is not None
-    cut = processor.encode(talk, "A red circle", 2, max_tokens=len(whole) - 1)
+    cut = processor.encode(talk, "A red circle", 2, max_length=len(whole) - 1)
     assert cut is not None
-    assert cut.input_ids.count(processor.placeholder_id) == 2 * processor.tokens_per_image
+    assert cut.input_ids.count(processor.image_token_id) == 2 * processor.tokens_per_image
 
 
 def test_nothing_is_left_when_the_prompt_fills_the_room(processor: Processor) -> None:
     prompt = processor.prompt(QUESTION, 1)
-    assert processor.encode(QUESTION, "red", 1, max_tokens=len(prompt)) is None
-    assert processor.encode(QUESTION, "red", 1, max_tokens=20) is None
+    assert processor.encode(QUESTION, "red", 1, max_length=len(prompt)) is None
+    assert processor.encode(QUESTION, "red", 1, max_length=20) is None
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_a_saved_processor_builds_the_same_prompts(processor: Processor, tmp_pat
     processor.save(tmp_path)
     loaded = Processor.load(tmp_path)
     assert loaded.prompt(TALK, 1) == processor.prompt(TALK, 1)
-    picture = Image.new("RGB", (64, 48), "red")
-    assert loaded.pixels([picture]).equal(processor.pixels([picture]))
+    image = Image.new("RGB", (64, 48), "red")
+    assert loaded.pixels([image]).equal(processor.pixels([image]))
 
 
 def test_pixels_come_from_the_vision_models_own_processor(processor: Processor) -> None:
@@ -148,15 +148,15 @@ def test_pixels_come_from_the_vision_models_own_processor(processor: Processor) 
 def test_a_placeholder_that_does_not_fit_the_embedding_is_refused(parts: Path) -> None:
     with pytest.raises(UsageError, match=r"model\.placeholder: <patch> would be token"):
         Processor.from_parts(
-            language=str(parts / "qwen3"), vision=str(parts / "siglip"), tokens_per_image=36, vocabulary=10, placeholder="<patch>"
+            language=str(parts / "qwen3"), vision=str(parts / "siglip"), tokens_per_image=36, vocab_size=10, image_token="<patch>"
         )
 
 
 def test_a_new_placeholder_is_added_when_it_fits(parts: Path) -> None:
     made = Processor.from_parts(
-        language=str(parts / "qwen3"), vision=str(parts / "siglip"), tokens_per_image=36, vocabulary=1536, placeholder="<patch>"
+        language=str(parts / "qwen3"), vision=str(parts / "siglip"), tokens_per_image=36, vocab_size=1536, image_token="<patch>"
     )
-    assert made.prompt(QUESTION, 1).count(made.placeholder_id) == 36
+    assert made.prompt(QUESTION, 1).count(made.image_token_id) == 36
 
 
 def test_a_folder_without_a_processor_is_one_clear_line(tmp_path: Path) -> None:
@@ -168,4 +168,4 @@ def test_a_folder_without_a_processor_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_a_part_that_is_not_there_is_one_clear_line(parts: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"model\.language: cannot load"):
-        Processor.from_parts(language=str(tmp_path), vision=str(parts / "siglip"), tokens_per_image=36, vocabulary=1536)
+        Processor.from_parts(language=str(tmp_path), vision=str(parts / "siglip"), tokens_per_image=36, vocab_size=1536)

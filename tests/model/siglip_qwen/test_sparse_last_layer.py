@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from dataset.loading.collators import PackedCollator, PaddedCollator
-from model.lora import attach, base_model, checkpoint_gradients
-from model.siglip_qwen.fused_modules import fuse
-from model.siglip_qwen.image_tokens import Locating
+from model.lora import base_model, configure_trainable, enable_gradient_checkpointing
+from model.siglip_qwen.fused_modules import fuse_modules
+from model.siglip_qwen.image_tokens import PositionCollator
 from model.siglip_qwen.processor import Processor
-from model.siglip_qwen.sparse_last_layer import read_sparsely
+from model.siglip_qwen.sparse_last_layer import enable_sparse_last_layer
 from tests.model.conftest import Build
 from tests.model.kernels.test_fused_lora import with_a_trained_look
 from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
@@ -27,12 +27,12 @@ def test_loss_and_gradients_stay_the_same(
     make: Build, settings: Any, processor: Processor, parts: Path, qwen2: Path, language: str, collate: Any, located: bool
 ) -> None:
     folder = {"qwen3": parts / "qwen3", "qwen2": qwen2}[language]
-    batch = (Locating(collate, processor.placeholder_id) if located else collate)(examples(processor))
-    model = with_a_trained_look(attach(make(language=str(folder)), settings(), ["projector", "lora"])).train()
+    batch = (PositionCollator(collate, processor.image_token_id) if located else collate)(examples(processor))
+    model = with_a_trained_look(configure_trainable(make(language=str(folder)), settings(), ["projector", "lora"])).train()
     wanted = loss_and_gradients(model, batch)
-    fuse(model)
+    fuse_modules(model)
     torch.testing.assert_close(loss_and_gradients(model, batch), wanted, atol=1e-5, rtol=1e-4)
-    checkpoint_gradients(model)
+    enable_gradient_checkpointing(model)
     torch.testing.assert_close(loss_and_gradients(model, batch), wanted, atol=1e-5, rtol=1e-4)
 
 
@@ -43,7 +43,7 @@ def test_the_last_perceptron_sees_supervised_positions_only(make: Build, process
     layers = model.model.language_model.layers
     for layer in (layers[0], layers[-1]):
         layer.mlp.register_forward_pre_hook(lambda _, args: rows.append(args[0].numel() // args[0].shape[-1]))
-    assert read_sparsely(model.model.language_model)
+    assert enable_sparse_last_layer(model.model.language_model)
     model(**batch)
     assert rows == [batch["input_ids"].numel(), int((batch["labels"] != -100).sum())]
     rows.clear()
@@ -55,7 +55,7 @@ def test_the_last_perceptron_sees_supervised_positions_only(make: Build, process
 def test_answers_do_not_change(make: Build, batch: Callable[..., dict[str, torch.Tensor]]) -> None:
     model, inputs = make(), batch(1, 2, pad="left")
     wanted = model(**inputs).logits
-    fuse(model)
+    fuse_modules(model)
     torch.testing.assert_close(model(**inputs).logits, wanted, atol=1e-5, rtol=1e-5)
 
 

@@ -11,37 +11,37 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
-PATIENCE = 120_000
+TIMEOUT_MS = 120_000
 """Milliseconds after which something that must be seen is not there: on a busy machine much is slow."""
 
-DESK, PHONE = (1280, 1000), (390, 844)
+DESKTOP_SIZE, PHONE_SIZE = (1280, 1000), (390, 844)
 """Sizes of a window in pixels."""
 
 
 @contextmanager
-def visit(address: str, size: tuple[int, int] = DESK) -> Iterator[Page]:
+def open_page(address: str, size: tuple[int, int] = DESKTOP_SIZE) -> Iterator[Page]:
     """The page at an address, ready to be used. Fails at the end when the browser spoke to another machine."""
-    asked_for: set[str] = set()
-    expect.set_options(timeout=PATIENCE)
+    requested_hosts: set[str] = set()
+    expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": size[0], "height": size[1]}, has_touch=size == PHONE)
-        page.set_default_timeout(PATIENCE)
-        page.on("request", lambda request: asked_for.add(urlsplit(request.url).hostname or ""))
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]}, has_touch=size == PHONE_SIZE)
+        page.set_default_timeout(TIMEOUT_MS)
+        page.on("request", lambda request: requested_hosts.add(urlsplit(request.url).hostname or ""))
         page.goto(address, wait_until="domcontentloaded")
         page.locator("#question textarea").wait_for()
         yield page
         browser.close()
-    assert asked_for <= {"127.0.0.1", "localhost", ""}, asked_for
+    assert requested_hosts <= {"127.0.0.1", "localhost", ""}, requested_hosts
 
 
-def choose(page: Page, picture: Path) -> None:
+def upload_image(page: Page, image: Path) -> None:
     """Upload a picture."""
-    page.locator("#picture input[type=file]").first.set_input_files(picture)
+    page.locator("#picture input[type=file]").first.set_input_files(image)
     expect(page.locator("#picture img").first).to_be_visible()
 
 
-def photograph(page: Page, name: str) -> None:
+def save_screenshot(page: Page, name: str) -> None:
     """Keep a screenshot where somebody wants to look at the page (TESSERA_SCREENSHOTS names a folder)."""
     if folder := os.environ.get("TESSERA_SCREENSHOTS"):
         # Until what moves has come to rest; nothing is tested with it.

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from answering.answerer_factory import Shelf, build_answerer, build_reranker
+from answering.answerer_factory import ScorerCache, build_answerer, build_reranker
 from answering.config import CheckpointSystem, DecodingConfig, QwenVlSystem, RerankConfig
 from model.siglip_qwen.processor import Processor
-from serving.demo.page import Parts
-from serving.demo.session import Talker
+from serving.demo.page import DemoBackends
+from serving.demo.session import Session
 from serving.search.config import SearchConfig
 from serving.search.folder_indexer import index_folder
 from serving.search.image_index import open_index
@@ -17,19 +17,19 @@ from tests.untrained import write_checkpoint
 
 
 @pytest.fixture(scope="session")
-def demo_parts(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Parts:
+def demo_parts(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> DemoBackends:
     """What a page of the demo talks to: a checkpoint, a 4-bit Qwen3-VL beside it, CLIP, an index of four pictures."""
     folder = tmp_path_factory.mktemp("demo")
     path = folder / "checkpoint-1"
     write_checkpoint(path, parts, processor)
     library = fill(folder / "library", range(4))
     clip = str(parts / "clip")
-    decoding = DecodingConfig(k=3, mode="sample", max_new_tokens=4)
+    decoding = DecodingConfig(num_candidates=3, strategy="sample", max_new_tokens=4)
     answerer = build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(path)), checkpoint_folder=folder)
-    shelf = Shelf()
-    reranker = build_reranker(RerankConfig(clip=clip), answerer.description, decoding, folder / "plans", shelf=shelf)
+    scorer_cache = ScorerCache()
+    reranker = build_reranker(RerankConfig(clip=clip), answerer.description, decoding, folder / "plans", scorer_cache=scorer_cache)
     quantised = QwenVlSystem(name="qwen3-vl-4bit", kind="qwen3_vl", path=str(parts / "qwen3_vl"), quantization="nf4")
-    other = Talker("qwen3-vl-4bit", build_answerer(quantised, checkpoint_folder=folder), reranker, decoding, 6)
-    index = open_index(SearchConfig(), str(folder / "index"), clip, create=True, shelf=shelf)
+    other = Session("qwen3-vl-4bit", build_answerer(quantised, checkpoint_folder=folder), reranker, decoding, 6)
+    index = open_index(SearchConfig(), str(folder / "index"), clip, create=True, scorer_cache=scorer_cache)
     index_folder(index, library)
-    return Parts(Talker("ours", answerer, reranker, decoding, 6), other, shelf.load(clip), index, sorted(library.iterdir()))
+    return DemoBackends(Session("ours", answerer, reranker, decoding, 6), other, scorer_cache.load(clip), index, sorted(library.iterdir()))

@@ -6,25 +6,25 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from serving.demo.page import Parts, launch, words
-from serving.demo.session import Talker
-from tests.serving.demo.browser import CHROMIUM, PHONE, choose, overflow, photograph, visit
+from serving.demo.page import DemoBackends, launch, translations
+from serving.demo.session import Session
+from tests.serving.demo.browser import CHROMIUM, PHONE_SIZE, open_page, overflow, save_screenshot, upload_image
 from tests.serving.search.conftest import png
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (the package chromium)")
-ENGLISH, CHINESE = words("en"), words("zh")
+ENGLISH, CHINESE = translations("en"), translations("zh")
 QUESTION = "What color is the circle?"
 
 
 @pytest.fixture(scope="module")
-def address(demo_parts: Parts) -> Iterator[str]:
+def address(demo_parts: DemoBackends) -> Iterator[str]:
     blocks = launch(demo_parts, "127.0.0.1", 0, wait=False)
     yield blocks.local_url
     blocks.close()
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     path = tmp_path / "mine.png"
     path.write_bytes(png(2))
     return path
@@ -35,20 +35,20 @@ def said(text: str) -> str:
     return (text.split() or [""])[0]
 
 
-def test_a_person_asks_several_turns_and_switches_the_language(address: str, demo_parts: Parts, picture: Path) -> None:
-    talker = demo_parts.talker
-    assert isinstance(talker, Talker)
-    with visit(address) as page:
+def test_a_person_asks_several_turns_and_switches_the_language(address: str, demo_parts: DemoBackends, image: Path) -> None:
+    session = demo_parts.session
+    assert isinstance(session, Session)
+    with open_page(address) as page:
         # Nothing chosen yet: a sentence, no stack trace.
         page.locator("#ask").click()
         expect(page.locator("#status")).to_contain_text(ENGLISH["no_picture"])
-        choose(page, picture)
+        upload_image(page, image)
         page.locator("#ask").click()
         expect(page.locator("#status")).to_contain_text(ENGLISH["no_question"])
 
         page.locator("#question textarea").fill(QUESTION)
         page.locator("#ask").click()
-        first = talker.ask(picture, [], QUESTION)
+        first = session.ask(image, [], QUESTION)
         # The whole answer is there when its candidates are.
         expect(page.locator("#candidates")).to_contain_text("✓")
         for row in first.candidates():
@@ -59,11 +59,11 @@ def test_a_person_asks_several_turns_and_switches_the_language(address: str, dem
 
         page.locator("#question textarea").fill("有几个圆形？")
         page.locator("#question textarea").press("Enter")
-        second = talker.ask(picture, [(QUESTION, first.chosen)], "有几个圆形？")
+        second = session.ask(image, [(QUESTION, first.chosen)], "有几个圆形？")
         expect(page.locator("#chat [data-testid=bot]")).to_have_count(2)
         expect(page.locator("#chat")).to_contain_text(said(second.chosen))
         expect(page.locator("#question textarea")).to_have_value("")
-        photograph(page, "untrained_ask")
+        save_screenshot(page, "untrained_ask")
 
         page.locator("#language").get_by_text("中文").click()
         expect(page.locator("#ask")).to_have_text(CHINESE["ask"])
@@ -73,18 +73,18 @@ def test_a_person_asks_several_turns_and_switches_the_language(address: str, dem
         page.locator("#caption").click()
         expect(page.locator("#chat")).to_contain_text(CHINESE["caption_question"])
         expect(page.locator("#chat [data-testid=bot]")).to_have_count(3)
-        photograph(page, "untrained_ask_zh")
+        save_screenshot(page, "untrained_ask_zh")
         page.locator("#clear").click()
         expect(page.locator("#chat [data-testid=bot]")).to_have_count(0)
         assert overflow(page) == 0
 
 
-def test_a_file_that_is_no_picture_is_a_sentence_on_the_page(address: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_a_sentence_on_the_page(address: str, tmp_path: Path) -> None:
     files = {name: tmp_path / name for name in ("notes.png", "cut.png")}
     files["notes.png"].write_text("no picture", encoding="utf-8")
     files["cut.png"].write_bytes(png(2)[:-40])
     beginning = ENGLISH["not_picture"].partition("{")[0]
-    with visit(address) as page:
+    with open_page(address) as page:
         for name, path in files.items():
             page.locator("#picture input[type=file]").first.set_input_files(path)
             page.locator("#picture").get_by_label("Remove Image").or_(page.locator("#picture img")).first.wait_for(state="attached")
@@ -96,53 +96,53 @@ def test_a_file_that_is_no_picture_is_a_sentence_on_the_page(address: str, tmp_p
             page.locator("#question textarea").wait_for()
 
 
-def test_two_systems_answer_side_by_side(address: str, demo_parts: Parts, picture: Path) -> None:
-    talkers = [demo_parts.talker, demo_parts.other]
-    with visit(address) as page:
+def test_two_systems_answer_side_by_side(address: str, demo_parts: DemoBackends, image: Path) -> None:
+    talkers = [demo_parts.session, demo_parts.other]
+    with open_page(address) as page:
         page.get_by_role("tab", name=ENGLISH["compare_tab"]).click()
         page.locator("#compare").click()
         expect(page.locator("#status")).to_contain_text(ENGLISH["no_picture"])
-        choose(page, picture)
+        upload_image(page, image)
         page.locator("#compared_question textarea").fill(QUESTION)
         page.locator("#compare").click()
-        for i, talker in enumerate(talkers):
-            assert isinstance(talker, Talker)
-            expect(page.locator(f"#answer_{i} textarea")).to_have_value(talker.ask(picture, [], QUESTION).chosen)
-            expect(page.locator(f"#answer_{i}")).to_contain_text(talker.name)
+        for i, session in enumerate(talkers):
+            assert isinstance(session, Session)
+            expect(page.locator(f"#answer_{i} textarea")).to_have_value(session.ask(image, [], QUESTION).chosen)
+            expect(page.locator(f"#answer_{i}")).to_contain_text(session.name)
             expect(page.locator(f"#compared_{i}")).to_contain_text("✓")
-        photograph(page, "untrained_compare")
+        save_screenshot(page, "untrained_compare")
 
 
-def test_labels_are_shared_out_and_pictures_found(address: str, demo_parts: Parts, picture: Path) -> None:
+def test_labels_are_shared_out_and_images_found(address: str, demo_parts: DemoBackends, image: Path) -> None:
     assert demo_parts.scorer is not None
-    with visit(address) as page:
-        choose(page, picture)
+    with open_page(address) as page:
+        upload_image(page, image)
         page.get_by_role("tab", name=ENGLISH["labels_tab"]).click()
         page.locator("#classify").click()
         expect(page.locator("#status")).to_contain_text(ENGLISH["no_labels"])
         labels = ["a circle", "a square", "一个星形"]
         page.locator("#labels textarea").fill(", ".join(labels))
         page.locator("#classify").click()
-        shares = demo_parts.scorer.probabilities(picture, labels)
+        shares = demo_parts.scorer.probabilities(image, labels)
         for label, share in zip(labels, shares, strict=True):
             expect(page.locator("#shares")).to_contain_text(label)
             expect(page.locator("#shares")).to_contain_text(f"{share:.0%}")
         expect(page.locator("#shares h2")).to_have_text(max(zip(shares, labels, strict=True))[1])
-        photograph(page, "untrained_labels")
+        save_screenshot(page, "untrained_labels")
 
         page.get_by_role("tab", name=ENGLISH["search_tab"]).click()
         page.locator("#search_text textarea").fill("一个红色的圆形")
         page.locator("#search").click()
         expect(page.locator("#results img")).to_have_count(4)
-        photograph(page, "untrained_search")
+        save_screenshot(page, "untrained_search")
         page.locator("#alike").click()
         # The picture itself stands in the library, and comes first.
         expect(page.locator("#results .caption-label").first).to_contain_text("1.000 2.png")
 
 
-def test_on_a_phone_everything_is_in_reach_and_messages_are_in_view(address: str, picture: Path) -> None:
-    with visit(address, PHONE) as page:
-        choose(page, picture)
+def test_on_a_phone_everything_is_in_reach_and_messages_are_in_view(address: str, image: Path) -> None:
+    with open_page(address, PHONE_SIZE) as page:
+        upload_image(page, image)
         page.locator("#ask").scroll_into_view_if_needed()
         page.locator("#ask").tap()
         expect(page.locator("#status")).to_contain_text(ENGLISH["no_question"])
@@ -151,4 +151,4 @@ def test_on_a_phone_everything_is_in_reach_and_messages_are_in_view(address: str
         page.locator("#ask").tap()
         expect(page.locator("#candidates")).to_contain_text("✓")
         assert overflow(page) == 0
-        photograph(page, "untrained_phone")
+        save_screenshot(page, "untrained_phone")

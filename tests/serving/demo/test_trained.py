@@ -12,8 +12,8 @@ import pyarrow.parquet as parquet
 import pytest
 from playwright.sync_api import expect
 
-from serving.demo.page import words
-from tests.serving.demo.browser import CHROMIUM, PHONE, choose, photograph, visit
+from serving.demo.page import translations
+from tests.serving.demo.browser import CHROMIUM, PHONE_SIZE, open_page, save_screenshot, upload_image
 
 FOLDER = Path(os.environ.get("TESSERA_DEMO", "none"))
 QUESTIONS = 3
@@ -64,33 +64,33 @@ def address() -> Iterator[str]:
 def test_the_right_answers_of_the_demo_model_are_seen(address: str) -> None:
     asked = right_answers()
     assert len(asked) == QUESTIONS
-    with visit(address) as page:
-        for picture, question, answer in asked:
-            choose(page, picture)
+    with open_page(address) as page:
+        for image, question, answer in asked:
+            upload_image(page, image)
             page.locator("#question textarea").fill(question)
             page.locator("#ask").click()
             expect(page.locator("#candidates")).to_contain_text("✓")
             expect(page.locator("#chat [data-testid=bot]")).to_have_text(answer)
-        photograph(page, "demo_page")
-        page.get_by_role("tab", name=words("en")["search_tab"]).click()
+        save_screenshot(page, "demo_page")
+        page.get_by_role("tab", name=translations("en")["search_tab"]).click()
         page.locator("#search_text textarea").fill("a red circle")
         page.locator("#search").click()
         expect(page.locator("#results img")).to_have_count(12)
-        photograph(page, "demo_search")
-        page.get_by_role("tab", name=words("en")["labels_tab"]).click()
+        save_screenshot(page, "demo_search")
+        page.get_by_role("tab", name=translations("en")["labels_tab"]).click()
         page.locator("#labels textarea").fill("a circle, a square, a star, a triangle, a cross")
         page.locator("#classify").click()
         expect(page.locator("#shares h2")).to_be_visible()
-        photograph(page, "demo_labels")
+        save_screenshot(page, "demo_labels")
 
 
 def test_the_page_of_the_demo_model_on_a_phone(address: str) -> None:
-    picture, question, answer = right_answers()[0]
-    with visit(address, PHONE) as page:
+    image, question, answer = right_answers()[0]
+    with open_page(address, PHONE_SIZE) as page:
         page.locator("#language").get_by_text("中文").click()
-        choose(page, picture)
+        upload_image(page, image)
         page.locator("#question textarea").fill(question)
         page.locator("#ask").tap()
         expect(page.locator("#candidates")).to_contain_text("✓")
         expect(page.locator("#chat [data-testid=bot]")).to_have_text(answer)
-        photograph(page, "demo_phone")
+        save_screenshot(page, "demo_phone")

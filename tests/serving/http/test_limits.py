@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 import httpx2
 import pytest
 
-from tests.serving.conftest import CHAT, PATIENCE, Planted, ask, picture, serving, wait_for
+from tests.serving.conftest import CHAT, TIMEOUT_SECONDS, FakeAnswerer, ask, image_file, serving, wait_for
 
 NOWHERE = {"type": "image_url", "image_url": {"url": "no address"}}
 
 
-def test_a_token_is_needed_for_all_but_health(planted: Planted) -> None:
+def test_a_token_is_needed_for_all_but_health(planted: FakeAnswerer) -> None:
     with serving(planted, token="secret") as (client, _):
         without = {path: client.get(path).status_code for path in ("/health", "/metrics", "/v1/models", "/openapi.json", "/nothing")}
         wrong = [client.get("/v1/models", headers={"Authorization": f"Bearer {token}"}) for token in ("Secret", "secre", "secrets")]
@@ -24,7 +24,7 @@ def test_a_token_is_needed_for_all_but_health(planted: Planted) -> None:
     assert right.status_code == 200
 
 
-def test_the_token_is_compared_in_constant_time(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_compared_in_constant_time(planted: FakeAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
     compare = hmac.compare_digest
 
@@ -53,7 +53,7 @@ def long_chunks(client: httpx2.Client) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("send", [long_body, long_chunks])
-def test_a_body_over_the_limit_is_413(planted: Planted, send: Callable[[httpx2.Client], httpx2.Response]) -> None:
+def test_a_body_over_the_limit_is_413(planted: FakeAnswerer, send: Callable[[httpx2.Client], httpx2.Response]) -> None:
     with serving(planted, max_bytes=10_000) as (client, _):
         found = send(client)
         assert ask(client, "red").status_code == 200
@@ -66,9 +66,9 @@ def test_a_body_over_the_limit_is_413(planted: Planted, send: Callable[[httpx2.C
         ({"question": "red", "data": b"<svg/>"}, 415, "picture_type"),
         ({"question": "red", "data": b"%PDF-1.7"}, 415, "picture_type"),
         ({"question": "red", "data": b""}, 415, "picture_type"),
-        ({"question": "red", "data": picture()[:-40]}, 422, "picture_damaged"),
-        ({"question": "red", "data": picture(kind="JPEG")[:100]}, 422, "picture_damaged"),
-        ({"question": "red", "data": picture(size=(200, 100))}, 413, "picture_too_large"),
+        ({"question": "red", "data": image_file()[:-40]}, 422, "picture_damaged"),
+        ({"question": "red", "data": image_file(kind="JPEG")[:100]}, 422, "picture_damaged"),
+        ({"question": "red", "data": image_file(size=(200, 100))}, 413, "picture_too_large"),
         ({"question": "   "}, 422, "text_length"),
         ({"question": "x" * 50}, 422, "text_length"),
         ({"question": "red", "k": 0}, 422, "invalid_request"),
@@ -78,24 +78,24 @@ def test_a_body_over_the_limit_is_413(planted: Planted, send: Callable[[httpx2.C
     ],
 )
 def test_what_cannot_be_asked_is_refused_and_never_reaches_the_model(
-    planted: Planted, request_fields: dict[str, object], status: int, code: str
+    planted: FakeAnswerer, request_fields: dict[str, object], status: int, code: str
 ) -> None:
-    with serving(planted, max_pixels=10_000, max_question=40, max_candidates=4) as (client, _):
+    with serving(planted, max_pixels=10_000, max_question_chars=40, max_candidates=4) as (client, _):
         found = ask(client, **request_fields)  # type: ignore[arg-type]
     assert (found.status_code, found.json()["error"]["code"]) == (status, code)
     assert planted.calls == []
 
 
-def test_a_form_without_its_fields_names_them(planted: Planted) -> None:
+def test_a_form_without_its_fields_names_them(planted: FakeAnswerer) -> None:
     with serving(planted) as (client, _):
-        found = client.post("/vqa", files={"image": picture()})
+        found = client.post("/vqa", files={"image": image_file()})
         path = client.post("/vqa", data={"image": "/etc/passwd", "question": "red"})
     assert (found.status_code, found.json()["error"]["message"]) == (422, "question: field required")
     assert path.status_code == 422 and "passwd" not in path.text
 
 
 @pytest.mark.parametrize("body", ["{", "[" * 100_000, '{"model": 5}', "null", '"' + "x" * 1000 + '"'])
-def test_json_that_is_none_is_refused(planted: Planted, body: str) -> None:
+def test_json_that_is_none_is_refused(planted: FakeAnswerer, body: str) -> None:
     with serving(planted) as (client, _):
         found = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     assert found.status_code in (400, 422)
@@ -116,8 +116,8 @@ def chat_about(*turns: object) -> dict[str, object]:
         (chat_about([NOWHERE] * 5, [NOWHERE] * 5), "at most 8 pictures, found 10"),
     ],
 )
-def test_a_conversation_over_a_limit_is_refused_before_its_pictures_are_looked_at(
-    planted: Planted, asked: dict[str, object], said: str
+def test_a_conversation_over_a_limit_is_refused_before_its_images_are_looked_at(
+    planted: FakeAnswerer, asked: dict[str, object], said: str
 ) -> None:
     with serving(planted) as (client, _):
         found = client.post("/v1/chat/completions", content=json.dumps(asked), headers={"Content-Type": "application/json"})
@@ -127,7 +127,7 @@ def test_a_conversation_over_a_limit_is_refused_before_its_pictures_are_looked_a
 
 
 @pytest.mark.parametrize("charset", ["punycode", '"unicode_escape"', "utf-8; charset=punycode"])
-def test_a_form_in_a_character_set_that_takes_minutes_is_refused(planted: Planted, charset: str) -> None:
+def test_a_form_in_a_character_set_that_takes_minutes_is_refused(planted: FakeAnswerer, charset: str) -> None:
     part = b'--b\r\nContent-Disposition: form-data; name="question"\r\n\r\na-9z9z\r\n--b--\r\n'
     with serving(planted) as (client, _):
         found = client.post("/vqa", content=part, headers={"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"})
@@ -136,9 +136,9 @@ def test_a_form_in_a_character_set_that_takes_minutes_is_refused(planted: Plante
     assert utf8.json()["error"]["message"] == "image: field required"
 
 
-def test_a_client_that_does_not_read_does_not_hold_the_server(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.http.middleware.LINGER", 0.1)
-    monkeypatch.setattr("serving.server.LINGER", 0.1)
+def test_a_client_that_does_not_read_does_not_hold_the_server(planted: FakeAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.http.middleware.STREAM_GRACE_SECONDS", 0.1)
+    monkeypatch.setattr("serving.server.STREAM_GRACE_SECONDS", 0.1)
     monkeypatch.setattr(planted, "stream", lambda *_: (f"{i} " * 500_000 for i in range(40)))
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -154,12 +154,15 @@ def test_a_client_that_does_not_read_does_not_hold_the_server(planted: Planted, 
 
 @pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"], ids=["first", "second"])
 def test_a_head_that_never_ends_is_given_up_and_a_slow_body_is_not(
-    planted: Planted, monkeypatch: pytest.MonkeyPatch, before: bytes
+    planted: FakeAnswerer, monkeypatch: pytest.MonkeyPatch, before: bytes
 ) -> None:
-    monkeypatch.setattr("serving.http.connection_timeout.HEAD_SECONDS", 0.5)
+    monkeypatch.setattr("serving.http.connection_timeout.HEADER_TIMEOUT_SECONDS", 0.5)
     with serving(planted) as (client, service):
         place = (client.base_url.host, client.base_url.port or 80)
-        with socket.create_connection(place, timeout=PATIENCE) as slow, socket.create_connection(place, timeout=PATIENCE) as never:
+        with (
+            socket.create_connection(place, timeout=TIMEOUT_SECONDS) as slow,
+            socket.create_connection(place, timeout=TIMEOUT_SECONDS) as never,
+        ):
             head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
             slow.sendall(head + b"{")
             wait_for(lambda: service.in_progress == 1)

@@ -12,13 +12,13 @@ from PIL import Image
 
 from serving.http.error_responses import ServiceError
 from serving.inputs import image_decoder
-from serving.inputs.image_decoder import DECODERS, MAX_SCANS, Decoder, from_data_url, read
-from tests.serving.conftest import PATIENCE, picture
+from serving.inputs.image_decoder import MAX_SCANS, NUM_DECODER_THREADS, ImageDecoder, decode_data_url, decode_image
+from tests.serving.conftest import TIMEOUT_SECONDS, image_file
 
 
 def refused(data: bytes, max_pixels: int = 10_000) -> tuple[int, str]:
     with pytest.raises(ServiceError) as caught:
-        read(data, max_pixels)
+        decode_image(data, max_pixels)
     return caught.value.status_code, caught.value.code
 
 
@@ -29,14 +29,14 @@ def png_head(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_pictures_that_were_meant_are_read(kind: str) -> None:
-    found = read(picture(kind=kind), 10_000)
+def test_images_that_were_meant_are_read(kind: str) -> None:
+    found = decode_image(image_file(kind=kind), 10_000)
     assert (found.mode, found.size) == ("RGB", (40, 30))
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "PDF", "EPS"])
 def test_other_files_are_refused_by_what_is_in_them(kind: str) -> None:
-    assert refused(picture(kind=kind, size=(32, 32))) == (415, "picture_type")
+    assert refused(image_file(kind=kind, size=(32, 32))) == (415, "picture_type")
 
 
 def test_too_many_pixels_are_refused_before_anything_is_decoded() -> None:
@@ -47,42 +47,42 @@ def test_too_many_pixels_are_refused_before_anything_is_decoded() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 @pytest.mark.parametrize("kept", [14, 60, 0.5, 0.95])
 def test_truncated_files_are_damaged(kind: str, kept: float) -> None:
-    whole = picture(kind=kind, size=(64, 64))
+    whole = image_file(kind=kind, size=(64, 64))
     assert refused(whole[: int(kept * len(whole)) if kept < 1 else int(kept)]) == (422, "picture_damaged")
 
 
 def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded() -> None:
     file = io.BytesIO()
-    Image.open(io.BytesIO(picture(size=(64, 64)))).save(file, "JPEG", progressive=True)
+    Image.open(io.BytesIO(image_file(size=(64, 64)))).save(file, "JPEG", progressive=True)
     whole = file.getvalue()
     last = whole[whole.rindex(b"\xff\xda") : -2]
-    assert read(whole, 10_000).size == (64, 64)
+    assert decode_image(whole, 10_000).size == (64, 64)
     assert refused(whole[:-2] + MAX_SCANS * last + b"\xff\xd9") == (422, "picture_damaged")
 
 
-def test_a_data_url_holds_a_picture() -> None:
-    text = base64.b64encode(picture()).decode()
-    assert from_data_url(f"data:image/png;base64,{text}") == picture()
+def test_a_data_url_holds_a_image() -> None:
+    text = base64.b64encode(image_file()).decode()
+    assert decode_data_url(f"data:image/png;base64,{text}") == image_file()
     for wrong in ("data:image/png;base64", f"data:text/html;base64,{text}", f"data:image/png,{text}", f"data:image/png;base64,{text}*"):
         with pytest.raises(ServiceError) as caught:
-            from_data_url(wrong)
+            decode_data_url(wrong)
         assert caught.value.status_code == 422
         assert text not in str(caught.value.detail)
 
 
-def test_pictures_beyond_the_room_wait_until_others_are_done() -> None:
+def test_images_beyond_the_room_wait_until_others_are_done() -> None:
     async def scenario() -> list[str]:
-        decoder, seen = Decoder(5000, 2500), []
+        decoder, seen = ImageDecoder(5000, 2500), []
 
         async def one(name: str, until: asyncio.Event) -> None:
-            async with decoder.decoded([picture(size=(60, 50))]) as (found,):
+            async with decoder.decoded([image_file(size=(60, 50))]) as (found,):
                 assert isinstance(found, Image.Image)
                 seen.append(name)
                 await until.wait()
 
         first, others = asyncio.Event(), asyncio.Event()
         others.set()
-        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as tasks:
+        async with asyncio.timeout(TIMEOUT_SECONDS), asyncio.TaskGroup() as tasks:
             tasks.create_task(one("first", first))
             while not seen:
                 await asyncio.sleep(0.001)
@@ -91,7 +91,7 @@ def test_pictures_beyond_the_room_wait_until_others_are_done() -> None:
             assert not waiting.done()
             seen.append("let")
             first.set()
-        assert decoder.free == 5000
+        assert decoder.free_pixels == 5000
         return seen
 
     assert asyncio.run(scenario()) == ["first", "let", "second"]
@@ -102,52 +102,52 @@ def test_room_comes_back_only_when_a_decoder_that_nobody_waits_for_is_done(monke
 
     def slow(data: bytes, max_pixels: int) -> Image.Image:
         begun.release()
-        assert let.wait(PATIENCE)
-        return read(data, max_pixels)
+        assert let.wait(TIMEOUT_SECONDS)
+        return decode_image(data, max_pixels)
 
     monkeypatch.setattr(image_decoder, "read", slow)
 
     async def scenario() -> None:
-        decoder = Decoder(1200, 1200 * (DECODERS + 2))
+        decoder = ImageDecoder(1200, 1200 * (NUM_DECODER_THREADS + 2))
 
         async def one() -> None:
-            async with decoder.decoded([picture()]):
+            async with decoder.decoded([image_file()]):
                 raise AssertionError("it was decoded")
 
-        tasks = [asyncio.create_task(one()) for _ in range(DECODERS + 2)]
-        while decoder.free:
+        tasks = [asyncio.create_task(one()) for _ in range(NUM_DECODER_THREADS + 2)]
+        while decoder.free_pixels:
             await asyncio.sleep(0.001)
-        assert all([await asyncio.to_thread(begun.acquire, timeout=PATIENCE) for _ in range(DECODERS)])
+        assert all([await asyncio.to_thread(begun.acquire, timeout=TIMEOUT_SECONDS) for _ in range(NUM_DECODER_THREADS)])
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert decoder.free == 2 * 1200, "of those that had not been begun"
+        assert decoder.free_pixels == 2 * 1200, "of those that had not been begun"
         let.set()
-        while decoder.free < 1200 * (DECODERS + 2):
+        while decoder.free_pixels < 1200 * (NUM_DECODER_THREADS + 2):
             await asyncio.sleep(0.001)
         assert not begun.acquire(blocking=False), "nothing is begun for who has left"
 
     asyncio.run(scenario())
 
 
-def test_room_comes_back_from_pictures_that_are_damaged() -> None:
+def test_room_comes_back_from_images_that_are_damaged() -> None:
     async def scenario() -> None:
-        decoder = Decoder(5000, 5000)
-        damaged = io.BytesIO(picture()).getvalue()[:-40]
+        decoder = ImageDecoder(5000, 5000)
+        damaged = io.BytesIO(image_file()).getvalue()[:-40]
         for _ in range(3):
             with pytest.raises(ServiceError):
                 async with decoder.decoded([damaged]):
                     raise AssertionError("it was decoded")
-        assert decoder.free == 5000
+        assert decoder.free_pixels == 5000
 
     asyncio.run(scenario())
 
 
-def test_pictures_that_together_have_more_pixels_than_there_is_room_are_refused() -> None:
+def test_images_that_together_have_more_pixels_than_there_is_room_are_refused() -> None:
     async def scenario() -> None:
-        decoder = Decoder(1200, 2000)
+        decoder = ImageDecoder(1200, 2000)
         with pytest.raises(ServiceError, match="413"):
-            async with decoder.decoded([picture(), picture(1)]):
+            async with decoder.decoded([image_file(), image_file(1)]):
                 raise AssertionError("they were decoded")
 
     asyncio.run(scenario())

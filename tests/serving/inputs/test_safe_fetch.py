@@ -9,7 +9,7 @@ import pytest
 
 from serving.http.error_responses import ServiceError
 from serving.inputs.safe_fetch import fetch, is_public
-from tests.serving.conftest import PATIENCE, wait_for
+from tests.serving.conftest import TIMEOUT_SECONDS, wait_for
 
 HOSTS = ("pictures.example", "other.example")
 
@@ -74,7 +74,7 @@ def port() -> Iterator[int]:
     server.server_close()
 
 
-def get(port: int, path: str, seconds: float = PATIENCE, **changes: Any) -> bytes:
+def get(port: int, path: str, seconds: float = TIMEOUT_SECONDS, **changes: Any) -> bytes:
     """Fetch with every host on this machine, which is allowed for once."""
     chosen = {"allowed": lambda _: True, "addresses": lambda _host, _port: ["127.0.0.1"], **changes}
     return fetch(f"http://pictures.example:{port}{path}", HOSTS, 4000, seconds, **chosen)
@@ -86,7 +86,7 @@ def refused(*arguments: Any, **changes: Any) -> tuple[int, str]:
     return caught.value.status_code, str(caught.value.detail)
 
 
-def test_a_picture_is_fetched_by_the_name_of_its_host(port: int) -> None:
+def test_a_image_is_fetched_by_the_name_of_its_host(port: int) -> None:
     assert get(port, "/a.png?x=1") == b"x" * 10 + f"pictures.example:{port}".encode()
 
 
@@ -110,7 +110,7 @@ def test_only_hosts_that_were_named() -> None:
 )
 def test_a_name_that_leads_into_a_private_network_is_refused(port: int, inside: str) -> None:
     assert not is_public(inside)
-    assert refused(port, "/a.png", allowed=is_public, addresses=lambda _host, _port: ["8.8.8.8", inside])[0] == 403
+    assert refused(port, "/a.png", is_allowed=is_public, resolve_host=lambda _host, _port: ["8.8.8.8", inside])[0] == 403
 
 
 def test_addresses_of_the_open_internet_are_public() -> None:
@@ -123,11 +123,11 @@ def test_redirects_are_checked_like_the_first_address(port: int) -> None:
     assert refused(port, "/none") == (422, "image_url: it leads to what is not an address")
     names: list[str] = []
 
-    def addresses(host: str, _: int) -> list[str]:
+    def resolve_host(host: str, _: int) -> list[str]:
         names.append(host)
         return ["10.0.0.1"] if host == "other.example" else ["127.0.0.1"]
 
-    assert refused(port, "/inside", allowed=lambda ip: ip != "10.0.0.1", addresses=addresses)[0] == 403
+    assert refused(port, "/inside", is_allowed=lambda ip: ip != "10.0.0.1", resolve_host=resolve_host)[0] == 403
     assert names == ["pictures.example", "other.example"]
     assert refused(port, "/round") == (422, "image_url: pictures.example: more than 3 redirects")
 
@@ -146,7 +146,7 @@ def test_time_is_up_also_where_every_byte_comes_in_time(port: int, part: str) ->
 
 
 def test_a_name_that_nobody_knows_is_refused(port: int) -> None:
-    def addresses(host: str, port: int) -> list[str]:
+    def resolve_host(host: str, port: int) -> list[str]:
         raise OSError(host, port)
 
-    assert refused(port, "/", addresses=addresses) == (422, "image_url: pictures.example: its name cannot be resolved")
+    assert refused(port, "/", resolve_host=resolve_host) == (422, "image_url: pictures.example: its name cannot be resolved")

@@ -12,7 +12,7 @@ import trustme
 
 from serving.http.error_responses import ServiceError
 from serving.inputs.safe_fetch import fetch
-from tests.serving.conftest import PATIENCE
+from tests.serving.conftest import TIMEOUT_SECONDS
 
 HOST, OTHER = "pictures.example", "other.example"
 
@@ -75,7 +75,7 @@ def site(authority: trustme.CA) -> Iterator[Site]:
     found.server.server_close()
 
 
-def get(address: str, seconds: float = PATIENCE, **changes: Any) -> bytes:
+def get(address: str, seconds: float = TIMEOUT_SECONDS, **changes: Any) -> bytes:
     chosen = {"allowed": lambda _: True, "addresses": lambda _host, _port: ["127.0.0.1"], **changes}
     return fetch(address, (HOST, OTHER), 4000, seconds, **chosen)
 
@@ -83,12 +83,12 @@ def get(address: str, seconds: float = PATIENCE, **changes: Any) -> bytes:
 def test_the_certificate_is_that_of_the_name_and_the_connection_goes_to_the_checked_address(site: Site) -> None:
     looked_up: list[str] = []
 
-    def addresses(host: str, _: int) -> list[str]:
+    def resolve_host(host: str, _: int) -> list[str]:
         looked_up.append(host)
         # Who asks a second time is sent elsewhere, as a name server of an attacker would.
         return ["127.0.0.1"] if len(looked_up) == 1 else ["10.0.0.1"]
 
-    assert get(f"https://{HOST}:{site.port}/a.png?x=1", addresses=addresses) == b"a picture"
+    assert get(f"https://{HOST}:{site.port}/a.png?x=1", resolve_host=resolve_host) == b"a picture"
     assert looked_up == [HOST]
     assert site.names == [HOST]
     assert site.asked == [(f"{HOST}:{site.port}", "/a.png?x=1")]
@@ -102,7 +102,14 @@ def test_a_redirect_is_checked_against_the_certificate_of_its_own_host(site: Sit
 
 def test_a_certificate_of_another_host_is_refused(site: Site) -> None:
     with pytest.raises(ServiceError) as caught:
-        fetch(f"https://third.example:{site.port}/", ("third.example",), 4000, PATIENCE, allowed=bool, addresses=lambda *_: ["127.0.0.1"])
+        fetch(
+            f"https://third.example:{site.port}/",
+            ("third.example",),
+            4000,
+            TIMEOUT_SECONDS,
+            is_allowed=bool,
+            resolve_host=lambda *_: ["127.0.0.1"],
+        )
     assert (caught.value.status_code, caught.value.code) == (422, "picture_address")
     assert site.names == ["third.example"] and site.asked == [], "nothing is asked of a stranger"
 

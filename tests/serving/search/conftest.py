@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from serving.search.config import SearchConfig
-from serving.search.image_index import PictureIndex, open_index
+from serving.search.image_index import ImageIndex, open_index
 
-Opener = Callable[..., PictureIndex]
+Opener = Callable[..., ImageIndex]
 
 
-def drawn(seed: int, size: tuple[int, int] = (50, 40)) -> Image.Image:
+def noise_image(seed: int, size: tuple[int, int] = (50, 40)) -> Image.Image:
     """A picture of soft noise, another for every seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
@@ -23,7 +23,7 @@ def drawn(seed: int, size: tuple[int, int] = (50, 40)) -> Image.Image:
 def png(seed: int) -> bytes:
     """Bytes of a PNG file."""
     file = io.BytesIO()
-    drawn(seed).save(file, "PNG")
+    noise_image(seed).save(file, "PNG")
     return file.getvalue()
 
 
@@ -41,7 +41,7 @@ def opener(parts: Path, tmp_path: Path) -> Opener:
 
     def open_it(
         clip: Path = parts / "clip", reindex: bool = False, create: bool = True, max_pixels: int = 10**6, **settings: object
-    ) -> PictureIndex:
+    ) -> ImageIndex:
         config = SearchConfig(**{"batch_size": 4, **settings})  # type: ignore[arg-type]
         return open_index(config, str(tmp_path / "index"), str(clip), create=create, reindex=reindex, max_pixels=max_pixels)
 
@@ -49,6 +49,6 @@ def opener(parts: Path, tmp_path: Path) -> Opener:
 
 
 @pytest.fixture
-def index(opener: Opener) -> PictureIndex:
+def index(opener: Opener) -> ImageIndex:
     """An empty index."""
     return opener()

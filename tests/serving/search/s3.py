@@ -21,7 +21,7 @@ class Bucket:
     objects: dict[str, bytes] = field(default_factory=dict)
     parts: dict[str, dict[int, bytes]] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
-    down: bool = False
+    unavailable: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
     url: str = ""
 
@@ -64,38 +64,38 @@ def handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *_: object) -> None:
             pass
 
-        def handle_it(self) -> None:
+        def handle_request(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             parts = urlsplit(self.path)
-            asked = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
+            query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
             name, _, key = unquote(parts.path).lstrip("/").partition("/")
             signed = re.search(r"Credential=([^/]+)/", self.headers.get("Authorization", ""))
-            if bucket.down or name != bucket.name or signed is None:
+            if bucket.unavailable or name != bucket.name or signed is None:
                 return self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
             bucket.keys.add(signed[1])
-            return self.at_object(key, asked, body) if key else self.at_bucket(key, asked, body)
+            return self.at_object(key, query, body) if key else self.at_bucket(key, query, body)
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_it  # noqa: N815 - the names that the base class looks for
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_request  # noqa: N815 - the names that the base class looks for
 
-        def at_bucket(self, _: str, asked: dict[str, str], body: bytes) -> None:
-            if "delete" in asked:
-                gone = [element.text or "" for element in ElementTree.fromstring(body).iter() if element.tag.endswith("Key")]
-                for key in gone:
+        def at_bucket(self, _: str, query: dict[str, str], body: bytes) -> None:
+            if "delete" in query:
+                deleted_keys = [element.text or "" for element in ElementTree.fromstring(body).iter() if element.tag.endswith("Key")]
+                for key in deleted_keys:
                     bucket.objects.pop(key, None)
-                said = "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in gone)
-                return self.answer(200, f"<DeleteResult>{said}</DeleteResult>".encode())
-            return self.answer(200, bucket.listing(asked.get("prefix", ""), asked.get("delimiter", "")).encode())
+                deleted = "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in deleted_keys)
+                return self.answer(200, f"<DeleteResult>{deleted}</DeleteResult>".encode())
+            return self.answer(200, bucket.listing(query.get("prefix", ""), query.get("delimiter", "")).encode())
 
-        def at_object(self, key: str, asked: dict[str, str], body: bytes) -> None:
+        def at_object(self, key: str, query: dict[str, str], body: bytes) -> None:
             only_new = self.headers.get("If-None-Match") == "*"
             if self.command == "DELETE":
                 bucket.objects.pop(key, None)
                 return self.answer(204, b"")
-            if "uploads" in asked:
+            if "uploads" in query:
                 bucket.parts[key] = {}
                 return self.answer(200, b"<InitiateMultipartUploadResult><UploadId>one</UploadId></InitiateMultipartUploadResult>")
-            if self.command == "PUT" and "partNumber" in asked:
-                bucket.parts[key][int(asked["partNumber"])] = body
+            if self.command == "PUT" and "partNumber" in query:
+                bucket.parts[key][int(query["partNumber"])] = body
                 return self.answer(200, b"", {"ETag": tag(body)})
             if self.command == "POST":
                 status = bucket.put(key, b"".join(part for _, part in sorted(bucket.parts.pop(key).items())), only_new)
@@ -110,11 +110,11 @@ def handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
             if data is None:
                 return self.answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
             headers = {"ETag": tag(data), "Last-Modified": formatdate(1_767_225_600, usegmt=True)}
-            wanted = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
-            if wanted is None:
+            byte_range = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
+            if byte_range is None:
                 return self.answer(200, data, headers)
-            first = int(wanted[1]) if wanted[1] else max(0, len(data) - int(wanted[2]))
-            last = min(int(wanted[2]), len(data) - 1) if wanted[1] and wanted[2] else len(data) - 1
+            first = int(byte_range[1]) if byte_range[1] else max(0, len(data) - int(byte_range[2]))
+            last = min(int(byte_range[2]), len(data) - 1) if byte_range[1] and byte_range[2] else len(data) - 1
             return self.answer(206, data[first : last + 1], {**headers, "Content-Range": f"bytes {first}-{last}/{len(data)}"})
 
         def answer(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:

@@ -54,11 +54,11 @@ def test_reindexing_replaces_every_vector_and_keeps_uploads(opener: Opener, chin
     new = opener(chinese_clip, reindex=True)
     done = index_folder(new, library)
     assert (done.added, len(new)) == (3, 4)
-    (best,) = new.search_picture(png(9), 1)
-    assert (best.id, new.picture_bytes(best)) == (uploaded, png(9))
+    (best,) = new.search_by_image(png(9), 1)
+    assert (best.id, new.image_bytes(best)) == (uploaded, png(9))
     assert best.score == pytest.approx(1.0, abs=1e-5)
     with pytest.raises(TesseraError, match="made anew with another CLIP model"):
-        old.search_text("a")
+        old.search_by_text("a")
     with pytest.raises(UsageError, match="made with another CLIP model"):
         opener(parts / "clip")
     assert len(opener(chinese_clip, create=False)) == 4
@@ -76,12 +76,12 @@ def test_while_reindexing_is_not_done_the_old_index_still_answers(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(indexing._Update, "forget_vanished", stop)
+        patch.setattr(indexing._IndexUpdate, "remove_vanished", stop)
         with pytest.raises(KeyboardInterrupt):
             index_folder(new, library)
-    assert len(old.search_text("a")) == 3
+    assert len(old.search_by_text("a")) == 3
     # The second try needs no --reindex: the new index has been begun.
     done = index_folder(opener(chinese_clip), library)
     assert (done.added, done.unchanged) == (0, 3)
     with pytest.raises(TesseraError, match="made anew"):
-        old.search_text("a")
+        old.search_by_text("a")

@@ -13,14 +13,14 @@ import pytest
 
 from errors import TesseraError, UsageError
 from serving.search import folder_indexer as indexing
-from serving.search.folder_indexer import Indexed, index_folder
-from serving.search.image_index import PictureIndex
+from serving.search.folder_indexer import IndexingResult, index_folder
+from serving.search.image_index import ImageIndex
 from tests.pipeline import ROOT
 from tests.serving.search.conftest import Opener, fill, png
 
 
 @contextmanager
-def counted(index: PictureIndex) -> Iterator[list[int]]:
+def counted(index: ImageIndex) -> Iterator[list[int]]:
     """Numbers of pictures that the model encodes meanwhile, batch by batch."""
     encoded: list[int] = []
     tower = index.encoder.scorer.model.vision_model
@@ -29,21 +29,21 @@ def counted(index: PictureIndex) -> Iterator[list[int]]:
     hook.remove()
 
 
-def stood(done: Indexed) -> tuple[int, int, int, int]:
-    return done.added, done.removed, done.same, done.unchanged
+def stood(done: IndexingResult) -> tuple[int, int, int, int]:
+    return done.added, done.removed, done.already_indexed, done.unchanged
 
 
-def paths(index: PictureIndex) -> set[str]:
+def paths(index: ImageIndex) -> set[str]:
     """Files of all rows, by name; every row has one, and each shown path is one of them."""
     entries = index.table.entries()
     assert all(entry.files for entry in entries.values())
-    shown = index.search_text("a", 100)
+    shown = index.search_by_text("a", 100)
     assert all(str(found.path) in entries[found.id].files for found in shown)
     assert len(shown) == len(entries)
     return {Path(path).name for entry in entries.values() for path in entry.files}
 
 
-def test_only_what_is_new_or_changed_is_encoded(index: PictureIndex, tmp_path: Path) -> None:
+def test_only_what_is_new_or_changed_is_encoded(index: ImageIndex, tmp_path: Path) -> None:
     library = fill(tmp_path / "library", range(10))
     with counted(index) as encoded:
         assert stood(index_folder(index, library)) == (10, 0, 0, 0)
@@ -59,14 +59,14 @@ def test_only_what_is_new_or_changed_is_encoded(index: PictureIndex, tmp_path: P
     assert sum(encoded) == 3
     assert paths(index) == {f"{i}.png" for i in (0, 1, 3, *range(5, 12))} | {"moved.png", "copy.png"}
     assert len(index) == 11
-    assert index.search_picture(png(20), 1)[0].path == library / "0.png"
-    assert index.search_picture(png(0), 1)[0].score < 0.9999
+    assert index.search_by_image(png(20), 1)[0].path == library / "0.png"
+    assert index.search_by_image(png(0), 1)[0].score < 0.9999
     with counted(index) as encoded:
         assert stood(index_folder(index, library)) == (0, 0, 0, 12)
     assert encoded == []
 
 
-def test_a_copy_keeps_its_picture_when_the_first_file_vanishes(index: PictureIndex, tmp_path: Path) -> None:
+def test_a_copy_keeps_its_image_when_the_first_file_vanishes(index: ImageIndex, tmp_path: Path) -> None:
     library = fill(tmp_path / "library", range(2))
     shutil.copy(library / "0.png", library / "zero.png")
     assert stood(index_folder(index, library)) == (2, 0, 0, 0)
@@ -75,20 +75,18 @@ def test_a_copy_keeps_its_picture_when_the_first_file_vanishes(index: PictureInd
     assert paths(index) == {"1.png", "zero.png"}
 
 
-def test_a_picture_that_leaves_while_its_copy_waits_is_read_again(
-    index: PictureIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_image_that_leaves_while_its_copy_waits_is_read_again(index: ImageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = fill(tmp_path / "library", range(1))
     index_folder(index, library)
     (library / "0.png").rename(library / "copy.png")
     (library / "0.png").write_bytes(png(5))
-    monkeypatch.setattr(indexing, "COMMIT_PICTURES", 1)
+    monkeypatch.setattr(indexing, "COMMIT_IMAGES", 1)
     index.settings = type(index.settings)(batch_size=1)
     index_folder(index, library)
     assert paths(index) == {"0.png", "copy.png"}
 
 
-def test_pictures_from_elsewhere_stay(index: PictureIndex, tmp_path: Path) -> None:
+def test_images_from_elsewhere_stay(index: ImageIndex, tmp_path: Path) -> None:
     index_folder(index, fill(tmp_path / "one", range(2)))
     uploaded = index.add(png(7))
     index_folder(index, fill(tmp_path / "one two", range(5, 8)))
@@ -96,20 +94,20 @@ def test_pictures_from_elsewhere_stay(index: PictureIndex, tmp_path: Path) -> No
     shutil.rmtree(tmp_path / "one two")
     index_folder(index, fill(tmp_path / "one two", range(5, 6)))
     # An upload outlives the file that held the same bytes.
-    assert [found.id for found in index.search_picture(png(7), 1)] == [uploaded]
-    assert index.picture_bytes(index.search_picture(png(7), 1)[0]) == png(7)
+    assert [found.id for found in index.search_by_image(png(7), 1)] == [uploaded]
+    assert index.image_bytes(index.search_by_image(png(7), 1)[0]) == png(7)
     assert len(index) == 4
 
 
-def test_what_was_removed_by_hand_comes_back_with_its_folder(index: PictureIndex, tmp_path: Path) -> None:
+def test_what_was_removed_by_hand_comes_back_with_its_folder(index: ImageIndex, tmp_path: Path) -> None:
     library = fill(tmp_path / "library", range(2))
     index_folder(index, library)
-    assert index.remove(index.search_picture(png(0), 1)[0].id)
+    assert index.remove(index.search_by_image(png(0), 1)[0].id)
     assert (library / "0.png").is_file()
     assert stood(index_folder(index, library)) == (1, 0, 0, 1)
 
 
-def test_files_that_cannot_be_read_are_told_and_leave_the_index(index: PictureIndex, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_told_and_leave_the_index(index: ImageIndex, tmp_path: Path) -> None:
     library = fill(tmp_path / "library", range(3))
     index_folder(index, library)
     (library / "1.png").write_bytes(b"no picture any more")
@@ -119,7 +117,7 @@ def test_files_that_cannot_be_read_are_told_and_leave_the_index(index: PictureIn
     assert paths(index) == {"0.png", "2.png"}
 
 
-def test_a_folder_without_pictures_takes_nothing_away(index: PictureIndex, tmp_path: Path) -> None:
+def test_a_folder_without_images_takes_nothing_away(index: ImageIndex, tmp_path: Path) -> None:
     library = fill(tmp_path / "library", range(1))
     index_folder(index, library)
     for path in (library / "0.png", library):
@@ -129,14 +127,14 @@ def test_a_folder_without_pictures_takes_nothing_away(index: PictureIndex, tmp_p
     assert len(index) == 1
 
 
-def test_a_second_run_at_the_same_time_is_refused(opener: Opener, index: PictureIndex, tmp_path: Path) -> None:
+def test_a_second_run_at_the_same_time_is_refused(opener: Opener, index: ImageIndex, tmp_path: Path) -> None:
     library = fill(tmp_path / "library", range(1))
     with index.table.indexing(), pytest.raises(TesseraError, match="another process is indexing"):
         index_folder(opener(), library)
     assert index_folder(index, library).added == 1
 
 
-def test_an_interrupted_run_keeps_what_it_encoded(index: PictureIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_keeps_what_it_encoded(index: ImageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = fill(tmp_path / "library", range(12))
     encode, left = index.encoder.encode, iter([True, True])
 
@@ -179,14 +177,14 @@ def test_a_killed_run_leaves_an_index_that_is_usable_and_goes_on(opener: Opener,
         assert process.stdout.readline() == "committed 4\n"
         # Readable while it is being written.
         reader = opener(create=False)
-        assert len(reader.search_text("a", 100)) == 4
+        assert len(reader.search_by_text("a", 100)) == 4
         process.stdin.write("\n")
         assert process.stdout.readline() == "committed 8\n"
-        assert len(reader.search_text("a", 100)) == 8
+        assert len(reader.search_by_text("a", 100)) == 8
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     index = opener(create=False)
-    assert len(index.search_text("a", 100)) == 8
+    assert len(index.search_by_text("a", 100)) == 8
     with counted(index) as encoded:
         assert stood(index_folder(index, library)) == (4, 0, 0, 8)
     assert sum(encoded) == 4

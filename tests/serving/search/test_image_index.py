@@ -7,33 +7,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset.loading.image_io import PictureError
+from dataset.loading.image_io import ImageError
 from errors import TesseraError, UsageError
-from serving.search.image_index import PictureIndex
-from tests.serving.search.conftest import Opener, drawn, png
+from serving.search.image_index import ImageIndex
+from tests.serving.search.conftest import Opener, noise_image, png
 
 TEXT = "two red circles"
 
 
-def test_an_added_picture_is_found_by_itself_until_it_is_removed(index: PictureIndex) -> None:
+def test_an_added_image_is_found_by_itself_until_it_is_removed(index: ImageIndex) -> None:
     ids = [index.add(png(seed)) for seed in range(3)]
     assert ids[1] == hashlib.sha256(png(1)).hexdigest()
     assert len(index) == 3
-    best = index.search_picture(png(1), 2)
+    best = index.search_by_image(png(1), 2)
     assert (best[0].id, best[0].path, best[0].size) == (ids[1], None, len(png(1)))
     assert best[0].score == pytest.approx(1.0, abs=1e-5)
     assert best[1].score < 0.9999
-    assert index.picture_bytes(best[0]) == png(1)
+    assert index.image_bytes(best[0]) == png(1)
     assert index.thumbnail(best[0], 20).size == (20, 16)
     assert index.remove(ids[1])
     assert not index.remove(ids[1])
     assert len(index) == 2
-    assert ids[1] not in {found.id for found in index.search_picture(png(1), 5)}
+    assert ids[1] not in {found.id for found in index.search_by_image(png(1), 5)}
     with pytest.raises(TesseraError, match="no longer in the index"):
-        index.picture_bytes(best[0])
+        index.image_bytes(best[0])
 
 
-def test_the_same_bytes_are_one_picture(index: PictureIndex) -> None:
+def test_the_same_bytes_are_one_image(index: ImageIndex) -> None:
     assert index.add(png(1)) == index.add(png(1))
     threads = [threading.Thread(target=index.add, args=(png(2),)) for _ in range(4)]
     for thread in threads:
@@ -51,57 +51,57 @@ def test_a_text_finds_what_the_models_own_cosines_say(
     index = opener(request.getfixturevalue(family) if family == "chinese_clip" else parts / family)
     ids = [index.add(png(seed)) for seed in range(12)]
     scorer = index.encoder.scorer
-    cosines = (scorer.picture_features([drawn(seed) for seed in range(12)]) @ scorer.text_features([text])[0]).numpy()
-    found = index.search_text(text, 5)
+    cosines = (scorer.image_features([noise_image(seed) for seed in range(12)]) @ scorer.text_features([text])[0]).numpy()
+    found = index.search_by_text(text, 5)
     assert [one.score for one in found] == pytest.approx(sorted(cosines, reverse=True)[:5], abs=1e-5)
     assert [one.id for one in found] == [ids[i] for i in np.argsort(-cosines)[:5]]
 
 
-def test_chinese_text_tells_pictures_apart_by_what_it_says(opener: Opener, chinese_clip: Path) -> None:
+def test_chinese_text_tells_images_apart_by_what_it_says(opener: Opener, chinese_clip: Path) -> None:
     index = opener(chinese_clip)
     index.add(png(1))
-    (one,), (two,) = index.search_text("一个红色的", 1), index.search_text("两个绿色的三角形", 1)
+    (one,), (two,) = index.search_by_text("一个红色的", 1), index.search_by_text("两个绿色的三角形", 1)
     assert one.score != pytest.approx(two.score, abs=1e-4)
 
 
 def test_a_reader_sees_what_another_writes(opener: Opener) -> None:
     writer, reader = opener(), opener(create=False)
-    picture_id = writer.add(png(1))
-    assert [found.id for found in reader.search_text(TEXT)] == [picture_id]
-    writer.remove(picture_id)
-    assert reader.search_text(TEXT) == []
+    image_id = writer.add(png(1))
+    assert [found.id for found in reader.search_by_text(TEXT)] == [image_id]
+    writer.remove(image_id)
+    assert reader.search_by_text(TEXT) == []
 
 
-def test_no_more_is_found_than_there_is(index: PictureIndex) -> None:
-    assert index.search_text(TEXT) == []
+def test_no_more_is_found_than_there_is(index: ImageIndex) -> None:
+    assert index.search_by_text(TEXT) == []
     index.add(png(1))
-    assert len(index.search_text(TEXT, 50)) == len(index.search_text(TEXT, 10**20)) == 1
+    assert len(index.search_by_text(TEXT, 50)) == len(index.search_by_text(TEXT, 10**20)) == 1
     assert index.state() == "exact search over 1 pictures"
 
 
-def test_what_is_no_picture_is_refused(opener: Opener) -> None:
+def test_what_is_no_image_is_refused(opener: Opener) -> None:
     index = opener(max_pixels=1000)
-    with pytest.raises(PictureError, match="cannot be decoded"):
+    with pytest.raises(ImageError, match="cannot be decoded"):
         index.add(b"no picture")
-    with pytest.raises(PictureError, match="cannot be decoded"):
-        index.search_picture(b"")
-    with pytest.raises(PictureError, match="50 x 40 pixels, at most 1,000"):
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        index.search_by_image(b"")
+    with pytest.raises(ImageError, match="50 x 40 pixels, at most 1,000"):
         index.add(png(1))
     assert len(index) == 0
 
 
-def test_an_id_from_outside_is_only_an_id(index: PictureIndex) -> None:
+def test_an_id_from_outside_is_only_an_id(index: ImageIndex) -> None:
     index.add(png(1))
     for hostile in ("x') OR ('1'='1", "", "' OR true --", "g" * 64):
         assert not index.remove(hostile)
     assert len(index) == 1
 
 
-def test_a_search_needs_a_text_and_a_number(index: PictureIndex) -> None:
+def test_a_search_needs_a_text_and_a_number(index: ImageIndex) -> None:
     with pytest.raises(TesseraError, match="is empty"):
-        index.search_text(" ")
+        index.search_by_text(" ")
     with pytest.raises(TesseraError, match="0 results"):
-        index.search_text(TEXT, 0)
+        index.search_by_text(TEXT, 0)
 
 
 def test_an_index_that_is_missing_is_said(opener: Opener, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from errors import TesseraError, UsageError
 from serving.search import ann_index
 from serving.search.config import SearchConfig
 from serving.search.folder_indexer import index_folder
-from serving.search.image_index import PictureIndex, open_index
+from serving.search.image_index import ImageIndex, open_index
 from tests.serving.search.conftest import fill, png
 from tests.serving.search.s3 import Bucket, storage
 from tools import clip
@@ -33,16 +33,16 @@ def options(bucket: Bucket) -> dict[str, str]:
 
 
 @pytest.fixture
-def opened(bucket: Bucket, parts: Path) -> Callable[..., PictureIndex]:
-    def open_it(**changes: object) -> PictureIndex:
+def opened(bucket: Bucket, parts: Path) -> Callable[..., ImageIndex]:
+    def open_it(**changes: object) -> ImageIndex:
         settings = SearchConfig(batch_size=4, storage=options(bucket), **changes)  # type: ignore[arg-type]
         return open_index(settings, PLACE, str(parts / "clip"), create=True)
 
     return open_it
 
 
-def test_pictures_are_indexed_found_added_and_removed_on_object_storage(
-    opened: Callable[..., PictureIndex], bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_images_are_indexed_found_added_and_removed_on_object_storage(
+    opened: Callable[..., ImageIndex], bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     library = fill(tmp_path / "library", range(6))
@@ -51,8 +51,8 @@ def test_pictures_are_indexed_found_added_and_removed_on_object_storage(
     uploaded = index.add(png(9))
     reader = opened()
     assert len(reader) == 7
-    assert reader.search_picture(png(9), 1)[0].id == uploaded
-    assert reader.search_picture(png(2), 1)[0].path == library / "2.png"
+    assert reader.search_by_image(png(9), 1)[0].id == uploaded
+    assert reader.search_by_image(png(2), 1)[0].path == library / "2.png"
     assert index.remove(uploaded)
     assert len(reader) == 6, "what another process writes is seen at the next question"
     (library / "0.png").unlink()
@@ -64,14 +64,14 @@ def test_pictures_are_indexed_found_added_and_removed_on_object_storage(
 
 
 def test_a_large_index_on_object_storage_has_its_graph_there(
-    opened: Callable[..., PictureIndex], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Callable[..., ImageIndex], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each question is several requests here.
     monkeypatch.setattr(ann_index, "PICTURES", 3)
     monkeypatch.setattr(ann_index, "probe_texts", lambda: ("a red circle", "两个绿色的三角形"))
-    index = opened(exact_up_to=5, recall=0.1)
+    index = opened(exact_search_limit=5, recall=0.1)
     assert index_folder(index, fill(tmp_path / "library", range(12))).search.startswith("approximate search over 12 pictures")
-    assert opened(exact_up_to=5).search_picture(png(3), 1)[0].score == pytest.approx(1.0, abs=1e-5)
+    assert opened(exact_search_limit=5).search_by_image(png(3), 1)[0].score == pytest.approx(1.0, abs=1e-5)
 
 
 def test_the_command_reads_the_storage_from_the_configuration(
@@ -89,10 +89,10 @@ def test_the_command_reads_the_storage_from_the_configuration(
     assert not Path("data").exists()
 
 
-def test_storage_that_does_not_answer_is_one_line(opened: Callable[..., PictureIndex], bucket: Bucket) -> None:
+def test_storage_that_does_not_answer_is_one_line(opened: Callable[..., ImageIndex], bucket: Bucket) -> None:
     index = opened()
     index.add(png(1))
-    bucket.down = True
+    bucket.unavailable = True
     with pytest.raises(TesseraError, match=f"^{PLACE}: "):
         index.add(png(2))
     with pytest.raises(UsageError, match=rf"^search\.index: {PLACE} cannot be opened"):

@@ -21,8 +21,8 @@ from model.siglip_qwen.assembly import load_encoder
 from model.siglip_qwen.modeling import VisionLanguageModel
 from tests.training.test_run import losses, run
 from training.feature_cache import feature_extraction, feature_store
-from training.feature_cache.feature_extraction import with_features
-from training.run_setup import Prepared, prepare, training_loader
+from training.feature_cache.feature_extraction import with_cached_features
+from training.run_setup import RunSetup, setup_run, training_loader
 
 Workplace = Callable[..., Path]
 
@@ -31,29 +31,29 @@ Workplace = Callable[..., Path]
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pictures each shard was computed for."""
     counts: list[int] = []
-    usual = feature_extraction._Builder._compute
+    usual = feature_extraction._FeatureExtractor._compute
 
     def counting(builder: Any, digests: Sequence[str], progress: Any) -> torch.Tensor:
         counts.append(len(digests))
         return usual(builder, digests, progress)
 
-    monkeypatch.setattr(feature_extraction._Builder, "_compute", counting)
+    monkeypatch.setattr(feature_extraction._FeatureExtractor, "_compute", counting)
     return counts
 
 
-def kept(path: Path, *overrides: str) -> Prepared:
-    return with_features(prepare(configuration.load(path, ["train.cache_features=true", *overrides])))
+def kept(path: Path, *overrides: str) -> RunSetup:
+    return with_cached_features(setup_run(configuration.load(path, ["train.cache_features=true", *overrides])))
 
 
 def shards(folder: Path = Path("data/toy")) -> list[Path]:
     return sorted(folder.glob("cache/features/*/[!.]*.safetensors"))
 
 
-def pictures_in(path: Path) -> list[str]:
+def images_in(path: Path) -> list[str]:
     with safe_open(path, "pt") as file:
-        pictures: list[str] = file.metadata()["pictures"].split()
-        assert file.get_slice("features").get_shape()[0] == len(pictures)
-    return pictures
+        images: list[str] = file.metadata()["pictures"].split()
+        assert file.get_slice("features").get_shape()[0] == len(images)
+    return images
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def pictures_in(path: Path) -> list[str]:
     ids=["padded", "packed", "pooled", "bf16"],
 )
 def test_losses_are_those_of_training_with_the_trunk(
-    workplace: Workplace, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], train: dict[str, Any]
+    workspace: Workplace, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], train: dict[str, Any]
 ) -> None:
     stage = {"name": "align", "train": ["projector"], "max_steps": 4, "learning_rate": 1e-3}
-    path = workplace(model, **{"stages": [stage], "evaluate_steps": 2, **train})
+    path = workspace(model, **{"stages": [stage], "evaluate_steps": 2, **train})
     plain = run(path)
     plain = plain.parent.rename("plain") / plain.name
     monkeypatch.setattr(VisionLanguageModel, "encode_images", None)  # the trunk cannot be run
@@ -80,28 +80,28 @@ def test_losses_are_those_of_training_with_the_trunk(
     assert losses(cached, "grad_norm") == pytest.approx(losses(plain, "grad_norm"), rel=2e-2)
 
 
-def test_each_picture_gets_the_features_of_its_own_content(workplace: Workplace) -> None:
-    prepared = kept(workplace())
-    assert prepared.features is not None and prepared.validation is not None
-    encoder = load_encoder(prepared.config.model, dtype=torch.float32, device="cpu")
+def test_each_image_gets_the_features_of_its_own_content(workspace: Workplace) -> None:
+    run_setup = kept(workspace())
+    assert run_setup.features is not None and run_setup.validation is not None
+    encoder = load_encoder(run_setup.config.model, dtype=torch.float32, device="cpu")
     image_ids = [11, 0, 5]
-    pixels = prepared.processor.pixels([prepared.store.picture(image_id) for image_id in image_ids])
-    torch.testing.assert_close(prepared.features.read(image_ids), encoder(pixels).to(torch.bfloat16))
+    pixels = run_setup.processor.pixels([run_setup.store.load_image(image_id) for image_id in image_ids])
+    torch.testing.assert_close(run_setup.features.read(image_ids), encoder(pixels).to(torch.bfloat16))
 
 
-def test_batches_hold_features_in_place_of_pixels(workplace: Workplace) -> None:
-    prepared = kept(workplace(batch_size=1))
+def test_batches_hold_features_in_place_of_pixels(workspace: Workplace) -> None:
+    run_setup = kept(workspace(per_device_train_batch_size=1))
     counts = []
-    for batch in training_loader(prepared, 0):
+    for batch in training_loader(run_setup, 0):
         assert "pixel_values" not in batch and batch["image_features"].shape[1:] == (36, 128)
         counts.append(len(batch["image_features"]))
     assert sorted(counts) == [0, *[1] * 7]  # one sample has no picture
 
 
 def test_a_second_run_computes_nothing_and_another_model_everything(
-    workplace: Workplace, computed: list[int], capsys: pytest.CaptureFixture[str]
+    workspace: Workplace, computed: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = workplace()
+    path = workspace()
     kept(path)
     # Four of the eleven pictures hold the same as others.
     assert computed == [7]
@@ -114,10 +114,10 @@ def test_a_second_run_computes_nothing_and_another_model_everything(
     assert "features of other models or settings take" in capsys.readouterr().out
 
 
-def test_other_weights_are_another_model(workplace: Workplace, computed: list[int], parts: Path) -> None:
+def test_other_weights_are_another_model(workspace: Workplace, computed: list[int], parts: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    path = workplace()
+    path = workspace()
     kept(path)
     shutil.copytree(parts / "siglip", "siglip")
     weights = load_file("siglip/model.safetensors")
@@ -128,8 +128,8 @@ def test_other_weights_are_another_model(workplace: Workplace, computed: list[in
     assert computed == [7, 7]
 
 
-def test_pixels_of_other_values_and_another_precision_give_other_features(workplace: Workplace, computed: list[int], parts: Path) -> None:
-    path = workplace()
+def test_pixels_of_other_values_and_another_precision_give_other_features(workspace: Workplace, computed: list[int], parts: Path) -> None:
+    path = workspace()
     before = kept(path).features
     shutil.copytree(parts / "siglip", "siglip")
     settings = json.loads(Path("siglip/preprocessor_config.json").read_text())
@@ -141,8 +141,8 @@ def test_pixels_of_other_values_and_another_precision_give_other_features(workpl
     assert not torch.equal(other.read([5]), before.read([5])) and not torch.equal(rounded.read([5]), before.read([5]))
 
 
-def test_only_a_changed_picture_is_computed_again(workplace: Workplace, computed: list[int]) -> None:
-    path = workplace()
+def test_only_a_changed_image_is_computed_again(workspace: Workplace, computed: list[int]) -> None:
+    path = workspace()
     before = kept(path).features
     changed = Path("data/toy/5.png")
     Image.new("RGB", (50, 70), "pink").save(changed)
@@ -157,8 +157,8 @@ def test_only_a_changed_picture_is_computed_again(workplace: Workplace, computed
     assert computed == [7, 1]
 
 
-def test_a_picture_that_is_not_the_merged_one_is_an_error(workplace: Workplace) -> None:
-    path = workplace()
+def test_a_image_that_is_not_the_merged_one_is_an_error(workspace: Workplace) -> None:
+    path = workspace()
     merged = Path("data/toy/images.parquet").stat().st_mtime_ns
     Image.new("RGB", (50, 70), "pink").save("data/toy/5.png")
     os.utime("data/toy/5.png", ns=(merged, merged))
@@ -167,23 +167,23 @@ def test_a_picture_that_is_not_the_merged_one_is_an_error(workplace: Workplace) 
 
 
 @pytest.mark.parametrize("damage", ["missing", "broken"])
-def test_a_picture_that_cannot_be_read_is_named(workplace: Workplace, damage: str) -> None:
-    path = workplace()
-    picture = Path("data/toy/5.png")
+def test_a_image_that_cannot_be_read_is_named(workspace: Workplace, damage: str) -> None:
+    path = workspace()
+    image = Path("data/toy/5.png")
     if damage == "missing":
-        picture.unlink()
+        image.unlink()
     else:
-        picture.write_bytes(picture.read_bytes()[:200])
+        image.write_bytes(image.read_bytes()[:200])
         later = Path("data/toy/images.parquet").stat().st_mtime_ns + 10**9
-        os.utime(picture, ns=(later, later))
+        os.utime(image, ns=(later, later))
     with pytest.raises(TesseraError, match=r"5\.png"):
         kept(path)
 
 
-def test_a_killed_run_goes_on_where_it_was(workplace: Workplace, computed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_store, "PICTURES_A_SHARD", 3)
-    path = workplace()
-    usual = feature_extraction._Builder._raw_pixels
+def test_a_killed_run_goes_on_where_it_was(workspace: Workplace, computed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_store, "MAX_SHARD_IMAGES", 3)
+    path = workspace()
+    usual = feature_extraction._FeatureExtractor._raw_pixels
     started = iter(range(10))
 
     def killed(builder: Any, digests: Sequence[str]) -> Any:
@@ -192,41 +192,41 @@ def test_a_killed_run_goes_on_where_it_was(workplace: Workplace, computed: list[
         return usual(builder, digests)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(feature_extraction._Builder, "_raw_pixels", killed)
+        patched.setattr(feature_extraction._FeatureExtractor, "_raw_pixels", killed)
         kept(path)
-    assert [len(pictures_in(shard)) for shard in shards()] == [3]
+    assert [len(images_in(shard)) for shard in shards()] == [3]
     computed.clear()
     kept(path)
     assert computed == [3, 1]
 
 
 def test_without_room_it_is_refused_before_anything_is_computed(
-    workplace: Workplace, computed: list[int], monkeypatch: pytest.MonkeyPatch
+    workspace: Workplace, computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000))
     with pytest.raises(UsageError, match=r"train\.cache_features: 64\.5 kB are needed for 7 pictures, 50 kB are free in .*make room"):
-        kept(workplace())
+        kept(workspace())
     assert not computed and not shards()
 
 
-def test_changed_pictures_cannot_be_kept(workplace: Workplace) -> None:
-    path = workplace()
+def test_changed_images_cannot_be_kept(workspace: Workplace) -> None:
+    path = workspace()
     with pytest.raises(UsageError, match=r"train\.cache_features: .*data\.augmentation"):
-        prepare(configuration.load(path, ["train.cache_features=true", "data.augmentation={rotation: 5.0}"]))
+        setup_run(configuration.load(path, ["train.cache_features=true", "data.augmentation={rotation: 5.0}"]))
 
 
 def _build(path: Path, per_shard: int) -> int:
     torch.set_num_threads(1)
-    feature_store.PICTURES_A_SHARD = per_shard
-    prepared = kept(path)
-    assert prepared.features is not None
-    return len(prepared.features.read(range(6)))
+    feature_store.MAX_SHARD_IMAGES = per_shard
+    run_setup = kept(path)
+    assert run_setup.features is not None
+    return len(run_setup.features.read(range(6)))
 
 
-def test_several_processes_share_the_work_and_compute_nothing_twice(workplace: Workplace) -> None:
-    path = workplace()
+def test_several_processes_share_the_work_and_compute_nothing_twice(workspace: Workplace) -> None:
+    path = workspace()
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(_build, path, 1) for _ in range(2)]
         assert [job.result() for job in jobs] == [6] * 2
-    found = [picture for shard in shards() for picture in pictures_in(shard)]
+    found = [image for shard in shards() for image in images_in(shard)]
     assert len(found) == len(set(found)) == 7

@@ -12,7 +12,7 @@ from training.feature_cache.feature_store import FeatureCache
 
 SHAPE = (4, 6)
 FEATURES = torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-PICTURES = [f"picture{i}" for i in range(5)]
+IMAGES = [f"picture{i}" for i in range(5)]
 
 
 @pytest.fixture
@@ -25,13 +25,13 @@ def shard_file(folder: Path) -> Path:
     return path
 
 
-def test_features_are_found_by_what_a_picture_holds(cache: FeatureCache) -> None:
-    cache.write(PICTURES, PICTURES[:3], FEATURES[:3])
-    cache.write(PICTURES, PICTURES[3:], FEATURES[3:].float())
+def test_features_are_found_by_what_a_image_holds(cache: FeatureCache) -> None:
+    cache.write(IMAGES, IMAGES[:3], FEATURES[:3])
+    cache.write(IMAGES, IMAGES[3:], FEATURES[3:].float())
     again = FeatureCache(cache.folder, SHAPE)
-    assert again.missing(PICTURES) == PICTURES
+    assert again.missing(IMAGES) == IMAGES
     again.refresh()
-    assert again.missing([*PICTURES, "other", "other"]) == ["other"]
+    assert again.missing([*IMAGES, "other", "other"]) == ["other"]
     for found in (cache, again):
         assert torch.equal(found.read(["picture4", "picture0", "picture4"]), FEATURES[[4, 0, 4]])
         assert found.read([]).shape == (0, *SHAPE)
@@ -40,41 +40,41 @@ def test_features_are_found_by_what_a_picture_holds(cache: FeatureCache) -> None
 def test_a_shard_is_a_file_that_any_reader_of_safetensors_opens_and_others_may_read(cache: FeatureCache) -> None:
     from safetensors.torch import load_file
 
-    cache.write(PICTURES, PICTURES, FEATURES)
+    cache.write(IMAGES, IMAGES, FEATURES)
     assert torch.equal(load_file(shard_file(cache.folder))["features"], FEATURES)
     plain = cache.folder / "plain"
     plain.touch()
     assert shard_file(cache.folder).stat().st_mode == plain.stat().st_mode
 
 
-def test_shards_are_cut_by_bytes_or_by_pictures(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cache.bytes_a_picture == 4 * 6 * 2
-    assert cache.shards([*PICTURES, *PICTURES]) == [PICTURES]
-    monkeypatch.setattr(feature_store, "BYTES_A_SHARD", 4 * 6 * 2 * 2)
-    assert [len(shard) for shard in cache.shards(PICTURES)] == [2, 2, 1]
-    monkeypatch.setattr(feature_store, "PICTURES_A_SHARD", 1)
-    assert [len(shard) for shard in cache.shards(PICTURES)] == [1] * 5
+def test_shards_are_cut_by_bytes_or_by_images(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache.bytes_per_image == 4 * 6 * 2
+    assert cache.shards([*IMAGES, *IMAGES]) == [IMAGES]
+    monkeypatch.setattr(feature_store, "MAX_SHARD_BYTES", 4 * 6 * 2 * 2)
+    assert [len(shard) for shard in cache.shards(IMAGES)] == [2, 2, 1]
+    monkeypatch.setattr(feature_store, "MAX_SHARD_IMAGES", 1)
+    assert [len(shard) for shard in cache.shards(IMAGES)] == [1] * 5
 
 
 @pytest.mark.parametrize("kept", [0, 4, 40, -1])
 def test_a_damaged_shard_is_named(cache: FeatureCache, kept: int) -> None:
-    cache.write(PICTURES, PICTURES, FEATURES)
+    cache.write(IMAGES, IMAGES, FEATURES)
     path = shard_file(cache.folder)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(TesseraError, match=rf"{path}: not a whole shard of features; delete it"):
         FeatureCache(cache.folder, SHAPE).refresh()
     with pytest.raises(TesseraError, match="not a whole shard"):
-        cache.read(PICTURES)
+        cache.read(IMAGES)
 
 
 def test_features_of_another_shape_are_not_taken(cache: FeatureCache) -> None:
-    cache.write(PICTURES, PICTURES, FEATURES)
+    cache.write(IMAGES, IMAGES, FEATURES)
     with pytest.raises(TesseraError, match="not a whole shard"):
         FeatureCache(cache.folder, (6, 4)).refresh()
 
 
 def test_a_shard_that_has_gone_is_named(cache: FeatureCache) -> None:
-    cache.write(PICTURES, PICTURES, FEATURES)
+    cache.write(IMAGES, IMAGES, FEATURES)
     path = shard_file(cache.folder)
     path.unlink()
     with pytest.raises(TesseraError, match=rf"{path}: kept features cannot be read \(No such file or directory\)"):
@@ -83,11 +83,11 @@ def test_a_shard_that_has_gone_is_named(cache: FeatureCache) -> None:
 
 def test_a_shard_is_claimed_by_one_at_a_time(cache: FeatureCache) -> None:
     other = FeatureCache(cache.folder, SHAPE)
-    with cache.claimed(PICTURES[:2], wait=False) as first, other.claimed(PICTURES[:2], wait=False) as second:
+    with cache.lock_shard(IMAGES[:2], wait=False) as first, other.lock_shard(IMAGES[:2], wait=False) as second:
         assert first and not second
-        with other.claimed(PICTURES[2:], wait=True) as another:
+        with other.lock_shard(IMAGES[2:], wait=True) as another:
             assert another
-    with other.claimed(PICTURES[:2], wait=False) as second:
+    with other.lock_shard(IMAGES[:2], wait=False) as second:
         assert second
 
 
@@ -95,10 +95,10 @@ def test_whoever_waits_for_a_shard_has_it_when_the_other_is_done(cache: FeatureC
     found: list[bool] = []
 
     def claim() -> None:
-        with FeatureCache(cache.folder, SHAPE).claimed(PICTURES, wait=True) as mine:
+        with FeatureCache(cache.folder, SHAPE).lock_shard(IMAGES, wait=True) as mine:
             found.append(mine)
 
-    with cache.claimed(PICTURES, wait=False):
+    with cache.lock_shard(IMAGES, wait=False):
         waiting = Thread(target=claim)
         waiting.start()
         # One that does not wait would be done by now.
@@ -117,20 +117,20 @@ def test_a_shard_that_could_not_be_written_is_not_there(cache: FeatureCache, mon
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="no space left"):
-        cache.write(PICTURES, PICTURES, FEATURES)
+        cache.write(IMAGES, IMAGES, FEATURES)
     assert not list(cache.folder.glob("[!.]*.safetensors"))
 
 
 def test_half_a_shard_is_no_shard_and_is_removed_unless_somebody_is_writing_it(cache: FeatureCache) -> None:
-    cache.write(PICTURES, PICTURES, FEATURES)
+    cache.write(IMAGES, IMAGES, FEATURES)
     whole = shard_file(cache.folder)
     half = whole.with_name(f".{whole.stem}.0a1b2c3d.safetensors")
     whole.rename(half)
     other = FeatureCache(cache.folder, SHAPE)
     other.refresh()
-    assert other.missing(PICTURES) == PICTURES
-    with cache.claimed(PICTURES, wait=False):
-        other.remove_left_overs()
+    assert other.missing(IMAGES) == IMAGES
+    with cache.lock_shard(IMAGES, wait=False):
+        other.remove_partial_files()
         assert half.exists()
-    other.remove_left_overs()
+    other.remove_partial_files()
     assert not half.exists()

@@ -1,7 +1,7 @@
 import pytest
 
 from training.monitoring.metrics_history import History
-from training.optimization.early_stopping import best, out_of_patience
+from training.optimization.early_stopping import best_evaluation, should_stop_early
 
 
 @pytest.mark.parametrize(
@@ -16,11 +16,11 @@ from training.optimization.early_stopping import best, out_of_patience
     ],
 )
 def test_patience_ends_when_nothing_better_has_come_for_so_long(losses: list[float], patience: int, over: bool) -> None:
-    assert out_of_patience(list(enumerate(losses)), patience) is over
+    assert should_stop_early(list(enumerate(losses)), patience) is over
 
 
 def test_the_best_validation_is_the_earliest_of_equals() -> None:
-    assert best([(1, 2.0), (2, 1.0), (3, 1.0)]) == (2, 1.0)
+    assert best_evaluation([(1, 2.0), (2, 1.0), (3, 1.0)]) == (2, 1.0)
 
 
 def test_rows_are_found_by_what_they_measure() -> None:

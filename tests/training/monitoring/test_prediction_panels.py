@@ -8,13 +8,13 @@ from training.monitoring.prediction_panels import Panel, draw_panel, draw_table
 RED = Image.new("RGB", (300, 200), (200, 40, 30))
 
 
-def test_a_panel_shows_the_picture_beside_the_texts() -> None:
+def test_a_panel_shows_the_image_beside_the_texts() -> None:
     drawn = np.asarray(draw_panel(Panel([RED], "What is this?", "a rectangle", "red")))
     assert (drawn[20:170, 20:250] == (200, 40, 30)).all()
     assert (drawn[:, 270:] < 128).any()
 
 
-def test_longer_answers_and_more_pictures_take_more_room() -> None:
+def test_longer_answers_and_more_images_take_more_room() -> None:
     short = draw_panel(Panel([RED], "q", "r", "a"))
     assert draw_panel(Panel([RED], "q", "r", "word " * 200)).height > short.height
     assert draw_panel(Panel([RED, RED, RED], "q", "r", "a")).height > short.height

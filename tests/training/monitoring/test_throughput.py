@@ -7,7 +7,7 @@ from torch import nn
 
 from model.siglip_qwen.modeling import VisionLanguageModel
 from training.monitoring import throughput
-from training.monitoring.throughput import Meter, StepCost, cost_of, peak_tflops, step_cost
+from training.monitoring.throughput import StepFlops, ThroughputMeter, count_step_flops, model_step_flops, peak_tflops
 
 
 class Tiny(nn.Module):
@@ -26,39 +26,39 @@ class Tiny(nn.Module):
 def test_frozen_weights_cost_four_operations_and_trained_ones_six() -> None:
     model = Tiny()
     model.lora_A.requires_grad_(True)
-    cost = step_cost(model, patches=10, vision_layers=2, tokens_per_image=4)
+    cost = count_step_flops(model, patches=10, vision_layers=2, tokens_per_image=4)
     assert cost.per_token == 4 * 7 * 11 + 6 * 7 * 2
-    assert cost.per_supervised == 4 * 11 * 13
-    assert cost.per_picture == 2 * (2 * 3 * 5) * 10 + 4 * 5 * 7 * 4
+    assert cost.per_supervised_token == 4 * 11 * 13
+    assert cost.per_image == 2 * (2 * 3 * 5) * 10 + 4 * 5 * 7 * 4
     model.requires_grad_(True)
-    assert step_cost(model, 10, 2, 4).per_token == 6 * (7 * 11 + 7 * 2)
+    assert count_step_flops(model, 10, 2, 4).per_token == 6 * (7 * 11 + 7 * 2)
 
 
 def test_behind_the_last_attention_only_supervised_positions_count() -> None:
     layers = nn.ModuleList([nn.ModuleDict({"self_attn": nn.Linear(3, 5), "mlp": nn.ModuleDict({"up": nn.Linear(5, 7)})}) for _ in range(2)])
-    cost = step_cost(nn.ModuleDict({"language_model": nn.ModuleDict({"layers": layers})}).requires_grad_(False), 0, 0, 0)
+    cost = count_step_flops(nn.ModuleDict({"language_model": nn.ModuleDict({"layers": layers})}).requires_grad_(False), 0, 0, 0)
     assert cost.per_token == 4 * (2 * 3 * 5 + 5 * 7)
-    assert cost.per_supervised == 4 * 5 * 7
+    assert cost.per_supervised_token == 4 * 5 * 7
 
 
 def test_vision_layers_above_the_chosen_one_are_not_counted() -> None:
-    assert step_cost(Tiny(), 10, 1, 0).per_picture == 2 * 3 * 5 * 10
+    assert count_step_flops(Tiny(), 10, 1, 0).per_image == 2 * 3 * 5 * 10
 
 
 def test_a_trunk_whose_features_are_kept_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     vision = SimpleNamespace(num_hidden_layers=2, image_size=8, patch_size=2)
-    config = SimpleNamespace(vision_config=vision, feature_layer=-1, pool=1, drop_first_patch=False)
+    config = SimpleNamespace(vision_config=vision, vision_feature_layer=-1, pool=1, drop_first_patch=False)
     monkeypatch.setattr(throughput, "base_model", lambda _: SimpleNamespace(config=config))
     model = cast(VisionLanguageModel, Tiny())
-    whole, kept = cost_of(model), cost_of(model, features_kept=True)
-    assert whole.per_picture - kept.per_picture == 2 * (2 * 3 * 5) * 16
-    assert (whole.per_token, whole.per_supervised) == (kept.per_token, kept.per_supervised)
+    whole, kept = model_step_flops(model), model_step_flops(model, features_cached=True)
+    assert whole.per_image - kept.per_image == 2 * (2 * 3 * 5) * 16
+    assert (whole.per_token, whole.per_supervised_token) == (kept.per_token, kept.per_supervised_token)
 
 
 def test_four_bit_weights_count_in_full() -> None:
     bnb = pytest.importorskip("bitsandbytes")
     model = nn.ModuleDict({"language_model": bnb.nn.Linear4bit(64, 64, bias=False)}).to("cpu")
-    assert step_cost(model, 0, 0, 0).per_token == 4 * 64 * 64
+    assert count_step_flops(model, 0, 0, 0).per_token == 4 * 64 * 64
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,10 @@ def test_peak_rates_go_by_whole_names(name: str, peak: float | None) -> None:
     assert peak_tflops(name) == peak
 
 
-def batch(labels: list[list[int]], mask: list[list[int]] | None = None, pictures: int = 1) -> dict[str, object]:
+def batch(labels: list[list[int]], mask: list[list[int]] | None = None, images: int = 1) -> dict[str, object]:
     found: dict[str, object] = {
         "labels": torch.tensor(labels),
-        "pixel_values": torch.zeros(pictures, 3, 2, 2),
+        "pixel_values": torch.zeros(images, 3, 2, 2),
         "sample_ids": ["a"] * len(labels),
     }
     return found if mask is None else {**found, "attention_mask": torch.tensor(mask)}
@@ -91,7 +91,7 @@ def batch(labels: list[list[int]], mask: list[list[int]] | None = None, pictures
 
 def test_rates_are_counted_over_real_tokens_and_over_all_processes() -> None:
     now = iter([0.0, 10.0, 11.0, 12.0])
-    meter = Meter(StepCost(1e12, 1e13, 0.0), torch.device("cpu"), peak=100.0, clock=lambda: next(now))
+    meter = ThroughputMeter(StepFlops(1e12, 1e13, 0.0), torch.device("cpu"), peak=100.0, clock=lambda: next(now))
     meter.count(batch([[-100, 5, 6, -100], [-100, -100, 5, 6]], [[1, 1, 1, 0], [1, 1, 1, 1]]))
     with meter.waiting():
         pass
@@ -107,14 +107,14 @@ def test_rates_are_counted_over_real_tokens_and_over_all_processes() -> None:
 
 def test_empty_room_in_a_packed_row_is_no_work() -> None:
     now = iter([0.0, 1.0])
-    meter = Meter(StepCost(1e12, 0.0, 0.0), torch.device("cpu"), peak=100.0, clock=lambda: next(now))
+    meter = ThroughputMeter(StepFlops(1e12, 0.0, 0.0), torch.device("cpu"), peak=100.0, clock=lambda: next(now))
     meter.count(batch([[-100, 5, -100, 6, -100, -100, -100]]))
     assert meter.read(lambda counts: counts[None]).tflops == pytest.approx(4)
 
 
 def test_pauses_are_left_out_and_an_unknown_device_has_no_mfu() -> None:
     now = iter([0.0, 1.0, 91.0, 92.0])
-    meter = Meter(StepCost(1.0, 1.0, 1.0), torch.device("cpu"), peak=None, clock=lambda: next(now))
+    meter = ThroughputMeter(StepFlops(1.0, 1.0, 1.0), torch.device("cpu"), peak=None, clock=lambda: next(now))
     meter.count(batch([[-100, 5]], [[1, 1]]))
     with meter.paused():
         pass

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoTokenizer, Qwen2Tokenizer, Qwen3ForCausa
 
 from dataset.synthetic.scene import HELD_OUT
 from dataset.synthetic.vocabulary import colored
-from training.tiny_models.architectures import PARTS, VOCABULARY, build_part, build_tokenizer, image_processor, save_part
+from training.tiny_models.architectures import TINY_MODELS, VOCABULARY, build_tiny_model, build_tokenizer, image_processor, save_tiny_model
 from training.tiny_models.data.tokenizer_corpus import SHORT_ANSWER_PROMPTS, tokenizer_corpus
 
 
@@ -51,16 +51,16 @@ def test_a_combination_that_was_never_seen_is_made_of_whole_words(tokenizer: Qwe
 
 
 def test_a_parts_weights_depend_on_its_seed_and_not_on_the_other_parts(tokenizer: Qwen2Tokenizer) -> None:
-    first = build_part("qwen3", tokenizer, seed=0).state_dict()
-    build_part("siglip", tokenizer, seed=0)
-    again, other = build_part("qwen3", tokenizer, seed=0).state_dict(), build_part("qwen3", tokenizer, seed=1).state_dict()
+    first = build_tiny_model("qwen3", tokenizer, seed=0).state_dict()
+    build_tiny_model("siglip", tokenizer, seed=0)
+    again, other = build_tiny_model("qwen3", tokenizer, seed=0).state_dict(), build_tiny_model("qwen3", tokenizer, seed=1).state_dict()
     key = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(first[key], again[key])
     assert not torch.equal(first[key], other[key])
 
 
 def test_the_parts_are_standard_folders_of_at_most_24_megabytes(parts: Path) -> None:
-    for part in PARTS:
+    for part in TINY_MODELS:
         model = AutoModel.from_pretrained(parts / part)
         assert model.config.model_type == part
         assert next(model.parameters()).dtype == torch.bfloat16
@@ -69,8 +69,8 @@ def test_the_parts_are_standard_folders_of_at_most_24_megabytes(parts: Path) -> 
 
 
 def test_a_saved_part_is_the_part(tokenizer: Qwen2Tokenizer, tmp_path: Path) -> None:
-    model = build_part("qwen3", tokenizer, seed=3)
-    save_part(tmp_path, "qwen3", model, tokenizer)
+    model = build_tiny_model("qwen3", tokenizer, seed=3)
+    save_tiny_model(tmp_path, "qwen3", model, tokenizer)
     loaded = Qwen3ForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
 

@@ -18,23 +18,30 @@ from transformers import (
 from answering.config import QwenVlSystem
 from answering.protocol import Request
 from answering.systems.qwen_vl import QwenVlAnswerer
-from dataset.loading.encoded_sample import IGNORED
+from dataset.loading.encoded_sample import IGNORE_INDEX
 from dataset.sample import Language, Message
-from dataset.synthetic.scene import Part, Scene, compose, part_of
-from dataset.synthetic.scene_renderer import draw
+from dataset.synthetic.scene import Scene, SceneSplit, generate_scene, split_of
+from dataset.synthetic.scene_renderer import render
 from errors import TesseraError
 from model.siglip_qwen.processor import Processor
 from training.tiny_models import mixed_precision, warm_start
-from training.tiny_models.architectures import IMAGE_SIZE, build_part, build_tokenizer, image_processor
-from training.tiny_models.attention_supervision import LOOKS, NOTHING
+from training.tiny_models.architectures import IMAGE_SIZE, build_tiny_model, build_tokenizer, image_processor
+from training.tiny_models.attention_supervision import LOOKUP_TARGETS, NO_OBJECT
 from training.tiny_models.contrastive_pretraining import clip_task, siglip_task
-from training.tiny_models.data.clip_captions import StatedPictures
+from training.tiny_models.data.clip_captions import ClipBatches
 from training.tiny_models.data.dialogues import Exchange, encode
-from training.tiny_models.data.pretraining_batches import Batch, DrawnScenes, WrittenScenes, pictures, twin, with_vision_marks
+from training.tiny_models.data.pretraining_batches import (
+    Batch,
+    ImageConversationBatches,
+    TextConversationBatches,
+    add_vision_tokens,
+    minimal_pair,
+    render_images,
+)
 from training.tiny_models.data.scene_pixels import pixel_values, qwen_patches
 from training.tiny_models.data.tokenizer_corpus import SEED, SHORT_ANSWER_PROMPTS, tokenizer_corpus
-from training.tiny_models.language_pretraining import by_length, qwen3_task, qwen3_vl_task
-from training.tiny_models.patch_classification import READ_LAYER, Namer
+from training.tiny_models.language_pretraining import qwen3_task, qwen3_vl_task, split_by_length
+from training.tiny_models.patch_classification import VISION_FEATURE_LAYER, PatchClassifier
 from training.tiny_models.pretraining_loop import Recipe, Task, fit
 from visual.clip_scorer import ClipScorer
 
@@ -47,12 +54,12 @@ def tokenizer() -> Qwen2Tokenizer:
 
 
 def drawn(count: int) -> list[Image.Image]:
-    return [draw(compose(1, "train", index)) for index in range(count)]
+    return [render(generate_scene(1, "train", index)) for index in range(count)]
 
 
 def tasks(tokenizer: Qwen2Tokenizer, size: int) -> dict[str, Task]:
     """All four, untrained."""
-    parts = {part: build_part(part, tokenizer, 0) for part in ("siglip", "clip", "qwen3", "qwen3_vl")}
+    parts = {part: build_tiny_model(part, tokenizer, 0) for part in ("siglip", "clip", "qwen3", "qwen3_vl")}
     return {
         "siglip": siglip_task(parts["siglip"], tokenizer, image_processor("siglip"), 1, size),
         "clip": clip_task(parts["clip"], tokenizer, image_processor("clip"), 1, size),
@@ -65,13 +72,13 @@ def tasks(tokenizer: Qwen2Tokenizer, size: int) -> dict[str, Task]:
 def test_pixels_are_what_the_image_processor_gives(part: str) -> None:
     processor = image_processor(part)
     expected = processor(images=drawn(3), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(pixel_values(pictures([compose(1, "train", i) for i in range(3)]), processor), expected)
+    torch.testing.assert_close(pixel_values(render_images([generate_scene(1, "train", i) for i in range(3)]), processor), expected)
 
 
 def test_qwen_patches_are_what_the_image_processor_gives() -> None:
     processor = image_processor("qwen3_vl")
     expected = processor(images=drawn(3), return_tensors="pt")
-    patches, grid = qwen_patches(pictures([compose(1, "train", i) for i in range(3)]), processor)
+    patches, grid = qwen_patches(render_images([generate_scene(1, "train", i) for i in range(3)]), processor)
     torch.testing.assert_close(patches, expected["pixel_values"])
     assert torch.equal(grid, expected["image_grid_thw"])
 
@@ -84,13 +91,13 @@ def test_a_batch_follows_from_its_number_and_shares_no_scene_with_the_next(token
 
 
 def test_pre_training_has_other_scenes_than_the_demo() -> None:
-    assert not any(compose(seed, "train", 0).things == compose(SEED + 1, "train", 0).things for seed in range(20))
+    assert not any(generate_scene(seed, "train", 0).things == generate_scene(SEED + 1, "train", 0).things for seed in range(20))
 
 
 def test_clip_reads_texts_as_the_scorer_does(tokenizer: Qwen2Tokenizer) -> None:
-    model = build_part("clip", tokenizer, 0)
+    model = build_tiny_model("clip", tokenizer, 0)
     scorer = ClipScorer(model, tokenizer, image_processor("clip"), Image.open)
-    data = StatedPictures(1, 3, tokenizer, model.config.text_config.max_position_embeddings, model.config.text_config.eos_token_id)
+    data = ClipBatches(1, 3, tokenizer, model.config.text_config.max_position_embeddings, model.config.text_config.eos_token_id)
     batch = data(0, "train")
     texts = [tokenizer.decode(row[mask.bool()][:-1]) for row, mask in zip(batch["statement_ids"], batch["statement_mask"], strict=True)]
     read = scorer.tokenize(texts)
@@ -103,56 +110,56 @@ def test_siglips_loss_is_the_stock_one_and_that_of_the_names(tokenizer: Qwen2Tok
     batch = task.data(0, "train")
     pixels = pixel_values(batch["pictures"], image_processor("siglip"))
     stock = task.model(input_ids=batch["input_ids"], pixel_values=pixels, return_loss=True).loss
-    patches = task.model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[READ_LAYER]
-    assert isinstance(task.helper, Namer)
-    torch.testing.assert_close(task.loss(task.model, batch), stock + task.helper.loss(patches, batch["names"]))
+    patches = task.model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[VISION_FEATURE_LAYER]
+    assert isinstance(task.auxiliary_head, PatchClassifier)
+    torch.testing.assert_close(task.loss(task.model, batch), stock + task.auxiliary_head.loss(patches, batch["names"]))
 
 
 def test_every_answer_and_its_end_token_is_supervised_and_nothing_else(tokenizer: Qwen2Tokenizer) -> None:
-    processor = Processor(tokenizer, None, placeholder=PLACEHOLDER, tokens_per_image=1, max_tokens=192)
-    batch = WrittenScenes(1, 8, processor)(0, "train")
+    processor = Processor(tokenizer, None, image_token=PLACEHOLDER, tokens_per_image=1, max_length=192)
+    batch = TextConversationBatches(1, 8, processor)(0, "train")
     for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
         rest = tokenizer.decode(ids[mask.bool()])
-        answers = tokenizer.decode(labels[labels != IGNORED]).split("<|im_end|>")[:-1]
-        assert rest.count(processor.pieces.header) == len(answers)
+        answers = tokenizer.decode(labels[labels != IGNORE_INDEX]).split("<|im_end|>")[:-1]
+        assert rest.count(processor.template_parts.header) == len(answers)
         for answer in answers:
-            _, _, rest = rest.partition(processor.pieces.header)
+            _, _, rest = rest.partition(processor.template_parts.header)
             assert rest.startswith(f"{answer}<|im_end|>")
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_qwen3_vl_learns_the_prompt_that_it_will_be_asked_with(tokenizer: Qwen2Tokenizer, language: Language) -> None:
     seen = image_processor("qwen3_vl")
-    processor = Processor(tokenizer, seen, placeholder=PLACEHOLDER, tokens_per_image=9, max_tokens=192)
+    processor = Processor(tokenizer, seen, image_token=PLACEHOLDER, tokens_per_image=9, max_length=192)
     system = QwenVlSystem(name="baseline", kind="qwen3_vl", path="unused", quantization="none")
-    answerer = QwenVlAnswerer(build_part("qwen3_vl", tokenizer, 0), tokenizer, seen, system)
+    answerer = QwenVlAnswerer(build_tiny_model("qwen3_vl", tokenizer, 0), tokenizer, seen, system)
     asked = answerer.encode(Request("1", (drawn(1)[0],), (Message("user", "<image>\nHow many 星形?"),), "vqa", language))
     exchange = Exchange(f"<image>\nHow many 星形?\n{SHORT_ANSWER_PROMPTS[language]}", "2")
-    learned = with_vision_marks(encode(processor, [exchange], images=1), processor)
+    learned = add_vision_tokens(encode(processor, [exchange], num_images=1), processor)
     assert learned.input_ids[: len(asked.ids)] == asked.ids
-    assert all(label == IGNORED for label in learned.labels[: len(asked.ids)])
+    assert all(label == IGNORE_INDEX for label in learned.labels[: len(asked.ids)])
     assert tokenizer.decode(learned.input_ids[len(asked.ids) :]) == "2<|im_end|>"
 
 
-def test_most_picture_questions_carry_the_short_answer_prompt(tokenizer: Qwen2Tokenizer) -> None:
-    processor = Processor(tokenizer, image_processor("qwen3_vl"), placeholder=PLACEHOLDER, tokens_per_image=9, max_tokens=192)
-    batch = DrawnScenes(1, 60, processor, only_questions=True)(0, "train")
+def test_most_image_questions_carry_the_short_answer_prompt(tokenizer: Qwen2Tokenizer) -> None:
+    processor = Processor(tokenizer, image_processor("qwen3_vl"), image_token=PLACEHOLDER, tokens_per_image=9, max_length=192)
+    batch = ImageConversationBatches(1, 60, processor, only_questions=True)(0, "train")
     texts = [tokenizer.decode(ids) for ids in batch["input_ids"]]
-    suffixed = sum(any(suffix in text for suffix in SHORT_ANSWER_PROMPTS.values()) for text in texts)
-    assert 0.5 * 60 < suffixed < 0.9 * 60
+    with_answer_prompt = sum(any(suffix in text for suffix in SHORT_ANSWER_PROMPTS.values()) for text in texts)
+    assert 0.5 * 60 < with_answer_prompt < 0.9 * 60
 
 
 def test_grouping_by_length_changes_no_row_and_no_loss(tokenizer: Qwen2Tokenizer) -> None:
     task = tasks(tokenizer, 8)["qwen3"]
     batch = task.data(0, "train")
-    groups = list(by_length(batch))
+    groups = list(split_by_length(batch))
     assert sum(group["input_ids"].numel() for group in groups) < batch["input_ids"].numel()
     assert sum(int(group["attention_mask"].sum()) for group in groups) == int(batch["attention_mask"].sum())
 
     logits = task.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     # Without anything to look at, the answers' loss alone is left.
-    batch |= {name: torch.full_like(batch[name], NOTHING) for name in LOOKS}
-    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED)
+    batch |= {name: torch.full_like(batch[name], NO_OBJECT) for name in LOOKUP_TARGETS}
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORE_INDEX)
     torch.testing.assert_close(task.loss(task.model, batch), expected)
 
 
@@ -174,7 +181,7 @@ def test_a_few_steps_on_one_batch_lower_the_loss(tokenizer: Qwen2Tokenizer, part
 
 
 def test_clip_starts_from_siglips_layers(tokenizer: Qwen2Tokenizer) -> None:
-    clip, siglip = build_part("clip", tokenizer, 0), build_part("siglip", tokenizer, 1)
+    clip, siglip = build_tiny_model("clip", tokenizer, 0), build_tiny_model("siglip", tokenizer, 1)
     assert isinstance(clip, CLIPModel) and isinstance(siglip, SiglipModel)
     warm_start.clip_from_siglip(clip, siglip)
     hidden = torch.randn(1, 5, 128)
@@ -186,13 +193,13 @@ def test_clip_starts_from_siglips_layers(tokenizer: Qwen2Tokenizer) -> None:
 
 
 def test_qwen3_vl_starts_as_qwen3_on_text_and_as_siglip_on_patches(tokenizer: Qwen2Tokenizer) -> None:
-    model, language, siglip = (build_part(part, tokenizer, seed).eval() for seed, part in enumerate(("qwen3_vl", "qwen3", "siglip")))
+    model, language, siglip = (build_tiny_model(part, tokenizer, seed).eval() for seed, part in enumerate(("qwen3_vl", "qwen3", "siglip")))
     assert isinstance(model, Qwen3VLForConditionalGeneration)
     assert isinstance(language, Qwen3ForCausalLM) and isinstance(siglip, SiglipModel)
     warm_start.qwen3_vl_from_parts(model, language, siglip)
     ids = torch.tensor([tokenizer.encode("How many rings are there?")])
     torch.testing.assert_close(model(input_ids=ids).logits, language(input_ids=ids).logits)
-    values = pictures([compose(1, "train", 0)]).float()
+    values = render_images([generate_scene(1, "train", 0)]).float()
     patches, _ = qwen_patches(values, image_processor("qwen3_vl"))
     normalised = pixel_values(values, image_processor("qwen3_vl"))
     expected = siglip.vision_model.embeddings.patch_embedding(normalised).flatten(2).transpose(1, 2)[0]
@@ -208,8 +215,8 @@ def test_half_precision_changes_the_loss_by_its_rounding_only(
     task = tasks(tokenizer, 4)[part]
     batch = task.data(0, "train")
     exact = task.loss(task.model, batch).item()
-    monkeypatch.setattr(mixed_precision, "has_bf16_units", lambda _: True)
-    with mixed_precision.prepared(task.model, compiled=False), mixed_precision.autocast(task.model.device):
+    monkeypatch.setattr(mixed_precision, "has_bf16_matmul", lambda _: True)
+    with mixed_precision.mixed_precision(task.model, compiled=False), mixed_precision.autocast(task.model.device):
         assert task.model.config._attn_implementation != "sdpa"
         rounded = task.loss(task.model, batch)
     assert rounded.item() == pytest.approx(exact, rel=0.02)
@@ -220,36 +227,36 @@ def test_half_precision_changes_the_loss_by_its_rounding_only(
 def test_attention_runs_in_fp32_under_autocast() -> None:
     query, key, value = (torch.randn(2, 4, 5, 8, dtype=torch.bfloat16) for _ in range(3))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output, _ = mixed_precision.attend_in_fp32(torch.nn.Module(), query, key, value, None)
+        output, _ = mixed_precision.fp32_sdpa_attention_forward(torch.nn.Module(), query, key, value, None)
     assert output.dtype == torch.float32
     expected = torch.nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), is_causal=True)
     torch.testing.assert_close(output, expected.transpose(1, 2))
 
 
 def test_easy_batches_hold_fewer_things_and_share_no_scene_with_others(tokenizer: Qwen2Tokenizer) -> None:
-    processor = Processor(tokenizer, None, placeholder=PLACEHOLDER, tokens_per_image=1, max_tokens=384)
-    plain, easy = WrittenScenes(1, 40, processor), WrittenScenes(1, 40, processor, easy=2)
+    processor = Processor(tokenizer, None, image_token=PLACEHOLDER, tokens_per_image=1, max_length=384)
+    plain, num_easy_batches = TextConversationBatches(1, 40, processor), TextConversationBatches(1, 40, processor, num_easy_batches=2)
 
     def things(scenes: list[Scene]) -> float:
         return sum(len(scene.things) for scene in scenes) / len(scenes)
 
-    assert things(easy.scenes(1, "train")) < things(plain.scenes(1, "train")) - 0.5
-    assert easy.scenes(2, "train") == plain.scenes(2, "train")
-    assert easy.scenes(0, "validation") == plain.scenes(0, "validation")
-    names = [scene.name for number in range(4) for scene in easy.scenes(number, "train")]
+    assert things(num_easy_batches.scenes(1, "train")) < things(plain.scenes(1, "train")) - 0.5
+    assert num_easy_batches.scenes(2, "train") == plain.scenes(2, "train")
+    assert num_easy_batches.scenes(0, "validation") == plain.scenes(0, "validation")
+    names = [scene.name for number in range(4) for scene in num_easy_batches.scenes(number, "train")]
     assert len(set(names)) == len(names)
 
 
 def test_a_twin_differs_in_one_thing_and_keeps_to_the_training_part() -> None:
     changed: Counter[str] = Counter()
     for index in range(300):
-        scene = compose(1, "train", index)
-        other = twin(scene)
+        scene = generate_scene(1, "train", index)
+        other = minimal_pair(scene)
         ((one, another),) = [pair for pair in zip(scene.things, other.things, strict=True) if pair[0] != pair[1]]
         (field,) = [name for name in ("row", "column", "color", "shape", "digit") if getattr(one, name) != getattr(another, name)]
         changed[field] += 1
         assert not any(thing.held_out for thing in other.things)
-        assert part_of(other.layout) == "train"
+        assert split_of(other.layout) == "train"
         assert (another.digit is None) == (another.shape != "sign")
     assert set(changed) == {"color", "shape", "digit"}
     assert min(changed.values()) > 30
@@ -270,19 +277,19 @@ class _Toy(torch.nn.Module):
 
 
 def toy_task(stop_at: int | None = None) -> Task:
-    def data(number: int, part: Part) -> Batch:
+    def data(number: int, part: SceneSplit) -> Batch:
         if number == stop_at:
             raise KeyboardInterrupt
         assert part == "train"
         return {"x": torch.randn(8, 4, generator=torch.Generator().manual_seed(number))}
 
     model: PreTrainedModel = _Toy()  # type: ignore[assignment]
-    helper = torch.nn.Linear(1, 1)
+    auxiliary_head = torch.nn.Linear(1, 1)
 
     def loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        return torch.nn.functional.mse_loss(helper(model.layer(batch["x"])).squeeze(-1), batch["x"].sum(-1))
+        return torch.nn.functional.mse_loss(auxiliary_head(model.layer(batch["x"])).squeeze(-1), batch["x"].sum(-1))
 
-    return Task(model, data, loss, lambda _: {}, helper)
+    return Task(model, data, loss, lambda _: {}, auxiliary_head)
 
 
 RECIPE = Recipe(steps=30, batch_size=8, learning_rate=0.05, warmup=5)
@@ -309,7 +316,7 @@ def test_another_recipe_starts_anew(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_rises_and_falls_by_steps_alone() -> None:
-    rates = [RECIPE.rate(step) for step in range(RECIPE.steps)]
+    rates = [RECIPE.learning_rate_at(step) for step in range(RECIPE.steps)]
     assert rates[0] == pytest.approx(0.05 / 5)
     assert max(rates) == rates[4]
     assert rates[-1] < 0.05 * max(rates)
@@ -323,7 +330,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_metrics_are_fractions_on_layouts_that_were_never_trained_on(tokenizer: Qwen2Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.tiny_models.contrastive_pretraining.RECALL_OF", 8)
+    monkeypatch.setattr("training.tiny_models.contrastive_pretraining.RECALL_POOL_SIZE", 8)
     monkeypatch.setattr("training.tiny_models.language_pretraining._MEASURED_SIZE", 2)
     monkeypatch.setattr("training.tiny_models.language_pretraining._MEASURED_BATCHES", 1)
     for task in tasks(tokenizer, 4).values():

@@ -3,10 +3,10 @@
 import random
 from typing import NamedTuple
 
-from dataset.loading.encoded_sample import Encoded
+from dataset.loading.encoded_sample import EncodedSample
 from dataset.sample import Language, Message
 from dataset.synthetic.annotation_records import DETAIL_QUESTIONS
-from dataset.synthetic.question_phrasing import Question, ask_several
+from dataset.synthetic.question_phrasing import Question, sample_questions
 from dataset.synthetic.reasoning_conversations import conversation
 from dataset.synthetic.scene import Scene, Thing
 from dataset.synthetic.scene_descriptions import caption, description, short_caption
@@ -20,12 +20,12 @@ class Exchange(NamedTuple):
 
     question: str
     answer: str
-    looked_up: tuple[Thing, ...] = ()
+    evidence: tuple[Thing, ...] = ()
 
 
-_SHARE_OF_QUESTIONS, _SHARE_OF_REASONING = 0.82, 0.08
+_QUESTIONS_PROBABILITY, _REASONING_PROBABILITY = 0.82, 0.08
 
-PRACTICE = {
+QUESTION_KIND_WEIGHTS = {
     "place_of": 6,
     "color_of": 4,
     "relation": 4,
@@ -41,18 +41,18 @@ PRACTICE = {
 What takes looking up is learnt slowly and needs practice: 6,100 steps by the demo's own shares left the reading of written
 digits at 13 %; 250 more with four times as many such questions made it 76 %.
 """
-_OFFERED = 3
+_CANDIDATES_PER_QUESTION = 3
 """Questions among which practice chooses, for each that it takes."""
 
 
-def talk(
+def sample_dialogue(
     scene: Scene,
     language: Language,
     rng: random.Random,
     questions: int,
     only_questions: bool = False,
-    suffixed: bool = False,
-    described: float = 0.0,
+    with_answer_prompt: bool = False,
+    description_probability: float = 0.0,
 ) -> list[Exchange]:
     """A conversation about a scene, mostly up to `questions` short ones; suffixed: each with the short-answer prompt behind it.
 
@@ -60,16 +60,16 @@ def talk(
     described: share of conversations that begin with a description. It names everything, so it teaches more a token than
     short answers do: to look things up, and what they are called in the other language.
     """
-    asked = ask_several if only_questions else _practice
-    if rng.random() < described and not only_questions:
-        told = rng.choice((caption, description))(scene, language, rng)
+    asked = sample_questions if only_questions else _sample_weighted_questions
+    if rng.random() < description_probability and not only_questions:
+        opening = rng.choice((caption, description))(scene, language, rng)
         later = asked(scene, language, rng, questions // 2)
-        return [Exchange(rng.choice(DETAIL_QUESTIONS[language]), told), *(_exchange(question) for question in later)]
+        return [Exchange(rng.choice(DETAIL_QUESTIONS[language]), opening), *(_exchange(question) for question in later)]
     chance = rng.random()
-    if only_questions or chance < _SHARE_OF_QUESTIONS:
-        suffix = f"\n{SHORT_ANSWER_PROMPTS[language]}" if suffixed else ""
+    if only_questions or chance < _QUESTIONS_PROBABILITY:
+        suffix = f"\n{SHORT_ANSWER_PROMPTS[language]}" if with_answer_prompt else ""
         return [_exchange(question, suffix) for question in asked(scene, language, rng, questions)]
-    if chance < _SHARE_OF_QUESTIONS + _SHARE_OF_REASONING:
+    if chance < _QUESTIONS_PROBABILITY + _REASONING_PROBABILITY:
         return [Exchange(*turn) for turn in conversation(scene, language, rng)]
     if rng.random() < 0.5:
         return [Exchange(rng.choice(DETAIL_QUESTIONS[language]), description(scene, language, rng))]
@@ -79,24 +79,24 @@ def talk(
 
 def _exchange(question: Question, suffix: str = "") -> Exchange:
     fact = question.fact
-    looked_up = () if fact.category == "counting" or fact.kind == "more" else fact.about
-    return Exchange(question.text + suffix, question.answer.usual, looked_up)
+    evidence = () if fact.category == "counting" or fact.kind == "more" else fact.about
+    return Exchange(question.text + suffix, question.answer.usual, evidence)
 
 
-def _practice(scene: Scene, language: Language, rng: random.Random, count: int) -> list[Question]:
+def _sample_weighted_questions(scene: Scene, language: Language, rng: random.Random, count: int) -> list[Question]:
     """At most `count` questions about different facts, their kinds weighted by PRACTICE."""
-    offered = ask_several(scene, language, rng, _OFFERED * count)
+    candidates = sample_questions(scene, language, rng, _CANDIDATES_PER_QUESTION * count)
     # The largest of such keys are a weighted sample without replacement (Efraimidis and Spirakis 2006).
-    keys = [rng.random() ** (1 / PRACTICE.get(question.fact.kind, 1)) for question in offered]
-    chosen = sorted(range(len(offered)), key=keys.__getitem__, reverse=True)[:count]
-    return [offered[place] for place in chosen]
+    keys = [rng.random() ** (1 / QUESTION_KIND_WEIGHTS.get(question.fact.kind, 1)) for question in candidates]
+    chosen = sorted(range(len(candidates)), key=keys.__getitem__, reverse=True)[:count]
+    return [candidates[index] for index in chosen]
 
 
-def encode(processor: Processor, exchanges: list[Exchange], images: int) -> Encoded:
+def encode(processor: Processor, exchanges: list[Exchange], num_images: int) -> EncodedSample:
     """Prompt and answers as training and answering build them; every answer is supervised."""
     *earlier, (question, target, _) = exchanges
-    messages = [message for asked, said, _ in earlier for message in (Message("user", asked), Message("assistant", said))]
-    encoded = processor.encode([*messages, Message("user", question)], target, images)
+    messages = [message for asked, answer, _ in earlier for message in (Message("user", asked), Message("assistant", answer))]
+    encoded = processor.encode([*messages, Message("user", question)], target, num_images)
     if encoded is None:
-        raise TesseraError(f"a scene's conversation does not fit into {processor.max_tokens} tokens: {question!r}")
+        raise TesseraError(f"a scene's conversation does not fit into {processor.max_length} tokens: {question!r}")
     return encoded

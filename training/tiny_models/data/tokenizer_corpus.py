@@ -10,10 +10,10 @@ from answering.config import SystemBase
 from dataset.config import AiChallengerSource, CocoCaptionsSource
 from dataset.sample import Language
 from dataset.synthetic.annotation_records import DETAIL_QUESTIONS
-from dataset.synthetic.question_phrasing import ask_several
+from dataset.synthetic.question_phrasing import sample_questions
 from dataset.synthetic.reasoning_conversations import conversation
-from dataset.synthetic.scene import Scene, compose
-from dataset.synthetic.scene_descriptions import caption, description, short_caption, written
+from dataset.synthetic.scene import Scene, generate_scene
+from dataset.synthetic.scene_descriptions import as_text, caption, description, short_caption
 from dataset.synthetic.vocabulary import ZH, known_words
 
 SEED = 1_000_003
@@ -40,7 +40,7 @@ CAPTION_QUESTIONS: dict[Language, tuple[str, ...]] = {
 
 _SCENES = 400
 # Scenes for the tokenizer stand before those that a training step draws.
-_FIRST = -_SCENES
+_FIRST_SCENE = -_SCENES
 _CHAT_WORDS = ("user", "assistant", "\n\n")
 """What stands around every turn; one token each, as in Qwen's own vocabulary."""
 _FUNCTION_WORDS = ("的", "个", "和", "与", "在", "有", "是", "比", "吗", "呢", "写着", "物体", "东西", "图形", "数字", "颜色", "形状")
@@ -52,14 +52,14 @@ def tokenizer_corpus() -> Iterator[str]:
     Chinese comes in pieces cut around known words, so that no token holds two of them: 红色的圆形 stays three tokens, and a
     combination that training never shows is made of tokens that it does.
     """
-    cut = re.compile("|".join(sorted({*known_words(ZH), *_FUNCTION_WORDS}, key=lambda word: (-len(word), word))))
+    word_pattern = re.compile("|".join(sorted({*known_words(ZH), *_FUNCTION_WORDS}, key=lambda word: (-len(word), word))))
     for text in _texts():
-        place = 0
-        for match in cut.finditer(text):
-            yield text[place : match.start()]
+        start = 0
+        for match in word_pattern.finditer(text):
+            yield text[start : match.start()]
             yield match.group()
-            place = match.end()
-        yield text[place:]
+            start = match.end()
+        yield text[start:]
 
 
 def _texts() -> Iterator[str]:
@@ -68,14 +68,14 @@ def _texts() -> Iterator[str]:
         yield SHORT_ANSWER_PROMPTS[language]
         yield from (*CAPTION_QUESTIONS[language], *DETAIL_QUESTIONS[language])
         for number in range(_SCENES):
-            yield from _texts_about(compose(SEED, "train", _FIRST + number), language)
+            yield from _texts_about(generate_scene(SEED, "train", _FIRST_SCENE + number), language)
 
 
 def _texts_about(scene: Scene, language: Language) -> Iterator[str]:
     rng: random.Random = scene.rng(f"tokenizer {language}")
-    for tell in (caption, short_caption, description, written):
-        yield tell(scene, language, rng)
-    for question in ask_several(scene, language, rng, 6):
+    for render_text in (caption, short_caption, description, as_text):
+        yield render_text(scene, language, rng)
+    for question in sample_questions(scene, language, rng, 6):
         yield question.text
         yield from question.answer.all
     for turn in conversation(scene, language, rng):

@@ -37,7 +37,7 @@ def test_the_key_is_sent_and_told_nobody_else(
 
 def test_the_key_comes_from_the_environment_or_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PLANTED_KEY", raising=False)
-    system = OpenAiSystem(name="far", kind="openai", model="m", api_key_variable="PLANTED_KEY")
+    system = OpenAiSystem(name="far", kind="openai", model="m", api_key_env="PLANTED_KEY")
     with pytest.raises(
         UsageError, match=r"eval\.systems\.2\.api_key_variable: PLANTED_KEY is set neither in the environment nor in .*\.env"
     ):
@@ -51,7 +51,7 @@ def test_the_key_comes_from_the_environment_or_the_file(tmp_path: Path, monkeypa
     with pytest.raises(UsageError) as error:
         api_key(system, "eval.systems.2.", tmp_path)
     assert "two words" not in str(error.value)
-    assert api_key(dataclasses.replace(system, api_key_variable=None), "", tmp_path) == "none"
+    assert api_key(dataclasses.replace(system, api_key_env=None), "", tmp_path) == "none"
 
 
 def test_a_missing_key_is_found_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

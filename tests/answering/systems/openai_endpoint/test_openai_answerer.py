@@ -11,26 +11,26 @@ from PIL import Image
 
 from answering.config import DecodingConfig, OpenAiSystem
 from answering.protocol import Request
-from answering.systems.openai_endpoint.client import EndpointClient, EndpointError, Pace
+from answering.systems.openai_endpoint.client import EndpointClient, EndpointError, RateLimiter
 from dataset.sample import Message
-from tests.answering.conftest import asked, drawn, questions
+from tests.answering.conftest import make_request, noise_image, questions
 from tests.answering.endpoints import GREEDY, KEY, THREE, Server, load
 
 
-def test_a_question_is_sent_with_its_picture_and_prompt(server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
+def test_a_question_is_sent_with_its_image_and_prompt(server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
     path = tmp_path / "wide.png"
     Image.new("RGBA", (400, 100), (255, 0, 0, 255)).save(path)
     one = system(max_side=100, extra_body={"enable_thinking": False})
-    (answer,) = load(one).answer([asked("a", "What color?", path)], GREEDY)
+    (answer,) = load(one).answer([make_request("a", "What color?", path)], GREEDY)
     assert answer.error is None
     assert answer.prompt == "user: <image>\nWhat color?\nAnswer the question using a single word or phrase."
     (body,) = server.sent(one.model)
     assert {key: value for key, value in body.items() if key != "messages"} == {
         "model": one.model, "temperature": 0.0, "max_tokens": 8, "logprobs": True, "enable_thinking": False,
     }  # fmt: skip
-    ((picture, text),) = [message["content"] for message in body["messages"]]
+    ((image, text),) = [message["content"] for message in body["messages"]]
     assert text == {"type": "text", "text": "What color?\nAnswer the question using a single word or phrase."}
-    head, _, data = picture["image_url"]["url"].partition(",")
+    head, _, data = image["image_url"]["url"].partition(",")
     assert head == "data:image/jpeg;base64"
     sent = Image.open(io.BytesIO(base64.b64decode(data)))
     assert (sent.format, sent.size) == ("JPEG", (100, 25))
@@ -39,7 +39,7 @@ def test_a_question_is_sent_with_its_picture_and_prompt(server: Server, system: 
     assert red[0] > 240 > 20 > red[1]
 
 
-def test_turns_and_several_pictures_keep_their_places(server: Server, system: Callable[..., OpenAiSystem]) -> None:
+def test_turns_and_several_images_keep_their_places(server: Server, system: Callable[..., OpenAiSystem]) -> None:
     one = system(short_answer_prompt=None)
     turns = (
         Message("system", "Be short."),
@@ -47,7 +47,7 @@ def test_turns_and_several_pictures_keep_their_places(server: Server, system: Ca
         Message("assistant", "ok"),
         Message("user", "And?"),
     )
-    load(one).answer([Request("a", (drawn(1), drawn(2)), turns, "conversation")], GREEDY)
+    load(one).answer([Request("a", (noise_image(1), noise_image(2)), turns, "conversation")], GREEDY)
     (body,) = server.sent(one.model)
     assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "user"]
     assert [part["type"] for part in body["messages"][1]["content"]] == ["text", "image_url", "text", "image_url"]
@@ -67,8 +67,10 @@ def test_a_greedy_candidate_comes_first_and_samples_behind_it(
     server: Server, system: Callable[..., OpenAiSystem], model: str, sampling: str, expected: list[tuple[float, int | None, int | None]]
 ) -> None:
     one = system(f"{model}+no-logprobs", sampling=sampling)
-    decoding = DecodingConfig(k=4, temperature=0.7, seed=4, max_new_tokens=8)
-    (greedy,) = load(dataclasses.replace(one, cache=one.cache / "other")).answer(questions(1), dataclasses.replace(decoding, mode="greedy"))
+    decoding = DecodingConfig(num_candidates=4, temperature=0.7, seed=4, max_new_tokens=8)
+    (greedy,) = load(dataclasses.replace(one, cache=one.cache / "other")).answer(
+        questions(1), dataclasses.replace(decoding, strategy="greedy")
+    )
     (answer,) = load(one).answer(questions(1), decoding)
     assert [(body["temperature"], body.get("n"), body.get("seed")) for body in server.sent(one.model)][1:] == expected
     assert sum(candidate.count for candidate in answer.candidates) == 4
@@ -93,7 +95,7 @@ def test_log_probabilities_are_used_where_the_server_gives_them(system: Callable
 
 
 def test_texts_that_differ_in_form_alone_are_one_candidate(system: Callable[..., OpenAiSystem]) -> None:
-    answers = load(system()).answer(questions(30), DecodingConfig(k=8))
+    answers = load(system()).answer(questions(30), DecodingConfig(num_candidates=8))
     both = [c for a in answers for c in a.candidates if c.text.lower().startswith("red")]
     assert both
     assert all(sum(c.text.lower().startswith("red") for c in a.candidates) <= 1 for a in answers)
@@ -125,7 +127,11 @@ def test_what_does_not_pass_is_an_error_without_the_key(
 
 def test_one_refused_question_spoils_no_other(system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
     answerer = load(system("breaks-on-broken"))
-    bad = [asked("refused", "Is it broken?", drawn(1)), asked("missing", "What?", tmp_path / "none.png"), Request("empty", (), ())]
+    bad = [
+        make_request("refused", "Is it broken?", noise_image(1)),
+        make_request("missing", "What?", tmp_path / "none.png"),
+        Request("empty", (), ()),
+    ]
     answers = {answer.request_id: answer for answer in answerer.answer([*bad, *questions(3)], THREE)}
     assert list(answers) == ["refused", "missing", "empty", "q0", "q1", "q2"]
     assert "I cannot see that" in (answers["refused"].error or "")
@@ -185,15 +191,15 @@ def test_requests_begin_evenly_spaced() -> None:
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    pace = Pace(30, clock=lambda: now[0], sleep=sleep)
+    rate_limiter = RateLimiter(30, clock=lambda: now[0], sleep=sleep)
     for _ in range(4):
-        pace.wait()
+        rate_limiter.wait()
         begun.append(now[0])
     assert begun == [100.0, 102.0, 104.0, 106.0]
     now[0] = 200.0
-    pace.wait()
+    rate_limiter.wait()
     assert now[0] == 200.0
-    free = Pace(None, clock=lambda: now[0], sleep=sleep)
+    free = RateLimiter(None, clock=lambda: now[0], sleep=sleep)
     for _ in range(5):
         free.wait()
     assert now[0] == 200.0

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from answering.config import OpenAiSystem
-from tests.answering.conftest import asked, drawn, questions
+from tests.answering.conftest import make_request, noise_image, questions
 from tests.answering.endpoints import GREEDY, THREE, Server, load
 
 
 def test_nothing_is_asked_for_twice(server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
     one = system()
     path = tmp_path / "picture.png"
-    drawn(1).save(path)
-    requests = [asked("a", "What?", path), asked("b", "What?", path), asked("c", "Who?", path)]
+    noise_image(1).save(path)
+    requests = [make_request("a", "What?", path), make_request("b", "What?", path), make_request("c", "Who?", path)]
     first = load(one).answer(requests, THREE)
     assert len(server.sent(one.model)) == 4  # two different questions, a greedy and a sampled request each
     again = load(one).answer(requests, dataclasses.replace(THREE, batch_size=1))
@@ -31,12 +31,12 @@ def test_anything_that_may_change_an_answer_is_asked_anew(
     server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path, change: str
 ) -> None:
     one, path, question, decoding = system(), tmp_path / "picture.png", "What?", THREE
-    drawn(1).save(path)
-    load(one).answer([asked("a", question, path)], decoding)
+    noise_image(1).save(path)
+    load(one).answer([make_request("a", question, path)], decoding)
     before = len(server.log()["requests"])
     match change:
         case "picture":
-            drawn(2).save(path)
+            noise_image(2).save(path)
         case "question":
             question = "Who?"
         case "temperature":
@@ -53,7 +53,7 @@ def test_anything_that_may_change_an_answer_is_asked_anew(
                 "prompt": {"short_answer_prompt": "!"},
             }
             one = dataclasses.replace(one, **other[change])
-    load(one).answer([asked("a", question, path)], decoding)
+    load(one).answer([make_request("a", question, path)], decoding)
     # A greedy answer depends on neither temperature nor seed.
     assert len(server.log()["requests"]) - before == (1 if change in ("temperature", "seed") else 2)
 

@@ -8,8 +8,8 @@ import torch
 from transformers import Qwen2Tokenizer
 
 from answering.rerank.statements import statement
-from dataset.synthetic.question_phrasing import ask_several
-from dataset.synthetic.scene import Scene, Thing, compose
+from dataset.synthetic.question_phrasing import sample_questions
+from dataset.synthetic.scene import Scene, Thing, generate_scene
 from dataset.synthetic.scene_facts import Noun
 from training.tiny_models.architectures import build_tokenizer
 from training.tiny_models.contrastive_pretraining import r_precision, ranking_loss
@@ -18,11 +18,11 @@ from training.tiny_models.data.clip_captions import (
     CHOICES,
     PHRASES,
     QUESTIONS,
-    StatedPictures,
+    ClipBatches,
     _Phrase,
     _phrase,
     _statements,
-    _stray,
+    _unrelated_answer,
 )
 from training.tiny_models.data.tokenizer_corpus import LANGUAGES, tokenizer_corpus
 
@@ -53,7 +53,7 @@ def test_a_phrase_holds_for_a_scene_with_such_a_thing_there(noun: Noun, cell: tu
 
 
 def test_phrases_say_what_they_mean_and_hold_for_a_scene_of_the_batch() -> None:
-    scenes = [compose(3, "train", index) for index in range(20)]
+    scenes = [generate_scene(3, "train", index) for index in range(20)]
     texts = set()
     for number in range(200):
         phrase = _phrase(scenes, random.Random(number))
@@ -70,7 +70,7 @@ def test_phrases_say_what_they_mean_and_hold_for_a_scene_of_the_batch() -> None:
 def test_the_right_statement_comes_first_and_is_alone() -> None:
     worded = set()
     for index in range(150):
-        scene = compose(4, "train", index)
+        scene = generate_scene(4, "train", index)
         told = _statements(scene, scene.rng("statements"))
         assert len(told) == QUESTIONS * CHOICES
         for right, *wrong in (told[:CHOICES], told[CHOICES:]):
@@ -78,7 +78,7 @@ def test_the_right_statement_comes_first_and_is_alone() -> None:
         # The same draws, to see the questions behind the statements.
         rng = scene.rng("statements")
         language, wording = rng.choice(LANGUAGES), rng.choice(_WORDINGS)
-        questions = ask_several(scene, language, rng, QUESTIONS)
+        questions = sample_questions(scene, language, rng, QUESTIONS)
         assert told[0] == statement(questions[0].text, questions[0].answer.usual, language, wording)
         worded.add((language, wording))
     assert len(worded) == 4
@@ -86,14 +86,14 @@ def test_the_right_statement_comes_first_and_is_alone() -> None:
 
 def test_a_stray_answer_is_never_one_of_the_questions_own() -> None:
     for index in range(150):
-        scene = compose(5, "train", index)
+        scene = generate_scene(5, "train", index)
         rng = scene.rng("stray")
-        (question,) = ask_several(scene, "en", rng, 1)
-        assert _stray(scene, question, rng) not in question.answer.all
+        (question,) = sample_questions(scene, "en", rng, 1)
+        assert _unrelated_answer(scene, question, rng) not in question.answer.all
 
 
 def test_a_batch_holds_every_text_and_what_it_is_true_of(tokenizer: Qwen2Tokenizer) -> None:
-    data = StatedPictures(1, 6, tokenizer, 96, tokenizer.eos_token_id)
+    data = ClipBatches(1, 6, tokenizer, 96, tokenizer.eos_token_id)
     batch, again = data(2, "train"), data(2, "train")
     assert all(torch.equal(batch[name], again[name]) for name in batch)
     assert len(batch["input_ids"]) == 6
