@@ -36,7 +36,10 @@ class Parser(argparse.ArgumentParser):
                 "--config", type=Path, default=configuration.DEFAULT, metavar="YAML", help="the experiment (default: %(default)s)"
             )
             self.add_argument(
-                "overrides", nargs="*", metavar="key=value", help="override a key of the configuration, e.g. train.batch_size=8"
+                "overrides",
+                nargs="*",
+                metavar="key=value",
+                help="override a key of the configuration, e.g. train.per_device_train_batch_size=8",
             )
             self.epilog = "keys of the configuration:\n" + "\n".join(describe(configuration.Config))
 

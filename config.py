@@ -14,6 +14,7 @@ from dataset.config import DataConfig
 from errors import UsageError
 from evaluation.config import EvalConfig
 from model.siglip_qwen.config import ModelConfig
+from renamed_keys import new_key
 from serving.config import ServeConfig
 from serving.search.config import SearchConfig
 from training.config import TrainConfig
@@ -110,7 +111,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     """Set one `section.key=value` in the raw mapping; a number in the key is a place in a list."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UsageError(f"argument '{override}': expected key=value, such as train.batch_size=8")
+        raise UsageError(f"argument '{override}': expected key=value, such as train.per_device_train_batch_size=8")
     node: Any = raw
     *parents, last = key.split(".")
     for key_part in parents:
@@ -145,7 +146,9 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 def _describe_problem(problem: Any) -> str:
     if problem["type"] == "unexpected_keyword_argument":
-        return "unknown key"
+        section, *_, key = map(str, problem["loc"])
+        renamed = new_key(section, key)
+        return f"unknown key; it is called {renamed} now" if renamed else "unknown key"
     if problem["type"] in ("missing", "missing_argument"):
         return "this key is missing"
     if problem["type"].startswith("union_tag"):

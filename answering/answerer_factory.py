@@ -69,8 +69,9 @@ def check_system(system: System, where: str | None = None) -> None:
             raise UsageError(f"{where}kind: openai needs the official client; pip install 'tessera-vlm[endpoint]'")
         api_key(system, where)
     elif isinstance(system, CheckpointSystem):
-        if system.path != "newest" and not Path(system.path).is_dir():
-            raise UsageError(f"{where}path: {system.path} does not exist (expected `newest` or a checkpoint folder)")
+        if system.path != "latest" and not Path(system.path).is_dir():
+            renamed = "; `newest` is called `latest` now" if system.path == "newest" else ""
+            raise UsageError(f"{where}path: {system.path} does not exist (expected `latest` or a checkpoint folder{renamed})")
     elif is_missing_folder(system.path):
         raise UsageError(f"{where}path: {system.path} does not exist (neither a folder here nor a hub name)")
     elif isinstance(system, Blip2System) and system.adapter is not None and not system.adapter.is_dir():
@@ -162,7 +163,7 @@ def build_reranker(
     scorers = build_scorers(rerank, device=device, scorer_cache=scorer_cache)
     if not scorers and not rerank.self_evaluation:
         if rerank.abstain_below is not None:
-            raise UsageError("rerank.abstain_below: candidates must be scored for that; set rerank.clip or rerank.self_score")
+            raise UsageError("rerank.abstain_below: candidates must be scored for that; set rerank.clip or rerank.self_evaluation")
         return None
     identities = {name: scorer_identity(one.path, rerank.statement_form) for name, one in scorers.items()}
     fitted = find_fitted(fitted_folder, identity(description), decoding_record(decoding), identities, rerank_settings(rerank))
@@ -173,7 +174,7 @@ def build_reranker(
         )
     if fitted is None and rerank.clip_score_form == "prior_corrected":
         raise UsageError(
-            f"rerank.form: prior_corrected needs the bank of an evaluation, and {fitted_folder} holds none for this system; "
+            f"rerank.clip_score_form: prior_corrected needs the bank of an evaluation, and {fitted_folder} holds none for this system; "
             "run python tools/eval_rerank.py first"
         )
     image_text_scorers = tuple(
@@ -214,7 +215,7 @@ def _build_checkpoint(system: CheckpointSystem, folder: Path, device: torch.devi
 
 def _checkpoint_folder(system: CheckpointSystem, folder: Path) -> Path:
     check_system(system)
-    path = folder if system.path == "newest" else Path(system.path)
+    path = folder if system.path == "latest" else Path(system.path)
     return path if (path / "config.json").is_file() else checkpoint.latest(path)
 
 

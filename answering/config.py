@@ -57,7 +57,7 @@ class CheckpointSystem(SystemBase):
     """One of our checkpoints."""
 
     kind: Literal["checkpoint"]
-    path: str = "newest"
+    path: str = "latest"
     """Checkpoint folder, or one that holds checkpoints, of which the newest whole one is taken; `newest` = checkpoints/<name>."""
     quantization: Literal["as_trained", "none", "int8", "nf4"] = "as_trained"
     """How the language model is loaded."""
@@ -155,9 +155,9 @@ class RerankWeights:
     likelihood: NonNegativeFloat = 0.8
     """Of the softmax over mean log-probabilities, min-max normalised over the candidates."""
     clip: NonNegativeFloat = 0.2
-    """Of what rerank.form makes of CLIP logits, min-max normalised over the candidates; of several scorers their mean."""
+    """Of what rerank.clip_score_form makes of CLIP logits, min-max normalised over the candidates; of several scorers their mean."""
     self_evaluation: NonNegativeFloat = 0.0
-    """Of the answerer's own P(yes), min-max normalised over the candidates; it counts where rerank.self_score is true."""
+    """Of the answerer's own P(yes), min-max normalised over the candidates; it counts where rerank.self_evaluation is true."""
 
 
 @section

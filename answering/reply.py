@@ -74,7 +74,7 @@ class Reply:
         return {
             "question": self.question,
             "answer": None if self.answer.error else self.chosen,
-            **({} if self.confidence is None else {"credibility": self.confidence}),
+            **({} if self.confidence is None else {"confidence": self.confidence}),
             "candidates": self.candidates(),
             "choices": self.choices,
             "error": self.answer.error,
@@ -160,7 +160,9 @@ def _reply(request: Request, answer: Answer, signals: dict[str, Signal], reranke
     confidence = None if plan.confidence is None else plan.confidence(candidates, indices[displayed_choice(indices)], signals)
     abstains = confidence is not None and reranker.abstain_below is not None and confidence < reranker.abstain_below
     output = NOT_SURE[request.language] if abstains else choices["reranked"]
-    return Reply(question, answer, choices, output, signals, rerank(candidates, signals, plan.weights, plan.form).fused, confidence)
+    return Reply(
+        question, answer, choices, output, signals, rerank(candidates, signals, plan.weights, plan.clip_score_form).fused, confidence
+    )
 
 
 def _is_scorable(request: Request, answer: Answer) -> bool:

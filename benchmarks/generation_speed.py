@@ -135,7 +135,7 @@ def measure(size: Size, model: ModelConfig, decoding: Decoding, workload: Worklo
     """Answer by turns. Raises UsageError for settings that do not fit, TesseraError where ours runs out of memory, and where
     the candidates are not the same in fp32."""
     if decoding.strategy != "beam" or decoding.num_candidates < 2:
-        raise UsageError("decoding.mode: beam search is measured; set decoding.mode=beam and decoding.k to at least 2")
+        raise UsageError("decoding.strategy: beam search is measured; set decoding.strategy=beam and decoding.num_candidates to at least 2")
     if workload.against_stock:
         check_comparable(model)
     dtype = default_dtype(device)

@@ -67,7 +67,7 @@ def _add_choices(
     choices["random"] = chosen_text(candidates, hash_to_index(prediction.sample_id, seed, 0, len(candidates)) if candidates else 0)
     if signals is None or not candidates:
         return dataclasses.replace(prediction, choices=_add_abstaining(choices, 0.0, language, plan, abstain_below))
-    fused = rerank(candidates, signals, plan.weights, plan.form).fused
+    fused = rerank(candidates, signals, plan.weights, plan.clip_score_form).fused
     learned = None if plan.learned is None else tuple(learned_scores(plan.learned, candidates, signals))
     confidence = None if plan.confidence is None else plan.confidence(candidates, indices[displayed_choice(indices)], signals)
     choices = _add_abstaining(choices, confidence or 0.0, language, plan, abstain_below)

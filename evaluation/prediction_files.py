@@ -13,6 +13,7 @@ from answering.rerank.candidate_scores import Signal
 from atomic_io import write_text
 from errors import TesseraError
 from process_group import ProcessGroup
+from renamed_keys import with_new_keys
 
 _PRIOR_SUFFIX = "_prior"
 """Behind a scorer's name: what a candidate scores on unrelated pictures."""
@@ -66,7 +67,7 @@ class Prediction:
             "model": self.model,
             "key": self.key,
         }
-        fields |= {} if self.confidence is None else {"credibility": self.confidence}
+        fields |= {} if self.confidence is None else {"confidence": self.confidence}
         return json.dumps(fields | ({"scorers": self.scorers} if self.scorers else {}), ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -88,13 +89,13 @@ class Prediction:
                 candidates=tuple(candidates),
                 error=row["error"],
                 prompt=row["prompt"],
-                decoding=row["decoding"],
-                model=row["model"],
+                decoding=with_new_keys("decoding", row["decoding"]),
+                model=with_new_keys("eval", row["model"]),
                 scorers=scorers,
                 signals={name: Signal(scores, priors[name]) for name in scorers if (scores := columns[name]) is not None},
                 fused=columns["fused"],
                 learned=columns["learned"],
-                confidence=row.get("credibility"),
+                confidence=row.get("confidence", row.get("credibility")),
                 choices=row["choices"],
             )
         except (KeyError, TypeError, AttributeError) as error:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import nn
 
-ParamGroup = Literal["projector", "lora", "language"]
+ParamGroup = Literal["connector", "lora", "language"]
 """Parameters that have a learning rate of their own."""
 
 
@@ -36,7 +36,7 @@ def param_group_of(name: str) -> ParamGroup | None:
     path = name.removeprefix("base_model.model.")
     if path.startswith(CONNECTOR):
         # PEFT trains a copy and keeps the projector it found beside it.
-        return None if ".original_module." in path else "projector"
+        return None if ".original_module." in path else "connector"
     if ".lora_" in path:
         return "lora"
     return "language" if path.startswith((LANGUAGE_MODEL, "lm_head.")) else None

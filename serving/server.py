@@ -34,7 +34,7 @@ class Server(uvicorn.Server):
 def select_system(settings: ServeConfig, systems: tuple[System, ...], experiment: str) -> System:
     """What `serve.system` names. Raises UsageError."""
     if settings.system is None:
-        return CheckpointSystem(name=experiment, kind="checkpoint", path="newest")
+        return CheckpointSystem(name=experiment, kind="checkpoint", path="latest")
     for system in systems:
         if system.name == settings.system:
             return system

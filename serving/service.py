@@ -103,7 +103,7 @@ class Service:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._search_executor, work, *arguments)
         except ImageError as error:
-            raise ServiceError(422, str(error), "picture_damaged") from error
+            raise ServiceError(422, str(error), "image_damaged") from error
         except TesseraError as error:
             log.error("the picture search failed: %s", error)
             raise ServiceError(503, "the picture search is not available; the server's log says why", "search") from error

@@ -71,5 +71,7 @@ def test_overrides_may_stand_before_and_behind_options() -> None:
     seen: list[Config] = []
     main = lambda arguments: seen.append(arguments.config)  # noqa: E731
     config = str(Path("configs/reference.yaml"))
-    assert status_of(main, ["train.seed=4", "--config", config, "train.batch_size=3", "--limit", "2"], takes_config=True) == 0
+    assert (
+        status_of(main, ["train.seed=4", "--config", config, "train.per_device_train_batch_size=3", "--limit", "2"], takes_config=True) == 0
+    )
     assert (seen[0].name, seen[0].train.seed, seen[0].train.per_device_train_batch_size) == ("reference", 4, 3)

@@ -36,7 +36,9 @@ def test_a_rate_written_as_in_papers_is_a_number(yaml_file: Path) -> None:
 
 
 def test_overrides_reach_nested_keys_and_list_members(yaml_file: Path) -> None:
-    loaded = config.load(yaml_file, ["train.batch_size=8", "data.sources.0.limit=5", "model.projector.pool=3", "model.lora=null"])
+    loaded = config.load(
+        yaml_file, ["train.per_device_train_batch_size=8", "data.sources.0.limit=5", "model.connector.pool=3", "model.lora=null"]
+    )
     assert loaded.train.per_device_train_batch_size == 8
     assert loaded.model.connector.pool == 3
     assert loaded.model.lora is None
@@ -48,16 +50,16 @@ def test_overrides_reach_nested_keys_and_list_members(yaml_file: Path) -> None:
     ("override", "said"),
     [
         ("train.bach_size=8", "train.bach_size: unknown key"),
-        ("train.batch_size=eight", "train.batch_size: input should be a valid integer, found 'eight'"),
+        ("train.per_device_train_batch_size=eight", "train.per_device_train_batch_size: input should be a valid integer, found 'eight'"),
         ('train.seed="5"', "train.seed: input should be a valid integer"),
-        ("train.batch_size=0", "train.batch_size: input should be greater than or equal to 1"),
+        ("train.per_device_train_batch_size=0", "train.per_device_train_batch_size: input should be greater than or equal to 1"),
         ("train.gradient_checkpointing=1", "train.gradient_checkpointing.bool: input should be a valid boolean, found 1"),
         ("model.quantization=int4", "model.quantization: input should be 'none', 'int8' or 'nf4'"),
         ("data.sources.0.format=cocoo", "data.sources.0: input tag 'cocoo'"),
         ("data.sources.7.limit=1", "'7' is not a place in a list of 1"),
         ("name.x=1", "'name' has no keys below it"),
-        ("train.batch_size", "expected key=value"),
-        ("train.batch_size=[1", "the value is not YAML"),
+        ("train.per_device_train_batch_size", "expected key=value"),
+        ("train.per_device_train_batch_size=[1", "the value is not YAML"),
         ("name=../elsewhere", "name: string should match pattern"),
     ],
 )
@@ -113,5 +115,5 @@ def test_help_documents_every_key() -> None:
     undocumented = [lines[i - 1] for i, line in enumerate(lines) if not line.strip()]
     assert undocumented == []
     text = "\n".join(lines)
-    for key in ("model.lora.dora: bool = false", "train.stages.N.epochs: float = 1.0", "eval.systems.N.max_side: int = 384"):
+    for key in ("model.lora.use_dora: bool = false", "train.stages.N.epochs: float = 1.0", "eval.systems.N.max_side: int = 384"):
         assert key in text

@@ -7,13 +7,13 @@ import pytest
 
 from tests.pipeline import ROOT, run, workspace
 
-SMALL = "train.stages.0.max_steps=1 train.stages.1.max_steps=2 train.batch_size=4 train.evaluate_samples=4 train.panels=2 train.workers=0"
+SMALL = "train.stages.0.max_steps=1 train.stages.1.max_steps=2 train.per_device_train_batch_size=4 train.eval_samples=4 train.num_logged_predictions=2 train.dataloader_num_workers=0"
 REDUCED = {
     "tools/make_synthetic_data.py": "--train 24 --validation 8 --test 8 --unseen 4",
     "train.py": SMALL,
-    "tools/eval_rerank.py": "eval.bars.first=null eval.bars.lead=null eval.bars.shuffled_pictures=1 eval.bars.untuned=1 --limit 6",
+    "tools/eval_rerank.py": "eval.thresholds.first=null eval.thresholds.min_lead=null eval.thresholds.shuffled_images=1 eval.thresholds.untuned=1 --limit 6",
     "tools/benchmark.py preprocess": "--pictures 20 --records 60",
-    "tools/benchmark.py train": "--samples 8 --rounds 1 train.batch_size=4",
+    "tools/benchmark.py train": "--samples 8 --rounds 1 train.per_device_train_batch_size=4",
     "tools/benchmark.py generate": "--samples 4 --rounds 1 decoding.max_new_tokens=4",
 }
 """What a command gets in addition, so that it takes seconds."""

@@ -14,6 +14,6 @@ def write_checkpoint(path: Path, parts: Path, processor: Processor) -> None:
     """Write a whole checkpoint of the small parts, with projector and LoRA as they begin."""
     model = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, lora_alpha=8))
     torch.manual_seed(0)
-    checkpoint.save(configure_trainable(assembly.build(model, image_token_id=processor.image_token_id), model, ("projector", "lora")), path)
+    checkpoint.save(configure_trainable(assembly.build(model, image_token_id=processor.image_token_id), model, ("connector", "lora")), path)
     processor.save(path)
     checkpoint.write_manifest(path)

@@ -19,7 +19,7 @@ from errors import TesseraError, UsageError
 
 parser = cli.Parser(__doc__ or "")
 system_group = parser.add_mutually_exclusive_group()
-system_group.add_argument("--checkpoint", default="newest", metavar="PATH", help="`newest` (the default) or a checkpoint folder")
+system_group.add_argument("--checkpoint", default="latest", metavar="PATH", help="`newest` (the default) or a checkpoint folder")
 system_group.add_argument("--system", metavar="NAME", help="a system of eval.systems")
 image_group = parser.add_mutually_exclusive_group()
 image_group.add_argument("--image", type=Path, action="append", metavar="PATH", help="a picture; may be given several times")

@@ -20,7 +20,7 @@ FOLDER = Path("results/benchmark")
 SIZES = {
     "tiny": ("tiny.yaml",),
     "1.7b": ("siglip_qwen3_1.7b_lora.yaml",),
-    "4b": ("siglip_qwen3_4b_qlora.yaml", "model.quantization=none", "train.tokens_per_row=8192"),
+    "4b": ("siglip_qwen3_4b_qlora.yaml", "model.quantization=none", "train.packing_length=8192"),
     "8b": ("siglip_qwen3_8b_lora.yaml",),
 }
 """The recipe of each size and what is changed in it: the stock model has no 4-bit weights, so neither has ours."""

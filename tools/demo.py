@@ -38,7 +38,7 @@ def main(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.port <= 65535:
         raise UsageError(f"--port {arguments.port}: 0 to 65535 is expected")
     other = select_system(config, "--against", arguments.against) if arguments.against else None
-    main_system: System = CheckpointSystem(name=config.name, kind="checkpoint", path="newest")
+    main_system: System = CheckpointSystem(name=config.name, kind="checkpoint", path="latest")
     if arguments.system:
         main_system = select_system(config, "--system", arguments.system)
     configuration.check_model_paths(config, *scorer_keys(config.rerank))

@@ -77,8 +77,8 @@ def main(arguments: argparse.Namespace) -> int:
     report = write_report(evaluation_result, experiment)
     print(render_tables(evaluation_result.summary))
     print(f"report: {report}")
-    if names := missed_thresholds(evaluation_result.summary.get("bars", [])):
-        print(f"missed: {', '.join(f'eval.bars.{name}' for name in names)}", file=sys.stderr)
+    if names := missed_thresholds(evaluation_result.summary.get("thresholds", [])):
+        print(f"missed: {', '.join(f'eval.thresholds.{name}' for name in names)}", file=sys.stderr)
         return 1
     return 0
 

@@ -15,7 +15,7 @@ from model.siglip_qwen.checkpoint import latest
 from model.siglip_qwen.processor import Processor
 
 parser = cli.Parser(__doc__)
-parser.add_argument("--checkpoint", default="newest", metavar="DIR", help="checkpoint folder; newest: of checkpoints/<name> (default)")
+parser.add_argument("--checkpoint", default="latest", metavar="DIR", help="checkpoint folder; newest: of checkpoints/<name> (default)")
 parser.add_argument("--format", required=True, choices=("merged", "llava"), help="merged: our own form; llava: for stock transformers")
 parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder")
 parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights (default: exact; bfloat16: half)")
@@ -32,7 +32,7 @@ def main(arguments: argparse.Namespace) -> None:
     token = push_to_hub.token_from_environment(os.environ) if arguments.push else ""
     if arguments.push:
         push_to_hub.check_repository(arguments.push, token)
-    use_latest = arguments.checkpoint == "newest"
+    use_latest = arguments.checkpoint == "latest"
     folder = latest(arguments.config.checkpoint_folder) if use_latest else Path(arguments.checkpoint)
     report = MergeReport.load(arguments.report).table() if arguments.report else None
     dtype = getattr(torch, arguments.dtype)

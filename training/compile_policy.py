@@ -33,13 +33,13 @@ def check_step_settings(train: TrainConfig, device: torch.device, sharded: bool)
     if train.torch_compile is True:
         unsupported_reason = "layers that FSDP or ZeRO-3 shares out are not compiled" if sharded else compile_unsupported_reason(device)
         if unsupported_reason is not None:
-            raise UsageError(f"train.compile: {unsupported_reason}; set train.compile=false")
+            raise UsageError(f"train.torch_compile: {unsupported_reason}; set train.torch_compile=false")
 
 
 def decide_compile(train: TrainConfig, device: torch.device, micro_batches: int, sharded: bool) -> CompileDecision:
     """Whether a stage of so many micro-batches compiles its layers."""
     if train.torch_compile != "auto":
-        return CompileDecision(train.torch_compile, f"train.compile={str(train.torch_compile).lower()}")
+        return CompileDecision(train.torch_compile, f"train.torch_compile={str(train.torch_compile).lower()}")
     if device.type != "cuda":
         return CompileDecision(False, f"auto on {device.type}")
     if sharded:

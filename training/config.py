@@ -9,7 +9,7 @@ from config_schema import section
 from dataset.config import DataConfig
 from model.siglip_qwen.config import ModelConfig
 
-ParamGroup = Literal["projector", "lora", "language"]
+ParamGroup = Literal["connector", "lora", "language"]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -47,8 +47,8 @@ class TrainConfig:
     """The training."""
 
     stages: tuple[StageConfig, ...] = (
-        StageConfig(name="align", train=("projector",), learning_rate=1e-3),
-        StageConfig(name="tune", train=("projector", "lora")),
+        StageConfig(name="align", train=("connector",), learning_rate=1e-3),
+        StageConfig(name="tune", train=("connector", "lora")),
     )
     """Stages, run one after the other."""
     learning_rate: PositiveFloat | LearningRates = LearningRates()

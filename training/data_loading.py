@@ -170,7 +170,7 @@ class Batching:
         longest = max((int(one.max()) for one in sampled_lengths if len(one)), default=0)
         if longest > self.packing_length:
             raise UsageError(
-                f"train.tokens_per_row: {self.packing_length} is less than the longest sample of {longest} tokens; lower model.max_tokens"
+                f"train.packing_length: {self.packing_length} is less than the longest sample of {longest} tokens; lower model.max_length"
             )
         return PackedBatching(sampled_lengths, self.packing_length, seed)
 

@@ -20,7 +20,7 @@ def check_world_size(wanted: int | None) -> PartialState:
     """Join the other processes. Raises UsageError when there are not as many as the configuration or the launcher says."""
     state = init_distributed()
     if wanted is not None and state.num_processes != wanted:
-        raise UsageError(f"train.processes: {wanted} processes are asked for, {state.num_processes} are running; {LAUNCH_HELP}")
+        raise UsageError(f"train.num_processes: {wanted} processes are asked for, {state.num_processes} are running; {LAUNCH_HELP}")
     return state
 
 
@@ -55,7 +55,7 @@ def gather_full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
 
     model: its parameters may be shards of FSDP2 or ZeRO-3. Frozen weights that are never trained stay where they are.
     """
-    wanted = {"projector", "lora"} | ({"language"} if base_model(model).config.language_weights else set())
+    wanted = {"connector", "lora"} | ({"language"} if base_model(model).config.language_weights else set())
     return {name: _full_tensor(parameter) for name, parameter in model.named_parameters() if param_group_of(name) in wanted}
 
 

@@ -9,9 +9,9 @@ import torch
 from errors import TesseraError
 
 REMEDIES = (
-    "lower train.tokens_per_row (packed) or train.batch_size (padded) and raise train.accumulation, "
+    "lower train.packing_length (packed) or train.per_device_train_batch_size (padded) and raise train.gradient_accumulation_steps, "
     "set train.gradient_checkpointing=true, lower train.logits_memory_gib, load the language model with model.quantization=nf4, "
-    "set train.optimizer=paged_adamw8bit (CUDA), or shorten samples with model.projector.pool or model.max_tokens"
+    "set train.optim=paged_adamw8bit (CUDA), or shorten samples with model.connector.pool or model.max_length"
 )
 
 OUT_OF_MEMORY_SIGNS = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")

@@ -12,6 +12,7 @@ from typing import Any
 
 from atomic_io import write_json
 from errors import UsageError
+from renamed_keys import RENAMED_GROUPS, new_key, with_new_keys
 from training.config import Experiment
 from training.monitoring.metrics_history import Row
 
@@ -20,8 +21,8 @@ RUN_STATE_FILE = "run_state.json"
 CHANGEABLE_KEYS = frozenset(
     f"train.{key}"
     for key in (
-        *("log_steps", "evaluate_steps", "evaluate_samples", "save_steps", "keep_checkpoints", "patience", "workers", "panels"),
-        *("gradient_checkpointing", "compile", "logits_memory_gib"),
+        *("logging_steps", "eval_steps", "eval_samples", "save_steps", "save_total_limit", "early_stopping_patience"),
+        *("dataloader_num_workers", "num_logged_predictions", "gradient_checkpointing", "torch_compile", "logits_memory_gib"),
     )
 )
 """Settings that may change between a checkpoint and the run that continues it: they do not touch a training step, or no
@@ -53,9 +54,20 @@ def read_run_state(folder: Path) -> RunState:
     """Raises UsageError when `folder` is not a checkpoint that training wrote."""
     path = folder / RUN_STATE_FILE
     try:
-        return RunState(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return RunState(**_with_new_keys(json.loads(path.read_text(encoding="utf-8"))))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"--resume {folder}: {RUN_STATE_FILE} cannot be read, this is not a checkpoint of a training ({error})") from error
+
+
+def _with_new_keys(state: dict[str, Any]) -> dict[str, Any]:
+    """The state under today's keys, which are the parts of a setting's path and of a learning rate's name."""
+    renamed: dict[str, Any] = {}
+    for path, value in state["settings"].items():
+        section, *keys = path.split(".")
+        renamed[".".join([section, *(new_key(section, key) or key for key in keys)])] = with_new_keys(section, value)
+    rates = {f"learning_rate/{old}": f"learning_rate/{new}" for old, new in RENAMED_GROUPS.items()}
+    history = [{rates.get(key, key): value for key, value in row.items()} for row in state["history"]]
+    return {**state, "settings": renamed, "history": history}
 
 
 def settings(config: Experiment, samples: Path, num_processes: int, packed: bool, precision: str) -> dict[str, Any]:
@@ -66,7 +78,7 @@ def settings(config: Experiment, samples: Path, num_processes: int, packed: bool
     found = {f"model.{key}": value for key, value in _flat(dataclasses.asdict(config.model)).items()}
     found |= {f"train.{key}": value for key, value in _flat(dataclasses.asdict(config.train)).items()}
     found |= {"data.augmentation": dataclasses.asdict(config.data.augmentation) if config.data.augmentation else None}
-    found |= {"train.processes": num_processes, "train.batching": "packed" if packed else "padded", "train.precision": precision}
+    found |= {"train.num_processes": num_processes, "train.batching": "packed" if packed else "padded", "train.precision": precision}
     with samples.open("rb") as file:
         found["data (samples.parquet)"] = hashlib.file_digest(file, "sha256").hexdigest()
     # As JSON gives it back, so that a setting read from a checkpoint compares equal.

@@ -58,7 +58,9 @@ def setup_run(config: Experiment) -> RunSetup:
     """
     check_stages(config.train, config.model)
     if config.train.cache_vision_features and config.data.augmentation is not None:
-        raise UsageError("train.cache_features: features are kept of unchanged pictures; set it to false, or data.augmentation to null")
+        raise UsageError(
+            "train.cache_vision_features: features are kept of unchanged pictures; set it to false, or data.augmentation to null"
+        )
     partial_state = check_world_size(config.train.num_processes)
     if not (partial_state.is_main_process and sys.stderr.isatty()):
         transformers.logging.disable_progress_bar()
@@ -105,7 +107,7 @@ def build_processor(model: ModelConfig) -> Processor:
 def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
     """Say what is trained on. Raises UsageError when that is nothing, or when patience has nothing to go by."""
     for split_name, lengths in (("training", run_setup.lengths), ("validation", validation)):
-        dropped = f", {lengths.dropped:,} dropped: nothing to supervise within model.max_tokens" if lengths.dropped else ""
+        dropped = f", {lengths.dropped:,} dropped: nothing to supervise within model.max_length" if lengths.dropped else ""
         joined_note = f" in {len(lengths):,} conversations" if len(lengths) < lengths.samples else ""
         run_setup.print_once(f"{lengths.samples:,} {split_name} samples{joined_note}{dropped}")
     if run_setup.processor.pixel_reader.lookup_table is None:
@@ -113,7 +115,7 @@ def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
     if not len(run_setup.lengths):
         raise UsageError(f"{run_setup.store.folder}: no training samples in it")
     if run_setup.validation is None and run_setup.config.train.early_stopping_patience is not None:
-        raise UsageError(f"train.patience: needs validation samples, and {run_setup.store.folder} has none")
+        raise UsageError(f"train.early_stopping_patience: needs validation samples, and {run_setup.store.folder} has none")
 
 
 def _evenly_spaced(rows: np.ndarray, count: int) -> np.ndarray:

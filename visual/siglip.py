@@ -58,7 +58,9 @@ def check_feature_layer(config: SiglipVisionConfig, layer: FeatureLayer) -> None
     """Raise UsageError when the encoder has no such hidden state."""
     states = config.num_hidden_layers + 1
     if isinstance(layer, int) and not -states <= layer < states:
-        raise UsageError(f"model.feature_layer: {layer} is out of range; the vision encoder has hidden states {-states} to {states - 1}")
+        raise UsageError(
+            f"model.vision_feature_layer: {layer} is out of range; the vision encoder has hidden states {-states} to {states - 1}"
+        )
 
 
 def load(name: str, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> VisionTower:

@@ -49,7 +49,7 @@ StreamEvent: TypeAlias = RequestStarted | RequestFailed | TokenGenerated
 def can_stream_tokens(answerer: Answerer) -> bool:
     """Whether a system's tokens can be had one by one: a decoder-only model in this process."""
     is_local = isinstance(answerer, LocalAnswerer)
-    return is_local and all(getattr(type(answerer), part) is getattr(LocalAnswerer, part) for part in ("stream", "grow"))
+    return is_local and all(getattr(type(answerer), part) is getattr(LocalAnswerer, part) for part in ("stream", "generate_tokens"))
 
 
 def stream_tokens(

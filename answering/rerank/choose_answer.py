@@ -30,8 +30,8 @@ class RerankPlan:
     """
 
     weights: RerankWeights = field(default_factory=RerankWeights)
-    form: Form = "softmax"
-    guard: tuple[SkippableQuestionType, ...] = SKIPPABLE_QUESTION_TYPES
+    clip_score_form: Form = "softmax"
+    skipped_question_types: tuple[SkippableQuestionType, ...] = SKIPPABLE_QUESTION_TYPES
     learned: LogisticModel | None = None
     confidence: Confidence | None = None
 
@@ -65,14 +65,14 @@ def select_candidates(
     indices = {"first": 0, "majority": _majority(candidates), "likelihood": _argmax(log_likelihoods(candidates))}
     if signals is None:
         return indices
-    skipped = kind is not None and kind in plan.guard
+    skipped = kind is not None and kind in plan.skipped_question_types
     for name, one in image_text_signals(signals).items():
         indices[name] = _argmax(one.scores)
         if one.corrected is not None:
             indices[name + CORRECTED_SUFFIX] = _argmax(one.corrected)
     if SELF_EVALUATION in signals:
         indices[SELF_EVALUATION] = _argmax(signals[SELF_EVALUATION].scores)
-    indices["reranked"] = 0 if skipped else next(iter(rerank(candidates, signals, plan.weights, plan.form).order), 0)
+    indices["reranked"] = 0 if skipped else next(iter(rerank(candidates, signals, plan.weights, plan.clip_score_form).order), 0)
     if plan.learned is not None:
         indices["learned"] = 0 if skipped or not candidates else _argmax(learned_fusion.fused(plan.learned, candidates, signals))
     return indices

@@ -82,6 +82,6 @@ def _scaled_scores(name: str, one: Signal, form: Form) -> np.ndarray:
         return softmax_min_max(np.array(one.scores))
     if one.corrected is None:
         raise UsageError(
-            f"rerank.form: prior_corrected needs what {name} says of unrelated pictures; set rerank.bank to a number of pictures"
+            f"rerank.clip_score_form: prior_corrected needs what {name} says of unrelated pictures; set rerank.background_images to a number of pictures"
         )
     return softmax_min_max(np.array(one.corrected))

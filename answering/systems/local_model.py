@@ -157,7 +157,7 @@ class LocalAnswerer(ABC):
             longest = max(len(prompt.ids) for prompt in prompts)
             raise OutOfMemoryError(
                 f"out of memory with {len(prompts)} questions of up to {longest} tokens and "
-                f"{decoding.num_candidates} candidates each; lower decoding.batch_size (now {decoding.batch_size}) or decoding.k"
+                f"{decoding.num_candidates} candidates each; lower decoding.batch_size (now {decoding.batch_size}) or decoding.num_candidates"
             ) from error
 
     def generate(

@@ -49,7 +49,7 @@ class QwenVlAnswerer(SelfEvaluatingAnswerer):
     @property
     def description(self) -> Description:
         system = self.system
-        settings = {"path": system.path, "quantization": system.quantization, "max_side": system.max_image_side}
+        settings = {"path": system.path, "quantization": system.quantization, "max_image_side": system.max_image_side}
         return Description(system.kind, {**settings, **self.policy.settings()})
 
     @property

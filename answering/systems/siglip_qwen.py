@@ -51,7 +51,7 @@ class CheckpointAnswerer(SelfEvaluatingAnswerer):
         """Raises EncodingError or PictureError."""
         ids = self.processor.prompt(self.policy.messages(request), len(request.images))
         if len(ids) > self.processor.max_length:
-            raise EncodingError(f"the prompt has {len(ids)} tokens, at most {self.processor.max_length} (model.max_tokens) are allowed")
+            raise EncodingError(f"the prompt has {len(ids)} tokens, at most {self.processor.max_length} (model.max_length) are allowed")
         text = self.processor.readable(ids)
         if not request.images:
             return Prompt(ids, text)

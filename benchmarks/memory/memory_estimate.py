@@ -34,7 +34,7 @@ COLUMNS = ("what", "GiB")
 
 
 def estimate_memory(size: Size, model: ModelConfig, train: TrainConfig) -> BenchmarkReport:
-    """The table of a step over `train.tokens_per_row` tokens. Raises UsageError for settings that have no plan."""
+    """The table of a step over `train.packing_length` tokens. Raises UsageError for settings that have no plan."""
     plain = dataclasses.replace(model, quantization="none")
     ours = build_ours(size, plain, build_processor(size, plain), dtype=torch.bfloat16, device=torch.device("meta"))
     adapted = configure_trainable(ours, plain, train.stages[-1].train)

@@ -28,7 +28,7 @@ SIMULATED_GPU_NOTE = "imitated: torch's allocator counted, nothing was computed;
 
 
 def measure(size: Size, model: ModelConfig, train: TrainConfig, device: torch.device) -> BenchmarkReport:
-    """Run a few optimizer steps of `train.accumulation` micro-batches each. What a device does not tell is left out (a CPU tells nothing).
+    """Run a few optimizer steps of `train.gradient_accumulation_steps` micro-batches each. What a device does not tell is left out (a CPU tells nothing).
 
     Raises UsageError for settings that cannot be measured, TesseraError where memory runs out.
     """

@@ -58,7 +58,7 @@ def measure(config: Experiment, steps: int, eval_steps: int) -> BenchmarkReport:
     """
     check_comparable(config.model)
     if config.train.cache_vision_features or config.data.augmentation is not None:
-        raise UsageError("train.cache_features, data.augmentation: both paths read the same plain pictures; turn them off")
+        raise UsageError("train.cache_vision_features, data.augmentation: both paths read the same plain pictures; turn them off")
     run_setup = setup_run(config)
     if run_setup.validation is None:
         raise UsageError(f"{run_setup.store.folder}: no validation samples, by which both paths are compared")

@@ -79,7 +79,7 @@ class Setup:
     ) -> "Setup":
         """cut: leave out samples that are longer than a row. Raises UsageError for settings that cannot be measured."""
         if train.cache_vision_features:
-            raise UsageError("train.cache_features: the stock model runs its vision trunk, so ours does; set it to false")
+            raise UsageError("train.cache_vision_features: the stock model runs its vision trunk, so ours does; set it to false")
         check_step_settings(train, device, False)
         if "lora" not in train.stages[-1].train or model.lora is None:
             raise UsageError("train.stages: the last one is measured and must train lora, as the stock model does")
@@ -89,10 +89,10 @@ class Setup:
         if drop_long_samples:
             examples = [example for example in examples if len(example.encoded) <= train.packing_length]
         if not examples:
-            raise UsageError(f"train.tokens_per_row: {train.packing_length} is less than the shortest sample")
+            raise UsageError(f"train.packing_length: {train.packing_length} is less than the shortest sample")
         longest = max(len(example.encoded) for example in examples)
         if batching.packed and longest > train.packing_length:
-            raise UsageError(f"train.tokens_per_row: {train.packing_length} is less than the longest sample of {longest} tokens")
+            raise UsageError(f"train.packing_length: {train.packing_length} is less than the longest sample of {longest} tokens")
         return cls(model, train, device, bf16, processor, examples, batching)
 
     @property

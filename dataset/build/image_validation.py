@@ -60,11 +60,17 @@ _SCHEMA = pa.schema(
 )
 
 
+_EARLIER_NAME = "pictures.parquet"
+"""What the cache was called under schema version 1."""
+
+
 class ImageCheckCache:
     """What earlier merges found out, in one Parquet file; a picture is known by path, size and time of change."""
 
     def __init__(self, file: Path):
         self.file = file
+        if not file.is_file() and (earlier := file.with_name(_EARLIER_NAME)).is_file():
+            earlier.rename(file)
         self._entries: dict[str, ImageCheck] = {}
         if file.is_file():
             try:

@@ -46,7 +46,7 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
     report = MergeReport([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
     with _work_folder(folder) as work:
         buffer, images = _read_sources(config, report, work / "samples.arrow", folder / "embedded")
-        image_checks = check_images(images, ImageCheckCache(cache / "pictures.parquet"), config.max_pixels, config.workers)
+        image_checks = check_images(images, ImageCheckCache(cache / "image_checks.parquet"), config.max_pixels, config.workers)
         keep = _drop_unusable(buffer, image_checks, report, config.sources)
         if not keep.any():
             raise TesseraError(report.empty_message())

@@ -109,7 +109,7 @@ def _tune_weights(
     """
     settings = _settings_grid(rows, configured_plan)
     first = np.array([example.accuracies[0] for example in rows])
-    table = np.where([example.kind in configured_plan.guard for example in rows], first, _accuracies(rows, settings))
+    table = np.where([example.kind in configured_plan.skipped_question_types for example in rows], first, _accuracies(rows, settings))
     held_out = np.empty(len(rows))
     for train_mask, held_out_mask in group_k_fold(groups, seed):
         held_out[held_out_mask] = table[_best_setting(table[:, train_mask].mean(axis=1), settings), held_out_mask]
@@ -123,7 +123,7 @@ def _tune_weights(
     if held_out.mean() <= table[0].mean() + _TOLERANCE:
         return configured_plan, "default", found
     form, weights = settings[_best_setting(table.mean(axis=1), settings)]
-    return replace(configured_plan, weights=weights, form=form), "validation", found
+    return replace(configured_plan, weights=weights, clip_score_form=form), "validation", found
 
 
 def _settings_grid(rows: Sequence[ValidationExample], configured_plan: RerankPlan) -> list[FusionSetting]:
@@ -133,7 +133,7 @@ def _settings_grid(rows: Sequence[ValidationExample], configured_plan: RerankPla
     if all(one.prior is not None for own in signals for name, one in own.items() if name != SELF_EVALUATION):
         forms.append("prior_corrected")
     self_weights = SELF_EVALUATION_WEIGHTS if any(SELF_EVALUATION in own for own in signals) else (0.0,)
-    found: list[FusionSetting] = [(configured_plan.form, configured_plan.weights)]
+    found: list[FusionSetting] = [(configured_plan.clip_score_form, configured_plan.weights)]
     for form, self_weight, likelihood in product(forms, self_weights, LIKELIHOOD_WEIGHTS):
         rest = 1 - self_weight
         weights = RerankWeights(likelihood=round(rest * likelihood, 3), clip=round(rest * (1 - likelihood), 3), self_evaluation=self_weight)
@@ -186,9 +186,9 @@ def _tune_skipped_question_types(
 
     The guarded questions had no part in the plan's weights, so that the gain is not one of fitting.
     """
-    reranked = _accuracies(rows, [(plan.form, plan.weights)])[0]
+    reranked = _accuracies(rows, [(plan.clip_score_form, plan.weights)])[0]
     first = np.array([example.accuracies[0] for example in rows])
-    own = {kind: np.array([example.kind == kind for example in rows]) for kind in plan.guard}
+    own = {kind: np.array([example.kind == kind for example in rows]) for kind in plan.skipped_question_types}
     differences = {kind: _gain(reranked[mask], first[mask], groups[mask], resamples, seed) for kind, mask in own.items() if mask.any()}
     adjusted = dict(zip(differences, holm([gain.p_value for gain in differences.values()]), strict=True))
     found: dict[str, Any] = {
@@ -201,7 +201,9 @@ def _tune_skipped_question_types(
         }
         for kind, gain in differences.items()
     }
-    return replace(plan, guard=tuple(kind for kind in plan.guard if kind not in found or found[kind]["left_alone"])), found
+    return replace(
+        plan, skipped_question_types=tuple(kind for kind in plan.skipped_question_types if kind not in found or found[kind]["left_alone"])
+    ), found
 
 
 def _gain(reranked: np.ndarray, first: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> Difference:
@@ -216,7 +218,7 @@ def _fit_system(
     """A system's own plan: the common one with a learned fusion and a credibility, where there is enough to learn from."""
     if len(set(groups.tolist())) < 2:
         return common, {"questions": len(examples)}
-    learned, accuracy = _fit_fusion(examples, groups, common.guard, seed)
+    learned, accuracy = _fit_fusion(examples, groups, common.skipped_question_types, seed)
     plan = replace(common, learned=learned)
     selections = [select_candidates(example.prediction.candidates, example.signals, plan, example.kind) for example in examples]
     indices = [own[displayed_choice(own)] for own in selections]

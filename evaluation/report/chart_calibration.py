@@ -29,7 +29,7 @@ def confidence(summary: Summary) -> Figure:
     left[1].sharex(left[0])
     _calibration(left[0], left[1], systems)
     left[0].set_title("Can the credibility be believed?", loc="left")
-    left[1].set_xlabel("credibility")
+    left[1].set_xlabel("confidence")
     right[1].axis("off")
     for i, (name, found) in enumerate(systems.items()):
         points = found["risk_coverage"]
@@ -46,7 +46,7 @@ def confidence(summary: Summary) -> Figure:
 
 def systems_with_confidence(summary: Summary) -> dict[str, Any]:
     """What is known of the credibility of each system that has one."""
-    return _systems(summary, "credibility")
+    return _systems(summary, "confidence")
 
 
 def _systems(summary: Summary, key: str) -> dict[str, Any]:

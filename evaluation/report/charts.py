@@ -20,7 +20,7 @@ CAPTIONS = {
     "rerank_by_category": "What the rerank did in each category",
     "accuracy_by_category": "Accuracy by category",
     "fused_calibration": "What the fused score is worth as a probability",
-    "credibility": "How far an answer's credibility can be believed, and what giving only credible answers gains",
+    "confidence": "How far an answer's credibility can be believed, and what giving only credible answers gains",
     "robustness": "Accuracy on worse and worse pictures",
     "right_cases": "Right answers, drawn at random",
     "wrong_cases": "Wrong answers, drawn at random",
@@ -44,7 +44,7 @@ def write_charts(summary: dict[str, Any], examples: Sequence[Example], store: Sa
     if any("fused_calibration" in results for results in summary["systems"].values()):
         charts["fused_calibration"] = chart_calibration.fused_score_calibration
     if chart_calibration.systems_with_confidence(summary):
-        charts["credibility"] = chart_calibration.confidence
+        charts["confidence"] = chart_calibration.confidence
     if "curve" in summary:
         charts["learning_curve"] = chart_curves.learning_curve
     if "robustness" in summary:

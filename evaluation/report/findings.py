@@ -82,10 +82,10 @@ def _rerank_sentence(summary: dict[str, Any], top: str) -> str:
 
 
 def _image_use_sentence(summary: dict[str, Any], top: str) -> str:
-    row = _find_comparison(summary, f"{top}/first", "controls/shuffled_pictures")
+    row = _find_comparison(summary, f"{top}/first", "controls/shuffled_images")
     if row is None:
         return ""
-    shuffled_accuracy = percent(summary["controls"]["shuffled_pictures"][PRIMARY_METRIC])
+    shuffled_accuracy = percent(summary["controls"]["shuffled_images"][PRIMARY_METRIC])
     if row["verdict"] == "a":
         return f" It looks at the pictures: with other pictures it falls to {shuffled_accuracy} %."
     return f" It is not shown to look at the pictures: with other pictures it has {shuffled_accuracy} %."

@@ -74,7 +74,7 @@ def confidence_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     )
     rows: list[Row] = []
     for name, results in summary["systems"].items():
-        if (values := results.get("credibility")) is None:
+        if (values := results.get("confidence")) is None:
             continue
         curve = {point["coverage"]: point["vqa_accuracy"] for point in values["risk_coverage"]}
         best = (f"{100 * curve[fraction]:.1f}" if fraction in curve else "" for fraction in COVERAGES)
@@ -103,10 +103,10 @@ def remarks(summary: dict[str, Any]) -> list[str]:
             "learned: a logistic model of each system, fitted on the validation split; the test split was scored once, "
             "when all numbers stood."
         )
-    if any("credibility" in results for results in summary["systems"].values()):
+    if any("confidence" in results for results in summary["systems"].values()):
         lines.append("Credibility: fitted and calibrated for each system on the validation split alone.")
     for name, results in summary["systems"].items():
-        if (values := results.get("credibility", {}).get("abstaining")) is not None:
+        if (values := results.get("confidence", {}).get("abstaining")) is not None:
             accuracy = f", {100 * values['vqa_accuracy']:.1f} % of these right" if "vqa_accuracy" in values else ""
             lines.append(
                 f"{name} answers {100 * values['answered']:.1f} % of the questions when unsure below {values['below']:g}{accuracy}."

@@ -48,7 +48,7 @@ def all_tables(summary: dict[str, Any]) -> dict[str, tuple[Row, list[Row]]]:
         by_title["Mean and spread over seeds"] = group_table(summary)
     if any(results["choices"] for results in summary["systems"].values()):
         by_title["By category, language and source"] = category_table(summary)
-    if "bars" in summary:
+    if "thresholds" in summary:
         by_title["What must hold"] = threshold_table(summary)
     by_title["Comparisons"] = comparison_table(summary)
     by_title["Can an answer be trusted?"] = rerank_tables.confidence_table(summary)
@@ -231,7 +231,7 @@ def threshold_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
             f"{threshold['kind']} {percent(threshold['limit'])}",
             "yes" if threshold["met"] else "NO",
         )
-        for threshold in summary["bars"]
+        for threshold in summary["thresholds"]
     ]
     return ("must hold", "VQA accuracy", "bar", "met"), rows
 

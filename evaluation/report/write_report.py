@@ -104,7 +104,7 @@ def _page_context(summary: dict[str, Any], all_examples: list[Example], shown: l
         "headline": headline(summary),
         "sentences": sentences(summary),
         "remarks": result_tables.remarks(summary),
-        "bars": {name: _bars(results) for name, results in summary["systems"].items() if results["choices"]},
+        "thresholds": {name: _bars(results) for name, results in summary["systems"].items() if results["choices"]},
         "controls": [_bar(name, "control", measures, "control") for name, measures in summary.get("controls", {}).items()],
         "meanings": result_tables.CHOICE_DESCRIPTIONS,
         "right": RIGHT,

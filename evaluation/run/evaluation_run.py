@@ -74,7 +74,7 @@ def score_evaluation(experiment: Experiment, evaluation_run: EvaluationRun) -> E
     )
     question_types = [skippable_question_type(question.text, question.request.language) for question in short]
     for name, result in results.items():
-        skipped = np.array([kind in rerank_plans.for_system(name).guard for kind in question_types], dtype=bool)
+        skipped = np.array([kind in rerank_plans.for_system(name).skipped_question_types for kind in question_types], dtype=bool)
         summary["systems"][name] |= candidate_metrics(result.short, known, skipped, experiment.rerank.abstain_below)
     write_json(experiment.out / "summary.json", summary)
     for name, result in results.items():

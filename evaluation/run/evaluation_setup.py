@@ -44,11 +44,11 @@ def check_experiment(experiment: Experiment, scorers: Sequence[NamedScorer]) -> 
     check_thresholds(settings)
     check_groups(settings)
     if rerank.tune and not scorers and not rerank.self_evaluation:
-        raise UsageError("rerank.tune: there is nothing to weigh without rerank.clip, rerank.scorers or rerank.self_score")
+        raise UsageError("rerank.tune: there is nothing to weigh without rerank.clip, rerank.scorers or rerank.self_evaluation")
     if rerank.abstain_below is not None and not rerank.tune:
         raise UsageError("rerank.abstain_below: what is credible is learned on the validation split; set rerank.tune to true")
     if rerank.clip_score_form == "prior_corrected" and not rerank.background_images:
-        raise UsageError("rerank.form: prior_corrected needs unrelated pictures; set rerank.bank to their number")
+        raise UsageError("rerank.clip_score_form: prior_corrected needs unrelated pictures; set rerank.background_images to their number")
     if rerank.tune and settings.split == "validation":
         raise UsageError("rerank.tune: weights are chosen on the validation split, so eval.split must be another one")
     if rerank.weights.likelihood + rerank.weights.clip == 0:

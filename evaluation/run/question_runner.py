@@ -24,6 +24,7 @@ from evaluation.prediction_files import Journal, Prediction
 from evaluation.questions import Question, digest
 from process_group import ProcessGroup
 from progress import Progress
+from renamed_keys import with_old_keys
 
 _BATCHES_PER_CHUNK = 4
 
@@ -137,9 +138,17 @@ def answer_questions(
     return RunnerOutput(all_predictions, stopwatch.total.rate, stopwatch.total.cuda_graphs_error)
 
 
-def _key(model: dict[str, Any], decoding: DecodingConfig, question: Question) -> str:
+def _key(model: dict[str, Any], decoding: dict[str, Any], question: Question) -> str:
     """Two samples may ask the same about one picture, and have other references: each has an answer of its own."""
-    return digest(model, decoding_record(decoding), question.sample_id, question.fingerprint)
+    return digest(model, decoding, question.sample_id, question.fingerprint)
+
+
+def _cached(model: dict[str, Any], decoding: dict[str, Any], question: Question, journal: Journal) -> Prediction | None:
+    """The question's prediction in the journal, also one whose key was made of the keys of schema version 1."""
+    key = _key(model, decoding, question)
+    old_key = _key(with_old_keys("eval", model), with_old_keys("decoding", decoding), question)
+    prediction = journal.cached.get(key) or journal.cached.get(old_key)
+    return None if prediction is None else dataclasses.replace(prediction, key=key)
 
 
 def _cached_chunk(chunk: Chunk, model: dict[str, Any], journal: Journal) -> list[Prediction]:
@@ -147,7 +156,8 @@ def _cached_chunk(chunk: Chunk, model: dict[str, Any], journal: Journal) -> list
 
     A chunk is asked as a whole: questions that are batched otherwise may differ in the last bits of a score.
     """
-    found = [journal.cached.get(_key(model, chunk.decoding, question)) for question in chunk.questions]
+    decoding = decoding_record(chunk.decoding)
+    found = [_cached(model, decoding, question, journal) for question in chunk.questions]
     cached = [prediction for prediction in found if prediction is not None and prediction.error is None]
     if len(cached) < len(found):
         return []
@@ -157,16 +167,17 @@ def _cached_chunk(chunk: Chunk, model: dict[str, Any], journal: Journal) -> list
 def _answer_chunk(answerer: Answerer, chunk: Chunk, model: dict[str, Any], stopwatch: "Stopwatch") -> list[Prediction]:
     started = time.monotonic()
     answers = answerer.answer([question.request for question in chunk.questions], chunk.decoding)
+    decoding = decoding_record(chunk.decoding)
     stopwatch.add(len(answers), time.monotonic() - started, answerer.cuda_graphs_error if isinstance(answerer, ReplaysCudaGraphs) else None)
     return [
         Prediction(
             sample_id=question.sample_id,
             question=question.text,
-            key=_key(model, chunk.decoding, question),
+            key=_key(model, decoding, question),
             candidates=answer.candidates,
             error=answer.error if answer.error is not None or answer.candidates else "the system gave no candidate",
             prompt=answer.prompt,
-            decoding=decoding_record(chunk.decoding),
+            decoding=decoding,
             model=model,
         )
         for question, answer in zip(chunk.questions, answers, strict=True)

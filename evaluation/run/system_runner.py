@@ -119,10 +119,10 @@ def run_all_systems(
             evaluation_run.validation[system.name] = runner.answer_questions(
                 answerer, tuning_questions, tuning_references, f"validation/{system.name}"
             )
-        if system is control_system and "shuffled_pictures" in settings.controls:
+        if system is control_system and "shuffled_images" in settings.controls:
             shuffled = with_shuffled_images(short, settings.seed)
-            evaluation_run.controls["shuffled_pictures"] = runner.run_control(
-                answerer, shuffled, reference_answers, "controls/shuffled_pictures"
+            evaluation_run.controls["shuffled_images"] = runner.run_control(
+                answerer, shuffled, reference_answers, "controls/shuffled_images"
             )
         for condition in corruption_conditions(settings):
             with with_corrupted_images(corruption_questions(short, settings), condition) as corrupted_questions:

@@ -25,15 +25,17 @@ def rerank_metrics(rerank: RerankConfig, rerank_plans: RerankPlans, scorers: Seq
     plan = rerank_plans.shared_plan
     weights = asdict(plan.weights)
     if not rerank.self_evaluation:
-        del weights["self_score"]
+        del weights["self_evaluation"]
     metrics: dict[str, Any] = {"weights": weights, "chosen_on": rerank_plans.chosen_on}
     if scorers:
         metrics |= {"scorer": scorers[0].name, "scorers": {scorer.choice: scorer.name for scorer in scorers}}
-        metrics |= {"form": plan.form, "wording": rerank.statement_form}
-        metrics["bank"] = max(0 if scorer.background_images is None else len(scorer.background_images.keys) for scorer in scorers)
+        metrics |= {"form": plan.clip_score_form, "wording": rerank.statement_form}
+        metrics["background_images"] = max(
+            0 if scorer.background_images is None else len(scorer.background_images.keys) for scorer in scorers
+        )
     if rerank.self_evaluation:
         metrics["self_score"] = SELF_EVALUATION
-    metrics["left_alone"] = list(plan.guard)
+    metrics["left_alone"] = list(plan.skipped_question_types)
     if rerank_plans.found:
         metrics["validation"] = dict(rerank_plans.found)
     learned = {name: own.learned for name, own in rerank_plans.plans.items() if own.learned is not None}
@@ -53,7 +55,7 @@ def candidate_metrics(short: AnswerScores, references: References, skipped: np.n
         return {}
     metrics: dict[str, Any] = {"can_change": improvable_fractions(short, references, skipped)}
     if any(prediction.confidence is not None for prediction in short.predictions):
-        metrics["credibility"] = confidence_metrics(short, abstain_below)
+        metrics["confidence"] = confidence_metrics(short, abstain_below)
     return metrics
 
 

@@ -105,7 +105,7 @@ def summarise(
         first = summary["systems"][control_of]["choices"]["first"][PRIMARY_METRIC]
         controlled = {name: control[PRIMARY_METRIC] for name, control in summary.get("controls", {}).items()}
         if thresholds := check_against_thresholds(settings.thresholds, control_of, first, controlled):
-            summary["bars"] = thresholds
+            summary["thresholds"] = thresholds
     summary["comparisons"] = comparison_rows
     if rerank is not None:
         summary["rerank"] = dict(rerank)

@@ -9,12 +9,12 @@ from evaluation.config import EvalConfig, Thresholds
 Controls = dict[str, float]
 """VQA accuracy of each control run."""
 
-_REQUIRED_CONTROLS = {"shuffled_pictures": "shuffled_pictures", "lead": "shuffled_pictures", "untuned": "untuned"}
+_REQUIRED_CONTROLS = {"shuffled_images": "shuffled_images", "min_lead": "shuffled_images", "untuned": "untuned"}
 _MEASUREMENTS: dict[str, tuple[str, str, Callable[[float, Controls], float]]] = {
     "first": ("{system}, first candidate", "at least", lambda first, _: first),
-    "shuffled_pictures": ("the same with shuffled pictures", "at most", lambda _, controls: controls["shuffled_pictures"]),
+    "shuffled_images": ("the same with shuffled pictures", "at most", lambda _, controls: controls["shuffled_images"]),
     "untuned": ("the same with an untrained projector", "at most", lambda _, controls: controls["untuned"]),
-    "lead": ("{system} above shuffled pictures", "at least", lambda first, controls: first - controls["shuffled_pictures"]),
+    "min_lead": ("{system} above shuffled pictures", "at least", lambda first, controls: first - controls["shuffled_images"]),
 }
 
 
@@ -22,7 +22,7 @@ def check_thresholds(settings: EvalConfig) -> None:
     """Raises UsageError for a bar about a control that is not run."""
     for name, control in _REQUIRED_CONTROLS.items():
         if getattr(settings.thresholds, name) is not None and control not in settings.controls:
-            raise UsageError(f"eval.bars.{name}: it is about the control {control}, which eval.controls does not name")
+            raise UsageError(f"eval.thresholds.{name}: it is about the control {control}, which eval.controls does not name")
 
 
 def check_against_thresholds(thresholds: Thresholds, system: str, first: float, controls: Controls) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from model.siglip_qwen.modeling import VisionLanguageModel
 ExportFormat = Literal["merged", "llava"]
 
 POST_NORM_WARNING = (
-    "model.feature_layer is last_hidden_state, which the LLaVA layout marks by vision_config.tie_last_hidden_states. Runtimes that do not "
+    "model.vision_feature_layer is last_hidden_state, which the LLaVA layout marks by vision_config.tie_last_hidden_states. Runtimes that do not "
     "know this mark (older transformers, vLLM) read the features before the final norm and give other answers without saying so."
 )
 
@@ -75,7 +75,7 @@ def check_llava_compatible(settings: ModelConfig) -> list[str]:
     """Raise UsageError naming the setting that the LLaVA layout has no place for; returns warnings."""
     if settings.connector.pool != 1:
         raise UsageError(
-            f"--format llava: model.projector.pool is {settings.connector.pool}, and the LLaVA layout has no pooling (only 1); "
+            f"--format llava: model.connector.pool is {settings.connector.pool}, and the LLaVA layout has no pooling (only 1); "
             "use --format merged"
         )
     if settings.drop_first_patch:

@@ -80,7 +80,7 @@ def load(
         config = dataclasses.replace(config, language=str(folder / LANGUAGE_FOLDER))
     base = build(config, image_token_id=vlm_config.image_token_id, dtype=dtype, device=device)
     base.config.settings, base.config.language_weights = vlm_config.settings, vlm_config.language_weights
-    groups: tuple[ParamGroup, ...] = ("projector", "lora") if (folder / ADAPTER_CONFIG_NAME).exists() else ("projector",)
+    groups: tuple[ParamGroup, ...] = ("connector", "lora") if (folder / ADAPTER_CONFIG_NAME).exists() else ("connector",)
     model = configure_trainable(base, config, groups)
     _load_trained(model, folder)
     if trainable:

@@ -50,7 +50,7 @@ def space_to_depth(features: torch.Tensor, pool: int) -> torch.Tensor:
 def num_image_tokens(side: int, pool: int, drop_first_patch: bool) -> int:
     """Tokens of a picture of side x side patches. Raises UsageError where the settings do not fit together."""
     if side % pool:
-        raise UsageError(f"model.projector.pool: {side} x {side} patches cannot be divided into neighbourhoods of {pool} x {pool}")
+        raise UsageError(f"model.connector.pool: {side} x {side} patches cannot be divided into neighbourhoods of {pool} x {pool}")
     if drop_first_patch and pool > 1:
-        raise UsageError("model.projector.pool: must be 1 when model.drop_first_patch leaves a hole in the grid")
+        raise UsageError("model.connector.pool: must be 1 when model.drop_first_patch leaves a hole in the grid")
     return (side // pool) ** 2 - drop_first_patch

@@ -18,6 +18,7 @@ from model.kernels.varlen_attention import packed_attention_kwargs
 from model.siglip_qwen.connector import Connector
 from model.siglip_qwen.image_tokens import find_image_tokens, find_supervised_positions
 from model.siglip_qwen.sparse_last_layer import sparse_last_layer_kwargs
+from renamed_keys import with_new_keys
 from visual import siglip
 
 
@@ -47,6 +48,9 @@ class VisionLanguageConfig(PreTrainedConfig):
     language_weights: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        kwargs = with_new_keys("model", kwargs)
+        self.vision_feature_layer = kwargs.pop("vision_feature_layer", self.vision_feature_layer)
+        self.settings = with_new_keys("model", self.settings)
         if isinstance(self.vision_config, dict):
             self.vision_config = SiglipVisionConfig(**self.vision_config)
         if isinstance(self.text_config, dict):

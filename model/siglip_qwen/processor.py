@@ -19,6 +19,7 @@ from dataset.loading.image_transform import PixelReader
 from dataset.sample import IMAGE_PLACEHOLDER, Message
 from errors import UsageError, loading
 from model.siglip_qwen.chat_template import ChatTemplateParts, chat_template_parts
+from renamed_keys import with_new_keys
 
 PROCESSOR_SETTINGS_FILE = "tessera_processor.json"
 """What the tokenizer's and the image processor's own files do not hold."""
@@ -100,9 +101,9 @@ class Processor:
         write_json(
             folder / PROCESSOR_SETTINGS_FILE,
             {
-                "placeholder": self.image_token,
+                "image_token": self.image_token,
                 "tokens_per_image": self.tokens_per_image,
-                "max_tokens": self.max_length,
+                "max_length": self.max_length,
                 "system_prompt": self.system_prompt,
             },
         )
@@ -114,7 +115,7 @@ class Processor:
             found = f"it has no {PROCESSOR_SETTINGS_FILE}" if folder.is_dir() else "there is no such folder"
             raise UsageError(f"{folder}: not a checkpoint ({found})")
         with loading("checkpoint", str(folder)):
-            settings = json.loads((folder / PROCESSOR_SETTINGS_FILE).read_text(encoding="utf-8"))
+            settings = with_new_keys("model", json.loads((folder / PROCESSOR_SETTINGS_FILE).read_text(encoding="utf-8")))
             tokenizer = AutoTokenizer.from_pretrained(folder)
             image_processor = SiglipImageProcessorPil.from_pretrained(folder)
         return cls(tokenizer, image_processor, **settings)
@@ -244,6 +245,6 @@ def _choose_image_token(tokenizer: PreTrainedTokenizerFast, requested: str, voca
     token_id = int(tokenizer.convert_tokens_to_ids(requested))
     if token_id >= vocab_size:
         raise UsageError(
-            f"model.placeholder: {requested} would be token {token_id}, but the language model has only {vocab_size} embeddings"
+            f"model.image_token: {requested} would be token {token_id}, but the language model has only {vocab_size} embeddings"
         )
     return requested

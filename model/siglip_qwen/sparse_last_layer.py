@@ -60,4 +60,4 @@ def sparse_last_layer_kwargs(language_model: PreTrainedModel, positions: torch.T
     if last._compiled_call_impl is not None:
         # Their number differs from batch to batch.
         torch._dynamo.maybe_mark_dynamic(positions, 0)
-    return {"read_positions": positions}
+    return {"output_positions": positions}

@@ -337,7 +337,7 @@ def _confidence_text(answered: Reply, language: str) -> str:
     """How far an answer can be trusted, where that is known."""
     if answered.confidence is None:
         return ""
-    return str(translations(LANGUAGES[language])["credibility"]).format(share=f"{answered.confidence:.0%}")
+    return str(translations(LANGUAGES[language])["confidence"]).format(share=f"{answered.confidence:.0%}")
 
 
 def _image_component() -> gr.Image:

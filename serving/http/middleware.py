@@ -139,7 +139,7 @@ class RequestMiddleware:
                 app_task.cancel()
 
         async with AsyncExitStack() as exit_stack:
-            scope["state"]["closing"] = exit_stack
+            scope["state"]["exit_stack"] = exit_stack
             app_task = asyncio.create_task(self._run(scope, receive_queued, send_response, request_state))
             receive_task = asyncio.create_task(read_messages())
             self.service.in_progress += _has_body(scope)

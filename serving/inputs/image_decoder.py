@@ -32,11 +32,11 @@ def decode_data_url(url: str) -> bytes:
     """The bytes in `data:image/...;base64,...`. Raises ServiceError 422."""
     head, comma, text = url.partition(",")
     if not comma or not head.lower().startswith("data:image/") or not head.lower().endswith(";base64"):
-        raise ServiceError(422, "image_url: expected data:image/...;base64,...", "picture_address")
+        raise ServiceError(422, "image_url: expected data:image/...;base64,...", "image_address")
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ServiceError(422, "image_url: what stands behind base64, is not base64", "picture_address") from error
+        raise ServiceError(422, "image_url: what stands behind base64, is not base64", "image_address") from error
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -46,20 +46,20 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
     try:
         return open_image(data, max_pixels)
     except ImageError as error:
-        raise ServiceError(422, str(error), "picture_damaged") from error
+        raise ServiceError(422, str(error), "image_damaged") from error
 
 
 def _count_pixels(data: bytes, max_pixels: int) -> int:
     """Pixels of a picture, from its head alone. Raises ServiceError as `read` does."""
     if not has_image_type(data):
-        raise ServiceError(415, f"a picture is expected: {SUPPORTED_FORMATS}", "picture_type")
+        raise ServiceError(415, f"a picture is expected: {SUPPORTED_FORMATS}", "image_type")
     # In what is coded these two bytes never follow each other, so that a scan cannot hide.
     if data.startswith(b"\xff\xd8") and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
-        raise ServiceError(422, f"the picture has {scans:,} scans, at most {MAX_SCANS} are read", "picture_damaged")
+        raise ServiceError(422, f"the picture has {scans:,} scans, at most {MAX_SCANS} are read", "image_damaged")
     width, height = _image_size(data)
     if width * height > max_pixels:
         message = f"the picture has {width} x {height} pixels, at most {max_pixels:,} are allowed"
-        raise ServiceError(413, message, "picture_too_large")
+        raise ServiceError(413, message, "image_too_large")
     return width * height
 
 
@@ -71,8 +71,8 @@ def _image_size(data: bytes) -> tuple[int, int]:
     except ImageError as error:
         if min(error.size) > 0:
             return error.size
-        raise ServiceError(422, f"the picture is damaged: {error}", "picture_damaged") from error
-    raise ServiceError(422, "the picture is damaged: it has no pixels", "picture_damaged")
+        raise ServiceError(422, f"the picture is damaged: {error}", "image_damaged") from error
+    raise ServiceError(422, "the picture is damaged: it has no pixels", "image_damaged")
 
 
 class ImageDecoder:
@@ -95,7 +95,7 @@ class ImageDecoder:
         pixels = sum([await loop.run_in_executor(self._threads, _count_pixels, data, self.max_pixels) for data in images])
         if pixels > self.max_total_pixels:
             message = f"the pictures of one request have {pixels:,} pixels together, at most {self.max_total_pixels:,} are allowed"
-            raise ServiceError(413, message, "picture_too_large")
+            raise ServiceError(413, message, "image_too_large")
         async with self._pixels_released:
             await self._pixels_released.wait_for(lambda: pixels <= self.free_pixels)
             self.free_pixels -= pixels

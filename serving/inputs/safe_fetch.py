@@ -68,7 +68,7 @@ def fetch(
         except OSError as error:
             raise _fetch_error(host, "its name cannot be resolved") from error
         if not found or not all(map(is_allowed, found)):
-            raise ServiceError(403, f"image_url: {host} is not on the open internet", "picture_address")
+            raise ServiceError(403, f"image_url: {host} is not on the open internet", "image_address")
         answer = _get(parts, host, found[0], port, max_bytes, deadline)
         if isinstance(answer, bytes):
             return answer
@@ -81,11 +81,11 @@ def _parse_url(address: str, hosts: tuple[str, ...]) -> SplitResult:
         parts = urlsplit(address)
         host_and_port = parts.hostname, parts.port
     except ValueError as error:
-        raise ServiceError(422, "image_url: not an address", "picture_address") from error
+        raise ServiceError(422, "image_url: not an address", "image_address") from error
     if parts.scheme not in ("http", "https") or parts.username is not None or not host_and_port[0]:
-        raise ServiceError(422, "image_url: expected http(s)://host/..., without a user", "picture_address")
+        raise ServiceError(422, "image_url: expected http(s)://host/..., without a user", "image_address")
     if host_and_port[0] not in {host.lower() for host in hosts}:
-        raise ServiceError(403, "image_url: pictures are not fetched from this host; send the picture as a data URL", "picture_address")
+        raise ServiceError(403, "image_url: pictures are not fetched from this host; send the picture as a data URL", "image_address")
     return parts
 
 
@@ -93,7 +93,7 @@ def _redirect_url(address: str, redirect: str) -> str:
     try:
         return urljoin(address, redirect)
     except ValueError as error:
-        raise ServiceError(422, "image_url: it leads to what is not an address", "picture_address") from error
+        raise ServiceError(422, "image_url: it leads to what is not an address", "image_address") from error
 
 
 def _get(parts: SplitResult, host: str, ip: str, port: int, max_bytes: int, deadline: float) -> bytes | str:
@@ -155,4 +155,4 @@ def _hard_timeout(seconds: float, connection: HTTPConnection) -> Iterator[list[s
 
 
 def _fetch_error(host: str, reason: str) -> ServiceError:
-    return ServiceError(422, f"image_url: {host}: {reason}", "picture_address")
+    return ServiceError(422, f"image_url: {host}: {reason}", "image_address")

@@ -254,7 +254,7 @@ async def _load_image_bytes(service: Service, url: str) -> bytes:
         return image_decoder.decode_data_url(url)
     if url.lower().startswith(("http://", "https://")) and settings.remote_hosts:
         return await asyncio.to_thread(fetch, url, settings.remote_hosts, settings.max_bytes, settings.remote_seconds)
-    raise ServiceError(422, "image_url: expected data:image/...;base64,...; addresses are not fetched", "picture_address")
+    raise ServiceError(422, "image_url: expected data:image/...;base64,...; addresses are not fetched", "image_address")
 
 
 def _build_request(turns: list[tuple[str, str]], images: list[list[Any]], seed: int | None) -> ModelRequest:

@@ -93,10 +93,10 @@ def router(service: Service) -> APIRouter:
             # Decoded for its checks alone: what is kept are the bytes.
             return {"status": "success", "id": await service.run_in_search_thread(image_index.add, data)}
 
-    @routes.delete("/images/{picture_id}", summary="Remove a picture from the library", response_model=ImageResponse)
+    @routes.delete("/images/{image_id}", summary="Remove a picture from the library", response_model=ImageResponse)
     async def remove(image_id: ImageId) -> Any:
         if not await service.run_in_search_thread(_require_index(service).remove, image_id):
-            raise ServiceError(404, f"there is no picture {image_id} in the library", "picture_not_found")
+            raise ServiceError(404, f"there is no picture {image_id} in the library", "image_not_found")
         return {"status": "success", "id": image_id}
 
     return routes

@@ -19,7 +19,7 @@ EXAMPLE: dict[str, Any] = {
     "status": "success",
     "question": "What color is the circle?",
     "answer": "red",
-    "credibility": 0.97,
+    "confidence": 0.97,
     "candidates": [
         {"text": "red", "log_prob": -0.02, "mean_log_prob": -0.01, "raw": "red", "count": 1, "clip": 24.1, "fused": 1.0},
         {"text": "blue", "log_prob": -4.71, "mean_log_prob": -2.35, "raw": "blue", "count": 1, "clip": 19.6, "fused": 0.0},
@@ -87,7 +87,7 @@ def router(service: Service) -> APIRouter:
 
 def reply_to_json(reply: Reply) -> dict[str, Any]:
     """A reply as JSON."""
-    confidence = {} if reply.confidence is None else {"credibility": reply.confidence}
+    confidence = {} if reply.confidence is None else {"confidence": reply.confidence}
     return {"status": "success", "question": reply.question, "answer": reply.chosen, **confidence, "candidates": reply.candidates()}
 
 

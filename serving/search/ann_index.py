@@ -8,6 +8,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -51,7 +52,12 @@ def load_measurement(table: ImageTable) -> AnnMeasurement | None:
     if _MEASUREMENTS_TABLE not in table.connection.list_tables().tables:
         return None
     rows = table.connection.open_table(_MEASUREMENTS_TABLE).search().to_arrow().to_pylist()
-    return next((AnnMeasurement(**row) for row in rows if row["table"] == table.name), None)
+    return next((AnnMeasurement(**_with_new_keys(row)) for row in rows if row["table"] == table.name), None)
+
+
+def _with_new_keys(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of an index that was built under schema version 1."""
+    return {{"pictures": "images", "by_picture": "by_image"}.get(key, key): value for key, value in row.items()}
 
 
 def refresh(table: ImageTable, texts: np.ndarray, exact_search_limit: int, recall: float) -> AnnMeasurement | None:

@@ -37,7 +37,7 @@ def checkpoints(parts: Path, processor: Processor, tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("checkpoints")
     config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, lora_alpha=8))
     torch.manual_seed(0)
-    model = configure_trainable(assembly.build(config, image_token_id=processor.image_token_id), config, ("projector", "lora"))
+    model = configure_trainable(assembly.build(config, image_token_id=processor.image_token_id), config, ("connector", "lora"))
     for step in (1, 2, 3):
         torch.nn.init.normal_(next(p for name, p in model.named_parameters() if "lora_B" in name), std=0.1 * step)
         path = folder / f"checkpoint-{step}"
@@ -188,7 +188,7 @@ def test_a_scorer_that_several_ask_for_is_loaded_once(parts: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("newest", "no whole checkpoint"),
+        ("latest", "no whole checkpoint"),
         ("no/such", "system ours, path: no/such does not exist"),
     ],
 )

@@ -30,7 +30,16 @@ def test_the_example_is_a_configuration_and_shows_every_kind(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_key_that_is_named_exists(page: str) -> None:
     known = {name for one in SystemBase.__subclasses__() for name in one.__dataclass_fields__}
-    settings = {"question_prompt", "conversation_prompt", "caption_prompt", "adapter", "max_side", "sampling", "extra_body", "concurrency"}
+    settings = {
+        "question_prompt",
+        "conversation_prompt",
+        "caption_prompt",
+        "adapter",
+        "max_image_side",
+        "sampling",
+        "extra_body",
+        "concurrency",
+    }
     settings |= {"requests_per_minute", "timeout", "retries", "retry_wait", "cache", "clean_answers", "api_key_variable", "base_url"}
     assert settings <= known
     assert all(f"`{name}" in PAGES[page] for name in settings)

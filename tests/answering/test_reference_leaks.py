@@ -31,7 +31,7 @@ def systems(parts: Path, processor: Processor, server: Server, tmp_path_factory:
     folder = tmp_path_factory.mktemp("systems")
     settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, lora_alpha=8))
     torch.manual_seed(0)
-    weights = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ("projector", "lora"))
+    weights = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ("connector", "lora"))
     checkpoint.save(weights, folder / "adapter")
     processor.save(folder / "adapter")
     checkpoint.write_manifest(folder / "adapter")
@@ -63,8 +63,8 @@ def test_references_change_no_answer_and_no_choice_of_any_answerer(
         config = {
             "name": "canary",
             "data": {"folder": str(tmp_path / "data")},
-            "decoding": {"k": 3, "max_new_tokens": 4, "batch_size": 4},
-            "rerank": {"clip": str(parts / "clip"), "tune": True, "self_score": True, "bank": 2},
+            "decoding": {"num_candidates": 3, "max_new_tokens": 4, "batch_size": 4},
+            "rerank": {"clip": str(parts / "clip"), "tune": True, "self_evaluation": True, "background_images": 2},
             "eval": {
                 # Each time the endpoint is asked anew.
                 "systems": [s | ({"cache": str(tmp_path / name / "cache")} if s["kind"] == "openai" else {}) for s in systems],

@@ -56,7 +56,7 @@ def test_weights_follow_from_the_seed(processor: Processor, ours: VisionLanguage
     ("settings", "named"),
     [
         (ModelConfig(quantization="nf4"), "model.quantization"),
-        (ModelConfig(connector=ConnectorConfig(pool=3)), "model.projector.pool"),
+        (ModelConfig(connector=ConnectorConfig(pool=3)), "model.connector.pool"),
         (ModelConfig(drop_first_patch=True), "model.drop_first_patch"),
     ],
 )

@@ -45,7 +45,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
         "careful": PlantedAnswerer(careful, broken=frozenset({"test-1-count"})),
         "dull": PlantedAnswerer(always(("gray", -0.1), ("red", -4.0))),
     }
-    planned = experiment(store, folder / "out", "careful", "dull", controls=("shuffled_pictures", "untuned"), max_examples=24)
+    planned = experiment(store, folder / "out", "careful", "dull", controls=("shuffled_images", "untuned"), max_examples=24)
     untuned = PlantedAnswerer(always(("mauve", -0.1)))
     evaluation_result = evaluate(
         planned, lambda system: answerers[system.name], lambda _: untuned, [NamedScorer("planted", PlantedScorer(*COLORS))]

@@ -31,7 +31,7 @@ def test_the_guard_keeps_first_answers_and_only_those_of_its_kinds(question: str
     found = choices(question, PLAN)
     assert found["reranked"] == found["learned"] == ("first said" if left_alone else "clip's")
     assert found["clip"] == "clip's"
-    assert choices(question, RerankPlan(PLAN.weights, guard=()))["reranked"] == "clip's"
+    assert choices(question, RerankPlan(PLAN.weights, skipped_question_types=()))["reranked"] == "clip's"
 
 
 def test_the_guard_is_about_short_answers() -> None:

@@ -35,7 +35,7 @@ def train(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = 8, bf1
 
 
 def test_lora_sits_on_every_linear_layer_of_the_language_model_and_nowhere_else(make: Build, settings: Settings) -> None:
-    model = configure_trainable(make(), settings(), ["projector", "lora"])
+    model = configure_trainable(make(), settings(), ["connector", "lora"])
     adapted = {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
     layers = {f"base_model.model.model.language_model.layers.{i}" for i in range(5)}
     assert {name.rpartition(".")[2] for name in adapted} == LINEAR
@@ -48,7 +48,7 @@ def test_lora_finds_the_layers_of_a_qwen2(make: Build, settings: Settings, qwen2
     assert sum(".lora_A" in name for name, _ in model.named_parameters()) == 3 * 7
 
 
-@pytest.mark.parametrize("train_groups", [["projector"], ["projector", "lora"], ["lora"], ["language"], ["projector", "language"]])
+@pytest.mark.parametrize("train_groups", [["connector"], ["connector", "lora"], ["lora"], ["language"], ["connector", "language"]])
 def test_just_the_asked_for_groups_are_trainable_and_in_fp32(make: Build, settings: Settings, train_groups: list[ParamGroup]) -> None:
     model = configure_trainable(make().to(torch.bfloat16), settings(), train_groups)
     groups = trainable_param_groups(model)
@@ -63,7 +63,7 @@ def test_an_output_matrix_that_is_tied_stays_tied_when_the_language_model_is_tra
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
-@pytest.mark.parametrize("train_groups", [["projector"], ["projector", "lora"]])
+@pytest.mark.parametrize("train_groups", [["connector"], ["connector", "lora"]])
 def test_frozen_weights_do_not_change_by_a_bit(
     make: Build, settings: Settings, batch: Batch, quantization: str, train_groups: list[ParamGroup]
 ) -> None:
@@ -79,11 +79,11 @@ def test_frozen_weights_do_not_change_by_a_bit(
 
 def test_the_new_adapter_changes_nothing_yet(make: Build, settings: Settings, batch: Batch) -> None:
     inputs = batch(1, 2)
-    torch.testing.assert_close(configure_trainable(make(), settings(), ["projector", "lora"])(**inputs).logits, make()(**inputs).logits)
+    torch.testing.assert_close(configure_trainable(make(), settings(), ["connector", "lora"])(**inputs).logits, make()(**inputs).logits)
 
 
 def test_qlora_gradients_are_right_after_an_evaluation_pass(make: Build, settings: Settings, batch: Batch) -> None:
-    model = configure_trainable(make(quantization="nf4"), settings(quantization="nf4"), ["projector", "lora"])
+    model = configure_trainable(make(quantization="nf4"), settings(quantization="nf4"), ["connector", "lora"])
     inputs = with_labels(batch(1, 2))
     train(model, inputs, steps=2)
     model.train()
@@ -96,7 +96,7 @@ def test_qlora_gradients_are_right_after_an_evaluation_pass(make: Build, setting
 
 
 def test_qlora_under_bf16_autocast_learns(make: Build, settings: Settings, batch: Batch) -> None:
-    model = configure_trainable(make(quantization="nf4"), settings(quantization="nf4"), ["projector", "lora"])
+    model = configure_trainable(make(quantization="nf4"), settings(quantization="nf4"), ["connector", "lora"])
     losses = train(model, with_labels(batch(1, 2)), bf16=True)
     assert losses[-1] < losses[0] - 0.3
 
@@ -112,23 +112,23 @@ def test_dora_trains_a_magnitude_for_every_layer(make: Build, settings: Settings
 
 def test_a_later_stage_keeps_the_adapter_and_trains_what_it_names(make: Build, settings: Settings, batch: Batch) -> None:
     inputs = with_labels(batch(1, 2))
-    model = configure_trainable(make(), settings(), ["projector"])
+    model = configure_trainable(make(), settings(), ["connector"])
     train(model, inputs)
     connector = {name: p.detach().clone() for name, p in base_model(model).model.multi_modal_projector.named_parameters()}
-    model = configure_trainable(model, settings(), ["projector", "lora"])
-    copied = {name: p for name, p in model.named_parameters() if param_group_of(name) == "projector"}
+    model = configure_trainable(model, settings(), ["connector", "lora"])
+    copied = {name: p for name, p in model.named_parameters() if param_group_of(name) == "connector"}
     assert all(torch.equal(connector[name.partition("default.")[2]], p) for name, p in copied.items())
     train(model, inputs)
     adapter = {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_" in name}
-    again = configure_trainable(model, settings(), ["projector"])
+    again = configure_trainable(model, settings(), ["connector"])
     assert again is model
-    assert set(trainable_param_groups(model)) == {"projector"}
+    assert set(trainable_param_groups(model)) == {"connector"}
     train(model, inputs)
     assert all(torch.equal(p, dict(model.named_parameters())[name]) for name, p in adapter.items())
 
 
 def test_dropout_acts_on_the_adapter_in_training_alone(make: Build, settings: Settings, batch: Batch) -> None:
-    model = configure_trainable(make(), settings(lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.5)), ["projector", "lora"])
+    model = configure_trainable(make(), settings(lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.5)), ["connector", "lora"])
     inputs = with_labels(batch(1, 2))
     train(model, inputs, steps=2)
     assert model(**inputs).loss == model(**inputs).loss
@@ -136,7 +136,7 @@ def test_dropout_acts_on_the_adapter_in_training_alone(make: Build, settings: Se
     assert model(**inputs).loss != model(**inputs).loss
 
 
-@pytest.mark.parametrize("train_groups", [["projector"], ["projector", "lora"], ["projector", "language"]])
+@pytest.mark.parametrize("train_groups", [["connector"], ["connector", "lora"], ["connector", "language"]])
 def test_gradient_checkpointing_gives_the_same_gradients(
     make: Build, settings: Settings, batch: Batch, train_groups: list[ParamGroup]
 ) -> None:
@@ -157,7 +157,7 @@ def test_layers_that_recompute_are_spread_and_give_the_same_gradients(
     make: Build, settings: Settings, batch: Batch, layers: int | None, marked: list[int]
 ) -> None:
     inputs = with_labels(batch(1, 2))
-    model = configure_trainable(make(), settings(), ["projector", "lora"]).train()
+    model = configure_trainable(make(), settings(), ["connector", "lora"]).train()
     wanted = loss_and_gradients(model, inputs)
     enable_gradient_checkpointing(model, layers)
     calls: list[int] = []
@@ -168,7 +168,7 @@ def test_layers_that_recompute_are_spread_and_give_the_same_gradients(
 
 
 def test_a_text_batch_works_under_an_adapter(make: Build, settings: Settings, batch: Batch) -> None:
-    model = configure_trainable(make(), settings(), ["projector", "lora"]).train()
+    model = configure_trainable(make(), settings(), ["connector", "lora"]).train()
     model(**with_labels(batch(0))).loss.backward()
     assert all(p.grad is not None for group in trainable_param_groups(model).values() for p in group)
 
@@ -177,7 +177,7 @@ def test_generation_works_under_an_adapter(make: Build, settings: Settings, batc
     inputs = batch(2, 1, pad="left")
     options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3}
     wanted = make().generate(**inputs, **options)
-    assert torch.equal(configure_trainable(make(), settings(), ["projector", "lora"]).generate(**inputs, **options), wanted)
+    assert torch.equal(configure_trainable(make(), settings(), ["connector", "lora"]).generate(**inputs, **options), wanted)
 
 
 @pytest.mark.parametrize(

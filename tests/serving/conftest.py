@@ -136,7 +136,7 @@ def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempP
     write_checkpoint(path, parts, processor)
     config = {
         "name": "trial",
-        "decoding": {"k": 3, "mode": "beam", "max_new_tokens": 4},
+        "decoding": {"num_candidates": 3, "strategy": "beam", "max_new_tokens": 4},
         "rerank": {"clip": str(parts / "clip")},
         "eval": {"systems": [{"name": "qwen", "kind": "qwen3_vl", "path": str(parts / "qwen3_vl"), "quantization": "none"}]},
         "serve": {"port": 0},

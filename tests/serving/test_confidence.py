@@ -47,13 +47,13 @@ def test_an_answer_says_how_likely_it_is_right(engine: Engine, planted: FakeAnsw
         found, again = ask(client, QUESTION), ask(client, QUESTION)
         bare = ask(client, QUESTION, rerank="false").json()
         other = ask(client, QUESTION, k=2).json()
-    assert found.json()["credibility"] == pytest.approx(expected.confidence, abs=1e-4)
-    assert 0 < found.json()["credibility"] < 1
+    assert found.json()["confidence"] == pytest.approx(expected.confidence, abs=1e-4)
+    assert 0 < found.json()["confidence"] < 1
     assert found.json()["answer"] == expected.chosen
     assert (again.headers["X-Cache"], again.json()) == ("hit", found.json())
-    assert "credibility" not in bare
+    assert "confidence" not in bare
     # What was fitted for three candidates says nothing of two; they are reranked all the same.
-    assert "credibility" not in other and "fused" in other["candidates"][0]
+    assert "confidence" not in other and "fused" in other["candidates"][0]
 
 
 def test_an_answer_that_is_not_trusted_is_not_given(engine: Engine, planted: FakeAnswerer) -> None:
@@ -63,4 +63,4 @@ def test_an_answer_that_is_not_trusted_is_not_given(engine: Engine, planted: Fak
         wait_for(lambda: service.engine is not None)
         found = ask(client, QUESTION).json()
     assert found["answer"] == "not sure"
-    assert found["credibility"] < 1 and found["candidates"]
+    assert found["confidence"] < 1 and found["candidates"]

@@ -283,7 +283,7 @@ def test_every_route_shows_examples(planted: FakeAnswerer) -> None:
     with serving(planted, token="secret") as (client, _):
         found = client.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()
     schemas = found["components"]["schemas"]
-    for name in ("AnswerBody", "Health", "ChatRequest", "ChatAnswer", "ModelList", "ResultsBody", "PictureBody"):
+    for name in ("VqaResponse", "Health", "ChatRequest", "ChatResponse", "ModelList", "SearchResponse", "ImageResponse"):
         assert schemas[name]["examples"], name
     assert len(found["paths"]) == 8
     for path, methods in found["paths"].items():

@@ -129,7 +129,7 @@ def test_conversations_of_several_turns_go_on(client: openai.OpenAI) -> None:
         ({"stop": ["."]}, openai.UnprocessableEntityError, "stop"),
         ({"top_p": 0.5}, openai.UnprocessableEntityError, "top_p"),
         ({"messages": [{"role": "assistant", "content": "Hi"}]}, openai.UnprocessableEntityError, "roles must be"),
-        ({"messages": conversation("word " * 700), "stream": True}, openai.UnprocessableEntityError, "at most 512 (model.max_tokens)"),
+        ({"messages": conversation("word " * 700), "stream": True}, openai.UnprocessableEntityError, "at most 512 (model.max_length)"),
         ({"messages": conversation("x", *range(9))}, openai.UnprocessableEntityError, "at most 8 pictures"),
     ],
 )
@@ -144,7 +144,7 @@ def test_a_image_is_neither_a_path_nor_an_address(client: openai.OpenAI, url: st
     messages: list[Any] = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
     with pytest.raises(openai.UnprocessableEntityError) as caught:
         client.chat.completions.create(model=MODEL, messages=messages)
-    assert caught.value.code == "picture_address"
+    assert caught.value.code == "image_address"
 
 
 def test_images_are_added_found_and_removed_while_it_runs(server: Process) -> None:

@@ -33,7 +33,7 @@ def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempP
     write_checkpoint(path, parts, processor)
     config = {
         "name": "trial",
-        "decoding": {"k": 3, "mode": "sample", "max_new_tokens": 4, "batch_size": 2},
+        "decoding": {"num_candidates": 3, "strategy": "sample", "max_new_tokens": 4, "batch_size": 2},
         "rerank": {"clip": str(parts / "clip")},
         "eval": {
             "systems": [{"name": "qwen", "kind": "qwen3_vl", "path": str(parts / "qwen3_vl"), "quantization": "none"}],
@@ -107,7 +107,7 @@ def test_an_answer_that_is_not_trusted_is_not_given(run: Run, experiment: Path) 
         )
     assert ended.value.code == 0
     summary = json.loads((experiment / "results/trial/summary.json").read_text(encoding="utf-8"))
-    assert {own["credibility"]["abstaining"]["below"] for own in summary["systems"].values()} == {0.4}
+    assert {own["confidence"]["abstaining"]["below"] for own in summary["systems"].values()} == {0.4}
     run.capsys.readouterr()
     try:
         given, withheld = run(*asked, "--abstain-below", "0"), run(*asked, "--abstain-below", "1")
@@ -126,7 +126,15 @@ def test_an_answer_that_is_not_trusted_is_not_given(run: Run, experiment: Path) 
 
 
 def test_a_stream_is_the_raw_answer(run: Run) -> None:
-    arguments = ("--image", "pictures/a.png", "--question", "What?", "decoding.k=1", "decoding.mode=greedy", "decoding.max_new_tokens=9")
+    arguments = (
+        "--image",
+        "pictures/a.png",
+        "--question",
+        "What?",
+        "decoding.num_candidates=1",
+        "decoding.strategy=greedy",
+        "decoding.max_new_tokens=9",
+    )
     _, streamed, _ = run(*arguments, "--stream")
     _, whole, _ = run(*arguments)
     assert streamed[0] == whole[0]
@@ -183,7 +191,7 @@ def test_a_killed_run_over_a_folder_goes_on_where_it_stopped(run: Run, tmp_path:
     assert said(path.read_text(encoding="utf-8")) == said(whole)
     os.utime("pictures/a.png", ns=(1, 1))
     assert "(2 stood there already" in run(*arguments)[1][-1]
-    assert "(0 stood there already" in run(*arguments, "decoding.k=2")[1][-1]
+    assert "(0 stood there already" in run(*arguments, "decoding.num_candidates=2")[1][-1]
 
 
 def test_a_conversation_goes_on_until_exit(run: Run) -> None:
@@ -213,7 +221,11 @@ def test_a_conversation_about_a_given_image_ends_with_the_input(run: Run) -> Non
         (["--images", "checkpoints"], 2, "no pictures in it"),
         (["--stream", "--save", "x", "--question", "What?"], 2, "neither --save nor --images"),
         (["--question", "What?", "--abstain-below", "1.5"], 2, "--abstain-below 1.5: expected a probability, 0 to 1"),
-        (["--question", "What?", "rerank.form=prior_corrected"], 2, "rerank.form: prior_corrected needs the bank of an evaluation"),
+        (
+            ["--question", "What?", "rerank.clip_score_form=prior_corrected"],
+            2,
+            "rerank.clip_score_form: prior_corrected needs the bank of an evaluation",
+        ),
         (["--question", "What?", "rerank.scorers=[{name: self, path: x}]"], 2, "rerank.scorers.0: the name self is taken"),
         (["--question", "What?", "rerank.clip=./no"], 2, "rerank.clip: ./no does not exist"),
         (["--question", "What? " * 400], 1, "at most 512"),

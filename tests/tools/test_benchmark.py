@@ -50,7 +50,7 @@ def test_a_process_that_merges_for_the_benchmark_loads_no_torch() -> None:
 
 
 def test_memory_is_computed_and_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status_of("memory", "--size", "8b", "--out", str(tmp_path), "model.quantization=nf4", "train.tokens_per_row=1024") == 0
+    assert status_of("memory", "--size", "8b", "--out", str(tmp_path), "model.quantization=nf4", "train.packing_length=1024") == 0
     said = capsys.readouterr().out
     assert "computed: from shapes and settings; nothing was run" in said and "rows of 1,024 tokens" in said and "in nf4" in said
     assert (tmp_path / "memory_8b.md").exists()

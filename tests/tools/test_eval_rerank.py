@@ -34,7 +34,7 @@ def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempP
     model: dict[str, Any] = {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "max_tokens": 512, "lora": None}
     torch.manual_seed(0)
     settings = ModelConfig(**model)
-    weights = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ["projector"])
+    weights = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ["connector"])
     for name in ("early", "late"):
         path = folder / name
         checkpoint.save(weights, path)
@@ -44,14 +44,14 @@ def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempP
         "name": "planted",
         "data": {"folder": str(folder / "data")},
         "model": model,
-        "decoding": {"k": 3, "max_new_tokens": 4, "batch_size": 4},
+        "decoding": {"num_candidates": 3, "max_new_tokens": 4, "batch_size": 4},
         "rerank": {"clip": str(parts / "clip"), "tune": True},
         "eval": {
             "systems": [
                 {"name": "ours", "kind": "checkpoint", "path": str(folder / "early")},
                 {"name": "baseline", "kind": "qwen3_vl", "path": str(parts / "qwen3_vl"), "quantization": "none"},
             ],
-            "controls": ["shuffled_pictures", "untuned"],
+            "controls": ["shuffled_images", "untuned"],
             "bootstrap": 100,
             "description_tokens": 6,
         },
@@ -74,7 +74,7 @@ def test_the_configured_systems_are_asked_and_reported(experiment: Path, tmp_pat
     assert "ours/reranked" in printed
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
     assert {name: figures["kind"] for name, figures in summary["systems"].items()} == {"ours": "checkpoint", "baseline": "qwen3_vl"}
-    assert summary["controls"].keys() == {"shuffled_pictures", "untuned"}
+    assert summary["controls"].keys() == {"shuffled_images", "untuned"}
     assert summary["rerank"]["chosen_on"] in ("validation", "default")
     for name in ("ours", "baseline"):
         lines = (tmp_path / "predictions" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -99,13 +99,13 @@ def test_checkpoints_and_names_choose_who_is_asked(experiment: Path, tmp_path: P
 
 def test_a_missed_bar_is_printed_and_ends_with_status_1(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ("rerank.tune=false", "--config", experiment / "config.yaml", "--out", tmp_path, "--systems", "ours")
-    assert command("eval.bars.first=1.0", "eval.bars.untuned=1.0", *given) == 1
+    assert command("eval.thresholds.first=1.0", "eval.thresholds.untuned=1.0", *given) == 1
     printed = capsys.readouterr()
-    assert printed.err.splitlines()[-1] == "missed: eval.bars.first"
+    assert printed.err.splitlines()[-1] == "missed: eval.thresholds.first"
     (first,) = (line for line in printed.out.splitlines() if line.startswith("ours, first candidate"))
     assert first.split()[-4:] == ["at", "least", "100.0", "NO"]
     assert "What must hold" in (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert command("eval.bars.first=0.0", *given) == 0
+    assert command("eval.thresholds.first=0.0", *given) == 0
 
 
 def test_two_processes_share_the_questions_and_leave_what_one_leaves(experiment: Path, tmp_path: Path) -> None:

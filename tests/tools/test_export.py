@@ -32,7 +32,7 @@ def experiment(parts: Path, processor: Processor, tmp_path: Path, monkeypatch: p
     def make(pool: int = 1) -> Path:
         connector = ConnectorConfig(pool=pool)
         settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=2), connector=connector)
-        model = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ["projector", "lora"])
+        model = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ["connector", "lora"])
         folder = tmp_path / "checkpoints" / "small" / "checkpoint-7"
         checkpoint.save(model, folder)
         processor.save(folder)
@@ -116,7 +116,7 @@ def test_a_setting_in_the_way_is_one_line_with_status_2(experiment: Callable[...
     experiment(pool=3)
     status, _, error = run("--format", "llava", "--out", "exported")
     assert status == 2
-    assert "error: --format llava: model.projector.pool is 3" in error
+    assert "error: --format llava: model.connector.pool is 3" in error
     assert not Path("exported").exists()
 
 

@@ -57,7 +57,7 @@ def test_without_steps_missing_parts_are_written_and_others_left_alone(tmp_path:
 def test_trained_parts_load_as_the_demo_loads_them(trained: Path) -> None:
     assert not {path.name for path in trained.iterdir()} - {"siglip", "qwen3"}
     processor = Processor.from_parts(
-        language=str(trained / "qwen3"), vision=str(trained / "siglip"), tokens_per_image=36, vocabulary=1536, max_length=64
+        language=str(trained / "qwen3"), vision=str(trained / "siglip"), tokens_per_image=36, vocab_size=1536, max_length=64
     )
     assert processor.tokens_per_image == 36
     siglip.load(str(trained / "siglip"), dtype=torch.float32)

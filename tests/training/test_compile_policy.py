@@ -18,7 +18,7 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
 def test_little_memory_for_scores_changes_no_loss_and_a_run_may_go_on_with_it(workspace: Workplace) -> None:
-    path = workspace(stages=[{"name": "tune", "train": ["projector", "lora"], "epochs": 2}], save_steps=2)
+    path = workspace(stages=[{"name": "tune", "train": ["connector", "lora"], "epochs": 2}], save_steps=2)
     whole = run(path)
     whole.rename("whole")
     chunked = run(path, "train.logits_memory_gib=1e-6", resume="auto")
@@ -34,8 +34,8 @@ def test_little_memory_for_scores_changes_no_loss_and_a_run_may_go_on_with_it(wo
         ("auto", CUDA, COMPILE_PAYS_AFTER - 1, False, False, "repaid after about"),
         ("auto", CUDA, 10**6, True, False, "shared out"),
         ("auto", CPU, 10**6, False, False, "auto on cpu"),
-        (True, CPU, 1, False, True, "train.compile=true"),
-        (False, CUDA, 10**6, False, False, "train.compile=false"),
+        (True, CPU, 1, False, True, "train.torch_compile=true"),
+        (False, CUDA, 10**6, False, False, "train.torch_compile=false"),
     ],
 )
 def test_layers_are_compiled_where_it_repays(
@@ -58,7 +58,7 @@ def test_a_stage_is_as_long_as_its_micro_batches(workspace: Workplace, monkeypat
     monkeypatch.setattr(training_run, "decide_compile", watched)
     run(
         workspace(
-            stages=[{"name": "align", "train": ["projector"], "max_steps": 1}], per_device_train_batch_size=2, gradient_accumulation_steps=3
+            stages=[{"name": "align", "train": ["connector"], "max_steps": 1}], per_device_train_batch_size=2, gradient_accumulation_steps=3
         )
     )
     assert counted == [3]
@@ -78,7 +78,7 @@ def test_a_compiled_run_learns_the_same_and_says_so(workspace: Workplace, capsys
     path = workspace(batching="packed", packing_length=256, num_logged_predictions=1)
     run(path).rename("plain")
     assert "compile: off (auto on cpu)" in capsys.readouterr().out
-    compiled = run(path, "train.compile=true")
-    assert "compile: on (train.compile=true)" in capsys.readouterr().out
+    compiled = run(path, "train.torch_compile=true")
+    assert "compile: on (train.torch_compile=true)" in capsys.readouterr().out
     assert losses(compiled) == pytest.approx(losses(Path("plain")), abs=1e-5)
     assert losses(compiled, "eval_loss") == pytest.approx(losses(Path("plain"), "eval_loss"), abs=1e-5)

@@ -28,7 +28,7 @@ def world(tmp_path: Path) -> Iterator[None]:
 @pytest.fixture
 def tuned(parts: Path, processor: Processor) -> PeftModel:
     config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=2, lora_alpha=4))
-    model = configure_trainable(build(config, image_token_id=processor.image_token_id), config, ("projector", "lora"))
+    model = configure_trainable(build(config, image_token_id=processor.image_token_id), config, ("connector", "lora"))
     assert isinstance(model, PeftModel)
     return model
 

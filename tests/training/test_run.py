@@ -39,15 +39,15 @@ def losses(checkpoint: Path, key: str = "loss") -> list[float]:
 
 def test_eight_samples_are_learnt_by_heart(workspace: Workplace) -> None:
     # The whole language model: behind the frozen head of untrained parts no answer can become likely.
-    stage = {"name": "all", "train": ["projector", "language"], "epochs": 40}
+    stage = {"name": "all", "train": ["connector", "language"], "epochs": 40}
     checkpoint = run(workspace({"lora": None}, stages=[stage], per_device_train_batch_size=8, learning_rate=4e-3, logging_steps=10))
     assert losses(checkpoint)[0] > 5
     assert losses(checkpoint)[-1] < 0.05
 
 
 def test_stages_follow_one_another_and_steps_count_on(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
-    align = {"name": "align", "train": ["projector"], "max_steps": 1}
-    tune = {"name": "tune", "train": ["projector", "lora"], "epochs": 2}
+    align = {"name": "align", "train": ["connector"], "max_steps": 1}
+    tune = {"name": "tune", "train": ["connector", "lora"], "epochs": 2}
     last = run(workspace(stages=[align, tune], logging_steps=2))
     assert [path.name for path in sorted(last.parent.iterdir())] == ["checkpoint-1", "checkpoint-5"]
     assert [(row["step"], row["stage"]) for row in state(last).history if "loss" in row] == [
@@ -74,12 +74,12 @@ def test_a_checkpoint_holds_no_base_weights_and_no_optimizer_once_its_stage_is_o
 @pytest.mark.parametrize(
     ("model", "stage", "trained"),
     [
-        ({"quantization": "nf4"}, ["projector", "lora"], "lora_A"),
-        ({"quantization": "nf4"}, ["projector"], "linear_2"),
-        ({"quantization": "int8"}, ["projector", "lora"], "lora_B"),
-        ({"lora": {"r": 4, "alpha": 8, "dora": True}}, ["projector", "lora"], "magnitude"),
-        ({"lora": None}, ["projector"], "linear_1"),
-        ({"lora": None}, ["projector", "language"], "language/model.safetensors"),
+        ({"quantization": "nf4"}, ["connector", "lora"], "lora_A"),
+        ({"quantization": "nf4"}, ["connector"], "linear_2"),
+        ({"quantization": "int8"}, ["connector", "lora"], "lora_B"),
+        ({"lora": {"r": 4, "alpha": 8, "dora": True}}, ["connector", "lora"], "magnitude"),
+        ({"lora": None}, ["connector"], "linear_1"),
+        ({"lora": None}, ["connector", "language"], "language/model.safetensors"),
     ],
 )
 def test_every_way_of_training_takes_steps_and_is_continued(
@@ -106,21 +106,21 @@ def test_bf16_autocast_keeps_what_is_trained_in_fp32(workspace: Workplace) -> No
 
 
 def test_micro_batches_and_accumulation_give_the_same_loss(workspace: Workplace) -> None:
-    stage = {"name": "tune", "train": ["projector", "lora"], "epochs": 3}
+    stage = {"name": "tune", "train": ["connector", "lora"], "epochs": 3}
     path = workspace(stages=[stage], per_device_train_batch_size=8)
     at_once = run(path)
     at_once.rename("at-once")
-    in_parts = run(path, "train.batch_size=2", "train.accumulation=4")
+    in_parts = run(path, "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=4")
     assert losses(in_parts) == pytest.approx(losses(Path("at-once")), abs=1e-5)
     assert losses(in_parts, "grad_norm") == pytest.approx(losses(Path("at-once"), "grad_norm"), rel=1e-4)
 
 
 def test_packed_rows_give_the_same_loss_as_padded_batches(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
-    stage = {"name": "tune", "train": ["projector", "lora"], "epochs": 2}
+    stage = {"name": "tune", "train": ["connector", "lora"], "epochs": 2}
     path = workspace(stages=[stage], per_device_train_batch_size=8)
     run(path).rename("padded")
     assert "micro-batches: 8 samples of similar length, padded (auto on cpu), products in fp32" in capsys.readouterr().out
-    packed = run(path, "train.batching=packed", "train.tokens_per_row=1024")
+    packed = run(path, "train.batching=packed", "train.packing_length=1024")
     assert "micro-batches: packed rows of 1,024 tokens (train.batching=packed), products in fp32" in capsys.readouterr().out
     assert losses(packed) == pytest.approx(losses(Path("padded")), abs=1e-4)
     assert losses(packed, "eval_loss") == pytest.approx(losses(Path("padded"), "eval_loss"), abs=1e-4)
@@ -130,7 +130,7 @@ def test_validation_loss_is_a_mean_over_tokens(workspace: Workplace) -> None:
     path = workspace(per_device_train_batch_size=4)
     run(path).rename("four")
     # Batches of one weigh each sample alike unless tokens are counted.
-    alone = run(path, "train.batch_size=1", "train.accumulation=4", "train.stages.0.max_steps=2")
+    alone = run(path, "train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=4", "train.stages.0.max_steps=2")
     first = [losses(folder, "eval_loss")[0] for folder in (alone, Path("four"))]
     assert first[0] == pytest.approx(first[1], abs=0.05)
     assert [row["eval_tokens"] for row in state(alone).history if "eval_tokens" in row] == [
@@ -140,7 +140,7 @@ def test_validation_loss_is_a_mean_over_tokens(workspace: Workplace) -> None:
 
 def test_a_stage_out_of_patience_ends_with_its_best_weights(workspace: Workplace) -> None:
     # A rate that ruins the model: the first validation is the best one.
-    stage = {"name": "tune", "train": ["projector", "lora"], "epochs": 50, "learning_rate": 0.3}
+    stage = {"name": "tune", "train": ["connector", "lora"], "epochs": 50, "learning_rate": 0.3}
     last = run(
         workspace(stages=[stage], per_device_train_batch_size=8, warmup_steps=0.0, eval_steps=1, save_steps=1000, early_stopping_patience=3)
     )
@@ -165,7 +165,7 @@ def test_panels_and_tables_are_written(workspace: Workplace) -> None:
 
 def test_a_half_written_checkpoint_is_skipped_with_a_message(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     path = workspace(
-        stages=[{"name": "tune", "train": ["projector", "lora"], "max_steps": 3}],
+        stages=[{"name": "tune", "train": ["connector", "lora"], "max_steps": 3}],
         per_device_train_batch_size=2,
         save_steps=1,
         save_total_limit=3,
@@ -179,7 +179,7 @@ def test_a_half_written_checkpoint_is_skipped_with_a_message(workspace: Workplac
 
 
 def test_only_the_latest_checkpoints_of_a_stage_are_kept(workspace: Workplace) -> None:
-    stage = {"name": "tune", "train": ["projector"], "epochs": 2}
+    stage = {"name": "tune", "train": ["connector"], "epochs": 2}
     last = run(workspace(stages=[stage], per_device_train_batch_size=2, save_steps=1, save_total_limit=3))
     assert sorted(path.name for path in last.parent.iterdir()) == ["checkpoint-6", "checkpoint-7", "checkpoint-8"]
 
@@ -196,18 +196,18 @@ def test_other_settings_are_refused_by_name(workspace: Workplace) -> None:
     path = workspace(save_steps=1)
     last = run(path)
     with pytest.raises(UsageError, match=r"train\.batch_size was 4, is 2; .*take those, or another name"):
-        run(path, "train.batch_size=2", resume="auto")
+        run(path, "train.per_device_train_batch_size=2", resume="auto")
     with pytest.raises(UsageError, match=r"model\.lora\.r was 4, is 8"):
         run(path, "model.lora.r=8", resume=str(last))
     # What does not touch a training step may change.
-    assert run(path, "train.log_steps=7", "train.keep_checkpoints=9", resume="auto") == last
+    assert run(path, "train.logging_steps=7", "train.save_total_limit=9", resume="auto") == last
 
 
 def test_a_stage_may_be_added_behind_a_finished_run(workspace: Workplace) -> None:
     path = workspace()
     run(path)
     stages = [
-        {"name": "tune", "train": ["projector", "lora"], "max_steps": 2},
+        {"name": "tune", "train": ["connector", "lora"], "max_steps": 2},
         {"name": "more", "train": ["lora"], "max_steps": 1},
     ]
     assert run(path, f"train.stages={json.dumps(stages)}", resume="auto").name == "checkpoint-3"
@@ -216,11 +216,11 @@ def test_a_stage_may_be_added_behind_a_finished_run(workspace: Workplace) -> Non
 def test_samples_without_a_supervised_token_are_dropped_and_counted(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     run(workspace({"max_tokens": 48}))
     said = capsys.readouterr().out
-    assert "1 training samples, 7 dropped: nothing to supervise within model.max_tokens" in said
+    assert "1 training samples, 7 dropped: nothing to supervise within model.max_length" in said
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(workspace: Workplace) -> None:
-    stage = {"name": "tune", "train": ["projector", "lora"], "epochs": 30, "learning_rate": 1e30}
+    stage = {"name": "tune", "train": ["connector", "lora"], "epochs": 30, "learning_rate": 1e30}
     with pytest.raises(TesseraError, match=r"step \d+: the loss is .*lower train\.learning_rate"):
         run(workspace(stages=[stage], warmup_steps=0.0))
 

@@ -17,10 +17,10 @@ class Joined(nn.Module):
 def test_each_group_has_its_own_rate_and_vectors_are_not_decayed() -> None:
     model = Joined()
     model.model["vision_tower"].requires_grad_(False)
-    stage = StageConfig(name="s", train=("projector", "language"), learning_rate=LearningRates(connector=1e-3, language=1e-5))
+    stage = StageConfig(name="s", train=("connector", "language"), learning_rate=LearningRates(connector=1e-3, language=1e-5))
     groups = optimizer_param_groups(model, stage, TrainConfig(weight_decay=0.1))
     assert [(group["name"], group["lr"], group["weight_decay"], group["params"][0].ndim) for group in groups] == [
-        ("projector", 1e-3, 0.1, 2), ("projector", 1e-3, 0.0, 1), ("language", 1e-5, 0.1, 2), ("language", 1e-5, 0.0, 1),
+        ("connector", 1e-3, 0.1, 2), ("connector", 1e-3, 0.0, 1), ("language", 1e-5, 0.1, 2), ("language", 1e-5, 0.0, 1),
     ]  # fmt: skip
     assert describe_trained(model) == "projector 20, language 20 parameters"
 

@@ -25,8 +25,8 @@ ROOT = Path(__file__).parent.parent.parent
 Workplace = Callable[..., Path]
 Overrides = tuple[str, ...]
 LONG_DIVISOR = [
-    {"name": "align", "train": ["projector"], "max_steps": 1},
-    {"name": "tune", "train": ["projector", "lora"], "epochs": 2},
+    {"name": "align", "train": ["connector"], "max_steps": 1},
+    {"name": "tune", "train": ["connector", "lora"], "epochs": 2},
 ]
 
 
@@ -80,18 +80,18 @@ def test_a_killed_run_goes_on_to_the_same_weights_bit_for_bit(workspace: Workpla
     ("both", "whole", "shared"),
     [
         # Batches of one: the sample without a picture stands alone in its process.
-        ((), ("train.batch_size=8",), ("train.batch_size=1",)),
-        (("train.batching=packed", "train.cache_features=true"), ("train.tokens_per_row=1024",), ("train.tokens_per_row=160",)),
+        ((), ("train.per_device_train_batch_size=8",), ("train.per_device_train_batch_size=1",)),
+        (("train.batching=packed", "train.cache_vision_features=true"), ("train.packing_length=1024",), ("train.packing_length=160",)),
     ],
     ids=["padded", "packed with kept features"],
 )
 def test_two_processes_give_the_loss_of_one(workspace: Workplace, both: Overrides, whole: Overrides, shared: Overrides) -> None:
-    stage = {"name": "tune", "train": ["projector", "lora"], "epochs": 2}
+    stage = {"name": "tune", "train": ["connector", "lora"], "epochs": 2}
     path = workspace(stages=[stage], save_steps=1)
     alone = train(configuration.load(path, [*both, *whole]))
     alone.parent.rename("alone")
     shutil.rmtree("data/toy/cache", ignore_errors=True)
-    together = two_processes("--config", path, *both, *shared, "train.accumulation=4", "train.processes=2")
+    together = two_processes("--config", path, *both, *shared, "train.gradient_accumulation_steps=4", "train.num_processes=2")
     assert together.returncode == 0, together.stderr
     images = [image for shard in shards() for image in images_in(shard)]
     assert len(images) == len(set(images)) == (7 if both else 0), "the processes computed features twice, or not all"
@@ -127,7 +127,7 @@ def test_wrong_settings_end_in_one_line_with_status_2(workspace: Workplace, caps
     ("too_much", "doing"),
     [
         ("model.lora.r=1000000000000", "loading the model"),
-        ("train.tokens_per_row=100000000000000", "training"),
+        ("train.packing_length=100000000000000", "training"),
     ],
 )
 def test_running_out_of_memory_ends_in_one_line_that_names_the_settings_to_change(
@@ -140,14 +140,14 @@ def test_running_out_of_memory_ends_in_one_line_that_names_the_settings_to_chang
     assert said.startswith(f"error: {doing}: out of memory on this machine (")
     assert not any("error" in line.lower() or "Traceback" in line for line in before)
     named = set(re.findall(r"\b(train\.\w+|model\.[\w.]+)(?==| |,)", said.partition("); ")[2]))
-    assert {"train.tokens_per_row", "train.batch_size", "train.gradient_checkpointing", "model.quantization"} <= named
+    assert {"train.packing_length", "train.per_device_train_batch_size", "train.gradient_checkpointing", "model.quantization"} <= named
 
 
 def test_wrong_settings_are_said_by_the_main_process_alone(
     workspace: Workplace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert command("--config", workspace(), "train.processes=3") == 2
+    assert command("--config", workspace(), "train.num_processes=3") == 2
     assert "error" not in capsys.readouterr().err
 
 

@@ -154,7 +154,7 @@ class _FeatureExtractor:
         needed, free = missing * self.cache.bytes_per_image, shutil.disk_usage(folder).free
         if needed > free:
             raise UsageError(
-                f"train.cache_features: {format_bytes(needed)} are needed for {missing:,} pictures, {format_bytes(free)} are free in {folder}; "
+                f"train.cache_vision_features: {format_bytes(needed)} are needed for {missing:,} pictures, {format_bytes(free)} are free in {folder}; "
                 f"make room or set it to false"
             )
         if missing:

@@ -88,7 +88,7 @@ class FeatureCache:
     def write(self, shard: Sequence[str], digests: Sequence[str], features: torch.Tensor) -> None:
         """Write features [pictures, patches, width] of `digests`, a part of the claimed `shard`."""
         path = self.folder / f"{_name(shard)}-{_name(digests)}.safetensors"
-        data = save({"features": features.to(torch.bfloat16).contiguous()}, metadata={"pictures": " ".join(digests)})
+        data = save({"features": features.to(torch.bfloat16).contiguous()}, metadata={"images": " ".join(digests)})
         with atomic_write(path) as temp_path:
             temp_path.write_bytes(data)
         self.refresh()
@@ -117,7 +117,7 @@ class FeatureCache:
                 raise _damaged(path)
             try:
                 header: dict[str, Any] = json.loads(file.read(length))
-                digests, tensor = header["__metadata__"]["pictures"].split(), header["features"]
+                digests, tensor = _digests(header["__metadata__"]), header["features"]
             except (ValueError, KeyError) as error:
                 raise _damaged(path) from error
         begin, size = _LENGTH_BYTES + length, len(digests) * self.bytes_per_image
@@ -125,6 +125,11 @@ class FeatureCache:
         if tensor != expected or path.stat().st_size != begin + size:
             raise _damaged(path)
         return {digest: (path, begin + i * self.bytes_per_image) for i, digest in enumerate(digests)}
+
+
+def _digests(metadata: dict[str, str]) -> list[str]:
+    """Of the images in a shard; shards of schema version 1 call them pictures."""
+    return (metadata["images"] if "images" in metadata else metadata["pictures"]).split()
 
 
 def _name(digests: Sequence[str]) -> str:

@@ -16,13 +16,13 @@ def check_optimizer(train: TrainConfig, device: torch.device, sharded: bool) -> 
     if train.optim == "adamw":
         return
     if device.type != "cuda":
-        raise UsageError(f"train.optimizer: {train.optim} needs a CUDA device, found {device.type}; set train.optimizer=adamw")
+        raise UsageError(f"train.optim: {train.optim} needs a CUDA device, found {device.type}; set train.optim=adamw")
     if sharded:
-        raise UsageError(f"train.optimizer: {train.optim} cannot work on divided weights (FSDP, ZeRO-3); set train.optimizer=adamw")
+        raise UsageError(f"train.optim: {train.optim} cannot work on divided weights (FSDP, ZeRO-3); set train.optim=adamw")
 
 
 def build_optimizer(train: TrainConfig, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer of train.optimizer over the parameter groups."""
+    """The optimizer of train.optim over the parameter groups."""
     if train.optim == "adamw":
         return torch.optim.AdamW(groups, fused=device.type == "cuda")
     return PagedAdamW8bit(groups)

@@ -33,7 +33,7 @@ def siglip_task(model: SiglipModel, tokenizer: Qwen2Tokenizer, image_processor: 
     def features(model: SiglipModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Patches [n, patches, width] as the VLM reads them, and the unit features [n, width] of pictures and texts."""
         trunk = model.vision_model
-        states = [trunk.embeddings(pixel_values(batch["pictures"], image_processor))]
+        states = [trunk.embeddings(pixel_values(batch["images"], image_processor))]
         for layer in trunk.encoder.layers:
             states.append(layer(states[-1], None))
         images = trunk.head(trunk.post_layernorm(states[-1]))
@@ -78,7 +78,7 @@ def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: obje
         return _l2_normalized(torch.cat(found)[order.argsort()])
 
     def images(model: CLIPModel, batch: Batch) -> torch.Tensor:
-        return _l2_normalized(model.visual_projection(model.vision_model(pixel_values(batch["pictures"], image_processor)).pooler_output))
+        return _l2_normalized(model.visual_projection(model.vision_model(pixel_values(batch["images"], image_processor)).pooler_output))
 
     def choices(model: CLIPModel, batch: Batch, image_embeds: torch.Tensor) -> torch.Tensor:
         """Logits [n * QUESTIONS, CHOICES] of the statements about each picture."""

@@ -49,7 +49,7 @@ def qwen3_vl_task(
     data = ImageConversationBatches(seed, batch_size, processor)
 
     def hidden(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, None]:
-        patches, grid = qwen_patches(batch["pictures"], image_processor)
+        patches, grid = qwen_patches(batch["images"], image_processor)
         output: torch.Tensor = model.model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],

@@ -31,7 +31,7 @@ class EndpointAnswerer:
 
     @property
     def description(self) -> Description:
-        names = ("model", "base_url", "max_side", "sampling", "log_probabilities", "token_limit", "extra_body")
+        names = ("model", "base_url", "max_image_side", "sampling", "log_probabilities", "token_limit", "extra_body")
         return Description(self.system.kind, {**{name: getattr(self.system, name) for name in names}, **self.policy.settings()})
 
     def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:

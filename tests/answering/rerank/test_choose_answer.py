@@ -121,7 +121,9 @@ def test_guarded_questions_keep_their_first_answer(kind: str) -> None:
     learned = LogisticModel(("clip",), (9.0,), 0.0)
     alone = taken(candidates, signals, RerankPlan(RerankWeights(likelihood=0.1, clip=0.9), learned=learned), kind)
     assert (alone["reranked"], alone["learned"], alone["clip"]) == ("a", "a", "b")
-    lifted = taken(candidates, signals, RerankPlan(RerankWeights(likelihood=0.1, clip=0.9), guard=(), learned=learned), kind)
+    lifted = taken(
+        candidates, signals, RerankPlan(RerankWeights(likelihood=0.1, clip=0.9), skipped_question_types=(), learned=learned), kind
+    )
     assert (lifted["reranked"], lifted["learned"]) == ("b", "b")
 
 

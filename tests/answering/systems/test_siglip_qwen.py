@@ -56,7 +56,7 @@ def test_a_bad_request_is_an_answer_with_an_error_and_spoils_no_other(
     assert errors["marks"] == "0 <image> marks for 1 pictures"
     assert "roles must be" in errors["roles"]
     assert "roles must be" in errors["empty"]
-    assert "at most 512 (model.max_tokens)" in errors["too long"]
+    assert "at most 512 (model.max_length)" in errors["too long"]
     assert all(answers[name].candidates == () for name in errors)
     assert_same([answers[request.request_id] for request in requests], answerer.answer(requests, BEAMS))
 

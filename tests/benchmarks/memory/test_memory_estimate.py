@@ -43,7 +43,7 @@ def settings(parts: Path) -> ModelConfig:
 
 def test_what_is_held_is_what_the_tensors_of_a_quantised_model_take(settings: ModelConfig, processor: Processor) -> None:
     model = configure_trainable(
-        build(settings, image_token_id=processor.image_token_id, dtype=torch.bfloat16), settings, ["projector", "lora"]
+        build(settings, image_token_id=processor.image_token_id, dtype=torch.bfloat16), settings, ["connector", "lora"]
     )
     taken = 0
     for module in base_model(model).model.language_model.layers.modules():
@@ -53,7 +53,7 @@ def test_what_is_held_is_what_the_tensors_of_a_quantised_model_take(settings: Mo
             taken += module.weight.nbytes + sum(tensor.nbytes for tensor in beside)
     plain = dataclasses.replace(settings, quantization="none")
     unquantised = build(plain, image_token_id=processor.image_token_id, dtype=torch.bfloat16)
-    found = persistent_bytes(configure_trainable(unquantised, plain, ["projector", "lora"]), settings, TrainConfig())
+    found = persistent_bytes(configure_trainable(unquantised, plain, ["connector", "lora"]), settings, TrainConfig())
     assert taken <= found["language model's layers"] <= 1.01 * taken
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert found["trained weights and gradients, fp32"] == 2 * sum(parameter.nbytes for parameter in trained)
@@ -63,7 +63,7 @@ def test_what_is_held_is_what_the_tensors_of_a_quantised_model_take(settings: Mo
 
 def test_a_layer_keeps_about_what_is_reckoned(settings: ModelConfig, processor: Processor) -> None:
     model = configure_trainable(
-        build(settings, image_token_id=processor.image_token_id, dtype=torch.bfloat16), settings, ["projector", "lora"]
+        build(settings, image_token_id=processor.image_token_id, dtype=torch.bfloat16), settings, ["connector", "lora"]
     ).train()
     layers, ids = base_model(model).model.language_model.layers, list(range(100, 220))
     examples = [Example(str(i), EncodedSample(ids, [IGNORE_INDEX, *ids[1:]], 0), torch.zeros(0, 3, 96, 96)) for i in range(4)]

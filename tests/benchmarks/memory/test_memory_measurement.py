@@ -19,7 +19,7 @@ from training.config import StageConfig, TrainConfig
 CPU = torch.device("cpu")
 MODEL = ModelConfig(max_length=512, lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0), quantization="nf4")
 TRAIN = TrainConfig(
-    stages=(StageConfig(name="tune", train=("projector", "lora")),),
+    stages=(StageConfig(name="tune", train=("connector", "lora")),),
     batching="packed",
     packing_length=160,
     gradient_accumulation_steps=2,

@@ -121,7 +121,7 @@ def test_the_command_comes_back_with_its_own_settings(monkeypatch: pytest.Monkey
     monkeypatch.setattr(build_library, "check", lambda: None)
     monkeypatch.setattr(build_library, "run", run)
     parsed = benchmark.arguments().parse_args(
-        ["memory", "--size", "8b", "--card", "24", "--out", str(tmp_path), "train.tokens_per_row=1024"]
+        ["memory", "--size", "8b", "--card", "24", "--out", str(tmp_path), "train.packing_length=1024"]
     )
     with pytest.raises(SystemExit) as ended:
         benchmark.main(parsed)
@@ -129,7 +129,7 @@ def test_the_command_comes_back_with_its_own_settings(monkeypatch: pytest.Monkey
     ((command, gib),) = called
     again = benchmark.arguments().parse_args(command[1:])
     assert isinstance(again, argparse.Namespace) and gib == 24
-    assert (again.size, again.card, again.out, again.settings) == ("8b", 24, tmp_path, ["train.tokens_per_row=1024"])
+    assert (again.size, again.card, again.out, again.settings) == ("8b", 24, tmp_path, ["train.packing_length=1024"])
 
 
 def test_a_script_ends_as_it_would_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -164,7 +164,7 @@ def test_a_missing_compiler_and_a_signal_are_one_clear_line(monkeypatch: pytest.
 @pytest.mark.skipif(torch.version.cuda is None or torch.cuda.is_available(), reason="a CUDA build of torch without a card is needed")
 def test_steps_run_on_a_card_that_is_not_there(tmp_path: Path) -> None:
     command = [sys.executable, "tools/benchmark.py", "memory", "--size", "tiny", "--card", "4", "--out", str(tmp_path)]
-    settings = ["model.quantization=nf4", "train.optimizer=paged_adamw8bit", "train.tokens_per_row=1024", "train.compile=true"]
+    settings = ["model.quantization=nf4", "train.optim=paged_adamw8bit", "train.packing_length=1024", "train.torch_compile=true"]
     subprocess.run([*command, *settings], check=True, env={**os.environ, "PYTHONPATH": "."})
     table = json.loads((tmp_path / "memory_tiny_card_4.json").read_text())
     assert 0 < table["bytes"]["peak, in tensors"] < table["bytes"]["in all"] < 4 * 2**30

@@ -25,7 +25,7 @@ def compared() -> Callable[..., GradientParity]:
     """Compares both paths on six samples, or others that are named; keywords override train.*."""
 
     def compared(ours: str = "ours", against: str = "stock", **train: Any) -> GradientParity:
-        stage = StageConfig(name="tune", train=("projector", "lora"))
+        stage = StageConfig(name="tune", train=("connector", "lora"))
         setup = Setup.of("tiny", MODEL, TrainConfig(stages=(stage,), per_device_train_batch_size=6, **train), 6, CPU)
         base = build_ours("tiny", MODEL, setup.processor, dtype=torch.float32, device=CPU)
         plain = stock_side(setup, base)

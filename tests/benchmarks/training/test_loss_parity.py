@@ -18,7 +18,7 @@ from tools import benchmark
 from training.optimization.optimizers import build_optimizer
 
 Workplace = Callable[..., Path]
-PACKED = ("train.batching=packed", "train.tokens_per_row=300")
+PACKED = ("train.batching=packed", "train.packing_length=300")
 
 
 @pytest.mark.parametrize("overrides", [(), PACKED], ids=["padded", "packed"])
@@ -66,8 +66,8 @@ def test_a_step_that_learns_something_else_is_found(workspace: Workplace, monkey
     ("model", "train", "named"),
     [
         ({"quantization": "nf4"}, {}, "model.quantization"),
-        ({"projector": {"pool": 3}}, {}, "model.projector.pool"),
-        ({}, {"cache_features": True}, "train.cache_features"),
+        ({"connector": {"pool": 3}}, {}, "model.connector.pool"),
+        ({}, {"cache_features": True}, "train.cache_vision_features"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(workspace: Workplace, model: dict[str, Any], train: dict[str, Any], named: str) -> None:

@@ -21,7 +21,7 @@ SMALL = ModelConfig(max_length=512, lora=LoraConfig(r=4, lora_alpha=8, lora_drop
 
 
 def settings(**changes: Any) -> TrainConfig:
-    return TrainConfig(stages=(StageConfig(name="tune", train=("projector", "lora")),), **{"batch_size": 3, **changes})
+    return TrainConfig(stages=(StageConfig(name="tune", train=("connector", "lora")),), **{"batch_size": 3, **changes})
 
 
 def test_every_path_is_measured_on_the_same_samples() -> None:
@@ -92,11 +92,11 @@ def test_models_that_are_not_the_same_are_not_compared(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("model", "train", "named"),
     [
-        (SMALL, TrainConfig(stages=(StageConfig(name="align", train=("projector",)),)), "train.stages"),
+        (SMALL, TrainConfig(stages=(StageConfig(name="align", train=("connector",)),)), "train.stages"),
         (ModelConfig(lora=None), settings(), "train.stages"),
-        (SMALL, settings(batching="packed", packing_length=40), "train.tokens_per_row"),
-        (SMALL, settings(cache_vision_features=True), "train.cache_features"),
-        (SMALL, settings(optim="paged_adamw8bit"), "train.optimizer"),
+        (SMALL, settings(batching="packed", packing_length=40), "train.packing_length"),
+        (SMALL, settings(cache_vision_features=True), "train.cache_vision_features"),
+        (SMALL, settings(optim="paged_adamw8bit"), "train.optim"),
     ],
 )
 def test_settings_that_cannot_be_measured_are_refused(model: ModelConfig, train: TrainConfig, named: str) -> None:

@@ -75,8 +75,8 @@ def taught_on_noise(seed: int) -> RerankPlans:
 @pytest.mark.parametrize(("clip_right", "guarded"), [(0.95, False), (0.5, True), (0.1, True)])
 def test_the_guard_is_lifted_only_where_the_gain_is_shown(clip_right: float, guarded: bool) -> None:
     found = taught(160, clip_right, RerankConfig(weights=RerankWeights(likelihood=0.2, clip=0.8)), "Is it red?")
-    assert ("yes/no" in found.shared_plan.guard) is guarded
-    assert "counting" in found.shared_plan.guard
+    assert ("yes/no" in found.shared_plan.skipped_question_types) is guarded
+    assert "counting" in found.shared_plan.skipped_question_types
     assert found.found["guard"]["yes/no"]["left_alone"] is guarded
     assert "counting" not in found.found["guard"]
 
@@ -98,10 +98,10 @@ def test_the_guard_of_several_kinds_is_held_against_holm() -> None:
     both = (yes_no[0] + counting[0], yes_no[1] + counting[1])
     known = references(200)
     alone = tune({"ours": yes_no}, known, rerank, 4000, 0)
-    assert alone.shared_plan.guard == ("counting",)
+    assert alone.shared_plan.skipped_question_types == ("counting",)
     assert alone.found["guard"]["yes/no"]["p_holm"] == alone.found["guard"]["yes/no"]["p_value"] == pytest.approx(0.039, abs=0.01)
     together = tune({"ours": both}, known, rerank, 4000, 0)
-    assert together.shared_plan.guard == ("yes/no", "counting")
+    assert together.shared_plan.skipped_question_types == ("yes/no", "counting")
     assert {found["p_holm"] for found in together.found["guard"].values()} == {2 * alone.found["guard"]["yes/no"]["p_value"]}
 
 
@@ -110,8 +110,8 @@ def test_a_gain_at_many_questions_about_four_images_lifts_no_guard() -> None:
     rerank = RerankConfig(weights=RerankWeights(likelihood=0.2, clip=0.8))
     asked, said = one_kind("Is it red?", 0, 40, 0, 0)
     crowded = [dataclasses.replace(one, image_ids=(i % 4,)) for i, one in enumerate(asked)]
-    assert tune({"ours": (crowded, said)}, references(80), rerank, 400, 0).shared_plan.guard == ("yes/no", "counting")
-    assert tune({"ours": (asked, said)}, references(80), rerank, 400, 0).shared_plan.guard == ("counting",)
+    assert tune({"ours": (crowded, said)}, references(80), rerank, 400, 0).shared_plan.skipped_question_types == ("yes/no", "counting")
+    assert tune({"ours": (asked, said)}, references(80), rerank, 400, 0).shared_plan.skipped_question_types == ("counting",)
 
 
 def test_no_image_is_torn_by_any_cross_validation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_guarded_questions_have_no_say_in_the_weights() -> None:
     found = tune({"ours": (colors[0] + yes_no[0], colors[1] + yes_no[1])}, references(400), RerankConfig(), 400, 0)
     assert found.chosen_on == "validation"
     assert found.shared_plan.weights.clip > found.shared_plan.weights.likelihood
-    assert found.shared_plan.guard == ("yes/no", "counting")
+    assert found.shared_plan.skipped_question_types == ("yes/no", "counting")
     # What cross-validation says is of the answers that are given: all 60 of the guarded first ones are right.
     assert found.found["configured"] == pytest.approx((60 + 11) / 101)
     assert found.found["tuned_held_out"] == pytest.approx((60 + 40) / 101)
@@ -211,7 +211,7 @@ def test_confidence_is_that_of_the_answer_that_is_shown() -> None:
 
 def test_too_few_images_teach_nothing() -> None:
     found = tune({"ours": planted(2, 1.0)}, references(2), RerankConfig(clip_score_form="raw"), 100, 0)
-    assert (found.chosen_on, found.shared_plan.form, found.plans) == ("default", "raw", {})
+    assert (found.chosen_on, found.shared_plan.clip_score_form, found.plans) == ("default", "raw", {})
 
 
 def test_a_failed_question_of_the_validation_split_is_left_out() -> None:

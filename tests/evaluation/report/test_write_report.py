@@ -226,9 +226,9 @@ def test_the_headline_says_who_is_best_and_whether_that_and_the_rerank_are_shown
             compared("old/reranked", "new/reranked", -0.1, "b"),
             compared("new/reranked", "other/reranked", 0.01, "not shown"),
             compared("new/reranked", "new/first", -0.03, "b"),
-            compared("new/first", "controls/shuffled_pictures", 0.3, "a"),
+            compared("new/first", "controls/shuffled_images", 0.3, "a"),
         ],
-        "controls": {"shuffled_pictures": {"vqa_accuracy": 0.3}},
+        "controls": {"shuffled_images": {"vqa_accuracy": 0.3}},
     }
     assert headline(summary) == (
         "new answers 60.0 % of 800 questions right (58.0 .. 62.0), shown to be better than old but not shown to be better than other."

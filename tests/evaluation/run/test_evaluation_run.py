@@ -58,7 +58,7 @@ def test_the_summary_holds_what_can_be_worked_out_by_hand(tmp_path: Path) -> Non
         "scorers": {"clip": "planted clip"},
         "form": "softmax",
         "wording": "sentence",
-        "bank": 0,
+        "background_images": 0,
         "left_alone": ["yes/no", "counting"],
     }
     # The caption apart: each color question can gain, a count cannot, the Chinese question has one candidate.
@@ -87,7 +87,7 @@ def test_predictions_hold_candidates_scores_and_choices(tmp_path: Path) -> None:
     assert row["choices"]["clip"] == "blue"
     assert row["error"] is None
     assert row["prompt"] == "<image>\nWhat color is the disc?"
-    assert row["decoding"]["k"] == 3
+    assert row["decoding"]["num_candidates"] == 3
     assert row["model"] == {"kind": "checkpoint", "rank": 8}
 
 
@@ -181,15 +181,15 @@ def test_the_controls_of_the_first_checkpoint_are_asked_and_compared(tmp_path: P
         assert isinstance(path, Path)
         return [(COLORS[int(path.stem) % 6], -0.1)]
 
-    planned = experiment(store, tmp_path / "out", "ours", "other", controls=("shuffled_pictures", "untuned"))
+    planned = experiment(store, tmp_path / "out", "ours", "other", controls=("shuffled_images", "untuned"))
     # Only its first candidate counts: the second one would be right about every sixth disc.
     blind = PlantedAnswerer(always(("white", -0.1), ("red", -0.2)))
     summary = run(planned, PlantedAnswerer(sees), PlantedAnswerer(sees), untuned=blind).summary
     assert summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"] == pytest.approx(1.0)
-    assert summary["controls"]["shuffled_pictures"]["vqa_accuracy"] < 0.5
+    assert summary["controls"]["shuffled_images"]["vqa_accuracy"] < 0.5
     assert summary["controls"]["untuned"]["vqa_accuracy"] == 0.0
     assert {row["b"]: row["verdict"] for row in summary["comparisons"] if row["a"] == "ours/first" and "controls" in row["b"]} == {
-        "controls/shuffled_pictures": "a",
+        "controls/shuffled_images": "a",
         "controls/untuned": "a",
     }
 

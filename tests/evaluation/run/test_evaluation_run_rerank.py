@@ -99,19 +99,19 @@ def test_candidates_hold_each_signal_and_its_prior(full: tuple[EvaluationResult,
     # Neither a scorer that reads only English nor an answerer that cannot judge it says anything of a Chinese question.
     assert not {"siglip", "self"} & set(rows["test-1-zh"]["candidates"][0])
     assert rows["test-1-zh"]["choices"]["siglip"] == rows["test-1-zh"]["choices"]["self"] == "红色"
-    assert 0.0 < rows["test-1-color"]["credibility"] < 1.0
-    assert "credibility" not in rows["test-1-caption"]
+    assert 0.0 < rows["test-1-color"]["confidence"] < 1.0
+    assert "confidence" not in rows["test-1-caption"]
 
 
 def test_the_summary_says_where_each_number_was_chosen(full: tuple[EvaluationResult, Path]) -> None:
     rerank = full[0].summary["rerank"]
     assert rerank["scorers"] == {"clip": "planted clip", "siglip": "other"}
     assert rerank["chosen_on"] in ("default", "validation")
-    assert rerank["bank"] == 4
+    assert rerank["background_images"] == 4
     assert set(rerank["weights"]) == {"likelihood", "clip", "self_score"}
     assert rerank["validation"].keys() >= {"questions", "first", "configured", "tuned_held_out", "oracle", "guard", "systems"}
     assert set(rerank["learned"]["ours"]) >= {"likelihood", "clip", "clip_corrected", "siglip", "self", "bias"}
-    trust = full[0].summary["systems"]["ours"]["credibility"]
+    trust = full[0].summary["systems"]["ours"]["confidence"]
     assert trust["fitted_on"] == "validation"
     assert trust.keys() >= {"ece", "bins", "brier", "aurc", "risk_coverage", "abstaining"}
 
@@ -215,7 +215,10 @@ def test_so_many_questions_are_asked_for_tuning(tmp_path: Path) -> None:
     ("rerank", "message"),
     [
         (RerankConfig(abstain_below=0.5), "rerank.abstain_below: what is credible is learned on the validation split"),
-        (RerankConfig(clip_score_form="prior_corrected", background_images=0), "rerank.form: prior_corrected needs unrelated pictures"),
+        (
+            RerankConfig(clip_score_form="prior_corrected", background_images=0),
+            "rerank.clip_score_form: prior_corrected needs unrelated pictures",
+        ),
         (RerankConfig(tune=True), "rerank.tune: the validation split has no questions with short answers"),
     ],
 )
@@ -261,7 +264,7 @@ def test_the_report_shows_what_can_change_first_and_where_each_number_comes_from
 
 def test_the_confidence_has_a_chart(full: tuple[EvaluationResult, Path], tmp_path: Path) -> None:
     with style():
-        path = save(confidence(full[0].summary), tmp_path / "credibility.png")
+        path = save(confidence(full[0].summary), tmp_path / "confidence.png")
     with Image.open(path) as image:
         assert image.width > 800
         assert len(image.convert("RGB").getcolors(2**24) or []) > 10

@@ -32,7 +32,11 @@ def never_loaded(system: object) -> PlantedAnswerer:
         ({"systems": ()}, None, "eval.systems: empty"),
         ({"systems": (CheckpointSystem(name="a", kind="checkpoint"),) * 2}, None, "a stands there more than once"),
         ({"systems": (QwenVlSystem(name="q", kind="qwen3_vl", path="q"),), "controls": ("untuned",)}, None, "eval.controls"),
-        ({"bars": Thresholds(min_lead=0.1), "controls": ("untuned",)}, None, "eval.bars.lead: it is about the control shuffled_pictures"),
+        (
+            {"thresholds": Thresholds(min_lead=0.1), "controls": ("untuned",)},
+            None,
+            "eval.thresholds.min_lead: it is about the control shuffled_pictures",
+        ),
         ({"split": "validation"}, RerankConfig(tune=True), "eval.split must be another one"),
         ({"split": "train"}, None, "no samples in the split 'train'"),
         ({}, RerankConfig(weights=RerankWeights(likelihood=0.0, clip=0.0)), "both are zero"),

@@ -46,7 +46,7 @@ def together(world_size: int, work: Callable[[Meeting], T]) -> list[T]:
 def test_two_processes_write_what_one_writes_and_each_asks_half(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(10) + questions(6, "validation"))
     alone, shared = (
-        experiment(store, tmp_path / name, controls=("shuffled_pictures",), rerank=TUNED, corruptions=("dark",))
+        experiment(store, tmp_path / name, controls=("shuffled_images",), rerank=TUNED, corruptions=("dark",))
         for name in ("alone", "shared")
     )
     one = PlantedAnswerer(mostly_right)

@@ -71,8 +71,8 @@ def test_a_control_is_compared_with_the_same_questions_of_its_system() -> None:
     own = {"vqa_accuracy": np.arange(6.0), "exact": np.arange(6.0)}
     system = SystemResult("checkpoint", {}, {}, 0, None, 1.0, AnswerScores([], {}, {"first": own}, {}, None))
     control = {"vqa_accuracy": np.zeros(2), "exact": np.zeros(2)}
-    (found,) = score_pairs({"ours": system}, asked, {"shuffled_pictures": ([asked[4], asked[1]], control)}, "ours", SETTINGS)
-    assert (found.a, found.b) == ("ours/first", "controls/shuffled_pictures")
+    (found,) = score_pairs({"ours": system}, asked, {"shuffled_images": ([asked[4], asked[1]], control)}, "ours", SETTINGS)
+    assert (found.a, found.b) == ("ours/first", "controls/shuffled_images")
     assert found.scores_a["vqa_accuracy"].tolist() == [4.0, 1.0]
     assert [question.sample_id for question in found.questions] == ["4-0", "1-0"]
 

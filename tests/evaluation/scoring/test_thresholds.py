@@ -12,7 +12,7 @@ from tests.evaluation.planted import PlantedAnswerer, always, experiment, questi
 
 def test_bars_are_held_against_the_first_candidates_and_the_controls(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", [row for row in questions(12) if "color" in row["sample_id"]])
-    controls = ("shuffled_pictures", "untuned")
+    controls = ("shuffled_images", "untuned")
     limits = Thresholds(first=0.3, shuffled_images=0.1, untuned=0.0, min_lead=0.1)
     planned = experiment(store, tmp_path / "out", "ours", controls=controls, thresholds=limits, note="A planted one.")
     blind = PlantedAnswerer(always(("white", -0.1)))
@@ -20,21 +20,22 @@ def test_bars_are_held_against_the_first_candidates_and_the_controls(tmp_path: P
     summary = evaluate(planned, lambda _: red, lambda _: blind).summary
     same = summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"]
     assert 0.1 < same < 0.3
-    assert summary["controls"]["shuffled_pictures"]["vqa_accuracy"] == same
+    assert summary["controls"]["shuffled_images"]["vqa_accuracy"] == same
     assert summary["note"] == "A planted one."
     assert [
-        (threshold["name"], threshold["value"], threshold["kind"], threshold["limit"], threshold["met"]) for threshold in summary["bars"]
+        (threshold["name"], threshold["value"], threshold["kind"], threshold["limit"], threshold["met"])
+        for threshold in summary["thresholds"]
     ] == [
         ("first", same, "at least", 0.3, False),
-        ("shuffled_pictures", same, "at most", 0.1, False),
+        ("shuffled_images", same, "at most", 0.1, False),
         ("untuned", 0.0, "at most", 0.0, True),
-        ("lead", 0.0, "at least", 0.1, False),
+        ("min_lead", 0.0, "at least", 0.1, False),
     ]
-    assert missed_thresholds(summary["bars"]) == ["first", "shuffled_pictures", "lead"]
+    assert missed_thresholds(summary["thresholds"]) == ["first", "shuffled_images", "min_lead"]
 
 
 def test_without_bars_nothing_is_said_of_them(tmp_path: Path) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(1)), tmp_path / "out")
     summary = evaluate(planned, lambda _: PlantedAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control was asked for")).summary
-    assert "bars" not in summary
+    assert "thresholds" not in summary
     assert "note" not in summary

@@ -42,7 +42,7 @@ CONVERSATIONS = {
 def exported(make: Build, settings: Settings, batch: Batch, processor: Processor, tmp_path: Path) -> Exported:
     """Train a little, save, export; returns the folder and the trained model."""
 
-    def run(form: llava_export.ExportFormat, groups: tuple[ParamGroup, ...] = ("projector", "lora"), **changes: Any) -> tuple[Path, Any]:
+    def run(form: llava_export.ExportFormat, groups: tuple[ParamGroup, ...] = ("connector", "lora"), **changes: Any) -> tuple[Path, Any]:
         model = configure_trainable(make(**changes), settings(**changes), groups)
         train(model, with_labels(batch(1, 2)), steps=3)
         checkpoint.save(model, tmp_path / "checkpoint")
@@ -63,7 +63,7 @@ def as_parts(message: Message) -> dict[str, Any]:
     return {"role": message.role, "content": parts}
 
 
-@pytest.mark.parametrize("groups", [("projector",), ("projector", "lora"), ("projector", "language")])
+@pytest.mark.parametrize("groups", [("connector",), ("connector", "lora"), ("connector", "language")])
 def test_stock_transformers_gives_the_same_logits_and_answers(exported: Exported, batch: Batch, groups: tuple[ParamGroup, ...]) -> None:
     out, model = exported("llava", groups)
     stock = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32)
@@ -153,8 +153,8 @@ def test_the_merged_form_is_loaded_by_our_own_code(exported: Exported, batch: Ba
 
 
 def test_the_merged_form_takes_what_llava_cannot_express(make: Build, settings: Settings, processor: Processor, tmp_path: Path) -> None:
-    changes = {"projector": ConnectorConfig(pool=2)}
-    model = configure_trainable(make(**changes), settings(**changes), ["projector"])
+    changes = {"connector": ConnectorConfig(pool=2)}
+    model = configure_trainable(make(**changes), settings(**changes), ["connector"])
     checkpoint.save(model, tmp_path / "c")
     llava_export.export(tmp_path / "c", tmp_path / "out", "merged", processor)
     ids = torch.tensor([[300, *[processor.image_token_id] * 9, 301]])
@@ -165,14 +165,14 @@ def test_the_merged_form_takes_what_llava_cannot_express(make: Build, settings: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"projector": ConnectorConfig(pool=2)}, r"model\.projector\.pool is 2"),
+        ({"connector": ConnectorConfig(pool=2)}, r"model\.projector\.pool is 2"),
         ({"drop_first_patch": True}, r"model\.drop_first_patch is true"),
     ],
 )
 def test_a_setting_that_llava_cannot_express_is_named(
     tmp_path: Path, settings: Settings, make: Build, changes: dict[str, Any], message: str, processor: Processor
 ) -> None:
-    checkpoint.save(configure_trainable(make(**changes), settings(**changes), ["projector"]), tmp_path / "c")
+    checkpoint.save(configure_trainable(make(**changes), settings(**changes), ["connector"]), tmp_path / "c")
     with pytest.raises(UsageError, match=message):
         llava_export.export(tmp_path / "c", tmp_path / "out", "llava", processor)
     assert not (tmp_path / "out").exists()
@@ -207,7 +207,7 @@ def test_a_folder_that_holds_something_is_not_replaced(processor: Processor, tmp
 
 
 def test_weights_can_be_halved(make: Build, settings: Settings, processor: Processor, tmp_path: Path) -> None:
-    checkpoint.save(configure_trainable(make(), settings(), ["projector"]), tmp_path / "c")
+    checkpoint.save(configure_trainable(make(), settings(), ["connector"]), tmp_path / "c")
     for dtype in (torch.float32, torch.bfloat16):
         llava_export.export(tmp_path / "c", tmp_path / str(dtype), "llava", processor, dtype=dtype)
     sizes = [(tmp_path / str(dtype) / "model.safetensors").stat().st_size for dtype in (torch.float32, torch.bfloat16)]
@@ -227,7 +227,7 @@ def test_the_card_names_bases_licences_settings_and_data(
         (language / path.name).write_bytes(path.read_bytes())
     (language / "README.md").write_text("---\nlicense: mit\n---\n# Qwen\n")
     changes = {"language": str(language), "feature_layer": "last_hidden_state"}
-    checkpoint.save(configure_trainable(make(**changes), settings(**changes), ["projector"]), tmp_path / "c")
+    checkpoint.save(configure_trainable(make(**changes), settings(**changes), ["connector"]), tmp_path / "c")
     llava_export.export(tmp_path / "c", tmp_path / "out", "llava", processor, data_report="coco  12 kept")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     for wanted in (

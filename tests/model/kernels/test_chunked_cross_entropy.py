@@ -52,7 +52,7 @@ def test_no_more_scores_than_allowed_are_made_at_once_and_none_are_kept() -> Non
 
 def test_a_model_with_little_memory_for_scores_has_the_same_loss_and_gradients(make: Build, processor: Processor) -> None:
     model, row = make(), PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
-    set_trainable(model, ["projector", "language"])
+    set_trainable(model, ["connector", "language"])
     wanted = loss_and_gradients(model, row)
     calls: list[Any] = []
     model.lm_head.register_forward_hook(lambda *_: calls.append(1))

@@ -20,7 +20,7 @@ from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
 def test_compiled_layers_give_the_same_loss_and_gradients_without_a_break(make: Build, settings: Any, processor: Processor) -> None:
     assert compile_unsupported_reason(torch.device("cpu")) is None, "the tests need a C++ compiler"
     row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
-    model = with_a_trained_look(configure_trainable(make(), settings(), ["projector", "lora"])).train()
+    model = with_a_trained_look(configure_trainable(make(), settings(), ["connector", "lora"])).train()
     wanted = loss_and_gradients(model, row)
     names = list(model.state_dict())
     fuse_modules(model)

@@ -34,7 +34,7 @@ def with_a_trained_look(model: Any) -> PeftModel:
 
 @pytest.fixture
 def adapted(make: Build, settings: Settings) -> PeftModel:
-    return with_a_trained_look(configure_trainable(make(), settings(), ["projector", "lora"])).train()
+    return with_a_trained_look(configure_trainable(make(), settings(), ["connector", "lora"])).train()
 
 
 @pytest.mark.parametrize("small", [0, fused_lora.MAX_MERGED_WEIGHTS], ids=["apart", "added"])
@@ -95,7 +95,7 @@ def test_under_autocast_it_is_as_near_to_fp32_as_peft_is(adapted: PeftModel, bat
 
 
 def test_layers_with_the_same_input_keep_one_of_it(make: Build, settings: Settings, batch: Batch) -> None:
-    adapted = configure_trainable(make().to(torch.bfloat16), settings(), ["projector", "lora"]).train()
+    adapted = configure_trainable(make().to(torch.bfloat16), settings(), ["connector", "lora"]).train()
     inputs = with_labels(batch(1, 2))
 
     of_peft = saved_tensor_bytes(lambda: adapted(**inputs).loss)
@@ -106,7 +106,7 @@ def test_layers_with_the_same_input_keep_one_of_it(make: Build, settings: Settin
 @pytest.mark.parametrize("r", [4, 8])
 def test_dropout_drops_what_peft_s_does(make: Build, settings: Settings, batch: Batch, r: int) -> None:
     model = with_a_trained_look(
-        configure_trainable(make(), settings(lora=LoraConfig(r=r, lora_alpha=8, lora_dropout=0.3)), ["projector", "lora"])
+        configure_trainable(make(), settings(lora=LoraConfig(r=r, lora_alpha=8, lora_dropout=0.3)), ["connector", "lora"])
     ).train()
     inputs = with_labels(batch(1, 2))
     torch.manual_seed(3)
@@ -120,7 +120,7 @@ def test_dropout_drops_what_peft_s_does(make: Build, settings: Settings, batch: 
 
 def test_dora_stays_peft_s(make: Build, settings: Settings, batch: Batch) -> None:
     lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, use_dora=True)
-    model = with_a_trained_look(configure_trainable(make(), settings(lora=lora), ["projector", "lora"])).train()
+    model = with_a_trained_look(configure_trainable(make(), settings(lora=lora), ["connector", "lora"])).train()
     inputs = with_labels(batch(1, 2))
     wanted = loss_and_gradients(model, inputs)
     fuse_lora(model)
@@ -130,7 +130,7 @@ def test_dora_stays_peft_s(make: Build, settings: Settings, batch: Batch) -> Non
 def test_adapters_on_a_quantised_base_stay_peft_s(make: Build, settings: Settings) -> None:
     model = configure_trainable(make(quantization="nf4"), settings(quantization="nf4"), ["lora"])
     assert fuse_lora(model) == 0
-    assert fuse_lora(configure_trainable(make(), settings(), ["projector"])) == 0
+    assert fuse_lora(configure_trainable(make(), settings(), ["connector"])) == 0
 
 
 def test_switching_off_saving_loading_and_merging_stay_peft_s(adapted: PeftModel, batch: Batch, tmp_path: Path) -> None:

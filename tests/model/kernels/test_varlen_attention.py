@@ -63,7 +63,7 @@ def test_the_variable_length_path_gives_the_loss_and_gradients_of_sdpa(
     make: Build, processor: Processor, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
 ) -> None:
     model = make().train()
-    set_trainable(model, ["projector", "language"])
+    set_trainable(model, ["connector", "language"])
     if checkpointing:
         enable_gradient_checkpointing(model)
     row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))

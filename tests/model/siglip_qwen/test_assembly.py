@@ -87,7 +87,7 @@ def test_nf4_quantises_twice_and_stays_trainable_on_a_cpu(make: Build) -> None:
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-@pytest.mark.parametrize("groups", [["projector"], ["projector", "lora"]])
+@pytest.mark.parametrize("groups", [["connector"], ["connector", "lora"]])
 def test_the_trainer_takes_a_quantised_base(
     make: Build, settings: Settings, tmp_path: Path, quantization: str, groups: list[ParamGroup]
 ) -> None:
@@ -111,7 +111,7 @@ def test_quantised_logits_are_near_the_exact_ones(make: Build, batch: Callable) 
         ({"language": "siglip"}, "model.language: .*siglip is a siglip model"),
         ({"vision": "clip"}, "model.vision: .*clip is a clip model; a SigLIP"),
         ({"vision": "nowhere"}, "model.vision: cannot load"),
-        ({"feature_layer": 5}, "model.feature_layer: 5 is out of range; the vision encoder has hidden states -5 to 4"),
+        ({"feature_layer": 5}, "model.vision_feature_layer: 5 is out of range; the vision encoder has hidden states -5 to 4"),
     ],
 )
 def test_a_part_that_does_not_fit_is_one_line_naming_its_key(settings: Settings, parts: Path, changes: dict, message: str) -> None:

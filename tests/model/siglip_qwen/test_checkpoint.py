@@ -23,7 +23,7 @@ Settings = Callable[..., ModelConfig]
 Batch = Callable[..., dict[str, torch.Tensor]]
 Trained = Callable[..., nn.Module]
 
-STAGES: list[list[ParamGroup]] = [["projector"], ["projector", "lora"], ["projector", "language"]]
+STAGES: list[list[ParamGroup]] = [["connector"], ["connector", "lora"], ["connector", "language"]]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_saved_loaded_and_merged_give_the_same_logits(
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_quantised_base_is_rebuilt_the_same_way(trained: Trained, batch: Batch, tmp_path: Path, quantization: str) -> None:
-    model, inputs = trained(["projector", "lora"], quantization=quantization), batch(1, 2)
+    model, inputs = trained(["connector", "lora"], quantization=quantization), batch(1, 2)
     checkpoint.save(model, tmp_path)
     assert torch.equal(logits(checkpoint.load(tmp_path), inputs), logits(model, inputs))
 
@@ -75,7 +75,7 @@ def test_dora_is_rebuilt_and_merged(trained: Trained, batch: Batch, tmp_path: Pa
 
 
 def test_merging_takes_the_exact_base_also_after_qlora(trained: Trained, batch: Batch, tmp_path: Path) -> None:
-    checkpoint.save(trained(["projector", "lora"], quantization="nf4"), tmp_path)
+    checkpoint.save(trained(["connector", "lora"], quantization="nf4"), tmp_path)
     exact = checkpoint.load(tmp_path, quantization="none")
     torch.testing.assert_close(logits(checkpoint.merge(tmp_path), batch(1)), logits(exact, batch(1)), atol=1e-5, rtol=0)
 
@@ -93,9 +93,9 @@ def test_one_file_holds_adapter_and_connector_and_nothing_of_the_base(trained: T
 
 
 def test_the_folder_names_its_base_models_and_settings(make: Build, settings: Settings, tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"projector": ConnectorConfig(pool=2), "system_prompt": "Antworte kurz."}
+    changes: dict[str, Any] = {"connector": ConnectorConfig(pool=2), "system_prompt": "Antworte kurz."}
     config = settings(**changes)
-    checkpoint.save(configure_trainable(make(**changes), config, ["projector"]), tmp_path)
+    checkpoint.save(configure_trainable(make(**changes), config, ["connector"]), tmp_path)
     written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert written["settings"]["vision"] == config.vision
     assert written["settings"]["language"] == config.language
@@ -142,7 +142,7 @@ def test_a_state_dict_from_elsewhere_is_written_in_place_of_the_models_own(train
 
 
 def test_weights_of_another_shape_or_number_are_an_error(trained: Trained, tmp_path: Path) -> None:
-    checkpoint.save(trained(["projector", "lora"]), tmp_path)
+    checkpoint.save(trained(["connector", "lora"]), tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     save_file({key: value for key, value in tensors.items() if ".lora_" not in key}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(UsageError, match=r"70 weights are missing, left over or of another shape, such as .*lora_A"):
@@ -161,7 +161,7 @@ def test_a_folder_that_is_no_checkpoint_is_an_error(tmp_path: Path, parts: Path)
 
 
 def test_a_base_model_that_has_moved_away_is_an_error_naming_its_key(trained: Trained, tmp_path: Path) -> None:
-    checkpoint.save(trained(["projector"]), tmp_path)
+    checkpoint.save(trained(["connector"]), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["settings"]["language"] = "/gone/qwen"
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -170,7 +170,7 @@ def test_a_base_model_that_has_moved_away_is_an_error_naming_its_key(trained: Tr
 
 
 def test_settings_of_another_version_are_an_error(trained: Trained, tmp_path: Path) -> None:
-    checkpoint.save(trained(["projector"]), tmp_path)
+    checkpoint.save(trained(["connector"]), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["settings"]["resolution"] = 3
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -180,7 +180,7 @@ def test_settings_of_another_version_are_an_error(trained: Trained, tmp_path: Pa
 
 @pytest.mark.parametrize("quantization", ["as_trained", "none", "nf4"])
 def test_a_merged_model_is_loaded_as_it_is(trained: Trained, batch: Batch, tmp_path: Path, quantization: Any) -> None:
-    checkpoint.save(trained(["projector", "lora"]), tmp_path / "c")
+    checkpoint.save(trained(["connector", "lora"]), tmp_path / "c")
     merged = checkpoint.merge(tmp_path / "c")
     merged.save_pretrained(tmp_path / "m")
     loaded = checkpoint.load(tmp_path / "m", quantization=quantization)

@@ -37,12 +37,12 @@ def test_tokens_of_a_image(side: int, pool: int, drop: bool, tokens: int) -> Non
 
 
 def test_a_grid_that_pool_does_not_divide_is_an_error() -> None:
-    with pytest.raises(UsageError, match=r"model.projector.pool: 27 x 27 patches cannot be divided .* 2 x 2"):
+    with pytest.raises(UsageError, match=r"model.connector.pool: 27 x 27 patches cannot be divided .* 2 x 2"):
         num_image_tokens(27, 2, False)
 
 
 def test_pooling_a_grid_with_a_hole_is_an_error() -> None:
-    with pytest.raises(UsageError, match=r"model.projector.pool: must be 1"):
+    with pytest.raises(UsageError, match=r"model.connector.pool: must be 1"):
         num_image_tokens(27, 3, True)
 
 

@@ -27,7 +27,7 @@ def test_places_are_those_of_the_flattened_batch() -> None:
 @pytest.mark.parametrize("collate", COLLATORS, ids=["padded", "packed"])
 def test_loss_and_gradients_are_the_same_with_given_positions(make: Build, processor: Processor, collate: Any) -> None:
     model, samples = make(), examples(processor)
-    set_trainable(model, ["projector", "language"])
+    set_trainable(model, ["connector", "language"])
     wanted = loss_and_gradients(model, collate(samples))
     given = loss_and_gradients(model, PositionCollator(collate, processor.image_token_id)(samples))
     torch.testing.assert_close(given, wanted, atol=0, rtol=0)
@@ -53,7 +53,7 @@ def test_a_step_never_waits_for_the_device(
     )
     row = PositionCollator(COLLATORS[1], processor.image_token_id)(examples(processor))
     row = {key: value.to("meta") if isinstance(value, torch.Tensor) else value for key, value in row.items()}
-    model = configure_trainable(make(), settings(), ["projector", "lora"]).to("meta").train()
+    model = configure_trainable(make(), settings(), ["connector", "lora"]).to("meta").train()
     if checkpointing:
         enable_gradient_checkpointing(model)
     model.get_base_model().logits_memory_gib = memory

@@ -204,7 +204,7 @@ def test_logits_can_be_asked_for_by_count_place_or_mask(model: VisionLanguageMod
 
 def test_a_text_batch_gives_the_connector_gradients_of_zero(make: Build, batch: Batch) -> None:
     model = make()
-    set_trainable(model, ["projector"])
+    set_trainable(model, ["connector"])
     inputs = with_labels(batch(0, 0))
     loss = model(**inputs).loss
     loss.backward()
@@ -229,7 +229,7 @@ def test_one_batch_can_be_overfitted_to_near_zero(make: Build, processor: Proces
         assert encoded is not None
         samples.append(Example(f"s{i}", encoded, torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(i))))
     model, inputs = make(), PaddedCollator(pad_id=0)(samples)
-    set_trainable(model, ["projector", "language"])
+    set_trainable(model, ["connector", "language"])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     for _ in range(40):
         loss = model(**inputs).loss
@@ -266,7 +266,7 @@ def loss_and_gradients(model: VisionLanguageModel, inputs: dict[str, torch.Tenso
 
 def test_packed_loss_and_gradients_equal_the_unpacked_ones(make: Build, processor: Processor) -> None:
     model = make()
-    set_trainable(model, ["projector", "language"])
+    set_trainable(model, ["connector", "language"])
     samples = examples(processor)
     padded = loss_and_gradients(model, PaddedCollator(pad_id=0)(samples))
     packed = loss_and_gradients(model, PackedCollator(pad_id=0, capacity=400, max_length=180)(samples))

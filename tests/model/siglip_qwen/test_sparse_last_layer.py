@@ -28,7 +28,7 @@ def test_loss_and_gradients_stay_the_same(
 ) -> None:
     folder = {"qwen3": parts / "qwen3", "qwen2": qwen2}[language]
     batch = (PositionCollator(collate, processor.image_token_id) if located else collate)(examples(processor))
-    model = with_a_trained_look(configure_trainable(make(language=str(folder)), settings(), ["projector", "lora"])).train()
+    model = with_a_trained_look(configure_trainable(make(language=str(folder)), settings(), ["connector", "lora"])).train()
     wanted = loss_and_gradients(model, batch)
     fuse_modules(model)
     torch.testing.assert_close(loss_and_gradients(model, batch), wanted, atol=1e-5, rtol=1e-4)

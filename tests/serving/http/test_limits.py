@@ -63,12 +63,12 @@ def test_a_body_over_the_limit_is_413(planted: FakeAnswerer, send: Callable[[htt
 @pytest.mark.parametrize(
     ("request_fields", "status", "code"),
     [
-        ({"question": "red", "data": b"<svg/>"}, 415, "picture_type"),
-        ({"question": "red", "data": b"%PDF-1.7"}, 415, "picture_type"),
-        ({"question": "red", "data": b""}, 415, "picture_type"),
-        ({"question": "red", "data": image_file()[:-40]}, 422, "picture_damaged"),
-        ({"question": "red", "data": image_file(kind="JPEG")[:100]}, 422, "picture_damaged"),
-        ({"question": "red", "data": image_file(size=(200, 100))}, 413, "picture_too_large"),
+        ({"question": "red", "data": b"<svg/>"}, 415, "image_type"),
+        ({"question": "red", "data": b"%PDF-1.7"}, 415, "image_type"),
+        ({"question": "red", "data": b""}, 415, "image_type"),
+        ({"question": "red", "data": image_file()[:-40]}, 422, "image_damaged"),
+        ({"question": "red", "data": image_file(kind="JPEG")[:100]}, 422, "image_damaged"),
+        ({"question": "red", "data": image_file(size=(200, 100))}, 413, "image_too_large"),
         ({"question": "   "}, 422, "text_length"),
         ({"question": "x" * 50}, 422, "text_length"),
         ({"question": "red", "k": 0}, 422, "invalid_request"),

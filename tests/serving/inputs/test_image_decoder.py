@@ -36,19 +36,19 @@ def test_images_that_were_meant_are_read(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "PDF", "EPS"])
 def test_other_files_are_refused_by_what_is_in_them(kind: str) -> None:
-    assert refused(image_file(kind=kind, size=(32, 32))) == (415, "picture_type")
+    assert refused(image_file(kind=kind, size=(32, 32))) == (415, "image_type")
 
 
 def test_too_many_pixels_are_refused_before_anything_is_decoded() -> None:
-    assert refused(png_head(60_000, 60_000)) == (413, "picture_too_large")
-    assert refused(png_head(50, 50)) == (422, "picture_damaged")
+    assert refused(png_head(60_000, 60_000)) == (413, "image_too_large")
+    assert refused(png_head(50, 50)) == (422, "image_damaged")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 @pytest.mark.parametrize("kept", [14, 60, 0.5, 0.95])
 def test_truncated_files_are_damaged(kind: str, kept: float) -> None:
     whole = image_file(kind=kind, size=(64, 64))
-    assert refused(whole[: int(kept * len(whole)) if kept < 1 else int(kept)]) == (422, "picture_damaged")
+    assert refused(whole[: int(kept * len(whole)) if kept < 1 else int(kept)]) == (422, "image_damaged")
 
 
 def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded() -> None:
@@ -57,7 +57,7 @@ def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded() -> None:
     whole = file.getvalue()
     last = whole[whole.rindex(b"\xff\xda") : -2]
     assert decode_image(whole, 10_000).size == (64, 64)
-    assert refused(whole[:-2] + MAX_SCANS * last + b"\xff\xd9") == (422, "picture_damaged")
+    assert refused(whole[:-2] + MAX_SCANS * last + b"\xff\xd9") == (422, "image_damaged")
 
 
 def test_a_data_url_holds_a_image() -> None:
@@ -105,7 +105,7 @@ def test_room_comes_back_only_when_a_decoder_that_nobody_waits_for_is_done(monke
         assert let.wait(TIMEOUT_SECONDS)
         return decode_image(data, max_pixels)
 
-    monkeypatch.setattr(image_decoder, "read", slow)
+    monkeypatch.setattr(image_decoder, "decode_image", slow)
 
     async def scenario() -> None:
         decoder = ImageDecoder(1200, 1200 * (NUM_DECODER_THREADS + 2))

@@ -76,7 +76,7 @@ def port() -> Iterator[int]:
 
 def get(port: int, path: str, seconds: float = TIMEOUT_SECONDS, **changes: Any) -> bytes:
     """Fetch with every host on this machine, which is allowed for once."""
-    chosen = {"allowed": lambda _: True, "addresses": lambda _host, _port: ["127.0.0.1"], **changes}
+    chosen = {"is_allowed": lambda _: True, "resolve_host": lambda _host, _port: ["127.0.0.1"], **changes}
     return fetch(f"http://pictures.example:{port}{path}", HOSTS, 4000, seconds, **chosen)
 
 

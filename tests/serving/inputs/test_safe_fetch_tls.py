@@ -76,7 +76,7 @@ def site(authority: trustme.CA) -> Iterator[Site]:
 
 
 def get(address: str, seconds: float = TIMEOUT_SECONDS, **changes: Any) -> bytes:
-    chosen = {"allowed": lambda _: True, "addresses": lambda _host, _port: ["127.0.0.1"], **changes}
+    chosen = {"is_allowed": lambda _: True, "resolve_host": lambda _host, _port: ["127.0.0.1"], **changes}
     return fetch(address, (HOST, OTHER), 4000, seconds, **chosen)
 
 
@@ -110,7 +110,7 @@ def test_a_certificate_of_another_host_is_refused(site: Site) -> None:
             is_allowed=bool,
             resolve_host=lambda *_: ["127.0.0.1"],
         )
-    assert (caught.value.status_code, caught.value.code) == (422, "picture_address")
+    assert (caught.value.status_code, caught.value.code) == (422, "image_address")
     assert site.names == ["third.example"] and site.asked == [], "nothing is asked of a stranger"
 
 

@@ -67,7 +67,7 @@ def test_a_large_index_on_object_storage_has_its_graph_there(
     opened: Callable[..., ImageIndex], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Each question is several requests here.
-    monkeypatch.setattr(ann_index, "PICTURES", 3)
+    monkeypatch.setattr(ann_index, "NUM_PROBE_IMAGES", 3)
     monkeypatch.setattr(ann_index, "probe_texts", lambda: ("a red circle", "两个绿色的三角形"))
     index = opened(exact_search_limit=5, recall=0.1)
     assert index_folder(index, fill(tmp_path / "library", range(12))).search.startswith("approximate search over 12 pictures")

@@ -42,7 +42,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def kept(path: Path, *overrides: str) -> RunSetup:
-    return with_cached_features(setup_run(configuration.load(path, ["train.cache_features=true", *overrides])))
+    return with_cached_features(setup_run(configuration.load(path, ["train.cache_vision_features=true", *overrides])))
 
 
 def shards(folder: Path = Path("data/toy")) -> list[Path]:
@@ -61,7 +61,7 @@ def images_in(path: Path) -> list[str]:
     [
         ({}, {"batching": "padded"}),
         ({}, {"batching": "packed", "tokens_per_row": 512}),
-        ({"projector": {"pool": 3}, "feature_layer": "last_hidden_state"}, {"batching": "packed", "tokens_per_row": 512, "workers": 1}),
+        ({"connector": {"pool": 3}, "feature_layer": "last_hidden_state"}, {"batching": "packed", "tokens_per_row": 512, "workers": 1}),
         ({"drop_first_patch": True}, {"precision": "bf16"}),
     ],
     ids=["padded", "packed", "pooled", "bf16"],
@@ -69,12 +69,12 @@ def images_in(path: Path) -> list[str]:
 def test_losses_are_those_of_training_with_the_trunk(
     workspace: Workplace, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], train: dict[str, Any]
 ) -> None:
-    stage = {"name": "align", "train": ["projector"], "max_steps": 4, "learning_rate": 1e-3}
+    stage = {"name": "align", "train": ["connector"], "max_steps": 4, "learning_rate": 1e-3}
     path = workspace(model, **{"stages": [stage], "evaluate_steps": 2, **train})
     plain = run(path)
     plain = plain.parent.rename("plain") / plain.name
     monkeypatch.setattr(VisionLanguageModel, "encode_images", None)  # the trunk cannot be run
-    cached = run(path, "train.cache_features=true")
+    cached = run(path, "train.cache_vision_features=true")
     for key in ("loss", "eval_loss"):
         assert losses(cached, key) == pytest.approx(losses(plain, key), rel=2e-3)
     assert losses(cached, "grad_norm") == pytest.approx(losses(plain, "grad_norm"), rel=2e-2)
@@ -106,10 +106,10 @@ def test_a_second_run_computes_nothing_and_another_model_everything(
     # Four of the eleven pictures hold the same as others.
     assert computed == [7]
     assert "they take" in capsys.readouterr().out
-    kept(path, "train.learning_rate=5", "model.max_tokens=200")
+    kept(path, "train.learning_rate=5", "model.max_length=200")
     assert computed == [7]
     assert "features of 7 pictures are kept" in capsys.readouterr().out
-    kept(path, "model.feature_layer=-1")
+    kept(path, "model.vision_feature_layer=-1")
     assert computed == [7, 7]
     assert "features of other models or settings take" in capsys.readouterr().out
 
@@ -212,7 +212,7 @@ def test_without_room_it_is_refused_before_anything_is_computed(
 def test_changed_images_cannot_be_kept(workspace: Workplace) -> None:
     path = workspace()
     with pytest.raises(UsageError, match=r"train\.cache_features: .*data\.augmentation"):
-        setup_run(configuration.load(path, ["train.cache_features=true", "data.augmentation={rotation: 5.0}"]))
+        setup_run(configuration.load(path, ["train.cache_vision_features=true", "data.augmentation={rotation: 5.0}"]))
 
 
 def _build(path: Path, per_shard: int) -> int:

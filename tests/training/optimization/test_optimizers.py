@@ -66,7 +66,7 @@ def test_a_run_is_continued_to_the_bit_and_loaded_moments_are_paged_again(worksp
             return buffer
 
     monkeypatch.setattr(optimizers, "PagedAdamW8bit", Watched)
-    path = workspace(stages=[{"name": "tune", "train": ["projector", "lora"], "epochs": 2}], save_steps=2, optim="paged_adamw8bit")
+    path = workspace(stages=[{"name": "tune", "train": ["connector", "lora"], "epochs": 2}], save_steps=2, optim="paged_adamw8bit")
     whole = run(path)
     made = len(asked)
     assert made > 0 and torch.load(whole.parent / "checkpoint-2" / "trainer" / "optimizer.pt", weights_only=True)["state"]

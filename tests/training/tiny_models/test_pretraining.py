@@ -87,7 +87,7 @@ def test_a_batch_follows_from_its_number_and_shares_no_scene_with_the_next(token
     data = tasks(tokenizer, 4)["siglip"].data
     first, again, second = data(0, "train"), data(0, "train"), data(1, "train")
     assert all(torch.equal(first[key], again[key]) for key in first)
-    assert not torch.equal(first["pictures"], second["pictures"])
+    assert not torch.equal(first["images"], second["images"])
 
 
 def test_pre_training_has_other_scenes_than_the_demo() -> None:
@@ -108,7 +108,7 @@ def test_clip_reads_texts_as_the_scorer_does(tokenizer: Qwen2Tokenizer) -> None:
 def test_siglips_loss_is_the_stock_one_and_that_of_the_names(tokenizer: Qwen2Tokenizer) -> None:
     task = tasks(tokenizer, 6)["siglip"]
     batch = task.data(0, "train")
-    pixels = pixel_values(batch["pictures"], image_processor("siglip"))
+    pixels = pixel_values(batch["images"], image_processor("siglip"))
     stock = task.model(input_ids=batch["input_ids"], pixel_values=pixels, return_loss=True).loss
     patches = task.model.vision_model(pixel_values=pixels, output_hidden_states=True).hidden_states[VISION_FEATURE_LAYER]
     assert isinstance(task.auxiliary_head, PatchClassifier)

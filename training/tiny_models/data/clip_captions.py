@@ -51,7 +51,7 @@ class ClipBatches(CaptionBatches):
             statements += _statements(scene, rng)
         phrases = [_phrase(scenes, random.Random(f"{self.seed}/{split}/{batch_index}/{position}")) for position in range(PHRASES)]
         batch = {
-            "pictures": render_images(scenes),
+            "images": render_images(scenes),
             "holds": torch.tensor([[phrase.holds(scene) for scene in scenes] for phrase in phrases]),
         }
         batch["input_ids"], batch["attention_mask"] = self._texts(captions)

@@ -84,7 +84,7 @@ class CaptionBatches(SceneBatches):
         texts = [caption(scene, rng.choice(LANGUAGES), rng) for scene in scenes for rng in [scene.rng("caption")]]
         rows = self.tokenizer(texts, truncation=True, max_length=self.text_length)["input_ids"]
         ids = pad_rows(rows, self.tokenizer.pad_token_id, self.text_length)
-        return {"pictures": render_images(scenes), "input_ids": ids, "names": patch_labels(scenes)}
+        return {"images": render_images(scenes), "input_ids": ids, "names": patch_labels(scenes)}
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class ImageConversationBatches(SceneBatches):
     def __call__(self, batch_index: int, split: SceneSplit = "train") -> Batch:
         scenes = self.scenes(batch_index, split)
         samples = [self._encoded(scene) for scene in scenes]
-        return {"pictures": render_images(scenes), **collate_conversations(samples, self.processor)}
+        return {"images": render_images(scenes), **collate_conversations(samples, self.processor)}
 
     def _encoded(self, scene: Scene) -> EncodedSample:
         rng = scene.rng("drawn")
