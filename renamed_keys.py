@@ -61,6 +61,10 @@ RENAMED_GROUPS = {"projector": "connector"}
 """Parameter groups, as `train.stages[i].train` names them."""
 
 
+EARLIER_FILE_NAMES = {"shuffled_images": "shuffled_pictures"}
+"""Names of predictions files, without their folder and suffix."""
+
+
 def new_key(section: str, old: str) -> str | None:
     """Today's name of a key in a section; None for a key that never had another name."""
     return RENAMED.get(section, {}).get(old)

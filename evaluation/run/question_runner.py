@@ -109,7 +109,7 @@ def answer_questions(
     that fall to this process; all processes get the answers to all of them.
     """
     model = identity(answerer.description)
-    journal, stopwatch = Journal(path, process_group), Stopwatch(path.with_suffix(".timing.json"), digest(model), process_group)
+    journal, stopwatch = Journal(path, process_group), Stopwatch(path.with_suffix(".timing.json"), model, process_group)
     cached = [_cached_chunk(chunk, model, journal) for chunk in all_chunks]
     judge = answerer if self_evaluation and isinstance(answerer, SelfEvaluator) else None
     expected_scorers = {scorer.choice: scorer.identity for scorer in scorers} | (
@@ -282,11 +282,11 @@ class Stopwatch:
     lost, questions and seconds alike.
     """
 
-    def __init__(self, path: Path, model: str, process_group: ProcessGroup):
-        self.path, self.model, self.process_group = path, model, process_group
+    def __init__(self, path: Path, model: dict[str, Any], process_group: ProcessGroup):
+        self.path, self.model, self.process_group = path, digest(model), process_group
         self.before, self.new = Timing(), Timing()
         saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if saved.get("model") == model:
+        if saved.get("model") in (digest(model), digest(with_old_keys("eval", model))):
             self.before = Timing(saved["questions"], saved["seconds"], saved.get("without_cuda_graphs"))
 
     @property

@@ -1,5 +1,6 @@
 """Who is asked what: every system the questions, those of the validation split, and its controls, as long as it is in memory."""
 
+import contextlib
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from evaluation.run.evaluation_setup import Experiment, check_experiment, first_
 from evaluation.run.question_runner import NamedScorer, answer_questions, chunks
 from evaluation.scoring.answer_scores import References, answer_accuracy
 from process_group import ProcessGroup
+from renamed_keys import EARLIER_FILE_NAMES
 
 SystemLoader = Callable[[System], Answerer]
 
@@ -57,6 +59,7 @@ class _SystemRunner:
     def answer_questions(self, answerer: Answerer, questions: list[Question], reference_answers: References, file: str) -> SystemRun:
         experiment = self.experiment
         path = experiment.out / "predictions" / f"{file}.jsonl"
+        _take_over_earlier_name(path)
         short = {question.sample_id for question in questions if question.short}
 
         def first_accuracy(prediction: Prediction) -> float | None:
@@ -69,6 +72,15 @@ class _SystemRunner:
         plan = chunks(questions, experiment.decoding, experiment.settings.description_tokens)
         asked = answer_questions(answerer, self.scorers, self.self_evaluation, plan, path, file, first_accuracy, self.process_group)
         return SystemRun(path, questions, asked.predictions, asked.questions_per_second, asked.cuda_graphs_error)
+
+
+def _take_over_earlier_name(path: Path) -> None:
+    """Move a predictions file of schema version 1, and its timing, to today's name; every process may try."""
+    earlier = EARLIER_FILE_NAMES.get(path.stem)
+    for suffix in (".jsonl", ".timing.json") if earlier else ():
+        with contextlib.suppress(FileNotFoundError):
+            if not path.with_suffix(suffix).exists():
+                path.with_name(f"{earlier}{suffix}").rename(path.with_suffix(suffix))
 
 
 @dataclass(frozen=True, slots=True)
