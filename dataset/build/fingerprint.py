@@ -51,7 +51,7 @@ def _settings_digest(config: DataConfig) -> bytes:
     settings = TypeAdapter(DataConfig).dump_python(config, mode="json")
     relevant = {key: value for key, value in settings.items() if key not in _IGNORED_SETTINGS}
     digest = hashlib.sha256(json.dumps([relevant, PIL.__version__, pa.__version__], sort_keys=True).encode())
-    for source_file in sorted(Path(__file__).parent.rglob("*.py")):
+    for source_file in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(source_file.read_bytes())
     return digest.hexdigest().encode()
 
