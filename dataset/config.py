@@ -1,4 +1,4 @@
-"""Settings of the data: sources, splits, validation."""
+"""Configuration of the data: sources, splits, image limits, augmentation."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -11,22 +11,23 @@ Split = Literal["train", "validation", "test"]
 
 
 Questions = Annotated[tuple[Annotated[str, Field(pattern=r"\S")], ...], Field(min_length=1)]
+"""Question templates: at least one, none blank."""
 
 
 @section
 class SourceBase:
-    """What every source has."""
+    """Keys that every source has."""
 
     images: Path | None = None
-    """Folder that picture names are relative to; the annotation file's own by default."""
+    """Folder that image names are relative to; by default the folder of the annotation file."""
     name: Annotated[str, Field(min_length=1)] | None = None
-    """Name of the source in reports and sample ids; the format's name by default, numbered when it stands twice."""
+    """Name of the source in reports and sample ids; by default the format, numbered from its second use on."""
     split: Split | None = None
-    """The split that all of this source belongs to; by default the file's own split, else by picture content."""
+    """Split of all samples of this source; by default the split stated in the file, else a hash of the image content decides."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Read at most this many records from the start of the file."""
     repeat: Annotated[int, Field(ge=1)] = 1
-    """How often each training sample of this source stands in the merged data."""
+    """How many times each training sample of this source is written to the merged data."""
 
 
 @section
@@ -37,7 +38,7 @@ class AiChallengerSource(SourceBase):
     annotations: Path
     """The JSON file."""
     questions: Questions = ("这幅图像描述了什么？", "这幅图像中有什么？")
-    """The questions, drawn with equal chance by a hash of the sample."""
+    """Question templates; a hash of the sample picks one, all with equal probability."""
 
 
 @section
@@ -57,12 +58,12 @@ class CocoCaptionsSource(SourceBase):
     annotations: Path
     """The JSON file."""
     questions: Questions = ("What does this picture show?", "Describe the picture in one sentence.")
-    """The questions, drawn with equal chance by a hash of the sample."""
+    """Question templates; a hash of the sample picks one, all with equal probability."""
 
 
 @section
 class VqaV2Source(SourceBase):
-    """Official VQA v2: a question file and an annotation file with ten answers a question."""
+    """Official VQA v2: a question file and an annotation file with ten answers per question."""
 
     format: Literal["vqav2"]
     questions: Path
@@ -99,12 +100,12 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 @section
 class SplitConfig:
-    """Shares of the pictures that go to validation and test; the rest is for training."""
+    """Fractions of the images that go to validation and test; the rest is for training."""
 
     validation: Fraction = 0.05
-    """Share of the pictures for validation."""
+    """Fraction of the images for validation."""
     test: Fraction = 0.10
-    """Share of the pictures for the test."""
+    """Fraction of the images for the test split."""
 
     @model_validator(mode="after")
     def _check_training_fraction(self) -> Self:
@@ -115,35 +116,35 @@ class SplitConfig:
 
 @section
 class AugmentationConfig:
-    """Random changes of training pictures. There are no flips: they turn left into right."""
+    """Random augmentation of training images. There are no flips, because they would swap left and right."""
 
     brightness: Fraction = 0.0
-    """Brightness factor is drawn from 1 - this .. 1 + this."""
+    """Brightness factor, uniform in [1 - value, 1 + value]."""
     contrast: Fraction = 0.0
-    """Contrast factor, likewise."""
+    """Contrast factor, uniform in [1 - value, 1 + value]."""
     saturation: Fraction = 0.0
-    """Saturation factor, likewise."""
+    """Saturation factor, uniform in [1 - value, 1 + value]."""
     rotation: Annotated[float, Field(ge=0.0, le=15.0)] = 0.0
-    """Rotation in degrees is drawn from -this .. +this."""
+    """Rotation angle in degrees, uniform in [-value, value]."""
 
 
 @section
 class DataConfig:
-    """The data: raw sources, how they are merged and split."""
+    """The data: raw sources, and how they are merged and split."""
 
     sources: tuple[Source, ...] = ()
     """Raw annotation files, merged in this order."""
     folder: Path | None = None
-    """Where the merged data stands; data/<name> by default."""
+    """Folder of the merged data; data/<name> by default."""
     split: SplitConfig = SplitConfig()
-    """Shares of pictures by split, for sources without a split of their own."""
+    """Fractions of the images by split, for sources without a split of their own."""
     seed: int = 0
-    """Seed of the split and of the question templates."""
+    """Seed of the split and of the choice of question templates."""
     max_pixels: Annotated[int, Field(ge=1)] = 100_000_000
-    """Pictures with more pixels are dropped, before they are decoded."""
+    """Images with more pixels are dropped before they are decoded."""
     vqa_target: Literal["majority", "sample"] = "majority"
-    """What stands as the target of a question with several answers: the most frequent one, or one drawn each epoch."""
+    """Target of a question with several answers: the most frequent one, or one sampled in each epoch."""
     augmentation: AugmentationConfig | None = None
-    """Random changes of training pictures; none by default."""
+    """Random augmentation of training images; none by default."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Processes that read pictures while merging; as many as there are cores by default."""
+    """Number of processes that check images during the merge; by default one per CPU core."""

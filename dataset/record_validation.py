@@ -1,4 +1,4 @@
-"""What makes a record unusable, and the checks that every source shares."""
+"""Reasons for dropping a record, and the checks that all sources share."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -7,7 +7,7 @@ from dataset.sample import IMAGE_PLACEHOLDER, Message
 
 
 class DropReason(StrEnum):
-    """Why a record is dropped: the keys of `dropped` in report.json."""
+    """Why a record is dropped. The values are keys of `dropped` in report.json."""
 
     MISSING_FILE = "missing file"
     UNDECODABLE = "undecodable or truncated picture"
@@ -23,8 +23,8 @@ class DropReason(StrEnum):
     UNPAIRED = "question and annotation do not pair"
 
 
-class InvalidRecordError(Exception):  # noqa: N818 - an ordinary event that is counted, not a failure
-    """One record that cannot be used. It is counted under its reason and never stops a merge."""
+class InvalidRecordError(Exception):
+    """A record cannot be used. The merge counts it under its reason and continues."""
 
     def __init__(self, reason: DropReason, detail: str):
         super().__init__(detail)
@@ -32,29 +32,40 @@ class InvalidRecordError(Exception):  # noqa: N818 - an ordinary event that is c
 
 
 def check_conversation(messages: Sequence[Message], targets: Sequence[str], answers: Sequence[str], num_images: int) -> None:
-    """Raise BadRecord unless the turns alternate up to a user's, no turn or target is empty, each picture has its one
-    mark in a user's turn, and all text can be written as UTF-8."""
+    """Check one conversation.
+
+    Args:
+        messages: Turns up to the last user turn; only the first may be a system turn.
+        targets: Possible assistant replies to the last user turn.
+        answers: Reference answers; only their encoding is checked.
+        num_images: Number of images; the user turns must hold as many `<image>` placeholders.
+
+    Raises:
+        InvalidRecordError: Turns do not alternate or do not end with the user, a turn or target is blank, the number of
+            placeholders differs from `num_images` or one is outside the user turns, or a text is not valid UTF-8.
+    """
     roles = [message.role for message in messages if message.role != "system"]
     alternating = all(role == ("user", "assistant")[i % 2] for i, role in enumerate(roles)) and len(roles) % 2 == 1
     if not alternating or any(message.role == "system" for message in messages[1:]):
         raise InvalidRecordError(
-            DropReason.TURN_ORDER, f"expected user and assistant in turn, an answer last; found {[m.role for m in messages]} before it"
+            DropReason.TURN_ORDER,
+            f"expected alternating user and assistant turns, the assistant last; found {[m.role for m in messages]} before the last",
         )
     if not targets or not all(map(_has_text, targets)) or not all(_has_text(message.content) for message in messages):
         raise InvalidRecordError(DropReason.EMPTY, "a question or an answer is blank")
     num_placeholders = sum(message.content.count(IMAGE_PLACEHOLDER) for message in messages if message.role == "user")
     if num_placeholders != num_images:
         raise InvalidRecordError(
-            DropReason.IMAGE_COUNT, f"{num_placeholders} {IMAGE_PLACEHOLDER} marks in the user's turns for {num_images} pictures"
+            DropReason.IMAGE_COUNT, f"{num_placeholders} {IMAGE_PLACEHOLDER} placeholders in user turns for {num_images} images"
         )
     others = [*(message.content for message in messages if message.role != "user"), *targets]
     if any(IMAGE_PLACEHOLDER in text for text in others):
-        raise InvalidRecordError(DropReason.IMAGE_COUNT, f"{IMAGE_PLACEHOLDER} stands in a turn that is not the user's")
+        raise InvalidRecordError(DropReason.IMAGE_COUNT, f"{IMAGE_PLACEHOLDER} in a turn that is not the user's")
     check_encoding("\n".join((*(message.content for message in messages), *targets, *answers)))
 
 
 def check_encoding(text: str) -> None:
-    """Raise BadRecord when `text` holds a lone surrogate: bytes that are not UTF-8, or half of a `\\ud83d\\ude00` pair."""
+    """Raise InvalidRecordError when `text` holds a lone surrogate: a byte that is not UTF-8, or half of a `\\ud83d\\ude00` pair."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""`Sample`: what the merge writes and everything after it reads."""
+"""`Sample`, the unit of the merged data, and the Parquet schemas of the merged tables."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import pyarrow as pa
 from dataset.config import Split
 
 IMAGE_PLACEHOLDER = "<image>"
-"""Marks in a message's content where a picture stands."""
+"""Placeholder in the content of a message, replaced by the image tokens of one image."""
 
 Task = Literal["caption", "conversation", "vqa"]
 Language = Literal["en", "zh"]
@@ -26,11 +26,18 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A conversation about pictures.
+    """A conversation about images.
 
-    `messages` ends with a user turn; `targets` (never empty) are the texts that may stand as the assistant's turn behind
-    it. The k-th `<image>` in the contents stands for the k-th of `image_ids`. `answers` are reference answers for scoring
-    (ten for VQA; the captions for captions); only `evaluation/` reads them.
+    Args:
+        sample_id: Unique in the merged data; begins with the name of the source.
+        image_ids: Ids in images.parquet; the k-th belongs to the k-th `<image>` placeholder in `messages`.
+        source: Name of the source that the sample comes from.
+        task: Kind of sample; decides how it is scored.
+        language: `zh` when the conversation (of VQA, the question) holds a Chinese character, else `en`.
+        split: Split that the merge assigned.
+        messages: Conversation up to and including the last user turn.
+        targets: Possible assistant replies to the last user turn; never empty.
+        answers: Reference answers for scoring (ten for VQA, the captions for captions). Only `evaluation/` reads them.
     """
 
     sample_id: str
@@ -44,12 +51,19 @@ class Sample:
     answers: tuple[str, ...] = ()
 
     def target(self, seed: int, epoch: int) -> str:
-        """The target of an epoch: drawn by a hash, so the same in every process and on resume."""
+        """The target of an epoch. A hash picks it, so it is the same on every rank and after a resume."""
         return self.targets[hash_to_index(self.sample_id, seed, epoch, len(self.targets))]
 
 
 def hash_to_index(key: str, seed: int, epoch: int, n: int) -> int:
-    """A number in 0..n-1, evenly spread over keys and the same everywhere."""
+    """Hash `key`, `seed` and `epoch` to an index in 0..n-1: uniform over keys, equal on all machines.
+
+    Args:
+        key: What the index is chosen for, usually a sample id.
+        seed: Changes the index of every key.
+        epoch: Changes the index from epoch to epoch.
+        n: Number of choices.
+    """
     digest = hashlib.blake2b(f"{seed}\0{epoch}\0{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") * n >> 64
 

@@ -1,7 +1,10 @@
-"""How well texts fit a picture: CLIP, Chinese-CLIP and SigLIP folders as scorers.
+"""Image-text scores of CLIP, Chinese-CLIP and SigLIP.
 
-In: pictures and texts. Out: logits (scale times cosine, plus SigLIP's bias), one for each pair. Features of pictures are
-kept, so that a picture is encoded once however many texts it is asked about.
+The score is the model's logit: scale times cosine, plus SigLIP's bias. Image features are cached, so an image is encoded
+once however many texts it is scored against.
+
+Shapes: N images, M texts, D embedding size, T tokens of the longest text, H height and W width in pixels. Embeddings are
+L2-normalised.
 """
 
 import hashlib
@@ -21,14 +24,19 @@ from errors import UsageError, loading
 from visual.image_processor import load_image_processor
 
 MODEL_TYPES = ("clip", "chinese_clip", "siglip")
-"""`model_type` of what can be loaded; SigLIP 2 of fixed resolution calls itself siglip."""
+"""Supported values of `model_type`; SigLIP 2 of fixed resolution has the type siglip."""
 
 
 class ClipScorer:
-    """Scores texts against pictures. May be shared between threads: the model and what is kept are used by one at a time.
+    """Scores texts against images. Thread-safe: a lock guards the model and the feature cache.
 
-    open_file decodes a picture file to RGB; kept: pictures whose features are kept, the least recently used go first;
-    batch_size: pictures, or texts, encoded together.
+    Args:
+        model: The dual encoder; set to eval mode.
+        tokenizer: Its tokenizer; set to truncate on the left.
+        image_processor: Its image processor.
+        open_image: Decodes an image file to RGB.
+        cache_size: Number of images whose features are cached; the least recently used are evicted.
+        batch_size: Number of images or texts encoded at a time.
     """
 
     def __init__(
@@ -48,22 +56,32 @@ class ClipScorer:
         self._lock = threading.RLock()
 
     def score(self, image: Image.Image | Path, texts: Sequence[str]) -> list[float]:
-        """A logit for each text; higher fits better. Of a text longer than the text tower the beginning is left out: what
-        tells candidates apart, the answer, stands at the end."""
+        """Logit of each text, [M]; higher is a better match.
+
+        A text longer than the context of the text encoder is truncated on the left, because candidates differ in the answer
+        at the end.
+        """
         return self.score_batch([image], [texts])[0]
 
     def score_batch(self, images: Sequence[Image.Image | Path], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """`score` of each picture with its own texts, all encoded in common batches."""
+        """`score` of each image with its own texts. Images and texts are encoded in shared batches."""
         vectors = self.image_features(images)
         return [self._logits(image, text_vectors).tolist() for image, text_vectors in zip(vectors, self._encode_groups(texts), strict=True)]
 
     def score_with_priors(
         self, images: Sequence[Image.Image | Path], texts: Sequence[Sequence[str]], background_means: Sequence[np.ndarray]
     ) -> list[tuple[list[float], list[float]]]:
-        """`score_batch`, and beside the scores of each picture the mean scores of its texts over a bank of other pictures.
+        """Scores as in `score_batch`, each with its prior: the mean scores of the same texts over background images.
 
-        backgrounds: for each picture the mean [width] of the bank's `features`. A logit is linear in the picture's vector, so the
-        mean vector gives the mean of the logits.
+        A logit is linear in the image embedding, so the mean embedding gives the mean logit.
+
+        Args:
+            images: N images.
+            texts: The texts of each image.
+            background_means: For each image, the mean [D] of the background images' `features`.
+
+        Returns:
+            For each image, the scores and the priors of its texts.
         """
         vectors, text_vectors = self.image_features(images), self._encode_groups(texts)
         return [
@@ -72,55 +90,55 @@ class ClipScorer:
         ]
 
     def features(self, images: Sequence[Image.Image | Path]) -> np.ndarray:
-        """Unit vectors [n, width] float32. Raises what `open_file` raises."""
+        """Image embeddings as an array, float32 [N, D]. Raises what `open_image` raises."""
         return np.asarray(self.image_features(images).numpy(), dtype=np.float32)
 
     def _encode_groups(self, texts: Sequence[Sequence[str]]) -> list[torch.Tensor]:
-        """Unit vectors [n, width] of each group; a text that stands in several groups is encoded once."""
-        # Texts of like length share a batch, so that little is padded.
+        """Text embeddings [M, D] of each group; a text that is in several groups is encoded once."""
+        # Texts of similar length share a batch, to reduce padding.
         order = sorted(dict.fromkeys(text for group in texts for text in group), key=len)
         text_vectors, index = self.text_features(order), {text: i for i, text in enumerate(order)}
         return [text_vectors[[index[text] for text in group]] if group else text_vectors[:0] for group in texts]
 
     def cosine_batch(self, images: Sequence[Image.Image | Path], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """The same as cosines, -1..1: the logits without scale and bias."""
+        """Cosine similarities, -1..1: the scores of `score_batch` without scale and bias."""
         scale = float(self.model.logit_scale.detach().float().exp())
         bias = getattr(self.model, "logit_bias", None)
         offset = 0.0 if bias is None else float(bias.detach().float())
         return [[(logit - offset) / scale for logit in group] for group in self.score_batch(images, texts)]
 
     def probabilities(self, image: Image.Image | Path, labels: Sequence[str]) -> list[float]:
-        """Softmax of the logits over the labels: which of them fits best. They sum to 1, also when none fits."""
+        """Zero-shot classification: softmax of the logits over the labels. Sums to 1, even if no label matches."""
         return torch.softmax(torch.tensor(self.score(image, labels), dtype=torch.float64), dim=0).tolist()
 
     def image_features(self, images: Sequence[Image.Image | Path]) -> torch.Tensor:
-        """Unit vectors [n, width] float32 on the CPU. Raises what `open_file` raises."""
+        """Image embeddings, float32 [N, D] on the CPU. Raises what `open_image` raises."""
         with self._lock:
             return self._cached_features(images)
 
     def _cached_features(self, images: Sequence[Image.Image | Path]) -> torch.Tensor:
         keys = [_cache_key(image) for image in images]
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._feature_cache}
-        found = {key: self._feature_cache[key] for key in keys if key in self._feature_cache}
+        features = {key: self._feature_cache[key] for key in keys if key in self._feature_cache}
         missing = list(new)
         for start in range(0, len(missing), self.batch_size):
             chunk = missing[start : start + self.batch_size]
-            found |= zip(chunk, self._encode_images([new[key] for key in chunk]), strict=True)
+            features |= zip(chunk, self._encode_images([new[key] for key in chunk]), strict=True)
         for key in keys:
-            self._feature_cache[key] = found[key]
+            self._feature_cache[key] = features[key]
             self._feature_cache.move_to_end(key)
         while len(self._feature_cache) > self.cache_size:
             self._feature_cache.popitem(last=False)
-        return torch.stack([found[key] for key in keys]) if keys else torch.empty(0, 0)
+        return torch.stack([features[key] for key in keys]) if keys else torch.empty(0, 0)
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        """Unit vectors [n, width] float32 on the CPU."""
+        """Text embeddings, float32 [M, D] on the CPU."""
         with self._lock:
             parts = [self._encode_texts(texts[start : start + self.batch_size]) for start in range(0, len(texts), self.batch_size)]
         return torch.cat(parts) if parts else torch.empty(0, 0)
 
     def _logits(self, image: torch.Tensor, text_vectors: torch.Tensor) -> torch.Tensor:
-        """image: [width], words: [n, width] -> [n]."""
+        """Logits [M] of an image embedding [D] and text embeddings [M, D]."""
         if not len(text_vectors):
             return torch.empty(0)
         bias = getattr(self.model, "logit_bias", None)
@@ -133,13 +151,13 @@ class ClipScorer:
         return self.encode_pixels(self.pixels(opened))
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """What the model sees of RGB pictures: [n, 3, height, width]. May be called from any thread."""
+        """Preprocessed pixels of RGB images, [N, 3, H, W]. Needs no lock."""
         pixels: torch.Tensor = self.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
         return pixels
 
     @torch.inference_mode()
     def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Unit vectors [n, width] float32 on the CPU of what `pixels` gave; they are not kept."""
+        """Image embeddings, float32 [N, D] on the CPU, of preprocessed pixels [N, 3, H, W]. Bypasses the cache."""
         with self._lock:
             return _normalized(self.model.get_image_features(pixel_values=pixels.to(self.model.device, self.model.dtype)))
 
@@ -149,16 +167,16 @@ class ClipScorer:
         return _normalized(self.model.get_text_features(**{name: value.to(self.model.device) for name, value in inputs.items()}))
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """What the text tower reads: input_ids [n, t], and attention_mask where the family uses one."""
+        """Inputs of the text encoder: input_ids [M, T], and attention_mask [M, T] except for SigLIP."""
         config = self.model.config.text_config
         max_length = int(config.max_position_embeddings)
-        # What looks like a control token in a text is only text; CLIP would take the first end token for the end.
+        # Special tokens in a text are tokenized as plain text: CLIP reads its feature at the first end token.
         rows = self.tokenizer(list(texts), truncation=True, max_length=max_length, split_special_tokens=True)["input_ids"]
         siglip = self.model.config.model_type == "siglip"
         if self.model.config.model_type == "clip":
             end = self._eos_token_id()
             rows = [row if row[-1:] == [end] else [*row[1 - max_length :], end] for row in rows]
-        # SigLIP was trained on padding up to its full length, without a mask.
+        # SigLIP was trained with padding to its full length and no attention mask.
         width = max_length if siglip else max(map(len, rows))
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
@@ -168,7 +186,7 @@ class ClipScorer:
         return {"input_ids": ids, "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])}
 
     def _eos_token_id(self) -> int:
-        """The token at which CLIP's text tower takes its feature. Old configs say 2 and mean the vocabulary's last."""
+        """The token whose hidden state is CLIP's text feature. Old configurations state 2 and mean the tokenizer's end token."""
         configured = self.model.config.text_config.eos_token_id
         return int(self.tokenizer.eos_token_id if configured == 2 else configured)
 
@@ -176,12 +194,22 @@ class ClipScorer:
 def load(
     name: str, open_image: Callable[[Path], Image.Image], *, device: torch.device | str, dtype: torch.dtype, key: str = "rerank.clip"
 ) -> ClipScorer:
-    """A scorer from a folder or hub name. Raises UsageError, which names the configuration's `key`, when it cannot be loaded
-    or is of another family."""
+    """Load a scorer.
+
+    Args:
+        name: Local folder or hub name.
+        open_image: Decodes an image file to RGB.
+        device: Device of the model.
+        dtype: Data type of the weights.
+        key: Configuration key that error messages name.
+
+    Raises:
+        UsageError: The model cannot be loaded or is of an unsupported type.
+    """
     with loading(key, name):
         config = AutoConfig.from_pretrained(name)
     if config.model_type not in MODEL_TYPES:
-        raise UsageError(f"{key}: {name} is a {config.model_type} model; CLIP, Chinese-CLIP or SigLIP of fixed resolution is expected")
+        raise UsageError(f"{key}: {name} is a {config.model_type} model; expected CLIP, Chinese-CLIP or SigLIP of fixed resolution")
     with loading(key, name):
         model = AutoModel.from_pretrained(name, config=config, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -194,7 +222,7 @@ def _normalized(output: Any) -> torch.Tensor:
 
 
 def _cache_key(image: Image.Image | Path) -> object:
-    """Files by path, size and time of change; pictures in memory by their pixels."""
+    """Files by path, size and modification time; images in memory by a digest of their pixels."""
     if isinstance(image, Path):
         try:
             state = image.stat()

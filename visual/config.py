@@ -1,4 +1,4 @@
-"""Names of pre-trained parts: a local folder or a hub name."""
+"""Names of pre-trained models in the configuration: a local folder or a hub name."""
 
 import dataclasses
 import re
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-_MODEL_NAME = "a pre-trained part"
+_MODEL_NAME = "a pre-trained model"
 
 ModelNameOrPath = Annotated[str, Field(min_length=1), _MODEL_NAME]
 """A folder in the Hugging Face format, or a hub name such as `google/siglip-so400m-patch14-384`."""
@@ -23,7 +23,7 @@ def is_missing_folder(name: str) -> bool:
 
 
 def iter_model_names(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The keys below a configuration section that name a part, each with the name that it holds."""
+    """The keys of a configuration section that name a pre-trained model, with their values. prefix: put before each key."""
     hints = typing.get_type_hints(type(section), include_extras=True)
     for field in dataclasses.fields(section):
         key, value = prefix + field.name, getattr(section, field.name)
@@ -34,7 +34,7 @@ def iter_model_names(section: Any, prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def _sections(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The configuration sections in a value: itself, or the members of a list."""
+    """The configuration sections in a value: the value itself, or the members of a list."""
     if dataclasses.is_dataclass(value):
         yield key, value
     elif isinstance(value, tuple):

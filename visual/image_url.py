@@ -1,4 +1,4 @@
-"""The bytes of a picture at an http(s) address, with a limit on size and time."""
+"""Download an image from an http(s) URL, with limits on size and time."""
 
 import time
 
@@ -7,19 +7,23 @@ import requests
 from errors import TesseraError
 
 MAX_BYTES = 32 * 2**20
+"""Default limit of the size of the body."""
+
 TIMEOUT_SECONDS = 20.0
+"""Default limit of the time for the whole download."""
+
 _CHUNK = 2**16
 
 
 def is_url(name: str) -> bool:
-    """True for what `fetch` takes rather than a file."""
+    """Whether `name` is an http(s) URL and not a file."""
     return name.lower().startswith(("http://", "https://"))
 
 
 def fetch(url: str, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT_SECONDS) -> bytes:
-    """What stands at an address.
+    """Download a URL. timeout: seconds for the whole download.
 
-    Raises TesseraError when it does not answer with success, is larger than `max_bytes` or takes longer than `seconds`.
+    Raises TesseraError on a connection error or an HTTP error status, when the body is larger than `max_bytes`, or on timeout.
     """
     deadline = time.monotonic() + timeout
     data = bytearray()

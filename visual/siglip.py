@@ -1,7 +1,8 @@
-"""The frozen SigLIP encoder: pixels to patch features.
+"""The frozen SigLIP vision encoder: pixel values to patch features of one layer.
 
-In: pixel values [pictures, 3, height, width]. Out: features [pictures, patches, width] of the chosen layer, computed
-outside autograd and with no more layers than that takes. Called by the model; sizes are readable without any weights.
+Runs without autograd, and only the layers up to the chosen one.
+
+Shapes: N images, P patches, D hidden size, H height and W width in pixels.
 """
 
 import hashlib
@@ -17,45 +18,46 @@ from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
 from errors import UsageError, loading
 
 FeatureLayer = int | Literal["last_hidden_state"]
-"""A place in hidden_states (0 = embeddings, -1 = last layer, before the final norm), or the state after the final norm."""
+"""Index into hidden_states (0 = embeddings, -1 = last layer before the final norm), or the state after the final norm."""
 
 COMPILED_BATCH_SIZE = 4
-"""Pictures that compiled layers see at once. A packed row of 16,384 tokens holds about 19 pictures of 729: in fours one or two
-places stay empty, in eights four or five; 2,916 positions are rows enough for a large matrix product."""
+"""Batch size of compiled layers, in images. A packed row of 16,384 tokens has about 19 images of 729 tokens: batches of four
+need one or two padding images, batches of eight four or five. 4 x 729 = 2,916 rows are enough for an efficient matrix product."""
 
 
 class VisionTower(SiglipVisionModel):
-    """The encoder alone: what else a checkpoint of the whole SigLIP holds is left out without a word."""
+    """SigLIP's vision encoder. Loads from a checkpoint of the whole model without warnings about its other weights."""
 
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"text_model\.", r"logit_(scale|bias)", r"head\."]
 
 
 def vision_config(name: str) -> SiglipVisionConfig:
-    """Sizes of a SigLIP or SigLIP 2 of fixed resolution: a folder or hub name of the whole model or its vision half.
+    """Configuration of the vision encoder of a SigLIP or SigLIP 2 of fixed resolution; loads no weights.
 
-    Raises UsageError when it cannot be loaded, is of another family, or has no fixed square resolution.
+    name: folder or hub name of the whole model or of its vision encoder. Raises UsageError when it cannot be loaded, is of
+    another model type, or has no fixed square resolution.
     """
     with loading("model.vision", name):
         config = AutoConfig.from_pretrained(name)
     if config.model_type in ("siglip2", "siglip2_vision_model"):
-        raise UsageError(f"model.vision: {name} is a NaFlex SigLIP 2 (variable resolution); a fixed-resolution SigLIP is expected")
+        raise UsageError(f"model.vision: {name} is a NaFlex SigLIP 2 (variable resolution); expected a SigLIP of fixed resolution")
     vision = getattr(config, "vision_config", config)
     if not isinstance(vision, SiglipVisionConfig):
-        raise UsageError(f"model.vision: {name} is a {config.model_type} model; a SigLIP or SigLIP 2 of fixed resolution is expected")
+        raise UsageError(f"model.vision: {name} is a {config.model_type} model; expected a SigLIP or SigLIP 2 of fixed resolution")
     if not (isinstance(vision.image_size, int) and isinstance(vision.patch_size, int)):
-        raise UsageError(f"model.vision: {name} has pictures of {vision.image_size} pixels; one number (a square) is expected")
-    # The pooling head is never used here.
+        raise UsageError(f"model.vision: {name} has image_size {vision.image_size}; expected one number (square images)")
+    # The pooling head is not used.
     vision.vision_use_head = False
     return vision
 
 
 def grid_side(config: SiglipVisionConfig) -> int:
-    """Patches along one side of a picture."""
+    """Patches along one side of an image."""
     return int(config.image_size) // int(config.patch_size)
 
 
 def check_feature_layer(config: SiglipVisionConfig, layer: FeatureLayer) -> None:
-    """Raise UsageError when the encoder has no such hidden state."""
+    """Raise UsageError when the vision encoder has no such hidden state."""
     states = config.num_hidden_layers + 1
     if isinstance(layer, int) and not -states <= layer < states:
         raise UsageError(
@@ -64,29 +66,29 @@ def check_feature_layer(config: SiglipVisionConfig, layer: FeatureLayer) -> None
 
 
 def load(name: str, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> VisionTower:
-    """The encoder, frozen and in eval mode. Raises UsageError like `vision_config`."""
+    """Load the vision encoder, frozen and in eval mode. Raises UsageError as `vision_config` does, and when weights are missing."""
     config = vision_config(name)
     with loading("model.vision", name):
         tower, report = VisionTower.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
     if report["missing_keys"]:
-        raise UsageError(f"model.vision: {name} lacks weights of the encoder, such as {min(report['missing_keys'])}")
+        raise UsageError(f"model.vision: {name} lacks weights of the vision encoder, such as {min(report['missing_keys'])}")
     frozen: VisionTower = tower.to(device).requires_grad_(False).eval()
     return frozen
 
 
 def encode(tower: SiglipVisionModel, pixels: torch.Tensor, layer: FeatureLayer) -> torch.Tensor:
-    """Patch features [pictures, patches, width] of pixels [pictures, 3, height, width].
+    """Patch features [N, P, D] of pixel values [N, 3, H, W].
 
-    Equals the tower's own `hidden_states[layer]` (or its `last_hidden_state`); layers above are not computed. Compiled
-    layers always see PICTURES_TOGETHER pictures, the last ones made up to that number by empty ones, so that their shapes
-    never change; others see all pictures at once. The result is an ordinary tensor without history rather than an
-    inference tensor, since the projector saves it for its backward pass.
+    Equals the model's `hidden_states[layer]` (or `last_hidden_state`); later layers are not computed. Compiled layers get
+    batches of COMPILED_BATCH_SIZE images, the last one padded with zeros, so that their shapes never change; other layers
+    get all images at once. The result is an ordinary tensor, not an inference tensor, because the connector saves it for its
+    backward pass.
     """
     vision_model: Any = getattr(tower, "vision_model", tower)
     layers = vision_model.encoder.layers
     depth = num_layers_for(layer, len(layers))
     batch_size = COMPILED_BATCH_SIZE if any(_is_compiled(block) for block in layers[:depth]) else max(len(pixels), 1)
-    # Where the weights are shared out (FSDP, ZeRO-3), gathering them changes tensors in place, which inference mode forbids.
+    # Gathering sharded weights (FSDP, ZeRO-3) changes tensors in place, which inference mode forbids.
     with torch.no_grad() if _is_sharded(tower) else torch.inference_mode():
         parts = []
         for part in pixels.split(batch_size):
@@ -99,7 +101,7 @@ def encode(tower: SiglipVisionModel, pixels: torch.Tensor, layer: FeatureLayer) 
 
 
 def num_layers_for(layer: FeatureLayer, layers: int) -> int:
-    """How many of an encoder's layers it takes to have a hidden state."""
+    """Number of layers to run to obtain a hidden state. layers: number of layers of the encoder."""
     return layers if layer == "last_hidden_state" else layer % (layers + 1)
 
 
@@ -118,7 +120,13 @@ def _pad_batch(pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class VisionEncoder:
-    """A frozen tower and which of its features are taken. Calling it gives [pictures, patches, width]."""
+    """A frozen vision encoder with the choice of features: pixel values [N, 3, H, W] to [N, P, D].
+
+    Args:
+        tower: The vision encoder.
+        layer: Hidden state that is returned.
+        drop_first_patch: Leave out the first patch.
+    """
 
     tower: SiglipVisionModel
     layer: FeatureLayer
@@ -130,14 +138,14 @@ class VisionEncoder:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Patches and width of a picture's features."""
+        """P and D of the features of an image."""
         config = self.tower.config
         return grid_side(config) ** 2 - self.drop_first_patch, int(config.hidden_size)
 
     def digest(self) -> str:
-        """SHA-256 of everything that the features depend on besides the pixels: settings, and the weights as they are loaded."""
+        """SHA-256 of everything that the features depend on besides the pixels: settings and the loaded weights."""
         config = self.tower.config
-        # What the shapes of the weights do not tell.
+        # Settings that the shapes of the weights do not determine.
         config_values = [config.model_type, config.hidden_act, config.layer_norm_eps, config.num_attention_heads]
         layer_settings = [num_layers_for(self.layer, config.num_hidden_layers), self.layer == "last_hidden_state", self.drop_first_patch]
         digest = hashlib.sha256(json.dumps([*config_values, *layer_settings]).encode())

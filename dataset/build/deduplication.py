@@ -1,4 +1,7 @@
-"""Pictures by content: the same bytes are one picture, whatever names they have; samples that share one stay together."""
+"""Deduplicate images by content: files with the same bytes are one image; samples that share an image share a split.
+
+Shapes: n kept samples, m images of all kept samples counted with repetition, i distinct images.
+"""
 
 from dataclasses import dataclass
 
@@ -12,11 +15,15 @@ from dataset.config import SplitConfig
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """What of the spool stays, and as what.
+    """The kept samples with their splits and deduplicated images.
 
-    rows: [n] places in the spool of the samples that stay; assignment: their splits; image_ids, starts: sample k has the
-    pictures image_ids[starts[k]:starts[k + 1]]; pictures: one file for each image id; first_source: [images] the source
-    that named it first.
+    Args:
+        rows: Positions in the record buffer of the kept samples, int64 [n], ascending.
+        assignment: Splits of the kept samples.
+        image_ids: Image ids of all kept samples, concatenated, int64 [m].
+        image_offsets: Sample k has the images `image_ids[image_offsets[k]:image_offsets[k + 1]]`, [n + 1].
+        images: For each image id, the file that named the content first.
+        first_source: For each image id, the index of the source that named it first, [i].
     """
 
     rows: np.ndarray
@@ -28,7 +35,15 @@ class MergeResult:
 
 
 def join(buffer: RecordBuffer, keep: np.ndarray, image_checks: list[ImageCheck], split_fractions: SplitConfig, seed: int) -> MergeResult:
-    """Number the pictures of the samples that stay by first appearance, and split the samples."""
+    """Number the images of the kept samples by first occurrence, and assign splits.
+
+    Args:
+        buffer: All records that were read.
+        keep: Which of them are kept, bool, one entry per record.
+        image_checks: Check result of each image file, indexed like `buffer.images`.
+        split_fractions: Fractions of the images by split.
+        seed: Seed of the split.
+    """
     rows = np.flatnonzero(keep)
     files, image_offsets = _gather_files(buffer, rows)
     ids: dict[str, int] = {}
@@ -36,7 +51,7 @@ def join(buffer: RecordBuffer, keep: np.ndarray, image_checks: list[ImageCheck],
     for file_index in dict.fromkeys(files.tolist()):
         if ids.setdefault(image_checks[file_index].sha256, len(images)) == len(images):
             images.append(image_checks[file_index])
-    image_of = np.array([ids.get(one.sha256, -1) for one in image_checks], dtype=np.int64)
+    image_of = np.array([ids.get(check.sha256, -1) for check in image_checks], dtype=np.int64)
     image_ids = image_of[files]
     _, first = np.unique(image_ids, return_index=True)
     source_of_image = np.repeat(np.asarray(buffer.source)[rows], np.diff(image_offsets))
@@ -48,7 +63,7 @@ def join(buffer: RecordBuffer, keep: np.ndarray, image_checks: list[ImageCheck],
 
 
 def _gather_files(buffer: RecordBuffer, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Picture files of the samples in `rows`, one after another, and where each sample's begin."""
+    """File indices of the images of the samples in `rows`, concatenated [m], and the offsets of each sample [n + 1]."""
     offsets = np.asarray(buffer.image_offsets)
     lengths = (offsets[1:] - offsets[:-1])[rows]
     image_offsets = np.concatenate([[0], np.cumsum(lengths)])
@@ -59,8 +74,10 @@ def _gather_files(buffer: RecordBuffer, rows: np.ndarray) -> tuple[np.ndarray, n
 def _groups(
     buffer: RecordBuffer, rows: np.ndarray, image_ids: np.ndarray, image_offsets: np.ndarray, images: list[ImageCheck]
 ) -> tuple[np.ndarray, list[str]]:
-    """The group of each sample, [n], and what stands for each group's content: the least SHA-256 of its pictures, or of
-    the texts of samples without pictures."""
+    """Groups of samples that must share a split: those connected through common images, or with the same text if without images.
+
+    Returns the group of each sample, [n], and the key of each group: the smallest SHA-256 of its images, or of its text.
+    """
     union = UnionFind(len(images))
     for k in np.flatnonzero(np.diff(image_offsets) > 1):
         for other in image_ids[image_offsets[k] + 1 : image_offsets[k + 1]]:

@@ -1,4 +1,4 @@
-"""Whether a merge would give what stands there already: a list of every file that went into the last one."""
+"""Fingerprint of a merge: its settings and the state of every input and output file, to skip a merge that would change nothing."""
 
 import hashlib
 import json
@@ -18,13 +18,12 @@ _SETTINGS_KEY = b"tessera.settings"
 _SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64())])
 _IGNORED_SETTINGS = {"workers", "augmentation"}
 
-
 FileState = tuple[str, int, int]
-"""Path, size in bytes and time of change in ns of a file or folder; -1 for both where there is none."""
+"""Path, size in bytes and modification time in ns of a file or folder; both -1 when it does not exist."""
 
 
 def write_fingerprint(file: Path, config: DataConfig, states: Iterable[FileState]) -> None:
-    """Write down the settings, and every file and folder that the result depends on in the state in which it was read."""
+    """Write the settings, and the state of every file and folder that the result depends on, as of the time it was read."""
     rows = list(states)
     table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=_SCHEMA)
     with atomic_write(file) as temp_path:
@@ -32,14 +31,14 @@ def write_fingerprint(file: Path, config: DataConfig, states: Iterable[FileState
 
 
 def matches_fingerprint(file: Path, config: DataConfig) -> bool:
-    """Whether settings, program and every file are as `note_files` found them."""
+    """Whether settings, code and every file are as `write_fingerprint` recorded them."""
     if not file.is_file():
         return False
     try:
         table = pq.read_table(file, schema=_SCHEMA)
         settings = (pq.read_schema(file).metadata or {}).get(_SETTINGS_KEY)
     except (pa.ArrowInvalid, OSError):
-        return False  # Half a list says nothing; the merge is done again and writes a whole one.
+        return False  # An incomplete fingerprint is no evidence: merge again, which rewrites it.
     if settings != _settings_digest(config):
         return False
     rows = zip(*(table[name].to_pylist() for name in _SCHEMA.names), strict=True)
@@ -47,7 +46,7 @@ def matches_fingerprint(file: Path, config: DataConfig) -> bool:
 
 
 def _settings_digest(config: DataConfig) -> bytes:
-    """Digest of the settings, of this program's own data code and of the libraries that decode and write."""
+    """Digest of the settings, of the source files of `dataset/`, and of the versions of Pillow and PyArrow."""
     settings = TypeAdapter(DataConfig).dump_python(config, mode="json")
     relevant = {key: value for key, value in settings.items() if key not in _IGNORED_SETTINGS}
     digest = hashlib.sha256(json.dumps([relevant, PIL.__version__, pa.__version__], sort_keys=True).encode())
@@ -57,7 +56,7 @@ def _settings_digest(config: DataConfig) -> bytes:
 
 
 def current_file_state(path: str) -> FileState:
-    """The state of a file or folder now."""
+    """The present state of a file or folder."""
     try:
         stats = os.stat(path)  # noqa: PTH116 - ten times as fast as Path.stat, for hundreds of thousands of files
     except (OSError, ValueError):

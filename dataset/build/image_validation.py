@@ -1,4 +1,4 @@
-"""Checking the picture files of a merge: each is read, hashed and decoded once, in several processes, and remembered."""
+"""Check the image files of a merge: read, hash and decode each once, in several processes, and cache the results."""
 
 import hashlib
 import multiprocessing
@@ -23,17 +23,24 @@ from errors import TesseraError
 from progress import track
 
 MIN_IMAGES_FOR_POOL = 256
-"""From this many pictures on, starting processes pays."""
+"""Smallest number of images for which starting worker processes is faster."""
 
 _CHUNK = 32
 
 
 @dataclass(frozen=True, slots=True)
 class ImageCheck:
-    """What is known of a picture file. `reason` is empty where it can be used, else `detail` says what is wrong.
+    """Result of checking one image file.
 
-    size in bytes and mtime in ns are those of the file when it was checked; both -1 where there was none. width and
-    height in pixels, upright; 0 where they were not found.
+    Args:
+        path: Path as the source gives it.
+        size: Bytes of the file when it was checked; -1 when it did not exist.
+        mtime: Modification time in ns when it was checked; -1 when it did not exist.
+        sha256: Digest of the file; empty when it could not be read.
+        width: Pixels, upright; 0 when unknown.
+        height: Pixels, upright; 0 when unknown.
+        reason: A `DropReason`; empty when the image can be used.
+        detail: Message that says what is wrong.
     """
 
     path: str
@@ -61,11 +68,14 @@ _SCHEMA = pa.schema(
 
 
 _EARLIER_NAME = "pictures.parquet"
-"""What the cache was called under schema version 1."""
+"""File name of the cache under schema version 1."""
 
 
 class ImageCheckCache:
-    """What earlier merges found out, in one Parquet file; a picture is known by path, size and time of change."""
+    """Check results of earlier merges in one Parquet file, keyed by path and valid for one size and modification time.
+
+    Raises TesseraError when the file cannot be read.
+    """
 
     def __init__(self, file: Path):
         self.file = file
@@ -80,17 +90,24 @@ class ImageCheckCache:
             self._entries = {row[0]: ImageCheck(*row) for row in zip(*(columns[name] for name in _SCHEMA.names), strict=True)}
 
     def get(self, path: str, size: int, mtime: int, max_pixels: int) -> ImageCheck | None:
-        """What is known of a file in this state under this limit; None where it has to be checked."""
+        """The cached result for a file in this state, None when it must be checked.
+
+        Args:
+            path: Path of the image file.
+            size: Present size in bytes.
+            mtime: Present modification time in ns.
+            max_pixels: Pixel limit of this merge.
+        """
         cached = self._entries.get(_absolute(path))
         if cached is None or (cached.size, cached.mtime) != (size, mtime):
             return None
-        # The limit may be another today; what was over it has not been decoded.
+        # The pixel limit may have changed; images above the old limit were not decoded.
         recheck = cached.reason == DropReason.TOO_MANY_PIXELS or cached.width * cached.height > max_pixels
         return None if recheck else replace(cached, path=path)
 
-    def save(self, checked: Iterable[ImageCheck | None]) -> None:
-        """Remember these too."""
-        for check in checked:
+    def save(self, checks: Iterable[ImageCheck | None]) -> None:
+        """Add results and rewrite the file. None and results of missing files are skipped."""
+        for check in checks:
             if check is not None and check.size >= 0:
                 self._entries[_absolute(check.path)] = check
         rows = [(path, *astuple(check)[1:]) for path, check in self._entries.items()]
@@ -100,36 +117,43 @@ class ImageCheckCache:
 
 
 def _absolute(path: str) -> str:
-    return os.path.abspath(path)  # noqa: PTH100 - Path.resolve would follow links, and is slow
+    return os.path.abspath(path)  # noqa: PTH100 - Path.resolve would follow links and is slow
 
 
 def check_images(paths: Sequence[str], cache: ImageCheckCache, max_pixels: int, workers: int | None = None) -> list[ImageCheck]:
-    """Check each file, those that `memory` does not know in `workers` processes, and remember them all.
+    """Check image files and cache the results, also those obtained before an interruption.
 
-    One result for each path, in their order. What has been checked is remembered even when the work is interrupted.
+    Args:
+        paths: Image files.
+        cache: Results of earlier merges; only files without a valid entry are read.
+        max_pixels: Images with more pixels are rejected before decoding.
+        workers: Worker processes; one per CPU core by default.
+
+    Returns:
+        One result per path, in the same order.
     """
-    found: list[ImageCheck | None] = []
+    checks: list[ImageCheck | None] = []
     for path in paths:
         size, mtime = size_and_mtime(path)
-        found.append(cache.get(path, size, mtime, max_pixels) if size >= 0 else _missing(path))
-    uncached = [i for i, checked in enumerate(found) if checked is None]
+        checks.append(cache.get(path, size, mtime, max_pixels) if size >= 0 else _missing(path))
+    uncached = [i for i, check in enumerate(checks) if check is None]
     if uncached:
         results = _check_all([paths[i] for i in uncached], max_pixels, workers or os.cpu_count() or 1)
         try:
-            for i, checked in zip(uncached, track(results, "checking pictures", len(uncached), "pictures"), strict=True):
-                found[i] = checked
+            for i, check in zip(uncached, track(results, "checking images", len(uncached), "images"), strict=True):
+                checks[i] = check
         finally:
-            cache.save(found[i] for i in uncached)
-    return [checked for checked in found if checked is not None]
+            cache.save(checks[i] for i in uncached)
+    return [check for check in checks if check is not None]
 
 
 def size_and_mtime(path: str) -> tuple[int, int]:
-    """Size in bytes and time of change in ns of a file; -1 for both where there is none."""
+    """Size in bytes and modification time in ns of a file; both -1 when it is missing or not a regular file."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - ten times as fast as Path.stat, for hundreds of thousands of files
+        stats = os.stat(path)  # noqa: PTH116 - ten times as fast as Path.stat, for hundreds of thousands of files
     except (OSError, ValueError):
         return -1, -1
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (-1, -1)
+    return (stats.st_size, stats.st_mtime_ns) if stat.S_ISREG(stats.st_mode) else (-1, -1)
 
 
 def _check_all(paths: Sequence[str], max_pixels: int, workers: int) -> Iterator[ImageCheck]:
@@ -137,20 +161,20 @@ def _check_all(paths: Sequence[str], max_pixels: int, workers: int) -> Iterator[
     if workers == 1 or len(paths) < MIN_IMAGES_FOR_POOL:
         yield from map(check, paths)
         return
-    # Spawned, not forked: Arrow's threads are running already.
+    # Spawn, not fork: Arrow's threads are already running.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _init_worker) as pool:
         try:
             yield from pool.map(check, paths, chunksize=_CHUNK)
         except BrokenProcessPool as error:
             raise TesseraError(
-                "a process that checks pictures was killed; was there not enough memory? (data.workers: 1 takes less)"
+                "a worker process that checks images was killed, possibly for lack of memory (data.workers: 1 needs less)"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _init_worker() -> None:
-    # An interruption is the main process's to handle; decoders' complaints end as reasons in the report.
+    # The main process handles interrupts. Decoder warnings are not printed; errors become reasons in the report.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.simplefilter("ignore")
 

@@ -1,4 +1,4 @@
-"""The merged data as a pair of JSON files, for programs that do not read Parquet."""
+"""Export the merged data as two JSON files, for programs that do not read Parquet."""
 
 import json
 from collections.abc import Iterable
@@ -10,12 +10,13 @@ from dataset.loading.sample_store import ImageRow, SampleStore
 from dataset.sample import Sample
 
 
-def write_json_pair(data: Path, folder: Path) -> None:
+def export_json(data: Path, folder: Path) -> None:
     """Write `image_map.json` and `annotations.json` of the merged data in `data` to `folder`: UTF-8, indented.
 
     image_map: [{image_id, path, width, height, sha256, source}].
     annotations: [{sample_id, image_ids, source, task, language, split, turns: [{question, answer}], targets, answers}];
-    the last turn's answer is the first of the targets, and `<image>` stays where it stands in a question.
+    the answer of the last turn is the first target, and `<image>` placeholders keep their position. A sample with a system
+    turn also has the key `system`.
     """
     store = SampleStore(data)
     _write_list(folder / "image_map.json", map(_image, store.images()))
@@ -52,7 +53,7 @@ def _annotation(sample: Sample) -> dict[str, Any]:
 
 
 def _write_list(path: Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Entry by entry: a list of millions does not fit into memory as one text."""
+    """Write entry by entry, because millions of entries do not fit into memory as one string."""
     with atomic_write(path) as temp_path, temp_path.open("w", encoding="utf-8", newline="\n") as file:
         file.write("[")
         for i, entry in enumerate(entries):

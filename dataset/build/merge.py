@@ -1,6 +1,6 @@
-"""Merging sources into one data set: read, check, join what shares a picture, split, write.
+"""Merge sources into one dataset: read and validate records, check images, deduplicate, split, write Parquet.
 
-In: DataConfig and a folder. Out: images.parquet, samples.parquet and report.json in it, or the earlier ones untouched.
+Writes images.parquet, samples.parquet and report.json. A merge that fails leaves the files of the previous merge unchanged.
 """
 
 import hashlib
@@ -29,14 +29,17 @@ from errors import TesseraError, UsageError
 from progress import Progress
 
 OUTPUT_FILES = ("images.parquet", "samples.parquet", "report.json")
+"""Files of the result, in the order in which they are replaced."""
 
 
 def merge(config: DataConfig, folder: Path) -> MergeReport:
     """Merge the sources of `config` into `folder`.
 
-    Records that cannot be used are counted in the report. Raises TesseraError when an annotation file is missing or is
-    not what its format says, or when nothing is left; then the folder's earlier result stays as it was. Where neither
-    settings nor files have changed since the last merge, that one's report is returned and nothing is written.
+    Records that cannot be used are counted in the report. When neither settings nor files have changed since the last
+    merge, nothing is written and its report is returned with `reused` set.
+
+    Raises:
+        TesseraError: An annotation file is missing or malformed, or no sample is left. The previous result stays.
     """
     names = source_names(config.sources)
     cache = folder / "cache"
@@ -64,12 +67,15 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
 
 
 def source_names(source_configs: tuple[Source, ...]) -> list[str]:
-    """The name of each source: its own, else its format's, numbered from the second on. Raises UsageError."""
+    """The name of each source: its `name`, else its format, numbered from the second use on.
+
+    Raises UsageError when there are no sources or two have the same `name`.
+    """
     if not source_configs:
         raise UsageError("data.sources: empty; name at least one source")
     explicit_names = [source.name for source in source_configs if source.name is not None]
     if duplicates := [name for name in explicit_names if explicit_names.count(name) > 1]:
-        raise UsageError(f"data.sources: the name '{duplicates[0]}' stands twice")
+        raise UsageError(f"data.sources: the name '{duplicates[0]}' is used twice")
     names: list[str] = []
     for source in source_configs:
         name, number = source.name or source.format, 1
@@ -82,7 +88,7 @@ def source_names(source_configs: tuple[Source, ...]) -> list[str]:
 
 @contextmanager
 def _work_folder(folder: Path) -> Iterator[Path]:
-    """A folder for unfinished files, on the file system where they will stand."""
+    """A temporary folder for incomplete files, on the file system of the result so that they can be renamed into place."""
     work = folder / f".merge-{uuid.uuid4().hex[:8]}"
     work.mkdir(parents=True)
     try:
@@ -92,7 +98,7 @@ def _work_folder(folder: Path) -> Iterator[Path]:
 
 
 def _read_sources(config: DataConfig, report: MergeReport, file: Path, embedded: Path) -> tuple[RecordBuffer, list[str]]:
-    """All records that are sound but for their pictures, and the distinct picture files that they name."""
+    """Read all sources. Returns the records that are valid apart from their images, and the distinct image files that they name."""
     options = ReadOptions(config.seed, config.vqa_target)
     image_indices: dict[str, int] = {}
     with RecordBuffer(file) as buffer:
@@ -113,7 +119,7 @@ def _read_sources(config: DataConfig, report: MergeReport, file: Path, embedded:
 
 
 def _validated(item: ParsedRecord) -> RawSample:
-    """The sample, when its conversation can be used. Raises BadRecord."""
+    """The sample, with its conversation checked. Raises InvalidRecordError."""
     if isinstance(item, RejectedRecord):
         raise InvalidRecordError(item.reason, item.detail)
     check_conversation(item.messages, item.targets, item.answers, len(item.images))
@@ -122,8 +128,8 @@ def _validated(item: ParsedRecord) -> RawSample:
 
 
 def _write_embedded_image(image: bytes, folder: Path) -> str:
-    """Write a picture that came inside an annotation file to a file named after its content."""
-    # What is wrong with a picture of no format, the check of all picture files says, with its place.
+    """Write an image that is embedded in an annotation file to <sha256>.<extension>; returns the path."""
+    # An image of unknown format is written too: the check of all image files then reports it.
     suffix = (detect_format(image) or "bin").lower()
     path = folder / f"{hashlib.sha256(image).hexdigest()}.{'jpg' if suffix in ('jpeg', 'mpo') else suffix}"
     if not path.is_file() or path.stat().st_size != len(image):
@@ -135,7 +141,7 @@ def _write_embedded_image(image: bytes, folder: Path) -> str:
 def _drop_unusable(
     buffer: RecordBuffer, image_checks: list[ImageCheck], report: MergeReport, source_configs: tuple[Source, ...]
 ) -> np.ndarray:
-    """Which samples [n] bool have only usable pictures; the others are counted under what is wrong with the first bad one."""
+    """Which samples have only usable images, bool [n]. The others are counted under the reason of their first unusable image."""
     keep = np.ones(len(buffer), dtype=bool)
     bad = {i: check for i, check in enumerate(image_checks) if check.reason}
     for i in range(len(buffer)) if bad else ():
@@ -156,6 +162,6 @@ def _example(source: Source, location: RecordLocation, detail: str) -> str:
 
 
 def _input_paths(config: DataConfig) -> list[str]:
-    """Annotation files, and picture folders: a name that was missing may appear there."""
+    """Annotation files and image folders; folders because missing images may be added to them."""
     annotations = [path for source in config.sources for path in sources.files(source)]
     return [str(path) for path in (*annotations, *(source.images for source in config.sources)) if path is not None]

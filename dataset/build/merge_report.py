@@ -1,4 +1,4 @@
-"""What a merge did: `report.json`, and the table that a person reads."""
+"""Counts of a merge: `report.json`, and the table printed on the terminal."""
 
 import dataclasses
 import json
@@ -10,15 +10,25 @@ from dataset.record_validation import DropReason
 from errors import TesseraError
 
 MAX_EXAMPLES = 3
-"""How many places are named for each reason."""
+"""Number of examples that are named for each reason."""
 
 _MAX_EXAMPLE_CHARS = 400
 
 
 @dataclass
 class SourceReport:
-    """One source. read = kept + the sum of dropped; samples: its rows in samples.parquet, repeats counted;
-    moved: kept records that left the source's own split so that a picture stands on one side only."""
+    """Counts of one source; read = kept + the sum of dropped.
+
+    Args:
+        name: Name of the source.
+        format: Format of the source.
+        read: Records read.
+        kept: Records kept.
+        samples: Rows in samples.parquet, repeats included.
+        moved: Kept records that were moved out of the source's own split, so that each image is in one split only.
+        dropped: Dropped records by reason.
+        examples: Locations of the first dropped records by reason, at most MAX_EXAMPLES each.
+    """
 
     name: str
     format: str
@@ -39,7 +49,16 @@ class SourceReport:
 
 @dataclass
 class MergeReport:
-    """All sources, and the counts of the merged rows. `reused`: nothing had changed, so nothing was merged anew."""
+    """Counts of a merge.
+
+    Args:
+        sources: Counts of each source.
+        images: Rows in images.parquet.
+        samples: Rows in samples.parquet.
+        by_split: Rows in samples.parquet by split.
+        by_language: Rows in samples.parquet by language.
+        reused: Nothing had changed since the last merge, so this is its report.
+    """
 
     sources: list[SourceReport]
     images: int = 0
@@ -59,10 +78,10 @@ class MergeReport:
             content = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{**content, "sources": [SourceReport(**source) for source in content["sources"]]})
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise TesseraError(f"{path}: not a report of a merge ({error})") from error
+            raise TesseraError(f"{path}: not a merge report ({error})") from error
 
     def empty_message(self) -> str:
-        """One line for a merge without a result: what was dropped, and the first example of each reason."""
+        """One line for a merge that kept no sample: the dropped records, with the first example of each reason."""
         dropped = [
             f"{source.name}: {count:,} dropped, {reason} ({source.examples[reason][0]})"
             for source in self.sources
@@ -71,7 +90,7 @@ class MergeReport:
         return "; ".join([f"no sample is left of {sum(source.read for source in self.sources):,} records", *dropped])
 
     def table(self) -> str:
-        """Read, kept and dropped by source, the reasons with example places, and the counts of the result."""
+        """Table for the terminal: counts by source, reasons with example locations, totals."""
         return "\n".join([*self._counts(), *self._reasons(), *self._totals()])
 
     def _counts(self) -> Iterator[str]:
@@ -89,15 +108,15 @@ class MergeReport:
                 if count > len(source.examples[reason]):
                     yield "    ..."
             if source.moved:
-                yield f"{source.name}: {source.moved:,} left the source's own split, so that no picture stands on two sides"
+                yield f"{source.name}: {source.moved:,} left the source's own split, so that no image is in two splits"
 
     def _totals(self) -> Iterator[str]:
-        yield f"{self.images:,} pictures, {self.samples:,} samples"
+        yield f"{self.images:,} images, {self.samples:,} samples"
         yield "by split: " + ", ".join(f"{name} {count:,}" for name, count in self.by_split.items())
         yield "by language: " + ", ".join(f"{name} {count:,}" for name, count in self.by_language.items())
 
 
 def _one_line(text: str) -> str:
-    """Short, and free of what cannot be written: examples quote records that may hold anything."""
+    """Shorten to one line of valid UTF-8: examples quote records, which may contain anything."""
     line = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
     return line if len(line) <= _MAX_EXAMPLE_CHARS else f"{line[:_MAX_EXAMPLE_CHARS]} ..."

@@ -1,4 +1,7 @@
-"""Writing `images.parquet` and `samples.parquet`."""
+"""Write `images.parquet` and `samples.parquet`.
+
+Shapes: n kept samples of a batch.
+"""
 
 import hashlib
 from collections import Counter
@@ -18,10 +21,11 @@ from dataset.loading.sample_store import IMAGES_DIGEST_KEY
 from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA
 
 LANGUAGES = ("en", "zh")
+"""Order of the languages in the report."""
 
 
 def write_images(file: Path, merged: MergeResult, names: Sequence[str]) -> str:
-    """Write one row a picture. Returns the digest of the file, by which samples.parquet knows it."""
+    """Write one row per image. Returns the SHA-256 of the file, which is stored in the metadata of samples.parquet."""
     images = merged.images
     columns = [
         list(range(len(images))),
@@ -38,7 +42,16 @@ def write_images(file: Path, merged: MergeResult, names: Sequence[str]) -> str:
 def write_samples(
     file: Path, buffer: RecordBuffer, merged: MergeResult, sources: Sequence[SourceBase], images_digest: str, report: MergeReport
 ) -> None:
-    """Write the samples, training samples as often as their source says, and count them in `report`."""
+    """Write the kept samples, training samples `repeat` times, and add the counts to `report`.
+
+    Args:
+        file: File to write.
+        buffer: All records that were read.
+        merged: Which of them are kept, with splits and image ids.
+        sources: Configuration of each source.
+        images_digest: SHA-256 of images.parquet, written to the metadata.
+        report: Report whose counts are filled in.
+    """
     by_split, by_language = Counter[str](), Counter[str]()
     source_indices = np.asarray(buffer.source)[merged.rows]
     schema = SAMPLES_SCHEMA.with_metadata({IMAGES_DIGEST_KEY: images_digest})
@@ -67,7 +80,16 @@ def _rows(
     sources: Sequence[SourceBase],
     report: MergeReport,
 ) -> pa.Table:
-    """The final rows of some kept samples: repeated, with source, split and image ids."""
+    """The final rows of a batch of kept samples: repeated, with source, split and image ids.
+
+    Args:
+        table: Texts of the batch, one row per kept sample.
+        indices: Indices of these samples among all kept samples, [n].
+        source_indices: Source of each kept sample of the merge.
+        merged: Splits and image ids.
+        sources: Configuration of each source.
+        report: Report whose `samples` counts grow.
+    """
     repeats = np.array([source.repeat for source in sources])[source_indices[indices]]
     repeat_counts = np.where(merged.assignment.split[indices] == SPLITS.index("train"), repeats, 1)
     first = np.cumsum(repeat_counts) - repeat_counts

@@ -1,4 +1,4 @@
-"""Samples on disk between reading and writing: only a few numbers of each stay in memory."""
+"""Temporary Arrow file for the records of a merge; only a few numbers per record stay in memory."""
 
 import hashlib
 import re
@@ -15,16 +15,24 @@ from dataset.sample import SAMPLES_SCHEMA, Language
 from dataset.sources.record import RawSample, RecordLocation
 
 ROWS_PER_BATCH = 4096
+"""Samples that are collected in memory before they are written."""
+
 SCHEMA = pa.schema([SAMPLES_SCHEMA.field(name) for name in ("sample_id", "task", "language", "messages", "targets", "answers")])
+"""Columns of the temporary file; the merge adds source, split and image ids later."""
 
 _IDEOGRAPH = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd]")
 
 
 class RecordBuffer:
-    """Takes samples, then gives them back as Arrow batches in the same order.
+    """Writes samples to disk and reads them back as Arrow batches in the same order. A context manager: add samples inside.
 
-    source, own_split (place in SPLITS or -1), text_keys (a digest of the texts, of samples without pictures):
-    one entry a sample. The pictures of sample i are `pictures[starts[i]:starts[i + 1]]`, numbers given by the caller.
+    Attributes:
+        source: Source index of each sample.
+        source_split: Own split of each sample: an index into SPLITS, or -1.
+        images: File indices of all samples' images, concatenated.
+        image_offsets: Sample i has the images `images[image_offsets[i]:image_offsets[i + 1]]`.
+        locations: Location of each sample in its annotation file.
+        text_digests: SHA-256 of the texts, of samples without images only.
     """
 
     def __init__(self, file: Path):
@@ -50,11 +58,19 @@ class RecordBuffer:
         self._stream.close()
 
     def images_of(self, sample: int) -> "array[int]":
-        """The caller's numbers of a sample's pictures."""
+        """File indices of the images of a sample."""
         return self.images[self.image_offsets[sample] : self.image_offsets[sample + 1]]
 
     def add(self, sample: RawSample, source: int, source_name: str, split: Split | None, images: list[int]) -> None:
-        """Take one sample; split: that of its source, if any; pictures: the caller's numbers of its pictures."""
+        """Append one sample.
+
+        Args:
+            sample: The validated sample.
+            source: Index of its source.
+            source_name: Name of its source, the first part of the sample id.
+            split: Split of its own, if any.
+            images: File indices of its images.
+        """
         self.source.append(source)
         self.source_split.append(-1 if split is None else SPLITS.index(split))
         self.images.extend(images)
@@ -73,7 +89,7 @@ class RecordBuffer:
             self._flush()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """All samples, in the order in which they came, once the `with` block in which they were added is left."""
+        """All samples in the order of `add`. Only after the `with` block has ended."""
         with pa.OSFile(str(self.file)) as file:
             yield from pa.ipc.open_stream(file)
 
@@ -82,14 +98,14 @@ class RecordBuffer:
         self._rows = {name: [] for name in SCHEMA.names}
 
     def _unique_id(self, sample_id: str) -> str:
-        """The id, numbered where it has been taken. `#` marks what the merge adds, so it stands in no other id."""
+        """The id, numbered if it is taken. `#` separates the number, so it is replaced in ids from files."""
         sample_id = sample_id.replace("#", "_")
         count = self._id_counts[sample_id] = self._id_counts.get(sample_id, 0) + 1
         return sample_id if count == 1 else f"{sample_id}#{count}"
 
 
 def language(sample: RawSample) -> Language:
-    """zh when the conversation (of a VQA sample, the question) holds a CJK ideograph, else en."""
+    """`zh` when the conversation (of a VQA sample, the question) contains a CJK ideograph, else `en`."""
     texts = [message.content for message in sample.messages]
     if sample.task != "vqa":
         texts += sample.targets

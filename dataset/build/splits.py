@@ -1,4 +1,7 @@
-"""Splits by picture content: samples that share a picture, directly or through others, stand on one side."""
+"""Assign splits by image content: samples that share an image, directly or through other samples, get the same split.
+
+Shapes: n samples.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,35 +11,35 @@ import numpy as np
 from dataset.config import Split, SplitConfig
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-"""By how much a split must be guarded: what one source tests with, no other may train with."""
+"""In ascending priority: an image that one source tests on must not be trained on by another."""
 
 
 class UnionFind:
-    """Union-find over pictures (Tarjan 1975, with path halving)."""
+    """Union-find over 0..size-1 (Tarjan 1975, with path halving)."""
 
     def __init__(self, size: int):
         self._parent = list(range(size))
 
     def find(self, member: int) -> int:
-        """The member that stands for its group."""
+        """The representative of the group."""
         parent = self._parent
         while parent[member] != member:
             parent[member] = parent[parent[member]]
             member = parent[member]
         return member
 
-    def join(self, one: int, other: int) -> None:
-        """The groups of both become one."""
-        self._parent[self.find(other)] = self.find(one)
+    def join(self, first: int, second: int) -> None:
+        """Merge the groups of both members."""
+        self._parent[self.find(second)] = self.find(first)
 
     def roots(self) -> np.ndarray:
-        """The representative of each member, [size] int64."""
+        """The representative of each member, int64 [size]."""
         return np.array([self.find(member) for member in range(len(self._parent))], dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class SplitAssignment:
-    """split: place in SPLITS of each sample, [n] int8; moved: whether it left its source's own split for it, [n] bool."""
+    """split: index into SPLITS of each sample, int8 [n]; moved: whether it differs from the sample's own split, bool [n]."""
 
     split: np.ndarray
     moved: np.ndarray
@@ -45,12 +48,17 @@ class SplitAssignment:
 def assign_splits(
     groups: np.ndarray, keys: list[str], source_splits: np.ndarray, split_fractions: SplitConfig, seed: int
 ) -> SplitAssignment:
-    """Give each sample a split.
+    """Assign a split to each sample.
 
-    groups: [n] which group a sample belongs to, in 0..len(keys)-1; keys: what stands for a group's content, so that
-    neither the order of sources nor further pictures change where it goes; own: [n] place in SPLITS of the sample's own
-    split, -1 where its source has none. A group whose samples have splits of their own takes the most guarded of them
-    (test before validation before train); any other is drawn by a hash of its key.
+    A group whose samples have splits of their own gets the one of highest priority (test, validation, train). For any other
+    group a hash of its key decides, so neither the order of sources nor additional images change the result.
+
+    Args:
+        groups: Group of each sample, in 0..len(keys)-1, [n].
+        keys: Digest of the content of each group.
+        source_splits: Own split of each sample as an index into SPLITS, -1 for none, [n].
+        split_fractions: Fractions of the groups by split.
+        seed: Seed of the hash.
     """
     required_splits = np.full(len(keys), -1, dtype=np.int8)
     np.maximum.at(required_splits, groups, source_splits.astype(np.int8))

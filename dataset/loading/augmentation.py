@@ -1,4 +1,4 @@
-"""Random changes of training pictures. There are no flips: they turn left into right."""
+"""Random augmentation of training images. There are no flips, because they would swap left and right."""
 
 import hashlib
 import random
@@ -9,7 +9,7 @@ from dataset.config import AugmentationConfig
 
 
 def augment(image: Image.Image, config: AugmentationConfig, seed_key: str) -> Image.Image:
-    """Colour jitter and a small rotation of an RGB picture, decided by `seed_key` alone; the size stays."""
+    """Colour jitter and a small rotation of an RGB image. `seed_key` alone decides the amounts; the size does not change."""
     rng = random.Random(hashlib.blake2b(seed_key.encode(), digest_size=8).digest())
     changes = (
         (ImageEnhance.Brightness, config.brightness),
@@ -22,7 +22,7 @@ def augment(image: Image.Image, config: AugmentationConfig, seed_key: str) -> Im
             image = enhance(image).enhance(factor)
     angle = rng.uniform(-config.rotation, config.rotation)
     if config.rotation:
-        # Corners that turn up empty get the mean colour, so that no black edge can be learnt.
+        # Fill the corners with the mean colour: black corners would be a cue to learn from.
         mean = tuple(round(value) for value in ImageStat.Stat(image).mean)
         image = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=mean)
     return image

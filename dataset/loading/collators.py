@@ -1,7 +1,7 @@
-"""Which samples stand in which batch, and how a batch looks: packed rows on a GPU, length-grouped padding on a CPU.
+"""Collators: encoded samples to model inputs, as right-padded batches (CPU) or packed sequences (GPU).
 
-In: lengths in tokens, encoded samples with their pixels. Out: lists of sample places an epoch, and model inputs.
-Called by the data loaders of training and validation. In a packed row no sample sees another.
+Shapes: B samples, T tokens of the longest sample, C capacity of a packed row, S segments of a packed row,
+N images of all samples, H height and W width in pixels. Samples in a packed row do not attend to each other.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,24 @@ from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """An encoded sample and its pictures: raw pixels [pictures, 3, height, width] (see dataset.pixels), or features."""
+    """An encoded sample with its images.
+
+    Args:
+        sample_id: Id that error messages name.
+        encoded: Token ids and labels.
+        images: Raw pixels [N, 3, H, W] from `PixelReader.read`, or cached vision features.
+        image_input_name: Name of the model input that `images` is passed as; equal in all examples of a batch.
+    """
 
     sample_id: str
     encoded: EncodedSample
     images: torch.Tensor
     image_input_name: str = "pixel_values"
-    """The model's name for what `pictures` holds; the same in all examples of a batch."""
 
 
 @dataclass(frozen=True)
 class PaddedCollator:
-    """Samples side by side, padded on the right, as `padded_right` says: input_ids, attention_mask, labels [batch, longest]."""
+    """One row per sample, padded on the right: input_ids, attention_mask, labels [B, T] and the flag `padded_right`."""
 
     pad_id: int
 
@@ -46,10 +52,15 @@ class PaddedCollator:
 
 @dataclass(frozen=True)
 class PackedCollator:
-    """Samples one behind the other in a row of `capacity` tokens: input_ids, labels, position_ids [1, capacity].
+    """A packed sequence: samples concatenated to one row, input_ids, labels, position_ids [1, C].
 
-    Positions restart with every sample. cu_seqlens int32 [segments + 1] holds the starts and the end; empty room at the
-    end forms segments of its own. max_length is the longest segment that may occur.
+    Positions restart at 0 with every sample. cu_seqlens int32 [S + 1] holds the segment boundaries, as for variable-length
+    attention; padding at the end of the row forms segments of its own.
+
+    Args:
+        pad_id: Token id of padding.
+        capacity: Tokens of a row (C).
+        max_length: Length of the longest segment that can occur.
     """
 
     pad_id: int
@@ -67,7 +78,7 @@ class PackedCollator:
             labels[0, start:end] = torch.tensor(example.encoded.labels)
             position_ids[0, start:end] = torch.arange(end - start)
             ends.append(end)
-        # Empty room is cut into segments no longer than a sample can be, so that max_length holds for them too.
+        # Padding is cut into segments of at most max_length, so that the bound holds for them too.
         while ends[-1] < self.capacity:
             start, end = ends[-1], min(ends[-1] + self.max_length, self.capacity)
             position_ids[0, start:end] = torch.arange(end - start)
@@ -83,7 +94,7 @@ class PackedCollator:
 
 
 def _images(examples: Sequence[Example]) -> dict[str, Any]:
-    """All pictures in order of appearance, and the ids that an error message names."""
+    """Images of all examples in order, [N, ...], and the sample ids for error messages."""
     return {
         examples[0].image_input_name: torch.cat([example.images for example in examples]),
         "sample_ids": [example.sample_id for example in examples],

@@ -1,4 +1,4 @@
-"""Reading pictures of every kind right: CMYK, grey, palette, 16-bit, transparent and rotated ones become plain RGB."""
+"""Decode image files to upright 8-bit RGB: CMYK, grey, palette, 16-bit, float, transparent and EXIF-rotated ones included."""
 
 import io
 import struct
@@ -14,20 +14,21 @@ from dataset.record_validation import DropReason
 from errors import TesseraError
 
 MAX_PIXELS = 100_000_000
-"""Pictures with more pixels are refused where nothing else is said."""
+"""Default pixel limit: larger images are rejected before they are decoded."""
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""What is read: picture files, not documents (Pillow would hand an EPS file to Ghostscript)."""
+"""Formats that are decoded: raster images, no documents (Pillow would pass an EPS file to Ghostscript)."""
 
-# The limit that callers give decides, before anything is decoded; Pillow's own guess (a warning, an error at twice
-# that) would overrule it.
+# The caller's limit is checked before decoding. Pillow's own limit (a warning, and an error at twice the size) would
+# override it.
 Image.MAX_IMAGE_PIXELS = None
 
 _DECODER_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, RuntimeError, MemoryError),
     *(struct.error, zlib.error),
 )
-"""What Pillow and its decoders meet damaged and hostile files with; not what a defect in the program raises, a wrong name say."""
+"""Exceptions that Pillow and its decoders raise on damaged or hostile files. AttributeError and NameError are left out: they show
+a bug in this program."""
 
 _ORIENTATION_TAG = 0x0112
 _EXIF_TRANSPOSE = {
@@ -39,11 +40,17 @@ _EXIF_TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""How a picture with an EXIF orientation is made upright (EXIF 2.32, tag 0x0112); from 5 on, the sides change places."""
+"""Transposition that makes an image of an EXIF orientation upright (EXIF 2.32, tag 0x0112). From 5 on, width and height swap."""
 
 
 class ImageError(TesseraError):
-    """A picture that cannot be used; `reason` is the key it is counted under; `size` its width and height where known."""
+    """An image cannot be used.
+
+    Args:
+        reason: Reason that the merge counts the sample under.
+        message: Names the file and what is wrong.
+        size: Width and height in pixels; zeros when unknown.
+    """
 
     def __init__(self, reason: DropReason, message: str, size: tuple[int, int] = (0, 0)):
         super().__init__(message)
@@ -51,10 +58,9 @@ class ImageError(TesseraError):
 
 
 def open_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture file (or its bytes) to RGB, upright; of an animation, the first frame.
+    """Decode an image file (or its bytes) to upright RGB; of an animation, the first frame.
 
-    Raises PictureError with reason `missing file`, `undecodable or truncated picture` or `over the pixel limit`; the
-    limit is checked before anything is decoded.
+    Raises ImageError with reason MISSING_FILE, UNDECODABLE or TOO_MANY_PIXELS. The pixel limit is checked before decoding.
     """
     name, data = _read(source)
     with _decoder_errors(name), _open(data, name, max_pixels) as image:
@@ -62,9 +68,9 @@ def open_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Imag
 
 
 def detect_format(data: bytes) -> str | None:
-    """The format that a picture's head says, one of FORMATS or a kind of one (MPO); None where a decoder cannot tell.
+    """The format stated by the header: one of FORMATS or a variant of one (MPO). None when no decoder recognises it.
 
-    `measure_picture` says what is wrong with such a picture.
+    `measure_image` then raises the error that says why.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -74,10 +80,10 @@ def detect_format(data: bytes) -> str | None:
 
 
 def measure_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Width and height, upright, of a picture whose bytes are known to decode to the end.
+    """Upright width and height of an image, after decoding all of its data.
 
-    Raises PictureError as `open_picture` does. A JPEG is decoded at an eighth of its size: every byte of it is read,
-    so that a truncated one is found, but most of the inverse cosine transform is left out.
+    A JPEG is decoded at one eighth of its size: all bytes are read, so truncation is detected, but most of the inverse
+    cosine transform is skipped. Raises ImageError as `open_image` does.
     """
     with _decoder_errors(name), _open(data, name, max_pixels) as image:
         width, height = image.size
@@ -92,10 +98,10 @@ def measure_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Upright RGB; transparency is laid over white; 16-bit, 32-bit and float grey are scaled to 8 bits.
+    """Convert to upright RGB: transparency is composited over white; 16-bit, 32-bit and float grey are scaled to 8 bits.
 
-    CMYK is converted without its colour profile, as the vision models' own training pictures were; Pillow has undone
-    Adobe's inversion by then.
+    CMYK is converted without its colour profile, as in the pre-training of the vision models; Pillow has already undone
+    Adobe's inversion.
     """
     transpose_method = _EXIF_TRANSPOSE.get(_orientation(image))
     if image.mode.startswith(("I", "F")):
@@ -109,12 +115,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _read(source: Path | bytes) -> tuple[str, bytes]:
     if isinstance(source, bytes):
-        return f"picture of {len(source)} bytes", source
+        return f"image of {len(source)} bytes", source
     return str(source), read_image_file(source)
 
 
 def read_image_file(path: Path) -> bytes:
-    """The bytes of a picture file. Raises PictureError with reason `missing file`."""
+    """The bytes of an image file. Raises ImageError with reason MISSING_FILE."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -125,7 +131,7 @@ def read_image_file(path: Path) -> bytes:
 
 @contextmanager
 def _decoder_errors(name: str) -> Iterator[None]:
-    """What a decoder raises becomes a PictureError that says so; anything else is a defect of ours and stays."""
+    """Turn decoder exceptions into ImageError with reason UNDECODABLE; other exceptions are bugs and propagate."""
     try:
         yield
     except ImageError:
@@ -147,13 +153,13 @@ def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except (SyntaxError, ValueError, TypeError, KeyError, EOFError, OSError, struct.error):
-        # A block of EXIF data that cannot be read says nothing about the pixels: viewers show such a picture as it lies.
+        # Unreadable EXIF data does not make the pixels unusable: like image viewers, show the image as it is stored.
         return 1
 
 
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits. Integers are on a 16-bit scale (65535 is white); floats on 0..1, or on 0..255 where
-    they exceed 1."""
+    """Scale grey of more than 8 bits. Integers have 16 bits (65535 is white); floats are in 0..1, or in 0..255 when any
+    value exceeds 1."""
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         values = np.nan_to_num(values, nan=0.0)
@@ -165,8 +171,8 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
 
 def _describe_error(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        # Pillow would name the buffer by its place in memory, another one in every run.
-        return "no picture in a format that is read"
+        # Pillow's message holds the address of the buffer, which differs in every run.
+        return "not an image in a supported format"
     kind, text = type(error).__name__, " ".join(str(error).split())
-    # Those say it in a sentence; of the others the kind says more than the text, which may be a bare number.
+    # These have a readable message; for the others the type says more than the text, which may be a bare number.
     return text if text and isinstance(error, (OSError, SyntaxError, ValueError)) else f"{kind}: {text}".removesuffix(": ")

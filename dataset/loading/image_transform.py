@@ -1,10 +1,10 @@
-"""Pixels as the vision model's own image processor gives them, at less cost.
+"""The pixel values of the vision model's image processor, computed faster and bit for bit equal.
 
-The processor resizes with Pillow, then rescales and normalises every pixel in float64 and float32 copies of the picture.
-A value of a channel can only become one of 256 numbers, so those are taken from the processor once, as a table. Loaders
-then hand over bytes, a quarter of the memory, and the look-up happens where the model is.
+The image processor resizes with Pillow, then rescales and normalises every pixel in float64 and float32 copies of the
+image. Each byte of a channel maps to one of 256 values, so these are taken from the processor once, as a lookup table.
+Data loader workers pass on uint8 pixels (a quarter of the memory), and the lookup runs on the device of the model.
 
-In: RGB pictures. Out: raw pixels (`PixelReader.read`), made into the model's pixel values by `PixelReader.normalise`.
+Shapes: N images, H height and W width in pixels.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ _PROBE = (61, 47)
 
 
 class PixelReader:
-    """Reads pictures for one image processor.
+    """Applies one image processor in two steps: `read` in the data loader workers, `normalize` on the device.
 
-    Where the processor is SigLIP's and a resize to a fixed size with a look-up gives bit for bit what it gives on a probe,
-    `table` [3, 256] holds the values that a byte of each channel stands for, and raw pixels are bytes. Otherwise (a crop, a
-    size by the shortest edge, another class, a method of its own) `table` is None and the processor itself does all of it.
-    Raises UsageError when the processor cannot take a picture at all.
+    For SigLIP's image processor, when resizing and looking up reproduces its output on a test image bit for bit,
+    `lookup_table` [3, 256] maps each byte of each channel to its pixel value, and `read` returns uint8. Otherwise (crop,
+    size by the shortest edge, another or derived class) `lookup_table` is None and `read` runs the processor itself.
+    Raises UsageError when the processor cannot process an image at all.
     """
 
     def __init__(self, image_processor: Any):
@@ -40,7 +40,7 @@ class PixelReader:
             self.lookup_table = self._build_table()
 
     def __getstate__(self) -> dict[str, Any]:
-        # What lies on a device stays in this process.
+        # Tables on a device cannot be sent to another process.
         return {**self.__dict__, "_tables": {}}
 
     @property
@@ -50,17 +50,17 @@ class PixelReader:
         return int(size["height"]), int(size["width"])
 
     def read(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Raw pixels [n, 3, height, width] of pictures: uint8 where there is a table, else the final values."""
+        """Raw pixels [N, 3, H, W] of images: uint8 when there is a lookup table, else the final values."""
         if not images:
             return torch.empty(0, 3, *self.size, dtype=torch.float32 if self.lookup_table is None else torch.uint8)
         if self.lookup_table is None:
             return self._run_image_processor(images)
         rows = np.stack([_resize(image, self.size, self._processor.resample) for image in images])
-        # Colours stay beside each other in memory: the device puts them apart faster.
+        # Channels last in memory: the device converts to channels first faster than this process.
         return torch.from_numpy(rows).permute(0, 3, 1, 2)
 
     def normalize(self, raw: torch.Tensor) -> torch.Tensor:
-        """Pixel values [n, 3, height, width] for what `read` gave, on its device: those of the image processor, bit for bit."""
+        """Pixel values [N, 3, H, W] of raw pixels, on the same device; bit for bit those of the image processor."""
         if self.lookup_table is None:
             return raw
         if raw.device not in self._tables:
@@ -71,7 +71,7 @@ class PixelReader:
         return lookup_table.index_select(0, indices.flatten()).view(raw.shape)
 
     def _build_table(self) -> torch.Tensor | None:
-        """What the processor makes of each byte; None where resizing and looking up is not all that it does."""
+        """Pixel values [3, 256] of all bytes; None when resize and lookup do not reproduce the processor."""
         size = dict(self._processor.size)
         if not self._processor.do_resize or set(size) != {"height", "width"}:
             return None
@@ -81,7 +81,7 @@ class PixelReader:
             values = self._run_image_processor([Image.fromarray(ramp)], do_resize=False)
             expected = self._run_image_processor([Image.fromarray(noise)])
         except (ValueError, TypeError) as error:
-            raise UsageError(f"model.vision: its image processor cannot take a picture: {' '.join(str(error).split())}") from error
+            raise UsageError(f"model.vision: its image processor cannot process an image: {' '.join(str(error).split())}") from error
         if values.shape != (1, 3, _RAMP_SIDE, _RAMP_SIDE):
             return None
         self.lookup_table = values.reshape(3, _VALUES).contiguous()
@@ -95,7 +95,7 @@ class PixelReader:
 
 
 def _resize(image: Image.Image, size: tuple[int, int], resample: int) -> np.ndarray:
-    """uint8 [height, width, 3]."""
+    """RGB pixels, uint8 [H, W, 3]."""
     if image.mode != "RGB" or image.has_transparency_data:
         image = to_rgb(image)
     return np.asarray(image.resize((size[1], size[0]), resample))

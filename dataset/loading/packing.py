@@ -1,11 +1,9 @@
-"""Samples of different lengths in rows of one length, with hardly any room left over.
+"""Bin packing: distribute samples of different lengths over rows of equal capacity with little padding.
 
-In: lengths in tokens. Out: which samples stand in which row. Called by the plan of an epoch's packed rows.
-
-A row takes samples as they come, then the longest that still fits (best fit), and then exchanges some of its samples for others by
-which it is filled to the last token. Best fit alone, longest samples first, leaves half a sample's room in every row where samples
-are all of about one length, as those of one large picture are; and it puts like to like, so that one step of training
-sees short answers only and the next none.
+A row takes samples in random order, then the longest that still fits (best fit), and then swaps some of its samples for
+others that fill it to the last token. Best-fit decreasing alone would leave half a sample of padding per row when all samples
+have about the same length, as with one large image each. It would also group samples by length, so that one training
+step saw only short answers and the next none.
 """
 
 from collections import deque
@@ -13,16 +11,16 @@ from collections import deque
 import numpy as np
 
 MAX_SWAPS = 4
-"""Samples of a row that may be exchanged for others."""
+"""Most samples of a row that are swapped for others."""
 LONG_DIVISOR = 4
-"""A sample of more than a row's fourth is hard to place, so the longest such come first."""
+"""Samples longer than `capacity / LONG_DIVISOR` are hard to place, so the longest of them start a row."""
 
 _NO_GAP = np.iinfo(np.int64).max
-"""The gap behind an exchange for which there is no other sample."""
+"""Gap of a swap that is impossible because there is no partner."""
 
 
 def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Places of `lengths` in rows of at most `capacity` tokens each, every place in just one.
+    """Indices into `lengths` for each row; every index is in exactly one row, and no row exceeds `capacity` tokens.
 
     lengths: int [n], from 1 to `capacity`, in random order.
     """
@@ -37,7 +35,7 @@ def pack(lengths: np.ndarray, capacity: int) -> list[list[int]]:
 
 
 def _fill_row(pool: "_LengthPool", capacity: int) -> list[int]:
-    """Lengths of the samples of the next row."""
+    """Remove the samples of one row from the pool; returns their lengths."""
     longest = pool.longest(capacity)
     row = [pool.take(longest if longest > capacity // LONG_DIVISOR else pool.next())]
     gap = capacity - row[0]
@@ -45,7 +43,7 @@ def _fill_row(pool: "_LengthPool", capacity: int) -> list[int]:
         row.append(pool.take(length))
         gap -= length
     if 0 < length < 2 * gap:
-        # Most of the next one fits: in it goes, if a long sample can go out for a shorter one.
+        # More than half of the next sample fits: take it if swapping a long sample for a shorter one makes the row fit.
         extended = [*row, pool.take(length)]
         remaining = pool.swap(extended, gap - length)
         if remaining >= 0:
@@ -63,28 +61,28 @@ def _fill_row(pool: "_LengthPool", capacity: int) -> list[int]:
 
 
 class _LengthPool:
-    """The samples that stand in no row yet. Those of one length are as good as each other, so they are counted by length."""
+    """The samples that are in no row yet, counted by length: samples of equal length are interchangeable."""
 
     def __init__(self, lengths: np.ndarray):
         self.count = len(lengths)
         self._counts = np.bincount(lengths)
-        # The order in which they come. Lengths that were taken out of turn are passed over.
+        # Random order of the lengths. Lengths that have been taken already are skipped.
         self._order = deque(lengths.tolist())
         self._lengths = np.arange(len(self._counts))
 
     def next(self) -> int:
-        """Length of the one that comes next, 0 where none does."""
+        """Length of the next sample in order, 0 when the pool is empty."""
         while self._order and not self._counts[self._order[0]]:
             self._order.popleft()
         return self._order[0] if self._order else 0
 
     def longest(self, limit: int) -> int:
-        """Length of the longest of at most `most`, 0 where there is none."""
+        """Largest length up to `limit`, 0 when there is none."""
         available = np.flatnonzero(self._counts[: limit + 1])
         return int(available[-1]) if len(available) else 0
 
     def take(self, length: int) -> int:
-        """One of this length; gives its length."""
+        """Remove a sample of this length; returns the length."""
         self._counts[length] -= 1
         self.count -= 1
         if self._order and self._order[0] == length:
@@ -92,14 +90,16 @@ class _LengthPool:
         return length
 
     def put_back(self, length: int) -> None:
-        """One of this length, which comes last from now on."""
+        """Return a sample of this length to the pool, at the end of the order."""
         self._counts[length] += 1
         self.count += 1
         self._order.append(length)
 
     def swap(self, row: list[int], gap: int) -> int:
-        """Exchange that sample of the row by which `gap` becomes the smallest, if it does; the gap then. One below zero, of a row that is
-        too long, stays where no exchange makes it fit."""
+        """Swap the one sample of the row that makes `gap` smallest but not negative. Returns the new gap.
+
+        gap: Free tokens of the row; negative when the row is too long. Unchanged when no swap helps.
+        """
         if gap == 0 or not self.count:
             return gap
         longest = np.maximum.accumulate(np.where(self._counts > 0, self._lengths, 0))

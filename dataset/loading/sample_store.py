@@ -1,4 +1,4 @@
-"""The merged data on disk: `images.parquet`, `samples.parquet`, opened by training, evaluation and inspection."""
+"""Read access to the merged data: `images.parquet` and `samples.parquet`."""
 
 import hashlib
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA, Message, Sample
 from errors import UsageError
 
 IMAGES_DIGEST_KEY = b"tessera.images"
-"""Key in the metadata of samples.parquet: SHA-256 of the images.parquet that its image ids point into."""
+"""Metadata key of samples.parquet: the SHA-256 of the images.parquet that its image ids refer to."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """One picture: a row of `images.parquet`. Width and height in pixels, after EXIF rotation."""
+    """A row of `images.parquet`. Width and height in pixels, after EXIF rotation; sha256 of the file; source that named it first."""
 
     image_id: int
     path: Path
@@ -34,10 +34,10 @@ class ImageRow:
 
 
 class SampleStore:
-    """Merged data. Samples and pictures are read from Arrow tables, so millions of rows cost little memory."""
+    """Merged data. Rows are decoded from memory-mapped Arrow tables on access, so millions of rows take little memory."""
 
     def __init__(self, folder: Path):
-        """Raises UsageError when `folder` holds no merged data."""
+        """Raises UsageError when `folder` holds no merged data, or tables of two different merges."""
         self.folder = folder
         self._images = _table(folder / "images.parquet", IMAGES_SCHEMA)
         self._samples = _table(folder / "samples.parquet", SAMPLES_SCHEMA)
@@ -54,39 +54,39 @@ class SampleStore:
         return _sample(self._samples.slice(index, 1).to_pylist()[0])
 
     def samples(self, indices: np.ndarray | None = None) -> Iterator[Sample]:
-        """All samples, or those in the rows `indices`, in that order."""
+        """All samples in file order, or those in the rows `indices`, in that order."""
         table = self._samples if indices is None else self._samples.take(pa.array(indices))
         for batch in table.to_batches(max_chunksize=1024):
             yield from map(_sample, batch.to_pylist())
 
     def indices(self, split: Split) -> np.ndarray:
-        """Rows [n] int64 of the samples in a split, in file order."""
+        """Row indices of the samples of a split, int64 [n], ascending."""
         return np.flatnonzero(self._samples["split"].to_numpy(zero_copy_only=False) == split)
 
     def row_index(self, sample_id: str) -> int:
-        """The row of a sample. Raises UsageError when there is none of that id."""
+        """The row of a sample. Raises UsageError when the id is unknown."""
         row = pc.index(self._samples["sample_id"], sample_id).as_py()
         if row < 0:
             raise UsageError(f"{self.folder}: no sample has the id '{sample_id}'")
         return int(row)
 
     def column(self, name: str) -> list[Any]:
-        """One column of the samples as Python values."""
+        """One column of samples.parquet as Python values."""
         return list(self._samples[name].to_pylist())
 
     def image(self, image_id: int) -> ImageRow:
-        """The row of a picture."""
+        """The row of an image."""
         return _image(self._images.slice(self._row_by_image_id[image_id], 1).to_pylist()[0])
 
     def images(self) -> Iterator[ImageRow]:
-        """The rows of all pictures, in file order."""
+        """The rows of all images, in file order."""
         for batch in self._images.to_batches(max_chunksize=1024):
             yield from map(_image, batch.to_pylist())
 
     def load_image(self, image_id: int) -> Image.Image:
-        """The decoded picture, RGB. Raises PictureError when the file has gone or changed into something unreadable."""
+        """The decoded image, RGB. Raises ImageError when the file is missing or can no longer be decoded."""
         row = self.image(image_id)
-        # The merge has let it pass, maybe with a higher limit than the usual one.
+        # The merge accepted this image, maybe with a higher pixel limit than the default.
         return open_image(row.path, max_pixels=max(MAX_PIXELS, row.width * row.height))
 
 
@@ -100,7 +100,7 @@ def _table(path: Path, schema: pa.Schema) -> pa.Table:
 
 
 def _check_same_merge(folder: Path) -> None:
-    """Raise UsageError when a merge was killed between putting the one file in its place and the other."""
+    """Raise UsageError when a merge was killed after it replaced one of the two files."""
     expected = (pq.read_schema(folder / "samples.parquet").metadata or {}).get(IMAGES_DIGEST_KEY)
     if expected is not None and expected.decode() != hashlib.sha256((folder / "images.parquet").read_bytes()).hexdigest():
         raise UsageError(f"{folder}: images.parquet and samples.parquet are not from one merge; run python tools/preprocess.py again")

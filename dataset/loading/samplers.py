@@ -1,4 +1,4 @@
-"""Batch samplers: which samples stand in which batch of an epoch, packed rows or padded batches of similar length."""
+"""Batch samplers: which samples form the batches of an epoch, as packed rows or as padded batches of similar length."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,24 +10,29 @@ from dataset.loading.packing import pack
 from errors import UsageError
 
 PACKING_WINDOW = 8192
-"""Samples that are packed together: enough for full rows, few enough that an epoch stays shuffled."""
-
+"""Number of samples packed at a time: enough for full rows, few enough that an epoch stays shuffled."""
 
 GROUPING_WINDOW = 50
-"""Batches that are sorted by length together."""
+"""Number of batches whose samples are sorted by length at a time."""
 
 
 class BatchingStrategy(Protocol):
-    """How an epoch is cut into batches."""
+    """Divides an epoch into batches."""
 
     def batches(self, epoch: int) -> list[list[int]]:
-        """Places of the samples of each batch, in the order of the epoch; every sample stands in just one."""
+        """Sample indices of each batch, in the order of the epoch; every sample is in exactly one batch."""
         ...
 
 
 @dataclass(frozen=True)
 class PackedBatching:
-    """Rows of at most `capacity` tokens. lengths[epoch]: int [n] tokens of each sample as drawn in that epoch."""
+    """Packed rows, one row per batch.
+
+    Args:
+        lengths: For each epoch, int [n]: tokens of each sample with the target of that epoch.
+        capacity: Most tokens of a row.
+        seed: Seed of the order.
+    """
 
     lengths: Sequence[np.ndarray]
     capacity: int
@@ -46,7 +51,7 @@ class PackedBatching:
 
 @dataclass(frozen=True)
 class LengthGroupedBatching:
-    """Batches of `batch_size` samples of similar length, in random order."""
+    """Batches of `batch_size` samples of similar length, in random order. lengths: as in `PackedBatching`."""
 
     lengths: Sequence[np.ndarray]
     batch_size: int
@@ -64,10 +69,19 @@ class LengthGroupedBatching:
 
 
 class DistributedBatchSampler:
-    """A batch sampler: this process's batches of an epoch, as lists of (place, epoch).
+    """The batches of one rank, as lists of (sample index, epoch).
 
-    Every epoch has the same number of batches and every process the same share: where rows do not come out even, full
-    ones are divided. So no sample is left out or seen twice. Raises UsageError when there are fewer samples than processes.
+    All epochs and all ranks have the same number of batches. To make the numbers equal, the largest batches are split, so
+    that no sample is skipped or repeated.
+
+    Args:
+        batching: Divides an epoch into batches.
+        epochs: Number of epochs of the training run.
+        rank: This process's index among the data-parallel processes.
+        world_size: Number of data-parallel processes.
+
+    Raises:
+        UsageError: There are too few samples to give every rank a batch; raised on iteration.
     """
 
     def __init__(self, batching: BatchingStrategy, epochs: int, rank: int = 0, world_size: int = 1):
@@ -77,7 +91,7 @@ class DistributedBatchSampler:
         self._num_batches = -(-max_batches // world_size) * world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration is about."""
+        """Select the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -90,7 +104,7 @@ class DistributedBatchSampler:
 
 
 def split_largest_batches(batches: list[list[int]], num_batches: int) -> list[list[int]]:
-    """Cut the largest batches in two until there are `wanted` of them. Raises UsageError when there are too few samples."""
+    """Halve the largest batches until there are `num_batches`. Raises UsageError when there are too few samples."""
     batches = list(batches)
     while len(batches) < num_batches:
         largest = max(range(len(batches)), key=lambda i: len(batches[i]), default=None)

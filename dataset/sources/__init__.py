@@ -1,4 +1,4 @@
-"""One file a format: each reads its annotation files and yields samples."""
+"""Readers of annotation formats, one module per format."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +18,10 @@ from dataset.sources.record import ParsedRecord, ReadOptions
 
 
 def read(source: SourceBase, options: ReadOptions) -> Iterator[ParsedRecord]:
-    """The records of a source, in the order of its file: usable ones and rejected ones.
+    """The records of a source in file order, valid and rejected ones.
 
-    Raises TesseraError when a file cannot be read or is not what its format says; never for a single record.
+    Raises TesseraError when a file cannot be read or does not have the structure of its format. A bad record is yielded as
+    rejected instead.
     """
     readers: dict[type, Callable[[Any, ReadOptions], Iterator[ParsedRecord]]] = {
         AiChallengerSource: ai_challenger.read,

@@ -23,7 +23,7 @@ from dataset.sources.record import (
 
 
 def read(source: AiChallengerSource, options: ReadOptions) -> Iterator[ParsedRecord]:
-    """One sample a picture, with all its captions."""
+    """One sample per image, with all its captions."""
     folder = source.images or source.annotations.parent
     for location, record in enumerate_records(read_array(source.annotations), source.limit):
         yield parse_record(location, _sample, record, folder, source, options)

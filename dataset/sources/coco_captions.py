@@ -29,9 +29,9 @@ from errors import TesseraError
 
 
 def read(source: CocoCaptionsSource, options: ReadOptions) -> Iterator[ParsedRecord]:
-    """One sample a picture, with all its captions, in the order of the file's `images`.
+    """One sample per image, with all its captions, in the order of `images`.
 
-    Its records are the entries of `images`, and those of `annotations` that belong to none of them.
+    Records are the entries of `images`, and the entries of `annotations` that refer to none of them (rejected).
     """
     file = _read_file(source.annotations)
     folder = source.images or source.annotations.parent
@@ -40,7 +40,7 @@ def read(source: CocoCaptionsSource, options: ReadOptions) -> Iterator[ParsedRec
 
 @dataclass
 class _Captions:
-    """The captions of one picture as they stand, and the number of the first annotation that holds one."""
+    """The unparsed captions of one image, and the index of its first annotation."""
 
     first: int
     texts: list[Any] = field(default_factory=list)
@@ -48,7 +48,7 @@ class _Captions:
 
 @dataclass
 class _File:
-    """What a caption file holds: pictures as they stand, captions by picture id, and annotations that name no picture."""
+    """Content of a caption file: unparsed images, captions by image id, and annotations without a valid image id."""
 
     images: list[Any] = field(default_factory=list)
     captions: dict[int | str, _Captions] = field(default_factory=dict)
@@ -56,12 +56,12 @@ class _File:
 
 
 def _read_file(path: Path) -> _File:
-    content, found = _File(), set()
+    content, keys = _File(), set()
     with JsonReader(path) as file:
         if file.peek() != "{":
             raise TesseraError(f'{path}: expected an object with the lists "images" and "annotations"')
         for key in file.iter_keys():
-            found.add(key)
+            keys.add(key)
             if key == "images" and file.peek() == "[":
                 content.images = [_select_fields(entry, "id", "file_name") for entry in file.iter_array()]
             elif key == "annotations" and file.peek() == "[":
@@ -70,13 +70,13 @@ def _read_file(path: Path) -> _File:
             else:
                 file.value()
         file.end()
-    if missing := {"images", "annotations"} - found:
+    if missing := {"images", "annotations"} - keys:
         raise TesseraError(f'{path}: expected an object with the lists "images" and "annotations"; it has no {sorted(missing)[0]!r}')
     return content
 
 
 def _select_fields(entry: Any, *names: str) -> Any:
-    """The fields that are needed, so that a large file's other fields take no memory."""
+    """Keep only the fields that are needed, to save memory."""
     return {name: entry.get(name) for name in names} if isinstance(entry, dict) else entry
 
 
@@ -96,7 +96,7 @@ def _items(file: _File, folder: Path, source: CocoCaptionsSource, options: ReadO
     yield from file.rejected
     for record_id, captions in file.captions.items():
         if record_id not in id_counts:
-            yield RejectedRecord(RecordLocation("annotation", captions.first), DropReason.UNPAIRED, f"no picture has the id {record_id}")
+            yield RejectedRecord(RecordLocation("annotation", captions.first), DropReason.UNPAIRED, f"no image has the id {record_id}")
 
 
 def _sample(
@@ -110,6 +110,6 @@ def _sample(
 ) -> RawSample:
     record_id = require_id(require_object(record), "id")
     if id_counts[record_id] > 1:
-        raise InvalidRecordError(DropReason.UNPAIRED, f"the id {record_id} stands {id_counts[record_id]} times in images")
+        raise InvalidRecordError(DropReason.UNPAIRED, f"the id {record_id} occurs {id_counts[record_id]} times in images")
     texts = parse_answers(captions[record_id].texts if record_id in captions else [])
     return caption_sample(location, image_path(folder, require_field(record, "file_name")), texts, source.questions, options.seed)

@@ -1,4 +1,4 @@
-"""Reading annotation files of any size: elements of a JSON document one by one, never the whole of it in memory."""
+"""Streaming JSON reader: decodes the elements of a document one by one, so that files of any size fit into memory."""
 
 import codecs
 import json
@@ -13,19 +13,19 @@ from errors import TesseraError
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
 _TRUNCATION_MARGIN = 16
-"""This close to the end of what has been read, an error may only mean that a word or an escape goes on behind it, and a
-number (`1.` of `1.5`) may not be all of it."""
+"""Characters at the end of the buffer in which a decoding error, or a number such as `1.` of `1.5`, may only mean that the
+token continues in the next chunk."""
 
 
 class JsonReader:
-    """A cursor in a JSON file.
+    """A cursor in a JSON file, used as `with JsonReader(path) as file:`.
 
-    `with JsonFile(path) as file:` then `file.opens()` tells what stands next ("[", "{" or another character);
-    `elements()` yields the members of the array there, `members()` the keys of the object there (after each key the
-    caller takes its value with `value()` or `elements()`), `value()` decodes what stands there.
+    `peek()` returns the next character ("[", "{" or another one), `iter_array()` yields the elements of the array at the
+    cursor, `iter_keys()` the keys of the object at the cursor (after each key the caller reads its value with `value()` or
+    `iter_array()`), and `value()` decodes the value at the cursor.
 
-    Bytes that are not UTF-8 come as lone surrogates, so that only the record that holds them is lost.
-    Whatever is not JSON raises TesseraError with line and column.
+    Bytes that are not UTF-8 become lone surrogates, so that only the record that holds them is dropped.
+    Raises TesseraError with line and column on invalid JSON, and when the file cannot be opened.
     """
 
     def __init__(self, path: Path):
@@ -49,7 +49,7 @@ class JsonReader:
         self._file.close()
 
     def peek(self) -> str:
-        """The next character that is not white space; empty at the end of the file."""
+        """The next character that is not white space, without consuming it; empty at the end of the file."""
         while True:
             self._position = _SPACE.match(self._text, self._position).end()  # type: ignore[union-attr]
             if self._position < len(self._text):
@@ -59,7 +59,7 @@ class JsonReader:
             self._fill()
 
     def iter_array(self) -> Iterator[Any]:
-        """The members of the array that stands next, decoded one by one."""
+        """Yield the elements of the array at the cursor, decoded one by one."""
         self._expect("[")
         if self.peek() == "]":
             self._position += 1
@@ -70,14 +70,14 @@ class JsonReader:
                 return
 
     def iter_keys(self) -> Iterator[str]:
-        """The keys of the object that stands next; the caller takes each value before asking for the next key."""
+        """Yield the keys of the object at the cursor; the caller reads each value before the next key."""
         self._expect("{")
         if self.peek() == "}":
             self._position += 1
             return
         while True:
             if self.peek() != '"':
-                raise self._error("a key in quotation marks is expected", self._position)
+                raise self._error("expected a key in quotation marks", self._position)
             key: str = self.value()
             self._expect(":")
             yield key
@@ -85,7 +85,7 @@ class JsonReader:
                 return
 
     def value(self) -> Any:
-        """Decode the value that stands next."""
+        """Decode the value at the cursor."""
         self.peek()
         while True:
             try:
@@ -94,7 +94,7 @@ class JsonReader:
                 if self._at_end or not self._may_be_truncated(error):
                     raise self._error(error.msg, error.pos) from error
             except (RecursionError, ValueError) as error:
-                # Too deeply nested, or a number of more digits than Python reads.
+                # Nested too deeply, or a number with more digits than Python converts.
                 raise self._error(str(error), self._position) from error
             else:
                 if self._at_end or end < len(self._text) - _TRUNCATION_MARGIN:
@@ -103,22 +103,22 @@ class JsonReader:
             self._fill()
 
     def end(self) -> None:
-        """Raise TesseraError unless only white space is left."""
+        """Raise TesseraError unless only white space follows."""
         if self.peek():
-            raise self._error("extra data behind the end of the document", self._position)
+            raise self._error("extra data after the end of the document", self._position)
 
     def _may_be_truncated(self, error: json.JSONDecodeError) -> bool:
         return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _TRUNCATION_MARGIN
 
     def _expect(self, characters: str) -> str:
-        found = self.peek()
-        if not found or found not in characters:
-            raise self._error(f"{' or '.join(map(repr, characters))} is expected", self._position)
+        character = self.peek()
+        if not character or character not in characters:
+            raise self._error(f"expected {' or '.join(map(repr, characters))}", self._position)
         self._position += 1
-        return found
+        return character
 
     def _fill(self) -> None:
-        """Read on, at least as much again as is left over, so that one long value costs linear time."""
+        """Read the next chunk, at least as long as the unconsumed text, so that one long value takes linear time."""
         consumed, self._text = self._text[: self._position], self._text[self._position :]
         self._lines_before, self._columns_before = self._line_and_column(consumed, len(consumed))
         self._position = 0
@@ -127,7 +127,7 @@ class JsonReader:
         self._text += self._decoder.decode(data, final=self._at_end)
 
     def _line_and_column(self, text: str, position: int) -> tuple[int, int]:
-        """Line breaks before a position in `text`, and characters since the last of them."""
+        """Line and column, both from 0, of a position in `text`, counted from the start of the file."""
         lines = text.count("\n", 0, position)
         column = position - text.rfind("\n", 0, position) - 1 if lines else self._columns_before + position
         return self._lines_before + lines, column
@@ -138,23 +138,23 @@ class JsonReader:
 
 
 def read_array(path: Path, member: str | None = None) -> Iterator[Any]:
-    """The elements of the list that a JSON file is, or, with `member`, of the list under that key where it is an object.
+    """The elements of a JSON file that is a list or, with `member`, an object with a list under that key.
 
-    Raises TesseraError when it is neither, or not JSON.
+    Raises TesseraError when it is neither, or invalid JSON.
     """
     with JsonReader(path) as file:
         first = file.peek()
         if first == "[":
             yield from file.iter_array()
         elif first == "{" and member is not None:
-            found = False
+            has_member = False
             for key in file.iter_keys():
                 if key == member and file.peek() == "[":
-                    found = True
+                    has_member = True
                     yield from file.iter_array()
                 else:
                     file.value()
-            if not found:
+            if not has_member:
                 raise TesseraError(f'{path}: expected a list, or an object with a list "{member}"; it has no such key')
         else:
             file.value()

@@ -1,7 +1,7 @@
 """LLaVA conversations: [{"id", "image": name, "conversations": [{"from": "human" | "gpt", "value": text}]}].
 
-All turns are kept, with their line breaks, and `<image>` stays where it stood. `image` may be a list of names, or absent
-where the conversation is about no picture.
+All turns are kept, with their line breaks, and `<image>` placeholders keep their position. `image` may be a list of names,
+or absent in a conversation without an image.
 """
 
 from collections.abc import Iterator
@@ -27,10 +27,11 @@ from dataset.sources.record import (
 )
 
 ROLES: tuple[tuple[str, Role], ...] = (("human", "user"), ("gpt", "assistant"), ("system", "system"))
+"""Pairs of the role name in the file and ours."""
 
 
 def read(source: LlavaSource, _options: ReadOptions) -> Iterator[ParsedRecord]:
-    """One sample a conversation."""
+    """One sample per conversation."""
     folder = source.images or source.annotations.parent
     for location, record in enumerate_records(read_array(source.annotations), source.limit):
         yield parse_record(location, _sample, record, folder)

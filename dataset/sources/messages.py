@@ -1,7 +1,7 @@
-"""Conversations as Hub data sets have them: JSONL or Parquet rows of {"messages": [{"role", "content"}], "images": [...]}.
+"""Chat datasets in the Hub's usual form: JSONL or Parquet rows of {"messages": [{"role", "content"}], "images": [...]}.
 
-A content is a text with `<image>` marks, or a list of {"type": "text", "text"} and {"type": "image"} parts. An image is a
-file name, or {"bytes", "path"} with the picture itself. A row may name its own `split`.
+A content is a string with `<image>` placeholders, or a list of {"type": "text", "text"} and {"type": "image"} parts. An image
+is a file name, or {"bytes", "path"} with the encoded image itself. A row may state its own `split`.
 """
 
 import itertools
@@ -34,13 +34,17 @@ from dataset.sources.record import (
 from errors import TesseraError
 
 ROLES: tuple[tuple[str, Role], ...] = (("user", "user"), ("assistant", "assistant"), ("system", "system"))
+"""Pairs of the role name in the file and ours."""
+
 COLUMNS = ("messages", "images", "split")
+"""Columns that are read from a Parquet file."""
+
 ROWS_PER_BATCH = 64
-"""Rows of a Parquet file in memory at a time: they may hold pictures."""
+"""Rows of a Parquet file decoded at a time; few, because rows may contain images."""
 
 
 def read(source: MessagesSource, _options: ReadOptions) -> Iterator[ParsedRecord]:
-    """One sample a row."""
+    """One sample per row."""
     rows = _parquet_rows(source.path) if source.path.suffix == ".parquet" else _jsonl_rows(source.path)
     folder = source.images or source.path.parent
     for location, row in itertools.islice(rows, source.limit):
@@ -92,7 +96,7 @@ def _sample(location: RecordLocation, row: Any, folder: Path) -> RawSample:
     image_entries = images if isinstance(images, list) else [] if images is None else [images]
     split = row.get("split")
     if split is not None and split not in get_args(Split):
-        raise InvalidRecordError(DropReason.MISSING_FIELD, f"split is {split!r}; train, validation or test is expected")
+        raise InvalidRecordError(DropReason.MISSING_FIELD, f"split is {split!r}; expected train, validation or test")
     return conversation_sample(location, [_image(folder, image) for image in image_entries], messages, split)
 
 
@@ -117,4 +121,4 @@ def _part(part: Any) -> str:
         return IMAGE_PLACEHOLDER
     if kind == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
-    raise InvalidRecordError(DropReason.ANSWER_TYPE, f"a part of a content is of type {kind!r}; text or image is expected")
+    raise InvalidRecordError(DropReason.ANSWER_TYPE, f"a content part has type {kind!r}; expected text or image")

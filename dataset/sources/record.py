@@ -1,4 +1,4 @@
-"""What a source yields: samples as the file has them, and records that cannot be used."""
+"""Records that sources yield, valid or rejected, and the parsers of common fields."""
 
 import itertools
 from collections import Counter
@@ -14,12 +14,12 @@ from dataset.sample import IMAGE_PLACEHOLDER, Message, Role, Task, hash_to_index
 T = TypeVar("T")
 
 ImageSource = Path | bytes
-"""A picture file, or the bytes of one that stands in the annotation file itself."""
+"""Path of an image file, or the encoded bytes of an image that is embedded in the annotation file."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordLocation:
-    """Where a record stands in its file: `record 17` (counted from 0), `line 18` (from 1) and the like."""
+    """Position of a record in its file, such as `record 17` (counted from 0) or `line 18` (from 1)."""
 
     kind: str
     number: int
@@ -30,9 +30,17 @@ class RecordLocation:
 
 @dataclass(frozen=True, slots=True)
 class RawSample:
-    """One usable record. Fields as in `Sample`; pictures are still files or bytes.
+    """One record in the form of a `Sample`, before validation.
 
-    split: the file's own split; key: what its sample id is made of, where that is not the number of its place.
+    Args:
+        location: Position in the annotation file.
+        images: Image files or bytes, in the order of the `<image>` placeholders.
+        task: Kind of sample.
+        messages: Conversation up to and including the last user turn.
+        targets: Possible assistant replies to the last user turn.
+        answers: Reference answers.
+        split: Split stated in the file, if any.
+        explicit_key: Second part of the sample id; by default the number of `location`.
     """
 
     location: RecordLocation
@@ -46,13 +54,13 @@ class RawSample:
 
     @property
     def key(self) -> str:
-        """What the sample id is made of."""
+        """Second part of the sample id, after the name of the source."""
         return str(self.location.number) if self.explicit_key is None else self.explicit_key
 
 
 @dataclass(frozen=True, slots=True)
 class RejectedRecord:
-    """A record that cannot be used, and why."""
+    """A record that cannot be used, with the reason and a message."""
 
     location: RecordLocation
     reason: DropReason
@@ -64,20 +72,20 @@ ParsedRecord = RawSample | RejectedRecord
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """Settings that touch what a record becomes."""
+    """Settings that change how records are parsed; see `DataConfig`."""
 
     seed: int = 0
     vqa_target: Literal["majority", "sample"] = "majority"
 
 
 def enumerate_records(records: Iterable[T], limit: int | None, kind: str = "record") -> Iterator[tuple[RecordLocation, T]]:
-    """Each record with its place, up to the limit of the source."""
+    """The first `limit` records with their locations; all when `limit` is None."""
     for number, record in enumerate(itertools.islice(records, limit)):
         yield RecordLocation(kind, number), record
 
 
 def parse_record(location: RecordLocation, function: Callable[..., RawSample], *arguments: Any) -> ParsedRecord:
-    """What `function` makes of a place and further arguments, or the rejection it raised."""
+    """Call `function(location, *arguments)`; an InvalidRecordError that it raises becomes a RejectedRecord."""
     try:
         return function(location, *arguments)
     except InvalidRecordError as error:
@@ -85,14 +93,14 @@ def parse_record(location: RecordLocation, function: Callable[..., RawSample], *
 
 
 def require_object(record: Any) -> dict[str, Any]:
-    """The record itself. Raises BadRecord when it is not an object."""
+    """Return the record. Raises InvalidRecordError when it is not a JSON object."""
     if not isinstance(record, dict):
         raise InvalidRecordError(DropReason.NOT_AN_OBJECT, f"expected an object, found {type(record).__name__}")
     return record
 
 
 def require_field(record: dict[str, Any], *names: str) -> Any:
-    """The first of the fields `names` that the record has. Raises BadRecord when it has none of them."""
+    """The first field among `names` that is present and not null. Raises InvalidRecordError when there is none."""
     for name in names:
         if record.get(name) is not None:
             return record[name]
@@ -100,61 +108,70 @@ def require_field(record: dict[str, Any], *names: str) -> Any:
 
 
 def image_path(folder: Path, name: Any) -> Path:
-    """The path of a picture by its name. Raises BadRecord when the name is not a text."""
+    """Path of an image by its name. Raises InvalidRecordError when the name is not a string, is blank or is not valid UTF-8."""
     if not isinstance(name, str) or not name.strip():
-        raise InvalidRecordError(DropReason.MISSING_FIELD, f"a picture name is expected, found {name!r}")
+        raise InvalidRecordError(DropReason.MISSING_FIELD, f"expected an image name, found {name!r}")
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise InvalidRecordError(DropReason.BAD_ENCODING, f"the picture name {name!a} is not valid UTF-8") from error
+        raise InvalidRecordError(DropReason.BAD_ENCODING, f"the image name {name!a} is not valid UTF-8") from error
     return folder / name
 
 
 def require_id(record: dict[str, Any], name: str) -> int | str:
-    """The field `name`, by which records are joined. Raises BadRecord when it is neither a number nor a text."""
+    """The id in the field `name`. Raises InvalidRecordError when it is neither an integer nor a string."""
     value = require_field(record, name)
     if not isinstance(value, int | str):
-        raise InvalidRecordError(DropReason.MISSING_FIELD, f'"{name}" is {value!r}; a number or a text is expected')
+        raise InvalidRecordError(DropReason.MISSING_FIELD, f'"{name}" is {value!r}; expected an integer or a string')
     return value
 
 
 def parse_question(value: Any) -> str:
-    """A question, without white space around it. Raises BadRecord when it is blank or not a text."""
+    """A question, stripped of white space. Raises InvalidRecordError when it is blank or not a string."""
     if not isinstance(value, str) or not value.strip():
         raise InvalidRecordError(DropReason.EMPTY, f"the question is {value!r}")
     return value.strip()
 
 
 def parse_answers(value: Any) -> tuple[str, ...]:
-    """Answers or captions: a text, or a list of texts or of VQA's {answer: text}, without white space around each.
+    """Answers or captions, stripped of white space, from a string or a list of strings or of VQA's {"answer": string}.
 
-    Raises BadRecord when there is something else in it.
+    Raises InvalidRecordError for any other value.
     """
     if value is None:
         raise InvalidRecordError(DropReason.EMPTY, "there is no answer")
     entries = [value] if isinstance(value, str) else value
     if not isinstance(entries, list):
-        raise InvalidRecordError(DropReason.ANSWER_TYPE, f"a text or a list of texts is expected, found {type(value).__name__}")
+        raise InvalidRecordError(DropReason.ANSWER_TYPE, f"expected a string or a list of strings, found {type(value).__name__}")
     return tuple(_parse_answer(entry.get("answer") if isinstance(entry, dict) else entry) for entry in entries)
 
 
 def _parse_answer(value: Any) -> str:
     if not isinstance(value, str):
-        raise InvalidRecordError(DropReason.ANSWER_TYPE, f"an answer is {value!r}; a text is expected")
+        raise InvalidRecordError(DropReason.ANSWER_TYPE, f"an answer is {value!r}; expected a string")
     return value.strip()
 
 
 def caption_sample(
     location: RecordLocation, image: Path, captions: Sequence[str], questions: Sequence[str], seed: int, split: Split | None = None
 ) -> RawSample:
-    """A captioned picture: one of `questions`, drawn by a hash of the sample, and each caption as a possible target.
+    """A sample of a captioned image: a hash of the sample picks the question, and each caption is a possible target.
 
-    Blank captions beside others are left out.
+    Args:
+        location: Position in the annotation file.
+        image: Image file.
+        captions: Captions; blank ones are skipped.
+        questions: Question templates.
+        seed: Seed of the choice of the question.
+        split: Split stated in the file, if any.
+
+    Raises:
+        InvalidRecordError: All captions are blank.
     """
     nonempty_captions = tuple(caption for caption in captions if caption)
     if not nonempty_captions:
         raise InvalidRecordError(DropReason.EMPTY, "there is no caption")
-    # By name and text, not by place: the draw stays when other records come or go.
+    # Hash name and captions, not the position: the question stays the same when other records are added or removed.
     question = questions[
         hash_to_index("\0".join((image.name, *nonempty_captions)).encode("utf-8", "replace").decode(), seed, 0, len(questions))
     ]
@@ -170,11 +187,24 @@ def vqa_sample(
     options: ReadOptions,
     split: Split | None,
 ) -> RawSample:
-    """A question with several people's answers; all of them stay as references, blank ones too."""
+    """A sample of a question with answers of several annotators.
+
+    Args:
+        location: Position in the annotation file.
+        key: Id of the question, if any.
+        image: Image file.
+        question: The question.
+        answers: All answers; blank ones stay references but are never targets.
+        options: Decides between the most frequent answer and all answers as targets.
+        split: Split stated in the file, if any.
+
+    Raises:
+        InvalidRecordError: All answers are blank.
+    """
     nonempty_answers = [answer for answer in answers if answer]
     if not nonempty_answers:
         raise InvalidRecordError(DropReason.EMPTY, "there is no answer")
-    # Of equally frequent answers, the one that was given first.
+    # most_common keeps insertion order, so a tie goes to the answer that was given first.
     targets = (Counter(nonempty_answers).most_common(1)[0][0],) if options.vqa_target == "majority" else tuple(nonempty_answers)
     return RawSample(location, (image,), "vqa", (image_question(question),), targets, answers, split, key)
 
@@ -182,43 +212,59 @@ def vqa_sample(
 def conversation_sample(
     location: RecordLocation, images: Sequence[ImageSource], turns: Sequence[Message], split: Split | None = None
 ) -> RawSample:
-    """A conversation with all its turns; the last, an assistant's, is the target.
+    """A sample of a conversation whose last turn is the target.
 
-    Raises BadRecord when it ends otherwise; the other turns are checked with every sample.
+    Args:
+        location: Position in the annotation file.
+        images: Image files or bytes, in the order of the `<image>` placeholders.
+        turns: All turns; `check_conversation` checks all but the last.
+        split: Split stated in the file, if any.
+
+    Raises:
+        InvalidRecordError: There are no turns, or the last is not the assistant's.
     """
     if not turns:
         raise InvalidRecordError(DropReason.EMPTY, "there are no turns")
     *before, last = turns
     if last.role != "assistant":
-        raise InvalidRecordError(DropReason.TURN_ORDER, f"it ends with a turn of the {last.role}; an answer is expected last")
+        raise InvalidRecordError(DropReason.TURN_ORDER, f"the last turn is by the {last.role}; expected the assistant")
     return RawSample(location, tuple(images), "conversation", tuple(before), (last.content,), (last.content,), split)
 
 
 def require_list(value: Any, name: str) -> list[Any]:
-    """The value itself. Raises BadRecord when it is not a list."""
+    """Return the value. Raises InvalidRecordError when it is not a list."""
     if not isinstance(value, list):
-        raise InvalidRecordError(DropReason.MISSING_FIELD, f'"{name}" is expected to be a list, found {type(value).__name__}')
+        raise InvalidRecordError(DropReason.MISSING_FIELD, f'expected "{name}" to be a list, found {type(value).__name__}')
     return value
 
 
 def parse_turn(role: Any, content: Any, roles: Iterable[tuple[str, Role]]) -> Message:
-    """One turn, with the file's name of the role translated. Raises BadRecord."""
+    """One turn.
+
+    Args:
+        role: Role as the file states it.
+        content: Text of the turn.
+        roles: Pairs of the file's role name and ours.
+
+    Raises:
+        InvalidRecordError: The role is unknown, or the content is not a string.
+    """
     mapped_role = next((known for name, known in roles if name == role), None)
     if mapped_role is None:
         raise InvalidRecordError(DropReason.UNKNOWN_ROLE, f"the role is {role!r}; expected {', '.join(name for name, _ in roles)}")
     if content is None:
-        raise InvalidRecordError(DropReason.EMPTY, f"a turn of the {mapped_role} holds nothing")
+        raise InvalidRecordError(DropReason.EMPTY, f"a turn of the {mapped_role} has no content")
     if not isinstance(content, str):
-        raise InvalidRecordError(DropReason.ANSWER_TYPE, f"a turn is {type(content).__name__}; a text is expected")
+        raise InvalidRecordError(DropReason.ANSWER_TYPE, f"the content of a turn is {type(content).__name__}; expected a string")
     return Message(mapped_role, content)
 
 
 def image_question(question: str) -> Message:
-    """A user's turn: the picture, then the question."""
+    """A user turn: the image placeholder, then the question."""
     return Message("user", f"{IMAGE_PLACEHOLDER}\n{question}")
 
 
 def parse_split_name(name: Any) -> Split | None:
-    """The split that a data set's own name for it means (train2014, val, test-dev ...)."""
+    """Map a dataset's own name of a split (train2014, val, test-dev ...) to ours; None when unknown."""
     known: tuple[tuple[str, Split], ...] = (("train", "train"), ("val", "validation"), ("test", "test"))
     return next((split for start, split in known if isinstance(name, str) and name.startswith(start)), None)

@@ -1,5 +1,5 @@
-"""Visual questions in one list: [{"id", "question", "answers": [texts], "image_file"}], or TextVQA's official file,
-{"data": [{"question_id", "question", "answers", "image_id", "set_name"}]} with pictures named <image_id>.jpg."""
+"""Visual questions in one list: [{"id", "question", "answers": [strings], "image_file"}], or TextVQA's official file,
+{"data": [{"question_id", "question", "answers", "image_id", "set_name"}]} with images named <image_id>.jpg."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ from dataset.sources.record import (
 
 
 def read(source: VqaMetadataSource, options: ReadOptions) -> Iterator[ParsedRecord]:
-    """One sample a question."""
+    """One sample per question."""
     folder = source.images or source.annotations.parent
     for location, record in enumerate_records(read_array(source.annotations, member="data"), source.limit):
         yield parse_record(location, _sample, record, folder, options)

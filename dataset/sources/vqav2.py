@@ -1,4 +1,4 @@
-"""Official VQA v2: a question file and an annotation file with ten answers a question, joined by question id."""
+"""Official VQA v2: a question file and an annotation file with ten answers per question, joined by question id."""
 
 import functools
 import os.path
@@ -30,7 +30,7 @@ from errors import TesseraError
 
 @dataclass(frozen=True, slots=True)
 class _Annotation:
-    """The answers to a question, as they stand, and the picture that they are about; `times` it stands in the file."""
+    """The unparsed answers to a question, the image id, and the number of annotations with this question id."""
 
     image_id: Any
     answers: tuple[Any, ...]
@@ -39,14 +39,14 @@ class _Annotation:
 
 @dataclass
 class _Annotations:
-    """The annotation file: answers by question id, and the part of COCO that it belongs to (train2014, val2014)."""
+    """Content of the annotation file: answers by question id, and the COCO subset (train2014, val2014)."""
 
     subtype: str = ""
     by_question: dict[Any, _Annotation] = field(default_factory=dict)
 
 
 def read(source: VqaV2Source, options: ReadOptions) -> Iterator[ParsedRecord]:
-    """One sample a question, in the order of the question file. Pictures are named as in the 2014 or the 2017 folders."""
+    """One sample per question, in the order of the question file. Images have the file names of COCO 2014 or 2017."""
     annotations = _read_annotations(source.annotations)
     folder = source.images or source.questions.parent
     find_image = functools.cache(functools.partial(_image, folder, annotations.subtype))
@@ -57,14 +57,14 @@ def read(source: VqaV2Source, options: ReadOptions) -> Iterator[ParsedRecord]:
 
 
 def _read_annotations(path: Path) -> _Annotations:
-    content, found = _Annotations(), False
+    content, has_annotations = _Annotations(), False
     interned_texts: dict[str, str] = {}
     with JsonReader(path) as file:
         if file.peek() != "{":
             raise TesseraError(f'{path}: expected an object with the list "annotations"')
         for key in file.iter_keys():
             if key == "annotations" and file.peek() == "[":
-                found = True
+                has_annotations = True
                 for entry in file.iter_array():
                     _add(content.by_question, entry, interned_texts)
             elif key == "data_subtype":
@@ -72,19 +72,19 @@ def _read_annotations(path: Path) -> _Annotations:
             else:
                 file.value()
         file.end()
-    if not found:
+    if not has_annotations:
         raise TesseraError(f'{path}: expected an object with the list "annotations"; it has no such key')
     return content
 
 
 def _subtype(path: Path, value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", value):
-        raise TesseraError(f"{path}: data_subtype is {value!r}; a name like train2014 is expected, which names of pictures hold")
+        raise TesseraError(f"{path}: data_subtype is {value!r}; expected a name such as train2014, which is part of the image names")
     return value
 
 
 def _add(by_question: dict[Any, _Annotation], entry: Any, interned_texts: dict[str, str]) -> None:
-    """Note the answers of one entry. Entries that name no question can pair with none: the question is counted then."""
+    """Add the answers of one entry. Entries without a question id are skipped; their questions are rejected as unpaired."""
     if not isinstance(entry, dict) or not isinstance(entry.get("question_id"), int | str):
         return
     answers = entry.get("answers")
@@ -92,19 +92,19 @@ def _add(by_question: dict[Any, _Annotation], entry: Any, interned_texts: dict[s
         [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers] if isinstance(answers, list) else [answers]
     )
     previous = by_question.get(entry["question_id"])
-    # Millions of answers are a few thousand texts: each is kept once.
+    # Millions of answers have few distinct texts: store each text once.
     interned = tuple(interned_texts.setdefault(answer, answer) if isinstance(answer, str) else answer for answer in raw_answers)
     by_question[entry["question_id"]] = _Annotation(entry.get("image_id"), interned, previous.occurrences + 1 if previous else 1)
 
 
 def _image(folder: Path, subtype: str, image_id: int | str) -> Path:
-    """The picture of an id: `COCO_train2014_000000000009.jpg`, or `000000000009.jpg` as the 2017 folders have it."""
+    """Path of an image by id: `COCO_train2014_000000000009.jpg`, or `000000000009.jpg` as in the 2017 folders."""
     try:
         number = f"{int(image_id):012d}.jpg"
     except ValueError as error:
-        raise InvalidRecordError(DropReason.MISSING_FIELD, f"an image_id is expected to be a number, found {image_id!r}") from error
+        raise InvalidRecordError(DropReason.MISSING_FIELD, f"expected image_id to be a number, found {image_id!r}") from error
     coco_2014_path = folder / f"COCO_{subtype}_{number}"
-    exists = os.path.exists  # unlike Path.exists it never raises, however odd the number is
+    exists = os.path.exists  # unlike Path.exists it never raises, whatever the name
     return folder / number if not exists(coco_2014_path) and exists(folder / number) else coco_2014_path
 
 
@@ -119,7 +119,7 @@ def _sample(
 ) -> RawSample:
     record_id = require_id(require_object(record), "question_id")
     if record_id in seen_ids:
-        raise InvalidRecordError(DropReason.UNPAIRED, f"an earlier question has the question_id {record_id} too")
+        raise InvalidRecordError(DropReason.UNPAIRED, f"an earlier question has the same question_id {record_id}")
     seen_ids.add(record_id)
     annotation = annotations.by_question.get(record_id)
     if annotation is None:
@@ -129,7 +129,7 @@ def _sample(
     image_id = require_id(record, "image_id")
     if annotation.image_id != image_id:
         raise InvalidRecordError(
-            DropReason.UNPAIRED, f"question {record_id} is about picture {image_id}, its annotation about {annotation.image_id}"
+            DropReason.UNPAIRED, f"question {record_id} refers to image {image_id}, its annotation to image {annotation.image_id}"
         )
     question, answers = parse_question(record.get("question")), parse_answers(list(annotation.answers))
     return vqa_sample(location, str(record_id), find_image(image_id), question, answers, options, split)

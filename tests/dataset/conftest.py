@@ -1,4 +1,4 @@
-"""Fixtures of the data tests."""
+"""Fixtures of the dataset tests."""
 
 from pathlib import Path
 
@@ -9,5 +9,5 @@ from tests.dataset.raw_files import RawFiles
 
 @pytest.fixture
 def raw(tmp_path: Path) -> RawFiles:
-    """A folder to write raw files into and to merge them in."""
+    """A temporary folder for raw files and their merged data."""
     return RawFiles(tmp_path)

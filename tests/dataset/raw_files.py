@@ -1,4 +1,4 @@
-"""Raw annotation files and pictures for tests, written into a folder."""
+"""Writes raw annotation files and images for tests."""
 
 import json
 from pathlib import Path
@@ -24,22 +24,22 @@ from dataset.sample import Sample
 
 
 class RawFiles:
-    """Writes pictures to `folder`/pictures, annotation files to `folder`, and merges into `folder`/merged."""
+    """Writes images to `folder`/pictures and annotation files to `folder`; merges into `folder`/merged."""
 
     def __init__(self, folder: Path):
         self.folder, self.images, self.merged = folder, folder / "pictures", folder / "merged"
         self.images.mkdir()
 
     def image(self, name: str, shade: int = 0, size: tuple[int, int] = (12, 8), **save: Any) -> str:
-        """A picture of its own content for each shade; returns its name."""
+        """Write an image whose content depends on `shade`; returns its name."""
         image = Image.linear_gradient("L").resize(size).point(lambda value: (value // 2 + shade) % 256).convert("RGB")
         image.save(self.images / name, **save)
         return name
 
     def write(self, name: str, content: Any) -> Path:
-        """A JSON file."""
+        """Write a JSON file."""
         path = self.folder / name
-        # Lone surrogates come out as bytes that are not UTF-8.
+        # Lone surrogates are written as bytes that are not UTF-8.
         path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8", errors="surrogatepass")
         return path
 
@@ -79,7 +79,7 @@ class RawFiles:
         return DataConfig(sources=sources, **{"workers": 1, "split": SplitConfig(validation=0.0, test=0.0), **settings})
 
     def merge(self, *sources: Source, **settings: Any) -> MergeReport:
-        """Merge, in this process and with everything in the training split unless `settings` say otherwise."""
+        """Merge in this process, with all samples in the training split unless `settings` say otherwise."""
         return merge(self.config(*sources, **settings), self.merged)
 
     def samples(self) -> list[Sample]:
@@ -91,12 +91,12 @@ class RawFiles:
 
 
 def conversation(image: Any, *turns: str) -> dict[str, Any]:
-    """A LLaVA record: turns of human and gpt by turns, the first with the mark in front."""
-    said = [f"<image>\n{turns[0]}" if image is not None else turns[0], *turns[1:]]
-    record = {"id": "x", "conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(said)]}
+    """A LLaVA record: alternating human and gpt turns; with an image, the first begins with the placeholder."""
+    texts = [f"<image>\n{turns[0]}" if image is not None else turns[0], *turns[1:]]
+    record = {"id": "x", "conversations": [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]}
     return record if image is None else {**record, "image": image}
 
 
-def ten(*answers: str) -> list[dict[str, Any]]:
-    """VQA answers as the official files have them."""
+def vqa_answers(*answers: str) -> list[dict[str, Any]]:
+    """Answers in the form of the official VQA files."""
     return [{"answer": answer, "answer_confidence": "yes", "answer_id": i + 1} for i, answer in enumerate(answers)]

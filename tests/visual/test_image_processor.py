@@ -1,4 +1,4 @@
-"""Image processors come in their Pillow form, whatever a folder calls them."""
+"""Image processors are loaded in their Pillow variant, whatever class a folder names."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from visual.image_processor import load_image_processor
 @pytest.mark.parametrize(
     ("part", "kind"), [("siglip", SiglipImageProcessorPil), ("clip", CLIPImageProcessorPil), ("qwen3_vl", Qwen2VLImageProcessorPil)]
 )
-def test_each_part_has_its_pillow_form(parts: Path, part: str, kind: type) -> None:
+def test_each_model_gets_the_pillow_variant(parts: Path, part: str, kind: type) -> None:
     assert type(load_image_processor(str(parts / part))) is kind
 
 
@@ -24,12 +24,12 @@ def test_each_part_has_its_pillow_form(parts: Path, part: str, kind: type) -> No
         {"feature_extractor_type": "CLIPFeatureExtractor"},
     ],
 )
-def test_older_names_mean_the_same(tmp_path: Path, settings: dict[str, str]) -> None:
+def test_older_class_names_map_to_the_pillow_variant(tmp_path: Path, settings: dict[str, str]) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
     assert type(load_image_processor(str(tmp_path))) is CLIPImageProcessorPil
 
 
-def test_a_processor_without_a_pillow_form_is_an_error(tmp_path: Path) -> None:
+def test_a_processor_without_a_pillow_variant_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "OurImageProcessor"}', encoding="utf-8")
-    with pytest.raises(ValueError, match="OurImageProcessor has no Pillow form"):
+    with pytest.raises(ValueError, match="OurImageProcessor has no Pillow variant"):
         load_image_processor(str(tmp_path))

@@ -1,3 +1,5 @@
+"""The frozen vision encoder gives the hidden states of SigLIP, compiled, sharded or not."""
+
 from pathlib import Path
 
 import pytest
@@ -18,14 +20,14 @@ PIXELS = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("layer", [0, 1, -1, -2, 4, "last_hidden_state"])
-def test_features_are_the_towers_own_hidden_states(tower: siglip.VisionTower, layer: siglip.FeatureLayer) -> None:
+def test_features_are_the_hidden_states_of_the_model(tower: siglip.VisionTower, layer: siglip.FeatureLayer) -> None:
     outputs = tower(PIXELS, output_hidden_states=True)
-    wanted = outputs.last_hidden_state if layer == "last_hidden_state" else outputs.hidden_states[layer]
-    torch.testing.assert_close(siglip.encode(tower, PIXELS, layer), wanted)
+    expected = outputs.last_hidden_state if layer == "last_hidden_state" else outputs.hidden_states[layer]
+    torch.testing.assert_close(siglip.encode(tower, PIXELS, layer), expected)
 
 
 @pytest.mark.parametrize(("layer", "layers"), [(0, 0), (-2, 3), (-1, 4), ("last_hidden_state", 4)])
-def test_no_more_layers_are_computed_than_needed(tower: siglip.VisionTower, layer: siglip.FeatureLayer, layers: int) -> None:
+def test_only_the_layers_up_to_the_chosen_one_run(tower: siglip.VisionTower, layer: siglip.FeatureLayer, layers: int) -> None:
     seen: list[int] = []
     hooks = [block.register_forward_hook(lambda *_, i=i: seen.append(i)) for i, block in enumerate(tower.encoder.layers)]
     siglip.encode(tower, PIXELS, layer)
@@ -34,7 +36,7 @@ def test_no_more_layers_are_computed_than_needed(tower: siglip.VisionTower, laye
     assert seen == list(range(layers))
 
 
-def test_features_carry_no_history_and_may_be_trained_upon(tower: siglip.VisionTower) -> None:
+def test_features_have_no_autograd_history_and_can_be_input_to_trained_layers(tower: siglip.VisionTower) -> None:
     features = siglip.encode(tower, PIXELS.requires_grad_(True), -2)
     assert not features.requires_grad
     linear = torch.nn.Linear(features.shape[-1], 4)
@@ -42,19 +44,19 @@ def test_features_carry_no_history_and_may_be_trained_upon(tower: siglip.VisionT
     assert linear.weight.grad is not None
 
 
-def test_it_is_frozen_in_eval_mode_and_in_the_asked_for_precision(parts: Path) -> None:
+def test_the_encoder_is_loaded_frozen_in_eval_mode_with_the_given_dtype(parts: Path) -> None:
     tower = siglip.load(str(parts / "siglip"), dtype=torch.bfloat16)
     assert not tower.training
     assert {(p.dtype, p.requires_grad) for p in tower.parameters()} == {(torch.bfloat16, False)}
 
 
-def test_the_vision_half_alone_gives_the_same_features(tower: siglip.VisionTower, parts: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_vision_encoder_alone_gives_the_same_features(tower: siglip.VisionTower, parts: Path, tmp_path: Path) -> None:
     SiglipVisionModel.from_pretrained(parts / "siglip", dtype=torch.float32).save_pretrained(tmp_path)
-    alone = siglip.load(str(tmp_path), dtype=torch.float32)
-    torch.testing.assert_close(siglip.encode(alone, PIXELS, -2), siglip.encode(tower, PIXELS, -2))
+    vision_only = siglip.load(str(tmp_path), dtype=torch.float32)
+    torch.testing.assert_close(siglip.encode(vision_only, PIXELS, -2), siglip.encode(tower, PIXELS, -2))
 
 
-def test_loading_half_of_a_checkpoint_is_silent(parts: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture) -> None:
+def test_loading_only_the_vision_encoder_does_not_warn(parts: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture) -> None:
     siglip.load(str(parts / "siglip"), dtype=torch.float32)
     assert "UNEXPECTED" not in caplog.text + capfd.readouterr().err
 
@@ -72,18 +74,18 @@ def test_a_naflex_model_is_an_error(config: type, tmp_path: Path) -> None:
         siglip.load(str(tmp_path), dtype=torch.float32)
 
 
-def test_weights_that_are_not_there_are_an_error(parts: Path, tmp_path: Path) -> None:
+def test_missing_weights_are_an_error(parts: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     (tmp_path / "config.json").write_bytes((parts / "siglip" / "config.json").read_bytes())
     weights = load_file(parts / "siglip" / "model.safetensors")
-    kept = {key: value for key, value in weights.items() if "layers.2.mlp" not in key}
-    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UsageError, match=r"model.vision: .* lacks weights of the encoder, such as encoder.layers.2.mlp"):
+    incomplete = {key: value for key, value in weights.items() if "layers.2.mlp" not in key}
+    save_file(incomplete, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"model.vision: .* lacks weights of the vision encoder, such as encoder.layers.2.mlp"):
         siglip.load(str(tmp_path), dtype=torch.float32)
 
 
-@pytest.mark.parametrize("pictures", [1, siglip.COMPILED_BATCH_SIZE, siglip.COMPILED_BATCH_SIZE + 1, 3 * siglip.COMPILED_BATCH_SIZE - 1])
+@pytest.mark.parametrize("images", [1, siglip.COMPILED_BATCH_SIZE, siglip.COMPILED_BATCH_SIZE + 1, 3 * siglip.COMPILED_BATCH_SIZE - 1])
 def test_compiled_layers_always_see_as_many_images_and_give_the_same_features(parts: Path, images: int) -> None:
     tower = siglip.load(str(parts / "siglip"), dtype=torch.float32)
     pixels = torch.randn(images, 3, 96, 96, generator=torch.Generator().manual_seed(images))
@@ -100,7 +102,7 @@ def test_compiled_layers_always_see_as_many_images_and_give_the_same_features(pa
     assert features.shape == wanted.shape and set(seen) == {siglip.COMPILED_BATCH_SIZE}
 
 
-def test_layers_run_in_inference_mode_and_yet_what_comes_out_is_an_ordinary_tensor(parts: Path) -> None:
+def test_layers_run_in_inference_mode_but_the_features_are_an_ordinary_tensor(parts: Path) -> None:
     tower = siglip.load(str(parts / "siglip"), dtype=torch.float32)
     modes: list[bool] = []
     tower.encoder.layers[0].register_forward_hook(lambda *_: modes.append(torch.is_inference_mode_enabled()))
@@ -108,26 +110,26 @@ def test_layers_run_in_inference_mode_and_yet_what_comes_out_is_an_ordinary_tens
     assert modes == [True]
 
 
-def test_shared_out_weights_are_run_without_inference_mode(parts: Path, tmp_path: Path) -> None:
-    """FSDP2 gathers them in place: in inference mode that is an error of torch."""
+def test_sharded_weights_run_without_inference_mode(parts: Path, tmp_path: Path) -> None:
+    """FSDP2 gathers weights in place, which raises an error in inference mode."""
     tower = siglip.load(str(parts / "siglip"), dtype=torch.float32)
-    wanted = siglip.encode(tower, PIXELS, -2)
+    expected = siglip.encode(tower, PIXELS, -2)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
     try:
         for layer in tower.encoder.layers:
             fully_shard(layer)
-        torch.testing.assert_close(siglip.encode(tower, PIXELS, -2), wanted)
+        torch.testing.assert_close(siglip.encode(tower, PIXELS, -2), expected)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def test_an_encoder_can_leave_the_first_patch_out(tower: siglip.VisionTower) -> None:
-    whole, cut = siglip.VisionEncoder(tower, -2), siglip.VisionEncoder(tower, -2, drop_first_patch=True)
-    assert torch.equal(cut(PIXELS), whole(PIXELS)[:, 1:])
-    assert [encoder(PIXELS).shape[1:] for encoder in (whole, cut)] == [whole.shape, cut.shape]
+def test_the_first_patch_can_be_dropped(tower: siglip.VisionTower) -> None:
+    full, dropped = siglip.VisionEncoder(tower, -2), siglip.VisionEncoder(tower, -2, drop_first_patch=True)
+    assert torch.equal(dropped(PIXELS), full(PIXELS)[:, 1:])
+    assert [encoder(PIXELS).shape[1:] for encoder in (full, dropped)] == [full.shape, dropped.shape]
 
 
-def test_the_digest_of_an_encoder_changes_with_what_its_features_depend_on(parts: Path) -> None:
+def test_the_digest_changes_with_everything_that_the_features_depend_on(parts: Path) -> None:
     def digest(dtype: torch.dtype = torch.float32, layer: siglip.FeatureLayer = -2, drop: bool = False, change: float = 0.0) -> str:
         tower = siglip.load(str(parts / "siglip"), dtype=dtype)
         tower.encoder.layers[1].mlp.fc1.bias[7] += change

@@ -1,4 +1,4 @@
-"""What cannot be used is dropped, counted under its reason, and named by its place."""
+"""Unusable records are dropped, counted by reason, and listed with their location."""
 
 from collections import defaultdict
 from typing import Any
@@ -8,19 +8,19 @@ import pytest
 from dataset.build.merge_report import MergeReport
 from dataset.config import SplitConfig
 from dataset.record_validation import DropReason
-from tests.dataset.raw_files import RawFiles, conversation, ten
+from tests.dataset.raw_files import RawFiles, conversation, vqa_answers
 
 HALVES = SplitConfig(validation=0.25, test=0.25)
 
 
 class TestDropped:
-    def test_every_reason_is_counted_with_its_place(self, raw: RawFiles) -> None:
+    def test_every_reason_is_counted_with_its_locations(self, raw: RawFiles) -> None:
         raw.image("good.jpg")
         truncated = raw.images / raw.image("truncated.jpg", shade=1, size=(64, 48))
         truncated.write_bytes(truncated.read_bytes()[:-100])
         raw.image("wide.png", size=(100, 60))
         (raw.images / "text.jpg").write_text("404 not found")
-        mark_in_answer = conversation("good.jpg", "?", "see <image>")
+        placeholder_in_answer = conversation("good.jpg", "?", "see <image>")
         cases: list[tuple[DropReason, Any]] = [
             (DropReason.MISSING_FILE, conversation("none.jpg", "?", "x")),
             (DropReason.UNDECODABLE, conversation("truncated.jpg", "?", "x")),
@@ -33,7 +33,7 @@ class TestDropped:
             (DropReason.IMAGE_COUNT, {**conversation(None, "?", "x"), "image": "good.jpg"}),
             (DropReason.IMAGE_COUNT, conversation("good.jpg", "<image> ?", "x")),
             (DropReason.IMAGE_COUNT, conversation(["good.jpg", "good.jpg"], "?", "x")),
-            (DropReason.IMAGE_COUNT, mark_in_answer),
+            (DropReason.IMAGE_COUNT, placeholder_in_answer),
             (DropReason.UNKNOWN_ROLE, {"image": "good.jpg", "conversations": [{"from": "user", "value": "<image>"}]}),
             (DropReason.TURN_ORDER, conversation("good.jpg", "?", "x", "and?")),
             (DropReason.TURN_ORDER, {"conversations": [{"from": "gpt", "value": "x"}]}),
@@ -46,15 +46,15 @@ class TestDropped:
         ]  # fmt: skip
         records = [conversation("good.jpg", "?", "x"), *(record for _, record in cases), conversation("good.jpg", "?", "y")]
         report = raw.merge(raw.llava(records), max_pixels=100 * 60 - 1)
-        said = report.sources[0]
+        source_report = report.sources[0]
         expected: dict[str, list[int]] = defaultdict(list)
-        for place, (reason, _) in enumerate(cases, start=1):
-            expected[reason.value].append(place)
-        assert said.dropped == {reason: len(places) for reason, places in expected.items()}
-        for name, places in expected.items():
-            found = [int(example.split("conversations.json: record ")[1].split(":")[0]) for example in said.examples[name]]
-            assert found == places[:3], name
-        assert (said.read, said.kept) == (len(records), 2)
+        for index, (reason, _) in enumerate(cases, start=1):
+            expected[reason.value].append(index)
+        assert source_report.dropped == {reason: len(indices) for reason, indices in expected.items()}
+        for name, indices in expected.items():
+            listed = [int(example.split("conversations.json: record ")[1].split(":")[0]) for example in source_report.examples[name]]
+            assert listed == indices[:3], name
+        assert (source_report.read, source_report.kept) == (len(records), 2)
         assert [sample.targets for sample in raw.samples()] == [("x",), ("y",)]
 
     @pytest.mark.parametrize("answers", [[1, 2], [None], {"a": 1}, 5, [["x"]], [{"text": "x"}]])
@@ -64,21 +64,21 @@ class TestDropped:
         report = raw.merge(raw.vqa_metadata([{**good, "answers": answers}, good]))
         assert report.sources[0].dropped == {"unknown answer type": 1}
 
-    def test_examples_can_be_written_whatever_the_record_holds(self, raw: RawFiles) -> None:
+    def test_examples_of_malformed_records_are_short_and_can_be_written(self, raw: RawFiles) -> None:
         raw.image("COCO_train2014_000000000001.jpg")
-        sound = {"question_id": 1, "image_id": 1, "question": "?"}
-        odd = [{**sound, "question_id": "\ud8e9"}, {**sound, "question_id": "line\nbreak"}, {**sound, "question_id": "long" * 1000}]
-        report = raw.merge(raw.vqav2([sound, *odd], [{**sound, "answers": ten("x")}]))
+        valid = {"question_id": 1, "image_id": 1, "question": "?"}
+        malformed = [{**valid, "question_id": "\ud8e9"}, {**valid, "question_id": "line\nbreak"}, {**valid, "question_id": "long" * 1000}]
+        report = raw.merge(raw.vqav2([valid, *malformed], [{**valid, "answers": vqa_answers("x")}]))
         examples = report.sources[0].examples["question and annotation do not pair"]
         assert len(examples) == 3
         assert all("\n" not in example and len(example) < 500 for example in examples)
         assert MergeReport.load(raw.merged / "report.json") == report
 
-    def test_reasons_are_worded_as_documented(self) -> None:
+    def test_reasons_have_the_documented_names(self) -> None:
         documented = "missing file, undecodable or truncated picture, over the pixel limit, empty question or answer, marks and pictures disagree, unknown role, not an object, bad encoding, unknown answer type"  # noqa: E501
         assert set(documented.split(", ")) <= {reason.value for reason in DropReason}
 
-    def test_the_table_shows_sources_reasons_and_example_places(self, raw: RawFiles) -> None:
+    def test_the_table_shows_sources_reasons_and_example_locations(self, raw: RawFiles) -> None:
         raw.image("a.jpg")
         records = [conversation("none.jpg", "?", "x")] * 5 + [conversation("a.jpg", "?", "x")]
         lines = raw.merge(raw.llava(records, name="mine")).table().splitlines()
@@ -87,4 +87,4 @@ class TestDropped:
         assert lines[2] == "mine: 5 dropped, missing file:"
         assert lines[3].startswith(f"    {raw.folder / 'mine.json'}: record 0: ")
         assert lines[6] == "    ..."
-        assert lines[-3:] == ["1 pictures, 1 samples", "by split: train 1, validation 0, test 0", "by language: en 1, zh 0"]
+        assert lines[-3:] == ["1 images, 1 samples", "by split: train 1, validation 0, test 0", "by language: en 1, zh 0"]

@@ -1,4 +1,4 @@
-"""A merge that fails leaves the result that stands there."""
+"""A failed merge leaves the previous result unchanged."""
 
 import pickle
 import signal
@@ -18,7 +18,8 @@ HALVES = SplitConfig(validation=0.25, test=0.25)
 
 
 class TestFailure:
-    def before(self, raw: RawFiles) -> dict[str, bytes]:
+    def previous_result(self, raw: RawFiles) -> dict[str, bytes]:
+        """Merge once; returns the content of the output files."""
         raw.image("a.jpg")
         raw.merge(raw.llava([conversation("a.jpg", "?", "x")], name="earlier"))
         return {name: (raw.merged / name).read_bytes() for name in OUTPUT_FILES}
@@ -35,8 +36,8 @@ class TestFailure:
             (None, r"broken\.json: cannot be read"),
         ],
     )
-    def test_a_failed_merge_leaves_the_earlier_result(self, raw: RawFiles, content: str | None, message: str) -> None:
-        earlier = self.before(raw)
+    def test_a_failed_merge_leaves_the_previous_result(self, raw: RawFiles, content: str | None, message: str) -> None:
+        previous = self.previous_result(raw)
         broken = raw.llava([], name="broken")
         broken.annotations.unlink()
         if content is not None:
@@ -44,44 +45,44 @@ class TestFailure:
         with pytest.raises(TesseraError, match=message) as raised:
             raw.merge(broken)
         assert raised.value.exit_status == 1
-        assert {name: (raw.merged / name).read_bytes() for name in OUTPUT_FILES} == earlier
+        assert {name: (raw.merged / name).read_bytes() for name in OUTPUT_FILES} == previous
         assert not list(raw.merged.glob(".merge-*"))
         assert len(SampleStore(raw.merged)) == 1
 
-    def test_a_failure_while_writing_leaves_the_earlier_result(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-        earlier = self.before(raw)
+    def test_a_failure_while_writing_leaves_the_previous_result(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+        previous = self.previous_result(raw)
         source = raw.llava([conversation("a.jpg", "?", "y")], name="later")
 
-        def full(*_: object) -> None:
+        def disk_full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(merging, "write_samples", full)
+        monkeypatch.setattr(merging, "write_samples", disk_full)
         with pytest.raises(OSError, match="No space left"):
             raw.merge(source)
-        assert {name: (raw.merged / name).read_bytes() for name in OUTPUT_FILES} == earlier
+        assert {name: (raw.merged / name).read_bytes() for name in OUTPUT_FILES} == previous
         monkeypatch.undo()
         raw.merge(source)
         assert raw.samples()[0].targets == ("y",)
 
-    def test_tables_of_two_merges_are_not_read_together(self, raw: RawFiles) -> None:
-        earlier = self.before(raw)
+    def test_tables_of_two_different_merges_are_an_error(self, raw: RawFiles) -> None:
+        previous = self.previous_result(raw)
         raw.image("b.jpg", shade=9)
         raw.merge(raw.llava([conversation("b.jpg", "?", "y")]))
-        (raw.merged / "samples.parquet").write_bytes(earlier["samples.parquet"])
+        (raw.merged / "samples.parquet").write_bytes(previous["samples.parquet"])
         with pytest.raises(UsageError, match="not from one merge"):
             SampleStore(raw.merged)
 
-    def test_a_killed_merge_leaves_the_earlier_result(self, raw: RawFiles) -> None:
-        earlier = self.before(raw)
+    def test_a_killed_merge_leaves_the_previous_result(self, raw: RawFiles) -> None:
+        previous = self.previous_result(raw)
         config = raw.config(raw.llava([conversation("a.jpg", "?", "y")], name="later"))
         (raw.folder / "config.pickle").write_bytes(pickle.dumps((config, raw.merged)))
         script = (
-            "import os, pickle, signal; from pathlib import Path; import dataset.merge as merging\n"
+            "import os, pickle, signal; from pathlib import Path; import dataset.build.merge as merging\n"
             "merging.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
             f"merging.merge(*pickle.loads(Path({str(raw.folder / 'config.pickle')!r}).read_bytes()))\n"
         )
-        ended = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
-        assert ended.returncode == -signal.SIGKILL
-        assert {name: (raw.merged / name).read_bytes() for name in OUTPUT_FILES} == earlier
+        completed = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+        assert completed.returncode == -signal.SIGKILL
+        assert {name: (raw.merged / name).read_bytes() for name in OUTPUT_FILES} == previous
         raw.merge(raw.llava([conversation("a.jpg", "?", "z")]))
         assert raw.samples()[0].targets == ("z",)

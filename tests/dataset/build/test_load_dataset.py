@@ -1,4 +1,4 @@
-"""The merged tables are plain Parquet that everyone's tools read."""
+"""The merged tables are plain Parquet that other tools can read."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from dataset.sample import SAMPLES_SCHEMA
 
 
-def test_samples_load_with_the_datasets_library(tmp_path: Path) -> None:
+def test_samples_load_with_hugging_face_datasets(tmp_path: Path) -> None:
     row = {
         "sample_id": "vqa/1",
         "image_ids": [4],

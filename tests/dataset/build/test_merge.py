@@ -1,4 +1,4 @@
-"""What the merge of several sources promises: every sample survives, once, with its own answers."""
+"""A merge keeps every valid sample exactly once, with its own answers and images."""
 
 import hashlib
 import json
@@ -22,13 +22,13 @@ from dataset.loading.sample_store import SampleStore
 from dataset.record_validation import DropReason
 from dataset.sample import Message
 from errors import UsageError
-from tests.dataset.raw_files import RawFiles, conversation, ten
+from tests.dataset.raw_files import RawFiles, conversation, vqa_answers
 
 HALVES = SplitConfig(validation=0.25, test=0.25)
 
 
-class TestWhatTheOriginalLost:
-    def test_two_samples_of_one_image_name_are_both_kept(self, raw: RawFiles) -> None:
+class TestNothingIsLost:
+    def test_samples_with_the_same_image_are_all_kept(self, raw: RawFiles) -> None:
         raw.image("a.jpg")
         detail = raw.llava([conversation("a.jpg", "Describe.", "A cat on a mat.")], name="detail")
         reasoning = raw.llava([conversation("a.jpg", "Why?", "It is warm."), conversation("a.jpg", "Where?", "Inside.")], name="reasoning")
@@ -44,7 +44,7 @@ class TestWhatTheOriginalLost:
 
         def source(subtype: str) -> Any:
             questions = [{"question_id": i, "image_id": i, "question": f"{subtype} {i}?"} for i in (1, 2)]
-            annotations = [{"question_id": i, "image_id": i, "answers": ten(*[f"{subtype} answer {i}"] * 10)} for i in (2, 1)]
+            annotations = [{"question_id": i, "image_id": i, "answers": vqa_answers(*[f"{subtype} answer {i}"] * 10)} for i in (2, 1)]
             return raw.vqav2(questions, annotations, subtype, name=subtype)
 
         raw.merge(source("train2014"), source("val2014"))
@@ -67,7 +67,7 @@ class TestWhatTheOriginalLost:
 
 
 class TestImages:
-    def test_the_same_bytes_are_one_row_whatever_their_names(self, raw: RawFiles) -> None:
+    def test_files_with_the_same_bytes_are_one_image(self, raw: RawFiles) -> None:
         for name in ("a.jpg", "b.jpg"):
             raw.image(name)
         raw.image("c.jpg", shade=1)
@@ -78,7 +78,7 @@ class TestImages:
         assert [(row.image_id, row.path.name, row.source) for row in rows] == [(0, "a.jpg", "llava"), (1, "c.jpg", "ai_challenger")]
         assert [sample.image_ids for sample in raw.samples()] == [(0,), (0,), (1,)]
 
-    def test_size_is_upright_and_the_digest_is_of_the_file(self, raw: RawFiles) -> None:
+    def test_size_is_after_exif_rotation_and_the_digest_is_of_the_file(self, raw: RawFiles) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6
         raw.image("a.jpg", size=(30, 20), exif=exif)
@@ -93,7 +93,7 @@ class TestImages:
         other = (raw.images / raw.image("b.jpg", shade=1)).read_bytes()
         path = raw.folder / "rows.parquet"
         turns = [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "Yes."}]
-        images = [[{"bytes": one, "path": "x"}] for one in (data, other, data, b"no picture")]
+        images = [[{"bytes": content, "path": "x"}] for content in (data, other, data, b"no picture")]
         pq.write_table(pa.table({"messages": [turns] * 4, "images": images}), path)
         report = raw.merge(MessagesSource(format="messages", path=path), raw.llava([conversation("a.png", "?", "x")]))
         assert (report.images, report.samples) == (2, 4)
@@ -105,17 +105,17 @@ class TestImages:
         )
         assert (first.path.read_bytes(), second.path.read_bytes()) == (data, other)
 
-    def test_paths_stay_as_the_configuration_gives_them(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_paths_are_stored_as_the_configuration_gives_them(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(raw.folder)
         raw.image("a.jpg")
         path = raw.write("c.json", [conversation("a.jpg", "?", "x")])
         source = LlavaSource(format="llava", annotations=path, images=Path("pictures"))
-        for _ in range(2):  # the second time from what is remembered
+        for _ in range(2):  # the second time from the cache
             merging.merge(raw.config(source), raw.merged)
             assert SampleStore(raw.merged).image(0).path == Path("pictures/a.jpg")
             os.utime(path)
 
-    def test_a_image_that_only_dropped_samples_name_is_left_out(self, raw: RawFiles) -> None:
+    def test_an_image_of_dropped_samples_only_is_left_out(self, raw: RawFiles) -> None:
         raw.image("a.jpg")
         raw.image("b.jpg", shade=1)
         records = [conversation(["b.jpg", "none.jpg"], "<image>?", "x"), conversation("a.jpg", "?", "x")]
@@ -141,7 +141,7 @@ class TestSamples:
         assert report.by_split["train"] == 3 * (40 - report.by_split["validation"] - report.by_split["test"])
         assert min(report.by_split.values()) > 0
 
-    def test_ids_are_unique_even_where_the_source_repeats_its_own(self, raw: RawFiles) -> None:
+    def test_sample_ids_are_unique_even_if_the_ids_of_the_source_are_not(self, raw: RawFiles) -> None:
         raw.image("a.jpg")
         records = [{"id": key, "question": "?", "answers": ["x"], "image_file": "a.jpg"} for key in ("7", 7, "7#2", "7", "7_2", "7#copy2")]
         raw.merge(raw.vqa_metadata(records, repeat=2))
@@ -163,7 +163,7 @@ class TestSamples:
             ("𠀋?", "x", "zh"),
         ],
     )
-    def test_language_is_zh_where_an_ideograph_stands(self, raw: RawFiles, question: str, answer: str, language: str) -> None:
+    def test_language_is_zh_if_there_is_an_ideograph(self, raw: RawFiles, question: str, answer: str, language: str) -> None:
         report = raw.merge(raw.llava([conversation(None, question, answer)]))
         assert [sample.language for sample in raw.samples()] == [language]
         assert report.by_language == {"en": int(language == "en"), "zh": int(language == "zh")}
@@ -173,17 +173,17 @@ class TestSamples:
         raw.merge(raw.vqa_metadata([{"question": "what does the sign say?", "answers": ["出口"], "image_file": "a.jpg"}]))
         assert raw.samples()[0].language == "en"
 
-    def test_names_are_numbered_and_may_not_stand_twice(self, raw: RawFiles) -> None:
+    def test_default_names_are_numbered_and_explicit_names_must_be_unique(self, raw: RawFiles) -> None:
         sources = [raw.llava([], **settings) for settings in ({}, {"name": "llava-2"}, {}, {"name": "x"})]
         assert source_names(tuple(sources)) == ["llava", "llava-2", "llava-3", "x"]
-        with pytest.raises(UsageError, match="the name 'x' stands twice"):
+        with pytest.raises(UsageError, match="the name 'x' is used twice"):
             source_names((sources[3], sources[3]))
         with pytest.raises(UsageError, match=r"data\.sources: empty"):
             source_names(())
 
 
 class TestResult:
-    def test_report_json_has_the_documented_shape(self, raw: RawFiles) -> None:
+    def test_report_json_has_the_documented_keys(self, raw: RawFiles) -> None:
         raw.image("a.jpg")
         report = raw.merge(raw.llava([conversation("a.jpg", "?", "x"), conversation("none.jpg", "?", "x")]))
         content = json.loads((raw.merged / "report.json").read_text(encoding="utf-8"))
@@ -195,7 +195,7 @@ class TestResult:
         assert list(source["examples"]) == ["missing file"]
         assert MergeReport.load(raw.merged / "report.json") == report
 
-    def test_the_tables_load_with_datasets(self, raw: RawFiles, tmp_path: Path) -> None:
+    def test_the_tables_load_with_hugging_face_datasets(self, raw: RawFiles, tmp_path: Path) -> None:
         datasets = pytest.importorskip("datasets")
         raw.image("a.jpg")
         raw.merge(raw.llava([conversation("a.jpg", "?", "x")]))
@@ -219,7 +219,7 @@ class TestResult:
             results.append((*raw.parquet(), (raw.merged / "report.json").read_bytes()))
         assert results[0] == results[1]
 
-    def test_more_samples_than_one_batch_are_written_in_order(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_several_batches_of_samples_are_written_in_order(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("dataset.build.record_buffer.ROWS_PER_BATCH", 7)
         for i in range(5):
             raw.image(f"{i}.jpg", shade=i)

@@ -1,4 +1,4 @@
-"""The real excerpts merge in one go, with the counts that are known of them."""
+"""Excerpts of five real datasets merge with the expected counts."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,10 @@ from dataset.build.merge import merge
 from dataset.config import AiChallengerSource, CocoCaptionsSource, DataConfig, LlavaSource, VqaMetadataSource, VqaV2Source
 from dataset.loading.sample_store import SampleStore
 
-pytestmark = pytest.mark.skipif("TESSERA_REAL_DATA" not in os.environ, reason="TESSERA_REAL_DATA does not name the excerpts' folder")
+pytestmark = pytest.mark.skipif("TESSERA_REAL_DATA" not in os.environ, reason="TESSERA_REAL_DATA is not set to the folder of the excerpts")
 
 
-def test_five_data_sets_merge_in_one_go(tmp_path: Path) -> None:
+def test_five_datasets_merge_with_the_expected_counts(tmp_path: Path) -> None:
     folder = Path(os.environ["TESSERA_REAL_DATA"])
     coco, vqa = folder / "coco", folder / "vqav2"
     chinese = folder / "ai_challenger"
@@ -50,11 +50,11 @@ def test_five_data_sets_merge_in_one_go(tmp_path: Path) -> None:
     assert {len(sample.messages) for sample in store.samples() if sample.source == "reasoning"} == {3}
     assert sum(len(sample.targets) for sample in store.samples() if sample.source == "coco_captions") == 795
     assert sum(len(sample.targets) for sample in store.samples() if sample.source == "ai_challenger") == 800
-    sides: dict[int, set[str]] = {}
+    splits: dict[int, set[str]] = {}
     for sample in store.samples():
         for image_id in sample.image_ids:
-            sides.setdefault(image_id, set()).add(sample.split)
-    assert all(len(found) == 1 for found in sides.values())
+            splits.setdefault(image_id, set()).add(sample.split)
+    assert all(len(names) == 1 for names in splits.values())
     assert all(
-        store.load_image(image_id).size == (store.image(image_id).width, store.image(image_id).height) for image_id in list(sides)[::7]
+        store.load_image(image_id).size == (store.image(image_id).width, store.image(image_id).height) for image_id in list(splits)[::7]
     )

@@ -1,4 +1,4 @@
-"""A second merge does only what has become necessary."""
+"""A repeated merge reads only the files that have changed."""
 
 import os
 from pathlib import Path
@@ -16,19 +16,19 @@ from tests.dataset.raw_files import RawFiles, conversation
 HALVES = SplitConfig(validation=0.25, test=0.25)
 
 
-class TestAgain:
+class TestRepeatedMerge:
     def merged(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[str]]:
-        """A source, and a list that grows by each picture that is really read."""
+        """Merge once; returns the source, and a list to which the name of every image file read later is appended."""
         raw.image("a.jpg")
         raw.image("b.jpg", shade=1)
         source = raw.llava([conversation("a.jpg", "?", "x"), conversation("b.jpg", "?", "y"), conversation("none.jpg", "?", "z")])
         opened: list[str] = []
 
-        def noting(path: Path) -> bytes:
+        def record_and_read(path: Path) -> bytes:
             opened.append(path.name)
             return read_image_file(path)
 
-        monkeypatch.setattr("dataset.build.image_validation.read_image_file", noting)
+        monkeypatch.setattr("dataset.build.image_validation.read_image_file", record_and_read)
         raw.merge(source)
         assert opened == ["a.jpg", "b.jpg"]
         opened.clear()
@@ -39,10 +39,10 @@ class TestAgain:
         before = {name: (raw.merged / name).stat().st_mtime_ns for name in OUTPUT_FILES}
         report = MergeReport.load(raw.merged / "report.json")
 
-        def never(*_: object) -> None:
+        def fail(*_: object) -> None:
             raise AssertionError("the sources were read")
 
-        monkeypatch.setattr("dataset.sources.read", never)
+        monkeypatch.setattr("dataset.sources.read", fail)
         assert raw.merge(source) == report
         assert opened == []
         assert {name: (raw.merged / name).stat().st_mtime_ns for name in OUTPUT_FILES} == before
@@ -56,9 +56,7 @@ class TestAgain:
         assert report.sources[0].kept == 3
         assert [(row.width, row.height) for row in SampleStore(raw.merged).images()] == [(12, 8), (20, 10), (12, 8)]
 
-    def test_a_image_of_the_same_size_in_bytes_but_of_another_time_is_read_again(
-        self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_image_with_another_modification_time_is_read_again(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         source, opened = self.merged(raw, monkeypatch)
         file = raw.images / "b.jpg"
         size, before = file.stat().st_size, SampleStore(raw.merged).image(1).sha256
@@ -68,7 +66,7 @@ class TestAgain:
         assert opened == ["b.jpg"]
         assert [row.sha256 for row in SampleStore(raw.merged).images()][-1] != before
 
-    def test_a_image_that_has_gone_is_noticed(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_deleted_image_is_detected(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         source, opened = self.merged(raw, monkeypatch)
         (raw.images / "a.jpg").unlink()
         report = raw.merge(source)
@@ -76,7 +74,7 @@ class TestAgain:
         assert report.sources[0].dropped == {"missing file": 2}
 
     @pytest.mark.parametrize("change", [{"seed": 1}, {"split": HALVES}, {"vqa_target": "sample"}, {"max_pixels": 10**6}])
-    def test_other_settings_merge_again_but_read_no_image_again(
+    def test_changed_settings_merge_again_without_reading_images(
         self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
     ) -> None:
         source, opened = self.merged(raw, monkeypatch)
@@ -85,21 +83,21 @@ class TestAgain:
         assert opened == []
         assert (raw.merged / "report.json").stat().st_ino != before
 
-    def test_another_pixel_limit_holds_for_remembered_images(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_changed_pixel_limit_applies_to_cached_images(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         source, _ = self.merged(raw, monkeypatch)
         raw.image("none.jpg", size=(5, 5))
         assert raw.merge(source, max_pixels=30).sources[0].dropped == {"over the pixel limit": 2}
         assert raw.merge(source).sources[0].kept == 3
 
-    def test_annotations_that_change_while_they_are_merged_are_read_again(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_annotations_that_change_during_a_merge_are_read_again(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         raw.image("a.jpg")
         source = raw.llava([conversation("a.jpg", "?", "early")])
 
-        def changing(path: Path) -> bytes:
+        def change_and_read(path: Path) -> bytes:
             raw.llava([conversation("a.jpg", "?", "late")])
             return read_image_file(path)
 
-        monkeypatch.setattr("dataset.build.image_validation.read_image_file", changing)
+        monkeypatch.setattr("dataset.build.image_validation.read_image_file", change_and_read)
         raw.merge(source)
         assert raw.samples()[0].targets == ("early",)
         raw.merge(source)
@@ -112,30 +110,30 @@ class TestAgain:
         assert opened == []
 
     @pytest.mark.parametrize("name", OUTPUT_FILES)
-    def test_a_result_that_has_gone_or_changed_is_made_again(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def test_a_deleted_or_changed_output_file_is_written_again(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         source, opened = self.merged(raw, monkeypatch)
-        whole = (raw.merged / name).read_bytes()
+        original = (raw.merged / name).read_bytes()
         (raw.merged / name).unlink()
         raw.merge(source)
-        assert (raw.merged / name).read_bytes() == whole
+        assert (raw.merged / name).read_bytes() == original
         (raw.merged / name).write_bytes(b"half")
         raw.merge(source)
-        assert (raw.merged / name).read_bytes() == whole
+        assert (raw.merged / name).read_bytes() == original
         assert opened == []
 
-    def test_images_checked_before_an_interruption_are_remembered(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_images_checked_before_an_interruption_are_cached(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("a.jpg", "b.jpg", "c.jpg"):
             raw.image(name)
         source = raw.llava([conversation(name, "?", name) for name in ("a.jpg", "b.jpg", "c.jpg")])
         opened: list[str] = []
 
-        def interrupted(path: Path) -> bytes:
+        def interrupt_at_second(path: Path) -> bytes:
             opened.append(path.name)
             if opened == ["a.jpg", "b.jpg"]:
                 raise KeyboardInterrupt
             return read_image_file(path)
 
-        monkeypatch.setattr("dataset.build.image_validation.read_image_file", interrupted)
+        monkeypatch.setattr("dataset.build.image_validation.read_image_file", interrupt_at_second)
         with pytest.raises(KeyboardInterrupt):
             raw.merge(source)
         raw.merge(source)

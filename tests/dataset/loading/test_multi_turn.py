@@ -1,4 +1,4 @@
-"""Questions about one picture in one conversation: nothing is lost, lengths are exact, order and targets follow the epoch."""
+"""Multi-turn conversations about one image: no sample is lost, lengths are exact, order and targets depend on the epoch."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from dataset.loading.multi_turn import Conversation, MeasuredSample, conversatio
 from dataset.loading.sample_store import SampleStore
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Sample
 from model.siglip_qwen.processor import Processor
-from tests.dataset.raw_files import RawFiles, conversation, ten
+from tests.dataset.raw_files import RawFiles, conversation, vqa_answers
 from training.data_loading import SampleLengths, TrainingData, measure_lengths
 
 QUESTIONS = (
@@ -22,59 +22,61 @@ QUESTIONS = (
 
 @pytest.fixture
 def store(raw: RawFiles) -> SampleStore:
-    """Five questions about a picture, the first with two answers to draw from, and a conversation about the same one."""
+    """Five questions about an image, the first with two targets, and a conversation about the same image."""
     image = int(raw.image("COCO_train2014_000000000007.jpg").partition(".")[0][-12:])
-    answers = [ten("red", "a red one"), *(ten(f"answer {i}") for i in range(1, 5))]
+    answers = [vqa_answers("red", "a red one"), *(vqa_answers(f"answer {i}") for i in range(1, 5))]
     questions = [{"image_id": image, "question": text, "question_id": i} for i, text in enumerate(QUESTIONS)]
     annotations = [
-        {"image_id": image, "question_id": i, "answers": found, "multiple_choice_answer": "x"} for i, found in enumerate(answers)
+        {"image_id": image, "question_id": i, "answers": entries, "multiple_choice_answer": "x"} for i, entries in enumerate(answers)
     ]
-    talk = raw.llava([conversation("COCO_train2014_000000000007.jpg", "What color?", "red", "Sure?", "yes")])
-    raw.merge(raw.vqav2(questions, annotations), talk, vqa_target="sample")
+    dialogue = raw.llava([conversation("COCO_train2014_000000000007.jpg", "What color?", "red", "Sure?", "yes")])
+    raw.merge(raw.vqav2(questions, annotations), dialogue, vqa_target="sample")
     return SampleStore(raw.merged)
 
 
-def measured(store: SampleStore, processor: Processor, together: int) -> SampleLengths:
-    return measure_lengths(store, np.arange(6), processor, "measuring", together)
+def measured(store: SampleStore, processor: Processor, max_questions: int) -> SampleLengths:
+    return measure_lengths(store, np.arange(6), processor, "measuring", max_questions)
 
 
-@pytest.mark.parametrize("together", [1, 2, 3, 8])
-def test_every_sample_stands_in_one_conversation_of_at_most_so_many(store: SampleStore, processor: Processor, together: int) -> None:
-    lengths = measured(store, processor, together)
+@pytest.mark.parametrize("max_questions", [1, 2, 3, 8])
+def test_every_sample_is_in_exactly_one_conversation(store: SampleStore, processor: Processor, max_questions: int) -> None:
+    lengths = measured(store, processor, max_questions)
     rows = [member.row for conversation in lengths.conversations for member in conversation]
     assert sorted(rows) == list(range(6))
     assert lengths.samples == 6
-    assert max(map(len, lengths.conversations)) == min(together, 5)
-    # A conversation of its own is never joined.
-    assert [len(one) for one in lengths.conversations if any(store.sample(m.row).task == "conversation" for m in one)] == [1]
+    assert max(map(len, lengths.conversations)) == min(max_questions, 5)
+    # A sample that is a conversation itself is not joined with questions.
+    assert [len(group) for group in lengths.conversations if any(store.sample(m.row).task == "conversation" for m in group)] == [1]
 
 
-def test_lengths_are_those_of_what_is_encoded(store: SampleStore, processor: Processor) -> None:
+def test_lengths_equal_the_encoded_lengths(store: SampleStore, processor: Processor) -> None:
     lengths = measured(store, processor, 3)
     data = TrainingData(store, lengths, processor, seed=5)
     for epoch in range(6):
-        encoded = [data[place, epoch].encoded for place in range(len(data))]
-        assert [len(one) for one in encoded] == lengths.sampled_lengths(5, epoch).tolist()
-        # One picture a conversation, and every answer of it supervised.
-        assert all(one.input_ids.count(processor.image_token_id) == processor.tokens_per_image for one in encoded)
-        ends = sum(label == processor.end_of_turn_id for one in encoded for label in one.labels)
+        encoded = [data[index, epoch].encoded for index in range(len(data))]
+        assert [len(sample) for sample in encoded] == lengths.sampled_lengths(5, epoch).tolist()
+        # One image per conversation, and all of its answers are supervised.
+        assert all(sample.input_ids.count(processor.image_token_id) == processor.tokens_per_image for sample in encoded)
+        ends = sum(label == processor.end_of_turn_id for sample in encoded for label in sample.labels)
         assert ends == 7
-        assert all(label in (IGNORE_INDEX, token) for one in encoded for token, label in zip(one.input_ids, one.labels, strict=True))
+        assert all(
+            label in (IGNORE_INDEX, token) for sample in encoded for token, label in zip(sample.input_ids, sample.labels, strict=True)
+        )
 
 
-def test_order_and_targets_change_with_the_epoch_and_with_nothing_else(store: SampleStore, processor: Processor) -> None:
-    together, _ = measured(store, processor, 8).conversations
-    orders = {tuple(member.row for member in shuffled_questions(together, 0, epoch)) for epoch in range(20)}
+def test_order_and_targets_depend_on_the_epoch_only(store: SampleStore, processor: Processor) -> None:
+    group, _ = measured(store, processor, 8).conversations
+    orders = {tuple(member.row for member in shuffled_questions(group, 0, epoch)) for epoch in range(20)}
     assert len(orders) > 10
-    assert {order[0] for order in orders} == {member.row for member in together}
-    assert shuffled_questions(together, 0, 3) == shuffled_questions(together, 0, 3)
-    first = to_messages([store.sample(member.row) for member in shuffled_questions(together, 0, 3)], 0, 3)
-    assert first == to_messages([store.sample(member.row) for member in shuffled_questions(together, 0, 3)], 0, 3)
-    sampled_lengths = {num_tokens(together, 0, epoch) for epoch in range(20)}
+    assert {order[0] for order in orders} == {member.row for member in group}
+    assert shuffled_questions(group, 0, 3) == shuffled_questions(group, 0, 3)
+    first = to_messages([store.sample(member.row) for member in shuffled_questions(group, 0, 3)], 0, 3)
+    assert first == to_messages([store.sample(member.row) for member in shuffled_questions(group, 0, 3)], 0, 3)
+    sampled_lengths = {num_tokens(group, 0, epoch) for epoch in range(20)}
     assert len(sampled_lengths) > 1
 
 
-def test_the_image_is_shown_once_in_front_of_all_questions() -> None:
+def test_only_the_first_question_has_the_image() -> None:
     def sample(name: str, text: str) -> Sample:
         return Sample(name, (7,), "vqa", "vqa", "en", "train", (Message("user", text),), (f"answer {name}",))
 
@@ -83,8 +85,8 @@ def test_the_image_is_shown_once_in_front_of_all_questions() -> None:
     assert target == "answer 2"
 
 
-def test_no_conversation_can_be_longer_than_the_limit() -> None:
+def test_no_conversation_exceeds_the_length_limit() -> None:
     samples = [(MeasuredSample(i, str(i), (10, 12), saved_tokens), 1) for i, saved_tokens in enumerate((4, 6, 2, 5))]
-    made: list[Conversation] = conversations(samples, 4, 30)
-    assert [len(one) for one in made] == [3, 1]
-    assert max(num_tokens(one, 0, epoch) for one in made for epoch in range(50)) <= 30
+    grouped: list[Conversation] = conversations(samples, 4, 30)
+    assert [len(group) for group in grouped] == [3, 1]
+    assert max(num_tokens(group, 0, epoch) for group in grouped for epoch in range(50)) <= 30

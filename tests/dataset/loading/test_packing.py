@@ -1,4 +1,4 @@
-"""Packing: every sample in one row, no row too long, hardly any room left over, and rows of mixed samples."""
+"""Packing: every sample in one row, no row over capacity, little padding, and rows that mix long and short samples."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ from dataset.loading.samplers import PackedBatching
 from tests.dataset.loading.test_collators import reference_lengths
 
 
-def empty(lengths: np.ndarray, rows: list[list[int]], capacity: int) -> float:
-    """Share of all positions at which no sample stands."""
+def padding_fraction(lengths: np.ndarray, rows: list[list[int]], capacity: int) -> float:
+    """Fraction of all positions that are padding."""
     return float(1 - lengths.sum() / (capacity * len(rows)))
 
 
-def fewest(lengths: np.ndarray, capacity: int) -> int:
-    """Rows that there must be."""
+def min_rows(lengths: np.ndarray, capacity: int) -> int:
+    """Lower bound of the number of rows."""
     return int(-(-lengths.sum() // capacity))
 
 
@@ -33,37 +33,37 @@ MIXES = {
 
 @pytest.mark.parametrize("name", MIXES)
 @pytest.mark.parametrize("capacity", [4096, 16_384])
-def test_every_sample_stands_in_one_row_and_no_row_overflows(name: str, capacity: int) -> None:
+def test_every_sample_is_in_one_row_and_no_row_exceeds_the_capacity(name: str, capacity: int) -> None:
     lengths = MIXES[name]
     rows = pack(lengths, capacity)
-    assert sorted(place for row in rows for place in row) == list(range(len(lengths)))
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
     assert max(int(lengths[row].sum()) for row in rows) <= capacity
 
 
-@pytest.mark.parametrize(("capacity", "most"), [(4096, 0.015), (8192, 0.008), (16_384, 0.003)])
-def test_hardly_any_position_is_empty_on_the_reference_mix(capacity: int, most: float) -> None:
+@pytest.mark.parametrize(("capacity", "max_fraction"), [(4096, 0.015), (8192, 0.008), (16_384, 0.003)])
+def test_the_reference_mix_has_little_padding(capacity: int, max_fraction: float) -> None:
     lengths = reference_lengths(20_000, 1)
-    assert empty(lengths, PackedBatching([lengths], capacity, seed=0).batches(0), capacity) <= most
+    assert padding_fraction(lengths, PackedBatching([lengths], capacity, seed=0).batches(0), capacity) <= max_fraction
 
 
 @pytest.mark.parametrize("name", ["short", "lognormal"])
 def test_short_samples_fill_rows_to_the_last_token(name: str) -> None:
     lengths = MIXES[name]
-    assert len(pack(lengths, 16_384)) == fewest(lengths, 16_384)
+    assert len(pack(lengths, 16_384)) == min_rows(lengths, 16_384)
 
 
-def test_long_samples_are_not_left_until_nothing_fits_beside_them() -> None:
+def test_long_samples_are_placed_early_enough_to_fill_their_rows() -> None:
     lengths = RANDOM.integers(1, 4097, 8000)
-    assert empty(lengths, pack(lengths, 8192), 8192) <= 0.003
+    assert padding_fraction(lengths, pack(lengths, 8192), 8192) <= 0.003
 
 
-def test_a_few_samples_take_as_few_rows_as_they_can() -> None:
+def test_a_few_samples_take_the_minimum_number_of_rows() -> None:
     lengths = reference_lengths(130, 3)
-    assert len(pack(lengths, 16_384)) == fewest(lengths, 16_384)
+    assert len(pack(lengths, 16_384)) == min_rows(lengths, 16_384)
 
 
-def test_a_sample_is_exchanged_for_a_longer_one_that_fills_the_row() -> None:
-    # As they come, 6 and 2 leave room of 2; exchanged for the 4, the 2 goes into the other row.
+def test_a_sample_is_swapped_for_a_longer_one_that_fills_the_row() -> None:
+    # In order, 6 and 2 leave a gap of 2; swapped for the 4, the 2 goes into the other row.
     assert sorted(map(sorted, pack(np.array([6, 2, 3, 5, 4]), 10))) == [[0, 4], [1, 2, 3]]
 
 
@@ -72,8 +72,8 @@ def test_a_sample_as_long_as_the_row_fills_it() -> None:
 
 
 def test_rows_mix_long_samples_with_short_ones() -> None:
-    """Otherwise a step of training would see captions alone, and the next none."""
+    """Otherwise one training step would see captions only and the next none."""
     lengths = reference_lengths(4000, 4)
-    share = float((lengths < 800).mean())
-    shares = [float((lengths[row] < 800).mean()) for row in pack(lengths, 16_384)]
-    assert np.std(shares) < 1.5 * np.sqrt(share * (1 - share) / (16_384 / lengths.mean()))
+    fraction = float((lengths < 800).mean())
+    fractions = [float((lengths[row] < 800).mean()) for row in pack(lengths, 16_384)]
+    assert np.std(fractions) < 1.5 * np.sqrt(fraction * (1 - fraction) / (16_384 / lengths.mean()))

@@ -1,4 +1,4 @@
-"""The merged data are read back as they were written."""
+"""Merged data is read back as it was written."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def merged(raw: RawFiles) -> RawFiles:
     return raw
 
 
-def test_samples_come_by_row_by_split_and_by_id(merged: RawFiles) -> None:
+def test_samples_are_found_by_row_split_and_id(merged: RawFiles) -> None:
     store = SampleStore(merged.merged)
     assert len(store) == 4
     assert [sample.targets[0] for sample in store.samples()] == ["0", "1", "2", "x"]
@@ -36,7 +36,7 @@ def test_samples_come_by_row_by_split_and_by_id(merged: RawFiles) -> None:
         store.row_index("train/9")
 
 
-def test_images_come_by_id_and_their_loss_is_named(merged: RawFiles) -> None:
+def test_images_are_found_by_id_and_a_missing_file_is_named(merged: RawFiles) -> None:
     store = SampleStore(merged.merged)
     assert store.load_image(2).size == (12, 8)
     assert [row.image_id for row in store.images()] == [0, 1, 2]
@@ -45,17 +45,17 @@ def test_images_come_by_id_and_their_loss_is_named(merged: RawFiles) -> None:
         store.load_image(2)
 
 
-def test_a_image_above_the_usual_limit_that_the_merge_let_pass_is_read(merged: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_above_the_default_pixel_limit_that_the_merge_accepted_is_read(merged: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dataset.loading.sample_store.MAX_PIXELS", 50)
     assert SampleStore(merged.merged).load_image(0).size == (12, 8)
 
 
-def test_a_folder_without_merged_data_says_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_merged_data_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"does not exist; run python tools/preprocess\.py first"):
         SampleStore(tmp_path)
 
 
-def test_tables_of_another_layout_are_refused(merged: RawFiles) -> None:
+def test_tables_with_other_columns_are_an_error(merged: RawFiles) -> None:
     pq.write_table(pa.table({"image_id": [1]}), merged.merged / "images.parquet")
     with pytest.raises(UsageError, match="expected the columns"):
         SampleStore(merged.merged)

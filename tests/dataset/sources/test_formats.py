@@ -1,4 +1,4 @@
-"""Each format is read as its files really are; what cannot be used is rejected with its reason and place."""
+"""Each format is read as published; unusable records are rejected with reason and location."""
 
 import itertools
 import json
@@ -15,11 +15,11 @@ from dataset.record_validation import DropReason
 from dataset.sample import Message
 from dataset.sources.record import RawSample, ReadOptions, RejectedRecord
 from errors import TesseraError
-from tests.dataset.raw_files import RawFiles, conversation, ten
+from tests.dataset.raw_files import RawFiles, conversation, vqa_answers
 
 
-def read(source: Source, reading: ReadOptions | None = None) -> list[RawSample]:
-    items = list(sources.read(source, reading or ReadOptions()))
+def read(source: Source, options: ReadOptions | None = None) -> list[RawSample]:
+    items = list(sources.read(source, options or ReadOptions()))
     assert all(isinstance(item, RawSample) for item in items), items
     return [item for item in items if isinstance(item, RawSample)]
 
@@ -28,37 +28,37 @@ def rejected(source: Source) -> list[tuple[str, DropReason]]:
     return [(str(item.location), item.reason) for item in sources.read(source, ReadOptions()) if isinstance(item, RejectedRecord)]
 
 
-def said(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
+def chat_messages(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
 class TestAiChallenger:
     @pytest.mark.parametrize(("image", "caption"), [("image_id", "caption"), ("image", "conversations"), ("image_id", "conversations")])
-    def test_all_captions_become_targets_under_either_pair_of_keys(self, raw: RawFiles, image: str, caption: str) -> None:
+    def test_all_captions_are_targets_under_either_pair_of_keys(self, raw: RawFiles, image: str, caption: str) -> None:
         [sample] = read(raw.ai_challenger([{"url": "http://x", image: "a.jpg", caption: ["一只猫 ", "猫在睡觉\n"]}]))
         assert sample.targets == sample.answers == ("一只猫", "猫在睡觉")
         assert (sample.task, sample.images) == ("caption", (raw.images / "a.jpg",))
         assert sample.messages[0].content in ("<image>\n这幅图像描述了什么？", "<image>\n这幅图像中有什么？")
 
-    def test_both_questions_are_drawn_about_equally_often_and_always_alike(self, raw: RawFiles) -> None:
+    def test_question_templates_are_about_equally_frequent_and_chosen_reproducibly(self, raw: RawFiles) -> None:
         records = [{"image_id": f"{i}.jpg", "caption": ["图"]} for i in range(400)]
         asked = [sample.messages[0].content for sample in read(raw.ai_challenger(records))]
         assert len(set(asked)) == 2
         assert 150 < asked.count("<image>\n这幅图像中有什么？") < 250
         assert asked == [sample.messages[0].content for sample in read(raw.ai_challenger(records))]
         shifted = [sample.messages[0].content for sample in read(raw.ai_challenger(records[1:]))]
-        assert shifted == asked[1:], "a record's question does not hang on its place"
+        assert shifted == asked[1:], "the question of a record does not depend on its position"
         assert asked != [sample.messages[0].content for sample in read(raw.ai_challenger(records), ReadOptions(seed=1))]
 
     def test_the_questions_can_be_set(self, raw: RawFiles) -> None:
         [sample] = read(raw.ai_challenger([{"image_id": "a.jpg", "caption": ["图"]}], questions=("有什么？",)))
         assert sample.messages == (Message("user", "<image>\n有什么？"),)
 
-    def test_a_blank_caption_among_others_is_left_out(self, raw: RawFiles) -> None:
+    def test_blank_captions_are_skipped(self, raw: RawFiles) -> None:
         [sample] = read(raw.ai_challenger([{"image_id": "a.jpg", "caption": ["", "猫", " "]}]))
         assert sample.targets == ("猫",)
 
-    def test_images_stand_beside_the_annotations_where_no_folder_is_named(self, raw: RawFiles) -> None:
+    def test_images_are_next_to_the_annotations_by_default(self, raw: RawFiles) -> None:
         path = raw.write("captions.json", [{"image_id": "a.jpg", "caption": ["图"]}])
         [sample] = read(AiChallengerSource(format="ai_challenger", annotations=path))
         assert sample.images == (raw.folder / "a.jpg",)
@@ -75,12 +75,12 @@ class TestLlava:
         assert sample.targets == sample.answers == ("Yes.\n",)
 
     @pytest.mark.parametrize("question", ["<image>\nWhat is it?", "What is it?\n<image>", "Look: <image> What is it?"])
-    def test_the_mark_stays_where_it_stood(self, raw: RawFiles, question: str) -> None:
+    def test_the_placeholder_keeps_its_position(self, raw: RawFiles, question: str) -> None:
         record = {"image": "a.jpg", "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": "A cat."}]}
         [sample] = read(raw.llava([record]))
         assert sample.messages[0].content == question
 
-    def test_a_conversation_may_be_about_no_image_or_several(self, raw: RawFiles) -> None:
+    def test_a_conversation_may_have_no_image_or_several(self, raw: RawFiles) -> None:
         several = conversation(["a.jpg", "b.jpg"], "and <image>: which is red?", "The first.")
         none, two = read(raw.llava([conversation(None, "Hello", "Hi."), several]))
         assert none.images == ()
@@ -92,14 +92,14 @@ class TestLlava:
 
 
 class TestCocoCaptions:
-    def test_captions_are_gathered_by_image_id(self, raw: RawFiles) -> None:
+    def test_captions_are_grouped_by_image_id(self, raw: RawFiles) -> None:
         images = [{"id": 7, "file_name": "b.jpg", "width": 1}, {"id": 3, "file_name": "a.jpg"}]
         annotations = [{"id": 1, "image_id": i, "caption": text} for i, text in ((3, "A cat. "), (7, "A dog."), (3, "Cat!\n"))]
         dog, cat = read(raw.coco_captions(images, annotations))
         assert (dog.images, dog.targets) == ((raw.images / "b.jpg",), ("A dog.",))
         assert (cat.images, cat.answers) == ((raw.images / "a.jpg",), ("A cat.", "Cat!"))
 
-    def test_what_does_not_pair_is_rejected(self, raw: RawFiles) -> None:
+    def test_unpaired_entries_are_rejected(self, raw: RawFiles) -> None:
         images = [
             {"id": 1, "file_name": "a.jpg"},
             {"id": 2, "file_name": "b.jpg"},
@@ -124,7 +124,7 @@ class TestCocoCaptions:
             ("annotation 1", DropReason.UNPAIRED),
         ]
 
-    def test_a_file_without_its_lists_is_refused(self, raw: RawFiles) -> None:
+    def test_a_file_without_its_lists_is_an_error(self, raw: RawFiles) -> None:
         source = CocoCaptionsSource(format="coco_captions", annotations=raw.write("captions.json", {"images": []}))
         with pytest.raises(TesseraError, match="it has no 'annotations'"):
             read(source)
@@ -136,8 +136,8 @@ class TestCocoCaptions:
 class TestVqaV2:
     QUESTIONS = ({"question_id": 10, "image_id": 1, "question": "What? "}, {"question_id": 20, "image_id": 2, "question": "How many?"})
     ANNOTATIONS = (
-        {"question_id": 20, "image_id": 2, "answers": ten(*["2"] * 6, *["3"] * 4)},
-        {"question_id": 10, "image_id": 1, "answers": ten("cat", "dog", "dog", "", *["cat"] * 6)},
+        {"question_id": 20, "image_id": 2, "answers": vqa_answers(*["2"] * 6, *["3"] * 4)},
+        {"question_id": 10, "image_id": 1, "answers": vqa_answers("cat", "dog", "dog", "", *["cat"] * 6)},
     )
 
     def test_questions_and_answers_are_joined_by_question_id(self, raw: RawFiles) -> None:
@@ -146,16 +146,16 @@ class TestVqaV2:
         assert what.answers == ("cat", "dog", "dog", "", *["cat"] * 6)
         assert (how_many.key, how_many.targets, len(how_many.answers)) == ("20", ("2",), 10)
 
-    def test_any_of_the_answers_may_be_the_target_where_that_is_asked_for(self, raw: RawFiles) -> None:
+    def test_all_answers_are_targets_with_vqa_target_sample(self, raw: RawFiles) -> None:
         what, _ = read(raw.vqav2(self.QUESTIONS, self.ANNOTATIONS), ReadOptions(vqa_target="sample"))
         assert what.targets == ("cat", "dog", "dog", *["cat"] * 6)
 
-    def test_of_equally_frequent_answers_the_first_is_the_target(self, raw: RawFiles) -> None:
-        annotations = [{"question_id": 10, "image_id": 1, "answers": ten(*["b", "a"] * 5)}]
+    def test_a_tie_between_answers_goes_to_the_first(self, raw: RawFiles) -> None:
+        annotations = [{"question_id": 10, "image_id": 1, "answers": vqa_answers(*["b", "a"] * 5)}]
         assert read(raw.vqav2(self.QUESTIONS[:1], annotations))[0].targets == ("b",)
 
     @pytest.mark.parametrize("name", ["COCO_train2014_000000000001.jpg", "000000000001.jpg"])
-    def test_images_of_the_2014_and_the_2017_folders_are_found(self, raw: RawFiles, name: str) -> None:
+    def test_images_with_the_names_of_2014_and_2017_are_found(self, raw: RawFiles, name: str) -> None:
         raw.image(name)
         what, missing = read(raw.vqav2(self.QUESTIONS, self.ANNOTATIONS))
         assert what.images == (raw.images / name,)
@@ -164,10 +164,10 @@ class TestVqaV2:
     @pytest.mark.parametrize(
         ("subtype", "split"), [("train2014", "train"), ("val2014", "validation"), ("test-dev2015", "test"), ("other", None)]
     )
-    def test_the_data_subtype_is_the_files_own_split(self, raw: RawFiles, subtype: str, split: str | None) -> None:
+    def test_the_data_subtype_gives_the_split(self, raw: RawFiles, subtype: str, split: str | None) -> None:
         assert {sample.split for sample in read(raw.vqav2(self.QUESTIONS, self.ANNOTATIONS, subtype))} == {split}
 
-    def test_what_does_not_pair_is_rejected(self, raw: RawFiles) -> None:
+    def test_unpaired_entries_are_rejected(self, raw: RawFiles) -> None:
         questions = [
             {"question_id": 1, "image_id": 1, "question": "Without annotation?"},
             {"question_id": 2, "image_id": 1, "question": "With another picture's annotation?"},
@@ -175,11 +175,11 @@ class TestVqaV2:
             {"question_id": 4, "image_id": 1, "question": "Fine?"},
             {"question_id": 4, "image_id": 1, "question": "The same id?"},
         ]
-        annotations = [{"question_id": i, "image_id": 2 if i == 2 else 1, "answers": ten("yes")} for i in (2, 3, 3, 4)]
+        annotations = [{"question_id": i, "image_id": 2 if i == 2 else 1, "answers": vqa_answers("yes")} for i in (2, 3, 3, 4)]
         unpaired = [(f"question {i}", DropReason.UNPAIRED) for i in (0, 1, 2, 4)]
         assert rejected(raw.vqav2(questions, [*annotations, "nonsense", {"image_id": 1}])) == unpaired
 
-    def test_a_subtype_that_is_no_name_is_refused(self, raw: RawFiles) -> None:
+    def test_a_data_subtype_that_is_not_a_name_is_an_error(self, raw: RawFiles) -> None:
         with pytest.raises(TesseraError, match=r"data_subtype is '\.\./x'"):
             read(raw.vqav2(self.QUESTIONS, self.ANNOTATIONS, "../x"))
 
@@ -192,15 +192,9 @@ class TestVqaMetadata:
         assert (sample.key, sample.targets, sample.answers) == ("5", ("dakota",), ("dakota", "nous", "dakota"))
         assert (sample.task, sample.split, sample.images) == ("vqa", None, (raw.images / "a.jpg",))
 
-    def test_textvqas_own_file_is_read(self, raw: RawFiles) -> None:
-        entry = {
-            "question_id": 34602,
-            "question": "what?",
-            "image_id": "003a8ae2",
-            "answers": ["a"] * 10,
-            "set_name": "val",
-            "image_classes": [],
-        }
+    def test_the_official_textvqa_file_is_read(self, raw: RawFiles) -> None:
+        answers = {"answers": ["a"] * 10, "set_name": "val", "image_classes": []}
+        entry = {"question_id": 34602, "question": "what?", "image_id": "003a8ae2", **answers}
         [sample] = read(raw.vqa_metadata({"dataset_type": "val", "data": [entry], "dataset_name": "textvqa"}))
         assert (sample.key, sample.split, sample.images) == ("34602", "validation", (raw.images / "003a8ae2.jpg",))
 
@@ -211,44 +205,47 @@ class TestVqaMetadata:
 
 class TestMessages:
     ROWS = (
-        {"messages": said(("system", "Be brief."), ("user", "<image> <image>?"), ("assistant", "No.")), "images": ["a.jpg", "b.jpg"]},
-        {"messages": said(("user", "Hello"), ("assistant", "Hi."))},
-        {"messages": said(("user", "<image>?"), ("assistant", "Yes.")), "images": "a.jpg", "split": "test"},
+        {
+            "messages": chat_messages(("system", "Be brief."), ("user", "<image> <image>?"), ("assistant", "No.")),
+            "images": ["a.jpg", "b.jpg"],
+        },
+        {"messages": chat_messages(("user", "Hello"), ("assistant", "Hi."))},
+        {"messages": chat_messages(("user", "<image>?"), ("assistant", "Yes.")), "images": "a.jpg", "split": "test"},
     )
 
-    def test_jsonl_rows_hold_any_number_of_images(self, raw: RawFiles) -> None:
+    def test_jsonl_rows_may_have_any_number_of_images(self, raw: RawFiles) -> None:
         two, none, one = read(raw.messages(list(self.ROWS)))
         assert two.images == (raw.images / "a.jpg", raw.images / "b.jpg")
         assert two.messages == (Message("system", "Be brief."), Message("user", "<image> <image>?"))
         assert (none.images, none.split) == ((), None)
         assert (one.images, one.split) == ((raw.images / "a.jpg",), "test")
 
-    def test_parquet_rows_hold_images_themselves(self, raw: RawFiles) -> None:
+    def test_parquet_rows_may_embed_images(self, raw: RawFiles) -> None:
         data = (raw.images / raw.image("a.png")).read_bytes()
         path = raw.folder / "rows.parquet"
-        turns = said(("user", "<image>?"), ("assistant", "Yes."))
+        turns = chat_messages(("user", "<image>?"), ("assistant", "Yes."))
         images = [[{"bytes": data, "path": "x.png"}], [{"bytes": None, "path": "a.png"}], []]
         pq.write_table(pa.table({"messages": [turns] * 3, "images": images, "other": [1, 2, 3]}), path)
         embedded, named, none = read(MessagesSource(format="messages", path=path, images=raw.images))
         assert (embedded.images, named.images, none.images) == ((data,), (raw.images / "a.png",), ())
 
-    def test_contents_in_parts_are_joined(self, raw: RawFiles) -> None:
+    def test_content_parts_are_joined(self, raw: RawFiles) -> None:
         parts = [{"type": "text", "text": "Look: "}, {"type": "image"}, {"type": "text", "text": " what?"}]
-        [sample] = read(raw.messages([{"messages": said(("user", parts), ("assistant", "A cat.")), "images": ["a.jpg"]}]))
+        [sample] = read(raw.messages([{"messages": chat_messages(("user", parts), ("assistant", "A cat.")), "images": ["a.jpg"]}]))
         assert sample.messages == (Message("user", "Look: <image> what?"),)
 
-    def test_blank_lines_are_passed_over_and_places_are_line_numbers(self, raw: RawFiles) -> None:
+    def test_blank_lines_are_skipped_and_locations_are_line_numbers(self, raw: RawFiles) -> None:
         source = raw.messages(["nonsense"])
         source.path.write_text(f"\n{json.dumps(self.ROWS[1])}\n\n[]\n")
         assert rejected(source) == [("line 4", DropReason.NOT_AN_OBJECT)]
 
-    def test_a_line_that_is_not_json_stops_with_its_place(self, raw: RawFiles) -> None:
+    def test_a_line_that_is_not_json_is_an_error_with_its_position(self, raw: RawFiles) -> None:
         source = raw.messages(list(self.ROWS))
         source.path.write_text(f"{json.dumps(self.ROWS[1])}\n" + '{"messages": oops}\n')
         with pytest.raises(TesseraError, match=r"rows\.jsonl: not valid JSON at line 2 column 14"):
             read(source)
 
-    def test_other_files_are_refused(self, raw: RawFiles) -> None:
+    def test_files_of_another_kind_are_an_error(self, raw: RawFiles) -> None:
         path = raw.folder / "rows.parquet"
         path.write_bytes(b"PAR1 nonsense")
         with pytest.raises(TesseraError, match=r"rows\.parquet: not a Parquet file"):
@@ -264,11 +261,11 @@ RECORDS: dict[str, Any] = {
     "coco_captions": {"images": {"id": 1, "file_name": "a.jpg"}, "annotations": {"image_id": 1, "caption": "A cat."}},
     "vqav2": {
         "questions": {"question_id": 1, "image_id": 1, "question": "?"},
-        "annotations": {"question_id": 1, "image_id": 1, "answers": ten("x", "y")},
+        "annotations": {"question_id": 1, "image_id": 1, "answers": vqa_answers("x", "y")},
     },
     "vqa_metadata": {"id": 1, "question": "?", "answers": ["x", "y"], "image_file": "a.jpg"},
     "messages": {
-        "messages": said(("user", [{"type": "image"}, {"type": "text", "text": "?"}]), ("assistant", "x")),
+        "messages": chat_messages(("user", [{"type": "image"}, {"type": "text", "text": "?"}]), ("assistant", "x")),
         "images": ["a.jpg"],
         "split": "train",
     },
@@ -276,17 +273,17 @@ RECORDS: dict[str, Any] = {
 PAIRED = ("coco_captions", "vqav2")
 
 
-def source_of(raw: RawFiles, kind: str, records: list[Any], **settings: Any) -> Source:
+def make_source(raw: RawFiles, kind: str, records: list[Any], **settings: Any) -> Source:
     if kind == "coco_captions":
         return raw.coco_captions([record["images"] for record in records], [record["annotations"] for record in records], **settings)
     if kind == "vqav2":
         return raw.vqav2([record["questions"] for record in records], [record["annotations"] for record in records], **settings)
-    made: Source = getattr(raw, kind)(records, **settings)
-    return made
+    source: Source = getattr(raw, kind)(records, **settings)
+    return source
 
 
-def enumerate_records(kind: str, number: int) -> Any:
-    """The sound record of a kind; those that are joined by an id have one of their own."""
+def record_with_id(kind: str, number: int) -> Any:
+    """The valid record of a format; in formats that join by id, with the id `number`."""
     names = {"coco_captions": ("id", "image_id"), "vqav2": ("question_id",)}.get(kind)
     if names is None:
         return RECORDS[kind]
@@ -294,58 +291,56 @@ def enumerate_records(kind: str, number: int) -> Any:
 
 
 @pytest.mark.parametrize("kind", RECORDS)
-def test_a_limit_reads_so_many_records_from_the_start(raw: RawFiles, kind: str) -> None:
-    every = [sample.key for sample in read(source_of(raw, kind, [enumerate_records(kind, i) for i in range(5)]))]
-    assert len(every) == 5
-    assert [sample.key for sample in read(source_of(raw, kind, [enumerate_records(kind, i) for i in range(5)], limit=2))] == every[:2]
+def test_a_limit_reads_the_first_records(raw: RawFiles, kind: str) -> None:
+    all_keys = [sample.key for sample in read(make_source(raw, kind, [record_with_id(kind, i) for i in range(5)]))]
+    assert len(all_keys) == 5
+    assert [sample.key for sample in read(make_source(raw, kind, [record_with_id(kind, i) for i in range(5)], limit=2))] == all_keys[:2]
 
 
 @pytest.mark.parametrize("kind", RECORDS)
-def test_a_missing_annotation_file_is_named(raw: RawFiles, kind: str) -> None:
-    source = source_of(raw, kind, [enumerate_records(kind, i) for i in range(5)])
+def test_the_error_for_a_missing_annotation_file_names_it(raw: RawFiles, kind: str) -> None:
+    source = make_source(raw, kind, [record_with_id(kind, i) for i in range(5)])
     for path in sources.files(source):
         path.unlink()
     with pytest.raises(TesseraError, match="cannot be read"):
         list(sources.read(source, ReadOptions()))
 
 
-def test_a_folder_in_place_of_a_list_is_refused(tmp_path: Path) -> None:
+def test_a_folder_instead_of_a_file_is_an_error(tmp_path: Path) -> None:
     for source in (LlavaSource(format="llava", annotations=tmp_path), VqaMetadataSource(format="vqa_metadata", annotations=tmp_path)):
         with pytest.raises(TesseraError, match="cannot be read"):
             list(sources.read(source, ReadOptions()))
 
 
-ODD: list[Any] = [None, 1, 1.5, True, "", "x", "\ud800", "a\0b", "../..", 10**30, [], {}, [None], [[]], {"a": 1}, "<image>"]
+MALFORMED: list[Any] = [None, 1, 1.5, True, "", "x", "\ud800", "a\0b", "../..", 10**30, [], {}, [None], [[]], {"a": 1}, "<image>"]
 
 
-def places_in(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [at, *(location for key, child in inner for location in places_in(child, (*at, key)))]
+def key_paths(value: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [prefix, *(path for key, child in children for path in key_paths(child, (*prefix, key)))]
 
 
-def replaced(value: Any, at: tuple[Any, ...], new: Any) -> Any:
-    if not at:
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
         return new
     changed = dict(value) if isinstance(value, dict) else list(value)
-    changed[at[0]] = replaced(value[at[0]], at[1:], new)
+    changed[path[0]] = replaced(value[path[0]], path[1:], new)
     return changed
 
 
 @pytest.mark.parametrize("kind", RECORDS)
-def test_no_record_however_odd_stops_a_merge(raw: RawFiles, kind: str) -> None:
+def test_no_malformed_record_stops_a_merge(raw: RawFiles, kind: str) -> None:
     raw.image("a.jpg")
     raw.image("COCO_train2014_000000000001.jpg")
-    # Of a pair of lists, an odd entry stands in the one or the other.
+    # Formats with two lists: a malformed entry is in one of them.
     tops = [(part,) for part in RECORDS[kind]] if kind in PAIRED else [()]
-    places = [
-        location for location in places_in(RECORDS[kind]) if any(location[: len(top)] == top for top in tops) and (location or tops == [()])
+    paths = [path for path in key_paths(RECORDS[kind]) if any(path[: len(top)] == top for top in tops) and (path or tops == [()])]
+    malformed = [
+        replaced(record_with_id(kind, 1000 + i), path, value) for i, (path, value) in enumerate(itertools.product(paths, MALFORMED))
     ]
-    odd = [
-        replaced(enumerate_records(kind, 1000 + i), location, value) for i, (location, value) in enumerate(itertools.product(places, ODD))
-    ]
-    sound = raw.messages([RECORDS["messages"]] * 2) if kind != "messages" else raw.llava([RECORDS["llava"]] * 2)
-    report = raw.merge(source_of(raw, kind, odd), sound)
+    valid = raw.messages([RECORDS["messages"]] * 2) if kind != "messages" else raw.llava([RECORDS["llava"]] * 2)
+    report = raw.merge(make_source(raw, kind, malformed), valid)
     assert report.sources[1].kept == 2
     assert report.sources[0].read == report.sources[0].kept + sum(report.sources[0].dropped.values())
-    assert report.sources[0].read >= len(odd)
+    assert report.sources[0].read >= len(malformed)
     assert report.sources[0].kept > 0

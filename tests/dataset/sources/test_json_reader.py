@@ -1,4 +1,4 @@
-"""Annotation files come record by record, whatever their size, with the place of what is wrong in them."""
+"""Annotation files are decoded record by record; errors name line and column."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from dataset.sources.json_reader import JsonReader, read_array
 from errors import TesseraError
 
 
-def written(folder: Path, text: str | bytes) -> Path:
+def write_file(folder: Path, text: str | bytes) -> Path:
     path = folder / "file.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
@@ -34,14 +34,14 @@ def random_text(rng: random.Random) -> str:
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1 << 20])
 @pytest.mark.parametrize("layout", [{}, {"indent": 2}, {"ensure_ascii": False}, {"separators": (",", ":")}])
-def test_records_are_the_same_wherever_the_file_is_cut(
+def test_records_do_not_depend_on_the_chunk_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, layout: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(json_reader, "_CHUNK", chunk)
     rng = random.Random(chunk)
     records = [random_value(rng) for _ in range(40)]
-    assert list(read_array(written(tmp_path, json.dumps(records, **layout)))) == records
-    assert list(read_array(written(tmp_path, json.dumps({"info": records[:3], "data": records}, **layout)), member="data")) == records
+    assert list(read_array(write_file(tmp_path, json.dumps(records, **layout)))) == records
+    assert list(read_array(write_file(tmp_path, json.dumps({"info": records[:3], "data": records}, **layout)), member="data")) == records
 
 
 @pytest.mark.parametrize("chunk", [3, 1 << 20])
@@ -58,42 +58,42 @@ def test_records_are_the_same_wherever_the_file_is_cut(
         ('["\\ud8', 1, 4),
     ],
 )
-def test_what_is_not_json_is_named_by_line_and_column(
+def test_invalid_json_is_reported_with_line_and_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, line: int, column: int, chunk: int
 ) -> None:
     monkeypatch.setattr(json_reader, "_CHUNK", chunk)
-    path = written(tmp_path, text)
+    path = write_file(tmp_path, text)
     with pytest.raises(TesseraError, match=rf"file\.json: not valid JSON at line {line} column {column}: "):
         list(read_array(path))
 
 
-def test_the_place_agrees_with_pythons_own_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_and_column_agree_with_the_json_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_reader, "_CHUNK", 16)
     text = json.dumps([{"caption": "一只猫", "n": i} for i in range(30)], indent=1, ensure_ascii=False)
-    for at in range(2, len(text), 13):
-        broken = text[:at] + "}" + text[at:]
+    for position in range(2, len(text), 13):
+        broken = text[:position] + "}" + text[position:]
         try:
             json.loads(broken)
         except json.JSONDecodeError as error:
             with pytest.raises(TesseraError, match=rf"line {error.lineno} column {error.colno}:"):
-                list(read_array(written(tmp_path, broken)))
+                list(read_array(write_file(tmp_path, broken)))
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[" + "1" * 10_000 + "]"])
-def test_documents_beyond_the_decoders_limits_are_refused_in_words(tmp_path: Path, text: str) -> None:
+def test_documents_beyond_the_limits_of_the_decoder_are_reported(tmp_path: Path, text: str) -> None:
     with pytest.raises(TesseraError, match="not valid JSON at line 1"):
-        list(read_array(written(tmp_path, text)))
+        list(read_array(write_file(tmp_path, text)))
 
 
-def test_bytes_that_are_not_utf8_spoil_only_their_record(tmp_path: Path) -> None:
-    good, bad, last = read_array(written(tmp_path, b'["\xe5\x9b\xbe", "caf\xe9", "end"]'))
+def test_bytes_that_are_not_utf8_affect_only_their_record(tmp_path: Path) -> None:
+    good, bad, last = read_array(write_file(tmp_path, b'["\xe5\x9b\xbe", "caf\xe9", "end"]'))
     assert (good, last) == ("图", "end")
     with pytest.raises(UnicodeEncodeError):
         bad.encode()
 
 
-def test_a_byte_order_mark_is_no_part_of_the_document(tmp_path: Path) -> None:
-    assert list(read_array(written(tmp_path, b"\xef\xbb\xbf[1]"))) == [1]
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    assert list(read_array(write_file(tmp_path, b"\xef\xbb\xbf[1]"))) == [1]
 
 
 @pytest.mark.parametrize(
@@ -105,31 +105,31 @@ def test_a_byte_order_mark_is_no_part_of_the_document(tmp_path: Path) -> None:
         (" \n", "not valid JSON at line 2 column 1"),
     ],
 )
-def test_a_document_of_another_shape_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_document_that_is_not_a_list_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(TesseraError, match=message):
-        list(read_array(written(tmp_path, text)))
+        list(read_array(write_file(tmp_path, text)))
 
 
-def test_an_object_without_the_list_is_refused(tmp_path: Path) -> None:
+def test_an_object_without_the_list_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TesseraError, match='an object with a list "data"; it has no such key'):
-        list(read_array(written(tmp_path, '{"rows": []}'), member="data"))
+        list(read_array(write_file(tmp_path, '{"rows": []}'), member="data"))
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(TesseraError, match=r"none\.json: cannot be read"):
         list(read_array(tmp_path / "none.json"))
 
 
-def test_members_come_with_a_cursor_on_their_values(tmp_path: Path) -> None:
-    with JsonReader(written(tmp_path, '{"a": [1, 2], "b": {"c": 3}, "d": "x"}')) as file:
-        found = {key: list(file.iter_array()) if key == "a" else file.value() for key in file.iter_keys()}
+def test_after_each_key_the_cursor_is_at_its_value(tmp_path: Path) -> None:
+    with JsonReader(write_file(tmp_path, '{"a": [1, 2], "b": {"c": 3}, "d": "x"}')) as file:
+        content = {key: list(file.iter_array()) if key == "a" else file.value() for key in file.iter_keys()}
         file.end()
-    assert found == {"a": [1, 2], "b": {"c": 3}, "d": "x"}
+    assert content == {"a": [1, 2], "b": {"c": 3}, "d": "x"}
 
 
-def test_a_large_file_never_stands_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_never_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_reader, "_CHUNK", 1 << 16)
-    path = written(tmp_path, json.dumps([{"id": i, "text": "x" * 1000} for i in range(4000)]))
+    path = write_file(tmp_path, json.dumps([{"id": i, "text": "x" * 1000} for i in range(4000)]))
     tracemalloc.start()
     try:
         assert sum(1 for _ in read_array(path)) == 4000
