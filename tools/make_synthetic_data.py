@@ -1,4 +1,4 @@
-"""Draw the embedded demo's pictures and write what is said about them in the raw formats of real data sets."""
+"""Write the demo's synthetic dataset: rendered images with questions, captions and conversations, in the raw formats of real datasets."""
 
 import argparse
 from pathlib import Path
@@ -8,31 +8,31 @@ from dataset.synthetic.dataset_writer import SceneCounts, write_scenes
 from errors import UsageError
 
 FOLDER = Path("data/scenes")
-UNSEEN = "test scenes with combinations of color and shape that training never shows"
+_UNSEEN_HELP = "test scenes with combinations of color and shape that never occur in training"
 
 
 def arguments() -> cli.Parser:
     """The command line."""
-    plan = SceneCounts()
+    defaults = SceneCounts()
     parser = cli.Parser(__doc__ or "", takes_config=False)
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the set (default: %(default)s)")
-    parser.add_argument("--train", type=int, default=plan.train, metavar="N", help="training scenes (default: %(default)s)")
-    parser.add_argument("--validation", type=int, default=plan.validation, metavar="N", help="validation scenes (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=plan.test, metavar="N", help="test scenes (default: %(default)s)")
-    parser.add_argument("--unseen", type=int, default=plan.unseen, metavar="N", help=f"{UNSEEN} (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=plan.seed, metavar="S", help="another seed draws other scenes (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="output folder (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=defaults.train, metavar="N", help="training scenes (default: %(default)s)")
+    parser.add_argument("--validation", type=int, default=defaults.validation, metavar="N", help="validation scenes (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=defaults.test, metavar="N", help="test scenes (default: %(default)s)")
+    parser.add_argument("--unseen", type=int, default=defaults.unseen, metavar="N", help=f"{_UNSEEN_HELP} (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=defaults.seed, metavar="S", help="seed of the scenes (default: %(default)s)")
     return parser
 
 
 def main(parsed: argparse.Namespace) -> int:
-    """Write the set, or say that it stands already."""
-    plan = SceneCounts(parsed.seed, parsed.train, parsed.validation, parsed.test, parsed.unseen)
+    """Write the dataset, or report that it is up to date."""
+    counts = SceneCounts(parsed.seed, parsed.train, parsed.validation, parsed.test, parsed.unseen)
     for name in ("train", "validation", "test", "unseen"):
-        if getattr(plan, name) < 1:
-            raise UsageError(f"--{name} {getattr(plan, name)}: at least one scene is needed")
-    was_written = write_scenes(parsed.out, plan)
-    counts = f"{plan.train:,} training, {plan.validation:,} validation, {plan.test:,} test and {plan.unseen:,} unseen scenes"
-    print(f"{parsed.out}: {counts}" if was_written else f"{parsed.out}: unchanged ({counts})")
+        if getattr(counts, name) < 1:
+            raise UsageError(f"--{name} {getattr(counts, name)}: at least one scene is required")
+    was_written = write_scenes(parsed.out, counts)
+    summary = f"{counts.train:,} training, {counts.validation:,} validation, {counts.test:,} test and {counts.unseen:,} unseen scenes"
+    print(f"{parsed.out}: {summary}" if was_written else f"{parsed.out}: unchanged ({summary})")
     return 0
 
 

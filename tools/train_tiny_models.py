@@ -1,6 +1,6 @@
-"""Train the embedded demo's small SigLIP, CLIP, Qwen3 and Qwen3-VL on drawn scenes and write them into checkpoints/tiny.
+"""Train the demo's tiny SigLIP, CLIP, Qwen3 and Qwen3-VL on synthetic scenes and write them into checkpoints/tiny.
 
-Minutes on a GPU, a few hours on two CPU cores. An interrupted run continues when it is started again.
+Takes minutes on a GPU, a few hours on two CPU cores. An interrupted run resumes when the command is run again.
 """
 
 import argparse
@@ -21,29 +21,35 @@ FOLDER = Path("checkpoints/tiny")
 def arguments() -> cli.Parser:
     """The command line."""
     parser = cli.Parser(__doc__ or "", takes_config=False)
-    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the parts (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the models (default: %(default)s)")
     parser.add_argument(
-        "--only", nargs="+", choices=TINY_MODELS, default=TINY_MODELS, metavar="PART", help=f"some of {', '.join(TINY_MODELS)}"
+        "--only", nargs="+", choices=TINY_MODELS, default=TINY_MODELS, metavar="MODEL", help=f"train only these of {', '.join(TINY_MODELS)}"
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="steps of each part; 0 writes those that are missing, untrained")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="scenes a step; each part has its own number")
-    parser.add_argument("--learning-rate", type=float, metavar="R", help="highest learning rate; each part has its own")
-    parser.add_argument("--further", action="store_true", help="train the parts that stand in the folder further, on new scenes")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="steps per model, instead of its own number; 0 writes missing models untrained"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="scenes per step, instead of each model's own number")
+    parser.add_argument("--learning-rate", type=float, metavar="R", help="peak learning rate, instead of each model's own")
+    parser.add_argument("--further", action="store_true", help="continue from the models' weights in the folder, on new scenes")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of weights and scenes (default: %(default)s)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="compile the layers: faster after a minute; needs a C++ compiler on a CPU")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that draw; one less than there are cores by default")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="device of the training (default: %(default)s)")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the layers: faster after about a minute; needs a C++ compiler on a CPU"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="data loading processes (default: number of cores minus one, at least one)"
+    )
     return parser
 
 
 def main(parsed: argparse.Namespace) -> int:
-    """Write untrained parts, or train."""
+    """Train the models, or write missing ones untrained."""
     for name, minimum in (("steps", 0), ("batch_size", 2), ("workers", 0)):
         value = getattr(parsed, name)
         if value is not None and value < minimum:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: at least {minimum} is expected")
+            raise UsageError(f"--{name.replace('_', '-')} {value}: must be at least {minimum}")
     if parsed.learning_rate is not None and not parsed.learning_rate > 0:
-        raise UsageError(f"--learning-rate {parsed.learning_rate}: a positive number is expected")
+        raise UsageError(f"--learning-rate {parsed.learning_rate}: must be positive")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if parsed.steps == 0:
@@ -52,7 +58,7 @@ def main(parsed: argparse.Namespace) -> int:
         return 0
     device = ("cuda" if torch.cuda.is_available() else "cpu") if parsed.device == "auto" else parsed.device
     workers = max(1, (os.cpu_count() or 2) - 1) if parsed.workers is None else parsed.workers
-    setting = PretrainingSettings(
+    settings = PretrainingSettings(
         parsed.seed,
         torch.device(device),
         workers,
@@ -62,9 +68,9 @@ def main(parsed: argparse.Namespace) -> int:
         parsed.batch_size,
         parsed.learning_rate,
     )
-    for card in pretrain(parsed.out, parsed.only, setting):
+    for card in pretrain(parsed.out, parsed.only, settings):
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in card.metrics)
-        print(f"{parsed.out / card.part}: {card.steps:,} steps on {card.device}; {metrics}")
+        print(f"{parsed.out / card.model_name}: {card.steps:,} steps on {card.device}; {metrics}")
     return 0
 
 

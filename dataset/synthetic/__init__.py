@@ -1,5 +1,6 @@
-"""Drawn scenes: pictures of coloured shapes and signs with digits, and everything that can be said and asked about them.
+"""The demo's synthetic dataset: rendered images of coloured shapes and digit signs, with questions, captions and conversations.
 
-scene: what stands where. drawing: its pixels. facts: what is true of it. phrasing, reasoning, texts: how English and
-Chinese say so. annotators: how ten people would answer. files: the raw formats of real data sets.
+scene: the objects and their grid cells, sampled from a seed. scene_renderer: pixels. scene_facts: facts without any language.
+question_templates, question_phrasing, reasoning_conversations, scene_descriptions, vocabulary: English and Chinese text.
+annotators: ten answers per question. annotation_records, dataset_writer: the raw formats of VQA v2, LLaVA and AI Challenger.
 """

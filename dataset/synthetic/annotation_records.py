@@ -1,4 +1,4 @@
-"""What is said about one scene, as records of the raw formats: VQA v2, LLaVA conversations, AI Challenger captions."""
+"""Annotations of one scene as records of the raw formats: VQA v2, LLaVA conversations, AI Challenger captions."""
 
 import hashlib
 from collections import Counter
@@ -49,7 +49,7 @@ QUESTION_TYPES = (
     "什么颜色",
     "在哪里",
 )
-"""How questions begin, longer beginnings first where one holds another."""
+"""First words of questions, the `question_type` of VQA v2. A prefix of another entry comes after it, since the first match counts."""
 
 _ZH_CONVERSATIONS = 0.4
 DETAIL_QUESTIONS: dict[Language, tuple[str, ...]] = {
@@ -66,14 +66,22 @@ DETAIL_QUESTIONS: dict[Language, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class VqaRecords:
-    """The records of one scene for the question file and the annotation file."""
+    """Rows of one scene for the question file and the annotation file."""
 
     questions: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
 
 
 def vqa_records(scene: Scene, image_id: int, language: Language, count: int, first_number: int) -> VqaRecords:
-    """At most `count` questions with ten answers each; question ids are image_id * 1000 + first_number ..."""
+    """Sample questions about a scene, each with ten annotator answers.
+
+    Args:
+        scene: the scene.
+        image_id: its image's id.
+        language: language of questions and answers.
+        count: maximum number of questions; fewer when the scene does not yield enough different facts.
+        first_number: question ids count up from image_id * 1000 + first_number.
+    """
     rng = scene.rng(f"vqa {language}")
     records = VqaRecords([], [])
     for number, question in enumerate(sample_questions(scene, language, rng, count), image_id * 1000 + first_number):
@@ -98,39 +106,39 @@ def _annotation(question: Question, answers: list[str], image_id: int, question_
 
 
 def question_type(text: str) -> str:
-    """How a question begins, in the manner of VQA v2."""
+    """First words of a question, as VQA v2 defines its question types."""
     return next((start for start in QUESTION_TYPES if text.lower().startswith(start)), "none of the above")
 
 
 def reasoning_record(scene: Scene, file_name: str) -> dict[str, Any]:
-    """A conversation of several turns."""
+    """A LLaVA record with a reasoning conversation, usually of several turns."""
     rng = scene.rng("reasoning")
-    return _llava(conversation(scene, _language(rng.random()), rng), file_name, mark_first=True)
+    return _llava(conversation(scene, _language(rng.random()), rng), file_name, image_first=True)
 
 
 def detail_record(scene: Scene, file_name: str) -> dict[str, Any]:
-    """A detailed description; the picture's mark stands behind the question as often as before it."""
+    """A LLaVA record with a detailed description; the image placeholder comes before or after the question, equally often."""
     rng = scene.rng("detail")
     language = _language(rng.random())
     turn = rng.choice(DETAIL_QUESTIONS[language]), description(scene, language, rng)
-    return _llava([turn], file_name, mark_first=rng.random() < 0.5)
+    return _llava([turn], file_name, image_first=rng.random() < 0.5)
 
 
-def _language(chance: float) -> Language:
-    return "zh" if chance < _ZH_CONVERSATIONS else "en"
+def _language(uniform: float) -> Language:
+    return "zh" if uniform < _ZH_CONVERSATIONS else "en"
 
 
-def _llava(turns: list[tuple[str, str]], file_name: str, mark_first: bool) -> dict[str, Any]:
+def _llava(turns: list[tuple[str, str]], file_name: str, image_first: bool) -> dict[str, Any]:
     conversations = []
     for index, (question, answer) in enumerate(turns):
         if index == 0:
-            question = f"{IMAGE_PLACEHOLDER}\n{question}" if mark_first else f"{question}\n{IMAGE_PLACEHOLDER}"
+            question = f"{IMAGE_PLACEHOLDER}\n{question}" if image_first else f"{question}\n{IMAGE_PLACEHOLDER}"
         conversations += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     return {"id": file_name.partition(".")[0], "image": file_name, "conversations": conversations}
 
 
 def caption_record(scene: Scene, file_name: str) -> dict[str, Any]:
-    """Five Chinese captions in the manner of AI Challenger: without a full stop, some short, some with every place."""
+    """An AI Challenger record: five Chinese captions without a final full stop; two of them state the position of every object."""
     rng = scene.rng("captions")
     captions = [(caption if index % 2 else short_caption)(scene, "zh", rng).removesuffix("。") for index in range(5)]
     rng.shuffle(captions)

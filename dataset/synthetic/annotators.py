@@ -1,4 +1,4 @@
-"""How ten people answer a question: mostly alike, with synonyms, digits and words, and now and then an odd one out."""
+"""Simulated annotators: ten answers per question, mostly the usual one, some synonyms (digits as words too) and a few wrong."""
 
 import random
 
@@ -10,9 +10,9 @@ _MIN_AGREEING = 6
 
 
 def ten_answers(question: Question, rng: random.Random) -> list[str]:
-    """Ten answers; at least six give the usual one, so it is always the majority."""
+    """Ten answers; the usual answer is given at least six times, so it is always the majority."""
     usual = question.answer.usual
-    answers = [_one_answer(question, rng) for _ in range(ANNOTATORS)]
+    answers = [_sample_answer(question, rng) for _ in range(ANNOTATORS)]
     for index, answer in enumerate(answers):
         if answers.count(usual) >= _MIN_AGREEING:
             break
@@ -21,10 +21,10 @@ def ten_answers(question: Question, rng: random.Random) -> list[str]:
     return answers
 
 
-def _one_answer(question: Question, rng: random.Random) -> str:
-    chance = rng.random()
-    if chance < _WRONG_RATE and question.wrong:
+def _sample_answer(question: Question, rng: random.Random) -> str:
+    uniform = rng.random()
+    if uniform < _WRONG_RATE and question.wrong:
         return rng.choice(question.wrong)
-    if chance > 1 - _SYNONYM_RATE and question.answer.synonyms:
+    if uniform > 1 - _SYNONYM_RATE and question.answer.synonyms:
         return rng.choice(question.answer.synonyms)
     return question.answer.usual

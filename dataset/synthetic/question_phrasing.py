@@ -1,4 +1,4 @@
-"""Facts in words: many wordings of each kind of question in English and Chinese, and the usual answer with its synonyms."""
+"""Turn facts into questions in English or Chinese, with the usual answer, its synonyms, and wrong answers of the same type."""
 
 import random
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from dataset.synthetic.vocabulary import EN, Word
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A fact asked for in one language. `answer` holds the usual answer and its synonyms; `wrong` are others of its type."""
+    """A question in one language. `answer` holds the usual answer and its synonyms; `wrong` holds wrong answers of the same type."""
 
     text: str
     fact: Fact
@@ -37,7 +37,15 @@ def ask(
     category: Category | None = None,
     weights: Mapping[Category, int] = CATEGORY_WEIGHTS,
 ) -> Question:
-    """A question about a scene: of `category`, or of one drawn by `weights` that the scene has something for."""
+    """Sample a question about a scene.
+
+    Args:
+        scene: the scene.
+        language: language of question and answer.
+        rng: source of randomness.
+        category: category of the question; None samples one.
+        weights: sampling weights of the categories; one that has no fact about this scene is dropped.
+    """
     weights = dict(weights)
     while True:
         chosen = category or rng.choices(list(weights), list(weights.values()))[0]
@@ -51,20 +59,20 @@ def ask(
 def sample_questions(
     scene: Scene, language: Language, rng: random.Random, count: int, weights: Mapping[Category, int] = CATEGORY_WEIGHTS
 ) -> list[Question]:
-    """At most `count` questions about different facts, of categories drawn by `weights`."""
-    found: dict[Fact, Question] = {}
+    """At most `count` questions about different facts; `weights` are the sampling weights of the categories."""
+    by_fact: dict[Fact, Question] = {}
     for _ in range(count):
         question = ask(scene, language, rng, weights=weights)
         for _ in range(_RETRIES):
-            if question.fact not in found:
-                found[question.fact] = question
+            if question.fact not in by_fact:
+                by_fact[question.fact] = question
                 break
             question = _sample_similar_question(scene, language, rng, question)
-    return list(found.values())
+    return list(by_fact.values())
 
 
 def _sample_similar_question(scene: Scene, language: Language, rng: random.Random, reference: Question) -> Question:
-    """Another question of the same category; for yes and no of the same kind and answer, so that these stay balanced."""
+    """A question of the same category; for yes/no also of the same kind and answer, so that yes and no stay balanced."""
     while True:
         question = ask(scene, language, rng, reference.fact.category)
         if reference.fact.category != "yes/no" or (question.fact.kind, question.answer) == (reference.fact.kind, reference.answer):
@@ -72,7 +80,7 @@ def _sample_similar_question(scene: Scene, language: Language, rng: random.Rando
 
 
 def phrase(fact: Fact, language: Language, rng: random.Random) -> Question:
-    """A fact as a question, in one of its wordings."""
+    """The fact as a question, with a template sampled from those of its kind."""
     template = rng.choice(question_templates.QUESTION_TEMPLATES[language][question_templates.SHARED_TEMPLATES.get(fact.kind, fact.kind)])
     return Question(
         text=template.format_map(_fields(fact, language, rng)),
@@ -84,17 +92,17 @@ def phrase(fact: Fact, language: Language, rng: random.Random) -> Question:
 
 
 def _fields(fact: Fact, language: Language, rng: random.Random) -> dict[str, str]:
-    """What the wordings may name; a field that a fact has nothing for is absent."""
+    """Values of the template fields; a field without a value for this fact is absent."""
     thing = rng.choice(question_templates.THINGS[language])
     fields = {"thing": thing, "things": f"{thing}s"}
     for key, noun in zip(("a", "b"), fact.nouns, strict=False):
         fields[key] = definite(noun, language, thing)
         fields["kinds" if key == "a" else "kinds_b"] = kinds(noun, language, thing)
     if fact.nouns:
-        fields["A"] = vocabulary.upper(fields["a"])
+        fields["A"] = vocabulary.capitalize_first(fields["a"])
         fields["one"] = indefinite(fact.nouns[0], language, thing)
     if fact.cell is not None:
-        fields["at"] = vocabulary.at(fact.cell, language)
+        fields["at"] = vocabulary.position_phrase(fact.cell, language)
     if fact.side is not None:
         fields["side"] = rng.choice(question_templates.SIDES[language][fact.side])
         fields["further"] = question_templates.FURTHER[language][fact.side]
@@ -106,7 +114,7 @@ def _fields(fact: Fact, language: Language, rng: random.Random) -> dict[str, str
 
 
 def definite(noun: Noun, language: Language, thing: str) -> str:
-    """the red circle, the red thing, the sign with the number 7; 红色的圆形, 写着7的标牌. `thing` stands for a missing shape."""
+    """the red circle, the red thing, the sign with the number 7; 红色的圆形, 写着7的标牌. `thing` replaces a missing shape."""
     text = _noun_phrase(noun, language, thing)
     return f"the {text}" if language == EN else text
 
@@ -135,7 +143,7 @@ def _noun_phrase(noun: Noun, language: Language, thing: str) -> str:
 
 
 def _answer(fact: Fact, value: Value, language: Language) -> Word:
-    """The usual answer and its synonyms."""
+    """The answer `value` in words, with synonyms."""
     match value:
         case bool():
             return _EXISTENCE_ZH[value] if language != EN and fact.kind == "exists" else _YES_NO[language][value]
@@ -148,7 +156,7 @@ def _answer(fact: Fact, value: Value, language: Language) -> Word:
         case str():
             return vocabulary.color_word(value, language) if value in COLORS else vocabulary.shape_word(value, language)
         case (row, column):
-            return vocabulary.place_word((row, column), language)
+            return vocabulary.position_word((row, column), language)
 
 
 def _thing_answer(noun: Noun, language: Language) -> Word:
@@ -162,7 +170,7 @@ def _thing_answer(noun: Noun, language: Language) -> Word:
 
 
 def _wrong_answers(fact: Fact) -> list[Value]:
-    """Wrong answers of the same type, the near ones where nearness means something."""
+    """Wrong answers of the same type. Numbers and positions: only the neighbours of the right one."""
     match fact.answer:
         case bool():
             return [not fact.answer]

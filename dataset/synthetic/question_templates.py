@@ -1,4 +1,4 @@
-"""The wordings of each kind of question. A word in braces is filled from the fact; see `phrasing`."""
+"""Question templates per kind of fact. The fields in braces are filled by question_phrasing."""
 
 from dataset.sample import Language
 from dataset.synthetic.scene_facts import Side
@@ -198,9 +198,10 @@ QUESTION_TEMPLATES: dict[Language, dict[str, tuple[str, ...]]] = {
 }
 
 SHARED_TEMPLATES = {"count_color": "count_shape", "color_of_digit": "color_of"}
-"""Kinds whose wordings are those of another kind."""
+"""Kinds of facts that use the templates of another kind."""
 
 THINGS = {"en": ("thing", "object", "item"), "zh": ("物体", "东西", "图形")}
+"""Words for an object whose shape is not named."""
 
 SIDES: dict[Language, dict[Side, tuple[str, ...]]] = {
     "en": {
@@ -211,7 +212,10 @@ SIDES: dict[Language, dict[Side, tuple[str, ...]]] = {
     },
     "zh": {"left": ("左边", "左侧"), "right": ("右边", "右侧"), "above": ("上面", "上方"), "below": ("下面", "下方")},
 }
+"""Phrases for the field `side`: one object relative to another."""
+
 FURTHER: dict[Language, dict[Side, str]] = {
     "en": {"left": "further to the left", "right": "further to the right", "above": "above the other", "below": "below the other"},
     "zh": {"left": "更靠左边", "right": "更靠右边", "above": "更靠上面", "below": "更靠下面"},
 }
+"""Phrases for the field `further`: which of two objects lies further in a direction."""

@@ -1,4 +1,4 @@
-"""Conversations of several turns whose answers are worked out: taking away, comparing, adding, finding the way."""
+"""Conversations whose answers take a step of reasoning: subtraction, addition, comparison, directions, most common value."""
 
 import random
 from collections import Counter
@@ -17,14 +17,14 @@ TurnSampler = Callable[[Scene, Language, random.Random], list[Turn]]
 
 
 def conversation(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
-    """One to five turns; some topics have a second turn that only makes sense after the first."""
+    """Two or three topics where the scene has that many. A topic has one turn, or two of which the second refers to the first."""
     samplers = rng.sample(_SAMPLERS, len(_SAMPLERS))
     topics = [turns for sampler in samplers if (turns := sampler(scene, language, rng))]
     return [turn for turns in topics[: rng.randint(2, 3)] for turn in turns]
 
 
-def _take_away(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
-    """How many are left without one color; then without one thing more."""
+def _subtraction(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
+    """How many objects remain without one color; sometimes a second turn removes one more."""
     color = rng.choice(scene.things).color
     removed, total = len(matching(scene, Noun(color=color))), len(scene.things)
     rest = [thing for thing in scene.things if thing.color != color]
@@ -54,21 +54,26 @@ def _take_away(scene: Scene, language: Language, rng: random.Random) -> list[Tur
     return turns
 
 
-def _find_way(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
+def _direction(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
     named = [thing for thing in scene.things if len(matching(scene, Noun.of(thing))) == 1]
     if len(named) < 2:
         return []
     start, end = rng.sample(named, 2)
-    way, back = _directions(start, end, language), _directions(end, start, language)
-    from_, to = vocabulary.name(start, language), vocabulary.name(end, language)
-    here, there = (vocabulary.at((thing.row, thing.column), language) for thing in (start, end))
+    forward, backward = _directions(start, end, language), _directions(end, start, language)
+    start_name, end_name = vocabulary.name(start, language), vocabulary.name(end, language)
+    start_position, end_position = (vocabulary.position_phrase((thing.row, thing.column), language) for thing in (start, end))
     if language == EN:
         question = rng.choice(("Which way is it from the {} to the {}?", "In which direction does one go from the {} to the {}?"))
-        turns = [(question.format(from_, to), f"{vocabulary.upper(way)}. The {from_} is {here} and the {to} is {there}.")]
-        return [*turns, ("And back again?", f"{vocabulary.upper(back)}, the opposite way.")] if rng.random() < 0.4 else turns
+        turns = [
+            (
+                question.format(start_name, end_name),
+                f"{vocabulary.capitalize_first(forward)}. The {start_name} is {start_position} and the {end_name} is {end_position}.",
+            )
+        ]
+        return [*turns, ("And back again?", f"{vocabulary.capitalize_first(backward)}, the opposite way.")] if rng.random() < 0.4 else turns
     question = rng.choice(("从{}到{}要往哪个方向走？", "怎样从{}走到{}？"))
-    turns = [(question.format(from_, to), f"往{way}。{from_}在{here}，{to}在{there}。")]
-    return [*turns, ("那么走回来呢？", f"往{back}，方向正好相反。")] if rng.random() < 0.4 else turns
+    turns = [(question.format(start_name, end_name), f"往{forward}。{start_name}在{start_position}，{end_name}在{end_position}。")]
+    return [*turns, ("那么走回来呢？", f"往{backward}，方向正好相反。")] if rng.random() < 0.4 else turns
 
 
 def _directions(start: Thing, end: Thing, language: Language) -> str:
@@ -79,16 +84,16 @@ def _directions(start: Thing, end: Thing, language: Language) -> str:
 
 def _count_kinds(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
     by_color = rng.random() < 0.5
-    found = list(dict.fromkeys(thing.color if by_color else thing.shape for thing in scene.things))
-    names = [(vocabulary.color_word if by_color else vocabulary.shape_word)(value, language).usual for value in found]
+    values = list(dict.fromkeys(thing.color if by_color else thing.shape for thing in scene.things))
+    names = [(vocabulary.color_word if by_color else vocabulary.shape_word)(value, language).usual for value in values]
     if language == EN:
         question = f"How many different {'colors' if by_color else 'shapes'} are there?"
-        return [(question, f"{len(found)}: {vocabulary.join_words(names, language)}.")]
+        return [(question, f"{len(values)}: {vocabulary.join_words(names, language)}.")]
     question = f"图中有几种不同的{'颜色' if by_color else '形状'}？"
-    return [(question, f"{len(found)}种：{vocabulary.join_words(names, language)}。")]
+    return [(question, f"{len(values)}种：{vocabulary.join_words(names, language)}。")]
 
 
-def _most_common(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
+def _most_frequent(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
     by_color = rng.random() < 0.5
     ranked = Counter(thing.color if by_color else thing.shape for thing in scene.things).most_common(2)
     if len(ranked) < 2 or ranked[0][1] == ranked[1][1]:
@@ -97,11 +102,11 @@ def _most_common(scene: Scene, language: Language, rng: random.Random) -> list[T
     name = (vocabulary.color_word if by_color else vocabulary.shape_word)(value, language).usual
     if language == EN:
         question = f"Which {'color' if by_color else 'shape'} is the most common?"
-        return [(question, f"{vocabulary.upper(name)}: there are {count} of {len(scene.things)}.")]
+        return [(question, f"{vocabulary.capitalize_first(name)}: there are {count} of {len(scene.things)}.")]
     return [(f"哪种{'颜色' if by_color else '形状'}最多？", f"{name}，{len(scene.things)}个当中有{count}个。")]
 
 
-def _add_numbers(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
+def _sum_of_digits(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
     digits = [thing.digit for thing in scene.things if thing.digit is not None]
     if len(digits) < 2:
         return []
@@ -137,4 +142,4 @@ def _be(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-_SAMPLERS: tuple[TurnSampler, ...] = (_take_away, _find_way, _count_kinds, _most_common, _add_numbers, _same_color)
+_SAMPLERS: tuple[TurnSampler, ...] = (_subtraction, _direction, _count_kinds, _most_frequent, _sum_of_digits, _same_color)

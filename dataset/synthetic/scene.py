@@ -1,4 +1,4 @@
-"""What stands where in a drawn scene. A scene follows from (seed, part, index) alone, in any process."""
+"""Scenes: one to six objects on a 3 x 3 grid. A scene depends on (seed, split, index) alone, in any process."""
 
 import hashlib
 import random
@@ -11,11 +11,14 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "sign")
 HELD_OUT = frozenset(
     {("red", "star"), ("green", "ring"), ("blue", "triangle"), ("yellow", "cross"), ("purple", "circle"), ("orange", "square")}
 )
-"""Combinations of color and shape that only the part `unseen` shows; elsewhere no picture holds and no text names them."""
+"""Combinations of color and shape that occur only in the split `unseen`; no other image shows and no other text names them."""
 
 SceneSplit = Literal["train", "validation", "test", "unseen"]
+"""`unseen` is a second test split; each of its scenes holds a held-out combination of color and shape."""
 
 GRID = 3
+"""Rows and columns of the grid."""
+
 _COUNTS = (1, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 6)
 _SHAPE_WEIGHTS = (2, 2, 2, 2, 2, 2, 3)
 _REPEAT_SHAPE_RATE, _REPEAT_COLOR_RATE = 0.25, 0.15
@@ -24,7 +27,7 @@ _TEST_SHARE, _VALIDATION_SHARE = 0.10, 0.05
 
 @dataclass(frozen=True, slots=True, order=True)
 class Thing:
-    """One coloured shape in a cell of the 3 x 3 grid. `digit` is what a sign shows, None for the other shapes."""
+    """An object of a scene: a coloured shape in one grid cell. `digit` is the number on a sign, None for other shapes."""
 
     row: int
     column: int
@@ -34,13 +37,13 @@ class Thing:
 
     @property
     def held_out(self) -> bool:
-        """Whether training never shows this combination of color and shape."""
+        """Whether this combination of color and shape never occurs in training."""
         return (self.color, self.shape) in HELD_OUT
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One to six things in different cells, in reading order. `seed`, `part` and `index` say how it was drawn."""
+    """One to six objects in different cells, in reading order. `seed`, `split` and `index` identify the scene."""
 
     things: tuple[Thing, ...]
     seed: int
@@ -49,24 +52,24 @@ class Scene:
 
     @property
     def name(self) -> str:
-        """A name unique over seeds, parts and indices."""
+        """A name unique across seeds, splits and indices."""
         return f"{self.seed}/{self.split}/{self.index}"
 
     def rng(self, purpose: str) -> random.Random:
-        """Random numbers of this scene for one purpose, independent of those for another."""
+        """A random generator of this scene for one purpose, independent of those for other purposes."""
         return random.Random(f"{self.name}/{purpose}")
 
     @property
     def layout(self) -> str:
-        """What stands where as text, without anything that only changes the pixels."""
+        """Objects and their cells as text, without anything that only changes the pixels."""
         return ";".join(f"{t.row}{t.column}{t.color} {t.shape} {t.digit}" for t in self.things)
 
 
 def generate_scene(seed: int, split: SceneSplit, index: int) -> Scene:
-    """The scene number `index` of a part.
+    """Generate scene `index` of a split by rejection sampling.
 
-    Parts share no layout at all: a hash of the layout says whether it belongs to training, validation or test, whatever
-    the seed. So a test layout stands in no training file and is met in no pre-training, although small scenes are few.
+    Splits share no layout, whatever the seed: a hash of the layout assigns it to train, validation or test. So no test layout
+    occurs in training or pre-training, although there are few layouts with one or two objects.
     """
     rng = random.Random(f"{seed}/{split}/{index}")
     while True:
@@ -76,7 +79,7 @@ def generate_scene(seed: int, split: SceneSplit, index: int) -> Scene:
 
 
 def split_of(layout: str) -> SceneSplit:
-    """The part that a layout without held-out combinations belongs to."""
+    """The split of a layout without held-out combinations: train, validation or test."""
     digest = hashlib.blake2b(layout.encode(), digest_size=8).digest()
     share = int.from_bytes(digest, "big") / 2**64
     if share < _TEST_SHARE:
@@ -94,7 +97,7 @@ def _things(rng: random.Random, unseen: bool) -> tuple[Thing, ...]:
 
 
 def _combination(rng: random.Random, earlier: list[Thing]) -> tuple[str, str]:
-    """A combination that is not held out; it often repeats a shape or a color, so that there is something to count."""
+    """A color and a shape that are not held out; it often repeats those of an earlier object, so that there is something to count."""
     while True:
         shape, color = rng.choices(SHAPES, _SHAPE_WEIGHTS)[0], rng.choice(COLORS)
         if earlier and rng.random() < _REPEAT_SHAPE_RATE:

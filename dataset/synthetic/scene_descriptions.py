@@ -1,4 +1,4 @@
-"""A scene in sentences: captions, detailed descriptions, and the written forms from which a language model learns."""
+"""Scenes as text: captions, detailed descriptions, and the text form on which the language model is pre-trained."""
 
 import random
 import re
@@ -18,21 +18,21 @@ _COUNTED: dict[Language, tuple[str, ...]] = {
     "en": ("The picture shows {n} {things}.", "There {are} {n} {things} in the picture.", "{N} {things} can be seen."),
     "zh": ("图中一共有{n}物体。", "这张图片里有{n}图形。", "可以看到{n}东西。"),
 }
-_PLACED: dict[Language, tuple[str, ...]] = {
+_POSITION_SENTENCES: dict[Language, tuple[str, ...]] = {
     "en": ("{At} there is {one}.", "{One} is {at}.", "{At} one sees {one}."),
     "zh": ("{at}有{one}。", "{one}在{at}。", "{at}能看到{one}。"),
 }
 
 
 def caption(scene: Scene, language: Language, rng: random.Random) -> str:
-    """One sentence that names everything and where it stands, in any order."""
+    """One sentence that names every object and its position, in random order."""
     things = rng.sample(scene.things, len(scene.things))
-    parts = [_placed(thing, language) for thing in things]
+    parts = [_with_position(thing, language) for thing in things]
     return rng.choice(_OPENINGS[language]).format(vocabulary.join_words(parts, language))
 
 
 def short_caption(scene: Scene, language: Language, rng: random.Random) -> str:
-    """One sentence that counts what there is and leaves the places out: two red circles and a star."""
+    """One sentence with counts and without positions: two red circles and a star."""
     groups = Counter((thing.color, thing.shape) for thing in scene.things)
     if rng.random() < 0.3:
         groups = Counter(("", thing.shape) for thing in scene.things)
@@ -42,7 +42,7 @@ def short_caption(scene: Scene, language: Language, rng: random.Random) -> str:
 
 
 def description(scene: Scene, language: Language, rng: random.Random) -> str:
-    """Several sentences: how many things, each with its place, and how two of them stand to each other."""
+    """Several sentences: the number of objects, each object with its position, often the relative position of two of them."""
     sentences = [_counted(len(scene.things), language, rng), *(_sentence(thing, language, rng) for thing in scene.things)]
     named = [thing for thing in scene.things if len(matching(scene, Noun.of(thing))) == 1]
     if len(named) > 1 and rng.random() < 0.7:
@@ -52,41 +52,44 @@ def description(scene: Scene, language: Language, rng: random.Random) -> str:
 
 
 def as_text(scene: Scene, language: Language, rng: random.Random) -> str:
-    """The scene as text that says everything the picture shows: sentences in any order, or a table of its nine cells."""
-    form = rng.random()
-    if form < 0.35:
+    """The scene as text with everything the image shows: a caption, sentences in random order, or a table of the nine cells."""
+    uniform = rng.random()
+    if uniform < 0.35:
         return caption(scene, language, rng)
-    if form < 0.6:
+    if uniform < 0.6:
         things = rng.sample(scene.things, len(scene.things))
         return (" " if language == EN else "").join(_sentence(thing, language, rng) for thing in things)
     return _table(scene, language)
 
 
 def mention_spans(text: str, scene: Scene, language: Language) -> list[tuple[int, int]]:
-    """Where a written scene speaks of each of its things: the first character and the one behind the last.
+    """Character spans [start, end) of a scene's objects in a text made by `as_text`, in the order of `scene.things`.
 
-    With the place, where a sentence tells it. Raises ValueError where the text is not about the scene.
+    In sentences a span includes the object's position. Raises ValueError when an object is not mentioned in the text.
     """
     if text.count("|") == GRID * (GRID - 1):
         edges = [-1, *(match.start() for match in re.finditer(r"[|\n]", text)), len(text)]
         cells = [(thing.row * GRID + thing.column) for thing in scene.things]
         return [(edges[cell] + 1, edges[cell + 1]) for cell in cells]
-    return [_mention(text, thing, language) for thing in scene.things]
+    return [_mention_span(text, thing, language) for thing in scene.things]
 
 
-def _mention(text: str, thing: Thing, language: Language) -> tuple[int, int]:
-    one, at = with_digit(thing, language), vocabulary.at((thing.row, thing.column), language)
-    phrases = (_placed(thing, language), *(form.format(one=one, At=at, One=one, at=at).rstrip(".。") for form in _PLACED[language]))
-    # "at the bottom" is not meant where "at the bottom left" stands.
+def _mention_span(text: str, thing: Thing, language: Language) -> tuple[int, int]:
+    noun, position = with_digit(thing, language), vocabulary.position_phrase((thing.row, thing.column), language)
+    phrases = (
+        _with_position(thing, language),
+        *(form.format(one=noun, At=position, One=noun, at=position).rstrip(".。") for form in _POSITION_SENTENCES[language]),
+    )
+    # "at the bottom" must not match inside "at the bottom left".
     pattern = "|".join(map(re.escape, phrases))
-    found = re.search(rf"(?:{pattern})(?! left\b| right\b)", text, re.IGNORECASE)
-    if found is None:
-        raise ValueError(f"{one} {at} is not mentioned in: {text}")
-    return found.span()
+    match = re.search(rf"(?:{pattern})(?! left\b| right\b)", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{noun} {position} is not mentioned in: {text}")
+    return match.span()
 
 
 def with_digit(thing: Thing, language: Language) -> str:
-    """a red sign with the number 7; 一个写着7的红色的标牌; for other shapes the name with its article or measure word."""
+    """a red sign with the number 7; 一个写着7的红色的标牌; other shapes: the name with its article or measure word."""
     name = vocabulary.name(thing, language)
     if language == EN:
         suffix = "" if thing.digit is None else f" with the number {thing.digit}"
@@ -94,20 +97,22 @@ def with_digit(thing: Thing, language: Language) -> str:
     return "一个" + ("" if thing.digit is None else f"写着{thing.digit}的") + name
 
 
-def _placed(thing: Thing, language: Language) -> str:
-    noun, place = with_digit(thing, language), vocabulary.at((thing.row, thing.column), language)
-    return f"{noun} {place}" if language == EN else f"{place}的{noun}"
+def _with_position(thing: Thing, language: Language) -> str:
+    noun, position = with_digit(thing, language), vocabulary.position_phrase((thing.row, thing.column), language)
+    return f"{noun} {position}" if language == EN else f"{position}的{noun}"
 
 
 def _sentence(thing: Thing, language: Language, rng: random.Random) -> str:
-    noun, place = with_digit(thing, language), vocabulary.at((thing.row, thing.column), language)
-    return rng.choice(_PLACED[language]).format(one=noun, One=vocabulary.upper(noun), at=place, At=vocabulary.upper(place))
+    noun, position = with_digit(thing, language), vocabulary.position_phrase((thing.row, thing.column), language)
+    return rng.choice(_POSITION_SENTENCES[language]).format(
+        one=noun, One=vocabulary.capitalize_first(noun), at=position, At=vocabulary.capitalize_first(position)
+    )
 
 
 def _counted(count: int, language: Language, rng: random.Random) -> str:
     n = vocabulary.amount(count, language)
     things = rng.choice(("thing", "object", "item")) + ("" if count == 1 else "s")
-    return rng.choice(_COUNTED[language]).format(n=n, N=vocabulary.upper(n), things=things, are="is" if count == 1 else "are")
+    return rng.choice(_COUNTED[language]).format(n=n, N=vocabulary.capitalize_first(n), things=things, are="is" if count == 1 else "are")
 
 
 def _group(color: str, shape: str, count: int, language: Language) -> str:
@@ -120,15 +125,15 @@ def _group(color: str, shape: str, count: int, language: Language) -> str:
 
 
 def _relation(first: Thing, second: Thing, language: Language, rng: random.Random) -> str:
-    """How two things stand to each other; things in different cells always differ in row or column."""
+    """A sentence with the relative position of two objects; in different cells, they always differ in row or column."""
     texts = {"en": ("to the left of", "to the right of", "above", "below"), "zh": ("左边", "右边", "上面", "下面")}[language]
     side = rng.choice([text for text, side in zip(texts, SIDES, strict=True) if is_on_side(first, second, side)])
-    one, other = vocabulary.name(first, language), vocabulary.name(second, language)
-    return f"The {one} is {side} the {other}." if language == EN else f"{one}在{other}的{side}。"
+    first_name, second_name = vocabulary.name(first, language), vocabulary.name(second, language)
+    return f"The {first_name} is {side} the {second_name}." if language == EN else f"{first_name}在{second_name}的{side}。"
 
 
 def _table(scene: Scene, language: Language) -> str:
-    """The nine cells in reading order, one line a row."""
+    """The nine cells in reading order, one line per row of the grid."""
     thing_at = {(thing.row, thing.column): thing for thing in scene.things}
     empty = "empty" if language == EN else "空"
     lines = []

@@ -1,4 +1,4 @@
-"""What can be asked about a scene and what is true, without any language. Yes and no are equally frequent by construction."""
+"""Sample facts about a scene: a question and its true answer, without any language. Yes and no are equally frequent by construction."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -12,12 +12,15 @@ Category = Literal["counting", "attribute", "spatial", "reading", "yes/no", "ide
 Side = Literal["left", "right", "above", "below"]
 
 SIDES: tuple[Side, ...] = ("left", "right", "above", "below")
+"""Order of the names in texts that list all four."""
+
 CATEGORY_WEIGHTS: dict[Category, int] = {"counting": 15, "attribute": 21, "spatial": 17, "reading": 12, "yes/no": 25, "identification": 10}
+"""Sampling weights of the question categories, in percent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Noun:
-    """What a text calls a thing or a kind of things: by color, by shape, by the digit on it, or by several of these."""
+    """A reference to objects by color, shape, digit or several of these; None leaves an attribute open."""
 
     color: str | None = None
     shape: str | None = None
@@ -25,29 +28,41 @@ class Noun:
 
     @classmethod
     def of(cls, thing: Thing) -> "Noun":
-        """By color and shape."""
+        """The object's color and shape."""
         return cls(thing.color, thing.shape)
 
     def fits(self, thing: Thing) -> bool:
-        """Whether `thing` is meant."""
+        """Whether the reference matches `thing`."""
         return all(
-            wanted is None or wanted == found
-            for wanted, found in ((self.color, thing.color), (self.shape, thing.shape), (self.digit, thing.digit))
+            wanted is None or wanted == value
+            for wanted, value in ((self.color, thing.color), (self.shape, thing.shape), (self.digit, thing.digit))
         )
 
     @property
     def held_out(self) -> bool:
-        """Whether it names a combination that training never shows."""
+        """Whether it names a combination of color and shape that never occurs in training."""
         return (self.color, self.shape) in HELD_OUT
 
 
 Value = bool | int | str | Cell | Noun
-"""The answer: yes or no, a number, a color or shape, a place, a thing."""
+"""An answer: yes or no, a number, a color or shape, a grid cell, an object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A question without words and its answer. `kind` chooses the wording; the other fields fill it."""
+    """A question and its true answer, without any language.
+
+    Args:
+        kind: selects the question templates.
+        category: category of the question.
+        answer: the true answer.
+        nouns: objects named by the question, `{a}` and `{b}` of the templates.
+        cell: grid cell named by the question.
+        side: direction of a comparison of positions.
+        color: color named by the question.
+        digit: digit named by the question.
+        about: see below.
+    """
 
     kind: str
     category: Category
@@ -58,21 +73,21 @@ class Fact:
     color: str | None = None
     digit: int | None = None
     about: tuple[Thing, ...] = ()
-    """The things whose color, shape or place decides the answer."""
+    """The objects whose color, shape, digit or position decides the answer."""
 
 
 FactSampler = Callable[[Scene, random.Random], Fact | None]
 
 
 def sample_fact(scene: Scene, category: Category, rng: random.Random) -> Fact | None:
-    """A random fact of a category, or None where the scene has none (no sign to read, say).
+    """Sample a fact of a category, or None when none is found (without a sign there is no digit to read).
 
-    In a scene of the part `unseen`, the fact is about a held-out combination or asks for one.
+    In the split `unseen`, the question names a held-out combination or its answer depends on one.
     """
-    wanted = scene.split == "unseen"
+    needs_held_out = scene.split == "unseen"
     for _ in range(12):
         fact = rng.choice(_SAMPLERS[category])(scene, rng)
-        if fact is not None and (not wanted or _is_about_held_out(fact)):
+        if fact is not None and (not needs_held_out or _is_about_held_out(fact)):
             return fact
     return None
 
@@ -82,12 +97,12 @@ def _is_about_held_out(fact: Fact) -> bool:
 
 
 def matching(scene: Scene, noun: Noun) -> tuple[Thing, ...]:
-    """The things of the scene that a noun means."""
+    """The objects of the scene that a noun refers to."""
     return tuple(thing for thing in scene.things if noun.fits(thing))
 
 
 def unique_noun(scene: Scene, thing: Thing, rng: random.Random) -> Noun | None:
-    """A noun that means this thing alone, a short one half the time; None when there is none."""
+    """A noun that refers to this object alone, or None; half the time a shorter one (color or shape only) where that is unique."""
     full, short = Noun.of(thing), [Noun(color=thing.color), Noun(shape=thing.shape)]
     rng.shuffle(short)
     order = [*short, full] if rng.random() < 0.5 else [full]
@@ -95,7 +110,7 @@ def unique_noun(scene: Scene, thing: Thing, rng: random.Random) -> Noun | None:
 
 
 def _random_thing(scene: Scene, rng: random.Random) -> Thing:
-    """Any thing; in the part `unseen` one of a held-out combination."""
+    """A random object; in the split `unseen` one with a held-out combination."""
     return rng.choice([thing for thing in scene.things if thing.held_out] or scene.things)
 
 
@@ -106,18 +121,18 @@ def _count_all(scene: Scene, rng: random.Random) -> Fact:
 
 def _count_shape(scene: Scene, rng: random.Random) -> Fact:
     noun = Noun(shape=_present_or_any([thing.shape for thing in scene.things], SHAPES, rng))
-    found = matching(scene, noun)
-    return Fact("count_shape", "counting", len(found), (noun,), about=found)
+    objects = matching(scene, noun)
+    return Fact("count_shape", "counting", len(objects), (noun,), about=objects)
 
 
 def _count_color(scene: Scene, rng: random.Random) -> Fact:
     noun = Noun(color=_present_or_any([thing.color for thing in scene.things], COLORS, rng))
-    found = matching(scene, noun)
-    return Fact("count_color", "counting", len(found), (noun,), about=found)
+    objects = matching(scene, noun)
+    return Fact("count_color", "counting", len(objects), (noun,), about=objects)
 
 
 def _present_or_any(present: Sequence[str], all_values: Sequence[str], rng: random.Random) -> str:
-    """Mostly something that is there, and what is there several times more often than its share."""
+    """With probability 0.75 a value that occurs in the scene, in proportion to how often it occurs; else any value."""
     return rng.choice(present) if rng.random() < 0.75 else rng.choice(all_values)
 
 
@@ -213,9 +228,9 @@ def _exists(scene: Scene, rng: random.Random) -> Fact | None:
 
 
 def _absent_combination(scene: Scene, thing: Thing, rng: random.Random) -> Noun | None:
-    """A combination that the scene lacks, alike in color or shape to `thing` where one is.
+    """A combination that is absent from the scene, if possible with the color or the shape of `thing`.
 
-    In the part `unseen` it is a held-out one, so that naming one does not tell the answer; elsewhere it never is.
+    In the split `unseen` it is a held-out one, so that naming one does not reveal the answer; in other splits it never is.
     """
     present = {(other.color, other.shape) for other in scene.things}
     all_values = {(color, shape) for color in COLORS for shape in SHAPES}
@@ -264,7 +279,7 @@ def _shows(scene: Scene, rng: random.Random) -> Fact | None:
 
 
 def _more(scene: Scene, rng: random.Random) -> Fact | None:
-    """Are there more circles than squares? With unequal counts, so that both orders are equally often right."""
+    """Are there more circles than squares? Equal counts are skipped, so that yes and no are equally frequent."""
     shapes = sorted({thing.shape for thing in scene.things} | {rng.choice(SHAPES)})
     if len(shapes) < 2:
         return None
@@ -279,7 +294,7 @@ def _more(scene: Scene, rng: random.Random) -> Fact | None:
 
 
 def is_on_side(thing: Thing, other: Thing, side: Side) -> bool:
-    """Whether `thing` stands on that side of `other`, by row or column."""
+    """Whether `thing` is on that side of `other`, comparing columns (left, right) or rows (above, below)."""
     match side:
         case "left":
             return thing.column < other.column
@@ -292,7 +307,7 @@ def is_on_side(thing: Thing, other: Thing, side: Side) -> bool:
 
 
 def _pair(scene: Scene, rng: random.Random) -> tuple[Thing, Thing, Side] | None:
-    """Two things, each named uniquely by color and shape, that differ along the direction of the side."""
+    """Two objects, each unique by color and shape, and a direction in which their positions differ."""
     named = [thing for thing in scene.things if len(matching(scene, Noun.of(thing))) == 1]
     if len(named) < 2:
         return None

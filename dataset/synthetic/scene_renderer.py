@@ -1,6 +1,6 @@
-"""The pixels of a scene: shapes with small rotations, jittered sizes and places, on varied noisy backgrounds.
+"""Render a scene to pixels: shapes with jittered rotation, size, position and color on varied noisy backgrounds.
 
-Drawn at twice the size and reduced, so edges are smooth. Digits are strokes of our own: no font, the same everywhere.
+Rendered at twice the size and downscaled, which smooths the edges. Digits are polylines defined here, so no font is needed.
 """
 
 import math
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from dataset.synthetic.scene import GRID, Scene, Thing
 
 SIZE = 96
-"""Side of a picture in pixels."""
+"""Width and height of an image in pixels."""
 
 _SCALE = 2
 _CELL = SIZE * _SCALE / GRID
@@ -39,11 +39,11 @@ _STROKES: tuple[tuple[Point, ...], ...] = (
     ),
     ((-0.4, 0.9), (0.1, 1), (0.45, 0.5), (0.5, -0.5), (0.2, -1), (-0.25, -1), (-0.5, -0.5), (-0.25, 0), (0.2, 0), (0.5, -0.4)),
 )  # fmt: skip
-"""The digits 0 to 9 as one stroke each, x and y from -1 to 1."""
+"""The digits 0 to 9 as one polyline each, x and y from -1 to 1."""
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture of a scene, RGB, 96 x 96 pixels; the same pixels for the same scene."""
+    """Render the image of a scene, RGB, 96 x 96 pixels. Deterministic: the same scene gives the same pixels."""
     rng = scene.rng("drawing")
     canvas = _background(rng)
     canvas_draw = ImageDraw.Draw(canvas)
@@ -56,7 +56,7 @@ def render(scene: Scene) -> Image.Image:
 
 
 def _background(rng: random.Random) -> Image.Image:
-    """A few muted shades stretched over the canvas: plain, gradient, clouds, tiles or stripes."""
+    """A few muted shades scaled up to the canvas: plain, gradient, clouds, tiles or stripes."""
     columns, rows, resample = rng.choice(
         (
             (1, 1, Image.Resampling.NEAREST),
@@ -110,7 +110,7 @@ def _render_sign(
 
 
 def _shade(color: str, rng: random.Random) -> tuple[int, int, int]:
-    """The color under a slightly different light."""
+    """The color's RGB value with each channel jittered by at most 10."""
     red, green, blue = (min(255, max(0, channel + rng.randint(-10, 10))) for channel in _RGB[color])
     return red, green, blue
 
@@ -120,7 +120,7 @@ def _box(center: Point, radius: float) -> tuple[float, float, float, float]:
 
 
 def _transform(points: tuple[Point, ...] | list[Point], center: Point, radius: float, angle: float) -> list[Point]:
-    """Points of the unit outline, scaled, rotated by `angle` (radians) and moved to `center`."""
+    """Points of a unit outline, scaled to `radius` pixels, rotated by `angle` radians and moved to `center`."""
     cos, sin = radius * math.cos(angle), radius * math.sin(angle)
     return [(center[0] + x * cos - y * sin, center[1] + x * sin + y * cos) for x, y in points]
 

@@ -1,4 +1,4 @@
-"""Names of colors, shapes, places and numbers in English and Chinese, with the synonyms that people use."""
+"""Words for colors, shapes, positions and numbers in English and Chinese, with synonyms."""
 
 from dataclasses import dataclass
 
@@ -11,14 +11,14 @@ ZH: Language = "zh"
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """What a thing is called: the usual word and others that mean the same."""
+    """The usual word and its synonyms."""
 
     usual: str
     synonyms: tuple[str, ...] = ()
 
     @property
     def all(self) -> tuple[str, ...]:
-        """The usual word first."""
+        """The usual word, then the synonyms."""
         return (self.usual, *self.synonyms)
 
 
@@ -66,7 +66,7 @@ _SHAPES = {
     },
 }
 
-_PLACES = {
+_POSITIONS = {
     EN: (
         (
             Word("top left", ("upper left", "top left corner")),
@@ -106,41 +106,41 @@ def shape_word(shape: str, language: Language) -> Word:
     return _SHAPES[language][shape]
 
 
-def place_word(cell: Cell, language: Language) -> Word:
+def position_word(cell: Cell, language: Language) -> Word:
     """(0, 0) -> top left, 左上角."""
-    return _PLACES[language][cell[0]][cell[1]]
+    return _POSITIONS[language][cell[0]][cell[1]]
 
 
 def known_words(language: Language) -> list[str]:
-    """Every name of a color, a shape, a place and a number."""
-    named = [*_COLORS[language].values(), *_SHAPES[language].values(), *(word for row in _PLACES[language] for word in row)]
-    return [text for word in named for text in word.all] + list(_NUMBERS[language])
+    """Every word for a color, a shape, a position or a number, synonyms included."""
+    words = [*_COLORS[language].values(), *_SHAPES[language].values(), *(word for row in _POSITIONS[language] for word in row)]
+    return [text for word in words for text in word.all] + list(_NUMBERS[language])
 
 
 def number_word(number: int, language: Language) -> str:
-    """2 -> two, 二 (as a digit is read)."""
+    """2 -> two, 二 (the digit read aloud)."""
     return _NUMBERS[language][number]
 
 
 def amount(number: int, language: Language) -> str:
-    """A number before a noun: two, 两个; 0 to 9."""
+    """A number from 0 to 9 before a noun: two, 两个."""
     if language == EN:
         return number_word(number, EN)
     return ("两" if number == 2 else number_word(number, ZH)) + "个"
 
 
 def plural(shape: str) -> str:
-    """crosses, circles."""
+    """Plural of an English noun: crosses, circles."""
     return shape + ("es" if shape.endswith("ss") else "s")
 
 
 def with_article(noun: str) -> str:
-    """an orange circle, a red circle."""
+    """An English noun with its indefinite article: an orange circle, a red circle."""
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
 def name(thing: Thing, language: Language) -> str:
-    """red circle, 红色的圆形; a sign's digit left out."""
+    """red circle, 红色的圆形; without the digit of a sign."""
     return colored(thing.color, thing.shape, language)
 
 
@@ -150,13 +150,13 @@ def colored(color: str, shape: str, language: Language) -> str:
     return f"{color_text} {shape_text}" if language == EN else f"{color_text}的{shape_text}"
 
 
-def at(cell: Cell, language: Language) -> str:
+def position_phrase(cell: Cell, language: Language) -> str:
     """at the top left, on the left, in the center; 左上角."""
-    place = place_word(cell, language).usual
+    position = position_word(cell, language).usual
     if language == ZH:
-        return place
+        return position
     preposition = "in" if cell == (1, 1) else "on" if cell[0] == 1 else "at"
-    return f"{preposition} the {place}"
+    return f"{preposition} the {position}"
 
 
 def join_words(parts: list[str], language: Language) -> str:
@@ -167,6 +167,6 @@ def join_words(parts: list[str], language: Language) -> str:
     return separator.join(parts[:-1]) + last + parts[-1]
 
 
-def upper(text: str) -> str:
+def capitalize_first(text: str) -> str:
     """The same text with a capital first letter."""
     return text[0].upper() + text[1:]

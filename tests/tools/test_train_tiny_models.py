@@ -1,4 +1,4 @@
-"""The command that writes the small parts, at a tiny size."""
+"""The command that trains the tiny models, with a few steps."""
 
 import argparse
 import re
@@ -22,8 +22,8 @@ def run(*arguments: str) -> int:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quickly_measured() -> Iterator[None]:
-    """Metrics over a handful of scenes."""
+def small_evaluation_pools() -> Iterator[None]:
+    """Metrics are measured on few scenes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("training.tiny_models.contrastive_pretraining.RECALL_POOL_SIZE", 16)
         patch.setattr("training.tiny_models.language_pretraining._MEASURED_SIZE", 2)
@@ -34,7 +34,7 @@ def quickly_measured() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SigLIP and Qwen3 after two steps."""
-    folder = tmp_path_factory.mktemp("parts")
+    folder = tmp_path_factory.mktemp("models")
     status = run(
         "--out", str(folder), "--only", "siglip", "qwen3", "--steps", "2", "--batch-size", "4", "--device", "cpu", "--workers", "0"
     )
@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_without_steps_missing_parts_are_written_and_others_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_steps_missing_models_are_written_and_others_are_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("--out", str(tmp_path), "--only", "siglip", "--steps", "0")
     before = (tmp_path / "siglip/model.safetensors").stat().st_mtime_ns
     capsys.readouterr()
@@ -54,9 +54,9 @@ def test_without_steps_missing_parts_are_written_and_others_left_alone(tmp_path:
     assert "nothing is missing" in capsys.readouterr().out
 
 
-def test_trained_parts_load_as_the_demo_loads_them(trained: Path) -> None:
+def test_trained_models_load_as_in_the_demo(trained: Path) -> None:
     assert not {path.name for path in trained.iterdir()} - {"siglip", "qwen3"}
-    processor = Processor.from_parts(
+    processor = Processor.from_pretrained(
         language=str(trained / "qwen3"), vision=str(trained / "siglip"), tokens_per_image=36, vocab_size=1536, max_length=64
     )
     assert processor.tokens_per_image == 36
@@ -64,29 +64,29 @@ def test_trained_parts_load_as_the_demo_loads_them(trained: Path) -> None:
     assert Qwen3ForCausalLM.from_pretrained(trained / "qwen3").config.vocab_size == 1536
 
 
-def test_a_card_says_data_steps_device_and_metrics(trained: Path) -> None:
+def test_a_card_states_data_steps_device_and_metrics(trained: Path) -> None:
     card = (trained / "siglip/README.md").read_text(encoding="utf-8")
-    for said in ("license: apache-2.0", "drawn scenes of seed", "2 of 4 scenes", "CPU", "recall@1 of 16"):
-        assert said in card
-    language = (trained / "qwen3/README.md").read_text(encoding="utf-8")
-    assert "perplexity" in language
-    assert "accuracy" in language
+    for text in ("license: apache-2.0", "rendered scenes of seed", "2 of 4 scenes", "CPU", "recall@1 of 16"):
+        assert text in card
+    language_card = (trained / "qwen3/README.md").read_text(encoding="utf-8")
+    assert "perplexity" in language_card
+    assert "accuracy" in language_card
 
 
 def test_the_same_seed_trains_the_same_weights(trained: Path, tmp_path: Path) -> None:
     run("--out", str(tmp_path), "--only", "siglip", "--steps", "2", "--batch-size", "4", "--device", "cpu", "--workers", "0")
-    one, other = (AutoModel.from_pretrained(folder / "siglip").state_dict() for folder in (trained, tmp_path))
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    first, second = (AutoModel.from_pretrained(folder / "siglip").state_dict() for folder in (trained, tmp_path))
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_part_is_trained_further_from_its_own_weights_on_new_scenes(trained: Path, tmp_path: Path) -> None:
+def test_further_training_starts_from_the_models_own_weights_with_new_scenes(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     before = AutoModel.from_pretrained(tmp_path / "qwen3", dtype=torch.float32).state_dict()
     rate = 1e-6
-    more = ("--only", "qwen3", "--steps", "2", "--batch-size", "4", "--device", "cpu", "--workers", "0", "--learning-rate", str(rate))
-    run("--out", str(tmp_path), "--further", *more)
+    options = ("--only", "qwen3", "--steps", "2", "--batch-size", "4", "--device", "cpu", "--workers", "0", "--learning-rate", str(rate))
+    run("--out", str(tmp_path), "--further", *options)
     after = AutoModel.from_pretrained(tmp_path / "qwen3", dtype=torch.float32).state_dict()
-    # So small a rate moves no weight by more than the rounding to bf16: it began with these weights, not with random ones.
+    # At so small a learning rate the weights change by bf16 rounding at most, so training started from them, not from random weights.
     assert all(torch.allclose(before[key], after[key], rtol=2**-7, atol=1e-4) for key in before)
     card = (tmp_path / "qwen3/README.md").read_text(encoding="utf-8")
     assert "| run | 2 |" in card
@@ -96,21 +96,21 @@ def test_a_part_is_trained_further_from_its_own_weights_on_new_scenes(trained: P
     assert seeds[0] and seeds[1] and seeds[0][1] != seeds[1][1]
 
 
-def test_an_untrained_part_cannot_be_trained_further(tmp_path: Path) -> None:
+def test_an_untrained_model_cannot_be_trained_further(tmp_path: Path) -> None:
     run("--out", str(tmp_path), "--only", "siglip", "--steps", "0")
-    with pytest.raises(UsageError, match=r"--further: .*siglip holds no trained part"):
+    with pytest.raises(UsageError, match=r"--further: .*siglip holds no trained model"):
         run("--out", str(tmp_path), "--only", "siglip", "--further", "--steps", "1")
 
 
-def test_clip_and_qwen3_vl_start_from_parts_that_stand_there(trained: Path, tmp_path: Path) -> None:
-    for part in ("siglip", "qwen3"):
-        (tmp_path / part).symlink_to(trained / part)
+def test_clip_and_qwen3_vl_start_from_the_models_in_the_folder(trained: Path, tmp_path: Path) -> None:
+    for model_name in ("siglip", "qwen3"):
+        (tmp_path / model_name).symlink_to(trained / model_name)
     run("--out", str(tmp_path), "--only", "clip", "qwen3_vl", "--steps", "1", "--batch-size", "4", "--device", "cpu", "--workers", "0")
     assert "| started from | siglip |" in (tmp_path / "clip/README.md").read_text(encoding="utf-8")
     assert "| started from | qwen3, siglip |" in (tmp_path / "qwen3_vl/README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("arguments", [("--steps", "-1"), ("--steps", "1", "--batch-size", "1"), ("--workers", "-2")])
-def test_numbers_that_cannot_be_are_refused(arguments: tuple[str, ...], tmp_path: Path) -> None:
+def test_numbers_below_the_minimum_are_rejected(arguments: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at least"):
         run("--out", str(tmp_path), *arguments)

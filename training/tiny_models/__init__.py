@@ -1,1 +1,1 @@
-"""Pre-training of the embedded demo's small parts on drawn scenes, from other seeds than the demo's own files."""
+"""Pre-train the demo's tiny SigLIP, CLIP, Qwen3 and Qwen3-VL on synthetic scenes of other seeds than the demo's dataset."""

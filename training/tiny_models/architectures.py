@@ -1,6 +1,6 @@
-"""The small parts of the embedded demo, built from configs in their standard Hugging Face formats.
+"""The demo's tiny models: their architectures, tokenizer and image processors, saved in the standard Hugging Face formats.
 
-In: a folder and a seed. Out: siglip/, clip/, qwen3/, qwen3_vl/ as a hub would give them. Tests build them untrained.
+`build_untrained` writes siglip/, clip/, qwen3/ and qwen3_vl/ with random weights, laid out like model folders on the Hub.
 """
 
 import math
@@ -28,7 +28,7 @@ from transformers import (
 )
 
 TINY_MODELS = ("siglip", "clip", "qwen3", "qwen3_vl")
-"""The parts, in the order in which they are trained: later ones may start from earlier ones."""
+"""The models in training order: later ones may start from the weights of earlier ones."""
 
 IMAGE_SIZE = 96
 PATCH_SIZE = 16
@@ -64,29 +64,29 @@ CHAT_TEMPLATE = """
   {%- if enable_thinking is defined and enable_thinking is false and not vision -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}
 {%- endif -%}
 """
-"""ChatML with Qwen3's habits: an empty think block where thinking is off, and none in earlier turns."""
+"""ChatML as in Qwen3: an empty think block before the last answer when thinking is off, none before earlier answers."""
 
 
 def build_tokenizer(corpus: Iterable[str], vocabulary: int = VOCABULARY) -> Qwen2Tokenizer:
-    """A byte-level BPE tokenizer trained on `corpus`, with Qwen's control tokens and a chat template like Qwen3's."""
-    inner = Tokenizer(models.BPE())
-    inner.normalizer = normalizers.NFC()
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
+    """Train a byte-level BPE tokenizer on `corpus`, with Qwen's control tokens and a chat template like Qwen3's."""
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     size = vocabulary - len(CONTROL_TOKENS) - len(PLAIN_ADDED_TOKENS)
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    inner.train_from_iterator(corpus, trainer)
-    inner.add_special_tokens(list(CONTROL_TOKENS))
-    inner.add_tokens(list(PLAIN_ADDED_TOKENS))
+    backend.train_from_iterator(corpus, trainer)
+    backend.add_special_tokens(list(CONTROL_TOKENS))
+    backend.add_tokens(list(PLAIN_ADDED_TOKENS))
     tokenizer = Qwen2Tokenizer(
-        tokenizer_object=inner, bos_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None, model_max_length=2048
+        tokenizer_object=backend, bos_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token=None, model_max_length=2048
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 
 
 def build_siglip(tokenizer: Qwen2Tokenizer, width: int = VISION_WIDTH, layers: int = VISION_LAYERS) -> SiglipModel:
-    """An untrained SigLIP of fixed resolution; scale and bias start as in its paper (Zhai et al. 2023, arXiv:2303.15343)."""
+    """An untrained SigLIP of fixed resolution; logit scale and bias are initialised as in Zhai et al. 2023 (arXiv:2303.15343)."""
     text = {
         "vocab_size": VOCABULARY, "max_position_embeddings": 64, "projection_size": width,
         "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id,
@@ -103,7 +103,7 @@ def build_siglip(tokenizer: Qwen2Tokenizer, width: int = VISION_WIDTH, layers: i
 
 
 def build_clip(tokenizer: Qwen2Tokenizer, width: int = VISION_WIDTH, layers: int = VISION_LAYERS) -> CLIPModel:
-    """An untrained CLIP; its text part pools at the tokenizer's real end token."""
+    """An untrained CLIP; its text encoder pools at the tokenizer's end token."""
     size = {"hidden_size": width, "intermediate_size": 3 * width, "num_attention_heads": width // 64}
     text = {
         "vocab_size": VOCABULARY, "max_position_embeddings": 96, "num_hidden_layers": 3,
@@ -121,7 +121,7 @@ def build_qwen3(tokenizer: Qwen2Tokenizer, width: int = LANGUAGE_WIDTH, layers: 
 def build_qwen3_vl(
     tokenizer: Qwen2Tokenizer, width: int = LANGUAGE_WIDTH, layers: int = LANGUAGE_LAYERS
 ) -> Qwen3VLForConditionalGeneration:
-    """An untrained Qwen3-VL with one deep-stack layer."""
+    """An untrained Qwen3-VL with one DeepStack layer."""
     text = _qwen3_size(tokenizer, width, layers)
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [12, 10, 10]}
     vision = {
@@ -150,10 +150,13 @@ def _qwen3_size(tokenizer: Qwen2Tokenizer, width: int, layers: int) -> dict[str,
     }  # fmt: skip
 
 
-def image_processor(part: str) -> Any:
-    """The image processor of a part that sees; pictures of the demo's size pass through it without being resized."""
+def image_processor(model_name: str) -> Any:
+    """The image processor of a model; images of the demo's size (96 x 96 pixels) are not resized.
+
+    Raises ValueError for a model without a vision encoder.
+    """
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    match part:
+    match model_name:
         case "siglip":
             return SiglipImageProcessorPil(size=size)
         case "clip":
@@ -161,32 +164,46 @@ def image_processor(part: str) -> Any:
         case "qwen3_vl":
             limits = {"shortest_edge": 32 * 32, "longest_edge": 4096 * 32 * 32}
             return Qwen2VLImageProcessorPil(patch_size=PATCH_SIZE, merge_size=2, temporal_patch_size=2, size=limits)
-    raise ValueError(f"{part} sees no pictures")
+    raise ValueError(f"{model_name} has no image processor")
 
 
-def save_tiny_model(folder: Path, part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer) -> None:
-    """Write a part into `folder` as a hub would give it: bf16 safetensors, tokenizer and image processor."""
+def save_tiny_model(folder: Path, model_name: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer) -> None:
+    """Save a model like a model folder on the Hub: bf16 safetensors, tokenizer and image processor.
+
+    Args:
+        folder: output folder; created when missing.
+        model_name: one of TINY_MODELS.
+        model: the model; it is converted to bf16 in place.
+        tokenizer: the tokenizer shared by all tiny models.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    if part == "clip":
-        CLIPProcessor(image_processor=image_processor(part), tokenizer=tokenizer).save_pretrained(folder)
+    if model_name == "clip":
+        CLIPProcessor(image_processor=image_processor(model_name), tokenizer=tokenizer).save_pretrained(folder)
     else:
         tokenizer.save_pretrained(folder)
-        if part != "qwen3":
-            image_processor(part).save_pretrained(folder)
+        if model_name != "qwen3":
+            image_processor(model_name).save_pretrained(folder)
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
 def build_untrained(folder: Path, corpus: Iterable[str], seed: int = 0, only: Iterable[str] = TINY_MODELS) -> None:
-    """Write all four parts, or some of them, with random weights; a part's weights depend on the seed and its name alone."""
+    """Write the models with random weights.
+
+    Args:
+        folder: gets one subfolder per model.
+        corpus: texts for training the tokenizer.
+        seed: a model's weights depend on it and the model's name alone.
+        only: names of the models to write.
+    """
     tokenizer = build_tokenizer(corpus)
-    for part in only:
-        save_tiny_model(folder / part, part, build_tiny_model(part, tokenizer, seed), tokenizer)
+    for model_name in only:
+        save_tiny_model(folder / model_name, model_name, build_tiny_model(model_name, tokenizer, seed), tokenizer)
 
 
-def build_tiny_model(part: str, tokenizer: Qwen2Tokenizer, seed: int) -> PreTrainedModel:
-    """An untrained part by its name, the same whichever others are built."""
+def build_tiny_model(model_name: str, tokenizer: Qwen2Tokenizer, seed: int) -> PreTrainedModel:
+    """An untrained model by name; its weights do not depend on which other models are built."""
     build: dict[str, Callable[[Qwen2Tokenizer], PreTrainedModel]] = {
         "siglip": build_siglip, "clip": build_clip, "qwen3": build_qwen3, "qwen3_vl": build_qwen3_vl
     }  # fmt: skip
-    torch.manual_seed(seed * len(TINY_MODELS) + TINY_MODELS.index(part))
-    return build[part](tokenizer)
+    torch.manual_seed(seed * len(TINY_MODELS) + TINY_MODELS.index(model_name))
+    return build[model_name](tokenizer)

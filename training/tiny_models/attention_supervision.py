@@ -1,8 +1,10 @@
-"""Where to look: in pre-training, two attention heads learn which part of a written scene an answer stands in.
+"""Attention supervision: in pre-training, two attention heads of Qwen3 learn to attend to the objects that an answer depends on.
 
-From answers alone a small model stays for thousands of steps where it knows which places a scene has, but not which of them
-belongs to the thing that is asked about: until a head looks there, nothing rewards reading, and until reading works, nothing
-rewards looking. Shown where to look, it learns both in a few hundred steps.
+With the loss on the answers alone, a small model stays on a plateau for thousands of steps: it knows which positions occur in a
+scene text, but not which of them belongs to the object in question. Reading the right span is only rewarded once a head attends
+to it, and attending to it is only rewarded once its content is read. Supervised attention teaches both in a few hundred steps.
+
+Shapes: B batch, T tokens, D hidden size, H attention heads, N head size.
 """
 
 from collections.abc import Sequence
@@ -19,44 +21,50 @@ from model.siglip_qwen.processor import Processor
 from training.tiny_models.data.dialogues import Exchange
 
 NO_OBJECT = -1
-"""In `mentioned` and the looks: no thing."""
+"""Value of an attention target at a token without an object."""
 
 LOOKUP_TARGETS = ("first_look", "second_look")
-"""One for each thing that an exchange looks up; head 0 learns the first, head 1 the second."""
+"""Batch keys of the objects that an answer depends on: the first supervises head 0, the second head 1."""
 
 AttentionTargets = dict[str, list[int]]
-"""One number a token: `mentioned`, the thing that it speaks of, and for each of LOOKS the thing to look at before the next one."""
+"""Object indices, one per token: under `mentioned` the object that the token mentions, under each key of LOOKUP_TARGETS the object
+that the head has to attend to when it predicts the next token. NO_OBJECT elsewhere."""
 
 _LAYER = 3
-"""The heads' layer: those below find out what is asked and what stands where, the ones above say it."""
+"""Index of the supervised decoder layer: earlier layers encode the question and the scene, later ones produce the answer."""
 
 
 def attention_targets(
     processor: Processor, encoded: EncodedSample, exchanges: Sequence[Exchange], things: Sequence[Thing], spans: Sequence[tuple[int, int]]
 ) -> AttentionTargets:
-    """What every token of a conversation about a written scene speaks of and looks at.
+    """Attention targets of one conversation about a scene given as text.
 
-    things: the scene's; spans: where the scene's text, which opens the first question, mentions each (characters).
+    Args:
+        processor: holds the tokenizer.
+        encoded: the encoded conversation.
+        exchanges: its questions and answers; the first question begins with the scene text.
+        things: the scene's objects.
+        spans: character span [start, end) of each object in the first question.
     """
     size = len(encoded)
-    found: AttentionTargets = {name: [NO_OBJECT] * size for name in ("mentioned", *LOOKUP_TARGETS)}
+    targets: AttentionTargets = {name: [NO_OBJECT] * size for name in ("mentioned", *LOOKUP_TARGETS)}
     tokens = processor.tokenizer(exchanges[0].question, add_special_tokens=False, return_offsets_mapping=True)
     first = next(
         position for position in range(size) if encoded.input_ids[position : position + len(tokens["input_ids"])] == tokens["input_ids"]
     )
     for position, (start, end) in enumerate(tokens["offset_mapping"], first):
-        for number, (opens, closes) in enumerate(spans):
-            if start < closes and end > opens:
-                found["mentioned"][position] = number
+        for object_index, (span_start, span_end) in enumerate(spans):
+            if start < span_end and end > span_start:
+                targets["mentioned"][position] = object_index
     for (start, end), exchange in zip(answer_spans(encoded.labels), exchanges, strict=False):
         for name, thing in zip(LOOKUP_TARGETS, exchange.evidence, strict=False):
-            # The token before an answer's foretells its first; the end token needs no look.
-            found[name][start - 1 : end - 2] = [things.index(thing)] * (end - 1 - start)
-    return found
+            # Each position predicts the next token, so targets are shifted by one; predicting the end token needs no attention.
+            targets[name][start - 1 : end - 2] = [things.index(thing)] * (end - 1 - start)
+    return targets
 
 
 def answer_spans(labels: Sequence[int]) -> list[tuple[int, int]]:
-    """Runs of supervised tokens: one an answer."""
+    """Token spans [start, end) of consecutive supervised labels, one per answer."""
     edges = [position for position in range(len(labels) + 1) if _supervised(labels, position - 1) != _supervised(labels, position)]
     return list(zip(edges[::2], edges[1::2], strict=True))
 
@@ -66,8 +74,11 @@ def _supervised(labels: Sequence[int], position: int) -> bool:
 
 
 def forward_with_attention_loss(model: Qwen3ForCausalLM, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Last hidden states [n, t, width] of a batch, and the mean loss of the looks: how little of the heads' attention goes where the
-    things asked about are mentioned, in nats."""
+    """Forward pass with the loss of attention supervision.
+
+    Returns: last hidden states [B, T, D]; the attention loss, the mean of -log(attention mass on the mentions of the target object)
+        in nats over all supervised positions and heads.
+    """
     body = model.model
     embedded = body.embed_tokens(batch["input_ids"])
     positions = torch.arange(embedded.shape[1], device=embedded.device).unsqueeze(0)
@@ -76,8 +87,8 @@ def forward_with_attention_loss(model: Qwen3ForCausalLM, batch: dict[str, torch.
     )
     position_embeddings = body.rotary_emb(embedded, positions)
     hidden, attention_loss = embedded, embedded.new_zeros(())
-    for number, layer in enumerate(cast("list[Qwen3DecoderLayer]", body.layers)):
-        if number == _LAYER:
+    for layer_index, layer in enumerate(cast("list[Qwen3DecoderLayer]", body.layers)):
+        if layer_index == _LAYER:
             attention_loss = _attention_loss(layer, hidden, position_embeddings, batch)
         hidden = layer(hidden, attention_mask=mask, position_embeddings=position_embeddings, position_ids=positions, use_cache=False)
     return body.norm(hidden), attention_loss
@@ -97,15 +108,15 @@ def _attention_loss(
         rows, query_positions = torch.nonzero(batch[name] != NO_OBJECT, as_tuple=True)
         scores = (queries[:, :, head] @ keys[:, :, head // heads_per_key].mT)[rows, query_positions].float() * attention.scaling
         is_future = torch.arange(scores.shape[1], device=scores.device) > query_positions[:, None]
-        wanted = batch["mentioned"][rows] == batch[name][rows, query_positions][:, None]
-        logs = scores.masked_fill(is_future, -torch.inf).log_softmax(-1)
-        total = total - logs.masked_fill(~wanted, -torch.inf).logsumexp(-1).sum()
+        is_target = batch["mentioned"][rows] == batch[name][rows, query_positions][:, None]
+        log_probs = scores.masked_fill(is_future, -torch.inf).log_softmax(-1)
+        total = total - log_probs.masked_fill(~is_target, -torch.inf).logsumexp(-1).sum()
         count += len(rows)
     return total / max(1, count)
 
 
 def _apply_rotary(heads: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Rotary positions on [n, t, heads, size]."""
+    """Apply rotary position embeddings to queries or keys [B, T, H, N]."""
     cos, sin = (part.unsqueeze(2) for part in position_embeddings)
     rotated: torch.Tensor = heads * cos + rotate_half(heads) * sin
     return rotated

@@ -1,8 +1,10 @@
-"""SigLIP and CLIP: pictures and texts that belong together get like features.
+"""Contrastive pre-training of SigLIP and CLIP.
 
-SigLIP: a sigmoid for every pair of the batch (Zhai et al. 2023, arXiv:2303.15343). CLIP: a softmax over the batch (Radford
-et al. 2021, arXiv:2103.00020), one over the statements about a question, which is what reranking asks of it, and short phrases
-against all pictures that they fit and all that they do not, which is what search and labels ask.
+SigLIP: sigmoid loss over all image-caption pairs of the batch (Zhai et al. 2023, arXiv:2303.15343) and a patch classification loss.
+CLIP: softmax loss over the batch (Radford et al. 2021, arXiv:2103.00020); a softmax over the statements about each question, the task
+of reranking; a ranking loss over short phrases and all images of the batch, the task of image search and of zero-shot labels.
+
+Shapes: B batch, P patches per image, D hidden size, F feature size, T tokens.
 """
 
 import dataclasses
@@ -18,11 +20,22 @@ from training.tiny_models.patch_classification import VISION_FEATURE_LAYER, Patc
 from training.tiny_models.pretraining_loop import Task
 
 RECALL_POOL_SIZE = 512
+"""Number of scenes on which the metrics are measured."""
+
 _CHUNKS = 4
+"""Number of groups of similar length in which texts are encoded."""
 
 
 def siglip_task(model: SiglipModel, tokenizer: Qwen2Tokenizer, image_processor: object, seed: int, batch_size: int) -> Task:
-    """Pictures and captions."""
+    """The pre-training task of SigLIP.
+
+    Args:
+        model: the model, on the device on which it is trained.
+        tokenizer: its tokenizer.
+        image_processor: its image processor; gives mean and standard deviation.
+        seed: seed of the scenes.
+        batch_size: scenes per batch.
+    """
     data = CaptionBatches(seed, batch_size, tokenizer, model.config.text_config.max_position_embeddings)
     patch_classifier = PatchClassifier(model.config.vision_config.hidden_size).to(model.device)
 
@@ -31,12 +44,12 @@ def siglip_task(model: SiglipModel, tokenizer: Qwen2Tokenizer, image_processor: 
         return sigmoid_loss(model, images, texts) + patch_classifier.loss(patches, batch["names"])
 
     def features(model: SiglipModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Patches [n, patches, width] as the VLM reads them, and the unit features [n, width] of pictures and texts."""
-        trunk = model.vision_model
-        states = [trunk.embeddings(pixel_values(batch["images"], image_processor))]
-        for layer in trunk.encoder.layers:
+        """Patch features [B, P, D] of the layer that the VLM reads, and the L2-normalised features [B, F] of images and texts."""
+        vision_tower = model.vision_model
+        states = [vision_tower.embeddings(pixel_values(batch["images"], image_processor))]
+        for layer in vision_tower.encoder.layers:
             states.append(layer(states[-1], None))
-        images = trunk.head(trunk.post_layernorm(states[-1]))
+        images = vision_tower.head(vision_tower.post_layernorm(states[-1]))
         return (
             states[VISION_FEATURE_LAYER],
             _l2_normalized(images),
@@ -47,47 +60,56 @@ def siglip_task(model: SiglipModel, tokenizer: Qwen2Tokenizer, image_processor: 
     def measure(model: SiglipModel) -> dict[str, float]:
         batch = _to_device(model.device, dataclasses.replace(data, size=RECALL_POOL_SIZE)(0, "validation"))
         patches, images, texts = features(model, batch)
-        unseen = _to_device(model.device, dataclasses.replace(data, size=RECALL_POOL_SIZE)(0, "unseen"))
-        new = patch_classifier.accuracy(features(model, unseen)[0], held_out_only(unseen["names"]))
-        outputs = patch_classifier.accuracy(patches, batch["names"])
-        return {**_recall(images, texts), **outputs, **{f"{name}, unseen combinations": share for name, share in new.items()}}
+        unseen_batch = _to_device(model.device, dataclasses.replace(data, size=RECALL_POOL_SIZE)(0, "unseen"))
+        unseen_accuracy = patch_classifier.accuracy(features(model, unseen_batch)[0], held_out_only(unseen_batch["names"]))
+        accuracy = patch_classifier.accuracy(patches, batch["names"])
+        unseen = {f"{name}, unseen combinations": fraction for name, fraction in unseen_accuracy.items()}
+        return {**_recall(images, texts), **accuracy, **unseen}
 
     return Task(model, data, loss, measure, patch_classifier)
 
 
 def sigmoid_loss(model: SiglipModel, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """Every picture with every text [n, width] of the batch: a sum over the texts of a picture, a mean over pictures."""
+    """SigLIP's loss over all pairs of images and texts, each [B, F]: summed over the texts of an image, averaged over images."""
     logits = texts @ images.T * model.logit_scale.exp() + model.logit_bias
     signs = 2 * torch.eye(len(logits), device=logits.device) - 1
     return -functional.logsigmoid(signs * logits).sum(-1).mean()
 
 
 def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: object, seed: int, batch_size: int) -> Task:
-    """Pictures with captions, with right and wrong statements, and with phrases that hold for some of them."""
+    """The pre-training task of CLIP.
+
+    Args:
+        model: the model, on the device on which it is trained.
+        tokenizer: its tokenizer.
+        image_processor: its image processor; gives mean and standard deviation.
+        seed: seed of the scenes.
+        batch_size: scenes per batch.
+    """
     config = model.config.text_config
     data = ClipBatches(seed, batch_size, tokenizer, config.max_position_embeddings, config.eos_token_id)
 
     def texts(model: CLIPModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Unit features [rows, width] of texts; short ones are read apart from long ones, whose padding would be most of the work."""
+        """L2-normalised features [rows, F] of texts [rows, T], encoded in groups of similar length to avoid padding."""
         order = mask.sum(1).argsort()
-        found = []
+        features = []
         for rows in order.chunk(_CHUNKS):
             longest = int(mask[rows[-1]].sum())
-            read = model.text_model(input_ids=ids[rows, :longest], attention_mask=mask[rows, :longest])
-            found.append(model.text_projection(read.pooler_output))
-        return _l2_normalized(torch.cat(found)[order.argsort()])
+            output = model.text_model(input_ids=ids[rows, :longest], attention_mask=mask[rows, :longest])
+            features.append(model.text_projection(output.pooler_output))
+        return _l2_normalized(torch.cat(features)[order.argsort()])
 
     def images(model: CLIPModel, batch: Batch) -> torch.Tensor:
         return _l2_normalized(model.visual_projection(model.vision_model(pixel_values(batch["images"], image_processor)).pooler_output))
 
     def choices(model: CLIPModel, batch: Batch, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Logits [n * QUESTIONS, CHOICES] of the statements about each picture."""
+        """Logits [B * QUESTIONS, CHOICES] of the statements about each image."""
         statements = texts(model, batch["statement_ids"], batch["statement_mask"]).view(len(image_embeds), QUESTIONS * CHOICES, -1)
         logits: torch.Tensor = (statements @ image_embeds.unsqueeze(-1)).view(-1, CHOICES) * model.logit_scale.exp()
         return logits
 
     def phrases(model: CLIPModel, batch: Batch, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Logits [PHRASES, n] of the phrases and all pictures."""
+        """Logits [PHRASES, B] of every phrase with every image."""
         logits: torch.Tensor = texts(model, batch["phrase_ids"], batch["phrase_mask"]) @ image_embeds.T * model.logit_scale.exp()
         return logits
 
@@ -97,11 +119,12 @@ def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: obje
         targets = torch.arange(len(logits), device=logits.device)
         contrastive_loss = (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
         statement_logits = choices(model, batch, image_embeds)
-        right = functional.cross_entropy(
+        statement_loss = functional.cross_entropy(
             statement_logits, torch.zeros(len(statement_logits), dtype=torch.long, device=statement_logits.device)
         )
-        outputs, holds = phrases(model, batch, image_embeds), batch["holds"]
-        return contrastive_loss + right + (ranking_loss(outputs, holds) + ranking_loss(outputs.T, holds.T)) / 2
+        phrase_logits, holds = phrases(model, batch, image_embeds), batch["holds"]
+        phrase_loss = (ranking_loss(phrase_logits, holds) + ranking_loss(phrase_logits.T, holds.T)) / 2
+        return contrastive_loss + statement_loss + phrase_loss
 
     @torch.inference_mode()
     def measure(model: CLIPModel) -> dict[str, float]:
@@ -109,33 +132,42 @@ def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: obje
         image_embeds = images(model, batch)
         recall = _recall(image_embeds, texts(model, batch["input_ids"], batch["attention_mask"]))
         logits = choices(model, batch, image_embeds)
-        # Strictly better than every wrong statement.
-        right = float((logits[:, 0] > logits[:, 1:].amax(1)).float().mean())
-        found = r_precision(phrases(model, batch, image_embeds), batch["holds"])
-        return {**recall, f"right statement first of {CHOICES}": right, f"R-precision of phrases among {RECALL_POOL_SIZE}": found}
+        # The right statement has to score strictly higher than every wrong one.
+        accuracy = float((logits[:, 0] > logits[:, 1:].amax(1)).float().mean())
+        precision = r_precision(phrases(model, batch, image_embeds), batch["holds"])
+        return {**recall, f"right statement first of {CHOICES}": accuracy, f"R-precision of phrases among {RECALL_POOL_SIZE}": precision}
 
     return Task(model, data, loss, measure)
 
 
 def ranking_loss(logits: torch.Tensor, holds: torch.Tensor) -> torch.Tensor:
-    """Each that holds against all of its row that do not: -log softmax, its mean over those that hold. Both [rows, n].
+    """Softmax cross-entropy of each positive against all negatives of its row, averaged over positives, in nats.
 
-    Others that hold are left out: of two pictures with a red circle, neither is the wrong one.
+    Other positives of the row are excluded from the softmax: of two images with a red circle, neither is wrong.
+
+    Args:
+        logits: scores [rows, columns].
+        holds: positives, bool [rows, columns].
     """
-    others = logits.masked_fill(holds, -torch.inf).logsumexp(-1, keepdim=True)
-    return functional.softplus(others - logits)[holds].mean()
+    negatives = logits.masked_fill(holds, -torch.inf).logsumexp(-1, keepdim=True)
+    return functional.softplus(negatives - logits)[holds].mean()
 
 
 def r_precision(scores: torch.Tensor, holds: torch.Tensor) -> float:
-    """Of as many as hold, the share of those found first that do: its mean over rows, each of which something holds for. Both [rows, n]."""
-    ranked = holds.gather(1, scores.argsort(1, descending=True))
-    wanted = holds.sum(1, keepdim=True)
-    first = torch.arange(holds.shape[1], device=holds.device) < wanted
-    return float(((ranked & first).sum(1, keepdim=True) / wanted).mean())
+    """R-precision: the precision among the R highest scores of a row with R positives, averaged over rows, each with R > 0.
+
+    Args:
+        scores: scores [rows, columns].
+        holds: positives, bool [rows, columns].
+    """
+    ranked_holds = holds.gather(1, scores.argsort(1, descending=True))
+    num_positives = holds.sum(1, keepdim=True)
+    is_top = torch.arange(holds.shape[1], device=holds.device) < num_positives
+    return float(((ranked_holds & is_top).sum(1, keepdim=True) / num_positives).mean())
 
 
 def _recall(images: torch.Tensor, texts: torch.Tensor) -> dict[str, float]:
-    """Share of pictures whose own text is the nearest of all."""
+    """Fraction of images whose own text has the highest cosine similarity of all. Both [B, F]."""
     nearest = (images @ texts.T).argmax(1)
     return {f"recall@1 of {len(images)}": float((nearest == torch.arange(len(images), device=images.device)).float().mean())}
 

@@ -1,4 +1,7 @@
-"""Qwen3 on written scenes and Qwen3-VL on drawn ones: they learn the answers of conversations."""
+"""Supervised pre-training of Qwen3 on scenes as text and of Qwen3-VL on rendered images: cross-entropy on the answers.
+
+Shapes: B batch, T tokens, D hidden size, V vocabulary.
+"""
 
 import dataclasses
 import math
@@ -19,20 +22,29 @@ MAX_LENGTH = 384
 _IMAGE_TOKEN = "<|image_pad|>"
 _MEASURED_BATCHES, _MEASURED_SIZE = 8, 64
 _GROUPS = 2
+"""Number of groups of similar length into which a batch is split."""
 
 ATTENTION_LOSS_WEIGHT = 0.3
-"""Weight of the looks' loss beside that of the answers."""
+"""Weight of the attention loss; the answers' cross-entropy has weight 1."""
 
 HiddenStatesFunction = Callable[[PreTrainedModel, Batch], tuple[torch.Tensor, torch.Tensor | None]]
-"""Last hidden states [n, t, width] of a batch, and the loss of the looks where they are learnt (see lookup.py)."""
+"""Returns the last hidden states [B, T, D] of a batch and the loss of attention supervision (a scalar), None without it."""
 
 
 def qwen3_task(model: Qwen3ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int, batch_size: int, num_easy_batches: int = 0) -> Task:
-    """Conversations about written scenes, in the first `easy` batches about rather empty ones."""
+    """The pre-training task of Qwen3: conversations about scenes given as text.
+
+    Args:
+        model: the model, on the device on which it is trained.
+        tokenizer: its tokenizer.
+        seed: seed of the scenes.
+        batch_size: conversations per batch.
+        num_easy_batches: number of first batches whose scenes have few objects.
+    """
     processor = Processor(tokenizer, None, image_token=_IMAGE_TOKEN, tokens_per_image=1, max_length=MAX_LENGTH)
     data = TextConversationBatches(seed, batch_size, processor, num_easy_batches=num_easy_batches)
 
-    return _conversations(model, data, forward_with_attention_loss)
+    return _conversation_task(model, data, forward_with_attention_loss)
 
 
 def qwen3_vl_task(
@@ -43,14 +55,23 @@ def qwen3_vl_task(
     batch_size: int,
     image_size: int,
 ) -> Task:
-    """Conversations about pictures."""
+    """The pre-training task of Qwen3-VL: conversations about rendered images.
+
+    Args:
+        model: the model, on the device on which it is trained.
+        tokenizer: its tokenizer.
+        image_processor: its image processor.
+        seed: seed of the scenes.
+        batch_size: conversations per batch.
+        image_size: width and height of the images in pixels.
+    """
     side = image_size // (image_processor.patch_size * image_processor.merge_size)
     processor = Processor(tokenizer, image_processor, image_token=_IMAGE_TOKEN, tokens_per_image=side**2, max_length=MAX_LENGTH)
     data = ImageConversationBatches(seed, batch_size, processor)
 
-    def hidden(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, None]:
+    def hidden_states(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, None]:
         patches, grid = qwen_patches(batch["images"], image_processor)
-        output: torch.Tensor = model.model(
+        last_hidden: torch.Tensor = model.model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             pixel_values=patches,
@@ -58,40 +79,42 @@ def qwen3_vl_task(
             mm_token_type_ids=(batch["input_ids"] == processor.image_token_id).int(),
             use_cache=False,
         ).last_hidden_state
-        return output, None
+        return last_hidden, None
 
-    return _conversations(model, data, hidden)
+    return _conversation_task(model, data, hidden_states)
 
 
-def _conversations(model: PreTrainedModel, data: TextConversationBatches | ImageConversationBatches, hidden: HiddenStatesFunction) -> Task:
-    """Learn the conversations of `data`; measured on its questions alone."""
+def _conversation_task(
+    model: PreTrainedModel, data: TextConversationBatches | ImageConversationBatches, hidden_states: HiddenStatesFunction
+) -> Task:
+    """Train on the conversations of `data`; the metrics are measured on its short questions only."""
 
     def loss(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
-        return conversation_loss(model, hidden, batch)
+        return conversation_loss(model, hidden_states, batch)
 
     @torch.inference_mode()
     def measure(model: PreTrainedModel) -> dict[str, float]:
-        return _measure(model, hidden, dataclasses.replace(data, size=_MEASURED_SIZE, only_questions=True))
+        return _measure(model, hidden_states, dataclasses.replace(data, size=_MEASURED_SIZE, only_questions=True))
 
     return Task(model, data, loss, measure)
 
 
-def conversation_loss(model: PreTrainedModel, hidden: HiddenStatesFunction, batch: Batch) -> torch.Tensor:
-    """Mean over the batch's supervised tokens; the vocabulary matrix is multiplied at their positions only."""
+def conversation_loss(model: PreTrainedModel, hidden_states: HiddenStatesFunction, batch: Batch) -> torch.Tensor:
+    """Mean loss in nats over the batch's supervised tokens; logits are computed at supervised positions only."""
     total, count = torch.zeros((), device=model.device), 0
     for group in split_by_length(batch):
         supervised = group["labels"][:, 1:] != IGNORE_INDEX
-        hidden_states, attention_loss = hidden(model, group)
-        scores = model.lm_head(hidden_states[:, :-1][supervised]).float()
-        total = total + functional.cross_entropy(scores, group["labels"][:, 1:][supervised], reduction="sum")
+        last_hidden, attention_loss = hidden_states(model, group)
+        logits = model.lm_head(last_hidden[:, :-1][supervised]).float()
+        total = total + functional.cross_entropy(logits, group["labels"][:, 1:][supervised], reduction="sum")
         if attention_loss is not None:
-            total = total + ATTENTION_LOSS_WEIGHT * len(scores) * attention_loss
-        count += len(scores)
+            total = total + ATTENTION_LOSS_WEIGHT * len(logits) * attention_loss
+        count += len(logits)
     return total / count
 
 
 def split_by_length(batch: Batch) -> Iterator[Batch]:
-    """The batch in groups of like length, each only as wide as its longest row: padding is a third of the work otherwise."""
+    """Split a batch into groups of similar length, each padded to its own longest row; padding is a third of the work otherwise."""
     lengths = batch["attention_mask"].sum(1)
     width = batch["attention_mask"].shape[1]
     for rows in lengths.argsort().chunk(_GROUPS):
@@ -100,16 +123,16 @@ def split_by_length(batch: Batch) -> Iterator[Batch]:
 
 
 def _measure(
-    model: PreTrainedModel, hidden: HiddenStatesFunction, data: TextConversationBatches | ImageConversationBatches
+    model: PreTrainedModel, hidden_states: HiddenStatesFunction, data: TextConversationBatches | ImageConversationBatches
 ) -> dict[str, float]:
-    """Perplexity of answer tokens, and the share of answers that greedy decoding gets right, each behind right answers."""
+    """Perplexity of the answer tokens, and the exact-match accuracy of greedy decoding, each answer given the right earlier answers."""
     nats, tokens, num_correct, answers = 0.0, 0, 0, 0
     for batch_index in range(_MEASURED_BATCHES):
         batch = {name: value.to(model.device) for name, value in data(batch_index, "validation").items()}
-        scores, labels = model.lm_head(hidden(model, batch)[0][:, :-1]).float(), batch["labels"][:, 1:]
-        nats += float(functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"))
+        logits, labels = model.lm_head(hidden_states(model, batch)[0][:, :-1]).float(), batch["labels"][:, 1:]
+        nats += float(functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"))
         tokens += int((labels != IGNORE_INDEX).sum())
-        hits = (scores.argmax(-1) == labels).tolist()
+        hits = (logits.argmax(-1) == labels).tolist()
         for row, correct in zip(labels.tolist(), hits, strict=True):
             spans = answer_spans(row)
             answers += len(spans)

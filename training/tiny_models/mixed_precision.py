@@ -1,4 +1,7 @@
-"""Half precision for pre-training, where the chip has matrix units for it: NVIDIA GPUs, and CPUs with AMX."""
+"""bf16 autocast for pre-training on devices with bf16 matrix units: NVIDIA GPUs, and CPUs with AMX.
+
+Shapes: B batch, T tokens.
+"""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,10 +15,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 _ATTENTION = "tessera_fp32"
+"""Name under which the fp32 attention is registered with transformers."""
 
 
 def has_bf16_matmul(device: torch.device) -> bool:
-    """Whether products of bf16 matrices are much faster than those of fp32 here."""
+    """Whether the device multiplies matrices much faster in bf16 than in fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -23,16 +27,16 @@ def has_bf16_matmul(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 autocast where it pays, fp32 elsewhere."""
+    """bf16 autocast on devices with fast bf16 matrix products, else fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if has_bf16_matmul(device) else nullcontext()
 
 
 @contextmanager
 def mixed_precision(model: PreTrainedModel, compiled: bool) -> Iterator[None]:
-    """Let `model` train under `autocast` where it stands; compiled: its layers, one by one, which takes a C++ compiler on a CPU.
+    """Prepare `model` in place for training under `autocast`; undone at exit.
 
-    On a CPU compiled layers have the plain attention, whose parts the compiler joins: a step takes a quarter less time than
-    with sdpa (Qwen3, 64 conversations of 160 tokens, one thread).
+    `compiled` compiles each layer, which needs a C++ compiler on a CPU. On a CPU, compiled layers use eager attention, which the
+    compiler fuses: a step takes a quarter less time than with sdpa (Qwen3, 64 conversations of 160 tokens, one thread).
     """
     layers = [module for name, module in model.named_modules() if name.rpartition(".")[0].endswith((".layers", ".blocks"))]
     if compiled and model.device.type == "cpu":
@@ -57,7 +61,14 @@ def fp32_sdpa_attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """sdpa in fp32: torch's bf16 kernel for CPUs takes five times as long in the backward pass (torch 2.13, 36 tokens).
 
-    query [B, heads, T, size], key and value [B, key heads, T, size] -> [B, T, heads, size].
+    Args:
+        module: the attention module.
+        query: [B, heads, T, head size].
+        key: [B, key-value heads, T, head size].
+        value: as `key`.
+        attention_mask: mask as transformers makes it for sdpa; None for none.
+
+    Returns: [B, T, heads, head size]; None in place of the attention weights.
     """
     with torch.autocast("cpu", enabled=False):
         output, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)

@@ -1,21 +1,34 @@
-"""Model cards of the small parts: what they learned from, how long, and how good they are."""
+"""Model cards of the tiny models: training data, hyperparameters, device and metrics."""
 
 import re
 from dataclasses import dataclass
 
 DESCRIPTIONS = {
-    "siglip": "SigLIP: picture and text encoder, sigmoid loss over pictures and captions; its patches learn to name what they show",
-    "clip": "CLIP: picture and text encoder, softmax loss over pictures, captions, statements about a question, and phrases",
-    "qwen3": "Qwen3: English and Chinese language model that answers from a written scene; two heads are shown where to look",
-    "qwen3_vl": "Qwen3-VL: vision-language model that answers from a picture, the demo's baseline",
+    "siglip": "SigLIP: image and text encoder, sigmoid loss over images and captions; patches also classify color, shape and digit",
+    "clip": "CLIP: image and text encoder, softmax loss over images, captions, statements about a question, and phrases",
+    "qwen3": "Qwen3: English and Chinese language model that answers questions about a scene as text; two attention heads are supervised",
+    "qwen3_vl": "Qwen3-VL: vision-language model that answers questions about an image, the demo's baseline",
 }
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a model card says."""
+    """The content of a model card.
 
-    part: str
+    Args:
+        model_name: one of TINY_MODELS.
+        steps: optimizer steps of the last run; 0 for an untrained model.
+        batch_size: scenes per step.
+        learning_rate: peak learning rate.
+        seed: seed of the initial weights.
+        scene_seed: seed of the training scenes.
+        device: device, precision and torch version, as text.
+        warm_start: models or runs from whose weights training started.
+        metrics: name and value of each metric.
+        run: see below.
+    """
+
+    model_name: str
     steps: int
     batch_size: int = 0
     learning_rate: float = 0.0
@@ -25,19 +38,19 @@ class ModelCard:
     warm_start: tuple[str, ...] = ()
     metrics: tuple[tuple[str, float], ...] = ()
     run: int = 1
-    """How many runs it has had; each begins where the one before it ended."""
+    """Number of training runs so far; each starts from the weights of the one before."""
 
     def text(self) -> str:
         """The card as Markdown with the metadata that model hubs read."""
-        head = f"---\nlicense: apache-2.0\nlanguage: [en, zh]\ntags: [drawn-scenes, tiny]\n---\n\n# {DESCRIPTIONS[self.part]}\n\n"
+        head = f"---\nlicense: apache-2.0\nlanguage: [en, zh]\ntags: [drawn-scenes, tiny]\n---\n\n# {DESCRIPTIONS[self.model_name]}\n\n"
         description = (
-            "A small part of the embedded demo. It knows drawn scenes of coloured shapes and nothing of the real world: "
-            "good enough to show that the machinery works, useless for anything else.\n\n"
+            "A tiny model of the embedded demo. It was trained on rendered scenes of coloured shapes and knows nothing of the real world: "
+            "good enough to show that the pipeline works, useless for anything else.\n\n"
         )
         if not self.steps:
             return f"{head}{description}Untrained: the weights are random (seed {self.seed}). Train it with `{self._command()}`.\n"
         rows = {
-            "data": f"drawn scenes of seed {self.scene_seed}; test layouts and held-out combinations of color and shape left out",
+            "data": f"rendered scenes of seed {self.scene_seed}; without test layouts and held-out combinations of color and shape",
             "steps": f"{self.steps:,} of {self.batch_size} scenes ({self.steps * self.batch_size:,} in all)",
             "peak learning rate": f"{self.learning_rate:g}",
             "run": str(self.run),
@@ -52,13 +65,16 @@ class ModelCard:
 
     def _command(self) -> str:
         further = " --further" if self.run > 1 else ""
-        return f"python tools/train_tiny_models.py --only {self.part}{further}"
+        return f"python tools/train_tiny_models.py --only {self.model_name}{further}"
 
 
 def parse_previous_runs(card: str) -> tuple[int, str]:
-    """How many runs a part has had, by the text of its card, and what they were; 0 for one that was never trained."""
+    """Read a card's text.
+
+    Returns: number of training runs, 0 for an untrained model; a description of those runs for the row `started from`.
+    """
     rows = dict(re.findall(r"^\| (run|steps|started from) \| (.*) \|$", card, flags=re.M))
     if "run" not in rows:
         return 0, ""
-    run, before = int(rows["run"]), f", {rows['started from']}" if int(rows["run"]) > 1 else ""
-    return run, f"run {run}: {rows['steps']}{before}"
+    run, earlier = int(rows["run"]), f", {rows['started from']}" if int(rows["run"]) > 1 else ""
+    return run, f"run {run}: {rows['steps']}{earlier}"

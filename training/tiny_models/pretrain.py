@@ -1,4 +1,4 @@
-"""Pre-train the small parts, one after the other, and write them as a hub would give them."""
+"""Pre-train the tiny models one after the other and save each like a model folder on the Hub."""
 
 import dataclasses
 import platform
@@ -26,28 +26,36 @@ RECIPES = {
     "qwen3_vl": Recipe(steps=600, batch_size=128, learning_rate=7e-4),
 }
 
-
 EASY_STEPS_DIVISOR = 5
-"""Qwen3 begins with rather empty scenes for one step in so many."""
+"""Qwen3's first steps // EASY_STEPS_DIVISOR batches use scenes with few objects."""
 
 _SEEDS = 1_000
+"""Added to the seed for every earlier run of a model, so that each run has scenes of its own."""
 
 
-def write_untrained(folder: Path, parts: Iterable[str], seed: int) -> list[str]:
-    """Write those of `parts` that are missing, with random weights; their names."""
-    missing = [part for part in TINY_MODELS if part in parts and not (folder / part / "config.json").exists()]
+def write_untrained(folder: Path, model_names: Iterable[str], seed: int) -> list[str]:
+    """Write those of the models that are missing in `folder`, with random weights; returns their names."""
+    missing = [name for name in TINY_MODELS if name in model_names and not (folder / name / "config.json").exists()]
     tokenizer = build_tokenizer(tokenizer_corpus()) if missing else None
-    for part in missing:
+    for name in missing:
         assert tokenizer is not None
-        _write(folder, part, build_tiny_model(part, tokenizer, seed), tokenizer, ModelCard(part, steps=0, seed=seed))
+        _write(folder, name, build_tiny_model(name, tokenizer, seed), tokenizer, ModelCard(name, steps=0, seed=seed))
     return missing
 
 
 @dataclass(frozen=True)
 class PretrainingSettings:
-    """How parts are trained. `further`: each starts from its own weights in the folder, on scenes that it has not seen.
+    """Settings of a pre-training run.
 
-    steps, batch_size and learning_rate override the recipes'; compiled: the layers are compiled first.
+    Args:
+        seed: seed of initial weights and scenes.
+        device: device of the training.
+        workers: data loading processes.
+        compiled: compile the models' layers.
+        further: continue from each model's own weights in the folder, on new scenes.
+        steps: overrides the recipe's steps.
+        batch_size: overrides the recipe's batch size.
+        learning_rate: overrides the recipe's peak learning rate.
     """
 
     seed: int
@@ -59,42 +67,44 @@ class PretrainingSettings:
     batch_size: int | None = None
     learning_rate: float | None = None
 
-    def recipe(self, part: str) -> Recipe:
-        """The recipe of a part with what is overridden."""
-        own = RECIPES[part]
+    def recipe(self, model_name: str) -> Recipe:
+        """The recipe of a model with the overrides applied."""
+        default = RECIPES[model_name]
         return dataclasses.replace(
-            own,
-            steps=self.steps or own.steps,
-            batch_size=self.batch_size or own.batch_size,
-            learning_rate=self.learning_rate or own.learning_rate,
+            default,
+            steps=self.steps or default.steps,
+            batch_size=self.batch_size or default.batch_size,
+            learning_rate=self.learning_rate or default.learning_rate,
         )
 
 
-def pretrain(folder: Path, parts: Iterable[str], settings: PretrainingSettings) -> list[ModelCard]:
-    """Train `parts` in their order and write each when it is done.
+def pretrain(folder: Path, model_names: Iterable[str], settings: PretrainingSettings) -> list[ModelCard]:
+    """Train the models in the order of TINY_MODELS and write each into `folder` when it is done.
 
-    A run that was interrupted continues; CLIP starts from a SigLIP in `folder`, Qwen3-VL from a Qwen3 and a SigLIP there.
-    Raises UsageError where a part is to be trained further that was never trained.
+    An interrupted run resumes. CLIP starts from the SigLIP in `folder`, Qwen3-VL from the Qwen3 and the SigLIP there, if they exist.
+
+    Returns: the model cards.
+    Raises: UsageError when `settings.further` is set and a model in `folder` was never trained.
     """
     tokenizer = build_tokenizer(tokenizer_corpus())
-    return [_pretrain_model(folder, part, settings, tokenizer) for part in TINY_MODELS if part in parts]
+    return [_pretrain_model(folder, name, settings, tokenizer) for name in TINY_MODELS if name in model_names]
 
 
-def _pretrain_model(folder: Path, part: str, settings: PretrainingSettings, tokenizer: Qwen2Tokenizer) -> ModelCard:
-    recipe, seed, device = settings.recipe(part), settings.seed, settings.device
-    model = build_tiny_model(part, tokenizer, seed)
-    runs, before = _previous_runs(folder / part) if settings.further else (0, "")
-    started_from = (before,) if runs else _warm_start(folder, part, model)
+def _pretrain_model(folder: Path, model_name: str, settings: PretrainingSettings, tokenizer: Qwen2Tokenizer) -> ModelCard:
+    recipe, seed, device = settings.recipe(model_name), settings.seed, settings.device
+    model = build_tiny_model(model_name, tokenizer, seed)
+    runs, earlier_runs = _previous_runs(folder / model_name) if settings.further else (0, "")
+    started_from = (earlier_runs,) if runs else _warm_start(folder, model_name, model)
     if runs:
-        model.load_state_dict(type(model).from_pretrained(folder / part, dtype=torch.float32).state_dict())
-    scene_seed = SEED + len(TINY_MODELS) * (seed + _SEEDS * runs) + TINY_MODELS.index(part)
-    task = _task(part, model.to(device), tokenizer, scene_seed, recipe, settings.further)
-    state_file = folder / f".{part}.{device.type}.{seed}.{runs}.pt"
+        model.load_state_dict(type(model).from_pretrained(folder / model_name, dtype=torch.float32).state_dict())
+    scene_seed = SEED + len(TINY_MODELS) * (seed + _SEEDS * runs) + TINY_MODELS.index(model_name)
+    task = _task(model_name, model.to(device), tokenizer, scene_seed, recipe, settings.further)
+    state_file = folder / f".{model_name}.{device.type}.{seed}.{runs}.pt"
     with mixed_precision.mixed_precision(model, settings.compiled):
-        fit(task, recipe, state_file, part, workers=settings.workers)
+        fit(task, recipe, state_file, model_name, workers=settings.workers)
     _round_to_bf16(model)
     card = ModelCard(
-        part,
+        model_name,
         recipe.steps,
         recipe.batch_size,
         recipe.learning_rate,
@@ -105,58 +115,58 @@ def _pretrain_model(folder: Path, part: str, settings: PretrainingSettings, toke
         tuple(task.measure(model).items()),
         run=runs + 1,
     )
-    _write(folder, part, model.cpu(), tokenizer, card)
+    _write(folder, model_name, model.cpu(), tokenizer, card)
     state_file.unlink(missing_ok=True)
     return card
 
 
-def _task(part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, scene_seed: int, recipe: Recipe, further: bool) -> Task:
+def _task(model_name: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, scene_seed: int, recipe: Recipe, further: bool) -> Task:
     batch_size = recipe.batch_size
-    match part:
+    match model_name:
         case "siglip":
-            return siglip_task(model, tokenizer, image_processor(part), scene_seed, batch_size)
+            return siglip_task(model, tokenizer, image_processor(model_name), scene_seed, batch_size)
         case "clip":
-            return clip_task(model, tokenizer, image_processor(part), scene_seed, batch_size)
+            return clip_task(model, tokenizer, image_processor(model_name), scene_seed, batch_size)
         case "qwen3":
             return qwen3_task(
                 model, tokenizer, scene_seed, batch_size, num_easy_batches=0 if further else recipe.steps // EASY_STEPS_DIVISOR
             )
         case _:
-            return qwen3_vl_task(model, tokenizer, image_processor(part), scene_seed, batch_size, IMAGE_SIZE)
+            return qwen3_vl_task(model, tokenizer, image_processor(model_name), scene_seed, batch_size, IMAGE_SIZE)
 
 
-def _warm_start(folder: Path, part: str, model: PreTrainedModel) -> tuple[str, ...]:
-    """Start from the parts in `folder` where all that are wanted stand there; their names."""
-    sources = {"clip": ("siglip",), "qwen3_vl": ("qwen3", "siglip")}.get(part, ())
+def _warm_start(folder: Path, model_name: str, model: PreTrainedModel) -> tuple[str, ...]:
+    """Initialise `model` from trained models in `folder`; returns their names, empty when one that is needed is missing."""
+    sources = {"clip": ("siglip",), "qwen3_vl": ("qwen3", "siglip")}.get(model_name, ())
     if not sources or not all((folder / source / "config.json").exists() for source in sources):
         return ()
     siglip = SiglipModel.from_pretrained(folder / "siglip", dtype=torch.float32)
-    if part == "clip":
+    if model_name == "clip":
         warm_start.clip_from_siglip(model, siglip)
     else:
-        warm_start.qwen3_vl_from_parts(model, Qwen3ForCausalLM.from_pretrained(folder / "qwen3", dtype=torch.float32), siglip)
+        warm_start.qwen3_vl_from_models(model, Qwen3ForCausalLM.from_pretrained(folder / "qwen3", dtype=torch.float32), siglip)
     return sources
 
 
-def _previous_runs(part: Path) -> tuple[int, str]:
-    """How often the part in a folder was trained and how, by its card. Raises UsageError where it never was."""
-    card = part / "README.md"
-    runs, before = parse_previous_runs(card.read_text(encoding="utf-8") if card.is_file() else "")
+def _previous_runs(model_folder: Path) -> tuple[int, str]:
+    """Number and description of the training runs of a model, read from its card. Raises UsageError for an untrained model."""
+    card = model_folder / "README.md"
+    runs, earlier_runs = parse_previous_runs(card.read_text(encoding="utf-8") if card.is_file() else "")
     if not runs:
-        raise UsageError(f"--further: {part} holds no trained part to start from")
-    return runs, before
+        raise UsageError(f"--further: {model_folder} holds no trained model to start from")
+    return runs, earlier_runs
 
 
 def _round_to_bf16(model: PreTrainedModel) -> None:
-    """Give the weights the precision in which they are written, so that the metrics are those of the written part."""
+    """Round the weights to the precision in which they are saved, so that the metrics are those of the saved model."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
 
 
-def _write(folder: Path, part: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, card: ModelCard) -> None:
-    with atomic_write_folder(folder / part) as new:
-        save_tiny_model(new, part, model, tokenizer)
+def _write(folder: Path, model_name: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, card: ModelCard) -> None:
+    with atomic_write_folder(folder / model_name) as new:
+        save_tiny_model(new, model_name, model, tokenizer)
         (new / "README.md").write_text(card.text(), encoding="utf-8")
 
 

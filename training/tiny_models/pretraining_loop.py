@@ -1,4 +1,4 @@
-"""One pre-training run: a fixed number of steps, seeded batches, a state file from which it continues bit for bit."""
+"""The training loop of one pre-training run: a fixed number of steps, seeded batches, bit-exact resume from a state file."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -21,12 +21,20 @@ from training.tiny_models.data.pretraining_batches import Batch
 BETAS = (0.9, 0.98)
 MAX_GRAD_NORM = 1.0
 FINAL_LR_FRACTION = 0.02
-"""The cosine ends at this share of the peak learning rate."""
+"""The cosine schedule ends at this fraction of the peak learning rate."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how fast a part is trained. The learning rate rises over `warmup` steps, then follows a cosine."""
+    """Hyperparameters of one run; AdamW, cosine schedule with linear warm-up.
+
+    Args:
+        steps: optimizer steps.
+        batch_size: scenes per step.
+        learning_rate: peak learning rate.
+        warmup: warm-up steps.
+        weight_decay: AdamW's weight decay.
+    """
 
     steps: int
     batch_size: int
@@ -35,7 +43,7 @@ class Recipe:
     weight_decay: float = 0.02
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate of a step, counted from 0."""
+        """Learning rate of a step; steps count from 0."""
         progress_fraction = step / max(1, self.steps)
         cosine = FINAL_LR_FRACTION + (1 - FINAL_LR_FRACTION) * 0.5 * (1 + math.cos(math.pi * progress_fraction))
         return self.learning_rate * min(1.0, (step + 1) / self.warmup) * cosine
@@ -43,23 +51,31 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned. `data` makes a batch on the CPU, in a worker process; `loss` gets it on the model's device."""
+    """A pre-training task.
+
+    Args:
+        model: the model to train.
+        data: makes the batch of an index and split, on the CPU in a worker process.
+        loss: the loss of a batch on the model's device, a scalar.
+        measure: computes the metrics.
+        auxiliary_head: see below.
+    """
 
     model: PreTrainedModel
     data: Callable[[int, SceneSplit], Batch]
     loss: Callable[[PreTrainedModel, Batch], torch.Tensor]
     measure: Callable[[PreTrainedModel], dict[str, float]]
-    """Metrics on scenes of the validation part, whose layouts no training scene has."""
+    """Metrics on the validation split, whose layouts do not occur in training."""
     auxiliary_head: nn.Module | None = None
-    """Learns beside the model for the sake of the loss and is thrown away."""
+    """Trained together with the model because the loss needs it; not saved with the model."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
+        """The trainable parameters: the model's and the auxiliary head's."""
         return [*self.model.parameters(), *(self.auxiliary_head.parameters() if self.auxiliary_head else ())]
 
 
 class _BatchDataset(Dataset[Batch]):
-    """Batches by their number."""
+    """Training batches by index."""
 
     def __init__(self, data: Callable[[int, SceneSplit], Batch]):
         self.data = data
@@ -69,9 +85,17 @@ class _BatchDataset(Dataset[Batch]):
 
 
 def fit(task: Task, recipe: Recipe, state_file: Path, title: str, *, workers: int, save_every: int = 100) -> None:
-    """Train `task.model` where it stands. Continues from `state_file` when a run of the same recipe left one.
+    """Train `task.model` in place; resumes from `state_file` if an interrupted run of the same recipe left one.
 
-    Raises TesseraError when the loss is not a finite number.
+    Args:
+        task: the task.
+        recipe: its hyperparameters.
+        state_file: file for model, optimizer and step; it is not deleted at the end.
+        title: name of the run in progress output and errors.
+        workers: data loading processes; 0 makes the batches in this process.
+        save_every: steps between two writes of the state file.
+
+    Raises: TesseraError when the loss is not finite.
     """
     optimizer = torch.optim.AdamW(task.parameters(), lr=recipe.learning_rate, betas=BETAS, weight_decay=recipe.weight_decay)
     first = _resume(state_file, recipe, task, optimizer)
@@ -94,11 +118,11 @@ def fit(task: Task, recipe: Recipe, state_file: Path, title: str, *, workers: in
     task.model.eval()
 
 
-def _batches(task: Task, numbers: range, workers: int) -> Iterator[Batch]:
+def _batches(task: Task, batch_indices: range, workers: int) -> Iterator[Batch]:
     loader = DataLoader(
         _BatchDataset(task.data),
         batch_size=None,
-        sampler=numbers,
+        sampler=batch_indices,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=task.model.device.type == "cuda",
@@ -122,7 +146,7 @@ def _save(path: Path, recipe: Recipe, step: int, task: Task, optimizer: torch.op
 
 
 def _resume(path: Path, recipe: Recipe, task: Task, optimizer: torch.optim.Optimizer) -> int:
-    """Steps done by an interrupted run of the same recipe, whose state is loaded; 0 without one."""
+    """Load the state of an interrupted run of the same recipe; returns its number of completed steps, 0 without one."""
     if not path.exists():
         return 0
     state: dict[str, Any] = torch.load(path, map_location=task.model.device, weights_only=True)

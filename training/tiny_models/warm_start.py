@@ -1,26 +1,26 @@
-"""Starting a part from one that is trained already, where their layers are alike."""
+"""Initialise a model from trained ones where their layers match."""
 
 import torch
 from transformers import CLIPModel, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration, SiglipModel
 
 
 def clip_from_siglip(clip: CLIPModel, siglip: SiglipModel) -> None:
-    """Picture layers, patch and position embeddings. CLIP's class token, projections and text layers stay as they are."""
+    """Copy vision layers, patch and position embeddings. CLIP's class token, projections and text encoder are not changed."""
     source, target = siglip.vision_model, clip.vision_model
     target.encoder.load_state_dict(source.encoder.state_dict())
     with torch.no_grad():
         target.embeddings.patch_embedding.weight.copy_(source.embeddings.patch_embedding.weight)
-        # CLIP's first position is its class token's.
+        # Position 0 of CLIP belongs to the class token.
         target.embeddings.position_embedding.weight[1:].copy_(source.embeddings.position_embedding.weight)
 
 
-def qwen3_vl_from_parts(model: Qwen3VLForConditionalGeneration, language: Qwen3ForCausalLM, siglip: SiglipModel) -> None:
-    """The text part from Qwen3, the picture part's layers from SigLIP. Mergers and deep-stack layers stay as they are."""
+def qwen3_vl_from_models(model: Qwen3VLForConditionalGeneration, language: Qwen3ForCausalLM, siglip: SiglipModel) -> None:
+    """Copy the language model from Qwen3 and the vision layers from SigLIP. Patch mergers and DeepStack layers are not changed."""
     model.model.language_model.load_state_dict(language.model.state_dict())
     source, target = siglip.vision_model, model.model.visual
     with torch.no_grad():
         kernel, frames = source.embeddings.patch_embedding.weight, target.patch_embed.proj.weight.shape[2]
-        # A still picture fills every frame of the temporal patch.
+        # An image is repeated over all frames of the temporal patch, so the kernel is divided by their number.
         target.patch_embed.proj.weight.copy_(kernel.unsqueeze(2).expand_as(target.patch_embed.proj.weight) / frames)
         target.patch_embed.proj.bias.copy_(source.embeddings.patch_embedding.bias)
         target.pos_embed.weight.copy_(
@@ -39,7 +39,7 @@ def qwen3_vl_from_parts(model: Qwen3VLForConditionalGeneration, language: Qwen3F
 
 
 def _resize_position_embeddings(positions: torch.Tensor, count: int) -> torch.Tensor:
-    """Position embeddings [side * side, width] stretched to `count` of them, as Qwen3-VL shrinks its own again."""
-    side, new = round(len(positions) ** 0.5), round(count**0.5)
+    """Interpolate position embeddings [P, D] to [count, D], bilinearly as Qwen3-VL does; both numbers are squares."""
+    side, new_side = round(len(positions) ** 0.5), round(count**0.5)
     grid = positions.T.reshape(1, -1, side, side)
-    return torch.nn.functional.interpolate(grid, (new, new), mode="bilinear", align_corners=True).flatten(2)[0].T
+    return torch.nn.functional.interpolate(grid, (new_side, new_side), mode="bilinear", align_corners=True).flatten(2)[0].T

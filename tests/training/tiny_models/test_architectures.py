@@ -1,4 +1,4 @@
-"""The small parts: a tokenizer that is the same everywhere, standard folders, few bytes."""
+"""The tiny models: a deterministic tokenizer, standard model folders, a small size."""
 
 import hashlib
 import os
@@ -22,11 +22,11 @@ def tokenizer() -> Qwen2Tokenizer:
 
 
 def fingerprint() -> str:
-    """A hash of the tokenizer that scenes give."""
+    """A hash of the tokenizer trained on the scenes' texts."""
     return hashlib.sha256(build_tokenizer(tokenizer_corpus()).backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def test_another_process_makes_the_same_tokenizer() -> None:
+def test_another_process_trains_the_same_tokenizer() -> None:
     script = "from tests.training.tiny_models.test_architectures import fingerprint; print(fingerprint())"
     environment = {**os.environ, "PYTHONHASHSEED": "99"}
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
@@ -39,18 +39,18 @@ def test_the_tokenizer_fits_the_models_and_knows_the_control_tokens(tokenizer: Q
         assert tokenizer.encode(token, add_special_tokens=False) == [tokenizer.convert_tokens_to_ids(token)]
 
 
-def test_any_text_survives_the_tokenizer(tokenizer: Qwen2Tokenizer) -> None:
+def test_any_text_round_trips_through_the_tokenizer(tokenizer: Qwen2Tokenizer) -> None:
     for text in ("Is the green ring above the 7? Ω≈ç 🙂", "图中有没有绿色的圆环？鑫", *SHORT_ANSWER_PROMPTS.values()):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_a_combination_that_was_never_seen_is_made_of_whole_words(tokenizer: Qwen2Tokenizer) -> None:
+def test_a_held_out_combination_is_tokenized_into_whole_words(tokenizer: Qwen2Tokenizer) -> None:
     for color, shape in HELD_OUT:
         assert len(tokenizer.encode(" " + colored(color, shape, "en"), add_special_tokens=False)) == 2
         assert len(tokenizer.encode(colored(color, shape, "zh"), add_special_tokens=False)) == 3
 
 
-def test_a_parts_weights_depend_on_its_seed_and_not_on_the_other_parts(tokenizer: Qwen2Tokenizer) -> None:
+def test_a_models_weights_depend_on_its_seed_and_not_on_the_other_models(tokenizer: Qwen2Tokenizer) -> None:
     first = build_tiny_model("qwen3", tokenizer, seed=0).state_dict()
     build_tiny_model("siglip", tokenizer, seed=0)
     again, other = build_tiny_model("qwen3", tokenizer, seed=0).state_dict(), build_tiny_model("qwen3", tokenizer, seed=1).state_dict()
@@ -59,22 +59,22 @@ def test_a_parts_weights_depend_on_its_seed_and_not_on_the_other_parts(tokenizer
     assert not torch.equal(first[key], other[key])
 
 
-def test_the_parts_are_standard_folders_of_at_most_24_megabytes(parts: Path) -> None:
-    for part in TINY_MODELS:
-        model = AutoModel.from_pretrained(parts / part)
-        assert model.config.model_type == part
+def test_the_models_are_standard_folders_of_at_most_24_megabytes(parts: Path) -> None:
+    for model_name in TINY_MODELS:
+        model = AutoModel.from_pretrained(parts / model_name)
+        assert model.config.model_type == model_name
         assert next(model.parameters()).dtype == torch.bfloat16
-        AutoTokenizer.from_pretrained(parts / part)
+        AutoTokenizer.from_pretrained(parts / model_name)
     assert sum(path.stat().st_size for path in parts.rglob("*") if path.is_file()) <= 24_000_000
 
 
-def test_a_saved_part_is_the_part(tokenizer: Qwen2Tokenizer, tmp_path: Path) -> None:
+def test_a_saved_model_loads_with_the_same_weights(tokenizer: Qwen2Tokenizer, tmp_path: Path) -> None:
     model = build_tiny_model("qwen3", tokenizer, seed=3)
     save_tiny_model(tmp_path, "qwen3", model, tokenizer)
     loaded = Qwen3ForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).state_dict()
     assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
 
 
-def test_a_language_part_has_no_image_processor() -> None:
-    with pytest.raises(ValueError, match="qwen3 sees no pictures"):
+def test_a_language_model_has_no_image_processor() -> None:
+    with pytest.raises(ValueError, match="qwen3 has no image processor"):
         image_processor("qwen3")

@@ -1,4 +1,4 @@
-"""Pre-training: batches as answering reads them, losses as the stock models have them, runs that continue bit for bit."""
+"""Pre-training: batches match those of inference, losses match those of the stock models, runs resume bit for bit."""
 
 from collections import Counter
 from pathlib import Path
@@ -53,59 +53,59 @@ def tokenizer() -> Qwen2Tokenizer:
     return build_tokenizer(tokenizer_corpus())
 
 
-def drawn(count: int) -> list[Image.Image]:
+def rendered(count: int) -> list[Image.Image]:
     return [render(generate_scene(1, "train", index)) for index in range(count)]
 
 
 def tasks(tokenizer: Qwen2Tokenizer, size: int) -> dict[str, Task]:
-    """All four, untrained."""
-    parts = {part: build_tiny_model(part, tokenizer, 0) for part in ("siglip", "clip", "qwen3", "qwen3_vl")}
+    """The tasks of all four models, untrained."""
+    models = {model_name: build_tiny_model(model_name, tokenizer, 0) for model_name in ("siglip", "clip", "qwen3", "qwen3_vl")}
     return {
-        "siglip": siglip_task(parts["siglip"], tokenizer, image_processor("siglip"), 1, size),
-        "clip": clip_task(parts["clip"], tokenizer, image_processor("clip"), 1, size),
-        "qwen3": qwen3_task(parts["qwen3"], tokenizer, 1, size),
-        "qwen3_vl": qwen3_vl_task(parts["qwen3_vl"], tokenizer, image_processor("qwen3_vl"), 1, size, IMAGE_SIZE),
+        "siglip": siglip_task(models["siglip"], tokenizer, image_processor("siglip"), 1, size),
+        "clip": clip_task(models["clip"], tokenizer, image_processor("clip"), 1, size),
+        "qwen3": qwen3_task(models["qwen3"], tokenizer, 1, size),
+        "qwen3_vl": qwen3_vl_task(models["qwen3_vl"], tokenizer, image_processor("qwen3_vl"), 1, size, IMAGE_SIZE),
     }
 
 
-@pytest.mark.parametrize("part", ["siglip", "clip"])
-def test_pixels_are_what_the_image_processor_gives(part: str) -> None:
-    processor = image_processor(part)
-    expected = processor(images=drawn(3), return_tensors="pt")["pixel_values"]
+@pytest.mark.parametrize("model_name", ["siglip", "clip"])
+def test_pixel_values_match_the_image_processor(model_name: str) -> None:
+    processor = image_processor(model_name)
+    expected = processor(images=rendered(3), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixel_values(render_images([generate_scene(1, "train", i) for i in range(3)]), processor), expected)
 
 
-def test_qwen_patches_are_what_the_image_processor_gives() -> None:
+def test_qwen_patches_match_the_image_processor() -> None:
     processor = image_processor("qwen3_vl")
-    expected = processor(images=drawn(3), return_tensors="pt")
+    expected = processor(images=rendered(3), return_tensors="pt")
     patches, grid = qwen_patches(render_images([generate_scene(1, "train", i) for i in range(3)]), processor)
     torch.testing.assert_close(patches, expected["pixel_values"])
     assert torch.equal(grid, expected["image_grid_thw"])
 
 
-def test_a_batch_follows_from_its_number_and_shares_no_scene_with_the_next(tokenizer: Qwen2Tokenizer) -> None:
+def test_a_batch_depends_on_its_index_and_shares_no_scene_with_the_next(tokenizer: Qwen2Tokenizer) -> None:
     data = tasks(tokenizer, 4)["siglip"].data
     first, again, second = data(0, "train"), data(0, "train"), data(1, "train")
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not torch.equal(first["images"], second["images"])
 
 
-def test_pre_training_has_other_scenes_than_the_demo() -> None:
+def test_pre_training_uses_other_scenes_than_the_demo() -> None:
     assert not any(generate_scene(seed, "train", 0).things == generate_scene(SEED + 1, "train", 0).things for seed in range(20))
 
 
-def test_clip_reads_texts_as_the_scorer_does(tokenizer: Qwen2Tokenizer) -> None:
+def test_clip_batches_tokenize_texts_as_the_scorer_does(tokenizer: Qwen2Tokenizer) -> None:
     model = build_tiny_model("clip", tokenizer, 0)
     scorer = ClipScorer(model, tokenizer, image_processor("clip"), Image.open)
     data = ClipBatches(1, 3, tokenizer, model.config.text_config.max_position_embeddings, model.config.text_config.eos_token_id)
     batch = data(0, "train")
     texts = [tokenizer.decode(row[mask.bool()][:-1]) for row, mask in zip(batch["statement_ids"], batch["statement_mask"], strict=True)]
-    read = scorer.tokenize(texts)
-    assert torch.equal(batch["statement_ids"], read["input_ids"])
-    assert torch.equal(batch["statement_mask"], read["attention_mask"])
+    encoded = scorer.tokenize(texts)
+    assert torch.equal(batch["statement_ids"], encoded["input_ids"])
+    assert torch.equal(batch["statement_mask"], encoded["attention_mask"])
 
 
-def test_siglips_loss_is_the_stock_one_and_that_of_the_names(tokenizer: Qwen2Tokenizer) -> None:
+def test_siglips_loss_is_the_stock_models_plus_patch_classification(tokenizer: Qwen2Tokenizer) -> None:
     task = tasks(tokenizer, 6)["siglip"]
     batch = task.data(0, "train")
     pixels = pixel_values(batch["images"], image_processor("siglip"))
@@ -115,7 +115,7 @@ def test_siglips_loss_is_the_stock_one_and_that_of_the_names(tokenizer: Qwen2Tok
     torch.testing.assert_close(task.loss(task.model, batch), stock + task.auxiliary_head.loss(patches, batch["names"]))
 
 
-def test_every_answer_and_its_end_token_is_supervised_and_nothing_else(tokenizer: Qwen2Tokenizer) -> None:
+def test_exactly_the_answers_and_their_end_tokens_are_supervised(tokenizer: Qwen2Tokenizer) -> None:
     processor = Processor(tokenizer, None, image_token=PLACEHOLDER, tokens_per_image=1, max_length=192)
     batch = TextConversationBatches(1, 8, processor)(0, "train")
     for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
@@ -128,20 +128,20 @@ def test_every_answer_and_its_end_token_is_supervised_and_nothing_else(tokenizer
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_qwen3_vl_learns_the_prompt_that_it_will_be_asked_with(tokenizer: Qwen2Tokenizer, language: Language) -> None:
-    seen = image_processor("qwen3_vl")
-    processor = Processor(tokenizer, seen, image_token=PLACEHOLDER, tokens_per_image=9, max_length=192)
+def test_qwen3_vl_is_trained_with_the_prompt_of_inference(tokenizer: Qwen2Tokenizer, language: Language) -> None:
+    images = image_processor("qwen3_vl")
+    processor = Processor(tokenizer, images, image_token=PLACEHOLDER, tokens_per_image=9, max_length=192)
     system = QwenVlSystem(name="baseline", kind="qwen3_vl", path="unused", quantization="none")
-    answerer = QwenVlAnswerer(build_tiny_model("qwen3_vl", tokenizer, 0), tokenizer, seen, system)
-    asked = answerer.encode(Request("1", (drawn(1)[0],), (Message("user", "<image>\nHow many 星形?"),), "vqa", language))
+    answerer = QwenVlAnswerer(build_tiny_model("qwen3_vl", tokenizer, 0), tokenizer, images, system)
+    prompt = answerer.encode(Request("1", (rendered(1)[0],), (Message("user", "<image>\nHow many 星形?"),), "vqa", language))
     exchange = Exchange(f"<image>\nHow many 星形?\n{SHORT_ANSWER_PROMPTS[language]}", "2")
-    learned = add_vision_tokens(encode(processor, [exchange], num_images=1), processor)
-    assert learned.input_ids[: len(asked.ids)] == asked.ids
-    assert all(label == IGNORE_INDEX for label in learned.labels[: len(asked.ids)])
-    assert tokenizer.decode(learned.input_ids[len(asked.ids) :]) == "2<|im_end|>"
+    encoded = add_vision_tokens(encode(processor, [exchange], num_images=1), processor)
+    assert encoded.input_ids[: len(prompt.ids)] == prompt.ids
+    assert all(label == IGNORE_INDEX for label in encoded.labels[: len(prompt.ids)])
+    assert tokenizer.decode(encoded.input_ids[len(prompt.ids) :]) == "2<|im_end|>"
 
 
-def test_most_image_questions_carry_the_short_answer_prompt(tokenizer: Qwen2Tokenizer) -> None:
+def test_most_image_questions_have_the_short_answer_prompt(tokenizer: Qwen2Tokenizer) -> None:
     processor = Processor(tokenizer, image_processor("qwen3_vl"), image_token=PLACEHOLDER, tokens_per_image=9, max_length=192)
     batch = ImageConversationBatches(1, 60, processor, only_questions=True)(0, "train")
     texts = [tokenizer.decode(ids) for ids in batch["input_ids"]]
@@ -149,7 +149,7 @@ def test_most_image_questions_carry_the_short_answer_prompt(tokenizer: Qwen2Toke
     assert 0.5 * 60 < with_answer_prompt < 0.9 * 60
 
 
-def test_grouping_by_length_changes_no_row_and_no_loss(tokenizer: Qwen2Tokenizer) -> None:
+def test_splitting_by_length_changes_neither_tokens_nor_loss(tokenizer: Qwen2Tokenizer) -> None:
     task = tasks(tokenizer, 8)["qwen3"]
     batch = task.data(0, "train")
     groups = list(split_by_length(batch))
@@ -157,15 +157,15 @@ def test_grouping_by_length_changes_no_row_and_no_loss(tokenizer: Qwen2Tokenizer
     assert sum(int(group["attention_mask"].sum()) for group in groups) == int(batch["attention_mask"].sum())
 
     logits = task.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    # Without anything to look at, the answers' loss alone is left.
+    # Without attention targets, only the cross-entropy of the answers remains.
     batch |= {name: torch.full_like(batch[name], NO_OBJECT) for name in LOOKUP_TARGETS}
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORE_INDEX)
     torch.testing.assert_close(task.loss(task.model, batch), expected)
 
 
-@pytest.mark.parametrize("part", ["siglip", "clip", "qwen3", "qwen3_vl"])
-def test_a_few_steps_on_one_batch_lower_the_loss(tokenizer: Qwen2Tokenizer, part: str) -> None:
-    task = tasks(tokenizer, 4)[part]
+@pytest.mark.parametrize("model_name", ["siglip", "clip", "qwen3", "qwen3_vl"])
+def test_a_few_steps_on_one_batch_lower_the_loss(tokenizer: Qwen2Tokenizer, model_name: str) -> None:
+    task = tasks(tokenizer, 4)[model_name]
     batch = task.data(0, "train")
     optimizer = torch.optim.AdamW(task.model.parameters(), lr=1e-3)
     losses = []
@@ -176,8 +176,8 @@ def test_a_few_steps_on_one_batch_lower_the_loss(tokenizer: Qwen2Tokenizer, part
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
-    still = [name for name, parameter in task.model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
-    assert not still
+    without_gradient = [name for name, parameter in task.model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert not without_gradient
 
 
 def test_clip_starts_from_siglips_layers(tokenizer: Qwen2Tokenizer) -> None:
@@ -192,27 +192,25 @@ def test_clip_starts_from_siglips_layers(tokenizer: Qwen2Tokenizer) -> None:
     assert torch.equal(positions, siglip.vision_model.embeddings.position_embedding.weight)
 
 
-def test_qwen3_vl_starts_as_qwen3_on_text_and_as_siglip_on_patches(tokenizer: Qwen2Tokenizer) -> None:
-    model, language, siglip = (build_tiny_model(part, tokenizer, seed).eval() for seed, part in enumerate(("qwen3_vl", "qwen3", "siglip")))
+def test_qwen3_vl_starts_with_qwen3s_logits_and_siglips_patch_embeddings(tokenizer: Qwen2Tokenizer) -> None:
+    model, language, siglip = (build_tiny_model(name, tokenizer, seed).eval() for seed, name in enumerate(("qwen3_vl", "qwen3", "siglip")))
     assert isinstance(model, Qwen3VLForConditionalGeneration)
     assert isinstance(language, Qwen3ForCausalLM) and isinstance(siglip, SiglipModel)
-    warm_start.qwen3_vl_from_parts(model, language, siglip)
+    warm_start.qwen3_vl_from_models(model, language, siglip)
     ids = torch.tensor([tokenizer.encode("How many rings are there?")])
     torch.testing.assert_close(model(input_ids=ids).logits, language(input_ids=ids).logits)
     values = render_images([generate_scene(1, "train", 0)]).float()
     patches, _ = qwen_patches(values, image_processor("qwen3_vl"))
     normalised = pixel_values(values, image_processor("qwen3_vl"))
     expected = siglip.vision_model.embeddings.patch_embedding(normalised).flatten(2).transpose(1, 2)[0]
-    # Qwen orders patches by merged blocks of 2 x 2, SigLIP by rows.
+    # Qwen3-VL orders patches by merged blocks of 2 x 2, SigLIP by rows.
     order = torch.arange(36).view(3, 2, 3, 2).permute(0, 2, 1, 3).flatten()
     torch.testing.assert_close(model.model.visual.patch_embed(patches), expected[order], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("part", ["siglip", "qwen3", "qwen3_vl"])
-def test_half_precision_changes_the_loss_by_its_rounding_only(
-    tokenizer: Qwen2Tokenizer, part: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = tasks(tokenizer, 4)[part]
+@pytest.mark.parametrize("model_name", ["siglip", "qwen3", "qwen3_vl"])
+def test_bf16_changes_the_loss_by_rounding_only(tokenizer: Qwen2Tokenizer, model_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = tasks(tokenizer, 4)[model_name]
     batch = task.data(0, "train")
     exact = task.loss(task.model, batch).item()
     monkeypatch.setattr(mixed_precision, "has_bf16_matmul", lambda _: True)
@@ -233,41 +231,41 @@ def test_attention_runs_in_fp32_under_autocast() -> None:
     torch.testing.assert_close(output, expected.transpose(1, 2))
 
 
-def test_easy_batches_hold_fewer_things_and_share_no_scene_with_others(tokenizer: Qwen2Tokenizer) -> None:
+def test_easy_batches_have_fewer_objects_and_share_no_scene_with_others(tokenizer: Qwen2Tokenizer) -> None:
     processor = Processor(tokenizer, None, image_token=PLACEHOLDER, tokens_per_image=1, max_length=384)
-    plain, num_easy_batches = TextConversationBatches(1, 40, processor), TextConversationBatches(1, 40, processor, num_easy_batches=2)
+    plain, easy = TextConversationBatches(1, 40, processor), TextConversationBatches(1, 40, processor, num_easy_batches=2)
 
-    def things(scenes: list[Scene]) -> float:
+    def mean_objects(scenes: list[Scene]) -> float:
         return sum(len(scene.things) for scene in scenes) / len(scenes)
 
-    assert things(num_easy_batches.scenes(1, "train")) < things(plain.scenes(1, "train")) - 0.5
-    assert num_easy_batches.scenes(2, "train") == plain.scenes(2, "train")
-    assert num_easy_batches.scenes(0, "validation") == plain.scenes(0, "validation")
-    names = [scene.name for number in range(4) for scene in num_easy_batches.scenes(number, "train")]
+    assert mean_objects(easy.scenes(1, "train")) < mean_objects(plain.scenes(1, "train")) - 0.5
+    assert easy.scenes(2, "train") == plain.scenes(2, "train")
+    assert easy.scenes(0, "validation") == plain.scenes(0, "validation")
+    names = [scene.name for batch_index in range(4) for scene in easy.scenes(batch_index, "train")]
     assert len(set(names)) == len(names)
 
 
-def test_a_twin_differs_in_one_thing_and_keeps_to_the_training_part() -> None:
+def test_a_minimal_pair_differs_in_one_object_and_stays_in_the_training_split() -> None:
     changed: Counter[str] = Counter()
     for index in range(300):
         scene = generate_scene(1, "train", index)
         other = minimal_pair(scene)
-        ((one, another),) = [pair for pair in zip(scene.things, other.things, strict=True) if pair[0] != pair[1]]
-        (field,) = [name for name in ("row", "column", "color", "shape", "digit") if getattr(one, name) != getattr(another, name)]
+        ((before, after),) = [pair for pair in zip(scene.things, other.things, strict=True) if pair[0] != pair[1]]
+        (field,) = [name for name in ("row", "column", "color", "shape", "digit") if getattr(before, name) != getattr(after, name)]
         changed[field] += 1
         assert not any(thing.held_out for thing in other.things)
         assert split_of(other.layout) == "train"
-        assert (another.digit is None) == (another.shape != "sign")
+        assert (after.digit is None) == (after.shape != "sign")
     assert set(changed) == {"color", "shape", "digit"}
     assert min(changed.values()) > 30
 
 
-def test_what_stands_around_a_turn_is_one_token_each(tokenizer: Qwen2Tokenizer) -> None:
+def test_the_texts_around_a_turn_are_one_token_each(tokenizer: Qwen2Tokenizer) -> None:
     assert [len(tokenizer.encode(text)) for text in ("user", "assistant", "\n\n")] == [1, 1, 1]
 
 
 class _Toy(torch.nn.Module):
-    """A model of one layer, whose loss depends on the batch."""
+    """A model with one linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -277,11 +275,11 @@ class _Toy(torch.nn.Module):
 
 
 def toy_task(stop_at: int | None = None) -> Task:
-    def data(number: int, part: SceneSplit) -> Batch:
-        if number == stop_at:
+    def data(batch_index: int, split: SceneSplit) -> Batch:
+        if batch_index == stop_at:
             raise KeyboardInterrupt
-        assert part == "train"
-        return {"x": torch.randn(8, 4, generator=torch.Generator().manual_seed(number))}
+        assert split == "train"
+        return {"x": torch.randn(8, 4, generator=torch.Generator().manual_seed(batch_index))}
 
     model: PreTrainedModel = _Toy()  # type: ignore[assignment]
     auxiliary_head = torch.nn.Linear(1, 1)
@@ -295,34 +293,34 @@ def toy_task(stop_at: int | None = None) -> Task:
 RECIPE = Recipe(steps=30, batch_size=8, learning_rate=0.05, warmup=5)
 
 
-def test_an_interrupted_run_continues_bit_for_bit(tmp_path: Path) -> None:
-    whole = toy_task()
-    fit(whole, RECIPE, tmp_path / "whole.pt", "toy", workers=0, save_every=10)
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+    uninterrupted = toy_task()
+    fit(uninterrupted, RECIPE, tmp_path / "uninterrupted.pt", "toy", workers=0, save_every=10)
     interrupted = toy_task(stop_at=17)
     with pytest.raises(KeyboardInterrupt):
         fit(interrupted, RECIPE, tmp_path / "state.pt", "toy", workers=0, save_every=10)
-    continued = toy_task()
-    fit(continued, RECIPE, tmp_path / "state.pt", "toy", workers=0, save_every=10)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), continued.parameters(), strict=True))
+    resumed = toy_task()
+    fit(resumed, RECIPE, tmp_path / "state.pt", "toy", workers=0, save_every=10)
+    assert all(torch.equal(a, b) for a, b in zip(uninterrupted.parameters(), resumed.parameters(), strict=True))
 
 
-def test_another_recipe_starts_anew(tmp_path: Path) -> None:
+def test_the_state_of_another_recipe_is_ignored(tmp_path: Path) -> None:
     fit(toy_task(), RECIPE, tmp_path / "state.pt", "toy", workers=0, save_every=10)
     other = Recipe(steps=20, batch_size=8, learning_rate=0.05, warmup=5)
-    fresh, after_another = toy_task(), toy_task()
+    fresh, with_old_state = toy_task(), toy_task()
     fit(fresh, other, tmp_path / "none.pt", "toy", workers=0)
-    fit(after_another, other, tmp_path / "state.pt", "toy", workers=0)
-    assert all(torch.equal(a, b) for a, b in zip(fresh.model.parameters(), after_another.model.parameters(), strict=True))
+    fit(with_old_state, other, tmp_path / "state.pt", "toy", workers=0)
+    assert all(torch.equal(a, b) for a, b in zip(fresh.model.parameters(), with_old_state.model.parameters(), strict=True))
 
 
-def test_the_learning_rate_rises_and_falls_by_steps_alone() -> None:
+def test_the_learning_rate_warms_up_and_then_decays() -> None:
     rates = [RECIPE.learning_rate_at(step) for step in range(RECIPE.steps)]
     assert rates[0] == pytest.approx(0.05 / 5)
     assert max(rates) == rates[4]
     assert rates[-1] < 0.05 * max(rates)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     task = toy_task()
     broken = Task(task.model, task.data, lambda model, batch: task.loss(model, batch) * float("nan"), task.measure)
     with pytest.raises(TesseraError, match="the loss is nan at step 0"):

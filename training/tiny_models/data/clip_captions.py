@@ -1,4 +1,7 @@
-"""What CLIP reads of a scene: a caption, statements about questions, right and wrong, and short phrases that fit many pictures or none."""
+"""Texts for CLIP: a caption per scene, right and wrong statements about questions, and short phrases that match many images or one.
+
+Shapes: B batch, T tokens.
+"""
 
 import random
 from collections.abc import Sequence
@@ -19,26 +22,31 @@ from training.tiny_models.data.pretraining_batches import Batch, CaptionBatches,
 from training.tiny_models.data.tokenizer_corpus import LANGUAGES
 
 QUESTIONS = 2
-"""Questions a scene."""
+"""Questions per scene."""
 
 CHOICES = 4
-"""Statements a question: the right one first, then wrong ones."""
+"""Statements per question: the right one first, then wrong ones."""
 
 PHRASES = 64
-"""Phrases a batch; each is told of every picture of it."""
+"""Phrases per batch; each is compared with every image of the batch."""
 
 _WORDINGS: tuple[StatementForm, ...] = ("joined", "sentence")
 _UNRELATED_PROBABILITY = 0.5
-"""Share of questions of which one wrong answer answers something else, at least: a VLM's candidates do that, too."""
+"""Probability that at least one wrong answer of a question is unrelated to it: candidates of a VLM can be, too."""
 _TRUNCATED_CAPTION_PROBABILITY = 0.3
+"""Probability that an unrelated answer is the beginning of a caption."""
 _POSITION_PROBABILITY = 0.25
+"""Probability that a phrase includes a position."""
 
 
 @dataclass(frozen=True)
 class ClipBatches(CaptionBatches):
-    """Pictures with texts, as CLIP reads them: pictures [n, 3, side, side]; input_ids and attention_mask of the captions [n, t];
-    statement_ids and statement_mask [n * QUESTIONS * CHOICES, t]; phrase_ids and phrase_mask [PHRASES, t], and `holds`
-    [PHRASES, n], whether a phrase is true of a picture."""
+    """Batches for CLIP.
+
+    Keys: images [B, 3, SIZE, SIZE] uint8; input_ids and attention_mask [B, T] of the captions; statement_ids and statement_mask
+    [B * QUESTIONS * CHOICES, T]; phrase_ids and phrase_mask [PHRASES, T]; holds, bool [PHRASES, B], whether a phrase is true of an
+    image. The constructor takes the end token's id in addition to CaptionBatches' arguments.
+    """
 
     end_token: int
 
@@ -60,14 +68,14 @@ class ClipBatches(CaptionBatches):
         return batch
 
     def _texts(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Every text ends with the token at which CLIP takes its feature."""
+        """Token ids and mask, each [rows, T]; every text ends with the end token, at which CLIP pools."""
         rows = self.tokenizer(texts, truncation=True, max_length=self.text_length - 1)["input_ids"]
         rows = [[*row, self.end_token] for row in rows]
         return pad_rows(rows, self.tokenizer.pad_token_id), pad_rows([[1] * len(row) for row in rows], 0)
 
 
 def _statements(scene: Scene, rng: random.Random) -> list[str]:
-    """Of each question the right statement, then wrong ones."""
+    """QUESTIONS * CHOICES statements: for each question the right one, then wrong ones."""
     language, wording = rng.choice(LANGUAGES), rng.choice(_WORDINGS)
     questions = sample_questions(scene, language, rng, QUESTIONS)
     questions += [questions[0]] * (QUESTIONS - len(questions))
@@ -77,20 +85,20 @@ def _statements(scene: Scene, rng: random.Random) -> list[str]:
         wrong = rng.sample(wrong, min(CHOICES - 1 - (rng.random() < _UNRELATED_PROBABILITY), len(wrong)))
         while len(wrong) < CHOICES - 1:
             unrelated = statement(question.text, _unrelated_answer(scene, question, rng), language, wording)
-            # As a sentence, another word for yes says the same.
+            # In a sentence, another word for yes gives the same statement as yes.
             wrong += [unrelated] * (unrelated != right)
         statements += [right, *wrong]
     return statements
 
 
 def _unrelated_answer(scene: Scene, question: Question, rng: random.Random) -> str:
-    """What is no answer to a question: one to another question, in either language, or the head of a caption."""
+    """A text that does not answer a question: the answer to another question in either language, or the beginning of a caption."""
     if rng.random() < _TRUNCATED_CAPTION_PROBABILITY:
         return short_caption(scene, question.language, rng)[: rng.randint(6, 20)]
     while True:
-        (other,) = sample_questions(scene, rng.choice(LANGUAGES), rng, 1)
-        if other.answer.usual not in question.answer.all:
-            return other.answer.usual
+        (other_question,) = sample_questions(scene, rng.choice(LANGUAGES), rng, 1)
+        if other_question.answer.usual not in question.answer.all:
+            return other_question.answer.usual
 
 
 @dataclass(frozen=True)
@@ -100,24 +108,24 @@ class _Phrase:
     cell: vocabulary.Cell | None
 
     def holds(self, scene: Scene) -> bool:
-        """Whether a scene has such a thing, there."""
+        """Whether a scene has a matching object, in the phrase's cell if it names one."""
         return any(self.noun.fits(thing) and self.cell in (None, (thing.row, thing.column)) for thing in scene.things)
 
 
 def _phrase(scenes: Sequence[Scene], rng: random.Random) -> _Phrase:
-    """A phrase that is true of one of the scenes at least: a red circle, circles, a red thing at the top left, a sign with the number 7."""
+    """A phrase that is true of at least one scene: a red circle, circles, a red thing at the top left, a sign with the number 7."""
     language = rng.choice(LANGUAGES)
     thing = rng.choice(rng.choice(scenes).things)
     noun = rng.choice(_nouns(thing))
     text = _noun_phrase(noun, language, rng)
     if rng.random() >= _POSITION_PROBABILITY:
         return _Phrase(text, noun, None)
-    position = vocabulary.at((thing.row, thing.column), language)
+    position = vocabulary.position_phrase((thing.row, thing.column), language)
     return _Phrase(f"{text} {position}" if language == EN else f"{position}的{text}", noun, (thing.row, thing.column))
 
 
 def _nouns(thing: Thing) -> list[Noun]:
-    """By color and shape, most often; by one of them, or by the digit."""
+    """Nouns for an object, repeated by sampling weight: mostly color and shape, else one of them, or shape and digit."""
     digit = [] if thing.digit is None else [Noun(shape=thing.shape, digit=thing.digit)] * 4
     return [*[Noun.of(thing)] * 4, Noun(shape=thing.shape), Noun(shape=thing.shape), Noun(color=thing.color), *digit]
 

@@ -1,4 +1,4 @@
-"""What is asked and answered about a scene in pre-training: mostly short questions, some descriptions and reasoning."""
+"""Sample conversations about scenes for pre-training: mostly short questions, some descriptions and reasoning."""
 
 import random
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from training.tiny_models.data.tokenizer_corpus import CAPTION_QUESTIONS, SHORT_
 
 
 class Exchange(NamedTuple):
-    """A question, its answer, and the things that have to be looked up for it, at most two; none where it takes more."""
+    """A question, its answer, and the objects that the answer depends on; empty for counting and for comparisons of counts."""
 
     question: str
     answer: str
@@ -36,13 +36,13 @@ QUESTION_KIND_WEIGHTS = {
     "read": 3,
     "shows": 3,
 }
-"""How often kinds of questions are asked in pre-training, as multiples of the demo's own share; 1 for all others.
+"""Sampling weights of question kinds in pre-training, relative to their frequency in the demo's dataset; 1 for all others.
 
-What takes looking up is learnt slowly and needs practice: 6,100 steps by the demo's own shares left the reading of written
-digits at 13 %; 250 more with four times as many such questions made it 76 %.
+Questions that need a lookup in the scene text are learned slowly: after 6,100 steps with the demo's frequencies, accuracy at
+reading digits was 13 %; 250 more steps with four times as many such questions raised it to 76 %.
 """
 _CANDIDATES_PER_QUESTION = 3
-"""Questions among which practice chooses, for each that it takes."""
+"""Number of candidates sampled per question before the kinds are weighted."""
 
 
 def sample_dialogue(
@@ -54,22 +54,28 @@ def sample_dialogue(
     with_answer_prompt: bool = False,
     description_probability: float = 0.0,
 ) -> list[Exchange]:
-    """A conversation about a scene, mostly up to `questions` short ones; suffixed: each with the short-answer prompt behind it.
+    """Sample a conversation about a scene: mostly short questions, else reasoning, a description or a caption.
 
-    only_questions: nothing but short questions, asked as often as the demo asks them; else by PRACTICE.
-    described: share of conversations that begin with a description. It names everything, so it teaches more a token than
-    short answers do: to look things up, and what they are called in the other language.
+    Args:
+        scene: the scene.
+        language: language of the conversation.
+        rng: source of randomness.
+        questions: maximum number of short questions.
+        only_questions: sample short questions only, as frequently as in the demo's dataset; else QUESTION_KIND_WEIGHTS apply.
+        with_answer_prompt: append the short-answer prompt to every short question.
+        description_probability: probability of a conversation that begins with a description. It names every object, so it teaches
+            more per token than short answers: to look objects up, and their names in the other language.
     """
-    asked = sample_questions if only_questions else _sample_weighted_questions
+    question_sampler = sample_questions if only_questions else _sample_weighted_questions
     if rng.random() < description_probability and not only_questions:
         opening = rng.choice((caption, description))(scene, language, rng)
-        later = asked(scene, language, rng, questions // 2)
+        later = question_sampler(scene, language, rng, questions // 2)
         return [Exchange(rng.choice(DETAIL_QUESTIONS[language]), opening), *(_exchange(question) for question in later)]
-    chance = rng.random()
-    if only_questions or chance < _QUESTIONS_PROBABILITY:
+    uniform = rng.random()
+    if only_questions or uniform < _QUESTIONS_PROBABILITY:
         suffix = f"\n{SHORT_ANSWER_PROMPTS[language]}" if with_answer_prompt else ""
-        return [_exchange(question, suffix) for question in asked(scene, language, rng, questions)]
-    if chance < _QUESTIONS_PROBABILITY + _REASONING_PROBABILITY:
+        return [_exchange(question, suffix) for question in question_sampler(scene, language, rng, questions)]
+    if uniform < _QUESTIONS_PROBABILITY + _REASONING_PROBABILITY:
         return [Exchange(*turn) for turn in conversation(scene, language, rng)]
     if rng.random() < 0.5:
         return [Exchange(rng.choice(DETAIL_QUESTIONS[language]), description(scene, language, rng))]
@@ -84,19 +90,22 @@ def _exchange(question: Question, suffix: str = "") -> Exchange:
 
 
 def _sample_weighted_questions(scene: Scene, language: Language, rng: random.Random, count: int) -> list[Question]:
-    """At most `count` questions about different facts, their kinds weighted by PRACTICE."""
+    """At most `count` questions about different facts, sampled with QUESTION_KIND_WEIGHTS."""
     candidates = sample_questions(scene, language, rng, _CANDIDATES_PER_QUESTION * count)
-    # The largest of such keys are a weighted sample without replacement (Efraimidis and Spirakis 2006).
+    # The candidates with the largest keys are a weighted sample without replacement (Efraimidis and Spirakis 2006).
     keys = [rng.random() ** (1 / QUESTION_KIND_WEIGHTS.get(question.fact.kind, 1)) for question in candidates]
     chosen = sorted(range(len(candidates)), key=keys.__getitem__, reverse=True)[:count]
     return [candidates[index] for index in chosen]
 
 
 def encode(processor: Processor, exchanges: list[Exchange], num_images: int) -> EncodedSample:
-    """Prompt and answers as training and answering build them; every answer is supervised."""
+    """Encode a conversation with the chat template of training and inference; the tokens of every answer are supervised.
+
+    Raises TesseraError when it is longer than the processor's maximum length.
+    """
     *earlier, (question, target, _) = exchanges
-    messages = [message for asked, answer, _ in earlier for message in (Message("user", asked), Message("assistant", answer))]
+    messages = [message for prompt, answer, _ in earlier for message in (Message("user", prompt), Message("assistant", answer))]
     encoded = processor.encode([*messages, Message("user", question)], target, num_images)
     if encoded is None:
-        raise TesseraError(f"a scene's conversation does not fit into {processor.max_length} tokens: {question!r}")
+        raise TesseraError(f"the conversation about a scene is longer than {processor.max_length} tokens: {question!r}")
     return encoded

@@ -1,7 +1,9 @@
-"""Batches for pre-training. Batch `number` of a part follows from (seed, number) alone, so a run resumes where it stopped.
+"""Batches for pre-training. A batch depends on (seed, split, batch index) alone, so a run resumes with the same batches.
 
-Texts go through the parts' own tokenizer and chat template, as training and answering build them. Pictures stay
-pixels [n, 3, side, side] uint8 here; `pixels` turns them into what the parts' image processors give.
+Texts are encoded with the models' tokenizer and chat template, as in training and inference. Images are uint8 pixels here;
+scene_pixels computes the outputs of the models' image processors.
+
+Shapes: B batch, T tokens, C grid cells (GRID * GRID). An image is [3, SIZE, SIZE].
 """
 
 import dataclasses
@@ -27,47 +29,56 @@ from training.tiny_models.patch_classification import patch_labels
 Batch = dict[str, torch.Tensor]
 
 QUESTIONS_IN_TEXT, QUESTIONS_IN_IMAGES = 6, 3
-"""Short questions a conversation. Most of a written scene's conversation is the scene, so more of them cost little."""
+"""Maximum number of short questions per conversation. Text conversations consist mostly of the scene text, so more of them cost little."""
 
 DESCRIPTION_PROBABILITY = 0.5
-"""Share of conversations about written scenes that begin with a description."""
+"""Probability that a conversation about a scene text begins with a description."""
 
 _ANSWER_PROMPT_PROBABILITY = 0.7
 _EASY_SCENES_OFFSET = 1_000_000_000
+"""Index of the first easy scene, far above those of the other batches."""
 
 
 @dataclass(frozen=True)
 class SceneBatches:
-    """Scenes of one seed, `size` a batch; subclasses say what is made of them."""
+    """Scenes of one seed, `size` per batch; subclasses make batches of tensors from them."""
 
     seed: int
     size: int
 
     def scenes(self, batch_index: int, split: SceneSplit) -> list[Scene]:
-        """The scenes of a batch; no two batches share one."""
+        """The scenes of a batch; no scene is in two batches."""
         return [generate_scene(self.seed, split, batch_index * self.size + index) for index in range(self.size)]
 
 
 def minimal_pair(scene: Scene) -> Scene:
-    """The scene with one thing changed: another digit where there is a sign to read, else another color or shape."""
+    """The scene with one object changed: digit or color of a sign if there is one, else color or shape. The split stays the same."""
     rng = scene.rng("twin")
     while True:
-        index = rng.choice([i for i, thing in enumerate(scene.things) if thing.digit is not None] or range(len(scene.things)))
-        thing = scene.things[index]
+        object_index = rng.choice([i for i, thing in enumerate(scene.things) if thing.digit is not None] or range(len(scene.things)))
+        thing = scene.things[object_index]
         change: dict[str, Any] = rng.choice(({"digit": rng.randrange(10)}, {"color": rng.choice(COLORS)}))
         if thing.digit is None:
             change = rng.choice(({"shape": rng.choice([shape for shape in SHAPES if shape != "sign"])}, {"color": rng.choice(COLORS)}))
         changed = dataclasses.replace(thing, **change)
-        other = dataclasses.replace(scene, things=(*scene.things[:index], changed, *scene.things[index + 1 :]))
+        other = dataclasses.replace(scene, things=(*scene.things[:object_index], changed, *scene.things[object_index + 1 :]))
         if changed != thing and not changed.held_out and split_of(other.layout) == scene.split:
             return other
 
 
 @dataclass(frozen=True)
 class CaptionBatches(SceneBatches):
-    """Pictures with a caption each, as SigLIP reads them: pictures [n, 3, side, side], input_ids [n, t], and `names` of what stands where.
+    """Batches of images with a caption each, for SigLIP.
 
-    Every second scene of training is the twin of the one before it, so that a digit or a shape alone must tell them apart.
+    Keys: images [B, 3, SIZE, SIZE] uint8; input_ids [B, text_length]; names [B, C, 3], the patch labels.
+    In training, every second scene differs from the one before it in one object only (`minimal_pair`), so that a digit, a shape or
+    a color has to tell them apart.
+
+    Args:
+        seed: seed of the scenes.
+        size: scenes per batch.
+        tokenizer: the tokenizer.
+        text_length: length to which captions are padded and truncated, in tokens.
     """
 
     tokenizer: Qwen2Tokenizer
@@ -89,10 +100,17 @@ class CaptionBatches(SceneBatches):
 
 @dataclass(frozen=True)
 class TextConversationBatches(SceneBatches):
-    """Conversations about written scenes: input_ids, attention_mask, labels (IGNORED outside answers), and `pointers`, each [n, t].
+    """Batches of conversations about scenes given as text, for Qwen3.
 
-    only_questions: leave out descriptions and reasoning. easy: the first so many batches take the emptiest of three scenes
-    each, since looking something up is learnt sooner among few things.
+    Keys, each [B, T]: input_ids, attention_mask, labels (IGNORE_INDEX outside answers) and the attention targets.
+
+    Args:
+        seed: seed of the scenes.
+        size: conversations per batch.
+        processor: encodes the conversations.
+        only_questions: omit descriptions and reasoning.
+        num_easy_batches: the first batches take of every three scenes the one with the fewest objects, since a lookup among few
+            objects is learned sooner.
     """
 
     processor: Processor
@@ -102,18 +120,17 @@ class TextConversationBatches(SceneBatches):
     def scenes(self, batch_index: int, split: SceneSplit) -> list[Scene]:
         if batch_index >= self.num_easy_batches or split != "train":
             return super().scenes(batch_index, split)
-        # Far behind those that later batches draw.
-        places = range(_EASY_SCENES_OFFSET + batch_index * self.size, _EASY_SCENES_OFFSET + (batch_index + 1) * self.size)
+        indices = range(_EASY_SCENES_OFFSET + batch_index * self.size, _EASY_SCENES_OFFSET + (batch_index + 1) * self.size)
         return [
             min((generate_scene(self.seed, split, 3 * index + i) for i in range(3)), key=lambda scene: len(scene.things))
-            for index in places
+            for index in indices
         ]
 
     def __call__(self, batch_index: int, split: SceneSplit = "train") -> Batch:
-        samples, found = zip(*(self._encoded(scene) for scene in self.scenes(batch_index, split)), strict=True)
+        samples, targets = zip(*(self._encoded(scene) for scene in self.scenes(batch_index, split)), strict=True)
         batch = collate_conversations(samples, self.processor)
-        for name in found[0]:
-            batch[name] = pad_rows([rows[name] for rows in found], NO_OBJECT)
+        for name in targets[0]:
+            batch[name] = pad_rows([rows[name] for rows in targets], NO_OBJECT)
         return batch
 
     def _encoded(self, scene: Scene) -> tuple[EncodedSample, AttentionTargets]:
@@ -130,7 +147,16 @@ class TextConversationBatches(SceneBatches):
 
 @dataclass(frozen=True)
 class ImageConversationBatches(SceneBatches):
-    """Conversations about pictures as Qwen3-VL reads them: the keys of WrittenScenes and pictures [n, 3, side, side]."""
+    """Batches of conversations about images, for Qwen3-VL.
+
+    Keys: images [B, 3, SIZE, SIZE] uint8; input_ids, attention_mask and labels as in TextConversationBatches.
+
+    Args:
+        seed: seed of the scenes.
+        size: conversations per batch.
+        processor: encodes the conversations.
+        only_questions: omit descriptions and reasoning.
+    """
 
     processor: Processor
     only_questions: bool = False
@@ -151,7 +177,7 @@ class ImageConversationBatches(SceneBatches):
 
 
 def add_vision_tokens(encoded: EncodedSample, processor: Processor) -> EncodedSample:
-    """Put the vision marks of Qwen3-VL's own template around the placeholders of the one picture."""
+    """Insert <|vision_start|> and <|vision_end|> around the image tokens of the single image, as Qwen3-VL's chat template does."""
     start, end = processor.tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>"])
     first = encoded.input_ids.index(processor.image_token_id)
     last = first + processor.tokens_per_image
@@ -163,12 +189,12 @@ def add_vision_tokens(encoded: EncodedSample, processor: Processor) -> EncodedSa
 
 
 def render_images(scenes: Sequence[Scene]) -> torch.Tensor:
-    """The drawn pictures, [n, 3, side, side] uint8."""
+    """The rendered images of the scenes, uint8 [B, 3, SIZE, SIZE]."""
     return torch.from_numpy(np.stack([np.asarray(render(scene)) for scene in scenes])).permute(0, 3, 1, 2).contiguous()
 
 
 def collate_conversations(samples: Sequence[EncodedSample], processor: Processor) -> Batch:
-    """Right-padded input_ids, attention_mask and labels."""
+    """Right-padded input_ids, attention_mask and labels, each [B, T]."""
     return {
         "input_ids": pad_rows([sample.input_ids for sample in samples], processor.tokenizer.pad_token_id),
         "attention_mask": pad_rows([[1] * len(sample) for sample in samples], 0),
@@ -177,6 +203,6 @@ def collate_conversations(samples: Sequence[EncodedSample], processor: Processor
 
 
 def pad_rows(rows: Sequence[list[int]], pad_value: int, width: int | None = None) -> torch.Tensor:
-    """Rows of different lengths as one tensor [n, t]; t is the longest row's length by default."""
+    """Right-pad rows to one tensor [rows, width]; by default `width` is the longest row's length."""
     width = width or max(map(len, rows))
     return torch.tensor([row + [pad_value] * (width - len(row)) for row in rows])

@@ -1,4 +1,4 @@
-"""The texts from which the small parts' tokenizer is made: everything that is said about a fixed set of scenes."""
+"""The corpus of the tiny models' tokenizer: all kinds of texts about a fixed set of scenes."""
 
 import dataclasses
 import random
@@ -17,12 +17,13 @@ from dataset.synthetic.scene_descriptions import as_text, caption, description, 
 from dataset.synthetic.vocabulary import ZH, known_words
 
 SEED = 1_000_003
-"""Seed of the scenes for pre-training; the demo's own files are drawn from others."""
+"""Seed of the scenes for pre-training; the demo's dataset uses other seeds."""
 
 LANGUAGES: tuple[Language, Language] = ("en", "zh")
 
 
 def _default(section: Any, key: str) -> Any:
+    """Default value of a configuration key."""
     return next(field.default for field in dataclasses.fields(section) if field.name == key)
 
 
@@ -30,27 +31,27 @@ SHORT_ANSWER_PROMPTS: dict[Language, str] = {
     "en": _default(SystemBase, "short_answer_prompt"),
     "zh": _default(SystemBase, "short_answer_prompt_zh"),
 }
-"""What baselines are told behind a question, unless a configuration says otherwise."""
+"""Prompt after a question to the baselines, by default of the configuration."""
 
 CAPTION_QUESTIONS: dict[Language, tuple[str, ...]] = {
     "en": _default(CocoCaptionsSource, "questions"),
     "zh": _default(AiChallengerSource, "questions"),
 }
-"""How captions are asked for, unless a configuration says otherwise."""
+"""Questions that ask for a caption, by default of the configuration."""
 
 _SCENES = 400
-# Scenes for the tokenizer stand before those that a training step draws.
+# Negative indices: training batches use indices from 0.
 _FIRST_SCENE = -_SCENES
 _CHAT_WORDS = ("user", "assistant", "\n\n")
-"""What stands around every turn; one token each, as in Qwen's own vocabulary."""
+"""Texts around every turn of the chat template; one token each, as in Qwen's own vocabulary."""
 _FUNCTION_WORDS = ("的", "个", "和", "与", "在", "有", "是", "比", "吗", "呢", "写着", "物体", "东西", "图形", "数字", "颜色", "形状")
 
 
 def tokenizer_corpus() -> Iterator[str]:
-    """Texts about a fixed set of scenes, the same on every machine.
+    """Texts about a fixed set of scenes; the same on every machine.
 
-    Chinese comes in pieces cut around known words, so that no token holds two of them: 红色的圆形 stays three tokens, and a
-    combination that training never shows is made of tokens that it does.
+    Chinese text is split at known words, so that no token spans two of them: 红色的圆形 is three tokens, and a held-out combination
+    consists of tokens that occur in training.
     """
     word_pattern = re.compile("|".join(sorted({*known_words(ZH), *_FUNCTION_WORDS}, key=lambda word: (-len(word), word))))
     for text in _texts():

@@ -1,4 +1,4 @@
-"""What CLIP reads: one right statement of several, phrases and the pictures they hold for, and the losses over them."""
+"""Texts for CLIP: statements of which one is right, phrases and the images they match, and the losses on them."""
 
 import math
 import random
@@ -48,11 +48,11 @@ def tokenizer() -> Qwen2Tokenizer:
         (Noun(shape="star"), None, False),
     ],
 )
-def test_a_phrase_holds_for_a_scene_with_such_a_thing_there(noun: Noun, cell: tuple[int, int] | None, expected: bool) -> None:
+def test_a_phrase_holds_for_a_scene_with_a_matching_object_in_its_cell(noun: Noun, cell: tuple[int, int] | None, expected: bool) -> None:
     assert _Phrase("", noun, cell).holds(Scene((RED, SIGN, RING), 1, "train", 0)) is expected
 
 
-def test_phrases_say_what_they_mean_and_hold_for_a_scene_of_the_batch() -> None:
+def test_phrases_name_their_attributes_and_hold_for_a_scene_of_the_batch() -> None:
     scenes = [generate_scene(3, "train", index) for index in range(20)]
     texts = set()
     for number in range(200):
@@ -60,31 +60,31 @@ def test_phrases_say_what_they_mean_and_hold_for_a_scene_of_the_batch() -> None:
         assert any(phrase.holds(scene) for scene in scenes)
         assert not phrase.noun.held_out
         if phrase.text.isascii():
-            said = phrase.text.replace("crosses", "cross")
-            assert all(str(word) in said for word in (phrase.noun.color, phrase.noun.shape, phrase.noun.digit) if word is not None)
+            text = phrase.text.replace("crosses", "cross")
+            assert all(str(word) in text for word in (phrase.noun.color, phrase.noun.shape, phrase.noun.digit) if word is not None)
         texts.add(phrase.text)
     assert any(text.isascii() for text in texts) and any(not text.isascii() for text in texts)
     assert len(texts) > 80
 
 
-def test_the_right_statement_comes_first_and_is_alone() -> None:
-    worded = set()
+def test_the_right_statement_comes_first_and_only_once() -> None:
+    languages_and_wordings = set()
     for index in range(150):
         scene = generate_scene(4, "train", index)
-        told = _statements(scene, scene.rng("statements"))
-        assert len(told) == QUESTIONS * CHOICES
-        for right, *wrong in (told[:CHOICES], told[CHOICES:]):
+        statements = _statements(scene, scene.rng("statements"))
+        assert len(statements) == QUESTIONS * CHOICES
+        for right, *wrong in (statements[:CHOICES], statements[CHOICES:]):
             assert right not in wrong
-        # The same draws, to see the questions behind the statements.
+        # The same random numbers give the questions of the statements.
         rng = scene.rng("statements")
         language, wording = rng.choice(LANGUAGES), rng.choice(_WORDINGS)
         questions = sample_questions(scene, language, rng, QUESTIONS)
-        assert told[0] == statement(questions[0].text, questions[0].answer.usual, language, wording)
-        worded.add((language, wording))
-    assert len(worded) == 4
+        assert statements[0] == statement(questions[0].text, questions[0].answer.usual, language, wording)
+        languages_and_wordings.add((language, wording))
+    assert len(languages_and_wordings) == 4
 
 
-def test_a_stray_answer_is_never_one_of_the_questions_own() -> None:
+def test_an_unrelated_answer_is_never_an_answer_to_the_question() -> None:
     for index in range(150):
         scene = generate_scene(5, "train", index)
         rng = scene.rng("stray")
@@ -92,7 +92,7 @@ def test_a_stray_answer_is_never_one_of_the_questions_own() -> None:
         assert _unrelated_answer(scene, question, rng) not in question.answer.all
 
 
-def test_a_batch_holds_every_text_and_what_it_is_true_of(tokenizer: Qwen2Tokenizer) -> None:
+def test_a_batch_has_all_texts_and_the_images_that_match_each_phrase(tokenizer: Qwen2Tokenizer) -> None:
     data = ClipBatches(1, 6, tokenizer, 96, tokenizer.eos_token_id)
     batch, again = data(2, "train"), data(2, "train")
     assert all(torch.equal(batch[name], again[name]) for name in batch)
@@ -103,15 +103,15 @@ def test_a_batch_holds_every_text_and_what_it_is_true_of(tokenizer: Qwen2Tokeniz
     assert (batch["phrase_ids"][torch.arange(PHRASES), ends] == tokenizer.eos_token_id).all()
 
 
-def test_ranking_asks_of_each_that_holds_to_beat_all_that_do_not() -> None:
+def test_ranking_loss_compares_each_positive_with_all_negatives() -> None:
     logits = torch.tensor([[2.0, 5.0, 1.0, 0.0]])
     holds = torch.tensor([[True, True, False, False]])
-    others = math.exp(1) + math.exp(0)
-    expected = -(math.log(math.exp(2) / (math.exp(2) + others)) + math.log(math.exp(5) / (math.exp(5) + others))) / 2
+    negatives = math.exp(1) + math.exp(0)
+    expected = -(math.log(math.exp(2) / (math.exp(2) + negatives)) + math.log(math.exp(5) / (math.exp(5) + negatives))) / 2
     torch.testing.assert_close(ranking_loss(logits, holds), torch.tensor(expected))
 
 
-def test_ranking_has_no_say_where_everything_holds_or_nothing() -> None:
+def test_ranking_loss_has_no_gradient_on_rows_without_positives_or_without_negatives() -> None:
     logits = torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 0.5]], requires_grad=True)
     loss = ranking_loss(logits, torch.tensor([[True, True], [True, False], [False, False]]))
     loss.backward()
@@ -120,7 +120,7 @@ def test_ranking_has_no_say_where_everything_holds_or_nothing() -> None:
     assert logits.grad[0].tolist() == [0, 0] and logits.grad[2].tolist() == [0, 0] and logits.grad[1, 0] < 0
 
 
-def test_r_precision_by_hand() -> None:
+def test_r_precision_matches_a_computation_by_hand() -> None:
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.1], [0.1, 0.2, 0.3, 0.4]])
     holds = torch.tensor([[True, False, True, False], [False, False, False, True]])
     assert r_precision(scores, holds) == pytest.approx((1 / 2 + 1) / 2)
