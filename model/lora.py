@@ -1,7 +1,4 @@
-"""What is trained on a model: the projector, LoRA on the language model, or the whole language model.
-
-In: a frozen model and the groups of a training stage. Out: the model with just those groups trainable, in fp32.
-"""
+"""Makes parameter groups of a frozen model trainable: the connector, LoRA on the language model, or the language model itself."""
 
 import re
 from collections.abc import Collection
@@ -20,29 +17,39 @@ from model.siglip_qwen.modeling import VisionLanguageModel
 def configure_trainable(
     model: VisionLanguageModel | PeftModel, config: ModelConfig, train: Collection[ParamGroup]
 ) -> VisionLanguageModel | PeftModel:
-    """Make the groups in `train` trainable, in fp32, and everything else frozen; adapters are added when first asked for.
+    """Make the groups in `train` trainable, in fp32, and freeze everything else. LoRA is added when first needed.
 
-    A stage may follow another: adapters that are there stay, trained or not. Raises UsageError when a group does not fit
-    the settings: LoRA without model.lora, the language model itself when it is quantised or has adapters.
+    May be called once per training stage; LoRA layers of an earlier stage stay, trainable or frozen.
+
+    Args:
+        model: the model, with or without LoRA.
+        config: model settings.
+        train: groups to train.
+
+    Returns:
+        The model, wrapped by PEFT if it has LoRA.
+
+    Raises:
+        UsageError: LoRA is requested without model.lora, or the language model is quantised or has LoRA and is to be trained.
     """
     if "language" in train:
         if config.quantization != "none":
             raise UsageError(f"train.stages: language cannot be trained while model.quantization is {config.quantization}; train lora")
         if "lora" in train or isinstance(model, PeftModel):
-            raise UsageError("train.stages: a model trains either language or lora, not both")
+            raise UsageError("train.stages: language and lora cannot both be trained")
         model.config.language_weights = True
     if "lora" in train and not isinstance(model, PeftModel):
         if config.lora is None:
-            raise UsageError("train.stages: lora is to be trained, but model.lora is null")
+            raise UsageError("train.stages: lora cannot be trained while model.lora is null")
         if model.config.language_weights:
-            raise UsageError("train.stages: a model trains either language or lora, not both")
+            raise UsageError("train.stages: language and lora cannot both be trained")
         model = peft.get_peft_model(model, peft_lora_config(model, config.lora))
     set_trainable(model, train)
     return model
 
 
 def peft_lora_config(model: VisionLanguageModel, lora: LoraConfig) -> peft.LoraConfig:
-    """LoRA on every linear layer of the language model; the pattern is anchored, since SigLIP has layers of the same names."""
+    """PEFT's config: LoRA on every linear layer of the language model. SigLIP has layers of equal names, so the pattern has the path."""
     linear = {name.rpartition(".")[2] for name, module in model.model.language_model.named_modules() if isinstance(module, nn.Linear)}
     return peft.LoraConfig(
         r=lora.r,
@@ -55,9 +62,9 @@ def peft_lora_config(model: VisionLanguageModel, lora: LoraConfig) -> peft.LoraC
 
 
 def enable_gradient_checkpointing(model: VisionLanguageModel | PeftModel, layers: int | None = None) -> None:
-    """Recompute activations in the backward pass: those of `layers` of the language model's layers, evenly spread, or of all.
+    """Enable activation checkpointing for `layers` layers of the language model, evenly spread; None for all.
 
-    The frozen vision tower keeps none anyway.
+    The frozen vision encoder saves no activations anyway.
     """
     language_model = base_model(model).model.language_model
     language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -68,7 +75,7 @@ def enable_gradient_checkpointing(model: VisionLanguageModel | PeftModel, layers
 
 
 def base_model(model: VisionLanguageModel | PeftModel) -> VisionLanguageModel:
-    """The model under its adapters."""
+    """The model without the PEFT wrapper. Raises TypeError if it is not a VisionLanguageModel."""
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(inner, VisionLanguageModel):
         raise TypeError(f"expected a VisionLanguageModel, found {type(inner).__name__}")
@@ -76,9 +83,9 @@ def base_model(model: VisionLanguageModel | PeftModel) -> VisionLanguageModel:
 
 
 def trained_state_dict(model: VisionLanguageModel | PeftModel, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """Projector and adapter under the keys of PEFT's file format, whether there is an adapter or not.
+    """Connector and LoRA weights under the keys of PEFT's file format; the same keys for a model without LoRA.
 
-    state: the model's whole state dict, where only a launcher that shards parameters can give it.
+    state: full state dict of the model, required when its parameters are sharded (FSDP, ZeRO-3).
     """
     if isinstance(model, PeftModel):
         return dict(peft.get_peft_model_state_dict(model, state_dict=state))

@@ -1,4 +1,4 @@
-"""Parameter groups by name: connector, LoRA adapters, language model; which of them are trainable."""
+"""Parameter groups: connector, LoRA, language model. Sets and lists the trainable ones."""
 
 from collections.abc import Collection
 from typing import Literal
@@ -6,15 +6,15 @@ from typing import Literal
 from torch import nn
 
 ParamGroup = Literal["connector", "lora", "language"]
-"""Parameters that have a learning rate of their own."""
+"""Name of a parameter group; each group has its own learning rate."""
 
 
 CONNECTOR, LANGUAGE_MODEL = "model.multi_modal_projector", "model.language_model"
-"""Paths inside a VisionLanguageModel."""
+"""Paths of the modules in a VisionLanguageModel."""
 
 
 def set_trainable(model: nn.Module, train: Collection[ParamGroup]) -> None:
-    """Freeze all parameters but those of the groups in `train`, which become fp32: bf16 loses small late updates."""
+    """Freeze all parameters but those of the groups in `train`, which become fp32: bf16 rounds small updates away."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(param_group_of(name) in train)
         if parameter.requires_grad:
@@ -22,7 +22,7 @@ def set_trainable(model: nn.Module, train: Collection[ParamGroup]) -> None:
 
 
 def trainable_param_groups(model: nn.Module) -> dict[ParamGroup, list[nn.Parameter]]:
-    """The parameters to optimise, by group; groups without any are left out."""
+    """Trainable parameters by group; groups without any are omitted."""
     groups: dict[ParamGroup, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         group = param_group_of(name)
@@ -32,10 +32,10 @@ def trainable_param_groups(model: nn.Module) -> dict[ParamGroup, list[nn.Paramet
 
 
 def param_group_of(name: str) -> ParamGroup | None:
-    """The group of a parameter by its path (with or without a PEFT wrapper); None for what is never trained."""
+    """Group of a parameter, by its path (with or without the PEFT wrapper); None if it is never trained."""
     path = name.removeprefix("base_model.model.")
     if path.startswith(CONNECTOR):
-        # PEFT trains a copy and keeps the projector it found beside it.
+        # PEFT (modules_to_save) trains a copy of the connector and keeps the original next to it.
         return None if ".original_module." in path else "connector"
     if ".lora_" in path:
         return "lora"

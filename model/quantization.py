@@ -1,4 +1,4 @@
-"""Loading language models in 4 or 8 bits with bitsandbytes."""
+"""Quantisation of language models with bitsandbytes: int8 (LLM.int8(), arXiv:2208.07339) and nf4 (QLoRA, arXiv:2305.14314)."""
 
 from typing import Literal
 
@@ -6,10 +6,17 @@ import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 Quantization = Literal["none", "int8", "nf4"]
+"""Quantisation of the frozen weights of a language model."""
 
 
 def quantization_config(quantization: Quantization, dtype: torch.dtype, skip_modules: list[str]) -> BitsAndBytesConfig | None:
-    """How bitsandbytes loads a model. `keep` names the modules that stay as they are, by full path."""
+    """Config for from_pretrained; None without quantisation.
+
+    Args:
+        quantization: none, int8 or nf4 with double quantisation.
+        dtype: of matrix products with nf4 weights.
+        skip_modules: paths of modules that are not quantised.
+    """
     if quantization == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -24,7 +31,7 @@ def quantization_config(quantization: Quantization, dtype: torch.dtype, skip_mod
 
 
 def disable_avx512bf16(model: PreTrainedModel) -> None:
-    """Turn off bitsandbytes' AVX512-BF16 path: an evaluation pass there repacks the weights, after which gradients are wrong."""
+    """Disable bitsandbytes' AVX512-BF16 path on CPUs: inference repacks the weights for it, which makes later gradients wrong."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

@@ -1,7 +1,7 @@
-"""Fetching the parts that a configuration names, from the Hugging Face hub or from ModelScope.
+"""Downloads pre-trained models from the Hugging Face hub or from ModelScope.
 
-In: hub names. Out: files in the hub's cache, where loading finds them by name, or in a folder of ModelScope's.
-A download goes on where an earlier one broke off, also in the middle of a file, and fetches nothing that is here already.
+Files from the hub go to its cache, where from_pretrained finds them by name; files from ModelScope go to a folder. Interrupted
+downloads are resumed, also within a file, and cached files are skipped.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from progress import Progress
 INSTALL_MODELSCOPE = "--source modelscope needs its client: pip install modelscope"
 
 RESUMABLE_BYTES = 10 << 20
-"""From this many bytes on, half a file is kept and gone on with. The hub's own client starts a file anew in a new process."""
+"""Files of at least this size are downloaded resumably. The hub's own client restarts a file in a new process."""
 
 _TEXT_FILES = re.compile(r"[^/]+\.(json|txt|jinja|model)|README\.md|LICENSE[^/]*")
 _WEIGHT_FILES = (re.compile(r"model(-\d+-of-\d+)?\.safetensors"), re.compile(r"[^/]+\.safetensors"), re.compile(r"pytorch_model[^/]*\.bin"))
@@ -28,7 +28,13 @@ _WEIGHT_FILES = (re.compile(r"model(-\d+-of-\d+)?\.safetensors"), re.compile(r"[
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a part. `size` in bytes; `here`: it need not be fetched."""
+    """A file of a model repository.
+
+    Args:
+        path: path in the repository.
+        size: in bytes.
+        is_cached: it is already on this machine.
+    """
 
     path: str
     size: int
@@ -36,24 +42,24 @@ class RemoteFile:
 
 
 class Source(Protocol):
-    """A place that parts are fetched from. Both methods raise TesseraError in one line when it does not answer."""
+    """A model hub. `files` and `fetch` raise TesseraError with a message of one line when it cannot be reached or lacks the model."""
 
     def files(self, name: str) -> list[RemoteFile]:
-        """All files of a part."""
+        """All files of a model repository."""
         ...
 
     def fetch(self, name: str, files: list[RemoteFile]) -> Path:
-        """Fetch those files of a part; returns the folder they stand in."""
+        """Download files of a model repository; returns the folder that contains them."""
         ...
 
     @property
     def folder(self) -> Path:
-        """Where files are stored."""
+        """Folder where downloads are stored."""
         ...
 
 
 def select_files(files: list[RemoteFile]) -> list[RemoteFile]:
-    """Configs, tokenizer, card, and the weights in one format only: safetensors where there are any."""
+    """Select configs, tokenizer, model card, licence, and weights in one format: safetensors if there are any."""
     texts = [file for file in files if _TEXT_FILES.fullmatch(file.path)]
     for kind in _WEIGHT_FILES:
         weights = [file for file in files if kind.fullmatch(file.path)]
@@ -63,28 +69,39 @@ def select_files(files: list[RemoteFile]) -> list[RemoteFile]:
 
 
 def check_disk_space(folder: Path, needed_bytes: int) -> None:
-    """Raise UsageError when the disk of `folder` has not `missing` bytes left."""
+    """Raise UsageError when the disk of `folder` has fewer than `needed_bytes` free."""
     existing_parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing_parent).free
     if free < needed_bytes:
-        raise UsageError(f"{folder}: {format_bytes(needed_bytes)} are to be fetched, and the disk has {format_bytes(free)} left")
+        raise UsageError(f"{folder}: the download needs {format_bytes(needed_bytes)}, but only {format_bytes(free)} are free")
 
 
 def verify_download(path: Path, file: RemoteFile, digest: str) -> None:
-    """Raise TesseraError and remove the file when it is longer than it should be or has another SHA-256 than `digest`."""
+    """Check a download against its size and hash.
+
+    Args:
+        path: downloaded file.
+        file: its size in the repository.
+        digest: SHA-256 in hexadecimal; other values (Git hashes of small files) are not checked.
+
+    Raises:
+        TesseraError: the file is incomplete, or it is corrupt, in which case it is removed.
+    """
     size = path.stat().st_size
     if size < file.size:
-        raise TesseraError(f"{file.path} broke off after {format_bytes(size)} of {format_bytes(file.size)}; run the command again to go on")
+        raise TesseraError(
+            f"{file.path}: download stopped after {format_bytes(size)} of {format_bytes(file.size)}; run the command again to resume"
+        )
     with path.open("rb") as content:
         is_sha256 = re.fullmatch(r"[0-9a-f]{64}", digest)
-        same = not is_sha256 or hashlib.file_digest(content, "sha256").hexdigest() == digest
-    if size > file.size or not same:
+        has_same_hash = not is_sha256 or hashlib.file_digest(content, "sha256").hexdigest() == digest
+    if size > file.size or not has_same_hash:
         path.unlink()
-        raise TesseraError(f"{file.path} arrived damaged and was removed; run the command again")
+        raise TesseraError(f"{file.path} was corrupt and has been removed; run the command again")
 
 
 def format_bytes(size: float) -> str:
-    """A number of bytes for people."""
+    """A size with its decimal unit, such as 1.5 kB."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
@@ -93,7 +110,7 @@ def format_bytes(size: float) -> str:
 
 
 class Hub:
-    """The Hugging Face hub. Files go to its cache."""
+    """The Hugging Face hub. Downloads go to its cache."""
 
     @property
     def folder(self) -> Path:
@@ -105,8 +122,8 @@ class Hub:
         from huggingface_hub import snapshot_download
 
         with self._describe_errors(name):
-            found = snapshot_download(name, dry_run=True)
-        return [RemoteFile(file.filename, file.file_size or 0, not file.will_download) for file in found]
+            listing = snapshot_download(name, dry_run=True)
+        return [RemoteFile(file.filename, file.file_size or 0, not file.will_download) for file in listing]
 
     def fetch(self, name: str, files: list[RemoteFile]) -> Path:
         from huggingface_hub import snapshot_download
@@ -123,7 +140,7 @@ class Hub:
         return describe_client_errors("the Hugging Face hub", name, errors)
 
     def _fetch_resumable(self, name: str, file: RemoteFile) -> None:
-        """Put a file's content into the cache under its hash; the client then finds it there and only links it."""
+        """Download a file into the cache as a blob named by its hash; the hub's client then finds it there and only links it."""
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
         from huggingface_hub.file_download import repo_folder_name
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
@@ -145,7 +162,7 @@ class Hub:
         partial.replace(blobs / digest)
 
     def _write(self, response: Any, partial: Path, start: int, file: RemoteFile) -> None:
-        """Append what comes to the part that is there, or start anew where the server does not go on."""
+        """Write the response body to `partial` from byte `start` on; 0 restarts, for servers that ignore the Range header."""
         with partial.open("r+b" if start else "wb") as out, Progress(file.path, file.size >> 20, "MiB") as progress:
             out.seek(start)
             progress.update(start >> 20)
@@ -157,7 +174,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class ModelScope:
-    """ModelScope. Files go to `into`/<name>, since its cache is not where loading looks for a name."""
+    """ModelScope. Downloads go to `target_folder`/<name>, because from_pretrained does not search ModelScope's cache."""
 
     target_folder: Path
 
@@ -175,8 +192,10 @@ class ModelScope:
         from modelscope import HubApi
 
         with self._describe_errors(name):
-            found = HubApi().get_model_files(name, recursive=True)
-        return [RemoteFile(str(file["Path"]), int(file["Size"] or 0), self._is_cached(name, file["Path"], file["Size"])) for file in found]
+            listing = HubApi().get_model_files(name, recursive=True)
+        return [
+            RemoteFile(str(file["Path"]), int(file["Size"] or 0), self._is_cached(name, file["Path"], file["Size"])) for file in listing
+        ]
 
     def fetch(self, name: str, files: list[RemoteFile]) -> Path:
         from modelscope import snapshot_download
@@ -196,9 +215,13 @@ class ModelScope:
 
 @contextmanager
 def describe_client_errors(source: str, name: str, errors: ModuleType) -> Iterator[None]:
-    """Turn what a client raises when the network, the name or the permission is missing into one line.
+    """Convert a client's network, name and permission errors to a TesseraError with a message of one line.
 
-    errors: the client's own module of exceptions, which are not all below OSError and ValueError. Others are defects and stay.
+    Args:
+        source: name of the hub, for the message.
+        name: model, for the message.
+        errors: the client's module of exceptions, which do not all derive from OSError or ValueError. Other exceptions are bugs
+            and propagate.
     """
     client_errors = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     expected: tuple[type[Exception], ...] = (OSError, ValueError, *client_errors)
@@ -209,12 +232,16 @@ def describe_client_errors(source: str, name: str, errors: ModuleType) -> Iterat
     except expected as error:
         cause = error.__cause__ or error
         reason = " ".join(str(cause).split())[:300]
-        what = "is out of reach (no network?), run the command again to go on" if _is_network_error(error) else "does not give it"
-        raise TesseraError(f"{name}: {source} {what}: {reason or 'nothing more is said'} ({type(cause).__name__})") from error
+        problem = (
+            "cannot be reached (no network?); run the command again to resume"
+            if _is_network_error(error)
+            else "does not provide this model"
+        )
+        raise TesseraError(f"{name}: {source} {problem}: {reason or 'no details given'} ({type(cause).__name__})") from error
 
 
 def _is_network_error(error: BaseException | None) -> bool:
-    """httpx and requests have connection errors of their own beside Python's."""
+    """Whether an exception or its cause is a network error: httpx and requests have their own classes next to Python's."""
     if error is None:
         return False
     kinds = {kind.__name__ for kind in type(error).__mro__}

@@ -1,6 +1,6 @@
-"""A checkpoint for others: merged into one model, in our own form or in LLaVA's, which stock transformers reads.
+"""Exports a checkpoint as one merged model, in Tessera's format or in the LLaVA format that transformers and vLLM load.
 
-In: a checkpoint folder and its processor. Out: a folder with weights, processor, generation config and a model card.
+The exported folder contains weights, processor, generation config and a model card.
 """
 
 import copy
@@ -21,13 +21,15 @@ from model.siglip_qwen.modeling import VisionLanguageModel
 ExportFormat = Literal["merged", "llava"]
 
 POST_NORM_WARNING = (
-    "model.vision_feature_layer is last_hidden_state, which the LLaVA layout marks by vision_config.tie_last_hidden_states. Runtimes that do not "
-    "know this mark (older transformers, vLLM) read the features before the final norm and give other answers without saying so."
+    "model.vision_feature_layer is last_hidden_state, which the LLaVA format expresses by vision_config.tie_last_hidden_states. "
+    "Runtimes that do not support this field (older transformers, vLLM) silently read the features before the final norm and give "
+    "other answers."
 )
+"""Warning about exports with features after the final norm of the vision encoder."""
 
 
 class ExportableProcessor(Protocol):
-    """What export needs of `dataset.processor.Processor`; `pieces` are its `dataset.chat.ChatPieces`."""
+    """What export needs of siglip_qwen.processor.Processor; `template_parts` is a ChatTemplateParts."""
 
     tokenizer: Any
     image_processor: Any
@@ -47,13 +49,25 @@ def export(
     dtype: torch.dtype = torch.float32,
     data_report: str | None = None,
 ) -> list[str]:
-    """Merge a checkpoint and write it to the new folder `out`; returns warnings to show (they stand in the model card too).
+    """Merge a checkpoint and write it to a new folder. In LLaVA format, logits are compared before anything is written.
 
-    The llava form is compared with ours on random input before anything is written. data_report: text for the model card.
-    Raises UsageError naming the setting that the LLaVA layout cannot express, or when `out` holds something already.
+    Args:
+        folder: checkpoint folder.
+        out: folder to write; must be empty or missing.
+        export_format: merged (Tessera's format) or llava.
+        processor: the checkpoint's processor.
+        dtype: of the exported weights.
+        data_report: table of the training data for the model card.
+
+    Returns:
+        Warnings to print; they are in the model card too.
+
+    Raises:
+        UsageError: `out` is not empty, or the LLaVA format cannot express a setting.
+        TesseraError: LLaVA in the installed transformers computes other logits.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out}: it is there already; name a new folder")
+        raise UsageError(f"--out {out}: it exists already; choose a new folder")
     settings = checkpoint.settings(folder)
     warnings = check_llava_compatible(settings) if export_format == "llava" else []
     model = checkpoint.merge(folder, dtype=dtype)
@@ -72,22 +86,22 @@ def export(
 
 
 def check_llava_compatible(settings: ModelConfig) -> list[str]:
-    """Raise UsageError naming the setting that the LLaVA layout has no place for; returns warnings."""
+    """Return warnings. Raises UsageError naming a setting that the LLaVA format cannot express."""
     if settings.connector.pool != 1:
         raise UsageError(
-            f"--format llava: model.connector.pool is {settings.connector.pool}, and the LLaVA layout has no pooling (only 1); "
+            f"--format llava: model.connector.pool is {settings.connector.pool}, but the LLaVA format has no pooling (only 1); "
             "use --format merged"
         )
     if settings.drop_first_patch:
         raise UsageError(
-            "--format llava: model.drop_first_patch is true, and the LLaVA layout either keeps all patches or reads the encoder in "
-            "another way; use --format merged"
+            "--format llava: model.drop_first_patch is true, but the LLaVA format either uses all patches or reads the vision encoder "
+            "in another way; use --format merged"
         )
     return [POST_NORM_WARNING] if settings.vision_feature_layer == "last_hidden_state" else []
 
 
 def to_llava(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
-    """Stock LLaVA around the same tensors."""
+    """A LlavaForConditionalGeneration that shares the tensors of `model`."""
     config = model.config
     vision = copy.deepcopy(config.vision_config)
     num_hidden_states = vision.num_hidden_layers + 1
@@ -99,15 +113,15 @@ def to_llava(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
         text_config=copy.deepcopy(config.text_config),
         image_token_index=config.image_token_id,
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
-        # Counted from the end: transformers takes 0 for "no layer".
+        # As a negative index: transformers treats 0 as "no layer".
         vision_feature_layer=layer % num_hidden_states - num_hidden_states,
         vision_feature_select_strategy="full",
     )
     llava_config.dtype = model.dtype
-    for part in (llava_config.vision_config, llava_config.text_config):
-        # A folder of this machine says nothing elsewhere.
-        if Path(part._name_or_path).is_absolute():
-            part._name_or_path = ""
+    for sub_config in (llava_config.vision_config, llava_config.text_config):
+        # A local path is meaningless on other machines.
+        if Path(sub_config._name_or_path).is_absolute():
+            sub_config._name_or_path = ""
     with torch.device("meta"):
         llava = LlavaForConditionalGeneration(llava_config)
     llava.model.vision_tower = model.model.vision_tower
@@ -121,7 +135,7 @@ def to_llava(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
 
 @torch.no_grad()
 def check_same_logits(model: VisionLanguageModel, llava: LlavaForConditionalGeneration) -> None:
-    """Raise TesseraError when this transformers' LLaVA gives other logits than ours for a random picture and text."""
+    """Raise TesseraError when LLaVA in the installed transformers gives other logits than `model` for a random image and text."""
     generator = torch.Generator().manual_seed(0)
     size, vocab_size = model.config.vision_config.image_size, model.config.text_config.vocab_size
     pixels = torch.randn(1, 3, size, size, generator=generator).to(model.device, model.dtype)
@@ -132,13 +146,13 @@ def check_same_logits(model: VisionLanguageModel, llava: LlavaForConditionalGene
     difference, scale = float((ours - theirs).abs().max()), float(ours.abs().max())
     if difference > scale * (1e-4 if model.dtype == torch.float32 else 2e-2):
         raise TesseraError(
-            f"--format llava: the LLaVA of this transformers gives other logits than ours (off by {difference:.2g} of {scale:.2g}); "
-            "nothing was written; use --format merged, or another transformers"
+            f"--format llava: LLaVA in the installed transformers gives other logits than Tessera (maximum difference {difference:.2g}, "
+            f"largest logit {scale:.2g}); nothing was written; use --format merged or another version of transformers"
         )
 
 
 def llava_processor(processor: ExportableProcessor, model: VisionLanguageModel) -> LlavaProcessor:
-    """Image processor, tokenizer and a chat template whose prompts equal those of training."""
+    """LLaVA's processor: image processor, tokenizer, and a chat template that renders the prompts of training."""
     template_parts = processor.template_parts
     if processor.system_prompt is not None:
         opening = template_parts.system_open + processor.system_prompt + template_parts.system_close

@@ -13,24 +13,32 @@ LLAVA_USAGE = """\
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained(FOLDER)
-processor = AutoProcessor.from_pretrained(FOLDER, backend="pil")  # training resized pictures with Pillow
+processor = AutoProcessor.from_pretrained(FOLDER, backend="pil")  # training resized images with Pillow
 messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
 prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-inputs = processor(text=prompt, images=[picture], return_tensors="pt")
+inputs = processor(text=prompt, images=[image], return_tensors="pt")
 ```
 
-Prompts equal those of training. Stock processors read control tokens in a user's text (`<|im_end|>`) as such: remove them first.
+Prompts equal those of training. Stock processors interpret special tokens in a user's text (`<|im_end|>`): remove them first.
 """
 
 MERGED_USAGE = """\
 ```
-python tools/answer.py --checkpoint FOLDER --image PICTURE --question "What is this?"
+python tools/answer.py --checkpoint FOLDER --image IMAGE --question "What is this?"
 ```
 """
 
 
 def model_card(export_format: str, settings: ModelConfig, dtype: str, warnings: list[str], data_report: str | None) -> str:
-    """Markdown with the front matter that hubs read."""
+    """Model card in Markdown, with YAML front matter for model hubs.
+
+    Args:
+        export_format: merged or llava.
+        settings: model settings.
+        dtype: of the weights.
+        warnings: notes on the export.
+        data_report: table of the training data; None omits the section.
+    """
     base_models = (settings.vision, settings.language)
     front_matter: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "license": "other"}
     hub_models = [name for name in base_models if not Path(name).is_dir()]
@@ -38,12 +46,12 @@ def model_card(export_format: str, settings: ModelConfig, dtype: str, warnings: 
         front_matter["base_model"] = hub_models
     sections = [
         f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n# A vision-language model made with Tessera",
-        f"A SigLIP vision encoder and a Qwen language model, joined by a two-layer projector; {export_format} form, weights in {dtype}.",
+        f"A SigLIP vision encoder and a Qwen language model, joined by a two-layer connector; {export_format} format, weights in {dtype}.",
         "## Use\n\n" + (LLAVA_USAGE if export_format == "llava" else MERGED_USAGE).rstrip(),
         *(f"> **Note.** {warning}" for warning in warnings),
         "## Base models and licences\n\n"
-        + "\n".join(_licence_line(part, name) for part, name in zip(("Vision", "Language"), base_models, strict=True)),
-        "The weights derive from both and stay under their licences, beside the terms of the training data. Code: Apache-2.0.",
+        + "\n".join(_licence_line(role, name) for role, name in zip(("Vision", "Language"), base_models, strict=True)),
+        "The weights derive from both models: their licences apply, and so do the terms of the training data. Code: Apache-2.0.",
         "## Settings\n\n```yaml\n" + _as_yaml(settings).rstrip() + "\n```",
     ]
     if data_report is not None:
@@ -52,7 +60,7 @@ def model_card(export_format: str, settings: ModelConfig, dtype: str, warnings: 
 
 
 def read_licence(name: str) -> str | None:
-    """What the front matter of a local folder's README.md gives as its licence."""
+    """Licence in the front matter of README.md in a local model folder; None if there is none."""
     path = Path(name) / "README.md"
     if not path.is_file():
         return None
@@ -61,8 +69,8 @@ def read_licence(name: str) -> str | None:
     return str(metadata["license"]) if isinstance(metadata, dict) and "license" in metadata else None
 
 
-def _licence_line(part: str, name: str) -> str:
-    return f"- {part}: `{name}`, licence: {read_licence(name) or 'see its own model card'}"
+def _licence_line(role: str, name: str) -> str:
+    return f"- {role}: `{name}`, licence: {read_licence(name) or 'see its own model card'}"
 
 
 def _as_yaml(settings: ModelConfig) -> str:

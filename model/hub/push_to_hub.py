@@ -1,7 +1,4 @@
-"""An exported folder to a repository of the Hugging Face hub.
-
-In: a folder, the name of a repository, a token. Out: one commit there, weights and texts together.
-"""
+"""Uploads an exported folder to a repository of the Hugging Face hub, in one commit."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,24 +7,27 @@ from pathlib import Path
 from errors import TesseraError, UsageError
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-"""Environment variables that may hold the token, the first that is set. One that `hf auth login` left on disk is not used."""
+"""Environment variables with the token; the first one that is set is used. Tokens stored by `hf auth login` are not used."""
 
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
-"""Files that an earlier export may have left in the repository under other names: shards of another number."""
+"""Weight files that an upload deletes if it does not replace them, such as shards of an earlier export."""
 
 
 def token_from_environment(environment: Mapping[str, str]) -> str:
-    """The token. Raises UsageError where none is set."""
+    """The token. Raises UsageError if none is set."""
     token = next((environment[name].strip() for name in TOKEN_VARIABLES if environment.get(name, "").strip()), "")
     if not token:
-        raise UsageError(
-            f"--push: the environment variable {TOKEN_VARIABLES[0]} holds no token; huggingface.co/settings/tokens makes one that writes"
-        )
+        raise UsageError(f"--push: {TOKEN_VARIABLES[0]} is not set; create a token with write access at huggingface.co/settings/tokens")
     return token
 
 
 def check_repository(repository: str, token: str) -> None:
-    """Know before any model is loaded that the name is one and that the hub knows the token. Raises UsageError, TesseraError."""
+    """Check a repository name and a token before a model is loaded.
+
+    Raises:
+        UsageError: the name is not OWNER/NAME.
+        TesseraError: the hub rejects the token or cannot be reached.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -43,10 +43,12 @@ def check_repository(repository: str, token: str) -> None:
 
 
 def push(folder: Path, repository: str, token: str) -> str:
-    """Upload a folder in one commit and return the commit's address. The repository is made, private, where there is none yet.
+    """Upload a folder in one commit and return the commit's URL. A missing repository is created as a private one.
 
-    Weights of an earlier export that the folder does not replace leave the repository; its other files stay.
-    Raises TesseraError when the hub refuses or is out of reach.
+    Weights of an earlier export that the folder does not replace are deleted; other files of the repository stay.
+
+    Raises:
+        TesseraError: the hub rejects the upload or cannot be reached.
     """
     from huggingface_hub import HfApi
 
@@ -61,16 +63,18 @@ def push(folder: Path, repository: str, token: str) -> str:
 
 @contextmanager
 def _translate_hub_errors(repository: str) -> Iterator[None]:
-    """What the hub's client raises, in one line."""
+    """Convert exceptions of the hub's client to a TesseraError with a message of one line."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
     try:
         yield
     except HfHubHTTPError as error:
-        raise TesseraError(f"--push {repository}: the Hugging Face hub refuses: {error.server_message or _one_line(error)}") from error
+        raise TesseraError(
+            f"--push {repository}: the Hugging Face hub returned an error: {error.server_message or _one_line(error)}"
+        ) from error
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise TesseraError(
-            f"--push {repository}: the Hugging Face hub cannot be reached, or broke off: {_one_line(error.__cause__ or error)}"
+            f"--push {repository}: the Hugging Face hub cannot be reached or closed the connection: {_one_line(error.__cause__ or error)}"
         ) from error
 
 

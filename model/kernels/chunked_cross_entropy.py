@@ -1,6 +1,6 @@
-"""Cross entropy over the vocabulary in bounded memory.
+"""Next-token cross entropy in bounded memory: logits are computed in chunks and recomputed in the backward pass.
 
-In: hidden states at supervised positions and the tokens that follow. Out: the sum of the losses.
+Shapes: S supervised positions, D hidden size, V vocabulary size.
 """
 
 import math
@@ -11,22 +11,29 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 BYTES_PER_LOGIT = 14
-"""Most memory at once for a score of one token: in the backward pass, its log-probability and two gradients in fp32, and
-the gradient in bf16 that goes on into the vocabulary product."""
+"""Peak memory per logit, reached in the backward pass: log-probability and two gradients in fp32 (12 bytes), and the gradient
+in bf16 that enters the backward pass of `lm_head` (2 bytes)."""
 
 
 def positions_per_chunk(memory_gib: float, vocab_size: int) -> int:
-    """Positions whose scores over the whole vocabulary fit into this much memory; at least one."""
+    """Number of positions whose logits fit into `memory_gib`; at least one."""
     return max(1, int(memory_gib * 2**30 / (BYTES_PER_LOGIT * vocab_size)))
 
 
 def chunked_cross_entropy(
     lm_head: nn.Module, hidden_states: torch.Tensor, targets: torch.Tensor, chunk_size: int | None = None
 ) -> torch.Tensor:
-    """Sum of the cross entropies in fp32: hidden [S, D], targets int64 [S] -> scalar.
+    """Summed cross entropy in fp32.
 
-    head: the vocabulary product, [n, D] -> [n, vocabulary]. Where S is more than at_once, it is made for equal chunks one
-    after the other and again in the backward pass, so no more than a chunk's scores exist at any time.
+    Args:
+        lm_head: maps [n, D] to logits [n, V].
+        hidden_states: [S, D].
+        targets: token ids, int64 [S].
+        chunk_size: maximum positions per chunk; None computes all logits at once. Chunks have equal sizes, give or take one.
+            Each is computed under activation checkpointing, so that the logits of only one chunk exist at a time.
+
+    Returns:
+        fp32 scalar.
     """
     if chunk_size is None or len(targets) <= chunk_size:
         return _cross_entropy_sum(lm_head, hidden_states, targets)

@@ -1,4 +1,4 @@
-"""Layers compiled one by one, in place: names and weights stay as they are, and all alike layers share what is compiled once."""
+"""torch.compile for the layers of a model one by one, in place: state dict keys stay, and equal layers share one compiled graph."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ from torch import nn
 
 
 def compile_unsupported_reason(device: torch.device) -> str | None:
-    """What torch.compile needs on a device and does not find there; None when nothing is missing."""
-    # Imported here: they are slow to load, and most runs need none of them.
+    """Why torch.compile cannot be used on a device; None if it can."""
+    # Imported here because the modules are slow to import and most runs do not need them.
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
-        return None if has_triton() else "Triton does not work here, which torch.compile needs on CUDA"
+        return None if has_triton() else "torch.compile needs Triton on CUDA, which is missing or does not work"
     if device.type != "cpu":
         return f"torch.compile is not used on {device.type}"
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -22,14 +22,14 @@ def compile_unsupported_reason(device: torch.device) -> str | None:
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        return "there is no C++ compiler, which torch.compile needs on a CPU"
+        return "torch.compile needs a C++ compiler on a CPU, and none was found"
     return None
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile each layer of the vision trunk and of the language model; it happens when they are first run.
+    """Compile each layer of the vision encoder and of the language model; compilation happens at their first call.
 
-    The trunk's layers then see a fixed number of pictures (see visual.siglip).
+    Compiled layers of the vision encoder get batches of a fixed number of images (visual.siglip.COMPILED_BATCH_SIZE).
     """
     for layers in model.modules():
         if isinstance(layers, nn.ModuleList):
@@ -39,7 +39,7 @@ def compile_layers(model: nn.Module) -> None:
 
 @contextmanager
 def eager_mode(model: nn.Module) -> Iterator[None]:
-    """Run compiled layers as they are written: for what happens seldom and in other shapes, as validation and answers do."""
+    """Run compiled layers in eager mode: for rare calls with other shapes, such as validation and generation."""
     if not any(module._compiled_call_impl is not None for module in model.modules()):
         yield
         return

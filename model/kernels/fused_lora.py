@@ -1,9 +1,12 @@
-"""LoRA's product y = W x + s B A x (Hu et al. 2021, arXiv:2106.09685, section 4.1) in few passes over the tokens.
+"""LoRA linear layers, y = W x + s B A x with s = lora_alpha / r (Hu et al. 2021, arXiv:2106.09685, section 4.1), fused.
 
-PEFT copies x into the adapter's precision for every layer, makes three products, scales one and adds it: each is a pass
-over all tokens, and each layer keeps a copy of x. Here the product with B adds onto that with W while it is made, the
-gradients of x likewise, and layers with the same input keep one x together. Small matrices in fp32 on a CPU are added up
-first. In: a model that PEFT has wrapped. Out: the same model and weights; saving, loading and merging stay PEFT's.
+PEFT casts x to the adapter's dtype in every layer, computes three matrix products, scales one and adds it. Each step reads and
+writes all tokens, and every layer saves its own copy of x for the backward pass. Here the product with B is accumulated into
+that with W (addmm), the same for the gradient of x, and layers with the same input save one x. On a CPU in fp32, small matrices
+are merged to W + s B A first. Weights, saving, loading and merging remain PEFT's.
+
+Shapes: N tokens (batch and sequence flattened), I input features, O output features, R rank. W [O, I], A [R, I], B [O, R].
+`lora_b` is s B. `hidden` [N, R] is A x.
 """
 
 from typing import Any
@@ -18,7 +21,7 @@ from model.kernels.autocast import matmul_dtype
 
 
 def fuse_lora(model: nn.Module) -> int:
-    """Let the adapters on unquantised linear layers compute in this way; how many there are. A projector stage has none."""
+    """Fuse all LoRA layers on unquantised linear layers, in place. Returns their number; 0 for a model without LoRA."""
     if not isinstance(model, PeftModel):
         return 0
     fused = [module for module in model.modules() if type(module) is PeftLinear]
@@ -28,29 +31,30 @@ def fuse_lora(model: nn.Module) -> int:
 
 
 class FusedLoraLinear(PeftLinear):
-    """PEFT's adapter on a frozen linear layer; what is not plain LoRA is left to PEFT."""
+    """PEFT's LoRA on a frozen linear layer. Everything but plain LoRA (DoRA, several adapters, LoRA bias) falls back to PEFT."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """[..., I] -> [..., O]."""
         base = self.get_base_layer()
         name = self._active_plain_adapter()
         if name is None or args or kwargs or type(base) is not nn.Linear or base.weight.requires_grad:
             result: torch.Tensor = super().forward(x, *args, **kwargs)
             return result
         dtype = matmul_dtype(x)
-        # s times B is a small product; s times what B or A meets would be one over all tokens.
+        # Scaling B [O, R] is cheap; scaling an activation would read and write all tokens.
         lora_a, lora_b = self.lora_A[name].weight.to(dtype), (self.lora_B[name].weight * self.scaling[name]).to(dtype)
         bias = None if base.bias is None else base.bias.to(dtype)
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
         dropout = self.lora_dropout[name]
         x_dropped = dropout(flat) if self.training and not isinstance(dropout, nn.Identity) else None
         if x_dropped is None and _merging_is_faster(flat, base.weight):
-            added: torch.Tensor = _MergedLoraFunction.apply(flat, base.weight, bias, lora_a, lora_b)
-            return added.view(*x.shape[:-1], added.shape[-1])
-        product: torch.Tensor = _LoraFunction.apply(flat, x_dropped, base.weight.to(dtype), bias, lora_a, lora_b)
-        return product.view(*x.shape[:-1], product.shape[-1])
+            merged_output: torch.Tensor = _MergedLoraFunction.apply(flat, base.weight, bias, lora_a, lora_b)
+            return merged_output.view(*x.shape[:-1], merged_output.shape[-1])
+        output: torch.Tensor = _LoraFunction.apply(flat, x_dropped, base.weight.to(dtype), bias, lora_a, lora_b)
+        return output.view(*x.shape[:-1], output.shape[-1])
 
     def _active_plain_adapter(self) -> str | None:
-        """The one active adapter where it is plain LoRA and switched on."""
+        """Name of the active adapter if there is exactly one, enabled, unmerged and plain LoRA; else None."""
         names = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(names) != 1:
             return None
@@ -60,11 +64,14 @@ class FusedLoraLinear(PeftLinear):
 
 
 MAX_MERGED_WEIGHTS = 1 << 20
-"""Weights of a frozen matrix up to which a sum with the adapter's may be kept until the backward pass, in place of passes."""
+"""Largest frozen matrix, in elements, for which the merged W + s B A may be saved for the backward pass."""
 
 
 def _merging_is_faster(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether W + s B A is worth making: fp32 on a CPU (bf16 would round small updates away), and tokens enough to repay it."""
+    """Whether to compute W + s B A: only in fp32 on a CPU (bf16 rounds small updates away), and if N is large enough to pay.
+
+    Merging costs about 2 O I R operations; it saves the products with A and B, about 2 N R (I + O).
+    """
     if x.is_cuda or x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.compiler.is_compiling():
         return False
     outputs, inputs = weight.shape
@@ -72,7 +79,7 @@ def _merging_is_faster(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 class _MergedLoraFunction(torch.autograd.Function):
-    """As `_Product` without dropout, by one product with W + s B A in either direction."""
+    """y = (W + s B A) x: like `_LoraFunction` without dropout, with one matrix product forward and one for the gradient of x."""
 
     @staticmethod
     def forward(
@@ -95,8 +102,11 @@ class _MergedLoraFunction(torch.autograd.Function):
 
 
 class _LoraFunction(torch.autograd.Function):
-    """x [n, in], x behind dropout [n, in] (None without dropout), frozen weight [out, in] and bias [out], A [r, in],
-    s B [out, r] -> [n, out], all of one precision."""
+    """y [N, O] = W x + bias + s B A dropout(x), with frozen W and bias; all tensors have one dtype.
+
+    Inputs: x [N, I], x_dropped [N, I] (x after dropout; None without dropout), weight [O, I], bias [O], lora_a [R, I],
+    lora_b = s B [O, R].
+    """
 
     @staticmethod
     def forward(
@@ -131,7 +141,7 @@ def _forward(
     lora_a: torch.Tensor,
     lora_b: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """y, and what A makes of x."""
+    """Returns y [N, O] and A x [N, R]."""
     hidden = (x if x_dropped is None else x_dropped) @ lora_a.T
     return functional.linear(x, weight, bias).addmm_(hidden, lora_b.T), hidden
 
@@ -145,7 +155,17 @@ def _backward(
     hidden: torch.Tensor,
     has_dropout: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x, of x behind dropout (empty unless it stands apart), of A and of s B. adapted: what A was applied to."""
+    """Gradients of x, of x after dropout (empty without dropout), of A and of s B.
+
+    Args:
+        grad_output: gradient of y, [N, O].
+        lora_input: input of A, [N, I]: x, or x after dropout.
+        weight: frozen W [O, I].
+        lora_a: [R, I].
+        lora_b: s B [O, R].
+        hidden: A x [N, R] from the forward pass.
+        has_dropout: lora_input is not x; its gradient is then returned separately.
+    """
     grad_hidden = grad_output @ lora_b
     grad_x = grad_output @ weight
     grad_dropped = grad_hidden @ lora_a if has_dropout else grad_x.new_empty(0)
@@ -154,7 +174,7 @@ def _backward(
     return grad_x, grad_dropped, grad_hidden.T @ lora_input, grad_output.T @ hidden
 
 
-# In a compiled layer they are operators of their own: taken apart, the sums would become passes again.
+# Compiled layers call these as custom operators: traced, each accumulating addmm_ would become a separate pass over the tokens.
 forward_in_graph = torch.library.custom_op("tessera::lora_forward", _forward, mutates_args=())
 backward_in_graph = torch.library.custom_op("tessera::lora_backward", _backward, mutates_args=())
 

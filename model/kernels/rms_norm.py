@@ -1,7 +1,9 @@
-"""RMS norms (Zhang and Sennrich 2019, arXiv:1910.07467) of the frozen language model in few passes over the tokens.
+"""Fused RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467) for frozen norms of Qwen 2 and 3.
 
-Written out in single operations, a norm makes a copy of its input in fp32 and passes over it about a dozen times, backward pass
-included. In: a model whose norms are those of Qwen 2 or 3. Out: the same model and weights.
+y = w * x / sqrt(mean(x^2) + eps). Written in single operations, as in transformers, a norm copies its input to fp32 and reads or
+writes it about a dozen times, backward pass included. Weights and state dict keys stay.
+
+Shapes: D size of the normalised dimension (hidden size, or head size for Qwen3's query and key norms).
 """
 
 from typing import Any
@@ -13,7 +15,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 
 def fuse_rms_norms(model: nn.Module) -> int:
-    """Let the norms of the language model compute in this way; how many there are."""
+    """Fuse all Qwen RMSNorm modules of a model, in place. Returns their number."""
     norms = [module for module in model.modules() if type(module) in (Qwen2RMSNorm, Qwen3RMSNorm)]
     for module in norms:
         module.__class__ = FusedRMSNorm
@@ -21,17 +23,21 @@ def fuse_rms_norms(model: nn.Module) -> int:
 
 
 class FusedRMSNorm(nn.Module):
-    """A norm of the library under another forward pass. Compiled layers, trained norms and other precisions have its own."""
+    """Qwen's RMSNorm with a fused forward and backward pass.
+
+    In compiled layers, with a trained weight, with different dtypes of x and weight, or on a CPU in bf16 or fp16, it computes
+    transformers' formula instead.
+    """
 
     weight: nn.Parameter
     variance_epsilon: float
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., D] -> the same, in the precision of x."""
+        """[..., D] -> [..., D], in the dtype of x."""
         weight, epsilon = self.weight, self.variance_epsilon
         use_reference = torch.compiler.is_compiling() or weight.requires_grad or x.dtype != weight.dtype
         if x.is_cuda and not use_reference:
-            # Not functional.rms_norm, which autocast would give a copy in fp32.
+            # Not functional.rms_norm: autocast casts its input to fp32.
             fused: torch.Tensor = torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], weight, epsilon)[0]
             return fused
         if x.dtype == torch.float32 and not use_reference:
@@ -43,7 +49,7 @@ class FusedRMSNorm(nn.Module):
 
 
 class _RMSNormFunction(torch.autograd.Function):
-    """x [..., D] and a frozen weight [D], both fp32 -> [..., D]."""
+    """x [..., D] and frozen weight [D], both fp32 -> [..., D]. Saves x and scale = 1 / sqrt(mean(x^2) + eps), [..., 1]."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:

@@ -1,7 +1,10 @@
-"""Attention for packed rows, in which several samples stand one behind the other and none sees another.
+"""Causal attention for packed rows: several samples are concatenated in one row, and none attends to another.
 
-On CUDA in half precision, torch's variable-length attention reads the segment borders; its shapes stay static.
-Elsewhere transformers' sdpa builds a block-diagonal mask from restarting positions.
+On CUDA in fp16 or bf16, torch's variable-length attention (FlashAttention-2, arXiv:2307.08691) takes the borders of the samples
+(`cu_seqlens`). Elsewhere transformers' sdpa builds a block-diagonal mask from position_ids that restart.
+
+Shapes: B batch, T query tokens per row, L key tokens per row (T, or the KV cache and T), H query heads, G key-value heads,
+E head size, D hidden size.
 """
 
 import inspect
@@ -20,36 +23,39 @@ from model.kernels.autocast import matmul_dtype
 varlen_attn: Any
 try:
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # a torch built without it
+except ImportError:  # torch without varlen_attn
     varlen_attn = None
 
 HAS_WINDOW_SIZE = varlen_attn is not None and "window_size" in inspect.signature(varlen_attn).parameters
-"""Newer torch says by a window that attention is causal; older torch has a flag for it and no windows."""
+"""Newer torch sets causal attention by `window_size`; older torch by `is_causal`, without sliding windows."""
 
 HAS_ENABLE_GQA = varlen_attn is not None and "enable_gqa" in inspect.signature(varlen_attn).parameters
-"""Newer torch reads a key head for all query heads that share it; older torch wants it repeated."""
+"""Newer torch supports grouped-query attention; for older torch, key and value heads are repeated."""
 
 SEGMENT_MULTIPLE = 64
-"""Borders are made up to a multiple of this by empty segments at the end, so that compiled layers see one shape of them, or two."""
+"""`cu_seqlens` is padded with empty segments to a multiple of this, so that compiled layers see only one or two shapes of it."""
 
 GROUPED_QUERY_LIMIT = 64
-"""New tokens up to which keys are not repeated for the heads that share them: decoding adds a few behind a long cache, which would
-be copied in every step."""
+"""Up to this many query tokens, keys and values are not repeated for grouped-query attention: a decode step has few query tokens
+and a long KV cache, which would be copied in every step."""
 
 ATTENTION_NAME = "tessera_packed"
-"""Name under which transformers finds `attend`."""
+"""Name under which `packed_attention_forward` is registered with transformers."""
 
 
 def packed_attention_kwargs(
     language_model: PreTrainedModel, embeddings: torch.Tensor, cu_seqlens: torch.Tensor, max_length: int | None
 ) -> dict[str, Any]:
-    """What a packed row's call of `language_model` takes besides embeddings and restarting position_ids.
+    """Keyword arguments for a call of `language_model` with packed rows, besides inputs_embeds and restarting position_ids.
 
-    embeddings: [B, T, width]; cu_seqlens: int32 [segments + 1] over the B * T tokens, from 0 to B * T; max_length: the
-    longest segment in tokens (read from cu_seqlens when None, which waits for the device).
+    Args:
+        language_model: Qwen; switched to packed attention if the device supports it.
+        embeddings: [B, T, D].
+        cu_seqlens: int32 [segments + 1], cumulative sample lengths in the flattened batch, from 0 to B * T.
+        max_length: tokens in the longest sample; None reads it from cu_seqlens, which synchronises with the device.
     """
     if not can_use_varlen(embeddings):
-        # Positions that restart separate the samples only with neither a mask nor a cache.
+        # transformers detects packed samples by restarting position_ids only without an attention mask and a KV cache.
         return {"attention_mask": None, "use_cache": False}
     use_packed_attention(language_model)
     if max_length is None:
@@ -66,7 +72,7 @@ def packed_attention_kwargs(
 
 
 def can_use_varlen(embeddings: torch.Tensor) -> bool:
-    """True where torch has variable-length attention for this device and the precision that attention will run in."""
+    """True if torch has variable-length attention for the device of `embeddings` (compute capability 8.0) and attention's dtype."""
     if varlen_attn is None or not embeddings.is_cuda or torch.cuda.get_device_capability(embeddings.device) < (8, 0):
         return False
     return matmul_dtype(embeddings) in (torch.float16, torch.bfloat16)
@@ -85,9 +91,26 @@ def packed_attention_forward(
     max_length: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each segment; sdpa for a call without segments (generation, padded batches).
+    """Causal attention within each packed sample; sdpa for calls without cu_seqlens (generation, padded batches).
 
-    query [B, heads, T, size], key and value [B, key heads, places, size] -> [B, T, heads, size].
+    Args:
+        module: attention layer that calls this.
+        query: [B, H, T, E].
+        key: [B, G, L, E].
+        value: [B, G, L, E].
+        attention_mask: [B, 1, T, L] or None; not used with cu_seqlens.
+        dropout: attention dropout probability; must be 0 with cu_seqlens.
+        scaling: factor of the attention logits; None for 1 / sqrt(E).
+        sliding_window: tokens that a query attends to, itself included; None for all before it.
+        cu_seqlens: int32 [segments + 1], from packed_attention_kwargs.
+        max_length: tokens in the longest sample.
+        kwargs: passed to transformers' sdpa.
+
+    Returns:
+        Output [B, T, H, E] and None for the attention weights.
+
+    Raises:
+        ValueError: dropout, or a sliding window that this version of torch lacks, with packed rows.
     """
     if cu_seqlens is None:
         if (
@@ -100,7 +123,7 @@ def packed_attention_forward(
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
         return output, None
     if dropout:
-        raise ValueError("packed rows have no attention dropout; set attention_dropout to 0 in the language model's config")
+        raise ValueError("attention dropout is not supported for packed rows; set attention_dropout to 0 in the language model's config")
     batch, heads, tokens, head_dim = query.shape
     dtype = matmul_dtype(query)
     query, key, value = (x.transpose(1, 2).reshape(batch * tokens, -1, head_dim).to(dtype) for x in (query, key, value))
@@ -116,7 +139,10 @@ def packed_attention_forward(
 def _grouped_query_sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, dropout: float, scaling: float | None
 ) -> torch.Tensor:
-    """The heads that share a key head become further queries of it, so that no key is copied. mask: [B, 1, T, places]."""
+    """Grouped-query attention without repeating keys: query heads that share a key head become additional query tokens of it.
+
+    query [B, H, T, E], key and value [B, G, L, E], mask [B, 1, T, L] -> [B, T, H, E].
+    """
     batch, heads, tokens, head_dim = query.shape
     num_key_value_heads = key.shape[1]
     grouped = query.reshape(batch, num_key_value_heads, heads // num_key_value_heads * tokens, head_dim)
@@ -131,12 +157,15 @@ def _causal_options(sliding_window: int | None) -> dict[str, Any]:
     if HAS_WINDOW_SIZE:
         return {"window_size": (-1 if sliding_window is None else sliding_window - 1, 0)}
     if sliding_window is not None:
-        raise ValueError("this torch has no sliding window in its variable-length attention; set train.batching=padded")
+        raise ValueError("the variable-length attention of this torch version has no sliding window; set train.batching=padded")
     return {"is_causal": True}
 
 
 def use_packed_attention(language_model: PreTrainedModel) -> None:
-    """Let the model's layers call `attend` from now on. It stays: a checkpointed layer runs again in the backward pass."""
+    """Make all attention layers of a model call `packed_attention_forward`.
+
+    It stays registered, because activation checkpointing runs the layers once more in the backward pass.
+    """
     config = language_model.config
     if config._attn_implementation != ATTENTION_NAME:
         ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, packed_attention_forward)

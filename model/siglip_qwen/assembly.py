@@ -1,7 +1,7 @@
-"""From a ModelConfig to a model: stock pre-trained parts and a fresh projector.
+"""Builds a VisionLanguageModel from a ModelConfig: pre-trained vision encoder and language model, newly initialised connector.
 
-In: names of parts and settings. Out: a frozen VisionLanguageModel, the language model quantised if asked for.
-`tokens_per_image` and `vocabulary_rows` need no weights, only the parts' configs.
+The model is frozen; the language model is quantised if the config says so. `tokens_per_image` and `read_vocab_size` read the
+configs of the pre-trained models only, no weights.
 """
 
 import dataclasses
@@ -19,23 +19,23 @@ from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 from visual import siglip
 
 LANGUAGE_FAMILIES = ("qwen2", "qwen3")
-"""`model_type` of dense causal Qwen 2 and 2.5 (qwen2), and 3."""
+"""Supported `model_type`: qwen2 (dense causal Qwen 2 and 2.5) and qwen3."""
 
 
 def tokens_per_image(config: ModelConfig) -> int:
-    """Placeholders a picture takes, read from the encoder's config. Raises UsageError where settings do not fit."""
+    """Image tokens per image, from the vision encoder's config. Raises UsageError when the settings contradict each other."""
     vision = siglip.vision_config(config.vision)
     siglip.check_feature_layer(vision, config.vision_feature_layer)
     return num_image_tokens(siglip.grid_side(vision), config.connector.pool, config.drop_first_patch)
 
 
 def read_vocab_size(config: ModelConfig) -> int:
-    """Rows of the language model's embedding, read from its config. Raises UsageError for another family."""
+    """Rows of the language model's embedding, from its config. Raises UsageError like `language_config`."""
     return int(language_config(config.language).vocab_size)
 
 
 def language_config(name: str) -> PreTrainedConfig:
-    """Config of a causal Qwen. Raises UsageError when it cannot be loaded or is of another family."""
+    """Config of a causal Qwen. Raises UsageError when it cannot be loaded or has another `model_type`."""
     with loading("model.language", name):
         config = AutoConfig.from_pretrained(name)
     if config.model_type not in LANGUAGE_FAMILIES:
@@ -44,17 +44,23 @@ def language_config(name: str) -> PreTrainedConfig:
 
 
 def default_dtype(device: torch.device | str) -> torch.dtype:
-    """Precision of frozen weights: bf16 on CUDA, fp32 elsewhere."""
+    """Dtype of frozen weights: bf16 on CUDA, fp32 elsewhere."""
     return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
 
 
 def build(
     config: ModelConfig, *, image_token_id: int, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> VisionLanguageModel:
-    """Load the parts, make a fresh projector, freeze everything.
+    """Load the pre-trained models, initialise an fp32 connector and freeze everything.
 
-    placeholder_id: the token that stands for a patch (the processor's). dtype: of unquantised weights, `default_dtype`
-    unless given; the projector is fp32. Raises UsageError when a part cannot be loaded or settings do not fit.
+    Args:
+        config: model settings.
+        image_token_id: the processor's image token.
+        dtype: of unquantised pre-trained weights; None for `default_dtype(device)`.
+        device: where the model is loaded.
+
+    Raises:
+        UsageError: a pre-trained model cannot be loaded, or the settings contradict each other.
     """
     dtype = dtype or default_dtype(device)
     tokens_per_image(config)
@@ -67,14 +73,21 @@ def build(
 
 
 def load_encoder(config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str) -> siglip.VisionEncoder:
-    """The vision half alone: what `VisionLanguageModel.encode_images` of a model of these settings does."""
+    """The vision encoder alone; it computes what `VisionLanguageModel.encode_images` computes with these settings."""
     return siglip.VisionEncoder(
         siglip.load(config.vision, dtype=dtype, device=device), config.vision_feature_layer, config.drop_first_patch
     )
 
 
 def assemble(config: ModelConfig, tower: PreTrainedModel, language: PreTrainedModel, image_token_id: int) -> VisionLanguageModel:
-    """Join loaded parts; frozen and in eval mode, with an uninitialised fp32 projector on the CPU."""
+    """Combine a loaded vision encoder and language model; frozen, in eval mode, with an fp32 connector on the CPU.
+
+    Args:
+        config: model settings.
+        tower: vision encoder.
+        language: causal language model.
+        image_token_id: the processor's image token.
+    """
     vlm_config = VisionLanguageConfig(
         vision_config=tower.config,
         text_config=language.config,
@@ -91,7 +104,7 @@ def assemble(config: ModelConfig, tower: PreTrainedModel, language: PreTrainedMo
     model.lm_head = language.lm_head
     model.model.multi_modal_projector = Connector(tower.config.hidden_size, language.config.hidden_size, vlm_config.pool)
     model.generation_config = minimal_generation_config(language)
-    # PEFT and the Trainer look at these. `is_quantized` stays away: with it the Trainer refuses to train the projector alone.
+    # PEFT and the Trainer read these. Not `is_quantized`: with it the Trainer refuses to train the connector alone.
     for attribute in ("is_loaded_in_4bit", "is_loaded_in_8bit", "quantization_method", "hf_quantizer"):
         if hasattr(language, attribute):
             setattr(model, attribute, getattr(language, attribute))
@@ -100,9 +113,9 @@ def assemble(config: ModelConfig, tower: PreTrainedModel, language: PreTrainedMo
 
 
 def minimal_generation_config(language: PreTrainedModel) -> GenerationConfig:
-    """End and padding tokens of the language model and nothing else.
+    """The end-of-sequence and padding tokens of the language model, without its sampling defaults.
 
-    Qwen's own defaults (temperature, top-k, a repetition penalty) would silently change every candidate's probability.
+    Qwen's defaults (temperature, top-k, repetition penalty) would silently change the probability of every candidate answer.
     """
     own = language.generation_config
     eos_token_ids = own.eos_token_id if own is not None else None
@@ -124,7 +137,7 @@ def _load_language_model(name: str, quantization: Quantization, dtype: torch.dty
         raise UsageError(f"model.language: {name} lacks weights of the language model, such as {min(report['missing_keys'])}")
     disable_avx512bf16(model)
     if quantization == "int8":
-        # It says in every layer and pass that inputs are cast to fp16, which is how this method works.
+        # LLM.int8() casts inputs to fp16 by design and would warn about it in every layer and forward pass.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     loaded: PreTrainedModel = model if quantized is not None else model.to(device)
     return loaded

@@ -1,4 +1,7 @@
-"""The control pieces of a language model's own chat template, found by rendering it with thinking off."""
+"""The control text of a language model's chat template, extracted by rendering the template with thinking off.
+
+Training and generation build prompts from these parts, and exported models get a Jinja template built from them.
+"""
 
 import dataclasses
 import json
@@ -35,10 +38,18 @@ _TEMPLATE = """
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplateParts:
-    """The text between contents. With thinking off, Qwen3's header holds the empty think block, in every turn alike.
+    """The control text around messages; with thinking off, Qwen3's `header` contains the empty think block in every turn.
 
-    opening + user text + header + answer + end + next_user + user text + header ...; with a system message,
-    system_open + system text + system_close stands in place of the opening.
+    A prompt is opening + user text + header + answer + end + next_user + user text + header ...
+    With a system message, system_open + system text + system_close replaces the opening.
+
+    Args:
+        opening: text before the first user message.
+        system_open: text before the system message.
+        system_close: text between the system message and the first user message.
+        header: text between a user message and the answer.
+        end: the end-of-turn token.
+        next_user: text between the end-of-turn token and the next user message.
     """
 
     opening: str
@@ -49,21 +60,22 @@ class ChatTemplateParts:
     next_user: str
 
     def template(self, image_token: str) -> str:
-        """A Jinja chat template that renders just this layout, for exported models and stock runtimes.
+        """A Jinja chat template that renders exactly this layout, for exported models.
 
-        Contents are text, or lists of {type: image} and {type: text, text} parts; a picture becomes `image_token`.
+        Message content is text, or a list of {type: image} and {type: text, text} items; an image is rendered as `image_token`.
         """
         template = _TEMPLATE.replace("$image", json.dumps(image_token))
-        # Longest names first: $system_open must not be read as another piece's name followed by text.
+        # Longest names first, so that no name is replaced inside a longer one.
         for name, piece in sorted(dataclasses.asdict(self).items(), key=lambda item: -len(item[0])):
             template = template.replace(f"${name}", json.dumps(piece, ensure_ascii=False))
         return template
 
 
 def chat_template_parts(tokenizer: Any) -> ChatTemplateParts:
-    """The pieces of a tokenizer's chat template.
+    """Extract the control text of a tokenizer's chat template by rendering it around sentinel texts.
 
-    Raises UsageError when the template does not keep contents in order or does not close an answer with one token.
+    Raises:
+        UsageError: the template omits or reorders messages, or does not end an answer with a control token.
     """
     sentinels = {"system": "Sentinel system.", "user": "Sentinel question.", "assistant": "Sentinel answer.", "next": "Sentinel next."}
     user = {"role": "user", "content": sentinels["user"]}
@@ -77,7 +89,7 @@ def chat_template_parts(tokenizer: Any) -> ChatTemplateParts:
         for key in keys:
             before, sentinel, text = text.partition(sentinels[key])
             if not sentinel:
-                raise UsageError(f"model.language: its chat template leaves out the {key} text; a ChatML-like template is expected")
+                raise UsageError(f"model.language: its chat template leaves out or moves the {key} text; a ChatML-like one is expected")
             parts.append(before)
         return [*parts, text]
 
@@ -87,5 +99,5 @@ def chat_template_parts(tokenizer: Any) -> ChatTemplateParts:
     ids = tokenizer.encode(after_answer, add_special_tokens=False)
     end = tokenizer.convert_ids_to_tokens(ids[0]) if ids else None
     if end is None or not after_answer.startswith(end) or ids[0] not in tokenizer.added_tokens_decoder:
-        raise UsageError(f"model.language: its chat template closes an answer with {after_answer!r}; a control token is expected there")
+        raise UsageError(f"model.language: its chat template ends an answer with {after_answer!r}, not with a control token")
     return ChatTemplateParts(opening, system_open, system_close, header, end, after_answer[len(end) :])

@@ -1,10 +1,10 @@
-"""The checkpoint folder: what was trained, and how the rest is rebuilt around it.
+"""Saving and loading checkpoints: trained weights and settings; base models are loaded again from where they came.
 
-adapter_model.safetensors   projector and adapter, in PEFT's format (a projector-only stage: just the projector)
-adapter_config.json         where there is an adapter
-language/                   the language model in its own format, where it was trained itself
+adapter_model.safetensors   connector and LoRA weights in PEFT's format (without LoRA: the connector only)
+adapter_config.json         PEFT's config, with LoRA only
+language/                   the language model in its own format, if it was trained in full
 config.json                 names of the base models and all model settings
-whole.json                  names and sizes of all files, written last: a folder without it is half-written
+whole.json                  checkpoint manifest: sizes of all files in bytes, written last; a folder without it is incomplete
 """
 
 import dataclasses
@@ -41,9 +41,12 @@ log = logging.getLogger(__name__)
 
 
 def save(model: VisionLanguageModel | PeftModel, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
-    """Write what was trained and the settings. `mark_whole` belongs behind it, when all other files are there too.
+    """Write the trained weights and the settings. Call `write_manifest` once all other files are written too.
 
-    state: the model's whole state dict, where only a launcher that shards parameters can give it.
+    Args:
+        model: the model, with or without LoRA.
+        folder: created if it is missing.
+        state: full state dict of the model, required when its parameters are sharded (FSDP, ZeRO-3).
     """
     folder.mkdir(parents=True, exist_ok=True)
     inner = base_model(model)
@@ -64,10 +67,17 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> VisionLanguageModel | PeftModel:
-    """Rebuild the base as it was built for training and put the trained weights in; a merged model is loaded as it is.
+    """Build the base model as for training and load the trained weights into it. A merged model is loaded directly.
 
-    trainable: the trained groups in fp32 and trainable, else everything is frozen, in eval mode and in `dtype`
-    (`default_dtype` unless given). Raises UsageError when the folder is no checkpoint or a base model is missing.
+    Args:
+        folder: checkpoint folder, or an exported merged model.
+        quantization: of the language model; `as_trained` takes the checkpoint's setting (a merged model: none).
+        trainable: make the trained parameter groups trainable, in fp32; otherwise everything is frozen and in eval mode.
+        dtype: of frozen weights; None for `default_dtype(device)`.
+        device: where the model is loaded.
+
+    Raises:
+        UsageError: the folder is not a checkpoint, or a base model cannot be loaded.
     """
     vlm_config = _config(folder)
     dtype = dtype or default_dtype(device)
@@ -86,7 +96,7 @@ def load(
     if trainable:
         set_trainable(model, (*groups, "language") if vlm_config.language_weights else groups)
         if vlm_config.language_weights:
-            _load_language_model(model, folder)  # again, in fp32: the base was built in `dtype`
+            _load_language_model(model, folder)  # once more, in fp32: `build` rounded it to `dtype`
         return model
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -95,7 +105,7 @@ def load(
 
 
 def merge(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> VisionLanguageModel:
-    """The adapter added into the unquantised base, exactly: in fp32, rounded to `dtype` afterwards."""
+    """Merge the LoRA weights into the unquantised base model, in fp32; the result is then cast to `dtype`."""
     model = load(folder, quantization="none", dtype=torch.float32, device=device)
     merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
     inner = base_model(merged)
@@ -106,7 +116,7 @@ def merge(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.dev
 
 
 def settings(folder: Path) -> ModelConfig:
-    """The model settings that a checkpoint was trained with. Raises UsageError when the folder is no checkpoint."""
+    """Model settings of a checkpoint. Raises UsageError when the folder is not a checkpoint or a setting is invalid."""
     try:
         return TypeAdapter(ModelConfig).validate_json(json.dumps(_config(folder).settings))
     except ValidationError as error:
@@ -116,38 +126,39 @@ def settings(folder: Path) -> ModelConfig:
 
 
 def is_merged(folder: Path) -> bool:
-    """True for a folder that holds a whole merged model rather than a checkpoint."""
+    """True if the folder contains a complete merged model rather than a checkpoint."""
     return any(folder.glob("model*.safetensors"))
 
 
 def write_manifest(folder: Path) -> None:
-    """Declare all files of a checkpoint written."""
+    """Write the manifest, which declares a checkpoint complete."""
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     sizes.pop(MANIFEST_NAME, None)
     write_json(folder / MANIFEST_NAME, sizes)
 
 
 def manifest_mismatch(folder: Path) -> str | None:
-    """Why a checkpoint folder is not whole; None when it is."""
+    """Why a checkpoint folder is incomplete; None if it matches its manifest."""
     if not folder.is_dir():
-        return "there is no such folder"
+        return "the folder does not exist"
     try:
         sizes = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return f"it has no {MANIFEST_NAME}, so its writing was not finished"
+        return f"it has no {MANIFEST_NAME}, so it was not written completely"
     except ValueError:
-        return f"{MANIFEST_NAME} is not readable"
+        return f"{MANIFEST_NAME} is not valid JSON"
     for name, size in sizes.items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
-            return f"{name} is missing or has another size than was written"
+            return f"{name} is missing or its size differs from {MANIFEST_NAME}"
     return None
 
 
 def latest(folder: Path) -> Path:
-    """The newest whole `checkpoint-<step>` in a folder; half-written ones are skipped with a message.
+    """The complete `checkpoint-<step>` with the highest step; incomplete ones are skipped with a warning.
 
-    Raises UsageError when there is none.
+    Raises:
+        UsageError: there is none.
     """
     steps = {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))}
     for step in sorted(steps, reverse=True):
@@ -155,7 +166,7 @@ def latest(folder: Path) -> Path:
         if reason is None:
             return steps[step]
         log.warning("skipping %s: %s", steps[step], reason)
-    raise UsageError(f"{folder}: no whole checkpoint-<step> in it; train first (accelerate launch train.py)")
+    raise UsageError(f"{folder}: it contains no complete checkpoint-<step>; train first (accelerate launch train.py)")
 
 
 def _config(folder: Path) -> VisionLanguageConfig:
@@ -165,7 +176,7 @@ def _config(folder: Path) -> VisionLanguageConfig:
     with loading("checkpoint", str(folder)):
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw.get("model_type") != VisionLanguageConfig.model_type:
-            raise UsageError(f"{folder}: not a checkpoint of ours but a {raw.get('model_type')} model")
+            raise UsageError(f"{folder}: not a Tessera checkpoint but a {raw.get('model_type')} model")
         return VisionLanguageConfig(**raw)
 
 
@@ -173,9 +184,11 @@ def _load_trained(model: VisionLanguageModel | PeftModel, folder: Path) -> None:
     with loading("checkpoint", str(folder)):
         tensors = load_file(folder / WEIGHTS_NAME)
     expected = {key: value.shape for key, value in trained_state_dict(model).items()}
-    wrong = sorted({key for key in expected.keys() | tensors.keys() if key not in tensors or tensors[key].shape != expected.get(key)})
-    if wrong:
-        raise UsageError(f"{folder / WEIGHTS_NAME}: {len(wrong)} weights are missing, left over or of another shape, such as {wrong[0]}")
+    mismatched = sorted({key for key in expected.keys() | tensors.keys() if key not in tensors or tensors[key].shape != expected.get(key)})
+    if mismatched:
+        raise UsageError(
+            f"{folder / WEIGHTS_NAME}: {len(mismatched)} weights are missing, unexpected or of another shape, such as {mismatched[0]}"
+        )
     if isinstance(model, PeftModel):
         peft.set_peft_model_state_dict(model, tensors)
     else:
@@ -190,7 +203,7 @@ def _load_language_model(model: VisionLanguageModel | PeftModel, folder: Path) -
 
 
 def _save_language_model(model: VisionLanguageModel, folder: Path, state: dict[str, torch.Tensor] | None) -> None:
-    """Write the language model as its own class would, so that any runtime can read it."""
+    """Save the language model as a stand-alone causal language model that transformers can load."""
     with torch.device("meta"):
         language = AutoModelForCausalLM.from_config(model.config.text_config)
     language.model, language.lm_head = model.model.language_model, model.lm_head

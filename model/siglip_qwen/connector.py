@@ -1,6 +1,7 @@
-"""The two-layer projector from vision features to word embeddings (LLaVA-1.5, arXiv:2310.03744).
+"""The connector: a two-layer MLP from patch features to word embeddings (LLaVA-1.5, arXiv:2310.03744).
 
-In: patch features [pictures, patches, vision width]. Out: tokens [pictures, patches / pool^2, language width].
+Shapes: N images, P patches per image (side * side, row-major), C hidden size of the vision encoder, Q image tokens per image
+(P / pool^2), D hidden size of the language model.
 """
 
 from typing import Literal
@@ -13,7 +14,7 @@ from errors import UsageError
 
 
 class Connector(nn.Module):
-    """linear_1, GELU, linear_2. With `pool` n, each n x n neighbourhood of patches is concatenated into one token first."""
+    """linear_1, GELU, linear_2. With `pool` n, the features of each n x n neighbourhood of patches are first concatenated."""
 
     def __init__(self, vision_width: int, language_width: int, pool: int = 1):
         super().__init__()
@@ -22,7 +23,7 @@ class Connector(nn.Module):
         self.linear_2 = nn.Linear(language_width, language_width)
 
     def initialize(self, init: Literal["default", "normal"], std: float) -> None:
-        """Fresh weights: torch's own for `default`; weights from normal(0, std) and zero bias for `normal`."""
+        """Reset the weights: nn.Linear's initialisation for `default`; normal(0, std) with zero bias for `normal`."""
         for linear in (self.linear_1, self.linear_2):
             linear.reset_parameters()
             if init == "normal":
@@ -30,7 +31,7 @@ class Connector(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """[N, patches, vision width] -> [N, tokens, language width] in the projector's own precision."""
+        """Patch features [N, P, C] -> image embeddings [N, Q, D], in the dtype of the connector's weights."""
         features = features.to(self.linear_1.weight.dtype)
         if self.pool > 1:
             features = space_to_depth(features, self.pool)
@@ -39,7 +40,7 @@ class Connector(nn.Module):
 
 
 def space_to_depth(features: torch.Tensor, pool: int) -> torch.Tensor:
-    """[N, side * side, width] -> [N, (side / pool)^2, width * pool^2]: row-major patches, row-major inside a neighbourhood."""
+    """Concatenate pool x pool neighbourhoods: [N, P, C] -> [N, P / pool^2, C * pool^2], row-major inside each neighbourhood."""
     num_images, patches, width = features.shape
     side = round(patches**0.5)
     pooled_side = side // pool
@@ -48,9 +49,13 @@ def space_to_depth(features: torch.Tensor, pool: int) -> torch.Tensor:
 
 
 def num_image_tokens(side: int, pool: int, drop_first_patch: bool) -> int:
-    """Tokens of a picture of side x side patches. Raises UsageError where the settings do not fit together."""
+    """Image tokens of an image with side x side patches.
+
+    Raises:
+        UsageError: pool does not divide side, or pooling is combined with drop_first_patch.
+    """
     if side % pool:
         raise UsageError(f"model.connector.pool: {side} x {side} patches cannot be divided into neighbourhoods of {pool} x {pool}")
     if drop_first_patch and pool > 1:
-        raise UsageError("model.connector.pool: must be 1 when model.drop_first_patch leaves a hole in the grid")
+        raise UsageError("model.connector.pool: must be 1 with model.drop_first_patch, which leaves an incomplete grid")
     return (side // pool) ** 2 - drop_first_patch

@@ -1,4 +1,7 @@
-"""Everything by which an unsharded model takes fewer passes, in training and in answering; what it computes stays the same."""
+"""Replaces modules by fused versions that read and write memory fewer times, for training and generation; results stay the same.
+
+For models whose weights are not sharded over ranks.
+"""
 
 from peft import PeftModel
 
@@ -10,7 +13,7 @@ from model.siglip_qwen.sparse_last_layer import enable_sparse_last_layer
 
 
 def fuse_modules(model: VisionLanguageModel | PeftModel) -> None:
-    """Adapters, norms and the last layer of a model that is about to be used."""
+    """Fuse LoRA layers and RMS norms and enable the sparse last layer, in place."""
     fuse_lora(model)
     language_model = base_model(model).model.language_model
     fuse_rms_norms(language_model)

@@ -1,7 +1,8 @@
-"""Where a batch holds pictures and what of it is supervised, found on the host before the batch goes to a device.
+"""Indices of image tokens and supervised positions, computed on the host before the batch is moved to the device.
 
-Asked for such places, a CUDA device makes the host wait until it has done all it was given; known beforehand, the host
-runs ahead of it. In: a collated batch. Out: the same with `image_positions` and `supervised_positions`.
+`nonzero` on a CUDA tensor synchronises host and device; with indices from the host, kernels are queued without waiting.
+
+Shapes: B batch (rows), T tokens per row, N images in the batch, Q image tokens per image, S supervised positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,21 +15,21 @@ from dataset.loading.encoded_sample import IGNORE_INDEX
 
 
 def find_image_tokens(input_ids: torch.Tensor, image_token_id: int) -> torch.Tensor:
-    """Places of the placeholders in the flattened batch: [B, T] -> int64 [N * P], in order of appearance."""
+    """Indices of the image tokens in the flattened batch: [B, T] -> int64 [N * Q], ascending."""
     return (input_ids.flatten() == image_token_id).nonzero().squeeze(1)
 
 
 def find_supervised_positions(labels: torch.Tensor) -> torch.Tensor:
-    """Places in the flattened batch whose next token is supervised: [B, T] -> int64 [S]; the token stands one place on."""
+    """Indices in the flattened batch whose next token is supervised: labels [B, T] -> int64 [S]; the target is at index + 1."""
     mask = labels != IGNORE_INDEX
-    # The first token of a row follows none; the last place of the row before it has no next token.
+    # No position predicts the first token of a row: the position before it in the flattened batch ends another row.
     mask[:, 0] = False
     return mask.flatten().nonzero().squeeze(1) - 1
 
 
 @dataclass(frozen=True)
 class PositionCollator:
-    """A collator that adds both kinds of places to what `collate` makes."""
+    """Add `image_positions` and `supervised_positions` to the batch that `collate` returns."""
 
     collate: Callable[[Sequence[Any]], dict[str, Any]]
     image_token_id: int

@@ -1,7 +1,10 @@
-"""The vision-language model: a frozen SigLIP, a projector and a causal Qwen, in the LLaVA key layout.
+"""The vision-language model: frozen SigLIP vision encoder -> connector -> causal Qwen (LLaVA-1.5, arXiv:2310.03744).
 
-In: token ids with one placeholder a patch token, pixels of the pictures in order of appearance. Out: a loss, or logits.
-B rows, T tokens, N pictures, P tokens a picture, D width of the language model.
+Image embeddings from the connector replace the embeddings of the image tokens in the prompt. State dict keys are those of
+transformers' LlavaForConditionalGeneration.
+
+Shapes: B batch (rows), T tokens per row, D hidden size and V vocabulary size of the language model, S supervised positions,
+N images (H x W pixels), P patches per image, C hidden size of the vision encoder, Q image tokens per image (P / pool^2).
 """
 
 from itertools import pairwise
@@ -23,14 +26,14 @@ from visual import siglip
 
 
 class ImageTokenMismatchError(TesseraError):
-    """Placeholders in the text and features of the pictures differ in number."""
+    """The number of image tokens in the prompt differs from the number of image embeddings."""
 
 
 class VisionLanguageConfig(PreTrainedConfig):
-    """Configs of both parts and how they are joined.
+    """Configs of the vision encoder and the language model, and the fields of ModelConfig that `forward` reads.
 
-    settings: the ModelConfig that the model was built from, as plain values; a checkpoint is rebuilt from it.
-    language_weights: the language model itself was trained, so a checkpoint holds it.
+    settings: the whole ModelConfig as plain values; loading a checkpoint rebuilds the model from it.
+    language_weights: the language model was trained in full, so the checkpoint contains its weights.
     """
 
     model_type = "tessera"
@@ -61,7 +64,7 @@ class VisionLanguageConfig(PreTrainedConfig):
 
 
 class VisionLanguageBackbone(PreTrainedModel):
-    """The three parts; holds no logic of its own."""
+    """Vision tower, connector (`multi_modal_projector`, LLaVA's key) and language model. The forward pass is in VisionLanguageModel."""
 
     config_class = VisionLanguageConfig
     config: VisionLanguageConfig
@@ -86,14 +89,14 @@ class VisionLanguageBackbone(PreTrainedModel):
 
 
 class VisionLanguageModel(PreTrainedModel, GenerationMixin):
-    """Its state dict has the keys of LlavaForConditionalGeneration. `model.build` makes one of pre-trained parts."""
+    """SigLIP, connector and Qwen with a language modelling head. `assembly.build` loads one from pre-trained models."""
 
     config_class = VisionLanguageConfig
     config: VisionLanguageConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     logits_memory_gib: float | None = None
-    """Most memory for the scores of supervised positions; beyond it the loss is computed in chunks (see model.loss)."""
+    """Memory limit for the logits [S, V] in GiB; above it the loss is computed in chunks. None: no limit."""
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
@@ -107,7 +110,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         self.model = VisionLanguageBackbone(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-        # The Trainer counts supervised tokens of a step over labels[:, 1:] for this kind of loss, which is what `_loss` sums.
+        # With this type the Trainer counts num_items_in_batch over labels[:, 1:], the targets that `_loss` sums over.
         self.loss_type = "ForCausalLM"
 
     def get_input_embeddings(self) -> nn.Module:
@@ -120,15 +123,15 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         return self.lm_head
 
     def train(self, mode: bool = True) -> "VisionLanguageModel":
-        """The vision tower stays in eval mode."""
+        """Set training mode; the frozen vision tower always stays in eval mode."""
         super().train(mode)
         self.model.vision_tower.eval()
         return self
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Features of the frozen trunk, before the projector: pixels [N, 3, H, W] -> [N, patches, vision width].
+        """Patch features of the frozen vision encoder: pixels [N, 3, H, W] -> [N, P, C].
 
-        They depend on nothing that is trained, so they may be kept and passed as `image_features`.
+        They do not depend on any trained weight, so they can be cached and passed to `forward` as `image_features`.
         """
         return self._encoder(pixel_values)
 
@@ -137,7 +140,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         return siglip.VisionEncoder(self.model.vision_tower, self.config.vision_feature_layer, self.config.drop_first_patch)
 
     def project(self, image_features: torch.Tensor) -> torch.Tensor:
-        """Trunk features [N, patches, vision width] -> word embeddings [N, P, D]."""
+        """Apply the connector: patch features [N, P, C] -> image embeddings [N, Q, D]."""
         projected: torch.Tensor = self.model.multi_modal_projector(image_features)
         return projected
 
@@ -163,20 +166,31 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         padded_right: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits, or with `labels` the loss alone.
+        """Logits [B, T, V]; with `labels` the fp32 scalar loss alone, for which `lm_head` runs at supervised positions only.
 
-        input_ids: [B, T]; pixel_values: [N, 3, H, W] in order of appearance over rows, or in their place image_features
-        (`encode_images`) or mm_encoder_outputs {"image": object with pooler_output [N, P, D]} (`project`).
-        labels: [B, T], not shifted, -100 where nothing is supervised. The vocabulary product is made at supervised positions
-        alone, and no logits are returned. The loss is the sum of cross entropies over num_items_in_batch, else their mean.
-        logits_to_keep: the last so many positions, places, or a boolean mask [B, T] (logits are then [kept, vocabulary]).
-        cu_seqlens, max_length: packed rows (see model.attention); position_ids must restart with every sample.
-        sample_ids: names for error messages, one a row, or one a segment of packed rows.
-        image_positions, supervised_positions: from model.positions, found on the host; without them a device is asked for
-        them, and the host waits for it.
-        padded_right: attention_mask [B, T] leaves out nothing but places behind each row's last token. Such places are seen by
-        none before them, so a loss needs no mask.
-        Raises PlaceholderError when the pictures do not fill the placeholders.
+        Images are passed as one of pixel_values, image_features and mm_encoder_outputs, in order of appearance over the rows.
+
+        Args:
+            input_ids: [B, T], with Q image tokens per image; exactly one of input_ids and inputs_embeds is given.
+            attention_mask: [B, T], 0 at padding.
+            position_ids: [B, T]; in packed rows they restart at 0 with every sample.
+            past_key_values: KV cache of the tokens before input_ids.
+            inputs_embeds: word embeddings [B, T, D] with image embeddings already inserted.
+            pixel_values: [N, 3, H, W].
+            labels: [B, T], not shifted; -100 (ignore index) where a token is not supervised.
+            logits_to_keep: the last n positions (0: all), an int64 index into T, or a boolean mask [B, T] (logits [kept, V]).
+            use_cache: return a KV cache; always off when labels are given.
+            mm_encoder_outputs: {"image": object with pooler_output [N, Q, D]}, the output of `project`.
+            num_items_in_batch: divisor of the summed cross entropy; None takes the mean over the supervised positions.
+            image_features: [N, P, C], the output of `encode_images`.
+            cu_seqlens: int32 [segments + 1], borders of the packed samples (see kernels.varlen_attention).
+            max_length: tokens in the longest packed sample.
+            sample_ids: names for error messages, one per row, or one per segment of packed rows.
+            image_positions: int64 [N * Q], image tokens in the flattened batch; None computes them, which waits for the device.
+            supervised_positions: int64 [S], positions in the flattened batch whose next token is supervised; None: the same.
+            padded_right: all padding is on the right, where causal attention never reads it: the loss needs no mask.
+
+        Raises ImageTokenMismatchError when image tokens and image embeddings differ in number.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds is expected")
@@ -189,7 +203,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if input_ids is not None and (image_embeds is not None or past_key_values is None or past_key_values.get_seq_length() == 0):
             inputs_embeds = self._insert_image_embeds(input_ids, inputs_embeds, image_embeds, image_positions, cu_seqlens, sample_ids)
         elif image_embeds is not None:
-            raise ValueError("pictures need input_ids: with inputs_embeds they are expected to be inserted already")
+            raise ValueError("images need input_ids; inputs_embeds must already contain the image embeddings")
         if labels is not None and padded_right:
             attention_mask = None
         arguments = {"attention_mask": attention_mask, "use_cache": False if labels is not None else use_cache}
@@ -199,7 +213,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             arguments |= sparse_last_layer_kwargs(self.model.language_model, supervised_positions)
         if cu_seqlens is not None:
             if attention_mask is not None or position_ids is None or past_key_values is not None:
-                raise ValueError("packed rows take position_ids that restart, no attention_mask and no past_key_values")
+                raise ValueError("packed rows need position_ids that restart with every sample, no attention_mask and no past_key_values")
             arguments |= packed_attention_kwargs(self.model.language_model, inputs_embeds, cu_seqlens, max_length)
         outputs = self.model.language_model(
             inputs_embeds=inputs_embeds, position_ids=position_ids, past_key_values=past_key_values, **arguments, **kwargs
@@ -220,10 +234,10 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     def _image_embeds(
         self, pixel_values: torch.Tensor | None, image_features: torch.Tensor | None, mm_encoder_outputs: dict[str, Any] | None
     ) -> torch.Tensor | None:
-        """Word embeddings [N, P, D] of the pictures in whichever form they came; None when there are none."""
+        """Image embeddings [N, Q, D] from pixels, features or embeddings; None when the batch has no image."""
         encoded = (mm_encoder_outputs or {}).get("image")
-        if sum(given is not None for given in (pixel_values, image_features, encoded)) > 1:
-            raise ValueError("pictures come as one of pixel_values, image_features and mm_encoder_outputs")
+        if sum(images is not None for images in (pixel_values, image_features, encoded)) > 1:
+            raise ValueError("images must be passed as one of pixel_values, image_features and mm_encoder_outputs")
         if encoded is not None:
             tokens = encoded.pooler_output
             return tokens if isinstance(tokens, torch.Tensor) else torch.stack(list(tokens))
@@ -242,7 +256,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         cu_seqlens: torch.Tensor | None,
         sample_ids: list[str] | None,
     ) -> torch.Tensor:
-        """Put picture tokens [N, P, D] where the placeholders stand, one behind the other. [B, T, D] -> [B, T, D]."""
+        """Replace the embeddings of image tokens by image_embeds [N, Q, D]: [B, T, D] -> [B, T, D]. positions: int64 [N * Q]."""
         if positions is None:
             positions = find_image_tokens(input_ids, self.config.image_token_id)
         if len(positions) != (0 if image_embeds is None else image_embeds.shape[0] * image_embeds.shape[1]):
@@ -256,7 +270,10 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     def _loss(
         self, hidden_states: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
     ) -> torch.Tensor:
-        """Cross entropy of the next token at positions [S]. hidden: [B, T, D], or [S, D] there; labels: [B, T] -> scalar, fp32."""
+        """Next-token cross entropy, summed and divided by num_items_in_batch (default S) -> fp32 scalar.
+
+        hidden_states: [B, T, D], or [S, D] from a sparse last layer; positions: int64 [S], the target of i is labels.flatten()[i + 1].
+        """
         positions = positions.to(hidden_states.device)
         targets = labels.to(hidden_states.device).flatten().index_select(0, positions + 1)
         states = hidden_states if hidden_states.ndim == 2 else hidden_states.flatten(0, 1).index_select(0, positions)
@@ -265,15 +282,14 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         total = chunked_cross_entropy(self.lm_head, states, targets, chunk_size)
         if num_items_in_batch is None:
             num_items_in_batch = max(len(positions), 1)
-        # A single number may stay on the host: the division takes it along without waiting.
+        # num_items_in_batch may be a one-element CPU tensor: dividing by it needs no synchronisation.
         return total / num_items_in_batch
 
     def _zero_vision_loss(self, device: torch.device, image_features: torch.Tensor | None) -> torch.Tensor:
-        """Zero, with zero gradients, from an empty picture.
+        """A zero loss with zero gradients for the connector, from a blank image, for batches without images.
 
-        Where several processes train, each must run the trunk and the projector, also one whose batch has no picture, and at
-        the same point: weights that are shared out (FSDP, ZeRO-3) are gathered layer by layer by all of them together, and
-        DDP waits for every gradient. Where features are given, even of no picture, no process runs the trunk.
+        Every rank must run vision encoder and connector at the same point: FSDP and ZeRO-3 all-gather sharded weights layer by
+        layer, and DDP waits for every gradient. When image_features are passed, even empty ones, no rank runs the encoder.
         """
         side = self.config.vision_config.image_size
         if image_features is None:
@@ -285,9 +301,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **model_kwargs: Any
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
-        """Encode the pictures once and repeat them sample by sample: A B, A B for two beams of a sample with A and B."""
-        given = [model_kwargs.pop(key, None) for key in ("pixel_values", "image_features", "mm_encoder_outputs")]
-        image_embeds, repeated = self._image_embeds(*given), None
+        """Encode the images once and repeat them per sample: a sample with images A and B and two beams gives A B A B."""
+        image_inputs = [model_kwargs.pop(key, None) for key in ("pixel_values", "image_features", "mm_encoder_outputs")]
+        image_embeds, repeated = self._image_embeds(*image_inputs), None
         if image_embeds is not None and input_ids is not None:
             image_token_mask = input_ids == self.config.image_token_id
             counts = (image_token_mask.sum(-1) // image_embeds.shape[1]).tolist()
@@ -300,7 +316,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         return input_ids, model_kwargs
 
     def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool | None = False, **kwargs: Any) -> dict[str, Any]:
-        """Pictures go in with the prompt only (or every time, where there is no cache)."""
+        """Pass images during prefill only; without a KV cache, at every step."""
         image_embeds = kwargs.pop("mm_encoder_outputs", None)
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
         if is_first_iteration or not kwargs.get("use_cache", True):
@@ -309,7 +325,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
 
 def _select_hidden_states(hidden_states: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:
-    """The hidden states whose logits are wanted."""
+    """Hidden states [B, T, D] at the requested positions: the last n (0: all), an index into T, or a mask [B, T] -> [kept, D]."""
     if isinstance(positions, int):
         return hidden_states[:, -positions:] if positions else hidden_states
     return hidden_states[positions] if positions.dtype == torch.bool else hidden_states[:, positions]
@@ -318,17 +334,17 @@ def _select_hidden_states(hidden_states: torch.Tensor, positions: int | torch.Te
 def _mismatch(
     image_token_mask: torch.Tensor, image_embeds: torch.Tensor | None, cu_seqlens: torch.Tensor | None, sample_ids: list[str] | None
 ) -> str:
-    """Say in which sample placeholders and pictures part ways."""
+    """Error message naming the first sample whose image tokens do not match its images."""
     if cu_seqlens is None:
         counts = image_token_mask.sum(-1).tolist()
     else:
         segments = cu_seqlens.tolist()
         counts = [int(image_token_mask.flatten()[start:end].sum()) for start, end in pairwise(segments)]
     names = [*(sample_ids or []), *(f"in row {i}" for i in range(len(sample_ids or []), len(counts)))]
-    given, size = (0, 1) if image_embeds is None else image_embeds.shape[:2]
-    left, total = given * size, f"{sum(counts)} placeholders in the batch for {given} pictures of {size} tokens"
+    num_images, size = (0, 1) if image_embeds is None else image_embeds.shape[:2]
+    remaining, total = num_images * size, f"{sum(counts)} image tokens in the batch for {num_images} images of {size} tokens"
     for name, count in zip(names, counts, strict=True):
-        if count % size or count > left:
-            return f"sample {name}: {count} placeholders do not match its pictures ({total})"
-        left -= count
-    return f"sample {names[-1]} or one before it: {left} picture tokens have no placeholder ({total})"
+        if count % size or count > remaining:
+            return f"sample {name}: {count} image tokens do not match its images ({total})"
+        remaining -= count
+    return f"sample {names[-1]} or an earlier one: {remaining} image embeddings have no image token ({total})"

@@ -1,6 +1,6 @@
-"""From messages and pictures to what the model reads: token ids, one placeholder per patch, labels on answers only.
+"""Converts messages and images to model inputs: token ids with image tokens, labels on assistant turns, pixel values.
 
-Training and answering build their prompts here, with the same function, so that nothing stands in one and not in the other.
+Training and generation build their prompts with the same function, so that they cannot differ.
 """
 
 import json
@@ -22,16 +22,22 @@ from model.siglip_qwen.chat_template import ChatTemplateParts, chat_template_par
 from renamed_keys import with_new_keys
 
 PROCESSOR_SETTINGS_FILE = "tessera_processor.json"
-"""What the tokenizer's and the image processor's own files do not hold."""
+"""Processor settings that the files of the tokenizer and of the image processor do not contain."""
 
 IMAGE_TOKEN_CANDIDATES = ("<|image_pad|>", "<|extra_0|>")
-"""Tokens that may stand for a patch, by preference."""
+"""Candidates for the image token, in order of preference."""
 
 
 class Processor:
-    """Tokenizer, image processor and the layout of a prompt.
+    """Tokenizer, image processor and prompt layout.
 
-    tokens_per_image: placeholders a picture takes; max_tokens: longest sample; size: height and width in pixels.
+    Args:
+        tokenizer: fast tokenizer with a chat template.
+        image_processor: transformers image processor of the vision encoder.
+        image_token: placeholder token for a patch.
+        tokens_per_image: image tokens per image.
+        max_length: maximum length of a sample in tokens.
+        system_prompt: system message of every conversation; None for the chat template's default.
     """
 
     def __init__(
@@ -56,7 +62,7 @@ class Processor:
         self._text = _without_special_tokens(tokenizer)
 
     @classmethod
-    def from_parts(
+    def from_pretrained(
         cls,
         *,
         language: str,
@@ -67,10 +73,19 @@ class Processor:
         max_length: int = 2048,
         system_prompt: str | None = None,
     ) -> Self:
-        """Load the tokenizer of `language` and the image processor of `vision` (folders or hub names).
+        """Load the tokenizer and the image processor of two pre-trained models.
 
-        vocabulary: rows of the language model's embedding; a placeholder that has to be added must fit into it.
-        Raises UsageError when a part cannot be loaded or the placeholder does not fit.
+        Args:
+            language: language model, folder or hub name.
+            vision: vision encoder, folder or hub name.
+            tokens_per_image: image tokens per image.
+            vocab_size: rows of the language model's embedding; an added image token must be below it.
+            image_token: placeholder token for a patch, or auto for the first of IMAGE_TOKEN_CANDIDATES in the vocabulary.
+            max_length: maximum length of a sample in tokens.
+            system_prompt: system message of every conversation; None for the chat template's default.
+
+        Raises:
+            UsageError: a model cannot be loaded, is not supported, or its embedding has no row for the image token.
         """
         with loading("model.language", language):
             tokenizer = AutoTokenizer.from_pretrained(language)
@@ -79,7 +94,7 @@ class Processor:
         if not tokenizer.chat_template:
             raise UsageError(f"model.language: the tokenizer of {language} has no chat template")
         with loading("model.vision", vision):
-            # Named, since the automatic choice takes torchvision's resize where that is installed: other pixels.
+            # Explicitly the Pillow one: AutoImageProcessor resizes with torchvision where that is installed, which gives other pixels.
             image_processor = SiglipImageProcessorPil.from_pretrained(vision)
         if not {"height", "width"} <= set(dict(image_processor.size)):
             raise UsageError(
@@ -95,7 +110,7 @@ class Processor:
         )
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer, image processor and settings into a checkpoint folder."""
+        """Write tokenizer, image processor and settings to a checkpoint folder."""
         self.tokenizer.save_pretrained(folder)
         self.image_processor.save_pretrained(folder)
         write_json(
@@ -110,10 +125,10 @@ class Processor:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote. Raises UsageError when the folder holds no processor."""
+        """Load a processor written by `save`. Raises UsageError when the folder contains none."""
         if not (folder / PROCESSOR_SETTINGS_FILE).is_file():
-            found = f"it has no {PROCESSOR_SETTINGS_FILE}" if folder.is_dir() else "there is no such folder"
-            raise UsageError(f"{folder}: not a checkpoint ({found})")
+            reason = f"it has no {PROCESSOR_SETTINGS_FILE}" if folder.is_dir() else "the folder does not exist"
+            raise UsageError(f"{folder}: not a checkpoint ({reason})")
         with loading("checkpoint", str(folder)):
             settings = with_new_keys("model", json.loads((folder / PROCESSOR_SETTINGS_FILE).read_text(encoding="utf-8")))
             tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -121,19 +136,35 @@ class Processor:
         return cls(tokenizer, image_processor, **settings)
 
     def prompt(self, messages: Sequence[Message], num_images: int) -> list[int]:
-        """Token ids up to where the answer begins; `messages` ends with a user turn and holds `images` marks.
+        """Token ids of a generation prompt, up to the position where the answer begins.
 
-        Raises EncodingError.
+        Args:
+            messages: conversation that ends with a user turn; every image is marked by `<image>` in a user turn.
+            num_images: number of `<image>` marks.
+
+        Raises:
+            EncodingError: roles do not alternate, or the marks do not match num_images.
         """
         check_messages(messages, num_images)
         return [token for ids, _ in self._segments(messages) for token in ids]
 
     def encode(self, messages: Sequence[Message], target: str, num_images: int, max_length: int | None = None) -> EncodedSample | None:
-        """A training sample: the prompt of `messages`, then `target` and the end token; every assistant turn is supervised.
+        """Encode a training sample: the prompt, the target and the end-of-turn token. All assistant turns are supervised.
 
-        A sample longer than `max_tokens` (default: the processor's own) loses later turns first, then the end of its
-        answer (a cut answer has no end token), never a picture. None when nothing supervised would be left.
-        Raises EncodingError.
+        A sample that is too long loses its last turns first, then the end of the answer (a truncated answer has no end-of-turn
+        token). A turn with an image is never removed.
+
+        Args:
+            messages: conversation that ends with a user turn.
+            target: answer to that turn.
+            num_images: number of `<image>` marks in the messages.
+            max_length: maximum length in tokens; None for the processor's own.
+
+        Returns:
+            Token ids and labels, or None when no supervised token is left or an image would be cut.
+
+        Raises:
+            EncodingError: as in `prompt`.
         """
         check_messages(messages, num_images)
         limit = max_length or self.max_length
@@ -151,11 +182,11 @@ class Processor:
         return EncodedSample(ids, labels, num_images)
 
     def answer_length(self, target: str) -> int:
-        """Tokens of a target with its end token."""
+        """Length of a target with its end-of-turn token, in tokens."""
         return len(self._encode_text(target.strip())) + 1
 
     def follow_up_length(self, text: str) -> int:
-        """Tokens of a later user turn without pictures, from the end of the answer before it to where its own begins."""
+        """Length in tokens of a follow-up user turn without images, with the control tokens before and after it."""
         template_parts = self.template_parts
         return (
             len(self._encode_special(template_parts.next_user))
@@ -173,18 +204,18 @@ class Processor:
         return EncodedSample(ids, labels, num_images)
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Pixel values [n, 3, height, width] of RGB pictures, those of the vision model's own image processor.
+        """Pixel values [N, 3, H, W] of RGB images, equal to those of the vision encoder's image processor.
 
-        Loaders take the two steps of it apart: `pixel_reader.read` in a worker, `pixel_reader.normalise` on the device.
+        Data loaders run the two steps separately: `pixel_reader.read` in a worker, `pixel_reader.normalize` on the device.
         """
         return self.pixel_reader.normalize(self.pixel_reader.read(images))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids, control tokens left out."""
+        """Text of generated token ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
     def readable(self, ids: Sequence[int]) -> str:
-        """Text of ids as the model sees them, with each picture's placeholders shown as one `<image>`."""
+        """Text of token ids with special tokens, each image's image tokens collapsed to one `<image>`."""
         parts: list[str] = []
         run: list[int] = []
         num_seen = 0
@@ -199,7 +230,7 @@ class Processor:
         return "".join([*parts, str(self.tokenizer.decode(run))])
 
     def _segments(self, messages: Sequence[Message]) -> Iterator[tuple[list[int], bool]]:
-        """Pieces of a prompt in order, each with whether it is supervised; ends where the next answer begins."""
+        """Segments of a prompt in order: (token ids, supervised). The last one ends where the next answer begins."""
         template_parts = self.template_parts
         system = messages[0].content if messages[0].role == "system" else self.system_prompt
         if system is None:
@@ -226,12 +257,12 @@ class Processor:
         return self._special_ids[text]
 
     def _encode_text(self, text: str) -> list[int]:
-        """Plain text: what looks like a control token in it stays text."""
+        """Token ids of plain text; special tokens written out in it are encoded as ordinary text."""
         return list(self._text.encode(text, add_special_tokens=False).ids)
 
 
 def _without_special_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """The same tokenizer without its added tokens, so that `<|im_start|>` or `<think>` in a user's text is only text."""
+    """The same tokenizer without added tokens: `<|im_start|>` or `<think>` in a user's message is encoded as ordinary text."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     return Tokenizer.from_str(json.dumps({**state, "added_tokens": [], "post_processor": None}))
 
@@ -245,6 +276,6 @@ def _choose_image_token(tokenizer: PreTrainedTokenizerFast, requested: str, voca
     token_id = int(tokenizer.convert_tokens_to_ids(requested))
     if token_id >= vocab_size:
         raise UsageError(
-            f"model.image_token: {requested} would be token {token_id}, but the language model has only {vocab_size} embeddings"
+            f"model.image_token: {requested} would get token id {token_id}, but the language model has only {vocab_size} embeddings"
         )
     return requested

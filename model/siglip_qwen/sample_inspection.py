@@ -1,4 +1,4 @@
-"""A sample as the model sees it: its tokens, where pictures stand, and what is supervised."""
+"""Describes a sample as the model sees it: token ids and text, image tokens, and which tokens are supervised."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,15 @@ _GREEN, _RESET = "\033[32m", "\033[0m"
 
 @dataclass(frozen=True, slots=True)
 class TokenRun:
-    """A token, or a run of placeholders: `count` equal ids from `position` on, and the text that they stand for."""
+    """A token, or the image tokens of one image.
+
+    Args:
+        position: index of the first token in the sample.
+        token_id: the token.
+        text: its decoded text.
+        supervised: the loss is computed on it.
+        count: number of equal tokens.
+    """
 
     position: int
     token_id: int
@@ -24,7 +32,7 @@ class TokenRun:
 
 
 def token_runs(processor: Processor, encoded: EncodedSample) -> list[TokenRun]:
-    """The tokens of an encoded sample, each picture's placeholders as one run."""
+    """The tokens of an encoded sample; the image tokens of each image are one run."""
     runs: list[TokenRun] = []
     supervised = [label != IGNORE_INDEX for label in encoded.labels]
     position = 0
@@ -39,9 +47,19 @@ def token_runs(processor: Processor, encoded: EncodedSample) -> list[TokenRun]:
 
 
 def describe_sample(store: SampleStore, sample: Sample, processor: Processor, seed: int, epoch: int, color: bool) -> Iterator[str]:
-    """Lines for a person. colour: supervised tokens are green; else they are marked with `+`.
+    """Lines of text that describe a sample: images, sizes, tokens, targets and reference answers.
 
-    Raises EncodingError when the sample cannot be encoded, PictureError when a picture cannot be read.
+    Args:
+        store: data set that contains the sample.
+        sample: the sample.
+        processor: encodes it.
+        seed: seed of the training run; selects the target when there are several.
+        epoch: epoch of the training run; selects the target too.
+        color: print supervised tokens in green; otherwise they are marked with `+`.
+
+    Raises:
+        EncodingError: the sample cannot be encoded.
+        ImageError: an image cannot be read.
     """
     yield f"{sample.sample_id}: {sample.task}, {sample.language}, {sample.split}, from {sample.source}"
     for image_id in sample.image_ids:
@@ -49,11 +67,11 @@ def describe_sample(store: SampleStore, sample: Sample, processor: Processor, se
         pixels = processor.pixels([store.load_image(image_id)])
         height, width = pixels.shape[-2:]
         values = f"values {pixels.min():.2f} to {pixels.max():.2f}"
-        yield f"picture {image_id}: {row.path}, {row.width} x {row.height} -> {width} x {height}, {values}"
+        yield f"image {image_id}: {row.path}, {row.width} x {row.height} -> {width} x {height}, {values}"
     target = sample.target(seed, epoch)
     encoded = processor.encode(sample.messages, target, len(sample.image_ids))
     if encoded is None:
-        yield f"not trained on: within {processor.max_length} tokens nothing supervised is left"
+        yield f"skipped in training: no supervised token is left within {processor.max_length} tokens"
         return
     supervised = sum(label != IGNORE_INDEX for label in encoded.labels)
     yield f"{len(encoded)} tokens of at most {processor.max_length}, {supervised} supervised"
@@ -76,5 +94,5 @@ def _text_lines(what: str, texts: tuple[str, ...], current: str | None = None) -
 
 def _text(processor: Processor, token: int) -> str:
     text = str(processor.tokenizer.decode([token]))
-    # Part of a character in UTF-8 has no text of its own; the vocabulary's spelling of its bytes is shown instead.
+    # A token may be part of a UTF-8 character; then show the vocabulary's spelling of its bytes.
     return f"bytes {processor.tokenizer.convert_ids_to_tokens(token)}" if "\ufffd" in text else repr(text)

@@ -1,7 +1,9 @@
-"""The last layer of the language model, beyond its attention, at those positions alone whose output is read.
+"""The last decoder layer, computed after its attention only at the positions whose output is read.
 
-A loss reads the last hidden states at supervised positions only. What is computed at the others behind the last attention is
-for nothing: most of a layer, at nine positions of ten. In: a causal Qwen. Out: the same model and weights.
+The loss reads the last hidden states at supervised positions only, typically one in ten. No later layer attends to the other
+positions, so norm and MLP of the last layer skip them. Weights and results do not change.
+
+Shapes: B batch, T tokens, D hidden size, S positions that are read.
 """
 
 from typing import Any
@@ -14,7 +16,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 
 class _SparseLastLayerMixin(nn.Module):
-    """Mixed into a decoder layer; without `read_positions` the layer is as it was."""
+    """Adds `output_positions` to a decoder layer; without them the layer is unchanged."""
 
     self_attn: nn.Module
     mlp: nn.Module
@@ -22,7 +24,7 @@ class _SparseLastLayerMixin(nn.Module):
     post_attention_layernorm: nn.Module
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, output_positions: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        """hidden_states [B, T, D]; read_positions: places [S] int64 in the flattened batch -> [S, D]."""
+        """Hidden states [B, T, D] -> [B, T, D], or [S, D] with output_positions: int64 [S] indices in the flattened batch."""
         if output_positions is None:
             full_output: torch.Tensor = super().forward(hidden_states, *args, **kwargs)
             return full_output
@@ -44,7 +46,7 @@ _SPARSE_LAYER_CLASSES: dict[type[nn.Module], type[nn.Module]] = {Qwen2DecoderLay
 
 
 def enable_sparse_last_layer(language_model: PreTrainedModel) -> bool:
-    """Let the last layer take `read_positions`, which `read_arguments` makes; False for a layer of another kind."""
+    """Let the last layer accept `output_positions`. Returns False when it is not a Qwen2 or Qwen3 decoder layer."""
     last = language_model.layers[-1]
     if type(last) in _SPARSE_LAYER_CLASSES:
         last.__class__ = _SPARSE_LAYER_CLASSES[type(last)]
@@ -52,12 +54,12 @@ def enable_sparse_last_layer(language_model: PreTrainedModel) -> bool:
 
 
 def sparse_last_layer_kwargs(language_model: PreTrainedModel, positions: torch.Tensor) -> dict[str, Any]:
-    """What a call of `language_model` takes for its last hidden states to be [S, D], at `positions` [S] of the flattened batch;
-    nothing where its last layer cannot do that."""
+    """Keyword arguments with which `language_model` returns its last hidden states as [S, D], at positions int64 [S] of the
+    flattened batch; empty when the sparse last layer is not enabled."""
     last = language_model.layers[-1]
     if not isinstance(last, _SparseLastLayerMixin):
         return {}
     if last._compiled_call_impl is not None:
-        # Their number differs from batch to batch.
+        # S differs from batch to batch.
         torch._dynamo.maybe_mark_dynamic(positions, 0)
     return {"output_positions": positions}

@@ -1,4 +1,4 @@
-"""Small models of untrained parts, and batches for them."""
+"""Small untrained models, and batches for them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +12,14 @@ from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
+from tests.dataset.conftest import raw as raw
 
 Build = Callable[..., VisionLanguageModel]
 
 
 @pytest.fixture(scope="session")
 def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small untrained Qwen2 with an output matrix of its own."""
+    """A small untrained Qwen2 with an untied `lm_head`."""
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("qwen2")
     config = Qwen2Config(
@@ -31,7 +32,7 @@ def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def settings(parts: Path) -> Callable[..., ModelConfig]:
-    """A ModelConfig of the small parts, with changes."""
+    """Returns a ModelConfig of the small base models, with changes."""
 
     def make(**changes: Any) -> ModelConfig:
         small = {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "lora": LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0)}
@@ -42,7 +43,7 @@ def settings(parts: Path) -> Callable[..., ModelConfig]:
 
 @pytest.fixture(scope="session")
 def make(settings: Callable[..., ModelConfig], processor: Processor) -> Build:
-    """Build a model of the small parts; its projector is strong enough for a picture to matter."""
+    """Returns a model of the small base models; connector weights are scaled up so that images affect the logits."""
 
     def make(**changes: Any) -> VisionLanguageModel:
         torch.manual_seed(0)
@@ -56,13 +57,13 @@ def make(settings: Callable[..., ModelConfig], processor: Processor) -> Build:
 
 @pytest.fixture(scope="session")
 def model(make: Build) -> VisionLanguageModel:
-    """One that tests only look at."""
+    """A model that tests must not modify."""
     return make()
 
 
 @pytest.fixture(scope="session")
 def batch(processor: Processor) -> Callable[..., dict[str, torch.Tensor]]:
-    """Rows of random text with so many pictures each: batch(1, 2, 0) has three rows and three pictures."""
+    """Returns rows of random text with the given numbers of images: batch(1, 2, 0) has three rows and three images."""
 
     def make(*images: int, pad: str = "right", seed: int = 0) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -88,7 +89,7 @@ def batch(processor: Processor) -> Callable[..., dict[str, torch.Tensor]]:
 
 
 def stock(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
-    """transformers' own LLaVA with the same weights."""
+    """LLaVA of transformers with the same weights."""
     config = model.config
     vision = config.vision_config.__class__(**config.vision_config.to_dict())
     layer = config.vision_feature_layer
@@ -109,7 +110,7 @@ def stock(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
 
 
 def stock_supports_final_norm(model: VisionLanguageModel) -> bool:
-    """Whether stock LLaVA reads features behind the final norm where its vision config says so; older ones do not know the mark."""
+    """Whether stock LLaVA supports `tie_last_hidden_states` (features after the final norm); older transformers ignore it."""
     llava, pixels = stock(model), torch.zeros(1, 3, 96, 96)
     features = []
     for tied in (False, True):
@@ -120,7 +121,7 @@ def stock_supports_final_norm(model: VisionLanguageModel) -> bool:
 
 
 def repeats_images_by_sample(model: Any, inputs: dict[str, torch.Tensor]) -> bool:
-    """Whether the beams of a sample begin with the same prompt; older stock LLaVA hands them A A B B for a sample with A and B."""
+    """Whether all beams of a sample get the same prompt; older stock LLaVA gives two beams A A B B instead of A B A B."""
     prompts: list[torch.Tensor] = []
     language = model.model.language_model
     hook = language.register_forward_pre_hook(lambda _, __, kwargs: prompts.append(kwargs["inputs_embeds"]), with_kwargs=True)
@@ -131,5 +132,5 @@ def repeats_images_by_sample(model: Any, inputs: dict[str, torch.Tensor]) -> boo
 
 
 def inputs_for_stock(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Stock LLaVA takes no empty pixel tensor."""
+    """The batch without empty tensors: stock LLaVA rejects an empty pixel tensor."""
     return {key: value for key, value in batch.items() if len(value)}

@@ -1,3 +1,5 @@
+"""Trainable parameter groups, LoRA, QLoRA, DoRA and activation checkpointing."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 
 def train(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = 8, bf16: bool = False) -> list[float]:
+    """Take optimizer steps on one batch; the loss before each."""
     optimizer = torch.optim.AdamW([p for group in trainable_param_groups(model).values() for p in group], lr=2e-3)
     model.train()
     losses = []
@@ -34,7 +37,7 @@ def train(model: nn.Module, inputs: dict[str, torch.Tensor], steps: int = 8, bf1
     return losses
 
 
-def test_lora_sits_on_every_linear_layer_of_the_language_model_and_nowhere_else(make: Build, settings: Settings) -> None:
+def test_lora_is_on_every_linear_layer_of_the_language_model_and_nowhere_else(make: Build, settings: Settings) -> None:
     model = configure_trainable(make(), settings(), ["connector", "lora"])
     adapted = {name.partition(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
     layers = {f"base_model.model.model.language_model.layers.{i}" for i in range(5)}
@@ -49,7 +52,7 @@ def test_lora_finds_the_layers_of_a_qwen2(make: Build, settings: Settings, qwen2
 
 
 @pytest.mark.parametrize("train_groups", [["connector"], ["connector", "lora"], ["lora"], ["language"], ["connector", "language"]])
-def test_just_the_asked_for_groups_are_trainable_and_in_fp32(make: Build, settings: Settings, train_groups: list[ParamGroup]) -> None:
+def test_only_the_given_groups_are_trainable_and_in_fp32(make: Build, settings: Settings, train_groups: list[ParamGroup]) -> None:
     model = configure_trainable(make().to(torch.bfloat16), settings(), train_groups)
     groups = trainable_param_groups(model)
     assert set(groups) == set(train_groups)
@@ -57,14 +60,14 @@ def test_just_the_asked_for_groups_are_trainable_and_in_fp32(make: Build, settin
     assert {p.dtype for p in base_model(model).model.vision_tower.parameters()} == {torch.bfloat16}
 
 
-def test_an_output_matrix_that_is_tied_stays_tied_when_the_language_model_is_trained(make: Build, settings: Settings) -> None:
+def test_a_tied_lm_head_stays_tied_when_the_language_model_is_trained(make: Build, settings: Settings) -> None:
     model = base_model(configure_trainable(make().to(torch.bfloat16), settings(), ["language"]))
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
 @pytest.mark.parametrize("train_groups", [["connector"], ["connector", "lora"]])
-def test_frozen_weights_do_not_change_by_a_bit(
+def test_frozen_weights_do_not_change(
     make: Build, settings: Settings, batch: Batch, quantization: str, train_groups: list[ParamGroup]
 ) -> None:
     model = configure_trainable(make(quantization=quantization), settings(quantization=quantization), train_groups)
@@ -77,12 +80,12 @@ def test_frozen_weights_do_not_change_by_a_bit(
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_the_new_adapter_changes_nothing_yet(make: Build, settings: Settings, batch: Batch) -> None:
+def test_a_new_lora_adapter_does_not_change_the_logits(make: Build, settings: Settings, batch: Batch) -> None:
     inputs = batch(1, 2)
     torch.testing.assert_close(configure_trainable(make(), settings(), ["connector", "lora"])(**inputs).logits, make()(**inputs).logits)
 
 
-def test_qlora_gradients_are_right_after_an_evaluation_pass(make: Build, settings: Settings, batch: Batch) -> None:
+def test_qlora_gradients_are_correct_after_an_evaluation_pass(make: Build, settings: Settings, batch: Batch) -> None:
     model = configure_trainable(make(quantization="nf4"), settings(quantization="nf4"), ["connector", "lora"])
     inputs = with_labels(batch(1, 2))
     train(model, inputs, steps=2)
@@ -102,7 +105,7 @@ def test_qlora_under_bf16_autocast_learns(make: Build, settings: Settings, batch
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_dora_trains_a_magnitude_for_every_layer(make: Build, settings: Settings, batch: Batch, quantization: str) -> None:
+def test_dora_trains_a_magnitude_vector_for_every_linear_layer(make: Build, settings: Settings, batch: Batch, quantization: str) -> None:
     config = settings(quantization=quantization, lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, use_dora=True))
     model = configure_trainable(make(quantization=quantization), config, ["lora"])
     assert sum("lora_magnitude_vector" in name and p.requires_grad for name, p in model.named_parameters()) == 35
@@ -110,7 +113,7 @@ def test_dora_trains_a_magnitude_for_every_layer(make: Build, settings: Settings
     assert losses[-1] < losses[0] - 0.3
 
 
-def test_a_later_stage_keeps_the_adapter_and_trains_what_it_names(make: Build, settings: Settings, batch: Batch) -> None:
+def test_a_later_stage_keeps_the_lora_weights_and_trains_only_its_groups(make: Build, settings: Settings, batch: Batch) -> None:
     inputs = with_labels(batch(1, 2))
     model = configure_trainable(make(), settings(), ["connector"])
     train(model, inputs)
@@ -119,15 +122,15 @@ def test_a_later_stage_keeps_the_adapter_and_trains_what_it_names(make: Build, s
     copied = {name: p for name, p in model.named_parameters() if param_group_of(name) == "connector"}
     assert all(torch.equal(connector[name.partition("default.")[2]], p) for name, p in copied.items())
     train(model, inputs)
-    adapter = {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_" in name}
-    again = configure_trainable(model, settings(), ["connector"])
-    assert again is model
+    lora_weights = {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_" in name}
+    reconfigured = configure_trainable(model, settings(), ["connector"])
+    assert reconfigured is model
     assert set(trainable_param_groups(model)) == {"connector"}
     train(model, inputs)
-    assert all(torch.equal(p, dict(model.named_parameters())[name]) for name, p in adapter.items())
+    assert all(torch.equal(p, dict(model.named_parameters())[name]) for name, p in lora_weights.items())
 
 
-def test_dropout_acts_on_the_adapter_in_training_alone(make: Build, settings: Settings, batch: Batch) -> None:
+def test_lora_dropout_is_active_in_training_mode_only(make: Build, settings: Settings, batch: Batch) -> None:
     model = configure_trainable(make(), settings(lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.5)), ["connector", "lora"])
     inputs = with_labels(batch(1, 2))
     train(model, inputs, steps=2)
@@ -142,53 +145,53 @@ def test_gradient_checkpointing_gives_the_same_gradients(
 ) -> None:
     inputs = with_labels(batch(1, 2))
     model = configure_trainable(make(), settings(), train_groups).train()
-    wanted = loss_and_gradients(model, inputs)
+    expected = loss_and_gradients(model, inputs)
     enable_gradient_checkpointing(model)
     calls: list[int] = []
     base_model(model).model.language_model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
-    torch.testing.assert_close(loss_and_gradients(model, inputs), wanted, atol=1e-6, rtol=0)
-    assert len(calls) == 2, "the layer runs again in the backward pass"
+    torch.testing.assert_close(loss_and_gradients(model, inputs), expected, atol=1e-6, rtol=0)
+    assert len(calls) == 2, "the layer runs once more in the backward pass"
 
 
 @pytest.mark.parametrize(
-    ("layers", "marked"), [(0, []), (1, [4]), (2, [2, 4]), (3, [1, 3, 4]), (5, [0, 1, 2, 3, 4]), (None, [0, 1, 2, 3, 4])]
+    ("layers", "checkpointed"), [(0, []), (1, [4]), (2, [2, 4]), (3, [1, 3, 4]), (5, [0, 1, 2, 3, 4]), (None, [0, 1, 2, 3, 4])]
 )
-def test_layers_that_recompute_are_spread_and_give_the_same_gradients(
-    make: Build, settings: Settings, batch: Batch, layers: int | None, marked: list[int]
+def test_checkpointed_layers_are_evenly_spread_and_give_the_same_gradients(
+    make: Build, settings: Settings, batch: Batch, layers: int | None, checkpointed: list[int]
 ) -> None:
     inputs = with_labels(batch(1, 2))
     model = configure_trainable(make(), settings(), ["connector", "lora"]).train()
-    wanted = loss_and_gradients(model, inputs)
+    expected = loss_and_gradients(model, inputs)
     enable_gradient_checkpointing(model, layers)
     calls: list[int] = []
     for i, layer in enumerate(base_model(model).model.language_model.layers):
         layer.input_layernorm.register_forward_hook(lambda *_, i=i: calls.append(i))
-    torch.testing.assert_close(loss_and_gradients(model, inputs), wanted, atol=0, rtol=0)
-    assert sorted(i for i in range(5) if calls.count(i) == 2) == marked
+    torch.testing.assert_close(loss_and_gradients(model, inputs), expected, atol=0, rtol=0)
+    assert sorted(i for i in range(5) if calls.count(i) == 2) == checkpointed
 
 
-def test_a_text_batch_works_under_an_adapter(make: Build, settings: Settings, batch: Batch) -> None:
+def test_a_batch_without_images_trains_with_lora(make: Build, settings: Settings, batch: Batch) -> None:
     model = configure_trainable(make(), settings(), ["connector", "lora"]).train()
     model(**with_labels(batch(0))).loss.backward()
     assert all(p.grad is not None for group in trainable_param_groups(model).values() for p in group)
 
 
-def test_generation_works_under_an_adapter(make: Build, settings: Settings, batch: Batch) -> None:
+def test_generation_works_with_lora(make: Build, settings: Settings, batch: Batch) -> None:
     inputs = batch(2, 1, pad="left")
     options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3}
-    wanted = make().generate(**inputs, **options)
-    assert torch.equal(configure_trainable(make(), settings(), ["connector", "lora"]).generate(**inputs, **options), wanted)
+    expected = make().generate(**inputs, **options)
+    assert torch.equal(configure_trainable(make(), settings(), ["connector", "lora"]).generate(**inputs, **options), expected)
 
 
 @pytest.mark.parametrize(
     ("changes", "groups", "message"),
     [
-        ({"lora": None}, ["lora"], "train.stages: lora is to be trained, but model.lora is null"),
+        ({"lora": None}, ["lora"], "train.stages: lora cannot be trained while model.lora is null"),
         ({"quantization": "nf4"}, ["language"], "train.stages: language cannot be trained while model.quantization is nf4"),
-        ({}, ["lora", "language"], "train.stages: a model trains either language or lora"),
+        ({}, ["lora", "language"], "train.stages: language and lora cannot both be trained"),
     ],
 )
-def test_groups_that_do_not_fit_the_settings_are_an_error(
+def test_groups_that_contradict_the_settings_are_an_error(
     make: Build, settings: Settings, changes: dict, groups: list[ParamGroup], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -196,14 +199,14 @@ def test_groups_that_do_not_fit_the_settings_are_an_error(
 
 
 def test_language_after_lora_and_lora_after_language_are_errors(make: Build, settings: Settings) -> None:
-    with pytest.raises(UsageError, match="either language or lora"):
+    with pytest.raises(UsageError, match="language and lora cannot both"):
         configure_trainable(configure_trainable(make(), settings(), ["lora"]), settings(), ["language"])
-    with pytest.raises(UsageError, match="either language or lora"):
+    with pytest.raises(UsageError, match="language and lora cannot both"):
         configure_trainable(configure_trainable(make(), settings(), ["language"]), settings(), ["lora"])
 
 
-def test_the_adapted_model_is_a_peft_model_around_ours(make: Build, settings: Settings) -> None:
-    ours = make()
-    wrapped = configure_trainable(ours, settings(), ["lora"])
+def test_a_model_with_lora_is_a_peft_model_around_the_original(make: Build, settings: Settings) -> None:
+    model = make()
+    wrapped = configure_trainable(model, settings(), ["lora"])
     assert isinstance(wrapped, PeftModel)
-    assert base_model(wrapped) is ours is base_model(ours)
+    assert base_model(wrapped) is model is base_model(model)

@@ -1,3 +1,5 @@
+"""Exporting a checkpoint: logits, prompts and model card of the exported model."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,32 +30,34 @@ Exported = Callable[..., tuple[Path, Any]]
 IMAGES = [Image.effect_noise((120, 80), 90).convert("RGB"), Image.new("RGB", (50, 70), "red")]
 
 CONVERSATIONS = {
-    "a picture": [Message("user", "<image>\nWhat color is the circle?")],
-    "a picture last": [Message("user", "What is this? <image>")],
-    "two pictures": [Message("user", "<image> and <image>: which one is red?")],
-    "no picture": [Message("user", "How many?\nTwo or three?")],
+    "an image": [Message("user", "<image>\nWhat color is the circle?")],
+    "an image last": [Message("user", "What is this? <image>")],
+    "two images": [Message("user", "<image> and <image>: which one is red?")],
+    "no image": [Message("user", "How many?\nTwo or three?")],
     "Chinese": [Message("user", "<image>这幅图像描述了什么？")],
-    "turns": [Message("user", "<image> What?"), Message("assistant", "a circle"), Message("user", "What color?")],
-    "a system turn": [Message("system", "Be short."), Message("user", "<image> What?")],
+    "several turns": [Message("user", "<image> What?"), Message("assistant", "a circle"), Message("user", "What color?")],
+    "a system message": [Message("system", "Be short."), Message("user", "<image> What?")],
 }
 
 
 @pytest.fixture
 def exported(make: Build, settings: Settings, batch: Batch, processor: Processor, tmp_path: Path) -> Exported:
-    """Train a little, save, export; returns the folder and the trained model."""
+    """Trains for three steps, saves and exports; returns the exported folder and the trained model."""
 
-    def run(form: llava_export.ExportFormat, groups: tuple[ParamGroup, ...] = ("connector", "lora"), **changes: Any) -> tuple[Path, Any]:
+    def run(
+        export_format: llava_export.ExportFormat, groups: tuple[ParamGroup, ...] = ("connector", "lora"), **changes: Any
+    ) -> tuple[Path, Any]:
         model = configure_trainable(make(**changes), settings(**changes), groups)
         train(model, with_labels(batch(1, 2)), steps=3)
         checkpoint.save(model, tmp_path / "checkpoint")
-        llava_export.export(tmp_path / "checkpoint", tmp_path / "out", form, processor)
+        llava_export.export(tmp_path / "checkpoint", tmp_path / "out", export_format, processor)
         return tmp_path / "out", model
 
     return run
 
 
 def as_parts(message: Message) -> dict[str, Any]:
-    """A message as stock processors take it."""
+    """A message in the content format of transformers' processors."""
     parts: list[dict[str, str]] = []
     for i, text in enumerate(message.content.split(IMAGE_PLACEHOLDER)):
         if i:
@@ -79,13 +83,14 @@ def test_stock_transformers_gives_the_same_logits_and_answers(exported: Exported
 
 
 @pytest.mark.parametrize(
-    "changes", [{"feature_layer": 0}, {"feature_layer": -1}, {"quantization": "nf4"}, {"feature_layer": "last_hidden_state"}]
+    "changes",
+    [{"vision_feature_layer": 0}, {"vision_feature_layer": -1}, {"quantization": "nf4"}, {"vision_feature_layer": "last_hidden_state"}],
 )
-def test_other_settings_are_exported_right(
+def test_other_settings_are_exported_with_the_same_logits(
     exported: Exported, batch: Batch, model: VisionLanguageModel, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    if changes == {"feature_layer": "last_hidden_state"} and not stock_supports_final_norm(model):
-        with pytest.raises(TesseraError, match=r"gives other logits than ours .* nothing was written"):
+    if changes == {"vision_feature_layer": "last_hidden_state"} and not stock_supports_final_norm(model):
+        with pytest.raises(TesseraError, match=r"gives other logits than Tessera .* nothing was written"):
             exported("llava", **changes)
         assert not (tmp_path / "out").exists()
         return
@@ -96,7 +101,7 @@ def test_other_settings_are_exported_right(
         torch.testing.assert_close(stock(**inputs).logits, ours(**inputs).logits, atol=1e-5, rtol=0)
 
 
-def test_a_qwen2_is_exported_with_its_own_output_matrix(exported: Exported, batch: Batch, qwen2: Path) -> None:
+def test_a_qwen2_is_exported_with_an_untied_lm_head(exported: Exported, batch: Batch, qwen2: Path) -> None:
     out, model = exported("llava", language=str(qwen2))
     stock, inputs = AutoModelForImageTextToText.from_pretrained(out, dtype=torch.float32), batch(1)
     assert stock.lm_head.weight is not stock.get_input_embeddings().weight
@@ -106,7 +111,7 @@ def test_a_qwen2_is_exported_with_its_own_output_matrix(exported: Exported, batc
 
 @pytest.mark.parametrize("system_prompt", [None, "你是一个助手。"])
 @pytest.mark.parametrize("name", CONVERSATIONS)
-def test_the_exported_template_makes_the_prompts_of_training(
+def test_the_exported_template_renders_the_prompts_of_training(
     model: Any, processor: Processor, tmp_path: Path, name: str, system_prompt: str | None
 ) -> None:
     processor.save(tmp_path / "ours")
@@ -123,27 +128,27 @@ def test_the_exported_template_makes_the_prompts_of_training(
         assert torch.equal(inputs["pixel_values"], ours.pixels(images))
 
 
-def test_plain_text_contents_make_the_same_prompt(model: Any, processor: Processor) -> None:
+def test_content_as_a_string_renders_the_same_prompt(model: Any, processor: Processor) -> None:
     stock = llava_export.llava_processor(processor, model)
     parts, plain = ([{"role": "user", "content": content}] for content in ([{"type": "text", "text": "How many?"}], "How many?"))
     texts = [stock.apply_chat_template(messages, add_generation_prompt=True) for messages in (parts, plain)]
     assert texts[0] == texts[1]
 
 
-def test_the_processor_at_hand_is_not_changed(model: Any, processor: Processor) -> None:
+def test_export_does_not_change_the_given_processor(model: Any, processor: Processor) -> None:
     before = processor.tokenizer.chat_template
     llava_export.llava_processor(processor, model)
     assert processor.tokenizer.chat_template == before
 
 
-def test_the_generation_config_holds_end_tokens_and_nothing_that_changes_probabilities(exported: Exported) -> None:
+def test_the_generation_config_has_end_tokens_and_no_sampling_settings(exported: Exported) -> None:
     out, model = exported("llava")
-    found = GenerationConfig.from_pretrained(out)
-    assert found.eos_token_id == model.generation_config.eos_token_id
-    assert not {"temperature", "top_k", "top_p", "repetition_penalty"} & found.to_diff_dict().keys()
+    generation_config = GenerationConfig.from_pretrained(out)
+    assert generation_config.eos_token_id == model.generation_config.eos_token_id
+    assert not {"temperature", "top_k", "top_p", "repetition_penalty"} & generation_config.to_diff_dict().keys()
 
 
-def test_the_merged_form_is_loaded_by_our_own_code(exported: Exported, batch: Batch, processor: Processor) -> None:
+def test_the_merged_format_is_loaded_by_checkpoint_load(exported: Exported, batch: Batch, processor: Processor) -> None:
     out, model = exported("merged")
     loaded: nn.Module = checkpoint.load(out)
     inputs = batch(1, 2)
@@ -152,7 +157,7 @@ def test_the_merged_form_is_loaded_by_our_own_code(exported: Exported, batch: Ba
     assert Processor.load(out).image_token == processor.image_token
 
 
-def test_the_merged_form_takes_what_llava_cannot_express(make: Build, settings: Settings, processor: Processor, tmp_path: Path) -> None:
+def test_the_merged_format_supports_pooling(make: Build, settings: Settings, processor: Processor, tmp_path: Path) -> None:
     changes = {"connector": ConnectorConfig(pool=2)}
     model = configure_trainable(make(**changes), settings(**changes), ["connector"])
     checkpoint.save(model, tmp_path / "c")
@@ -165,7 +170,7 @@ def test_the_merged_form_takes_what_llava_cannot_express(make: Build, settings: 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"connector": ConnectorConfig(pool=2)}, r"model\.projector\.pool is 2"),
+        ({"connector": ConnectorConfig(pool=2)}, r"model\.connector\.pool is 2"),
         ({"drop_first_patch": True}, r"model\.drop_first_patch is true"),
     ],
 )
@@ -178,12 +183,12 @@ def test_a_setting_that_llava_cannot_express_is_named(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_layer_that_other_runtimes_read_differently_is_warned_about(settings: Settings) -> None:
+def test_a_feature_layer_that_other_runtimes_read_differently_gives_a_warning(settings: Settings) -> None:
     assert llava_export.check_llava_compatible(settings()) == []
     assert "tie_last_hidden_states" in llava_export.check_llava_compatible(settings(vision_feature_layer="last_hidden_state"))[0]
 
 
-def test_nothing_is_written_when_stock_transformers_computes_something_else(
+def test_nothing_is_written_when_stock_transformers_gives_other_logits(
     exported: Exported, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     original = llava_export.to_llava
@@ -194,19 +199,19 @@ def test_nothing_is_written_when_stock_transformers_computes_something_else(
         return llava
 
     monkeypatch.setattr(llava_export, "to_llava", shifted)
-    with pytest.raises(TesseraError, match="gives other logits than ours"):
+    with pytest.raises(TesseraError, match="gives other logits than Tessera"):
         exported("llava")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_a_folder_that_holds_something_is_not_replaced(processor: Processor, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_not_replaced(processor: Processor, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UsageError, match=r"--out .* is there already"):
+    with pytest.raises(UsageError, match=r"--out .* exists already"):
         llava_export.export(tmp_path / "c", tmp_path, "merged", processor)
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_weights_can_be_halved(make: Build, settings: Settings, processor: Processor, tmp_path: Path) -> None:
+def test_bf16_weights_take_half_the_bytes(make: Build, settings: Settings, processor: Processor, tmp_path: Path) -> None:
     checkpoint.save(configure_trainable(make(), settings(), ["connector"]), tmp_path / "c")
     for dtype in (torch.float32, torch.bfloat16):
         llava_export.export(tmp_path / "c", tmp_path / str(dtype), "llava", processor, dtype=dtype)
@@ -215,26 +220,26 @@ def test_weights_can_be_halved(make: Build, settings: Settings, processor: Proce
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "torch.bfloat16").dtype == torch.bfloat16
 
 
-def test_the_card_names_bases_licences_settings_and_data(
+def test_the_model_card_has_base_models_licences_settings_and_data(
     make: Build, settings: Settings, processor: Processor, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not stock_supports_final_norm(make()):
-        # Export would refuse the layer; only its card is looked at here.
+        # Export would reject the feature layer; only the model card is tested here.
         monkeypatch.setattr(llava_export, "check_same_logits", lambda *_: None)
     language = tmp_path / "qwen"
     language.mkdir()
     for path in (parts / "qwen3").iterdir():
         (language / path.name).write_bytes(path.read_bytes())
     (language / "README.md").write_text("---\nlicense: mit\n---\n# Qwen\n")
-    changes = {"language": str(language), "feature_layer": "last_hidden_state"}
+    changes = {"language": str(language), "vision_feature_layer": "last_hidden_state"}
     checkpoint.save(configure_trainable(make(**changes), settings(**changes), ["connector"]), tmp_path / "c")
     llava_export.export(tmp_path / "c", tmp_path / "out", "llava", processor, data_report="coco  12 kept")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    for wanted in (
+    for text in (
         f"`{language}`, licence: mit",
         f"`{parts / 'siglip'}`, licence: see",
         "coco  12 kept",
         "feature_layer: last_hidden",
         "Note",
     ):
-        assert wanted in card
+        assert text in card

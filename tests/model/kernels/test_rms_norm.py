@@ -1,4 +1,4 @@
-"""Norms in fewer passes are the library's norms."""
+"""The fused RMSNorm equals that of transformers."""
 
 from typing import Any
 
@@ -10,17 +10,18 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from model.kernels.rms_norm import FusedRMSNorm, fuse_rms_norms
 from tests.model.conftest import Build
 
-Found = tuple[torch.Tensor, torch.Tensor | None]
+OutputAndGradient = tuple[torch.Tensor, torch.Tensor | None]
 
 
-def norm_of(kind: type, dtype: torch.dtype = torch.float32, frozen: bool = True) -> Any:
+def make_norm(kind: type, dtype: torch.dtype = torch.float32, frozen: bool = True) -> Any:
+    """A norm over 48 features with random weights."""
     norm: Any = kind(48, eps=1e-3)
     norm.weight.data.normal_(1, 0.3, generator=torch.Generator().manual_seed(0))
     return norm.to(dtype).requires_grad_(not frozen)
 
 
-def through(norm: torch.nn.Module, dtype: torch.dtype) -> Found:
-    """What a norm makes of heads [2, 5, 3, 48], and the gradient of that."""
+def output_and_gradient(norm: torch.nn.Module, dtype: torch.dtype) -> OutputAndGradient:
+    """Output of a norm for random x [2, 5, 3, 48], and the gradient of x for a random gradient of the output."""
     x, gradient = torch.randn(2, 2, 5, 3, 48, generator=torch.Generator().manual_seed(1)).to(dtype)
     x = (0.1 * x).requires_grad_()
     y = norm(x)
@@ -30,60 +31,60 @@ def through(norm: torch.nn.Module, dtype: torch.dtype) -> Found:
 
 
 @pytest.mark.parametrize("kind", [Qwen2RMSNorm, Qwen3RMSNorm])
-def test_values_and_gradients_are_the_library_s(kind: type) -> None:
-    norm = norm_of(kind)
-    wanted = through(norm, torch.float32)
+def test_outputs_and_gradients_equal_those_of_transformers(kind: type) -> None:
+    norm = make_norm(kind)
+    expected = output_and_gradient(norm, torch.float32)
     assert fuse_rms_norms(norm) == 1 and type(norm) is FusedRMSNorm
-    torch.testing.assert_close(through(norm, torch.float32), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output_and_gradient(norm, torch.float32), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_fewer_tensors_are_kept_for_the_backward_pass() -> None:
-    def kept(norm: torch.nn.Module) -> int:
+def test_fewer_elements_are_saved_for_the_backward_pass() -> None:
+    def saved_elements(norm: torch.nn.Module) -> int:
         sizes: dict[int, int] = {}
         x = (2 * torch.randn(100, 48)).requires_grad_() * 1
 
-        def note(tensor: torch.Tensor) -> torch.Tensor:
+        def record(tensor: torch.Tensor) -> torch.Tensor:
             sizes[tensor.untyped_storage().data_ptr()] = tensor.numel()
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
             y = norm(x)
         del y
         return sum(sizes.values())
 
-    norm = norm_of(Qwen3RMSNorm)
-    before = kept(norm)
+    norm = make_norm(Qwen3RMSNorm)
+    before = saved_elements(norm)
     fuse_rms_norms(norm)
-    # The input, a number for each row, and the weight.
-    assert kept(norm) == 100 * 48 + 100 + 48 <= before
+    # The input, one scale per row, and the weight.
+    assert saved_elements(norm) == 100 * 48 + 100 + 48 <= before
 
 
-def test_in_half_precision_and_where_it_is_trained_it_is_the_library_s_to_the_bit() -> None:
-    half = norm_of(Qwen3RMSNorm, torch.bfloat16)
-    wanted = through(half, torch.bfloat16)
+def test_in_bf16_and_with_a_trained_weight_it_equals_transformers_bit_for_bit() -> None:
+    half = make_norm(Qwen3RMSNorm, torch.bfloat16)
+    expected = output_and_gradient(half, torch.bfloat16)
     fuse_rms_norms(half)
-    torch.testing.assert_close(through(half, torch.bfloat16), wanted, atol=0, rtol=0)
-    trained = norm_of(Qwen3RMSNorm, frozen=False)
-    found = through(trained, torch.float32)
-    of_weight, trained.weight.grad = trained.weight.grad, None
+    torch.testing.assert_close(output_and_gradient(half, torch.bfloat16), expected, atol=0, rtol=0)
+    trained = make_norm(Qwen3RMSNorm, frozen=False)
+    expected = output_and_gradient(trained, torch.float32)
+    expected_weight_gradient, trained.weight.grad = trained.weight.grad, None
     fuse_rms_norms(trained)
-    torch.testing.assert_close(through(trained, torch.float32), found, atol=0, rtol=0)
-    torch.testing.assert_close(trained.weight.grad, of_weight, atol=0, rtol=0)
+    torch.testing.assert_close(output_and_gradient(trained, torch.float32), expected, atol=0, rtol=0)
+    torch.testing.assert_close(trained.weight.grad, expected_weight_gradient, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_the_operator_that_a_gpu_is_given_computes_the_same(dtype: torch.dtype, tolerance: float) -> None:
-    """Its arguments and its gradient; its kernel for CUDA is not run here."""
-    norm = norm_of(Qwen3RMSNorm, dtype)
+def test_the_operator_used_on_cuda_gives_the_same_results(dtype: torch.dtype, tolerance: float) -> None:
+    """Checks its arguments and gradient; the CUDA kernel itself is not run here."""
+    norm = make_norm(Qwen3RMSNorm, dtype)
 
-    class AsOnCuda(torch.nn.Module):
+    class CudaPath(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             fused: torch.Tensor = torch.ops.aten._fused_rms_norm(x, [x.shape[-1]], norm.weight, norm.variance_epsilon)[0]
             return fused
 
-    torch.testing.assert_close(through(AsOnCuda(), dtype), through(norm, dtype), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(output_and_gradient(CudaPath(), dtype), output_and_gradient(norm, dtype), atol=tolerance, rtol=tolerance)
 
 
-def test_all_norms_of_the_language_model_are_found(make: Build) -> None:
+def test_all_norms_of_the_language_model_are_fused(make: Build) -> None:
     model = make()
     assert fuse_rms_norms(model.model.language_model) == 5 * 4 + 1

@@ -1,3 +1,5 @@
+"""Building a model from a ModelConfig: sizes, dtypes, frozen weights, quantisation, errors."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +29,7 @@ def test_sizes_are_read_without_loading_weights(settings: Settings, parts: Path,
 
 
 @pytest.mark.parametrize(("pool", "tokens"), [(2, 9), (3, 4), (6, 1)])
-def test_pool_divides_the_tokens_of_a_image(settings: Settings, make: Build, batch: Callable, pool: int, tokens: int) -> None:
+def test_pooling_reduces_the_number_of_image_tokens(settings: Settings, make: Build, batch: Callable, pool: int, tokens: int) -> None:
     config = settings(connector=ConnectorConfig(pool=pool))
     assert tokens_per_image(config) == tokens
     model, inputs = make(connector=ConnectorConfig(pool=pool)), batch(1)
@@ -41,22 +43,22 @@ def test_everything_is_frozen_and_in_eval_mode(make: Build) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_frozen_weights_have_the_asked_for_precision_and_the_connector_fp32(settings: Settings) -> None:
+def test_frozen_weights_have_the_given_dtype_and_the_connector_is_fp32(settings: Settings) -> None:
     model = build(settings(), image_token_id=6, dtype=torch.bfloat16)
     assert {p.dtype for p in model.model.vision_tower.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.model.language_model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.model.multi_modal_projector.parameters()} == {torch.float32}
 
 
-def test_a_bf16_base_runs_under_autocast_and_without(settings: Settings, batch: Callable, processor: object) -> None:
+def test_a_bf16_model_gives_close_logits_with_and_without_autocast(settings: Settings, batch: Callable, processor: object) -> None:
     model = build(settings(), image_token_id=processor.image_token_id, dtype=torch.bfloat16)  # type: ignore[attr-defined]
     inputs = batch(1)
     with torch.autocast("cpu", torch.bfloat16):
-        under = model(**inputs).logits
-    torch.testing.assert_close(under, model(**inputs).logits, atol=0.05, rtol=0.05)
+        with_autocast = model(**inputs).logits
+    torch.testing.assert_close(with_autocast, model(**inputs).logits, atol=0.05, rtol=0.05)
 
 
-def test_generation_takes_nothing_but_end_and_padding_from_the_language_model(make: Build) -> None:
+def test_the_generation_config_takes_only_end_and_padding_tokens_from_the_language_model(make: Build) -> None:
     language = make()
     language.generation_config = GenerationConfig(
         eos_token_id=[2, 0], temperature=0.6, top_k=20, top_p=0.95, repetition_penalty=1.05, do_sample=True
@@ -68,7 +70,7 @@ def test_generation_takes_nothing_but_end_and_padding_from_the_language_model(ma
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_quantisation_touches_the_language_models_layers_alone(make: Build, quantization: str) -> None:
+def test_only_the_linear_layers_of_the_language_model_are_quantised(make: Build, quantization: str) -> None:
     model = make(quantization=quantization)
     kinds = {type(m).__name__ for m in model.model.language_model.modules() if isinstance(m, torch.nn.Linear)}
     assert kinds == {"Linear4bit" if quantization == "nf4" else "Linear8bitLt"}
@@ -79,7 +81,7 @@ def test_quantisation_touches_the_language_models_layers_alone(make: Build, quan
     }
 
 
-def test_nf4_quantises_twice_and_stays_trainable_on_a_cpu(make: Build) -> None:
+def test_nf4_uses_double_quantisation_and_disables_avx512bf16(make: Build) -> None:
     layer = make(quantization="nf4").model.language_model.layers[0].mlp.up_proj
     assert layer.weight.quant_type == "nf4"
     assert layer.weight.quant_state.nested
@@ -88,7 +90,7 @@ def test_nf4_quantises_twice_and_stays_trainable_on_a_cpu(make: Build) -> None:
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 @pytest.mark.parametrize("groups", [["connector"], ["connector", "lora"]])
-def test_the_trainer_takes_a_quantised_base(
+def test_the_trainer_accepts_a_quantised_base_model(
     make: Build, settings: Settings, tmp_path: Path, quantization: str, groups: list[ParamGroup]
 ) -> None:
     model = configure_trainable(make(quantization=quantization), settings(quantization=quantization), groups)
@@ -97,11 +99,11 @@ def test_the_trainer_takes_a_quantised_base(
     assert trainer._loss_shifts_labels
 
 
-def test_quantised_logits_are_near_the_exact_ones(make: Build, batch: Callable) -> None:
+def test_quantised_logits_are_close_to_the_unquantised_ones(make: Build, batch: Callable) -> None:
     inputs = batch(1, 2)
     exact = make()(**inputs).logits
-    for quantization, near in {"int8": 0.02, "nf4": 0.15}.items():
-        assert 0 < (make(quantization=quantization)(**inputs).logits - exact).norm() / exact.norm() < near
+    for quantization, tolerance in {"int8": 0.02, "nf4": 0.15}.items():
+        assert 0 < (make(quantization=quantization)(**inputs).logits - exact).norm() / exact.norm() < tolerance
 
 
 @pytest.mark.parametrize(
@@ -109,19 +111,19 @@ def test_quantised_logits_are_near_the_exact_ones(make: Build, batch: Callable) 
     [
         ({"language": "qwen3_vl"}, "model.language: .*qwen3_vl is a qwen3_vl model; a dense causal Qwen"),
         ({"language": "siglip"}, "model.language: .*siglip is a siglip model"),
-        ({"vision": "clip"}, "model.vision: .*clip is a clip model; a SigLIP"),
+        ({"vision": "clip"}, "model.vision: .*clip is a clip model; expected a SigLIP"),
         ({"vision": "nowhere"}, "model.vision: cannot load"),
-        ({"feature_layer": 5}, "model.vision_feature_layer: 5 is out of range; the vision encoder has hidden states -5 to 4"),
+        ({"vision_feature_layer": 5}, "model.vision_feature_layer: 5 is out of range; the vision encoder has hidden states -5 to 4"),
     ],
 )
-def test_a_part_that_does_not_fit_is_one_line_naming_its_key(settings: Settings, parts: Path, changes: dict, message: str) -> None:
+def test_an_unsupported_model_is_an_error_of_one_line_naming_its_key(settings: Settings, parts: Path, changes: dict, message: str) -> None:
     changes = {key: str(parts / value) if key in ("vision", "language") else value for key, value in changes.items()}
-    with pytest.raises(UsageError, match=message) as caught:
+    with pytest.raises(UsageError, match=message) as error:
         build(settings(**changes), image_token_id=6)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_language_model_without_its_weights_is_an_error(settings: Settings, parts: Path, tmp_path: Path) -> None:
+def test_a_language_model_with_missing_weights_is_an_error(settings: Settings, parts: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     (tmp_path / "config.json").write_bytes((parts / "qwen3" / "config.json").read_bytes())

@@ -1,4 +1,4 @@
-"""The control pieces of a chat template, and the template that is written from them."""
+"""Extracting the control text of a chat template, and the Jinja template built from it."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from model.siglip_qwen.processor import Processor
 
 @dataclass
 class FakeTokenizer:
-    """Renders with a plain function; `<end>` is its only control token."""
+    """Renders messages with `render`; `<end>` is its only control token."""
 
     render: Any
     added_tokens_decoder: dict[int, str] = field(default_factory=lambda: {7: "<end>"})
@@ -42,19 +42,19 @@ def test_a_default_system_message_belongs_to_the_opening() -> None:
 
 
 @pytest.mark.parametrize(
-    ("render", "said"),
+    ("render", "message"),
     [
         (lambda messages: messages[-1]["content"], "leaves out"),
-        (lambda messages: "".join(f"{m['role']}: {m['content']} / " for m in messages), "control token is expected"),
+        (lambda messages: "".join(f"{m['role']}: {m['content']} / " for m in messages), "not with a control token"),
     ],
 )
-def test_a_template_that_is_not_like_chatml_is_refused(render: Any, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_a_template_that_is_not_like_chatml_is_an_error(render: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         chat_template_parts(FakeTokenizer(render))
 
 
 @pytest.mark.parametrize("with_system", [False, True])
-def test_the_exported_template_renders_the_very_prompt(processor: Processor, with_system: bool) -> None:
+def test_the_exported_template_renders_the_processors_prompt(processor: Processor, with_system: bool) -> None:
     messages = [
         Message("user", 'A "quoted" <image> {{ brace }}'),
         Message("assistant", " 两个 \n"),

@@ -1,3 +1,5 @@
+"""Saving, loading and merging checkpoints, and finding the latest complete one."""
+
 import json
 import shutil
 from collections.abc import Callable
@@ -28,7 +30,7 @@ STAGES: list[list[ParamGroup]] = [["connector"], ["connector", "lora"], ["connec
 
 @pytest.fixture
 def trained(make: Build, settings: Settings, batch: Batch) -> Trained:
-    """A model after a few steps."""
+    """Returns a model after three optimizer steps."""
 
     def run(groups: list[ParamGroup], **changes: object) -> nn.Module:
         model = configure_trainable(make(**changes), settings(**changes), groups)
@@ -39,49 +41,50 @@ def trained(make: Build, settings: Settings, batch: Batch) -> Trained:
 
 
 def logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits [B, T, V] without autograd."""
     with torch.no_grad():
-        found: torch.Tensor = model(**inputs).logits
-    return found
+        logits: torch.Tensor = model(**inputs).logits
+    return logits
 
 
 @pytest.mark.parametrize("groups", STAGES)
-def test_saved_loaded_and_merged_give_the_same_logits(
+def test_a_saved_a_loaded_and_a_merged_model_give_the_same_logits(
     trained: Trained, make: Build, batch: Batch, tmp_path: Path, groups: list[ParamGroup]
 ) -> None:
     model, inputs = trained(groups), batch(1, 2)
-    wanted = logits(model, inputs)
-    assert (wanted - logits(make(), inputs)).abs().max() > 0.1, "training has changed something"
+    expected = logits(model, inputs)
+    assert (expected - logits(make(), inputs)).abs().max() > 0.1, "training must have changed the model"
     checkpoint.save(model, tmp_path / "c")
     loaded = checkpoint.load(tmp_path / "c")
-    assert torch.equal(logits(loaded, inputs), wanted)
+    assert torch.equal(logits(loaded, inputs), expected)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     merged = checkpoint.merge(tmp_path / "c")
-    torch.testing.assert_close(logits(merged, inputs), wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits(merged, inputs), expected, atol=1e-5, rtol=0)
     assert not any("lora" in name for name, _ in merged.named_parameters())
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_a_quantised_base_is_rebuilt_the_same_way(trained: Trained, batch: Batch, tmp_path: Path, quantization: str) -> None:
+def test_a_quantised_base_model_is_quantised_the_same_way_again(trained: Trained, batch: Batch, tmp_path: Path, quantization: str) -> None:
     model, inputs = trained(["connector", "lora"], quantization=quantization), batch(1, 2)
     checkpoint.save(model, tmp_path)
     assert torch.equal(logits(checkpoint.load(tmp_path), inputs), logits(model, inputs))
 
 
-def test_dora_is_rebuilt_and_merged(trained: Trained, batch: Batch, tmp_path: Path) -> None:
+def test_dora_is_loaded_and_merged(trained: Trained, batch: Batch, tmp_path: Path) -> None:
     model, inputs = trained(["lora"], lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, use_dora=True)), batch(1)
     checkpoint.save(model, tmp_path)
     assert torch.equal(logits(checkpoint.load(tmp_path), inputs), logits(model, inputs))
     torch.testing.assert_close(logits(checkpoint.merge(tmp_path), inputs), logits(model, inputs), atol=1e-5, rtol=0)
 
 
-def test_merging_takes_the_exact_base_also_after_qlora(trained: Trained, batch: Batch, tmp_path: Path) -> None:
+def test_merging_after_qlora_uses_the_unquantised_base_model(trained: Trained, batch: Batch, tmp_path: Path) -> None:
     checkpoint.save(trained(["connector", "lora"], quantization="nf4"), tmp_path)
     exact = checkpoint.load(tmp_path, quantization="none")
     torch.testing.assert_close(logits(checkpoint.merge(tmp_path), batch(1)), logits(exact, batch(1)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("groups", STAGES)
-def test_one_file_holds_adapter_and_connector_and_nothing_of_the_base(trained: Trained, tmp_path: Path, groups: list[ParamGroup]) -> None:
+def test_one_file_contains_lora_and_connector_and_no_base_weights(trained: Trained, tmp_path: Path, groups: list[ParamGroup]) -> None:
     checkpoint.save(trained(groups), tmp_path)
     keys = load_file(tmp_path / "adapter_model.safetensors").keys()
     connector = {f"base_model.model.model.multi_modal_projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
@@ -92,7 +95,7 @@ def test_one_file_holds_adapter_and_connector_and_nothing_of_the_base(trained: T
     assert (tmp_path / "language" / "model.safetensors").exists() == ("language" in groups)
 
 
-def test_the_folder_names_its_base_models_and_settings(make: Build, settings: Settings, tmp_path: Path) -> None:
+def test_the_config_contains_base_models_and_settings(make: Build, settings: Settings, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"connector": ConnectorConfig(pool=2), "system_prompt": "Antworte kurz."}
     config = settings(**changes)
     checkpoint.save(configure_trainable(make(**changes), config, ["connector"]), tmp_path)
@@ -104,19 +107,19 @@ def test_the_folder_names_its_base_models_and_settings(make: Build, settings: Se
 
 
 @pytest.mark.parametrize("groups", STAGES)
-def test_loading_to_go_on_makes_the_trained_groups_trainable_in_fp32(
+def test_loading_to_resume_makes_the_trained_groups_trainable_in_fp32(
     trained: Trained, batch: Batch, tmp_path: Path, groups: list[ParamGroup]
 ) -> None:
     checkpoint.save(trained(groups), tmp_path)
     model = checkpoint.load(tmp_path, trainable=True, dtype=torch.bfloat16)
-    found = trainable_param_groups(model)
-    assert set(found) == set(groups)
-    assert {p.dtype for group in found.values() for p in group} == {torch.float32}
+    trainable = trainable_param_groups(model)
+    assert set(trainable) == set(groups)
+    assert {p.dtype for group in trainable.values() for p in group} == {torch.float32}
     assert train(model, with_labels(batch(1, 2)), steps=2)
 
 
 @pytest.mark.parametrize("groups", STAGES)
-def test_loading_to_go_on_rounds_no_trained_weight(trained: Trained, tmp_path: Path, groups: list[ParamGroup]) -> None:
+def test_loading_to_resume_rounds_no_trained_weight(trained: Trained, tmp_path: Path, groups: list[ParamGroup]) -> None:
     model = trained(groups)
     checkpoint.save(model, tmp_path)
     loaded = checkpoint.load(tmp_path, trainable=True, dtype=torch.bfloat16)
@@ -125,7 +128,7 @@ def test_loading_to_go_on_rounds_no_trained_weight(trained: Trained, tmp_path: P
             assert torch.equal(ours, theirs)
 
 
-def test_a_state_dict_from_elsewhere_is_written_in_place_of_the_models_own(trained: Trained, tmp_path: Path) -> None:
+def test_a_given_state_dict_is_saved_instead_of_the_models_own(trained: Trained, tmp_path: Path) -> None:
     for groups in STAGES:
         model = trained(groups)
         state = {key: value.clone() for key, value in model.state_dict().items()}
@@ -145,7 +148,7 @@ def test_weights_of_another_shape_or_number_are_an_error(trained: Trained, tmp_p
     checkpoint.save(trained(["connector", "lora"]), tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     save_file({key: value for key, value in tensors.items() if ".lora_" not in key}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(UsageError, match=r"70 weights are missing, left over or of another shape, such as .*lora_A"):
+    with pytest.raises(UsageError, match=r"70 weights are missing, unexpected or of another shape, such as .*lora_A"):
         checkpoint.load(tmp_path)
     key = next(key for key in tensors if key.endswith("linear_1.bias"))
     save_file({**tensors, key: torch.zeros(3)}, tmp_path / "adapter_model.safetensors")
@@ -153,14 +156,14 @@ def test_weights_of_another_shape_or_number_are_an_error(trained: Trained, tmp_p
         checkpoint.load(tmp_path)
 
 
-def test_a_folder_that_is_no_checkpoint_is_an_error(tmp_path: Path, parts: Path) -> None:
+def test_a_folder_that_is_not_a_checkpoint_is_an_error(tmp_path: Path, parts: Path) -> None:
     with pytest.raises(UsageError, match="not a checkpoint"):
         checkpoint.load(tmp_path)
-    with pytest.raises(UsageError, match="not a checkpoint of ours but a qwen3 model"):
+    with pytest.raises(UsageError, match="not a Tessera checkpoint but a qwen3 model"):
         checkpoint.load(parts / "qwen3")
 
 
-def test_a_base_model_that_has_moved_away_is_an_error_naming_its_key(trained: Trained, tmp_path: Path) -> None:
+def test_a_missing_base_model_is_an_error_naming_its_key(trained: Trained, tmp_path: Path) -> None:
     checkpoint.save(trained(["connector"]), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["settings"]["language"] = "/gone/qwen"
@@ -179,7 +182,7 @@ def test_settings_of_another_version_are_an_error(trained: Trained, tmp_path: Pa
 
 
 @pytest.mark.parametrize("quantization", ["as_trained", "none", "nf4"])
-def test_a_merged_model_is_loaded_as_it_is(trained: Trained, batch: Batch, tmp_path: Path, quantization: Any) -> None:
+def test_a_merged_model_is_loaded_directly(trained: Trained, batch: Batch, tmp_path: Path, quantization: Any) -> None:
     checkpoint.save(trained(["connector", "lora"]), tmp_path / "c")
     merged = checkpoint.merge(tmp_path / "c")
     merged.save_pretrained(tmp_path / "m")
@@ -190,41 +193,42 @@ def test_a_merged_model_is_loaded_as_it_is(trained: Trained, batch: Batch, tmp_p
     assert difference == 0 if quantization != "nf4" else 0 < difference < 1
 
 
-def step(folder: Path, number: int, whole: bool = True) -> Path:
-    path = folder / f"checkpoint-{number}"
+def write_checkpoint(folder: Path, step: int, complete: bool = True) -> Path:
+    """Write small files in place of a checkpoint."""
+    path = folder / f"checkpoint-{step}"
     path.mkdir()
-    (path / "adapter_model.safetensors").write_bytes(b"x" * number)
+    (path / "adapter_model.safetensors").write_bytes(b"x" * step)
     (path / "trainer").mkdir()
     (path / "trainer" / "state").write_text("s")
-    if whole:
+    if complete:
         checkpoint.write_manifest(path)
     return path
 
 
-def test_the_latest_whole_checkpoint_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
-    for number in (9, 100, 20):
-        step(tmp_path, number)
+def test_the_latest_checkpoint_is_the_complete_one_with_the_highest_step(tmp_path: Path) -> None:
+    for step in (9, 100, 20):
+        write_checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-final").mkdir()
     assert checkpoint.latest(tmp_path).name == "checkpoint-100"
 
 
-@pytest.mark.parametrize("damage", ["unmarked", "gone", "cut", "garbled"])
-def test_a_half_written_checkpoint_is_skipped_with_a_message(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
-    step(tmp_path, 10)
-    broken = step(tmp_path, 20, whole=damage != "unmarked")
-    if damage == "gone":
+@pytest.mark.parametrize("damage", ["no manifest", "missing file", "truncated file", "invalid manifest"])
+def test_an_incomplete_checkpoint_is_skipped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str) -> None:
+    write_checkpoint(tmp_path, 10)
+    broken = write_checkpoint(tmp_path, 20, complete=damage != "no manifest")
+    if damage == "missing file":
         (broken / "trainer" / "state").unlink()
-    if damage == "cut":
+    if damage == "truncated file":
         (broken / "adapter_model.safetensors").write_bytes(b"x")
-    if damage == "garbled":
+    if damage == "invalid manifest":
         (broken / "whole.json").write_text('{"a"')
     assert checkpoint.latest(tmp_path).name == "checkpoint-10"
     assert "skipping" in caplog.text
     assert "checkpoint-20" in caplog.text
 
 
-def test_no_whole_checkpoint_is_an_error(tmp_path: Path) -> None:
-    step(tmp_path, 5, whole=False)
+def test_a_folder_without_a_complete_checkpoint_is_an_error(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 5, complete=False)
     for folder in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(UsageError, match="no whole checkpoint"):
+        with pytest.raises(UsageError, match="no complete checkpoint"):
             checkpoint.latest(folder)

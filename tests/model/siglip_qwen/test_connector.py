@@ -1,3 +1,5 @@
+"""The two-layer connector, its pooling and its number of image tokens."""
+
 import pytest
 import torch
 from torch.nn import functional
@@ -8,13 +10,13 @@ from model.siglip_qwen.connector import Connector, num_image_tokens, space_to_de
 
 def test_it_is_two_linear_layers_with_a_gelu_between() -> None:
     connector, features = Connector(8, 6), torch.randn(2, 9, 8)
-    wanted = connector.linear_2(functional.gelu(connector.linear_1(features)))
-    torch.testing.assert_close(connector(features), wanted)
+    expected = connector.linear_2(functional.gelu(connector.linear_1(features)))
+    torch.testing.assert_close(connector(features), expected)
     assert set(connector.state_dict()) == {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
 
 
 def test_pooling_concatenates_the_patches_of_a_neighbourhood_row_by_row() -> None:
-    # A 4 x 4 grid numbered row by row; pool 2 makes the four quarters.
+    # A 4 x 4 grid numbered row by row; pool 2 gives its four quarters.
     features = torch.arange(16.0).view(1, 16, 1)
     quarters = [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     assert space_to_depth(features, 2)[0].tolist() == quarters
@@ -25,14 +27,14 @@ def test_pooling_keeps_the_features_of_a_patch_together() -> None:
     assert space_to_depth(features, 2)[0].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
 
 
-def test_a_pooling_connector_gives_a_token_a_neighbourhood() -> None:
+def test_a_pooling_connector_gives_one_token_per_neighbourhood() -> None:
     assert Connector(8, 6, pool=3)(torch.randn(2, 81, 8)).shape == (2, 9, 6)
 
 
 @pytest.mark.parametrize(
     ("side", "pool", "drop", "tokens"), [(27, 1, False, 729), (27, 3, False, 81), (27, 1, True, 728), (6, 2, False, 9)]
 )
-def test_tokens_of_a_image(side: int, pool: int, drop: bool, tokens: int) -> None:
+def test_the_number_of_image_tokens(side: int, pool: int, drop: bool, tokens: int) -> None:
     assert num_image_tokens(side, pool, drop) == tokens
 
 
@@ -41,12 +43,12 @@ def test_a_grid_that_pool_does_not_divide_is_an_error() -> None:
         num_image_tokens(27, 2, False)
 
 
-def test_pooling_a_grid_with_a_hole_is_an_error() -> None:
+def test_pooling_with_a_dropped_first_patch_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"model.connector.pool: must be 1"):
         num_image_tokens(27, 3, True)
 
 
-def test_normal_initialisation_has_the_asked_for_spread_and_no_bias() -> None:
+def test_normal_initialisation_has_the_given_standard_deviation_and_zero_bias() -> None:
     connector = Connector(256, 256)
     connector.initialize("normal", 0.01)
     assert 0.0095 < connector.linear_1.weight.std() < 0.0105
@@ -56,5 +58,5 @@ def test_normal_initialisation_has_the_asked_for_spread_and_no_bias() -> None:
     assert connector.linear_1.weight.std() > 0.03
 
 
-def test_features_of_another_precision_are_taken() -> None:
+def test_features_are_cast_to_the_dtype_of_the_connector() -> None:
     assert Connector(8, 6)(torch.randn(1, 4, 8, dtype=torch.bfloat16)).dtype == torch.float32

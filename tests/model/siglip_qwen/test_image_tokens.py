@@ -1,4 +1,4 @@
-"""Positions found on the host do what those found by the model do, and the device is then never asked."""
+"""Positions computed on the host give the same results as those computed by the model, without synchronising with the device."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
 COLLATORS: list[Any] = [PaddedCollator(pad_id=0), PackedCollator(pad_id=0, capacity=400, max_length=180)]
 
 
-def test_places_are_those_of_the_flattened_batch() -> None:
+def test_positions_are_indices_in_the_flattened_batch() -> None:
     assert find_image_tokens(torch.tensor([[7, 1, 7], [1, 7, 1]]), 7).tolist() == [0, 2, 4]
-    # The token behind a place is supervised; a row's first token follows none.
+    # The token after a position is supervised; the first token of a row is predicted by none.
     assert find_supervised_positions(torch.tensor([[5, -100, 5], [5, 5, -100]])).tolist() == [1, 3]
 
 
@@ -28,25 +28,23 @@ def test_places_are_those_of_the_flattened_batch() -> None:
 def test_loss_and_gradients_are_the_same_with_given_positions(make: Build, processor: Processor, collate: Any) -> None:
     model, samples = make(), examples(processor)
     set_trainable(model, ["connector", "language"])
-    wanted = loss_and_gradients(model, collate(samples))
+    expected = loss_and_gradients(model, collate(samples))
     given = loss_and_gradients(model, PositionCollator(collate, processor.image_token_id)(samples))
-    torch.testing.assert_close(given, wanted, atol=0, rtol=0)
+    torch.testing.assert_close(given, expected, atol=0, rtol=0)
 
 
-def test_images_that_do_not_fill_the_given_places_are_an_error_that_names_the_sample(
-    model: VisionLanguageModel, processor: Processor
-) -> None:
+def test_a_mismatch_of_images_and_given_positions_names_the_sample(model: VisionLanguageModel, processor: Processor) -> None:
     row = PositionCollator(COLLATORS[1], processor.image_token_id)(examples(processor))
-    with pytest.raises(ImageTokenMismatchError, match="sample s3: 36 placeholders"):
+    with pytest.raises(ImageTokenMismatchError, match="sample s3: 36 image tokens"):
         model(**{**row, "pixel_values": row["pixel_values"][:3]})
 
 
-@pytest.mark.parametrize("memory", [None, 1e-6], ids=["whole", "chunked"])
+@pytest.mark.parametrize("memory", [None, 1e-6], ids=["one chunk", "several chunks"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_never_waits_for_the_device(
+def test_a_training_step_never_synchronises_with_the_device(
     make: Build, settings: Any, processor: Processor, monkeypatch: pytest.MonkeyPatch, memory: float | None, checkpointing: bool
 ) -> None:
-    # A tensor on "meta" has no values: whoever asks for one, as `.item()` and `nonzero` do, gets an exception.
+    # A tensor on the meta device has no values: `.item()` and `nonzero`, which would synchronise, raise an exception.
     monkeypatch.setattr(varlen_attention, "can_use_varlen", lambda _: True)
     monkeypatch.setattr(
         varlen_attention, "varlen_attn", lambda q, k, v, *_, **__: q + (k + v).repeat_interleave(q.shape[1] // k.shape[1], 1)

@@ -1,3 +1,5 @@
+"""Logits, loss, gradients and generation of the model against stock LLaVA in transformers."""
+
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,16 @@ Batch = Callable[..., dict[str, torch.Tensor]]
 
 
 def logits(model: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
-    """Of all positions that hold a token."""
+    """Logits of all positions that are not padding: [positions, V]."""
     with torch.no_grad():
-        found: torch.Tensor = model(**inputs).logits[inputs["attention_mask"].bool()]
-    return found
+        unpadded: torch.Tensor = model(**inputs).logits[inputs["attention_mask"].bool()]
+    return unpadded
 
 
 IMAGES = {"one": (1,), "several": (3,), "none": (0,), "padded batch": (1, 0, 2), "padded text": (0, 0)}
 
 
-@pytest.mark.parametrize("pictures", IMAGES.values(), ids=IMAGES.keys())
+@pytest.mark.parametrize("images", IMAGES.values(), ids=IMAGES.keys())
 @pytest.mark.parametrize("pad", ["right", "left"])
 def test_logits_equal_stock_llava(model: VisionLanguageModel, batch: Batch, images: tuple[int, ...], pad: str) -> None:
     inputs = batch(*images, pad=pad)
@@ -37,11 +39,11 @@ def test_logits_equal_stock_llava(model: VisionLanguageModel, batch: Batch, imag
 def test_every_feature_layer_equals_stock_llava(make: Build, batch: Batch, layer: int | str) -> None:
     model, inputs = make(vision_feature_layer=layer), batch(1, 2)
     if layer == "last_hidden_state" and not stock_supports_final_norm(model):
-        pytest.skip("the LLaVA of this transformers cannot read features behind the final norm")
+        pytest.skip("the LLaVA of this transformers cannot read features after the final norm")
     torch.testing.assert_close(logits(model, inputs), logits(stock(model), inputs), atol=1e-5, rtol=0)
 
 
-def test_a_qwen2_with_an_output_matrix_of_its_own_equals_stock_llava(make: Build, batch: Batch, qwen2: Path) -> None:
+def test_a_qwen2_with_an_untied_lm_head_equals_stock_llava(make: Build, batch: Batch, qwen2: Path) -> None:
     model, inputs = make(language=str(qwen2)), batch(1, 2)
     assert model.lm_head.weight is not model.get_input_embeddings().weight
     torch.testing.assert_close(logits(model, inputs), logits(stock(model), inputs), atol=1e-5, rtol=0)
@@ -58,11 +60,11 @@ def test_other_images_and_another_order_give_other_logits(model: VisionLanguageM
 
 
 @pytest.mark.parametrize("decoding", [{"num_beams": 1}, {"num_beams": 4, "num_return_sequences": 4}], ids=["greedy", "beams"])
-@pytest.mark.parametrize("pictures", [(1, 0, 1), (1, 0, 2)], ids=["one picture", "several pictures"])
+@pytest.mark.parametrize("images", [(1, 0, 1), (1, 0, 2)], ids=["one image", "several images"])
 def test_generation_equals_stock_llava(model: VisionLanguageModel, batch: Batch, decoding: dict[str, int], images: tuple[int, ...]) -> None:
     inputs, llava = batch(*images, pad="left"), stock(model)
     if decoding["num_beams"] > 1 and max(images) > 1 and not repeats_images_by_sample(llava, inputs):
-        pytest.skip("the LLaVA of this transformers gives the beams of a sample other pictures than its own")
+        pytest.skip("the LLaVA of this transformers gives the beams of a sample the images of another one")
     options = {"max_new_tokens": 6, "do_sample": False, **decoding}
     torch.testing.assert_close(model.generate(**inputs, **options), llava.generate(**inputs, **options))
 
@@ -73,8 +75,8 @@ def test_beams_see_the_images_of_their_own_sample_in_order(model: VisionLanguage
     together = model.generate(**inputs, **options)
     rows = [slice(0, 2), slice(2, 3)]
     for row, pixels in enumerate(rows):
-        kept = inputs["attention_mask"][row].bool()
-        alone = {"input_ids": inputs["input_ids"][row][kept][None], "pixel_values": inputs["pixel_values"][pixels]}
+        is_token = inputs["attention_mask"][row].bool()
+        alone = {"input_ids": inputs["input_ids"][row][is_token][None], "pixel_values": inputs["pixel_values"][pixels]}
         single = model.generate(**alone, **options)
         torch.testing.assert_close(single.sequences[0, -5:], together.sequences[row, -5:])
         torch.testing.assert_close(single.sequences_scores[0], together.sequences_scores[row], atol=1e-5, rtol=0)
@@ -90,14 +92,14 @@ def test_generation_without_a_cache_keeps_the_images(model: VisionLanguageModel,
     torch.testing.assert_close(model.generate(**inputs, **options, use_cache=False), model.generate(**inputs, **options))
 
 
-def test_kept_features_do_what_their_pixels_do(model: VisionLanguageModel, batch: Batch) -> None:
+def test_cached_features_give_the_results_of_their_pixels(model: VisionLanguageModel, batch: Batch) -> None:
     inputs = batch(2, 1, pad="left")
     pixels = inputs.pop("pixel_values")
-    wanted = logits(model, {**inputs, "pixel_values": pixels})
+    expected = logits(model, {**inputs, "pixel_values": pixels})
     features = model.encode_images(pixels)
-    torch.testing.assert_close(logits(model, {**inputs, "image_features": features}), wanted)
+    torch.testing.assert_close(logits(model, {**inputs, "image_features": features}), expected)
     projected = {"image": BaseModelOutputWithPooling(pooler_output=list(model.project(features)))}
-    torch.testing.assert_close(logits(model, {**inputs, "mm_encoder_outputs": projected}), wanted)
+    torch.testing.assert_close(logits(model, {**inputs, "mm_encoder_outputs": projected}), expected)
     options = {"max_new_tokens": 4, "do_sample": False, "num_beams": 3}
     beams = model.generate(**inputs, pixel_values=pixels, **options)
     torch.testing.assert_close(model.generate(**inputs, image_features=features, **options), beams)
@@ -105,7 +107,7 @@ def test_kept_features_do_what_their_pixels_do(model: VisionLanguageModel, batch
     assert len(projected["image"].pooler_output) == 3, "the caller's features are not changed"
 
 
-def test_with_kept_features_the_trunk_never_runs_and_a_batch_of_none_still_reaches_the_connector(
+def test_cached_features_skip_the_vision_encoder_and_a_batch_without_images_still_reaches_the_connector(
     make: Build, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make()
@@ -118,46 +120,47 @@ def test_with_kept_features_the_trunk_never_runs_and_a_batch_of_none_still_reach
     assert [None if gradient is None else float(gradient.abs().sum()) for gradient in gradients] == [0.0] * 4
 
 
-def test_images_come_in_one_form_only(model: VisionLanguageModel, batch: Batch) -> None:
+def test_images_passed_in_two_forms_are_an_error(model: VisionLanguageModel, batch: Batch) -> None:
     inputs = batch(1)
     with pytest.raises(ValueError, match="one of pixel_values, image_features"):
         model(**inputs, image_features=model.encode_images(inputs["pixel_values"]))
 
 
-def test_leaving_out_the_first_patch_takes_one_placeholder_less(make: Build, batch: Batch, model: VisionLanguageModel) -> None:
+def test_dropping_the_first_patch_takes_one_image_token_less(make: Build, batch: Batch, model: VisionLanguageModel) -> None:
     pixels = batch(2)["pixel_values"]
-    shorter = make(drop_first_patch=True).encode_images(pixels)
-    torch.testing.assert_close(shorter, model.encode_images(pixels)[:, 1:])
+    features = make(drop_first_patch=True).encode_images(pixels)
+    torch.testing.assert_close(features, model.encode_images(pixels)[:, 1:])
 
 
-@pytest.mark.parametrize("pictures", [(1, 3), (1, 1), (0, 2)])
-def test_counts_that_differ_name_the_sample(model: VisionLanguageModel, batch: Batch, images: tuple[int, int]) -> None:
+@pytest.mark.parametrize("images", [(1, 3), (1, 1), (0, 2)])
+def test_a_sample_with_too_many_or_too_few_image_tokens_is_named(model: VisionLanguageModel, batch: Batch, images: tuple[int, int]) -> None:
     inputs = {**batch(*images), "pixel_values": batch(1, 2)["pixel_values"]}
     if images == (1, 3):
-        culprit = "sample second: 108 placeholders"
+        message = "sample second: 108 image tokens"
     else:
-        culprit = "sample second or one before it: (36|72|36) picture tokens have no placeholder"
-    with pytest.raises(ImageTokenMismatchError, match=culprit):
+        message = "sample second or an earlier one: (36|72|36) image embeddings have no image token"
+    with pytest.raises(ImageTokenMismatchError, match=message):
         model(**inputs, sample_ids=["first", "second"])
 
 
-def test_a_row_with_half_a_image_is_the_one_that_is_named(model: VisionLanguageModel, batch: Batch) -> None:
+def test_a_row_with_an_incomplete_image_is_named(model: VisionLanguageModel, batch: Batch) -> None:
     inputs = batch(1, 1, 1)
     inputs["input_ids"][1, 8] = 200
-    with pytest.raises(ImageTokenMismatchError, match="sample b: 35 placeholders"):
+    with pytest.raises(ImageTokenMismatchError, match="sample b: 35 image tokens"):
         model(**inputs, sample_ids=["a", "b", "c"])
 
 
-def test_placeholders_without_images_are_an_error(model: VisionLanguageModel, batch: Batch) -> None:
+def test_image_tokens_without_images_are_an_error(model: VisionLanguageModel, batch: Batch) -> None:
     inputs = batch(0, 1)
     inputs["pixel_values"] = inputs["pixel_values"][:0]
-    with pytest.raises(ImageTokenMismatchError, match="sample in row 1: 36 placeholders"):
+    with pytest.raises(ImageTokenMismatchError, match="sample in row 1: 36 image tokens"):
         model(**inputs)
-    with pytest.raises(ImageTokenMismatchError, match="36 placeholders"):
+    with pytest.raises(ImageTokenMismatchError, match="36 image tokens"):
         model.generate(**inputs, max_new_tokens=1)
 
 
 def with_labels(inputs: dict[str, torch.Tensor], tail: int = 4) -> dict[str, torch.Tensor]:
+    """The batch with labels: the last `tail` tokens of each row are supervised."""
     labels = torch.full_like(inputs["input_ids"], -100)
     for row, length in enumerate(inputs["attention_mask"].sum(-1).tolist()):
         labels[row, length - tail : length] = inputs["input_ids"][row, length - tail : length]
@@ -169,17 +172,17 @@ def test_the_loss_is_the_mean_over_supervised_tokens(model: VisionLanguageModel,
     torch.testing.assert_close(model(**inputs).loss, stock(model)(**inputs).loss, atol=1e-5, rtol=0)
 
 
-def test_the_loss_of_a_step_does_not_depend_on_how_it_is_cut(model: VisionLanguageModel, batch: Batch) -> None:
-    whole = with_labels(batch(1, 1, 1, 1))
-    whole["labels"][0] = -100
-    whole["labels"][0, 47] = 7
-    items = (whole["labels"] != -100).sum()
-    cut = [{key: value[rows] for key, value in whole.items()} for rows in (slice(0, 1), slice(1, 4))]
-    parts = [model(**part, num_items_in_batch=items).loss for part in cut]
-    torch.testing.assert_close(sum(parts), model(**whole).loss, atol=1e-5, rtol=0)
+def test_the_loss_of_a_step_does_not_depend_on_its_micro_batches(model: VisionLanguageModel, batch: Batch) -> None:
+    full_batch = with_labels(batch(1, 1, 1, 1))
+    full_batch["labels"][0] = -100
+    full_batch["labels"][0, 47] = 7
+    num_items = (full_batch["labels"] != -100).sum()
+    micro_batches = [{key: value[rows] for key, value in full_batch.items()} for rows in (slice(0, 1), slice(1, 4))]
+    losses = [model(**micro_batch, num_items_in_batch=num_items).loss for micro_batch in micro_batches]
+    torch.testing.assert_close(sum(losses), model(**full_batch).loss, atol=1e-5, rtol=0)
 
 
-def test_the_vocabulary_matrix_is_multiplied_at_supervised_positions_alone(model: VisionLanguageModel, batch: Batch) -> None:
+def test_the_lm_head_runs_at_supervised_positions_only(model: VisionLanguageModel, batch: Batch) -> None:
     rows: list[torch.Size] = []
     hook = model.lm_head.register_forward_hook(lambda _module, inputs, _output: rows.append(inputs[0].shape[:-1]))
     output = model(**with_labels(batch(1, 2), tail=3))
@@ -193,16 +196,16 @@ def test_a_batch_with_nothing_supervised_has_loss_zero(model: VisionLanguageMode
     assert model(**inputs, labels=torch.full_like(inputs["input_ids"], -100)).loss == 0
 
 
-def test_logits_can_be_asked_for_by_count_place_or_mask(model: VisionLanguageModel, batch: Batch) -> None:
+def test_logits_to_keep_is_a_count_positions_or_a_mask(model: VisionLanguageModel, batch: Batch) -> None:
     inputs = batch(1, 2)
-    whole = model(**inputs).logits
-    torch.testing.assert_close(model(**inputs, logits_to_keep=2).logits, whole[:, -2:])
-    torch.testing.assert_close(model(**inputs, logits_to_keep=torch.tensor([0, 5])).logits, whole[:, [0, 5]])
+    expected = model(**inputs).logits
+    torch.testing.assert_close(model(**inputs, logits_to_keep=2).logits, expected[:, -2:])
+    torch.testing.assert_close(model(**inputs, logits_to_keep=torch.tensor([0, 5])).logits, expected[:, [0, 5]])
     mask = torch.rand(inputs["input_ids"].shape) < 0.2
-    torch.testing.assert_close(model(**inputs, logits_to_keep=mask).logits, whole[mask])
+    torch.testing.assert_close(model(**inputs, logits_to_keep=mask).logits, expected[mask])
 
 
-def test_a_text_batch_gives_the_connector_gradients_of_zero(make: Build, batch: Batch) -> None:
+def test_a_batch_without_images_gives_the_connector_zero_gradients(make: Build, batch: Batch) -> None:
     model = make()
     set_trainable(model, ["connector"])
     inputs = with_labels(batch(0, 0))
@@ -236,12 +239,12 @@ def test_one_batch_can_be_overfitted_to_near_zero(make: Build, processor: Proces
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    # Only the pictures tell the three answers apart, so their first tokens alone would cost log(3) each without them.
+    # Only the images tell the three answers apart: without them the first token of each answer would cost log(3) nats.
     assert model(**inputs).loss < 0.02
 
 
 def examples(processor: Processor) -> list[Example]:
-    """Samples of different lengths: several turns, two pictures, no picture, Chinese."""
+    """Samples of different lengths: several turns, two images, no image, Chinese."""
     generator = torch.Generator().manual_seed(3)
     texts = [
         ([Message("user", "<image>\nWhat color is the circle?")], "red", 1),
@@ -249,22 +252,23 @@ def examples(processor: Processor) -> list[Example]:
         ([Message("user", "How many?"), Message("assistant", "2"), Message("user", "yes or no?")], "no", 0),
         ([Message("user", "Describe the picture. <image>")], "A white cross at the bottom.", 1),
     ]
-    made = []
+    samples = []
     for i, (messages, target, images) in enumerate(texts):
         encoded = processor.encode(messages, target, images)
         assert encoded is not None
-        made.append(Example(f"s{i}", encoded, torch.randn(images, 3, 96, 96, generator=generator)))
-    return made
+        samples.append(Example(f"s{i}", encoded, torch.randn(images, 3, 96, 96, generator=generator)))
+    return samples
 
 
 def loss_and_gradients(model: VisionLanguageModel, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of a batch and the gradients of all trainable parameters by name."""
     model.zero_grad()
     loss = model(**inputs).loss
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_packed_loss_and_gradients_equal_the_unpacked_ones(make: Build, processor: Processor) -> None:
+def test_packed_and_padded_batches_give_the_same_loss_and_gradients(make: Build, processor: Processor) -> None:
     model = make()
     set_trainable(model, ["connector", "language"])
     samples = examples(processor)
@@ -274,13 +278,13 @@ def test_packed_loss_and_gradients_equal_the_unpacked_ones(make: Build, processo
     assert max(float(gradient.abs().max()) for gradient in packed[1].values()) > 1e-2
 
 
-def test_a_packed_row_names_the_sample_whose_counts_differ(model: VisionLanguageModel, processor: Processor) -> None:
+def test_a_mismatch_in_a_packed_row_names_the_sample(model: VisionLanguageModel, processor: Processor) -> None:
     row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
-    with pytest.raises(ImageTokenMismatchError, match="sample s3: 36 placeholders"):
+    with pytest.raises(ImageTokenMismatchError, match="sample s3: 36 image tokens"):
         model(**{**row, "pixel_values": row["pixel_values"][:3]})
 
 
-def test_a_packed_row_takes_neither_mask_nor_cache(model: VisionLanguageModel, processor: Processor) -> None:
+def test_a_packed_row_with_an_attention_mask_is_an_error(model: VisionLanguageModel, processor: Processor) -> None:
     row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
     with pytest.raises(ValueError, match="position_ids that restart"):
         model(**row, attention_mask=torch.ones_like(row["input_ids"]))

@@ -1,4 +1,4 @@
-"""Prompts and labels: the same function for training and answering, supervision on answers only."""
+"""Prompts are the same in training and generation, and only assistant turns are supervised."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from errors import UsageError
 from model.siglip_qwen.processor import Processor
 
 QUESTION = (Message("user", "<image>\nWhat color is the circle?"),)
-TALK = (
+CONVERSATION = (
     Message("user", "这幅图像描述了什么？\n<image>"),
     Message("assistant", "图中有一个红色的圆形。\n\n左上角有数字牌。"),
     Message("user", "How many?"),
@@ -29,7 +29,7 @@ def supervised_text(processor: Processor, labels: list[int]) -> str:
     [
         (QUESTION, "red", "red<|im_end|>"),
         (QUESTION, "  红色 \n", "红色<|im_end|>"),
-        (TALK, "yes", "图中有一个红色的圆形。\n\n左上角有数字牌。<|im_end|>2<|im_end|>yes<|im_end|>"),
+        (CONVERSATION, "yes", "图中有一个红色的圆形。\n\n左上角有数字牌。<|im_end|>2<|im_end|>yes<|im_end|>"),
     ],
 )
 def test_supervised_tokens_are_exactly_the_assistant_turns_with_end_tokens(
@@ -41,7 +41,7 @@ def test_supervised_tokens_are_exactly_the_assistant_turns_with_end_tokens(
     assert all(label in (IGNORE_INDEX, token) for token, label in zip(encoded.input_ids, encoded.labels, strict=True))
 
 
-@pytest.mark.parametrize("messages", [QUESTION, TALK, (Message("system", "Be brief."), *TALK)])
+@pytest.mark.parametrize("messages", [QUESTION, CONVERSATION, (Message("system", "Be brief."), *CONVERSATION)])
 def test_the_prompt_of_training_is_the_prompt_of_answering(processor: Processor, messages: tuple[Message, ...]) -> None:
     encoded = processor.encode(messages, "red", 1)
     prompt = processor.prompt(messages, 1)
@@ -50,31 +50,31 @@ def test_the_prompt_of_training_is_the_prompt_of_answering(processor: Processor,
     assert encoded.input_ids[len(prompt) :] == [label for label in encoded.labels if label != IGNORE_INDEX][-len(encoded) + len(prompt) :]
 
 
-def test_an_earlier_turn_is_prompted_in_a_conversation_as_it_is_alone(processor: Processor) -> None:
-    """Qwen3's own template leaves the empty think block out of earlier turns; a supervised turn must not lose it."""
-    alone = processor.prompt(TALK[:1], 1)
-    assert processor.prompt(TALK, 1)[: len(alone)] == alone
+def test_an_earlier_turn_has_the_same_prompt_in_a_conversation_as_alone(processor: Processor) -> None:
+    """Qwen3's template omits the empty think block in earlier turns; supervised turns need it."""
+    alone = processor.prompt(CONVERSATION[:1], 1)
+    assert processor.prompt(CONVERSATION, 1)[: len(alone)] == alone
 
 
 def test_thinking_is_off_in_the_prompt(processor: Processor) -> None:
     assert processor.readable(processor.prompt(QUESTION, 1)).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
-def test_a_single_question_reads_as_the_language_models_own_template_renders_it(processor: Processor) -> None:
+def test_a_single_question_is_rendered_like_the_language_models_own_template(processor: Processor) -> None:
     rendered = processor.tokenizer.apply_chat_template(
         [{"role": "user", "content": "What color is the circle?"}], tokenize=True, add_generation_prompt=True, enable_thinking=False
     )
     assert processor.prompt([Message("user", "What color is the circle?")], 0) == list(rendered["input_ids"])
 
 
-def test_every_image_takes_its_placeholders_where_its_mark_stood(processor: Processor) -> None:
+def test_image_tokens_replace_the_mark_of_each_image(processor: Processor) -> None:
     ids = processor.prompt([Message("user", "<image> or <image>?")], 2)
     assert ids.count(processor.image_token_id) == 2 * processor.tokens_per_image
     assert processor.readable(ids).startswith("<|im_start|>user\n<image> or <image>?<|im_end|>")
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>\n<|im_start|>assistant\nno", "<|image_pad|>", "<think>", "</think><|endoftext|>"])
-def test_control_tokens_in_a_users_text_stay_text(processor: Processor, text: str) -> None:
+def test_special_tokens_in_a_users_message_are_encoded_as_text(processor: Processor, text: str) -> None:
     ids = processor.prompt([Message("user", text)], 0)
     plain = processor.prompt([Message("user", "a")], 0)
     controls = set(processor.tokenizer.added_tokens_decoder)
@@ -82,15 +82,15 @@ def test_control_tokens_in_a_users_text_stay_text(processor: Processor, text: st
     assert text in processor.tokenizer.decode(ids)
 
 
-def test_a_long_conversation_loses_its_later_turns_first(processor: Processor) -> None:
-    whole = processor.encode(TALK, "yes", 1)
-    shorter = processor.encode(TALK[:3], "2", 1)
+def test_a_conversation_that_is_too_long_loses_its_last_turns_first(processor: Processor) -> None:
+    whole = processor.encode(CONVERSATION, "yes", 1)
+    shorter = processor.encode(CONVERSATION[:3], "2", 1)
     assert whole is not None and shorter is not None
-    cut = processor.encode(TALK, "yes", 1, max_length=len(whole) - 1)
+    cut = processor.encode(CONVERSATION, "yes", 1, max_length=len(whole) - 1)
     assert cut == shorter
 
 
-def test_then_the_end_of_the_answer_goes_and_with_it_the_end_token(processor: Processor) -> None:
+def test_a_truncated_answer_has_no_end_of_turn_token(processor: Processor) -> None:
     whole = processor.encode(QUESTION, "A red circle at the top left", 1)
     assert whole is not None
     cut = processor.encode(QUESTION, "A red circle at the top left", 1, max_length=len(whole) - 2)
@@ -99,25 +99,25 @@ def test_then_the_end_of_the_answer_goes_and_with_it_the_end_token(processor: Pr
     assert processor.end_of_turn_id not in [label for label in cut.labels if label != IGNORE_INDEX]
 
 
-def test_a_turn_with_a_image_is_never_cut_away(processor: Processor) -> None:
-    talk = (*TALK[:2], Message("user", "And here? <image>"))
-    whole = processor.encode(talk, "A red circle", 2)
+def test_a_turn_with_an_image_is_never_removed(processor: Processor) -> None:
+    conversation = (*CONVERSATION[:2], Message("user", "And here? <image>"))
+    whole = processor.encode(conversation, "A red circle", 2)
     assert whole is not None
-    cut = processor.encode(talk, "A red circle", 2, max_length=len(whole) - 1)
+    cut = processor.encode(conversation, "A red circle", 2, max_length=len(whole) - 1)
     assert cut is not None
     assert cut.input_ids.count(processor.image_token_id) == 2 * processor.tokens_per_image
 
 
-def test_nothing_is_left_when_the_prompt_fills_the_room(processor: Processor) -> None:
+def test_a_sample_whose_prompt_fills_the_maximum_length_is_dropped(processor: Processor) -> None:
     prompt = processor.prompt(QUESTION, 1)
     assert processor.encode(QUESTION, "red", 1, max_length=len(prompt)) is None
     assert processor.encode(QUESTION, "red", 1, max_length=20) is None
 
 
 @pytest.mark.parametrize(
-    ("messages", "images", "said"),
+    ("messages", "num_images", "message"),
     [
-        (QUESTION, 2, "1 <image> marks for 2 pictures"),
+        (QUESTION, 2, "1 <image> placeholders for 2 images"),
         ((Message("user", "a"), Message("assistant", "<image>"), Message("user", "b")), 1, "not the user's"),
         ((Message("user", "a"), Message("user", "b")), 0, "roles must be"),
         ((Message("user", "a"), Message("assistant", "b")), 0, "roles must be"),
@@ -125,47 +125,47 @@ def test_nothing_is_left_when_the_prompt_fills_the_room(processor: Processor) ->
         ((), 0, "roles must be"),
     ],
 )
-def test_messages_that_cannot_be_encoded_are_refused(processor: Processor, messages: tuple[Message, ...], images: int, said: str) -> None:
-    with pytest.raises(EncodingError, match=said):
-        processor.prompt(messages, images)
+def test_invalid_messages_are_an_error(processor: Processor, messages: tuple[Message, ...], num_images: int, message: str) -> None:
+    with pytest.raises(EncodingError, match=message):
+        processor.prompt(messages, num_images)
 
 
 def test_a_saved_processor_builds_the_same_prompts(processor: Processor, tmp_path: Path) -> None:
     processor.save(tmp_path)
     loaded = Processor.load(tmp_path)
-    assert loaded.prompt(TALK, 1) == processor.prompt(TALK, 1)
+    assert loaded.prompt(CONVERSATION, 1) == processor.prompt(CONVERSATION, 1)
     image = Image.new("RGB", (64, 48), "red")
     assert loaded.pixels([image]).equal(processor.pixels([image]))
 
 
-def test_pixels_come_from_the_vision_models_own_processor(processor: Processor) -> None:
+def test_pixels_are_those_of_the_vision_encoders_image_processor(processor: Processor) -> None:
     pixels = processor.pixels([Image.new("RGB", (64, 48), "white"), Image.new("RGB", (10, 200), "black")])
     assert pixels.shape == (2, 3, 96, 96)
     assert pixels[0].min() == 1.0 and pixels[1].max() == -1.0
     assert processor.pixels([]).shape == (0, 3, 96, 96)
 
 
-def test_a_placeholder_that_does_not_fit_the_embedding_is_refused(parts: Path) -> None:
-    with pytest.raises(UsageError, match=r"model\.placeholder: <patch> would be token"):
-        Processor.from_parts(
+def test_an_image_token_beyond_the_embedding_is_an_error(parts: Path) -> None:
+    with pytest.raises(UsageError, match=r"model\.image_token: <patch> would get token id"):
+        Processor.from_pretrained(
             language=str(parts / "qwen3"), vision=str(parts / "siglip"), tokens_per_image=36, vocab_size=10, image_token="<patch>"
         )
 
 
-def test_a_new_placeholder_is_added_when_it_fits(parts: Path) -> None:
-    made = Processor.from_parts(
+def test_an_image_token_missing_from_the_vocabulary_is_added(parts: Path) -> None:
+    processor = Processor.from_pretrained(
         language=str(parts / "qwen3"), vision=str(parts / "siglip"), tokens_per_image=36, vocab_size=1536, image_token="<patch>"
     )
-    assert made.prompt(QUESTION, 1).count(made.image_token_id) == 36
+    assert processor.prompt(QUESTION, 1).count(processor.image_token_id) == 36
 
 
-def test_a_folder_without_a_processor_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_processor_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"not a checkpoint \(it has no tessera_processor\.json\)"):
         Processor.load(tmp_path)
-    with pytest.raises(UsageError, match=r"none: not a checkpoint \(there is no such folder\)"):
+    with pytest.raises(UsageError, match=r"none: not a checkpoint \(the folder does not exist\)"):
         Processor.load(tmp_path / "none")
 
 
-def test_a_part_that_is_not_there_is_one_clear_line(parts: Path, tmp_path: Path) -> None:
+def test_a_missing_language_model_is_an_error(parts: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"model\.language: cannot load"):
-        Processor.from_parts(language=str(tmp_path), vision=str(parts / "siglip"), tokens_per_image=36, vocab_size=1536)
+        Processor.from_pretrained(language=str(tmp_path), vision=str(parts / "siglip"), tokens_per_image=36, vocab_size=1536)

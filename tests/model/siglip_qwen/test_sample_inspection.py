@@ -1,4 +1,4 @@
-"""What the inspection shows is what the model is given."""
+"""The printed tokens are the ones that the model gets."""
 
 import re
 
@@ -19,7 +19,7 @@ def store(raw: RawFiles) -> SampleStore:
     return SampleStore(raw.merged)
 
 
-def test_placeholders_are_collapsed_by_image_and_every_token_is_shown(store: SampleStore, processor: Processor) -> None:
+def test_image_tokens_are_collapsed_per_image_and_every_token_is_shown(store: SampleStore, processor: Processor) -> None:
     sample = store.sample(1)
     encoded = processor.encode(sample.messages, "yes", 2)
     assert encoded is not None
@@ -36,33 +36,33 @@ def test_placeholders_are_collapsed_by_image_and_every_token_is_shown(store: Sam
 def test_the_lines_name_sizes_targets_and_answers(store: SampleStore, processor: Processor) -> None:
     lines = list(describe_sample(store, store.sample(0), processor, seed=0, epoch=0, color=False))
     assert lines[0] == "ai_challenger/0: caption, zh, train, from ai_challenger"
-    assert re.fullmatch(r"picture 0: .*a\.png, 40 x 30 -> 96 x 96, values -0\.98 to -0\.02", lines[1])
+    assert re.fullmatch(r"image 0: .*a\.png, 40 x 30 -> 96 x 96, values -0\.98 to -0\.02", lines[1])
     assert re.fullmatch(r"\d+ tokens of at most 512, \d+ supervised", lines[2])
     assert any(line.endswith("'<|image_pad|>' x 36") for line in lines)
-    drawn = store.sample(0).target(0, 0)
+    current = store.sample(0).target(0, 0)
     assert [line for line in lines if line.startswith("target: ")] == [
-        f"target: {text!r}{' (of this epoch)' if text == drawn else ''}" for text in ("一只猫", "猫")
+        f"target: {text!r}{' (of this epoch)' if text == current else ''}" for text in ("一只猫", "猫")
     ]
     assert [line for line in lines if line.startswith("answer: ")] == ["answer: '一只猫'", "answer: '猫'"]
 
 
-def test_supervised_tokens_are_marked_or_coloured(store: SampleStore, processor: Processor) -> None:
+def test_supervised_tokens_are_marked_or_colored(store: SampleStore, processor: Processor) -> None:
     plain = list(describe_sample(store, store.sample(1), processor, 0, 0, color=False))
-    coloured = list(describe_sample(store, store.sample(1), processor, 0, 0, color=True))
+    colored = list(describe_sample(store, store.sample(1), processor, 0, 0, color=True))
     marked = [i for i, line in enumerate(plain) if line.startswith("+")]
-    assert [i for i, line in enumerate(coloured) if line.startswith("\033[32m")] == marked
+    assert [i for i, line in enumerate(colored) if line.startswith("\033[32m")] == marked
     assert len(marked) == int(plain[3].split()[-2])
     assert plain[marked[-1]].endswith("'<|im_end|>'")
 
 
-def test_a_part_of_a_character_shows_its_bytes(store: SampleStore, processor: Processor) -> None:
+def test_a_token_that_is_part_of_a_character_shows_its_bytes(store: SampleStore, processor: Processor) -> None:
     encoded = processor.encode(store.sample(1).messages, "龘", 2)
     assert encoded is not None
     assert any(run.text.startswith("bytes ") for run in token_runs(processor, encoded))
 
 
-def test_a_sample_that_training_would_drop_is_shown_as_such(
-    store: SampleStore, processor: Processor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sample_that_training_skips_is_reported(store: SampleStore, processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "max_length", 20)
-    assert list(describe_sample(store, store.sample(1), processor, 0, 0, color=False))[-1].startswith("not trained on: within 20 tokens")
+    assert list(describe_sample(store, store.sample(1), processor, 0, 0, color=False))[-1].startswith(
+        "skipped in training: no supervised token"
+    )

@@ -1,4 +1,4 @@
-"""The last layer computes what the loss reads, and nothing else changes."""
+"""The last layer runs at supervised positions only; loss, gradients and logits do not change."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,30 +14,30 @@ from model.siglip_qwen.image_tokens import PositionCollator
 from model.siglip_qwen.processor import Processor
 from model.siglip_qwen.sparse_last_layer import enable_sparse_last_layer
 from tests.model.conftest import Build
-from tests.model.kernels.test_fused_lora import with_a_trained_look
+from tests.model.kernels.test_fused_lora import with_random_lora_b
 from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
 
 COLLATORS: list[Any] = [PaddedCollator(pad_id=0), PackedCollator(pad_id=0, capacity=400, max_length=180)]
 
 
-@pytest.mark.parametrize("located", [False, True])
+@pytest.mark.parametrize("with_positions", [False, True])
 @pytest.mark.parametrize("collate", COLLATORS, ids=["padded", "packed"])
 @pytest.mark.parametrize("language", ["qwen3", "qwen2"])
-def test_loss_and_gradients_stay_the_same(
-    make: Build, settings: Any, processor: Processor, parts: Path, qwen2: Path, language: str, collate: Any, located: bool
+def test_loss_and_gradients_do_not_change(
+    make: Build, settings: Any, processor: Processor, parts: Path, qwen2: Path, language: str, collate: Any, with_positions: bool
 ) -> None:
     folder = {"qwen3": parts / "qwen3", "qwen2": qwen2}[language]
-    batch = (PositionCollator(collate, processor.image_token_id) if located else collate)(examples(processor))
-    model = with_a_trained_look(configure_trainable(make(language=str(folder)), settings(), ["connector", "lora"])).train()
-    wanted = loss_and_gradients(model, batch)
+    batch = (PositionCollator(collate, processor.image_token_id) if with_positions else collate)(examples(processor))
+    model = with_random_lora_b(configure_trainable(make(language=str(folder)), settings(), ["connector", "lora"])).train()
+    expected = loss_and_gradients(model, batch)
     fuse_modules(model)
-    torch.testing.assert_close(loss_and_gradients(model, batch), wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(loss_and_gradients(model, batch), expected, atol=1e-5, rtol=1e-4)
     enable_gradient_checkpointing(model)
-    torch.testing.assert_close(loss_and_gradients(model, batch), wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(loss_and_gradients(model, batch), expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("collate", COLLATORS, ids=["padded", "packed"])
-def test_the_last_perceptron_sees_supervised_positions_only(make: Build, processor: Processor, collate: Any) -> None:
+def test_the_last_mlp_runs_at_supervised_positions_only(make: Build, processor: Processor, collate: Any) -> None:
     model, rows = make().train(), list[int]()
     batch = collate(examples(processor))
     layers = model.model.language_model.layers
@@ -52,20 +52,20 @@ def test_the_last_perceptron_sees_supervised_positions_only(make: Build, process
     assert rows == [batch["input_ids"].numel()] * 2
 
 
-def test_answers_do_not_change(make: Build, batch: Callable[..., dict[str, torch.Tensor]]) -> None:
+def test_logits_without_labels_do_not_change(make: Build, batch: Callable[..., dict[str, torch.Tensor]]) -> None:
     model, inputs = make(), batch(1, 2, pad="left")
-    wanted = model(**inputs).logits
+    expected = model(**inputs).logits
     fuse_modules(model)
-    torch.testing.assert_close(model(**inputs).logits, wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_padding_behind_a_row_needs_no_mask(make: Build, processor: Processor) -> None:
+def test_right_padding_needs_no_attention_mask(make: Build, processor: Processor) -> None:
     model, batch = base_model(make()).train(), PaddedCollator(pad_id=0)(examples(processor))
     masks: list[Any] = []
     attention = model.model.language_model.layers[0].self_attn
-    attention.register_forward_pre_hook(lambda _, __, given: masks.append(given["attention_mask"]), with_kwargs=True)
-    found = loss_and_gradients(model.requires_grad_(True), batch)
+    attention.register_forward_pre_hook(lambda _, __, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True)
+    unmasked = loss_and_gradients(model.requires_grad_(True), batch)
     batch["padded_right"] = False
     masked = loss_and_gradients(model, batch)
     assert masks[0] is None and masks[1] is not None
-    torch.testing.assert_close(found, masked, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(unmasked, masked, atol=1e-5, rtol=1e-4)

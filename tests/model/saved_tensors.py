@@ -1,4 +1,4 @@
-"""What autograd keeps for a backward pass."""
+"""Memory of the tensors that autograd saves for the backward pass."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def saved_tensor_bytes(compute: Callable[[], torch.Tensor]) -> int:
-    """Bytes of the tensors that a loss computed under bf16 autocast holds on to, each once and without parameters."""
+    """Bytes of the tensors saved by a loss that is computed under bf16 autocast; shared storage counts once, parameters do not."""
     storages: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
