@@ -7,13 +7,13 @@ import shlex
 import cli
 import config as configuration
 
-parser = cli.Parser("Train the projector, the adapters or the whole language model on merged data, stage by stage.")
-parser.add_argument("--resume", metavar="auto|PATH", help="continue the newest whole checkpoint of this name, or the one in a folder")
+parser = cli.Parser("Train the connector, LoRA adapters or the whole language model on preprocessed data, one stage after the other.")
+parser.add_argument("--resume", metavar="auto|PATH", help="resume from the latest complete checkpoint of this name, or from a folder")
 
 
 def main(arguments: argparse.Namespace) -> None:
     rank = int(os.environ.get("RANK", "0"))
-    # The configuration section needs no heavy library; the training does.
+    # Imported here: --help and errors in the configuration need no torch.
     from training.run import train
 
     configuration.check_model_paths(arguments.config, "model.vision", "model.language")

@@ -1,7 +1,7 @@
-"""The checkpoints of a run: checkpoints/<name>/checkpoint-<step>, each either whole or not there.
+"""Atomic writing of the checkpoints of a run: checkpoints/<name>/checkpoint-<step>.
 
-A checkpoint is written into a hidden folder beside its place by all processes and renamed by the main one. The model's own
-files stand at its top, what training needs to go on stands in trainer/.
+All ranks write into a hidden temporary folder, which rank 0 renames. The model's files are at the top of the folder, the state
+that resuming needs is in trainer/.
 """
 
 import re
@@ -16,24 +16,24 @@ from model.siglip_qwen.checkpoint import write_manifest
 from training.resume import RunState
 
 TRAINER_FOLDER = "trainer"
-"""Optimizer, schedule, random states, and how far the run has come; not needed for answering."""
+"""Subfolder with the state of optimizer, schedule, random generators and run; not needed for inference."""
 
 
-def step_of(folder: Path) -> int:
-    """Optimizer step in the name of a checkpoint folder, -1 for another folder."""
-    found = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-    return int(found[1]) if found else -1
+def checkpoint_step(folder: Path) -> int:
+    """Optimizer step in the name of a checkpoint folder, -1 for any other folder."""
+    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+    return int(match[1]) if match else -1
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """Checkpoints of a run in the order of their steps."""
-    return sorted((path for path in folder.glob("checkpoint-*") if step_of(path) >= 0), key=step_of)
+    """Checkpoint folders of a run, sorted by step."""
+    return sorted((path for path in folder.glob("checkpoint-*") if checkpoint_step(path) >= 0), key=checkpoint_step)
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of a run; every process calls its methods, at the same time.
+    """Writes the checkpoints of a run. Every rank must call its methods, since they contain barriers.
 
-    keep: how many stay of each stage.
+    folder: checkpoint folder of the run; save_total_limit: number of latest checkpoints kept of each stage.
     """
 
     def __init__(self, folder: Path, save_total_limit: int, partial_state: PartialState):
@@ -46,11 +46,17 @@ class CheckpointWriter:
         save_trainer: Callable[[Path], None] | None,
         protected_step: int | None = None,
     ) -> Path:
-        """Write the checkpoint of `state.step` and remove older ones of its stage.
+        """Write the checkpoint of `state.step` and delete older ones of its stage.
 
-        save_model: writes the model's own files into a folder; called in the main process. save_trainer: writes this
-        process's share of the trainer's state; None at the end of a stage, from where nothing of it goes on.
-        spare: a step whose checkpoint stays in any case.
+        Args:
+            state: Written with the checkpoint.
+            save_model: Writes the model's files into a folder; called on rank 0 only.
+            save_trainer: Writes this rank's part of the trainer state into a folder; None at the end of a stage, where the
+                next stage starts with a new optimizer.
+            protected_step: Step whose checkpoint is never deleted, such as the best one so far.
+
+        Returns:
+            The folder of the checkpoint.
         """
         partial = self._begin(state)
         if self._partial_state.is_main_process:
@@ -60,7 +66,7 @@ class CheckpointWriter:
         return self._finish(partial, state, protected_step)
 
     def write_from_step(self, state: RunState, step: int) -> Path:
-        """Write the checkpoint of `state.step`, the end of its stage, with the model of an earlier step."""
+        """Write the checkpoint of `state.step`, the last of its stage, with the model files of an earlier step."""
         source = self.folder / f"checkpoint-{step}"
         return self.write(state, lambda folder: _copy(source, folder), save_trainer=None, protected_step=step)
 
@@ -88,16 +94,16 @@ class CheckpointWriter:
         return target
 
     def _remove_older(self, first_step: int, protected_step: int | None) -> None:
-        stage_checkpoints = [path for path in checkpoint_folders(self.folder) if step_of(path) > first_step]
+        stage_checkpoints = [path for path in checkpoint_folders(self.folder) if checkpoint_step(path) > first_step]
         for path in stage_checkpoints[: -self._save_total_limit]:
-            if step_of(path) != protected_step:
-                # Renamed first: removed half-way, it must not look like a checkpoint.
+            if checkpoint_step(path) != protected_step:
+                # Renamed first: after an interrupted deletion the rest must not look like a checkpoint.
                 removed = path.replace(path.with_name(f".{path.name}.removed"))
                 shutil.rmtree(removed)
 
 
 def _copy(source: Path, folder: Path) -> None:
-    """Copy a checkpoint's model, without the trainer's state."""
+    """Copy a checkpoint's model files, without the trainer state."""
     for path in source.iterdir():
         if path.is_dir() and path.name != TRAINER_FOLDER:
             shutil.copytree(path, folder / path.name)

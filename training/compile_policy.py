@@ -1,6 +1,6 @@
-"""How a training step is carried out on this device: compiled or not, with activations kept or recomputed.
+"""Whether a stage compiles its layers, and whether this machine supports the settings of the training step.
 
-Nothing here touches what is learnt, only time and memory. What was chosen is said in a line each.
+Compilation changes speed and memory, not what is learnt. Every decision is printed with its reason.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from model.kernels.compile import compile_unsupported_reason
 from training.config import TrainConfig
 from training.optimization.optimizers import check_optimizer
 
-COMPILE_PAYS_AFTER = 500
-"""Micro-batches behind which compiling has paid for itself: it takes about half a minute and saves a third of each."""
+MIN_MICRO_BATCHES_TO_COMPILE = 500
+"""Micro-batches after which compilation has paid for itself: it takes about half a minute and saves a third of each."""
 
 
 @dataclass(frozen=True)
 class CompileDecision:
-    """Something that is switched on or off, and why, in words for people."""
+    """Whether layers are compiled, and the reason in words."""
 
     enabled: bool
     reason: str
@@ -28,24 +28,31 @@ class CompileDecision:
 
 
 def check_step_settings(train: TrainConfig, device: torch.device, sharded: bool) -> None:
-    """Raise UsageError naming the setting that this machine cannot carry out. shared_out: weights are divided (FSDP, ZeRO-3)."""
+    """Raise UsageError naming the setting that this machine does not support. sharded: weights are sharded (FSDP, ZeRO-3)."""
     check_optimizer(train, device, sharded)
     if train.torch_compile is True:
-        unsupported_reason = "layers that FSDP or ZeRO-3 shares out are not compiled" if sharded else compile_unsupported_reason(device)
+        unsupported_reason = "layers sharded by FSDP or ZeRO-3 are not compiled" if sharded else compile_unsupported_reason(device)
         if unsupported_reason is not None:
             raise UsageError(f"train.torch_compile: {unsupported_reason}; set train.torch_compile=false")
 
 
 def decide_compile(train: TrainConfig, device: torch.device, micro_batches: int, sharded: bool) -> CompileDecision:
-    """Whether a stage of so many micro-batches compiles its layers."""
+    """Whether a stage of `micro_batches` micro-batches compiles its layers.
+
+    Args:
+        micro_batches: Optimizer steps times gradient accumulation steps.
+        sharded: Weights are sharded over ranks (FSDP, ZeRO-3).
+    """
     if train.torch_compile != "auto":
         return CompileDecision(train.torch_compile, f"train.torch_compile={str(train.torch_compile).lower()}")
     if device.type != "cuda":
         return CompileDecision(False, f"auto on {device.type}")
     if sharded:
-        return CompileDecision(False, "auto: weights are shared out over processes")
+        return CompileDecision(False, "auto: weights are sharded over processes")
     unsupported_reason = compile_unsupported_reason(device)
     if unsupported_reason is not None:
         return CompileDecision(False, f"auto: {unsupported_reason}")
-    pays_off = micro_batches >= COMPILE_PAYS_AFTER
-    return CompileDecision(pays_off, f"auto: {micro_batches:,} micro-batches in this stage, repaid after about {COMPILE_PAYS_AFTER}")
+    pays_off = micro_batches >= MIN_MICRO_BATCHES_TO_COMPILE
+    return CompileDecision(
+        pays_off, f"auto: {micro_batches:,} micro-batches in this stage, pays off after about {MIN_MICRO_BATCHES_TO_COMPILE}"
+    )

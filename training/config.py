@@ -1,4 +1,4 @@
-"""Settings of the training."""
+"""Training settings. Keys that transformers, PEFT or TRL also have bear the same name and unit there."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
@@ -16,97 +16,108 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 @section
 class LearningRates:
-    """A learning rate for each trained group."""
+    """Peak learning rate of each parameter group."""
 
     connector: PositiveFloat = 1e-4
-    """Of the projector."""
+    """Peak learning rate of the connector."""
     lora: PositiveFloat = 2e-4
-    """Of the adapters."""
+    """Peak learning rate of the LoRA adapters."""
     language: PositiveFloat = 2e-5
-    """Of the whole language model, when a stage trains it."""
+    """Peak learning rate of the language model, in stages that train all its weights."""
 
 
 @section
 class StageConfig:
-    """One stage of the training: what is trained, how long, how fast."""
+    """One training stage: the trained parameter groups, the length and the learning rate."""
 
     name: str
-    """Name of the stage in logs and checkpoints."""
+    """Unique name of the stage in logs and checkpoints."""
     train: tuple[ParamGroup, ...]
-    """What is trained: projector, lora, language (the whole language model)."""
+    """Trained parameter groups: connector, lora, language (all weights of the language model); the rest is frozen."""
     epochs: PositiveFloat = 1.0
-    """Passes over the training samples."""
+    """Passes over the training samples (num_train_epochs); may be a fraction."""
     max_steps: PositiveInt | None = None
-    """Stop the stage after this many optimizer steps."""
+    """Upper limit of optimizer steps, also for the learning-rate schedule; null = as many as `epochs` takes."""
     learning_rate: PositiveFloat | LearningRates | None = None
-    """Overrides train.learning_rate for this stage."""
+    """Replaces train.learning_rate in this stage; null = train.learning_rate."""
 
 
 @section
 class TrainConfig:
-    """The training."""
+    """Training: stages, batches, optimizer, precision, logging, checkpoints."""
 
     stages: tuple[StageConfig, ...] = (
         StageConfig(name="align", train=("connector",), learning_rate=1e-3),
         StageConfig(name="tune", train=("connector", "lora")),
     )
-    """Stages, run one after the other."""
+    """Training stages, in order. Each has its own optimizer and learning-rate schedule and starts from the weights of the one before."""
     learning_rate: PositiveFloat | LearningRates = LearningRates()
-    """One rate for all groups or one for each."""
+    """Peak learning rate: one number, or one for each of connector, lora, language."""
     batching: Literal["auto", "packed", "padded"] = "auto"
-    """Packed rows or length-grouped padding; auto = packed on CUDA, padded on a CPU."""
+    """packed = samples concatenated into rows of packing_length tokens without attention between them; padded = samples of
+    similar length, padded to the longest; auto = packed on CUDA, padded on other devices."""
     per_device_train_batch_size: PositiveInt = 16
-    """Samples a micro-batch and process, when padded."""
+    """Samples in a micro-batch of one process (rank); used when padded. The effective batch size is this x
+    gradient_accumulation_steps x processes."""
     packing_length: PositiveInt = 16_384
-    """Tokens a micro-batch and process, when packed."""
+    """Tokens in a micro-batch of one process, which is one packed row; used when packed. At least the longest sample."""
     max_questions_per_conversation: PositiveInt = 1
-    """At most so many short questions about one picture are asked in one conversation, whose picture is paid for once."""
+    """At most this many short questions about one image are joined into a multi-turn conversation, which encodes the image once;
+    1 = none are joined."""
     gradient_accumulation_steps: PositiveInt = 1
-    """Micro-batches an optimizer step."""
-    warmup_steps: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.03
-    """Share of the steps over which the learning rate rises; a cosine takes it to zero afterwards."""
+    """Micro-batches per optimizer step. The loss is the mean over the supervised tokens of all of them, on all processes."""
+    warmup_steps: Annotated[float, Field(ge=0.0)] = 0.03
+    """Linear warm-up of each stage, then cosine decay to zero. Below 1: a share of the stage's optimizer steps (0.03 = 3 %); from 1 on: a
+    number of steps."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    """AdamW weight decay."""
+    """Decoupled weight decay of AdamW, on matrices; biases and norm weights have none."""
     max_grad_norm: PositiveFloat = 1.0
-    """Gradients are clipped to this norm."""
+    """Gradients are clipped to this L2 norm over all trained parameters."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16 autocast, or fp32; auto = bf16 on CUDA devices that have it, fp32 elsewhere."""
+    """bf16 = autocast with trained weights in fp32; fp32 = no autocast; auto = bf16 on CUDA devices with native bf16, else fp32."""
     torch_compile: bool | Literal["auto"] = "auto"
-    """Compile the layers one by one; auto = on CUDA, where a stage has 500 micro-batches or more and so repays it."""
+    """Compile each transformer layer with torch.compile; auto = on CUDA, in stages of at least 500 micro-batches, without FSDP
+    and ZeRO-3."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Recompute activations in the backward pass: a third slower, far less memory. auto = on CUDA, a trial step says for how
-    many layers (none, some or all) that is needed; not on a CPU."""
+    """Recompute the activations of the language model's layers in the backward pass (activation checkpointing): a third slower,
+    far less memory. true = all layers; auto = on CUDA, trial steps find the fewest layers that fit into memory (all with FSDP or
+    ZeRO-3); none on a CPU."""
     optim: Literal["adamw", "paged_adamw8bit"] = "adamw"
-    """AdamW in fp32, or with 8-bit moments that are paged out to the host when the device is full (CUDA only)."""
+    """adamw = torch's AdamW with fp32 moments, fused on CUDA; paged_adamw8bit = bitsandbytes' AdamW with 8-bit moments in paged
+    memory, which moves to the host when the device is full (CUDA only, no FSDP or ZeRO-3)."""
     logits_memory_gib: PositiveFloat = 2.0
-    """Most memory for scores over the vocabulary; where the supervised tokens of a micro-batch need more, they take turns."""
+    """Memory limit in GiB for the logits and their gradients; when a micro-batch needs more, the loss is computed in chunks of
+    supervised positions."""
     seed: int = 0
-    """Seed of everything random in the training."""
+    """Seed of weight initialisation, data order, choice of targets, augmentation and dropout."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] | None = None
-    """Data-loading processes a training process; by default its share of the cores, at most 8."""
+    """DataLoader workers of each process; 0 = load in the process itself; null = its share of the CPU cores, at most 8."""
     cache_vision_features: bool = False
-    """Keep the vision trunk's features of all pictures in data/<name>/cache, so that training need not run it. For small models
-    and projector stages; how much space it takes is said first. Not together with data.augmentation."""
+    """Compute the vision encoder's features of all images once, store them in bf16 in data/<name>/cache and train from there
+    without running the encoder. For small models and connector stages; the disk space is printed before it is used. Not together
+    with data.augmentation."""
     num_processes: PositiveInt | None = None
-    """Training stops at once when it runs in another number of processes than this."""
+    """Expected world size; training stops with an error when another number of processes runs. null = any."""
     logging_steps: PositiveInt = 10
-    """A status line every so many optimizer steps."""
+    """Optimizer steps between two status lines; the first and last step of a stage are always logged."""
     eval_steps: PositiveInt = 200
-    """Validation loss and panels every so many optimizer steps."""
+    """Optimizer steps between two evaluations: validation loss, and sample predictions in TensorBoard."""
     eval_samples: PositiveInt = 512
-    """Validation samples used for the loss."""
+    """At most this many validation samples are used for the validation loss, evenly spaced over the split."""
     save_steps: PositiveInt = 200
-    """A checkpoint every so many optimizer steps, and one at the end of each stage."""
+    """Optimizer steps between two checkpoints; the end of a stage always has one."""
     save_total_limit: PositiveInt = 2
-    """Older checkpoints of a stage are removed."""
+    """Latest checkpoints kept of each stage; older ones are deleted. With early stopping, the best one is kept as well."""
     early_stopping_patience: PositiveInt | None = None
-    """Stop a stage when the validation loss has not improved for this many evaluations; it ends with its best weights."""
+    """Evaluations without a lower validation loss after which a stage stops; it ends with its best weights. null = no early
+    stopping, last weights."""
     num_logged_predictions: Annotated[int, Field(ge=0)] = 8
-    """Validation pictures shown in TensorBoard with question, reference and answer."""
+    """Validation samples shown as image, question, reference answer and prediction, in TensorBoard at each evaluation and as a PNG
+    at the end; 0 = none."""
 
 
 class Experiment(Protocol):
-    """The root `Config` is one; the training knows nothing of its other sections."""
+    """The sections of the root `Config` that training reads."""
 
     @property
     def data(self) -> DataConfig: ...
@@ -119,15 +130,15 @@ class Experiment(Protocol):
 
     @property
     def data_folder(self) -> Path:
-        """Where the merged data stands."""
+        """Folder of the preprocessed data: samples.parquet, images.parquet."""
         ...
 
     @property
     def checkpoint_folder(self) -> Path:
-        """Where checkpoints are written."""
+        """Folder that checkpoints are written to."""
         ...
 
     @property
     def result_folder(self) -> Path:
-        """Where curves, panels and the table of answers are written."""
+        """Folder that loss curves, TensorBoard events and sample predictions are written to."""
         ...

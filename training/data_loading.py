@@ -1,7 +1,8 @@
-"""The merged data as the trainer takes it.
+"""Training and validation data for the trainer: sample lengths, the torch dataset, batching.
 
-In: a Store, a split, a Processor. Out: torch data sets of `Example`s and the loaders' batch samplers and collators.
-Called by the trainer; decoding, resizing and tokenising happen here, in the loader's workers.
+In: a SampleStore, its rows of a split, a Processor. Out: a torch dataset of `Example`s, batch samplers and collators.
+Images are decoded and resized and text is tokenised in the DataLoader's workers.
+Shapes: N images, P patches, D hidden size of the vision encoder.
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,10 @@ from training.feature_cache.feature_store import FeatureCache
 
 @dataclass(frozen=True)
 class SampleLengths:
-    """Tokens of what is trained on: samples, or conversations of several short ones about one picture."""
+    """Lengths in tokens of the conversations to train on. A conversation is one sample, or several short ones about one image.
+
+    dropped: samples without a supervised token within model.max_length.
+    """
 
     conversations: list[Conversation]
     dropped: int
@@ -48,58 +52,69 @@ class SampleLengths:
 
     @property
     def samples(self) -> int:
-        """Samples in all conversations."""
+        """Number of samples in all conversations."""
         return sum(map(len, self.conversations))
 
     def sampled_lengths(self, seed: int, epoch: int) -> np.ndarray:
-        """int64 [n]: tokens of each conversation as drawn in an epoch."""
+        """int64 [conversations]: tokens of each conversation with the targets and question order sampled for an epoch."""
         return np.array([num_tokens(conversation, seed, epoch) for conversation in self.conversations], dtype=np.int64)
 
 
 def measure_lengths(store: SampleStore, rows: np.ndarray, processor: Processor, title: str, max_questions: int = 1) -> SampleLengths:
-    """Tokenise the samples in `rows` once for their lengths; those with nothing left to supervise are dropped and counted.
+    """Tokenise the samples in `rows` once to measure them; samples without a supervised token are dropped and counted.
 
-    together: most short questions about one picture that are asked in one conversation.
+    Args:
+        rows: int [samples], row numbers in the store.
+        title: Label of the progress bar.
+        max_questions: At most this many short questions about one image are joined into one conversation.
     """
-    found: list[tuple[MeasuredSample, int | None]] = []
+    measured: list[tuple[MeasuredSample, int | None]] = []
     for row, sample in zip(rows.tolist(), track(store.samples(rows), title, len(rows), "samples"), strict=True):
         lengths, joinable = _lengths(sample, processor), max_questions > 1 and can_share_conversation(sample)
         if lengths is not None:
             saved_tokens = _saved_tokens(sample, processor) if joinable else 0
-            found.append((MeasuredSample(row, sample.sample_id, lengths, saved_tokens), sample.image_ids[0] if joinable else None))
-    return SampleLengths(conversations(found, max_questions, processor.max_length), len(rows) - len(found))
+            measured.append((MeasuredSample(row, sample.sample_id, lengths, saved_tokens), sample.image_ids[0] if joinable else None))
+    return SampleLengths(conversations(measured, max_questions, processor.max_length), len(rows) - len(measured))
 
 
 def _lengths(sample: Sample, processor: Processor) -> tuple[int, ...] | None:
-    """Length with each target; None when one of them would leave nothing to supervise."""
+    """Length in tokens with each target; None when truncation leaves no supervised token for one of them."""
     prompt = len(processor.prompt(sample.messages, len(sample.image_ids)))
     lengths = [prompt + processor.answer_length(target) for target in sample.targets]
     if max(lengths) <= processor.max_length:
         return tuple(lengths)
     encoded = [processor.encode(sample.messages, target, len(sample.image_ids)) for target in sample.targets]
-    return tuple(len(one) for one in encoded if one is not None) if None not in encoded else None
+    return tuple(len(truncated) for truncated in encoded if truncated is not None) if None not in encoded else None
 
 
 def _saved_tokens(sample: Sample, processor: Processor) -> int:
-    """Tokens that a question needs less behind another one about the same picture."""
+    """Tokens saved when a question follows another one about the same image."""
     return len(processor.prompt(sample.messages, len(sample.image_ids))) - processor.follow_up_length(follow_up_text(sample))
 
 
 @dataclass(frozen=True)
 class CachedFeatures:
-    """Features of pictures on disk. digests: what each picture (by image_id) is found by."""
+    """Vision features on disk. digests: the cache key of each image, by image_id."""
 
     cache: FeatureCache
     digests: dict[int, str]
 
     def read(self, image_ids: Sequence[int]) -> torch.Tensor:
-        """[pictures, patches, width] in bf16."""
+        """bf16 [N, P, D]."""
         return self.cache.read([self.digests[image_id] for image_id in image_ids])
 
 
 class TrainingData(Dataset[Example]):
-    """Conversations of a split, encoded, with pixels, or with features where they are kept. An item is asked for by
-    (place, epoch): the epoch decides on targets and order."""
+    """Encoded conversations of a split, with pixels or cached vision features.
+
+    The key of an item is (index, epoch): the epoch selects the target of each sample and the order of the questions.
+
+    Args:
+        lengths: What `measure_lengths` returned; one item per conversation.
+        seed: Seed of targets, question order and augmentation.
+        augmentation: None leaves images unchanged.
+        features: Cached features to use in place of pixels; None loads the images.
+    """
 
     def __init__(
         self,
@@ -117,11 +132,11 @@ class TrainingData(Dataset[Example]):
         return len(self.lengths)
 
     def sample(self, index: int) -> Sample:
-        """The first sample at a place, as it was merged."""
+        """The first sample of a conversation, as it is stored."""
         return self.store.sample(self.lengths.conversations[index][0].row)
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
-        """Raises TesseraError naming the sample when its picture cannot be read or it cannot be encoded."""
+        """Raises TesseraError naming the sample when its image cannot be read or it cannot be encoded."""
         index, epoch = key
         samples = [self.store.sample(member.row) for member in shuffled_questions(self.lengths.conversations[index], self.seed, epoch)]
         sample = samples[0]
@@ -139,17 +154,17 @@ class TrainingData(Dataset[Example]):
 
 @dataclass(frozen=True)
 class Batching:
-    """How batches are formed: packed rows of `tokens_per_row`, or `batch_size` samples padded to the longest."""
+    """How micro-batches are formed: packed rows of `packing_length` tokens, or `per_device_train_batch_size` padded samples."""
 
     packed: bool
     per_device_train_batch_size: int
     packing_length: int
     reason: str = ""
-    """What decided between the two, in words for people."""
+    """Why packed or padded was chosen, in words."""
 
     @classmethod
     def of(cls, train: TrainConfig, device: torch.device) -> "Batching":
-        """As train.batching says; auto packs on CUDA and pads elsewhere, where attention over a long row is slower."""
+        """Batching from train.batching; auto packs on CUDA and pads on other devices, where attention over a long row is slower."""
         packed = device.type == "cuda" if train.batching == "auto" else train.batching == "packed"
         reason = f"auto on {device.type}" if train.batching == "auto" else f"train.batching={train.batching}"
         return cls(packed, train.per_device_train_batch_size, train.packing_length, reason)
@@ -163,11 +178,11 @@ class Batching:
         return f"{form} ({self.reason})"
 
     def plan(self, lengths: SampleLengths, seed: int, epochs: int) -> BatchingStrategy:
-        """The plan of `epochs` epochs. Raises UsageError when a packed row is shorter than a sample."""
+        """The batches of `epochs` epochs. Raises UsageError when a sample is longer than a packed row."""
         sampled_lengths = [lengths.sampled_lengths(seed, epoch) for epoch in range(epochs)]
         if not self.packed:
             return LengthGroupedBatching(sampled_lengths, self.per_device_train_batch_size, seed)
-        longest = max((int(one.max()) for one in sampled_lengths if len(one)), default=0)
+        longest = max((int(epoch_lengths.max()) for epoch_lengths in sampled_lengths if len(epoch_lengths)), default=0)
         if longest > self.packing_length:
             raise UsageError(
                 f"train.packing_length: {self.packing_length} is less than the longest sample of {longest} tokens; lower model.max_length"
@@ -175,12 +190,18 @@ class Batching:
         return PackedBatching(sampled_lengths, self.packing_length, seed)
 
     def collator(self, processor: Processor) -> PositionCollator:
-        """What turns examples into model inputs, positions found in the loader's workers included."""
+        """The collator from examples to model inputs; it also finds the positions of image tokens and supervised tokens."""
         pad_id = int(processor.tokenizer.pad_token_id)
         longest = min(processor.max_length, self.packing_length)
         collate = PackedCollator(pad_id, self.packing_length, longest) if self.packed else PaddedCollator(pad_id)
         return PositionCollator(collate, processor.image_token_id)
 
     def sampler(self, lengths: SampleLengths, seed: int, epochs: int, rank: int = 0, world_size: int = 1) -> DistributedBatchSampler:
-        """The batch sampler of one process."""
+        """The batch sampler of one rank.
+
+        Args:
+            lengths: Conversations to form batches of.
+            seed: Seed of the order and of the targets.
+            epochs: Number of epochs, at least as many as will be iterated.
+        """
         return DistributedBatchSampler(self.plan(lengths, seed, epochs), epochs, rank, world_size)

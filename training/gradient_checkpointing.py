@@ -1,7 +1,7 @@
-"""How many layers must recompute their activations for a step to fit into memory, found out before the first step.
+"""Activation checkpointing: find the fewest layers that must recompute their activations for a training step to fit into memory.
 
-In: a step that can be tried, and the device's memory. Out: how many layers recompute, and why. A trial leaves nothing
-behind: gradients are dropped and random states put back, so a run is the same to the bit with and without it.
+Trial steps run before the first optimizer step. They leave no trace: gradients are discarded and random states restored, so a run
+is the same bit for bit with and without them.
 """
 
 import gc
@@ -26,27 +26,27 @@ from training.optimization.optimizers import optimizer_bytes_per_parameter
 from training.out_of_memory import REMEDIES
 
 USABLE_MEMORY_FRACTION = 0.92
-"""Share of the free memory that is planned with; the rest is for fragments and for what libraries take later."""
+"""Fraction of the free memory that a step may use; the rest is left for fragmentation and for libraries that allocate later."""
 
 PROBE_EVERY = 8
-"""One layer in so many keeps its activations in the trial from which the memory of one is reckoned."""
+"""In the trial that measures the activation memory of a layer, one layer in PROBE_EVERY stores its activations."""
 
 
 class Memory(Protocol):
-    """The memory that a trial is measured in."""
+    """Measures the memory of a trial step."""
 
     def free(self) -> int:
-        """Bytes that this process may hold in all."""
+        """Bytes that this process could allocate in total."""
         ...
 
     def peak(self, step: Callable[[], None]) -> int | None:
-        """Most bytes held while `step` runs; None where it runs out of memory."""
+        """Peak bytes allocated while `step` runs; None when it runs out of memory."""
         ...
 
 
 @dataclass(frozen=True)
-class CudaMemory:
-    """That of a CUDA device, as torch's allocator counts it."""
+class CudaMemoryProbe:
+    """Memory of a CUDA device, as counted by torch's caching allocator."""
 
     device: torch.device
 
@@ -64,17 +64,17 @@ class CudaMemory:
             peak_bytes: int | None = int(torch.cuda.max_memory_allocated(self.device))
         except torch.OutOfMemoryError:
             peak_bytes = None
-        # Behind the except clause, whose exception holds on to what the step had made.
+        # After the except clause: its exception keeps the tensors of the step alive.
         gc.collect()
         torch.cuda.empty_cache()
-        # The run reports its own peak, not a trial's.
+        # The run reports its own peak, not that of a trial.
         torch.cuda.reset_peak_memory_stats(self.device)
         return peak_bytes
 
 
 @dataclass(frozen=True)
 class CheckpointingPlan:
-    """How many of `layers` recompute their activations, and why."""
+    """How many of the language model's `layers` recompute their activations, and the reason in words."""
 
     checkpointed_layers: int
     layers: int
@@ -87,7 +87,7 @@ class CheckpointingPlan:
 
 @dataclass(frozen=True)
 class Trial:
-    """A step to try out. batch: makes the batch that takes the most memory; step: a forward and a backward pass over it."""
+    """A trial step. batch: makes the batch that needs the most memory; step: a forward and a backward pass over it."""
 
     batch: Callable[[], dict[str, Any]]
     step: Callable[[dict[str, Any]], None]
@@ -96,17 +96,22 @@ class Trial:
 def configure_activation_checkpointing(
     model: VisionLanguageModel | PeftModel, train: TrainConfig, trial: Trial, device: torch.device, num_processes: int, sharded: bool
 ) -> CheckpointingPlan:
-    """Set the layers that recompute their activations by train.gradient_checkpointing; `auto` tries the step out.
+    """Set the layers that recompute their activations from train.gradient_checkpointing; `auto` runs trial steps.
 
-    processes: how many train together; they settle on the same. shared_out: weights are divided (FSDP, ZeRO-3).
-    Raises TesseraError where the step does not fit even if all layers recompute.
+    Args:
+        trial: Step to run for `auto`.
+        num_processes: World size; all ranks use the largest number of layers that one of them needs.
+        sharded: Weights are sharded over ranks (FSDP, ZeRO-3); `auto` then means all layers.
+
+    Raises:
+        TesseraError: The step does not fit into memory even with all layers recomputed.
     """
     layers = len(base_model(model).model.language_model.layers)
     chosen = _plan_checkpointing(model, train, trial, device, sharded, layers)
     if num_processes > 1 and train.gradient_checkpointing == "auto":
         max_checkpointed = int(gather(torch.tensor([chosen.checkpointed_layers], device=device)).max())
         if max_checkpointed != chosen.checkpointed_layers:
-            chosen = CheckpointingPlan(max_checkpointed, layers, "auto: as many as the process with the least memory needs")
+            chosen = CheckpointingPlan(max_checkpointed, layers, "auto: as many as the process with the least free memory needs")
     if chosen.checkpointed_layers or train.gradient_checkpointing == "auto":
         enable_gradient_checkpointing(model, chosen.checkpointed_layers)
     return chosen
@@ -119,7 +124,7 @@ def _plan_checkpointing(
     if setting != "auto":
         return CheckpointingPlan(layers if setting else 0, layers, f"train.gradient_checkpointing={str(setting).lower()}")
     if sharded:
-        return CheckpointingPlan(layers, layers, "auto: weights are shared out over processes, nothing was tried")
+        return CheckpointingPlan(layers, layers, "auto: weights are sharded over processes, no trial step was run")
     memory = memory_probe(device)
     if memory is None:
         return CheckpointingPlan(0, layers, f"auto on {device.type}")
@@ -135,20 +140,22 @@ def _plan_checkpointing(
     with restore_rng_and_gradients(model, device):
         chosen = fewest_checkpointed_layers(layers, peak, memory_budget)
     if chosen is None:
-        raise TesseraError(f"training: out of memory on {device} in a trial with all activations recomputed; {REMEDIES}")
+        raise TesseraError(f"training: out of memory on {device} in a trial step with all activations recomputed; {REMEDIES}")
     return chosen
 
 
 def memory_probe(device: torch.device) -> Memory | None:
-    """The memory that trials are measured in; None where there is nothing to plan for."""
-    return CudaMemory(device) if device.type == "cuda" else None
+    """Measures the memory of trial steps; None on devices other than CUDA, where `auto` runs none."""
+    return CudaMemoryProbe(device) if device.type == "cuda" else None
 
 
 def fewest_checkpointed_layers(layers: int, trial: Callable[[int], int | None], memory_budget: int) -> CheckpointingPlan | None:
-    """The fewest layers that must recompute for a step to fit; None where it does not fit even if all do.
+    """The fewest layers that must recompute for a step to fit; None when it runs out of memory even if all do.
 
-    trial: runs a step in which so many layers recompute and gives its peak in bytes, None where memory ran out.
-    usable: bytes that a peak may reach.
+    Args:
+        layers: Layers of the language model.
+        trial: Runs a step with this many layers recomputed and returns its peak in bytes, None when it runs out of memory.
+        memory_budget: Bytes that the peak may reach.
     """
     min_peak = trial(layers)
     if min_peak is None:
@@ -184,7 +191,7 @@ def _gib(size: float) -> str:
 
 @contextmanager
 def restore_rng_and_gradients(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Behind it, random states and gradients are as they were before the first step: the latter not there."""
+    """Restore random states and remove all gradients on exit, as before the first optimizer step."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
@@ -196,14 +203,14 @@ def restore_rng_and_gradients(model: nn.Module, device: torch.device) -> Iterato
 
 
 def allocate_gradients(model: nn.Module) -> None:
-    """Give each trained parameter a gradient, as it has in all but the first micro-batch of a step."""
+    """Allocate a gradient for each trained parameter, as in all but the first micro-batch of an optimizer step."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
 
 
 def longest_batch(loader: DataLoader, packed: bool) -> dict[str, Any]:
-    """The batch of the first epoch that takes the most memory: most padded tokens, or the packed row of most samples."""
+    """The batch of the first epoch that needs the most memory: the most tokens with padding, or the packed row with most samples."""
     data: Any = loader.dataset
     batches = list(loader.batch_sampler or ())
     lengths = data.lengths.sampled_lengths(data.seed, batches[0][0][1])

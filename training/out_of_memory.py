@@ -1,4 +1,4 @@
-"""Memory on the host is kept between steps; running out of it ends in one line that names the settings to change."""
+"""Out-of-memory errors as one line that names the settings to change; reuse of freed host memory between steps."""
 
 import ctypes
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ REMEDIES = (
 )
 
 OUT_OF_MEMORY_SIGNS = ("out of memory", "ALLOC_FAILED", "DefaultCPUAllocator")
-"""Words by which errors without an exception class of their own (of a driver, a library, torch's CPU allocator) are known."""
+"""Substrings of out-of-memory errors that come as a plain RuntimeError (from the driver, cuBLAS, torch's CPU allocator)."""
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 TRIM_THRESHOLD_BYTES, MMAP_THRESHOLD_BYTES = 2**30, 2**28
-"""Bytes of freed memory that stay with the process, and those from which a block is given back alone."""
+"""mallopt's limits in bytes: freed memory the process keeps, and the size from which a block is mapped, and returned, separately."""
 
 
 def keep_freed_host_memory() -> bool:
-    """Let freed memory stay with this process, up to KEPT bytes, for the next step to take; False where the C library is not glibc.
+    """Let the process keep up to TRIM_THRESHOLD_BYTES of freed memory for the next step. False when the C library is not glibc.
 
-    By default glibc gives much of what a backward pass frees back to the system, which clears it again page by page in the
-    next forward pass: a twentieth to a tenth of a small model's step on a CPU.
+    By default glibc returns much of what a backward pass frees to the system, which zeroes it again page by page in the next
+    forward pass: 5 to 10 % of a small model's step on a CPU.
     """
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):
@@ -37,13 +37,13 @@ def keep_freed_host_memory() -> bool:
 
 @contextmanager
 def explain_out_of_memory(activity: str) -> Iterator[None]:
-    """Turn running out of memory, on a device or on the host, into a TesseraError. doing: such as "training"."""
+    """Turn an out-of-memory error, on a device or on the host, into a TesseraError. activity: such as "training"."""
     try:
         yield
     except MemoryError as error:
         raise TesseraError(f"{activity}: out of memory on this machine; {REMEDIES}") from error
     except RuntimeError as error:
-        # torch.OutOfMemoryError is one of them.
+        # torch.OutOfMemoryError is a RuntimeError.
         if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS):
             raise
         raise TesseraError(f"{activity}: out of memory {_where(error)}; {REMEDIES}") from error

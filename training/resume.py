@@ -1,6 +1,6 @@
-"""What a checkpoint says about the run that wrote it, and whether this run may go on from there.
+"""The state of a run in a checkpoint, and the check that a resumed run has the same settings.
 
-In: a configuration and checkpoint folders. Out: `RunState`, the file beside the trainer's own state.
+In: a configuration and checkpoint folders. Out: `RunState`, a JSON file next to Trainer's own state.
 """
 
 import dataclasses
@@ -25,24 +25,24 @@ CHANGEABLE_KEYS = frozenset(
         *("dataloader_num_workers", "num_logged_predictions", "gradient_checkpointing", "torch_compile", "logits_memory_gib"),
     )
 )
-"""Settings that may change between a checkpoint and the run that continues it: they do not touch a training step, or no
-more than its memory, its time and the order of its sums."""
+"""Settings that may differ between a checkpoint and the run that resumes from it. They do not change a training step, except for
+its memory, its speed and the order of its sums."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stood when it wrote a checkpoint."""
+    """Progress of a run at a checkpoint."""
 
     stage: int
-    """Which of train.stages."""
+    """Index in train.stages."""
     first_step: int
-    """Optimizer steps of the stages before it."""
+    """Optimizer steps of all earlier stages."""
     step: int
-    """Optimizer steps done, all stages counted."""
+    """Optimizer steps done so far, over all stages."""
     finished: bool
-    """The stage has come to its end; the next one starts here."""
+    """Whether the stage has ended; the next one starts from here."""
     settings: dict[str, Any]
-    """What `settings` gave."""
+    """What `settings` returned."""
     history: list[Row]
     """Rows of the History."""
 
@@ -51,16 +51,16 @@ class RunState:
 
 
 def read_run_state(folder: Path) -> RunState:
-    """Raises UsageError when `folder` is not a checkpoint that training wrote."""
+    """Read the run state from a checkpoint's trainer folder. Raises UsageError when it cannot be read."""
     path = folder / RUN_STATE_FILE
     try:
         return RunState(**_with_new_keys(json.loads(path.read_text(encoding="utf-8"))))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"--resume {folder}: {RUN_STATE_FILE} cannot be read, this is not a checkpoint of a training ({error})") from error
+        raise UsageError(f"--resume {folder}: {RUN_STATE_FILE} cannot be read, so this is no training checkpoint ({error})") from error
 
 
 def _with_new_keys(state: dict[str, Any]) -> dict[str, Any]:
-    """The state under today's keys, which are the parts of a setting's path and of a learning rate's name."""
+    """The state with old keys replaced by current ones, in the settings' paths and in the names of learning rates."""
     renamed: dict[str, Any] = {}
     for path, value in state["settings"].items():
         section, *keys = path.split(".")
@@ -71,18 +71,22 @@ def _with_new_keys(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings(config: Experiment, samples: Path, num_processes: int, packed: bool, precision: str) -> dict[str, Any]:
-    """Everything that decides what a training step does, by key: a run is continued under the same settings only.
+    """All settings that determine a training step, by key; a run can only be resumed with the same ones.
 
-    samples: the samples.parquet that is trained on; processes, packed, precision: what the run has settled on.
+    Args:
+        samples: The samples.parquet to train on; its SHA-256 is part of the settings.
+        num_processes: World size.
+        packed: Whether batches are packed, after `auto` is resolved.
+        precision: bf16 or fp32, after `auto` is resolved.
     """
-    found = {f"model.{key}": value for key, value in _flat(dataclasses.asdict(config.model)).items()}
-    found |= {f"train.{key}": value for key, value in _flat(dataclasses.asdict(config.train)).items()}
-    found |= {"data.augmentation": dataclasses.asdict(config.data.augmentation) if config.data.augmentation else None}
-    found |= {"train.num_processes": num_processes, "train.batching": "packed" if packed else "padded", "train.precision": precision}
+    resolved = {f"model.{key}": value for key, value in _flat(dataclasses.asdict(config.model)).items()}
+    resolved |= {f"train.{key}": value for key, value in _flat(dataclasses.asdict(config.train)).items()}
+    resolved |= {"data.augmentation": dataclasses.asdict(config.data.augmentation) if config.data.augmentation else None}
+    resolved |= {"train.num_processes": num_processes, "train.batching": "packed" if packed else "padded", "train.precision": precision}
     with samples.open("rb") as file:
-        found["data (samples.parquet)"] = hashlib.file_digest(file, "sha256").hexdigest()
-    # As JSON gives it back, so that a setting read from a checkpoint compares equal.
-    plain: dict[str, Any] = json.loads(json.dumps({key: value for key, value in found.items() if key not in CHANGEABLE_KEYS}))
+        resolved["data (samples.parquet)"] = hashlib.file_digest(file, "sha256").hexdigest()
+    # Through JSON, so that it compares equal to the settings read from a checkpoint.
+    plain: dict[str, Any] = json.loads(json.dumps({key: value for key, value in resolved.items() if key not in CHANGEABLE_KEYS}))
     return plain
 
 
@@ -94,7 +98,7 @@ def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_same_settings(folder: Path, state: RunState, current_settings: dict[str, Any]) -> None:
-    """Raise UsageError naming the settings that differ. Stages behind the checkpoint's own may be changed and added."""
+    """Raise UsageError naming the settings that differ. Stages after the checkpoint's own may be changed or added."""
     reached = state.stage + 1
     before, after = ({**known, "train.stages": known["train.stages"][:reached]} for known in (state.settings, current_settings))
     differing = [
@@ -103,7 +107,7 @@ def check_same_settings(folder: Path, state: RunState, current_settings: dict[st
         if before.get(key) != after.get(key)
     ]
     if differing:
-        raise UsageError(f"--resume {folder}: made with other settings: {'; '.join(differing)}; take those, or another name for a new run")
+        raise UsageError(f"--resume {folder}: trained with other settings: {'; '.join(differing)}; use those, or a new name for a new run")
 
 
 def _short(value: Any) -> str:

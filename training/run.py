@@ -1,7 +1,7 @@
-"""A whole training: from a configuration to checkpoints, curves and a table of answers.
+"""Run all training stages: from a configuration to checkpoints, loss curves and sample predictions.
 
-Every stage begins in the same way: the base model is built anew and takes the weights of the checkpoint before it. So a run
-that was broken off goes on exactly as one that was not.
+Every stage starts in the same way: the base model is built and the weights of the latest checkpoint are loaded. So a resumed run
+gives the same result as an uninterrupted one.
 """
 
 import contextlib
@@ -26,16 +26,16 @@ from model.siglip_qwen import checkpoint as model_checkpoint
 from model.siglip_qwen.assembly import build, default_dtype
 from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.modeling import VisionLanguageModel
-from training.checkpointing import TRAINER_FOLDER, CheckpointWriter, checkpoint_folders, step_of
+from training.checkpointing import TRAINER_FOLDER, CheckpointWriter, checkpoint_folders, checkpoint_step
 from training.compile_policy import check_step_settings, decide_compile
 from training.config import Experiment
 from training.distributed import weights_are_sharded
 from training.feature_cache.feature_extraction import with_cached_features
 from training.gradient_checkpointing import Trial, configure_activation_checkpointing, longest_batch
 from training.monitoring.console import ConsoleLogger
-from training.monitoring.loss_curves import draw_curves
+from training.monitoring.loss_curves import plot_loss_curves
 from training.monitoring.metrics_history import History
-from training.monitoring.prediction_panels import Panel, draw_table
+from training.monitoring.prediction_panels import Panel, render_table
 from training.monitoring.sample_predictions import generate_panels, select_samples
 from training.monitoring.tensorboard_logger import TensorBoardLogger
 from training.monitoring.throughput import ThroughputMeter, model_step_flops, peak_tflops
@@ -47,10 +47,10 @@ from training.stages import describe_trained
 
 
 def train(config: Experiment, resume: str | None = None) -> Path:
-    """Run all stages, or those that a checkpoint leaves to be done; returns the last checkpoint's folder.
+    """Run all stages, or those that are left after a checkpoint; returns the folder of the last checkpoint.
 
-    resume: None begins anew, "auto" takes the newest whole checkpoint of the run, else the folder of a checkpoint.
-    Raises UsageError for settings that do not fit, TesseraError when the training fails.
+    resume: None starts from scratch, "auto" resumes from the latest complete checkpoint, otherwise a checkpoint folder.
+    Raises UsageError for settings that contradict each other, the data or the machine, TesseraError when training fails.
     """
     run_setup = setup_run(config)
     check_step_settings(config.train, run_setup.device, weights_are_sharded())
@@ -65,7 +65,7 @@ def train(config: Experiment, resume: str | None = None) -> Path:
     state = read_run_state(checkpoint / TRAINER_FOLDER) if checkpoint else None
     if checkpoint and state:
         check_same_settings(checkpoint, state, current_settings)
-        run_setup.print_once(f"continuing from {checkpoint}")
+        run_setup.print_once(f"resuming from {checkpoint}")
     history = History(list(state.history) if state else [])
     lengths = [stage_length(run_setup, index) for index in range(len(config.train.stages))]
     first, first_step = _next_stage(state)
@@ -76,7 +76,7 @@ def train(config: Experiment, resume: str | None = None) -> Path:
     tensorboard_logger = _tensorboard_logger(run_setup, state.step if state else 0)
     with contextlib.ExitStack() as exit_stack:
         if tensorboard_logger is not None:
-            # Also of a run that fails: its last rows are still in memory.
+            # Also when the run fails: the last events are still in memory.
             exit_stack.callback(tensorboard_logger.close)
         for index in range(first, len(lengths)):
             steps, per_epoch = lengths[index]
@@ -84,27 +84,27 @@ def train(config: Experiment, resume: str | None = None) -> Path:
             total = first_step + sum(steps for steps, _ in lengths[index:])
             resuming = state is not None and not state.finished and index == first
             checkpoint = _run_stage(run_setup, stage, total, checkpoint, resuming, history, current_settings, tensorboard_logger)
-            first_step = step_of(checkpoint)
-    assert checkpoint is not None  # there is at least one stage, done before or now
+            first_step = checkpoint_step(checkpoint)
+    assert checkpoint is not None  # there is at least one stage
     if tensorboard_logger is not None:
         _write_results(run_setup, checkpoint, history)
     return checkpoint
 
 
 def _next_stage(state: RunState | None) -> tuple[int, int]:
-    """Which stage comes next, and how many optimizer steps lie before it."""
+    """Index of the next stage, and the optimizer steps before it."""
     if state is None:
         return 0, 0
     return (state.stage + 1, state.step) if state.finished else (state.stage, state.first_step)
 
 
 def _resume_checkpoint(run_setup: RunSetup, resume: str | None) -> Path | None:
-    """The checkpoint to go on from. Raises UsageError where going on, or beginning anew, would spoil what is there."""
+    """The checkpoint to resume from. Raises UsageError when the run would overwrite existing checkpoints."""
     folder = run_setup.config.checkpoint_folder
     existing = checkpoint_folders(folder)
     if resume is None:
         if existing:
-            raise UsageError(f"{existing[-1]} is there already: continue with --resume auto, move it away, or choose another name")
+            raise UsageError(f"{existing[-1]} already exists: continue with --resume auto, move it away, or choose another name")
         return None
     if resume == "auto":
         for checkpoint in reversed(existing):
@@ -112,13 +112,13 @@ def _resume_checkpoint(run_setup: RunSetup, resume: str | None) -> Path | None:
             if reason is None:
                 return checkpoint
             run_setup.print_once(f"skipping {checkpoint}: {reason}")
-        run_setup.print_once(f"no whole checkpoint in {folder}: beginning anew")
+        run_setup.print_once(f"no complete checkpoint in {folder}: starting from scratch")
         return None
     checkpoint = Path(resume)
     reason = model_checkpoint.manifest_mismatch(checkpoint)
     if reason is not None:
-        raise UsageError(f"--resume {checkpoint}: not a whole checkpoint: {reason}")
-    later = [path for path in existing if step_of(path) > step_of(checkpoint)]
+        raise UsageError(f"--resume {checkpoint}: not a complete checkpoint: {reason}")
+    later = [path for path in existing if checkpoint_step(path) > checkpoint_step(checkpoint)]
     if later:
         raise UsageError(f"--resume {checkpoint}: {later[-1]} is later; move it away first, or continue with --resume auto")
     return checkpoint
@@ -134,7 +134,16 @@ def _run_stage(
     current_settings: dict[str, Any],
     tensorboard_logger: TensorBoardLogger | None,
 ) -> Path:
-    """Train one stage and return its last checkpoint. going_on: `checkpoint` was written in the midst of this stage."""
+    """Train one stage and return its last checkpoint.
+
+    Args:
+        total: Optimizer steps of all stages.
+        checkpoint: Holds the weights to start from; None starts from the base model.
+        resuming: Whether `checkpoint` was written during this stage and holds its optimizer state.
+        history: Metrics of the run so far; the stage adds its own.
+        current_settings: Settings that go into every checkpoint (see training.resume).
+        tensorboard_logger: None on all ranks but rank 0.
+    """
     config, partial_state = run_setup.config, run_setup.partial_state
     set_seed(config.train.seed)
     with explain_out_of_memory("loading the model"):
@@ -159,7 +168,7 @@ def _run_stage(
         done = read_run_state(checkpoint / TRAINER_FOLDER).step if checkpoint else 0
         trainer.add_callback(ConsoleLogger(done, total))
         trainer.add_callback(tensorboard_logger)
-    # Trainer gives all processes the same seed; their dropout should differ.
+    # Trainer seeds all ranks alike; dropout masks should differ between ranks.
     set_seed(config.train.seed + stage.index + 1000 * partial_state.process_index)
     with explain_out_of_memory("training"):
         _configure_activation_checkpointing(run_setup, trainer, model)
@@ -174,11 +183,11 @@ def _run_stage(
 
 
 def _model(run_setup: RunSetup, stage: Stage, checkpoint: Path | None) -> VisionLanguageModel | PeftModel:
-    """The base with the weights of a checkpoint, ready for what the stage trains."""
+    """The base model with the weights of a checkpoint and the stage's parameter groups trainable."""
     config = run_setup.config
-    # The stage before has told transformers to load everything in shards of ZeRO-3; the base is to be loaded whole.
+    # The previous stage switched transformers to sharded loading (ZeRO-3); the base model is loaded unsharded.
     unset_hf_deepspeed_config()
-    # Shards are cut from weights on the host: whole, they may not fit on a device.
+    # Sharding starts from weights on the host: the full model may not fit on one device.
     device = torch.device("cpu") if weights_are_sharded() else run_setup.device
     dtype = default_dtype(run_setup.device) if run_setup.bf16 else torch.float32
     if checkpoint is None:
@@ -188,7 +197,7 @@ def _model(run_setup: RunSetup, stage: Stage, checkpoint: Path | None) -> Vision
     model = configure_trainable(model, config.model, stage.config.train)
     base_model(model).logits_memory_gib = config.train.logits_memory_gib
     if not weights_are_sharded():
-        # It reads some weights itself, past the hooks that gather them.
+        # Fused modules read weights directly and bypass the hooks that gather sharded ones.
         fuse_modules(model)
     compile_decision = decide_compile(
         config.train, run_setup.device, stage.steps * config.train.gradient_accumulation_steps, weights_are_sharded()
@@ -200,7 +209,7 @@ def _model(run_setup: RunSetup, stage: Stage, checkpoint: Path | None) -> Vision
 
 
 def _configure_activation_checkpointing(run_setup: RunSetup, trainer: StageTrainer, model: VisionLanguageModel | PeftModel) -> None:
-    """Choose the layers that recompute their activations, before the first step."""
+    """Choose the layers that recompute their activations, before the first optimizer step."""
 
     trial = Trial(lambda: longest_batch(trainer.get_train_dataloader(), run_setup.batching.packed), trainer.run_trial_step)
     num_processes = run_setup.partial_state.num_processes
@@ -217,17 +226,18 @@ def _meter(run_setup: RunSetup, model: VisionLanguageModel | PeftModel) -> Throu
 
 
 def _tensorboard_logger(run_setup: RunSetup, step: int) -> TensorBoardLogger | None:
-    """TensorBoard of the main process."""
+    """The TensorBoard logger of rank 0; None on the other ranks."""
     if not run_setup.partial_state.is_main_process:
         return None
     folder = run_setup.config.result_folder / "tensorboard"
-    run_setup.print_once(f"curves and panels: tensorboard --logdir {folder}")
+    run_setup.print_once(f"curves and sample predictions: tensorboard --logdir {folder}")
     if weights_are_sharded():
-        run_setup.print_once("no picture panels in TensorBoard: with FSDP or ZeRO-3 no process holds a model that could answer")
+        run_setup.print_once("no sample predictions in TensorBoard: with FSDP or ZeRO-3 no process holds the full model")
     return TensorBoardLogger(folder, step, None if weights_are_sharded() else _panel_generator(run_setup))
 
 
 def _panel_generator(run_setup: RunSetup) -> Callable[[nn.Module], list[Panel]] | None:
+    """A function from a model to its sample predictions; None without validation samples."""
     if run_setup.validation is None:
         return None
     samples = select_samples(run_setup.validation, run_setup.config.train.num_logged_predictions)
@@ -235,17 +245,17 @@ def _panel_generator(run_setup: RunSetup) -> Callable[[nn.Module], list[Panel]] 
 
 
 def _write_results(run_setup: RunSetup, checkpoint: Path, history: History) -> None:
-    """Curves, and what the last checkpoint answers, as PNG."""
+    """Write the loss curves and the last checkpoint's sample predictions as PNG."""
     results = run_setup.config.result_folder
-    draw_curves(history, results / "loss_curves.png")
+    plot_loss_curves(history, results / "loss_curves.png")
     run_setup.print_once(f"loss curves: {results / 'loss_curves.png'}")
     panel_generator = _panel_generator(run_setup)
     if panel_generator is None or not run_setup.config.train.num_logged_predictions:
         return
     if weights_are_sharded():
-        run_setup.print_once("no table of answers: the model may not fit on one device; python tools/answer.py asks the checkpoint")
+        run_setup.print_once("no sample predictions: the model may not fit on one device; use python tools/answer.py")
         return
     panels = panel_generator(model_checkpoint.load(checkpoint, device=run_setup.device))
     with atomic_write(results / "answers.png") as temp_path:
-        draw_table(panels).save(temp_path)
-    run_setup.print_once(f"pictures, references and answers: {results / 'answers.png'}")
+        render_table(panels).save(temp_path)
+    run_setup.print_once(f"sample predictions: {results / 'answers.png'}")

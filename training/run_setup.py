@@ -1,4 +1,4 @@
-"""What all stages of a run share: processes, processor, data, precision, and how long each stage is."""
+"""Setup shared by all stages of a run: process group, processor, data, precision, and the length of each stage."""
 
 import math
 import os
@@ -23,12 +23,12 @@ from training.distributed import check_world_size, weights_are_sharded
 from training.stages import check_stages
 
 PREFETCH_FACTOR = 4
-"""Batches that each loading process prepares ahead."""
+"""Batches that each DataLoader worker prepares in advance."""
 
 
 @dataclass(frozen=True)
 class RunSetup:
-    """Everything that stays the same over the stages. validation: None when the data has no such split."""
+    """Everything that all stages share. validation: None when the data has no validation split."""
 
     config: Experiment
     partial_state: PartialState
@@ -46,26 +46,27 @@ class RunSetup:
         return device
 
     def print_once(self, text: str) -> None:
-        """Print a line, once for all processes."""
+        """Print a line on rank 0 only."""
         if self.partial_state.is_main_process:
             print(text, flush=True)
 
 
 def setup_run(config: Experiment) -> RunSetup:
-    """Check everything that can be checked before a weight is loaded, and measure the samples.
+    """Check everything that can be checked before weights are loaded, and measure the samples in tokens.
 
-    Raises UsageError for settings that do not fit each other, the data or the machine.
+    Raises UsageError for settings that contradict each other, the data or the machine.
     """
     check_stages(config.train, config.model)
     if config.train.cache_vision_features and config.data.augmentation is not None:
         raise UsageError(
-            "train.cache_vision_features: features are kept of unchanged pictures; set it to false, or data.augmentation to null"
+            "train.cache_vision_features: features are cached for images without augmentation; "
+            "set it to false, or data.augmentation to null"
         )
     partial_state = check_world_size(config.train.num_processes)
     if not (partial_state.is_main_process and sys.stderr.isatty()):
         transformers.logging.disable_progress_bar()
     if weights_are_sharded() and config.model.quantization != "none":
-        raise UsageError("model.quantization: quantised weights cannot be divided by FSDP or ZeRO-3; launch with multi_gpu.yaml")
+        raise UsageError("model.quantization: quantised weights cannot be sharded by FSDP or ZeRO-3; launch with multi_gpu.yaml")
     bf16 = use_bf16(config.train, partial_state.device)
     store = SampleStore(config.data_folder)
     processor = build_processor(config.model)
@@ -87,13 +88,13 @@ def setup_run(config: Experiment) -> RunSetup:
         bf16=bf16,
     )
     _report_samples(run_setup, validation)
-    run_setup.print_once(f"micro-batches: {batching}, products in {'bf16' if bf16 else 'fp32'}")
+    run_setup.print_once(f"micro-batches: {batching}, matrix products in {'bf16' if bf16 else 'fp32'}")
     return run_setup
 
 
 def build_processor(model: ModelConfig) -> Processor:
-    """The processor that a model is trained with. Raises UsageError when a part cannot be loaded or settings do not fit."""
-    return Processor.from_parts(
+    """The processor for a model. Raises UsageError when a tokenizer or image processor cannot be loaded or settings contradict it."""
+    return Processor.from_pretrained(
         language=model.language,
         vision=model.vision,
         tokens_per_image=tokens_per_image(model),
@@ -105,34 +106,34 @@ def build_processor(model: ModelConfig) -> Processor:
 
 
 def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
-    """Say what is trained on. Raises UsageError when that is nothing, or when patience has nothing to go by."""
+    """Print the number of samples. Raises UsageError without training samples, or for early stopping without validation samples."""
     for split_name, lengths in (("training", run_setup.lengths), ("validation", validation)):
         dropped = f", {lengths.dropped:,} dropped: nothing to supervise within model.max_length" if lengths.dropped else ""
         joined_note = f" in {len(lengths):,} conversations" if len(lengths) < lengths.samples else ""
         run_setup.print_once(f"{lengths.samples:,} {split_name} samples{joined_note}{dropped}")
     if run_setup.processor.pixel_reader.lookup_table is None:
-        run_setup.print_once("model.vision: its image processor does more than a plain resize; it reads the pictures itself, more slowly")
+        run_setup.print_once("model.vision: its image processor does more than a plain resize; it is called for every image, more slowly")
     if not len(run_setup.lengths):
-        raise UsageError(f"{run_setup.store.folder}: no training samples in it")
+        raise UsageError(f"{run_setup.store.folder}: contains no training samples")
     if run_setup.validation is None and run_setup.config.train.early_stopping_patience is not None:
         raise UsageError(f"train.early_stopping_patience: needs validation samples, and {run_setup.store.folder} has none")
 
 
 def _evenly_spaced(rows: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` rows, evenly spread, so that every source has its share."""
+    """At most `count` rows, evenly spaced, so that every source is represented."""
     return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
 
 
 def use_bf16(train: TrainConfig, device: torch.device) -> bool:
-    """Whether a device trains under bf16 autocast. Raises UsageError where bf16 is asked for and the device has none."""
+    """Whether to train under bf16 autocast. Raises UsageError when bf16 is set and the device does not support it."""
     bf16_supported = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
     if train.precision == "bf16" and not bf16_supported:
-        raise UsageError(f"train.precision: bf16 is asked for, but {device} does not have it; set train.precision=fp32")
+        raise UsageError(f"train.precision: {device} does not support bf16; set train.precision=fp32")
     return train.precision == "bf16" or (train.precision == "auto" and device.type == "cuda" and bf16_supported)
 
 
 def training_loader(run_setup: RunSetup, index: int) -> DataLoader:
-    """This process's batches of a stage; order and targets of one stage are not those of another."""
+    """This rank's training batches of a stage; each stage has its own seed for sample order and targets."""
     config = run_setup.config
     seed, epochs = config.train.seed + index, math.ceil(config.train.stages[index].epochs)
     data = TrainingData(run_setup.store, run_setup.lengths, run_setup.processor, seed, config.data.augmentation, run_setup.features)
@@ -140,7 +141,7 @@ def training_loader(run_setup: RunSetup, index: int) -> DataLoader:
 
 
 def validation_loader(run_setup: RunSetup) -> DataLoader | None:
-    """This process's share of the validation samples."""
+    """This rank's share of the validation samples; None without a validation split."""
     data = run_setup.validation
     return _loader(run_setup, data, data.lengths, run_setup.config.train.seed, 1) if data is not None else None
 
@@ -155,19 +156,19 @@ def _loader(run_setup: RunSetup, data: TrainingData, lengths: SampleLengths, see
         num_workers=dataloader_num_workers,
         prefetch_factor=PREFETCH_FACTOR if dataloader_num_workers else None,
         pin_memory=run_setup.device.type == "cuda",
-        # Of its own: drawing from torch's would shift the dropout of a run that is continued.
+        # Its own generator: torch's global one would shift the dropout masks of a resumed run.
         generator=torch.Generator().manual_seed(seed),
     )
 
 
 def num_loader_workers(train: TrainConfig) -> int:
-    """Processes or threads that read pictures for one training process."""
+    """DataLoader workers (or threads) that load images for one rank."""
     cores_per_process = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(8, cores_per_process) if train.dataloader_num_workers is None else train.dataloader_num_workers
 
 
 def stage_length(run_setup: RunSetup, index: int) -> tuple[int, int]:
-    """Optimizer steps of a stage, and of one of its epochs."""
+    """Optimizer steps of a stage, and of one epoch of it."""
     stage = run_setup.config.train.stages[index]
     per_epoch = math.ceil(len(training_loader(run_setup, index)) / run_setup.config.train.gradient_accumulation_steps)
     steps = math.ceil(stage.epochs * per_epoch)

@@ -1,8 +1,8 @@
-"""One stage of the training on transformers' Trainer.
+"""One training stage on transformers' Trainer.
 
-What Trainer does stays with it: the loop, accumulation, the loss as a mean over the supervised tokens of a whole optimizer
-step in all processes, clipping, the schedule, random states. What is ours: parameter groups with rates of their own, the
-loaders, validation over tokens, what is measured, and checkpoints that count on over the stages.
+Trainer does the loop, gradient accumulation, the loss as a mean over the supervised tokens of an optimizer step on all ranks,
+gradient clipping and random states. This subclass brings parameter groups with their own learning rates, the schedule, the data
+loaders, a validation loss per token, throughput metrics, and checkpoints whose step numbers continue over the stages.
 """
 
 import math
@@ -31,26 +31,35 @@ from training.gradient_checkpointing import allocate_gradients
 from training.monitoring.metrics_history import History
 from training.monitoring.throughput import ThroughputMeter
 from training.optimization.early_stopping import best_evaluation, should_stop_early
-from training.optimization.lr_scheduler import cosine_with_warmup
+from training.optimization.lr_scheduler import cosine_with_warmup, num_warmup_steps
 from training.optimization.optimizers import build_optimizer, optimizer_param_groups
 from training.resume import RunState
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage and its place in the run. first_step: optimizer steps before it; steps: its own."""
+    """A stage and its position in the run."""
 
     config: StageConfig
     index: int
+    """Index in train.stages."""
     first_step: int
+    """Optimizer steps of all earlier stages."""
     steps: int
+    """Optimizer steps of this stage."""
     steps_per_epoch: int
 
 
 def training_arguments(
     train: TrainConfig, stage: Stage, folder: Path, *, bf16: bool, device: torch.device, validate: bool
 ) -> TrainingArguments:
-    """The stage's settings in Trainer's words."""
+    """The stage's settings as transformers' TrainingArguments.
+
+    Args:
+        folder: Checkpoint folder.
+        bf16: Train under bf16 autocast.
+        validate: Evaluate every train.eval_steps.
+    """
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
@@ -77,7 +86,17 @@ def training_arguments(
 
 
 class StageTrainer(Trainer):
-    """Trains one stage. settings: what every checkpoint says about the run (see training.resume)."""
+    """Trains one stage.
+
+    Args:
+        model: Holds the weights to start from; its trainable parameters are those of the stage.
+        arguments: What `training_arguments` returned.
+        loader: This rank's training batches.
+        validation: This rank's validation batches; None for no validation.
+        history: Metrics of the run so far; this stage adds its own.
+        meter: Counts what the model processes.
+        settings: Settings that go into every checkpoint (see training.resume).
+    """
 
     control: TrainerControl
     optimizer: Any
@@ -104,7 +123,7 @@ class StageTrainer(Trainer):
         self._stage_callback = _StageCallback(
             cast(DistributedBatchSampler, loader.batch_sampler), stage, history, train.early_stopping_patience
         )
-        # What is quantised is frozen; Trainer would refuse it where the projector alone is trained.
+        # Quantised weights are frozen; Trainer would refuse them when only the connector is trained.
         base_model(model).is_quantized = False
         super().__init__(model, arguments, train_dataset=loader.dataset, eval_dataset=validation.dataset if validation else None)
         if self.is_fsdp_enabled:
@@ -114,16 +133,16 @@ class StageTrainer(Trainer):
 
     @property
     def step(self) -> int:
-        """Optimizer steps done, all stages counted."""
+        """Optimizer steps done so far, over all stages."""
         return self._stage.first_step + int(self.state.global_step)
 
     def train_stage(self, checkpoint: Path | None) -> None:
-        """Run the stage from its beginning, or from the trainer's state in a checkpoint; the model holds its weights."""
+        """Run the stage from its start, or from the trainer state in a checkpoint. The model must hold the weights already."""
         self._meter.start()
         self.train(resume_from_checkpoint=str(checkpoint / TRAINER_FOLDER) if checkpoint else None)
 
     def run_trial_step(self, batch: dict[str, Any]) -> None:
-        """A forward and a backward pass as in training; the gradients are dropped."""
+        """A forward and a backward pass as in training; gradients are discarded."""
         self.model.train()
         allocate_gradients(self.model)
         with self.accelerator.autocast():
@@ -139,18 +158,18 @@ class StageTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
-            warmup_steps = math.ceil(self._train.warmup_steps * num_training_steps)
+            warmup_steps = num_warmup_steps(self._train.warmup_steps, num_training_steps)
             factor = partial(cosine_with_warmup, warmup_steps=warmup_steps, steps=num_training_steps)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader:
-        """The loader as it is: its sampler already gives each process its share."""
+        """The loader unchanged: its batch sampler already shards batches by rank."""
         return self._loader
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[dict[str, Any]], Any]:
-        # The number of supervised tokens is known on the host; only other processes' numbers need the device.
+        # The number of supervised tokens is known on the host; only the sum over ranks needs the device.
         count_device = device if self.args.world_size > 1 else torch.device("cpu")
         with self._meter.waiting():
             batches, items = super().get_batch_samples(epoch_iterator, num_batches, count_device)
@@ -159,7 +178,7 @@ class StageTrainer(Trainer):
         return batches, items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The batch on the device; pinned memory is copied while the host goes on."""
+        """Move the batch to the device, without blocking for pinned memory, and normalise uint8 pixels there."""
         if self.is_deepspeed_enabled:
             prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         else:
@@ -170,7 +189,10 @@ class StageTrainer(Trainer):
         return prepared
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
-        """Turn a log step into a row of the history. Trainer's summary at the end of a stage is left out."""
+        """Add a log step to the history; Trainer's summary at the end of a stage is ignored.
+
+        Raises TesseraError when the loss or the gradient norm is not finite.
+        """
         if "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]) or not math.isfinite(logs["grad_norm"]):
@@ -187,9 +209,9 @@ class StageTrainer(Trainer):
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, row)
 
     def evaluate(self, *_args: Any, **_kwargs: Any) -> dict[str, float]:
-        """Validation loss: the mean over all supervised tokens of the validation samples, in nats."""
+        """Validation loss: the mean over all supervised tokens of the validation samples, in nats per token."""
         if self._validation is None:
-            raise ValueError("there are no validation samples")
+            raise ValueError("no validation samples")
         with self._meter.paused(), eager_mode(self.model):
             self.model_wrapped.eval()
             sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
@@ -220,13 +242,13 @@ class StageTrainer(Trainer):
             )
 
     def _save_model(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
-        # The main process writes alone; left on, ZeRO-3's loading mode would make it wait for the others.
+        # Only rank 0 writes; with ZeRO-3's loading mode left on, it would wait for the other ranks.
         unset_hf_deepspeed_config()
         save(self.model, folder, weights)
         self._processor.save(folder)
 
     def _save_trainer(self, folder: Path) -> None:
-        """Everything that the next step depends on besides the weights."""
+        """Save what the next optimizer step depends on besides the weights: optimizer, schedule, scaler, random states."""
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
@@ -234,7 +256,7 @@ class StageTrainer(Trainer):
             self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As Trainer does, but without the frozen weights that it would write under FSDP and ZeRO."""
+        """As Trainer, but without the frozen weights that it would write with FSDP and ZeRO."""
         if self.is_deepspeed_enabled:
             self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
         elif self.is_fsdp_enabled:
@@ -246,26 +268,26 @@ class StageTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_from_checkpoint(self, *_args: Any, **_kwargs: Any) -> None:
-        """The weights are loaded before the model is handed over, since it may be sharded afterwards."""
+        """Nothing to load: the weights are loaded before the model is passed in, since Trainer may shard it."""
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None) -> Any:
         if not (self.is_deepspeed_enabled and resume_from_checkpoint):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        # Trainer would insist on frozen weights in DeepSpeed's files, unless there are adapters.
+        # Trainer would expect frozen weights in DeepSpeed's files unless there are adapters.
         self.model_wrapped.load_checkpoint(resume_from_checkpoint, load_module_strict=False)
         self._load_optimizer_and_scheduler(resume_from_checkpoint)
         return prepared
 
     def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         training_state: tuple[int, int] = super()._init_training_state(max_steps, *args, **kwargs)
-        # A checkpoint brings the intervals of its own run back; this run's are wanted.
+        # The checkpoint restores the logging, evaluation and saving intervals of its own run; this run's apply.
         self.state.compute_steps(self.args, max_steps)
         return training_state
 
 
 class _StageCallback(TrainerCallback):
-    """What happens at which step, besides what Trainer decides by itself."""
+    """Sets the sampler's epoch, records learning rates, logs the first and last step, and stops early."""
 
     def __init__(self, sampler: DistributedBatchSampler, stage: Stage, history: History, early_stopping_patience: int | None):
         self._sampler, self._stage, self._history, self._patience = sampler, stage, history, early_stopping_patience
@@ -275,16 +297,16 @@ class _StageCallback(TrainerCallback):
         self._sampler.set_epoch(int(state.global_step) // self._stage.steps_per_epoch)
 
     def on_pre_optimizer_step(self, *_args: Any, optimizer: torch.optim.Optimizer, **_kwargs: Any) -> None:
-        """The rates that this step is made with; behind it the schedule has already moved on."""
+        """Record the learning rates of this step, before the schedule advances."""
         self.learning_rates = {f"learning_rate/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
 
     def on_step_end(self, _args: Any, state: TrainerState, control: TrainerControl, **_kwargs: Any) -> None:
-        """The first and the last step of a stage always have a row."""
+        """Log the first and the last step of a stage in any case."""
         if state.global_step in (1, state.max_steps):
             control.should_log = True
 
     def on_evaluate(self, _args: Any, _state: TrainerState, control: TrainerControl, **_kwargs: Any) -> None:
-        """With patience, the best weights so far are kept, and the stage ends when nothing better comes."""
+        """Early stopping: save a checkpoint at each new best validation loss, and stop the stage when patience runs out."""
         if self._patience is None:
             return
         evaluations = self._history.validation(self._stage.config.name)

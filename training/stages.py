@@ -1,4 +1,4 @@
-"""Which parameters a stage trains, and how fast."""
+"""Checks of the training stages, and a summary of the trained parameters."""
 
 from torch import nn
 
@@ -9,26 +9,26 @@ from training.config import TrainConfig
 
 
 def check_stages(train: TrainConfig, model: ModelConfig) -> None:
-    """Raise UsageError naming the first stage that cannot be trained with this model; nothing is loaded for it."""
+    """Raise UsageError naming the first stage that this model cannot be trained with. Loads nothing."""
     if not train.stages:
         raise UsageError("train.stages: empty; name at least one stage")
     trained = {group for stage in train.stages for group in stage.train}
     if {"lora", "language"} <= trained:
-        raise UsageError("train.stages: one stage trains lora, one the whole language model; a run does one or the other")
+        raise UsageError("train.stages: one stage trains lora, another the whole language model; a run can do only one of these")
     for i, stage in enumerate(train.stages):
         key = f"train.stages.{i}"
         if stage.name in [other.name for other in train.stages[:i]]:
-            raise UsageError(f"{key}.name: an earlier stage is called {stage.name}, too")
+            raise UsageError(f"{key}.name: an earlier stage is also called {stage.name}")
         if not stage.train:
-            raise UsageError(f"{key}.train: empty; name at least one of projector, lora, language")
+            raise UsageError(f"{key}.train: empty; name at least one of connector, lora, language")
         if "lora" in stage.train and model.lora is None:
-            raise UsageError(f"{key}.train: lora is to be trained, but model.lora is null")
+            raise UsageError(f"{key}.train: lora needs model.lora, which is null")
         if "language" in stage.train and model.quantization != "none":
-            raise UsageError(f"{key}.train: a quantised language model cannot be trained as a whole; set model.quantization=none")
+            raise UsageError(f"{key}.train: the weights of a quantised language model cannot be trained; set model.quantization=none")
 
 
 def describe_trained(model: nn.Module) -> str:
-    """Such as "projector 61.4 K, lora 1.2 M parameters"."""
+    """Number of trained parameters of each group, such as "connector 61.4 K, lora 1.2 M parameters"."""
     counts = {group: sum(p.numel() for p in parameters) for group, parameters in trainable_param_groups(model).items()}
     return ", ".join(f"{group} {_short(count)}" for group, count in counts.items()) + " parameters"
 

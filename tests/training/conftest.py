@@ -1,4 +1,4 @@
-"""A small merged data folder of drawn pictures, and a configuration of the untrained parts on it."""
+"""A small preprocessed data folder with rendered images, and a configuration that trains untrained tiny models on it."""
 
 import hashlib
 from collections.abc import Callable
@@ -18,7 +18,7 @@ CHINESE = ("红色", "蓝色", "绿色", "黄色", "黑色", "白色", "橙色",
 
 
 def write_data(folder: Path, training: int = 8, validation: int = 4) -> None:
-    """Merge output: one drawn picture a sample; every fourth question is Chinese, every eighth sample has no picture."""
+    """Preprocessed data: one rendered image per sample; every fourth question is Chinese, every eighth sample has no image."""
     folder.mkdir(parents=True)
     images: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
@@ -52,7 +52,10 @@ def write_data(folder: Path, training: int = 8, validation: int = 4) -> None:
 
 @pytest.fixture
 def workspace(tmp_path: Path, parts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Makes a YAML of a quick training in an empty folder that becomes the current one; keywords override train.*."""
+    """Writes the YAML of a short training run into an empty folder, the current one.
+
+    Its function takes the keys of `model` as a dict and those of `train` as keywords.
+    """
     monkeypatch.chdir(tmp_path)
     write_data(tmp_path / "data" / "toy")
 

@@ -1,4 +1,4 @@
-"""How a step is carried out touches its time and memory, not what is learnt."""
+"""Compilation and the logits memory limit change speed and memory, not what is learnt."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +10,16 @@ from errors import UsageError
 from tests.training.test_run import losses, run
 from training import compile_policy
 from training import run as training_run
-from training.compile_policy import COMPILE_PAYS_AFTER, CompileDecision, check_step_settings, decide_compile
+from training.compile_policy import MIN_MICRO_BATCHES_TO_COMPILE, CompileDecision, check_step_settings, decide_compile
 from training.config import TrainConfig
 
-Workplace = Callable[..., Path]
+Workspace = Callable[..., Path]
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
-def test_little_memory_for_scores_changes_no_loss_and_a_run_may_go_on_with_it(workspace: Workplace) -> None:
+def test_a_resumed_run_with_less_logits_memory_has_the_same_losses(workspace: Workspace) -> None:
     path = workspace(stages=[{"name": "tune", "train": ["connector", "lora"], "epochs": 2}], save_steps=2)
-    whole = run(path)
-    whole.rename("whole")
+    run(path).rename("whole")
     chunked = run(path, "train.logits_memory_gib=1e-6", resume="auto")
     assert len(losses(chunked)) == 4
     assert losses(chunked) == pytest.approx(losses(Path("whole")), abs=1e-5)
@@ -28,34 +27,34 @@ def test_little_memory_for_scores_changes_no_loss_and_a_run_may_go_on_with_it(wo
 
 
 @pytest.mark.parametrize(
-    ("setting", "device", "batches", "shared_out", "on", "why"),
+    ("setting", "device", "batches", "sharded", "enabled", "reason"),
     [
-        ("auto", CUDA, COMPILE_PAYS_AFTER, False, True, f"auto: {COMPILE_PAYS_AFTER} micro-batches in this stage"),
-        ("auto", CUDA, COMPILE_PAYS_AFTER - 1, False, False, "repaid after about"),
-        ("auto", CUDA, 10**6, True, False, "shared out"),
+        ("auto", CUDA, MIN_MICRO_BATCHES_TO_COMPILE, False, True, f"auto: {MIN_MICRO_BATCHES_TO_COMPILE} micro-batches in this stage"),
+        ("auto", CUDA, MIN_MICRO_BATCHES_TO_COMPILE - 1, False, False, "pays off after about"),
+        ("auto", CUDA, 10**6, True, False, "sharded"),
         ("auto", CPU, 10**6, False, False, "auto on cpu"),
         (True, CPU, 1, False, True, "train.torch_compile=true"),
         (False, CUDA, 10**6, False, False, "train.torch_compile=false"),
     ],
 )
-def test_layers_are_compiled_where_it_repays(
+def test_auto_compiles_where_it_pays_off(
     monkeypatch: pytest.MonkeyPatch, setting: bool, device: torch.device, batches: int, sharded: bool, enabled: bool, reason: str
 ) -> None:
     monkeypatch.setattr(compile_policy, "compile_unsupported_reason", lambda _: None)
-    choice = decide_compile(TrainConfig(torch_compile=setting), device, batches, sharded)
-    assert choice.enabled is enabled
-    assert reason in str(choice)
+    decision = decide_compile(TrainConfig(torch_compile=setting), device, batches, sharded)
+    assert decision.enabled is enabled
+    assert reason in str(decision)
 
 
-def test_a_stage_is_as_long_as_its_micro_batches(workspace: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compile_decision_counts_micro_batches_not_optimizer_steps(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
-    usual = decide_compile
+    original = decide_compile
 
-    def watched(train: TrainConfig, device: torch.device, micro_batches: int, sharded: bool) -> CompileDecision:
+    def recording_decide(train: TrainConfig, device: torch.device, micro_batches: int, sharded: bool) -> CompileDecision:
         counted.append(micro_batches)
-        return usual(train, device, micro_batches, sharded)
+        return original(train, device, micro_batches, sharded)
 
-    monkeypatch.setattr(training_run, "decide_compile", watched)
+    monkeypatch.setattr(training_run, "decide_compile", recording_decide)
     run(
         workspace(
             stages=[{"name": "align", "train": ["connector"], "max_steps": 1}], per_device_train_batch_size=2, gradient_accumulation_steps=3
@@ -64,17 +63,17 @@ def test_a_stage_is_as_long_as_its_micro_batches(workspace: Workplace, monkeypat
     assert counted == [3]
 
 
-def test_without_a_compiler_auto_goes_on_and_true_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_auto_is_off_and_true_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compile_policy, "compile_unsupported_reason", lambda _: "there is no compiler")
     assert str(decide_compile(TrainConfig(), CUDA, 10**6, False)) == "off (auto: there is no compiler)"
     check_step_settings(TrainConfig(), CUDA, sharded=False)
-    with pytest.raises(UsageError, match=r"train\.compile: there is no compiler; set train\.compile=false"):
+    with pytest.raises(UsageError, match=r"train\.torch_compile: there is no compiler; set train\.torch_compile=false"):
         check_step_settings(TrainConfig(torch_compile=True), CUDA, sharded=False)
-    with pytest.raises(UsageError, match=r"train\.compile: .*FSDP"):
+    with pytest.raises(UsageError, match=r"train\.torch_compile: .*FSDP"):
         check_step_settings(TrainConfig(torch_compile=True), CUDA, sharded=True)
 
 
-def test_a_compiled_run_learns_the_same_and_says_so(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_compiled_run_has_the_same_losses_and_prints_that_it_compiles(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     path = workspace(batching="packed", packing_length=256, num_logged_predictions=1)
     run(path).rename("plain")
     assert "compile: off (auto on cpu)" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""FSDP2 in a world of one process: what is written must be whole."""
+"""FSDP2 with a world size of one: gathered weights must be complete."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,19 +34,19 @@ def tuned(parts: Path, processor: Processor) -> PeftModel:
 
 
 @pytest.mark.usefixtures("world")
-def test_shards_are_put_together_again(tuned: PeftModel) -> None:
+def test_sharded_weights_are_gathered(tuned: PeftModel) -> None:
     expected = {name: value.clone() for name, value in gather_full_state_dict(tuned).items()}
     for layer in tuned.get_base_model().model.language_model.layers:
         fully_shard(layer)
     fully_shard(tuned)
     assert isinstance(next(tuned.parameters()), DTensor)
-    found = gather_full_state_dict(tuned)
-    assert found.keys() == expected.keys()
-    assert all(type(value) is torch.Tensor and torch.equal(value, expected[name]) for name, value in found.items())
+    gathered = gather_full_state_dict(tuned)
+    assert gathered.keys() == expected.keys()
+    assert all(type(value) is torch.Tensor and torch.equal(value, expected[name]) for name, value in gathered.items())
 
 
 @pytest.mark.usefixtures("world")
-def test_behind_a_validation_all_weights_are_shards_again(tuned: PeftModel) -> None:
+def test_all_weights_are_sharded_again_after_an_evaluation(tuned: PeftModel) -> None:
     fully_shard(tuned)
     ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
@@ -56,15 +56,15 @@ def test_behind_a_validation_all_weights_are_shards_again(tuned: PeftModel) -> N
     assert all(isinstance(parameter, DTensor) for parameter in tuned.parameters())
 
 
-def test_fsdp_shares_out_the_layers_that_the_model_has_and_adds_gradients_in_fp32(tuned: PeftModel) -> None:
+def test_fsdp_wraps_the_model_s_layers_and_reduces_gradients_in_fp32(tuned: PeftModel) -> None:
     plugin = SimpleNamespace(mixed_precision_policy=MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16))
     configure_fsdp(plugin, tuned)
     assert plugin.transformer_cls_names_to_wrap == ["Qwen3DecoderLayer", "SiglipEncoderLayer"]
     assert plugin.mixed_precision_policy == MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
 
 
-def test_a_world_of_another_size_than_launched_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_world_size_than_launched_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_world_size(None).num_processes == check_world_size(1).num_processes == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="the launcher started 2 processes, but only 1 found each other"):
+    with pytest.raises(UsageError, match="the launcher started 2 processes, but the world size is 1"):
         check_world_size(None)

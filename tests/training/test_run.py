@@ -1,4 +1,4 @@
-"""Whole trainings of a few steps, in this process."""
+"""Complete training runs of a few steps, in this process."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from training.checkpointing import TRAINER_FOLDER
 from training.resume import RunState, read_run_state
 from training.run import train
 
-Workplace = Callable[..., Path]
+Workspace = Callable[..., Path]
 
 
 def run(path: Path, *overrides: str, resume: str | None = None) -> Path:
@@ -25,7 +25,7 @@ def run(path: Path, *overrides: str, resume: str | None = None) -> Path:
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    # Copies: what load_file gives is mapped to the file, which a test may change.
+    # Cloned: load_file maps the file into memory, and a test may change the file.
     return {key: value.clone() for key, value in load_file(checkpoint / "adapter_model.safetensors").items()}
 
 
@@ -37,15 +37,15 @@ def losses(checkpoint: Path, key: str = "loss") -> list[float]:
     return [row[key] for row in state(checkpoint).history if key in row]
 
 
-def test_eight_samples_are_learnt_by_heart(workspace: Workplace) -> None:
-    # The whole language model: behind the frozen head of untrained parts no answer can become likely.
+def test_training_overfits_eight_samples(workspace: Workspace) -> None:
+    # All weights of the language model: with the frozen random lm_head of untrained models no answer can become likely.
     stage = {"name": "all", "train": ["connector", "language"], "epochs": 40}
     checkpoint = run(workspace({"lora": None}, stages=[stage], per_device_train_batch_size=8, learning_rate=4e-3, logging_steps=10))
     assert losses(checkpoint)[0] > 5
     assert losses(checkpoint)[-1] < 0.05
 
 
-def test_stages_follow_one_another_and_steps_count_on(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stages_run_in_order_and_steps_continue_over_them(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     align = {"name": "align", "train": ["connector"], "max_steps": 1}
     tune = {"name": "tune", "train": ["connector", "lora"], "epochs": 2}
     last = run(workspace(stages=[align, tune], logging_steps=2))
@@ -61,7 +61,7 @@ def test_stages_follow_one_another_and_steps_count_on(workspace: Workplace, caps
     assert "step 5/5 tune | loss" in capsys.readouterr().out
 
 
-def test_a_checkpoint_holds_no_base_weights_and_no_optimizer_once_its_stage_is_over(workspace: Workplace) -> None:
+def test_a_checkpoint_contains_no_base_weights_and_at_the_end_of_a_stage_no_optimizer(workspace: Workspace) -> None:
     last = run(workspace(save_steps=1))
     keys = weights(last)
     assert all(".lora_" in key or "multi_modal_projector" in key for key in keys)
@@ -77,69 +77,68 @@ def test_a_checkpoint_holds_no_base_weights_and_no_optimizer_once_its_stage_is_o
         ({"quantization": "nf4"}, ["connector", "lora"], "lora_A"),
         ({"quantization": "nf4"}, ["connector"], "linear_2"),
         ({"quantization": "int8"}, ["connector", "lora"], "lora_B"),
-        ({"lora": {"r": 4, "alpha": 8, "dora": True}}, ["connector", "lora"], "magnitude"),
+        ({"lora": {"r": 4, "lora_alpha": 8, "use_dora": True}}, ["connector", "lora"], "magnitude"),
         ({"lora": None}, ["connector"], "linear_1"),
         ({"lora": None}, ["connector", "language"], "language/model.safetensors"),
     ],
 )
-def test_every_way_of_training_takes_steps_and_is_continued(
-    workspace: Workplace, model: dict[str, Any], stage: list[str], trained: str
+def test_every_combination_of_trained_groups_and_quantization_trains_and_resumes(
+    workspace: Workspace, model: dict[str, Any], stage: list[str], trained: str
 ) -> None:
     path = workspace(
         model, stages=[{"name": "tune", "train": stage, "epochs": 2}], learning_rate=3e-3, save_steps=1, per_device_train_batch_size=8
     )
-    whole = run(path)
-    assert losses(whole)[1] < losses(whole)[0]
-    assert (whole / trained).is_file() or any(trained in key for key in weights(whole))
-    whole.rename("kept")
-    again = run(path, resume="auto")
-    assert again == whole
-    assert weights(again).keys() == weights(Path("kept")).keys()
-    for file in Path("kept").rglob("*.safetensors"):
-        expected, found = load_file(file), load_file(again / file.relative_to("kept"))
-        assert all(torch.equal(value, found[key]) for key, value in expected.items())
+    uninterrupted = run(path)
+    assert losses(uninterrupted)[1] < losses(uninterrupted)[0]
+    assert (uninterrupted / trained).is_file() or any(trained in key for key in weights(uninterrupted))
+    uninterrupted.rename("moved")
+    resumed = run(path, resume="auto")
+    assert resumed == uninterrupted
+    assert weights(resumed).keys() == weights(Path("moved")).keys()
+    for file in Path("moved").rglob("*.safetensors"):
+        expected, actual = load_file(file), load_file(resumed / file.relative_to("moved"))
+        assert all(torch.equal(value, actual[key]) for key, value in expected.items())
 
 
-def test_bf16_autocast_keeps_what_is_trained_in_fp32(workspace: Workplace) -> None:
+def test_under_bf16_autocast_trained_weights_stay_in_fp32(workspace: Workspace) -> None:
     checkpoint = run(workspace(precision="bf16", gradient_checkpointing=True))
     assert {value.dtype for value in weights(checkpoint).values()} == {torch.float32}
 
 
-def test_micro_batches_and_accumulation_give_the_same_loss(workspace: Workplace) -> None:
+def test_gradient_accumulation_gives_the_same_loss_as_one_large_batch(workspace: Workspace) -> None:
     stage = {"name": "tune", "train": ["connector", "lora"], "epochs": 3}
     path = workspace(stages=[stage], per_device_train_batch_size=8)
-    at_once = run(path)
-    at_once.rename("at-once")
-    in_parts = run(path, "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=4")
-    assert losses(in_parts) == pytest.approx(losses(Path("at-once")), abs=1e-5)
-    assert losses(in_parts, "grad_norm") == pytest.approx(losses(Path("at-once"), "grad_norm"), rel=1e-4)
+    run(path).rename("one-batch")
+    accumulated = run(path, "train.per_device_train_batch_size=2", "train.gradient_accumulation_steps=4")
+    assert losses(accumulated) == pytest.approx(losses(Path("one-batch")), abs=1e-5)
+    assert losses(accumulated, "grad_norm") == pytest.approx(losses(Path("one-batch"), "grad_norm"), rel=1e-4)
 
 
-def test_packed_rows_give_the_same_loss_as_padded_batches(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_packed_rows_give_the_same_loss_as_padded_batches(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     stage = {"name": "tune", "train": ["connector", "lora"], "epochs": 2}
     path = workspace(stages=[stage], per_device_train_batch_size=8)
     run(path).rename("padded")
-    assert "micro-batches: 8 samples of similar length, padded (auto on cpu), products in fp32" in capsys.readouterr().out
+    assert "micro-batches: 8 samples of similar length, padded (auto on cpu), matrix products in fp32" in capsys.readouterr().out
     packed = run(path, "train.batching=packed", "train.packing_length=1024")
-    assert "micro-batches: packed rows of 1,024 tokens (train.batching=packed), products in fp32" in capsys.readouterr().out
+    assert "micro-batches: packed rows of 1,024 tokens (train.batching=packed), matrix products in fp32" in capsys.readouterr().out
     assert losses(packed) == pytest.approx(losses(Path("padded")), abs=1e-4)
     assert losses(packed, "eval_loss") == pytest.approx(losses(Path("padded"), "eval_loss"), abs=1e-4)
 
 
-def test_validation_loss_is_a_mean_over_tokens(workspace: Workplace) -> None:
+def test_validation_loss_is_a_mean_over_tokens(workspace: Workspace) -> None:
     path = workspace(per_device_train_batch_size=4)
     run(path).rename("four")
-    # Batches of one weigh each sample alike unless tokens are counted.
-    alone = run(path, "train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=4", "train.stages.0.max_steps=2")
-    first = [losses(folder, "eval_loss")[0] for folder in (alone, Path("four"))]
+    # A mean over batches of one would give every sample the same weight.
+    single = run(path, "train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=4", "train.stages.0.max_steps=2")
+    first = [losses(folder, "eval_loss")[0] for folder in (single, Path("four"))]
     assert first[0] == pytest.approx(first[1], abs=0.05)
-    assert [row["eval_tokens"] for row in state(alone).history if "eval_tokens" in row] == [
+    assert [row["eval_tokens"] for row in state(single).history if "eval_tokens" in row] == [
         row["eval_tokens"] for row in state(Path("four")).history if "eval_tokens" in row
     ]
 
 
-def test_a_stage_out_of_patience_ends_with_its_best_weights(workspace: Workplace) -> None:
-    # A rate that ruins the model: the first validation is the best one.
+def test_a_stage_that_stops_early_ends_with_its_best_weights(workspace: Workspace) -> None:
+    # A learning rate that ruins the model: the first evaluation is the best one.
     stage = {"name": "tune", "train": ["connector", "lora"], "epochs": 50, "learning_rate": 0.3}
     last = run(
         workspace(stages=[stage], per_device_train_batch_size=8, warmup_steps=0.0, eval_steps=1, save_steps=1000, early_stopping_patience=3)
@@ -153,7 +152,7 @@ def test_a_stage_out_of_patience_ends_with_its_best_weights(workspace: Workplace
     assert model_checkpoint.manifest_mismatch(last) is None
 
 
-def test_panels_and_tables_are_written(workspace: Workplace) -> None:
+def test_sample_predictions_and_loss_curves_are_written(workspace: Workspace) -> None:
     run(workspace(num_logged_predictions=2, eval_steps=1))
     events = EventAccumulator("results/toy/tensorboard", size_guidance={"images": 0})
     events.Reload()
@@ -163,7 +162,7 @@ def test_panels_and_tables_are_written(workspace: Workplace) -> None:
     assert Path("results/toy/answers.png").stat().st_size > 2000
 
 
-def test_a_half_written_checkpoint_is_skipped_with_a_message(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_incomplete_checkpoint_is_skipped_with_a_message(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     path = workspace(
         stages=[{"name": "tune", "train": ["connector", "lora"], "max_steps": 3}],
         per_device_train_batch_size=2,
@@ -173,37 +172,37 @@ def test_a_half_written_checkpoint_is_skipped_with_a_message(workspace: Workplac
     last = run(path)
     expected = weights(last)
     (last / "adapter_model.safetensors").write_bytes(b"half")
-    again = run(path, resume="auto")
-    assert f"skipping {last}: adapter_model.safetensors is missing or has another size" in capsys.readouterr().out
-    assert all(torch.equal(value, expected[key]) for key, value in weights(again).items())
+    resumed = run(path, resume="auto")
+    assert f"skipping {last}: adapter_model.safetensors is missing or its size differs" in capsys.readouterr().out
+    assert all(torch.equal(value, expected[key]) for key, value in weights(resumed).items())
 
 
-def test_only_the_latest_checkpoints_of_a_stage_are_kept(workspace: Workplace) -> None:
+def test_only_the_latest_checkpoints_of_a_stage_are_kept(workspace: Workspace) -> None:
     stage = {"name": "tune", "train": ["connector"], "epochs": 2}
     last = run(workspace(stages=[stage], per_device_train_batch_size=2, save_steps=1, save_total_limit=3))
     assert sorted(path.name for path in last.parent.iterdir()) == ["checkpoint-6", "checkpoint-7", "checkpoint-8"]
 
 
-def test_a_new_run_does_not_begin_over_an_old_one(workspace: Workplace) -> None:
+def test_a_new_run_does_not_overwrite_an_old_one(workspace: Workspace) -> None:
     path = workspace()
     last = run(path)
-    with pytest.raises(UsageError, match=r"checkpoint-2 is there already: continue with --resume auto"):
+    with pytest.raises(UsageError, match=r"checkpoint-2 already exists: continue with --resume auto"):
         run(path)
     assert run(path, resume="auto") == last
 
 
-def test_other_settings_are_refused_by_name(workspace: Workplace) -> None:
+def test_resuming_with_other_settings_is_an_error_that_names_them(workspace: Workspace) -> None:
     path = workspace(save_steps=1)
     last = run(path)
-    with pytest.raises(UsageError, match=r"train\.batch_size was 4, is 2; .*take those, or another name"):
+    with pytest.raises(UsageError, match=r"train\.per_device_train_batch_size was 4, is 2; .*use those, or a new name"):
         run(path, "train.per_device_train_batch_size=2", resume="auto")
     with pytest.raises(UsageError, match=r"model\.lora\.r was 4, is 8"):
         run(path, "model.lora.r=8", resume=str(last))
-    # What does not touch a training step may change.
+    # Settings that do not change a training step may differ.
     assert run(path, "train.logging_steps=7", "train.save_total_limit=9", resume="auto") == last
 
 
-def test_a_stage_may_be_added_behind_a_finished_run(workspace: Workplace) -> None:
+def test_a_stage_may_be_added_after_a_finished_run(workspace: Workspace) -> None:
     path = workspace()
     run(path)
     stages = [
@@ -213,13 +212,12 @@ def test_a_stage_may_be_added_behind_a_finished_run(workspace: Workplace) -> Non
     assert run(path, f"train.stages={json.dumps(stages)}", resume="auto").name == "checkpoint-3"
 
 
-def test_samples_without_a_supervised_token_are_dropped_and_counted(workspace: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
-    run(workspace({"max_tokens": 48}))
-    said = capsys.readouterr().out
-    assert "1 training samples, 7 dropped: nothing to supervise within model.max_length" in said
+def test_samples_without_a_supervised_token_are_dropped_and_counted(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    run(workspace({"max_length": 48}))
+    assert "1 training samples, 7 dropped: nothing to supervise within model.max_length" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(workspace: Workplace) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(workspace: Workspace) -> None:
     stage = {"name": "tune", "train": ["connector", "lora"], "epochs": 30, "learning_rate": 1e30}
     with pytest.raises(TesseraError, match=r"step \d+: the loss is .*lower train\.learning_rate"):
         run(workspace(stages=[stage], warmup_steps=0.0))
@@ -228,14 +226,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(workspace: Workplace) -> None:
 @pytest.mark.parametrize(
     ("train_settings", "message"),
     [
-        ({"processes": 2}, r"train\.processes: 2 processes are asked for, 1 are running"),
+        ({"num_processes": 2}, r"train\.num_processes: expected 2 processes, found 1"),
         ({"stages": [{"name": "a", "train": ["lora"]}, {"name": "a", "train": ["lora"]}]}, r"train\.stages\.1\.name: an earlier stage"),
         ({"stages": [{"name": "a", "train": []}]}, r"train\.stages\.0\.train: empty"),
         ({"stages": []}, r"train\.stages: empty"),
-        ({"stages": [{"name": "a", "train": ["lora"]}, {"name": "b", "train": ["language"]}]}, "one or the other"),
-        ({"batching": "packed", "tokens_per_row": 20}, r"train\.tokens_per_row: 20 is less than the longest sample"),
+        ({"stages": [{"name": "a", "train": ["lora"]}, {"name": "b", "train": ["language"]}]}, "only one of these"),
+        ({"batching": "packed", "packing_length": 20}, r"train\.packing_length: 20 is less than the longest sample"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(workspace: Workplace, train_settings: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_named_in_the_error(workspace: Workspace, train_settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         run(workspace(**train_settings))

@@ -6,7 +6,7 @@ from training.optimization.optimizers import learning_rate, optimizer_param_grou
 from training.stages import describe_trained
 
 
-class Joined(nn.Module):
+class ToyModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.model = nn.ModuleDict(
@@ -14,19 +14,19 @@ class Joined(nn.Module):
         )
 
 
-def test_each_group_has_its_own_rate_and_vectors_are_not_decayed() -> None:
-    model = Joined()
+def test_each_group_has_its_own_learning_rate_and_vectors_have_no_weight_decay() -> None:
+    model = ToyModel()
     model.model["vision_tower"].requires_grad_(False)
     stage = StageConfig(name="s", train=("connector", "language"), learning_rate=LearningRates(connector=1e-3, language=1e-5))
     groups = optimizer_param_groups(model, stage, TrainConfig(weight_decay=0.1))
     assert [(group["name"], group["lr"], group["weight_decay"], group["params"][0].ndim) for group in groups] == [
         ("connector", 1e-3, 0.1, 2), ("connector", 1e-3, 0.0, 1), ("language", 1e-5, 0.1, 2), ("language", 1e-5, 0.0, 1),
     ]  # fmt: skip
-    assert describe_trained(model) == "projector 20, language 20 parameters"
+    assert describe_trained(model) == "connector 20, language 20 parameters"
 
 
 @pytest.mark.parametrize(
-    ("of_stage", "of_training", "expected"),
+    ("stage_rate", "default_rate", "expected"),
     [
         (None, LearningRates(lora=3e-4), 3e-4),
         (None, 5e-4, 5e-4),
@@ -34,8 +34,8 @@ def test_each_group_has_its_own_rate_and_vectors_are_not_decayed() -> None:
         (LearningRates(lora=9e-4), 5e-4, 9e-4),
     ],
 )
-def test_a_stage_s_rate_goes_before_the_training_s(
-    of_stage: float | LearningRates | None, of_training: float | LearningRates, expected: float
+def test_a_stage_s_learning_rate_overrides_the_default(
+    stage_rate: float | LearningRates | None, default_rate: float | LearningRates, expected: float
 ) -> None:
-    stage = StageConfig(name="s", train=("lora",), learning_rate=of_stage)
-    assert learning_rate(stage, TrainConfig(learning_rate=of_training), "lora") == expected
+    stage = StageConfig(name="s", train=("lora",), learning_rate=stage_rate)
+    assert learning_rate(stage, TrainConfig(learning_rate=default_rate), "lora") == expected

@@ -1,8 +1,9 @@
-"""Computes the features that are kept on disk: once for a vision trunk, its settings and a picture's content.
+"""Compute the cached vision features: once for each vision encoder, its settings and an image's content.
 
-In: what a run has prepared. Out: the same with `KeptFeatures`, complete. Every process of a run, and other runs on the same
-data, take shards in turn; whoever finds a shard missing that nobody works on computes it. So nobody waits for a fixed share,
-and a killed run goes on where it was.
+In: a RunSetup. Out: the same with complete `CachedFeatures`. Every rank of a run, and other runs on the same data, go through the
+shards and compute those that are missing and not locked by another process. So faster processes compute more shards, and a killed
+run resumes where it stopped.
+Shapes: N images, P patches, D hidden size of the vision encoder.
 """
 
 import dataclasses
@@ -31,15 +32,15 @@ from training.out_of_memory import explain_out_of_memory
 from training.run_setup import RunSetup, num_loader_workers
 
 CACHE_VERSION = 1
-"""Raised when what is written, or how a picture becomes pixels, changes: features of before are then not found."""
+"""Incremented when the file format or the image preprocessing changes, so that older features are not used."""
 
 IMAGES_PER_BATCH = 32
-"""Pictures that the trunk sees together."""
+"""Images in a batch of the vision encoder."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A picture file and what it holds: the SHA-256 of its bytes."""
+    """An image file. digest: SHA-256 of its bytes; max_pixels: size limit of the decoded image."""
 
     path: Path
     digest: str
@@ -47,9 +48,9 @@ class ImageFile:
 
 
 def with_cached_features(run_setup: RunSetup) -> RunSetup:
-    """What is prepared, with the features of every picture of the training and validation samples on disk.
+    """The setup with cached features of all images of the training and validation samples; computes those that are missing.
 
-    Raises UsageError when the disk has no room for them, TesseraError when a picture cannot be read.
+    Raises UsageError when there is not enough disk space, TesseraError when an image cannot be read.
     """
     images = _images(run_setup)
     extractor = _FeatureExtractor(run_setup, {image.digest: image for image in images.values()})
@@ -67,7 +68,7 @@ def with_cached_features(run_setup: RunSetup) -> RunSetup:
 
 
 class _FeatureExtractor:
-    """Holds the trunk while features are computed. pictures: by digest."""
+    """Holds the vision encoder while features are computed. images: by digest."""
 
     def __init__(self, run_setup: RunSetup, images: dict[str, ImageFile]):
         self.run_setup, self.images = run_setup, images
@@ -80,7 +81,7 @@ class _FeatureExtractor:
         self.cache = FeatureCache(run_setup.store.folder / "cache" / "features" / key, self.encoder.shape)
 
     def build(self) -> None:
-        """Compute what is missing, with all other processes that do the same."""
+        """Compute all missing features, sharing the work with every other process that does the same."""
         cache, wanted = self.cache, list(self.images)
         cache.folder.mkdir(parents=True, exist_ok=True)
         cache.remove_partial_files()
@@ -92,7 +93,7 @@ class _FeatureExtractor:
         shards = [shard for shard in cache.shards(wanted) if cache.missing(shard)]
         first = len(shards) * self.run_setup.partial_state.process_index // self.run_setup.partial_state.num_processes
         shards = shards[first:] + shards[:first]
-        with Progress("computing features", len(missing), "pictures") as progress:
+        with Progress("computing features", len(missing), "images") as progress:
             for shard in shards:
                 self._complete_shard(shard, False, progress)
             if any(cache.missing(shard) for shard in shards):
@@ -101,7 +102,7 @@ class _FeatureExtractor:
                 self._complete_shard(shard, True, progress)
 
     def _complete_shard(self, shard: Sequence[str], wait: bool, progress: Progress) -> None:
-        """Compute what is missing of a shard, unless another process works on it (with `wait`: when it has stopped doing so)."""
+        """Compute a shard's missing features. When another process has locked it, skip it or, with `wait`, wait for the lock."""
         before = len(self.cache.missing(shard))
         if not before:
             return
@@ -113,7 +114,7 @@ class _FeatureExtractor:
                 self.cache.write(shard, missing, self._compute(missing, progress))
 
     def _compute(self, digests: Sequence[str], progress: Progress) -> torch.Tensor:
-        """bf16 [pictures, patches, width] on the host."""
+        """Features bf16 [N, P, D] on the host."""
         device, reader = self.run_setup.device, self.run_setup.processor.pixel_reader
         features = torch.empty(len(digests), *self.encoder.shape, dtype=torch.bfloat16)
         done = 0
@@ -126,7 +127,7 @@ class _FeatureExtractor:
         return features
 
     def _raw_pixels(self, digests: Sequence[str]) -> Iterator[torch.Tensor]:
-        """Raw pixels of up to PICTURES_AT_ONCE pictures a time, read ahead in threads: decoding and resizing let others run."""
+        """Pixels of up to IMAGES_PER_BATCH images at a time, read ahead in threads: decoding and resizing release the GIL."""
         with ThreadPoolExecutor(max(1, num_loader_workers(self.run_setup.config.train))) as pool:
             opened = pool.map(self._open, digests)
             while batch := list(islice(opened, IMAGES_PER_BATCH)):
@@ -136,45 +137,47 @@ class _FeatureExtractor:
         image = self.images[digest]
         data = read_image_file(image.path)
         if hashlib.sha256(data).hexdigest() != digest:
-            raise TesseraError(f"{image.path}: is not the picture that was merged; run python tools/preprocess.py again")
+            raise TesseraError(f"{image.path}: differs from the preprocessed image; run python tools/preprocess.py again")
         try:
             return self.run_setup.processor.pixel_reader.read([open_image(data, image.max_pixels)])
         except ImageError as error:
             raise TesseraError(f"{image.path}: {error}") from error
 
     def _report_disk_usage(self, missing: int) -> None:
-        """Say what is there and how much room the rest takes. Raises UsageError when the disk has less."""
+        """Print what is cached and the disk space of the rest. Raises UsageError when there is not enough."""
         folder, print_once = self.cache.folder, self.run_setup.print_once
-        print_once(f"features of {len(self.images) - missing:,} pictures are kept in {folder}, {missing:,} are to be computed")
+        print_once(f"features of {len(self.images) - missing:,} images are cached in {folder}, {missing:,} are missing")
         other_bytes = sum(path.stat().st_size for path in folder.parent.glob("*/*.safetensors") if path.parent != folder)
         if other_bytes:
-            print_once(
-                f"features of other models or settings take {format_bytes(other_bytes)} beside them; delete those that are not needed any more"
-            )
+            print_once(f"features of other models or settings take {format_bytes(other_bytes)} next to them; delete those no longer needed")
         needed, free = missing * self.cache.bytes_per_image, shutil.disk_usage(folder).free
         if needed > free:
             raise UsageError(
-                f"train.cache_vision_features: {format_bytes(needed)} are needed for {missing:,} pictures, {format_bytes(free)} are free in {folder}; "
-                f"make room or set it to false"
+                f"train.cache_vision_features: {missing:,} images need {format_bytes(needed)}, "
+                f"{format_bytes(free)} are free in {folder}; free disk space or set it to false"
             )
         if missing:
-            print_once(f"they take {format_bytes(needed)}; {format_bytes(free)} are free")
+            print_once(f"they need {format_bytes(needed)} of disk space; {format_bytes(free)} are free")
 
 
 def _images(run_setup: RunSetup) -> dict[int, ImageFile]:
-    """The pictures of all training and validation samples, by image_id."""
+    """The images of all training and validation samples, by image_id."""
     store = run_setup.store
     lengths = [run_setup.lengths, *([run_setup.validation.lengths] if run_setup.validation is not None else [])]
     image_ids = store.column("image_ids")
     needed = {
-        image_id for one in lengths for conversation in one.conversations for member in conversation for image_id in image_ids[member.row]
+        image_id
+        for split_lengths in lengths
+        for conversation in split_lengths.conversations
+        for member in conversation
+        for image_id in image_ids[member.row]
     }
     merged_at = (store.folder / "images.parquet").stat().st_mtime_ns
     return {row.image_id: _image(row, merged_at) for row in store.images() if row.image_id in needed}
 
 
 def _image(row: ImageRow, merged_at: int) -> ImageFile:
-    """A file changed since the merge is hashed again."""
+    """The file of an image; it is hashed again when it was modified after preprocessing."""
     digest = row.sha256
     try:
         if row.path.stat().st_mtime_ns > merged_at:

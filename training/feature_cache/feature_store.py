@@ -1,7 +1,8 @@
-"""Features of pictures on disk, in bf16: found by what a picture holds, written once, read a picture at a time.
+"""Vision features on disk, in bf16: keyed by image content, written once, read one image at a time.
 
-A shard is a safetensors file with `features` [pictures, patches, width] and, in its metadata, the SHA-256 of each picture's
-file. Shards never change; several processes and several runs may read and write one folder at the same time.
+A shard is a safetensors file with `features` [N, P, D] and, in its metadata, the SHA-256 of each image file. Shards never change;
+several processes and several runs may read and write one folder at the same time.
+Shapes: N images, P patches, D hidden size of the vision encoder.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from errors import TesseraError
 
 MAX_SHARD_BYTES = 256 * 2**20
 MAX_SHARD_IMAGES = 1024
-"""A shard ends with whichever comes first: what is lost when a run is killed is one shard of work."""
+"""A shard ends at whichever limit it reaches first. A killed run loses the work of one shard."""
 
 _LENGTH_BYTES = 8
 _BYTES_PER_VALUE = 2
@@ -28,7 +29,7 @@ _NAME_LENGTH = 16
 
 
 class FeatureCache:
-    """The shards in one folder. shape: patches and width of a picture's features."""
+    """The shards in one folder. shape: [P, D] of one image's features."""
 
     def __init__(self, folder: Path, shape: tuple[int, int]):
         self.folder, self.shape = folder, shape
@@ -37,28 +38,28 @@ class FeatureCache:
 
     @property
     def bytes_per_image(self) -> int:
-        """Room that a picture's features take on disk."""
+        """Bytes of one image's features on disk."""
         return self.shape[0] * self.shape[1] * _BYTES_PER_VALUE
 
     def refresh(self) -> None:
-        """Take note of shards that have come. Raises TesseraError when one is damaged."""
+        """Index shards that were added since the last call. Raises TesseraError when one is damaged."""
         for path in sorted(self.folder.glob("[!.]*.safetensors")):
             if path.name not in self._read_shards:
                 self._read_shards.add(path.name)
                 self._offsets |= self._contents(path)
 
     def missing(self, digests: Sequence[str]) -> list[str]:
-        """Those of which nothing is known yet, each once."""
+        """Digests without indexed features, without duplicates."""
         return [digest for digest in dict.fromkeys(digests) if digest not in self._offsets]
 
     def shards(self, digests: Sequence[str]) -> list[list[str]]:
-        """Pictures in the groups that they are written in: the same for the same pictures, whatever is there already."""
+        """Images grouped into shards. The grouping depends only on the images, not on what is cached already."""
         size = max(1, min(MAX_SHARD_IMAGES, MAX_SHARD_BYTES // self.bytes_per_image))
         unique_digests = list(dict.fromkeys(digests))
         return [unique_digests[start : start + size] for start in range(0, len(unique_digests), size)]
 
     def remove_partial_files(self) -> None:
-        """Delete what killed processes have left half-written."""
+        """Delete incomplete shards that killed processes left."""
         for path in self.folder.glob(".*.safetensors"):
             with self._locked(path.name[1 : 1 + _NAME_LENGTH], wait=False) as is_unlocked:
                 if is_unlocked:
@@ -66,7 +67,7 @@ class FeatureCache:
 
     @contextmanager
     def lock_shard(self, shard: Sequence[str], wait: bool) -> Iterator[bool]:
-        """Inside, no other process works on this shard; False where another one does and `wait` is off."""
+        """Lock a shard against other processes. Yields False when another process holds the lock and `wait` is off."""
         with self._locked(_name(shard), wait) as acquired:
             yield acquired
 
@@ -86,7 +87,7 @@ class FeatureCache:
             lock.release()
 
     def write(self, shard: Sequence[str], digests: Sequence[str], features: torch.Tensor) -> None:
-        """Write features [pictures, patches, width] of `digests`, a part of the claimed `shard`."""
+        """Write features [N, P, D] of `digests`, a subset of `shard`, which must be locked."""
         path = self.folder / f"{_name(shard)}-{_name(digests)}.safetensors"
         data = save({"features": features.to(torch.bfloat16).contiguous()}, metadata={"images": " ".join(digests)})
         with atomic_write(path) as temp_path:
@@ -94,7 +95,7 @@ class FeatureCache:
         self.refresh()
 
     def read(self, digests: Sequence[str]) -> torch.Tensor:
-        """Features [pictures, patches, width] in bf16. Raises TesseraError when a shard has gone."""
+        """Features bf16 [N, P, D]. Raises TesseraError when a shard cannot be read."""
         features = torch.empty(len(digests), *self.shape, dtype=torch.bfloat16)
         for image, digest in zip(features, digests, strict=True):
             path, offset = self._offsets[digest]
@@ -104,13 +105,13 @@ class FeatureCache:
                     file.seek(offset)
                     complete = file.readinto(buffer) == len(buffer)
             except OSError as error:
-                raise TesseraError(f"{path}: kept features cannot be read ({error.strerror}); start again to compute them anew") from error
+                raise TesseraError(f"{path}: cached features cannot be read ({error.strerror}); restart to compute them again") from error
             if not complete:
                 raise _damaged(path)
         return features
 
     def _contents(self, path: Path) -> dict[str, tuple[Path, int]]:
-        """Where each picture of a shard begins."""
+        """Path and byte offset of each image's features in a shard. Raises TesseraError when the shard is damaged."""
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
             if length > path.stat().st_size:
@@ -128,7 +129,7 @@ class FeatureCache:
 
 
 def _digests(metadata: dict[str, str]) -> list[str]:
-    """Of the images in a shard; shards of schema version 1 call them pictures."""
+    """Digests of the images in a shard; shards of schema version 1 call them pictures."""
     return (metadata["images"] if "images" in metadata else metadata["pictures"]).split()
 
 
@@ -137,4 +138,4 @@ def _name(digests: Sequence[str]) -> str:
 
 
 def _damaged(path: Path) -> TesseraError:
-    return TesseraError(f"{path}: not a whole shard of features; delete it, and it will be computed again")
+    return TesseraError(f"{path}: incomplete or damaged shard of features; delete it, and it will be computed again")

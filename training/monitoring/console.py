@@ -1,4 +1,4 @@
-"""What a run says while it goes: a progress bar on a terminal, and one line a log step."""
+"""Console output of a run: one status line per log step, and a progress bar on a terminal."""
 
 import sys
 from typing import Any
@@ -10,7 +10,7 @@ from training.monitoring.metrics_history import Row
 
 
 def status_line(row: Row, total: int) -> str:
-    """One log step in one line. total: optimizer steps of all stages."""
+    """Status line of a log step or an evaluation. total: optimizer steps of all stages."""
     head = f"step {row['step']:,}/{total:,} {row['stage']}"
     if "eval_loss" in row:
         return f"{head} | validation loss {row['eval_loss']:.4f} over {row['eval_tokens']:,} tokens"
@@ -31,9 +31,9 @@ def status_line(row: Row, total: int) -> str:
 
 
 class ConsoleLogger(TrainerCallback):
-    """Prints status lines, above a bar where there is a terminal; for the main process.
+    """Prints status lines, and a progress bar when stderr is a terminal; for rank 0 only.
 
-    done, total: optimizer steps of all stages that were done before, and in all.
+    done: optimizer steps before this stage's run; total: optimizer steps of all stages.
     """
 
     def __init__(self, done: int, total: int):

@@ -1,4 +1,4 @@
-"""The loss curves of a run as a PNG."""
+"""Loss curves and learning rates of a run as a PNG."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from atomic_io import atomic_write
 from training.monitoring.metrics_history import History
 
 
-def draw_curves(history: History, path: Path) -> None:
-    """Training and validation loss above, learning rates below, over the optimizer steps of all stages."""
+def plot_loss_curves(history: History, path: Path) -> None:
+    """Plot training and validation loss (top) and learning rates (bottom) over the optimizer steps of all stages."""
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     FigureCanvasAgg(figure)
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -18,7 +18,7 @@ def draw_curves(history: History, path: Path) -> None:
     steps, values = history.series("eval_loss")
     if steps:
         losses.plot(steps, values, color="tab:orange", marker="o", markersize=4, label="validation")
-    losses.set(ylabel="loss a supervised token (nats)", ylim=(0, None))
+    losses.set(ylabel="loss per supervised token (nats)", ylim=(0, None))
     groups = sorted({key for row in history.rows for key in row if key.startswith("learning_rate/")})
     for key in groups:
         rates.plot(*history.series(key), linewidth=1.2, label=key.removeprefix("learning_rate/"))

@@ -1,15 +1,16 @@
-"""What was measured in the course of a run: one row a log step or validation, over all stages."""
+"""Metrics of a run over all stages: one row per log step or evaluation."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 Row = dict[str, Any]
-"""`step` (over all stages), `stage`, and either `loss`, learning rates, rates; or `eval_loss`."""
+"""Keys: `step` (over all stages), `stage`, and either `loss`, `grad_norm`, learning rates and throughput, or `eval_loss` and
+`eval_tokens`."""
 
 
 @dataclass
 class History:
-    """Rows in the order of their steps. It travels in every checkpoint, so that curves go on where a run was broken off."""
+    """Rows in the order of their steps. Every checkpoint contains it, so that the curves of a resumed run are complete."""
 
     rows: list[Row] = field(default_factory=list)
 
@@ -18,9 +19,9 @@ class History:
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of the rows that have `key`."""
-        found = [row for row in self.rows if key in row]
-        return [int(row["step"]) for row in found], [float(row[key]) for row in found]
+        rows = [row for row in self.rows if key in row]
+        return [int(row["step"]) for row in rows], [float(row[key]) for row in rows]
 
     def validation(self, stage: str) -> list[tuple[int, float]]:
-        """(step, validation loss) of a stage."""
+        """(step, validation loss) of every evaluation of a stage."""
         return [(int(row["step"]), float(row["eval_loss"])) for row in self.rows if row["stage"] == stage and "eval_loss" in row]

@@ -1,4 +1,4 @@
-"""Pictures with question, reference and the model's answer, drawn for TensorBoard and for the table at the end of a run."""
+"""Sample predictions as images: question, reference answer and prediction next to the input images, for TensorBoard and a PNG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ RULE_COLOUR = (210, 210, 210)
 
 @dataclass(frozen=True)
 class Panel:
-    """What was asked about which pictures, what stands in the data, and what the model says."""
+    """One sample: input images, question, reference answer, and the model's prediction (`answer`)."""
 
     images: Sequence[Image.Image]
     question: str
@@ -20,18 +20,18 @@ class Panel:
     answer: str
 
 
-def draw_panel(panel: Panel) -> Image.Image:
-    """An RGB image: the pictures on the left, one below the other, the three texts on the right."""
+def render_panel(panel: Panel) -> Image.Image:
+    """An RGB image: the input images in a column on the left, the three texts on the right."""
     return side_by_side(panel.images, [("question", panel.question), ("reference", panel.reference), ("answer", panel.answer)])
 
 
-def draw_table(panels: Sequence[Panel]) -> Image.Image:
-    """All panels in one RGB image, one below the other with a rule between. panels: at least one."""
-    rendered = [draw_panel(panel) for panel in panels]
-    table = Image.new("RGB", (max(one.width for one in rendered), sum(one.height + 1 for one in rendered)), RULE_COLOUR)
+def render_table(panels: Sequence[Panel]) -> Image.Image:
+    """All panels in one RGB image, stacked with a thin line below each. panels: at least one."""
+    rows = [render_panel(panel) for panel in panels]
+    table = Image.new("RGB", (max(row.width for row in rows), sum(row.height + 1 for row in rows)), RULE_COLOUR)
     top = 0
-    for one in rendered:
-        table.paste("white", (0, top, table.width, top + one.height))
-        table.paste(one, (0, top))
-        top += one.height + 1
+    for row in rows:
+        table.paste("white", (0, top, table.width, top + row.height))
+        table.paste(row, (0, top))
+        top += row.height + 1
     return table

@@ -1,4 +1,4 @@
-"""What the model says to some validation samples, for people to look at."""
+"""The model's greedy answers to a few validation samples, for visual inspection."""
 
 import numpy as np
 import torch
@@ -13,17 +13,25 @@ from training.data_loading import TrainingData
 from training.monitoring.prediction_panels import Panel
 
 ANSWER_TOKENS = 64
-"""Longest answer shown."""
+"""Most new tokens of an answer."""
 
 
 def select_samples(data: TrainingData, count: int) -> list[Sample]:
-    """`count` samples spread evenly over the data, so that every source has its share."""
+    """`count` samples evenly spaced over the data, so that every source is represented."""
     indices = np.unique(np.linspace(0, len(data) - 1, min(count, len(data))).astype(int))
     return [data.sample(int(index)) for index in indices] if count else []
 
 
 def generate_panels(model: nn.Module, processor: Processor, store: SampleStore, samples: list[Sample], bf16: bool) -> list[Panel]:
-    """The model's greedy answers beside the targets of the samples. bf16: run under bf16 autocast, as in training."""
+    """A panel for each sample: its first target next to the model's greedy answer.
+
+    Args:
+        model: Answers with its current weights.
+        processor: Tokenizer and image processor of the model.
+        store: Holds the samples' images.
+        samples: What `select_samples` returned.
+        bf16: Generate under bf16 autocast, as in training.
+    """
     requests = [
         Request(sample.sample_id, tuple(store.image(i).path for i in sample.image_ids), sample.messages, sample.task, sample.language)
         for sample in samples
@@ -43,6 +51,6 @@ def generate_panels(model: nn.Module, processor: Processor, store: SampleStore, 
 
 
 def _question(sample: Sample) -> str:
-    """The last turn; three dots stand for what was said before it."""
+    """The last turn; "..." stands for earlier turns."""
     earlier = "... " if len(sample.messages) > 1 else ""
     return earlier + sample.messages[-1].content.replace(IMAGE_PLACEHOLDER, "").strip()

@@ -1,4 +1,4 @@
-"""TensorBoard: curves of everything in the history's rows, and panels of validation pictures with the model's answers."""
+"""TensorBoard: scalars of all metrics in the history, and images with sample predictions."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +10,19 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 
 from training.monitoring.metrics_history import Row
-from training.monitoring.prediction_panels import Panel, draw_panel
+from training.monitoring.prediction_panels import Panel, render_panel
 
 TAGS = {"loss": "loss/training", "eval_loss": "loss/validation", "grad_norm": "training/grad_norm"}
-"""Names of curves; rates stand under speed/, learning rates under learning_rate/."""
+"""TensorBoard tag of each metric. Metrics that are not listed go under speed/; learning rates keep their learning_rate/ prefix."""
 
 
 class TensorBoardLogger(TrainerCallback):
-    """Writes events into `folder`; for the main process.
+    """Writes event files; for rank 0 only.
 
-    step: optimizer steps that were done before; what an earlier run wrote behind them is hidden.
-    ask: the panels of the model as it stands, at each validation; None shows none.
+    Args:
+        folder: Folder of the event files.
+        step: Optimizer steps before this run; later events of an earlier run are purged.
+        generate_panels: From the model to its sample predictions, called at each evaluation; None logs no images.
     """
 
     def __init__(self, folder: Path, step: int, generate_panels: Callable[[nn.Module], list[Panel]] | None):
@@ -36,7 +38,7 @@ class TensorBoardLogger(TrainerCallback):
 
     def on_evaluate(self, *_args: Any, model: nn.Module, **_kwargs: Any) -> None:
         for i, panel in enumerate(self._generate_panels(model) if self._generate_panels else []):
-            self._writer.add_image(f"validation/{i}", np.asarray(draw_panel(panel)), self._step, dataformats="HWC")
+            self._writer.add_image(f"validation/{i}", np.asarray(render_panel(panel)), self._step, dataformats="HWC")
         self._writer.flush()
 
     def close(self) -> None:

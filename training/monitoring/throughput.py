@@ -1,7 +1,7 @@
-"""How fast a training step is: tokens, samples, memory, waiting for data, and the arithmetic done for it.
+"""Training throughput: tokens/s, samples/s, peak memory, data wait, TFLOP/s and MFU.
 
-In: the model's batches as they go by. Out: rates over the steps since the last reading, summed over all processes.
-Frozen weights are counted as what they cost: they take a forward and an input gradient, but no weight gradient.
+In: the micro-batches that the model processes. Out: rates over the steps since the last reading, summed over all ranks.
+A frozen weight costs a forward pass and an input gradient, but no weight gradient.
 """
 
 import re
@@ -43,17 +43,17 @@ PEAK_TFLOPS = (
     ("RTX 4090", 165.2),
     ("RTX 3090", 71.0),
 )
-"""Dense bf16 TFLOP/s (fp32 accumulation) from the vendors' data sheets, by whole words of the device's name; first match counts."""
+"""Peak dense bf16 TFLOP/s (fp32 accumulation) from vendor data sheets, by whole words of the device name; the first match counts."""
 
 SLOWER_VARIANTS = ("Laptop", "MIG", "D")
-"""Words that mark a slower variant or a slice of a chip, whose rate is another one."""
+"""Words in a device name that mark a slower variant or a slice of a GPU, whose peak is not in the table."""
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 2, 2, 2
-"""Operations for each weight and token: a multiply-add in the forward pass and one in each kind of gradient."""
+"""FLOPs per weight and token: one multiply-add in the forward pass and one for each kind of gradient."""
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """Peak dense bf16 rate of a device, None when it is not in the table."""
+    """Peak dense bf16 TFLOP/s of a device, None when it is not in the table."""
     words = f" {re.sub(r'[^A-Za-z0-9]+', ' ', device_name)} "
     if any(f" {word} " in words for word in SLOWER_VARIANTS):
         return None
@@ -62,28 +62,31 @@ def peak_tflops(device_name: str) -> float | None:
 
 @dataclass(frozen=True)
 class StepFlops:
-    """Operations of one training step by what they are counted over. Attention scores, norms and recomputation of
-    checkpointed activations are left out, so the rates are a lower bound of what the device does."""
+    """FLOPs of one training step per token, supervised token and image. Attention scores, norms and the recomputation of
+    checkpointed activations are not counted, so the rates are a lower bound of what the device does."""
 
     per_token: float
-    """Language model and its adapters, for each token."""
+    """Language model and its adapters."""
     per_supervised_token: float
-    """What is multiplied at supervised positions only: the vocabulary matrix and the last layer's perceptron."""
+    """Computed at supervised positions only: the output projection to the vocabulary and the last layer's MLP."""
     per_image: float
-    """Vision trunk and projector, for each picture."""
+    """Vision encoder and connector."""
 
     def flops(self, tokens: float, supervised: float, images: float) -> float:
-        """Operations of a step over this many tokens, supervised tokens and pictures."""
+        """FLOPs of a step over this many tokens, supervised tokens and images."""
         return self.per_token * tokens + self.per_supervised_token * supervised + self.per_image * images
 
 
 def count_step_flops(model: nn.Module, patches: int, vision_layers: int, tokens_per_image: int) -> StepFlops:
-    """Count the linear layers of a vision-language model by what training does with them.
+    """FLOPs of the linear layers of a vision-language model in training.
 
-    patches: positions of the vision trunk a picture; vision_layers: how many of its layers are run;
-    tokens_per_image: positions that the projector maps.
-    Layers are told apart by the parts of their names: vision_tower, multi_modal_projector, lm_head, the rest is language. Behind
-    the last attention, the language model is needed at supervised positions only (see model.last_layer).
+    Layers are classified by their names: vision_tower, multi_modal_projector, lm_head; all others belong to the language model.
+    After the last attention, the language model runs at supervised positions only (see model.siglip_qwen.sparse_last_layer).
+
+    Args:
+        patches: Patches per image in the vision encoder.
+        vision_layers: Number of vision layers that run.
+        tokens_per_image: Image tokens per image, which is the number of positions the connector maps.
     """
     last = max((_language_layer(name) for name, _ in model.named_modules()), default=-1)
     per_token = per_supervised_token = per_image = 0.0
@@ -107,7 +110,7 @@ def count_step_flops(model: nn.Module, patches: int, vision_layers: int, tokens_
 
 
 def model_step_flops(model: VisionLanguageModel | PeftModel, features_cached: bool = False) -> StepFlops:
-    """`step_cost` by the sizes that the model's own config names. features_kept: the trunk is not run at all."""
+    """`count_step_flops` with the sizes in the model's config. features_cached: the vision encoder does not run."""
     config = base_model(model).config
     vision, layer = config.vision_config, config.vision_feature_layer
     depth = vision.num_hidden_layers if isinstance(layer, str) else layer % (vision.num_hidden_layers + 1)
@@ -117,24 +120,24 @@ def model_step_flops(model: VisionLanguageModel | PeftModel, features_cached: bo
 
 
 def _vision_layer(name: str) -> int:
-    """Number of the vision trunk's layer that a module belongs to, -1 when it belongs to none."""
-    found = re.search(r"vision_tower.*\.layers\.(\d+)\.", name)
-    return int(found[1]) if found else -1
+    """Index of the vision layer that a module belongs to, -1 when it belongs to none."""
+    match = re.search(r"vision_tower.*\.layers\.(\d+)\.", name)
+    return int(match[1]) if match else -1
 
 
 def _language_layer(name: str) -> int:
-    """Number of the language model's layer that a module belongs to, -1 when it belongs to none."""
-    found = re.search(r"language_model\.layers\.(\d+)\.", name)
-    return int(found[1]) if found else -1
+    """Index of the language model's layer that a module belongs to, -1 when it belongs to none."""
+    match = re.search(r"language_model\.layers\.(\d+)\.", name)
+    return int(match[1]) if match else -1
 
 
 def _weights(layer: nn.Module) -> int:
-    """Weights of a linear layer; taken from its sizes, since a 4-bit weight holds two of them in a byte."""
+    """Number of weights of a linear layer, from its feature sizes: a 4-bit tensor stores two weights per byte."""
     return layer.in_features * layer.out_features if isinstance(layer, nn.Linear) else 0
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: allocated on a CUDA device, else resident in this process."""
+    """Peak memory in bytes so far: allocated on a CUDA device, else resident in this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":
@@ -147,23 +150,26 @@ def peak_memory(device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the status line shows. The last two are None on a device or in a precision whose peak is not known."""
+    """Rates on the status line. tflops and mfu are None when the peak of the device in this precision is unknown."""
 
     supervised_tokens_per_second: float
     samples_per_second: float
     peak_memory_gib: float
     data_wait: float
-    """Share of the time in which the model waited for data."""
+    """Fraction of the time that the model waited for data."""
     tflops: float | None
-    """Useful TFLOP/s of one device."""
+    """Useful TFLOP/s per device."""
     mfu: float | None
     """Model FLOPs utilisation (Chowdhery et al. 2022, arXiv:2204.02311, appendix B): `tflops` over the device's peak."""
 
 
 class ThroughputMeter:
-    """Adds up what passes through training and turns it into rates.
+    """Counts tokens, samples and images of the training batches and turns them into rates.
 
-    peak: the device's peak TFLOP/s, or None; clock: seconds (a test may bring its own).
+    Args:
+        cost: FLOPs of the model.
+        peak: The device's peak TFLOP/s; None when unknown.
+        clock: Returns seconds; tests replace it.
     """
 
     def __init__(self, cost: StepFlops, device: torch.device, peak: float | None, clock: Callable[[], float] = time.perf_counter):
@@ -171,7 +177,7 @@ class ThroughputMeter:
         self.start()
 
     def start(self) -> None:
-        """Count from zero, from now on."""
+        """Reset all counts and start the clock."""
         self._reset(self._clock())
 
     def _reset(self, now: float) -> None:
@@ -181,18 +187,18 @@ class ThroughputMeter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done inside (validation, saving) is not training: its time is left out."""
+        """Exclude the time spent inside, such as for validation or saving, from the rates."""
         start = self._clock()
         yield
         self._started += self._clock() - start
 
     def count(self, batch: dict[str, Any]) -> None:
-        """A micro-batch goes into the model."""
+        """Count a micro-batch."""
         supervised = batch["labels"] != IGNORE_INDEX
         if "attention_mask" in batch:
             self._tokens += int(batch["attention_mask"].sum())
         else:
-            # A packed row: its last sample ends with a supervised token; what stands behind it is empty room.
+            # A packed row: its last sample ends with a supervised token; padding follows.
             self._tokens += int(supervised[0].nonzero()[-1]) + 1
         self._supervised_tokens += int(supervised.sum())
         self._images += len(batch["image_features"] if "image_features" in batch else batch["pixel_values"])
@@ -200,13 +206,13 @@ class ThroughputMeter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside, the model stands still for want of data."""
+        """Count the time spent inside as waiting for data."""
         start = self._clock()
         yield
         self._data_wait_seconds += self._clock() - start
 
     def read(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> Rates:
-        """Rates since the last reading, over all processes. gather: [n] -> [processes, n]; called once."""
+        """Rates since the last reading, over all ranks. gather: from [n] to [world size, n]; called once."""
         now = self._clock()
         seconds = max(now - self._started, 1e-9)
         counts = [self._tokens, self._supervised_tokens, self._images, self._samples, self._data_wait_seconds, peak_memory(self._device)]

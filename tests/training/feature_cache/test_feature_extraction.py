@@ -1,4 +1,4 @@
-"""Kept features: training does without the trunk and learns the same; only what has changed is computed again."""
+"""Cached features: training learns the same without running the vision encoder; only changed images are computed again."""
 
 import json
 import multiprocessing
@@ -24,24 +24,24 @@ from training.feature_cache import feature_extraction, feature_store
 from training.feature_cache.feature_extraction import with_cached_features
 from training.run_setup import RunSetup, setup_run, training_loader
 
-Workplace = Callable[..., Path]
+Workspace = Callable[..., Path]
 
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many pictures each shard was computed for."""
+    """Number of images computed for each shard."""
     counts: list[int] = []
-    usual = feature_extraction._FeatureExtractor._compute
+    original = feature_extraction._FeatureExtractor._compute
 
-    def counting(builder: Any, digests: Sequence[str], progress: Any) -> torch.Tensor:
+    def counting_compute(builder: Any, digests: Sequence[str], progress: Any) -> torch.Tensor:
         counts.append(len(digests))
-        return usual(builder, digests, progress)
+        return original(builder, digests, progress)
 
-    monkeypatch.setattr(feature_extraction._FeatureExtractor, "_compute", counting)
+    monkeypatch.setattr(feature_extraction._FeatureExtractor, "_compute", counting_compute)
     return counts
 
 
-def kept(path: Path, *overrides: str) -> RunSetup:
+def cached_setup(path: Path, *overrides: str) -> RunSetup:
     return with_cached_features(setup_run(configuration.load(path, ["train.cache_vision_features=true", *overrides])))
 
 
@@ -51,7 +51,7 @@ def shards(folder: Path = Path("data/toy")) -> list[Path]:
 
 def images_in(path: Path) -> list[str]:
     with safe_open(path, "pt") as file:
-        images: list[str] = file.metadata()["pictures"].split()
+        images: list[str] = file.metadata()["images"].split()
         assert file.get_slice("features").get_shape()[0] == len(images)
     return images
 
@@ -60,28 +60,31 @@ def images_in(path: Path) -> list[str]:
     ("model", "train"),
     [
         ({}, {"batching": "padded"}),
-        ({}, {"batching": "packed", "tokens_per_row": 512}),
-        ({"connector": {"pool": 3}, "feature_layer": "last_hidden_state"}, {"batching": "packed", "tokens_per_row": 512, "workers": 1}),
+        ({}, {"batching": "packed", "packing_length": 512}),
+        (
+            {"connector": {"pool": 3}, "vision_feature_layer": "last_hidden_state"},
+            {"batching": "packed", "packing_length": 512, "dataloader_num_workers": 1},
+        ),
         ({"drop_first_patch": True}, {"precision": "bf16"}),
     ],
     ids=["padded", "packed", "pooled", "bf16"],
 )
-def test_losses_are_those_of_training_with_the_trunk(
-    workspace: Workplace, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], train: dict[str, Any]
+def test_losses_equal_those_of_training_with_the_vision_encoder(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any], train: dict[str, Any]
 ) -> None:
     stage = {"name": "align", "train": ["connector"], "max_steps": 4, "learning_rate": 1e-3}
-    path = workspace(model, **{"stages": [stage], "evaluate_steps": 2, **train})
+    path = workspace(model, **{"stages": [stage], "eval_steps": 2, **train})
     plain = run(path)
     plain = plain.parent.rename("plain") / plain.name
-    monkeypatch.setattr(VisionLanguageModel, "encode_images", None)  # the trunk cannot be run
+    monkeypatch.setattr(VisionLanguageModel, "encode_images", None)  # calling the vision encoder fails
     cached = run(path, "train.cache_vision_features=true")
     for key in ("loss", "eval_loss"):
         assert losses(cached, key) == pytest.approx(losses(plain, key), rel=2e-3)
     assert losses(cached, "grad_norm") == pytest.approx(losses(plain, "grad_norm"), rel=2e-2)
 
 
-def test_each_image_gets_the_features_of_its_own_content(workspace: Workplace) -> None:
-    run_setup = kept(workspace())
+def test_each_image_id_reads_the_features_of_its_image(workspace: Workspace) -> None:
+    run_setup = cached_setup(workspace())
     assert run_setup.features is not None and run_setup.validation is not None
     encoder = load_encoder(run_setup.config.model, dtype=torch.float32, device="cpu")
     image_ids = [11, 0, 5]
@@ -89,85 +92,85 @@ def test_each_image_gets_the_features_of_its_own_content(workspace: Workplace) -
     torch.testing.assert_close(run_setup.features.read(image_ids), encoder(pixels).to(torch.bfloat16))
 
 
-def test_batches_hold_features_in_place_of_pixels(workspace: Workplace) -> None:
-    run_setup = kept(workspace(per_device_train_batch_size=1))
+def test_batches_contain_features_instead_of_pixels(workspace: Workspace) -> None:
+    run_setup = cached_setup(workspace(per_device_train_batch_size=1))
     counts = []
     for batch in training_loader(run_setup, 0):
         assert "pixel_values" not in batch and batch["image_features"].shape[1:] == (36, 128)
         counts.append(len(batch["image_features"]))
-    assert sorted(counts) == [0, *[1] * 7]  # one sample has no picture
+    assert sorted(counts) == [0, *[1] * 7]  # one sample has no image
 
 
-def test_a_second_run_computes_nothing_and_another_model_everything(
-    workspace: Workplace, computed: list[int], capsys: pytest.CaptureFixture[str]
+def test_a_second_run_computes_no_features_and_another_model_computes_all(
+    workspace: Workspace, computed: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = workspace()
-    kept(path)
-    # Four of the eleven pictures hold the same as others.
+    cached_setup(path)
+    # Four of the eleven images are duplicates of others.
     assert computed == [7]
-    assert "they take" in capsys.readouterr().out
-    kept(path, "train.learning_rate=5", "model.max_length=200")
+    assert "they need" in capsys.readouterr().out
+    cached_setup(path, "train.learning_rate=5", "model.max_length=200")
     assert computed == [7]
-    assert "features of 7 pictures are kept" in capsys.readouterr().out
-    kept(path, "model.vision_feature_layer=-1")
+    assert "features of 7 images are cached" in capsys.readouterr().out
+    cached_setup(path, "model.vision_feature_layer=-1")
     assert computed == [7, 7]
     assert "features of other models or settings take" in capsys.readouterr().out
 
 
-def test_other_weights_are_another_model(workspace: Workplace, computed: list[int], parts: Path) -> None:
+def test_changed_encoder_weights_are_another_model(workspace: Workspace, computed: list[int], parts: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     path = workspace()
-    kept(path)
+    cached_setup(path)
     shutil.copytree(parts / "siglip", "siglip")
     weights = load_file("siglip/model.safetensors")
     name = next(name for name in weights if "vision_model" in name and name.endswith("layers.0.mlp.fc1.bias"))
     weights[name] = weights[name] + 1e-3
     save_file(weights, "siglip/model.safetensors", metadata={"format": "pt"})
-    kept(path, "model.vision=siglip")
+    cached_setup(path, "model.vision=siglip")
     assert computed == [7, 7]
 
 
-def test_pixels_of_other_values_and_another_precision_give_other_features(workspace: Workplace, computed: list[int], parts: Path) -> None:
+def test_other_image_preprocessing_or_precision_gives_other_features(workspace: Workspace, computed: list[int], parts: Path) -> None:
     path = workspace()
-    before = kept(path).features
+    before = cached_setup(path).features
     shutil.copytree(parts / "siglip", "siglip")
     settings = json.loads(Path("siglip/preprocessor_config.json").read_text())
     Path("siglip/preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.1, 0.2, 0.3]}))
-    other = kept(path, "model.vision=siglip").features
-    rounded = kept(path, "train.precision=bf16").features
+    other = cached_setup(path, "model.vision=siglip").features
+    rounded = cached_setup(path, "train.precision=bf16").features
     assert computed == [7, 7, 7]
     assert before is not None and other is not None and rounded is not None
     assert not torch.equal(other.read([5]), before.read([5])) and not torch.equal(rounded.read([5]), before.read([5]))
 
 
-def test_only_a_changed_image_is_computed_again(workspace: Workplace, computed: list[int]) -> None:
+def test_only_a_changed_image_is_computed_again(workspace: Workspace, computed: list[int]) -> None:
     path = workspace()
-    before = kept(path).features
+    before = cached_setup(path).features
     changed = Path("data/toy/5.png")
     Image.new("RGB", (50, 70), "pink").save(changed)
     later = Path("data/toy/images.parquet").stat().st_mtime_ns + 10**9
     os.utime(changed, ns=(later, later))
-    after = kept(path).features
+    after = cached_setup(path).features
     assert computed == [7, 1]
     assert before is not None and after is not None
     assert not torch.equal(after.read([5]), before.read([5]))
     assert torch.equal(after.read([0, 1, 2]), before.read([0, 1, 2]))
-    kept(path)
+    cached_setup(path)
     assert computed == [7, 1]
 
 
-def test_a_image_that_is_not_the_merged_one_is_an_error(workspace: Workplace) -> None:
+def test_an_image_that_differs_from_the_preprocessed_one_is_an_error(workspace: Workspace) -> None:
     path = workspace()
     merged = Path("data/toy/images.parquet").stat().st_mtime_ns
     Image.new("RGB", (50, 70), "pink").save("data/toy/5.png")
     os.utime("data/toy/5.png", ns=(merged, merged))
-    with pytest.raises(TesseraError, match=r"5\.png: is not the picture that was merged; run python tools/preprocess\.py again"):
-        kept(path)
+    with pytest.raises(TesseraError, match=r"5\.png: differs from the preprocessed image; run python tools/preprocess\.py again"):
+        cached_setup(path)
 
 
 @pytest.mark.parametrize("damage", ["missing", "broken"])
-def test_a_image_that_cannot_be_read_is_named(workspace: Workplace, damage: str) -> None:
+def test_an_unreadable_image_is_named_in_the_error(workspace: Workspace, damage: str) -> None:
     path = workspace()
     image = Path("data/toy/5.png")
     if damage == "missing":
@@ -177,56 +180,56 @@ def test_a_image_that_cannot_be_read_is_named(workspace: Workplace, damage: str)
         later = Path("data/toy/images.parquet").stat().st_mtime_ns + 10**9
         os.utime(image, ns=(later, later))
     with pytest.raises(TesseraError, match=r"5\.png"):
-        kept(path)
+        cached_setup(path)
 
 
-def test_a_killed_run_goes_on_where_it_was(workspace: Workplace, computed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_resumes_with_the_missing_shards(workspace: Workspace, computed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feature_store, "MAX_SHARD_IMAGES", 3)
     path = workspace()
-    usual = feature_extraction._FeatureExtractor._raw_pixels
+    original = feature_extraction._FeatureExtractor._raw_pixels
     started = iter(range(10))
 
-    def killed(builder: Any, digests: Sequence[str]) -> Any:
+    def interrupted(builder: Any, digests: Sequence[str]) -> Any:
         if next(started) == 1:
             raise KeyboardInterrupt
-        return usual(builder, digests)
+        return original(builder, digests)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(feature_extraction._FeatureExtractor, "_raw_pixels", killed)
-        kept(path)
+        patched.setattr(feature_extraction._FeatureExtractor, "_raw_pixels", interrupted)
+        cached_setup(path)
     assert [len(images_in(shard)) for shard in shards()] == [3]
     computed.clear()
-    kept(path)
+    cached_setup(path)
     assert computed == [3, 1]
 
 
-def test_without_room_it_is_refused_before_anything_is_computed(
-    workspace: Workplace, computed: list[int], monkeypatch: pytest.MonkeyPatch
+def test_too_little_disk_space_is_an_error_before_anything_is_computed(
+    workspace: Workspace, computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=50_000))
-    with pytest.raises(UsageError, match=r"train\.cache_features: 64\.5 kB are needed for 7 pictures, 50 kB are free in .*make room"):
-        kept(workspace())
+    with pytest.raises(UsageError, match=r"train\.cache_vision_features: 7 images need 64\.5 kB, 50 kB are free in .*free disk space"):
+        cached_setup(workspace())
     assert not computed and not shards()
 
 
-def test_changed_images_cannot_be_kept(workspace: Workplace) -> None:
+def test_features_of_augmented_images_cannot_be_cached(workspace: Workspace) -> None:
     path = workspace()
-    with pytest.raises(UsageError, match=r"train\.cache_features: .*data\.augmentation"):
+    with pytest.raises(UsageError, match=r"train\.cache_vision_features: .*data\.augmentation"):
         setup_run(configuration.load(path, ["train.cache_vision_features=true", "data.augmentation={rotation: 5.0}"]))
 
 
 def _build(path: Path, per_shard: int) -> int:
     torch.set_num_threads(1)
     feature_store.MAX_SHARD_IMAGES = per_shard
-    run_setup = kept(path)
+    run_setup = cached_setup(path)
     assert run_setup.features is not None
     return len(run_setup.features.read(range(6)))
 
 
-def test_several_processes_share_the_work_and_compute_nothing_twice(workspace: Workplace) -> None:
+def test_two_processes_share_the_work_and_compute_no_image_twice(workspace: Workspace) -> None:
     path = workspace()
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(_build, path, 1) for _ in range(2)]
         assert [job.result() for job in jobs] == [6] * 2
-    found = [image for shard in shards() for image in images_in(shard)]
-    assert len(found) == len(set(found)) == 7
+    images = [image for shard in shards() for image in images_in(shard)]
+    assert len(images) == len(set(images)) == 7

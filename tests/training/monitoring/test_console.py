@@ -6,17 +6,17 @@ ROW = {
 }  # fmt: skip
 
 
-def test_a_log_step_is_one_line_with_everything_in_it() -> None:
+def test_a_log_step_is_one_line_with_all_metrics() -> None:
     assert status_line(ROW, 6400) == (
         "step 1,200/6,400 tune | loss 1.2346 | lr projector 1.00e-04 lora 2.00e-04 | grad norm 0.5 | 12,346 supervised tokens/s"
         " | 58.8 samples/s | peak 43.90 GiB | data wait 3%"
     )
 
 
-def test_a_known_device_has_its_utilisation() -> None:
+def test_a_device_with_a_known_peak_shows_tflops_and_mfu() -> None:
     assert status_line({**ROW, "tflops": 371.2, "mfu": 0.3753}, 6400).endswith(" | 371 TFLOP/s, MFU 37.5%")
 
 
-def test_a_validation_is_a_line_of_its_own() -> None:
+def test_an_evaluation_has_its_own_line() -> None:
     row = {"step": 5, "stage": "tune", "eval_loss": 0.75, "eval_tokens": 1600}
     assert status_line(row, 10) == "step 5/10 tune | validation loss 0.7500 over 1,600 tokens"

@@ -5,7 +5,7 @@ from training.optimization.early_stopping import best_evaluation, should_stop_ea
 
 
 @pytest.mark.parametrize(
-    ("losses", "patience", "over"),
+    ("losses", "patience", "stops"),
     [
         ([3.0], 1, False),
         ([3.0, 3.1], 1, True),
@@ -15,15 +15,15 @@ from training.optimization.early_stopping import best_evaluation, should_stop_ea
         ([3.0, 2.0, 1.0], 1, False),
     ],
 )
-def test_patience_ends_when_nothing_better_has_come_for_so_long(losses: list[float], patience: int, over: bool) -> None:
-    assert should_stop_early(list(enumerate(losses)), patience) is over
+def test_early_stopping_after_as_many_evaluations_without_improvement_as_patience(losses: list[float], patience: int, stops: bool) -> None:
+    assert should_stop_early(list(enumerate(losses)), patience) is stops
 
 
-def test_the_best_validation_is_the_earliest_of_equals() -> None:
+def test_the_best_evaluation_is_the_earliest_of_equal_losses() -> None:
     assert best_evaluation([(1, 2.0), (2, 1.0), (3, 1.0)]) == (2, 1.0)
 
 
-def test_rows_are_found_by_what_they_measure() -> None:
+def test_a_series_contains_the_rows_that_have_its_metric() -> None:
     history = History()
     history.add({"step": 1, "stage": "a", "loss": 2.0})
     history.add({"step": 1, "stage": "a", "eval_loss": 3.0})

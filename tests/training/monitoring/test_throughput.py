@@ -10,8 +10,8 @@ from training.monitoring import throughput
 from training.monitoring.throughput import StepFlops, ThroughputMeter, count_step_flops, model_step_flops, peak_tflops
 
 
-class Tiny(nn.Module):
-    """Layers with the names of the real model's; widths are chosen so that every product is another number."""
+class TinyModel(nn.Module):
+    """Layers named as in the real model; the sizes differ so that every layer has another number of weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,8 +23,8 @@ class Tiny(nn.Module):
         self.requires_grad_(False)
 
 
-def test_frozen_weights_cost_four_operations_and_trained_ones_six() -> None:
-    model = Tiny()
+def test_frozen_weights_cost_four_flops_per_token_and_trained_ones_six() -> None:
+    model = TinyModel()
     model.lora_A.requires_grad_(True)
     cost = count_step_flops(model, patches=10, vision_layers=2, tokens_per_image=4)
     assert cost.per_token == 4 * 7 * 11 + 6 * 7 * 2
@@ -34,28 +34,28 @@ def test_frozen_weights_cost_four_operations_and_trained_ones_six() -> None:
     assert count_step_flops(model, 10, 2, 4).per_token == 6 * (7 * 11 + 7 * 2)
 
 
-def test_behind_the_last_attention_only_supervised_positions_count() -> None:
+def test_after_the_last_attention_only_supervised_positions_count() -> None:
     layers = nn.ModuleList([nn.ModuleDict({"self_attn": nn.Linear(3, 5), "mlp": nn.ModuleDict({"up": nn.Linear(5, 7)})}) for _ in range(2)])
     cost = count_step_flops(nn.ModuleDict({"language_model": nn.ModuleDict({"layers": layers})}).requires_grad_(False), 0, 0, 0)
     assert cost.per_token == 4 * (2 * 3 * 5 + 5 * 7)
     assert cost.per_supervised_token == 4 * 5 * 7
 
 
-def test_vision_layers_above_the_chosen_one_are_not_counted() -> None:
-    assert count_step_flops(Tiny(), 10, 1, 0).per_image == 2 * 3 * 5 * 10
+def test_vision_layers_above_the_feature_layer_are_not_counted() -> None:
+    assert count_step_flops(TinyModel(), 10, 1, 0).per_image == 2 * 3 * 5 * 10
 
 
-def test_a_trunk_whose_features_are_kept_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_cached_features_the_vision_encoder_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     vision = SimpleNamespace(num_hidden_layers=2, image_size=8, patch_size=2)
     config = SimpleNamespace(vision_config=vision, vision_feature_layer=-1, pool=1, drop_first_patch=False)
     monkeypatch.setattr(throughput, "base_model", lambda _: SimpleNamespace(config=config))
-    model = cast(VisionLanguageModel, Tiny())
-    whole, kept = model_step_flops(model), model_step_flops(model, features_cached=True)
-    assert whole.per_image - kept.per_image == 2 * (2 * 3 * 5) * 16
-    assert (whole.per_token, whole.per_supervised_token) == (kept.per_token, kept.per_supervised_token)
+    model = cast(VisionLanguageModel, TinyModel())
+    full, cached = model_step_flops(model), model_step_flops(model, features_cached=True)
+    assert full.per_image - cached.per_image == 2 * (2 * 3 * 5) * 16
+    assert (full.per_token, full.per_supervised_token) == (cached.per_token, cached.per_supervised_token)
 
 
-def test_four_bit_weights_count_in_full() -> None:
+def test_four_bit_weights_count_as_whole_weights() -> None:
     bnb = pytest.importorskip("bitsandbytes")
     model = nn.ModuleDict({"language_model": bnb.nn.Linear4bit(64, 64, bias=False)}).to("cpu")
     assert count_step_flops(model, 0, 0, 0).per_token == 4 * 64 * 64
@@ -76,27 +76,27 @@ def test_four_bit_weights_count_in_full() -> None:
         ("Tesla T4", None),
     ],
 )
-def test_peak_rates_go_by_whole_names(name: str, peak: float | None) -> None:
+def test_peak_tflops_match_whole_words_of_the_device_name(name: str, peak: float | None) -> None:
     assert peak_tflops(name) == peak
 
 
 def batch(labels: list[list[int]], mask: list[list[int]] | None = None, images: int = 1) -> dict[str, object]:
-    found: dict[str, object] = {
+    inputs: dict[str, object] = {
         "labels": torch.tensor(labels),
         "pixel_values": torch.zeros(images, 3, 2, 2),
         "sample_ids": ["a"] * len(labels),
     }
-    return found if mask is None else {**found, "attention_mask": torch.tensor(mask)}
+    return inputs if mask is None else {**inputs, "attention_mask": torch.tensor(mask)}
 
 
-def test_rates_are_counted_over_real_tokens_and_over_all_processes() -> None:
+def test_rates_exclude_padding_and_sum_over_all_ranks() -> None:
     now = iter([0.0, 10.0, 11.0, 12.0])
     meter = ThroughputMeter(StepFlops(1e12, 1e13, 0.0), torch.device("cpu"), peak=100.0, clock=lambda: next(now))
     meter.count(batch([[-100, 5, 6, -100], [-100, -100, 5, 6]], [[1, 1, 1, 0], [1, 1, 1, 1]]))
     with meter.waiting():
         pass
     rates = meter.read(lambda counts: torch.stack([counts, counts]))
-    # 12 seconds; 7 tokens, 4 of them supervised, 2 samples; two processes with the same counts.
+    # 12 seconds; 7 tokens, 4 of them supervised, 2 samples; two ranks with the same counts.
     assert rates.supervised_tokens_per_second == pytest.approx(2 * 4 / 12)
     assert rates.samples_per_second == pytest.approx(2 * 2 / 12)
     assert rates.data_wait == pytest.approx(1 / 12)
@@ -105,14 +105,14 @@ def test_rates_are_counted_over_real_tokens_and_over_all_processes() -> None:
     assert rates.peak_memory_gib > 0
 
 
-def test_empty_room_in_a_packed_row_is_no_work() -> None:
+def test_padding_at_the_end_of_a_packed_row_is_not_counted() -> None:
     now = iter([0.0, 1.0])
     meter = ThroughputMeter(StepFlops(1e12, 0.0, 0.0), torch.device("cpu"), peak=100.0, clock=lambda: next(now))
     meter.count(batch([[-100, 5, -100, 6, -100, -100, -100]]))
     assert meter.read(lambda counts: counts[None]).tflops == pytest.approx(4)
 
 
-def test_pauses_are_left_out_and_an_unknown_device_has_no_mfu() -> None:
+def test_pauses_are_excluded_and_an_unknown_device_has_no_mfu() -> None:
     now = iter([0.0, 1.0, 91.0, 92.0])
     meter = ThroughputMeter(StepFlops(1.0, 1.0, 1.0), torch.device("cpu"), peak=None, clock=lambda: next(now))
     meter.count(batch([[-100, 5]], [[1, 1]]))
