@@ -1,4 +1,4 @@
-"""Taking a short answer out of the sentence around it: "The brand is X." -> "X". The rules are data."""
+"""Extract a short answer from the sentence around it: "The brand is X." -> "X". The patterns below are the rules."""
 
 import re
 
@@ -13,11 +13,11 @@ ANSWER_SENTENCES: tuple[str, ...] = (
     r"(?P<subject>answer)\s*(?P<verb>:)\s*(?P<answer>.+)",
     r"(?:(?:图中|图片中|图像中|画面中|照片中)的?)?(?:这个|那个|这件|那件|这辆|那辆)?(?P<subject>[^，。,.是为：:]{1,12}?)(?P<verb>是|为|：|:)\s*(?P<answer>.+)",
 )
-"""Whole sentences that hold a short answer."""
+"""Regular expressions of whole sentences that contain a short answer."""
 
 
 YES_NO_SENTENCE = r"(?P<answer>yes|no|是的|不是|没有|是|不|有|对)\s*[,，.。;；、]\s*.+"
-"""A sentence behind a yes or no."""
+"""A yes or no followed by a sentence."""
 
 
 COUNT_SENTENCE = r"there\s+(?:is|are|was|were)\s+(?P<answer>\d+|no|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)\b.*"
@@ -34,20 +34,20 @@ STOP_WORDS = frozenset(
         "is are was were be do does did say says read reads and or not no yes",
     )
 )
-"""Words that say nothing about whether a sentence takes up its question."""
+"""Words that do not show whether a sentence repeats its question."""
 
 
 ENDS_WITH_ABBREVIATION = (
     r"(?:(?:^|\s)(?:[^\W\d_]\.)+[^\W\d_]|\s[^\W\d_]|(?:^|\s)(?:mr|mrs|ms|dr|st|jr|sr|vs|etc|inc|ltd|co|corp|ave|rd|blvd|mt|ft))\.$"
 )
-"""Initials and abbreviations end with a stop that belongs to them."""
+"""Initials and abbreviations: their full stop is part of the answer."""
 
 
 def clean_answer(raw: str, question: str) -> str:
-    """Take a short answer out of the sentence around it: "The brand is X." -> "X", "答案是X。" -> "X".
+    """Extract a short answer from the sentence around it: "The brand is X." -> "X", "答案是X。" -> "X".
 
-    A sentence is opened only when its subject is "answer" or comes from the question ("The end is near" on a sign is an
-    answer); anything else is returned as it is, apart from one full stop at its end.
+    The answer is extracted only if the subject of the sentence is "answer" or comes from the question: "The end is near" on a sign
+    is itself an answer. Any other text is returned unchanged, apart from one full stop at its end.
     """
     text = " ".join(raw.split())
     question_text = question.replace(IMAGE_PLACEHOLDER, " ").strip()

@@ -1,4 +1,4 @@
-"""From a configuration to an answerer or a scorer, loaded."""
+"""Load an answerer or a scorer from its configuration."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -32,17 +32,23 @@ from visual.config import is_missing_folder
 
 
 def default_device() -> torch.device:
-    """The accelerator that is this process's where there is one, else the CPU."""
+    """The current CUDA device of this process if there is one, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def build_answerer(
     system: System, *, checkpoint_folder: Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> Answerer:
-    """Load a system. checkpoint_folder: where `path: newest` of a checkpoint looks.
+    """Load a system.
 
-    device: `default_device` unless given; dtype: bf16 on CUDA and fp32 elsewhere unless given.
-    Raises UsageError, one line, when something it names is missing or of another family.
+    Args:
+        system: which system, from `eval.systems`.
+        checkpoint_folder: where `path: latest` of a checkpoint looks.
+        device: `default_device()` if None.
+        dtype: bf16 on CUDA and fp32 elsewhere if None.
+
+    Raises:
+        UsageError: something that the system names is missing or is a model of another family; the message is one line.
     """
     device = device or default_device()
     if isinstance(system, CheckpointSystem):
@@ -51,7 +57,7 @@ def build_answerer(
         return blip2.load(system, device, dtype)
     if isinstance(system, OpenAiSystem):
         check_system(system)
-        # The client takes a second to import, and is an extra.
+        # The client is an optional dependency and takes a second to import.
         from answering.systems.openai_endpoint import openai_answerer
 
         return openai_answerer.load(system)
@@ -59,9 +65,9 @@ def build_answerer(
 
 
 def check_system(system: System, where: str | None = None) -> None:
-    """Raise UsageError where a folder, a key or a library of a system is missing; nothing is loaded.
+    """Raise UsageError if a folder, API key or library of a system is missing. Loads nothing.
 
-    where: what stands in front of the key that is named, such as `eval.systems.0.`.
+    where: prefix of the key in the message, such as `eval.systems.0.`.
     """
     where = where or f"system {system.name}, "
     if isinstance(system, OpenAiSystem):
@@ -79,7 +85,7 @@ def check_system(system: System, where: str | None = None) -> None:
 
 
 def check_decoding(decoding: DecodingConfig, systems: Iterable[System]) -> None:
-    """Raise UsageError where `systems` cannot be asked in this way on this machine; nothing is loaded."""
+    """Raise UsageError if `systems` cannot use these decoding settings on this machine. Loads nothing."""
     if decoding.cuda_graphs is not True:
         return
     for system in systems:
@@ -95,13 +101,13 @@ def check_decoding(decoding: DecodingConfig, systems: Iterable[System]) -> None:
 def load_scorer(
     name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, key: str = "rerank.clip"
 ) -> clip_scorer.ClipScorer:
-    """Load the CLIP, Chinese-CLIP or SigLIP that the configuration's `key` names. Raises UsageError."""
+    """Load a CLIP, Chinese-CLIP or SigLIP scorer. `key` is the configuration key to name in errors. Raises UsageError."""
     device = device or default_device()
     return clip_scorer.load(name, open_image, device=device, dtype=dtype or default_dtype(device), key=key)
 
 
 class ScorerCache:
-    """Scorers that several parts of one process use: each is loaded once, by whoever asks first. For one thread at a time."""
+    """Scorers shared by several parts of one process: each is loaded on first use. Not thread-safe."""
 
     def __init__(self) -> None:
         self._scorers: dict[str, clip_scorer.ClipScorer] = {}
@@ -109,7 +115,7 @@ class ScorerCache:
     def load(
         self, name: str, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None, key: str = "rerank.clip"
     ) -> clip_scorer.ClipScorer:
-        """As `load_scorer`; the one that is there where this folder, on this device in this dtype, was loaded before."""
+        """As `load_scorer`; the cached scorer if the same folder was already loaded on this device in this dtype."""
         cache_key = f"{Path(name).resolve() if Path(name).is_dir() else name} {device} {dtype}"
         if cache_key not in self._scorers:
             self._scorers[cache_key] = load_scorer(name, device=device, dtype=dtype, key=key)
@@ -118,7 +124,7 @@ class ScorerCache:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LoadedScorer:
-    """A picture-text scorer, the folder or hub name that it comes from, and the languages that it reads."""
+    """An image-text scorer, the folder or hub name it was loaded from, and the languages it supports."""
 
     path: str
     scorer: clip_scorer.ClipScorer
@@ -132,17 +138,28 @@ def build_scorers(
     dtype: torch.dtype | None = None,
     scorer_cache: ScorerCache | None = None,
 ) -> dict[str, LoadedScorer]:
-    """All scorers of the rerank by the name of their choice; shelf: shares them with others. Raises UsageError."""
+    """All scorers of the reranker, by the name of their choice.
+
+    Args:
+        rerank: names the scorers.
+        device: `default_device()` if None.
+        dtype: bf16 on CUDA and fp32 elsewhere if None.
+        scorer_cache: shares loaded scorers with other parts of the process.
+
+    Raises:
+        UsageError: a name is taken twice or a scorer cannot be loaded.
+    """
     scorer_configs = [] if rerank.clip is None else [("rerank.clip", ScorerConfig(name="clip", path=rerank.clip))]
-    scorer_configs += [(f"rerank.scorers.{i}.path", one) for i, one in enumerate(rerank.scorers)]
+    scorer_configs += [(f"rerank.scorers.{i}.path", config) for i, config in enumerate(rerank.scorers)]
     taken_names = {*RESERVED_NAMES}
-    for key, one in scorer_configs:
-        if one.name in taken_names or one.name.endswith(CORRECTED_SUFFIX):
-            raise UsageError(f"{key.removesuffix('.path')}: the name {one.name} is taken; each scorer needs one of its own")
-        taken_names.add(one.name)
+    for key, config in scorer_configs:
+        if config.name in taken_names or config.name.endswith(CORRECTED_SUFFIX):
+            raise UsageError(f"{key.removesuffix('.path')}: the name {config.name} is taken; each scorer needs its own name")
+        taken_names.add(config.name)
     load = load_scorer if scorer_cache is None else scorer_cache.load
     return {
-        one.name: LoadedScorer(one.path, load(one.path, device=device, dtype=dtype, key=key), one.languages) for key, one in scorer_configs
+        config.name: LoadedScorer(config.path, load(config.path, device=device, dtype=dtype, key=key), config.languages)
+        for key, config in scorer_configs
     }
 
 
@@ -155,31 +172,44 @@ def build_reranker(
     device: torch.device | str | None = None,
     scorer_cache: ScorerCache | None = None,
 ) -> Reranker | None:
-    """The reranker of a system, with what the validation split taught about this very system where `plans` holds it.
+    """The reranker of a system. It uses the values fitted on the validation split if `fitted_folder` has them for exactly this system.
 
-    shelf: shares scorers with others. None where nothing scores candidates. Raises UsageError when `abstain_below` is asked for
-    and nothing says what is credible.
+    Args:
+        rerank: scorers and configured weights.
+        description: identifies the system.
+        decoding: identifies how its candidates are generated.
+        fitted_folder: folder with fitted rerankers, one file per system.
+        device: of the scorers; `default_device()` if None.
+        scorer_cache: shares loaded scorers with other parts of the process.
+
+    Returns:
+        None if nothing scores candidates.
+
+    Raises:
+        UsageError: `abstain_below` or `clip_score_form: prior_corrected` is set, and the values they need have not been fitted.
     """
     scorers = build_scorers(rerank, device=device, scorer_cache=scorer_cache)
     if not scorers and not rerank.self_evaluation:
         if rerank.abstain_below is not None:
             raise UsageError("rerank.abstain_below: candidates must be scored for that; set rerank.clip or rerank.self_evaluation")
         return None
-    identities = {name: scorer_identity(one.path, rerank.statement_form) for name, one in scorers.items()}
+    identities = {name: scorer_identity(scorer.path, rerank.statement_form) for name, scorer in scorers.items()}
     fitted = find_fitted(fitted_folder, identity(description), decoding_record(decoding), identities, rerank_settings(rerank))
     if rerank.abstain_below is not None and (fitted is None or fitted.plan.confidence is None):
         raise UsageError(
-            f"rerank.abstain_below: {fitted_folder} holds no credibility for this system as it is asked and reranked now; "
-            "run python tools/eval_rerank.py rerank.tune=true first"
+            f"rerank.abstain_below: {fitted_folder} holds no fitted confidence for this system with the present decoding and "
+            "rerank settings; run python tools/eval_rerank.py rerank.tune=true first"
         )
     if fitted is None and rerank.clip_score_form == "prior_corrected":
         raise UsageError(
-            f"rerank.clip_score_form: prior_corrected needs the bank of an evaluation, and {fitted_folder} holds none for this system; "
-            "run python tools/eval_rerank.py first"
+            f"rerank.clip_score_form: prior_corrected needs the background images of an evaluation, and {fitted_folder} has none for "
+            "this system; run python tools/eval_rerank.py first"
         )
     image_text_scorers = tuple(
-        ImageTextScorer(name, one.scorer, one.languages, rerank.statement_form, None if fitted is None else fitted.background_images(name))
-        for name, one in scorers.items()
+        ImageTextScorer(
+            name, scorer.scorer, scorer.languages, rerank.statement_form, None if fitted is None else fitted.background_images(name)
+        )
+        for name, scorer in scorers.items()
     )
     plan = RerankPlan(rerank.weights, rerank.clip_score_form, rerank.skipped_question_types) if fitted is None else fitted.plan
     return Reranker(image_text_scorers, plan, rerank.self_evaluation, rerank.abstain_below)
@@ -188,9 +218,9 @@ def build_reranker(
 def build_untuned(
     system: CheckpointSystem, *, checkpoint_folder: Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> CheckpointAnswerer:
-    """The same parts and settings as a checkpoint, before any training: a fresh projector, no adapter. A control.
+    """A control: the same pre-trained models and settings as a checkpoint, but untrained (a newly initialised connector, no adapter).
 
-    The projector is drawn from a fixed seed. Raises UsageError as `build_answerer` does.
+    The connector is initialised with a fixed seed. Raises UsageError as `build_answerer` does.
     """
     path = _checkpoint_folder(system, checkpoint_folder)
     processor = Processor.load(path)
@@ -220,7 +250,7 @@ def _checkpoint_folder(system: CheckpointSystem, folder: Path) -> Path:
 
 
 def checkpoint_format(folder: Path) -> Literal["adapter", "merged", "llava"]:
-    """What a folder of our own holds: what was trained, the whole model, or its export to the LLaVA layout."""
+    """The form of a checkpoint folder: the trained weights alone, the merged model, or its export to the LLaVA layout."""
     if llava_folder.is_export(folder):
         return "llava"
     return "merged" if checkpoint.is_merged(folder) else "adapter"

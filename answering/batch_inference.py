@@ -1,4 +1,4 @@
-"""A folder of pictures, each with a caption and an answer, as JSON lines that a killed run goes on with."""
+"""Caption every image of a folder and answer a question about it, as JSON lines. An interrupted run can be resumed."""
 
 import dataclasses
 import hashlib
@@ -15,13 +15,19 @@ from errors import UsageError
 from progress import Progress
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""Files taken for pictures."""
+"""Extensions of image files."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchOptions:
-    """What every picture is asked. `caption`: the question that asks for a description, which may be `caption_tokens`
-    long; `question`: a short-answer question, or None."""
+    """What to ask about every image.
+
+    Args:
+        caption: the instruction that asks for a description.
+        question: a short-answer question; None asks for captions alone.
+        decoding: how answers are generated.
+        max_caption_tokens: longest caption in tokens.
+    """
 
     caption: str
     question: str | None
@@ -31,7 +37,7 @@ class BatchOptions:
 
 @dataclass(frozen=True, slots=True)
 class BatchSummary:
-    """How many pictures were answered, how many of them stood in the file already, and how many failed."""
+    """Number of images, how many of them were already in the file, and how many failed."""
 
     images: int
     reused: int
@@ -39,21 +45,29 @@ class BatchSummary:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Picture files in a folder and below it, by name. Raises UsageError when there are none."""
+    """Image files in a folder and its subfolders, sorted by path. Raises UsageError if there are none."""
     if not folder.is_dir():
         raise UsageError(f"--images {folder}: there is no such folder")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not found:
-        raise UsageError(f"--images {folder}: no pictures in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return found
+    images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not images:
+        raise UsageError(f"--images {folder}: no images in it ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return images
 
 
 def answer_folder(
     answerer: Answerer, reranker: Reranker | None, folder: Path, options: BatchOptions, path: Path, model: dict[str, Any]
 ) -> BatchSummary:
-    """Write one line a picture to `path`: image, caption, question, answer, candidates, error.
+    """Write one line per image: image, caption, question, answer, candidates, errors.
 
-    model: what identifies the system. Lines that the same system, plan and picture file gave without an error are kept.
+    Lines of an earlier run are reused if they have no error and come from the same system, options, reranker and image file.
+
+    Args:
+        answerer: answers.
+        reranker: chooses among candidates; None takes the first.
+        folder: searched for images, with its subfolders.
+        options: what to ask.
+        path: the JSON lines file, read and written.
+        model: identifies the system, as `model_fingerprint.identity` gives it.
     """
     images = find_images(folder)
     run_key = json.dumps([model, dataclasses.asdict(options), None if reranker is None else reranker.identity], default=str)
@@ -62,9 +76,9 @@ def answer_folder(
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = {image: finished_lines[key] for image, key in keys.items() if key in finished_lines}
     reused, remaining = len(lines), [image for image in images if image not in lines]
-    # What was kept is written first, so that half a line of a killed run is gone before anything is appended.
+    # Rewrite the reused lines first: this removes an incomplete last line of an interrupted run before new lines are appended.
     write_text(path, _json_lines(lines.values()))
-    with path.open("a", encoding="utf-8", newline="\n") as file, Progress("pictures", len(remaining), "pictures") as progress:
+    with path.open("a", encoding="utf-8", newline="\n") as file, Progress("images", len(remaining), "images") as progress:
         for start in range(0, len(remaining), options.decoding.batch_size):
             batch = remaining[start : start + options.decoding.batch_size]
             for image, line in zip(batch, _answer_batch(answerer, reranker, folder, options, batch), strict=True):
@@ -86,7 +100,7 @@ def _answer_batch(
         requests = [question_request(str(p), options.question, [p]) for p in images]
         answers = reply(answerer, reranker, requests, options.decoding)
     for image, caption, answer in zip(images, captions, answers, strict=True):
-        errors = [one.answer.error for one in (caption, answer) if one is not None and one.answer.error]
+        errors = [result.answer.error for result in (caption, answer) if result is not None and result.answer.error]
         line = {"image": image.relative_to(folder).as_posix(), "caption": None if caption.answer.error else caption.chosen}
         if answer is not None:
             line |= {name: value for name, value in answer.record().items() if name != "error"}
@@ -99,7 +113,7 @@ def _line_key(run_key: str, image: Path) -> str:
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file that may end in half a line."""
+    """The complete lines of a file whose last line may be incomplete."""
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)

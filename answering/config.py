@@ -1,4 +1,4 @@
-"""Settings of answering: decoding, the systems that answer, reranking."""
+"""Settings of decoding, of the systems that answer, and of reranking."""
 
 import dataclasses
 from pathlib import Path
@@ -13,43 +13,43 @@ from visual.config import ModelNameOrPath
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 TextTemplate = Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")]
-"""Text with one {} in it."""
+"""Text that contains {} exactly once."""
 
 
 @section
 class DecodingConfig:
-    """How candidates are produced."""
+    """How candidates are generated."""
 
     num_candidates: PositiveInt = 5
-    """Candidates a question."""
+    """Candidates per question (k)."""
     strategy: Literal["beam", "sample", "greedy"] = "beam"
-    """Beam search with k beams, k samples, or the single greedy answer."""
+    """beam = beam search with k beams; sample = k samples; greedy = a single answer."""
     temperature: Annotated[float, Field(gt=0.0)] = 1.0
-    """Temperature of `mode: sample`."""
+    """Temperature of `strategy: sample`."""
     max_new_tokens: PositiveInt = 16
-    """Longest answer in tokens, end token counted."""
+    """Longest answer in tokens, including the end token."""
     seed: int = 0
-    """Seed of `mode: sample`."""
+    """Seed of `strategy: sample`."""
     batch_size: PositiveInt = 16
-    """Questions answered together."""
+    """Questions per batch."""
     cuda_graphs: bool | Literal["auto"] = "auto"
-    """Replay decoding steps of our own models as CUDA graphs; streamed answers and other kinds of systems have none. auto = where
-    the model is unquantised on a CUDA device; should it fail there, decoding goes on without, and says so. true = it is an error
-    where they cannot be had."""
+    """Replay decoding steps of our own models as CUDA graphs; streamed answers and other kinds of systems never use them. auto = if
+    the model is unquantised and on a CUDA device; if capture fails, decoding continues without them and logs a warning. true = it
+    is an error if they cannot be used."""
 
 
 @section
 class SystemBase:
-    """What every system has."""
+    """Settings of every system."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
-    """Name in the report and of the predictions file."""
+    """Name of the system in the report and of its predictions file."""
     short_answer_prompt: str | None = "Answer the question using a single word or phrase."
-    """Put behind an English short-answer question, after a line break; null leaves the question as it is."""
+    """Added after an English short-answer question, on a new line; null leaves the question unchanged."""
     short_answer_prompt_zh: str | None = "请用一个词或短语回答。"
-    """The same behind a Chinese question."""
+    """The same for a Chinese question."""
     clean_answers: bool = True
-    """Take the answer out of a sentence ("The brand is X." -> "X"); the raw text stays in the predictions."""
+    """Extract the answer from a sentence ("The brand is X." -> "X"); the predictions keep the raw text."""
 
 
 @section
@@ -58,15 +58,15 @@ class CheckpointSystem(SystemBase):
 
     kind: Literal["checkpoint"]
     path: str = "latest"
-    """Checkpoint folder, or one that holds checkpoints, of which the newest whole one is taken; `newest` = checkpoints/<name>."""
+    """Checkpoint folder, or a folder of checkpoints, of which the latest complete one is used; `latest` = that of checkpoints/<name>."""
     quantization: Literal["as_trained", "none", "int8", "nf4"] = "as_trained"
     """How the language model is loaded."""
     short_answer_prompt: str | None = None
-    """As above; our own models are trained on the bare question."""
+    """As above; our own models are trained on the question alone."""
     short_answer_prompt_zh: str | None = None
     """As above."""
     clean_answers: bool = False
-    """As above; our own models are trained to answer shortly."""
+    """As above; our own models are trained to give short answers."""
 
 
 @section
@@ -80,16 +80,16 @@ class QwenVlSystem(SystemBase):
     quantization: Literal["none", "int8", "nf4"] = "nf4"
     """How the language model is loaded."""
     max_image_side: Annotated[int, Field(ge=28)] = 384
-    """Pictures are shrunk so that their longer side has at most this many pixels."""
+    """Images are downscaled so that their longer side has at most this many pixels."""
     max_memory: dict[str, str] | None = None
-    """Memory by device, such as {"0": "10GiB", cpu: "24GiB"}; what does not fit goes to the CPU or to offload_folder."""
+    """Memory limit per device, such as {"0": "10GiB", cpu: "24GiB"}; layers that do not fit go to the CPU or to offload_folder."""
     offload_folder: Path | None = None
-    """Folder for layers that fit nowhere else."""
+    """Folder for layers that fit on no device."""
 
 
 @section
 class Blip2System(SystemBase):
-    """BLIP-2 as a zero-shot baseline, or with an adapter; it takes one picture a question."""
+    """BLIP-2 as a zero-shot baseline, or with an adapter. It takes exactly one image per question."""
 
     kind: Literal["blip2"]
     path: ModelNameOrPath
@@ -97,52 +97,53 @@ class Blip2System(SystemBase):
     quantization: Literal["none", "int8", "nf4"] = "none"
     """How the language model is loaded."""
     adapter: Path | None = None
-    """Folder of a LoRA adapter in PEFT's format, trained on this model; null: the model as it is."""
+    """Folder of a PEFT LoRA adapter trained on this model; null: no adapter."""
     question_prompt: TextTemplate = "Question: {} Short answer:"
-    """What a short-answer question becomes; the question stands for {}."""
+    """Prompt of a short-answer question, which replaces {}."""
     conversation_prompt: TextTemplate = "Question: {} Answer:"
-    """What any other question becomes."""
+    """Prompt of any other question, which replaces {}."""
     caption_prompt: str = "a photo of"
-    """What a caption begins with, in the place of the question that asks for it; may be empty."""
+    """Beginning of a caption, used instead of the instruction; may be empty."""
     short_answer_prompt: str | None = None
-    """As above; `question_prompt` says it already."""
+    """As above; `question_prompt` already asks for a short answer."""
     short_answer_prompt_zh: str | None = None
     """As above."""
 
 
 @section
 class OpenAiSystem(SystemBase):
-    """A model behind an endpoint that speaks OpenAI's chat completions: a service, vLLM, SGLang, `transformers serve`."""
+    """A model served by an endpoint for OpenAI's chat completions: a paid service, vLLM, SGLang, `transformers serve`."""
 
     kind: Literal["openai"]
     model: Annotated[str, Field(min_length=1)]
     """The model's name at the endpoint."""
     base_url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")] = "https://api.openai.com/v1"
-    """Address of the endpoint, up to /v1. It is saved with the predictions, so it must not hold a key."""
+    """URL of the endpoint, up to /v1. It is saved with the predictions, so it must not contain an API key."""
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] | None = "OPENAI_API_KEY"
-    """Environment variable, or line of the file .env, that holds the key; null: the endpoint wants none."""
+    """Environment variable, or variable in the file .env, that holds the API key; null: the endpoint needs none."""
     max_image_side: Annotated[int, Field(ge=28)] = 1024
-    """Pictures are shrunk so that their longer side has at most this many pixels, and sent as JPEG."""
+    """Images are downscaled so that their longer side has at most this many pixels, and sent as JPEG."""
     sampling: Literal["n", "repeated"] = "n"
-    """The first candidate is greedy; the other k - 1 are samples at decoding.temperature, asked for in one request, or in one each."""
+    """The first candidate is greedy, the other k - 1 are sampled at decoding.temperature. n = in one request; repeated = one request
+    each."""
     log_probabilities: bool = True
-    """Ask for log-probabilities; false for an endpoint that refuses the question."""
+    """Request log-probabilities; set it to false if the endpoint rejects such requests."""
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """Name under which the endpoint takes decoding.max_new_tokens."""
+    """Field of the request that carries decoding.max_new_tokens."""
     extra_body: dict[str, JsonValue] | None = None
-    """Further fields of each request, such as {"enable_thinking": false}; they are saved with the predictions."""
+    """Additional fields of each request, such as {"enable_thinking": false}; they are saved with the predictions."""
     timeout: Annotated[float, Field(gt=0.0)] = 60.0
-    """Seconds without a sign from the endpoint after which a try is given up."""
+    """Seconds without data from the endpoint after which a request times out."""
     retries: Annotated[int, Field(ge=0)] = 5
-    """Further tries after status 408, 409, 429 or 5xx, after a time-out and without a connection."""
+    """Retries after status 408, 409, 429 or 5xx, a timeout or a connection error."""
     retry_wait: Annotated[float, Field(gt=0.0)] = 1.0
-    """Seconds before the first further try; each wait is twice the last one, at most 60, and longer where the endpoint says so."""
+    """Seconds before the first retry; each wait doubles, up to 60, and is longer if the endpoint asks for it."""
     concurrency: PositiveInt = 4
-    """Requests under way at once."""
+    """Maximum number of concurrent requests."""
     requests_per_minute: PositiveInt | None = None
-    """Requests that are begun in a minute at most, further tries counted; null: no limit."""
+    """Rate limit: requests started per minute, including retries; null: no limit."""
     cache: Path = Path("results/endpoint_cache")
-    """Folder that keeps every reply, so that none is paid for twice."""
+    """Folder that caches every response, so that none is paid for twice."""
 
 
 System = Annotated[CheckpointSystem | QwenVlSystem | Blip2System | OpenAiSystem, Field(discriminator="kind")]
@@ -150,60 +151,63 @@ System = Annotated[CheckpointSystem | QwenVlSystem | Blip2System | OpenAiSystem,
 
 @section
 class RerankWeights:
-    """Weights of the signals; only their proportions matter."""
+    """Weights of the scores in the fusion; only their ratios matter."""
 
     likelihood: NonNegativeFloat = 0.8
-    """Of the softmax over mean log-probabilities, min-max normalised over the candidates."""
+    """Weight of the softmax over mean log-probabilities, min-max normalised over the candidates."""
     clip: NonNegativeFloat = 0.2
-    """Of what rerank.clip_score_form makes of CLIP logits, min-max normalised over the candidates; of several scorers their mean."""
+    """Weight of the CLIP logits in the form rerank.clip_score_form, min-max normalised over the candidates; the mean of all scorers."""
     self_evaluation: NonNegativeFloat = 0.0
-    """Of the answerer's own P(yes), min-max normalised over the candidates; it counts where rerank.self_evaluation is true."""
+    """Weight of the answerer's own P(yes), min-max normalised over the candidates; used if rerank.self_evaluation is true."""
 
 
 @section
 class ScorerConfig:
-    """A further picture-text scorer beside rerank.clip, with choices of its own in the report."""
+    """An image-text scorer in addition to rerank.clip, with its own choices in the report."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][\w-]*$")]
-    """Name of its choice."""
+    """Name of its choice in the report."""
     path: ModelNameOrPath
     """CLIP, SigLIP or Chinese-CLIP: folder or hub name."""
     languages: Annotated[tuple[Literal["en", "zh"], ...], Field(min_length=1)] = ("en", "zh")
-    """Questions in other languages are not scored by it."""
+    """Languages of the questions that it scores; others are skipped."""
 
 
 @section
 class RerankConfig:
-    """Reranking of candidates by picture-text scorers and likelihood."""
+    """Reranking of candidates by image-text scorers and likelihood."""
 
     clip: ModelNameOrPath | None = None
     """CLIP, SigLIP or Chinese-CLIP: folder or hub name; null: no reranking."""
     scorers: tuple[ScorerConfig, ...] = ()
-    """Further scorers."""
+    """Additional scorers."""
     statement_form: Literal["sentence", "joined"] = "sentence"
-    """What a scorer reads: a sentence made of question and answer where a template fits, or the answer behind the question."""
+    """Text given to a scorer. sentence = a sentence made of question and answer if a template matches; joined = the question followed
+    by the answer."""
     clip_score_form: Literal["softmax", "raw", "prior_corrected"] = "softmax"
-    """How logits enter the fusion: softmax over the candidates, as they are, or softmax of scores minus `bank`'s."""
+    """How logits enter the fusion. softmax = over the candidates; raw = unchanged; prior_corrected = softmax of the scores minus the mean
+    scores on the background images."""
     background_images: Annotated[int, Field(ge=0)] = 128
-    """Pictures of the merged data that say how well a text fits any picture; 0: no prior-corrected choices."""
+    """Number of images of the merged data that measure how well a text fits an unrelated image; 0: no prior-corrected choices."""
     self_evaluation: bool = False
-    """Ask the answerer whether each candidate is right (one more forward pass a candidate)."""
+    """Ask the answerer whether each candidate is right (one more forward pass per candidate)."""
     weights: RerankWeights = RerankWeights()
-    """Weights of the signals."""
+    """Weights of the scores."""
     skipped_question_types: tuple[Literal["yes/no", "counting"], ...] = ("yes/no", "counting")
-    """Kinds of questions that keep their first answer, unless `tune` shows a gain there."""
+    """Question types that reranking skips: they keep their first answer, unless `tune` shows a gain for the type."""
     tune: bool = False
-    """On the validation split, by cross-validation: choose weights, form and guard, fit the learned fusion and the credibility."""
+    """On the validation split, by cross-validation: choose the weights, the score form and the skipped question types, and fit the learned
+    fusion and the confidence."""
     tune_limit: PositiveInt | None = None
-    """Ask at most this many questions of the validation split for that."""
+    """Use at most this many questions of the validation split for `tune`."""
     calibration: Literal["logistic", "isotonic"] = "logistic"
-    """How credibility becomes a probability: a logistic model of the evidence, or isotonic steps behind it."""
+    """How the confidence is calibrated: a logistic model of the evidence alone, or isotonic regression applied to its output."""
     abstain_below: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    """Answer "not sure" where the credibility is lower; it needs what `tune` fits."""
+    """Answer "not sure" if the confidence is lower; needs the values that `tune` fits."""
 
 
 def with_abstain_below(rerank: RerankConfig, below: float | None) -> RerankConfig:
-    """The settings with what --abstain-below says in the place of rerank.abstain_below. Raises UsageError outside 0..1."""
+    """The settings with rerank.abstain_below replaced by the value of --abstain-below, if given. Raises UsageError outside 0..1."""
     if below is None:
         return rerank
     if not 0.0 <= below <= 1.0:
@@ -212,5 +216,5 @@ def with_abstain_below(rerank: RerankConfig, below: float | None) -> RerankConfi
 
 
 def scorer_keys(rerank: RerankConfig) -> list[str]:
-    """The configuration's keys that name a scorer."""
+    """The configuration keys that name a scorer."""
     return ["rerank.clip", *(f"rerank.scorers.{i}.path" for i in range(len(rerank.scorers)))]

@@ -1,4 +1,4 @@
-"""What stands for a model, a scorer and a decoding in files, so that nothing is taken for what another one made."""
+"""Identify models, scorers and decoding settings in result files, so that results of one are never used for another."""
 
 import dataclasses
 import hashlib
@@ -11,13 +11,13 @@ from answering.protocol import Description
 
 
 def digest(*values: object) -> str:
-    """Sixteen hexadecimal digits that stand for JSON-like values."""
+    """A hash of JSON-like values: 16 hexadecimal digits."""
     text = json.dumps(values, ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def identity(description: Description) -> dict[str, Any]:
-    """What stands for a model in predictions files: kind, settings, and a fingerprint of its folder where it has one."""
+    """Identifies a model in prediction files: its kind, its settings, and the fingerprint of its folder if it has one."""
     files = fingerprint(Path(str(description.settings.get("path", ""))))
     model = {"kind": description.kind, **description.settings, **({"files": files} if files else {})}
     plain: dict[str, Any] = json.loads(json.dumps(model, default=str))
@@ -25,9 +25,9 @@ def identity(description: Description) -> dict[str, Any]:
 
 
 def fingerprint(folder: Path) -> str | None:
-    """Stands for the names, sizes and times of change of a folder's files: training into it again makes another model.
+    """A hash of the names, sizes and modification times of a folder's files; it changes if a model is trained into the folder again.
 
-    None for a hub name.
+    None if there is no such folder (a hub name).
     """
     if not folder.name or not folder.is_dir():
         return None
@@ -35,11 +35,11 @@ def fingerprint(folder: Path) -> str | None:
 
 
 def scorer_identity(name: str, statement_form: str) -> str:
-    """What stands for a scorer: its folder or hub name, with a fingerprint of the folder, and the wording of what it reads."""
+    """Identifies a scorer: its folder or hub name, the fingerprint of the folder, and the form of the statements it reads."""
     files = fingerprint(Path(name))
     return f"{name} ({files}), {statement_form}" if files else f"{name}, {statement_form}"
 
 
 def decoding_record(decoding: DecodingConfig) -> dict[str, Any]:
-    """The decoding as it stands in files: all that makes an answer, so without what only makes it faster."""
+    """The decoding settings that can change an answer, for result files; those that only change the speed are left out."""
     return {name: value for name, value in dataclasses.asdict(decoding).items() if name not in ("batch_size", "cuda_graphs")}

@@ -1,6 +1,6 @@
-"""What a system's prompt policy does to a question and to an answer. One policy per task; the rules are data.
+"""The prompt policy of a system: the suffix added to a question, and whether answers are cleaned.
 
-Only short-answer questions (task vqa) get a suffix or have their answers cleaned.
+It applies to short-answer questions (task vqa) alone.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from dataset.sample import IMAGE_PLACEHOLDER, Message
 
 @dataclass(frozen=True, slots=True)
 class PromptPolicy:
-    """What is put behind a short-answer question, and whether its answers are cleaned."""
+    """The suffix of short-answer questions in English and Chinese, and whether their answers are cleaned."""
 
     short_answer_prompt: str | None = None
     short_answer_prompt_zh: str | None = None
@@ -23,11 +23,11 @@ class PromptPolicy:
 
     @classmethod
     def from_config(cls, system: SystemBase) -> Self:
-        """The policy that a system's configuration states."""
+        """The policy in a system's configuration."""
         return cls(system.short_answer_prompt, system.short_answer_prompt_zh, system.clean_answers)
 
     def messages(self, request: Request) -> tuple[Message, ...]:
-        """The messages with the suffix behind the last turn, after a line break."""
+        """The messages with the suffix after the last turn, on a line of its own."""
         suffix = self.short_answer_prompt_zh if request.language == "zh" else self.short_answer_prompt
         if request.task != "vqa" or not suffix or not request.messages:
             return request.messages
@@ -39,7 +39,7 @@ class PromptPolicy:
         return (*earlier, Message(last.role, f"{question}\n{suffix}{suffix_marks}"))
 
     def clean(self, raw: str, request: Request) -> str:
-        """The answer in a generated text."""
+        """The answer in a generated text: cleaned for short-answer questions, else the text itself."""
         if request.task != "vqa" or not self.clean_answers or not request.messages:
             return raw
         return clean_answer(raw, request.messages[-1].content)

@@ -1,4 +1,4 @@
-"""What passes between questions and answers. Nothing here has a place for a reference answer."""
+"""The types of requests and answers, and the interface of an answerer. None of them has a field for a reference answer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +13,19 @@ from dataset.sample import Language, Message, Task
 Decoding: TypeAlias = DecodingConfig
 
 ImageInput = Image.Image | Path
-"""A decoded picture, or a file that is opened when its turn comes."""
+"""A decoded image, or a file that is opened when it is needed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A question about pictures: `messages` ends with a user turn and holds one `<image>` a picture, in order.
+    """A question about images.
 
-    `task` and `language` choose the prompt policy: the short-answer suffix belongs to `vqa` alone.
+    Args:
+        request_id: the answer has the same; it also seeds sampling.
+        images: in the order of their placeholders.
+        messages: the conversation; it ends with a user turn and has one `<image>` per image.
+        task: only `vqa` gets the short-answer suffix.
+        language: of the suffix and of templates.
     """
 
     request_id: str
@@ -32,9 +37,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A possible answer. `log_prob` is the sum over its generated tokens, end token included, in nats; None where an
-    endpoint gives none. `mean_log_prob` is log_prob / tokens. `raw` is the generated text before cleaning. `count` is
-    how many generations said it: those that were merged into it."""
+    """A possible answer.
+
+    Args:
+        text: the answer after cleaning.
+        log_prob: sum over the generated tokens including the end token, in nats; None if an endpoint returns none.
+        mean_log_prob: log_prob / number of tokens.
+        raw: the generated text before cleaning.
+        count: number of generations that were merged into this candidate.
+    """
 
     text: str
     log_prob: float | None
@@ -45,9 +56,9 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Candidates, best first and distinct after normalisation; or an error with its reason and no candidates.
+    """Candidates, best first and distinct after normalisation; or an error message and no candidates.
 
-    `prompt` is the text that the model was really given.
+    `prompt` is the text of the prompt as the model received it.
     """
 
     request_id: str
@@ -57,30 +68,30 @@ class Answer:
 
     @property
     def first(self) -> Candidate:
-        """The head of the merged list."""
+        """The first candidate."""
         return self.candidates[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a system is, for predictions and reports: kind, paths, quantisation, prompt policy."""
+    """Describes a system in predictions and reports: kind, paths, quantisation, prompt policy."""
 
     kind: str
     settings: dict[str, object] = field(default_factory=dict)
 
 
 class Answerer(Protocol):
-    """A system that answers. One bad request is an Answer with an error; the others are still answered."""
+    """A system that answers requests. An invalid request gives an Answer with an error; the others are still answered."""
 
     @property
     def description(self) -> Description: ...
 
     def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
-        """One Answer for each request, in their order."""
+        """One Answer per request, in the order of the requests."""
         ...
 
     def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
-        """Pieces of the greedy (or sampled) answer as they are generated."""
+        """Pieces of the greedy (or first sampled) answer as they are generated."""
         ...
 
 
@@ -90,5 +101,5 @@ class ReplaysCudaGraphs(Protocol):
 
     @property
     def cuda_graphs_error(self) -> str | None:
-        """Why steps that were to be replayed are not; None where nothing went wrong."""
+        """Why decoding steps are not replayed although they should be; None if nothing failed."""
         ...

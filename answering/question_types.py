@@ -1,4 +1,4 @@
-"""Types of questions told by their wording: yes/no, counting, about written text."""
+"""Recognise the type of a question from its wording: yes/no, counting, about written text."""
 
 import re
 from typing import Literal, TypeAlias
@@ -16,11 +16,11 @@ ASKS_COUNT = r"\bhow many\b|\bnumber of\b|(?:几|多少)[人个只条张把辆�
 
 
 ASKS_TEXT = r"\b(?:says?|said|reads?|written|writes?|text|title|titled|words?|slogan|message|quote|called|named?)\b|写|文字|字|标题|名"
-"""Questions about something written, which may itself look like a sentence."""
+"""Questions about written text; their answers may look like sentences."""
 
 
 def matches_question(pattern: str, question: str) -> bool:
-    """Whether a question is of the kind that one of the patterns above describes."""
+    """Whether one of the patterns above matches a question, regardless of case."""
     return re.search(pattern, question, re.IGNORECASE) is not None
 
 
@@ -28,14 +28,11 @@ SkippableQuestionType: TypeAlias = Literal["yes/no", "counting"]
 
 
 SKIPPABLE_QUESTION_TYPES: tuple[SkippableQuestionType, ...] = ("yes/no", "counting")
-"""Kinds of questions that can be left alone."""
-
-
-"""Kinds of questions that can be left alone."""
+"""Question types that reranking can skip."""
 
 
 def skippable_question_type(question: str, language: Language) -> SkippableQuestionType | None:
-    """Whether a question wants yes or no, or a number; None for any other."""
+    """The type of a question if reranking can skip it, else None."""
     text = strip_lead_in(question, language)
     if matches_question(ASKS_YES_NO, text):
         return "yes/no"

@@ -1,4 +1,4 @@
-"""Pictures with text beside them, in a font that has Chinese characters where one is installed."""
+"""Render images with text next to them, in a font with Chinese characters if one is installed."""
 
 import functools
 import hashlib
@@ -17,18 +17,18 @@ from atomic_io import atomic_write, write_json
 from dataset.loading.image_io import open_image
 
 IMAGE_SIDE, TEXT_WIDTH, MARGIN, FONT_SIZE = 360, 560, 16, 18
-"""Pixels: side of the square that a picture is fitted into, width of the text, margin, size of the letters."""
+"""In pixels: side of the square an image is fitted into, width of the text column, margin, font size."""
 LABEL_COLOUR, TEXT_COLOUR = (110, 110, 110), (0, 0, 0)
 
 PREFERRED_FONTS = (
     "notosanscjk-regular", "notosanssc", "sourcehansanssc", "sourcehansanscn", "wqy-microhei", "wqy-zenhei", "msyh", "pingfang",
     "hiragino sans gb", "stheiti", "simhei", "droidsansfallback", "notoserifcjk", "simsun",
 )  # fmt: skip
-"""Beginnings of file names of fonts that read well; any other font with Chinese characters comes behind them."""
+"""File name prefixes of preferred fonts, best first; any other font with Chinese characters comes after them."""
 
 
 def side_by_side(images: Sequence[Image.Image], texts: Sequence[tuple[str, str]]) -> Image.Image:
-    """An RGB image: the pictures on the left, one below the other; on the right each label with its text under it."""
+    """An RGB image: the images on the left in a column, and on the right each label with its text below it."""
     font = text_font(FONT_SIZE)
     step = round(FONT_SIZE * 1.45)
     lines = [
@@ -51,7 +51,7 @@ def side_by_side(images: Sequence[Image.Image], texts: Sequence[tuple[str, str]]
 
 
 def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Lines of at most `width` pixels: broken between words, anywhere in Chinese, and inside a word only where it is too long."""
+    """Lines of at most `width` pixels. Breaks between words, anywhere in Chinese, and inside a word only if it is too long."""
     lines = []
     for paragraph in text.splitlines() or [""]:
         line = ""
@@ -67,28 +67,28 @@ def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str
 
 
 def text_font(size: int) -> ImageFont.FreeTypeFont:
-    """The Chinese font where there is one, else one that shows Chinese characters as boxes."""
+    """An installed font with Chinese characters if there is one, else DejaVu Sans, which shows them as boxes."""
     file = chinese_font()
     return ImageFont.truetype(str(file or Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
 
 
 @functools.cache
 def chinese_font() -> Path | None:
-    """File of an installed font with Chinese characters; None where there is none."""
+    """File of the best installed font with Chinese characters; None if there is none."""
     files = sorted(map(Path, font_manager.findSystemFonts()), key=_font_rank)
     return next((file for file in files if _has_chinese(file)), None)
 
 
 def _font_rank(file: Path) -> tuple[int, str]:
     name = file.name.lower()
-    return next((i for i, beginning in enumerate(PREFERRED_FONTS) if name.startswith(beginning)), len(PREFERRED_FONTS)), name
+    return next((i for i, prefix in enumerate(PREFERRED_FONTS) if name.startswith(prefix)), len(PREFERRED_FONTS)), name
 
 
 def _has_chinese(file: Path) -> bool:
     try:
         font = FT2Font(str(file))
     except (OSError, RuntimeError):
-        # Bitmap and damaged files, which FreeType does not open, are no font to write with.
+        # FreeType cannot open bitmap fonts and damaged files.
         return False
     return all(font.get_char_index(ord(character)) for character in "图红两")
 
@@ -103,14 +103,21 @@ def _fit_to_square(image: Image.Image) -> Image.Image:
 
 
 def save_reply(reply: Reply, images: Sequence[Path], folder: Path, model: dict[str, Any]) -> Path:
-    """Write `<picture>-<digest of question and system>.json` and `.png` into `folder`; the path of the PNG.
+    """Write a reply as `<image>-<digest of question and system>.json` and `.png`; returns the path of the PNG.
 
-    model: what identifies the system. Raises PictureError.
+    Args:
+        reply: the answer and its candidates.
+        images: files shown next to the text.
+        folder: where the two files go.
+        model: identifies the system, as `model_fingerprint.identity` gives it.
+
+    Raises:
+        ImageError: an image cannot be read.
     """
     digest = hashlib.blake2b(json.dumps([reply.question, model], default=str).encode(), digest_size=4).hexdigest()
     path = folder / f"{images[0].stem if images else 'question'}-{digest}.png"
     write_json(path.with_suffix(".json"), {"images": [str(image) for image in images], **reply.record(), "model": model})
-    confidence_row = [] if reply.confidence is None else [("Credibility", f"{reply.confidence:.2f}")]
+    confidence_row = [] if reply.confidence is None else [("Confidence", f"{reply.confidence:.2f}")]
     texts = [("Question", reply.question), ("Answer", reply.chosen), *confidence_row, ("Candidates", "\n".join(_candidate_lines(reply)))]
     with atomic_write(path) as temp_path:
         side_by_side([open_image(image) for image in images], texts).save(temp_path)
@@ -118,7 +125,7 @@ def save_reply(reply: Reply, images: Sequence[Path], folder: Path, model: dict[s
 
 
 def _candidate_lines(reply: Reply) -> list[str]:
-    """Each candidate with its scores behind it: columns would need letters of one width."""
+    """One line per candidate with its scores after it; aligned columns would need a monospaced font."""
     lines = []
     for candidate in reply.candidates():
         scored = ((name, candidate[name]) for name in (*reply.signals, *(["fused"] if reply.fused else [])))

@@ -1,6 +1,6 @@
-"""One question asked of one system: the answer, its candidates with their scores, and what is chosen.
+"""Ask a system questions, score the candidates of its answers, and choose one of them.
 
-In: requests, an answerer and, where candidates are reranked, a reranker. Out: replies that can be printed, saved and drawn.
+In: requests, an answerer and, if candidates are reranked, a reranker. Out: replies that can be printed, saved and rendered.
 """
 
 import dataclasses
@@ -24,10 +24,13 @@ _CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
 @dataclass(frozen=True, slots=True)
 class Reranker:
-    """Who scores candidates, and the numbers by which one is chosen.
+    """Scorers of candidates, and the fitted or configured values by which one is chosen.
 
-    judge: whether an answerer that can is asked about its own candidates. abstain_below: an answer of lower credibility becomes
-    "not sure"; it needs a plan that has one.
+    Args:
+        scorers: image-text scorers.
+        plan: weights and fitted models.
+        judge: whether an answerer that can evaluate its own candidates is asked to.
+        abstain_below: an answer with lower confidence becomes "not sure"; the plan must have a confidence model.
     """
 
     scorers: tuple[ImageTextScorer, ...]
@@ -37,20 +40,26 @@ class Reranker:
 
     @property
     def identity(self) -> str:
-        """Changes with anything that changes what is chosen of the same candidates."""
+        """A hash of everything that can change which candidate is chosen."""
         return digest(self.scorer_names(), dataclasses.asdict(self.plan), self.judge, self.abstain_below)
 
     def scorer_names(self) -> list[tuple[str, str]]:
-        """Each scorer by name and wording."""
+        """Name and statement form of each scorer."""
         return [(scorer.name, scorer.statement_form) for scorer in self.scorers]
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came of a question. `signals` and `fused`: scores for each candidate, where candidates were reranked.
+    """The reply to one question.
 
-    `credibility`: how likely the chosen answer is right, where the plan can tell; `chosen`: what is answered, which is "not sure"
-    where that is too little.
+    Args:
+        question: its text, without image placeholders.
+        answer: all candidates, or an error.
+        choices: text of the chosen candidate by selection method.
+        chosen: the final answer; "not sure" if the confidence is too low.
+        signals: scores of the candidates by scorer, if they were reranked.
+        fused: fused score of each candidate, 0..1, if they were reranked.
+        confidence: probability that the chosen answer is right, if the plan has a confidence model.
     """
 
     question: str
@@ -62,7 +71,7 @@ class Reply:
     confidence: float | None = None
 
     def candidates(self) -> list[dict[str, Any]]:
-        """Fields of each candidate and its scores."""
+        """The fields and scores of each candidate."""
         signals = {name: signal.scores for name, signal in self.signals.items()} | ({"fused": self.fused} if self.fused else {})
         return [
             dataclasses.asdict(candidate) | {name: values[i] for name, values in signals.items()}
@@ -70,7 +79,7 @@ class Reply:
         ]
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """A JSON object."""
         return {
             "question": self.question,
             "answer": None if self.answer.error else self.chosen,
@@ -82,8 +91,8 @@ class Reply:
         }
 
     def lines(self) -> list[str]:
-        """How far the answer can be trusted, where that is known; then the candidates as a small table: mean log-probability over
-        their tokens (nats), each scorer's and the fused score, text."""
+        """Lines to print: the confidence if known, then a table of candidates with mean log-probability per token (nats), the score of
+        each scorer, the fused score, and the text."""
         names = list(self.signals)
         headers = [
             "mean log p",
@@ -105,15 +114,15 @@ class Reply:
 
 
 def question_request(request_id: str, question: str, images: Sequence[ImageInput], task: Task = "vqa") -> Request:
-    """A question about pictures, which stand in front of it as in the training data; its language is read off its letters."""
+    """A request with the images before the question, as in the training data. The language is detected from the characters."""
     language: Language = "zh" if _CHINESE.search(question) else "en"
-    marks = "".join(f"{IMAGE_PLACEHOLDER}\n" for _ in images)
-    # A mark typed by hand would stand for a picture that is not there.
-    return Request(request_id, tuple(images), (Message("user", marks + question.replace(IMAGE_PLACEHOLDER, " ")),), task, language)
+    placeholders = "".join(f"{IMAGE_PLACEHOLDER}\n" for _ in images)
+    # An <image> typed by the user would be a placeholder without an image.
+    return Request(request_id, tuple(images), (Message("user", placeholders + question.replace(IMAGE_PLACEHOLDER, " ")),), task, language)
 
 
 def reply(answerer: Answerer, reranker: Reranker | None, requests: Sequence[Request], decoding: Decoding) -> list[Reply]:
-    """Ask all requests together; candidates of short answers are reranked where there is a reranker and a picture."""
+    """Answer all requests in batches. Candidates of short-answer questions with images are reranked if there is a reranker."""
     return judge(requests, answerer.answer(requests, decoding), reranker, decoding.batch_size, answerer)
 
 
@@ -124,9 +133,14 @@ def judge(
     batch_size: int = 16,
     answerer: Answerer | None = None,
 ) -> list[Reply]:
-    """What is chosen of answers that are there: all their candidates are scored together.
+    """Choose among the candidates of given answers. All candidates are scored together.
 
-    answerer: asked how right it finds them, batch_size at once, where the reranker wants that and it can.
+    Args:
+        requests: the questions.
+        answered: one answer per request.
+        reranker: scores and chooses; None takes the first candidate.
+        batch_size: candidates per batch of self-evaluation.
+        answerer: evaluates its own candidates, if the reranker wants it and the answerer supports it.
     """
     signals: list[dict[str, Signal]] = [{} for _ in requests]
     scored = [i for i, pair in enumerate(zip(requests, answered, strict=True)) if reranker is not None and _is_scorable(*pair)]
@@ -137,8 +151,8 @@ def judge(
                 if signal is not None:
                     signals[i][scorer.name] = signal
         if reranker.judge and isinstance(answerer, SelfEvaluator):
-            output = answerer.judge([requests[i] for i in scored], [one.texts for one in scored_questions], batch_size)
-            for i, values in zip(scored, output, strict=True):
+            probabilities = answerer.judge([requests[i] for i in scored], [question.texts for question in scored_questions], batch_size)
+            for i, values in zip(scored, probabilities, strict=True):
                 if values is not None:
                     signals[i][SELF_EVALUATION] = Signal(tuple(values))
         has_priors = {scorer.name: scorer.background_images is not None for scorer in reranker.scorers}
@@ -146,7 +160,7 @@ def judge(
         signals = [
             fill_missing(own, has_priors, len(answer.candidates)) if own else {} for own, answer in zip(signals, answered, strict=True)
         ]
-    return [_reply(*each, reranker) for each in zip(requests, answered, signals, strict=True)]
+    return [_reply(*row, reranker) for row in zip(requests, answered, signals, strict=True)]
 
 
 def _reply(request: Request, answer: Answer, signals: dict[str, Signal], reranker: Reranker | None) -> Reply:
@@ -159,9 +173,9 @@ def _reply(request: Request, answer: Answer, signals: dict[str, Signal], reranke
     choices = {name: chosen_text(candidates, index) for name, index in indices.items()}
     confidence = None if plan.confidence is None else plan.confidence(candidates, indices[displayed_choice(indices)], signals)
     abstains = confidence is not None and reranker.abstain_below is not None and confidence < reranker.abstain_below
-    output = NOT_SURE[request.language] if abstains else choices["reranked"]
+    chosen = NOT_SURE[request.language] if abstains else choices["reranked"]
     return Reply(
-        question, answer, choices, output, signals, rerank(candidates, signals, plan.weights, plan.clip_score_form).fused, confidence
+        question, answer, choices, chosen, signals, rerank(candidates, signals, plan.weights, plan.clip_score_form).fused, confidence
     )
 
 

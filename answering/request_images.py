@@ -1,4 +1,4 @@
-"""A request's pictures, made ready for a model or for the wire."""
+"""Load and resize the images of a request, and encode them for an endpoint."""
 
 import base64
 import hashlib
@@ -11,16 +11,16 @@ from answering.protocol import ImageInput
 from dataset.loading.image_io import open_image, read_image_file, to_rgb
 
 JPEG_QUALITY = 95
-"""Of pictures that are sent away."""
+"""JPEG quality of images sent to an endpoint."""
 
 
 def load_image(image: ImageInput) -> Image.Image:
-    """The picture as upright RGB. Raises PictureError."""
+    """The image as RGB, rotated upright. Raises ImageError."""
     return open_image(image) if isinstance(image, Path) else to_rgb(image)
 
 
 def resize_to_max_side(image: Image.Image, max_side: int) -> Image.Image:
-    """The picture with its longer side at most `max_side` pixels, its proportions kept; never enlarged."""
+    """The image resized so that its longer side is at most `max_side` pixels. Keeps the aspect ratio and never enlarges."""
     scale = max_side / max(image.size)
     if scale >= 1:
         return image
@@ -28,9 +28,9 @@ def resize_to_max_side(image: Image.Image, max_side: int) -> Image.Image:
 
 
 def data_url(image: ImageInput, max_side: int) -> str:
-    """The picture, shrunk, as a JPEG in a data URL. What else its file holds (place, camera, thumbnail) is not sent.
+    """The resized image as a JPEG data URL. Metadata of the file (location, camera, thumbnail) is not sent.
 
-    Raises PictureError.
+    Raises ImageError.
     """
     jpeg = io.BytesIO()
     resize_to_max_side(load_image(image), max_side).save(jpeg, "JPEG", quality=JPEG_QUALITY, subsampling=0)
@@ -38,7 +38,7 @@ def data_url(image: ImageInput, max_side: int) -> str:
 
 
 def image_digest(image: ImageInput) -> str:
-    """Stands for a picture: for the bytes of its file, or for its pixels where it is none. Raises PictureError."""
+    """SHA-256 of an image: of the bytes of its file, or of its pixels if it is not a file. Raises ImageError."""
     if isinstance(image, Path):
         return hashlib.sha256(read_image_file(image)).hexdigest()
     return hashlib.sha256(f"{image.mode} {image.size}".encode() + to_rgb(image).tobytes()).hexdigest()

@@ -1,6 +1,6 @@
-"""Candidates from a decoder-only model: beam search, greedy answers and samples, all grown in one kind of cache (answering.growth).
+"""Beam search for a decoder-only model, with one KV cache per batch (`answering.decoding.kv_cache`).
 
-Legend: n questions (m that still grow), t prompt tokens, k candidates a question, r candidates that still grow, v vocabulary.
+Shapes: N questions (M that are still active), T prompt tokens, K candidates per question, L tokens so far, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from answering.decoding.kv_cache import PromptBatch as PromptBatch
 
 @dataclass(frozen=True, slots=True)
 class GeneratedSequence:
-    """Generated ids, end token included where one was reached, and their summed log-probability in nats."""
+    """Generated token ids, including the end token if one was reached, and their summed log-probability in nats."""
 
     token_ids: tuple[int, ...]
     log_prob: float
@@ -34,9 +34,18 @@ def beam_search(
 ) -> list[list[GeneratedSequence]]:
     """The k best sequences of each question by mean log-probability, best first.
 
-    The same search as `generate(num_beams=k, num_return_sequences=k)` with its default length penalty of 1: the k best
-    continuations live on; a sequence that ends enters the question's list of k; a question stops when no living
-    sequence could, at its present length, enter its list. Questions that have stopped leave the batch.
+    The same search as `generate(num_beams=k, num_return_sequences=k)` with its default length penalty of 1: the k best unfinished
+    continuations stay as beams; a finished sequence enters the question's list of the k best; a question stops when none of its
+    beams, at its present length, could enter that list. Stopped questions leave the batch.
+
+    Args:
+        model: a decoder-only model with the interface of transformers.
+        batch: the prompts.
+        k: number of beams, and of sequences returned per question.
+        max_new_tokens: longest sequence in tokens, including the end token.
+        end_ids: token ids that end a sequence.
+        cancelled: called after each step with the index of a question; a cancelled question leaves the batch.
+        graph_cache: replays decoding steps as CUDA graphs; None runs them eagerly.
     """
     device, n = batch.input_ids.device, len(batch.input_ids)
     ends = torch.tensor(list(end_ids), device=device)
@@ -48,12 +57,12 @@ def beam_search(
     for length in range(1, max_new_tokens + 1):
         vocabulary = log_probs.shape[2]
         totals = (running[:, :, None] + log_probs).flatten(1)
-        # One more than the end tokens times k: so many may end at once, and k must be left to live on.
+        # Up to len(ends) * k of the best may end here, and k must remain as beams.
         best, flat_index = totals.topk((1 + len(ends)) * k)
         parent, token = flat_index // vocabulary, flat_index % vocabulary
-        grown = torch.cat([tokens.gather(1, parent[:, :, None].expand(-1, -1, length - 1)), token[:, :, None]], dim=2)
+        extended = torch.cat([tokens.gather(1, parent[:, :, None].expand(-1, -1, length - 1)), token[:, :, None]], dim=2)
         ended = torch.isin(token, ends) | (length == max_new_tokens)
-        finished_beams.add(questions, best[:, :k].masked_fill(~ended[:, :k], -torch.inf), grown[:, :k])
+        finished_beams.add(questions, best[:, :k].masked_fill(~ended[:, :k], -torch.inf), extended[:, :k])
         if length == max_new_tokens:
             break
         running, keep = best.masked_fill(ended, -torch.inf).topk(k)
@@ -64,14 +73,14 @@ def beam_search(
             break
         if not active.all():
             cache.keep(active.nonzero()[:, 0])
-            questions, running, keep, grown, parent = (x[active] for x in (questions, running, keep, grown, parent))
-        tokens = grown.gather(1, keep[:, :, None].expand(-1, -1, length))
+            questions, running, keep, extended, parent = (x[active] for x in (questions, running, keep, extended, parent))
+        tokens = extended.gather(1, keep[:, :, None].expand(-1, -1, length))
         log_probs = cache.step(tokens[:, :, -1], parent.gather(1, keep))
     return finished_beams.to_lists()
 
 
 class _FinishedBeams:
-    """For each question the k best sequences that have ended."""
+    """The k best finished sequences of each question."""
 
     def __init__(self, n: int, k: int, max_length: int, device: torch.device):
         self.means = torch.full((n, k), -torch.inf, device=device)
@@ -80,7 +89,7 @@ class _FinishedBeams:
         self.tokens = torch.zeros(n, k, max_length, dtype=torch.long, device=device)
 
     def add(self, questions: torch.Tensor, sums: torch.Tensor, tokens: torch.Tensor) -> None:
-        """sums: [m, k], -inf where a sequence has not ended; tokens: [m, k, length]."""
+        """Add sequences. sums: [M, K] log-probabilities, -inf if a sequence is not finished; tokens: [M, K, L]."""
         k, length = sums.shape[1], tokens.shape[2]
         padded = torch.nn.functional.pad(tokens, (0, self.tokens.shape[2] - length))
         self.means[questions], top_indices = torch.cat([self.means[questions], sums / length], dim=1).topk(k)
@@ -91,7 +100,7 @@ class _FinishedBeams:
         self.tokens[questions] = both.gather(1, top_indices[:, :, None].expand(-1, -1, both.shape[2]))
 
     def worst(self, questions: torch.Tensor) -> torch.Tensor:
-        """Mean log-probability [m] of the last in each list; -inf where the list is not full."""
+        """Mean log-probability [M] of the last sequence in each list; -inf if the list is not full."""
         return self.means[questions, -1]
 
     def to_lists(self) -> list[list[GeneratedSequence]]:

@@ -1,4 +1,4 @@
-"""When two candidates say the same: a light normalisation, apart from the scoring normalisation of the evaluation."""
+"""Decide whether two candidates are the same answer: a light normalisation, separate from that of the evaluation metrics."""
 
 import unicodedata
 
@@ -7,10 +7,10 @@ _CLOSING = "\"'”’」』)]}）】》〉"
 _SENTENCE_ENDS = ".,;:!?…。，、；：！？"
 
 
-def merging_key(text: str) -> str:
-    """Texts with equal keys are one candidate: case, full-width forms, spaces and punctuation around them aside.
+def candidate_key(text: str) -> str:
+    """A key that is equal for texts that differ only in case, full-width forms, whitespace or surrounding punctuation.
 
-    Marks that carry meaning (`-5`, `$5`, `.5`, `5%`, `C++`) stay; a text of punctuation alone keeps it.
+    Marks with a meaning (`-5`, `$5`, `.5`, `5%`, `C++`) are kept; a text that is only punctuation keeps it.
     """
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     bare = folded.lstrip(_OPENING).rstrip(_CLOSING + _SENTENCE_ENDS).strip()

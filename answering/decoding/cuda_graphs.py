@@ -1,10 +1,10 @@
-"""Steps of decoding recorded once as a CUDA graph and replayed: one launch in the place of a thousand.
+"""Decoding steps captured once as a CUDA graph and replayed: one launch instead of about a thousand.
 
-A replay repeats the same operations on the same memory. So a frame holds everything that a step reads and writes in tensors
-that stay: cache, tokens, mask, positions, and the places in the cache that the new tokens take. What differs from step to step
-is copied into them. In: prompts and tokens. Out: log-probabilities, those of the same step without a recording.
+A replay repeats the same operations on the same memory. A runner therefore holds everything that a step reads and writes in
+static tensors: KV cache, tokens, mask, position ids, and the cache positions of the new tokens. Values that differ between steps
+are copied into them. The log-probabilities are those of the same step run eagerly.
 
-Legend: n rows of a frame (m that are read), k candidates a question, c places of the cache, v vocabulary.
+Shapes: N rows of a runner (M that are in use), K candidates per question, C cache positions, V vocabulary.
 """
 
 import logging
@@ -23,25 +23,26 @@ _LOG = logging.getLogger(__name__)
 
 StepFunction = Callable[[], torch.Tensor]
 Capture = Callable[[StepFunction], StepFunction]
-"""Records what a function does to tensors that stay; what it gives repeats that and returns the same tensor."""
+"""Captures what a function does to static tensors; returns a function that replays it and returns the same tensor."""
 
 CAPACITY_MULTIPLE = 128
-"""Caches have a multiple of this many places, so that batches of similar prompts share a frame."""
+"""Cache sizes are rounded up to a multiple of this many positions, so that batches with similar prompts share a runner."""
 MAX_ROWS_RATIO = 4
-"""A frame serves batches of down to one question for so many of its rows."""
+"""A runner is reused for batches with at least 1 / MAX_ROWS_RATIO as many questions as it has rows."""
 WARMUP_STEPS = 2
-"""Runs before a recording, in which libraries set up what they may not set up while recording."""
+"""Eager steps before the capture, in which libraries allocate what they cannot allocate during it."""
 TOLERANCE = 0.02
-"""Largest difference between a replay and the step itself, relative to the largest value."""
+"""Largest allowed difference between a replay and the eager step, relative to the largest value."""
 
 Setting = bool | Literal["auto"]
-"""decoding.cuda_graphs: true wants every step replayed, `auto` those that can be, false none."""
+"""decoding.cuda_graphs: true = every step must be replayed; auto = replay if possible; false = never."""
 
 
 class PreallocatedLayer(DynamicLayer):
-    """Keys and values of a layer [rows, heads, capacity, size] with room for all tokens to come: adding some copies no others.
+    """Keys and values of a layer [N, heads, C, head size], allocated at full size: appending tokens copies nothing else.
 
-    rows: None for those that come. taken: int64 places that the next tokens take; None while a prompt fills the first ones.
+    capacity: number of cache positions. rows: N; None takes it from the first update. cache_position: int64 positions of the next
+    tokens; None while a prompt fills the first ones.
     """
 
     is_initialized: bool
@@ -71,14 +72,23 @@ class PreallocatedLayer(DynamicLayer):
 def log_probabilities(
     model: Any, input_ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor, cache: Cache, **arguments: Any
 ) -> torch.Tensor:
-    """A forward pass: [n, tokens, v] float32."""
+    """Log-probabilities [n, tokens, V] float32 of one forward pass."""
     output = model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True, **arguments)
     return torch.log_softmax(output.logits.to(input_ids.device, torch.float32), dim=-1)
 
 
 class CudaGraphRunner:
-    """Tensors that stay, for batches of up to `rows` questions. position_ids: of the first of them, for its axes and device;
-    give_up: is told why steps cannot be replayed, and may raise."""
+    """Runs decoding steps on static tensors, for batches of up to `rows` questions.
+
+    Args:
+        model: the model.
+        rows: N.
+        capacity: C.
+        k: K.
+        position_ids: those of the first prompts; only their shape and device are used.
+        capture: captures a step.
+        on_failure: called with the reason if steps cannot be replayed; it may raise.
+    """
 
     def __init__(
         self,
@@ -102,20 +112,26 @@ class CudaGraphRunner:
         self.clear()
 
     def clear(self) -> None:
-        """Ready for the next prompts."""
+        """Reset the cache for new prompts."""
         for layer in self.cache.layers:
             layer.length, layer.cache_position = 0, None
-        # Rows that stand for no question see something, too: what they compute must be finite, since it stays in the cache.
+        # Unused rows attend to position 0: what they compute must be finite because it stays in the cache.
         self._mask.zero_()
         self._mask[..., 0] = True
 
     def step(self, rows: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """rows: [m] int64, where the questions stand; tokens [m, k], seen [m, k, places] with the tokens themselves last,
-        positions [..., m, k] -> [m, k, v] float32."""
-        num_slots = mask.shape[2]
+        """Log-probabilities [M, K, V] float32 after one decoding step.
+
+        Args:
+            rows: [M] int64 row of each question.
+            tokens: [M, K] int64.
+            mask: [M, K, cache positions] bool, true where a token attends; the last K positions are those of the new tokens.
+            positions: [..., M, K] position ids.
+        """
+        length = mask.shape[2]
         self._tokens[rows], self._positions[..., rows, :] = tokens, positions
-        self._mask[rows, 0, :, :num_slots] = mask
-        torch.arange(num_slots - self.k, num_slots, out=self._cache_position)
+        self._mask[rows, 0, :, :length] = mask
+        torch.arange(length - self.k, length, out=self._cache_position)
         for layer in self.cache.layers:
             layer.cache_position = self._cache_position
         if self._replay is None:
@@ -126,7 +142,7 @@ class CudaGraphRunner:
         return log_probabilities(self.model, self._tokens, self._mask, self._positions, self.cache, logits_to_keep=0)
 
     def _capture_or_fallback(self) -> StepFunction:
-        """The recording; where there can be none and `give_up` lets it, the step itself. What is computed now is computed again."""
+        """The captured step; the eager step if capture fails and `on_failure` does not raise. Discards what it computes."""
         expected = self._run()
         try:
             replay = self._capture(self._run)
@@ -134,19 +150,19 @@ class CudaGraphRunner:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self._disable(f"a step cannot be recorded ({str(error).splitlines()[0]})")
+            self._disable(f"a decoding step cannot be captured ({str(error).splitlines()[0]})")
             return self._run
         relative_error = _largest(torch.where(replayed == expected, 0, replayed - expected)) / _largest(expected[expected.isfinite()])
         if not relative_error <= TOLERANCE:
-            self._disable(f"a replay is off by {relative_error:.1%} of the largest value")
+            self._disable(f"a replay differs by {relative_error:.1%} of the largest value")
             return self._run
         return replay
 
 
 class CudaGraphCache:
-    """The newest frame of a model. Requests come sorted by length, so the next batch mostly fits it. record: how.
+    """Caches the latest runner of a model. Requests are sorted by length, so the next batch usually fits it.
 
-    lost: why steps are no longer replayed; None as long as they can be.
+    disabled_reason: why steps are no longer replayed; None as long as they can be.
     """
 
     def __init__(self, model: Any, capture: Capture):
@@ -156,28 +172,31 @@ class CudaGraphCache:
         self.disabled_reason: str | None = None
 
     def if_enabled(self, setting: Setting) -> "CudaGraphCache | None":
-        """These frames where the setting wants them and they can be had. Raises TesseraError where it insists and they cannot."""
+        """This cache if the setting is not false and replay has not failed, else None. Raises TesseraError if it failed and must work."""
         self._required = setting is True
         if self._required and self.disabled_reason is not None:
             self._disable(self.disabled_reason)
         return self if setting and self.disabled_reason is None else None
 
-    def _disable(self, why: str) -> None:
-        """From now on no step is replayed. Raises TesseraError where each must be."""
-        self.disabled_reason, self._latest = why, None
+    def _disable(self, reason: str) -> None:
+        """Replay no further steps. Raises TesseraError if `decoding.cuda_graphs` is true."""
+        self.disabled_reason, self._latest = reason, None
         if self._required:
-            raise TesseraError(f"decoding.cuda_graphs: {why}; with auto in the place of true decoding goes on without CUDA graphs")
-        # Not a Python warning, which the commands leave out.
-        _LOG.warning("decoding goes on without CUDA graphs, slower: %s; decoding.cuda_graphs=false turns them off", why)
+            raise TesseraError(f"decoding.cuda_graphs: {reason}; with auto instead of true, decoding continues without CUDA graphs")
+        # A log message and not a Python warning, which the commands suppress.
+        _LOG.warning("decoding continues without CUDA graphs, more slowly: %s; decoding.cuda_graphs=false turns them off", reason)
 
     def runner(self, position_ids: torch.Tensor, min_capacity: int, k: int) -> CudaGraphRunner:
-        """A frame for prompts with these position_ids [..., n, t] and `room` places, cleared; the one before is no longer of use."""
+        """A cleared runner for prompts with position_ids [..., n, t]. Runners returned earlier must not be used any more.
+
+        position_ids: their shape gives the number of rows. min_capacity: cache positions needed. k: candidates per question.
+        """
         rows = position_ids.shape[-2]
         latest = self._latest
         if latest is not None and latest.k == k and latest.capacity >= min_capacity and rows <= latest.rows <= MAX_ROWS_RATIO * rows:
             latest.clear()
             return latest
-        # Before another is made, its memory is given up.
+        # Free the memory of the old runner before the new one is allocated.
         self._latest = latest = None
         capacity = math.ceil(min_capacity / CAPACITY_MULTIPLE) * CAPACITY_MULTIPLE
         self._latest = CudaGraphRunner(self._model, rows, capacity, k, position_ids, self._capture, self._disable)
@@ -185,7 +204,7 @@ class CudaGraphCache:
 
 
 def capture_cuda_graph(run: StepFunction) -> StepFunction:
-    """A CUDA graph of `run`."""
+    """Capture `run` as a CUDA graph; returns its replay. Source: CUDA semantics, "CUDA Graphs", in PyTorch's documentation."""
     side_stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
     side_stream.wait_stream(current)
     with torch.cuda.stream(side_stream):
@@ -193,7 +212,7 @@ def capture_cuda_graph(run: StepFunction) -> StepFunction:
             run()
     current.wait_stream(side_stream)
     graph = torch.cuda.CUDAGraph()
-    # What other threads ask of the device meanwhile, such as a search's CLIP in the service, is none of the recording's business.
+    # Calls of other threads during the capture, such as the CLIP of the service's image search, must not invalidate it.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = run()
 
@@ -205,5 +224,5 @@ def capture_cuda_graph(run: StepFunction) -> StepFunction:
 
 
 def _largest(values: torch.Tensor) -> float:
-    """Largest size of a value; NaN where one is NaN."""
+    """Largest absolute value; NaN if any value is NaN."""
     return float(values.abs().max())

@@ -1,10 +1,10 @@
-"""The cache in which candidates grow: prompt and pictures run once a question, then one step makes all its candidates longer.
+"""The KV cache in which candidates are generated: prompt and images are prefilled once per question, shared by all its candidates.
 
-A question stays one row. The newest tokens of its candidates stand behind its prompt side by side, and a mask lets each see
-the prompt and the tokens it has grown from. So the prompt's keys and values exist once, are read once a step for all
-candidates, and nothing moves in the cache when a candidate takes another's place.
+A question is one row. The latest tokens of its candidates follow the prompt next to each other, and a mask lets each token attend
+to the prompt and to the earlier tokens of its own sequence. So the keys and values of the prompt are stored once and read once per
+step for all candidates, and nothing is moved in the cache when one beam replaces another.
 
-Legend: n questions (m that still grow), t prompt tokens, k candidates a question, v vocabulary.
+Shapes: N questions (M that are still active), T prompt tokens, K candidates per question, V vocabulary.
 """
 
 from dataclasses import dataclass, field
@@ -19,8 +19,14 @@ from answering.decoding.cuda_graphs import CudaGraphCache, CudaGraphRunner, Prea
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """Prompts padded on the left. input_ids, attention_mask: [n, t] int64; position_ids: [n, t], or [axes, n, t] for
-    models with several position axes; pictures: further arguments of the forward pass, such as pixel_values."""
+    """Left-padded prompts.
+
+    Args:
+        input_ids: [N, T] int64.
+        attention_mask: [N, T] int64.
+        position_ids: [N, T], or [axes, N, T] for models with several position axes.
+        images: further arguments of the forward pass, such as pixel_values.
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
@@ -29,14 +35,14 @@ class PromptBatch:
 
 
 class CandidateCache:
-    """The cache of a batch and what the next forward pass needs beside the next tokens.
+    """The KV cache of a batch, with the mask and position ids of the next forward pass. Creating it runs the prompts (prefill).
 
-    frames: where steps are replayed from, if they are. log_probs: [n, 1, v] float32, of the tokens behind the prompts.
+    log_probs: [N, 1, V] float32 of the first token after the prompts. runner: replays decoding steps; None runs them eagerly.
     """
 
     def __init__(self, model: Any, batch: PromptBatch, k: int, max_new_tokens: int, graph_cache: CudaGraphCache | None = None):
         self.model = model
-        # The last tokens are chosen, but never read.
+        # The last tokens are chosen, but no forward pass reads them.
         capacity = batch.input_ids.shape[1] + k * (max_new_tokens - 1)
         self.runner: CudaGraphRunner | None = graph_cache.runner(batch.position_ids, capacity, k) if graph_cache is not None else None
         self.cache = Cache(layer_class_to_replicate=partial(PreallocatedLayer, capacity)) if self.runner is None else self.runner.cache
@@ -48,14 +54,17 @@ class CandidateCache:
         )
 
     def keep(self, questions: torch.Tensor) -> None:
-        """The questions at these places [m] int64 stay, the others leave the batch. In a frame their rows run on, unread."""
+        """Keep the questions at these indices [M] int64; the others leave the batch. In a runner their rows stay, unused."""
         if self.runner is None:
             self.cache.batch_select_indices(questions)
         self.rows, self.mask, self.positions = self.rows[questions], self.mask[questions], self.positions[..., questions, :]
 
     def step(self, tokens_mk: torch.Tensor, parents_mk: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [m, k, v] float32 of what comes behind `tokens_mk`. parents_mk: of the k candidates of the step
-        before (of the one prompt, in the first step), the place of that which each token continues."""
+        """Log-probabilities [M, K, V] float32 of the token after `tokens_mk` [M, K].
+
+        parents_mk: [M, K] index of the candidate that each token continues, among the K candidates of the step before (0 in the first
+        step, when there is only the prompt).
+        """
         m, k = tokens_mk.shape
         parent_mask = self.mask.gather(1, parents_mk[:, :, None].expand(-1, -1, self.mask.shape[2]))
         own_mask = torch.eye(k, dtype=torch.bool, device=tokens_mk.device).expand(m, -1, -1)

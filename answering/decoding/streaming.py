@@ -1,4 +1,4 @@
-"""Answers token by token, for many requests at once: what a service that streams shows its clients."""
+"""Stream the answers to many requests at once, token by token."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from errors import TesseraError
 
 @dataclass(frozen=True, slots=True)
 class RequestStarted:
-    """The request at `place` is being answered; its prompt has so many tokens."""
+    """Decoding of the request at `request_index` begins; its prompt has `prompt_tokens` tokens."""
 
     request_index: int
     prompt_tokens: int
@@ -21,7 +21,7 @@ class RequestStarted:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """The request at `place` cannot be answered."""
+    """The request at `request_index` cannot be answered."""
 
     request_index: int
     error: str
@@ -29,10 +29,15 @@ class RequestFailed:
 
 @dataclass(frozen=True, slots=True)
 class TokenGenerated:
-    """One more token of a sample of the answer to the request at `place`.
+    """One more token of one sample of the answer to a request.
 
-    text: what it adds to the answer, empty while a character is not whole; joined, the raw answer. token: itself as text.
-    log_prob: in nats, untempered. end: why it is the last one, with the end token or at the longest length.
+    Args:
+        request_index: which request.
+        sample: which sample, 0 for a greedy answer.
+        text: the text it adds to the answer, empty while a character is incomplete; joined, it is the raw answer.
+        token: the token itself as text.
+        log_prob: in nats, before the temperature is applied.
+        end: on the last token, why decoding stopped: "stop" for an end token, "length" for max_new_tokens; else None.
     """
 
     request_index: int
@@ -47,17 +52,21 @@ StreamEvent: TypeAlias = RequestStarted | RequestFailed | TokenGenerated
 
 
 def can_stream_tokens(answerer: Answerer) -> bool:
-    """Whether a system's tokens can be had one by one: a decoder-only model in this process."""
+    """Whether a system can yield tokens one by one: a decoder-only model in this process."""
     is_local = isinstance(answerer, LocalAnswerer)
-    return is_local and all(getattr(type(answerer), part) is getattr(LocalAnswerer, part) for part in ("stream", "generate_tokens"))
+    return is_local and all(getattr(type(answerer), name) is getattr(LocalAnswerer, name) for name in ("stream", "generate_tokens"))
 
 
 def stream_tokens(
     answerer: LocalAnswerer, requests: Sequence[Request], decoding: Decoding, cancelled: Callable[[int], bool] = lambda _: False
 ) -> Iterator[StreamEvent]:
-    """The greedy answers, or k samples each for `mode: sample`, of all requests as they grow.
+    """The greedy answers to all requests, or k samples each with `strategy: sample`, as a stream of events.
 
-    abandoned: asked with the place of a request whether nobody waits for it any more; it then leaves its batch.
+    Args:
+        answerer: the system.
+        requests: decoded `decoding.batch_size` at a time.
+        decoding: `strategy: beam` decodes greedily.
+        cancelled: called with the index of a request; a cancelled request leaves its batch.
     """
     with eval_mode(answerer.model):
         for start in range(0, len(requests), decoding.batch_size):

@@ -1,4 +1,4 @@
-"""Choosing among candidates, from the candidates and their signals alone."""
+"""Choose among the candidates of a question by their scores."""
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
@@ -17,16 +17,21 @@ from answering.rerank.score_fusion import Form, components, fuse, log_likelihood
 RESERVED_NAMES = frozenset(
     {"first", "random", "majority", "likelihood", "reranked", "learned", "abstaining", "oracle", "fused", SELF_EVALUATION}
 )
-"""Names of choices and scores that no picture scorer may have."""
+"""Names of choices and scores; no image-text scorer may have one of them."""
 UNKNOWN_ANSWER = "unknown"
-"""What a chosen answer becomes where it would be empty, and the answer to a question that failed."""
+"""Replaces a chosen answer that would be empty, and is the answer to a question that failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RerankPlan:
-    """The numbers by which answers are chosen. `guard`: kinds of questions at which the first candidate stays.
+    """The values by which answers are chosen.
 
-    learned and credibility come from the validation split; without it there is neither.
+    Args:
+        weights: of the weighted fusion.
+        clip_score_form: how the logits of image-text scorers enter the fusion.
+        skipped_question_types: question types that keep their first candidate.
+        learned: learned fusion, fitted on the validation split; None if not fitted.
+        confidence: confidence model, fitted on the validation split; None if not fitted.
     """
 
     weights: RerankWeights = field(default_factory=RerankWeights)
@@ -38,14 +43,14 @@ class RerankPlan:
 
 @dataclass(frozen=True, slots=True)
 class RankedCandidates:
-    """`order`: places of the candidates, best first. `fused[i]`: the fused score of candidate i, 0..1."""
+    """order: indices of the candidates, best first. fused[i]: the fused score of candidate i, 0..1."""
 
     order: tuple[int, ...]
     fused: tuple[float, ...]
 
 
 def rerank(candidates: Sequence[Candidate], signals: Signals, weights: RerankWeights, form: Form = "softmax") -> RankedCandidates:
-    """Order candidates by fused score; ties keep the earlier one first. Raises UsageError as `fuse` and `components` do."""
+    """Order candidates by fused score; of equal ones the earlier comes first. Raises UsageError as `fuse` and `components` do."""
     if not candidates:
         return RankedCandidates((), ())
     fused = fuse(components(candidates, signals, form), weights)
@@ -55,21 +60,26 @@ def rerank(candidates: Sequence[Candidate], signals: Signals, weights: RerankWei
 def select_candidates(
     candidates: Sequence[Candidate], signals: Signals | None, plan: RerankPlan, kind: SkippableQuestionType | None = None
 ) -> dict[str, int]:
-    """The place of the candidate that each way of choosing takes, by its name; 0 where there is none.
+    """The index of the candidate that each selection method chooses, by the name of the method; 0 if there are no candidates.
 
-    first: the head of the list. majority: the candidate that most generations said; of equals the likelier (by its
-    probability), then the earlier. likelihood: the highest mean log-probability. With signals also: each scorer's name (its
-    highest score), the name and `_corrected` (the highest score minus prior), `self`, `reranked` (the highest fused score) and,
-    where it was fitted, `learned`. The last two leave a question of a guarded `kind` alone.
+    Without signals: `first` (the first candidate), `majority` (the highest count; of equal counts the highest probability, then the
+    earliest) and `likelihood` (the highest mean log-probability). With signals also: the name of each scorer (its highest score), the
+    name with `_corrected` (the highest score minus prior), `self`, `reranked` (the highest fused score) and, if fitted, `learned`.
+
+    Args:
+        candidates: of one question.
+        signals: their scores; None without reranking.
+        plan: weights and fitted models.
+        kind: type of the question; if the plan skips it, `reranked` and `learned` choose the first candidate.
     """
     indices = {"first": 0, "majority": _majority(candidates), "likelihood": _argmax(log_likelihoods(candidates))}
     if signals is None:
         return indices
     skipped = kind is not None and kind in plan.skipped_question_types
-    for name, one in image_text_signals(signals).items():
-        indices[name] = _argmax(one.scores)
-        if one.corrected is not None:
-            indices[name + CORRECTED_SUFFIX] = _argmax(one.corrected)
+    for name, signal in image_text_signals(signals).items():
+        indices[name] = _argmax(signal.scores)
+        if signal.corrected is not None:
+            indices[name + CORRECTED_SUFFIX] = _argmax(signal.corrected)
     if SELF_EVALUATION in signals:
         indices[SELF_EVALUATION] = _argmax(signals[SELF_EVALUATION].scores)
     indices["reranked"] = 0 if skipped else next(iter(rerank(candidates, signals, plan.weights, plan.clip_score_form).order), 0)
@@ -79,17 +89,17 @@ def select_candidates(
 
 
 def displayed_choice(choices: Container[str]) -> str:
-    """The choice that stands for a system where only one is shown: reranked where there is one, else first."""
+    """The choice to show if only one is shown: `reranked` if available, else `first`."""
     return "reranked" if "reranked" in choices else "first"
 
 
 def chosen_text(candidates: Sequence[Candidate], index: int) -> str:
-    """Text of a chosen candidate, "unknown" where it is empty or there is none."""
+    """Text of a chosen candidate; "unknown" if it is empty or there are no candidates."""
     return (candidates[index].text.strip() if candidates else "") or UNKNOWN_ANSWER
 
 
 def best_first(scores: np.ndarray) -> tuple[int, ...]:
-    """Places by falling score; of equals the earlier first."""
+    """Indices by descending score; of equal scores the earlier comes first."""
     return tuple(np.argsort(-scores, kind="stable").tolist())
 
 

@@ -1,6 +1,6 @@
-"""What the validation split taught, on disk: the numbers by which a system's answers are chosen and trusted.
+"""Save and load the values fitted on the validation split, by which a system's answers are chosen and their confidence is computed.
 
-The evaluation writes one file a system; whoever asks the same system about new pictures reads it.
+The evaluation writes one file per system; inference with the same system reads it.
 """
 
 import json
@@ -21,10 +21,15 @@ from renamed_keys import with_new_keys
 
 @dataclass(frozen=True, slots=True)
 class FittedReranker:
-    """A plan, and what it was made for: the model, its decoding, the scorers by name with what identifies each, and the
-    configured settings (`settings_of`) that it replaces.
+    """A plan and what it was fitted for; it is valid for exactly that.
 
-    backgrounds: mean features [width] of each scorer's bank.
+    Args:
+        plan: the fitted values.
+        model: identifies the model.
+        decoding: the decoding settings.
+        scorers: the identity of each scorer by name.
+        settings: the configured settings (`rerank_settings`) that it replaces.
+        background_means: mean features [D] of the background images, by scorer.
     """
 
     plan: RerankPlan
@@ -35,22 +40,22 @@ class FittedReranker:
     background_means: dict[str, list[float]]
 
     def background_images(self, name: str) -> BackgroundImages | None:
-        """The bank of a scorer as one mean picture; None where it had none."""
+        """The background images of a scorer as one mean image; None if it has none."""
         mean = self.background_means.get(name)
         return None if mean is None else BackgroundImages(np.array([mean], dtype=np.float32))
 
 
 def save_fitted(path: Path, fitted: FittedReranker) -> None:
-    """Write a plan as JSON."""
+    """Write a fitted reranker as JSON."""
     write_json(path, asdict(fitted))
 
 
 def load_fitted(path: Path) -> FittedReranker:
-    """Read a plan back. Raises TesseraError when it is not one."""
+    """Read a fitted reranker. Raises TesseraError if the file is not one."""
     try:
         return TypeAdapter(FittedReranker).validate_json(json.dumps(_with_new_keys(json.loads(path.read_text(encoding="utf-8")))))
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise TesseraError(f"{path}: not a plan of the rerank ({' '.join(str(error).split())[:200]}); delete it") from error
+        raise TesseraError(f"{path}: not a fitted reranker ({' '.join(str(error).split())[:200]}); delete it") from error
 
 
 def _with_new_keys(fitted: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +68,7 @@ def _with_new_keys(fitted: dict[str, Any]) -> dict[str, Any]:
 
 
 def rerank_settings(rerank: RerankConfig) -> dict[str, Any]:
-    """What is configured of choosing: with other weights on the command line, a plan made for these does not count."""
+    """The configured settings of choosing; a fitted reranker is valid only for those that it was fitted with."""
     return {
         "weights": asdict(rerank.weights),
         "clip_score_form": rerank.clip_score_form,
@@ -75,9 +80,17 @@ def rerank_settings(rerank: RerankConfig) -> dict[str, Any]:
 def find_fitted(
     folder: Path, model: dict[str, Any], decoding: dict[str, Any], scorers: dict[str, str], settings: dict[str, Any]
 ) -> FittedReranker | None:
-    """The plan in a folder that was made for this model, asked, scored and configured in this way; None where there is none.
+    """The fitted reranker in a folder for exactly this model, decoding, scorers and settings; None if there is none.
 
-    Raises TesseraError for a file that is no plan.
+    Args:
+        folder: one JSON file per system.
+        model: identifies the model.
+        decoding: the decoding settings.
+        scorers: the identity of each scorer by name.
+        settings: from `rerank_settings`.
+
+    Raises:
+        TesseraError: a file is not a fitted reranker.
     """
     for path in sorted(folder.glob("*.json")):
         fitted = load_fitted(path)

@@ -1,4 +1,7 @@
-"""Questions and their candidates before a picture-text scorer: statements in, a signal a question out."""
+"""Score the candidates of questions with an image-text model: each candidate as a statement, one `Signal` per question.
+
+Shapes: N images, D feature size.
+"""
 
 import statistics
 from collections.abc import Collection, Iterator, Sequence
@@ -14,37 +17,37 @@ from dataset.sample import Language
 
 
 class ImageTextModel(Protocol):
-    """A scorer of many pictures at once, each with texts of its own."""
+    """Scores batches of images, each with its own texts."""
 
     def score_batch(self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """One score for each text of each picture; higher fits better."""
+        """One score per text of each image; higher is better."""
         ...
 
 
 @runtime_checkable
 class ImageTextModelWithPriors(ImageTextModel, Protocol):
-    """A scorer whose scores are linear in a picture's features, so that a mean of features stands for many pictures."""
+    """A model whose scores are linear in the image features, so that the mean score over many images is the score of their mean."""
 
     def features(self, images: Sequence[ImageInput]) -> np.ndarray:
-        """[n, width] float32, one row a picture."""
+        """Image features [N, D] float32."""
         ...
 
     def score_with_priors(
         self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]], background_means: Sequence[np.ndarray]
     ) -> list[tuple[list[float], list[float]]]:
-        """Of each picture: the scores of its texts, and their mean scores over the pictures whose mean features [width] are given."""
+        """For each image the scores of its texts, and their mean scores over the images whose mean features [D] are given."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BackgroundImages:
-    """Features [n, width] of unrelated pictures, and what each picture is known by."""
+    """Features [N, D] of unrelated images, and the key of each image."""
 
     features: np.ndarray
     keys: tuple[str, ...] = ()
 
     def mean(self, exclude: Collection[str] = ()) -> np.ndarray:
-        """Mean features [width] of all pictures but those known by `without`; of all where no other is left."""
+        """Mean features [D] of all images except those with a key in `exclude`; of all images if no other is left."""
         included = [i for i, key in enumerate(self.keys) if key not in exclude]
         rows = self.features[included] if included else self.features
         return np.asarray(rows.mean(axis=0), dtype=np.float32)
@@ -52,7 +55,7 @@ class BackgroundImages:
 
 @dataclass(frozen=True, slots=True)
 class QuestionCandidates:
-    """A question with what its candidates say. `keys`: what each picture is known by in a bank."""
+    """A question and the texts of its candidates. `keys`: the key of each image among the background images."""
 
     question: str
     language: Language
@@ -63,7 +66,7 @@ class QuestionCandidates:
 
 @dataclass(frozen=True, slots=True)
 class ImageTextScorer:
-    """A scorer by the name of its choice. Without a bank its signals have no prior."""
+    """An image-text model under the name of its choice. Without background images its signals have no prior."""
 
     name: str
     scorer: ImageTextModel
@@ -72,18 +75,20 @@ class ImageTextScorer:
     background_images: BackgroundImages | None = None
 
     def signals(self, questions: Sequence[QuestionCandidates]) -> list[Signal | None]:
-        """One a question: the mean over its pictures, each candidate as a statement; None for one without a picture, or in a
-        language that is not the scorer's. All pictures and statements are encoded in common batches."""
-        wanted = [i for i, one in enumerate(questions) if one.images and one.language in self.languages]
-        pairs = [(i, image) for i in wanted for image in questions[i].images]
+        """One signal per question: the mean over its images, each candidate as a statement. All questions share batches.
+
+        None for a question without an image, or in a language that the scorer does not support.
+        """
+        selected = [i for i, question in enumerate(questions) if question.images and question.language in self.languages]
+        pairs = [(i, image) for i in selected for image in questions[i].images]
         texts = {
             i: [statement(questions[i].question, text, questions[i].language, self.statement_form) for text in questions[i].texts]
-            for i in wanted
+            for i in selected
         }
-        found: dict[int, list[tuple[list[float], list[float]]]] = {i: [] for i in wanted}
+        per_question: dict[int, list[tuple[list[float], list[float]]]] = {i: [] for i in selected}
         for (i, _), scored in zip(pairs, self._scores_and_priors(questions, pairs, texts), strict=True):
-            found[i].append(scored)
-        return [self._signal(found[i]) if i in found else None for i in range(len(questions))]
+            per_question[i].append(scored)
+        return [self._signal(per_question[i]) if i in per_question else None for i in range(len(questions))]
 
     def _scores_and_priors(
         self, questions: Sequence[QuestionCandidates], pairs: Sequence[tuple[int, ImageInput]], texts: dict[int, list[str]]

@@ -1,4 +1,4 @@
-"""Learned fusion: how likely each candidate is right, from features that say the same of every answerer."""
+"""Learned fusion: the probability that each candidate is right, by logistic regression on features that all answerers have."""
 
 from collections.abc import Sequence
 
@@ -11,28 +11,31 @@ from answering.rerank.score_fusion import log_likelihoods, softmax
 
 
 def features(candidates: Sequence[Candidate], signals: Signals) -> dict[str, list[float]]:
-    """By name, a number for each candidate: its share of the likelihood, how often it was said, whether it comes first, its share
-    of each scorer's logits before and after the prior is taken off, and what the answerer itself thinks of it."""
+    """Features of the candidates by name, one number per candidate.
+
+    likelihood: softmax of the mean log-probabilities; agreement: share of the generations; first: 1 for the first candidate; <scorer>
+    and <scorer>_corrected: softmax of the logits, without and with the prior subtracted; self: P(yes) of the answerer.
+    """
     total_count = sum(candidate.count for candidate in candidates)
-    found = {
+    table = {
         "likelihood": _softmax(log_likelihoods(candidates)),
         "agreement": [candidate.count / total_count for candidate in candidates],
         "first": [float(index == 0) for index in range(len(candidates))],
     }
-    for name, one in image_text_signals(signals).items():
-        found[name] = _softmax(one.scores)
-        if one.corrected is not None:
-            found[name + CORRECTED_SUFFIX] = _softmax(one.corrected)
+    for name, signal in image_text_signals(signals).items():
+        table[name] = _softmax(signal.scores)
+        if signal.corrected is not None:
+            table[name + CORRECTED_SUFFIX] = _softmax(signal.corrected)
     if SELF_EVALUATION in signals:
-        found[SELF_EVALUATION] = list(signals[SELF_EVALUATION].scores)
-    return found
+        table[SELF_EVALUATION] = list(signals[SELF_EVALUATION].scores)
+    return table
 
 
 def fused(learned: LogisticModel, candidates: Sequence[Candidate], signals: Signals) -> list[float]:
-    """The probability that each candidate is right."""
+    """The probability that each candidate is right, in their order."""
     return learned.probabilities(features(candidates, signals))
 
 
 def _softmax(values: Sequence[float]) -> list[float]:
-    found: list[float] = softmax(np.array(values, dtype=np.float64)).tolist()
-    return found
+    shares: list[float] = softmax(np.array(values, dtype=np.float64)).tolist()
+    return shares

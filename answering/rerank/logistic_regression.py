@@ -1,7 +1,4 @@
-"""A fitted probability as plain numbers: logistic regression over named features, and steps that calibrate it.
-
-Fitting, which needs references, is the evaluation's; here the numbers are only used.
-"""
+"""Apply a fitted logistic regression over named features, and isotonic calibration. `evaluation.calibration` fits them."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -14,17 +11,17 @@ from errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class LogisticModel:
-    """Probability 1 / (1 + exp(-(bias + features . weights)))."""
+    """P = 1 / (1 + exp(-(bias + features . weights)))."""
 
     names: tuple[str, ...]
     weights: tuple[float, ...]
     bias: float
 
     def probabilities(self, features: Mapping[str, Sequence[float]]) -> list[float]:
-        """One for each place of the features' sequences. Raises UsageError when the features are not those of the fit."""
+        """One probability per element of the feature sequences. Raises UsageError if features of the fit are missing."""
         if missing := [name for name in self.names if name not in features]:
             raise UsageError(
-                f"what was fitted on the validation split needs {', '.join(missing)}; the settings of rerank have changed since"
+                f"the model fitted on the validation split needs the features {', '.join(missing)}; the rerank settings have changed since"
             )
         table = np.array([features[name] for name in self.names], dtype=np.float64)
         return sigmoid(np.array(self.weights) @ table + self.bias).tolist()  # type: ignore[no-any-return]
@@ -37,7 +34,7 @@ def sigmoid(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class IsotonicSteps:
-    """A rising staircase, as isotonic regression gives: from `starts[i]` on the value is `values[i]`; below the first, the first."""
+    """A rising step function, as fitted by isotonic regression: `values[i]` from `starts[i]` on; below the first start, the first value."""
 
     starts: tuple[float, ...]
     values: tuple[float, ...]

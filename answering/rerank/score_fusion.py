@@ -1,4 +1,7 @@
-"""Signals of different scales made one score: each stretched to 0..1 over a question's candidates, then averaged by weight."""
+"""Fuse scores of different scales: min-max normalise each over the candidates of a question, then take the weighted mean.
+
+Shapes: [..., K], K candidates; NaN where a question has fewer than K.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
@@ -11,15 +14,15 @@ from answering.rerank.candidate_scores import SELF_EVALUATION, Signal, Signals, 
 from errors import UsageError
 
 Form: TypeAlias = Literal["softmax", "raw", "prior_corrected"]
-"""How a picture scorer's logits enter the fusion: softmax over the candidates, as they are, or softmax of scores minus prior."""
+"""How image-text logits enter the fusion: softmax over the candidates, unchanged, or softmax of the scores minus prior."""
 
 LIKELIHOOD, CLIP = "likelihood", "clip"
 
 
 def min_max(values: np.ndarray) -> np.ndarray:
-    """Min-max over the last axis: the best candidate of a question gets 1, the worst 0; all equal: 1 each.
+    """Min-max normalisation over the last axis: the best candidate gets 1, the worst 0; if all are equal, each gets 1.
 
-    values: [..., k]; NaN stands where a question has fewer than k candidates and stays NaN.
+    values: [..., K]; NaN stays NaN.
     """
     values = np.asarray(values, dtype=np.float64)
     missing = np.isnan(values)
@@ -30,7 +33,7 @@ def min_max(values: np.ndarray) -> np.ndarray:
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis: [..., k] log-probabilities or logits, NaN where there is no candidate."""
+    """Softmax over the last axis of [..., K] log-probabilities or logits, ignoring NaN."""
     values = np.asarray(values, dtype=np.float64)
     missing = np.isnan(values)
     exponentials = np.exp(values - np.max(values, axis=-1, keepdims=True, where=~missing, initial=-np.inf))
@@ -38,35 +41,35 @@ def softmax(values: np.ndarray) -> np.ndarray:
 
 
 def softmax_min_max(values: np.ndarray) -> np.ndarray:
-    """Softmax, then min-max, over the last axis of [..., k] log-probabilities or logits."""
+    """Softmax, then min-max normalisation, over the last axis of [..., K] log-probabilities or logits."""
     return min_max(softmax(values))
 
 
 def log_likelihoods(candidates: Sequence[Candidate]) -> list[float]:
-    """Mean log-probability of each candidate; where a system gives none, 0 for all, so that they tell nothing apart."""
+    """Mean log-probability of each candidate; 0 for all if any is missing, so that they do not influence the choice."""
     values = [candidate.mean_log_prob for candidate in candidates]
     known = [value for value in values if value is not None]
     return known if len(known) == len(values) else [0.0] * len(values)
 
 
 def components(candidates: Sequence[Candidate], signals: Signals, form: Form) -> dict[str, np.ndarray]:
-    """What the weights weigh, each [k] in 0..1: `likelihood`, `clip` (the mean over the picture scorers) and, where given, `self`.
+    """The components of the fusion, each [K] in 0..1: `likelihood`, `clip` (mean over the image-text scorers) and, if given, `self`.
 
-    Raises UsageError when `form` wants priors and there are none.
+    Raises UsageError if `form` needs priors and there are none.
     """
-    found = {LIKELIHOOD: softmax_min_max(np.array(log_likelihoods(candidates)))}
-    if image_text_scores := [_scaled_scores(name, one, form) for name, one in image_text_signals(signals).items()]:
-        found[CLIP] = np.mean(image_text_scores, axis=0)
+    by_name = {LIKELIHOOD: softmax_min_max(np.array(log_likelihoods(candidates)))}
+    if image_text_scores := [_scaled_scores(name, signal, form) for name, signal in image_text_signals(signals).items()]:
+        by_name[CLIP] = np.mean(image_text_scores, axis=0)
     if SELF_EVALUATION in signals:
-        found[SELF_EVALUATION] = min_max(np.array(signals[SELF_EVALUATION].scores))
-    return found
+        by_name[SELF_EVALUATION] = min_max(np.array(signals[SELF_EVALUATION].scores))
+    return by_name
 
 
 def fuse(parts: Mapping[str, np.ndarray], weights: RerankWeights) -> np.ndarray:
-    """Weighted mean [..., k] of what `components` gives; only the proportions of the weights matter.
+    """Weighted mean [..., K] of the result of `components`; only the ratios of the weights matter.
 
-    Vectorised, so that a grid of weights can be tried on components that are computed once. Raises UsageError when the
-    weights of all parts that there are are zero.
+    Works on many questions at once, so that a grid of weights can be tried on components that are computed once. Raises UsageError
+    if the weights of all given components are zero.
     """
     by_name = {LIKELIHOOD: weights.likelihood, CLIP: weights.clip, SELF_EVALUATION: weights.self_evaluation}
     total = sum(by_name[name] for name in parts)
@@ -75,13 +78,14 @@ def fuse(parts: Mapping[str, np.ndarray], weights: RerankWeights) -> np.ndarray:
     return np.asarray(sum(by_name[name] * part for name, part in parts.items()) / total)
 
 
-def _scaled_scores(name: str, one: Signal, form: Form) -> np.ndarray:
+def _scaled_scores(name: str, signal: Signal, form: Form) -> np.ndarray:
     if form == "raw":
-        return min_max(np.array(one.scores))
+        return min_max(np.array(signal.scores))
     if form == "softmax":
-        return softmax_min_max(np.array(one.scores))
-    if one.corrected is None:
+        return softmax_min_max(np.array(signal.scores))
+    if signal.corrected is None:
         raise UsageError(
-            f"rerank.clip_score_form: prior_corrected needs what {name} says of unrelated pictures; set rerank.background_images to a number of pictures"
+            f"rerank.clip_score_form: prior_corrected needs the scores of {name} on background images; "
+            "set rerank.background_images to a number above 0"
         )
-    return softmax_min_max(np.array(one.corrected))
+    return softmax_min_max(np.array(signal.corrected))

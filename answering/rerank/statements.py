@@ -1,4 +1,4 @@
-"""A question and an answer as one text for a picture-text scorer: joined, or as a sentence. The templates are data."""
+"""Turn a question and an answer into one text for an image-text scorer: joined, or a sentence by the templates in statements.yaml."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import yaml
 from dataset.sample import IMAGE_PLACEHOLDER, Language
 
 StatementForm = Literal["joined", "sentence"]
-"""How a statement is worded: the question and the answer behind it, or a sentence where a template fits."""
+"""joined = the question followed by the answer; sentence = a sentence if a template matches, else joined."""
 
 _LOCATION_PREPOSITIONS = (
     r"(?:in|on|at|under|over|above|below|beneath|behind|beside|near|next|between|inside|outside|against|to|outdoors|indoors)\b"
@@ -21,7 +21,7 @@ _SIDE, _PART = r"(?:the )?(?:left|right)", r"(?:the )?(?:top|bottom|upper|lower|
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """Questions of one kind, and what is said of them: `statement`, or `yes` and `no`."""
+    """A pattern of questions, and the template of their statements: `statement`, or `yes` and `no`."""
 
     kind: str
     question: re.Pattern[str]
@@ -32,7 +32,7 @@ class _Rule:
 
 @dataclass(frozen=True, slots=True)
 class _Templates:
-    """The rules of a language. yes, no: answers that mean it; before: what is cut off the head of a question."""
+    """The rules of a language. yes, no: answers with that meaning; lead_in: what is removed from the start of a question."""
 
     separator: str
     end: str
@@ -43,26 +43,26 @@ class _Templates:
 
 
 def statement(question: str, answer: str, language: Language, statement_form: StatementForm = "joined") -> str:
-    """The question and the answer as one text. Picture marks and line breaks go.
+    """The question and the answer as one text on one line, without image placeholders.
 
-    sentence: by the first template of `statements.yaml` that fits; where none does, joined.
+    sentence: by the first matching template of `statements.yaml`; joined if none matches.
     """
     text = sentence(question, answer, language) if statement_form == "sentence" else None
     return text or joined(question, answer, language)
 
 
 def joined(question: str, answer: str, language: Language) -> str:
-    """The question and the answer behind it, joined as the language does."""
+    """The question followed by the answer, joined by the separator of the language."""
     return _templates()[language].separator.join((_without_image_marks(question), _without_image_marks(answer))).strip()
 
 
 def sentence(question: str, answer: str, language: Language) -> str | None:
-    """What is so if this is the answer, as a sentence; None where no template fits, or the answer is empty."""
+    """A declarative sentence made of question and answer; None if no template matches or the answer is empty."""
     templates, bare_answer = _templates()[language], _without_image_marks(answer).rstrip(".。!！")
-    found = _matching_rule(question, language)
-    if found is None or not bare_answer:
+    matching = _matching_rule(question, language)
+    if matching is None or not bare_answer:
         return None
-    rule, match = found
+    rule, match = matching
     template = rule.statement or _yes_or_no(rule, bare_answer, templates)
     if not template:
         return None
@@ -71,13 +71,13 @@ def sentence(question: str, answer: str, language: Language) -> str | None:
 
 
 def kind(question: str, language: Language) -> str | None:
-    """What the first template that fits a question says it asks for, such as "yes/no" or "counting"; None where none fits."""
-    found = _matching_rule(question, language)
-    return None if found is None else found[0].kind
+    """The kind of the first template that matches a question, such as "yes/no" or "counting"; None if none matches."""
+    matching = _matching_rule(question, language)
+    return None if matching is None else matching[0].kind
 
 
 def strip_lead_in(question: str, language: Language) -> str:
-    """A question without its last mark and without what only leads to it ("In this picture, ...")."""
+    """A question without its question mark and without introductory phrases ("In this picture, ...")."""
     text = _without_image_marks(question).rstrip("?？.。!！ ")
     while (shorter := _templates()[language].lead_in.sub("", text, count=1)) != text:
         text = shorter
@@ -86,19 +86,19 @@ def strip_lead_in(question: str, language: Language) -> str:
 
 def _matching_rule(question: str, language: Language) -> tuple[_Rule, re.Match[str]] | None:
     text = strip_lead_in(question, language)
-    # The first word is written like any other, unless it is an abbreviation.
+    # Lower-case the first word, unless it is an abbreviation.
     text = text if text[1:2].isupper() else text[:1].lower() + text[1:]
     return next(((rule, match) for rule in _templates()[language].rules if (match := rule.question.fullmatch(text))), None)
 
 
 def _yes_or_no(rule: _Rule, answer: str, templates: _Templates) -> str | None:
-    """The rule's template for an answer that says yes, or no; None for any other."""
+    """The rule's template for an answer that means yes or no; None for any other."""
     word = answer.casefold()
     return rule.yes if word in templates.yes else rule.no if word in templates.no else None
 
 
 def _fields(groups: dict[str, str | None], answer: str) -> dict[str, str]:
-    """What a template may name: the groups, the answer, and forms of both."""
+    """The fields of a template: the groups of the question, the answer, and inflected forms of both."""
     fields = {name: text or "" for name, text in groups.items()}
     fields["answer"] = answer + "的" * (fields.get("of") == "的" and not answer.endswith("的"))
     fields["of"] = ""
@@ -112,7 +112,7 @@ def _fields(groups: dict[str, str | None], answer: str) -> dict[str, str]:
 
 
 def _location_phrase(answer: str) -> str:
-    """Where something is, as English says it: "left" -> "on the left", "kitchen" -> "in the kitchen"."""
+    """An answer as an English phrase of location: "left" -> "on the left", "kitchen" -> "in the kitchen"."""
     if re.match(_LOCATION_PREPOSITIONS, answer, re.IGNORECASE):
         return answer
     preposition = "on" if re.fullmatch(_SIDE, answer, re.IGNORECASE) else "at" if re.fullmatch(_PART, answer, re.IGNORECASE) else "in"
@@ -121,7 +121,7 @@ def _location_phrase(answer: str) -> str:
 
 
 def _finite_verb(auxiliary: str, verb: str) -> str:
-    """The verb of a statement whose question has the auxiliary do, does or did."""
+    """The finite verb of a statement whose question has the auxiliary do, does or did."""
     if auxiliary == "does":
         if verb.lower() == "have":
             return "has"
@@ -160,5 +160,5 @@ def _parse_templates(data: dict[str, Any]) -> _Templates:
 
 
 def _expand_words(expression: str, words: dict[str, str]) -> str:
-    """An expression with the words in it written out; groups that it names are not words."""
+    """An expression with <WORDS> replaced by their patterns; named groups (?P<NAME>...) are left unchanged."""
     return re.sub(r"(?<!\?P)<([A-Z]+)>", lambda match: f"(?:{words[match[1]]})", expression)

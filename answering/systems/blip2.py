@@ -1,9 +1,9 @@
 """BLIP-2 as an answerer: zero-shot, quantised or with a LoRA adapter; OPT or Flan-T5 as its language model.
 
-The picture's queries and the text are joined here, as embeddings, and never searched for by a placeholder's id: a folder
-whose `image_token_index` is not its tokenizer's `<image>` would otherwise be asked without its picture.
+The query embeddings of the image and the text embeddings are concatenated here and not located by a placeholder id: a folder whose
+`image_token_index` is not the `<image>` of its tokenizer would otherwise be asked without the image.
 
-Legend: n prompts, q queries of a picture, t tokens of the longest text, d width of the language model.
+Shapes: N prompts, Q queries per image, T tokens of the longest text, D hidden size of the language model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,20 +32,20 @@ from model.siglip_qwen.assembly import default_dtype
 from visual.image_processor import load_image_processor
 
 NOT_QUANTISED = ["vision_model", "qformer", "language_projection", "language_model.lm_head"]
-"""All but the layers of the language model."""
+"""Modules that stay unquantised: all but the layers of the language model."""
 
 
 class Blip2Answerer(LocalAnswerer):
-    """Answers with a Blip2ForConditionalGeneration, whose language model continues, or replies to, a prompt."""
+    """Answers with a Blip2ForConditionalGeneration. Its language model continues (OPT) or answers (Flan-T5) a prompt."""
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, system: Blip2System):
         super().__init__(model, tokenizer, PromptPolicy.from_config(system), _end_ids(model, tokenizer))
         self.image_processor, self.system = image_processor, system
         text = model.config.text_config
         self.is_encoder_decoder = bool(text.is_encoder_decoder)
-        # OPT has learned positions; T5 counts distances and takes any length.
+        # OPT has learned position embeddings; T5 uses relative positions and takes any length.
         self.max_prompt_tokens = None if self.is_encoder_decoder else int(text.max_position_embeddings) - model.config.num_query_tokens
-        # Nothing else of the folder's generation settings: a penalty or a shortest length would change every probability.
+        # Drop the folder's other generation settings: a penalty or a minimum length would change every probability.
         model.language_model.generation_config = GenerationConfig(
             eos_token_id=list(self.end_ids),
             pad_token_id=tokenizer.pad_token_id,
@@ -59,19 +59,19 @@ class Blip2Answerer(LocalAnswerer):
         return Description(system.kind, {**{name: getattr(system, name) for name in names}, **self.policy.settings()})
 
     def encode(self, request: Request) -> Prompt:
-        """Raises EncodingError or PictureError."""
+        """The prompt of a request. Raises EncodingError or ImageError."""
         if len(request.images) != 1:
-            raise EncodingError(f"BLIP-2 takes one picture a question, this one has {len(request.images)}")
+            raise EncodingError(f"BLIP-2 takes one image per question, this one has {len(request.images)}")
         check_messages(request.messages, 1)
-        # What looks like a control token in a user's text stays text.
+        # Control tokens in a user's text are tokenised as plain text.
         ids = list(self.tokenizer(self._text(request), split_special_tokens=True).input_ids)
         if self.max_prompt_tokens is not None and len(ids) > self.max_prompt_tokens:
-            raise EncodingError(f"the prompt has {len(ids)} tokens, the model takes at most {self.max_prompt_tokens} beside a picture")
+            raise EncodingError(f"the prompt has {len(ids)} tokens, the model takes at most {self.max_prompt_tokens} next to an image")
         pixels = self.image_processor(images=[load_image(request.images[0])], return_tensors="pt")["pixel_values"]
         return Prompt(ids, IMAGE_PLACEHOLDER + str(self.tokenizer.decode(ids)), {"pixel_values": pixels})
 
     def _text(self, request: Request) -> str:
-        """The prompt of a request. Earlier turns stand in front, as in the paper's own conversations."""
+        """The prompt text of a request. Earlier turns come first, as in the conversations of the paper (arXiv:2301.12597)."""
         if request.task == "caption":
             return self.system.caption_prompt
         template = self.system.question_prompt if request.task == "vqa" else self.system.conversation_prompt
@@ -84,8 +84,10 @@ class Blip2Answerer(LocalAnswerer):
     def generate(
         self, requests: Sequence[Request], prompts: Sequence[Prompt], decoding: Decoding, cancelled: Callable[[int], bool] | None = None
     ) -> list[list[GeneratedSequence]]:
-        """By the library's own search, which knows both kinds of language model and goes on to its end; samples do not depend on
-        the batch."""
+        """Generate with transformers' own search, which supports both kinds of language model and cannot be cancelled.
+
+        The samples of a request do not depend on its batch.
+        """
         del cancelled
         k = 1 if decoding.strategy == "greedy" else decoding.num_candidates
         uniform_samples = sampling_noise(requests, k, decoding) if decoding.strategy == "sample" else None
@@ -93,12 +95,12 @@ class Blip2Answerer(LocalAnswerer):
         return [flat[i : i + k] for i in range(0, len(flat), k)]
 
     def generate_tokens(self, request: Request, prompt: Prompt, decoding: Decoding) -> Iterator[int]:
-        tokens = _QueueStreamer()
+        streamer = _QueueStreamer()
         uniform_samples = sampling_noise([request], 1, decoding) if decoding.strategy == "sample" else None
         with ThreadPoolExecutor(1) as thread:
-            running = thread.submit(self._run, [prompt], decoding, 1, uniform_samples, tokens)
-            running.add_done_callback(lambda _: tokens.queue.put(None))
-            yield from iter(tokens.queue.get, None)
+            running = thread.submit(self._run, [prompt], decoding, 1, uniform_samples, streamer)
+            running.add_done_callback(lambda _: streamer.queue.put(None))
+            yield from iter(streamer.queue.get, None)
             running.result()
 
     @torch.no_grad()
@@ -110,7 +112,7 @@ class Blip2Answerer(LocalAnswerer):
         uniform_samples: torch.Tensor | None,
         streamer: "_QueueStreamer | None" = None,
     ) -> list[GeneratedSequence]:
-        """k sequences of each prompt, one prompt's behind the other's: samples where `drawn` [n * k, steps] is given, else the k best."""
+        """k sequences of each prompt, grouped by prompt: samples if `uniform_samples` [N * k, steps] is given, else the k best."""
         inputs = self._inputs(prompts)
         language = self.model.language_model
         if uniform_samples is not None:
@@ -134,7 +136,7 @@ class Blip2Answerer(LocalAnswerer):
         return [self._truncate_at_end(row, scores) for row, scores in zip(tokens.tolist(), log_probs.tolist(), strict=True)]
 
     def _inputs(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
-        """inputs_embeds [n, q + t, d] and attention_mask [n, q + t]: padding, queries, text."""
+        """inputs_embeds [N, Q + T, D] and attention_mask [N, Q + T], in the order padding, queries, text."""
         model, device = self.model, self.device
         pixels = torch.cat([prompt.images["pixel_values"] for prompt in prompts])
         queries_nqd = model.get_image_features(pixels.to(device)).pooler_output
@@ -150,13 +152,13 @@ class Blip2Answerer(LocalAnswerer):
         return {"inputs_embeds": embeds, "attention_mask": mask}
 
     def _truncate_at_end(self, tokens: list[int], log_probs: list[float]) -> GeneratedSequence:
-        """Up to the first end token; behind it there is padding."""
+        """The sequence up to and including its first end token; what follows is padding."""
         end = next((i + 1 for i, token in enumerate(tokens) if token in self.end_ids), len(tokens))
         return GeneratedSequence(tuple(tokens[:end]), sum(log_probs[:end]))
 
 
 class InverseCdfSampling(LogitsProcessor):
-    """Leaves each row the one token that its own numbers draw. drawn: [rows, steps] in 0..1."""
+    """Keeps one token per row, sampled by the row's own random numbers. uniform_samples: [rows, steps] in 0..1."""
 
     def __init__(self, uniform_samples: torch.Tensor, temperature: float):
         self.uniform_samples, self.temperature, self.step = uniform_samples, temperature, 0
@@ -169,7 +171,7 @@ class InverseCdfSampling(LogitsProcessor):
 
 
 class _QueueStreamer(BaseStreamer):
-    """Tokens of one sequence, through a queue. What is put first is not generated."""
+    """Passes the tokens of one sequence through a queue. The first value is the prompt and is skipped."""
 
     def __init__(self) -> None:
         self.queue: SimpleQueue[int | None] = SimpleQueue()
@@ -181,20 +183,20 @@ class _QueueStreamer(BaseStreamer):
         self.prompt_skipped = True
 
     def end(self) -> None:
-        """The reader learns of the end when the search has returned."""
+        """Nothing: the caller of `generate` signals the end to the reader."""
 
 
 def _end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """All that may end an answer: the folder's end tokens (a line break for OPT) and the tokenizer's."""
+    """All end tokens: those of the folder's settings (a line break for OPT) and that of the tokenizer."""
     ids: list[int] = []
     for settings in (model.generation_config, model.language_model.generation_config, model.config.text_config, tokenizer):
-        found = settings.eos_token_id
-        ids += found if isinstance(found, list) else [] if found is None else [found]
+        eos = settings.eos_token_id
+        ids += eos if isinstance(eos, list) else [] if eos is None else [eos]
     return ids
 
 
 def load(system: Blip2System, device: torch.device | str, dtype: torch.dtype | None = None) -> Blip2Answerer:
-    """Load what the configuration names. Raises UsageError when it cannot be loaded, is of another family or lacks weights."""
+    """Load a configured system. Raises UsageError if it cannot be loaded, is of another family or lacks weights."""
     where = f"system {system.name}, path"
     dtype = dtype or default_dtype(device)
     with loading(where, system.path):
@@ -204,7 +206,7 @@ def load(system: Blip2System, device: torch.device | str, dtype: torch.dtype | N
     quantized = quantization_config(system.quantization, dtype, skip_modules=NOT_QUANTISED)
     options = {} if quantized is None else {"quantization_config": quantized}
     with loading(where, system.path):
-        # Not Blip2Processor, which adds a token to the tokenizer that it is given.
+        # Not Blip2Processor, which adds a token to the tokenizer.
         tokenizer = AutoTokenizer.from_pretrained(system.path)
         image_processor = load_image_processor(system.path)
         model, report = Blip2ForConditionalGeneration.from_pretrained(
@@ -219,7 +221,10 @@ def load(system: Blip2System, device: torch.device | str, dtype: torch.dtype | N
 
 
 def with_adapter(model: Any, folder: Path, where: str) -> Any:
-    """The model with a LoRA adapter inside its layers. Raises UsageError when the adapter was trained on another model."""
+    """The model with a LoRA adapter injected into its layers. Raises UsageError if the adapter was trained on another model.
+
+    where: the configuration key for the message.
+    """
     if not folder.is_dir():
         raise UsageError(f"{where}: {folder} does not exist")
     with loading(where, str(folder)):

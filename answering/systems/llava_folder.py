@@ -1,4 +1,4 @@
-"""One of our checkpoints in the LLaVA layout (`tools/export.py --format llava`), answered with by stock transformers' own class."""
+"""Load a checkpoint exported to the LLaVA layout (`tools/export.py --format llava`) with transformers' own class."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,11 @@ from model.siglip_qwen.processor import Processor
 from visual.image_processor import load_image_processor
 
 NOT_QUANTISED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+"""Modules that stay unquantised."""
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder holds a model in the LLaVA layout. Raises UsageError when its config.json cannot be read."""
+    """Whether a folder holds a model in the LLaVA layout. Raises UsageError if its config.json cannot be read."""
     path = folder / "config.json"
     try:
         return bool(json.loads(path.read_text(encoding="utf-8")).get("model_type") == "llava")
@@ -27,9 +28,16 @@ def is_export(folder: Path) -> bool:
 def load(
     folder: Path, quantization: Literal["as_trained"] | Quantization, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[LlavaForConditionalGeneration, Processor]:
-    """The model, and a processor whose prompts are those of the checkpoint: its template and system prompt were exported with it.
+    """The model, and a processor that builds the prompts of the checkpoint: its chat template and system prompt are part of the export.
 
-    Raises UsageError when the folder does not hold what export writes, or this transformers would read it otherwise.
+    Args:
+        folder: written by `tools/export.py --format llava`.
+        quantization: of the language model; "as_trained" is unquantised.
+        dtype: of the weights that are not quantised.
+        device: of all weights.
+
+    Raises:
+        UsageError: the folder was not written by the export, or the installed transformers would compute other features.
     """
     quantized = quantization_config("none" if quantization == "as_trained" else quantization, dtype, NOT_QUANTISED)
     options = {} if quantized is None else {"quantization_config": quantized}
@@ -42,8 +50,8 @@ def load(
         raise UsageError(f"{folder}: a LLaVA model, but not one that tools/export.py wrote (all patches and a chat template are expected)")
     if getattr(config.vision_config, "tie_last_hidden_states", False) and not _last_hidden_state_is_normed(model):
         raise UsageError(
-            f"{folder}: its features are those behind the final norm (vision_config.tie_last_hidden_states). This transformers does not "
-            "know that mark and would give other answers; a newer one is needed"
+            f"{folder}: its image features are taken after the final norm (vision_config.tie_last_hidden_states). The installed "
+            "transformers does not support this setting and would give other answers; a newer one is needed"
         )
     disable_avx512bf16(model)
     processor = Processor(
@@ -51,7 +59,7 @@ def load(
         image_processor,
         image_token=str(tokenizer.convert_ids_to_tokens(config.image_token_id)),
         tokens_per_image=config.image_seq_length,
-        # The export does not hold the longest sample of the training; the language model has a longest text of its own.
+        # The export does not store model.max_length; use the maximum length of the language model.
         max_length=int(config.text_config.max_position_embeddings),
     )
     return model.requires_grad_(False).eval(), processor
@@ -59,7 +67,7 @@ def load(
 
 @torch.no_grad()
 def _last_hidden_state_is_normed(model: LlavaForConditionalGeneration) -> bool:
-    """Whether the last hidden state of the vision tower is the one behind its final norm."""
+    """Whether the last hidden state of the vision tower is taken after its final norm."""
     tower, side = model.model.vision_tower, model.config.vision_config.image_size
     outputs = tower(torch.zeros(1, 3, side, side, dtype=tower.dtype, device=tower.device), output_hidden_states=True)
     return torch.equal(outputs.hidden_states[-1], outputs.last_hidden_state)

@@ -1,6 +1,6 @@
-"""What the answerers that run a model in this process share: order, batches, errors, streaming.
+"""The common part of answerers that run a model in this process: batching, error handling, streaming.
 
-In: requests. Out: an Answer each. A subclass says how one request becomes a prompt and where its tokens stand.
+In: requests. Out: one Answer per request. A subclass defines how a request becomes a prompt, and its position ids.
 """
 
 import hashlib
@@ -26,8 +26,11 @@ from errors import TesseraError, UsageError
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request as the model reads it. `text` is the prompt for people; `pictures`: arguments of the forward pass whose
-    first dimension can be joined over prompts."""
+    """A request as model input.
+
+    ids: token ids. text: the prompt as text, for people. images: arguments of the forward pass, such as pixel_values; they are
+    concatenated over prompts along the first dimension.
+    """
 
     ids: list[int]
     text: str
@@ -35,22 +38,26 @@ class Prompt:
 
 
 class OutOfMemoryError(TesseraError):
-    """A batch does not fit into memory."""
+    """A batch does not fit into device memory."""
 
 
 class LocalAnswerer(ABC):
-    """Answers with a model in this process; as it stands, with a decoder-only one.
+    """Answers with a model in this process. Unless a subclass overrides `generate`, the model is decoder-only.
 
-    tokenizer: decodes, and has a padding token; end_ids: the tokens that end an answer.
+    Args:
+        model: the model.
+        tokenizer: decodes; it has a padding token.
+        policy: prompt suffixes and answer cleaning.
+        end_ids: token ids that end an answer.
     """
 
     def __init__(self, model: Any, tokenizer: Any, policy: PromptPolicy, end_ids: Sequence[int]):
         self.model, self.tokenizer, self.policy = model, tokenizer, policy
         self.end_ids = tuple(dict.fromkeys(end_ids))
         self.graph_cache: CudaGraphCache | None = None
-        """Where decoding steps are replayed from, in an answerer whose model allows it."""
+        """Replays decoding steps as CUDA graphs; None if the model does not support it."""
         self.cuda_graphs_unsupported: str | None = None
-        """What stands in the way of frames, in an answerer of a kind that may have them."""
+        """Why the model cannot use CUDA graphs; set by the kinds of systems that may use them."""
 
     @property
     @abstractmethod
@@ -58,24 +65,29 @@ class LocalAnswerer(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where prompts go."""
+        """The device of the prompts."""
         device: torch.device = self.model.device
         return device
 
     @abstractmethod
     def encode(self, request: Request) -> Prompt:
-        """The prompt of a request under the policy. Raises TesseraError when it cannot be asked."""
+        """The prompt of a request under the policy. Raises TesseraError if the request is invalid."""
 
     def positions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, images: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Position ids of padded prompts: [n, t], counted from the first real token."""
+        """Position ids [n, t] of left-padded prompts, counted from the first real token."""
         del input_ids, images
         return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
     def answer(self, requests: Sequence[Request], decoding: Decoding, cancelled: Callable[[int], bool] | None = None) -> list[Answer]:
-        """One Answer for each request, in their order; a request that cannot be asked becomes an Answer with an error.
+        """One Answer per request, in the order of the requests; an invalid request gets an Answer with an error.
 
-        abandoned: asked with the place of a request whether nobody waits for it any more; it then leaves its batch, with an error.
-        Raises OutOfMemoryError when a batch of several questions does not fit into memory.
+        Args:
+            requests: the questions.
+            decoding: how candidates are generated.
+            cancelled: called with the index of a request; a cancelled request leaves its batch and gets an error.
+
+        Raises:
+            OutOfMemoryError: a batch of several questions does not fit into memory.
         """
         answers: dict[int, Answer] = {}
         order = sorted(range(len(requests)), key=lambda i: _sort_key(requests[i]))
@@ -84,7 +96,7 @@ class LocalAnswerer(ABC):
             next_batch = self._encode_batch(requests, batches[0]) if batches else {}
             for next_indices in [*batches[1:], []]:
                 encoded = next_batch
-                # The next batch's pictures are read while the model is busy with this one.
+                # The next batch's images are read while the model runs this one.
                 read = reader.submit(self._encode_batch, requests, next_indices) if next_indices else None
                 prompts = {i: prompt for i, prompt in encoded.items() if isinstance(prompt, Prompt)}
                 answers |= {i: Answer(requests[i].request_id, error=str(e)) for i, e in encoded.items() if isinstance(e, TesseraError)}
@@ -94,32 +106,32 @@ class LocalAnswerer(ABC):
                 except OutOfMemoryError as error:
                     if len(prompts) > 1:
                         raise
-                    # No smaller batch can be asked, and other questions may be shorter.
+                    # A batch of one cannot be smaller; other questions may be shorter.
                     answers |= {i: Answer(requests[i].request_id, error=str(error), prompt=prompts[i].text) for i in prompts}
                     candidates, prompts = [], {}
-                # Not beside what follows: a tokenizer serves one thread at a time.
+                # Wait before decoding the answers: a tokenizer is not thread-safe.
                 next_batch = read.result() if read is not None else {}
                 for (i, prompt), generated in zip(prompts.items(), candidates, strict=True):
-                    cancelled_answer = Answer(requests[i].request_id, error="nobody waits for it any more", prompt=prompt.text)
+                    cancelled_answer = Answer(requests[i].request_id, error="the request was cancelled", prompt=prompt.text)
                     answers[i] = (
                         cancelled_answer if cancelled is not None and cancelled(i) else self._answer(requests[i], prompt, generated)
                     )
         return [answers[i] for i in range(len(requests))]
 
     def _encode_batch(self, requests: Sequence[Request], batch: Sequence[int]) -> dict[int, Prompt | TesseraError]:
-        """The prompt of each request of a batch, or why it cannot be asked."""
-        found: dict[int, Prompt | TesseraError] = {}
+        """The prompt of each request of a batch, or the error why it is invalid, by the index of the request."""
+        encoded: dict[int, Prompt | TesseraError] = {}
         for i in batch:
             try:
-                found[i] = self.encode(requests[i])
+                encoded[i] = self.encode(requests[i])
             except TesseraError as error:
-                found[i] = error
-        return found
+                encoded[i] = error
+        return encoded
 
     def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
-        """Pieces of the greedy answer (of the first sample for `mode: sample`) before cleaning; joined, its raw text.
+        """Pieces of the greedy answer (or of the first sample, with `strategy: sample`) before cleaning; joined, its raw text.
 
-        Raises TesseraError when the request cannot be asked.
+        Raises TesseraError if the request is invalid.
         """
         with eval_mode(self.model):
             text = IncrementalDetokenizer(self.decode)
@@ -128,14 +140,14 @@ class LocalAnswerer(ABC):
             yield from filter(None, [text.flush()])
 
     def generate_tokens(self, request: Request, prompt: Prompt, decoding: Decoding) -> Iterator[int]:
-        """Tokens of the greedy answer (of the first sample for `mode: sample`) as they are generated."""
+        """Token ids of the greedy answer (or of the first sample, with `strategy: sample`) as they are generated."""
         batch = self.collate([prompt])
         uniform_samples = sampling_noise([request], 1, decoding).to(batch.input_ids.device) if decoding.strategy == "sample" else None
         for step in decode_steps(self.model, batch, 1, decoding.max_new_tokens, self.end_ids, decoding.temperature, uniform_samples):
             yield int(step.tokens[0])
 
     def collate(self, prompts: Sequence[Prompt]) -> PromptBatch:
-        """Prompts padded on the left, on the model's device."""
+        """A left-padded batch of prompts on the model's device."""
         device = self.device
         longest = max(len(prompt.ids) for prompt in prompts)
         padding = [longest - len(prompt.ids) for prompt in prompts]
@@ -156,14 +168,14 @@ class LocalAnswerer(ABC):
         except torch.OutOfMemoryError as error:
             longest = max(len(prompt.ids) for prompt in prompts)
             raise OutOfMemoryError(
-                f"out of memory with {len(prompts)} questions of up to {longest} tokens and "
-                f"{decoding.num_candidates} candidates each; lower decoding.batch_size (now {decoding.batch_size}) or decoding.num_candidates"
+                f"out of memory with {len(prompts)} questions of up to {longest} tokens and {decoding.num_candidates} candidates each; "
+                f"lower decoding.batch_size (now {decoding.batch_size}) or decoding.num_candidates"
             ) from error
 
     def generate(
         self, requests: Sequence[Request], prompts: Sequence[Prompt], decoding: Decoding, cancelled: Callable[[int], bool] | None = None
     ) -> list[list[GeneratedSequence]]:
-        """What the model says to one batch: for each prompt k sequences, or one where `mode` is greedy."""
+        """Generate one batch: for each prompt k sequences, or one with `strategy: greedy`."""
         batch = self.collate(prompts)
         graph_cache = self._graph_cache(decoding)
         if decoding.strategy == "beam" and decoding.num_candidates > 1:
@@ -188,12 +200,12 @@ class LocalAnswerer(ABC):
 
     @property
     def cuda_graphs_error(self) -> str | None:
-        """Why steps that were to be replayed as CUDA graphs are not; None where nothing went wrong."""
+        """Why steps are not replayed as CUDA graphs although they should be; None if nothing failed."""
         return None if self.graph_cache is None else self.graph_cache.disabled_reason
 
     def _graph_cache(self, decoding: Decoding) -> CudaGraphCache | None:
-        """Where steps are replayed from. Raises UsageError where decoding.cuda_graphs is true and there can be no frames."""
-        # Autocast keeps copies of weights, which a recording must not hold on to.
+        """Replays decoding steps, if it can. Raises UsageError if decoding.cuda_graphs is true and the model does not support it."""
+        # Autocast caches casted copies of weights, which a captured graph must not refer to.
         reason = "the model runs under autocast" if torch.is_autocast_enabled(self.device.type) else self.cuda_graphs_unsupported
         if reason is None:
             return None if self.graph_cache is None else self.graph_cache.if_enabled(decoding.cuda_graphs)
@@ -202,9 +214,9 @@ class LocalAnswerer(ABC):
         return None
 
     def _answer(self, request: Request, prompt: Prompt, generated: Sequence[GeneratedSequence]) -> Answer:
-        if not all(math.isfinite(one.log_prob) for one in generated):
+        if not all(math.isfinite(sequence.log_prob) for sequence in generated):
             return Answer(request.request_id, error="the model's probabilities are not finite numbers", prompt=prompt.text)
-        return Answer(request.request_id, merge([self.read(one, request) for one in generated]), prompt=prompt.text)
+        return Answer(request.request_id, merge([self.read(sequence, request) for sequence in generated]), prompt=prompt.text)
 
     def read(self, generated: GeneratedSequence, request: Request) -> Generation:
         """Generated ids as text, cleaned by the policy."""
@@ -212,26 +224,26 @@ class LocalAnswerer(ABC):
         return Generation(self.policy.clean(raw, request), raw, generated.token_ids, generated.log_prob)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids, control tokens left out."""
+        """Text of generated token ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
 
 @dataclass(slots=True)
 class IncrementalDetokenizer:
-    """The text of tokens that come one by one. `said`: its length so far, in characters."""
+    """Turns token ids that arrive one by one into text. num_emitted: number of characters returned so far."""
 
     decode: Callable[[Sequence[int]], str]
     ids: list[int] = field(default_factory=list)
     num_emitted: int = 0
 
     def add(self, token: int) -> str:
-        """What one more token adds, empty while a character is not whole."""
+        """The text that one more token adds; empty while a character is incomplete."""
         self.ids.append(token)
-        # A character may take several tokens, and blanks at the end may turn out to be the end.
+        # A character may span several tokens, and trailing whitespace is stripped if the answer ends here.
         return self._emit(self.decode(self.ids).rstrip("\ufffd").rstrip())
 
     def flush(self) -> str:
-        """What was held back, once there are no more tokens."""
+        """The text that was held back; call it after the last token."""
         return self._emit(self.decode(self.ids))
 
     def _emit(self, text: str) -> str:
@@ -242,7 +254,7 @@ class IncrementalDetokenizer:
 
 @contextmanager
 def eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off inside; afterwards every module is back in the mode it was in, so that a training run can be asked."""
+    """Put all modules into eval mode, and restore the mode of each afterwards, so that it can be used during training."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -253,17 +265,17 @@ def eval_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _cancelled_at_row(row_indices: Sequence[int], cancelled: Callable[[int], bool], row: int) -> bool:
-    """Whether the request in a row of a batch was abandoned."""
+    """Whether the request in a row of a batch was cancelled."""
     return cancelled(row_indices[row])
 
 
 def _sort_key(request: Request) -> tuple[int, int]:
-    """Pictures weigh more than any text; within the same number the text counts."""
+    """Sort by the number of images, which take more tokens than any text, then by the length of the text."""
     return len(request.images), sum(len(message.content) for message in request.messages)
 
 
 def sampling_noise(requests: Sequence[Request], k: int, decoding: Decoding) -> torch.Tensor:
-    """Numbers [len(requests) * k, max_new_tokens] in 0..1 drawn by (seed, request id): the same in any batch."""
+    """Uniform random numbers [len(requests) * k, max_new_tokens] in 0..1. They depend only on (seed, request id), not on the batch."""
     rows = []
     for request in requests:
         digest = hashlib.blake2b(f"{decoding.seed}\0{request.request_id}".encode(), digest_size=7).digest()

@@ -1,6 +1,8 @@
-"""Qwen3-VL and Qwen2.5-VL as answerers, whole or quantised, without torchvision.
+"""Qwen3-VL and Qwen2.5-VL as answerers, unquantised or quantised, without torchvision.
 
-Prompts are built piece by piece from the model's own chat template, so that control tokens in a user's text stay text.
+Prompts are built piece by piece from the model's own chat template, so that control tokens in a user's text are tokenised as text.
+
+Shapes: N prompts, T tokens.
 """
 
 from typing import Any
@@ -28,11 +30,11 @@ IMAGE_TOKEN, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|
 
 
 class QwenVlAnswerer(SelfEvaluatingAnswerer):
-    """Answers with a Qwen vision-language model; pictures are shrunk to at most `max_side` pixels."""
+    """Answers with a Qwen vision-language model; images are downscaled to a longer side of at most `max_image_side` pixels."""
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, system: QwenVlSystem):
         limit = int(model.config.get_text_config(decoder=True).max_position_embeddings)
-        # One placeholder a picture at first: how many it takes depends on its size.
+        # One image token per image here; `_expand_image_tokens` repeats it according to the size of the image.
         self.processor = Processor(tokenizer, image_processor, image_token=IMAGE_TOKEN, tokens_per_image=1, max_length=limit)
         eos_token_ids = model.generation_config.eos_token_id
         super().__init__(
@@ -54,12 +56,12 @@ class QwenVlAnswerer(SelfEvaluatingAnswerer):
 
     @property
     def device(self) -> torch.device:
-        """Where prompts go: the first accelerator of a model that is spread over several devices."""
+        """The device of the prompts: the first accelerator of a model that is split over several devices."""
         device_map = getattr(self.model, "hf_device_map", None) or {"": self.model.device}
         return torch.device(next((device_name for device_name in device_map.values() if device_name not in ("cpu", "disk")), "cpu"))
 
     def encode(self, request: Request) -> Prompt:
-        """Raises EncodingError or PictureError."""
+        """The prompt of a request. Raises EncodingError or ImageError."""
         prompt_ids = self.processor.prompt(self.policy.messages(request), len(request.images))
         images = self._pixels([resize_to_max_side(load_image(image), self.system.max_image_side) for image in request.images])
         ids = self._expand_image_tokens(prompt_ids, images)
@@ -68,7 +70,7 @@ class QwenVlAnswerer(SelfEvaluatingAnswerer):
         return Prompt(ids, self.processor.readable(prompt_ids), images)
 
     def positions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, images: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Places in the text, then time, height and width (multimodal RoPE, arXiv:2409.12191): [4, n, t]."""
+        """Position ids [4, N, T]: in the text, then time, height and width (multimodal RoPE, arXiv:2409.12191)."""
         text = super().positions(input_ids, attention_mask, images)[None]
         if not images:
             return text.expand(4, -1, -1)
@@ -81,17 +83,17 @@ class QwenVlAnswerer(SelfEvaluatingAnswerer):
         return torch.cat([text, multimodal])
 
     def _pixels(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
-        """pixel_values [patches, values] and image_grid_thw [pictures, 3]; nothing where there is no picture."""
+        """pixel_values [patches, values per patch] and image_grid_thw [images, 3]; empty without images."""
         if not images:
             return {}
         try:
             encoded = self.image_processor(images=images, return_tensors="pt")
         except ValueError as error:
-            raise EncodingError(f"a picture cannot be given to the model: {error}") from error
+            raise EncodingError(f"the image processor cannot encode an image: {error}") from error
         return {name: encoded[name] for name in ("pixel_values", "image_grid_thw")}
 
     def _expand_image_tokens(self, prompt_ids: list[int], images: dict[str, torch.Tensor]) -> list[int]:
-        """Each placeholder becomes as many as its picture has merged patches, between the two vision marks."""
+        """Replace each image token by as many as its image has merged patches, between the vision start and end tokens."""
         start, end = self.tokenizer.convert_tokens_to_ids([VISION_START, VISION_END])
         grids = iter(images["image_grid_thw"].tolist() if images else [])
         image_token, patches_per_token = self.processor.image_token_id, self.image_processor.merge_size**2
@@ -106,9 +108,9 @@ class QwenVlAnswerer(SelfEvaluatingAnswerer):
 
 
 def load(system: QwenVlSystem, device: torch.device | str, dtype: torch.dtype | None = None) -> QwenVlAnswerer:
-    """Load what the configuration names. With `max_memory` the model is spread over devices, CPU and offload_folder.
+    """Load a configured system. With `max_memory` the model is split over devices, the CPU and offload_folder.
 
-    Raises UsageError when it cannot be loaded or is of another family.
+    Raises UsageError if it cannot be loaded or is of another family.
     """
     where = f"system {system.name}, path"
     dtype = dtype or default_dtype(device)
@@ -127,7 +129,7 @@ def load(system: QwenVlSystem, device: torch.device | str, dtype: torch.dtype | 
 
 
 def _load_options(system: QwenVlSystem, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of from_pretrained: quantisation of the language model, and which device holds what."""
+    """Arguments of from_pretrained: quantisation of the language model, and the device map."""
     options: dict[str, Any] = {"device_map": {"": device}}
     quantized = quantization_config(system.quantization, dtype, skip_modules=["lm_head", "model.visual"])
     if system.max_memory is not None:

@@ -1,4 +1,4 @@
-"""Our own model as an answerer: prompts are built by the function that built the training's."""
+"""Our own model as an answerer. Prompts are built by the same function as in training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,11 @@ from model.siglip_qwen.processor import Processor
 class CheckpointAnswerer(SelfEvaluatingAnswerer):
     """Answers with a VisionLanguageModel.
 
-    settings: what the description says of the model, such as its folder and quantisation.
+    Args:
+        model: the model, or a PEFT model around it, or its LLaVA export.
+        processor: of the same checkpoint.
+        policy: prompt suffixes and answer cleaning; None uses neither.
+        settings: for the description, such as folder and quantisation.
     """
 
     def __init__(self, model: Any, processor: Processor, policy: PromptPolicy | None = None, settings: Mapping[str, object] | None = None):
@@ -38,7 +42,7 @@ class CheckpointAnswerer(SelfEvaluatingAnswerer):
 
     def _why_no_cuda_graphs(self, inner: Any) -> str | None:
         if not isinstance(inner, VisionLanguageModel):
-            return "a model in the LLaVA layout has none"
+            return "a model in the LLaVA layout does not support it"
         if getattr(inner, "hf_quantizer", None) is not None:
             return "the language model is quantised"
         return None if self.device.type == "cuda" else f"the model is on {self.device.type}"
@@ -48,7 +52,7 @@ class CheckpointAnswerer(SelfEvaluatingAnswerer):
         return Description("checkpoint", {**self.settings, **self.policy.settings()})
 
     def encode(self, request: Request) -> Prompt:
-        """Raises EncodingError or PictureError."""
+        """The prompt of a request. Raises EncodingError or ImageError."""
         ids = self.processor.prompt(self.policy.messages(request), len(request.images))
         if len(ids) > self.processor.max_length:
             raise EncodingError(f"the prompt has {len(ids)} tokens, at most {self.processor.max_length} (model.max_length) are allowed")

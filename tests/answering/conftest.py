@@ -1,4 +1,4 @@
-"""A small untrained model, requests of every shape, and a running endpoint."""
+"""Fixtures: a small untrained model, requests of every kind, and a running endpoint."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -19,28 +19,28 @@ from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from tests.answering.endpoints import KEY, Server
-from tests.answering.plain import num_distinct_lengths, plain, stock_greedy
+from tests.answering.stock_generate import num_distinct_lengths, plain, stock_greedy
 
 
 def noise_image(seed: int) -> Image.Image:
-    """A picture of noise."""
+    """An image of random pixels."""
     noise = np.random.default_rng(seed).integers(0, 256, (40 + 10 * seed, 60, 3), dtype=np.uint8)
     return Image.fromarray(noise)
 
 
 def make_request(request_id: str, question: str, *images: Image.Image | Path) -> Request:
-    """A request with one mark a picture in front of the question."""
+    """A request with one <image> per image before the question."""
     return Request(request_id, images, (Message("user", "<image>" * len(images) + "\n" * bool(images) + question),))
 
 
 def questions(count: int) -> list[Request]:
-    """Requests that differ in a number, about one picture."""
+    """Requests about one image that differ in a number."""
     return [make_request(f"q{i}", f"What color is number {i}?", noise_image(1)) for i in range(count)]
 
 
 @pytest.fixture(scope="session")
 def model(parts: Path, processor: Processor) -> VisionLanguageModel:
-    """Our model of the small parts, in fp32. Its weights are spread out, so that answers are decided and differ."""
+    """Our model built from the tiny pre-trained models, in fp32. Its weights are scaled up, so that answers are unambiguous and differ."""
     config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=None)
     torch.manual_seed(0)
     model = build(config, image_token_id=processor.image_token_id)
@@ -54,13 +54,13 @@ def model(parts: Path, processor: Processor) -> VisionLanguageModel:
 
 @pytest.fixture(scope="session")
 def answerer(model: VisionLanguageModel, processor: Processor) -> CheckpointAnswerer:
-    """Our answerer over the small model."""
+    """Our answerer with the small model."""
     return CheckpointAnswerer(model, processor)
 
 
 @pytest.fixture(scope="session")
 def requests() -> list[Request]:
-    """One picture, several, none; short and long; English and Chinese."""
+    """With one image, several and none; short and long; English and Chinese."""
     return [
         make_request("one", "What color is the circle?", noise_image(1)),
         make_request("none", "Is there a blue star left of the green ring?"),
@@ -72,16 +72,17 @@ def requests() -> list[Request]:
 
 @pytest.fixture(scope="session")
 def early_ends(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> tuple[int, ...]:
-    """End tokens that these untrained weights really reach, at different lengths. Found by trying, for plain `generate`."""
+    """End tokens that this untrained model does generate, at different lengths. Found by trying random ones with `generate`."""
     batch = answerer.collate([answerer.encode(request) for request in requests])
-    token_ids = [token for question in plain(model, batch, answerer.end_ids, k=4) for one in question for token in one.token_ids]
+    sequences = [sequence for question in plain(model, batch, answerer.end_ids, k=4) for sequence in question]
+    token_ids = [token for sequence in sequences for token in sequence.token_ids]
     for seed in range(50):
         ends = (*answerer.end_ids, *random.Random(seed).sample(token_ids, 3))
         if num_distinct_lengths(stock_greedy(model, batch, ends)) > 1 and all(
             num_distinct_lengths(plain(model, batch, ends, k)) > 2 for k in (2, 4)
         ):
             return ends
-    raise AssertionError("no sequence ends early, so the end of a search cannot be compared")
+    raise AssertionError("no sequence ends early, so early stopping cannot be compared")
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +96,9 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def system(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., OpenAiSystem]:
-    """Systems at the server, with a cache of their own and hardly a wait between tries."""
+    """A function that configures systems of the server, with a cache per test and almost no wait between retries."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    # Each test has models, and so a log, of its own.
+    # A model name per system, so that each has its own log.
     counter = iter(range(1000))
 
     def make(model: str = "plain", **settings: Any) -> OpenAiSystem:

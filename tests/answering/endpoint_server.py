@@ -1,7 +1,7 @@
-"""A small OpenAI-compatible server, run as a process of its own: `python endpoint_server.py` prints its port.
+"""A small OpenAI-compatible server in a process of its own: `python endpoint_server.py` prints its port.
 
-Answers are made of what is asked: messages, temperature, seed and place among the n. How the server misbehaves stands in the
-model's name: parts joined by `+`, such as `429x2+no-logprobs`. GET /log gives all that it was sent; it knows no answers.
+An answer is a function of the messages, the temperature, the seed and the index of the choice. The model name says how the server
+misbehaves: options joined by `+`, such as `429x2+no-logprobs`. GET returns all requests that it received. It has no reference answers.
 """
 
 import hashlib
@@ -15,56 +15,56 @@ WORDS = ("red", "blue", "green", "two", "yes", "no", "a disc", "Red.")
 
 seen: list[dict[str, Any]] = []
 tries: Counter[str] = Counter()
-under_way: Counter[str] = Counter()
-most_under_way: Counter[str] = Counter()
-guard = threading.Lock()
-together = threading.Barrier(3, timeout=60)
+num_concurrent: Counter[str] = Counter()
+max_concurrent: Counter[str] = Counter()
+lock = threading.Lock()
+three_requests = threading.Barrier(3, timeout=60)
 
 
 def digest(*values: object) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()[:4], "big")
 
 
-def choice(body: dict[str, Any], place: int, parts: list[str]) -> dict[str, Any]:
-    noise_image = digest(body["messages"], body["temperature"], body.get("seed"), place)
-    text = WORDS[noise_image % len(WORDS)]
+def choice(body: dict[str, Any], index: int, parts: list[str]) -> dict[str, Any]:
+    number = digest(body["messages"], body["temperature"], body.get("seed"), index)
+    text = WORDS[number % len(WORDS)]
     tokens = [text[:2], text[2:]]
-    log_probs = [-(noise_image % 7 + 1) / 10, -0.25]
-    made: dict[str, Any] = {"index": place, "finish_reason": "stop", "message": {"role": "assistant", "content": f" {text} "}}
+    log_probs = [-(number % 7 + 1) / 10, -0.25]
+    result: dict[str, Any] = {"index": index, "finish_reason": "stop", "message": {"role": "assistant", "content": f" {text} "}}
     if body.get("logprobs") and "no-logprobs" not in parts and not ("some-logprobs" in parts and body["temperature"]):
-        made["logprobs"] = {"content": [{"token": t, "logprob": p, "top_logprobs": []} for t, p in zip(tokens, log_probs, strict=True)]}
+        result["logprobs"] = {"content": [{"token": t, "logprob": p, "top_logprobs": []} for t, p in zip(tokens, log_probs, strict=True)]}
     if "filtered" in parts:
-        made |= {"finish_reason": "content_filter", "message": {"role": "assistant", "content": None}}
+        result |= {"finish_reason": "content_filter", "message": {"role": "assistant", "content": None}}
     if "endless-logprobs" in parts:
-        made["logprobs"]["content"][0]["logprob"] = float("-inf")
-    return made
+        result["logprobs"]["content"][0]["logprob"] = float("-inf")
+    return result
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.reply(200, {"requests": seen, "most_under_way": most_under_way})
+        self.reply(200, {"requests": seen, "max_concurrent": max_concurrent})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         parts = body["model"].split("+")
-        with guard:
-            under_way[body["model"]] += 1
-            most_under_way[body["model"]] = max(most_under_way[body["model"]], under_way[body["model"]])
+        with lock:
+            num_concurrent[body["model"]] += 1
+            max_concurrent[body["model"]] = max(max_concurrent[body["model"]], num_concurrent[body["model"]])
             tries[str(digest(body))] += 1
             seen.append({"path": self.path, "key": self.headers["Authorization"], "body": body})
         try:
             self.answer(body, parts)
         finally:
-            with guard:
-                under_way[body["model"]] -= 1
+            with lock:
+                num_concurrent[body["model"]] -= 1
 
     def answer(self, body: dict[str, Any], parts: list[str]) -> None:
         attempt = tries[str(digest(body))]
         text = json.dumps(body["messages"])
         if "together" in parts:
-            together.wait()
+            three_requests.wait()
         for part in parts:
             status, _, times = part.partition("x")
             if status.isdigit() and attempt <= int(times or "1000"):
@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         if body.get("stream"):
             return self.stream(body, parts)
         count = 0 if "no-choices" in parts else 1 if "ignores-n" in parts else body.get("n", 1)
-        choices = [choice(body, place, parts) for place in range(count)]
+        choices = [choice(body, index, parts) for index in range(count)]
         return self.reply(
             200,
             {
@@ -97,15 +97,15 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def stream(self, body: dict[str, Any], parts: list[str]) -> None:
-        made = choice(body, 0, parts)
-        content, given = made["message"]["content"], made.get("logprobs", {}).get("content", [])
+        result = choice(body, 0, parts)
+        content, log_probs = result["message"]["content"], result.get("logprobs", {}).get("content", [])
         pieces = [content[:3], content[3:], ""]
         lines = []
         for i, piece in enumerate(pieces):
-            one: dict[str, Any] = {"index": 0, "delta": {"content": piece}, "finish_reason": "stop" if i == 2 else None}
-            if given and i < 2:
-                one["logprobs"] = {"content": [given[i]]}
-            lines.append({"id": "1", "object": "chat.completion.chunk", "created": 0, "model": body["model"], "choices": [one]})
+            chunk: dict[str, Any] = {"index": 0, "delta": {"content": piece}, "finish_reason": "stop" if i == 2 else None}
+            if log_probs and i < 2:
+                chunk["logprobs"] = {"content": [log_probs[i]]}
+            lines.append({"id": "1", "object": "chat.completion.chunk", "created": 0, "model": body["model"], "choices": [chunk]})
         text = "".join(f"data: {json.dumps(line)}\n\n" for line in lines)
         self.send(200, "text/event-stream", text.encode() if "cut" in parts else f"{text}data: [DONE]\n\n".encode())
 
@@ -120,7 +120,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 if __name__ == "__main__":

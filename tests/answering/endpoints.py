@@ -1,4 +1,4 @@
-"""A local OpenAI-compatible server, and what the tests of endpoints have in common."""
+"""Start the local OpenAI-compatible server, and helpers of the endpoint tests."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ GREEDY = DecodingConfig(strategy="greedy", max_new_tokens=8)
 
 
 class Server:
-    """Process of endpoint_server.py, and what it says of what it was sent."""
+    """The process of endpoint_server.py, and the requests that it received."""
 
     def __init__(self) -> None:
         script = Path(__file__).with_name("endpoint_server.py")
@@ -27,12 +27,12 @@ class Server:
 
     def log(self) -> dict[str, Any]:
         with urllib.request.urlopen(self.url) as reply:
-            found: dict[str, Any] = json.load(reply)
-        return found
+            log: dict[str, Any] = json.load(reply)
+        return log
 
     def sent(self, model: str) -> list[dict[str, Any]]:
-        """Bodies of the requests to a model."""
-        return [one["body"] for one in self.log()["requests"] if one["body"]["model"] == model]
+        """The bodies of the requests to a model."""
+        return [request["body"] for request in self.log()["requests"] if request["body"]["model"] == model]
 
 
 def load(system: OpenAiSystem) -> EndpointAnswerer:

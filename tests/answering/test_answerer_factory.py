@@ -1,4 +1,4 @@
-"""What a configuration names is loaded, or one line says why not."""
+"""Systems and scorers are loaded from their configuration, or a one-line error says why not."""
 
 import copy
 import json
@@ -33,7 +33,7 @@ REQUEST = make_request("a", "What color?", Image.new("RGB", (60, 60), "red"))
 
 @pytest.fixture(scope="module")
 def checkpoints(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two whole checkpoints and a newer, half-written one."""
+    """A folder with two complete checkpoints and a later, incomplete one."""
     folder = tmp_path_factory.mktemp("checkpoints")
     config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, lora_alpha=8))
     torch.manual_seed(0)
@@ -48,11 +48,11 @@ def checkpoints(parts: Path, processor: Processor, tmp_path_factory: pytest.Temp
     return folder
 
 
-def test_latest_is_the_latest_whole_checkpoint(checkpoints: Path) -> None:
+def test_latest_is_the_latest_complete_checkpoint(checkpoints: Path) -> None:
     latest = build_answerer(CheckpointSystem(name="ours", kind="checkpoint"), checkpoint_folder=checkpoints, device="cpu")
     assert isinstance(latest, CheckpointAnswerer)
     assert latest.description.settings["path"] == str(checkpoints / "checkpoint-2")
-    # The folder of another run may be named as well.
+    # The path may be the checkpoint folder of another run.
     elsewhere = CheckpointSystem(name="other", kind="checkpoint", path=str(checkpoints))
     another = build_answerer(elsewhere, checkpoint_folder=Path("elsewhere"), device="cpu")
     assert another.description.settings["path"] == str(checkpoints / "checkpoint-2")
@@ -64,7 +64,7 @@ def test_latest_is_the_latest_whole_checkpoint(checkpoints: Path) -> None:
     assert build_answerer(other, checkpoint_folder=checkpoints, device="cpu").answer([REQUEST], decoding) != [answer]
 
 
-def test_a_checkpoint_answers_by_fewer_passes_as_peft_does_by_its_own(checkpoints: Path, processor: Processor) -> None:
+def test_a_checkpoint_with_fused_modules_answers_as_one_with_the_modules_of_peft(checkpoints: Path, processor: Processor) -> None:
     path = checkpoints / "checkpoint-2"
     fused = build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(path)), checkpoint_folder=checkpoints, device="cpu")
     plain = CheckpointAnswerer(checkpoint.load(path), processor)
@@ -127,7 +127,7 @@ def test_only_the_language_model_of_an_export_is_quantised(
     assert answerer.answer([REQUEST], DecodingConfig(num_candidates=2, max_new_tokens=2))[0].error is None
 
 
-def test_a_llava_of_others_is_one_clear_line(checkpoints: Path, processor: Processor, tmp_path: Path) -> None:
+def test_a_llava_model_that_we_did_not_export_is_a_one_line_error(checkpoints: Path, processor: Processor, tmp_path: Path) -> None:
     llava_export.export(checkpoints / "checkpoint-1", tmp_path / "llava", "llava", processor)
     path = tmp_path / "llava" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -136,7 +136,7 @@ def test_a_llava_of_others_is_one_clear_line(checkpoints: Path, processor: Proce
         build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(path.parent)), checkpoint_folder=tmp_path, device="cpu")
 
 
-def test_an_export_that_older_transformers_would_read_otherwise_is_refused(
+def test_an_export_that_an_older_transformers_would_load_differently_is_an_error(
     checkpoints: Path, processor: Processor, model: VisionLanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llava_export.export(checkpoints / "checkpoint-1", tmp_path / "llava", "llava", processor)
@@ -145,13 +145,13 @@ def test_an_export_that_older_transformers_would_read_otherwise_is_refused(
     config["vision_config"]["tie_last_hidden_states"] = True
     path.write_text(json.dumps({**config, "vision_feature_layer": -1}), encoding="utf-8")
     system = CheckpointSystem(name="ours", kind="checkpoint", path=str(path.parent))
-    usual = LlavaForConditionalGeneration.from_pretrained
+    from_pretrained = LlavaForConditionalGeneration.from_pretrained
 
     def older(*args: Any, **options: Any) -> Any:
-        llava = usual(*args, **options)
-        marked = copy.deepcopy(llava.config)
+        llava = from_pretrained(*args, **options)
+        original_config = copy.deepcopy(llava.config)
         llava.config.vision_config.tie_last_hidden_states = False
-        llava.config = marked
+        llava.config = original_config
         return llava
 
     if stock_supports_final_norm(model):
@@ -161,7 +161,7 @@ def test_an_export_that_older_transformers_would_read_otherwise_is_refused(
         build_answerer(system, checkpoint_folder=tmp_path, device="cpu")
 
 
-def test_a_qwen_is_loaded_by_its_kind(parts: Path) -> None:
+def test_a_qwen_model_is_loaded_by_its_kind(parts: Path) -> None:
     system = QwenVlSystem(name="qwen", kind="qwen3_vl", path=str(parts / "qwen3_vl"), quantization="none")
     answerer = build_answerer(system, checkpoint_folder=Path("elsewhere"), device="cpu")
     assert isinstance(answerer, QwenVlAnswerer)
@@ -174,7 +174,7 @@ def test_the_scorer_reads_image_files(parts: Path, tmp_path: Path) -> None:
     assert scorer.score(tmp_path / "red.png", ["red"]) == scorer.score(Image.new("RGB", (40, 40), "red"), ["red"])
 
 
-def test_a_scorer_that_several_ask_for_is_loaded_once(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_scorer_is_loaded_once(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer_cache = ScorerCache()
     first = scorer_cache.load(str(parts / "clip"), device="cpu")
     monkeypatch.chdir(parts)
@@ -188,11 +188,11 @@ def test_a_scorer_that_several_ask_for_is_loaded_once(parts: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("latest", "no whole checkpoint"),
+        ("latest", "no complete checkpoint"),
         ("no/such", "system ours, path: no/such does not exist"),
     ],
 )
-def test_a_missing_checkpoint_is_one_clear_line(tmp_path: Path, path: str, message: str) -> None:
+def test_a_missing_checkpoint_is_a_one_line_error(tmp_path: Path, path: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=path), checkpoint_folder=tmp_path)
 
@@ -205,7 +205,7 @@ def test_a_missing_checkpoint_is_one_clear_line(tmp_path: Path, path: str, messa
         (Blip2System(name="a", kind="blip2", path="a/hub-name", adapter=Path("gone")), r"eval\.systems\.1\.adapter: gone does not exist"),
     ],
 )
-def test_what_a_system_lacks_is_said_before_anything_is_loaded(system: CheckpointSystem, message: str) -> None:
+def test_missing_files_of_a_system_are_reported_before_anything_is_loaded(system: CheckpointSystem, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         check_system(system, "eval.systems.1.")
     check_system(CheckpointSystem(name="a", kind="checkpoint"))

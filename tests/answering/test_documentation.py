@@ -1,4 +1,4 @@
-"""What docs/systems.md and its Chinese page show is what the program reads."""
+"""The examples and keys in docs/systems.md and its Chinese page are valid; both languages show the same settings and commands."""
 
 import json
 import re
@@ -17,19 +17,19 @@ PAGES = {name: (DOCS / name).read_text(encoding="utf-8") for name in ("systems.m
 
 
 def kinds(section: type[SystemBase]) -> set[str]:
-    return {kind for one in section.__subclasses__() for kind in typing.get_args(typing.get_type_hints(one)["kind"])}
+    return {kind for system in section.__subclasses__() for kind in typing.get_args(typing.get_type_hints(system)["kind"])}
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_example_is_a_configuration_and_shows_every_kind(page: str) -> None:
+def test_the_example_is_a_valid_configuration_with_every_kind_of_system(page: str) -> None:
     (example,) = re.findall(r"^```yaml\n(.*?)^```$", PAGES[page], flags=re.MULTILINE | re.DOTALL)
     shown = TypeAdapter(EvalConfig).validate_json(json.dumps(yaml.safe_load(example)["eval"]))
     assert {system.kind for system in shown.systems} == kinds(SystemBase)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_key_that_is_named_exists(page: str) -> None:
-    known = {name for one in SystemBase.__subclasses__() for name in one.__dataclass_fields__}
+def test_the_page_names_keys_that_exist(page: str) -> None:
+    known = {name for system in SystemBase.__subclasses__() for name in system.__dataclass_fields__}
     settings = {
         "question_prompt",
         "conversation_prompt",
@@ -40,7 +40,7 @@ def test_every_key_that_is_named_exists(page: str) -> None:
         "extra_body",
         "concurrency",
     }
-    settings |= {"requests_per_minute", "timeout", "retries", "retry_wait", "cache", "clean_answers", "api_key_variable", "base_url"}
+    settings |= {"requests_per_minute", "timeout", "retries", "retry_wait", "cache", "clean_answers", "api_key_env", "base_url"}
     assert settings <= known
     assert all(f"`{name}" in PAGES[page] for name in settings)
 
@@ -53,7 +53,7 @@ def test_both_languages_show_the_same_settings_and_commands(name: str) -> None:
         return [re.sub(r"\s+#.*", "", line) for block in blocks for line in "".join(block).splitlines()]
 
     def named(page: str) -> set[str]:
-        """Keys, options and files."""
+        """Keys, options and files in backticks."""
         return set(re.findall(r"`([^`\s]+)`", (DOCS / page).read_text(encoding="utf-8")))
 
     assert shown(f"{name}.md") == shown(f"zh/{name}.md") != []

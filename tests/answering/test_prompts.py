@@ -1,4 +1,4 @@
-"""The suffix and the cleaning belong to short answers alone, and a correct short answer is never harmed."""
+"""The suffix and answer cleaning apply to short answers alone, and cleaning never changes a correct short answer."""
 
 import pytest
 
@@ -15,26 +15,26 @@ def request(content: str, task: Task = "vqa", language: Language = "en") -> Requ
     return Request("a", (), (Message("user", "Hello"), Message("assistant", "Hi"), Message("user", content)), task, language)
 
 
-def test_the_suffix_stands_behind_the_last_question() -> None:
+def test_the_suffix_follows_the_last_question() -> None:
     messages = POLICY.messages(request("<image>\nWhat is it?"))
     assert messages[-1].content == "<image>\nWhat is it?\nAnswer the question using a single word or phrase."
     assert messages[0].content == "Hello"
     assert POLICY.messages(request("这是什么？", language="zh"))[-1].content == "这是什么？\n请用一个词或短语回答。"
 
 
-def test_a_image_behind_the_question_stays_last() -> None:
+def test_an_image_after_the_question_stays_last() -> None:
     content = POLICY.messages(request("What is it?\n<image>"))[-1].content
     assert content == "What is it?\nAnswer the question using a single word or phrase.\n<image>"
 
 
 @pytest.mark.parametrize("task", ["caption", "conversation"])
-def test_other_tasks_are_left_alone(task: Task) -> None:
-    asked = request("<image>\nDescribe the brand.", task)
-    assert POLICY.messages(asked) == asked.messages
-    assert POLICY.clean("The brand is X.", asked) == "The brand is X."
+def test_other_tasks_are_unchanged(task: Task) -> None:
+    unchanged = request("<image>\nDescribe the brand.", task)
+    assert POLICY.messages(unchanged) == unchanged.messages
+    assert POLICY.clean("The brand is X.", unchanged) == "The brand is X."
 
 
-def test_our_own_checkpoints_are_asked_the_bare_question() -> None:
+def test_our_own_checkpoints_get_the_question_without_a_suffix() -> None:
     policy = PromptPolicy.from_config(CheckpointSystem(name="ours", kind="checkpoint"))
     assert policy.messages(request("What is it?")) == request("What is it?").messages
     assert policy.clean("The answer is red.", request("What is it?")) == "The answer is red."
@@ -62,7 +62,7 @@ def test_our_own_checkpoints_are_asked_the_bare_question() -> None:
         ("这是什么？", "一只狗。", "一只狗"),
     ],
 )
-def test_the_answer_is_taken_out_of_its_sentence(question: str, raw: str, answer: str) -> None:
+def test_the_answer_is_extracted_from_its_sentence(question: str, raw: str, answer: str) -> None:
     assert clean_answer(raw, question) == answer
     assert POLICY.clean(raw, request(question)) == answer
 
@@ -88,12 +88,12 @@ SENTENCE_LIKE = [
 
 
 @pytest.mark.parametrize("answer", PLAIN)
-def test_a_correct_short_answer_is_never_harmed(answer: str) -> None:
+def test_cleaning_never_changes_a_correct_short_answer(answer: str) -> None:
     assert {question: clean_answer(answer, question) for question in ABOUT_TEXT + OTHER_QUESTIONS} == dict.fromkeys(
         ABOUT_TEXT + OTHER_QUESTIONS, answer
     )
 
 
 @pytest.mark.parametrize("answer", SENTENCE_LIKE)
-def test_something_written_may_look_like_a_sentence(answer: str) -> None:
+def test_cleaning_keeps_written_text_that_looks_like_a_sentence(answer: str) -> None:
     assert {question: clean_answer(answer, question) for question in ABOUT_TEXT} == dict.fromkeys(ABOUT_TEXT, answer)

@@ -1,4 +1,4 @@
-"""The leak canary: whatever the references say, every answerer answers the same, and every choice is the same."""
+"""No leaks: changing the reference answers changes neither the answers of any answerer nor the choices among them."""
 
 import json
 import random
@@ -19,7 +19,7 @@ from model.siglip_qwen.processor import Processor
 from tests.answering.endpoints import Server
 from tests.answering.systems.test_blip2 import build as build_blip2
 from tests.answering.systems.test_qwen_vl import build_qwen2_5_vl
-from tests.evaluation.planted import questions, write_store
+from tests.evaluation.fakes import questions, write_store
 from tools import eval_rerank
 
 SECRET = "mauve canary"
@@ -27,7 +27,7 @@ SECRET = "mauve canary"
 
 @pytest.fixture(scope="module")
 def systems(parts: Path, processor: Processor, server: Server, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Every answerer there is: our checkpoint in its three forms, both families of Qwen, both of BLIP-2, an endpoint."""
+    """Every kind of answerer: our checkpoint in its three forms, both families of Qwen, both of BLIP-2, and an endpoint."""
     folder = tmp_path_factory.mktemp("systems")
     settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, lora_alpha=8))
     torch.manual_seed(0)
@@ -43,14 +43,14 @@ def systems(parts: Path, processor: Processor, server: Server, tmp_path_factory:
         *({"name": form, "kind": "checkpoint", "path": str(folder / form)} for form in ("adapter", "merged", "llava")),
         *({"name": kind, "kind": kind, "path": str(path), "quantization": "none"} for kind, path in qwen.items()),
         *({"name": f"blip2-{family}", "kind": "blip2", "path": str(path)} for family, path in blip.items()),
-        {"name": "endpoint", "kind": "openai", "model": "canary", "base_url": server.url, "api_key_variable": None},
+        {"name": "endpoint", "kind": "openai", "model": "canary", "base_url": server.url, "api_key_env": None},
     ]
 
 
 def test_references_change_no_answer_and_no_choice_of_any_answerer(
     systems: list[dict[str, Any]], parts: Path, server: Server, tmp_path: Path
 ) -> None:
-    """The whole command, twice; the second time the references stand at other questions, and some are planted."""
+    """Runs the whole command twice; the second time with shuffled reference answers, half of them replaced by a planted one."""
 
     def run(name: str, change: bool) -> dict[str, bytes]:
         rows = questions(2)
@@ -58,7 +58,7 @@ def test_references_change_no_answer_and_no_choice_of_any_answerer(
             answers = [row["answers"][:5] + [SECRET] * 5 for row in rows]
             random.Random(1).shuffle(answers)
             rows = [{**row, "answers": own, "targets": [SECRET]} for row, own in zip(rows, answers, strict=True)]
-        # What is learned, is learned from the validation split, which stays.
+        # The validation split, on which the reranker is fitted, does not change.
         write_store(tmp_path / "data", rows + questions(2, "validation"))
         config = {
             "name": "canary",
@@ -66,7 +66,7 @@ def test_references_change_no_answer_and_no_choice_of_any_answerer(
             "decoding": {"num_candidates": 3, "max_new_tokens": 4, "batch_size": 4},
             "rerank": {"clip": str(parts / "clip"), "tune": True, "self_evaluation": True, "background_images": 2},
             "eval": {
-                # Each time the endpoint is asked anew.
+                # A new cache, so that the endpoint is asked again.
                 "systems": [s | ({"cache": str(tmp_path / name / "cache")} if s["kind"] == "openai" else {}) for s in systems],
                 "bootstrap": 50,
                 "description_tokens": 4,
@@ -88,7 +88,7 @@ def test_references_change_no_answer_and_no_choice_of_any_answerer(
         assert {"first", "majority", "random", "clip", "reranked"} <= rows[0]["choices"].keys()
         assert mixed[name] == lines, f"{name}: references changed its predictions"
         assert SECRET.encode() not in mixed[name]
-    # The references did change what is made of the same answers.
+    # The reference answers did change the accuracy.
     accuracy = [json.loads((tmp_path / name / "summary.json").read_text(encoding="utf-8"))["systems"] for name in ("plain", "mixed")]
     assert accuracy[0] != accuracy[1]
     assert server.sent("canary")

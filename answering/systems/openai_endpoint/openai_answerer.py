@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible endpoint as an answerer: a paid service, or a model that another program serves."""
+"""Any OpenAI-compatible endpoint as an answerer: a paid service, or a model served by another program."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -19,10 +19,10 @@ from errors import TesseraError
 
 
 class EndpointAnswerer:
-    """Asks an endpoint, several questions at once; every reply is kept in a cache.
+    """Sends several questions to an endpoint concurrently; every response is cached.
 
-    An endpoint has no beams: whatever the decoding's mode, the first generation is greedy, and those behind it are
-    samples at its temperature. `mode: greedy` asks for the first alone.
+    An endpoint has no beam search: whatever the decoding strategy, the first generation is greedy and the others are samples at the
+    decoding temperature. `strategy: greedy` requests the first alone.
     """
 
     def __init__(self, system: OpenAiSystem, client: EndpointClient):
@@ -35,35 +35,35 @@ class EndpointAnswerer:
         return Description(self.system.kind, {**{name: getattr(self.system, name) for name in names}, **self.policy.settings()})
 
     def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
-        """One Answer for each request, in their order; what an endpoint refuses becomes an Answer with an error."""
+        """One Answer per request, in the order of the requests; a request that the endpoint rejects gets an Answer with an error."""
         with ThreadPoolExecutor(self.system.concurrency) as pool:
             futures = [pool.submit(self._answer, request, decoding) for request in requests]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
             finally:
-                if not all(answer.done() for answer in futures):
-                    # Ctrl+C, or a defect: what is under way must not wait for an endpoint any more, and nothing else begins.
+                if not all(future.done() for future in futures):
+                    # Ctrl+C or a bug: running requests stop waiting for the endpoint, and no others start.
                     self.client.stopped.set()
                     pool.shutdown(wait=False, cancel_futures=True)
-            return [answer.result() for answer in futures if not answer.cancelled()]
+            return [future.result() for future in futures if not future.cancelled()]
 
     def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
-        """Pieces of the greedy answer before cleaning. Raises TesseraError when the endpoint refuses."""
+        """Pieces of the greedy answer before cleaning. Raises TesseraError if the endpoint rejects the request."""
         endpoint_request = _EndpointRequest(self.system, self._messages(request), request.images)
         body = self._greedy(decoding)
         key = endpoint_request.key(body)
-        with self.cache.asking(key):
+        with self.cache.lock(key):
             cached = self.cache.get(key)
             chunks = iter(cached) if cached is not None else self.client.stream(endpoint_request.body(body))
-            text, said, received = "", 0, []
+            text, num_emitted, received = "", 0, []
             for chunk in chunks:
                 received.append(chunk)
                 text += chunk.text or ""
-                # Blanks at the end may turn out to be the end.
+                # Trailing whitespace is held back: it is stripped if the answer ends here.
                 stripped = text.strip()
-                if len(stripped) > said:
-                    yield stripped[said:]
-                    said = len(stripped)
+                if len(stripped) > num_emitted:
+                    yield stripped[num_emitted:]
+                    num_emitted = len(stripped)
             if cached is None:
                 self.cache.put(key, endpoint_request.cache_record(body), (_merge_chunks(received, text),), None)
 
@@ -75,23 +75,23 @@ class EndpointAnswerer:
             choices = self._choices(_EndpointRequest(self.system, messages, request.images), decoding)
         except TesseraError as error:
             return Answer(request.request_id, error=str(error), prompt=prompt)
-        said = [self._read(choice, request) for choice in choices if choice.text is not None]
-        if not said:
+        generations = [self._read(choice, request) for choice in choices if choice.text is not None]
+        if not generations:
             reasons = ", ".join(sorted({choice.finish_reason or "none given" for choice in choices}))
-            return Answer(request.request_id, error=f"the endpoint gave no text (finish_reason: {reasons})", prompt=prompt)
-        return Answer(request.request_id, merge(said), prompt=prompt)
+            return Answer(request.request_id, error=f"the endpoint returned no text (finish_reason: {reasons})", prompt=prompt)
+        return Answer(request.request_id, merge(generations), prompt=prompt)
 
     def _messages(self, request: Request) -> tuple[Message, ...]:
-        """Raises EncodingError."""
+        """The messages of a request under the policy. Raises EncodingError."""
         messages = self.policy.messages(request)
         check_messages(messages, len(request.images))
         return messages
 
     def _choices(self, endpoint_request: "_EndpointRequest", decoding: Decoding) -> list[Choice]:
-        """The greedy choice, then samples. An endpoint that gives fewer than n is asked for the others again."""
+        """The greedy choice, then samples. If the endpoint returns fewer than n, the missing ones are requested again."""
         choices = list(self._fetch(endpoint_request, self._greedy(decoding)))[:1]
-        wanted = 1 if decoding.strategy == "greedy" else decoding.num_candidates
-        while (missing := wanted - len(choices)) > 0:
+        num_choices = 1 if decoding.strategy == "greedy" else decoding.num_candidates
+        while (missing := num_choices - len(choices)) > 0:
             body = self._body(decoding, decoding.temperature) | {"seed": decoding.seed + len(choices), "top_p": 1.0}
             count_options = {"n": missing} if self.system.sampling == "n" and missing > 1 else {}
             choices += self._fetch(endpoint_request, body | count_options)[:missing]
@@ -99,7 +99,7 @@ class EndpointAnswerer:
 
     def _fetch(self, endpoint_request: "_EndpointRequest", body: dict[str, Any]) -> tuple[Choice, ...]:
         key = endpoint_request.key(body)
-        with self.cache.asking(key):
+        with self.cache.lock(key):
             choices = self.cache.get(key)
             if choices is None:
                 choices, usage = self.client.complete(endpoint_request.body(body))
@@ -110,8 +110,8 @@ class EndpointAnswerer:
         return self._body(decoding, 0.0)
 
     def _body(self, decoding: Decoding, temperature: float) -> dict[str, Any]:
-        asking = {"logprobs": True} if self.system.log_probabilities else {}
-        return {"temperature": temperature, self.system.token_limit: decoding.max_new_tokens, **asking}
+        logprob_options = {"logprobs": True} if self.system.log_probabilities else {}
+        return {"temperature": temperature, self.system.token_limit: decoding.max_new_tokens, **logprob_options}
 
     def _read(self, choice: Choice, request: Request) -> Generation:
         raw = (choice.text or "").strip()
@@ -120,14 +120,14 @@ class EndpointAnswerer:
 
 
 class _EndpointRequest:
-    """What is asked of an endpoint: messages with their pictures."""
+    """The content of a request: messages with their images."""
 
     def __init__(self, system: OpenAiSystem, messages: Sequence[Message], images: Sequence[ImageInput]):
         self.system, self.messages, self.images = system, messages, images
         self.digests = [image_digest(image) for image in images]
 
     def body(self, decoding: dict[str, Any]) -> dict[str, Any]:
-        """Body of the request. Raises PictureError."""
+        """The body of the request. Raises ImageError."""
         urls = iter(self._urls)
         messages = [{"role": message.role, "content": _parts(message.content, urls)} for message in self.messages]
         return {"model": self.system.model, "messages": messages, **decoding}
@@ -137,7 +137,7 @@ class _EndpointRequest:
         return [data_url(image, self.system.max_image_side) for image in self.images]
 
     def cache_record(self, decoding: dict[str, Any]) -> dict[str, Any]:
-        """All that makes the reply, with a digest in the place of each picture: the encoder may change, the picture does not."""
+        """Everything that determines the response. Images appear as digests of their originals, which do not depend on the JPEG encoder."""
         return {
             "base_url": self.system.base_url,
             "model": self.system.model,
@@ -152,7 +152,7 @@ class _EndpointRequest:
 
 
 def _parts(content: str, urls: Iterator[str]) -> str | list[dict[str, Any]]:
-    """Text as it is; text with marks as parts, a picture in the place of each mark."""
+    """A text without placeholders unchanged; a text with placeholders as parts, with an image in place of each."""
     texts = content.split(IMAGE_PLACEHOLDER)
     if len(texts) == 1:
         return content
@@ -166,9 +166,9 @@ def _parts(content: str, urls: Iterator[str]) -> str | list[dict[str, Any]]:
 
 
 def _merge_chunks(chunks: Sequence[Choice], text: str) -> Choice:
-    """The whole choice; with log-probabilities where every piece that says something has them. Raises EndpointError."""
+    """The complete choice; with log-probabilities if every chunk with text has them. Raises EndpointError."""
     if not chunks:
-        raise EndpointError("the endpoint's stream holds no choice")
+        raise EndpointError("the endpoint's stream has no choices")
     reason = next((chunk.finish_reason for chunk in reversed(chunks) if chunk.finish_reason), None)
     if any(chunk.text and chunk.tokens is None for chunk in chunks):
         return Choice(text, reason)
@@ -178,5 +178,5 @@ def _merge_chunks(chunks: Sequence[Choice], text: str) -> Choice:
 
 
 def load(system: OpenAiSystem) -> EndpointAnswerer:
-    """An answerer for what the configuration names; nothing is sent yet. Raises UsageError when there is no key."""
+    """An answerer for a configured endpoint. Sends nothing yet. Raises UsageError if the API key is missing."""
     return EndpointAnswerer(system, EndpointClient(system, api_key(system, f"system {system.name}, ")))

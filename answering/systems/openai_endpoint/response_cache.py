@@ -1,4 +1,4 @@
-"""Replies of endpoints on disk, a file each: what was paid for is never asked for again, whatever ended the run."""
+"""Responses of endpoints on disk, one file each, so that none is paid for twice, however a run ended."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from errors import TesseraError
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One text of a reply; None where the endpoint held it back. `tokens` with their log-probabilities (nats), where it gave them."""
+    """One text of a response; None if the endpoint withheld it. tokens, log_probs (nats): None if the endpoint returned none."""
 
     text: str | None
     finish_reason: str | None = None
@@ -25,7 +25,7 @@ class Choice:
 
 
 class ResponseCache:
-    """A folder of replies by the digest of what was asked; processes may share it."""
+    """A folder of responses, named by a digest of their requests. Processes may share it."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -33,15 +33,15 @@ class ResponseCache:
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
     @contextmanager
-    def asking(self, key: str) -> Iterator[None]:
-        """Held while a reply is looked up and fetched, so that the same question is not asked twice at once."""
+    def lock(self, key: str) -> Iterator[None]:
+        """A lock held while a response is looked up and fetched, so that equal requests are not sent concurrently."""
         with self._locks_lock:
             lock = self._locks[key]
         with lock:
             yield
 
     def get(self, key: str) -> tuple[Choice, ...] | None:
-        """The choices of a reply; None where there is none. Raises TesseraError for a file that is none of ours."""
+        """The choices of a cached response; None if it is missing. Raises TesseraError for a file that is not a cached response."""
         path = self._path(key)
         try:
             choices = json.loads(path.read_text(encoding="utf-8"))["choices"]
@@ -49,10 +49,17 @@ class ResponseCache:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            raise TesseraError(f"{path}: not a reply of an endpoint; delete it to have the question asked again") from error
+            raise TesseraError(f"{path}: not a cached response of an endpoint; delete it to have the question asked again") from error
 
     def put(self, key: str, cache_record: dict[str, Any], choices: tuple[Choice, ...], usage: object) -> None:
-        """Keep a reply. asked: what the key was made of, for people; usage: tokens that the endpoint counted."""
+        """Cache a response.
+
+        Args:
+            key: `cache_key(cache_record)`.
+            cache_record: everything that determines the response, for people.
+            choices: the response.
+            usage: tokens counted by the endpoint.
+        """
         write_json(self._path(key), {"asked": cache_record, "choices": [asdict(choice) for choice in choices], "usage": usage})
 
     def _path(self, key: str) -> Path:
@@ -60,7 +67,7 @@ class ResponseCache:
 
 
 def cache_key(cache_record: dict[str, Any]) -> str:
-    """Digest of all that makes an answer: address, model, messages, pictures and decoding."""
+    """A digest of everything that determines the response: URL, model, messages, images and decoding settings."""
     text = json.dumps(cache_record, ensure_ascii=False, sort_keys=True, allow_nan=False)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 

@@ -1,10 +1,10 @@
-"""Candidates that say the same are one: the likelier text stays, probabilities add."""
+"""Equal candidates are merged: the more probable text is kept and the probabilities are added."""
 
 import math
 
 import pytest
 
-from answering.decoding.candidate_text_key import merging_key
+from answering.decoding.candidate_text_key import candidate_key
 from answering.decoding.candidates import Generation, merge
 
 
@@ -24,8 +24,8 @@ def generation(text: str, probability: float, *token_ids: int) -> Generation:
         ("New  York", "new york"),
     ],
 )
-def test_texts_that_differ_in_form_alone_are_the_same(one: str, other: str) -> None:
-    assert merging_key(one) == merging_key(other)
+def test_texts_that_differ_only_in_form_are_equal(one: str, other: str) -> None:
+    assert candidate_key(one) == candidate_key(other)
 
 
 @pytest.mark.parametrize(
@@ -43,11 +43,11 @@ def test_texts_that_differ_in_form_alone_are_the_same(one: str, other: str) -> N
         ("不红", "红"),
     ],
 )
-def test_texts_that_differ_in_meaning_stay_apart(one: str, other: str) -> None:
-    assert merging_key(one) != merging_key(other)
+def test_texts_that_differ_in_meaning_are_not_merged(one: str, other: str) -> None:
+    assert candidate_key(one) != candidate_key(other)
 
 
-def test_the_likelier_text_stays_and_probabilities_add() -> None:
+def test_the_more_probable_text_is_kept_and_probabilities_are_added() -> None:
     candidates = merge([generation("blue", 0.3, 1, 9), generation("red.", 0.1, 2, 3, 9), generation("Red", 0.25, 4, 9)])
     assert [candidate.text for candidate in candidates] == ["Red", "blue"]
     red = candidates[0]
@@ -57,19 +57,19 @@ def test_the_likelier_text_stays_and_probabilities_add() -> None:
     assert red.mean_log_prob == pytest.approx(math.log(0.35) / 2)
 
 
-def test_a_sequence_that_was_sampled_twice_counts_its_probability_once() -> None:
+def test_the_probability_of_a_sequence_that_was_sampled_twice_counts_once() -> None:
     (candidate,) = merge([generation("red", 0.4, 1, 9), generation("red", 0.4, 1, 9), generation("Red", 0.2, 2, 9)])
     assert candidate.log_prob == pytest.approx(math.log(0.6))
     assert candidate.count == 3
 
 
-def test_ties_keep_the_order_they_came_in() -> None:
+def test_ties_keep_the_order_of_the_generations() -> None:
     candidates = merge([generation(text, 0.2, i, 9) for i, text in enumerate(["c", "a", "b"])])
     assert [candidate.text for candidate in candidates] == ["c", "a", "b"]
     assert merge([]) == ()
 
 
 def test_without_a_log_probability_the_order_is_that_of_the_generations() -> None:
-    said = [Generation(text, text, (text,), log_prob) for text, log_prob in (("red", -3.0), ("blue", None), ("Blue.", -0.1), ("red", -3.0))]
-    merged = merge(said)
+    scored = (("red", -3.0), ("blue", None), ("Blue.", -0.1), ("red", -3.0))
+    merged = merge([Generation(text, text, (text,), log_prob) for text, log_prob in scored])
     assert [(c.text, c.log_prob, c.mean_log_prob, c.count) for c in merged] == [("red", None, None, 2), ("blue", None, None, 2)]

@@ -1,4 +1,4 @@
-"""Answers token by token, many at once: the same as those that come whole."""
+"""Answers streamed token by token for many requests are the same as those that are returned at once."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -31,48 +31,46 @@ def test_greedy_tokens_add_up_to_the_answers(answerer: CheckpointAnswerer, reque
     decoding = dataclasses.replace(GREEDY, batch_size=batch_size)
     events = list(stream_tokens(answerer, requests, decoding))
     for request_index, answer in enumerate(answerer.answer(requests, GREEDY)):
-        said = tokens(events, request_index)
-        assert "".join(token.text for token in said) == answer.first.raw
-        assert sum(token.log_prob for token in said) == pytest.approx(answer.first.log_prob, abs=1e-4)
-        assert [token.end for token in said[:-1]] == [None] * (len(said) - 1)
-        assert said[-1].end == ("length" if len(said) == 8 and said[-1].token != "<|im_end|>" else "stop")
+        streamed = tokens(events, request_index)
+        assert "".join(token.text for token in streamed) == answer.first.raw
+        assert sum(token.log_prob for token in streamed) == pytest.approx(answer.first.log_prob, abs=1e-4)
+        assert [token.end for token in streamed[:-1]] == [None] * (len(streamed) - 1)
+        assert streamed[-1].end == ("length" if len(streamed) == 8 and streamed[-1].token != "<|im_end|>" else "stop")
     lengths = [event.prompt_tokens for event in events if isinstance(event, RequestStarted)]
     assert lengths == [len(answerer.encode(request).ids) for request in requests]
 
 
-def test_samples_are_those_that_come_whole(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_streamed_samples_equal_those_of_answer(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     events = list(stream_tokens(answerer, requests, SAMPLES))
     for request_index, answer in enumerate(answerer.answer(requests, SAMPLES)):
-        said = {"".join(token.text for token in tokens(events, request_index, sample)) for sample in range(3)}
-        assert {candidate.raw for candidate in answer.candidates} <= said
+        streamed = {"".join(token.text for token in tokens(events, request_index, sample)) for sample in range(3)}
+        assert {candidate.raw for candidate in answer.candidates} <= streamed
 
 
-def test_a_request_that_cannot_be_asked_is_refused_and_spoils_no_other(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_an_invalid_request_fails_and_affects_no_other(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     bad = Request("marks", (noise_image(1),), (Message("user", "no mark"),))
     events = list(stream_tokens(answerer, [requests[0], bad, requests[1]], GREEDY))
-    assert [event for event in events if isinstance(event, RequestFailed)] == [RequestFailed(1, "0 <image> marks for 1 pictures")]
-    whole = answerer.answer(requests[:2], GREEDY)
+    assert [event for event in events if isinstance(event, RequestFailed)] == [RequestFailed(1, "0 <image> placeholders for 1 images")]
+    expected = answerer.answer(requests[:2], GREEDY)
     assert ["".join(token.text for token in tokens(events, request_index)) for request_index in (0, 2)] == [
-        answer.first.raw for answer in whole
+        answer.first.raw for answer in expected
     ]
 
 
-def test_an_cancelled_request_leaves_the_batch_and_the_others_stay_as_they_are(
-    answerer: CheckpointAnswerer, requests: list[Request]
-) -> None:
+def test_a_cancelled_request_leaves_the_batch_and_the_others_do_not_change(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     alone = list(stream_tokens(answerer, requests, GREEDY))
     seen: list[StreamEvent] = []
     for event in stream_tokens(answerer, requests, GREEDY, lambda request_index: request_index == 0 and len(tokens(seen, 0)) >= 2):
-        seen.append(event)  # noqa: PERF402 - read while it grows
+        seen.append(event)  # noqa: PERF402 - the lambda reads it
     assert len(tokens(alone, 0)) > 2
     assert len(tokens(seen, 0)) == 2
     for request_index in range(1, len(requests)):
         assert [token.token for token in tokens(seen, request_index)] == [token.token for token in tokens(alone, request_index)]
 
 
-def test_beams_of_an_cancelled_question_stop_and_the_others_stay_as_they_are(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_beams_of_a_cancelled_question_stop_and_the_others_do_not_change(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
-    whole = beam_search(answerer.model, batch, 3, 8, answerer.end_ids)
+    uncancelled = beam_search(answerer.model, batch, 3, 8, answerer.end_ids)
     asked: list[int] = []
 
     def cancelled(question: int) -> bool:
@@ -81,17 +79,17 @@ def test_beams_of_an_cancelled_question_stop_and_the_others_stay_as_they_are(ans
 
     rest = beam_search(answerer.model, batch, 3, 8, answerer.end_ids, cancelled)
     for request_index in (0, 2, 3, 4):
-        assert [one.token_ids for one in rest[request_index]] == [one.token_ids for one in whole[request_index]]
+        assert [sequence.token_ids for sequence in rest[request_index]] == [sequence.token_ids for sequence in uncancelled[request_index]]
     assert asked.count(1) == 1
-    assert max(len(one.token_ids) for one in rest[1]) <= 1
+    assert max(len(sequence.token_ids) for sequence in rest[1]) <= 1
 
 
-def test_when_all_are_cancelled_nothing_is_computed_any_more(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_decoding_stops_when_all_questions_are_cancelled(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
     assert len(list(decode_steps(answerer.model, batch, 1, 8, answerer.end_ids, cancelled=lambda _: True))) == 1
 
 
-def test_numbers_that_are_not_finite_are_refused(
+def test_probabilities_that_are_not_finite_fail_the_request(
     answerer: CheckpointAnswerer, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("answering.decoding.beam_search.torch.log_softmax", lambda logits, **_: torch.full_like(logits, torch.nan))
@@ -99,21 +97,21 @@ def test_numbers_that_are_not_finite_are_refused(
     assert [type(event) for event in events] == [RequestStarted, RequestFailed]
 
 
-def test_an_cancelled_question_becomes_an_error_and_the_others_stay_as_they_are(
-    answerer: CheckpointAnswerer, requests: list[Request]
-) -> None:
+def test_a_cancelled_request_becomes_an_error_and_the_others_do_not_change(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     beams = DecodingConfig(num_candidates=3, max_new_tokens=8, batch_size=2)
-    whole, rest = answerer.answer(requests, beams), answerer.answer(requests, beams, lambda request_index: request_index == 1)
-    assert rest[1].error == "nobody waits for it any more"
+    uncancelled, rest = answerer.answer(requests, beams), answerer.answer(requests, beams, lambda request_index: request_index == 1)
+    assert rest[1].error == "the request was cancelled"
     for request_index in (0, 2, 3, 4):
-        assert [one.raw for one in rest[request_index].candidates] == [one.raw for one in whole[request_index].candidates]
+        assert [candidate.raw for candidate in rest[request_index].candidates] == [
+            candidate.raw for candidate in uncancelled[request_index].candidates
+        ]
 
 
-def test_only_plain_decoders_of_this_process_can_be_followed(answerer: CheckpointAnswerer) -> None:
-    class OtherGrowth(CheckpointAnswerer):
+def test_only_local_decoder_only_models_can_stream_tokens(answerer: CheckpointAnswerer) -> None:
+    class OwnDecoding(CheckpointAnswerer):
         def generate_tokens(self, request: Request, prompt: Prompt, decoding: DecodingConfig) -> Iterator[int]:
             del request, prompt, decoding
             yield 1
 
     assert can_stream_tokens(answerer)
-    assert not can_stream_tokens(OtherGrowth(answerer.model, answerer.processor))
+    assert not can_stream_tokens(OwnDecoding(answerer.model, answerer.processor))

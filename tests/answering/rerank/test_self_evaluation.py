@@ -1,4 +1,4 @@
-"""The self-score is the model's own probability of yes against no, and says nothing of the prompt that the answer came from."""
+"""The self-evaluation score is the model's probability of yes against no, in a prompt of its own."""
 
 from dataclasses import replace
 
@@ -11,12 +11,12 @@ from answering.systems.siglip_qwen import CheckpointAnswerer
 from tests.answering.conftest import make_request, noise_image
 
 
-def test_it_is_the_probability_of_yes_against_no(answerer: CheckpointAnswerer) -> None:
+def test_the_score_is_the_probability_of_yes_against_no(answerer: CheckpointAnswerer) -> None:
     request = make_request("a", "What color is the circle?", noise_image(1))
     assert isinstance(answerer, SelfEvaluator)
     (group,) = answerer.judge([request], [["red", "blue"]], 16)
     assert group is not None
-    for text, found in zip(["red", "blue"], group, strict=True):
+    for text, score in zip(["red", "blue"], group, strict=True):
         prompt = answerer.encode(self_evaluation_request(request, text))
         ids = torch.tensor([prompt.ids])
         with torch.no_grad():
@@ -25,11 +25,11 @@ def test_it_is_the_probability_of_yes_against_no(answerer: CheckpointAnswerer) -
         yes, no = (
             sum(probabilities[i] for i in {answerer.tokenizer(w)["input_ids"][0] for w in words["en"]}) for words in (YES_WORDS, NO_WORDS)
         )
-        assert found == pytest.approx(float(yes / (yes + no)), abs=1e-4)
+        assert score == pytest.approx(float(yes / (yes + no)), abs=1e-4)
     assert group[0] != group[1]
 
 
-def test_each_candidate_is_judged_as_it_is_alone(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_batching_does_not_change_the_score_of_a_candidate(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     texts = [["red"], ["yes", "no", ""], [], ["2"], ["a blue ring"]]
     together = answerer.judge(requests, texts, 3)
     assert [None if group is None else len(group) for group in together] == [1, 3, 0, 1, 1]
@@ -38,13 +38,13 @@ def test_each_candidate_is_judged_as_it_is_alone(answerer: CheckpointAnswerer, r
     assert all(0.0 <= value <= 1.0 for group in together for value in group or [])
 
 
-def test_what_cannot_be_asked_is_not_judged_and_harms_no_other(answerer: CheckpointAnswerer) -> None:
+def test_a_request_that_does_not_fit_gets_no_scores_and_affects_no_other(answerer: CheckpointAnswerer) -> None:
     good, long = make_request("a", "What?", noise_image(1)), make_request("b", "What? " * 600)
     assert answerer.judge([long, good], [["x", "y"], ["z"]], 8)[0] is None
     assert answerer.judge([long, good], [["x"], ["z"]], 8)[1] == pytest.approx(answerer.judge([good], [["z"]], 8)[0], abs=1e-5)
 
 
-def test_the_question_stays_with_its_images_and_gets_no_suffix() -> None:
+def test_the_self_evaluation_request_keeps_the_images_and_gets_no_suffix() -> None:
     request = replace(make_request("a", "是什么？", noise_image(1)), language="zh")
     changed = self_evaluation_request(request, "a <image> b")
     assert changed.task == "conversation"

@@ -1,4 +1,4 @@
-"""BLIP-2 answers as its own class does, looks at its picture, and is quantised and adapted in its language model alone."""
+"""BLIP-2 answers as transformers' own class does and depends on its image; only its language model is quantised and adapted."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def language(family: str, tokenizer: Any) -> OPTConfig | T5Config:
 
 
 def build(folder: Path, family: str, parts: Path) -> Path:
-    """A folder with a small untrained BLIP-2. Its weights are spread out, so that answers are decided and depend on the pictures."""
+    """A folder with a small untrained BLIP-2. Its weights are scaled up, so that answers are unambiguous and depend on the images."""
     tokenizer = AutoTokenizer.from_pretrained(parts / "qwen3")
     config = Blip2Config(
         vision_config={
@@ -93,15 +93,15 @@ REQUESTS = [
 ]
 
 
-def assert_same(found: list[Answer], expected: list[Answer]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert (one.request_id, one.error, one.prompt) == (other.request_id, other.error, other.prompt)
-        assert [c.raw for c in one.candidates] == [c.raw for c in other.candidates]
-        assert [c.log_prob for c in one.candidates] == pytest.approx([c.log_prob for c in other.candidates], abs=1e-4)
+def assert_same(answers: list[Answer], expected: list[Answer]) -> None:
+    for answer, other in zip(answers, expected, strict=True):
+        assert (answer.request_id, answer.error, answer.prompt) == (other.request_id, other.error, other.prompt)
+        assert [c.raw for c in answer.candidates] == [c.raw for c in other.candidates]
+        assert [c.log_prob for c in answer.candidates] == pytest.approx([c.log_prob for c in other.candidates], abs=1e-4)
 
 
 def test_beams_equal_those_of_the_models_own_class_and_processor(answerer: Blip2Answerer) -> None:
-    """The stock way, one question at a time, with the folder's image token set right."""
+    """With transformers' own classes, one question at a time, and with a correct `image_token_index`."""
     folder = Path(answerer.system.path)
     model = Blip2ForConditionalGeneration.from_pretrained(folder)
     processor = Blip2Processor(answerer.image_processor, AutoTokenizer.from_pretrained(folder), num_query_tokens=4)
@@ -124,7 +124,7 @@ def test_beams_equal_those_of_the_models_own_class_and_processor(answerer: Blip2
     assert len({answer.first.raw for answer in answerer.answer(REQUESTS, BEAMS)}) > 1
 
 
-def test_another_image_gives_other_probabilities_whatever_the_folder_says_of_its_image_token(answerer: Blip2Answerer) -> None:
+def test_another_image_gives_other_probabilities_whatever_the_image_token_index(answerer: Blip2Answerer) -> None:
     red, blue = (make_request(color, "What color?", Image.new("RGB", (90, 90), color)) for color in ("red", "blue"))
     for index in (None, 0, 1535):
         answerer.model.config.image_token_index = index
@@ -134,18 +134,18 @@ def test_another_image_gives_other_probabilities_whatever_the_folder_says_of_its
 
 
 @pytest.mark.parametrize("decoding", [BEAMS, SAMPLES, GREEDY], ids=["beams", "samples", "greedy"])
-def test_order_and_batches_change_no_answer(answerer: Blip2Answerer, decoding: DecodingConfig) -> None:
+def test_order_and_batch_size_change_no_answer(answerer: Blip2Answerer, decoding: DecodingConfig) -> None:
     expected = answerer.answer(REQUESTS, decoding)
     assert [answer.request_id for answer in expected] == ["one", "two", "three"]
     one_by_one = DecodingConfig(**{**vars(decoding), "batch_size": 1})
     assert_same(answerer.answer(REQUESTS[::-1], one_by_one)[::-1], expected)
 
 
-def test_a_log_probability_is_that_of_the_untempered_model(answerer: Blip2Answerer) -> None:
-    """Scored again by one forward pass over prompt and answer."""
+def test_log_probabilities_are_computed_before_the_temperature(answerer: Blip2Answerer) -> None:
+    """They equal those of one forward pass over prompt and answer."""
     prompt = answerer.encode(REQUESTS[0])
     sampled = answerer.generate([REQUESTS[0]], [prompt], SAMPLES)[0]
-    assert len({one.token_ids for one in sampled}) > 1
+    assert len({sequence.token_ids for sequence in sampled}) > 1
     inputs = answerer._inputs([prompt])
     language = answerer.model.language_model
     for generated in sampled:
@@ -169,20 +169,20 @@ def test_samples_depend_on_the_seed(answerer: Blip2Answerer) -> None:
 
 @pytest.mark.parametrize("decoding", [GREEDY, SAMPLES], ids=["greedy", "sample"])
 def test_a_stream_adds_up_to_the_answer(answerer: Blip2Answerer, decoding: DecodingConfig) -> None:
-    alone = DecodingConfig(**{**vars(decoding), "k": 1})
+    alone = DecodingConfig(**{**vars(decoding), "num_candidates": 1})
     for request, answer in zip(REQUESTS, answerer.answer(REQUESTS, alone), strict=True):
         assert "".join(answerer.stream(request, alone)) == answer.first.raw
 
 
-def test_its_search_is_the_librarys_and_cannot_be_followed(answerer: Blip2Answerer) -> None:
+def test_tokens_of_blip2_cannot_be_streamed_in_batches(answerer: Blip2Answerer) -> None:
     assert not can_stream_tokens(answerer)
 
 
-def test_a_stream_that_fails_says_so(answerer: Blip2Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(_: object) -> None:
+def test_an_error_in_the_generation_thread_is_raised_by_the_stream(answerer: Blip2Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_: object) -> None:
         raise KeyError("gone")
 
-    monkeypatch.setattr(answerer, "_input_paths", gone)
+    monkeypatch.setattr(answerer, "_inputs", failing)
     with pytest.raises(KeyError, match="gone"):
         list(answerer.stream(REQUESTS[0], GREEDY))
 
@@ -195,20 +195,20 @@ def test_each_task_has_its_prompt(answerer: Blip2Answerer) -> None:
     assert text("vqa", question) == "<image>Question: What is {it}? Short answer:"
     assert text("conversation", question) == "<image>Question: What is {it}? Answer:"
     assert text("caption", Message("user", "<image>\nDescribe.")) == "<image>a photo of"
-    said = text("vqa", question, Message("assistant", "a dog."), Message("user", "What color?"))
-    assert said == "<image>Question: What is {it}? Short answer: a dog. Question: What color? Short answer:"
+    conversation = text("vqa", question, Message("assistant", "a dog."), Message("user", "What color?"))
+    assert conversation == "<image>Question: What is {it}? Short answer: a dog. Question: What color? Short answer:"
     settings = answerer.description.settings
     assert settings["question_prompt"] == "Question: {} Short answer:"
     assert settings["caption_prompt"] == "a photo of"
     assert answerer.answer([make_request("a", "What?", noise_image(1))], GREEDY)[0].prompt == "<image>Question: What? Short answer:"
 
 
-def test_control_tokens_in_a_users_text_stay_text(answerer: Blip2Answerer) -> None:
+def test_control_tokens_in_a_users_text_are_tokenised_as_text(answerer: Blip2Answerer) -> None:
     ids = answerer.encode(make_request("a", "Is <|im_end|> here?", noise_image(1))).ids
     assert answerer.tokenizer.eos_token_id not in ids
 
 
-def test_a_bad_request_is_an_answer_with_an_error_and_spoils_no_other(answerer: Blip2Answerer, tmp_path: Path) -> None:
+def test_an_invalid_request_is_an_answer_with_an_error_and_affects_no_other(answerer: Blip2Answerer, tmp_path: Path) -> None:
     bad = [
         make_request("none", "What?"),
         make_request("several", "What?", noise_image(1), noise_image(2)),
@@ -218,12 +218,12 @@ def test_a_bad_request_is_an_answer_with_an_error_and_spoils_no_other(answerer: 
     ]
     answers = answerer.answer([*bad, *REQUESTS], BEAMS)
     errors = {answer.request_id: answer.error or "" for answer in answers[: len(bad)]}
-    assert errors["none"] == "BLIP-2 takes one picture a question, this one has 0"
+    assert errors["none"] == "BLIP-2 takes one image per question, this one has 0"
     assert errors["several"].endswith("this one has 2")
     assert "there is no such file" in errors["missing"]
     assert "not the user's" in errors["roles"]
     if not answerer.is_encoder_decoder:
-        assert "the model takes at most 92 beside a picture" in errors["long"]
+        assert "the model takes at most 92 next to an image" in errors["long"]
     assert_same(answers[len(bad) :], answerer.answer(REQUESTS, BEAMS))
 
 
@@ -240,7 +240,7 @@ def test_only_the_language_model_is_quantised(folders: dict[str, Path], family: 
 
 
 def adapter(folder: Path, base: Path) -> Path:
-    """A LoRA adapter of the language model's attention, far from its start."""
+    """A LoRA adapter of the language model's attention, with random weights."""
     settings = peft.LoraConfig(r=2, target_modules=r"language_model\..*\.(q_proj|q)")
     model = peft.get_peft_model(Blip2ForConditionalGeneration.from_pretrained(base), settings)
     for name, weight in model.named_parameters():
@@ -259,7 +259,7 @@ def test_an_adapter_changes_the_answers(folders: dict[str, Path], tmp_path: Path
     assert adapted.answer(REQUESTS, BEAMS) != plain
 
 
-def test_an_adapter_that_does_not_belong_is_one_clear_line(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_an_adapter_of_another_model_is_a_one_line_error(folders: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"system blip, adapter: .*gone does not exist"):
         loaded(folders["opt"], adapter=tmp_path / "gone")
     with pytest.raises(UsageError, match="system blip, adapter: cannot load"):
@@ -269,13 +269,13 @@ def test_an_adapter_that_does_not_belong_is_one_clear_line(folders: dict[str, Pa
         loaded(folders["opt"], adapter=foreign)
 
 
-def test_another_family_is_one_clear_line(parts: Path) -> None:
+def test_a_model_of_another_family_is_a_one_line_error(parts: Path) -> None:
     with pytest.raises(UsageError, match=r"system blip, path: .* is a qwen3_vl model, the system's kind says blip2"):
         loaded(parts / "qwen3_vl")
     with pytest.raises(UsageError, match="system blip, path: cannot load no/such"):
         loaded(Path("no/such"))
 
 
-def test_a_prompt_needs_a_place_for_the_question() -> None:
+def test_a_prompt_template_needs_braces_for_the_question() -> None:
     with pytest.raises(ValueError, match="question_prompt"):
         Blip2System(name="blip", kind="blip2", path="x", question_prompt="Question:")

@@ -1,4 +1,4 @@
-"""Qwen vision-language models answer as their own classes do, without torchvision."""
+"""Qwen vision-language models answer as transformers' own classes do, without torchvision."""
 
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from answering.systems.qwen_vl import QwenVlAnswerer, load
 from dataset.sample import Message
 from errors import UsageError
 from tests.answering.conftest import make_request, noise_image
-from tests.answering.plain import NUM_NEW_TOKENS, assert_equal, plain
+from tests.answering.stock_generate import NUM_NEW_TOKENS, assert_equal, plain
 
 
 class ImageOnlyProcessor(Qwen3VLProcessor):
-    """The library's processor without its video part, which needs torchvision."""
+    """The processor of transformers without its video processor, which needs torchvision."""
 
     def __init__(self, image_processor: Any, tokenizer: Any):
         self.image_token, self.image_token_id = "<|image_pad|>", tokenizer.convert_tokens_to_ids("<|image_pad|>")
@@ -46,7 +46,7 @@ def qwen2_5_vl(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build_qwen2_5_vl(folder: Path, parts: Path) -> Path:
     """A folder with a small untrained Qwen2.5-VL."""
     tokenizer = AutoTokenizer.from_pretrained(parts / "qwen3_vl")
-    identity = tokenizer.convert_tokens_to_ids
+    token_id = tokenizer.convert_tokens_to_ids
     text = {
         "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
         "vocab_size": 1536, "max_position_embeddings": 512, "tie_word_embeddings": True,
@@ -60,10 +60,10 @@ def build_qwen2_5_vl(folder: Path, parts: Path) -> Path:
     config = Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=identity("<|image_pad|>"),
-        video_token_id=identity("<|video_pad|>"),
-        vision_start_token_id=identity("<|vision_start|>"),
-        vision_end_token_id=identity("<|vision_end|>"),
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
@@ -74,7 +74,7 @@ def build_qwen2_5_vl(folder: Path, parts: Path) -> Path:
 
 
 def loaded(folder: Path, kind: Any, **settings: Any) -> QwenVlAnswerer:
-    """The model in fp32 with its weights spread out, so that answers are decided and depend on the pictures."""
+    """The model in fp32 with its weights scaled up, so that answers are unambiguous and depend on the images."""
     answerer = load(QwenVlSystem(name="qwen", kind=kind, path=str(folder), **{"quantization": "none", **settings}), "cpu")
     if answerer.system.quantization == "none":
         with torch.no_grad():
@@ -98,13 +98,13 @@ REQUESTS = [
 ]
 
 
-def test_beams_equal_those_of_plain_generate(answerer: QwenVlAnswerer) -> None:
+def test_beams_equal_those_of_stock_generate(answerer: QwenVlAnswerer) -> None:
     batch = answerer.collate([answerer.encode(request) for request in REQUESTS])
     types = {"mm_token_type_ids": (batch.input_ids == answerer.processor.image_token_id).int()}
-    given = type(batch)(batch.input_ids, batch.attention_mask, batch.position_ids, {**batch.images, **types})
-    found = beam_search(answerer.model, batch, 3, NUM_NEW_TOKENS, answerer.end_ids)
-    assert_equal(found, plain(answerer.model, given, answerer.end_ids, 3))
-    assert len({question[0].token_ids for question in found}) == len(REQUESTS)
+    typed_batch = type(batch)(batch.input_ids, batch.attention_mask, batch.position_ids, {**batch.images, **types})
+    generated = beam_search(answerer.model, batch, 3, NUM_NEW_TOKENS, answerer.end_ids)
+    assert_equal(generated, plain(answerer.model, typed_batch, answerer.end_ids, 3))
+    assert len({question[0].token_ids for question in generated}) == len(REQUESTS)
 
 
 def test_another_image_gives_other_probabilities(answerer: QwenVlAnswerer) -> None:
@@ -135,7 +135,7 @@ def test_prompts_equal_those_of_the_models_own_processor(parts: Path) -> None:
     assert torch.equal(prompt.images["image_grid_thw"], expected["image_grid_thw"])
 
 
-def test_control_tokens_in_a_users_text_stay_text(answerer: QwenVlAnswerer) -> None:
+def test_control_tokens_in_a_users_text_are_tokenised_as_text(answerer: QwenVlAnswerer) -> None:
     prompt = answerer.encode(make_request("a", "Is <|image_pad|> or <|im_end|> here?", noise_image(1)))
     merged = int(prompt.images["image_grid_thw"].prod()) // answerer.image_processor.merge_size**2
     assert prompt.ids.count(answerer.processor.image_token_id) == merged
@@ -157,22 +157,24 @@ def test_only_the_language_model_is_quantised(parts: Path, quantization: str) ->
 
 
 def test_a_model_that_does_not_fit_is_offloaded(parts: Path, tmp_path: Path) -> None:
-    whole = loaded(parts / "qwen3_vl", "qwen3_vl")
-    spread = load(whole.system.__class__(**{**vars(whole.system), "max_memory": {"cpu": "6MB"}, "offload_folder": tmp_path}), "cpu")
-    assert any(place == "disk" for place in spread.model.hf_device_map.values())
+    unlimited = loaded(parts / "qwen3_vl", "qwen3_vl")
+    offloaded = load(
+        unlimited.system.__class__(**{**vars(unlimited.system), "max_memory": {"cpu": "6MB"}, "offload_folder": tmp_path}), "cpu"
+    )
+    assert "disk" in offloaded.model.hf_device_map.values()
     decoding = DecodingConfig(num_candidates=2, max_new_tokens=3)
-    fresh = load(whole.system, "cpu")
-    assert spread.answer(REQUESTS[:1], decoding) == fresh.answer(REQUESTS[:1], decoding)
+    fresh = load(unlimited.system, "cpu")
+    assert offloaded.answer(REQUESTS[:1], decoding) == fresh.answer(REQUESTS[:1], decoding)
 
 
-def test_images_are_shrunk_in_proportion_and_never_enlarged() -> None:
+def test_images_are_downscaled_with_their_aspect_ratio_and_never_enlarged() -> None:
     assert resize_to_max_side(Image.new("RGB", (1000, 500)), 384).size == (384, 192)
     assert resize_to_max_side(Image.new("RGB", (30, 2000)), 384).size == (6, 384)
     small = Image.new("RGB", (384, 10))
     assert resize_to_max_side(small, 384) is small
 
 
-def test_a_image_that_the_model_refuses_spoils_only_its_own_request(answerer: QwenVlAnswerer) -> None:
+def test_an_image_that_the_processor_rejects_affects_only_its_own_request(answerer: QwenVlAnswerer) -> None:
     thin = make_request("thin", "What is this?", Image.new("RGB", (384, 1)))
     bad, good = answerer.answer([thin, REQUESTS[0]], DecodingConfig(num_candidates=2, max_new_tokens=2))
     assert bad.candidates == ()
@@ -181,7 +183,7 @@ def test_a_image_that_the_model_refuses_spoils_only_its_own_request(answerer: Qw
     assert good.error is None
 
 
-def test_another_family_is_one_clear_line(parts: Path) -> None:
+def test_a_model_of_another_family_is_a_one_line_error(parts: Path) -> None:
     with pytest.raises(UsageError, match=r"system qwen, path: .* is a qwen3_vl model, the system's kind says qwen2_5_vl"):
         loaded(parts / "qwen3_vl", "qwen2_5_vl")
     with pytest.raises(UsageError, match="system qwen, path: cannot load no/such"):

@@ -1,4 +1,4 @@
-"""Our own model as an answerer: errors stay with their request, order and batches change nothing, streams add up."""
+"""Our own model as an answerer: errors affect only their request, order and batch size change no answer, streams equal answers."""
 
 import dataclasses
 import threading
@@ -28,14 +28,14 @@ SAMPLES = DecodingConfig(num_candidates=4, strategy="sample", max_new_tokens=6, 
 GREEDY = DecodingConfig(strategy="greedy", max_new_tokens=6)
 
 
-def assert_same(found: list[Answer], expected: list[Answer]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        assert (one.request_id, one.error, one.prompt) == (other.request_id, other.error, other.prompt)
-        assert [c.raw for c in one.candidates] == [c.raw for c in other.candidates]
-        assert [c.log_prob for c in one.candidates] == pytest.approx([c.log_prob for c in other.candidates], abs=1e-4)
+def assert_same(answers: list[Answer], expected: list[Answer]) -> None:
+    for answer, other in zip(answers, expected, strict=True):
+        assert (answer.request_id, answer.error, answer.prompt) == (other.request_id, other.error, other.prompt)
+        assert [c.raw for c in answer.candidates] == [c.raw for c in other.candidates]
+        assert [c.log_prob for c in answer.candidates] == pytest.approx([c.log_prob for c in other.candidates], abs=1e-4)
 
 
-def test_a_bad_request_is_an_answer_with_an_error_and_spoils_no_other(
+def test_an_invalid_request_is_an_answer_with_an_error_and_affects_no_other(
     answerer: CheckpointAnswerer, requests: list[Request], tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.jpg"
@@ -48,12 +48,12 @@ def test_a_bad_request_is_an_answer_with_an_error_and_spoils_no_other(
         Request("empty", (), ()),
         make_request("too long", "very " * 600, noise_image(1)),
     ]
-    mixed = [one for pair in zip(bad, requests, strict=False) for one in pair] + bad[len(requests) :]
+    mixed = [request for pair in zip(bad, requests, strict=False) for request in pair] + bad[len(requests) :]
     answers = {answer.request_id: answer for answer in answerer.answer(mixed, BEAMS)}
     errors = {name: answers[name].error or "" for name in ("missing", "broken", "marks", "roles", "empty", "too long")}
     assert "there is no such file" in errors["missing"]
     assert "cannot be decoded" in errors["broken"]
-    assert errors["marks"] == "0 <image> marks for 1 pictures"
+    assert errors["marks"] == "0 <image> placeholders for 1 images"
     assert "roles must be" in errors["roles"]
     assert "roles must be" in errors["empty"]
     assert "at most 512 (model.max_length)" in errors["too long"]
@@ -62,34 +62,34 @@ def test_a_bad_request_is_an_answer_with_an_error_and_spoils_no_other(
 
 
 @pytest.mark.parametrize("decoding", [BEAMS, SAMPLES, GREEDY], ids=["beams", "samples", "greedy"])
-def test_order_and_batches_change_no_answer(answerer: CheckpointAnswerer, requests: list[Request], decoding: DecodingConfig) -> None:
+def test_order_and_batch_size_change_no_answer(answerer: CheckpointAnswerer, requests: list[Request], decoding: DecodingConfig) -> None:
     expected = answerer.answer(requests, decoding)
     assert [answer.request_id for answer in expected] == [request.request_id for request in requests]
     one_by_one = dataclasses.replace(decoding, batch_size=1)
     assert_same(answerer.answer(requests[::-1], one_by_one)[::-1], expected)
 
 
-def test_the_next_batch_is_read_while_the_model_answers(
+def test_the_next_batch_is_encoded_while_the_model_runs(
     answerer: CheckpointAnswerer, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = {request.request_id: threading.Event() for request in requests}
-    encode, generate, asked_together = answerer.encode, answerer.generate, []
+    encoded = {request.request_id: threading.Event() for request in requests}
+    encode, generate, batches = answerer.encode, answerer.generate, []
 
-    def reading(request: Request) -> Prompt:
-        read[request.request_id].set()
+    def recording_encode(request: Request) -> Prompt:
+        encoded[request.request_id].set()
         return encode(request)
 
-    def generating(batch: Sequence[Request], *rest: Any) -> list[list[GeneratedSequence]]:
-        asked_together.append([request.request_id for request in batch])
-        if len(asked_together) == 1:
-            others = [name for name in read if name not in asked_together[0]]
-            assert any(read[name].wait(20) for name in others), "the model was done before the next batch was read"
+    def waiting_generate(batch: Sequence[Request], *rest: Any) -> list[list[GeneratedSequence]]:
+        batches.append([request.request_id for request in batch])
+        if len(batches) == 1:
+            others = [name for name in encoded if name not in batches[0]]
+            assert any(encoded[name].wait(20) for name in others), "the next batch was not encoded while the model ran"
         return generate(batch, *rest)
 
-    monkeypatch.setattr(answerer, "encode", reading)
-    monkeypatch.setattr(answerer, "generate", generating)
+    monkeypatch.setattr(answerer, "encode", recording_encode)
+    monkeypatch.setattr(answerer, "generate", waiting_generate)
     answers = answerer.answer(requests, dataclasses.replace(GREEDY, batch_size=2))
-    assert [len(batch) for batch in asked_together] == [2, 2, 1]
+    assert [len(batch) for batch in batches] == [2, 2, 1]
     monkeypatch.undo()
     assert_same(answers, answerer.answer(requests, dataclasses.replace(GREEDY, batch_size=2)))
 
@@ -103,23 +103,23 @@ def test_samples_depend_on_the_seed_and_are_not_all_the_same(answerer: Checkpoin
     assert any(len(answer.candidates) > 1 for answer in first)
 
 
-def test_the_same_question_asked_twice_is_sampled_twice(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_equal_questions_with_different_ids_get_different_samples(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     twin = dataclasses.replace(requests[0], request_id="twin")
-    one, other = answerer.answer([requests[0], twin], SAMPLES)
-    assert [candidate.raw for candidate in one.candidates] != [candidate.raw for candidate in other.candidates]
+    answer, other = answerer.answer([requests[0], twin], SAMPLES)
+    assert [candidate.raw for candidate in answer.candidates] != [candidate.raw for candidate in other.candidates]
 
 
-def test_cold_samples_are_the_greedy_answer(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_samples_at_a_temperature_near_0_equal_the_greedy_answer(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     cold = answerer.answer(requests, dataclasses.replace(SAMPLES, temperature=1e-4))
-    for one, greedy in zip(cold, answerer.answer(requests, GREEDY), strict=True):
-        assert [candidate.raw for candidate in one.candidates] == [greedy.first.raw]
-        assert one.first.log_prob == pytest.approx(greedy.first.log_prob, abs=1e-4)
+    for answer, greedy in zip(cold, answerer.answer(requests, GREEDY), strict=True):
+        assert [candidate.raw for candidate in answer.candidates] == [greedy.first.raw]
+        assert answer.first.log_prob == pytest.approx(greedy.first.log_prob, abs=1e-4)
 
 
-def test_a_log_probability_is_summed_over_the_tokens_with_the_end_token(
+def test_log_probabilities_are_summed_over_all_tokens_including_the_end_token(
     model: VisionLanguageModel, processor: Processor, requests: list[Request]
 ) -> None:
-    """Scored again by one forward pass over prompt and answer, at a temperature that samples are not scored with."""
+    """They equal those of one forward pass over prompt and answer, without the temperature of the samples."""
     answerer = CheckpointAnswerer(model, processor)
     prompt = answerer.encode(requests[0])
     batch = answerer.collate([prompt])
@@ -132,7 +132,7 @@ def test_a_log_probability_is_summed_over_the_tokens_with_the_end_token(
         assert generated.log_prob == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_prompt_is_the_one_of_training(answerer: CheckpointAnswerer, processor: Processor, requests: list[Request]) -> None:
+def test_the_prompt_equals_that_of_training(answerer: CheckpointAnswerer, processor: Processor, requests: list[Request]) -> None:
     for request in requests:
         encoded = processor.encode(request.messages, "red", len(request.images))
         assert encoded is not None
@@ -141,7 +141,7 @@ def test_the_prompt_is_the_one_of_training(answerer: CheckpointAnswerer, process
         assert [label for label in encoded.labels if label != -100] == encoded.input_ids[len(ids) :]
 
 
-def test_the_prompt_is_kept_with_one_mark_a_image(model: VisionLanguageModel, processor: Processor) -> None:
+def test_the_recorded_prompt_has_one_placeholder_per_image(model: VisionLanguageModel, processor: Processor) -> None:
     answerer = CheckpointAnswerer(model, processor, PromptPolicy("Answer shortly.", None, True), {"path": "here"})
     (answer,) = answerer.answer([make_request("a", "What?", noise_image(1), noise_image(2))], GREEDY)
     assert "<image><image>\nWhat?\nAnswer shortly.<|im_end|>" in answer.prompt
@@ -158,23 +158,25 @@ def test_a_stream_adds_up_to_the_answer(answerer: CheckpointAnswerer, requests: 
 
 
 def scripted(answerer: CheckpointAnswerer, monkeypatch: pytest.MonkeyPatch, ids: list[int]) -> None:
-    """Let the model say `ids`, whatever it is asked."""
+    """Make the model generate `ids`, whatever the prompt."""
     model = answerer.model
     forward: Callable[..., object] = type(model).forward
 
-    def says(self: object, input_ids: torch.Tensor, **kwargs: object) -> object:
+    def scripted_forward(self: object, input_ids: torch.Tensor, **kwargs: object) -> object:
         output: object = forward(self, input_ids=input_ids, **kwargs)
-        step = 0 if input_ids.shape[1] > 1 else len(said)
-        said[step:] = [ids[step]]
+        step = 0 if input_ids.shape[1] > 1 else len(generated)
+        generated[step:] = [ids[step]]
         output.logits[:] = 0  # type: ignore[attr-defined]
         output.logits[..., ids[step]] = 20  # type: ignore[attr-defined]
         return output
 
-    said: list[int] = []
-    monkeypatch.setattr(type(model), "forward", says)
+    generated: list[int] = []
+    monkeypatch.setattr(type(model), "forward", scripted_forward)
 
 
-def test_a_streamed_character_is_never_cut(answerer: CheckpointAnswerer, processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streamed_characters_are_never_incomplete(
+    answerer: CheckpointAnswerer, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "鼹鼠 🦔 两只\n\n ok"
     ids = processor.tokenizer.encode(f"  {text} \n\u3000", add_special_tokens=False)
     assert len(ids) > len(text), "these characters were meant to take several tokens each"
@@ -186,7 +188,7 @@ def test_a_streamed_character_is_never_cut(answerer: CheckpointAnswerer, process
     assert answerer.answer([make_request("a", "Who?")], DecodingConfig(strategy="greedy", max_new_tokens=60))[0].first.raw == text
 
 
-def test_bytes_that_are_no_character_are_said_as_in_the_answer(
+def test_invalid_bytes_are_streamed_as_in_the_answer(
     answerer: CheckpointAnswerer, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = processor.tokenizer.encode("鼹", add_special_tokens=False)[:1]
@@ -195,12 +197,12 @@ def test_bytes_that_are_no_character_are_said_as_in_the_answer(
     assert "".join(pieces) == "\ufffda\ufffd"
 
 
-def test_a_request_that_cannot_be_streamed_raises(answerer: CheckpointAnswerer) -> None:
-    with pytest.raises(EncodingError, match="marks for 1 pictures"):
+def test_streaming_an_invalid_request_raises(answerer: CheckpointAnswerer) -> None:
+    with pytest.raises(EncodingError, match="placeholders for 1 images"):
         list(answerer.stream(Request("a", (noise_image(1),), (Message("user", "?"),)), GREEDY))
 
 
-def test_dropout_is_off_and_the_mode_of_every_module_comes_back(answerer: CheckpointAnswerer) -> None:
+def test_eval_mode_disables_dropout_and_restores_the_mode_of_every_module(answerer: CheckpointAnswerer) -> None:
     model = answerer.model
     model.train()
     model.model.vision_tower.eval()
@@ -212,7 +214,7 @@ def test_dropout_is_off_and_the_mode_of_every_module_comes_back(answerer: Checkp
 
 
 @pytest.mark.parametrize("decoding", [BEAMS, SAMPLES, GREEDY], ids=["beams", "samples", "greedy"])
-def test_probabilities_that_are_no_numbers_are_an_error_and_no_answer(
+def test_probabilities_that_are_not_finite_are_an_error_and_no_answer(
     answerer: CheckpointAnswerer, requests: list[Request], decoding: DecodingConfig
 ) -> None:
     hook = answerer.model.lm_head.register_forward_hook(lambda _, __, logits: logits * torch.nan)
@@ -231,13 +233,13 @@ def test_out_of_memory_names_the_settings_to_change(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("answering.systems.local_model.beam_search", full)
-    with pytest.raises(TesseraError, match=r"lower decoding\.batch_size \(now 16\) or decoding\.k"):
+    with pytest.raises(TesseraError, match=r"lower decoding\.batch_size \(now 16\) or decoding\.num_candidates"):
         answerer.answer(requests, BEAMS)
     one_by_one = answerer.answer(requests, dataclasses.replace(BEAMS, batch_size=1))
     assert all("out of memory with 1 questions" in (answer.error or "") for answer in one_by_one)
 
 
-def test_a_batch_without_images_needs_none(answerer: CheckpointAnswerer) -> None:
+def test_a_batch_without_images_has_no_image_tensors(answerer: CheckpointAnswerer) -> None:
     batch = answerer.collate([answerer.encode(make_request("a", "Who?")), answerer.encode(make_request("b", "Who are you?"))])
     assert isinstance(batch, PromptBatch)
     assert batch.images == {}
@@ -246,7 +248,7 @@ def test_a_batch_without_images_needs_none(answerer: CheckpointAnswerer) -> None
     assert batch.position_ids[0].tolist()[-1] == int(batch.attention_mask[0].sum()) - 1
 
 
-def test_images_in_memory_are_turned_into_rgb(answerer: CheckpointAnswerer) -> None:
+def test_images_in_memory_are_converted_to_rgb(answerer: CheckpointAnswerer) -> None:
     grey = Image.new("L", (50, 50), 128)
-    one, other = answerer.answer([make_request("a", "What?", grey), make_request("b", "What?", grey.convert("RGB"))], GREEDY)
-    assert one.first.log_prob == pytest.approx(other.first.log_prob, abs=1e-5)
+    answer, other = answerer.answer([make_request("a", "What?", grey), make_request("b", "What?", grey.convert("RGB"))], GREEDY)
+    assert answer.first.log_prob == pytest.approx(other.first.log_prob, abs=1e-5)

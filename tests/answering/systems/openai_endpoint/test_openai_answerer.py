@@ -1,4 +1,4 @@
-"""An endpoint as an answerer, asked over real connections: what is sent, what comes back, what is kept, what is never told."""
+"""An endpoint as an answerer, over real connections to a local server: requests, responses, retries, rate limit and errors."""
 
 import base64
 import dataclasses
@@ -20,13 +20,13 @@ from tests.answering.endpoints import GREEDY, KEY, THREE, Server, load
 def test_a_question_is_sent_with_its_image_and_prompt(server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
     path = tmp_path / "wide.png"
     Image.new("RGBA", (400, 100), (255, 0, 0, 255)).save(path)
-    one = system(max_side=100, extra_body={"enable_thinking": False})
-    (answer,) = load(one).answer([make_request("a", "What color?", path)], GREEDY)
+    config = system(max_image_side=100, extra_body={"enable_thinking": False})
+    (answer,) = load(config).answer([make_request("a", "What color?", path)], GREEDY)
     assert answer.error is None
     assert answer.prompt == "user: <image>\nWhat color?\nAnswer the question using a single word or phrase."
-    (body,) = server.sent(one.model)
+    (body,) = server.sent(config.model)
     assert {key: value for key, value in body.items() if key != "messages"} == {
-        "model": one.model, "temperature": 0.0, "max_tokens": 8, "logprobs": True, "enable_thinking": False,
+        "model": config.model, "temperature": 0.0, "max_tokens": 8, "logprobs": True, "enable_thinking": False,
     }  # fmt: skip
     ((image, text),) = [message["content"] for message in body["messages"]]
     assert text == {"type": "text", "text": "What color?\nAnswer the question using a single word or phrase."}
@@ -39,16 +39,16 @@ def test_a_question_is_sent_with_its_image_and_prompt(server: Server, system: Ca
     assert red[0] > 240 > 20 > red[1]
 
 
-def test_turns_and_several_images_keep_their_places(server: Server, system: Callable[..., OpenAiSystem]) -> None:
-    one = system(short_answer_prompt=None)
+def test_turns_and_several_images_keep_their_order(server: Server, system: Callable[..., OpenAiSystem]) -> None:
+    config = system(short_answer_prompt=None)
     turns = (
         Message("system", "Be short."),
         Message("user", "First <image> then\n<image>"),
         Message("assistant", "ok"),
         Message("user", "And?"),
     )
-    load(one).answer([Request("a", (noise_image(1), noise_image(2)), turns, "conversation")], GREEDY)
-    (body,) = server.sent(one.model)
+    load(config).answer([Request("a", (noise_image(1), noise_image(2)), turns, "conversation")], GREEDY)
+    (body,) = server.sent(config.model)
     assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "user"]
     assert [part["type"] for part in body["messages"][1]["content"]] == ["text", "image_url", "text", "image_url"]
     assert [body["messages"][i]["content"] for i in (0, 2, 3)] == ["Be short.", "ok", "And?"]
@@ -59,26 +59,26 @@ def test_turns_and_several_images_keep_their_places(server: Server, system: Call
     [
         ("plain", "n", [(0.0, None, None), (0.7, 3, 5)]),
         ("plain", "repeated", [(0.0, None, None), (0.7, None, 5), (0.7, None, 6), (0.7, None, 7)]),
-        # What one reply lacks is asked for again.
+        # Choices that are missing in a response are requested again.
         ("ignores-n", "n", [(0.0, None, None), (0.7, 3, 5), (0.7, 2, 6), (0.7, None, 7)]),
     ],
 )
-def test_a_greedy_candidate_comes_first_and_samples_behind_it(
+def test_the_greedy_candidate_comes_first_and_samples_follow(
     server: Server, system: Callable[..., OpenAiSystem], model: str, sampling: str, expected: list[tuple[float, int | None, int | None]]
 ) -> None:
-    one = system(f"{model}+no-logprobs", sampling=sampling)
+    config = system(f"{model}+no-logprobs", sampling=sampling)
     decoding = DecodingConfig(num_candidates=4, temperature=0.7, seed=4, max_new_tokens=8)
-    (greedy,) = load(dataclasses.replace(one, cache=one.cache / "other")).answer(
+    (greedy,) = load(dataclasses.replace(config, cache=config.cache / "other")).answer(
         questions(1), dataclasses.replace(decoding, strategy="greedy")
     )
-    (answer,) = load(one).answer(questions(1), decoding)
-    assert [(body["temperature"], body.get("n"), body.get("seed")) for body in server.sent(one.model)][1:] == expected
+    (answer,) = load(config).answer(questions(1), decoding)
+    assert [(body["temperature"], body.get("n"), body.get("seed")) for body in server.sent(config.model)][1:] == expected
     assert sum(candidate.count for candidate in answer.candidates) == 4
     assert answer.first.text == greedy.first.text
     assert all(candidate.log_prob is None and candidate.mean_log_prob is None for candidate in answer.candidates)
 
 
-def test_log_probabilities_are_used_where_the_server_gives_them(system: Callable[..., OpenAiSystem]) -> None:
+def test_log_probabilities_are_used_if_the_server_returns_them(system: Callable[..., OpenAiSystem]) -> None:
     (answer,) = load(system()).answer(questions(1), GREEDY)
     log_prob = answer.first.log_prob
     assert log_prob is not None
@@ -86,46 +86,45 @@ def test_log_probabilities_are_used_where_the_server_gives_them(system: Callable
     assert 10 * (log_prob + 0.25) == pytest.approx(round(10 * (log_prob + 0.25)))
     several = [a for a in load(system()).answer(questions(8), THREE) if len(a.candidates) > 1]
     assert several
-    for one in several:
-        means = [candidate.mean_log_prob or 0.0 for candidate in one.candidates]
+    for answer in several:
+        means = [candidate.mean_log_prob or 0.0 for candidate in answer.candidates]
         assert means == sorted(means, reverse=True)
     for model in ("some-logprobs", "endless-logprobs", "no-logprobs"):
         (without,) = load(system(model)).answer(questions(1), THREE)
         assert {candidate.log_prob for candidate in without.candidates} == {None}, model
 
 
-def test_texts_that_differ_in_form_alone_are_one_candidate(system: Callable[..., OpenAiSystem]) -> None:
+def test_texts_that_differ_only_in_form_are_one_candidate(system: Callable[..., OpenAiSystem]) -> None:
     answers = load(system()).answer(questions(30), DecodingConfig(num_candidates=8))
-    both = [c for a in answers for c in a.candidates if c.text.lower().startswith("red")]
-    assert both
+    assert [c for a in answers for c in a.candidates if c.text.lower().startswith("red")]
     assert all(sum(c.text.lower().startswith("red") for c in a.candidates) <= 1 for a in answers)
     assert {c.raw for a in answers for c in a.candidates if c.text == "Red"} <= {"Red."}
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
-def test_what_passes_is_tried_again(server: Server, system: Callable[..., OpenAiSystem], status: int) -> None:
-    one = system(f"{status}x2")
-    (answer,) = load(one).answer(questions(1), GREEDY)
+def test_temporary_errors_are_retried(server: Server, system: Callable[..., OpenAiSystem], status: int) -> None:
+    config = system(f"{status}x2")
+    (answer,) = load(config).answer(questions(1), GREEDY)
     assert answer.error is None
-    assert len(server.sent(one.model)) == 3
+    assert len(server.sent(config.model)) == 3
 
 
 @pytest.mark.parametrize(("model", "tries"), [("500", 3), ("429", 3), ("429+quota", 1), ("401", 1), ("404", 1)])
-def test_what_does_not_pass_is_an_error_without_the_key(
+def test_permanent_errors_are_reported_without_the_key(
     server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path, model: str, tries: int
 ) -> None:
-    one = system(model)
-    (answer,) = load(one).answer(questions(1), THREE)
+    config = system(model)
+    (answer,) = load(config).answer(questions(1), THREE)
     assert answer.candidates == ()
     status = model.partition("+")[0]
-    said = f"{tries} tries" if tries > 1 else "1 try"
-    assert answer.error == f"the endpoint answered with status {status}: status {status}, asked with *** ({said})"
+    count = f"{tries} tries" if tries > 1 else "1 try"
+    assert answer.error == f"the endpoint answered with status {status}: status {status}, asked with *** ({count})"
     assert answer.prompt.startswith("user: <image>")
-    assert len(server.sent(one.model)) == tries
+    assert len(server.sent(config.model)) == tries
     assert not list((tmp_path / "cache").rglob("*.json"))
 
 
-def test_one_refused_question_spoils_no_other(system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
+def test_a_rejected_request_affects_no_other(system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
     answerer = load(system("breaks-on-broken"))
     bad = [
         make_request("refused", "Is it broken?", noise_image(1)),
@@ -144,33 +143,33 @@ def test_one_refused_question_spoils_no_other(system: Callable[..., OpenAiSystem
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("html", "the endpoint's reply is no chat completion"),
-        ("no-choices", "the endpoint's reply holds no choice"),
-        ("filtered", "the endpoint gave no text (finish_reason: content_filter)"),
+        ("html", "the endpoint's response is not a chat completion"),
+        ("no-choices", "the endpoint's response has no choices"),
+        ("filtered", "the endpoint returned no text (finish_reason: content_filter)"),
     ],
 )
-def test_a_reply_that_is_none_is_an_error(system: Callable[..., OpenAiSystem], model: str, message: str) -> None:
+def test_an_invalid_or_empty_response_is_an_error(system: Callable[..., OpenAiSystem], model: str, message: str) -> None:
     (answer,) = load(system(model)).answer(questions(1), GREEDY)
     assert answer.error is not None
     assert message in answer.error
 
 
-def test_a_server_that_hangs_is_given_up_and_tried_again(server: Server, system: Callable[..., OpenAiSystem]) -> None:
-    one = system("hangs-once", timeout=2.0)
-    (answer,) = load(one).answer(questions(1), GREEDY)
+def test_a_request_that_times_out_is_retried(server: Server, system: Callable[..., OpenAiSystem]) -> None:
+    config = system("hangs-once", timeout=2.0)
+    (answer,) = load(config).answer(questions(1), GREEDY)
     assert answer.error is None
-    assert len(server.sent(one.model)) == 2
+    assert len(server.sent(config.model)) == 2
     (late,) = load(system("hangs-once", timeout=0.5, retries=0)).answer(questions(1), GREEDY)
     assert late.error == "the endpoint did not answer in time (1 try)"
 
 
-def test_no_server_is_an_error_of_each_question(system: Callable[..., OpenAiSystem]) -> None:
+def test_without_a_server_each_request_is_an_error(system: Callable[..., OpenAiSystem]) -> None:
     answers = load(system(base_url="http://127.0.0.1:9/v1", retries=1)).answer(questions(2), GREEDY)
     assert all((answer.error or "").startswith("no connection to the endpoint") for answer in answers)
     assert all((answer.error or "").endswith("(2 tries)") for answer in answers)
 
 
-def test_waits_double_and_follow_the_server(system: Callable[..., OpenAiSystem]) -> None:
+def test_retry_waits_double_and_follow_the_retry_after_header(system: Callable[..., OpenAiSystem]) -> None:
     for model, least in (("500", [1.0, 2.0, 4.0]), ("429+says-when", [7.0, 7.0, 7.0]), ("429x2+says-when", [7.0, 7.0])):
         waits: list[float] = []
         client = EndpointClient(system(model, retries=3, retry_wait=1.0), KEY, sleep=waits.append)
@@ -184,9 +183,9 @@ def test_waits_double_and_follow_the_server(system: Callable[..., OpenAiSystem])
         assert all(low <= wait <= 1.25 * low for low, wait in zip(least, waits, strict=True)), waits
 
 
-def test_requests_begin_evenly_spaced() -> None:
+def test_the_rate_limiter_spaces_requests_evenly() -> None:
     now = [100.0]
-    begun = []
+    starts = []
 
     def sleep(seconds: float) -> None:
         now[0] += seconds
@@ -194,59 +193,59 @@ def test_requests_begin_evenly_spaced() -> None:
     rate_limiter = RateLimiter(30, clock=lambda: now[0], sleep=sleep)
     for _ in range(4):
         rate_limiter.wait()
-        begun.append(now[0])
-    assert begun == [100.0, 102.0, 104.0, 106.0]
+        starts.append(now[0])
+    assert starts == [100.0, 102.0, 104.0, 106.0]
     now[0] = 200.0
     rate_limiter.wait()
     assert now[0] == 200.0
-    free = RateLimiter(None, clock=lambda: now[0], sleep=sleep)
+    unlimited = RateLimiter(None, clock=lambda: now[0], sleep=sleep)
     for _ in range(5):
-        free.wait()
+        unlimited.wait()
     assert now[0] == 200.0
 
 
-def test_further_tries_keep_to_the_pace(system: Callable[..., OpenAiSystem]) -> None:
+def test_retries_count_towards_the_rate_limit(system: Callable[..., OpenAiSystem]) -> None:
     waits: list[float] = []
     client = EndpointClient(system("500x1", requests_per_minute=1), KEY, sleep=waits.append)
     client.complete({"model": client.system.model, "messages": [{"role": "user", "content": "Hello"}], "temperature": 0.0})
     assert [wait > 50 for wait in waits] == [False, True]
 
 
-def test_so_many_requests_are_under_way_at_once_and_no_more(server: Server, system: Callable[..., OpenAiSystem]) -> None:
-    # The server answers when three have come together.
-    one = system("together", concurrency=3, retries=0)
-    answers = load(one).answer(questions(6), GREEDY)
+def test_concurrent_requests_reach_the_configured_number_and_no_more(server: Server, system: Callable[..., OpenAiSystem]) -> None:
+    # The server answers only when three requests have arrived.
+    config = system("together", concurrency=3, retries=0)
+    answers = load(config).answer(questions(6), GREEDY)
     assert [answer.error for answer in answers] == [None] * 6
-    assert server.log()["most_under_way"][one.model] == 3
+    assert server.log()["max_concurrent"][config.model] == 3
 
 
-def test_a_stream_that_is_refused_says_so(system: Callable[..., OpenAiSystem]) -> None:
+def test_a_rejected_stream_raises(system: Callable[..., OpenAiSystem]) -> None:
     with pytest.raises(EndpointError, match="status 401"):
         list(load(system("401")).stream(questions(1)[0], GREEDY))
 
 
-def test_a_defect_ends_the_questions_that_wait_for_the_endpoint(
+def test_an_unexpected_exception_stops_requests_that_wait_for_the_endpoint(
     server: Server, system: Callable[..., OpenAiSystem], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = system("503", retries=1000, retry_wait=60.0, concurrency=2)
-    answerer = load(one)
-    waiting = answerer._messages
+    config = system("503", retries=1000, retry_wait=60.0, concurrency=2)
+    answerer = load(config)
+    messages = answerer._messages
 
     def defective(request: Request) -> tuple[Message, ...]:
         if request.request_id == "q1":
-            while not server.sent(one.model):
-                pass  # until the other question has been refused once, and waits a minute
+            while not server.sent(config.model):
+                pass  # until the other request has been rejected once and waits a minute
             raise ZeroDivisionError("a defect")
-        return waiting(request)
+        return messages(request)
 
     monkeypatch.setattr(answerer, "_messages", defective)
     with pytest.raises(ZeroDivisionError, match="a defect"):
         answerer.answer(questions(6), GREEDY)
-    # It returned at all, and neither asked the others nor went on with the first.
-    assert len(server.sent(one.model)) <= 3
+    # `answer` returned; the other requests were not sent and the first was not retried further.
+    assert len(server.sent(config.model)) <= 3
 
 
-def test_questions_that_are_answered_leave_the_client_as_it_was(system: Callable[..., OpenAiSystem]) -> None:
+def test_the_client_is_not_stopped_after_a_successful_batch(system: Callable[..., OpenAiSystem]) -> None:
     answerer = load(system())
     answerer.answer(questions(3), GREEDY)
     assert not answerer.client.stopped.is_set()

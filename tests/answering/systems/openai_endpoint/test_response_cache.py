@@ -1,4 +1,4 @@
-"""What an endpoint has answered is kept: nothing is asked for twice, and nothing old is given for a new question."""
+"""Responses of an endpoint are cached: no request is sent twice, and no cached response is used for a different request."""
 
 import dataclasses
 import json
@@ -13,26 +13,26 @@ from tests.answering.conftest import make_request, noise_image, questions
 from tests.answering.endpoints import GREEDY, THREE, Server, load
 
 
-def test_nothing_is_asked_for_twice(server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
-    one = system()
+def test_no_request_is_sent_twice(server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
+    config = system()
     path = tmp_path / "picture.png"
     noise_image(1).save(path)
     requests = [make_request("a", "What?", path), make_request("b", "What?", path), make_request("c", "Who?", path)]
-    first = load(one).answer(requests, THREE)
-    assert len(server.sent(one.model)) == 4  # two different questions, a greedy and a sampled request each
-    again = load(one).answer(requests, dataclasses.replace(THREE, batch_size=1))
+    first = load(config).answer(requests, THREE)
+    assert len(server.sent(config.model)) == 4  # two different questions, a greedy and a sampled request each
+    again = load(config).answer(requests, dataclasses.replace(THREE, batch_size=1))
     assert again == first
-    assert "".join(load(one).stream(requests[0], THREE)) == load(one).answer(requests[:1], GREEDY)[0].first.raw
-    assert len(server.sent(one.model)) == 4
+    assert "".join(load(config).stream(requests[0], THREE)) == load(config).answer(requests[:1], GREEDY)[0].first.raw
+    assert len(server.sent(config.model)) == 4
 
 
 @pytest.mark.parametrize("change", ["picture", "question", "temperature", "tokens", "seed", "model", "side", "extra", "prompt"])
-def test_anything_that_may_change_an_answer_is_asked_anew(
+def test_anything_that_can_change_an_answer_is_requested_again(
     server: Server, system: Callable[..., OpenAiSystem], tmp_path: Path, change: str
 ) -> None:
-    one, path, question, decoding = system(), tmp_path / "picture.png", "What?", THREE
+    config, path, question, decoding = system(), tmp_path / "picture.png", "What?", THREE
     noise_image(1).save(path)
-    load(one).answer([make_request("a", question, path)], decoding)
+    load(config).answer([make_request("a", question, path)], decoding)
     before = len(server.log()["requests"])
     match change:
         case "picture":
@@ -48,45 +48,45 @@ def test_anything_that_may_change_an_answer_is_asked_anew(
         case _:
             other: dict[str, dict[str, Any]] = {
                 "model": {"model": "other"},
-                "side": {"max_side": 30},
+                "side": {"max_image_side": 30},
                 "extra": {"extra_body": {"top_k": 3}},
                 "prompt": {"short_answer_prompt": "!"},
             }
-            one = dataclasses.replace(one, **other[change])
-    load(one).answer([make_request("a", question, path)], decoding)
+            config = dataclasses.replace(config, **other[change])
+    load(config).answer([make_request("a", question, path)], decoding)
     # A greedy answer depends on neither temperature nor seed.
     assert len(server.log()["requests"]) - before == (1 if change in ("temperature", "seed") else 2)
 
 
-def test_a_run_that_was_cut_off_pays_for_the_rest_alone(server: Server, system: Callable[..., OpenAiSystem]) -> None:
-    one = system("500x1", retries=0)
-    failed = load(one).answer(questions(4), GREEDY)
+def test_an_interrupted_run_requests_only_the_missing_answers(server: Server, system: Callable[..., OpenAiSystem]) -> None:
+    config = system("500x1", retries=0)
+    failed = load(config).answer(questions(4), GREEDY)
     assert all(answer.error for answer in failed)
-    load(one).answer(questions(2), GREEDY)
-    done = load(dataclasses.replace(one, retries=1)).answer(questions(4), GREEDY)
+    load(config).answer(questions(2), GREEDY)
+    done = load(dataclasses.replace(config, retries=1)).answer(questions(4), GREEDY)
     assert not any(answer.error for answer in done)
-    assert len(server.sent(one.model)) == 4 + 2 + 2
+    assert len(server.sent(config.model)) == 4 + 2 + 2
 
 
-def test_a_file_of_the_cache_that_is_not_ours_is_an_error(system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
+def test_a_cache_file_that_is_not_a_response_is_an_error(system: Callable[..., OpenAiSystem], tmp_path: Path) -> None:
     answerer = load(system())
     answerer.answer(questions(1), GREEDY)
     (path,) = (tmp_path / "cache").rglob("*.json")
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    assert kept["asked"]["messages"][0]["content"].startswith("<image>\nWhat color is number 0?")
-    assert kept["usage"] == {"total_tokens": 9}
+    cached = json.loads(path.read_text(encoding="utf-8"))
+    assert cached["asked"]["messages"][0]["content"].startswith("<image>\nWhat color is number 0?")
+    assert cached["usage"] == {"total_tokens": 9}
     path.write_text("{}", encoding="utf-8")
     (answer,) = answerer.answer(questions(1), GREEDY)
-    assert "not a reply of an endpoint; delete it" in (answer.error or "")
+    assert "not a cached response of an endpoint; delete it" in (answer.error or "")
 
 
 @pytest.mark.parametrize("model", ["plain", "no-logprobs", "500x1"])
-def test_a_stream_adds_up_to_the_answer_and_is_kept(server: Server, system: Callable[..., OpenAiSystem], model: str) -> None:
-    one = system(model)
-    pieces = list(load(one).stream(questions(1)[0], THREE))
+def test_a_stream_adds_up_to_the_answer_and_is_cached(server: Server, system: Callable[..., OpenAiSystem], model: str) -> None:
+    config = system(model)
+    pieces = list(load(config).stream(questions(1)[0], THREE))
     assert len(pieces) > 1
-    sent = len(server.sent(one.model))
-    (answer,) = load(one).answer(questions(1), GREEDY)
-    assert len(server.sent(one.model)) == sent
+    sent = len(server.sent(config.model))
+    (answer,) = load(config).answer(questions(1), GREEDY)
+    assert len(server.sent(config.model)) == sent
     assert "".join(pieces) == answer.first.raw
     assert (answer.first.log_prob is None) == (model == "no-logprobs")

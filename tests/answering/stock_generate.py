@@ -1,4 +1,4 @@
-"""What the library's own `generate` finds, and comparing with it."""
+"""Reference results from `generate` of transformers, and comparison with them."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ NUM_NEW_TOKENS = 8
 
 
 def plain(model: Any, batch: PromptBatch, ends: tuple[int, ...], k: int) -> list[list[GeneratedSequence]]:
-    """What the library's own `generate` finds."""
+    """The k best sequences of each question by beam search in `generate`."""
     output = stock_beam_search(model, batch, k, NUM_NEW_TOKENS, ends)
     rows = parse_generated(output.sequences, output.sequences_scores, ends)
     return [rows[i : i + k] for i in range(0, len(rows), k)]
 
 
 def stock_greedy(model: Any, batch: PromptBatch, ends: tuple[int, ...]) -> list[list[GeneratedSequence]]:
-    """What the library's own `generate` says without beams."""
+    """The greedy sequence of each question from `generate`."""
     config = GenerationConfig(
         max_new_tokens=NUM_NEW_TOKENS,
         do_sample=False,
@@ -38,12 +38,16 @@ def stock_greedy(model: Any, batch: PromptBatch, ends: tuple[int, ...]) -> list[
     return rows
 
 
-def assert_equal(found: list[list[GeneratedSequence]], expected: list[list[GeneratedSequence]]) -> None:
-    assert [[one.token_ids for one in question] for question in found] == [[one.token_ids for one in question] for question in expected]
-    sums = [[one.log_prob for one in question] for question in found]
-    assert torch.tensor(sums) == pytest.approx(torch.tensor([[one.log_prob for one in question] for question in expected]), abs=1e-4)
+def assert_equal(generated: list[list[GeneratedSequence]], expected: list[list[GeneratedSequence]]) -> None:
+    assert [[sequence.token_ids for sequence in question] for question in generated] == [
+        [sequence.token_ids for sequence in question] for question in expected
+    ]
+    sums = [[sequence.log_prob for sequence in question] for question in generated]
+    assert torch.tensor(sums) == pytest.approx(
+        torch.tensor([[sequence.log_prob for sequence in question] for question in expected]), abs=1e-4
+    )
 
 
-def num_distinct_lengths(found: list[list[GeneratedSequence]]) -> int:
-    """How many different lengths there are."""
-    return len({len(one.token_ids) for question in found for one in question})
+def num_distinct_lengths(generated: list[list[GeneratedSequence]]) -> int:
+    """The number of different sequence lengths."""
+    return len({len(sequence.token_ids) for question in generated for sequence in question})
