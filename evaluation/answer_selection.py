@@ -1,4 +1,7 @@
-"""From candidates and signals to choices. No reference can come in here: what references taught stands in the plans, as numbers."""
+"""Choose one answer per question from its candidates and their scores, in every way that the evaluation compares.
+
+Reference answers are never read here. What was fitted on references of the validation split arrives as numbers, in a RerankPlan.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,13 +18,19 @@ from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
 
 ABSTAINING = "abstaining"
-"""Choice that says "not sure" where the answer is not credible enough."""
+"""Name of the choice that answers "not sure" where the confidence is below the threshold."""
 
 
 @dataclass(frozen=True, slots=True)
 class RerankPlans:
-    """The plan that all systems share, each system's own, where the weights were chosen (default or validation), and what the
-    validation split said of all this."""
+    """Rerank plans of an evaluation.
+
+    Args:
+        shared_plan: plan of controls and of systems without a plan of their own
+        plans: plan of each system that was fitted on the validation split
+        chosen_on: where the weights come from: "default" (as configured) or "validation"
+        found: figures measured on the validation split, for summary.json
+    """
 
     shared_plan: RerankPlan
     plans: Mapping[str, RerankPlan] = field(default_factory=dict)
@@ -29,12 +38,12 @@ class RerankPlans:
     found: Mapping[str, Any] = field(default_factory=dict)
 
     def for_system(self, system: str) -> RerankPlan:
-        """The plan of a system; of a control, and of a system that nothing was fitted for, the common one."""
+        """The plan of a system; the shared plan for a control and for a system without a fitted plan."""
         return self.plans.get(system, self.shared_plan)
 
 
 def fill_missing_signals(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Predictions with the same signals each: a scorer that had nothing to look at finds all candidates alike."""
+    """Give every prediction the same set of signals; a missing signal becomes zero for all candidates, so it decides nothing."""
     has_priors: dict[str, bool] = {}
     for prediction in predictions:
         for name in prediction.scorers:
@@ -47,7 +56,15 @@ def fill_missing_signals(predictions: Sequence[Prediction]) -> list[Prediction]:
 def add_choices(
     questions: Sequence[Question], predictions: Sequence[Prediction], plan: RerankPlan, seed: int, abstain_below: float | None = None
 ) -> list[Prediction]:
-    """The predictions with all choices; with scorers also fused scores, and what was learned where the plan has it."""
+    """Fill in `choices`; where there are scorers also `fused`, and `learned` and `confidence` where the plan has them.
+
+    Args:
+        questions: the questions, in the order of the predictions
+        predictions: candidates and signals of each question
+        plan: weights and fitted models
+        seed: seed of the choice `random`
+        abstain_below: confidence 0..1 below which the choice `abstaining` is "not sure"; None: there is no such choice
+    """
     return [
         _add_choices(question, prediction, filled_prediction, plan, seed, abstain_below)
         for question, prediction, filled_prediction in zip(questions, predictions, fill_missing_signals(predictions), strict=True)
@@ -60,7 +77,7 @@ def _add_choices(
     candidates, signals = prediction.candidates, filled_prediction.signals if prediction.scorers else None
     language = question.request.language
     if not question.short:
-        # What was learned of short answers says nothing about descriptions.
+        # These models were fitted on short answers; they do not apply to captions and descriptions.
         plan = dataclasses.replace(plan, learned=None, confidence=None)
     indices = select_candidates(candidates, signals, plan, skippable_question_type(question.text, language) if question.short else None)
     choices = {name: chosen_text(candidates, index) for name, index in indices.items()}
@@ -77,8 +94,8 @@ def _add_choices(
 def _add_abstaining(
     choices: dict[str, str], confidence: float, language: Any, plan: RerankPlan, abstain_below: float | None
 ) -> dict[str, str]:
-    """The choices, and the shown one again with "not sure" in the place of what is less credible than `below`."""
+    """Add the choice `abstaining`: the displayed choice, or "not sure" where its confidence is below `abstain_below`."""
     if plan.confidence is None or abstain_below is None:
         return choices
-    shown = choices[displayed_choice(choices)]
-    return choices | {ABSTAINING: NOT_SURE[language] if confidence < abstain_below else shown}
+    displayed = choices[displayed_choice(choices)]
+    return choices | {ABSTAINING: NOT_SURE[language] if confidence < abstain_below else displayed}

@@ -16,52 +16,52 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 @section
 class Thresholds:
-    """What must hold for the first checkpoint, as VQA accuracy 0..1; where it does not, the command ends with status 1."""
+    """Limits for the first checkpoint and its control runs, as VQA accuracy 0..1; the command exits with status 1 if one is missed."""
 
     first: Fraction | None = None
-    """At least this for its first candidates."""
+    """Lowest accuracy of the first candidates."""
     shuffled_images: Fraction | None = None
-    """At most this with shuffled pictures."""
+    """Highest accuracy with shuffled images."""
     untuned: Fraction | None = None
-    """At most this with an untrained projector."""
+    """Highest accuracy with an untrained connector."""
     min_lead: Fraction | None = None
-    """At least so far above the control with shuffled pictures."""
+    """Smallest lead over the control run with shuffled images."""
 
 
 @section
 class EvalConfig:
-    """The evaluation: which systems answer which questions, and how sure we are."""
+    """The evaluation: which systems answer which questions, control runs, statistics and report."""
 
     systems: tuple[System, ...] = ()
-    """The systems that are compared, side by side."""
+    """The systems that are compared."""
     split: Split = "test"
-    """Split whose questions are asked."""
+    """Split that the questions come from."""
     limit: PositiveInt | None = None
-    """Ask at most this many questions, chosen by a hash, the same for every system."""
+    """Largest number of questions, selected by a hash of the sample id: the same questions for every system. null: all."""
     controls: tuple[Literal["shuffled_images", "untuned"], ...] = ()
-    """Control runs of the first checkpoint: with other pictures, and with an untrained projector."""
+    """Control runs of the first checkpoint: with shuffled images, and with an untrained connector."""
     groups: dict[str, tuple[str, ...]] | None = None
-    """Systems that are several seeds of one configuration, by the name of each group: mean and spread are reported, and the
-    group is compared in their place."""
+    """Group name -> systems that are seeds of one configuration. The report gives their mean and spread and compares the group
+    instead of its members."""
     curve: bool = False
-    """The systems are the checkpoints of one run: drawn over their steps, and each compared with the last one only."""
+    """Treat the systems as checkpoints of one training run: plot accuracy over steps, compare each checkpoint with the last one only."""
     corruptions: tuple[Corruption, ...] = ()
-    """Ask again on pictures made worse in these ways."""
+    """Repeat short questions on images corrupted in these ways."""
     corruption_strengths: Annotated[tuple[Strength, ...], Field(min_length=1)] = (1, 3, 5)
-    """How much worse, from 1 to 5."""
+    """Strengths of each corruption, from 1 (weak) to 5 (strong)."""
     corruption_limit: PositiveInt = 200
-    """Ask at most this many short questions again under each corruption and strength."""
+    """Largest number of short questions per corruption and strength."""
     thresholds: Thresholds = Thresholds()
-    """What the first checkpoint and its controls must reach."""
+    """Limits that the first checkpoint and its control runs must meet."""
     note: str | None = None
-    """A sentence for the reader that stands at the head of the report."""
+    """A sentence printed at the top of the report."""
     bootstrap: PositiveInt = 2000
-    """Resamples of the paired bootstrap over pictures."""
+    """Resamples of the paired bootstrap over images, and of the randomisation test."""
     seed: int = 0
-    """Seed of the bootstrap and of the controls."""
+    """Seed of the statistics, of the control runs and of the sampled example images."""
     description_tokens: PositiveInt = 64
-    """Longest caption or description in tokens; a short answer has decoding.max_new_tokens."""
+    """Largest number of new tokens of a caption or description; short answers use decoding.max_new_tokens."""
     max_examples: PositiveInt = 200
-    """Questions shown with pictures in the report: half of them changed by reranking, the others by turns wrong and right."""
+    """Largest number of questions listed in report.html: half of them changed by reranking, the rest alternately wrong and right."""
     max_changed_images: PositiveInt = 60
-    """Pictures with their answers before and after the rerank that are written as files, for each system."""
+    """Largest number of files in changed/<system>/: an image with its answers before and after reranking."""

@@ -1,4 +1,7 @@
-"""Predictions files: one JSON line a question, appended while a system answers, whole and in order at the end."""
+"""Predictions files (predictions/*.jsonl): one JSON line per question.
+
+Lines are appended while a system answers. At the end the file is rewritten as a whole, in the order of the questions.
+"""
 
 import glob
 import json
@@ -16,16 +19,28 @@ from process_group import ProcessGroup
 from renamed_keys import with_new_keys
 
 _PRIOR_SUFFIX = "_prior"
-"""Behind a scorer's name: what a candidate scores on unrelated pictures."""
+"""Appended to a scorer's name: the candidate's mean score on background images (its prior)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a system answered to a question, and what was made of it. It holds nothing that came from a reference.
+    """A system's answer to one question: candidates, their scores, and the chosen answers. No field comes from a reference answer.
 
-    `signals`: what each scorer says of the candidates; `scorers`: what identifies each, also of those that had nothing to look at.
-    `fused`, `learned`, `credibility` and `choices` come with the ranking. `key` stands for model, decoding and question: an answer
-    is used again only under the same key.
+    Args:
+        sample_id: id of the sample that the question comes from
+        question: the question's text
+        key: digest of model, decoding and question; a stored answer is reused only under an equal key
+        candidates: the candidates, best first; empty where the question failed
+        error: why the question failed; None where it did not
+        prompt: the prompt as the model got it
+        decoding: decoding settings that affect the answer
+        model: identity of the model
+        scorers: scorer name -> its identity, also for scorers that could not score this question
+        signals: scorer name -> scores of the candidates
+        fused: fused score of each candidate, 0..1; set by `add_choices`, as are the following fields
+        learned: score of each candidate under the learned fusion
+        confidence: probability that the displayed answer is right
+        choices: name of a way of choosing -> the chosen text
     """
 
     sample_id: str
@@ -45,11 +60,11 @@ class Prediction:
 
     @property
     def clip(self) -> tuple[float, ...] | None:
-        """Scores of the scorer that is called clip; None where it has none."""
+        """Scores of the scorer named clip; None where there are none."""
         return self.signals["clip"].scores if "clip" in self.signals else None
 
     def line(self) -> str:
-        """One line of JSON."""
+        """The prediction as one line of JSON."""
         scores = {name: signal.scores for name, signal in self.signals.items()}
         scores |= {name + _PRIOR_SUFFIX: signal.prior for name, signal in self.signals.items() if signal.prior is not None}
         scores |= {name: values for name, values in (("fused", self.fused), ("learned", self.learned)) if values is not None}
@@ -72,7 +87,7 @@ class Prediction:
 
     @classmethod
     def parse(cls, line: str) -> Self:
-        """Read a line back. Raises ValueError when it is not one (half a line, say)."""
+        """Parse a line of JSON. Raises ValueError if it is not a prediction (an incomplete line, for example)."""
         try:
             row = json.loads(line)
             candidates = [
@@ -103,12 +118,12 @@ class Prediction:
 
 
 def _scores_of_candidates(candidates: Sequence[dict[str, Any]], name: str) -> tuple[float, ...] | None:
-    """One number of each candidate; None where not all have it."""
+    """A named number of each candidate; None unless all candidates have it."""
     return tuple(c[name] for c in candidates) if candidates and all(name in c for c in candidates) else None
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """All predictions of a finished file. Raises TesseraError naming the line that is not one."""
+    """Read all predictions of a file. Raises TesseraError with the number of the first invalid line."""
     try:
         lines = _lines(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -118,20 +133,20 @@ def read_predictions(path: Path) -> list[Prediction]:
         try:
             predictions.append(Prediction.parse(line))
         except ValueError as error:
-            raise TesseraError(f"{path}, line {number}: expected a prediction, one JSON object a line ({error})") from error
+            raise TesseraError(f"{path}, line {number}: expected a prediction, one JSON object per line ({error})") from error
     return predictions
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
-    """Replace the file as a whole."""
+    """Replace the file atomically."""
     write_text(path, "".join(prediction.line() + "\n" for prediction in predictions))
 
 
 class Journal:
-    """The predictions file while its system answers: what stands there already, and where more is appended.
+    """Reads cached predictions from a predictions file and appends new ones while a system answers.
 
-    A process that only helps appends to a file of its own beside it. A line cut off by a kill is dropped. Appended lines are on
-    the disk when `append` returns.
+    Rank 0 appends to the file itself, every other rank to its own file next to it (`<name>.part<rank>`). Incomplete lines, left
+    by a killed process, are dropped. `append` returns once the lines are on disk (fsync).
     """
 
     def __init__(self, path: Path, process_group: ProcessGroup | None = None):
@@ -147,14 +162,14 @@ class Journal:
                 write_text(journal_file, "".join(line + "\n" for line in valid_lines))
 
     def append(self, predictions: Iterable[Prediction]) -> None:
-        """Add lines at the end."""
+        """Append one line per prediction."""
         with self.write_path.open("a", encoding="utf-8", newline="\n") as journal_file:
             journal_file.writelines(prediction.line() + "\n" for prediction in predictions)
             journal_file.flush()
             os.fsync(journal_file.fileno())
 
     def merge_rank_files(self, predictions: Sequence[Prediction]) -> None:
-        """Put everything into the one file, where helpers have files of their own; once no process appends any more."""
+        """Write all predictions to the main file and delete the files of other ranks. Call it once no rank appends any more."""
         if rank_files := _rank_files(self.path):
             write_predictions(self.path, predictions)
             for rank_file in rank_files:
@@ -166,17 +181,17 @@ def _rank_file(path: Path, rank: int) -> Path:
 
 
 def _rank_files(path: Path) -> list[Path]:
-    """Files of helpers, also of a run that was killed and had more of them."""
+    """Files of other ranks, including those of an earlier run with a larger world size."""
     return sorted(path.parent.glob(f"{glob.escape(path.name)}.part*"))
 
 
 def _lines(text: str) -> list[str]:
-    """Not str.splitlines: an answer may hold a line separator such as U+2028, which JSON leaves as it is."""
+    """Lines separated by a line feed. str.splitlines would also split at U+2028, which JSON does not escape."""
     return [line for line in text.split("\n") if line]
 
 
 def _valid_lines(path: Path) -> list[str]:
-    """Lines that are predictions; others can only come from a kill in the middle of writing, and are answered again."""
+    """Lines that parse as predictions. Others stem from a process killed while it wrote; their questions are answered again."""
     if not path.exists():
         return []
     valid_lines = []

@@ -1,4 +1,4 @@
-"""The questions of an evaluation. References are fetched apart, so that no question carries one."""
+"""The questions of an evaluation. Reference answers are loaded separately; a Question holds none."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,7 +18,14 @@ from evaluation.scoring.question_categories import category
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked: the request, and what the evaluation knows of it. `pictures`: sha256 of each picture's file."""
+    """A request with its metadata.
+
+    Args:
+        request: what the answerer gets
+        image_ids: ids of its images in the merged data
+        images: sha256 of each image file
+        source: data set that the sample comes from
+    """
 
     request: Request
     image_ids: tuple[int, ...]
@@ -27,36 +34,36 @@ class Question:
 
     @property
     def sample_id(self) -> str:
-        """Name of the sample that the question comes from."""
+        """Id of the sample that the question comes from."""
         return self.request.request_id
 
     @property
     def text(self) -> str:
-        """The last user turn, without picture marks."""
+        """The last user turn, without image placeholders."""
         return " ".join(self.request.messages[-1].content.replace(IMAGE_PLACEHOLDER, " ").split())
 
     @property
     def short(self) -> bool:
-        """Whether a short answer is wanted; captions and descriptions have metrics of their own."""
+        """Whether a short answer is expected; captions and descriptions have their own metrics."""
         return self.request.task == "vqa"
 
     @property
     def category(self) -> str:
-        """What the question asks for."""
+        """Category of the question (counting, attribute, ...)."""
         return category(self.text, self.request.language)
 
     @property
     def fingerprint(self) -> str:
-        """Changes with anything that an answerer sees: the messages, the pictures' bytes, task and language."""
+        """Digest of everything an answerer sees: messages, image contents, task and language."""
         messages = [(message.role, message.content) for message in self.request.messages]
         return digest(messages, self.images, self.request.task, self.request.language)
 
 
 def choose(store: SampleStore, split: Split, limit: int | None) -> list[Question]:
-    """The questions of a split, short ones first, in the order of a hash of their names; `limit` takes the first by it.
+    """Select the questions of a split: the first `limit` by a hash of the sample id, then short questions before the others.
 
-    So the same limit asks every system the same questions, and a higher limit asks these and more. A sample that stands
-    in the split several times is asked once. Raises UsageError when the split is empty.
+    The same limit selects the same questions for every system, and a higher limit selects a superset. A sample that occurs
+    several times in the split is used once. Raises UsageError if the split is empty.
     """
     rows = store.indices(split)
     if not len(rows):
@@ -76,16 +83,16 @@ def _question(sample: Sample, store: SampleStore, images: dict[int, ImageRow]) -
 
 
 def references(store: SampleStore, split: Split) -> dict[str, tuple[str, ...]]:
-    """Reference answers by sample: `answers`, or the targets where a source gives none."""
+    """Reference answers by sample id: `answers`, or `targets` where the source has no answers."""
     rows = store.indices(split)
     return {sample.sample_id: sample.answers or sample.targets for sample in store.samples(rows)}
 
 
 def with_shuffled_images(questions: Sequence[Question], seed: int) -> list[Question]:
-    """The same questions, every picture replaced by another one of theirs: a control that should score badly.
+    """The same questions with every image replaced by another image of the set: a control run that should score badly.
 
-    A random round trip through the pictures, each replaced by the next, so that none stays in its place. Questions without pictures
-    are left out. Raises UsageError when there are fewer than two pictures.
+    The images are arranged in one random cycle and each is replaced by the next, so no question keeps its image. Questions without
+    images are dropped. Raises UsageError if there are fewer than two images.
     """
     images_by_id: dict[int, tuple[Path, str]] = {}
     with_images = [question for question in questions if question.image_ids]
@@ -94,13 +101,13 @@ def with_shuffled_images(questions: Sequence[Question], seed: int) -> list[Quest
             assert isinstance(path, Path)
             images_by_id[image] = (path, sha256)
     if len(images_by_id) < 2:
-        raise UsageError(f"eval.controls: shuffled_pictures needs at least two pictures, the questions have {len(images_by_id)}")
+        raise UsageError(f"eval.controls: shuffled_images needs at least two images, the questions have {len(images_by_id)}")
     replacement = _random_cycle(sorted(images_by_id), seed)
     return [_with_images(question, tuple(replacement[image] for image in question.image_ids), images_by_id) for question in with_images]
 
 
 def _random_cycle(images: list[int], seed: int) -> dict[int, int]:
-    """Each picture -> the next one on a random round trip through all of them."""
+    """Image id -> the next image id in one random cycle through all images."""
     cycle = np.random.default_rng([seed, 2]).permutation(images).tolist()
     return dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
 

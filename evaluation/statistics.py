@@ -1,6 +1,6 @@
-"""How sure a mean and a difference are: paired resampling over pictures, and Holm over all comparisons.
+"""Confidence intervals and tests of means and differences: paired bootstrap and randomisation test over images, Holm correction.
 
-Questions about one picture are not independent, so the picture is the unit: its questions are drawn together.
+Questions about one image are not independent, so the image is the unit of resampling: its questions form one cluster.
 """
 
 import math
@@ -14,15 +14,15 @@ import numpy as np
 from errors import UsageError
 
 SIGNIFICANCE_LEVEL = 0.05
-"""Largest adjusted p-value of a verdict; the intervals cover 1 - LEVEL."""
-_MAX_BLOCK_SIZE = 2_000_000  # random numbers drawn at a time: 16 MB
+"""Largest Holm-adjusted p-value at which a difference counts as shown; intervals cover 1 - SIGNIFICANCE_LEVEL."""
+_MAX_BLOCK_SIZE = 2_000_000  # random numbers generated at a time: 16 MB
 
 Verdict = Literal["a", "b", "not shown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A 95 % interval."""
+    """A 95 % confidence interval."""
 
     low: float
     high: float
@@ -30,7 +30,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mean score of a minus mean score of b over the same questions."""
+    """Mean score of a minus mean score of b over the same questions, with interval and unadjusted p-value."""
 
     difference: float
     ci95: Interval
@@ -38,9 +38,9 @@ class Difference:
 
 
 def clusters(image_ids: Sequence[tuple[int, ...]]) -> np.ndarray:
-    """Cluster [questions] int64 of each question: questions that share a picture, directly or through others, share one.
+    """Cluster id [questions] int64 of each question: connected components of questions that share an image.
 
-    A question without a picture is a cluster of its own.
+    A question without an image is a cluster of its own.
     """
     parent: dict[int, int] = {}
 
@@ -53,16 +53,21 @@ def clusters(image_ids: Sequence[tuple[int, ...]]) -> np.ndarray:
         for image in images[1:]:
             parent[find_root(image)] = find_root(images[0])
     singleton_ids = iter(range(-1, -len(image_ids) - 1, -1))
-    labels = [("picture", find_root(images[0])) if images else ("question", next(singleton_ids)) for images in image_ids]
+    labels = [("image", find_root(images[0])) if images else ("question", next(singleton_ids)) for images in image_ids]
     numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     return np.array([numbers[label] for label in labels], dtype=np.int64)
 
 
 def intervals(scores: np.ndarray, cluster_ids: np.ndarray, resamples: int, seed: int) -> list[Interval]:
-    """Percentile interval of each column's mean: bootstrap over clusters (Efron & Tibshirani 1993, ch. 13).
+    """Percentile interval of each column's mean over questions: bootstrap over clusters (Efron & Tibshirani 1993, ch. 13).
 
-    scores: [questions, columns]; groups: cluster of each question, 0..n-1. A column is a mean over questions, so a
-    cluster counts by its questions. All columns see the same resamples.
+    A cluster weighs as much as it has questions. All columns see the same resamples.
+
+    Args:
+        scores: [questions, columns]
+        cluster_ids: cluster of each question, 0..n-1
+        resamples: number of bootstrap resamples
+        seed: seed of the resampling
     """
     sums, sizes = _cluster_sums(scores, cluster_ids)
     means = [(counts @ sums) / (counts @ sizes)[:, None] for counts in _bootstrap_counts(len(sizes), resamples, seed)]
@@ -74,23 +79,37 @@ def intervals(scores: np.ndarray, cluster_ids: np.ndarray, resamples: int, seed:
 def p_values(differences: np.ndarray, cluster_ids: np.ndarray, resamples: int, seed: int) -> list[float]:
     """Two-sided p-value of each column's mean difference: randomisation test over clusters (Fisher 1935; Noreen 1989).
 
-    If the two systems were alike, all their answers about a picture could as well be swapped: the sign of each cluster's
-    sum is drawn anew. Unlike a bootstrap p-value it stays honest with a handful of pictures. The drawn case itself counts
-    (Davison & Hinkley 1997, 4.11), so p is at least 1 / (resamples + 1). Columns of zeros have p = 1.
+    Under the null hypothesis the answers of both systems about an image are exchangeable, so the sign of each cluster's sum is
+    flipped at random. Unlike a bootstrap p-value, it stays valid with few images. The observed case counts as one of the
+    resamples (Davison & Hinkley 1997, 4.11), so p is at least 1 / (resamples + 1). Columns of zeros have p = 1.
+
+    Args:
+        differences: [questions, columns], a minus b
+        cluster_ids: cluster of each question, 0..n-1
+        resamples: number of random sign assignments
+        seed: seed of the signs
     """
     sums, _ = _cluster_sums(differences, cluster_ids)
     observed = np.abs(sums.sum(axis=0))
     num_extreme = np.zeros(sums.shape[1])
     for signs in _random_signs(len(sums), resamples, seed):
-        # A little slack: the same sum in another order of addition must count as equal.
+        # Tolerance: equal sums added in another order must count as equal.
         num_extreme += (np.abs(signs @ sums) >= observed - 1e-9).sum(axis=0)
     return [float(count) for count in (num_extreme + 1) / (resamples + 1)]
 
 
 def compare(a: np.ndarray, b: np.ndarray, cluster_ids: np.ndarray, resamples: int, seed: int) -> list[Difference]:
-    """Column by column, a against b: scores [questions, columns] of the same questions in the same order.
+    """Compare a with b column by column.
 
-    Raises UsageError when the two have different numbers of questions.
+    Args:
+        a: scores [questions, columns]
+        b: scores [questions, columns] of the same questions in the same order
+        cluster_ids: cluster of each question, 0..n-1
+        resamples: resamples of the bootstrap and of the randomisation test
+        seed: seed of both
+
+    Raises:
+        UsageError: the numbers of questions differ
     """
     if a.shape != b.shape or len(a) != len(cluster_ids):
         raise UsageError(f"cannot compare scores of {len(a)} and {len(b)} questions: the question sets differ")
@@ -104,7 +123,7 @@ def compare(a: np.ndarray, b: np.ndarray, cluster_ids: np.ndarray, resamples: in
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """How many questions only a, and only b, got right, and the exact two-sided p-value."""
+    """Numbers of questions that only a, and only b, answers correctly, and the exact two-sided p-value."""
 
     only_a: int
     only_b: int
@@ -112,25 +131,30 @@ class McNemar:
 
 
 def mcnemar(a: np.ndarray, b: np.ndarray) -> McNemar:
-    """Exact McNemar test (McNemar 1947; binomial, two-sided) of scores 0 or 1 [questions] of the same questions.
+    """Exact two-sided McNemar test (McNemar 1947) of scores 0 or 1 [questions] of the same questions.
 
-    It takes each question for a draw of its own, also where several are about one picture.
+    It treats questions as independent, even those about the same image.
     """
     only_a, only_b = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
     num_questions, term, total = only_a + only_b, 1, 0
     for k in range(min(only_a, only_b) + 1):
         total += term
         term = term * (num_questions - k) // (k + 1)
-    # Whole numbers of any size: 2 ** n outgrows a float beyond a thousand questions.
+    # Integers of arbitrary size: 2 ** n overflows a float beyond about a thousand questions.
     return McNemar(only_a, only_b, min(1.0, 2 * total / 2**num_questions))
 
 
 def minimum_detectable_effect(differences: np.ndarray, cluster_ids: np.ndarray, comparisons: int) -> float | None:
-    """The difference of means that this sample would show in four cases of five; None where it could show none at all.
+    """Smallest true difference of means that this sample detects with a power of 80 % (Bloom 1995); None where it can detect none.
 
-    differences: [questions] a minus b. (z(1 - LEVEL / comparisons / 2) + z(.8)) times the standard error over clusters (Bloom
-    1995: minimum detectable effect), at the level of the hardest step of Holm. Systems that hardly differ have a standard error
-    near 0: it is never less than one question in so many pictures, all for the same side, as the test needs.
+    (z(1 - level / comparisons / 2) + z(.8)) times the standard error over clusters, at the level of the strictest step of Holm.
+    The standard error is near 0 where systems hardly differ, so there is a lower bound: one question in each of as many clusters as
+    the randomisation test needs, all in favour of the same side.
+
+    Args:
+        differences: [questions], a minus b
+        cluster_ids: cluster of each question, 0..n-1
+        comparisons: number of comparisons that Holm corrects for
     """
     level = SIGNIFICANCE_LEVEL / max(1, comparisons)
     sums, sizes = _cluster_sums(differences[:, None], cluster_ids)
@@ -145,7 +169,7 @@ def minimum_detectable_effect(differences: np.ndarray, cluster_ids: np.ndarray, 
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Adjusted p-values (Holm 1979): the family-wise error stays at the level over all of them."""
+    """Adjusted p-values (Holm 1979), which control the family-wise error rate."""
     adjusted, highest = [0.0] * len(p), 0.0
     for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
         highest = max(highest, min(1.0, (len(p) - rank) * p[i]))
@@ -154,41 +178,42 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def verdict(difference: Difference, p_holm: float) -> Verdict:
-    """Which one is better: shown only when the interval leaves 0 out and the adjusted p-value is at most LEVEL."""
+    """Which side is better: "not shown" unless the interval excludes 0 and the adjusted p-value is at most SIGNIFICANCE_LEVEL."""
     if p_holm > SIGNIFICANCE_LEVEL or difference.ci95.low <= 0.0 <= difference.ci95.high:
         return "not shown"
     return "a" if difference.difference > 0 else "b"
 
 
 def min_resamples(resamples: int, comparisons: int) -> int:
-    """At least `resamples`, and so many that the smallest possible p-value survives Holm over `comparisons`."""
+    """At least `resamples`, and enough that the smallest possible p-value can pass the Holm correction over `comparisons`."""
     return max(resamples, round(5 * comparisons / SIGNIFICANCE_LEVEL))
 
 
 def _cluster_sums(scores: np.ndarray, cluster_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sums [clusters, columns] and numbers of questions [clusters] of each cluster."""
-    num_questions = int(cluster_ids.max()) + 1
-    sums = np.zeros((num_questions, scores.shape[1]))
+    """Sum of scores [clusters, columns] and number of questions [clusters] of each cluster."""
+    num_clusters = int(cluster_ids.max()) + 1
+    sums = np.zeros((num_clusters, scores.shape[1]))
     np.add.at(sums, cluster_ids, scores)
-    return sums, np.bincount(cluster_ids, minlength=num_questions).astype(float)
+    return sums, np.bincount(cluster_ids, minlength=num_clusters).astype(float)
 
 
-def _bootstrap_counts(num_questions: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks [block, n] of how often each of n clusters is drawn, `resamples` rows in all."""
+def _bootstrap_counts(num_clusters: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Blocks [rows, clusters] of how often each cluster is sampled, `resamples` rows in total."""
     generator = np.random.default_rng([seed, 0])
-    for rows in _block_sizes(num_questions, resamples):
-        sampled = generator.integers(0, num_questions, size=(rows, num_questions)) + num_questions * np.arange(rows)[:, None]
-        yield np.bincount(sampled.ravel(), minlength=rows * num_questions).reshape(rows, num_questions).astype(float)
+    for rows in _block_sizes(num_clusters, resamples):
+        sampled = generator.integers(0, num_clusters, size=(rows, num_clusters)) + num_clusters * np.arange(rows)[:, None]
+        yield np.bincount(sampled.ravel(), minlength=rows * num_clusters).reshape(rows, num_clusters).astype(float)
 
 
-def _random_signs(num_questions: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks [block, n] of random signs -1, 1."""
+def _random_signs(num_clusters: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Blocks [rows, clusters] of random signs -1 or 1, `resamples` rows in total."""
     generator = np.random.default_rng([seed, 1])
-    for rows in _block_sizes(num_questions, resamples):
-        yield generator.integers(0, 2, size=(rows, num_questions)) * 2.0 - 1.0
+    for rows in _block_sizes(num_clusters, resamples):
+        yield generator.integers(0, 2, size=(rows, num_clusters)) * 2.0 - 1.0
 
 
-def _block_sizes(num_questions: int, resamples: int) -> Iterator[int]:
-    size = max(1, _MAX_BLOCK_SIZE // num_questions)
+def _block_sizes(num_clusters: int, resamples: int) -> Iterator[int]:
+    """Numbers of rows of at most _MAX_BLOCK_SIZE numbers each, `resamples` rows in total."""
+    size = max(1, _MAX_BLOCK_SIZE // num_clusters)
     for start in range(0, resamples, size):
         yield min(size, resamples - start)

@@ -1,6 +1,6 @@
-"""Compare stored answers of two systems to the same questions, without any model: difference, interval, p-value, verdict.
+"""Compare stored answers of two systems to the same questions: difference, interval, p-value, verdict. No model is loaded.
 
-Files are predictions of this project, or of any other tool whose fields --fields names, as JSON lines, JSON, CSV or TSV.
+Input: predictions files of this project, or JSON lines, JSON, CSV or TSV of another tool, whose field names --fields gives.
 """
 
 import argparse
@@ -14,17 +14,19 @@ from evaluation.comparison.external_predictions import FieldNames
 
 parser = cli.Parser(__doc__ or "")
 parser.add_argument("a", type=Path, metavar="A.jsonl", help="answers of one system")
-parser.add_argument("b", type=Path, metavar="B.jsonl", help="answers of another, or another choice of the same")
-parser.add_argument("--more-a", type=Path, nargs="+", default=[], metavar="FILE", help="further seeds of the system a")
-parser.add_argument("--more-b", type=Path, nargs="+", default=[], metavar="FILE", help="further seeds of the system b")
+parser.add_argument("b", type=Path, metavar="B.jsonl", help="answers of another system, or another choice of the same system")
+parser.add_argument("--more-a", type=Path, nargs="+", default=[], metavar="FILE", help="further seeds of system a")
+parser.add_argument("--more-b", type=Path, nargs="+", default=[], metavar="FILE", help="further seeds of system b")
 parser.add_argument("--data", type=Path, metavar="DIR", help="merged data with the references (default: data/<name>)")
-parser.add_argument("--choice", nargs="+", default=[], metavar="NAME", help="first, reranked, clip or majority; one for both, or one each")
+parser.add_argument(
+    "--choice", nargs="+", default=[], metavar="NAME", help="first, reranked, clip or majority: one for both sides, or one per side"
+)
 parser.add_argument(
     "--fields",
     nargs="+",
     default=[],
     metavar="KEY=FIELD",
-    help="what files of other tools call id and answer, and references and image where they hold them: id=question_id answer=text",
+    help="field names in files of other tools: id and answer, optionally references and image, as in id=question_id answer=text",
 )
 
 

@@ -1,6 +1,6 @@
-"""Ask the systems of an experiment the questions of a split, rerank, compare, and write the report.
+"""Evaluate the configured systems: answer the questions of a split, rerank, compare, and write the report.
 
-Below `accelerate launch`, each process asks its share of the questions.
+Under `accelerate launch`, the questions are split between the ranks.
 """
 
 import argparse
@@ -28,24 +28,26 @@ from process_group import init_process_group, main_process_only
 
 parser = cli.Parser(__doc__ or "")
 parser.add_argument(
-    "--checkpoints", type=Path, nargs="+", default=[], metavar="DIR", help="these take the place of the configured checkpoints"
+    "--checkpoints", type=Path, nargs="+", default=[], metavar="DIR", help="evaluate these checkpoints instead of the configured ones"
 )
-parser.add_argument("--curve", type=Path, metavar="DIR", help="a learning curve: all checkpoints of this run, drawn over their steps")
-parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help="only these systems")
-parser.add_argument("--limit", type=int, metavar="N", help="ask at most N questions, chosen by a hash (eval.limit)")
 parser.add_argument(
-    "--abstain-below", type=float, metavar="P", help='answer "not sure" where the credibility is lower (rerank.abstain_below)'
+    "--curve", type=Path, metavar="DIR", help="learning curve: evaluate all checkpoints of this training run and plot accuracy over steps"
 )
-parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results (default: results/<name>)")
+parser.add_argument("--systems", nargs="+", default=[], metavar="NAME", help="evaluate only these systems")
+parser.add_argument("--limit", type=int, metavar="N", help="use at most N questions, selected by a hash (eval.limit)")
+parser.add_argument(
+    "--abstain-below", type=float, metavar="P", help='answer "not sure" where the confidence is below P (rerank.abstain_below)'
+)
+parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: results/<name>)")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Answer, score, print the tables, and name the report; 1 where a bar of the experiment is missed."""
+    """Run the evaluation, print tables and the report's path. Returns the exit status: 1 if a threshold is missed, else 0."""
     config: configuration.Config = arguments.config
     if arguments.limit is not None and arguments.limit < 1:
-        raise UsageError(f"--limit {arguments.limit}: expected a number of questions, at least 1")
+        raise UsageError(f"--limit {arguments.limit}: expected a number of questions of at least 1")
     if arguments.curve is not None and arguments.checkpoints:
-        raise UsageError("--curve: it takes all checkpoints of a run; --checkpoints goes without it")
+        raise UsageError("--curve: evaluates all checkpoints of a run and cannot be combined with --checkpoints")
     checkpoints = arguments.checkpoints if arguments.curve is None else list_checkpoints(arguments.curve)
     systems = select_systems(with_checkpoints(config.eval.systems, checkpoints), arguments.systems)
     settings = dataclasses.replace(config.eval, systems=systems, limit=arguments.limit or config.eval.limit)
@@ -69,11 +71,11 @@ def main(arguments: argparse.Namespace) -> int:
     load, load_untuned = partial(build_answerer, checkpoint_folder=folder), partial(build_untuned, checkpoint_folder=folder)
     with init_process_group() as process_group, main_process_only(process_group.is_main_process):
         built = build_scorers(config.rerank)
-        scorers = [NamedScorer(one.path, one.scorer, name, one.languages, config.rerank.statement_form) for name, one in built.items()]
-        answers = run_all_systems(experiment, load, load_untuned, scorers, process_group)
+        scorers = [NamedScorer(item.path, item.scorer, name, item.languages, config.rerank.statement_form) for name, item in built.items()]
+        evaluation_run = run_all_systems(experiment, load, load_untuned, scorers, process_group)
     if not process_group.is_main_process:
         return 0
-    evaluation_result = score_evaluation(experiment, answers)
+    evaluation_result = score_evaluation(experiment, evaluation_run)
     report = write_report(evaluation_result, experiment)
     print(render_tables(evaluation_result.summary))
     print(f"report: {report}")

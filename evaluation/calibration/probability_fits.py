@@ -1,4 +1,4 @@
-"""Small fits on the validation split: logistic regression, isotonic regression, and the folds of cross-validation."""
+"""Fits on the validation split: logistic regression, isotonic regression, and grouped cross-validation folds."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,15 +7,20 @@ import numpy as np
 from answering.rerank.logistic_regression import IsotonicSteps, LogisticModel, sigmoid
 
 NUM_FOLDS = 5
-"""Parts of the validation split in cross-validation."""
+"""Largest number of cross-validation folds."""
 _MAX_ITERATIONS, _TOLERANCE = 50, 1e-9
 
 
 def fit_logistic(names: Sequence[str], features: np.ndarray, targets: np.ndarray, l2: float = 1.0) -> LogisticModel:
-    """Logistic regression by Newton's method with a ridge (le Cessie & van Houwelingen 1992) on standardised features.
+    """Logistic regression with an L2 penalty, by Newton's method (le Cessie & van Houwelingen 1992), on standardised features.
 
-    features: [n, len(names)]; right: [n] in 0..1, where a fraction counts as that share of an observation. l2 weighs half the sum
-    of squared weights; the bias is free. A feature that never varies has weight 0.
+    The bias is not penalised. A constant feature gets weight 0.
+
+    Args:
+        names: feature names
+        features: [n, len(names)]
+        targets: [n] in 0..1; a fraction counts as that share of a positive observation
+        l2: factor of half the sum of squared weights
     """
     mean, std = features.mean(axis=0), features.std(axis=0)
     scale = np.where(std > _TOLERANCE, std, np.inf)
@@ -26,7 +31,7 @@ def fit_logistic(names: Sequence[str], features: np.ndarray, targets: np.ndarray
         p = sigmoid(x @ weights)
         gradient = x.T @ (p - targets) + ridge * weights
         step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + np.diag(ridge), gradient)
-        # A step in log-odds beyond this overshoots where the classes are nearly apart.
+        # Limit the step: Newton overshoots where the classes are almost separable.
         weights -= step * min(1.0, 5.0 / max(float(np.abs(step).max()), _TOLERANCE))
         if np.abs(step).max() < _TOLERANCE:
             break
@@ -35,7 +40,7 @@ def fit_logistic(names: Sequence[str], features: np.ndarray, targets: np.ndarray
 
 
 def isotonic(scores: np.ndarray, targets: np.ndarray) -> IsotonicSteps:
-    """The rising staircase nearest to the points in squares: pool adjacent violators (Ayer et al. 1955). Equal scores share a step."""
+    """Isotonic regression, least squares, by pooling adjacent violators (Ayer et al. 1955). Equal scores share a step."""
     starts, inverse = np.unique(scores, return_inverse=True)
     sizes = np.bincount(inverse).astype(float)
     means = np.bincount(inverse, weights=targets) / sizes
@@ -49,9 +54,9 @@ def isotonic(scores: np.ndarray, targets: np.ndarray) -> IsotonicSteps:
 
 
 def group_k_fold(groups: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Masks [rows] of what is fitted on and what is left out, FOLDS times at most; a group (a picture's questions) is never torn.
+    """Yield (train mask, held-out mask), each [rows] bool, for at most NUM_FOLDS folds; a group is never split.
 
-    Nothing where there are fewer than two groups.
+    Yields nothing if there are fewer than two groups. Groups are the clusters of questions that share an image.
     """
     names, inverse = np.unique(groups, return_inverse=True)
     if len(names) < 2:

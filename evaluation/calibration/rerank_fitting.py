@@ -1,7 +1,8 @@
-"""What the validation split teaches: weights, form and guard for all systems, a learned fusion and a credibility for each.
+"""Fit the rerank on the validation split.
 
-Here references meet candidates of the validation split, and only of it. Out come plans of plain numbers, and what cross-validation
-says they are worth; the test split is not seen.
+Shared by all systems: fusion weights, form of the CLIP scores, skipped question types. Per system: a learned fusion and a calibrated
+confidence. Candidates and references of the validation split are read here, never those of the test split. The result is rerank
+plans of plain numbers, and the accuracy that cross-validation measures for them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,18 +29,27 @@ from evaluation.questions import Question
 from evaluation.statistics import Difference, clusters, compare, holm, verdict
 
 LIKELIHOOD_WEIGHTS = tuple(round(step * 0.05, 2) for step in range(21))
-"""Weights of the likelihood that are tried; CLIP has the rest."""
+"""Likelihood weights of the grid search; CLIP gets the rest."""
 SELF_EVALUATION_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5)
-"""Shares of the self-score that are tried, where there is one."""
+"""Self-evaluation weights of the grid search, where a system evaluates its own candidates."""
 L2_STRENGTHS = (0.3, 3.0, 30.0)
+"""L2 penalties tried for the learned fusion."""
 _TOLERANCE = 1e-9
 
 FusionSetting = tuple[Form, RerankWeights]
+"""Form of the CLIP scores, and weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationExample:
-    """A question of the validation split, its candidates, and the official accuracy of each."""
+    """A question of the validation split.
+
+    Args:
+        prediction: its candidates
+        signals: scorer name -> scores of the candidates; zeros where a scorer gave none
+        kind: its type if reranking can skip that type, else None
+        accuracies: VQA accuracy [candidates]
+    """
 
     prediction: Prediction
     signals: dict[str, Signal]
@@ -54,40 +64,48 @@ def tune(
     resamples: int,
     seed: int,
 ) -> RerankPlans:
-    """Plans by system. answered: each system's short questions of the validation split and what it said to them.
+    """Fit the rerank plans of all systems.
 
-    Weights, form and guard are common to all systems, so that none is favoured. The configured ones stay unless cross-validation
-    finds better; the guard of a kind of questions is lifted only where the gain there is shown as a verdict is, with weights that
-    were chosen on other questions.
+    Weights, form and skipped question types are shared, so that no system is favoured. The configured weights stay unless
+    cross-validation finds better ones. A question type is reranked rather than skipped only if its gain, with weights chosen on other
+    questions, is significant after Holm correction.
+
+    Args:
+        answered: system -> its short questions of the validation split and its predictions for them
+        references: reference answers by sample id
+        rerank: configured weights, form, skipped question types and calibration
+        resamples: resamples of the significance test
+        seed: seed of folds and test
     """
     examples = {name: _validation_examples(questions, predictions, references) for name, (questions, predictions) in answered.items()}
     groups = {name: clusters([question.image_ids for question in _with_candidates(*pair)]) for name, pair in answered.items()}
     configured_plan = RerankPlan(rerank.weights, rerank.clip_score_form, rerank.skipped_question_types)
-    rows = [example for own in examples.values() for example in own]
+    rows = [example for system_examples in examples.values() for example in system_examples]
     pooled_clusters = _pooled_clusters(answered)
     if len(set(pooled_clusters.tolist())) < 2:
         return RerankPlans(configured_plan, {}, "default", {"questions": len(rows)})
     plan, chosen_on, report = _tune_weights(rows, pooled_clusters, configured_plan, seed)
-    plan, report["guard"] = _tune_skipped_question_types(rows, pooled_clusters, plan, resamples, seed)
+    plan, report["skipped_question_types"] = _tune_skipped_question_types(rows, pooled_clusters, plan, resamples, seed)
     plans, by_system = {}, {}
-    for name, own in examples.items():
-        plans[name], by_system[name] = _fit_system(own, groups[name], plan, rerank, seed)
+    for name, system_examples in examples.items():
+        plans[name], by_system[name] = _fit_system(system_examples, groups[name], plan, rerank, seed)
     return RerankPlans(plan, plans, chosen_on, {**report, "systems": by_system})
 
 
 def _with_candidates(questions: Sequence[Question], predictions: Sequence[Prediction]) -> list[Question]:
+    """The questions that did not fail."""
     return [question for question, prediction in zip(questions, predictions, strict=True) if prediction.candidates]
 
 
 def _pooled_clusters(answered: Mapping[str, tuple[Sequence[Question], Sequence[Prediction]]]) -> np.ndarray:
-    """Cluster of each row of all systems: their questions about one picture share one."""
+    """Cluster of each row, over all systems: questions about one image share a cluster."""
     return clusters([question.image_ids for pair in answered.values() for question in _with_candidates(*pair)])
 
 
 def _validation_examples(
     questions: Sequence[Question], predictions: Sequence[Prediction], references: Mapping[str, Sequence[str]]
 ) -> list[ValidationExample]:
-    """The questions that were answered, in order."""
+    """The questions that did not fail, in order."""
     pairs = [(q, p) for q, p in zip(questions, fill_missing_signals(predictions), strict=True) if p.candidates]
     return [
         ValidationExample(
@@ -103,9 +121,9 @@ def _validation_examples(
 def _tune_weights(
     rows: Sequence[ValidationExample], groups: np.ndarray, configured_plan: RerankPlan, seed: int
 ) -> tuple[RerankPlan, str, dict[str, Any]]:
-    """The default or better weights and form, where they were chosen, and what cross-validation found.
+    """Choose weights and form by grid search. Returns the plan, where it was chosen, and the cross-validated accuracies.
 
-    A guarded question counts with its first answer, whatever the weights, and so has no say in them.
+    A question of a skipped type counts with its first candidate whatever the weights, so it does not influence them.
     """
     settings = _settings_grid(rows, configured_plan)
     first = np.array([example.accuracies[0] for example in rows])
@@ -113,7 +131,7 @@ def _tune_weights(
     held_out = np.empty(len(rows))
     for train_mask, held_out_mask in group_k_fold(groups, seed):
         held_out[held_out_mask] = table[_best_setting(table[:, train_mask].mean(axis=1), settings), held_out_mask]
-    found = {
+    report = {
         "questions": len(rows),
         "first": float(first.mean()),
         "configured": float(table[0].mean()),
@@ -121,41 +139,41 @@ def _tune_weights(
         "oracle": float(np.mean([example.accuracies.max() for example in rows])),
     }
     if held_out.mean() <= table[0].mean() + _TOLERANCE:
-        return configured_plan, "default", found
+        return configured_plan, "default", report
     form, weights = settings[_best_setting(table.mean(axis=1), settings)]
-    return replace(configured_plan, weights=weights, clip_score_form=form), "validation", found
+    return replace(configured_plan, weights=weights, clip_score_form=form), "validation", report
 
 
 def _settings_grid(rows: Sequence[ValidationExample], configured_plan: RerankPlan) -> list[FusionSetting]:
-    """What is tried, the configured setting first."""
+    """The grid of settings, starting with the configured one."""
     signals = [example.signals for example in rows]
     forms: list[Form] = ["softmax", "raw"]
-    if all(one.prior is not None for own in signals for name, one in own.items() if name != SELF_EVALUATION):
+    if all(signal.prior is not None for row in signals for name, signal in row.items() if name != SELF_EVALUATION):
         forms.append("prior_corrected")
-    self_weights = SELF_EVALUATION_WEIGHTS if any(SELF_EVALUATION in own for own in signals) else (0.0,)
-    found: list[FusionSetting] = [(configured_plan.clip_score_form, configured_plan.weights)]
+    self_weights = SELF_EVALUATION_WEIGHTS if any(SELF_EVALUATION in row for row in signals) else (0.0,)
+    grid: list[FusionSetting] = [(configured_plan.clip_score_form, configured_plan.weights)]
     for form, self_weight, likelihood in product(forms, self_weights, LIKELIHOOD_WEIGHTS):
         rest = 1 - self_weight
         weights = RerankWeights(likelihood=round(rest * likelihood, 3), clip=round(rest * (1 - likelihood), 3), self_evaluation=self_weight)
-        found.append((form, weights))
-    return found
+        grid.append((form, weights))
+    return grid
 
 
 def _accuracies(rows: Sequence[ValidationExample], settings: Sequence[FusionSetting]) -> np.ndarray:
-    """Accuracy [settings, rows] of the candidate that each setting takes."""
+    """Accuracy [settings, rows] of the candidate that each setting chooses; -1 for a setting whose weights all fall on missing signals."""
     accuracies = _pad_rows([example.accuracies for example in rows])
     parts = {}
     for form in dict.fromkeys(form for form, _ in settings):
-        each = [components(example.prediction.candidates, example.signals, form) for example in rows]
-        # Not every system judges itself: a signal that a row lacks is flat there, and so decides nothing.
-        names = dict.fromkeys(name for one in each for name in one)
+        by_row = [components(example.prediction.candidates, example.signals, form) for example in rows]
+        # Not every system evaluates its own candidates: a missing signal is constant, so it does not affect the choice.
+        names = dict.fromkeys(name for row in by_row for name in row)
         zeros = [np.zeros(len(example.accuracies)) for example in rows]
-        parts[form] = {name: _pad_rows([one.get(name, none) for one, none in zip(each, zeros, strict=True)]) for name in names}
+        parts[form] = {name: _pad_rows([row.get(name, zero) for row, zero in zip(by_row, zeros, strict=True)]) for name in names}
     selected_accuracies = []
     for form, weights in settings:
         by_name = {"likelihood": weights.likelihood, "clip": weights.clip, SELF_EVALUATION: weights.self_evaluation}
         if sum(by_name[name] for name in parts[form]) == 0.0:
-            # Nothing that there is has a weight: no setting at all.
+            # All weight is on signals that do not exist: not a usable setting.
             selected_accuracies.append(np.full(len(rows), -1.0))
             continue
         fused = fuse(parts[form], weights)
@@ -164,7 +182,7 @@ def _accuracies(rows: Sequence[ValidationExample], settings: Sequence[FusionSett
 
 
 def _best_setting(accuracy: np.ndarray, settings: Sequence[FusionSetting]) -> int:
-    """The best setting; of equally good ones that nearest to the configured one, which stands first."""
+    """Index of the best setting; ties go to the one nearest to the configured setting, which comes first."""
     form, weights = settings[0]
     configured = _proportions(weights)
 
@@ -182,56 +200,60 @@ def _proportions(weights: RerankWeights) -> np.ndarray:
 def _tune_skipped_question_types(
     rows: Sequence[ValidationExample], groups: np.ndarray, plan: RerankPlan, resamples: int, seed: int
 ) -> tuple[RerankPlan, dict[str, Any]]:
-    """The plan with the guard of those kinds only where no gain is shown (Holm over the kinds), and what was found at each kind.
+    """Keep skipping the question types without a significant gain (Holm over the types). Returns the plan and figures per type.
 
-    The guarded questions had no part in the plan's weights, so that the gain is not one of fitting.
+    Skipped questions did not influence the plan's weights, so the measured gain is not due to overfitting.
     """
     reranked = _accuracies(rows, [(plan.clip_score_form, plan.weights)])[0]
     first = np.array([example.accuracies[0] for example in rows])
-    own = {kind: np.array([example.kind == kind for example in rows]) for kind in plan.skipped_question_types}
-    differences = {kind: _gain(reranked[mask], first[mask], groups[mask], resamples, seed) for kind, mask in own.items() if mask.any()}
+    masks = {kind: np.array([example.kind == kind for example in rows]) for kind in plan.skipped_question_types}
+    differences = {kind: _gain(reranked[mask], first[mask], groups[mask], resamples, seed) for kind, mask in masks.items() if mask.any()}
     adjusted = dict(zip(differences, holm([gain.p_value for gain in differences.values()]), strict=True))
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         kind: {
-            "questions": int(own[kind].sum()),
+            "questions": int(masks[kind].sum()),
             "gain": gain.difference,
             "p_value": gain.p_value,
             "p_holm": adjusted[kind],
-            "left_alone": verdict(gain, adjusted[kind]) != "a",
+            "skipped": verdict(gain, adjusted[kind]) != "a",
         }
         for kind, gain in differences.items()
     }
     return replace(
-        plan, skipped_question_types=tuple(kind for kind in plan.skipped_question_types if kind not in found or found[kind]["left_alone"])
-    ), found
+        plan, skipped_question_types=tuple(kind for kind in plan.skipped_question_types if kind not in report or report[kind]["skipped"])
+    ), report
 
 
 def _gain(reranked: np.ndarray, first: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> Difference:
+    """Mean accuracy [questions] of the reranked minus the first candidates."""
     _, part = np.unique(groups, return_inverse=True)
     (difference,) = compare(reranked[:, None], first[:, None], part, resamples, seed)
     return difference
 
 
 def _fit_system(
-    examples: Sequence[ValidationExample], groups: np.ndarray, common: RerankPlan, rerank: RerankConfig, seed: int
+    examples: Sequence[ValidationExample], groups: np.ndarray, shared_plan: RerankPlan, rerank: RerankConfig, seed: int
 ) -> tuple[RerankPlan, dict[str, Any]]:
-    """A system's own plan: the common one with a learned fusion and a credibility, where there is enough to learn from."""
+    """A system's own plan: the shared plan plus learned fusion and confidence, if the questions have at least two clusters."""
     if len(set(groups.tolist())) < 2:
-        return common, {"questions": len(examples)}
-    learned, accuracy = _fit_fusion(examples, groups, common.skipped_question_types, seed)
-    plan = replace(common, learned=learned)
+        return shared_plan, {"questions": len(examples)}
+    learned, accuracy = _fit_fusion(examples, groups, shared_plan.skipped_question_types, seed)
+    plan = replace(shared_plan, learned=learned)
     selections = [select_candidates(example.prediction.candidates, example.signals, plan, example.kind) for example in examples]
-    indices = [own[displayed_choice(own)] for own in selections]
+    indices = [selection[displayed_choice(selection)] for selection in selections]
     confidence, error = _fit_confidence(examples, indices, groups, rerank, seed)
-    found = {"questions": len(examples), "learned_held_out": accuracy, "ece_held_out": error}
-    return replace(plan, confidence=confidence), found
+    report = {"questions": len(examples), "learned_held_out": accuracy, "ece_held_out": error}
+    return replace(plan, confidence=confidence), report
 
 
 def _fit_fusion(
-    examples: Sequence[ValidationExample], groups: np.ndarray, guard: Sequence[SkippableQuestionType], seed: int
+    examples: Sequence[ValidationExample], groups: np.ndarray, skipped_types: Sequence[SkippableQuestionType], seed: int
 ) -> tuple[LogisticModel, float]:
-    """The fusion with the ridge that chooses best on held-out questions, and its accuracy on questions that had no part in fit
-    or ridge. Guarded questions keep their first answer."""
+    """Fit the learned fusion; nested cross-validation chooses the L2 penalty.
+
+    Returns the model fitted on all examples, and the accuracy on questions held out from both the fit and the choice of the
+    penalty. Questions of skipped types keep their first candidate.
+    """
     tables = [features(example.prediction.candidates, example.signals) for example in examples]
     names = tuple(tables[0])
     stacked = [np.array([table[name] for name in names]).T for table in tables]
@@ -240,7 +262,7 @@ def _fit_fusion(
         return fit_logistic(names, np.concatenate([stacked[i] for i in rows]), np.concatenate([examples[i].accuracies for i in rows]), l2)
 
     def selected_accuracies(model: LogisticModel, rows: np.ndarray) -> list[float]:
-        indices = [0 if examples[i].kind in guard else int(np.argmax(model.probabilities(tables[i]))) for i in rows]
+        indices = [0 if examples[i].kind in skipped_types else int(np.argmax(model.probabilities(tables[i]))) for i in rows]
         return [float(examples[i].accuracies[index]) for i, index in zip(rows, indices, strict=True)]
 
     def held_out(rows: np.ndarray, l2: float) -> float:
@@ -263,7 +285,7 @@ def _fit_fusion(
 def _fit_confidence(
     examples: Sequence[ValidationExample], indices: Sequence[int], groups: np.ndarray, rerank: RerankConfig, seed: int
 ) -> tuple[Confidence, float]:
-    """The calibrated credibility of the answers at `places`, and its expected calibration error on held-out questions."""
+    """Fit the calibrated confidence of the candidates at `indices`. Returns it and its calibration error on held-out questions."""
     tables = [
         confidence_features(example.prediction.candidates, index, example.signals) for example, index in zip(examples, indices, strict=True)
     ]
@@ -275,7 +297,7 @@ def _fit_confidence(
         model = fit_logistic(names, x[rows], accuracies[rows])
         if rerank.calibration == "logistic":
             return Confidence(model)
-        # The steps are fitted to what the model says of questions that it was not fitted on.
+        # The isotonic steps are fitted to out-of-fold predictions of the logistic model.
         predicted, observed = np.empty(len(rows)), accuracies[rows]
         for train_mask, held_out_mask in group_k_fold(own_groups, seed + 1):
             predicted[held_out_mask] = _probabilities(
@@ -300,7 +322,7 @@ def _predict_confidence(confidence: Confidence, x: np.ndarray) -> np.ndarray:
 
 
 def _pad_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """[rows, longest], filled up with NaN."""
+    """[rows, longest row], padded with NaN."""
     table = np.full((len(rows), max(map(len, rows))), np.nan)
     for i, row in enumerate(rows):
         table[i, : len(row)] = row

@@ -1,4 +1,4 @@
-"""Stored answers of any tool: ours, and others by the names of their fields."""
+"""Read stored answers: own predictions files, and files of other tools by their field names."""
 
 import csv
 import io
@@ -17,10 +17,13 @@ _FIELD_KEYS = ("id", "answer", "references", "image")
 
 @dataclass(frozen=True, slots=True)
 class FieldNames:
-    """Where another tool's record holds what is needed; a path such as `doc.answers.0` goes into mappings and lists.
+    """Field names in the records of another tool. A dotted path such as `doc.answers.0` descends into mappings and lists.
 
-    Without `references` they come from the merged data, by id. Without `image` and merged data each question counts as a
-    picture of its own.
+    Args:
+        id: question id
+        answer: the answer
+        references: reference answers; None: they come from the merged data, by id
+        image: image name; None without merged data: each question is a cluster of its own
     """
 
     id: str
@@ -30,18 +33,25 @@ class FieldNames:
 
     @classmethod
     def parse(cls, pairs: Sequence[str]) -> "FieldNames | None":
-        """From `id=question_id answer=text ...`; None for nothing. Raises UsageError for other keys, or where id or answer lack."""
+        """Parse `id=question_id answer=text ...`; None for an empty list. Raises UsageError for unknown keys and without id or answer."""
         given = dict(pair.partition("=")[::2] for pair in pairs)
         if unknown := [key for key, field in given.items() if key not in _FIELD_KEYS or not field]:
-            raise UsageError(f"--fields {unknown[0]}: expected KEY=FIELD with a key of {', '.join(_FIELD_KEYS)}")
+            raise UsageError(f"--fields {unknown[0]}: expected KEY=FIELD, where KEY is one of {', '.join(_FIELD_KEYS)}")
         if given and not {"id", "answer"} <= given.keys():
-            raise UsageError("--fields: id=FIELD and answer=FIELD are needed")
+            raise UsageError("--fields: id=FIELD and answer=FIELD are required")
         return cls(**given) if given else None
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerFile:
-    """A file of answers by question id: None where the system failed. `references` and `images`: what the file itself says."""
+    """Answers of one file.
+
+    Args:
+        name: path of the file, with the choice of a predictions file
+        answers: question id -> answer; None where the system failed
+        references: question id -> reference answers, if the file has them
+        images: question id -> image name, if the file has them
+    """
 
     name: str
     answers: dict[str, str | None]
@@ -50,16 +60,23 @@ class AnswerFile:
 
 
 def read_answer_file(path: Path, choice: str | None, fields: FieldNames | None) -> AnswerFile:
-    """Read a file: our predictions by their choice (reranked where there is one, else first), others by `fields`.
+    """Read a file of answers.
 
-    Others may be JSON lines, a JSON list (or an object that holds one), CSV or TSV. Raises UsageError and TesseraError.
+    Args:
+        path: a predictions file, or another tool's JSON lines, JSON list (or object that contains one), CSV or TSV
+        choice: choice of a predictions file; None: reranked if there is one, else first
+        fields: field names of another tool's file
+
+    Raises:
+        UsageError: the file cannot be opened, needs `fields`, or lacks the choice
+        TesseraError: a record is invalid
     """
     if _is_predictions_file(path, fields):
         return _from_predictions(path, choice)
     records = _read_records(path)
     if fields is None:
         names = ", ".join(list(records[0])[:12])
-        raise UsageError(f"{path}: not a file of ours; name its fields, such as --fields id=question_id answer=text; it has {names}")
+        raise UsageError(f"{path}: not a predictions file; name its fields, as in --fields id=question_id answer=text; it has {names}")
     answers: dict[str, str | None] = {}
     references: dict[str, tuple[str, ...]] = {}
     images: dict[str, str] = {}
@@ -77,52 +94,53 @@ def read_answer_file(path: Path, choice: str | None, fields: FieldNames | None) 
 
 
 def _is_predictions_file(path: Path, fields: FieldNames | None) -> bool:
-    """Whether the first line is one of our predictions, or could only be meant for one."""
+    """Whether the first line is a prediction, or without `fields` has at least a sample id."""
     try:
         with path.open(encoding="utf-8") as file:
             record = json.loads(next((line for line in file if line.strip()), "null"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError:
-        # A JSON file over several lines, CSV, TSV, or text in another encoding: `_rows` says what is wrong with it.
+        # JSON over several lines, CSV, TSV, or another encoding: `_read_records` reports what is wrong.
         return False
-    wanted = {"sample_id"} if fields is None else {"sample_id", "candidates", "choices"}
-    return isinstance(record, dict) and wanted <= record.keys()
+    required = {"sample_id"} if fields is None else {"sample_id", "candidates", "choices"}
+    return isinstance(record, dict) and required <= record.keys()
 
 
 def _from_predictions(path: Path, choice: str | None) -> AnswerFile:
-    found = {prediction.sample_id: prediction for prediction in prediction_files.read_predictions(path)}
-    present = set.intersection(*(set(prediction.choices or ()) for prediction in found.values()))
+    predictions = {prediction.sample_id: prediction for prediction in prediction_files.read_predictions(path)}
+    present = set.intersection(*(set(prediction.choices or ()) for prediction in predictions.values()))
     if not present:
-        raise UsageError(f"{path}: some lines have no choices yet; the run that wrote it has not finished, start it again")
+        raise UsageError(f"{path}: some lines have no choices; the evaluation that wrote it has not finished, run it again")
     selected = choice or displayed_choice(present)
     if selected not in present:
         raise UsageError(f"{path}: there is no choice '{selected}'; there are {', '.join(sorted(present))}")
-    answers = {name: None if p.error is not None else (p.choices or {})[selected] for name, p in found.items()}
+    answers = {name: None if p.error is not None else (p.choices or {})[selected] for name, p in predictions.items()}
     return AnswerFile(f"{path} ({selected})", answers, {}, {})
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
+    """Records of JSON lines, JSON, CSV or TSV, by the file's suffix. Raises TesseraError if there are none."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() in (".csv", ".tsv"):
-            found: Any = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+            data: Any = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
         elif path.suffix.lower() == ".json":
-            found = json.loads(text)
+            data = json.loads(text)
         else:
-            found = [json.loads(line) for line in text.split("\n") if line.strip()]
+            data = [json.loads(line) for line in text.split("\n") if line.strip()]
     except ValueError as error:
         raise TesseraError(f"{path}: expected JSON lines, JSON, CSV or TSV in UTF-8 ({' '.join(str(error).split())})") from error
-    if isinstance(found, dict):
-        found = next((value for value in found.values() if isinstance(value, list)), [])
-    records = [record for record in found if isinstance(record, dict)]
-    if not records or len(records) < len(found):
-        raise TesseraError(f"{path}: expected a list of records with named fields, found {len(records)} of {len(found)}")
+    if isinstance(data, dict):
+        data = next((value for value in data.values() if isinstance(value, list)), [])
+    records = [record for record in data if isinstance(record, dict)]
+    if not records or len(records) < len(data):
+        raise TesseraError(f"{path}: expected a list of records with named fields, found {len(records)} of {len(data)}")
     return records
 
 
 def _field_value(record: Any, field: str, path: Path, record_number: int) -> Any:
-    """A field, or what a path of fields and places in lists leads to."""
+    """Value of a field, or of a dotted path of fields and list indices. Raises TesseraError if there is none."""
     if isinstance(record, dict) and field in record:
         return record[field]
     value = record
@@ -137,7 +155,7 @@ def _field_value(record: Any, field: str, path: Path, record_number: int) -> Any
 
 
 def _reference_texts(value: Any) -> tuple[str, ...]:
-    """References: a text, a list of texts, VQA's list of {"answer": text}, or any of these as JSON in a table's cell."""
+    """Reference answers from a string, a list of strings, VQA's list of {"answer": text}, or one of these lists as JSON in a table cell."""
     if isinstance(value, str) and value.startswith("["):
         try:
             value = json.loads(value)

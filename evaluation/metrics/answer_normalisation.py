@@ -1,4 +1,4 @@
-"""Answers made comparable: the official VQA v2 rules, the M4C variant, and what Chinese needs besides."""
+"""Normalisation of answers before they are compared: official VQA v2 rules, the M4C variant, and rules for Chinese."""
 
 import re
 from functools import cache, lru_cache
@@ -25,12 +25,12 @@ _WORD = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
 
 
 def fold_width(text: str) -> str:
-    """Full-width forms become ASCII."""
+    """Convert full-width forms to ASCII."""
     return text.translate(_WIDE_TO_ASCII)
 
 
 def strip_whitespace(text: str) -> str:
-    """Line breaks and tabs become blanks, the ends are stripped: what the official script does to every answer."""
+    """Replace line breaks and tabs by spaces and strip both ends, as the official script does to every answer."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
@@ -38,21 +38,21 @@ def strip_whitespace(text: str) -> str:
 def normalise_vqa(text: str) -> str:
     """The normalisation of the official VQA v2 evaluation (github.com/GT-Vision-Lab/VQA, vqaEval.py), quirks included.
 
-    A punctuation mark vanishes when it stands beside a blank anywhere in the text, or when the text has a number such as
-    1,000; else it becomes a blank. A full stop vanishes unless a digit follows; the script passes a regular-expression
-    flag where the number of replacements belongs, so at most 32 do. Then lower case, number words up to ten (and "none")
-    as digits, no articles, apostrophes put back.
+    A punctuation mark is removed if it occurs next to a space anywhere in the text, or if the text has a number such as 1,000;
+    otherwise it becomes a space. A full stop is removed unless a digit follows. The script passes a regular-expression flag as
+    the number of replacements, so at most 32 full stops are removed. Then: lower case, number words up to ten (and "none") as
+    digits, articles dropped, apostrophes restored.
     """
     return _plain_words(_without_punctuation(strip_whitespace(text)))
 
 
 @lru_cache(maxsize=1 << 16)
 def normalise_m4c(text: str) -> str:
-    """The normalisation of M4C (Pythia's EvalAIAnswerProcessor), which lmms-eval uses too, made fit for Chinese.
+    """The normalisation of M4C (Pythia's EvalAIAnswerProcessor), also used by lmms-eval, extended to Chinese.
 
-    Before the official steps it drops commas and question marks and splits the possessive 's off. Full-width forms become
-    ASCII. In a text with Chinese characters, Chinese punctuation and the blanks around characters vanish as well and
-    Chinese numerals become digits; texts without any are treated exactly as upstream does.
+    Before the official steps it drops commas and question marks, separates the possessive 's, and converts full-width forms to
+    ASCII. In a text with Chinese characters, Chinese punctuation and spaces around characters are removed too, and Chinese
+    numerals become digits. Texts without Chinese characters are treated exactly as upstream.
     """
     text = fold_width(text).lower()
     chinese = HAS_CJK.search(text) is not None
@@ -66,7 +66,7 @@ def normalise_m4c(text: str) -> str:
 
 
 def split_words(text: str) -> list[str]:
-    """Words of a normalised text; each Chinese character is one of its own."""
+    """Words of a normalised text; each Chinese character is one word."""
     return _WORD.findall(text)
 
 
@@ -91,7 +91,7 @@ def _plain_words(text: str) -> str:
 
 @cache
 def _contractions() -> dict[str, str]:
-    """Misspelt contraction -> spelled right."""
+    """Misspelt contraction -> correct spelling."""
     data = yaml.safe_load(resources.files("evaluation.metrics").joinpath("contractions.yaml").read_text(encoding="utf-8"))
     table: dict[str, str] = dict(data["odd"])
     for correct in data["right"].split():

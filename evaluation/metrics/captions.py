@@ -1,6 +1,6 @@
-"""Scores of captions and descriptions against several references: BLEU, ROUGE-L, CIDEr-D, over a corpus and for each text.
+"""Metrics of captions and descriptions against several references: BLEU, ROUGE-L, CIDEr-D, per corpus and per caption.
 
-`Tokens` of hypotheses: [captions]; of references: [captions][references], at least one each.
+Hypotheses are one token list per caption; references are one list of token lists per caption, with at least one reference.
 """
 
 import logging
@@ -30,14 +30,14 @@ _CHARACTER_TOKEN = re.compile(rf"[{CJK}]|\d+(?:[.,:]\d+)*|[^\W{CJK}]+")
 
 Tokenisation = Literal["ptb", "characters", "jieba"]
 TOKENISATIONS: dict[Language, tuple[Tokenisation, ...]] = {"en": ("ptb",), "zh": ("characters", "jieba")}
-"""What captions of a language are scored with; the first is the one that has no name of its own in reports."""
+"""Tokenisations that captions of a language are scored with; results of the first one carry no suffix in reports."""
 
 
 def tokenise(text: str, tokenisation: Tokenisation) -> Tokens:
     """Lower-case tokens without punctuation.
 
-    ptb: as in the Penn Treebank, clitics apart (do n't, dog 's), hyphenated words whole. characters: one token a Chinese
-    character, Latin words and numbers whole. jieba: Chinese words, as AI Challenger's captions were scored.
+    ptb: as in the Penn Treebank, with separate clitics (do n't, dog 's) and unsplit hyphenated words. characters: one token per
+    Chinese character, Latin words and numbers unsplit. jieba: Chinese words, as in the AI Challenger captioning task.
     """
     text = fold_width(text).lower().replace("\u2019", "'")
     if tokenisation == "characters":
@@ -50,18 +50,18 @@ def tokenise(text: str, tokenisation: Tokenisation) -> Tokens:
 
 @cache
 def _jieba() -> Callable[[str], list[str]]:
-    """jieba's word segmentation, whose dictionary is loaded on the first call."""
+    """jieba's word segmentation; its dictionary is loaded on first use."""
     import jieba
 
-    # It tells how long its dictionary took, through a logger of its own.
+    # jieba logs how long loading the dictionary took.
     jieba.setLogLevel(logging.WARNING)
     return lambda text: [str(word) for word in jieba.cut(text)]
 
 
 def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int) -> float:
-    """Corpus BLEU of order n without smoothing (Papineni et al. 2002), 0..1; the closest reference gives the length.
+    """Corpus BLEU of order n without smoothing (Papineni et al. 2002), 0..1.
 
-    Of two references equally close the shorter one counts.
+    The reference length is that of the reference closest in length; of two equally close ones, the shorter.
     """
     matched, proposed = np.zeros(n), np.zeros(n)
     for hypothesis, alternatives in zip(hypotheses, references, strict=True):
@@ -112,7 +112,13 @@ def _longest_common(a: Tokens, b: Tokens) -> int:
 def cider_d(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int = 4, sigma: float = 6.0) -> np.ndarray:
     """CIDEr-D of each caption (Vedantam et al. 2015, arXiv:1411.5726, section 7), 0..10; document frequencies from the references.
 
-    A corpus of a single picture gives 0: every n-gram stands in every picture.
+    A corpus of one image gives 0, since every n-gram occurs for every image.
+
+    Args:
+        hypotheses: tokens of each caption
+        references: tokens of the references of each caption
+        n: longest n-gram
+        sigma: standard deviation, in tokens, of the Gaussian length penalty
     """
     frequencies: Counter[tuple[str, ...]] = Counter()
     for alternatives in references:
@@ -147,9 +153,9 @@ def _ngrams(tokens: Tokens, order: int) -> Ngrams:
 
 @dataclass(frozen=True, slots=True)
 class CaptionScores:
-    """`corpus`: bleu_1 .. bleu_4, rouge_l (0..1) and cider_d (0..10) of all captions; `each`: the same of every caption [n].
+    """bleu_1 .. bleu_4, rouge_l (0..1) and cider_d (0..10): `corpus` of all captions, `per_sample` [captions] of each.
 
-    The corpus value of ROUGE-L and CIDEr-D is the mean over captions, that of BLEU is not.
+    The corpus value of ROUGE-L and CIDEr-D is the mean over captions; that of BLEU is not.
     """
 
     corpus: dict[str, float]
@@ -157,13 +163,15 @@ class CaptionScores:
 
 
 def score(texts: Sequence[str], references: Sequence[Sequence[str]], tokenisation: Tokenisation) -> CaptionScores:
-    """Scores of captions in one language."""
+    """Score captions of one language; `references` holds the references of each caption."""
     hypotheses = [tokenise(text, tokenisation) for text in texts]
     alternatives = [[tokenise(text, tokenisation) for text in group] for group in references]
     corpus, per_sample = {}, {}
     for n in range(1, 5):
         corpus[f"bleu_{n}"] = bleu(hypotheses, alternatives, n)
-        per_sample[f"bleu_{n}"] = np.array([bleu([one], [group], n) for one, group in zip(hypotheses, alternatives, strict=True)])
+        per_sample[f"bleu_{n}"] = np.array(
+            [bleu([hypothesis], [group], n) for hypothesis, group in zip(hypotheses, alternatives, strict=True)]
+        )
     for name, measure in (("rouge_l", rouge_l), ("cider_d", cider_d)):
         per_sample[name] = measure(hypotheses, alternatives)
         corpus[name] = float(per_sample[name].mean())
@@ -171,5 +179,5 @@ def score(texts: Sequence[str], references: Sequence[Sequence[str]], tokenisatio
 
 
 def clip_score(cosines: Sequence[float]) -> np.ndarray:
-    """CLIPScore of each caption (Hessel et al. 2021, arXiv:2104.08718): 2.5 times the cosine of picture and text, never below 0."""
+    """CLIPScore of each caption (Hessel et al. 2021, arXiv:2104.08718): 2.5 times the cosine of image and text, at least 0."""
     return 2.5 * np.maximum(np.asarray(cosines, dtype=np.float64), 0.0)

@@ -1,4 +1,4 @@
-"""Chinese numerals as digits: 三个 and 3个 are one answer, 十二 is 12; words that only hold such characters stay (三角形, 统一)."""
+"""Chinese numerals as digits: 三个 equals 3个, 十二 equals 12. Words that merely contain such characters stay (三角形, 统一)."""
 
 import re
 
@@ -13,9 +13,9 @@ _NUMERAL = re.compile(rf"{_RUN}(?=[{_MEASURE_WORDS}])|(?:(?<![{CJK}])|(?<=第)){
 
 
 def as_digits(text: str) -> str:
-    """The text with its Chinese numerals as digits: those before a measure word, behind 第, or with no character beside them.
+    """Replace Chinese numerals by digits: before a measure word, after 第, or without an adjacent Chinese character.
 
-    A run of digits alone is read digit by digit (二〇二四 -> 2024). What is no well-formed number (万一) stays.
+    A run of digit characters alone is read digit by digit (二〇二四 -> 2024). Anything that is not a well-formed number (万一) stays.
     """
     return _NUMERAL.sub(lambda match: _to_digits(match.group()) or match.group(), text)
 
@@ -28,16 +28,17 @@ def _to_digits(run: str) -> str | None:
 
 
 def _value(run: str) -> int | None:
-    """The value of a numeral with units; None where it is not well formed."""
+    """Value of a numeral with units; None if it is not well formed."""
     for name, unit in _MYRIADS.items():
-        head, found, tail = run.rpartition(name)
-        if found:
+        head, separator, tail = run.rpartition(name)
+        if separator:
             above, below = _value(head), _value(tail.removeprefix("零")) if tail else 0
             return None if not above or below is None or below >= unit else above * unit + below
     return _below_ten_thousand(run)
 
 
 def _below_ten_thousand(run: str) -> int | None:
+    """Value of a numeral without 万 and 亿; None if it is not well formed."""
     value, smallest, digit, gap = 0, 10_000, None, False
     for character in run:
         if character in "零〇":
@@ -55,5 +56,5 @@ def _below_ten_thousand(run: str) -> int | None:
             value, smallest, digit, gap = value + (digit or 1) * unit, unit, None, False
     if digit is None:
         return value or None
-    # 一百二 is 120 in speech and 一百零二 is 102: what is not said in full stays as it is.
+    # 一百二 means 120 in speech, while 一百零二 is 102: such shortened forms are ambiguous and stay as they are.
     return value + digit if gap or smallest in (10_000, 10) else None

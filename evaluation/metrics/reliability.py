@@ -1,17 +1,23 @@
-"""Whether a score between 0 and 1 can be read as a probability of being right."""
+"""Calibration of a score in 0..1: can it be read as the probability of being right?"""
 
 from typing import Any
 
 import numpy as np
 
 BINS = 10
+"""Number of equal-width bins over 0..1."""
 
 
 def reliability(scores: np.ndarray, accuracies: np.ndarray) -> dict[str, Any]:
-    """Answers sorted into BINS equal parts of 0..1 by their score (Guo et al. 2017, arXiv:1706.04599, section 2).
+    """Reliability diagram and expected calibration error (Guo et al. 2017, arXiv:1706.04599, section 2).
 
-    scores, right: [questions], 0..1. `bins`: of each part that holds answers, its ends, how many, mean score, mean accuracy.
-    `ece`: expected calibration error, the mean distance of score and accuracy over the bins, weighted by answers.
+    Args:
+        scores: [questions], 0..1
+        accuracies: [questions], 0..1
+
+    Returns:
+        `bins`: range, number of questions, mean score and mean accuracy of each bin that is not empty. `ece`: expected
+        calibration error, the mean distance of score and accuracy over the bins, weighted by their questions.
     """
     bin_index = np.minimum((scores * BINS).astype(int), BINS - 1)
     bins = [

@@ -1,4 +1,4 @@
-"""Scores of one short answer against its reference answers. Every function gives a fraction in 0..1."""
+"""Metrics of one short answer against its reference answers. Every metric returns a fraction in 0..1."""
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -6,16 +6,16 @@ from functools import lru_cache
 from evaluation.metrics.answer_normalisation import normalise_m4c, normalise_vqa, split_words, strip_whitespace
 
 Metric = Callable[[str, Sequence[object]], float]
-"""From an answer and its references to a score."""
+"""(answer, references) -> score in 0..1."""
 PRIMARY_METRIC = "vqa_accuracy"
-"""The metric of intervals, comparisons and verdicts."""
+"""The metric that intervals, comparisons and verdicts are based on."""
 _NON_ANSWERS = frozenset({"unanswerable", "none", "unknown"})
 
 
 def vqa_accuracy(prediction: str, references: Sequence[object]) -> float:
     """Official VQA v2 accuracy (Antol et al. 2015, arXiv:1505.00468; vqaEval.py): the ten-choose-nine average.
 
-    As in the official script, nothing is normalised (not even lower case) when all references agree verbatim.
+    As in the official script, nothing is normalised (not even case) when all references are identical.
     """
     texts, prediction = [strip_whitespace(text) for text in text_references(references)], strip_whitespace(prediction)
     if len(set(texts)) > 1:
@@ -24,7 +24,7 @@ def vqa_accuracy(prediction: str, references: Sequence[object]) -> float:
 
 
 def vqa_accuracy_m4c(prediction: str, references: Sequence[object]) -> float:
-    """The same average with M4C normalisation always on (TextVQA as scored by M4C and lmms-eval), fit for Chinese."""
+    """The same average, always with M4C normalisation (as M4C and lmms-eval score TextVQA), extended to Chinese."""
     return leave_one_out(
         [normalise_m4c(text) for text in text_references(references)].count(normalise_m4c(prediction)), len(text_references(references))
     )
@@ -33,8 +33,8 @@ def vqa_accuracy_m4c(prediction: str, references: Sequence[object]) -> float:
 def leave_one_out(matches: int, n: int) -> float:
     """Mean over the n references, each left out once, of min(1, matches among the others / 3).
 
-    Ten references with k = 1, 2, 3, 4 matches give .3, .6, .9, 1. Fewer than four references have fewer than three
-    others, so all the others must match: k matches of n <= 4 give k / n, and a single reference is matched or not.
+    Ten references with k = 1, 2, 3, 4 matches give .3, .6, .9, 1. With fewer than four references there are fewer than three
+    others, so all of them must match: k matches of n <= 4 give k / n, and a single reference gives 0 or 1.
     """
     if n == 0:
         return 0.0
@@ -45,34 +45,34 @@ def leave_one_out(matches: int, n: int) -> float:
 
 
 def exact(prediction: str, references: Sequence[object]) -> float:
-    """Equal to any reference after M4C normalisation."""
+    """1 if the answer equals any reference after M4C normalisation."""
     return float(normalise_m4c(prediction) in {normalise_m4c(text) for text in text_references(references)})
 
 
 def contains(prediction: str, references: Sequence[object]) -> float:
-    """A valid reference stands in the prediction as a run of whole words (for Chinese: characters)."""
+    """1 if the answer contains a valid reference as consecutive whole words (for Chinese: characters)."""
     predicted = split_words(normalise_m4c(prediction))
     return float(any(_contains_run(split_words(normalise_m4c(text)), predicted) for text in valid_references(references)))
 
 
 def bidirectional(prediction: str, references: Sequence[object]) -> float:
-    """A valid reference stands in the prediction, or the prediction in a valid reference, as a run of whole words."""
+    """1 if the answer contains a valid reference, or is contained in one, as consecutive whole words."""
     predicted = split_words(normalise_m4c(prediction))
     expected = [split_words(normalise_m4c(text)) for text in valid_references(references)]
     return float(any(_contains_run(reference, predicted) or _contains_run(predicted, reference) for reference in expected))
 
 
 def anls(prediction: str, references: Sequence[object]) -> float:
-    """Average normalised Levenshtein similarity (Biten et al. 2019, arXiv:1905.13648), for answers that are read off a picture.
+    """Average normalised Levenshtein similarity (Biten et al. 2019, arXiv:1905.13648), for text that is read off an image.
 
-    1 - distance / longer length to the nearest reference, in lower case; 0 where half or more of it differs.
+    1 - edit distance / longer length to the nearest reference, in lower case; 0 if half or more of it differs.
     """
     predicted = " ".join(prediction.lower().split())
     return max((_similarity(predicted, " ".join(text.lower().split())) for text in set(text_references(references))), default=0.0)
 
 
 def fuzzy(prediction: str, references: Sequence[object]) -> float:
-    """More than 70 % of a valid reference's distinct words (for Chinese: characters) stand in the prediction."""
+    """1 if the answer contains more than 70 % of the distinct words (for Chinese: characters) of a valid reference."""
     predicted = set(split_words(normalise_m4c(prediction)))
     expected = [set(split_words(normalise_m4c(text))) for text in valid_references(references)]
     # Ten times the count instead of a quotient: 7 of 10 is exactly 70 %, which is not more.
@@ -80,25 +80,25 @@ def fuzzy(prediction: str, references: Sequence[object]) -> float:
 
 
 def contains_legacy(prediction: str, references: Sequence[object]) -> float:
-    """A valid reference is a character substring of the prediction ("no" in "snow"): only to compare with older reports."""
+    """1 if a valid reference is a substring of the answer ("no" in "snow"); only for comparison with older reports."""
     predicted = prediction.strip().lower()
     return float(any(text.strip().lower() in predicted for text in valid_references(references)))
 
 
 def bidirectional_legacy(prediction: str, references: Sequence[object]) -> float:
-    """Character substring one way or the other: only to compare with older reports."""
+    """1 if a valid reference is a substring of the answer or the reverse; only for comparison with older reports."""
     predicted = prediction.strip().lower()
     texts = [text.strip().lower() for text in valid_references(references)]
     return float(bool(predicted) and any(text in predicted or predicted in text for text in texts))
 
 
 def text_references(references: Sequence[object]) -> list[str]:
-    """References that are text."""
+    """References that are strings."""
     return [text for text in references if isinstance(text, str)]
 
 
 def valid_references(references: Sequence[object]) -> list[str]:
-    """References that say something: text, not empty, and none of "unanswerable", "none", "unknown"."""
+    """References that are non-empty strings other than "unanswerable", "none" and "unknown"."""
     return [text for text in text_references(references) if text.strip() and text.strip().lower() not in _NON_ANSWERS]
 
 
@@ -116,7 +116,7 @@ def _similarity(a: str, b: str) -> float:
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Fewest insertions, deletions and replacements of characters that make b of a (Levenshtein 1966)."""
+    """Smallest number of insertions, deletions and substitutions of characters that turn a into b (Levenshtein 1966)."""
     row = list(range(len(b) + 1))
     for i, char_a in enumerate(a, start=1):
         diagonal, row[0] = row[0], i
@@ -136,6 +136,6 @@ METRICS: dict[str, Metric] = {
     "contains_legacy": contains_legacy,
     "bidirectional_legacy": bidirectional_legacy,
 }
-"""Every metric by the name that it has in summary.json."""
+"""Metric name, as in summary.json -> metric."""
 BINARY_METRICS = frozenset({"exact", "fuzzy", "contains", "bidirectional", "contains_legacy", "bidirectional_legacy"})
-"""Those that are 0 or 1, for which McNemar's test is made."""
+"""Metrics that are 0 or 1, to which McNemar's test applies."""

@@ -1,4 +1,4 @@
-"""Questions that nobody can answer from the picture: whether a system knows them (VizWiz, Gurari et al. 2018, arXiv:1802.08218)."""
+"""Detection of questions that the image cannot answer (VizWiz, Gurari et al. 2018, arXiv:1802.08218)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,17 @@ from evaluation.metrics.short_answers import text_references
 from evaluation.prediction_files import Prediction
 
 UNANSWERABLE_TEXTS = frozenset({"unanswerable", "unsuitable", "unsuitable image", "无法回答", "不能回答", "无法判断"})
-"""Normalised answers that say that there is none."""
+"""Normalised answers that mean: this question cannot be answered."""
 
 
 def is_unanswerable(references: Sequence[object]) -> bool:
-    """Whether at least half of the annotators say so."""
+    """Whether at least half of the reference answers say that the question is unanswerable."""
     texts = [normalise_m4c(text) for text in text_references(references)]
     return bool(texts) and 2 * sum(text in UNANSWERABLE_TEXTS for text in texts) >= len(texts)
 
 
 def unanswerable_probability(candidates: Sequence[Candidate]) -> float:
-    """Share 0..1 of the candidates' probability that says "unanswerable"; of their number where a system gives no probability."""
+    """Share 0..1 of the candidates' probability on "unanswerable"; share of generations where a system gives no probabilities."""
     if not candidates:
         return 0.0
     log_probs = [candidate.log_prob for candidate in candidates if candidate.log_prob is not None]
@@ -37,9 +37,9 @@ def unanswerable_probability(candidates: Sequence[Candidate]) -> float:
 
 
 def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
-    """Sum over thresholds of (gain in recall) x precision, as VizWiz takes it from scikit-learn; equal scores are one threshold.
+    """Sum over thresholds of (increase in recall) x precision, as scikit-learn and VizWiz compute it; equal scores share a threshold.
 
-    positive: [n] bool, at least one of them true; scores: [n], higher is more positive.
+    positive: [n] bool with at least one true value; scores: [n], higher means more likely positive.
     """
     order = np.argsort(-scores, kind="stable")
     true_positives = np.cumsum(positive[order])
@@ -50,15 +50,17 @@ def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
 
 
 def f1(positive: np.ndarray, predicted: np.ndarray) -> float:
-    """Harmonic mean of precision and recall; 0 where nothing is found."""
+    """Harmonic mean of precision and recall; 0 where there is no true positive."""
     true_positives = float((positive & predicted).sum())
     return 2 * true_positives / float(positive.sum() + predicted.sum()) if true_positives else 0.0
 
 
 def unanswerable_metrics(predictions: Sequence[Prediction], references: Mapping[str, Sequence[object]]) -> dict[str, float] | None:
-    """How well a system tells the unanswerable questions; None where there are none.
+    """How well a system detects unanswerable questions; None where there are none.
 
-    questions: how many there are; average_precision of `doubt`; f1 of saying so with more than half of the probability.
+    Returns:
+        questions: number of unanswerable questions; average_precision of `unanswerable_probability`; f1 of predicting
+        "unanswerable" where that probability exceeds one half.
     """
     positive = np.array([is_unanswerable(references[p.sample_id]) for p in predictions], dtype=bool)
     if not positive.any():

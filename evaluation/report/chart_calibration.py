@@ -1,4 +1,4 @@
-"""What a score between 0 and 1 is worth: as a probability of being right, and to decide which answers to give."""
+"""Charts of calibration: is a score in 0..1 a probability of being right, and what does answering only when confident gain?"""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ Summary = dict[str, Any]
 
 
 def fused_score_calibration(summary: Summary) -> Figure:
-    """Accuracy of the reranked answers by the fused score that chose them, and how many answers have each score."""
+    """Reliability diagram of the fused score of the reranked answers, with a histogram."""
     systems = _systems(summary, "fused_calibration")
     figure = Figure(figsize=(6.0, 5.6), layout="constrained")
     axes, counts = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
@@ -22,30 +22,30 @@ def fused_score_calibration(summary: Summary) -> Figure:
 
 
 def confidence(summary: Summary) -> Figure:
-    """The same of the credibility that was fitted on the validation split, and the accuracy of the most credible answers."""
+    """Reliability diagram of the confidence, with a histogram, and accuracy over coverage (risk-coverage curve)."""
     systems = systems_with_confidence(summary)
     figure = Figure(figsize=(11.0, 5.6), layout="constrained")
     left, right = figure.subplots(2, 2, height_ratios=[3, 1], squeeze=False).T
     left[1].sharex(left[0])
     _calibration(left[0], left[1], systems)
-    left[0].set_title("Can the credibility be believed?", loc="left")
+    left[0].set_title("Is the confidence calibrated?", loc="left")
     left[1].set_xlabel("confidence")
     right[1].axis("off")
-    for i, (name, found) in enumerate(systems.items()):
-        points = found["risk_coverage"]
+    for i, (name, figures) in enumerate(systems.items()):
+        points = figures["risk_coverage"]
         color = COLORS[i % len(COLORS)]
         right[0].plot([100 * p["coverage"] for p in points], [100 * p["vqa_accuracy"] for p in points], marker=".", color=color, label=name)
     right[0].set_xlim(0, 102)
     right[0].set_ylim(0, 105)
-    right[0].set_xlabel("the most credible answers given, %")
+    right[0].set_xlabel("coverage: most confident answers given, %")
     right[0].set_ylabel("their official VQA accuracy, %")
-    right[0].set_title("What is gained by saying less (risk and coverage)", loc="left")
+    right[0].set_title("Accuracy when only confident answers are given", loc="left")
     right[0].legend(frameon=False, fontsize=9, loc="lower left")
     return figure
 
 
 def systems_with_confidence(summary: Summary) -> dict[str, Any]:
-    """What is known of the credibility of each system that has one."""
+    """System -> figures of its confidence, for the systems that have one."""
     return _systems(summary, "confidence")
 
 
@@ -54,12 +54,12 @@ def _systems(summary: Summary, key: str) -> dict[str, Any]:
 
 
 def _calibration(axes: Axes, counts: Axes, systems: dict[str, Any]) -> None:
-    """Accuracy by score above, how many answers have it below."""
-    axes.plot([0, 1], [0, 100], linestyle=":", color=GREY, label="a score that is a probability")
+    """Draw accuracy over score into `axes` and the number of answers per bin into `counts`."""
+    axes.plot([0, 1], [0, 100], linestyle=":", color=GREY, label="perfectly calibrated")
     width = 0.08 / len(systems)
-    for i, (name, found) in enumerate(systems.items()):
-        color, bins = COLORS[i % len(COLORS)], found["bins"]
-        label = f"{name} (calibration error {100 * found['ece']:.1f})"
+    for i, (name, figures) in enumerate(systems.items()):
+        color, bins = COLORS[i % len(COLORS)], figures["bins"]
+        label = f"{name} (calibration error {100 * figures['ece']:.1f})"
         axes.plot([b["score"] for b in bins], [100 * b["vqa_accuracy"] for b in bins], marker="o", color=color, label=label)
         positions = [b["from"] + 0.01 + (i + 0.5) * width for b in bins]
         counts.bar(positions, [b["questions"] for b in bins], width, color=color)

@@ -1,4 +1,4 @@
-"""Accuracy over training steps, and on worse and worse pictures."""
+"""Charts of accuracy over training steps, and on corrupted images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,28 +12,28 @@ _MARKERS = "osD^v<"
 
 
 def learning_curve(summary: Summary) -> Figure:
-    """Official accuracy over the steps of a run, with 95 % intervals: first candidates, and reranked answers where there are."""
+    """VQA accuracy over the steps of a run, with 95 % intervals: first candidates, and reranked answers if there are any."""
     steps = dict(sorted(summary["curve"].items(), key=lambda item: item[1]))
     choices = [summary["systems"][name]["choices"] for name in steps]
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     axes = figure.subplots()
     kinds = [("first", COLORS[0], "first candidate"), ("reranked", COLORS[1], "reranked")]
     for choice, color, label in kinds:
-        if not all(choice in own for own in choices):
+        if not all(choice in by_choice for by_choice in choices):
             continue
-        low, high = ([100 * own[choice]["vqa_accuracy_ci95"][side] for own in choices] for side in (0, 1))
-        values = [100 * own[choice]["vqa_accuracy"] for own in choices]
+        low, high = ([100 * by_choice[choice]["vqa_accuracy_ci95"][side] for by_choice in choices] for side in (0, 1))
+        values = [100 * by_choice[choice]["vqa_accuracy"] for by_choice in choices]
         axes.fill_between(list(steps.values()), low, high, color=color, alpha=0.15, linewidth=0)
         axes.plot(list(steps.values()), values, marker="o", color=color, label=label)
     axes.set_xlabel("training step")
     percent_axis(axes, "y")
-    axes.set_title(f"Learning curve: {len(steps)} checkpoints on the split {summary['dataset']['split']}", loc="left")
+    axes.set_title(f"Learning curve: {len(steps)} checkpoints, split {summary['dataset']['split']}", loc="left")
     axes.legend(frameon=False, loc="lower right")
     return figure
 
 
 def robustness(summary: Summary) -> Figure:
-    """Official accuracy by strength, a panel for each corruption, a line for each system; strength 0 is the clean picture."""
+    """VQA accuracy over corruption strength, one panel per corruption, one line per system; strength 0 is the clean image."""
     systems = summary["robustness"]
     kinds = list(next(iter(systems.values()))["corrupted"])
     columns = min(3, len(kinds))
@@ -46,7 +46,7 @@ def robustness(summary: Summary) -> Figure:
         for i, (name, robust) in enumerate(systems.items()):
             points = [{"strength": 0, **robust["clean"]}, *robust["corrupted"][kind]]
             values, error_bars = _with_error_bars(points)
-            # Lines of several systems beside each other, so that their intervals can be told apart.
+            # Shift the systems horizontally so that their intervals do not overlap.
             positions = [point["strength"] + 0.06 * (i - (len(systems) - 1) / 2) for point in points]
             line_style = {"color": COLORS[i % len(COLORS)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 5}
             axes.errorbar(positions, values, yerr=error_bars, label=name, **{**ERROR_BAR_STYLE, "ecolor": GREY, "capsize": 2}, **line_style)
@@ -56,13 +56,13 @@ def robustness(summary: Summary) -> Figure:
     for axes in grid[:, 0]:
         axes.set_ylabel("official VQA accuracy, %")
     grid.flat[0].legend(frameon=False, fontsize=9, loc="lower left")
-    figure.supxlabel("strength (0: the picture as it is)", fontsize=10)
-    figure.suptitle(f"First candidates on worse and worse pictures ({_questions(systems)} questions)", x=0.01, ha="left", fontsize=12)
+    figure.supxlabel("strength (0: clean image)", fontsize=10)
+    figure.suptitle(f"First candidates on corrupted images ({_questions(systems)} questions)", x=0.01, ha="left", fontsize=12)
     return figure
 
 
 def _with_error_bars(points: Sequence[dict[str, Any]]) -> tuple[list[float], list[list[float]]]:
-    """Values in percent, and how far their intervals reach below and above."""
+    """Accuracies in percent, and the distances of their intervals' lower and upper ends."""
     values = [100 * point["vqa_accuracy"] for point in points]
     error_bars = [[100 * abs(point["vqa_accuracy"] - point["vqa_accuracy_ci95"][side]) for point in points] for side in (0, 1)]
     return values, error_bars

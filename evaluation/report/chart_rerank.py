@@ -1,4 +1,4 @@
-"""What the rerank did: before and after, by category, and how many answers it changed."""
+"""Charts of reranking: accuracy before and after, by category, and numbers of changed answers."""
 
 from typing import Any
 
@@ -9,12 +9,13 @@ from evaluation.report.chart_style import COLORS, ERROR_BAR_STYLE, GREY, RIGHT, 
 
 Summary = dict[str, Any]
 BEFORE, AFTER = ("first", GREY, "before: first"), ("reranked", COLORS[0], "after: reranked")
+"""Choice, color and label of the answers before and after reranking."""
 
 
 def before_and_after(summary: dict[str, Any]) -> Figure:
-    """First candidate, reranked answer and the oracle's ceiling of each system, with 95 % intervals."""
+    """Accuracy of first candidate, reranked answer and oracle (upper bound) by system, with 95 % intervals."""
     systems = {name: results["choices"] for name, results in reranked_systems(summary).items()}
-    kinds = [("first", GREY, "before: first"), ("reranked", COLORS[0], "after: reranked"), ("oracle", "none", "ceiling: oracle")]
+    kinds = [("first", GREY, "before: first"), ("reranked", COLORS[0], "after: reranked"), ("oracle", "none", "upper bound: oracle")]
     figure = Figure(figsize=(max(5.0, 1.6 + 1.8 * len(systems)), 4.2))
     axes = figure.subplots()
     for i, (kind, color, label) in enumerate(kinds):
@@ -27,24 +28,24 @@ def before_and_after(summary: dict[str, Any]) -> Figure:
         bars = axes.bar(
             positions, values, 0.24, yerr=error_bars, error_kw=ERROR_BAR_STYLE, color=color, edgecolor=edge, linestyle=line, label=label
         )
-        # Above the interval: inside, its line would cross the number, and a bar of 0 has no inside.
+        # Above the interval: inside the bar its line would cross the number, and a bar of height 0 has no room.
         axes.bar_label(bars, labels=[f"{value:.1f}" for value in values], padding=2, fontsize=8, color="#444444")
     axes.set_xticks(range(len(systems)))
     axes.set_xticklabels(list(systems))
     axes.grid(visible=False, axis="x")
     percent_axis(axes, "y")
-    axes.set_title("Before and after the rerank", loc="left", pad=26)
+    axes.set_title("Before and after reranking", loc="left", pad=26)
     legend_above(axes)
     return figure
 
 
 def reranked_systems(summary: Summary) -> dict[str, Any]:
-    """The figures of the systems whose answers were reranked."""
+    """System -> its figures, for the systems with reranked answers."""
     return {name: results for name, results in summary["systems"].items() if "reranked" in results["choices"]}
 
 
 def by_category(summary: Summary) -> Figure:
-    """Before and after the rerank in each category, a panel for each system."""
+    """Accuracy before and after reranking by category, one panel per system."""
     systems = reranked_systems(summary)
     categories = list(next(iter(systems.values()))["choices"]["first"]["by_category"])
     figure = Figure(figsize=(max(6.0, 1.2 * len(categories)), 0.6 + 3.0 * len(systems)), layout="constrained")
@@ -59,13 +60,13 @@ def by_category(summary: Summary) -> Figure:
         axes.grid(visible=False, axis="x")
         percent_axis(axes, "y")
         axes.set_ylabel("official VQA accuracy, %")
-        axes.set_title(f"{name}: what the rerank did in each category (questions)", loc="left", pad=22)
+        axes.set_title(f"{name}: before and after reranking by category (questions)", loc="left", pad=22)
         legend_above(axes)
     return figure
 
 
 def overview(summary: Summary) -> Figure:
-    """Official and fuzzy accuracy before and after the rerank, and how many answers it changed, side by side."""
+    """VQA accuracy, fuzzy accuracy and number of changed answers, before and after reranking."""
     systems = reranked_systems(summary)
     figure = Figure(figsize=(max(9.0, 3.0 + 3.0 * len(systems)), 3.8), layout="constrained")
     overall, fuzzy, changed = figure.subplots(1, 3)
@@ -85,15 +86,16 @@ def overview(summary: Summary) -> Figure:
 
 
 def _changed(axes: Axes, systems: dict[str, Any]) -> None:
+    """Stacked bars of the changed answers: better, worse, equal."""
     bottom = [0] * len(systems)
     parts = {name: results["changed"] for name, results in systems.items()}
-    kinds = (("better", RIGHT, "better"), ("worse", WRONG, "worse"), ("equal", "#c9c9c4", "as good"))
+    kinds = (("better", RIGHT, "better"), ("worse", WRONG, "worse"), ("equal", "#c9c9c4", "equal"))
     for kind, color, label in kinds:
         counts = [part[kind] for part in parts.values()]
         bars = axes.bar(range(len(systems)), counts, 0.5, bottom=bottom, color=color, label=label)
-        shown = [f"{count:,}" if count else "" for count in counts]
-        axes.bar_label(bars, labels=shown, label_type="center", fontsize=8, color="white" if kind != "equal" else "#333333")
+        labels = [f"{count:,}" if count else "" for count in counts]
+        axes.bar_label(bars, labels=labels, label_type="center", fontsize=8, color="white" if kind != "equal" else "#333333")
         bottom = [below + count for below, count in zip(bottom, counts, strict=True)]
     axes.set_ylim(0, max(1, *bottom) * 1.05)
-    axes.set_title("Answers that the rerank changed", loc="left", pad=22, fontsize=11)
+    axes.set_title("Answers changed by reranking", loc="left", pad=22, fontsize=11)
     legend_above(axes)

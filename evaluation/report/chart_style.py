@@ -1,4 +1,4 @@
-"""How every chart looks, and how it is written."""
+"""Style of all charts, and writing them as PNG."""
 
 import logging
 import warnings
@@ -17,7 +17,7 @@ from atomic_io import atomic_write
 log = logging.getLogger(__name__)
 
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
-"""Told apart by the colour-blind too (Okabe & Ito 2008)."""
+"""Palette for colour-blind readers (Okabe & Ito 2008)."""
 RIGHT, WRONG = "#1a7f4b", "#b3261e"
 GREY = "#8c8c8c"
 ERROR_BAR_STYLE = {"ecolor": "#333333", "elinewidth": 1, "capsize": 3}
@@ -25,10 +25,10 @@ ERROR_BAR_STYLE = {"ecolor": "#333333", "elinewidth": 1, "capsize": 3}
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Settings of matplotlib for all charts; says once when no installed font has Chinese characters."""
+    """Context with matplotlib settings for all charts; logs one warning if no installed font has Chinese characters."""
     font = chinese_font()
     if font is None:
-        log.warning("no font with Chinese characters is installed, so charts show boxes instead; fonts-noto-cjk is one")
+        log.warning("no font with Chinese characters is installed, so charts show boxes instead; install one, such as fonts-noto-cjk")
     style = {
         "font.family": ["DejaVu Sans", *([register_font(font)] if font else [])],
         "font.size": 10,
@@ -37,17 +37,17 @@ def style() -> Iterator[None]:
         "axes.grid": True,
         "grid.color": "#e6e6e6",
         "axes.axisbelow": True,
-        # A question may hold dollar signs; they are no formula.
+        # Dollar signs in questions do not start a formula.
         "text.parse_math": False,
     }
     with mpl.rc_context(style), warnings.catch_warnings():
-        # Once is enough: matplotlib would say it for each character.
+        # matplotlib would warn about every character.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
 def register_font(font: Path) -> str:
-    """The name by which matplotlib then finds a font file."""
+    """Make a font file available to matplotlib. Returns its family name."""
     name = font_manager.get_font(font).family_name
     if name not in font_manager.get_font_names():
         font_manager.fontManager.addfont(font)
@@ -55,18 +55,18 @@ def register_font(font: Path) -> str:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a chart as PNG."""
+    """Write a chart as PNG, atomically."""
     with atomic_write(path) as temp_path:
         figure.savefig(temp_path, dpi=150, bbox_inches="tight", facecolor="white")
     return path
 
 
 def percent_axis(axes: Axes, axis: str) -> None:
-    """An axis `x` or `y` of percentages."""
+    """Format axis "x" or "y" as accuracy in percent."""
     getattr(axes, f"set_{axis}lim")(0, 105)
     getattr(axes, f"set_{axis}label")("official VQA accuracy, %, with 95 % interval" if axis == "y" else "official VQA accuracy, %")
 
 
 def legend_above(axes: Axes, columns: int = 3) -> None:
-    """A legend in a line above the chart, below its title."""
+    """Place the legend in one line between title and chart."""
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, frameon=False, borderaxespad=0.2, fontsize=9)

@@ -1,4 +1,4 @@
-"""The report's charts as PNG files: those that there is something to show in."""
+"""Write the report's charts as PNG files."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,22 +14,33 @@ from evaluation.report.examples import Example
 from evaluation.report.image_grids import write_grids
 
 CAPTIONS = {
-    "learning_curve": "Accuracy over the training steps of one run",
-    "overview": "Accuracy, fuzzy accuracy, and how many answers the rerank changed",
-    "rerank": "Before and after the rerank, and what a perfect choice could reach",
-    "rerank_by_category": "What the rerank did in each category",
+    "learning_curve": "Accuracy over the training steps of a run",
+    "overview": "VQA accuracy, fuzzy accuracy, and number of answers changed by reranking",
+    "rerank": "Accuracy before and after reranking, with the oracle as upper bound",
+    "rerank_by_category": "Accuracy before and after reranking by category",
     "accuracy_by_category": "Accuracy by category",
-    "fused_calibration": "What the fused score is worth as a probability",
-    "confidence": "How far an answer's credibility can be believed, and what giving only credible answers gains",
-    "robustness": "Accuracy on worse and worse pictures",
-    "right_cases": "Right answers, drawn at random",
-    "wrong_cases": "Wrong answers, drawn at random",
+    "fused_calibration": "Calibration of the fused score",
+    "confidence": "Calibration of the confidence, and accuracy when only confident answers are given",
+    "robustness": "Accuracy on corrupted images",
+    "right_cases": "Right answers, sampled at random",
+    "wrong_cases": "Wrong answers, sampled at random",
 }
-"""Every chart by the name of its file, in the order in which they are shown, with what it shows."""
+"""File name without suffix -> caption, in display order."""
 
 
 def write_charts(summary: dict[str, Any], examples: Sequence[Example], store: SampleStore, out: Path, seed: int) -> list[Path]:
-    """Write <name>.png for the charts of CAPTIONS that have something to show; those of an earlier run go. Returns their paths."""
+    """Write <name>.png for every chart of CAPTIONS that has data; charts of an earlier run are deleted.
+
+    Args:
+        summary: content of summary.json
+        examples: all short questions with their answers
+        store: merged data with the images
+        out: folder of the charts
+        seed: seed of the sampled examples
+
+    Returns:
+        Paths of the charts, in the order of CAPTIONS.
+    """
     for name in CAPTIONS:
         (out / f"{name}.png").unlink(missing_ok=True)
     if not examples:
@@ -49,16 +60,16 @@ def write_charts(summary: dict[str, Any], examples: Sequence[Example], store: Sa
         charts["learning_curve"] = chart_curves.learning_curve
     if "robustness" in summary:
         charts["robustness"] = chart_curves.robustness
-    whole_run_charts, shown = ("learning_curve", "robustness"), _without_early_checkpoints(summary)
+    whole_run_charts, last = ("learning_curve", "robustness"), _without_early_checkpoints(summary)
     with style():
-        written = [save(chart(summary if name in whole_run_charts else shown), out / f"{name}.png") for name, chart in charts.items()]
+        written = [save(chart(summary if name in whole_run_charts else last), out / f"{name}.png") for name, chart in charts.items()]
         written += write_grids(examples, store, out, seed)
     order = list(CAPTIONS)
     return sorted(written, key=lambda path: order.index(path.stem))
 
 
 def _without_early_checkpoints(summary: dict[str, Any]) -> dict[str, Any]:
-    """Of a learning curve the last checkpoint only; any other summary as it is."""
+    """The summary with only the last checkpoint, if it is a learning curve; any other summary unchanged."""
     if "curve" not in summary:
         return summary
     last = max(summary["curve"], key=summary["curve"].get)
@@ -66,7 +77,7 @@ def _without_early_checkpoints(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_category(summary: dict[str, Any]) -> Figure:
-    """Bars by category, one for each system, with the number of questions beside the name."""
+    """Accuracy by category, one bar per system, with the number of questions next to the category."""
     shown = {name: displayed_choice(results["choices"]) for name, results in summary["systems"].items()}
     parts = {name: summary["systems"][name]["choices"][choice]["by_category"] for name, choice in shown.items()}
     categories = list(next(iter(parts.values())))

@@ -1,4 +1,4 @@
-"""Single questions as the reports show them: picture, references, and each system's candidates and choices."""
+"""Single questions for the report: image, references, and each system's candidates and chosen answers."""
 
 import base64
 import io
@@ -18,13 +18,23 @@ from evaluation.run.evaluation_run import EvaluationResult
 from evaluation.scoring.summary import SystemResult
 
 RIGHT = 0.5
-"""An answer is shown as right from this official accuracy on: two of ten annotators gave it."""
+"""VQA accuracy from which an answer is shown as right: at least two of ten annotators gave it."""
 _THUMBNAIL = 256  # pixels, longer side
 
 
 @dataclass(frozen=True, slots=True)
 class ShownCandidate:
-    """A candidate with its scores, what it would have scored, and the choices that took it."""
+    """A candidate of a question.
+
+    Args:
+        text: the answer
+        raw: the generated text before cleaning
+        mean_log_prob: log-probability per token in nats; None if the system gives none
+        clip: score of the scorer named clip; None if there is none
+        fused: fused score, 0..1; None without reranking
+        accuracy: VQA accuracy
+        choices: names of the choices that chose it
+    """
 
     text: str
     raw: str
@@ -37,8 +47,18 @@ class ShownCandidate:
 
 @dataclass(frozen=True, slots=True)
 class ShownAnswer:
-    """What a system made of a question. `answer` is its reranked one, or the first where nothing is reranked; `credibility`: how
-    likely that is right, where it is known."""
+    """A system's answer to a question.
+
+    Args:
+        system: name of the system
+        answer: the displayed answer: reranked, or first without reranking
+        first: the first candidate
+        accuracy: VQA accuracy of the displayed answer
+        first_accuracy: VQA accuracy of the first candidate
+        error: why the question failed; None if it did not
+        confidence: probability that the displayed answer is right; None if unknown
+        candidates: all candidates, best first
+    """
 
     system: str
     answer: str
@@ -61,19 +81,19 @@ class ShownAnswer:
 
     @property
     def statuses(self) -> tuple[str, ...]:
-        """right or wrong; failed; changed by the rerank, and fixed or broken by it."""
-        found = ["right" if self.right else "wrong"]
+        """Filter labels: right or wrong; failed; changed by reranking, and fixed or broken if the accuracy changed."""
+        labels = ["right" if self.right else "wrong"]
         if self.error is not None:
-            found.append("failed")
+            labels.append("failed")
         if self.answer != self.first:
-            found.append("changed")
-            found += ["fixed"] * (self.accuracy > self.first_accuracy) + ["broken"] * (self.accuracy < self.first_accuracy)
-        return tuple(found)
+            labels.append("changed")
+            labels += ["fixed"] * (self.accuracy > self.first_accuracy) + ["broken"] * (self.accuracy < self.first_accuracy)
+        return tuple(labels)
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A question with what all systems made of it. `references`: text and how many annotators gave it."""
+    """A question with its references (text, number of annotators) and the answer of each system."""
 
     question: Question
     references: tuple[tuple[str, int], ...]
@@ -81,7 +101,7 @@ class Example:
 
 
 def examples(evaluation_result: EvaluationResult) -> list[Example]:
-    """Every short question, in the order in which it was asked."""
+    """All short questions, in the order of the evaluation."""
     return [
         Example(
             question,
@@ -96,6 +116,7 @@ def examples(evaluation_result: EvaluationResult) -> list[Example]:
 
 
 def _answer(name: str, result: SystemResult, i: int, references: Sequence[str]) -> ShownAnswer:
+    """Answer of system `name` to short question `i`."""
     short = result.short
     prediction, texts = short.predictions[i], {choice: all_texts[i] for choice, all_texts in short.texts.items()}
     accuracy = {choice: float(scores[PRIMARY_METRIC][i]) for choice, scores in short.scores.items()}
@@ -119,8 +140,10 @@ def _answer(name: str, result: SystemResult, i: int, references: Sequence[str]) 
 
 
 def select_examples(all_examples: Sequence[Example], limit: int) -> list[Example]:
-    """At most `limit` examples: by turns one that reranking changed, one that some system got wrong, another changed one, one
-    that all got right. So at least half are changed ones while there are any."""
+    """Select at most `limit` examples, alternating: changed by reranking, wrong in some system, changed, right in all systems.
+
+    At least half of them are changed ones, as long as there are enough.
+    """
     changed = [e for e in all_examples if any("changed" in answer.statuses for answer in e.answers)]
     rest = [e for e in all_examples if not any("changed" in answer.statuses for answer in e.answers)]
     wrong = [e for e in rest if not all(answer.right for answer in e.answers)]
@@ -130,7 +153,7 @@ def select_examples(all_examples: Sequence[Example], limit: int) -> list[Example
 
 
 def thumbnail(image_id: int, store: SampleStore) -> Image.Image | None:
-    """A small copy of a picture; None when it can no longer be read, which the failed question says too."""
+    """A small copy of an image; None if the image cannot be read."""
     try:
         image = store.load_image(image_id)
     except ImageError:
@@ -140,7 +163,7 @@ def thumbnail(image_id: int, store: SampleStore) -> Image.Image | None:
 
 
 def data_url(image: Image.Image) -> str:
-    """The picture as a JPEG within a page."""
+    """The image as a JPEG data URL."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,4 +1,4 @@
-"""Single questions drawn: grids of right and wrong answers, and each picture whose answers the rerank changed."""
+"""Single questions as images: grids of right and wrong answers, and each image whose answers reranking changed."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -21,28 +21,46 @@ _COLUMNS = 4
 
 
 def write_grids(examples: Sequence[Example], store: SampleStore, out: Path, seed: int) -> list[Path]:
-    """right_cases.png and wrong_cases.png: answers of the first system, drawn at random. Returns those that there are."""
+    """Write right_cases.png and wrong_cases.png: randomly sampled answers of the first system.
+
+    Args:
+        examples: all short questions with their answers
+        store: merged data with the images
+        out: output folder
+        seed: seed of the sampling
+
+    Returns:
+        Paths of the written files.
+    """
     answered = [example for example in examples if example.question.image_ids]
     written = []
     for name, is_right in (("right", True), ("wrong", False)):
-        found = [example for example in answered if example.answers[0].right is is_right]
-        if found:
-            sampled = random.Random(f"{seed} {name}").sample(found, min(_MAX_EXAMPLES, len(found)))
+        matching = [example for example in answered if example.answers[0].right is is_right]
+        if matching:
+            sampled = random.Random(f"{seed} {name}").sample(matching, min(_MAX_EXAMPLES, len(matching)))
             criterion = (
-                f"an official accuracy of at least {100 * RIGHT_THRESHOLD:.0f} %" if is_right else f"below {100 * RIGHT_THRESHOLD:.0f} %"
+                f"VQA accuracy of at least {100 * RIGHT_THRESHOLD:.0f} %"
+                if is_right
+                else f"VQA accuracy below {100 * RIGHT_THRESHOLD:.0f} %"
             )
-            title = (
-                f"{len(sampled)} of {len(found):,} {name} answers of {sampled[0].answers[0].system}, drawn at random ({name}: {criterion})"
-            )
+            title = f"{len(sampled)} sampled from {len(matching):,} {name} answers of {sampled[0].answers[0].system} ({name}: {criterion})"
             written.append(save(_draw_grid(sampled, title, store), out / f"{name}_cases.png"))
     return written
 
 
 def write_changed_answers(examples: Sequence[Example], store: SampleStore, folder: Path, limit: int) -> int:
-    """<folder>/<system>/<image id>.png for each picture whose answers the rerank changed, at most `limit` a system.
+    """Write <folder>/<system>/<image id>.png for each image whose answers reranking changed, at most `limit` per system.
 
-    The picture, and beside it every such question with the answer before and after. Returns how many were written; what
-    stood in the folder before is gone.
+    Each file shows the image and every changed question with the answer before and after. The folder is replaced as a whole.
+
+    Args:
+        examples: all short questions with their answers
+        store: merged data with the images
+        folder: output folder
+        limit: largest number of files per system
+
+    Returns:
+        Number of files.
     """
     written = 0
     with atomic_write_folder(folder) as new:
@@ -59,7 +77,7 @@ def write_changed_answers(examples: Sequence[Example], store: SampleStore, folde
 
 
 def _before_and_after(changed: Sequence[Example], system_index: int, store: SampleStore) -> Image.Image:
-    """The picture (none where it can no longer be read) with its changed questions."""
+    """The image (omitted if unreadable) next to its changed questions."""
     texts: list[tuple[str, str]] = []
     for example in changed:
         answer = example.answers[system_index]
@@ -78,7 +96,7 @@ def _before_and_after(changed: Sequence[Example], system_index: int, store: Samp
 
 
 def _draw_grid(examples: Sequence[Example], title: str, store: SampleStore) -> Figure:
-    """Question, references and answer of each, under its picture."""
+    """A grid of images with question, references and answer."""
     rows = -(-len(examples) // _COLUMNS)
     figure = Figure(figsize=(3.1 * _COLUMNS, 0.5 + 3.3 * rows), layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13)
@@ -91,6 +109,7 @@ def _draw_grid(examples: Sequence[Example], title: str, store: SampleStore) -> F
 
 
 def _draw_example(axes: Axes, example: Example, answer: ShownAnswer, image: Image.Image | None) -> None:
+    """Draw one cell of the grid, framed green if right, red if wrong."""
     color = RIGHT if answer.right else WRONG
     axes.axis("on")
     axes.set_xticks([])
@@ -109,7 +128,7 @@ def _draw_example(axes: Axes, example: Example, answer: ShownAnswer, image: Imag
 
 
 def wrap_text(text: str, width: int, lines: int) -> str:
-    """At most `lines` lines of `width` columns; a Chinese character takes two, and lines may end behind each of them."""
+    """Wrap a text to at most `lines` lines of `width` columns; a Chinese character takes two columns and may end a line."""
     wrapped_lines, line_width = [""], 0
     for piece in _wrap_units(text):
         columns = sum(2 if ord(character) > 0x2E7F else 1 for character in piece)
@@ -123,7 +142,7 @@ def wrap_text(text: str, width: int, lines: int) -> str:
 
 
 def _wrap_units(text: str) -> Iterator[str]:
-    """Words with the blank behind them, and wide characters one by one; nothing longer than 30 columns."""
+    """Words with their trailing space, and single wide characters; words are cut after 30 characters."""
     word = ""
     for character in text:
         wide = ord(character) > 0x2E7F

@@ -1,4 +1,4 @@
-"""The rerank in tables and sentences: what it can change at all, where its numbers come from, how far answers can be trusted."""
+"""Tables and sentences about reranking: how many questions it can affect, where its weights come from, confidence of its answers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,86 +6,89 @@ from typing import Any
 Row = Sequence[str]
 _CHOSEN_ON = {"default": "as configured", "validation": "chosen on the validation split"}
 COVERAGES = (0.5, 0.8)
-"""Shares of the most credible answers whose accuracy is shown."""
+"""Coverages, fractions of the most confident answers, at which the accuracy is reported."""
 
 
 _CAN_CHANGE = {
     "several_candidates": "% with several candidates",
     "score_can_change": "% whose score can change",
     "score_can_rise": "% whose score can rise",
-    "left_alone": "% the rerank leaves alone",
-    "rerank_can_change": "% whose score it can change",
-    "rerank_can_rise": "% whose score it can raise",
+    "skipped": "% skipped by reranking",
+    "rerank_can_change": "% whose score reranking can change",
+    "rerank_can_rise": "% whose score reranking can raise",
 }
 
 
 def can_change_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
-    """Shares of the questions on which a choice among the candidates can do anything."""
-    found = {name: values for name, results in summary["systems"].items() if (values := results.get("can_change")) is not None}
-    keys = [key for key in _CAN_CHANGE if any(key in values for values in found.values())]
-    rows: list[Row] = [(name, *(f"{100 * values[key]:.1f}" if key in values else "" for key in keys)) for name, values in found.items()]
+    """Header and rows: percentage of questions on which choosing another candidate can change or raise the score, by system."""
+    by_system = {name: values for name, results in summary["systems"].items() if (values := results.get("can_change")) is not None}
+    keys = [key for key in _CAN_CHANGE if any(key in values for values in by_system.values())]
+    rows: list[Row] = [(name, *(f"{100 * values[key]:.1f}" if key in values else "" for key in keys)) for name, values in by_system.items()]
     return ("system", *(_CAN_CHANGE[key] for key in keys)), rows
 
 
 def can_change_sentence(results: dict[str, Any]) -> str:
-    """The same of one system in words; empty where nothing is known."""
+    """The same percentages of one system as a sentence; empty if there are none."""
     values = {key: f"{100 * fraction:.1f} %" for key, fraction in results.get("can_change", {}).items()}
     if not values:
         return ""
-    sentence = f"Another candidate would change the score of {values['score_can_change']} of the questions and raise it at {values['score_can_rise']}."
-    if "left_alone" not in values:
+    sentence = (
+        f"Choosing another candidate could change the score of {values['score_can_change']} of the questions, "
+        f"and raise it for {values['score_can_rise']}."
+    )
+    if "skipped" not in values:
         return sentence
     return (
-        f"{sentence} The rerank leaves {values['left_alone']} alone, so it can change the score of {values['rerank_can_change']} "
-        f"and raise it at {values['rerank_can_rise']}."
+        f"{sentence} Reranking skips {values['skipped']}, so it can change the score of {values['rerank_can_change']}, "
+        f"and raise it for {values['rerank_can_rise']}."
     )
 
 
 def validation_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
-    """What cross-validation on the validation split said: accuracy on questions that were left out of each choice."""
-    found = summary.get("rerank", {}).get("validation", {})
+    """Header and rows: accuracy on the validation split; tuned weights and learned fusions are measured on held-out folds."""
+    validation = summary.get("rerank", {}).get("validation", {})
     rows: list[Row] = [
-        (label, f"{found['questions']:,}", f"{100 * found[key]:.1f}")
+        (label, f"{validation['questions']:,}", f"{100 * validation[key]:.1f}")
         for key, label in (
             ("first", "first candidates"),
             ("configured", "reranked as configured"),
-            ("tuned_held_out", "reranked with weights of the other folds"),
+            ("tuned_held_out", "reranked, weights chosen on the other folds"),
             ("oracle", "oracle"),
         )
-        if key in found
+        if key in validation
     ]
     rows += [
-        (f"{name}: learned on the other folds", f"{values['questions']:,}", f"{100 * values['learned_held_out']:.1f}")
-        for name, values in found.get("systems", {}).items()
+        (f"{name}: learned fusion, fitted on the other folds", f"{values['questions']:,}", f"{100 * values['learned_held_out']:.1f}")
+        for name, values in validation.get("systems", {}).items()
         if "learned_held_out" in values
     ]
-    return ("validation split, all systems together", "answers", "VQA accuracy"), rows
+    return ("validation split, all systems pooled", "answers", "VQA accuracy"), rows
 
 
 def confidence_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
-    """How well credibility says what is right, and what is gained by giving only the credible answers."""
+    """Header and rows: calibration of the confidence, and accuracy of the most confident answers."""
     header = (
         "system",
         "answers",
         "calibration error",
         "Brier",
-        "risk (area)",
-        *(f"accuracy of the top {fraction:.0%}" for fraction in COVERAGES),
+        "AURC",
+        *(f"accuracy of the most confident {fraction:.0%}" for fraction in COVERAGES),
     )
     rows: list[Row] = []
     for name, results in summary["systems"].items():
         if (values := results.get("confidence")) is None:
             continue
         curve = {point["coverage"]: point["vqa_accuracy"] for point in values["risk_coverage"]}
-        best = (f"{100 * curve[fraction]:.1f}" if fraction in curve else "" for fraction in COVERAGES)
+        selective = (f"{100 * curve[fraction]:.1f}" if fraction in curve else "" for fraction in COVERAGES)
         rows.append(
-            (name, f"{values['questions']:,}", f"{100 * values['ece']:.1f}", f"{values['brier']:.3f}", f"{values['aurc']:.3f}", *best)
+            (name, f"{values['questions']:,}", f"{100 * values['ece']:.1f}", f"{values['brier']:.3f}", f"{values['aurc']:.3f}", *selective)
         )
     return header, rows
 
 
 def remarks(summary: dict[str, Any]) -> list[str]:
-    """Where the numbers of the rerank were chosen, and what abstaining did."""
+    """Notes: rerank weights and where they were chosen, fitted models, and the effect of abstaining."""
     if "rerank" not in summary:
         return []
     rerank = summary["rerank"]
@@ -95,36 +98,39 @@ def remarks(summary: dict[str, Any]) -> list[str]:
         used = [f"scorer {rerank['scorer']}"]
     else:
         used = [f"scorers {', '.join(f'{name} {path}' for name, path in scorers.items())}"] if scorers else []
-    form = [f"form {rerank['form']}", f"statements: {rerank['wording']}"] if "form" in rerank else []
+    form = (
+        [f"form of the CLIP scores: {rerank['clip_score_form']}", f"statement form: {rerank['statement_form']}"]
+        if "clip_score_form" in rerank
+        else []
+    )
     lines = [f"Rerank weights ({_CHOSEN_ON[rerank['chosen_on']]}): {weights}; {'; '.join([*used, *form])}.".replace("; .", ".")]
     lines.append(_skipped_types_sentence(rerank))
     if "learned" in rerank:
         lines.append(
-            "learned: a logistic model of each system, fitted on the validation split; the test split was scored once, "
-            "when all numbers stood."
+            "learned: a logistic model per system over all scores, fitted on the validation split; the evaluated split was scored once, "
+            "after all parameters were fixed."
         )
     if any("confidence" in results for results in summary["systems"].values()):
-        lines.append("Credibility: fitted and calibrated for each system on the validation split alone.")
+        lines.append("Confidence: fitted and calibrated per system on the validation split only. AURC: mean error over all coverages.")
     for name, results in summary["systems"].items():
         if (values := results.get("confidence", {}).get("abstaining")) is not None:
             accuracy = f", {100 * values['vqa_accuracy']:.1f} % of these right" if "vqa_accuracy" in values else ""
             lines.append(
-                f"{name} answers {100 * values['answered']:.1f} % of the questions when unsure below {values['below']:g}{accuracy}."
+                f"{name} answers {100 * values['answered']:.1f} % of the questions, abstaining below confidence {values['below']:g}"
+                f"{accuracy}."
             )
     return lines
 
 
 def _skipped_types_sentence(rerank: dict[str, Any]) -> str:
-    """Which kinds of questions keep their first answer, and on what grounds."""
-    skipped, found = rerank["left_alone"], rerank.get("validation", {}).get("guard", {})
-    lifted = [
+    """Which question types reranking skips, and the evidence from the validation split."""
+    skipped, by_type = rerank["skipped_question_types"], rerank.get("validation", {}).get("skipped_question_types", {})
+    reranked = [
         f"{kind} ({100 * values['gain']:+.1f} points, p = {values['p_holm']:.3f} after Holm)"
-        for kind, values in found.items()
-        if not values["left_alone"]
+        for kind, values in by_type.items()
+        if not values["skipped"]
     ]
-    sentence = (
-        f"Left alone by the rerank: {' and '.join(skipped)} questions." if skipped else "The rerank leaves no kind of questions alone."
-    )
-    if lifted:
-        return f"{sentence} The validation split shows a gain at {' and '.join(lifted)}."
-    return f"{sentence} The validation split shows no gain there." if found else sentence
+    sentence = f"Reranking skips {' and '.join(skipped)} questions." if skipped else "Reranking skips no question type."
+    if reranked:
+        return f"{sentence} The validation split shows a gain for {' and '.join(reranked)} questions."
+    return f"{sentence} The validation split shows no gain for them." if by_type else sentence

@@ -1,4 +1,4 @@
-"""The figures of summary.json in words and aligned columns, for a terminal and for report.md."""
+"""Tables and notes made from summary.json, for the terminal, report.md and report.html."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -9,67 +9,79 @@ from answering.rerank.choose_answer import displayed_choice
 from evaluation.report import rerank_tables
 
 CHOICE_DESCRIPTIONS = {
-    "first": "the likeliest candidate",
-    "majority": "the candidate said most often",
-    "likelihood": "the highest probability a token",
-    "self": "the candidate that the system itself finds most right",
-    "reranked": "likelihood and picture fit together",
-    "learned": "what the validation split taught of all signals",
-    "abstaining": '"not sure" where the reranked answer is not credible',
-    "random": "a candidate drawn at random; a floor, no method",
-    "oracle": "the best candidate by the references; a ceiling, no method",
+    "first": "the first candidate: the system's most likely one",
+    "majority": "the candidate that was generated most often",
+    "likelihood": "the candidate with the highest mean log-probability per token",
+    "self": "the candidate that the system itself rates most likely to be right",
+    "reranked": "the candidate with the highest fused score of likelihood and image-text match",
+    "learned": "the candidate that a logistic model over all scores, fitted on the validation split, prefers",
+    "abstaining": 'the reranked answer, or "not sure" where its confidence is below the threshold',
+    "random": "a random candidate; a lower bound, not a method",
+    "oracle": "the candidate with the highest accuracy, chosen with the references; an upper bound, not a method",
 }
+"""Choice -> what it chooses."""
+
+TERMS = {
+    "candidate": "one of the answers that a system generates for a question; every choice picks one of them",
+    "oracle": "the choice that picks the candidate with the highest accuracy, using the references: an upper bound, not a method",
+    "control": "a run of the first checkpoint that should score worse, with shuffled images or with an untrained connector",
+    "shown": "a difference is shown if its 95 % interval excludes 0 and p (Holm-corrected over all comparisons) is at most .05",
+}
+"""Terms that the reports define before or where they first use them."""
 
 OTHER_METRICS = (
     ("vqa_accuracy_m4c", "M4C"),
     ("exact", "exact"),
     ("fuzzy", "fuzzy"),
     ("contains", "contains"),
-    ("bidirectional", "contains, both ways"),
+    ("bidirectional", "contains, either way"),
     ("anls", "ANLS"),
 )
-"""Metrics beside the official accuracy, and their headings."""
+"""Metrics next to VQA accuracy, with their table headings."""
 
 Row = Sequence[str]
 
 
 def render_tables(summary: dict[str, Any]) -> str:
-    """Everything, for a terminal."""
+    """All tables and notes as text for a terminal."""
     parts = [summary["note"]] if "note" in summary else []
+    parts.append("\n".join(f"{term}: {definition}." for term, definition in TERMS.items()))
     parts += [align_columns(*table) for table in all_tables(summary).values()]
     return "\n\n".join([*parts, "\n".join(remarks(summary))])
 
 
 def all_tables(summary: dict[str, Any]) -> dict[str, tuple[Row, list[Row]]]:
-    """Title -> header and rows of every table that has rows."""
-    by_title = {"On how many questions a choice among candidates can change anything": rerank_tables.can_change_table(summary)}
-    by_title["All figures"] = accuracy_table(summary)
+    """Title -> (header, rows) of every table that has rows."""
+    by_title = {"Questions that choosing another candidate can affect": rerank_tables.can_change_table(summary)}
+    by_title["All metrics"] = accuracy_table(summary)
     if "groups" in summary:
         by_title["Mean and spread over seeds"] = group_table(summary)
     if any(results["choices"] for results in summary["systems"].values()):
         by_title["By category, language and source"] = category_table(summary)
     if "thresholds" in summary:
-        by_title["What must hold"] = threshold_table(summary)
+        by_title["Thresholds"] = threshold_table(summary)
     by_title["Comparisons"] = comparison_table(summary)
-    by_title["Can an answer be trusted?"] = rerank_tables.confidence_table(summary)
-    by_title["What the validation split said of the rerank"] = rerank_tables.validation_table(summary)
+    by_title["Calibration of the confidence"] = rerank_tables.confidence_table(summary)
+    by_title["Reranking on the validation split"] = rerank_tables.validation_table(summary)
     by_title["Captions and descriptions"] = caption_table(summary)
     by_title["Unanswerable questions"] = unanswerable_table(summary)
-    by_title["The same answers written otherwise"] = format_table(summary)
-    by_title["Worse pictures"] = robustness_table(summary)
+    by_title["Sensitivity to the answer format"] = format_table(summary)
+    by_title["Corrupted images"] = robustness_table(summary)
     return {title: table for title, table in by_title.items() if table[1]}
 
 
 def choice_description(choice: str) -> str:
-    """What a choice takes, in a few words; other names than the known ones are picture scorers."""
+    """What a choice chooses; an unknown name is the choice of an image-text scorer."""
     if choice in CHOICE_DESCRIPTIONS:
         return CHOICE_DESCRIPTIONS[choice]
     scorer = choice.removesuffix(CORRECTED_SUFFIX)
-    return f"the best fit to the picture by {scorer}" + ("" if scorer == choice else ", less its fit to any picture")
+    return f"the candidate that {scorer} scores highest on the image" + (
+        "" if scorer == choice else ", minus its mean score on background images"
+    )
 
 
 def align_columns(header: Row, rows: Iterable[Row]) -> str:
-    """Columns aligned by what they show: a Chinese character takes two places."""
+    """A table with aligned columns; a wide (Chinese) character takes two columns."""
     lines = [header, *rows]
     widths = [max(_width(line[i]) for line in lines) for i in range(len(header))]
     rendered = ["  ".join(cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
@@ -77,13 +89,13 @@ def align_columns(header: Row, rows: Iterable[Row]) -> str:
 
 
 def markdown(header: Row, rows: Iterable[Row]) -> str:
-    """The same as a Markdown table."""
+    """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def accuracy_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
-    """A row for each system and choice, then the controls."""
+    """Header and rows: all metrics by system and choice, then of the control runs."""
     header = ("system", "choice", "questions", "VQA accuracy", "95 % interval", *(label for _, label in OTHER_METRICS))
     rows: list[Row] = [
         _accuracy_row(name, choice, results["choices"][choice])
@@ -100,10 +112,10 @@ def _accuracy_row(name: str, choice: str, measures: dict[str, Any]) -> Row:
 
 
 def category_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
-    """Accuracy by category, language and source of each system's best-informed honest choice: reranked, else first."""
-    shown = {name: displayed_choice(results["choices"]) for name, results in summary["systems"].items() if results["choices"]}
-    header = ("VQA accuracy by", "questions", *(f"{name}/{choice}" for name, choice in shown.items()))
-    measures = [summary["systems"][name]["choices"][choice] for name, choice in shown.items()]
+    """Header and rows: accuracy by category, language and source of each system's displayed choice (reranked, else first)."""
+    displayed = {name: displayed_choice(results["choices"]) for name, results in summary["systems"].items() if results["choices"]}
+    header = ("VQA accuracy by", "questions", *(f"{name}/{choice}" for name, choice in displayed.items()))
+    measures = [summary["systems"][name]["choices"][choice] for name, choice in displayed.items()]
     rows: list[Row] = []
     for group in ("by_category", "by_language", "by_source"):
         for label, part in measures[0][group].items():
@@ -112,7 +124,7 @@ def category_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
 
 
 def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
-    """Captions and descriptions, which short-answer metrics say nothing about: before and after the rerank."""
+    """Header and rows: caption metrics before and after reranking."""
     header = ("system", "choice", "captions", "texts", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CLIPScore")
     rows: list[Row] = [
         (
@@ -134,9 +146,9 @@ def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
 
 
 def comparison_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
-    """Every comparison with its verdict."""
+    """Header and rows: all comparisons with their verdicts."""
     tested = ("a - b (points)", "95 % interval", "p", "p (Holm)", "better")
-    header = ("a", "b", *tested, "could show", "exact: only a / only b", "McNemar p (Holm)")
+    header = ("a", "b", *tested, "detectable", "exact: only a / only b", "McNemar p (Holm)")
     rows: list[Row] = [
         (
             row["a"],
@@ -146,7 +158,7 @@ def comparison_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
             f"{row['p_value']:.4f}",
             f"{row['p_holm']:.4f}",
             {"a": row["a"], "b": row["b"]}.get(row["verdict"], "not shown"),
-            f"{100 * row['smallest_shown']:.1f}" if "smallest_shown" in row else "nothing",
+            f"{100 * row['minimum_detectable_effect']:.1f}" if "minimum_detectable_effect" in row else "nothing",
             *_mcnemar_cells(row),
         )
         for row in summary["comparisons"]
@@ -162,7 +174,7 @@ def _mcnemar_cells(row: dict[str, Any]) -> Row:
 
 
 def group_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
-    """Several seeds of one configuration: mean and spread of official accuracy."""
+    """Header and rows: mean and spread of the VQA accuracy over seeds of one configuration."""
     header = ("group", "choice", "systems", "VQA accuracy", "standard deviation", "lowest .. highest", "M4C")
     rows: list[Row] = [
         (
@@ -181,8 +193,8 @@ def group_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
 
 
 def format_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
-    """The same answers written otherwise: points that the form alone moves."""
-    header = ("system", "choice", "written", "VQA accuracy", "change", "M4C", "change", "exact", "change")
+    """Header and rows: change in accuracy when only the format of the answers changes."""
+    header = ("system", "choice", "format", "VQA accuracy", "change", "M4C", "change", "exact", "change")
     rows: list[Row] = []
     for name, results in summary["systems"].items():
         for choice, forms in results.get("format_sensitivity", {}).items():
@@ -194,7 +206,7 @@ def format_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
 
 
 def unanswerable_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
-    """How well each system tells the questions that nobody can answer."""
+    """Header and rows: detection of unanswerable questions by system."""
     rows: list[Row] = [
         (name, f"{values['questions']:,}", percent(values["average_precision"]), percent(values["f1"]))
         for name, results in summary["systems"].items()
@@ -204,7 +216,7 @@ def unanswerable_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
 
 
 def robustness_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
-    """Accuracy on worse and worse pictures, with the difference to the clean ones."""
+    """Header and rows: accuracy on corrupted images, with the difference from the clean ones."""
     rows: list[Row] = [
         (
             name,
@@ -219,11 +231,11 @@ def robustness_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
         for kind, points in robust["corrupted"].items()
         for point in points
     ]
-    return ("system", "pictures", "strength", "questions", "VQA accuracy", "95 % interval", "against clean"), rows
+    return ("system", "corruption", "strength", "questions", "VQA accuracy", "95 % interval", "minus clean"), rows
 
 
 def threshold_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
-    """What had to hold, and whether it does."""
+    """Header and rows: thresholds, measured values, and whether they are met."""
     rows: list[Row] = [
         (
             threshold["what"],
@@ -233,64 +245,69 @@ def threshold_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
         )
         for threshold in summary["thresholds"]
     ]
-    return ("must hold", "VQA accuracy", "bar", "met"), rows
+    return ("measured", "VQA accuracy", "threshold", "met"), rows
 
 
 def remarks(summary: dict[str, Any]) -> list[str]:
-    """What must be said besides the figures: failed questions, speed, what may be compared, where weights come from."""
+    """Notes on the figures: systems and their settings, failed questions, speed, rerank weights, statistics."""
     data = summary["dataset"]
-    lines = [f"{data['questions']:,} questions about {data['images']:,} pictures ({data['name']}, split {data['split']})."]
+    lines = [f"{data['questions']:,} questions about {data['images']:,} images ({data['name']}, split {data['split']})."]
     for name, results in summary["systems"].items():
         speed = f", {results['questions_per_second']:.1f} questions/s" if "questions_per_second" in results else ""
         lines.append(f"{name}: {describe_system(results)}.")
         if "without_cuda_graphs" in results:
-            lines.append(f"{name}: decoding went on without CUDA graphs, slower: {results['without_cuda_graphs']}.")
+            lines.append(f"{name}: decoding ran without CUDA graphs and was slower: {results['without_cuda_graphs']}.")
         lines.append(
-            f"{name}: {results['distinct_candidates']:.1f} distinct candidates a question{speed}; {_failure_count(results['errors'])}."
+            f"{name}: {results['distinct_candidates']:.1f} distinct candidates per question{speed}; {_failure_count(results['errors'])}."
         )
     lines += rerank_tables.remarks(summary)
-    lines.append("random is a floor and oracle a ceiling that looks at the references; neither is a method.")
-    lines.append("Intervals: 95 % bootstrap over pictures. p: randomisation test, the sign of each picture's difference drawn anew.")
-    lines.append("A difference is shown only when its interval leaves 0 out and p (Holm, over all comparisons) is at most .05.")
+    lines.append("random is a lower bound and oracle an upper bound that uses the references; neither is a method.")
+    lines.append("Intervals: 95 % bootstrap over images. p: randomisation test that flips the sign of each image's difference at random.")
     lines.append(
-        "could show: the difference in points that this many pictures would show in four cases of five; a smaller one may be "
-        "there unseen. McNemar: exact test of exact matches, which takes every question for a draw of its own."
+        "detectable: the smallest true difference in points that this many images show with a probability of 80 %; smaller ones may "
+        "exist undetected. McNemar: exact test on exact matches, which treats questions as independent."
     )
     if summary.get("curve"):
-        lines.append("The best point of a learning curve is picked after the fact: pick it on the validation split, report the test split.")
+        lines.append(
+            "Choosing the best checkpoint of this curve overfits to this split: pick it on the validation split, report the test split."
+        )
     if "groups" in summary:
-        lines.append("A group is compared by each question's mean over its seeds; intervals cover questions, the spread covers seeds.")
+        lines.append(
+            "A group is compared by each question's mean score over its seeds; intervals cover questions, the spread covers seeds."
+        )
     return lines
 
 
 def describe_system(results: dict[str, Any]) -> str:
-    """What a system is and how it was asked: kind, path, quantisation, decoding, what was put behind short questions."""
+    """One line about a system: kind, path, quantisation, decoding, and the suffix of short questions."""
     model, decoding = results["model"], results["decoding"]
     parts = [" ".join(str(part) for part in (results["kind"], model.get("path")) if part is not None)]
     if "quantization" in model:
         parts.append(f"quantization {model['quantization']}")
-    parts.append(f"{decoding['mode']} with k = {decoding['k']}, at most {decoding['max_new_tokens']} tokens")
+    parts.append(f"{decoding['strategy']} with {decoding['num_candidates']} candidates, at most {decoding['max_new_tokens']} tokens")
     suffixes = [model[key] for key in ("short_answer_prompt", "short_answer_prompt_zh") if model.get(key)]
-    parts.append("short questions end in " + " or ".join(f'"{suffix}"' for suffix in suffixes) if suffixes else "bare questions")
+    parts.append("short questions end in " + " or ".join(f'"{suffix}"' for suffix in suffixes) if suffixes else "no prompt suffix")
     return ", ".join(parts)
 
 
 def _failure_count(errors: int) -> str:
+    """How many questions failed, in words."""
     if errors == 0:
         return "no question failed"
     message = "1 question failed and counts as wrong" if errors == 1 else f"{errors:,} questions failed and count as wrong"
-    return f"{message} (the predictions file says why)"
+    return f"{message} (reasons in the predictions file)"
 
 
 def percent(value: float) -> str:
-    """A fraction as points of a hundred."""
+    """A fraction in percent."""
     return f"{100 * value:.1f}"
 
 
 def format_interval(interval: Sequence[float]) -> str:
-    """An interval of fractions."""
+    """An interval of fractions in percent."""
     return f"{100 * interval[0]:.1f} .. {100 * interval[1]:.1f}"
 
 
 def _width(text: str) -> int:
+    """Width of a text in terminal columns."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

@@ -1,4 +1,4 @@
-"""report.html (self-contained), report.md and the charts, from an evaluation's outcome."""
+"""Write report.html (self-contained), report.md and the charts of an evaluation."""
 
 import base64
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ from evaluation.run.evaluation_setup import Experiment
 from evaluation.scoring.question_categories import category_names
 
 CHANGED_FOLDER = "changed"
-"""Folder of the pictures whose answers the rerank changed."""
+"""Folder of the images whose answers reranking changed."""
 HTML_CHARTS = ("rerank", "accuracy_by_category")
-"""Charts whose figures the page draws itself, for any width and in the dark too."""
+"""Charts that report.html draws itself as HTML bars, for any page width and color scheme."""
 
 
 MIN_CHART_SCALE = 0.55
-"""On a narrow page a chart is never smaller than this: its smallest letters, of 8 points, are then 9 pixels."""
+"""Smallest scale of a chart on a narrow page: its smallest letters, 8 points at 150 dpi, are then 9 pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart as a data URL; least: its least width in pixels, below which it is pushed sideways."""
+    """A chart as a data URL; below `min_width`, in pixels, the page scrolls it sideways."""
 
     caption: str
     url: str
@@ -42,7 +42,16 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A row of a bar chart: fractions 0..1. `kind`: honest, bound (floor or ceiling) or control."""
+    """A row of a bar chart.
+
+    Args:
+        label: name of the choice or control
+        note: tooltip
+        value: VQA accuracy, 0..1
+        low: lower end of its interval
+        high: upper end of its interval
+        kind: method, bound (lower or upper) or control
+    """
 
     label: str
     note: str
@@ -53,10 +62,10 @@ class Bar:
 
 
 def write_report(evaluation_result: EvaluationResult, experiment: Experiment) -> Path:
-    """Write report.html, report.md, *.png and changed/ below `experiment.out`; returns the path of report.html."""
+    """Write report.html, report.md, *.png and changed/ to `experiment.out`. Returns the path of report.html."""
     all_examples = examples(evaluation_result)
     settings, store, out = experiment.settings, experiment.store, experiment.out
-    shown = select_examples(all_examples, settings.max_examples)
+    selected = select_examples(all_examples, settings.max_examples)
     charts = write_charts(evaluation_result.summary, all_examples, store, out, settings.seed)
     changed = (
         write_changed_answers(all_examples, store, out / CHANGED_FOLDER, settings.max_changed_images)
@@ -64,7 +73,7 @@ def write_report(evaluation_result: EvaluationResult, experiment: Experiment) ->
         else 0
     )
     page = _template("template.html").render(
-        **_page_context(evaluation_result.summary, all_examples, shown, store), charts=_embed_charts(charts)
+        **_page_context(evaluation_result.summary, all_examples, selected, store), charts=_embed_charts(charts)
     )
     write_text(out / "report.html", page)
     text = _template("template.md", escape=False).render(
@@ -72,6 +81,7 @@ def write_report(evaluation_result: EvaluationResult, experiment: Experiment) ->
         headline=headline(evaluation_result.summary),
         sentences=sentences(evaluation_result.summary),
         remarks=result_tables.remarks(evaluation_result.summary),
+        terms=result_tables.TERMS,
         tables={title: result_tables.markdown(*table) for title, table in result_tables.all_tables(evaluation_result.summary).items()},
         charts={path.name: CAPTIONS[path.stem] for path in charts},
         changed=changed,
@@ -81,7 +91,7 @@ def write_report(evaluation_result: EvaluationResult, experiment: Experiment) ->
 
 
 def _embed_charts(charts: Sequence[Path]) -> list[Chart]:
-    """The charts' files as data URLs, but for those that the page draws itself."""
+    """The charts as data URLs, except for HTML_CHARTS."""
     return [_chart(path) for path in charts if path.stem not in HTML_CHARTS]
 
 
@@ -97,32 +107,35 @@ def _template(name: str, escape: bool = True) -> Any:
     return environment.from_string(resources.files("evaluation.report").joinpath(name).read_text(encoding="utf-8"))
 
 
-def _page_context(summary: dict[str, Any], all_examples: list[Example], shown: list[Example], store: SampleStore) -> dict[str, Any]:
-    images = {image_id: thumbnail(image_id, store) for example in shown for image_id in example.question.image_ids}
+def _page_context(summary: dict[str, Any], all_examples: list[Example], selected: list[Example], store: SampleStore) -> dict[str, Any]:
+    """Variables of template.html. `selected`: the examples on the page."""
+    images = {image_id: thumbnail(image_id, store) for example in selected for image_id in example.question.image_ids}
     return {
         "summary": summary,
         "headline": headline(summary),
         "sentences": sentences(summary),
         "remarks": result_tables.remarks(summary),
-        "thresholds": {name: _bars(results) for name, results in summary["systems"].items() if results["choices"]},
+        "bars": {name: _bars(results) for name, results in summary["systems"].items() if results["choices"]},
         "controls": [_bar(name, "control", measures, "control") for name, measures in summary.get("controls", {}).items()],
         "meanings": result_tables.CHOICE_DESCRIPTIONS,
+        "terms": result_tables.TERMS,
         "right": RIGHT,
         "tables": result_tables.all_tables(summary),
-        "examples": shown,
+        "examples": selected,
         "total": len(all_examples),
-        "pictures": {image_id: None if image is None else data_url(image) for image_id, image in images.items()},
-        "categories": [name for name in category_names() if any(example.question.category == name for example in shown)],
-        "languages": sorted({example.question.request.language for example in shown}),
+        "image_urls": {image_id: None if image is None else data_url(image) for image_id, image in images.items()},
+        "categories": [name for name in category_names() if any(example.question.category == name for example in selected)],
+        "languages": sorted({example.question.request.language for example in selected}),
         "can_change": {name: rerank_tables.can_change_sentence(results) for name, results in summary["systems"].items()},
         "effects": {name: results["changed"] for name, results in summary["systems"].items() if "changed" in results},
     }
 
 
 def _bars(results: dict[str, Any]) -> list[Bar]:
+    """One bar per choice of a system."""
     kinds = {"random": "bound", "oracle": "bound"}
     return [
-        _bar(name, result_tables.choice_description(name), measures, kinds.get(name, "honest"))
+        _bar(name, result_tables.choice_description(name), measures, kinds.get(name, "method"))
         for name, measures in results["choices"].items()
     ]
 

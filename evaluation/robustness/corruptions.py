@@ -1,4 +1,4 @@
-"""Pictures made worse in known steps: blur, noise, darkness, occlusion, JPEG of low quality. Pure functions of picture and key."""
+"""Image corruptions of five strengths: blur, noise, darkness, occlusion, JPEG compression. Deterministic in image and key."""
 
 import hashlib
 import io
@@ -9,16 +9,23 @@ from PIL import Image, ImageFilter
 
 from evaluation.config import Corruption
 
-_BLUR_SIGMA = (0.004, 0.008, 0.014, 0.022, 0.032)  # of the shorter side
-_NOISE_STD = (0.04, 0.08, 0.14, 0.22, 0.32)  # standard deviation; the pixels' range is 1
-_BRIGHTNESS = (0.7, 0.5, 0.35, 0.22, 0.12)
-_OCCLUDED_AREA = (0.05, 0.10, 0.20, 0.30, 0.45)  # of the area
+_BLUR_SIGMA = (0.004, 0.008, 0.014, 0.022, 0.032)  # as a fraction of the shorter side
+_NOISE_STD = (0.04, 0.08, 0.14, 0.22, 0.32)  # for pixel values in 0..1
+_BRIGHTNESS = (0.7, 0.5, 0.35, 0.22, 0.12)  # factor of each pixel value
+_OCCLUDED_AREA = (0.05, 0.10, 0.20, 0.30, 0.45)  # as a fraction of the image area
 _JPEG_QUALITY = (30, 18, 12, 8, 4)
 _GREY = (128, 128, 128)
 
 
 def corrupt(image: Image.Image, kind: Corruption, strength: int, key: str) -> Image.Image:
-    """An RGB picture of the same size. strength: 1 (weak) to 5; key: stands for the picture, so that chance falls the same again."""
+    """Return a corrupted RGB image of the same size.
+
+    Args:
+        image: the image
+        kind: kind of corruption
+        strength: 1 (weak) to 5 (strong)
+        key: identifies the image; seeds the random numbers together with kind and strength
+    """
     digest = hashlib.blake2b(f"{key}/{kind}/{strength}".encode(), digest_size=8).digest()
     return CORRUPTIONS[kind](image.convert("RGB"), strength - 1, np.random.default_rng(int.from_bytes(digest, "big")))
 
@@ -40,7 +47,7 @@ def _dark(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Ima
 
 
 def _occlusion(image: Image.Image, level: int, rng: np.random.Generator) -> Image.Image:
-    """One grey rectangle of the picture's own proportions, anywhere inside."""
+    """Cover a randomly placed rectangle of the image's aspect ratio with grey."""
     width, height = (max(1, round(side * _OCCLUDED_AREA[level] ** 0.5)) for side in image.size)
     left, top = (int(rng.integers(0, side - occluded + 1)) for side, occluded in zip(image.size, (width, height), strict=True))
     occluded = image.copy()

@@ -1,4 +1,4 @@
-"""The same questions on worse and worse pictures."""
+"""Accuracy of the same questions on corrupted images."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,12 +18,12 @@ from evaluation.robustness.corruptions import corrupt
 from evaluation.statistics import clusters, intervals
 
 CorruptionCondition = tuple[Corruption, int]
-"""A corruption and its strength."""
+"""Kind of corruption, and strength 1..5."""
 
 
 @dataclass(frozen=True, slots=True)
 class Robustness:
-    """Accuracy [questions] of a system's first candidates on the clean pictures, and under each condition."""
+    """VQA accuracy [questions] of a system's first candidates on clean images and under each corruption."""
 
     questions: list[Question]
     clean: np.ndarray
@@ -31,20 +31,20 @@ class Robustness:
 
 
 def corruption_conditions(settings: EvalConfig) -> list[CorruptionCondition]:
-    """What is tried, the strengths of a corruption in rising order."""
+    """All corruptions of the settings, each with its strengths in increasing order."""
     return [(kind, strength) for kind in dict.fromkeys(settings.corruptions) for strength in sorted(set(settings.corruption_strengths))]
 
 
 def corruption_questions(questions: Sequence[Question], settings: EvalConfig) -> list[Question]:
-    """The questions that are asked again: the first short ones with pictures."""
+    """The questions repeated on corrupted images: the first `corruption_limit` short questions with images."""
     return [question for question in questions if question.short and question.image_ids][: settings.corruption_limit]
 
 
 @contextmanager
 def with_corrupted_images(questions: Sequence[Question], condition: CorruptionCondition) -> Iterator[list[Question]]:
-    """The same questions about corrupted copies of their pictures, which stand in a temporary folder, as PNG, meanwhile.
+    """Context with the same questions about corrupted copies of their images, stored as PNG in a temporary folder.
 
-    A picture that cannot be read stays as it is, so that its question fails here as it did before.
+    An unreadable image is passed on unchanged, so that its question fails as it does on the clean image.
     """
     kind, strength = condition
     with TemporaryDirectory(prefix="tessera-") as folder:
@@ -64,6 +64,7 @@ def with_corrupted_images(questions: Sequence[Question], condition: CorruptionCo
 
 
 def _write_corrupted(image: Path | Image.Image, condition: CorruptionCondition, key: str, path: Path) -> Path:
+    """Write the corrupted image to `path`. Returns the path to use: the original one if the image is unreadable."""
     assert isinstance(image, Path)
     try:
         decoded = open_image(image)
@@ -74,7 +75,7 @@ def _write_corrupted(image: Path | Image.Image, condition: CorruptionCondition, 
 
 
 def summarise_robustness(by_system: Mapping[str, Robustness], settings: EvalConfig) -> dict[str, Any]:
-    """By system: questions, clean accuracy, and accuracy by corruption in the order of the strengths, each with its interval."""
+    """Figures for summary.json, by system: questions, clean accuracy, and accuracy by corruption and strength, with intervals."""
     result: dict[str, Any] = {}
     for name, robustness in by_system.items():
         columns = [robustness.clean, *robustness.corrupted.values()]

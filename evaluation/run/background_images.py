@@ -1,4 +1,4 @@
-"""Pictures of the merged data that stand for "any picture": what a text scores on them is its prior."""
+"""Background images: a sample of the merged data's images. A text's mean score on them is its prior."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from dataset.loading.sample_store import ImageRow, SampleStore
 from evaluation.run.question_runner import NamedScorer
 
 MIN_IMAGES = 2
-"""Fewer pictures say nothing about any other."""
+"""Smallest number of background images for which priors are computed."""
 
 
 def with_background_images(scorers: Sequence[NamedScorer], store: SampleStore, size: int) -> list[NamedScorer]:
-    """The scorers that can take a mean of pictures, with a bank of at most `size` pictures of the data; the others as they are.
+    """Add at most `size` background images to the scorers that support priors; other scorers are returned unchanged.
 
-    The pictures are drawn by a hash of their content, whatever split they are in: no reference is looked at, and each question's
-    own pictures are left out of its prior. One that cannot be read has the next in its place.
+    The images are selected by a hash of their content, from all splits; unreadable ones are skipped. No reference is read, and a
+    question's own images are excluded from its prior.
     """
     rows = _sample_images(store, size)
     if len(rows) < MIN_IMAGES:
@@ -36,6 +36,7 @@ def _background_images(scorer: ImageTextModelWithPriors, rows: Sequence[ImageRow
 
 
 def _sample_images(store: SampleStore, size: int) -> list[ImageRow]:
+    """The first `size` readable images in the order of a hash of their content."""
     by_hash = sorted(store.images(), key=lambda row: digest(row.sha256))
     return list(islice(filter(_readable, by_hash), size))
 

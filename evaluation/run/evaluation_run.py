@@ -1,4 +1,4 @@
-"""The evaluation run: every system answers the same questions, then choices are made, and only then references are looked at."""
+"""The evaluation run: all systems answer the same questions, answers are chosen, and only then compared with the references."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -30,7 +30,14 @@ from evaluation.scoring.summary import SystemResult, summarise
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """All that the reports show. `questions`: the short ones, in the order of every system's `short` in `results`."""
+    """Everything that the reports show.
+
+    Args:
+        summary: content of summary.json
+        questions: the short questions, in the order of every system's `short` in `results`
+        references: reference answers by sample id
+        results: scores by system
+    """
 
     summary: dict[str, Any]
     questions: list[Question]
@@ -41,12 +48,19 @@ class EvaluationResult:
 def evaluate(
     experiment: Experiment, load: SystemLoader, load_untuned: SystemLoader, scorers: Sequence[NamedScorer] = ()
 ) -> EvaluationResult:
-    """Ask, choose, score, in this process alone: `ask_everything`, then `conclude`."""
+    """Answer and score in a single process: `run_all_systems`, then `score_evaluation`.
+
+    Args:
+        experiment: settings and data
+        load: loads a system
+        load_untuned: loads a system with an untrained connector
+        scorers: image-text scorers of the candidates
+    """
     return score_evaluation(experiment, run_all_systems(experiment, load, load_untuned, scorers))
 
 
 def score_evaluation(experiment: Experiment, evaluation_run: EvaluationRun) -> EvaluationResult:
-    """Choose and score; complete predictions/*.jsonl and write summary.json, scores/ and plans/ below `experiment.out`."""
+    """Choose answers and score them; complete predictions/*.jsonl, write summary.json, scores/ and plans/ to `experiment.out`."""
     settings, questions, known, scorers = experiment.settings, evaluation_run.questions, evaluation_run.references, evaluation_run.scorers
     rerank_plans = _fit_rerank_plans(experiment, evaluation_run)
     corrupted = [system_run for answered in evaluation_run.corrupted.values() for system_run in answered.values()]
@@ -84,6 +98,7 @@ def score_evaluation(experiment: Experiment, evaluation_run: EvaluationRun) -> E
 
 
 def _result(system: System, evaluation_run: EvaluationRun, known: References, scorers: Sequence[NamedScorer]) -> SystemResult:
+    """Scores and metadata of one system."""
     system_run = evaluation_run.systems[system.name]
     pairs = list(zip(system_run.questions, system_run.predictions, strict=True))
     return SystemResult(
@@ -101,24 +116,24 @@ def _result(system: System, evaluation_run: EvaluationRun, known: References, sc
 
 
 def _cosine_functions(scorers: Sequence[NamedScorer]) -> dict[Language, CosineFunction]:
-    """By language, the first scorer that reads it."""
-    return {language: one.scorer.cosine_batch for one in reversed(scorers) for language in one.languages}
+    """Language -> cosine function of the first scorer that supports it."""
+    return {language: scorer.scorer.cosine_batch for scorer in reversed(scorers) for language in scorer.languages}
 
 
 def _robustness(clean_run: SystemRun, corrupted: dict[CorruptionCondition, SystemRun], known: References) -> Robustness | None:
-    """First answers to the questions that were asked again; None where none were."""
+    """Accuracy of the first candidates on clean and corrupted images; None if there are no corruptions."""
     if not corrupted:
         return None
     questions = next(iter(corrupted.values())).questions
-    before = {prediction.sample_id: prediction for prediction in clean_run.predictions}
+    clean = {prediction.sample_id: prediction for prediction in clean_run.predictions}
     accuracy = {
         condition: score(system_run.predictions, known).scores["first"][PRIMARY_METRIC] for condition, system_run in corrupted.items()
     }
-    return Robustness(questions, score([before[q.sample_id] for q in questions], known).scores["first"][PRIMARY_METRIC], accuracy)
+    return Robustness(questions, score([clean[q.sample_id] for q in questions], known).scores["first"][PRIMARY_METRIC], accuracy)
 
 
 def _fit_rerank_plans(experiment: Experiment, evaluation_run: EvaluationRun) -> RerankPlans:
-    """The plans that the validation split teaches; the configured one where it was not asked. The test split has no part in it."""
+    """Plans fitted on the validation split, or the configured plan if rerank.tune is off. The evaluated split is not used."""
     rerank, settings = experiment.rerank, experiment.settings
     if not evaluation_run.validation:
         return RerankPlans(RerankPlan(rerank.weights, rerank.clip_score_form, rerank.skipped_question_types))
@@ -127,9 +142,9 @@ def _fit_rerank_plans(experiment: Experiment, evaluation_run: EvaluationRun) -> 
 
 
 def _save_plans(experiment: Experiment, evaluation_run: EvaluationRun, rerank_plans: RerankPlans, scorers: Sequence[NamedScorer]) -> None:
-    """What was used here, for those who ask the same systems about other pictures."""
+    """Write plans/<system>.json: the fitted rerank, for later questions to the same system."""
     for name, system_run in evaluation_run.systems.items():
-        known = FittedReranker(
+        fitted = FittedReranker(
             plan=rerank_plans.for_system(name),
             model=system_run.predictions[0].model,
             decoding=decoding_record(experiment.decoding),
@@ -139,10 +154,11 @@ def _save_plans(experiment: Experiment, evaluation_run: EvaluationRun, rerank_pl
                 scorer.choice: scorer.background_images.mean().tolist() for scorer in scorers if scorer.background_images is not None
             },
         )
-        save_fitted(experiment.out / "plans" / f"{name}.json", known)
+        save_fitted(experiment.out / "plans" / f"{name}.json", fitted)
 
 
 def _dataset(experiment: Experiment, questions: Sequence[Question]) -> dict[str, Any]:
+    """The entry `dataset` of summary.json."""
     tasks = Counter(question.request.task for question in questions)
     images = {image for question in questions for image in question.image_ids}
     return {

@@ -1,4 +1,4 @@
-"""What is evaluated, and how; settings that do not fit together are found before anything is loaded."""
+"""Settings of an evaluation, and the check for conflicting settings before any model is loaded."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,16 @@ from evaluation.scoring.thresholds import check_thresholds
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What is evaluated, how, and the folder `out` that takes the results."""
+    """Settings and data of an evaluation.
+
+    Args:
+        name: name of the configuration
+        store: the merged data
+        out: folder of the results
+        settings: systems, questions, statistics and report
+        decoding: how candidates are generated
+        rerank: scorers, weights and tuning
+    """
 
     name: str
     store: SampleStore
@@ -27,29 +36,29 @@ class Experiment:
 
 
 def first_checkpoint(settings: EvalConfig) -> CheckpointSystem | None:
-    """The system that the controls are run for."""
+    """The first checkpoint among the systems; control runs and thresholds apply to it. None if there is no checkpoint."""
     return next((system for system in settings.systems if isinstance(system, CheckpointSystem)), None)
 
 
 def check_experiment(experiment: Experiment, scorers: Sequence[NamedScorer]) -> None:
-    """Raises UsageError for settings that do not fit together; nothing is loaded, and no question is looked at."""
+    """Raise UsageError for conflicting settings. Loads neither models nor questions."""
     settings, rerank = experiment.settings, experiment.rerank
     names = [system.name for system in settings.systems]
     if not names:
         raise UsageError("eval.systems: empty; name at least one system, or give --checkpoints")
     if duplicates := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise UsageError(f"eval.systems: {', '.join(duplicates)} stands there more than once; each system needs a name of its own")
+        raise UsageError(f"eval.systems: {', '.join(duplicates)} occurs more than once; system names must be unique")
     if settings.controls and first_checkpoint(settings) is None:
-        raise UsageError("eval.controls: they are runs of a checkpoint, and no system has kind: checkpoint")
+        raise UsageError("eval.controls: control runs need a checkpoint, but no system has kind: checkpoint")
     check_thresholds(settings)
     check_groups(settings)
     if rerank.tune and not scorers and not rerank.self_evaluation:
-        raise UsageError("rerank.tune: there is nothing to weigh without rerank.clip, rerank.scorers or rerank.self_evaluation")
+        raise UsageError("rerank.tune: there are no scores to weight without rerank.clip, rerank.scorers or rerank.self_evaluation")
     if rerank.abstain_below is not None and not rerank.tune:
-        raise UsageError("rerank.abstain_below: what is credible is learned on the validation split; set rerank.tune to true")
+        raise UsageError("rerank.abstain_below: the confidence is fitted on the validation split; set rerank.tune to true")
     if rerank.clip_score_form == "prior_corrected" and not rerank.background_images:
-        raise UsageError("rerank.clip_score_form: prior_corrected needs unrelated pictures; set rerank.background_images to their number")
+        raise UsageError("rerank.clip_score_form: prior_corrected needs background images; set rerank.background_images to their number")
     if rerank.tune and settings.split == "validation":
-        raise UsageError("rerank.tune: weights are chosen on the validation split, so eval.split must be another one")
+        raise UsageError("rerank.tune: weights are chosen on the validation split, so eval.split must be another split")
     if rerank.weights.likelihood + rerank.weights.clip == 0:
-        raise UsageError("rerank.weights: both are zero; at least one must be positive")
+        raise UsageError("rerank.weights: likelihood and clip are both zero; at least one must be positive")

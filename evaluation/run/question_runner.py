@@ -1,4 +1,4 @@
-"""One system answers the questions, chunk by chunk, so that a killed run continues where it stopped."""
+"""Have one system answer all questions, chunk by chunk; an interrupted run resumes with the first incomplete chunk."""
 
 import dataclasses
 import json
@@ -27,31 +27,41 @@ from progress import Progress
 from renamed_keys import with_old_keys
 
 _BATCHES_PER_CHUNK = 4
+"""Batches per call of the answerer and per write to the predictions file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Questions that are asked in one call, with one decoding, and written together."""
+    """Questions that are answered in one call, with the same decoding settings, and written together."""
 
     questions: tuple[Question, ...]
     decoding: DecodingConfig
 
 
 SELF_EVALUATION_IDENTITY = "asked yes or no"
-"""Stands for the self-score in predictions files; another question would make other scores."""
+"""Identity of the self-evaluation in predictions files; it must change with the question that the answerer is asked."""
 
 
 class CosineScorer(ImageTextModel, Protocol):
-    """A scorer that also gives cosines, -1..1, for CLIPScore."""
+    """An image-text scorer that also returns cosines, -1..1, for CLIPScore."""
 
     def cosine_batch(self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """The same as cosines."""
+        """Cosine of each image with each of its own texts."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class NamedScorer:
-    """A scorer, its folder or hub name, and how it is used: name of its choice, languages, wording, bank of unrelated pictures."""
+    """An image-text scorer and how it is used.
+
+    Args:
+        name: folder or hub name of the model
+        scorer: the loaded model
+        choice: name of its choice in the report
+        languages: languages it scores
+        statement_form: text made of question and answer
+        background_images: images for the prior; None: no prior-corrected scores
+    """
 
     name: str
     scorer: CosineScorer
@@ -62,19 +72,19 @@ class NamedScorer:
 
     @property
     def identity(self) -> str:
-        """What stands for it in predictions files: with a fingerprint of its folder, where it is one, and of its bank."""
-        assigned = scorer_identity(self.name, self.statement_form)
-        return assigned if self.background_images is None else f"{assigned}, bank {digest(self.background_images.keys)}"
+        """Identity in predictions files, with fingerprints of the model folder and of the background images, where there are any."""
+        base = scorer_identity(self.name, self.statement_form)
+        return base if self.background_images is None else f"{base}, bank {digest(self.background_images.keys)}"
 
     @property
     def image_text_scorer(self) -> ImageTextScorer:
-        """It, ready to score candidates."""
+        """The scorer in the form that scores candidates."""
         return ImageTextScorer(self.choice, self.scorer, self.languages, self.statement_form, self.background_images)
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerOutput:
-    """What a system answered, in the order of the questions, and how fast; without_graphs: why it went on without CUDA graphs."""
+    """Predictions in the order of the questions, speed, and why decoding ran without CUDA graphs (None if it did not have to)."""
 
     predictions: list[Prediction]
     questions_per_second: float | None
@@ -82,7 +92,7 @@ class RunnerOutput:
 
 
 def chunks(questions: Sequence[Question], decoding: DecodingConfig, description_tokens: int) -> list[Chunk]:
-    """Questions in their order; captions and descriptions, which may be longer, apart from short answers."""
+    """Split the questions into chunks, in order; captions and descriptions get their own chunks, as they may be longer."""
     size = decoding.batch_size * _BATCHES_PER_CHUNK
     caption_decoding = dataclasses.replace(decoding, max_new_tokens=max(description_tokens, decoding.max_new_tokens))
     question_groups = (([q for q in questions if q.short], decoding), ([q for q in questions if not q.short], caption_decoding))
@@ -101,12 +111,23 @@ def answer_questions(
     score: Callable[[Prediction], float | None],
     process_group: ProcessGroup,
 ) -> RunnerOutput:
-    """Have every chunk of `plan` answered, and its candidates scored; each is appended to `path` at once. judging: an answerer
-    that can also says how right it finds each of its candidates.
+    """Answer every chunk and score its candidates; each chunk is appended to `path` when it is done.
 
-    A chunk whose lines all stand in the file, for the same model, decoding and questions, is not asked again; one with an
-    error in it is. `score` is only for the running accuracy that is shown: what it returns goes nowhere else. share: the chunks
-    that fall to this process; all processes get the answers to all of them.
+    A chunk is cached, and not answered again, if the file has all of its predictions for the same model, decoding and questions, none
+    with an error.
+
+    Args:
+        answerer: the system
+        scorers: image-text scorers of the candidates
+        self_evaluation: let the answerer score its own candidates, if it can
+        all_chunks: the questions
+        path: the predictions file
+        title: label of the progress line
+        score: accuracy of a prediction, for the progress line only; None: not counted
+        process_group: ranks that share the chunks
+
+    Returns:
+        The predictions of all ranks, on every rank.
     """
     model = identity(answerer.description)
     journal, stopwatch = Journal(path, process_group), Stopwatch(path.with_suffix(".timing.json"), model, process_group)
@@ -119,13 +140,13 @@ def answer_questions(
     done: dict[int, list[Prediction]] = {}
     scores: list[float] = []
     assigned = [chunk_index for chunk_index in range(len(all_chunks)) if process_group.owns(chunk_index)]
-    label = title if process_group.world_size == 1 else f"{title}, process {process_group.rank + 1} of {process_group.world_size}"
+    label = title if process_group.world_size == 1 else f"{title}, rank {process_group.rank} of {process_group.world_size}"
     with Progress(label, sum(len(all_chunks[chunk_index].questions) for chunk_index in assigned), "questions") as progress:
         for chunk_index in assigned:
-            chunk, before = all_chunks[chunk_index], cached[chunk_index]
-            answered = before or _answer_chunk(answerer, chunk, model, stopwatch)
+            chunk, previous = all_chunks[chunk_index], cached[chunk_index]
+            answered = previous or _answer_chunk(answerer, chunk, model, stopwatch)
             scored = _score_chunk(answered, chunk, scorers, judge, expected_scorers, unfinished)
-            if scored != before:
+            if scored != previous:
                 journal.append(scored)
             done[chunk_index] = scored
             scores += [value for value in map(score, scored) if value is not None]
@@ -139,12 +160,12 @@ def answer_questions(
 
 
 def _key(model: dict[str, Any], decoding: dict[str, Any], question: Question) -> str:
-    """Two samples may ask the same about one picture, and have other references: each has an answer of its own."""
+    """Cache key of an answer. It includes the sample id: equal questions about one image may have different references."""
     return digest(model, decoding, question.sample_id, question.fingerprint)
 
 
 def _cached(model: dict[str, Any], decoding: dict[str, Any], question: Question, journal: Journal) -> Prediction | None:
-    """The question's prediction in the journal, also one whose key was made of the keys of schema version 1."""
+    """The question's prediction in the journal, also under the cache key that schema version 1 computed."""
     key = _key(model, decoding, question)
     old_key = _key(with_old_keys("eval", model), with_old_keys("decoding", decoding), question)
     prediction = journal.cached.get(key) or journal.cached.get(old_key)
@@ -152,14 +173,14 @@ def _cached(model: dict[str, Any], decoding: dict[str, Any], question: Question,
 
 
 def _cached_chunk(chunk: Chunk, model: dict[str, Any], journal: Journal) -> list[Prediction]:
-    """The chunk's predictions when all of them are in the journal without an error, else none.
+    """The chunk's cached predictions; empty unless all of them are in the journal without an error.
 
-    A chunk is asked as a whole: questions that are batched otherwise may differ in the last bits of a score.
+    A chunk is answered as a whole: another batch composition may change the last bits of a score.
     """
     decoding = decoding_record(chunk.decoding)
-    found = [_cached(model, decoding, question, journal) for question in chunk.questions]
-    cached = [prediction for prediction in found if prediction is not None and prediction.error is None]
-    if len(cached) < len(found):
+    looked_up = [_cached(model, decoding, question, journal) for question in chunk.questions]
+    cached = [prediction for prediction in looked_up if prediction is not None and prediction.error is None]
+    if len(cached) < len(looked_up):
         return []
     return [dataclasses.replace(p, fused=None, learned=None, confidence=None, choices=None) for p in cached]
 
@@ -175,7 +196,7 @@ def _answer_chunk(answerer: Answerer, chunk: Chunk, model: dict[str, Any], stopw
             question=question.text,
             key=_key(model, decoding, question),
             candidates=answer.candidates,
-            error=answer.error if answer.error is not None or answer.candidates else "the system gave no candidate",
+            error=answer.error if answer.error is not None or answer.candidates else "the system returned no candidate",
             prompt=answer.prompt,
             decoding=decoding,
             model=model,
@@ -196,10 +217,16 @@ def _score_chunk(
     expected_scorers: dict[str, str],
     unfinished: bool,
 ) -> list[Prediction]:
-    """A chunk with the signal of each scorer; without a picture there is nothing to score.
+    """Add the scores of each scorer to a chunk's predictions. Questions without an image are not scored.
 
-    While the run is `unfinished`, pictures of candidates that have their scores are looked at again: a scorer keeps what it
-    saw, so it sees later pictures in the same company, and gives the same last bits, as in a run that was not killed.
+    Args:
+        answered: predictions of the chunk, in the order of its questions
+        chunk: the questions
+        scorers: image-text scorers
+        judge: the answerer, if it evaluates its own candidates
+        expected_scorers: scorer name -> identity
+        unfinished: whether some chunk still lacks scores. Then images of scored chunks are encoded again: scorers cache image
+            features, so later images fall into the same batches, and get the same last bits, as in an uninterrupted run
     """
     already_scored = _has_scores(answered, expected_scorers)
     if already_scored and not unfinished:
@@ -208,7 +235,7 @@ def _score_chunk(
     try:
         by_scorer = {scorer.choice: scorer.image_text_scorer.signals(asked) for scorer in scorers}
     except ImageError:
-        # A picture that could be read when its question was asked has gone since. What was scored before stays as it is.
+        # An image has become unreadable since its question was answered. Existing scores are kept.
         readable, asked = _without_unreadable(answered, asked)
         by_scorer = {scorer.choice: scorer.image_text_scorer.signals(asked) for scorer in scorers}
         answered = answered if already_scored else readable
@@ -218,14 +245,14 @@ def _score_chunk(
         by_scorer[SELF_EVALUATION] = _self_evaluate(answered, chunk, judge)
     return [
         dataclasses.replace(
-            p, scorers=expected_scorers, signals={name: item for name, row in by_scorer.items() if (item := row[i]) is not None}
+            p, scorers=expected_scorers, signals={name: signal for name, row in by_scorer.items() if (signal := row[i]) is not None}
         )
         for i, p in enumerate(answered)
     ]
 
 
 def _question_candidates(prediction: Prediction, question: Question, already_scored: bool) -> QuestionCandidates:
-    """Short answers are stated with their question; a caption says by itself what is to be seen."""
+    """Input of the scorers: a short answer goes with its question, a caption stands alone."""
     request = question.request
     texts = () if already_scored else tuple(candidate.text for candidate in prediction.candidates)
     asked = question.text if question.short else ""
@@ -233,7 +260,7 @@ def _question_candidates(prediction: Prediction, question: Question, already_sco
 
 
 def _without_unreadable(answered: list[Prediction], asked: list[QuestionCandidates]) -> tuple[list[Prediction], list[QuestionCandidates]]:
-    """The same with a failed question where a picture cannot be read any more; it is asked again by the next run."""
+    """Mark questions with an unreadable image as failed, and remove their images and texts; the next run answers them again."""
     outputs, remaining = [], []
     for prediction, item in zip(answered, asked, strict=True):
         try:
@@ -248,19 +275,19 @@ def _without_unreadable(answered: list[Prediction], asked: list[QuestionCandidat
 
 
 def _self_evaluate(answered: Sequence[Prediction], chunk: Chunk, judge: SelfEvaluator) -> list[Signal | None]:
-    """What the answerer thinks of its short answers."""
+    """The answerer's own score of each candidate of the short questions; None where there is none."""
     rows = [i for i, p in enumerate(answered) if p.candidates and chunk.questions[i].short]
     texts = [[candidate.text for candidate in answered[i].candidates] for i in rows]
     outputs = judge.judge([chunk.questions[i].request for i in rows], texts, chunk.decoding.batch_size)
-    found: list[Signal | None] = [None] * len(answered)
+    signals: list[Signal | None] = [None] * len(answered)
     for i, values in zip(rows, outputs, strict=True):
-        found[i] = None if values is None else Signal(tuple(values))
-    return found
+        signals[i] = None if values is None else Signal(tuple(values))
+    return signals
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Questions, the seconds that they took, and why steps were not replayed as CUDA graphs."""
+    """Number of questions, the seconds they took, and why decoding ran without CUDA graphs."""
 
     questions: int = 0
     seconds: float = 0.0
@@ -271,15 +298,14 @@ class Timing:
 
     @property
     def rate(self) -> float | None:
-        """Questions a second; None when nothing was measured."""
+        """Questions per second; None if nothing was measured."""
         return self.questions / self.seconds if self.seconds > 0 else None
 
 
 class Stopwatch:
-    """Time that a model took for its questions, and why it took longer than it might, kept beside the predictions over interruptions.
+    """Measures answering time, saved next to the predictions file so that it accumulates over interrupted runs.
 
-    Of several processes that answer side by side, the time of the slowest counts; what they had measured when they were killed is
-    lost, questions and seconds alike.
+    With several ranks the time of the slowest counts, and it is saved only at the end: an interrupted run's measurements are lost.
     """
 
     def __init__(self, path: Path, model: dict[str, Any], process_group: ProcessGroup):
@@ -291,20 +317,20 @@ class Stopwatch:
 
     @property
     def total(self) -> Timing:
-        """What was measured before and now."""
+        """Sum of the saved and the new measurements."""
         return self.before + self.new
 
     def add(self, questions: int, seconds: float, cuda_graphs_error: str | None) -> None:
-        """Count questions that were answered just now. without_graphs: why steps were not replayed as CUDA graphs."""
+        """Add questions and the seconds they took; cuda_graphs_error: why decoding ran without CUDA graphs."""
         self.new += Timing(questions, seconds, cuda_graphs_error)
         if self.process_group.world_size == 1:
             self._save()
 
     def gather(self) -> None:
-        """Put together what all processes measured; each of them must call this."""
-        each = self.process_group.gather(self.new)
-        self.new = sum(each, Timing())
-        self.new = dataclasses.replace(self.new, seconds=max(item.seconds for item in each))
+        """Combine the measurements of all ranks. Collective: every rank must call it."""
+        timings = self.process_group.gather(self.new)
+        self.new = sum(timings, Timing())
+        self.new = dataclasses.replace(self.new, seconds=max(timing.seconds for timing in timings))
         if self.process_group.is_main_process and self.new.questions:
             self._save()
 

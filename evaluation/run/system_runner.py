@@ -1,4 +1,4 @@
-"""Who is asked what: every system the questions, those of the validation split, and its controls, as long as it is in memory."""
+"""Run all systems, one in memory at a time: each answers the questions, the validation questions and its control runs."""
 
 import contextlib
 import gc
@@ -25,11 +25,20 @@ from process_group import ProcessGroup
 from renamed_keys import EARLIER_FILE_NAMES
 
 SystemLoader = Callable[[System], Answerer]
+"""Loads a system."""
 
 
 @dataclass(slots=True)
 class SystemRun:
-    """What a system said to some questions, and the file that it stands in."""
+    """Predictions of one system for one list of questions.
+
+    Args:
+        path: the predictions file
+        questions: the questions
+        predictions: one prediction per question, in the same order
+        questions_per_second: speed of answering; None if nothing was measured
+        cuda_graphs_error: why decoding ran without CUDA graphs; None if it did not have to
+    """
 
     path: Path
     questions: list[Question]
@@ -38,14 +47,14 @@ class SystemRun:
     cuda_graphs_error: str | None = None
 
     def choose(self, plan: RerankPlan, seed: int, abstain_below: float | None = None) -> None:
-        """Make the choices, and write the file as a whole."""
+        """Choose answers, and rewrite the predictions file."""
         self.predictions = add_choices(self.questions, self.predictions, plan, seed, abstain_below)
         files.write_predictions(self.path, self.predictions)
 
 
 @dataclass(frozen=True, slots=True)
 class _SystemRunner:
-    """Asks one system after the other. References only make the running accuracy that is shown."""
+    """Has systems answer questions. References are used only for the running accuracy on the progress line."""
 
     experiment: Experiment
     scorers: Sequence[NamedScorer]
@@ -53,10 +62,11 @@ class _SystemRunner:
     process_group: ProcessGroup
 
     def run_control(self, answerer: Answerer, questions: list[Question], reference_answers: References, name: str) -> SystemRun:
-        """Only the first answers of a control are looked at, so nothing is scored."""
+        """Answer the questions of a control run. Only first candidates are evaluated, so no scorer runs."""
         return _SystemRunner(self.experiment, (), False, self.process_group).answer_questions(answerer, questions, reference_answers, name)
 
     def answer_questions(self, answerer: Answerer, questions: list[Question], reference_answers: References, file: str) -> SystemRun:
+        """Answer the questions and score the candidates; predictions go to predictions/<file>.jsonl."""
         experiment = self.experiment
         path = experiment.out / "predictions" / f"{file}.jsonl"
         _take_over_earlier_name(path)
@@ -69,13 +79,13 @@ class _SystemRunner:
                 else None
             )
 
-        plan = chunks(questions, experiment.decoding, experiment.settings.description_tokens)
-        asked = answer_questions(answerer, self.scorers, self.self_evaluation, plan, path, file, first_accuracy, self.process_group)
-        return SystemRun(path, questions, asked.predictions, asked.questions_per_second, asked.cuda_graphs_error)
+        all_chunks = chunks(questions, experiment.decoding, experiment.settings.description_tokens)
+        output = answer_questions(answerer, self.scorers, self.self_evaluation, all_chunks, path, file, first_accuracy, self.process_group)
+        return SystemRun(path, questions, output.predictions, output.questions_per_second, output.cuda_graphs_error)
 
 
 def _take_over_earlier_name(path: Path) -> None:
-    """Move a predictions file of schema version 1, and its timing, to today's name; every process may try."""
+    """Rename a predictions file of schema version 1, and its timing file, to today's name. Safe to call on every rank."""
     earlier = EARLIER_FILE_NAMES.get(path.stem)
     for suffix in (".jsonl", ".timing.json") if earlier else ():
         with contextlib.suppress(FileNotFoundError):
@@ -85,8 +95,17 @@ def _take_over_earlier_name(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRun:
-    """The questions, and what was said to them by the systems, by the controls, by the systems to those of the validation split,
-    and by the systems about corrupted pictures. scorers: those that scored it, with their banks."""
+    """All predictions of an evaluation, before answers are chosen.
+
+    Args:
+        questions: the questions
+        references: reference answers by sample id
+        scorers: scorers of the candidates, with their background images
+        systems: system -> predictions for the questions
+        controls: control -> predictions of the control run
+        validation: system -> predictions for the questions of the validation split
+        corrupted: system -> corruption -> predictions on corrupted images
+    """
 
     questions: list[Question]
     references: References
@@ -104,10 +123,17 @@ def run_all_systems(
     scorers: Sequence[NamedScorer] = (),
     process_group: ProcessGroup | None = None,
 ) -> EvaluationRun:
-    """Ask all systems all that they are asked; one is in memory at a time. Predictions go below `experiment.out`.
+    """Have all systems answer all their questions, one system in memory at a time. Predictions files go to `experiment.out`.
 
-    load makes a system ready to answer, load_untuned does the same with a fresh projector. share: what falls to this process; all
-    of them get the same back. Raises UsageError for settings that do not fit together, before any system is loaded.
+    Args:
+        experiment: settings and data
+        load: loads a system
+        load_untuned: loads a system with an untrained connector
+        scorers: scorers of the candidates
+        process_group: ranks that share the questions; every rank gets all predictions
+
+    Raises:
+        UsageError: settings conflict; raised before any system is loaded
     """
     check_experiment(experiment, scorers)
     settings, store = experiment.settings, experiment.store
@@ -118,9 +144,9 @@ def run_all_systems(
     runner = _SystemRunner(experiment, evaluation_run.scorers, experiment.rerank.self_evaluation, process_group or ProcessGroup())
     short = [question for question in questions if question.short]
     if settings.controls and not short:
-        raise UsageError(f"eval.controls: they need questions with short answers; the split '{settings.split}' has none")
+        raise UsageError(f"eval.controls: control runs need questions with short answers; the split '{settings.split}' has none")
     if settings.corruptions and not corruption_questions(short, settings):
-        raise UsageError(f"eval.corruptions: they need short questions about pictures; the split '{settings.split}' has none")
+        raise UsageError(f"eval.corruptions: corruptions need short questions with images; the split '{settings.split}' has none")
     control_system = first_checkpoint(settings)
     tuning_questions = _validation_questions(experiment) if experiment.rerank.tune else []
     tuning_references = references(store, "validation") if tuning_questions else {}
@@ -151,14 +177,14 @@ def run_all_systems(
 
 
 def _free_memory() -> None:
-    """Give back the memory of a system that is no longer referred to."""
+    """Free the memory of a system that is no longer referenced."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def _validation_questions(experiment: Experiment) -> list[Question]:
-    """Short questions of the validation split. Raises UsageError when it has none."""
+    """Short questions of the validation split, at most rerank.tune_limit. Raises UsageError if there are none."""
     rerank = experiment.rerank
     limit = rerank.tune_limit if rerank.tune_limit is not None else experiment.settings.limit
     short = [question for question in choose(experiment.store, "validation", None) if question.short][:limit]

@@ -1,4 +1,4 @@
-"""Which systems take part: those of the configuration, other checkpoints in their place, a choice of names."""
+"""Selection of the evaluated systems: those of the configuration, other checkpoints instead, or a subset by name."""
 
 import dataclasses
 import re
@@ -11,10 +11,10 @@ from errors import UsageError
 
 
 def with_checkpoints(systems: Sequence[System], folders: Sequence[Path]) -> tuple[System, ...]:
-    """The systems with these checkpoints in the place of their checkpoints, named after their folders.
+    """Replace the configured checkpoints by these folders; each system is named after its folder.
 
-    Quantisation and prompts are those of the first checkpoint that they replace. Folders of one name are told apart by
-    the folder above. Raises UsageError when a folder does not exist.
+    Quantisation and prompts are taken from the first configured checkpoint. Folders of equal name get the parent folder's name as
+    a prefix. Raises UsageError if a folder does not exist.
     """
     if not folders:
         return tuple(systems)
@@ -28,11 +28,11 @@ def with_checkpoints(systems: Sequence[System], folders: Sequence[Path]) -> tupl
 
 
 def select_systems(systems: Sequence[System], names: Sequence[str]) -> tuple[System, ...]:
-    """The systems with these names. Raises UsageError for a name that none has."""
+    """The systems with these names, all if there are no names. Raises UsageError for an unknown name."""
     known = {system.name: system for system in systems}
     for name in names:
         if name not in known:
-            raise UsageError(f"--systems {name}: there is no such system; there are {', '.join(known) or 'none'}")
+            raise UsageError(f"--systems {name}: there is no such system; the systems are {', '.join(known) or 'none'}")
     return tuple(known[name] for name in dict.fromkeys(names)) if names else tuple(systems)
 
 

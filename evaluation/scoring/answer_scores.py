@@ -1,4 +1,4 @@
-"""Scores of choices, question by question: here, and only here, answers meet references."""
+"""Score chosen answers against the references, question by question."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,24 +19,25 @@ from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
 
 _LEADING, _TRAILING = ("first", "random", "majority", "likelihood"), ("self", "reranked", "learned", "abstaining", "oracle")
-"""Ways of choosing in the order in which they are shown: these, then picture scorers, then those."""
+"""Display order of the choices: the leading ones, image-text scorers, the trailing ones."""
 BOUND_CHOICES = frozenset({"random", "oracle"})
-"""Choices that nobody could use: random is a floor, the oracle looks at the references."""
+"""Choices that serve only as bounds: random is a lower bound, oracle (which reads the references) an upper bound."""
 
 References = Mapping[str, Sequence[str]]
+"""Sample id -> reference answers."""
 Scores = dict[str, np.ndarray]
-"""Metric -> score of each question."""
+"""Metric -> scores [questions]."""
 CosineFunction = Callable[[Sequence[ImageInput], Sequence[Sequence[str]]], list[list[float]]]
-"""Cosine of each picture with each of its own texts."""
+"""(images, texts of each image) -> cosine of each image with each of its own texts."""
 
 FORMAT_SENSITIVE_METRICS: dict[str, Metric] = {name: METRICS[name] for name in ("vqa_accuracy", "vqa_accuracy_m4c", "exact")}
-"""Metrics whose sensitivity to the form of an answer is shown."""
+"""Metrics whose sensitivity to the format of an answer is reported."""
 CLIP_PROMPT = "A photo depicts "
-"""What stands before an English caption in CLIPScore (Hessel et al. 2021, section 3)."""
+"""Prefix of an English caption in CLIPScore (Hessel et al. 2021, section 3)."""
 
 
 def sort_choices(choices: Iterable[str]) -> list[str]:
-    """Choices in the order in which they are shown; picture scorers, whose names are the user's, stand in the middle."""
+    """Choices in display order; any name that is not a fixed choice belongs to an image-text scorer."""
     names = list(choices)
     scorers = [name for name in names if name not in (*_LEADING, *_TRAILING)]
     return [name for name in (*_LEADING, *scorers, *_TRAILING) if name in names]
@@ -46,15 +47,19 @@ ANSWER_FORMATS: dict[str, Callable[[str], str]] = {
     "capitalised": lambda text: text[:1].upper() + text[1:],
     "full_stop": lambda text: text + ("。" if HAS_CJK.search(text) else "."),
 }
-"""Ways of writing the same answer: how far they move a score is the metric's doing, not the system's."""
+"""Other formats of the same answer; the score difference they cause is an effect of the metric, not of the system."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerScores:
-    """Short answers of a system: texts[choice][i] and scores[choice][metric][i] for its i-th short question.
+    """Scores of a system's short answers.
 
-    forms[choice][form][metric][i]: accuracies of the same answers written otherwise, for the choices `first` and `reranked`.
-    unanswerable: how well it tells questions without an answer; None where there are none.
+    Args:
+        predictions: the predictions of its short questions
+        texts: texts[choice][i], the answer to question i
+        scores: scores[choice][metric][i], its score
+        forms: forms[choice][format][metric][i], the score in another format, for the choices `first` and `reranked`
+        unanswerable: detection of unanswerable questions; None if there are none
     """
 
     predictions: list[Prediction]
@@ -66,20 +71,20 @@ class AnswerScores:
 
 @dataclass(frozen=True, slots=True)
 class CaptionResult:
-    """Caption metrics of a system. means[choice]["caption en"][metric]; each[sample_id][choice][metric]."""
+    """Caption metrics of a system: means[choice]["caption en"][metric] and per_sample[sample_id][choice][metric]."""
 
     means: dict[str, dict[str, dict[str, float]]]
     per_sample: dict[str, dict[str, dict[str, float]]]
 
 
 def oracle(prediction: Prediction, references: Sequence[str]) -> str:
-    """The candidate that scores best: what a perfect choice could reach. It looks at the references and is no result."""
+    """The candidate with the highest accuracy, chosen with the references: an upper bound for any reranking, not a method."""
     scores = [(vqa_accuracy(c.text, references), vqa_accuracy_m4c(c.text, references)) for c in prediction.candidates]
     return chosen_text(prediction.candidates, scores.index(max(scores)) if scores else 0)
 
 
 def score(predictions: Sequence[Prediction], references: References) -> AnswerScores:
-    """Score every choice of the predictions, which are of short answers. A failed question counts as wrong."""
+    """Score every choice of predictions of short questions. A failed question counts as wrong."""
     texts = {
         name: [(p.choices or {})[name] for p in predictions] for name in sort_choices((predictions[0].choices or {}) if predictions else ())
     }
@@ -87,8 +92,8 @@ def score(predictions: Sequence[Prediction], references: References) -> AnswerSc
         texts["oracle"] = [oracle(p, references[p.sample_id]) for p in predictions]
     forms: dict[str, dict[str, Scores]] = {
         name: {
-            form: _scores(predictions, [write(text) for text in texts[name]], references, FORMAT_SENSITIVE_METRICS)
-            for form, write in ANSWER_FORMATS.items()
+            form: _scores(predictions, [rewrite(text) for text in texts[name]], references, FORMAT_SENSITIVE_METRICS)
+            for form, rewrite in ANSWER_FORMATS.items()
         }
         for name in texts
         if name in ("first", "reranked")
@@ -98,7 +103,7 @@ def score(predictions: Sequence[Prediction], references: References) -> AnswerSc
 
 
 def answer_accuracy(prediction: Prediction, text: str, references: References) -> float:
-    """Official accuracy of an answer; 0 for a failed question, whatever the references say."""
+    """VQA accuracy of an answer; 0 for a failed question."""
     return 0.0 if prediction.error is not None else vqa_accuracy(text, references[prediction.sample_id])
 
 
@@ -117,10 +122,16 @@ def caption_scores(
     references: References,
     cosines: Mapping[Language, CosineFunction] = MappingProxyType({}),
 ) -> CaptionResult:
-    """Caption metrics by choice and by task and language ("caption en"), over questions that want no short answer.
+    """Caption metrics by choice and by task and language ("caption en"), over the questions without short answers.
 
-    A language that is cut into tokens in several ways has an entry for each ("caption zh", "caption zh jieba"). A failed
-    question counts as an empty text. cosines: in the languages that have them, each text has a CLIPScore too.
+    A language with several tokenisations has an entry for each ("caption zh", "caption zh jieba"). A failed question counts as an
+    empty text.
+
+    Args:
+        questions: all questions
+        predictions: their predictions, in the same order
+        references: reference answers by sample id
+        cosines: by language, the cosine function for CLIPScore; other languages have no CLIPScore
     """
     result = CaptionResult({}, {})
     for task, language in dict.fromkeys((q.request.task, q.request.language) for q in questions if not q.short):
@@ -135,6 +146,7 @@ def caption_scores(
 
 
 Rows = Sequence[tuple[Question, Prediction]]
+"""Questions of one task and language, with their predictions."""
 
 
 def _add_captions(result: CaptionResult, kind: str, choice: str, rows: Rows, texts: Sequence[str], references: References) -> None:
@@ -143,25 +155,25 @@ def _add_captions(result: CaptionResult, kind: str, choice: str, rows: Rows, tex
         label, suffix = (kind, "") if i == 0 else (f"{kind} {tokenisation}", f"_{tokenisation}")
         result.means.setdefault(choice, {})[label] = {"questions": len(rows), **scored.corpus}
         for index, (question, _) in enumerate(rows):
-            own = result.per_sample.setdefault(question.sample_id, {}).setdefault(choice, {})
-            own |= {f"{metric}{suffix}": float(values[index]) for metric, values in scored.per_sample.items()}
+            sample_scores = result.per_sample.setdefault(question.sample_id, {}).setdefault(choice, {})
+            sample_scores |= {f"{metric}{suffix}": float(values[index]) for metric, values in scored.per_sample.items()}
 
 
 def _add_clip_scores(result: CaptionResult, kind: str, choice: str, rows: Rows, texts: Sequence[str], cosines: CosineFunction) -> None:
-    """The mean over a question's pictures; questions without a picture, and empty texts, have 0."""
+    """CLIPScore from the mean cosine over a question's images; 0 for questions without images and for empty texts."""
     images = [(i, image) for i, (q, _) in enumerate(rows) if texts[i] for image in q.request.images]
     prefix = CLIP_PROMPT if rows[0][0].request.language == "en" else ""
-    found: list[list[float]] = [[] for _ in rows]
+    by_row: list[list[float]] = [[] for _ in rows]
     for (i, _), (value,) in zip(images, cosines([p for _, p in images], [[prefix + texts[i]] for i, _ in images]), strict=True):
-        found[i].append(value)
-    values = captions.clip_score([fmean(group) if group else 0.0 for group in found])
+        by_row[i].append(value)
+    values = captions.clip_score([fmean(group) if group else 0.0 for group in by_row])
     result.means[choice][kind]["clip_score"] = float(values.mean())
     for value, (question, _) in zip(values, rows, strict=True):
         result.per_sample[question.sample_id][choice]["clip_score"] = float(value)
 
 
-def score_lines(questions: Sequence[Question], short: AnswerScores, described: CaptionResult) -> list[str]:
-    """One JSON line a question, with every metric of every choice at full precision."""
+def score_lines(questions: Sequence[Question], short: AnswerScores, caption_result: CaptionResult) -> list[str]:
+    """Lines of scores/<system>.jsonl: one JSON object per question, with every metric of every choice at full precision."""
     lines = []
     index = {prediction.sample_id: i for i, prediction in enumerate(short.predictions)}
     for question in questions:
@@ -169,6 +181,6 @@ def score_lines(questions: Sequence[Question], short: AnswerScores, described: C
             i = index[question.sample_id]
             scores = {choice: {name: float(values[i]) for name, values in table.items()} for choice, table in short.scores.items()}
         else:
-            scores = described.per_sample[question.sample_id]
+            scores = caption_result.per_sample[question.sample_id]
         lines.append(json.dumps({"sample_id": question.sample_id, "category": question.category, "scores": scores}, ensure_ascii=False))
     return lines

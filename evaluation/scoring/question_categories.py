@@ -1,4 +1,4 @@
-"""What a question asks for, told by rules in `categories.yaml`."""
+"""Categories of questions, assigned by the rules in question_categories.yaml."""
 
 import re
 from collections.abc import Iterable
@@ -10,21 +10,22 @@ import yaml
 from dataset.sample import Language
 
 OTHER = "other"
+"""Category of a question that no rule matches."""
 
 
 def category(question: str, language: Language) -> str:
-    """counting, attribute, spatial, reading, yes/no, identification, or other."""
+    """Category of a question: counting, attribute, spatial, reading, yes/no, identification, or other."""
     text = " ".join(question.split())
     return next((name for name, rule in _rules()[language] if rule.search(text)), OTHER)
 
 
 def category_names() -> list[str]:
-    """All categories, in the order in which tables and charts show them."""
+    """All categories, in display order."""
     return ["yes/no", "counting", "attribute", "spatial", "reading", "identification", OTHER]
 
 
 def confusion(labelled: Iterable[tuple[str, str, Language]]) -> dict[str, dict[str, int]]:
-    """How many questions of each label are put into each category: [label][category]. labelled: label, question, language."""
+    """Confusion matrix [label][category] of questions, given as (label, question, language)."""
     table: dict[str, dict[str, int]] = {}
     for label, question, language in labelled:
         row = table.setdefault(label, dict.fromkeys(category_names(), 0))

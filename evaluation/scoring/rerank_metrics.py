@@ -1,4 +1,4 @@
-"""What summary.json says of candidates, of the rerank and of how far its answers can be trusted."""
+"""Figures of summary.json about candidates, reranking and confidence."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,9 +18,9 @@ from evaluation.scoring.answer_scores import AnswerScores, References, answer_ac
 
 
 def rerank_metrics(rerank: RerankConfig, rerank_plans: RerankPlans, scorers: Sequence[NamedScorer]) -> dict[str, Any]:
-    """Weights, form and guard, where they were chosen, and what cross-validation on the validation split said of them.
+    """The entry `rerank` of summary.json: weights, form, skipped question types, where they were chosen, cross-validated figures.
 
-    scorer: the folder or hub name of the first, where there is one; scorers: all of them by the name of their choice.
+    Its `scorer` is the folder or hub name of the first scorer, `scorers` those of all, by the name of their choice.
     """
     plan = rerank_plans.shared_plan
     weights = asdict(plan.weights)
@@ -29,16 +29,16 @@ def rerank_metrics(rerank: RerankConfig, rerank_plans: RerankPlans, scorers: Seq
     metrics: dict[str, Any] = {"weights": weights, "chosen_on": rerank_plans.chosen_on}
     if scorers:
         metrics |= {"scorer": scorers[0].name, "scorers": {scorer.choice: scorer.name for scorer in scorers}}
-        metrics |= {"form": plan.clip_score_form, "wording": rerank.statement_form}
+        metrics |= {"clip_score_form": plan.clip_score_form, "statement_form": rerank.statement_form}
         metrics["background_images"] = max(
             0 if scorer.background_images is None else len(scorer.background_images.keys) for scorer in scorers
         )
     if rerank.self_evaluation:
-        metrics["self_score"] = SELF_EVALUATION
-    metrics["left_alone"] = list(plan.skipped_question_types)
+        metrics["self_evaluation"] = SELF_EVALUATION
+    metrics["skipped_question_types"] = list(plan.skipped_question_types)
     if rerank_plans.found:
         metrics["validation"] = dict(rerank_plans.found)
-    learned = {name: own.learned for name, own in rerank_plans.plans.items() if own.learned is not None}
+    learned = {name: plan.learned for name, plan in rerank_plans.plans.items() if plan.learned is not None}
     if learned:
         metrics["learned"] = {
             name: {**dict(zip(model.names, model.weights, strict=True)), "bias": model.bias} for name, model in learned.items()
@@ -47,9 +47,13 @@ def rerank_metrics(rerank: RerankConfig, rerank_plans: RerankPlans, scorers: Seq
 
 
 def candidate_metrics(short: AnswerScores, references: References, skipped: np.ndarray, abstain_below: float | None) -> dict[str, Any]:
-    """What a choice among a system's candidates can do at all, and how far its answers can be trusted where that is known.
+    """Entries `can_change` and, where there is a fitted confidence, `confidence` of a system in summary.json.
 
-    left_alone: [questions] bool, which of them the rerank leaves alone.
+    Args:
+        short: scores of the system's short answers
+        references: reference answers by sample id
+        skipped: [questions] bool, whether reranking skips the question
+        abstain_below: confidence below which the system answers "not sure"; None: never
     """
     if not short.predictions:
         return {}
@@ -60,8 +64,13 @@ def candidate_metrics(short: AnswerScores, references: References, skipped: np.n
 
 
 def improvable_fractions(short: AnswerScores, references: References, skipped: np.ndarray) -> dict[str, float]:
-    """Shares of the questions: with two candidates or more; where some candidate scores otherwise than the first; where one scores
-    higher. Where there is a rerank also: what it leaves alone, and the last two shares without that."""
+    """Fractions of the questions on which choosing another candidate matters.
+
+    Returns:
+        several_candidates: with at least two candidates; score_can_change: some candidate scores differently from the first;
+        score_can_rise: some candidate scores higher. With reranking also skipped: skipped by it; rerank_can_change and
+        rerank_can_rise: as above, among the questions that are not skipped.
+    """
     first, best = short.scores["first"][PRIMARY_METRIC], short.scores["oracle"][PRIMARY_METRIC]
     lowest = np.array([min(_candidate_accuracies(prediction, references), default=0.0) for prediction in short.predictions])
     change, rise = (best > first) | (lowest < first), best > first
@@ -71,20 +80,22 @@ def improvable_fractions(short: AnswerScores, references: References, skipped: n
         "score_can_rise": rise,
     }
     if "reranked" in short.scores:
-        fractions |= {"left_alone": skipped, "rerank_can_change": change & ~skipped, "rerank_can_rise": rise & ~skipped}
+        fractions |= {"skipped": skipped, "rerank_can_change": change & ~skipped, "rerank_can_rise": rise & ~skipped}
     return {name: float(fraction.mean()) for name, fraction in fractions.items()}
 
 
 def _candidate_accuracies(prediction: Prediction, references: References) -> list[float]:
-    """Accuracy of every candidate."""
+    """VQA accuracy of every candidate."""
     return [answer_accuracy(prediction, chosen_text([candidate], 0), references) for candidate in prediction.candidates]
 
 
 def confidence_metrics(short: AnswerScores, abstain_below: float | None) -> dict[str, Any]:
-    """Calibration and selective accuracy of the shown answers. A question without a credibility (a failed one) counts as 0.
+    """Calibration and selective accuracy of the displayed answers. A question without confidence (a failed one) counts as 0.
 
-    ece, bins: as `reliability`; brier: mean squared distance of credibility and accuracy; risk_coverage: accuracy of the most
-    credible share of the answers; aurc: mean of 1 - accuracy over all coverages (Geifman & El-Yaniv 2017, arXiv:1705.08500).
+    Returns:
+        ece, bins: as in `reliability`; brier: mean squared distance of confidence and accuracy; risk_coverage: accuracy of the
+        most confident fraction of the answers; aurc: mean of 1 - accuracy over all coverages (Geifman & El-Yaniv 2017,
+        arXiv:1705.08500); abstaining: with `abstain_below`, fraction of questions still answered and their accuracy.
     """
     confidences = np.array([prediction.confidence or 0.0 for prediction in short.predictions])
     correct = short.scores["reranked" if "reranked" in short.scores else "first"][PRIMARY_METRIC]
@@ -115,9 +126,9 @@ _COVERAGES = tuple(round(0.05 * step, 2) for step in range(1, 21))
 
 
 def risk_coverage(confidences: np.ndarray, answer_accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage and accuracy [n] when the 1, 2, ..., n most credible answers are given.
+    """Coverage and accuracy [n] when only the 1, 2, ..., n most confident answers are given.
 
-    Answers of equal credibility stand in any order: each counts with their mean, so that none of them is favoured.
+    The order of equally confident answers is arbitrary, so each of them counts with their mean accuracy.
     """
     order = np.argsort(-confidences, kind="stable")
     _, inverse = np.unique(-confidences[order], return_inverse=True)

@@ -1,4 +1,4 @@
-"""From scores to the figures of summary.json: means with intervals, by category, and every comparison with its verdict."""
+"""Build summary.json from scores: means with intervals, accuracy by category, and every comparison with its verdict."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,18 +20,32 @@ from evaluation.scoring.question_categories import category_names
 from evaluation.scoring.thresholds import check_against_thresholds
 from evaluation.statistics import Difference, clusters, compare, holm, intervals, mcnemar, min_resamples, minimum_detectable_effect, verdict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version of the layout of summary.json."""
 BINARY_METRIC = "exact"
-"""The 0/1 metric of McNemar's test."""
+"""The 0/1 metric that McNemar's test uses."""
 COMPARED_CHOICES = ("first", "reranked")
-"""Choices in which systems are compared with each other."""
+"""Choices for which systems are compared with each other."""
 AGAINST_FIRST = ("reranked", "learned")
 """Choices that are compared with the first candidate of the same system."""
 
 
 @dataclass(frozen=True, slots=True)
 class SystemResult:
-    """What is known of a system after all its questions: `short` of the short ones, `captions` of the others."""
+    """Metadata and scores of one system.
+
+    Args:
+        kind: kind of system
+        model: identity of the model
+        decoding: decoding settings of the short answers
+        errors: number of failed questions
+        questions_per_second: speed of answering; None if nothing was measured
+        distinct_candidates: mean number of distinct candidates per question
+        short: scores of the short answers
+        captions: scores of captions and descriptions
+        robustness: accuracy on corrupted images; None without corruptions
+        cuda_graphs_error: why decoding ran without CUDA graphs; None if it did not have to
+    """
 
     kind: str
     model: dict[str, Any]
@@ -47,7 +61,15 @@ class SystemResult:
 
 @dataclass(frozen=True, slots=True)
 class ScorePair:
-    """A comparison to be made: names such as "ours/reranked", scores by metric of the same questions."""
+    """Two sides of a comparison.
+
+    Args:
+        a: name of side a, such as "ours/reranked"
+        b: name of side b
+        scores_a: metric -> scores [questions] of side a
+        scores_b: metric -> scores [questions] of side b
+        questions: the questions
+    """
 
     a: str
     b: str
@@ -65,9 +87,16 @@ def summarise(
     rerank: Mapping[str, Any] | None,
     settings: EvalConfig,
 ) -> dict[str, Any]:
-    """summary.json as DESIGN.md lays it out. questions: the short ones; controls: the first answers of each control run.
+    """The content of summary.json.
 
-    control_of: the system that was controlled. rerank: what `rerank_figures` says of it.
+    Args:
+        dataset: name, split and numbers of questions and images
+        questions: the short questions
+        systems: results by system
+        controls: control -> its questions and the scores of its first candidates
+        control_of: the system of the control runs; None if there is no checkpoint
+        rerank: result of `rerank_metrics`; None without reranking
+        settings: statistics, groups and thresholds
     """
     comparison_rows = comparisons(score_pairs(systems, questions, controls, control_of, settings), settings)
     summary: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "dataset": dict(dataset)}
@@ -113,7 +142,7 @@ def summarise(
 
 
 def metric_summary(scores: Scores, questions: Sequence[Question], settings: EvalConfig) -> dict[str, Any]:
-    """The M of DESIGN.md: every metric's mean, the interval of the first, and accuracy by category, language and source."""
+    """Figures of one choice: mean of every metric, interval of the VQA accuracy, and accuracy by category, language and source."""
     accuracy = scores[PRIMARY_METRIC]
     groups = clusters([question.image_ids for question in questions])
     (interval,) = intervals(accuracy[:, None], groups, settings.bootstrap, settings.seed)
@@ -131,18 +160,18 @@ def metric_summary(scores: Scores, questions: Sequence[Question], settings: Eval
 
 
 def _accuracy_by_label(accuracy: np.ndarray, labels: Sequence[str], order: Sequence[str]) -> dict[str, Any]:
-    """Accuracy by label, for the labels that there are."""
+    """Number of questions and accuracy by label, for the labels that occur."""
     parts = {name: accuracy[np.array(labels) == name] for name in order}
     return {name: {"questions": len(part), PRIMARY_METRIC: mean(part)} for name, part in parts.items() if len(part)}
 
 
 def mean(values: np.ndarray) -> float:
-    """Mean as a plain number."""
+    """Mean as a Python float."""
     return float(values.mean())
 
 
 def _extras(result: SystemResult) -> dict[str, Any]:
-    """Figures of a system that only some systems or questions have."""
+    """Optional entries of a system: captions, unanswerable, format_sensitivity, changed, fused_calibration."""
     short = result.short
     extras: dict[str, Any] = {}
     if result.captions.means:
@@ -162,7 +191,7 @@ def _extras(result: SystemResult) -> dict[str, Any]:
 
 
 def _count_changed(short: AnswerScores) -> dict[str, int]:
-    """How many answers the rerank changed, and how many of them for the better, for the worse, and neither."""
+    """Numbers of answers that reranking changed: in total, with a higher score, with a lower score, with an equal score."""
     changed = np.array(short.texts["reranked"]) != np.array(short.texts["first"])
     gain = short.scores["reranked"][PRIMARY_METRIC] - short.scores["first"][PRIMARY_METRIC]
     better, worse = int((changed & (gain > 0)).sum()), int((changed & (gain < 0)).sum())
@@ -170,16 +199,16 @@ def _count_changed(short: AnswerScores) -> dict[str, int]:
 
 
 def _fused_score(prediction: Prediction, text: str) -> float:
-    """The fused score of the candidate that a chosen text is of."""
+    """Fused score of the candidate with this text."""
     assert prediction.fused is not None
     indices = (i for i in range(len(prediction.fused)) if chosen_text(prediction.candidates[i : i + 1], 0) == text)
     return prediction.fused[next(indices)]
 
 
 def _fused_calibration(short: AnswerScores) -> dict[str, Any] | None:
-    """Accuracy of the reranked answers by the fused score that chose them; None where nothing has one."""
+    """Calibration of the fused score of the reranked answers; None if there are no fused scores."""
     texts = short.texts["reranked"]
-    # A question that the rerank leaves alone may have a candidate with a higher score.
+    # In a skipped question the answer is the first candidate, which need not have the highest fused score.
     scored = [(i, _fused_score(p, texts[i])) for i, p in enumerate(short.predictions) if p.fused]
     if not scored:
         return None
@@ -194,57 +223,67 @@ def score_pairs(
     control_of: str | None,
     settings: EvalConfig,
 ) -> list[ScorePair]:
-    """What is compared: in each system the reranked and the learned answer with the first; each two systems in first and reranked;
-    controls with their system.
+    """All comparisons: within each system, reranked and learned with first; each pair of systems in first and in reranked; the
+    controlled system with its control runs.
 
-    A group of seeds stands in the place of its members. Along a learning curve, each checkpoint is compared with the last only.
+    A group of seeds replaces its members. In a learning curve each checkpoint is compared only with the last one.
+
+    Args:
+        systems: results by system
+        questions: the short questions
+        controls: control -> its questions and the scores of its first candidates
+        control_of: the system of the control runs
+        settings: groups, and whether the systems form a learning curve
     """
     scores = {name: result.short.scores for name, result in systems.items() if result.short.scores}
-    found = _pairs_of_systems(_compared_units(scores, settings.groups or {}), questions, settings.curve)
+    pairs = _pairs_of_systems(_compared_units(scores, settings.groups or {}), questions, settings.curve)
     index = {question.sample_id: i for i, question in enumerate(questions)}
     for name, (control_questions, control) in controls.items():
         assert control_of is not None
         rows_of_control = [index[question.sample_id] for question in control_questions]
-        own = {metric: values[rows_of_control] for metric, values in scores[control_of]["first"].items()}
-        # Clustered by the pictures that the questions were written for, not by those of the control.
-        found.append(ScorePair(f"{control_of}/first", f"controls/{name}", own, control, [questions[i] for i in rows_of_control]))
-    return found
+        system_scores = {metric: values[rows_of_control] for metric, values in scores[control_of]["first"].items()}
+        # Clusters follow the original images of the questions, not the shuffled ones.
+        pairs.append(ScorePair(f"{control_of}/first", f"controls/{name}", system_scores, control, [questions[i] for i in rows_of_control]))
+    return pairs
 
 
 def _compared_units(scores: Mapping[str, dict[str, Scores]], groups: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Scores]]:
-    """What is compared with each other: the systems that are in no group, and the groups."""
+    """Scores of the units that are compared with each other: systems outside groups, and groups (mean over their members)."""
     grouped = {member for members in groups.values() for member in members}
-    alone = {name: own for name, own in scores.items() if name not in grouped}
-    found = {name: [scores[member] for member in members if member in scores] for name, members in groups.items()}
-    return alone | {name: mean_scores(members) for name, members in found.items() if members}
+    single = {name: by_choice for name, by_choice in scores.items() if name not in grouped}
+    group_scores = {name: [scores[member] for member in members if member in scores] for name, members in groups.items()}
+    return single | {name: mean_scores(members) for name, members in group_scores.items() if members}
 
 
 def _pairs_of_systems(units: Mapping[str, dict[str, Scores]], questions: Sequence[Question], curve: bool) -> list[ScorePair]:
-    found = [
-        ScorePair(f"{name}/{choice}", f"{name}/first", own[choice], own["first"], questions)
-        for name, own in units.items()
+    pairs = [
+        ScorePair(f"{name}/{choice}", f"{name}/first", by_choice[choice], by_choice["first"], questions)
+        for name, by_choice in units.items()
         for choice in AGAINST_FIRST
-        if choice in own
+        if choice in by_choice
     ]
     named = list(units.items())
-    comparison_rows = [(named[-1], earlier) for earlier in named[:-1]] if curve else combinations(named, 2)
-    for (one, mine), (other, theirs) in comparison_rows:
-        both = [choice for choice in COMPARED_CHOICES if choice in mine and choice in theirs]
-        found += [ScorePair(f"{one}/{choice}", f"{other}/{choice}", mine[choice], theirs[choice], questions) for choice in both]
-    return found
+    unit_pairs = [(named[-1], earlier) for earlier in named[:-1]] if curve else combinations(named, 2)
+    for (a, scores_a), (b, scores_b) in unit_pairs:
+        common = [choice for choice in COMPARED_CHOICES if choice in scores_a and choice in scores_b]
+        pairs += [ScorePair(f"{a}/{choice}", f"{b}/{choice}", scores_a[choice], scores_b[choice], questions) for choice in common]
+    return pairs
 
 
-def comparisons(found: Sequence[ScorePair], settings: EvalConfig) -> list[dict[str, Any]]:
-    """Each pair's difference with interval, p-value, Holm over all of them, verdict, the smallest difference that could be
-    shown (absent where none could) and, for 0/1 scores, McNemar's test of exact matches with a Holm of its own."""
-    resamples = min_resamples(settings.bootstrap, len(found))
+def comparisons(pairs: Sequence[ScorePair], settings: EvalConfig) -> list[dict[str, Any]]:
+    """The entry `comparisons` of summary.json, one row per pair.
+
+    A row has the difference with interval, p-value (raw and Holm-adjusted over all pairs), verdict, `minimum_detectable_effect`
+    (absent if there is none) and, for 0/1 scores, McNemar's test of exact matches with its own Holm correction.
+    """
+    resamples = min_resamples(settings.bootstrap, len(pairs))
     differences: list[Difference] = []
     detectable_effects: list[float | None] = []
-    for pair in found:
+    for pair in pairs:
         groups = clusters([question.image_ids for question in pair.questions])
         a, b = pair.scores_a[PRIMARY_METRIC], pair.scores_b[PRIMARY_METRIC]
         differences += compare(a[:, None], b[:, None], groups, resamples, settings.seed)
-        detectable_effects.append(minimum_detectable_effect(a - b, groups, len(found)))
+        detectable_effects.append(minimum_detectable_effect(a - b, groups, len(pairs)))
     rows = [
         {
             "a": pair.a,
@@ -255,18 +294,18 @@ def comparisons(found: Sequence[ScorePair], settings: EvalConfig) -> list[dict[s
             "p_value": difference.p_value,
             "p_holm": p_holm,
             "verdict": verdict(difference, p_holm),
-            **({} if effect is None else {"smallest_shown": effect}),
+            **({} if effect is None else {"minimum_detectable_effect": effect}),
         }
         for pair, difference, p_holm, effect in zip(
-            found, differences, holm([d.p_value for d in differences]), detectable_effects, strict=True
+            pairs, differences, holm([d.p_value for d in differences]), detectable_effects, strict=True
         )
     ]
-    tests = {i: mcnemar(pair.scores_a[BINARY_METRIC], pair.scores_b[BINARY_METRIC]) for i, pair in enumerate(found) if _binary(pair)}
+    tests = {i: mcnemar(pair.scores_a[BINARY_METRIC], pair.scores_b[BINARY_METRIC]) for i, pair in enumerate(pairs) if _binary(pair)}
     for (i, test), p_holm in zip(tests.items(), holm([test.p_value for test in tests.values()]), strict=True):
         rows[i]["mcnemar"] = {"metric": BINARY_METRIC, **asdict(test), "p_holm": p_holm}
     return rows
 
 
 def _binary(pair: ScorePair) -> bool:
-    """Whether both sides are right or wrong, nothing between: a mean over seeds is not."""
+    """Whether all scores of both sides are 0 or 1; means over seeds are not."""
     return all(bool(np.isin(scores[BINARY_METRIC], (0.0, 1.0)).all()) for scores in (pair.scores_a, pair.scores_b))

@@ -1,4 +1,4 @@
-"""From candidates and signals to choices: what the guard leaves alone, and what is not sure."""
+"""Choices among candidates: skipped question types, and abstaining."""
 
 import pytest
 
@@ -20,27 +20,27 @@ PLAN = RerankPlan(RerankWeights(likelihood=0.1, clip=0.9), learned=LogisticModel
 
 def choices(question: str, plan: RerankPlan, task: Task = "vqa", below: float | None = None) -> dict[str, str]:
     asked = Question(Request("q", (), (Message("user", question),), task), (1,), ("1",), "planted")
-    said = Prediction("q", question, "", CANDIDATES, None, "", {}, {}, scorers={"clip": "x"}, signals=SIGNALS)
-    (found,) = add_choices([asked], [said], plan, 0, below)
-    assert found.choices is not None
-    return found.choices
+    prediction = Prediction("q", question, "", CANDIDATES, None, "", {}, {}, scorers={"clip": "x"}, signals=SIGNALS)
+    (completed,) = add_choices([asked], [prediction], plan, 0, below)
+    assert completed.choices is not None
+    return completed.choices
 
 
-@pytest.mark.parametrize(("question", "left_alone"), [("Is it red?", True), ("How many are red?", True), ("What color is it?", False)])
-def test_the_guard_keeps_first_answers_and_only_those_of_its_kinds(question: str, left_alone: bool) -> None:
+@pytest.mark.parametrize(("question", "skipped"), [("Is it red?", True), ("How many are red?", True), ("What color is it?", False)])
+def test_only_skipped_question_types_keep_their_first_candidate(question: str, skipped: bool) -> None:
     found = choices(question, PLAN)
-    assert found["reranked"] == found["learned"] == ("first said" if left_alone else "clip's")
+    assert found["reranked"] == found["learned"] == ("first said" if skipped else "clip's")
     assert found["clip"] == "clip's"
     assert choices(question, RerankPlan(PLAN.weights, skipped_question_types=()))["reranked"] == "clip's"
 
 
-def test_the_guard_is_about_short_answers() -> None:
+def test_question_types_are_skipped_for_short_answers_only() -> None:
     assert choices("Is it red?", PLAN, "conversation")["reranked"] == "clip's"
 
 
-@pytest.mark.parametrize(("below", "said"), [(0.49, "clip's"), (0.5, "clip's"), (0.51, "not sure")])
-def test_what_is_less_credible_than_the_threshold_is_not_sure(below: float, said: str) -> None:
+@pytest.mark.parametrize(("below", "expected"), [(0.49, "clip's"), (0.5, "clip's"), (0.51, "not sure")])
+def test_answers_with_a_confidence_below_the_threshold_become_not_sure(below: float, expected: str) -> None:
     even = RerankPlan(PLAN.weights, confidence=Confidence(LogisticModel(("agreement",), (0.0,), 0.0)))
     found = choices("What color is it?", even, below=below)
-    assert (found["abstaining"], found["reranked"]) == (said, "clip's")
+    assert (found["abstaining"], found["reranked"]) == (expected, "clip's")
     assert "abstaining" not in choices("What color is it?", even)

@@ -1,4 +1,4 @@
-"""Intervals, p-values and verdicts on known and planted cases."""
+"""Intervals, p-values and verdicts on known and constructed cases."""
 
 import numpy as np
 import pytest
@@ -24,29 +24,29 @@ def column(values: object) -> np.ndarray:
     return np.asarray(values, dtype=float)[:, None]
 
 
-def test_questions_that_share_a_image_are_one_cluster() -> None:
+def test_questions_that_share_an_image_form_one_cluster() -> None:
     assert clusters([(1,), (2,), (1,), (), (3, 2), (), (4,)]).tolist() == [0, 1, 0, 2, 1, 3, 4]
 
 
-def test_images_are_joined_through_others() -> None:
+def test_clusters_are_joined_through_questions_about_several_images() -> None:
     assert clusters([(1,), (2,), (3,), (1, 2), (2, 3)]).tolist() == [0] * 5
 
 
-def test_the_interval_of_a_share_is_the_textbook_one() -> None:
+def test_the_interval_of_a_proportion_is_the_textbook_one() -> None:
     scores = np.arange(1000) % 2
     (interval,) = intervals(column(scores), np.arange(1000), 4000, seed=1)
     assert interval.low == pytest.approx(0.5 - 1.96 * np.sqrt(0.25 / 1000), abs=0.003)
     assert interval.high == pytest.approx(0.5 + 1.96 * np.sqrt(0.25 / 1000), abs=0.003)
 
 
-def test_a_hundred_equal_questions_about_a_image_count_as_one_draw() -> None:
+def test_a_hundred_equal_questions_about_an_image_count_as_one_observation() -> None:
     scores = np.repeat(np.arange(10) % 2, 100)
     (clustered,) = intervals(column(scores), np.repeat(np.arange(10), 100), 4000, seed=1)
     (single,) = intervals(column(np.arange(10) % 2), np.arange(10), 4000, seed=1)
     assert (clustered.low, clustered.high) == (single.low, single.high)
 
 
-def test_a_image_counts_by_its_questions() -> None:
+def test_an_image_weighs_as_much_as_it_has_questions() -> None:
     scores, groups = column([1, 1, 1, 0]), np.array([0, 0, 0, 1])
     difference = compare(scores, np.zeros_like(scores), groups, 500, seed=1)[0]
     assert difference.difference == 0.75
@@ -57,13 +57,13 @@ def test_the_p_value_of_five_images_that_all_agree_is_that_of_the_sign_test() ->
     assert p == pytest.approx(2 / 2**5, abs=0.005)
 
 
-def test_one_image_shows_nothing() -> None:
+def test_a_single_image_cannot_show_a_difference() -> None:
     (difference,) = compare(column(np.ones(8)), column(np.zeros(8)), np.zeros(8, dtype=int), 500, seed=0)
     assert difference.p_value == 1.0
     assert verdict(difference, difference.p_value) == "not shown"
 
 
-def test_equal_systems_differ_by_nothing() -> None:
+def test_equal_systems_have_no_difference() -> None:
     scores = column(np.random.default_rng(0).random(300))
     (difference,) = compare(scores, scores.copy(), np.arange(300), 500, seed=0)
     assert difference == Difference(0.0, Interval(0.0, 0.0), 1.0)
@@ -71,7 +71,7 @@ def test_equal_systems_differ_by_nothing() -> None:
 
 
 def planted(gain: float) -> Difference:
-    """1,000 questions, a right on 60 % of them, b right on `gain` less; a tenth of the answers differ at random besides."""
+    """1,000 questions; b is right on 60 %, a on `gain` more; another tenth of the answers differs at random."""
     generator = np.random.default_rng(3)
     b = generator.random(1000) < 0.6
     noise = generator.permutation(1000)[:100]
@@ -83,13 +83,13 @@ def planted(gain: float) -> Difference:
     return compare(column(a), column(b), np.arange(1000), 2000, seed=0)[0]
 
 
-def test_a_planted_gain_of_ten_points_is_found() -> None:
+def test_a_gain_of_ten_points_is_shown() -> None:
     difference = planted(0.1)
     assert difference.difference == pytest.approx(0.1)
     assert verdict(difference, difference.p_value) == "a"
 
 
-def test_a_planted_gain_of_a_fifth_of_a_point_is_not_claimed() -> None:
+def test_a_gain_of_a_fifth_of_a_point_is_not_shown() -> None:
     difference = planted(0.002)
     assert difference.difference == pytest.approx(0.002)
     assert verdict(difference, difference.p_value) == "not shown"
@@ -103,7 +103,7 @@ def test_a_verdict_needs_the_interval_and_the_adjusted_p_value() -> None:
     assert verdict(Difference(-0.1, Interval(-0.18, -0.02), 0.01), 0.02) == "b"
 
 
-def test_holm_multiplies_the_smallest_most_and_keeps_the_order() -> None:
+def test_holm_multiplies_the_smallest_p_value_most_and_keeps_the_order() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
@@ -116,7 +116,7 @@ def test_the_same_seed_gives_the_same_figures() -> None:
     assert intervals(scores, groups, 300, seed=5) != intervals(scores, groups, 300, seed=6)
 
 
-def test_many_comparisons_get_resamples_enough_to_be_won() -> None:
+def test_many_comparisons_get_enough_resamples_to_be_significant() -> None:
     assert min_resamples(2000, 3) == 2000
     assert 200 / (min_resamples(2000, 200) + 1) <= 0.05
 
@@ -126,7 +126,7 @@ def test_different_question_sets_are_an_error() -> None:
         compare(column(np.ones(3)), column(np.ones(4)), np.arange(3), 100, seed=0)
 
 
-def test_mcnemar_is_the_sign_test_of_the_questions_that_differ() -> None:
+def test_mcnemar_is_the_sign_test_on_the_discordant_questions() -> None:
     a, b = np.array([1, 1, 1, 1, 1, 0, 1, 0]), np.array([0, 0, 0, 0, 0, 1, 1, 0])
     # 5 against 1 of 6: 2 * (1 + 6) / 64.
     assert mcnemar(a, b) == McNemar(5, 1, 14 / 64)
@@ -135,8 +135,8 @@ def test_mcnemar_is_the_sign_test_of_the_questions_that_differ() -> None:
     assert mcnemar(np.array([1, 0]), np.array([0, 1])).p_value == 1.0
 
 
-def test_mcnemar_gives_the_published_p_value_and_outgrows_no_float() -> None:
-    # 100 questions, 86 against 90 right: 4 and 0 that differ.
+def test_mcnemar_gives_the_published_p_value_and_does_not_overflow() -> None:
+    # 100 questions, 86 against 90 right: 4 and 0 discordant.
     a, b = np.zeros(100), np.zeros(100)
     b[:4] = 1
     assert mcnemar(a, b).p_value == pytest.approx(0.125)
@@ -145,17 +145,17 @@ def test_mcnemar_gives_the_published_p_value_and_outgrows_no_float() -> None:
     assert mcnemar(np.ones(4000), np.zeros(4000)).p_value == 0.0
 
 
-def test_the_smallest_difference_that_could_be_shown_is_the_textbook_one() -> None:
+def test_the_minimum_detectable_effect_is_the_textbook_one() -> None:
     differences = np.tile([1.0, -1.0, 0.0, 0.0], 250)
     error = np.sqrt(0.5 / 999)
     assert minimum_detectable_effect(differences, np.arange(1000), 1) == pytest.approx((1.959964 + 0.841621) * error, rel=1e-5)
-    # Ten questions a picture that all say the same: a tenth of the draws.
+    # Ten equal questions per image: a tenth of the observations.
     clustered = minimum_detectable_effect(np.repeat(differences[:100], 10), np.repeat(np.arange(100), 10), 1)
     assert clustered == pytest.approx((1.959964 + 0.841621) * np.sqrt(0.5 / 99), rel=1e-5)
 
 
-def test_equal_systems_could_still_show_no_less_than_the_test_needs() -> None:
-    # 2 / 2 ** 6 <= .05 < 2 / 2 ** 5: six pictures for one side.
+def test_the_minimum_detectable_effect_is_at_least_what_the_test_can_show() -> None:
+    # 2 / 2 ** 6 <= .05 < 2 / 2 ** 5: six images in favour of one side.
     assert minimum_detectable_effect(np.zeros(100), np.arange(100), 1) == pytest.approx(0.06)
     assert minimum_detectable_effect(np.zeros(100), np.arange(100), 10) == pytest.approx(0.09)
     assert minimum_detectable_effect(np.zeros(5), np.arange(5), 1) is None

@@ -1,4 +1,4 @@
-"""The command: its table and its errors. What it computes is tested with evaluation/compare."""
+"""tools/compare.py: table and errors. The figures are tested in tests/evaluation/comparison."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ import yaml
 
 import cli
 from evaluation.run.evaluation_run import evaluate
-from tests.evaluation.planted import PlantedAnswerer, always, experiment, questions, write_store
+from tests.evaluation.fakes import FakeAnswerer, always, experiment, questions, write_store
 from tools import compare
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Predictions of two planted systems, their data, and a configuration that names the data."""
+    """Predictions of two fake systems, their data, and a configuration with the data folder."""
     folder = tmp_path_factory.mktemp("compared")
     store = write_store(folder / "data", questions(20))
-    answerers = {"right": PlantedAnswerer(always(("1", -0.1))), "wrong": PlantedAnswerer(always(("7", -0.1)))}
+    answerers = {"right": FakeAnswerer(always(("1", -0.1))), "wrong": FakeAnswerer(always(("7", -0.1)))}
     evaluate(experiment(store, folder, *answerers), lambda s: answerers[s.name], lambda _: pytest.fail("no control"))
     config = {"name": "planted", "data": {"folder": str(folder / "data")}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
@@ -30,7 +30,7 @@ def command(*arguments: str | Path) -> int:
     return ended.value.code
 
 
-def test_it_prints_both_accuracies_and_the_verdict(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_accuracies_and_the_verdict_are_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = folder / "predictions" / "right.jsonl", folder / "predictions" / "wrong.jsonl"
     assert command(*files, "--config", folder / "config.yaml") == 0
     printed = capsys.readouterr().out
@@ -42,13 +42,13 @@ def test_it_prints_both_accuracies_and_the_verdict(folder: Path, capsys: pytest.
     assert "vqa_accuracy_m4c" in printed
 
 
-def test_data_can_be_named_apart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_data_folder_can_be_given_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = folder / "predictions" / "right.jsonl"
     assert command(file, file, "--data", folder / "data", "--config", folder / "config.yaml", "--choice", "first", "majority") == 0
     assert "not shown" in capsys.readouterr().out
 
 
-def test_different_questions_end_with_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_different_questions_are_reported_in_one_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = folder / "predictions" / "right.jsonl"
     shorter = tmp_path / "shorter.jsonl"
     shorter.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[1:]), encoding="utf-8")

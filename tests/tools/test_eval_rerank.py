@@ -1,4 +1,4 @@
-"""The command from start to end, with untrained parts: exit status, printed tables, files."""
+"""tools/eval_rerank.py end to end, with untrained models: exit status, printed tables, files."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.processor import Processor
-from tests.evaluation.planted import questions, write_store
+from tests.evaluation.fakes import questions, write_store
 from tools import eval_rerank
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +28,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A configuration with merged data and a checkpoint that was never trained, in a folder of its own."""
+    """A configuration with merged data and untrained checkpoints, in its own folder."""
     folder = tmp_path_factory.mktemp("experiment")
     write_store(folder / "data", questions(3) + questions(2, "validation"))
-    model: dict[str, Any] = {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "max_tokens": 512, "lora": None}
+    model: dict[str, Any] = {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "max_length": 512, "lora": None}
     torch.manual_seed(0)
     settings = ModelConfig(**model)
     weights = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ["connector"])
@@ -67,7 +67,7 @@ def command(*arguments: str | Path) -> int:
     return ended.value.code
 
 
-def test_the_configured_systems_are_asked_and_reported(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_configured_systems_are_evaluated_and_reported(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("--config", experiment / "config.yaml", "--out", tmp_path) == 0
     printed = capsys.readouterr().out
     assert printed.splitlines()[-1] == f"report: {tmp_path / 'report.html'}"
@@ -87,7 +87,7 @@ def test_the_configured_systems_are_asked_and_reported(experiment: Path, tmp_pat
     assert {path.name for path in tmp_path.iterdir()} >= {"report.html", "report.md", "rerank.png", "accuracy_by_category.png"}
 
 
-def test_checkpoints_and_names_choose_who_is_asked(experiment: Path, tmp_path: Path) -> None:
+def test_checkpoints_and_names_select_the_systems(experiment: Path, tmp_path: Path) -> None:
     given = ("--checkpoints", experiment / "early", experiment / "late", "--systems", "early", "late", "--limit", "4", "--out", tmp_path)
     assert command("eval.controls=[]", "rerank.tune=false", "--config", experiment / "config.yaml", *given) == 0
     summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
@@ -97,18 +97,20 @@ def test_checkpoints_and_names_choose_who_is_asked(experiment: Path, tmp_path: P
     assert all(row["difference"] == 0.0 for row in summary["comparisons"])
 
 
-def test_a_missed_bar_is_printed_and_ends_with_status_1(experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missed_threshold_is_printed_and_exits_with_status_1(
+    experiment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = ("rerank.tune=false", "--config", experiment / "config.yaml", "--out", tmp_path, "--systems", "ours")
     assert command("eval.thresholds.first=1.0", "eval.thresholds.untuned=1.0", *given) == 1
     printed = capsys.readouterr()
     assert printed.err.splitlines()[-1] == "missed: eval.thresholds.first"
     (first,) = (line for line in printed.out.splitlines() if line.startswith("ours, first candidate"))
     assert first.split()[-4:] == ["at", "least", "100.0", "NO"]
-    assert "What must hold" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Thresholds" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert command("eval.thresholds.first=0.0", *given) == 0
 
 
-def test_two_processes_share_the_questions_and_leave_what_one_leaves(experiment: Path, tmp_path: Path) -> None:
+def test_two_ranks_share_the_questions_and_write_the_same_files_as_one(experiment: Path, tmp_path: Path) -> None:
     given = ["decoding.batch_size=1", "rerank.tune=false", "--config", str(experiment / "config.yaml"), "--systems", "ours", "--out"]
     assert command(*given, tmp_path / "one") == 0
     with socket.socket() as free:
@@ -124,28 +126,28 @@ def test_two_processes_share_the_questions_and_leave_what_one_leaves(experiment:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1
-    assert "ours, process 1 of 2: 5/5 questions" in done.stderr
-    assert "process 2 of 2" not in done.stderr
-    found = [{path.name: read(path) for path in (tmp_path / name / "predictions").rglob("*.jsonl*")} for name in ("one", "two")]
-    assert found[0] == found[1]
-    assert found[0].keys() == {"ours.jsonl", "shuffled_pictures.jsonl", "untuned.jsonl"}
+    assert "ours, rank 0 of 2: 5/5 questions" in done.stderr
+    assert "rank 1 of 2" not in done.stderr
+    by_name = [{path.name: read(path) for path in (tmp_path / name / "predictions").rglob("*.jsonl*")} for name in ("one", "two")]
+    assert by_name[0] == by_name[1]
+    assert by_name[0].keys() == {"ours.jsonl", "shuffled_images.jsonl", "untuned.jsonl"}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Predictions with what must not depend on who asked."""
+    """The parts of the predictions that must not depend on the number of ranks."""
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     return [{"id": row["sample_id"], "texts": [c["text"] for c in row["candidates"]], "choices": row["choices"]} for row in rows]
 
 
 @pytest.fixture
 def finished_run(experiment: Path, tmp_path: Path) -> Path:
-    """A folder with two checkpoints, as a training run leaves it."""
+    """A run folder with two checkpoints, as training writes it."""
     for name, step in (("early", 20), ("late", 300)):
         shutil.copytree(experiment / name, tmp_path / "run" / f"checkpoint-{step}")
     return tmp_path / "run"
 
 
-def test_a_curve_asks_all_checkpoints_of_a_run_and_nothing_else(
+def test_a_curve_evaluates_all_checkpoints_of_a_run_and_nothing_else(
     experiment: Path, finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ("--config", experiment / "config.yaml", "--curve", finished_run, "--limit", "6", "--out", tmp_path / "out")
@@ -153,7 +155,7 @@ def test_a_curve_asks_all_checkpoints_of_a_run_and_nothing_else(
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert summary["curve"] == {"checkpoint-20": 20, "checkpoint-300": 300}
-    # The baseline and the controls of the configuration are no points of a curve.
+    # The baseline and the control runs of the configuration are not part of a curve.
     assert list(summary["systems"]) == ["checkpoint-20", "checkpoint-300"]
     assert "controls" not in summary
     assert [figures["model"]["path"] for figures in summary["systems"].values()] == [str(finished_run / name) for name in summary["curve"]]
@@ -167,12 +169,12 @@ def test_a_curve_asks_all_checkpoints_of_a_run_and_nothing_else(
         assert image.width > 500
 
 
-def test_a_curve_of_named_checkpoints_alone_or_of_a_single_one_is_an_error(
+def test_a_curve_with_named_checkpoints_or_of_a_single_checkpoint_is_an_error(
     experiment: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configured = ("--config", experiment / "config.yaml")
     assert command(*configured, "--curve", finished_run, "--checkpoints", experiment / "early") == 2
-    assert "--checkpoints goes without it" in capsys.readouterr().err
+    assert "cannot be combined with --checkpoints" in capsys.readouterr().err
     shutil.rmtree(finished_run / "checkpoint-300")
     assert command(*configured, "--curve", finished_run) == 2
     assert "expected at least two checkpoint-<step> folders, found 1" in capsys.readouterr().err
@@ -188,7 +190,7 @@ def test_a_curve_of_named_checkpoints_alone_or_of_a_single_one_is_an_error(
         (["data.folder=./nowhere"], "run python tools/preprocess.py first"),
     ],
 )
-def test_wrong_arguments_are_said_in_one_line(
+def test_invalid_arguments_are_reported_in_one_line(
     experiment: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert command("--config", experiment / "config.yaml", *arguments) == 2
@@ -196,7 +198,7 @@ def test_wrong_arguments_are_said_in_one_line(
     assert message in line
 
 
-def test_help_names_the_arguments(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_lists_the_arguments(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["eval_rerank.py"])
     with pytest.raises(SystemExit) as ended:
         eval_rerank.parser.parse_args(["--help"])

@@ -1,4 +1,4 @@
-"""Comparing stored predictions."""
+"""Comparison of stored answers."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ from evaluation.comparison.compare import FileComparison, MetricComparison, comp
 from evaluation.comparison.external_predictions import FieldNames, read_answer_file
 from evaluation.statistics import holm
 from tests.evaluation.conftest import Written
-from tests.evaluation.planted import questions, sample, write_store
+from tests.evaluation.fakes import questions, sample, write_store
 
 
 def compared(
@@ -35,7 +35,7 @@ def files(written: Written) -> tuple[Path, Path]:
     return folder / "careful.jsonl", folder / "dull.jsonl"
 
 
-def test_two_files_give_the_figures_of_the_run(written: Written, files: tuple[Path, Path]) -> None:
+def test_two_files_give_the_figures_of_the_evaluation(written: Written, files: tuple[Path, Path]) -> None:
     result = compared(*files, written.planned.store)
     systems = written.evaluation_result.summary["systems"]
     official, m4c, _ = result.metrics
@@ -47,7 +47,7 @@ def test_two_files_give_the_figures_of_the_run(written: Written, files: tuple[Pa
     assert "vqa_accuracy_m4c" in result.table()
 
 
-def test_a_file_against_itself_shows_nothing(written: Written, files: tuple[Path, Path]) -> None:
+def test_a_file_compared_with_itself_shows_no_difference(written: Written, files: tuple[Path, Path]) -> None:
     for metric in compared(files[0], files[0], written.planned.store).metrics:
         assert (metric.difference.difference, metric.difference.p_value, metric.verdict) == (0.0, 1.0, "not shown")
 
@@ -58,32 +58,32 @@ def test_two_choices_of_one_file_can_be_compared(written: Written, files: tuple[
     assert (result.a, result.b) == ((f"{files[0]} (reranked)",), (f"{files[0]} (first)",))
 
 
-def without(path: Path, place: int, out: Path) -> Path:
+def without_line(path: Path, index: int, out: Path) -> Path:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    out.write_text("".join(lines[:place] + lines[place + 1 :]), encoding="utf-8")
+    out.write_text("".join(lines[:index] + lines[index + 1 :]), encoding="utf-8")
     return out
 
 
 def test_different_question_sets_are_an_error(written: Written, files: tuple[Path, Path], tmp_path: Path) -> None:
-    shorter = without(files[1], 4, tmp_path / "shorter.jsonl")
+    shorter = without_line(files[1], 4, tmp_path / "shorter.jsonl")
     with pytest.raises(UsageError, match="the question sets differ: 1 of"):
         compared(files[0], shorter, written.planned.store)
     with pytest.raises(UsageError, match="the question sets differ: 1 of"):
         compared(shorter, files[0], written.planned.store)
 
 
-def test_questions_that_the_data_does_not_hold_are_an_error(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_questions_that_are_not_in_the_data_are_an_error(files: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not in"):
         compared(*files, write_store(tmp_path, questions(2)))
 
 
 @pytest.mark.parametrize("choices", [["oracle"], ["first", "first", "first"]])
-def test_only_choices_that_a_user_could_use_are_compared(written: Written, files: tuple[Path, Path], choices: list[str]) -> None:
+def test_the_oracle_and_more_than_two_choices_are_rejected(written: Written, files: tuple[Path, Path], choices: list[str]) -> None:
     with pytest.raises(UsageError, match=r"--choice|there is no choice"):
         compared(*files, written.planned.store, choices)
 
 
-def test_an_unfinished_file_and_a_broken_line_are_named(written: Written, files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_an_unfinished_file_and_an_invalid_line_are_reported(written: Written, files: tuple[Path, Path], tmp_path: Path) -> None:
     rows = [json.loads(line) | {"choices": {}} for line in files[0].read_text(encoding="utf-8").splitlines()]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -94,15 +94,15 @@ def test_an_unfinished_file_and_a_broken_line_are_named(written: Written, files:
         compared(path, files[0], written.planned.store)
 
 
-def test_mcnemar_is_made_of_exact_matches(written: Written, files: tuple[Path, Path]) -> None:
+def test_mcnemar_uses_exact_matches(written: Written, files: tuple[Path, Path]) -> None:
     official, _, exact = compared(*files, written.planned.store).metrics
     assert official.mcnemar is None
     assert exact.mcnemar is not None
-    only = exact.mcnemar.only_a - exact.mcnemar.only_b
-    assert only == round((exact.a - exact.b) * 25)
+    net = exact.mcnemar.only_a - exact.mcnemar.only_b
+    assert net == round((exact.a - exact.b) * 25)
 
 
-def test_holm_holds_over_the_metrics_that_are_compared(written: Written, files: tuple[Path, Path]) -> None:
+def test_holm_corrects_over_the_compared_metrics(written: Written, files: tuple[Path, Path]) -> None:
     metrics = compared(files[0], files[0], written.planned.store, ["reranked", "first"]).metrics
     p = [metric.difference.p_value for metric in metrics]
     assert [metric.p_holm for metric in metrics] == holm(p) != p
@@ -118,12 +118,12 @@ def test_several_seeds_of_a_side_are_averaged_question_by_question(written: Writ
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """Our predictions as another tool would write them: ids without the source, the answer under a name of its own."""
+    """Our predictions in the format of another tool: another id field, and the answer in a nested field."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [{"question_id": row["sample_id"], "meta": {"pred": [row["choices"]["reranked"]]}, "error": row["error"]} for row in rows]
 
 
-def test_other_tools_files_are_read_by_the_names_of_their_fields(written: Written, files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_files_of_other_tools_are_read_by_their_field_names(written: Written, files: tuple[Path, Path], tmp_path: Path) -> None:
     ours = compared(files[1], files[1], written.planned.store)
     path = tmp_path / "other.json"
     path.write_text(json.dumps({"results": records(files[1])}, ensure_ascii=False), encoding="utf-8")
@@ -138,14 +138,14 @@ def test_other_tools_files_are_read_by_the_names_of_their_fields(written: Writte
     assert compared(table, files[1], written.planned.store, fields=["id=index", "answer=prediction"]).metrics == result.metrics
 
 
-def test_a_line_separator_in_a_table_ends_no_record(tmp_path: Path) -> None:
+def test_a_line_separator_in_a_cell_does_not_end_the_record(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes('id,text\r\n1,a\u2028b\x0cc\r\n2,"d\ne"\r\n'.encode())
     assert read_answer_file(path, None, FieldNames("id", "text")).answers == {"1": "a\u2028b\x0cc", "2": "d\ne"}
 
 
-def other(path: Path, *answers: str, **fields: Any) -> Path:
-    """A file that holds answers and references itself, two questions a picture."""
+def with_references(path: Path, *answers: str, **fields: Any) -> Path:
+    """A file of another tool with answers and references, two questions per image."""
     rows = [
         {"qid": i, "text": text, "gold": [{"answer": "red"}] * 3, "picture": f"{i // 2}.jpg", **fields} for i, text in enumerate(answers)
     ]
@@ -153,29 +153,31 @@ def other(path: Path, *answers: str, **fields: Any) -> Path:
     return path
 
 
-HELD = ["id=qid", "answer=text", "references=gold", "image=picture"]
+FIELDS = ["id=qid", "answer=text", "references=gold", "image=picture"]
 
 
-def test_files_that_hold_references_need_no_data(tmp_path: Path) -> None:
-    a, b = other(tmp_path / "a.jsonl", *["Red."] * 20), other(tmp_path / "b.jsonl", *["blue"] * 20)
-    result = compared(a, b, None, fields=HELD)
+def test_files_with_references_need_no_merged_data(tmp_path: Path) -> None:
+    a, b = with_references(tmp_path / "a.jsonl", *["Red."] * 20), with_references(tmp_path / "b.jsonl", *["blue"] * 20)
+    result = compared(a, b, None, fields=FIELDS)
     official, m4c, _ = result.metrics
     assert (official.a, m4c.a, m4c.b) == (0.0, 1.0, 0.0)
     assert (m4c.verdict, result.questions, result.images) == ("a", 20, 10)
 
 
-def test_a_planted_gain_is_found_and_a_tiny_one_is_not_claimed(tmp_path: Path) -> None:
-    chance = random.Random(5)
-    base = ["red" if chance.random() < 0.6 else "blue" for _ in range(1000)]
+def test_a_large_gain_is_shown_and_a_tiny_one_is_not(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    base = ["red" if rng.random() < 0.6 else "blue" for _ in range(1000)]
 
     def improved(questions: int) -> list[str]:
-        wrong = chance.sample([i for i, text in enumerate(base) if text == "blue"], questions)
+        wrong = rng.sample([i for i, text in enumerate(base) if text == "blue"], questions)
         return ["red" if i in wrong else text for i, text in enumerate(base)]
 
-    def tested(answers: list[str]) -> MetricComparison:
-        return compared(other(tmp_path / "new.jsonl", *answers), other(tmp_path / "old.jsonl", *base), None, fields=HELD).metrics[0]
+    def comparison(answers: list[str]) -> MetricComparison:
+        return compared(
+            with_references(tmp_path / "new.jsonl", *answers), with_references(tmp_path / "old.jsonl", *base), None, fields=FIELDS
+        ).metrics[0]
 
-    large, tiny, none = tested(improved(100)), tested(improved(2)), tested(base)
+    large, tiny, none = comparison(improved(100)), comparison(improved(2)), comparison(base)
     assert large.difference.difference == pytest.approx(0.1)
     assert large.verdict == "a"
     assert tiny.difference.difference == pytest.approx(0.002)
@@ -188,20 +190,20 @@ def test_a_planted_gain_is_found_and_a_tiny_one_is_not_claimed(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ([], "not a file of ours; name its fields"),
-        (["id=qid"], "id=FIELD and answer=FIELD are needed"),
+        ([], "not a predictions file; name its fields"),
+        (["id=qid"], "id=FIELD and answer=FIELD are required"),
         (["id=qid", "answer=text", "colour=x"], "--fields colour: expected KEY=FIELD"),
         (["id=qid", "answer=said"], "there is no field 'said'; it has qid, text"),
         (["id=picture", "answer=text"], "a second answer to 0.jpg"),
     ],
 )
-def test_wrong_fields_are_named(tmp_path: Path, fields: list[str], message: str) -> None:
-    path = other(tmp_path / "a.jsonl", "red", "red")
+def test_invalid_fields_are_reported(tmp_path: Path, fields: list[str], message: str) -> None:
+    path = with_references(tmp_path / "a.jsonl", "red", "red")
     with pytest.raises(TesseraError, match=message):
         compared(path, path, None, fields=fields)
 
 
-def test_an_id_that_may_be_two_questions_is_an_error(tmp_path: Path) -> None:
+def test_an_ambiguous_id_is_an_error(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", [sample(f"{source}/7", 0, "What?", ["red"] * 10) for source in ("vqa", "vqa_zh")])
     path = tmp_path / "a.jsonl"
     path.write_text('{"id": 7, "answer": "red"}\n', encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The normalisations, quirk by quirk. Expected texts were worked out by hand from the published rules."""
+"""Normalisation rules and quirks. Expected texts were derived by hand from the published rules."""
 
 import pytest
 
@@ -9,27 +9,27 @@ from evaluation.metrics.answer_normalisation import normalise_m4c, normalise_vqa
     ("text", "expected"),
     [
         ("Yes", "yes"),
-        ("  a\tred\nball ", "red ball"),  # blanks; the article goes
+        ("  a\tred\nball ", "red ball"),  # whitespace; the article is dropped
         ("The Dog", "dog"),
         ("two dogs", "2 dogs"),
         ("none", "0"),
         ("eleven", "eleven"),  # number words end at ten
-        ("T-shirt", "t shirt"),  # a mark without a blank beside it becomes a blank
-        ("red - white", "red white"),  # with a blank beside it, it vanishes
-        ("a-b - c", "ab c"),  # one mark beside a blank makes all marks of its kind vanish
+        ("T-shirt", "t shirt"),  # a mark without an adjacent space becomes a space
+        ("red - white", "red white"),  # a mark next to a space is removed
+        ("a-b - c", "ab c"),  # one mark next to a space removes all marks of its kind
         ("1,000", "1000"),  # a comma between digits
-        ("1,000/day", "1000day"),  # ... makes every mark vanish, not only the comma
+        ("1,000/day", "1000day"),  # ... removes every mark, not only the comma
         ("red,white", "red white"),
         ("red, white", "red white"),
-        ("2.", "2"),  # a full stop goes after a digit too
+        ("2.", "2"),  # a full stop after a digit is removed too
         ("2.5", "2.5"),  # unless a digit follows
         ("p.m.", "pm"),
         (".5", ".5"),
         ("dont know", "don't know"),
         ("couldntve", "couldntve"),  # two apostrophes missing: not in the list
         ("couldn'tve", "couldn't've"),
-        ("somebody'd", "somebodyd"),  # wrong way round in the official list
-        ("Im", "im"),  # listed in capitals there, looked up in lower case: never found
+        ("somebody'd", "somebodyd"),  # reversed in the official list
+        ("Im", "im"),  # capitalised in the official list but looked up in lower case: never found
         ("The", ""),
         ("how's it?", "how's it"),
     ],

@@ -1,4 +1,4 @@
-"""Caption metrics on cases worked out by hand."""
+"""Caption metrics on cases computed by hand."""
 
 import math
 
@@ -17,7 +17,7 @@ def test_english_tokens_follow_the_penn_treebank_without_punctuation() -> None:
     )
 
 
-def test_chinese_tokens_are_characters_with_latin_words_and_numbers_whole() -> None:
+def test_chinese_tokens_are_characters_but_latin_words_and_numbers_stay_unsplit() -> None:
     assert tokenise("图中有２只Cat，红色。", "characters") == ["图", "中", "有", "2", "只", "cat", "红", "色"]
 
 
@@ -27,7 +27,7 @@ def test_bleu_clips_repeated_words() -> None:
     assert bleu(words("the the the the the the the"), references, 2) == 0.0
 
 
-def test_bleu_punishes_brevity_against_the_closest_reference() -> None:
+def test_bleu_has_a_brevity_penalty_against_the_closest_reference() -> None:
     assert bleu(words("the cat sat"), [words("the cat sat down", "the cat sat down on the mat now")], 2) == pytest.approx(
         math.exp(1 - 4 / 3)
     )
@@ -47,8 +47,8 @@ def test_rouge_l_is_the_longest_common_subsequence() -> None:
     assert rouge_l([[]], [words("a")])[0] == 0.0
 
 
-def test_cider_d_weighs_clips_and_punishes_length() -> None:
-    # Each n-gram stands in one of two pictures, so all weights are equal. A perfect two-word caption has no 3- and
+def test_cider_d_weights_clips_and_penalises_length() -> None:
+    # Each n-gram occurs for one of two images, so all weights are equal. A perfect two-word caption has no 3- and
     # 4-grams: 10 * (1 + 1 + 0 + 0) / 4.
     references = [words("a b"), words("c d")]
     short = 10 * math.exp(-1 / 72) * (1 / math.sqrt(2)) / 4
@@ -57,11 +57,11 @@ def test_cider_d_weighs_clips_and_punishes_length() -> None:
     assert cider_d(words("a b", "c c"), references) == pytest.approx([5, repeated])
 
 
-def test_cider_d_gives_nothing_for_words_that_stand_in_every_image() -> None:
+def test_cider_d_is_zero_for_words_that_occur_for_every_image() -> None:
     assert cider_d(words("a", "a"), [words("a x"), words("a y")]).tolist() == [0.0, 0.0]
 
 
-def test_an_empty_caption_scores_zero_and_breaks_nothing() -> None:
+def test_an_empty_caption_scores_zero() -> None:
     assert set(score(["", "。"], [["红色"], ["蓝色"]], "characters").corpus.values()) == {0.0}
 
 
@@ -72,18 +72,18 @@ def test_a_perfect_caption_scores_one() -> None:
     assert scores["cider_d"] == pytest.approx(10.0)
 
 
-def test_jieba_cuts_chinese_into_words_without_punctuation() -> None:
+def test_jieba_segments_chinese_into_words_without_punctuation() -> None:
     assert tokenise("一只红色的小狗，在草地上奔跑。", "jieba") == ["一只", "红色", "的", "小狗", "在", "草地", "上", "奔跑"]
 
 
-def test_words_and_characters_score_chinese_differently() -> None:
+def test_chinese_scores_depend_on_the_tokenisation() -> None:
     characters = score(["红色小狗"], [["黑色小狗"]], "characters")
     words_ = score(["红色小狗"], [["黑色小狗"]], "jieba")
     assert characters.corpus["bleu_1"] == pytest.approx(3 / 4)
     assert words_.corpus["bleu_1"] == pytest.approx(1 / 2)
 
 
-def test_every_caption_has_scores_of_its_own() -> None:
+def test_scores_are_also_given_per_caption() -> None:
     scored = score(["a b", "x y"], [["a b"], ["c d"]], "ptb")
     assert scored.per_sample["bleu_1"].tolist() == [1.0, 0.0]
     assert scored.per_sample["rouge_l"].tolist() == [1.0, 0.0]

@@ -1,4 +1,4 @@
-"""Chinese numerals, on values worked out by hand."""
+"""Chinese numerals with known values."""
 
 import pytest
 
@@ -31,5 +31,5 @@ def test_numerals_become_digits(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["三角形", "十字形", "统一", "唯一", "万一", "一百二", "一样", "一些", "十百", "一一十", "星期三"])
-def test_words_that_only_hold_such_characters_stay(text: str) -> None:
+def test_words_that_merely_contain_numeral_characters_stay(text: str) -> None:
     assert as_digits(text) == text

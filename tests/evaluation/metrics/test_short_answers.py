@@ -1,4 +1,4 @@
-"""Metrics of short answers on cases worked out by hand."""
+"""Metrics of short answers on cases computed by hand."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_matches_of_ten_give_the_ten_choose_nine_average(matches: int, expected:
         (0, 0, 0.0),
     ],
 )
-def test_fewer_than_ten_references_average_over_those_there_are(matches: int, n: int, expected: float) -> None:
+def test_the_average_also_works_with_fewer_than_ten_references(matches: int, n: int, expected: float) -> None:
     assert leave_one_out(matches, n) == pytest.approx(expected)
 
 
@@ -52,13 +52,13 @@ def test_the_official_accuracy_normalises_only_when_annotators_differ() -> None:
     assert vqa_accuracy_m4c("Red.", agreeing) == 1.0
 
 
-def test_blanks_are_stripped_even_when_annotators_agree() -> None:
+def test_whitespace_is_stripped_even_when_annotators_agree() -> None:
     assert vqa_accuracy(" red\n", ["red\t"] * 10) == 1.0
-    # "red" and "red\n" agree once blanks are stripped: no normalisation.
+    # "red" and "red\n" agree once whitespace is stripped: no normalisation.
     assert vqa_accuracy("Red", ["red"] * 5 + ["red\n"] * 5) == 0.0
 
 
-def test_references_that_differ_only_before_normalisation_count_together() -> None:
+def test_references_that_are_equal_after_normalisation_count_together() -> None:
     assert vqa_accuracy("2", ["two", "2", "2."] + ["3"] * 7) == pytest.approx(0.9)
 
 
@@ -69,27 +69,27 @@ def test_chinese_answers_match_in_m4c_but_not_officially() -> None:
     assert exact("３个！", ["3个"]) == 1.0
 
 
-def test_exact_takes_any_reference() -> None:
+def test_exact_accepts_any_reference() -> None:
     assert exact("The dog", ["cat", "dog."]) == 1.0
     assert exact("dogs", ["cat", "dog"]) == 0.0
 
 
-def test_contains_wants_whole_words() -> None:
+def test_contains_matches_whole_words_only() -> None:
     assert contains("it is snow", ["no"]) == 0.0
     assert contains_legacy("it is snow", ["no"]) == 1.0
     assert contains("a stop sign there", ["stop sign"]) == 1.0
-    assert contains("stop the sign", ["stop sign"]) == 1.0  # the article is gone
+    assert contains("stop the sign", ["stop sign"]) == 1.0  # the article is dropped
     assert contains("sign stop", ["stop sign"]) == 0.0
     assert contains("no sign", ["stop sign"]) == 0.0
 
 
-def test_contains_takes_chinese_characters_as_words() -> None:
+def test_contains_treats_chinese_characters_as_words() -> None:
     assert contains("一只红色的猫。", ["红色"]) == 1.0
     assert contains("红的色", ["红色"]) == 0.0
     assert contains("有３只", ["3"]) == 1.0
 
 
-def test_fuzzy_wants_more_than_seventy_percent_of_a_reference() -> None:
+def test_fuzzy_requires_more_than_seventy_percent_of_a_reference() -> None:
     ten = "b c d e f g h i j k"
     assert fuzzy("b c d e f g h", [ten]) == 0.0  # 7 of 10 is not more
     assert fuzzy("h g f e d c b i", [ten]) == 1.0  # in any order
@@ -97,18 +97,18 @@ def test_fuzzy_wants_more_than_seventy_percent_of_a_reference() -> None:
 
 
 @pytest.mark.parametrize("metric", [contains, fuzzy, contains_legacy, bidirectional_legacy])
-def test_references_that_say_nothing_are_left_out(metric) -> None:  # type: ignore[no-untyped-def]
+def test_references_without_content_are_ignored(metric) -> None:  # type: ignore[no-untyped-def]
     assert metric("unknown", ["unanswerable", "None", " unknown ", None, 3, ""]) == 0.0
     assert metric("3", ["unknown", "3"]) == 1.0
 
 
-def test_bidirectional_looks_both_ways() -> None:
+def test_bidirectional_matches_in_both_directions() -> None:
     assert bidirectional_legacy("red", ["dark red"]) == 1.0
     assert contains_legacy("red", ["dark red"]) == 0.0
     assert bidirectional_legacy("", ["dark red"]) == 0.0
 
 
-def test_bidirectional_wants_whole_words_both_ways() -> None:
+def test_bidirectional_matches_whole_words_in_both_directions() -> None:
     assert bidirectional("red", ["dark red"]) == 1.0
     assert bidirectional("a dark red car", ["dark red"]) == 1.0
     assert bidirectional("ed", ["dark red"]) == 0.0
@@ -124,7 +124,7 @@ def test_edit_distances(a: str, b: str, distance: int) -> None:
     assert edit_distance(a, b) == edit_distance(b, a) == distance
 
 
-def test_anls_falls_with_the_distance_and_is_cut_at_one_half() -> None:
+def test_anls_decreases_with_the_distance_and_is_zero_from_one_half() -> None:
     assert anls("Coca  Cola", ["coca cola", "pepsi"]) == 1.0
     assert anls("coca cole", ["coca cola"]) == pytest.approx(1 - 1 / 9)
     assert anls("abcd", ["abxy"]) == 0.0  # half of it differs

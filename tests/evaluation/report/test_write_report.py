@@ -1,4 +1,4 @@
-"""The report: complete, safe against texts of users, self-contained."""
+"""The report: complete, self-contained, and safe against markup in questions and answers."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ from evaluation.report.result_tables import OTHER_METRICS
 from evaluation.report.write_report import HTML_CHARTS, write_report
 from evaluation.run.evaluation_run import evaluate
 from tests.evaluation.conftest import MARKUP, Written
-from tests.evaluation.planted import PlantedAnswerer, always, experiment, questions, write_store
+from tests.evaluation.fakes import FakeAnswerer, always, experiment, questions, write_store
 
 CHARTS = [
     "overview.png",
@@ -73,26 +73,26 @@ def page(written: Written) -> Page:
     return Page(written.page.read_text(encoding="utf-8"))
 
 
-def test_the_page_asks_for_nothing_outside_itself(written: Written, page: Page) -> None:
+def test_the_page_loads_nothing_from_elsewhere(written: Written, page: Page) -> None:
     source = written.page.read_text(encoding="utf-8")
     for name in ("src", "href", "srcset", "action", "data", "poster"):
         assert all(value.startswith(("data:image/", "#")) for value in page.attributes(name)), name
     targets = set(page.attributes("id"))
     assert {value.removeprefix("#") for value in page.attributes("href")} <= targets
     assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|WebSocket", source)
-    # The only address in the page is the escaped one of the question.
+    # The only address in the page is the escaped one in the question.
     assert source.count("http") == source.count("http-equiv") + source.count("http://example.com/x.js")
     policy = next(attributes["content"] for tag, attributes in page.tags if tag == "meta" and "http-equiv" in attributes)
     assert policy is not None
     assert policy.startswith("default-src 'none'")
 
 
-def test_texts_of_users_stay_text(page: Page) -> None:
+def test_markup_in_questions_and_answers_is_escaped(page: Page) -> None:
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     assert MARKUP in page.text
 
 
-def test_every_question_stands_with_image_candidates_and_scores(page: Page) -> None:
+def test_every_question_has_its_image_candidates_and_scores(page: Page) -> None:
     cards = [attributes for tag, attributes in page.tags if tag == "article"]
     assert len(cards) == 24
     assert {card["data-language"] for card in cards} == {"en", "zh"}
@@ -100,15 +100,15 @@ def test_every_question_stands_with_image_candidates_and_scores(page: Page) -> N
     assert sum(source.startswith("data:image/jpeg") for source in sources) == 24
     blocks = [attributes for tag, attributes in page.tags if tag == "div" and "data-status" in attributes]
     assert len(blocks) == 24 * 2
-    seen = {status for block in blocks for status in (block["data-status"] or "").split()}
-    assert seen == {"right", "wrong", "changed", "fixed", "broken", "failed"}
+    statuses = {status for block in blocks for status in (block["data-status"] or "").split()}
+    assert statuses == {"right", "wrong", "changed", "fixed", "broken", "failed"}
     assert "圆形是什么颜色的？" in page.text
     assert re.search(r"✗ gray\s*first\s*→\s*✓ red\s*", page.text)
 
 
-def test_every_number_in_the_tables_is_the_one_of_the_summary(written: Written, page: Page) -> None:
+def test_every_number_in_the_tables_comes_from_the_summary(written: Written, page: Page) -> None:
     summary = json.loads((written.page.parent / "summary.json").read_text(encoding="utf-8"))
-    rows = {tuple(row[:2]): row[2:] for row in reversed(page.rows)}  # captions stand in a later table
+    rows = {tuple(row[:2]): row[2:] for row in reversed(page.rows)}  # the captions table comes later
     for name, system in summary["systems"].items():
         for choice, measures in system["choices"].items():
             low, high = measures["vqa_accuracy_ci95"]
@@ -117,31 +117,31 @@ def test_every_number_in_the_tables_is_the_one_of_the_summary(written: Written, 
             assert rows[name, choice] == [str(measures["questions"]), points[0], f"{points[1]} .. {points[2]}", *points[3:]]
     assert summary["comparisons"]
     for row in summary["comparisons"]:
-        shown = rows[row["a"], row["b"]]
-        assert shown[0] == f"{100 * row['difference']:+.1f}"
-        assert shown[1] == f"{100 * row['ci95'][0]:+.1f} .. {100 * row['ci95'][1]:+.1f}"
-        assert shown[2:4] == [f"{row['p_value']:.4f}", f"{row['p_holm']:.4f}"]
-        assert shown[4] == {"a": row["a"], "b": row["b"]}.get(row["verdict"], "not shown")
+        cells = rows[row["a"], row["b"]]
+        assert cells[0] == f"{100 * row['difference']:+.1f}"
+        assert cells[1] == f"{100 * row['ci95'][0]:+.1f} .. {100 * row['ci95'][1]:+.1f}"
+        assert cells[2:4] == [f"{row['p_value']:.4f}", f"{row['p_holm']:.4f}"]
+        assert cells[4] == {"a": row["a"], "b": row["b"]}.get(row["verdict"], "not shown")
 
 
-def test_how_the_figures_came_about_is_said(page: Page) -> None:
-    for said in (
-        "bootstrap over pictures",
+def test_the_notes_explain_statistics_weights_and_failures(page: Page) -> None:
+    for phrase in (
+        "bootstrap over images",
         "randomisation test",
         "Rerank weights (as configured)",
         "counts as wrong",
         "no question failed",
     ):
-        assert said in page.text, said
+        assert phrase in page.text, phrase
 
 
-def test_filters_name_what_there_is(page: Page) -> None:
+def test_filters_offer_systems_and_categories(page: Page) -> None:
     controls = {attributes.get("id") for tag, attributes in page.tags if tag in ("select", "input")}
     assert controls == {"search", "status", "system", "category", "language"}
     assert all(name in page.text for name in ("careful", "dull", "counting", "attribute"))
 
 
-def test_the_markdown_report_holds_the_tables_and_names_the_charts(written: Written) -> None:
+def test_the_markdown_report_has_the_tables_and_links_the_charts(written: Written) -> None:
     text = (written.page.parent / "report.md").read_text(encoding="utf-8")
     assert "| careful | reranked |" in text
     assert "| careful/reranked | careful/first |" in text
@@ -150,7 +150,7 @@ def test_the_markdown_report_holds_the_tables_and_names_the_charts(written: Writ
     assert "1 question failed and counts as wrong" in text
 
 
-def test_the_charts_are_images_with_something_in_them(written: Written) -> None:
+def test_the_charts_are_not_empty(written: Written) -> None:
     for name in CHARTS:
         with Image.open(written.page.parent / name) as image:
             assert image.width > 500
@@ -159,33 +159,33 @@ def test_the_charts_are_images_with_something_in_them(written: Written) -> None:
             assert len(colors) > 50, name
 
 
-def test_examples_take_turns_between_changed_wrong_and_right(written: Written) -> None:
+def test_examples_alternate_between_changed_wrong_and_right(written: Written) -> None:
     all_examples = examples(written.evaluation_result)
     assert len(all_examples) == 25
-    shown = select_examples(all_examples, 9)
-    assert any("changed" in answer.statuses for answer in shown[0].answers)
-    assert not all(answer.right for answer in shown[1].answers)
+    selected = select_examples(all_examples, 9)
+    assert any("changed" in answer.statuses for answer in selected[0].answers)
+    assert not all(answer.right for answer in selected[1].answers)
     assert len(select_examples(all_examples, 1000)) == 25
-    assert all(answer.right == (answer.accuracy >= RIGHT) for example in shown for answer in example.answers)
+    assert all(answer.right == (answer.accuracy >= RIGHT) for example in selected for answer in example.answers)
 
 
-def test_what_is_shown_is_said_in_words() -> None:
+def test_differences_that_are_shown_become_sentences() -> None:
     def row(verdict: str) -> dict[str, object]:
         return {"a": "new/first", "b": "old/first", "difference": -0.05, "ci95": [-0.08, -0.02], "verdict": verdict}
 
-    assert sentences({"comparisons": [row("b")]}) == ["old/first is better than new/first by 5.0 points (2.0 to 8.0)."]
+    assert sentences({"comparisons": [row("b")]}) == ["old/first is better than new/first by 5.0 points (interval 2.0 to 8.0)."]
     assert sentences({"comparisons": [row("not shown")]})[0].startswith("No difference is shown")
     assert sentences({"comparisons": [row("b"), row("not shown")]})[1].startswith("1 other difference is not shown")
     assert sentences({"comparisons": []}) == []
 
 
-def test_the_charts_stand_in_the_page_and_the_same_files_beside_it(written: Written, page: Page) -> None:
+def test_the_charts_in_the_page_equal_the_files_next_to_it(written: Written, page: Page) -> None:
     embedded = [source for source in page.attributes("src") if source.startswith("data:image/png;base64,")]
     files = [(written.page.parent / name).read_bytes() for name in CHARTS if Path(name).stem not in HTML_CHARTS]
     assert [base64.b64decode(source.partition(",")[2]) for source in embedded] == files
 
 
-def test_each_image_that_the_rerank_changed_is_a_file_with_before_and_after(written: Written) -> None:
+def test_each_image_with_changed_answers_has_a_file_with_before_and_after(written: Written) -> None:
     changed = {example.question.image_ids[0] for example in examples(written.evaluation_result) if "changed" in example.answers[0].statuses}
     folder = written.page.parent / "changed"
     assert {path.name for path in folder.iterdir()} == {"careful"}
@@ -196,29 +196,29 @@ def test_each_image_that_the_rerank_changed_is_a_file_with_before_and_after(writ
 
 def test_the_count_of_changed_answers_is_that_of_the_examples(written: Written) -> None:
     statuses = [example.answers[0].statuses for example in examples(written.evaluation_result)]
-    better, worse = (sum(name in found for found in statuses) for name in ("fixed", "broken"))
-    counted = written.evaluation_result.summary["systems"]["careful"]["changed"]
+    better, worse = (sum(name in labels for labels in statuses) for name in ("fixed", "broken"))
+    changed = written.evaluation_result.summary["systems"]["careful"]["changed"]
     assert better > 1
     assert worse == 1
-    assert counted == {
-        "answers": sum("changed" in found for found in statuses),
+    assert changed == {
+        "answers": sum("changed" in labels for labels in statuses),
         "better": better,
         "worse": worse,
-        "equal": counted["equal"],
+        "equal": changed["equal"],
     }
-    assert counted["equal"] == counted["answers"] - better - worse
+    assert changed["equal"] == changed["answers"] - better - worse
 
 
 def figures(accuracy: float) -> dict[str, Any]:
-    measured = {"vqa_accuracy": accuracy, "vqa_accuracy_ci95": [accuracy - 0.02, accuracy + 0.02]}
-    return {"choices": {"first": measured, "reranked": measured}}
+    metrics = {"vqa_accuracy": accuracy, "vqa_accuracy_ci95": [accuracy - 0.02, accuracy + 0.02]}
+    return {"choices": {"first": metrics, "reranked": metrics}}
 
 
 def compared(a: str, b: str, difference: float, verdict: str) -> dict[str, Any]:
     return {"a": a, "b": b, "difference": difference, "ci95": [difference - 0.01, difference + 0.01], "p_holm": 0.01, "verdict": verdict}
 
 
-def test_the_headline_says_who_is_best_and_whether_that_and_the_rerank_are_shown() -> None:
+def test_the_headline_names_the_best_system_and_the_verdicts() -> None:
     summary = {
         "dataset": {"questions": 900, "by_task": {"vqa": 800}},
         "systems": {"old": figures(0.5), "new": figures(0.6), "other": figures(0.59)},
@@ -232,17 +232,17 @@ def test_the_headline_says_who_is_best_and_whether_that_and_the_rerank_are_shown
     }
     assert headline(summary) == (
         "new answers 60.0 % of 800 questions right (58.0 .. 62.0), shown to be better than old but not shown to be better than other."
-        " Reranking hurts it (-3.0 points, p = 0.010 after Holm). It looks at the pictures: with other pictures it falls to 30.0 %."
+        " Reranking hurts it (-3.0 points, p = 0.010 after Holm). It uses the images: with shuffled images its accuracy drops to 30.0 %."
     )
 
 
-def test_the_headline_calls_a_poor_score_poor() -> None:
+def test_the_headline_says_that_a_poor_accuracy_is_poor() -> None:
     summary = {"dataset": {"questions": 100, "by_task": {"vqa": 100}}, "systems": {"tiny": figures(0.03)}, "comparisons": []}
     assert headline(summary) == "tiny answers 3.0 % of 100 questions right (1.0 .. 5.0), which is poor: nothing here can do this task yet."
     assert headline({"dataset": {}, "systems": {"tiny": {"choices": {}}}, "comparisons": []}) == ""
 
 
-def test_a_missing_chinese_font_is_said_once_and_stops_nothing(
+def test_a_missing_chinese_font_is_logged_once_and_is_no_error(
     written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(chart_style, "chinese_font", lambda: None)
@@ -252,34 +252,34 @@ def test_a_missing_chinese_font_is_said_once_and_stops_nothing(
     assert [record.message for record in caplog.records if "Chinese" in record.message] == [caplog.records[0].message]
 
 
-def test_charts_write_in_the_chinese_font_that_was_chosen() -> None:
+def test_charts_use_the_chinese_font() -> None:
     font = chinese_font()
     if font is None:
         pytest.skip("no font with Chinese characters is installed")
-    found = font_manager.findfont(chart_style.register_font(font), fallback_to_default=False)
-    assert font_manager.get_font(found).get_char_index(ord("图"))
+    path = font_manager.findfont(chart_style.register_font(font), fallback_to_default=False)
+    assert font_manager.get_font(path).get_char_index(ord("图"))
 
 
-def test_long_texts_are_broken_by_what_they_take_up() -> None:
+def test_texts_are_wrapped_by_display_width() -> None:
     assert wrap_text("one two three", 8, 2) == "one two\nthree"
     assert wrap_text("红色的圆形", 6, 2) == "红色的\n圆形"
     assert wrap_text("a b c d e f", 2, 2) == "a\nb ..."
 
 
-def test_a_report_without_short_answers_or_rerank_is_written_too(tmp_path: Path) -> None:
+def test_a_report_without_short_answers_and_reranking_is_written(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", [row for row in questions(2) if row["task"] == "caption"])
     planned = experiment(store, tmp_path / "out")
     evaluation_result = evaluate(
-        planned, lambda _: PlantedAnswerer(always(("a red disc on white", -0.1))), lambda _: pytest.fail("no control")
+        planned, lambda _: FakeAnswerer(always(("a red disc on white", -0.1))), lambda _: pytest.fail("no control")
     )
     text = write_report(evaluation_result, planned).read_text(encoding="utf-8")
     assert "Captions and descriptions" in text
     assert "<article" not in text
 
 
-def test_a_image_that_has_gone_leaves_the_report_whole(tmp_path: Path) -> None:
+def test_a_report_with_a_missing_image_is_written(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(2))
     planned = experiment(store, tmp_path / "out")
-    evaluation_result = evaluate(planned, lambda _: PlantedAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control"))
+    evaluation_result = evaluate(planned, lambda _: FakeAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control"))
     (tmp_path / "data" / "1.png").unlink()
     assert "can no longer be read" in write_report(evaluation_result, planned).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Pictures made worse: stronger is worse, the same key falls the same, nothing else changes."""
+"""Image corruptions: they increase with strength and are deterministic in image and key."""
 
 import numpy as np
 import pytest
@@ -10,11 +10,11 @@ from evaluation.robustness.corruptions import CORRUPTIONS, corrupt
 
 @pytest.fixture(scope="module")
 def image() -> Image.Image:
-    drawn = Image.new("RGB", (120, 80), "white")
-    draw = ImageDraw.Draw(drawn)
+    stripes = Image.new("RGB", (120, 80), "white")
+    draw = ImageDraw.Draw(stripes)
     for i in range(12):
         draw.rectangle((10 * i, 0, 10 * i + 4, 80), fill=(20 * i, 90, 255 - 20 * i))
-    return drawn
+    return stripes
 
 
 def distance(a: Image.Image, b: Image.Image) -> float:
@@ -22,7 +22,7 @@ def distance(a: Image.Image, b: Image.Image) -> float:
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_each_strength_is_worse_than_the_one_before(image: Image.Image, kind: Corruption) -> None:
+def test_each_strength_changes_the_image_more_than_the_one_before(image: Image.Image, kind: Corruption) -> None:
     distances = [distance(image, corrupt(image, kind, strength, "a")) for strength in range(1, 6)]
     assert distances == sorted(distances)
     assert distances[0] > 0
@@ -32,21 +32,21 @@ def test_each_strength_is_worse_than_the_one_before(image: Image.Image, kind: Co
 @pytest.mark.parametrize("kind", CORRUPTIONS)
 def test_the_same_key_gives_the_same_image_of_the_same_size(image: Image.Image, kind: Corruption) -> None:
     before = image.tobytes()
-    one, again = corrupt(image, kind, 3, "a"), corrupt(image, kind, 3, "a")
-    assert one.tobytes() == again.tobytes()
-    assert (one.size, one.mode) == (image.size, "RGB")
+    first, second = corrupt(image, kind, 3, "a"), corrupt(image, kind, 3, "a")
+    assert first.tobytes() == second.tobytes()
+    assert (first.size, first.mode) == (image.size, "RGB")
     assert image.tobytes() == before
 
 
 @pytest.mark.parametrize("kind", ["noise", "occlusion"])
-def test_chance_falls_otherwise_on_another_image(image: Image.Image, kind: Corruption) -> None:
+def test_another_key_gives_other_random_numbers(image: Image.Image, kind: Corruption) -> None:
     assert corrupt(image, kind, 3, "a").tobytes() != corrupt(image, kind, 3, "b").tobytes()
 
 
-def test_the_occluded_share_is_the_stated_one() -> None:
+def test_the_occluded_area_is_as_specified() -> None:
     white = Image.new("RGB", (200, 100), "white")
-    covered = (np.asarray(corrupt(white, "occlusion", 3, "a"))[..., 0] == 128).mean()
-    assert covered == pytest.approx(0.2, abs=0.01)
+    occluded = (np.asarray(corrupt(white, "occlusion", 3, "a"))[..., 0] == 128).mean()
+    assert occluded == pytest.approx(0.2, abs=0.01)
 
 
 def test_darkness_scales_the_brightness() -> None:

@@ -1,4 +1,4 @@
-"""The evaluation run on planted systems: what is asked, chosen and counted."""
+"""Evaluation runs on fake systems: questions, choices and figures."""
 
 import json
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ import pytest
 
 from answering.config import RerankConfig, RerankWeights
 from answering.protocol import Request
-from tests.evaluation.planted import (
+from tests.evaluation.fakes import (
     COLORS,
-    PlantedAnswerer,
-    PlantedScorer,
+    FakeAnswerer,
+    FakeScorer,
     always,
     experiment,
     lines,
@@ -23,12 +23,12 @@ from tests.evaluation.planted import (
 )
 
 
-def test_the_summary_holds_what_can_be_worked_out_by_hand(tmp_path: Path) -> None:
+def test_the_summary_equals_values_computed_by_hand(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(6))
-    evaluation_result = run(experiment(store, tmp_path / "out"), PlantedAnswerer(mostly_right), scorer=PlantedScorer(*COLORS))
+    evaluation_result = run(experiment(store, tmp_path / "out"), FakeAnswerer(mostly_right), scorer=FakeScorer(*COLORS))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert summary == evaluation_result.summary
-    assert summary["schema_version"] == 1
+    assert summary["schema_version"] == 2
     assert summary["dataset"] == {"name": "planted", "split": "test", "questions": 24, "images": 6, "by_task": {"vqa": 18, "caption": 6}}
     ours = summary["systems"]["ours"]
     assert (ours["kind"], ours["errors"]) == ("checkpoint", 0)
@@ -47,7 +47,7 @@ def test_the_summary_holds_what_can_be_worked_out_by_hand(tmp_path: Path) -> Non
     assert first["by_language"]["zh"] == {"questions": 6, "vqa_accuracy": 0.0}
     assert first["vqa_accuracy_ci95"][0] <= first["vqa_accuracy"] <= first["vqa_accuracy_ci95"][1]
     assert oracle["vqa_accuracy"] == pytest.approx(1 / 3)
-    # "gray" and the color are about as likely (.8 * 1 + .2 * 0 against .8 * .9 + .2 * 1), so that CLIP decides.
+    # "gray" and the color are almost equally likely (.8 * 1 + .2 * 0 against .8 * .9 + .2 * 1), so CLIP decides.
     assert reranked["vqa_accuracy"] == pytest.approx(1 / 3)
     assert ours["choices"]["clip"]["vqa_accuracy"] == pytest.approx(1 / 3)
     assert ours["captions"]["first"]["caption en"]["bleu_4"] == pytest.approx(1.0)
@@ -56,25 +56,25 @@ def test_the_summary_holds_what_can_be_worked_out_by_hand(tmp_path: Path) -> Non
         "chosen_on": "default",
         "scorer": "planted clip",
         "scorers": {"clip": "planted clip"},
-        "form": "softmax",
-        "wording": "sentence",
+        "clip_score_form": "softmax",
+        "statement_form": "sentence",
         "background_images": 0,
-        "left_alone": ["yes/no", "counting"],
+        "skipped_question_types": ["yes/no", "counting"],
     }
-    # The caption apart: each color question can gain, a count cannot, the Chinese question has one candidate.
+    # Among short questions: a color question can gain, a count cannot, the Chinese question has one candidate.
     assert ours["can_change"] == {
         "several_candidates": 2 / 3,
         "score_can_change": 1 / 3,
         "score_can_rise": 1 / 3,
-        "left_alone": 1 / 3,
+        "skipped": 1 / 3,
         "rerank_can_change": 1 / 3,
         "rerank_can_rise": 1 / 3,
     }
 
 
-def test_predictions_hold_candidates_scores_and_choices(tmp_path: Path) -> None:
+def test_predictions_contain_candidates_scores_and_choices(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(2))
-    run(experiment(store, tmp_path / "out"), PlantedAnswerer(mostly_right, settings={"rank": 8}), scorer=PlantedScorer(*COLORS))
+    run(experiment(store, tmp_path / "out"), FakeAnswerer(mostly_right, settings={"rank": 8}), scorer=FakeScorer(*COLORS))
     rows = {row["sample_id"]: row for row in lines(tmp_path / "out" / "predictions" / "ours.jsonl")}
     assert len(rows) == 8
     row = rows["test-1-color"]
@@ -91,45 +91,45 @@ def test_predictions_hold_candidates_scores_and_choices(tmp_path: Path) -> None:
     assert row["model"] == {"kind": "checkpoint", "rank": 8}
 
 
-def test_without_a_scorer_nothing_is_said_of_reranking(tmp_path: Path) -> None:
+def test_without_a_scorer_the_summary_has_no_reranking(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(2))
-    summary = run(experiment(store, tmp_path / "out"), PlantedAnswerer(mostly_right)).summary
+    summary = run(experiment(store, tmp_path / "out"), FakeAnswerer(mostly_right)).summary
     assert "rerank" not in summary
     assert "controls" not in summary
     assert summary["systems"]["ours"]["choices"].keys() == {"first", "majority", "likelihood", "random", "oracle"}
     assert "clip" not in (tmp_path / "out" / "predictions" / "ours.jsonl").read_text(encoding="utf-8")
 
 
-def test_a_failed_question_is_recorded_counts_as_wrong_and_is_asked_again(tmp_path: Path) -> None:
+def test_a_failed_question_is_recorded_counts_as_wrong_and_is_repeated(tmp_path: Path) -> None:
     rows = [sample(f"s{i}", i, "Is it?", ["unknown"] * 10) for i in range(4)]
     planned = experiment(write_store(tmp_path / "data", rows), tmp_path / "out")
-    summary = run(planned, PlantedAnswerer(always(("unknown", -1.0)), broken=frozenset({"s2"})), scorer=PlantedScorer()).summary
+    summary = run(planned, FakeAnswerer(always(("unknown", -1.0)), broken=frozenset({"s2"})), scorer=FakeScorer()).summary
     assert summary["systems"]["ours"]["errors"] == 1
-    # "unknown" stands for the failed answer too, but is not credited there.
+    # A failed question also gets the text "unknown", but scores 0.
     assert summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"] == pytest.approx(3 / 4)
     assert summary["systems"]["ours"]["choices"]["oracle"]["vqa_accuracy"] == pytest.approx(3 / 4)
     (failed,) = [row for row in lines(tmp_path / "out" / "predictions" / "ours.jsonl") if row["error"]]
     assert (failed["sample_id"], failed["error"], failed["candidates"]) == ("s2", "the picture is upside down", [])
-    mended = PlantedAnswerer(always(("unknown", -1.0)))
-    assert run(planned, mended, scorer=PlantedScorer()).summary["systems"]["ours"]["errors"] == 0
-    assert "s2" in mended.asked
+    repaired = FakeAnswerer(always(("unknown", -1.0)))
+    assert run(planned, repaired, scorer=FakeScorer()).summary["systems"]["ours"]["errors"] == 0
+    assert "s2" in repaired.asked
 
 
 def test_the_running_accuracy_is_that_of_the_first_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Officially an empty text equals a reference that is but an article; the choice is "unknown" instead.
+    # The official normalisation maps the reference "a" to the empty text, but an empty choice becomes "unknown".
     rows = [sample(f"s{i}", i, "Which letter?", ["a"] * 9 + ["A."]) for i in range(2)]
-    answerer = PlantedAnswerer(always(("", -0.1)))
+    answerer = FakeAnswerer(always(("", -0.1)))
     summary = run(experiment(write_store(tmp_path / "data", rows), tmp_path / "out"), answerer).summary
     assert summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"] == 0.0
-    assert "ours: 2/2 questions" in (said := capsys.readouterr().err)
-    assert "accuracy 0.000" in said
+    assert "ours: 2/2 questions" in (progress := capsys.readouterr().err)
+    assert "accuracy 0.000" in progress
 
 
-def test_a_limit_asks_every_system_the_same_and_a_higher_one_more(tmp_path: Path) -> None:
+def test_a_limit_selects_the_same_questions_for_every_system_and_a_higher_one_a_superset(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(10))
     asked = []
     for limit in (7, 20):
-        one, other = PlantedAnswerer(mostly_right), PlantedAnswerer(mostly_right)
+        one, other = FakeAnswerer(mostly_right), FakeAnswerer(mostly_right)
         evaluation_result = run(experiment(store, tmp_path / str(limit), "one", "other", limit=limit), one, other)
         assert evaluation_result.summary["dataset"]["questions"] == len(one.asked) == limit
         assert one.asked == other.asked
@@ -138,13 +138,13 @@ def test_a_limit_asks_every_system_the_same_and_a_higher_one_more(tmp_path: Path
 
 
 def test_captions_may_be_longer_than_short_answers(tmp_path: Path) -> None:
-    answerer = PlantedAnswerer(mostly_right)
+    answerer = FakeAnswerer(mostly_right)
     run(experiment(write_store(tmp_path / "data", questions(1)), tmp_path / "out", description_tokens=50), answerer)
     assert answerer.decodings["test-0-color"].max_new_tokens == 16
     assert answerer.decodings["test-0-caption"].max_new_tokens == 50
 
 
-def test_comparisons_take_every_pair_and_hold_over_all(tmp_path: Path) -> None:
+def test_every_pair_of_systems_is_compared(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(40))
 
     def perfect(request: Request) -> Sequence[tuple[str, float]]:
@@ -152,9 +152,9 @@ def test_comparisons_take_every_pair_and_hold_over_all(tmp_path: Path) -> None:
         return [(COLORS[i] if "color" in request.request_id else "1", -0.1)]
 
     planned = experiment(store, tmp_path / "out", "good", "poor", "poor-again")
-    answerers = PlantedAnswerer(perfect), PlantedAnswerer(mostly_right), PlantedAnswerer(mostly_right)
-    found = run(planned, *answerers, scorer=PlantedScorer()).summary["comparisons"]
-    verdicts = {(row["a"], row["b"]): row["verdict"] for row in found}
+    answerers = FakeAnswerer(perfect), FakeAnswerer(mostly_right), FakeAnswerer(mostly_right)
+    rows = run(planned, *answerers, scorer=FakeScorer()).summary["comparisons"]
+    verdicts = {(row["a"], row["b"]): row["verdict"] for row in rows}
     assert verdicts == {
         ("good/reranked", "good/first"): "not shown",
         ("poor/reranked", "poor/first"): "not shown",
@@ -166,13 +166,13 @@ def test_comparisons_take_every_pair_and_hold_over_all(tmp_path: Path) -> None:
         ("poor/first", "poor-again/first"): "not shown",
         ("poor/reranked", "poor-again/reranked"): "not shown",
     }
-    for row in found:
+    for row in rows:
         assert row["p_value"] <= row["p_holm"] <= 1
         if row["verdict"] == "not shown":
             assert (row["difference"], row["p_value"]) == (0.0, 1.0)
 
 
-def test_the_controls_of_the_first_checkpoint_are_asked_and_compared(tmp_path: Path) -> None:
+def test_control_runs_of_the_first_checkpoint_are_made_and_compared(tmp_path: Path) -> None:
     rows = [row for row in questions(12) if "color" in row["sample_id"]]
     store = write_store(tmp_path / "data", rows)
 
@@ -182,9 +182,9 @@ def test_the_controls_of_the_first_checkpoint_are_asked_and_compared(tmp_path: P
         return [(COLORS[int(path.stem) % 6], -0.1)]
 
     planned = experiment(store, tmp_path / "out", "ours", "other", controls=("shuffled_images", "untuned"))
-    # Only its first candidate counts: the second one would be right about every sixth disc.
-    blind = PlantedAnswerer(always(("white", -0.1), ("red", -0.2)))
-    summary = run(planned, PlantedAnswerer(sees), PlantedAnswerer(sees), untuned=blind).summary
+    # Only the first candidate counts; the second one would be right for every sixth disc.
+    blind = FakeAnswerer(always(("white", -0.1), ("red", -0.2)))
+    summary = run(planned, FakeAnswerer(sees), FakeAnswerer(sees), untuned=blind).summary
     assert summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"] == pytest.approx(1.0)
     assert summary["controls"]["shuffled_images"]["vqa_accuracy"] < 0.5
     assert summary["controls"]["untuned"]["vqa_accuracy"] == 0.0
@@ -194,22 +194,22 @@ def test_the_controls_of_the_first_checkpoint_are_asked_and_compared(tmp_path: P
     }
 
 
-def test_the_shares_of_a_split_without_short_answers_are_not_made_up(tmp_path: Path) -> None:
+def test_a_split_without_short_answers_has_only_caption_metrics(tmp_path: Path) -> None:
     rows = [row for row in questions(3) if row["task"] == "caption"]
-    summary = run(experiment(write_store(tmp_path / "data", rows), tmp_path / "out"), PlantedAnswerer(mostly_right)).summary
+    summary = run(experiment(write_store(tmp_path / "data", rows), tmp_path / "out"), FakeAnswerer(mostly_right)).summary
     assert summary["systems"]["ours"]["choices"] == {}
     assert summary["comparisons"] == []
     assert summary["systems"]["ours"]["captions"]["first"]["caption en"]["rouge_l"] == pytest.approx(1.0)
 
 
 def test_weights_are_tuned_on_the_validation_split_and_only_there(tmp_path: Path) -> None:
-    # On validation CLIP is always right, on the test split always wrong: the tuned weights must follow validation.
+    # CLIP is always right on the validation split and always wrong on the test split: tuning must follow validation.
     rows = [sample(f"v{i}", i, "What color is the disc?", ["red"] * 10, split="validation") for i in range(6)]
     rows += [sample(f"t{i}", 10 + i, "What color is the disc?", ["gray"] * 10) for i in range(6)]
     store = write_store(tmp_path / "data", rows)
     planned = experiment(store, tmp_path / "out", rerank=RerankConfig(tune=True))
-    answerer = PlantedAnswerer(always(("gray", -0.1), ("red", -0.5)))
-    summary = run(planned, answerer, scorer=PlantedScorer("red")).summary
+    answerer = FakeAnswerer(always(("gray", -0.1), ("red", -0.5)))
+    summary = run(planned, answerer, scorer=FakeScorer("red")).summary
     rerank = summary["rerank"]
     assert (rerank["weights"], rerank["chosen_on"]) == ({"likelihood": 0.45, "clip": 0.55}, "validation")
     assert rerank["validation"]["tuned_held_out"] == rerank["validation"]["oracle"] == 1.0
@@ -218,9 +218,9 @@ def test_weights_are_tuned_on_the_validation_split_and_only_there(tmp_path: Path
     assert len(lines(tmp_path / "out" / "predictions" / "validation" / "ours.jsonl")) == 6
 
 
-def test_tuning_that_shows_no_difference_keeps_the_default(tmp_path: Path) -> None:
+def test_tuning_without_a_gain_keeps_the_configured_weights(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(2) + questions(2, "validation"))
     planned = experiment(store, tmp_path / "out", rerank=RerankConfig(tune=True, weights=RerankWeights(likelihood=0.6, clip=0.4)))
-    answerer = PlantedAnswerer(always(("mauve", -0.1), ("pink", -0.2)))
-    rerank = run(planned, answerer, scorer=PlantedScorer("pink")).summary["rerank"]
+    answerer = FakeAnswerer(always(("mauve", -0.1), ("pink", -0.2)))
+    rerank = run(planned, answerer, scorer=FakeScorer("pink")).summary["rerank"]
     assert (rerank["weights"], rerank["chosen_on"]) == ({"likelihood": 0.6, "clip": 0.4}, "default")

@@ -1,4 +1,4 @@
-"""Settings that do not fit together are said before anything is loaded."""
+"""Conflicting settings are errors before anything is loaded."""
 
 import dataclasses
 from pathlib import Path
@@ -11,9 +11,9 @@ from errors import UsageError
 from evaluation.config import EvalConfig, Thresholds
 from evaluation.run.evaluation_run import evaluate
 from evaluation.run.question_runner import NamedScorer
-from tests.evaluation.planted import (
-    PlantedAnswerer,
-    PlantedScorer,
+from tests.evaluation.fakes import (
+    FakeAnswerer,
+    FakeScorer,
     experiment,
     mostly_right,
     questions,
@@ -22,7 +22,7 @@ from tests.evaluation.planted import (
 )
 
 
-def never_loaded(system: object) -> PlantedAnswerer:
+def fail_to_load(system: object) -> FakeAnswerer:
     pytest.fail(f"{system} was loaded")
 
 
@@ -30,29 +30,29 @@ def never_loaded(system: object) -> PlantedAnswerer:
     ("settings", "rerank", "message"),
     [
         ({"systems": ()}, None, "eval.systems: empty"),
-        ({"systems": (CheckpointSystem(name="a", kind="checkpoint"),) * 2}, None, "a stands there more than once"),
+        ({"systems": (CheckpointSystem(name="a", kind="checkpoint"),) * 2}, None, "a occurs more than once"),
         ({"systems": (QwenVlSystem(name="q", kind="qwen3_vl", path="q"),), "controls": ("untuned",)}, None, "eval.controls"),
         (
             {"thresholds": Thresholds(min_lead=0.1), "controls": ("untuned",)},
             None,
-            "eval.thresholds.min_lead: it is about the control shuffled_pictures",
+            "eval.thresholds.min_lead: this threshold needs the control shuffled_images",
         ),
-        ({"split": "validation"}, RerankConfig(tune=True), "eval.split must be another one"),
+        ({"split": "validation"}, RerankConfig(tune=True), "eval.split must be another split"),
         ({"split": "train"}, None, "no samples in the split 'train'"),
-        ({}, RerankConfig(weights=RerankWeights(likelihood=0.0, clip=0.0)), "both are zero"),
+        ({}, RerankConfig(weights=RerankWeights(likelihood=0.0, clip=0.0)), "are both zero"),
     ],
 )
-def test_settings_that_do_not_fit_are_said_before_anything_is_loaded(
+def test_conflicting_settings_are_errors_before_anything_is_loaded(
     tmp_path: Path, settings: dict[str, Any], rerank: RerankConfig | None, message: str
 ) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(1)), tmp_path / "out", rerank=rerank)
     planned = dataclasses.replace(planned, settings=dataclasses.replace(planned.settings, **settings))
     assert isinstance(planned.settings, EvalConfig)
     with pytest.raises(UsageError, match=message):
-        evaluate(planned, never_loaded, never_loaded, [NamedScorer("planted clip", PlantedScorer())])
+        evaluate(planned, fail_to_load, fail_to_load, [NamedScorer("planted clip", FakeScorer())])
 
 
 def test_tuning_without_a_scorer_is_an_error(tmp_path: Path) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(1)), tmp_path / "out", rerank=RerankConfig(tune=True))
     with pytest.raises(UsageError, match=r"without rerank\.clip"):
-        run(planned, PlantedAnswerer(mostly_right))
+        run(planned, FakeAnswerer(mostly_right))

@@ -1,4 +1,4 @@
-"""What questions ask for, in both languages."""
+"""Categories of questions in both languages."""
 
 import itertools
 import json
@@ -78,7 +78,7 @@ def test_chinese_questions(question: str, expected: str) -> None:
 
 
 def labelled() -> Iterator[tuple[str, str, Language]]:
-    """Questions about drawn scenes: what each asks for, its text, its language."""
+    """Questions about rendered scenes: category, text, language."""
     languages: tuple[Language, ...] = ("en", "zh")
     for i in range(1500):
         scene, rng = generate_scene(0, "validation", i), random.Random(i)
@@ -88,23 +88,23 @@ def labelled() -> Iterator[tuple[str, str, Language]]:
 
 
 def documented(page: str, mark: str) -> dict[str, dict[str, int]]:
-    """The table behind a mark of the documentation: [label][category]."""
+    """The confusion table after a mark on a documentation page: [label][category]."""
     lines = Path("docs", page).read_text(encoding="utf-8").partition(f"<!-- confusion: {mark} -->")[2].splitlines()[1:]
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in itertools.takewhile(str.strip, lines)]
     assert header[1:] == category_names()
     return {label: dict(zip(category_names(), map(int, counts), strict=True)) for label, *counts in rows}
 
 
-def test_the_confusion_table_of_the_documentation_is_the_measured_one() -> None:
+def test_the_documented_confusion_table_is_up_to_date() -> None:
     measured = confusion(labelled())
     for page in PAGES:
-        assert documented(page, "drawn scenes") == measured, page
+        assert documented(page, "rendered scenes") == measured, page
     right = sum(row[label] for label, row in measured.items())
     assert right > 0.99 * sum(sum(row.values()) for row in measured.values())
 
 
 @pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA names no folder of excerpts")
-def test_the_confusion_table_of_real_questions_is_the_measured_one() -> None:
+def test_the_documented_confusion_table_of_real_questions_is_up_to_date() -> None:
     folder = Path(REAL_DATA) / "vqav2"
     asked = json.loads((folder / "v2_OpenEnded_mscoco_train2014_questions.json").read_text(encoding="utf-8"))["questions"]
     answered = json.loads((folder / "v2_mscoco_train2014_annotations.json").read_text(encoding="utf-8"))["annotations"]
@@ -113,10 +113,10 @@ def test_the_confusion_table_of_real_questions_is_the_measured_one() -> None:
     measured = confusion(questions)
     for page in PAGES:
         assert documented(page, "VQA v2") == measured, page
-    # What the labels can say: yes/no and numbers are told apart from the rest.
+    # The labels distinguish only yes/no, numbers and the rest.
     assert measured["yes/no"]["yes/no"] > 0.95 * sum(measured["yes/no"].values())
     assert measured["number"]["counting"] > 0.8 * sum(measured["number"].values())
 
 
-def test_every_category_is_named_once() -> None:
+def test_the_examples_cover_every_category() -> None:
     assert sorted(category_names()) == sorted({*ENGLISH.values(), *CHINESE.values()})

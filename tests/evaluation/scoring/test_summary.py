@@ -1,4 +1,4 @@
-"""The figures of the summary: pictures, not questions, are drawn, and Holm holds over all comparisons."""
+"""Figures of the summary: images, not questions, are resampled, and Holm corrects over all comparisons."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ SETTINGS = EvalConfig(bootstrap=400, corruptions=("blur",))
 
 
 def questions(images: int, each: int) -> list[Question]:
-    """So many questions about each of the pictures."""
+    """`each` questions about each image."""
     return [
         Question(Request(f"{i}-{j}", (), (Message("user", "What color is it?"),)), (i,), (str(i),), "planted")
         for i in range(images)
@@ -25,35 +25,35 @@ def questions(images: int, each: int) -> list[Question]:
 
 
 def column(images: int, each: int, seed: int) -> np.ndarray:
-    """Right or wrong, the same for all questions about a picture."""
+    """Random scores 0 or 1, equal for all questions about an image."""
     return np.repeat(np.random.default_rng(seed).integers(0, 2, images).astype(float), each)
 
 
-def pair(a: np.ndarray, b: np.ndarray, asked: list[Question], name: str = "a") -> ScorePair:
-    return ScorePair(f"{name}/first", "b/first", {"vqa_accuracy": a, "exact": a}, {"vqa_accuracy": b, "exact": b}, asked)
+def pair(a: np.ndarray, b: np.ndarray, pair_questions: list[Question], name: str = "a") -> ScorePair:
+    return ScorePair(f"{name}/first", "b/first", {"vqa_accuracy": a, "exact": a}, {"vqa_accuracy": b, "exact": b}, pair_questions)
 
 
-def test_ten_questions_about_a_image_that_say_the_same_make_no_difference_surer() -> None:
+def test_repeated_questions_about_an_image_do_not_make_a_difference_more_certain() -> None:
     rows = [comparisons([pair(column(20, n, 1), column(20, n, 2), questions(20, n))], SETTINGS)[0] for n in (1, 10)]
-    for key in ("difference", "ci95", "p_value", "smallest_shown"):
+    for key in ("difference", "ci95", "p_value", "minimum_detectable_effect"):
         assert rows[0][key] == pytest.approx(rows[1][key]), key
-    # McNemar's test takes every question for a draw of its own, and says so.
+    # McNemar's test treats questions as independent.
     assert rows[1]["mcnemar"]["only_a"] == 10 * rows[0]["mcnemar"]["only_a"]
 
 
-def test_ten_questions_about_a_image_that_say_the_same_make_no_interval_narrower() -> None:
+def test_repeated_questions_about_an_image_do_not_make_an_interval_narrower() -> None:
     one, ten = (metric_summary({"vqa_accuracy": column(20, n, 1)}, questions(20, n), SETTINGS) for n in (1, 10))
     assert one["vqa_accuracy_ci95"] == pytest.approx(ten["vqa_accuracy_ci95"])
-    worse = [
+    robustness = [
         summarise_robustness({"ours": Robustness(questions(20, n), column(20, n, 1), {("blur", 3): column(20, n, 2)})}, SETTINGS)["ours"]
         for n in (1, 10)
     ]
     for key in ("vqa_accuracy", "vqa_accuracy_ci95"):
-        assert worse[0]["clean"][key] == pytest.approx(worse[1]["clean"][key])
-        assert worse[0]["corrupted"]["blur"][0][key] == pytest.approx(worse[1]["corrupted"]["blur"][0][key])
+        assert robustness[0]["clean"][key] == pytest.approx(robustness[1]["clean"][key])
+        assert robustness[0]["corrupted"]["blur"][0][key] == pytest.approx(robustness[1]["corrupted"]["blur"][0][key])
 
 
-def test_each_strength_has_its_own_accuracy_in_the_order_of_the_strengths() -> None:
+def test_each_strength_has_its_own_accuracy_in_increasing_order() -> None:
     shares = {("blur", 1): 16, ("blur", 5): 4, ("noise", 1): 12, ("noise", 5): 8}
     corrupted = {condition: (np.arange(20) < right).astype(float) for condition, right in shares.items()}
     found = summarise_robustness({"ours": Robustness(questions(20, 1), np.ones(20), corrupted)}, SETTINGS)["ours"]  # type: ignore[arg-type]
@@ -66,7 +66,7 @@ def test_each_strength_has_its_own_accuracy_in_the_order_of_the_strengths() -> N
 
 
 def test_a_control_is_compared_with_the_same_questions_of_its_system() -> None:
-    """Questions without a picture have no other picture to be asked about."""
+    """A control run may lack questions (those without images) and have another order."""
     asked = questions(6, 1)
     own = {"vqa_accuracy": np.arange(6.0), "exact": np.arange(6.0)}
     system = SystemResult("checkpoint", {}, {}, 0, None, 1.0, AnswerScores([], {}, {"first": own}, {}, None))
@@ -77,11 +77,11 @@ def test_a_control_is_compared_with_the_same_questions_of_its_system() -> None:
     assert [question.sample_id for question in found.questions] == ["4-0", "1-0"]
 
 
-def test_holm_holds_over_all_comparisons_and_over_all_of_mcnemars_tests() -> None:
+def test_holm_corrects_over_all_comparisons_and_separately_over_all_mcnemar_tests() -> None:
     base = column(60, 1, 0)
     worse = [np.where(np.arange(60) < n, 0.0, base) for n in (8, 14, 20)]
-    tested = [pair(base, scores, questions(60, 1), str(i)) for i, scores in enumerate(worse)]
-    rows = comparisons(tested, SETTINGS)
+    pairs = [pair(base, scores, questions(60, 1), str(i)) for i, scores in enumerate(worse)]
+    rows = comparisons(pairs, SETTINGS)
     p = [row["p_value"] for row in rows]
     assert len(set(p)) == 3
     assert [row["p_holm"] for row in rows] == holm(p) != p
@@ -89,10 +89,10 @@ def test_holm_holds_over_all_comparisons_and_over_all_of_mcnemars_tests() -> Non
     assert [row["mcnemar"]["p_holm"] for row in rows] == holm(exact) != exact
     assert [row["verdict"] for row in rows] == ["a" if adjusted <= 0.05 else "not shown" for adjusted in holm(p)]
     for row, scores in zip(rows, worse, strict=True):
-        assert row["smallest_shown"] == minimum_detectable_effect(base - scores, np.arange(60), 3)
+        assert row["minimum_detectable_effect"] == minimum_detectable_effect(base - scores, np.arange(60), 3)
 
 
-def test_many_comparisons_are_drawn_so_often_that_one_can_be_won() -> None:
-    tested = [pair(np.ones(30), np.zeros(30), questions(30, 1), str(i)) for i in range(40)]
-    rows = comparisons(tested, EvalConfig(bootstrap=100))
+def test_many_comparisons_get_enough_resamples_to_be_significant() -> None:
+    pairs = [pair(np.ones(30), np.zeros(30), questions(30, 1), str(i)) for i in range(40)]
+    rows = comparisons(pairs, EvalConfig(bootstrap=100))
     assert {row["verdict"] for row in rows} == {"a"}

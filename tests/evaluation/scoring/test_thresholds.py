@@ -1,4 +1,4 @@
-"""Stated bars: what they are held against, and that nothing is said of them where there are none."""
+"""Thresholds: what they are compared with, and summaries without thresholds."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ import pytest
 from evaluation.config import Thresholds
 from evaluation.run.evaluation_run import evaluate
 from evaluation.scoring.thresholds import missed_thresholds
-from tests.evaluation.planted import PlantedAnswerer, always, experiment, questions, write_store
+from tests.evaluation.fakes import FakeAnswerer, always, experiment, questions, write_store
 
 
-def test_bars_are_held_against_the_first_candidates_and_the_controls(tmp_path: Path) -> None:
+def test_thresholds_apply_to_the_first_candidates_and_the_control_runs(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", [row for row in questions(12) if "color" in row["sample_id"]])
     controls = ("shuffled_images", "untuned")
     limits = Thresholds(first=0.3, shuffled_images=0.1, untuned=0.0, min_lead=0.1)
     planned = experiment(store, tmp_path / "out", "ours", controls=controls, thresholds=limits, note="A planted one.")
-    blind = PlantedAnswerer(always(("white", -0.1)))
-    red = PlantedAnswerer(always(("red", -0.1)))
+    blind = FakeAnswerer(always(("white", -0.1)))
+    red = FakeAnswerer(always(("red", -0.1)))
     summary = evaluate(planned, lambda _: red, lambda _: blind).summary
     same = summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"]
     assert 0.1 < same < 0.3
@@ -34,8 +34,8 @@ def test_bars_are_held_against_the_first_candidates_and_the_controls(tmp_path: P
     assert missed_thresholds(summary["thresholds"]) == ["first", "shuffled_images", "min_lead"]
 
 
-def test_without_bars_nothing_is_said_of_them(tmp_path: Path) -> None:
+def test_without_thresholds_the_summary_has_no_such_entry(tmp_path: Path) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(1)), tmp_path / "out")
-    summary = evaluate(planned, lambda _: PlantedAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control was asked for")).summary
+    summary = evaluate(planned, lambda _: FakeAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control was asked for")).summary
     assert "thresholds" not in summary
     assert "note" not in summary

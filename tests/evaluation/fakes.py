@@ -1,4 +1,4 @@
-"""A small merged data set and systems whose answers are known beforehand."""
+"""A small merged data set, and fake systems and scorers with known outputs."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +41,7 @@ def sample(name: str, image: int | tuple[int, ...], question: str, answers: Sequ
 
 
 def questions(images: int, split: str = "test") -> list[dict[str, Any]]:
-    """Four samples a picture: color in English and Chinese, a count, a caption."""
+    """Four samples per image: color in English and Chinese, a count, a caption."""
     rows = []
     for i in range(images):
         color, zh = COLORS[i % 6], COLORS_ZH[i % 6]
@@ -55,15 +55,15 @@ def questions(images: int, split: str = "test") -> list[dict[str, Any]]:
 
 
 def write_store(folder: Path, samples: Sequence[dict[str, Any]]) -> SampleStore:
-    """Merged data with a drawn picture for each image id that the samples name."""
+    """Write merged data with a synthetic image for each image id of the samples."""
     folder.mkdir(parents=True, exist_ok=True)
     ids = sorted({image for row in samples for image in row["image_ids"]})
     images = []
     for image in ids:
         path = folder / f"{image}.png"
-        drawing = Image.new("RGB", (48, 32), "white")
-        ImageDraw.Draw(drawing).ellipse((4 + image % 12, 4, 24 + image % 12, 24), fill=COLORS[image % 6])
-        drawing.save(path)
+        disc = Image.new("RGB", (48, 32), "white")
+        ImageDraw.Draw(disc).ellipse((4 + image % 12, 4, 24 + image % 12, 24), fill=COLORS[image % 6])
+        disc.save(path)
         images.append({"image_id": image, "path": str(path), "width": 48, "height": 32, "sha256": f"{image:064x}", "source": "planted"})
     pq.write_table(pa.Table.from_pylist(images, IMAGES_SCHEMA), folder / "images.parquet")
     pq.write_table(pa.Table.from_pylist(list(samples), SAMPLES_SCHEMA), folder / "samples.parquet")
@@ -71,11 +71,11 @@ def write_store(folder: Path, samples: Sequence[dict[str, Any]]) -> SampleStore:
 
 
 Say = Callable[[Request], Sequence[tuple[str, float]]]
-"""Texts and mean log-probabilities that are answered to a request, best first."""
+"""Request -> texts and mean log-probabilities of its candidates, best first."""
 
 
 def always(*candidates: tuple[str, float]) -> Say:
-    """The same candidates to every request."""
+    """The same candidates for every request."""
 
     def say(request: Request) -> Sequence[tuple[str, float]]:
         del request
@@ -85,8 +85,8 @@ def always(*candidates: tuple[str, float]) -> Say:
 
 
 @dataclass
-class PlantedAnswerer:
-    """Answers what `say` tells it, fails on `broken`, stops the process's run after `dies_after` questions."""
+class FakeAnswerer:
+    """Answers with the candidates of `say`, fails on requests in `broken`, raises KeyboardInterrupt after `interrupt_after`."""
 
     say: Say
     broken: frozenset[str] = frozenset()
@@ -104,9 +104,9 @@ class PlantedAnswerer:
             raise KeyboardInterrupt
         self.asked += [request.request_id for request in requests]
         self.decodings |= {request.request_id: decoding for request in requests}
-        return [self._one(request) for request in requests]
+        return [self._answer_request(request) for request in requests]
 
-    def _one(self, request: Request) -> Answer:
+    def _answer_request(self, request: Request) -> Answer:
         prompt = request.messages[-1].content
         if request.request_id in self.broken:
             return Answer(request.request_id, error="the picture is upside down", prompt=prompt)
@@ -116,8 +116,8 @@ class PlantedAnswerer:
         raise NotImplementedError
 
 
-class PlantedScorer:
-    """Likes texts that hold one of the `liked` words. Counts the pictures that it sees, and those with texts to score."""
+class FakeScorer:
+    """Scores texts with one of the `liked` words higher. Counts the images it gets, and those with texts to score."""
 
     def __init__(self, *liked: str):
         self.liked, self.seen, self.scored = liked, 0, 0
@@ -133,7 +133,7 @@ class PlantedScorer:
 
 
 def experiment(store: SampleStore, out: Path, *names: str, rerank: RerankConfig | None = None, **settings: Any) -> Experiment:
-    """An evaluation of checkpoint systems with these names, with few resamples."""
+    """An evaluation of checkpoints with these names, with few resamples."""
     systems = tuple(CheckpointSystem(name=name, kind="checkpoint") for name in names or ("ours",))
     return Experiment(
         name="planted",
@@ -146,7 +146,7 @@ def experiment(store: SampleStore, out: Path, *names: str, rerank: RerankConfig 
 
 
 def mostly_right(request: Request) -> Sequence[tuple[str, float]]:
-    """Right on color, in English after a wrong first candidate; always counts two."""
+    """Right on colors (in English only as the second candidate); wrong on counts."""
     i = int(request.request_id.split("-")[1]) % 6
     if "color" in request.request_id:
         return [("gray", -0.1), (COLORS[i], -0.2), ("mauve", -3.0)]
@@ -158,13 +158,13 @@ def mostly_right(request: Request) -> Sequence[tuple[str, float]]:
 
 
 def run(
-    planned: Experiment, *answerers: PlantedAnswerer, scorer: PlantedScorer | None = None, untuned: PlantedAnswerer | None = None
+    planned: Experiment, *answerers: FakeAnswerer, scorer: FakeScorer | None = None, untuned: FakeAnswerer | None = None
 ) -> EvaluationResult:
-    """Evaluate with one answerer for each system of the experiment."""
+    """Evaluate with one answerer per system of the experiment."""
     systems = dict(zip((system.name for system in planned.settings.systems), answerers, strict=True))
 
-    def load_untuned(system: object) -> PlantedAnswerer:
-        assert untuned is not None, f"{system} was not to be loaded untuned"
+    def load_untuned(system: object) -> FakeAnswerer:
+        assert untuned is not None, f"{system} must not be loaded untuned"
         return untuned
 
     named = [] if scorer is None else [NamedScorer("planted clip", scorer)]
@@ -172,5 +172,5 @@ def run(
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file of JSON lines."""
+    """The records of a JSON Lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
