@@ -1,4 +1,4 @@
-"""Answers that were given before, bounded by their size in bytes."""
+"""A least-recently-used (LRU) cache of answers, bounded by its size in bytes."""
 
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -7,11 +7,11 @@ from typing import Generic, TypeVar
 V = TypeVar("V")
 
 ENTRY_OVERHEAD_BYTES = 512
-"""Bytes that an entry takes beside what is kept."""
+"""Bytes counted for an entry in addition to the size of its value."""
 
 
 class LruCache(Generic[V]):
-    """Keeps values of at most `max_bytes` together; the least recently used go first. With 0 nothing is kept."""
+    """Caches values of at most `max_bytes` in total and evicts the least recently used ones first. 0 turns the cache off."""
 
     def __init__(self, max_bytes: int):
         self.max_bytes, self.bytes = max_bytes, 0
@@ -19,7 +19,7 @@ class LruCache(Generic[V]):
         self._entries: OrderedDict[Hashable, tuple[V, int]] = OrderedDict()
 
     def get(self, key: Hashable) -> V | None:
-        """What was kept, None where nothing is."""
+        """The cached value; None if there is none."""
         entry = self._entries.get(key)
         if entry is None:
             self.misses += 1
@@ -29,7 +29,7 @@ class LruCache(Generic[V]):
         return entry[0]
 
     def put(self, key: Hashable, value: V, size: int) -> None:
-        """Keep a value of `size` bytes, unless it alone is over the limit."""
+        """Cache a value of `size` bytes, unless it alone exceeds the limit."""
         size += ENTRY_OVERHEAD_BYTES
         if size > self.max_bytes:
             return

@@ -1,4 +1,4 @@
-"""The service as an ASGI application: routes behind the gate."""
+"""The service as an ASGI application: the routes, wrapped in the request middleware."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,11 +15,11 @@ from serving.http.middleware import RequestMiddleware
 from serving.routes import chat, image_search, vqa
 from serving.service import Service
 
-DESCRIPTION = "Ask a vision-language model about pictures, and search pictures. Failures are JSON with an `error` and the `request_id`."
+DESCRIPTION = "Ask a vision-language model about images, and search images. Errors are JSON with an `error` and the `request_id`."
 
 
 class Health(BaseModel):
-    """Whether requests are answered, and with what. image_library_size: null where the index cannot be read now."""
+    """State of the service. image_library_size: images in the search index; null if the index cannot be read."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -47,7 +47,7 @@ class Health(BaseModel):
 
 
 def create_app(service: Service) -> ASGIApp:
-    """The application of a service; models are loaded when it starts."""
+    """The ASGI application of a service. The models are loaded when it starts."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -56,11 +56,11 @@ def create_app(service: Service) -> ASGIApp:
         await service.stop()
 
     auth_dependencies = [] if service.token is None else [Depends(HTTPBearer(auto_error=False))]
-    failure = {"description": "It cannot be done", "content": {"application/json": {"example": _example()}}}
+    failure = {"description": "The request failed", "content": {"application/json": {"example": _example()}}}
     app = FastAPI(title="Tessera", description=DESCRIPTION, lifespan=lifespan, responses={"4XX": failure, "5XX": failure})
     error_responses.install_error_handlers(app)
 
-    @app.get("/health", summary="Whether requests are answered", response_model=Health, responses={503: {"model": Health}}, tags=["state"])
+    @app.get("/health", summary="State of the service", response_model=Health, responses={503: {"model": Health}}, tags=["state"])
     async def health() -> Any:
         return JSONResponse(await service.health(), 200 if service.engine is not None else 503)
 

@@ -12,47 +12,47 @@ Seconds = Annotated[float, Field(gt=0.0)]
 
 @section
 class ServeConfig:
-    """The HTTP service: where it listens, which system answers, and what a client may ask of it."""
+    """The HTTP service: its address, the system that answers, and the limits of a request."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for every network of the machine."""
+    """Address to listen on; 0.0.0.0: all network interfaces."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """Port to listen on; 0: any free one, which is printed."""
+    """Port to listen on; 0: a free port, which is printed."""
     system: str | None = None
-    """Name of the system of eval.systems that answers; null: the newest checkpoint, under the experiment's name."""
+    """Name of the system of eval.systems that answers; null: the latest checkpoint, under the experiment's name."""
     token_env: str | None = None
-    """Environment variable that holds the bearer token which every request but /health must bring; null: none is asked for."""
+    """Environment variable that holds the bearer token required for every request but /health; null: no token is required."""
     max_batch: PositiveInt = 16
-    """Most questions answered together."""
+    """Largest number of questions in a batch."""
     max_wait_ms: Annotated[float, Field(ge=0.0)] = 25.0
-    """Longest time that a question waits for others to be answered with; one that came alone, as the one before it, does not wait."""
+    """Longest time in ms that a question waits for its batch to fill up to the size of the batch before it; a lone client never waits."""
     max_queue: Annotated[int, Field(ge=0)] = 64
-    """Requests that may wait beside those that are answered; more are refused (429)."""
+    """Largest number of waiting requests, in addition to those being answered; further requests get 429."""
     deadline_seconds: Seconds = 60.0
-    """A request that is not answered after this time is given up (504)."""
+    """Timeout of a request in seconds (504)."""
     max_bytes: PositiveInt = 20_000_000
-    """Largest body of a request in bytes, and largest picture that is fetched; more is refused (413)."""
+    """Largest request body, and largest image fetched from a URL, in bytes; larger ones get 413."""
     max_pixels: PositiveInt = 40_000_000
-    """Largest picture in pixels; more is refused before it is decoded (413)."""
+    """Largest image in pixels; a larger one gets 413 before it is decoded."""
     max_images: PositiveInt = 8
-    """Most pictures in a request."""
+    """Largest number of images in a request."""
     max_candidates: PositiveInt = 16
     """Largest k of /vqa and n of chat completions."""
     max_question_chars: PositiveInt = 4000
-    """Longest text of a request in characters."""
+    """Longest text in characters: a question, a search text or a turn of a conversation."""
     max_new_tokens: PositiveInt = 512
     """Largest max_tokens of a chat completion, in tokens."""
     default_max_new_tokens: PositiveInt = 128
-    """Tokens of a chat completion that names no max_tokens, at most max_new_tokens."""
+    """max_tokens of a chat completion that does not set it; at most max_new_tokens."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.0
-    """Temperature of a chat completion that names none; 0: always the likeliest token."""
+    """Temperature of a chat completion that does not set it; 0: greedy decoding."""
     search: bool = True
-    """Whether pictures can be searched, added and removed; needs search.clip or rerank.clip."""
+    """Whether images can be searched, added and removed; needs search.clip or rerank.clip."""
     max_results: PositiveInt = 50
     """Largest top_k of /text2image_search."""
     cache_mib: Annotated[float, Field(ge=0.0)] = 64.0
-    """Memory for answers that were given before, in MiB; 0: every question is answered anew."""
+    """Size of the answer cache in MiB; 0: no cache."""
     remote_hosts: tuple[str, ...] = ()
-    """Hosts from which pictures are fetched where a client names an address; empty: addresses are refused."""
+    """Hosts from which images may be fetched by URL; empty: URLs are refused."""
     remote_seconds: Seconds = 10.0
-    """Longest time that fetching a picture may take."""
+    """Timeout of fetching an image, in seconds."""

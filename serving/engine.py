@@ -1,6 +1,7 @@
-"""The models behind the service, and how a batch of tasks is put to them.
+"""The loaded models of the service, and how they answer a batch of jobs.
 
-In: jobs of equal key, in the model's thread. Out: to each job a Reply (of an `Ask`), or what it says piece by piece (`Chat`).
+`Engine.work` runs in the model's thread on jobs of equal key. A `VqaTask` gets one `Reply`; a `ChatTask` gets a
+`GenerationStarted`, then a `TextPiece` for each generated piece of text.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from serving.request_batcher import Job
 
 @dataclass(frozen=True, slots=True)
 class VqaTask:
-    """A short-answer question: its job gets one Reply. rerank: whether the reranker has a say."""
+    """A short-answer question. rerank: whether the candidates are reranked."""
 
     request: Request
     decoding: Decoding
@@ -31,7 +32,7 @@ class VqaTask:
 
 @dataclass(frozen=True, slots=True)
 class ChatTask:
-    """A conversation: its job gets a Started, then Pieces. stream: whether somebody reads along."""
+    """A conversation. stream: whether the client reads the answer as a stream."""
 
     request: Request
     decoding: Decoding
@@ -43,14 +44,22 @@ Task: TypeAlias = VqaTask | ChatTask
 
 @dataclass(frozen=True, slots=True)
 class GenerationStarted:
-    """Tokens of the prompt; None where a system does not tell."""
+    """The first event of a chat. prompt_tokens: length of the prompt; None if the system does not report it."""
 
     prompt_tokens: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class TextPiece:
-    """More of a sample of an answer. token and log_prob (in nats) where tokens come one by one; end: why it is the last."""
+    """The next piece of one sampled answer.
+
+    Args:
+        sample: index of the answer among the n of the request.
+        text: text to append.
+        token: text of the token, if the system streams single tokens.
+        log_prob: log-probability of the token in nats.
+        end: finish reason of the last piece: "stop" (end token) or "length" (token limit).
+    """
 
     sample: int
     text: str
@@ -61,8 +70,16 @@ class TextPiece:
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """What is to be loaded. name: under which clients know the system; checkpoint_folder: where `path: newest` looks; plans: the
-    file that an evaluation wrote of what it learned about choosing."""
+    """What to load.
+
+    Args:
+        name: model name that clients use.
+        system: the system that answers.
+        checkpoint_folder: folder in which `path: latest` finds the latest checkpoint.
+        fitted_rerankers: rerankers that an evaluation fitted on validation data.
+        rerank: settings of the reranker.
+        decoding: the configured decoding.
+    """
 
     name: str
     system: System
@@ -73,7 +90,7 @@ class LoadPlan:
 
 
 class Engine:
-    """A system and what reranks its candidates, loaded."""
+    """A loaded system and its reranker, if there is one."""
 
     def __init__(self, plan: LoadPlan, answerer: Answerer, reranker: Reranker | None):
         self.plan, self.answerer, self.reranker = plan, answerer, reranker
@@ -81,7 +98,7 @@ class Engine:
 
     @classmethod
     def load(cls, plan: LoadPlan, scorer_cache: ScorerCache | None = None) -> "Engine":
-        """Load what the plan names; shelf: shares scorers with the picture search. Raises UsageError."""
+        """Load the system and the reranker of a plan. scorer_cache: shares CLIP models with the image search. Raises UsageError."""
         answerer = build_answerer(plan.system, checkpoint_folder=plan.checkpoint_folder)
         return cls(
             plan,
@@ -91,17 +108,17 @@ class Engine:
 
     @property
     def device(self) -> str:
-        """Where the system runs; "remote" where that is not this machine."""
+        """Device of the system; "remote" if it does not run in this process."""
         return str(getattr(self.answerer, "device", "remote"))
 
     def key(self, task: Task) -> tuple[object, ...]:
-        """Tasks with equal keys can be answered together."""
+        """Tasks with equal keys can be answered in one batch."""
         if isinstance(task, VqaTask):
             return "ask", task.decoding, task.rerank
         return "chat", task.decoding, task.stream and not self.streams_tokens
 
     def work(self, jobs: Sequence[Job[Task]]) -> None:
-        """Answer jobs of equal key."""
+        """Answer a batch of jobs of equal key."""
         tasks = [job.task for job in jobs]
         first = tasks[0]
         decoding = dataclasses.replace(first.decoding, batch_size=len(jobs))
@@ -125,12 +142,12 @@ class Engine:
         replies = judge(requests, answers, reranker, decoding.batch_size, self.answerer)
         for job, reply in zip(jobs, replies, strict=True):
             if reply.answer.error:
-                job.fail(_refusal(reply.answer.error))
+                job.fail(_unanswerable(reply.answer.error))
             else:
                 job.put(reply)
 
     def _reranker(self, decoding: Decoding) -> Reranker | None:
-        """What an evaluation taught about credibility holds for the candidates of the configured decoding, not for fewer or more."""
+        """The reranker for a decoding. The confidence was fitted for the configured decoding only; with another one it is left out."""
         if self.reranker is None or decoding == self.plan.decoding:
             return self.reranker
         return dataclasses.replace(self.reranker, plan=dataclasses.replace(self.reranker.plan, confidence=None))
@@ -141,9 +158,9 @@ class Engine:
             if isinstance(event, RequestStarted):
                 job.put(GenerationStarted(event.prompt_tokens))
             elif isinstance(event, RequestFailed):
-                job.fail(_refusal(event.error))
+                job.fail(_unanswerable(event.error))
             else:
-                # The end token is no part of what is said.
+                # The end token is not part of the text.
                 is_visible_token = event.end != "stop"
                 token, log_prob = (event.token, event.log_prob) if is_visible_token else (None, None)
                 job.put(TextPiece(event.sample, event.text, token, log_prob, event.end))
@@ -157,12 +174,12 @@ class Engine:
                 job.put(TextPiece(0, text))
             job.put(TextPiece(0, "", end="stop"))
         except TesseraError as error:
-            job.fail(_refusal(str(error)))
+            job.fail(_unanswerable(str(error)))
 
     def _answer_chats(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
         for job, answer in zip(jobs, self.answerer.answer(requests, decoding), strict=True):
             if answer.error:
-                job.fail(_refusal(answer.error))
+                job.fail(_unanswerable(answer.error))
                 continue
             job.put(GenerationStarted(None))
             for sample, text in enumerate(_sample_texts(answer)):
@@ -170,9 +187,9 @@ class Engine:
 
 
 def _sample_texts(answer: Answer) -> list[str]:
-    """What each generation said: a candidate that was said twice stands twice."""
+    """Raw text of each sample; a candidate that was sampled twice is listed twice."""
     return [candidate.raw for candidate in answer.candidates for _ in range(candidate.count)]
 
 
-def _refusal(error: str) -> ServiceError:
+def _unanswerable(error: str) -> ServiceError:
     return ServiceError(422, error, "cannot_be_answered")

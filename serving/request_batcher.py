@@ -1,7 +1,7 @@
-"""Requests that arrive together are answered together.
+"""Dynamic batching: requests that wait at the same time are answered in one batch.
 
-In: jobs, from the event loop. A thread of its own works on one batch after the other; what it finds out goes back to each
-job's client at once. Everything here but `Job.put`, `Job.fail` and `Job.abandoned` belongs to the event loop's thread.
+The event loop submits jobs; a worker thread answers one batch after another and sends events to each job's client at once.
+Only `Job.put`, `Job.fail` and `Job.cancelled` may be used from the worker thread; everything else belongs to the event loop.
 """
 
 import asyncio
@@ -23,9 +23,15 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Job(Generic[T]):
-    """A request on its way. Jobs with equal `key` can be answered together. told: whether something was put for its client.
+    """A submitted request. As a context manager it is cancelled on exit: it leaves the queue or its batch.
 
-    Used as a context: whoever leaves it does not wait any more, and the job leaves the queue or its batch.
+    Args:
+        key: jobs with equal keys can be answered in one batch.
+        task: the work, as `Batcher.work` understands it.
+        batcher: the batcher that it was submitted to.
+        arrival_time: time of submission, on `time.monotonic`'s clock.
+        cancelled: whether the client no longer waits.
+        has_responded: whether an event was sent to the client.
     """
 
     key: Hashable
@@ -38,26 +44,26 @@ class Job(Generic[T]):
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def put(self, event: object) -> None:
-        """Something that the client waits for; from any thread."""
+        """Send an event to the client. Thread-safe."""
         self.has_responded = True
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def fail(self, error: BaseException) -> None:
-        """The client gets this error; from any thread."""
+        """Send an error to the client. Thread-safe."""
         self.put(_JobError(error))
 
     async def events(self) -> AsyncIterator[Any]:
-        """What was put, until the batch is done. Raises what the job failed with."""
+        """The events in order, until the batch is done. Raises the error of a failed job."""
         while not isinstance(event := await self._events.get(), _EndOfEvents):
             if isinstance(event, _JobError):
                 raise event.error
             yield event
 
     async def result(self) -> Any:
-        """The one thing that is put."""
+        """The first event, for jobs that get only one."""
         async for event in self.events():
             return event
-        raise RuntimeError("a batch was done and a job in it had no answer")
+        raise RuntimeError("a job of a finished batch got no answer")
 
     def __enter__(self) -> Self:
         return self
@@ -77,11 +83,16 @@ class _EndOfEvents:
 
 
 class Batcher(Generic[T]):
-    """A bounded queue, and a thread that works it off in batches.
+    """A bounded queue, and a thread that answers its jobs in batches.
 
-    work: answers jobs of equal key, in the thread; max_queue: jobs that may wait beside those of a batch; max_wait: longest
-    seconds that a job waits for others. Nobody waits for a batch to become larger than the one before it, so that a client
-    who asks alone never waits. on_batch: told the size and the seconds of each batch that is done.
+    A batch starts when it is as large as the batch before it, so that a lone client never waits.
+
+    Args:
+        work: answers jobs of equal key; called in the thread.
+        max_batch: largest number of jobs in a batch.
+        max_wait: longest time in seconds that a job waits for its batch to fill up.
+        max_queue: largest number of waiting jobs, in addition to those of a batch.
+        on_batch: called with the size and the seconds of each finished batch.
     """
 
     def __init__(
@@ -102,16 +113,16 @@ class Batcher(Generic[T]):
 
     @property
     def waiting(self) -> int:
-        """Jobs in the queue."""
+        """Number of jobs in the queue."""
         return len(self._waiting)
 
     @property
     def retry_after(self) -> int:
-        """Seconds after which the queue will probably have been worked off, at least 1."""
+        """Estimated seconds until the queue is empty, at least 1."""
         return max(1, math.ceil(self._last_batch_seconds * (1 + len(self._waiting) / self.max_batch)))
 
     def submit(self, key: Hashable, task: T) -> Job[T]:
-        """Queue a job. Raises ServiceError 429 when the queue is full."""
+        """Queue a job. Raises ServiceError 429 if the queue is full."""
         if self._num_running + len(self._waiting) >= self.max_batch + self.max_queue:
             raise ServiceError(429, "too many requests are waiting", "queue_full", retry_after=self.retry_after)
         job = Job(key, task, self)
@@ -120,12 +131,12 @@ class Batcher(Generic[T]):
         return job
 
     def discard(self, job: Job[T]) -> None:
-        """Nobody waits for this job any more."""
+        """Remove a cancelled job from the queue, if it still waits there."""
         if job in self._waiting:
             self._waiting.remove(job)
 
     async def run(self) -> None:
-        """Work until cancelled."""
+        """Answer batch after batch until cancelled."""
         while True:
             batch = await self._next()
             start_time, self._num_running = time.monotonic(), len(batch)
@@ -135,11 +146,11 @@ class Batcher(Generic[T]):
                 self.on_batch(len(batch), self._last_batch_seconds)
 
     def close(self) -> None:
-        """Wait for the batch that is being answered and end the thread."""
+        """Wait for the running batch and end the thread."""
         self.thread.shutdown()
 
     async def _next(self) -> list[Job[T]]:
-        """The oldest job and those that can be answered with it, taken out of the queue."""
+        """Take the next batch from the queue: the oldest job and those with the same key."""
         while True:
             while not self._waiting:
                 self._job_arrived.clear()
@@ -156,13 +167,13 @@ class Batcher(Generic[T]):
                 async with asyncio.timeout(remaining_seconds):
                     await self._job_arrived.wait()
             except TimeoutError:
-                # None of those that were expected came; the next turn of the loop takes what is there.
+                # The batch did not fill up in time; the next iteration takes the jobs that wait.
                 continue
 
     async def _run_batch(self, batch: Sequence[Job[T]]) -> None:
-        """Work on a batch, then tell its clients that nothing more comes, and what it failed with, whatever that was: they wait.
+        """Answer a batch, then send each client the end of its events, after the error if the batch failed (any BaseException).
 
-        Where a batch of several fails, each that heard nothing yet is answered alone: what one asks must not spoil it for others.
+        If a batch of several jobs fails, those that got no event yet are retried alone, so that one job cannot fail the others.
         """
         future = asyncio.get_running_loop().run_in_executor(self.thread, self.work, batch)
         await asyncio.wait([future])

@@ -1,4 +1,4 @@
-"""The server process: listens, loads, answers until it is told to stop, and finishes what it has accepted."""
+"""The server process: listens, loads the models, answers until it is stopped, and finishes accepted requests."""
 
 import logging
 import math
@@ -23,16 +23,17 @@ log = logging.getLogger("tessera.serve")
 
 
 class Server(uvicorn.Server):
-    """Ends with status 0 when it is told to stop; told a second time, it does not wait."""
+    """Stops on the first signal after accepted requests are answered, with exit status 0; a second signal stops it at once."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Signal handler of uvicorn."""
         del sig, frame
         self.force_exit = self.should_exit
         self.should_exit = True
 
 
 def select_system(settings: ServeConfig, systems: tuple[System, ...], experiment: str) -> System:
-    """What `serve.system` names. Raises UsageError."""
+    """The system that `serve.system` names, or the latest checkpoint. Raises UsageError."""
     if settings.system is None:
         return CheckpointSystem(name=experiment, kind="checkpoint", path="latest")
     for system in systems:
@@ -43,7 +44,7 @@ def select_system(settings: ServeConfig, systems: tuple[System, ...], experiment
 
 
 def bearer_token(settings: ServeConfig) -> str | None:
-    """The token that clients must bring. Raises UsageError where the variable that should hold it is not set."""
+    """The bearer token that clients must send; None if none is required. Raises UsageError if the environment variable is not set."""
     if settings.token_env is None:
         return None
     token = os.environ.get(settings.token_env, "")
@@ -53,7 +54,7 @@ def bearer_token(settings: ServeConfig) -> str | None:
 
 
 def bind_socket(settings: ServeConfig) -> socket.socket:
-    """A socket that is bound. Raises UsageError where that cannot be."""
+    """A listening socket. Raises UsageError if the address cannot be bound."""
     try:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         return socket.create_server((settings.host, settings.port), family=family)
@@ -62,8 +63,8 @@ def bind_socket(settings: ServeConfig) -> socket.socket:
 
 
 def server_config(service: Service) -> uvicorn.Config:
-    """How a service is served. Once it is told to stop, it waits no longer than any request may take: a client that does not read
-    its answer would hold it for ever."""
+    """uvicorn's settings for a service. Shutdown waits at most as long as a request may take: a client that does not read its
+    answer would block it forever."""
     shutdown_timeout = math.ceil(service.settings.deadline_seconds + STREAM_GRACE_SECONDS)
     return uvicorn.Config(
         create_app(service), lifespan="on", log_config=None, access_log=False, server_header=False, ws="none",
@@ -77,20 +78,31 @@ def serve(
     open_image_index: Callable[[], ImageIndex] | None = None,
     load: Callable[[LoadPlan], Engine] = Engine.load,
 ) -> None:
-    """Answer until SIGINT or SIGTERM. Raises UsageError where settings or parts are wrong."""
+    """Answer until SIGINT or SIGTERM.
+
+    Args:
+        settings: the section `serve`.
+        plan: the models to load.
+        open_image_index: opens the index of the image search; None: no search.
+        load: loads the engine.
+
+    Raises:
+        UsageError: a setting is wrong or a model is missing.
+        TesseraError: loading or answering failed.
+    """
     token = bearer_token(settings)
     server_socket = bind_socket(settings)
     host, port = server_socket.getsockname()[:2]
     service = Service(settings, plan, load, open_image_index, token)
     server = Server(server_config(service))
     service.on_failure = lambda: setattr(server, "should_exit", True)
-    print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port} (the models are being loaded)", flush=True)
+    print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port} (loading the models)", flush=True)
     if token is None and settings.host not in ("127.0.0.1", "::1", "localhost"):
-        log.warning("anyone who reaches %s can ask: serve.token_env names no token", settings.host)
+        log.warning("no bearer token is required (serve.token_env): every client that reaches %s can send requests", settings.host)
     server.run(sockets=[server_socket])
     if isinstance(service.failure, TesseraError):
         raise service.failure
     if service.failure is not None:
         phase = "loading" if service.engine is None else "serving"
         raise TesseraError(f"{phase} {plan.name} failed: {type(service.failure).__name__}: {service.failure}") from service.failure
-    print("stopped; what was accepted has been answered", flush=True)
+    print("stopped; all accepted requests were answered", flush=True)

@@ -1,4 +1,4 @@
-"""What the routes of the service share: its settings, the queue in front of the models, the cache, the counters."""
+"""The state that the routes share: settings, engine, request queue, answer cache, image index and metrics."""
 
 import asyncio
 import logging
@@ -25,15 +25,25 @@ T = TypeVar("T")
 log = logging.getLogger("tessera.serve")
 
 MAX_IMAGES_IN_MEMORY = 8
-"""So many pictures of the largest size may stand in memory together."""
+"""Number of images of the largest size that may be in memory at the same time."""
 
 
 @dataclass
 class Service:
-    """One running service. load: makes the engine, in the model's thread; open_library: opens the picture search, None for none;
-    token: the bearer token, None for none.
+    """One running service.
 
-    on_failure: called when loading fails, or answering as a whole; the error stands in `failure`.
+    Args:
+        settings: the section `serve`.
+        plan: the models to load.
+        load: loads the engine; called in the model's thread.
+        open_image_index: opens the index of the image search; None: no search.
+        token: bearer token that clients must send; None: no token is required.
+        on_failure: called when loading fails or the batcher stops with an error.
+        engine: the loaded models; None while they are being loaded.
+        image_index: the opened index.
+        failure: the error that stopped the service.
+        metrics: counters for Prometheus.
+        in_progress: number of requests being read or answered.
     """
 
     settings: ServeConfig
@@ -64,52 +74,54 @@ class Service:
         self.metrics.add_gauges(
             GaugeCollector(
                 {
-                    "tessera_queue_length": ("Questions that wait", lambda: self.batcher.waiting),
+                    "tessera_queue_length": ("Waiting questions", lambda: self.batcher.waiting),
                     "tessera_requests_in_progress": ("Requests being read or answered", lambda: self.in_progress),
-                    "tessera_cache_hits_total": ("Answers that were given before", lambda: self.cache.hits),
-                    "tessera_cache_misses_total": ("Answers that were not", lambda: self.cache.misses),
-                    "tessera_cache_bytes": ("Memory of the answer cache", lambda: self.cache.bytes),
+                    "tessera_cache_hits_total": ("Questions answered from the cache", lambda: self.cache.hits),
+                    "tessera_cache_misses_total": ("Questions not found in the cache", lambda: self.cache.misses),
+                    "tessera_cache_bytes": ("Size of the answer cache", lambda: self.cache.bytes),
                     "tessera_ready": ("1 when the models are loaded", lambda: self.engine is not None),
                 }
             )
         )
 
     async def start(self) -> None:
-        """Begin to load; requests are refused until that is done."""
+        """Begin to load the models; until they are loaded, requests get 503."""
         worker_task = asyncio.create_task(self._load_and_answer())
         worker_task.add_done_callback(self._on_worker_exit)
         self._tasks.append(worker_task)
 
     async def stop(self) -> None:
-        """End what runs, after the last request is answered."""
+        """Stop the worker; called after the last request is answered."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self.batcher.close)
 
     def ready(self) -> Engine:
-        """The engine. Raises ServiceError 503 while it is being loaded."""
+        """The engine. Raises ServiceError 503 while the models are being loaded."""
         if self.engine is None:
             raise ServiceError(503, "the models are being loaded", "loading", retry_after=5)
         return self.engine
 
     def submit(self, task: Task) -> Job[Task]:
-        """Queue a task. Raises ServiceError 503 and 429."""
+        """Queue a task. Raises ServiceError: 503 while the models are being loaded, 429 if the queue is full."""
         return self.batcher.submit(self.ready().key(task), task)
 
     async def run_in_search_thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Something done to the library in a thread, one at a time. Raises ServiceError: 422 for a picture that it refuses, 503 where
-        the index itself cannot be read or written."""
+        """Run `work` on the image index, one call at a time, in a thread of its own.
+
+        Raises ServiceError: 422 for a refused image, 503 if the index cannot be read or written.
+        """
         try:
             return await asyncio.get_running_loop().run_in_executor(self._search_executor, work, *arguments)
         except ImageError as error:
             raise ServiceError(422, str(error), "image_damaged") from error
         except TesseraError as error:
-            log.error("the picture search failed: %s", error)
-            raise ServiceError(503, "the picture search is not available; the server's log says why", "search") from error
+            log.error("the image search failed: %s", error)
+            raise ServiceError(503, "the image search is not available; the server's log has the reason", "search") from error
 
     async def health(self) -> dict[str, object]:
-        """What /health says."""
+        """The response of GET /health."""
         engine, cuda = self.engine, torch.cuda.is_available()
         return {
             "status": "ok" if engine is not None else "loading",
@@ -122,14 +134,14 @@ class Service:
         }
 
     async def _image_index_size(self, image_index: ImageIndex) -> int | None:
-        """None where the index cannot be read: the questions are answered all the same."""
+        """Number of images; None if the index cannot be read, since questions can be answered all the same."""
         try:
             return await self.run_in_search_thread(len, image_index)
         except ServiceError:
             return None
 
     async def _load_and_answer(self) -> None:
-        """Load, then answer until cancelled."""
+        """Open the index, load the models, then answer until cancelled."""
         loop = asyncio.get_running_loop()
         if self.open_image_index is not None:
             self.image_index = await loop.run_in_executor(self.batcher.thread, self.open_image_index)
@@ -138,7 +150,7 @@ class Service:
         await self.batcher.run()
 
     def _on_worker_exit(self, worker_task: asyncio.Task[None]) -> None:
-        """Whoever runs the service says what it failed with, and ends."""
+        """Keep the error that stopped the worker, and tell the owner of the service."""
         if not worker_task.cancelled() and (error := worker_task.exception()) is not None:
             self.failure = error
             self.on_failure()

@@ -1,4 +1,4 @@
-"""Ask CLIP about pictures."""
+"""Use CLIP: classify images, index a folder of images, search the index."""
 
 import argparse
 import re
@@ -21,44 +21,44 @@ if TYPE_CHECKING:
     from serving.search.image_index import ImageIndex
 
 MAX_SHOWN_FAILURES = 10
-"""Files that could not be read of which the names are printed."""
+"""Largest number of unreadable files that are listed."""
 
 
 def arguments() -> cli.Parser:
-    """The command line: one subcommand for each use."""
+    """The command line, with the subcommands classify, index and search."""
     parser = cli.Parser(__doc__ or "", takes_config=False)
-    parts = parser.add_subcommands()
-    what = "which of some labels fits a picture best"
-    classify = parts.add_parser("classify", description=what, help=what)
-    classify.add_argument("--image", metavar="PATH", help="a file or an http(s) address; without it, asks for one until `exit`")
-    classify.add_argument("--labels", required=True, metavar="A,B,...", help="labels with commas (, or ，) between them")
+    subcommands = parser.add_subcommands()
+    description = "find the label that fits an image best"
+    classify = subcommands.add_parser("classify", description=description, help=description)
+    classify.add_argument("--image", metavar="PATH", help="a file or an http(s) URL; without it, asks for images until `exit`")
+    classify.add_argument("--labels", required=True, metavar="A,B,...", help="labels, separated by commas (, or ，)")
     classify.set_defaults(use=run_classify)
-    what = "bring the index of a folder's pictures up to date: new and changed ones are read, vanished ones removed"
-    index = parts.add_parser("index", description=what, help=what)
-    index.add_argument("--images", type=Path, metavar="DIR", help="folder of pictures (default: search.images)")
-    index.add_argument("--reindex", action="store_true", help="where another CLIP model made the index: make it anew with this one")
+    description = "update the index from a folder: add new and changed images, remove deleted ones"
+    index = subcommands.add_parser("index", description=description, help=description)
+    index.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: search.images)")
+    index.add_argument("--reindex", action="store_true", help="rebuild the index if it was built with another CLIP model")
     index.set_defaults(use=run_index)
-    what = "the pictures of the index that fit a text best, or are most like a picture"
-    search = parts.add_parser("search", description=what, help=what)
-    question = search.add_mutually_exclusive_group(required=True)
-    question.add_argument("--text", metavar="TEXT", help="what to look for")
-    question.add_argument("--image", metavar="PATH", help="a file or an http(s) address: look for pictures like it")
-    search.add_argument("-k", type=int, default=5, metavar="N", help="pictures to find (default: %(default)s)")
-    search.add_argument("--save", type=Path, metavar="PNG", help="write the thumbnails there (default: results/<name>/search.png)")
+    description = "find the images of the index that fit a text best, or are most similar to an image"
+    search = subcommands.add_parser("search", description=description, help=description)
+    query = search.add_mutually_exclusive_group(required=True)
+    query.add_argument("--text", metavar="TEXT", help="text to search for")
+    query.add_argument("--image", metavar="PATH", help="a file or an http(s) URL: search for similar images")
+    search.add_argument("-k", type=int, default=5, metavar="N", help="number of results (default: %(default)s)")
+    search.add_argument("--save", type=Path, metavar="PNG", help="file for the thumbnails (default: results/<name>/search.png)")
     search.set_defaults(use=run_search)
     return parser
 
 
 def run_classify(parsed: argparse.Namespace) -> None:
-    """Print each label's probability, the likeliest first."""
+    """Print the probability of each label, the highest first."""
     labels = [label for label in map(str.strip, re.split("[,，]", parsed.labels)) if label]
     if not labels:
-        raise UsageError("--labels: at least one label is expected, such as cat,dog")
+        raise UsageError("--labels: at least one label is required, such as cat,dog")
     scorer = load_scorer(clip_name(parsed.config, "rerank.clip"))
     if parsed.image:
         print_labels(scorer, parsed.image, labels)
         return
-    while (name := cli.ask("image (path or address, exit to end): ")) is not None:
+    while (name := cli.ask("image (path or URL, exit to end): ")) is not None:
         if name:
             try:
                 print_labels(scorer, name, labels)
@@ -67,46 +67,47 @@ def run_classify(parsed: argparse.Namespace) -> None:
 
 
 def print_labels(scorer: ClipScorer, name: str, labels: list[str]) -> None:
-    """Print the labels of one picture."""
+    """Print the labels of one image. name: path or URL."""
     results = sorted(zip(scorer.probabilities(load_image(name), labels), labels, strict=True), key=lambda pair: -pair[0])
     for probability, label in results:
         print(f"{probability:7.2%}  {label}")
 
 
 def load_image(name: str) -> Image.Image:
-    """The picture at a path or address."""
+    """The image at a path or URL."""
     return open_image(fetch(name) if is_url(name) else Path(name).expanduser())
 
 
 def run_index(parsed: argparse.Namespace) -> None:
-    """Bring the index up to date with a folder and say what was done."""
+    """Update the index from a folder and print the changes."""
     config: configuration.Config = parsed.config
     folder = parsed.images or config.search.images
     if folder is None:
-        raise UsageError("--images: name a folder of pictures (or search.images in the configuration)")
+        raise UsageError("--images: name a folder of images (or set search.images in the configuration)")
     find_images(folder)
     index = open_configured_index(config, create=True, reindex=parsed.reindex)
     from serving.search.folder_indexer import index_folder
 
     result = index_folder(index, folder)
-    print(f"{config.search_index_uri}: {len(index):,} pictures")
+    print(f"{config.search_index_uri}: {len(index):,} images")
     print(
-        f"added {result.added:,}, removed {result.removed:,}; files unchanged {result.unchanged:,}, moved or copied {result.already_indexed:,}"
+        f"added {result.added:,}, removed {result.removed:,}; "
+        f"files unchanged {result.unchanged:,}, moved or copied {result.already_indexed:,}"
     )
     print(result.search)
     if result.failed:
-        print(f"not readable: {len(result.failed):,}", *result.failed[:MAX_SHOWN_FAILURES], sep="\n  ")
+        print(f"unreadable files: {len(result.failed):,}", *result.failed[:MAX_SHOWN_FAILURES], sep="\n  ")
 
 
 def run_search(parsed: argparse.Namespace) -> None:
-    """Print what was found, best first, and write its thumbnails on one sheet."""
+    """Print the results, best first, and write a contact sheet of their thumbnails."""
     config: configuration.Config = parsed.config
     if parsed.k < 1:
-        raise UsageError(f"-k {parsed.k}: at least 1 is needed")
+        raise UsageError(f"-k {parsed.k}: at least 1 is required")
     if parsed.text is not None and not parsed.text.strip():
-        raise UsageError("--text: it is empty")
+        raise UsageError("--text: the text is empty")
     if parsed.save is not None and parsed.save.suffix.lower() != ".png":
-        raise UsageError(f"--save {parsed.save}: a file that ends with .png is expected")
+        raise UsageError(f"--save {parsed.save}: expected a file name that ends with .png")
     query = parsed.text or load_image(parsed.image)
     index = open_configured_index(config)
     from serving.search.contact_sheet import contact_sheet, result_lines
@@ -120,28 +121,28 @@ def run_search(parsed: argparse.Namespace) -> None:
 
 
 def open_configured_index(config: configuration.Config, *, create: bool = False, reindex: bool = False) -> "ImageIndex":
-    """The index that the configuration names, with the CLIP that it names."""
+    """Open the index of the configuration with the CLIP of the configuration."""
     clip = clip_name(config, "search.clip" if config.search.clip else "rerank.clip")
     try:
         from serving.search.image_index import open_index
     except ModuleNotFoundError as error:
         if error.name != "lancedb":
             raise
-        raise UsageError("the picture search needs LanceDB: pip install 'tessera-vlm[search]'") from error
+        raise UsageError("the image search needs LanceDB: pip install 'tessera-vlm[search]'") from error
     return open_index(config.search, config.search_index_uri, clip, create=create, reindex=reindex, max_pixels=config.data.max_pixels)
 
 
 def clip_name(config: configuration.Config, key: str) -> str:
-    """The CLIP that a key names. Raises UsageError when it names none, or a folder that is missing."""
+    """The CLIP that a key names. Raises UsageError if the key is null or names a missing folder."""
     configuration.check_model_paths(config, key)
     name = config.search.clip if key == "search.clip" else config.rerank.clip
     if name is None:
-        raise UsageError(f"{key}: it is null; name a CLIP folder or hub name, such as {key}=openai/clip-vit-base-patch32")
+        raise UsageError(f"{key} is null; set it to a CLIP folder or hub name, such as {key}=openai/clip-vit-base-patch32")
     return name
 
 
 def main(parsed: argparse.Namespace) -> None:
-    """Do what was asked for."""
+    """Run the chosen subcommand."""
     parsed.use(parsed)
 
 

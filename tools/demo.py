@@ -1,4 +1,4 @@
-"""The demo page: ask about pictures, compare systems, search pictures. Ends on Ctrl+C."""
+"""Serve the demo page: ask about images, compare systems, search images. Stop with Ctrl+C."""
 
 import argparse
 from collections.abc import Callable
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 NUM_EXAMPLES = 6
-"""Example pictures that the page offers."""
+"""Number of example images on the page."""
 
 parser = cli.Parser(__doc__ or "")
-parser.add_argument("--system", metavar="NAME", help="a system of eval.systems; without it, the newest checkpoint")
-parser.add_argument("--against", metavar="NAME", help="a second system of eval.systems, asked the same questions side by side")
+parser.add_argument("--system", metavar="NAME", help="a system of eval.systems (default: the latest checkpoint)")
+parser.add_argument("--against", metavar="NAME", help="a second system of eval.systems, to compare side by side")
 parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-parser.add_argument("--port", type=int, default=7860, help="port to listen on; 0: any free one (default: %(default)s)")
+parser.add_argument("--port", type=int, default=7860, help="port to listen on; 0: a free port (default: %(default)s)")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Load what there is, serve the page; where the checkpoint or the search is missing, the page says so."""
+    """Load the models and serve the page. If the checkpoint or the index is missing, the page shows the reason."""
     config: configuration.Config = arguments.config
     try:
         from serving.demo.page import DemoBackends, launch
     except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is not installed; pip install 'tessera-vlm[demo]' has what the demo needs") from error
+        raise UsageError(f"{error.name} is not installed; install the demo's dependencies with pip install 'tessera-vlm[demo]'") from error
     if not 0 <= arguments.port <= 65535:
-        raise UsageError(f"--port {arguments.port}: 0 to 65535 is expected")
+        raise UsageError(f"--port {arguments.port}: expected 0 to 65535")
     other = select_system(config, "--against", arguments.against) if arguments.against else None
     main_system: System = CheckpointSystem(name=config.name, kind="checkpoint", path="latest")
     if arguments.system:
@@ -44,18 +44,18 @@ def main(arguments: argparse.Namespace) -> None:
     configuration.check_model_paths(config, *scorer_keys(config.rerank))
     check_decoding(config.decoding, [main_system, *([] if other is None else [other])])
     scorer_cache = ScorerCache()
-    parts = DemoBackends(
+    backends = DemoBackends(
         session=load_or_reason(lambda: session(config, main_system, scorer_cache)),
         other=None if other is None else session(config, other, scorer_cache),
         scorer=None if config.rerank.clip is None else scorer_cache.load(config.rerank.clip),
         index=load_or_reason(lambda: build_index(config, scorer_cache)),
         examples=examples(config),
     )
-    launch(parts, arguments.host, arguments.port)
+    launch(backends, arguments.host, arguments.port)
 
 
 def select_system(config: configuration.Config, key: str, name: str) -> System:
-    """The system of eval.systems with a name."""
+    """The system of eval.systems with a name. key: option for the message. Raises UsageError if there is none."""
     for system in config.eval.systems:
         if system.name == name:
             return system
@@ -64,7 +64,7 @@ def select_system(config: configuration.Config, key: str, name: str) -> System:
 
 
 def session(config: configuration.Config, system: System, scorer_cache: ScorerCache) -> "Session":
-    """A system with what reranks its candidates, loaded."""
+    """Load a system and its reranker."""
     from serving.demo.session import Session
 
     answerer = build_answerer(system, checkpoint_folder=config.checkpoint_folder)
@@ -75,7 +75,7 @@ def session(config: configuration.Config, system: System, scorer_cache: ScorerCa
 
 
 def build_index(config: configuration.Config, scorer_cache: ScorerCache) -> "ImageIndex":
-    """The index of the picture search; an empty one is filled with the pictures of search.images."""
+    """Open the index of the image search; an empty index is filled from search.images."""
     from serving.search.folder_indexer import index_folder
     from serving.search.image_index import open_index
 
@@ -91,11 +91,11 @@ def build_index(config: configuration.Config, scorer_cache: ScorerCache) -> "Ima
 
 
 def examples(config: configuration.Config) -> list[Path]:
-    """Some pictures of search.images, spread over the folder."""
+    """Up to NUM_EXAMPLES images of search.images, evenly spread over the folder."""
     if not _has_folder(config):
         return []
-    found = find_images(config.search.images or Path())
-    return found[:: max(1, len(found) // NUM_EXAMPLES)][:NUM_EXAMPLES]
+    images = find_images(config.search.images or Path())
+    return images[:: max(1, len(images) // NUM_EXAMPLES)][:NUM_EXAMPLES]
 
 
 def _has_folder(config: configuration.Config) -> bool:
@@ -103,7 +103,7 @@ def _has_folder(config: configuration.Config) -> bool:
 
 
 def load_or_reason(load: Callable[[], T]) -> T | str:
-    """What is loaded, or why it is not: the page says it to those who ask for it, the terminal now."""
+    """The loaded object, or the reason why it cannot be loaded, which is also printed."""
     try:
         return load()
     except TesseraError as error:

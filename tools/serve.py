@@ -1,4 +1,4 @@
-"""Answer questions about pictures over HTTP: POST /vqa, and what OpenAI's clients speak under /v1. Ends on Ctrl+C or SIGTERM."""
+"""Answer questions about images over HTTP: POST /vqa, and OpenAI's API under /v1. Stop with Ctrl+C or SIGTERM."""
 
 import argparse
 import logging
@@ -13,7 +13,7 @@ parser = cli.Parser(__doc__ or "")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Check the settings, listen, load, answer."""
+    """Check the settings, then run the server."""
     config: configuration.Config = arguments.config
     try:
         from answering.answerer_factory import check_decoding
@@ -21,7 +21,9 @@ def main(arguments: argparse.Namespace) -> None:
         from serving.search.image_index import open_index
         from serving.server import select_system, serve
     except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is not installed; pip install 'tessera-vlm[serve]' has what the service needs") from error
+        raise UsageError(
+            f"{error.name} is not installed; install the service's dependencies with pip install 'tessera-vlm[serve]'"
+        ) from error
     if not arguments.debug:
         cli.silence_libraries()
     log_to_standard_error()
@@ -30,10 +32,10 @@ def main(arguments: argparse.Namespace) -> None:
     clip = config.search.clip or config.rerank.clip
     for key in ("rerank.clip", "search.clip"):
         configuration.check_model_paths(config, key)
-    # Reranking and search use one CLIP where both name the same.
-    scorer_cache, size = ScorerCache(), config.serve.max_pixels
+    # Reranking and search share one CLIP if both settings name the same.
+    scorer_cache, max_pixels = ScorerCache(), config.serve.max_pixels
     image_index = (
-        partial(open_index, config.search, config.search_index_uri, clip, create=True, max_pixels=size, scorer_cache=scorer_cache)
+        partial(open_index, config.search, config.search_index_uri, clip, create=True, max_pixels=max_pixels, scorer_cache=scorer_cache)
         if clip
         else None
     )
@@ -42,7 +44,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def log_to_standard_error() -> None:
-    """A line a request; of the server's own remarks, what went wrong."""
+    """Log one line for each request, and uvicorn's warnings, to standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     for name, level in (("tessera.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):

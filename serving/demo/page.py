@@ -1,6 +1,5 @@
-"""The demo page: what is on it, in two languages, and what its buttons do."""
+"""The demo page (gradio), in English and Chinese: its components and the actions of its buttons."""
 
-import functools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -8,32 +7,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-# Read when the library is loaded: nothing is sent anywhere.
+# Set before the import, which reads it: no analytics are sent.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from answering.reply import Reply
 from dataset.loading.image_io import ImageError, open_image
 from errors import TesseraError
+from serving.demo.formatting import candidate_cells, chat_messages, gallery, table_update
+from serving.demo.localization import LANGUAGES, PageError, confidence_text, error_text, translations
 from serving.demo.session import Session, Turn, candidate_rows
 from serving.search.image_index import ImageIndex
-from serving.search.lancedb_table import SearchHit
 from visual.clip_scorer import ClipScorer
 
-LANGUAGES = {"English": "en", "中文": "zh"}
 NUM_SEARCH_RESULTS = 12
-"""Pictures that a search shows."""
+"""Number of images that a search shows."""
 FONTS = ("system-ui", "Noto Sans CJK SC", "sans-serif")
+"""Fonts of the theme; no web fonts, so that nothing is fetched."""
 STYLE = """
 .gradio-container { width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }
 #language, #language fieldset { border: 0 !important; padding: 0 !important; background: none; box-shadow: none; }
 #language .wrap { justify-content: flex-end; }
-#picture img { width: 100%; height: 100%; object-fit: contain; }
+#image img { width: 100%; height: 100%; object-fit: contain; }
 #status p { margin: 0 0 8px; padding: 10px 14px; border-radius: 10px; border: 1px solid #99f6e4; background: #f0fdfa; color: #134e4a; }
-.candidates, #shares { --font-mono: var(--font); }
+.candidates, #label_probabilities { --font-mono: var(--font); }
 .candidates th *, .candidates td * { font-size: 13px; font-variant-numeric: tabular-nums; }
 #results .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
 @media (max-width: 640px) {
@@ -45,12 +42,20 @@ STYLE = """
   #results .grid-container { --grid-cols: 2 !important; }
 }
 """
-"""What the theme does not say: width of the page, small pictures shown large, messages that stay in view, two columns on a phone."""
+"""CSS in addition to the theme: width of the page, small images enlarged, messages that stay in view, two columns on a phone."""
 
 
 @dataclass(frozen=True)
 class DemoBackends:
-    """What the page talks to. Where something is missing, the text says why, and the page says it to whoever asks."""
+    """The models that the page uses. A string in place of an object is the reason why it is missing; the page shows it.
+
+    Args:
+        session: the system that answers.
+        other: the second system of the tab "Side by side".
+        scorer: the CLIP of the tab "Labels".
+        index: the index of the tab "Search".
+        examples: example images.
+    """
 
     session: Session | str
     other: Session | None
@@ -59,30 +64,15 @@ class DemoBackends:
     examples: Sequence[Path]
 
 
-class PageError(TesseraError):
-    """Something that the page says instead of a result: a key of words.yaml, with what is filled in."""
-
-    def __init__(self, key: str, **values: object):
-        super().__init__(key)
-        self.key, self.values = key, values
-
-
-@functools.cache
-def translations(language: str) -> dict[str, Any]:
-    """The page's words in a language, en or zh."""
-    all_languages: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "translations.yaml").read_text(encoding="utf-8"))
-    return all_languages[language]
-
-
 class Page:
-    """The page's parts, each with the words that it changes with the language."""
+    """The components of the page, each with its texts in both languages."""
 
-    def __init__(self, parts: DemoBackends):
-        self.parts = parts
+    def __init__(self, backends: DemoBackends):
+        self.backends = backends
         self.translated: list[tuple[Any, Callable[[dict[str, Any]], dict[str, Any]]]] = []
 
     def build(self) -> gr.Blocks:
-        """The whole page."""
+        """The complete page."""
         with gr.Blocks(title="Tessera") as blocks:
             with gr.Row():
                 with gr.Column(scale=5):
@@ -94,9 +84,9 @@ class Page:
             status = gr.Markdown(elem_id="status", visible=True)
             with gr.Row():
                 with gr.Column(scale=2, min_width=280):
-                    image = self._add_component(_image_component(), label="picture")
-                    if self.parts.examples:
-                        gr.Examples([[str(path)] for path in self.parts.examples], image, label="Examples / 示例", cache_examples=False)
+                    image = self._add_component(_image_component(), label="image")
+                    if self.backends.examples:
+                        gr.Examples([[str(path)] for path in self.backends.examples], image, label="Examples / 示例", cache_examples=False)
                 with gr.Column(scale=5):
                     self._ask_tab(image, language, status)
                     self._compare_tab(image, language, status)
@@ -106,7 +96,7 @@ class Page:
         return blocks
 
     def _add_component(self, component: Any, **keys: str) -> Any:
-        """A component whose properties are words of the page."""
+        """Register a component whose properties are texts of the page. keys: of translations.yaml, by property."""
 
         def properties(page_text: dict[str, Any]) -> dict[str, Any]:
             return {name: page_text[key] for name, key in keys.items()}
@@ -123,23 +113,23 @@ class Page:
         with self._add_component(gr.Tab(), label="ask_tab"):
             turns = gr.State([])
             chat = self._add_component(gr.Chatbot(height=300, buttons=[], elem_id="chat", show_label=False), label="conversation")
-            question = self._add_component(gr.Textbox(elem_id="question"), label="question", placeholder="question_hint")
+            question = self._add_component(gr.Textbox(elem_id="question"), label="question", placeholder="question_placeholder")
             with gr.Row():
                 ask = self._add_component(gr.Button(variant="primary", elem_id="ask"), value="ask")
                 caption = self._add_component(gr.Button(elem_id="caption"), value="caption")
                 clear = self._add_component(gr.Button(elem_id="clear"), value="clear")
             table = self._add_component(_empty_table("candidates"), label="candidates")
-        shown = [chat, turns, table, question, status]
+        outputs = [chat, turns, table, question, status]
         for event in (ask.click, question.submit):
-            event(self.ask, [image, question, turns, language], shown)
-        caption.click(self.caption, [image, turns, language], shown)
+            event(self.ask, [image, question, turns, language], outputs)
+        caption.click(self.caption, [image, turns, language], outputs)
         for event in (clear.click, chat.clear, image.change):
-            event(lambda language: ([], [], _table_update([], language), ""), language, [chat, turns, table, status])
-        language.change(_table_update, [table, language], table)
+            event(lambda language: ([], [], table_update([], language), ""), language, [chat, turns, table, status])
+        language.change(table_update, [table, language], table)
 
     def _compare_tab(self, image: gr.Image, language: gr.Radio, status: gr.Markdown) -> None:
         with self._add_component(gr.Tab(), label="compare_tab"):
-            question = self._add_component(gr.Textbox(elem_id="compared_question"), label="question", placeholder="question_hint")
+            question = self._add_component(gr.Textbox(elem_id="compared_question"), label="question", placeholder="question_placeholder")
             button = self._add_component(gr.Button(variant="primary", elem_id="compare"), value="compare")
             with gr.Row():
                 answers = [gr.Textbox(label=name, interactive=False, elem_id=f"answer_{i}") for i, name in enumerate(self._names())]
@@ -147,130 +137,130 @@ class Page:
                 tables = [self._add_component(_empty_table(f"compared_{i}"), label="candidates") for i in range(len(answers))]
         button.click(self.compare, [image, question, language], [*answers, *tables, status])
         for table in tables:
-            language.change(_table_update, [table, language], table)
+            language.change(table_update, [table, language], table)
 
     def _search_tab(self, image: gr.Image, language: gr.Radio, status: gr.Markdown) -> None:
         with self._add_component(gr.Tab(), label="search_tab"):
-            text = self._add_component(gr.Textbox(elem_id="search_text"), label="search_text", placeholder="search_hint")
+            text = self._add_component(gr.Textbox(elem_id="search_text"), label="search_text", placeholder="search_placeholder")
             with gr.Row():
-                by_text = self._add_component(gr.Button(variant="primary", elem_id="search"), value="search")
-                by_image = self._add_component(gr.Button(elem_id="alike"), value="alike")
+                by_text = self._add_component(gr.Button(variant="primary", elem_id="search"), value="search_by_text")
+                by_image = self._add_component(gr.Button(elem_id="search_by_image"), value="search_by_image")
             images = gr.Gallery(columns=4, height="auto", object_fit="contain", elem_id="results", show_label=False)
-            gallery = self._add_component(images, label="results")
+            results = self._add_component(images, label="results")
         for event in (by_text.click, text.submit):
-            event(self.search_by_text, [text, language], [gallery, status])
-        by_image.click(self.search_by_image, [image, language], [gallery, status])
+            event(self.search_by_text, [text, language], [results, status])
+        by_image.click(self.search_by_image, [image, language], [results, status])
 
     def _labels_tab(self, image: gr.Image, language: gr.Radio, status: gr.Markdown) -> None:
         with self._add_component(gr.Tab(), label="labels_tab"):
-            labels = self._add_component(gr.Textbox(elem_id="labels"), label="labels", placeholder="labels_hint")
-            button = self._add_component(gr.Button(variant="primary", elem_id="classify"), value="label")
-            probabilities = self._add_component(gr.Label(elem_id="shares"), label="shares")
+            labels = self._add_component(gr.Textbox(elem_id="labels"), label="labels", placeholder="labels_placeholder")
+            button = self._add_component(gr.Button(variant="primary", elem_id="classify"), value="classify")
+            probabilities = self._add_component(gr.Label(elem_id="label_probabilities"), label="label_probabilities")
         for event in (button.click, labels.submit):
             event(self.classify, [image, labels, language], [probabilities, status])
 
     def ask(self, image: str | None, question: str, turns: list[Turn], language: str) -> Iterator[tuple[Any, ...]]:
-        """Chat, turns, table, question and status: while the answer comes, and once more with its candidates."""
+        """Values of chat, turns, table, question and status: while the answer is streamed, and finally with its candidates."""
         try:
             session, path = self._session(), _checked_image(image)
             if not question.strip():
                 raise PageError("no_question")
             for text in session.stream(path, turns, question):
-                yield _chat_messages([*turns, (question, text)]), turns, gr.skip(), question, ""
+                yield chat_messages([*turns, (question, text)]), turns, gr.skip(), question, ""
             answered = session.ask(path, turns, question)
         except TesseraError as error:
-            yield _chat_messages(turns), turns, gr.skip(), question, _error_text(error, language)
+            yield chat_messages(turns), turns, gr.skip(), question, error_text(error, language)
             return
         done = [*turns, (question, answered.chosen)]
         yield (
-            _chat_messages(done),
+            chat_messages(done),
             done,
-            _table_update(_candidate_rows(candidate_rows(answered)), language),
+            table_update(candidate_cells(candidate_rows(answered)), language),
             "",
-            _confidence_text(answered, language),
+            confidence_text(answered, language),
         )
 
     def caption(self, image: str | None, turns: list[Turn], language: str) -> Iterator[tuple[Any, ...]]:
-        """The same for a description, which has no candidates."""
+        """As `ask`, for a caption, which has no candidates."""
         question = translations(LANGUAGES[language])["caption_question"]
         text = ""
         try:
             for text in self._session().stream(_checked_image(image), [], question, "caption"):
-                yield _chat_messages([*turns, (question, text)]), turns, _table_update([], language), gr.skip(), ""
+                yield chat_messages([*turns, (question, text)]), turns, table_update([], language), gr.skip(), ""
         except TesseraError as error:
-            yield _chat_messages(turns), turns, gr.skip(), gr.skip(), _error_text(error, language)
+            yield chat_messages(turns), turns, gr.skip(), gr.skip(), error_text(error, language)
             return
         done = [*turns, (question, text)]
-        yield _chat_messages(done), done, _table_update([], language), gr.skip(), ""
+        yield chat_messages(done), done, table_update([], language), gr.skip(), ""
 
     def compare(self, image: str | None, question: str, language: str) -> tuple[Any, ...]:
-        """Both answers, both tables, status."""
+        """Values of both answers, both tables and status."""
         try:
-            sessions, path = (self._session(), self.parts.other), _checked_image(image)
+            sessions, path = (self._session(), self.backends.other), _checked_image(image)
             if sessions[1] is None:
-                raise PageError("no_other")
+                raise PageError("no_second_system")
             if not question.strip():
                 raise PageError("no_question")
-            answered = [session.ask(path, [], question) for session in sessions if session is not None]
+            replies = [session.ask(path, [], question) for session in sessions if session is not None]
         except TesseraError as error:
-            return "", "", gr.skip(), gr.skip(), _error_text(error, language)
-        tables = [_table_update(_candidate_rows(candidate_rows(one)), language) for one in answered]
+            return "", "", gr.skip(), gr.skip(), error_text(error, language)
+        tables = [table_update(candidate_cells(candidate_rows(reply)), language) for reply in replies]
         confidence_lines = [
             f"{name}: {sentence}"
-            for name, one in zip(self._names(), answered, strict=True)
-            if (sentence := _confidence_text(one, language))
+            for name, reply in zip(self._names(), replies, strict=True)
+            if (sentence := confidence_text(reply, language))
         ]
-        return *(one.chosen for one in answered), *tables, "  \n".join(confidence_lines)
+        return *(reply.chosen for reply in replies), *tables, "  \n".join(confidence_lines)
 
     def search_by_text(self, text: str, language: str) -> tuple[Any, str]:
         """Gallery and status."""
         try:
             index = self._index()
             if not text.strip():
-                raise PageError("no_text")
-            return _gallery(index, index.search_by_text(text, NUM_SEARCH_RESULTS), language)
+                raise PageError("no_search_text")
+            return gallery(index, index.search_by_text(text, NUM_SEARCH_RESULTS), language)
         except TesseraError as error:
-            return [], _error_text(error, language)
+            return [], error_text(error, language)
 
     def search_by_image(self, image: str | None, language: str) -> tuple[Any, str]:
         """Gallery and status."""
         try:
             index = self._index()
-            return _gallery(index, index.search_by_image(_checked_image(image), NUM_SEARCH_RESULTS), language)
+            return gallery(index, index.search_by_image(_checked_image(image), NUM_SEARCH_RESULTS), language)
         except TesseraError as error:
-            return [], _error_text(error, language)
+            return [], error_text(error, language)
 
     def classify(self, image: str | None, labels: str, language: str) -> tuple[Any, str]:
-        """Share of each label, and status."""
+        """Probability of each label, and status."""
         try:
             path = _checked_image(image)
-            if self.parts.scorer is None:
+            if self.backends.scorer is None:
                 raise PageError("no_clip")
             label_names = [label for label in map(str.strip, re.split("[,，]", labels)) if label]
             if not label_names:
                 raise PageError("no_labels")
-            return dict(zip(label_names, self.parts.scorer.probabilities(path, label_names), strict=True)), ""
+            return dict(zip(label_names, self.backends.scorer.probabilities(path, label_names), strict=True)), ""
         except TesseraError as error:
-            return None, _error_text(error, language)
+            return None, error_text(error, language)
 
     def _names(self) -> list[str]:
-        """What the two systems are called."""
-        return [one.name if isinstance(one, Session) else "–" for one in (self.parts.session, self.parts.other)]
+        """Names of the two systems; a dash for a missing one."""
+        return [session.name if isinstance(session, Session) else "–" for session in (self.backends.session, self.backends.other)]
 
     def _session(self) -> Session:
-        if isinstance(self.parts.session, str):
-            raise PageError("no_model", reason=self.parts.session)
-        return self.parts.session
+        if isinstance(self.backends.session, str):
+            raise PageError("no_model", reason=self.backends.session)
+        return self.backends.session
 
     def _index(self) -> ImageIndex:
-        if isinstance(self.parts.index, str):
-            raise PageError("no_search", reason=self.parts.index)
-        return self.parts.index
+        if isinstance(self.backends.index, str):
+            raise PageError("search_unavailable", reason=self.backends.index)
+        return self.backends.index
 
 
-def launch(parts: DemoBackends, host: str, port: int, *, wait: bool = True) -> gr.Blocks:
-    """Serve the page; port 0: any free one. Returns at once when it is not to wait for the end."""
-    blocks = Page(parts).build()
+def launch(backends: DemoBackends, host: str, port: int, *, wait: bool = True) -> gr.Blocks:
+    """Serve the page. port 0: a free port; wait: block until the page is stopped."""
+    blocks = Page(backends).build()
     theme = gr.themes.Soft(primary_hue="teal", font=FONTS, font_mono=("monospace",))
     blocks.launch(
         server_name=host, server_port=port or None, ssr_mode=False, share=False, theme=theme, css=STYLE, footer_links=[],
@@ -283,81 +273,27 @@ def launch(parts: DemoBackends, host: str, port: int, *, wait: bool = True) -> g
 
 
 def _checked_image(name: str | None) -> Path:
-    """The picture that was chosen, known to be one."""
+    """The path of the chosen image. Raises PageError if there is none or it cannot be decoded."""
     if not name:
-        raise PageError("no_picture")
+        raise PageError("no_image")
     try:
         open_image(Path(name))
     except ImageError as error:
-        raise PageError("not_picture", reason=str(error).removeprefix(f"{name}: ")) from error
+        raise PageError("invalid_image", reason=str(error).removeprefix(f"{name}: ")) from error
     return Path(name)
 
 
-def _error_text(error: TesseraError, language: str) -> str:
-    page_text = translations(LANGUAGES[language])
-    if isinstance(error, PageError):
-        return f"⚠️ {page_text[error.key].format(**error.values)}"
-    return f"⚠️ {page_text['not_answered'].format(reason=error)}"
-
-
-def _chat_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
-    return [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
-
-
-def _candidate_rows(shown: Sequence[Any]) -> list[list[str]]:
-    return [["✓" if row.chosen else "", row.text, _percent(row.likelihood), _number(row.clip, 2), _number(row.fused)] for row in shown]
-
-
-def _table_update(cells: list[list[str]], language: str) -> dict[str, Any]:
-    """A table of candidates under the headings of a language: its cells alone would lose them."""
-    return {"headers": translations(LANGUAGES[language])["columns"], "data": cells}
-
-
 def _empty_table(elem_id: str) -> gr.Dataframe:
-    """A table of candidates, whose columns keep their widths on a phone too."""
+    """An empty candidate table, with fixed column widths that also fit a phone."""
     widths = ["19%", "25%", "25%", "15%", "16%"]
     return gr.Dataframe(
-        _table_update([], "English"), type="array", interactive=False, elem_id=elem_id, elem_classes="candidates", column_widths=widths,
+        table_update([], "English"), type="array", interactive=False, elem_id=elem_id, elem_classes="candidates", column_widths=widths,
         wrap=True, buttons=[],
     )  # fmt: skip
 
 
-def _percent(value: float | None) -> str:
-    """A probability for people."""
-    if value is None:
-        return "–"
-    return "< 0.1 %" if 0 <= value < 0.0005 else f"{value:.1%}".replace("%", " %")
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _confidence_text(answered: Reply, language: str) -> str:
-    """How far an answer can be trusted, where that is known."""
-    if answered.confidence is None:
-        return ""
-    return str(translations(LANGUAGES[language])["confidence"]).format(share=f"{answered.confidence:.0%}")
-
-
 def _image_component() -> gr.Image:
-    """Where a picture is put. Files come as they are: the component itself would meet one that is no picture with an error of its own."""
-    image_component = gr.Image(type="filepath", height=320, sources=["upload", "clipboard"], elem_id="picture")
+    """The image input. It passes files on without decoding them: gradio's own decoding would show an error of its own."""
+    image_component = gr.Image(type="filepath", height=320, sources=["upload", "clipboard"], elem_id="image")
     image_component.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
     return image_component
-
-
-def _gallery(index: ImageIndex, found: Sequence[SearchHit], language: str) -> tuple[list[tuple[Any, str]], str]:
-    """Pictures with their scores, and a sentence where some are no longer there."""
-    shown, num_missing = [], 0
-    for one in found:
-        try:
-            shown.append((index.thumbnail(one, 360), f"{one.score:.3f}  {_shorten(one.path.name if one.path else one.id[:12])}"))
-        except TesseraError:
-            num_missing += 1
-    return shown, f"⚠️ {translations(LANGUAGES[language])['gone'].format(number=num_missing)}" if num_missing else ""
-
-
-def _shorten(name: str) -> str:
-    """A name that fits below a small picture: endings tell files apart."""
-    return name if len(name) <= 12 else f"…{name[-10:]}"

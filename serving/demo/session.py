@@ -1,4 +1,4 @@
-"""What the demo page asks of models: streamed answers, candidates with their scores, captions, labels. Knows nothing of pages."""
+"""A system as the demo page uses it: streamed answers, candidates with their scores, and captions. Independent of gradio."""
 
 import dataclasses
 import math
@@ -14,12 +14,12 @@ from dataset.sample import Message, Task
 from errors import TesseraError
 
 Turn = tuple[str, str]
-"""A question and the answer that it got."""
+"""A question and its answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateRow:
-    """A candidate as it is shown. likelihood: its probability, 0..1; None where a system gives none, or nothing scored it."""
+    """A candidate as the page shows it. likelihood: its probability, 0..1; a score is None if the system does not report it."""
 
     chosen: bool
     text: str
@@ -29,7 +29,15 @@ class CandidateRow:
 
 
 class Session:
-    """One system and what reranks its candidates; questions of several people come after one another."""
+    """One system and its reranker. A lock lets one question run at a time.
+
+    Args:
+        name: name of the system.
+        answerer: the loaded system.
+        reranker: reranks the candidates; None: the first candidate is chosen.
+        decoding: settings of short answers.
+        description_tokens: token limit of captions.
+    """
 
     def __init__(self, name: str, answerer: Answerer, reranker: Reranker | None, decoding: DecodingConfig, description_tokens: int):
         self.name, self.answerer, self.reranker, self.decoding = name, answerer, reranker, decoding
@@ -37,7 +45,7 @@ class Session:
         self._lock = threading.Lock()
 
     def stream(self, image: Path, turns: Sequence[Turn], question: str, task: Task = "vqa") -> Iterator[str]:
-        """The answer as far as it has come, longer each time. Raises TesseraError."""
+        """The answer so far, after each generated piece. Raises TesseraError."""
         decoding = self.description_decoding if task == "caption" else self.decoding
         text = ""
         with self._lock:
@@ -46,7 +54,7 @@ class Session:
                 yield text
 
     def ask(self, image: Path, turns: Sequence[Turn], question: str) -> Reply:
-        """The answer to a short question, with its candidates. Raises TesseraError where there is none."""
+        """The answer to a short question, with its candidates. Raises TesseraError if the system cannot answer."""
         with self._lock:
             (answered,) = reply(self.answerer, self.reranker, [_request(image, turns, question, "vqa")], self.decoding)
         if answered.answer.error:
@@ -55,8 +63,8 @@ class Session:
 
 
 def candidate_rows(answered: Reply) -> list[CandidateRow]:
-    """The candidates of an answer, those with the highest fused score first; the chosen one is marked."""
-    shown = [
+    """The candidates of an answer, sorted by fused score; the chosen one is marked."""
+    rows = [
         CandidateRow(
             candidate["text"].strip() == answered.chosen,
             candidate["text"],
@@ -66,11 +74,11 @@ def candidate_rows(answered: Reply) -> list[CandidateRow]:
         )
         for candidate in answered.candidates()
     ]
-    return sorted(shown, key=lambda row: -(row.fused if row.fused is not None else 0.0))
+    return sorted(rows, key=lambda row: -(row.fused if row.fused is not None else 0.0))
 
 
 def _request(image: Path, turns: Sequence[Turn], question: str, task: Task) -> Request:
-    """A question behind the turns before it; the picture stands in front of the first."""
+    """The request for a question after earlier turns; the image is in the first turn."""
     first_request = question_request("demo", turns[0][0] if turns else question, [image], task)
     later_messages = [question_request("demo", text, [], task).messages[-1] for text, _ in turns[1:]]
     if not turns:

@@ -1,4 +1,4 @@
-"""Connections on which no request begins are closed: the server itself waits for the end of a head for ever."""
+"""A timeout for request headers: uvicorn itself waits forever for headers that never end."""
 
 import asyncio
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 HEADER_TIMEOUT_SECONDS = 10.0
-"""Longest time for the head of a request, from the connection's or the head's first byte on."""
+"""Longest time for the headers of a request, counted from the opened connection or from the first byte of the headers."""
 
 
 class HeaderTimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """The server's own protocol, with a deadline for heads; what comes behind a head has the request's own."""
+    """uvicorn's protocol with a timeout for headers. The body has the deadline of the request itself."""
 
     timeout_handle: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Wait for the first head."""
+        """Start the timer for the first request."""
         super().connection_made(transport)
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Wait on where these bytes did not end a head."""
+        """Stop the timer once the headers are complete."""
         super().data_received(data)
         if self._response_in_progress():
             self._cancel_timer()
@@ -28,7 +28,7 @@ class HeaderTimeoutProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
+        """Stop the timer."""
         self._cancel_timer()
         super().connection_lost(exc)
 

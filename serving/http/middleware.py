@@ -1,7 +1,6 @@
-"""What every request passes: an id, the token, limits on size, number and time, and clients that hang up.
+"""ASGI middleware: request id, bearer token, limits on size, number and time, and cancellation when the client disconnects.
 
-An ASGI application around the service's own. A client that hangs up cancels the handling of its request. What a handler enters into
-`request.state.closing` is left when the request is over, however it ends.
+Context managers that a handler enters into `request.state.exit_stack` are closed when the request ends, however it ends.
 """
 
 import asyncio
@@ -22,21 +21,30 @@ from serving.service import Service
 log = logging.getLogger("tessera.serve")
 
 PUBLIC_PATHS = frozenset({"/health"})
-"""What needs no token."""
+"""Paths that need no token."""
 
 CLIENT_CLOSED_REQUEST = 499
-"""Status in log and metrics of a request whose client hung up."""
+"""Status in log and metrics of a request whose client disconnected."""
 
 UTF8_CHARSET = re.compile(rb"^(?!.*charset.*charset).*;\s*charset=\"?utf-8\"?\s*(;|$)")
-"""How a form's type names its character set, where it does."""
+"""A content type whose only charset parameter is UTF-8."""
 
 STREAM_GRACE_SECONDS = 5.0
-"""Seconds after its deadline in which a streamed response must be read."""
+"""Seconds after the deadline within which the client must have read a streamed response."""
 
 
 @dataclass
 class _RequestState:
-    """One request. deadline: in the loop's time; status: of the response, once it has begun."""
+    """State of one request.
+
+    Args:
+        request_id: id in log and responses.
+        deadline: on the event loop's clock.
+        start_time: on `time.monotonic`'s clock.
+        status: status of the response, once it has begun.
+        complete: whether the whole response was sent.
+        disconnected: whether the client disconnected before that.
+    """
 
     request_id: str
     deadline: float
@@ -47,7 +55,7 @@ class _RequestState:
 
 
 class RequestMiddleware:
-    """Lets requests in to `app`."""
+    """Checks each request and passes it on to `app`."""
 
     def __init__(self, app: ASGIApp, service: Service):
         self.app, self.service, self.settings = app, service, service.settings
@@ -93,15 +101,15 @@ class RequestMiddleware:
             await refuse(error)
 
     def _check_headers(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        """Raises ServiceError for what can be refused before anything is read."""
+        """Raises ServiceError for a request that can be refused before its body is read."""
         if self.token is not None and scope["path"] not in PUBLIC_PATHS:
             given = _digest(headers.get(b"authorization", b""))
             if not hmac.compare_digest(given, self.token):
-                raise ServiceError(401, "a valid bearer token is needed", "token", headers={"WWW-Authenticate": "Bearer"})
+                raise ServiceError(401, "a valid bearer token is required", "token", headers={"WWW-Authenticate": "Bearer"})
         kind = headers.get(b"content-type", b"").lower()
         if kind.startswith(b"multipart/") and b"charset" in kind and not UTF8_CHARSET.search(kind):
             # Some of Python's other codecs take minutes for a megabyte.
-            raise ServiceError(415, "a form is expected in UTF-8", "charset")
+            raise ServiceError(415, "a form must be encoded in UTF-8", "charset")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.settings.max_bytes:
             raise self._too_large()
@@ -109,7 +117,7 @@ class RequestMiddleware:
             raise ServiceError(429, "too many requests are waiting", "queue_full", retry_after=self.service.batcher.retry_after)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, request_state: _RequestState, timeout: asyncio.Timeout) -> None:
-        """Run the app, with somebody listening for the client to hang up."""
+        """Run the app, and cancel it when the client disconnects."""
         message_queue: asyncio.Queue[Message | ServiceError] = asyncio.Queue(1)
 
         async def receive_queued() -> Message:
@@ -120,7 +128,7 @@ class RequestMiddleware:
 
         async def send_response(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # From here on the stream itself keeps the deadline; this ends the one that nobody reads.
+                # From here on the stream itself observes the deadline; this timeout ends a stream that the client does not read.
                 timeout.reschedule(request_state.deadline + STREAM_GRACE_SECONDS)
             await send(message)
 
@@ -156,26 +164,26 @@ class RequestMiddleware:
         try:
             await self.app(scope, receive, send)
         except Exception as error:
-            # What the app has said to the client and to the log is done with; anything else goes up to the server.
+            # An error that was answered and logged ends here; any other is raised to the server.
             if scope["state"].get("failure") is not error:
                 raise
             log.debug("request %s ended with %s", request_state.request_id, type(error).__name__)
 
     async def _drain(self, receive: Receive, request_state: _RequestState) -> None:
-        """Read on for a while, since a client that is still sending does not see an answer."""
+        """Read more of the body, up to a limit: a client that is still sending does not read the response."""
         remaining_bytes = 4 * self.settings.max_bytes
         try:
             async with asyncio.timeout_at(request_state.deadline):
                 while remaining_bytes > 0 and (message := await receive()).get("more_body"):
                     remaining_bytes -= len(message.get("body", b""))
         except TimeoutError:
-            log.info("request %s: its body did not end", request_state.request_id)
+            log.info("request %s: the body did not end before the deadline", request_state.request_id)
 
     def _too_large(self) -> ServiceError:
         return ServiceError(413, f"the request is larger than {self.settings.max_bytes:,} bytes", "too_large")
 
     def _record(self, scope: Scope, request_state: _RequestState) -> None:
-        """Into log and metrics; the path is that of the route, so that clients cannot make up names."""
+        """Record a request in log and metrics, under the path of its route, so that clients cannot add metric labels."""
         route = scope.get("route")
         path = getattr(route, "path", None) or "other"
         status = CLIENT_CLOSED_REQUEST if request_state.disconnected else request_state.status or 500
@@ -187,16 +195,16 @@ class RequestMiddleware:
 
 
 def _has_body(scope: Scope) -> bool:
-    """What is counted: requests that are read and may wait, not those that only look."""
+    """Whether a request counts as in progress: all but GET and HEAD."""
     return scope["method"] not in ("GET", "HEAD")
 
 
 def _request_id(headers: dict[bytes, bytes]) -> str:
-    """The client's own where it is plain, else a new one."""
+    """The id that the client sent if it is well-formed, else a new one."""
     given = headers.get(b"x-request-id", b"").decode("latin-1")
     return given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid.uuid4().hex
 
 
 def _digest(value: bytes) -> bytes:
-    """Of equal length for values of any, so that comparing tells nothing."""
+    """SHA-256: of equal length for all values, so that the time of a comparison does not reveal the token's length."""
     return hashlib.sha256(value).digest()

@@ -1,4 +1,4 @@
-"""From what a client sends to a decoded picture, within limits."""
+"""Decodes images that clients send, with limits on type, pixels and memory."""
 
 import asyncio
 import base64
@@ -13,17 +13,17 @@ from dataset.loading.image_io import ImageError, open_image
 from serving.http.error_responses import ServiceError
 
 SUPPORTED_FORMATS = "JPEG, PNG, WebP, GIF or BMP"
-"""What is taken for a picture, in words."""
+"""Accepted image formats, for messages."""
 
 NUM_DECODER_THREADS = 4
-"""Pictures decoded at the same time."""
+"""Number of images decoded at the same time."""
 
 MAX_SCANS = 64
-"""Most scans of a JPEG: encoders write about ten, and each of thousands in a few kilobytes costs a pass over the whole picture."""
+"""Largest number of scans of a JPEG. Encoders write about ten; a small file may have thousands, and each costs a pass over all pixels."""
 
 
 def has_image_type(data: bytes) -> bool:
-    """Whether bytes begin as a picture of one of the types does, whatever they are called."""
+    """Whether the first bytes are those of an accepted image format."""
     webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
     return webp or data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM"))
 
@@ -36,12 +36,14 @@ def decode_data_url(url: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ServiceError(422, "image_url: what stands behind base64, is not base64", "image_address") from error
+        raise ServiceError(422, "image_url: the data after 'base64,' is not valid base64", "image_address") from error
 
 
 def decode_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Decode to upright RGB. Raises ServiceError: 413 over the pixel limit, which is checked before anything is decoded;
-    415 for another type; 422 where it is damaged."""
+    """Decode to RGB, rotated upright.
+
+    Raises ServiceError: 413 over the pixel limit, which is checked before decoding; 415 for another format; 422 for a damaged image.
+    """
     _count_pixels(data, max_pixels)
     try:
         return open_image(data, max_pixels)
@@ -50,61 +52,61 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _count_pixels(data: bytes, max_pixels: int) -> int:
-    """Pixels of a picture, from its head alone. Raises ServiceError as `read` does."""
+    """Pixels of an image, from its header alone. Raises ServiceError as `decode_image` does."""
     if not has_image_type(data):
-        raise ServiceError(415, f"a picture is expected: {SUPPORTED_FORMATS}", "image_type")
-    # In what is coded these two bytes never follow each other, so that a scan cannot hide.
+        raise ServiceError(415, f"expected an image: {SUPPORTED_FORMATS}", "image_type")
+    # In entropy-coded data these two bytes never follow each other, so every match is the marker of a scan.
     if data.startswith(b"\xff\xd8") and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
-        raise ServiceError(422, f"the picture has {scans:,} scans, at most {MAX_SCANS} are read", "image_damaged")
+        raise ServiceError(422, f"the image has {scans:,} scans, at most {MAX_SCANS} are allowed", "image_damaged")
     width, height = _image_size(data)
     if width * height > max_pixels:
-        message = f"the picture has {width} x {height} pixels, at most {max_pixels:,} are allowed"
+        message = f"the image has {width} x {height} pixels, at most {max_pixels:,} are allowed"
         raise ServiceError(413, message, "image_too_large")
     return width * height
 
 
 def _image_size(data: bytes) -> tuple[int, int]:
-    """Width and height by a picture's head. Raises ServiceError 422."""
+    """Width and height from the header of an image. Raises ServiceError 422."""
     try:
-        # With no pixel allowed, it ends behind the head and says the size.
+        # With a limit of 0 pixels it fails after the header, with the size in the error.
         open_image(data, 0)
     except ImageError as error:
         if min(error.size) > 0:
             return error.size
-        raise ServiceError(422, f"the picture is damaged: {error}", "image_damaged") from error
-    raise ServiceError(422, "the picture is damaged: it has no pixels", "image_damaged")
+        raise ServiceError(422, f"the image is damaged: {error}", "image_damaged") from error
+    raise ServiceError(422, "the image is damaged: it has no pixels", "image_damaged")
 
 
 class ImageDecoder:
-    """Decodes in threads, and lets in only so many pixels at once: what does not fit waits until others are answered.
+    """Decodes images in threads, with a limit on the pixels in memory: a request that does not fit waits until others end.
 
-    max_pixels: of one picture; room: pixels that may be in memory together, at least one picture's.
+    max_pixels: of one image; max_total_pixels: of all images in memory, at least `max_pixels`.
     """
 
     def __init__(self, max_pixels: int, max_total_pixels: int):
         self.max_pixels = max_pixels
         self.max_total_pixels = self.free_pixels = max(max_total_pixels, max_pixels)
-        self._threads = ThreadPoolExecutor(NUM_DECODER_THREADS, "pictures")
+        self._threads = ThreadPoolExecutor(NUM_DECODER_THREADS, "images")
         self._pixels_released = asyncio.Condition()
         self._release_tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def decoded(self, images: list[bytes]) -> AsyncIterator[list[Image.Image]]:
-        """The pictures of one request, which stand in memory while the context is open. Raises ServiceError as `read`."""
+        """The images of one request, which count as in memory while the context is open. Raises ServiceError as `decode_image` does."""
         loop = asyncio.get_running_loop()
         pixels = sum([await loop.run_in_executor(self._threads, _count_pixels, data, self.max_pixels) for data in images])
         if pixels > self.max_total_pixels:
-            message = f"the pictures of one request have {pixels:,} pixels together, at most {self.max_total_pixels:,} are allowed"
+            message = f"the images of one request have {pixels:,} pixels in total, at most {self.max_total_pixels:,} are allowed"
             raise ServiceError(413, message, "image_too_large")
         async with self._pixels_released:
             await self._pixels_released.wait_for(lambda: pixels <= self.free_pixels)
             self.free_pixels -= pixels
         decode_futures = [self._threads.submit(decode_image, data, self.max_pixels) for data in images]
         try:
-            yield [await asyncio.wrap_future(one) for one in decode_futures]
+            yield [await asyncio.wrap_future(future) for future in decode_futures]
         finally:
-            # A decoder cannot be stopped: where the client has left, its pixels stand in memory until it is done.
-            unfinished = [one for one in decode_futures if not one.cancel() and not one.done()]
+            # A running decoder cannot be stopped: if the client disconnects, its pixels are in memory until it is done.
+            unfinished = [future for future in decode_futures if not future.cancel() and not future.done()]
             release_task = asyncio.create_task(self._release(pixels, unfinished))
             self._release_tasks.add(release_task)
             release_task.add_done_callback(self._release_tasks.discard)

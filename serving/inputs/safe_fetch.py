@@ -1,7 +1,7 @@
-"""Pictures from an address that a client names: only from hosts that were configured, and never from a private network.
+"""Fetches images from URLs that clients send: only from configured hosts, and never from a private network (SSRF protection).
 
-The address that a name stands for is checked and then used itself, so that it cannot become another one in between. Each
-redirect is checked like the first address.
+A host name is resolved once; the connection goes to the very IP address that was checked, so that a second DNS answer cannot
+replace it. Each redirect is checked like the first URL.
 """
 
 import ipaddress
@@ -20,27 +20,30 @@ from urllib3.util.ssl_match_hostname import CertificateError
 from serving.http.error_responses import ServiceError
 
 MAX_REDIRECTS = 3
+"""Largest number of redirects that are followed."""
 _CHUNK = 2**16
+"""Bytes read at once."""
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
-"""What of IPv6 is given out to the open internet; outside it are forms that carry an address of IPv4, and the sites' own."""
+"""The public IPv6 range. Outside it are addresses that embed an IPv4 address, and site-local ones."""
 _IETF_PROTOCOL_ASSIGNMENTS = ipaddress.ip_network("192.0.0.0/24")
+"""IPv4 addresses reserved for protocols (RFC 6890)."""
 _URL_SAFE_CHARS = "/%:@!$&'()*+,;=~?"
-"""What stands in a path or a query as it is."""
+"""Characters of a path or query that are not percent-encoded."""
 
 
 def is_public(address: str) -> bool:
-    """True for an address of the open internet: not of this machine, not private, not link-local, no multicast, and none of IPv6
-    that leads to one of IPv4 (6to4, NAT64, compatible), whatever that is."""
-    found = ipaddress.ip_address(address)
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is None:
-            return found.is_global and found in _GLOBAL_UNICAST and found.sixtofour is None and found.teredo is None
-        found = found.ipv4_mapped
-    return found.is_global and not found.is_multicast and found not in _IETF_PROTOCOL_ASSIGNMENTS
+    """Whether an IP address is on the public internet: not loopback, private, link-local or multicast, and not an IPv6 address
+    that embeds an IPv4 address (6to4, NAT64, Teredo, IPv4-compatible)."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is None:
+            return ip.is_global and ip in _GLOBAL_UNICAST and ip.sixtofour is None and ip.teredo is None
+        ip = ip.ipv4_mapped
+    return ip.is_global and not ip.is_multicast and ip not in _IETF_PROTOCOL_ASSIGNMENTS
 
 
 def resolve(host: str, port: int) -> list[str]:
-    """The addresses of a host."""
+    """The IP addresses of a host."""
     return list(dict.fromkeys(str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
 
 
@@ -53,10 +56,19 @@ def fetch(
     is_allowed: Callable[[str], bool] = is_public,
     resolve_host: Callable[[str, int], list[str]] = resolve,
 ) -> bytes:
-    """The bytes at an http(s) address on one of `hosts`.
+    """The bytes at a URL.
 
-    Raises ServiceError: 403 where it may not be fetched, 413 where it is larger than `max_bytes`, 422 where it cannot be had
-    in time. allowed: whether an IP address may be spoken to; addresses: those of a host.
+    Args:
+        address: http(s) URL.
+        hosts: names of the allowed hosts.
+        max_bytes: largest body.
+        seconds: timeout of the whole fetch, redirects included.
+        is_allowed: whether the service may connect to an IP address.
+        resolve_host: IP addresses of a host name and port.
+
+    Raises:
+        ServiceError: 403 if the URL may not be fetched, 413 if the body is larger than `max_bytes`, 422 if the URL is invalid
+            or the fetch fails or times out.
     """
     deadline = time.monotonic() + seconds
     for _ in range(MAX_REDIRECTS + 1):
@@ -64,12 +76,12 @@ def fetch(
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         host = parts.hostname or ""
         try:
-            found = resolve_host(host, port)
+            ips = resolve_host(host, port)
         except OSError as error:
-            raise _fetch_error(host, "its name cannot be resolved") from error
-        if not found or not all(map(is_allowed, found)):
-            raise ServiceError(403, f"image_url: {host} is not on the open internet", "image_address")
-        answer = _get(parts, host, found[0], port, max_bytes, deadline)
+            raise _fetch_error(host, "the host name cannot be resolved") from error
+        if not ips or not all(map(is_allowed, ips)):
+            raise ServiceError(403, f"image_url: {host} is not on the public internet", "image_address")
+        answer = _get(parts, host, ips[0], port, max_bytes, deadline)
         if isinstance(answer, bytes):
             return answer
         address = _redirect_url(address, answer)
@@ -81,11 +93,11 @@ def _parse_url(address: str, hosts: tuple[str, ...]) -> SplitResult:
         parts = urlsplit(address)
         host_and_port = parts.hostname, parts.port
     except ValueError as error:
-        raise ServiceError(422, "image_url: not an address", "image_address") from error
+        raise ServiceError(422, "image_url: not a valid URL", "image_address") from error
     if parts.scheme not in ("http", "https") or parts.username is not None or not host_and_port[0]:
-        raise ServiceError(422, "image_url: expected http(s)://host/..., without a user", "image_address")
+        raise ServiceError(422, "image_url: expected http(s)://host/..., without a user name", "image_address")
     if host_and_port[0] not in {host.lower() for host in hosts}:
-        raise ServiceError(403, "image_url: pictures are not fetched from this host; send the picture as a data URL", "image_address")
+        raise ServiceError(403, "image_url: images are not fetched from this host; send the image as a data URL", "image_address")
     return parts
 
 
@@ -93,11 +105,23 @@ def _redirect_url(address: str, redirect: str) -> str:
     try:
         return urljoin(address, redirect)
     except ValueError as error:
-        raise ServiceError(422, "image_url: it leads to what is not an address", "image_address") from error
+        raise ServiceError(422, "image_url: it redirects to an invalid URL", "image_address") from error
 
 
 def _get(parts: SplitResult, host: str, ip: str, port: int, max_bytes: int, deadline: float) -> bytes | str:
-    """The body, or where a redirect leads."""
+    """One GET request.
+
+    Args:
+        parts: the parsed URL.
+        host: host name for the Host header and the certificate.
+        ip: checked IP address to connect to.
+        port: port to connect to.
+        max_bytes: largest body.
+        deadline: on `time.monotonic`'s clock.
+
+    Returns:
+        The body as bytes, or the target of a redirect as a string.
+    """
     path = quote(parts.path or "/", safe=_URL_SAFE_CHARS) + (f"?{quote(parts.query, safe=_URL_SAFE_CHARS)}" if parts.query else "")
     remaining_seconds = max(0.1, deadline - time.monotonic())
     name = f"[{host}]" if ":" in host else host
@@ -116,24 +140,24 @@ def _get(parts: SplitResult, host: str, ip: str, port: int, max_bytes: int, dead
             if location := response.get_redirect_location():
                 return str(location)
             if response.status != 200:
-                raise _fetch_error(host, f"it answers {response.status}")
+                raise _fetch_error(host, f"the server answers {response.status}")
             data = bytearray()
             while chunk := response.read1(_CHUNK):
                 data += chunk
                 if len(data) > max_bytes:
                     raise ServiceError(413, f"image_url: larger than {max_bytes:,} bytes", "too_large")
             if time.monotonic() >= deadline:
-                raise _fetch_error(host, "not finished in time")
+                raise _fetch_error(host, "timed out")
             return bytes(data)
     except (HTTPError, HTTPException, CertificateError, OSError) as error:
-        raise _fetch_error(host, "it cannot be reached, or not in time") from error
+        raise _fetch_error(host, "it cannot be reached, or timed out") from error
 
 
 @contextmanager
 def _hard_timeout(seconds: float, connection: HTTPConnection) -> Iterator[list[socket.socket | None]]:
-    """Ends the connection after so many seconds, in whatever state it is: a socket's own timeout begins anew with every byte.
+    """Closes the connection after `seconds`, whatever its state: a socket's own timeout restarts with every byte.
 
-    Yields where to put its socket, which the connection hands on to its response.
+    Yields a list to append the connection's socket to, since the connection hands it on to the response.
     """
     finished, sockets = threading.Event(), list[socket.socket | None]()
 
@@ -141,10 +165,10 @@ def _hard_timeout(seconds: float, connection: HTTPConnection) -> Iterator[list[s
         remaining_seconds = seconds
         while not finished.wait(remaining_seconds):
             remaining_seconds = 0.1
-            for found in filter(None, (connection.sock, *sockets)):
+            for open_socket in filter(None, (connection.sock, *sockets)):
                 with suppress(OSError):
-                    # Not TLS's own, which would take the socket from the hands of who reads it.
-                    socket.socket.shutdown(found, socket.SHUT_RDWR)
+                    # Not the shutdown of the TLS socket, which would detach it while another thread reads from it.
+                    socket.socket.shutdown(open_socket, socket.SHUT_RDWR)
 
     threading.Thread(target=watch, name="deadline", daemon=True).start()
     try:

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and GET /v1/models: what OpenAI's clients speak, whole or as a stream of events."""
+"""POST /v1/chat/completions and GET /v1/models: OpenAI's API, with complete or streamed (server-sent events) answers."""
 
 import asyncio
 import dataclasses
@@ -25,11 +25,23 @@ from serving.routes.chat_schema import ChatMessage, ChatRequest, ChatResponse, I
 from serving.service import Service
 
 SERVER_START_TIME = int(time.time())
+"""Creation time of the model in GET /v1/models, in seconds since the epoch."""
 
 
 @dataclass
 class Completion:
-    """One completion while it grows. usage: whether a stream ends with the number of tokens."""
+    """One completion in progress.
+
+    Args:
+        model: model name in the response.
+        n: number of answers.
+        logprobs: whether log-probabilities are returned.
+        usage: whether a stream ends with the token counts.
+        id: id of the completion.
+        created: time in seconds since the epoch.
+        prompt_tokens: length of the prompt; None if the system does not report it.
+        tokens: number of generated tokens so far.
+    """
 
     model: str
     n: int
@@ -41,18 +53,18 @@ class Completion:
     tokens: int = 0
 
     def common_fields(self, kind: str) -> dict[str, Any]:
-        """What every answer and every chunk says."""
+        """The fields of every response and every chunk."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
     def usage_counts(self) -> dict[str, int] | None:
-        """Tokens of prompt and answers; None where the system does not tell."""
+        """Token counts of prompt and answers; None if the system does not report them."""
         if self.prompt_tokens is None:
             return None
         total = self.prompt_tokens + self.tokens
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.tokens, "total_tokens": total}
 
     def to_response(self, events: list[GenerationStarted | TextPiece]) -> dict[str, Any]:
-        """The completion as one answer."""
+        """The completion as one response."""
         pieces = list(self.count_tokens(events))
         return {
             **self.common_fields("chat.completion"),
@@ -61,7 +73,7 @@ class Completion:
         }
 
     def count_tokens(self, events: list[GenerationStarted | TextPiece]) -> Iterator[TextPiece]:
-        """The pieces, each for the sample that it belongs to; tokens are counted."""
+        """The text pieces of the events, counted as tokens."""
         for event in events:
             if isinstance(event, GenerationStarted):
                 self.prompt_tokens = event.prompt_tokens
@@ -70,17 +82,17 @@ class Completion:
                 yield event
 
     def chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> str:
-        """An event of the stream."""
+        """One chunk as a server-sent event."""
         chunk = {**self.common_fields("chat.completion.chunk"), "choices": choices}
         return _event({**chunk, "usage": usage} if self.usage else chunk)
 
     def first_chunk(self) -> str:
-        """The first chunk: who speaks."""
+        """The first chunk: the role of each answer."""
         delta = {"role": "assistant", "content": ""}
         return self.chunk([{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(self.n)])
 
     def piece_chunks(self, piece: TextPiece) -> Iterator[str]:
-        """A piece as events."""
+        """The chunks of a text piece."""
         if piece.text or (self.logprobs and piece.token is not None):
             logprobs = {"content": _logprobs([piece])} if self.logprobs else None
             delta = {"content": piece.text}
@@ -89,20 +101,20 @@ class Completion:
             yield self.chunk([{"index": piece.sample, "delta": {}, "logprobs": None, "finish_reason": piece.end}])
 
     def _choice(self, sample: int, pieces: list[TextPiece]) -> dict[str, Any]:
-        own = [piece for piece in pieces if piece.sample == sample]
+        sample_pieces = [piece for piece in pieces if piece.sample == sample]
         return {
             "index": sample,
-            "message": {"role": "assistant", "content": "".join(piece.text for piece in own)},
-            "logprobs": {"content": _logprobs(own)} if self.logprobs else None,
-            "finish_reason": next((piece.end for piece in own if piece.end), None),
+            "message": {"role": "assistant", "content": "".join(piece.text for piece in sample_pieces)},
+            "logprobs": {"content": _logprobs(sample_pieces)} if self.logprobs else None,
+            "finish_reason": next((piece.end for piece in sample_pieces if piece.end), None),
         }
 
 
 def router(service: Service) -> APIRouter:
-    """The routes that OpenAI's clients use."""
+    """The routes of OpenAI's API."""
     routes = APIRouter(prefix="/v1", tags=["chat"])
 
-    @routes.get("/models", summary="What can be asked", response_model=ModelList)
+    @routes.get("/models", summary="Names of the models", response_model=ModelList)
     async def models() -> Any:
         service.ready()
         return {
@@ -110,13 +122,13 @@ def router(service: Service) -> APIRouter:
             "data": [{"id": service.plan.name, "object": "model", "created": SERVER_START_TIME, "owned_by": "tessera"}],
         }
 
-    @routes.post("/chat/completions", summary="Continue a conversation about pictures", response_model=ChatResponse)
+    @routes.post("/chat/completions", summary="Continue a conversation about images", response_model=ChatResponse)
     async def completions(chat_request: ChatRequest, http_request: Request) -> Any:
         engine, decoding = service.ready(), _requested_decoding(service, chat_request)
         if chat_request.model != service.plan.name:
-            raise ServiceError(404, f"model: there is no {chat_request.model!r} here, only {service.plan.name!r}", "model_not_found")
+            raise ServiceError(404, f"model: there is no model {chat_request.model!r}, only {service.plan.name!r}", "model_not_found")
         if chat_request.logprobs and not engine.streams_tokens:
-            raise ServiceError(422, "logprobs: this system does not tell them", "logprobs")
+            raise ServiceError(422, "logprobs: this system does not report them", "logprobs")
         completion = Completion(
             chat_request.model,
             chat_request.n or 1,
@@ -127,14 +139,14 @@ def router(service: Service) -> APIRouter:
             [_role_and_text(service, turn) for turn in chat_request.messages],
             [_image_urls_of(turn) for turn in chat_request.messages],
         )
-        if (number := sum(map(len, image_urls))) > service.settings.max_images:
-            raise ServiceError(422, f"messages: at most {service.settings.max_images} pictures, found {number}", "pictures")
+        if (num_images := sum(map(len, image_urls))) > service.settings.max_images:
+            raise ServiceError(422, f"messages: at most {service.settings.max_images} images, found {num_images}", "images")
         image_bytes = [[await _load_image_bytes(service, url) for url in group] for group in image_urls]
-        data = [one for group in image_bytes for one in group]
+        data = [image for group in image_bytes for image in group]
         repeatable = decoding.strategy == "greedy" or chat_request.seed is not None
-        seen = [[hashlib.sha256(one).hexdigest() for one in group] for group in image_bytes]
-        # A digest, since a conversation may be long, and what is kept is bounded.
-        key = hashlib.sha256(repr((turns, seen, decoding, chat_request.seed)).encode()).digest()
+        image_hashes = [[hashlib.sha256(image).hexdigest() for image in group] for group in image_bytes]
+        # A digest, since a conversation may be long and the size of the cache is bounded.
+        key = hashlib.sha256(repr((turns, image_hashes, decoding, chat_request.seed)).encode()).digest()
         cached = service.cache.get(key) if repeatable else None
         if cached is None:
             exit_stack = http_request.state.exit_stack
@@ -146,7 +158,7 @@ def router(service: Service) -> APIRouter:
             events = _replay(cached)
         if not chat_request.stream:
             return JSONResponse(completion.to_response(_repeat_for_samples([event async for event in events], decoding, completion.n)))
-        # What cannot be answered is found out before the first event, so that it still gets a status of its own.
+        # A request that cannot be answered fails before its first event, so that the response still gets an error status.
         first = await anext(events)
         event_stream = _stream(completion, _prepend(first, events), decoding, http_request.state)
         return StreamingResponse(
@@ -167,7 +179,7 @@ async def _stream(
                     for chunk in completion.piece_chunks(piece):
                         yield chunk
     except TimeoutError:
-        yield _event(error_body(504, "the answer was not finished in time", "deadline", state.request_id))
+        yield _event(error_body(504, "the answer was not finished before the deadline", "deadline", state.request_id))
         return
     except ServiceError as error:
         yield _event(error_body(error.status_code, str(error.detail), error.code, state.request_id))
@@ -180,14 +192,14 @@ async def _stream(
 async def _cache_when_done(
     service: Service, key: object | None, events: AsyncIterator[GenerationStarted | TextPiece]
 ) -> AsyncIterator[GenerationStarted | TextPiece]:
-    """The events; once the last has come they are kept, where there is a key."""
-    seen = []
+    """The events; after the last one they are cached under `key`, if there is one."""
+    seen_events = []
     async for event in events:
-        seen.append(event)
+        seen_events.append(event)
         service.metrics.tokens.inc(isinstance(event, TextPiece) and service.ready().streams_tokens)
         yield event
     if key is not None:
-        service.cache.put(key, seen, sum(200 + len(str(event)) for event in seen))
+        service.cache.put(key, seen_events, sum(200 + len(str(event)) for event in seen_events))
 
 
 async def _replay(events: list[GenerationStarted | TextPiece]) -> AsyncIterator[GenerationStarted | TextPiece]:
@@ -204,7 +216,7 @@ async def _prepend(
 
 
 def _repeat_for_samples(events: list[GenerationStarted | TextPiece], decoding: Decoding, n: int) -> list[GenerationStarted | TextPiece]:
-    """Without a temperature all n answers are the same one."""
+    """Greedy decoding generates one answer: its events are repeated for all n answers."""
     copies = n if decoding.strategy == "greedy" else 1
     return [
         event if isinstance(event, GenerationStarted) else dataclasses.replace(event, sample=event.sample + copy)
@@ -214,7 +226,7 @@ def _repeat_for_samples(events: list[GenerationStarted | TextPiece], decoding: D
 
 
 def _requested_decoding(service: Service, chat_request: ChatRequest) -> Decoding:
-    """Raises ServiceError 422 for what is over the service's limits."""
+    """The decoding of a request. Raises ServiceError 422 if a parameter exceeds the service's limits."""
     settings, n = service.settings, chat_request.n or 1
     max_new_tokens_limit = (
         chat_request.max_completion_tokens or chat_request.max_tokens or min(settings.default_max_new_tokens, settings.max_new_tokens)
@@ -229,7 +241,7 @@ def _requested_decoding(service: Service, chat_request: ChatRequest) -> Decoding
 
 
 def _role_and_text(service: Service, turn: ChatMessage) -> tuple[str, str]:
-    """Role and text of a turn. Raises ServiceError 422 when it is too long."""
+    """Role and text of a turn. Raises ServiceError 422 if the text is too long."""
     parts = turn.content if isinstance(turn.content, list) else []
     text = "\n".join(part.text for part in parts if not isinstance(part, ImagePart)) if parts else str(turn.content or "")
     if len(text) > service.settings.max_question_chars:
@@ -240,34 +252,34 @@ def _role_and_text(service: Service, turn: ChatMessage) -> tuple[str, str]:
 
 
 def _image_urls_of(turn: ChatMessage) -> list[str]:
-    """Addresses of a turn's pictures. Raises ServiceError 422 when it is not the user's."""
+    """URLs of the images of a turn. Raises ServiceError 422 if another turn than the user's has images."""
     image_urls = [part.image_url.url for part in turn.content if isinstance(part, ImagePart)] if isinstance(turn.content, list) else []
     if image_urls and turn.role != "user":
-        raise ServiceError(422, f"messages: a picture stands in a turn of the {turn.role}; only the user's may have some", "pictures")
+        raise ServiceError(422, f"messages: a turn of the {turn.role} has an image; only turns of the user may have images", "images")
     return image_urls
 
 
 async def _load_image_bytes(service: Service, url: str) -> bytes:
-    """What a picture's address stands for. A path is none."""
+    """The bytes of an image given as a data URL or, on an allowed host, as an http(s) URL. Raises ServiceError."""
     settings = service.settings
     if url[:5].lower() == "data:":
         return image_decoder.decode_data_url(url)
     if url.lower().startswith(("http://", "https://")) and settings.remote_hosts:
         return await asyncio.to_thread(fetch, url, settings.remote_hosts, settings.max_bytes, settings.remote_seconds)
-    raise ServiceError(422, "image_url: expected data:image/...;base64,...; addresses are not fetched", "image_address")
+    raise ServiceError(422, "image_url: expected data:image/...;base64,...; other URLs are not fetched", "image_address")
 
 
 def _build_request(turns: list[tuple[str, str]], images: list[list[Any]], seed: int | None) -> ModelRequest:
-    """The conversation as the model's request. With a seed the same conversation gets the same samples."""
-    identity = uuid.uuid4().hex if seed is None else f"seed {seed}"
-    last = question_request(identity, turns[-1][1], images[-1], "conversation")
-    before = []
-    for (role, text), own in zip(turns[:-1], images[:-1], strict=True):
-        content = question_request(identity, text, own).messages[-1].content
-        before.append(Message(role, content if role == "user" else text.replace(IMAGE_PLACEHOLDER, " ")))  # type: ignore[arg-type]
+    """The conversation as a request of the model. With a seed the same conversation gets the same samples."""
+    request_id = uuid.uuid4().hex if seed is None else f"seed {seed}"
+    last = question_request(request_id, turns[-1][1], images[-1], "conversation")
+    earlier = []
+    for (role, text), turn_images in zip(turns[:-1], images[:-1], strict=True):
+        content = question_request(request_id, text, turn_images).messages[-1].content
+        earlier.append(Message(role, content if role == "user" else text.replace(IMAGE_PLACEHOLDER, " ")))  # type: ignore[arg-type]
     all_images = tuple(image for group in images for image in group)
     final = Message(turns[-1][0], last.messages[-1].content)  # type: ignore[arg-type]
-    return dataclasses.replace(last, images=all_images, messages=(*before, final))
+    return dataclasses.replace(last, images=all_images, messages=(*earlier, final))
 
 
 def _logprobs(pieces: list[TextPiece]) -> list[dict[str, Any]]:
@@ -275,7 +287,7 @@ def _logprobs(pieces: list[TextPiece]) -> list[dict[str, Any]]:
         {
             "token": piece.token,
             "logprob": piece.log_prob,
-            # A token may be a part of a character.
+            # A token may be part of a multi-byte character.
             "bytes": None if "\ufffd" in piece.token else list(piece.token.encode()),
             "top_logprobs": [],
         }

@@ -1,5 +1,4 @@
-"""Chat completions as OpenAI's API has them: what is read and what is written. What would change an answer and is not
-supported is refused, not ignored."""
+"""Request and response schemas of OpenAI's chat completions API. Unsupported parameters that would change an answer are errors."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,8 +7,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from serving.inputs.text_limits import check_well_formed
 
 MAX_TURNS, MAX_PARTS = 256, 64
-"""Most turns of a conversation, and most parts of a turn: what is larger is refused before anything of it is looked at."""
+"""Largest number of turns of a conversation, and of parts of a turn; larger requests are refused before their images are read."""
+
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+"""An image of one pixel as a data URL, for the example."""
+
 EXAMPLE: dict[str, Any] = {
     "model": "tiny",
     "messages": [
@@ -24,33 +26,33 @@ EXAMPLE: dict[str, Any] = {
     "max_tokens": 16,
     "temperature": 0,
 }
-
-
+"""Example request in the API documentation."""
 Text = Annotated[str, AfterValidator(check_well_formed)]
+"""A text without lone surrogates."""
 
 
 class StrictModel(BaseModel):
-    """Unknown keys are errors."""
+    """Base of request schemas: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class TextPart(StrictModel):
-    """Text of a message."""
+    """A text part of a message."""
 
     type: Literal["text"]
     text: Text
 
 
 class ImageUrl(StrictModel):
-    """Where a picture is: in the request itself, or at an address on a host that the service allows."""
+    """A data URL that holds an image, or the URL of an image on an allowed host."""
 
     url: Annotated[str, Field(description="data:image/...;base64,... or, where the service allows its host, http(s)://...")]
     detail: Literal["auto"] | None = None
 
 
 class ImagePart(StrictModel):
-    """A picture of a message."""
+    """An image part of a message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -60,20 +62,20 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class ChatMessage(StrictModel):
-    """A turn. Pictures may stand in the user's only; the model sees those of a turn in front of its text."""
+    """A turn. Only turns of the user may have images; the model sees them before the text of the turn."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[Part], Field(max_length=MAX_PARTS)]
 
 
 class StreamOptions(StrictModel):
-    """include_usage: a last chunk counts the tokens."""
+    """include_usage: the last chunk has the token counts."""
 
     include_usage: bool = False
 
 
 class ChatRequest(StrictModel):
-    """A conversation to be continued."""
+    """A conversation to continue."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
 
@@ -96,7 +98,7 @@ class ChatRequest(StrictModel):
 
 
 class ChatResponse(BaseModel):
-    """The completion."""
+    """The chat completion."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -124,7 +126,7 @@ class ChatResponse(BaseModel):
 
 
 class ModelList(BaseModel):
-    """The systems that answer."""
+    """The models that clients can name."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -1,4 +1,4 @@
-"""The picture search over HTTP: POST /text2image_search, POST /images, DELETE /images/{id}."""
+"""Image search over HTTP: POST /text2image_search, POST /images, DELETE /images/{id}."""
 
 import base64
 import io
@@ -19,7 +19,7 @@ EXAMPLE_IMAGE_ID = "3f786850e387550fdab836ed7e6dc881de23001b9a2d4f5b8c3e6f7a8b9c
 
 
 class SearchRequest(BaseModel):
-    """What is searched for; as JSON or as a form."""
+    """A search by text; as JSON or as a form."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"text_query": "a red circle", "top_k": 5}]})
 
@@ -28,8 +28,8 @@ class SearchRequest(BaseModel):
 
 
 class SearchResult(BaseModel):
-    """A picture that was found. image: the name of its file, or its id where it came without one; score: the cosine of text and
-    picture; image_base64: a small JPEG, null where its file is gone by now."""
+    """A search result. image: name of its file, or its id if it was uploaded; score: cosine similarity of text and image;
+    image_base64: thumbnail as JPEG, null if the file is missing or damaged."""
 
     id: str
     image: str
@@ -38,7 +38,7 @@ class SearchResult(BaseModel):
 
 
 class SearchResponse(BaseModel):
-    """Pictures that fit a text, best first."""
+    """The images that fit a text best, best first."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -58,7 +58,7 @@ class SearchResponse(BaseModel):
 
 
 class ImageResponse(BaseModel):
-    """A picture of the library. id: SHA-256 of its bytes."""
+    """An image of the index. id: SHA-256 of its bytes."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"status": "success", "id": EXAMPLE_IMAGE_ID}]})
 
@@ -66,37 +66,37 @@ class ImageResponse(BaseModel):
     id: str
 
 
-ImageId = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="Id of a picture: SHA-256 of its bytes", examples=[EXAMPLE_IMAGE_ID])]
+ImageId = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="Id of an image: SHA-256 of its bytes", examples=[EXAMPLE_IMAGE_ID])]
 
 
 def router(service: Service) -> APIRouter:
-    """The routes of the picture search."""
+    """The routes of the image search."""
     routes = APIRouter(tags=["search"])
     schema = {"schema": SearchRequest.model_json_schema()}
     request_body_schema = {
         "requestBody": {"required": True, "content": {"application/json": schema, "application/x-www-form-urlencoded": schema}}
     }
 
-    @routes.post("/text2image_search", summary="Find pictures by a text", response_model=SearchResponse, openapi_extra=request_body_schema)
+    @routes.post("/text2image_search", summary="Search images by text", response_model=SearchResponse, openapi_extra=request_body_schema)
     async def search(http_request: Request) -> Any:
         image_index, search_request = _require_index(service), await _read_search_request(http_request)
         text = clean_text(search_request.text_query, "text_query", service.settings.max_question_chars)
         if search_request.top_k > service.settings.max_results:
             raise ServiceError(422, f"top_k: at most {service.settings.max_results}, found {search_request.top_k}", "top_k")
-        found = await service.run_in_search_thread(_results, image_index, text, search_request.top_k)
-        return {"status": "success", "query": text, "results": found}
+        results = await service.run_in_search_thread(_results, image_index, text, search_request.top_k)
+        return {"status": "success", "query": text, "results": results}
 
-    @routes.post("/images", summary="Add a picture to the library", response_model=ImageResponse, status_code=201)
+    @routes.post("/images", summary="Add an image to the index", response_model=ImageResponse, status_code=201)
     async def add(image: Annotated[UploadFile, File(description="The image: JPEG, PNG, WebP, GIF or BMP")]) -> Any:
         image_index, data = _require_index(service), await image.read()
         async with service.decoder.decoded([data]):
-            # Decoded for its checks alone: what is kept are the bytes.
+            # Decoded only to check it: the index stores the bytes.
             return {"status": "success", "id": await service.run_in_search_thread(image_index.add, data)}
 
-    @routes.delete("/images/{image_id}", summary="Remove a picture from the library", response_model=ImageResponse)
+    @routes.delete("/images/{image_id}", summary="Remove an image from the index", response_model=ImageResponse)
     async def remove(image_id: ImageId) -> Any:
         if not await service.run_in_search_thread(_require_index(service).remove, image_id):
-            raise ServiceError(404, f"there is no picture {image_id} in the library", "image_not_found")
+            raise ServiceError(404, f"the index has no image {image_id}", "image_not_found")
         return {"status": "success", "id": image_id}
 
     return routes
@@ -105,32 +105,32 @@ def router(service: Service) -> APIRouter:
 def _require_index(service: Service) -> ImageIndex:
     service.ready()
     if service.image_index is None:
-        raise ServiceError(404, "this service has no picture search (serve.search)", "no_library")
+        raise ServiceError(404, "this service has no image search (serve.search)", "no_library")
     return service.image_index
 
 
 async def _read_search_request(http_request: Request) -> SearchRequest:
-    """JSON, or the fields of a form. Raises RequestValidationError."""
+    """Parse JSON or the fields of a form. Raises RequestValidationError."""
     form = http_request.headers.get("content-type", "").startswith(("application/x-www-form-urlencoded", "multipart/form-data"))
     fields: Any = dict(await http_request.form()) if form else None
     try:
         return SearchRequest.model_validate(fields) if form else SearchRequest.model_validate_json(await http_request.body())
     except ValidationError as error:
-        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)]) from error
+        raise RequestValidationError([{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors(include_url=False)]) from error
 
 
 def _results(image_index: ImageIndex, text: str, k: int) -> list[dict[str, Any]]:
     return [
-        {"id": one.id, "image": one.path.name if one.path else one.id, "score": one.score, "image_base64": _thumbnail(image_index, one)}
-        for one in image_index.search_by_text(text, k)
+        {"id": hit.id, "image": hit.path.name if hit.path else hit.id, "score": hit.score, "image_base64": _thumbnail(image_index, hit)}
+        for hit in image_index.search_by_text(text, k)
     ]
 
 
-def _thumbnail(image_index: ImageIndex, found: SearchHit) -> str | None:
-    """None where the file was removed or damaged since it was indexed."""
+def _thumbnail(image_index: ImageIndex, hit: SearchHit) -> str | None:
+    """The thumbnail as base64 JPEG; None if the file was removed or damaged since it was indexed."""
     jpeg = io.BytesIO()
     try:
-        image_index.thumbnail(found).save(jpeg, "JPEG", quality=90)
+        image_index.thumbnail(hit).save(jpeg, "JPEG", quality=90)
     except TesseraError:
         return None
     return base64.b64encode(jpeg.getvalue()).decode("ascii")

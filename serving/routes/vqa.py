@@ -1,4 +1,4 @@
-"""POST /vqa: a picture and a question in, the answer and its candidates out."""
+"""POST /vqa: answers a question about an image, with all candidates and their scores."""
 
 import dataclasses
 import hashlib
@@ -25,10 +25,11 @@ EXAMPLE: dict[str, Any] = {
         {"text": "blue", "log_prob": -4.71, "mean_log_prob": -2.35, "raw": "blue", "count": 1, "clip": 19.6, "fused": 0.0},
     ],
 }
+"""Example response in the API documentation."""
 
 
 class VqaCandidate(BaseModel):
-    """A possible answer. log_prob: in nats, over all its tokens; clip and fused: its scores, where candidates were reranked."""
+    """A candidate answer. log_prob: in nats, summed over its tokens; clip and fused: scores, if the candidates were reranked."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -42,8 +43,8 @@ class VqaCandidate(BaseModel):
 
 
 class VqaResponse(BaseModel):
-    """The answer to a question, and what else it might have been, best first. credibility: how likely it is right, 0..1, where an
-    evaluation has taught that for candidates looked for in this way."""
+    """The answer to a question and all candidates, best first. confidence: probability that the answer is right, 0..1, if an
+    evaluation fitted it for this decoding."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]}, extra="allow")
 
@@ -55,28 +56,30 @@ class VqaResponse(BaseModel):
 
 
 def router(service: Service) -> APIRouter:
-    """The route of short-answer questions."""
+    """The route for short-answer questions."""
     routes = APIRouter(tags=["questions"])
 
-    @routes.post("/vqa", summary="Ask about a picture", response_model=VqaResponse)
+    @routes.post("/vqa", summary="Ask about an image", response_model=VqaResponse)
     async def vqa(
         image: Annotated[UploadFile, File(description="The image: JPEG, PNG, WebP, GIF or BMP")],
         question: Annotated[str, Form(description="The question, in English or Chinese", examples=["What color is the circle?"])],
-        k: Annotated[int | None, Form(ge=1, description="Candidates; as configured where none is given", examples=[5])] = None,
-        rerank: Annotated[bool | None, Form(description="Whether CLIP has a say; where it is loaded, yes", examples=[True])] = None,
+        k: Annotated[int | None, Form(ge=1, description="Number of candidates; default: decoding.num_candidates", examples=[5])] = None,
+        rerank: Annotated[
+            bool | None, Form(description="Whether the candidates are reranked; default: yes, if CLIP is loaded", examples=[True])
+        ] = None,
     ) -> Any:
         engine = service.ready()
         text = clean_text(question, "question", service.settings.max_question_chars)
         decoding = _requested_decoding(service, k)
         if rerank and engine.reranker is None:
-            raise ServiceError(422, "rerank: nothing here scores candidates (rerank.clip is null)", "no_reranker")
+            raise ServiceError(422, "rerank: this service has no reranker (rerank.clip is null)", "no_reranker")
         reranked = engine.reranker is not None if rerank is None else rerank
         data = await image.read()
         key = "vqa", hashlib.sha256(data).digest(), text, decoding, reranked
         if (cached := service.cache.get(key)) is not None:
             return JSONResponse(cached, headers={"X-Cache": "hit"})
         async with service.decoder.decoded([data]) as images:
-            # One id for all: what is sampled depends on the seed alone, and an answer can be kept.
+            # The same id for all requests: samples depend on the seed alone, so that an answer can be cached.
             with service.submit(VqaTask(question_request("vqa", text, images), decoding, reranked)) as job:
                 answer = reply_to_json(await job.result())
         service.cache.put(key, answer, len(str((key, answer)).encode()))
@@ -86,19 +89,19 @@ def router(service: Service) -> APIRouter:
 
 
 def reply_to_json(reply: Reply) -> dict[str, Any]:
-    """A reply as JSON."""
+    """A reply as the JSON of `VqaResponse`."""
     confidence = {} if reply.confidence is None else {"confidence": reply.confidence}
     return {"status": "success", "question": reply.question, "answer": reply.chosen, **confidence, "candidates": reply.candidates()}
 
 
 def _requested_decoding(service: Service, k: int | None) -> Decoding:
-    """As configured, with k candidates. Raises ServiceError 422."""
+    """The configured decoding with k candidates. Raises ServiceError 422 if k is too large."""
     decoding, limit = service.plan.decoding, service.settings.max_candidates
     if k is None:
         return decoding
     if k > limit:
         raise ServiceError(422, f"k: at most {limit}, found {k}", "k")
-    # A greedy search finds one answer only.
+    # Greedy decoding yields only one candidate.
     return dataclasses.replace(
         decoding, num_candidates=k, strategy="beam" if decoding.strategy == "greedy" and k > 1 else decoding.strategy
     )

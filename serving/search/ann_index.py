@@ -1,7 +1,7 @@
-"""Approximate search over many pictures: a graph (HNSW, Malkov and Yashunin 2018) whose recall is measured before it is used.
+"""Approximate nearest-neighbour (ANN) search with HNSW (Malkov and Yashunin 2018), whose recall is measured before it is used.
 
-Vectors in the graph are rounded to 8 bits; the best that it finds are compared again in full precision, so that scores are exact.
-Rows that came after the graph was built are compared one by one, until the next time that it takes them in.
+The index stores vectors quantised to 8 bits; its results are re-scored in full precision, so that scores are exact.
+Rows added after the index was built are searched exhaustively until the next `refresh` adds them to it.
 """
 
 import functools
@@ -17,21 +17,29 @@ from serving.search.clip_encoder import ClipEncoder
 from serving.search.lancedb_table import ImageTable
 
 RECALL_K = 10
-"""Recall is measured at this many results."""
+"""Recall is measured at this k."""
 NUM_PROBE_IMAGES = 48
-"""Stored pictures that recall is measured with."""
+"""Number of stored images used as queries to measure the recall."""
 EF_VALUES = (40, 80, 160, 320, 640)
-"""How far the graph may be searched (`ef`); the first that reaches the recall is taken."""
+"""Search widths of HNSW (`ef`) to try; the first that reaches the recall is used."""
 MAX_ROWS_PER_PARTITION = 1_000_000
-"""Pictures in one graph; beyond it the graph is divided."""
+"""Largest number of images in one HNSW graph; a larger index is partitioned."""
 
 _MEASUREMENTS_TABLE = "graphs"
+"""Table of the measurements in the database."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnnMeasurement:
-    """How the approximate search was measured: with so many pictures in it, at `ef`, it found these shares of the true ten
-    best for questions by picture and by text. ef 0: the wanted recall was not reached, so the search stays exact."""
+    """The measured recall of the approximate search.
+
+    Args:
+        table: name of the table.
+        images: number of images when it was measured.
+        ef: search width; 0: no width reached the required recall, so the search stays exact.
+        by_image: recall at 10 of searches by image, 0..1.
+        by_text: recall at 10 of searches by text, 0..1.
+    """
 
     table: str
     images: int
@@ -40,15 +48,15 @@ class AnnMeasurement:
     by_text: float
 
     def text(self) -> str:
-        """One line for people."""
-        recall = f"recall of the ten best {self.by_image:.3f} by picture, {self.by_text:.3f} by text"
+        """The measurement in one line."""
+        recall = f"recall at 10 is {self.by_image:.3f} by image, {self.by_text:.3f} by text"
         if self.ef:
-            return f"approximate search over {self.images:,} pictures: {recall} (ef {self.ef})"
-        return f"exact search over {self.images:,} pictures: the approximate one did not reach the recall asked for ({recall})"
+            return f"approximate search over {self.images:,} images: {recall} (ef {self.ef})"
+        return f"exact search over {self.images:,} images: the approximate search did not reach the required recall ({recall})"
 
 
 def load_measurement(table: ImageTable) -> AnnMeasurement | None:
-    """What was measured last for a table; None where it has no graph."""
+    """The last measurement for a table; None if it has no ANN index."""
     if _MEASUREMENTS_TABLE not in table.connection.list_tables().tables:
         return None
     rows = table.connection.open_table(_MEASUREMENTS_TABLE).search().to_arrow().to_pylist()
@@ -56,27 +64,34 @@ def load_measurement(table: ImageTable) -> AnnMeasurement | None:
 
 
 def _with_new_keys(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of an index that was built under schema version 1."""
+    """A stored measurement with today's keys; schema version 1 had other names."""
     return {{"pictures": "images", "by_picture": "by_image"}.get(key, key): value for key, value in row.items()}
 
 
 def refresh(table: ImageTable, texts: np.ndarray, exact_search_limit: int, recall: float) -> AnnMeasurement | None:
-    """Build the graph or bring it up to date, and measure it; with at most `exact_up_to` pictures, do without.
+    """Build or update the ANN index and measure its recall.
 
-    texts: vectors [n, width] of questions. recall: least share of the ten best. Returns what was measured.
+    Args:
+        table: the table to index.
+        texts: text vectors used as queries [n, embedding_dim].
+        exact_search_limit: largest number of images that are searched exactly, without an ANN index.
+        recall: required recall at 10.
+
+    Returns:
+        The measurement; None if the search is exact.
     """
     table.optimize()
     if len(table) <= exact_search_limit:
         _save_measurement(table, None)
         return None
     table.build_ann_index(1 + len(table) // MAX_ROWS_PER_PARTITION)
-    graph = measure_recall(table, texts, recall)
-    _save_measurement(table, graph)
-    return graph
+    measurement = measure_recall(table, texts, recall)
+    _save_measurement(table, measurement)
+    return measurement
 
 
 def measure_recall(table: ImageTable, texts: np.ndarray, recall: float) -> AnnMeasurement:
-    """Recall at the first width that reaches `recall` for pictures and for texts alike; at the last one where none does."""
+    """Measure at the first `ef` that reaches `recall` for images and for texts; if none does, at the last one, reported as ef 0."""
     images = _probe_image_vectors(table)
     exact_results = [table.nearest(vector, RECALL_K) for vector in images], [table.nearest(vector, RECALL_K) for vector in texts]
     for ef in EF_VALUES:
@@ -89,27 +104,27 @@ def measure_recall(table: ImageTable, texts: np.ndarray, recall: float) -> AnnMe
 
 @functools.cache
 def probe_texts() -> tuple[str, ...]:
-    """English and Chinese texts to measure with."""
+    """English and Chinese queries to measure the recall with."""
     texts = yaml.safe_load((Path(__file__).parent / "recall_queries.yaml").read_text(encoding="utf-8"))
     return tuple(texts["en"] + texts["zh"])
 
 
 def probe_vectors(encoder: ClipEncoder) -> np.ndarray:
-    """Vectors [n, width] of `probe_texts`."""
+    """Vectors of `probe_texts` [n, embedding_dim]."""
     return encoder.texts(probe_texts())
 
 
 def _recall(table: ImageTable, vectors: Sequence[np.ndarray] | np.ndarray, exact_results: Sequence[Sequence[object]], ef: int) -> float:
     recalls = []
     for vector, best in zip(vectors, exact_results, strict=True):
-        # What is as near as the last of the true best is as good, whichever of several equal pictures it is.
+        # A hit counts if its score reaches that of the last exact result: equal images are interchangeable.
         worst = best[-1].score - 1e-6  # type: ignore[attr-defined]
-        recalls.append(sum(found.score >= worst for found in table.nearest(vector, RECALL_K, ef)) / len(best))
+        recalls.append(sum(hit.score >= worst for hit in table.nearest(vector, RECALL_K, ef)) / len(best))
     return float(np.mean(recalls))
 
 
 def _probe_image_vectors(table: ImageTable) -> list[np.ndarray]:
-    """Stored vectors, moved a little, so that each is not simply its own nearest."""
+    """Stored vectors with added noise, so that the nearest neighbour of a query is not simply itself."""
     ids = sorted(table.entries())
     rng = np.random.default_rng(0)
     rows = table.rows([ids[i] for i in rng.choice(len(ids), min(NUM_PROBE_IMAGES, len(ids)), replace=False)])
@@ -117,8 +132,8 @@ def _probe_image_vectors(table: ImageTable) -> list[np.ndarray]:
     return [vector / np.linalg.norm(vector) for vector in perturbed]
 
 
-def _save_measurement(table: ImageTable, graph: AnnMeasurement | None) -> None:
-    if graph is not None:
-        table.connection.create_table(_MEASUREMENTS_TABLE, [asdict(graph)], mode="overwrite")
+def _save_measurement(table: ImageTable, measurement: AnnMeasurement | None) -> None:
+    if measurement is not None:
+        table.connection.create_table(_MEASUREMENTS_TABLE, [asdict(measurement)], mode="overwrite")
     elif _MEASUREMENTS_TABLE in table.connection.list_tables().tables:
         table.connection.drop_table(_MEASUREMENTS_TABLE)

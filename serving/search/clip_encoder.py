@@ -1,6 +1,6 @@
-"""From picture files and texts to CLIP vectors, and a fingerprint of what makes them.
+"""CLIP embeddings of images and texts, and a fingerprint of the model.
 
-Reading, hashing and decoding may run in threads; the scorer sees to it that its model is used by one at a time.
+Reading, hashing and decoding may run in threads; the scorer locks its model. Shapes: N images or texts, D embedding_dim.
 """
 
 import hashlib
@@ -20,11 +20,12 @@ _IMAGE_PROCESSOR_KEYS = (
     "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
     "do_normalize", "image_mean", "image_std",
 )  # fmt: skip
+"""Settings of the image processor that are part of the fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingModel:
-    """What makes the vectors of an index: a name to show, the fingerprint that tells it from others, the width of a vector."""
+    """The model of an index. name: for messages; fingerprint: of weights and preprocessing; embedding_dim: length of a vector."""
 
     name: str
     fingerprint: str
@@ -32,38 +33,38 @@ class EmbeddingModel:
 
 
 class ClipEncoder:
-    """Unit vectors of pictures and texts from one CLIP. `max_pixels`: larger pictures are refused before they are decoded."""
+    """Unit vectors of images and texts from one CLIP. max_pixels: larger images are refused before they are decoded."""
 
     def __init__(self, scorer: ClipScorer, name: str, max_pixels: int = MAX_PIXELS):
         self.scorer, self.max_pixels = scorer, max_pixels
         self.embedding_model = EmbeddingModel(name, fingerprint(scorer), self.texts(["a"]).shape[1])
 
     def pixels(self, data: bytes) -> torch.Tensor:
-        """What the model sees of the bytes of a picture file: [1, 3, height, width]. Needs no model, so it may run in any thread.
+        """Preprocessed pixels of an image file [1, 3, height, width]. Does not use the model, so it may run in any thread.
 
-        Raises PictureError.
+        Raises ImageError.
         """
         return self.scorer.pixels([open_image(data, self.max_pixels)])
 
     def encode(self, pixels: Sequence[torch.Tensor]) -> np.ndarray:
-        """Vectors [n, width] float32 of what `pixels` gave."""
+        """Vectors [N, D] float32 of images preprocessed by `pixels`."""
         return np.asarray(self.scorer.encode_pixels(torch.cat(list(pixels))))
 
     def image(self, image: Image.Image | Path | bytes) -> np.ndarray:
-        """Vector [width] of one picture. Raises PictureError."""
+        """Vector [D] of one image. Raises ImageError."""
         opened = image if isinstance(image, Image.Image) else open_image(image, self.max_pixels)
         (vector,) = self.encode([self.scorer.pixels([opened.convert("RGB")])])
         return np.asarray(vector)
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Vectors [n, width] float32."""
+        """Vectors [N, D] float32."""
         return np.asarray(self.scorer.text_features(texts))
 
 
 def fingerprint(scorer: ClipScorer) -> str:
-    """Sixteen hexadecimal digits that change with any weight of the model and with how it is shown pictures.
+    """A hash of the weights and the image preprocessing, as 16 hexadecimal digits.
 
-    Weights are hashed as bf16, so that a model loaded in bf16 on a GPU has the fingerprint of its fp32 form on a CPU.
+    Weights are hashed as bf16, so that a model loaded in bf16 on a GPU has the same fingerprint as in fp32 on a CPU.
     """
     digest = hashlib.blake2b(digest_size=8)
     settings = scorer.image_processor.to_dict()
@@ -75,7 +76,7 @@ def fingerprint(scorer: ClipScorer) -> str:
 
 
 def _normalise_setting(value: object) -> object:
-    """Settings as any version of the library would write them: no tuples, no classes, no entries that say nothing."""
+    """A setting in a form that does not depend on the version of transformers: no tuples, no classes, no None entries."""
     if isinstance(value, Mapping):
         return {key: _normalise_setting(member) for key, member in value.items() if member is not None}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Settings of the picture search."""
+"""Settings of the image search."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,23 +13,23 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 @section
 class SearchConfig:
-    """The picture search: which pictures are indexed, with which CLIP, and where the index stands."""
+    """The image search: its images, its CLIP and its index."""
 
     images: Path | None = None
-    """Folder of pictures that `tools/clip.py index` indexes where --images names none."""
+    """Folder of images that `tools/clip.py index` indexes unless --images is given."""
     index: str | None = None
-    """Folder of the index, or its address on object storage such as s3://bucket/pictures; null: data/<name>/search."""
+    """Folder of the index, or its URI on object storage such as s3://bucket/images; null: data/<name>/search."""
     storage: dict[str, str] | None = None
-    """Options of the object storage by LanceDB's names, such as {endpoint: https://minio.example:9000, region: eu-west-1}; keys come
-    from the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on S3)."""
+    """LanceDB's storage options, such as {endpoint: https://minio.example:9000, region: eu-west-1}. Credentials are read from the
+    environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on S3)."""
     clip: ModelNameOrPath | None = None
-    """CLIP, Chinese-CLIP or SigLIP folder or hub name; null: that of rerank.clip."""
+    """Folder or hub name of a CLIP, Chinese-CLIP or SigLIP; null: that of rerank.clip."""
     batch_size: PositiveInt = 64
-    """Pictures encoded together."""
+    """Images encoded in one batch."""
     workers: PositiveInt = 2
-    """Threads that read and decode pictures."""
+    """Threads that read and decode images."""
     exact_search_limit: Annotated[int, Field(ge=0)] = 20_000
-    """An index of at most this many pictures is searched exactly, a larger one approximately."""
+    """An index of at most this many images is searched exactly, a larger one approximately (HNSW)."""
     recall: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
-    """Least recall of the approximate search: the share of the true ten best that it finds, on questions put to the index itself.
-    Where it cannot be reached, the search stays exact."""
+    """Required recall at 10 of the approximate search, measured against the exact search. If it is not reached, the search stays
+    exact."""

@@ -1,7 +1,7 @@
-"""Bring an index up to date with a folder: new and changed pictures are encoded, vanished ones removed, the rest left alone.
+"""Updates an index from a folder: encodes new and changed images, removes deleted ones and skips the rest.
 
-Pictures are read in threads and encoded in batches; what is encoded is committed every few seconds, so that a killed run
-leaves an index that can be searched and the next run goes on from there.
+Images are read in threads and encoded in batches. Rows are committed every few seconds, so that a killed run leaves a searchable
+index and the next run resumes from it.
 """
 
 import hashlib
@@ -29,14 +29,21 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 COMMIT_IMAGES, COMMIT_SECONDS = 1024, 5.0
-"""What is encoded is written at least this often: a commit costs about as much as encoding a few pictures."""
+"""Rows are committed after this many images or seconds: a commit costs about as much as encoding a few images."""
 
 
 @dataclass(slots=True)
 class IndexingResult:
-    """What an indexing run did. added, removed: pictures. same: files that were moved, copied or touched, whose picture was in
-    the index already. unchanged: files that were not read again. failed: one line for each file that could not be read.
-    search: in words, how the index is searched now."""
+    """The result of an indexing run.
+
+    Args:
+        added: new images.
+        removed: removed images.
+        already_indexed: files that were moved, copied or touched, whose image was in the index already.
+        unchanged: files that were not read again.
+        failed: one line for each file that could not be read.
+        search: how the index is searched now, as text.
+    """
 
     added: int = 0
     removed: int = 0
@@ -48,8 +55,16 @@ class IndexingResult:
 
 @dataclass(frozen=True, slots=True)
 class _ReadFile:
-    """A picture file as it was read. pixels: what the model sees; None where its bytes have a vector already, and where it
-    could not be read, which `problem` then says."""
+    """An image file that was read.
+
+    Args:
+        path: absolute path.
+        mtime: modification time in ns.
+        size: number of bytes.
+        id: SHA-256 of the bytes.
+        pixels: preprocessed pixels; None if the image has a vector already or could not be read.
+        problem: why it could not be read.
+    """
 
     path: str
     mtime: int
@@ -60,10 +75,10 @@ class _ReadFile:
 
 
 def index_folder(index: ImageIndex, folder: Path) -> IndexingResult:
-    """Bring the index up to date with the picture files in a folder and below it, and with the uploads of an index that another
-    model made, which is dropped at the end. Pictures from elsewhere stay as they are.
+    """Update the index from the image files in a folder and its subfolders. Images of other folders are not changed.
 
-    Raises UsageError when the folder is missing or has no pictures.
+    Tables of other CLIP models are dropped at the end, after the images uploaded to them were encoded with this one.
+    Raises UsageError if the folder is missing or has no images.
     """
     with index.table.indexing():
         return _index(index, os.path.abspath(folder))  # noqa: PTH100 - Path.resolve would follow links
@@ -74,19 +89,19 @@ def _index(index: ImageIndex, root: str) -> IndexingResult:
     table, settings = index.table, index.settings
     _reencode_uploads(index)
     update = _IndexUpdate(table, index.encoder)
-    stale_paths = [path for path, state in current_files.items() if not update.is_up_to_date(path, *state)]
+    stale_paths = [path for path, stat in current_files.items() if not update.is_up_to_date(path, *stat)]
     update.result.unchanged = len(current_files) - len(stale_paths)
 
     def read(path: str) -> _ReadFile:
         return _read(path, index.encoder, update.entries_by_id)
 
-    with Progress("indexing", len(stale_paths), "pictures") as progress, ThreadPoolExecutor(settings.workers) as pool:
+    with Progress("indexing", len(stale_paths), "images") as progress, ThreadPoolExecutor(settings.workers) as pool:
         try:
             for files in _batches(_prefetch_map(pool, read, stale_paths, 2 * settings.batch_size), settings.batch_size):
                 update.add_files(files)
                 progress.update(len(files))
         finally:
-            # What was encoded before an interruption is kept.
+            # After an interruption the encoded images are still committed.
             update.commit()
     update.remove_vanished(root, current_files)
     table.drop_other_tables()
@@ -96,7 +111,7 @@ def _index(index: ImageIndex, root: str) -> IndexingResult:
 
 
 class _IndexUpdate:
-    """The rows of a table as they stand and as they will be after the next commit."""
+    """The rows of a table and the changes that the next commit will write."""
 
     def __init__(self, table: ImageTable, encoder: ClipEncoder):
         self.table, self.encoder, self.result = table, encoder, IndexingResult()
@@ -107,12 +122,12 @@ class _IndexUpdate:
         self.last_commit = time.monotonic()
 
     def is_up_to_date(self, path: str, size: int, mtime: int) -> bool:
-        """True when a row has this file in the state in which it stands on disk."""
+        """Whether the index has this file with this size and modification time."""
         entry = self.entries_by_id.get(self.id_by_path.get(path, ""))
         return entry is not None and (entry.size, entry.files[path]) == (size, mtime)
 
     def add_files(self, files: Sequence[_ReadFile]) -> None:
-        """Encode what is new among some files, and commit when it is time."""
+        """Encode the new images of some files, and commit if a commit is due."""
         files = [self._reread_if_removed(file) for file in files]
         new = {file.id: file for file in files if file.pixels is not None and file.id not in self.entries_by_id}
         if new:
@@ -134,7 +149,7 @@ class _IndexUpdate:
             self.commit()
 
     def remove_vanished(self, root: str, current_files: Iterable[str]) -> None:
-        """Drop the files below a folder that are no longer there, and the pictures that no file holds any more."""
+        """Remove deleted files of a folder, and images that have no file any more."""
         folder_prefix = root.rstrip("/") + "/"
         for path in [path for path in self.id_by_path if path.startswith(folder_prefix)]:
             if path not in current_files:
@@ -142,10 +157,10 @@ class _IndexUpdate:
         self.commit()
 
     def commit(self) -> None:
-        """Write what changed: first rows that are new or have other files, then away with those that have none."""
+        """Write the changes: first new and changed rows, then deletions of rows without files."""
         remaining_ids = {id for id in self.changed_ids if self.entries_by_id[id].files or self.entries_by_id[id].uploaded}
         with self.table.writing():
-            # What is there is read again: the service may have added or removed it in the meantime.
+            # Rows are read again: the service may have added or removed some in the meantime.
             rows = {**self.new_rows, **{row.id: row for row in self.table.rows(sorted(remaining_ids))}}
             self.table.put(
                 [
@@ -161,7 +176,7 @@ class _IndexUpdate:
         self.new_rows, self.changed_ids, self.last_commit = {}, set(), time.monotonic()
 
     def _reread_if_removed(self, file: _ReadFile) -> _ReadFile:
-        """The file, read again where the picture that it held has left the index since."""
+        """The file, read again if its image was removed from the index after the file was read."""
         missing = file.id and file.pixels is None and file.id not in self.entries_by_id
         return _read(file.path, self.encoder, {}) if missing else file
 
@@ -173,20 +188,20 @@ class _IndexUpdate:
 
 
 def _file_stats(paths: Iterable[Path]) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Size and time of change in ns of each file by its path; those that vanished since they were listed are left out."""
+    """Path, size and modification time in ns of each file; files deleted since they were listed are skipped."""
     for path in paths:
         try:
-            state = path.stat()
+            stat = path.stat()
         except OSError:
             continue
-        yield str(path), (state.st_size, state.st_mtime_ns)
+        yield str(path), (stat.st_size, stat.st_mtime_ns)
 
 
 def _read(path: str, encoder: ClipEncoder, entries_by_id: dict[str, Entry]) -> _ReadFile:
     file = Path(path)
     mtime = -1
     try:
-        # Before the bytes: a file that changes in between is found changed the next time.
+        # Read before the bytes: a file that changes in between is detected as changed by the next run.
         mtime = file.stat().st_mtime_ns
         data = read_image_file(file)
         image_id = hashlib.sha256(data).hexdigest()
@@ -197,7 +212,7 @@ def _read(path: str, encoder: ClipEncoder, entries_by_id: dict[str, Entry]) -> _
 
 
 def _reencode_uploads(index: ImageIndex) -> None:
-    """Encode anew what was uploaded into an index that another model made: it stands nowhere else."""
+    """Encode the images uploaded to tables of other models: their bytes are stored nowhere else."""
     for other in index.table.other_tables():
         for id in other.uploads():
             for row in other.rows([id]):
@@ -206,7 +221,7 @@ def _reencode_uploads(index: ImageIndex) -> None:
 
 
 def _prefetch_map(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Sequence[A], max_pending: int) -> Iterator[B]:
-    """`map` in threads, in order, with at most `window` results waiting: pixels of many pictures would fill the memory."""
+    """`map` in threads, in order, with at most `max_pending` results waiting, to limit the memory of preprocessed images."""
     pending: deque[Future[B]] = deque()
     remaining = iter(items)
     try:

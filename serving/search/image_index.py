@@ -1,4 +1,4 @@
-"""Pictures that can be found by a text or by another picture: what commands, the HTTP service and the demo use."""
+"""Image search by text or by image, used by the commands, the HTTP service and the demo."""
 
 import hashlib
 from pathlib import Path
@@ -19,20 +19,19 @@ THUMBNAIL_SIZE = 192
 
 
 class ImageIndex:
-    """A library of pictures in one vector database. Objects may be shared between threads; what other processes write is seen
-    at the next question."""
+    """A searchable collection of images. Thread-safe; each search sees the latest commit of other processes."""
 
     def __init__(self, table: ImageTable, encoder: ClipEncoder, settings: SearchConfig):
         self.table, self.encoder, self.settings = table, encoder, settings
 
     def __len__(self) -> int:
-        """Pictures in the library."""
+        """Number of images."""
         return len(self.table)
 
     def add(self, data: bytes) -> str:
-        """Add a picture by its bytes and return its id, the SHA-256 of the bytes; one that is there already is left as it is.
+        """Add an image by its bytes, which the index stores, and return its id, their SHA-256. An indexed image is not changed.
 
-        The bytes are kept in the index itself. Raises PictureError when they are no picture, or one of too many pixels.
+        Raises ImageError if the bytes are not an image or it has too many pixels.
         """
         image_id = hashlib.sha256(data).hexdigest()
         if self.table.rows([image_id]):
@@ -44,52 +43,54 @@ class ImageIndex:
         return image_id
 
     def remove(self, image_id: str) -> bool:
-        """Take a picture out of the index; False where it was not in it. Files are never touched: one that stands in an
-        indexed folder comes back with the next indexing of that folder."""
+        """Remove an image from the index; False if it is not in the index. Files are not deleted: an image of an indexed folder
+        is added again by the next indexing of that folder."""
         with self.table.writing():
             existed = bool(self.table.rows([image_id]))
             self.table.delete([image_id])
         return existed
 
     def search_by_text(self, text: str, k: int = 5) -> list[SearchHit]:
-        """The k pictures that fit a text best, best first, with the cosine of text and picture as score."""
+        """The k images that fit a text best, best first. Score: cosine similarity of text and image."""
         if not text.strip():
             raise TesseraError("the text to search for is empty")
         return self._nearest(self.encoder.texts([text])[0], k)
 
     def search_by_image(self, image: Image.Image | Path | bytes, k: int = 5) -> list[SearchHit]:
-        """The k pictures most like another one, best first; the same picture, where it is in the index, comes first with a
-        score of 1. Raises PictureError."""
+        """The k images most similar to an image, best first; the same image, if indexed, comes first with score 1.
+
+        Raises ImageError.
+        """
         return self._nearest(self.encoder.image(image), k)
 
-    def image_bytes(self, found: SearchHit) -> bytes:
-        """The bytes of a picture that was found. Raises TesseraError when its file, or the picture, is gone by now."""
-        if found.path is not None:
+    def image_bytes(self, hit: SearchHit) -> bytes:
+        """The bytes of a found image. Raises TesseraError if its file or its row was removed since."""
+        if hit.path is not None:
             try:
-                return found.path.read_bytes()
+                return hit.path.read_bytes()
             except OSError as error:
-                raise TesseraError(f"{found.path}: cannot be read any more ({error.strerror}); index its folder again") from error
-        rows = self.table.rows([found.id])
+                raise TesseraError(f"{hit.path}: can no longer be read ({error.strerror}); index its folder again") from error
+        rows = self.table.rows([hit.id])
         if not rows or rows[0].upload is None:
-            raise TesseraError(f"picture {found.id[:12]} is no longer in the index")
+            raise TesseraError(f"image {hit.id[:12]} is no longer in the index")
         return rows[0].upload
 
-    def thumbnail(self, found: SearchHit, side: int = THUMBNAIL_SIZE) -> Image.Image:
-        """A found picture as RGB with at most `side` pixels a side. Raises TesseraError as `picture_bytes` does, and PictureError."""
-        image = open_image(self.image_bytes(found), self.encoder.max_pixels)
+    def thumbnail(self, hit: SearchHit, side: int = THUMBNAIL_SIZE) -> Image.Image:
+        """A found image as RGB with sides of at most `side` pixels. Raises TesseraError as `image_bytes` does, and ImageError."""
+        image = open_image(self.image_bytes(hit), self.encoder.max_pixels)
         image.thumbnail((side, side), Image.Resampling.LANCZOS)
         return image
 
     def state(self) -> str:
-        """In words: how many pictures there are and how they are searched."""
+        """The number of images and how they are searched, as text."""
         measurement = self._measurement()
-        return f"exact search over {len(self):,} pictures" if measurement is None else measurement.text()
+        return f"exact search over {len(self):,} images" if measurement is None else measurement.text()
 
     def _nearest(self, vector: np.ndarray, k: int) -> list[SearchHit]:
         if k < 1:
-            raise TesseraError(f"{k} results were asked for; at least 1 is expected")
+            raise TesseraError(f"k is {k}: at least 1 result is expected")
         measurement = self._measurement()
-        # No more than there is: the database takes no number of any size.
+        # At most the number of images: the database does not accept arbitrarily large numbers.
         return self.table.nearest(vector, min(k, max(1, len(self))), None if measurement is None else measurement.ef or None)
 
     def _measurement(self) -> ann_index.AnnMeasurement | None:
@@ -106,12 +107,19 @@ def open_index(
     max_pixels: int = MAX_PIXELS,
     scorer_cache: ScorerCache | None = None,
 ) -> ImageIndex:
-    """Load a CLIP, Chinese-CLIP or SigLIP (folder or hub name) and open the index at `place` (a folder, or an address on object
-    storage) that it made.
+    """Load a CLIP model and open its index.
 
-    create: make an index where there is none; reindex: begin a new one where another model made the old one; shelf: shares the
-    model with others.
-    Raises UsageError when the model cannot be loaded, there is no index, or another model made it.
+    Args:
+        settings: the section `search`.
+        uri: folder of the index, or its URI on object storage.
+        clip: folder or hub name of a CLIP, Chinese-CLIP or SigLIP.
+        create: create the index if there is none.
+        reindex: create a new index if the existing one was built with another model.
+        max_pixels: larger images are refused before they are decoded.
+        scorer_cache: shares the loaded model with the reranker.
+
+    Raises:
+        UsageError: the model cannot be loaded, the index is missing, or it was built with another model.
     """
     scorer = (scorer_cache or ScorerCache()).load(clip, key="search.clip" if settings.clip else "rerank.clip")
     encoder = ClipEncoder(scorer, clip, max_pixels)

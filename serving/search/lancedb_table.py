@@ -1,7 +1,7 @@
-"""The vector database: one LanceDB table for each CLIP model, one row a picture.
+"""The vector database: one LanceDB table for each CLIP model, one row for each image.
 
-A table is named by the fingerprint of the model that made its vectors, so that vectors of two models never stand in one.
-Every change is one commit; readers see the last one, whatever is being written and wherever a writer was killed.
+A table is named after the fingerprint of its model, so that vectors of two models are never in one table. Every change is one
+commit; readers see the latest commit, also while another process writes and after a writer was killed.
 """
 
 import os
@@ -20,7 +20,7 @@ import pyarrow as pa
 from errors import TesseraError, UsageError
 from serving.search.clip_encoder import EmbeddingModel
 
-# Read when the library is loaded: its remarks are about its own workings.
+# Set before the import, which reads it: LanceDB's warnings concern its internals.
 os.environ.setdefault("LANCEDB_LOG", "error")
 
 import lancedb
@@ -28,15 +28,23 @@ from lancedb.index import HnswSq
 from lancedb.table import Table
 
 _PREFIX = "pictures_"
+"""Prefix of the tables of images in the database."""
 _OLD_VERSIONS = timedelta(hours=1)
-"""How long versions that were replaced are kept for those who still read them."""
+"""How long replaced versions are kept for processes that still read them."""
 _FILE_TYPE = pa.struct([("path", pa.string()), ("mtime", pa.int64())])
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
-    """A picture. id: SHA-256 of its bytes; size: their number; files: the files that hold them, each with its time of change
-    in ns; upload: the bytes themselves where they came without a file; vector: [width], of length 1."""
+    """An image.
+
+    Args:
+        id: SHA-256 of its bytes.
+        size: number of bytes.
+        files: modification time in ns of each file with these bytes, by path.
+        upload: the bytes, if the image was uploaded.
+        vector: unit vector [embedding_dim].
+    """
 
     id: str
     size: int
@@ -47,7 +55,7 @@ class ImageRow:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row without what is large; `uploaded` says that the index itself holds the bytes."""
+    """A row without its vector and bytes. uploaded: whether the index stores the bytes."""
 
     size: int
     files: dict[str, int]
@@ -56,7 +64,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class SearchHit:
-    """A row that a search found; `path` is None where the index itself holds the bytes; score: the cosine, -1..1."""
+    """A search result. path: None if the image was uploaded and the index stores its bytes; score: cosine similarity, -1..1."""
 
     id: str
     path: Path | None
@@ -65,7 +73,7 @@ class SearchHit:
 
 
 class ImageTable:
-    """The rows that one CLIP model made. Objects may be shared between threads."""
+    """The table of one CLIP model. Thread-safe."""
 
     def __init__(self, uri: str, table: Table, connection: Any):
         self.uri, self.table, self.connection = uri, table, connection
@@ -79,8 +87,8 @@ class ImageTable:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """One writer at a time, so that what a change is based on still holds when it is written. On object storage that is
-        left to whoever starts the writers."""
+        """Lock out other writers, so that the rows a change is based on do not change before it is written. On object storage there
+        is no lock between processes."""
         with self._thread_lock:
             if self._file_lock is None:
                 yield
@@ -90,7 +98,7 @@ class ImageTable:
 
     @contextmanager
     def indexing(self) -> Iterator[None]:
-        """One run that brings the index up to date at a time. Raises TesseraError when another one is at work."""
+        """Lock out other indexing runs. Raises TesseraError if one is running. On object storage there is no lock."""
         if self._file_lock is None:
             yield
             return
@@ -98,7 +106,7 @@ class ImageTable:
             with filelock.FileLock(Path(self.uri) / "index.lock", blocking=False):
                 yield
         except filelock.Timeout as error:
-            raise TesseraError(f"{self.uri}: another process is indexing; wait until it is done") from error
+            raise TesseraError(f"{self.uri}: another process is indexing; wait until it has finished") from error
 
     def __len__(self) -> int:
         with self._readable_errors():
@@ -107,49 +115,49 @@ class ImageTable:
     def entries(self) -> dict[str, Entry]:
         """All rows by id."""
         with self._readable_errors():
-            found = self.table.search().select(["id", "size", "files", "uploaded"]).to_arrow().to_pylist()
-        return {row["id"]: Entry(row["size"], _files(row), row["uploaded"]) for row in found}
+            rows = self.table.search().select(["id", "size", "files", "uploaded"]).to_arrow().to_pylist()
+        return {row["id"]: Entry(row["size"], _files(row), row["uploaded"]) for row in rows}
 
     def rows(self, ids: Sequence[str]) -> list[ImageRow]:
-        """Whole rows; those that are not there are left out."""
+        """The rows with some ids; missing ids are skipped."""
         with self._readable_errors():
-            found = self.table.search().where(_id_filter(ids)).to_arrow().to_pylist() if ids else []
-        return [ImageRow(row["id"], row["size"], _files(row), row["upload"], np.array(row["vector"], np.float32)) for row in found]
+            rows = self.table.search().where(_id_filter(ids)).to_arrow().to_pylist() if ids else []
+        return [ImageRow(row["id"], row["size"], _files(row), row["upload"], np.array(row["vector"], np.float32)) for row in rows]
 
     def put(self, rows: Sequence[ImageRow]) -> None:
-        """Insert rows, or replace those of the same id, in one commit."""
+        """Insert rows, or replace rows of the same id, in one commit."""
         if rows:
             with self._readable_errors():
                 merge = self.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
                 merge.execute(_to_arrow(rows, self.table.schema))
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Remove rows; ids that are not there are passed over."""
+        """Remove rows in one commit; missing ids are skipped."""
         if ids:
             with self._readable_errors():
                 self.table.delete(_id_filter(ids))
 
     def uploads(self) -> list[str]:
-        """Ids of the rows whose bytes the index itself holds."""
+        """Ids of the uploaded images, whose bytes the index stores."""
         return [id for id, entry in self.entries().items() if entry.uploaded]
 
     def nearest(self, vector: np.ndarray, k: int, ef: int | None = None) -> list[SearchHit]:
-        """The k rows nearest to a vector [width], best first; exactly, or with the graph when `ef` says how far it is searched."""
+        """The k rows nearest to a vector [embedding_dim], best first. ef: search width of the ANN index; None: exact search."""
         query = self.table.search(vector, vector_column_name="vector").distance_type("cosine").limit(k)
-        # Twice as many as are wanted are compared again by their full vectors, not only by their rounded ones.
+        # Twice as many rows as requested are re-scored with their full vectors instead of their quantised ones.
         query = query.bypass_vector_index() if ef is None else query.ef(max(ef, 2 * k)).refine_factor(2)
         with self._readable_errors():
-            found = query.select(["id", "path", "size", "_distance"]).to_arrow().to_pylist()
-        return [SearchHit(row["id"], Path(row["path"]) if row["path"] else None, row["size"], 1 - row["_distance"]) for row in found]
+            rows = query.select(["id", "path", "size", "_distance"]).to_arrow().to_pylist()
+        return [SearchHit(row["id"], Path(row["path"]) if row["path"] else None, row["size"], 1 - row["_distance"]) for row in rows]
 
     def build_ann_index(self, partitions: int) -> None:
-        """Build the graph of the approximate search, divided into so many parts, where there is none yet."""
+        """Build the ANN index (HNSW) with a number of partitions, if there is none yet."""
         with self._readable_errors():
             if not self.table.list_indices():
                 self.table.create_index("vector", config=HnswSq(distance_type="cosine", num_partitions=partitions))
 
     def optimize(self) -> None:
-        """Join the pieces that many commits left, take new rows into the graph, and drop versions that nobody reads any more."""
+        """Compact the fragments of many commits, add new rows to the ANN index, and delete old versions."""
         with self._readable_errors():
             self.table.optimize(cleanup_older_than=_OLD_VERSIONS)
 
@@ -160,22 +168,22 @@ class ImageTable:
                 self.connection.drop_table(name)
 
     def other_tables(self) -> list["ImageTable"]:
-        """The tables of other models, which a changed model leaves behind."""
+        """The tables of other models, left over after a change of the model."""
         names = [name for name in _tables(self.connection) if name != self.name]
         return [ImageTable(self.uri, self.connection.open_table(name), self.connection) for name in names]
 
     @contextmanager
     def _readable_errors(self) -> Iterator[None]:
-        """What the library raises, in one line."""
+        """Turn errors of LanceDB into a TesseraError with a message of one line."""
         try:
             yield
         except (RuntimeError, ValueError, OSError) as error:
             if self._was_replaced():
-                raise TesseraError(f"{self.uri}: the index was made anew with another CLIP model; open it again") from error
+                raise TesseraError(f"{self.uri}: the index was rebuilt with another CLIP model; open it again") from error
             raise TesseraError(f"{self.uri}: {' '.join(str(error).split())[:300]}") from error
 
     def _was_replaced(self) -> bool:
-        """Whether another model's table has taken the place of this one; of storage that does not answer nothing is known."""
+        """Whether another model's table has replaced this one; False if the storage does not answer."""
         try:
             return self.name not in _tables(self.connection)
         except (RuntimeError, ValueError, OSError):
@@ -185,17 +193,24 @@ class ImageTable:
 def open_table(
     uri: str, embedding_model: EmbeddingModel, *, create: bool = False, reindex: bool = False, storage: dict[str, str] | None = None
 ) -> ImageTable:
-    """The table of a model in the database at `place`, a folder or an address on object storage, which has the options `storage`.
+    """Open the table of a model.
 
-    create: make it where there is no index yet; reindex: make it also where there is one that another model made.
-    Raises UsageError when there is none and it is not to be made.
+    Args:
+        uri: folder of the database, or its URI on object storage.
+        embedding_model: the model of the table.
+        create: create the table if the database is empty.
+        reindex: create the table also if the database has a table of another model.
+        storage: LanceDB's options of the object storage.
+
+    Raises:
+        UsageError: the table is missing and is not to be created, or the database cannot be opened.
     """
     if not _is_remote(uri):
         if not create and not Path(uri).is_dir():
-            raise UsageError(f"search.index: {uri} does not exist; `python tools/clip.py index` makes it")
+            raise UsageError(f"search.index: {uri} does not exist; `python tools/clip.py index` creates it")
         Path(uri).mkdir(parents=True, exist_ok=True)
     try:
-        # Without an interval, a table that is open would never see what other processes write.
+        # Interval 0: an open table always reads the latest commit of other processes.
         connection = lancedb.connect(uri, read_consistency_interval=timedelta(0), storage_options=storage)
         return ImageTable(uri, _table(connection, uri, embedding_model, create, reindex), connection)
     except (RuntimeError, ValueError, OSError) as error:
@@ -209,11 +224,12 @@ def _table(connection: Any, uri: str, embedding_model: EmbeddingModel, create: b
     if names and not reindex:
         other = (connection.open_table(names[0]).schema.metadata or {}).get(b"clip", b"another model").decode()
         raise UsageError(
-            f"search.index: {uri} was made with another CLIP model ({other}, {names[0].removeprefix(_PREFIX)}) than {embedding_model.name} "
-            f"({embedding_model.fingerprint}), and their vectors cannot be compared; `python tools/clip.py index --reindex` makes it anew"
+            f"search.index: {uri} was built with another CLIP model ({other}, {names[0].removeprefix(_PREFIX)}) than "
+            f"{embedding_model.name} ({embedding_model.fingerprint}), and their vectors cannot be compared; "
+            "`python tools/clip.py index --reindex` rebuilds it"
         )
     if not (create or reindex):
-        raise UsageError(f"search.index: {uri} holds no index; `python tools/clip.py index` makes it")
+        raise UsageError(f"search.index: {uri} has no index; `python tools/clip.py index` creates it")
     return connection.create_table(name, schema=_schema(embedding_model))
 
 
@@ -240,7 +256,7 @@ def _to_arrow(rows: Sequence[ImageRow], schema: pa.Schema) -> pa.Table:
     vectors = pa.array(np.concatenate([row.vector for row in rows]).astype(np.float32))
     columns: dict[str, Any] = {
         "id": [row.id for row in rows],
-        # Which of several equal files is shown must not depend on the order in which they were read.
+        # Which of several identical files is shown must not depend on the order in which they were read.
         "path": [min(row.files, default=None) for row in rows],
         "size": [row.size for row in rows],
         "vector": pa.FixedSizeListArray.from_arrays(vectors, len(rows[0].vector)),
@@ -257,7 +273,7 @@ def _files(row: dict[str, Any]) -> dict[str, int]:
 
 
 def _id_filter(ids: Iterable[str]) -> str:
-    """A condition; ids come from outside too, so nothing but hexadecimal digits gets into it."""
+    """An SQL condition. Ids may come from clients, so only those of 64 hexadecimal digits are included."""
     safe_ids = [id for id in ids if len(id) == 64 and set(id) <= set("0123456789abcdef")]
     return f"id IN ({', '.join(repr(id) for id in safe_ids)})" if safe_ids else "false"
 

@@ -1,4 +1,4 @@
-"""Services that run: a planted answerer behind a real server in this process, and the command as a process of its own."""
+"""Running services: a fake answerer with a real server in this process, and `tools/serve.py` as a subprocess."""
 
 import io
 import os
@@ -30,14 +30,15 @@ from serving.service import Service
 from tests.untrained import write_checkpoint
 
 TIMEOUT_SECONDS = 240.0
-"""Seconds after which something that must happen has not happened."""
-CHAT = {"model": "planted", "messages": [{"role": "user", "content": "Say it."}], "stream": True}
+"""Timeout of every wait in these tests, in seconds."""
+CHAT = {"model": "fake", "messages": [{"role": "user", "content": "Say it."}], "stream": True}
+"""A streamed chat request."""
 WEB = httpx2.Client(timeout=TIMEOUT_SECONDS)
-"""Asks servers that run as processes."""
+"""Client of servers that run as subprocesses."""
 
 
 def image_file(seed: int = 0, kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
-    """A picture of noise as a file."""
+    """The bytes of an image file with random pixels."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, kind)
@@ -45,23 +46,23 @@ def image_file(seed: int = 0, kind: str = "PNG", size: tuple[int, int] = (40, 30
 
 
 class FakeAnswerer:
-    """An answerer that says what it was asked, when it is let. Each call of `answer` is noted by its questions."""
+    """An answerer that repeats the question, held back until `released` is set. calls: the questions of each call of `answer`."""
 
-    description = Description("planted")
+    description = Description("fake")
     device = "cpu"
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
-        self.asked = threading.Semaphore(0)
-        self.let = threading.Event()
-        self.let.set()
+        self.call_started = threading.Semaphore(0)
+        self.released = threading.Event()
+        self.released.set()
         self.error: Exception | None = None
         self.streamed: list[str] = []
 
     def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
         self.calls.append([request.messages[-1].content.replace("<image>", "").strip() for request in requests])
-        self.asked.release()
-        assert self.let.wait(TIMEOUT_SECONDS)
+        self.call_started.release()
+        assert self.released.wait(TIMEOUT_SECONDS)
         if self.error is not None:
             raise self.error
         return [self._answer(request, decoding) for request in requests]
@@ -71,26 +72,26 @@ class FakeAnswerer:
         for piece in ("one", " two", " three"):
             self.streamed.append(piece)
             yield piece
-            self.asked.release()
-            assert self.let.wait(TIMEOUT_SECONDS)
+            self.call_started.release()
+            assert self.released.wait(TIMEOUT_SECONDS)
 
     def _answer(self, request: Request, decoding: Decoding) -> Answer:
-        said = request.messages[-1].content.replace("<image>", "").strip()
-        if said == "impossible":
-            return Answer(request.request_id, error="it cannot be said")
-        words = [f"{said}!", *(f"{said}?" for _ in range(decoding.num_candidates > 1))]
-        return Answer(request.request_id, tuple(Candidate(word, None, None, word) for word in words))
+        question = request.messages[-1].content.replace("<image>", "").strip()
+        if question == "impossible":
+            return Answer(request.request_id, error="it cannot be answered")
+        texts = [f"{question}!", *(f"{question}?" for _ in range(decoding.num_candidates > 1))]
+        return Answer(request.request_id, tuple(Candidate(text, None, None, text) for text in texts))
 
 
 @contextmanager
 def serving(
-    planted: FakeAnswerer, *, token: str | None = None, load: Any = None, plan: LoadPlan | None = None, **settings: Any
+    answerer: FakeAnswerer, *, token: str | None = None, load: Any = None, plan: LoadPlan | None = None, **settings: Any
 ) -> Iterator[tuple[httpx2.Client, Service]]:
-    """A service of the planted answerer on a free port, and a client of it; ready unless it is loaded in another way."""
-    system = CheckpointSystem(name="planted", kind="checkpoint")
-    plan = plan or LoadPlan("planted", system, Path("none"), Path("none"), RerankConfig(), Decoding(strategy="greedy", num_candidates=1))
-    settings_used = ServeConfig(**{"port": 0, "max_wait_ms": 0.0, **settings})
-    service = Service(settings_used, plan, load=load or (lambda plan: Engine(plan, planted, None)), token=token)
+    """A service with the fake answerer on a free port, and its client. Waits until it is ready, unless `load` is given."""
+    system = CheckpointSystem(name="fake", kind="checkpoint")
+    plan = plan or LoadPlan("fake", system, Path("none"), Path("none"), RerankConfig(), Decoding(strategy="greedy", num_candidates=1))
+    config = ServeConfig(**{"port": 0, "max_wait_ms": 0.0, **settings})
+    service = Service(config, plan, load=load or (lambda plan: Engine(plan, answerer, None)), token=token)
     server = uvicorn.Server(server_config(service))
     server_socket = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([server_socket],), daemon=True)
@@ -103,17 +104,17 @@ def serving(
         ) as client:
             yield client, service
     finally:
-        planted.let.set()
+        answerer.released.set()
         server.should_exit = True
         thread.join(TIMEOUT_SECONDS)
         assert not thread.is_alive()
 
 
 def wait_for(condition: Any) -> None:
-    """Wait until something becomes true."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.005)
 
 
@@ -123,14 +124,14 @@ def ask(client: httpx2.Client, question: str, data: bytes | None = None, **field
 
 
 @pytest.fixture
-def planted() -> FakeAnswerer:
-    """An answerer that answers at once until its `let` is cleared."""
+def answerer() -> FakeAnswerer:
+    """An answerer that answers at once until `released` is cleared."""
     return FakeAnswerer()
 
 
 @pytest.fixture(scope="session")
 def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with a configuration and an untrained checkpoint."""
+    """A working folder with the configuration trial.yaml and an untrained checkpoint."""
     folder = tmp_path_factory.mktemp("served")
     path = folder / "checkpoints/trial/checkpoint-1"
     write_checkpoint(path, parts, processor)
@@ -146,7 +147,7 @@ def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempP
 
 
 class Process:
-    """`python tools/serve.py` in a folder. Its output stands in `log`."""
+    """`python tools/serve.py` in a folder. Its output is written to `log`."""
 
     def __init__(self, folder: Path, log: Path, *overrides: str, **environment: str):
         self.log = log
@@ -160,25 +161,25 @@ class Process:
         return self.log.read_text(encoding="utf-8")
 
     def address(self) -> str:
-        """Where it listens."""
+        """Base URL, once it listens."""
         wait_for(lambda: "listening on http" in self.text or self.process.poll() is not None)
         return self.text.split("listening on ", 1)[1].split()[0]
 
     def ready(self) -> str:
-        """Where it listens, once it answers."""
+        """Base URL, once the models are loaded."""
         address = self.address()
         wait_for(lambda: WEB.get(f"{address}/health").status_code == 200)
         return address
 
     def end(self) -> int:
-        """Tell it to stop; its status."""
+        """Send SIGTERM and return the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(TIMEOUT_SECONDS)
 
 
 @contextmanager
 def process(folder: Path, log: Path, *overrides: str, **environment: str) -> Iterator[Process]:
-    """The command, which is gone afterwards."""
+    """Run the command and kill it afterwards."""
     running = Process(folder, log, *overrides, **environment)
     try:
         yield running

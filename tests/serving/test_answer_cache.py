@@ -1,9 +1,9 @@
-"""Answers that were given before are bounded by their size."""
+"""The answer cache is bounded by its size and evicts the least recently used entries."""
 
 from serving.answer_cache import ENTRY_OVERHEAD_BYTES, LruCache
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_the_least_recently_used_entry_is_evicted_first() -> None:
     cache: LruCache[str] = LruCache(2 * (ENTRY_OVERHEAD_BYTES + 10))
     for key in "ab":
         cache.put(key, key.upper(), 10)
@@ -13,21 +13,21 @@ def test_the_least_recently_used_goes_first() -> None:
     assert (cache.hits, cache.misses, len(cache), cache.bytes) == (3, 1, 2, 2 * (ENTRY_OVERHEAD_BYTES + 10))
 
 
-def test_what_is_put_again_counts_once() -> None:
+def test_a_replaced_value_counts_once() -> None:
     cache: LruCache[str] = LruCache(10 * ENTRY_OVERHEAD_BYTES)
     cache.put("a", "old", 100)
     cache.put("a", "new", 50)
     assert (cache.get("a"), len(cache), cache.bytes) == ("new", 1, ENTRY_OVERHEAD_BYTES + 50)
 
 
-def test_what_is_too_large_drives_nothing_out() -> None:
+def test_a_value_over_the_limit_evicts_nothing() -> None:
     cache: LruCache[str] = LruCache(2 * ENTRY_OVERHEAD_BYTES)
     cache.put("a", "A", 10)
     cache.put("large", "L", 2 * ENTRY_OVERHEAD_BYTES)
     assert (cache.get("a"), cache.get("large")) == ("A", None)
 
 
-def test_with_no_memory_nothing_is_kept() -> None:
+def test_a_cache_of_size_0_stores_nothing() -> None:
     cache: LruCache[str] = LruCache(0)
     cache.put("a", "A", 0)
     assert cache.get("a") is None

@@ -1,4 +1,4 @@
-"""Jobs that arrive together are worked on together; the queue is bounded; nobody is worked for who has left."""
+"""Jobs that wait at the same time are one batch; the queue is bounded; cancelled jobs are skipped."""
 
 import asyncio
 import threading
@@ -12,65 +12,65 @@ from tests.serving.conftest import TIMEOUT_SECONDS
 
 
 class Worker:
-    """Notes each batch and answers its jobs, once it is let."""
+    """Records each batch and answers its jobs, held back until `released` is set."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
-        self.let = threading.Event()
-        self.let.set()
+        self.released = threading.Event()
+        self.released.set()
 
     def __call__(self, jobs: Sequence[Job[str]]) -> None:
         self.batches.append([job.task for job in jobs])
-        assert self.let.wait(TIMEOUT_SECONDS)
+        assert self.released.wait(TIMEOUT_SECONDS)
         for job in jobs:
             if job.task == "bad":
-                raise ValueError("a bad one")
+                raise ValueError("a bad job")
             job.put(job.task.upper())
 
 
 def run(
     scenario: Callable[[Batcher[str], Worker], Awaitable[None]], max_batch: int = 4, max_wait: float = TIMEOUT_SECONDS, max_queue: int = 8
 ) -> Worker:
-    """Play a scenario with a batcher at work; its worker."""
+    """Run a scenario with a running batcher; returns its worker."""
     worker = Worker()
 
-    async def play() -> None:
+    async def run_scenario() -> None:
         batcher: Batcher[str] = Batcher(worker, max_batch=max_batch, max_wait=max_wait, max_queue=max_queue)
-        working = asyncio.create_task(batcher.run())
+        batcher_task = asyncio.create_task(batcher.run())
         async with asyncio.timeout(TIMEOUT_SECONDS):
             await scenario(batcher, worker)
-        working.cancel()
+        batcher_task.cancel()
         batcher.close()
 
-    asyncio.run(play())
+    asyncio.run(run_scenario())
     return worker
 
 
-async def begun(worker: Worker, batches: int) -> None:
-    """Until so many batches have been begun."""
+async def wait_for_batches(worker: Worker, batches: int) -> None:
+    """Wait until a number of batches has started."""
     while len(worker.batches) < batches:
         await asyncio.sleep(0.001)
 
 
 async def hold(batcher: Batcher[str], worker: Worker) -> Job[str]:
-    """A job that is being worked on and keeps the worker busy."""
-    worker.let.clear()
+    """Submit a job that keeps the worker busy until `released` is set."""
+    worker.released.clear()
     job = batcher.submit("key", "first")
-    await begun(worker, 1)
+    await wait_for_batches(worker, 1)
     return job
 
 
-def test_what_arrives_while_others_are_answered_is_answered_together() -> None:
+def test_jobs_that_arrive_during_a_batch_are_the_next_batch() -> None:
     async def scenario(batcher: Batcher[str], worker: Worker) -> None:
         first = await hold(batcher, worker)
         jobs = [batcher.submit("key", name) for name in "abc"]
-        worker.let.set()
+        worker.released.set()
         assert [await job.result() for job in (first, *jobs)] == ["FIRST", "A", "B", "C"]
 
     assert run(scenario).batches == [["first"], ["a", "b", "c"]]
 
 
-def test_one_that_comes_alone_waits_for_nobody() -> None:
+def test_a_lone_job_does_not_wait() -> None:
     async def scenario(batcher: Batcher[str], _: Worker) -> None:
         for name in "ab":
             await batcher.submit("key", name).result()
@@ -78,11 +78,11 @@ def test_one_that_comes_alone_waits_for_nobody() -> None:
     assert run(scenario, max_wait=10 * TIMEOUT_SECONDS).batches == [["a"], ["b"]]
 
 
-def test_after_a_batch_the_next_waits_until_as_many_are_there() -> None:
+def test_a_batch_waits_until_it_is_as_large_as_the_batch_before() -> None:
     async def scenario(batcher: Batcher[str], worker: Worker) -> None:
         first = await hold(batcher, worker)
         before = [batcher.submit("key", name) for name in "ab"]
-        worker.let.set()
+        worker.released.set()
         for job in (first, *before):
             await job.result()
         early = batcher.submit("key", "early")
@@ -94,11 +94,11 @@ def test_after_a_batch_the_next_waits_until_as_many_are_there() -> None:
     assert run(scenario, max_wait=10 * TIMEOUT_SECONDS).batches == [["first"], ["a", "b"], ["early", "late"]]
 
 
-def test_it_waits_no_longer_than_it_may() -> None:
+def test_a_batch_waits_at_most_max_wait() -> None:
     async def scenario(batcher: Batcher[str], worker: Worker) -> None:
         first = await hold(batcher, worker)
         before = [batcher.submit("key", name) for name in "ab"]
-        worker.let.set()
+        worker.released.set()
         for job in (first, *before):
             await job.result()
         assert await batcher.submit("key", "alone").result() == "ALONE"
@@ -106,18 +106,18 @@ def test_it_waits_no_longer_than_it_may() -> None:
     assert run(scenario, max_wait=0.05).batches[-1] == ["alone"]
 
 
-def test_a_batch_has_jobs_of_one_key_and_no_more_than_its_size() -> None:
+def test_a_batch_has_jobs_of_one_key_and_at_most_max_batch() -> None:
     async def scenario(batcher: Batcher[str], worker: Worker) -> None:
         jobs = [await hold(batcher, worker)]
         jobs += [batcher.submit(*pair) for pair in (("x", "a"), ("y", "b"), ("x", "c"), ("x", "d"), ("x", "e"), ("y", "f"))]
-        worker.let.set()
+        worker.released.set()
         for job in jobs:
             assert await job.result() == job.task.upper()
 
     assert run(scenario, max_batch=3, max_wait=0.0).batches == [["first"], ["a", "c", "d"], ["b", "f"], ["e"]]
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
+def test_a_full_queue_is_429_with_retry_after() -> None:
     async def scenario(batcher: Batcher[str], worker: Worker) -> None:
         await hold(batcher, worker)
         for i in range(3 + 2 - 1):
@@ -126,62 +126,62 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
             batcher.submit("key", "too many")
         assert refused.value.status_code == 429
         assert int(refused.value.headers["Retry-After"]) >= 1  # type: ignore[index]
-        worker.let.set()
+        worker.released.set()
 
     run(scenario, max_batch=3, max_queue=2)
 
 
-def test_nobody_is_worked_for_who_has_left() -> None:
+def test_cancelled_jobs_are_skipped() -> None:
     async def scenario(batcher: Batcher[str], worker: Worker) -> None:
         first = await hold(batcher, worker)
         with batcher.submit("key", "leaves"):
             stays = batcher.submit("key", "stays")
         assert batcher.waiting == 1
-        worker.let.set()
+        worker.released.set()
         await first.result()
         await stays.result()
 
     assert run(scenario).batches == [["first"], ["stays"]]
 
 
-def test_a_batch_that_fails_tells_its_clients_and_the_next_is_answered() -> None:
+def test_a_failed_batch_reports_the_error_and_the_next_is_answered() -> None:
     async def scenario(batcher: Batcher[str], _: Worker) -> None:
-        with pytest.raises(ValueError, match="a bad one"):
+        with pytest.raises(ValueError, match="a bad job"):
             await batcher.submit("key", "bad").result()
         assert await batcher.submit("key", "good").result() == "GOOD"
 
     run(scenario)
 
 
-def test_what_spoils_a_batch_spoils_it_for_nobody_else() -> None:
-    begun, let = threading.Event(), threading.Event()
+def test_a_bad_job_does_not_fail_the_others_of_its_batch() -> None:
+    started, released = threading.Event(), threading.Event()
 
     async def scenario(batcher: Batcher[str], worker: Worker) -> None:
         def work(jobs: Sequence[Job[str]]) -> None:
             if len(jobs) > 1:
-                begun.set()
-                assert let.wait(TIMEOUT_SECONDS)
+                started.set()
+                assert released.wait(TIMEOUT_SECONDS)
             worker(jobs)
 
         batcher.work = work
         first = await hold(batcher, worker)
-        told, bad, other = (batcher.submit("key", name) for name in ("a", "bad", "c"))
+        answered, bad, other = (batcher.submit("key", name) for name in ("a", "bad", "c"))
         with batcher.submit("key", "leaves"):
-            worker.let.set()
+            worker.released.set()
             await first.result()
-            assert await asyncio.to_thread(begun.wait, TIMEOUT_SECONDS)
-        let.set()
-        assert (await told.result(), await other.result()) == ("A", "C")
-        with pytest.raises(ValueError, match="a bad one"):
+            assert await asyncio.to_thread(started.wait, TIMEOUT_SECONDS)
+        released.set()
+        assert (await answered.result(), await other.result()) == ("A", "C")
+        with pytest.raises(ValueError, match="a bad job"):
             await bad.result()
 
-    # Who was told something is not asked about again, nor who has left.
+    # Jobs that got an event are not retried, and cancelled jobs are not either.
     assert run(scenario).batches == [["first"], ["a", "bad", "c", "leaves"], ["bad"], ["c"]]
 
 
-def test_whatever_a_batch_fails_with_is_told_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_any_exception_of_a_batch_is_reported_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Odd(BaseException):
-        """Not even an Exception."""
+        """Not a subclass of Exception."""
 
     async def scenario(batcher: Batcher[str], _: Worker) -> None:
         def fails(jobs: Sequence[Job[str]]) -> None:

@@ -1,4 +1,4 @@
-"""Every kind of system that a configuration can name stands behind the service, asked in every way."""
+"""The service answers with every kind of system, on every route."""
 
 import base64
 import json
@@ -17,12 +17,12 @@ from tests.serving.conftest import FakeAnswerer, ask, image_file, serving, wait_
 def systems(parts: Path, experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, System]:
     blip = {family: str(build_blip2(tmp_path_factory.mktemp(family), family, parts)) for family in ("opt", "t5")}
     checkpoint = str(experiment / "checkpoints/trial/checkpoint-1")
-    found: list[System] = [
+    configured: list[System] = [
         CheckpointSystem(name="checkpoint-4bit", kind="checkpoint", path=checkpoint, quantization="nf4"),
         QwenVlSystem(name="qwen-4bit", kind="qwen3_vl", path=str(parts / "qwen3_vl"), quantization="nf4"),
         *(Blip2System(name=f"blip2-{family}", kind="blip2", path=path) for family, path in blip.items()),
     ]
-    return {system.name: system for system in found}
+    return {system.name: system for system in configured}
 
 
 def plan(system: System) -> LoadPlan:
@@ -30,28 +30,28 @@ def plan(system: System) -> LoadPlan:
 
 
 @pytest.mark.parametrize("name", ["checkpoint-4bit", "qwen-4bit", "blip2-opt", "blip2-t5"])
-def test_any_answerer_stands_behind_every_route(systems: dict[str, System], planted: FakeAnswerer, name: str) -> None:
+def test_every_system_answers_on_every_route(systems: dict[str, System], answerer: FakeAnswerer, name: str) -> None:
     url = "data:image/png;base64," + base64.b64encode(image_file()).decode()
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
     chat = {"model": name, "messages": [{"role": "user", "content": parts}], "max_tokens": 3}
-    with serving(planted, plan=plan(systems[name]), load=Engine.load) as (client, service):
+    with serving(answerer, plan=plan(systems[name]), load=Engine.load) as (client, service):
         wait_for(lambda: service.engine is not None or service.failure is not None)
-        answered = ask(client, "What color?").json()
-        whole = client.post("/v1/chat/completions", json=chat).json()
+        answer = ask(client, "What color?").json()
+        completion = client.post("/v1/chat/completions", json=chat).json()
         several = client.post("/v1/chat/completions", json={**chat, "n": 2, "temperature": 1.0, "seed": 1}).json()
         lines = client.post("/v1/chat/completions", json={**chat, "stream": True, "temperature": 1e-3, "seed": 1}).text.splitlines()
-    assert answered["status"] == "success" and 1 <= len(answered["candidates"]) <= 2
-    assert [choice["message"]["role"] for choice in whole["choices"]] == ["assistant"]
+    assert answer["status"] == "success" and 1 <= len(answer["candidates"]) <= 2
+    assert [choice["message"]["role"] for choice in completion["choices"]] == ["assistant"]
     assert [choice["index"] for choice in several["choices"]] == [0, 1]
     assert lines[-2] == "data: [DONE]"
-    ends = [json.loads(line[6:])["choices"][0]["finish_reason"] for line in lines if line.startswith("data: {")]
-    assert ends[-1] in ("stop", "length")
+    finish_reasons = [json.loads(line[6:])["choices"][0]["finish_reason"] for line in lines if line.startswith("data: {")]
+    assert finish_reasons[-1] in ("stop", "length")
 
 
-def test_an_endpoint_that_is_gone_is_a_sentence(planted: FakeAnswerer) -> None:
-    gone = OpenAiSystem(name="far", kind="openai", model="m", base_url="http://127.0.0.1:9/v1", api_key_env=None)
-    with serving(planted, plan=plan(gone), load=Engine.load) as (client, service):
+def test_an_unreachable_endpoint_is_an_error_response(answerer: FakeAnswerer) -> None:
+    unreachable = OpenAiSystem(name="far", kind="openai", model="m", base_url="http://127.0.0.1:9/v1", api_key_env=None)
+    with serving(answerer, plan=plan(unreachable), load=Engine.load) as (client, service):
         wait_for(lambda: service.engine is not None or service.failure is not None)
-        found = ask(client, "What color?")
-    assert found.status_code in (422, 502, 503)
-    assert "Traceback" not in found.text and found.json()["error"]["message"]
+        response = ask(client, "What color?")
+    assert response.status_code in (422, 502, 503)
+    assert "Traceback" not in response.text and response.json()["error"]["message"]

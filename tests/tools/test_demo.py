@@ -1,4 +1,4 @@
-"""tools/demo.py: it starts with what there is, says what is missing, and ends on Ctrl+C."""
+"""tools/demo.py starts without a checkpoint, reports what is missing, and stops on Ctrl+C."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ from tools import demo
 
 @pytest.fixture
 def folder(parts: Path, tmp_path: Path) -> Path:
-    """A working folder with CLIP and pictures, but no checkpoint."""
+    """A working folder with CLIP and images, but no checkpoint."""
     (tmp_path / "trial.yaml").write_text(
         f"name: trial\nrerank: {{clip: {parts / 'clip'}}}\nsearch: {{images: library}}\n", encoding="utf-8"
     )
@@ -27,12 +27,12 @@ def folder(parts: Path, tmp_path: Path) -> Path:
     return workspace(tmp_path)
 
 
-def _hear_interrupts() -> None:
-    """A test run in the background hands its deafness for Ctrl+C down to its children."""
+def _restore_interrupt_handler() -> None:
+    """A test run in the background ignores SIGINT, and its subprocesses inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_without_a_checkpoint_the_page_is_served_and_says_so(folder: Path) -> None:
+def test_the_page_is_served_without_a_checkpoint(folder: Path) -> None:
     command = [sys.executable, "tools/demo.py", "--config", "trial.yaml", "--port", "0"]
     with subprocess.Popen(
         command,
@@ -40,7 +40,7 @@ def test_without_a_checkpoint_the_page_is_served_and_says_so(folder: Path) -> No
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        preexec_fn=_hear_interrupts,
+        preexec_fn=_restore_interrupt_handler,
     ) as process:
         assert process.stdout is not None
         try:
@@ -48,9 +48,9 @@ def test_without_a_checkpoint_the_page_is_served_and_says_so(folder: Path) -> No
             assert lines[0].startswith("not available: checkpoints/trial")
             address = re.search(r"http://127\.0\.0\.1:\d+", lines[1])
             assert address is not None, lines
-            answer = requests.get(address[0], timeout=60)
-            assert answer.status_code == 200
-            assert "Tessera" in answer.text
+            response = requests.get(address[0], timeout=60)
+            assert response.status_code == 200
+            assert "Tessera" in response.text
             assert (folder / "data/trial/search").is_dir()
             process.send_signal(signal.SIGINT)
             process.wait(timeout=60)
@@ -61,27 +61,27 @@ def test_without_a_checkpoint_the_page_is_served_and_says_so(folder: Path) -> No
 
 def test_examples_are_spread_over_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    found = demo.examples(config.load(Path("trial.yaml")))
-    assert len(found) == len(set(found)) == demo.NUM_EXAMPLES
+    examples = demo.examples(config.load(Path("trial.yaml")))
+    assert len(examples) == len(set(examples)) == demo.NUM_EXAMPLES
     assert demo.examples(config.load(Path("trial.yaml"), ["search.images=null"])) == []
 
 
-def shown(page: str) -> list[str]:
-    """Commands that a page of the documentation shows."""
+def commands(page: str) -> list[str]:
+    """The python commands of a page of the documentation."""
     blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs" / page).read_text(encoding="utf-8"), flags=re.M | re.S)
     return [line for line in "".join(blocks).splitlines() if line.startswith("python ")]
 
 
-def test_every_command_of_the_documentation_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_of_the_documentation_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert shown("zh/demo.md") == shown("demo.md") != []
-    for command in shown("demo.md"):
+    assert commands("zh/demo.md") == commands("demo.md") != []
+    for command in commands("demo.md"):
         _, script, *arguments = shlex.split(command)
         assert script == "tools/demo.py"
         parsed = demo.parser.parse_intermixed_args(arguments)
-        read = config.load(parsed.config, parsed.overrides)
+        loaded_config = config.load(parsed.config, parsed.overrides)
         if parsed.against:
-            assert demo.select_system(read, "--against", parsed.against).name == parsed.against
+            assert demo.select_system(loaded_config, "--against", parsed.against).name == parsed.against
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_every_command_of_the_documentation_is_understood(monkeypatch: pytest.Mo
         (("rerank.clip=./none",), "rerank.clip: ./none does not exist"),
     ],
 )
-def test_wrong_arguments_are_one_line(
+def test_wrong_arguments_are_a_message_of_one_line(
     arguments: tuple[str, ...], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(folder)

@@ -1,4 +1,4 @@
-"""A real Chromium for tests of the demo page."""
+"""Chromium for tests of web pages."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 TIMEOUT_MS = 120_000
-"""Milliseconds after which something that must be seen is not there: on a busy machine much is slow."""
+"""Timeout of every wait in ms; long, since a busy machine is slow."""
 
 DESKTOP_SIZE, PHONE_SIZE = (1280, 1000), (390, 844)
 """Sizes of a window in pixels."""
@@ -20,7 +20,7 @@ DESKTOP_SIZE, PHONE_SIZE = (1280, 1000), (390, 844)
 
 @contextmanager
 def open_page(address: str, size: tuple[int, int] = DESKTOP_SIZE) -> Iterator[Page]:
-    """The page at an address, ready to be used. Fails at the end when the browser spoke to another machine."""
+    """Open the demo page at a URL and wait until it is ready. Fails at the end if the browser sent a request to another host."""
     requested_hosts: set[str] = set()
     expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
@@ -36,15 +36,15 @@ def open_page(address: str, size: tuple[int, int] = DESKTOP_SIZE) -> Iterator[Pa
 
 
 def upload_image(page: Page, image: Path) -> None:
-    """Upload a picture."""
-    page.locator("#picture input[type=file]").first.set_input_files(image)
-    expect(page.locator("#picture img").first).to_be_visible()
+    """Upload an image."""
+    page.locator("#image input[type=file]").first.set_input_files(image)
+    expect(page.locator("#image img").first).to_be_visible()
 
 
 def save_screenshot(page: Page, name: str) -> None:
-    """Keep a screenshot where somebody wants to look at the page (TESSERA_SCREENSHOTS names a folder)."""
+    """Save a screenshot to the folder that TESSERA_SCREENSHOTS names, if it is set."""
     if folder := os.environ.get("TESSERA_SCREENSHOTS"):
-        # Until what moves has come to rest; nothing is tested with it.
+        # Wait until animations have ended; no test depends on it.
         page.wait_for_timeout(700)
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 

@@ -1,4 +1,4 @@
-"""A page with a small untrained model behind it."""
+"""The demo page with small untrained models."""
 
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from tests.untrained import write_checkpoint
 
 
 @pytest.fixture(scope="session")
-def demo_parts(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> DemoBackends:
-    """What a page of the demo talks to: a checkpoint, a 4-bit Qwen3-VL beside it, CLIP, an index of four pictures."""
+def demo_backends(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> DemoBackends:
+    """The models of the page: a checkpoint, a 4-bit Qwen3-VL, CLIP and an index of four images."""
     folder = tmp_path_factory.mktemp("demo")
     path = folder / "checkpoint-1"
     write_checkpoint(path, parts, processor)
@@ -28,8 +28,8 @@ def demo_parts(parts: Path, processor: Processor, tmp_path_factory: pytest.TempP
     answerer = build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(path)), checkpoint_folder=folder)
     scorer_cache = ScorerCache()
     reranker = build_reranker(RerankConfig(clip=clip), answerer.description, decoding, folder / "plans", scorer_cache=scorer_cache)
-    quantised = QwenVlSystem(name="qwen3-vl-4bit", kind="qwen3_vl", path=str(parts / "qwen3_vl"), quantization="nf4")
-    other = Session("qwen3-vl-4bit", build_answerer(quantised, checkpoint_folder=folder), reranker, decoding, 6)
+    quantized_system = QwenVlSystem(name="qwen3-vl-4bit", kind="qwen3_vl", path=str(parts / "qwen3_vl"), quantization="nf4")
+    other = Session("qwen3-vl-4bit", build_answerer(quantized_system, checkpoint_folder=folder), reranker, decoding, 6)
     index = open_index(SearchConfig(), str(folder / "index"), clip, create=True, scorer_cache=scorer_cache)
     index_folder(index, library)
     return DemoBackends(Session("ours", answerer, reranker, decoding, 6), other, scorer_cache.load(clip), index, sorted(library.iterdir()))

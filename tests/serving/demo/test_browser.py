@@ -1,4 +1,4 @@
-"""The page in a real Chromium: a person uploads, asks, compares, labels, searches, switches the language; nothing leaves the machine."""
+"""The page in Chromium: upload, ask, compare, classify, search, switch the language; no request leaves the machine."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from serving.demo.page import DemoBackends, launch, translations
+from serving.demo.localization import translations
+from serving.demo.page import DemoBackends, launch
 from serving.demo.session import Session
 from tests.serving.demo.browser import CHROMIUM, PHONE_SIZE, open_page, overflow, save_screenshot, upload_image
 from tests.serving.search.conftest import png
@@ -17,8 +18,8 @@ QUESTION = "What color is the circle?"
 
 
 @pytest.fixture(scope="module")
-def address(demo_parts: DemoBackends) -> Iterator[str]:
-    blocks = launch(demo_parts, "127.0.0.1", 0, wait=False)
+def address(demo_backends: DemoBackends) -> Iterator[str]:
+    blocks = launch(demo_backends, "127.0.0.1", 0, wait=False)
     yield blocks.local_url
     blocks.close()
 
@@ -30,18 +31,18 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def said(text: str) -> str:
-    """What of an answer is surely shown as it is: its first word."""
+def first_word(text: str) -> str:
+    """The first word of a text, which Markdown does not change."""
     return (text.split() or [""])[0]
 
 
-def test_a_person_asks_several_turns_and_switches_the_language(address: str, demo_parts: DemoBackends, image: Path) -> None:
-    session = demo_parts.session
+def test_a_user_asks_several_questions_and_switches_the_language(address: str, demo_backends: DemoBackends, image: Path) -> None:
+    session = demo_backends.session
     assert isinstance(session, Session)
     with open_page(address) as page:
-        # Nothing chosen yet: a sentence, no stack trace.
+        # No image is chosen yet: a message, no stack trace.
         page.locator("#ask").click()
-        expect(page.locator("#status")).to_contain_text(ENGLISH["no_picture"])
+        expect(page.locator("#status")).to_contain_text(ENGLISH["no_image"])
         upload_image(page, image)
         page.locator("#ask").click()
         expect(page.locator("#status")).to_contain_text(ENGLISH["no_question"])
@@ -49,11 +50,11 @@ def test_a_person_asks_several_turns_and_switches_the_language(address: str, dem
         page.locator("#question textarea").fill(QUESTION)
         page.locator("#ask").click()
         first = session.ask(image, [], QUESTION)
-        # The whole answer is there when its candidates are.
+        # The answer is complete when its candidates are shown.
         expect(page.locator("#candidates")).to_contain_text("✓")
         for row in first.candidates():
-            expect(page.locator("#candidates")).to_contain_text(said(row["text"]))
-        expect(page.locator("#chat")).to_contain_text(said(first.chosen))
+            expect(page.locator("#candidates")).to_contain_text(first_word(row["text"]))
+        expect(page.locator("#chat")).to_contain_text(first_word(first.chosen))
         expect(page.locator("#chat")).to_contain_text(QUESTION)
         expect(page.locator("#status")).to_have_text("")
 
@@ -61,13 +62,13 @@ def test_a_person_asks_several_turns_and_switches_the_language(address: str, dem
         page.locator("#question textarea").press("Enter")
         second = session.ask(image, [(QUESTION, first.chosen)], "有几个圆形？")
         expect(page.locator("#chat [data-testid=bot]")).to_have_count(2)
-        expect(page.locator("#chat")).to_contain_text(said(second.chosen))
+        expect(page.locator("#chat")).to_contain_text(first_word(second.chosen))
         expect(page.locator("#question textarea")).to_have_value("")
         save_screenshot(page, "untrained_ask")
 
         page.locator("#language").get_by_text("中文").click()
         expect(page.locator("#ask")).to_have_text(CHINESE["ask"])
-        expect(page.locator("#candidates")).to_contain_text(CHINESE["columns"][2])
+        expect(page.locator("#candidates")).to_contain_text(CHINESE["candidate_columns"][2])
         expect(page.locator("#candidates")).to_contain_text("✓")
 
         page.locator("#caption").click()
@@ -79,33 +80,33 @@ def test_a_person_asks_several_turns_and_switches_the_language(address: str, dem
         assert overflow(page) == 0
 
 
-def test_a_file_that_is_no_image_is_a_sentence_on_the_page(address: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_a_message_on_the_page(address: str, tmp_path: Path) -> None:
     files = {name: tmp_path / name for name in ("notes.png", "cut.png")}
-    files["notes.png"].write_text("no picture", encoding="utf-8")
+    files["notes.png"].write_text("not an image", encoding="utf-8")
     files["cut.png"].write_bytes(png(2)[:-40])
-    beginning = ENGLISH["not_picture"].partition("{")[0]
+    message = ENGLISH["invalid_image"].partition("{")[0]
     with open_page(address) as page:
         for name, path in files.items():
-            page.locator("#picture input[type=file]").first.set_input_files(path)
-            page.locator("#picture").get_by_label("Remove Image").or_(page.locator("#picture img")).first.wait_for(state="attached")
+            page.locator("#image input[type=file]").first.set_input_files(path)
+            page.locator("#image").get_by_label("Remove Image").or_(page.locator("#image img")).first.wait_for(state="attached")
             page.locator("#question textarea").fill(QUESTION)
             page.locator("#ask").click()
-            expect(page.locator("#status"), name).to_contain_text(beginning)
+            expect(page.locator("#status"), name).to_contain_text(message)
             expect(page.locator("#chat [data-testid=bot]")).to_have_count(0)
             page.reload(wait_until="domcontentloaded")
             page.locator("#question textarea").wait_for()
 
 
-def test_two_systems_answer_side_by_side(address: str, demo_parts: DemoBackends, image: Path) -> None:
-    talkers = [demo_parts.session, demo_parts.other]
+def test_two_systems_answer_side_by_side(address: str, demo_backends: DemoBackends, image: Path) -> None:
+    sessions = [demo_backends.session, demo_backends.other]
     with open_page(address) as page:
         page.get_by_role("tab", name=ENGLISH["compare_tab"]).click()
         page.locator("#compare").click()
-        expect(page.locator("#status")).to_contain_text(ENGLISH["no_picture"])
+        expect(page.locator("#status")).to_contain_text(ENGLISH["no_image"])
         upload_image(page, image)
         page.locator("#compared_question textarea").fill(QUESTION)
         page.locator("#compare").click()
-        for i, session in enumerate(talkers):
+        for i, session in enumerate(sessions):
             assert isinstance(session, Session)
             expect(page.locator(f"#answer_{i} textarea")).to_have_value(session.ask(image, [], QUESTION).chosen)
             expect(page.locator(f"#answer_{i}")).to_contain_text(session.name)
@@ -113,8 +114,8 @@ def test_two_systems_answer_side_by_side(address: str, demo_parts: DemoBackends,
         save_screenshot(page, "untrained_compare")
 
 
-def test_labels_are_shared_out_and_images_found(address: str, demo_parts: DemoBackends, image: Path) -> None:
-    assert demo_parts.scorer is not None
+def test_labels_get_probabilities_and_images_are_found(address: str, demo_backends: DemoBackends, image: Path) -> None:
+    assert demo_backends.scorer is not None
     with open_page(address) as page:
         upload_image(page, image)
         page.get_by_role("tab", name=ENGLISH["labels_tab"]).click()
@@ -123,11 +124,11 @@ def test_labels_are_shared_out_and_images_found(address: str, demo_parts: DemoBa
         labels = ["a circle", "a square", "一个星形"]
         page.locator("#labels textarea").fill(", ".join(labels))
         page.locator("#classify").click()
-        shares = demo_parts.scorer.probabilities(image, labels)
-        for label, share in zip(labels, shares, strict=True):
-            expect(page.locator("#shares")).to_contain_text(label)
-            expect(page.locator("#shares")).to_contain_text(f"{share:.0%}")
-        expect(page.locator("#shares h2")).to_have_text(max(zip(shares, labels, strict=True))[1])
+        probabilities = demo_backends.scorer.probabilities(image, labels)
+        for label, probability in zip(labels, probabilities, strict=True):
+            expect(page.locator("#label_probabilities")).to_contain_text(label)
+            expect(page.locator("#label_probabilities")).to_contain_text(f"{probability:.0%}")
+        expect(page.locator("#label_probabilities h2")).to_have_text(max(zip(probabilities, labels, strict=True))[1])
         save_screenshot(page, "untrained_labels")
 
         page.get_by_role("tab", name=ENGLISH["search_tab"]).click()
@@ -135,12 +136,12 @@ def test_labels_are_shared_out_and_images_found(address: str, demo_parts: DemoBa
         page.locator("#search").click()
         expect(page.locator("#results img")).to_have_count(4)
         save_screenshot(page, "untrained_search")
-        page.locator("#alike").click()
-        # The picture itself stands in the library, and comes first.
+        page.locator("#search_by_image").click()
+        # The image itself is in the index and comes first.
         expect(page.locator("#results .caption-label").first).to_contain_text("1.000 2.png")
 
 
-def test_on_a_phone_everything_is_in_reach_and_messages_are_in_view(address: str, image: Path) -> None:
+def test_on_a_phone_the_page_fits_and_messages_are_in_view(address: str, image: Path) -> None:
     with open_page(address, PHONE_SIZE) as page:
         upload_image(page, image)
         page.locator("#ask").scroll_into_view_if_needed()

@@ -1,4 +1,4 @@
-"""The page with the tuned model of a demo that was run: its right answers are seen. TESSERA_DEMO names the folder of that run."""
+"""The page with the trained model of a finished demo run shows its right answers. TESSERA_DEMO names the folder of that run."""
 
 import json
 import os
@@ -12,41 +12,38 @@ import pyarrow.parquet as parquet
 import pytest
 from playwright.sync_api import expect
 
-from serving.demo.page import translations
+from serving.demo.localization import translations
 from tests.serving.demo.browser import CHROMIUM, PHONE_SIZE, open_page, save_screenshot, upload_image
 
 FOLDER = Path(os.environ.get("TESSERA_DEMO", "none"))
-QUESTIONS = 3
+NUM_QUESTIONS = 3
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (the package chromium)"),
-    pytest.mark.skipif(not (FOLDER / "results/tiny/predictions/ours.jsonl").is_file(), reason="TESSERA_DEMO names no demo that was run"),
+    pytest.mark.skipif(not (FOLDER / "results/tiny/predictions/ours.jsonl").is_file(), reason="TESSERA_DEMO names no finished demo run"),
 ]
 
 
 def right_answers() -> list[tuple[Path, str, str]]:
-    """Picture, question and answer where the evaluation found the model right and sure, one in each language at least.
-
-    Of those first that are more than yes or no.
-    """
+    """Image, question and answer of the right answers with the highest log-probability, in both languages; yes/no answers last."""
     samples = {row["sample_id"]: row for row in parquet.read_table(FOLDER / "data/tiny/samples.parquet").to_pylist()}
     paths = {row["image_id"]: row["path"] for row in parquet.read_table(FOLDER / "data/tiny/images.parquet").to_pylist()}
-    found = []
+    rows = []
     for line in (FOLDER / "results/tiny/predictions/ours.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         sample, chosen = samples[record["sample_id"]], record["choices"].get("reranked", "")
         if sample["task"] == "vqa" and chosen in (sample["answers"] or []):
-            sure = max(candidate["log_prob"] for candidate in record["candidates"] if candidate["text"] == chosen)
-            more = chosen not in ("yes", "no", "是", "否", "有", "没有")
-            found.append((more, sure, sample["language"], FOLDER / paths[sample["image_ids"][0]], record["question"], chosen))
-    best = sorted(found, reverse=True)
-    in_language = {name: [one[3:] for one in best if one[2] == name] for name in ("zh", "en")}
-    return [in_language["zh"][0], *in_language["en"]][:QUESTIONS]
+            log_prob = max(candidate["log_prob"] for candidate in record["candidates"] if candidate["text"] == chosen)
+            not_binary = chosen not in ("yes", "no", "是", "否", "有", "没有")
+            rows.append((not_binary, log_prob, sample["language"], FOLDER / paths[sample["image_ids"][0]], record["question"], chosen))
+    rows.sort(reverse=True)
+    by_language = {language: [row[3:] for row in rows if row[2] == language] for language in ("zh", "en")}
+    return [by_language["zh"][0], *by_language["en"]][:NUM_QUESTIONS]
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """`python tools/demo.py` in the folder of the run, as a person starts it."""
+    """URL of `python tools/demo.py`, started in the folder of the run."""
     command = [sys.executable, "tools/demo.py", "--port", "0", "--against", "ours"]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, cwd=FOLDER, env=variables, stdout=subprocess.PIPE, text=True) as process:
@@ -61,11 +58,11 @@ def address() -> Iterator[str]:
             process.kill()
 
 
-def test_the_right_answers_of_the_demo_model_are_seen(address: str) -> None:
-    asked = right_answers()
-    assert len(asked) == QUESTIONS
+def test_the_right_answers_of_the_demo_model_are_shown(address: str) -> None:
+    examples = right_answers()
+    assert len(examples) == NUM_QUESTIONS
     with open_page(address) as page:
-        for image, question, answer in asked:
+        for image, question, answer in examples:
             upload_image(page, image)
             page.locator("#question textarea").fill(question)
             page.locator("#ask").click()
@@ -80,7 +77,7 @@ def test_the_right_answers_of_the_demo_model_are_seen(address: str) -> None:
         page.get_by_role("tab", name=translations("en")["labels_tab"]).click()
         page.locator("#labels textarea").fill("a circle, a square, a star, a triangle, a cross")
         page.locator("#classify").click()
-        expect(page.locator("#shares h2")).to_be_visible()
+        expect(page.locator("#label_probabilities h2")).to_be_visible()
         save_screenshot(page, "demo_labels")
 
 

@@ -1,4 +1,4 @@
-"""What the service refuses, and how long it waits: tokens, sizes, malformed and endless requests."""
+"""Limits of the service: bearer token, sizes, malformed requests, header timeout, clients that do not read."""
 
 import hmac
 import json
@@ -10,34 +10,34 @@ import pytest
 
 from tests.serving.conftest import CHAT, TIMEOUT_SECONDS, FakeAnswerer, ask, image_file, serving, wait_for
 
-NOWHERE = {"type": "image_url", "image_url": {"url": "no address"}}
+INVALID_IMAGE = {"type": "image_url", "image_url": {"url": "no address"}}
 
 
-def test_a_token_is_needed_for_all_but_health(planted: FakeAnswerer) -> None:
-    with serving(planted, token="secret") as (client, _):
+def test_the_token_is_required_for_all_paths_but_health(answerer: FakeAnswerer) -> None:
+    with serving(answerer, token="secret") as (client, _):
         without = {path: client.get(path).status_code for path in ("/health", "/metrics", "/v1/models", "/openapi.json", "/nothing")}
         wrong = [client.get("/v1/models", headers={"Authorization": f"Bearer {token}"}) for token in ("Secret", "secre", "secrets")]
         right = client.get("/v1/models", headers={"Authorization": "Bearer secret"})
     assert without == {"/health": 200, "/metrics": 401, "/v1/models": 401, "/openapi.json": 401, "/nothing": 401}
-    assert {one.status_code for one in wrong} == {401}
+    assert {response.status_code for response in wrong} == {401}
     assert wrong[0].headers["WWW-Authenticate"] == "Bearer"
     assert right.status_code == 200
 
 
-def test_the_token_is_compared_in_constant_time(planted: FakeAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_compared_in_constant_time(answerer: FakeAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
     compare = hmac.compare_digest
 
-    def noted(given: bytes, expected: bytes) -> bool:
+    def record(given: bytes, expected: bytes) -> bool:
         compared.append((given, expected))
         return compare(given, expected)
 
-    monkeypatch.setattr(hmac, "compare_digest", noted)
-    with serving(planted, token="secret") as (client, _):
+    monkeypatch.setattr(hmac, "compare_digest", record)
+    with serving(answerer, token="secret") as (client, _):
         for token in ("", "Bearer s", "Bearer secret", "Bearer " + "x" * 5000):
             client.get("/v1/models", headers={"Authorization": token})
     assert len(compared) == 4
-    assert len({len(value) for pair in compared for value in pair}) == 1, "not even its length shows"
+    assert len({len(value) for pair in compared for value in pair}) == 1, "the length of the token is not revealed"
 
 
 def long_body(client: httpx2.Client) -> httpx2.Response:
@@ -53,11 +53,11 @@ def long_chunks(client: httpx2.Client) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("send", [long_body, long_chunks])
-def test_a_body_over_the_limit_is_413(planted: FakeAnswerer, send: Callable[[httpx2.Client], httpx2.Response]) -> None:
-    with serving(planted, max_bytes=10_000) as (client, _):
-        found = send(client)
+def test_a_body_over_the_limit_is_413(answerer: FakeAnswerer, send: Callable[[httpx2.Client], httpx2.Response]) -> None:
+    with serving(answerer, max_bytes=10_000) as (client, _):
+        response = send(client)
         assert ask(client, "red").status_code == 200
-    assert (found.status_code, found.json()["error"]["code"]) == (413, "too_large")
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "too_large")
 
 
 @pytest.mark.parametrize(
@@ -77,101 +77,101 @@ def test_a_body_over_the_limit_is_413(planted: FakeAnswerer, send: Callable[[htt
         ({"question": "red", "rerank": "perhaps"}, 422, "invalid_request"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_and_never_reaches_the_model(
-    planted: FakeAnswerer, request_fields: dict[str, object], status: int, code: str
+def test_an_invalid_request_is_refused_before_it_reaches_the_model(
+    answerer: FakeAnswerer, request_fields: dict[str, object], status: int, code: str
 ) -> None:
-    with serving(planted, max_pixels=10_000, max_question_chars=40, max_candidates=4) as (client, _):
-        found = ask(client, **request_fields)  # type: ignore[arg-type]
-    assert (found.status_code, found.json()["error"]["code"]) == (status, code)
-    assert planted.calls == []
+    with serving(answerer, max_pixels=10_000, max_question_chars=40, max_candidates=4) as (client, _):
+        response = ask(client, **request_fields)  # type: ignore[arg-type]
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert answerer.calls == []
 
 
-def test_a_form_without_its_fields_names_them(planted: FakeAnswerer) -> None:
-    with serving(planted) as (client, _):
-        found = client.post("/vqa", files={"image": image_file()})
+def test_an_error_names_the_missing_form_field(answerer: FakeAnswerer) -> None:
+    with serving(answerer) as (client, _):
+        response = client.post("/vqa", files={"image": image_file()})
         path = client.post("/vqa", data={"image": "/etc/passwd", "question": "red"})
-    assert (found.status_code, found.json()["error"]["message"]) == (422, "question: field required")
+    assert (response.status_code, response.json()["error"]["message"]) == (422, "question: field required")
     assert path.status_code == 422 and "passwd" not in path.text
 
 
 @pytest.mark.parametrize("body", ["{", "[" * 100_000, '{"model": 5}', "null", '"' + "x" * 1000 + '"'])
-def test_json_that_is_none_is_refused(planted: FakeAnswerer, body: str) -> None:
-    with serving(planted) as (client, _):
-        found = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
-    assert found.status_code in (400, 422)
-    assert "x" * 100 not in found.text
+def test_invalid_json_is_refused(answerer: FakeAnswerer, body: str) -> None:
+    with serving(answerer) as (client, _):
+        response = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code in (400, 422)
+    assert "x" * 100 not in response.text
 
 
 def chat_about(*turns: object) -> dict[str, object]:
-    return {"model": "planted", "messages": [{"role": "user", "content": turn} for turn in turns]}
+    return {"model": "fake", "messages": [{"role": "user", "content": turn} for turn in turns]}
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("body", "message"),
     [
-        (chat_about("half \ud800 a character"), "one half of a surrogate pair"),
-        (chat_about([{"type": "text", "text": "\udfff"}]), "one half of a surrogate pair"),
+        (chat_about("half \ud800 a character"), "a lone surrogate"),
+        (chat_about([{"type": "text", "text": "\udfff"}]), "a lone surrogate"),
         (chat_about(*["x"] * 257), "at most 256"),
         (chat_about([{"type": "text", "text": "x"}] * 65), "at most 64"),
-        (chat_about([NOWHERE] * 5, [NOWHERE] * 5), "at most 8 pictures, found 10"),
+        (chat_about([INVALID_IMAGE] * 5, [INVALID_IMAGE] * 5), "at most 8 images, found 10"),
     ],
 )
-def test_a_conversation_over_a_limit_is_refused_before_its_images_are_looked_at(
-    planted: FakeAnswerer, asked: dict[str, object], said: str
+def test_a_conversation_over_a_limit_is_refused_before_its_images_are_read(
+    answerer: FakeAnswerer, body: dict[str, object], message: str
 ) -> None:
-    with serving(planted) as (client, _):
-        found = client.post("/v1/chat/completions", content=json.dumps(asked), headers={"Content-Type": "application/json"})
-    assert found.status_code == 422
-    assert said in found.json()["error"]["message"]
-    assert planted.calls == []
+    with serving(answerer) as (client, _):
+        response = client.post("/v1/chat/completions", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+    assert message in response.json()["error"]["message"]
+    assert answerer.calls == []
 
 
 @pytest.mark.parametrize("charset", ["punycode", '"unicode_escape"', "utf-8; charset=punycode"])
-def test_a_form_in_a_character_set_that_takes_minutes_is_refused(planted: FakeAnswerer, charset: str) -> None:
+def test_a_form_in_another_charset_than_utf8_is_refused(answerer: FakeAnswerer, charset: str) -> None:
     part = b'--b\r\nContent-Disposition: form-data; name="question"\r\n\r\na-9z9z\r\n--b--\r\n'
-    with serving(planted) as (client, _):
-        found = client.post("/vqa", content=part, headers={"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"})
+    with serving(answerer) as (client, _):
+        response = client.post("/vqa", content=part, headers={"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"})
         utf8 = client.post("/vqa", content=part, headers={"Content-Type": "multipart/form-data; charset=UTF-8; boundary=b"})
-    assert (found.status_code, found.json()["error"]["code"]) == (415, "charset")
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "charset")
     assert utf8.json()["error"]["message"] == "image: field required"
 
 
-def test_a_client_that_does_not_read_does_not_hold_the_server(planted: FakeAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_does_not_block_the_shutdown(answerer: FakeAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.http.middleware.STREAM_GRACE_SECONDS", 0.1)
     monkeypatch.setattr("serving.server.STREAM_GRACE_SECONDS", 0.1)
-    monkeypatch.setattr(planted, "stream", lambda *_: (f"{i} " * 500_000 for i in range(40)))
-    with socket.socket() as deaf:
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        with serving(planted, deadline_seconds=1.0) as (client, service):
-            deaf.connect((client.base_url.host, client.base_url.port or 80))
+    monkeypatch.setattr(answerer, "stream", lambda *_: (f"{i} " * 500_000 for i in range(40)))
+    with socket.socket() as unread:
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with serving(answerer, deadline_seconds=1.0) as (client, service):
+            unread.connect((client.base_url.host, client.base_url.port or 80))
             body = json.dumps(CHAT).encode()
             head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            deaf.sendall(head.encode() + body)
+            unread.sendall(head.encode() + body)
             wait_for(lambda: service.in_progress == 1)
             wait_for(lambda: service.in_progress == 0)
-        # Leaving the context ends the server, and fails where it does not end.
+        # Leaving the context stops the server, and fails if it does not stop.
 
 
 @pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"], ids=["first", "second"])
-def test_a_head_that_never_ends_is_given_up_and_a_slow_body_is_not(
-    planted: FakeAnswerer, monkeypatch: pytest.MonkeyPatch, before: bytes
+def test_headers_that_never_end_time_out_and_a_slow_body_does_not(
+    answerer: FakeAnswerer, monkeypatch: pytest.MonkeyPatch, before: bytes
 ) -> None:
     monkeypatch.setattr("serving.http.connection_timeout.HEADER_TIMEOUT_SECONDS", 0.5)
-    with serving(planted) as (client, service):
-        place = (client.base_url.host, client.base_url.port or 80)
+    with serving(answerer) as (client, service):
+        server_address = (client.base_url.host, client.base_url.port or 80)
         with (
-            socket.create_connection(place, timeout=TIMEOUT_SECONDS) as slow,
-            socket.create_connection(place, timeout=TIMEOUT_SECONDS) as never,
+            socket.create_connection(server_address, timeout=TIMEOUT_SECONDS) as slow,
+            socket.create_connection(server_address, timeout=TIMEOUT_SECONDS) as unfinished,
         ):
             head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n"
             slow.sendall(head + b"{")
             wait_for(lambda: service.in_progress == 1)
-            never.sendall(before)
+            unfinished.sendall(before)
             if before:
-                assert never.recv(10_000).startswith(b"HTTP/1.1 200")
-            never.sendall(b"POST /vqa HTTP/1.1\r\n")
-            while never.recv(10_000):
-                """What is left of the first answer."""
+                assert unfinished.recv(10_000).startswith(b"HTTP/1.1 200")
+            unfinished.sendall(b"POST /vqa HTTP/1.1\r\n")
+            while unfinished.recv(10_000):
+                """The rest of the first response."""
             slow.sendall(b"}")
-            # Nothing is asked in it: an answer all the same.
+            # The body is an empty object: a response, although an error.
             assert slow.recv(10_000).startswith(b"HTTP/1.1 422")

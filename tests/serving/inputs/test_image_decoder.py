@@ -1,4 +1,4 @@
-"""From bytes to a picture: types, limits before decoding, damaged files, data URLs, and room for so many pixels."""
+"""Decoding of images: formats, limits checked before decoding, damaged files, data URLs, and the limit of pixels in memory."""
 
 import asyncio
 import base64
@@ -22,45 +22,46 @@ def refused(data: bytes, max_pixels: int = 10_000) -> tuple[int, str]:
     return caught.value.status_code, caught.value.code
 
 
-def png_head(width: int, height: int) -> bytes:
-    """A PNG that claims a size and has no pixels."""
+def png_header(width: int, height: int) -> bytes:
+    """A PNG whose header has a size but that has no pixels."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">II", zlib.crc32(chunk), 1000) + b"IDAT"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_images_that_were_meant_are_read(kind: str) -> None:
-    found = decode_image(image_file(kind=kind), 10_000)
-    assert (found.mode, found.size) == ("RGB", (40, 30))
+def test_accepted_formats_are_decoded(kind: str) -> None:
+    image = decode_image(image_file(kind=kind), 10_000)
+    assert (image.mode, image.size) == ("RGB", (40, 30))
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "PPM", "ICO", "PDF", "EPS"])
-def test_other_files_are_refused_by_what_is_in_them(kind: str) -> None:
+def test_other_formats_are_refused_by_their_content(kind: str) -> None:
     assert refused(image_file(kind=kind, size=(32, 32))) == (415, "image_type")
 
 
-def test_too_many_pixels_are_refused_before_anything_is_decoded() -> None:
-    assert refused(png_head(60_000, 60_000)) == (413, "image_too_large")
-    assert refused(png_head(50, 50)) == (422, "image_damaged")
+def test_too_many_pixels_are_refused_before_decoding() -> None:
+    assert refused(png_header(60_000, 60_000)) == (413, "image_too_large")
+    assert refused(png_header(50, 50)) == (422, "image_damaged")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-@pytest.mark.parametrize("kept", [14, 60, 0.5, 0.95])
-def test_truncated_files_are_damaged(kind: str, kept: float) -> None:
-    whole = image_file(kind=kind, size=(64, 64))
-    assert refused(whole[: int(kept * len(whole)) if kept < 1 else int(kept)]) == (422, "image_damaged")
+@pytest.mark.parametrize("length", [14, 60, 0.5, 0.95])
+def test_truncated_files_are_damaged(kind: str, length: float) -> None:
+    """length: bytes that are left; below 1 as a share of the file."""
+    file = image_file(kind=kind, size=(64, 64))
+    assert refused(file[: int(length * len(file)) if length < 1 else int(length)]) == (422, "image_damaged")
 
 
-def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded() -> None:
+def test_a_jpeg_with_too_many_scans_is_refused_before_decoding() -> None:
     file = io.BytesIO()
     Image.open(io.BytesIO(image_file(size=(64, 64)))).save(file, "JPEG", progressive=True)
-    whole = file.getvalue()
-    last = whole[whole.rindex(b"\xff\xda") : -2]
-    assert decode_image(whole, 10_000).size == (64, 64)
-    assert refused(whole[:-2] + MAX_SCANS * last + b"\xff\xd9") == (422, "image_damaged")
+    jpeg = file.getvalue()
+    last_scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    assert decode_image(jpeg, 10_000).size == (64, 64)
+    assert refused(jpeg[:-2] + MAX_SCANS * last_scan + b"\xff\xd9") == (422, "image_damaged")
 
 
-def test_a_data_url_holds_a_image() -> None:
+def test_a_data_url_holds_an_image() -> None:
     text = base64.b64encode(image_file()).decode()
     assert decode_data_url(f"data:image/png;base64,{text}") == image_file()
     for wrong in ("data:image/png;base64", f"data:text/html;base64,{text}", f"data:image/png,{text}", f"data:image/png;base64,{text}*"):
@@ -70,39 +71,39 @@ def test_a_data_url_holds_a_image() -> None:
         assert text not in str(caught.value.detail)
 
 
-def test_images_beyond_the_room_wait_until_others_are_done() -> None:
+def test_images_over_the_pixel_limit_wait_until_others_are_released() -> None:
     async def scenario() -> list[str]:
-        decoder, seen = ImageDecoder(5000, 2500), []
+        decoder, order = ImageDecoder(5000, 2500), []
 
-        async def one(name: str, until: asyncio.Event) -> None:
-            async with decoder.decoded([image_file(size=(60, 50))]) as (found,):
-                assert isinstance(found, Image.Image)
-                seen.append(name)
+        async def decode(name: str, until: asyncio.Event) -> None:
+            async with decoder.decoded([image_file(size=(60, 50))]) as (image,):
+                assert isinstance(image, Image.Image)
+                order.append(name)
                 await until.wait()
 
         first, others = asyncio.Event(), asyncio.Event()
         others.set()
         async with asyncio.timeout(TIMEOUT_SECONDS), asyncio.TaskGroup() as tasks:
-            tasks.create_task(one("first", first))
-            while not seen:
+            tasks.create_task(decode("first", first))
+            while not order:
                 await asyncio.sleep(0.001)
-            waiting = tasks.create_task(one("second", others))
+            waiting = tasks.create_task(decode("second", others))
             await asyncio.sleep(0.05)
             assert not waiting.done()
-            seen.append("let")
+            order.append("released")
             first.set()
         assert decoder.free_pixels == 5000
-        return seen
+        return order
 
-    assert asyncio.run(scenario()) == ["first", "let", "second"]
+    assert asyncio.run(scenario()) == ["first", "released", "second"]
 
 
-def test_room_comes_back_only_when_a_decoder_that_nobody_waits_for_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    let, begun = threading.Event(), threading.Semaphore(0)
+def test_pixels_of_a_cancelled_request_are_released_when_its_decoders_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    released, started = threading.Event(), threading.Semaphore(0)
 
     def slow(data: bytes, max_pixels: int) -> Image.Image:
-        begun.release()
-        assert let.wait(TIMEOUT_SECONDS)
+        started.release()
+        assert released.wait(TIMEOUT_SECONDS)
         return decode_image(data, max_pixels)
 
     monkeypatch.setattr(image_decoder, "decode_image", slow)
@@ -110,27 +111,27 @@ def test_room_comes_back_only_when_a_decoder_that_nobody_waits_for_is_done(monke
     async def scenario() -> None:
         decoder = ImageDecoder(1200, 1200 * (NUM_DECODER_THREADS + 2))
 
-        async def one() -> None:
+        async def decode() -> None:
             async with decoder.decoded([image_file()]):
                 raise AssertionError("it was decoded")
 
-        tasks = [asyncio.create_task(one()) for _ in range(NUM_DECODER_THREADS + 2)]
+        tasks = [asyncio.create_task(decode()) for _ in range(NUM_DECODER_THREADS + 2)]
         while decoder.free_pixels:
             await asyncio.sleep(0.001)
-        assert all([await asyncio.to_thread(begun.acquire, timeout=TIMEOUT_SECONDS) for _ in range(NUM_DECODER_THREADS)])
+        assert all([await asyncio.to_thread(started.acquire, timeout=TIMEOUT_SECONDS) for _ in range(NUM_DECODER_THREADS)])
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert decoder.free_pixels == 2 * 1200, "of those that had not been begun"
-        let.set()
+        assert decoder.free_pixels == 2 * 1200, "only of those that had not started"
+        released.set()
         while decoder.free_pixels < 1200 * (NUM_DECODER_THREADS + 2):
             await asyncio.sleep(0.001)
-        assert not begun.acquire(blocking=False), "nothing is begun for who has left"
+        assert not started.acquire(blocking=False), "nothing is decoded for a cancelled request"
 
     asyncio.run(scenario())
 
 
-def test_room_comes_back_from_images_that_are_damaged() -> None:
+def test_pixels_of_damaged_images_are_released() -> None:
     async def scenario() -> None:
         decoder = ImageDecoder(5000, 5000)
         damaged = io.BytesIO(image_file()).getvalue()[:-40]
@@ -143,7 +144,7 @@ def test_room_comes_back_from_images_that_are_damaged() -> None:
     asyncio.run(scenario())
 
 
-def test_images_that_together_have_more_pixels_than_there_is_room_are_refused() -> None:
+def test_images_with_more_pixels_in_total_than_the_limit_are_refused() -> None:
     async def scenario() -> None:
         decoder = ImageDecoder(1200, 2000)
         with pytest.raises(ServiceError, match="413"):

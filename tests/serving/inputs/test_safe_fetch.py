@@ -1,4 +1,4 @@
-"""Pictures from an address: hosts that were allowed, the open internet only, each redirect checked, within bytes and time."""
+"""Fetching images by URL: allowed hosts only, public addresses only, each redirect checked, limits on size and time."""
 
 import threading
 from collections.abc import Iterator
@@ -11,35 +11,35 @@ from serving.http.error_responses import ServiceError
 from serving.inputs.safe_fetch import fetch, is_public
 from tests.serving.conftest import TIMEOUT_SECONDS, wait_for
 
-HOSTS = ("pictures.example", "other.example")
+HOSTS = ("images.example", "other.example")
 
 
-hung_up: set[str] = set()
-"""Paths at which the client did not wait for the end."""
+disconnected_paths: set[str] = set()
+"""Paths of requests whose client disconnected before the end."""
 
 
 class Site(BaseHTTPRequestHandler):
-    """A host that answers, leads elsewhere, sends without end, or never."""
+    """A server that answers, redirects, sends slowly or never."""
 
     def do_GET(self) -> None:
-        places = {
+        redirects = {
             "/away": "http://evil.example/x",
             "/inside": "http://other.example/x",
             "/round": "/round",
             "/file": "file:///etc/passwd",
             "/none": "http://[",
         }
-        if self.path in places:
+        if self.path in redirects:
             self.send_response(302)
-            self.send_header("Location", places[self.path])
+            self.send_header("Location", redirects[self.path])
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
         if self.path == "/missing":
             self.send_error(404)
             return
-        if self.path in ("/drip/head", "/drip/body"):
-            self.drip()
+        if self.path in ("/slow/head", "/slow/body"):
+            self.send_slowly()
             return
         if self.path == "/never":
             threading.Event().wait(2)
@@ -49,8 +49,8 @@ class Site(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def drip(self) -> None:
-        """Byte by byte, so that no single one is late; whole after a while."""
+    def send_slowly(self) -> None:
+        """Send byte by byte, so that no single read times out."""
         self.wfile.write(b"HTTP/1.1 200 OK\r\n" + (b"A: " if self.path.endswith("head") else b"\r\n"))
         try:
             for _ in range(400):
@@ -58,10 +58,10 @@ class Site(BaseHTTPRequestHandler):
                 threading.Event().wait(0.05)
             self.wfile.write(b"\r\n\r\n")
         except OSError:
-            hung_up.add(self.path)
+            disconnected_paths.add(self.path)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,9 @@ def port() -> Iterator[int]:
 
 
 def get(port: int, path: str, seconds: float = TIMEOUT_SECONDS, **changes: Any) -> bytes:
-    """Fetch with every host on this machine, which is allowed for once."""
-    chosen = {"is_allowed": lambda _: True, "resolve_host": lambda _host, _port: ["127.0.0.1"], **changes}
-    return fetch(f"http://pictures.example:{port}{path}", HOSTS, 4000, seconds, **chosen)
+    """Fetch with every host name resolved to this machine, which is allowed here."""
+    options = {"is_allowed": lambda _: True, "resolve_host": lambda _host, _port: ["127.0.0.1"], **changes}
+    return fetch(f"http://images.example:{port}{path}", HOSTS, 4000, seconds, **options)
 
 
 def refused(*arguments: Any, **changes: Any) -> tuple[int, str]:
@@ -86,41 +86,41 @@ def refused(*arguments: Any, **changes: Any) -> tuple[int, str]:
     return caught.value.status_code, str(caught.value.detail)
 
 
-def test_a_image_is_fetched_by_the_name_of_its_host(port: int) -> None:
-    assert get(port, "/a.png?x=1") == b"x" * 10 + f"pictures.example:{port}".encode()
+def test_an_image_is_fetched_with_the_name_of_its_host(port: int) -> None:
+    assert get(port, "/a.png?x=1") == b"x" * 10 + f"images.example:{port}".encode()
 
 
-def test_only_hosts_that_were_named() -> None:
-    for address in ("http://evil.example/x", "http://pictures.example.evil.example/", "http://127.0.0.1/", "http://[::1]/"):
+def test_only_configured_hosts_are_allowed() -> None:
+    for address in ("http://evil.example/x", "http://images.example.evil.example/", "http://127.0.0.1/", "http://[::1]/"):
         with pytest.raises(ServiceError, match="403"):
             fetch(address, HOSTS, 4000, 1.0)
-    for address in ("ftp://pictures.example/", "http://user@pictures.example/", "http:///x", "http://pictures.example:x/", "http://[/"):
+    for address in ("ftp://images.example/", "http://user@images.example/", "http:///x", "http://images.example:x/", "http://[/"):
         with pytest.raises(ServiceError, match="422"):
             fetch(address, HOSTS, 4000, 1.0)
 
 
 @pytest.mark.parametrize(
-    "inside",
+    "private_ip",
     [
         *("127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "192.0.0.8", "224.0.0.1", "0.0.0.0"),
         *("::1", "fd00::1", "fe80::1", "fec0::1", "ff0e::1", "::", "4000::1"),
-        # Addresses of IPv4 in those of IPv6: mapped, compatible, NAT64, 6to4, Teredo.
+        # IPv4 addresses embedded in IPv6: mapped, compatible, NAT64, 6to4, Teredo.
         *("::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::169.254.169.254", "2002:7f00:1::", "2001:0:7f00:1::"),
     ],
 )
-def test_a_name_that_leads_into_a_private_network_is_refused(port: int, inside: str) -> None:
-    assert not is_public(inside)
-    assert refused(port, "/a.png", is_allowed=is_public, resolve_host=lambda _host, _port: ["8.8.8.8", inside])[0] == 403
+def test_a_host_name_that_resolves_to_a_private_address_is_refused(port: int, private_ip: str) -> None:
+    assert not is_public(private_ip)
+    assert refused(port, "/a.png", is_allowed=is_public, resolve_host=lambda _host, _port: ["8.8.8.8", private_ip])[0] == 403
 
 
-def test_addresses_of_the_open_internet_are_public() -> None:
+def test_addresses_of_the_public_internet_are_allowed() -> None:
     assert is_public("8.8.8.8") and is_public("2606:4700::1111") and is_public("::ffff:8.8.8.8")
 
 
-def test_redirects_are_checked_like_the_first_address(port: int) -> None:
+def test_redirects_are_checked_like_the_first_url(port: int) -> None:
     assert refused(port, "/away")[0] == 403
     assert refused(port, "/file")[0] == 422
-    assert refused(port, "/none") == (422, "image_url: it leads to what is not an address")
+    assert refused(port, "/none") == (422, "image_url: it redirects to an invalid URL")
     names: list[str] = []
 
     def resolve_host(host: str, _: int) -> list[str]:
@@ -128,25 +128,25 @@ def test_redirects_are_checked_like_the_first_address(port: int) -> None:
         return ["10.0.0.1"] if host == "other.example" else ["127.0.0.1"]
 
     assert refused(port, "/inside", is_allowed=lambda ip: ip != "10.0.0.1", resolve_host=resolve_host)[0] == 403
-    assert names == ["pictures.example", "other.example"]
-    assert refused(port, "/round") == (422, "image_url: pictures.example: more than 3 redirects")
+    assert names == ["images.example", "other.example"]
+    assert refused(port, "/round") == (422, "image_url: images.example: more than 3 redirects")
 
 
-def test_what_is_too_large_or_too_slow_or_not_there_is_refused(port: int) -> None:
+def test_a_large_slow_or_missing_image_is_refused(port: int) -> None:
     assert refused(port, "/large")[0] == 413
-    assert refused(port, "/never", seconds=0.2) == (422, "image_url: pictures.example: it cannot be reached, or not in time")
-    assert refused(port, "/missing") == (422, "image_url: pictures.example: it answers 404")
+    assert refused(port, "/never", seconds=0.2) == (422, "image_url: images.example: it cannot be reached, or timed out")
+    assert refused(port, "/missing") == (422, "image_url: images.example: the server answers 404")
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
-def test_time_is_up_also_where_every_byte_comes_in_time(port: int, part: str) -> None:
-    status, said = refused(port, f"/drip/{part}", seconds=0.3)
-    assert status == 422 and "in time" in said
-    wait_for(lambda: f"/drip/{part}" in hung_up)
+def test_the_timeout_holds_for_a_server_that_sends_byte_by_byte(port: int, part: str) -> None:
+    status, message = refused(port, f"/slow/{part}", seconds=0.3)
+    assert status == 422 and "timed out" in message
+    wait_for(lambda: f"/slow/{part}" in disconnected_paths)
 
 
-def test_a_name_that_nobody_knows_is_refused(port: int) -> None:
+def test_a_host_name_that_cannot_be_resolved_is_refused(port: int) -> None:
     def resolve_host(host: str, port: int) -> list[str]:
         raise OSError(host, port)
 
-    assert refused(port, "/", resolve_host=resolve_host) == (422, "image_url: pictures.example: its name cannot be resolved")
+    assert refused(port, "/", resolve_host=resolve_host) == (422, "image_url: images.example: the host name cannot be resolved")

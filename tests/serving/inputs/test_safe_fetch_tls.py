@@ -1,4 +1,4 @@
-"""Pictures over HTTPS: the certificate must be that of the host that was named, at the very address that was checked."""
+"""Fetching images over HTTPS: the certificate must match the host name, at the IP address that was checked."""
 
 import ssl
 import threading
@@ -14,26 +14,28 @@ from serving.http.error_responses import ServiceError
 from serving.inputs.safe_fetch import fetch
 from tests.serving.conftest import TIMEOUT_SECONDS
 
-HOST, OTHER = "pictures.example", "other.example"
+HOST, OTHER = "images.example", "other.example"
 
 
 class Site:
-    """A TLS server with a certificate of HOST and one of OTHER, each shown to who asks for it by name (SNI). `asked`: those names,
-    and of each request the Host header and path."""
+    """A TLS server with certificates for HOST and OTHER, selected by SNI.
+
+    server_names: names of the TLS handshakes; requests: Host header and path of each request.
+    """
 
     def __init__(self, authority: trustme.CA):
-        self.names: list[str | None] = []
-        self.asked: list[tuple[str, str]] = []
+        self.server_names: list[str | None] = []
+        self.requests: list[tuple[str, str]] = []
         self.contexts = contexts = {name: ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for name in (HOST, OTHER)}
         for name, context in contexts.items():
             authority.issue_cert(name).configure_cert(context)
 
-        def by_name(socket: Any, name: str | None, _: ssl.SSLContext) -> None:
-            self.names.append(name)
-            # Whoever asks for a name that is not here is shown the first certificate.
+        def select_certificate(socket: Any, name: str | None, _: ssl.SSLContext) -> None:
+            self.server_names.append(name)
+            # An unknown name gets the certificate of HOST.
             socket.context = contexts.get(name or "", contexts[HOST])
 
-        contexts[HOST].sni_callback = by_name
+        contexts[HOST].sni_callback = select_certificate
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
         self.server.daemon_threads = True
         self.server.socket = contexts[HOST].wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
@@ -44,12 +46,12 @@ class Site:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                site.asked.append((self.headers["Host"], self.path))
+                site.requests.append((self.headers["Host"], self.path))
                 self.send_response(302 if self.path == "/moved" else 200)
                 if self.path == "/moved":
                     self.send_header("Location", f"https://{OTHER}:{site.port}/there")
                 self.end_headers()
-                self.wfile.write(b"a picture")
+                self.wfile.write(b"an image")
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -59,45 +61,45 @@ class Site:
 
 @pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
-    """A certificate authority that this machine trusts for the time of a test."""
-    found = trustme.CA()
-    found.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    """A certificate authority that is trusted during a test."""
+    certificate_authority = trustme.CA()
+    certificate_authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
-    return found
+    return certificate_authority
 
 
 @pytest.fixture
 def site(authority: trustme.CA) -> Iterator[Site]:
-    found = Site(authority)
-    threading.Thread(target=found.server.serve_forever, daemon=True).start()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
+    running = Site(authority)
+    threading.Thread(target=running.server.serve_forever, daemon=True).start()
+    yield running
+    running.server.shutdown()
+    running.server.server_close()
 
 
 def get(address: str, seconds: float = TIMEOUT_SECONDS, **changes: Any) -> bytes:
-    chosen = {"is_allowed": lambda _: True, "resolve_host": lambda _host, _port: ["127.0.0.1"], **changes}
-    return fetch(address, (HOST, OTHER), 4000, seconds, **chosen)
+    options = {"is_allowed": lambda _: True, "resolve_host": lambda _host, _port: ["127.0.0.1"], **changes}
+    return fetch(address, (HOST, OTHER), 4000, seconds, **options)
 
 
-def test_the_certificate_is_that_of_the_name_and_the_connection_goes_to_the_checked_address(site: Site) -> None:
-    looked_up: list[str] = []
+def test_the_certificate_must_match_the_name_and_the_connection_goes_to_the_checked_address(site: Site) -> None:
+    resolved: list[str] = []
 
     def resolve_host(host: str, _: int) -> list[str]:
-        looked_up.append(host)
-        # Who asks a second time is sent elsewhere, as a name server of an attacker would.
-        return ["127.0.0.1"] if len(looked_up) == 1 else ["10.0.0.1"]
+        resolved.append(host)
+        # A second query gets another address, as from a DNS server of an attacker.
+        return ["127.0.0.1"] if len(resolved) == 1 else ["10.0.0.1"]
 
-    assert get(f"https://{HOST}:{site.port}/a.png?x=1", resolve_host=resolve_host) == b"a picture"
-    assert looked_up == [HOST]
-    assert site.names == [HOST]
-    assert site.asked == [(f"{HOST}:{site.port}", "/a.png?x=1")]
+    assert get(f"https://{HOST}:{site.port}/a.png?x=1", resolve_host=resolve_host) == b"an image"
+    assert resolved == [HOST]
+    assert site.server_names == [HOST]
+    assert site.requests == [(f"{HOST}:{site.port}", "/a.png?x=1")]
 
 
 def test_a_redirect_is_checked_against_the_certificate_of_its_own_host(site: Site) -> None:
-    assert get(f"https://{HOST}:{site.port}/moved") == b"a picture"
-    assert site.names == [HOST, OTHER]
-    assert site.asked[1] == (f"{OTHER}:{site.port}", "/there")
+    assert get(f"https://{HOST}:{site.port}/moved") == b"an image"
+    assert site.server_names == [HOST, OTHER]
+    assert site.requests[1] == (f"{OTHER}:{site.port}", "/there")
 
 
 def test_a_certificate_of_another_host_is_refused(site: Site) -> None:
@@ -111,22 +113,22 @@ def test_a_certificate_of_another_host_is_refused(site: Site) -> None:
             resolve_host=lambda *_: ["127.0.0.1"],
         )
     assert (caught.value.status_code, caught.value.code) == (422, "image_address")
-    assert site.names == ["third.example"] and site.asked == [], "nothing is asked of a stranger"
+    assert site.server_names == ["third.example"] and site.requests == [], "no request is sent to an unverified server"
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trustme.CA().cert_pem.write_to_path(str(tmp_path / "stranger.pem"))
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "stranger.pem"))
+def test_a_certificate_of_an_untrusted_authority_is_refused(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trustme.CA().cert_pem.write_to_path(str(tmp_path / "untrusted.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "untrusted.pem"))
     with pytest.raises(ServiceError, match=r"422.*cannot be reached"):
         get(f"https://{HOST}:{site.port}/")
-    assert site.asked == []
+    assert site.requests == []
 
 
-def test_an_address_is_never_taken_for_the_name_of_a_certificate(site: Site, authority: trustme.CA) -> None:
-    """With the name checked against the address, a certificate for 127.0.0.1 would do."""
+def test_a_certificate_for_the_ip_address_is_refused(site: Site, authority: trustme.CA) -> None:
+    """If the certificate were checked against the IP address, one for 127.0.0.1 would be accepted."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     site.contexts[HOST] = context
     with pytest.raises(ServiceError, match=r"422.*cannot be reached"):
         get(f"https://{HOST}:{site.port}/")
-    assert site.asked == []
+    assert site.requests == []

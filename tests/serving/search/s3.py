@@ -1,4 +1,4 @@
-"""Object storage on this machine: as much of S3's protocol as a real client asks for, over HTTP."""
+"""A local object storage: the part of S3's HTTP API that LanceDB's client uses."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ from xml.sax.saxutils import escape
 
 @dataclass
 class Bucket:
-    """Objects by key, and the access keys that were used. `down`: every request fails."""
+    """Objects by key, and the access keys of the requests. unavailable: every request fails."""
 
     name: str = "library"
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Bucket:
 
     def listing(self, prefix: str, delimiter: str) -> str:
         """ListObjectsV2, in one page."""
-        found, folders = [], set()
+        keys, folders = [], set()
         for key in sorted(self.objects):
             rest = key.removeprefix(prefix)
             if not key.startswith(prefix):
@@ -35,17 +35,17 @@ class Bucket:
             if delimiter and delimiter in rest:
                 folders.add(prefix + rest.partition(delimiter)[0] + delimiter)
             else:
-                found.append(key)
+                keys.append(key)
         contents = "".join(
             f"<Contents><Key>{escape(key)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>{tag(self.objects[key])}</ETag>"
             f"<Size>{len(self.objects[key])}</Size></Contents>"
-            for key in found
+            for key in keys
         )
         common = "".join(f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in sorted(folders))
-        return f"<ListBucketResult><IsTruncated>false</IsTruncated><KeyCount>{len(found)}</KeyCount>{contents}{common}</ListBucketResult>"
+        return f"<ListBucketResult><IsTruncated>false</IsTruncated><KeyCount>{len(keys)}</KeyCount>{contents}{common}</ListBucketResult>"
 
     def put(self, key: str, data: bytes, only_new: bool) -> int:
-        """Status of writing an object, at once and whole."""
+        """Write an object atomically and return the HTTP status."""
         with self.lock:
             if only_new and key in self.objects:
                 return 412
@@ -54,10 +54,13 @@ class Bucket:
 
 
 def tag(data: bytes) -> str:
+    """The ETag of an object."""
     return f'"{hashlib.md5(data).hexdigest()}"'
 
 
 def handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
+    """The request handler of a bucket."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -73,11 +76,11 @@ def handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
             if bucket.unavailable or name != bucket.name or signed is None:
                 return self.answer(403, b"<Error><Code>AccessDenied</Code></Error>")
             bucket.keys.add(signed[1])
-            return self.at_object(key, query, body) if key else self.at_bucket(key, query, body)
+            return self.handle_object(key, query, body) if key else self.handle_bucket(key, query, body)
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_request  # noqa: N815 - the names that the base class looks for
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_request  # noqa: N815 - the names that the base class requires
 
-        def at_bucket(self, _: str, query: dict[str, str], body: bytes) -> None:
+        def handle_bucket(self, _: str, query: dict[str, str], body: bytes) -> None:
             if "delete" in query:
                 deleted_keys = [element.text or "" for element in ElementTree.fromstring(body).iter() if element.tag.endswith("Key")]
                 for key in deleted_keys:
@@ -86,7 +89,7 @@ def handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
                 return self.answer(200, f"<DeleteResult>{deleted}</DeleteResult>".encode())
             return self.answer(200, bucket.listing(query.get("prefix", ""), query.get("delimiter", "")).encode())
 
-        def at_object(self, key: str, query: dict[str, str], body: bytes) -> None:
+        def handle_object(self, key: str, query: dict[str, str], body: bytes) -> None:
             only_new = self.headers.get("If-None-Match") == "*"
             if self.command == "DELETE":
                 bucket.objects.pop(key, None)
@@ -130,7 +133,7 @@ def handler(bucket: Bucket) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def storage() -> Iterator[Bucket]:
-    """A bucket that answers at its `url`."""
+    """A running storage with one bucket, at its `url`."""
     bucket = Bucket()
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler(bucket))
     server.daemon_threads = True

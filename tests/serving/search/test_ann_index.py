@@ -1,4 +1,4 @@
-"""Beyond a size the search is approximate, with a recall that was measured, and exact again where it does not reach it."""
+"""A large index is searched approximately, with a measured recall, and exactly if the required recall is not reached."""
 
 import hashlib
 from dataclasses import replace
@@ -16,92 +16,96 @@ ROWS = 400
 
 
 def vectors(count: int, embedding_dim: int, seed: int) -> np.ndarray:
-    found = np.random.default_rng(seed).normal(size=(count, embedding_dim)).astype(np.float32)
-    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True))
+    """Random unit vectors [count, embedding_dim]."""
+    normal = np.random.default_rng(seed).normal(size=(count, embedding_dim)).astype(np.float32)
+    return np.asarray(normal / np.linalg.norm(normal, axis=1, keepdims=True))
 
 
-def put(table: ImageTable, found: np.ndarray, name: str) -> None:
-    ids = [hashlib.sha256(f"{name} {i}".encode()).hexdigest() for i in range(len(found))]
-    table.put([ImageRow(id, 1, {f"/{name}/{i}": 1}, None, vector) for i, (id, vector) in enumerate(zip(ids, found, strict=True))])
+def put(table: ImageTable, rows: np.ndarray, name: str) -> None:
+    """Insert vectors as the images /name/0, /name/1, ..."""
+    ids = [hashlib.sha256(f"{name} {i}".encode()).hexdigest() for i in range(len(rows))]
+    table.put([ImageRow(id, 1, {f"/{name}/{i}": 1}, None, vector) for i, (id, vector) in enumerate(zip(ids, rows, strict=True))])
 
 
 @pytest.fixture
-def large(opener: Opener) -> ImageIndex:
-    """An index of more pictures than it searches exactly."""
+def large_index(opener: Opener) -> ImageIndex:
+    """An index of more images than are searched exactly."""
     index = opener(exact_search_limit=100)
     put(index.table, vectors(ROWS, index.encoder.embedding_model.embedding_dim, 0), "old")
     return index
 
 
-def test_the_approximate_search_states_the_recall_that_it_has(large: ImageIndex) -> None:
-    probes = probe_vectors(large.encoder)
+def test_the_approximate_search_reports_its_recall(large_index: ImageIndex) -> None:
+    probes = probe_vectors(large_index.encoder)
     assert len(probes) == len(ann_index.probe_texts()) >= 32
-    measured = refresh(large.table, probes, 100, 0.95)
+    measured = refresh(large_index.table, probes, 100, 0.95)
     assert measured is not None
-    assert measured == load_measurement(large.table)
+    assert measured == load_measurement(large_index.table)
     assert measured.images == ROWS
     assert measured.ef > 0
     assert min(measured.by_image, measured.by_text) >= 0.95
-    shares = []
-    for question in vectors(20, large.encoder.embedding_model.embedding_dim, 1):
-        true, found = large.table.nearest(question, 10), large.table.nearest(question, 10, measured.ef)
-        shares.append(len({one.id for one in true} & {one.id for one in found}) / 10)
-        # Scores are those of full precision.
-        by_id = {one.id: one.score for one in true}
-        assert all(one.score == pytest.approx(by_id.get(one.id, one.score), abs=1e-5) for one in found)
-    assert np.mean(shares) >= 0.9
-    assert large.state().startswith("approximate search over 400 pictures: recall of the ten best ")
+    recalls = []
+    for query in vectors(20, large_index.encoder.embedding_model.embedding_dim, 1):
+        exact, approximate = large_index.table.nearest(query, 10), large_index.table.nearest(query, 10, measured.ef)
+        recalls.append(len({hit.id for hit in exact} & {hit.id for hit in approximate}) / 10)
+        # Scores are computed in full precision.
+        exact_scores = {hit.id: hit.score for hit in exact}
+        assert all(hit.score == pytest.approx(exact_scores.get(hit.id, hit.score), abs=1e-5) for hit in approximate)
+    assert np.mean(recalls) >= 0.9
+    assert large_index.state().startswith("approximate search over 400 images: recall at 10 is ")
 
 
-def test_the_graph_is_really_searched(large: ImageIndex) -> None:
-    refresh(large.table, probe_vectors(large.encoder), 100, 0.5)
-    asked: list[int | None] = []
-    nearest = large.table.nearest
+def test_a_large_index_is_searched_with_the_ann_index(large_index: ImageIndex) -> None:
+    refresh(large_index.table, probe_vectors(large_index.encoder), 100, 0.5)
+    searched_with: list[int | None] = []
+    nearest = large_index.table.nearest
 
-    def watched(vector: np.ndarray, k: int, ef: int | None = None) -> list[SearchHit]:
-        asked.append(ef)
+    def recording_nearest(vector: np.ndarray, k: int, ef: int | None = None) -> list[SearchHit]:
+        searched_with.append(ef)
         return nearest(vector, k, ef)
 
-    large.table.nearest = watched  # type: ignore[method-assign]
-    large.search_by_text("a")
-    large.settings = replace(large.settings, exact_search_limit=ROWS)
-    large.search_by_text("a")
-    assert asked == [ann_index.EF_VALUES[0], None]
-    plan = large.table.table.search(vectors(1, large.encoder.embedding_model.embedding_dim, 0)[0]).ef(40).limit(3).explain_plan()
+    large_index.table.nearest = recording_nearest  # type: ignore[method-assign]
+    large_index.search_by_text("a")
+    large_index.settings = replace(large_index.settings, exact_search_limit=ROWS)
+    large_index.search_by_text("a")
+    assert searched_with == [ann_index.EF_VALUES[0], None]
+    plan = (
+        large_index.table.table.search(vectors(1, large_index.encoder.embedding_model.embedding_dim, 0)[0]).ef(40).limit(3).explain_plan()
+    )
     assert "ANN" in plan
 
 
-def test_what_comes_after_the_graph_is_found_too(large: ImageIndex) -> None:
-    refresh(large.table, probe_vectors(large.encoder), 100, 0.95)
-    later = vectors(30, large.encoder.embedding_model.embedding_dim, 2)
-    put(large.table, later, "new")
-    large.table.delete([large.table.nearest(later[1], 1)[0].id])
-    (best,) = large.table.nearest(later[0], 1, 40)
+def test_rows_added_after_the_ann_index_was_built_are_found(large_index: ImageIndex) -> None:
+    refresh(large_index.table, probe_vectors(large_index.encoder), 100, 0.95)
+    added = vectors(30, large_index.encoder.embedding_model.embedding_dim, 2)
+    put(large_index.table, added, "new")
+    large_index.table.delete([large_index.table.nearest(added[1], 1)[0].id])
+    (best,) = large_index.table.nearest(added[0], 1, 40)
     assert str(best.path) == "/new/0"
-    assert large.table.nearest(later[1], 1, 40)[0].score < 0.9999
-    measured = refresh(large.table, probe_vectors(large.encoder), 100, 0.95)
+    assert large_index.table.nearest(added[1], 1, 40)[0].score < 0.9999
+    measured = refresh(large_index.table, probe_vectors(large_index.encoder), 100, 0.95)
     assert measured is not None
     assert measured.images == ROWS + 29
-    assert large.table.table.index_stats("vector_idx").num_unindexed_rows == 0
+    assert large_index.table.table.index_stats("vector_idx").num_unindexed_rows == 0
 
 
-def test_where_the_recall_is_not_reached_the_search_stays_exact(large: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_stays_exact_if_the_recall_is_not_reached(large_index: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     nearest = ImageTable.nearest
 
-    def poor(table: ImageTable, vector: np.ndarray, k: int, ef: int | None = None) -> list[SearchHit]:
-        found = nearest(table, vector, k, ef)
-        return found if ef is None else [replace(one, score=one.score - 0.5) for one in found]
+    def inaccurate(table: ImageTable, vector: np.ndarray, k: int, ef: int | None = None) -> list[SearchHit]:
+        hits = nearest(table, vector, k, ef)
+        return hits if ef is None else [replace(hit, score=hit.score - 0.5) for hit in hits]
 
     with monkeypatch.context() as patch:
-        patch.setattr(ImageTable, "nearest", poor)
-        measured = refresh(large.table, probe_vectors(large.encoder), 100, 0.95)
+        patch.setattr(ImageTable, "nearest", inaccurate)
+        measured = refresh(large_index.table, probe_vectors(large_index.encoder), 100, 0.95)
     assert measured is not None
     assert (measured.ef, measured.by_text) == (0, 0.0)
-    assert large.state().startswith("exact search over 400 pictures: the approximate one did not reach")
-    assert large.search_by_text("a", 10) == large.table.nearest(large.encoder.texts(["a"])[0], 10)
+    assert large_index.state().startswith("exact search over 400 images: the approximate search did not reach")
+    assert large_index.search_by_text("a", 10) == large_index.table.nearest(large_index.encoder.texts(["a"])[0], 10)
 
 
-def test_a_small_index_has_no_graph(large: ImageIndex) -> None:
-    refresh(large.table, probe_vectors(large.encoder), 100, 0.95)
-    assert refresh(large.table, probe_vectors(large.encoder), ROWS, 0.95) is None
-    assert load_measurement(large.table) is None
+def test_a_small_index_has_no_ann_index(large_index: ImageIndex) -> None:
+    refresh(large_index.table, probe_vectors(large_index.encoder), 100, 0.95)
+    assert refresh(large_index.table, probe_vectors(large_index.encoder), ROWS, 0.95) is None
+    assert load_measurement(large_index.table) is None

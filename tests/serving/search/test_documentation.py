@@ -1,4 +1,4 @@
-"""What docs/search.md shows can be run as it stands, and its Chinese page shows the same."""
+"""The examples of docs/search.md run as they are, and the Chinese page has the same examples."""
 
 import re
 import shlex
@@ -16,21 +16,22 @@ COMMANDS: dict[str, tuple[Callable[..., int | None], Callable[[], cli.Parser], l
     "tools/clip.py": (clip.main, clip.arguments, []),
     "tools/benchmark.py": (benchmark.main, benchmark.arguments, ["--vectors", "40", "--width", "16", "--questions", "3"]),
 }
-"""How each command is run, and what it gets in addition so that it takes seconds."""
+"""Entry point and parser of each command, and arguments added to make it fast."""
 
 
 def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / page).read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
-def shown() -> list[list[str]]:
-    """Words of every command of ours."""
+def commands() -> list[list[str]]:
+    """The arguments of every python command of the page."""
     lines = "".join(blocks("search.md", "bash")).splitlines()
     return [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
 
 
 @pytest.mark.parametrize("language", ["bash", "python"])
-def test_both_pages_show_the_same(language: str) -> None:
+def test_both_pages_have_the_same_examples(language: str) -> None:
     assert blocks("zh/search.md", language) == blocks("search.md", language) != []
 
 
@@ -41,16 +42,16 @@ def test_every_example_runs(parts: Path, tmp_path: Path, monkeypatch: pytest.Mon
     Path("checkpoints/tiny/clip").symlink_to(parts / "clip")
     library = fill(Path("data/scenes/coco/test"), range(3))
     (library / "000400000001.jpg").write_bytes(png(7))
-    assert len(shown()) > 5
-    for command, *arguments in shown():
-        main, parser, reduced = COMMANDS[command]
+    assert len(commands()) > 5
+    for command, *arguments in commands():
+        main, parser, added_arguments = COMMANDS[command]
         with pytest.raises(SystemExit) as ended:
-            cli.run(main, parser(), [*arguments, *reduced])
+            cli.run(main, parser(), [*arguments, *added_arguments])
         assert not ended.value.code, (command, arguments, capsys.readouterr().err)
     assert Path("results/alike.png").is_file()
     assert re.search(r"\nexact: median .*\napproximate \(ef \d+\): median .*; recall [01]\.\d{3}\n", capsys.readouterr().out)
     (example,) = blocks("search.md", "python")
     exec(compile(example, "docs/search.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "4 pictures are new; exact search over 4 pictures"
+    assert lines[0] == "4 new images; exact search over 4 images"
     assert lines[-1] == "True"

@@ -1,4 +1,4 @@
-"""Pictures are added, removed and found; what is found is what the model's own cosines say."""
+"""Images are added, removed and found; results agree with cosine similarities computed by the model."""
 
 import hashlib
 import threading
@@ -15,7 +15,7 @@ from tests.serving.search.conftest import Opener, noise_image, png
 TEXT = "two red circles"
 
 
-def test_an_added_image_is_found_by_itself_until_it_is_removed(index: ImageIndex) -> None:
+def test_an_added_image_finds_itself_until_it_is_removed(index: ImageIndex) -> None:
     ids = [index.add(png(seed)) for seed in range(3)]
     assert ids[1] == hashlib.sha256(png(1)).hexdigest()
     assert len(index) == 3
@@ -28,7 +28,7 @@ def test_an_added_image_is_found_by_itself_until_it_is_removed(index: ImageIndex
     assert index.remove(ids[1])
     assert not index.remove(ids[1])
     assert len(index) == 2
-    assert ids[1] not in {found.id for found in index.search_by_image(png(1), 5)}
+    assert ids[1] not in {hit.id for hit in index.search_by_image(png(1), 5)}
     with pytest.raises(TesseraError, match="no longer in the index"):
         index.image_bytes(best[0])
 
@@ -45,44 +45,44 @@ def test_the_same_bytes_are_one_image(index: ImageIndex) -> None:
 
 @pytest.mark.parametrize("family", ["clip", "siglip", "chinese_clip"])
 @pytest.mark.parametrize("text", [TEXT, "两个绿色的三角形"])
-def test_a_text_finds_what_the_models_own_cosines_say(
+def test_a_search_by_text_agrees_with_the_cosine_similarities_of_the_model(
     family: str, text: str, opener: Opener, parts: Path, request: pytest.FixtureRequest
 ) -> None:
     index = opener(request.getfixturevalue(family) if family == "chinese_clip" else parts / family)
     ids = [index.add(png(seed)) for seed in range(12)]
     scorer = index.encoder.scorer
     cosines = (scorer.image_features([noise_image(seed) for seed in range(12)]) @ scorer.text_features([text])[0]).numpy()
-    found = index.search_by_text(text, 5)
-    assert [one.score for one in found] == pytest.approx(sorted(cosines, reverse=True)[:5], abs=1e-5)
-    assert [one.id for one in found] == [ids[i] for i in np.argsort(-cosines)[:5]]
+    hits = index.search_by_text(text, 5)
+    assert [hit.score for hit in hits] == pytest.approx(sorted(cosines, reverse=True)[:5], abs=1e-5)
+    assert [hit.id for hit in hits] == [ids[i] for i in np.argsort(-cosines)[:5]]
 
 
-def test_chinese_text_tells_images_apart_by_what_it_says(opener: Opener, chinese_clip: Path) -> None:
+def test_chinese_texts_have_different_scores(opener: Opener, chinese_clip: Path) -> None:
     index = opener(chinese_clip)
     index.add(png(1))
-    (one,), (two,) = index.search_by_text("一个红色的", 1), index.search_by_text("两个绿色的三角形", 1)
-    assert one.score != pytest.approx(two.score, abs=1e-4)
+    (first,), (second,) = index.search_by_text("一个红色的", 1), index.search_by_text("两个绿色的三角形", 1)
+    assert first.score != pytest.approx(second.score, abs=1e-4)
 
 
-def test_a_reader_sees_what_another_writes(opener: Opener) -> None:
+def test_a_reader_sees_the_commits_of_a_writer(opener: Opener) -> None:
     writer, reader = opener(), opener(create=False)
     image_id = writer.add(png(1))
-    assert [found.id for found in reader.search_by_text(TEXT)] == [image_id]
+    assert [hit.id for hit in reader.search_by_text(TEXT)] == [image_id]
     writer.remove(image_id)
     assert reader.search_by_text(TEXT) == []
 
 
-def test_no_more_is_found_than_there_is(index: ImageIndex) -> None:
+def test_k_may_exceed_the_number_of_images(index: ImageIndex) -> None:
     assert index.search_by_text(TEXT) == []
     index.add(png(1))
     assert len(index.search_by_text(TEXT, 50)) == len(index.search_by_text(TEXT, 10**20)) == 1
-    assert index.state() == "exact search over 1 pictures"
+    assert index.state() == "exact search over 1 images"
 
 
-def test_what_is_no_image_is_refused(opener: Opener) -> None:
+def test_bytes_that_are_not_an_image_are_refused(opener: Opener) -> None:
     index = opener(max_pixels=1000)
     with pytest.raises(ImageError, match="cannot be decoded"):
-        index.add(b"no picture")
+        index.add(b"not an image")
     with pytest.raises(ImageError, match="cannot be decoded"):
         index.search_by_image(b"")
     with pytest.raises(ImageError, match="50 x 40 pixels, at most 1,000"):
@@ -90,23 +90,23 @@ def test_what_is_no_image_is_refused(opener: Opener) -> None:
     assert len(index) == 0
 
 
-def test_an_id_from_outside_is_only_an_id(index: ImageIndex) -> None:
+def test_a_malicious_id_removes_nothing(index: ImageIndex) -> None:
     index.add(png(1))
-    for hostile in ("x') OR ('1'='1", "", "' OR true --", "g" * 64):
-        assert not index.remove(hostile)
+    for malicious_id in ("x') OR ('1'='1", "", "' OR true --", "g" * 64):
+        assert not index.remove(malicious_id)
     assert len(index) == 1
 
 
-def test_a_search_needs_a_text_and_a_number(index: ImageIndex) -> None:
+def test_a_search_requires_a_text_and_a_positive_k(index: ImageIndex) -> None:
     with pytest.raises(TesseraError, match="is empty"):
         index.search_by_text(" ")
-    with pytest.raises(TesseraError, match="0 results"):
+    with pytest.raises(TesseraError, match="k is 0"):
         index.search_by_text(TEXT, 0)
 
 
-def test_an_index_that_is_missing_is_said(opener: Opener, tmp_path: Path) -> None:
+def test_a_missing_index_is_an_error(opener: Opener, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"search\.index: .*does not exist"):
         opener(create=False)
     (tmp_path / "index").mkdir()
-    with pytest.raises(UsageError, match="holds no index"):
+    with pytest.raises(UsageError, match="has no index"):
         opener(create=False)

@@ -1,0 +1,52 @@
+"""Formats turns, candidates and search results for the components of the demo page."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from errors import TesseraError
+from serving.demo.localization import LANGUAGES, translations
+from serving.demo.session import CandidateRow, Turn
+from serving.search.image_index import ImageIndex
+from serving.search.lancedb_table import SearchHit
+
+
+def chat_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    """The turns as messages of gradio's chatbot."""
+    return [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+
+
+def candidate_cells(rows: Sequence[CandidateRow]) -> list[list[str]]:
+    """The candidates as table cells: chosen, answer, likelihood, CLIP score, fused score."""
+    return [["✓" if row.chosen else "", row.text, percent(row.likelihood), _number(row.clip, 2), _number(row.fused)] for row in rows]
+
+
+def table_update(cells: list[list[str]], language: str) -> dict[str, Any]:
+    """The value of a candidate table. It includes the column headings, since gradio would drop them otherwise."""
+    return {"headers": translations(LANGUAGES[language])["candidate_columns"], "data": cells}
+
+
+def percent(value: float | None) -> str:
+    """A probability with one decimal."""
+    if value is None:
+        return "–"
+    return "< 0.1 %" if 0 <= value < 0.0005 else f"{value:.1%}".replace("%", " %")
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def gallery(index: ImageIndex, hits: Sequence[SearchHit], language: str) -> tuple[list[tuple[Any, str]], str]:
+    """Thumbnails with their scores as captions, and a status line if files are missing."""
+    captioned_images, num_missing = [], 0
+    for hit in hits:
+        try:
+            captioned_images.append((index.thumbnail(hit, 360), f"{hit.score:.3f}  {shorten(hit.path.name if hit.path else hit.id[:12])}"))
+        except TesseraError:
+            num_missing += 1
+    return captioned_images, f"⚠️ {translations(LANGUAGES[language])['missing_images'].format(number=num_missing)}" if num_missing else ""
+
+
+def shorten(name: str) -> str:
+    """A file name that fits below a thumbnail; its end is kept, since files differ there."""
+    return name if len(name) <= 12 else f"…{name[-10:]}"
