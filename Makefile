@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all set-up from a bare clone: Python 3.11 or newer and pip are enough.
+# `make demo` and `make test` set up everything from a fresh clone; they need Python 3.11 or newer and pip.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,12 +11,12 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 .PHONY: help install demo test lint gpu clean
 
 help:
-	@echo "make demo     environment, demo data, preprocess, train, evaluate; ends by naming the report"
+	@echo "make demo     environment, demo data, preprocess, train, evaluate; prints the path of the report"
 	@echo "make test     environment, linters, all tests"
 	@echo "make install  environment only"
 	@echo "make lint     linters and types only"
-	@echo "make gpu      all measurements that need a GPU, into results/gpu (no GPU: it says so and stops)"
-	@echo "make clean    remove what the demo made"
+	@echo "make gpu      all benchmarks that need a GPU, into results/gpu (without a GPU: an error)"
+	@echo "make clean    remove the files of the demo"
 
 install: $(INSTALLED)
 
@@ -29,15 +29,15 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 demo: $(INSTALLED)
-	@printf '\n%s\n' '1/5  Small parts: a SigLIP, a CLIP, a Qwen3 and a Qwen3-VL in the formats that a hub would give you'
+	@printf '\n%s\n' '1/5  Tiny models: a SigLIP, a CLIP, a Qwen3 and a Qwen3-VL in the file formats of the Hugging Face hub'
 	$(PY) tools/train_tiny_models.py --steps 0
-	@printf '\n%s\n' '2/5  Data: drawn scenes with questions, conversations and captions, in the raw formats of COCO, VQA v2 and AI Challenger'
+	@printf '\n%s\n' '2/5  Data: synthetic scenes with questions, conversations and captions, in the formats of COCO, VQA v2 and AI Challenger'
 	$(PY) tools/make_synthetic_data.py
-	@printf '\n%s\n' '3/5  Preprocess: merge the sources, check every picture, make the splits'
+	@printf '\n%s\n' '3/5  Preprocess: merge the sources, validate every image, split into train, validation and test'
 	$(PY) tools/preprocess.py
-	@printf '\n%s\n' '4/5  Train: first the projector alone, then projector and LoRA; SigLIP and the weights of Qwen3 stay as they are'
+	@printf '\n%s\n' '4/5  Train: first the connector alone, then connector and LoRA; SigLIP and the weights of Qwen3 are frozen'
 	ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --config_file configs/accelerate/cpus.yaml train.py --resume auto
-	@printf '\n%s\n' '5/5  Evaluate: the same questions to our checkpoint, to a 4-bit Qwen3-VL and to two controls; CLIP reranks the candidates'
+	@printf '\n%s\n' '5/5  Evaluate: the same questions for our checkpoint, a 4-bit Qwen3-VL and two controls; CLIP reranks the candidates'
 	$(PY) tools/eval_rerank.py
 	@cat docs/after_the_demo.txt
 

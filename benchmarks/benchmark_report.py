@@ -1,4 +1,4 @@
-"""What a benchmark found: an aligned table for the terminal, Markdown and JSON on disk."""
+"""Report of a benchmark: an aligned table for the terminal, Markdown and JSON files."""
 
 import platform
 import subprocess
@@ -15,13 +15,20 @@ import transformers
 from atomic_io import write_json, write_text
 
 EMPTY_CELL = "-"
-"""What stands in a cell for which there is no number."""
+"""Content of a table cell without a number."""
 
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """title and facts (what was measured, on which machine); columns and rows of the table as text; `measured`: the
-    numbers behind it, as JSON takes them."""
+    """Result of a benchmark.
+
+    Args:
+        title: heading.
+        facts: name and value of each line above the table: what was measured, on which machine.
+        columns: column names.
+        rows: cells of each row as text.
+        measured: the same numbers as JSON values.
+    """
 
     title: str
     facts: dict[str, str]
@@ -39,14 +46,14 @@ class BenchmarkReport:
         return "\n".join(lines)
 
     def markdown(self) -> str:
-        """The same as a Markdown page."""
+        """Title, facts and table as a Markdown page."""
         facts = [f"- {name}: {value}" for name, value in self.facts.items()]
-        rule = "|" + "|".join(["---", *["---:"] * (len(self.columns) - 1)]) + "|"
-        table = [_line(self.columns), rule, *(_line(row) for row in self.rows)]
+        separator = "|" + "|".join(["---", *["---:"] * (len(self.columns) - 1)]) + "|"
+        table = [_markdown_row(self.columns), separator, *(_markdown_row(row) for row in self.rows)]
         return "\n".join([f"# {self.title}", "", *facts, "", *table, ""])
 
     def save(self, folder: Path, name: str) -> tuple[Path, Path]:
-        """Write `name`.json and `name`.md into a folder; returns both paths."""
+        """Write `name`.json and `name`.md into `folder`; returns both paths."""
         table, page = folder / f"{name}.json", folder / f"{name}.md"
         write_json(table, {"title": self.title, "facts": self.facts, **self.measured})
         write_text(page, self.markdown())
@@ -55,7 +62,7 @@ class BenchmarkReport:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where and with what something was measured."""
+    """Hardware and software of a measurement."""
 
     device: str
     cores: int
@@ -66,7 +73,7 @@ class Machine:
 
     @classmethod
     def current(cls, device: torch.device) -> "Machine":
-        """This machine, with the code as it is checked out."""
+        """This machine and the commit that is checked out."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
         return cls(
             device=name,
@@ -78,7 +85,7 @@ class Machine:
         )
 
     def facts(self) -> dict[str, str]:
-        """As lines of a report."""
+        """Lines of a report."""
         return {
             "machine": f"{self.device}, {self.cores} cores, {self.threads} used by torch",
             "software": self.software,
@@ -86,26 +93,26 @@ class Machine:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """The fields as JSON values."""
         return asdict(self)
 
 
 def format_number(value: float | None, digits: int = 1, percent: bool = False) -> str:
-    """A number for a cell."""
+    """Text of a table cell; None becomes a dash."""
     if value is None:
         return EMPTY_CELL
     return f"{value:.{digits}%}" if percent else f"{value:,.{digits}f}"
 
 
 def _commit() -> str:
-    """Commit of the code, marked where files were changed since; "unknown" where this is no git checkout."""
+    """Commit of the code, with the suffix -dirty if files were changed; "unknown" outside a git checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        completed = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
+    return completed.stdout.strip()
 
 
-def _line(cells: Sequence[str]) -> str:
+def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"

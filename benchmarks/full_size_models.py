@@ -1,7 +1,4 @@
-"""Models of full size with random weights, and the stock model around the same weights.
-
-In: a size and the model's settings. Out: our model, its processor, and transformers' own LLaVA. Nothing is downloaded.
-"""
+"""Full-size models with random weights, and the stock model (transformers' LLaVA) on the same weights. Nothing is downloaded."""
 
 import copy
 import json
@@ -59,7 +56,7 @@ QWEN3: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""Where the sizes of Qwen3 differ; see `_QWEN3` for what they share."""
+"""Configuration values of each Qwen3 size; `_QWEN3` has those that all sizes share."""
 
 _QWEN3 = {
     "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936, "max_position_embeddings": 40_960,
@@ -68,7 +65,7 @@ _QWEN3 = {
 
 
 def model_configs(size: Size) -> tuple[SiglipVisionConfig, PreTrainedConfig]:
-    """Configs of the vision encoder and of the language model."""
+    """Configurations of the vision encoder and of the language model."""
     tokenizer = build_tokenizer(tokenizer_corpus())
     if size == "tiny":
         vision, language = build_siglip(tokenizer).config.vision_config, build_qwen3(tokenizer).config
@@ -81,7 +78,7 @@ def model_configs(size: Size) -> tuple[SiglipVisionConfig, PreTrainedConfig]:
 
 
 def build_processor(size: Size, settings: ModelConfig) -> Processor:
-    """The demo's tokenizer with as many entries as the language model has rows, and the encoder's image processor."""
+    """Processor with the demo's tokenizer, padded to the language model's vocabulary size, and the encoder's image processor."""
     vision, language = model_configs(size)
     side = grid_side(vision)
     resolution = {"height": vision.image_size, "width": vision.image_size}
@@ -105,10 +102,20 @@ def build_ours(
     seed: int = 0,
     load_in_4bit: bool = False,
 ) -> VisionLanguageModel:
-    """Our model with random weights, made in `dtype` where they are to stay. Raises UsageError for settings that it cannot take.
+    """Our model with random weights, created directly on `device`.
 
-    four_bits: the linear layers of the language model in NF4 with quantised scales, as `model.build` loads them for
-    model.quantization=nf4. No more than one layer ever exists in `dtype`.
+    Args:
+        size: shape of the vision encoder and of the language model.
+        settings: `model` section of the configuration.
+        processor: gives the id of the image token.
+        dtype: of the vision encoder and of the language model; the connector is fp32.
+        device: where the weights are created.
+        seed: of the random weights.
+        load_in_4bit: linear layers of the language model in NF4 with double quantisation, as model.quantization=nf4 loads them.
+            At most one decoder layer exists in `dtype` at a time.
+
+    Raises:
+        UsageError: settings.quantization is not none.
     """
     check_unquantised(settings)
     torch.manual_seed(seed)
@@ -123,23 +130,23 @@ def build_ours(
 
 
 def check_comparable(settings: ModelConfig) -> None:
-    """Raise UsageError naming the setting that the stock model cannot be given, too."""
+    """Raise UsageError for a setting that the stock model does not support."""
     check_unquantised(settings)
     check_llava_compatible(settings)
 
 
 def check_unquantised(settings: ModelConfig) -> None:
-    """Raise UsageError where weights are to be loaded in few bits: here they are made."""
+    """Raise UsageError if `model.quantization` is set: the random weights are unquantised."""
     if settings.quantization != "none":
-        raise UsageError(f"model.quantization: {settings.quantization}, but the benchmark makes unquantised weights; set it to none")
+        raise UsageError(f"model.quantization: {settings.quantization}, but the benchmark creates unquantised weights; set it to none")
 
 
 def _build_nf4_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A causal language model whose layers are made and quantised one by one."""
+    """Causal language model whose decoder layers are created and quantised one at a time."""
     depth, layer_types = config.num_hidden_layers, config.layer_types
     config.num_hidden_layers, config.layer_types = 1, layer_types[:1]
     language_model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    # All layers share this one, which says how they attend.
+    # All layers share this configuration, which names the attention implementation.
     shared, layers = language_model.config, language_model.model.layers
     shared.num_hidden_layers, shared.layer_types = depth, layer_types
     quantise(layers[0])
@@ -150,13 +157,13 @@ def _build_nf4_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrained
         quantise(layer)
         layers.append(layer)
     disable_avx512bf16(language_model)
-    # PEFT looks at it.
+    # PEFT reads this attribute.
     language_model.is_loaded_in_4bit = True
     return language_model
 
 
 def quantise(layer: nn.Module) -> None:
-    """The linear layers of a decoder layer in NF4 with quantised scales, in place."""
+    """Quantise the linear layers of a decoder layer to NF4 with double quantisation, in place."""
     for parent in list(layer.modules()):
         for name, linear in parent.named_children():
             if type(linear) is nn.Linear:
@@ -175,13 +182,13 @@ def _to_nf4_linear(linear: nn.Linear) -> nn.Module:
 
 
 def build_stock(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
-    """transformers' LLaVA with modules of its own around the very tensors of `model`, which take no memory twice."""
+    """transformers' LLaVA with modules of its own that share the tensors of `model`, so that no weight is in memory twice."""
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     return to_llava(copy.deepcopy(model, shared))
 
 
 def _pad_vocabulary(tokenizer: Qwen2Tokenizer, rows: int) -> Qwen2Tokenizer:
-    """Every row of the embedding gets a text, so that whatever random weights say can be read and compared."""
+    """Add a token for every unused row of the embedding, so that any output of random weights can be decoded and compared."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["model"]["vocab"] |= {f"Ġw{i}": i for i in range(len(tokenizer), rows)}
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))

@@ -1,5 +1,8 @@
-"""Candidates of ours against `generate` of transformers' LLaVA, one picture at a time and batched: the same weights, questions
-and pictures, by turns. Both read the pictures by the same code, and that time counts on both sides."""
+"""Speed of generating candidate answers: ours against `generate` of transformers' LLaVA, unbatched and batched.
+
+Weights, questions and images are the same on both sides, and blocks are interleaved. Both sides preprocess the images with the same
+code, and the time for it counts on both sides. Shapes: B batch, T tokens.
+"""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -30,20 +33,26 @@ from training.out_of_memory import explain_out_of_memory
 
 OURS, STOCK_UNBATCHED, STOCK_BATCHED = "ours", "stock, one at a time", "stock, batched"
 STOCK_BATCH = 16
-"""Questions in a batch of the stock model, if they fit."""
+"""Batch size of the stock model, halved until it fits into memory."""
 IMAGE_SIZE = (640, 480)
-"""Width and height of the pictures that are asked about."""
+"""Width and height of the images, in pixels."""
 NUM_IMAGES = 8
-"""Different pictures of noise; the questions take them in turn."""
+"""Number of noise images; the questions cycle through them."""
 TOLERANCE = 1e-4
-"""Largest difference of log-probabilities, in nats, within which candidates are the same in fp32."""
-COLUMNS = ("path", "batch", "questions/s", "peak GiB", "same candidates", "scores off by", "ours is faster by")
+"""Largest difference of log-probabilities, in nats, for candidates to count as equal in fp32."""
+COLUMNS = ("path", "batch", "questions/s", "peak GiB", "same candidates", "log-prob difference", "ours is faster by")
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """questions: how many every block answers; rounds: blocks of each path; stock_batch: most questions in a batch of the
-    stock model; against_stock: whether that runs at all."""
+    """Amount of work.
+
+    Args:
+        questions: questions per block.
+        rounds: blocks per path.
+        stock_batch: largest batch size of the stock model.
+        against_stock: also run the stock model.
+    """
 
     questions: int
     rounds: int
@@ -53,8 +62,18 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The numbers of one path. seconds: of its blocks, none where it ran out of memory; same: questions with the candidates of
-    ours in their order; off: largest difference of their log-probabilities, in nats."""
+    """Measurements of one path.
+
+    Args:
+        path: name of the path.
+        batch: batch size.
+        seconds: of each block; empty if the path ran out of memory.
+        questions_per_second: at the median block.
+        peak_gib: peak memory; None if the device does not report it.
+        same_candidates: number of questions with the candidates of ours, in the same order.
+        max_log_prob_diff: largest difference of the log-probabilities of these candidates, in nats.
+        ours_is_faster_by: speed of ours divided by the speed of this path.
+    """
 
     path: str
     batch: int
@@ -75,50 +94,64 @@ class Result:
 
 
 class Variant:
-    """One way of answering all questions. answers: what it found once; peaks: most bytes of each block; none where the device
-    does not tell."""
+    """One path that answers all questions. `peaks` has the peak bytes of each block; it stays empty if the device does not report them.
 
-    def __init__(self, name: str, batch: int, ask: Callable[[], object], answers: list[Answer], device: torch.device):
+    Args:
+        name: name of the path.
+        batch: batch size.
+        answer_all: answers all questions; this call is timed.
+        answers: answers of an earlier call.
+        device: device of the model.
+    """
+
+    def __init__(self, name: str, batch: int, answer_all: Callable[[], object], answers: list[Answer], device: torch.device):
         self.name, self.batch, self.answers = name, batch, answers
-        self._ask, self._device = ask, device
+        self._answer_all, self._device = answer_all, device
         self.peaks: list[int] = []
 
     def block(self) -> float:
-        """Answer all; the seconds it took."""
+        """Answer all questions; returns the seconds."""
         free_memory()
         on_cuda = self._device.type == "cuda"
         if on_cuda:
             torch.cuda.reset_peak_memory_stats(self._device)
-        seconds = timed(self._ask, self._device)
+        seconds = timed(self._answer_all, self._device)
         if on_cuda:
             self.peaks.append(peak_memory(self._device))
         return seconds
 
 
 class StockModel:
-    """transformers' LLaVA asked the same questions. Prompts, pictures and the reading of answers are those of `answerer`."""
+    """transformers' LLaVA, asked the same questions. `answerer` builds its prompts, preprocesses the images and parses the answers.
+
+    Args:
+        model: the stock model.
+        answerer: our answerer of the same weights.
+        requests: the questions.
+        decoding: number of candidates and of new tokens.
+    """
 
     def __init__(self, model: Any, answerer: CheckpointAnswerer, requests: Sequence[Request], decoding: Decoding):
         self._model, self._answerer, self._requests, self._decoding = model, answerer, requests, decoding
 
     def variant(self, name: str, batch: int) -> Variant:
-        """`batch` questions at a time; asked once for the answers, which also warms the device up."""
+        """Path with this batch size. It generates the answers once, which also warms up the device."""
         return Variant(name, batch, lambda: self.texts(batch), self.answers(batch), self._answerer.device)
 
     def texts(self, batch: int) -> list[str]:
-        """What is timed: all texts, as a script would print them."""
-        found = (self._generate(batch_requests, scores=False).sequences for batch_requests in self._batches(batch))
-        return [text for sequences in found for text in self._answerer.tokenizer.batch_decode(sequences, skip_special_tokens=True)]
+        """The timed work: all generated texts, decoded."""
+        outputs = (self._generate(batch_requests, scores=False).sequences for batch_requests in self._batches(batch))
+        return [text for sequences in outputs for text in self._answerer.tokenizer.batch_decode(sequences, skip_special_tokens=True)]
 
     def answers(self, batch: int) -> list[Answer]:
-        """What is compared: the candidates, merged as ours are."""
+        """The compared answers: candidates, merged in the same way as ours."""
         answers: list[Answer] = []
         for batch_requests in self._batches(batch):
             output = self._generate(batch_requests, scores=True)
-            found = parse_generated(output.sequences, output.sequences_scores, self._answerer.end_ids)
+            sequences = parse_generated(output.sequences, output.sequences_scores, self._answerer.end_ids)
             for index, request in enumerate(batch_requests):
-                own = found[index * self._decoding.num_candidates : (index + 1) * self._decoding.num_candidates]
-                answers.append(Answer(request.request_id, merge([self._answerer.read(one, request) for one in own])))
+                own = sequences[index * self._decoding.num_candidates : (index + 1) * self._decoding.num_candidates]
+                answers.append(Answer(request.request_id, merge([self._answerer.read(sequence, request) for sequence in own])))
         return answers
 
     def _batches(self, batch: int) -> list[Sequence[Request]]:
@@ -132,17 +165,30 @@ class StockModel:
 
 
 def measure(size: Size, model: ModelConfig, decoding: Decoding, workload: Workload, device: torch.device) -> BenchmarkReport:
-    """Answer by turns. Raises UsageError for settings that do not fit, TesseraError where ours runs out of memory, and where
-    the candidates are not the same in fp32."""
+    """Answer the questions with every path, in interleaved blocks.
+
+    Args:
+        size: size of the models.
+        model: `model` section of the configuration.
+        decoding: decoding settings; beam search with at least two candidates.
+        workload: number of questions and rounds.
+        device: device of the models.
+
+    Raises:
+        UsageError: settings that cannot be measured.
+        TesseraError: ours runs out of memory, or the candidates differ in fp32.
+    """
     if decoding.strategy != "beam" or decoding.num_candidates < 2:
-        raise UsageError("decoding.strategy: beam search is measured; set decoding.strategy=beam and decoding.num_candidates to at least 2")
+        raise UsageError(
+            "decoding.strategy: only beam search is measured; set decoding.strategy=beam and decoding.num_candidates to at least 2"
+        )
     if workload.against_stock:
         check_comparable(model)
     dtype = default_dtype(device)
     processor = build_processor(size, model)
-    with explain_out_of_memory("making the weights"):
+    with explain_out_of_memory("creating the weights"):
         ours = build_ours(size, model, processor, dtype=dtype, device=device)
-        # As checkpoints are loaded for answering; the stock model would not take features of another precision than its projector's.
+        # As checkpoints are loaded for inference. The stock model requires features and connector to have the same dtype.
         ours.model.multi_modal_projector.to(dtype)
     stock_model = build_stock(ours) if workload.against_stock else None
     answerer, requests = CheckpointAnswerer(ours, processor), synthetic_questions(workload.questions)
@@ -160,18 +206,19 @@ def measure(size: Size, model: ModelConfig, decoding: Decoding, workload: Worklo
     results = [*(_result(variant, variants[0], seconds) for variant in variants), *oom_results]
     if dtype == torch.float32:
         _check_same(results, len(requests))
-    block = f"{len(requests)} questions, {decoding.num_candidates} beams, {decoding.max_new_tokens} new tokens, pictures of {IMAGE_SIZE[0]}x{IMAGE_SIZE[1]}"
+    lengths = f"{decoding.num_candidates} beams, {decoding.max_new_tokens} new tokens"
+    block = f"{len(requests)} questions, {lengths}, images of {IMAGE_SIZE[0]}x{IMAGE_SIZE[1]}"
     facts = {
         "model": f"{size}, random weights, {str(dtype).removeprefix('torch.')}",
         "ours": f"CUDA graphs: {cuda_graph_status(answerer, decoding)}",
-        "a block": f"{block}; {workload.rounds} blocks of each path, by turns",
+        "a block": f"{block}; {workload.rounds} interleaved blocks of each path",
     }
     settings = {"model": asdict(model), "decoding": asdict(decoding)}
     return _report(size, facts, results, workload, Machine.current(device), settings)
 
 
 def cuda_graph_status(answerer: CheckpointAnswerer, decoding: Decoding) -> str:
-    """Whether steps were replayed, in words for people."""
+    """Whether decode steps were replayed as CUDA graphs, as text."""
     if not decoding.cuda_graphs:
         return "off (decoding.cuda_graphs=false)"
     reason = answerer.cuda_graphs_unsupported or answerer.cuda_graphs_error
@@ -179,7 +226,7 @@ def cuda_graph_status(answerer: CheckpointAnswerer, decoding: Decoding) -> str:
 
 
 def synthetic_questions(count: int) -> list[Request]:
-    """Questions about pictures of noise."""
+    """Questions about noise images, English and Chinese alternately."""
     noise = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, IMAGE_SIZE[1], IMAGE_SIZE[0], 3), dtype=np.uint8)
     images = [Image.fromarray(image) for image in noise]
     requests = []
@@ -194,7 +241,19 @@ def synthetic_questions(count: int) -> list[Request]:
 def stock_beam_search(
     model: Any, batch: PromptBatch, num_candidates: int, max_new_tokens: int, end_ids: Sequence[int], scores: bool = True
 ) -> Any:
-    """What the library's own `generate` finds; `sequences` hold new tokens alone. scores: also `sequences_scores`."""
+    """Beam search of `generate`, with at most `max_new_tokens` tokens.
+
+    Args:
+        model: the stock model.
+        batch: prompts and images.
+        num_candidates: number of beams, all of which are returned.
+        max_new_tokens: most new tokens.
+        end_ids: token ids that end a sequence; the first one is the padding.
+        scores: also return `sequences_scores`.
+
+    Returns:
+        The output of `generate`, with `sequences` [B * num_candidates, T] of new tokens without the prompt.
+    """
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         num_beams=num_candidates,
@@ -211,12 +270,18 @@ def stock_beam_search(
 
 
 def parse_generated(sequences: torch.Tensor, means: torch.Tensor, end_ids: Sequence[int]) -> list[GeneratedSequence]:
-    """New tokens up to the first end token, and their log-probability. means: it, divided by the number of tokens."""
-    found = []
+    """Cut sequences after the first end token and compute their log-probabilities.
+
+    Args:
+        sequences: new tokens [B, T].
+        means: log-probability divided by the number of tokens [B], in nats.
+        end_ids: token ids that end a sequence.
+    """
+    parsed = []
     for row, mean in zip(sequences.tolist(), means.tolist(), strict=True):
         length = next((i + 1 for i, token in enumerate(row) if token in end_ids), len(row))
-        found.append(GeneratedSequence(tuple(row[:length]), mean * length))
-    return found
+        parsed.append(GeneratedSequence(tuple(row[:length]), mean * length))
+    return parsed
 
 
 def _result(variant: Variant, ours: Variant, seconds: dict[str, list[float]]) -> Result:
@@ -226,7 +291,7 @@ def _result(variant: Variant, ours: Variant, seconds: dict[str, list[float]]) ->
     if variant is ours:
         return Result(variant.name, variant.batch, own, rate, peak)
     pairs = list(zip(ours.answers, variant.answers, strict=True))
-    equal = [(a, b) for a, b in pairs if [one.text for one in a.candidates] == [one.text for one in b.candidates]]
+    equal = [(a, b) for a, b in pairs if [x.text for x in a.candidates] == [x.text for x in b.candidates]]
     max_log_prob_diff = max((_max_log_prob_diff(a, b) for a, b in equal), default=None)
     return Result(variant.name, variant.batch, own, rate, peak, len(equal), max_log_prob_diff, Ratio.of(seconds[ours.name], own))
 
@@ -237,12 +302,12 @@ def _max_log_prob_diff(ours: Answer, theirs: Answer) -> float:
 
 
 def _check_same(results: Sequence[Result], questions: int) -> None:
-    """Raise TesseraError where stock found other candidates than ours."""
+    """Raise TesseraError if the candidates of stock differ from ours."""
     for result in results:
         if result.same_candidates is not None and (result.same_candidates < questions or (result.max_log_prob_diff or 0.0) > TOLERANCE):
             raise TesseraError(
-                f"{result.path}: {result.same_candidates} of {questions} questions have the candidates of ours, their scores are off by up to "
-                f"{result.max_log_prob_diff} nats; in fp32 all must be the same, to {TOLERANCE}"
+                f"{result.path}: {result.same_candidates} of {questions} questions have the same candidates as ours, "
+                f"with log-probabilities up to {result.max_log_prob_diff} nats apart; in fp32 all must be equal within {TOLERANCE}"
             )
 
 

@@ -1,4 +1,4 @@
-"""How fast pictures are found among many, and how many of the true best: vectors that are made up, the search as it is."""
+"""Latency and recall of the image search index, on synthetic embeddings. Shapes: N vectors, D embedding dimension."""
 
 import hashlib
 import time
@@ -14,13 +14,13 @@ from serving.search.clip_encoder import EmbeddingModel
 from serving.search.lancedb_table import ImageRow, ImageTable, open_table
 
 NUM_CLUSTERS = 2000
-"""Groups of like pictures that the vectors belong to."""
+"""Number of clusters of similar images that the vectors are sampled from."""
 WRITE_BATCH_SIZE = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds of one question each, questions apart."""
+    """Latency of single queries, in milliseconds."""
 
     median: float
     p95: float
@@ -28,19 +28,27 @@ class Latency:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Latency":
-        """From seconds of each question."""
+        """From the seconds of each query."""
         median, p95, slowest = np.percentile(seconds, (50, 95, 100)) * 1000
         return cls(float(median), float(p95), float(slowest))
 
     def text(self) -> str:
-        """For people."""
+        """One line of text."""
         return f"median {self.median:.1f} ms, 95 % within {self.p95:.1f} ms, slowest {self.slowest:.1f} ms"
 
 
 @dataclass(frozen=True, slots=True)
 class SearchSpeed:
-    """written, built: seconds; exact, approximate: of the ten best of a question; recall: of other questions than those that
-    chose how far the graph is searched."""
+    """Measurements of an index.
+
+    Args:
+        write_seconds: time to write all vectors.
+        build_seconds: time to build the graph (approximate index).
+        exact: latency of exact search for the ten nearest vectors.
+        approximate: latency of graph search; None if the graph does not reach the recall.
+        graph: measurement that chose the search depth (`ef`).
+        recall: recall of graph search, on other queries than those that chose `ef`.
+    """
 
     write_seconds: float
     build_seconds: float
@@ -51,12 +59,21 @@ class SearchSpeed:
 
 
 def measure_search(uri: str, vectors: int, embedding_dim: int, num_queries: int, recall: float, seed: int = 0) -> SearchSpeed:
-    """Fill an index in the empty folder `place` with `vectors` of `width` numbers and put `questions` to it, both ways.
+    """Fill an index and run exact and approximate queries on it.
 
-    Raises UsageError when there are fewer vectors than results.
+    Args:
+        uri: empty folder of the index.
+        vectors: number of vectors.
+        embedding_dim: dimension of a vector.
+        num_queries: number of queries of each kind.
+        recall: least recall of approximate search.
+        seed: of the vectors.
+
+    Raises:
+        UsageError: there are fewer vectors than results of a query.
     """
     if vectors < RECALL_K:
-        raise UsageError(f"--vectors {vectors}: at least {RECALL_K} are needed")
+        raise UsageError(f"--vectors {vectors}: expected at least {RECALL_K}")
     sample_vectors = _vector_sampler(embedding_dim, seed)
     table = open_table(uri, EmbeddingModel("made up", "0" * 16, embedding_dim), create=True)
     begin = time.perf_counter()
@@ -67,38 +84,37 @@ def measure_search(uri: str, vectors: int, embedding_dim: int, num_queries: int,
     build_seconds = time.perf_counter() - begin
     graph = measure_recall(table, sample_vectors(num_queries), recall)
     queries = sample_vectors(num_queries)
-    exact, true = _time_queries(table, queries, None)
+    exact, exact_ids = _time_queries(table, queries, None)
     if not graph.ef:
         return SearchSpeed(write_seconds, build_seconds, exact, None, graph, 0.0)
-    approximate, found = _time_queries(table, queries, graph.ef)
-    measured_recall = np.mean([len(one & other) / RECALL_K for one, other in zip(true, found, strict=True)])
+    approximate, approximate_ids = _time_queries(table, queries, graph.ef)
+    measured_recall = np.mean([len(a & b) / RECALL_K for a, b in zip(exact_ids, approximate_ids, strict=True)])
     return SearchSpeed(write_seconds, build_seconds, exact, approximate, graph, float(measured_recall))
 
 
 def _fill(table: ImageTable, sample_vectors: Callable[[int], np.ndarray], count: int) -> None:
     with Progress("writing vectors", count, "vectors") as progress:
         for start in range(0, count, WRITE_BATCH_SIZE):
-            part = sample_vectors(min(WRITE_BATCH_SIZE, count - start))
-            ids = (hashlib.sha256(str(start + i).encode()).hexdigest() for i in range(len(part)))
-            table.put([ImageRow(id, 1, {f"/{id[:12]}.jpg": 0}, None, vector) for id, vector in zip(ids, part, strict=True)])
-            progress.update(len(part))
+            batch = sample_vectors(min(WRITE_BATCH_SIZE, count - start))
+            ids = (hashlib.sha256(str(start + i).encode()).hexdigest() for i in range(len(batch)))
+            table.put([ImageRow(id, 1, {f"/{id[:12]}.jpg": 0}, None, vector) for id, vector in zip(ids, batch, strict=True)])
+            progress.update(len(batch))
 
 
 def _time_queries(table: ImageTable, queries: np.ndarray, ef: int | None) -> tuple[Latency, list[set[str]]]:
-    # The first question opens files; it is not what a service is asked again and again.
+    # The first query opens files and is not counted.
     table.nearest(queries[0], RECALL_K, ef)
-    seconds, found = [], []
+    seconds, nearest_ids = [], []
     for query in queries:
         begin = time.perf_counter()
         best = table.nearest(query, RECALL_K, ef)
         seconds.append(time.perf_counter() - begin)
-        found.append({one.id for one in best})
-    return Latency.of(seconds), found
+        nearest_ids.append({row.id for row in best})
+    return Latency.of(seconds), nearest_ids
 
 
 def _vector_sampler(embedding_dim: int, seed: int) -> Callable[[int], np.ndarray]:
-    """Draws unit vectors [n, width] float32 that lie as CLIP's do: in a narrow cone, in groups (their mean cosine is about
-    one half)."""
+    """Samples unit vectors [N, D] float32 with the geometry of CLIP embeddings: clusters in a narrow cone, mean cosine about 0.5."""
     rng = np.random.default_rng(seed)
     axis, cluster_centers = rng.normal(size=embedding_dim), rng.normal(size=(NUM_CLUSTERS, embedding_dim))
     axis *= np.sqrt(2 * embedding_dim) / np.linalg.norm(axis)

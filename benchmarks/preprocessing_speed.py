@@ -1,4 +1,4 @@
-"""How fast a merge is, and reading pictures for the model, on files that are made up for it."""
+"""Speed of merging data sources and of reading images for the model, on synthetic files."""
 
 import io
 import json
@@ -26,13 +26,19 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NUM_PATTERNS = 64
-"""Different pictures that are drawn; the files repeat them and differ by a number in a JPEG comment, so that each has
-other bytes and costs as much to decode as any photograph of its size."""
+"""Number of distinct synthetic images. The files repeat them and differ in a JPEG comment, so that all files have different bytes and
+take as long to decode as photographs of the same size."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergeMeasurement:
-    """One merge: wall time in seconds, records read, and the most memory in bytes of the process and its workers together."""
+    """Measurement of a merge.
+
+    Args:
+        seconds: wall time.
+        records: records read.
+        peak_bytes: peak memory of the process and its workers together, an upper bound.
+    """
 
     seconds: float
     records: int
@@ -40,13 +46,23 @@ class MergeMeasurement:
 
 
 def write_synthetic_sources(folder: Path, num_images: int, records: int, size: tuple[int, int], seed: int = 0) -> DataConfig:
-    """Write `pictures` JPEG files of `size` (width, height) in pixels and `records` records about them: a fifth AI Challenger captions,
-    three tenths LLaVA conversations of two turns, half VQA v2 questions with ten answers."""
+    """Write JPEG files and annotation files: 20 % AI Challenger captions, 30 % LLaVA conversations of two turns, 50 % VQA v2 questions.
+
+    Args:
+        folder: output folder.
+        num_images: number of JPEG files.
+        records: number of records about them.
+        size: width and height of the images in pixels.
+        seed: of the texts and images.
+
+    Returns:
+        Configuration with these sources.
+    """
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     patterns = list(_patterns(size, seed))
-    for number in track(range(num_images), "drawing pictures", unit="pictures"):
-        (images / _name(number)).write_bytes(_with_comment(patterns[number % NUM_PATTERNS], f"picture {number}"))
+    for index in track(range(num_images), "writing images", unit="images"):
+        (images / _file_name(index)).write_bytes(_with_comment(patterns[index % NUM_PATTERNS], f"picture {index}"))
     captions, conversations = records // 5, records * 3 // 10
     questions = records - captions - conversations
     rng = random.Random(seed)
@@ -68,7 +84,7 @@ def write_synthetic_sources(folder: Path, num_images: int, records: int, size: t
 
 
 def measure_merges(config: DataConfig, folder: Path) -> dict[str, MergeMeasurement]:
-    """Merge into the empty `folder`, again with nothing changed, and again after one annotation file was touched."""
+    """Merge into the empty `folder`, again without a change, and again after the time stamp of one annotation file has changed."""
     measured = {
         "first": run_in_subprocess(_merge_measured, config, folder),
         "unchanged": run_in_subprocess(_merge_measured, config, folder),
@@ -80,16 +96,26 @@ def measure_merges(config: DataConfig, folder: Path) -> dict[str, MergeMeasureme
 
 @dataclass(frozen=True, slots=True)
 class ImageRates:
-    """Pictures a second that one core turns from the bytes of a file into what goes to the model: as loaders do it, and with
-    the image processor alone."""
+    """Images per second and core, from the bytes of a file to the input of the model.
+
+    Args:
+        loader: with the code of the data loader.
+        image_processor: with the image processor of transformers alone.
+    """
 
     loader: float
     image_processor: float
 
 
 def measure_images(image_processor: Any, size: tuple[int, int] = (640, 480), rounds: int = 4) -> ImageRates:
-    """Read `PATTERNS` JPEG files of `size` (width, height) both ways, by turns, and count this process's own seconds."""
-    # Not above: merges are measured in processes that load this file, and torch would be counted as theirs.
+    """Read `NUM_PATTERNS` JPEG files in both ways, interleaved, and measure the CPU time of this process.
+
+    Args:
+        image_processor: image processor of transformers.
+        size: width and height of the images in pixels.
+        rounds: how often the files are read.
+    """
+    # Not at the top: merges are measured in processes that import this module, and torch would add to their memory.
     from dataset.loading.image_transform import PixelReader
 
     reader, files = PixelReader(image_processor), list(_patterns(size, seed=0))
@@ -109,7 +135,7 @@ def measure_images(image_processor: Any, size: tuple[int, int] = (640, 480), rou
 
 
 def run_in_subprocess(function: Callable[P, T], *arguments: P.args, **settings: P.kwargs) -> T:
-    """Call in a process of its own, so that its memory is its own and goes with it."""
+    """Call a function in a separate process, whose memory is measured alone and freed at the end."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments, **settings).result()
 
@@ -118,21 +144,20 @@ def _merge_measured(config: DataConfig, folder: Path) -> MergeMeasurement:
     begin = time.perf_counter()
     report = merge(config, folder)
     seconds = time.perf_counter() - begin
-    # An upper bound: of the children, ru_maxrss knows only the largest, and Linux counts what a parent held when it
-    # started a process as that process's own.
-    own, largest = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    # An upper bound: for children, ru_maxrss is that of the largest one, and Linux includes the memory that the parent had at the fork.
+    own, largest_child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = (own + largest * (config.workers or os.cpu_count() or 1)) * unit
+    peak = (own + largest_child * (config.workers or os.cpu_count() or 1)) * unit
     return MergeMeasurement(seconds, sum(source.read for source in report.sources), peak)
 
 
 def _patterns(size: tuple[int, int], seed: int) -> Iterator[bytes]:
-    """JPEG files about as large as photographs: soft shapes with grain."""
+    """JPEG files of about the size of photographs: blurred shapes with noise."""
     rng = np.random.default_rng(seed)
     for _ in range(NUM_PATTERNS):
-        rough = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-        grain = rng.normal(0, 9, (size[1], size[0], 3))
-        image = Image.fromarray((np.asarray(rough) + grain).clip(0, 255).astype(np.uint8))
+        shapes = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        noise = rng.normal(0, 9, (size[1], size[0], 3))
+        image = Image.fromarray((np.asarray(shapes) + noise).clip(0, 255).astype(np.uint8))
         file = io.BytesIO()
         image.save(file, "JPEG", quality=90)
         yield file.getvalue()
@@ -143,15 +168,15 @@ def _with_comment(jpeg: bytes, text: str) -> bytes:
     return jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]
 
 
-def _name(number: int) -> str:
-    return f"COCO_train2014_{number:012d}.jpg"
+def _file_name(index: int) -> str:
+    return f"COCO_train2014_{index:012d}.jpg"
 
 
 def _captions(image: int, rng: random.Random) -> dict[str, object]:
     people = ("男人", "女人", "孩子", "老人")
     return {
         "url": "",
-        "image_id": _name(image),
+        "image_id": _file_name(image),
         "caption": [f"平整的道路上有一个{rng.choice(people)}在和{rng.choice(people)}交谈" for _ in range(5)],
     }
 
@@ -165,7 +190,7 @@ def _conversation(image: int, rng: random.Random) -> dict[str, object]:
         for pair in zip(question_records, answers, strict=True)
         for who, text in zip(("human", "gpt"), pair, strict=True)
     ]
-    return {"id": f"{image:012d}", "image": _name(image), "conversations": turns}
+    return {"id": f"{image:012d}", "image": _file_name(image), "conversations": turns}
 
 
 def _annotation(question: dict[str, object], rng: random.Random) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""How long an evaluation takes behind the answers: choices, statistics and the report, on questions and answers that are made up."""
+"""Speed of an evaluation after the answers: selection, statistics and report, on synthetic questions and random answers."""
 
 import dataclasses
 import time
@@ -25,20 +25,28 @@ ANSWERS = ("yes", "no", "2", "red", "blue", "a dog", "two people", "on the left"
 
 @dataclass(frozen=True, slots=True)
 class ReportTimings:
-    """Seconds of this process's own time: for choices, metrics and statistics, and for the report with its charts."""
+    """CPU seconds of this process: for selection, metrics and statistics, and for the report with its charts."""
 
     scoring_seconds: float
     report_seconds: float
 
 
 def measure_report(folder: Path, questions: int, systems: int, candidates: int, size: tuple[int, int]) -> ReportTimings:
-    """Make up `questions` short questions about half as many pictures of `size`, and what `systems` systems answer; time the rest."""
+    """Generate questions and random answers, and measure the rest of an evaluation.
+
+    Args:
+        folder: empty folder.
+        questions: number of short questions, about half as many images.
+        systems: number of systems.
+        candidates: candidate answers per question.
+        size: width and height of the images in pixels.
+    """
     tuning = max(20, questions // 5)
-    parts: list[tuple[Split, int]] = [("test", questions), ("validation", tuning)]
+    split_sizes: list[tuple[Split, int]] = [("test", questions), ("validation", tuning)]
     sources = []
-    for seed, (split, count) in enumerate(parts):
+    for seed, (split, count) in enumerate(split_sizes):
         raw_files = write_synthetic_sources(folder / split, max(4, count // 2), 2 * count, size, seed)
-        # Of what is drawn, half are VQA questions.
+        # Half of the records are VQA questions.
         sources.append(dataclasses.replace(raw_files.sources[2], split=split, name=split))
     merge(DataConfig(sources=tuple(sources)), folder / "data")
     names = [f"system-{i}" for i in range(systems)]
@@ -66,7 +74,7 @@ def measure_report(folder: Path, questions: int, systems: int, candidates: int, 
 
 @dataclass(frozen=True, slots=True)
 class _RandomAnswerer:
-    """Says what chance takes from WORDS, another chance for each system."""
+    """Answers with pseudo-random entries of ANSWERS, which depend on the seed of the system."""
 
     seed: int
     candidates: int
@@ -76,7 +84,7 @@ class _RandomAnswerer:
         return Description("checkpoint", {"path": f"made up {self.seed}"})
 
     def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
-        """So many candidates for each request, none twice."""
+        """Distinct candidates for each request."""
         del decoding
         return [Answer(request.request_id, self._candidates(request), prompt=request.messages[-1].content) for request in requests]
 
@@ -91,14 +99,14 @@ class _RandomAnswerer:
 
 
 class _RandomScorer:
-    """Likes what chance likes."""
+    """Pseudo-random scores."""
 
     def score_batch(self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """Logits about as far apart as those of a CLIP."""
+        """Logits with about the spread of CLIP logits."""
         return [
             [20.0 + hash_to_index(f"{image} {text}", 0, 0, 80) / 10 for text in group] for image, group in zip(images, texts, strict=True)
         ]
 
     def cosine_batch(self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """The same as cosines."""
+        """The logits as cosine similarities."""
         return [[score / 100 for score in group] for group in self.score_batch(images, texts)]

@@ -1,5 +1,4 @@
-"""What answering together is worth: the same questions from many clients at once and from one client after the other, put by
-turns to one real server."""
+"""Throughput of the HTTP service: the same questions from many concurrent clients and from a single client, in interleaved blocks."""
 
 import io
 import statistics
@@ -27,13 +26,19 @@ from errors import TesseraError
 
 COMMAND = Path(__file__).parent.parent / "tools" / "serve.py"
 START_SECONDS = 900.0
-"""Longest time that loading the models may take."""
-COLUMNS = ("clients", "questions/s", "median ms", "slowest ms", "same answers", "faster than one by one")
+"""Timeout for loading the models, and of a request."""
+COLUMNS = ("clients", "questions/s", "median ms", "slowest ms", "same answers", "faster than one client")
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """questions: how many a block asks; clients: how many ask at once; rounds: blocks of each way."""
+    """Amount of work.
+
+    Args:
+        questions: questions per block.
+        clients: number of concurrent clients.
+        rounds: blocks per number of clients.
+    """
 
     questions: int
     clients: int
@@ -42,7 +47,7 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A picture as a JPEG file, and what is asked about it."""
+    """A question and its image as a JPEG file."""
 
     image: bytes
     text: str
@@ -50,7 +55,15 @@ class Question:
 
 @dataclass
 class Variant:
-    """So many clients. seconds: of each answer of all blocks; answers: of the last block."""
+    """A number of concurrent clients.
+
+    Args:
+        clients: number of clients.
+        address: URL of the server.
+        questions: questions of a block.
+        seconds: latency of each request of all blocks.
+        answers: answers of the last block.
+    """
 
     clients: int
     address: str
@@ -59,7 +72,7 @@ class Variant:
     answers: list[str]
 
     def block(self) -> float:
-        """Ask all questions, `clients` at a time; the seconds that took."""
+        """Ask all questions, `clients` at a time; returns the seconds."""
         sessions = threading.local()
 
         def ask(question: Question) -> tuple[str, float]:
@@ -68,22 +81,28 @@ class Variant:
             fields = {"files": {"image": question.image}, "data": {"question": question.text}}
             response = session.post(f"{self.address}/vqa", timeout=START_SECONDS, **fields)
             if not response.ok:
-                raise TesseraError(f"the server answers {response.status_code}: {response.text[:300]}")
+                raise TesseraError(f"the server responded with status {response.status_code}: {response.text[:300]}")
             return response.json()["answer"], time.perf_counter() - start_time
 
         with ThreadPoolExecutor(self.clients) as clients:
             start_time = time.perf_counter()
-            found = list(clients.map(ask, self.questions))
+            responses = list(clients.map(ask, self.questions))
             elapsed = time.perf_counter() - start_time
-        self.answers = [answer for answer, _ in found]
-        self.seconds += [seconds for _, seconds in found]
+        self.answers = [answer for answer, _ in responses]
+        self.seconds += [seconds for _, seconds in responses]
         return elapsed
 
 
 def measure(config: Path, overrides: Sequence[str], workload: Workload) -> BenchmarkReport:
-    """Start `tools/serve.py` with a configuration and ask it. Its answer cache and picture search are off.
+    """Start `tools/serve.py` and send requests to it. Its answer cache and image search are off.
 
-    Raises TesseraError where it does not start or does not answer.
+    Args:
+        config: configuration file.
+        overrides: key=value overrides.
+        workload: number of questions, clients and rounds.
+
+    Raises:
+        TesseraError: the server does not start or a request fails.
     """
     with _server(config, [*overrides, f"serve.max_queue={2 * workload.clients}"]) as address:
         device = requests.get(f"{address}/health", timeout=10).json()["device"]
@@ -97,7 +116,7 @@ def measure(config: Path, overrides: Sequence[str], workload: Workload) -> Bench
 
 
 def synthetic_questions(count: int) -> list[Question]:
-    """Questions about drawn scenes, English and Chinese by turns, each about a picture of its own."""
+    """Questions about synthetic scenes, English and Chinese alternately, each about a different image."""
     questions = []
     for i in range(count):
         scene, file = generate_scene(0, "test", i), io.BytesIO()
@@ -109,7 +128,7 @@ def synthetic_questions(count: int) -> list[Question]:
 
 @contextmanager
 def _server(config: Path, overrides: Sequence[str]) -> Iterator[str]:
-    """The address of a server that answers; it ends with the context."""
+    """Context with the URL of a running server, which is terminated at the end."""
     command = [
         sys.executable,
         str(COMMAND),
@@ -132,7 +151,7 @@ def _server(config: Path, overrides: Sequence[str]) -> Iterator[str]:
                 time.sleep(0.1)
             if process.poll() is not None or not _answers(address):
                 log.seek(0)
-                raise TesseraError(f"the server did not start: {(log.read().strip().splitlines() or ['it says nothing'])[-1]}")
+                raise TesseraError(f"the server did not start: {(log.read().strip().splitlines() or ['no output'])[-1]}")
             yield address
         finally:
             process.terminate()
@@ -167,6 +186,8 @@ def _report(
         rows.append(
             [str(variant.clients), *cells, f"{num_same} of {workload.questions}", format_number(None) if ratio is None else str(ratio)]
         )
-    facts = {"a block": f"{workload.questions} questions about pictures of their own; {workload.rounds} blocks of each way, by turns"}
+    facts = {
+        "a block": f"{workload.questions} questions about different images; {workload.rounds} interleaved blocks per number of clients"
+    }
     measured = {"machine": machine.to_dict(), "effort": asdict(workload), "results": results}
     return BenchmarkReport(f"Answers over HTTP, {config.stem}", {**machine.facts(), **facts}, COLUMNS, rows, measured)

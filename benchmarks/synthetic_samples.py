@@ -1,6 +1,6 @@
-"""Encoded samples to train on, without files: their prompts are laid out by the Processor, their pictures are noise.
+"""Encoded training samples without files: prompts have the layout of the Processor, images are noise.
 
-`reference_samples` has the lengths of the reference data, `demo_samples` what is asked and answered in the embedded demo.
+`reference_samples` has the length distribution of the reference data, `demo_samples` the questions and answers of the demo.
 """
 
 import random
@@ -18,35 +18,35 @@ from dataset.synthetic.scene_descriptions import description
 from model.siglip_qwen.processor import Processor
 
 LENGTH_DISTRIBUTION = ((0.4, (26, 46), (10, 30)), (0.4, (40, 70), (102, 242)), (0.2, (35, 55), (90, 200)))
-"""Captions, complex reasoning, detailed descriptions: their share, tokens of the prompt beside the picture, tokens of the
-answer. With a picture of 729 tokens the mean sample has 879, of which 105 are supervised, as in the reference data."""
+"""Captions, complex reasoning, detailed descriptions: share, range of prompt tokens without the image, range of answer tokens. With 729
+image tokens the mean sample has 879 tokens, 105 of them supervised, as in the reference data."""
 
 NUM_IMAGES = 16
-"""Different pictures of noise; the samples take them in turn."""
+"""Number of noise images; the samples cycle through them."""
 
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
 DESCRIPTION_INTERVAL = 12
-"""The demo has about one description for eleven short answers."""
+"""Every twelfth sample is a description, about the share in the demo's data."""
 
 
 def reference_samples(processor: Processor, count: int, seed: int = 0) -> list[Example]:
-    """Samples of the lengths of the reference data, with random text."""
+    """Samples of random tokens with the length distribution of the reference data."""
     rng = random.Random(seed)
     layout = processor.prompt([Message("user", IMAGE_PLACEHOLDER)], 1)
     last = len(layout) - layout[::-1].index(processor.image_token_id)
     num_fixed_tokens = len(layout) - processor.tokens_per_image
     encoded = []
     for _ in range(count):
-        (_, asked, answered) = rng.choices(LENGTH_DISTRIBUTION, [share for share, *_ in LENGTH_DISTRIBUTION])[0]
-        question = _random_tokens(rng, processor, max(1, rng.randint(*asked) - num_fixed_tokens))
-        answer = [*_random_tokens(rng, processor, rng.randint(*answered) - 1), processor.end_of_turn_id]
+        (_, prompt_range, answer_range) = rng.choices(LENGTH_DISTRIBUTION, [share for share, *_ in LENGTH_DISTRIBUTION])[0]
+        question = _random_tokens(rng, processor, max(1, rng.randint(*prompt_range) - num_fixed_tokens))
+        answer = [*_random_tokens(rng, processor, rng.randint(*answer_range) - 1), processor.end_of_turn_id]
         prompt = [*layout[:last], *question, *layout[last:]]
         encoded.append(EncodedSample(prompt + answer, [IGNORE_INDEX] * len(prompt) + answer, 1))
     return _with_images(encoded, processor, seed)
 
 
 def demo_samples(processor: Processor, count: int, seed: int = 0) -> list[Example]:
-    """Samples about drawn scenes: short answers in two languages, and descriptions."""
+    """Samples about synthetic scenes: short answers in two languages, and descriptions."""
     return _with_images([_scene_sample(processor, scene_index, seed) for scene_index in range(count)], processor, seed)
 
 
@@ -56,8 +56,8 @@ def _scene_sample(processor: Processor, scene_index: int, seed: int) -> EncodedS
     if scene_index % DESCRIPTION_INTERVAL == DESCRIPTION_INTERVAL - 1:
         question, answer = rng.choice(DETAIL_QUESTIONS[language]), description(scene, language, rng)
     else:
-        asked = sample_questions(scene, language, rng, 1)[0]
-        question, answer = asked.text, asked.answer.usual
+        sampled_question = sample_questions(scene, language, rng, 1)[0]
+        question, answer = sampled_question.text, sampled_question.answer.usual
     encoded = processor.encode([Message("user", f"{IMAGE_PLACEHOLDER}\n{question}")], answer, 1)
     if encoded is None:
         raise ValueError(f"a sample about scene {scene_index} does not fit into {processor.max_length} tokens")
@@ -65,7 +65,7 @@ def _scene_sample(processor: Processor, scene_index: int, seed: int) -> EncodedS
 
 
 def _random_tokens(rng: random.Random, processor: Processor, count: int) -> list[int]:
-    """Random ids among which is no placeholder."""
+    """Random token ids without the image token."""
     token_ids = (rng.randrange(len(processor.tokenizer) - 1) for _ in range(count))
     return [token + (token >= processor.image_token_id) for token in token_ids]
 
@@ -73,4 +73,4 @@ def _random_tokens(rng: random.Random, processor: Processor, count: int) -> list
 def _with_images(encoded: list[EncodedSample], processor: Processor, seed: int) -> list[Example]:
     noise = np.random.default_rng(seed).integers(0, 256, (NUM_IMAGES, *processor.pixel_reader.size, 3), dtype=np.uint8)
     images = processor.pixel_reader.read([Image.fromarray(image) for image in noise])
-    return [Example(str(i), one, images[i % NUM_IMAGES][None]) for i, one in enumerate(encoded)]
+    return [Example(str(i), sample, images[i % NUM_IMAGES][None]) for i, sample in enumerate(encoded)]

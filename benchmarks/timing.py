@@ -1,6 +1,6 @@
-"""Timing by turns: every way of doing the same work has its block in every round, so that what slows the machine slows all.
+"""Interleaved timing: each variant of the same work runs once per round, so that a slow phase of the machine affects all variants.
 
-In: blocks of work. Out: seconds of each block in each round, and ratios taken round by round.
+Ratios are computed per round.
 """
 
 import gc
@@ -15,13 +15,14 @@ import torch
 T = TypeVar("T")
 
 MATMUL_SIZE = {"cuda": 8192, "cpu": 1024}
-"""Side of the square matrices whose product is the measure of what a device can do."""
+"""Side of the square matrices whose product measures the attainable FLOP/s of a device."""
 MATMUL_REPEATS = 5
+"""Timed products, after one for warm-up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times as fast: the median over the rounds, the lowest and the highest."""
+    """Speedup: median, minimum and maximum over the rounds."""
 
     median: float
     lowest: float
@@ -29,7 +30,7 @@ class Ratio:
 
     @classmethod
     def of(cls, ours: Sequence[float], theirs: Sequence[float]) -> "Ratio":
-        """From the seconds that both took for the same work, round by round."""
+        """From the seconds of both for the same work, per round."""
         speedups = [their / our for our, their in zip(ours, theirs, strict=True)]
         return cls(statistics.median(speedups), min(speedups), max(speedups))
 
@@ -38,7 +39,7 @@ class Ratio:
 
 
 def time_interleaved(blocks: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Seconds that each block gives, in each round. Every round begins with another block."""
+    """Run all blocks once per round; returns the seconds of each block per round. The starting block rotates."""
     seconds: dict[str, list[float]] = {name: [] for name in blocks}
     names = list(blocks)
     for round_index in range(rounds):
@@ -49,8 +50,11 @@ def time_interleaved(blocks: Mapping[str, Callable[[], float]], rounds: int) -> 
 
 
 def largest_fitting_batch(attempt: Callable[[int], T], largest: int) -> tuple[T | None, list[int]]:
-    """What `attempt` gives for the largest batch that does not run out of memory, halved from `largest` down to 1, or None;
-    and the batches that did."""
+    """Halve the batch size from `largest` down to 1 until `attempt` does not run out of memory.
+
+    Returns:
+        The result of `attempt`, or None if no size fits; and the sizes that did not fit.
+    """
     oom_sizes: list[int] = []
     size = largest
     while size:
@@ -59,13 +63,13 @@ def largest_fitting_batch(attempt: Callable[[int], T], largest: int) -> tuple[T 
         except torch.OutOfMemoryError:
             oom_sizes.append(size)
             size //= 2
-        # Outside the handler: the error itself holds on to what was in use.
+        # Outside the handler: the exception references the tensors of the failed attempt.
         free_memory()
     return None, oom_sizes
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of some work, what it left to an accelerator included."""
+    """Seconds of a call, including the work that it queued on an accelerator."""
     synchronize(device)
     begin = time.perf_counter()
     work()
@@ -74,20 +78,20 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what the device has still to do."""
+    """Wait until the device has finished all queued work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def free_memory() -> None:
-    """Give back what no tensor needs, so that the next block can have it."""
+    """Free unused memory, cached blocks of torch's CUDA allocator included."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def matmul_tflops(device: torch.device, dtype: torch.dtype) -> float:
-    """TFLOP/s of a large matrix product: the median of several."""
+    """TFLOP/s of a large matrix product: the median of `MATMUL_REPEATS` runs."""
     size = MATMUL_SIZE["cuda" if device.type == "cuda" else "cpu"]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = [timed(lambda: a @ b, device) for _ in range(MATMUL_REPEATS + 1)][1:]

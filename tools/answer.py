@@ -1,4 +1,4 @@
-"""Ask a system about pictures: one question, every picture of a folder, or question after question until `exit`."""
+"""Ask a system about images: a single question, all images of a folder, or an interactive session."""
 
 import argparse
 import dataclasses
@@ -19,26 +19,30 @@ from errors import TesseraError, UsageError
 
 parser = cli.Parser(__doc__ or "")
 system_group = parser.add_mutually_exclusive_group()
-system_group.add_argument("--checkpoint", default="latest", metavar="PATH", help="`newest` (the default) or a checkpoint folder")
-system_group.add_argument("--system", metavar="NAME", help="a system of eval.systems")
+system_group.add_argument("--checkpoint", default="latest", metavar="PATH", help="`latest` (the default) or a checkpoint folder")
+system_group.add_argument("--system", metavar="NAME", help="name of a system of eval.systems")
 image_group = parser.add_mutually_exclusive_group()
-image_group.add_argument("--image", type=Path, action="append", metavar="PATH", help="a picture; may be given several times")
-image_group.add_argument("--images", type=Path, metavar="DIR", help="caption and answer for every picture below this folder")
-parser.add_argument("--question", metavar="TEXT", help="the question; without one, asks for pictures and questions until `exit`")
-parser.add_argument("--caption", metavar="TEXT", default="Describe the picture in one sentence.", help="what --images asks for the caption")
-parser.add_argument("--long", action="store_true", help="not a short answer, but up to eval.description_tokens")
-parser.add_argument("--stream", action="store_true", help="print one answer as it comes, without candidates")
+image_group.add_argument("--image", type=Path, action="append", metavar="PATH", help="image file; may be repeated")
+image_group.add_argument("--images", type=Path, metavar="DIR", help="caption and answer all images below this folder")
+parser.add_argument("--question", metavar="TEXT", help="the question; without it, prompts for images and questions until `exit`")
 parser.add_argument(
-    "--abstain-below", type=float, metavar="P", help='answer "not sure" where the credibility is lower (rerank.abstain_below)'
+    "--caption", metavar="TEXT", default="Describe the picture in one sentence.", help="prompt for the captions of --images"
 )
-parser.add_argument("--save", type=Path, metavar="DIR", help="write JSON and a picture of each answer; of --images, answers.jsonl")
+parser.add_argument("--long", action="store_true", help="long answer of up to eval.description_tokens tokens")
+parser.add_argument("--stream", action="store_true", help="print a single answer token by token, without candidates")
+parser.add_argument(
+    "--abstain-below", type=float, metavar="P", help='abstain with "not sure" if the confidence is lower (rerank.abstain_below)'
+)
+parser.add_argument(
+    "--save", type=Path, metavar="DIR", help="write each answer as JSON and as a PNG image; with --images, write answers.jsonl"
+)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Load a system and ask it."""
+    """Load the system and answer."""
     config: configuration.Config = arguments.config
     if arguments.stream and (arguments.save or arguments.images):
-        raise UsageError("--stream: prints one answer; it goes with neither --save nor --images")
+        raise UsageError("--stream: prints a single answer; it cannot be combined with --save or --images")
     if arguments.images:
         find_images(arguments.images)
     for image in arguments.image or []:
@@ -58,7 +62,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def select_system(config: configuration.Config, arguments: argparse.Namespace) -> System:
-    """The system that --system or --checkpoint names."""
+    """The system that --system or --checkpoint selects."""
     if arguments.system is None:
         return CheckpointSystem(name="checkpoint", kind="checkpoint", path=arguments.checkpoint)
     for system in config.eval.systems:
@@ -69,35 +73,35 @@ def select_system(config: configuration.Config, arguments: argparse.Namespace) -
 
 
 def answer_images(config: configuration.Config, arguments: argparse.Namespace, answerer: Answerer, reranker: Reranker | None) -> None:
-    """Every picture of a folder into a JSONL file."""
+    """Caption and answer all images of a folder into a JSONL file."""
     name = arguments.images.resolve().name
     path = arguments.save / "answers.jsonl" if arguments.save else config.result_folder / "answers" / f"{name}.jsonl"
     options = BatchOptions(arguments.caption, arguments.question, decoding(config, arguments), config.eval.description_tokens)
-    done = answer_folder(answerer, reranker, arguments.images, options, path, identity(answerer.description))
-    print(f"{done.images} pictures ({done.reused} stood there already, {done.errors} failed): {path}")
+    result = answer_folder(answerer, reranker, arguments.images, options, path, identity(answerer.description))
+    print(f"{result.images} images ({result.reused} already answered, {result.errors} failed): {path}")
 
 
 def run_interactive(config: configuration.Config, arguments: argparse.Namespace, answerer: Answerer, reranker: Reranker | None) -> None:
-    """Question after question; an empty one asks for another picture."""
+    """Prompt for questions until `exit`; an empty one prompts for another image."""
     images: list[Path] | None = arguments.image
     while True:
         if images is None:
-            name = cli.ask("picture (path, empty for none, exit to end): ")
+            line = cli.ask("image (path, empty for none, exit to end): ")
         else:
-            name = cli.ask("question (empty for another picture, exit to end): ")
-        if name is None:
+            line = cli.ask("question (empty for another image, exit to end): ")
+        if line is None:
             return
         try:
-            if images is not None and name:
-                ask(config, arguments, answerer, reranker, name, images)
+            if images is not None and line:
+                ask(config, arguments, answerer, reranker, line, images)
             else:
-                images = None if images is not None else [checked_image_path(name)] if name else []
+                images = None if images is not None else [checked_image_path(line)] if line else []
         except TesseraError as error:
             print(f"error: {error}")
 
 
 def checked_image_path(name: str) -> Path:
-    """The path of a picture that can be opened. Raises PictureError."""
+    """Path of an image file. Raises ImageError if it cannot be opened."""
     path = Path(name).expanduser()
     open_image(path)
     return path
@@ -111,7 +115,19 @@ def ask(
     question: str,
     images: Sequence[Path],
 ) -> None:
-    """Print the answer to one question, and save it where that was asked for. Raises TesseraError when it fails."""
+    """Print the answer to a question, and save it with --save.
+
+    Args:
+        config: the experiment.
+        arguments: command-line arguments.
+        answerer: the system.
+        reranker: reranks the candidates; None: the system's first candidate is the answer.
+        question: the question.
+        images: image files, possibly none.
+
+    Raises:
+        TesseraError: the question failed.
+    """
     request = question_request("question", question, images, "conversation" if arguments.long else "vqa")
     if arguments.stream:
         for piece in answerer.stream(request, decoding(config, arguments)):
@@ -126,11 +142,11 @@ def ask(
         path = save_reply(answer, images, arguments.save, identity(answerer.description))
         print(f"saved: {path} and {path.with_suffix('.json').name}")
         if chinese_font() is None:
-            print("no installed font has Chinese characters, so they are boxes in the PNG; the package fonts-noto-cjk has one")
+            print("no installed font has Chinese characters, so the PNG shows boxes instead; the package fonts-noto-cjk has one")
 
 
 def decoding(config: configuration.Config, arguments: argparse.Namespace) -> DecodingConfig:
-    """As configured, longer for --long."""
+    """Decoding settings; --long raises the maximum of new tokens."""
     max_new_tokens = config.eval.description_tokens if arguments.long else config.decoding.max_new_tokens
     return dataclasses.replace(config.decoding, max_new_tokens=max_new_tokens)
 

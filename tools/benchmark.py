@@ -1,4 +1,4 @@
-"""Measure how fast a part of the program is, on data that it makes up."""
+"""Measure the speed or the memory of one part of the program, on generated data."""
 
 import argparse
 import math
@@ -23,100 +23,106 @@ SIZES = {
     "4b": ("siglip_qwen3_4b_qlora.yaml", "model.quantization=none", "train.packing_length=8192"),
     "8b": ("siglip_qwen3_8b_lora.yaml",),
 }
-"""The recipe of each size and what is changed in it: the stock model has no 4-bit weights, so neither has ours."""
-
+"""Configuration of each size and overrides: the stock model has no 4-bit weights here, so ours has none either."""
 
 DEMO_DATA = ("make_synthetic_data.py", "preprocess.py")
-"""Commands that make what `equality` trains on."""
+"""Commands that create the training data of `equality`."""
+
+RENAMED = {"pictures": "images", "--pictures": "--images", "--card": "--simulated-gpu"}
+"""Old names of parts and options, and their new ones."""
 
 
 def arguments() -> cli.Parser:
-    """The command line: one subcommand for each part."""
-    parser = cli.Parser(__doc__ or "", takes_config=False)
+    """The command line: one subcommand per part."""
+    parser = cli.Parser(__doc__ or "", takes_config=False, renamed=RENAMED)
     parts = parser.add_subcommands()
-    what = "merging annotation files and pictures, the first time and again"
+    what = "merging annotation files and images, for the first time and again"
     preprocess = parts.add_parser("preprocess", description=what, help=what, takes_config=False)
-    preprocess.add_argument("--pictures", type=int, default=4000, metavar="N", help="picture files (default: %(default)s)")
+    preprocess.add_argument("--images", type=int, default=4000, metavar="N", help="image files (default: %(default)s)")
     preprocess.add_argument("--records", type=int, default=20_000, metavar="N", help="records about them (default: %(default)s)")
-    preprocess.add_argument("--size", default="640x480", metavar="WxH", help="pixels of a picture (default: %(default)s)")
+    preprocess.add_argument("--size", default="640x480", metavar="WxH", help="size of an image in pixels (default: %(default)s)")
     preprocess.set_defaults(measure=run_preprocess)
-    what = "pictures that one core reads for the model, as loaders do it and with the image processor alone"
-    images = parts.add_parser("pictures", description=what, help=what, takes_config=False)
-    images.add_argument("--size", default="640x480", metavar="WxH", help="pixels of a picture (default: %(default)s)")
-    images.add_argument("--side", type=int, default=384, metavar="N", help="side of what the model sees (default: %(default)s)")
+    what = "images per second and core that are read for the model, by the data loader and by the image processor alone"
+    images = parts.add_parser("images", description=what, help=what, takes_config=False)
+    images.add_argument("--size", default="640x480", metavar="WxH", help="size of an image in pixels (default: %(default)s)")
+    images.add_argument(
+        "--side", type=int, default=384, metavar="N", help="input side of the vision encoder in pixels (default: %(default)s)"
+    )
     images.set_defaults(measure=run_image_reading)
-    what = "training steps of ours and of stock LlavaForConditionalGeneration + PEFT, by turns, on random weights of full size"
+    what = "training steps of ours and of stock LlavaForConditionalGeneration + PEFT, interleaved, with full-size random weights"
     train = parts.add_parser("train", description=what, help=what, takes_config=False)
-    _add_size(train, samples=128, unit="samples of a block")
-    train.add_argument("--stock-batch", type=int, metavar="N", help="most samples in a batch of the stock model; halved until it fits")
+    _add_size(train, samples=128, unit="samples per block")
+    train.add_argument("--stock-batch", type=int, metavar="N", help="largest batch size of the stock model; halved until it fits")
     train.set_defaults(measure=training)
-    what = "candidates of ours and of stock `generate`, one picture at a time and batched, by turns, on random weights of full size"
+    what = "candidates of ours and of stock `generate`, unbatched and batched, interleaved, with full-size random weights"
     generate = parts.add_parser("generate", description=what, help=what, takes_config=False)
-    _add_size(generate, samples=96, unit="questions of a block")
-    generate.add_argument("--stock-batch", type=int, default=16, metavar="N", help="most questions in a batch of stock `generate`")
+    _add_size(generate, samples=96, unit="questions per block")
+    generate.add_argument("--stock-batch", type=int, default=16, metavar="N", help="largest batch size of stock `generate`")
     generate.set_defaults(measure=generation)
-    what = "whether our training step learns what stock LLaVA + PEFT learns: both on the same samples of an experiment"
+    what = "loss parity of our training step and stock LLaVA + PEFT, trained on the same samples of an experiment"
     equality = parts.add_parser("equality", description=what, help=what)
     equality.add_argument("--steps", type=int, default=200, metavar="N", help="optimizer steps (default: %(default)s)")
     equality.add_argument("--every", type=int, default=50, metavar="N", help="steps between validations (default: %(default)s)")
     equality.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
     equality.set_defaults(measure=run_equality)
-    what = "the memory that a training step takes on a GPU, computed from shapes and settings, and measured with --run"
+    what = "GPU memory of a training step: estimated from shapes and settings, or measured with --run"
     memory = parts.add_parser("memory", description=what, help=what, takes_config=False)
-    memory.add_argument("--size", choices=SIZES, default="4b", help="shape of the model (default: %(default)s)")
-    memory.add_argument("--run", action="store_true", help="run a few steps on the GPU, on random weights in the recipe's quantisation")
-    what = "run them on an imitated card of so many GiB, which counts memory and computes nothing (Linux, CUDA build of torch, C compiler)"
-    memory.add_argument("--card", type=float, metavar="GIB", help=what)
+    memory.add_argument("--size", choices=SIZES, default="4b", help="size of the model (default: %(default)s)")
+    memory.add_argument("--run", action="store_true", help="run a few steps on the GPU, with random weights in the configured quantisation")
+    what = "run them on a simulated GPU of this size, which counts memory and computes nothing (Linux, CUDA build of torch, C compiler)"
+    memory.add_argument("--simulated-gpu", type=float, metavar="GIB", help=what)
     memory.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
     memory.add_argument("settings", nargs="*", metavar="key=value", help="override a key of the size's recipe in configs/")
     memory.set_defaults(measure=run_memory)
-    what = "everything above that needs a GPU, one after the other into one folder, and which targets are met; hours on a small one"
+    what = "all of the above that need a GPU, with all tables in one folder, and which targets are met; takes hours on a small GPU"
     gpu = parts.add_parser("gpu", description=what, help=what, takes_config=False)
     gpu.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="DIR", help="folder of all tables (default: %(default)s)")
     gpu.set_defaults(measure=run_gpu)
-    what = "finding pictures among many vectors, exactly and approximately, and the share of the true ten best that is found"
+    what = "image search in a large index, exact and approximate: latency, and recall of the ten nearest"
     search = parts.add_parser("search", description=what, help=what, takes_config=False)
-    search.add_argument("--vectors", type=int, default=100_000, metavar="N", help="pictures in the index (default: %(default)s)")
-    search.add_argument("--width", type=int, default=512, metavar="N", help="numbers of a vector (default: %(default)s)")
-    search.add_argument("--questions", type=int, default=200, metavar="N", help="questions of each kind (default: %(default)s)")
-    search.add_argument("--recall", type=float, default=0.95, metavar="R", help="least recall that is asked for (default: %(default)s)")
+    search.add_argument("--vectors", type=int, default=100_000, metavar="N", help="vectors in the index (default: %(default)s)")
+    search.add_argument("--width", type=int, default=512, metavar="N", help="dimension of a vector (default: %(default)s)")
+    search.add_argument("--questions", type=int, default=200, metavar="N", help="queries of each kind (default: %(default)s)")
+    search.add_argument("--recall", type=float, default=0.95, metavar="R", help="least recall of approximate search (default: %(default)s)")
     search.set_defaults(measure=run_search)
-    what = "the statistics and the report of an evaluation, on questions, pictures and answers that are made up"
+    what = "statistics and report of an evaluation, on generated questions, images and answers"
     report = parts.add_parser("report", description=what, help=what, takes_config=False)
     report.add_argument("--questions", type=int, default=1000, metavar="N", help="questions (default: %(default)s)")
     report.add_argument("--systems", type=int, default=2, metavar="N", help="systems that are compared (default: %(default)s)")
-    report.add_argument("--candidates", type=int, default=5, metavar="N", help="candidates a question (default: %(default)s)")
-    report.add_argument("--size", default="640x480", metavar="WxH", help="pixels of a picture (default: %(default)s)")
+    report.add_argument("--candidates", type=int, default=5, metavar="N", help="candidates per question (default: %(default)s)")
+    report.add_argument("--size", default="640x480", metavar="WxH", help="size of an image in pixels (default: %(default)s)")
     report.set_defaults(measure=run_report)
-    what = "answers over HTTP to many clients at once and to one after the other, from a real server"
+    what = "throughput of the HTTP service with many concurrent clients against a single one"
     serve = parts.add_parser("serve", description=what, help=what)
-    serve.add_argument("--clients", type=int, default=16, metavar="N", help="clients that ask at once (default: %(default)s)")
-    serve.add_argument("--questions", type=int, default=64, metavar="N", help="questions of a block (default: %(default)s)")
-    serve.add_argument("--rounds", type=int, default=5, metavar="N", help="blocks of each way, by turns (default: %(default)s)")
+    serve.add_argument("--clients", type=int, default=16, metavar="N", help="concurrent clients (default: %(default)s)")
+    serve.add_argument("--questions", type=int, default=64, metavar="N", help="questions per block (default: %(default)s)")
+    serve.add_argument("--rounds", type=int, default=5, metavar="N", help="interleaved blocks per number of clients (default: %(default)s)")
     serve.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
     serve.set_defaults(measure=answering)
     return parser
 
 
 def _add_size(parser: argparse.ArgumentParser, samples: int, unit: str) -> None:
-    """What measurements against the stock model have in common."""
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="shape of the model (default: %(default)s)")
-    parser.add_argument("--against", choices=("stock", "nothing"), default="stock", help="what is run beside ours (default: %(default)s)")
+    """Arguments of the parts that compare with the stock model."""
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="size of the model (default: %(default)s)")
+    parser.add_argument(
+        "--against", choices=("stock", "nothing"), default="stock", help="what ours is compared with (default: %(default)s)"
+    )
     parser.add_argument("--samples", type=int, default=samples, metavar="N", help=f"{unit} (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="blocks of each path, by turns (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="interleaved blocks of each path (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="override a key of the size's recipe in configs/")
 
 
 def run_preprocess(parsed: argparse.Namespace) -> None:
-    """Draw, merge three times, and print seconds, records a second and memory of each."""
+    """Write synthetic sources, merge them three times, and print seconds, records per second and memory."""
     size = _pixels(parsed.size)
     if parsed.images < 1 or parsed.records < 1:
-        raise UsageError("--pictures and --records: at least 1 is needed")
+        raise UsageError("--images and --records: expected at least 1")
     with tempfile.TemporaryDirectory() as folder:
         config = run_in_subprocess(write_synthetic_sources, Path(folder) / "raw", parsed.images, parsed.records, size)
         runs = measure_merges(config, Path(folder) / "merged")
-    print(f"{parsed.records:,} records on {parsed.images:,} pictures of {parsed.size}")
+    print(f"{parsed.records:,} records on {parsed.images:,} images of {parsed.size}")
     first = runs["first"].seconds
     for name, run in runs.items():
         faster = "" if run is runs["first"] else f", {first / run.seconds:.1f} times as fast as the first"
@@ -124,14 +130,14 @@ def run_preprocess(parsed: argparse.Namespace) -> None:
 
 
 def run_image_reading(parsed: argparse.Namespace) -> None:
-    """Read pictures both ways by turns; print how many a second of one core's time."""
+    """Read images in both ways, and print images per second of CPU time."""
     size = _pixels(parsed.size)
     if parsed.side < 1:
-        raise UsageError(f"--side {parsed.side}: at least 1 is needed")
+        raise UsageError(f"--side {parsed.side}: expected at least 1")
     from transformers import SiglipImageProcessorPil
 
     rates = measure_images(SiglipImageProcessorPil(size={"height": parsed.side, "width": parsed.side}), size)
-    print(f"JPEG of {parsed.size}, read for a model that sees {parsed.side} x {parsed.side}, pictures a second of one core:")
+    print(f"JPEG of {parsed.size}, model input {parsed.side} x {parsed.side}, images per second and core:")
     print(f"ours {rates.loader:,.0f}, image processor alone {rates.image_processor:,.0f}: {rates.loader / rates.image_processor:.2f} times")
 
 
@@ -143,9 +149,9 @@ def _pixels(text: str) -> tuple[int, int]:
 
 
 def training(parsed: argparse.Namespace) -> None:
-    """Train by turns; print and save the table."""
+    """Measure training steps; print and save the table."""
     config = _recipe(parsed)
-    # Not above: merges are measured in processes that load this file, and torch would be counted as theirs.
+    # Not at the top: merges are measured in processes that import this module, and torch would add to their memory.
     from answering.answerer_factory import default_device
     from benchmarks.training.train_step import Workload, measure
 
@@ -154,7 +160,7 @@ def training(parsed: argparse.Namespace) -> None:
 
 
 def generation(parsed: argparse.Namespace) -> None:
-    """Answer by turns; print and save the table."""
+    """Measure candidate generation; print and save the table."""
     config = _recipe(parsed)
     from answering.answerer_factory import default_device
     from benchmarks.generation_speed import Workload, measure
@@ -164,9 +170,9 @@ def generation(parsed: argparse.Namespace) -> None:
 
 
 def run_equality(parsed: argparse.Namespace) -> None:
-    """Train both on the same samples; print and save the table. Raises TesseraError where they end apart."""
+    """Train both sides on the same samples; print and save the table. Raises TesseraError if the losses differ."""
     if parsed.steps < 1 or parsed.every < 1:
-        raise UsageError("--steps and --every: at least 1 is needed")
+        raise UsageError("--steps and --every: expected at least 1")
     from benchmarks.training.loss_parity import check, measure
 
     report = measure(parsed.config, parsed.steps, parsed.every)
@@ -175,29 +181,28 @@ def run_equality(parsed: argparse.Namespace) -> None:
 
 
 def run_search(parsed: argparse.Namespace) -> None:
-    """Fill an index, put questions to it both ways, and print how long they take."""
+    """Fill an index, run exact and approximate queries, and print their latency."""
     for name in ("vectors", "width", "questions"):
         if getattr(parsed, name) < 1:
-            raise UsageError(f"--{name} {getattr(parsed, name)}: at least 1 is needed")
+            raise UsageError(f"--{name} {getattr(parsed, name)}: expected at least 1")
     from benchmarks.image_search_speed import measure_search
 
     with tempfile.TemporaryDirectory() as folder:
-        found = measure_search(folder, parsed.vectors, parsed.width, parsed.questions, parsed.recall)
-    print(f"{parsed.vectors:,} vectors of {parsed.width} numbers, ten best of {parsed.questions} questions, {os.cpu_count()} cores")
-    print(
-        f"written in {found.write_seconds:.1f} s ({parsed.vectors / found.write_seconds:,.0f} vectors/s), graph built in {found.build_seconds:.1f} s"
-    )
-    print(f"exact: {found.exact.text()}")
-    if found.approximate is None:
-        print(f"approximate: not used, its recall is below {parsed.recall:g} ({found.graph.text()})")
+        speed = measure_search(folder, parsed.vectors, parsed.width, parsed.questions, parsed.recall)
+    print(f"{parsed.vectors:,} vectors of dimension {parsed.width}, ten nearest of {parsed.questions} queries, {os.cpu_count()} cores")
+    rate = parsed.vectors / speed.write_seconds
+    print(f"written in {speed.write_seconds:.1f} s ({rate:,.0f} vectors/s), graph built in {speed.build_seconds:.1f} s")
+    print(f"exact: {speed.exact.text()}")
+    if speed.approximate is None:
+        print(f"approximate: not used, its recall is below {parsed.recall:g} ({speed.graph.text()})")
     else:
-        print(f"approximate (ef {found.graph.ef}): {found.approximate.text()}; recall {found.recall:.3f}")
+        print(f"approximate (ef {speed.graph.ef}): {speed.approximate.text()}; recall {speed.recall:.3f}")
 
 
 def run_memory(parsed: argparse.Namespace) -> None:
-    """Print and save what a step takes by the size's recipe as it stands, its quantisation included."""
+    """Estimate or measure the memory of a step with the unchanged configuration of the size; print and save the table."""
     config = configuration.load(configuration.DEFAULT.parent / SIZES[parsed.size][0], parsed.settings)
-    if parsed.card is not None:
+    if parsed.simulated_gpu is not None:
         _run_on_simulated_gpu(parsed)
     elif not parsed.run:
         from benchmarks.memory.memory_estimate import estimate_memory
@@ -207,25 +212,32 @@ def run_memory(parsed: argparse.Namespace) -> None:
     from benchmarks.gpu_targets import check_device
     from benchmarks.memory.memory_measurement import measure
 
-    name = f"memory_{parsed.size}_measured" if parsed.card is None else f"memory_{parsed.size}_card_{parsed.card:g}"
+    gib = parsed.simulated_gpu
+    name = f"memory_{parsed.size}_measured" if gib is None else f"memory_{parsed.size}_card_{gib:g}"
     _show(parsed, measure(parsed.size, config.model, config.train, check_device("memory --run")), name)
 
 
 def _run_on_simulated_gpu(parsed: argparse.Namespace) -> None:
-    """Come back with an imitated card. Raises UsageError where there can be none, SystemExit with the status of what ran on it."""
+    """Run this command again on a simulated GPU; returns at once in the process that runs on it.
+
+    Raises:
+        UsageError: no GPU can be simulated here.
+        SystemExit: the run has ended, with its exit status.
+    """
     from benchmarks.memory.simulated_gpu.build_library import check, is_simulated, run
 
     if is_simulated():
         return
-    if not (math.isfinite(parsed.card) and parsed.card > 0):
-        raise UsageError(f"--card {parsed.card:g}: a number of GiB above 0 is needed")
+    gib = parsed.simulated_gpu
+    if not (math.isfinite(gib) and gib > 0):
+        raise UsageError(f"--simulated-gpu {gib:g}: expected a number of GiB above 0")
     check()
-    options = ["--size", parsed.size, "--card", str(parsed.card), "--out", str(parsed.out)]
-    raise SystemExit(run([__file__, "memory", *options, *parsed.settings], parsed.card))
+    options = ["--size", parsed.size, "--simulated-gpu", str(gib), "--out", str(parsed.out)]
+    raise SystemExit(run([__file__, "memory", *options, *parsed.settings], gib))
 
 
 def run_gpu(parsed: argparse.Namespace) -> None:
-    """Measure all of it; print and save which targets are met. Raises TesseraError where one is not."""
+    """Run all benchmarks that need a GPU; print and save which targets are met. Raises TesseraError unless all are."""
     from benchmarks.benchmark_report import Machine
     from benchmarks.gpu_targets import check, check_device, check_targets, prepare_data, run_all
 
@@ -238,26 +250,26 @@ def run_gpu(parsed: argparse.Namespace) -> None:
 
 
 def run_report(parsed: argparse.Namespace) -> None:
-    """Make up answers, and print how long the rest takes."""
+    """Generate answers, and print the CPU time of the rest of an evaluation."""
     size = _pixels(parsed.size)
     for name, minimum in (("questions", 20), ("systems", 1), ("candidates", 1)):
         if getattr(parsed, name) < minimum:
-            raise UsageError(f"--{name} {getattr(parsed, name)}: at least {minimum} {'are' if minimum > 1 else 'is'} needed")
+            raise UsageError(f"--{name} {getattr(parsed, name)}: expected at least {minimum}")
     from benchmarks.report_speed import measure_report
 
     with tempfile.TemporaryDirectory() as folder:
         seconds = measure_report(Path(folder), parsed.questions, parsed.systems, parsed.candidates, size)
-    print(f"{parsed.questions:,} questions, {parsed.systems} systems, {parsed.candidates} candidates each; seconds of one core's time:")
-    print(f"choices, metrics and statistics {seconds.scoring_seconds:.1f}, report with charts and pictures {seconds.report_seconds:.1f}")
+    print(f"{parsed.questions:,} questions, {parsed.systems} systems, {parsed.candidates} candidates each; CPU seconds:")
+    print(f"selection, metrics and statistics {seconds.scoring_seconds:.1f}, report with charts and images {seconds.report_seconds:.1f}")
 
 
 def answering(parsed: argparse.Namespace) -> None:
-    """Start a server of the configuration and ask it; print and save the table."""
+    """Start a server and send requests to it; print and save the table."""
     from benchmarks.serving_throughput import Workload, measure
 
     for name in ("clients", "questions", "rounds"):
         if getattr(parsed, name) < 1 + (name == "clients"):
-            raise UsageError(f"--{name} {getattr(parsed, name)}: at least {1 + (name == 'clients')} is needed")
+            raise UsageError(f"--{name} {getattr(parsed, name)}: expected at least {1 + (name == 'clients')}")
     workload = Workload(parsed.questions, parsed.clients, parsed.rounds)
     _show(parsed, measure(parsed.config_path, parsed.overrides, workload), "serve_" + parsed.config.name)
 
@@ -266,7 +278,7 @@ def _recipe(parsed: argparse.Namespace) -> configuration.Config:
     for name in ("samples", "rounds", "stock_batch"):
         value = getattr(parsed, name, None)
         if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: at least 1 is needed")
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected at least 1")
     recipe, *changes = SIZES[parsed.size]
     return configuration.load(configuration.DEFAULT.parent / recipe, [*changes, *parsed.settings])
 
@@ -278,7 +290,7 @@ def _show(parsed: argparse.Namespace, report: "BenchmarkReport", name: str) -> N
 
 
 def main(parsed: argparse.Namespace) -> None:
-    """Measure the part that was asked for."""
+    """Run the selected benchmark."""
     parsed.measure(parsed)
 
 

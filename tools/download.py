@@ -1,4 +1,4 @@
-"""Fetch the pre-trained parts that a configuration names; says sizes first, goes on where it broke off."""
+"""Download the pre-trained models of a configuration. Prints the sizes first and resumes interrupted downloads."""
 
 import argparse
 from pathlib import Path
@@ -9,13 +9,20 @@ from model.hub.download import Hub, ModelScope, Source, check_disk_space, format
 from visual.config import iter_model_names
 
 parser = cli.Parser(__doc__)
-parser.add_argument("--source", default="hub", choices=("hub", "modelscope"), help="where from (default: the Hugging Face hub)")
-parser.add_argument("--into", type=Path, default=Path("checkpoints/parts"), metavar="DIR", help="for ModelScope (default: %(default)s)")
-parser.add_argument("--sizes", action="store_true", help="say the sizes and fetch nothing")
+parser.add_argument("--source", default="hub", choices=("hub", "modelscope"), help="where to download from (default: the Hugging Face hub)")
+parser.add_argument(
+    "--into",
+    dest="target_folder",
+    type=Path,
+    default=Path("checkpoints/parts"),
+    metavar="DIR",
+    help="target folder for ModelScope (default: %(default)s)",
+)
+parser.add_argument("--sizes", action="store_true", help="print the sizes and download nothing")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """List, fetch what is missing, and say how the configuration finds it."""
+    """List the models, download missing files, and print the overrides that name them."""
     keys: dict[str, list[str]] = {}
     for key, name in iter_model_names(arguments.config):
         configuration.check_model_paths(arguments.config, key)
@@ -23,7 +30,7 @@ def main(arguments: argparse.Namespace) -> None:
     remote = []
     for name in keys:
         if Path(name).is_dir():
-            print(f"{', '.join(keys[name])}: {name} is a folder here")
+            print(f"{', '.join(keys[name])}: {name} is a local folder")
         else:
             remote.append(name)
     if not remote:
@@ -32,9 +39,9 @@ def main(arguments: argparse.Namespace) -> None:
     files = {name: select_files(source.files(name)) for name in remote}
     missing = {name: sum(file.size for file in files[name] if not file.is_cached) for name in remote}
     for name in remote:
-        whole = format_bytes(sum(file.size for file in files[name]))
-        print(f"{', '.join(keys[name])}: {name}, {len(files[name])} files, {whole}, to fetch: {format_bytes(missing[name])}")
-    print(f"together to fetch: {format_bytes(sum(missing.values()))} into {source.folder}", flush=True)
+        total = format_bytes(sum(file.size for file in files[name]))
+        print(f"{', '.join(keys[name])}: {name}, {len(files[name])} files, {total}, to download: {format_bytes(missing[name])}")
+    print(f"total to download: {format_bytes(sum(missing.values()))} into {source.folder}", flush=True)
     check_disk_space(source.folder, sum(missing.values()))
     if arguments.sizes:
         return
@@ -42,7 +49,7 @@ def main(arguments: argparse.Namespace) -> None:
         if not all(file.is_cached for file in files[name]):
             print(f"{name} -> {source.fetch(name, files[name])}")
     if arguments.source == "modelscope":
-        print("use them with: " + " ".join(f"{key}={arguments.target_folder / name}" for name in remote for key in keys[name]))
+        print("use with: " + " ".join(f"{key}={arguments.target_folder / name}" for name in remote for key in keys[name]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Merge a checkpoint and write it for others: our own form, or LLaVA's, which stock transformers reads."""
+"""Export a checkpoint with merged adapters, in our format or as a LLaVA model for stock transformers."""
 
 import argparse
 import os
@@ -15,20 +15,24 @@ from model.siglip_qwen.checkpoint import latest
 from model.siglip_qwen.processor import Processor
 
 parser = cli.Parser(__doc__)
-parser.add_argument("--checkpoint", default="latest", metavar="DIR", help="checkpoint folder; newest: of checkpoints/<name> (default)")
-parser.add_argument("--format", required=True, choices=("merged", "llava"), help="merged: our own form; llava: for stock transformers")
-parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new folder")
-parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights (default: exact; bfloat16: half)")
+parser.add_argument(
+    "--checkpoint", default="latest", metavar="DIR", help="checkpoint folder; latest (default): the latest one in checkpoints/<name>"
+)
+parser.add_argument("--format", required=True, choices=("merged", "llava"), help="merged: our format; llava: for stock transformers")
+parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty output folder")
+parser.add_argument(
+    "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights (default: float32, exact; bfloat16: half the size)"
+)
 parser.add_argument("--report", type=Path, metavar="JSON", help="data report for the model card, such as data/<name>/report.json")
 parser.add_argument(
     "--push",
     metavar="OWNER/NAME",
-    help="then upload the folder to this repository of the Hugging Face hub, made private where it is new, with the token in HF_TOKEN",
+    help="upload the folder to this repository of the Hugging Face hub with the token in HF_TOKEN; a new repository is private",
 )
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Export, name what was written, and upload it where that is asked for."""
+    """Export the checkpoint, and upload it with --push."""
     token = push_to_hub.token_from_environment(os.environ) if arguments.push else ""
     if arguments.push:
         push_to_hub.check_repository(arguments.push, token)
@@ -45,11 +49,11 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def upload(folder: Path, repository: str, token: str) -> None:
-    """Upload an export, and say where it is. What was written stays where that fails."""
+    """Upload an export and print its URL. If the upload fails, the folder is kept."""
     try:
         print(f"uploaded: {push_to_hub.push(folder, repository, token)}")
     except TesseraError as error:
-        raise TesseraError(f"{error}; the export stands in {folder}: `hf upload {repository} {folder}` tries again") from error
+        raise TesseraError(f"{error}; the export is in {folder}: retry with `hf upload {repository} {folder}`") from error
 
 
 if __name__ == "__main__":

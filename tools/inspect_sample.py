@@ -1,4 +1,4 @@
-"""Show a sample as the model sees it: tokens with their ids, pictures, and what is supervised."""
+"""Show a sample as the model sees it: token ids with their text, images, and supervised positions."""
 
 import argparse
 import sys
@@ -14,11 +14,11 @@ parser = cli.Parser(__doc__ or "")
 sample_group = parser.add_mutually_exclusive_group()
 sample_group.add_argument("--index", type=int, default=0, metavar="N", help="row in samples.parquet, from 0 (default: %(default)s)")
 sample_group.add_argument("--sample", metavar="ID", help="sample_id")
-parser.add_argument("--epoch", type=int, default=0, metavar="N", help="which epoch's target is drawn (default: %(default)s)")
+parser.add_argument("--epoch", type=int, default=0, metavar="N", help="epoch for which the target is sampled (default: %(default)s)")
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Print one sample. Supervised tokens are green on a terminal and marked with + elsewhere."""
+    """Print a sample. Supervised tokens are green on a terminal and marked with + elsewhere."""
     config: configuration.Config = arguments.config
     store = SampleStore(config.data_folder)
     index = store.row_index(arguments.sample) if arguments.sample else arguments.index

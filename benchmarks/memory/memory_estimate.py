@@ -1,7 +1,6 @@
-"""How much GPU memory a training step needs, computed from shapes and settings: nothing is run, nothing is measured.
+"""Estimate of the GPU memory of a training step, computed from shapes and settings without running anything.
 
-Every layer recomputes its activations, so those of one layer exist at a time, and the inputs of all. In: a size and an
-experiment's settings. Out: a table of bytes by what holds them.
+Activation checkpointing of all layers is assumed: the inputs of all layers are in memory, and the activations of one layer at a time.
 """
 
 import dataclasses
@@ -23,18 +22,18 @@ from training.optimization.optimizers import optimizer_bytes_per_parameter
 from visual.siglip import COMPILED_BATCH_SIZE
 
 BF16_BYTES, FP32_BYTES = 2, 4
-"""Bytes of a number in bf16 and in fp32."""
+"""Bytes per element."""
 NF4_BLOCK_SIZE, NF4_SCALE_BLOCK_SIZE = 64, 256
-"""Weights that share a scale in NF4, and scales that share one when they are quantised again (QLoRA, arXiv:2305.14314)."""
+"""Weights per scale in NF4, and scales per second-level scale with double quantisation (QLoRA, arXiv:2305.14314, section 3)."""
 NF4_TABLE_BYTES = (16 + 256 + 1) * FP32_BYTES
-"""What bitsandbytes keeps beside a matrix: the values of its 4-bit and 8-bit codes and the mean of the scales, rounded up."""
+"""What bitsandbytes stores in addition per matrix: the 4-bit and 8-bit code tables and the mean of the scales, rounded up."""
 CUDA_CONTEXT_BYTES = 0.6 * 2**30
-"""CUDA context with its libraries, and fragments: an assumption."""
+"""Assumed size of the CUDA context with its libraries, and of allocator fragmentation."""
 COLUMNS = ("what", "GiB")
 
 
 def estimate_memory(size: Size, model: ModelConfig, train: TrainConfig) -> BenchmarkReport:
-    """The table of a step over `train.packing_length` tokens. Raises UsageError for settings that have no plan."""
+    """Table of the memory of a training step on a packed row of `train.packing_length` tokens."""
     plain = dataclasses.replace(model, quantization="none")
     ours = build_ours(size, plain, build_processor(size, plain), dtype=torch.bfloat16, device=torch.device("meta"))
     adapted = configure_trainable(ours, plain, train.stages[-1].train)
@@ -47,7 +46,7 @@ def estimate_memory(size: Size, model: ModelConfig, train: TrainConfig) -> Bench
     total = sum(parts.values())
     facts = {
         "computed": "from shapes and settings; nothing was run",
-        "step": f"rows of {train.packing_length:,} tokens, all layers recompute, {train.optim}, language model in {model.quantization}",
+        "step": f"rows of {train.packing_length:,} tokens, all layers checkpointed, {train.optim}, language model in {model.quantization}",
     }
     return BenchmarkReport(
         f"Memory of a training step, {size}",
@@ -59,11 +58,11 @@ def estimate_memory(size: Size, model: ModelConfig, train: TrainConfig) -> Bench
 
 
 def persistent_bytes(model: VisionLanguageModel | PeftModel, settings: ModelConfig, train: TrainConfig) -> dict[str, float]:
-    """Bytes that are there all the time. settings: how the language model is loaded."""
+    """Bytes that are allocated during the whole training."""
     inner = base_model(model)
     matrices = {id(layer.weight): layer.weight for layer in inner.model.language_model.layers.modules() if _is_frozen_linear(layer)}
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    # PEFT keeps the projector that it found.
+    # PEFT keeps a frozen copy of the original connector.
     others = sum(
         weight.numel() * weight.element_size() for weight in model.parameters() if not weight.requires_grad and id(weight) not in matrices
     )
@@ -78,7 +77,7 @@ def persistent_bytes(model: VisionLanguageModel | PeftModel, settings: ModelConf
 
 
 def weight_matrix_bytes(weights: int, quantization: str) -> int:
-    """Of a frozen matrix: bf16, int8 (a scale a row is left out), or NF4 whose scales are quantised again."""
+    """Bytes of a frozen matrix in bf16, int8 (without the scale per row) or NF4 with double quantisation."""
     if quantization != "nf4":
         return weights * (BF16_BYTES if quantization == "none" else 1)
     scales = math.ceil(weights / NF4_BLOCK_SIZE)
@@ -86,7 +85,7 @@ def weight_matrix_bytes(weights: int, quantization: str) -> int:
 
 
 def transient_bytes(model: VisionLanguageModel | PeftModel, settings: ModelConfig, train: TrainConfig) -> dict[str, float]:
-    """Bytes that come and go in a step."""
+    """Bytes that are allocated and freed within a step."""
     config = base_model(model).config
     text, vision = config.text_config, config.vision_config
     tokens = train.packing_length
@@ -107,17 +106,17 @@ def transient_bytes(model: VisionLanguageModel | PeftModel, settings: ModelConfi
 
 
 def activation_bytes_per_token(text: Any, settings: ModelConfig) -> int:
-    """Bytes that a layer keeps of each token for its backward pass, with PEFT's adapters under autocast.
+    """Bytes per token that a decoder layer saves for its backward pass, with PEFT's adapters under autocast.
 
-    For each adapted matrix what goes into it behind dropout, in bf16, a mask of what was dropped, and what A makes of it; queries, keys,
-    values and what attention gives; the three parts of the gated perceptron; inputs and scaled inputs of the norms in fp32.
+    Saved are: for each adapted matrix its input after dropout in bf16, the dropout mask and the output of A; queries, keys, values and
+    the attention output; three tensors of the gated MLP; inputs and scaled inputs of the norms in fp32.
     """
     width, inner = text.hidden_size, text.intermediate_size
     query_width, kv_width = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
     inputs = 3 * width + query_width + 2 * width + inner
     lora = settings.lora
     adapters = 0 if lora is None else inputs * (BF16_BYTES + (lora.lora_dropout > 0)) + 7 * lora.r * BF16_BYTES
-    # Without quantisation the product with a frozen matrix keeps nothing of its input either: its gradient needs the matrix alone.
+    # The product with a frozen matrix saves no input, quantised or not: the gradient needs only the matrix.
     attention = (2 * query_width + 2 * kv_width) * BF16_BYTES
     norms = 2 * (2 * width + query_width + kv_width) * FP32_BYTES
     return int(adapters + attention + 3 * inner * BF16_BYTES + norms)

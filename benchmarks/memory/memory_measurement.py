@@ -1,7 +1,6 @@
-"""The memory that a training step really takes on a GPU, beside what `benchmarks.memory` reckons for it.
+"""Measured memory of a training step on a GPU, next to the estimate of `memory_estimate`.
 
-In: a size and an experiment's settings, its quantisation included. Out: a table of bytes. The weights are random, as large as the
-real ones, and quantised where they stay; the steps are those of train.py.
+The weights are random, have full size, and are created and quantised on the device; the steps are those of train.py.
 """
 
 import dataclasses
@@ -22,24 +21,32 @@ from training.config import TrainConfig
 from training.out_of_memory import explain_out_of_memory
 
 STEPS = 3
-"""Optimizer steps, of which the first makes the optimizer's state."""
+"""Optimizer steps; the first one creates the optimizer state."""
 COLUMNS = ("what", "GiB")
-SIMULATED_GPU_NOTE = "imitated: torch's allocator counted, nothing was computed; context assumed"
+SIMULATED_GPU_NOTE = "memory was counted by torch's allocator, nothing was computed; the size of the context is assumed"
 
 
 def measure(size: Size, model: ModelConfig, train: TrainConfig, device: torch.device) -> BenchmarkReport:
-    """Run a few optimizer steps of `train.gradient_accumulation_steps` micro-batches each. What a device does not tell is left out (a CPU tells nothing).
+    """Run optimizer steps of `train.gradient_accumulation_steps` micro-batches each. On a CPU the table has only the estimate.
 
-    Raises UsageError for settings that cannot be measured, TesseraError where memory runs out.
+    Args:
+        size: size of the models.
+        model: `model` section of the configuration, quantisation included.
+        train: `train` section of the configuration.
+        device: device of the model.
+
+    Raises:
+        UsageError: settings that cannot be measured.
+        TesseraError: out of memory.
     """
     if model.quantization == "int8":
-        raise UsageError("model.quantization: int8, but the benchmark makes NF4 weights or unquantised ones; set it to nf4 or none")
+        raise UsageError("model.quantization: int8, but the benchmark creates NF4 or unquantised weights; set it to nf4 or none")
     plain = dataclasses.replace(model, quantization="none")
     setup = Setup.of(
         size, plain, train, train.gradient_accumulation_steps * _samples_per_row(size, plain, train), device, drop_long_samples=True
     )
     on_cuda = device.type == "cuda"
-    with explain_out_of_memory("making the weights"):
+    with explain_out_of_memory("creating the weights"):
         dtype = default_dtype(device) if setup.bf16 else torch.float32
         load_in_4bit = model.quantization == "nf4"
         base = build_ours(size, plain, setup.processor, dtype=dtype, device=device, seed=train.seed, load_in_4bit=load_in_4bit)
@@ -60,7 +67,7 @@ def measure(size: Size, model: ModelConfig, train: TrainConfig, device: torch.de
         **Machine.current(device).facts(),
         "model": f"{size}, random weights, language model in {model.quantization}, products in {setup.precision}",
         "ours": f"compile: {compile_choice}; gradient checkpointing: {checkpointing}",
-        **({"card": SIMULATED_GPU_NOTE} if is_simulated() else {}),
+        **({"simulated GPU": SIMULATED_GPU_NOTE} if is_simulated() else {}),
         "step": f"{len(variant.batches)} micro-batches in {variant.batch}, {train.optim}; {STEPS} steps",
     }
     measured = {
@@ -73,8 +80,10 @@ def measure(size: Size, model: ModelConfig, train: TrainConfig, device: torch.de
 
 
 def _measured_bytes(allocated_before: int, device: torch.device) -> dict[str, float]:
-    """Bytes of a CUDA device behind a few steps. What torch's allocator has not handed out is the context, libraries, paged
-    moments, and whatever other programs hold there."""
+    """Bytes of a CUDA device after the steps.
+
+    Memory outside torch's allocator holds the context, libraries, paged optimizer state, and what other programs use.
+    """
     free, total = torch.cuda.mem_get_info(device)
     reserved, most_reserved = torch.cuda.memory_reserved(device), torch.cuda.max_memory_reserved(device)
     outside_allocator = total - free - reserved
@@ -88,5 +97,5 @@ def _measured_bytes(allocated_before: int, device: torch.device) -> dict[str, fl
 
 
 def _samples_per_row(size: Size, model: ModelConfig, train: TrainConfig) -> int:
-    """As many samples as fill a row, and some of which will be too long for one."""
+    """Upper estimate of the samples that fill a packed row; some of them are longer than a row and are dropped."""
     return 2 * (1 + train.packing_length // build_processor(size, model).tokens_per_image)

@@ -1,10 +1,8 @@
-"""Does the fast path learn what the plain one learns? Both are trained on the same samples of an experiment, step by step.
+"""Loss parity: our training step and the stock model (transformers' LLaVA with PEFT, padded batches), trained on the same samples.
 
-Fast is our training step; plain is transformers' LLaVA with PEFT, on padded batches. In: an experiment whose data is merged. Out:
-a table of both validation losses.
+The experiment's data must be merged. The result is a table of both validation losses.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -22,17 +20,25 @@ from errors import TesseraError, UsageError
 from model.siglip_qwen.assembly import build, default_dtype
 from training.config import Experiment
 from training.data_loading import TrainingData
-from training.optimization.lr_scheduler import cosine_with_warmup
+from training.optimization.lr_scheduler import cosine_with_warmup, num_warmup_steps
 from training.run_setup import RunSetup, setup_run
 
 TOLERANCE = 0.01
-"""Largest relative difference of the last validation losses."""
+"""Largest accepted relative difference of the last validation losses."""
 COLUMNS = ("step", "training loss, ours", "stock", "validation loss, ours", "stock", "differs by")
 
 
 @dataclass(frozen=True, slots=True)
 class LossRow:
-    """Losses in nats a token: of a step's batch (before the first step there is none) and of the validation samples."""
+    """Losses after a step, in nats per token.
+
+    Args:
+        step: number of steps.
+        ours: training loss of our side; None before the first step.
+        stock: training loss of the stock model; None before the first step.
+        validation_ours: validation loss of our side.
+        validation_stock: validation loss of the stock model.
+    """
 
     step: int
     ours: float | None
@@ -52,16 +58,22 @@ class LossRow:
 
 
 def measure(config: Experiment, steps: int, eval_steps: int) -> BenchmarkReport:
-    """Train both for so many steps of the last stage, from a fresh projector and fresh adapters, with its rates and schedule.
+    """Train both sides with the settings of the last stage, from a freshly initialised connector and adapters.
 
-    every: steps between validations. Each micro-batch is a step. Raises UsageError for settings that do not fit.
+    Args:
+        config: the experiment; each micro-batch is an optimizer step.
+        steps: optimizer steps.
+        eval_steps: steps between validations.
+
+    Raises:
+        UsageError: settings that cannot be compared.
     """
     check_comparable(config.model)
     if config.train.cache_vision_features or config.data.augmentation is not None:
-        raise UsageError("train.cache_vision_features, data.augmentation: both paths read the same plain pictures; turn them off")
+        raise UsageError("train.cache_vision_features, data.augmentation: both paths read the same unmodified images; turn them off")
     run_setup = setup_run(config)
     if run_setup.validation is None:
-        raise UsageError(f"{run_setup.store.folder}: no validation samples, by which both paths are compared")
+        raise UsageError(f"{run_setup.store.folder}: there are no validation samples, on which both paths are compared")
     torch.manual_seed(config.train.seed)
     dtype = default_dtype(run_setup.device) if run_setup.bf16 else torch.float32
     base = build(config.model, image_token_id=run_setup.processor.image_token_id, dtype=dtype, device=run_setup.device)
@@ -78,20 +90,20 @@ def measure(config: Experiment, steps: int, eval_steps: int) -> BenchmarkReport:
     }
     measured = {"steps": steps, "rows": [{**asdict(row), "differs_by": row.differs_by} for row in rows]}
     settings = {"model": asdict(config.model), "train": asdict(config.train)}
-    return BenchmarkReport("Fast and plain path", facts, COLUMNS, [row.cells() for row in rows], {**measured, "settings": settings})
+    return BenchmarkReport("Loss parity", facts, COLUMNS, [row.cells() for row in rows], {**measured, "settings": settings})
 
 
 def check(report: BenchmarkReport) -> None:
-    """Raise TesseraError where both paths have not learnt the same."""
+    """Raise TesseraError if the last validation losses differ by more than `TOLERANCE`."""
     difference = report.measured["rows"][-1]["differs_by"]
     if not difference <= TOLERANCE:
         raise TesseraError(
-            f"behind {report.measured['steps']} steps the validation losses differ by {difference:.2%}; at most {TOLERANCE:.0%} is right"
+            f"after {report.measured['steps']} steps the validation losses differ by {difference:.2%}; expected at most {TOLERANCE:.0%}"
         )
 
 
 class _ModelPair:
-    """Both models and what they are given: every batch in the layout of each."""
+    """Both models, and every batch in the layout of each."""
 
     def __init__(self, run_setup: RunSetup, ours: TrainedModel, stock: TrainedModel):
         self.ours, self.stock = ours, stock
@@ -100,7 +112,7 @@ class _ModelPair:
         self._stock_collator = PaddedCollator(int(run_setup.processor.tokenizer.pad_token_id))
 
     def batches(self) -> Iterator[tuple[Batch, Batch]]:
-        """Of the last stage, epoch after epoch, for ever."""
+        """Batches of the last stage, endlessly."""
         run_setup = self._run_setup
         seed, epoch = self.train.seed + len(self.train.stages) - 1, 0
         data = TrainingData(run_setup.store, run_setup.lengths, run_setup.processor, seed)
@@ -111,7 +123,7 @@ class _ModelPair:
             epoch += 1
 
     def validation(self) -> Iterator[tuple[Batch, Batch]]:
-        """The validation samples once."""
+        """Batches of the validation samples, once."""
         data = self._run_setup.validation
         assert data is not None  # checked in `measure`
         return self._collate_both(data, self._run_setup.batching.sampler(data.lengths, data.seed, 1))
@@ -122,7 +134,7 @@ class _ModelPair:
             yield self._our_collator(examples), self._stock_collator(examples)
 
     def validate(self) -> tuple[float, float]:
-        """Mean losses over all supervised tokens of the validation samples."""
+        """Mean losses of both sides over all supervised tokens of the validation samples."""
         sums, tokens = [0.0, 0.0], 0
         for batches in self.validation():
             supervised = int((batches[1]["labels"] != IGNORE_INDEX).sum())
@@ -136,7 +148,7 @@ class _ModelPair:
 
 
 def _train(models: _ModelPair, steps: int, eval_steps: int) -> list[LossRow]:
-    warmup_steps = math.ceil(models.train.warmup_steps * steps)
+    warmup_steps = num_warmup_steps(models.train.warmup_steps, steps)
     pair = (models.ours, models.stock)
     lr_schedulers = [
         torch.optim.lr_scheduler.LambdaLR(side.optimizer, partial(cosine_with_warmup, warmup_steps=warmup_steps, steps=steps))

@@ -1,4 +1,4 @@
-"""Training steps that are timed: a model with its optimizer, and a block of steps over all samples."""
+"""Timed training steps: a model with its optimizer, and a block of steps over all samples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,10 +17,16 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model, its optimizer, and how both take a batch.
+    """A model with its optimizer.
 
-    mean_loss: from a batch on the device to its loss; pictures: make raw pixels into the model's; clip: the norm that
-    gradients are clipped to.
+    Args:
+        model: the model.
+        optimizer: its optimizer.
+        mean_loss: computes the loss of a batch on the device.
+        pixel_reader: normalises raw pixels.
+        device: device of the model.
+        bf16: whether autocast to bf16 is on.
+        max_grad_norm: norm to which gradients are clipped.
     """
 
     model: nn.Module
@@ -32,8 +38,7 @@ class TrainedModel:
     max_grad_norm: float
 
     def step(self, *batches: Batch) -> torch.Tensor:
-        """Forward and backward over each batch, clip, update; the batches lie on the host. The mean of their losses before the
-        update, on the device."""
+        """Optimizer step over micro-batches in host memory. Returns their mean loss before the update, on the device."""
         total = torch.zeros((), device=self.device)
         for batch in batches:
             loss = self.loss(batch) / len(batches)
@@ -45,13 +50,13 @@ class TrainedModel:
         return total
 
     def run_trial_step(self, batch: Batch) -> None:
-        """A forward and a backward pass that change nothing, in the memory that a later step takes."""
+        """Forward and backward pass without an update, with the peak memory of a training step."""
         allocate_gradients(self.model)
         self.loss(batch).backward()
         self.optimizer.zero_grad(set_to_none=True)
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Mean loss over the supervised tokens of a batch that lies on the host."""
+        """Mean loss over the supervised tokens of a batch in host memory."""
         moved = {
             key: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value for key, value in batch.items()
         }
@@ -60,7 +65,7 @@ class TrainedModel:
             return self.mean_loss(moved)
 
     def trainable_bytes(self) -> int:
-        """What it holds between steps, besides frozen weights: trained ones and the optimizer's state."""
+        """Bytes of the trained weights and of the optimizer state."""
         states = [value for state in self.optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self._trainable(), *states))
 
@@ -70,10 +75,16 @@ class TrainedModel:
 
 @dataclass
 class Variant:
-    """One way of training on the samples.
+    """One path that trains on all samples.
 
-    batch: what a batch is, for people; before: puts the model into this way's mode; beside: bytes that the other side holds
-    meanwhile, which are not counted. peaks: most bytes of each block; none where the device does not tell.
+    Args:
+        name: name of the path.
+        batch: description of a batch.
+        batches: the samples in batches.
+        trained: model and optimizer.
+        prepare_model: switches the model to the mode of this path.
+        other_side_bytes: bytes that the other side has allocated meanwhile, which are not counted.
+        peaks: peak bytes of each block; empty if the device does not report them.
     """
 
     name: str
@@ -85,7 +96,7 @@ class Variant:
     peaks: list[int] = field(default_factory=list)
 
     def block(self) -> float:
-        """Train on all samples; the seconds it took. A step before the clock starts brings memory and caches back."""
+        """Train on all samples; returns the seconds. One step before the measurement warms up caches and the memory allocator."""
         device, on_cuda = self.trained.device, self.trained.device.type == "cuda"
         free_memory()
         self.prepare_model()

@@ -1,7 +1,7 @@
-"""A training step of ours against transformers' LLaVA with PEFT: the same weights, samples, adapters and precision, by turns.
+"""Speed of our training step against transformers' LLaVA with PEFT: the same weights, samples, adapters and precision, interleaved.
 
-Ours goes through the functions of train.py: batches, adapters, optimizer groups and whatever the configuration says. What
-surrounds a step (the Trainer's bookkeeping, reading pictures) is left out on both sides; every micro-batch is a step.
+Our side uses the functions of train.py for batches, adapters, parameter groups and all settings. The Trainer's bookkeeping and reading of
+images are left out on both sides; every micro-batch is an optimizer step.
 """
 
 import random
@@ -32,7 +32,7 @@ from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
-from training.compile_policy import COMPILE_PAYS_AFTER, CompileDecision, check_step_settings, decide_compile
+from training.compile_policy import MIN_MICRO_BATCHES_TO_COMPILE, CompileDecision, check_step_settings, decide_compile
 from training.config import TrainConfig
 from training.data_loading import Batching
 from training.gradient_checkpointing import CheckpointingPlan, Trial, configure_activation_checkpointing
@@ -43,17 +43,23 @@ from training.run_setup import use_bf16
 
 OURS, STOCK, MATMUL = "ours", "stock", "matrix product"
 STOCK_BATCH = 16
-"""Samples in a batch of the stock model where ours are packed rows, if they fit."""
+"""Batch size of the stock model where ours has packed rows, halved until it fits into memory."""
 NUM_PARITY_SAMPLES = 4
-"""Samples on which losses and gradients are compared, before anything is trained; fewer where a row holds fewer."""
+"""Samples on which losses and gradients are compared before the training; at most as many as fit into a row."""
 TOLERANCE = {"bf16": 2e-2, "fp32": 1e-5}
-"""Relative difference beyond which losses or gradients are not those of the same model."""
+"""Largest accepted relative difference of losses or gradients."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """samples: how many every block trains on; rounds: blocks of each path; stock_batch: most samples in a batch of the stock
-    model, or its default; against_stock: whether that runs at all."""
+    """Amount of work.
+
+    Args:
+        samples: samples per block.
+        rounds: blocks per path.
+        stock_batch: largest batch size of the stock model; None: a default.
+        against_stock: also run the stock model.
+    """
 
     samples: int
     rounds: int
@@ -63,7 +69,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Setup:
-    """What both sides share."""
+    """Settings and samples that both sides share. `bf16`: autocast to bf16; `batching`: batches of our side."""
 
     model: ModelConfig
     train: TrainConfig
@@ -77,12 +83,24 @@ class Setup:
     def of(
         cls, size: Size, model: ModelConfig, train: TrainConfig, samples: int, device: torch.device, drop_long_samples: bool = False
     ) -> "Setup":
-        """cut: leave out samples that are longer than a row. Raises UsageError for settings that cannot be measured."""
+        """Create the samples and check the settings.
+
+        Args:
+            size: size of the models; `tiny` has samples of the demo, others samples of the reference lengths.
+            model: `model` section of the configuration.
+            train: `train` section of the configuration.
+            samples: number of samples.
+            device: device of both models.
+            drop_long_samples: drop samples that are longer than a packed row.
+
+        Raises:
+            UsageError: settings that cannot be measured.
+        """
         if train.cache_vision_features:
-            raise UsageError("train.cache_vision_features: the stock model runs its vision trunk, so ours does; set it to false")
+            raise UsageError("train.cache_vision_features: the stock model runs its vision encoder, so ours does too; set it to false")
         check_step_settings(train, device, False)
         if "lora" not in train.stages[-1].train or model.lora is None:
-            raise UsageError("train.stages: the last one is measured and must train lora, as the stock model does")
+            raise UsageError("train.stages: the last stage is measured and must train lora, as the stock model does")
         bf16, processor = use_bf16(train, device), build_processor(size, model)
         examples = demo_samples(processor, samples) if size == "tiny" else reference_samples(processor, samples)
         batching = Batching.of(train, device)
@@ -97,32 +115,41 @@ class Setup:
 
     @property
     def precision(self) -> str:
-        """Of the matrix products."""
+        """Precision of the matrix products."""
         return "bf16" if self.bf16 else "fp32"
 
     def trained(self, model: PeftModel, mean_loss: Callable[[Batch], torch.Tensor]) -> TrainedModel:
-        """A side, with an optimizer like that of train.py."""
+        """A model with the optimizer of train.py."""
         model.train()
         groups = optimizer_param_groups(model, self.train.stages[-1], self.train)
         optimizer = build_optimizer(self.train, groups, self.device)
         return TrainedModel(model, optimizer, mean_loss, self.processor.pixel_reader, self.device, self.bf16, self.train.max_grad_norm)
 
     def pin_batches(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Batches on the host as a loader hands them over: pinned where they go to a CUDA device."""
+        """Batches in host memory, pinned if the device is a CUDA device."""
         if self.device.type != "cuda":
             return list(batches)
         return [{k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()} for batch in batches]
 
 
 def measure(size: Size, model: ModelConfig, train: TrainConfig, workload: Workload, device: torch.device) -> BenchmarkReport:
-    """Train both by turns on the settings of train.py, of whose stages the last is measured.
+    """Measure both sides in interleaved blocks, with the settings of the last training stage.
 
-    Raises UsageError for settings that do not fit, TesseraError where ours runs out of memory.
+    Args:
+        size: size of the models.
+        model: `model` section of the configuration.
+        train: `train` section of the configuration.
+        workload: number of samples and rounds.
+        device: device of both models.
+
+    Raises:
+        UsageError: settings that cannot be measured.
+        TesseraError: ours runs out of memory, or the sides differ in loss or gradients.
     """
     if workload.against_stock:
         check_comparable(model)
     setup = Setup.of(size, model, train, workload.samples, device)
-    with explain_out_of_memory("making the weights"):
+    with explain_out_of_memory("creating the weights"):
         dtype = default_dtype(device) if setup.bf16 else torch.float32
         base = build_ours(size, model, setup.processor, dtype=dtype, device=device, seed=train.seed)
     stock = stock_side(setup, base) if workload.against_stock else None
@@ -137,26 +164,17 @@ def measure(size: Size, model: ModelConfig, train: TrainConfig, workload: Worklo
         variants[0].block()
         if stock is not None:
             variants[0].other_side_bytes = stock.trainable_bytes
-            found, oom_results = _stock_variants(setup, stock, ours, variants[0].batches, workload.stock_batch)
-            variants += found
+            stock_variants, oom_results = _stock_variants(setup, stock, ours, variants[0].batches, workload.stock_batch)
+            variants += stock_variants
         for variant in variants:
             variant.peaks.clear()
         product: list[float] = []
         blocks = {variant.name: variant.block for variant in variants}
         seconds = time_interleaved({**blocks, MATMUL: lambda: _time_matmul(setup, product)}, workload.rounds)
     results = _results(setup, variants, seconds, statistics.median(product), parity, model_step_flops(ours.model))
-    settings = {"model": asdict(model), "train": asdict(train)}
-    return report(
-        size,
-        Machine.current(device),
-        setup.precision,
-        our_settings,
-        parity,
-        SampleCounts.of(setup.examples),
-        product,
-        [*results, *oom_results],
-        settings,
-    )
+    settings, counts = {"model": asdict(model), "train": asdict(train)}, SampleCounts.of(setup.examples)
+    all_results = [*results, *oom_results]
+    return report(size, Machine.current(device), setup.precision, our_settings, parity, counts, product, all_results, settings)
 
 
 def _results(
@@ -181,26 +199,27 @@ def _results(
 
 
 def our_side(setup: Setup, base: VisionLanguageModel) -> tuple[TrainedModel, CompileDecision]:
-    """Our side, and whether its layers are compiled, as in a stage that is long enough to repay it."""
+    """Our side, and whether its layers are compiled: decided as for a stage that is long enough to repay the compilation."""
     model = configure_trainable(base, setup.model, setup.train.stages[-1].train)
     base_model(model).logits_memory_gib = setup.train.logits_memory_gib
     fuse_modules(model)
-    compile_choice = decide_compile(setup.train, setup.device, COMPILE_PAYS_AFTER, False)
+    compile_choice = decide_compile(setup.train, setup.device, MIN_MICRO_BATCHES_TO_COMPILE, False)
     if compile_choice.enabled:
         compile_layers(base_model(model).model)
     return setup.trained(model, lambda batch: model(**batch).loss), compile_choice
 
 
 def choose_checkpointing(setup: Setup, variant: Variant) -> CheckpointingPlan:
-    """Choose the layers that recompute their activations, by the batch that takes the most memory."""
-    most = max(variant.batches, key=lambda batch: (batch["input_ids"].numel(), len(batch["pixel_values"])))
+    """Choose the layers with activation checkpointing by a trial step on the largest batch."""
+    largest = max(variant.batches, key=lambda batch: (batch["input_ids"].numel(), len(batch["pixel_values"])))
     model: Any = variant.trained.model
     return configure_activation_checkpointing(
-        model, setup.train, Trial(lambda: most, variant.trained.run_trial_step), setup.device, 1, False
+        model, setup.train, Trial(lambda: largest, variant.trained.run_trial_step), setup.device, 1, False
     )
 
 
 def our_variant(setup: Setup, ours: TrainedModel) -> Variant:
+    """Our path, with the samples in packed rows or in batches of similar length."""
     batching, lengths = setup.batching, [np.array([len(example.encoded) for example in setup.examples])]
     collate = batching.collator(setup.processor)
     plan = (
@@ -218,14 +237,14 @@ def our_variant(setup: Setup, ours: TrainedModel) -> Variant:
 
 
 def _packing_efficiency(rows: Sequence[Batch]) -> float:
-    """Share of the positions of packed rows at which a sample stands. What is left over is a segment of its own."""
+    """Share of the positions of packed rows that are occupied by samples. The unused rest of a row is a segment of its own."""
     num_used = sum(int(row["cu_seqlens"][len(row["sample_ids"])]) for row in rows)
     num_positions = sum(int(row["input_ids"].numel()) for row in rows)
     return num_used / num_positions
 
 
 def stock_side(setup: Setup, base: VisionLanguageModel) -> TrainedModel:
-    """The stock model around the same frozen tensors, with the same adapters on the same layers."""
+    """The stock model on the same frozen tensors, with the same adapters on the same layers."""
     assert setup.model.lora is not None  # checked in Setup.of
     adapted: Any = peft.get_peft_model(build_stock(base), peft_lora_config(base, setup.model.lora))
     names = ("input_ids", "attention_mask", "labels", "pixel_values")
@@ -234,49 +253,47 @@ def stock_side(setup: Setup, base: VisionLanguageModel) -> TrainedModel:
 
 @torch.no_grad()
 def copy_adapters(ours: TrainedModel, stock: TrainedModel) -> None:
-    """Begin with equal trained weights. The names agree, since both have the LLaVA key layout."""
-    theirs = dict(stock.model.named_parameters())
+    """Copy our trained weights to the stock model. Parameter names agree, since both have the LLaVA key layout."""
+    stock_parameters = dict(stock.model.named_parameters())
     for name, parameter in ours.model.named_parameters():
         if parameter.requires_grad:
-            theirs[name].copy_(parameter)
+            stock_parameters[name].copy_(parameter)
 
 
 def _check_parity(setup: Setup, ours: TrainedModel, stock: TrainedModel) -> GradientParity:
-    """Losses and gradients on the same samples, each side in its own layout. Raises TesseraError where they are not those of the
-    same model: in fp32 where one gradient is off, in bf16, whose noise grows with the depth, by the loss."""
+    """Compare losses and gradients on the same samples, each side in its own layout.
+
+    Raises:
+        TesseraError: the loss (in fp32 also the gradient of any weight) differs by more than `TOLERANCE`. In bf16 gradients are not
+            checked, since their rounding noise grows with the depth.
+    """
     samples_per_row = setup.batching.packing_length // max(len(example.encoded) for example in setup.examples)
     parity_samples = setup.examples[: min(NUM_PARITY_SAMPLES, samples_per_row) if setup.batching.packed else NUM_PARITY_SAMPLES]
-    # Without, the scores of a few long samples may not fit.
+    # Without checkpointing, the logits of a few long samples may not fit into memory.
     _checkpointing_mode(stock, setup.device.type == "cuda")()
-    found = compare(ours, stock, setup.batching.collator(setup.processor)(parity_samples), PaddedCollator(_pad_id(setup))(parity_samples))
-    off = found.loss_off if setup.bf16 else max(found.loss_off, found.worst_off)
-    if not off <= TOLERANCE[setup.precision]:
+    parity = compare(ours, stock, setup.batching.collator(setup.processor)(parity_samples), PaddedCollator(_pad_id(setup))(parity_samples))
+    difference = parity.loss_off if setup.bf16 else max(parity.loss_off, parity.worst_off)
+    if not difference <= TOLERANCE[setup.precision]:
         raise TesseraError(
-            f"not the same model: on the same samples our loss is {found.ours:.6f}, the stock model's {found.stock:.6f} ({found})"
+            f"the models differ: on the same samples our loss is {parity.ours:.6f}, the stock model's {parity.stock:.6f} ({parity})"
         )
-    return found
+    return parity
 
 
 def _stock_variants(
-    setup: Setup, stock: TrainedModel, ours: TrainedModel, our_batches: list[Batch], most: int | None
+    setup: Setup, stock: TrainedModel, ours: TrainedModel, our_batches: list[Batch], max_batch: int | None
 ) -> tuple[list[Variant], list[Result]]:
-    """The stock model without and with checkpointing, in the largest batch that fits; and what did not fit."""
+    """The stock model without and with checkpointing, with the largest batch size that fits; and results for the sizes that did not fit."""
     variants: list[Variant] = []
     oom_results: list[Result] = []
-    largest = most or (STOCK_BATCH if setup.batching.packed else setup.batching.per_device_train_batch_size)
+    largest = max_batch or (STOCK_BATCH if setup.batching.packed else setup.batching.per_device_train_batch_size)
     for checkpointing in (False, True):
         name = f"{STOCK}, checkpointing" if checkpointing else STOCK
 
         def attempt(size: int, name: str = name, checkpointing: bool = checkpointing) -> Variant:
             stock.optimizer.zero_grad(set_to_none=True)
-            variant = Variant(
-                name,
-                str(size),
-                setup.pin_batches(_padded_batches(setup, size)),
-                stock,
-                _checkpointing_mode(stock, checkpointing),
-                ours.trainable_bytes,
-            )
+            batches, prepare_model = setup.pin_batches(_padded_batches(setup, size)), _checkpointing_mode(stock, checkpointing)
+            variant = Variant(name, str(size), batches, stock, prepare_model, ours.trainable_bytes)
             variant.block()
             return variant
 
@@ -285,28 +302,20 @@ def _stock_variants(
         variants += [variant] if variant is not None else []
     stock.optimizer.zero_grad(set_to_none=True)
     if not setup.batching.packed:
-        variants.append(
-            Variant(
-                f"{STOCK}, our batches",
-                f"{setup.batching.per_device_train_batch_size}, by length",
-                our_batches,
-                stock,
-                _checkpointing_mode(stock, False),
-                ours.trainable_bytes,
-            )
-        )
+        name, batch = f"{STOCK}, our batches", f"{setup.batching.per_device_train_batch_size}, by length"
+        variants.append(Variant(name, batch, our_batches, stock, _checkpointing_mode(stock, False), ours.trainable_bytes))
     return variants, oom_results
 
 
 def _padded_batches(setup: Setup, size: int) -> list[Batch]:
-    """The samples in random order, as the stock Trainer takes them."""
+    """The samples in random order, as in transformers' Trainer."""
     order = random.Random(0).sample(range(len(setup.examples)), len(setup.examples))
     collate = PaddedCollator(_pad_id(setup))
     return [collate([setup.examples[i] for i in order[start : start + size]]) for start in range(0, len(order), size)]
 
 
 def _checkpointing_mode(stock: TrainedModel, checkpointing: bool) -> Callable[[], None]:
-    """What puts the stock model into the mode of a block."""
+    """Function that switches activation checkpointing of the stock model on or off."""
 
     def switch() -> None:
         model: Any = stock.model
@@ -318,9 +327,9 @@ def _checkpointing_mode(stock: TrainedModel, checkpointing: bool) -> Callable[[]
     return switch
 
 
-def _time_matmul(setup: Setup, found: list[float]) -> float:
-    """Add the rate of a matrix product to `found`; the product takes its turn like a block."""
-    found.append(matmul_tflops(setup.device, torch.bfloat16 if setup.bf16 else torch.float32))
+def _time_matmul(setup: Setup, tflops: list[float]) -> float:
+    """Append the TFLOP/s of a matrix product to `tflops`. Runs as one of the interleaved blocks; its return value is unused."""
+    tflops.append(matmul_tflops(setup.device, torch.bfloat16 if setup.bf16 else torch.float32))
     return 0.0
 
 

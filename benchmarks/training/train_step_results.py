@@ -1,4 +1,4 @@
-"""The numbers of a training benchmark, from the seconds of its blocks to a report."""
+"""Results of the training benchmark: from the seconds of its blocks to a report."""
 
 import statistics
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ COLUMNS = ("path", "batch", "samples/s", "tokens/s", "TFLOP/s", "of product", "p
 
 @dataclass(frozen=True, slots=True)
 class SampleCounts:
-    """What a block does that is of use: padding and empty room are not. Samples have one picture each."""
+    """Counts of a block without padding: samples (one image each), tokens and supervised tokens."""
 
     samples: int
     tokens: int
@@ -25,19 +25,31 @@ class SampleCounts:
 
     @classmethod
     def of(cls, examples: Sequence[Example]) -> "SampleCounts":
-        """Counted over samples."""
+        """Counts of these samples."""
         supervised = sum(label != IGNORE_INDEX for example in examples for label in example.encoded.labels)
         return cls(len(examples), sum(len(example.encoded) for example in examples), supervised)
 
     def operations(self, cost: StepFlops) -> float:
-        """Useful operations of a block (see `StepCost`)."""
+        """Useful floating-point operations of a block (see `StepFlops`)."""
         return cost.flops(self.tokens, self.supervised, self.samples)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The numbers of one path. seconds: of its blocks, none where it ran out of memory; peak_gib: None where the device does
-    not tell."""
+    """Measurements of one path.
+
+    Args:
+        path: name of the path.
+        batch: description of a batch.
+        seconds: of each block; empty if the path ran out of memory.
+        samples_per_second: at the median block.
+        tokens_per_second: tokens without padding, at the median block.
+        useful_tflops: useful TFLOP/s.
+        share_of_product: useful TFLOP/s divided by those of the matrix product.
+        peak_gib: peak memory; None if the device does not report it.
+        loss: loss before the training, on the samples of the gradient comparison.
+        ours_is_faster_by: speed of ours divided by the speed of this path.
+    """
 
     path: str
     batch: str
@@ -64,15 +76,27 @@ class Result:
         peaks: Sequence[int],
         loss: float | None,
     ) -> "Result":
-        """From the seconds of each round, and of ours where this is not ours. product: TFLOP/s of the matrix product."""
-        typical = statistics.median(seconds)
-        tflops = operations / typical / 1e12
+        """Compute the measurements of a path.
+
+        Args:
+            path: name of the path.
+            batch: description of a batch.
+            seconds: of each block.
+            ours: seconds of each block of our path; None if this is our path.
+            sample_counts: counts of a block.
+            operations: useful floating-point operations of a block.
+            product: TFLOP/s of the matrix product.
+            peaks: peak bytes of each block.
+            loss: loss before the training.
+        """
+        median_seconds = statistics.median(seconds)
+        tflops = operations / median_seconds / 1e12
         return cls(
             path,
             batch,
             tuple(seconds),
-            sample_counts.samples / typical,
-            sample_counts.tokens / typical,
+            sample_counts.samples / median_seconds,
+            sample_counts.tokens / median_seconds,
             tflops,
             tflops / product,
             max(peaks) / 2**30 if peaks else None,
@@ -100,15 +124,27 @@ def report(
     results: Sequence[Result],
     settings: dict[str, Any],
 ) -> BenchmarkReport:
-    """The table and all that is needed to read it. how: what was chosen for ours; agreement: of both sides, before they are timed;
-    product: TFLOP/s of the matrix product in each round."""
-    mean = f"{sample_counts.tokens / sample_counts.samples:.0f} tokens, {sample_counts.supervised / sample_counts.samples:.0f} of them supervised"
+    """Build the report.
+
+    Args:
+        size: size of the models.
+        machine: hardware and software.
+        precision: precision of the matrix products.
+        our_settings: compilation and checkpointing of our side.
+        parity: comparison of both sides before the training; None if the stock model was not run.
+        sample_counts: counts of a block.
+        product: TFLOP/s of the matrix product in each round.
+        results: measurements of all paths.
+        settings: configuration, for the JSON file.
+    """
+    tokens, supervised = (count / sample_counts.samples for count in (sample_counts.tokens, sample_counts.supervised))
+    mean = f"{tokens:.0f} tokens, {supervised:.0f} of them supervised"
     facts = {
         **machine.facts(),
         "model": f"{size}, random weights, products in {precision}",
         "ours": our_settings,
         **({} if parity is None else {"before training": str(parity)}),
-        "a block": f"{sample_counts.samples} samples of {mean}; {len(product)} blocks of each path, by turns",
+        "a block": f"{sample_counts.samples} samples of {mean}; {len(product)} interleaved blocks of each path",
         "matrix product": f"{statistics.median(product):,.2f} TFLOP/s ({min(product):,.2f} .. {max(product):,.2f})",
     }
     measured = {

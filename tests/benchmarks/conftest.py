@@ -1,4 +1,4 @@
-"""A stock model that is not the same."""
+"""A stock model with a different weight."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,11 +8,12 @@ import torch
 
 from benchmarks import full_size_models
 from model.siglip_qwen.modeling import VisionLanguageModel
+from tests.serving.conftest import experiment as experiment
 
 
 @pytest.fixture
 def different_stock() -> Callable[[VisionLanguageModel], Any]:
-    """In the place of `build_stock`: one of its frozen weights is another."""
+    """Replacement of `build_stock` in which one frozen weight differs."""
 
     def build(model: VisionLanguageModel) -> Any:
         stock = full_size_models.build_stock(model)

@@ -1,4 +1,4 @@
-"""Full-size shapes, and a stock model around the same tensors."""
+"""Full-size models, and a stock model that shares their tensors."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def ours(processor: Processor) -> VisionLanguageModel:
 
 
 @pytest.mark.parametrize(("size", "billions"), [("1.7b", 1.72), ("4b", 4.02), ("8b", 8.19)])
-def test_sizes_are_those_of_qwen3_and_siglip(processor: Processor, size: Size, billions: float) -> None:
+def test_parameter_counts_are_those_of_qwen3_and_siglip(processor: Processor, size: Size, billions: float) -> None:
     model = build_ours(size, ModelConfig(), processor, dtype=torch.bfloat16, device=torch.device("meta"))
     language = {parameter for name, parameter in model.named_parameters() if "language_model" in name or "lm_head" in name}
     assert sum(parameter.numel() for parameter in language) / 1e9 == pytest.approx(billions, abs=0.006)
@@ -32,40 +32,40 @@ def test_sizes_are_those_of_qwen3_and_siglip(processor: Processor, size: Size, b
     assert {parameter.dtype for parameter in model.model.multi_modal_projector.parameters()} == {torch.float32}
 
 
-def test_both_models_hold_the_same_tensors_in_modules_of_their_own(ours: VisionLanguageModel) -> None:
+def test_both_models_share_tensors_but_not_modules(ours: VisionLanguageModel) -> None:
     stock = build_stock(ours)
-    theirs = dict(stock.named_parameters())
+    stock_parameters = dict(stock.named_parameters())
     assert {name: parameter.data_ptr() for name, parameter in ours.named_parameters()} == {
-        name: parameter.data_ptr() for name, parameter in theirs.items()
+        name: parameter.data_ptr() for name, parameter in stock_parameters.items()
     }
     assert not set(map(id, ours.modules())) & set(map(id, stock.modules()))
     stock.model.language_model.config._attn_implementation = "eager"
     assert ours.model.language_model.config._attn_implementation != "eager"
 
 
-def test_weights_follow_from_the_seed(processor: Processor, ours: VisionLanguageModel) -> None:
-    again = build_ours("tiny", ModelConfig(), processor, dtype=torch.float32, device=CPU)
-    other = build_ours("tiny", ModelConfig(), processor, dtype=torch.float32, device=CPU, seed=1)
-    for model, same in ((again, True), (other, False)):
+def test_weights_depend_on_the_seed(processor: Processor, ours: VisionLanguageModel) -> None:
+    same_seed = build_ours("tiny", ModelConfig(), processor, dtype=torch.float32, device=CPU)
+    other_seed = build_ours("tiny", ModelConfig(), processor, dtype=torch.float32, device=CPU, seed=1)
+    for model, same in ((same_seed, True), (other_seed, False)):
         assert torch.equal(model.lm_head.weight, ours.lm_head.weight) == same
         linear = model.model.multi_modal_projector.linear_1
         assert torch.equal(linear.weight, ours.model.multi_modal_projector.linear_1.weight) == same
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("settings", "key"),
     [
         (ModelConfig(quantization="nf4"), "model.quantization"),
         (ModelConfig(connector=ConnectorConfig(pool=3)), "model.connector.pool"),
         (ModelConfig(drop_first_patch=True), "model.drop_first_patch"),
     ],
 )
-def test_what_stock_cannot_be_given_is_refused(settings: ModelConfig, named: str) -> None:
-    with pytest.raises(UsageError, match=named):
+def test_settings_that_stock_does_not_support_are_rejected(settings: ModelConfig, key: str) -> None:
+    with pytest.raises(UsageError, match=key):
         check_comparable(settings)
 
 
-def test_ours_alone_may_have_what_stock_has_not(processor: Processor) -> None:
+def test_without_stock_our_model_may_have_settings_that_stock_does_not_support(processor: Processor) -> None:
     pooled = ModelConfig(connector=ConnectorConfig(pool=3))
     assert build_ours("tiny", pooled, processor, dtype=torch.float32, device=CPU).config.pool == 3
     with pytest.raises(UsageError, match=r"model\.quantization"):

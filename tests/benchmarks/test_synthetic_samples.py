@@ -1,4 +1,4 @@
-"""Made-up samples have the lengths they claim and are laid out as the Processor lays them out."""
+"""Synthetic samples have the length distribution of the reference data and the layout of the Processor."""
 
 import statistics
 
@@ -16,13 +16,13 @@ def large() -> Processor:
     return build_processor("1.7b", ModelConfig())
 
 
-def test_the_mean_sample_is_that_of_the_reference_data(large: Processor) -> None:
+def test_the_mean_length_is_that_of_the_reference_data(large: Processor) -> None:
     encoded = [example.encoded for example in reference_samples(large, 4000)]
     assert statistics.mean(map(len, encoded)) == pytest.approx(879, rel=0.005)
-    assert statistics.mean(sum(label != IGNORE_INDEX for label in one.labels) for one in encoded) == pytest.approx(105, rel=0.01)
+    assert statistics.mean(sum(label != IGNORE_INDEX for label in sample.labels) for sample in encoded) == pytest.approx(105, rel=0.01)
 
 
-def test_samples_have_one_image_and_end_as_the_processor_ends_them(large: Processor) -> None:
+def test_samples_have_one_image_and_end_like_those_of_the_processor(large: Processor) -> None:
     for example in reference_samples(large, 40):
         ids, labels = example.encoded.input_ids, example.encoded.labels
         assert ids.count(large.image_token_id) == 729
@@ -33,13 +33,13 @@ def test_samples_have_one_image_and_end_as_the_processor_ends_them(large: Proces
         assert example.images.shape == (1, 3, 384, 384)
 
 
-def test_every_id_can_be_read(large: Processor) -> None:
+def test_every_token_id_can_be_decoded(large: Processor) -> None:
     assert len(large.tokenizer) == 151_936
     texts = [large.decode([token]) for token in (2_000, 150_000, 151_935)]
     assert len(set(texts)) == 3 and all(texts)
 
 
-def test_the_demo_is_asked_about_scenes_in_two_languages() -> None:
+def test_demo_samples_are_about_scenes_in_two_languages() -> None:
     processor = build_processor("tiny", ModelConfig(max_length=512))
     examples = demo_samples(processor, 24)
     texts = [processor.readable(example.encoded.input_ids) for example in examples]

@@ -1,4 +1,4 @@
-"""tools/answer.py: one question, a folder, a conversation; every failure is one line."""
+"""tools/answer.py: a question, a folder, an interactive session; every failure is one line."""
 
 import json
 import os
@@ -14,12 +14,13 @@ from PIL import Image
 
 import cli
 from model.siglip_qwen.processor import Processor
-from tests.evaluation.planted import questions, write_store
+from tests.evaluation.fakes import questions, write_store
 from tests.untrained import write_checkpoint
 from tools import answer, eval_rerank
 
 
-def drawn(path: Path, seed: int) -> Path:
+def write_noise(path: Path, seed: int) -> Path:
+    """Write an image of random pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(path)
     return path
@@ -27,7 +28,7 @@ def drawn(path: Path, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with a configuration, a checkpoint and pictures."""
+    """Folder with a configuration, a checkpoint and images."""
     folder = tmp_path_factory.mktemp("experiment")
     path = folder / "checkpoints/trial/checkpoint-1"
     write_checkpoint(path, parts, processor)
@@ -42,7 +43,7 @@ def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempP
     }
     (folder / "trial.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     for seed, name in enumerate(["a.png", "b.JPG", "more/c.webp"]):
-        drawn(folder / "pictures" / name, seed)
+        write_noise(folder / "pictures" / name, seed)
     (folder / "pictures/notes.txt").write_text("no picture")
     return folder
 
@@ -54,13 +55,13 @@ def run(experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 class Run:
-    """Runs the command in the experiment's folder."""
+    """Runs the command in the folder of the experiment."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
         self.monkeypatch, self.capsys = monkeypatch, capsys
 
     def __call__(self, *arguments: str, typed: list[str] | None = None) -> tuple[int, list[str], str]:
-        """Exit status, lines of standard output, and of standard error the last line."""
+        """Exit status, lines of standard output, and the last line of standard error."""
         lines = iter(typed or [])
 
         def line(prompt: str) -> str:
@@ -78,7 +79,7 @@ class Run:
 
 
 @pytest.mark.parametrize("system", [[], ["--system", "qwen"]], ids=["checkpoint", "qwen"])
-def test_one_question_prints_the_answer_and_the_candidates_with_their_scores(run: Run, system: list[str]) -> None:
+def test_a_question_prints_the_answer_and_the_candidates_with_their_scores(run: Run, system: list[str]) -> None:
     status, lines, _ = run(*system, "--image", "pictures/a.png", "--question", "What color is it?")
     assert status == 0
     assert lines[1].split() == ["mean", "log", "p", "CLIP", "fused", "candidate"]
@@ -89,15 +90,15 @@ def test_one_question_prints_the_answer_and_the_candidates_with_their_scores(run
     assert lines[0] == (best[3] if len(best) > 3 and best[3] != "(empty)" else "unknown")
 
 
-def test_without_a_image_or_a_scorer_there_are_no_clip_scores(run: Run) -> None:
+def test_without_an_image_or_a_scorer_there_are_no_clip_scores(run: Run) -> None:
     assert run("--question", "Who are you?")[1][1].split() == ["mean", "log", "p", "candidate"]
     assert run("--image", "pictures/a.png", "--question", "What?", "rerank.clip=null")[1][1].split() == ["mean", "log", "p", "candidate"]
 
 
-def test_an_answer_that_is_not_trusted_is_not_given(run: Run, experiment: Path) -> None:
-    asked = ("--system", "qwen", "--image", "pictures/a.png", "--question", "What color is it?")
-    before = run(*asked, "--abstain-below", "0.5")
-    assert (before[0], "holds no credibility for this system" in before[2]) == (2, True)
+def test_an_answer_below_the_confidence_threshold_is_withheld(run: Run, experiment: Path) -> None:
+    question = ("--system", "qwen", "--image", "pictures/a.png", "--question", "What color is it?")
+    before = run(*question, "--abstain-below", "0.5")
+    assert (before[0], "holds no fitted confidence for this system" in before[2]) == (2, True)
     write_store(experiment / "data/trial", questions(2) + questions(6, "validation"))
     with pytest.raises(SystemExit) as ended:
         cli.run(
@@ -110,22 +111,22 @@ def test_an_answer_that_is_not_trusted_is_not_given(run: Run, experiment: Path) 
     assert {own["confidence"]["abstaining"]["below"] for own in summary["systems"].values()} == {0.4}
     run.capsys.readouterr()
     try:
-        given, withheld = run(*asked, "--abstain-below", "0"), run(*asked, "--abstain-below", "1")
-        assert (given[0], withheld[0]) == (0, 0)
-        assert given[1][0] != "not sure"
+        answered, withheld = run(*question, "--abstain-below", "0"), run(*question, "--abstain-below", "1")
+        assert (answered[0], withheld[0]) == (0, 0)
+        assert answered[1][0] != "not sure"
         assert withheld[1][0] == "not sure"
-        # How far it is trusted, and what is not said, stand below in both.
-        assert given[1][1] == withheld[1][1]
-        assert re.fullmatch(rf'\s*how likely "{re.escape(given[1][0])}" is right: \d+%', given[1][1])
-        # Other weights than those of the evaluation are taken at their word, and nothing is known of their credibility.
-        other = run(*asked, "--abstain-below", "0", "rerank.weights.clip=0.9")
-        assert "as it is asked and reranked now" in other[2]
+        # Both print the confidence and the answer below.
+        assert answered[1][1] == withheld[1][1]
+        assert re.fullmatch(rf'\s*how likely "{re.escape(answered[1][0])}" is right: \d+%', answered[1][1])
+        # Weights that differ from those of the evaluation are used as given, without a fitted confidence.
+        other = run(*question, "--abstain-below", "0", "rerank.weights.clip=0.9")
+        assert "with the present decoding and rerank settings" in other[2]
         assert run("--system", "qwen", "--image", "pictures/a.png", "--question", "这是什么？", "--abstain-below", "1")[1][0] == "不确定"
     finally:
         shutil.rmtree(experiment / "results/trial/plans")
 
 
-def test_a_stream_is_the_raw_answer(run: Run) -> None:
+def test_a_stream_prints_the_raw_answer(run: Run) -> None:
     arguments = (
         "--image",
         "pictures/a.png",
@@ -136,11 +137,11 @@ def test_a_stream_is_the_raw_answer(run: Run) -> None:
         "decoding.max_new_tokens=9",
     )
     _, streamed, _ = run(*arguments, "--stream")
-    _, whole, _ = run(*arguments)
-    assert streamed[0] == whole[0]
+    _, complete, _ = run(*arguments)
+    assert streamed[0] == complete[0]
 
 
-def test_a_saved_answer_is_json_and_a_image(run: Run, tmp_path: Path) -> None:
+def test_a_saved_answer_is_json_and_an_image(run: Run, tmp_path: Path) -> None:
     arguments = ("--image", "pictures/a.png", "--image", "pictures/b.JPG", "--question", "这是什么？", "--save", str(tmp_path))
     assert run(*arguments)[0] == 0
     assert run(*arguments, "--system", "qwen")[0] == 0
@@ -164,7 +165,7 @@ def test_every_image_of_a_folder_gets_a_caption_and_an_answer(run: Run, experime
         path = experiment / "results/trial/answers/pictures.jsonl"
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         assert status == 0
-        assert printed[-1] == f"4 pictures (0 stood there already, 1 failed): {path.relative_to(experiment)}"
+        assert printed[-1] == f"4 images (0 already answered, 1 failed): {path.relative_to(experiment)}"
         assert [line["image"] for line in lines] == ["a.png", "b.JPG", "broken.png", "more/c.webp"]
         assert "cannot be decoded" in lines[2]["errors"][0]
         assert lines[2]["caption"] is None
@@ -174,27 +175,28 @@ def test_every_image_of_a_folder_gets_a_caption_and_an_answer(run: Run, experime
         (experiment / "pictures/broken.png").unlink()
 
 
-def said(lines: str) -> list[list[str]]:
+def answers(lines: str) -> list[list[str]]:
+    """Key, image, caption and candidate texts of each line."""
     rows = map(json.loads, lines.splitlines())
-    return [[row["key"], row["image"], row["caption"], *(one["text"] for one in row["candidates"])] for row in rows]
+    return [[row["key"], row["image"], row["caption"], *(candidate["text"] for candidate in row["candidates"])] for row in rows]
 
 
-def test_a_killed_run_over_a_folder_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
+def test_a_killed_run_over_a_folder_resumes(run: Run, tmp_path: Path) -> None:
     arguments = ("--images", "pictures", "--question", "What color is it?", "--save", str(tmp_path))
     run(*arguments)
     path = tmp_path / "answers.jsonl"
-    whole = path.read_text(encoding="utf-8")
-    first, second, _ = whole.splitlines(keepends=True)
+    complete = path.read_text(encoding="utf-8")
+    first, second, _ = complete.splitlines(keepends=True)
     path.write_text(first + second[:40], encoding="utf-8")
-    assert "3 pictures (1 stood there already, 0 failed)" in run(*arguments)[1][-1]
-    # Pictures that are batched otherwise may differ in the last bits of a score.
-    assert said(path.read_text(encoding="utf-8")) == said(whole)
+    assert "3 images (1 already answered, 0 failed)" in run(*arguments)[1][-1]
+    # With another batch composition, scores may differ in the last bits.
+    assert answers(path.read_text(encoding="utf-8")) == answers(complete)
     os.utime("pictures/a.png", ns=(1, 1))
-    assert "(2 stood there already" in run(*arguments)[1][-1]
-    assert "(0 stood there already" in run(*arguments, "decoding.num_candidates=2")[1][-1]
+    assert "(2 already answered" in run(*arguments)[1][-1]
+    assert "(0 already answered" in run(*arguments, "decoding.num_candidates=2")[1][-1]
 
 
-def test_a_conversation_goes_on_until_exit(run: Run) -> None:
+def test_an_interactive_session_continues_until_exit(run: Run) -> None:
     typed = ["no.png", "pictures/a.png", "What?", "Which?", "", "", "Who are you?", "exit", "never asked"]
     status, lines, _ = run(typed=typed)
     assert status == 0
@@ -204,11 +206,11 @@ def test_a_conversation_goes_on_until_exit(run: Run) -> None:
     assert sum(line.startswith("question (") for line in lines) == 5
 
 
-def test_a_conversation_about_a_given_image_ends_with_the_input(run: Run) -> None:
+def test_an_interactive_session_about_a_given_image_ends_with_the_input(run: Run) -> None:
     status, lines, _ = run("--image", "pictures/a.png", "--long", typed=["What?"])
     assert status == 0
     assert [line.startswith("question (") for line in lines].count(True) == 2
-    assert not any(line.startswith("picture (") for line in lines)
+    assert not any(line.startswith("image (") for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -218,24 +220,24 @@ def test_a_conversation_about_a_given_image_ends_with_the_input(run: Run) -> Non
         (["--checkpoint", "no/such"], 2, "no/such does not exist"),
         (["--image", "no.png", "--question", "What?"], 1, "no.png: there is no such file"),
         (["--images", "no"], 2, "--images no: there is no such folder"),
-        (["--images", "checkpoints"], 2, "no pictures in it"),
-        (["--stream", "--save", "x", "--question", "What?"], 2, "neither --save nor --images"),
+        (["--images", "checkpoints"], 2, "no images in it"),
+        (["--stream", "--save", "x", "--question", "What?"], 2, "cannot be combined with --save or --images"),
         (["--question", "What?", "--abstain-below", "1.5"], 2, "--abstain-below 1.5: expected a probability, 0 to 1"),
         (
             ["--question", "What?", "rerank.clip_score_form=prior_corrected"],
             2,
-            "rerank.clip_score_form: prior_corrected needs the bank of an evaluation",
+            "rerank.clip_score_form: prior_corrected needs the background images of an evaluation",
         ),
         (["--question", "What?", "rerank.scorers=[{name: self, path: x}]"], 2, "rerank.scorers.0: the name self is taken"),
         (["--question", "What?", "rerank.clip=./no"], 2, "rerank.clip: ./no does not exist"),
         (["--question", "What? " * 400], 1, "at most 512"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(run: Run, arguments: list[str], status: int, message: str) -> None:
-    found, _, error = run(*arguments)
-    assert (found, error.startswith("error: ")) == (status, True)
+def test_an_error_is_one_line(run: Run, arguments: list[str], status: int, message: str) -> None:
+    exit_status, _, error = run(*arguments)
+    assert (exit_status, error.startswith("error: ")) == (status, True)
     assert message in error
 
 
-def test_it_needs_no_path_games() -> None:
+def test_the_package_and_the_tool_are_in_the_same_repository() -> None:
     assert Path(sys.modules["answering"].__file__ or "").parent.parent == Path(answer.__file__).parent.parent

@@ -1,4 +1,4 @@
-"""Against a hub on this machine: the real client, no network."""
+"""tools/download.py with the real client against a local hub; no network."""
 
 import hashlib
 import json
@@ -22,12 +22,12 @@ from model.hub.download import ModelScope, RemoteFile, check_disk_space, format_
 ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CUT = 5 << 20
-"""After so many bytes an answer breaks off."""
+"""Number of bytes after which a response is cut off."""
 
 
 @dataclass
 class FakeHub:
-    """Repositories, and what was asked of them. `cut` breaks the next large answer off."""
+    """Repositories, and the requests for them. `cut`: cut off the next large response."""
 
     repositories: dict[str, dict[str, bytes]]
     url: str = ""
@@ -73,15 +73,15 @@ def handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             if not body:
                 return self.answer(200, data, headers, body=False)
             hub.fetched.append(path)
-            asked = self.headers.get("Range")
+            byte_range = self.headers.get("Range")
             if len(data) > CUT:
-                hub.ranges.append(asked)
-            start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
-            if asked:
+                hub.ranges.append(byte_range)
+            start = int(byte_range.removeprefix("bytes=").split("-")[0]) if byte_range else 0
+            if byte_range:
                 headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             cut = hub.cut and len(data) > CUT
             hub.cut = hub.cut and not cut
-            return self.answer(206 if asked else 200, data[start:], headers, limit=CUT if cut else None)
+            return self.answer(206 if byte_range else 200, data[start:], headers, limit=CUT if cut else None)
 
         def answer(self, status: int, data: bytes, headers: dict[str, str], body: bool = True, limit: int | None = None) -> None:
             self.send_response(status)
@@ -110,7 +110,7 @@ def hub() -> Iterator[FakeHub]:
 
 
 class Command:
-    """tools/download.py in a folder of its own, asking the hub at `url`."""
+    """Runs tools/download.py in `folder` with the hub at `url`."""
 
     def __init__(self, folder: Path, url: str):
         self.folder = folder
@@ -120,7 +120,7 @@ class Command:
         self.environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
 
     def import_from(self, folder: Path) -> None:
-        """Have modules in a folder found first."""
+        """Put a folder at the front of the module search path."""
         self.environment["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [self.environment.get("PYTHONPATH")])])
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -139,11 +139,11 @@ def command(tmp_path: Path, hub: FakeHub) -> Command:
     return Command(tmp_path, hub.url)
 
 
-def test_it_says_sizes_first_and_fetches_only_what_is_missing(command: Command, hub: FakeHub) -> None:
+def test_sizes_are_printed_first_and_only_missing_files_are_downloaded(command: Command, hub: FakeHub) -> None:
     status, out, _ = command.run("--sizes")
     assert status == 0
-    assert "model.vision: maker/siglip, 3 files, 12.6 MB, to fetch: 12.6 MB" in out
-    assert "model.language: maker/qwen, 2 files, 2 kB, to fetch: 2 kB" in out
+    assert "model.vision: maker/siglip, 3 files, 12.6 MB, to download: 12.6 MB" in out
+    assert "model.language: maker/qwen, 2 files, 2 kB, to download: 2 kB" in out
     assert not hub.fetched
     status, out, error = command.run()
     assert status == 0, error
@@ -152,15 +152,15 @@ def test_it_says_sizes_first_and_fetches_only_what_is_missing(command: Command, 
     assert weights.read_bytes() == hub.repositories["maker/siglip"]["model.safetensors"]
     hub.fetched.clear()
     status, out, _ = command.run()
-    assert "together to fetch: 0 B" in out
+    assert "total to download: 0 B" in out
     assert not hub.fetched
 
 
-def test_a_download_that_broke_off_goes_on_in_the_middle_of_the_file(command: Command, hub: FakeHub) -> None:
+def test_an_interrupted_download_resumes_in_the_middle_of_the_file(command: Command, hub: FakeHub) -> None:
     hub.cut = True
     status, _, error = command.run()
     assert status == 1
-    assert "maker/siglip: the Hugging Face hub is out of reach (no network?), run the command again to go on" in error.splitlines()[-1]
+    assert "maker/siglip: the Hugging Face hub cannot be reached (no network?); run the command again to resume" in error.splitlines()[-1]
     status, _, error = command.run()
     assert status == 0, error
     assert hub.ranges == ["bytes=0-", f"bytes={CUT}-"]
@@ -169,7 +169,7 @@ def test_a_download_that_broke_off_goes_on_in_the_middle_of_the_file(command: Co
     assert not list(command.folder.rglob("*.partial"))
 
 
-def test_a_damaged_file_is_removed_and_fetched_again(command: Command, hub: FakeHub) -> None:
+def test_a_damaged_file_is_removed_and_downloaded_again(command: Command, hub: FakeHub) -> None:
     hub.cut = True
     command.run()
     (partial,) = command.folder.rglob("*.partial")
@@ -177,40 +177,40 @@ def test_a_damaged_file_is_removed_and_fetched_again(command: Command, hub: Fake
         content.write(b"xx")
     status, _, error = command.run()
     assert status == 1
-    assert "model.safetensors arrived damaged and was removed; run the command again" in error
+    assert "model.safetensors was corrupt and has been removed; run the command again" in error
     assert command.run()[0] == 0
 
 
 def test_no_network_is_one_line(tmp_path: Path) -> None:
-    # Port 1 on this machine refuses.
+    # Nothing listens on port 1.
     status, _, error = Command(tmp_path, "http://127.0.0.1:1").run()
     assert status == 1
     assert len(error.splitlines()) == 1
-    assert "maker/siglip: the Hugging Face hub is out of reach (no network?)" in error
+    assert "maker/siglip: the Hugging Face hub cannot be reached (no network?)" in error
 
 
-def test_a_name_that_the_hub_does_not_know_is_one_line(command: Command, hub: FakeHub) -> None:
+def test_an_unknown_hub_name_is_one_line(command: Command, hub: FakeHub) -> None:
     del hub.repositories["maker/qwen"]
     status, _, error = command.run()
     assert status == 1
     assert len(error.splitlines()) == 1
-    assert "maker/qwen: the Hugging Face hub does not give it" in error
+    assert "maker/qwen: the Hugging Face hub does not provide this model" in error
 
 
 def test_folders_need_no_download(tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     status, out, _ = Command(tmp_path, "http://127.0.0.1:1").run("model.vision=parts", "model.language=parts")
     assert status == 0
-    assert out == "model.vision, model.language: parts is a folder here\n"
+    assert out == "model.vision, model.language: parts is a local folder\n"
 
 
-def test_a_folder_that_is_not_there_is_an_error_naming_its_key(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error_with_its_key(tmp_path: Path) -> None:
     status, _, error = Command(tmp_path, "http://127.0.0.1:1").run("model.vision=./parts/siglip")
     assert status == 2
     assert "model.vision: ./parts/siglip does not exist" in error
 
 
-def test_modelscope_without_its_client_says_how_to_install_it(tmp_path: Path) -> None:
+def test_the_error_about_a_missing_modelscope_client_has_the_install_command(tmp_path: Path) -> None:
     (tmp_path / "modelscope.py").write_text("raise ImportError")
     command = Command(tmp_path, "http://127.0.0.1:1")
     command.import_from(tmp_path)
@@ -219,7 +219,7 @@ def test_modelscope_without_its_client_says_how_to_install_it(tmp_path: Path) ->
     assert error == "error: --source modelscope needs its client: pip install modelscope\n"
 
 
-def test_modelscope_puts_parts_into_a_folder_and_says_how_to_name_it(tmp_path: Path) -> None:
+def test_modelscope_downloads_into_a_folder_and_prints_the_overrides(tmp_path: Path) -> None:
     (tmp_path / "modelscope" / "hub").mkdir(parents=True)
     for empty in ("__init__.py", "errors.py"):
         (tmp_path / "modelscope" / "hub" / empty).touch()
@@ -238,28 +238,28 @@ def test_modelscope_puts_parts_into_a_folder_and_says_how_to_name_it(tmp_path: P
     command.import_from(tmp_path)
     status, out, error = command.run("--source", "modelscope", "--into", "here")
     assert status == 0, error
-    assert "use them with: model.vision=here/maker/siglip model.language=here/maker/qwen" in out
+    assert "use with: model.vision=here/maker/siglip model.language=here/maker/qwen" in out
     assert sorted(path.name for path in (tmp_path / "here/maker/siglip").iterdir()) == ["config.json", "model.safetensors"]
-    assert "together to fetch: 0 B" in command.run("--source", "modelscope", "--into", "here")[1]
+    assert "total to download: 0 B" in command.run("--source", "modelscope", "--into", "here")[1]
 
 
 class NotThereError(Exception):
-    """Stands for ModelScope's own exceptions, which are below neither OSError nor ValueError."""
+    """Stands for ModelScope's exceptions, which are neither OSError nor ValueError."""
 
 
 @pytest.mark.parametrize(
-    ("raised", "said"),
+    ("raised", "message"),
     [
-        (NotThereError("no such\nmodel"), r"a/b: ModelScope does not give it: no such model \(NotThereError\)"),
-        (OSError(), "nothing more is said"),
+        (NotThereError("no such\nmodel"), r"a/b: ModelScope does not provide this model: no such model \(NotThereError\)"),
+        (OSError(), "no details given"),
     ],
 )
-def test_modelscopes_own_errors_become_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str) -> None:
-    with pytest.raises(TesseraError, match=said):
+def test_errors_of_modelscope_become_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, message: str) -> None:
+    with pytest.raises(TesseraError, match=message):
         modelscope_that_raises(raised, tmp_path, monkeypatch).files("a/b")
 
 
-def test_a_defect_is_not_taken_for_an_answer_of_modelscope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_our_code_is_not_reported_as_one_of_modelscope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AttributeError, match="a defect"):
         modelscope_that_raises(AttributeError("a defect"), tmp_path, monkeypatch).files("a/b")
 
@@ -275,21 +275,21 @@ def modelscope_that_raises(error: Exception, folder: Path, monkeypatch: pytest.M
     return ModelScope(folder)
 
 
-def test_weights_are_fetched_in_one_format_only() -> None:
-    def chosen(*paths: str) -> list[str]:
+def test_weights_are_downloaded_in_one_format_only() -> None:
+    def selected(*paths: str) -> list[str]:
         return [file.path for file in select_files([RemoteFile(path, 1, False) for path in paths])]
 
     sharded = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    assert chosen("config.json", "merges.txt", *sharded, "pytorch_model.bin", "tf_model.h5") == ["config.json", "merges.txt", *sharded]
-    assert chosen("model.safetensors", "model.fp16.safetensors") == ["model.safetensors"]
-    assert chosen("config.json", "pytorch_model.bin", "flax_model.msgpack") == ["config.json", "pytorch_model.bin"]
-    assert chosen("chat_template.jinja", "onnx/model.onnx", "LICENSE", "x.gguf") == ["chat_template.jinja", "LICENSE"]
+    assert selected("config.json", "merges.txt", *sharded, "pytorch_model.bin", "tf_model.h5") == ["config.json", "merges.txt", *sharded]
+    assert selected("model.safetensors", "model.fp16.safetensors") == ["model.safetensors"]
+    assert selected("config.json", "pytorch_model.bin", "flax_model.msgpack") == ["config.json", "pytorch_model.bin"]
+    assert selected("chat_template.jinja", "onnx/model.onnx", "LICENSE", "x.gguf") == ["chat_template.jinja", "LICENSE"]
 
 
-def test_a_full_disk_is_said_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**9))
     check_disk_space(tmp_path / "not" / "yet", 10**9)
-    with pytest.raises(UsageError, match=r"2\.5 GB are to be fetched, and the disk has 1 GB left"):
+    with pytest.raises(UsageError, match=r"needs 2\.5 GB, but only 1 GB are free"):
         check_disk_space(tmp_path / "not" / "yet", 2_500_000_000)
 
 

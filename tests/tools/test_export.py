@@ -1,3 +1,5 @@
+"""tools/export.py: both formats, errors, and the examples of the documentation."""
+
 import json
 import re
 import shlex
@@ -26,7 +28,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def experiment(parts: Path, processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Write c.yaml and a whole checkpoint of it in the current folder."""
+    """Function that writes c.yaml and a complete checkpoint in the current folder."""
     monkeypatch.chdir(tmp_path)
 
     def make(pool: int = 1) -> Path:
@@ -48,8 +50,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     def run(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
             cli.run(export.main, export.parser, ["--config", "c.yaml", *arguments])
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
 
     return run
 
@@ -62,15 +64,15 @@ def test_the_latest_checkpoint_is_exported_for_stock_transformers(experiment: Ca
     assert AutoModelForImageTextToText.from_pretrained("exported").dtype == torch.float32
     files = {path.name for path in Path("exported").iterdir()}
     assert files >= {"README.md", "config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "processor_config.json"}
-    assert checkpoint.manifest_mismatch(folder) is None, "the checkpoint itself is left alone"
+    assert checkpoint.manifest_mismatch(folder) is None, "the checkpoint itself is not changed"
 
 
-def test_an_export_has_what_vllm_reads_of_a_llava(experiment: Callable[..., Path], run: Run) -> None:
+def test_an_export_has_the_keys_that_vllm_reads_of_a_llava(experiment: Callable[..., Path], run: Run) -> None:
     experiment()
     assert run("--format", "llava", "--out", "exported")[0] == 0
     config = json.loads(Path("exported/config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["LlavaForConditionalGeneration"]
-    # It looks up the language model by this name, and by nothing else.
+    # vLLM looks up the language model by this name only.
     assert config["text_config"]["architectures"] == ["Qwen3ForCausalLM"]
     assert config["vision_config"]["model_type"] == "siglip_vision_model"
     assert (config["vision_feature_layer"], config["vision_feature_select_strategy"]) == (-2, "full")
@@ -84,7 +86,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("language", ["bash", "text", "yaml"])
-def test_both_pages_show_the_same(language: str) -> None:
+def test_both_pages_have_the_same_code_blocks(language: str) -> None:
     assert blocks("zh/export.md", language) == blocks("export.md", language) != []
 
 
@@ -93,8 +95,8 @@ def test_the_examples_of_the_documentation_run(parts: Path, processor: Processor
     write_checkpoint(Path("checkpoints/tiny/checkpoint-1"), parts, processor)
     for name in ("siglip", "qwen3", "clip"):
         Path("checkpoints/tiny", name).symlink_to(parts / name)
-    shown = [shlex.split(line) for line in "".join(blocks("export.md", "bash")).splitlines()]
-    for _, command, *arguments in shown:
+    documented = [shlex.split(line) for line in "".join(blocks("export.md", "bash")).splitlines()]
+    for _, command, *arguments in documented:
         assert command == "tools/export.py"
         with pytest.raises(SystemExit) as ended:
             cli.run(export.main, export.parser, arguments)
@@ -102,7 +104,7 @@ def test_the_examples_of_the_documentation_run(parts: Path, processor: Processor
     assert {path.name for path in Path("exported").iterdir()} == {"tiny", "tiny_merged"}
 
 
-def test_a_named_checkpoint_is_merged_in_half_precision_with_its_data_report(experiment: Callable[..., Path], run: Run) -> None:
+def test_a_given_checkpoint_is_merged_in_bf16_with_its_data_report(experiment: Callable[..., Path], run: Run) -> None:
     folder = experiment(pool=3)
     write_json(Path("report.json"), MergeReport(sources=[SourceReport("coco", "coco_captions")], images=41, samples=97).to_json())
     status, _, _ = run("--checkpoint", str(folder), "--format", "merged", "--dtype", "bfloat16", "--out", "m", "--report", "report.json")
@@ -112,7 +114,7 @@ def test_a_named_checkpoint_is_merged_in_half_precision_with_its_data_report(exp
     assert Processor.load(Path("m")).tokens_per_image == 36
 
 
-def test_a_setting_in_the_way_is_one_line_with_status_2(experiment: Callable[..., Path], run: Run) -> None:
+def test_an_incompatible_setting_is_one_line_with_status_2(experiment: Callable[..., Path], run: Run) -> None:
     experiment(pool=3)
     status, _, error = run("--format", "llava", "--out", "exported")
     assert status == 2
@@ -125,4 +127,4 @@ def test_an_experiment_without_a_checkpoint_is_one_line_with_status_2(run: Run, 
     Path("c.yaml").write_text("name: fresh")
     status, _, error = run("--format", "llava", "--out", "exported")
     assert status == 2
-    assert "checkpoints/fresh: no whole checkpoint" in error
+    assert "checkpoints/fresh: it contains no complete checkpoint" in error

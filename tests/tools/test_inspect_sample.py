@@ -12,12 +12,12 @@ from tools import inspect_sample
 
 @pytest.fixture
 def config(tmp_path: Path, parts: Path) -> Path:
-    """A configuration with merged data and the small parts."""
+    """Configuration with merged data and the small models."""
     raw = RawFiles(tmp_path)
     raw.image("a.png")
     raw.merge(raw.llava([conversation("a.png", "What color?", "red"), conversation("a.png", "How many?", "2")]))
     path = tmp_path / "config.yaml"
-    model = {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "max_tokens": 512}
+    model = {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "max_length": 512}
     path.write_text(yaml.safe_dump({"name": "small", "data": {"folder": str(raw.merged)}, "model": model}), encoding="utf-8")
     return path
 
@@ -28,7 +28,7 @@ def status_of(config: Path, *arguments: str) -> object:
     return ended.value.code
 
 
-def test_a_sample_is_shown_by_its_id(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sample_is_selected_by_its_id(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(config, "--sample", "llava/1") == 0
     shown = capsys.readouterr().out
     assert shown.startswith("llava/1: conversation, en, train, from llava\n")
@@ -37,11 +37,11 @@ def test_a_sample_is_shown_by_its_id(config: Path, capsys: pytest.CaptureFixture
     assert shown.endswith("target: '2'\nanswer: '2'\n")
 
 
-def test_an_index_beyond_the_data_ends_with_2(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_index_out_of_range_exits_with_status_2(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(config, "--index", "2") == 2
     assert "has the rows 0 to 1" in capsys.readouterr().err
 
 
-def test_a_part_that_does_not_exist_ends_with_2(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_model_folder_exits_with_status_2(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(config, "model.vision=./nowhere") == 2
     assert "model.vision" in capsys.readouterr().err

@@ -1,8 +1,8 @@
-/* A CUDA card that computes nothing, loaded in front of the real runtime and driver (LD_PRELOAD).
+/* A simulated CUDA device that computes nothing, loaded before the real runtime and driver (LD_PRELOAD).
  *
- * Memory is reserved, counted, and refused where the card is full. Copies from and to the host are made, so what a program wrote
- * it reads back. Kernels, matrix products and graphs are accepted and not run. Everything that is not defined here is a function
- * that says "success" (see build.py). IMITATED_CARD_BYTES: the card's memory; IMITATED_CONTEXT_BYTES: what a context takes of it. */
+ * Allocations are counted, and fail when the device is full. Copies from and to the host are made, so a program reads back what it
+ * wrote. Kernels, matrix products and graphs are accepted and not run. All other CUDA functions are stubs that return success (see
+ * build_library.py). SIMULATED_GPU_BYTES: memory of the device; SIMULATED_CONTEXT_BYTES: the part that the CUDA context takes. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <driver_types.h>
@@ -14,13 +14,13 @@
 #include <sys/mman.h>
 
 enum { SUCCESS = 0, OUT_OF_MEMORY = 2, PAGE = 2 << 20, BUCKETS = 1 << 16 };
-static const size_t SPAN = (size_t)32 << 40; /* addresses; none is given out twice */
+static const size_t SPAN = (size_t)32 << 40; /* address space; no address is reused */
 
 struct block { void *start; size_t size; struct block *next; };
 static struct block *blocks[BUCKETS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char *device;
-static size_t card, context, held, given;
+static size_t capacity, context, allocated, next_offset;
 static int failed, capturing;
 
 static size_t bytes_of(const char *name) {
@@ -30,11 +30,11 @@ static size_t bytes_of(const char *name) {
 
 static void begin(void) {
     if (device) return;
-    card = bytes_of("IMITATED_CARD_BYTES");
-    context = bytes_of("IMITATED_CONTEXT_BYTES");
+    capacity = bytes_of("SIMULATED_GPU_BYTES");
+    context = bytes_of("SIMULATED_CONTEXT_BYTES");
     device = mmap(NULL, SPAN, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (device == MAP_FAILED) {
-        perror("imitated card: mmap");
+        perror("simulated GPU: mmap");
         abort();
     }
     device = (char *)(((uintptr_t)device + PAGE - 1) & ~(uintptr_t)(PAGE - 1));
@@ -45,12 +45,12 @@ static int is_on_device(const void *p) { return device && (const char *)p >= dev
 static struct block **bucket(const void *p) { return &blocks[((uintptr_t)p >> 12 ^ (uintptr_t)p >> 28) & (BUCKETS - 1)]; }
 
 static struct block **find(const void *p) {
-    struct block **place = bucket(p);
-    while (*place && (*place)->start != p) place = &(*place)->next;
-    return place;
+    struct block **slot = bucket(p);
+    while (*slot && (*slot)->start != p) slot = &(*slot)->next;
+    return slot;
 }
 
-static void remember(void *p, size_t size) {
+static void add_block(void *p, size_t size) {
     struct block *new = malloc(sizeof *new), **first = bucket(p);
     *new = (struct block){p, size, *first};
     *first = new;
@@ -63,17 +63,17 @@ int cudaMalloc(void **p, size_t size) {
     pthread_mutex_lock(&lock);
     begin();
     size = (size + PAGE - 1) & ~(size_t)(PAGE - 1);
-    if (held + size + context > card) {
+    if (allocated + size + context > capacity) {
         *p = NULL;
         result = failed = OUT_OF_MEMORY;
-    } else if (given + size + PAGE > SPAN) {
-        fprintf(stderr, "imitated card: no addresses are left\n");
+    } else if (next_offset + size + PAGE > SPAN) {
+        fprintf(stderr, "simulated GPU: out of address space\n");
         abort();
     } else {
-        *p = device + given;
-        given += size;
-        held += size;
-        remember(*p, size);
+        *p = device + next_offset;
+        next_offset += size;
+        allocated += size;
+        add_block(*p, size);
     }
     pthread_mutex_unlock(&lock);
     return result;
@@ -81,11 +81,11 @@ int cudaMalloc(void **p, size_t size) {
 
 int cudaFree(void *p) {
     pthread_mutex_lock(&lock);
-    struct block **place = find(p), *block = *place;
+    struct block **slot = find(p), *block = *slot;
     if (block) {
-        *place = block->next;
+        *slot = block->next;
         if (is_on_device(p)) {
-            held -= block->size;
+            allocated -= block->size;
             madvise(p, block->size, MADV_DONTNEED);
         } else {
             free(p);
@@ -99,7 +99,7 @@ int cudaFree(void *p) {
 int cudaHostAlloc(void **p, size_t size, unsigned flags) {
     *p = aligned_alloc(4096, (size + 4095) & ~(size_t)4095);
     pthread_mutex_lock(&lock);
-    remember(*p, size);
+    add_block(*p, size);
     pthread_mutex_unlock(&lock);
     return SUCCESS;
 }
@@ -107,37 +107,37 @@ int cudaHostAlloc(void **p, size_t size, unsigned flags) {
 int cudaFreeHost(void *p) { return cudaFree(p); }
 int cudaMallocAsync(void **p, size_t size, void *stream) { return cudaMalloc(p, size); }
 int cudaFreeAsync(void *p, void *stream) { return cudaFree(p); }
-/* The host's, as the driver keeps it where the card is full. */
+/* Host memory, to which the driver evicts managed memory when the device is full. */
 int cudaMallocManaged(void **p, size_t size, unsigned flags) { return cudaHostAlloc(p, size, flags); }
 
-int cudaMemGetInfo(size_t *left, size_t *whole) {
+int cudaMemGetInfo(size_t *free_bytes, size_t *total) {
     pthread_mutex_lock(&lock);
     begin();
-    *whole = card;
-    *left = card > held + context ? card - held - context : 0;
+    *total = capacity;
+    *free_bytes = capacity > allocated + context ? capacity - allocated - context : 0;
     pthread_mutex_unlock(&lock);
     return SUCCESS;
 }
 
 int cudaMemcpy(void *to, const void *from, size_t size, int kind) {
-    /* What lies on the card is of no meaning, so it need not move there. */
+    /* Values on the device are meaningless, so copies within it are skipped. */
     if (!(is_on_device(to) && is_on_device(from))) memcpy(to, from, size);
     return SUCCESS;
 }
 
 int cudaMemcpyAsync(void *to, const void *from, size_t size, int kind, void *stream) { return cudaMemcpy(to, from, size, kind); }
 
-int cudaPointerGetAttributes(struct cudaPointerAttributes *found, const void *p) {
+int cudaPointerGetAttributes(struct cudaPointerAttributes *attributes, const void *p) {
     pthread_mutex_lock(&lock);
     int known = *find(p) != NULL;
     pthread_mutex_unlock(&lock);
-    memset(found, 0, sizeof *found);
-    found->type = is_on_device(p) ? cudaMemoryTypeDevice : known ? cudaMemoryTypeHost : cudaMemoryTypeUnregistered;
-    found->devicePointer = found->hostPointer = (void *)p;
+    memset(attributes, 0, sizeof *attributes);
+    attributes->type = is_on_device(p) ? cudaMemoryTypeDevice : known ? cudaMemoryTypeHost : cudaMemoryTypeUnregistered;
+    attributes->devicePointer = attributes->hostPointer = (void *)p;
     return SUCCESS;
 }
 
-/* What the card is: the shape of an H100 or H200, by which kernels are chosen. */
+/* Device properties of an H100 or H200, by which kernels are selected. */
 
 int cudaGetDeviceCount(int *count) { return *count = 1, SUCCESS; }
 int cudaGetDevice(int *index) { return *index = 0, SUCCESS; }
@@ -168,12 +168,12 @@ int cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int index)
     return SUCCESS;
 }
 
-int cudaGetDeviceProperties(struct cudaDeviceProp *found, int index) {
+int cudaGetDeviceProperties(struct cudaDeviceProp *properties, int index) {
     pthread_mutex_lock(&lock);
     begin();
     pthread_mutex_unlock(&lock);
-    *found = (struct cudaDeviceProp){
-        .name = "imitated card", .totalGlobalMem = card, .major = 9, .multiProcessorCount = 132, .warpSize = 32,
+    *properties = (struct cudaDeviceProp){
+        .name = "simulated GPU", .totalGlobalMem = capacity, .major = 9, .multiProcessorCount = 132, .warpSize = 32,
         .sharedMemPerBlock = 48 << 10, .sharedMemPerBlockOptin = 227 << 10, .sharedMemPerMultiprocessor = 228 << 10,
         .regsPerBlock = 65536, .regsPerMultiprocessor = 65536, .maxThreadsPerBlock = 1024, .maxThreadsPerMultiProcessor = 2048,
         .maxThreadsDim = {1024, 1024, 64}, .maxGridSize = {2147483647, 65535, 65535}, .maxBlocksPerMultiProcessor = 32,
@@ -187,8 +187,8 @@ int cudaDeviceGetPCIBusId(char *text, int size, int index) { return snprintf(tex
 int cudaDeviceCanAccessPeer(int *can) { return *can = 0, SUCCESS; }
 int cudaDeviceGetStreamPriorityRange(int *least, int *greatest) { return *least = 0, *greatest = -5, SUCCESS; }
 
-int cudaFuncGetAttributes(struct cudaFuncAttributes *found, const void *kernel) {
-    *found = (struct cudaFuncAttributes){.maxThreadsPerBlock = 1024, .numRegs = 64, .binaryVersion = 90, .ptxVersion = 90};
+int cudaFuncGetAttributes(struct cudaFuncAttributes *attributes, const void *kernel) {
+    *attributes = (struct cudaFuncAttributes){.maxThreadsPerBlock = 1024, .numRegs = 64, .binaryVersion = 90, .ptxVersion = 90};
     return SUCCESS;
 }
 
@@ -205,22 +205,22 @@ int cudaGetLastError(void) {
 const char *cudaGetErrorName(int error) { return error == OUT_OF_MEMORY ? "cudaErrorMemoryAllocation" : "cudaError"; }
 const char *cudaGetErrorString(int error) { return error == OUT_OF_MEMORY ? "out of memory" : error ? "an error" : "no error"; }
 
-static int name(void **handle) {
+static int new_handle(void **handle) {
     static uintptr_t last = 1 << 16;
     *handle = (void *)__sync_add_and_fetch(&last, 64);
     return SUCCESS;
 }
 
-int cudaStreamCreate(void **stream) { return name(stream); }
-int cudaStreamCreateWithFlags(void **stream) { return name(stream); }
-int cudaStreamCreateWithPriority(void **stream) { return name(stream); }
+int cudaStreamCreate(void **stream) { return new_handle(stream); }
+int cudaStreamCreateWithFlags(void **stream) { return new_handle(stream); }
+int cudaStreamCreateWithPriority(void **stream) { return new_handle(stream); }
 int cudaStreamGetPriority(void *stream, int *priority) { return *priority = 0, SUCCESS; }
-int cudaEventCreate(void **event) { return name(event); }
-int cudaEventCreateWithFlags(void **event) { return name(event); }
+int cudaEventCreate(void **event) { return new_handle(event); }
+int cudaEventCreateWithFlags(void **event) { return new_handle(event); }
 int cudaEventElapsedTime(float *milliseconds) { return *milliseconds = 1, SUCCESS; }
-int cudaDeviceGetDefaultMemPool(void **pool) { return name(pool); }
+int cudaDeviceGetDefaultMemPool(void **pool) { return new_handle(pool); }
 
-/* Graphs hold nothing. */
+/* CUDA graphs are empty. */
 
 int cudaStreamIsCapturing(void *stream, int *status) { return *status = capturing, SUCCESS; }
 int cudaStreamGetCaptureInfo(void *stream, int *status, unsigned long long *id, void **graph, void **first, void **edges, size_t *count) {
@@ -234,10 +234,10 @@ int cudaStreamGetCaptureInfo(void *stream, int *status, unsigned long long *id, 
 }
 int cudaStreamBeginCapture(void) { return capturing = 1, SUCCESS; }
 int cudaStreamEndCapture(void *stream, void **graph) { return capturing = 0, *graph = &capturing, SUCCESS; }
-int cudaGraphInstantiateWithFlags(void **runnable) { return name(runnable); }
+int cudaGraphInstantiateWithFlags(void **runnable) { return new_handle(runnable); }
 int cudaGraphGetNodes(void *graph, void *nodes, size_t *count) { return *count = 1, SUCCESS; }
 
-/* Kernels: those that are linked in, and those of Triton, which the driver loads. */
+/* Kernels that are linked in, and kernels of Triton, which the driver loads. */
 
 void **__cudaRegisterFatBinary(void *binary) {
     static void *handle[1];
@@ -250,12 +250,12 @@ int cuDeviceGet(int *index) { return *index = 0, SUCCESS; }
 int cuDeviceGetCount(int *count) { return *count = 1, SUCCESS; }
 int cuDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int index) { return cudaDeviceGetAttribute(value, attribute, index); }
 int cuDevicePrimaryCtxGetState(int index, unsigned *flags, int *active) { return *flags = 0, *active = 1, SUCCESS; }
-int cuDevicePrimaryCtxRetain(void **found) { return *found = &capturing, SUCCESS; }
-int cuCtxGetCurrent(void **found) { return *found = &capturing, SUCCESS; }
-int cuModuleLoadData(void **module) { return name(module); }
-int cuModuleLoadDataEx(void **module) { return name(module); }
-int cuModuleLoad(void **module) { return name(module); }
-int cuModuleGetFunction(void **function) { return name(function); }
+int cuDevicePrimaryCtxRetain(void **context_handle) { return *context_handle = &capturing, SUCCESS; }
+int cuCtxGetCurrent(void **context_handle) { return *context_handle = &capturing, SUCCESS; }
+int cuModuleLoadData(void **module) { return new_handle(module); }
+int cuModuleLoadDataEx(void **module) { return new_handle(module); }
+int cuModuleLoad(void **module) { return new_handle(module); }
+int cuModuleGetFunction(void **function) { return new_handle(function); }
 int cuFuncGetAttribute(int *value, int attribute) { return *value = attribute == 0 ? 1024 : attribute == 4 ? 32 : 0, SUCCESS; }
 int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks) { return *blocks = 1, SUCCESS; }
 int cuOccupancyMaxActiveClusters(int *clusters) { return *clusters = 16, SUCCESS; }
@@ -265,8 +265,8 @@ int cuCtxGetLimit(size_t *value) { return *value = 0, SUCCESS; }
 
 static int succeed(void) { return SUCCESS; }
 int cudaGetDriverEntryPointByVersion(const char *name, void **function, unsigned version, unsigned long long flags, int *status) {
-    void *found = dlsym(RTLD_DEFAULT, name);
-    *function = found ? found : (void *)succeed;
+    void *symbol = dlsym(RTLD_DEFAULT, name);
+    *function = symbol ? symbol : (void *)succeed;
     if (status) *status = SUCCESS;
     return SUCCESS;
 }
@@ -276,12 +276,12 @@ int cudaGetDriverEntryPoint(const char *name, void **function, unsigned long lon
 
 /* cuBLAS. */
 
-int cublasCreate_v2(void **handle) { return name(handle); }
-int cublasLtCreate(void **handle) { return name(handle); }
+int cublasCreate_v2(void **handle) { return new_handle(handle); }
+int cublasLtCreate(void **handle) { return new_handle(handle); }
 int cublasGetMathMode(void *handle, int *mode) { return *mode = 0, SUCCESS; }
 int cublasGetPointerMode_v2(void *handle, int *mode) { return *mode = 0, SUCCESS; }
 size_t cublasLtGetVersion(void) { return 130000; }
-int cublasLtMatmulAlgoGetHeuristic(void *handle, void *d, void *a, void *b, void *c, void *o, void *p, int asked, void *found, int *count) {
-    memset(found, 0, 96); /* one algorithm, which takes no workspace */
+int cublasLtMatmulAlgoGetHeuristic(void *handle, void *d, void *a, void *b, void *c, void *o, void *p, int requested, void *results, int *count) {
+    memset(results, 0, 96); /* one algorithm, without workspace */
     return *count = 1, SUCCESS;
 }

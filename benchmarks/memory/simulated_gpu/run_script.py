@@ -1,4 +1,4 @@
-"""What runs in a process that has an imitated card: a script with its arguments, as `python SCRIPT ...` would run it."""
+"""Entry point of a process on a simulated GPU: runs a script with its arguments as `python SCRIPT ...` does."""
 
 import os
 import runpy
@@ -10,16 +10,16 @@ import torch
 
 
 def disable_gpu_only_code() -> None:
-    """cuDNN, which asks a real card for a plan of its convolutions, and a distribution whose kernel is compiled when it is first used.
+    """Disable cuDNN, which asks the GPU for an execution plan, and truncated normal initialisation, which compiles its kernel at first use.
 
-    Convolutions (one a picture, for its patches) take another way; weights are as meaningless as everything else.
+    Convolutions (the patch embedding) use another implementation; the values of the weights do not matter.
     """
     torch.backends.cudnn.enabled = False
     torch.nn.init._no_grad_trunc_normal_ = lambda tensor, *_, **__: tensor
 
 
 def run(arguments: list[str]) -> int:
-    """The exit status of a script. arguments: its path and what it is given."""
+    """Run a script, given as its path and its arguments; returns its exit status."""
     sys.argv = arguments
     sys.path[0] = str(Path(arguments[0]).resolve().parent)
     try:
@@ -28,7 +28,7 @@ def run(arguments: list[str]) -> int:
         if isinstance(exit_error.code, str):
             print(exit_error.code, file=sys.stderr)
         return exit_error.code if isinstance(exit_error.code, int) else int(exit_error.code is not None)
-    except Exception:  # noqa: BLE001 - the interpreter's own report of it would come behind our end
+    except Exception:  # noqa: BLE001 - os._exit below skips the interpreter's own traceback
         traceback.print_exc()
         return 1
     return 0
@@ -39,5 +39,5 @@ if __name__ == "__main__":
     status = run(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not by way of torch's own end, which now and then waits for or trips over a card that is not there.
+    # Skips torch's cleanup at exit, which sometimes hangs or crashes without a real GPU.
     os._exit(status)

@@ -1,4 +1,4 @@
-"""The computed memory of a step is that of real tensors where a CPU can tell, and keeps within what is promised."""
+"""The estimated memory of a training step agrees with real tensors as far as a CPU shows them, and meets the targets."""
 
 import dataclasses
 from pathlib import Path
@@ -16,23 +16,23 @@ from model.lora import base_model, configure_trainable, enable_gradient_checkpoi
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
-from tests.model.kept import saved_tensor_bytes
+from tests.model.saved_tensors import saved_tensor_bytes
 from tools.benchmark import SIZES
 from training.config import TrainConfig
 
 RECIPE = configuration.DEFAULT.parent / SIZES["4b"][0]
 
 
-@pytest.mark.parametrize(("size", "most"), [("4b", 10), ("8b", 14)])
-def test_qlora_in_rows_of_1024_keeps_within_what_is_promised(size: Any, most: float) -> None:
+@pytest.mark.parametrize(("size", "target"), [("4b", 10), ("8b", 14)])
+def test_qlora_in_rows_of_1024_meets_its_target(size: Any, target: float) -> None:
     config = configuration.load(RECIPE)
     assert (config.train.packing_length, config.train.optim, config.model.quantization) == (1024, "paged_adamw8bit", "nf4")
     report = estimate_memory(size, config.model, config.train)
-    found = report.measured["bytes"]
-    assert found["in all"] == pytest.approx(sum(found.values()) / 2)
-    assert 0.5 * most < found["in all"] / 2**30 < most
+    estimated = report.measured["bytes"]
+    assert estimated["in all"] == pytest.approx(sum(estimated.values()) / 2)
+    assert 0.5 * target < estimated["in all"] / 2**30 < target
     plain = estimate_memory(size, ModelConfig(max_length=1024), config.train).measured["bytes"]
-    assert plain["language model's layers"] == pytest.approx(2 / 0.516 * found["language model's layers"], rel=0.001)
+    assert plain["language model's layers"] == pytest.approx(2 / 0.516 * estimated["language model's layers"], rel=0.001)
 
 
 @pytest.fixture
@@ -41,27 +41,27 @@ def settings(parts: Path) -> ModelConfig:
     return ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=lora, quantization="nf4", max_length=256)
 
 
-def test_what_is_held_is_what_the_tensors_of_a_quantised_model_take(settings: ModelConfig, processor: Processor) -> None:
+def test_persistent_bytes_are_those_of_the_tensors_of_a_quantised_model(settings: ModelConfig, processor: Processor) -> None:
     model = configure_trainable(
         build(settings, image_token_id=processor.image_token_id, dtype=torch.bfloat16), settings, ["connector", "lora"]
     )
-    taken = 0
+    quantised_bytes = 0
     for module in base_model(model).model.language_model.layers.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             state = module.weight.quant_state
-            beside = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
-            taken += module.weight.nbytes + sum(tensor.nbytes for tensor in beside)
+            state_tensors = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+            quantised_bytes += module.weight.nbytes + sum(tensor.nbytes for tensor in state_tensors)
     plain = dataclasses.replace(settings, quantization="none")
     unquantised = build(plain, image_token_id=processor.image_token_id, dtype=torch.bfloat16)
-    found = persistent_bytes(configure_trainable(unquantised, plain, ["connector", "lora"]), settings, TrainConfig())
-    assert taken <= found["language model's layers"] <= 1.01 * taken
+    estimated = persistent_bytes(configure_trainable(unquantised, plain, ["connector", "lora"]), settings, TrainConfig())
+    assert quantised_bytes <= estimated["language model's layers"] <= 1.01 * quantised_bytes
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert found["trained weights and gradients, fp32"] == 2 * sum(parameter.nbytes for parameter in trained)
+    assert estimated["trained weights and gradients, fp32"] == 2 * sum(parameter.nbytes for parameter in trained)
     frozen = sum(p.nbytes for n, p in model.named_parameters() if not p.requires_grad and not n.endswith("base_layer.weight"))
-    assert found["vision trunk"] + found["vocabulary, norms"] == frozen
+    assert estimated["vision trunk"] + estimated["vocabulary, norms"] == frozen
 
 
-def test_a_layer_keeps_about_what_is_reckoned(settings: ModelConfig, processor: Processor) -> None:
+def test_saved_activations_of_a_layer_are_within_30_percent_of_the_estimate(settings: ModelConfig, processor: Processor) -> None:
     model = configure_trainable(
         build(settings, image_token_id=processor.image_token_id, dtype=torch.bfloat16), settings, ["connector", "lora"]
     ).train()
@@ -70,7 +70,7 @@ def test_a_layer_keeps_about_what_is_reckoned(settings: ModelConfig, processor: 
     batch = PaddedCollator(0)(examples)
 
     enable_gradient_checkpointing(model, len(layers))
-    least = saved_tensor_bytes(lambda: model(**batch).loss)
+    checkpointed = saved_tensor_bytes(lambda: model(**batch).loss)
     enable_gradient_checkpointing(model, 0)
-    a_layer = (saved_tensor_bytes(lambda: model(**batch).loss) - least) / len(layers)
-    assert 4 * len(ids) * activation_bytes_per_token(base_model(model).config.text_config, settings) == pytest.approx(a_layer, rel=0.3)
+    per_layer = (saved_tensor_bytes(lambda: model(**batch).loss) - checkpointed) / len(layers)
+    assert 4 * len(ids) * activation_bytes_per_token(base_model(model).config.text_config, settings) == pytest.approx(per_layer, rel=0.3)

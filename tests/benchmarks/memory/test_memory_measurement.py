@@ -1,4 +1,4 @@
-"""Steps whose memory is measured are those of a quantised model as it is loaded; a CPU runs them, but tells no bytes."""
+"""The memory benchmark runs steps of a model that is quantised like a loaded one; a CPU runs them, but reports no bytes."""
 
 from pathlib import Path
 
@@ -27,19 +27,19 @@ TRAIN = TrainConfig(
 )
 
 
-def test_weights_are_quantised_as_a_loaded_model_s_are(parts: Path) -> None:
+def test_weights_are_quantised_like_those_of_a_loaded_model(parts: Path) -> None:
     plain = ModelConfig(max_length=512)
-    made = build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU, load_in_4bit=True)
+    created = build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU, load_in_4bit=True)
     settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), quantization="nf4")
     loaded = build(settings, image_token_id=5, dtype=torch.float32)
-    for one, other in zip(made.model.language_model.layers.modules(), loaded.model.language_model.layers.modules(), strict=True):
-        assert type(one) is type(other)
-        if isinstance(one, bnb.nn.Linear4bit):
-            a, b = one.weight.quant_state, other.weight.quant_state
+    for module, other in zip(created.model.language_model.layers.modules(), loaded.model.language_model.layers.modules(), strict=True):
+        assert type(module) is type(other)
+        if isinstance(module, bnb.nn.Linear4bit):
+            a, b = module.weight.quant_state, other.weight.quant_state
             assert (a.quant_type, a.nested, a.dtype, a.blocksize) == (b.quant_type, b.nested, b.dtype, b.blocksize)
-            assert (one.compute_dtype, one.support_avx512bf16_for_cpu) == (other.compute_dtype, other.support_avx512bf16_for_cpu)
-            assert one.weight.nbytes == other.weight.nbytes and not one.weight.requires_grad
-    assert type(made.lm_head) is nn.Linear
+            assert (module.compute_dtype, module.support_avx512bf16_for_cpu) == (other.compute_dtype, other.support_avx512bf16_for_cpu)
+            assert module.weight.nbytes == other.weight.nbytes and not module.weight.requires_grad
+    assert type(created.lm_head) is nn.Linear
     layer = build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU).model.language_model.layers[0]
     weight = layer.mlp.up_proj.weight.clone()
     quantise(layer)
@@ -48,42 +48,42 @@ def test_weights_are_quantised_as_a_loaded_model_s_are(parts: Path) -> None:
     assert 0 < float((back - weight).norm() / weight.norm()) < 0.15
 
 
-def test_layers_that_are_quantised_one_by_one_are_those_of_a_whole_model() -> None:
+def test_layers_that_are_quantised_one_at_a_time_equal_those_of_the_unquantised_model() -> None:
     plain = ModelConfig(max_length=512)
-    whole, made = (
+    plain_model, created = (
         build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU, load_in_4bit=load_in_4bit)
         for load_in_4bit in (False, True)
     )
-    assert made.is_loaded_in_4bit and made.config.text_config.to_dict() == whole.config.text_config.to_dict()
-    layers, wanted = made.model.language_model.layers, whole.model.language_model.layers
-    assert [layer.self_attn.layer_idx for layer in layers] == list(range(len(wanted)))
-    assert all(layer.self_attn.config is made.model.language_model.config for layer in layers)
-    for layer, other in zip(layers, wanted, strict=True):
+    assert created.is_loaded_in_4bit and created.config.text_config.to_dict() == plain_model.config.text_config.to_dict()
+    layers, expected = created.model.language_model.layers, plain_model.model.language_model.layers
+    assert [layer.self_attn.layer_idx for layer in layers] == list(range(len(expected)))
+    assert all(layer.self_attn.config is created.model.language_model.config for layer in layers)
+    for layer, other in zip(layers, expected, strict=True):
         back = bnb.functional.dequantize_4bit(layer.mlp.up_proj.weight.data, layer.mlp.up_proj.weight.quant_state)
         assert back.std() == pytest.approx(float(other.mlp.up_proj.weight.std()), rel=0.1)
         assert torch.equal(layer.input_layernorm.weight, other.input_layernorm.weight)
 
 
-def test_steps_of_the_recipe_are_run_and_set_beside_what_is_reckoned() -> None:
+def test_steps_of_the_recipe_are_run_and_the_estimate_is_reported() -> None:
     report = measure("tiny", MODEL, TRAIN, CPU)
     assert report.facts["step"] == f"2 micro-batches in rows of 160, 77% full, adamw; {STEPS} steps"
     assert "language model in nf4" in report.facts["model"]
     assert len(report.measured["seconds"]) == STEPS
-    assert list(report.measured["bytes"]) == ["computed"], "a CPU does not tell what a step takes"
+    assert list(report.measured["bytes"]) == ["computed"], "a CPU does not report the memory of a step"
 
 
-def test_rows_that_hold_no_sample_and_int8_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"train\.tokens_per_row: 40 is less than the shortest sample"):
+def test_rows_that_are_shorter_than_a_sample_and_int8_are_rejected() -> None:
+    with pytest.raises(UsageError, match=r"train\.packing_length: 40 is less than the shortest sample"):
         measure("tiny", MODEL, TrainConfig(stages=TRAIN.stages, batching="packed", packing_length=40), CPU)
     with pytest.raises(UsageError, match=r"model\.quantization: int8"):
         measure("tiny", ModelConfig(quantization="int8"), TRAIN, CPU)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-@pytest.mark.parametrize("asked", [["gpu"], ["memory", "--size", "4b", "--run"]], ids=["gpu", "memory"])
-def test_without_a_gpu_its_measurements_are_refused_in_a_sentence(asked: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [["gpu"], ["memory", "--size", "4b", "--run"]], ids=["gpu", "memory"])
+def test_without_a_gpu_the_error_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.run(benchmark.main, benchmark.arguments(), asked)
+        cli.run(benchmark.main, benchmark.arguments(), arguments)
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "there is no CUDA device that torch" in said
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "there is no CUDA device that torch" in error

@@ -1,4 +1,4 @@
-"""Ours and stock take their steps on the same samples and weights, and what did not fit is said."""
+"""Ours and stock train on the same samples and weights; batches that do not fit are reported."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,10 +21,10 @@ SMALL = ModelConfig(max_length=512, lora=LoraConfig(r=4, lora_alpha=8, lora_drop
 
 
 def settings(**changes: Any) -> TrainConfig:
-    return TrainConfig(stages=(StageConfig(name="tune", train=("connector", "lora")),), **{"batch_size": 3, **changes})
+    return TrainConfig(stages=(StageConfig(name="tune", train=("connector", "lora")),), **{"per_device_train_batch_size": 3, **changes})
 
 
-def test_every_path_is_measured_on_the_same_samples() -> None:
+def test_all_paths_are_measured_on_the_same_samples() -> None:
     report = measure("tiny", SMALL, settings(), Workload(samples=6, rounds=2), CPU)
     results = report.measured["results"]
     assert [(row["path"], row["batch"]) for row in results] == [
@@ -44,24 +44,24 @@ def test_every_path_is_measured_on_the_same_samples() -> None:
         assert row["share_of_product"] == pytest.approx(row["useful_tflops"] / (sum(product) / 2))
         assert row["loss"] == pytest.approx(ours["loss"], rel=1e-5)
     for row in others:
-        quotients = [theirs / own for own, theirs in zip(ours["seconds"], row["seconds"], strict=True)]
-        assert row["ours_is_faster_by"]["median"] == pytest.approx(sum(quotients) / 2)
+        speedups = [theirs / own for own, theirs in zip(ours["seconds"], row["seconds"], strict=True)]
+        assert row["ours_is_faster_by"]["median"] == pytest.approx(sum(speedups) / 2)
     assert len(report.rows) == 4 and report.facts["a block"].startswith("6 samples of ")
     assert report.facts["ours"] == "compile: off (auto on cpu); gradient checkpointing: none (0 of 5 layers; auto on cpu)"
 
 
-def test_ours_recomputes_where_the_settings_say_so() -> None:
+def test_our_activation_checkpointing_follows_the_settings() -> None:
     report = measure("tiny", SMALL, settings(gradient_checkpointing=True), Workload(samples=3, rounds=1, against_stock=False), CPU)
     assert "gradient checkpointing: all (5 of 5 layers; train.gradient_checkpointing=true)" in report.facts["ours"]
 
 
-def test_a_batch_that_does_not_fit_is_halved_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = Variant.block
+def test_a_batch_that_does_not_fit_is_halved_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Variant.block
 
-    def block(way: Variant) -> float:
-        if way.name == "stock" or (way.name == "stock, checkpointing" and way.batch == "4"):
+    def block(variant: Variant) -> float:
+        if variant.name == "stock" or (variant.name == "stock, checkpointing" and variant.batch == "4"):
             raise torch.OutOfMemoryError
-        return usual(way)
+        return original(variant)
 
     monkeypatch.setattr(Variant, "block", block)
     train = settings(batching="packed", packing_length=160)
@@ -78,19 +78,19 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(monkeypatch: pytest.Monkey
     ]
 
 
-def test_ours_can_run_alone() -> None:
+def test_ours_can_run_without_stock() -> None:
     report = measure("tiny", SMALL, settings(), Workload(samples=3, rounds=1, against_stock=False), CPU)
     assert [row["path"] for row in report.measured["results"]] == ["ours"]
 
 
-def test_models_that_are_not_the_same_are_not_compared(monkeypatch: pytest.MonkeyPatch, different_stock: Callable[..., Any]) -> None:
+def test_different_models_are_an_error(monkeypatch: pytest.MonkeyPatch, different_stock: Callable[..., Any]) -> None:
     monkeypatch.setattr(train_step, "build_stock", different_stock)
-    with pytest.raises(TesseraError, match="not the same model: on the same samples our loss is"):
+    with pytest.raises(TesseraError, match="the models differ: on the same samples our loss is"):
         measure("tiny", SMALL, settings(), Workload(samples=3, rounds=1), CPU)
 
 
 @pytest.mark.parametrize(
-    ("model", "train", "named"),
+    ("model", "train", "key"),
     [
         (SMALL, TrainConfig(stages=(StageConfig(name="align", train=("connector",)),)), "train.stages"),
         (ModelConfig(lora=None), settings(), "train.stages"),
@@ -99,12 +99,12 @@ def test_models_that_are_not_the_same_are_not_compared(monkeypatch: pytest.Monke
         (SMALL, settings(optim="paged_adamw8bit"), "train.optim"),
     ],
 )
-def test_settings_that_cannot_be_measured_are_refused(model: ModelConfig, train: TrainConfig, named: str) -> None:
-    with pytest.raises(UsageError, match=named):
+def test_settings_that_cannot_be_measured_are_rejected(model: ModelConfig, train: TrainConfig, key: str) -> None:
+    with pytest.raises(UsageError, match=key):
         measure("tiny", model, train, Workload(samples=3, rounds=1), CPU)
 
 
-def test_memory_of_the_other_side_is_trained_weights_and_their_moments(processor: Processor) -> None:
+def test_trainable_bytes_are_trained_weights_and_their_moments(processor: Processor) -> None:
     model = torch.nn.Linear(10, 20)
     model.bias.requires_grad_(False)
     optim = torch.optim.AdamW([model.weight])
@@ -115,7 +115,7 @@ def test_memory_of_the_other_side_is_trained_weights_and_their_moments(processor
     assert side.trainable_bytes() == 4 * 200 * 3 + 4
 
 
-def test_useful_operations_count_no_padding() -> None:
+def test_useful_operations_exclude_padding() -> None:
     assert (
         SampleCounts(samples=2, tokens=30, supervised=4).operations(StepFlops(per_token=5.0, per_supervised_token=7.0, per_image=11.0))
         == 150 + 28 + 22

@@ -1,4 +1,4 @@
-/* What NVIDIA's driver_types.h needs of a header that the runtime's Python package does not bring along. */
+/* Macros that NVIDIA's driver_types.h needs from a header that is missing in the runtime's Python package. */
 #include <stddef.h>
 #define CUDARTAPI
 #define __host__
