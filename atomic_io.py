@@ -1,4 +1,4 @@
-"""Results are written beside their place and renamed, so that a reader never meets half a file."""
+"""Atomic writes: to a temporary file or folder next to the target, which is then renamed. No reader sees an incomplete file."""
 
 import json
 import shutil
@@ -11,9 +11,9 @@ from typing import Any
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write a file to; it takes the place of `path` on success and is removed on failure."""
+    """Yield a temporary path next to `path`. On success it is renamed to `path`, on failure it is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: writers such as matplotlib choose the format by it.
+    # The suffix comes last: matplotlib and others derive the file format from it.
     temp_path = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         yield temp_path
@@ -24,7 +24,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write_folder(path: Path) -> Iterator[Path]:
-    """Yield a new empty folder beside `path`; it takes the place of `path` on success and is removed on failure."""
+    """Yield a new empty folder next to `path`. On success it replaces `path`, on failure it is deleted."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temp_path = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     temp_path.mkdir()
@@ -46,7 +46,10 @@ def atomic_write_folder(path: Path) -> Iterator[Path]:
 
 
 def copy_read_permissions(folder: Path) -> None:
-    """Let those read the files who may read the folder: safetensors writes files that only their owner can read."""
+    """Give all files below a folder the read permissions of the folder.
+
+    safetensors creates files that only their owner can read.
+    """
     readers = folder.stat().st_mode & 0o444
     for path in folder.rglob("*"):
         if path.is_file():
@@ -54,11 +57,11 @@ def copy_read_permissions(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with Unix line ends."""
+    """Write UTF-8 text with Unix line endings, atomically."""
     with atomic_write(path) as temp_path:
         temp_path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON: UTF-8 as it is, indented by two; NaN is refused, since it is not JSON."""
+    """Write JSON as unescaped UTF-8, indented by two spaces, atomically. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")

@@ -1,39 +1,49 @@
-"""What all commands share: --config, key=value overrides, --debug, errors as one line with an exit status."""
+"""Shared by all commands: --config, key=value overrides, --debug, one-line errors with an exit status."""
 
 import argparse
 import dataclasses
 import logging
 import os
+import re
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import config as configuration
 from errors import TesseraError, UsageError
 
-# GNU OpenMP's idle threads spin for long. With anything else busy on the same cores that costs: two trainings side by side on
-# two cores made 30 samples/s each, and 64 each with a short spin; one alone 134, and 128. Read when torch is loaded.
+# Idle threads of GNU OpenMP busy-wait for a long time, which slows down other processes on the same cores. Two training runs at
+# once on two cores: 30 samples/s each, 64 with a short spin; one run alone: 134 and 128. The variable is read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-# bitsandbytes says at import that a kernel it would fetch from a hub is not there; nothing follows from it.
+# bitsandbytes warns at import that an optional kernel from the hub is missing. The warning has no consequence.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments of a command. With `configured`, it also takes --config and key=value overrides.
+    """Argument parser of a command.
 
-    `settings` are argparse's own.
+    Args:
+        description: shown by --help.
+        takes_config: also accept --config and key=value overrides.
+        renamed: old names of options and subcommands and their new ones; an error about an old name gives the new one.
+        kwargs: passed to argparse.ArgumentParser.
     """
 
-    def __init__(self, description: str, takes_config: bool = True, **kwargs: Any):
+    def __init__(self, description: str, takes_config: bool = True, renamed: Mapping[str, str] | None = None, **kwargs: Any):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
         self.has_subcommands = False
+        self.renamed = dict(renamed or {})
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if takes_config:
             self.add_argument(
-                "--config", type=Path, default=configuration.DEFAULT, metavar="YAML", help="the experiment (default: %(default)s)"
+                "--config",
+                type=Path,
+                default=configuration.DEFAULT,
+                metavar="YAML",
+                help="configuration of the experiment (default: %(default)s)",
             )
             self.add_argument(
                 "overrides",
@@ -44,25 +54,32 @@ class Parser(argparse.ArgumentParser):
             self.epilog = "keys of the configuration:\n" + "\n".join(describe(configuration.Config))
 
     def add_subcommands(self) -> "argparse._SubParsersAction[Parser]":
-        """Subcommands: `add_parser(name, description=..., help=..., configured=...)` of what is returned makes one."""
+        """Add subcommands; each is created by `add_parser(name, description=..., help=..., takes_config=...)` of the return value."""
         self.has_subcommands = True
         return self.add_subparsers(dest="part", required=True, metavar="PART")
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (--help lists the arguments)")
+        words = re.findall(r"[\w-]+", message)
+        hints = [f"; {old} is called {new} now" for old, new in self.renamed.items() if old in words]
+        raise UsageError(f"{message}{''.join(hints)} (--help lists the arguments)")
 
 
 def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, arguments: list[str] | None = None) -> NoReturn:
-    """Parse, call `main`, end the process: 0 done, 1 failed, 2 wrong arguments. Interrupted: 130.
+    """Parse the arguments, call `main` and exit the process.
 
-    `main` gets the parsed arguments; with a configured parser, `arguments.config` is the loaded Config and
-    `arguments.config_path` the file that it was read from.
+    Exit status: 0 success, 1 failure, 2 wrong arguments, 130 interrupted.
+
+    Args:
+        main: receives the parsed arguments. If the parser takes a configuration, `arguments.config` is the loaded Config and
+            `arguments.config_path` the file it was read from.
+        parser: parser of the command.
+        arguments: command line without the program name; None: sys.argv.
     """
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     if not debug:
         silence_libraries()
     try:
-        # argparse cannot mix options and overrides freely where there are subcommands.
+        # parse_intermixed_args does not support subcommands.
         parsed = parser.parse_args(arguments) if parser.has_subcommands else parser.parse_intermixed_args(arguments)
         if hasattr(parsed, "overrides"):
             parsed.config_path = parsed.config
@@ -72,19 +89,19 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
         if debug:
             raise
         rank = int(os.environ.get("RANK", "0"))
-        # Of several processes, one says what is wrong with the arguments of all.
+        # All ranks have the same arguments, so rank 0 alone reports an error in them.
         if not (rank and isinstance(error, UsageError)):
-            print(f"error: process {rank}: {error}" if rank else f"error: {error}", file=sys.stderr)
+            print(f"error: rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr)
         status = error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
     except BrokenPipeError:
-        # The reader of our output (head, say) is gone; nothing more can be said to it.
+        # The reader of standard output (such as `head`) has exited.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
-        # A folder that may not be written to, a full disk; without a file's name it is no matter of the user's.
+        # Such as a read-only folder or a full disk. Without a file name it is a defect of the program, not the user's mistake.
         if debug or error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
@@ -93,10 +110,10 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
 
 
 def silence_libraries() -> None:
-    """Python warnings and the libraries' own remarks and bars are left out; what matters is said by the command."""
+    """Silence Python warnings and the log messages and progress bars of the Hugging Face libraries."""
     logging.captureWarnings(True)
     for library in ("TRANSFORMERS_VERBOSITY", "HF_HUB_VERBOSITY"):
-        # Read where the library is still to be imported.
+        # Takes effect if the library is imported later.
         os.environ.setdefault(library, "error")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers = sys.modules.get("transformers")
@@ -106,7 +123,7 @@ def silence_libraries() -> None:
 
 
 def ask(prompt: str) -> str | None:
-    """A line that is typed in, without blanks around it; None for `exit` and at the end of input."""
+    """Read a line from standard input, stripped; None for `exit` and at the end of input."""
     try:
         line = input(prompt).strip()
     except EOFError:
@@ -116,7 +133,7 @@ def ask(prompt: str) -> str | None:
 
 
 def describe(section: Any, prefix: str = "") -> list[str]:
-    """Lines `key: type = default` with the documentation of every key below a configuration section."""
+    """Help lines `key: type = default`, each followed by the documentation of the key, for a configuration section and its subsections."""
     lines: list[str] = []
     hints = typing.get_type_hints(section)
     documentation = {
@@ -131,7 +148,7 @@ def describe(section: Any, prefix: str = "") -> list[str]:
         default = "" if field.default is dataclasses.MISSING or nested else f" = {_as_yaml(field.default)}"
         lines.append(f"  {key}: {_type_name(hint)}{default}")
         is_discriminator = get_origin(hint) is Literal and len(get_args(hint)) == 1
-        lines.append(f"      {'Says which of these it is.' if is_discriminator else ' '.join(documentation.get(field.name, '').split())}")
+        lines.append(f"      {'Selects the variant.' if is_discriminator else ' '.join(documentation.get(field.name, '').split())}")
         for kind in nested:
             lines += describe(kind, key + ".")
         for member in _list_members(hint):
@@ -141,7 +158,7 @@ def describe(section: Any, prefix: str = "") -> list[str]:
 
 
 def _list_members(hint: Any) -> list[Any]:
-    """The dataclasses that may stand in a tuple[...] field."""
+    """The dataclasses that a tuple[...] field may contain."""
     if get_origin(hint) is not tuple:
         return []
     member = get_args(hint)[0]
@@ -151,7 +168,7 @@ def _list_members(hint: Any) -> list[Any]:
 
 
 def _as_yaml(value: Any) -> str:
-    """A default as one would write it in YAML."""
+    """A default value in YAML notation."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""One YAML is one experiment; every command reads the same file into these typed sections."""
+"""Configuration of an experiment: one YAML file, read by every command into the same typed sections."""
 
 import json
 import re
@@ -25,50 +25,50 @@ DEFAULT = Path("configs/tiny.yaml")
 
 @section
 class Config:
-    """An experiment."""
+    """Configuration of an experiment."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     """Name of the experiment: letters, digits, `.`, `_`, `-`. The default folders are data/<name>, checkpoints/<name>, results/<name>."""
     data: DataConfig = DataConfig()
-    """The data."""
+    """Data sources, merging and splits."""
     model: ModelConfig = ModelConfig()
-    """The model."""
+    """Vision encoder, connector, language model and LoRA."""
     train: TrainConfig = TrainConfig()
-    """The training."""
+    """Training stages, optimizer and batches."""
     decoding: DecodingConfig = DecodingConfig()
-    """How candidates are produced."""
+    """Generation of candidate answers."""
     rerank: RerankConfig = RerankConfig()
-    """Reranking."""
+    """Reranking of candidate answers."""
     eval: EvalConfig = EvalConfig()
-    """The evaluation."""
+    """Evaluation: systems, metrics and controls."""
     serve: ServeConfig = ServeConfig()
-    """The HTTP service."""
+    """HTTP service."""
     search: SearchConfig = SearchConfig()
-    """The picture search."""
+    """Image search."""
 
     @property
     def data_folder(self) -> Path:
-        """Where the merged data stands."""
+        """Folder of the merged data."""
         return self.data.folder or Path("data") / self.name
 
     @property
     def checkpoint_folder(self) -> Path:
-        """Where checkpoints are written."""
+        """Folder of the checkpoints."""
         return Path("checkpoints") / self.name
 
     @property
     def result_folder(self) -> Path:
-        """Where predictions and reports are written."""
+        """Folder of predictions and reports."""
         return Path("results") / self.name
 
     @property
     def search_index_uri(self) -> str:
-        """Folder of the picture search's index, or its address on object storage."""
+        """Folder or object-storage URI of the image search index."""
         return self.search.index or str(self.data_folder / "search")
 
 
 class _Yaml12Loader(yaml.SafeLoader):
-    """PyYAML reads 1e-4 as text (YAML 1.1); everyone who writes a learning rate means YAML 1.2's number."""
+    """PyYAML follows YAML 1.1 and reads 1e-4 as text; this loader reads it as a number, as YAML 1.2 does."""
 
 
 _Yaml12Loader.yaml_implicit_resolvers = {first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
@@ -78,13 +78,14 @@ _Yaml12Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]
 def load(path: Path, overrides: list[str] | None = None) -> Config:
     """Read a configuration file and apply `key=value` overrides.
 
-    Raises UsageError that names the file and the key when a key is unknown or a value has the wrong type.
+    Raises:
+        UsageError: a key is unknown or a value has the wrong type; the message names the file and the key.
     """
     raw = _read(path)
     for override in overrides or []:
         _override(raw, override)
     try:
-        # Validated as JSON: strict about types, yet text becomes a path and a list a tuple.
+        # In JSON mode, strict validation still converts a string to a path and a list to a tuple.
         return TypeAdapter(Config).validate_json(json.dumps(raw))
     except ValidationError as error:
         lines = [f"{_key(problem['loc'])}: {_describe_problem(problem)}" for problem in error.errors()]
@@ -108,7 +109,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
-    """Set one `section.key=value` in the raw mapping; a number in the key is a place in a list."""
+    """Set `section.key=value` in the raw mapping; a number in the key is a list index."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UsageError(f"argument '{override}': expected key=value, such as train.per_device_train_batch_size=8")
@@ -130,7 +131,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
 def _child(node: Any, key_part: str, key: str, create: bool = False) -> Any:
     if isinstance(node, list):
         if not key_part.isdigit() or int(key_part) >= len(node):
-            raise UsageError(f"argument '{key}': '{key_part}' is not a place in a list of {len(node)}")
+            raise UsageError(f"argument '{key}': '{key_part}' is not an index of a list of {len(node)}")
         return node[int(key_part)]
     if node.get(key_part) is None and create:
         node[key_part] = {}
@@ -146,19 +147,19 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 def _describe_problem(problem: Any) -> str:
     if problem["type"] == "unexpected_keyword_argument":
-        section, *_, key = map(str, problem["loc"])
-        renamed = new_key(section, key)
+        location = [str(key_part) for key_part in problem["loc"]]
+        renamed = new_key(location[0], location[-1])
         return f"unknown key; it is called {renamed} now" if renamed else "unknown key"
     if problem["type"] in ("missing", "missing_argument"):
         return "this key is missing"
     if problem["type"].startswith("union_tag"):
-        # The message names the tag; the rest of the mapping says nothing about it.
+        # The message names the tag; printing the whole mapping would add nothing.
         return str(problem["msg"]).lower()
     return f"{problem['msg'].lower()}, found {problem['input']!r}"
 
 
 def check_source_paths(config: Config) -> None:
-    """Raise UsageError naming the first key under data.sources whose file or folder does not exist."""
+    """Raise UsageError for the first key under data.sources whose file or folder does not exist."""
     if not config.data.sources:
         raise UsageError("data.sources: empty; name at least one source")
     for i, source in enumerate(config.data.sources):
@@ -169,10 +170,10 @@ def check_source_paths(config: Config) -> None:
 
 
 def check_model_paths(config: Config, *keys: str) -> None:
-    """Raise UsageError naming the first of `keys` (such as "model.vision") that names a folder which does not exist."""
+    """Raise UsageError for the first of `keys` (such as "model.vision") whose value is a folder that does not exist."""
     for key in keys:
         value: Any = config
         for key_part in key.split("."):
             value = value[int(key_part)] if key_part.isdigit() else getattr(value, key_part)
         if value is not None and is_missing_folder(value):
-            raise UsageError(f"{key}: {value} does not exist (neither a folder here nor a hub name like Qwen/Qwen3-1.7B)")
+            raise UsageError(f"{key}: {value} does not exist (neither a local folder nor a hub name like Qwen/Qwen3-1.7B)")

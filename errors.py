@@ -1,4 +1,4 @@
-"""The project's exceptions. A command prints the message as one line; `exit_status` is what it ends with."""
+"""Exceptions of the project. A command prints the message as one line and exits with `exit_status`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,23 +6,28 @@ from pathlib import Path
 
 
 class TesseraError(Exception):
-    """Something failed. The message says what, where, and what was expected."""
+    """Base class. The message names the file, key or record, what was expected and what was found."""
 
     exit_status = 1
 
 
 class UsageError(TesseraError):
-    """A wrong argument or configuration: found before any model is loaded."""
+    """Wrong command-line argument or configuration, detected before any model is loaded."""
 
     exit_status = 2
 
 
 @contextmanager
 def loading(config_key: str, name: str) -> Iterator[None]:
-    """Turn what goes wrong while a pre-trained part is loaded into one line: `what` is the configuration key."""
+    """Context that turns an error while loading a pre-trained model into a UsageError of one line.
+
+    Args:
+        config_key: configuration key that names the model.
+        name: folder or hub name.
+    """
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        where = "folder" if Path(name).is_dir() else "hub name (and there is no such folder here)"
+        where = "folder" if Path(name).is_dir() else "hub name (no local folder has this name)"
         raise UsageError(f"{config_key}: cannot load {name} as a {where}: {reason[:300]}") from error

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long-running work: a tqdm bar on a terminal, plain log lines elsewhere."""
 
 import sys
 import time
@@ -12,9 +12,15 @@ T = TypeVar("T")
 
 
 class Progress:
-    """Counts done units of work; `update` is cheap enough to call for each of them.
+    """Counter of finished items; `update` is cheap enough to call for every item.
 
-    On a terminal a tqdm bar; elsewhere (a log file, CI) one line at most every `every` seconds and one at the end.
+    On a terminal a tqdm bar; elsewhere (log file, CI) at most one line every `interval` seconds, and one at the end.
+
+    Args:
+        title: printed before the count.
+        total: number of items; None: unknown.
+        unit: name of an item.
+        interval: least seconds between two lines.
     """
 
     def __init__(self, title: str, total: int | None, unit: str = "it", interval: float = 10.0):
@@ -25,7 +31,7 @@ class Progress:
         self.bar = tqdm(total=total, desc=title, unit=unit, leave=True) if sys.stderr.isatty() else None
 
     def update(self, n: int = 1, note: str = "") -> None:
-        """`n` more units are done; `note` is a short text shown behind the count (running accuracy, say)."""
+        """Add `n` finished items. `note` is a short text printed after the count, such as a running accuracy."""
         self.done += n
         self.note = note or self.note
         if self.bar is not None:
@@ -57,7 +63,7 @@ class Progress:
 
 
 def track(items: Iterable[T], title: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
-    """Yield `items` and show how far it is."""
+    """Yield `items` and show the progress."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
     with Progress(title, total, unit) as progress:

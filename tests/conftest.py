@@ -1,4 +1,4 @@
-"""Shared fixtures. They generate their data: small parts from configs, drawn pictures, no network."""
+"""Shared fixtures. They generate their data: small untrained models from configurations; no network."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ CORPUS = [
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with untrained siglip/, clip/, qwen3/ and qwen3_vl/, built once a test run."""
+    """Folder with small untrained models siglip/, clip/, qwen3/ and qwen3_vl/, built once per test run."""
     shared = tmp_path_factory.getbasetemp()
     if os.environ.get("PYTEST_XDIST_WORKER"):
         shared = shared.parent
@@ -42,7 +42,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chinese_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small untrained Chinese-CLIP."""
+    """Folder with a small untrained Chinese-CLIP."""
     folder = tmp_path_factory.mktemp("chinese_clip")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"两个绿色的三角形一", "red", "a"]
     (folder / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
@@ -59,7 +59,7 @@ def chinese_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def processor(parts: Path) -> Processor:
-    """A processor of the small parts: 36 placeholders a picture."""
-    return Processor.from_parts(
+    """Processor of the small models: 36 image tokens per image."""
+    return Processor.from_pretrained(
         language=str(parts / "qwen3"), vision=str(parts / "siglip"), tokens_per_image=36, vocab_size=1536, max_length=512
     )

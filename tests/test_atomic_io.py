@@ -1,4 +1,4 @@
-"""A reader never meets half a file, and a failure leaves what was there."""
+"""Atomic writes: no incomplete file is visible, and a failure keeps the old content."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from atomic_io import atomic_write, atomic_write_folder, write_json
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old", encoding="utf-8")
     with pytest.raises(RuntimeError), atomic_write(path) as temp_path:
@@ -17,14 +17,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_the_file_beside_keeps_its_suffix(tmp_path: Path) -> None:
+def test_the_temporary_file_has_the_suffix_of_the_target(tmp_path: Path) -> None:
     with atomic_write(tmp_path / "new" / "a.png") as temp_path:
         assert temp_path.suffix == ".png"
         temp_path.touch()
     assert (tmp_path / "new" / "a.png").exists()
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with atomic_write_folder(path) as temp_path:
         (temp_path / "first").touch()
@@ -38,7 +38,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in path.iterdir()] == ["third"]
 
 
-def test_json_keeps_chinese_readable_and_refuses_nan(tmp_path: Path) -> None:
+def test_json_is_unescaped_utf8_and_rejects_nan(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, {"答案": 1})
     assert path.read_text(encoding="utf-8") == '{\n  "答案": 1\n}\n'
@@ -47,7 +47,7 @@ def test_json_keeps_chinese_readable_and_refuses_nan(tmp_path: Path) -> None:
     assert "答案" in path.read_text(encoding="utf-8")
 
 
-def test_files_of_a_new_folder_may_be_read_by_those_who_may_read_the_folder(tmp_path: Path) -> None:
+def test_files_of_a_new_folder_have_the_read_permissions_of_the_folder(tmp_path: Path) -> None:
     with atomic_write_folder(tmp_path / "out") as temp_path:
         (temp_path / "model.safetensors").touch(mode=0o600)
         readers = temp_path.stat().st_mode & 0o444

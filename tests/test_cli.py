@@ -1,4 +1,4 @@
-"""What every command shares: exit statuses, one-line errors, overrides behind options."""
+"""Shared behaviour of all commands: exit statuses, one-line errors, overrides before and after options."""
 
 import argparse
 import subprocess
@@ -29,7 +29,7 @@ def failing(error: BaseException) -> object:
 
 
 @pytest.mark.parametrize(
-    ("error", "status", "said"),
+    ("error", "status", "message"),
     [
         (TesseraError("a.json: line 3"), 1, "error: a.json: line 3\n"),
         (UsageError("--limit: too small"), 2, "error: --limit: too small\n"),
@@ -37,9 +37,11 @@ def failing(error: BaseException) -> object:
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
-def test_an_error_is_one_line_and_a_status(capsys: pytest.CaptureFixture[str], error: BaseException, status: int, said: str) -> None:
+def test_an_error_is_one_line_and_an_exit_status(
+    capsys: pytest.CaptureFixture[str], error: BaseException, status: int, message: str
+) -> None:
     assert status_of(failing(error), []) == status
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == message
 
 
 def test_debug_shows_the_traceback() -> None:
@@ -47,15 +49,15 @@ def test_debug_shows_the_traceback() -> None:
         cli.run(failing(TesseraError("x")), cli.Parser("A command.", False), ["--debug"])  # type: ignore[arg-type]
 
 
-def test_a_failure_of_our_own_keeps_its_traceback() -> None:
-    with pytest.raises(OSError, match="no file behind it"):
-        cli.run(failing(OSError("no file behind it")), cli.Parser("A command.", False), [])  # type: ignore[arg-type]
+def test_an_os_error_without_a_file_name_keeps_its_traceback() -> None:
+    with pytest.raises(OSError, match="no file name"):
+        cli.run(failing(OSError("no file name")), cli.Parser("A command.", False), [])  # type: ignore[arg-type]
 
 
-def test_libraries_that_are_imported_later_are_quiet_too() -> None:
-    code = "import cli; cli.quiet_libraries(); import transformers, logging; print(transformers.logging.get_verbosity() >= logging.ERROR)"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout == "True\n"
+def test_libraries_that_are_imported_later_are_silent_too() -> None:
+    code = "import cli; cli.silence_libraries(); import transformers, logging; print(transformers.logging.get_verbosity() >= logging.ERROR)"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stdout == "True\n"
 
 
 def test_an_unknown_argument_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,11 +65,17 @@ def test_an_unknown_argument_is_a_usage_error(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err.startswith("error: unrecognized arguments: --nonsense")
 
 
-def test_the_status_of_a_missed_bar_is_passed_on() -> None:
+def test_an_error_about_an_old_option_gives_its_new_name() -> None:
+    parser = cli.Parser("A command.", takes_config=False, renamed={"--old": "--new", "--older": "--newer"})
+    with pytest.raises(UsageError, match=r"unrecognized arguments: --old 3; --old is called --new now \(--help"):
+        parser.parse_args(["--old", "3"])
+
+
+def test_the_return_value_of_main_is_the_exit_status() -> None:
     assert status_of(lambda _: 1, []) == 1
 
 
-def test_overrides_may_stand_before_and_behind_options() -> None:
+def test_overrides_may_come_before_and_after_options() -> None:
     seen: list[Config] = []
     main = lambda arguments: seen.append(arguments.config)  # noqa: E731
     config = str(Path("configs/reference.yaml"))

@@ -1,4 +1,4 @@
-"""Configuration: strict, typed, overridable, and every shipped YAML loads."""
+"""Configuration: strict and typed, overrides, and every shipped YAML file loads."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_the_default_is_shipped() -> None:
     assert config.DEFAULT in SHIPPED
 
 
-def test_a_rate_written_as_in_papers_is_a_number(yaml_file: Path) -> None:
+def test_scientific_notation_is_a_number(yaml_file: Path) -> None:
     assert config.load(yaml_file).train.learning_rate == 1e-4
 
 
@@ -47,7 +47,7 @@ def test_overrides_reach_nested_keys_and_list_members(yaml_file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("train.bach_size=8", "train.bach_size: unknown key"),
         ("train.per_device_train_batch_size=eight", "train.per_device_train_batch_size: input should be a valid integer, found 'eight'"),
@@ -56,23 +56,23 @@ def test_overrides_reach_nested_keys_and_list_members(yaml_file: Path) -> None:
         ("train.gradient_checkpointing=1", "train.gradient_checkpointing.bool: input should be a valid boolean, found 1"),
         ("model.quantization=int4", "model.quantization: input should be 'none', 'int8' or 'nf4'"),
         ("data.sources.0.format=cocoo", "data.sources.0: input tag 'cocoo'"),
-        ("data.sources.7.limit=1", "'7' is not a place in a list of 1"),
+        ("data.sources.7.limit=1", "'7' is not an index of a list of 1"),
         ("name.x=1", "'name' has no keys below it"),
         ("train.per_device_train_batch_size", "expected key=value"),
         ("train.per_device_train_batch_size=[1", "the value is not YAML"),
         ("name=../elsewhere", "name: string should match pattern"),
     ],
 )
-def test_a_wrong_override_names_the_key(yaml_file: Path, override: str, said: str) -> None:
+def test_a_wrong_override_names_the_key(yaml_file: Path, override: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         config.load(yaml_file, [override])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "a.json" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: [", "not a YAML file"),
         ("- 1", "expected a mapping"),
@@ -81,10 +81,10 @@ def test_a_wrong_override_names_the_key(yaml_file: Path, override: str, said: st
         ("name: 2020-01-01", "only text, numbers"),
     ],
 )
-def test_a_wrong_file_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+def test_an_invalid_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         config.load(path)
 
 
@@ -93,7 +93,7 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
         config.load(tmp_path / "none.yaml")
 
 
-def test_a_folder_in_place_of_a_file_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_instead_of_a_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         config.load(tmp_path)
 
@@ -115,5 +115,5 @@ def test_help_documents_every_key() -> None:
     undocumented = [lines[i - 1] for i, line in enumerate(lines) if not line.strip()]
     assert undocumented == []
     text = "\n".join(lines)
-    for key in ("model.lora.use_dora: bool = false", "train.stages.N.epochs: float = 1.0", "eval.systems.N.max_side: int = 384"):
+    for key in ("model.lora.use_dora: bool = false", "train.stages.N.epochs: float = 1.0", "eval.systems.N.max_image_side: int = 384"):
         assert key in text

@@ -1,4 +1,4 @@
-"""The three commands, one after the other, on excerpts of real data sets where they are at hand."""
+"""Preprocess, train and evaluate on excerpts of real datasets, if TESSERA_REAL_DATA names a folder with them."""
 
 import json
 import os
@@ -64,8 +64,8 @@ def experiment(data: Path, parts: Path) -> dict[str, object]:
     }
 
 
-@pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA names no folder of excerpts")
-def test_the_three_commands_run_one_after_the_other_on_real_data(tmp_path: Path, parts: Path) -> None:
+@pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA is not set")
+def test_preprocess_train_and_evaluate_run_on_real_data(tmp_path: Path, parts: Path) -> None:
     folder = workspace(tmp_path)
     (folder / "real.yaml").write_text(yaml.safe_dump(experiment(Path(REAL_DATA).resolve(), parts), allow_unicode=True), encoding="utf-8")
     table = run(folder, "python tools/preprocess.py --config real.yaml")
@@ -88,8 +88,8 @@ def test_the_three_commands_run_one_after_the_other_on_real_data(tmp_path: Path,
     assert (folder / "results/real/report.html").stat().st_size > 10_000
 
 
-@pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA names no folder of excerpts")
-def test_questions_about_text_in_real_photos_run_through_and_poor_scores_are_called_poor(tmp_path: Path, parts: Path) -> None:
+@pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA is not set")
+def test_questions_about_text_in_real_photos_are_evaluated_and_poor_scores_are_called_poor(tmp_path: Path, parts: Path) -> None:
     folder, photos = workspace(tmp_path), Path(REAL_DATA).resolve() / "textvqa"
     settings = experiment(photos.parent, parts)
     source = {"format": "vqa_metadata", "annotations": str(photos / "metadata.json"), "images": str(photos)}
@@ -106,8 +106,8 @@ def test_questions_about_text_in_real_photos_run_through_and_poor_scores_are_cal
         assert system["errors"] == 0
         assert system["choices"]["oracle"]["vqa_accuracy"] < 0.1
     page, text = ((out / f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
-    for said in (page, text):
-        assert "which is poor: nothing here can do this task yet" in said
-        assert "nan" not in said.lower().split()
+    for report in (page, text):
+        assert "which is poor: nothing here can do this task yet" in report
+        assert "nan" not in report.lower().split()
     assert {path.stem for path in out.glob("*.png")} >= {"rerank", "overview", "accuracy_by_category", "wrong_cases", "robustness"}
     assert str(Path("results/text/report.html")) in printed

@@ -21,7 +21,7 @@ from evaluation.questions import choose, with_shuffled_images
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.processor import PROCESSOR_SETTINGS_FILE, Processor
 from renamed_keys import RENAMED, with_old_keys
-from tests.evaluation.planted import PlantedAnswerer, experiment, lines, mostly_right, questions, run, write_store
+from tests.evaluation.fakes import FakeAnswerer, experiment, lines, mostly_right, questions, run, write_store
 from tests.pipeline import ROOT
 from training.resume import RUN_STATE_FILE, read_run_state, settings
 
@@ -103,12 +103,12 @@ def test_a_fitted_reranker_is_read() -> None:
 
 def test_questions_that_were_answered_are_not_asked_again(tmp_path: Path) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(3)), tmp_path / "out", controls=("shuffled_images",))
-    summary = run(planned, PlantedAnswerer(mostly_right)).summary
+    summary = run(planned, FakeAnswerer(mostly_right)).summary
     folder = tmp_path / "out" / "predictions"
     (folder / "controls" / "shuffled_images.jsonl").rename(folder / "controls" / "shuffled_pictures.jsonl")
     for path in folder.rglob("*.jsonl"):
         path.write_text("".join(json.dumps(_of_schema_1(row, path, planned)) + "\n" for row in lines(path)), encoding="utf-8")
-    again = PlantedAnswerer(mostly_right)
+    again = FakeAnswerer(mostly_right)
     assert run(planned, again).summary == summary
     assert again.asked == []
 

@@ -1,4 +1,4 @@
-"""A checkpoint that was never trained."""
+"""A checkpoint with untrained weights."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from model.siglip_qwen.processor import Processor
 
 
 def write_checkpoint(path: Path, parts: Path, processor: Processor) -> None:
-    """Write a whole checkpoint of the small parts, with projector and LoRA as they begin."""
+    """Write a complete checkpoint of the small models with freshly initialised connector and LoRA adapters."""
     model = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, lora_alpha=8))
     torch.manual_seed(0)
     checkpoint.save(configure_trainable(assembly.build(model, image_token_id=processor.image_token_id), model, ("connector", "lora")), path)
