@@ -69,7 +69,7 @@ def persistent_bytes(model: VisionLanguageModel | PeftModel, settings: ModelConf
     tower = sum(weight.numel() for weight in inner.model.vision_tower.parameters()) * BF16_BYTES
     return {
         "language model's layers": float(sum(weight_matrix_bytes(weight.numel(), settings.quantization) for weight in matrices.values())),
-        "vision trunk": float(tower),
+        "vision encoder": float(tower),
         "vocabulary, norms": float(others - tower),
         "trained weights and gradients, fp32": float(trained * 2 * FP32_BYTES),
         "optimizer": float(trained * optimizer_bytes_per_parameter(train)),
@@ -101,7 +101,7 @@ def transient_bytes(model: VisionLanguageModel | PeftModel, settings: ModelConfi
         "a layer's gradients, twice its widest part in fp32": float(2 * tokens * text.intermediate_size * FP32_BYTES),
         "a matrix unpacked to bf16": float(largest * BF16_BYTES) if settings.quantization != "none" else 0.0,
         "scores over the vocabulary, at most": float(logits_bytes),
-        "vision trunk at work": float(COMPILED_BATCH_SIZE * patches * widest * BF16_BYTES),
+        "vision encoder at work": float(COMPILED_BATCH_SIZE * patches * widest * BF16_BYTES),
     }
 
 

@@ -58,7 +58,7 @@ def test_persistent_bytes_are_those_of_the_tensors_of_a_quantised_model(settings
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert estimated["trained weights and gradients, fp32"] == 2 * sum(parameter.nbytes for parameter in trained)
     frozen = sum(p.nbytes for n, p in model.named_parameters() if not p.requires_grad and not n.endswith("base_layer.weight"))
-    assert estimated["vision trunk"] + estimated["vocabulary, norms"] == frozen
+    assert estimated["vision encoder"] + estimated["vocabulary, norms"] == frozen
 
 
 def test_saved_activations_of_a_layer_are_within_30_percent_of_the_estimate(settings: ModelConfig, processor: Processor) -> None:

@@ -1,14 +1,14 @@
 from training.monitoring.console import status_line
 
 ROW = {
-    "step": 1200, "stage": "tune", "loss": 1.23456, "grad_norm": 0.5, "learning_rate/projector": 1e-4, "learning_rate/lora": 2e-4,
+    "step": 1200, "stage": "tune", "loss": 1.23456, "grad_norm": 0.5, "learning_rate/connector": 1e-4, "learning_rate/lora": 2e-4,
     "supervised_tokens_per_second": 12345.6, "samples_per_second": 58.83, "peak_memory_gib": 43.9, "data_wait": 0.031,
 }  # fmt: skip
 
 
 def test_a_log_step_is_one_line_with_all_metrics() -> None:
     assert status_line(ROW, 6400) == (
-        "step 1,200/6,400 tune | loss 1.2346 | lr projector 1.00e-04 lora 2.00e-04 | grad norm 0.5 | 12,346 supervised tokens/s"
+        "step 1,200/6,400 tune | loss 1.2346 | lr connector 1.00e-04 lora 2.00e-04 | grad norm 0.5 | 12,346 supervised tokens/s"
         " | 58.8 samples/s | peak 43.90 GiB | data wait 3%"
     )
 
