@@ -6,6 +6,7 @@ named `config`. The build rewrites the project's own imports accordingly; nothin
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import setup
@@ -32,7 +33,9 @@ class BuildInPackage(build_py):
             return
         library = Path(self.build_lib)
         target = library / PACKAGE
-        target.mkdir(exist_ok=True)
+        # Of an earlier build in the same checkout.
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
         modules = {path.stem for path in library.iterdir() if path.name != PACKAGE}
         for path in [path for path in library.iterdir() if path.name != PACKAGE]:
             path.replace(target / path.name)
