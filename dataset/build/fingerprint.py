@@ -50,9 +50,14 @@ def _settings_digest(config: DataConfig) -> bytes:
     settings = TypeAdapter(DataConfig).dump_python(config, mode="json")
     relevant = {key: value for key, value in settings.items() if key not in _IGNORED_SETTINGS}
     digest = hashlib.sha256(json.dumps([relevant, PIL.__version__, pa.__version__], sort_keys=True).encode())
-    for source_file in sorted(Path(__file__).parents[1].rglob("*.py")):
+    for source_file in source_files():
         digest.update(source_file.read_bytes())
     return digest.hexdigest().encode()
+
+
+def source_files() -> list[Path]:
+    """The project's own code for data, in sorted order: when it changes, the data are merged again."""
+    return sorted(Path(__file__).parents[1].rglob("*.py"))
 
 
 def current_file_state(path: str) -> FileState:

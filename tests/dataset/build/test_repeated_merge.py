@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dataset.build.fingerprint import source_files
 from dataset.build.merge import OUTPUT_FILES
 from dataset.build.merge_report import MergeReport
 from dataset.config import SplitConfig
@@ -138,3 +139,8 @@ class TestRepeatedMerge:
             raw.merge(source)
         raw.merge(source)
         assert opened == ["a.jpg", "b.jpg", "b.jpg", "c.jpg"]
+
+
+def test_a_change_in_any_part_of_the_data_code_merges_again() -> None:
+    names = {f"{path.parent.name}/{path.name}" for path in source_files()}
+    assert names >= {"dataset/config.py", "sources/vqav2.py", "loading/image_io.py", "build/merge.py"}
