@@ -51,8 +51,7 @@ class VisionLanguageConfig(PreTrainedConfig):
     language_weights: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        kwargs = with_new_keys("model", kwargs)
-        self.vision_feature_layer = kwargs.pop("vision_feature_layer", self.vision_feature_layer)
+        self.vision_feature_layer = kwargs.pop("feature_layer", self.vision_feature_layer)  # schema version 1
         self.settings = with_new_keys("model", self.settings)
         if isinstance(self.vision_config, dict):
             self.vision_config = SiglipVisionConfig(**self.vision_config)
