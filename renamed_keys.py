@@ -80,7 +80,10 @@ def with_new_keys(section: str, value: Any) -> Any:
     return value
 
 
-def with_old_keys(section: str, value: dict[str, Any]) -> dict[str, Any]:
-    """A flat mapping with the keys of schema version 1: digests that files of that version hold were made of them."""
-    old = {new: key for key, new in RENAMED[section].items()}
-    return {old.get(key, key): item for key, item in value.items()}
+def with_old_keys(section: str, value: dict[str, Any], **further: str) -> dict[str, Any]:
+    """A mapping with the keys of schema version 1, in the same order: digests in files of that version were made of them.
+
+    further: new=old names of keys that are none of the configuration.
+    """
+    old = {new: key for key, new in RENAMED[section].items()} | further
+    return {old.get(key, key): with_old_keys(section, item) if isinstance(item, dict) else item for key, item in value.items()}

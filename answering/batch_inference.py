@@ -13,6 +13,7 @@ from answering.reply import Reply, Reranker, question_request, reply
 from atomic_io import write_text
 from errors import UsageError
 from progress import Progress
+from renamed_keys import with_old_keys
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """Extensions of image files."""
@@ -71,10 +72,12 @@ def answer_folder(
     """
     images = find_images(folder)
     run_key = json.dumps([model, dataclasses.asdict(options), None if reranker is None else reranker.identity], default=str)
+    earlier_run_key = _earlier_run_key(model, options, reranker)
     keys = {image: _line_key(run_key, image) for image in images}
     finished_lines = {line["key"]: line for line in _read(path) if not line["errors"]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = {image: finished_lines[key] for image, key in keys.items() if key in finished_lines}
+    found = {image: finished_lines.get(key) or finished_lines.get(_line_key(earlier_run_key, image)) for image, key in keys.items()}
+    lines = {image: _with_new_keys(line, keys[image]) for image, line in found.items() if line is not None}
     reused, remaining = len(lines), [image for image in images if image not in lines]
     # Rewrite the reused lines first: this removes an incomplete last line of an interrupted run before new lines are appended.
     write_text(path, _json_lines(lines.values()))
@@ -105,6 +108,16 @@ def _answer_batch(
         if answer is not None:
             line |= {name: value for name, value in answer.record().items() if name != "error"}
         yield {**line, "errors": list(dict.fromkeys(errors))}
+
+
+def _earlier_run_key(model: dict[str, Any], options: BatchOptions, reranker: Reranker | None) -> str:
+    """The run key under schema version 1."""
+    names = with_old_keys("decoding", dataclasses.asdict(options), max_caption_tokens="caption_tokens")
+    return json.dumps([with_old_keys("eval", model), names, None if reranker is None else reranker.earlier_identity], default=str)
+
+
+def _with_new_keys(line: dict[str, Any], key: str) -> dict[str, Any]:
+    return {("confidence" if name == "credibility" else name): value for name, value in line.items()} | {"key": key}
 
 
 def _line_key(run_key: str, image: Path) -> str:

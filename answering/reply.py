@@ -18,6 +18,7 @@ from answering.rerank.confidence import NOT_SURE
 from answering.rerank.image_text_scores import ImageTextScorer, QuestionCandidates
 from answering.rerank.self_evaluation import SelfEvaluator
 from dataset.sample import IMAGE_PLACEHOLDER, Language, Message, Task
+from renamed_keys import with_old_keys
 
 _CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
@@ -41,7 +42,15 @@ class Reranker:
     @property
     def identity(self) -> str:
         """A hash of everything that can change which candidate is chosen."""
-        return digest(self.scorer_names(), dataclasses.asdict(self.plan), self.judge, self.abstain_below)
+        return self._digest(dataclasses.asdict(self.plan))
+
+    @property
+    def earlier_identity(self) -> str:
+        """The identity under schema version 1."""
+        return self._digest(with_old_keys("rerank", dataclasses.asdict(self.plan), confidence="credibility"))
+
+    def _digest(self, plan: dict[str, Any]) -> str:
+        return digest(self.scorer_names(), plan, self.judge, self.abstain_below)
 
     def scorer_names(self) -> list[tuple[str, str]]:
         """Name and statement form of each scorer."""

@@ -3,25 +3,30 @@
 The files in tests/schema_1 were made by the demo of that version.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import config as configuration
 from answering.answerer_factory import check_system
-from answering.config import CheckpointSystem
+from answering.batch_inference import BatchOptions, answer_folder
+from answering.config import CheckpointSystem, DecodingConfig
 from answering.model_fingerprint import digest
+from answering.reply import Reranker
 from answering.rerank.fitted_reranker import load_fitted
 from errors import UsageError
 from evaluation.prediction_files import read_predictions
 from evaluation.questions import choose, with_shuffled_images
+from evaluation.run.system_runner import _take_over_earlier_name
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.processor import PROCESSOR_SETTINGS_FILE, Processor
 from renamed_keys import RENAMED, with_old_keys
-from tests.evaluation.fakes import FakeAnswerer, experiment, lines, mostly_right, questions, run, write_store
+from tests.evaluation.fakes import FakeAnswerer, always, experiment, lines, mostly_right, questions, run, write_store
 from tests.pipeline import ROOT
 from training.resume import RUN_STATE_FILE, read_run_state, settings
 
@@ -111,6 +116,41 @@ def test_questions_that_were_answered_are_not_asked_again(tmp_path: Path) -> Non
     again = FakeAnswerer(mostly_right)
     assert run(planned, again).summary == summary
     assert again.asked == []
+
+
+def test_files_of_interrupted_ranks_are_taken_over_too(tmp_path: Path) -> None:
+    (tmp_path / "shuffled_pictures.jsonl.part1").write_text("a line", encoding="utf-8")
+    (tmp_path / "shuffled_images.timing.json").write_text("today's", encoding="utf-8")
+    (tmp_path / "shuffled_pictures.timing.json").write_text("earlier", encoding="utf-8")
+    _take_over_earlier_name(tmp_path / "shuffled_images.jsonl")
+    assert (tmp_path / "shuffled_images.jsonl.part1").read_text(encoding="utf-8") == "a line"
+    assert (tmp_path / "shuffled_images.timing.json").read_text(encoding="utf-8") == "today's"
+
+
+def test_images_of_a_folder_that_were_answered_are_not_asked_again(tmp_path: Path) -> None:
+    image, path = tmp_path / "images" / "a.png", tmp_path / "answers.jsonl"
+    image.parent.mkdir()
+    Image.new("RGB", (8, 8), "red").save(image)
+    model = {"kind": "qwen3_vl", "path": "b", "max_image_side": 384}
+    options = BatchOptions("Describe it.", "What color is it?", DecodingConfig(num_candidates=2), max_caption_tokens=9)
+    answer_folder(FakeAnswerer(always(("red", -0.1))), None, image.parent, options, path, model)
+    decoding = {"k": 2, "mode": "beam", "temperature": 1.0, "max_new_tokens": 16, "seed": 0, "batch_size": 16, "cuda_graphs": "auto"}
+    asked = {"caption": "Describe it.", "question": "What color is it?", "decoding": decoding, "caption_tokens": 9}
+    run_key = json.dumps([{"kind": "qwen3_vl", "path": "b", "max_side": 384}, asked, None])
+    state = image.stat()
+    key = hashlib.blake2b(f"{run_key}\0{image}\0{state.st_size}\0{state.st_mtime_ns}".encode(), digest_size=12).hexdigest()
+    (today,) = lines(path)
+    path.write_text(json.dumps(today | {"key": key, "credibility": 0.5}) + "\n", encoding="utf-8")
+    again = FakeAnswerer(always(("red", -0.1)))
+    assert answer_folder(again, None, image.parent, options, path, model).reused == 1
+    assert again.asked == []
+    assert lines(path) == [today | {"confidence": 0.5}]
+
+
+def test_the_identity_of_a_reranker_is_that_of_schema_1() -> None:
+    fitted = load_fitted(FILES / "fitted_reranker.json")
+    plan = json.loads((FILES / "fitted_reranker.json").read_text(encoding="utf-8"))["plan"]
+    assert Reranker((), fitted.plan).earlier_identity == digest([], plan, False, None)
 
 
 def _of_schema_1(row: dict[str, Any], path: Path, planned: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 
 import cli
 from dataset.build.merge_report import MergeReport
-from errors import TesseraError
+from errors import TesseraError, UsageError
 from model.hub import push_to_hub
 from model.hub.llava_export import export
 from model.siglip_qwen.checkpoint import latest
@@ -36,6 +36,8 @@ def main(arguments: argparse.Namespace) -> None:
     token = push_to_hub.token_from_environment(os.environ) if arguments.push else ""
     if arguments.push:
         push_to_hub.check_repository(arguments.push, token)
+    if arguments.checkpoint == "newest":
+        raise UsageError("--checkpoint newest: `newest` is called `latest` now")
     use_latest = arguments.checkpoint == "latest"
     folder = latest(arguments.config.checkpoint_folder) if use_latest else Path(arguments.checkpoint)
     report = MergeReport.load(arguments.report).table() if arguments.report else None

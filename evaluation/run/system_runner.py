@@ -85,12 +85,15 @@ class _SystemRunner:
 
 
 def _take_over_earlier_name(path: Path) -> None:
-    """Rename a predictions file of schema version 1, and its timing file, to today's name. Safe to call on every rank."""
-    earlier = EARLIER_FILE_NAMES.get(path.stem)
-    for suffix in (".jsonl", ".timing.json") if earlier else ():
-        with contextlib.suppress(FileNotFoundError):
-            if not path.with_suffix(suffix).exists():
-                path.with_name(f"{earlier}{suffix}").rename(path.with_suffix(suffix))
+    """Rename a predictions file of schema version 1, its timing and rank files, to today's name. Safe to call on every rank."""
+    if (earlier := EARLIER_FILE_NAMES.get(path.stem)) is None:
+        return
+    for file in path.parent.glob(f"{earlier}.*"):
+        target = file.with_name(path.stem + file.name.removeprefix(earlier))
+        if not target.exists():
+            # Another rank may have renamed it just now.
+            with contextlib.suppress(FileNotFoundError):
+                file.rename(target)
 
 
 @dataclass(frozen=True, slots=True)
