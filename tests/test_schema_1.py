@@ -28,7 +28,7 @@ from model.siglip_qwen.processor import PROCESSOR_SETTINGS_FILE, Processor
 from renamed_keys import RENAMED, with_old_keys
 from tests.evaluation.fakes import FakeAnswerer, always, experiment, lines, mostly_right, questions, run, write_store
 from tests.pipeline import ROOT
-from training.resume import RUN_STATE_FILE, read_run_state, settings
+from training.checkpointing.resume import RUN_STATE_FILE, read_run_state, settings
 
 FILES = Path(__file__).parent / "schema_1"
 TINY = ROOT / "configs" / "tiny.yaml"

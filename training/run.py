@@ -26,10 +26,11 @@ from model.siglip_qwen import checkpoint as model_checkpoint
 from model.siglip_qwen.assembly import build, default_dtype
 from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.modeling import VisionLanguageModel
-from training.checkpointing import TRAINER_FOLDER, CheckpointWriter, checkpoint_folders, checkpoint_step
+from training.checkpointing.checkpoint_writer import TRAINER_FOLDER, CheckpointWriter, checkpoint_folders, checkpoint_step
+from training.checkpointing.resume import RunState, check_same_settings, read_run_state, settings
 from training.compile_policy import check_step_settings, decide_compile
 from training.config import Experiment
-from training.distributed import weights_are_sharded
+from training.distributed.launch import weights_are_sharded
 from training.feature_cache.feature_extraction import with_cached_features
 from training.gradient_checkpointing import Trial, configure_activation_checkpointing, longest_batch
 from training.monitoring.console import ConsoleLogger
@@ -40,7 +41,6 @@ from training.monitoring.sample_predictions import generate_panels, select_sampl
 from training.monitoring.tensorboard_logger import TensorBoardLogger
 from training.monitoring.throughput import ThroughputMeter, model_step_flops, peak_tflops
 from training.out_of_memory import explain_out_of_memory, keep_freed_host_memory
-from training.resume import RunState, check_same_settings, read_run_state, settings
 from training.run_setup import RunSetup, setup_run, stage_length, training_loader, validation_loader
 from training.stage_trainer import Stage, StageTrainer, training_arguments
 from training.stages import describe_trained
@@ -141,7 +141,7 @@ def _run_stage(
         checkpoint: Holds the weights to start from; None starts from the base model.
         resuming: Whether `checkpoint` was written during this stage and holds its optimizer state.
         history: Metrics of the run so far; the stage adds its own.
-        current_settings: Settings that go into every checkpoint (see training.resume).
+        current_settings: Settings that go into every checkpoint (see training.checkpointing.resume).
         tensorboard_logger: None on all ranks but rank 0.
     """
     config, partial_state = run_setup.config, run_setup.partial_state

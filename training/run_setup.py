@@ -19,7 +19,7 @@ from model.siglip_qwen.processor import Processor
 from process_group import main_process_only
 from training.config import Experiment, TrainConfig
 from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, measure_lengths
-from training.distributed import check_world_size, weights_are_sharded
+from training.distributed.launch import check_world_size, weights_are_sharded
 from training.stages import check_stages
 
 PREFETCH_FACTOR = 4

@@ -24,16 +24,16 @@ from model.kernels.compile import eager_mode
 from model.lora import base_model
 from model.siglip_qwen.checkpoint import save
 from model.siglip_qwen.processor import Processor
-from training.checkpointing import TRAINER_FOLDER, CheckpointWriter
+from training.checkpointing.checkpoint_writer import TRAINER_FOLDER, CheckpointWriter
+from training.checkpointing.resume import RunState
 from training.config import StageConfig, TrainConfig
-from training.distributed import configure_fsdp, gather_full_state_dict, reshard_model
+from training.distributed.sharding import configure_fsdp, gather_full_state_dict, reshard_model
 from training.gradient_checkpointing import allocate_gradients
 from training.monitoring.metrics_history import History
 from training.monitoring.throughput import ThroughputMeter
 from training.optimization.early_stopping import best_evaluation, should_stop_early
 from training.optimization.lr_scheduler import cosine_with_warmup, num_warmup_steps
 from training.optimization.optimizers import build_optimizer, optimizer_param_groups
-from training.resume import RunState
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class StageTrainer(Trainer):
         validation: This rank's validation batches; None for no validation.
         history: Metrics of the run so far; this stage adds its own.
         meter: Counts what the model processes.
-        settings: Settings that go into every checkpoint (see training.resume).
+        settings: Settings that go into every checkpoint (see training.checkpointing.resume).
     """
 
     control: TrainerControl

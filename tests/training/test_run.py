@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import config as configuration
 from errors import TesseraError, UsageError
 from model.siglip_qwen import checkpoint as model_checkpoint
-from training.checkpointing import TRAINER_FOLDER
-from training.resume import RunState, read_run_state
+from training.checkpointing.checkpoint_writer import TRAINER_FOLDER
+from training.checkpointing.resume import RunState, read_run_state
 from training.run import train
 
 Workspace = Callable[..., Path]

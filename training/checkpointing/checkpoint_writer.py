@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from atomic_io import copy_read_permissions
 from model.siglip_qwen.checkpoint import write_manifest
-from training.resume import RunState
+from training.checkpointing.resume import RunState
 
 TRAINER_FOLDER = "trainer"
 """Subfolder with the state of optimizer, schedule, random generators and run; not needed for inference."""

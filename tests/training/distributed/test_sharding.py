@@ -15,7 +15,8 @@ from model.lora import configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
-from training.distributed import check_world_size, configure_fsdp, gather_full_state_dict, reshard_model
+from training.distributed.launch import check_world_size
+from training.distributed.sharding import configure_fsdp, gather_full_state_dict, reshard_model
 
 
 @pytest.fixture

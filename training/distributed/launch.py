@@ -1,0 +1,24 @@
+"""What the launcher started: world size, and whether weights are sharded over the ranks."""
+
+import os
+
+from accelerate import PartialState
+from accelerate.utils import str_to_bool
+
+from errors import UsageError
+from process_group import LAUNCH_HELP, init_distributed
+
+
+def check_world_size(wanted: int | None) -> PartialState:
+    """Join the process group. Raises UsageError when the world size is not the one of the configuration (`wanted`) or the launcher."""
+    state = init_distributed()
+    if wanted is not None and state.num_processes != wanted:
+        raise UsageError(f"train.num_processes: expected {wanted} processes, found {state.num_processes}; {LAUNCH_HELP}")
+    return state
+
+
+def weights_are_sharded() -> bool:
+    """True when the launcher is set to FSDP or ZeRO-3, where no rank holds all weights of a layer."""
+    fsdp = str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
+    deepspeed = str_to_bool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false"))
+    return bool(fsdp or (deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"))
