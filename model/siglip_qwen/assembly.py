@@ -101,7 +101,7 @@ def assemble(config: ModelConfig, tower: PreTrainedModel, language: PreTrainedMo
         model = VisionLanguageModel(vlm_config)
     model.model.vision_tower = tower
     model.model.language_model = language.model
-    model.lm_head = language.lm_head
+    model.lm_head.weight = language.lm_head.weight
     model.model.multi_modal_projector = Connector(tower.config.hidden_size, language.config.hidden_size, vlm_config.pool)
     model.generation_config = minimal_generation_config(language)
     # PEFT and the Trainer read these. Not `is_quantized`: with it the Trainer refuses to train the connector alone.

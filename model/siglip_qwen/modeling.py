@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrain
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from errors import TesseraError
-from model.kernels.chunked_cross_entropy import chunked_cross_entropy, positions_per_chunk
+from model.kernels.chunked_cross_entropy import LanguageModelHead, positions_per_chunk
 from model.kernels.varlen_attention import packed_attention_kwargs
 from model.siglip_qwen.connector import Connector
 from model.siglip_qwen.image_tokens import find_image_tokens, find_supervised_positions
@@ -107,7 +107,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     def __init__(self, config: VisionLanguageConfig):
         super().__init__(config)
         self.model = VisionLanguageBackbone(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = LanguageModelHead(config.text_config.hidden_size, config.text_config.vocab_size)
         self.post_init()
         # With this type the Trainer counts num_items_in_batch over labels[:, 1:], the targets that `_loss` sums over.
         self.loss_type = "ForCausalLM"
@@ -196,13 +196,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         image_embeds = self._image_embeds(pixel_values, image_features, mm_encoder_outputs)
-        zero_vision_loss = (
-            self._zero_vision_loss(inputs_embeds.device, image_features) if labels is not None and image_embeds is None else None
-        )
         if input_ids is not None and (image_embeds is not None or past_key_values is None or past_key_values.get_seq_length() == 0):
             inputs_embeds = self._insert_image_embeds(input_ids, inputs_embeds, image_embeds, image_positions, cu_seqlens, sample_ids)
         elif image_embeds is not None:
             raise ValueError("images need input_ids; inputs_embeds must already contain the image embeddings")
+        if labels is not None and image_embeds is None:
+            inputs_embeds = inputs_embeds + self._zero_through_vision(inputs_embeds, image_features)
         if labels is not None and padded_right:
             attention_mask = None
         arguments = {"attention_mask": attention_mask, "use_cache": False if labels is not None else use_cache}
@@ -220,8 +219,6 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         hidden_states = outputs.last_hidden_state
         if labels is not None and supervised_positions is not None:
             loss = self._loss(hidden_states, labels, supervised_positions, num_items_in_batch)
-            if zero_vision_loss is not None:
-                loss = loss + zero_vision_loss
             return CausalLMOutputWithPast(loss=loss, hidden_states=outputs.hidden_states)
         return CausalLMOutputWithPast(
             logits=self.lm_head(_select_hidden_states(hidden_states, logits_to_keep)),
@@ -278,24 +275,26 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         states = hidden_states if hidden_states.ndim == 2 else hidden_states.flatten(0, 1).index_select(0, positions)
         limit = self.logits_memory_gib
         chunk_size = None if limit is None else positions_per_chunk(limit, self.config.text_config.vocab_size)
-        total = chunked_cross_entropy(self.lm_head, states, targets, chunk_size)
+        total: torch.Tensor = self.lm_head(states, targets, chunk_size)
         if num_items_in_batch is None:
             num_items_in_batch = max(len(positions), 1)
         # num_items_in_batch may be a one-element CPU tensor: dividing by it needs no synchronisation.
         return total / num_items_in_batch
 
-    def _zero_vision_loss(self, device: torch.device, image_features: torch.Tensor | None) -> torch.Tensor:
-        """A zero loss with zero gradients for the connector, from a blank image, for batches without images.
+    def _zero_through_vision(self, inputs_embeds: torch.Tensor, image_features: torch.Tensor | None) -> torch.Tensor:
+        """A zero that depends on the connector, from a blank image: added to the inputs of a batch without images.
 
-        Every rank must run vision encoder and connector at the same point: FSDP and ZeRO-3 all-gather sharded weights layer by
-        layer, and DDP waits for every gradient. When image_features are passed, even empty ones, no rank runs the encoder.
+        Every rank must run vision encoder and connector at the same point, forward and backward: FSDP and ZeRO-3 gather weights and
+        reduce gradients module by module, and DDP waits for every gradient. FSDP2 reduces a layer's gradients in its turn only when
+        its input requires a gradient, so the zero is added to the inputs, where other ranks have their image embeddings. When
+        image_features are passed, even empty ones, no rank runs the encoder.
         """
         side = self.config.vision_config.image_size
         if image_features is None:
-            image_features = self.encode_images(torch.zeros(1, 3, side, side, device=device))
+            image_features = self.encode_images(torch.zeros(1, 3, side, side, device=inputs_embeds.device))
         else:
             image_features = image_features.new_zeros(1, *image_features.shape[1:])
-        return 0 * self.project(image_features).float().sum()
+        return (0 * self.project(image_features).float().sum()).to(inputs_embeds.dtype)
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: torch.Tensor | None = None, **model_kwargs: Any

@@ -1,0 +1,122 @@
+"""Worker of test_sharded_loss: losses and gradients of a model sharded by FSDP2, beside those of one process with all batches.
+
+Arguments: folder of untrained models, launch file, output file. Rank 0 writes the results as JSON.
+"""
+
+import copy
+import itertools
+import json
+import sys
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+from model.kernels.chunked_cross_entropy import BYTES_PER_LOGIT
+from model.lora import base_model, configure_trainable, enable_gradient_checkpointing
+from model.param_groups import ParamGroup
+from model.siglip_qwen.assembly import build
+from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.processor import Processor
+from tests.training.distributed.launch_files import fsdp_plugin
+from training.distributed.sharding import configure_fsdp
+from training.run_setup import build_processor
+
+TOKENS, POSITIONS_PER_CHUNK = 64, 8
+SUPERVISED = [(6, 30), (0, 30), (30, 0), (1, 8)]
+"""Supervised tokens of the two ranks in each case."""
+
+
+def batch(processor: Processor, supervised: int, seed: int, with_image: bool) -> dict[str, torch.Tensor]:
+    """One row of random text, optionally after an image, of which the last tokens are supervised."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 250, (1, TOKENS), generator=generator)
+    ids[ids == processor.image_token_id] = 2
+    tokens = {"input_ids": ids}
+    if with_image:
+        ids[0, : processor.tokens_per_image] = processor.image_token_id
+        tokens["pixel_values"] = torch.rand(1, 3, 96, 96, generator=generator)
+    labels = ids.clone()
+    labels[:, : TOKENS - supervised] = -100
+    return {**tokens, "labels": labels}
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Full gradients of all trained parameters, by name."""
+    return {
+        name: (parameter.grad.full_tensor() if hasattr(parameter.grad, "full_tensor") else parameter.grad).clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def shard(model: torch.nn.Module, launch_file: str) -> torch.nn.Module:
+    """Shard a model in place with `fully_shard`, called as accelerate calls it with the values of a launch file."""
+    plugin = fsdp_plugin(Path(launch_file))
+    configure_fsdp(plugin, model)
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin),
+        mixed_precision="no",
+        is_main_process=torch.distributed.get_rank() == 0,
+        device=torch.device("cpu"),
+        torch_device_mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",)),
+        parallelism_config=SimpleNamespace(fsdp_dim_names=("fsdp",)),
+    )
+    sharded: torch.nn.Module = fsdp2_prepare_model(accelerator, model)
+    return sharded
+
+
+def compare(model: torch.nn.Module, processor: Processor, launch_file: str) -> list[dict[str, Any]]:
+    """Largest differences of loss and gradients between the sharded model and one process, in each case of SUPERVISED."""
+    rank, single, results = torch.distributed.get_rank(), copy.deepcopy(model), []
+    sharded = shard(model, launch_file)
+    for case, counts in enumerate(SUPERVISED):
+        batches = [batch(processor, count, 10 * case + i, with_image=i != case % 2) for i, count in enumerate(counts)]
+        expected = sum(single(**inputs, num_items_in_batch=sum(counts)).loss for inputs in batches)
+        expected.backward()
+        loss = sharded(**batches[rank], num_items_in_batch=sum(counts)).loss
+        # FSDP averages gradients over ranks, so the Trainer multiplies each rank's loss by their number.
+        (2 * loss).backward()
+        total = loss.detach().clone()
+        torch.distributed.all_reduce(total)
+        expected_gradients, actual = gradients(single), gradients(sharded)
+        assert expected_gradients.keys() == actual.keys()
+        gradient_gap = max(float((actual[name] - value).abs().max()) for name, value in expected_gradients.items())
+        largest = max(float(value.abs().max()) for value in actual.values())
+        results.append({"supervised": counts, "loss_gap": abs(float(total - expected)), "gradient_gap": gradient_gap, "gradient": largest})
+        single.zero_grad()
+        sharded.zero_grad()
+    return results
+
+
+def main(parts: str, launch_file: str, output: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    results = []
+    stages: tuple[tuple[ParamGroup, ...], ...] = (("connector", "lora"), ("connector", "language"))
+    for groups, recompute in itertools.product(stages, (False, True)):
+        lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0) if "lora" in groups else None
+        config = ModelConfig(vision=f"{parts}/siglip", language=f"{parts}/qwen3", lora=lora)
+        processor = build_processor(config)
+        torch.manual_seed(0)
+        model = configure_trainable(build(config, image_token_id=processor.image_token_id), config, groups)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zero at first, which would hide wrong gradients of lora_A
+                torch.nn.init.normal_(parameter, std=0.02)
+        base_model(model).logits_memory_gib = (
+            POSITIONS_PER_CHUNK * BYTES_PER_LOGIT * base_model(model).config.text_config.vocab_size / 2**30
+        )
+        if recompute:
+            enable_gradient_checkpointing(model)
+        model.train()
+        results += [{"groups": groups, "recompute": recompute, **case} for case in compare(model, processor, launch_file)]
+    if torch.distributed.get_rank() == 0:
+        Path(output).write_text(json.dumps(results))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,38 @@
+"""What the launcher makes of each launch file of configs/accelerate."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from torch.distributed.fsdp import OffloadPolicy
+
+from tests.training.distributed.launch_files import fsdp_plugin, launch_arguments, launch_environment
+from training.distributed.launch import weights_are_sharded
+
+FILES = sorted(Path("configs/accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_launcher_takes_every_key_of_a_launch_file(path: Path) -> None:
+    arguments = launch_arguments(path)
+    settings = yaml.safe_load(path.read_text())
+    assert arguments.mixed_precision == "no", "train.precision sets the precision"
+    for section in ("fsdp_config", "deepspeed_config"):
+        for key, value in settings.get(section, {}).items():
+            assert getattr(arguments, key) == value
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_training_knows_from_the_launch_file_whether_weights_are_sharded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in launch_environment(path).items():
+        monkeypatch.setenv(key, value)
+    assert weights_are_sharded() == ("fsdp" in path.stem or "zero3" in path.stem)
+
+
+def test_fsdp2_reshards_after_each_layer_and_keeps_optimizer_states_sharded() -> None:
+    plugin = fsdp_plugin(Path("configs/accelerate/fsdp2.yaml"))
+    assert plugin.fsdp_version == 2
+    assert plugin.reshard_after_forward is True
+    assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"
+    assert not plugin.activation_checkpointing, "train.gradient_checkpointing sets it"
+    assert type(plugin.cpu_offload) is OffloadPolicy
