@@ -8,11 +8,12 @@ WORKERS ?= auto
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo test lint gpu clean
+.PHONY: help install demo test test-all lint gpu clean
 
 help:
 	@echo "make demo     environment, demo data, preprocess, train, evaluate; prints the path of the report"
-	@echo "make test     environment, linters, all tests"
+	@echo "make test     environment, linters, tests"
+	@echo "make test-all the same with slow tests: several launches, long runs"
 	@echo "make install  environment only"
 	@echo "make lint     linters and types only"
 	@echo "make gpu      all benchmarks that need a GPU, into results/gpu (without a GPU: an error)"
@@ -47,6 +48,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy .
 
 test: lint
+	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
+
+test-all: lint
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup
 
 gpu: $(INSTALLED)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import config as configuration
+from error_reporting import report_error
 from errors import TesseraError, UsageError
 
 # Idle threads of GNU OpenMP busy-wait for a long time, which slows down other processes on the same cores. Two training runs at
@@ -75,6 +76,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
         parser: parser of the command.
         arguments: command line without the program name; None: sys.argv.
     """
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
     if not debug:
         silence_libraries()
@@ -86,12 +88,9 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
             parsed.config = configuration.load(parsed.config, parsed.overrides)
         status = main(parsed) or 0
     except TesseraError as error:
-        if debug:
+        if debug and not launched:
             raise
-        rank = int(os.environ.get("RANK", "0"))
-        # All ranks have the same arguments, so rank 0 alone reports an error in them.
-        if not (rank and isinstance(error, UsageError)):
-            print(f"error: rank {rank}: {error}" if rank else f"error: {error}", file=sys.stderr)
+        report_error(str(error), error, debug)
         status = error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -102,10 +101,21 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
         status = 0
     except OSError as error:
         # Such as a read-only folder or a full disk. Without a file name it is a defect of the program, not the user's mistake.
-        if debug or error.filename is None:
+        defect = error.filename is None
+        if (debug or defect) and not launched:
             raise
-        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        report_error(f"{error.filename}: {error.strerror or error}" if not defect else repr(error), error, debug or defect)
         status = TesseraError.exit_status
+    except Exception as error:
+        if not launched:
+            raise
+        report_error(f"{type(error).__name__}: {error}", error, show_traceback=True)
+        status = TesseraError.exit_status
+    if launched and status:
+        # Nothing may follow the error: at exit, torch would print that its process group was not destroyed.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

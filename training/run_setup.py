@@ -19,7 +19,7 @@ from model.siglip_qwen.processor import Processor
 from process_group import main_process_only
 from training.config import Experiment, TrainConfig
 from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, measure_lengths
-from training.distributed.launch import check_world_size, weights_are_sharded
+from training.distributed.launch import check_world_size, unused_gpus, weights_are_sharded
 from training.stages import check_stages
 
 PREFETCH_FACTOR = 4
@@ -88,6 +88,8 @@ def setup_run(config: Experiment) -> RunSetup:
         bf16=bf16,
     )
     _report_samples(run_setup, validation)
+    if (notice := unused_gpus(partial_state)) is not None:
+        run_setup.print_once(notice)
     run_setup.print_once(f"micro-batches: {batching}, matrix products in {'bf16' if bf16 else 'fp32'}")
     return run_setup
 

@@ -60,7 +60,7 @@ def training_arguments(
         bf16: Train under bf16 autocast.
         validate: Evaluate every train.eval_steps.
     """
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
         per_device_train_batch_size=train.per_device_train_batch_size,
@@ -83,6 +83,9 @@ def training_arguments(
         disable_tqdm=True,
         log_level="error",
     )
+    # With several visible GPUs, Trainer would wrap the model in nn.DataParallel, which cuts packed rows apart.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 class StageTrainer(Trainer):

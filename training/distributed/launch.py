@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import str_to_bool
 
@@ -22,3 +23,14 @@ def weights_are_sharded() -> bool:
     fsdp = str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
     deepspeed = str_to_bool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false"))
     return bool(fsdp or (deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"))
+
+
+def unused_gpus(state: PartialState) -> str | None:
+    """A line that says that one process trains on one of several visible GPUs, and how to use all of them; None otherwise."""
+    visible = torch.cuda.device_count()
+    if state.num_processes > 1 or state.device.type != "cuda" or visible < 2:
+        return None
+    return (
+        f"one process trains on one GPU: {state.device} of {visible} visible ones; to use all, "
+        f"accelerate launch --config_file configs/accelerate/multi_gpu.yaml --num_processes {visible} train.py"
+    )

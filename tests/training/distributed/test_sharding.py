@@ -10,12 +10,10 @@ from peft import PeftModel
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from errors import UsageError
 from model.lora import configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
-from training.distributed.launch import check_world_size
 from training.distributed.sharding import configure_fsdp, gather_full_state_dict, reshard_model
 
 
@@ -62,10 +60,3 @@ def test_fsdp_wraps_the_model_s_layers_and_reduces_gradients_in_fp32(tuned: Peft
     configure_fsdp(plugin, tuned)
     assert plugin.transformer_cls_names_to_wrap == ["Qwen3DecoderLayer", "SiglipEncoderLayer"]
     assert plugin.mixed_precision_policy == MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
-
-
-def test_another_world_size_than_launched_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check_world_size(None).num_processes == check_world_size(1).num_processes == 1
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="the launcher started 2 processes, but the world size is 1"):
-        check_world_size(None)
