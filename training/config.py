@@ -82,9 +82,9 @@ class TrainConfig:
     """Recompute the activations of the language model's layers in the backward pass (activation checkpointing): a third slower,
     far less memory. true = all layers; auto = on CUDA, trial steps find the fewest layers that fit into memory (all with FSDP or
     ZeRO-3); none on a CPU."""
-    optim: Literal["adamw", "paged_adamw8bit"] = "adamw"
+    optim: Literal["adamw", "paged_adamw8bit", "sgd"] = "adamw"
     """adamw = torch's AdamW with fp32 moments, fused on CUDA; paged_adamw8bit = bitsandbytes' AdamW with 8-bit moments in paged
-    memory, which moves to the host when the device is full (CUDA only, no FSDP or ZeRO-3)."""
+    memory, which moves to the host when the device is full (CUDA only, no FSDP or ZeRO-3); sgd = plain gradient descent."""
     logits_memory_gib: PositiveFloat = 2.0
     """Memory limit in GiB for the logits and their gradients; when a micro-batch needs more, the loss is computed in chunks of
     supervised positions."""

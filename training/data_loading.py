@@ -5,8 +5,9 @@ Images are decoded and resized and text is tokenised in the DataLoader's workers
 Shapes: N images, P patches, D hidden size of the vision encoder.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,7 +28,14 @@ from dataset.loading.multi_turn import (
     to_messages,
 )
 from dataset.loading.sample_store import SampleStore
-from dataset.loading.samplers import BatchingStrategy, DistributedBatchSampler, LengthGroupedBatching, PackedBatching
+from dataset.loading.samplers import (
+    BatchingStrategy,
+    DistributedBatchSampler,
+    LengthGroupedBatching,
+    PackedBatching,
+    SampleKey,
+    StepShape,
+)
 from dataset.sample import Sample
 from errors import UsageError
 from model.siglip_qwen.image_tokens import PositionCollator
@@ -107,7 +115,7 @@ class CachedFeatures:
 class TrainingData(Dataset[Example]):
     """Encoded conversations of a split, with pixels or cached vision features.
 
-    The key of an item is (index, epoch): the epoch selects the target of each sample and the order of the questions.
+    The epoch in the key of an item selects the target of each sample and the order of the questions.
 
     Args:
         lengths: What `measure_lengths` returned; one item per conversation.
@@ -135,9 +143,12 @@ class TrainingData(Dataset[Example]):
         """The first sample of a conversation, as it is stored."""
         return self.store.sample(self.lengths.conversations[index][0].row)
 
-    def __getitem__(self, key: tuple[int, int]) -> Example:
+    def __getitem__(self, key: SampleKey) -> Example:
         """Raises TesseraError naming the sample when its image cannot be read or it cannot be encoded."""
-        index, epoch = key
+        example = self._example(key.index, key.epoch)
+        return example if key.supervised else replace(example, encoded=example.encoded.unsupervised())
+
+    def _example(self, index: int, epoch: int) -> Example:
         samples = [self.store.sample(member.row) for member in shuffled_questions(self.lengths.conversations[index], self.seed, epoch)]
         sample = samples[0]
         messages, target = to_messages(samples, self.seed, epoch)
@@ -154,26 +165,36 @@ class TrainingData(Dataset[Example]):
 
 @dataclass(frozen=True)
 class Batching:
-    """How micro-batches are formed: packed rows of `packing_length` tokens, or `per_device_train_batch_size` padded samples."""
+    """How optimizer steps are made up of batches, and these of samples. Which samples a step has is the same for any world size."""
 
     packed: bool
+    """Packed rows of `packing_length` tokens, or `per_device_train_batch_size` padded samples."""
     per_device_train_batch_size: int
+    """Samples of a planned batch: of a micro-batch where the run began."""
     packing_length: int
+    step: StepShape
+    world_size: int
     reason: str = ""
     """Why packed or padded was chosen, in words."""
 
     @classmethod
-    def of(cls, train: TrainConfig, device: torch.device) -> "Batching":
+    def of(cls, train: TrainConfig, device: torch.device, world_size: int = 1) -> "Batching":
         """Batching from train.batching; auto packs on CUDA and pads on other devices, where attention over a long row is slower."""
         packed = device.type == "cuda" if train.batching == "auto" else train.batching == "packed"
         reason = f"auto on {device.type}" if train.batching == "auto" else f"train.batching={train.batching}"
-        return cls(packed, train.per_device_train_batch_size, train.packing_length, reason)
+        step = StepShape(train.gradient_accumulation_steps * world_size, train.gradient_accumulation_steps)
+        return cls(packed, train.per_device_train_batch_size, train.packing_length, step, world_size, reason)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Most samples of a padded micro-batch of one rank."""
+        return math.ceil(self.per_device_train_batch_size * self.step.batches / (self.step.micro_batches * self.world_size))
 
     def __str__(self) -> str:
         form = (
             f"packed rows of {self.packing_length:,} tokens"
             if self.packed
-            else f"{self.per_device_train_batch_size} samples of similar length, padded"
+            else f"{self.micro_batch_size} samples of similar length, padded"
         )
         return f"{form} ({self.reason})"
 
@@ -196,12 +217,16 @@ class Batching:
         collate = PackedCollator(pad_id, self.packing_length, longest) if self.packed else PaddedCollator(pad_id)
         return PositionCollator(collate, processor.image_token_id)
 
-    def sampler(self, lengths: SampleLengths, seed: int, epochs: int, rank: int = 0, world_size: int = 1) -> DistributedBatchSampler:
-        """The batch sampler of one rank.
+    def sampler(self, lengths: SampleLengths, seed: int, epochs: float, rank: int = 0) -> DistributedBatchSampler:
+        """The training batch sampler of one rank.
 
         Args:
             lengths: Conversations to form batches of.
             seed: Seed of the order and of the targets.
-            epochs: Number of epochs, at least as many as will be iterated.
+            epochs: Number of epochs, possibly a fraction.
         """
-        return DistributedBatchSampler(self.plan(lengths, seed, epochs), epochs, rank, world_size)
+        return DistributedBatchSampler(self.plan(lengths, seed, math.ceil(epochs)), epochs, self.step, rank, self.world_size)
+
+    def validation_sampler(self, lengths: SampleLengths, seed: int, rank: int = 0) -> DistributedBatchSampler:
+        """All samples once, for one rank: one batch each at a time."""
+        return DistributedBatchSampler(self.plan(lengths, seed, 1), 1, StepShape(self.world_size, 1), rank, self.world_size)

@@ -5,6 +5,7 @@ is the same bit for bit with and without them.
 """
 
 import gc
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 
+from dataset.loading.samplers import SampleKey
 from errors import TesseraError
 from model.lora import base_model, enable_gradient_checkpointing
 from model.siglip_qwen.modeling import VisionLanguageModel
@@ -212,11 +214,11 @@ def allocate_gradients(model: nn.Module) -> None:
 def longest_batch(loader: DataLoader, packed: bool) -> dict[str, Any]:
     """The batch of the first epoch that needs the most memory: the most tokens with padding, or the packed row with most samples."""
     data: Any = loader.dataset
-    batches = list(loader.batch_sampler or ())
-    lengths = data.lengths.sampled_lengths(data.seed, batches[0][0][1])
+    batches = list(itertools.takewhile(lambda batch: batch[0].epoch == 0, loader.batch_sampler or ()))
+    lengths = data.lengths.sampled_lengths(data.seed, 0)
 
-    def tokens(batch: list[tuple[int, int]]) -> int:
-        return len(batch) * (1 if packed else max(int(lengths[index]) for index, _ in batch))
+    def tokens(batch: list[SampleKey]) -> int:
+        return len(batch) * (1 if packed else max(int(lengths[key.index]) for key in batch))
 
     batch: dict[str, Any] = loader.collate_fn([data[key] for key in max(batches, key=tokens)])
     return batch

@@ -28,6 +28,7 @@ from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.modeling import VisionLanguageModel
 from training.checkpointing.checkpoint_writer import TRAINER_FOLDER, CheckpointWriter, checkpoint_folders, checkpoint_step
 from training.checkpointing.resume import RunState, check_same_settings, read_run_state, settings
+from training.checkpointing.world_size_change import STEP_KEYS
 from training.compile_policy import check_step_settings, decide_compile
 from training.config import Experiment
 from training.distributed.launch import weights_are_sharded
@@ -41,7 +42,7 @@ from training.monitoring.sample_predictions import generate_panels, select_sampl
 from training.monitoring.tensorboard_logger import TensorBoardLogger
 from training.monitoring.throughput import ThroughputMeter, model_step_flops, peak_tflops
 from training.out_of_memory import explain_out_of_memory, keep_freed_host_memory
-from training.run_setup import RunSetup, setup_run, stage_length, training_loader, validation_loader
+from training.run_setup import RunSetup, setup_run, stage_length, training_loader, validation_loader, with_resumed_batching
 from training.stage_trainer import Stage, StageTrainer, training_arguments
 from training.stages import describe_trained
 
@@ -64,7 +65,9 @@ def train(config: Experiment, resume: str | None = None) -> Path:
     checkpoint = _resume_checkpoint(run_setup, resume)
     state = read_run_state(checkpoint / TRAINER_FOLDER) if checkpoint else None
     if checkpoint and state:
+        current_settings |= {key: state.settings[key] for key in STEP_KEYS}
         check_same_settings(checkpoint, state, current_settings)
+        run_setup = with_resumed_batching(run_setup, state.settings)
         run_setup.print_once(f"resuming from {checkpoint}")
     history = History(list(state.history) if state else [])
     lengths = [stage_length(run_setup, index) for index in range(len(config.train.stages))]
@@ -79,9 +82,8 @@ def train(config: Experiment, resume: str | None = None) -> Path:
             # Also when the run fails: the last events are still in memory.
             exit_stack.callback(tensorboard_logger.close)
         for index in range(first, len(lengths)):
-            steps, per_epoch = lengths[index]
-            stage = Stage(config.train.stages[index], index, first_step, steps, per_epoch)
-            total = first_step + sum(steps for steps, _ in lengths[index:])
+            stage = Stage(config.train.stages[index], index, first_step, lengths[index])
+            total = first_step + sum(lengths[index:])
             resuming = state is not None and not state.finished and index == first
             checkpoint = _run_stage(run_setup, stage, total, checkpoint, resuming, history, current_settings, tensorboard_logger)
             first_step = checkpoint_step(checkpoint)
@@ -153,7 +155,15 @@ def _run_stage(
     validation = validation_loader(run_setup)
     trainer = StageTrainer(
         model,
-        training_arguments(config.train, stage, folder, bf16=run_setup.bf16, device=run_setup.device, validate=validation is not None),
+        training_arguments(
+            config.train,
+            stage,
+            folder,
+            micro_batches=run_setup.batching.step.micro_batches,
+            bf16=run_setup.bf16,
+            device=run_setup.device,
+            validate=validation is not None,
+        ),
         train=config.train,
         stage=stage,
         loader=training_loader(run_setup, stage.index),
@@ -200,7 +210,7 @@ def _model(run_setup: RunSetup, stage: Stage, checkpoint: Path | None) -> Vision
         # Fused modules read weights directly and bypass the hooks that gather sharded ones.
         fuse_modules(model)
     compile_decision = decide_compile(
-        config.train, run_setup.device, stage.steps * config.train.gradient_accumulation_steps, weights_are_sharded()
+        config.train, run_setup.device, stage.steps * run_setup.batching.step.micro_batches, weights_are_sharded()
     )
     run_setup.print_once(f"compile: {compile_decision}")
     if compile_decision.enabled:

@@ -1,9 +1,11 @@
 """Setup shared by all stages of a run: process group, processor, data, precision, and the length of each stage."""
 
-import math
+import dataclasses
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +14,13 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 
 from dataset.loading.sample_store import SampleStore
+from dataset.loading.samplers import DistributedBatchSampler
 from errors import UsageError
 from model.siglip_qwen.assembly import read_vocab_size, tokens_per_image
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.processor import Processor
 from process_group import main_process_only
+from training.checkpointing.world_size_change import resumed_batching
 from training.config import Experiment, TrainConfig
 from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, measure_lengths
 from training.distributed.launch import check_world_size, unused_gpus, weights_are_sharded
@@ -70,7 +74,7 @@ def setup_run(config: Experiment) -> RunSetup:
     bf16 = use_bf16(config.train, partial_state.device)
     store = SampleStore(config.data_folder)
     processor = build_processor(config.model)
-    batching = Batching.of(config.train, partial_state.device)
+    batching = Batching.of(config.train, partial_state.device, partial_state.num_processes)
     with main_process_only(partial_state.is_main_process):
         lengths = measure_lengths(
             store, store.indices("train"), processor, "measuring training samples", config.train.max_questions_per_conversation
@@ -94,6 +98,21 @@ def setup_run(config: Experiment) -> RunSetup:
     return run_setup
 
 
+def with_resumed_batching(run_setup: RunSetup, before: Mapping[str, Any]) -> RunSetup:
+    """The setup of a resumed run: optimizer steps have the same samples as where the run began, whatever the number of processes.
+
+    before: settings in the checkpoint. Raises UsageError when the samples of a step cannot be divided over the processes.
+    """
+    batching = resumed_batching(run_setup.batching, run_setup.config.train, before)
+    accumulation, processes = before["train.gradient_accumulation_steps"], before["train.num_processes"]
+    if (batching.step.micro_batches, batching.world_size) != (accumulation, processes):
+        run_setup.print_once(
+            f"an optimizer step keeps its samples: {batching.step.micro_batches} micro-batches on each of {batching.world_size} processes, "
+            f"where the run began {accumulation} on each of {processes}"
+        )
+    return dataclasses.replace(run_setup, batching=batching)
+
+
 def build_processor(model: ModelConfig) -> Processor:
     """The processor for a model. Raises UsageError when a tokenizer or image processor cannot be loaded or settings contradict it."""
     return Processor.from_pretrained(
@@ -115,8 +134,15 @@ def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
         run_setup.print_once(f"{lengths.samples:,} {split_name} samples{joined_note}{dropped}")
     if run_setup.processor.pixel_reader.lookup_table is None:
         run_setup.print_once("model.vision: its image processor does more than a plain resize; it is called for every image, more slowly")
-    if not len(run_setup.lengths):
-        raise UsageError(f"{run_setup.store.folder}: contains no training samples")
+    num_processes = run_setup.partial_state.num_processes
+    if len(run_setup.lengths) < num_processes:
+        raise UsageError(
+            f"{run_setup.store.folder}: {len(run_setup.lengths)} training samples for {num_processes} processes; use fewer processes"
+            if len(run_setup.lengths)
+            else f"{run_setup.store.folder}: contains no training samples"
+        )
+    if 0 < len(validation) < num_processes:
+        run_setup.print_once(f"{len(validation)} validation samples for {num_processes} processes: some have none to validate on")
     if run_setup.validation is None and run_setup.config.train.early_stopping_patience is not None:
         raise UsageError(f"train.early_stopping_patience: needs validation samples, and {run_setup.store.folder} has none")
 
@@ -135,31 +161,39 @@ def use_bf16(train: TrainConfig, device: torch.device) -> bool:
 
 
 def training_loader(run_setup: RunSetup, index: int) -> DataLoader:
-    """This rank's training batches of a stage; each stage has its own seed for sample order and targets."""
+    """This rank's training batches of a stage, all epochs; each stage has its own seed for sample order and targets."""
     config = run_setup.config
-    seed, epochs = config.train.seed + index, math.ceil(config.train.stages[index].epochs)
+    seed = config.train.seed + index
     data = TrainingData(run_setup.store, run_setup.lengths, run_setup.processor, seed, config.data.augmentation, run_setup.features)
-    return _loader(run_setup, data, run_setup.lengths, seed, epochs)
+    return _loader(run_setup, data, training_sampler(run_setup, index))
+
+
+def training_sampler(run_setup: RunSetup, index: int) -> DistributedBatchSampler:
+    """The batch sampler of `training_loader`."""
+    train, rank = run_setup.config.train, run_setup.partial_state.process_index
+    return run_setup.batching.sampler(run_setup.lengths, train.seed + index, train.stages[index].epochs, rank)
 
 
 def validation_loader(run_setup: RunSetup) -> DataLoader | None:
     """This rank's share of the validation samples; None without a validation split."""
     data = run_setup.validation
-    return _loader(run_setup, data, data.lengths, run_setup.config.train.seed, 1) if data is not None else None
+    if data is None:
+        return None
+    sampler = run_setup.batching.validation_sampler(data.lengths, data.seed, run_setup.partial_state.process_index)
+    return _loader(run_setup, data, sampler)
 
 
-def _loader(run_setup: RunSetup, data: TrainingData, lengths: SampleLengths, seed: int, epochs: int) -> DataLoader:
-    partial_state = run_setup.partial_state
+def _loader(run_setup: RunSetup, data: TrainingData, sampler: DistributedBatchSampler) -> DataLoader:
     dataloader_num_workers = num_loader_workers(run_setup.config.train)
     return DataLoader(
         data,
-        batch_sampler=run_setup.batching.sampler(lengths, seed, epochs, partial_state.process_index, partial_state.num_processes),
+        batch_sampler=sampler,
         collate_fn=run_setup.batching.collator(run_setup.processor),
         num_workers=dataloader_num_workers,
         prefetch_factor=PREFETCH_FACTOR if dataloader_num_workers else None,
         pin_memory=run_setup.device.type == "cuda",
         # Its own generator: torch's global one would shift the dropout masks of a resumed run.
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(data.seed),
     )
 
 
@@ -169,9 +203,8 @@ def num_loader_workers(train: TrainConfig) -> int:
     return min(8, cores_per_process) if train.dataloader_num_workers is None else train.dataloader_num_workers
 
 
-def stage_length(run_setup: RunSetup, index: int) -> tuple[int, int]:
-    """Optimizer steps of a stage, and of one epoch of it."""
+def stage_length(run_setup: RunSetup, index: int) -> int:
+    """Optimizer steps of a stage."""
     stage = run_setup.config.train.stages[index]
-    per_epoch = math.ceil(len(training_loader(run_setup, index)) / run_setup.config.train.gradient_accumulation_steps)
-    steps = math.ceil(stage.epochs * per_epoch)
-    return min(steps, stage.max_steps or steps), per_epoch
+    steps = training_sampler(run_setup, index).steps
+    return min(steps, stage.max_steps or steps)

@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate.utils import save_fsdp_optimizer
@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from dataset.loading.encoded_sample import IGNORE_INDEX
-from dataset.loading.samplers import DistributedBatchSampler
 from errors import TesseraError
 from model.kernels.compile import eager_mode
 from model.lora import base_model
@@ -47,16 +46,16 @@ class Stage:
     """Optimizer steps of all earlier stages."""
     steps: int
     """Optimizer steps of this stage."""
-    steps_per_epoch: int
 
 
 def training_arguments(
-    train: TrainConfig, stage: Stage, folder: Path, *, bf16: bool, device: torch.device, validate: bool
+    train: TrainConfig, stage: Stage, folder: Path, *, micro_batches: int, bf16: bool, device: torch.device, validate: bool
 ) -> TrainingArguments:
     """The stage's settings as transformers' TrainingArguments.
 
     Args:
         folder: Checkpoint folder.
+        micro_batches: Micro-batches of one rank in an optimizer step.
         bf16: Train under bf16 autocast.
         validate: Evaluate every train.eval_steps.
     """
@@ -64,7 +63,7 @@ def training_arguments(
         output_dir=str(folder),
         max_steps=stage.steps,
         per_device_train_batch_size=train.per_device_train_batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        gradient_accumulation_steps=micro_batches,
         average_tokens_across_devices=True,
         max_grad_norm=train.max_grad_norm,
         bf16=bf16,
@@ -123,9 +122,7 @@ class StageTrainer(Trainer):
         self._train, self._stage, self._history, self._meter = train, stage, history, meter
         self._loader, self._validation = loader, validation
         self._processor, self._checkpoints, self._settings = processor, checkpoints, settings
-        self._stage_callback = _StageCallback(
-            cast(DistributedBatchSampler, loader.batch_sampler), stage, history, train.early_stopping_patience
-        )
+        self._stage_callback = _StageCallback(stage, history, train.early_stopping_patience)
         # Quantised weights are frozen; Trainer would refuse them when only the connector is trained.
         base_model(model).is_quantized = False
         super().__init__(model, arguments, train_dataset=loader.dataset, eval_dataset=validation.dataset if validation else None)
@@ -290,14 +287,11 @@ class StageTrainer(Trainer):
 
 
 class _StageCallback(TrainerCallback):
-    """Sets the sampler's epoch, records learning rates, logs the first and last step, and stops early."""
+    """Records learning rates, logs the first and last step, and stops early."""
 
-    def __init__(self, sampler: DistributedBatchSampler, stage: Stage, history: History, early_stopping_patience: int | None):
-        self._sampler, self._stage, self._history, self._patience = sampler, stage, history, early_stopping_patience
+    def __init__(self, stage: Stage, history: History, early_stopping_patience: int | None):
+        self._stage, self._history, self._patience = stage, history, early_stopping_patience
         self.learning_rates: dict[str, float] = {}
-
-    def on_epoch_begin(self, _args: Any, state: TrainerState, *_: Any, **_kwargs: Any) -> None:
-        self._sampler.set_epoch(int(state.global_step) // self._stage.steps_per_epoch)
 
     def on_pre_optimizer_step(self, *_args: Any, optimizer: torch.optim.Optimizer, **_kwargs: Any) -> None:
         """Record the learning rates of this step, before the schedule advances."""

@@ -3,7 +3,8 @@
 The experiment's data must be merged. The result is a table of both validation losses.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -15,7 +16,7 @@ from benchmarks.training.timed_steps import Batch, TrainedModel
 from benchmarks.training.train_step import OURS, STOCK, Setup, copy_adapters, our_side, stock_side
 from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.encoded_sample import IGNORE_INDEX
-from dataset.loading.samplers import DistributedBatchSampler
+from dataset.loading.samplers import SampleKey
 from errors import TesseraError, UsageError
 from model.siglip_qwen.assembly import build, default_dtype
 from training.config import Experiment
@@ -114,21 +115,19 @@ class _ModelPair:
     def batches(self) -> Iterator[tuple[Batch, Batch]]:
         """Batches of the last stage, endlessly."""
         run_setup = self._run_setup
-        seed, epoch = self.train.seed + len(self.train.stages) - 1, 0
+        seed = self.train.seed + len(self.train.stages) - 1
         data = TrainingData(run_setup.store, run_setup.lengths, run_setup.processor, seed)
-        while True:
-            sampler = run_setup.batching.sampler(run_setup.lengths, seed, epoch + 1)
-            sampler.set_epoch(epoch)
-            yield from self._collate_both(data, sampler)
-            epoch += 1
+        for epoch in itertools.count():
+            batches = run_setup.batching.plan(run_setup.lengths, seed, epoch + 1).batches(epoch)
+            yield from self._collate_both(data, ([SampleKey(index, epoch) for index in batch] for batch in batches))
 
     def validation(self) -> Iterator[tuple[Batch, Batch]]:
         """Batches of the validation samples, once."""
         data = self._run_setup.validation
         assert data is not None  # checked in `measure`
-        return self._collate_both(data, self._run_setup.batching.sampler(data.lengths, data.seed, 1))
+        return self._collate_both(data, self._run_setup.batching.validation_sampler(data.lengths, data.seed))
 
-    def _collate_both(self, data: TrainingData, sampler: DistributedBatchSampler) -> Iterator[tuple[Batch, Batch]]:
+    def _collate_both(self, data: TrainingData, sampler: Iterable[list[SampleKey]]) -> Iterator[tuple[Batch, Batch]]:
         for keys in sampler:
             examples: Sequence[Example] = [data[key] for key in keys]
             yield self._our_collator(examples), self._stock_collator(examples)

@@ -25,6 +25,10 @@ class EncodedSample:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    def unsupervised(self) -> "EncodedSample":
+        """The same tokens, none of them supervised."""
+        return EncodedSample(self.input_ids, [IGNORE_INDEX] * len(self.labels), self.num_images)
+
 
 def check_messages(messages: Sequence[Message], num_images: int) -> None:
     """Raise EncodingError unless there is one `<image>` placeholder per image, all in user turns, and turns alternate and end with

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from dataset.loading.samplers import SampleKey
 from errors import TesseraError
 from model.lora import base_model
 from tests.training.test_run import losses, run, weights
@@ -163,10 +164,11 @@ def test_the_trial_batch_is_the_one_that_needs_the_most_memory() -> None:
     class Data:
         lengths, seed = Lengths(), 1
 
-        def __getitem__(self, key: tuple[int, int]) -> tuple[int, int]:
+        def __getitem__(self, key: SampleKey) -> SampleKey:
             return key
 
-    batches = [[(0, 0), (1, 0)], [(2, 0)], [(3, 0), (4, 0), (5, 0)]]
+    # The last batch is of a later epoch.
+    batches = [[SampleKey(i, 0) for i in indices] for indices in ([0, 1], [2], [3, 4, 5])] + [[SampleKey(2, 1), *[SampleKey(0, 1)] * 3]]
     loader: Any = DataLoader(Data(), batch_sampler=batches, collate_fn=lambda rows: {"rows": rows})  # type: ignore[arg-type]
     assert longest_batch(loader, packed=False)["rows"] == batches[1], "31 tokens with padding"
     assert longest_batch(loader, packed=True)["rows"] == batches[2], "three samples"

@@ -194,8 +194,8 @@ def test_a_new_run_does_not_overwrite_an_old_one(workspace: Workspace) -> None:
 def test_resuming_with_other_settings_is_an_error_that_names_them(workspace: Workspace) -> None:
     path = workspace(save_steps=1)
     last = run(path)
-    with pytest.raises(UsageError, match=r"train\.per_device_train_batch_size was 4, is 2; .*use those, or a new name"):
-        run(path, "train.per_device_train_batch_size=2", resume="auto")
+    with pytest.raises(UsageError, match=r"train\.max_grad_norm was 1\.0, is 2\.0; .*use those, or a new name"):
+        run(path, "train.max_grad_norm=2", resume="auto")
     with pytest.raises(UsageError, match=r"model\.lora\.r was 4, is 8"):
         run(path, "model.lora.r=8", resume=str(last))
     # Settings that do not change a training step may differ.

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW with fp32 moments, or with 8-bit moments in paged memory; its parameter groups."""
+"""The optimizer: AdamW with fp32 moments or with 8-bit moments in paged memory, or SGD; its parameter groups."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from training.config import LearningRates, ParamGroup, StageConfig, TrainConfig
 
 def check_optimizer(train: TrainConfig, device: torch.device, sharded: bool) -> None:
     """Raise UsageError where train.optim cannot run. sharded: weights are sharded over ranks (FSDP, ZeRO-3)."""
-    if train.optim == "adamw":
+    if train.optim != "paged_adamw8bit":
         return
     if device.type != "cuda":
         raise UsageError(f"train.optim: {train.optim} needs a CUDA device, found {device.type}; set train.optim=adamw")
@@ -25,12 +25,14 @@ def build_optimizer(train: TrainConfig, groups: list[dict[str, Any]], device: to
     """The optimizer that train.optim names, over the parameter groups."""
     if train.optim == "adamw":
         return torch.optim.AdamW(groups, fused=device.type == "cuda")
+    if train.optim == "sgd":
+        return torch.optim.SGD(groups)
     return PagedAdamW8bit(groups)
 
 
 def optimizer_bytes_per_parameter(train: TrainConfig) -> int:
-    """Bytes of optimizer state per trained weight: two moments."""
-    return 8 if train.optim == "adamw" else 2
+    """Bytes of optimizer state per trained weight: AdamW has two moments, SGD has none."""
+    return {"adamw": 8, "paged_adamw8bit": 2, "sgd": 0}[train.optim]
 
 
 class PagedAdamW8bit(bnb.optim.PagedAdamW8bit):

@@ -6,6 +6,7 @@ import pytest
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from dataset.loading.multi_turn import Conversation, MeasuredSample, conversations, num_tokens, shuffled_questions, to_messages
 from dataset.loading.sample_store import SampleStore
+from dataset.loading.samplers import SampleKey
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Sample
 from model.siglip_qwen.processor import Processor
 from tests.dataset.raw_files import RawFiles, conversation, vqa_answers
@@ -53,7 +54,7 @@ def test_lengths_equal_the_encoded_lengths(store: SampleStore, processor: Proces
     lengths = measured(store, processor, 3)
     data = TrainingData(store, lengths, processor, seed=5)
     for epoch in range(6):
-        encoded = [data[index, epoch].encoded for index in range(len(data))]
+        encoded = [data[SampleKey(index, epoch)].encoded for index in range(len(data))]
         assert [len(sample) for sample in encoded] == lengths.sampled_lengths(5, epoch).tolist()
         # One image per conversation, and all of its answers are supervised.
         assert all(sample.input_ids.count(processor.image_token_id) == processor.tokens_per_image for sample in encoded)

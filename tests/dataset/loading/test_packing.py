@@ -5,7 +5,7 @@ import pytest
 
 from dataset.loading.packing import pack
 from dataset.loading.samplers import PackedBatching
-from tests.dataset.loading.test_collators import reference_lengths
+from tests.dataset.loading.test_samplers import reference_lengths
 
 
 def padding_fraction(lengths: np.ndarray, rows: list[list[int]], capacity: int) -> float:
