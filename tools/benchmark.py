@@ -74,6 +74,12 @@ def arguments() -> cli.Parser:
     memory.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
     memory.add_argument("settings", nargs="*", metavar="key=value", help="override a key of the size's recipe in configs/")
     memory.set_defaults(measure=run_memory)
+    what = "host memory of each rank while a sharded model is loaded (FSDP2, CPU processes, Linux)"
+    loading = parts.add_parser("loading", description=what, help=what, takes_config=False)
+    loading.add_argument("--layers", type=int, default=24, metavar="N", help="layers of the language model (default: %(default)s)")
+    loading.add_argument("--width", type=int, default=768, metavar="N", help="its hidden size (default: %(default)s)")
+    loading.add_argument("--processes", type=int, default=2, metavar="N", help="number of ranks (default: %(default)s)")
+    loading.set_defaults(measure=run_loading)
     what = "all of the above that need a GPU, with all tables in one folder, and which targets are met; takes hours on a small GPU"
     gpu = parts.add_parser("gpu", description=what, help=what, takes_config=False)
     gpu.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="DIR", help="folder of all tables (default: %(default)s)")
@@ -234,6 +240,15 @@ def _run_on_simulated_gpu(parsed: argparse.Namespace) -> None:
     check()
     options = ["--size", parsed.size, "--simulated-gpu", str(gib), "--out", str(parsed.out)]
     raise SystemExit(run([__file__, "memory", *options, *parsed.settings], gib))
+
+
+def run_loading(parsed: argparse.Namespace) -> None:
+    """Load and shard a random model, with its weights read by rank 0 alone and by every rank, and print the memory of each rank."""
+    if sys.platform != "linux":
+        raise UsageError("loading: the memory of a process is read from /proc, which only Linux has")
+    from benchmarks.memory.sharded_loading_memory import measure, table
+
+    print("\n".join(table(measure(parsed.layers, parsed.width, parsed.processes))))
 
 
 def run_gpu(parsed: argparse.Namespace) -> None:

@@ -236,7 +236,8 @@ class StageTrainer(Trainer):
             if finished and best_step not in (None, self.step):
                 self._checkpoints.write_from_step(state, best_step)
                 return
-            weights = gather_full_state_dict(self.model) if self.is_fsdp_enabled or self.is_deepspeed_enabled else None
+            sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+            weights = gather_full_state_dict(self.model, keep=self.args.should_save) if sharded else None
             self._checkpoints.write(
                 state, lambda folder: self._save_model(folder, weights), None if finished else self._save_trainer, best_step
             )

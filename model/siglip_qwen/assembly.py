@@ -49,7 +49,12 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
 
 
 def build(
-    config: ModelConfig, *, image_token_id: int, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    config: ModelConfig,
+    *,
+    image_token_id: int,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    load_weights: bool = True,
 ) -> VisionLanguageModel:
     """Load the pre-trained models, initialise an fp32 connector and freeze everything.
 
@@ -58,14 +63,20 @@ def build(
         image_token_id: the processor's image token.
         dtype: of unquantised pre-trained weights; None for `default_dtype(device)`.
         device: where the model is loaded.
+        load_weights: False leaves pre-trained weights on the meta device, for a rank that another one sends them to.
 
     Raises:
         UsageError: a pre-trained model cannot be loaded, or the settings contradict each other.
     """
     dtype = dtype or default_dtype(device)
     tokens_per_image(config)
-    tower = siglip.load(config.vision, dtype=dtype, device=device)
-    language = _load_language_model(config.language, config.quantization, dtype, device)
+    if load_weights:
+        tower = siglip.load(config.vision, dtype=dtype, device=device)
+        language = _load_language_model(config.language, config.quantization, dtype, device)
+    else:
+        tower = siglip.load_without_weights(config.vision, dtype=dtype)
+        with torch.device("meta"):
+            language = AutoModelForCausalLM.from_config(language_config(config.language), dtype=dtype)
     model = assemble(config, tower, language, image_token_id)
     model.model.multi_modal_projector.initialize(config.connector.init, config.connector.init_std)
     model.model.multi_modal_projector.to(device)

@@ -66,6 +66,7 @@ def load(
     trainable: bool = False,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
+    load_weights: bool = True,
 ) -> VisionLanguageModel | PeftModel:
     """Build the base model as for training and load the trained weights into it. A merged model is loaded directly.
 
@@ -75,6 +76,8 @@ def load(
         trainable: make the trained parameter groups trainable, in fp32; otherwise everything is frozen and in eval mode.
         dtype: of frozen weights; None for `default_dtype(device)`.
         device: where the model is loaded.
+        load_weights: False leaves pre-trained weights on the meta device and trained ones undefined, for a rank that another one
+            sends them to.
 
     Raises:
         UsageError: the folder is not a checkpoint, or a base model cannot be loaded.
@@ -88,14 +91,15 @@ def load(
         config = dataclasses.replace(config, quantization=quantization)
     if vlm_config.language_weights:
         config = dataclasses.replace(config, language=str(folder / LANGUAGE_FOLDER))
-    base = build(config, image_token_id=vlm_config.image_token_id, dtype=dtype, device=device)
+    base = build(config, image_token_id=vlm_config.image_token_id, dtype=dtype, device=device, load_weights=load_weights)
     base.config.settings, base.config.language_weights = vlm_config.settings, vlm_config.language_weights
     groups: tuple[ParamGroup, ...] = ("connector", "lora") if (folder / ADAPTER_CONFIG_NAME).exists() else ("connector",)
     model = configure_trainable(base, config, groups)
-    _load_trained(model, folder)
+    if load_weights:
+        _load_trained(model, folder)
     if trainable:
         set_trainable(model, (*groups, "language") if vlm_config.language_weights else groups)
-        if vlm_config.language_weights:
+        if vlm_config.language_weights and load_weights:
             _load_language_model(model, folder)  # once more, in fp32: `build` rounded it to `dtype`
         return model
     for parameter in model.parameters():

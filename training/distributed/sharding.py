@@ -30,27 +30,37 @@ def configure_fsdp(plugin: Any, model: nn.Module) -> None:
         plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, **exact)
 
 
-def gather_full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+def gather_full_state_dict(model: nn.Module, keep: bool = True) -> dict[str, torch.Tensor]:
     """Full tensors on the CPU of all parameters that a checkpoint contains, by name. Every rank must call this.
 
-    model: parameters may be sharded by FSDP2 or ZeRO-3. Frozen base weights are not gathered.
+    Tensors are gathered one at a time, so a rank that does not keep them needs no more memory than the largest takes.
+
+    Args:
+        model: Parameters may be sharded by FSDP2 or ZeRO-3. Frozen base weights are not gathered.
+        keep: False returns an empty dict, on ranks that do not write the checkpoint.
     """
     wanted = {"connector", "lora"} | ({"language"} if base_model(model).config.language_weights else set())
-    return {name: _full_tensor(parameter) for name, parameter in model.named_parameters() if param_group_of(name) in wanted}
+    state: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if param_group_of(name) in wanted:
+            full = _full_tensor(parameter)
+            if keep:
+                state[name] = full.cpu()
+    return state
 
 
 def _full_tensor(parameter: nn.Parameter) -> torch.Tensor:
     if hasattr(parameter, "full_tensor"):  # a DTensor of FSDP2
         # Cloned: the gathered tensor is asynchronous and complete only when it is first used.
         full: torch.Tensor = parameter.full_tensor().detach().clone()
-        return full.cpu()
+        return full
     if not (hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")):
-        return parameter.detach().cpu()
+        return parameter.detach()
     import deepspeed
 
     if parameter.requires_grad:
         # DeepSpeed trains an fp32 copy; the parameter itself may be rounded to bf16.
         exact: torch.Tensor = deepspeed.utils.safe_get_full_fp32_param(parameter)
-        return exact.detach().cpu().clone()
+        return exact.detach().clone()
     with deepspeed.zero.GatheredParameters([parameter]):  # frozen, partitioned by ZeRO-3
-        return parameter.detach().cpu().clone()
+        return parameter.detach().clone()

@@ -9,20 +9,17 @@ import json
 import sys
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
+from benchmarks.launch_file import fsdp_plugin, shard
 from model.kernels.chunked_cross_entropy import BYTES_PER_LOGIT
 from model.lora import base_model, configure_trainable, enable_gradient_checkpointing
 from model.param_groups import ParamGroup
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
-from tests.training.distributed.launch_files import fsdp_plugin
-from training.distributed.sharding import configure_fsdp
 from training.run_setup import build_processor
 
 TOKENS, POSITIONS_PER_CHUNK = 64, 8
@@ -53,26 +50,10 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def shard(model: torch.nn.Module, launch_file: str) -> torch.nn.Module:
-    """Shard a model in place with `fully_shard`, called as accelerate calls it with the values of a launch file."""
-    plugin = fsdp_plugin(Path(launch_file))
-    configure_fsdp(plugin, model)
-    accelerator = SimpleNamespace(
-        state=SimpleNamespace(fsdp_plugin=plugin),
-        mixed_precision="no",
-        is_main_process=torch.distributed.get_rank() == 0,
-        device=torch.device("cpu"),
-        torch_device_mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",)),
-        parallelism_config=SimpleNamespace(fsdp_dim_names=("fsdp",)),
-    )
-    sharded: torch.nn.Module = fsdp2_prepare_model(accelerator, model)
-    return sharded
-
-
 def compare(model: torch.nn.Module, processor: Processor, launch_file: str) -> list[dict[str, Any]]:
     """Largest differences of loss and gradients between the sharded model and one process, in each case of SUPERVISED."""
     rank, single, results = torch.distributed.get_rank(), copy.deepcopy(model), []
-    sharded = shard(model, launch_file)
+    sharded = shard(model, fsdp_plugin(Path(launch_file)))
     for case, counts in enumerate(SUPERVISED):
         batches = [batch(processor, count, 10 * case + i, with_image=i != case % 2) for i, count in enumerate(counts)]
         expected = sum(single(**inputs, num_items_in_batch=sum(counts)).loss for inputs in batches)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from torch.distributed.fsdp import OffloadPolicy
 
-from tests.training.distributed.launch_files import fsdp_plugin, launch_arguments, launch_environment
+from benchmarks.launch_file import fsdp_plugin, launch_arguments, launch_environment
 from training.distributed.launch import weights_are_sharded
 
 FILES = sorted(Path("configs/accelerate").glob("*.yaml"))
@@ -35,4 +35,5 @@ def test_fsdp2_reshards_after_each_layer_and_keeps_optimizer_states_sharded() ->
     assert plugin.reshard_after_forward is True
     assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"
     assert not plugin.activation_checkpointing, "train.gradient_checkpointing sets it"
+    assert plugin.cpu_ram_efficient_loading, "rank 0 alone loads the weights"
     assert type(plugin.cpu_offload) is OffloadPolicy

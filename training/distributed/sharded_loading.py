@@ -1,0 +1,67 @@
+"""Loading of sharded models (FSDP2) in little host memory: rank 0 loads the weights, the other ranks get their shards from it.
+
+In: a model on each rank, on all but rank 0 with pre-trained weights on the meta device. Out: the same model, ready for accelerate,
+which then sends every weight from rank 0, one at a time (`fsdp_cpu_ram_efficient_loading` in the launch file).
+"""
+
+import os
+
+import torch
+from accelerate.utils import str_to_bool
+from torch import nn
+
+from errors import TesseraError
+
+
+def loads_on_rank_0_alone() -> bool:
+    """Whether the launcher is set to load weights on rank 0 only: FSDP2 with fsdp_cpu_ram_efficient_loading."""
+    fsdp = str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
+    return bool(fsdp and str_to_bool(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")))
+
+
+def prepare_for_weights(model: nn.Module, rank: int) -> None:
+    """Make a model ready to receive its weights from rank 0. Every rank must call this.
+
+    Trained parameters get memory, which the system provides only when it is written: the optimizer tells them apart by their
+    addresses. Buffers that no state dict contains, such as rotary frequencies, get their values.
+
+    Raises:
+        TesseraError: this rank has other parameters than rank 0.
+    """
+    if rank:
+        _allocate_trained_parameters(model)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if not _is_persistent(model, name)}
+    specification = {name: (tuple(p.shape), str(p.dtype), p.requires_grad) for name, p in model.named_parameters()}
+    sent = [(specification, {name: buffer.cpu() for name, buffer in buffers.items()})] if not rank else [None]
+    torch.distributed.broadcast_object_list(sent, src=0)
+    expected, values = sent[0] or ({}, {})
+    differing = sorted(name for name in expected.keys() | specification.keys() if expected.get(name) != specification.get(name))
+    if differing:
+        name = differing[0]
+        raise TesseraError(f"{name}: rank {rank} has {specification.get(name)}, rank 0 {expected.get(name)}; all ranks need the same model")
+    if rank:
+        for name, value in values.items():
+            parent, buffer_name = _parent_of(model, name)
+            parent.register_buffer(buffer_name, value, persistent=False)
+
+
+def _allocate_trained_parameters(model: nn.Module) -> None:
+    """Replace trained parameters on the meta device by uninitialised ones on the CPU; tied ones stay tied."""
+    allocated: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and parameter.is_meta:
+                if parameter not in allocated:
+                    allocated[parameter] = nn.Parameter(torch.empty_like(parameter, device="cpu"))
+                setattr(module, name, allocated[parameter])
+
+
+def _parent_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, own_name = name.rpartition(".")
+    return model.get_submodule(path), own_name
+
+
+def _is_persistent(model: nn.Module, name: str) -> bool:
+    """Whether state dicts contain a buffer."""
+    parent, own_name = _parent_of(model, name)
+    return own_name not in parent._non_persistent_buffers_set
