@@ -31,8 +31,8 @@ from training.checkpointing.resume import RunState, check_same_settings, read_ru
 from training.checkpointing.world_size_change import STEP_KEYS
 from training.compile_policy import check_step_settings, decide_compile
 from training.config import Experiment
-from training.distributed.launch import weights_are_sharded
-from training.distributed.sharded_loading import loads_on_rank_0_alone, prepare_for_weights
+from training.distributed.launch import loads_on_rank_0_alone, uses_fsdp, weights_are_sharded
+from training.distributed.sharded_loading import prepare_for_weights
 from training.feature_cache.feature_extraction import with_cached_features
 from training.gradient_checkpointing import Trial, configure_activation_checkpointing, longest_batch
 from training.monitoring.console import ConsoleLogger
@@ -201,15 +201,16 @@ def _model(run_setup: RunSetup, stage: Stage, checkpoint: Path | None) -> Vision
     # Sharding starts from weights on the host: the full model may not fit on one device.
     device = torch.device("cpu") if weights_are_sharded() else run_setup.device
     dtype = default_dtype(run_setup.device) if run_setup.bf16 else torch.float32
-    load_weights = not loads_on_rank_0_alone() or run_setup.partial_state.is_main_process
+    rank_0_alone = loads_on_rank_0_alone(config.model.quantization)
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "shardable": uses_fsdp()}
+    options["load_weights"] = run_setup.partial_state.is_main_process or not rank_0_alone
     if checkpoint is None:
-        image_token_id = run_setup.processor.image_token_id
-        model = build(config.model, image_token_id=image_token_id, dtype=dtype, device=device, load_weights=load_weights)
+        model = build(config.model, image_token_id=run_setup.processor.image_token_id, **options)
     else:
-        model = model_checkpoint.load(checkpoint, trainable=True, dtype=dtype, device=device, load_weights=load_weights)
+        model = model_checkpoint.load(checkpoint, trainable=True, **options)
     model = configure_trainable(model, config.model, stage.config.train)
     base_model(model).logits_memory_gib = config.train.logits_memory_gib
-    if loads_on_rank_0_alone():
+    if rank_0_alone:
         prepare_for_weights(model, run_setup.partial_state.process_index)
     if not weights_are_sharded():
         # Fused modules read weights directly and bypass the hooks that gather sharded ones.

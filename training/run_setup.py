@@ -23,7 +23,7 @@ from process_group import main_process_only
 from training.checkpointing.world_size_change import resumed_batching
 from training.config import Experiment, TrainConfig
 from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, measure_lengths
-from training.distributed.launch import check_world_size, unused_gpus, weights_are_sharded
+from training.distributed.launch import check_shardable, check_world_size, unused_gpus
 from training.stages import check_stages
 
 PREFETCH_FACTOR = 4
@@ -69,8 +69,7 @@ def setup_run(config: Experiment) -> RunSetup:
     partial_state = check_world_size(config.train.num_processes)
     if not (partial_state.is_main_process and sys.stderr.isatty()):
         transformers.logging.disable_progress_bar()
-    if weights_are_sharded() and config.model.quantization != "none":
-        raise UsageError("model.quantization: quantised weights cannot be sharded by FSDP or ZeRO-3; launch with multi_gpu.yaml")
+    check_shardable(config.model.quantization)
     bf16 = use_bf16(config.train, partial_state.device)
     store = SampleStore(config.data_folder)
     processor = build_processor(config.model)

@@ -9,10 +9,10 @@ import logging
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from errors import UsageError, loading
-from model.quantization import Quantization, disable_avx512bf16, quantization_config
+from model.quantization import disable_avx512bf16, quantization_config
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.connector import Connector, num_image_tokens
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
@@ -55,6 +55,7 @@ def build(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     load_weights: bool = True,
+    shardable: bool = False,
 ) -> VisionLanguageModel:
     """Load the pre-trained models, initialise an fp32 connector and freeze everything.
 
@@ -64,6 +65,7 @@ def build(
         dtype: of unquantised pre-trained weights; None for `default_dtype(device)`.
         device: where the model is loaded.
         load_weights: False leaves pre-trained weights on the meta device, for a rank that another one sends them to.
+        shardable: store 4-bit weights so that FSDP2 can shard them.
 
     Raises:
         UsageError: a pre-trained model cannot be loaded, or the settings contradict each other.
@@ -72,7 +74,8 @@ def build(
     tokens_per_image(config)
     if load_weights:
         tower = siglip.load(config.vision, dtype=dtype, device=device)
-        language = _load_language_model(config.language, config.quantization, dtype, device)
+        quantized = quantization_config(config.quantization, dtype, skip_modules=["lm_head"], shardable=shardable)
+        language = _load_language_model(config.language, quantized, dtype, device)
     else:
         tower = siglip.load_without_weights(config.vision, dtype=dtype)
         with torch.device("meta"):
@@ -136,10 +139,11 @@ def minimal_generation_config(language: PreTrainedModel) -> GenerationConfig:
     return GenerationConfig(eos_token_id=eos_token_ids, pad_token_id=first_eos_token_id if pad_token is None else pad_token)
 
 
-def _load_language_model(name: str, quantization: Quantization, dtype: torch.dtype, device: torch.device | str) -> PreTrainedModel:
+def _load_language_model(
+    name: str, quantized: BitsAndBytesConfig | None, dtype: torch.dtype, device: torch.device | str
+) -> PreTrainedModel:
     config = language_config(name)
     options: dict[str, Any] = {"config": config, "dtype": dtype, "output_loading_info": True}
-    quantized = quantization_config(quantization, dtype, skip_modules=["lm_head"])
     if quantized is not None:
         options |= {"quantization_config": quantized, "device_map": {"": device}}
     with loading("model.language", name):
@@ -147,7 +151,7 @@ def _load_language_model(name: str, quantization: Quantization, dtype: torch.dty
     if report["missing_keys"]:
         raise UsageError(f"model.language: {name} lacks weights of the language model, such as {min(report['missing_keys'])}")
     disable_avx512bf16(model)
-    if quantization == "int8":
+    if quantized is not None and quantized.load_in_8bit:
         # LLM.int8() casts inputs to fp16 by design and would warn about it in every layer and forward pass.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     loaded: PreTrainedModel = model if quantized is not None else model.to(device)

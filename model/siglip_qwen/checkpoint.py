@@ -67,6 +67,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     load_weights: bool = True,
+    shardable: bool = False,
 ) -> VisionLanguageModel | PeftModel:
     """Build the base model as for training and load the trained weights into it. A merged model is loaded directly.
 
@@ -78,6 +79,7 @@ def load(
         device: where the model is loaded.
         load_weights: False leaves pre-trained weights on the meta device and trained ones undefined, for a rank that another one
             sends them to.
+        shardable: store 4-bit weights so that FSDP2 can shard them.
 
     Raises:
         UsageError: the folder is not a checkpoint, or a base model cannot be loaded.
@@ -91,7 +93,9 @@ def load(
         config = dataclasses.replace(config, quantization=quantization)
     if vlm_config.language_weights:
         config = dataclasses.replace(config, language=str(folder / LANGUAGE_FOLDER))
-    base = build(config, image_token_id=vlm_config.image_token_id, dtype=dtype, device=device, load_weights=load_weights)
+    base = build(
+        config, image_token_id=vlm_config.image_token_id, dtype=dtype, device=device, load_weights=load_weights, shardable=shardable
+    )
     base.config.settings, base.config.language_weights = vlm_config.settings, vlm_config.language_weights
     groups: tuple[ParamGroup, ...] = ("connector", "lora") if (folder / ADAPTER_CONFIG_NAME).exists() else ("connector",)
     model = configure_trainable(base, config, groups)

@@ -7,6 +7,7 @@ from accelerate import PartialState
 from accelerate.utils import str_to_bool
 
 from errors import UsageError
+from model.quantization import Quantization
 from process_group import LAUNCH_HELP, init_distributed
 
 
@@ -18,11 +19,36 @@ def check_world_size(wanted: int | None) -> PartialState:
     return state
 
 
+def uses_fsdp() -> bool:
+    """True when the launcher is set to FSDP."""
+    return bool(str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")))
+
+
+def uses_zero3() -> bool:
+    """True when the launcher is set to DeepSpeed ZeRO-3."""
+    deepspeed = str_to_bool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false"))
+    return bool(deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3")
+
+
 def weights_are_sharded() -> bool:
     """True when the launcher is set to FSDP or ZeRO-3, where no rank holds all weights of a layer."""
-    fsdp = str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
-    deepspeed = str_to_bool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false"))
-    return bool(fsdp or (deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"))
+    return uses_fsdp() or uses_zero3()
+
+
+def loads_on_rank_0_alone(quantization: Quantization) -> bool:
+    """Whether rank 0 alone loads the weights: FSDP2 with fsdp_cpu_ram_efficient_loading, which does not send quantised ones."""
+    efficient = str_to_bool(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false"))
+    return bool(uses_fsdp() and efficient and quantization == "none")
+
+
+def check_shardable(quantization: Quantization) -> None:
+    """Raise UsageError when the launcher is set to shard weights that are quantised in a way that cannot be sharded."""
+    if quantization == "int8" and weights_are_sharded():
+        raise UsageError("model.quantization: int8 weights cannot be sharded by FSDP or ZeRO-3; set nf4 or none, or use multi_gpu.yaml")
+    if quantization == "nf4" and uses_zero3():
+        raise UsageError("model.quantization: nf4 weights cannot be sharded by ZeRO-3; launch with fsdp2_qlora.yaml or multi_gpu.yaml")
+    if quantization == "nf4" and uses_fsdp() and os.environ.get("FSDP_VERSION") != "2":
+        raise UsageError("model.quantization: nf4 weights are sharded by FSDP2 only; launch with fsdp2_qlora.yaml")
 
 
 def unused_gpus(state: PartialState) -> str | None:

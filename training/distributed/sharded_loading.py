@@ -4,19 +4,10 @@ In: a model on each rank, on all but rank 0 with pre-trained weights on the meta
 which then sends every weight from rank 0, one at a time (`fsdp_cpu_ram_efficient_loading` in the launch file).
 """
 
-import os
-
 import torch
-from accelerate.utils import str_to_bool
 from torch import nn
 
 from errors import TesseraError
-
-
-def loads_on_rank_0_alone() -> bool:
-    """Whether the launcher is set to load weights on rank 0 only: FSDP2 with fsdp_cpu_ram_efficient_loading."""
-    fsdp = str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
-    return bool(fsdp and str_to_bool(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")))
 
 
 def prepare_for_weights(model: nn.Module, rank: int) -> None:

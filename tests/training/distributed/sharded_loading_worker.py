@@ -6,6 +6,7 @@ Arguments: folder of untrained models, launch file, output folder.
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -39,7 +40,7 @@ def main(parts: str, launch_file: str, output: str) -> None:
         sharded = shard(model, fsdp_plugin(Path(launch_file)))
         loss = sharded(input_ids=torch.tensor([[5, 6, 7, 8]]), labels=torch.tensor([[-100, 6, 7, 8]])).loss
         loss.backward()
-        gathered = {key: value.full_tensor().detach().clone() for key, value in sharded.named_parameters()}
+        gathered = {key: value.full_tensor().detach().clone() for key, value in dict[str, Any](sharded.named_parameters()).items()}
         kept = gather_full_state_dict(sharded, keep=not rank)
         assert bool(kept) == (not rank)
         if not rank:

@@ -1,22 +1,27 @@
 """Worker of test_sharded_loss: losses and gradients of a model sharded by FSDP2, beside those of one process with all batches.
 
-Arguments: folder of untrained models, launch file, output file. Rank 0 writes the results as JSON.
+Arguments: folder of untrained models, launch file, output file, quantisation. Rank 0 writes the results as JSON.
 """
 
 import copy
+import dataclasses
 import itertools
 import json
 import sys
+from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
+from torch.distributed.tensor import DTensor
 
 from benchmarks.launch_file import fsdp_plugin, shard
 from model.kernels.chunked_cross_entropy import BYTES_PER_LOGIT
-from model.lora import base_model, configure_trainable, enable_gradient_checkpointing
+from model.lora import configure_trainable, enable_gradient_checkpointing
 from model.param_groups import ParamGroup
+from model.quantization import Quantization
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, ModelConfig
 from model.siglip_qwen.processor import Processor
@@ -54,6 +59,8 @@ def compare(model: torch.nn.Module, processor: Processor, launch_file: str) -> l
     """Largest differences of loss and gradients between the sharded model and one process, in each case of SUPERVISED."""
     rank, single, results = torch.distributed.get_rank(), copy.deepcopy(model), []
     sharded = shard(model, fsdp_plugin(Path(launch_file)))
+    quantised = [module.weight for module in sharded.modules() if isinstance(module, Linear4bit)]
+    assert all(isinstance(weight, DTensor) for weight in quantised)
     for case, counts in enumerate(SUPERVISED):
         batches = [batch(processor, count, 10 * case + i, with_image=i != case % 2) for i, count in enumerate(counts)]
         expected = sum(single(**inputs, num_items_in_batch=sum(counts)).loss for inputs in batches)
@@ -73,26 +80,32 @@ def compare(model: torch.nn.Module, processor: Processor, launch_file: str) -> l
     return results
 
 
-def main(parts: str, launch_file: str, output: str) -> None:
+def trained_model(config: ModelConfig, image_token_id: int, groups: Collection[ParamGroup]) -> torch.nn.Module:
+    """The model in training mode, with a limit to the logits' memory of POSITIONS_PER_CHUNK positions."""
+    torch.manual_seed(0)
+    base = build(config, image_token_id=image_token_id, dtype=torch.float32, shardable=True)
+    base.logits_memory_gib = POSITIONS_PER_CHUNK * BYTES_PER_LOGIT * base.config.text_config.vocab_size / 2**30
+    model = configure_trainable(base, config, groups)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at first, which would hide wrong gradients of lora_A
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model.train()
+
+
+def main(parts: str, launch_file: str, output: str, quantization: Quantization) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
-    results = []
-    stages: tuple[tuple[ParamGroup, ...], ...] = (("connector", "lora"), ("connector", "language"))
+    lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0)
+    config = ModelConfig(vision=f"{parts}/siglip", language=f"{parts}/qwen3", lora=lora, quantization=quantization)
+    processor, results = build_processor(config), []
+    stages: list[tuple[ParamGroup, ...]] = [("connector", "lora")]
+    if quantization == "none":
+        stages.append(("connector", "language"))
     for groups, recompute in itertools.product(stages, (False, True)):
-        lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0) if "lora" in groups else None
-        config = ModelConfig(vision=f"{parts}/siglip", language=f"{parts}/qwen3", lora=lora)
-        processor = build_processor(config)
-        torch.manual_seed(0)
-        model = configure_trainable(build(config, image_token_id=processor.image_token_id), config, groups)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:  # zero at first, which would hide wrong gradients of lora_A
-                torch.nn.init.normal_(parameter, std=0.02)
-        base_model(model).logits_memory_gib = (
-            POSITIONS_PER_CHUNK * BYTES_PER_LOGIT * base_model(model).config.text_config.vocab_size / 2**30
-        )
+        settings = config if "lora" in groups else dataclasses.replace(config, lora=None)
+        model = trained_model(settings, processor.image_token_id, groups)
         if recompute:
             enable_gradient_checkpointing(model)
-        model.train()
         results += [{"groups": groups, "recompute": recompute, **case} for case in compare(model, processor, launch_file)]
     if torch.distributed.get_rank() == 0:
         Path(output).write_text(json.dumps(results))
@@ -100,4 +113,4 @@ def main(parts: str, launch_file: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:])  # type: ignore[arg-type]

@@ -7,7 +7,8 @@ import yaml
 from torch.distributed.fsdp import OffloadPolicy
 
 from benchmarks.launch_file import fsdp_plugin, launch_arguments, launch_environment
-from training.distributed.launch import weights_are_sharded
+from errors import UsageError
+from training.distributed.launch import check_shardable, loads_on_rank_0_alone, weights_are_sharded
 
 FILES = sorted(Path("configs/accelerate").glob("*.yaml"))
 
@@ -29,11 +30,28 @@ def test_training_knows_from_the_launch_file_whether_weights_are_sharded(path: P
     assert weights_are_sharded() == ("fsdp" in path.stem or "zero3" in path.stem)
 
 
-def test_fsdp2_reshards_after_each_layer_and_keeps_optimizer_states_sharded() -> None:
-    plugin = fsdp_plugin(Path("configs/accelerate/fsdp2.yaml"))
+@pytest.mark.parametrize("name", ["fsdp2", "fsdp2_qlora"])
+def test_fsdp2_reshards_after_each_layer_and_keeps_optimizer_states_sharded(name: str) -> None:
+    plugin = fsdp_plugin(Path(f"configs/accelerate/{name}.yaml"))
     assert plugin.fsdp_version == 2
     assert plugin.reshard_after_forward is True
     assert plugin.state_dict_type.name == "SHARDED_STATE_DICT"
     assert not plugin.activation_checkpointing, "train.gradient_checkpointing sets it"
-    assert plugin.cpu_ram_efficient_loading, "rank 0 alone loads the weights"
+    assert plugin.cpu_ram_efficient_loading == (name == "fsdp2"), "rank 0 alone loads weights that are not quantised"
     assert type(plugin.cpu_offload) is OffloadPolicy
+
+
+def test_quantised_weights_are_refused_where_they_cannot_be_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in launch_environment(Path("configs/accelerate/fsdp2_qlora.yaml")).items():
+        monkeypatch.setenv(key, value)
+    check_shardable("nf4")
+    assert not loads_on_rank_0_alone("nf4")
+    with pytest.raises(UsageError, match=r"model\.quantization: int8 weights cannot be sharded"):
+        check_shardable("int8")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(UsageError, match=r"sharded by FSDP2 only; launch with fsdp2_qlora\.yaml"):
+        check_shardable("nf4")
+    for key, value in launch_environment(Path("configs/accelerate/deepspeed_zero3.yaml")).items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UsageError, match=r"nf4 weights cannot be sharded by ZeRO-3"):
+        check_shardable("nf4")
