@@ -38,7 +38,7 @@ demo: $(INSTALLED)
 	$(PY) tools/preprocess.py
 	@printf '\n%s\n' '4/5  Train: first the connector alone, then connector and LoRA; SigLIP and the weights of Qwen3 are frozen'
 	ACCELERATE_USE_CPU=true $(BIN)/accelerate launch --config_file configs/accelerate/cpus.yaml train.py --resume auto
-	@printf '\n%s\n' '5/5  Evaluate: the same questions for our checkpoint, a 4-bit Qwen3-VL and two controls; CLIP reranks the candidates'
+	@printf '\n%s\n' '5/5  Evaluate: the same questions for our checkpoint, a small 4-bit model of the Qwen3-VL architecture and two controls; CLIP reranks the candidates'
 	$(PY) tools/eval_rerank.py
 	@cat docs/after_the_demo.txt
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import config as configuration
+from cpu_cores import limit_threads
 from error_reporting import report_error
 from errors import TesseraError, UsageError
 
@@ -78,6 +79,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
     """
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
     debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    limit_threads()
     if not debug:
         silence_libraries()
     try:

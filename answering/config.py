@@ -79,8 +79,9 @@ class QwenVlSystem(SystemBase):
     """Folder or hub name."""
     quantization: Literal["none", "int8", "nf4"] = "nf4"
     """How the language model is loaded."""
-    max_image_side: Annotated[int, Field(ge=28)] = 384
-    """Images are downscaled so that their longer side has at most this many pixels."""
+    max_image_side: Annotated[int, Field(ge=28)] | None = None
+    """Images are downscaled so that their longer side has at most this many pixels, before the model's own image processor resizes them;
+    null = within the limits of that image processor alone."""
     max_memory: dict[str, str] | None = None
     """Memory limit per device, such as {"0": "10GiB", cpu: "24GiB"}; layers that do not fit go to the CPU or to offload_folder."""
     offload_folder: Path | None = None

@@ -58,13 +58,15 @@ class Candidate:
 class Answer:
     """Candidates, best first and distinct after normalisation; or an error message and no candidates.
 
-    `prompt` is the text of the prompt as the model received it.
+    `prompt` is the text of the prompt as the model received it. `visual_tokens` is the number of positions that the request's images
+    take in the language model's input; None if the system does not say.
     """
 
     request_id: str
     candidates: tuple[Candidate, ...] = ()
     error: str | None = None
     prompt: str = ""
+    visual_tokens: int | None = None
 
     @property
     def first(self) -> Candidate:

@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from atomic_io import write_json, write_text
+from cpu_cores import available_cores
 
 EMPTY_CELL = "-"
 """Content of a table cell without a number."""
@@ -77,7 +78,7 @@ class Machine:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
         return cls(
             device=name,
-            cores=psutil.cpu_count(logical=False) or psutil.cpu_count() or 1,
+            cores=min(filter(None, (available_cores(), psutil.cpu_count(logical=False)))),
             threads=torch.get_num_threads(),
             software=f"torch {torch.__version__}, transformers {transformers.__version__}",
             commit=_commit(),

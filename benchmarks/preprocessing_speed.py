@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 from PIL import Image
 
+from cpu_cores import available_cores
 from dataset.build.merge import merge
 from dataset.config import AiChallengerSource, DataConfig, LlavaSource, VqaV2Source
 from dataset.loading.image_io import open_image
@@ -147,7 +148,7 @@ def _merge_measured(config: DataConfig, folder: Path) -> MergeMeasurement:
     # An upper bound: for children, ru_maxrss is that of the largest one, and Linux includes the memory that the parent had at the fork.
     own, largest_child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     unit = 1 if sys.platform == "darwin" else 1024
-    peak = (own + largest_child * (config.workers or os.cpu_count() or 1)) * unit
+    peak = (own + largest_child * (config.workers or available_cores())) * unit
     return MergeMeasurement(seconds, sum(source.read for source in report.sources), peak)
 
 

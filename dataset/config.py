@@ -147,4 +147,4 @@ class DataConfig:
     augmentation: AugmentationConfig | None = None
     """Random augmentation of training images; none by default."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Number of processes that check images during the merge; by default one per CPU core."""
+    """Number of processes that check images during the merge; by default one per core that it may use (affinity, container limit)."""

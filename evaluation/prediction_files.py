@@ -33,6 +33,7 @@ class Prediction:
         candidates: the candidates, best first; empty where the question failed
         error: why the question failed; None where it did not
         prompt: the prompt as the model got it
+        visual_tokens: positions of the images in the language model's input; None where the system does not say
         decoding: decoding settings that affect the answer
         model: identity of the model
         scorers: scorer name -> its identity, also for scorers that could not score this question
@@ -51,6 +52,7 @@ class Prediction:
     prompt: str
     decoding: dict[str, Any]
     model: dict[str, Any]
+    visual_tokens: int | None = None
     scorers: dict[str, str] = field(default_factory=dict)
     signals: dict[str, Signal] = field(default_factory=dict)
     fused: tuple[float, ...] | None = None
@@ -82,7 +84,8 @@ class Prediction:
             "model": self.model,
             "key": self.key,
         }
-        fields |= {} if self.confidence is None else {"confidence": self.confidence}
+        optional = {"visual_tokens": self.visual_tokens, "confidence": self.confidence}
+        fields |= {name: value for name, value in optional.items() if value is not None}
         return json.dumps(fields | ({"scorers": self.scorers} if self.scorers else {}), ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -106,6 +109,7 @@ class Prediction:
                 prompt=row["prompt"],
                 decoding=with_new_keys("decoding", row["decoding"]),
                 model=with_new_keys("eval", row["model"]),
+                visual_tokens=row.get("visual_tokens"),
                 scorers=scorers,
                 signals={name: Signal(scores, priors[name]) for name in scorers if (scores := columns[name]) is not None},
                 fused=columns["fused"],

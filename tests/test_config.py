@@ -1,11 +1,13 @@
 """Configuration: strict and typed, overrides, and every shipped YAML file loads."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 import cli
 import config
+from answering.config import QwenVlSystem
 from dataset.config import AiChallengerSource
 from errors import UsageError
 
@@ -25,6 +27,14 @@ def yaml_file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_yaml_loads_and_is_named_after_its_file(path: Path) -> None:
     assert config.load(path).name == path.stem
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if not path.stem.startswith("tiny")], ids=lambda path: path.stem)
+def test_every_recipe_gives_the_baseline_its_own_image_limits_and_labels_the_original_384_pixels(path: Path) -> None:
+    systems = {system.name: system for system in config.load(path).eval.systems}
+    own, limited = systems["qwen3-vl-4bit"], systems["qwen3-vl-4bit-384px"]
+    assert isinstance(own, QwenVlSystem) and own.max_image_side is None and own.quantization == "nf4"
+    assert limited == dataclasses.replace(own, name="qwen3-vl-4bit-384px", max_image_side=384)
 
 
 def test_the_default_is_shipped() -> None:
@@ -115,5 +125,9 @@ def test_help_documents_every_key() -> None:
     undocumented = [lines[i - 1] for i, line in enumerate(lines) if not line.strip()]
     assert undocumented == []
     text = "\n".join(lines)
-    for key in ("model.lora.use_dora: bool = false", "train.stages.N.epochs: float = 1.0", "eval.systems.N.max_image_side: int = 384"):
+    for key in (
+        "model.lora.use_dora: bool = false",
+        "train.stages.N.epochs: float = 1.0",
+        "eval.systems.N.max_image_side: int | null = null",
+    ):
         assert key in text

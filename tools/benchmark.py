@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import cli
 import config as configuration
 from benchmarks.preprocessing_speed import measure_images, measure_merges, run_in_subprocess, write_synthetic_sources
+from cpu_cores import available_cores
 from errors import UsageError
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def run_search(parsed: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         speed = measure_search(folder, parsed.vectors, parsed.width, parsed.questions, parsed.recall)
-    print(f"{parsed.vectors:,} vectors of dimension {parsed.width}, ten nearest of {parsed.questions} queries, {os.cpu_count()} cores")
+    print(f"{parsed.vectors:,} vectors of dimension {parsed.width}, ten nearest of {parsed.questions} queries, {available_cores()} cores")
     rate = parsed.vectors / speed.write_seconds
     print(f"written in {speed.write_seconds:.1f} s ({rate:,.0f} vectors/s), graph built in {speed.build_seconds:.1f} s")
     print(f"exact: {speed.exact.text()}")

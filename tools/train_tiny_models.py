@@ -4,13 +4,13 @@ Takes minutes on a GPU, a few hours on two CPU cores. An interrupted run resumes
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import torch
 from transformers.utils import logging
 
 import cli
+from cpu_cores import available_cores
 from errors import UsageError
 from training.tiny_models.architectures import TINY_MODELS
 from training.tiny_models.pretrain import PretrainingSettings, pretrain, write_untrained
@@ -37,7 +37,7 @@ def arguments() -> cli.Parser:
         "--compile", action="store_true", help="compile the layers: faster after about a minute; needs a C++ compiler on a CPU"
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="data loading processes (default: number of cores minus one, at least one)"
+        "--workers", type=int, metavar="N", help="data loading processes (default: number of available cores minus one, at least one)"
     )
     return parser
 
@@ -57,7 +57,7 @@ def main(parsed: argparse.Namespace) -> int:
         print(f"{parsed.out}: {', '.join(missing)} written untrained" if missing else f"{parsed.out}: nothing is missing")
         return 0
     device = ("cuda" if torch.cuda.is_available() else "cpu") if parsed.device == "auto" else parsed.device
-    workers = max(1, (os.cpu_count() or 2) - 1) if parsed.workers is None else parsed.workers
+    workers = max(1, available_cores() - 1) if parsed.workers is None else parsed.workers
     settings = PretrainingSettings(
         parsed.seed,
         torch.device(device),

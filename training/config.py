@@ -91,7 +91,8 @@ class TrainConfig:
     seed: int = 0
     """Seed of weight initialisation, data order, choice of targets, augmentation and dropout."""
     dataloader_num_workers: Annotated[int, Field(ge=0)] | None = None
-    """DataLoader workers of each process; 0 = load in the process itself; null = its share of the CPU cores, at most 8."""
+    """DataLoader workers of each process; 0 = load in the process itself; null = its share of the cores that it may use (affinity,
+    container limit), at most 8."""
     cache_vision_features: bool = False
     """Compute the vision encoder's features of all images once, store them in bf16 in data/<name>/cache and train from there
     without running the encoder. For small models and connector stages; the disk space is printed before it is used. Not together

@@ -13,6 +13,7 @@ import transformers
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 
+from cpu_cores import available_cores
 from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import DistributedBatchSampler
 from errors import UsageError
@@ -198,7 +199,7 @@ def _loader(run_setup: RunSetup, data: TrainingData, sampler: DistributedBatchSa
 
 def num_loader_workers(train: TrainConfig) -> int:
     """DataLoader workers (or threads) that load images for one rank."""
-    cores_per_process = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores_per_process = available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(8, cores_per_process) if train.dataloader_num_workers is None else train.dataloader_num_workers
 
 

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel
 
 from errors import UsageError, loading
 from visual.image_processor import load_image_processor
+from visual.text_tokenizer import load_text_tokenizer
 
 MODEL_TYPES = ("clip", "chinese_clip", "siglip")
 """Supported values of `model_type`; SigLIP 2 of fixed resolution has the type siglip."""
@@ -210,9 +211,9 @@ def load(
         config = AutoConfig.from_pretrained(name)
     if config.model_type not in MODEL_TYPES:
         raise UsageError(f"{key}: {name} is a {config.model_type} model; expected CLIP, Chinese-CLIP or SigLIP of fixed resolution")
+    tokenizer = load_text_tokenizer(name, config.model_type, key)
     with loading(key, name):
         model = AutoModel.from_pretrained(name, config=config, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(name)
         image_processor = load_image_processor(name)
     return ClipScorer(model.to(device), tokenizer, image_processor, open_image)
 

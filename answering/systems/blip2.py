@@ -68,7 +68,8 @@ class Blip2Answerer(LocalAnswerer):
         if self.max_prompt_tokens is not None and len(ids) > self.max_prompt_tokens:
             raise EncodingError(f"the prompt has {len(ids)} tokens, the model takes at most {self.max_prompt_tokens} next to an image")
         pixels = self.image_processor(images=[load_image(request.images[0])], return_tensors="pt")["pixel_values"]
-        return Prompt(ids, IMAGE_PLACEHOLDER + str(self.tokenizer.decode(ids)), {"pixel_values": pixels})
+        text = IMAGE_PLACEHOLDER + str(self.tokenizer.decode(ids))
+        return Prompt(ids, text, {"pixel_values": pixels}, int(self.model.config.num_query_tokens))
 
     def _text(self, request: Request) -> str:
         """The prompt text of a request. Earlier turns come first, as in the conversations of the paper (arXiv:2301.12597)."""

@@ -28,13 +28,17 @@ from errors import TesseraError, UsageError
 class Prompt:
     """A request as model input.
 
-    ids: token ids. text: the prompt as text, for people. images: arguments of the forward pass, such as pixel_values; they are
-    concatenated over prompts along the first dimension.
+    Args:
+        ids: token ids.
+        text: the prompt as text, for people.
+        images: arguments of the forward pass, such as pixel_values; they are concatenated over prompts along the first dimension.
+        visual_tokens: number of positions that the images take in the language model's input.
     """
 
     ids: list[int]
     text: str
     images: dict[str, torch.Tensor] = field(default_factory=dict)
+    visual_tokens: int = 0
 
 
 class OutOfMemoryError(TesseraError):
@@ -216,7 +220,8 @@ class LocalAnswerer(ABC):
     def _answer(self, request: Request, prompt: Prompt, generated: Sequence[GeneratedSequence]) -> Answer:
         if not all(math.isfinite(sequence.log_prob) for sequence in generated):
             return Answer(request.request_id, error="the model's probabilities are not finite numbers", prompt=prompt.text)
-        return Answer(request.request_id, merge([self.read(sequence, request) for sequence in generated]), prompt=prompt.text)
+        candidates = merge([self.read(sequence, request) for sequence in generated])
+        return Answer(request.request_id, candidates, prompt=prompt.text, visual_tokens=prompt.visual_tokens)
 
     def read(self, generated: GeneratedSequence, request: Request) -> Generation:
         """Generated ids as text, cleaned by the policy."""

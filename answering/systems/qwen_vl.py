@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGene
 
 from answering.config import QwenVlSystem
 from answering.prompts import PromptPolicy
-from answering.protocol import Description, Request
+from answering.protocol import Description, ImageInput, Request
 from answering.request_images import load_image, resize_to_max_side
 from answering.rerank.self_evaluation import SelfEvaluatingAnswerer
 from answering.systems.local_model import Prompt
@@ -30,7 +30,7 @@ IMAGE_TOKEN, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|
 
 
 class QwenVlAnswerer(SelfEvaluatingAnswerer):
-    """Answers with a Qwen vision-language model; images are downscaled to a longer side of at most `max_image_side` pixels."""
+    """Answers with a Qwen vision-language model; images are resized by its own image processor, after `max_image_side`, if any."""
 
     def __init__(self, model: Any, tokenizer: Any, image_processor: Any, system: QwenVlSystem):
         limit = int(model.config.get_text_config(decoder=True).max_position_embeddings)
@@ -63,11 +63,11 @@ class QwenVlAnswerer(SelfEvaluatingAnswerer):
     def encode(self, request: Request) -> Prompt:
         """The prompt of a request. Raises EncodingError or ImageError."""
         prompt_ids = self.processor.prompt(self.policy.messages(request), len(request.images))
-        images = self._pixels([resize_to_max_side(load_image(image), self.system.max_image_side) for image in request.images])
+        images = self._pixels([self._load(image) for image in request.images])
         ids = self._expand_image_tokens(prompt_ids, images)
         if len(ids) > self.processor.max_length:
             raise EncodingError(f"the prompt has {len(ids)} tokens, the model takes at most {self.processor.max_length}")
-        return Prompt(ids, self.processor.readable(prompt_ids), images)
+        return Prompt(ids, self.processor.readable(prompt_ids), images, ids.count(self.processor.image_token_id))
 
     def positions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, images: dict[str, torch.Tensor]) -> torch.Tensor:
         """Position ids [4, N, T]: in the text, then time, height and width (multimodal RoPE, arXiv:2409.12191)."""
@@ -81,6 +81,11 @@ class QwenVlAnswerer(SelfEvaluatingAnswerer):
             attention_mask=attention_mask,
         )
         return torch.cat([text, multimodal])
+
+    def _load(self, image: ImageInput) -> Image.Image:
+        """The image, downscaled if max_image_side says so. Raises ImageError."""
+        max_side = self.system.max_image_side
+        return load_image(image) if max_side is None else resize_to_max_side(load_image(image), max_side)
 
     def _pixels(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         """pixel_values [patches, values per patch] and image_grid_thw [images, 3]; empty without images."""

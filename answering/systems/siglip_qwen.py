@@ -59,4 +59,5 @@ class CheckpointAnswerer(SelfEvaluatingAnswerer):
         text = self.processor.readable(ids)
         if not request.images:
             return Prompt(ids, text)
-        return Prompt(ids, text, {"pixel_values": self.processor.pixels([load_image(image) for image in request.images])})
+        pixels = self.processor.pixels([load_image(image) for image in request.images])
+        return Prompt(ids, text, {"pixel_values": pixels}, ids.count(self.processor.image_token_id))

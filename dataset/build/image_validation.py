@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atomic_io import atomic_write
+from cpu_cores import available_cores
 from dataset.loading.image_io import ImageError, measure_image, read_image_file
 from dataset.record_validation import DropReason
 from errors import TesseraError
@@ -127,7 +128,7 @@ def check_images(paths: Sequence[str], cache: ImageCheckCache, max_pixels: int, 
         paths: Image files.
         cache: Results of earlier merges; only files without a valid entry are read.
         max_pixels: Images with more pixels are rejected before decoding.
-        workers: Worker processes; one per CPU core by default.
+        workers: Worker processes; one per available core by default.
 
     Returns:
         One result per path, in the same order.
@@ -138,7 +139,7 @@ def check_images(paths: Sequence[str], cache: ImageCheckCache, max_pixels: int, 
         checks.append(cache.get(path, size, mtime, max_pixels) if size >= 0 else _missing(path))
     uncached = [i for i, check in enumerate(checks) if check is None]
     if uncached:
-        results = _check_all([paths[i] for i in uncached], max_pixels, workers or os.cpu_count() or 1)
+        results = _check_all([paths[i] for i in uncached], max_pixels, workers or available_cores())
         try:
             for i, check in zip(uncached, track(results, "checking images", len(uncached), "images"), strict=True):
                 checks[i] = check

@@ -10,7 +10,6 @@ scenes.json                               scene counts, seed and a hash of this 
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from atomic_io import atomic_write_folder, write_json
+from cpu_cores import available_cores
 from dataset.sample import Language
 from dataset.synthetic import annotation_records
 from dataset.synthetic.scene import Scene, SceneSplit, generate_scene
@@ -63,7 +63,7 @@ def write_scenes(folder: Path, counts: SceneCounts, processes: int | None = None
     """Write the dataset into `folder` unless it is already there, made by the same code from the same counts and seed.
 
     Atomic: the dataset is written to a temporary folder, then renamed. Rendering takes `processes` processes, by default one per
-    core.
+    available core.
 
     Returns: whether anything was written.
     Raises: UsageError when `folder` holds other files than a synthetic dataset; they are never removed.
@@ -73,7 +73,7 @@ def write_scenes(folder: Path, counts: SceneCounts, processes: int | None = None
         return False
     with atomic_write_folder(folder) as new:
         jobs = list(chain.from_iterable(_write_annotations(new, split, counts) for split in SCENE_SPLITS))
-        _render_all(new, jobs, processes or os.cpu_count() or 1)
+        _render_all(new, jobs, processes or available_cores())
         write_json(new / MANIFEST_FILE, manifest)
     return True
 

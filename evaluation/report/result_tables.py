@@ -60,6 +60,7 @@ def all_tables(summary: dict[str, Any]) -> dict[str, tuple[Row, list[Row]]]:
         by_title["By category, language and source"] = category_table(summary)
     if "thresholds" in summary:
         by_title["Thresholds"] = threshold_table(summary)
+    by_title["Visual tokens per question"] = visual_token_table(summary)
     by_title["Comparisons"] = comparison_table(summary)
     by_title["Calibration of the confidence"] = rerank_tables.confidence_table(summary)
     by_title["Reranking on the validation split"] = rerank_tables.validation_table(summary)
@@ -121,6 +122,27 @@ def category_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
         for label, part in measures[0][group].items():
             rows.append((label, f"{part['questions']:,}", *(percent(m[group][label]["vqa_accuracy"]) for m in measures)))
     return header, rows
+
+
+def visual_token_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """Header and rows: what each system sees of the images of a question, as the mean number of tokens in its language model's input."""
+    rows: list[Row] = [
+        (
+            name,
+            describe_image_limit(results["model"]),
+            f"{tokens:,.1f}" if (tokens := results.get("visual_tokens")) is not None else "unknown",
+        )
+        for name, results in summary["systems"].items()
+    ]
+    return ("system", "images", "visual tokens, mean"), rows
+
+
+def describe_image_limit(model: dict[str, Any]) -> str:
+    """The size at which a system is given images; a system without the setting has one resolution of its own."""
+    if "max_image_side" not in model:
+        return "at its own resolution"
+    side = model["max_image_side"]
+    return "within its own limits" if side is None else f"at most {side:,} pixels a side"
 
 
 def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:

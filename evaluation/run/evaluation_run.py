@@ -18,6 +18,7 @@ from dataset.sample import Language
 from evaluation.answer_selection import RerankPlans
 from evaluation.calibration.rerank_fitting import tune
 from evaluation.metrics.short_answers import PRIMARY_METRIC
+from evaluation.prediction_files import Prediction
 from evaluation.questions import Question, references
 from evaluation.robustness.robustness_run import CorruptionCondition, Robustness
 from evaluation.run.evaluation_setup import Experiment, first_checkpoint
@@ -108,11 +109,19 @@ def _result(system: System, evaluation_run: EvaluationRun, known: References, sc
         errors=sum(prediction.error is not None for prediction in system_run.predictions),
         questions_per_second=system_run.questions_per_second,
         cuda_graphs_error=system_run.cuda_graphs_error,
+        visual_tokens=_mean_visual_tokens(system_run.predictions),
         distinct_candidates=fmean(len(prediction.candidates) for prediction in system_run.predictions),
         short=score([prediction for question, prediction in pairs if question.short], known),
         captions=caption_scores(system_run.questions, system_run.predictions, known, _cosine_functions(scorers)),
         robustness=_robustness(system_run, evaluation_run.corrupted.get(system.name, {}), known),
     )
+
+
+def _mean_visual_tokens(predictions: Sequence[Prediction]) -> float | None:
+    """Mean number of visual tokens over the answered questions; None if it is unknown for any of them, as in files of earlier versions."""
+    numbers = [prediction.visual_tokens for prediction in predictions if prediction.error is None]
+    known = [number for number in numbers if number is not None]
+    return fmean(known) if known and len(known) == len(numbers) else None
 
 
 def _cosine_functions(scorers: Sequence[NamedScorer]) -> dict[Language, CosineFunction]:

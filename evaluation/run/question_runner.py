@@ -198,6 +198,7 @@ def _answer_chunk(answerer: Answerer, chunk: Chunk, model: dict[str, Any], stopw
             candidates=answer.candidates,
             error=answer.error if answer.error is not None or answer.candidates else "the system returned no candidate",
             prompt=answer.prompt,
+            visual_tokens=answer.visual_tokens,
             decoding=decoding,
             model=model,
         )

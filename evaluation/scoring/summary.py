@@ -41,6 +41,7 @@ class SystemResult:
         errors: number of failed questions
         questions_per_second: speed of answering; None if nothing was measured
         distinct_candidates: mean number of distinct candidates per question
+        visual_tokens: mean number of visual tokens per question; None if the system does not say
         short: scores of the short answers
         captions: scores of captions and descriptions
         robustness: accuracy on corrupted images; None without corruptions
@@ -57,6 +58,7 @@ class SystemResult:
     captions: CaptionResult = field(default_factory=lambda: CaptionResult({}, {}))
     robustness: Robustness | None = None
     cuda_graphs_error: str | None = None
+    visual_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +107,17 @@ def summarise(
     summary["systems"] = {}
     for name, result in systems.items():
         choices = {choice: metric_summary(scores, questions, settings) for choice, scores in result.short.scores.items()}
-        measured = {"questions_per_second": result.questions_per_second, "without_cuda_graphs": result.cuda_graphs_error}
-        speed = {key: value for key, value in measured.items() if value is not None}
+        measured = {
+            "questions_per_second": result.questions_per_second,
+            "without_cuda_graphs": result.cuda_graphs_error,
+            "visual_tokens": result.visual_tokens,
+        }
         summary["systems"][name] = {
             "kind": result.kind,
             "model": result.model,
             "decoding": result.decoding,
             "errors": result.errors,
-            **speed,
+            **{key: value for key, value in measured.items() if value is not None},
             "distinct_candidates": result.distinct_candidates,
             "choices": choices,
             **_extras(result),

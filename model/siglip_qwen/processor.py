@@ -6,7 +6,7 @@ Training and generation build their prompts with the same function, so that they
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import torch
 from PIL import Image
@@ -26,6 +26,9 @@ PROCESSOR_SETTINGS_FILE = "tessera_processor.json"
 
 IMAGE_TOKEN_CANDIDATES = ("<|image_pad|>", "<|extra_0|>")
 """Candidates for the image token, in order of preference."""
+
+Segment: TypeAlias = tuple[list[int], bool]
+"""Token ids that belong together, and whether they are supervised."""
 
 
 class Processor:
@@ -146,7 +149,7 @@ class Processor:
             EncodingError: roles do not alternate, or the marks do not match num_images.
         """
         check_messages(messages, num_images)
-        return [token for ids, _ in self._segments(messages) for token in ids]
+        return [token for turn in self._turns(messages) for ids, _ in turn for token in ids]
 
     def encode(self, messages: Sequence[Message], target: str, num_images: int, max_length: int | None = None) -> EncodedSample | None:
         """Encode a training sample: the prompt, the target and the end-of-turn token. All assistant turns are supervised.
@@ -168,14 +171,7 @@ class Processor:
         """
         check_messages(messages, num_images)
         limit = max_length or self.max_length
-        messages, target = list(messages), target.strip()
-        while True:
-            encoded = self._encode(messages, target, num_images)
-            can_drop_last_turn = len(messages) > 2 and messages[-2].role == "assistant" and IMAGE_PLACEHOLDER not in messages[-1].content
-            if len(encoded) <= limit or not can_drop_last_turn:
-                break
-            target, messages = messages[-2].content.strip(), messages[:-2]
-        ids, labels = encoded.input_ids[:limit], encoded.labels[:limit]
+        ids, labels = self._encode_turns_that_fit(messages, target, limit)
         images_complete = ids.count(self.image_token_id) == num_images * self.tokens_per_image
         if not images_complete or all(label == IGNORE_INDEX for label in labels):
             return None
@@ -194,14 +190,28 @@ class Processor:
             + len(self._encode_special(template_parts.header))
         )
 
-    def _encode(self, messages: Sequence[Message], target: str, num_images: int) -> EncodedSample:
+    def _encode_turns_that_fit(self, messages: Sequence[Message], target: str, limit: int) -> tuple[list[int], list[int]]:
+        """Token ids and labels up to the last answer that ends within `limit`; up to `limit` if the answer to the last image, or the
+        only one, ends after it.
+
+        Every turn is tokenised at most once, and none after the first that cannot be kept.
+        """
+        turns = [message for message in messages if message.role != "system"]
+        last_with_image = max((i for i, turn in enumerate(turns) if IMAGE_PLACEHOLDER in turn.content), default=0)
         ids: list[int] = []
         labels: list[int] = []
-        answer = ([*self._encode_text(target), self.end_of_turn_id], True)
-        for tokens, supervised in (*self._segments(messages), answer):
-            ids += tokens
-            labels += tokens if supervised else [IGNORE_INDEX] * len(tokens)
-        return EncodedSample(ids, labels, num_images)
+        kept = 0
+        for i, segments in enumerate(self._turns([*messages, Message("assistant", target)])):
+            for tokens, supervised in segments:
+                ids += tokens
+                labels += tokens if supervised else [IGNORE_INDEX] * len(tokens)
+            is_answer, may_be_dropped = i % 2 == 1, i > last_with_image + 1
+            if is_answer and (len(ids) <= limit or not may_be_dropped):
+                kept = len(ids)
+            if len(ids) > limit and i > last_with_image:
+                break
+        kept = min(kept, limit)
+        return ids[:kept], labels[:kept]
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Pixel values [N, 3, H, W] of RGB images, equal to those of the vision encoder's image processor.
@@ -229,27 +239,28 @@ class Processor:
                 run = []
         return "".join([*parts, str(self.tokenizer.decode(run))])
 
-    def _segments(self, messages: Sequence[Message]) -> Iterator[tuple[list[int], bool]]:
-        """Segments of a prompt in order: (token ids, supervised). The last one ends where the next answer begins."""
+    def _turns(self, messages: Sequence[Message]) -> Iterator[list[Segment]]:
+        """Segments of each user and assistant turn, in order. A user turn begins with the control text (and the system message) before
+        it and ends where its answer begins."""
         template_parts = self.template_parts
         system = messages[0].content if messages[0].role == "system" else self.system_prompt
-        if system is None:
-            yield self._encode_special(template_parts.opening), False
-        else:
-            yield self._encode_special(template_parts.system_open), False
-            yield self._encode_text(system), False
-            yield self._encode_special(template_parts.system_close), False
-        turns = [message for message in messages if message.role != "system"]
-        for turn in turns:
+        segments: list[Segment] = [(self._encode_special(template_parts.opening), False)]
+        if system is not None:
+            segments = [
+                (self._encode_special(template_parts.system_open), False),
+                (self._encode_text(system), False),
+                (self._encode_special(template_parts.system_close), False),
+            ]
+        for turn in (message for message in messages if message.role != "system"):
             if turn.role == "assistant":
-                yield [*self._encode_text(turn.content.strip()), self.end_of_turn_id], True
-                yield self._encode_special(template_parts.next_user), False
+                yield [([*self._encode_text(turn.content.strip()), self.end_of_turn_id], True)]
+                segments = [(self._encode_special(template_parts.next_user), False)]
                 continue
             for j, text in enumerate(turn.content.split(IMAGE_PLACEHOLDER)):
                 if j:
-                    yield [self.image_token_id] * self.tokens_per_image, False
-                yield self._encode_text(text), False
-            yield self._encode_special(template_parts.header), False
+                    segments.append(([self.image_token_id] * self.tokens_per_image, False))
+                segments.append((self._encode_text(text), False))
+            yield [*segments, (self._encode_special(template_parts.header), False)]
 
     def _encode_special(self, text: str) -> list[int]:
         if text not in self._special_ids:

@@ -86,12 +86,16 @@ def always(*candidates: tuple[str, float]) -> Say:
 
 @dataclass
 class FakeAnswerer:
-    """Answers with the candidates of `say`, fails on requests in `broken`, raises KeyboardInterrupt after `interrupt_after`."""
+    """Answers with the candidates of `say`, fails on requests in `broken`, raises KeyboardInterrupt after `interrupt_after`.
+
+    visual_tokens: per image; None: it does not say.
+    """
 
     say: Say
     broken: frozenset[str] = frozenset()
     interrupt_after: int | None = None
     settings: dict[str, object] = field(default_factory=dict)
+    visual_tokens: int | None = None
     asked: list[str] = field(default_factory=list)
     decodings: dict[str, DecodingConfig] = field(default_factory=dict)
 
@@ -110,7 +114,9 @@ class FakeAnswerer:
         prompt = request.messages[-1].content
         if request.request_id in self.broken:
             return Answer(request.request_id, error="the picture is upside down", prompt=prompt)
-        return Answer(request.request_id, tuple(Candidate(text, 2 * p, p, text) for text, p in self.say(request)), prompt=prompt)
+        candidates = tuple(Candidate(text, 2 * p, p, text) for text, p in self.say(request))
+        visual_tokens = None if self.visual_tokens is None else self.visual_tokens * len(request.images)
+        return Answer(request.request_id, candidates, prompt=prompt, visual_tokens=visual_tokens)
 
     def stream(self, request: Request, decoding: DecodingConfig) -> Iterator[str]:
         raise NotImplementedError

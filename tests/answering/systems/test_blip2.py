@@ -124,6 +124,11 @@ def test_beams_equal_those_of_the_models_own_class_and_processor(answerer: Blip2
     assert len({answer.first.raw for answer in answerer.answer(REQUESTS, BEAMS)}) > 1
 
 
+def test_answers_state_their_visual_tokens(answerer: Blip2Answerer) -> None:
+    """The queries of the Q-Former."""
+    assert [answer.visual_tokens for answer in answerer.answer(REQUESTS, BEAMS)] == [4, 4, 4]
+
+
 def test_another_image_gives_other_probabilities_whatever_the_image_token_index(answerer: Blip2Answerer) -> None:
     red, blue = (make_request(color, "What color?", Image.new("RGB", (90, 90), color)) for color in ("red", "blue"))
     for index in (None, 0, 1535):

@@ -135,6 +135,24 @@ def test_prompts_equal_those_of_the_models_own_processor(parts: Path) -> None:
     assert torch.equal(prompt.images["image_grid_thw"], expected["image_grid_thw"])
 
 
+def test_an_image_is_given_within_the_limits_of_the_models_own_image_processor(parts: Path) -> None:
+    """The small model's processor allows 1,024 to 4,194,304 pixels; a token has 32 x 32."""
+    image = Image.effect_noise((2600, 1700), 60).convert("RGB")
+    answerer = loaded(parts / "qwen3_vl", "qwen3_vl")
+    assert answerer.encode(make_request("a", "What is this?", image.resize((640, 480)))).visual_tokens == 20 * 15
+    own = answerer.image_processor(images=[image], return_tensors="pt")
+    assert torch.equal(answerer._pixels([answerer._load(image)])["pixel_values"], own["pixel_values"])
+    limited = loaded(parts / "qwen3_vl", "qwen3_vl", max_image_side=384).encode(make_request("a", "What is this?", image))
+    assert limited.visual_tokens == limited.ids.count(answerer.processor.image_token_id) == 12 * 8
+
+
+def test_answers_state_their_visual_tokens(answerer: QwenVlAnswerer) -> None:
+    expected = [answerer.encode(request).ids.count(answerer.processor.image_token_id) for request in REQUESTS]
+    answers = answerer.answer(REQUESTS, DecodingConfig(num_candidates=1, strategy="greedy", max_new_tokens=1))
+    assert [answer.visual_tokens for answer in answers] == expected
+    assert expected[1] == 0 < min(expected[0], *expected[2:])
+
+
 def test_control_tokens_in_a_users_text_are_tokenised_as_text(answerer: QwenVlAnswerer) -> None:
     prompt = answerer.encode(make_request("a", "Is <|image_pad|> or <|im_end|> here?", noise_image(1)))
     merged = int(prompt.images["image_grid_thw"].prod()) // answerer.image_processor.merge_size**2

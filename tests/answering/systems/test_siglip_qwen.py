@@ -61,6 +61,13 @@ def test_an_invalid_request_is_an_answer_with_an_error_and_affects_no_other(
     assert_same([answers[request.request_id] for request in requests], answerer.answer(requests, BEAMS))
 
 
+def test_answers_state_their_visual_tokens(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+    """36 tokens an image."""
+    answers = answerer.answer(requests, GREEDY)
+    assert [answer.visual_tokens for answer in answers] == [36 * len(request.images) for request in requests]
+    assert {answer.visual_tokens for answer in answers} == {0, 36, 72}
+
+
 @pytest.mark.parametrize("decoding", [BEAMS, SAMPLES, GREEDY], ids=["beams", "samples", "greedy"])
 def test_order_and_batch_size_change_no_answer(answerer: CheckpointAnswerer, requests: list[Request], decoding: DecodingConfig) -> None:
     expected = answerer.answer(requests, decoding)

@@ -72,6 +72,30 @@ def test_the_summary_equals_values_computed_by_hand(tmp_path: Path) -> None:
     }
 
 
+def test_visual_tokens_are_averaged_over_the_answered_questions(tmp_path: Path) -> None:
+    rows = [sample(f"q{i}", tuple(range(i + 1)), "What color?", ["red"]) for i in range(3)]
+    store = write_store(tmp_path / "data", rows)
+    red = always(("red", -0.1))
+    counting = run(experiment(store, tmp_path / "a"), FakeAnswerer(red, frozenset({"q2"}), visual_tokens=36)).summary
+    assert counting["systems"]["ours"]["visual_tokens"] == 54.0, "one and two images; the question about three failed"
+    assert [row.get("visual_tokens") for row in lines(tmp_path / "a" / "predictions" / "ours.jsonl")] == [36, 72, None]
+    silent = run(experiment(store, tmp_path / "b"), FakeAnswerer(red)).summary
+    assert "visual_tokens" not in silent["systems"]["ours"]
+
+
+def test_visual_tokens_are_unknown_if_earlier_predictions_do_not_state_them(tmp_path: Path) -> None:
+    planned = experiment(write_store(tmp_path / "data", questions(3)), tmp_path / "out")
+    run(planned, FakeAnswerer(mostly_right, visual_tokens=36))
+    assert run(planned, FakeAnswerer(mostly_right)).summary["systems"]["ours"]["visual_tokens"] == 36.0, "read from the file"
+    path = tmp_path / "out" / "predictions" / "ours.jsonl"
+    rows = lines(path)
+    del rows[0]["visual_tokens"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    again = FakeAnswerer(mostly_right, visual_tokens=36)
+    assert "visual_tokens" not in run(planned, again).summary["systems"]["ours"]
+    assert again.asked == []
+
+
 def test_predictions_contain_candidates_scores_and_choices(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(2))
     run(experiment(store, tmp_path / "out"), FakeAnswerer(mostly_right, settings={"rank": 8}), scorer=FakeScorer(*COLORS))

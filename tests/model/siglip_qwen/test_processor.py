@@ -1,11 +1,12 @@
 """Prompts are the same in training and generation, and only assistant turns are supervised."""
 
+import random
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from dataset.loading.encoded_sample import IGNORE_INDEX, EncodingError
+from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample, EncodingError
 from dataset.sample import Message
 from errors import UsageError
 from model.siglip_qwen.processor import Processor
@@ -88,6 +89,63 @@ def test_a_conversation_that_is_too_long_loses_its_last_turns_first(processor: P
     assert whole is not None and shorter is not None
     cut = processor.encode(CONVERSATION, "yes", 1, max_length=len(whole) - 1)
     assert cut == shorter
+
+
+def encode_by_dropping_pairs(processor: Processor, messages: list[Message], target: str, limit: int) -> EncodedSample | None:
+    """The rule in words: as long as the sample is too long, the last question and its answer go, unless the question has an image."""
+    num_images = sum(message.content.count("<image>") for message in messages)
+    while True:
+        sample = processor.encode(messages, target, num_images, max_length=10**9)
+        assert sample is not None
+        if len(sample) <= limit or len(messages) < 3 or messages[-2].role == "system" or "<image>" in messages[-1].content:
+            break
+        target, messages = messages[-2].content, messages[:-2]
+    ids, labels = sample.input_ids[:limit], sample.labels[:limit]
+    complete = ids.count(processor.image_token_id) == num_images * processor.tokens_per_image
+    return EncodedSample(ids, labels, num_images) if complete and set(labels) != {IGNORE_INDEX} else None
+
+
+def random_conversation(rng: random.Random) -> list[Message]:
+    """A system turn in some, up to six pairs of turns, images in some of the questions; it ends with a question."""
+    pairs: list[Message] = [Message("system", "Be brief.")] if rng.random() < 0.3 else []
+    for _ in range(rng.randint(1, 7)):
+        pairs.append(Message("user", rng.choice(["<image>\n", "", "", "<image><image> "]) + "red circle " * rng.randint(0, 8)))
+        pairs.append(Message("assistant", rng.choice([" yes ", "a blue square\n", "2", ""])))
+    return pairs[:-1]
+
+
+def test_a_conversation_of_any_length_is_fitted_as_if_pairs_were_dropped_one_by_one(processor: Processor) -> None:
+    rng = random.Random(0)
+    kept: set[int | None] = set()
+    for _ in range(40):
+        messages = random_conversation(rng)
+        num_images = sum(message.content.count("<image>") for message in messages)
+        whole = processor.encode(messages, "red", num_images, max_length=10**9)
+        assert whole is not None
+        for limit in (1, *(rng.randint(2, len(whole) + 2) for _ in range(12)), len(whole) - 1, len(whole)):
+            fitted = processor.encode(messages, "red", num_images, max_length=limit)
+            assert fitted == encode_by_dropping_pairs(processor, messages, "red", limit)
+            kept.add(None if fitted is None else fitted.labels.count(processor.end_of_turn_id))
+    assert kept == {None, *range(8)}, "samples without any whole answer, with one to seven, and dropped ones"
+
+
+@pytest.mark.parametrize(("max_length", "tokenised"), [(10**6, 800), (512, 60)])
+def test_a_long_conversation_is_tokenised_in_one_pass(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch, max_length: int, tokenised: int
+) -> None:
+    calls: list[str] = []
+    encode_text = processor._encode_text
+
+    def recording_encode(text: str) -> list[int]:
+        calls.append(text)
+        return encode_text(text)
+
+    monkeypatch.setattr(processor, "_encode_text", recording_encode)
+    pairs = [Message(role, f"{role} {i}") for i in range(400) for role in ("user", "assistant")]
+    encoded = processor.encode(pairs[:-1], pairs[-1].content, 0, max_length)
+    assert encoded is not None
+    assert len(encoded) <= max_length
+    assert len(calls) == len(set(calls)) <= tokenised
 
 
 def test_a_truncated_answer_has_no_end_of_turn_token(processor: Processor) -> None:

@@ -94,6 +94,11 @@ def test_log_probabilities_are_used_if_the_server_returns_them(system: Callable[
         assert {candidate.log_prob for candidate in without.candidates} == {None}, model
 
 
+def test_an_endpoint_does_not_say_how_many_visual_tokens_an_image_has(system: Callable[..., OpenAiSystem]) -> None:
+    (answer,) = load(system()).answer(questions(1), GREEDY)
+    assert answer.error is None and answer.visual_tokens is None
+
+
 def test_texts_that_differ_only_in_form_are_one_candidate(system: Callable[..., OpenAiSystem]) -> None:
     answers = load(system()).answer(questions(30), DecodingConfig(num_candidates=8))
     assert [c for a in answers for c in a.candidates if c.text.lower().startswith("red")]
