@@ -3,6 +3,7 @@
 In: a configuration and the argument of --resume. Out: nothing, or one sentence about what is wrong.
 """
 
+import importlib.util
 from pathlib import Path
 
 from errors import UsageError
@@ -40,6 +41,9 @@ def check_settings(config: Experiment) -> None:
             "train.cache_vision_features: features are cached for images without augmentation; "
             "set it to false, or data.augmentation to null"
         )
+    for name in config.train.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"train.report_to: {name} is not installed; pip install {name} (or 'tessera-vlm[{name}]')")
 
 
 def _checkpoint(folder: Path, resume: str | None) -> Path | None:

@@ -4,23 +4,18 @@ Every stage starts in the same way: the base model is built and the weights of t
 gives the same result as an uninterrupted one.
 """
 
-import contextlib
 import gc
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from atomic_io import atomic_write
 from errors import Interrupted, UsageError
 from model.kernels.compile import compile_layers
 from model.lora import base_model, configure_trainable
@@ -49,15 +44,14 @@ from training.gradient_checkpointing import Trial, configure_activation_checkpoi
 from training.interruption.stop_callback import StopAgreement, StopCallback
 from training.interruption.stop_signals import StopSignals
 from training.monitoring.console import ConsoleLogger
-from training.monitoring.loss_curves import plot_loss_curves
 from training.monitoring.metrics_history import History
-from training.monitoring.prediction_panels import Panel, render_table
-from training.monitoring.sample_predictions import generate_panels, select_samples
-from training.monitoring.tensorboard_logger import TensorBoardLogger
+from training.monitoring.report_callback import ReportCallback
 from training.monitoring.throughput import ThroughputMeter, model_step_flops, peak_tflops
 from training.monitoring.time_estimate import TimeEstimate
+from training.monitoring.trackers import Tracker, closing
 from training.out_of_memory import explain_out_of_memory, keep_freed_host_memory
 from training.preflight import SAMPLES_FILE, check_before_loading
+from training.run_report import panel_generator, start_trackers, write_results
 from training.run_setup import (
     Machine,
     RunSetup,
@@ -84,8 +78,8 @@ class TrainingRun:
     signals: StopSignals
     agreement: StopAgreement
     time: TimeEstimate
-    tensorboard_logger: TensorBoardLogger | None
-    """None on all ranks but rank 0."""
+    trackers: list[Tracker]
+    """Where rank 0 reports to; empty on the other ranks."""
 
 
 def train(config: Experiment, resume: str | None = None, signals: StopSignals | None = None) -> Path:
@@ -107,16 +101,17 @@ def train(config: Experiment, resume: str | None = None, signals: StopSignals | 
     current_settings = _settings(config, machine, checkpoint, state)
     if state:
         machine = with_resumed_batching(machine, config.train, state.settings)
-    run_setup = setup_run(config, machine)
-    lengths = [stage_length(run_setup, index) for index in range(len(config.train.stages))]
-    start = starting_point(checkpoint, state, config.train.stages, lengths)
-    if checkpoint:
-        run_setup.print_once("\n".join([f"resuming from {checkpoint}", *([start.note] if start.note else [])]))
-    if config.train.cache_vision_features and start.stage < len(lengths):
-        run_setup = with_cached_features(run_setup)
-    if run_setup.device.type == "cpu" and sys.platform == "linux":
-        keep_freed_host_memory()
-    with contextlib.ExitStack() as exit_stack:
+    trackers = start_trackers(config, machine, state, current_settings)
+    with closing(trackers):
+        run_setup = setup_run(config, machine)
+        lengths = [stage_length(run_setup, index) for index in range(len(config.train.stages))]
+        start = starting_point(checkpoint, state, config.train.stages, lengths)
+        if checkpoint:
+            run_setup.print_once("\n".join([f"resuming from {checkpoint}", *([start.note] if start.note else [])]))
+        if config.train.cache_vision_features and start.stage < len(lengths):
+            run_setup = with_cached_features(run_setup)
+        if run_setup.device.type == "cpu" and sys.platform == "linux":
+            keep_freed_host_memory()
         run = TrainingRun(
             setup=run_setup,
             history=History(list(state.history) if state else []),
@@ -124,14 +119,11 @@ def train(config: Experiment, resume: str | None = None, signals: StopSignals | 
             signals=signals or StopSignals(),
             agreement=StopAgreement(machine.partial_state.num_processes),
             time=TimeEstimate(),
-            tensorboard_logger=_tensorboard_logger(run_setup, state.step if state else 0),
+            trackers=trackers,
         )
-        if run.tensorboard_logger is not None:
-            # Also when the run fails: the last events are still in memory.
-            exit_stack.callback(run.tensorboard_logger.close)
         checkpoint = _run_stages(run, start, lengths, checkpoint)
-    if run.tensorboard_logger is not None:
-        _write_results(run_setup, checkpoint, run.history)
+    if machine.partial_state.is_main_process:
+        write_results(run_setup, checkpoint, run.history)
     return checkpoint
 
 
@@ -200,10 +192,10 @@ def _run_stage(run: TrainingRun, stage: Stage, total: int, checkpoint: Path | No
     run_setup.print_once(f"stage {stage.config.name}: {stage.steps:,} steps, {describe_trained(model)}")
     stop = StopCallback(run.signals, run.agreement)
     trainer = _trainer(run, stage, model, stop)
-    if run.tensorboard_logger is not None:
+    if partial_state.is_main_process:
         done = read_run_state(checkpoint / TRAINER_FOLDER).step if checkpoint else 0
         trainer.add_callback(ConsoleLogger(done, total, run.time))
-        trainer.add_callback(run.tensorboard_logger)
+        trainer.add_callback(ReportCallback(run.trackers, None if weights_are_sharded() else panel_generator(run_setup)))
     trainer.add_callback(stop)
     # Trainer seeds all ranks alike; dropout masks should differ between ranks.
     set_seed(config.train.seed + stage.index + 1000 * partial_state.process_index)
@@ -245,6 +237,7 @@ def _trainer(run: TrainingRun, stage: Stage, model: VisionLanguageModel | PeftMo
         processor=run_setup.processor,
         checkpoints=CheckpointWriter(folder, config.train.save_total_limit, run_setup.partial_state),
         settings=run.settings,
+        tracker_runs={tracker.name: tracker.run_id for tracker in run.trackers if tracker.run_id},
         stop=stop,
     )
 
@@ -294,39 +287,3 @@ def _meter(run_setup: RunSetup, model: VisionLanguageModel | PeftModel) -> Throu
     peak_is_known = run_setup.bf16 and run_setup.device.type == "cuda"
     peak = peak_tflops(torch.cuda.get_device_name(run_setup.device)) if peak_is_known else None
     return ThroughputMeter(model_step_flops(model, run_setup.features is not None), run_setup.device, peak)
-
-
-def _tensorboard_logger(run_setup: RunSetup, step: int) -> TensorBoardLogger | None:
-    """The TensorBoard logger of rank 0; None on the other ranks."""
-    if not run_setup.partial_state.is_main_process:
-        return None
-    folder = run_setup.config.result_folder / "tensorboard"
-    run_setup.print_once(f"curves and sample predictions: tensorboard --logdir {folder}")
-    if weights_are_sharded():
-        run_setup.print_once("no sample predictions in TensorBoard: with FSDP or ZeRO-3 no process holds the full model")
-    return TensorBoardLogger(folder, step, None if weights_are_sharded() else _panel_generator(run_setup))
-
-
-def _panel_generator(run_setup: RunSetup) -> Callable[[nn.Module], list[Panel]] | None:
-    """A function from a model to its sample predictions; None without validation samples."""
-    if run_setup.validation is None:
-        return None
-    samples = select_samples(run_setup.validation, run_setup.config.train.num_logged_predictions)
-    return partial(generate_panels, processor=run_setup.processor, store=run_setup.store, samples=samples, bf16=run_setup.bf16)
-
-
-def _write_results(run_setup: RunSetup, checkpoint: Path, history: History) -> None:
-    """Write the loss curves and the last checkpoint's sample predictions as PNG."""
-    results = run_setup.config.result_folder
-    plot_loss_curves(history, results / "loss_curves.png")
-    run_setup.print_once(f"loss curves: {results / 'loss_curves.png'}")
-    panel_generator = _panel_generator(run_setup)
-    if panel_generator is None or not run_setup.config.train.num_logged_predictions:
-        return
-    if weights_are_sharded():
-        run_setup.print_once("no sample predictions: the model may not fit on one device; use python tools/answer.py")
-        return
-    panels = panel_generator(model_checkpoint.load(checkpoint, device=run_setup.device))
-    with atomic_write(results / "answers.png") as temp_path:
-        render_table(panels).save(temp_path)
-    run_setup.print_once(f"sample predictions: {results / 'answers.png'}")

@@ -89,6 +89,7 @@ class StageTrainer(Trainer):
         history: Metrics of the run so far; this stage adds its own.
         meter: Counts what the model processes.
         settings: Settings that go into every checkpoint (see training.checkpointing.resume).
+        tracker_runs: Run ids of the trackers, which go into every checkpoint.
         stop: Ends the stage after a signal. The caller adds it, after all other callbacks.
     """
 
@@ -110,9 +111,10 @@ class StageTrainer(Trainer):
         processor: Processor,
         checkpoints: CheckpointWriter,
         settings: dict[str, Any],
+        tracker_runs: dict[str, str],
         stop: StopCallback,
     ):
-        self._stop = stop
+        self._stop, self._tracker_runs = stop, tracker_runs
         self._train, self._stage, self._history, self._meter = train, stage, history, meter
         self._loader, self._validation = loader, validation
         self._processor, self._checkpoints, self._settings = processor, checkpoints, settings
@@ -247,7 +249,8 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
         finished, another_follows = self._finished, self._stage.index + 1 < len(self._train.stages)
-        state = RunState(self._stage.index, self._stage.first_step, self.step, finished, self._settings, self._history.rows)
+        done = (self._stage.index, self._stage.first_step, self.step, finished)
+        state = RunState(*done, self._settings, self._history.rows, self._tracker_runs)
         evaluations = self._history.validation(self._stage.config.name)
         best_step = best_evaluation(evaluations)[0] if evaluations and self._train.early_stopping_patience is not None else None
         with self._meter.paused():

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ CHANGEABLE_KEYS = frozenset(
     for key in (
         *("logging_steps", "eval_steps", "eval_samples", "save_steps", "save_total_limit", "early_stopping_patience"),
         *("dataloader_num_workers", "num_logged_predictions", "gradient_checkpointing", "torch_compile", "logits_memory_gib"),
+        "report_to",
     )
 )
 """Settings that may differ between a checkpoint and the run that resumes from it. They do not change a training step, except for
@@ -46,6 +47,8 @@ class RunState:
     """What `settings` returned."""
     history: list[Row]
     """Rows of the History."""
+    trackers: dict[str, str] = field(default_factory=dict)
+    """Name of each tracker that the run reports to, with the id by which a resumed run goes on there."""
 
     def write(self, folder: Path) -> None:
         write_json(folder / RUN_STATE_FILE, dataclasses.asdict(self))
