@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 help:
 	@echo "make demo     environment, demo data, preprocess, train, evaluate; prints the path of the report"
 	@echo "make test     environment, linters, tests"
-	@echo "make test-all the same with slow tests: several launches, long runs"
+	@echo "make test-all the same with slow tests: several launches, long runs, all experiment trackers"
 	@echo "make install  environment only"
 	@echo "make lint     linters and types only"
 	@echo "make gpu      all benchmarks that need a GPU, into results/gpu (without a GPU: an error)"
@@ -50,8 +50,17 @@ lint: $(INSTALLED)
 test: lint
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
 
-test-all: lint
+# The trackers each in a folder of its own: their requirements contradict each other and requirements.lock.
+TRACKERS := swanlab mlflow-skinny trackio
+test-all: lint $(TRACKERS:%=$(VENV)/trackers/%)
 	$(PY) -m pytest -n $(WORKERS) --dist loadgroup
+	@for tracker in $(TRACKERS); do \
+		PYTHONPATH=$(VENV)/trackers/$$tracker $(PY) -m pytest tests/training/monitoring/test_trackers.py -k "$${tracker%-skinny}" || exit 1; \
+	done
+
+$(VENV)/trackers/%: $(INSTALLED)
+	@echo "installing $* into $@ ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check --target $@ $*
 
 gpu: $(INSTALLED)
 	$(PY) tools/benchmark.py gpu

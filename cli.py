@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import config as configuration
 from cpu_cores import limit_threads
 from error_reporting import report_error
-from errors import TesseraError, UsageError
+from errors import Interrupted, TesseraError, UsageError
 
 # Idle threads of GNU OpenMP busy-wait for a long time, which slows down other processes on the same cores. Two training runs at
 # once on two cores: 30 samples/s each, 64 with a short spin; one run alone: 134 and 128. The variable is read when torch is loaded.
@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, arguments: list[str] | None = None) -> NoReturn:
     """Parse the arguments, call `main` and exit the process.
 
-    Exit status: 0 success, 1 failure, 2 wrong arguments, 130 interrupted.
+    Exit status: 0 success, 1 failure, 2 wrong arguments, 128 + the number of a signal that ended it (130: Ctrl-C).
 
     Args:
         main: receives the parsed arguments. If the parser takes a configuration, `arguments.config` is the loaded Config and
@@ -94,6 +94,11 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
             raise
         report_error(str(error), error, debug)
         status = error.exit_status
+    except Interrupted as stop:
+        # All ranks stop together, so rank 0 alone says so.
+        if os.environ.get("RANK", "0") == "0":
+            print(stop, file=sys.stderr)
+        status = stop.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130

@@ -31,3 +31,14 @@ def loading(config_key: str, name: str) -> Iterator[None]:
         reason = " ".join(str(error).split()) or type(error).__name__
         where = "folder" if Path(name).is_dir() else "hub name (no local folder has this name)"
         raise UsageError(f"{config_key}: cannot load {name} as a {where}: {reason[:300]}") from error
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or a signal that ends a process. No error: `except Exception` lets it pass, as it does KeyboardInterrupt.
+
+    number: the signal; message: what to print in the place of "interrupted".
+    """
+
+    def __init__(self, number: int, message: str = "interrupted"):
+        super().__init__(message)
+        self.number, self.exit_status = number, 128 + number

@@ -1,11 +1,18 @@
 """Train: accelerate launch train.py [--config C] [--resume auto|PATH] [key=value ...], or plain python train.py."""
 
 import argparse
+import contextlib
 import os
 import shlex
+import sys
 
 import cli
 import config as configuration
+from errors import Interrupted
+from training.interruption.resume_command import launch_command, parent_process, resume_command
+from training.interruption.run_lock import run_lock
+from training.interruption.stop_signals import StopSignals
+from training.preflight import check_before_loading
 
 parser = cli.Parser("Train the connector, LoRA adapters or the whole language model on preprocessed data, one stage after the other.")
 parser.add_argument("--resume", metavar="auto|PATH", help="resume from the latest complete checkpoint of this name, or from a folder")
@@ -13,15 +20,22 @@ parser.add_argument("--resume", metavar="auto|PATH", help="resume from the lates
 
 def main(arguments: argparse.Namespace) -> None:
     rank = int(os.environ.get("RANK", "0"))
-    # Imported here: --help and errors in the configuration need no torch.
-    from training.run import train
-
+    launch = launch_command(sys.argv[0], parent_process())
+    same = ["--config", str(arguments.config_path), *arguments.overrides]
     configuration.check_model_paths(arguments.config, "model.vision", "model.language")
-    checkpoint = train(arguments.config, arguments.resume)
+    check_before_loading(arguments.config, arguments.resume)
+    lock = contextlib.nullcontext() if rank else run_lock(arguments.config.checkpoint_folder)
+    try:
+        with StopSignals() as signals, lock:
+            # Imported here: --help, errors in the arguments and the checks so far need no torch.
+            from training.run import train
+
+            checkpoint = train(arguments.config, arguments.resume, signals)
+    except Interrupted as stop:
+        raise Interrupted(stop.number, f"{stop}; go on with: {resume_command(same, launch)}") from stop
     if not rank:
         print(f"checkpoint: {checkpoint}")
-        same = shlex.join(["--config", str(arguments.config_path), *arguments.overrides])
-        print(f"next: python tools/eval_rerank.py {same} --checkpoints {checkpoint}")
+        print(f"next: python tools/eval_rerank.py {shlex.join(same)} --checkpoints {checkpoint}")
 
 
 if __name__ == "__main__":

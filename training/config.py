@@ -1,17 +1,25 @@
 """Training settings. Keys that transformers, PEFT or TRL also have bear the same name and unit there."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from config_schema import section
 from dataset.config import DataConfig
 from model.siglip_qwen.config import ModelConfig
 
 ParamGroup = Literal["connector", "lora", "language"]
+TrackerName = Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+
+
+def _as_list(value: Any) -> Any:
+    """One name as a list of one, "none" as an empty list; of a name that stands twice, the first."""
+    if isinstance(value, str):
+        return () if value == "none" else (value,)
+    return tuple(dict.fromkeys(value)) if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value) else value
 
 
 @section
@@ -102,7 +110,7 @@ class TrainConfig:
     logging_steps: PositiveInt = 10
     """Optimizer steps between two status lines; the first and last step of a stage are always logged."""
     eval_steps: PositiveInt = 200
-    """Optimizer steps between two evaluations: validation loss, and sample predictions in TensorBoard."""
+    """Optimizer steps between two evaluations: validation loss, and sample predictions wherever train.report_to says."""
     eval_samples: PositiveInt = 512
     """At most this many validation samples are used for the validation loss, evenly spaced over the split."""
     save_steps: PositiveInt = 200
@@ -113,8 +121,11 @@ class TrainConfig:
     """Evaluations without a lower validation loss after which a stage stops; it ends with its best weights. null = no early
     stopping, last weights."""
     num_logged_predictions: Annotated[int, Field(ge=0)] = 8
-    """Validation samples shown as image, question, reference answer and prediction, in TensorBoard at each evaluation and as a PNG
-    at the end; 0 = none."""
+    """Validation samples shown as image, question, reference answer and prediction, at each evaluation wherever train.report_to
+    says, and as a PNG at the end; 0 = none."""
+    report_to: Annotated[tuple[TrackerName, ...], BeforeValidator(_as_list)] = ("tensorboard",)
+    """Where metrics and sample predictions go: one name or a list; none = nowhere. tensorboard = event files in results/<name>; the
+    others are services whose packages are extras (tessera-vlm[wandb] ...) and whose keys come from their own environment variables."""
 
 
 class Experiment(Protocol):

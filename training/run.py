@@ -4,157 +4,220 @@ Every stage starts in the same way: the base model is built and the weights of t
 gives the same result as an uninterrupted one.
 """
 
-import contextlib
 import gc
+import signal
 import sys
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import nn
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from atomic_io import atomic_write
-from errors import UsageError
+from errors import Interrupted, UsageError
 from model.kernels.compile import compile_layers
 from model.lora import base_model, configure_trainable
 from model.siglip_qwen import checkpoint as model_checkpoint
 from model.siglip_qwen.assembly import build, default_dtype
 from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.modeling import VisionLanguageModel
-from training.checkpointing.checkpoint_writer import TRAINER_FOLDER, CheckpointWriter, checkpoint_folders, checkpoint_step
-from training.checkpointing.resume import RunState, check_same_settings, read_run_state, settings
-from training.checkpointing.world_size_change import STEP_KEYS
-from training.compile_policy import check_step_settings, decide_compile
+from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
+from training.checkpointing.checkpoint_writer import CheckpointWriter
+from training.checkpointing.resume import (
+    STEP_KEYS,
+    RunState,
+    check_same_settings,
+    config_settings,
+    data_settings,
+    machine_settings,
+    read_run_state,
+)
+from training.checkpointing.starting_point import StartingPoint, starting_point
+from training.compile_policy import decide_compile
 from training.config import Experiment
 from training.distributed.launch import loads_on_rank_0_alone, uses_fsdp, weights_are_sharded
 from training.distributed.sharded_loading import prepare_for_weights
 from training.feature_cache.feature_extraction import with_cached_features
 from training.gradient_checkpointing import Trial, configure_activation_checkpointing, longest_batch
+from training.interruption.stop_callback import StopAgreement, StopCallback
+from training.interruption.stop_signals import StopSignals
 from training.monitoring.console import ConsoleLogger
-from training.monitoring.loss_curves import plot_loss_curves
 from training.monitoring.metrics_history import History
-from training.monitoring.prediction_panels import Panel, render_table
-from training.monitoring.sample_predictions import generate_panels, select_samples
-from training.monitoring.tensorboard_logger import TensorBoardLogger
+from training.monitoring.report_callback import ReportCallback
 from training.monitoring.throughput import ThroughputMeter, model_step_flops, peak_tflops
+from training.monitoring.time_estimate import TimeEstimate
+from training.monitoring.trackers import Tracker, closing
 from training.out_of_memory import explain_out_of_memory, keep_freed_host_memory
-from training.run_setup import RunSetup, setup_run, stage_length, training_loader, validation_loader, with_resumed_batching
-from training.stage_trainer import Stage, StageTrainer, training_arguments
-from training.stages import describe_trained
+from training.preflight import SAMPLES_FILE, check_before_loading
+from training.run_report import panel_generator, start_trackers, write_results
+from training.run_setup import (
+    Machine,
+    RunSetup,
+    setup_machine,
+    setup_run,
+    stage_length,
+    training_loader,
+    validation_loader,
+    with_resumed_batching,
+)
+from training.stage_trainer import StageTrainer, training_arguments
+from training.stages import Stage, describe_trained
 
 
-def train(config: Experiment, resume: str | None = None) -> Path:
+@dataclass(frozen=True)
+class TrainingRun:
+    """What all stages of a run share."""
+
+    setup: RunSetup
+    history: History
+    """Metrics of the run so far; each stage adds its own."""
+    settings: dict[str, Any]
+    """Settings that go into every checkpoint (see training.checkpointing.resume)."""
+    signals: StopSignals
+    agreement: StopAgreement
+    time: TimeEstimate
+    trackers: list[Tracker]
+    """Where rank 0 reports to; empty on the other ranks."""
+
+
+def train(config: Experiment, resume: str | None = None, signals: StopSignals | None = None) -> Path:
     """Run all stages, or those that are left after a checkpoint; returns the folder of the last checkpoint.
 
-    resume: None starts from scratch, "auto" resumes from the latest complete checkpoint, otherwise a checkpoint folder.
-    Raises UsageError for settings that contradict each other, the data or the machine, TesseraError when training fails.
+    Args:
+        resume: None starts from scratch, "auto" resumes from the latest complete checkpoint, otherwise a checkpoint folder.
+        signals: Requests to stop; None when the caller handles none.
+
+    Raises:
+        UsageError: settings contradict each other, the data or the machine.
+        TesseraError: training fails.
+        Interrupted: a signal ended the run, after a checkpoint if a step had been done.
     """
-    run_setup = setup_run(config)
-    check_step_settings(config.train, run_setup.device, weights_are_sharded())
-    current_settings = settings(
-        config,
-        run_setup.store.folder / "samples.parquet",
-        run_setup.partial_state.num_processes,
-        run_setup.batching.packed,
-        "bf16" if run_setup.bf16 else "fp32",
-    )
-    checkpoint = _resume_checkpoint(run_setup, resume)
+    check_before_loading(config, resume)
+    machine = setup_machine(config)
+    checkpoint = _resume_checkpoint(config.checkpoint_folder, resume, machine)
     state = read_run_state(checkpoint / TRAINER_FOLDER) if checkpoint else None
-    if checkpoint and state:
-        current_settings |= {key: state.settings[key] for key in STEP_KEYS}
-        check_same_settings(checkpoint, state, current_settings)
-        run_setup = with_resumed_batching(run_setup, state.settings)
-        run_setup.print_once(f"resuming from {checkpoint}")
-    history = History(list(state.history) if state else [])
-    lengths = [stage_length(run_setup, index) for index in range(len(config.train.stages))]
-    first, first_step = _next_stage(state)
-    if config.train.cache_vision_features and first < len(lengths):
-        run_setup = with_cached_features(run_setup)
-    if run_setup.device.type == "cpu" and sys.platform == "linux":
-        keep_freed_host_memory()
-    tensorboard_logger = _tensorboard_logger(run_setup, state.step if state else 0)
-    with contextlib.ExitStack() as exit_stack:
-        if tensorboard_logger is not None:
-            # Also when the run fails: the last events are still in memory.
-            exit_stack.callback(tensorboard_logger.close)
-        for index in range(first, len(lengths)):
-            stage = Stage(config.train.stages[index], index, first_step, lengths[index])
-            total = first_step + sum(lengths[index:])
-            resuming = state is not None and not state.finished and index == first
-            checkpoint = _run_stage(run_setup, stage, total, checkpoint, resuming, history, current_settings, tensorboard_logger)
-            first_step = checkpoint_step(checkpoint)
-    assert checkpoint is not None  # there is at least one stage
-    if tensorboard_logger is not None:
-        _write_results(run_setup, checkpoint, history)
+    current_settings = _settings(config, machine, checkpoint, state)
+    if state:
+        machine = with_resumed_batching(machine, config.train, state.settings)
+    trackers = start_trackers(config, machine, state, current_settings)
+    with closing(trackers):
+        run_setup = setup_run(config, machine)
+        lengths = [stage_length(run_setup, index) for index in range(len(config.train.stages))]
+        start = starting_point(checkpoint, state, config.train.stages, lengths)
+        if checkpoint:
+            run_setup.print_once("\n".join([f"resuming from {checkpoint}", *([start.note] if start.note else [])]))
+        if config.train.cache_vision_features and start.stage < len(lengths):
+            run_setup = with_cached_features(run_setup)
+        if run_setup.device.type == "cpu" and sys.platform == "linux":
+            keep_freed_host_memory()
+        run = TrainingRun(
+            setup=run_setup,
+            history=History(list(state.history) if state else []),
+            settings=current_settings,
+            signals=signals or StopSignals(),
+            agreement=StopAgreement(machine.partial_state.num_processes),
+            time=TimeEstimate(),
+            trackers=trackers,
+        )
+        checkpoint = _run_stages(run, start, lengths, checkpoint)
+    if machine.partial_state.is_main_process:
+        write_results(run_setup, checkpoint, run.history)
     return checkpoint
 
 
-def _next_stage(state: RunState | None) -> tuple[int, int]:
-    """Index of the next stage, and the optimizer steps before it."""
-    if state is None:
-        return 0, 0
-    return (state.stage + 1, state.step) if state.finished else (state.stage, state.first_step)
+def _settings(config: Experiment, machine: Machine, checkpoint: Path | None, state: RunState | None) -> dict[str, Any]:
+    """The settings of this run, checked against the checkpoint's: first what costs nothing, then the hash of the samples."""
+    known = {
+        **config_settings(config),
+        **machine_settings(machine.partial_state.num_processes, machine.batching.packed, machine.precision),
+    }
+    if checkpoint and state:
+        check_same_settings(checkpoint, state, known)
+    known |= data_settings(config.data_folder / SAMPLES_FILE)
+    if checkpoint and state:
+        check_same_settings(checkpoint, state, known)
+        # What an optimizer step consists of stays as it was where the run began.
+        known |= {key: state.settings[key] for key in STEP_KEYS}
+    return known
 
 
-def _resume_checkpoint(run_setup: RunSetup, resume: str | None) -> Path | None:
-    """The checkpoint to resume from. Raises UsageError when the run would overwrite existing checkpoints."""
-    folder = run_setup.config.checkpoint_folder
-    existing = checkpoint_folders(folder)
+def _resume_checkpoint(folder: Path, resume: str | None, machine: Machine) -> Path | None:
+    """The checkpoint to resume from, whose files are whole; `check_before_loading` has checked that none would be overwritten."""
     if resume is None:
-        if existing:
-            raise UsageError(f"{existing[-1]} already exists: continue with --resume auto, move it away, or choose another name")
         return None
     if resume == "auto":
-        for checkpoint in reversed(existing):
+        for checkpoint in reversed(checkpoint_folders(folder)):
             reason = model_checkpoint.manifest_mismatch(checkpoint)
             if reason is None:
                 return checkpoint
-            run_setup.print_once(f"skipping {checkpoint}: {reason}")
-        run_setup.print_once(f"no complete checkpoint in {folder}: starting from scratch")
+            machine.print_once(f"skipping {checkpoint}: {reason}")
+        machine.print_once(f"no complete checkpoint in {folder}: starting from scratch")
         return None
     checkpoint = Path(resume)
     reason = model_checkpoint.manifest_mismatch(checkpoint)
     if reason is not None:
         raise UsageError(f"--resume {checkpoint}: not a complete checkpoint: {reason}")
-    later = [path for path in existing if checkpoint_step(path) > checkpoint_step(checkpoint)]
-    if later:
-        raise UsageError(f"--resume {checkpoint}: {later[-1]} is later; move it away first, or continue with --resume auto")
     return checkpoint
 
 
-def _run_stage(
-    run_setup: RunSetup,
-    stage: Stage,
-    total: int,
-    checkpoint: Path | None,
-    resuming: bool,
-    history: History,
-    current_settings: dict[str, Any],
-    tensorboard_logger: TensorBoardLogger | None,
-) -> Path:
+def _run_stages(run: TrainingRun, start: StartingPoint, lengths: list[int], checkpoint: Path | None) -> Path:
+    """Train the stages from the starting point on; returns the last checkpoint.
+
+    lengths: optimizer steps of each stage; checkpoint: holds the weights to start from.
+    """
+    stages, first_step = run.setup.config.train.stages, start.first_step
+    for index in range(start.stage, len(lengths)):
+        resuming = start.resuming and index == start.stage
+        stage = Stage(stages[index], index, first_step, lengths[index], start.steps_before if resuming else None)
+        checkpoint = _run_stage(run, stage, first_step + sum(lengths[index:]), checkpoint, resuming)
+        first_step = checkpoint_step(checkpoint)
+    assert checkpoint is not None  # there is at least one stage
+    return checkpoint
+
+
+def _run_stage(run: TrainingRun, stage: Stage, total: int, checkpoint: Path | None, resuming: bool) -> Path:
     """Train one stage and return its last checkpoint.
 
     Args:
         total: Optimizer steps of all stages.
         checkpoint: Holds the weights to start from; None starts from the base model.
         resuming: Whether `checkpoint` was written during this stage and holds its optimizer state.
-        history: Metrics of the run so far; the stage adds its own.
-        current_settings: Settings that go into every checkpoint (see training.checkpointing.resume).
-        tensorboard_logger: None on all ranks but rank 0.
     """
-    config, partial_state = run_setup.config, run_setup.partial_state
+    run_setup, config, partial_state = run.setup, run.setup.config, run.setup.partial_state
     set_seed(config.train.seed)
     with explain_out_of_memory("loading the model"):
         model = _model(run_setup, stage, checkpoint)
-    folder = config.checkpoint_folder
     run_setup.print_once(f"stage {stage.config.name}: {stage.steps:,} steps, {describe_trained(model)}")
-    validation = validation_loader(run_setup)
-    trainer = StageTrainer(
+    stop = StopCallback(run.signals, run.agreement)
+    trainer = _trainer(run, stage, model, stop)
+    if partial_state.is_main_process:
+        done = read_run_state(checkpoint / TRAINER_FOLDER).step if checkpoint else 0
+        trainer.add_callback(ConsoleLogger(done, total, run.time))
+        trainer.add_callback(ReportCallback(run.trackers, None if weights_are_sharded() else panel_generator(run_setup)))
+    trainer.add_callback(stop)
+    # Trainer seeds all ranks alike; dropout masks should differ between ranks.
+    set_seed(config.train.seed + stage.index + 1000 * partial_state.process_index)
+    with explain_out_of_memory("training"), run.signals.explaining_errors():
+        _configure_activation_checkpointing(run_setup, trainer, model)
+        trainer.train_stage(checkpoint if resuming else None)
+    last = config.checkpoint_folder / f"checkpoint-{trainer.step}"
+    if stop.number:
+        raise Interrupted(stop.number, f"{signal.Signals(stop.number).name} after step {trainer.step:,}: {last} is written")
+    trainer.accelerator.free_memory()
+    del trainer, model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return last
+
+
+def _trainer(run: TrainingRun, stage: Stage, model: VisionLanguageModel | PeftModel, stop: StopCallback) -> StageTrainer:
+    """The trainer of a stage, with this rank's batches."""
+    run_setup, config = run.setup, run.setup.config
+    folder, validation = config.checkpoint_folder, validation_loader(run_setup)
+    return StageTrainer(
         model,
         training_arguments(
             config.train,
@@ -169,28 +232,14 @@ def _run_stage(
         stage=stage,
         loader=training_loader(run_setup, stage.index),
         validation=validation,
-        history=history,
+        history=run.history,
         meter=_meter(run_setup, model),
         processor=run_setup.processor,
-        checkpoints=CheckpointWriter(folder, config.train.save_total_limit, partial_state),
-        settings=current_settings,
+        checkpoints=CheckpointWriter(folder, config.train.save_total_limit, run_setup.partial_state),
+        settings=run.settings,
+        tracker_runs={tracker.name: tracker.run_id for tracker in run.trackers if tracker.run_id},
+        stop=stop,
     )
-    if tensorboard_logger is not None:
-        done = read_run_state(checkpoint / TRAINER_FOLDER).step if checkpoint else 0
-        trainer.add_callback(ConsoleLogger(done, total))
-        trainer.add_callback(tensorboard_logger)
-    # Trainer seeds all ranks alike; dropout masks should differ between ranks.
-    set_seed(config.train.seed + stage.index + 1000 * partial_state.process_index)
-    with explain_out_of_memory("training"):
-        _configure_activation_checkpointing(run_setup, trainer, model)
-        trainer.train_stage(checkpoint if resuming else None)
-    last = folder / f"checkpoint-{trainer.step}"
-    trainer.accelerator.free_memory()
-    del trainer, model
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return last
 
 
 def _model(run_setup: RunSetup, stage: Stage, checkpoint: Path | None) -> VisionLanguageModel | PeftModel:
@@ -239,39 +288,3 @@ def _meter(run_setup: RunSetup, model: VisionLanguageModel | PeftModel) -> Throu
     peak_is_known = run_setup.bf16 and run_setup.device.type == "cuda"
     peak = peak_tflops(torch.cuda.get_device_name(run_setup.device)) if peak_is_known else None
     return ThroughputMeter(model_step_flops(model, run_setup.features is not None), run_setup.device, peak)
-
-
-def _tensorboard_logger(run_setup: RunSetup, step: int) -> TensorBoardLogger | None:
-    """The TensorBoard logger of rank 0; None on the other ranks."""
-    if not run_setup.partial_state.is_main_process:
-        return None
-    folder = run_setup.config.result_folder / "tensorboard"
-    run_setup.print_once(f"curves and sample predictions: tensorboard --logdir {folder}")
-    if weights_are_sharded():
-        run_setup.print_once("no sample predictions in TensorBoard: with FSDP or ZeRO-3 no process holds the full model")
-    return TensorBoardLogger(folder, step, None if weights_are_sharded() else _panel_generator(run_setup))
-
-
-def _panel_generator(run_setup: RunSetup) -> Callable[[nn.Module], list[Panel]] | None:
-    """A function from a model to its sample predictions; None without validation samples."""
-    if run_setup.validation is None:
-        return None
-    samples = select_samples(run_setup.validation, run_setup.config.train.num_logged_predictions)
-    return partial(generate_panels, processor=run_setup.processor, store=run_setup.store, samples=samples, bf16=run_setup.bf16)
-
-
-def _write_results(run_setup: RunSetup, checkpoint: Path, history: History) -> None:
-    """Write the loss curves and the last checkpoint's sample predictions as PNG."""
-    results = run_setup.config.result_folder
-    plot_loss_curves(history, results / "loss_curves.png")
-    run_setup.print_once(f"loss curves: {results / 'loss_curves.png'}")
-    panel_generator = _panel_generator(run_setup)
-    if panel_generator is None or not run_setup.config.train.num_logged_predictions:
-        return
-    if weights_are_sharded():
-        run_setup.print_once("no sample predictions: the model may not fit on one device; use python tools/answer.py")
-        return
-    panels = panel_generator(model_checkpoint.load(checkpoint, device=run_setup.device))
-    with atomic_write(results / "answers.png") as temp_path:
-        render_table(panels).save(temp_path)
-    run_setup.print_once(f"sample predictions: {results / 'answers.png'}")

@@ -22,10 +22,12 @@ from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.processor import Processor
 from process_group import main_process_only
 from training.checkpointing.world_size_change import resumed_batching
+from training.compile_policy import check_step_settings
 from training.config import Experiment, TrainConfig
 from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, measure_lengths
-from training.distributed.launch import check_shardable, check_world_size, unused_gpus
-from training.stages import check_stages
+from training.distributed.launch import check_shardable, check_world_size, unused_gpus, weights_are_sharded
+from training.interruption.stop_signals import ignore_stop_signals
+from training.preflight import check_settings
 
 PREFETCH_FACTOR = 4
 """Batches that each DataLoader worker prepares in advance."""
@@ -56,25 +58,48 @@ class RunSetup:
             print(text, flush=True)
 
 
-def setup_run(config: Experiment) -> RunSetup:
-    """Check everything that can be checked before weights are loaded, and measure the samples in tokens.
+@dataclass(frozen=True)
+class Machine:
+    """What the launcher and the device decide, known before any sample is read."""
 
-    Raises UsageError for settings that contradict each other, the data or the machine.
-    """
-    check_stages(config.train, config.model)
-    if config.train.cache_vision_features and config.data.augmentation is not None:
-        raise UsageError(
-            "train.cache_vision_features: features are cached for images without augmentation; "
-            "set it to false, or data.augmentation to null"
-        )
+    partial_state: PartialState
+    batching: Batching
+    bf16: bool
+
+    @property
+    def precision(self) -> str:
+        """Of matrix products: bf16 or fp32."""
+        return "bf16" if self.bf16 else "fp32"
+
+    def print_once(self, text: str) -> None:
+        """Print a line on rank 0 only."""
+        if self.partial_state.is_main_process:
+            print(text, flush=True)
+
+
+def setup_machine(config: Experiment) -> Machine:
+    """Join the process group and resolve what depends on the device. Raises UsageError for what this machine cannot do."""
     partial_state = check_world_size(config.train.num_processes)
     if not (partial_state.is_main_process and sys.stderr.isatty()):
         transformers.logging.disable_progress_bar()
     check_shardable(config.model.quantization)
     bf16 = use_bf16(config.train, partial_state.device)
+    check_step_settings(config.train, partial_state.device, weights_are_sharded())
+    return Machine(partial_state, Batching.of(config.train, partial_state.device, partial_state.num_processes), bf16)
+
+
+def setup_run(config: Experiment, machine: Machine | None = None) -> RunSetup:
+    """Measure the samples in tokens and check what depends on them, before weights are loaded.
+
+    machine: What `setup_machine` returned; None calls it, and checks the configuration first.
+    Raises UsageError for settings that contradict each other, the data or the machine.
+    """
+    if machine is None:
+        check_settings(config)
+        machine = setup_machine(config)
+    partial_state, batching, bf16 = machine.partial_state, machine.batching, machine.bf16
     store = SampleStore(config.data_folder)
     processor = build_processor(config.model)
-    batching = Batching.of(config.train, partial_state.device, partial_state.num_processes)
     with main_process_only(partial_state.is_main_process):
         lengths = measure_lengths(
             store, store.indices("train"), processor, "measuring training samples", config.train.max_questions_per_conversation
@@ -94,23 +119,23 @@ def setup_run(config: Experiment) -> RunSetup:
     _report_samples(run_setup, validation)
     if (notice := unused_gpus(partial_state)) is not None:
         run_setup.print_once(notice)
-    run_setup.print_once(f"micro-batches: {batching}, matrix products in {'bf16' if bf16 else 'fp32'}")
+    run_setup.print_once(f"micro-batches: {batching}, matrix products in {machine.precision}")
     return run_setup
 
 
-def with_resumed_batching(run_setup: RunSetup, before: Mapping[str, Any]) -> RunSetup:
-    """The setup of a resumed run: optimizer steps have the same samples as where the run began, whatever the number of processes.
+def with_resumed_batching(machine: Machine, train: TrainConfig, before: Mapping[str, Any]) -> Machine:
+    """For a resumed run: optimizer steps have the same samples as where the run began, whatever the number of processes.
 
     before: settings in the checkpoint. Raises UsageError when the samples of a step cannot be divided over the processes.
     """
-    batching = resumed_batching(run_setup.batching, run_setup.config.train, before)
+    batching = resumed_batching(machine.batching, train, before)
     accumulation, processes = before["train.gradient_accumulation_steps"], before["train.num_processes"]
     if (batching.step.micro_batches, batching.world_size) != (accumulation, processes):
-        run_setup.print_once(
+        machine.print_once(
             f"an optimizer step keeps its samples: {batching.step.micro_batches} micro-batches on each of {batching.world_size} processes, "
             f"where the run began {accumulation} on each of {processes}"
         )
-    return dataclasses.replace(run_setup, batching=batching)
+    return dataclasses.replace(machine, batching=batching)
 
 
 def build_processor(model: ModelConfig) -> Processor:
@@ -190,6 +215,7 @@ def _loader(run_setup: RunSetup, data: TrainingData, sampler: DistributedBatchSa
         batch_sampler=sampler,
         collate_fn=run_setup.batching.collator(run_setup.processor),
         num_workers=dataloader_num_workers,
+        worker_init_fn=ignore_stop_signals,
         prefetch_factor=PREFETCH_FACTOR if dataloader_num_workers else None,
         pin_memory=run_setup.device.type == "cuda",
         # Its own generator: torch's global one would shift the dropout masks of a resumed run.

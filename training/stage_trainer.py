@@ -6,7 +6,7 @@ loaders, a validation loss per token, throughput metrics, and checkpoints whose 
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate.utils import save_fsdp_optimizer
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerControl, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from dataset.loading.encoded_sample import IGNORE_INDEX
@@ -23,29 +23,20 @@ from model.kernels.compile import eager_mode
 from model.lora import base_model
 from model.siglip_qwen.checkpoint import save
 from model.siglip_qwen.processor import Processor
-from training.checkpointing.checkpoint_writer import TRAINER_FOLDER, CheckpointWriter
+from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
+from training.checkpointing.checkpoint_writer import CheckpointWriter
 from training.checkpointing.resume import RunState
-from training.config import StageConfig, TrainConfig
+from training.config import TrainConfig
 from training.distributed.sharding import configure_fsdp, gather_full_state_dict, reshard_model
 from training.gradient_checkpointing import allocate_gradients
+from training.interruption.stop_callback import StopCallback
 from training.monitoring.metrics_history import History
 from training.monitoring.throughput import ThroughputMeter
-from training.optimization.early_stopping import best_evaluation, should_stop_early
-from training.optimization.lr_scheduler import cosine_with_warmup, num_warmup_steps
+from training.optimization.early_stopping import best_evaluation
+from training.optimization.lr_scheduler import cosine_with_warmup, move_to_schedule, num_warmup_steps
 from training.optimization.optimizers import build_optimizer, optimizer_param_groups
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage and its position in the run."""
-
-    config: StageConfig
-    index: int
-    """Index in train.stages."""
-    first_step: int
-    """Optimizer steps of all earlier stages."""
-    steps: int
-    """Optimizer steps of this stage."""
+from training.stage_callback import StageCallback
+from training.stages import Stage
 
 
 def training_arguments(
@@ -98,6 +89,8 @@ class StageTrainer(Trainer):
         history: Metrics of the run so far; this stage adds its own.
         meter: Counts what the model processes.
         settings: Settings that go into every checkpoint (see training.checkpointing.resume).
+        tracker_runs: Run ids of the trackers, which go into every checkpoint.
+        stop: Ends the stage after a signal. The caller adds it, after all other callbacks.
     """
 
     control: TrainerControl
@@ -118,11 +111,14 @@ class StageTrainer(Trainer):
         processor: Processor,
         checkpoints: CheckpointWriter,
         settings: dict[str, Any],
+        tracker_runs: dict[str, str],
+        stop: StopCallback,
     ):
+        self._stop, self._tracker_runs = stop, tracker_runs
         self._train, self._stage, self._history, self._meter = train, stage, history, meter
         self._loader, self._validation = loader, validation
         self._processor, self._checkpoints, self._settings = processor, checkpoints, settings
-        self._stage_callback = _StageCallback(stage, history, train.early_stopping_patience)
+        self._stage_callback = StageCallback(stage, history, train.early_stopping_patience)
         # Quantised weights are frozen; Trainer would refuse them when only the connector is trained.
         base_model(model).is_quantized = False
         super().__init__(model, arguments, train_dataset=loader.dataset, eval_dataset=validation.dataset if validation else None)
@@ -163,6 +159,19 @@ class StageTrainer(Trainer):
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or self._stage.steps_before is None:
+            return
+        before, after = move_to_schedule(self.lr_scheduler)
+        if self.is_world_process_zero():
+            rates = ", ".join(f"{name} {before[name]:.2e} -> {after[name]:.2e}" for name in after)
+            print(
+                f"stage {self._stage.config.name}: {self._stage.steps:,} steps instead of {self._stage.steps_before:,}; the learning rate "
+                f"goes on at step {self.lr_scheduler.last_epoch:,} of the cosine over all {self._stage.steps:,}: {rates}",
+                flush=True,
+            )
 
     def get_train_dataloader(self) -> DataLoader:
         """The loader unchanged: its batch sampler already shards batches by rank."""
@@ -227,9 +236,21 @@ class StageTrainer(Trainer):
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
+        if self._stop.number and self.control.should_evaluate and not self._finished:
+            # The time that is left may be shorter than an evaluation; the checkpoint is written again after it.
+            self._save_checkpoint(model, trial)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+
+    @property
+    def _finished(self) -> bool:
+        """Whether the stage has ended: all its steps are done, or it stopped early. A stage that a signal stops has not."""
+        return int(self.state.global_step) >= self._stage.steps or self._stage_callback.stopped_early
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
-        finished = bool(self.control.should_training_stop)
-        state = RunState(self._stage.index, self._stage.first_step, self.step, finished, self._settings, self._history.rows)
+        finished, another_follows = self._finished, self._stage.index + 1 < len(self._train.stages)
+        done = (self._stage.index, self._stage.first_step, self.step, finished)
+        state = RunState(*done, self._settings, self._history.rows, self._tracker_runs)
         evaluations = self._history.validation(self._stage.config.name)
         best_step = best_evaluation(evaluations)[0] if evaluations and self._train.early_stopping_patience is not None else None
         with self._meter.paused():
@@ -238,9 +259,9 @@ class StageTrainer(Trainer):
                 return
             sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
             weights = gather_full_state_dict(self.model, keep=self.args.should_save) if sharded else None
-            self._checkpoints.write(
-                state, lambda folder: self._save_model(folder, weights), None if finished else self._save_trainer, best_step
-            )
+            # The last stage keeps its trainer state: it may become longer on a resume.
+            save_trainer = None if finished and another_follows else self._save_trainer
+            self._checkpoints.write(state, lambda folder: self._save_model(folder, weights), save_trainer, best_step)
 
     def _save_model(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
         # Only rank 0 writes; with ZeRO-3's loading mode left on, it would wait for the other ranks.
@@ -285,30 +306,3 @@ class StageTrainer(Trainer):
         # The checkpoint restores the logging, evaluation and saving intervals of its own run; this run's apply.
         self.state.compute_steps(self.args, max_steps)
         return training_state
-
-
-class _StageCallback(TrainerCallback):
-    """Records learning rates, logs the first and last step, and stops early."""
-
-    def __init__(self, stage: Stage, history: History, early_stopping_patience: int | None):
-        self._stage, self._history, self._patience = stage, history, early_stopping_patience
-        self.learning_rates: dict[str, float] = {}
-
-    def on_pre_optimizer_step(self, *_args: Any, optimizer: torch.optim.Optimizer, **_kwargs: Any) -> None:
-        """Record the learning rates of this step, before the schedule advances."""
-        self.learning_rates = {f"learning_rate/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
-
-    def on_step_end(self, _args: Any, state: TrainerState, control: TrainerControl, **_kwargs: Any) -> None:
-        """Log the first and the last step of a stage in any case."""
-        if state.global_step in (1, state.max_steps):
-            control.should_log = True
-
-    def on_evaluate(self, _args: Any, _state: TrainerState, control: TrainerControl, **_kwargs: Any) -> None:
-        """Early stopping: save a checkpoint at each new best validation loss, and stop the stage when patience runs out."""
-        if self._patience is None:
-            return
-        evaluations = self._history.validation(self._stage.config.name)
-        if should_stop_early(evaluations, self._patience):
-            control.should_training_stop = True
-        if control.should_training_stop or best_evaluation(evaluations) == evaluations[-1]:
-            control.should_save = True

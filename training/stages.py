@@ -1,11 +1,29 @@
-"""Checks of the training stages, and a summary of the trained parameters."""
+"""A stage of a run, checks of the configured stages, and a summary of the trained parameters. Loads neither torch nor a model."""
 
-from torch import nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from errors import UsageError
-from model.param_groups import trainable_param_groups
 from model.siglip_qwen.config import ModelConfig
-from training.config import TrainConfig
+from training.config import StageConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage and its position in the run."""
+
+    config: StageConfig
+    index: int
+    """Index in train.stages."""
+    first_step: int
+    """Optimizer steps of all earlier stages."""
+    steps: int
+    """Optimizer steps of this stage."""
+    steps_before: int | None = None
+    """Optimizer steps of this stage when the checkpoint to resume from was written, where that was another number."""
 
 
 def check_stages(train: TrainConfig, model: ModelConfig) -> None:
@@ -27,8 +45,10 @@ def check_stages(train: TrainConfig, model: ModelConfig) -> None:
             raise UsageError(f"{key}.train: the weights of a quantised language model cannot be trained; set model.quantization=none")
 
 
-def describe_trained(model: nn.Module) -> str:
+def describe_trained(model: "nn.Module") -> str:
     """Number of trained parameters of each group, such as "connector 61.4 K, lora 1.2 M parameters"."""
+    from model.param_groups import trainable_param_groups
+
     counts = {group: sum(p.numel() for p in parameters) for group, parameters in trainable_param_groups(model).items()}
     return ", ".join(f"{group} {_short(count)}" for group, count in counts.items()) + " parameters"
 

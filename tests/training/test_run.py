@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import config as configuration
 from errors import TesseraError, UsageError
 from model.siglip_qwen import checkpoint as model_checkpoint
-from training.checkpointing.checkpoint_writer import TRAINER_FOLDER
+from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
 from training.checkpointing.resume import RunState, read_run_state
 from training.run import train
 
@@ -61,14 +61,13 @@ def test_stages_run_in_order_and_steps_continue_over_them(workspace: Workspace, 
     assert "step 5/5 tune | loss" in capsys.readouterr().out
 
 
-def test_a_checkpoint_contains_no_base_weights_and_at_the_end_of_a_stage_no_optimizer(workspace: Workspace) -> None:
-    last = run(workspace(save_steps=1))
-    keys = weights(last)
-    assert all(".lora_" in key or "multi_modal_projector" in key for key in keys)
-    assert not (last / TRAINER_FOLDER / "optimizer.pt").exists()
-    assert (last.parent / "checkpoint-1" / TRAINER_FOLDER / "optimizer.pt").exists()
-    assert state(last).finished
-    assert not state(last.parent / "checkpoint-1").finished
+def test_a_checkpoint_contains_no_base_weights_and_an_optimizer_unless_another_stage_follows(workspace: Workspace) -> None:
+    align = {"name": "align", "train": ["connector"], "max_steps": 1}
+    last = run(workspace(stages=[align, {"name": "tune", "train": ["connector", "lora"], "max_steps": 2}], save_steps=1))
+    assert all(".lora_" in key or "multi_modal_projector" in key for key in weights(last))
+    checkpoints = [last.parent / f"checkpoint-{step}" for step in (1, 2, 3)]
+    assert [(path / TRAINER_FOLDER / "optimizer.pt").exists() for path in checkpoints] == [False, True, True]
+    assert [state(path).finished for path in checkpoints] == [True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -34,14 +34,18 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **more}
 
 
-def run_on_two_ranks(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run train.py on two CPU ranks; accelerate starts several CPU processes only with these options."""
+def launcher() -> list[str]:
+    """The command that starts train.py on two CPU ranks; accelerate starts several CPU processes only with these options."""
     with socket.socket() as free:
         free.bind(("", 0))
         port = str(free.getsockname()[1])
     launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    program = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--main_process_port", port, str(ROOT / "train.py")]
-    return subprocess.run([*program, *map(str, arguments)], env=environment(ACCELERATE_USE_CPU="true"), capture_output=True, text=True)
+    return [sys.executable, "-m", "accelerate.commands.launch", *launch, "--main_process_port", port, str(ROOT / "train.py")]
+
+
+def run_on_two_ranks(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    program = [*launcher(), *map(str, arguments)]
+    return subprocess.run(program, env=environment(ACCELERATE_USE_CPU="true"), capture_output=True, text=True)
 
 
 def test_a_killed_and_resumed_run_ends_with_the_same_weights_bit_for_bit(workspace: Workspace) -> None:

@@ -4,7 +4,6 @@ All ranks write into a hidden temporary folder, which rank 0 renames. The model'
 that resuming needs is in trainer/.
 """
 
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +12,8 @@ from accelerate import PartialState
 
 from atomic_io import copy_read_permissions
 from model.siglip_qwen.checkpoint import write_manifest
+from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
 from training.checkpointing.resume import RunState
-
-TRAINER_FOLDER = "trainer"
-"""Subfolder with the state of optimizer, schedule, random generators and run; not needed for inference."""
-
-
-def checkpoint_step(folder: Path) -> int:
-    """Optimizer step in the name of a checkpoint folder, -1 for any other folder."""
-    match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
-    return int(match[1]) if match else -1
-
-
-def checkpoint_folders(folder: Path) -> list[Path]:
-    """Checkpoint folders of a run, sorted by step."""
-    return sorted((path for path in folder.glob("checkpoint-*") if checkpoint_step(path) >= 0), key=checkpoint_step)
 
 
 class CheckpointWriter:
@@ -51,8 +37,8 @@ class CheckpointWriter:
         Args:
             state: Written with the checkpoint.
             save_model: Writes the model's files into a folder; called on rank 0 only.
-            save_trainer: Writes this rank's part of the trainer state into a folder; None at the end of a stage, where the
-                next stage starts with a new optimizer.
+            save_trainer: Writes this rank's part of the trainer state into a folder; None at the end of a stage that another
+                one follows, which starts with a new optimizer.
             protected_step: Step whose checkpoint is never deleted, such as the best one so far.
 
         Returns:

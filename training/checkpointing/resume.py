@@ -5,8 +5,9 @@ In: a configuration and checkpoint folders. Out: `RunState`, a JSON file next to
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ CHANGEABLE_KEYS = frozenset(
     for key in (
         *("logging_steps", "eval_steps", "eval_samples", "save_steps", "save_total_limit", "early_stopping_patience"),
         *("dataloader_num_workers", "num_logged_predictions", "gradient_checkpointing", "torch_compile", "logits_memory_gib"),
+        "report_to",
     )
 )
 """Settings that may differ between a checkpoint and the run that resumes from it. They do not change a training step, except for
@@ -45,6 +47,8 @@ class RunState:
     """What `settings` returned."""
     history: list[Row]
     """Rows of the History."""
+    trackers: dict[str, str] = field(default_factory=dict)
+    """Name of each tracker that the run reports to, with the id by which a resumed run goes on there."""
 
     def write(self, folder: Path) -> None:
         write_json(folder / RUN_STATE_FILE, dataclasses.asdict(self))
@@ -70,6 +74,18 @@ def _with_new_keys(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "settings": renamed, "history": history}
 
 
+STEP_KEYS = ("train.num_processes", "train.gradient_accumulation_steps", "train.per_device_train_batch_size")
+"""Settings whose product is the number of samples of an optimizer step. They may change together, as long as the product stays
+(see training.checkpointing.world_size_change)."""
+
+DATA_KEY = "data (samples.parquet)"
+RESOLVED_KEYS = frozenset({"train.num_processes", "train.batching", "train.precision", DATA_KEY})
+"""Settings that the configuration alone does not tell: they depend on the launcher, the device and the data."""
+
+LENGTH_KEYS = frozenset({"epochs", "max_steps"})
+"""Keys of the stage that a checkpoint belongs to which may differ: the stage may become longer (see `stage_length_change`)."""
+
+
 def settings(config: Experiment, samples: Path, num_processes: int, packed: bool, precision: str) -> dict[str, Any]:
     """All settings that determine a training step, by key; a run can only be resumed with the same ones.
 
@@ -79,15 +95,29 @@ def settings(config: Experiment, samples: Path, num_processes: int, packed: bool
         packed: Whether batches are packed, after `auto` is resolved.
         precision: bf16 or fp32, after `auto` is resolved.
     """
+    return {**config_settings(config), **machine_settings(num_processes, packed, precision), **data_settings(samples)}
+
+
+def config_settings(config: Experiment) -> dict[str, Any]:
+    """The settings that the configuration alone tells: those that can be compared before anything is loaded."""
     resolved = {f"model.{key}": value for key, value in _flat(dataclasses.asdict(config.model)).items()}
     resolved |= {f"train.{key}": value for key, value in _flat(dataclasses.asdict(config.train)).items()}
     resolved |= {"data.augmentation": dataclasses.asdict(config.data.augmentation) if config.data.augmentation else None}
-    resolved |= {"train.num_processes": num_processes, "train.batching": "packed" if packed else "padded", "train.precision": precision}
-    with samples.open("rb") as file:
-        resolved["data (samples.parquet)"] = hashlib.file_digest(file, "sha256").hexdigest()
+    known = {key: value for key, value in resolved.items() if key not in CHANGEABLE_KEYS | RESOLVED_KEYS}
     # Through JSON, so that it compares equal to the settings read from a checkpoint.
-    plain: dict[str, Any] = json.loads(json.dumps({key: value for key, value in resolved.items() if key not in CHANGEABLE_KEYS}))
+    plain: dict[str, Any] = json.loads(json.dumps(known))
     return plain
+
+
+def machine_settings(num_processes: int, packed: bool, precision: str) -> dict[str, Any]:
+    """The settings that depend on the launcher and the device."""
+    return {"train.num_processes": num_processes, "train.batching": "packed" if packed else "padded", "train.precision": precision}
+
+
+def data_settings(samples: Path) -> dict[str, Any]:
+    """The identity of the samples: the SHA-256 of samples.parquet. Reads the whole file."""
+    with samples.open("rb") as file:
+        return {DATA_KEY: hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -98,16 +128,45 @@ def _flat(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def check_same_settings(folder: Path, state: RunState, current_settings: dict[str, Any]) -> None:
-    """Raise UsageError naming the settings that differ. Stages after the checkpoint's own may be changed or added."""
-    reached = state.stage + 1
-    before, after = ({**known, "train.stages": known["train.stages"][:reached]} for known in (state.settings, current_settings))
-    differing = [
-        f"{key} was {_short(before.get(key))}, is {_short(after.get(key))}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
+    """Raise UsageError naming each setting that differs by its dotted key, with its value before and now.
+
+    Stages after the checkpoint's own may be changed or added, and its own may get another length. STEP_KEYS are not compared here.
+
+    Args:
+        folder: The checkpoint, for the message.
+        current_settings: All settings, or those that are known so far: of RESOLVED_KEYS, the ones that are missing are not compared.
+    """
+    ignored = RESOLVED_KEYS - current_settings.keys() | set(STEP_KEYS)
+    before, after = ({key: value for key, value in known.items() if key not in ignored} for known in (state.settings, current_settings))
+    differing = _differences("train.stages", before.pop("train.stages")[: state.stage + 1], after.pop("train.stages")[: state.stage + 1])
+    differing = {key: values for key, values in differing.items() if not is_length_key(key, state.stage)}
+    for key in sorted(before.keys() | after.keys()):
+        differing |= _differences(key, before.get(key), after.get(key))
     if differing:
-        raise UsageError(f"--resume {folder}: trained with other settings: {'; '.join(differing)}; use those, or a new name for a new run")
+        named = "; ".join(f"{key} was {_short(was)}, is {_short(now)}" for key, (was, now) in differing.items())
+        raise UsageError(f"--resume {folder}: trained with other settings: {named}; use those, or a new name for a new run")
+
+
+def is_length_key(key: str, stage: int) -> bool:
+    """Whether a dotted key is the length of the stage with this index."""
+    return key in {f"train.stages.{stage}.{name}" for name in LENGTH_KEYS}
+
+
+def _differences(key: str, before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
+    """The values before and now below a key, by dotted key. Mappings and lists of mappings are compared member by member."""
+    if before == after:
+        return {}
+    if isinstance(before, dict) and isinstance(after, dict):
+        members = {name: (before.get(name), after.get(name)) for name in sorted(before.keys() | after.keys())}
+    elif _is_list_of_mappings(before) and _is_list_of_mappings(after):
+        members = {str(i): pair for i, pair in enumerate(itertools.zip_longest(before, after))}
+    else:
+        return {key: (before, after)}
+    return {name: values for part, pair in members.items() for name, values in _differences(f"{key}.{part}", *pair).items()}
+
+
+def _is_list_of_mappings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _short(value: Any) -> str:

@@ -6,11 +6,9 @@ from typing import Any
 
 from dataset.loading.samplers import StepShape
 from errors import UsageError
+from training.checkpointing.resume import STEP_KEYS
 from training.config import TrainConfig
 from training.data_loading import Batching
-
-STEP_KEYS = ("train.num_processes", "train.gradient_accumulation_steps", "train.per_device_train_batch_size")
-"""Settings whose product is the number of samples of an optimizer step. They may change together, as long as the product stays."""
 
 
 def resumed_batching(batching: Batching, train: TrainConfig, before: Mapping[str, Any]) -> Batching:

@@ -7,10 +7,11 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from training.monitoring.metrics_history import Row
+from training.monitoring.time_estimate import TimeEstimate
 
 
-def status_line(row: Row, total: int) -> str:
-    """Status line of a log step or an evaluation. total: optimizer steps of all stages."""
+def status_line(row: Row, total: int, times: str) -> str:
+    """Status line of a log step or an evaluation. total: optimizer steps of all stages; times: time gone and left, in words."""
     head = f"step {row['step']:,}/{total:,} {row['stage']}"
     if "eval_loss" in row:
         return f"{head} | validation loss {row['eval_loss']:.4f} over {row['eval_tokens']:,} tokens"
@@ -27,25 +28,27 @@ def status_line(row: Row, total: int) -> str:
     ]
     if "tflops" in row:
         parts.append(f"{row['tflops']:.0f} TFLOP/s, MFU {row['mfu']:.1%}")
-    return " | ".join(parts)
+    return " | ".join([*parts, times])
 
 
 class ConsoleLogger(TrainerCallback):
     """Prints status lines, and a progress bar when stderr is a terminal; for rank 0 only.
 
-    done: optimizer steps before this stage's run; total: optimizer steps of all stages.
+    done: optimizer steps before this stage's run; total: optimizer steps of all stages; time: of the whole run.
     """
 
-    def __init__(self, done: int, total: int):
-        self._total = total
+    def __init__(self, done: int, total: int, time: TimeEstimate):
+        self._total, self._time = total, time
+        time.begin_stage()
         self._bar = tqdm(total=total, initial=done, unit="step", desc="train", leave=False) if sys.stderr.isatty() else None
 
     def on_step_end(self, *_args: Any, **_kwargs: Any) -> None:
+        self._time.count_step()
         if self._bar is not None:
             self._bar.update()
 
     def on_log(self, *_args: Any, logs: Row, **_kwargs: Any) -> None:
-        tqdm.write(status_line(logs, self._total), file=sys.stdout)
+        tqdm.write(status_line(logs, self._total, self._time.describe(self._total - int(logs["step"]))), file=sys.stdout)
         sys.stdout.flush()
 
     def on_train_end(self, *_args: Any, **_kwargs: Any) -> None:

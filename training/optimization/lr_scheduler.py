@@ -2,6 +2,8 @@
 
 import math
 
+from torch.optim.lr_scheduler import LambdaLR
+
 
 def num_warmup_steps(warmup_steps: float, steps: int) -> int:
     """Steps of the warm-up: `warmup_steps` itself, or that share of `steps` where it is below 1, as transformers 5 reads it."""
@@ -16,3 +18,16 @@ def cosine_with_warmup(step: int, warmup_steps: int, steps: int) -> float:
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(steps - warmup_steps, 1)))
+
+
+def move_to_schedule(scheduler: LambdaLR) -> tuple[dict[str, float], dict[str, float]]:
+    """Set the learning rates to the schedule's own at its present step; those loaded from a checkpoint may be of a shorter schedule.
+
+    Returns the rates before and after, by the parameter group's name.
+    """
+    groups = scheduler.optimizer.param_groups
+    before = {group["name"]: float(group["lr"]) for group in groups}
+    for group, peak, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["lr"] = peak * factor(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in groups]
+    return before, {group["name"]: float(group["lr"]) for group in groups}

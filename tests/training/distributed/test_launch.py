@@ -9,7 +9,8 @@ import torch
 from errors import UsageError
 from training.config import StageConfig, TrainConfig
 from training.distributed.launch import check_world_size, unused_gpus
-from training.stage_trainer import Stage, training_arguments
+from training.stage_trainer import training_arguments
+from training.stages import Stage
 
 
 def test_another_world_size_than_launched_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

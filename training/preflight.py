@@ -1,0 +1,65 @@
+"""Checks of a training run that need neither torch nor a model nor the samples: they come before everything that takes time.
+
+In: a configuration and the argument of --resume. Out: nothing, or one sentence about what is wrong.
+"""
+
+import importlib.util
+from pathlib import Path
+
+from errors import UsageError
+from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
+from training.checkpointing.resume import RUN_STATE_FILE, check_same_settings, config_settings, read_run_state
+from training.checkpointing.starting_point import check_max_steps
+from training.config import Experiment
+from training.stages import check_stages
+
+SAMPLES_FILE = "samples.parquet"
+
+
+def check_before_loading(config: Experiment, resume: str | None) -> None:
+    """Check the stages, the data folder and the checkpoint to resume from, as far as the configuration and small files tell.
+
+    resume: None starts from scratch, "auto" resumes from the latest complete checkpoint, otherwise a checkpoint folder.
+    Raises UsageError.
+    """
+    check_settings(config)
+    samples = config.data_folder / SAMPLES_FILE
+    if not samples.is_file():
+        raise UsageError(f"{samples} does not exist; run python tools/preprocess.py first")
+    checkpoint = _checkpoint(config.checkpoint_folder, resume)
+    if checkpoint is not None:
+        state = read_run_state(checkpoint / TRAINER_FOLDER)
+        check_same_settings(checkpoint, state, config_settings(config))
+        check_max_steps(checkpoint, state, config.train.stages)
+
+
+def check_settings(config: Experiment) -> None:
+    """Raise UsageError for settings that contradict each other, whatever the machine and the data."""
+    check_stages(config.train, config.model)
+    if config.train.cache_vision_features and config.data.augmentation is not None:
+        raise UsageError(
+            "train.cache_vision_features: features are cached for images without augmentation; "
+            "set it to false, or data.augmentation to null"
+        )
+    for name in config.train.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"train.report_to: {name} is not installed; pip install {name} (or 'tessera-vlm[{name}]')")
+
+
+def _checkpoint(folder: Path, resume: str | None) -> Path | None:
+    """The checkpoint that --resume means, None without one. Whether its files are whole is checked later."""
+    existing = checkpoint_folders(folder)
+    if resume is None:
+        if existing:
+            raise UsageError(f"{existing[-1]} already exists: continue with --resume auto, move it away, or choose another name")
+        return None
+    if resume == "auto":
+        # A folder that was not written completely may lack the file; the run skips it, too.
+        return next((path for path in reversed(existing) if (path / TRAINER_FOLDER / RUN_STATE_FILE).is_file()), None)
+    checkpoint = Path(resume)
+    if not checkpoint.is_dir():
+        raise UsageError(f"--resume {checkpoint}: the folder does not exist; --resume auto takes the latest one in {folder}")
+    later = [path for path in existing if checkpoint_step(path) > checkpoint_step(checkpoint)]
+    if later:
+        raise UsageError(f"--resume {checkpoint}: {later[-1]} is later; move it away first, or continue with --resume auto")
+    return checkpoint

@@ -1,0 +1,74 @@
+"""What a run reports: its trackers, sample predictions of the model, and the images in results/<name>."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from atomic_io import atomic_write
+from errors import UsageError
+from model.siglip_qwen import checkpoint as model_checkpoint
+from training.checkpointing.resume import RunState
+from training.config import Experiment
+from training.distributed.launch import weights_are_sharded
+from training.monitoring.loss_curves import plot_loss_curves
+from training.monitoring.metrics_history import History
+from training.monitoring.prediction_panels import Panel, render_table
+from training.monitoring.sample_predictions import generate_panels, select_samples
+from training.monitoring.tensorboard_logger import TensorBoardLogger
+from training.monitoring.trackers import Tracker, start_tracker
+from training.run_setup import Machine, RunSetup
+
+
+def start_trackers(config: Experiment, machine: Machine, state: RunState | None, settings: dict[str, Any]) -> list[Tracker]:
+    """Open what train.report_to names, on rank 0; empty on the other ranks. Where it can, a resumed run goes on in the same place.
+
+    state: the run state to resume from. Raises UsageError when a tracker cannot be opened; those opened before are closed.
+    """
+    if not machine.partial_state.is_main_process:
+        return []
+    trackers: list[Tracker] = []
+    for name in config.train.report_to:
+        if name == "tensorboard":
+            folder = config.result_folder / "tensorboard"
+            machine.print_once(f"curves and sample predictions: tensorboard --logdir {folder}")
+            trackers.append(TensorBoardLogger(folder, state.step if state else 0))
+            continue
+        config.result_folder.mkdir(parents=True, exist_ok=True)
+        run_id = state.trackers.get(name) if state else None
+        try:
+            trackers.append(start_tracker(name, config.checkpoint_folder.name, config.result_folder, settings, run_id))
+        except UsageError:
+            for tracker in trackers:
+                tracker.close("failed")
+            raise
+    if trackers and weights_are_sharded():
+        machine.print_once("no sample predictions while training: with FSDP or ZeRO-3 no process holds the full model")
+    return trackers
+
+
+def panel_generator(run_setup: RunSetup) -> Callable[[nn.Module], list[Panel]] | None:
+    """A function from a model to its sample predictions; None without validation samples."""
+    if run_setup.validation is None:
+        return None
+    samples = select_samples(run_setup.validation, run_setup.config.train.num_logged_predictions)
+    return partial(generate_panels, processor=run_setup.processor, store=run_setup.store, samples=samples, bf16=run_setup.bf16)
+
+
+def write_results(run_setup: RunSetup, checkpoint: Path, history: History) -> None:
+    """Write the loss curves and the last checkpoint's sample predictions as PNG."""
+    results = run_setup.config.result_folder
+    plot_loss_curves(history, results / "loss_curves.png")
+    run_setup.print_once(f"loss curves: {results / 'loss_curves.png'}")
+    generate = panel_generator(run_setup)
+    if generate is None or not run_setup.config.train.num_logged_predictions:
+        return
+    if weights_are_sharded():
+        run_setup.print_once("no sample predictions: the model may not fit on one device; use python tools/answer.py")
+        return
+    panels = generate(model_checkpoint.load(checkpoint, device=run_setup.device))
+    with atomic_write(results / "answers.png") as temp_path:
+        render_table(panels).save(temp_path)
+    run_setup.print_once(f"sample predictions: {results / 'answers.png'}")
