@@ -38,6 +38,8 @@ from dataset.loading.samplers import (
 )
 from dataset.sample import Sample
 from errors import UsageError
+from model.kernels.autocast import Precision
+from model.kernels.device_capability import device_capability
 from model.siglip_qwen.image_tokens import PositionCollator
 from model.siglip_qwen.processor import Processor
 from progress import track
@@ -178,10 +180,13 @@ class Batching:
     """Why packed or padded was chosen, in words."""
 
     @classmethod
-    def of(cls, train: TrainConfig, device: torch.device, world_size: int = 1) -> "Batching":
-        """Batching from train.batching; auto packs on CUDA and pads on other devices, where attention over a long row is slower."""
-        packed = device.type == "cuda" if train.batching == "auto" else train.batching == "packed"
-        reason = f"auto on {device.type}" if train.batching == "auto" else f"train.batching={train.batching}"
+    def of(cls, train: TrainConfig, device: torch.device, precision: Precision, world_size: int = 1) -> "Batching":
+        """Batching from train.batching; auto packs where attention skips what other samples hold, and pads elsewhere."""
+        packed, reason = train.batching == "packed", f"train.batching={train.batching}"
+        if train.batching == "auto":
+            packed = device_capability(device).varlen_attention and precision != "fp32"
+            lacking = device.type == "cuda" and not packed
+            reason = f"auto on {device.type}" + (f" without variable-length attention in {precision}" if lacking else "")
         step = StepShape(train.gradient_accumulation_steps * world_size, train.gradient_accumulation_steps)
         return cls(packed, train.per_device_train_batch_size, train.packing_length, step, world_size, reason)
 

@@ -20,10 +20,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from atomic_io import atomic_write
 from errors import UsageError
+from model.kernels.autocast import frozen_dtype
 from model.kernels.compile import compile_layers
 from model.lora import base_model, configure_trainable
 from model.siglip_qwen import checkpoint as model_checkpoint
-from model.siglip_qwen.assembly import build, default_dtype
+from model.siglip_qwen.assembly import build
 from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.modeling import VisionLanguageModel
 from training.checkpointing.checkpoint_writer import TRAINER_FOLDER, CheckpointWriter, checkpoint_folders, checkpoint_step
@@ -61,7 +62,7 @@ def train(config: Experiment, resume: str | None = None) -> Path:
         run_setup.store.folder / "samples.parquet",
         run_setup.partial_state.num_processes,
         run_setup.batching.packed,
-        "bf16" if run_setup.bf16 else "fp32",
+        run_setup.precision,
     )
     checkpoint = _resume_checkpoint(run_setup, resume)
     state = read_run_state(checkpoint / TRAINER_FOLDER) if checkpoint else None
@@ -161,7 +162,7 @@ def _run_stage(
             stage,
             folder,
             micro_batches=run_setup.batching.step.micro_batches,
-            bf16=run_setup.bf16,
+            precision=run_setup.precision,
             device=run_setup.device,
             validate=validation is not None,
         ),
@@ -200,7 +201,7 @@ def _model(run_setup: RunSetup, stage: Stage, checkpoint: Path | None) -> Vision
     unset_hf_deepspeed_config()
     # Sharding starts from weights on the host: the full model may not fit on one device.
     device = torch.device("cpu") if weights_are_sharded() else run_setup.device
-    dtype = default_dtype(run_setup.device) if run_setup.bf16 else torch.float32
+    dtype = frozen_dtype(run_setup.device, run_setup.precision)
     load_weights = not loads_on_rank_0_alone() or run_setup.partial_state.is_main_process
     if checkpoint is None:
         image_token_id = run_setup.processor.image_token_id
@@ -235,7 +236,7 @@ def _configure_activation_checkpointing(run_setup: RunSetup, trainer: StageTrain
 
 
 def _meter(run_setup: RunSetup, model: VisionLanguageModel | PeftModel) -> ThroughputMeter:
-    peak_is_known = run_setup.bf16 and run_setup.device.type == "cuda"
+    peak_is_known = run_setup.precision != "fp32" and run_setup.device.type == "cuda"
     peak = peak_tflops(torch.cuda.get_device_name(run_setup.device)) if peak_is_known else None
     return ThroughputMeter(model_step_flops(model, run_setup.features is not None), run_setup.device, peak)
 
@@ -256,7 +257,7 @@ def _panel_generator(run_setup: RunSetup) -> Callable[[nn.Module], list[Panel]] 
     if run_setup.validation is None:
         return None
     samples = select_samples(run_setup.validation, run_setup.config.train.num_logged_predictions)
-    return partial(generate_panels, processor=run_setup.processor, store=run_setup.store, samples=samples, bf16=run_setup.bf16)
+    return partial(generate_panels, processor=run_setup.processor, store=run_setup.store, samples=samples, precision=run_setup.precision)
 
 
 def _write_results(run_setup: RunSetup, checkpoint: Path, history: History) -> None:

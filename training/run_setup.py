@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import DistributedBatchSampler
 from errors import UsageError
+from model.kernels.autocast import Precision
 from model.siglip_qwen.assembly import read_vocab_size, tokens_per_image
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.processor import Processor
@@ -24,6 +25,7 @@ from training.checkpointing.world_size_change import resumed_batching
 from training.config import Experiment, TrainConfig
 from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, measure_lengths
 from training.distributed.launch import check_world_size, unused_gpus, weights_are_sharded
+from training.optimization.precision import resolve_precision
 from training.stages import check_stages
 
 PREFETCH_FACTOR = 4
@@ -41,7 +43,7 @@ class RunSetup:
     lengths: SampleLengths
     validation: TrainingData | None
     batching: Batching
-    bf16: bool
+    precision: Precision
     features: CachedFeatures | None = None
 
     @property
@@ -71,10 +73,10 @@ def setup_run(config: Experiment) -> RunSetup:
         transformers.logging.disable_progress_bar()
     if weights_are_sharded() and config.model.quantization != "none":
         raise UsageError("model.quantization: quantised weights cannot be sharded by FSDP or ZeRO-3; launch with multi_gpu.yaml")
-    bf16 = use_bf16(config.train, partial_state.device)
+    precision = resolve_precision(config.train, partial_state.device)
     store = SampleStore(config.data_folder)
     processor = build_processor(config.model)
-    batching = Batching.of(config.train, partial_state.device, partial_state.num_processes)
+    batching = Batching.of(config.train, partial_state.device, precision, partial_state.num_processes)
     with main_process_only(partial_state.is_main_process):
         lengths = measure_lengths(
             store, store.indices("train"), processor, "measuring training samples", config.train.max_questions_per_conversation
@@ -89,12 +91,12 @@ def setup_run(config: Experiment) -> RunSetup:
         lengths=lengths,
         validation=TrainingData(store, validation, processor, config.train.seed) if len(validation) else None,
         batching=batching,
-        bf16=bf16,
+        precision=precision,
     )
     _report_samples(run_setup, validation)
     if (notice := unused_gpus(partial_state)) is not None:
         run_setup.print_once(notice)
-    run_setup.print_once(f"micro-batches: {batching}, matrix products in {'bf16' if bf16 else 'fp32'}")
+    run_setup.print_once(f"micro-batches: {batching}, matrix products in {precision}")
     return run_setup
 
 
@@ -150,14 +152,6 @@ def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
 def _evenly_spaced(rows: np.ndarray, count: int) -> np.ndarray:
     """At most `count` rows, evenly spaced, so that every source is represented."""
     return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
-
-
-def use_bf16(train: TrainConfig, device: torch.device) -> bool:
-    """Whether to train under bf16 autocast. Raises UsageError when bf16 is set and the device does not support it."""
-    bf16_supported = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
-    if train.precision == "bf16" and not bf16_supported:
-        raise UsageError(f"train.precision: {device} does not support bf16; set train.precision=fp32")
-    return train.precision == "bf16" or (train.precision == "auto" and device.type == "cuda" and bf16_supported)
 
 
 def training_loader(run_setup: RunSetup, index: int) -> DataLoader:

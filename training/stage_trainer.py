@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from accelerate.utils import save_fsdp_optimizer
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from errors import TesseraError
+from model.kernels.autocast import Precision
 from model.kernels.compile import eager_mode
 from model.lora import base_model
 from model.siglip_qwen.checkpoint import save
@@ -31,6 +32,7 @@ from training.gradient_checkpointing import allocate_gradients
 from training.monitoring.metrics_history import History
 from training.monitoring.throughput import ThroughputMeter
 from training.optimization.early_stopping import best_evaluation, should_stop_early
+from training.optimization.loss_scaling import LossScalingTrainer
 from training.optimization.lr_scheduler import cosine_with_warmup, num_warmup_steps
 from training.optimization.optimizers import build_optimizer, optimizer_param_groups
 
@@ -49,14 +51,14 @@ class Stage:
 
 
 def training_arguments(
-    train: TrainConfig, stage: Stage, folder: Path, *, micro_batches: int, bf16: bool, device: torch.device, validate: bool
+    train: TrainConfig, stage: Stage, folder: Path, *, micro_batches: int, precision: Precision, device: torch.device, validate: bool
 ) -> TrainingArguments:
     """The stage's settings as transformers' TrainingArguments.
 
     Args:
         folder: Checkpoint folder.
         micro_batches: Micro-batches of one rank in an optimizer step.
-        bf16: Train under bf16 autocast.
+        precision: Of matrix products.
         validate: Evaluate every train.eval_steps.
     """
     arguments = TrainingArguments(
@@ -66,7 +68,8 @@ def training_arguments(
         gradient_accumulation_steps=micro_batches,
         average_tokens_across_devices=True,
         max_grad_norm=train.max_grad_norm,
-        bf16=bf16,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
         use_cpu=device.type == "cpu",
         seed=train.seed + stage.index,
         logging_steps=train.logging_steps,
@@ -87,7 +90,7 @@ def training_arguments(
     return arguments
 
 
-class StageTrainer(Trainer):
+class StageTrainer(LossScalingTrainer):
     """Trains one stage.
 
     Args:
@@ -153,7 +156,7 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
             groups = optimizer_param_groups(self.model if model is None else model, self._stage.config, self._train)
-            self.optimizer = build_optimizer(self._train, groups, self.args.device)
+            self.optimizer = build_optimizer(self._train, groups, self.args.device, scaled=self.args.fp16)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -200,7 +203,7 @@ class StageTrainer(Trainer):
                 f"step {self.step}: the loss is {logs['loss']}, the gradient norm {logs['grad_norm']}; lower train.learning_rate"
             )
         rates = asdict(self._meter.read(lambda counts: self.accelerator.gather(counts[None].to(self.args.device)).cpu()))
-        measured = {"loss": logs["loss"], "grad_norm": logs["grad_norm"], **self._stage_callback.learning_rates}
+        measured = {"loss": logs["loss"], "grad_norm": logs["grad_norm"], **self.scaling_metrics(), **self._stage_callback.learning_rates}
         self._log_row({**measured, **{key: value for key, value in rates.items() if value is not None}})
 
     def _log_row(self, measured: dict[str, Any]) -> None:
@@ -229,6 +232,8 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
         finished = bool(self.control.should_training_stop)
+        if finished:
+            self.check_trained()
         state = RunState(self._stage.index, self._stage.first_step, self.step, finished, self._settings, self._history.rows)
         evaluations = self._history.validation(self._stage.config.name)
         best_step = best_evaluation(evaluations)[0] if evaluations and self._train.early_stopping_patience is not None else None

@@ -77,7 +77,7 @@ def settings(config: Experiment, samples: Path, num_processes: int, packed: bool
         samples: The samples.parquet to train on; its SHA-256 is part of the settings.
         num_processes: World size.
         packed: Whether batches are packed, after `auto` is resolved.
-        precision: bf16 or fp32, after `auto` is resolved.
+        precision: bf16, fp16 or fp32, after `auto` is resolved.
     """
     resolved = {f"model.{key}": value for key, value in _flat(dataclasses.asdict(config.model)).items()}
     resolved |= {f"train.{key}": value for key, value in _flat(dataclasses.asdict(config.train)).items()}

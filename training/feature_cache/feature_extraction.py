@@ -23,7 +23,8 @@ from dataset.loading.image_io import MAX_PIXELS, ImageError, open_image, read_im
 from dataset.loading.sample_store import ImageRow
 from errors import TesseraError, UsageError
 from model.hub.download import format_bytes
-from model.siglip_qwen.assembly import default_dtype, load_encoder
+from model.kernels.autocast import autocast, frozen_dtype
+from model.siglip_qwen.assembly import load_encoder
 from process_group import main_process_only
 from progress import Progress
 from training.data_loading import CachedFeatures, TrainingData
@@ -33,6 +34,9 @@ from training.run_setup import RunSetup, num_loader_workers
 
 CACHE_VERSION = 1
 """Incremented when the file format or the image preprocessing changes, so that older features are not used."""
+
+PRECISION_KEYS = {"bf16": True, "fp32": False, "fp16": "fp16"}
+"""What the precision is called in the key of the cache: first there was only the question whether it is bf16."""
 
 IMAGES_PER_BATCH = 32
 """Images in a batch of the vision encoder."""
@@ -73,10 +77,12 @@ class _FeatureExtractor:
     def __init__(self, run_setup: RunSetup, images: dict[str, ImageFile]):
         self.run_setup, self.images = run_setup, images
         model = run_setup.config.model
-        dtype = default_dtype(run_setup.device) if run_setup.bf16 else torch.float32
+        dtype = frozen_dtype(run_setup.device, run_setup.precision)
         self.encoder = load_encoder(model, dtype=dtype, device=run_setup.device)
         pixels = run_setup.processor.image_processor.to_dict()
-        cache_key_parts = json.dumps([CACHE_VERSION, self.encoder.digest(), pixels, run_setup.bf16], sort_keys=True, default=str)
+        cache_key_parts = json.dumps(
+            [CACHE_VERSION, self.encoder.digest(), pixels, PRECISION_KEYS[run_setup.precision]], sort_keys=True, default=str
+        )
         key = hashlib.sha256(cache_key_parts.encode()).hexdigest()[:16]
         self.cache = FeatureCache(run_setup.store.folder / "cache" / "features" / key, self.encoder.shape)
 
@@ -120,7 +126,7 @@ class _FeatureExtractor:
         done = 0
         for raw in self._raw_pixels(digests):
             pixels = reader.normalize(raw.to(device))
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.run_setup.bf16):
+            with autocast(device, self.run_setup.precision):
                 features[done : done + len(raw)] = self.encoder(pixels).to("cpu", torch.bfloat16)
             done += len(raw)
             progress.update(len(raw))

@@ -25,6 +25,8 @@ def status_line(row: Row, total: int) -> str:
         f"peak {row['peak_memory_gib']:.2f} GiB",
         f"data wait {row['data_wait']:.0%}",
     ]
+    if "loss_scale" in row:
+        parts.append(f"loss scale {row['loss_scale']:,.6g}, {row['skipped_steps']} skipped")
     if "tflops" in row:
         parts.append(f"{row['tflops']:.0f} TFLOP/s, MFU {row['mfu']:.1%}")
     return " | ".join(parts)
