@@ -98,6 +98,9 @@ class TrainConfig:
     """Compute the vision encoder's features of all images once, store them in bf16 in data/<name>/cache and train from there
     without running the encoder. For small models and connector stages; the disk space is printed before it is used. Not together
     with data.augmentation."""
+    max_unreadable_images: Annotated[float, Field(ge=0.0, le=1.0)] = 0.001
+    """Training goes on while at most this share of the images of all samples (0.001 = 0.1 %, but at least one) cannot be read any
+    more: another sample takes the place, a validation sample is left out. 0 = none may be unreadable."""
     num_processes: PositiveInt | None = None
     """Expected world size; training stops with an error when another number of processes runs. null = any."""
     logging_steps: PositiveInt = 10

@@ -27,6 +27,7 @@ from model.siglip_qwen import checkpoint as model_checkpoint
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.modeling import VisionLanguageModel
+from process_group import ProcessGroup
 from training.checkpointing.checkpoint_writer import TRAINER_FOLDER, CheckpointWriter, checkpoint_folders, checkpoint_step
 from training.checkpointing.resume import RunState, check_same_settings, read_run_state, settings
 from training.checkpointing.world_size_change import STEP_KEYS
@@ -47,6 +48,7 @@ from training.out_of_memory import explain_out_of_memory, keep_freed_host_memory
 from training.run_setup import RunSetup, setup_run, stage_length, training_loader, validation_loader, with_resumed_batching
 from training.stage_trainer import Stage, StageTrainer, training_arguments
 from training.stages import describe_trained
+from training.unreadable_images import UnreadableImages, UnreadableLimit
 
 
 def train(config: Experiment, resume: str | None = None) -> Path:
@@ -174,6 +176,7 @@ def _run_stage(
         meter=_meter(run_setup, model),
         processor=run_setup.processor,
         checkpoints=CheckpointWriter(folder, config.train.save_total_limit, partial_state),
+        unreadable=_unreadable_images(run_setup, history),
         settings=current_settings,
     )
     if tensorboard_logger is not None:
@@ -192,6 +195,13 @@ def _run_stage(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return last
+
+
+def _unreadable_images(run_setup: RunSetup, history: History) -> UnreadableImages:
+    """The counter of unreadable images, with those that the history holds already."""
+    limit = UnreadableLimit(run_setup.config.train.max_unreadable_images, len(run_setup.used_images()))
+    group = ProcessGroup(run_setup.partial_state.process_index, run_setup.partial_state.num_processes)
+    return UnreadableImages(history, limit, group, run_setup.print_once)
 
 
 def _model(run_setup: RunSetup, stage: Stage, checkpoint: Path | None) -> VisionLanguageModel | PeftModel:

@@ -23,7 +23,7 @@ from model.siglip_qwen.processor import Processor
 from process_group import main_process_only
 from training.checkpointing.world_size_change import resumed_batching
 from training.config import Experiment, TrainConfig
-from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, measure_lengths
+from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, measure_lengths, used_images
 from training.distributed.launch import check_world_size, unused_gpus, weights_are_sharded
 from training.optimization.precision import resolve_precision
 from training.stages import check_stages
@@ -50,6 +50,10 @@ class RunSetup:
     def device(self) -> torch.device:
         device: torch.device = self.partial_state.device
         return device
+
+    def used_images(self) -> set[int]:
+        """Ids of the images of all training and validation samples."""
+        return used_images(self.store, self.lengths, *([self.validation.lengths] if self.validation is not None else []))
 
     def print_once(self, text: str) -> None:
         """Print a line on rank 0 only."""
@@ -89,7 +93,7 @@ def setup_run(config: Experiment) -> RunSetup:
         processor=processor,
         store=store,
         lengths=lengths,
-        validation=TrainingData(store, validation, processor, config.train.seed) if len(validation) else None,
+        validation=TrainingData(store, validation, processor, config.train.seed, replace_unreadable=False) if len(validation) else None,
         batching=batching,
         precision=precision,
     )

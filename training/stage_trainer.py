@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from dataset.loading.collators import UNREADABLE_IMAGES
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from errors import TesseraError
 from model.kernels.autocast import Precision
@@ -35,6 +36,7 @@ from training.optimization.early_stopping import best_evaluation, should_stop_ea
 from training.optimization.loss_scaling import LossScalingTrainer
 from training.optimization.lr_scheduler import cosine_with_warmup, num_warmup_steps
 from training.optimization.optimizers import build_optimizer, optimizer_param_groups
+from training.unreadable_images import UnreadableImages
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class StageTrainer(LossScalingTrainer):
         validation: This rank's validation batches; None for no validation.
         history: Metrics of the run so far; this stage adds its own.
         meter: Counts what the model processes.
+        unreadable: Counts the images that cannot be read, over all stages.
         settings: Settings that go into every checkpoint (see training.checkpointing.resume).
     """
 
@@ -120,11 +123,12 @@ class StageTrainer(LossScalingTrainer):
         meter: ThroughputMeter,
         processor: Processor,
         checkpoints: CheckpointWriter,
+        unreadable: UnreadableImages,
         settings: dict[str, Any],
     ):
         self._train, self._stage, self._history, self._meter = train, stage, history, meter
         self._loader, self._validation = loader, validation
-        self._processor, self._checkpoints, self._settings = processor, checkpoints, settings
+        self._processor, self._checkpoints, self._settings, self._unreadable = processor, checkpoints, settings, unreadable
         self._stage_callback = _StageCallback(stage, history, train.early_stopping_patience)
         # Quantised weights are frozen; Trainer would refuse them when only the connector is trained.
         base_model(model).is_quantized = False
@@ -178,10 +182,14 @@ class StageTrainer(LossScalingTrainer):
             batches, items = super().get_batch_samples(epoch_iterator, num_batches, count_device)
         for batch in batches:
             self._meter.count(batch)
-        return batches, items
+        unreadable = [image for batch in batches for image in batch.pop(UNREADABLE_IMAGES, ())]
+        self._unreadable.add_step(unreadable, self.step + 1, self._stage.config.name)
+        # Places of unreadable images may stay empty; a step of nothing else must not divide by zero.
+        return batches, items.clamp(min=1) if isinstance(items, torch.Tensor) else items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move the batch to the device, without blocking for pinned memory, and normalise uint8 pixels there."""
+        inputs = {key: value for key, value in inputs.items() if key != UNREADABLE_IMAGES}
         if self.is_deepspeed_enabled:
             prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         else:
@@ -202,8 +210,15 @@ class StageTrainer(LossScalingTrainer):
             raise TesseraError(
                 f"step {self.step}: the loss is {logs['loss']}, the gradient norm {logs['grad_norm']}; lower train.learning_rate"
             )
+        self._unreadable.collect(self.step, self._stage.config.name)
         rates = asdict(self._meter.read(lambda counts: self.accelerator.gather(counts[None].to(self.args.device)).cpu()))
-        measured = {"loss": logs["loss"], "grad_norm": logs["grad_norm"], **self.scaling_metrics(), **self._stage_callback.learning_rates}
+        measured = {
+            "loss": logs["loss"],
+            "grad_norm": logs["grad_norm"],
+            **self.scaling_metrics(),
+            **self._unreadable.metrics(),
+            **self._stage_callback.learning_rates,
+        }
         self._log_row({**measured, **{key: value for key, value in rates.items() if value is not None}})
 
     def _log_row(self, measured: dict[str, Any]) -> None:
@@ -217,15 +232,21 @@ class StageTrainer(LossScalingTrainer):
             raise ValueError("no validation samples")
         with self._meter.paused(), eager_mode(self.model):
             self.model_wrapped.eval()
-            sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+            sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
             for batch in self._validation:
+                unreadable = batch.get(UNREADABLE_IMAGES, ())
+                self._unreadable.add(unreadable)
                 inputs = self._prepare_inputs(batch)
                 with torch.no_grad():
                     sums[0] += self.model_wrapped(**inputs, num_items_in_batch=1).loss
                 sums[1] += (inputs["labels"] != IGNORE_INDEX).sum()
+                sums[2] += len({image.sample_id for image in unreadable})
             reshard_model(self.model_wrapped)
-            loss, tokens = self.accelerator.reduce(sums, "sum").tolist()
-            metrics = {"eval_loss": loss / tokens, "eval_tokens": int(tokens)}
+            self._unreadable.collect(self.step, self._stage.config.name)
+            loss, tokens, left_out = self.accelerator.reduce(sums, "sum").tolist()
+            if not tokens:
+                raise TesseraError(f"step {self.step}: not a single image of the validation samples can be read any more")
+            metrics = {"eval_loss": loss / tokens, "eval_tokens": int(tokens), **({"eval_left_out": int(left_out)} if left_out else {})}
             self._log_row(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -234,6 +255,7 @@ class StageTrainer(LossScalingTrainer):
         finished = bool(self.control.should_training_stop)
         if finished:
             self.check_trained()
+        self._unreadable.collect(self.step, self._stage.config.name)
         state = RunState(self._stage.index, self._stage.first_step, self.step, finished, self._settings, self._history.rows)
         evaluations = self._history.validation(self._stage.config.name)
         best_step = best_evaluation(evaluations)[0] if evaluations and self._train.early_stopping_patience is not None else None

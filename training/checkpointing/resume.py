@@ -21,6 +21,7 @@ RUN_STATE_FILE = "run_state.json"
 CHANGEABLE_KEYS = frozenset(
     f"train.{key}"
     for key in (
+        "max_unreadable_images",
         *("logging_steps", "eval_steps", "eval_samples", "save_steps", "save_total_limit", "early_stopping_patience"),
         *("dataloader_num_workers", "num_logged_predictions", "gradient_checkpointing", "torch_compile", "logits_memory_gib"),
     )

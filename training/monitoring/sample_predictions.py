@@ -1,10 +1,12 @@
 """The model's greedy answers to a few validation samples, for visual inspection."""
 
 import numpy as np
+from PIL import Image
 from torch import nn
 
 from answering.protocol import Decoding, Request
 from answering.systems.siglip_qwen import CheckpointAnswerer
+from dataset.loading.image_io import ImageError
 from dataset.loading.sample_store import SampleStore
 from dataset.sample import IMAGE_PLACEHOLDER, Sample
 from model.kernels.autocast import Precision, autocast
@@ -41,13 +43,21 @@ def generate_panels(model: nn.Module, processor: Processor, store: SampleStore, 
         answers = answerer.answer(requests, Decoding(num_candidates=1, strategy="greedy", max_new_tokens=ANSWER_TOKENS))
     return [
         Panel(
-            images=[store.load_image(i) for i in sample.image_ids],
+            images=_images(store, sample),
             question=_question(sample),
             reference=sample.targets[0],
             answer=(answer.first.text or "(empty)") if answer.error is None else f"(error: {answer.error})",
         )
         for sample, answer in zip(samples, answers, strict=True)
     ]
+
+
+def _images(store: SampleStore, sample: Sample) -> list[Image.Image]:
+    """The images of a sample; none when one cannot be read, which its answer then says."""
+    try:
+        return [store.load_image(i) for i in sample.image_ids]
+    except ImageError:
+        return []
 
 
 def _question(sample: Sample) -> str:

@@ -32,7 +32,7 @@ class TensorBoardLogger(TrainerCallback):
     def on_log(self, *_args: Any, logs: Row, **_kwargs: Any) -> None:
         self._step = int(logs["step"])
         for key, value in logs.items():
-            if key not in ("step", "stage", "eval_tokens"):
+            if key not in ("step", "stage", "eval_tokens", "eval_left_out"):
                 tag = key if key.startswith("learning_rate/") else TAGS.get(key, f"speed/{key}")
                 self._writer.add_scalar(tag, value, self._step)
 

@@ -199,7 +199,7 @@ class ThroughputMeter:
             self._tokens += int(batch["attention_mask"].sum())
         else:
             # A packed row: its last sample ends with a supervised token; padding follows.
-            self._tokens += int(supervised[0].nonzero()[-1]) + 1
+            self._tokens += int(supervised[0].nonzero()[-1]) + 1 if supervised.any() else 0
         self._supervised_tokens += int(supervised.sum())
         self._images += len(batch["image_features"] if "image_features" in batch else batch["pixel_values"])
         self._samples += len(batch["sample_ids"])
