@@ -190,7 +190,7 @@ class TrainingData(Dataset[Example]):
 
     def _empty_example(self, index: int, epoch: int) -> Example:
         """The conversation with blank images and without supervised tokens, which adds nothing to any loss."""
-        sample, encoded = self._encode(index, epoch)
+        sample, encoded = self.encode(index, epoch)
         unsupervised = encoded.unsupervised()
         if self.features is not None:
             shape = (len(sample.image_ids), *self.features.cache.shape)
@@ -199,7 +199,7 @@ class TrainingData(Dataset[Example]):
         blank = [Image.new("RGB", (width, height)) for _ in sample.image_ids]
         return Example(sample.sample_id, unsupervised, self.processor.pixel_reader.read(blank))
 
-    def _encode(self, index: int, epoch: int) -> tuple[Sample, EncodedSample]:
+    def encode(self, index: int, epoch: int) -> tuple[Sample, EncodedSample]:
         """The first sample of a conversation, and the whole conversation with the targets of an epoch."""
         samples = [self.store.sample(member.row) for member in shuffled_questions(self.lengths.conversations[index], self.seed, epoch)]
         sample = samples[0]
@@ -211,7 +211,7 @@ class TrainingData(Dataset[Example]):
 
     def _example(self, index: int, epoch: int) -> Example:
         """Raises _UnreadableSampleError when an image cannot be read."""
-        sample, encoded = self._encode(index, epoch)
+        sample, encoded = self.encode(index, epoch)
         if self.features is not None:
             for image_id in sample.image_ids:
                 if image_id not in self.features:

@@ -79,6 +79,17 @@ def build(
     return model
 
 
+def build_without_weights(config: ModelConfig, image_token_id: int) -> VisionLanguageModel:
+    """The model on the meta device, from the configs of the pre-trained models: shapes without weights, unquantised.
+
+    Raises UsageError as `build` does for settings.
+    """
+    tokens_per_image(config)
+    with torch.device("meta"):
+        tower = siglip.VisionTower._from_config(siglip.vision_config(config.vision))
+        return assemble(config, tower, AutoModelForCausalLM.from_config(language_config(config.language)), image_token_id)
+
+
 def load_encoder(config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str) -> siglip.VisionEncoder:
     """The vision encoder alone; it computes what `VisionLanguageModel.encode_images` computes with these settings."""
     return siglip.VisionEncoder(

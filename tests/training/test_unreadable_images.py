@@ -32,7 +32,7 @@ DATA = Path("data/toy")
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that were waited between tries; no time passes."""
     waited: list[float] = []
-    monkeypatch.setattr(image_io.time, "sleep", waited.append)
+    monkeypatch.setattr("dataset.loading.image_io.time.sleep", waited.append)
     return waited
 
 
