@@ -58,8 +58,9 @@ def run_flops(run_setup: RunSetup, remaining: Sequence[RemainingSteps]) -> float
 def _model_without_weights(run_setup: RunSetup, stage: int) -> VisionLanguageModel | PeftModel:
     """The model of a stage on the meta device. Quantisation is left out; it does not change the operations."""
     config = dataclasses.replace(run_setup.config.model, quantization="none")
-    model = build_without_weights(config, run_setup.processor.image_token_id)
-    return configure_trainable(model, config, run_setup.config.train.stages[stage].train)
+    with torch.device("meta"):
+        model = build_without_weights(config, run_setup.processor.image_token_id)
+        return configure_trainable(model, config, run_setup.config.train.stages[stage].train)
 
 
 def _counts_per_epoch(run_setup: RunSetup) -> tuple[float, float, float]:
