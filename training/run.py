@@ -41,7 +41,7 @@ from training.monitoring.console import ConsoleLogger
 from training.monitoring.loss_curves import plot_loss_curves
 from training.monitoring.metrics_history import History
 from training.monitoring.prediction_panels import Panel, render_table
-from training.monitoring.run_cost import RemainingSteps, print_run_cost
+from training.monitoring.run_cost import print_run_cost
 from training.monitoring.sample_predictions import generate_panels, select_samples
 from training.monitoring.tensorboard_logger import TensorBoardLogger
 from training.monitoring.throughput import ThroughputMeter, model_step_flops, peak_tflops
@@ -78,7 +78,7 @@ def train(config: Experiment, resume: str | None = None) -> Path:
     lengths = [stage_length(run_setup, index) for index in range(len(config.train.stages))]
     first, first_step = _next_stage(state)
     done = state.step - first_step if state and not state.finished else 0
-    print_run_cost(run_setup, [RemainingSteps(i, lengths[i][0] - done * (i == first), lengths[i][1]) for i in range(first, len(lengths))])
+    print_run_cost(run_setup, {index: lengths[index] - done * (index == first) for index in range(first, len(lengths))})
     if config.train.cache_vision_features and first < len(lengths):
         run_setup = with_cached_features(run_setup)
     if run_setup.device.type == "cpu" and sys.platform == "linux":

@@ -15,6 +15,7 @@ from dataset.loading import image_io
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from dataset.loading.image_io import ImageError
 from dataset.loading.sample_store import SampleStore
+from dataset.loading.samplers import SampleKey
 from dataset.record_validation import DropReason
 from errors import TesseraError
 from tests.training.test_run import losses, run, state, weights
@@ -120,7 +121,7 @@ def test_a_validation_sample_without_its_image_is_left_out_of_the_loss(workspace
     tokens = [row["eval_tokens"] for row in state(last).history if "eval_tokens" in row]
     setup = setup_run(configuration.load(path))
     assert setup.validation is not None
-    read = [setup.validation[index, 0] for index in range(4)]
+    read = [setup.validation[SampleKey(index, 0)] for index in range(4)]
     supervised = [sum(label != IGNORE_INDEX for label in example.encoded.labels) for example in read]
     assert [count == 0 for count in supervised] == [False, True, False, False]
     assert tokens == [sum(supervised)]
@@ -149,9 +150,9 @@ def test_without_a_substitute_the_place_stays_empty_even_if_it_is_a_whole_step(
     assert "sample drawn-2 is left out" in capsys.readouterr().out
     setup = setup_run(configuration.load(path))
     data = TrainingData(setup.store, setup.lengths, setup.processor, 0)
-    assert set(data[2, 0].encoded.labels) == {IGNORE_INDEX}
-    assert not data[2, 0].images.any()
-    assert data[2, 0].unreadable_images[0].replaced_by is None
+    assert set(data[SampleKey(2, 0)].encoded.labels) == {IGNORE_INDEX}
+    assert not data[SampleKey(2, 0)].images.any()
+    assert data[SampleKey(2, 0)].unreadable_images[0].replaced_by is None
 
 
 def test_substitutes_fit_into_the_place_and_depend_on_the_arguments_alone() -> None:

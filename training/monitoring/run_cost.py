@@ -4,8 +4,6 @@ The FLOPs are those of `throughput.StepFlops`. Validation, checkpoints and readi
 """
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,7 +15,7 @@ from model.siglip_qwen.assembly import build_without_weights
 from model.siglip_qwen.modeling import VisionLanguageModel
 from training.data_loading import TrainingData
 from training.monitoring.throughput import model_step_flops, peak_tflops
-from training.run_setup import RunSetup
+from training.run_setup import RunSetup, training_sampler
 
 ASSUMED_MFU = 0.3
 """Assumed share of a GPU's peak rate that useful operations reach. Real shares differ with card, model and row length."""
@@ -28,30 +26,23 @@ MEASURED_SAMPLES = 200
 UNITS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
 
 
-@dataclass(frozen=True)
-class RemainingSteps:
-    """Optimizer steps that a stage still has to do, and those of one epoch of it. stage: index in train.stages."""
-
-    stage: int
-    steps: int
-    per_epoch: int
-
-
-def print_run_cost(run_setup: RunSetup, remaining: Sequence[RemainingSteps]) -> None:
-    """Print what the remaining steps of a run cost; nothing when no step is left."""
-    steps = sum(stage.steps for stage in remaining)
+def print_run_cost(run_setup: RunSetup, remaining: dict[int, int]) -> None:
+    """Print what the rest of a run costs; nothing when no step is left. remaining: optimizer steps, by index of the stage."""
+    steps = sum(remaining.values())
     if steps and run_setup.partial_state.is_main_process:
         flops = run_flops(run_setup, remaining)
         run_setup.print_once(f"cost: {format_flops(flops)} of useful operations in {steps:,} steps; {_time(run_setup, flops)}")
 
 
-def run_flops(run_setup: RunSetup, remaining: Sequence[RemainingSteps]) -> float:
-    """FLOPs of the remaining steps, over all ranks."""
+def run_flops(run_setup: RunSetup, remaining: dict[int, int]) -> float:
+    """FLOPs of the remaining steps, over all ranks. remaining: optimizer steps, by index of the stage."""
     tokens, supervised, images = _counts_per_epoch(run_setup)
     total = 0.0
-    for stage in remaining:
-        cost = model_step_flops(_model_without_weights(run_setup, stage.stage), run_setup.config.train.cache_vision_features)
-        total += cost.flops(tokens, supervised, images) * stage.steps / stage.per_epoch
+    for index, steps in remaining.items():
+        cost = model_step_flops(_model_without_weights(run_setup, index), run_setup.config.train.cache_vision_features)
+        stage = run_setup.config.train.stages[index]
+        planned = training_sampler(run_setup, index).steps
+        total += cost.flops(tokens, supervised, images) * stage.epochs * steps / planned
     return total
 
 

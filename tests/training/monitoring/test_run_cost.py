@@ -12,7 +12,7 @@ from model.lora import configure_trainable
 from model.siglip_qwen.assembly import build
 from tests.training.test_run import run
 from training.monitoring import run_cost
-from training.monitoring.run_cost import RemainingSteps, format_flops, format_hours, print_run_cost, run_flops
+from training.monitoring.run_cost import format_flops, format_hours, print_run_cost, run_flops
 from training.monitoring.throughput import model_step_flops
 from training.run_setup import RunSetup, setup_run, training_loader
 
@@ -25,7 +25,7 @@ def counted_flops(setup: RunSetup, stage: int) -> float:
     """FLOPs of one epoch, from the batches themselves and the loaded model."""
     model = build(setup.config.model, image_token_id=setup.processor.image_token_id)
     cost = model_step_flops(configure_trainable(model, setup.config.model, setup.config.train.stages[stage].train))
-    batches = list(training_loader(setup, 0))
+    batches = list(training_loader(setup, 1))[:2]
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     supervised = sum(len(batch["supervised_positions"]) for batch in batches)
     return cost.flops(tokens, supervised, sum(len(batch["pixel_values"]) for batch in batches))
@@ -38,7 +38,7 @@ def test_the_cost_is_that_of_the_batches_and_stages_and_needs_no_weights(
     setup = setup_run(configuration.load(workspace({"quantization": quantization}, stages=[ALIGN, TUNE])))
     expected = 0.5 * counted_flops(setup, 0) + 2 * counted_flops(setup, 1)
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", None)
-    assert run_flops(setup, [RemainingSteps(0, 1, 2), RemainingSteps(1, 4, 2)]) == pytest.approx(expected, rel=1e-3)
+    assert run_flops(setup, {0: 1, 1: 4}) == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_card_with_a_known_peak_gets_a_time_with_its_assumption(
@@ -49,7 +49,7 @@ def test_a_card_with_a_known_peak_gets_a_time_with_its_assumption(
     monkeypatch.setattr(type(setup), "device", torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
     object.__setattr__(setup, "precision", "fp16")
-    print_run_cost(setup, [RemainingSteps(0, 1000, 1000)])
+    print_run_cost(setup, {0: 1000})
     text = "cost: 1 EFLOP of useful operations in 1,000 steps; about 14 h on Tesla T4, if 30% of its peak of 65 TFLOP/s are reached"
     assert text in capsys.readouterr().out
 
