@@ -23,8 +23,9 @@ from answering.systems.siglip_qwen import CheckpointAnswerer
 from dataset.loading.image_io import open_image
 from dataset.sample import Language
 from errors import UsageError
+from model.kernels.device_capability import default_dtype
 from model.siglip_qwen import checkpoint
-from model.siglip_qwen.assembly import build, default_dtype
+from model.siglip_qwen.assembly import build
 from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.processor import Processor
 from visual import clip_scorer
@@ -45,7 +46,7 @@ def build_answerer(
         system: which system, from `eval.systems`.
         checkpoint_folder: where `path: latest` of a checkpoint looks.
         device: `default_device()` if None.
-        dtype: bf16 on CUDA and fp32 elsewhere if None.
+        dtype: bf16 on CUDA (fp16 where bf16 is not native) and fp32 elsewhere if None.
 
     Raises:
         UsageError: something that the system names is missing or is a model of another family; the message is one line.
@@ -143,7 +144,7 @@ def build_scorers(
     Args:
         rerank: names the scorers.
         device: `default_device()` if None.
-        dtype: bf16 on CUDA and fp32 elsewhere if None.
+        dtype: bf16 on CUDA (fp16 where bf16 is not native) and fp32 elsewhere if None.
         scorer_cache: shares loaded scorers with other parts of the process.
 
     Raises:

@@ -26,7 +26,7 @@ from dataset.sample import IMAGE_PLACEHOLDER, Message
 from dataset.synthetic.question_phrasing import sample_questions
 from dataset.synthetic.scene import generate_scene
 from errors import TesseraError, UsageError
-from model.siglip_qwen.assembly import default_dtype
+from model.kernels.device_capability import default_dtype
 from model.siglip_qwen.config import ModelConfig
 from training.monitoring.throughput import peak_memory
 from training.out_of_memory import explain_out_of_memory

@@ -63,7 +63,8 @@ class TrainConfig:
     """Peak learning rate: one number, or one for each of connector, lora, language."""
     batching: Literal["auto", "packed", "padded"] = "auto"
     """packed = samples concatenated into rows of packing_length tokens without attention between them; padded = samples of
-    similar length, padded to the longest; auto = packed on CUDA, padded on other devices."""
+    similar length, padded to the longest; auto = packed where torch has variable-length attention (CUDA
+    from Ampere on, in bf16 or fp16), else padded."""
     per_device_train_batch_size: PositiveInt = 16
     """Samples in a micro-batch of one process (rank); used when padded. The effective batch size is this x
     gradient_accumulation_steps x processes."""
@@ -81,8 +82,9 @@ class TrainConfig:
     """Decoupled weight decay of AdamW, on matrices; biases and norm weights have none."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this L2 norm over all trained parameters."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """bf16 = autocast with trained weights in fp32; fp32 = no autocast; auto = bf16 on CUDA devices with native bf16, else fp32."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """bf16, fp16 = autocast with trained weights in fp32, fp16 with a gradient scaler (no FSDP or DeepSpeed); fp32 = no autocast;
+    auto = bf16 on CUDA devices with native bf16, fp16 on other CUDA devices (T4, V100), fp32 elsewhere."""
     torch_compile: bool | Literal["auto"] = "auto"
     """Compile each transformer layer with torch.compile; auto = on CUDA, in stages of at least 500 micro-batches, without FSDP
     and ZeRO-3."""
@@ -105,6 +107,9 @@ class TrainConfig:
     """Compute the vision encoder's features of all images once, store them in bf16 in data/<name>/cache and train from there
     without running the encoder. For small models and connector stages; the disk space is printed before it is used. Not together
     with data.augmentation."""
+    max_unreadable_images: Annotated[float, Field(ge=0.0, le=1.0)] = 0.001
+    """Training goes on while at most this share of the images of all samples (0.001 = 0.1 %, but at least one) cannot be read any
+    more: another sample takes the place, a validation sample is left out. 0 = none may be unreadable."""
     num_processes: PositiveInt | None = None
     """Expected world size; training stops with an error when another number of processes runs. null = any."""
     logging_steps: PositiveInt = 10

@@ -5,18 +5,23 @@ Images are decoded and resized and text is tokenised in the DataLoader's workers
 Shapes: N images, P patches, D hidden size of the vision encoder.
 """
 
+import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from dataset.config import AugmentationConfig
 from dataset.loading.augmentation import augment
-from dataset.loading.collators import Example, PackedCollator, PaddedCollator
-from dataset.loading.encoded_sample import EncodingError
+from dataset.loading.collators import Example, PackedCollator, PaddedCollator, UnreadableImage
+from dataset.loading.encoded_sample import EncodedSample, EncodingError
+from dataset.loading.image_io import ImageError, read_with_retries
 from dataset.loading.multi_turn import (
     Conversation,
     MeasuredSample,
@@ -37,12 +42,15 @@ from dataset.loading.samplers import (
     StepShape,
 )
 from dataset.sample import Sample
-from errors import UsageError
+from errors import TesseraError, UsageError
+from model.kernels.autocast import Precision
+from model.kernels.device_capability import device_capability
 from model.siglip_qwen.image_tokens import PositionCollator
 from model.siglip_qwen.processor import Processor
 from progress import track
 from training.config import TrainConfig
 from training.feature_cache.feature_store import FeatureCache
+from training.unreadable_images import substitutes
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,12 @@ class SampleLengths:
     def sampled_lengths(self, seed: int, epoch: int) -> np.ndarray:
         """int64 [conversations]: tokens of each conversation with the targets and question order sampled for an epoch."""
         return np.array([num_tokens(conversation, seed, epoch) for conversation in self.conversations], dtype=np.int64)
+
+
+def used_images(store: SampleStore, *splits: SampleLengths) -> set[int]:
+    """Ids of the images of all conversations."""
+    image_ids = store.column("image_ids")
+    return {image_id for lengths in splits for members in lengths.conversations for member in members for image_id in image_ids[member.row]}
 
 
 def measure_lengths(store: SampleStore, rows: np.ndarray, processor: Processor, title: str, max_questions: int = 1) -> SampleLengths:
@@ -107,6 +121,10 @@ class CachedFeatures:
     cache: FeatureCache
     digests: dict[int, str]
 
+    def __contains__(self, image_id: int) -> bool:
+        """Whether the features of an image were computed; they were not if its file could not be read."""
+        return not self.cache.missing([self.digests[image_id]])
+
     def read(self, image_ids: Sequence[int]) -> torch.Tensor:
         """bf16 [N, P, D]."""
         return self.cache.read([self.digests[image_id] for image_id in image_ids])
@@ -122,6 +140,8 @@ class TrainingData(Dataset[Example]):
         seed: Seed of targets, question order and augmentation.
         augmentation: None leaves images unchanged.
         features: Cached features to use in place of pixels; None loads the images.
+        replace_unreadable: Whether another sample takes the place of one whose image cannot be read; if not, its place stays empty,
+            as in validation, where no sample may count twice.
     """
 
     def __init__(
@@ -132,9 +152,10 @@ class TrainingData(Dataset[Example]):
         seed: int,
         augmentation: AugmentationConfig | None = None,
         features: CachedFeatures | None = None,
+        replace_unreadable: bool = True,
     ):
         self.store, self.lengths, self.processor = store, lengths, processor
-        self.seed, self.augmentation, self.features = seed, augmentation, features
+        self.seed, self.augmentation, self.features, self.replace_unreadable = seed, augmentation, features, replace_unreadable
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -144,23 +165,83 @@ class TrainingData(Dataset[Example]):
         return self.store.sample(self.lengths.conversations[index][0].row)
 
     def __getitem__(self, key: SampleKey) -> Example:
-        """Raises TesseraError naming the sample when its image cannot be read or it cannot be encoded."""
-        example = self._example(key.index, key.epoch)
-        return example if key.supervised else replace(example, encoded=example.encoded.unsupervised())
+        """The example, or what takes its place when an image cannot be read; then `unreadable_images` names it.
 
-    def _example(self, index: int, epoch: int) -> Example:
+        Raises EncodingError naming the sample when it cannot be encoded.
+        """
+        failures = []
+        for candidate in self._candidates(key):
+            try:
+                example = self._example(candidate, key.epoch)
+            except _UnreadableSampleError as failure:
+                failures.append(failure)
+                continue
+            example = _standing_in(example, failures, example.sample_id)
+            return example if key.supervised else dataclasses.replace(example, encoded=example.encoded.unsupervised())
+        empty = self._empty_example(key.index, key.epoch)
+        # The sample that a filler repeats names its image where it is trained on.
+        return _standing_in(empty, failures, None) if key.supervised else empty
+
+    def _candidates(self, key: SampleKey) -> Iterator[int]:
+        """The conversation itself, then those that may take its place."""
+        yield key.index
+        if self.replace_unreadable and key.supervised:
+            yield from substitutes(self.lengths.sampled_lengths(self.seed, key.epoch), key.index, self.seed, key.epoch)
+
+    def _empty_example(self, index: int, epoch: int) -> Example:
+        """The conversation with blank images and without supervised tokens, which adds nothing to any loss."""
+        sample, encoded = self.encode(index, epoch)
+        unsupervised = encoded.unsupervised()
+        if self.features is not None:
+            shape = (len(sample.image_ids), *self.features.cache.shape)
+            return Example(sample.sample_id, unsupervised, torch.zeros(shape, dtype=torch.bfloat16), "image_features")
+        height, width = self.processor.pixel_reader.size
+        blank = [Image.new("RGB", (width, height)) for _ in sample.image_ids]
+        return Example(sample.sample_id, unsupervised, self.processor.pixel_reader.read(blank))
+
+    def encode(self, index: int, epoch: int) -> tuple[Sample, EncodedSample]:
+        """The first sample of a conversation, and the whole conversation with the targets of an epoch."""
         samples = [self.store.sample(member.row) for member in shuffled_questions(self.lengths.conversations[index], self.seed, epoch)]
         sample = samples[0]
         messages, target = to_messages(samples, self.seed, epoch)
         encoded = self.processor.encode(messages, target, len(sample.image_ids))
         if encoded is None:
             raise EncodingError(f"sample {sample.sample_id}: nothing to supervise within {self.processor.max_length} tokens")
+        return sample, encoded
+
+    def _example(self, index: int, epoch: int) -> Example:
+        """Raises _UnreadableSampleError when an image cannot be read."""
+        sample, encoded = self.encode(index, epoch)
         if self.features is not None:
+            for image_id in sample.image_ids:
+                if image_id not in self.features:
+                    path = self.store.image(image_id).path
+                    raise _UnreadableSampleError(path, sample.sample_id, f"{path}: could not be read when features were computed")
             return Example(sample.sample_id, encoded, self.features.read(sample.image_ids), "image_features")
-        images = [self.store.load_image(image_id) for image_id in sample.image_ids]
+        images = [self._load_image(image_id, sample.sample_id) for image_id in sample.image_ids]
         if self.augmentation is not None:
             images = [augment(image, self.augmentation, f"{self.seed}/{epoch}/{sample.sample_id}/{i}") for i, image in enumerate(images)]
         return Example(sample.sample_id, encoded, self.processor.pixel_reader.read(images))
+
+    def _load_image(self, image_id: int, sample_id: str) -> Image.Image:
+        try:
+            return read_with_retries(partial(self.store.load_image, image_id))
+        except ImageError as error:
+            raise _UnreadableSampleError(self.store.image(image_id).path, sample_id, str(error)) from error
+
+
+class _UnreadableSampleError(TesseraError):
+    """An image of a sample cannot be read."""
+
+    def __init__(self, path: Path, sample_id: str, message: str):
+        super().__init__(message)
+        self.path, self.sample_id = path, sample_id
+
+
+def _standing_in(example: Example, failures: Sequence[_UnreadableSampleError], replaced_by: str | None) -> Example:
+    """The example with the images of the samples that it stands in for."""
+    images = tuple(UnreadableImage(str(failure.path), str(failure), failure.sample_id, replaced_by) for failure in failures)
+    return dataclasses.replace(example, unreadable_images=images) if images else example
 
 
 @dataclass(frozen=True)
@@ -178,10 +259,13 @@ class Batching:
     """Why packed or padded was chosen, in words."""
 
     @classmethod
-    def of(cls, train: TrainConfig, device: torch.device, world_size: int = 1) -> "Batching":
-        """Batching from train.batching; auto packs on CUDA and pads on other devices, where attention over a long row is slower."""
-        packed = device.type == "cuda" if train.batching == "auto" else train.batching == "packed"
-        reason = f"auto on {device.type}" if train.batching == "auto" else f"train.batching={train.batching}"
+    def of(cls, train: TrainConfig, device: torch.device, precision: Precision, world_size: int = 1) -> "Batching":
+        """Batching from train.batching; auto packs where attention skips what other samples hold, and pads elsewhere."""
+        packed, reason = train.batching == "packed", f"train.batching={train.batching}"
+        if train.batching == "auto":
+            packed = device_capability(device).varlen_attention and precision != "fp32"
+            lacking = device.type == "cuda" and not packed
+            reason = f"auto on {device.type}" + (f" without variable-length attention in {precision}" if lacking else "")
         step = StepShape(train.gradient_accumulation_steps * world_size, train.gradient_accumulation_steps)
         return cls(packed, train.per_device_train_batch_size, train.packing_length, step, world_size, reason)
 

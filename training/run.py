@@ -17,12 +17,14 @@ from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from errors import Interrupted, UsageError
+from model.kernels.autocast import frozen_dtype
 from model.kernels.compile import compile_layers
 from model.lora import base_model, configure_trainable
 from model.siglip_qwen import checkpoint as model_checkpoint
-from model.siglip_qwen.assembly import build, default_dtype
+from model.siglip_qwen.assembly import build
 from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.modeling import VisionLanguageModel
+from process_group import ProcessGroup
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
 from training.checkpointing.checkpoint_writer import CheckpointWriter
 from training.checkpointing.resume import (
@@ -46,6 +48,7 @@ from training.interruption.stop_signals import StopSignals
 from training.monitoring.console import ConsoleLogger
 from training.monitoring.metrics_history import History
 from training.monitoring.report_callback import ReportCallback
+from training.monitoring.run_cost import print_run_cost
 from training.monitoring.throughput import ThroughputMeter, model_step_flops, peak_tflops
 from training.monitoring.time_estimate import TimeEstimate
 from training.monitoring.trackers import Tracker, closing
@@ -64,6 +67,7 @@ from training.run_setup import (
 )
 from training.stage_trainer import StageTrainer, training_arguments
 from training.stages import Stage, describe_trained
+from training.unreadable_images import UnreadableImages, UnreadableLimit
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ def train(config: Experiment, resume: str | None = None, signals: StopSignals | 
         start = starting_point(checkpoint, state, config.train.stages, lengths)
         if checkpoint:
             run_setup.print_once("\n".join([f"resuming from {checkpoint}", *([start.note] if start.note else [])]))
+        done = state.step - start.first_step if state and not state.finished else 0
+        print_run_cost(run_setup, {index: lengths[index] - done * (index == start.stage) for index in range(start.stage, len(lengths))})
         if config.train.cache_vision_features and start.stage < len(lengths):
             run_setup = with_cached_features(run_setup)
         if run_setup.device.type == "cpu" and sys.platform == "linux":
@@ -224,7 +230,7 @@ def _trainer(run: TrainingRun, stage: Stage, model: VisionLanguageModel | PeftMo
             stage,
             folder,
             micro_batches=run_setup.batching.step.micro_batches,
-            bf16=run_setup.bf16,
+            precision=run_setup.precision,
             device=run_setup.device,
             validate=validation is not None,
         ),
@@ -236,10 +242,18 @@ def _trainer(run: TrainingRun, stage: Stage, model: VisionLanguageModel | PeftMo
         meter=_meter(run_setup, model),
         processor=run_setup.processor,
         checkpoints=CheckpointWriter(folder, config.train.save_total_limit, run_setup.partial_state),
+        unreadable=_unreadable_images(run_setup, run.history),
         settings=run.settings,
         tracker_runs={tracker.name: tracker.run_id for tracker in run.trackers if tracker.run_id},
         stop=stop,
     )
+
+
+def _unreadable_images(run_setup: RunSetup, history: History) -> UnreadableImages:
+    """The counter of unreadable images, with those that the history holds already."""
+    limit = UnreadableLimit(run_setup.config.train.max_unreadable_images, len(run_setup.used_images()))
+    group = ProcessGroup(run_setup.partial_state.process_index, run_setup.partial_state.num_processes)
+    return UnreadableImages(history, limit, group, run_setup.print_once)
 
 
 def _model(run_setup: RunSetup, stage: Stage, checkpoint: Path | None) -> VisionLanguageModel | PeftModel:
@@ -249,7 +263,7 @@ def _model(run_setup: RunSetup, stage: Stage, checkpoint: Path | None) -> Vision
     unset_hf_deepspeed_config()
     # Sharding starts from weights on the host: the full model may not fit on one device.
     device = torch.device("cpu") if weights_are_sharded() else run_setup.device
-    dtype = default_dtype(run_setup.device) if run_setup.bf16 else torch.float32
+    dtype = frozen_dtype(run_setup.device, run_setup.precision)
     rank_0_alone = loads_on_rank_0_alone(config.model.quantization)
     options: dict[str, Any] = {"dtype": dtype, "device": device, "shardable": uses_fsdp()}
     options["load_weights"] = run_setup.partial_state.is_main_process or not rank_0_alone
@@ -285,6 +299,6 @@ def _configure_activation_checkpointing(run_setup: RunSetup, trainer: StageTrain
 
 
 def _meter(run_setup: RunSetup, model: VisionLanguageModel | PeftModel) -> ThroughputMeter:
-    peak_is_known = run_setup.bf16 and run_setup.device.type == "cuda"
+    peak_is_known = run_setup.precision != "fp32" and run_setup.device.type == "cuda"
     peak = peak_tflops(torch.cuda.get_device_name(run_setup.device)) if peak_is_known else None
     return ThroughputMeter(model_step_flops(model, run_setup.features is not None), run_setup.device, peak)

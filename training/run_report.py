@@ -54,7 +54,7 @@ def panel_generator(run_setup: RunSetup) -> Callable[[nn.Module], list[Panel]] |
     if run_setup.validation is None:
         return None
     samples = select_samples(run_setup.validation, run_setup.config.train.num_logged_predictions)
-    return partial(generate_panels, processor=run_setup.processor, store=run_setup.store, samples=samples, bf16=run_setup.bf16)
+    return partial(generate_panels, processor=run_setup.processor, store=run_setup.store, samples=samples, precision=run_setup.precision)
 
 
 def write_results(run_setup: RunSetup, checkpoint: Path, history: History) -> None:

@@ -17,6 +17,7 @@ from cpu_cores import available_cores
 from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import DistributedBatchSampler
 from errors import UsageError
+from model.kernels.autocast import Precision
 from model.siglip_qwen.assembly import read_vocab_size, tokens_per_image
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.processor import Processor
@@ -24,9 +25,10 @@ from process_group import main_process_only
 from training.checkpointing.world_size_change import resumed_batching
 from training.compile_policy import check_step_settings
 from training.config import Experiment, TrainConfig
-from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, measure_lengths
+from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, measure_lengths, used_images
 from training.distributed.launch import check_shardable, check_world_size, unused_gpus, weights_are_sharded
 from training.interruption.stop_signals import ignore_stop_signals
+from training.optimization.precision import resolve_precision
 from training.preflight import check_settings
 
 PREFETCH_FACTOR = 4
@@ -44,13 +46,17 @@ class RunSetup:
     lengths: SampleLengths
     validation: TrainingData | None
     batching: Batching
-    bf16: bool
+    precision: Precision
     features: CachedFeatures | None = None
 
     @property
     def device(self) -> torch.device:
         device: torch.device = self.partial_state.device
         return device
+
+    def used_images(self) -> set[int]:
+        """Ids of the images of all training and validation samples."""
+        return used_images(self.store, self.lengths, *([self.validation.lengths] if self.validation is not None else []))
 
     def print_once(self, text: str) -> None:
         """Print a line on rank 0 only."""
@@ -64,12 +70,8 @@ class Machine:
 
     partial_state: PartialState
     batching: Batching
-    bf16: bool
-
-    @property
-    def precision(self) -> str:
-        """Of matrix products: bf16 or fp32."""
-        return "bf16" if self.bf16 else "fp32"
+    precision: Precision
+    """Of matrix products."""
 
     def print_once(self, text: str) -> None:
         """Print a line on rank 0 only."""
@@ -83,9 +85,9 @@ def setup_machine(config: Experiment) -> Machine:
     if not (partial_state.is_main_process and sys.stderr.isatty()):
         transformers.logging.disable_progress_bar()
     check_shardable(config.model.quantization)
-    bf16 = use_bf16(config.train, partial_state.device)
+    precision = resolve_precision(config.train, partial_state.device)
     check_step_settings(config.train, partial_state.device, weights_are_sharded())
-    return Machine(partial_state, Batching.of(config.train, partial_state.device, partial_state.num_processes), bf16)
+    return Machine(partial_state, Batching.of(config.train, partial_state.device, precision, partial_state.num_processes), precision)
 
 
 def setup_run(config: Experiment, machine: Machine | None = None) -> RunSetup:
@@ -97,7 +99,7 @@ def setup_run(config: Experiment, machine: Machine | None = None) -> RunSetup:
     if machine is None:
         check_settings(config)
         machine = setup_machine(config)
-    partial_state, batching, bf16 = machine.partial_state, machine.batching, machine.bf16
+    partial_state, batching, precision = machine.partial_state, machine.batching, machine.precision
     store = SampleStore(config.data_folder)
     processor = build_processor(config.model)
     with main_process_only(partial_state.is_main_process):
@@ -112,14 +114,14 @@ def setup_run(config: Experiment, machine: Machine | None = None) -> RunSetup:
         processor=processor,
         store=store,
         lengths=lengths,
-        validation=TrainingData(store, validation, processor, config.train.seed) if len(validation) else None,
+        validation=TrainingData(store, validation, processor, config.train.seed, replace_unreadable=False) if len(validation) else None,
         batching=batching,
-        bf16=bf16,
+        precision=precision,
     )
     _report_samples(run_setup, validation)
     if (notice := unused_gpus(partial_state)) is not None:
         run_setup.print_once(notice)
-    run_setup.print_once(f"micro-batches: {batching}, matrix products in {machine.precision}")
+    run_setup.print_once(f"micro-batches: {batching}, matrix products in {precision}")
     return run_setup
 
 
@@ -175,14 +177,6 @@ def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
 def _evenly_spaced(rows: np.ndarray, count: int) -> np.ndarray:
     """At most `count` rows, evenly spaced, so that every source is represented."""
     return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
-
-
-def use_bf16(train: TrainConfig, device: torch.device) -> bool:
-    """Whether to train under bf16 autocast. Raises UsageError when bf16 is set and the device does not support it."""
-    bf16_supported = device.type == "cpu" or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
-    if train.precision == "bf16" and not bf16_supported:
-        raise UsageError(f"train.precision: {device} does not support bf16; set train.precision=fp32")
-    return train.precision == "bf16" or (train.precision == "auto" and device.type == "cuda" and bf16_supported)
 
 
 def training_loader(run_setup: RunSetup, index: int) -> DataLoader:

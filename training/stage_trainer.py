@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from accelerate.utils import save_fsdp_optimizer
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerControl, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerControl, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from dataset.loading.collators import UNREADABLE_IMAGES
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from errors import TesseraError
+from model.kernels.autocast import Precision
 from model.kernels.compile import eager_mode
 from model.lora import base_model
 from model.siglip_qwen.checkpoint import save
@@ -33,21 +35,23 @@ from training.interruption.stop_callback import StopCallback
 from training.monitoring.metrics_history import History
 from training.monitoring.throughput import ThroughputMeter
 from training.optimization.early_stopping import best_evaluation
+from training.optimization.loss_scaling import LossScalingTrainer
 from training.optimization.lr_scheduler import cosine_with_warmup, move_to_schedule, num_warmup_steps
 from training.optimization.optimizers import build_optimizer, optimizer_param_groups
 from training.stage_callback import StageCallback
 from training.stages import Stage
+from training.unreadable_images import UnreadableImages
 
 
 def training_arguments(
-    train: TrainConfig, stage: Stage, folder: Path, *, micro_batches: int, bf16: bool, device: torch.device, validate: bool
+    train: TrainConfig, stage: Stage, folder: Path, *, micro_batches: int, precision: Precision, device: torch.device, validate: bool
 ) -> TrainingArguments:
     """The stage's settings as transformers' TrainingArguments.
 
     Args:
         folder: Checkpoint folder.
         micro_batches: Micro-batches of one rank in an optimizer step.
-        bf16: Train under bf16 autocast.
+        precision: Of matrix products.
         validate: Evaluate every train.eval_steps.
     """
     arguments = TrainingArguments(
@@ -57,7 +61,8 @@ def training_arguments(
         gradient_accumulation_steps=micro_batches,
         average_tokens_across_devices=True,
         max_grad_norm=train.max_grad_norm,
-        bf16=bf16,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
         use_cpu=device.type == "cpu",
         seed=train.seed + stage.index,
         logging_steps=train.logging_steps,
@@ -78,7 +83,7 @@ def training_arguments(
     return arguments
 
 
-class StageTrainer(Trainer):
+class StageTrainer(LossScalingTrainer):
     """Trains one stage.
 
     Args:
@@ -88,6 +93,7 @@ class StageTrainer(Trainer):
         validation: This rank's validation batches; None for no validation.
         history: Metrics of the run so far; this stage adds its own.
         meter: Counts what the model processes.
+        unreadable: Counts the images that cannot be read, over all stages.
         settings: Settings that go into every checkpoint (see training.checkpointing.resume).
         tracker_runs: Run ids of the trackers, which go into every checkpoint.
         stop: Ends the stage after a signal. The caller adds it, after all other callbacks.
@@ -110,6 +116,7 @@ class StageTrainer(Trainer):
         meter: ThroughputMeter,
         processor: Processor,
         checkpoints: CheckpointWriter,
+        unreadable: UnreadableImages,
         settings: dict[str, Any],
         tracker_runs: dict[str, str],
         stop: StopCallback,
@@ -117,7 +124,7 @@ class StageTrainer(Trainer):
         self._stop, self._tracker_runs = stop, tracker_runs
         self._train, self._stage, self._history, self._meter = train, stage, history, meter
         self._loader, self._validation = loader, validation
-        self._processor, self._checkpoints, self._settings = processor, checkpoints, settings
+        self._processor, self._checkpoints, self._settings, self._unreadable = processor, checkpoints, settings, unreadable
         self._stage_callback = StageCallback(stage, history, train.early_stopping_patience)
         # Quantised weights are frozen; Trainer would refuse them when only the connector is trained.
         base_model(model).is_quantized = False
@@ -149,7 +156,7 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> Any:
         if self.optimizer is None:
             groups = optimizer_param_groups(self.model if model is None else model, self._stage.config, self._train)
-            self.optimizer = build_optimizer(self._train, groups, self.args.device)
+            self.optimizer = build_optimizer(self._train, groups, self.args.device, scaled=self.args.fp16)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -184,10 +191,14 @@ class StageTrainer(Trainer):
             batches, items = super().get_batch_samples(epoch_iterator, num_batches, count_device)
         for batch in batches:
             self._meter.count(batch)
-        return batches, items
+        unreadable = [image for batch in batches for image in batch.pop(UNREADABLE_IMAGES, ())]
+        self._unreadable.add_step(unreadable, self.step + 1, self._stage.config.name)
+        # Places of unreadable images may stay empty; a step of nothing else must not divide by zero.
+        return batches, items.clamp(min=1) if isinstance(items, torch.Tensor) else items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Move the batch to the device, without blocking for pinned memory, and normalise uint8 pixels there."""
+        inputs = {key: value for key, value in inputs.items() if key != UNREADABLE_IMAGES}
         if self.is_deepspeed_enabled:
             prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         else:
@@ -208,8 +219,15 @@ class StageTrainer(Trainer):
             raise TesseraError(
                 f"step {self.step}: the loss is {logs['loss']}, the gradient norm {logs['grad_norm']}; lower train.learning_rate"
             )
+        self._unreadable.collect(self.step, self._stage.config.name)
         rates = asdict(self._meter.read(lambda counts: self.accelerator.gather(counts[None].to(self.args.device)).cpu()))
-        measured = {"loss": logs["loss"], "grad_norm": logs["grad_norm"], **self._stage_callback.learning_rates}
+        measured = {
+            "loss": logs["loss"],
+            "grad_norm": logs["grad_norm"],
+            **self.scaling_metrics(),
+            **self._unreadable.metrics(),
+            **self._stage_callback.learning_rates,
+        }
         self._log_row({**measured, **{key: value for key, value in rates.items() if value is not None}})
 
     def _log_row(self, measured: dict[str, Any]) -> None:
@@ -223,15 +241,21 @@ class StageTrainer(Trainer):
             raise ValueError("no validation samples")
         with self._meter.paused(), eager_mode(self.model):
             self.model_wrapped.eval()
-            sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+            sums = torch.zeros(3, dtype=torch.float64, device=self.args.device)
             for batch in self._validation:
+                unreadable = batch.get(UNREADABLE_IMAGES, ())
+                self._unreadable.add(unreadable)
                 inputs = self._prepare_inputs(batch)
                 with torch.no_grad():
                     sums[0] += self.model_wrapped(**inputs, num_items_in_batch=1).loss
                 sums[1] += (inputs["labels"] != IGNORE_INDEX).sum()
+                sums[2] += len({image.sample_id for image in unreadable})
             reshard_model(self.model_wrapped)
-            loss, tokens = self.accelerator.reduce(sums, "sum").tolist()
-            metrics = {"eval_loss": loss / tokens, "eval_tokens": int(tokens)}
+            self._unreadable.collect(self.step, self._stage.config.name)
+            loss, tokens, left_out = self.accelerator.reduce(sums, "sum").tolist()
+            if not tokens:
+                raise TesseraError(f"step {self.step}: not a single image of the validation samples can be read any more")
+            metrics = {"eval_loss": loss / tokens, "eval_tokens": int(tokens), **({"eval_left_out": int(left_out)} if left_out else {})}
             self._log_row(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -249,6 +273,9 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
         finished, another_follows = self._finished, self._stage.index + 1 < len(self._train.stages)
+        if finished:
+            self.check_trained()
+        self._unreadable.collect(self.step, self._stage.config.name)
         done = (self._stage.index, self._stage.first_step, self.step, finished)
         state = RunState(*done, self._settings, self._history.rows, self._tracker_runs)
         evaluations = self._history.validation(self._stage.config.name)

@@ -27,8 +27,8 @@ from answering.systems.local_model import LocalAnswerer, Prompt, sampling_noise
 from dataset.loading.encoded_sample import EncodingError, check_messages
 from dataset.sample import IMAGE_PLACEHOLDER
 from errors import UsageError, loading
+from model.kernels.device_capability import default_dtype
 from model.quantization import disable_avx512bf16, quantization_config
-from model.siglip_qwen.assembly import default_dtype
 from visual.image_processor import load_image_processor
 
 NOT_QUANTISED = ["vision_model", "qformer", "language_projection", "language_model.lm_head"]

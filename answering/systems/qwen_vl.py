@@ -19,8 +19,8 @@ from answering.rerank.self_evaluation import SelfEvaluatingAnswerer
 from answering.systems.local_model import Prompt
 from dataset.loading.encoded_sample import EncodingError
 from errors import UsageError, loading
+from model.kernels.device_capability import default_dtype
 from model.quantization import disable_avx512bf16, quantization_config
-from model.siglip_qwen.assembly import default_dtype
 from model.siglip_qwen.processor import Processor
 from visual.image_processor import load_image_processor
 

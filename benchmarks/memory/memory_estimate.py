@@ -33,7 +33,7 @@ COLUMNS = ("what", "GiB")
 
 
 def estimate_memory(size: Size, model: ModelConfig, train: TrainConfig) -> BenchmarkReport:
-    """Table of the memory of a training step on a packed row of `train.packing_length` tokens."""
+    """Table of the memory of a training step: a packed row, or with train.batching=padded a batch of the longest samples."""
     plain = dataclasses.replace(model, quantization="none")
     ours = build_ours(size, plain, build_processor(size, plain), dtype=torch.bfloat16, device=torch.device("meta"))
     adapted = configure_trainable(ours, plain, train.stages[-1].train)
@@ -46,7 +46,7 @@ def estimate_memory(size: Size, model: ModelConfig, train: TrainConfig) -> Bench
     total = sum(parts.values())
     facts = {
         "computed": "from shapes and settings; nothing was run",
-        "step": f"rows of {train.packing_length:,} tokens, all layers checkpointed, {train.optim}, language model in {model.quantization}",
+        "step": f"{_micro_batch(model, train)}, all layers checkpointed, {train.optim}, language model in {model.quantization}",
     }
     return BenchmarkReport(
         f"Memory of a training step, {size}",
@@ -88,21 +88,42 @@ def transient_bytes(model: VisionLanguageModel | PeftModel, settings: ModelConfi
     """Bytes that are allocated and freed within a step."""
     config = base_model(model).config
     text, vision = config.text_config, config.vision_config
-    tokens = train.packing_length
+    tokens = tokens_per_micro_batch(settings, train)
     adapters = sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" in name)
     largest = max(layer.weight.numel() for layer in base_model(model).model.language_model.layers.modules() if _is_frozen_linear(layer))
     logits_bytes = min(tokens * text.vocab_size * BYTES_PER_LOGIT, train.logits_memory_gib * 2**30)
     widest = vision.hidden_size * 4 + vision.intermediate_size * 2
     patches = (vision.image_size // vision.patch_size) ** 2
     return {
-        "adapters' copies in bf16": float(adapters * BF16_BYTES),
+        "adapters' copies in 16 bits": float(adapters * BF16_BYTES),
         "inputs of all layers": float(text.num_hidden_layers * tokens * text.hidden_size * BF16_BYTES),
         "activations of one layer": float(tokens * activation_bytes_per_token(text, settings)),
         "a layer's gradients, twice its widest part in fp32": float(2 * tokens * text.intermediate_size * FP32_BYTES),
-        "a matrix unpacked to bf16": float(largest * BF16_BYTES) if settings.quantization != "none" else 0.0,
+        "a matrix unpacked to 16 bits": float(largest * BF16_BYTES) if settings.quantization != "none" else 0.0,
+        **_attention_scores(text, settings, train),
         "scores over the vocabulary, at most": float(logits_bytes),
         "vision encoder at work": float(COMPILED_BATCH_SIZE * patches * widest * BF16_BYTES),
     }
+
+
+def tokens_per_micro_batch(model: ModelConfig, train: TrainConfig) -> int:
+    """Tokens of the largest micro-batch."""
+    return train.per_device_train_batch_size * model.max_length if train.batching == "padded" else train.packing_length
+
+
+def _micro_batch(model: ModelConfig, train: TrainConfig) -> str:
+    if train.batching == "padded":
+        return f"{train.per_device_train_batch_size} samples of at most {model.max_length:,} tokens"
+    return f"rows of {train.packing_length:,} tokens"
+
+
+def _attention_scores(text: Any, settings: ModelConfig, train: TrainConfig) -> dict[str, float]:
+    """Scores, probabilities and a gradient of one layer in fp32, where no fused attention avoids them: in fp16, which stands for a
+    card before Ampere, with keys shared by several heads."""
+    if train.batching != "padded" or train.precision != "fp16":
+        return {}
+    scores = train.per_device_train_batch_size * text.num_attention_heads * settings.max_length**2
+    return {"attention scores of one layer, at most": float(3 * scores * FP32_BYTES)}
 
 
 def activation_bytes_per_token(text: Any, settings: ModelConfig) -> int:

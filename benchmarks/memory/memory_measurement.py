@@ -15,7 +15,7 @@ from benchmarks.memory.simulated_gpu.build_library import is_simulated
 from benchmarks.timing import free_memory, timed
 from benchmarks.training.train_step import Setup, choose_checkpointing, our_side, our_variant
 from errors import UsageError
-from model.siglip_qwen.assembly import default_dtype
+from model.kernels.autocast import frozen_dtype
 from model.siglip_qwen.config import ModelConfig
 from training.config import TrainConfig
 from training.out_of_memory import explain_out_of_memory
@@ -47,7 +47,7 @@ def measure(size: Size, model: ModelConfig, train: TrainConfig, device: torch.de
     )
     on_cuda = device.type == "cuda"
     with explain_out_of_memory("creating the weights"):
-        dtype = default_dtype(device) if setup.bf16 else torch.float32
+        dtype = frozen_dtype(device, setup.precision)
         load_in_4bit = model.quantization == "nf4"
         base = build_ours(size, plain, setup.processor, dtype=dtype, device=device, seed=train.seed, load_in_4bit=load_in_4bit)
         free_memory()

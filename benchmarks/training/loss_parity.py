@@ -18,7 +18,8 @@ from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from dataset.loading.samplers import SampleKey
 from errors import TesseraError, UsageError
-from model.siglip_qwen.assembly import build, default_dtype
+from model.kernels.autocast import frozen_dtype
+from model.siglip_qwen.assembly import build
 from training.config import Experiment
 from training.data_loading import TrainingData
 from training.optimization.lr_scheduler import cosine_with_warmup, num_warmup_steps
@@ -76,9 +77,9 @@ def measure(config: Experiment, steps: int, eval_steps: int) -> BenchmarkReport:
     if run_setup.validation is None:
         raise UsageError(f"{run_setup.store.folder}: there are no validation samples, on which both paths are compared")
     torch.manual_seed(config.train.seed)
-    dtype = default_dtype(run_setup.device) if run_setup.bf16 else torch.float32
+    dtype = frozen_dtype(run_setup.device, run_setup.precision)
     base = build(config.model, image_token_id=run_setup.processor.image_token_id, dtype=dtype, device=run_setup.device)
-    setup = Setup(config.model, config.train, run_setup.device, run_setup.bf16, run_setup.processor, (), run_setup.batching)
+    setup = Setup(config.model, config.train, run_setup.device, run_setup.precision, run_setup.processor, (), run_setup.batching)
     stock = stock_side(setup, base)
     ours, compile_choice = our_side(setup, base)
     copy_adapters(ours, stock)

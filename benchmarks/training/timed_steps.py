@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from benchmarks.timing import free_memory, timed
 from dataset.loading.image_transform import PixelReader
+from model.kernels.autocast import Precision, autocast
 from training.gradient_checkpointing import allocate_gradients
 from training.monitoring.throughput import peak_memory
 
@@ -25,7 +27,7 @@ class TrainedModel:
         mean_loss: computes the loss of a batch on the device.
         pixel_reader: normalises raw pixels.
         device: device of the model.
-        bf16: whether autocast to bf16 is on.
+        precision: of matrix products.
         max_grad_norm: norm to which gradients are clipped.
     """
 
@@ -34,18 +36,25 @@ class TrainedModel:
     mean_loss: Callable[[Batch], torch.Tensor]
     pixel_reader: PixelReader
     device: torch.device
-    bf16: bool
+    precision: Precision
     max_grad_norm: float
+
+    @cached_property
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales gradients in fp16; does nothing in other precisions."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     def step(self, *batches: Batch) -> torch.Tensor:
         """Optimizer step over micro-batches in host memory. Returns their mean loss before the update, on the device."""
         total = torch.zeros((), device=self.device)
         for batch in batches:
             loss = self.loss(batch) / len(batches)
-            loss.backward()
+            self.scaler.scale(loss).backward()
             total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self._trainable(), self.max_grad_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return total
 
@@ -61,7 +70,7 @@ class TrainedModel:
             key: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value for key, value in batch.items()
         }
         moved["pixel_values"] = self.pixel_reader.normalize(moved["pixel_values"])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with autocast(self.device, self.precision):
             return self.mean_loss(moved)
 
     def trainable_bytes(self) -> int:

@@ -25,9 +25,9 @@ from benchmarks.training.train_step_results import Result, SampleCounts, report
 from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.samplers import LengthGroupedBatching, PackedBatching
 from errors import TesseraError, UsageError
+from model.kernels.autocast import Precision, autocast_dtype, frozen_dtype
 from model.kernels.compile import compile_layers
 from model.lora import base_model, configure_trainable, peft_lora_config
-from model.siglip_qwen.assembly import default_dtype
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.modeling import VisionLanguageModel
@@ -38,15 +38,15 @@ from training.data_loading import Batching
 from training.gradient_checkpointing import CheckpointingPlan, Trial, configure_activation_checkpointing
 from training.monitoring.throughput import StepFlops, model_step_flops
 from training.optimization.optimizers import build_optimizer, optimizer_param_groups
+from training.optimization.precision import resolve_precision
 from training.out_of_memory import explain_out_of_memory
-from training.run_setup import use_bf16
 
 OURS, STOCK, MATMUL = "ours", "stock", "matrix product"
 STOCK_BATCH = 16
 """Batch size of the stock model where ours has packed rows, halved until it fits into memory."""
 NUM_PARITY_SAMPLES = 4
 """Samples on which losses and gradients are compared before the training; at most as many as fit into a row."""
-TOLERANCE = {"bf16": 2e-2, "fp32": 1e-5}
+TOLERANCE = {"bf16": 2e-2, "fp16": 2e-2, "fp32": 1e-5}
 """Largest accepted relative difference of losses or gradients."""
 
 
@@ -69,12 +69,12 @@ class Workload:
 
 @dataclass(frozen=True)
 class Setup:
-    """Settings and samples that both sides share. `bf16`: autocast to bf16; `batching`: batches of our side."""
+    """Settings and samples that both sides share. `precision`: of matrix products; `batching`: batches of our side."""
 
     model: ModelConfig
     train: TrainConfig
     device: torch.device
-    bf16: bool
+    precision: Precision
     processor: Processor
     examples: Sequence[Example]
     batching: Batching
@@ -101,9 +101,9 @@ class Setup:
         check_step_settings(train, device, False)
         if "lora" not in train.stages[-1].train or model.lora is None:
             raise UsageError("train.stages: the last stage is measured and must train lora, as the stock model does")
-        bf16, processor = use_bf16(train, device), build_processor(size, model)
+        precision, processor = resolve_precision(train, device), build_processor(size, model)
         examples = demo_samples(processor, samples) if size == "tiny" else reference_samples(processor, samples)
-        batching = Batching.of(train, device)
+        batching = Batching.of(train, device, precision)
         if drop_long_samples:
             examples = [example for example in examples if len(example.encoded) <= train.packing_length]
         if not examples:
@@ -111,19 +111,14 @@ class Setup:
         longest = max(len(example.encoded) for example in examples)
         if batching.packed and longest > train.packing_length:
             raise UsageError(f"train.packing_length: {train.packing_length} is less than the longest sample of {longest} tokens")
-        return cls(model, train, device, bf16, processor, examples, batching)
-
-    @property
-    def precision(self) -> str:
-        """Precision of the matrix products."""
-        return "bf16" if self.bf16 else "fp32"
+        return cls(model, train, device, precision, processor, examples, batching)
 
     def trained(self, model: PeftModel, mean_loss: Callable[[Batch], torch.Tensor]) -> TrainedModel:
         """A model with the optimizer of train.py."""
         model.train()
         groups = optimizer_param_groups(model, self.train.stages[-1], self.train)
         optimizer = build_optimizer(self.train, groups, self.device)
-        return TrainedModel(model, optimizer, mean_loss, self.processor.pixel_reader, self.device, self.bf16, self.train.max_grad_norm)
+        return TrainedModel(model, optimizer, mean_loss, self.processor.pixel_reader, self.device, self.precision, self.train.max_grad_norm)
 
     def pin_batches(self, batches: Sequence[Batch]) -> list[Batch]:
         """Batches in host memory, pinned if the device is a CUDA device."""
@@ -150,7 +145,7 @@ def measure(size: Size, model: ModelConfig, train: TrainConfig, workload: Worklo
         check_comparable(model)
     setup = Setup.of(size, model, train, workload.samples, device)
     with explain_out_of_memory("creating the weights"):
-        dtype = default_dtype(device) if setup.bf16 else torch.float32
+        dtype = frozen_dtype(device, setup.precision)
         base = build_ours(size, model, setup.processor, dtype=dtype, device=device, seed=train.seed)
     stock = stock_side(setup, base) if workload.against_stock else None
     ours, compile_choice = our_side(setup, base)
@@ -264,7 +259,7 @@ def _check_parity(setup: Setup, ours: TrainedModel, stock: TrainedModel) -> Grad
     """Compare losses and gradients on the same samples, each side in its own layout.
 
     Raises:
-        TesseraError: the loss (in fp32 also the gradient of any weight) differs by more than `TOLERANCE`. In bf16 gradients are not
+        TesseraError: the loss (in fp32 also the gradient of any weight) differs by more than `TOLERANCE`. In 16 bits gradients are not
             checked, since their rounding noise grows with the depth.
     """
     samples_per_row = setup.batching.packing_length // max(len(example.encoded) for example in setup.examples)
@@ -272,7 +267,7 @@ def _check_parity(setup: Setup, ours: TrainedModel, stock: TrainedModel) -> Grad
     # Without checkpointing, the logits of a few long samples may not fit into memory.
     _checkpointing_mode(stock, setup.device.type == "cuda")()
     parity = compare(ours, stock, setup.batching.collator(setup.processor)(parity_samples), PaddedCollator(_pad_id(setup))(parity_samples))
-    difference = parity.loss_off if setup.bf16 else max(parity.loss_off, parity.worst_off)
+    difference = parity.loss_off if setup.precision != "fp32" else max(parity.loss_off, parity.worst_off)
     if not difference <= TOLERANCE[setup.precision]:
         raise TesseraError(
             f"the models differ: on the same samples our loss is {parity.ours:.6f}, the stock model's {parity.stock:.6f} ({parity})"
@@ -329,7 +324,7 @@ def _checkpointing_mode(stock: TrainedModel, checkpointing: bool) -> Callable[[]
 
 def _time_matmul(setup: Setup, tflops: list[float]) -> float:
     """Append the TFLOP/s of a matrix product to `tflops`. Runs as one of the interleaved blocks; its return value is unused."""
-    tflops.append(matmul_tflops(setup.device, torch.bfloat16 if setup.bf16 else torch.float32))
+    tflops.append(matmul_tflops(setup.device, autocast_dtype(setup.precision)))
     return 0.0
 
 

@@ -12,6 +12,26 @@ import torch
 
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 
+UNREADABLE_IMAGES = "unreadable_images"
+"""Key of a batch with its unreadable images, for the trainer to count; no input of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableImage:
+    """An image that can no longer be read, and what became of the sample that has it.
+
+    Args:
+        path: Image file.
+        error: One sentence that names the file.
+        sample_id: Sample that has the image.
+        replaced_by: Sample that takes its place; None when the place stays empty: a blank image and no supervised token.
+    """
+
+    path: str
+    error: str
+    sample_id: str
+    replaced_by: str | None
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -22,12 +42,14 @@ class Example:
         encoded: Token ids and labels.
         images: Raw pixels [N, 3, H, W] from `PixelReader.read`, or cached vision features.
         image_input_name: Name of the model input that `images` is passed as; equal in all examples of a batch.
+        unreadable_images: Images of other samples that this one stands in for.
     """
 
     sample_id: str
     encoded: EncodedSample
     images: torch.Tensor
     image_input_name: str = "pixel_values"
+    unreadable_images: tuple[UnreadableImage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,8 +116,10 @@ class PackedCollator:
 
 
 def _images(examples: Sequence[Example]) -> dict[str, Any]:
-    """Images of all examples in order, [N, ...], and the sample ids for error messages."""
+    """Images of all examples in order, [N, ...], the sample ids for error messages, and the unreadable images if there are any."""
+    unreadable = [image for example in examples for image in example.unreadable_images]
     return {
         examples[0].image_input_name: torch.cat([example.images for example in examples]),
         "sample_ids": [example.sample_id for example in examples],
+        **({UNREADABLE_IMAGES: unreadable} if unreadable else {}),
     }

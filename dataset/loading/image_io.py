@@ -2,16 +2,23 @@
 
 import io
 import struct
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from dataset.record_validation import DropReason
 from errors import TesseraError
+
+T = TypeVar("T")
+
+RETRY_SECONDS = (0.1, 0.5, 2.0)
+"""Waiting times before an image is read once more: network file systems lose a file for moments."""
 
 MAX_PIXELS = 100_000_000
 """Default pixel limit: larger images are rejected before they are decoded."""
@@ -127,6 +134,16 @@ def read_image_file(path: Path) -> bytes:
         raise ImageError(DropReason.MISSING_FILE, f"{path}: there is no such file") from error
     except (OSError, ValueError) as error:
         raise ImageError(DropReason.MISSING_FILE, f"{path}: cannot be read ({_describe_error(error)})") from error
+
+
+def read_with_retries(read: Callable[[], T]) -> T:
+    """What `read` returns, called again after each of RETRY_SECONDS while it raises ImageError. Raises the last ImageError."""
+    for seconds in RETRY_SECONDS:
+        try:
+            return read()
+        except ImageError:
+            time.sleep(seconds)
+    return read()
 
 
 @contextmanager

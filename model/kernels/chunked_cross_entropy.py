@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 BYTES_PER_LOGIT = 14
-"""Peak memory per logit, reached in the backward pass: log-probability and two gradients in fp32 (12 bytes), and the gradient
-in bf16 that enters the backward pass of `lm_head` (2 bytes)."""
+"""Peak memory per logit, reached in the backward pass: log-probability and two gradients in fp32 (12 bytes), and the 16-bit gradient
+that enters the backward pass of `lm_head` (2 bytes)."""
 
 
 def positions_per_chunk(memory_gib: float, vocab_size: int) -> int:

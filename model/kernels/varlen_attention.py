@@ -1,7 +1,7 @@
 """Causal attention for packed rows: several samples are concatenated in one row, and none attends to another.
 
-On CUDA in fp16 or bf16, torch's variable-length attention (FlashAttention-2, arXiv:2307.08691) takes the borders of the samples
-(`cu_seqlens`). Elsewhere transformers' sdpa builds a block-diagonal mask from position_ids that restart.
+On CUDA from the Ampere generation on, in fp16 or bf16, torch's variable-length attention (FlashAttention-2, arXiv:2307.08691)
+takes the borders of the samples (`cu_seqlens`). Elsewhere transformers' sdpa builds a block-diagonal mask from position_ids that restart.
 
 Shapes: B batch, T query tokens per row, L key tokens per row (T, or the KV cache and T), H query heads, G key-value heads,
 E head size, D hidden size.
@@ -19,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from model.kernels.autocast import matmul_dtype
+from model.kernels.device_capability import device_capability
 
 varlen_attn: Any
 try:
@@ -72,8 +73,8 @@ def packed_attention_kwargs(
 
 
 def can_use_varlen(embeddings: torch.Tensor) -> bool:
-    """True if torch has variable-length attention for the device of `embeddings` (compute capability 8.0) and attention's dtype."""
-    if varlen_attn is None or not embeddings.is_cuda or torch.cuda.get_device_capability(embeddings.device) < (8, 0):
+    """True if torch has variable-length attention for the device of `embeddings` and for attention's dtype."""
+    if varlen_attn is None or not device_capability(embeddings.device).varlen_attention:
         return False
     return matmul_dtype(embeddings) in (torch.float16, torch.bfloat16)
 

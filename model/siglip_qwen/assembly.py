@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from errors import UsageError, loading
+from model.kernels.device_capability import default_dtype
 from model.quantization import disable_avx512bf16, quantization_config
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.connector import Connector, num_image_tokens
@@ -41,11 +42,6 @@ def language_config(name: str) -> PreTrainedConfig:
     if config.model_type not in LANGUAGE_FAMILIES:
         raise UsageError(f"model.language: {name} is a {config.model_type} model; a dense causal Qwen 2, 2.5 or 3 is expected")
     return config
-
-
-def default_dtype(device: torch.device | str) -> torch.dtype:
-    """Dtype of frozen weights: bf16 on CUDA, fp32 elsewhere."""
-    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
 
 
 def build(
@@ -84,6 +80,17 @@ def build(
     model.model.multi_modal_projector.initialize(config.connector.init, config.connector.init_std)
     model.model.multi_modal_projector.to(device)
     return model
+
+
+def build_without_weights(config: ModelConfig, image_token_id: int) -> VisionLanguageModel:
+    """The model on the meta device, from the configs of the pre-trained models: shapes without weights, unquantised.
+
+    Raises UsageError as `build` does for settings.
+    """
+    tokens_per_image(config)
+    with torch.device("meta"):
+        tower = siglip.VisionTower._from_config(siglip.vision_config(config.vision))
+        return assemble(config, tower, AutoModelForCausalLM.from_config(language_config(config.language)), image_token_id)
 
 
 def load_encoder(config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str) -> siglip.VisionEncoder:

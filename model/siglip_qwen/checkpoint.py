@@ -23,10 +23,11 @@ from transformers import AutoModelForCausalLM
 
 from atomic_io import write_json
 from errors import UsageError, loading
+from model.kernels.device_capability import default_dtype
 from model.lora import base_model, configure_trainable, trained_state_dict
 from model.param_groups import ParamGroup, set_trainable
 from model.quantization import Quantization, disable_avx512bf16, quantization_config
-from model.siglip_qwen.assembly import build, default_dtype
+from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 

@@ -64,12 +64,16 @@ class ClipEncoder:
 def fingerprint(scorer: ClipScorer) -> str:
     """A hash of the weights and the image preprocessing, as 16 hexadecimal digits.
 
-    Weights are hashed as bf16, so that a model loaded in bf16 on a GPU has the same fingerprint as in fp32 on a CPU.
+    Weights are hashed as bf16, so that a model loaded in bf16 on a GPU has the same fingerprint as in fp32 on a CPU. One that was
+    loaded in fp16 is read again: fp16 has rounded away other bits.
     """
+    model = scorer.model
+    if model.dtype == torch.float16:
+        model = type(model).from_pretrained(model.name_or_path, dtype=torch.bfloat16)
     digest = hashlib.blake2b(digest_size=8)
     settings = scorer.image_processor.to_dict()
     digest.update(json.dumps({key: _normalise_setting(settings.get(key)) for key in _IMAGE_PROCESSOR_KEYS}, sort_keys=True).encode())
-    for name, weight in sorted(scorer.model.state_dict().items()):
+    for name, weight in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()

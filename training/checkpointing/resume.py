@@ -22,6 +22,7 @@ RUN_STATE_FILE = "run_state.json"
 CHANGEABLE_KEYS = frozenset(
     f"train.{key}"
     for key in (
+        "max_unreadable_images",
         *("logging_steps", "eval_steps", "eval_samples", "save_steps", "save_total_limit", "early_stopping_patience"),
         *("dataloader_num_workers", "num_logged_predictions", "gradient_checkpointing", "torch_compile", "logits_memory_gib"),
         "report_to",
@@ -93,7 +94,7 @@ def settings(config: Experiment, samples: Path, num_processes: int, packed: bool
         samples: The samples.parquet to train on; its SHA-256 is part of the settings.
         num_processes: World size.
         packed: Whether batches are packed, after `auto` is resolved.
-        precision: bf16 or fp32, after `auto` is resolved.
+        precision: bf16, fp16 or fp32, after `auto` is resolved.
     """
     return {**config_settings(config), **machine_settings(num_processes, packed, precision), **data_settings(samples)}
 

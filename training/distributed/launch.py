@@ -60,3 +60,11 @@ def unused_gpus(state: PartialState) -> str | None:
         f"one process trains on one GPU: {state.device} of {visible} visible ones; to use all, "
         f"accelerate launch --config_file configs/accelerate/multi_gpu.yaml --num_processes {visible} train.py"
     )
+
+
+def sharding_library() -> str | None:
+    """FSDP or DeepSpeed when the launcher is set to one of them (ZeRO-2 included), else None."""
+    for variable, name in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if str_to_bool(os.environ.get(variable, "false")):
+            return name
+    return None

@@ -6,6 +6,7 @@ run resumes where it stopped.
 Shapes: N images, P patches, D hidden size of the vision encoder.
 """
 
+import contextlib
 import dataclasses
 import gc
 import hashlib
@@ -14,25 +15,32 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
+from PIL import Image
 
-from dataset.loading.image_io import MAX_PIXELS, ImageError, open_image, read_image_file
+from dataset.loading.image_io import MAX_PIXELS, ImageError, open_image, read_image_file, read_with_retries
 from dataset.loading.sample_store import ImageRow
 from errors import TesseraError, UsageError
 from model.hub.download import format_bytes
-from model.siglip_qwen.assembly import default_dtype, load_encoder
+from model.kernels.autocast import autocast, frozen_dtype
+from model.siglip_qwen.assembly import load_encoder
 from process_group import main_process_only
 from progress import Progress
 from training.data_loading import CachedFeatures, TrainingData
 from training.feature_cache.feature_store import FeatureCache
 from training.out_of_memory import explain_out_of_memory
 from training.run_setup import RunSetup, num_loader_workers
+from training.unreadable_images import UnreadableLimit
 
 CACHE_VERSION = 1
 """Incremented when the file format or the image preprocessing changes, so that older features are not used."""
+
+PRECISION_KEYS = {"bf16": True, "fp32": False, "fp16": "fp16"}
+"""What the precision is called in the key of the cache: first there was only the question whether it is bf16."""
 
 IMAGES_PER_BATCH = 32
 """Images in a batch of the vision encoder."""
@@ -50,12 +58,14 @@ class ImageFile:
 def with_cached_features(run_setup: RunSetup) -> RunSetup:
     """The setup with cached features of all images of the training and validation samples; computes those that are missing.
 
-    Raises UsageError when there is not enough disk space, TesseraError when an image cannot be read.
+    Images that cannot be read get no features. Raises UsageError when there is not enough disk space, TesseraError when more than
+    train.max_unreadable_images cannot be read.
     """
     images = _images(run_setup)
     extractor = _FeatureExtractor(run_setup, {image.digest: image for image in images.values()})
     with explain_out_of_memory("computing features"), main_process_only(run_setup.partial_state.is_main_process):
         extractor.build()
+    extractor.report_unreadable(UnreadableLimit(run_setup.config.train.max_unreadable_images, len(images)))
     cached_features = CachedFeatures(extractor.cache, {image_id: image.digest for image_id, image in images.items()})
     del extractor
     gc.collect()
@@ -63,20 +73,25 @@ def with_cached_features(run_setup: RunSetup) -> RunSetup:
         torch.cuda.empty_cache()
     validation = run_setup.validation
     if validation is not None:
-        validation = TrainingData(validation.store, validation.lengths, validation.processor, validation.seed, features=cached_features)
+        validation = TrainingData(
+            validation.store, validation.lengths, validation.processor, validation.seed, features=cached_features, replace_unreadable=False
+        )
     return dataclasses.replace(run_setup, features=cached_features, validation=validation)
 
 
 class _FeatureExtractor:
-    """Holds the vision encoder while features are computed. images: by digest."""
+    """Holds the vision encoder while features are computed. images: by digest; unreadable: errors of those that failed, by digest."""
 
     def __init__(self, run_setup: RunSetup, images: dict[str, ImageFile]):
         self.run_setup, self.images = run_setup, images
+        self.unreadable: dict[str, str] = {}
         model = run_setup.config.model
-        dtype = default_dtype(run_setup.device) if run_setup.bf16 else torch.float32
+        dtype = frozen_dtype(run_setup.device, run_setup.precision)
         self.encoder = load_encoder(model, dtype=dtype, device=run_setup.device)
         pixels = run_setup.processor.image_processor.to_dict()
-        cache_key_parts = json.dumps([CACHE_VERSION, self.encoder.digest(), pixels, run_setup.bf16], sort_keys=True, default=str)
+        cache_key_parts = json.dumps(
+            [CACHE_VERSION, self.encoder.digest(), pixels, PRECISION_KEYS[run_setup.precision]], sort_keys=True, default=str
+        )
         key = hashlib.sha256(cache_key_parts.encode()).hexdigest()[:16]
         self.cache = FeatureCache(run_setup.store.folder / "cache" / "features" / key, self.encoder.shape)
 
@@ -86,7 +101,7 @@ class _FeatureExtractor:
         cache.folder.mkdir(parents=True, exist_ok=True)
         cache.remove_partial_files()
         cache.refresh()
-        missing = cache.missing(wanted)
+        missing = self._missing(wanted)
         self._report_disk_usage(len(missing))
         if not missing:
             return
@@ -96,52 +111,73 @@ class _FeatureExtractor:
         with Progress("computing features", len(missing), "images") as progress:
             for shard in shards:
                 self._complete_shard(shard, False, progress)
-            if any(cache.missing(shard) for shard in shards):
+            if any(self._missing(shard) for shard in shards):
                 self.run_setup.print_once("waiting for other processes, which compute the rest")
             for shard in shards:
                 self._complete_shard(shard, True, progress)
 
+    def _missing(self, digests: Sequence[str]) -> list[str]:
+        """Images without features that were not found unreadable."""
+        return [digest for digest in self.cache.missing(digests) if digest not in self.unreadable]
+
+    def report_unreadable(self, limit: UnreadableLimit) -> None:
+        """Name the images that have no features. Raises TesseraError when they are too many; equal on all ranks, which share the cache."""
+        for error in self.unreadable.values():
+            self.run_setup.print_once(f"no features: {error}")
+        if self.unreadable:
+            limit.check(len(self.unreadable), next(reversed(self.unreadable.values())))
+
     def _complete_shard(self, shard: Sequence[str], wait: bool, progress: Progress) -> None:
         """Compute a shard's missing features. When another process has locked it, skip it or, with `wait`, wait for the lock."""
-        before = len(self.cache.missing(shard))
+        before = len(self._missing(shard))
         if not before:
             return
         with self.cache.lock_shard(shard, wait) as acquired:
             self.cache.refresh()
-            missing = self.cache.missing(shard)
+            missing = self._missing(shard)
             progress.update(before - len(missing))
             if acquired and missing:
-                self.cache.write(shard, missing, self._compute(missing, progress))
+                computed, features = self._compute(missing, progress)
+                if computed:
+                    self.cache.write(shard, computed, features)
 
-    def _compute(self, digests: Sequence[str], progress: Progress) -> torch.Tensor:
-        """Features bf16 [N, P, D] on the host."""
+    def _compute(self, digests: Sequence[str], progress: Progress) -> tuple[list[str], torch.Tensor]:
+        """The images that could be read, and their features bf16 [N, P, D] on the host."""
         device, reader = self.run_setup.device, self.run_setup.processor.pixel_reader
         features = torch.empty(len(digests), *self.encoder.shape, dtype=torch.bfloat16)
-        done = 0
-        for raw in self._raw_pixels(digests):
+        done, computed = 0, list[str]()
+        for batch in self._raw_pixels(digests):
+            progress.update(len(batch))
+            readable = {digest: pixels for digest, pixels in batch if pixels is not None}
+            if not readable:
+                continue
+            raw = torch.cat(list(readable.values()))
             pixels = reader.normalize(raw.to(device))
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.run_setup.bf16):
+            with autocast(device, self.run_setup.precision):
                 features[done : done + len(raw)] = self.encoder(pixels).to("cpu", torch.bfloat16)
             done += len(raw)
-            progress.update(len(raw))
-        return features
+            computed += readable
+        return computed, features[:done]
 
-    def _raw_pixels(self, digests: Sequence[str]) -> Iterator[torch.Tensor]:
-        """Pixels of up to IMAGES_PER_BATCH images at a time, read ahead in threads: decoding and resizing release the GIL."""
+    def _raw_pixels(self, digests: Sequence[str]) -> Iterator[list[tuple[str, torch.Tensor | None]]]:
+        """Digest and pixels (None: unreadable) of up to IMAGES_PER_BATCH images at a time, read ahead in threads: decoding and resizing
+        release the GIL."""
         with ThreadPoolExecutor(max(1, num_loader_workers(self.run_setup.config.train))) as pool:
             opened = pool.map(self._open, digests)
             while batch := list(islice(opened, IMAGES_PER_BATCH)):
-                yield torch.cat(batch)
+                yield batch
 
-    def _open(self, digest: str) -> torch.Tensor:
+    def _open(self, digest: str) -> tuple[str, torch.Tensor | None]:
+        """Raises TesseraError when the file is not the one that was preprocessed."""
         image = self.images[digest]
-        data = read_image_file(image.path)
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise TesseraError(f"{image.path}: differs from the preprocessed image; run python tools/preprocess.py again")
         try:
-            return self.run_setup.processor.pixel_reader.read([open_image(data, image.max_pixels)])
+            opened, read_digest = read_with_retries(partial(_open_and_hash, image))
         except ImageError as error:
-            raise TesseraError(f"{image.path}: {error}") from error
+            self.unreadable[digest] = str(error)
+            return digest, None
+        if read_digest != digest:
+            raise TesseraError(f"{image.path}: differs from the preprocessed image; run python tools/preprocess.py again")
+        return digest, self.run_setup.processor.pixel_reader.read([opened])
 
     def _report_disk_usage(self, missing: int) -> None:
         """Print what is cached and the disk space of the rest. Raises UsageError when there is not enough."""
@@ -160,18 +196,19 @@ class _FeatureExtractor:
             print_once(f"they need {format_bytes(needed)} of disk space; {format_bytes(free)} are free")
 
 
+def _open_and_hash(image: ImageFile) -> tuple[Image.Image, str]:
+    """The decoded image and the SHA-256 of its file. Raises ImageError naming the file."""
+    data = read_image_file(image.path)
+    try:
+        return open_image(data, image.max_pixels), hashlib.sha256(data).hexdigest()
+    except ImageError as error:
+        raise ImageError(error.reason, f"{image.path}: {error}") from error
+
+
 def _images(run_setup: RunSetup) -> dict[int, ImageFile]:
     """The images of all training and validation samples, by image_id."""
     store = run_setup.store
-    lengths = [run_setup.lengths, *([run_setup.validation.lengths] if run_setup.validation is not None else [])]
-    image_ids = store.column("image_ids")
-    needed = {
-        image_id
-        for split_lengths in lengths
-        for conversation in split_lengths.conversations
-        for member in conversation
-        for image_id in image_ids[member.row]
-    }
+    needed = run_setup.used_images()
     merged_at = (store.folder / "images.parquet").stat().st_mtime_ns
     return {row.image_id: _image(row, merged_at) for row in store.images() if row.image_id in needed}
 
@@ -179,9 +216,8 @@ def _images(run_setup: RunSetup) -> dict[int, ImageFile]:
 def _image(row: ImageRow, merged_at: int) -> ImageFile:
     """The file of an image; it is hashed again when it was modified after preprocessing."""
     digest = row.sha256
-    try:
+    # A file that is gone keeps the digest of the merge: its features may be there already.
+    with contextlib.suppress(OSError, ImageError):
         if row.path.stat().st_mtime_ns > merged_at:
             digest = hashlib.sha256(read_image_file(row.path)).hexdigest()
-    except OSError as error:
-        raise TesseraError(f"{row.path}: cannot be read ({error.strerror})") from error
     return ImageFile(row.path, digest, max(MAX_PIXELS, row.width * row.height))

@@ -14,7 +14,8 @@ def status_line(row: Row, total: int, times: str) -> str:
     """Status line of a log step or an evaluation. total: optimizer steps of all stages; times: time gone and left, in words."""
     head = f"step {row['step']:,}/{total:,} {row['stage']}"
     if "eval_loss" in row:
-        return f"{head} | validation loss {row['eval_loss']:.4f} over {row['eval_tokens']:,} tokens"
+        left_out = f", {row['eval_left_out']} samples left out" if row.get("eval_left_out") else ""
+        return f"{head} | validation loss {row['eval_loss']:.4f} over {row['eval_tokens']:,} tokens{left_out}"
     rates = " ".join(f"{key.split('/')[1]} {row[key]:.2e}" for key in row if key.startswith("learning_rate/"))
     parts = [
         head,
@@ -26,6 +27,10 @@ def status_line(row: Row, total: int, times: str) -> str:
         f"peak {row['peak_memory_gib']:.2f} GiB",
         f"data wait {row['data_wait']:.0%}",
     ]
+    if "loss_scale" in row:
+        parts.append(f"loss scale {row['loss_scale']:,.6g}, {row['skipped_steps']} skipped")
+    if "unreadable_images" in row:
+        parts.append(f"unreadable images {row['unreadable_images']}")
     if "tflops" in row:
         parts.append(f"{row['tflops']:.0f} TFLOP/s, MFU {row['mfu']:.1%}")
     return " | ".join([*parts, times])

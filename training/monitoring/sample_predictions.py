@@ -1,13 +1,15 @@
 """The model's greedy answers to a few validation samples, for visual inspection."""
 
 import numpy as np
-import torch
+from PIL import Image
 from torch import nn
 
 from answering.protocol import Decoding, Request
 from answering.systems.siglip_qwen import CheckpointAnswerer
+from dataset.loading.image_io import ImageError
 from dataset.loading.sample_store import SampleStore
 from dataset.sample import IMAGE_PLACEHOLDER, Sample
+from model.kernels.autocast import Precision, autocast
 from model.siglip_qwen.processor import Processor
 from training.data_loading import TrainingData
 from training.monitoring.prediction_panels import Panel
@@ -22,7 +24,7 @@ def select_samples(data: TrainingData, count: int) -> list[Sample]:
     return [data.sample(int(index)) for index in indices] if count else []
 
 
-def generate_panels(model: nn.Module, processor: Processor, store: SampleStore, samples: list[Sample], bf16: bool) -> list[Panel]:
+def generate_panels(model: nn.Module, processor: Processor, store: SampleStore, samples: list[Sample], precision: Precision) -> list[Panel]:
     """A panel for each sample: its first target next to the model's greedy answer.
 
     Args:
@@ -30,24 +32,32 @@ def generate_panels(model: nn.Module, processor: Processor, store: SampleStore, 
         processor: Tokenizer and image processor of the model.
         store: Holds the samples' images.
         samples: What `select_samples` returned.
-        bf16: Generate under bf16 autocast, as in training.
+        precision: Generate under its autocast, as in training.
     """
     requests = [
         Request(sample.sample_id, tuple(store.image(i).path for i in sample.image_ids), sample.messages, sample.task, sample.language)
         for sample in samples
     ]
     answerer = CheckpointAnswerer(model, processor)
-    with torch.autocast(answerer.device.type, torch.bfloat16, enabled=bf16):
+    with autocast(answerer.device, precision):
         answers = answerer.answer(requests, Decoding(num_candidates=1, strategy="greedy", max_new_tokens=ANSWER_TOKENS))
     return [
         Panel(
-            images=[store.load_image(i) for i in sample.image_ids],
+            images=_images(store, sample),
             question=_question(sample),
             reference=sample.targets[0],
             answer=(answer.first.text or "(empty)") if answer.error is None else f"(error: {answer.error})",
         )
         for sample, answer in zip(samples, answers, strict=True)
     ]
+
+
+def _images(store: SampleStore, sample: Sample) -> list[Image.Image]:
+    """The images of a sample; none when one cannot be read, which its answer then says."""
+    try:
+        return [store.load_image(i) for i in sample.image_ids]
+    except ImageError:
+        return []
 
 
 def _question(sample: Sample) -> str:

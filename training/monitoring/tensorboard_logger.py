@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 from training.monitoring.metrics_history import Row
 from training.monitoring.prediction_panels import Panel, render_panel
 
-TAGS = {"loss": "loss/training", "eval_loss": "loss/validation", "grad_norm": "training/grad_norm"}
+TAGS = {"loss": "loss/training", "eval_loss": "loss/validation", "grad_norm": "training/grad_norm", "loss_scale": "training/loss_scale"}
 """TensorBoard tag of each metric. Metrics that are not listed go under speed/; learning rates keep their learning_rate/ prefix."""
 
 
@@ -33,7 +33,7 @@ class TensorBoardLogger:
 
     def log_row(self, row: Row, *_args: Any) -> None:
         for key, value in row.items():
-            if key not in ("step", "stage", "eval_tokens"):
+            if key not in ("step", "stage", "eval_tokens", "eval_left_out"):
                 tag = key if key.startswith("learning_rate/") else TAGS.get(key, f"speed/{key}")
                 self._writer.add_scalar(tag, value, int(row["step"]))
 

@@ -42,8 +42,15 @@ PEAK_TFLOPS = (
     ("RTX 5090", 209.5),
     ("RTX 4090", 165.2),
     ("RTX 3090", 71.0),
+    ("V100 SXM2", 125.0),
+    ("V100 PCIE", 112.0),
+    ("T4", 65.0),
+    ("Quadro RTX 6000", 130.5),
+    ("Quadro RTX 8000", 130.5),
+    ("RTX 2080 Ti", 53.8),
 )
-"""Peak dense bf16 TFLOP/s (fp32 accumulation) from vendor data sheets, by whole words of the device name; the first match counts."""
+"""Peak dense 16-bit TFLOP/s (fp32 accumulation) from vendor data sheets, by whole words of the device name; the first match counts.
+Cards before Ampere (the last six) reach it in fp16, all others in bf16 and fp16."""
 
 SLOWER_VARIANTS = ("Laptop", "MIG", "D")
 """Words in a device name that mark a slower variant or a slice of a GPU, whose peak is not in the table."""
@@ -53,7 +60,7 @@ FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 2, 2, 2
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """Peak dense bf16 TFLOP/s of a device, None when it is not in the table."""
+    """Peak dense 16-bit TFLOP/s of a device, None when it is not in the table."""
     words = f" {re.sub(r'[^A-Za-z0-9]+', ' ', device_name)} "
     if any(f" {word} " in words for word in SLOWER_VARIANTS):
         return None
@@ -199,7 +206,7 @@ class ThroughputMeter:
             self._tokens += int(batch["attention_mask"].sum())
         else:
             # A packed row: its last sample ends with a supervised token; padding follows.
-            self._tokens += int(supervised[0].nonzero()[-1]) + 1
+            self._tokens += int(supervised[0].nonzero()[-1]) + 1 if supervised.any() else 0
         self._supervised_tokens += int(supervised.sum())
         self._images += len(batch["image_features"] if "image_features" in batch else batch["pixel_values"])
         self._samples += len(batch["sample_ids"])

@@ -21,10 +21,14 @@ def check_optimizer(train: TrainConfig, device: torch.device, sharded: bool) -> 
         raise UsageError(f"train.optim: {train.optim} does not work on sharded weights (FSDP, ZeRO-3); set train.optim=adamw")
 
 
-def build_optimizer(train: TrainConfig, groups: list[dict[str, Any]], device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer that train.optim names, over the parameter groups."""
+def build_optimizer(train: TrainConfig, groups: list[dict[str, Any]], device: torch.device, scaled: bool = False) -> torch.optim.Optimizer:
+    """The optimizer that train.optim names, over the parameter groups.
+
+    scaled: accelerate scales its gradients (fp16). The fused AdamW skips a step with infinite gradients inside its kernel, where
+    accelerate does not see it and lets the schedule advance.
+    """
     if train.optim == "adamw":
-        return torch.optim.AdamW(groups, fused=device.type == "cuda")
+        return torch.optim.AdamW(groups, fused=device.type == "cuda" and not scaled)
     if train.optim == "sgd":
         return torch.optim.SGD(groups)
     return PagedAdamW8bit(groups)

@@ -1,4 +1,4 @@
-"""bf16 autocast for pre-training on devices with bf16 matrix units: NVIDIA GPUs, and CPUs with AMX.
+"""bf16 autocast for pre-training on devices with bf16 matrix units: NVIDIA GPUs from Ampere on, and CPUs with AMX.
 
 Shapes: B batch, T tokens.
 """
@@ -14,6 +14,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from model.kernels.device_capability import device_capability
+
 _ATTENTION = "tessera_fp32"
 """Name under which the fp32 attention is registered with transformers."""
 
@@ -21,7 +23,7 @@ _ATTENTION = "tessera_fp32"
 def has_bf16_matmul(device: torch.device) -> bool:
     """Whether the device multiplies matrices much faster in bf16 than in fp32."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return device_capability(device).bf16
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16"))
 

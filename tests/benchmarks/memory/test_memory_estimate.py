@@ -35,6 +35,15 @@ def test_qlora_in_rows_of_1024_meets_its_target(size: Any, target: float) -> Non
     assert plain["language model's layers"] == pytest.approx(2 / 0.516 * estimated["language model's layers"], rel=0.001)
 
 
+def test_the_recipe_for_a_t4_fits_into_half_of_it() -> None:
+    config = configuration.load(configuration.DEFAULT.parent / "siglip_qwen3_1.7b_t4.yaml")
+    report = estimate_memory("1.7b", config.model, config.train)
+    assert report.facts["step"].startswith("8 samples of at most 512 tokens, all layers checkpointed")
+    estimated = report.measured["bytes"]
+    assert estimated["attention scores of one layer, at most"] == 3 * 4 * 8 * 16 * 512**2
+    assert 0.4 * 15 < estimated["in all"] / 2**30 < 0.5 * 15
+
+
 @pytest.fixture
 def settings(parts: Path) -> ModelConfig:
     lora = LoraConfig(r=16, lora_alpha=8, lora_dropout=0.1)

@@ -29,7 +29,7 @@ def compare_sides() -> Callable[..., GradientParity]:
         setup = Setup.of("tiny", MODEL, TrainConfig(stages=(stage,), per_device_train_batch_size=6, **train), 6, CPU)
         base = build_ours("tiny", MODEL, setup.processor, dtype=torch.float32, device=CPU)
         plain = stock_side(setup, base)
-        sides = {"stock": plain, "stock in fp32": dataclasses.replace(plain, bf16=False), "ours": our_side(setup, base)[0]}
+        sides = {"stock": plain, "stock in fp32": dataclasses.replace(plain, precision="fp32"), "ours": our_side(setup, base)[0]}
         copy_adapters(sides["ours"], plain)
         model = sides[ours].model
         before = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}

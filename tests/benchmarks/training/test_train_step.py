@@ -108,7 +108,9 @@ def test_trainable_bytes_are_trained_weights_and_their_moments(processor: Proces
     model = torch.nn.Linear(10, 20)
     model.bias.requires_grad_(False)
     optim = torch.optim.AdamW([model.weight])
-    side = TrainedModel(model, optim, lambda batch: model(batch["x"]).sum(), processor.pixel_reader, CPU, bf16=False, max_grad_norm=1.0)
+    side = TrainedModel(
+        model, optim, lambda batch: model(batch["x"]).sum(), processor.pixel_reader, CPU, precision="fp32", max_grad_norm=1.0
+    )
     assert side.trainable_bytes() == 4 * 200
     pixels = torch.zeros(1, 3, 96, 96, dtype=torch.uint8)
     side.step({"x": torch.ones(1, 10), "pixel_values": pixels})

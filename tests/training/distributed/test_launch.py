@@ -23,7 +23,9 @@ def test_another_world_size_than_launched_is_an_error(monkeypatch: pytest.Monkey
 def test_one_process_trains_on_one_of_several_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     stage = Stage(StageConfig(name="tune", train=("connector",)), 0, 0, 2)
-    arguments = training_arguments(TrainConfig(), stage, tmp_path, micro_batches=1, bf16=False, device=torch.device("cuda"), validate=False)
+    arguments = training_arguments(
+        TrainConfig(), stage, tmp_path, micro_batches=1, precision="fp32", device=torch.device("cuda"), validate=False
+    )
     # With more than one the Trainer would use nn.DataParallel.
     assert arguments.n_gpu == 1
 

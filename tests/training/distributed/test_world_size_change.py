@@ -32,7 +32,7 @@ def before(processes: int, accumulation: int, batch_size: int) -> dict[str, Any]
 
 def resumed(processes: int, settings: dict[str, Any], **train_settings: Any) -> Batching:
     config = TrainConfig(**train_settings)
-    return resumed_batching(Batching.of(config, CPU, processes), config, settings)
+    return resumed_batching(Batching.of(config, CPU, "fp32", processes), config, settings)
 
 
 def test_gradient_accumulation_is_adapted_to_the_number_of_processes() -> None:

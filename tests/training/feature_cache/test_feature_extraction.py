@@ -16,6 +16,8 @@ from PIL import Image
 from safetensors import safe_open
 
 import config as configuration
+from dataset.loading import image_io
+from dataset.loading.collators import UNREADABLE_IMAGES
 from errors import TesseraError, UsageError
 from model.siglip_qwen.assembly import load_encoder
 from model.siglip_qwen.modeling import VisionLanguageModel
@@ -33,7 +35,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     original = feature_extraction._FeatureExtractor._compute
 
-    def counting_compute(builder: Any, digests: Sequence[str], progress: Any) -> torch.Tensor:
+    def counting_compute(builder: Any, digests: Sequence[str], progress: Any) -> tuple[list[str], torch.Tensor]:
         counts.append(len(digests))
         return original(builder, digests, progress)
 
@@ -170,7 +172,10 @@ def test_an_image_that_differs_from_the_preprocessed_one_is_an_error(workspace: 
 
 
 @pytest.mark.parametrize("damage", ["missing", "broken"])
-def test_an_unreadable_image_is_named_in_the_error(workspace: Workspace, damage: str) -> None:
+def test_an_unreadable_image_gets_no_features_and_another_sample_takes_its_place(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], computed: list[int], damage: str
+) -> None:
+    monkeypatch.setattr(image_io, "RETRY_SECONDS", ())
     path = workspace()
     image = Path("data/toy/5.png")
     if damage == "missing":
@@ -179,8 +184,25 @@ def test_an_unreadable_image_is_named_in_the_error(workspace: Workspace, damage:
         image.write_bytes(image.read_bytes()[:200])
         later = Path("data/toy/images.parquet").stat().st_mtime_ns + 10**9
         os.utime(image, ns=(later, later))
-    with pytest.raises(TesseraError, match=r"5\.png"):
-        cached_setup(path)
+    run_setup = cached_setup(path)
+    assert computed == [7]
+    assert "no features: data/toy/5.png: " in capsys.readouterr().out.replace(str(Path.cwd()) + "/", "")
+    batches = list(training_loader(run_setup, 0))
+    (unreadable,) = [image for batch in batches for image in batch.get(UNREADABLE_IMAGES, ())]
+    assert unreadable.path.endswith("5.png")
+    assert [name for batch in batches for name in batch["sample_ids"]].count(unreadable.replaced_by) == 2
+    with pytest.raises(TesseraError, match=r"1 of 11 images cannot be read any more.*5\.png"):
+        cached_setup(path, "train.max_unreadable_images=0")
+
+
+def test_an_image_whose_features_are_cached_is_not_needed_any_more(workspace: Workspace, computed: list[int]) -> None:
+    path = workspace()
+    before = cached_setup(path).features
+    Path("data/toy/5.png").unlink()
+    after = cached_setup(path).features
+    assert computed == [7]
+    assert before is not None and after is not None
+    assert torch.equal(after.read([5]), before.read([5]))
 
 
 def test_a_killed_run_resumes_with_the_missing_shards(workspace: Workspace, computed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,9 @@ def test_four_bit_weights_count_as_whole_weights() -> None:
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA RTX A4000", None),
-        ("Tesla T4", None),
+        ("Tesla T4", 65.0),
+        ("Tesla V100-SXM2-16GB", 125.0),
+        ("NVIDIA T400", None),
     ],
 )
 def test_peak_tflops_match_whole_words_of_the_device_name(name: str, peak: float | None) -> None:
