@@ -11,29 +11,33 @@ from typing import Any
 from errors import UsageError
 
 _TEMPLATE = """
-{%- macro text(content) -%}
-  {%- if content is string -%}{{- content -}}
+{%- set state = namespace(before=$opening, text='') -%}
+{%- for message in messages -%}
+  {%- if message.content is string -%}
+    {%- set state.text = message.content -%}
   {%- else -%}
-    {%- for part in content -%}
-      {%- if part.type == 'image' -%}{{- $image -}}{%- else -%}{{- part.text -}}{%- endif -%}
+    {%- set state.text = '' -%}
+    {%- for part in message.content -%}
+      {%- if part.type == 'text' -%}{%- set text = part.text | trim -%}{%- else -%}{%- set text = $image -%}{%- endif -%}
+      {%- if state.text and text -%}{%- set state.text = state.text + '\\n' -%}{%- endif -%}
+      {%- set state.text = state.text + text -%}
     {%- endfor -%}
   {%- endif -%}
-{%- endmacro -%}
-{%- if messages[0].role == 'system' -%}
-  {{- $system_open + text(messages[0].content) + $system_close -}}
-{%- else -%}
-  {{- $opening -}}
-{%- endif -%}
-{%- for message in messages if message.role != 'system' -%}
-  {%- if message.role == 'user' -%}
-    {%- if not loop.first -%}{{- $next_user -}}{%- endif -%}
-    {{- text(message.content) -}}
+  {%- set state.text = state.text | trim -%}
+  {%- if message.role == 'system' -%}
+    {{- $system_open + state.text + $system_close -}}
+    {%- set state.before = '' -%}
+  {%- elif message.role == 'user' -%}
+    {{- state.before + state.text -}}
     {%- if not loop.last or add_generation_prompt -%}{{- $header -}}{%- endif -%}
   {%- else -%}
-    {{- text(message.content) | trim + $end -}}
+    {{- state.text + $end -}}
+    {%- set state.before = $next_user -%}
   {%- endif -%}
 {%- endfor -%}
 """
+"""The parts of a turn are joined as dataset.sample.join_parts does. Programs that look whether a template takes parts search for a loop
+over `message.content` outside macros."""
 
 
 @dataclass(frozen=True, slots=True)

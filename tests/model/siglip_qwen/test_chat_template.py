@@ -56,14 +56,14 @@ def test_a_template_that_is_not_like_chatml_is_an_error(render: Any, message: st
 @pytest.mark.parametrize("with_system", [False, True])
 def test_the_exported_template_renders_the_processors_prompt(processor: Processor, with_system: bool) -> None:
     messages = [
-        Message("user", 'A "quoted" <image> {{ brace }}'),
+        Message("user", 'A "quoted"\n<image>\n{{ brace }}'),
         Message("assistant", " 两个 \n"),
-        Message("user", "And <image>?"),
+        Message("user", "And\n<image>"),
     ]
     plain: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "text", "text": 'A "quoted" '}, {"type": "image"}, {"type": "text", "text": " {{ brace }}"}]},
         {"role": "assistant", "content": " 两个 \n"},
-        {"role": "user", "content": "And <image>?"},
+        {"role": "user", "content": " And\n<image>"},
     ]
     if with_system:
         messages.insert(0, Message("system", "Be brief."))
