@@ -18,7 +18,7 @@ from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample, check_me
 from dataset.loading.image_transform import PixelReader
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts
 from errors import UsageError, loading
-from model.siglip_qwen.chat_template import ChatTemplateParts, chat_template_parts
+from model.siglip_qwen.chat_template import ChatTemplateParts, chat_template_parts, check_answers_follow
 from renamed_keys import with_new_keys
 
 PROCESSOR_SETTINGS_FILE = "tessera_processor.json"
@@ -100,6 +100,7 @@ class Processor:
             raise UsageError(f"model.language: {language} has no fast tokenizer (tokenizer.json); Qwen 2, 2.5 and 3 have one")
         if not tokenizer.chat_template:
             raise UsageError(f"model.language: the tokenizer of {language} has no chat template")
+        check_answers_follow(tokenizer, f"model.language: {language}")
         with loading("model.vision", vision):
             # Explicitly the Pillow one: AutoImageProcessor resizes with torchvision where that is installed, which gives other pixels.
             image_processor = SiglipImageProcessorPil.from_pretrained(vision)
