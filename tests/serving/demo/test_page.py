@@ -49,7 +49,7 @@ def test_an_answer_is_streamed_and_then_shown_with_its_candidates(page: Page, im
     assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     assert (question, status) == ("", "")
     assert [message["role"] for message in chat] == ["user", "assistant"]
-    assert turns == [("What color?", chat[1]["content"])]
+    assert turns == [Turn("What color?", chat[1]["content"])]
     assert table["headers"] == translations("en")["candidate_columns"]
     chosen_rows = [row for row in table["data"] if row[0]]
     assert chosen_rows[0][1].strip() == turns[0][1] or turns[0][1] == "unknown"
