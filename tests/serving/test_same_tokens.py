@@ -138,20 +138,23 @@ def test_short_questions_that_somebody_types_get_the_tokens_of_training(
     client, over_http = service
     recorder, image, decoding = Recorder(), raw.images / NAMES[0], Decoding(strategy="greedy", num_candidates=1)
     session = Session("fake", recorder, None, decoding, 8)
-    tokens = []
+    requests = []
     ask(client, f" {question} ")
-    tokens.append(asked(over_http.request))
-    chat(client, [IMAGE, question, PROMPTS["vqa"]["zh" if question == "这是什么？" else "en"]])
-    tokens.append(asked(over_http.request))
+    requests.append(over_http.request)
     session.ask(image, [], f"{question} ")
-    tokens.append(asked(recorder.request))
+    requests.append(recorder.request)
     arguments = argparse.Namespace(long=False, stream=False, save=None)
     answer_command.ask(configuration.load(configuration.DEFAULT), arguments, recorder, None, f"{question} ", [image])
-    tokens.append(asked(recorder.request))
+    requests.append(recorder.request)
     answer_folder(recorder, None, raw.images, BatchOptions("Describe.", question, decoding, 8), raw.folder / "answers.jsonl", {})
-    tokens.append(asked(recorder.request))
-    assert tokens == [processor.prompt([Message("user", f"<image>\n{QUESTIONS[question]}")], 1)] * 5
+    requests.append(recorder.request)
+    alone, prompted = (processor.prompt([Message("user", f"<image>\n{text}")], 1) for text in (question, QUESTIONS[question]))
+    assert [asked(request) for request in requests] == [prompted] * 4
+    assert [asked(request, {}) for request in requests] == [alone] * 4
     assert capsys.readouterr().out.startswith(question)
+    # In a conversation the client adds the prompt itself.
+    chat(client, [IMAGE, *QUESTIONS[question].split("\n")])
+    assert asked(over_http.request) == prompted
 
 
 def test_every_question_of_a_page_has_the_prompt_of_its_own_kind_and_language(raw: RawFiles, processor: Processor, asked: Tokens) -> None:
