@@ -228,7 +228,7 @@ def build_untuned(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build(checkpoint.settings(path), image_token_id=processor.image_token_id, dtype=dtype, device=device or default_device())
-    return CheckpointAnswerer(model, processor, PromptPolicy.from_config(system), {"path": str(path), "untuned": True})
+    return CheckpointAnswerer(model, processor, PromptPolicy.of_checkpoint(processor.prompts, system), {"path": str(path), "untuned": True})
 
 
 def _build_checkpoint(system: CheckpointSystem, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> CheckpointAnswerer:
@@ -241,7 +241,7 @@ def _build_checkpoint(system: CheckpointSystem, folder: Path, device: torch.devi
         model = checkpoint.load(path, quantization=system.quantization, dtype=dtype, device=device)
         fuse_modules(model)
     settings = {"path": str(path), "form": form, "quantization": system.quantization}
-    return CheckpointAnswerer(model, processor, PromptPolicy.from_config(system), settings)
+    return CheckpointAnswerer(model, processor, PromptPolicy.of_checkpoint(processor.prompts, system), settings)
 
 
 def _checkpoint_folder(system: CheckpointSystem, folder: Path) -> Path:

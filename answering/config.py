@@ -14,6 +14,8 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 TextTemplate = Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")]
 """Text that contains {} exactly once."""
+AS_TRAINED = "as_trained"
+"""In place of a prompt: the one that a checkpoint was trained with."""
 
 
 @section
@@ -61,9 +63,9 @@ class CheckpointSystem(SystemBase):
     """Checkpoint folder, or a folder of checkpoints, of which the latest complete one is used; `latest` = that of checkpoints/<name>."""
     quantization: Literal["as_trained", "none", "int8", "nf4"] = "as_trained"
     """How the language model is loaded."""
-    short_answer_prompt: str | None = None
-    """As above; our own models are trained on the question alone."""
-    short_answer_prompt_zh: str | None = None
+    short_answer_prompt: str | None = AS_TRAINED
+    """As above; as_trained = the prompt of the training data, which the checkpoint records (none in checkpoints without one)."""
+    short_answer_prompt_zh: str | None = AS_TRAINED
     """As above."""
     clean_answers: bool = False
     """As above; our own models are trained to give short answers."""

@@ -24,8 +24,10 @@ class Request:
         request_id: the answer has the same; it also seeds sampling.
         images: in the order of their placeholders.
         messages: the conversation; it ends with a user turn and has one `<image>` per image.
-        task: only `vqa` gets the short-answer suffix.
-        language: of the suffix and of templates.
+        task: kind of the last question; only `vqa` gets the short-answer prompt.
+        language: of the prompt and of templates.
+        earlier_tasks: kinds of the earlier questions; by default all are of the last one's.
+        with_prompts: False asks the messages exactly as they are, without the prompts of the system.
     """
 
     request_id: str
@@ -33,6 +35,13 @@ class Request:
     messages: tuple[Message, ...]
     task: Task = "vqa"
     language: Language = "en"
+    earlier_tasks: tuple[Task, ...] = ()
+    with_prompts: bool = True
+
+    def kinds(self) -> Iterator[Task]:
+        """The kind of each user turn."""
+        num_earlier = sum(turn.role == "user" for turn in self.messages) - 1
+        return iter((*(self.earlier_tasks or (self.task,) * num_earlier), self.task))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ In: requests, an answerer and, if candidates are reranked, a reranker. Out: repl
 """
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +16,8 @@ from answering.rerank.choose_answer import RerankPlan, chosen_text, displayed_ch
 from answering.rerank.confidence import NOT_SURE
 from answering.rerank.image_text_scores import ImageTextScorer, QuestionCandidates
 from answering.rerank.self_evaluation import SelfEvaluator
-from dataset.sample import IMAGE_PLACEHOLDER, Language, Message, Task
+from dataset.sample import IMAGE_PLACEHOLDER, Message, Task, detect_language, join_parts
 from renamed_keys import with_old_keys
-
-_CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +121,13 @@ class Reply:
 
 def question_request(request_id: str, question: str, images: Sequence[ImageInput], task: Task = "vqa") -> Request:
     """A request with the images before the question, as in the training data. The language is detected from the characters."""
-    language: Language = "zh" if _CHINESE.search(question) else "en"
-    placeholders = "".join(f"{IMAGE_PLACEHOLDER}\n" for _ in images)
-    # An <image> typed by the user would be a placeholder without an image.
-    return Request(request_id, tuple(images), (Message("user", placeholders + question.replace(IMAGE_PLACEHOLDER, " ")),), task, language)
+    content = join_parts([*(IMAGE_PLACEHOLDER for _ in images), without_placeholders(question)])
+    return Request(request_id, tuple(images), (Message("user", content),), task, detect_language(question))
+
+
+def without_placeholders(text: str) -> str:
+    """A text that somebody typed: an <image> in it would be a placeholder without an image."""
+    return text.replace(IMAGE_PLACEHOLDER, " ")
 
 
 def reply(answerer: Answerer, reranker: Reranker | None, requests: Sequence[Request], decoding: Decoding) -> list[Reply]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from config_schema import section
 
@@ -12,6 +12,27 @@ Split = Literal["train", "validation", "test"]
 
 Questions = Annotated[tuple[Annotated[str, Field(pattern=r"\S")], ...], Field(min_length=1)]
 """Question templates: at least one, none blank."""
+
+
+def _check_prompt(text: str) -> str:
+    """The text without blank space around it. Raises ValueError when it has an image placeholder."""
+    if "<image>" in text:
+        raise ValueError("a prompt cannot contain <image>")
+    return text.strip()
+
+
+PromptText = Annotated[str, AfterValidator(_check_prompt)]
+"""A sentence that says how an answer is wanted; a blank one is none."""
+
+
+@section
+class PromptByLanguage:
+    """A sentence that says how an answer is wanted, by the language of the question."""
+
+    en: PromptText | None = "Answer the question using a single word or phrase."
+    """After English questions; null = none."""
+    zh: PromptText | None = "请用一个词或短语回答。"
+    """After Chinese questions; null = none."""
 
 
 @section
@@ -28,6 +49,14 @@ class SourceBase:
     """Read at most this many records from the start of the file."""
     repeat: Annotated[int, Field(ge=1)] = 1
     """How many times each training sample of this source is written to the merged data."""
+    prompt: PromptText | PromptByLanguage | None = None
+    """Sentence that says how an answer is wanted. It follows every question of this source on a line of its own, in training and again
+    when the trained model is asked a question of this kind and language. One text, or {en: ..., zh: ...}; null = none, the default."""
+
+    def prompt_in(self, language: Literal["en", "zh"]) -> str | None:
+        """The prompt of a question in a language; None if it has none."""
+        text = getattr(self.prompt, language) if isinstance(self.prompt, PromptByLanguage) else self.prompt
+        return text or None
 
 
 @section
@@ -70,6 +99,8 @@ class VqaV2Source(SourceBase):
     """The question JSON file."""
     annotations: Path
     """The annotation JSON file."""
+    prompt: PromptText | PromptByLanguage | None = PromptByLanguage()
+    """As for every source; by default a sentence that asks for a word or phrase."""
 
 
 @section
@@ -79,6 +110,8 @@ class VqaMetadataSource(SourceBase):
     format: Literal["vqa_metadata"]
     annotations: Path
     """The JSON file."""
+    prompt: PromptText | PromptByLanguage | None = PromptByLanguage()
+    """As for every source; by default a sentence that asks for a word or phrase."""
 
 
 @section

@@ -1,6 +1,8 @@
-"""`Sample`, the unit of the merged data, and the Parquet schemas of the merged tables."""
+"""`Sample`, the unit of the merged data, how a turn is made of its parts, and the Parquet schemas of the merged tables."""
 
 import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +16,12 @@ IMAGE_PLACEHOLDER = "<image>"
 Task = Literal["caption", "conversation", "vqa"]
 Language = Literal["en", "zh"]
 Role = Literal["system", "user", "assistant"]
+
+Prompts = Mapping[Task, Mapping[Language, str]]
+"""The sentences that say how an answer is wanted, by kind and language of the question."""
+
+_CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd]")
+_TRAILING_IMAGES = re.compile(rf"(?:\s*{IMAGE_PLACEHOLDER})*\s*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,7 @@ class Sample:
         messages: Conversation up to and including the last user turn.
         targets: Possible assistant replies to the last user turn; never empty.
         answers: Reference answers for scoring (ten for VQA, the captions for captions). Only `evaluation/` reads them.
+        prompt: Sentence that says how an answer is wanted, if the source has one; `messages` do not contain it.
     """
 
     sample_id: str
@@ -49,10 +58,48 @@ class Sample:
     messages: tuple[Message, ...]
     targets: tuple[str, ...]
     answers: tuple[str, ...] = ()
+    prompt: str | None = None
+
+    @property
+    def prompted_messages(self) -> tuple[Message, ...]:
+        """The conversation as it is trained: `messages`, with the prompt after every question."""
+        return with_prompt(self.messages, self.prompt)
 
     def target(self, seed: int, epoch: int) -> str:
         """The target of an epoch. A hash picks it, so it is the same on every rank and after a resume."""
         return self.targets[hash_to_index(self.sample_id, seed, epoch, len(self.targets))]
+
+
+def detect_language(*texts: str) -> Language:
+    """`zh` when one of the texts contains a Chinese character, else `en`."""
+    return "zh" if any(not text.isascii() and _CHINESE.search(text) for text in texts) else "en"
+
+
+def join_parts(parts: Iterable[str]) -> str:
+    """The content of a user turn made of parts, texts and image placeholders: in their order, each on a line of its own.
+
+    Every question is put together here, in the data and wherever one is asked, so that equal questions get equal tokens.
+    """
+    return "\n".join(text for part in parts if (text := part.strip()))
+
+
+def with_prompt(messages: Sequence[Message], prompt: str | None) -> tuple[Message, ...]:
+    """The messages with the prompt after every user turn (see `add_prompt`)."""
+    if not prompt:
+        return tuple(messages)
+    return tuple(Message("user", add_prompt(turn.content, prompt)) if turn.role == "user" else turn for turn in messages)
+
+
+def add_prompt(content: str, prompt: str) -> str:
+    """The content of a user turn with a prompt on a line of its own: after the question, before images that follow it.
+
+    A turn without a question, and one that ends with this prompt already, stay as they are.
+    """
+    end = _TRAILING_IMAGES.search(content)
+    question, images = (content[: end.start()], end[0]) if end else (content, "")
+    if not question.replace(IMAGE_PLACEHOLDER, "").strip() or question.endswith(prompt):
+        return content
+    return join_parts((question, prompt, images))
 
 
 def hash_to_index(key: str, seed: int, epoch: int, n: int) -> int:
@@ -90,5 +137,6 @@ SAMPLES_SCHEMA = pa.schema(
         ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
         ("targets", pa.list_(pa.string())),
         ("answers", pa.list_(pa.string())),
+        ("prompt", pa.string()),
     ]
 )

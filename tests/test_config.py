@@ -37,6 +37,19 @@ def test_every_recipe_gives_the_baseline_its_own_image_limits_and_labels_the_ori
     assert limited == dataclasses.replace(own, name="qwen3-vl-4bit-384px", max_image_side=384)
 
 
+@pytest.mark.parametrize("path", Path("configs").glob("siglip_*.yaml"), ids=lambda path: path.stem)
+def test_recipes_for_real_models_ask_for_short_answers_and_join_the_questions_of_an_image(path: Path) -> None:
+    loaded = config.load(path)
+    prompts = {source.prompt_in("en") for source in loaded.data.sources if source.format == "vqav2"}
+    assert prompts == {"Answer the question using a single word or phrase."}
+    assert loaded.train.max_questions_per_conversation == 8
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_seed1"])
+def test_the_demo_asks_the_question_alone(name: str) -> None:
+    assert {source.prompt for source in config.load(Path(f"configs/{name}.yaml")).data.sources} <= {None}
+
+
 def test_the_default_is_shipped() -> None:
     assert config.DEFAULT in SHIPPED
 

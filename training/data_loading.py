@@ -101,17 +101,17 @@ def measure_lengths(store: SampleStore, rows: np.ndarray, processor: Processor, 
 
 def _lengths(sample: Sample, processor: Processor) -> tuple[int, ...] | None:
     """Length in tokens with each target; None when truncation leaves no supervised token for one of them."""
-    prompt = len(processor.prompt(sample.messages, len(sample.image_ids)))
+    prompt = len(processor.prompt(sample.prompted_messages, len(sample.image_ids)))
     lengths = [prompt + processor.answer_length(target) for target in sample.targets]
     if max(lengths) <= processor.max_length:
         return tuple(lengths)
-    encoded = [processor.encode(sample.messages, target, len(sample.image_ids)) for target in sample.targets]
+    encoded = [processor.encode(sample.prompted_messages, target, len(sample.image_ids)) for target in sample.targets]
     return tuple(len(truncated) for truncated in encoded if truncated is not None) if None not in encoded else None
 
 
 def _saved_tokens(sample: Sample, processor: Processor) -> int:
     """Tokens saved when a question follows another one about the same image."""
-    return len(processor.prompt(sample.messages, len(sample.image_ids))) - processor.follow_up_length(follow_up_text(sample))
+    return len(processor.prompt(sample.prompted_messages, len(sample.image_ids))) - processor.follow_up_length(follow_up_text(sample))
 
 
 @dataclass(frozen=True)

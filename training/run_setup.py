@@ -14,8 +14,10 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 
 from cpu_cores import available_cores
+from dataset.loading.recorded_prompts import conflicting_prompts, recorded_prompts
 from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import DistributedBatchSampler
+from dataset.sample import Prompts
 from errors import UsageError
 from model.kernels.autocast import Precision
 from model.siglip_qwen.assembly import read_vocab_size, tokens_per_image
@@ -101,7 +103,7 @@ def setup_run(config: Experiment, machine: Machine | None = None) -> RunSetup:
         machine = setup_machine(config)
     partial_state, batching, precision = machine.partial_state, machine.batching, machine.precision
     store = SampleStore(config.data_folder)
-    processor = build_processor(config.model)
+    processor = build_processor(config.model, recorded_prompts(store))
     with main_process_only(partial_state.is_main_process):
         lengths = measure_lengths(
             store, store.indices("train"), processor, "measuring training samples", config.train.max_questions_per_conversation
@@ -140,8 +142,9 @@ def with_resumed_batching(machine: Machine, train: TrainConfig, before: Mapping[
     return dataclasses.replace(machine, batching=batching)
 
 
-def build_processor(model: ModelConfig) -> Processor:
-    """The processor for a model. Raises UsageError when a tokenizer or image processor cannot be loaded or settings contradict it."""
+def build_processor(model: ModelConfig, prompts: Prompts | None = None) -> Processor:
+    """The processor for a model, which records the prompts. Raises UsageError when a tokenizer or image processor cannot be loaded or
+    settings contradict it."""
     return Processor.from_pretrained(
         language=model.language,
         vision=model.vision,
@@ -150,6 +153,7 @@ def build_processor(model: ModelConfig) -> Processor:
         image_token=model.image_token,
         max_length=model.max_length,
         system_prompt=model.system_prompt,
+        prompts=prompts,
     )
 
 
@@ -159,6 +163,8 @@ def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
         dropped = f", {lengths.dropped:,} dropped: nothing to supervise within model.max_length" if lengths.dropped else ""
         joined_note = f" in {len(lengths):,} conversations" if len(lengths) < lengths.samples else ""
         run_setup.print_once(f"{lengths.samples:,} {split_name} samples{joined_note}{dropped}")
+    for line in conflicting_prompts(run_setup.store):
+        run_setup.print_once(line)
     if run_setup.processor.pixel_reader.lookup_table is None:
         run_setup.print_once("model.vision: its image processor does more than a plain resize; it is called for every image, more slowly")
     num_processes = run_setup.partial_state.num_processes

@@ -84,7 +84,7 @@ class SelfEvaluatingAnswerer(LocalAnswerer):
 
 
 def self_evaluation_request(request: Request, text: str) -> Request:
-    """A request that asks whether `text` is the answer. Its task is conversation, so that no short-answer suffix is added."""
+    """A request that asks whether `text` is the answer: a conversation without prompts, since it says itself what is wanted."""
     *earlier, last = request.messages
     content = QUESTION_TEMPLATE[request.language].format(question=last.content, answer=text.replace(IMAGE_PLACEHOLDER, " "))
-    return replace(request, messages=(*earlier, Message(last.role, content)), task="conversation")
+    return replace(request, messages=(*earlier, Message(last.role, content)), task="conversation", with_prompts=False)

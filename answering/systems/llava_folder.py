@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from errors import UsageError, loading
 from model.quantization import Quantization, disable_avx512bf16, quantization_config
-from model.siglip_qwen.processor import Processor
+from model.siglip_qwen.processor import PROMPTS_FILE, Processor
 from visual.image_processor import load_image_processor
 
 NOT_QUANTISED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
@@ -28,7 +28,7 @@ def is_export(folder: Path) -> bool:
 def load(
     folder: Path, quantization: Literal["as_trained"] | Quantization, dtype: torch.dtype, device: torch.device | str
 ) -> tuple[LlavaForConditionalGeneration, Processor]:
-    """The model, and a processor that builds the prompts of the checkpoint: its chat template and system prompt are part of the export.
+    """The model, and a processor that builds the prompts of the checkpoint, from the chat template and PROMPTS_FILE of the export.
 
     Args:
         folder: written by `tools/export.py --format llava`.
@@ -42,6 +42,7 @@ def load(
     quantized = quantization_config("none" if quantization == "as_trained" else quantization, dtype, NOT_QUANTISED)
     options = {} if quantized is None else {"quantization_config": quantized}
     with loading("checkpoint", str(folder)):
+        prompts = json.loads(path.read_text(encoding="utf-8")) if (path := folder / PROMPTS_FILE).is_file() else {}
         tokenizer = AutoTokenizer.from_pretrained(folder)
         image_processor = load_image_processor(str(folder))
         model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, device_map={"": device}, **options)
@@ -61,6 +62,7 @@ def load(
         tokens_per_image=config.image_seq_length,
         # The export does not store model.max_length; use the maximum length of the language model.
         max_length=int(config.text_config.max_position_embeddings),
+        prompts=prompts,
     )
     return model.requires_grad_(False).eval(), processor
 

@@ -21,6 +21,7 @@ from dataset.loading.encoded_sample import EncodingError
 from errors import UsageError, loading
 from model.kernels.device_capability import default_dtype
 from model.quantization import disable_avx512bf16, quantization_config
+from model.siglip_qwen.chat_template import check_answers_follow
 from model.siglip_qwen.processor import Processor
 from visual.image_processor import load_image_processor
 
@@ -126,9 +127,11 @@ def load(system: QwenVlSystem, device: torch.device | str, dtype: torch.dtype | 
     with loading(where, system.path):
         tokenizer = AutoTokenizer.from_pretrained(system.path)
         image_processor = load_image_processor(system.path)
-        model = CLASSES[system.kind].from_pretrained(system.path, config=config, dtype=dtype, **_load_options(system, device, dtype))
     if not tokenizer.chat_template:
         raise UsageError(f"{where}: the tokenizer of {system.path} has no chat template")
+    check_answers_follow(tokenizer, f"{where}: {system.path}")
+    with loading(where, system.path):
+        model = CLASSES[system.kind].from_pretrained(system.path, config=config, dtype=dtype, **_load_options(system, device, dtype))
     disable_avx512bf16(model)
     return QwenVlAnswerer(model.eval(), tokenizer, image_processor, system)
 

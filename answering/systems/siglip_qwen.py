@@ -23,13 +23,16 @@ class CheckpointAnswerer(SelfEvaluatingAnswerer):
     Args:
         model: the model, or a PEFT model around it, or its LLaVA export.
         processor: of the same checkpoint.
-        policy: prompt suffixes and answer cleaning; None uses neither.
+        policy: prompts and answer cleaning; None asks as in training (the prompts of the processor, no cleaning).
         settings: for the description, such as folder and quantisation.
     """
 
     def __init__(self, model: Any, processor: Processor, policy: PromptPolicy | None = None, settings: Mapping[str, object] | None = None):
         super().__init__(
-            model, processor.tokenizer, policy or PromptPolicy(), [processor.end_of_turn_id, int(processor.tokenizer.eos_token_id)]
+            model,
+            processor.tokenizer,
+            policy or PromptPolicy.of_checkpoint(processor.prompts),
+            [processor.end_of_turn_id, int(processor.tokenizer.eos_token_id)],
         )
         self.processor = processor
         inner = model.get_base_model() if isinstance(model, PeftModel) else model

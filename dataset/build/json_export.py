@@ -16,7 +16,7 @@ def export_json(data: Path, folder: Path) -> None:
     image_map: [{image_id, path, width, height, sha256, source}].
     annotations: [{sample_id, image_ids, source, task, language, split, turns: [{question, answer}], targets, answers}];
     the answer of the last turn is the first target, and `<image>` placeholders keep their position. A sample with a system
-    turn also has the key `system`.
+    turn also has the key `system`, one whose source has a prompt the key `prompt`.
     """
     store = SampleStore(data)
     _write_list(folder / "image_map.json", map(_image, store.images()))
@@ -49,6 +49,7 @@ def _annotation(sample: Sample) -> dict[str, Any]:
         "turns": [{"question": question, "answer": answer} for question, answer in zip(questions, answers, strict=True)],
         "targets": list(sample.targets),
         "answers": list(sample.answers),
+        **({"prompt": sample.prompt} if sample.prompt else {}),
     }
 
 

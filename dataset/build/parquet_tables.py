@@ -80,7 +80,7 @@ def _rows(
     sources: Sequence[SourceBase],
     report: MergeReport,
 ) -> pa.Table:
-    """The final rows of a batch of kept samples: repeated, with source, split and image ids.
+    """The final rows of a batch of kept samples: repeated, with source, split, image ids and prompt.
 
     Args:
         table: Texts of the batch, one row per kept sample.
@@ -108,5 +108,9 @@ def _rows(
         "image_ids": pa.array(images, pa.list_(pa.int64())),
         "source": pa.array([report.sources[i].name for i in source_indices[samples]]),
         "split": pa.array([SPLITS[i] for i in merged.assignment.split[samples]]),
+        "prompt": pa.array(
+            [sources[i].prompt_in(language) for i, language in zip(source_indices[samples], table["language"].to_pylist(), strict=True)],
+            pa.string(),
+        ),
     }
     return pa.table([columns[name] for name in SAMPLES_SCHEMA.names], schema=SAMPLES_SCHEMA)

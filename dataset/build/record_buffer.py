@@ -1,7 +1,6 @@
 """Temporary Arrow file for the records of a merge; only a few numbers per record stay in memory."""
 
 import hashlib
-import re
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +10,14 @@ import pyarrow as pa
 
 from dataset.build.splits import SPLITS
 from dataset.config import Split
-from dataset.sample import SAMPLES_SCHEMA, Language
+from dataset.sample import SAMPLES_SCHEMA, Language, detect_language
 from dataset.sources.record import RawSample, RecordLocation
 
 ROWS_PER_BATCH = 4096
 """Samples that are collected in memory before they are written."""
 
 SCHEMA = pa.schema([SAMPLES_SCHEMA.field(name) for name in ("sample_id", "task", "language", "messages", "targets", "answers")])
-"""Columns of the temporary file; the merge adds source, split and image ids later."""
-
-_IDEOGRAPH = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd]")
+"""Columns of the temporary file; the merge adds source, split, image ids and prompt later."""
 
 
 class RecordBuffer:
@@ -109,7 +106,7 @@ def language(sample: RawSample) -> Language:
     texts = [message.content for message in sample.messages]
     if sample.task != "vqa":
         texts += sample.targets
-    return "zh" if any(not text.isascii() and _IDEOGRAPH.search(text) for text in texts) else "en"
+    return detect_language(*texts)
 
 
 def _text_digest(sample: RawSample) -> str:

@@ -40,8 +40,8 @@ def can_share_conversation(sample: Sample) -> bool:
 
 
 def follow_up_text(sample: Sample) -> str:
-    """The last question without its image placeholder, for use as a follow-up turn."""
-    return sample.messages[-1].content.replace(IMAGE_PLACEHOLDER, "").strip()
+    """The last question with its prompt and without its image placeholder, for use as a follow-up turn."""
+    return sample.prompted_messages[-1].content.replace(IMAGE_PLACEHOLDER, "").strip()
 
 
 def conversations(samples: Sequence[tuple[MeasuredSample, int | None]], max_questions: int, max_length: int) -> list[Conversation]:
@@ -87,7 +87,7 @@ def num_tokens(conversation: Conversation, seed: int, epoch: int) -> int:
 def to_messages(samples: Sequence[Sample], seed: int, epoch: int) -> tuple[tuple[Message, ...], str]:
     """Messages and final target of samples joined to one conversation, with the targets of an epoch."""
     first, *follow_ups = samples
-    messages, target = first.messages, first.target(seed, epoch)
+    messages, target = first.prompted_messages, first.target(seed, epoch)
     for sample in follow_ups:
         messages += (Message("assistant", target), Message("user", follow_up_text(sample)))
         target = sample.target(seed, epoch)

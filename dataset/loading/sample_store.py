@@ -20,6 +20,9 @@ from errors import UsageError
 IMAGES_DIGEST_KEY = b"tessera.images"
 """Metadata key of samples.parquet: the SHA-256 of the images.parquet that its image ids refer to."""
 
+OPTIONAL_COLUMN = "prompt"
+"""Column that earlier merges did not write; their samples have none."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRow:
@@ -74,6 +77,14 @@ class SampleStore:
         """One column of samples.parquet as Python values."""
         return list(self._samples[name].to_pylist())
 
+    def prompt_counts(self, split: Split) -> list[dict[str, Any]]:
+        """How many samples of a split have each prompt: {task, language, prompt, count}, by task and language, the most frequent first."""
+        rows = self._samples.filter(pc.equal(self._samples["split"], split))
+        counts = rows.group_by(["task", "language", "prompt"]).aggregate([([], "count_all")]).rename_columns({"count_all": "count"})
+        return sorted(
+            counts.to_pylist(), key=lambda row: (row["task"], row["language"], -row["count"], row["prompt"] is None, row["prompt"] or "")
+        )
+
     def image(self, image_id: int) -> ImageRow:
         """The row of an image."""
         return _image(self._images.slice(self._row_by_image_id[image_id], 1).to_pylist()[0])
@@ -94,6 +105,8 @@ def _table(path: Path, schema: pa.Schema) -> pa.Table:
     if not path.is_file():
         raise UsageError(f"{path} does not exist; run python tools/preprocess.py first")
     table = pq.read_table(path, memory_map=True)
+    if OPTIONAL_COLUMN in schema.names and OPTIONAL_COLUMN not in table.schema.names:
+        table = table.append_column(OPTIONAL_COLUMN, pa.nulls(len(table), pa.string()))
     if table.schema.names != schema.names:
         raise UsageError(f"{path}: expected the columns {schema.names}, found {table.schema.names}; run python tools/preprocess.py again")
     return table.cast(schema).combine_chunks()
@@ -121,4 +134,5 @@ def _sample(row: dict[str, Any]) -> Sample:
         messages=tuple(Message(m["role"], m["content"]) for m in row["messages"]),
         targets=tuple(row["targets"]),
         answers=tuple(row["answers"]),
+        prompt=row["prompt"],
     )

@@ -1,7 +1,7 @@
 """Chat datasets in the Hub's usual form: JSONL or Parquet rows of {"messages": [{"role", "content"}], "images": [...]}.
 
-A content is a string with `<image>` placeholders, or a list of {"type": "text", "text"} and {"type": "image"} parts. An image
-is a file name, or {"bytes", "path"} with the encoded image itself. A row may state its own `split`.
+A content is a string with `<image>` placeholders, or a list of {"type": "text", "text"} and {"type": "image"} parts, each of which
+begins on a new line. An image is a file name, or {"bytes", "path"} with the encoded image itself. A row may state its own `split`.
 """
 
 import itertools
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from dataset.config import MessagesSource, Split
 from dataset.record_validation import DropReason, InvalidRecordError
-from dataset.sample import IMAGE_PLACEHOLDER, Message, Role
+from dataset.sample import IMAGE_PLACEHOLDER, Message, Role, join_parts
 from dataset.sources.record import (
     ImageSource,
     ParsedRecord,
@@ -111,7 +111,7 @@ def _image(folder: Path, image: Any) -> ImageSource:
 def _message(entry: Any) -> Message:
     content = require_object(entry).get("content")
     if isinstance(content, list):
-        content = "".join(_part(part) for part in content)
+        content = join_parts(_part(part) for part in content)
     return parse_turn(entry.get("role"), content, ROLES)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from dataset.config import Split
 from dataset.record_validation import DropReason, InvalidRecordError
-from dataset.sample import IMAGE_PLACEHOLDER, Message, Role, Task, hash_to_index
+from dataset.sample import IMAGE_PLACEHOLDER, Message, Role, Task, hash_to_index, join_parts
 
 T = TypeVar("T")
 
@@ -239,7 +239,7 @@ def require_list(value: Any, name: str) -> list[Any]:
 
 
 def parse_turn(role: Any, content: Any, roles: Iterable[tuple[str, Role]]) -> Message:
-    """One turn.
+    """One turn; the user's and the system's have no blank space around them, as in questions that are asked.
 
     Args:
         role: Role as the file states it.
@@ -256,12 +256,12 @@ def parse_turn(role: Any, content: Any, roles: Iterable[tuple[str, Role]]) -> Me
         raise InvalidRecordError(DropReason.EMPTY, f"a turn of the {mapped_role} has no content")
     if not isinstance(content, str):
         raise InvalidRecordError(DropReason.ANSWER_TYPE, f"the content of a turn is {type(content).__name__}; expected a string")
-    return Message(mapped_role, content)
+    return Message(mapped_role, content if mapped_role == "assistant" else content.strip())
 
 
 def image_question(question: str) -> Message:
     """A user turn: the image placeholder, then the question."""
-    return Message("user", f"{IMAGE_PLACEHOLDER}\n{question}")
+    return Message("user", join_parts((IMAGE_PLACEHOLDER, question)))
 
 
 def parse_split_name(name: Any) -> Split | None:

@@ -11,12 +11,14 @@ from typing import Any, Literal, Protocol
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from atomic_io import atomic_write_folder, write_text
+from atomic_io import atomic_write_folder, write_json, write_text
+from dataset.sample import Prompts
 from errors import TesseraError, UsageError
 from model.hub.model_card import model_card
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.processor import PROMPTS_FILE
 
 ExportFormat = Literal["merged", "llava"]
 
@@ -35,6 +37,7 @@ class ExportableProcessor(Protocol):
     image_processor: Any
     image_token: str
     system_prompt: str | None
+    prompts: Prompts
     template_parts: Any
 
     def save(self, folder: Path) -> None: ...
@@ -71,13 +74,15 @@ def export(
     settings = checkpoint.settings(folder)
     warnings = check_llava_compatible(settings) if export_format == "llava" else []
     model = checkpoint.merge(folder, dtype=dtype)
-    card = model_card(export_format, settings, str(dtype).removeprefix("torch."), warnings, data_report)
+    card = model_card(export_format, settings, processor.prompts, str(dtype).removeprefix("torch."), warnings, data_report)
     with atomic_write_folder(out) as temp_path:
         if export_format == "llava":
             llava = to_llava(model)
             check_same_logits(model, llava)
             llava.save_pretrained(temp_path)
             llava_processor(processor, model).save_pretrained(temp_path)
+            if processor.prompts:
+                write_json(temp_path / PROMPTS_FILE, processor.prompts)
         else:
             model.save_pretrained(temp_path)
             processor.save(temp_path)

@@ -1,11 +1,13 @@
 """The model card of an exported model: base models and their licences, settings, data, how to load it."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
 import yaml
 
+from dataset.sample import Language, Prompts, Task, join_parts
 from model.siglip_qwen.config import ModelConfig
 
 LLAVA_USAGE = """\
@@ -14,12 +16,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 model = AutoModelForImageTextToText.from_pretrained(FOLDER)
 processor = AutoProcessor.from_pretrained(FOLDER, backend="pil")  # training resized images with Pillow
-messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+text = QUESTION
+messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
 inputs = processor(text=prompt, images=[image], return_tensors="pt")
 ```
 
-Prompts equal those of training. Stock processors interpret special tokens in a user's text (`<|im_end|>`): remove them first.
+Prompts equal those of training: each part of a turn begins on a new line. Stock processors interpret special tokens in a user's text
+(`<|im_end|>`): remove them first.
 """
 
 MERGED_USAGE = """\
@@ -28,13 +32,20 @@ python tools/answer.py --checkpoint FOLDER --image IMAGE --question "What is thi
 ```
 """
 
+EXAMPLE_QUESTION: dict[Language, str] = {"en": "What is this?", "zh": "这是什么？"}
+KINDS: dict[Task, str] = {"vqa": "short-answer questions", "caption": "questions for a caption", "conversation": "other questions"}
+"""Kinds of questions in words."""
 
-def model_card(export_format: str, settings: ModelConfig, dtype: str, warnings: list[str], data_report: str | None) -> str:
+
+def model_card(
+    export_format: str, settings: ModelConfig, prompts: Prompts, dtype: str, warnings: list[str], data_report: str | None
+) -> str:
     """Model card in Markdown, with YAML front matter for model hubs.
 
     Args:
         export_format: merged or llava.
         settings: model settings.
+        prompts: sentences that said in training how an answer is wanted.
         dtype: of the weights.
         warnings: notes on the export.
         data_report: table of the training data; None omits the section.
@@ -47,7 +58,7 @@ def model_card(export_format: str, settings: ModelConfig, dtype: str, warnings: 
     sections = [
         f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n# A vision-language model made with Tessera",
         f"A SigLIP vision encoder and a Qwen language model, joined by a two-layer connector; {export_format} format, weights in {dtype}.",
-        "## Use\n\n" + (LLAVA_USAGE if export_format == "llava" else MERGED_USAGE).rstrip(),
+        "## Use\n\n" + _usage(export_format, prompts),
         *(f"> **Note.** {warning}" for warning in warnings),
         "## Base models and licences\n\n"
         + "\n".join(_licence_line(role, name) for role, name in zip(("Vision", "Language"), base_models, strict=True)),
@@ -57,6 +68,18 @@ def model_card(export_format: str, settings: ModelConfig, dtype: str, warnings: 
     if data_report is not None:
         sections.append("## Training data\n\n```\n" + data_report.rstrip() + "\n```")
     return "\n\n".join(sections) + "\n"
+
+
+def _usage(export_format: str, prompts: Prompts) -> str:
+    """How to ask the model, with its prompts: whoever uses the LLaVA format adds them, Tessera adds them itself."""
+    language, prompt = next(iter(prompts.get("vqa", {}).items()), ("en", ""))
+    question = join_parts((EXAMPLE_QUESTION[language], prompt))
+    usage = LLAVA_USAGE.replace("QUESTION", json.dumps(question, ensure_ascii=False)) if export_format == "llava" else MERGED_USAGE
+    if not prompts:
+        return usage.rstrip()
+    who = "add it to the question, as above" if export_format == "llava" else "Tessera adds it to the question"
+    lines = [f"- {KINDS[task]} ({language}): `{text}`" for task, texts in prompts.items() for language, text in texts.items()]
+    return f"{usage}\nIn training a sentence on a line of its own said how an answer is wanted; {who}:\n\n" + "\n".join(lines)
 
 
 def read_licence(name: str) -> str | None:

@@ -5,35 +5,43 @@ Training and generation build prompts from these parts, and exported models get 
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from errors import UsageError
 
 _TEMPLATE = """
-{%- macro text(content) -%}
-  {%- if content is string -%}{{- content -}}
+{%- set state = namespace(before=$opening, text='') -%}
+{%- for message in messages -%}
+  {%- if message.content is string -%}
+    {%- set state.text = message.content -%}
   {%- else -%}
-    {%- for part in content -%}
-      {%- if part.type == 'image' -%}{{- $image -}}{%- else -%}{{- part.text -}}{%- endif -%}
+    {%- set state.text = '' -%}
+    {%- for part in message.content -%}
+      {%- if part.type == 'text' -%}{%- set text = part.text | trim -%}{%- else -%}{%- set text = $image -%}{%- endif -%}
+      {%- if state.text and text -%}{%- set state.text = state.text + '\\n' -%}{%- endif -%}
+      {%- set state.text = state.text + text -%}
     {%- endfor -%}
   {%- endif -%}
-{%- endmacro -%}
-{%- if messages[0].role == 'system' -%}
-  {{- $system_open + text(messages[0].content) + $system_close -}}
-{%- else -%}
-  {{- $opening -}}
-{%- endif -%}
-{%- for message in messages if message.role != 'system' -%}
-  {%- if message.role == 'user' -%}
-    {%- if not loop.first -%}{{- $next_user -}}{%- endif -%}
-    {{- text(message.content) -}}
+  {%- set state.text = state.text | trim -%}
+  {%- if message.role == 'system' -%}
+    {{- $system_open + state.text + $system_close -}}
+    {%- set state.before = '' -%}
+  {%- elif message.role == 'user' -%}
+    {{- state.before + state.text -}}
     {%- if not loop.last or add_generation_prompt -%}{{- $header -}}{%- endif -%}
   {%- else -%}
-    {{- text(message.content) | trim + $end -}}
+    {{- state.text + $end -}}
+    {%- set state.before = $next_user -%}
   {%- endif -%}
 {%- endfor -%}
 """
+"""The parts of a turn are joined as dataset.sample.join_parts does. Programs that look whether a template takes parts search for a loop
+over `message.content` outside macros."""
+
+_EMPTY_BLOCK = re.compile(r"<(\w+)>\s*</\1>\s*")
+_OPENING_TAG = re.compile(r"<(\w+)>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +109,37 @@ def chat_template_parts(tokenizer: Any) -> ChatTemplateParts:
     if end is None or not after_answer.startswith(end) or ids[0] not in tokenizer.added_tokens_decoder:
         raise UsageError(f"model.language: its chat template ends an answer with {after_answer!r}, not with a control token")
     return ChatTemplateParts(opening, system_open, system_close, header, end, after_answer[len(end) :])
+
+
+def check_answers_follow(tokenizer: Any, where: str) -> None:
+    """Check that an answer can follow the generation prompt of a chat template directly, as it does in training.
+
+    The text before an answer that is asked for must be the text before an answer of a finished conversation; only empty blocks such as
+    `<think></think>` may stand in one and not in the other. A template for models that always think leaves a block open: the model would
+    be trained to answer inside it.
+
+    Args:
+        tokenizer: its template is rendered with thinking off.
+        where: setting that names the model, for the message.
+
+    Raises:
+        UsageError: the two texts differ.
+    """
+    user, answer = {"role": "user", "content": "Sentinel question."}, {"role": "assistant", "content": "Sentinel answer."}
+    options = {"tokenize": False, "enable_thinking": False}
+    asked = str(tokenizer.apply_chat_template([user], add_generation_prompt=True, **options)).partition(user["content"])[2]
+    finished = str(tokenizer.apply_chat_template([user, answer], add_generation_prompt=False, **options))
+    answered = finished.partition(user["content"])[2].partition(answer["content"])[0]
+    without_empty_blocks = _EMPTY_BLOCK.sub("", asked)
+    if without_empty_blocks == _EMPTY_BLOCK.sub("", answered):
+        return
+    open_blocks = [name for name in _OPENING_TAG.findall(without_empty_blocks) if f"</{name}>" not in without_empty_blocks]
+    if open_blocks:
+        raise UsageError(
+            f"{where}: its chat template opens a <{open_blocks[0]}> block before every answer, also with thinking off; a model that can "
+            "answer without one is expected, such as Qwen3-1.7B or an Instruct model"
+        )
+    raise UsageError(
+        f"{where}: its chat template begins an answer that is asked for with {asked!r}, but one in a conversation with {answered!r}; "
+        "the same text is expected"
+    )

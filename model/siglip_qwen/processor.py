@@ -16,13 +16,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, SiglipImageProc
 from atomic_io import write_json
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample, check_messages
 from dataset.loading.image_transform import PixelReader
-from dataset.sample import IMAGE_PLACEHOLDER, Message
+from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts
 from errors import UsageError, loading
-from model.siglip_qwen.chat_template import ChatTemplateParts, chat_template_parts
+from model.siglip_qwen.chat_template import ChatTemplateParts, chat_template_parts, check_answers_follow
 from renamed_keys import with_new_keys
 
 PROCESSOR_SETTINGS_FILE = "tessera_processor.json"
 """Processor settings that the files of the tokenizer and of the image processor do not contain."""
+
+PROMPTS_FILE = "tessera_prompts.json"
+"""The prompts of a model exported to the LLaVA layout, whose files have no place for them."""
 
 IMAGE_TOKEN_CANDIDATES = ("<|image_pad|>", "<|extra_0|>")
 """Candidates for the image token, in order of preference."""
@@ -41,6 +44,7 @@ class Processor:
         tokens_per_image: image tokens per image.
         max_length: maximum length of a sample in tokens.
         system_prompt: system message of every conversation; None for the chat template's default.
+        prompts: the sentences that said in training how an answer is wanted; who asks adds them to the question.
     """
 
     def __init__(
@@ -52,13 +56,14 @@ class Processor:
         tokens_per_image: int,
         max_length: int,
         system_prompt: str | None = None,
+        prompts: Prompts | None = None,
     ):
         self.tokenizer, self.image_processor = tokenizer, image_processor
         self.pixel_reader = PixelReader(image_processor)
         self.image_token = image_token
         self.image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))
         self.tokens_per_image, self.max_length = tokens_per_image, max_length
-        self.system_prompt = system_prompt
+        self.system_prompt, self.prompts = system_prompt, prompts or {}
         self.template_parts: ChatTemplateParts = chat_template_parts(tokenizer)
         self.end_of_turn_id = int(tokenizer.convert_tokens_to_ids(self.template_parts.end))
         self._special_ids: dict[str, list[int]] = {}
@@ -75,6 +80,7 @@ class Processor:
         image_token: str = "auto",
         max_length: int = 2048,
         system_prompt: str | None = None,
+        prompts: Prompts | None = None,
     ) -> Self:
         """Load the tokenizer and the image processor of two pre-trained models.
 
@@ -86,6 +92,7 @@ class Processor:
             image_token: placeholder token for a patch, or auto for the first of IMAGE_TOKEN_CANDIDATES in the vocabulary.
             max_length: maximum length of a sample in tokens.
             system_prompt: system message of every conversation; None for the chat template's default.
+            prompts: the sentences that say in training how an answer is wanted.
 
         Raises:
             UsageError: a model cannot be loaded, is not supported, or its embedding has no row for the image token.
@@ -96,6 +103,7 @@ class Processor:
             raise UsageError(f"model.language: {language} has no fast tokenizer (tokenizer.json); Qwen 2, 2.5 and 3 have one")
         if not tokenizer.chat_template:
             raise UsageError(f"model.language: the tokenizer of {language} has no chat template")
+        check_answers_follow(tokenizer, f"model.language: {language}")
         with loading("model.vision", vision):
             # Explicitly the Pillow one: AutoImageProcessor resizes with torchvision where that is installed, which gives other pixels.
             image_processor = SiglipImageProcessorPil.from_pretrained(vision)
@@ -110,6 +118,7 @@ class Processor:
             tokens_per_image=tokens_per_image,
             max_length=max_length,
             system_prompt=system_prompt,
+            prompts=prompts,
         )
 
     def save(self, folder: Path) -> None:
@@ -123,6 +132,7 @@ class Processor:
                 "tokens_per_image": self.tokens_per_image,
                 "max_length": self.max_length,
                 "system_prompt": self.system_prompt,
+                **({"prompts": self.prompts} if self.prompts else {}),
             },
         )
 

@@ -69,7 +69,7 @@ def describe_sample(store: SampleStore, sample: Sample, processor: Processor, se
         values = f"values {pixels.min():.2f} to {pixels.max():.2f}"
         yield f"image {image_id}: {row.path}, {row.width} x {row.height} -> {width} x {height}, {values}"
     target = sample.target(seed, epoch)
-    encoded = processor.encode(sample.messages, target, len(sample.image_ids))
+    encoded = processor.encode(sample.prompted_messages, target, len(sample.image_ids))
     if encoded is None:
         yield f"skipped in training: no supervised token is left within {processor.max_length} tokens"
         return

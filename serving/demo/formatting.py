@@ -12,7 +12,8 @@ from serving.search.lancedb_table import SearchHit
 
 def chat_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
     """The turns as messages of gradio's chatbot."""
-    return [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+    texts = [(("user", turn.question), ("assistant", turn.answer)) for turn in turns]
+    return [{"role": role, "content": text} for turn in texts for role, text in turn]
 
 
 def candidate_cells(rows: Sequence[CandidateRow]) -> list[list[str]]:

@@ -166,12 +166,12 @@ class Page:
             if not question.strip():
                 raise PageError("no_question")
             for text in session.stream(path, turns, question):
-                yield chat_messages([*turns, (question, text)]), turns, gr.skip(), question, ""
+                yield chat_messages([*turns, Turn(question, text)]), turns, gr.skip(), question, ""
             answered = session.ask(path, turns, question)
         except TesseraError as error:
             yield chat_messages(turns), turns, gr.skip(), question, error_text(error, language)
             return
-        done = [*turns, (question, answered.chosen)]
+        done = [*turns, Turn(question, answered.chosen)]
         yield (
             chat_messages(done),
             done,
@@ -186,11 +186,11 @@ class Page:
         text = ""
         try:
             for text in self._session().stream(_checked_image(image), [], question, "caption"):
-                yield chat_messages([*turns, (question, text)]), turns, table_update([], language), gr.skip(), ""
+                yield chat_messages([*turns, Turn(question, text)]), turns, table_update([], language), gr.skip(), ""
         except TesseraError as error:
             yield chat_messages(turns), turns, gr.skip(), gr.skip(), error_text(error, language)
             return
-        done = [*turns, (question, text)]
+        done = [*turns, Turn(question, text, "caption")]
         yield chat_messages(done), done, table_update([], language), gr.skip(), ""
 
     def compare(self, image: str | None, question: str, language: str) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from answering.config import DecodingConfig
 from answering.protocol import Answerer, Request
@@ -13,8 +14,13 @@ from answering.reply import Reply, Reranker, question_request, reply
 from dataset.sample import Message, Task
 from errors import TesseraError
 
-Turn = tuple[str, str]
-"""A question and its answer."""
+
+class Turn(NamedTuple):
+    """A question and its answer. task: kind of the question."""
+
+    question: str
+    answer: str
+    task: Task = "vqa"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +85,10 @@ def candidate_rows(answered: Reply) -> list[CandidateRow]:
 
 def _request(image: Path, turns: Sequence[Turn], question: str, task: Task) -> Request:
     """The request for a question after earlier turns; the image is in the first turn."""
-    first_request = question_request("demo", turns[0][0] if turns else question, [image], task)
-    later_messages = [question_request("demo", text, [], task).messages[-1] for text, _ in turns[1:]]
-    if not turns:
-        return first_request
-    last = question_request("demo", question, [], task)
-    messages = [first_request.messages[-1]]
-    for i, (_, answer) in enumerate(turns):
-        messages += [Message("assistant", answer), later_messages[i] if i < len(later_messages) else last.messages[-1]]
-    return dataclasses.replace(first_request, messages=tuple(messages), language=last.language)
+    request = question_request("demo", question, [] if turns else [image], task)
+    messages: list[Message] = []
+    for i, turn in enumerate(turns):
+        messages += question_request("demo", turn.question, [] if i else [image]).messages
+        messages.append(Message("assistant", turn.answer))
+    earlier_tasks = tuple(turn.task for turn in turns)
+    return dataclasses.replace(request, images=(image,), messages=(*messages, *request.messages), earlier_tasks=earlier_tasks)

@@ -6,17 +6,17 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from answering.protocol import Decoding
+from answering.protocol import Decoding, ImageInput
 from answering.protocol import Request as ModelRequest
-from answering.reply import question_request
-from dataset.sample import IMAGE_PLACEHOLDER, Message
+from answering.reply import without_placeholders
+from dataset.sample import IMAGE_PLACEHOLDER, Message, detect_language, join_parts
 from serving.engine import ChatTask, GenerationStarted, TextPiece
 from serving.http.error_responses import ServiceError, error_body
 from serving.inputs import image_decoder
@@ -135,23 +135,20 @@ def router(service: Service) -> APIRouter:
             bool(chat_request.logprobs),
             bool(chat_request.stream_options and chat_request.stream_options.include_usage),
         )
-        turns, image_urls = (
-            [_role_and_text(service, turn) for turn in chat_request.messages],
-            [_image_urls_of(turn) for turn in chat_request.messages],
-        )
-        if (num_images := sum(map(len, image_urls))) > service.settings.max_images:
-            raise ServiceError(422, f"messages: at most {service.settings.max_images} images, found {num_images}", "images")
-        image_bytes = [[await _load_image_bytes(service, url) for url in group] for group in image_urls]
-        data = [image for group in image_bytes for image in group]
+        messages = tuple(_message(service, turn) for turn in chat_request.messages)
+        image_urls = [url for turn in chat_request.messages for url in _image_urls_of(turn)]
+        if len(image_urls) > service.settings.max_images:
+            raise ServiceError(422, f"messages: at most {service.settings.max_images} images, found {len(image_urls)}", "images")
+        data = [await _load_image_bytes(service, url) for url in image_urls]
         repeatable = decoding.strategy == "greedy" or chat_request.seed is not None
-        image_hashes = [[hashlib.sha256(image).hexdigest() for image in group] for group in image_bytes]
+        image_hashes = [hashlib.sha256(image).hexdigest() for image in data]
         # A digest, since a conversation may be long and the size of the cache is bounded.
-        key = hashlib.sha256(repr((turns, image_hashes, decoding, chat_request.seed)).encode()).digest()
+        key = hashlib.sha256(repr((messages, image_hashes, decoding, chat_request.seed)).encode()).digest()
         cached = service.cache.get(key) if repeatable else None
         if cached is None:
             exit_stack = http_request.state.exit_stack
-            decoded = iter(await exit_stack.enter_async_context(service.decoder.decoded(data)))
-            question = _build_request(turns, [[next(decoded) for _ in group] for group in image_bytes], chat_request.seed)
+            decoded = await exit_stack.enter_async_context(service.decoder.decoded(data))
+            question = _build_request(messages, decoded, chat_request.seed)
             job = exit_stack.enter_context(service.submit(ChatTask(question, decoding, bool(chat_request.stream))))
             events = _cache_when_done(service, key if repeatable else None, job.events())
         else:
@@ -240,15 +237,17 @@ def _requested_decoding(service: Service, chat_request: ChatRequest) -> Decoding
     return Decoding(num_candidates=n, strategy="sample", temperature=temperature, max_new_tokens=max_new_tokens_limit)
 
 
-def _role_and_text(service: Service, turn: ChatMessage) -> tuple[str, str]:
-    """Role and text of a turn. Raises ServiceError 422 if the text is too long."""
-    parts = turn.content if isinstance(turn.content, list) else []
-    text = "\n".join(part.text for part in parts if not isinstance(part, ImagePart)) if parts else str(turn.content or "")
-    if len(text) > service.settings.max_question_chars:
+def _message(service: Service, turn: ChatMessage) -> Message:
+    """A turn with its parts joined as those of the training data. Raises ServiceError 422 if its text is too long."""
+    given = [turn.content] if isinstance(turn.content, str) else turn.content
+    parts = [None if isinstance(part, ImagePart) else part if isinstance(part, str) else part.text for part in given]
+    num_chars = sum(len(part) for part in parts if part is not None)
+    if num_chars > service.settings.max_question_chars:
         raise ServiceError(
-            422, f"messages: at most {service.settings.max_question_chars} characters a turn, found {len(text)}", "text_length"
+            422, f"messages: at most {service.settings.max_question_chars} characters a turn, found {num_chars}", "text_length"
         )
-    return "system" if turn.role == "developer" else turn.role, text
+    content = join_parts(IMAGE_PLACEHOLDER if part is None else without_placeholders(part) for part in parts)
+    return Message("system" if turn.role == "developer" else turn.role, content)
 
 
 def _image_urls_of(turn: ChatMessage) -> list[str]:
@@ -269,17 +268,10 @@ async def _load_image_bytes(service: Service, url: str) -> bytes:
     raise ServiceError(422, "image_url: expected data:image/...;base64,...; other URLs are not fetched", "image_address")
 
 
-def _build_request(turns: list[tuple[str, str]], images: list[list[Any]], seed: int | None) -> ModelRequest:
+def _build_request(messages: tuple[Message, ...], images: Sequence[ImageInput], seed: int | None) -> ModelRequest:
     """The conversation as a request of the model. With a seed the same conversation gets the same samples."""
     request_id = uuid.uuid4().hex if seed is None else f"seed {seed}"
-    last = question_request(request_id, turns[-1][1], images[-1], "conversation")
-    earlier = []
-    for (role, text), turn_images in zip(turns[:-1], images[:-1], strict=True):
-        content = question_request(request_id, text, turn_images).messages[-1].content
-        earlier.append(Message(role, content if role == "user" else text.replace(IMAGE_PLACEHOLDER, " ")))  # type: ignore[arg-type]
-    all_images = tuple(image for group in images for image in group)
-    final = Message(turns[-1][0], last.messages[-1].content)  # type: ignore[arg-type]
-    return dataclasses.replace(last, images=all_images, messages=(*earlier, final))
+    return ModelRequest(request_id, tuple(images), messages, "conversation", detect_language(messages[-1].content))
 
 
 def _logprobs(pieces: list[TextPiece]) -> list[dict[str, Any]]:

@@ -62,7 +62,7 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class ChatMessage(StrictModel):
-    """A turn. Only turns of the user may have images; the model sees them before the text of the turn."""
+    """A turn. Only turns of the user may have images; each part of a turn begins on a new line, in the order of the parts."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[Part], Field(max_length=MAX_PARTS)]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
-from answering.answerer_factory import ScorerCache, build_answerer, check_system, load_scorer
+from answering.answerer_factory import ScorerCache, build_answerer, build_untuned, check_system, load_scorer
 from answering.config import Blip2System, CheckpointSystem, DecodingConfig, QwenVlSystem
 from answering.protocol import Answer
 from answering.systems.qwen_vl import QwenVlAnswerer
@@ -62,6 +62,40 @@ def test_latest_is_the_latest_complete_checkpoint(checkpoints: Path) -> None:
     assert build_answerer(named, checkpoint_folder=Path("elsewhere"), device="cpu").answer([REQUEST], decoding) == [answer]
     other = CheckpointSystem(name="ours", kind="checkpoint", path=str(checkpoints / "checkpoint-1"))
     assert build_answerer(other, checkpoint_folder=checkpoints, device="cpu").answer([REQUEST], decoding) != [answer]
+
+
+@pytest.mark.parametrize(
+    ("changes", "asked", "identified_by"),
+    [
+        ({}, "\nOne word.", "One word."),
+        ({"short_answer_prompt": None}, "", None),
+        ({"short_answer_prompt": "Briefly!"}, "\nBriefly!", "Briefly!"),
+    ],
+)
+def test_a_checkpoint_is_asked_with_the_prompt_that_it_records_unless_the_system_says_otherwise(
+    checkpoints: Path, tmp_path: Path, changes: dict[str, Any], asked: str, identified_by: str | None
+) -> None:
+    path = shutil.copytree(checkpoints / "checkpoint-2", tmp_path / "checkpoint-2")
+    processor = Processor.load(path)
+    processor.prompts = {"vqa": {"en": "One word."}}
+    processor.save(path)
+    system = CheckpointSystem(name="ours", kind="checkpoint", path=str(path), **changes)
+    for build in (build_answerer, build_untuned):
+        answerer = build(system, checkpoint_folder=tmp_path, device="cpu")  # type: ignore[operator]
+        assert isinstance(answerer, CheckpointAnswerer)
+        assert f"What color?{asked}<|im_end|>" in answerer.encode(REQUEST).text
+        assert answerer.description.settings["short_answer_prompt"] == identified_by
+
+
+def test_a_checkpoint_without_prompts_is_asked_the_question_alone(checkpoints: Path) -> None:
+    answerer = build_answerer(CheckpointSystem(name="ours", kind="checkpoint"), checkpoint_folder=checkpoints, device="cpu")
+    assert isinstance(answerer, CheckpointAnswerer)
+    assert "What color?<|im_end|>" in answerer.encode(REQUEST).text
+    # The settings of earlier versions: answers that were saved then are found again.
+    assert answerer.description.settings.keys() == {
+        *("path", "form", "quantization", "short_answer_prompt", "short_answer_prompt_zh", "clean_answers"),
+    }
+    assert answerer.description.settings["short_answer_prompt"] is None
 
 
 def test_a_checkpoint_with_fused_modules_answers_as_one_with_the_modules_of_peft(checkpoints: Path, processor: Processor) -> None:

@@ -1,4 +1,6 @@
-"""The suffix and answer cleaning apply to short answers alone, and cleaning never changes a correct short answer."""
+"""Questions are asked with the prompt of their kind; cleaning applies to short answers alone and never changes a correct one."""
+
+from pathlib import Path
 
 import pytest
 
@@ -6,7 +8,8 @@ from answering.answer_cleaning import clean_answer
 from answering.config import CheckpointSystem, QwenVlSystem
 from answering.prompts import PromptPolicy
 from answering.protocol import Request
-from dataset.sample import Language, Message, Task
+from dataset.config import VqaMetadataSource
+from dataset.sample import Language, Message, Prompts, Task
 
 POLICY = PromptPolicy.from_config(QwenVlSystem(name="q", kind="qwen3_vl", path="x"))
 
@@ -15,10 +18,11 @@ def request(content: str, task: Task = "vqa", language: Language = "en") -> Requ
     return Request("a", (), (Message("user", "Hello"), Message("assistant", "Hi"), Message("user", content)), task, language)
 
 
-def test_the_suffix_follows_the_last_question() -> None:
+def test_the_prompt_follows_every_question_of_a_conversation() -> None:
     messages = POLICY.messages(request("<image>\nWhat is it?"))
     assert messages[-1].content == "<image>\nWhat is it?\nAnswer the question using a single word or phrase."
-    assert messages[0].content == "Hello"
+    assert messages[0].content == "Hello\nAnswer the question using a single word or phrase."
+    assert messages[1].content == "Hi"
     assert POLICY.messages(request("这是什么？", language="zh"))[-1].content == "这是什么？\n请用一个词或短语回答。"
 
 
@@ -34,11 +38,46 @@ def test_other_tasks_are_unchanged(task: Task) -> None:
     assert POLICY.clean("The brand is X.", unchanged) == "The brand is X."
 
 
-def test_our_own_checkpoints_get_the_question_without_a_suffix() -> None:
-    policy = PromptPolicy.from_config(CheckpointSystem(name="ours", kind="checkpoint"))
+def test_earlier_questions_of_another_kind_or_language_keep_theirs() -> None:
+    turns = [Message("user", "这是什么？"), Message("assistant", "狗"), Message("user", "Describe it."), Message("assistant", "A dog.")]
+    asked = Request("a", (), (*turns, Message("user", "What?")), "vqa", "en", earlier_tasks=("vqa", "caption"))
+    contents = [turn.content for turn in POLICY.messages(asked) if turn.role == "user"]
+    assert contents == ["这是什么？\n请用一个词或短语回答。", "Describe it.", "What?\nAnswer the question using a single word or phrase."]
+
+
+OURS = CheckpointSystem(name="ours", kind="checkpoint")
+
+
+def test_checkpoints_that_record_no_prompt_are_asked_the_question_alone() -> None:
+    policy = PromptPolicy.of_checkpoint({}, OURS)
     assert policy.messages(request("What is it?")) == request("What is it?").messages
     assert policy.clean("The answer is red.", request("What is it?")) == "The answer is red."
     assert policy.settings() == {"short_answer_prompt": None, "short_answer_prompt_zh": None, "clean_answers": False}
+
+
+def test_checkpoints_are_asked_with_the_prompts_that_they_record() -> None:
+    policy = PromptPolicy.of_checkpoint({"vqa": {"zh": "一个词。"}, "caption": {"en": "One sentence."}}, OURS)
+    asked: list[tuple[str, Task, Language]] = [
+        ("What?", "vqa", "en"),
+        ("什么？", "vqa", "zh"),
+        ("Describe it.", "caption", "en"),
+        ("Why?", "conversation", "en"),
+    ]
+    last = [policy.messages(Request("a", (), (Message("user", text),), task, language))[0].content for text, task, language in asked]
+    assert last == ["What?", "什么？\n一个词。", "Describe it.\nOne sentence.", "Why?"]
+    assert policy.settings()["other_prompts"] == {"caption": {"en": "One sentence."}}
+
+
+def test_the_configuration_of_a_system_replaces_the_recorded_prompts() -> None:
+    recorded: Prompts = {"vqa": {"en": "One word.", "zh": "一个词。"}}
+    system = CheckpointSystem(name="ours", kind="checkpoint", short_answer_prompt=None, short_answer_prompt_zh="请简短回答。")
+    policy = PromptPolicy.of_checkpoint(recorded, system)
+    assert (policy.short_answer_prompt, policy.short_answer_prompt_zh) == (None, "请简短回答。")
+
+
+def test_the_default_prompt_of_the_data_is_that_of_the_other_systems() -> None:
+    source = VqaMetadataSource(format="vqa_metadata", annotations=Path("a.json"))
+    assert (POLICY.short_answer_prompt, POLICY.short_answer_prompt_zh) == (source.prompt_in("en"), source.prompt_in("zh"))
 
 
 @pytest.mark.parametrize(

@@ -1,18 +1,24 @@
 """Complete training runs of a few steps, in this process."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import config as configuration
+from answering.protocol import Answer, Request
+from answering.systems.siglip_qwen import CheckpointAnswerer
+from dataset.sample import SAMPLES_SCHEMA
 from errors import TesseraError, UsageError
 from model.siglip_qwen import checkpoint as model_checkpoint
+from model.siglip_qwen.processor import Processor
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
 from training.checkpointing.resume import RunState, read_run_state
 from training.run import train
@@ -209,6 +215,30 @@ def test_a_stage_may_be_added_after_a_finished_run(workspace: Workspace) -> None
         {"name": "more", "train": ["lora"], "max_steps": 1},
     ]
     assert run(path, f"train.stages={json.dumps(stages)}", resume="auto").name == "checkpoint-3"
+
+
+def test_checkpoints_record_the_prompts_of_the_data_and_predictions_are_asked_with_them(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = workspace(num_logged_predictions=1)
+    samples = Path("data/toy/samples.parquet")
+    rows = pq.read_table(samples).to_pylist()
+    for i, row in enumerate(rows):
+        row["prompt"] = None if row["task"] == "caption" else "One word." if i else "Briefly!"
+    pq.write_table(pa.Table.from_pylist(rows, SAMPLES_SCHEMA), samples)
+    asked: list[str] = []
+    answer = CheckpointAnswerer.answer
+
+    def record(answerer: CheckpointAnswerer, requests: Sequence[Request], *arguments: Any) -> list[Answer]:
+        answers = answer(answerer, requests, *arguments)
+        asked.extend(reply.prompt for reply in answers)
+        return answers
+
+    monkeypatch.setattr(CheckpointAnswerer, "answer", record)
+    checkpoint = run(path)
+    assert Processor.load(checkpoint).prompts == {"vqa": {"en": "One word."}}
+    assert "vqa samples (en) have 2 different prompts" in capsys.readouterr().out
+    assert all("What color is the circle?\nOne word.<|im_end|>" in prompt for prompt in asked) and asked
 
 
 def test_samples_without_a_supervised_token_are_dropped_and_counted(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from answering.prompts import PromptPolicy
 from answering.protocol import Request
 from answering.rerank.self_evaluation import NO_WORDS, YES_WORDS, SelfEvaluator, self_evaluation_request
 from answering.systems.siglip_qwen import CheckpointAnswerer
@@ -44,9 +45,11 @@ def test_a_request_that_does_not_fit_gets_no_scores_and_affects_no_other(answere
     assert answerer.judge([long, good], [["x"], ["z"]], 8)[1] == pytest.approx(answerer.judge([good], [["z"]], 8)[0], abs=1e-5)
 
 
-def test_the_self_evaluation_request_keeps_the_images_and_gets_no_suffix() -> None:
+def test_the_self_evaluation_request_keeps_the_images_and_gets_no_prompt() -> None:
     request = replace(make_request("a", "是什么？", noise_image(1)), language="zh")
     changed = self_evaluation_request(request, "a <image> b")
+    policy = PromptPolicy("Briefly!", "简短！", other_prompts={"conversation": {"zh": "详细！"}})
+    assert policy.messages(changed) == changed.messages
     assert changed.task == "conversation"
     assert changed.messages[-1].content.count("<image>") == 1
     assert "候选答案：a   b" in changed.messages[-1].content

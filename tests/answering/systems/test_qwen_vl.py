@@ -1,5 +1,6 @@
 """Qwen vision-language models answer as transformers' own classes do, without torchvision."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +207,11 @@ def test_a_model_of_another_family_is_a_one_line_error(parts: Path) -> None:
         loaded(parts / "qwen3_vl", "qwen2_5_vl")
     with pytest.raises(UsageError, match="system qwen, path: cannot load no/such"):
         load(QwenVlSystem(name="qwen", kind="qwen3_vl", path="no/such"), "cpu")
+
+
+def test_a_model_that_always_thinks_is_refused(parts: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(parts / "qwen3_vl", tmp_path / "thinking")
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "{%- if add_generation_prompt -%}{{- '<think>\\n' -}}{%- endif -%}\n")
+    with pytest.raises(UsageError, match=r"system qwen, path: .*thinking: its chat template opens a <think> block before every answer"):
+        loaded(folder, "qwen3_vl")

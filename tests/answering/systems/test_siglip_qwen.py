@@ -14,6 +14,10 @@ from answering.config import DecodingConfig
 from answering.decoding.beam_search import GeneratedSequence, PromptBatch
 from answering.prompts import PromptPolicy
 from answering.protocol import Answer, Request
+from answering.reply import Reranker, question_request, reply
+from answering.rerank.choose_answer import RerankPlan
+from answering.rerank.image_text_scores import ImageTextScorer
+from answering.rerank.statements import StatementForm
 from answering.systems.local_model import Prompt, eval_mode
 from answering.systems.siglip_qwen import CheckpointAnswerer
 from dataset.loading.encoded_sample import EncodingError
@@ -22,6 +26,7 @@ from errors import TesseraError
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from tests.answering.conftest import make_request, noise_image
+from tests.answering.rerank.test_image_text_scores import RednessModel
 
 BEAMS = DecodingConfig(num_candidates=4, max_new_tokens=6)
 SAMPLES = DecodingConfig(num_candidates=4, strategy="sample", max_new_tokens=6, temperature=0.7)
@@ -156,6 +161,22 @@ def test_the_recorded_prompt_has_one_placeholder_per_image(model: VisionLanguage
     assert answerer.description.settings == {
         "path": "here", "short_answer_prompt": "Answer shortly.", "short_answer_prompt_zh": None, "clean_answers": True,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("statement_form", ["sentence", "joined"])
+def test_statements_and_replies_have_the_question_without_its_prompt(
+    model: VisionLanguageModel, processor: Processor, statement_form: StatementForm
+) -> None:
+    clip, policy = RednessModel(), PromptPolicy("Answer shortly.")
+    reranker = Reranker((ImageTextScorer("clip", clip, statement_form=statement_form),), RerankPlan(), judge=True)
+    request = question_request("a", "What is it?", [noise_image(1)])
+    [plain] = reply(CheckpointAnswerer(model, processor), reranker, [request], BEAMS)
+    of_plain, clip.read = clip.read, []
+    [prompted] = reply(CheckpointAnswerer(model, processor, policy), reranker, [request], BEAMS)
+    assert "What is it?\nAnswer shortly.<|im_end|>" in prompted.answer.prompt
+    assert "Answer shortly." not in plain.answer.prompt
+    assert prompted.question == plain.question == "What is it?"
+    assert clip.read and not any("shortly" in text for text in (*clip.read, *of_plain))
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, dataclasses.replace(SAMPLES, num_candidates=1, max_new_tokens=24)], ids=["greedy", "sample"])

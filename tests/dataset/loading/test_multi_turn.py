@@ -86,6 +86,15 @@ def test_only_the_first_question_has_the_image() -> None:
     assert target == "answer 2"
 
 
+def test_each_question_of_a_conversation_has_its_own_prompt(store: SampleStore) -> None:
+    questions = [store.sample(row) for row in (0, 3)]
+    messages, _ = to_messages(questions, 0, 0)
+    assert [message.content for message in messages if message.role == "user"] == [
+        "<image>\nWhat color is the circle?\nAnswer the question using a single word or phrase.",
+        "这幅图像中有什么？\n请用一个词或短语回答。",
+    ]
+
+
 def test_no_conversation_exceeds_the_length_limit() -> None:
     samples = [(MeasuredSample(i, str(i), (10, 12), saved_tokens), 1) for i, saved_tokens in enumerate((4, 6, 2, 5))]
     grouped: list[Conversation] = conversations(samples, 4, 30)

@@ -229,10 +229,13 @@ class TestMessages:
         embedded, named, none = read(MessagesSource(format="messages", path=path, images=raw.images))
         assert (embedded.images, named.images, none.images) == ((data,), (raw.images / "a.png",), ())
 
-    def test_content_parts_are_joined(self, raw: RawFiles) -> None:
+    def test_each_content_part_begins_on_a_new_line_and_turns_have_no_blank_space_around_them(self, raw: RawFiles) -> None:
         parts = [{"type": "text", "text": "Look: "}, {"type": "image"}, {"type": "text", "text": " what?"}]
-        [sample] = read(raw.messages([{"messages": chat_messages(("user", parts), ("assistant", "A cat.")), "images": ["a.jpg"]}]))
-        assert sample.messages == (Message("user", "Look: <image> what?"),)
+        turns = chat_messages(
+            ("system", "Be brief.\n"), ("user", parts), ("assistant", "A cat."), ("user", " Sure?\n"), ("assistant", "Yes.")
+        )
+        [sample] = read(raw.messages([{"messages": turns, "images": ["a.jpg"]}]))
+        assert [turn.content for turn in sample.messages] == ["Be brief.", "Look:\n<image>\nwhat?", "A cat.", "Sure?"]
 
     def test_blank_lines_are_skipped_and_locations_are_line_numbers(self, raw: RawFiles) -> None:
         source = raw.messages(["nonsense"])

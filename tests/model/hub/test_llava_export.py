@@ -4,13 +4,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LlavaForConditionalGeneration
 
-from dataset.sample import IMAGE_PLACEHOLDER, Message
+from answering.answerer_factory import build_answerer
+from answering.config import CheckpointSystem
+from answering.reply import question_request
+from answering.systems.siglip_qwen import CheckpointAnswerer
+from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts
 from errors import TesseraError, UsageError
 from model.hub import llava_export
 from model.lora import configure_trainable
@@ -31,12 +36,13 @@ IMAGES = [Image.effect_noise((120, 80), 90).convert("RGB"), Image.new("RGB", (50
 
 CONVERSATIONS = {
     "an image": [Message("user", "<image>\nWhat color is the circle?")],
-    "an image last": [Message("user", "What is this? <image>")],
-    "two images": [Message("user", "<image> and <image>: which one is red?")],
+    "an image last": [Message("user", "What is this?\n<image>")],
+    "two images": [Message("user", "<image>\n<image>\nwhich one is red?")],
+    "an image between texts": [Message("user", "What is red in\n<image>\nand is round?")],
     "no image": [Message("user", "How many?\nTwo or three?")],
-    "Chinese": [Message("user", "<image>这幅图像描述了什么？")],
-    "several turns": [Message("user", "<image> What?"), Message("assistant", "a circle"), Message("user", "What color?")],
-    "a system message": [Message("system", "Be short."), Message("user", "<image> What?")],
+    "Chinese": [Message("user", "<image>\n这幅图像描述了什么？")],
+    "several turns": [Message("user", "<image>\nWhat?"), Message("assistant", "a circle"), Message("user", "What color?")],
+    "a system message": [Message("system", "Be short."), Message("user", "<image>\nWhat?")],
 }
 
 
@@ -57,13 +63,13 @@ def exported(make: Build, settings: Settings, batch: Batch, processor: Processor
 
 
 def as_parts(message: Message) -> dict[str, Any]:
-    """A message in the content format of transformers' processors."""
+    """A message in the content format of transformers' processors: a part for each image, and for each text without blank space."""
     parts: list[dict[str, str]] = []
     for i, text in enumerate(message.content.split(IMAGE_PLACEHOLDER)):
         if i:
             parts.append({"type": "image"})
-        if text:
-            parts.append({"type": "text", "text": text})
+        if text.strip():
+            parts.append({"type": "text", "text": text.strip()})
     return {"role": message.role, "content": parts}
 
 
@@ -133,6 +139,41 @@ def test_content_as_a_string_renders_the_same_prompt(model: Any, processor: Proc
     parts, plain = ([{"role": "user", "content": content}] for content in ([{"type": "text", "text": "How many?"}], "How many?"))
     texts = [stock.apply_chat_template(messages, add_generation_prompt=True) for messages in (parts, plain)]
     assert texts[0] == texts[1]
+
+
+def test_programs_see_that_the_exported_template_takes_parts(processor: Processor) -> None:
+    tree = jinja2.Environment().parse(processor.template_parts.template("<image>"))
+    assert not list(tree.find_all(jinja2.nodes.Macro))
+    loops = [loop.iter for loop in tree.find_all(jinja2.nodes.For)]
+    assert [node.attr for node in loops if isinstance(node, jinja2.nodes.Getattr)] == ["content"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "question"),
+    [
+        ({}, "What is this?"),
+        ({"vqa": {"en": "One word!", "zh": "一个词。"}}, "What is this?\\nOne word!"),
+        ({"vqa": {"zh": "一个词。"}}, "这是什么？\\n一个词。"),
+    ],
+)
+@pytest.mark.parametrize("export_format", ["llava", "merged"])
+def test_an_export_is_asked_with_the_prompts_of_training(
+    make: Build, settings: Settings, processor: Processor, tmp_path: Path, export_format: Any, prompts: Prompts, question: str
+) -> None:
+    processor.save(tmp_path / "processor")
+    ours = Processor.load(tmp_path / "processor")
+    ours.prompts = prompts
+    checkpoint.save(configure_trainable(make(), settings(), ["connector"]), tmp_path / "c")
+    llava_export.export(tmp_path / "c", tmp_path / "out", export_format, ours)
+    system = CheckpointSystem(name="exported", kind="checkpoint", path=str(tmp_path / "out"))
+    answerer = build_answerer(system, checkpoint_folder=tmp_path)
+    assert isinstance(answerer, CheckpointAnswerer)
+    asked = answerer.encode(question_request("q", "What is this?", IMAGES[:1])).text
+    assert ("What is this?\nOne word!" in asked) == ("en" in prompts.get("vqa", {}))
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert (f'text = "{question}"' in card) == (export_format == "llava")
+    assert all(f"short-answer questions ({language}): `{text}`" in card for language, text in prompts.get("vqa", {}).items())
+    assert ("In training a sentence" in card) == bool(prompts)
 
 
 def test_export_does_not_change_the_given_processor(model: Any, processor: Processor) -> None:

@@ -1,5 +1,6 @@
 """Prompts are the same in training and generation, and only assistant turns are supervised."""
 
+import json
 import random
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from PIL import Image
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample, EncodingError
 from dataset.sample import Message
 from errors import UsageError
-from model.siglip_qwen.processor import Processor
+from model.siglip_qwen.processor import PROCESSOR_SETTINGS_FILE, Processor
 
 QUESTION = (Message("user", "<image>\nWhat color is the circle?"),)
 CONVERSATION = (
@@ -194,6 +195,16 @@ def test_a_saved_processor_builds_the_same_prompts(processor: Processor, tmp_pat
     assert loaded.prompt(CONVERSATION, 1) == processor.prompt(CONVERSATION, 1)
     image = Image.new("RGB", (64, 48), "red")
     assert loaded.pixels([image]).equal(processor.pixels([image]))
+
+
+def test_a_saved_processor_records_the_prompts_of_training(processor: Processor, tmp_path: Path) -> None:
+    processor.save(tmp_path)
+    assert "prompts" not in json.loads((tmp_path / PROCESSOR_SETTINGS_FILE).read_text())
+    loaded = Processor.load(tmp_path)
+    assert loaded.prompts == {}
+    loaded.prompts = {"vqa": {"zh": "请用一个词或短语回答。"}}
+    loaded.save(tmp_path)
+    assert Processor.load(tmp_path).prompts == loaded.prompts
 
 
 def test_pixels_are_those_of_the_vision_encoders_image_processor(processor: Processor) -> None:

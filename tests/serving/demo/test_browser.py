@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 
 from serving.demo.localization import translations
 from serving.demo.page import DemoBackends, launch
-from serving.demo.session import Session
+from serving.demo.session import Session, Turn
 from tests.serving.demo.browser import CHROMIUM, PHONE_SIZE, open_page, overflow, save_screenshot, upload_image
 from tests.serving.search.conftest import png
 
@@ -60,7 +60,7 @@ def test_a_user_asks_several_questions_and_switches_the_language(address: str, d
 
         page.locator("#question textarea").fill("有几个圆形？")
         page.locator("#question textarea").press("Enter")
-        second = session.ask(image, [(QUESTION, first.chosen)], "有几个圆形？")
+        second = session.ask(image, [Turn(QUESTION, first.chosen)], "有几个圆形？")
         expect(page.locator("#chat [data-testid=bot]")).to_have_count(2)
         expect(page.locator("#chat")).to_contain_text(first_word(second.chosen))
         expect(page.locator("#question textarea")).to_have_value("")

@@ -13,7 +13,7 @@ from answering.rerank.logistic_regression import LogisticModel
 from serving.demo.formatting import percent, shorten
 from serving.demo.localization import LANGUAGES, translations
 from serving.demo.page import DemoBackends, Page
-from serving.demo.session import Session, _request, candidate_rows
+from serving.demo.session import Session, Turn, _request, candidate_rows
 from serving.search.image_index import ImageIndex
 
 
@@ -49,7 +49,7 @@ def test_an_answer_is_streamed_and_then_shown_with_its_candidates(page: Page, im
     assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     assert (question, status) == ("", "")
     assert [message["role"] for message in chat] == ["user", "assistant"]
-    assert turns == [("What color?", chat[1]["content"])]
+    assert turns == [Turn("What color?", chat[1]["content"])]
     assert table["headers"] == translations("en")["candidate_columns"]
     chosen_rows = [row for row in table["data"] if row[0]]
     assert chosen_rows[0][1].strip() == turns[0][1] or turns[0][1] == "unknown"
@@ -63,11 +63,11 @@ def test_questions_about_an_image_are_turns_of_one_conversation(page: Page, imag
     second = list(page.ask(image, "有几个圆形？", first[1], "English"))[-1]
     assert [message["role"] for message in second[0]] == ["user", "assistant"] * 2
     assert len(second[1]) == 2
-    request = _request(Path(image), [("a?", "b"), ("c?", "d")], "两个？", "vqa")
+    request = _request(Path(image), [Turn("a?", "b"), Turn("c?", "d", "caption")], "两个？", "vqa")
     assert [(turn.role, turn.content) for turn in request.messages] == [
         ("user", "<image>\na?"), ("assistant", "b"), ("user", "c?"), ("assistant", "d"), ("user", "两个？"),
     ]  # fmt: skip
-    assert (request.language, len(request.images)) == ("zh", 1)
+    assert (request.language, len(request.images), request.earlier_tasks) == ("zh", 1, ("vqa", "caption"))
 
 
 def test_an_image_is_described(page: Page, image: str) -> None:
