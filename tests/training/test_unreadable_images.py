@@ -3,7 +3,8 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,17 +13,20 @@ from PIL import Image
 
 import config as configuration
 from dataset.loading import image_io
+from dataset.loading.collators import UnreadableImage
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from dataset.loading.image_io import ImageError
 from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import SampleKey
 from dataset.record_validation import DropReason
 from errors import TesseraError
+from process_group import ProcessGroup
 from tests.training.test_run import losses, run, state, weights
 from training import unreadable_images
 from training.data_loading import TrainingData
+from training.monitoring.metrics_history import History
 from training.run_setup import setup_run
-from training.unreadable_images import MAX_SUBSTITUTES, UnreadableLimit, substitutes
+from training.unreadable_images import MAX_SUBSTITUTES, UnreadableImages, UnreadableLimit, substitutes
 
 Workspace = Callable[..., Path]
 STAGE = {"name": "tune", "train": ["connector", "lora"], "epochs": 2}
@@ -153,6 +157,27 @@ def test_without_a_substitute_the_place_stays_empty_even_if_it_is_a_whole_step(
     assert set(data[SampleKey(2, 0)].encoded.labels) == {IGNORE_INDEX}
     assert not data[SampleKey(2, 0)].images.any()
     assert data[SampleKey(2, 0)].unreadable_images[0].replaced_by is None
+
+
+def test_images_of_all_ranks_are_counted_once_and_end_the_run_on_every_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (UnreadableImage(f"{name}.png", f"{name}.png: gone", name, "other") for name in "ab")
+    group = SimpleNamespace(world_size=2, gather=lambda own: [own, [first, second]])
+    history = History()
+    counter = UnreadableImages(history, UnreadableLimit(0.5, 2), cast(ProcessGroup, group), print)
+    counter.add_step([first], 7, "tune")
+    assert not history.rows
+    with pytest.raises(TesseraError, match=r"2 of 2 images cannot be read any more.*allows 1; the last one: b.png: gone"):
+        counter.collect(7, "tune")
+    assert [row["unreadable_image"] for row in history.rows] == ["a.png", "b.png"]
+    assert capsys.readouterr().out.count("step 7: ") == 2
+    assert UnreadableImages(history, UnreadableLimit(0.5, 2), cast(ProcessGroup, group), print).metrics() == {"unreadable_images": 2}
+
+
+def test_a_sample_prediction_without_its_image_says_so(workspace: Workspace) -> None:
+    path = workspace(num_logged_predictions=4)
+    (DATA / "9.png").unlink()
+    assert Path("checkpoints/toy/checkpoint-2") == run(path)
+    assert Path("results/toy/answers.png").exists()
 
 
 def test_substitutes_fit_into_the_place_and_depend_on_the_arguments_alone() -> None:
