@@ -28,7 +28,7 @@ from training.checkpointing.world_size_change import resumed_batching
 from training.compile_policy import check_step_settings
 from training.config import Experiment, TrainConfig
 from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, measure_lengths, used_images
-from training.distributed.launch import check_shardable, check_world_size, unused_gpus, weights_are_sharded
+from training.distributed.launch import check_shardable, check_world_size, unused_gpus, uses_deepspeed, weights_are_sharded
 from training.interruption.stop_signals import ignore_stop_signals
 from training.optimization.precision import resolve_precision
 from training.preflight import check_settings
@@ -130,10 +130,13 @@ def setup_run(config: Experiment, machine: Machine | None = None) -> RunSetup:
 def with_resumed_batching(machine: Machine, train: TrainConfig, before: Mapping[str, Any]) -> Machine:
     """For a resumed run: optimizer steps have the same samples as where the run began, whatever the number of processes.
 
-    before: settings in the checkpoint. Raises UsageError when the samples of a step cannot be divided over the processes.
+    before: settings in the checkpoint. Raises UsageError when the samples of a step cannot be divided over the processes, or the
+    optimizer state is one that only as many processes as before can read (ZeRO).
     """
-    batching = resumed_batching(machine.batching, train, before)
     accumulation, processes = before["train.gradient_accumulation_steps"], before["train.num_processes"]
+    if uses_deepspeed() and machine.batching.world_size != processes:
+        raise UsageError(f"train.num_processes: DeepSpeed's optimizer state of {processes} processes can be read by {processes} only")
+    batching = resumed_batching(machine.batching, train, before)
     if (batching.step.micro_batches, batching.world_size) != (accumulation, processes):
         machine.print_once(
             f"an optimizer step keeps its samples: {batching.step.micro_batches} micro-batches on each of {batching.world_size} processes, "

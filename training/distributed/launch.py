@@ -24,10 +24,14 @@ def uses_fsdp() -> bool:
     return bool(str_to_bool(os.environ.get("ACCELERATE_USE_FSDP", "false")))
 
 
+def uses_deepspeed() -> bool:
+    """True when the launcher is set to DeepSpeed."""
+    return bool(str_to_bool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false")))
+
+
 def uses_zero3() -> bool:
     """True when the launcher is set to DeepSpeed ZeRO-3."""
-    deepspeed = str_to_bool(os.environ.get("ACCELERATE_USE_DEEPSPEED", "false"))
-    return bool(deepspeed and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3")
+    return uses_deepspeed() and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
 
 
 def weights_are_sharded() -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 
 import config as configuration
 from dataset.loading.samplers import StepShape
@@ -18,6 +19,7 @@ from training.checkpointing.world_size_change import resumed_batching
 from training.config import TrainConfig
 from training.data_loading import Batching
 from training.run import train
+from training.run_setup import Machine, with_resumed_batching
 
 CPU = torch.device("cpu")
 
@@ -68,6 +70,15 @@ def test_settings_that_would_do_are_named_when_the_samples_of_a_step_do_not_divi
 ) -> None:
     with pytest.raises(UsageError, match=advice):
         resumed(processes, settings, **train_settings)
+
+
+def test_zero_cannot_go_on_with_another_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    config = TrainConfig(gradient_accumulation_steps=4)
+    machine = Machine(PartialState(cpu=True), Batching.of(config, CPU, "fp32", 1), "fp32")
+    with_resumed_batching(machine, config, before(1, 4, 16))
+    with pytest.raises(UsageError, match="optimizer state of 2 processes can be read by 2 only"):
+        with_resumed_batching(machine, config, before(2, 2, 16))
 
 
 @pytest.mark.parametrize(
