@@ -5,8 +5,7 @@ import sys
 import pytest
 import torch
 
-import cli
-from errors import TesseraError, UsageError
+from errors import UsageError
 from process_group import ProcessGroup, init_distributed, init_process_group, main_process_only
 
 
@@ -36,26 +35,3 @@ def test_only_the_main_process_writes_to_standard_error(capsys: pytest.CaptureFi
         with main_process_only(is_main_process):
             print("half done", file=sys.stderr)
         assert capsys.readouterr().err == expected
-
-
-@pytest.mark.parametrize(
-    ("rank", "error", "message"),
-    [
-        ("0", UsageError("no such key"), "error: no such key\n"),
-        ("1", UsageError("no such key"), ""),
-        ("0", TesseraError("the disk is full"), "error: the disk is full\n"),
-        ("1", TesseraError("the disk is full"), "error: rank 1: the disk is full\n"),
-    ],
-)
-def test_usage_errors_are_reported_by_rank_0_and_failures_by_every_rank(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, error: TesseraError, message: str
-) -> None:
-    monkeypatch.setenv("RANK", rank)
-
-    def fails(_: object) -> None:
-        raise error
-
-    with pytest.raises(SystemExit) as ended:
-        cli.run(fails, cli.Parser("", takes_config=False), [])
-    assert ended.value.code == error.exit_status
-    assert capsys.readouterr().err == message

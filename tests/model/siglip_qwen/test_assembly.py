@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, Trainer, TrainingArguments
 
 from errors import UsageError
+from model.kernels.chunked_cross_entropy import LanguageModelHead
 from model.lora import configure_trainable
 from model.param_groups import ParamGroup
 from model.siglip_qwen.assembly import build, minimal_generation_config, read_vocab_size, tokens_per_image
@@ -77,6 +78,7 @@ def test_only_the_linear_layers_of_the_language_model_are_quantised(make: Build,
     others = [*model.model.vision_tower.modules(), *model.model.multi_modal_projector.modules(), model.lm_head]
     assert {type(m) for m in others if isinstance(m, torch.nn.Linear)} <= {
         torch.nn.Linear,
+        LanguageModelHead,
         torch.nn.modules.linear.NonDynamicallyQuantizableLinear,
     }
 
