@@ -61,7 +61,8 @@ def measure(layers: int, width: int, world_size: int = 2) -> dict[str, list[Load
 
 def _launch(folder: Path, load_once: bool, world_size: int) -> list[LoadingMemory]:
     meeting = folder / f"meeting_{load_once}"
-    env = {**os.environ, "WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1"}
+    # Tensors that were sent and freed go back to the system; on a CPU they share the heap with the shards, which glibc would not shrink.
+    env = {**os.environ, "WORLD_SIZE": str(world_size), "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**19)}
     command = [sys.executable, "-m", __spec__.name, "rank", str(folder), str(int(load_once)), f"file://{meeting}"]
     ranks = [subprocess.Popen(command, env={**env, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True) for rank in range(world_size)]
     failures = [error for rank, error in ((rank, rank.communicate()[1]) for rank in ranks) if rank.returncode]
