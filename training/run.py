@@ -115,7 +115,7 @@ def train(config: Experiment, resume: str | None = None, signals: StopSignals | 
         done = state.step - start.first_step if state and not state.finished else 0
         print_run_cost(run_setup, {index: lengths[index] - done * (index == start.stage) for index in range(start.stage, len(lengths))})
         if config.train.cache_vision_features and start.stage < len(lengths):
-            run_setup = with_cached_features(run_setup, checkpoint or (initial and initial.folder))
+            run_setup = with_cached_features(run_setup, checkpoint or (initial.folder if initial else None))
         if run_setup.device.type == "cpu" and sys.platform == "linux":
             keep_freed_host_memory()
         run = TrainingRun(

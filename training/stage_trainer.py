@@ -28,7 +28,7 @@ from model.siglip_qwen.processor import Processor
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
 from training.checkpointing.checkpoint_writer import CheckpointWriter
 from training.checkpointing.resume import RunState
-from training.checkpointing.trainer_state import loading_trainer_state
+from training.checkpointing.trainer_state import NamedStateTrainer
 from training.config import TrainConfig
 from training.distributed.sharding import configure_fsdp, gather_full_state_dict, reshard_model
 from training.gradient_checkpointing import allocate_gradients
@@ -84,7 +84,7 @@ def training_arguments(
     return arguments
 
 
-class StageTrainer(LossScalingTrainer):
+class StageTrainer(LossScalingTrainer, NamedStateTrainer):
     """Trains one stage.
 
     Args:
@@ -316,18 +316,6 @@ class StageTrainer(LossScalingTrainer):
             return
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with loading_trainer_state(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        with loading_trainer_state(checkpoint):
-            super()._load_scaler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with loading_trainer_state(checkpoint):
-            super()._load_rng_state(checkpoint)
 
     def _load_from_checkpoint(self, *_args: Any, **_kwargs: Any) -> None:
         """Nothing to load: the weights are loaded before the model is passed in, since Trainer may shard it."""

@@ -77,7 +77,7 @@ def export(
     model = checkpoint.merge(folder, dtype=dtype)
     base = checkpoint.read_config(folder).base_folder
     dtype_name = str(dtype).removeprefix("torch.")
-    card = model_card(export_format, settings, processor.prompts, dtype_name, warnings, data_report, base and base["path"])
+    card = model_card(export_format, settings, processor.prompts, dtype_name, warnings, data_report, base["path"] if base else None)
     with atomic_write_folder(out) as temp_path:
         if export_format == "llava":
             llava = to_llava(model)

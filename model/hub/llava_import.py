@@ -46,7 +46,8 @@ def load(folder: Path) -> VisionLanguageModel:
     connector.load_state_dict(llava.model.multi_modal_projector.state_dict())
     model.model.multi_modal_projector = connector
     model.generation_config = llava.generation_config
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+    return model
 
 
 def _takes_normed_features(config: LlavaConfig) -> bool:

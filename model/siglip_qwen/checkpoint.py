@@ -97,7 +97,7 @@ def load(
     model = load_trained(folder, config, dtype=dtype, device=device, load_weights=load_weights, shardable=shardable)
     base_model(model).config.settings = vlm_config.settings
     if trainable:
-        groups = ("connector", "lora") if isinstance(model, PeftModel) else ("connector",)
+        groups: tuple[ParamGroup, ...] = ("connector", "lora") if isinstance(model, PeftModel) else ("connector",)
         set_trainable(model, (*groups, "language") if vlm_config.language_weights else groups)
         if vlm_config.language_weights and load_weights:
             _load_language_model(model, folder)  # once more, in fp32: `build` rounded it to `dtype`

@@ -158,7 +158,12 @@ def test_the_digest_of_a_model_does_not_depend_on_its_place_or_its_trainer_state
 def test_a_hash_is_kept_only_of_a_file_that_is_not_being_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
     compute = checkpoint_manifest._read_sha256
-    monkeypatch.setattr(checkpoint_manifest, "_read_sha256", lambda path: read.append(path) or compute(path))
+
+    def compute_and_count(path: Path) -> str:
+        read.append(path)
+        return compute(path)
+
+    monkeypatch.setattr(checkpoint_manifest, "_read_sha256", compute_and_count)
     manifest_mismatch(folder)
     manifest_mismatch(folder)
     assert len(read) == 2 * len(FILES)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerState
+from transformers import Trainer, TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from errors import TesseraError, UsageError
@@ -41,14 +41,20 @@ def check_trainer_state(folder: Path) -> None:
                     raise ValueError(f"{min(missing)} is missing")
 
 
-@contextmanager
-def loading_trainer_state(folder: str | None) -> Iterator[None]:
-    """Context in which Trainer loads states of a trainer folder: one that does not fit the run is a UsageError of one line."""
-    if folder is None:
-        yield
-        return
-    with _naming(Path(folder)):
-        yield
+class NamedStateTrainer(Trainer):
+    """A Trainer that names the folder of a state that it cannot load, in a UsageError of one line."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _naming(Path(checkpoint or "")):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _naming(Path(checkpoint or "")):
+            super()._load_scaler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _naming(Path(checkpoint or "")):
+            super()._load_rng_state(checkpoint)
 
 
 def _keys(path: Path) -> set[Any]:
