@@ -21,13 +21,18 @@ class UsageError(TesseraError):
 def loading(config_key: str, name: str) -> Iterator[None]:
     """Context that turns an error while loading a pre-trained model into a UsageError of one line.
 
+    Only RuntimeError and MemoryError pass, which stand for a lack of memory: what the libraries raise for a damaged file has no
+    common class (safetensors and tokenizers derive theirs from Exception, transformers runs into a TypeError or AttributeError).
+
     Args:
         config_key: configuration key that names the model.
         name: folder or hub name.
     """
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (TesseraError, RuntimeError, MemoryError):
+        raise
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         where = "folder" if Path(name).is_dir() else "hub name (no local folder has this name)"
         raise UsageError(f"{config_key}: cannot load {name} as a {where}: {reason[:300]}") from error

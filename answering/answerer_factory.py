@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -233,7 +232,7 @@ def build_untuned(
 
 def _build_checkpoint(system: CheckpointSystem, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> CheckpointAnswerer:
     path = _checkpoint_folder(system, folder)
-    form = checkpoint_format(path)
+    form = checkpoint.folder_form(path)
     if form == "llava":
         model, processor = llava_folder.load(path, system.quantization, dtype or default_dtype(device), device)
     else:
@@ -248,10 +247,3 @@ def _checkpoint_folder(system: CheckpointSystem, folder: Path) -> Path:
     check_system(system)
     path = folder if system.path == "latest" else Path(system.path)
     return path if (path / "config.json").is_file() else checkpoint.latest(path)
-
-
-def checkpoint_format(folder: Path) -> Literal["adapter", "merged", "llava"]:
-    """The form of a checkpoint folder: the trained weights alone, the merged model, or its export to the LLaVA layout."""
-    if llava_folder.is_export(folder):
-        return "llava"
-    return "merged" if checkpoint.is_merged(folder) else "adapter"

@@ -60,14 +60,14 @@ def test_the_old_name_of_the_latest_checkpoint_is_answered_with_the_new_one() ->
 def test_a_checkpoints_settings_are_read_under_todays_keys(tmp_path: Path) -> None:
     shutil.copy(FILES / "checkpoint_config.json", tmp_path / "config.json")
     assert checkpoint.settings(tmp_path) == configuration.load(TINY).model
-    config = checkpoint._config(tmp_path)
+    config = checkpoint.read_config(tmp_path)
     assert (config.vision_feature_layer, config.image_token_id) == (-2, 1312)
 
 
 def test_another_feature_layer_than_the_default_is_kept(tmp_path: Path) -> None:
     raw = json.loads((FILES / "checkpoint_config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps(raw | {"feature_layer": "last_hidden_state"}), encoding="utf-8")
-    assert checkpoint._config(tmp_path).vision_feature_layer == "last_hidden_state"
+    assert checkpoint.read_config(tmp_path).vision_feature_layer == "last_hidden_state"
 
 
 def test_a_checkpoints_processor_is_read(processor: Processor, tmp_path: Path) -> None:

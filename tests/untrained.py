@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from model.checkpoint_manifest import write_manifest
 from model.lora import configure_trainable
 from model.siglip_qwen import assembly, checkpoint
 from model.siglip_qwen.config import LoraConfig, ModelConfig
@@ -16,4 +17,4 @@ def write_checkpoint(path: Path, parts: Path, processor: Processor) -> None:
     torch.manual_seed(0)
     checkpoint.save(configure_trainable(assembly.build(model, image_token_id=processor.image_token_id), model, ("connector", "lora")), path)
     processor.save(path)
-    checkpoint.write_manifest(path)
+    write_manifest(path)

@@ -7,6 +7,7 @@ import importlib.util
 from pathlib import Path
 
 from errors import UsageError
+from model.checkpoint_manifest import file_mismatch
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
 from training.checkpointing.resume import RUN_STATE_FILE, check_same_settings, config_settings, read_run_state
 from training.checkpointing.starting_point import check_max_steps
@@ -31,6 +32,8 @@ def check_before_loading(config: Experiment, resume: str | None) -> None:
         state = read_run_state(checkpoint / TRAINER_FOLDER)
         check_same_settings(checkpoint, state, config_settings(config))
         check_max_steps(checkpoint, state, config.train.stages)
+    elif config.train.init_from is not None and not config.train.init_from.is_dir():
+        raise UsageError(f"train.init_from: {config.train.init_from} does not exist (expected a folder with a model, or a run's folder)")
 
 
 def check_settings(config: Experiment) -> None:
@@ -54,8 +57,9 @@ def _checkpoint(folder: Path, resume: str | None) -> Path | None:
             raise UsageError(f"{existing[-1]} already exists: continue with --resume auto, move it away, or choose another name")
         return None
     if resume == "auto":
-        # A folder that was not written completely may lack the file; the run skips it, too.
-        return next((path for path in reversed(existing) if (path / TRAINER_FOLDER / RUN_STATE_FILE).is_file()), None)
+        # Where the file is missing or damaged, the run skips the folder, too.
+        name = f"{TRAINER_FOLDER}/{RUN_STATE_FILE}"
+        return next((path for path in reversed(existing) if file_mismatch(path, name) is None), None)
     checkpoint = Path(resume)
     if not checkpoint.is_dir():
         raise UsageError(f"--resume {checkpoint}: the folder does not exist; --resume auto takes the latest one in {folder}")

@@ -14,20 +14,16 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import set_seed
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from errors import Interrupted, UsageError
-from model.kernels.autocast import frozen_dtype
-from model.kernels.compile import compile_layers
-from model.lora import base_model, configure_trainable
-from model.siglip_qwen import checkpoint as model_checkpoint
-from model.siglip_qwen.assembly import build
-from model.siglip_qwen.fused_modules import fuse_modules
+from errors import Interrupted
+from model.siglip_qwen import initial_weights
+from model.siglip_qwen.initial_weights import InitialWeights
 from model.siglip_qwen.modeling import VisionLanguageModel
 from process_group import ProcessGroup
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
+from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_step
 from training.checkpointing.checkpoint_writer import CheckpointWriter
 from training.checkpointing.resume import (
+    INITIAL_WEIGHTS_KEY,
     STEP_KEYS,
     RunState,
     check_same_settings,
@@ -36,11 +32,12 @@ from training.checkpointing.resume import (
     machine_settings,
     read_run_state,
 )
+from training.checkpointing.stage_model import load_stage_model
 from training.checkpointing.starting_point import StartingPoint, starting_point
-from training.compile_policy import decide_compile
+from training.checkpointing.trainer_state import check_trainer_state
+from training.checkpointing.whole_checkpoint import resume_checkpoint
 from training.config import Experiment
-from training.distributed.launch import loads_on_rank_0_alone, uses_fsdp, weights_are_sharded
-from training.distributed.sharded_loading import prepare_for_weights
+from training.distributed.launch import weights_are_sharded
 from training.feature_cache.feature_extraction import with_cached_features
 from training.gradient_checkpointing import Trial, configure_activation_checkpointing, longest_batch
 from training.interruption.stop_callback import StopAgreement, StopCallback
@@ -100,14 +97,17 @@ def train(config: Experiment, resume: str | None = None, signals: StopSignals | 
     """
     check_before_loading(config, resume)
     machine = setup_machine(config)
-    checkpoint = _resume_checkpoint(config.checkpoint_folder, resume, machine)
+    checkpoint = resume_checkpoint(config.checkpoint_folder, resume, machine.partial_state, machine.print_once)
     state = read_run_state(checkpoint / TRAINER_FOLDER) if checkpoint else None
-    current_settings = _settings(config, machine, checkpoint, state)
+    if checkpoint and state and not state.finished:
+        check_trainer_state(checkpoint / TRAINER_FOLDER)
+    initial = initial_weights.find_given(config.train.init_from, required=checkpoint is None)
+    current_settings = _settings(config, machine, initial, checkpoint, state)
     if state:
         machine = with_resumed_batching(machine, config.train, state.settings)
     trackers = start_trackers(config, machine, state, current_settings)
     with closing(trackers):
-        run_setup = setup_run(config, machine)
+        run_setup = setup_run(config, machine, None if checkpoint else initial)
         lengths = [stage_length(run_setup, index) for index in range(len(config.train.stages))]
         start = starting_point(checkpoint, state, config.train.stages, lengths)
         if checkpoint:
@@ -115,7 +115,7 @@ def train(config: Experiment, resume: str | None = None, signals: StopSignals | 
         done = state.step - start.first_step if state and not state.finished else 0
         print_run_cost(run_setup, {index: lengths[index] - done * (index == start.stage) for index in range(start.stage, len(lengths))})
         if config.train.cache_vision_features and start.stage < len(lengths):
-            run_setup = with_cached_features(run_setup)
+            run_setup = with_cached_features(run_setup, checkpoint or (initial.folder if initial else None))
         if run_setup.device.type == "cpu" and sys.platform == "linux":
             keep_freed_host_memory()
         run = TrainingRun(
@@ -133,7 +133,9 @@ def train(config: Experiment, resume: str | None = None, signals: StopSignals | 
     return checkpoint
 
 
-def _settings(config: Experiment, machine: Machine, checkpoint: Path | None, state: RunState | None) -> dict[str, Any]:
+def _settings(
+    config: Experiment, machine: Machine, initial: InitialWeights | None, checkpoint: Path | None, state: RunState | None
+) -> dict[str, Any]:
     """The settings of this run, checked against the checkpoint's: first what costs nothing, then the hash of the samples."""
     known = {
         **config_settings(config),
@@ -142,30 +144,15 @@ def _settings(config: Experiment, machine: Machine, checkpoint: Path | None, sta
     if checkpoint and state:
         check_same_settings(checkpoint, state, known)
     known |= data_settings(config.data_folder / SAMPLES_FILE)
+    if initial is not None:
+        known[INITIAL_WEIGHTS_KEY] = f"{initial.folder}, SHA-256 {initial.digest}"
     if checkpoint and state:
         check_same_settings(checkpoint, state, known)
         # What an optimizer step consists of stays as it was where the run began.
         known |= {key: state.settings[key] for key in STEP_KEYS}
+        if initial is None and INITIAL_WEIGHTS_KEY in state.settings:  # its folder is gone, and needed no more
+            known[INITIAL_WEIGHTS_KEY] = state.settings[INITIAL_WEIGHTS_KEY]
     return known
-
-
-def _resume_checkpoint(folder: Path, resume: str | None, machine: Machine) -> Path | None:
-    """The checkpoint to resume from, whose files are whole; `check_before_loading` has checked that none would be overwritten."""
-    if resume is None:
-        return None
-    if resume == "auto":
-        for checkpoint in reversed(checkpoint_folders(folder)):
-            reason = model_checkpoint.manifest_mismatch(checkpoint)
-            if reason is None:
-                return checkpoint
-            machine.print_once(f"skipping {checkpoint}: {reason}")
-        machine.print_once(f"no complete checkpoint in {folder}: starting from scratch")
-        return None
-    checkpoint = Path(resume)
-    reason = model_checkpoint.manifest_mismatch(checkpoint)
-    if reason is not None:
-        raise UsageError(f"--resume {checkpoint}: not a complete checkpoint: {reason}")
-    return checkpoint
 
 
 def _run_stages(run: TrainingRun, start: StartingPoint, lengths: list[int], checkpoint: Path | None) -> Path:
@@ -194,7 +181,7 @@ def _run_stage(run: TrainingRun, stage: Stage, total: int, checkpoint: Path | No
     run_setup, config, partial_state = run.setup, run.setup.config, run.setup.partial_state
     set_seed(config.train.seed)
     with explain_out_of_memory("loading the model"):
-        model = _model(run_setup, stage, checkpoint)
+        model = load_stage_model(run_setup, stage, checkpoint)
     run_setup.print_once(f"stage {stage.config.name}: {stage.steps:,} steps, {describe_trained(model)}")
     stop = StopCallback(run.signals, run.agreement)
     trainer = _trainer(run, stage, model, stop)
@@ -254,37 +241,6 @@ def _unreadable_images(run_setup: RunSetup, history: History) -> UnreadableImage
     limit = UnreadableLimit(run_setup.config.train.max_unreadable_images, len(run_setup.used_images()))
     group = ProcessGroup(run_setup.partial_state.process_index, run_setup.partial_state.num_processes)
     return UnreadableImages(history, limit, group, run_setup.print_once)
-
-
-def _model(run_setup: RunSetup, stage: Stage, checkpoint: Path | None) -> VisionLanguageModel | PeftModel:
-    """The base model with the weights of a checkpoint and the stage's parameter groups trainable."""
-    config = run_setup.config
-    # The previous stage switched transformers to sharded loading (ZeRO-3); the base model is loaded unsharded.
-    unset_hf_deepspeed_config()
-    # Sharding starts from weights on the host: the full model may not fit on one device.
-    device = torch.device("cpu") if weights_are_sharded() else run_setup.device
-    dtype = frozen_dtype(run_setup.device, run_setup.precision)
-    rank_0_alone = loads_on_rank_0_alone(config.model.quantization)
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "shardable": uses_fsdp()}
-    options["load_weights"] = run_setup.partial_state.is_main_process or not rank_0_alone
-    if checkpoint is None:
-        model = build(config.model, image_token_id=run_setup.processor.image_token_id, **options)
-    else:
-        model = model_checkpoint.load(checkpoint, trainable=True, **options)
-    model = configure_trainable(model, config.model, stage.config.train)
-    base_model(model).logits_memory_gib = config.train.logits_memory_gib
-    if rank_0_alone:
-        prepare_for_weights(model, run_setup.partial_state.process_index)
-    if not weights_are_sharded():
-        # Fused modules read weights directly and bypass the hooks that gather sharded ones.
-        fuse_modules(model)
-    compile_decision = decide_compile(
-        config.train, run_setup.device, stage.steps * run_setup.batching.step.micro_batches, weights_are_sharded()
-    )
-    run_setup.print_once(f"compile: {compile_decision}")
-    if compile_decision.enabled:
-        compile_layers(base_model(model).model)
-    return model
 
 
 def _configure_activation_checkpointing(run_setup: RunSetup, trainer: StageTrainer, model: VisionLanguageModel | PeftModel) -> None:

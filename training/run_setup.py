@@ -22,6 +22,7 @@ from errors import UsageError
 from model.kernels.autocast import Precision
 from model.siglip_qwen.assembly import read_vocab_size, tokens_per_image
 from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.initial_weights import InitialWeights, check_compatible
 from model.siglip_qwen.processor import Processor
 from process_group import main_process_only
 from training.checkpointing.world_size_change import resumed_batching
@@ -39,7 +40,10 @@ PREFETCH_FACTOR = 4
 
 @dataclass(frozen=True)
 class RunSetup:
-    """Everything that all stages share. validation: None when the data has no validation split."""
+    """Everything that all stages share.
+
+    validation: None when the data has no validation split; initial_weights: None without train.init_from, and in a resumed run.
+    """
 
     config: Experiment
     partial_state: PartialState
@@ -50,6 +54,7 @@ class RunSetup:
     batching: Batching
     precision: Precision
     features: CachedFeatures | None = None
+    initial_weights: InitialWeights | None = None
 
     @property
     def device(self) -> torch.device:
@@ -92,10 +97,13 @@ def setup_machine(config: Experiment) -> Machine:
     return Machine(partial_state, Batching.of(config.train, partial_state.device, precision, partial_state.num_processes), precision)
 
 
-def setup_run(config: Experiment, machine: Machine | None = None) -> RunSetup:
+def setup_run(config: Experiment, machine: Machine | None = None, initial: InitialWeights | None = None) -> RunSetup:
     """Measure the samples in tokens and check what depends on them, before weights are loaded.
 
-    machine: What `setup_machine` returned; None calls it, and checks the configuration first.
+    Args:
+        machine: What `setup_machine` returned; None calls it, and checks the configuration first.
+        initial: Weights to start from, which must fit the model; None for those of the base models, or of a checkpoint.
+
     Raises UsageError for settings that contradict each other, the data or the machine.
     """
     if machine is None:
@@ -104,6 +112,8 @@ def setup_run(config: Experiment, machine: Machine | None = None) -> RunSetup:
     partial_state, batching, precision = machine.partial_state, machine.batching, machine.precision
     store = SampleStore(config.data_folder)
     processor = build_processor(config.model, recorded_prompts(store))
+    if initial is not None:
+        check_compatible(initial, config.model, processor)
     with main_process_only(partial_state.is_main_process):
         lengths = measure_lengths(
             store, store.indices("train"), processor, "measuring training samples", config.train.max_questions_per_conversation
@@ -119,6 +129,7 @@ def setup_run(config: Experiment, machine: Machine | None = None) -> RunSetup:
         validation=TrainingData(store, validation, processor, config.train.seed, replace_unreadable=False) if len(validation) else None,
         batching=batching,
         precision=precision,
+        initial_weights=initial,
     )
     _report_samples(run_setup, validation)
     if (notice := unused_gpus(partial_state)) is not None:

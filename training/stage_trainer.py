@@ -28,6 +28,7 @@ from model.siglip_qwen.processor import Processor
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
 from training.checkpointing.checkpoint_writer import CheckpointWriter
 from training.checkpointing.resume import RunState
+from training.checkpointing.trainer_state import NamedStateTrainer
 from training.config import TrainConfig
 from training.distributed.sharding import configure_fsdp, gather_full_state_dict, reshard_model
 from training.gradient_checkpointing import allocate_gradients
@@ -83,7 +84,7 @@ def training_arguments(
     return arguments
 
 
-class StageTrainer(LossScalingTrainer):
+class StageTrainer(LossScalingTrainer, NamedStateTrainer):
     """Trains one stage.
 
     Args:

@@ -8,21 +8,13 @@ import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 from errors import UsageError, loading
+from model.checkpoint_manifest import verify
 from model.quantization import Quantization, disable_avx512bf16, quantization_config
 from model.siglip_qwen.processor import PROMPTS_FILE, Processor
 from visual.image_processor import load_image_processor
 
 NOT_QUANTISED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 """Modules that stay unquantised."""
-
-
-def is_export(folder: Path) -> bool:
-    """Whether a folder holds a model in the LLaVA layout. Raises UsageError if its config.json cannot be read."""
-    path = folder / "config.json"
-    try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("model_type") == "llava")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"{path}: cannot be read as a model's config") from error
 
 
 def load(
@@ -37,8 +29,9 @@ def load(
         device: of all weights.
 
     Raises:
-        UsageError: the folder was not written by the export, or the installed transformers would compute other features.
+        UsageError: the folder was not written by the export or is damaged, or the installed transformers would compute other features.
     """
+    verify(folder)
     quantized = quantization_config("none" if quantization == "as_trained" else quantization, dtype, NOT_QUANTISED)
     options = {} if quantized is None else {"quantization_config": quantized}
     with loading("checkpoint", str(folder)):

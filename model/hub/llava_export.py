@@ -14,6 +14,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProces
 from atomic_io import atomic_write_folder, write_json, write_text
 from dataset.sample import Prompts
 from errors import TesseraError, UsageError
+from model.checkpoint_manifest import write_manifest
 from model.hub.model_card import model_card
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.config import ModelConfig
@@ -74,7 +75,9 @@ def export(
     settings = checkpoint.settings(folder)
     warnings = check_llava_compatible(settings) if export_format == "llava" else []
     model = checkpoint.merge(folder, dtype=dtype)
-    card = model_card(export_format, settings, processor.prompts, str(dtype).removeprefix("torch."), warnings, data_report)
+    base = checkpoint.read_config(folder).base_folder
+    dtype_name = str(dtype).removeprefix("torch.")
+    card = model_card(export_format, settings, processor.prompts, dtype_name, warnings, data_report, base["path"] if base else None)
     with atomic_write_folder(out) as temp_path:
         if export_format == "llava":
             llava = to_llava(model)
@@ -87,6 +90,7 @@ def export(
             model.save_pretrained(temp_path)
             processor.save(temp_path)
         write_text(temp_path / "README.md", card)
+        write_manifest(temp_path)
     return warnings
 
 

@@ -38,7 +38,13 @@ KINDS: dict[Task, str] = {"vqa": "short-answer questions", "caption": "questions
 
 
 def model_card(
-    export_format: str, settings: ModelConfig, prompts: Prompts, dtype: str, warnings: list[str], data_report: str | None
+    export_format: str,
+    settings: ModelConfig,
+    prompts: Prompts,
+    dtype: str,
+    warnings: list[str],
+    data_report: str | None,
+    base_folder: str | None = None,
 ) -> str:
     """Model card in Markdown, with YAML front matter for model hubs.
 
@@ -49,6 +55,7 @@ def model_card(
         dtype: of the weights.
         warnings: notes on the export.
         data_report: table of the training data; None omits the section.
+        base_folder: folder with the model that the run started from, if its checkpoints build on it.
     """
     base_models = (settings.vision, settings.language)
     front_matter: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "license": "other"}
@@ -61,7 +68,8 @@ def model_card(
         "## Use\n\n" + _usage(export_format, prompts),
         *(f"> **Note.** {warning}" for warning in warnings),
         "## Base models and licences\n\n"
-        + "\n".join(_licence_line(role, name) for role, name in zip(("Vision", "Language"), base_models, strict=True)),
+        + "\n".join(_licence_line(role, name) for role, name in zip(("Vision", "Language"), base_models, strict=True))
+        + (f"\n{_licence_line('Tuned from', base_folder)}" if base_folder else ""),
         "The weights derive from both models: their licences apply, and so do the terms of the training data. Code: Apache-2.0.",
         "## Settings\n\n```yaml\n" + _as_yaml(settings).rstrip() + "\n```",
     ]

@@ -6,6 +6,7 @@ configs of the pre-trained models only, no weights.
 
 import dataclasses
 import logging
+import tempfile
 from typing import Any
 
 import torch
@@ -93,11 +94,71 @@ def build_without_weights(config: ModelConfig, image_token_id: int) -> VisionLan
         return assemble(config, tower, AutoModelForCausalLM.from_config(language_config(config.language)), image_token_id)
 
 
-def load_encoder(config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str) -> siglip.VisionEncoder:
-    """The vision encoder alone; it computes what `VisionLanguageModel.encode_images` computes with these settings."""
-    return siglip.VisionEncoder(
-        siglip.load(config.vision, dtype=dtype, device=device), config.vision_feature_layer, config.drop_first_patch
-    )
+def build_from_model(
+    whole: VisionLanguageModel,
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    language: str | None = None,
+    shardable: bool = False,
+) -> VisionLanguageModel:
+    """As `build`, from the parts of a whole model, its connector included. The parts are taken over, not copied.
+
+    Args:
+        whole: unquantised model.
+        config: model settings. Their quantisation is applied; their base models are not loaded.
+        dtype: of unquantised frozen weights.
+        device: where the model is put.
+        language: folder of a language model to use instead of that of `whole`.
+        shardable: store 4-bit weights so that FSDP2 can shard them.
+    """
+    quantized = quantization_config(config.quantization, dtype, skip_modules=["lm_head"], shardable=shardable)
+    if language is not None:
+        language_model = _load_language_model(language, quantized, dtype, device)
+    elif quantized is None:
+        language_model = causal_language_model(whole).to(device=device, dtype=dtype)
+    else:
+        # Quantised while it is loaded from files: merging into quantised weights, or quantising in place, would give others.
+        with tempfile.TemporaryDirectory() as folder:
+            causal_language_model(whole).to(dtype).save_pretrained(folder)
+            language_model = _load_language_model(folder, quantized, dtype, device)
+    model = assemble(config, whole.model.vision_tower.to(device=device, dtype=dtype), language_model, whole.config.image_token_id)
+    model.model.multi_modal_projector.load_state_dict(whole.model.multi_modal_projector.state_dict())
+    model.model.multi_modal_projector.to(device)
+    return model
+
+
+def build_shape(
+    config: ModelConfig, vlm_config: VisionLanguageConfig, *, dtype: torch.dtype, device: torch.device | str
+) -> VisionLanguageModel:
+    """The frozen model of a checkpoint's config with its pre-trained weights on the meta device, for a rank that rank 0 sends them to."""
+    with torch.device("meta"):
+        tower = siglip.VisionTower._from_config(vlm_config.vision_config, dtype=dtype)
+        language = AutoModelForCausalLM.from_config(vlm_config.text_config, dtype=dtype)
+    model = assemble(config, tower, language, vlm_config.image_token_id)
+    model.model.multi_modal_projector.to(device)
+    return model
+
+
+def causal_language_model(model: VisionLanguageModel) -> PreTrainedModel:
+    """The language model of `model` as a stand-alone causal language model; it shares the weights."""
+    with torch.device("meta"):
+        language: PreTrainedModel = AutoModelForCausalLM.from_config(model.config.text_config)
+    language.model, language.lm_head = model.model.language_model, model.lm_head
+    language.generation_config = model.generation_config
+    return language
+
+
+def load_encoder(
+    config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str, whole: VisionLanguageModel | None = None
+) -> siglip.VisionEncoder:
+    """The vision encoder alone; it computes what `VisionLanguageModel.encode_images` computes with these settings.
+
+    whole: take its vision tower instead of loading model.vision.
+    """
+    tower = siglip.load(config.vision, dtype=dtype, device=device) if whole is None else whole.model.vision_tower.to(device, dtype)
+    return siglip.VisionEncoder(tower, config.vision_feature_layer, config.drop_first_patch)
 
 
 def assemble(config: ModelConfig, tower: PreTrainedModel, language: PreTrainedModel, image_token_id: int) -> VisionLanguageModel:

@@ -3,8 +3,8 @@
 adapter_model.safetensors   connector and LoRA weights in PEFT's format (without LoRA: the connector only)
 adapter_config.json         PEFT's config, with LoRA only
 language/                   the language model in its own format, if it was trained in full
-config.json                 names of the base models and all model settings
-whole.json                  checkpoint manifest: sizes of all files in bytes, written last; a folder without it is incomplete
+config.json                 names of the base models and all model settings; the folder of `train.init_from` if that is the base
+whole.json                  manifest, written last (see model.checkpoint_manifest); a folder without it is incomplete
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import peft
 import torch
@@ -21,28 +21,27 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from atomic_io import write_json
 from errors import UsageError, loading
+from model.checkpoint_manifest import manifest_mismatch, model_digest, verify
+from model.hub import llava_import
 from model.kernels.device_capability import default_dtype
 from model.lora import base_model, configure_trainable, trained_state_dict
 from model.param_groups import ParamGroup, set_trainable
 from model.quantization import Quantization, disable_avx512bf16, quantization_config
-from model.siglip_qwen.assembly import build
+from model.siglip_qwen.assembly import build, build_from_model, build_shape, causal_language_model
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 
-WEIGHTS_NAME, ADAPTER_CONFIG_NAME, LANGUAGE_FOLDER, MANIFEST_NAME = (
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "language",
-    "whole.json",
-)
+WEIGHTS_NAME, ADAPTER_CONFIG_NAME, LANGUAGE_FOLDER = "adapter_model.safetensors", "adapter_config.json", "language"
+
+FolderForm = Literal["adapter", "merged", "llava"]
+"""A checkpoint with the trained weights alone, a whole model in Tessera's format, or one in the LLaVA layout."""
 
 log = logging.getLogger(__name__)
 
 
 def save(model: VisionLanguageModel | PeftModel, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
-    """Write the trained weights and the settings. Call `write_manifest` once all other files are written too.
+    """Write the trained weights and the settings. Call `checkpoint_manifest.write_manifest` once all other files are written too.
 
     Args:
         model: the model, with or without LoRA.
@@ -75,7 +74,8 @@ def load(
     Args:
         folder: checkpoint folder, or an exported merged model.
         quantization: of the language model; `as_trained` takes the checkpoint's setting (a merged model: none).
-        trainable: make the trained parameter groups trainable, in fp32; otherwise everything is frozen and in eval mode.
+        trainable: make the trained parameter groups trainable, in fp32; otherwise everything is frozen and in eval mode. A run that
+            resumes has checked the files (rank 0 for all); otherwise they are compared with the manifest first.
         dtype: of frozen weights; None for `default_dtype(device)`.
         device: where the model is loaded.
         load_weights: False leaves pre-trained weights on the meta device and trained ones undefined, for a rank that another one
@@ -83,26 +83,21 @@ def load(
         shardable: store 4-bit weights so that FSDP2 can shard them.
 
     Raises:
-        UsageError: the folder is not a checkpoint, or a base model cannot be loaded.
+        UsageError: the folder is not a checkpoint or is damaged, or a base model cannot be loaded.
     """
-    vlm_config = _config(folder)
+    if not trainable:
+        verify(folder)
+    vlm_config = read_config(folder)
     dtype = dtype or default_dtype(device)
     if is_merged(folder):
         return _load_merged(folder, "none" if quantization == "as_trained" else quantization, dtype, device)
     config = settings(folder)
     if quantization != "as_trained":
         config = dataclasses.replace(config, quantization=quantization)
-    if vlm_config.language_weights:
-        config = dataclasses.replace(config, language=str(folder / LANGUAGE_FOLDER))
-    base = build(
-        config, image_token_id=vlm_config.image_token_id, dtype=dtype, device=device, load_weights=load_weights, shardable=shardable
-    )
-    base.config.settings, base.config.language_weights = vlm_config.settings, vlm_config.language_weights
-    groups: tuple[ParamGroup, ...] = ("connector", "lora") if (folder / ADAPTER_CONFIG_NAME).exists() else ("connector",)
-    model = configure_trainable(base, config, groups)
-    if load_weights:
-        _load_trained(model, folder)
+    model = load_trained(folder, config, dtype=dtype, device=device, load_weights=load_weights, shardable=shardable)
+    base_model(model).config.settings = vlm_config.settings
     if trainable:
+        groups: tuple[ParamGroup, ...] = ("connector", "lora") if isinstance(model, PeftModel) else ("connector",)
         set_trainable(model, (*groups, "language") if vlm_config.language_weights else groups)
         if vlm_config.language_weights and load_weights:
             _load_language_model(model, folder)  # once more, in fp32: `build` rounded it to `dtype`
@@ -113,13 +108,80 @@ def load(
     return model.requires_grad_(False).eval()
 
 
+def load_trained(
+    folder: Path,
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    load_weights: bool = True,
+    shardable: bool = False,
+) -> VisionLanguageModel | PeftModel:
+    """The base model with a checkpoint's weights; its connector and LoRA adapters are trainable.
+
+    Args:
+        folder: checkpoint folder, not a whole model.
+        config: model settings, of the checkpoint or of a run that starts from it with adapters of the same shape.
+        dtype, device, load_weights, shardable: as in `load`.
+    """
+    vlm_config = read_config(folder)
+    own_language = str(folder / LANGUAGE_FOLDER) if vlm_config.language_weights else None
+    if vlm_config.base_folder is None:
+        base_config = dataclasses.replace(config, language=own_language or config.language)
+        options: dict[str, Any] = {"dtype": dtype, "device": device, "load_weights": load_weights, "shardable": shardable}
+        base = build(base_config, image_token_id=vlm_config.image_token_id, **options)
+        base.config.settings = dataclasses.asdict(config)
+    elif load_weights:
+        whole = load_whole(recorded_base_folder(folder, vlm_config))
+        base = build_from_model(whole, config, dtype=dtype, device=device, language=own_language, shardable=shardable)
+        base.config.image_token_id = vlm_config.image_token_id
+    else:
+        base = build_shape(config, vlm_config, dtype=dtype, device=device)
+    base.config.language_weights, base.config.base_folder = vlm_config.language_weights, vlm_config.base_folder
+    groups: tuple[ParamGroup, ...] = ("connector", "lora") if (folder / ADAPTER_CONFIG_NAME).exists() else ("connector",)
+    model = configure_trainable(base, config, groups)
+    if load_weights:
+        _load_trained(model, folder)
+    return model
+
+
+def load_whole(folder: Path) -> VisionLanguageModel:
+    """The whole model of a folder of any form, unquantised, on the CPU, adapters merged in fp32; others in the dtype of their file."""
+    verify(folder)
+    form = folder_form(folder)
+    if form == "adapter":
+        return merge(folder)
+    return llava_import.load(folder) if form == "llava" else _load_merged(folder, "none", "auto", "cpu")
+
+
+def recorded_base_folder(folder: Path, vlm_config: VisionLanguageConfig) -> Path:
+    """The folder that a run started from, whose model is the base of its checkpoints.
+
+    Raises:
+        UsageError: it does not exist any more, or holds other weights than when the run started.
+    """
+    recorded = vlm_config.base_folder or {}
+    base = Path(str(recorded.get("path")))
+    if not base.is_dir():
+        raise UsageError(
+            f"{folder}: its run started from {base} (train.init_from), which does not exist, and the checkpoint holds only what was "
+            "trained since: put that folder back, or correct base_folder.path in config.json"
+        )
+    if model_digest(base) != recorded.get("sha256"):
+        raise UsageError(
+            f"{folder}: its run started from {base} (train.init_from), which holds other weights now: the SHA-256 of its files is not "
+            "that of base_folder in config.json"
+        )
+    return base
+
+
 def merge(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> VisionLanguageModel:
     """Merge the LoRA weights into the unquantised base model, in fp32; the result is then cast to `dtype`."""
     model = load(folder, quantization="none", dtype=torch.float32, device=device)
     merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
     inner = base_model(merged)
     inner.config.settings = {**(inner.config.settings or {}), "lora": None, "quantization": "none"}
-    inner.config.language_weights = False
+    inner.config.language_weights, inner.config.base_folder = False, None
     inner.requires_grad_(False).eval().to(dtype)
     return inner
 
@@ -127,7 +189,7 @@ def merge(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.dev
 def settings(folder: Path) -> ModelConfig:
     """Model settings of a checkpoint. Raises UsageError when the folder is not a checkpoint or a setting is invalid."""
     try:
-        return TypeAdapter(ModelConfig).validate_json(json.dumps(_config(folder).settings))
+        return TypeAdapter(ModelConfig).validate_json(json.dumps(read_config(folder).settings))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
@@ -139,54 +201,49 @@ def is_merged(folder: Path) -> bool:
     return any(folder.glob("model*.safetensors"))
 
 
-def write_manifest(folder: Path) -> None:
-    """Write the manifest, which declares a checkpoint complete."""
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    sizes.pop(MANIFEST_NAME, None)
-    write_json(folder / MANIFEST_NAME, sizes)
-
-
-def manifest_mismatch(folder: Path) -> str | None:
-    """Why a checkpoint folder is incomplete; None if it matches its manifest."""
-    if not folder.is_dir():
-        return "the folder does not exist"
-    try:
-        sizes = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return f"it has no {MANIFEST_NAME}, so it was not written completely"
-    except ValueError:
-        return f"{MANIFEST_NAME} is not valid JSON"
-    for name, size in sizes.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            return f"{name} is missing or its size differs from {MANIFEST_NAME}"
-    return None
+def folder_form(folder: Path) -> FolderForm:
+    """The form of a folder with a model. Raises UsageError when it holds no model, or another one."""
+    if _raw_config(folder).get("model_type") == "llava":
+        return "llava"
+    read_config(folder)
+    return "merged" if is_merged(folder) else "adapter"
 
 
 def latest(folder: Path) -> Path:
-    """The complete `checkpoint-<step>` with the highest step; incomplete ones are skipped with a warning.
+    """The complete `checkpoint-<step>` with the highest step; incomplete and damaged ones are skipped with a warning.
 
     Raises:
         UsageError: there is none.
     """
     steps = {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))}
     for step in sorted(steps, reverse=True):
-        reason = manifest_mismatch(steps[step])
+        reason = manifest_mismatch(steps[step], model_only=True)
         if reason is None:
             return steps[step]
         log.warning("skipping %s: %s", steps[step], reason)
     raise UsageError(f"{folder}: it contains no complete checkpoint-<step>; train first (accelerate launch train.py)")
 
 
-def _config(folder: Path) -> VisionLanguageConfig:
+def read_config(folder: Path) -> VisionLanguageConfig:
+    """The config of a checkpoint or a merged model. Raises UsageError when the folder is neither."""
+    raw = _raw_config(folder)
+    if raw.get("model_type") != VisionLanguageConfig.model_type:
+        raise UsageError(f"{folder}: not a Tessera checkpoint but a {raw.get('model_type')} model")
+    with loading("checkpoint", str(folder)):
+        return VisionLanguageConfig(**raw)
+
+
+def _raw_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UsageError(f"{folder}: not a checkpoint (it has no config.json)")
-    with loading("checkpoint", str(folder)):
+    try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.get("model_type") != VisionLanguageConfig.model_type:
-            raise UsageError(f"{folder}: not a Tessera checkpoint but a {raw.get('model_type')} model")
-        return VisionLanguageConfig(**raw)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as a model's config ({error})") from error
+    if not isinstance(raw, dict):
+        raise UsageError(f"{path}: expected the config of a model, found {type(raw).__name__}")
+    return raw
 
 
 def _load_trained(model: VisionLanguageModel | PeftModel, folder: Path) -> None:
@@ -213,19 +270,18 @@ def _load_language_model(model: VisionLanguageModel | PeftModel, folder: Path) -
 
 def _save_language_model(model: VisionLanguageModel, folder: Path, state: dict[str, torch.Tensor] | None) -> None:
     """Save the language model as a stand-alone causal language model that transformers can load."""
-    with torch.device("meta"):
-        language = AutoModelForCausalLM.from_config(model.config.text_config)
-    language.model, language.lm_head = model.model.language_model, model.lm_head
-    language.generation_config = model.generation_config
+    language = causal_language_model(model)
     if state is not None:
         renamed = {key.replace("model.language_model.", "model.", 1): value for key, value in state.items()}
         state = {key: value for key, value in renamed.items() if key in language.state_dict()}
     language.save_pretrained(folder, state_dict=state)
 
 
-def _load_merged(folder: Path, quantization: Quantization, dtype: torch.dtype, device: torch.device | str) -> VisionLanguageModel:
+def _load_merged(
+    folder: Path, quantization: Quantization, dtype: torch.dtype | Literal["auto"], device: torch.device | str
+) -> VisionLanguageModel:
     skip_modules = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
-    quantized = quantization_config(quantization, dtype, skip_modules)
+    quantized = None if dtype == "auto" else quantization_config(quantization, dtype, skip_modules)
     options = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": device}}
     with loading("checkpoint", str(folder)):
         model: VisionLanguageModel = VisionLanguageModel.from_pretrained(folder, dtype=dtype, **options)

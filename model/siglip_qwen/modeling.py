@@ -33,8 +33,8 @@ class VisionLanguageConfig(PreTrainedConfig):
     """Configs of the vision encoder and the language model, and the fields of ModelConfig that `forward` reads.
 
     settings: the whole ModelConfig as plain values; loading a checkpoint rebuilds the model from it.
-    language_weights: the language model was trained in full, so the checkpoint contains its weights.
-    """
+    language_weights: the checkpoint contains the language model, trained in full.
+    base_folder: path and sha256 of the folder whose whole model is the base, in place of the models that `settings` names."""
 
     model_type = "tessera"
     sub_configs: ClassVar[dict[str, Any]] = {"vision_config": SiglipVisionConfig, "text_config": AutoConfig}
@@ -49,6 +49,7 @@ class VisionLanguageConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     settings: dict[str, Any] | None = None
     language_weights: bool = False
+    base_folder: dict[str, str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.vision_feature_layer = kwargs.pop("feature_layer", self.vision_feature_layer)  # schema version 1

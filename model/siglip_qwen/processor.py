@@ -18,6 +18,7 @@ from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample, check_me
 from dataset.loading.image_transform import PixelReader
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts
 from errors import UsageError, loading
+from model.checkpoint_manifest import verify
 from model.siglip_qwen.chat_template import ChatTemplateParts, chat_template_parts, check_answers_follow
 from renamed_keys import with_new_keys
 
@@ -138,7 +139,8 @@ class Processor:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Load a processor written by `save`. Raises UsageError when the folder contains none."""
+        """Load a processor written by `save`. Raises UsageError when the folder contains none, or is damaged."""
+        verify(folder)
         if not (folder / PROCESSOR_SETTINGS_FILE).is_file():
             reason = f"it has no {PROCESSOR_SETTINGS_FILE}" if folder.is_dir() else "the folder does not exist"
             raise UsageError(f"{folder}: not a checkpoint ({reason})")
@@ -146,7 +148,7 @@ class Processor:
             settings = with_new_keys("model", json.loads((folder / PROCESSOR_SETTINGS_FILE).read_text(encoding="utf-8")))
             tokenizer = AutoTokenizer.from_pretrained(folder)
             image_processor = SiglipImageProcessorPil.from_pretrained(folder)
-        return cls(tokenizer, image_processor, **settings)
+            return cls(tokenizer, image_processor, **settings)
 
     def prompt(self, messages: Sequence[Message], num_images: int) -> list[int]:
         """Token ids of a generation prompt, up to the position where the answer begins.

@@ -17,6 +17,7 @@ from answering.protocol import Answer
 from answering.systems.qwen_vl import QwenVlAnswerer
 from answering.systems.siglip_qwen import CheckpointAnswerer
 from errors import UsageError
+from model.checkpoint_manifest import write_manifest
 from model.hub import llava_export
 from model.kernels.fused_lora import FusedLoraLinear
 from model.kernels.rms_norm import FusedRMSNorm
@@ -44,7 +45,7 @@ def checkpoints(parts: Path, processor: Processor, tmp_path_factory: pytest.Temp
         checkpoint.save(model, path)
         processor.save(path)
         if step < 3:
-            checkpoint.write_manifest(path)
+            write_manifest(path)
     return folder
 
 

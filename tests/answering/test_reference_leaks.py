@@ -10,6 +10,7 @@ import torch
 import yaml
 
 import cli
+from model.checkpoint_manifest import write_manifest
 from model.hub import llava_export
 from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
@@ -34,7 +35,7 @@ def systems(parts: Path, processor: Processor, server: Server, tmp_path_factory:
     weights = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ("connector", "lora"))
     checkpoint.save(weights, folder / "adapter")
     processor.save(folder / "adapter")
-    checkpoint.write_manifest(folder / "adapter")
+    write_manifest(folder / "adapter")
     for form in ("merged", "llava"):
         llava_export.export(folder / "adapter", folder / form, form, processor)
     qwen = {"qwen3_vl": parts / "qwen3_vl", "qwen2_5_vl": build_qwen2_5_vl(folder / "qwen2_5_vl", parts)}

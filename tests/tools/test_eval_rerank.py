@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 import cli
+from model.checkpoint_manifest import write_manifest
 from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build
@@ -39,7 +40,7 @@ def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempP
         path = folder / name
         checkpoint.save(weights, path)
         processor.save(path)
-        checkpoint.write_manifest(path)
+        write_manifest(path)
     config = {
         "name": "planted",
         "data": {"folder": str(folder / "data")},

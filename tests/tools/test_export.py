@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText
 import cli
 from atomic_io import write_json
 from dataset.build.merge_report import MergeReport, SourceReport
+from model.checkpoint_manifest import manifest_mismatch, write_manifest
 from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build
@@ -38,7 +39,7 @@ def experiment(parts: Path, processor: Processor, tmp_path: Path, monkeypatch: p
         folder = tmp_path / "checkpoints" / "small" / "checkpoint-7"
         checkpoint.save(model, folder)
         processor.save(folder)
-        checkpoint.write_manifest(folder)
+        write_manifest(folder)
         Path("c.yaml").write_text(yaml.safe_dump({"name": "small"}))
         return folder
 
@@ -64,7 +65,7 @@ def test_the_latest_checkpoint_is_exported_for_stock_transformers(experiment: Ca
     assert AutoModelForImageTextToText.from_pretrained("exported").dtype == torch.float32
     files = {path.name for path in Path("exported").iterdir()}
     assert files >= {"README.md", "config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json", "processor_config.json"}
-    assert checkpoint.manifest_mismatch(folder) is None, "the checkpoint itself is not changed"
+    assert manifest_mismatch(folder) is None, "the checkpoint itself is not changed"
 
 
 def test_an_export_has_the_keys_that_vllm_reads_of_a_llava(experiment: Callable[..., Path], run: Run) -> None:

@@ -17,7 +17,7 @@ from answering.protocol import Answer, Request
 from answering.systems.siglip_qwen import CheckpointAnswerer
 from dataset.sample import SAMPLES_SCHEMA
 from errors import TesseraError, UsageError
-from model.siglip_qwen import checkpoint as model_checkpoint
+from model.checkpoint_manifest import manifest_mismatch
 from model.siglip_qwen.processor import Processor
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
 from training.checkpointing.resume import RunState, read_run_state
@@ -154,7 +154,7 @@ def test_a_stage_that_stops_early_ends_with_its_best_weights(workspace: Workspac
     assert last.name == f"checkpoint-{len(validation)}"
     kept = weights(last.parent / f"checkpoint-{best + 1}")
     assert all(torch.equal(value, kept[key]) for key, value in weights(last).items())
-    assert model_checkpoint.manifest_mismatch(last) is None
+    assert manifest_mismatch(last) is None
 
 
 def test_sample_predictions_and_loss_curves_are_written(workspace: Workspace) -> None:

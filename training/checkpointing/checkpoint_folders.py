@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-TRAINER_FOLDER = "trainer"
-"""Subfolder with the state of optimizer, schedule, random generators and run; not needed for inference."""
+from model.checkpoint_manifest import TRAINER_FOLDER as TRAINER_FOLDER
 
 
 def checkpoint_step(folder: Path) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from atomic_io import copy_read_permissions
-from model.siglip_qwen.checkpoint import write_manifest
+from model.checkpoint_manifest import write_manifest
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
 from training.checkpointing.resume import RunState
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from atomic_io import write_json
 from errors import UsageError
 from renamed_keys import RENAMED_GROUPS, new_key, with_new_keys
@@ -59,9 +61,13 @@ def read_run_state(folder: Path) -> RunState:
     """Read the run state from a checkpoint's trainer folder. Raises UsageError when it cannot be read."""
     path = folder / RUN_STATE_FILE
     try:
-        return RunState(**_with_new_keys(json.loads(path.read_text(encoding="utf-8"))))
+        state = _with_new_keys(json.loads(path.read_text(encoding="utf-8")))
+        # Strict: a damaged file may be valid JSON with values of other types.
+        return TypeAdapter(RunState).validate_json(json.dumps(state), strict=True)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UsageError(f"--resume {folder}: {RUN_STATE_FILE} cannot be read, so this is no training checkpoint ({error})") from error
+        problem = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = error if problem is None else f"{'.'.join(map(str, problem['loc']))}: {problem['msg'].lower()}"
+        raise UsageError(f"--resume {folder}: {RUN_STATE_FILE} cannot be read, so this is no training checkpoint ({reason})") from error
 
 
 def _with_new_keys(state: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +86,8 @@ STEP_KEYS = ("train.num_processes", "train.gradient_accumulation_steps", "train.
 (see training.checkpointing.world_size_change)."""
 
 DATA_KEY = "data (samples.parquet)"
-RESOLVED_KEYS = frozenset({"train.num_processes", "train.batching", "train.precision", DATA_KEY})
+INITIAL_WEIGHTS_KEY = "train.init_from (content)"
+RESOLVED_KEYS = frozenset({"train.num_processes", "train.batching", "train.precision", DATA_KEY, INITIAL_WEIGHTS_KEY})
 """Settings that the configuration alone does not tell: they depend on the launcher, the device and the data."""
 
 LENGTH_KEYS = frozenset({"epochs", "max_steps"})
@@ -106,7 +113,7 @@ def config_settings(config: Experiment) -> dict[str, Any]:
     resolved |= {"data.augmentation": dataclasses.asdict(config.data.augmentation) if config.data.augmentation else None}
     known = {key: value for key, value in resolved.items() if key not in CHANGEABLE_KEYS | RESOLVED_KEYS}
     # Through JSON, so that it compares equal to the settings read from a checkpoint.
-    plain: dict[str, Any] = json.loads(json.dumps(known))
+    plain: dict[str, Any] = json.loads(json.dumps(known, default=str))
     return plain
 
 

@@ -28,6 +28,8 @@ from errors import TesseraError, UsageError
 from model.hub.download import format_bytes
 from model.kernels.autocast import autocast, frozen_dtype
 from model.siglip_qwen.assembly import load_encoder
+from model.siglip_qwen.checkpoint import load_whole
+from model.siglip_qwen.initial_weights import vision_tower_folder
 from process_group import main_process_only
 from progress import Progress
 from training.data_loading import CachedFeatures, TrainingData
@@ -55,14 +57,17 @@ class ImageFile:
     max_pixels: int
 
 
-def with_cached_features(run_setup: RunSetup) -> RunSetup:
+def with_cached_features(run_setup: RunSetup, weights: Path | None = None) -> RunSetup:
     """The setup with cached features of all images of the training and validation samples; computes those that are missing.
 
-    Images that cannot be read get no features. Raises UsageError when there is not enough disk space, TesseraError when more than
-    train.max_unreadable_images cannot be read.
+    Images that cannot be read get no features.
+
+    weights: folder that the run takes its weights from, which may have a vision encoder of its own; None for the base models.
+
+    Raises UsageError when there is not enough disk space, TesseraError when more than train.max_unreadable_images cannot be read.
     """
     images = _images(run_setup)
-    extractor = _FeatureExtractor(run_setup, {image.digest: image for image in images.values()})
+    extractor = _FeatureExtractor(run_setup, {image.digest: image for image in images.values()}, weights)
     with explain_out_of_memory("computing features"), main_process_only(run_setup.partial_state.is_main_process):
         extractor.build()
     extractor.report_unreadable(UnreadableLimit(run_setup.config.train.max_unreadable_images, len(images)))
@@ -82,12 +87,14 @@ def with_cached_features(run_setup: RunSetup) -> RunSetup:
 class _FeatureExtractor:
     """Holds the vision encoder while features are computed. images: by digest; unreadable: errors of those that failed, by digest."""
 
-    def __init__(self, run_setup: RunSetup, images: dict[str, ImageFile]):
+    def __init__(self, run_setup: RunSetup, images: dict[str, ImageFile], weights: Path | None):
         self.run_setup, self.images = run_setup, images
         self.unreadable: dict[str, str] = {}
         model = run_setup.config.model
         dtype = frozen_dtype(run_setup.device, run_setup.precision)
-        self.encoder = load_encoder(model, dtype=dtype, device=run_setup.device)
+        tower_folder = weights and vision_tower_folder(weights)
+        whole = load_whole(tower_folder) if tower_folder else None
+        self.encoder = load_encoder(model, dtype=dtype, device=run_setup.device, whole=whole)
         pixels = run_setup.processor.image_processor.to_dict()
         cache_key_parts = json.dumps(
             [CACHE_VERSION, self.encoder.digest(), pixels, PRECISION_KEYS[run_setup.precision]], sort_keys=True, default=str

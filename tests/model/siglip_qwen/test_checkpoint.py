@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from errors import UsageError
+from model.checkpoint_manifest import write_manifest
 from model.lora import base_model, configure_trainable
 from model.param_groups import ParamGroup, trainable_param_groups
 from model.siglip_qwen import checkpoint
@@ -40,6 +41,12 @@ def trained(make: Build, settings: Settings, batch: Batch) -> Trained:
     return run
 
 
+def save(model: nn.Module, folder: Path) -> None:
+    """Write a complete checkpoint."""
+    checkpoint.save(model, folder)
+    write_manifest(folder)
+
+
 def logits(model: nn.Module, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits [B, T, V] without autograd."""
     with torch.no_grad():
@@ -54,7 +61,7 @@ def test_a_saved_a_loaded_and_a_merged_model_give_the_same_logits(
     model, inputs = trained(groups), batch(1, 2)
     expected = logits(model, inputs)
     assert (expected - logits(make(), inputs)).abs().max() > 0.1, "training must have changed the model"
-    checkpoint.save(model, tmp_path / "c")
+    save(model, tmp_path / "c")
     loaded = checkpoint.load(tmp_path / "c")
     assert torch.equal(logits(loaded, inputs), expected)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
@@ -66,26 +73,26 @@ def test_a_saved_a_loaded_and_a_merged_model_give_the_same_logits(
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_quantised_base_model_is_quantised_the_same_way_again(trained: Trained, batch: Batch, tmp_path: Path, quantization: str) -> None:
     model, inputs = trained(["connector", "lora"], quantization=quantization), batch(1, 2)
-    checkpoint.save(model, tmp_path)
+    save(model, tmp_path)
     assert torch.equal(logits(checkpoint.load(tmp_path), inputs), logits(model, inputs))
 
 
 def test_dora_is_loaded_and_merged(trained: Trained, batch: Batch, tmp_path: Path) -> None:
     model, inputs = trained(["lora"], lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, use_dora=True)), batch(1)
-    checkpoint.save(model, tmp_path)
+    save(model, tmp_path)
     assert torch.equal(logits(checkpoint.load(tmp_path), inputs), logits(model, inputs))
     torch.testing.assert_close(logits(checkpoint.merge(tmp_path), inputs), logits(model, inputs), atol=1e-5, rtol=0)
 
 
 def test_merging_after_qlora_uses_the_unquantised_base_model(trained: Trained, batch: Batch, tmp_path: Path) -> None:
-    checkpoint.save(trained(["connector", "lora"], quantization="nf4"), tmp_path)
+    save(trained(["connector", "lora"], quantization="nf4"), tmp_path)
     exact = checkpoint.load(tmp_path, quantization="none")
     torch.testing.assert_close(logits(checkpoint.merge(tmp_path), batch(1)), logits(exact, batch(1)), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("groups", STAGES)
 def test_one_file_contains_lora_and_connector_and_no_base_weights(trained: Trained, tmp_path: Path, groups: list[ParamGroup]) -> None:
-    checkpoint.save(trained(groups), tmp_path)
+    save(trained(groups), tmp_path)
     keys = load_file(tmp_path / "adapter_model.safetensors").keys()
     connector = {f"base_model.model.model.multi_modal_projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
     assert connector <= keys
@@ -98,7 +105,7 @@ def test_one_file_contains_lora_and_connector_and_no_base_weights(trained: Train
 def test_the_config_contains_base_models_and_settings(make: Build, settings: Settings, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"connector": ConnectorConfig(pool=2), "system_prompt": "Antworte kurz."}
     config = settings(**changes)
-    checkpoint.save(configure_trainable(make(**changes), config, ["connector"]), tmp_path)
+    save(configure_trainable(make(**changes), config, ["connector"]), tmp_path)
     written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert written["settings"]["vision"] == config.vision
     assert written["settings"]["language"] == config.language
@@ -110,7 +117,7 @@ def test_the_config_contains_base_models_and_settings(make: Build, settings: Set
 def test_loading_to_resume_makes_the_trained_groups_trainable_in_fp32(
     trained: Trained, batch: Batch, tmp_path: Path, groups: list[ParamGroup]
 ) -> None:
-    checkpoint.save(trained(groups), tmp_path)
+    save(trained(groups), tmp_path)
     model = checkpoint.load(tmp_path, trainable=True, dtype=torch.bfloat16)
     trainable = trainable_param_groups(model)
     assert set(trainable) == set(groups)
@@ -121,7 +128,7 @@ def test_loading_to_resume_makes_the_trained_groups_trainable_in_fp32(
 @pytest.mark.parametrize("groups", STAGES)
 def test_loading_to_resume_rounds_no_trained_weight(trained: Trained, tmp_path: Path, groups: list[ParamGroup]) -> None:
     model = trained(groups)
-    checkpoint.save(model, tmp_path)
+    save(model, tmp_path)
     loaded = checkpoint.load(tmp_path, trainable=True, dtype=torch.bfloat16)
     for group, parameters in trainable_param_groups(model).items():
         for ours, theirs in zip(parameters, trainable_param_groups(loaded)[group], strict=True):
@@ -145,13 +152,15 @@ def test_a_given_state_dict_is_saved_instead_of_the_models_own(trained: Trained,
 
 
 def test_weights_of_another_shape_or_number_are_an_error(trained: Trained, tmp_path: Path) -> None:
-    checkpoint.save(trained(["connector", "lora"]), tmp_path)
+    save(trained(["connector", "lora"]), tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     save_file({key: value for key, value in tensors.items() if ".lora_" not in key}, tmp_path / "adapter_model.safetensors")
+    write_manifest(tmp_path)
     with pytest.raises(UsageError, match=r"70 weights are missing, unexpected or of another shape, such as .*lora_A"):
         checkpoint.load(tmp_path)
     key = next(key for key in tensors if key.endswith("linear_1.bias"))
     save_file({**tensors, key: torch.zeros(3)}, tmp_path / "adapter_model.safetensors")
+    write_manifest(tmp_path)
     with pytest.raises(UsageError, match=rf"1 weights are missing.*{key}"):
         checkpoint.load(tmp_path)
 
@@ -164,26 +173,28 @@ def test_a_folder_that_is_not_a_checkpoint_is_an_error(tmp_path: Path, parts: Pa
 
 
 def test_a_missing_base_model_is_an_error_naming_its_key(trained: Trained, tmp_path: Path) -> None:
-    checkpoint.save(trained(["connector"]), tmp_path)
+    save(trained(["connector"]), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["settings"]["language"] = "/gone/qwen"
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_manifest(tmp_path)
     with pytest.raises(UsageError, match=r"model.language: cannot load /gone/qwen"):
         checkpoint.load(tmp_path)
 
 
 def test_settings_of_another_version_are_an_error(trained: Trained, tmp_path: Path) -> None:
-    checkpoint.save(trained(["connector"]), tmp_path)
+    save(trained(["connector"]), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["settings"]["resolution"] = 3
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_manifest(tmp_path)
     with pytest.raises(UsageError, match=r"settings\.resolution: unexpected keyword argument"):
         checkpoint.load(tmp_path)
 
 
 @pytest.mark.parametrize("quantization", ["as_trained", "none", "nf4"])
 def test_a_merged_model_is_loaded_directly(trained: Trained, batch: Batch, tmp_path: Path, quantization: Any) -> None:
-    checkpoint.save(trained(["connector", "lora"]), tmp_path / "c")
+    save(trained(["connector", "lora"]), tmp_path / "c")
     merged = checkpoint.merge(tmp_path / "c")
     merged.save_pretrained(tmp_path / "m")
     loaded = checkpoint.load(tmp_path / "m", quantization=quantization)
@@ -201,7 +212,7 @@ def write_checkpoint(folder: Path, step: int, complete: bool = True) -> Path:
     (path / "trainer").mkdir()
     (path / "trainer" / "state").write_text("s")
     if complete:
-        checkpoint.write_manifest(path)
+        write_manifest(path)
     return path
 
 
@@ -217,7 +228,7 @@ def test_an_incomplete_checkpoint_is_skipped_with_a_warning(tmp_path: Path, capl
     write_checkpoint(tmp_path, 10)
     broken = write_checkpoint(tmp_path, 20, complete=damage != "no manifest")
     if damage == "missing file":
-        (broken / "trainer" / "state").unlink()
+        (broken / "adapter_model.safetensors").unlink()
     if damage == "truncated file":
         (broken / "adapter_model.safetensors").write_bytes(b"x")
     if damage == "invalid manifest":
@@ -225,6 +236,11 @@ def test_an_incomplete_checkpoint_is_skipped_with_a_warning(tmp_path: Path, capl
     assert checkpoint.latest(tmp_path).name == "checkpoint-10"
     assert "skipping" in caplog.text
     assert "checkpoint-20" in caplog.text
+
+
+def test_the_trainer_state_may_be_missing_where_nothing_is_resumed(tmp_path: Path) -> None:
+    shutil.rmtree(write_checkpoint(tmp_path, 10) / "trainer")
+    assert checkpoint.latest(tmp_path).name == "checkpoint-10"
 
 
 def test_a_folder_without_a_complete_checkpoint_is_an_error(tmp_path: Path) -> None:

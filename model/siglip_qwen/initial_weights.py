@@ -1,0 +1,198 @@
+"""The weights that a run starts from (`train.init_from`): a checkpoint, a run's folder, a merged model or a LLaVA folder.
+
+What continues and what becomes the base, for a run with the model settings M:
+
+- a checkpoint without LoRA, or with adapters of M's shape (r, lora_alpha, use_dora): its connector and adapters continue on M's base;
+- a checkpoint with other adapters, or with a language model trained in full, a merged model, a LLaVA folder: their weights, merged in
+  fp32, are the base, under new adapters. The run's checkpoints then name that folder and its SHA-256 (`base_folder` in config.json).
+- A run that trains the whole language model saves it, so it needs such a folder for another vision encoder than M's only.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedConfig
+
+from errors import UsageError, loading
+from model.checkpoint_manifest import model_digest, verify
+from model.hub import llava_import
+from model.siglip_qwen import checkpoint
+from model.siglip_qwen.assembly import build_from_model, build_shape, language_config
+from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
+from model.siglip_qwen.processor import Processor
+from visual import siglip
+
+KEY = "train.init_from"
+
+VISION_KEYS = frozenset(
+    ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "hidden_act")
+)
+LANGUAGE_KEYS = frozenset(
+    (
+        *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+        *("head_dim", "vocab_size", "hidden_act", "tie_word_embeddings"),
+    )
+)
+"""Config keys of the two base models that decide whether the weights of one fit into the other."""
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """A folder to start from. config: of the model in it."""
+
+    folder: Path
+    form: checkpoint.FolderForm
+    config: VisionLanguageConfig
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its files."""
+        return model_digest(self.folder)
+
+    def continues(self, model: ModelConfig, trains_language: bool) -> bool:
+        """Whether the weights continue as they are on the base models of `model`, instead of becoming the base themselves."""
+        if self.form != "adapter" or self.config.language_weights:
+            return False
+        if not (self.folder / checkpoint.ADAPTER_CONFIG_NAME).exists():
+            return True
+        return not trains_language and _lora_shape(checkpoint.settings(self.folder)) == _lora_shape(model)
+
+    def describe(self, model: ModelConfig, trains_language: bool) -> str:
+        """What becomes of the weights, in words."""
+        if not self.continues(model, trains_language):
+            return "its weights, merged, are the base"
+        has_adapters = (self.folder / checkpoint.ADAPTER_CONFIG_NAME).exists()
+        return "its connector and LoRA adapters continue" if has_adapters else "its connector continues"
+
+
+def find(path: Path) -> InitialWeights:
+    """The folder that `train.init_from` names, or the latest checkpoint in it.
+
+    Raises:
+        UsageError: the folder does not exist, holds no model that can be read, or is damaged.
+    """
+    if not path.is_dir():
+        raise UsageError(f"{KEY}: {path} does not exist (expected a checkpoint, a run's folder, a merged model or a LLaVA folder)")
+    try:
+        folder = path if (path / "config.json").is_file() else checkpoint.latest(path)
+        verify(folder)
+        form = checkpoint.folder_form(folder)
+        config = llava_import.read_config(folder) if form == "llava" else checkpoint.read_config(folder)
+    except UsageError as error:
+        raise UsageError(f"{KEY}: {error}") from error
+    return InitialWeights(folder, form, config)
+
+
+def find_given(init_from: Path | None, required: bool) -> InitialWeights | None:
+    """What `train.init_from` names; None without it, and for a folder that is gone but not required. Raises UsageError as `find`."""
+    return None if init_from is None or not (required or init_from.is_dir()) else find(init_from)
+
+
+def check_compatible(initial: InitialWeights, model: ModelConfig, processor: Processor) -> None:
+    """Raise UsageError naming the first key of `model` with which the weights do not fit. Loads configs and a tokenizer only."""
+    old, folder = initial.config, initial.folder
+    named = old.settings or {}
+    vision = _Part("vision", named.get("vision"), old.vision_config, model.vision, siglip.vision_config(model.vision))
+    language = _Part("language", named.get("language"), old.text_config, model.language, language_config(model.language))
+    _check_same_architecture(folder, vision, VISION_KEYS)
+    # A whole model brings its own embedding, which may have rows for tokens of its own.
+    _check_same_architecture(folder, language, LANGUAGE_KEYS if initial.form == "adapter" else LANGUAGE_KEYS - {"vocab_size"})
+    states = old.vision_config.num_hidden_layers + 1
+    for key, before, now in (
+        ("connector.pool", old.pool, model.connector.pool),
+        ("vision_feature_layer", _layer(old.vision_feature_layer, states), _layer(model.vision_feature_layer, states)),
+        ("drop_first_patch", old.drop_first_patch, model.drop_first_patch),
+    ):
+        if before != now:
+            raise UsageError(f"{KEY}: {folder}: model.{key} was {before}, is {now}; its connector fits the former only")
+    _check_same_vocabulary(folder, processor, old.text_config.vocab_size)
+
+
+def start(
+    initial: InitialWeights,
+    model: ModelConfig,
+    *,
+    trains_language: bool,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    load_weights: bool = True,
+    shardable: bool = False,
+) -> VisionLanguageModel | PeftModel:
+    """The model of `model`'s settings with the initial weights; what is trainable is left to `lora.configure_trainable`.
+
+    Args:
+        initial: checked by `check_compatible`.
+        model: model settings of the run.
+        trains_language: whether a stage of the run trains the whole language model, which then is in fp32 from the start.
+        dtype: of frozen weights.
+        device: where the model is loaded.
+        load_weights, shardable: as in `checkpoint.load`.
+    """
+    if initial.continues(model, trains_language):
+        return checkpoint.load_trained(initial.folder, model, dtype=dtype, device=device, load_weights=load_weights, shardable=shardable)
+    language_dtype = torch.float32 if trains_language else dtype
+    if load_weights:
+        whole = checkpoint.load_whole(initial.folder)
+        started = build_from_model(whole, model, dtype=language_dtype, device=device, shardable=shardable)
+    else:
+        started = build_shape(model, initial.config, dtype=language_dtype, device=device)
+    started.model.vision_tower.to(dtype)
+    base = vision_tower_folder(initial.folder) if trains_language else initial.folder
+    started.config.base_folder = None if base is None else {"path": str(base), "sha256": model_digest(base)}
+    started.config.language_weights = trains_language
+    return started
+
+
+def vision_tower_folder(folder: Path) -> Path | None:
+    """The whole model whose vision encoder the model in a folder has; None if it is the one that its settings name."""
+    if checkpoint.folder_form(folder) != "adapter":
+        return folder
+    vlm_config = checkpoint.read_config(folder)
+    return None if vlm_config.base_folder is None else vision_tower_folder(checkpoint.recorded_base_folder(folder, vlm_config))
+
+
+def _lora_shape(model: ModelConfig) -> tuple[Any, ...] | None:
+    """What decides whether the adapters of one configuration are those of another; dropout may differ."""
+    return None if model.lora is None else (model.lora.r, model.lora.lora_alpha, model.lora.use_dora)
+
+
+def _layer(layer: siglip.FeatureLayer, states: int) -> siglip.FeatureLayer:
+    """The same hidden state as a negative index, so that -2 and 25 of 27 are equal."""
+    return layer if isinstance(layer, str) else layer % states - states
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A base model then and now. key: below `model`; before: its name in the folder's settings, None for a LLaVA of others."""
+
+    key: str
+    before: str | None
+    old: PreTrainedConfig
+    now: str
+    new: PreTrainedConfig
+
+
+def _check_same_architecture(folder: Path, part: _Part, keys: frozenset[str]) -> None:
+    for key in sorted(keys):
+        old, new = getattr(part.old, key, None), getattr(part.new, key, None)
+        if old != new:
+            before = part.before or f"the one in {folder}"
+            raise UsageError(f"{KEY}: {folder}: model.{part.key} was {before} ({key} {old}), is {part.now} ({key} {new})")
+
+
+def _check_same_vocabulary(folder: Path, processor: Processor, vocab_size: int) -> None:
+    """The run's tokens must have the ids with which the weights were trained; the image token has no embedding of its own."""
+    with loading(KEY, str(folder)):
+        known = AutoTokenizer.from_pretrained(folder).get_vocab()
+    for token, index in processor.tokenizer.get_vocab().items():
+        if token != processor.image_token and known.get(token) != index:
+            raise UsageError(
+                f"{KEY}: {folder}: its tokenizer gives {token!r} the id {known.get(token)}, that of model.language {index}; "
+                "name the language model that it was made from"
+            )
+    if processor.image_token_id >= vocab_size:
+        raise UsageError(f"{KEY}: {folder}: model.image_token has id {processor.image_token_id}, its embeddings are only {vocab_size}")
