@@ -99,8 +99,8 @@ def train(config: Experiment, resume: str | None = None, signals: StopSignals | 
     machine = setup_machine(config)
     checkpoint = resume_checkpoint(config.checkpoint_folder, resume, machine.partial_state, machine.print_once)
     state = read_run_state(checkpoint / TRAINER_FOLDER) if checkpoint else None
-    if checkpoint and state and not state.finished:
-        check_trainer_state(checkpoint / TRAINER_FOLDER)
+    if checkpoint and state:
+        check_trainer_state(checkpoint / TRAINER_FOLDER, state.finished)
     initial = initial_weights.find_given(config.train.init_from, required=checkpoint is None)
     current_settings = _settings(config, machine, initial, checkpoint, state)
     if state:

@@ -41,7 +41,7 @@ def load(folder: Path) -> VisionLanguageModel:
     with torch.device("meta"):
         model = VisionLanguageModel(config)
     model.model.vision_tower, model.model.language_model = llava.model.vision_tower, llava.model.language_model
-    model.lm_head = llava.lm_head
+    model.lm_head.weight = llava.lm_head.weight
     connector = Connector(config.vision_config.hidden_size, config.text_config.hidden_size)
     connector.load_state_dict(llava.model.multi_modal_projector.state_dict())
     model.model.multi_modal_projector = connector

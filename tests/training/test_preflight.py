@@ -11,6 +11,7 @@ import pytest
 
 import config as configuration
 from errors import UsageError
+from model.checkpoint_manifest import write_manifest
 from tests.pipeline import ROOT
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
 from training.checkpointing.resume import RunState, config_settings
@@ -24,6 +25,7 @@ def checkpoint(path: Path, step: int, stage_step: int = 1) -> Path:
     folder = Path("checkpoints/toy") / f"checkpoint-{step}"
     (folder / TRAINER_FOLDER).mkdir(parents=True)
     RunState(0, 0, stage_step, False, config_settings(configuration.load(path)), []).write(folder / TRAINER_FOLDER)
+    write_manifest(folder)
     return folder
 
 
@@ -103,3 +105,17 @@ def test_an_unknown_tracker_is_told(workspace: Workspace) -> None:
 )
 def test_one_tracker_a_list_or_none_may_be_named(workspace: Workspace, value: str, names: tuple[str, ...]) -> None:
     assert configuration.load(workspace(), [f"train.report_to={value}"]).train.report_to == names
+
+
+def test_a_damaged_run_state_is_skipped_as_the_run_will_skip_the_checkpoint(workspace: Workspace) -> None:
+    path = workspace()
+    checkpoint(path, 3)
+    (checkpoint(path, 5) / TRAINER_FOLDER / "run_state.json").write_text("{", encoding="utf-8")
+    assert "checkpoint-3: trained with other settings: train.seed" in message(path, "train.seed=1", resume="auto")
+
+
+def test_a_start_that_does_not_exist_is_told_unless_the_run_has_begun(workspace: Workspace) -> None:
+    path = workspace(init_from="gone")
+    assert message(path).startswith("train.init_from: gone does not exist")
+    checkpoint(path, 3)
+    check_before_loading(configuration.load(path), "auto")

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from errors import TesseraError, UsageError
+from training.out_of_memory import OUT_OF_MEMORY_SIGNS
 
 STATE_FILES = {
     "optimizer.pt": {"state", "param_groups"},
@@ -27,8 +28,13 @@ STATE_FILES = {
 TRAINER_STATE_FILE = "trainer_state.json"
 
 
-def check_trainer_state(folder: Path) -> None:
-    """Raise UsageError naming the first file of a trainer folder that is missing or damaged. Reads no tensor's data."""
+def check_trainer_state(folder: Path, finished: bool = False) -> None:
+    """Raise UsageError naming the first file of a trainer folder that is missing or damaged. Reads no tensor's data.
+
+    finished: the checkpoint is the end of a stage, which needs no optimizer state, and has one only if the stage may become longer.
+    """
+    if finished and not (folder / TRAINER_STATE_FILE).is_file():
+        return
     with _naming(folder / TRAINER_STATE_FILE):
         state = TrainerState.load_from_json(str(folder / TRAINER_STATE_FILE))
         if not isinstance(state.global_step, int) or not isinstance(state.stateful_callbacks, dict | None):
@@ -72,6 +78,8 @@ def _naming(path: Path) -> Iterator[None]:
     except (TesseraError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:  # torch, pickle and zipfile raise many classes for a damaged file
+        if any(sign in str(error) for sign in OUT_OF_MEMORY_SIGNS):
+            raise
         reason = json.dumps(" ".join(str(error).split())[:200], ensure_ascii=False)
         raise UsageError(
             f"--resume: {path} cannot be used, it is damaged or of another run ({type(error).__name__}: {reason}); "

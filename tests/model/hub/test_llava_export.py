@@ -17,6 +17,7 @@ from answering.reply import question_request
 from answering.systems.siglip_qwen import CheckpointAnswerer
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts
 from errors import TesseraError, UsageError
+from model.checkpoint_manifest import write_manifest
 from model.hub import llava_export
 from model.lora import configure_trainable
 from model.param_groups import ParamGroup
@@ -56,6 +57,7 @@ def exported(make: Build, settings: Settings, batch: Batch, processor: Processor
         model = configure_trainable(make(**changes), settings(**changes), groups)
         train(model, with_labels(batch(1, 2)), steps=3)
         checkpoint.save(model, tmp_path / "checkpoint")
+        write_manifest(tmp_path / "checkpoint")
         llava_export.export(tmp_path / "checkpoint", tmp_path / "out", export_format, processor)
         return tmp_path / "out", model
 
@@ -164,6 +166,7 @@ def test_an_export_is_asked_with_the_prompts_of_training(
     ours = Processor.load(tmp_path / "processor")
     ours.prompts = prompts
     checkpoint.save(configure_trainable(make(), settings(), ["connector"]), tmp_path / "c")
+    write_manifest(tmp_path / "c")
     llava_export.export(tmp_path / "c", tmp_path / "out", export_format, ours)
     system = CheckpointSystem(name="exported", kind="checkpoint", path=str(tmp_path / "out"))
     answerer = build_answerer(system, checkpoint_folder=tmp_path)
@@ -202,6 +205,7 @@ def test_the_merged_format_supports_pooling(make: Build, settings: Settings, pro
     changes = {"connector": ConnectorConfig(pool=2)}
     model = configure_trainable(make(**changes), settings(**changes), ["connector"])
     checkpoint.save(model, tmp_path / "c")
+    write_manifest(tmp_path / "c")
     llava_export.export(tmp_path / "c", tmp_path / "out", "merged", processor)
     ids = torch.tensor([[300, *[processor.image_token_id] * 9, 301]])
     inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 96, 96)}
@@ -219,6 +223,7 @@ def test_a_setting_that_llava_cannot_express_is_named(
     tmp_path: Path, settings: Settings, make: Build, changes: dict[str, Any], message: str, processor: Processor
 ) -> None:
     checkpoint.save(configure_trainable(make(**changes), settings(**changes), ["connector"]), tmp_path / "c")
+    write_manifest(tmp_path / "c")
     with pytest.raises(UsageError, match=message):
         llava_export.export(tmp_path / "c", tmp_path / "out", "llava", processor)
     assert not (tmp_path / "out").exists()
@@ -254,6 +259,7 @@ def test_a_folder_that_is_not_empty_is_not_replaced(processor: Processor, tmp_pa
 
 def test_bf16_weights_take_half_the_bytes(make: Build, settings: Settings, processor: Processor, tmp_path: Path) -> None:
     checkpoint.save(configure_trainable(make(), settings(), ["connector"]), tmp_path / "c")
+    write_manifest(tmp_path / "c")
     for dtype in (torch.float32, torch.bfloat16):
         llava_export.export(tmp_path / "c", tmp_path / str(dtype), "llava", processor, dtype=dtype)
     sizes = [(tmp_path / str(dtype) / "model.safetensors").stat().st_size for dtype in (torch.float32, torch.bfloat16)]
@@ -274,6 +280,7 @@ def test_the_model_card_has_base_models_licences_settings_and_data(
     (language / "README.md").write_text("---\nlicense: mit\n---\n# Qwen\n")
     changes = {"language": str(language), "vision_feature_layer": "last_hidden_state"}
     checkpoint.save(configure_trainable(make(**changes), settings(**changes), ["connector"]), tmp_path / "c")
+    write_manifest(tmp_path / "c")
     llava_export.export(tmp_path / "c", tmp_path / "out", "llava", processor, data_report="coco  12 kept")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     for text in (

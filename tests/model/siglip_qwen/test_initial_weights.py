@@ -302,3 +302,25 @@ def test_a_llava_folder_keeps_its_feature_layer(
     folder, trained = source("llava", **changes)
     started = start(folder, dataclasses.replace(settings(**changes), lora=OTHER_LORA), processor)
     torch.testing.assert_close(logits(started, batch(1)), logits(trained, batch(1)), atol=1e-5, rtol=0)
+
+
+def specification(model: nn.Module) -> dict[str, tuple[Any, ...]]:
+    return {name: (tuple(p.shape), p.dtype, p.requires_grad) for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged", "llava"])
+@pytest.mark.parametrize("groups", [("connector", "lora"), ("connector", "language")])
+def test_a_rank_that_is_sent_the_weights_has_the_same_parameters(
+    source: Source, settings: Settings, processor: Processor, tmp_path: Path, form: str, groups: tuple[ParamGroup, ...]
+) -> None:
+    folder, _ = source(form)
+    config, found = settings(lora=OTHER_LORA), initial_weights.find(folder)
+    options: dict[str, Any] = {"trains_language": "language" in groups, "dtype": torch.bfloat16, "device": "cpu"}
+    models = [
+        configure_trainable(initial_weights.start(found, config, load_weights=loads, **options), config, groups) for loads in (True, False)
+    ]
+    assert specification(models[0]) == specification(models[1])
+    assert any(parameter.is_meta for parameter in models[1].parameters())
+    own = write(models[0], tmp_path / "own", processor)
+    resumed = [checkpoint.load(own, trainable=True, dtype=torch.bfloat16, load_weights=loads) for loads in (True, False)]
+    assert specification(resumed[0]) == specification(resumed[1])
