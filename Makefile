@@ -48,7 +48,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy .
 
 test: lint
-	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not slow"
+	$(PY) -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" --durations=40
 
 # The trackers each in a folder of its own: their requirements contradict each other and requirements.lock.
 TRACKERS := swanlab mlflow-skinny trackio
