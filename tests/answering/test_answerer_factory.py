@@ -80,6 +80,7 @@ def test_a_checkpoint_is_asked_with_the_prompt_that_it_records_unless_the_system
     processor = Processor.load(path)
     processor.prompts = {"vqa": {"en": "One word."}}
     processor.save(path)
+    write_manifest(path)
     system = CheckpointSystem(name="ours", kind="checkpoint", path=str(path), **changes)
     for build in (build_answerer, build_untuned):
         answerer = build(system, checkpoint_folder=tmp_path, device="cpu")  # type: ignore[operator]
@@ -132,6 +133,7 @@ def test_an_exported_checkpoint_answers_as_the_checkpoint_itself(
     prompted = copy.copy(processor)
     prompted.system_prompt = system_prompt
     prompted.save(folder)
+    write_manifest(folder)
     llava_export.export(folder, tmp_path / form, form, prompted)
     decoding = DecodingConfig(num_candidates=3, max_new_tokens=4)
     requests = [REQUEST, make_request("b", "这是什么？", noise_image(1), noise_image(2)), make_request("c", "How many?")]
@@ -167,6 +169,7 @@ def test_a_llava_model_that_we_did_not_export_is_a_one_line_error(checkpoints: P
     path = tmp_path / "llava" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, "vision_feature_select_strategy": "default"}), encoding="utf-8")
+    write_manifest(path.parent)
     with pytest.raises(UsageError, match=r"a LLaVA model, but not one that tools/export\.py wrote"):
         build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(path.parent)), checkpoint_folder=tmp_path, device="cpu")
 
@@ -179,6 +182,7 @@ def test_an_export_that_an_older_transformers_would_load_differently_is_an_error
     config = json.loads(path.read_text(encoding="utf-8"))
     config["vision_config"]["tie_last_hidden_states"] = True
     path.write_text(json.dumps({**config, "vision_feature_layer": -1}), encoding="utf-8")
+    write_manifest(path.parent)
     system = CheckpointSystem(name="ours", kind="checkpoint", path=str(path.parent))
     from_pretrained = LlavaForConditionalGeneration.from_pretrained
 

@@ -156,7 +156,7 @@ def test_accelerate_loads_every_launch_file(path: Path) -> None:
     launch = load_config_from_file(str(path))
     kinds = {
         "cpu": "NO", "cpus": "MULTI_GPU", "gpu": "NO", "multi_gpu": "MULTI_GPU", "fsdp2": "FSDP",
-        "deepspeed_zero2": "DEEPSPEED", "deepspeed_zero3": "DEEPSPEED",
+        "fsdp2_qlora": "FSDP", "deepspeed_zero2": "DEEPSPEED", "deepspeed_zero3": "DEEPSPEED",
     }  # fmt: skip
     assert launch.distributed_type == kinds[path.stem]
     assert launch.use_cpu == (path.stem in ("cpu", "cpus"))
