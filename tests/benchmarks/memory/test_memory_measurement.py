@@ -5,12 +5,12 @@ from pathlib import Path
 import bitsandbytes as bnb
 import pytest
 import torch
-from torch import nn
 
 import cli
 from benchmarks.full_size_models import build_ours, build_processor, quantise
 from benchmarks.memory.memory_measurement import STEPS, measure
 from errors import UsageError
+from model.kernels.chunked_cross_entropy import LanguageModelHead
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, ModelConfig
 from tools import benchmark
@@ -39,7 +39,7 @@ def test_weights_are_quantised_like_those_of_a_loaded_model(parts: Path) -> None
             assert (a.quant_type, a.nested, a.dtype, a.blocksize) == (b.quant_type, b.nested, b.dtype, b.blocksize)
             assert (module.compute_dtype, module.support_avx512bf16_for_cpu) == (other.compute_dtype, other.support_avx512bf16_for_cpu)
             assert module.weight.nbytes == other.weight.nbytes and not module.weight.requires_grad
-    assert type(created.lm_head) is nn.Linear
+    assert type(created.lm_head) is LanguageModelHead
     layer = build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU).model.language_model.layers[0]
     weight = layer.mlp.up_proj.weight.clone()
     quantise(layer)
