@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.launch_file import fsdp_plugin, shard
+from model.checkpoint_manifest import write_manifest
 from model.lora import base_model, configure_trainable
 from model.param_groups import ParamGroup
 from model.siglip_qwen import checkpoint
@@ -46,6 +47,7 @@ def main(parts: str, launch_file: str, output: str) -> None:
         if not rank:
             save_file(gathered, folder / f"{name}_sharded.safetensors")
             checkpoint.save(sharded, folder / name, kept)
+            write_manifest(folder / name)
             assert base_model(sharded).config.language_weights == (name == "language")
         (folder / f"{name}_loss_{rank}.txt").write_text(str(float(loss)))
     torch.distributed.destroy_process_group()
