@@ -9,7 +9,7 @@ import torch
 from errors import UsageError
 from tests.training.test_run import losses, run
 from training import compile_policy
-from training import run as training_run
+from training.checkpointing import stage_model
 from training.compile_policy import MIN_MICRO_BATCHES_TO_COMPILE, CompileDecision, check_step_settings, decide_compile
 from training.config import TrainConfig
 
@@ -54,7 +54,7 @@ def test_the_compile_decision_counts_micro_batches_not_optimizer_steps(workspace
         counted.append(micro_batches)
         return original(train, device, micro_batches, sharded)
 
-    monkeypatch.setattr(training_run, "decide_compile", recording_decide)
+    monkeypatch.setattr(stage_model, "decide_compile", recording_decide)
     run(
         workspace(
             stages=[{"name": "align", "train": ["connector"], "max_steps": 1}], per_device_train_batch_size=2, gradient_accumulation_steps=3

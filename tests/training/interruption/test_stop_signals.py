@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from torch.utils.data import DataLoader
 
 import cli
 from errors import Interrupted
 from tests.pipeline import ROOT
-from training.interruption.stop_signals import StopSignals, ignore_stop_signals
+from training.interruption.stop_signals import StopSignals
 
 
 def test_before_a_step_is_done_a_signal_ends_the_run_where_it_is() -> None:
@@ -77,24 +75,29 @@ def test_an_interrupted_command_exits_with_the_signals_status(
         assert capsys.readouterr().err == printed
 
 
-def signalled_item(index: int) -> int:
-    """A sample during whose loading the worker gets what a launcher sends to its whole process group."""
-    sender = f"import os, signal; [os.kill({os.getpid()}, number) for number in (signal.SIGINT, signal.SIGTERM)]"
-    subprocess.run([sys.executable, "-S", "-c", sender], check=True)
-    return index
+def test_loading_workers_outlive_the_signals_of_a_launcher(tmp_path: Path) -> None:
+    """In a process of its own: loaders that other tests used leave handlers behind."""
+    program = tmp_path / "program.py"
+    program.write_text("""
+import os, subprocess, sys
+from torch.utils.data import DataLoader
+from training.interruption.stop_signals import ignore_stop_signals
 
-
-class SignalledData(torch.utils.data.Dataset[int]):
-    def __len__(self) -> int:
+class SignalledData:
+    def __len__(self):
         return 2
 
-    def __getitem__(self, index: int) -> int:
-        return signalled_item(index)
+    def __getitem__(self, index):
+        # What a launcher sends to its whole process group while a sample is loaded.
+        sender = f"import os, signal; [os.kill({os.getpid()}, number) for number in (signal.SIGINT, signal.SIGTERM)]"
+        subprocess.run([sys.executable, "-S", "-c", sender], check=True)
+        return index
 
-
-def test_loading_workers_outlive_the_signals_of_a_launcher() -> None:
-    loader = DataLoader(SignalledData(), batch_size=None, num_workers=1, worker_init_fn=ignore_stop_signals)
-    assert list(loader) == [0, 1]
+loader = DataLoader(SignalledData(), batch_size=None, num_workers=1, worker_init_fn=ignore_stop_signals)
+raise SystemExit(0 if list(loader) == [0, 1] else 1)
+""")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, str(program)], env=environment, check=False, timeout=100).returncode == 0
 
 
 def test_a_worker_still_ends_when_its_main_process_says_so(tmp_path: Path) -> None:
