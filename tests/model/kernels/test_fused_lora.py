@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from model.checkpoint_manifest import write_manifest
 from model.kernels import fused_lora
 from model.kernels.fused_lora import FusedLoraLinear, fuse_lora
 from model.lora import configure_trainable
@@ -150,5 +151,6 @@ def test_disabling_saving_loading_and_merging_work_as_in_peft(adapted: PeftModel
     expected = adapted(**inputs).logits
     assert not torch.allclose(expected, plain)
     save(adapted, tmp_path / "saved")
+    write_manifest(tmp_path / "saved")
     for other in (load(tmp_path / "saved"), merge(tmp_path / "saved"), adapted.merge_and_unload()):
         torch.testing.assert_close(other(**inputs).logits, expected, atol=1e-4, rtol=0)
