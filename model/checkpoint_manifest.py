@@ -7,7 +7,6 @@ such a folder only sizes can be checked, which is said in a warning.
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from atomic_io import write_json
+from cpu_cores import available_cores
 from errors import UsageError
 
 MANIFEST_NAME, TRAINER_FOLDER = "whole.json", "trainer"
@@ -173,7 +173,7 @@ def _is_model_file(name: str) -> bool:
 def _hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 of files. hashlib releases the interpreter lock, so threads hash in parallel."""
     names = list(names)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
+    with ThreadPoolExecutor(min(8, available_cores())) as executor:
         return dict(zip(names, executor.map(lambda name: _sha256(folder / name), names), strict=True))
 
 
