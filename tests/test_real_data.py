@@ -88,6 +88,7 @@ def test_preprocess_train_and_evaluate_run_on_real_data(tmp_path: Path, parts: P
     assert (folder / "results/real/report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA is not set")
 def test_questions_about_text_in_real_photos_are_evaluated_and_poor_scores_are_called_poor(tmp_path: Path, parts: Path) -> None:
     folder, photos = workspace(tmp_path), Path(REAL_DATA).resolve() / "textvqa"

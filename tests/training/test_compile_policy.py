@@ -73,6 +73,7 @@ def test_without_a_compiler_auto_is_off_and_true_is_an_error(monkeypatch: pytest
         check_step_settings(TrainConfig(torch_compile=True), CUDA, sharded=True)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_has_the_same_losses_and_prints_that_it_compiles(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     path = workspace(batching="packed", packing_length=256, num_logged_predictions=1)
     run(path).rename("plain")
