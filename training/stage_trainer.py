@@ -28,6 +28,7 @@ from model.siglip_qwen.processor import Processor
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
 from training.checkpointing.checkpoint_writer import CheckpointWriter
 from training.checkpointing.resume import RunState
+from training.checkpointing.starting_point import TRAINER_STATE_FILE
 from training.checkpointing.trainer_state import NamedStateTrainer
 from training.config import TrainConfig
 from training.distributed.sharding import configure_fsdp, gather_full_state_dict, reshard_model
@@ -303,7 +304,7 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         self._save_scaler(str(folder))
         self._save_rng_state(str(folder))
         if self.args.should_save:
-            self.state.save_to_json(str(folder / "trainer_state.json"))
+            self.state.save_to_json(str(folder / TRAINER_STATE_FILE))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """As Trainer, but without the frozen weights that it would write with FSDP and ZeRO."""

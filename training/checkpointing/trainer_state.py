@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from errors import TesseraError, UsageError
+from training.checkpointing.starting_point import TRAINER_STATE_FILE
 from training.out_of_memory import OUT_OF_MEMORY_SIGNS
 
 STATE_FILES = {
@@ -24,8 +25,6 @@ STATE_FILES = {
     "rng_state*.pth": {"python", "numpy", "cpu"},
 }
 """Files of the trainer state, and keys that each must have."""
-
-TRAINER_STATE_FILE = "trainer_state.json"
 
 
 def check_trainer_state(folder: Path, finished: bool = False) -> None:
