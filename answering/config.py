@@ -115,7 +115,7 @@ class Blip2System(SystemBase):
 
 @section
 class OpenAiSystem(SystemBase):
-    """A model served by an endpoint for OpenAI's chat completions: a paid service, vLLM, SGLang, `transformers serve`."""
+    """A model served by an endpoint for OpenAI's chat completions: a paid service, or a program such as `transformers serve`."""
 
     kind: Literal["openai"]
     model: Annotated[str, Field(min_length=1)]

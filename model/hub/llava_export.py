@@ -1,4 +1,4 @@
-"""Exports a checkpoint as one merged model, in Tessera's format or in the LLaVA format that transformers and vLLM load.
+"""Exports a checkpoint as one merged model, in Tessera's format or in the LLaVA format that transformers loads.
 
 The exported folder contains weights, processor, generation config and a model card.
 """
@@ -82,7 +82,7 @@ def export(
         if export_format == "llava":
             llava = to_llava(model)
             check_same_logits(model, llava)
-            llava.save_pretrained(temp_path)
+            llava.save_pretrained(temp_path, state_dict=published_names(llava.state_dict()))
             llava_processor(processor, model).save_pretrained(temp_path)
             if processor.prompts:
                 write_json(temp_path / PROMPTS_FILE, processor.prompts)
@@ -140,6 +140,16 @@ def to_llava(model: VisionLanguageModel) -> LlavaForConditionalGeneration:
     llava.model.vision_tower.config, llava.model.language_model.config = llava_config.vision_config, llava_config.text_config
     llava.generation_config = model.generation_config
     return llava.eval()
+
+
+def published_names(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors, those of the vision encoder under the prefix that published LLaVA checkpoints with SigLIP have.
+
+    transformers reads SigLIP's weights with and without `vision_model`, and writes a model that it did not load without it; other
+    runtimes look for it (vLLM 0.32: SiglipVisionModel.vision_model).
+    """
+    inside, published = "model.vision_tower.", "model.vision_tower.vision_model."
+    return {name.replace(inside, published, 1) if name.startswith(inside) else name: tensor for name, tensor in state_dict.items()}
 
 
 @torch.no_grad()

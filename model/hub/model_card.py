@@ -14,12 +14,18 @@ LLAVA_USAGE = """\
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained(FOLDER)
-processor = AutoProcessor.from_pretrained(FOLDER, backend="pil")  # training resized images with Pillow
-text = QUESTION
-messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
-prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
-inputs = processor(text=prompt, images=[image], return_tensors="pt")
+folder = "."  # this folder, or its repository on a hub
+model = AutoModelForImageTextToText.from_pretrained(folder)
+processor = AutoProcessor.from_pretrained(folder, backend="pil")  # training resized images with Pillow
+
+image, question = "image.jpg", QUESTION
+content = [{"type": "image", "path": image}, {"type": "text", "text": question}]
+inputs = processor.apply_chat_template(
+    [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+output = model.generate(**inputs.to(model.device), max_new_tokens=64, do_sample=False)
+answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+print(answer)
 ```
 
 Prompts equal those of training: each part of a turn begins on a new line. Stock processors interpret special tokens in a user's text

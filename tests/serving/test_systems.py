@@ -49,7 +49,7 @@ def test_every_system_answers_on_every_route(systems: dict[str, System], answere
 
 
 def test_an_unreachable_endpoint_is_an_error_response(answerer: FakeAnswerer) -> None:
-    unreachable = OpenAiSystem(name="far", kind="openai", model="m", base_url="http://127.0.0.1:9/v1", api_key_env=None)
+    unreachable = OpenAiSystem(name="far", kind="openai", model="m", base_url="http://127.0.0.1:9/v1", api_key_env=None, retries=0)
     with serving(answerer, plan=plan(unreachable), load=Engine.load) as (client, service):
         wait_for(lambda: service.engine is not None or service.failure is not None)
         response = ask(client, "What color?")

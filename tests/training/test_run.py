@@ -80,10 +80,10 @@ def test_a_checkpoint_contains_no_base_weights_and_an_optimizer_unless_another_s
     ("model", "stage", "trained"),
     [
         ({"quantization": "nf4"}, ["connector", "lora"], "lora_A"),
-        ({"quantization": "nf4"}, ["connector"], "linear_2"),
-        ({"quantization": "int8"}, ["connector", "lora"], "lora_B"),
+        pytest.param({"quantization": "nf4"}, ["connector"], "linear_2", marks=pytest.mark.slow),
+        pytest.param({"quantization": "int8"}, ["connector", "lora"], "lora_B", marks=pytest.mark.slow),
         ({"lora": {"r": 4, "lora_alpha": 8, "use_dora": True}}, ["connector", "lora"], "magnitude"),
-        ({"lora": None}, ["connector"], "linear_1"),
+        pytest.param({"lora": None}, ["connector"], "linear_1", marks=pytest.mark.slow),
         ({"lora": None}, ["connector", "language"], "language/model.safetensors"),
     ],
 )

@@ -85,10 +85,11 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights_bit_for_bit(workspa
     [
         # Batches of one: the sample without an image is the only one of its micro-batch.
         ((), ("train.per_device_train_batch_size=8",), ("train.per_device_train_batch_size=1", "train.gradient_accumulation_steps=4")),
-        (
+        pytest.param(
             ("train.batching=packed", "train.cache_vision_features=true"),
             ("train.packing_length=1024",),
             ("train.packing_length=160", "train.gradient_accumulation_steps=2"),
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["padded", "packed with cached features"],

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 from answering.answerer_factory import build_answerer
 from answering.config import CheckpointSystem
+from answering.protocol import Decoding
 from answering.reply import question_request
 from answering.systems.siglip_qwen import CheckpointAnswerer
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts
@@ -26,6 +27,7 @@ from model.siglip_qwen.config import ConnectorConfig, ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build, repeats_images_by_sample, stock_supports_final_norm
+from tests.model.hub.card_example import load_example
 from tests.model.siglip_qwen.test_modeling import with_labels
 from tests.model.test_lora import train
 
@@ -33,6 +35,7 @@ Settings = Callable[..., ModelConfig]
 Batch = Callable[..., dict[str, torch.Tensor]]
 Exported = Callable[..., tuple[Path, Any]]
 
+GREEDY = Decoding(num_candidates=1, strategy="greedy", max_new_tokens=64)
 IMAGES = [Image.effect_noise((120, 80), 90).convert("RGB"), Image.new("RGB", (50, 70), "red")]
 
 CONVERSATIONS = {
@@ -88,6 +91,18 @@ def test_stock_transformers_gives_the_same_logits_and_answers(exported: Exported
         inputs = batch(1, 1, pad="left")
     options = {"max_new_tokens": 5, "num_beams": 3, "do_sample": False}
     assert torch.equal(stock.generate(**inputs, **options), model.generate(**inputs, **options))
+
+
+def test_the_cards_example_gives_our_greedy_answers(exported: Exported, processor: Processor, tmp_path: Path) -> None:
+    out, model = exported("llava")
+    ask, ours = load_example(out), CheckpointAnswerer(model, processor)
+    answers = set()
+    for i, question in enumerate(("What color is the circle?", "这幅图像描述了什么？", "How many\ncircles?")):
+        IMAGES[i % 2].save(tmp_path / f"{i}.png")
+        answer = ours.answer([question_request("q", question, [tmp_path / f"{i}.png"])], GREEDY)[0].first.text
+        assert ask(tmp_path / f"{i}.png", question).strip() == answer
+        answers.add(answer)
+    assert len(answers) > 1, "the answers depend on what is asked"
 
 
 @pytest.mark.parametrize(
@@ -174,7 +189,7 @@ def test_an_export_is_asked_with_the_prompts_of_training(
     asked = answerer.encode(question_request("q", "What is this?", IMAGES[:1])).text
     assert ("What is this?\nOne word!" in asked) == ("en" in prompts.get("vqa", {}))
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert (f'text = "{question}"' in card) == (export_format == "llava")
+    assert (f'question = "image.jpg", "{question}"' in card) == (export_format == "llava")
     assert all(f"short-answer questions ({language}): `{text}`" in card for language, text in prompts.get("vqa", {}).items())
     assert ("In training a sentence" in card) == bool(prompts)
 
