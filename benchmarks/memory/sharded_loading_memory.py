@@ -84,7 +84,7 @@ def run_rank(folder: Path, load_once: bool, meeting: str) -> LoadingMemory:
     model = build(config, image_token_id=5, dtype=torch.float32, load_weights=not (load_once and rank))
     trained = configure_trainable(model, config, ("connector", "lora"))
     if load_once:
-        prepare_for_weights(trained, rank)
+        prepare_for_weights(trained, rank, sends_all=False)
     sharded = shard(trained, plugin)
     peak = _resident_bytes("VmHWM") - before
     parameters: list[Any] = list(sharded.parameters())

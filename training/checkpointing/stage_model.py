@@ -17,7 +17,7 @@ from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.initial_weights import InitialWeights
 from model.siglip_qwen.modeling import VisionLanguageModel
 from training.compile_policy import decide_compile
-from training.distributed.launch import loads_on_rank_0_alone, uses_fsdp, weights_are_sharded
+from training.distributed.launch import loads_on_rank_0_alone, uses_fsdp, uses_zero3, weights_are_sharded
 from training.distributed.sharded_loading import prepare_for_weights
 from training.run_setup import RunSetup
 from training.stages import Stage
@@ -46,7 +46,7 @@ def load_stage_model(run_setup: RunSetup, stage: Stage, checkpoint: Path | None)
     model = configure_trainable(model, config.model, stage.config.train)
     base_model(model).logits_memory_gib = config.train.logits_memory_gib
     if rank_0_alone:
-        prepare_for_weights(model, run_setup.partial_state.process_index)
+        prepare_for_weights(model, run_setup.partial_state.process_index, sends_all=uses_zero3())
     if not weights_are_sharded():
         # Fused modules read weights directly and bypass the hooks that gather sharded ones.
         fuse_modules(model)

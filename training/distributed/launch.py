@@ -40,9 +40,9 @@ def weights_are_sharded() -> bool:
 
 
 def loads_on_rank_0_alone(quantization: Quantization) -> bool:
-    """Whether rank 0 alone loads the weights: FSDP2 with fsdp_cpu_ram_efficient_loading, which does not send quantised ones."""
+    """Whether rank 0 alone loads the weights: ZeRO-3, and FSDP2 with fsdp_cpu_ram_efficient_loading; neither sends quantised ones."""
     efficient = str_to_bool(os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false"))
-    return bool(uses_fsdp() and efficient and quantization == "none")
+    return quantization == "none" and (uses_zero3() or bool(uses_fsdp() and efficient))
 
 
 def check_shardable(quantization: Quantization) -> None:

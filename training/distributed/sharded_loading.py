@@ -1,7 +1,7 @@
-"""Loading of sharded models (FSDP2) in little host memory: rank 0 loads the weights, the other ranks get their shards from it.
+"""Loading of sharded models (FSDP2, ZeRO-3) in little host memory: rank 0 loads the weights, the other ranks get their shards from it.
 
-In: a model on each rank, on all but rank 0 with pre-trained weights on the meta device. Out: the same model, ready for accelerate,
-which then sends every weight from rank 0, one at a time (`fsdp_cpu_ram_efficient_loading` in the launch file).
+In: a model on each rank, on all but rank 0 with pre-trained weights on the meta device. Out: the same model, ready for accelerate or
+DeepSpeed, which then send every weight from rank 0, one at a time (accelerate with `fsdp_cpu_ram_efficient_loading` in the launch file).
 """
 
 import torch
@@ -10,17 +10,23 @@ from torch import nn
 from errors import TesseraError
 
 
-def prepare_for_weights(model: nn.Module, rank: int) -> None:
+def prepare_for_weights(model: nn.Module, rank: int, sends_all: bool) -> None:
     """Make a model ready to receive its weights from rank 0. Every rank must call this.
 
-    Trained parameters get memory, which the system provides only when it is written: the optimizer tells them apart by their
-    addresses. Buffers that no state dict contains, such as rotary frequencies, get their values.
+    Parameters that need it get memory, which the system provides only when it is written. Buffers that no state dict contains, such as
+    rotary frequencies, get their values.
+
+    Args:
+        model: on ranks other than 0 its pre-trained weights are on the meta device.
+        rank: of this process.
+        sends_all: DeepSpeed, which sends into each parameter's memory and then keeps a shard of it. Otherwise only trained parameters
+            get memory: the optimizer tells them apart by their addresses.
 
     Raises:
         TesseraError: this rank has other parameters than rank 0.
     """
     if rank:
-        _allocate_trained_parameters(model)
+        _allocate_parameters(model, sends_all)
     buffers = {name: buffer for name, buffer in model.named_buffers() if not _is_persistent(model, name)}
     specification = {name: (tuple(p.shape), str(p.dtype), p.requires_grad) for name, p in model.named_parameters()}
     sent = [(specification, {name: buffer.cpu() for name, buffer in buffers.items()})] if not rank else [None]
@@ -36,14 +42,14 @@ def prepare_for_weights(model: nn.Module, rank: int) -> None:
             parent.register_buffer(buffer_name, value, persistent=False)
 
 
-def _allocate_trained_parameters(model: nn.Module) -> None:
-    """Replace trained parameters on the meta device by uninitialised ones on the CPU; tied ones stay tied."""
+def _allocate_parameters(model: nn.Module, frozen_too: bool) -> None:
+    """Replace trained (or all) parameters on the meta device by uninitialised ones on the CPU; tied ones stay tied."""
     allocated: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad and parameter.is_meta:
+            if parameter.is_meta and (parameter.requires_grad or frozen_too):
                 if parameter not in allocated:
-                    allocated[parameter] = nn.Parameter(torch.empty_like(parameter, device="cpu"))
+                    allocated[parameter] = nn.Parameter(torch.empty_like(parameter, device="cpu"), requires_grad=parameter.requires_grad)
                 setattr(module, name, allocated[parameter])
 
 

@@ -37,7 +37,7 @@ def main(parts: str, launch_file: str, output: str) -> None:
         assert sum(p.is_meta for p in frozen) >= len(frozen) - 4 if rank else not any(p.is_meta for p in frozen)
         if not rank:
             save_file({key: value.detach().clone() for key, value in model.named_parameters()}, folder / f"{name}_loaded.safetensors")
-        prepare_for_weights(model, rank)
+        prepare_for_weights(model, rank, sends_all=False)
         sharded = shard(model, fsdp_plugin(Path(launch_file)))
         loss = sharded(input_ids=torch.tensor([[5, 6, 7, 8]]), labels=torch.tensor([[-100, 6, 7, 8]])).loss
         loss.backward()

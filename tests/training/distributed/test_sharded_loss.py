@@ -1,5 +1,6 @@
-"""Two processes that share a model's weights (FSDP2) have the loss and the gradients of one process with all batches."""
+"""Two processes that share a model's weights (FSDP2, ZeRO-3) have the loss and the gradients of one process with all batches."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -10,7 +11,13 @@ from tests.training.distributed.ranks import run_ranks
 WORKER = Path(__file__).with_name("sharded_loss_worker.py")
 
 
-@pytest.mark.parametrize(("launch_file", "quantization", "cases"), [("fsdp2", "none", 16), ("fsdp2_qlora", "nf4", 8)])
+NO_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+
+
+@pytest.mark.parametrize(
+    ("launch_file", "quantization", "cases"),
+    [("fsdp2", "none", 16), ("fsdp2_qlora", "nf4", 8), pytest.param("deepspeed_zero3", "none", 16, marks=[NO_DEEPSPEED, pytest.mark.slow])],
+)
 def test_any_distribution_of_supervised_tokens_over_ranks_gives_one_process_s_loss_and_gradients(
     parts: Path, tmp_path: Path, launch_file: str, quantization: str, cases: int
 ) -> None:
