@@ -17,6 +17,7 @@ Workspace = Callable[..., Path]
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_less_logits_memory_has_the_same_losses(workspace: Workspace) -> None:
     path = workspace(stages=[{"name": "tune", "train": ["connector", "lora"], "epochs": 2}], save_steps=2)
     run(path).rename("whole")

@@ -95,6 +95,7 @@ class SimulatedMemory:
         assert all(parameter.grad is not None for parameter in self.model[0].parameters() if parameter.requires_grad)
 
 
+@pytest.mark.slow
 def test_a_run_with_trial_steps_is_the_same_bit_for_bit(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

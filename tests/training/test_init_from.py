@@ -37,7 +37,7 @@ def test_a_run_goes_on_from_the_weights_with_a_new_optimizer_and_new_steps(
     assert [row["step"] for row in state(own).history if "loss" in row] == [1, 2]
 
 
-@pytest.mark.parametrize("form", ["run", "merged", "llava"])
+@pytest.mark.parametrize("form", ["run", pytest.param("merged", marks=pytest.mark.slow), pytest.param("llava", marks=pytest.mark.slow)])
 def test_another_adapter_starts_on_the_merged_weights_and_resumes_bit_for_bit(
     source: tuple[Path, Path], form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +65,7 @@ def test_the_whole_language_model_is_trained_on_from_merged_adapters(source: tup
     assert losses(own)[0] < (losses(checkpoint)[0] + losses(checkpoint)[-1]) / 2
 
 
+@pytest.mark.slow
 def test_cached_features_are_those_of_the_folders_own_vision_encoder(source: tuple[Path, Path]) -> None:
     path, checkpoint = source
     export(checkpoint, Path("merged"), "merged", Processor.load(checkpoint))

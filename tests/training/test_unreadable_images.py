@@ -87,6 +87,7 @@ def test_an_image_that_can_be_read_on_the_second_try_changes_nothing(
     assert waits == [image_io.RETRY_SECONDS[0]] * len(tried)
 
 
+@pytest.mark.slow
 def test_loading_workers_and_a_resumed_run_choose_and_count_as_one_uninterrupted_process_does(workspace: Workspace) -> None:
     path = workspace(stages=[STAGE], save_steps=1, save_total_limit=9, max_unreadable_images=0.2)
     for number in (2, 5):

@@ -41,6 +41,7 @@ def test_a_finished_run_goes_on_when_its_last_stage_becomes_longer(workspace: Wo
     assert not (longer.parent / "checkpoint-1" / TRAINER_FOLDER / "optimizer.pt").exists()
 
 
+@pytest.mark.slow
 def test_more_epochs_and_one_more_stage_are_allowed_at_once(workspace: Workspace) -> None:
     path = workspace(stages=[{**TUNE, "epochs": 1}], per_device_train_batch_size=4)
     run(path)

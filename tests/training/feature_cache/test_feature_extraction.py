@@ -62,12 +62,13 @@ def images_in(path: Path) -> list[str]:
     ("model", "train"),
     [
         ({}, {"batching": "padded"}),
-        ({}, {"batching": "packed", "packing_length": 512}),
-        (
+        pytest.param({}, {"batching": "packed", "packing_length": 512}, marks=pytest.mark.slow),
+        pytest.param(
             {"connector": {"pool": 3}, "vision_feature_layer": "last_hidden_state"},
             {"batching": "packed", "packing_length": 512, "dataloader_num_workers": 1},
+            marks=pytest.mark.slow,
         ),
-        ({"drop_first_patch": True}, {"precision": "bf16"}),
+        pytest.param({"drop_first_patch": True}, {"precision": "bf16"}, marks=pytest.mark.slow),
     ],
     ids=["padded", "packed", "pooled", "bf16"],
 )

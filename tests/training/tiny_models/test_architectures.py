@@ -26,6 +26,7 @@ def fingerprint() -> str:
     return hashlib.sha256(build_tokenizer(tokenizer_corpus()).backend_tokenizer.to_str().encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_another_process_trains_the_same_tokenizer() -> None:
     script = "from tests.training.tiny_models.test_architectures import fingerprint; print(fingerprint())"
     environment = {**os.environ, "PYTHONHASHSEED": "99"}
