@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import chdir
 from pathlib import Path
@@ -23,6 +24,7 @@ from model.siglip_qwen.processor import Processor
 from tests.model.hub.card_example import load_example
 
 FOLDER = Path(os.environ.get("TESSERA_DEMO", "none"))
+ADDRESS = re.compile(r"running on (http://\S+)")
 GREEDY = Decoding(num_candidates=1, strategy="greedy", max_new_tokens=64, batch_size=1)
 
 pytestmark = pytest.mark.skipif(
@@ -75,19 +77,21 @@ def test_the_cards_example_gives_our_greedy_answers(exported: Path, questions: S
 
 
 @pytest.fixture(scope="module")
-def transformers_serve(exported: Path) -> Iterator[openai.OpenAI]:
+def transformers_serve(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
     """Client of a `transformers serve` process with the export; the process runs in its folder and serves it as `.`."""
-    command = [Path(sys.executable).with_name("transformers"), "serve", ".", "--port", "0", "--device", "cpu"]
-    variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, cwd=exported, env=variables, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        try:
-            while not (found := re.search(r"running on (http://\S+)", line := process.stderr.readline())):
-                assert line, "transformers serve did not start"
-            with openai.OpenAI(base_url=f"{found[1]}/v1", api_key="none") as client:
-                yield client
-        finally:
-            process.kill()
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", ".", "--port", "0", "--device", "cpu"]
+    output = tmp_path_factory.mktemp("serve") / "output.txt"
+    with output.open("w") as file:
+        process = subprocess.Popen(command, cwd=exported, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdout=file, stderr=file)
+    try:
+        while not (found := ADDRESS.search(output.read_text())):
+            assert process.poll() is None, f"transformers serve did not start: {output.read_text()}"
+            time.sleep(0.2)
+        with openai.OpenAI(base_url=f"{found[1]}/v1", api_key="none") as client:
+            yield client
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_transformers_serve_gives_our_greedy_answers(
