@@ -37,6 +37,14 @@ def confusion(labelled: Iterable[tuple[str, str, Language]]) -> dict[str, dict[s
 def _rules() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     data = yaml.safe_load(resources.files("evaluation.scoring").joinpath("question_categories.yaml").read_text(encoding="utf-8"))
     return {
-        language: [(name, re.compile("|".join(f"(?:{rule})" for rule in data[language][name]), re.IGNORECASE)) for name in data["order"]]
+        language: [(name, _compiled(data[language][name], data["fragments"])) for name in data["order"] if name in data[language]]
         for language in ("en", "zh")
     }
+
+
+def _compiled(rules: list[str], fragments: dict[str, str]) -> re.Pattern[str]:
+    """One pattern that matches where any of the rules does. A fragment may contain those before it."""
+    pattern = "|".join(f"(?:{rule})" for rule in rules)
+    for name, fragment in reversed(fragments.items()):
+        pattern = pattern.replace(f"<{name}>", fragment)
+    return re.compile(pattern, re.IGNORECASE)
