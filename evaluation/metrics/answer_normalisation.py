@@ -52,16 +52,19 @@ def normalise_m4c(text: str) -> str:
 
     Before the official steps it drops commas and question marks, separates the possessive 's, and converts full-width forms to
     ASCII. In a text with Chinese characters, Chinese punctuation and spaces around characters are removed too, and Chinese
-    numerals become digits. Texts without Chinese characters are treated exactly as upstream.
+    numerals become digits. Texts without Chinese characters are treated exactly as upstream, except that a text of which upstream
+    leaves nothing is kept: the articles of "A" or "the", the marks of "?". Else an empty answer would equal the reference "A".
     """
-    text = fold_width(text).lower()
+    original = strip_whitespace(fold_width(text).lower())
+    text = original
     chinese = HAS_CJK.search(text) is not None
     if chinese:
         text = _without_cjk_punctuation(text)
     else:
         text = text.replace("\u3002", ".")
     text = strip_whitespace(text.replace(",", "").replace("?", "").replace("'s", " 's"))
-    text = _plain_words(_without_punctuation(text))
+    text = _without_punctuation(text)
+    text = _plain_words(text) or _plain_words(text, articles=True) or original
     return as_digits(_SPACE_NEXT_TO_CJK.sub("", text)) if chinese else text
 
 
@@ -84,9 +87,10 @@ def _without_punctuation(text: str) -> str:
     return _PERIOD.sub("", result, count=_MAX_REMOVED_PERIODS)
 
 
-def _plain_words(text: str) -> str:
+def _plain_words(text: str, *, articles: bool = False) -> str:
+    """Lower case, number words as digits, apostrophes restored; with `articles`, articles stay."""
     digits = (_NUMBERS.get(word, word) for word in text.lower().split())
-    return " ".join(_contractions().get(word, word) for word in digits if word not in _ARTICLES)
+    return " ".join(_contractions().get(word, word) for word in digits if articles or word not in _ARTICLES)
 
 
 @cache

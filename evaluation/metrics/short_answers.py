@@ -65,7 +65,8 @@ def bidirectional(prediction: str, references: Sequence[object]) -> float:
 def anls(prediction: str, references: Sequence[object]) -> float:
     """Average normalised Levenshtein similarity (Biten et al. 2019, arXiv:1905.13648), for text that is read off an image.
 
-    1 - edit distance / longer length to the nearest reference, in lower case; 0 if half or more of it differs.
+    1 - edit distance / longer length to the nearest reference, in lower case; 0 if half or more of it differs. At exactly one half
+    the paper's formula, with a strict inequality, gives 0; lmms-eval and VLMEvalKit give .5 there.
     """
     predicted = " ".join(prediction.lower().split())
     return max((_similarity(predicted, " ".join(text.lower().split())) for text in set(text_references(references))), default=0.0)
@@ -137,5 +138,8 @@ METRICS: dict[str, Metric] = {
     "bidirectional_legacy": bidirectional_legacy,
 }
 """Metric name, as in summary.json -> metric."""
+GAMEABLE_METRICS = ("fuzzy", "contains", "bidirectional")
+"""Metrics that do not count what an answer says too much, so that a list of frequent answers scores high: they stand apart from the
+others and decide nothing."""
 BINARY_METRICS = frozenset({"exact", "fuzzy", "contains", "bidirectional", "contains_legacy", "bidirectional_legacy"})
 """Metrics that are 0 or 1, to which McNemar's test applies."""

@@ -15,7 +15,7 @@ from evaluation.report.image_grids import write_grids
 
 CAPTIONS = {
     "learning_curve": "Accuracy over the training steps of a run",
-    "overview": "VQA accuracy, fuzzy accuracy, and number of answers changed by reranking",
+    "overview": "Official and M4C accuracy, and number of answers changed by reranking",
     "rerank": "Accuracy before and after reranking, with the oracle as upper bound",
     "rerank_by_category": "Accuracy before and after reranking by category",
     "accuracy_by_category": "Accuracy by category",

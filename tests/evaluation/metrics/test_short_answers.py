@@ -3,6 +3,9 @@
 import pytest
 
 from evaluation.metrics.short_answers import (
+    GAMEABLE_METRICS,
+    METRICS,
+    Metric,
     anls,
     bidirectional,
     bidirectional_legacy,
@@ -132,6 +135,41 @@ def test_anls_decreases_with_the_distance_and_is_zero_from_one_half() -> None:
     assert anls("a", ["abcdef"]) == 0.0
     assert anls("", [""]) == 1.0
     assert anls("x", []) == 0.0
+
+
+def test_at_exactly_one_half_anls_is_zero() -> None:
+    assert anls("abcd", ["abxy"]) == 0.0
+    assert anls("abcd", ["abcy"]) == 0.75
+
+
+@pytest.mark.parametrize("metric", [vqa_accuracy_m4c, exact, fuzzy, contains, bidirectional])
+@pytest.mark.parametrize("reference", ["A", "the", "a.", "?", "..."])
+def test_a_reference_that_normalises_to_nothing_is_kept(metric: Metric, reference: str) -> None:
+    assert metric("", [reference]) == 0.0
+    assert metric("an", [reference]) == 0.0
+    assert metric(reference, [reference]) == 1.0
+
+
+def test_an_option_letter_is_matched_in_any_form() -> None:
+    for form in ("a", "A.", "(A)", " A\n"):
+        assert exact(form, ["A"]) == vqa_accuracy_m4c(form, ["A"]) == contains(form, ["A"]) == 1.0
+    assert exact("B", ["A"]) == 0.0
+    assert exact("a dog", ["dog"]) == 1.0
+
+
+def test_the_official_accuracy_removes_articles_even_where_nothing_is_left() -> None:
+    references = ["a"] * 6 + ["letter a"] * 4
+    assert vqa_accuracy("", references) == vqa_accuracy("an", references) == 1.0
+    assert vqa_accuracy_m4c("", references) == vqa_accuracy_m4c("an", references) == 0.0
+    assert vqa_accuracy_m4c("a", references) == 1.0
+
+
+def test_a_list_of_frequent_answers_games_the_metrics_that_stand_apart_and_no_other() -> None:
+    everything = "yes no one two red blue white black dog cat"
+    for name, metric in METRICS.items():
+        scores = [metric(everything, [reference] * 10) for reference in ("yes", "2", "white", "horse")]
+        gamed = name in GAMEABLE_METRICS or name.endswith("_legacy")
+        assert (sum(scores) >= 2) == gamed, name
 
 
 def test_chinese_numerals_count_as_digits_in_m4c_metrics() -> None:

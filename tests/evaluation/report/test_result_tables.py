@@ -1,10 +1,13 @@
 """Notes next to the tables."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evaluation.report.result_tables import describe_system, visual_token_table
+from evaluation.metrics.short_answers import GAMEABLE_METRICS, METRICS
+from evaluation.report.result_tables import GAMEABLE_TITLE, all_tables, describe_system, render_tables, visual_token_table
+from tests.evaluation.conftest import Written
 
 DECODING = {"num_candidates": 5, "strategy": "beam", "temperature": 1.0, "max_new_tokens": 12, "seed": 0}
 
@@ -43,3 +46,19 @@ def test_the_report_states_what_each_system_sees_of_the_images() -> None:
         ("qwen-384px", "at most 384 pixels a side", "108.0"),
         ("paid", "at most 1,024 pixels a side", "unknown"),
     ]
+
+
+def test_metrics_that_can_be_gamed_stand_apart_under_a_heading_that_says_so(written: Written) -> None:
+    tables = all_tables(written.evaluation_result.summary)
+    header, rows = tables[GAMEABLE_TITLE]
+    assert header == ("system", "choice", "fuzzy", "contains", "contains, either way")
+    assert len(rows) == len(tables["Accuracy"][1])
+    assert not {"fuzzy", "contains"} & set(tables["Accuracy"][0])
+    assert GAMEABLE_TITLE in render_tables(written.evaluation_result.summary)
+    for page in ("report.md", "report.html"):
+        assert "74 % in each of them, 0 % officially" in (written.planned.out / page).read_text(encoding="utf-8")
+
+
+def test_no_chart_and_no_finding_uses_a_metric_that_can_be_gamed() -> None:
+    for path in [*Path("evaluation/report").glob("chart*.py"), Path("evaluation/report/findings.py"), Path("evaluation/statistics.py")]:
+        assert not [name for name in METRICS if name in GAMEABLE_METRICS and f'"{name}"' in path.read_text(encoding="utf-8")], path
