@@ -1,6 +1,7 @@
 """Compare stored answers of two systems to the same questions: difference, interval, p-value, verdict. No model is loaded.
 
-Input: predictions files of this project, or JSON lines, JSON, CSV or TSV of another tool, whose field names --fields gives.
+Input: predictions files of this project, or JSON lines, JSON, CSV or TSV of another tool, whose field names --fields gives. A and B may be
+one file, with two choices or two answer fields.
 """
 
 import argparse
@@ -9,8 +10,9 @@ from pathlib import Path
 import cli
 import config as configuration
 from dataset.loading.sample_store import SampleStore
+from errors import UsageError
 from evaluation.comparison.compare import compare_files
-from evaluation.comparison.external_predictions import FieldNames
+from evaluation.comparison.external_predictions import FieldNames, Side
 
 parser = cli.Parser(__doc__ or "")
 parser.add_argument("a", type=Path, metavar="A.jsonl", help="answers of one system")
@@ -26,23 +28,41 @@ parser.add_argument(
     nargs="+",
     default=[],
     metavar="KEY=FIELD",
-    help="field names in files of other tools: id and answer, optionally references and image, as in id=question_id answer=text",
+    help="field names in files of other tools: id and answer, optionally references, image and question, as in id=question_id answer=text",
 )
+for side in "ab":
+    parser.add_argument(
+        f"--fields-{side}",
+        nargs="+",
+        default=[],
+        metavar="KEY=FIELD",
+        help=f"the same for the files of side {side} alone, also where one is a predictions file",
+    )
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Print the comparison."""
     config: configuration.Config = arguments.config
     result = compare_files(
-        [arguments.a, *arguments.more_a],
-        [arguments.b, *arguments.more_b],
-        lambda: SampleStore(arguments.data or config.data_folder),
-        arguments.choice,
-        FieldNames.parse(arguments.fields),
-        config.eval.bootstrap,
-        config.eval.seed,
+        *sides(arguments), lambda: SampleStore(arguments.data or config.data_folder), config.eval.bootstrap, config.eval.seed
     )
     print(result.table())
+
+
+def sides(arguments: argparse.Namespace) -> list[Side]:
+    """Files, choice and field names of both sides. Raises UsageError for more choices than sides and for an option without effect."""
+    choices = arguments.choice
+    if len(choices) > 2:
+        raise UsageError(f"--choice {' '.join(choices)}: expected one for both sides, or one per side")
+    of_side = [*choices, *choices][:2] if choices else [None, None]
+    if arguments.fields and arguments.fields_a and arguments.fields_b:
+        raise UsageError("--fields: has no effect next to --fields-a and --fields-b")
+    shared = FieldNames.parse(arguments.fields)
+    a, b = FieldNames.parse(arguments.fields_a, "--fields-a"), FieldNames.parse(arguments.fields_b, "--fields-b")
+    return [
+        Side([arguments.a, *arguments.more_a], of_side[0], a or shared, a is not None),
+        Side([arguments.b, *arguments.more_b], of_side[1], b or shared, b is not None),
+    ]
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from dataset.loading.sample_store import SampleStore
 from errors import UsageError
-from evaluation.comparison.external_predictions import AnswerFile, FieldNames, read_answer_file
+from evaluation.comparison.compared_questions import ComparedQuestions, match_questions
+from evaluation.comparison.external_predictions import AnswerFile, Side, read_answer_file
 from evaluation.metrics.short_answers import BINARY_METRICS, METRICS
 from evaluation.report.result_tables import align_columns, percent
 from evaluation.statistics import (
@@ -26,6 +26,8 @@ from evaluation.statistics import (
 
 COMPARED_METRICS = ("vqa_accuracy", "vqa_accuracy_m4c", "exact")
 """Metrics of the comparison; Holm corrects over them."""
+OFFICIAL_REFERENCES = 10
+"""References of a question for which the official accuracy is defined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ class FileComparison:
         images: number of clusters of questions that share no image with each other
         metrics: one comparison per metric
         means: VQA accuracy of each file, for side a and side b
+        notes: sentences about references, missing answers and the limits of the figures
     """
 
     a: tuple[str, ...]
@@ -72,6 +75,7 @@ class FileComparison:
     images: int
     metrics: list[MetricComparison]
     means: tuple[tuple[float, ...], tuple[float, ...]]
+    notes: list[str]
 
     def table(self) -> str:
         """The comparison as text for a terminal."""
@@ -94,48 +98,38 @@ class FileComparison:
         ]
         sides = [_side_summary(name, files, means) for name, files, means in zip("ab", (self.a, self.b), self.means, strict=True)]
         compared_questions = f"{self.questions:,} questions with short answers in {self.images:,} clusters that share no image"
-        return "\n".join([*sides, compared_questions, "", align_columns(header, rows)])
+        notes = ["", *(f"{note}." for note in self.notes)] if self.notes else []
+        return "\n".join([*sides, compared_questions, "", align_columns(header, rows), *notes])
 
 
-def compare_files(
-    a: Sequence[Path],
-    b: Sequence[Path],
-    open_store: Callable[[], SampleStore],
-    choices: Sequence[str],
-    fields: FieldNames | None,
-    resamples: int,
-    seed: int,
-) -> FileComparison:
+def compare_files(a: Side, b: Side, open_store: Callable[[], SampleStore], resamples: int, seed: int) -> FileComparison:
     """Compare the files of side a with those of side b on the questions with short answers.
 
     Several files of a side are seeds of one configuration; each question then counts with its mean score over them.
 
     Args:
-        a: files of side a
+        a: files of side a, with their choice and field names
         b: files of side b
         open_store: opens the merged data with the references; not called if the files hold references
-        choices: empty (reranked if a predictions file has it, else first), one choice for both sides, or one per side
-        fields: field names of other tools' files; None if all are predictions files
         resamples: resamples of bootstrap and randomisation test
         seed: seed of both
 
     Raises:
         UsageError: the files answer different questions, lack a choice, or answer questions that are not in the data
     """
-    if len(choices) > 2 or "oracle" in choices:
-        raise UsageError(
-            f"--choice {' '.join(choices)}: expected one or two choices of the files; oracle uses the references and is not compared"
-        )
-    choice_of_side = [*choices, *choices][:2] if choices else [None, None]
-    sides = [[read_answer_file(path, choice, fields) for path in paths] for paths, choice in zip((a, b), choice_of_side, strict=True)]
+    if "oracle" in (a.choice, b.choice):
+        raise UsageError("--choice oracle: it uses the references and is not compared")
+    sides = [[read_answer_file(path, side) for path in side.paths] for side in (a, b)]
     files = [file for side in sides for file in side]
-    compared_questions = _from_files(files) if any(file.references for file in files) else _from_store(files, open_store())
-    tables = [[_scores(file, compared_questions) for file in side] for side in sides]
+    _check_choices(a, b, sides)
+    compared = match_questions(files, open_store)
+    scores = [_scores(file, own_ids, compared) for file, own_ids in zip(files, compared.file_ids, strict=True)]
+    tables = scores[: len(sides[0])], scores[len(sides[0]) :]
     mine, theirs = (np.mean(side, axis=0) for side in tables)
-    groups = clusters(compared_questions.images)
+    groups = clusters(compared.images)
     differences = compare(mine, theirs, groups, min_resamples(resamples, len(COMPARED_METRICS)), seed)
     adjusted = holm([difference.p_value for difference in differences])
-    one_file_per_side = len(a) == len(b) == 1
+    one_file_per_side = len(a.paths) == len(b.paths) == 1
     metrics = [
         MetricComparison(
             metric=metric,
@@ -151,77 +145,44 @@ def compare_files(
     ]
     means = tuple(tuple(float(table[:, 0].mean()) for table in side) for side in tables)
     names = [tuple(file.name for file in side) for side in sides]
-    return FileComparison(names[0], names[1], len(compared_questions.ids), int(groups.max()) + 1, metrics, (means[0], means[1]))
+    notes = _notes(files, compared, metrics)
+    return FileComparison(names[0], names[1], len(compared.ids), int(groups.max()) + 1, metrics, (means[0], means[1]), notes)
 
 
-@dataclass(frozen=True, slots=True)
-class _ComparedQuestions:
-    """The compared questions: ids, references by id, image ids, and by file the map from id to the file's own id."""
-
-    ids: list[str]
-    references: Mapping[str, Sequence[str]]
-    images: list[tuple[int, ...]]
-    file_ids: dict[str, dict[str, str]]
+def _check_choices(a: Side, b: Side, sides: Sequence[Sequence[AnswerFile]]) -> None:
+    """Raise UsageError for a choice without effect. One that is named for both sides needs a predictions file on either."""
+    for side, files in [(a, [*sides[0], *sides[1]])] if a.choice == b.choice else [(a, sides[0]), (b, sides[1])]:
+        if side.choice is not None and not any(file.has_choices for file in files):
+            raise UsageError(f"--choice {side.choice}: {files[0].name} is no predictions file and has no choices; name the answer's field")
 
 
-def _scores(file: AnswerFile, compared_questions: _ComparedQuestions) -> np.ndarray:
+def _scores(file: AnswerFile, own_ids: Mapping[str, str], compared: ComparedQuestions) -> np.ndarray:
     """Scores [questions, COMPARED_METRICS]; a failed question counts as wrong."""
-    file_ids = compared_questions.file_ids[file.name]
-    texts = [(file.answers[file_ids[name]], compared_questions.references[name]) for name in compared_questions.ids]
+    texts = [(file.answers[own_ids[name]], compared.references[name]) for name in compared.ids]
     return np.array(
         [[0.0 if text is None else METRICS[metric](text, references) for metric in COMPARED_METRICS] for text, references in texts]
     )
 
 
-def _from_store(files: Sequence[AnswerFile], store: SampleStore) -> _ComparedQuestions:
-    """The questions with short answers, with references and images of the merged data."""
-    rows = {name: row for row, name in enumerate(store.column("sample_id"))}
-    file_ids = {file.name: _match_ids(file, rows, str(store.folder)) for file in files}
-    ids = _common_ids(files, file_ids)
-    samples = [sample for sample in store.samples(np.array([rows[name] for name in ids])) if sample.task == "vqa"]
-    if not samples:
-        raise UsageError(f"{files[0].name}: none of its questions has a short answer")
-    known_questions = {sample.sample_id: sample.answers or sample.targets for sample in samples}
-    return _ComparedQuestions(list(known_questions), known_questions, [sample.image_ids for sample in samples], file_ids)
-
-
-def _from_files(files: Sequence[AnswerFile]) -> _ComparedQuestions:
-    """Questions with the references and images given in the files. Raises UsageError if two files give different references."""
-    known_questions: dict[str, tuple[str, ...]] = {}
-    for file in files:
-        for name, references in file.references.items():
-            if known_questions.setdefault(name, references) != references:
-                raise UsageError(f"{file.name}: its references to {name} differ from those of another file")
-    file_ids = {file.name: _match_ids(file, known_questions, "the files that hold references") for file in files}
-    ids = _common_ids(files, file_ids)
-    images = {name: image for file in files for name, image in file.images.items()}
-    group_index = {image: i for i, image in enumerate(dict.fromkeys(images.values()))}
-    return _ComparedQuestions(ids, known_questions, [(group_index[images[name]],) if name in images else () for name in ids], file_ids)
-
-
-def _match_ids(file: AnswerFile, known_questions: Mapping[str, object], where: str) -> dict[str, str]:
-    """Known id -> the file's id: equal, or equal after the last slash (`vqa/42` and `42`). Raises UsageError if none or several match."""
-    by_key: dict[str, list[str]] = {}
-    for name in known_questions:
-        by_key.setdefault(name.rpartition("/")[2], []).append(name)
-    matched: dict[str, str] = {}
-    for file_id in file.answers:
-        matches = [file_id] if file_id in known_questions else by_key.get(file_id.rpartition("/")[2], [])
-        if not matches:
-            raise UsageError(f"{file.name}: the question {file_id} is not in {where}; name the merged data of these questions with --data")
-        if len(matches) > 1 or matches[0] in matched:
-            raise UsageError(f"{file.name}: the question {file_id} may be any of {', '.join(matches[:3])}; use the full id in the file")
-        matched[matches[0]] = file_id
-    return matched
-
-
-def _common_ids(files: Sequence[AnswerFile], file_ids: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Ids of the questions. Raises UsageError unless all files answer the same ones."""
-    for file in files:
-        for other in files:
-            if missing := file_ids[file.name].keys() - file_ids[other.name].keys():
-                raise UsageError(f"the question sets differ: {len(missing)} of {file.name} are not in {other.name}, such as {min(missing)}")
-    return list(file_ids[files[0].name])
+def _notes(files: Sequence[AnswerFile], compared: ComparedQuestions, metrics: Sequence[MetricComparison]) -> list[str]:
+    """Sentences about what counts as wrong without an answer, and about how far the figures can be trusted."""
+    notes = list(compared.notes)
+    for file, own_ids in zip(files, compared.file_ids, strict=True):
+        if missing := sum(not (file.answers[own_ids[name]] or "").strip() for name in compared.ids):
+            notes.append(f"{file.name}: {missing:,} of {len(compared.ids):,} questions have no answer and count as wrong")
+    notes = list(dict.fromkeys(notes))
+    if fewer := sum(len(compared.references[name]) < OFFICIAL_REFERENCES for name in compared.ids):
+        notes.append(
+            f"{fewer:,} of {len(compared.ids):,} questions have fewer than {OFFICIAL_REFERENCES} references, so that vqa_accuracy is not "
+            "the official score"
+        )
+    official, m4c = (next(m for m in metrics if m.metric == name) for name in ("vqa_accuracy", "vqa_accuracy_m4c"))
+    if official.verdict != m4c.verdict:
+        notes.append(
+            f"vqa_accuracy says {official.verdict!r} and vqa_accuracy_m4c {m4c.verdict!r}: the difference is at least partly one of form, "
+            "such as capital letters or full stops, which M4C does not count"
+        )
+    return notes
 
 
 def _side_summary(side: str, files: Sequence[str], means: Sequence[float]) -> str:
@@ -229,4 +190,4 @@ def _side_summary(side: str, files: Sequence[str], means: Sequence[float]) -> st
     if len(files) == 1:
         return f"{side}: {files[0]}"
     mean_and_std = f"{percent(float(np.mean(means)))} on average, standard deviation {100 * float(np.std(means, ddof=1)):.2f}"
-    return f"{side}: {len(files)} files, official accuracy {mean_and_std}: {', '.join(files)}"
+    return f"{side}: {len(files)} files, VQA accuracy {mean_and_std}: {', '.join(files)}"

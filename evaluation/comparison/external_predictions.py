@@ -1,18 +1,22 @@
 """Read stored answers: own predictions files, and files of other tools by their field names."""
 
-import csv
-import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from answering.rerank.choose_answer import displayed_choice
 from errors import TesseraError, UsageError
 from evaluation import prediction_files
+from evaluation.comparison.field_values import MISSING, answer_text, field_value, id_text, lookup, reference_texts
+from evaluation.comparison.record_files import KEY, VALUE, Record, field_names, read_records
 
-_FIELD_KEYS = ("id", "answer", "references", "image")
+T = TypeVar("T")
+
+_FIELD_KEYS = ("id", "answer", "references", "image", "question")
+_QUESTION_FIELD = "question"
+"""Field in which most tools write the question; it is compared with that of the merged data where a record has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,24 +26,49 @@ class FieldNames:
     Args:
         id: question id
         answer: the answer
-        references: reference answers; None: they come from the merged data, by id
+        references: reference answers; None: they come from another file, or from the merged data, by id
         image: image name; None without merged data: each question is a cluster of its own
+        question: the question's text; None: `question`, where the records have it
     """
 
     id: str
     answer: str
     references: str | None = None
     image: str | None = None
+    question: str | None = None
 
     @classmethod
-    def parse(cls, pairs: Sequence[str]) -> "FieldNames | None":
-        """Parse `id=question_id answer=text ...`; None for an empty list. Raises UsageError for unknown keys and without id or answer."""
+    def parse(cls, pairs: Sequence[str], option: str = "--fields") -> "FieldNames | None":
+        """Parse `id=question_id answer=text ...`; None for an empty list.
+
+        Raises UsageError for an unknown key, one that is given twice, and without id or answer.
+        """
+        keys = [pair.partition("=")[0] for pair in pairs]
         given = dict(pair.partition("=")[::2] for pair in pairs)
-        if unknown := [key for key, field in given.items() if key not in _FIELD_KEYS or not field]:
-            raise UsageError(f"--fields {unknown[0]}: expected KEY=FIELD, where KEY is one of {', '.join(_FIELD_KEYS)}")
+        if unknown := [key for key, name in given.items() if key not in _FIELD_KEYS or not name]:
+            raise UsageError(f"{option} {unknown[0]}: expected KEY=FIELD, where KEY is one of {', '.join(_FIELD_KEYS)}")
+        if twice := [key for key in given if keys.count(key) > 1]:
+            raise UsageError(f"{option}: {twice[0]} is given twice")
         if given and not {"id", "answer"} <= given.keys():
-            raise UsageError("--fields: id=FIELD and answer=FIELD are required")
+            raise UsageError(f"{option}: id=FIELD and answer=FIELD are required")
         return cls(**given) if given else None
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a comparison.
+
+    Args:
+        paths: its files; several are seeds of one configuration
+        choice: choice of predictions files; None: reranked if there is one, else first
+        fields: field names of other tools' files; None if all are predictions files
+        only_fields: read every file by `fields`, also one that is a predictions file
+    """
+
+    paths: Sequence[Path]
+    choice: str | None = None
+    fields: FieldNames | None = None
+    only_fields: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,50 +76,77 @@ class AnswerFile:
     """Answers of one file.
 
     Args:
-        name: path of the file, with the choice of a predictions file
+        name: path of the file, with the choice of a predictions file or the answer field of another
         answers: question id -> answer; None where the system failed
         references: question id -> reference answers, if the file has them
         images: question id -> image name, if the file has them
+        questions: question id -> text of the question, if the file has it
+        has_choices: whether it is a predictions file, which has choices
     """
 
     name: str
     answers: dict[str, str | None]
-    references: dict[str, tuple[str, ...]]
-    images: dict[str, str]
+    references: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
+    questions: dict[str, str] = field(default_factory=dict)
+    has_choices: bool = False
 
 
-def read_answer_file(path: Path, choice: str | None, fields: FieldNames | None) -> AnswerFile:
-    """Read a file of answers.
-
-    Args:
-        path: a predictions file, or another tool's JSON lines, JSON list (or object that contains one), CSV or TSV
-        choice: choice of a predictions file; None: reranked if there is one, else first
-        fields: field names of another tool's file
+def read_answer_file(path: Path, side: Side) -> AnswerFile:
+    """Read a file of answers: a predictions file, or another tool's records by the fields of `side`.
 
     Raises:
-        UsageError: the file cannot be opened, needs `fields`, or lacks the choice
-        TesseraError: a record is invalid
+        UsageError: the file cannot be opened, needs field names, or lacks the choice
+        TesseraError: a record is invalid, or what stands in a field cannot be read
     """
-    if _is_predictions_file(path, fields):
-        return _from_predictions(path, choice)
-    records = _read_records(path)
-    if fields is None:
-        names = ", ".join(list(records[0])[:12])
-        raise UsageError(f"{path}: not a predictions file; name its fields, as in --fields id=question_id answer=text; it has {names}")
+    if not side.only_fields and _is_predictions_file(path, side.fields):
+        return _from_predictions(path, side.choice)
+    return _from_records(path, side.fields or _guessed_fields(path))
+
+
+def _guessed_fields(path: Path) -> FieldNames:
+    """The fields of a file for which none are named: those of an object that maps ids to answers. Raises UsageError for any other."""
+    _, records = read_records(path, ())
+    names = field_names(records)
+    if names == [KEY, VALUE]:
+        return FieldNames(KEY, VALUE)
+    raise UsageError(
+        f"{path}: not a predictions file; name its fields, as in --fields id=question_id answer=text; it has {', '.join(names[:12])}"
+    )
+
+
+def _from_records(path: Path, fields: FieldNames) -> AnswerFile:
+    optional = {"references": fields.references, "image": fields.image, "question": fields.question or _QUESTION_FIELD}
+    source, records = read_records(path, (fields.id, fields.answer), [name for name in optional.values() if name is not None])
+    places: dict[str, str] = {}
     answers: dict[str, str | None] = {}
-    references: dict[str, tuple[str, ...]] = {}
-    images: dict[str, str] = {}
-    for record_number, record in enumerate(records, start=1):
-        name = str(_field_value(record, fields.id, path, record_number))
+    for number, record in enumerate(records, start=1):
+        place = f"{source}, record {number}"
+        name = id_text(field_value(record, fields.id, place), place)
         if name in answers:
-            raise TesseraError(f"{path}, record {record_number}: a second answer to {name}")
-        answer = _field_value(record, fields.answer, path, record_number)
-        answers[name] = None if answer is None else str(answer[0] if isinstance(answer, list) and len(answer) == 1 else answer)
-        if fields.references is not None:
-            references[name] = _reference_texts(_field_value(record, fields.references, path, record_number))
-        if fields.image is not None:
-            images[name] = str(_field_value(record, fields.image, path, record_number))
-    return AnswerFile(str(path), answers, references, images)
+            raise TesseraError(f"{place}: a second answer to {name}; the first is {places[name].rpartition(', ')[2]}")
+        places[name] = place
+        answers[name] = answer_text(field_value(record, fields.answer, place), f"{place}, {fields.answer}")
+    by_id = dict(zip(answers, records, strict=True))
+    return AnswerFile(
+        f"{path} ({fields.answer})",
+        answers,
+        _column(by_id, fields.references, places, reference_texts),
+        _column(by_id, fields.image, places, id_text),
+        _column(by_id, fields.question, places, id_text) or _texts(by_id, _QUESTION_FIELD),
+    )
+
+
+def _column(records: dict[str, Record], name: str | None, places: dict[str, str], parse: Callable[[Any, str], T]) -> dict[str, T]:
+    """Id -> value of an optional field; empty if no record has it. Raises TesseraError if only some have."""
+    if name is None or all(lookup(record, name) is MISSING for record in records.values()):
+        return {}
+    return {key: parse(field_value(record, name, places[key]), f"{places[key]}, {name}") for key, record in records.items()}
+
+
+def _texts(records: dict[str, Record], name: str) -> dict[str, str]:
+    """Id -> text of a field, where there is one."""
+    return {key: text for key, record in records.items() if isinstance(text := record.get(name), str)}
 
 
 def _is_predictions_file(path: Path, fields: FieldNames | None) -> bool:
@@ -100,15 +156,19 @@ def _is_predictions_file(path: Path, fields: FieldNames | None) -> bool:
             record = json.loads(next((line for line in file if line.strip()), "null"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError:
-        # JSON over several lines, CSV, TSV, or another encoding: `_read_records` reports what is wrong.
+    except (ValueError, RecursionError):
+        # JSON over several lines, CSV, TSV, or another encoding: `read_records` reports what is wrong.
         return False
     required = {"sample_id"} if fields is None else {"sample_id", "candidates", "choices"}
     return isinstance(record, dict) and required <= record.keys()
 
 
 def _from_predictions(path: Path, choice: str | None) -> AnswerFile:
-    predictions = {prediction.sample_id: prediction for prediction in prediction_files.read_predictions(path)}
+    rows = prediction_files.read_predictions(path)
+    predictions = {prediction.sample_id: prediction for prediction in rows}
+    if len(predictions) < len(rows):
+        ids = [prediction.sample_id for prediction in rows]
+        raise TesseraError(f"{path}: a second answer to {next(name for name in ids if ids.count(name) > 1)}")
     present = set.intersection(*(set(prediction.choices or ()) for prediction in predictions.values()))
     if not present:
         raise UsageError(f"{path}: some lines have no choices; the evaluation that wrote it has not finished, run it again")
@@ -116,50 +176,5 @@ def _from_predictions(path: Path, choice: str | None) -> AnswerFile:
     if selected not in present:
         raise UsageError(f"{path}: there is no choice '{selected}'; there are {', '.join(sorted(present))}")
     answers = {name: None if p.error is not None else (p.choices or {})[selected] for name, p in predictions.items()}
-    return AnswerFile(f"{path} ({selected})", answers, {}, {})
-
-
-def _read_records(path: Path) -> list[dict[str, Any]]:
-    """Records of JSON lines, JSON, CSV or TSV, by the file's suffix. Raises TesseraError if there are none."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() in (".csv", ".tsv"):
-            data: Any = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
-        elif path.suffix.lower() == ".json":
-            data = json.loads(text)
-        else:
-            data = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:
-        raise TesseraError(f"{path}: expected JSON lines, JSON, CSV or TSV in UTF-8 ({' '.join(str(error).split())})") from error
-    if isinstance(data, dict):
-        data = next((value for value in data.values() if isinstance(value, list)), [])
-    records = [record for record in data if isinstance(record, dict)]
-    if not records or len(records) < len(data):
-        raise TesseraError(f"{path}: expected a list of records with named fields, found {len(records)} of {len(data)}")
-    return records
-
-
-def _field_value(record: Any, field: str, path: Path, record_number: int) -> Any:
-    """Value of a field, or of a dotted path of fields and list indices. Raises TesseraError if there is none."""
-    if isinstance(record, dict) and field in record:
-        return record[field]
-    value = record
-    for part in field.split("."):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            raise TesseraError(f"{path}, record {record_number}: there is no field '{field}'; it has {', '.join(map(str, record))}")
-    return value
-
-
-def _reference_texts(value: Any) -> tuple[str, ...]:
-    """Reference answers from a string, a list of strings, VQA's list of {"answer": text}, or one of these lists as JSON in a table cell."""
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return (value,)
-    items = value if isinstance(value, list) else [value]
-    return tuple(str(item["answer"] if isinstance(item, dict) and "answer" in item else item) for item in items)
+    questions = {name: prediction.question for name, prediction in predictions.items()}
+    return AnswerFile(f"{path} ({selected})", answers, questions=questions, has_choices=True)

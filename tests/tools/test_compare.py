@@ -1,5 +1,6 @@
 """tools/compare.py: table and errors. The figures are tested in tests/evaluation/comparison."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import cli
 from evaluation.run.evaluation_run import evaluate
 from tests.evaluation.fakes import FakeAnswerer, always, experiment, questions, write_store
 from tools import compare
+
+FIELDS = ["id=id", "answer=text"]
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +58,30 @@ def test_different_questions_are_reported_in_one_line(folder: Path, tmp_path: Pa
     assert command(file, shorter, "--config", folder / "config.yaml") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "the question sets differ" in line
+
+
+def test_two_answer_fields_of_one_file_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "both.jsonl"
+    file.write_text("".join(json.dumps({"id": i, "gold": "red", "old": "red", "new": "blue"}) + "\n" for i in range(20)), encoding="utf-8")
+    fields = ["--fields-a", "id=id", "answer=old", "references=gold", "--fields-b", "id=id", "answer=new"]
+    assert command(file, file, *fields) == 0
+    printed = capsys.readouterr().out
+    assert f"a: {file} (old)" in printed
+    assert f"b: {file} (new)" in printed
+    assert "+100.0" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--choice", "first", "first", "first"], "--choice first first first: expected one for both sides, or one per side"),
+        (["--fields-b", "answer=x"], "--fields-b: id=FIELD and answer=FIELD are required"),
+        (["--fields", *FIELDS, "--fields-a", *FIELDS, "--fields-b", *FIELDS], "--fields: has no effect next to"),
+        (["--fields", *FIELDS, "--choice", "first"], "has no choices; name the answer's field"),
+    ],
+)
+def test_options_without_effect_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"id": 1, "text": "red"}\n', encoding="utf-8")
+    assert command(file, file, *options) == 2
+    assert message in capsys.readouterr().err

@@ -12,21 +12,28 @@ import pytest
 from dataset.loading.sample_store import SampleStore
 from errors import TesseraError, UsageError
 from evaluation.comparison.compare import FileComparison, MetricComparison, compare_files
-from evaluation.comparison.external_predictions import FieldNames, read_answer_file
+from evaluation.comparison.external_predictions import FieldNames, Side, read_answer_file
 from evaluation.statistics import holm
 from tests.evaluation.conftest import Written
 from tests.evaluation.fakes import questions, sample, write_store
 
 
 def compared(
-    a: Path | Sequence[Path], b: Path | Sequence[Path], store: SampleStore | None, choices: Sequence[str] = (), fields: Sequence[str] = ()
+    a: Path | Sequence[Path],
+    b: Path | Sequence[Path],
+    store: SampleStore | None,
+    choices: Sequence[str | None] = (None, None),
+    fields: Sequence[str] = (),
 ) -> FileComparison:
     def opened() -> SampleStore:
         assert store is not None, "the merged data was opened"
         return store
 
-    mine, theirs = ([side] if isinstance(side, Path) else side for side in (a, b))
-    return compare_files(mine, theirs, opened, choices, FieldNames.parse(fields), 200, 0)
+    names = FieldNames.parse(fields)
+    mine, theirs = (
+        Side([paths] if isinstance(paths, Path) else paths, choice, names) for paths, choice in zip((a, b), choices, strict=True)
+    )
+    return compare_files(mine, theirs, opened, 200, 0)
 
 
 @pytest.fixture
@@ -73,14 +80,13 @@ def test_different_question_sets_are_an_error(written: Written, files: tuple[Pat
 
 
 def test_questions_that_are_not_in_the_data_are_an_error(files: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is not in"):
+    with pytest.raises(UsageError, match=r"of its 33 questions are not in .* is --config \(or --data\) the right one"):
         compared(*files, write_store(tmp_path, questions(2)))
 
 
-@pytest.mark.parametrize("choices", [["oracle"], ["first", "first", "first"]])
-def test_the_oracle_and_more_than_two_choices_are_rejected(written: Written, files: tuple[Path, Path], choices: list[str]) -> None:
-    with pytest.raises(UsageError, match=r"--choice|there is no choice"):
-        compared(*files, written.planned.store, choices)
+def test_the_oracle_is_not_compared(written: Written, files: tuple[Path, Path]) -> None:
+    with pytest.raises(UsageError, match="--choice oracle: it uses the references"):
+        compared(*files, written.planned.store, ["first", "oracle"])
 
 
 def test_an_unfinished_file_and_an_invalid_line_are_reported(written: Written, files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -114,7 +120,7 @@ def test_several_seeds_of_a_side_are_averaged_question_by_question(written: Writ
     assert result.metrics[0].a == pytest.approx((single.metrics[0].a + single.metrics[0].b) / 2)
     assert result.metrics[0].difference.difference == pytest.approx(single.metrics[0].difference.difference / 2)
     assert result.metrics[2].mcnemar is None
-    assert "a: 2 files, official accuracy" in result.table()
+    assert "a: 2 files, VQA accuracy" in result.table()
 
 
 def records(path: Path) -> list[dict[str, Any]]:
@@ -141,7 +147,7 @@ def test_files_of_other_tools_are_read_by_their_field_names(written: Written, fi
 def test_a_line_separator_in_a_cell_does_not_end_the_record(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes('id,text\r\n1,a\u2028b\x0cc\r\n2,"d\ne"\r\n'.encode())
-    assert read_answer_file(path, None, FieldNames("id", "text")).answers == {"1": "a\u2028b\x0cc", "2": "d\ne"}
+    assert read_answer_file(path, Side([path], fields=FieldNames("id", "text"))).answers == {"1": "a\u2028b\x0cc", "2": "d\ne"}
 
 
 def with_references(path: Path, *answers: str, **fields: Any) -> Path:
@@ -193,8 +199,9 @@ def test_a_large_gain_is_shown_and_a_tiny_one_is_not(tmp_path: Path) -> None:
         ([], "not a predictions file; name its fields"),
         (["id=qid"], "id=FIELD and answer=FIELD are required"),
         (["id=qid", "answer=text", "colour=x"], "--fields colour: expected KEY=FIELD"),
-        (["id=qid", "answer=said"], "there is no field 'said'; it has qid, text"),
-        (["id=picture", "answer=text"], "a second answer to 0.jpg"),
+        (["id=qid", "answer=said"], "record 1: there is no field 'said'; it has qid, text"),
+        (["id=picture", "answer=text"], "record 2: a second answer to 0.jpg; the first is record 1"),
+        (["id=qid", "id=picture", "answer=text"], "--fields: id is given twice"),
     ],
 )
 def test_invalid_fields_are_reported(tmp_path: Path, fields: list[str], message: str) -> None:
