@@ -7,6 +7,7 @@ import cli
 import config as configuration
 from dataset.build.json_export import export_json
 from dataset.build.merge import merge
+from dataset.build.merge_report import DROPPED_FILE
 
 parser = cli.Parser(__doc__ or "")
 parser.add_argument("--json", type=Path, metavar="DIR", help="also write image_map.json and annotations.json to this folder")
@@ -18,10 +19,12 @@ def main(arguments: argparse.Namespace) -> None:
     configuration.check_source_paths(config)
     report = merge(config.data, config.data_folder)
     print(report.table())
+    if dropped := sum(sum(source.dropped.values()) for source in report.sources):
+        print(f"all {dropped:,} dropped records: {config.data_folder / DROPPED_FILE}")
     if report.reused:
         print(f"{config.data_folder} is up to date: no setting and no file has changed since the last merge")
     else:
-        print(f"written to {config.data_folder}: images.parquet, samples.parquet, report.json")
+        print(f"written to {config.data_folder}: images.parquet, samples.parquet, report.json, dropped.jsonl")
     if arguments.json:
         export_json(config.data_folder, arguments.json)
         print(f"written to {arguments.json}: image_map.json, annotations.json")

@@ -1,6 +1,6 @@
 """Merge sources into one dataset: read and validate records, check images, deduplicate, split, write Parquet.
 
-Writes images.parquet, samples.parquet and report.json. A merge that fails leaves the files of the previous merge unchanged.
+Writes images.parquet, samples.parquet, report.json and dropped.jsonl. A merge that fails leaves the files of the previous merge unchanged.
 """
 
 import hashlib
@@ -18,25 +18,27 @@ from dataset import sources
 from dataset.build.deduplication import join
 from dataset.build.fingerprint import current_file_state, matches_fingerprint, write_fingerprint
 from dataset.build.image_validation import ImageCheck, ImageCheckCache, check_images
-from dataset.build.merge_report import MergeReport, SourceReport
+from dataset.build.merge_report import DROPPED_FILE, DroppedRecords, MergeReport, SourceReport
 from dataset.build.parquet_tables import write_images, write_samples
 from dataset.build.record_buffer import RecordBuffer
 from dataset.config import DataConfig, Source
 from dataset.loading.image_io import detect_format
 from dataset.record_validation import DropReason, InvalidRecordError, check_conversation, check_encoding
-from dataset.sources.record import ParsedRecord, RawSample, ReadOptions, RecordLocation, RejectedRecord
+from dataset.sources.record import ParsedRecord, RawSample, ReadOptions, RejectedRecord
 from errors import TesseraError, UsageError
 from progress import Progress
 
-OUTPUT_FILES = ("images.parquet", "samples.parquet", "report.json")
+OUTPUT_FILES = ("images.parquet", "samples.parquet", "report.json", DROPPED_FILE)
 """Files of the result, in the order in which they are replaced."""
+FAILED_DROPPED_FILE = "dropped_failed_merge.jsonl"
+"""List of the dropped records of a merge of which no sample was left, until the next one."""
 
 
 def merge(config: DataConfig, folder: Path) -> MergeReport:
     """Merge the sources of `config` into `folder`.
 
-    Records that cannot be used are counted in the report. When neither settings nor files have changed since the last
-    merge, nothing is written and its report is returned with `reused` set.
+    Records that cannot be used are counted in the report and listed in dropped.jsonl. When neither settings nor files have changed
+    since the last merge, nothing is written and its report is returned with `reused` set.
 
     Raises:
         TesseraError: An annotation file is missing or malformed, or no sample is left. The previous result stays.
@@ -48,17 +50,20 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
     inputs = [current_file_state(path) for path in _input_paths(config)]
     report = MergeReport([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
     with _work_folder(folder) as work:
-        buffer, images = _read_sources(config, report, work / "samples.arrow", folder / "embedded")
-        image_checks = check_images(images, ImageCheckCache(cache / "image_checks.parquet"), config.max_pixels, config.workers)
-        keep = _drop_unusable(buffer, image_checks, report, config.sources)
+        with DroppedRecords(report, work / DROPPED_FILE, [sources.files(source)[0] for source in config.sources]) as dropped:
+            buffer, images = _read_sources(config, dropped, work / "samples.arrow", folder / "embedded")
+            image_checks = check_images(images, ImageCheckCache(cache / "image_checks.parquet"), config.max_pixels, config.workers)
+            keep = _drop_unusable(buffer, image_checks, dropped)
         if not keep.any():
-            raise TesseraError(report.empty_message())
+            (work / DROPPED_FILE).replace(folder / FAILED_DROPPED_FILE)
+            raise TesseraError(f"{report.empty_message()}; all are listed in {folder / FAILED_DROPPED_FILE}")
         merged = join(buffer, keep, image_checks, config.split, config.seed)
         images_digest = write_images(work / "images.parquet", merged, names)
         write_samples(work / "samples.parquet", buffer, merged, config.sources, images_digest, report)
         write_json(work / "report.json", report.to_json())
         for name in OUTPUT_FILES:
             (work / name).replace(folder / name)
+        (folder / FAILED_DROPPED_FILE).unlink(missing_ok=True)
     results = [current_file_state(str(folder / name)) for name in OUTPUT_FILES]
     write_fingerprint(
         cache / "inputs.parquet", config, [*inputs, *((check.path, check.size, check.mtime) for check in image_checks), *results]
@@ -97,12 +102,12 @@ def _work_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _read_sources(config: DataConfig, report: MergeReport, file: Path, embedded: Path) -> tuple[RecordBuffer, list[str]]:
+def _read_sources(config: DataConfig, dropped: DroppedRecords, file: Path, embedded: Path) -> tuple[RecordBuffer, list[str]]:
     """Read all sources. Returns the records that are valid apart from their images, and the distinct image files that they name."""
     options = ReadOptions(config.seed, config.vqa_target)
     image_indices: dict[str, int] = {}
     with RecordBuffer(file) as buffer:
-        for i, (source, counts) in enumerate(zip(config.sources, report.sources, strict=True)):
+        for i, (source, counts) in enumerate(zip(config.sources, dropped.report.sources, strict=True)):
             with Progress(f"reading {counts.name}", None, "records") as progress:
                 for item in sources.read(source, options):
                     progress.update()
@@ -110,7 +115,7 @@ def _read_sources(config: DataConfig, report: MergeReport, file: Path, embedded:
                     try:
                         sample = _validated(item)
                     except InvalidRecordError as bad:
-                        counts.drop(bad.reason, _example(source, item.location, bad.detail))
+                        dropped.drop(i, item.location, bad.reason, bad.detail)
                         continue
                     files = [_write_embedded_image(image, embedded) if isinstance(image, bytes) else str(image) for image in sample.images]
                     split = source.split or sample.split
@@ -138,27 +143,20 @@ def _write_embedded_image(image: bytes, folder: Path) -> str:
     return str(path)
 
 
-def _drop_unusable(
-    buffer: RecordBuffer, image_checks: list[ImageCheck], report: MergeReport, source_configs: tuple[Source, ...]
-) -> np.ndarray:
-    """Which samples have only usable images, bool [n]. The others are counted under the reason of their first unusable image."""
+def _drop_unusable(buffer: RecordBuffer, image_checks: list[ImageCheck], dropped: DroppedRecords) -> np.ndarray:
+    """Which samples have only usable images, bool [n]. The others are dropped for the reason of their first unusable image."""
     keep = np.ones(len(buffer), dtype=bool)
     bad = {i: check for i, check in enumerate(image_checks) if check.reason}
     for i in range(len(buffer)) if bad else ():
         failed = [bad[number] for number in buffer.images_of(i) if number in bad]
         if failed:
             keep[i] = False
-            source = buffer.source[i]
-            report.sources[source].drop(
-                DropReason(failed[0].reason), _example(source_configs[source], buffer.locations[i], failed[0].detail)
-            )
-    for i, count in enumerate(np.bincount(np.asarray(buffer.source)[keep], minlength=len(source_configs))):
-        report.sources[i].kept = int(count)
+            details = dict.fromkeys(check.detail for check in failed)
+            dropped.drop(buffer.source[i], buffer.locations[i], DropReason(failed[0].reason), "; ".join(details))
+    report_of_source = dropped.report.sources
+    for i, count in enumerate(np.bincount(np.asarray(buffer.source)[keep], minlength=len(report_of_source))):
+        report_of_source[i].kept = int(count)
     return keep
-
-
-def _example(source: Source, location: RecordLocation, detail: str) -> str:
-    return f"{sources.files(source)[0]}: {location}: {detail}"
 
 
 def _input_paths(config: DataConfig) -> list[str]:

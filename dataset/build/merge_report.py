@@ -1,14 +1,18 @@
-"""Counts of a merge: `report.json`, and the table printed on the terminal."""
+"""Counts of a merge: `report.json`, the list of all dropped records, and the table printed on the terminal."""
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from dataset.record_validation import DropReason
+from dataset.sources.record import RecordLocation
 from errors import TesseraError
 
+DROPPED_FILE = "dropped.jsonl"
+"""List of all dropped records."""
 MAX_EXAMPLES = 3
 """Number of examples that are named for each reason."""
 
@@ -114,6 +118,34 @@ class MergeReport:
         yield f"{self.images:,} images, {self.samples:,} samples"
         yield "by split: " + ", ".join(f"{name} {count:,}" for name, count in self.by_split.items())
         yield "by language: " + ", ".join(f"{name} {count:,}" for name, count in self.by_language.items())
+
+
+class DroppedRecords:
+    """Counts dropped records in a report, and writes a line of JSON for each. A context manager: drop records inside.
+
+    Args:
+        report: The report with a `SourceReport` of each source.
+        file: The list, replaced.
+        annotations: Annotation file of each source.
+    """
+
+    def __init__(self, report: MergeReport, file: Path, annotations: Sequence[Path]):
+        self.report, self.annotations = report, annotations
+        # A lone surrogate in a text becomes its JSON escape.
+        self._lines = file.open("w", encoding="utf-8", errors="backslashreplace", newline="\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+
+    def drop(self, source: int, location: RecordLocation, reason: DropReason, detail: str) -> None:
+        """Count and list one record, by the index of its source and its location in the annotation file."""
+        report, annotations = self.report.sources[source], str(self.annotations[source])
+        report.drop(reason, f"{annotations}: {location}: {detail}")
+        row = {"source": report.name, "file": annotations, location.kind: location.number, "reason": reason, "detail": _one_line(detail)}
+        self._lines.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _one_line(text: str) -> str:

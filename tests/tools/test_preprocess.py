@@ -46,11 +46,12 @@ def test_it_merges_and_prints_the_report_and_the_written_files(folder: Path) -> 
     assert "1 images, 1 samples" in lines
     assert "by language: en 0, zh 1" in lines
     assert lines[-2:] == [
-        f"written to {Path('data/small')}: images.parquet, samples.parquet, report.json",
+        f"written to {Path('data/small')}: images.parquet, samples.parquet, report.json, dropped.jsonl",
         "written to pair: image_map.json, annotations.json",
     ]
     written = {path.name for path in (folder / "data" / "small").iterdir()}
-    assert written == {"images.parquet", "samples.parquet", "report.json", "cache"}
+    assert written == {"images.parquet", "samples.parquet", "report.json", "dropped.jsonl", "cache"}
+    assert f"all 1 dropped records: {Path('data/small/dropped.jsonl')}" in lines
     assert json.loads((folder / "pair" / "image_map.json").read_text(encoding="utf-8"))[0]["path"] == "pictures/a.jpg"
 
 

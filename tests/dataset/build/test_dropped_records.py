@@ -1,6 +1,7 @@
 """Unusable records are dropped, counted by reason, and listed with their location."""
 
-from collections import defaultdict
+import json
+from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from dataset.build.merge_report import MergeReport
 from dataset.config import SplitConfig
 from dataset.record_validation import DropReason
+from errors import TesseraError
 from tests.dataset.raw_files import RawFiles, conversation, vqa_answers
 
 HALVES = SplitConfig(validation=0.25, test=0.25)
@@ -88,3 +90,34 @@ class TestDropped:
         assert lines[3].startswith(f"    {raw.folder / 'mine.json'}: record 0: ")
         assert lines[6] == "    ..."
         assert lines[-3:] == ["1 images, 1 samples", "by split: train 1, validation 0, test 0", "by language: en 1, zh 0"]
+
+    def test_every_dropped_record_is_listed_with_its_place_and_reason(self, raw: RawFiles) -> None:
+        raw.image("a.jpg")
+        missing = [conversation(["none.jpg", "gone.jpg"], "<image>?", "x")] + [conversation("none.jpg", "?", "x")] * 8
+        records = [*missing, conversation("a.jpg", "?", "x"), conversation("a.jpg", "caf\ud8e9?", "x"), "text", {"image": "caf\ud8e9.jpg"}]
+        report = raw.merge(raw.llava(records, name="mine"))
+        rows = [json.loads(line) for line in (raw.merged / "dropped.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert len(rows) == sum(report.sources[0].dropped.values()) == 12
+        assert Counter(row["reason"] for row in rows) == report.sources[0].dropped
+        assert {(row["source"], row["file"]) for row in rows} == {("mine", str(raw.folder / "mine.json"))}
+        assert sorted(row["record"] for row in rows) == [*range(9), 10, 11, 12]
+        (both,) = [row["detail"] for row in rows if row["record"] == 0]
+        assert "none.jpg: there is no such file" in both
+        assert "gone.jpg: there is no such file" in both
+
+    def test_a_merge_without_dropped_records_leaves_an_empty_list(self, raw: RawFiles) -> None:
+        raw.image("a.jpg")
+        raw.merge(raw.llava([conversation("none.jpg", "?", "x"), conversation("a.jpg", "?", "x")], name="mine"))
+        raw.merge(raw.llava([conversation("a.jpg", "?", "x")], name="mine"))
+        assert (raw.merged / "dropped.jsonl").read_bytes() == b""
+
+    def test_a_merge_of_which_nothing_is_left_lists_its_records_apart(self, raw: RawFiles) -> None:
+        raw.image("a.jpg")
+        raw.merge(raw.llava([conversation("a.jpg", "?", "x")], name="good"))
+        with pytest.raises(TesseraError, match=r"all are listed in .*dropped_failed_merge\.jsonl"):
+            raw.merge(raw.llava([conversation("none.jpg", "?", "x")] * 5, name="bad"))
+        listed = raw.merged / "dropped_failed_merge.jsonl"
+        assert len(listed.read_text(encoding="utf-8").splitlines()) == 5
+        assert (raw.merged / "dropped.jsonl").read_bytes() == b""
+        raw.merge(raw.llava([conversation("a.jpg", "?", "y")], name="good"))
+        assert not listed.exists()
