@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from answering.failed_images import FailedImage
 from answering.protocol import Answerer, Decoding
 from answering.reply import Reply, Reranker, question_request, reply
 from atomic_io import write_text
@@ -38,11 +39,11 @@ class BatchOptions:
 
 @dataclass(frozen=True, slots=True)
 class BatchSummary:
-    """Number of images, how many of them were already in the file, and how many failed."""
+    """Number of images, how many of them were already in the file, and those that failed."""
 
     images: int
     reused: int
-    errors: int
+    failed: tuple[FailedImage, ...]
 
 
 def find_images(folder: Path) -> list[Path]:
@@ -90,7 +91,8 @@ def answer_folder(
             file.flush()
             progress.update(len(batch))
     write_text(path, _json_lines(lines[image] for image in images))
-    return BatchSummary(len(images), reused, sum(bool(line["errors"]) for line in lines.values()))
+    failed = tuple(FailedImage(str(image), tuple(lines[image]["errors"])) for image in images if lines[image]["errors"])
+    return BatchSummary(len(images), reused, failed)
 
 
 def _answer_batch(

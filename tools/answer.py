@@ -10,6 +10,7 @@ import config as configuration
 from answering.answerer_factory import build_answerer, build_reranker, check_decoding
 from answering.batch_inference import BatchOptions, answer_folder, find_images
 from answering.config import CheckpointSystem, DecodingConfig, System, scorer_keys, with_abstain_below
+from answering.failed_images import list_failed
 from answering.model_fingerprint import identity
 from answering.protocol import Answerer
 from answering.rendering import chinese_font, save_reply
@@ -78,7 +79,9 @@ def answer_images(config: configuration.Config, arguments: argparse.Namespace, a
     path = arguments.save / "answers.jsonl" if arguments.save else config.result_folder / "answers" / f"{name}.jsonl"
     options = BatchOptions(arguments.caption, arguments.question, decoding(config, arguments), config.eval.description_tokens)
     result = answer_folder(answerer, reranker, arguments.images, options, path, identity(answerer.description))
-    print(f"{result.images} images ({result.reused} already answered, {result.errors} failed): {path}")
+    print(f"{result.images} images ({result.reused} already answered, {len(result.failed)} failed): {path}")
+    for line in list_failed(result.failed, path.with_suffix(".failed.jsonl")):
+        print(line)
 
 
 def run_interactive(config: configuration.Config, arguments: argparse.Namespace, answerer: Answerer, reranker: Reranker | None) -> None:

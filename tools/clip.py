@@ -11,6 +11,7 @@ import cli
 import config as configuration
 from answering.answerer_factory import load_scorer
 from answering.batch_inference import find_images
+from answering.failed_images import SEARCH_FAILED_FILE, list_failed
 from atomic_io import atomic_write
 from dataset.loading.image_io import open_image
 from errors import TesseraError, UsageError
@@ -19,9 +20,6 @@ from visual.image_url import fetch, is_url
 
 if TYPE_CHECKING:
     from serving.search.image_index import ImageIndex
-
-MAX_SHOWN_FAILURES = 10
-"""Largest number of unreadable files that are listed."""
 
 
 def arguments() -> cli.Parser:
@@ -95,8 +93,9 @@ def run_index(parsed: argparse.Namespace) -> None:
         f"files unchanged {result.unchanged:,}, moved or copied {result.already_indexed:,}"
     )
     print(result.search)
+    lines = list_failed(result.failed, config.result_folder / SEARCH_FAILED_FILE)
     if result.failed:
-        print(f"unreadable files: {len(result.failed):,}", *result.failed[:MAX_SHOWN_FAILURES], sep="\n  ")
+        print(f"unreadable files: {len(result.failed):,}", *lines, sep="\n")
 
 
 def run_search(parsed: argparse.Namespace) -> None:

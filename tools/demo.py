@@ -10,6 +10,7 @@ import config as configuration
 from answering.answerer_factory import ScorerCache, build_answerer, build_reranker, check_decoding
 from answering.batch_inference import find_images
 from answering.config import CheckpointSystem, System, scorer_keys
+from answering.failed_images import SEARCH_FAILED_FILE, list_failed
 from errors import TesseraError, UsageError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def session(config: configuration.Config, system: System, scorer_cache: ScorerCa
 
 
 def build_index(config: configuration.Config, scorer_cache: ScorerCache) -> "ImageIndex":
-    """Open the index of the image search; an empty index is filled from search.images."""
+    """Open the index of the image search; an empty index is filled from search.images, and files that cannot be read are printed."""
     from serving.search.folder_indexer import index_folder
     from serving.search.image_index import open_index
 
@@ -86,7 +87,9 @@ def build_index(config: configuration.Config, scorer_cache: ScorerCache) -> "Ima
         config.search, config.search_index_uri, clip, create=True, max_pixels=config.data.max_pixels, scorer_cache=scorer_cache
     )
     if len(index) == 0 and _has_folder(config):
-        index_folder(index, config.search.images or Path())
+        result = index_folder(index, config.search.images or Path())
+        for line in list_failed(result.failed, config.result_folder / SEARCH_FAILED_FILE):
+            print(line)
     return index
 
 

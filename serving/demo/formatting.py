@@ -38,14 +38,18 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def gallery(index: ImageIndex, hits: Sequence[SearchHit], language: str) -> tuple[list[tuple[Any, str]], str]:
-    """Thumbnails with their scores as captions, and a status line if files are missing."""
-    captioned_images, num_missing = [], 0
+    """Thumbnails with their scores as captions, and a status line that names the missing files, if there are any."""
+    captioned_images: list[tuple[Any, str]] = []
+    missing: list[str] = []
     for hit in hits:
         try:
             captioned_images.append((index.thumbnail(hit, 360), f"{hit.score:.3f}  {shorten(hit.path.name if hit.path else hit.id[:12])}"))
         except TesseraError:
-            num_missing += 1
-    return captioned_images, f"⚠️ {translations(LANGUAGES[language])['missing_images'].format(number=num_missing)}" if num_missing else ""
+            missing.append(hit.path.name if hit.path else hit.id[:12])
+    if not missing:
+        return captioned_images, ""
+    text = translations(LANGUAGES[language])["missing_images"].format(number=len(missing), names=", ".join(missing))
+    return captioned_images, f"⚠️ {text}"
 
 
 def shorten(name: str) -> str:

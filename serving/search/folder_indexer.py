@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 
 from answering.batch_inference import find_images
+from answering.failed_images import FailedImage
 from dataset.loading.image_io import ImageError, read_image_file
 from progress import Progress
 from serving.search import ann_index
@@ -41,7 +42,7 @@ class IndexingResult:
         removed: removed images.
         already_indexed: files that were moved, copied or touched, whose image was in the index already.
         unchanged: files that were not read again.
-        failed: one line for each file that could not be read.
+        failed: the files that could not be read.
         search: how the index is searched now, as text.
     """
 
@@ -49,7 +50,7 @@ class IndexingResult:
     removed: int = 0
     already_indexed: int = 0
     unchanged: int = 0
-    failed: list[str] = field(default_factory=list)
+    failed: list[FailedImage] = field(default_factory=list)
     search: str = ""
 
 
@@ -139,7 +140,7 @@ class _IndexUpdate:
         for file in files:
             self._detach(file.path)
             if file.problem:
-                self.result.failed.append(file.problem)
+                self.result.failed.append(FailedImage(file.path, (file.problem,)))
                 continue
             self.entries_by_id[file.id].files[file.path] = file.mtime
             self.id_by_path[file.path] = file.id
@@ -207,7 +208,7 @@ def _read(path: str, encoder: ClipEncoder, entries_by_id: dict[str, Entry]) -> _
         image_id = hashlib.sha256(data).hexdigest()
         pixels = None if image_id in entries_by_id else encoder.pixels(data)
     except (ImageError, OSError) as error:
-        return _ReadFile(path, mtime, problem=f"{path}: {error}")
+        return _ReadFile(path, mtime, problem=str(error))
     return _ReadFile(path, mtime, len(data), image_id, pixels)
 
 

@@ -165,7 +165,11 @@ def test_every_image_of_a_folder_gets_a_caption_and_an_answer(run: Run, experime
         path = experiment / "results/trial/answers/pictures.jsonl"
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         assert status == 0
-        assert printed[-1] == f"4 images (0 already answered, 1 failed): {path.relative_to(experiment)}"
+        listed = path.with_suffix(".failed.jsonl")
+        assert printed[-3] == f"4 images (0 already answered, 1 failed): {path.relative_to(experiment)}"
+        assert printed[-2].startswith("  pictures/broken.png: ")
+        assert printed[-1] == f"all 1 failed images: {listed.relative_to(experiment)}"
+        assert [json.loads(line)["image"] for line in listed.read_text(encoding="utf-8").splitlines()] == ["pictures/broken.png"]
         assert [line["image"] for line in lines] == ["a.png", "b.JPG", "broken.png", "more/c.webp"]
         assert "cannot be decoded" in lines[2]["errors"][0]
         assert lines[2]["caption"] is None

@@ -42,6 +42,7 @@ def test_a_folder_is_indexed_and_its_images_are_found(command: Command, tmp_path
         "exact search over 7 images",
         "unreadable files: 1",
         f"  {tmp_path}/library/broken.jpg: image of 10 bytes: cannot be decoded (not an image in a supported format)",
+        "all 1 failed images: results/trial/search_failed.jsonl",
     ]
     status, lines, _ = command("search", "--text", "一个红色的圆形", "-k", "6")
     assert status == 0

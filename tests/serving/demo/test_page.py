@@ -124,7 +124,7 @@ def test_a_missing_file_is_reported_and_the_other_results_are_shown(page: Page, 
         for language in LANGUAGES:
             results, status = page.search_by_text("a", language)
             assert len(results) == len(others)
-            assert status == f"⚠️ {translations(LANGUAGES[language])['missing_images'].format(number=1)}"
+            assert status == f"⚠️ {translations(LANGUAGES[language])['missing_images'].format(number=1, names=first.path.name)}"
     finally:
         moved.rename(first.path)
 

@@ -115,7 +115,7 @@ def test_unreadable_files_are_reported_and_removed_from_the_index(index: ImageIn
     (library / "1.png").write_bytes(b"no longer an image")
     (library / "new.jpg").write_bytes(b"")
     result = index_folder(index, library)
-    assert [line.partition(": ")[0] for line in result.failed] == [str(library / "1.png"), str(library / "new.jpg")]
+    assert [failed.image for failed in result.failed] == [str(library / "1.png"), str(library / "new.jpg")]
     assert paths(index) == {"0.png", "2.png"}
 
 
