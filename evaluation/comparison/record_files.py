@@ -142,15 +142,18 @@ def _choose_records(path: Path, document: Any, needed: Sequence[str]) -> tuple[s
         raise TesseraError(f"{path}: expected a list of records with named fields, found {type(document).__name__}")
     lists = dict(_record_lists(document, ()))
     fitting = {name: records for name, records in lists.items() if _has_fields(records, needed)}
-    if not fitting and (mapped := _mapped_records(document)) and _has_fields(mapped, needed):
+    mapped = _mapped_records(document)
+    if not fitting and mapped and _has_fields(mapped, needed):
         return str(path), mapped
     if len(fitting) > 1 and needed:
         raise TesseraError(f"{path}: the lists {' and '.join(fitting)} both have records with {', '.join(needed)}; keep one of them")
     if not fitting:
-        found = [f"{name} ({', '.join(list(records[0])[:8])})" for name, records in lists.items()]
+        # Without lists, the object may map ids to answers or records, under other names than those that were given.
+        found = [
+            f"{name} ({', '.join(list(records[0])[:8])})" for name, records in (lists or {"the object itself": mapped}).items() if records
+        ]
         raise TesseraError(
-            f"{path}: expected a list of records with {' and '.join(needed) or 'named fields'}, "
-            f"found {'; '.join(found) or 'no list of records'}"
+            f"{path}: expected a list of records with {' and '.join(needed) or 'named fields'}, found {'; '.join(found) or 'none'}"
         )
     name, records = next(iter(fitting.items()))
     return f"{path}, {name}", records

@@ -12,6 +12,7 @@ import requests
 
 import cli
 import config
+from answering.answerer_factory import ScorerCache
 from tests.pipeline import ROOT, workspace
 from tests.serving.search.conftest import fill
 from tools import demo
@@ -57,6 +58,17 @@ def test_the_page_is_served_without_a_checkpoint(folder: Path) -> None:
         finally:
             process.kill()
     assert process.returncode in (0, 130)
+
+
+def test_images_that_cannot_be_indexed_are_named_and_listed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    Path("library/broken.jpg").write_bytes(b"no picture")
+    demo.build_index(config.load(Path("trial.yaml"), []), ScorerCache())
+    printed = capsys.readouterr().out
+    assert "library/broken.jpg: image of 10 bytes: cannot be decoded" in printed
+    assert "all 1 failed images: results/trial/search_failed.jsonl" in printed
 
 
 def test_examples_are_spread_over_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,6 +70,8 @@ def test_a_table_may_hold_whole_images(tmp_path: Path, separator: str) -> None:
         ("a.csv", "id,text\n", "the table has no rows"),
         ("a.csv", "index;text\n1;red\n", "there is no field 'id'; it has index;text"),
         ("a.json", {"config": [{"name": "x"}]}, r"expected a list of records with id and text, found config \(name\)"),
+        ("a.json", {"7": "red", "8": "blue"}, r"found the object itself \(key, value\)"),
+        ("a.json", {}, "with id and text, found none"),
         ("a.json", {"first": ROWS, "second": ROWS}, "the lists first and second both have records with id, text"),
         ("a.json", [ROWS[0], "red"], "a.json, record 2: expected a record with named fields, found 'red'"),
         ("a.json", [], "found an empty one"),
