@@ -52,6 +52,11 @@ def _from_store(files: Sequence[AnswerFile], store: SampleStore) -> ComparedQues
     notes = [f"references: {store.folder}"]
     for file, own_ids in zip(files, file_ids, strict=True):
         notes += _check_texts(file, own_ids, texts, str(store.folder))
+        if not file.questions and any(name != own for name, own in own_ids.items()):
+            notes.append(
+                f"{file.name}: matched with {store.folder} by the last part of the ids alone; "
+                "with question=FIELD the questions are compared too"
+            )
     samples = [sample for sample in all_samples if sample.task == "vqa"]
     if not samples:
         raise UsageError(f"{files[0].name}: none of its questions has a short answer")

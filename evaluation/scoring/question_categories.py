@@ -11,11 +11,13 @@ from dataset.sample import Language
 
 OTHER = "other"
 """Category of a question that no rule matches."""
+MAX_CHARS = 2_000
+"""Only the end of a longer text is looked at: some rules take time that grows with the square of the length."""
 
 
 def category(question: str, language: Language) -> str:
     """Category of a question: counting, attribute, spatial, reading, yes/no, identification, or other."""
-    text = " ".join(question.split())
+    text = " ".join(question.split())[-MAX_CHARS:]
     return next((name for name, rule in _rules()[language] if rule.search(text)), OTHER)
 
 

@@ -92,8 +92,12 @@ def test_the_same_ids_with_other_questions_give_no_verdict(tmp_path: Path) -> No
         UsageError, match=r"10 of its 10 questions are others than those of .*'Who is 0\?', there 'What is thing 0\?'; is --config"
     ):
         compared(asked("Who is {}?"), asked("Who is {}?"), store)
+    bare = side(write(tmp_path / "b.jsonl", [{"id": i, "said": "red"} for i in range(10)]), "id=id", "answer=said")
+    assert any("by the last part of the ids alone" in note for note in compared(bare, bare, store).notes)
     prompt = asked("<image>\nwhat is thing {}?  Answer in one word.")
-    assert compared(prompt, prompt, store).questions == 10
+    result = compared(prompt, prompt, store)
+    assert result.questions == 10
+    assert not any("by the last part of the ids alone" in note for note in result.notes)
 
 
 def test_predictions_of_this_project_are_held_to_the_questions_of_the_data(tmp_path: Path) -> None:
