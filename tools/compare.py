@@ -43,13 +43,12 @@ for side in "ab":
 def main(arguments: argparse.Namespace) -> None:
     """Print the comparison."""
     config: configuration.Config = arguments.config
-    result = compare_files(
-        *sides(arguments), lambda: SampleStore(arguments.data or config.data_folder), config.eval.bootstrap, config.eval.seed
-    )
+    a, b = sides(arguments)
+    result = compare_files(a, b, lambda: SampleStore(arguments.data or config.data_folder), config.eval.bootstrap, config.eval.seed)
     print(result.table())
 
 
-def sides(arguments: argparse.Namespace) -> list[Side]:
+def sides(arguments: argparse.Namespace) -> tuple[Side, Side]:
     """Files, choice and field names of both sides. Raises UsageError for more choices than sides and for an option without effect."""
     choices = arguments.choice
     if len(choices) > 2:
@@ -59,10 +58,10 @@ def sides(arguments: argparse.Namespace) -> list[Side]:
         raise UsageError("--fields: has no effect next to --fields-a and --fields-b")
     shared = FieldNames.parse(arguments.fields)
     a, b = FieldNames.parse(arguments.fields_a, "--fields-a"), FieldNames.parse(arguments.fields_b, "--fields-b")
-    return [
+    return (
         Side([arguments.a, *arguments.more_a], of_side[0], a or shared, a is not None),
         Side([arguments.b, *arguments.more_b], of_side[1], b or shared, b is not None),
-    ]
+    )
 
 
 if __name__ == "__main__":

@@ -76,13 +76,15 @@ def _from_files(files: Sequence[AnswerFile]) -> ComparedQuestions:
     holders = [file.name for file in files if file.references]
     file_ids = [_match_ids(file, references, " or ".join(dict.fromkeys(holders))) for file in files]
     ids = _common_ids(files, file_ids)
-    texts = {name: files[0].questions[own] for name, own in file_ids[0].items() if own in files[0].questions}
+    asked = {name: files[0].questions[own] for name, own in file_ids[0].items() if own in files[0].questions}
     notes = [f"references: {', '.join(dict.fromkeys(holders))}"]
     for file, own_ids in zip(files[1:], file_ids[1:], strict=True):
-        notes += _check_texts(file, own_ids, texts, files[0].name)
-    images = {name: image for file in files for name, image in file.images.items()}
+        notes += _check_texts(file, own_ids, asked, files[0].name)
+    images = {
+        name: file.images[own] for file, own_ids in zip(files, file_ids, strict=True) for name, own in own_ids.items() if own in file.images
+    }
     group_index = {image: i for i, image in enumerate(dict.fromkeys(images.values()))}
-    grouped = [(group_index[images[name]],) if name in images else () for name in ids]
+    grouped: list[tuple[int, ...]] = [(group_index[images[name]],) if name in images else () for name in ids]
     return ComparedQuestions(ids, references, grouped, file_ids, notes)
 
 

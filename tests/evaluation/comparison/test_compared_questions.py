@@ -43,6 +43,12 @@ def gold(tmp_path: Path) -> Path:
     return write(tmp_path / "gold.jsonl", [{"qid": f"set/{i}", "said": "red", "refs": "['red', 'dark red']"} for i in range(10)])
 
 
+def test_images_of_the_file_without_references_group_the_questions(gold: Path, tmp_path: Path) -> None:
+    rows = [{"id": i, "said": "red", "photo": f"{i // 5}.jpg"} for i in range(10)]
+    pictured = side(write(tmp_path / "b.jsonl", rows), "id=id", "answer=said", "image=photo")
+    assert compared(side(gold, "id=qid", "answer=said", "references=refs"), pictured).images == 2
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_references_may_stand_in_either_file(answers: Path, gold: Path, turned: bool) -> None:
     sides = side(answers, "id=id", "answer=two"), side(gold, "id=qid", "answer=said", "references=refs")
@@ -101,7 +107,7 @@ def test_the_same_ids_with_other_questions_give_no_verdict(tmp_path: Path) -> No
 
 
 def test_predictions_of_this_project_are_held_to_the_questions_of_the_data(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "sample_id": f"vqa/{i}",
             "question": "Who?",
@@ -127,7 +133,7 @@ def test_two_files_with_other_questions_under_the_same_ids_are_an_error(tmp_path
         for word in ("What", "Who")
     ]
     with pytest.raises(UsageError, match="are others than those of"):
-        compared(*(side(file, *fields) for file in files))
+        compared(side(files[0], *fields), side(files[1], *fields))
 
 
 def test_questions_without_an_answer_and_without_ten_references_are_named(answers: Path, tmp_path: Path) -> None:
