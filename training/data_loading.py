@@ -57,11 +57,11 @@ from training.unreadable_images import substitutes
 class SampleLengths:
     """Lengths in tokens of the conversations to train on. A conversation is one sample, or several short ones about one image.
 
-    dropped: samples without a supervised token within model.max_length.
+    dropped: ids of the samples without a supervised token within model.max_length.
     """
 
     conversations: list[Conversation]
-    dropped: int
+    dropped: tuple[str, ...]
 
     def __len__(self) -> int:
         return len(self.conversations)
@@ -83,7 +83,7 @@ def used_images(store: SampleStore, *splits: SampleLengths) -> set[int]:
 
 
 def measure_lengths(store: SampleStore, rows: np.ndarray, processor: Processor, title: str, max_questions: int = 1) -> SampleLengths:
-    """Tokenise the samples in `rows` once to measure them; samples without a supervised token are dropped and counted.
+    """Tokenise the samples in `rows` once to measure them; samples without a supervised token are dropped.
 
     Args:
         rows: int [samples], row numbers in the store.
@@ -91,12 +91,15 @@ def measure_lengths(store: SampleStore, rows: np.ndarray, processor: Processor, 
         max_questions: At most this many short questions about one image are joined into one conversation.
     """
     measured: list[tuple[MeasuredSample, int | None]] = []
+    dropped: list[str] = []
     for row, sample in zip(rows.tolist(), track(store.samples(rows), title, len(rows), "samples"), strict=True):
         lengths, joinable = _lengths(sample, processor), max_questions > 1 and can_share_conversation(sample)
-        if lengths is not None:
+        if lengths is None:
+            dropped.append(sample.sample_id)
+        else:
             saved_tokens = _saved_tokens(sample, processor) if joinable else 0
             measured.append((MeasuredSample(row, sample.sample_id, lengths, saved_tokens), sample.image_ids[0] if joinable else None))
-    return SampleLengths(conversations(measured, max_questions, processor.max_length), len(rows) - len(measured))
+    return SampleLengths(conversations(measured, max_questions, processor.max_length), tuple(dropped))
 
 
 def _lengths(sample: Sample, processor: Processor) -> tuple[int, ...] | None:

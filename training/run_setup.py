@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import transformers
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 
+from atomic_io import write_text
 from cpu_cores import available_cores
 from dataset.loading.recorded_prompts import conflicting_prompts, recorded_prompts
 from dataset.loading.sample_store import SampleStore
@@ -174,7 +175,7 @@ def build_processor(model: ModelConfig, prompts: Prompts | None = None) -> Proce
 def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
     """Print the number of samples. Raises UsageError without training samples, or for early stopping without validation samples."""
     for split_name, lengths in (("training", run_setup.lengths), ("validation", validation)):
-        dropped = f", {lengths.dropped:,} dropped: nothing to supervise within model.max_length" if lengths.dropped else ""
+        dropped = _list_dropped(run_setup, split_name, lengths.dropped)
         joined_note = f" in {len(lengths):,} conversations" if len(lengths) < lengths.samples else ""
         run_setup.print_once(f"{lengths.samples:,} {split_name} samples{joined_note}{dropped}")
     for line in conflicting_prompts(run_setup.store):
@@ -192,6 +193,17 @@ def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
         run_setup.print_once(f"{len(validation)} validation samples for {num_processes} processes: some have none to validate on")
     if run_setup.validation is None and run_setup.config.train.early_stopping_patience is not None:
         raise UsageError(f"train.early_stopping_patience: needs validation samples, and {run_setup.store.folder} has none")
+
+
+def _list_dropped(run_setup: RunSetup, split_name: str, dropped: Sequence[str]) -> str:
+    """Write the ids of dropped samples next to the checkpoints. Returns a clause that counts them; empty if there are none."""
+    path = run_setup.config.checkpoint_folder / f"dropped_{split_name}.txt"
+    if run_setup.partial_state.is_main_process:
+        if dropped:
+            write_text(path, "".join(f"{sample_id}\n" for sample_id in dropped))
+        else:
+            path.unlink(missing_ok=True)
+    return f", {len(dropped):,} dropped: nothing to supervise within model.max_length (all ids: {path})" if dropped else ""
 
 
 def _evenly_spaced(rows: np.ndarray, count: int) -> np.ndarray:

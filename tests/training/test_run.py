@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import config as configuration
 from answering.protocol import Answer, Request
 from answering.systems.siglip_qwen import CheckpointAnswerer
+from dataset.loading.sample_store import SampleStore
 from dataset.sample import SAMPLES_SCHEMA
 from errors import TesseraError, UsageError
 from model.checkpoint_manifest import manifest_mismatch
@@ -243,7 +244,11 @@ def test_checkpoints_record_the_prompts_of_the_data_and_predictions_are_asked_wi
 
 def test_samples_without_a_supervised_token_are_dropped_and_counted(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     run(workspace({"max_length": 48}))
-    assert "1 training samples, 7 dropped: nothing to supervise within model.max_length" in capsys.readouterr().out
+    assert "1 training samples, 7 dropped: nothing to supervise within model.max_length (all ids: " in capsys.readouterr().out
+    (listed,) = Path("checkpoints").glob("*/dropped_training.txt")
+    ids = listed.read_text(encoding="utf-8").splitlines()
+    assert len(set(ids)) == 7
+    assert set(ids) < set(SampleStore(Path("data/toy")).column("sample_id"))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(workspace: Workspace) -> None:
