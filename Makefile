@@ -5,10 +5,14 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 INSTALLED := $(VENV)/installed
 WORKERS ?= auto
+# Not in requirements.lock: the build of torch, and with it the CUDA packages, differ from machine to machine.
+TORCH_VERSION := torch==2.13.0
+TORCH ?= $(TORCH_VERSION)
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help install demo test test-all lint gpu clean
+.PHONY: help install demo test test-all lint gpu lock clean
 
 help:
 	@echo "make demo     environment, demo data, preprocess, train, evaluate; prints the path of the report"
@@ -17,6 +21,7 @@ help:
 	@echo "make install  environment only"
 	@echo "make lint     linters and types only"
 	@echo "make gpu      all benchmarks that need a GPU, into results/gpu (without a GPU: an error)"
+	@echo "make lock     write requirements.lock again after a change of pyproject.toml (needs uv; versions stay where they can)"
 	@echo "make clean    remove the files of the demo"
 
 install: $(INSTALLED)
@@ -25,8 +30,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed; name one with PYTHON=..."; exit 2; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(PIP) $(TORCH)
+	@$(PIP) --require-hashes -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: $(INSTALLED)
@@ -60,10 +66,19 @@ test-all: lint $(TRACKERS:%=$(VENV)/trackers/%)
 
 $(VENV)/trackers/%: $(INSTALLED)
 	@echo "installing $* into $@ ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check --target $@ $*
+	@$(PIP) --target $@ $*
 
 gpu: $(INSTALLED)
 	$(PY) tools/benchmark.py gpu
+
+# What comes with torch, and is left out of requirements.lock with it.
+WITH_TORCH := torch triton cuda-bindings cuda-pathfinder cuda-toolkit \
+	$(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse \
+		cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+lock:
+	@echo '$(TORCH_VERSION)' | uv pip compile pyproject.toml --constraints - $(foreach extra,endpoint search serve demo dev,--extra $(extra)) \
+		--universal --python-version 3.11 --generate-hashes --no-annotate --quiet \
+		--custom-compile-command "make lock" $(WITH_TORCH:%=--no-emit-package %) --output-file requirements.lock
 
 clean:
 	rm -rf data/tiny data/scenes results/tiny checkpoints/tiny/checkpoint-*
