@@ -8,6 +8,7 @@ from fastapi import Depends, FastAPI, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 from serving.http import error_responses
@@ -70,7 +71,15 @@ def create_app(service: Service) -> ASGIApp:
 
     for routes in (vqa.router(service), chat.router(service), image_search.router(service)):
         app.include_router(routes, dependencies=auth_dependencies)
-    return RequestMiddleware(app, service)
+    return _with_cors_headers(RequestMiddleware(app, service), service.settings.allowed_origins)
+
+
+def _with_cors_headers(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
+    """The app with the response headers that let scripts of other sites read its answers, errors included."""
+    if not origins:
+        return app
+    exposed = ["X-Request-ID", "X-Cache", "Retry-After"]
+    return CORSMiddleware(app, origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"], expose_headers=exposed)
 
 
 def _example() -> dict[str, Any]:

@@ -7,6 +7,10 @@ from pydantic import Field
 from config_schema import section
 
 PositiveInt = Annotated[int, Field(ge=1)]
+HostName = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?)$")]
+"""A host name without scheme and port, or a pattern of names: *.example.org, *."""
+Origin = Annotated[str, Field(pattern=r"^(\*|null|https?://[A-Za-z0-9_.\[\]:-]*[A-Za-z0-9_\]])$")]
+"""Scheme, host and port of a page's URL, without a path; "null" for pages without an origin, such as files; * for all pages."""
 Seconds = Annotated[float, Field(gt=0.0)]
 
 
@@ -22,12 +26,25 @@ class ServeConfig:
     """Name of the system of eval.systems that answers; null: the latest checkpoint, under the experiment's name."""
     token_env: str | None = None
     """Environment variable that holds the bearer token required for every request but /health; null: no token is required."""
+    allowed_hosts: tuple[HostName, ...] = ()
+    """Host names under which the service and the demo page are reached, such as vqa.example.org or *.example.org, in addition to
+    localhost and IP addresses; "*": any. Other names get 403 (DNS rebinding). Not checked where a token is required."""
+    allowed_origins: tuple[Origin, ...] = ()
+    """Web sites whose pages may use the service, such as https://example.org, in addition to its own; "*": any. Pages of other sites
+    get 403. Not checked where a token is required, but their scripts can read answers only if they are listed here (CORS)."""
     max_batch: PositiveInt = 16
     """Largest number of questions in a batch."""
     max_wait_ms: Annotated[float, Field(ge=0.0)] = 25.0
     """Longest time in ms that a question waits for its batch to fill up to the size of the batch before it; a lone client never waits."""
     max_queue: Annotated[int, Field(ge=0)] = 64
     """Largest number of waiting requests, in addition to those being answered; further requests get 429."""
+    max_uploads: PositiveInt = 256
+    """Largest number of requests whose body is still being read. One more takes the place of the one that has been silent for longest,
+    for a second at least (408); else it gets 429."""
+    max_upload_bytes: PositiveInt = 500_000_000
+    """Largest number of bytes of all bodies that are still being read, at least max_bytes; beyond it as with max_uploads."""
+    upload_silence_seconds: Seconds = 10.0
+    """Longest time in seconds in which nothing of a body arrives (408)."""
     deadline_seconds: Seconds = 60.0
     """Timeout of a request in seconds (504)."""
     max_bytes: PositiveInt = 20_000_000

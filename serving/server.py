@@ -14,7 +14,7 @@ from errors import TesseraError, UsageError
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.engine import Engine, LoadPlan
-from serving.http.connection_timeout import HeaderTimeoutProtocol
+from serving.http.http_protocol import ServiceProtocol
 from serving.http.middleware import STREAM_GRACE_SECONDS
 from serving.search.image_index import ImageIndex
 from serving.service import Service
@@ -68,7 +68,7 @@ def server_config(service: Service) -> uvicorn.Config:
     shutdown_timeout = math.ceil(service.settings.deadline_seconds + STREAM_GRACE_SECONDS)
     return uvicorn.Config(
         create_app(service), lifespan="on", log_config=None, access_log=False, server_header=False, ws="none",
-        timeout_graceful_shutdown=shutdown_timeout, http=HeaderTimeoutProtocol,
+        timeout_graceful_shutdown=shutdown_timeout, http=ServiceProtocol,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from errors import TesseraError
 from serving.answer_cache import LruCache
 from serving.config import ServeConfig
 from serving.engine import Engine, LoadPlan, Task
+from serving.http.body_limits import BodyLimits
 from serving.http.error_responses import ServiceError
 from serving.inputs.image_decoder import ImageDecoder
 from serving.prometheus_metrics import GaugeCollector, Metrics
@@ -43,7 +44,7 @@ class Service:
         image_index: the opened index.
         failure: the error that stopped the service.
         metrics: counters for Prometheus.
-        in_progress: number of requests being read or answered.
+        in_progress: number of whole requests that wait or are being answered.
     """
 
     settings: ServeConfig
@@ -63,6 +64,7 @@ class Service:
         settings = self.settings
         self.cache: LruCache[Any] = LruCache(int(settings.cache_mib * 2**20))
         self._search_executor = ThreadPoolExecutor(1, "search")
+        self.bodies = BodyLimits(settings.max_uploads, max(settings.max_upload_bytes, settings.max_bytes), settings.upload_silence_seconds)
         self.decoder = ImageDecoder(settings.max_pixels, MAX_IMAGES_IN_MEMORY * settings.max_pixels)
         self.batcher: Batcher[Task] = Batcher(
             self._work,
@@ -75,7 +77,8 @@ class Service:
             GaugeCollector(
                 {
                     "tessera_queue_length": ("Waiting questions", lambda: self.batcher.waiting),
-                    "tessera_requests_in_progress": ("Requests being read or answered", lambda: self.in_progress),
+                    "tessera_uploads_in_progress": ("Requests being read", lambda: len(self.bodies)),
+                    "tessera_requests_in_progress": ("Whole requests waiting or being answered", lambda: self.in_progress),
                     "tessera_cache_hits_total": ("Questions answered from the cache", lambda: self.cache.hits),
                     "tessera_cache_misses_total": ("Questions not found in the cache", lambda: self.cache.misses),
                     "tessera_cache_bytes": ("Size of the answer cache", lambda: self.cache.bytes),

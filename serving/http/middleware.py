@@ -1,11 +1,9 @@
-"""ASGI middleware: request id, bearer token, limits on size, number and time, and cancellation when the client disconnects.
+"""ASGI middleware: request id, bearer token, other sites, limits on size, number and time, and cancellation when the client disconnects.
 
 Context managers that a handler enters into `request.state.exit_stack` are closed when the request ends, however it ends.
 """
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import re
 import time
@@ -13,8 +11,11 @@ import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.http.bearer_token import BearerToken
+from serving.http.cross_site import CrossSiteRules
 from serving.http.error_responses import ServiceError, error_response
 from serving.service import Service
 
@@ -26,11 +27,14 @@ PUBLIC_PATHS = frozenset({"/health"})
 CLIENT_CLOSED_REQUEST = 499
 """Status in log and metrics of a request whose client disconnected."""
 
-UTF8_CHARSET = re.compile(rb"^(?!.*charset.*charset).*;\s*charset=\"?utf-8\"?\s*(;|$)")
+UTF8_CHARSET = re.compile(r"^(?!.*charset.*charset).*;\s*charset=\"?utf-8\"?\s*(;|$)")
 """A content type whose only charset parameter is UTF-8."""
 
 STREAM_GRACE_SECONDS = 5.0
 """Seconds after the deadline within which the client must have read a streamed response."""
+
+LINGER_SECONDS = 5.0
+"""Longest time in which the rest of a body is read and thrown away after its request was refused."""
 
 
 @dataclass
@@ -40,18 +44,24 @@ class _RequestState:
     Args:
         request_id: id in log and responses.
         deadline: on the event loop's clock.
+        is_body_complete: whether nothing of the request is left to be read.
         start_time: on `time.monotonic`'s clock.
         status: status of the response, once it has begun.
         complete: whether the whole response was sent.
         disconnected: whether the client disconnected before that.
+        in_queue: whether the request counts as one in progress.
+        refusal: why the request was refused while its body was being read.
     """
 
     request_id: str
     deadline: float
+    is_body_complete: bool
     start_time: float = field(default_factory=time.monotonic)
     status: int | None = None
     complete: bool = False
     disconnected: bool = False
+    in_queue: bool = False
+    refusal: ServiceError | None = None
 
 
 class RequestMiddleware:
@@ -59,24 +69,23 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, service: Service):
         self.app, self.service, self.settings = app, service, service.settings
-        self.token = None if service.token is None else _digest(f"Bearer {service.token}".encode())
+        self.token = None if service.token is None else BearerToken(service.token)
+        self.rules = CrossSiteRules((self.settings.host, *self.settings.allowed_hosts), self.settings.allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
+        headers = Headers(scope=scope)
         deadline = asyncio.get_running_loop().time() + self.settings.deadline_seconds
-        request_state = _RequestState(_request_id(headers), deadline)
+        request_state = _RequestState(_request_id(headers), deadline, not _has_body(headers))
         scope.setdefault("state", {}).update(request_id=request_state.request_id, deadline=deadline)
         try:
             await self._handle_with_limits(scope, headers, receive, send, request_state)
         finally:
             self._record(scope, request_state)
 
-    async def _handle_with_limits(
-        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send, request_state: _RequestState
-    ) -> None:
+    async def _handle_with_limits(self, scope: Scope, headers: Headers, receive: Receive, send: Send, request_state: _RequestState) -> None:
         async def send_response(message: Message) -> None:
             if message["type"] == "http.response.start":
                 request_state.status = message["status"]
@@ -84,47 +93,41 @@ class RequestMiddleware:
             request_state.complete = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
-        async def refuse(error: ServiceError) -> None:
-            if request_state.status is None:
-                await error_response(error, request_state.request_id)(scope, receive, send_response)
-
         try:
             async with asyncio.timeout_at(request_state.deadline) as timeout:
                 self._check_headers(scope, headers)
                 await self._handle(scope, receive, send_response, request_state, timeout)
         except TimeoutError:
             seconds = self.settings.deadline_seconds
-            await refuse(ServiceError(504, f"not answered within {seconds:g} seconds", "deadline"))
+            error = ServiceError(504, f"not answered within {seconds:g} seconds", "deadline")
+            await self._refuse(error, scope, receive, send_response, request_state)
         except ServiceError as error:
-            if b"expect" not in headers:
-                await self._drain(receive, request_state)
-            await refuse(error)
+            await self._refuse(error, scope, receive, send_response, request_state)
 
-    def _check_headers(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+    def _check_headers(self, scope: Scope, headers: Headers) -> None:
         """Raises ServiceError for a request that can be refused before its body is read."""
-        if self.token is not None and scope["path"] not in PUBLIC_PATHS:
-            given = _digest(headers.get(b"authorization", b""))
-            if not hmac.compare_digest(given, self.token):
-                raise ServiceError(401, "a valid bearer token is required", "token", headers={"WWW-Authenticate": "Bearer"})
-        kind = headers.get(b"content-type", b"").lower()
-        if kind.startswith(b"multipart/") and b"charset" in kind and not UTF8_CHARSET.search(kind):
-            # Some of Python's other codecs take minutes for a megabyte.
-            raise ServiceError(415, "a form must be encoded in UTF-8", "charset")
-        length = headers.get(b"content-length", b"0")
+        if self.token is None:
+            self.rules.check(headers)
+        elif scope["path"] not in PUBLIC_PATHS:
+            self.token.check(headers)
+        for kind in map(str.lower, headers.getlist("content-type")):
+            if kind.startswith("multipart/") and "charset" in kind and not UTF8_CHARSET.search(kind):
+                # Some of Python's other codecs take minutes for a megabyte.
+                raise ServiceError(415, "a form must be encoded in UTF-8", "charset")
+        length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.settings.max_bytes:
             raise self._too_large()
-        if _has_body(scope) and self.service.in_progress >= self.settings.max_batch + self.settings.max_queue:
+        if _counts_as_in_progress(scope):
+            self._check_queue()
+
+    def _check_queue(self) -> None:
+        """Raises ServiceError 429 if there is no place for one more request."""
+        if self.service.in_progress >= self.settings.max_batch + self.settings.max_queue:
             raise ServiceError(429, "too many requests are waiting", "queue_full", retry_after=self.service.batcher.retry_after)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, request_state: _RequestState, timeout: asyncio.Timeout) -> None:
-        """Run the app, and cancel it when the client disconnects."""
-        message_queue: asyncio.Queue[Message | ServiceError] = asyncio.Queue(1)
-
-        async def receive_queued() -> Message:
-            message = await message_queue.get()
-            if isinstance(message, ServiceError):
-                raise message
-            return message
+        """Run the app, and cancel it when the client disconnects or its body is refused. Raises ServiceError for the latter."""
+        message_queue: asyncio.Queue[Message] = asyncio.Queue(1)
 
         async def send_response(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -133,32 +136,55 @@ class RequestMiddleware:
             await send(message)
 
         async def read_messages() -> None:
-            bytes_read = 0
-            while (message := await receive())["type"] != "http.disconnect":
-                bytes_read += len(message.get("body", b""))
-                if bytes_read > self.settings.max_bytes:
-                    if message["more_body"]:
-                        await self._drain(receive, request_state)
-                    await message_queue.put(self._too_large())
-                    return
-                await message_queue.put(message)
+            try:
+                await self._read_body(scope, receive, message_queue, request_state)
+                while not request_state.disconnected and (await receive())["type"] != "http.disconnect":
+                    """The body is complete; only the end of the connection is left to wait for."""
+                request_state.disconnected = not request_state.complete
+            except ServiceError as error:
+                request_state.refusal = error
             if not request_state.complete:
-                request_state.disconnected = True
                 app_task.cancel()
 
         async with AsyncExitStack() as exit_stack:
             scope["state"]["exit_stack"] = exit_stack
-            app_task = asyncio.create_task(self._run(scope, receive_queued, send_response, request_state))
-            receive_task = asyncio.create_task(read_messages())
-            self.service.in_progress += _has_body(scope)
+            app_task = asyncio.create_task(self._run(scope, message_queue.get, send_response, request_state))
+            read_task = asyncio.create_task(read_messages())
             try:
                 await app_task
             except asyncio.CancelledError:
-                if not request_state.disconnected:
+                if not request_state.disconnected and request_state.refusal is None:
                     raise
             finally:
-                self.service.in_progress -= _has_body(scope)
-                receive_task.cancel()
+                self.service.in_progress -= request_state.in_queue
+                read_task.cancel()
+        if request_state.refusal is not None:
+            raise request_state.refusal
+
+    async def _read_body(self, scope: Scope, receive: Receive, message_queue: asyncio.Queue[Message], request_state: _RequestState) -> None:
+        """Read the body and pass it on; the last part once the request, now whole, has a place in the queue.
+
+        Raises ServiceError if the body is too large, too slow or one too many, or the queue is full.
+        """
+        message: Message = {"type": "http.request", "body": b"", "more_body": False}
+        if not request_state.is_body_complete:
+            with self.service.bodies.reading() as body:
+                while True:
+                    message = await self.service.bodies.receive(body, receive)
+                    request_state.is_body_complete = not message.get("more_body")
+                    if body.num_bytes > self.settings.max_bytes:
+                        raise self._too_large()
+                    if request_state.is_body_complete:
+                        break
+                    await message_queue.put(message)
+        if message["type"] == "http.disconnect":
+            request_state.disconnected = True
+            return
+        if _counts_as_in_progress(scope):
+            self._check_queue()
+            self.service.in_progress += 1
+            request_state.in_queue = True
+        await message_queue.put(message)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send, request_state: _RequestState) -> None:
         try:
@@ -169,15 +195,37 @@ class RequestMiddleware:
                 raise
             log.debug("request %s ended with %s", request_state.request_id, type(error).__name__)
 
-    async def _drain(self, receive: Receive, request_state: _RequestState) -> None:
-        """Read more of the body, up to a limit: a client that is still sending does not read the response."""
+    async def _refuse(self, error: ServiceError, scope: Scope, receive: Receive, send: Send, request_state: _RequestState) -> None:
+        """Send an error response, unless a response has begun. It does not wait for the rest of the body.
+
+        The connection is closed after the response if the body is not complete. The end of the response, which has no bytes, is
+        delayed until the rest was read: a client that is still sending when the connection is closed would lose the response.
+        """
+        if request_state.status is not None:
+            return
+        response = error_response(error, request_state.request_id)
+        if request_state.is_body_complete:
+            await response(scope, receive, send)
+            return
+        response.headers["Connection"] = "close"
+
+        async def send_all_but_the_end(message: Message) -> None:
+            await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+        await response(scope, receive, send_all_but_the_end)
+        if "expect" not in Headers(scope=scope):
+            await self._discard_body(receive, request_state)
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _discard_body(self, receive: Receive, request_state: _RequestState) -> None:
+        """Read more of the body, up to a limit of bytes and time."""
         remaining_bytes = 4 * self.settings.max_bytes
         try:
-            async with asyncio.timeout_at(request_state.deadline):
+            async with asyncio.timeout(LINGER_SECONDS):
                 while remaining_bytes > 0 and (message := await receive()).get("more_body"):
                     remaining_bytes -= len(message.get("body", b""))
         except TimeoutError:
-            log.info("request %s: the body did not end before the deadline", request_state.request_id)
+            log.info("request %s: the body did not end within %g seconds", request_state.request_id, LINGER_SECONDS)
 
     def _too_large(self) -> ServiceError:
         return ServiceError(413, f"the request is larger than {self.settings.max_bytes:,} bytes", "too_large")
@@ -194,17 +242,17 @@ class RequestMiddleware:
         log.log(level, "%s %s %s %d %.3f s", request_state.request_id, scope["method"], path, status, seconds)
 
 
-def _has_body(scope: Scope) -> bool:
-    """Whether a request counts as in progress: all but GET and HEAD."""
+def _has_body(headers: Headers) -> bool:
+    """Whether a body follows the headers."""
+    return "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
+
+
+def _counts_as_in_progress(scope: Scope) -> bool:
+    """Whether a request takes a place in the queue: all but GET and HEAD."""
     return scope["method"] not in ("GET", "HEAD")
 
 
-def _request_id(headers: dict[bytes, bytes]) -> str:
+def _request_id(headers: Headers) -> str:
     """The id that the client sent if it is well-formed, else a new one."""
-    given = headers.get(b"x-request-id", b"").decode("latin-1")
+    given = headers.get("x-request-id", "")
     return given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid.uuid4().hex
-
-
-def _digest(value: bytes) -> bytes:
-    """SHA-256: of equal length for all values, so that the time of a comparison does not reveal the token's length."""
-    return hashlib.sha256(value).digest()

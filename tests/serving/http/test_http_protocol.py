@@ -1,0 +1,53 @@
+"""Clients that close their sending side after the request get their answer; clients that are gone are noticed."""
+
+import socket
+
+import httpx2
+import pytest
+
+from tests.serving.conftest import FakeAnswerer, image_file, serving, wait_for
+from tests.serving.http.raw_http import connect, read_response
+
+
+def request_bytes(version: str = "1.1") -> bytes:
+    """A whole request as bytes."""
+    request = httpx2.Request("POST", "http://localhost/vqa", files={"image": image_file()}, data={"question": "red"})
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    return f"POST /vqa HTTP/{version}\r\n{head}\r\n".encode() + request.read()
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_a_half_closed_client_gets_its_answer(answerer: FakeAnswerer, version: str) -> None:
+    answerer.released.clear()
+    with serving(answerer) as (client, service), connect(client) as connection:
+        connection.sendall(request_bytes(version))
+        connection.shutdown(socket.SHUT_WR)
+        wait_for(lambda: answerer.calls == [["red"]])
+        if version == "1.1":
+            assert connection.recv(10_000) == b"HTTP/1.1 100 Continue\r\n\r\n", "the server looks whether the client is there"
+        answerer.released.set()
+        head, body = read_response(connection)
+        assert head.startswith("HTTP/1.1 200") and b'"red!"' in body
+        assert connection.recv(1) == b"", "the connection is closed after the answer"
+        wait_for(lambda: service.in_progress == 0)
+
+
+def test_a_client_that_is_gone_leaves_the_queue(answerer: FakeAnswerer) -> None:
+    answerer.released.clear()
+    with serving(answerer) as (client, service):
+        with connect(client) as connection:
+            connection.sendall(request_bytes())
+            wait_for(lambda: answerer.calls == [["red"]])
+        wait_for(lambda: service.in_progress == 0)
+        answerer.released.set()
+        wait_for(lambda: b'path="/vqa",status="499"} 1.0' in client.get("/metrics").content)
+
+
+def test_a_client_that_closes_in_the_middle_of_its_body_is_not_waited_for(answerer: FakeAnswerer) -> None:
+    with serving(answerer) as (client, service), connect(client) as connection:
+        connection.sendall(request_bytes()[:-10])
+        wait_for(lambda: len(service.bodies) == 1)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b""
+        wait_for(lambda: len(service.bodies) == 0)
+    assert answerer.calls == []
