@@ -34,6 +34,7 @@ def main(arguments: argparse.Namespace) -> None:
     config: configuration.Config = arguments.config
     try:
         from serving.demo.page import DemoBackends, launch
+        from serving.http.cross_site import CrossSiteRules
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; install the demo's dependencies with pip install 'tessera-vlm[demo]'") from error
     if not 0 <= arguments.port <= 65535:
@@ -52,7 +53,8 @@ def main(arguments: argparse.Namespace) -> None:
         index=load_or_reason(lambda: build_index(config, scorer_cache)),
         examples=examples(config),
     )
-    launch(backends, arguments.host, arguments.port)
+    rules = CrossSiteRules((arguments.host, *config.serve.allowed_hosts), config.serve.allowed_origins)
+    launch(backends, arguments.host, arguments.port, rules)
 
 
 def select_system(config: configuration.Config, key: str, name: str) -> System:

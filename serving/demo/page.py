@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from dataset.loading.image_io import ImageError, open_image
 from errors import TesseraError
 from serving.demo.formatting import candidate_cells, chat_messages, gallery, table_update
 from serving.demo.localization import LANGUAGES, PageError, confidence_text, error_text, translations
 from serving.demo.session import Session, Turn, candidate_rows
+from serving.demo.upload_folder import UploadFolder, private_upload_folder
+from serving.demo.uploaded_image import UploadedImage
+from serving.http.cross_site import CrossSiteMiddleware, CrossSiteRules
 from serving.search.image_index import ImageIndex
 from visual.clip_scorer import ClipScorer
 
@@ -65,10 +70,10 @@ class DemoBackends:
 
 
 class Page:
-    """The components of the page, each with its texts in both languages."""
+    """The components of the page, each with its texts in both languages. uploads: the only folder whose files are opened."""
 
-    def __init__(self, backends: DemoBackends):
-        self.backends = backends
+    def __init__(self, backends: DemoBackends, uploads: UploadFolder):
+        self.backends, self.uploads = backends, uploads
         self.translated: list[tuple[Any, Callable[[dict[str, Any]], dict[str, Any]]]] = []
 
     def build(self) -> gr.Blocks:
@@ -84,7 +89,9 @@ class Page:
             status = gr.Markdown(elem_id="status", visible=True)
             with gr.Row():
                 with gr.Column(scale=2, min_width=280):
-                    image = self._add_component(_image_component(), label="image")
+                    image = self._add_component(
+                        UploadedImage(type="filepath", height=320, sources=["upload", "clipboard"], elem_id="image"), label="image"
+                    )
                     if self.backends.examples:
                         gr.Examples([[str(path)] for path in self.backends.examples], image, label="Examples / 示例", cache_examples=False)
                 with gr.Column(scale=5):
@@ -162,7 +169,7 @@ class Page:
     def ask(self, image: str | None, question: str, turns: list[Turn], language: str) -> Iterator[tuple[Any, ...]]:
         """Values of chat, turns, table, question and status: while the answer is streamed, and finally with its candidates."""
         try:
-            session, path = self._session(), _checked_image(image)
+            session, path = self._session(), self._checked_image(image)
             if not question.strip():
                 raise PageError("no_question")
             for text in session.stream(path, turns, question):
@@ -185,7 +192,7 @@ class Page:
         question = translations(LANGUAGES[language])["caption_question"]
         text = ""
         try:
-            for text in self._session().stream(_checked_image(image), [], question, "caption"):
+            for text in self._session().stream(self._checked_image(image), [], question, "caption"):
                 yield chat_messages([*turns, Turn(question, text)]), turns, table_update([], language), gr.skip(), ""
         except TesseraError as error:
             yield chat_messages(turns), turns, gr.skip(), gr.skip(), error_text(error, language)
@@ -196,7 +203,7 @@ class Page:
     def compare(self, image: str | None, question: str, language: str) -> tuple[Any, ...]:
         """Values of both answers, both tables and status."""
         try:
-            sessions, path = (self._session(), self.backends.other), _checked_image(image)
+            sessions, path = (self._session(), self.backends.other), self._checked_image(image)
             if sessions[1] is None:
                 raise PageError("no_second_system")
             if not question.strip():
@@ -226,14 +233,14 @@ class Page:
         """Gallery and status."""
         try:
             index = self._index()
-            return gallery(index, index.search_by_image(_checked_image(image), NUM_SEARCH_RESULTS), language)
+            return gallery(index, index.search_by_image(self._checked_image(image), NUM_SEARCH_RESULTS), language)
         except TesseraError as error:
             return [], error_text(error, language)
 
     def classify(self, image: str | None, labels: str, language: str) -> tuple[Any, str]:
         """Probability of each label, and status."""
         try:
-            path = _checked_image(image)
+            path = self._checked_image(image)
             if self.backends.scorer is None:
                 raise PageError("no_clip")
             label_names = [label for label in map(str.strip, re.split("[,，]", labels)) if label]
@@ -242,6 +249,17 @@ class Page:
             return dict(zip(label_names, self.backends.scorer.probabilities(path, label_names), strict=True)), ""
         except TesseraError as error:
             return None, error_text(error, language)
+
+    def _checked_image(self, name: str | None) -> Path:
+        """The path of the chosen image. Raises PageError if there is none, it was not uploaded here or cannot be decoded."""
+        if not name:
+            raise PageError("no_image")
+        path = self.uploads.checked(name)
+        try:
+            open_image(path)
+        except ImageError as error:
+            raise PageError("invalid_image", reason=str(error).removeprefix(f"{path}: ")) from error
+        return path
 
     def _names(self) -> list[str]:
         """Names of the two systems; a dash for a missing one."""
@@ -258,29 +276,28 @@ class Page:
         return self.backends.index
 
 
-def launch(backends: DemoBackends, host: str, port: int, *, wait: bool = True) -> gr.Blocks:
-    """Serve the page. port 0: a free port; wait: block until the page is stopped."""
-    blocks = Page(backends).build()
-    theme = gr.themes.Soft(primary_hue="teal", font=FONTS, font_mono=("monospace",))
-    blocks.launch(
-        server_name=host, server_port=port or None, ssr_mode=False, share=False, theme=theme, css=STYLE, footer_links=[],
-        quiet=True, max_file_size="32mb", prevent_thread_lock=True,
-    )  # fmt: skip
-    print(f"the demo is at {blocks.local_url}", flush=True)
-    if wait:
+@contextmanager
+def running_page(backends: DemoBackends, host: str, port: int, rules: CrossSiteRules) -> Iterator[gr.Blocks]:
+    """Serve the page while the context is open. port 0: a free port; rules: host names of the page, and sites that may use it."""
+    with private_upload_folder() as uploads:
+        blocks = Page(backends, uploads).build()
+        theme = gr.themes.Soft(primary_hue="teal", font=FONTS, font_mono=("monospace",))
+        blocks.launch(
+            server_name=host, server_port=port or None, ssr_mode=False, share=False, theme=theme, css=STYLE, footer_links=[],
+            quiet=True, max_file_size="32mb", prevent_thread_lock=True,
+            app_kwargs={"middleware": [Middleware(CrossSiteMiddleware, rules)]},
+        )  # fmt: skip
+        try:
+            yield blocks
+        finally:
+            blocks.close(verbose=False)
+
+
+def launch(backends: DemoBackends, host: str, port: int, rules: CrossSiteRules) -> None:
+    """Serve the page until it is stopped."""
+    with running_page(backends, host, port, rules) as blocks:
+        print(f"the demo is at {blocks.local_url}", flush=True)
         blocks.block_thread()
-    return blocks
-
-
-def _checked_image(name: str | None) -> Path:
-    """The path of the chosen image. Raises PageError if there is none or it cannot be decoded."""
-    if not name:
-        raise PageError("no_image")
-    try:
-        open_image(Path(name))
-    except ImageError as error:
-        raise PageError("invalid_image", reason=str(error).removeprefix(f"{name}: ")) from error
-    return Path(name)
 
 
 def _empty_table(elem_id: str) -> gr.Dataframe:
@@ -290,10 +307,3 @@ def _empty_table(elem_id: str) -> gr.Dataframe:
         table_update([], "English"), type="array", interactive=False, elem_id=elem_id, elem_classes="candidates", column_widths=widths,
         wrap=True, buttons=[],
     )  # fmt: skip
-
-
-def _image_component() -> gr.Image:
-    """The image input. It passes files on without decoding them: gradio's own decoding would show an error of its own."""
-    image_component = gr.Image(type="filepath", height=320, sources=["upload", "clipboard"], elem_id="image")
-    image_component.preprocess = lambda payload: None if payload is None else payload.path  # type: ignore[method-assign]
-    return image_component

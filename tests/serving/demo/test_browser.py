@@ -7,8 +7,9 @@ import pytest
 from playwright.sync_api import expect
 
 from serving.demo.localization import translations
-from serving.demo.page import DemoBackends, launch
+from serving.demo.page import DemoBackends, running_page
 from serving.demo.session import Session, Turn
+from serving.http.cross_site import CrossSiteRules
 from tests.serving.demo.browser import CHROMIUM, PHONE_SIZE, open_page, overflow, save_screenshot, upload_image
 from tests.serving.search.conftest import png
 
@@ -19,9 +20,8 @@ QUESTION = "What color is the circle?"
 
 @pytest.fixture(scope="module")
 def address(demo_backends: DemoBackends) -> Iterator[str]:
-    blocks = launch(demo_backends, "127.0.0.1", 0, wait=False)
-    yield blocks.local_url
-    blocks.close()
+    with running_page(demo_backends, "127.0.0.1", 0, CrossSiteRules()) as blocks:
+        yield blocks.local_url
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,17 +15,25 @@ from serving.demo.formatting import percent, shorten
 from serving.demo.localization import LANGUAGES, translations
 from serving.demo.page import DemoBackends, Page
 from serving.demo.session import Session, Turn, _request, candidate_rows
+from serving.demo.upload_folder import UploadFolder
 from serving.search.image_index import ImageIndex
 
 
 @pytest.fixture
-def page(demo_backends: DemoBackends) -> Page:
-    return Page(demo_backends)
+def uploads(tmp_path: Path) -> UploadFolder:
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    return UploadFolder(folder)
 
 
 @pytest.fixture
-def image(demo_backends: DemoBackends) -> str:
-    return str(demo_backends.examples[0])
+def page(demo_backends: DemoBackends, uploads: UploadFolder) -> Page:
+    return Page(demo_backends, uploads)
+
+
+@pytest.fixture
+def image(demo_backends: DemoBackends, uploads: UploadFolder) -> str:
+    return str(shutil.copy2(demo_backends.examples[0], uploads.path / "mine.png"))
 
 
 def shape(value: object) -> object:
@@ -94,7 +103,7 @@ def test_the_fitted_confidence_is_shown(page: Page, image: str) -> None:
     plan = replace(session.reranker.plan, confidence=Confidence(LogisticModel(("agreement",), (0.0,), math.log(3))))
     session_with_confidence = Session("ours", session.answerer, replace(session.reranker, plan=plan), session.decoding, 6)
     for language, sentence in (("English", "Probability that the answer is right: 75%"), ("中文", "答案正确的可能性：75%")):
-        confident_page = Page(replace(page.backends, session=session_with_confidence))
+        confident_page = Page(replace(page.backends, session=session_with_confidence), page.uploads)
         assert list(confident_page.ask(image, "What?", [], language))[-1][-1] == sentence
         assert confident_page.compare(image, "What?", language)[-1] == f"ours: {sentence}"
 
@@ -139,19 +148,20 @@ def test_labels_get_probabilities(page: Page, image: str) -> None:
 @pytest.mark.parametrize("language", list(LANGUAGES))
 def test_a_missing_input_or_model_is_a_message(page: Page, image: str, language: str, tmp_path: Path) -> None:
     page_text = translations(LANGUAGES[language])
-    text_file = tmp_path / "notes.png"
+    text_file = page.uploads.path / "notes.png"
     text_file.write_text("not an image")
-    empty_page = Page(DemoBackends("there is no checkpoint", None, None, "there is no index", []))
+    empty_page = Page(DemoBackends("there is no checkpoint", None, None, "there is no index", []), page.uploads)
     messages = {
         "no_image": list(page.ask(None, "a?", [], language))[-1][-1],
         "no_question": list(page.ask(image, " ", [], language))[-1][-1],
+        "not_uploaded": list(page.ask(str(tmp_path / "none.png"), "a?", [], language))[-1][-1],
         "invalid_image": list(page.caption(str(text_file), [], language))[-1][-1],
         "no_model": list(empty_page.ask(image, "a?", [], language))[-1][-1],
         "search_unavailable": empty_page.search_by_text("a", language)[-1],
         "no_search_text": page.search_by_text(" ", language)[-1],
         "no_clip": empty_page.classify(image, "a", language)[-1],
         "no_labels": page.classify(image, ",", language)[-1],
-        "no_second_system": Page(replace(page.backends, other=None)).compare(image, "a?", language)[-1],
+        "no_second_system": Page(replace(page.backends, other=None), page.uploads).compare(image, "a?", language)[-1],
     }
     for key, message in messages.items():
         beginning = page_text[key].partition("{")[0]
