@@ -1,4 +1,5 @@
-"""Download the pre-trained models of a configuration. Prints the sizes first and resumes interrupted downloads."""
+"""Download the pre-trained models of a configuration, in the revision that name@revision states. Prints the sizes first; after an
+interruption, complete files are not downloaded again."""
 
 import argparse
 from pathlib import Path

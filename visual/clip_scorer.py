@@ -21,6 +21,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel
 
 from errors import UsageError, loading
+from visual.hub_name import pretrained
 from visual.image_processor import load_image_processor
 from visual.text_tokenizer import load_text_tokenizer
 
@@ -208,12 +209,12 @@ def load(
         UsageError: The model cannot be loaded or is of an unsupported type.
     """
     with loading(key, name):
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(**pretrained(name))
     if config.model_type not in MODEL_TYPES:
         raise UsageError(f"{key}: {name} is a {config.model_type} model; expected CLIP, Chinese-CLIP or SigLIP of fixed resolution")
     tokenizer = load_text_tokenizer(name, config.model_type, key)
     with loading(key, name):
-        model = AutoModel.from_pretrained(name, config=config, dtype=dtype)
+        model = AutoModel.from_pretrained(**pretrained(name), config=config, dtype=dtype)
         image_processor = load_image_processor(name)
     return ClipScorer(model.to(device), tokenizer, image_processor, open_image)
 

@@ -1,7 +1,6 @@
 """Names of pre-trained models in the configuration: a local folder or a hub name."""
 
 import dataclasses
-import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,17 +8,18 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from visual.hub_name import HubName
+
 _MODEL_NAME = "a pre-trained model"
 
 ModelNameOrPath = Annotated[str, Field(min_length=1), _MODEL_NAME]
-"""A folder in the Hugging Face format, or a hub name such as `google/siglip-so400m-patch14-384`."""
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+"""A folder in the Hugging Face format, or a hub name such as `google/siglip-so400m-patch14-384`. `name@revision` names a branch, tag
+or commit of the hub."""
 
 
 def is_missing_folder(name: str) -> bool:
     """True when `name` can only mean a local folder and that folder does not exist."""
-    return not Path(name).is_dir() and _HUB_NAME.fullmatch(name) is None
+    return not Path(name).is_dir() and HubName.parse(name) is None
 
 
 def iter_model_names(section: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

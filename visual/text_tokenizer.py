@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
 from errors import UsageError, loading
+from visual.hub_name import pretrained
 
 SENTENCEPIECE_FILE = "spiece.model"
 """The only file that SiglipTokenizer reads a vocabulary from."""
@@ -30,15 +31,15 @@ def load_text_tokenizer(name: str, model_type: str, key: str) -> Any:
         UsageError: it cannot be loaded, or a package or file that it needs is missing.
     """
     with loading(key, name):
-        declared = str(get_tokenizer_config(name).get("tokenizer_class") or "").removesuffix("Fast")
+        declared = str(get_tokenizer_config(**pretrained(name)).get("tokenizer_class") or "").removesuffix("Fast")
     if model_type == "siglip" and declared in ("GemmaTokenizer", "Siglip2Tokenizer"):
         with loading(key, name):
             # Stated here, because the end token would otherwise depend on tokenizer.json.
-            return Siglip2Tokenizer.from_pretrained(name, add_bos_token=False, add_eos_token=True)
+            return Siglip2Tokenizer.from_pretrained(**pretrained(name), add_bos_token=False, add_eos_token=True)
     if model_type == "siglip" and declared in ("SiglipTokenizer", ""):
         _check_sentencepiece(name, key)
     with loading(key, name):
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(**pretrained(name))
 
 
 def _check_sentencepiece(name: str, key: str) -> None:
@@ -47,6 +48,12 @@ def _check_sentencepiece(name: str, key: str) -> None:
     if missing := [package for package, available in packages.items() if not available]:
         raise UsageError(f"{key}: the tokenizer of {name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     with loading(key, name):
-        file = cached_file(name, SENTENCEPIECE_FILE, _raise_exceptions_for_missing_entries=False)
+        source = pretrained(name)
+        file = cached_file(
+            source["pretrained_model_name_or_path"],
+            SENTENCEPIECE_FILE,
+            revision=source.get("revision"),
+            _raise_exceptions_for_missing_entries=False,
+        )
     if file is None:
         raise UsageError(f"{key}: {name} has no {SENTENCEPIECE_FILE}, the file that a SiglipTokenizer reads its vocabulary from")

@@ -29,6 +29,7 @@ from dataset.sample import IMAGE_PLACEHOLDER
 from errors import UsageError, loading
 from model.kernels.device_capability import default_dtype
 from model.quantization import disable_avx512bf16, quantization_config
+from visual.hub_name import pretrained
 from visual.image_processor import load_image_processor
 
 NOT_QUANTISED = ["vision_model", "qformer", "language_projection", "language_model.lm_head"]
@@ -201,17 +202,17 @@ def load(system: Blip2System, device: torch.device | str, dtype: torch.dtype | N
     where = f"system {system.name}, path"
     dtype = dtype or default_dtype(device)
     with loading(where, system.path):
-        config = AutoConfig.from_pretrained(system.path)
+        config = AutoConfig.from_pretrained(**pretrained(system.path))
     if config.model_type != "blip-2":
         raise UsageError(f"{where}: {system.path} is a {config.model_type} model, the system's kind says blip2")
     quantized = quantization_config(system.quantization, dtype, skip_modules=NOT_QUANTISED)
     options = {} if quantized is None else {"quantization_config": quantized}
     with loading(where, system.path):
         # Not Blip2Processor, which adds a token to the tokenizer.
-        tokenizer = AutoTokenizer.from_pretrained(system.path)
+        tokenizer = AutoTokenizer.from_pretrained(**pretrained(system.path))
         image_processor = load_image_processor(system.path)
         model, report = Blip2ForConditionalGeneration.from_pretrained(
-            system.path, config=config, dtype=dtype, device_map={"": device}, output_loading_info=True, **options
+            **pretrained(system.path), config=config, dtype=dtype, device_map={"": device}, output_loading_info=True, **options
         )
     if report["missing_keys"]:
         raise UsageError(f"{where}: {system.path} lacks weights, such as {min(report['missing_keys'])}")

@@ -11,6 +11,7 @@ from errors import UsageError, loading
 from model.checkpoint_manifest import verify
 from model.quantization import Quantization, disable_avx512bf16, quantization_config
 from model.siglip_qwen.processor import PROMPTS_FILE, Processor
+from visual.hub_name import pretrained
 from visual.image_processor import load_image_processor
 
 NOT_QUANTISED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
@@ -36,9 +37,9 @@ def load(
     options = {} if quantized is None else {"quantization_config": quantized}
     with loading("checkpoint", str(folder)):
         prompts = json.loads(path.read_text(encoding="utf-8")) if (path := folder / PROMPTS_FILE).is_file() else {}
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(**pretrained(folder))
         image_processor = load_image_processor(str(folder))
-        model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, device_map={"": device}, **options)
+        model = LlavaForConditionalGeneration.from_pretrained(**pretrained(folder), dtype=dtype, device_map={"": device}, **options)
     config = model.config
     if config.vision_feature_select_strategy != "full" or not tokenizer.chat_template:
         raise UsageError(f"{folder}: a LLaVA model, but not one that tools/export.py wrote (all patches and a chat template are expected)")

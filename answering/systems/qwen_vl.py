@@ -23,6 +23,7 @@ from model.kernels.device_capability import default_dtype
 from model.quantization import disable_avx512bf16, quantization_config
 from model.siglip_qwen.chat_template import check_answers_follow
 from model.siglip_qwen.processor import Processor
+from visual.hub_name import pretrained
 from visual.image_processor import load_image_processor
 
 CLASSES = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
@@ -121,17 +122,19 @@ def load(system: QwenVlSystem, device: torch.device | str, dtype: torch.dtype | 
     where = f"system {system.name}, path"
     dtype = dtype or default_dtype(device)
     with loading(where, system.path):
-        config = AutoConfig.from_pretrained(system.path)
+        config = AutoConfig.from_pretrained(**pretrained(system.path))
     if config.model_type != system.kind:
         raise UsageError(f"{where}: {system.path} is a {config.model_type} model, the system's kind says {system.kind}")
     with loading(where, system.path):
-        tokenizer = AutoTokenizer.from_pretrained(system.path)
+        tokenizer = AutoTokenizer.from_pretrained(**pretrained(system.path))
         image_processor = load_image_processor(system.path)
     if not tokenizer.chat_template:
         raise UsageError(f"{where}: the tokenizer of {system.path} has no chat template")
     check_answers_follow(tokenizer, f"{where}: {system.path}")
     with loading(where, system.path):
-        model = CLASSES[system.kind].from_pretrained(system.path, config=config, dtype=dtype, **_load_options(system, device, dtype))
+        model = CLASSES[system.kind].from_pretrained(
+            **pretrained(system.path), config=config, dtype=dtype, **_load_options(system, device, dtype)
+        )
     disable_avx512bf16(model)
     return QwenVlAnswerer(model.eval(), tokenizer, image_processor, system)
 

@@ -1,7 +1,7 @@
 """Downloads pre-trained models from the Hugging Face hub or from ModelScope.
 
-Files from the hub go to its cache, where from_pretrained finds them by name; files from ModelScope go to a folder. Interrupted
-downloads are resumed, also within a file, and cached files are skipped.
+A model is named as in the configuration, `name` or `name@revision`. Each hub's own client downloads: from the Hugging Face hub to its
+cache, where from_pretrained finds the files by name, from ModelScope to a folder. Complete files are not downloaded again.
 """
 
 import hashlib
@@ -12,18 +12,21 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Protocol
 
 from errors import TesseraError, UsageError
-from progress import Progress
+from visual.hub_name import HubName
+from visual.hub_responses import check_hub_responses, is_safe_path
 
 INSTALL_MODELSCOPE = "--source modelscope needs its client: pip install modelscope"
 
-RESUMABLE_BYTES = 10 << 20
-"""Files of at least this size are downloaded resumably. The hub's own client restarts a file in a new process."""
-
-_TEXT_FILES = re.compile(r"[^/]+\.(json|txt|jinja|model)|README\.md|LICENSE[^/]*")
-_WEIGHT_FILES = (re.compile(r"model(-\d+-of-\d+)?\.safetensors"), re.compile(r"[^/]+\.safetensors"), re.compile(r"pytorch_model[^/]*\.bin"))
+# The names of files are patterns for the clients, so none may have a wildcard; none has a folder.
+_TEXT_FILES = re.compile(r"[\w.-]+\.(json|txt|jinja|model)|README\.md|LICENSE[\w.-]*")
+_WEIGHT_FILES = (
+    re.compile(r"model(-\d+-of-\d+)?\.safetensors"),
+    re.compile(r"[\w.-]+\.safetensors"),
+    re.compile(r"pytorch_model[\w.-]*\.bin"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,27 +79,24 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
         raise UsageError(f"{folder}: the download needs {format_bytes(needed_bytes)}, but only {format_bytes(free)} are free")
 
 
-def verify_download(path: Path, file: RemoteFile, digest: str) -> None:
-    """Check a download against its size and hash.
+def verify_download(path: Path, file: RemoteFile) -> None:
+    """Check a file in the hub's cache against the size and hash that the hub states.
 
     Args:
-        path: downloaded file.
+        path: the file in a snapshot. It links to its content, whose name is the SHA-256 of a large file; where the cache has no links,
+            and for small files, which have the hash of Git, the size alone is checked.
         file: its size in the repository.
-        digest: SHA-256 in hexadecimal; other values (Git hashes of small files) are not checked.
 
     Raises:
-        TesseraError: the file is incomplete, or it is corrupt, in which case it is removed.
+        TesseraError: the file is damaged; it is removed.
     """
-    size = path.stat().st_size
-    if size < file.size:
-        raise TesseraError(
-            f"{file.path}: download stopped after {format_bytes(size)} of {format_bytes(file.size)}; run the command again to resume"
-        )
-    with path.open("rb") as content:
-        is_sha256 = re.fullmatch(r"[0-9a-f]{64}", digest)
-        has_same_hash = not is_sha256 or hashlib.file_digest(content, "sha256").hexdigest() == digest
-    if size > file.size or not has_same_hash:
+    content = path.resolve()
+    with content.open("rb") as opened:
+        is_sha256 = re.fullmatch(r"[0-9a-f]{64}", content.name)
+        has_same_hash = not is_sha256 or hashlib.file_digest(opened, "sha256").hexdigest() == content.name
+    if content.stat().st_size != file.size or not has_same_hash:
         path.unlink()
+        content.unlink(missing_ok=True)
         raise TesseraError(f"{file.path} was corrupt and has been removed; run the command again")
 
 
@@ -112,6 +112,9 @@ def format_bytes(size: float) -> str:
 class Hub:
     """The Hugging Face hub. Downloads go to its cache."""
 
+    def __init__(self) -> None:
+        check_hub_responses()
+
     @property
     def folder(self) -> Path:
         from huggingface_hub import constants
@@ -121,60 +124,31 @@ class Hub:
     def files(self, name: str) -> list[RemoteFile]:
         from huggingface_hub import snapshot_download
 
+        model = _hub_name(name)
         with self._describe_errors(name):
-            listing = snapshot_download(name, dry_run=True)
+            listing = snapshot_download(model.repository, revision=model.revision, dry_run=True)
         return [RemoteFile(file.filename, file.file_size or 0, not file.will_download) for file in listing]
 
     def fetch(self, name: str, files: list[RemoteFile]) -> Path:
         from huggingface_hub import snapshot_download
 
+        model = _hub_name(name)
         with self._describe_errors(name):
-            for file in files:
-                if file.size >= RESUMABLE_BYTES and not file.is_cached:
-                    self._fetch_resumable(name, file)
-            return Path(snapshot_download(name, allow_patterns=[file.path for file in files]))
+            folder = Path(snapshot_download(model.repository, revision=model.revision, allow_patterns=[file.path for file in files]))
+        for file in files:
+            if not file.is_cached:
+                verify_download(folder / file.path, file)
+        return folder
 
     def _describe_errors(self, name: str) -> AbstractContextManager[None]:
         from huggingface_hub import errors
 
         return describe_client_errors("the Hugging Face hub", name, errors)
 
-    def _fetch_resumable(self, name: str, file: RemoteFile) -> None:
-        """Download a file into the cache as a blob named by its hash; the hub's client then finds it there and only links it."""
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
-        from huggingface_hub.file_download import repo_folder_name
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
-
-        url = hf_hub_url(name, file.path)
-        digest = get_hf_file_metadata(url).etag or ""
-        blobs = self.folder / repo_folder_name(repo_id=name, repo_type="model") / "blobs"
-        blobs.mkdir(parents=True, exist_ok=True)
-        if (blobs / digest).exists():
-            return
-        partial = blobs / f"{digest}.partial"
-        start = partial.stat().st_size if partial.exists() else 0
-        if start < file.size:
-            headers = {**build_hf_headers(), "Range": f"bytes={start}-", "Accept-Encoding": "identity"}
-            with get_session().stream("GET", url, headers=headers, follow_redirects=True) as response:
-                hf_raise_for_status(response)
-                self._write(response, partial, start if response.status_code == 206 else 0, file)
-        verify_download(partial, file, digest)
-        partial.replace(blobs / digest)
-
-    def _write(self, response: Any, partial: Path, start: int, file: RemoteFile) -> None:
-        """Write the response body to `partial` from byte `start` on; 0 restarts, for servers that ignore the Range header."""
-        with partial.open("r+b" if start else "wb") as out, Progress(file.path, file.size >> 20, "MiB") as progress:
-            out.seek(start)
-            progress.update(start >> 20)
-            for chunk in response.iter_raw():
-                before = out.tell() >> 20
-                out.write(chunk)
-                progress.update((out.tell() >> 20) - before)
-
 
 @dataclass(frozen=True)
 class ModelScope:
-    """ModelScope. Downloads go to `target_folder`/<name>, because from_pretrained does not search ModelScope's cache."""
+    """ModelScope. Downloads go to `target_folder`/<name>, or <name@revision>, since from_pretrained does not search its cache."""
 
     target_folder: Path
 
@@ -191,8 +165,12 @@ class ModelScope:
     def files(self, name: str) -> list[RemoteFile]:
         from modelscope import HubApi
 
+        model = _hub_name(name)
         with self._describe_errors(name):
-            listing = HubApi().get_model_files(name, recursive=True)
+            listing = HubApi().get_model_files(model.repository, recursive=True, **_revision(model))
+        for file in listing:
+            if not is_safe_path(file["Path"]):
+                raise TesseraError(f"{name}: ModelScope names a file {file['Path']!r:.200}, which lies outside of its folder")
         return [
             RemoteFile(str(file["Path"]), int(file["Size"] or 0), self._is_cached(name, file["Path"], file["Size"])) for file in listing
         ]
@@ -200,8 +178,11 @@ class ModelScope:
     def fetch(self, name: str, files: list[RemoteFile]) -> Path:
         from modelscope import snapshot_download
 
+        model, patterns = _hub_name(name), [file.path for file in files]
         with self._describe_errors(name):
-            return Path(snapshot_download(name, local_dir=str(self.target_folder / name), allow_patterns=[file.path for file in files]))
+            return Path(
+                snapshot_download(model.repository, local_dir=str(self.target_folder / name), allow_patterns=patterns, **_revision(model))
+            )
 
     def _describe_errors(self, name: str) -> AbstractContextManager[None]:
         from modelscope.hub import errors  # type: ignore[import-not-found]
@@ -211,6 +192,18 @@ class ModelScope:
     def _is_cached(self, name: str, path: str, size: int | None) -> bool:
         local = self.target_folder / name / path
         return local.is_file() and local.stat().st_size == size
+
+
+def _hub_name(name: str) -> HubName:
+    """Raises UsageError if it is none."""
+    hub_name = HubName.parse(name)
+    if hub_name is None:
+        raise UsageError(f"{name}: expected a hub name such as Qwen/Qwen3-1.7B, or name@revision")
+    return hub_name
+
+
+def _revision(model: HubName) -> dict[str, str]:
+    return {} if model.revision is None else {"revision": model.revision}
 
 
 @contextmanager

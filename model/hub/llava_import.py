@@ -12,12 +12,13 @@ from errors import UsageError, loading
 from model.siglip_qwen.assembly import LANGUAGE_FAMILIES
 from model.siglip_qwen.connector import Connector
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
+from visual.hub_name import pretrained
 
 
 def read_config(folder: Path) -> VisionLanguageConfig:
     """The config of the same model in our class. Raises UsageError naming the first setting that it does not have."""
     with loading("LLaVA folder", str(folder)):
-        config = LlavaConfig.from_pretrained(folder)
+        config = LlavaConfig.from_pretrained(**pretrained(folder))
     _check_supported(folder, config)
     layer = config.vision_feature_layer
     return VisionLanguageConfig(
@@ -34,7 +35,7 @@ def load(folder: Path) -> VisionLanguageModel:
     """The model, frozen, on the CPU, in the dtype of its files. Raises UsageError as `read_config`, and when weights are missing."""
     config = read_config(folder)
     with loading("LLaVA folder", str(folder)):
-        llava, report = LlavaForConditionalGeneration.from_pretrained(folder, dtype="auto", output_loading_info=True)
+        llava, report = LlavaForConditionalGeneration.from_pretrained(**pretrained(folder), dtype="auto", output_loading_info=True)
     missing = sorted(key for key in report["missing_keys"] if ".head." not in key)  # the pooling head is not used
     if missing:
         raise UsageError(f"{folder}: weights are missing, such as {missing[0]}")

@@ -9,6 +9,7 @@ import yaml
 
 from dataset.sample import Language, Prompts, Task, join_parts
 from model.siglip_qwen.config import ModelConfig
+from visual.hub_name import HubName
 
 LLAVA_USAGE = """\
 ```python
@@ -65,7 +66,7 @@ def model_card(
     """
     base_models = (settings.vision, settings.language)
     front_matter: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "license": "other"}
-    hub_models = [name for name in base_models if not Path(name).is_dir()]
+    hub_models = [model.repository for name in base_models if not Path(name).is_dir() and (model := HubName.parse(name))]
     if hub_models:
         front_matter["base_model"] = hub_models
     sections = [

@@ -19,6 +19,7 @@ from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.connector import Connector, num_image_tokens
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 from visual import siglip
+from visual.hub_name import pretrained
 
 LANGUAGE_FAMILIES = ("qwen2", "qwen3")
 """Supported `model_type`: qwen2 (dense causal Qwen 2 and 2.5) and qwen3."""
@@ -39,7 +40,7 @@ def read_vocab_size(config: ModelConfig) -> int:
 def language_config(name: str) -> PreTrainedConfig:
     """Config of a causal Qwen. Raises UsageError when it cannot be loaded or has another `model_type`."""
     with loading("model.language", name):
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(**pretrained(name))
     if config.model_type not in LANGUAGE_FAMILIES:
         raise UsageError(f"model.language: {name} is a {config.model_type} model; a dense causal Qwen 2, 2.5 or 3 is expected")
     return config
@@ -215,7 +216,7 @@ def _load_language_model(
     if quantized is not None:
         options |= {"quantization_config": quantized, "device_map": {"": device}}
     with loading("model.language", name):
-        model, report = AutoModelForCausalLM.from_pretrained(name, **options)
+        model, report = AutoModelForCausalLM.from_pretrained(**pretrained(name), **options)
     if report["missing_keys"]:
         raise UsageError(f"model.language: {name} lacks weights of the language model, such as {min(report['missing_keys'])}")
     disable_avx512bf16(model)

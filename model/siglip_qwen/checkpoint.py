@@ -31,6 +31,7 @@ from model.quantization import Quantization, disable_avx512bf16, quantization_co
 from model.siglip_qwen.assembly import build, build_from_model, build_shape, causal_language_model
 from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
+from visual.hub_name import pretrained
 
 WEIGHTS_NAME, ADAPTER_CONFIG_NAME, LANGUAGE_FOLDER = "adapter_model.safetensors", "adapter_config.json", "language"
 
@@ -263,7 +264,7 @@ def _load_trained(model: VisionLanguageModel | PeftModel, folder: Path) -> None:
 
 def _load_language_model(model: VisionLanguageModel | PeftModel, folder: Path) -> None:
     with loading("checkpoint", str(folder)):
-        language = AutoModelForCausalLM.from_pretrained(folder / LANGUAGE_FOLDER, dtype=torch.float32)
+        language = AutoModelForCausalLM.from_pretrained(**pretrained(folder / LANGUAGE_FOLDER), dtype=torch.float32)
     base_model(model).model.language_model.load_state_dict(language.model.state_dict())
     base_model(model).lm_head.load_state_dict(language.lm_head.state_dict())
 
@@ -284,7 +285,7 @@ def _load_merged(
     quantized = None if dtype == "auto" else quantization_config(quantization, dtype, skip_modules)
     options = {} if quantized is None else {"quantization_config": quantized, "device_map": {"": device}}
     with loading("checkpoint", str(folder)):
-        model: VisionLanguageModel = VisionLanguageModel.from_pretrained(folder, dtype=dtype, **options)
+        model: VisionLanguageModel = VisionLanguageModel.from_pretrained(**pretrained(folder), dtype=dtype, **options)
     disable_avx512bf16(model)
     model.requires_grad_(False).eval()
     if quantized is None:

@@ -25,6 +25,7 @@ from model.siglip_qwen.config import ModelConfig
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from visual import siglip
+from visual.hub_name import pretrained
 
 KEY = "train.init_from"
 
@@ -187,7 +188,7 @@ def _check_same_architecture(folder: Path, part: _Part, keys: frozenset[str]) ->
 def _check_same_vocabulary(folder: Path, processor: Processor, vocab_size: int) -> None:
     """The run's tokens must have the ids with which the weights were trained; the image token has no embedding of its own."""
     with loading(KEY, str(folder)):
-        known = AutoTokenizer.from_pretrained(folder).get_vocab()
+        known = AutoTokenizer.from_pretrained(**pretrained(folder)).get_vocab()
     for token, index in processor.tokenizer.get_vocab().items():
         if token != processor.image_token and known.get(token) != index:
             raise UsageError(

@@ -21,6 +21,7 @@ from errors import UsageError, loading
 from model.checkpoint_manifest import verify
 from model.siglip_qwen.chat_template import ChatTemplateParts, chat_template_parts, check_answers_follow
 from renamed_keys import with_new_keys
+from visual.hub_name import pretrained
 
 PROCESSOR_SETTINGS_FILE = "tessera_processor.json"
 """Processor settings that the files of the tokenizer and of the image processor do not contain."""
@@ -99,7 +100,7 @@ class Processor:
             UsageError: a model cannot be loaded, is not supported, or its embedding has no row for the image token.
         """
         with loading("model.language", language):
-            tokenizer = AutoTokenizer.from_pretrained(language)
+            tokenizer = AutoTokenizer.from_pretrained(**pretrained(language))
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise UsageError(f"model.language: {language} has no fast tokenizer (tokenizer.json); Qwen 2, 2.5 and 3 have one")
         if not tokenizer.chat_template:
@@ -107,7 +108,7 @@ class Processor:
         check_answers_follow(tokenizer, f"model.language: {language}")
         with loading("model.vision", vision):
             # Explicitly the Pillow one: AutoImageProcessor resizes with torchvision where that is installed, which gives other pixels.
-            image_processor = SiglipImageProcessorPil.from_pretrained(vision)
+            image_processor = SiglipImageProcessorPil.from_pretrained(**pretrained(vision))
         if not {"height", "width"} <= set(dict(image_processor.size)):
             raise UsageError(
                 f"model.vision: {vision} has no fixed resolution (found size {dict(image_processor.size)}); NaFlex models are not supported"
@@ -146,8 +147,8 @@ class Processor:
             raise UsageError(f"{folder}: not a checkpoint ({reason})")
         with loading("checkpoint", str(folder)):
             settings = with_new_keys("model", json.loads((folder / PROCESSOR_SETTINGS_FILE).read_text(encoding="utf-8")))
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            image_processor = SiglipImageProcessorPil.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(**pretrained(folder))
+            image_processor = SiglipImageProcessorPil.from_pretrained(**pretrained(folder))
             return cls(tokenizer, image_processor, **settings)
 
     def prompt(self, messages: Sequence[Message], num_images: int) -> list[int]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from dataset.loading.image_io import MAX_PIXELS, open_image
 from visual.clip_scorer import ClipScorer
+from visual.hub_name import pretrained
 
 _IMAGE_PROCESSOR_KEYS = (
     "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
@@ -37,7 +38,7 @@ class ClipEncoder:
 
     def __init__(self, scorer: ClipScorer, name: str, max_pixels: int = MAX_PIXELS):
         self.scorer, self.max_pixels = scorer, max_pixels
-        self.embedding_model = EmbeddingModel(name, fingerprint(scorer), self.texts(["a"]).shape[1])
+        self.embedding_model = EmbeddingModel(name, fingerprint(scorer, name), self.texts(["a"]).shape[1])
 
     def pixels(self, data: bytes) -> torch.Tensor:
         """Preprocessed pixels of an image file [1, 3, height, width]. Does not use the model, so it may run in any thread.
@@ -61,15 +62,15 @@ class ClipEncoder:
         return np.asarray(self.scorer.text_features(texts))
 
 
-def fingerprint(scorer: ClipScorer) -> str:
+def fingerprint(scorer: ClipScorer, name: str) -> str:
     """A hash of the weights and the image preprocessing, as 16 hexadecimal digits.
 
     Weights are hashed as bf16, so that a model loaded in bf16 on a GPU has the same fingerprint as in fp32 on a CPU. One that was
-    loaded in fp16 is read again: fp16 has rounded away other bits.
+    loaded in fp16 is read again: fp16 has rounded away other bits. name: the folder or hub name that it was loaded from.
     """
     model = scorer.model
     if model.dtype == torch.float16:
-        model = type(model).from_pretrained(model.name_or_path, dtype=torch.bfloat16)
+        model = type(model).from_pretrained(**pretrained(name), dtype=torch.bfloat16)
     digest = hashlib.blake2b(digest_size=8)
     settings = scorer.image_processor.to_dict()
     digest.update(json.dumps({key: _normalise_setting(settings.get(key)) for key in _IMAGE_PROCESSOR_KEYS}, sort_keys=True).encode())

@@ -1,14 +1,11 @@
 """tools/download.py with the real client against a local hub; no network."""
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,81 +15,9 @@ import yaml
 
 from errors import TesseraError, UsageError
 from model.hub.download import ModelScope, RemoteFile, check_disk_space, format_bytes, select_files
+from tests.tools.fake_hub import FakeHub, handler
 
 ROOT = Path(__file__).parents[2]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-CUT = 5 << 20
-"""Number of bytes after which a response is cut off."""
-
-
-@dataclass
-class FakeHub:
-    """Repositories, and the requests for them. `cut`: cut off the next large response."""
-
-    repositories: dict[str, dict[str, bytes]]
-    url: str = ""
-    cut: bool = False
-    ranges: list[str | None] = field(default_factory=list)
-    fetched: list[str] = field(default_factory=list)
-
-
-def handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_HEAD(self) -> None:
-            self.file(body=False)
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if not path.startswith("/api/models/"):
-                return self.file(body=True)
-            name = "/".join(path.split("/")[3:5])
-            if name not in hub.repositories:
-                return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-            files = hub.repositories[name]
-            if "/tree/" in path:
-                content: Any = [
-                    {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()} for path, data in files.items()
-                ]
-            else:
-                content = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files]}
-            return self.answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
-
-        def file(self, body: bool) -> None:
-            parts = self.path.partition("?")[0].strip("/").split("/", 4)
-            if len(parts) < 5:
-                return self.answer(404, b"", {})
-            owner, repository, _, _, path = parts
-            data = hub.repositories[f"{owner}/{repository}"][path]
-            digest = hashlib.sha256(data) if path.endswith(".safetensors") else hashlib.sha1(data)
-            headers = {"ETag": f'"{digest.hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-            if not body:
-                return self.answer(200, data, headers, body=False)
-            hub.fetched.append(path)
-            byte_range = self.headers.get("Range")
-            if len(data) > CUT:
-                hub.ranges.append(byte_range)
-            start = int(byte_range.removeprefix("bytes=").split("-")[0]) if byte_range else 0
-            if byte_range:
-                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            cut = hub.cut and len(data) > CUT
-            hub.cut = hub.cut and not cut
-            return self.answer(206 if byte_range else 200, data[start:], headers, limit=CUT if cut else None)
-
-        def answer(self, status: int, data: bytes, headers: dict[str, str], body: bool = True, limit: int | None = None) -> None:
-            self.send_response(status)
-            for key, value in {**headers, "Content-Length": str(len(data))}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if body:
-                self.wfile.write(data[:limit])
-            self.close_connection = limit is not None
-
-    return Handler
 
 
 @pytest.fixture
@@ -156,29 +81,67 @@ def test_sizes_are_printed_first_and_only_missing_files_are_downloaded(command: 
     assert not hub.fetched
 
 
-def test_an_interrupted_download_resumes_in_the_middle_of_the_file(command: Command, hub: FakeHub) -> None:
+def test_a_download_that_is_cut_off_goes_on_in_the_middle_of_the_file(command: Command, hub: FakeHub) -> None:
     hub.cut = True
     status, _, error = command.run()
-    assert status == 1
-    assert "maker/siglip: the Hugging Face hub cannot be reached (no network?); run the command again to resume" in error.splitlines()[-1]
-    status, _, error = command.run()
     assert status == 0, error
-    assert hub.ranges == ["bytes=0-", f"bytes={CUT}-"]
+    # The client writes, and so goes on, in steps of 10 MiB.
+    assert hub.ranges == [None, f"bytes={10 << 20}-"]
     (weights,) = command.folder.glob("home/hub/models--maker--siglip/snapshots/*/model.safetensors")
     assert weights.read_bytes() == hub.repositories["maker/siglip"]["model.safetensors"]
-    assert not list(command.folder.rglob("*.partial"))
 
 
 def test_a_damaged_file_is_removed_and_downloaded_again(command: Command, hub: FakeHub) -> None:
-    hub.cut = True
-    command.run()
-    (partial,) = command.folder.rglob("*.partial")
-    with partial.open("r+b") as content:
-        content.write(b"xx")
+    hub.damage = True
     status, _, error = command.run()
     assert status == 1
     assert "model.safetensors was corrupt and has been removed; run the command again" in error
-    assert command.run()[0] == 0
+    assert not list(command.folder.rglob("model.safetensors"))
+    hub.fetched.clear()
+    status, _, error = command.run()
+    assert status == 0, error
+    assert "model.safetensors" in hub.fetched and "README.md" not in hub.fetched
+
+
+def test_a_revision_is_downloaded_and_loaded_by_its_name(command: Command, hub: FakeHub) -> None:
+    hub.repositories["maker/siglip@v1"] = {"config.json": b'{"model_type": "siglip", "vision_config": {"image_size": 48, "patch_size": 8}}'}
+    status, out, error = command.run("model.vision=maker/siglip@v1")
+    assert status == 0, error
+    assert "model.vision: maker/siglip@v1, 1 files" in out
+    (ref,) = command.folder.glob("home/hub/models--maker--siglip/refs/*")
+    (config,) = command.folder.glob("home/hub/models--maker--siglip/snapshots/*/config.json")
+    assert (ref.name, ref.read_text()) == ("v1", config.parent.name)
+    load = "from visual.siglip import vision_config; print(vision_config('maker/siglip@v1').image_size)"
+    offline = {**command.environment, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    loaded = subprocess.run([sys.executable, "-c", load], env=offline, capture_output=True, text=True, check=False)
+    assert loaded.stdout == "48\n", loaded.stderr
+
+
+OUTSIDE = "../../../../../../escaped"
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        {"etag": OUTSIDE},
+        {"etag": "FOLDER/escaped"},
+        {"etag": ".."},
+        {"commit": OUTSIDE},
+        {"oid": OUTSIDE},
+        {"listed": f"{OUTSIDE}.json"},
+        {"listed": "FOLDER/escaped.json"},
+        {"listed": "..\\..\\escaped.json"},
+    ],
+)
+def test_nothing_that_a_server_names_is_written_outside_of_the_cache(command: Command, hub: FakeHub, attack: dict[str, str]) -> None:
+    for key, value in attack.items():
+        setattr(hub, key, value.replace("FOLDER", str(command.folder)))
+    before = set(command.folder.iterdir())
+    status, _, error = command.run()
+    assert status == 1
+    assert len(error.splitlines()) == 1 and "nothing was written" in error, error
+    assert not list(command.folder.rglob("*escaped*"))
+    assert {path.name for path in set(command.folder.iterdir()) - before} <= {"home"}
 
 
 def test_no_network_is_one_line(tmp_path: Path) -> None:
@@ -226,9 +189,11 @@ def test_modelscope_downloads_into_a_folder_and_prints_the_overrides(tmp_path: P
     (tmp_path / "modelscope" / "__init__.py").write_text(
         "from pathlib import Path\n"
         "class HubApi:\n"
-        "    def get_model_files(self, model_id, recursive):\n"
+        "    def get_model_files(self, model_id, recursive, revision='master'):\n"
+        "        assert (model_id, revision) in [('maker/siglip', 'v1'), ('maker/qwen', 'master')]\n"
         "        return [{'Path': 'config.json', 'Size': 2}, {'Path': 'model.safetensors', 'Size': 3}, {'Path': 'a.bin', 'Size': 9}]\n"
-        "def snapshot_download(model_id, local_dir, allow_patterns):\n"
+        "def snapshot_download(model_id, local_dir, allow_patterns, revision='master'):\n"
+        "    assert (model_id, revision) in [('maker/siglip', 'v1'), ('maker/qwen', 'master')]\n"
         "    Path(local_dir).mkdir(parents=True)\n"
         "    for name in allow_patterns:\n"
         "        (Path(local_dir) / name).write_bytes(b'x' * (2 if name == 'config.json' else 3))\n"
@@ -236,11 +201,19 @@ def test_modelscope_downloads_into_a_folder_and_prints_the_overrides(tmp_path: P
     )
     command = Command(tmp_path, "http://127.0.0.1:1")
     command.import_from(tmp_path)
-    status, out, error = command.run("--source", "modelscope", "--into", "here")
+    arguments = ("--source", "modelscope", "--into", "here", "model.vision=maker/siglip@v1")
+    status, out, error = command.run(*arguments)
     assert status == 0, error
-    assert "use with: model.vision=here/maker/siglip model.language=here/maker/qwen" in out
-    assert sorted(path.name for path in (tmp_path / "here/maker/siglip").iterdir()) == ["config.json", "model.safetensors"]
-    assert "total to download: 0 B" in command.run("--source", "modelscope", "--into", "here")[1]
+    assert "use with: model.vision=here/maker/siglip@v1 model.language=here/maker/qwen" in out
+    assert sorted(path.name for path in (tmp_path / "here/maker/siglip@v1").iterdir()) == ["config.json", "model.safetensors"]
+    assert "total to download: 0 B" in command.run(*arguments)[1]
+
+
+@pytest.mark.parametrize("path", ["../config.json", "/tmp/config.json", "a/../../config.json", "..\\config.json"])
+def test_a_file_of_modelscope_outside_of_its_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    scope = modelscope_with(lambda *_, **__: [{"Path": path, "Size": 1}], tmp_path, monkeypatch)
+    with pytest.raises(TesseraError, match="which lies outside of its folder"):
+        scope.files("a/b")
 
 
 class NotThereError(Exception):
@@ -265,9 +238,15 @@ def test_an_error_in_our_code_is_not_reported_as_one_of_modelscope(tmp_path: Pat
 
 
 def modelscope_that_raises(error: Exception, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModelScope:
+    def get_model_files(*_: object, **__: object) -> None:
+        raise error
+
+    return modelscope_with(get_model_files, folder, monkeypatch)
+
+
+def modelscope_with(listing: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModelScope:
     class HubApi:
-        def get_model_files(self, *_: object, **__: object) -> None:
-            raise error
+        get_model_files = staticmethod(listing)
 
     errors = SimpleNamespace(NotThereError=NotThereError)
     monkeypatch.setitem(sys.modules, "modelscope", SimpleNamespace(HubApi=HubApi))
@@ -284,6 +263,8 @@ def test_weights_are_downloaded_in_one_format_only() -> None:
     assert selected("model.safetensors", "model.fp16.safetensors") == ["model.safetensors"]
     assert selected("config.json", "pytorch_model.bin", "flax_model.msgpack") == ["config.json", "pytorch_model.bin"]
     assert selected("chat_template.jinja", "onnx/model.onnx", "LICENSE", "x.gguf") == ["chat_template.jinja", "LICENSE"]
+    # The client takes a name for a pattern.
+    assert selected("*.json", "[a-z].json", "../a.json", "config.json") == ["config.json"]
 
 
 def test_a_full_disk_is_reported_before_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

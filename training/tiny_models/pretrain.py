@@ -18,6 +18,7 @@ from training.tiny_models.data.tokenizer_corpus import SEED, tokenizer_corpus
 from training.tiny_models.language_pretraining import qwen3_task, qwen3_vl_task
 from training.tiny_models.model_cards import ModelCard, parse_previous_runs
 from training.tiny_models.pretraining_loop import Recipe, Task, fit
+from visual.hub_name import pretrained
 
 RECIPES = {
     "siglip": Recipe(steps=2000, batch_size=256, learning_rate=1e-3),
@@ -96,7 +97,7 @@ def _pretrain_model(folder: Path, model_name: str, settings: PretrainingSettings
     runs, earlier_runs = _previous_runs(folder / model_name) if settings.further else (0, "")
     started_from = (earlier_runs,) if runs else _warm_start(folder, model_name, model)
     if runs:
-        model.load_state_dict(type(model).from_pretrained(folder / model_name, dtype=torch.float32).state_dict())
+        model.load_state_dict(type(model).from_pretrained(**pretrained(folder / model_name), dtype=torch.float32).state_dict())
     scene_seed = SEED + len(TINY_MODELS) * (seed + _SEEDS * runs) + TINY_MODELS.index(model_name)
     task = _task(model_name, model.to(device), tokenizer, scene_seed, recipe, settings.further)
     state_file = folder / f".{model_name}.{device.type}.{seed}.{runs}.pt"
@@ -140,11 +141,13 @@ def _warm_start(folder: Path, model_name: str, model: PreTrainedModel) -> tuple[
     sources = {"clip": ("siglip",), "qwen3_vl": ("qwen3", "siglip")}.get(model_name, ())
     if not sources or not all((folder / source / "config.json").exists() for source in sources):
         return ()
-    siglip = SiglipModel.from_pretrained(folder / "siglip", dtype=torch.float32)
+    siglip = SiglipModel.from_pretrained(**pretrained(folder / "siglip"), dtype=torch.float32)
     if model_name == "clip":
         warm_start.clip_from_siglip(model, siglip)
     else:
-        warm_start.qwen3_vl_from_models(model, Qwen3ForCausalLM.from_pretrained(folder / "qwen3", dtype=torch.float32), siglip)
+        warm_start.qwen3_vl_from_models(
+            model, Qwen3ForCausalLM.from_pretrained(**pretrained(folder / "qwen3"), dtype=torch.float32), siglip
+        )
     return sources
 
 

@@ -27,19 +27,19 @@ def changed_clip(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_fingerprint_depends_on_weights_and_preprocessing_only(parts: Path, changed_clip: Path, tmp_path: Path) -> None:
-    original = fingerprint(load_scorer(str(parts / "clip")))
+    original = fingerprint(load_scorer(str(parts / "clip")), str(parts / "clip"))
     moved = shutil.copytree(parts / "clip", tmp_path / "moved")
-    assert fingerprint(load_scorer(str(moved))) == original
-    assert fingerprint(load_scorer(str(moved), dtype=torch.bfloat16)) == original
-    assert fingerprint(load_scorer(str(changed_clip))) != original
+    assert fingerprint(load_scorer(str(moved)), str(moved)) == original
+    assert fingerprint(load_scorer(str(moved), dtype=torch.bfloat16), str(moved)) == original
+    assert fingerprint(load_scorer(str(changed_clip)), str(changed_clip)) != original
     weights = load_file(moved / "model.safetensors")
     precise = {key: value.float() * 1.0001 if value.is_floating_point() else value for key, value in weights.items()}
     save_file(precise, moved / "model.safetensors", metadata={"format": "pt"})
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    assert len({fingerprint(load_scorer(str(moved), dtype=dtype)) for dtype in dtypes}) == 1
+    assert len({fingerprint(load_scorer(str(moved), dtype=dtype), str(moved)) for dtype in dtypes}) == 1
     scorer = load_scorer(str(moved))
     scorer.image_processor.image_mean = [0.5, 0.5, 0.5]
-    assert fingerprint(scorer) != original
+    assert fingerprint(scorer, str(moved)) != original
 
 
 def test_an_index_of_another_model_is_refused(opener: Opener, parts: Path, changed_clip: Path, chinese_clip: Path) -> None:
