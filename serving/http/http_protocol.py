@@ -19,6 +19,9 @@ PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """An interim response, which every client of HTTP/1.1 skips (RFC 9110, 15.2). The system of a client that is gone resets the
 connection."""
 
+STREAM_PROBE = b":\n\n"
+"""The same in a stream of server-sent events that has begun: a comment."""
+
 
 class ServiceProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """The protocol of one connection. The body has the deadline of the request itself."""
@@ -47,8 +50,7 @@ class ServiceProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         if not self._response_in_progress() or self.cycle.more_body:
             return False
         self.cycle.keep_alive = False
-        if not self.cycle.response_started and self.cycle.scope["http_version"] != "1.0":
-            self.transport.write(PROBE)
+        self._send_probe()
         self._check_peer()
         return True
 
@@ -61,6 +63,15 @@ class ServiceProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def _response_in_progress(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _send_probe(self) -> None:
+        """Send what a client skips, so that one that is gone resets the connection. Parts of a stream are written whole, so it stands
+        between two of them. A client of HTTP/1.0 knows no interim response."""
+        has_chunks = self.cycle.scope["http_version"] != "1.0"
+        if self.cycle.scope["state"].get("is_event_stream"):
+            self.transport.write(b"%x\r\n%b\r\n" % (len(STREAM_PROBE), STREAM_PROBE) if has_chunks else STREAM_PROBE)
+        elif not self.cycle.response_started and has_chunks:
+            self.transport.write(PROBE)
 
     def _check_peer(self) -> None:
         """End the connection if the client has reset it; a transport whose reading side has ended does not notice that."""

@@ -89,6 +89,8 @@ class RequestMiddleware:
         async def send_response(message: Message) -> None:
             if message["type"] == "http.response.start":
                 request_state.status = message["status"]
+                # The protocol may then send a comment between two events.
+                scope["state"]["is_event_stream"] = "text/event-stream" in Headers(raw=message["headers"]).get("content-type", "")
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", request_state.request_id.encode())]}
             request_state.complete = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)

@@ -1,11 +1,13 @@
 """Clients that close their sending side after the request get their answer; clients that are gone are noticed."""
 
+import json
+import re
 import socket
 
 import httpx2
 import pytest
 
-from tests.serving.conftest import FakeAnswerer, image_file, serving, wait_for
+from tests.serving.conftest import CHAT, FakeAnswerer, image_file, serving, wait_for
 from tests.serving.http.raw_http import connect, read_response
 
 
@@ -30,6 +32,27 @@ def test_a_half_closed_client_gets_its_answer(answerer: FakeAnswerer, version: s
         assert head.startswith("HTTP/1.1 200") and b'"red!"' in body
         assert connection.recv(1) == b"", "the connection is closed after the answer"
         wait_for(lambda: service.in_progress == 0)
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_a_half_closed_client_gets_its_whole_stream(answerer: FakeAnswerer, version: str) -> None:
+    answerer.released.clear()
+    body = json.dumps(CHAT).encode()
+    head = f"POST /v1/chat/completions HTTP/{version}\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with serving(answerer) as (client, service), connect(client) as connection:
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        received = bytearray()
+        while b'"one"' not in received:
+            received += connection.recv(10_000)
+        connection.shutdown(socket.SHUT_WR)
+        while not re.search(rb"\n:\n\n|\n3\r\n:\n\n", received):
+            received += connection.recv(10_000)
+        answerer.released.set()
+        while part := connection.recv(10_000):
+            received += part
+        wait_for(lambda: service.in_progress == 0)
+    for piece in (b'" two"', b'" three"', b"data: [DONE]"):
+        assert piece in received
 
 
 def test_a_client_that_is_gone_leaves_the_queue(answerer: FakeAnswerer) -> None:
