@@ -1,6 +1,7 @@
 """Load an answerer or a scorer from its configuration."""
 
 import dataclasses
+import logging
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from answering.protocol import Answerer, Description
 from answering.reply import Reranker
 from answering.rerank.candidate_scores import CORRECTED_SUFFIX
 from answering.rerank.choose_answer import RESERVED_NAMES, RerankPlan
-from answering.rerank.fitted_reranker import find_fitted, rerank_settings
+from answering.rerank.fitted_reranker import explain_mismatch, find_fitted, rerank_settings
 from answering.rerank.image_text_scores import ImageTextScorer
 from answering.systems import blip2, llava_folder, qwen_vl
 from answering.systems.openai_endpoint.api_key import api_key
@@ -29,6 +30,8 @@ from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.processor import Processor
 from visual import clip_scorer
 from visual.config import is_missing_folder
+
+log = logging.getLogger(__name__)
 
 
 def default_device() -> torch.device:
@@ -194,20 +197,29 @@ def build_reranker(
             raise UsageError("rerank.abstain_below: candidates must be scored for that; set rerank.clip or rerank.self_evaluation")
         return None
     identities = {name: scorer_identity(scorer.path, rerank.statement_form) for name, scorer in scorers.items()}
-    fitted = find_fitted(fitted_folder, identity(description), decoding_record(decoding), identities, rerank_settings(rerank))
+    wanted = (fitted_folder, identity(description), decoding_record(decoding), identities, rerank_settings(rerank))
+    fitted = find_fitted(*wanted)
+    mismatch = explain_mismatch(*wanted) if fitted is None else None
+    because = f" ({mismatch})" if mismatch else ""
     if rerank.abstain_below is not None and (fitted is None or fitted.plan.confidence is None):
         raise UsageError(
             f"rerank.abstain_below: {fitted_folder} holds no fitted confidence for this system with the present decoding and "
-            "rerank settings; run python tools/eval_rerank.py rerank.tune=true first"
+            f"rerank settings{because}; run python tools/eval_rerank.py rerank.tune=true first"
         )
     if fitted is None and rerank.clip_score_form == "prior_corrected":
         raise UsageError(
             f"rerank.clip_score_form: prior_corrected needs the background images of an evaluation, and {fitted_folder} has none for "
-            "this system; run python tools/eval_rerank.py first"
+            f"this system{because}; run python tools/eval_rerank.py first"
         )
+    if mismatch:
+        log.warning("%s: its weights and its confidence are not used; python tools/eval_rerank.py fits them again", mismatch)
     image_text_scorers = tuple(
         ImageTextScorer(
-            name, scorer.scorer, scorer.languages, rerank.statement_form, None if fitted is None else fitted.background_images(name)
+            name,
+            scorer.scorer,
+            scorer.languages,
+            rerank.statement_form,
+            None if fitted is None else fitted.background_images(name),
         )
         for name, scorer in scorers.items()
     )

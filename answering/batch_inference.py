@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from answering.failed_images import FailedImage
+from answering.model_fingerprint import comparable
 from answering.protocol import Answerer, Decoding
 from answering.reply import Reply, Reranker, question_request, reply
 from atomic_io import write_text
@@ -61,7 +62,7 @@ def answer_folder(
 ) -> BatchSummary:
     """Write one line per image: image, caption, question, answer, candidates, errors.
 
-    Lines of an earlier run are reused if they have no error and come from the same system, options, reranker and image file.
+    Lines of an earlier run are reused if they have no error and come from the same system, options, reranker and image content.
 
     Args:
         answerer: answers.
@@ -72,12 +73,12 @@ def answer_folder(
         model: identifies the system, as `model_fingerprint.identity` gives it.
     """
     images = find_images(folder)
-    run_key = json.dumps([model, dataclasses.asdict(options), None if reranker is None else reranker.identity], default=str)
+    run_key = json.dumps([comparable(model), dataclasses.asdict(options), None if reranker is None else reranker.identity], default=str)
     earlier_run_key = _earlier_run_key(model, options, reranker)
-    keys = {image: _line_key(run_key, image) for image in images}
+    keys = {image: _line_key(run_key, image, folder) for image in images}
     finished_lines = {line["key"]: line for line in _read(path) if not line["errors"]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = {image: finished_lines.get(key) or finished_lines.get(_line_key(earlier_run_key, image)) for image, key in keys.items()}
+    found = {image: finished_lines.get(key) or finished_lines.get(_earlier_line_key(earlier_run_key, image)) for image, key in keys.items()}
     lines = {image: _with_new_keys(line, keys[image]) for image, line in found.items() if line is not None}
     reused, remaining = len(lines), [image for image in images if image not in lines]
     # Rewrite the reused lines first: this removes an incomplete last line of an interrupted run before new lines are appended.
@@ -122,7 +123,15 @@ def _with_new_keys(line: dict[str, Any], key: str) -> dict[str, Any]:
     return {("confidence" if name == "credibility" else name): value for name, value in line.items()} | {"key": key}
 
 
-def _line_key(run_key: str, image: Path) -> str:
+def _line_key(run_key: str, image: Path, folder: Path) -> str:
+    """Identifies a line by the content of its image and its name in the folder: neither a copied folder nor other times change it."""
+    with image.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.blake2b(f"{run_key}\0{image.relative_to(folder).as_posix()}\0{sha256}".encode(), digest_size=12).hexdigest()
+
+
+def _earlier_line_key(run_key: str, image: Path) -> str:
+    """The key under schema version 1, by path and modification time."""
     state = image.stat()
     return hashlib.blake2b(f"{run_key}\0{image}\0{state.st_size}\0{state.st_mtime_ns}".encode(), digest_size=12).hexdigest()
 

@@ -1,13 +1,24 @@
-"""Identify models, scorers and decoding settings in result files, so that results of one are never used for another."""
+"""Identify models, scorers and decoding settings in result files, so that results of one are never used for another.
+
+A model in a folder is identified by the content of its files. Neither where the folder stands nor when its files were written counts,
+so results still hold after `cp -r`, `scp` or `git clone`.
+"""
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from answering.config import DecodingConfig
 from answering.protocol import Description
+from model.checkpoint_manifest import model_digest
+
+_FOLDERS = {"path": "files", "adapter": "adapter_files"}
+"""Setting of a system that may name a folder -> the key of the folder's fingerprint."""
+_BASE_MODELS = ("vision", "language")
+"""Settings of a checkpoint that name the pre-trained models that it was trained on."""
 
 
 def digest(*values: object) -> str:
@@ -17,27 +28,47 @@ def digest(*values: object) -> str:
 
 
 def identity(description: Description) -> dict[str, Any]:
-    """Identifies a model in prediction files: its kind, its settings, and the fingerprint of its folder if it has one."""
-    files = fingerprint(Path(str(description.settings.get("path", ""))))
-    model = {"kind": description.kind, **description.settings, **({"files": files} if files else {})}
+    """The record of a model in prediction files: its kind, its settings, and the fingerprints of its folders if it has any.
+
+    Compare two of them by `comparable`: the record also says where the folder stood.
+    """
+    files = {key: fingerprint(Path(str(description.settings.get(setting) or ""))) for setting, key in _FOLDERS.items()}
+    model = {"kind": description.kind, **description.settings, **{key: value for key, value in files.items() if value is not None}}
     plain: dict[str, Any] = json.loads(json.dumps(model, default=str))
     return plain
 
 
-def fingerprint(folder: Path) -> str | None:
-    """A hash of the names, sizes and modification times of a folder's files; it changes if a model is trained into the folder again.
+def comparable(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an `identity` that must be equal for two models to be the same: without the path of a folder whose content is known."""
+    located = {setting for setting, key in _FOLDERS.items() if key in model}
+    return {key: value for key, value in model.items() if key not in located}
 
-    None if there is no such folder (a hub name).
+
+def fingerprint(folder: Path) -> str | None:
+    """A hash of the names and contents of a folder's files and, for a checkpoint, of the pre-trained models in folders that it names.
+
+    Every file is read once per process. None if there is no such folder (a hub name).
     """
     if not folder.name or not folder.is_dir():
         return None
-    return digest([(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(folder.iterdir()) if path.is_file()])
+    return digest(model_digest(folder), [model_digest(base) for base in _base_folders(folder)])
+
+
+def _base_folders(folder: Path) -> list[Path]:
+    """The folders of the pre-trained models that a checkpoint's config.json names; a hub name is part of that file's content already."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    settings = config.get("settings")
+    names = [settings.get(key) for key in _BASE_MODELS] if isinstance(settings, dict) else []
+    return [Path(name) for name in names if isinstance(name, str) and name and Path(name).is_dir()]
 
 
 def scorer_identity(name: str, statement_form: str) -> str:
-    """Identifies a scorer: its folder or hub name, the fingerprint of the folder, and the form of the statements it reads."""
+    """Identifies a scorer: the fingerprint of its folder, or its hub name, and the form of the statements it reads."""
     files = fingerprint(Path(name))
-    return f"{name} ({files}), {statement_form}" if files else f"{name}, {statement_form}"
+    return f"{name if files is None else f'files {files}'}, {statement_form}"
 
 
 def decoding_record(decoding: DecodingConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ The evaluation writes one file per system; inference with the same system reads 
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from answering.config import RerankConfig
+from answering.model_fingerprint import comparable
 from answering.rerank.choose_answer import RerankPlan
 from answering.rerank.image_text_scores import BackgroundImages
 from atomic_io import write_json
@@ -94,6 +96,38 @@ def find_fitted(
     """
     for path in sorted(folder.glob("*.json")):
         fitted = load_fitted(path)
-        if (fitted.model, fitted.decoding, fitted.scorers, fitted.settings) == (model, decoding, scorers, settings):
+        if not _differences(fitted, model, decoding, scorers, settings):
             return fitted
     return None
+
+
+def explain_mismatch(
+    folder: Path, model: dict[str, Any], decoding: dict[str, Any], scorers: dict[str, str], settings: dict[str, Any]
+) -> str | None:
+    """How the nearest fitted reranker of a folder differs from what `find_fitted` looked for; None if the folder holds none.
+
+    Nearest is one of the same model, then the one with the fewest differences. Arguments and errors as of `find_fitted`.
+    """
+    candidates = [(path, _differences(load_fitted(path), model, decoding, scorers, settings)) for path in sorted(folder.glob("*.json"))]
+    if not candidates:
+        return None
+    path, differences = min(candidates, key=lambda item: ("model" in item[1], sum(map(len, item[1].values()))))
+    parts = [f"{part} ({', '.join(keys)})" for part, keys in differences.items()]
+    return f"{path} was fitted for another " + " and another ".join(parts)
+
+
+def _differences(
+    fitted: FittedReranker, model: dict[str, Any], decoding: dict[str, Any], scorers: dict[str, str], settings: dict[str, Any]
+) -> dict[str, list[str]]:
+    """What a fitted reranker was fitted for and is not the same here: the part -> the names of the differing entries."""
+    pairs: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+        "model": (comparable(fitted.model), comparable(model)),
+        "decoding": (fitted.decoding, decoding),
+        "set of scorers": (fitted.scorers, scorers),
+        "rerank setting": (fitted.settings, settings),
+    }
+    differing = {
+        part: sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+        for part, (mine, theirs) in pairs.items()
+    }
+    return {part: ["content of its files" if key == "files" else key for key in keys] for part, keys in differing.items() if keys}

@@ -1,7 +1,7 @@
 """Have one system answer all questions, chunk by chunk; an interrupted run resumes with the first incomplete chunk."""
 
 import dataclasses
-import json
+import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from answering.config import DecodingConfig
-from answering.model_fingerprint import decoding_record, identity, scorer_identity
+from answering.model_fingerprint import comparable, decoding_record, identity, scorer_identity
 from answering.protocol import Answerer, ImageInput, ReplaysCudaGraphs
 from answering.request_images import load_image
 from answering.rerank.candidate_scores import SELF_EVALUATION, Signal
 from answering.rerank.image_text_scores import BackgroundImages, ImageTextModel, ImageTextScorer, QuestionCandidates
 from answering.rerank.self_evaluation import SelfEvaluator
 from answering.rerank.statements import StatementForm
-from atomic_io import write_json
 from dataset.loading.image_io import ImageError
 from dataset.sample import Language
 from evaluation.prediction_files import Journal, Prediction
 from evaluation.questions import Question, digest
+from evaluation.run.stopwatch import Stopwatch
 from process_group import ProcessGroup
 from progress import Progress
 from renamed_keys import with_old_keys
+
+log = logging.getLogger(__name__)
 
 _BATCHES_PER_CHUNK = 4
 """Batches per call of the answerer and per write to the predictions file."""
@@ -132,6 +134,7 @@ def answer_questions(
     model = identity(answerer.description)
     journal, stopwatch = Journal(path, process_group), Stopwatch(path.with_suffix(".timing.json"), model, process_group)
     cached = [_cached_chunk(chunk, model, journal) for chunk in all_chunks]
+    _report_unused(path, journal, all_chunks, model)
     judge = answerer if self_evaluation and isinstance(answerer, SelfEvaluator) else None
     expected_scorers = {scorer.choice: scorer.identity for scorer in scorers} | (
         {} if judge is None else {SELF_EVALUATION: SELF_EVALUATION_IDENTITY}
@@ -161,7 +164,7 @@ def answer_questions(
 
 def _key(model: dict[str, Any], decoding: dict[str, Any], question: Question) -> str:
     """Cache key of an answer. It includes the sample id: equal questions about one image may have different references."""
-    return digest(model, decoding, question.sample_id, question.fingerprint)
+    return digest(comparable(model), decoding, question.sample_id, question.fingerprint)
 
 
 def _cached(model: dict[str, Any], decoding: dict[str, Any], question: Question, journal: Journal) -> Prediction | None:
@@ -182,10 +185,23 @@ def _cached_chunk(chunk: Chunk, model: dict[str, Any], journal: Journal) -> list
     cached = [prediction for prediction in looked_up if prediction is not None and prediction.error is None]
     if len(cached) < len(looked_up):
         return []
-    return [dataclasses.replace(p, fused=None, learned=None, confidence=None, choices=None) for p in cached]
+    return [dataclasses.replace(p, fused=None, learned=None, confidence=None, unlike=(), choices=None) for p in cached]
 
 
-def _answer_chunk(answerer: Answerer, chunk: Chunk, model: dict[str, Any], stopwatch: "Stopwatch") -> list[Prediction]:
+def _report_unused(path: Path, journal: Journal, all_chunks: Sequence[Chunk], model: dict[str, Any]) -> None:
+    """Log that a file has answers to these questions of which none can be used, and what differs."""
+    asked = {question.sample_id: (question, decoding_record(chunk.decoding)) for chunk in all_chunks for question in chunk.questions}
+    stored = [prediction for prediction in journal.cached.values() if prediction.sample_id in asked]
+    if not stored or any(_cached(model, decoding, question, journal) for question, decoding in asked.values()):
+        return
+    now = {**comparable(model), **asked[stored[0].sample_id][1]}
+    before = {**comparable(stored[0].model), **stored[0].decoding}
+    keys = sorted(key for key in now.keys() | before.keys() if now.get(key) != before.get(key))
+    what = ", ".join("content of the model's files" if key == "files" else key for key in keys) or "text or image"
+    log.warning("%s: its answers are not used, they were given with another %s; the questions are asked again", path, what)
+
+
+def _answer_chunk(answerer: Answerer, chunk: Chunk, model: dict[str, Any], stopwatch: Stopwatch) -> list[Prediction]:
     started = time.monotonic()
     answers = answerer.answer([question.request for question in chunk.questions], chunk.decoding)
     decoding = decoding_record(chunk.decoding)
@@ -284,58 +300,3 @@ def _self_evaluate(answered: Sequence[Prediction], chunk: Chunk, judge: SelfEval
     for i, values in zip(rows, outputs, strict=True):
         signals[i] = None if values is None else Signal(tuple(values))
     return signals
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Number of questions, the seconds they took, and why decoding ran without CUDA graphs."""
-
-    questions: int = 0
-    seconds: float = 0.0
-    cuda_graphs_error: str | None = None
-
-    def __add__(self, other: "Timing") -> "Timing":
-        return Timing(self.questions + other.questions, self.seconds + other.seconds, other.cuda_graphs_error or self.cuda_graphs_error)
-
-    @property
-    def rate(self) -> float | None:
-        """Questions per second; None if nothing was measured."""
-        return self.questions / self.seconds if self.seconds > 0 else None
-
-
-class Stopwatch:
-    """Measures answering time, saved next to the predictions file so that it accumulates over interrupted runs.
-
-    With several ranks the time of the slowest counts, and it is saved only at the end: an interrupted run's measurements are lost.
-    """
-
-    def __init__(self, path: Path, model: dict[str, Any], process_group: ProcessGroup):
-        self.path, self.model, self.process_group = path, digest(model), process_group
-        self.before, self.new = Timing(), Timing()
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if saved.get("model") in (digest(model), digest(with_old_keys("eval", model))):
-            self.before = Timing(saved["questions"], saved["seconds"], saved.get("without_cuda_graphs"))
-
-    @property
-    def total(self) -> Timing:
-        """Sum of the saved and the new measurements."""
-        return self.before + self.new
-
-    def add(self, questions: int, seconds: float, cuda_graphs_error: str | None) -> None:
-        """Add questions and the seconds they took; cuda_graphs_error: why decoding ran without CUDA graphs."""
-        self.new += Timing(questions, seconds, cuda_graphs_error)
-        if self.process_group.world_size == 1:
-            self._save()
-
-    def gather(self) -> None:
-        """Combine the measurements of all ranks. Collective: every rank must call it."""
-        timings = self.process_group.gather(self.new)
-        self.new = sum(timings, Timing())
-        self.new = dataclasses.replace(self.new, seconds=max(timing.seconds for timing in timings))
-        if self.process_group.is_main_process and self.new.questions:
-            self._save()
-
-    def _save(self) -> None:
-        total = self.total
-        reason = {} if total.cuda_graphs_error is None else {"without_cuda_graphs": total.cuda_graphs_error}
-        write_json(self.path, {"model": self.model, "questions": total.questions, "seconds": total.seconds, **reason})

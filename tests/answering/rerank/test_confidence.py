@@ -11,7 +11,7 @@ from answering.protocol import Candidate
 from answering.rerank.candidate_scores import Signal, fill_missing
 from answering.rerank.choose_answer import RerankPlan
 from answering.rerank.confidence import Confidence, confidence_features
-from answering.rerank.fitted_reranker import FittedReranker, find_fitted, load_fitted, rerank_settings, save_fitted
+from answering.rerank.fitted_reranker import FittedReranker, explain_mismatch, find_fitted, load_fitted, rerank_settings, save_fitted
 from answering.rerank.learned_fusion import features, fused
 from answering.rerank.logistic_regression import IsotonicSteps, LogisticModel, sigmoid
 from errors import TesseraError, UsageError
@@ -62,6 +62,20 @@ def test_features_of_learned_fusion_are_shares_over_the_candidates() -> None:
 def test_missing_signals_are_filled_with_zeros() -> None:
     filled = fill_missing({"clip": SIGNALS["clip"]}, {"clip": True, "other": True, "self": False}, 2)
     assert filled == {"clip": SIGNALS["clip"], "other": Signal((0.0, 0.0), (0.0, 0.0)), "self": Signal((0.0, 0.0))}
+
+
+def test_a_fitted_reranker_that_does_not_match_is_explained(tmp_path: Path) -> None:
+    model, decoding, settings = {"kind": "checkpoint", "path": "a", "files": "ab"}, {"num_candidates": 5}, rerank_settings(RerankConfig())
+    scorers = {"clip": "files cd, sentence"}
+    assert explain_mismatch(tmp_path, model, decoding, scorers, settings) is None
+    save_fitted(tmp_path / "ours.json", FittedReranker(RerankPlan(), model, decoding, scorers, settings, {}))
+    save_fitted(tmp_path / "other.json", FittedReranker(RerankPlan(), {"kind": "qwen3_vl", "files": "ef"}, decoding, scorers, settings, {}))
+    # The same content at another place is the same model.
+    assert find_fitted(tmp_path, {**model, "path": "b"}, decoding, scorers, settings) is not None
+    trained_again = explain_mismatch(tmp_path, {**model, "files": "gh"}, decoding, scorers, settings)
+    assert trained_again == f"{tmp_path / 'ours.json'} was fitted for another model (content of its files)"
+    asked_otherwise = explain_mismatch(tmp_path, model, {"num_candidates": 4}, {"clip": "files ij, sentence"}, settings)
+    assert asked_otherwise == f"{tmp_path / 'ours.json'} was fitted for another decoding (num_candidates) and another set of scorers (clip)"
 
 
 def test_a_fitted_reranker_is_found_on_disk_only_for_the_system_that_it_was_fitted_for(tmp_path: Path) -> None:

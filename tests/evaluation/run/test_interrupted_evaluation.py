@@ -1,6 +1,8 @@
 """Interrupted evaluations resume from cached predictions, which are never reused for another model, decoding or question."""
 
 import dataclasses
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -116,7 +118,7 @@ def test_the_same_question_in_two_samples_has_two_cached_answers(tmp_path: Path)
         assert {row["sample_id"] for row in lines(path)} == {"a", "b"}
 
 
-def test_a_checkpoint_retrained_in_the_same_folder_is_another_model(tmp_path: Path) -> None:
+def test_a_checkpoint_retrained_in_the_same_folder_is_another_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_bytes(b"old")
@@ -127,6 +129,21 @@ def test_a_checkpoint_retrained_in_the_same_folder_is_another_model(tmp_path: Pa
     again = FakeAnswerer(mostly_right, settings=settings)
     run(planned, again)
     assert len(again.asked) == 4
+    assert any("its answers are not used, they were given with another content of the model's files" in text for text in caplog.messages)
+
+
+def test_a_copied_checkpoint_is_the_same_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"weights")
+    planned = experiment(write_store(tmp_path / "data", questions(1)), tmp_path / "out")
+    run(planned, FakeAnswerer(mostly_right, settings={"path": str(folder)}))
+    copied = shutil.copytree(folder, tmp_path / "copied", copy_function=shutil.copyfile)
+    os.utime(copied / "adapter_model.safetensors", ns=(1, 1))
+    again = FakeAnswerer(mostly_right, settings={"path": str(copied)})
+    run(planned, again)
+    assert again.asked == []
+    assert not any("not used" in text for text in caplog.messages)
 
 
 def test_another_scorer_scores_cached_answers_again(tmp_path: Path) -> None:
