@@ -44,7 +44,10 @@ class Reranker:
     @property
     def earlier_identity(self) -> str:
         """The identity under schema version 1."""
-        return self._digest(with_old_keys("rerank", dataclasses.asdict(self.plan), confidence="credibility"))
+        plan = dataclasses.asdict(self.plan)
+        if plan["confidence"] is not None:
+            del plan["confidence"]["calibration_range"]
+        return self._digest(with_old_keys("rerank", plan, confidence="credibility"))
 
     def _digest(self, plan: dict[str, Any]) -> str:
         return digest(self.scorer_names(), plan, self.judge, self.abstain_below)
@@ -66,6 +69,7 @@ class Reply:
         signals: scores of the candidates by scorer, if they were reranked.
         fused: fused score of each candidate, 0..1, if they were reranked.
         confidence: probability that the chosen answer is right, if the plan has a confidence model.
+        unlike: what about the question is unlike those that the confidence was learnt from ("image", "words").
     """
 
     question: str
@@ -75,6 +79,7 @@ class Reply:
     signals: dict[str, Signal] = field(default_factory=dict)
     fused: tuple[float, ...] | None = None
     confidence: float | None = None
+    unlike: tuple[str, ...] = ()
 
     def candidates(self) -> list[dict[str, Any]]:
         """The fields and scores of each candidate."""
@@ -89,12 +94,18 @@ class Reply:
         return {
             "question": self.question,
             "answer": None if self.answer.error else self.chosen,
-            **({} if self.confidence is None else {"confidence": self.confidence}),
+            **self.confidence_record(),
             "candidates": self.candidates(),
             "choices": self.choices,
             "error": self.answer.error,
             "prompt": self.answer.prompt,
         }
+
+    def confidence_record(self) -> dict[str, Any]:
+        """The entries `confidence`, if there is one, and `unlike`, if anything is."""
+        if self.confidence is None:
+            return {}
+        return {"confidence": self.confidence} | ({"unlike": list(self.unlike)} if self.unlike else {})
 
     def lines(self) -> list[str]:
         """Lines to print: the confidence if known, then a table of candidates with mean log-probability per token (nats), the score of
@@ -111,11 +122,10 @@ class Reply:
             likelihood = "-" if candidate.mean_log_prob is None else f"{candidate.mean_log_prob:.3f}"
             scores = [f"{self.signals[name].scores[i]:.2f}" for name in names] + ([f"{self.fused[i]:.3f}"] if self.fused else [])
             rows.append([likelihood, *scores, candidate.text or "(empty)"])
-        confidence_lines = (
-            []
-            if self.confidence is None
-            else [f'how likely "{self.choices.get("reranked", self.choices["first"])}" is right: {self.confidence:.0%}']
-        )
+        confidence_lines = []
+        if self.confidence is not None:
+            note = f" (its {' and '.join(self.unlike)} unlike those that the confidence was learnt from)" if self.unlike else ""
+            confidence_lines = [f'how likely "{self.choices.get("reranked", self.choices["first"])}" is right: {self.confidence:.0%}{note}']
         return confidence_lines + ["  ".join([*(cell.rjust(10) for cell in row[:-1]), row[-1]]) for row in [headers, *rows]]
 
 
@@ -180,12 +190,14 @@ def _reply(request: Request, answer: Answer, signals: dict[str, Signal], reranke
     plan = reranker.plan
     indices = select_candidates(candidates, signals, plan, skippable_question_type(question, request.language))
     choices = {name: chosen_text(candidates, index) for name, index in indices.items()}
-    confidence = None if plan.confidence is None else plan.confidence(candidates, indices[displayed_choice(indices)], signals)
-    abstains = confidence is not None and reranker.abstain_below is not None and confidence < reranker.abstain_below
+    index = indices[displayed_choice(indices)]
+    estimate = None if plan.confidence is None else plan.confidence.estimate(question, request.images, candidates, index, signals)
+    abstains = estimate is not None and reranker.abstain_below is not None and estimate.value < reranker.abstain_below
     chosen = NOT_SURE[request.language] if abstains else choices["reranked"]
-    return Reply(
-        question, answer, choices, chosen, signals, rerank(candidates, signals, plan.weights, plan.clip_score_form).fused, confidence
-    )
+    fused = rerank(candidates, signals, plan.weights, plan.clip_score_form).fused
+    if estimate is None:
+        return Reply(question, answer, choices, chosen, signals, fused)
+    return Reply(question, answer, choices, chosen, signals, fused, estimate.value, estimate.unlike)
 
 
 def _is_scorable(request: Request, answer: Answer) -> bool:

@@ -86,9 +86,11 @@ def _add_choices(
         return dataclasses.replace(prediction, choices=_add_abstaining(choices, 0.0, language, plan, abstain_below))
     fused = rerank(candidates, signals, plan.weights, plan.clip_score_form).fused
     learned = None if plan.learned is None else tuple(learned_scores(plan.learned, candidates, signals))
-    confidence = None if plan.confidence is None else plan.confidence(candidates, indices[displayed_choice(indices)], signals)
-    choices = _add_abstaining(choices, confidence or 0.0, language, plan, abstain_below)
-    return dataclasses.replace(prediction, choices=choices, fused=fused, learned=learned, confidence=confidence)
+    if plan.confidence is None:
+        return dataclasses.replace(prediction, choices=choices, fused=fused, learned=learned)
+    estimate = plan.confidence.estimate(question.text, question.request.images, candidates, indices[displayed_choice(indices)], signals)
+    choices = _add_abstaining(choices, estimate.value, language, plan, abstain_below)
+    return dataclasses.replace(prediction, choices=choices, fused=fused, learned=learned, confidence=estimate.value, unlike=estimate.unlike)
 
 
 def _add_abstaining(

@@ -41,6 +41,7 @@ class Prediction:
         fused: fused score of each candidate, 0..1; set by `add_choices`, as are the following fields
         learned: score of each candidate under the learned fusion
         confidence: probability that the displayed answer is right
+        unlike: what about the question is unlike those that the confidence was learnt from
         choices: name of a way of choosing -> the chosen text
     """
 
@@ -58,6 +59,7 @@ class Prediction:
     fused: tuple[float, ...] | None = None
     learned: tuple[float, ...] | None = None
     confidence: float | None = None
+    unlike: tuple[str, ...] = ()
     choices: dict[str, str] | None = None
 
     @property
@@ -84,7 +86,7 @@ class Prediction:
             "model": self.model,
             "key": self.key,
         }
-        optional = {"visual_tokens": self.visual_tokens, "confidence": self.confidence}
+        optional = {"visual_tokens": self.visual_tokens, "confidence": self.confidence, "unlike": list(self.unlike) or None}
         fields |= {name: value for name, value in optional.items() if value is not None}
         return json.dumps(fields | ({"scorers": self.scorers} if self.scorers else {}), ensure_ascii=False, allow_nan=False)
 
@@ -115,6 +117,7 @@ class Prediction:
                 fused=columns["fused"],
                 learned=columns["learned"],
                 confidence=row.get("confidence", row.get("credibility")),
+                unlike=tuple(row.get("unlike", ())),
                 choices=row["choices"],
             )
         except (KeyError, TypeError, AttributeError) as error:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from answering.protocol import Candidate
+from answering.protocol import Candidate, ImageInput
+from answering.rerank.calibration_range import UNLIKE_CONFIDENCE, CalibrationRange
 from answering.rerank.candidate_scores import CORRECTED_SUFFIX, SELF_EVALUATION, Signals, image_text_signals
 from answering.rerank.logistic_regression import IsotonicSteps, LogisticModel
 from answering.rerank.score_fusion import log_likelihoods, softmax
@@ -17,14 +18,41 @@ NOT_SURE: dict[Language, str] = {"en": "not sure", "zh": "不确定"}
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """A confidence 0..1, and what about the question is unlike those that it was learnt from ("image", "words"); empty if nothing is."""
+
+    value: float
+    unlike: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Confidence:
-    """Turns features of a chosen answer into a probability: a logistic model, followed by isotonic steps if it was calibrated so."""
+    """Turns features of a chosen answer into a probability that holds for questions like those of the calibration.
+
+    Args:
+        model: logistic model of the features.
+        steps: isotonic steps that follow it, if it was calibrated so.
+        calibration_range: which questions are like those of the calibration; None in files of earlier versions: all.
+    """
 
     model: LogisticModel
     steps: IsotonicSteps | None = None
+    calibration_range: CalibrationRange | None = None
+
+    def estimate(
+        self, question: str, images: Sequence[ImageInput], candidates: Sequence[Candidate], index: int, signals: Signals
+    ) -> Estimate:
+        """The confidence that the candidate at `index` is right.
+
+        For a question unlike those of the calibration nothing was measured: the probability is then at most UNLIKE_CONFIDENCE, divided by
+        how many times the limit is exceeded.
+        """
+        value = self(candidates, index, signals)
+        excess = {} if self.calibration_range is None else self.calibration_range.excess(question, images)
+        return Estimate(min([value, *(UNLIKE_CONFIDENCE / ratio for ratio in excess.values())]), tuple(excess))
 
     def __call__(self, candidates: Sequence[Candidate], index: int, signals: Signals) -> float:
-        """The probability 0..1 that the candidate at `index` is right."""
+        """The probability 0..1 that the candidate at `index` is right, for a question like those of the calibration."""
         (value,) = self.model.probabilities({name: [number] for name, number in confidence_features(candidates, index, signals).items()})
         return value if self.steps is None else self.steps(value)
 

@@ -6,24 +6,23 @@ plans of plain numbers, and the accuracy that cross-validation measures for them
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 
 from answering.config import RerankConfig, RerankWeights
-from answering.question_types import SkippableQuestionType, skippable_question_type
-from answering.rerank.candidate_scores import SELF_EVALUATION, Signal
+from answering.question_types import SkippableQuestionType
+from answering.rerank.candidate_scores import SELF_EVALUATION
 from answering.rerank.choose_answer import RerankPlan, displayed_choice, select_candidates
-from answering.rerank.confidence import Confidence, confidence_features
 from answering.rerank.learned_fusion import features
 from answering.rerank.logistic_regression import LogisticModel
 from answering.rerank.score_fusion import Form, components, fuse
-from evaluation.answer_selection import RerankPlans, fill_missing_signals
-from evaluation.calibration.probability_fits import fit_logistic, group_k_fold, isotonic
-from evaluation.metrics.reliability import reliability
-from evaluation.metrics.short_answers import vqa_accuracy
+from evaluation.answer_selection import RerankPlans
+from evaluation.calibration.confidence_fitting import fit_confidence
+from evaluation.calibration.probability_fits import fit_logistic, group_k_fold
+from evaluation.calibration.validation_examples import ValidationExample, validation_examples, with_candidates
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
 from evaluation.statistics import Difference, clusters, compare, holm, verdict
@@ -38,23 +37,6 @@ _TOLERANCE = 1e-9
 
 FusionSetting = tuple[Form, RerankWeights]
 """Form of the CLIP scores, and weights."""
-
-
-@dataclass(frozen=True, slots=True)
-class ValidationExample:
-    """A question of the validation split.
-
-    Args:
-        prediction: its candidates
-        signals: scorer name -> scores of the candidates; zeros where a scorer gave none
-        kind: its type if reranking can skip that type, else None
-        accuracies: VQA accuracy [candidates]
-    """
-
-    prediction: Prediction
-    signals: dict[str, Signal]
-    kind: SkippableQuestionType | None
-    accuracies: np.ndarray
 
 
 def tune(
@@ -77,14 +59,14 @@ def tune(
         resamples: resamples of the significance test
         seed: seed of folds and test
     """
-    examples = {name: _validation_examples(questions, predictions, references) for name, (questions, predictions) in answered.items()}
-    groups = {name: clusters([question.image_ids for question in _with_candidates(*pair)]) for name, pair in answered.items()}
+    examples = {name: validation_examples(questions, predictions, references) for name, (questions, predictions) in answered.items()}
+    groups = {name: clusters([question.image_ids for question in with_candidates(*pair)]) for name, pair in answered.items()}
     configured_plan = RerankPlan(rerank.weights, rerank.clip_score_form, rerank.skipped_question_types)
     rows = [example for system_examples in examples.values() for example in system_examples]
     pooled_clusters = _pooled_clusters(answered)
     if len(set(pooled_clusters.tolist())) < 2:
         return RerankPlans(configured_plan, {}, "default", {"questions": len(rows)})
-    plan, chosen_on, report = _tune_weights(rows, pooled_clusters, configured_plan, seed)
+    plan, chosen_on, report = _tune_weights(rows, pooled_clusters, configured_plan, resamples, seed)
     plan, report["skipped_question_types"] = _tune_skipped_question_types(rows, pooled_clusters, plan, resamples, seed)
     plans, by_system = {}, {}
     for name, system_examples in examples.items():
@@ -92,34 +74,13 @@ def tune(
     return RerankPlans(plan, plans, chosen_on, {**report, "systems": by_system})
 
 
-def _with_candidates(questions: Sequence[Question], predictions: Sequence[Prediction]) -> list[Question]:
-    """The questions that did not fail."""
-    return [question for question, prediction in zip(questions, predictions, strict=True) if prediction.candidates]
-
-
 def _pooled_clusters(answered: Mapping[str, tuple[Sequence[Question], Sequence[Prediction]]]) -> np.ndarray:
     """Cluster of each row, over all systems: questions about one image share a cluster."""
-    return clusters([question.image_ids for pair in answered.values() for question in _with_candidates(*pair)])
-
-
-def _validation_examples(
-    questions: Sequence[Question], predictions: Sequence[Prediction], references: Mapping[str, Sequence[str]]
-) -> list[ValidationExample]:
-    """The questions that did not fail, in order."""
-    pairs = [(q, p) for q, p in zip(questions, fill_missing_signals(predictions), strict=True) if p.candidates]
-    return [
-        ValidationExample(
-            prediction,
-            prediction.signals,
-            skippable_question_type(question.text, question.request.language),
-            np.array([vqa_accuracy(candidate.text, references[prediction.sample_id]) for candidate in prediction.candidates]),
-        )
-        for question, prediction in pairs
-    ]
+    return clusters([question.image_ids for pair in answered.values() for question in with_candidates(*pair)])
 
 
 def _tune_weights(
-    rows: Sequence[ValidationExample], groups: np.ndarray, configured_plan: RerankPlan, seed: int
+    rows: Sequence[ValidationExample], groups: np.ndarray, configured_plan: RerankPlan, resamples: int, seed: int
 ) -> tuple[RerankPlan, str, dict[str, Any]]:
     """Choose weights and form by grid search. Returns the plan, where it was chosen, and the cross-validated accuracies.
 
@@ -131,11 +92,13 @@ def _tune_weights(
     held_out = np.empty(len(rows))
     for train_mask, held_out_mask in group_k_fold(groups, seed):
         held_out[held_out_mask] = table[_best_setting(table[:, train_mask].mean(axis=1), settings), held_out_mask]
+    gain = _gain(held_out, table[0], groups, resamples, seed)
     report = {
         "questions": len(rows),
         "first": float(first.mean()),
         "configured": float(table[0].mean()),
         "tuned_held_out": float(held_out.mean()),
+        "tuned_gain": {"difference": gain.difference, "p_value": gain.p_value, "verdict": verdict(gain, gain.p_value)},
         "oracle": float(np.mean([example.accuracies.max() for example in rows])),
     }
     if held_out.mean() <= table[0].mean() + _TOLERANCE:
@@ -224,10 +187,10 @@ def _tune_skipped_question_types(
     ), report
 
 
-def _gain(reranked: np.ndarray, first: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> Difference:
-    """Mean accuracy [questions] of the reranked minus the first candidates."""
+def _gain(chosen: np.ndarray, others: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> Difference:
+    """Mean accuracy [questions] of the chosen candidates minus that of others."""
     _, part = np.unique(groups, return_inverse=True)
-    (difference,) = compare(reranked[:, None], first[:, None], part, resamples, seed)
+    (difference,) = compare(chosen[:, None], others[:, None], part, resamples, seed)
     return difference
 
 
@@ -241,7 +204,7 @@ def _fit_system(
     plan = replace(shared_plan, learned=learned)
     selections = [select_candidates(example.prediction.candidates, example.signals, plan, example.kind) for example in examples]
     indices = [selection[displayed_choice(selection)] for selection in selections]
-    confidence, error = _fit_confidence(examples, indices, groups, rerank, seed)
+    confidence, error = fit_confidence(examples, indices, groups, rerank, seed)
     report = {"questions": len(examples), "learned_held_out": accuracy, "ece_held_out": error}
     return replace(plan, confidence=confidence), report
 
@@ -280,45 +243,6 @@ def _fit_fusion(
         selected_accuracies(best(all_rows[train_mask]), all_rows[held_out_mask]) for train_mask, held_out_mask in group_k_fold(groups, seed)
     ]
     return best(all_rows), sum(map(sum, held_out_accuracies)) / len(examples)
-
-
-def _fit_confidence(
-    examples: Sequence[ValidationExample], indices: Sequence[int], groups: np.ndarray, rerank: RerankConfig, seed: int
-) -> tuple[Confidence, float]:
-    """Fit the calibrated confidence of the candidates at `indices`. Returns it and its calibration error on held-out questions."""
-    tables = [
-        confidence_features(example.prediction.candidates, index, example.signals) for example, index in zip(examples, indices, strict=True)
-    ]
-    names = tuple(tables[0])
-    x = np.array([[table[name] for name in names] for table in tables])
-    accuracies = np.array([example.accuracies[index] for example, index in zip(examples, indices, strict=True)])
-
-    def fit(rows: np.ndarray, own_groups: np.ndarray) -> Confidence:
-        model = fit_logistic(names, x[rows], accuracies[rows])
-        if rerank.calibration == "logistic":
-            return Confidence(model)
-        # The isotonic steps are fitted to out-of-fold predictions of the logistic model.
-        predicted, observed = np.empty(len(rows)), accuracies[rows]
-        for train_mask, held_out_mask in group_k_fold(own_groups, seed + 1):
-            predicted[held_out_mask] = _probabilities(
-                fit_logistic(names, x[rows][train_mask], observed[train_mask]), x[rows][held_out_mask]
-            )
-        return Confidence(model, isotonic(predicted, observed))
-
-    all_rows = np.arange(len(examples))
-    held_out = np.empty(len(examples))
-    for train_mask, held_out_mask in group_k_fold(groups, seed):
-        held_out[held_out_mask] = _predict_confidence(fit(all_rows[train_mask], groups[train_mask]), x[held_out_mask])
-    return fit(all_rows, groups), float(reliability(held_out, accuracies)["ece"])
-
-
-def _probabilities(model: LogisticModel, x: np.ndarray) -> np.ndarray:
-    return np.array(model.probabilities({name: x[:, i].tolist() for i, name in enumerate(model.names)}))
-
-
-def _predict_confidence(confidence: Confidence, x: np.ndarray) -> np.ndarray:
-    values = _probabilities(confidence.model, x)
-    return values if confidence.steps is None else np.array([confidence.steps(value) for value in values.tolist()])
 
 
 def _pad_rows(rows: Sequence[np.ndarray]) -> np.ndarray:

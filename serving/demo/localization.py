@@ -37,7 +37,9 @@ def error_text(error: TesseraError, language: str) -> str:
 
 
 def confidence_text(answered: Reply, language: str) -> str:
-    """The probability that an answer is right, as a sentence; empty if no confidence was fitted."""
+    """The probability that an answer is right, and what about the question is unlike those it was learnt from; empty if none was fitted."""
     if answered.confidence is None:
         return ""
-    return str(translations(LANGUAGES[language])["confidence"]).format(probability=f"{answered.confidence:.0%}")
+    texts = translations(LANGUAGES[language])
+    sentence = str(texts["confidence"]).format(probability=f"{answered.confidence:.0%}")
+    return f"{sentence} ({'; '.join(str(texts[f'unlike_{part}']) for part in answered.unlike)})" if answered.unlike else sentence

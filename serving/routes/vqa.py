@@ -44,7 +44,7 @@ class VqaCandidate(BaseModel):
 
 class VqaResponse(BaseModel):
     """The answer to a question and all candidates, best first. confidence: probability that the answer is right, 0..1, if an
-    evaluation fitted it for this decoding."""
+    evaluation fitted it for this decoding. unlike: "image", "words", where these are unlike those that the confidence was learnt from."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]}, extra="allow")
 
@@ -52,6 +52,7 @@ class VqaResponse(BaseModel):
     question: str
     answer: str
     confidence: float | None = None
+    unlike: list[str] | None = None
     candidates: list[VqaCandidate]
 
 
@@ -90,7 +91,7 @@ def router(service: Service) -> APIRouter:
 
 def reply_to_json(reply: Reply) -> dict[str, Any]:
     """A reply as the JSON of `VqaResponse`."""
-    confidence = {} if reply.confidence is None else {"confidence": reply.confidence}
+    confidence = reply.confidence_record()
     return {"status": "success", "question": reply.question, "answer": reply.chosen, **confidence, "candidates": reply.candidates()}
 
 

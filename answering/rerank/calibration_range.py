@@ -1,0 +1,126 @@
+"""Which questions a confidence was learnt from, and whether a new question is unlike them (out of distribution).
+
+A calibrated confidence holds for questions like those of the validation split. Two distances say how far a question is from these: the
+Mahalanobis distance of the low-level statistics of its image (as Lee et al. 2018, arXiv:1807.03888, use it on features of a network),
+and the share of its words that no question of the split has. A distance is too large where at most 1 % of the split's own questions, each
+measured against others, are further away.
+
+Shapes: N images, S statistics of an image.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from answering.protocol import ImageInput
+from answering.rerank.image_statistics import image_statistics
+from dataset.loading.image_io import ImageError
+
+QUANTILE = 0.99
+"""Share of the calibration questions that lie within the limits."""
+UNLIKE_CONFIDENCE = 0.5
+"""Largest confidence of an answer to a question that is unlike those of the calibration; it falls further with the distance."""
+IMAGE, WORDS = "image", "words"
+"""What can be unlike the calibration."""
+MIN_IMAGES = 20
+"""Smallest number of calibration images from which the statistics of images are learnt."""
+MIN_WORD_LIMIT = 0.25
+"""One unknown word in four is never too much."""
+_SHRINKAGE, _SMALLEST_SPREAD, _FOLDS = 0.01, 1e-3, 5
+_WORD = re.compile(r"[a-z0-9]+|[^\W\x00-\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRange:
+    """Mean [S], inverse covariance [S, S] and largest distance of the image statistics."""
+
+    mean: tuple[float, ...]
+    precision: tuple[tuple[float, ...], ...]
+    limit: float
+
+    def distance(self, statistics: np.ndarray) -> float:
+        """Mahalanobis distance of the statistics [S] of an image."""
+        return float(_distances(statistics[None], np.array(self.mean), np.array(self.precision))[0])
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationRange:
+    """The words and the images of the calibration questions, and the distances up to which a question is like them.
+
+    Args:
+        words: all words of the questions
+        word_limit: largest share of unknown words
+        images: range of the images; None where the calibration had fewer than MIN_IMAGES
+    """
+
+    words: tuple[str, ...]
+    word_limit: float
+    images: ImageRange | None = None
+
+    def excess(self, question: str, images: Sequence[ImageInput]) -> dict[str, float]:
+        """What is unlike the calibration, IMAGE or WORDS -> how many times as far as the limit it is; empty if nothing is.
+
+        Of several images the farthest counts. An image that cannot be read is left out.
+        """
+        own, known = question_words(question), set(self.words)
+        ratios = {WORDS: sum(word not in known for word in own) / max(1, len(own)) / self.word_limit}
+        if self.images is not None:
+            distances = [self.images.distance(statistics) for statistics in _readable_statistics(images)]
+            ratios = {IMAGE: max(distances, default=0.0) / self.images.limit, **ratios}
+        return {name: ratio for name, ratio in ratios.items() if ratio > 1}
+
+
+def fit_calibration_range(questions: Sequence[str], images: Sequence[Sequence[ImageInput]]) -> CalibrationRange:
+    """The range of calibration questions.
+
+    Args:
+        questions: their texts
+        images: the images of each
+    """
+    owners = Counter(word for question in questions for word in question_words(question))
+    shares = [float(np.mean([owners[word] == 1 for word in words])) for question in questions if (words := question_words(question))]
+    rows = [row.tolist() for group in images for row in _readable_statistics(group)]
+    distinct = np.array(sorted(map(list, {tuple(row) for row in rows})))
+    limit = max(MIN_WORD_LIMIT, _quantile(shares)) if shares else MIN_WORD_LIMIT
+    return CalibrationRange(tuple(sorted(owners)), limit, _fit_images(distinct) if len(distinct) >= MIN_IMAGES else None)
+
+
+def question_words(question: str) -> list[str]:
+    """The distinct words of a question in lower case without punctuation; beyond ASCII, as in Chinese, each letter is a word."""
+    return list(dict.fromkeys(_WORD.findall(question.lower())))
+
+
+def _fit_images(statistics: np.ndarray) -> ImageRange:
+    """The range of images with these statistics [N, S]; the distances for the limit are those of held-out folds."""
+    fold = np.random.default_rng(0).permutation(len(statistics)) % _FOLDS
+    held_out = np.concatenate([_distances(statistics[fold == i], *_moments(statistics[fold != i])) for i in range(_FOLDS)])
+    mean, precision = _moments(statistics)
+    return ImageRange(tuple(mean.tolist()), tuple(map(tuple, precision.tolist())), _quantile(held_out.tolist()))
+
+
+def _moments(statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [S] and inverse covariance [S, S] of statistics [N, S], shrunk towards uncorrelated ones."""
+    mean, spread = statistics.mean(axis=0), np.maximum(statistics.std(axis=0), _SMALLEST_SPREAD)
+    scaled = (statistics - mean) / spread
+    correlation = (1 - _SHRINKAGE) * scaled.T @ scaled / len(scaled) + _SHRINKAGE * np.eye(len(mean))
+    return mean, np.linalg.inv(correlation) / np.outer(spread, spread)
+
+
+def _distances(statistics: np.ndarray, mean: np.ndarray, precision: np.ndarray) -> np.ndarray:
+    difference = statistics - mean
+    return np.asarray(np.sqrt(np.einsum("ns,st,nt->n", difference, precision, difference)))
+
+
+def _quantile(values: Sequence[float]) -> float:
+    return float(np.quantile(values, QUANTILE, method="higher"))
+
+
+def _readable_statistics(images: Sequence[ImageInput]) -> Iterator[np.ndarray]:
+    for image in images:
+        try:
+            yield image_statistics(image)
+        except ImageError:
+            continue

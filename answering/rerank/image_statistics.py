@@ -1,0 +1,57 @@
+"""Low-level statistics of an image: what tells photographs, drawings, scans and screenshots apart, whatever they show.
+
+They need no model, so that they are the same for every system, and look at a thumbnail, so that the resolution of an image is no
+difference.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from answering.protocol import ImageInput
+from answering.request_images import load_image
+
+THUMBNAIL_SIDE, _COLOR_LEVELS = 64, 8
+_FLAT = (0.005, 0.01, 0.02, 0.05)
+"""Gradients of the brightness 0..1, below which a pixel counts as flat."""
+STATISTICS = (
+    *("mean brightness", "contrast", "mean saturation", "spread of the saturation"),
+    *("entropy of the colors", "log number of colors", "share of the commonest color"),
+    *("log mean gradient", *(f"share of gradients below {threshold}" for threshold in _FLAT)),
+)
+"""Names of the statistics."""
+
+
+def image_statistics(image: ImageInput) -> np.ndarray:
+    """The STATISTICS of an image. Raises ImageError if it cannot be read."""
+    if isinstance(image, Path):
+        status = image.stat() if image.exists() else None
+        return _of_file(image, None if status is None else (status.st_size, status.st_mtime_ns))
+    return _statistics(load_image(image))
+
+
+@lru_cache(maxsize=100_000)
+def _of_file(path: Path, _state: tuple[int, int] | None) -> np.ndarray:
+    """As `image_statistics`; a file that several systems are asked about is read once."""
+    return _statistics(load_image(path))
+
+
+def _statistics(image: Image.Image) -> np.ndarray:
+    side = THUMBNAIL_SIDE
+    pixels = np.asarray(image.resize((side, side), Image.Resampling.BOX), dtype=np.float32) / 255
+    brightness, saturation = pixels.mean(axis=2), pixels.max(axis=2) - pixels.min(axis=2)
+    levels = (pixels * (_COLOR_LEVELS - 0.01)).astype(int)
+    colors = np.bincount((levels @ np.array([_COLOR_LEVELS**2, _COLOR_LEVELS, 1])).ravel()) / side**2
+    colors = colors[colors > 0]
+    across, down = np.diff(brightness, axis=1)[:-1], np.diff(brightness, axis=0)[:, :-1]
+    gradients = np.hypot(across, down)
+    return np.array(
+        [
+            *(brightness.mean(), brightness.std(), saturation.mean(), saturation.std()),
+            *(-(colors * np.log(colors)).sum(), np.log(len(colors)), colors.max()),
+            *(np.log(gradients.mean() + 1e-3), *((gradients < threshold).mean() for threshold in _FLAT)),
+        ],
+        dtype=float,
+    )
