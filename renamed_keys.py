@@ -46,6 +46,7 @@ RENAMED: dict[str, dict[str, str]] = {
     "eval": {
         "api_key_variable": "api_key_env",
         "bars": "thresholds",
+        "bootstrap": "resamples",
         "changed_pictures": "max_changed_images",
         "examples": "max_examples",
         "lead": "min_lead",

@@ -55,8 +55,8 @@ class EvalConfig:
     """Limits that the first checkpoint and its control runs must meet."""
     note: str | None = None
     """A sentence printed at the top of the report."""
-    bootstrap: PositiveInt = 2000
-    """Resamples of the paired bootstrap over images, and of the randomisation test."""
+    resamples: PositiveInt = 2000
+    """Random sign assignments of the randomisation test over images."""
     seed: int = 0
     """Seed of the statistics, of the control runs and of the sampled example images."""
     description_tokens: PositiveInt = 64

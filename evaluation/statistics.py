@@ -1,31 +1,20 @@
-"""Confidence intervals and tests of means and differences: paired bootstrap and randomisation test over images, Holm correction.
+"""Tests of paired differences: randomisation test over images, McNemar's test, Holm correction, verdicts.
 
 Questions about one image are not independent, so the image is the unit of resampling: its questions form one cluster.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 
 from errors import UsageError
+from evaluation.confidence_intervals import SIGNIFICANCE_LEVEL, Interval, cluster_sums, difference_intervals
 
-SIGNIFICANCE_LEVEL = 0.05
-"""Largest Holm-adjusted p-value at which a difference counts as shown; intervals cover 1 - SIGNIFICANCE_LEVEL."""
 _MAX_BLOCK_SIZE = 2_000_000  # random numbers generated at a time: 16 MB
 
 Verdict = Literal["a", "b", "not shown"]
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A 95 % confidence interval."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,29 +47,11 @@ def clusters(image_ids: Sequence[tuple[int, ...]]) -> np.ndarray:
     return np.array([numbers[label] for label in labels], dtype=np.int64)
 
 
-def intervals(scores: np.ndarray, cluster_ids: np.ndarray, resamples: int, seed: int) -> list[Interval]:
-    """Percentile interval of each column's mean over questions: bootstrap over clusters (Efron & Tibshirani 1993, ch. 13).
-
-    A cluster weighs as much as it has questions. All columns see the same resamples.
-
-    Args:
-        scores: [questions, columns]
-        cluster_ids: cluster of each question, 0..n-1
-        resamples: number of bootstrap resamples
-        seed: seed of the resampling
-    """
-    sums, sizes = _cluster_sums(scores, cluster_ids)
-    means = [(counts @ sums) / (counts @ sizes)[:, None] for counts in _bootstrap_counts(len(sizes), resamples, seed)]
-    tail = 100 * SIGNIFICANCE_LEVEL / 2
-    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail], axis=0)
-    return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
-
-
 def p_values(differences: np.ndarray, cluster_ids: np.ndarray, resamples: int, seed: int) -> list[float]:
     """Two-sided p-value of each column's mean difference: randomisation test over clusters (Fisher 1935; Noreen 1989).
 
     Under the null hypothesis the answers of both systems about an image are exchangeable, so the sign of each cluster's sum is
-    flipped at random. Unlike a bootstrap p-value, it stays valid with few images. The observed case counts as one of the
+    flipped at random. It stays valid with few images. The observed case counts as one of the
     resamples (Davison & Hinkley 1997, 4.11), so p is at least 1 / (resamples + 1). Columns of zeros have p = 1.
 
     Args:
@@ -89,7 +60,7 @@ def p_values(differences: np.ndarray, cluster_ids: np.ndarray, resamples: int, s
         resamples: number of random sign assignments
         seed: seed of the signs
     """
-    sums, _ = _cluster_sums(differences, cluster_ids)
+    sums, _, _ = cluster_sums(differences, cluster_ids)
     observed = np.abs(sums.sum(axis=0))
     num_extreme = np.zeros(sums.shape[1])
     for signs in _random_signs(len(sums), resamples, seed):
@@ -105,8 +76,8 @@ def compare(a: np.ndarray, b: np.ndarray, cluster_ids: np.ndarray, resamples: in
         a: scores [questions, columns]
         b: scores [questions, columns] of the same questions in the same order
         cluster_ids: cluster of each question, 0..n-1
-        resamples: resamples of the bootstrap and of the randomisation test
-        seed: seed of both
+        resamples: number of random sign assignments of the randomisation test
+        seed: seed of the signs
 
     Raises:
         UsageError: the numbers of questions differ
@@ -114,7 +85,7 @@ def compare(a: np.ndarray, b: np.ndarray, cluster_ids: np.ndarray, resamples: in
     if a.shape != b.shape or len(a) != len(cluster_ids):
         raise UsageError(f"cannot compare scores of {len(a)} and {len(b)} questions: the question sets differ")
     differences = a - b
-    ranges = intervals(differences, cluster_ids, resamples, seed)
+    ranges = difference_intervals(differences, cluster_ids)
     return [
         Difference(float(mean), interval, p)
         for mean, interval, p in zip(differences.mean(axis=0), ranges, p_values(differences, cluster_ids, resamples, seed), strict=True)
@@ -144,30 +115,6 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> McNemar:
     return McNemar(only_a, only_b, min(1.0, 2 * total / 2**num_questions))
 
 
-def minimum_detectable_effect(differences: np.ndarray, cluster_ids: np.ndarray, comparisons: int) -> float | None:
-    """Smallest true difference of means that this sample detects with a power of 80 % (Bloom 1995); None where it can detect none.
-
-    (z(1 - level / comparisons / 2) + z(.8)) times the standard error over clusters, at the level of the strictest step of Holm.
-    The standard error is near 0 where systems hardly differ, so there is a lower bound: one question in each of as many clusters as
-    the randomisation test needs, all in favour of the same side.
-
-    Args:
-        differences: [questions], a minus b
-        cluster_ids: cluster of each question, 0..n-1
-        comparisons: number of comparisons that Holm corrects for
-    """
-    level = SIGNIFICANCE_LEVEL / max(1, comparisons)
-    sums, sizes = _cluster_sums(differences[:, None], cluster_ids)
-    num_clusters, num_questions = len(sizes), float(sizes.sum())
-    min_clusters = math.ceil(math.log2(2 / level))
-    if min_clusters > num_clusters:
-        return None
-    residuals = sums[:, 0] - differences.mean() * sizes
-    standard_error = math.sqrt(float(residuals @ residuals) * num_clusters / (num_clusters - 1)) / num_questions
-    normal = NormalDist()
-    return max((normal.inv_cdf(1 - level / 2) + normal.inv_cdf(0.8)) * standard_error, min_clusters / num_questions)
-
-
 def holm(p: Sequence[float]) -> list[float]:
     """Adjusted p-values (Holm 1979), which control the family-wise error rate."""
     adjusted, highest = [0.0] * len(p), 0.0
@@ -187,22 +134,6 @@ def verdict(difference: Difference, p_holm: float) -> Verdict:
 def min_resamples(resamples: int, comparisons: int) -> int:
     """At least `resamples`, and enough that the smallest possible p-value can pass the Holm correction over `comparisons`."""
     return max(resamples, round(5 * comparisons / SIGNIFICANCE_LEVEL))
-
-
-def _cluster_sums(scores: np.ndarray, cluster_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of scores [clusters, columns] and number of questions [clusters] of each cluster."""
-    num_clusters = int(cluster_ids.max()) + 1
-    sums = np.zeros((num_clusters, scores.shape[1]))
-    np.add.at(sums, cluster_ids, scores)
-    return sums, np.bincount(cluster_ids, minlength=num_clusters).astype(float)
-
-
-def _bootstrap_counts(num_clusters: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Blocks [rows, clusters] of how often each cluster is sampled, `resamples` rows in total."""
-    generator = np.random.default_rng([seed, 0])
-    for rows in _block_sizes(num_clusters, resamples):
-        sampled = generator.integers(0, num_clusters, size=(rows, num_clusters)) + num_clusters * np.arange(rows)[:, None]
-        yield np.bincount(sampled.ravel(), minlength=rows * num_clusters).reshape(rows, num_clusters).astype(float)
 
 
 def _random_signs(num_clusters: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

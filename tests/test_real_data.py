@@ -59,7 +59,7 @@ def experiment(data: Path, parts: Path) -> dict[str, object]:
             ],
             "controls": ["shuffled_images"],
             "limit": 24,
-            "bootstrap": 200,
+            "resamples": 200,
         },
     }
 

@@ -44,7 +44,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Print the comparison."""
     config: configuration.Config = arguments.config
     a, b = sides(arguments)
-    result = compare_files(a, b, lambda: SampleStore(arguments.data or config.data_folder), config.eval.bootstrap, config.eval.seed)
+    result = compare_files(a, b, lambda: SampleStore(arguments.data or config.data_folder), config.eval.resamples, config.eval.seed)
     print(result.table())
 
 

@@ -10,6 +10,7 @@ from errors import UsageError
 from evaluation.comparison.compared_questions import ComparedQuestions, match_questions
 from evaluation.comparison.external_predictions import AnswerFile, Side, read_answer_file
 from evaluation.metrics.short_answers import BINARY_METRICS, METRICS
+from evaluation.power_analysis import minimum_detectable_effect
 from evaluation.report.result_tables import align_columns, percent
 from evaluation.statistics import (
     Difference,
@@ -20,7 +21,6 @@ from evaluation.statistics import (
     holm,
     mcnemar,
     min_resamples,
-    minimum_detectable_effect,
     verdict,
 )
 
@@ -111,8 +111,8 @@ def compare_files(a: Side, b: Side, open_store: Callable[[], SampleStore], resam
         a: files of side a, with their choice and field names
         b: files of side b
         open_store: opens the merged data with the references; not called if the files hold references
-        resamples: resamples of bootstrap and randomisation test
-        seed: seed of both
+        resamples: random sign assignments of the randomisation test
+        seed: seed of the signs
 
     Raises:
         UsageError: the files answer different questions, lack a choice, or answer questions that are not in the data

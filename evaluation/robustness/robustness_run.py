@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 
 from dataset.loading.image_io import ImageError, open_image
+from evaluation.confidence_intervals import mean_intervals
 from evaluation.config import Corruption, EvalConfig
 from evaluation.questions import Question
 from evaluation.robustness.corruptions import corrupt
-from evaluation.statistics import clusters, intervals
+from evaluation.statistics import clusters
 
 CorruptionCondition = tuple[Corruption, int]
 """Kind of corruption, and strength 1..5."""
@@ -74,13 +75,13 @@ def _write_corrupted(image: Path | Image.Image, condition: CorruptionCondition, 
     return path
 
 
-def summarise_robustness(by_system: Mapping[str, Robustness], settings: EvalConfig) -> dict[str, Any]:
+def summarise_robustness(by_system: Mapping[str, Robustness]) -> dict[str, Any]:
     """Figures for summary.json, by system: questions, clean accuracy, and accuracy by corruption and strength, with intervals."""
     result: dict[str, Any] = {}
     for name, robustness in by_system.items():
         columns = [robustness.clean, *robustness.corrupted.values()]
         groups = clusters([question.image_ids for question in robustness.questions])
-        ranges = intervals(np.stack(columns, axis=1), groups, settings.bootstrap, settings.seed)
+        ranges = mean_intervals(np.stack(columns, axis=1), groups)
         points = [
             {"vqa_accuracy": float(column.mean()), "vqa_accuracy_ci95": [interval.low, interval.high]}
             for column, interval in zip(columns, ranges, strict=True)

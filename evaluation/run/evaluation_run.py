@@ -76,7 +76,7 @@ def score_evaluation(experiment: Experiment, evaluation_run: EvaluationRun) -> E
     short = [question for question in questions if question.short]
     results = {system.name: _result(system, evaluation_run, known, scorers) for system in settings.systems}
     summary = summarise(
-        dataset=_dataset(experiment, questions),
+        dataset=_dataset(experiment, questions, known),
         questions=short,
         systems=results,
         controls={
@@ -90,7 +90,7 @@ def score_evaluation(experiment: Experiment, evaluation_run: EvaluationRun) -> E
     question_types = [skippable_question_type(question.text, question.request.language) for question in short]
     for name, result in results.items():
         skipped = np.array([kind in rerank_plans.for_system(name).skipped_question_types for kind in question_types], dtype=bool)
-        summary["systems"][name] |= candidate_metrics(result.short, known, skipped, experiment.rerank.abstain_below)
+        summary["systems"][name] |= candidate_metrics(short, result.short, known, skipped, experiment.rerank.abstain_below)
     write_json(experiment.out / "summary.json", summary)
     for name, result in results.items():
         lines = score_lines(questions, result.short, result.captions)
@@ -147,7 +147,7 @@ def _fit_rerank_plans(experiment: Experiment, evaluation_run: EvaluationRun) -> 
     if not evaluation_run.validation:
         return RerankPlans(RerankPlan(rerank.weights, rerank.clip_score_form, rerank.skipped_question_types))
     answered = {name: (system_run.questions, system_run.predictions) for name, system_run in evaluation_run.validation.items()}
-    return tune(answered, references(experiment.store, "validation"), rerank, settings.bootstrap, settings.seed)
+    return tune(answered, references(experiment.store, "validation"), rerank, settings.resamples, settings.seed)
 
 
 def _save_plans(experiment: Experiment, evaluation_run: EvaluationRun, rerank_plans: RerankPlans, scorers: Sequence[NamedScorer]) -> None:
@@ -166,8 +166,9 @@ def _save_plans(experiment: Experiment, evaluation_run: EvaluationRun, rerank_pl
         save_fitted(experiment.out / "plans" / f"{name}.json", fitted)
 
 
-def _dataset(experiment: Experiment, questions: Sequence[Question]) -> dict[str, Any]:
-    """The entry `dataset` of summary.json."""
+def _dataset(experiment: Experiment, questions: Sequence[Question], known: References) -> dict[str, Any]:
+    """The entry `dataset` of summary.json. `fewest_references`: of any short question."""
+    numbers = [len(known[question.sample_id]) for question in questions if question.short]
     tasks = Counter(question.request.task for question in questions)
     images = {image for question in questions for image in question.image_ids}
     return {
@@ -176,4 +177,5 @@ def _dataset(experiment: Experiment, questions: Sequence[Question]) -> dict[str,
         "questions": len(questions),
         "images": len(images),
         "by_task": dict(tasks),
+        **({"fewest_references": min(numbers)} if numbers else {}),
     }

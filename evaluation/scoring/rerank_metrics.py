@@ -1,4 +1,4 @@
-"""Figures of summary.json about candidates, reranking and confidence."""
+"""Figures of summary.json about candidates and reranking."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -9,12 +9,13 @@ import numpy as np
 from answering.config import RerankConfig
 from answering.rerank.candidate_scores import SELF_EVALUATION
 from answering.rerank.choose_answer import chosen_text
-from evaluation.answer_selection import ABSTAINING, RerankPlans
-from evaluation.metrics.reliability import reliability
+from evaluation.answer_selection import RerankPlans
 from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.prediction_files import Prediction
+from evaluation.questions import Question
 from evaluation.run.question_runner import NamedScorer
 from evaluation.scoring.answer_scores import AnswerScores, References, answer_accuracy
+from evaluation.scoring.confidence_metrics import confidence_metrics
 
 
 def rerank_metrics(rerank: RerankConfig, rerank_plans: RerankPlans, scorers: Sequence[NamedScorer]) -> dict[str, Any]:
@@ -46,11 +47,14 @@ def rerank_metrics(rerank: RerankConfig, rerank_plans: RerankPlans, scorers: Seq
     return metrics
 
 
-def candidate_metrics(short: AnswerScores, references: References, skipped: np.ndarray, abstain_below: float | None) -> dict[str, Any]:
+def candidate_metrics(
+    questions: Sequence[Question], short: AnswerScores, references: References, skipped: np.ndarray, abstain_below: float | None
+) -> dict[str, Any]:
     """Entries `can_change` and, where there is a fitted confidence, `confidence` of a system in summary.json.
 
     Args:
-        short: scores of the system's short answers
+        questions: the short questions
+        short: scores of the system's answers to them, in the same order
         references: reference answers by sample id
         skipped: [questions] bool, whether reranking skips the question
         abstain_below: confidence below which the system answers "not sure"; None: never
@@ -59,7 +63,7 @@ def candidate_metrics(short: AnswerScores, references: References, skipped: np.n
         return {}
     metrics: dict[str, Any] = {"can_change": improvable_fractions(short, references, skipped)}
     if any(prediction.confidence is not None for prediction in short.predictions):
-        metrics["confidence"] = confidence_metrics(short, abstain_below)
+        metrics["confidence"] = confidence_metrics(questions, short, abstain_below)
     return metrics
 
 
@@ -87,51 +91,3 @@ def improvable_fractions(short: AnswerScores, references: References, skipped: n
 def _candidate_accuracies(prediction: Prediction, references: References) -> list[float]:
     """VQA accuracy of every candidate."""
     return [answer_accuracy(prediction, chosen_text([candidate], 0), references) for candidate in prediction.candidates]
-
-
-def confidence_metrics(short: AnswerScores, abstain_below: float | None) -> dict[str, Any]:
-    """Calibration and selective accuracy of the displayed answers. A question without confidence (a failed one) counts as 0.
-
-    Returns:
-        ece, bins: as in `reliability`; brier: mean squared distance of confidence and accuracy; risk_coverage: accuracy of the
-        most confident fraction of the answers; aurc: mean of 1 - accuracy over all coverages (Geifman & El-Yaniv 2017,
-        arXiv:1705.08500); abstaining: with `abstain_below`, fraction of questions still answered and their accuracy.
-    """
-    confidences = np.array([prediction.confidence or 0.0 for prediction in short.predictions])
-    correct = short.scores["reranked" if "reranked" in short.scores else "first"][PRIMARY_METRIC]
-    _, accuracy = risk_coverage(confidences, correct)
-    metrics: dict[str, Any] = {
-        "questions": len(correct),
-        "fitted_on": "validation",
-        **reliability(confidences, correct),
-        "brier": float(np.mean((confidences - correct) ** 2)),
-        "aurc": float(np.mean(1 - accuracy)),
-        "risk_coverage": [
-            {"coverage": fraction, PRIMARY_METRIC: float(accuracy[round(fraction * len(correct)) - 1])}
-            for fraction in _COVERAGES
-            if fraction * len(correct) >= 1
-        ],
-    }
-    if abstain_below is not None and ABSTAINING in short.scores:
-        answered = confidences >= abstain_below
-        metrics["abstaining"] = {
-            "below": abstain_below,
-            "answered": float(answered.mean()),
-            **({PRIMARY_METRIC: float(correct[answered].mean())} if answered.any() else {}),
-        }
-    return metrics
-
-
-_COVERAGES = tuple(round(0.05 * step, 2) for step in range(1, 21))
-
-
-def risk_coverage(confidences: np.ndarray, answer_accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coverage and accuracy [n] when only the 1, 2, ..., n most confident answers are given.
-
-    The order of equally confident answers is arbitrary, so each of them counts with their mean accuracy.
-    """
-    order = np.argsort(-confidences, kind="stable")
-    _, inverse = np.unique(-confidences[order], return_inverse=True)
-    means = np.bincount(inverse, weights=answer_accuracy[order]) / np.bincount(inverse)
-    n = np.arange(1, len(answer_accuracy) + 1)
-    return n / len(answer_accuracy), np.cumsum(means[inverse]) / n

@@ -69,7 +69,7 @@ def test_references_change_no_answer_and_no_choice_of_any_answerer(
             "eval": {
                 # A new cache, so that the endpoint is asked again.
                 "systems": [s | ({"cache": str(tmp_path / name / "cache")} if s["kind"] == "openai" else {}) for s in systems],
-                "bootstrap": 50,
+                "resamples": 50,
                 "description_tokens": 4,
             },
         }

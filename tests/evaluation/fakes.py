@@ -145,7 +145,7 @@ def experiment(store: SampleStore, out: Path, *names: str, rerank: RerankConfig 
         name="planted",
         store=store,
         out=out,
-        settings=EvalConfig(systems=systems, **{"bootstrap": 200, **settings}),
+        settings=EvalConfig(systems=systems, **{"resamples": 200, **settings}),
         decoding=DecodingConfig(num_candidates=3, batch_size=2),
         rerank=rerank or RerankConfig(),
     )

@@ -29,7 +29,7 @@ def engine(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         with pytest.raises(SystemExit) as ended:
-            cli.run(eval_rerank.main, eval_rerank.parser, ["--config", "trial.yaml", "rerank.tune=true", "eval.bootstrap=100"])
+            cli.run(eval_rerank.main, eval_rerank.parser, ["--config", "trial.yaml", "rerank.tune=true", "eval.resamples=100"])
         assert ended.value.code == 0
         config = configuration.load(Path("trial.yaml"), ["serve.system=qwen"])
         system = select_system(config.serve, config.eval.systems, config.name)

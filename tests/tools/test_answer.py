@@ -95,7 +95,7 @@ def test_without_an_image_or_a_scorer_there_are_no_clip_scores(run: Run) -> None
     assert run("--image", "pictures/a.png", "--question", "What?", "rerank.clip=null")[1][1].split() == ["mean", "log", "p", "candidate"]
 
 
-def test_an_answer_below_the_confidence_threshold_is_withheld(run: Run, experiment: Path) -> None:
+def test_an_answer_below_the_confidence_threshold_is_withheld(run: Run, experiment: Path, caplog: pytest.LogCaptureFixture) -> None:
     question = ("--system", "qwen", "--image", "pictures/a.png", "--question", "What color is it?")
     before = run(*question, "--abstain-below", "0.5")
     assert (before[0], "holds no fitted confidence for this system" in before[2]) == (2, True)
@@ -104,7 +104,7 @@ def test_an_answer_below_the_confidence_threshold_is_withheld(run: Run, experime
         cli.run(
             eval_rerank.main,
             eval_rerank.parser,
-            ["--config", "trial.yaml", "rerank.tune=true", "eval.bootstrap=100", "--abstain-below", "0.4"],
+            ["--config", "trial.yaml", "rerank.tune=true", "eval.resamples=100", "--abstain-below", "0.4"],
         )
     assert ended.value.code == 0
     summary = json.loads((experiment / "results/trial/summary.json").read_text(encoding="utf-8"))
@@ -120,7 +120,11 @@ def test_an_answer_below_the_confidence_threshold_is_withheld(run: Run, experime
         assert re.fullmatch(rf'\s*how likely "{re.escape(answered[1][0])}" is right: \d+%', answered[1][1])
         # Weights that differ from those of the evaluation are used as given, without a fitted confidence.
         other = run(*question, "--abstain-below", "0", "rerank.weights.clip=0.9")
-        assert "with the present decoding and rerank settings" in other[2]
+        assert "with the present decoding and rerank settings (results/trial/plans/qwen.json was fitted for another" in other[2]
+        assert "rerank setting (weights)" in other[2]
+        assert not any("fitted for another" in message for message in caplog.messages)
+        assert run(*question, "rerank.weights.clip=0.9")[0] == 0
+        assert any("(weights): its weights and its confidence are not used" in message for message in caplog.messages)
         assert run("--system", "qwen", "--image", "pictures/a.png", "--question", "这是什么？", "--abstain-below", "1")[1][0] == "不确定"
     finally:
         shutil.rmtree(experiment / "results/trial/plans")
@@ -196,7 +200,14 @@ def test_a_killed_run_over_a_folder_resumes(run: Run, tmp_path: Path) -> None:
     # With another batch composition, scores may differ in the last bits.
     assert answers(path.read_text(encoding="utf-8")) == answers(complete)
     os.utime("pictures/a.png", ns=(1, 1))
-    assert "(2 already answered" in run(*arguments)[1][-1]
+    assert "(3 already answered" in run(*arguments)[1][-1]
+    original = Path("pictures/a.png").read_bytes()
+    try:
+        Path("pictures/a.png").write_bytes(original + b"changed")
+        assert "(2 already answered" in run(*arguments)[1][-1]
+    finally:
+        Path("pictures/a.png").write_bytes(original)
+    run(*arguments)
     assert "(0 already answered" in run(*arguments, "decoding.num_candidates=2")[1][-1]
 
 

@@ -53,7 +53,7 @@ def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempP
                 {"name": "baseline", "kind": "qwen3_vl", "path": str(parts / "qwen3_vl"), "quantization": "none"},
             ],
             "controls": ["shuffled_images", "untuned"],
-            "bootstrap": 100,
+            "resamples": 100,
             "description_tokens": 6,
         },
     }

@@ -12,13 +12,14 @@ from answering.rerank.candidate_scores import Signal
 from answering.rerank.choose_answer import RerankPlan
 from dataset.sample import Message
 from evaluation.answer_selection import RerankPlans, add_choices
-from evaluation.calibration import rerank_fitting
+from evaluation.calibration import confidence_fitting, rerank_fitting
 from evaluation.calibration.probability_fits import group_k_fold
 from evaluation.calibration.rerank_fitting import tune
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
 from evaluation.scoring.answer_scores import score
-from evaluation.scoring.rerank_metrics import confidence_metrics, improvable_fractions, risk_coverage
+from evaluation.scoring.confidence_metrics import confidence_metrics, risk_coverage
+from evaluation.scoring.rerank_metrics import improvable_fractions
 from evaluation.statistics import clusters
 
 RIGHT, WRONG = "red", "blue"
@@ -60,6 +61,9 @@ def test_weights_that_gain_on_held_out_questions_are_chosen() -> None:
     assert found.chosen_on == "validation"
     assert found.shared_plan.weights.clip > found.shared_plan.weights.likelihood
     assert found.found["tuned_held_out"] > 0.9 > found.found["configured"]
+    gain = found.found["tuned_gain"]
+    assert gain["difference"] == pytest.approx(found.found["tuned_held_out"] - found.found["configured"])
+    assert gain["verdict"] == "a"
 
 
 def test_weights_that_only_fit_noise_are_not_chosen() -> None:
@@ -129,7 +133,8 @@ def test_no_cross_validation_splits_the_questions_of_an_image(monkeypatch: pytes
         seen.append(groups)
         return group_k_fold(groups, seed)
 
-    monkeypatch.setattr(rerank_fitting, "group_k_fold", spy)
+    for module in (rerank_fitting, confidence_fitting):
+        monkeypatch.setattr(module, "group_k_fold", spy)
     tune({"ours": planted(40, 0.9)}, references(40), RerankConfig(), 50, 0)
     before = len(seen)
     tune({"ours": planted(40, 0.9)}, references(40), RerankConfig(calibration="isotonic"), 50, 0)
@@ -197,7 +202,7 @@ def test_the_confidence_is_calibrated(calibration: str) -> None:
     questions = [question(i) for i in range(400)]
     found = tune({"ours": (questions, system(400))}, references(400), RerankConfig(calibration=calibration), 100, 0)  # type: ignore[arg-type]
     scored = score(add_choices(questions, system(400), found.for_system("ours"), 0, 0.6), references(400))
-    figures = confidence_metrics(scored, 0.6)
+    figures = confidence_metrics(questions, scored, 0.6)
     assert figures["ece"] < 0.06
     assert found.found["systems"]["ours"]["ece_held_out"] < 0.08
     assert figures["abstaining"]["answered"] == pytest.approx(0.5, abs=0.07)
@@ -206,6 +211,29 @@ def test_the_confidence_is_calibrated(calibration: str) -> None:
     curve = [point["vqa_accuracy"] for point in figures["risk_coverage"]]
     assert curve[0] > 0.8
     assert curve[-1] == pytest.approx(scored.scores["reranked"]["vqa_accuracy"].mean())
+
+
+def test_the_confidence_is_broken_down_by_kind_of_question_and_says_which_are_unlike_the_calibration() -> None:
+    """Questions of a source that the calibration has never seen are all answered wrong, with the same scores."""
+    questions, predictions = planted(200, 0.95)
+    plan = tune({"ours": (questions, predictions)}, references(200), RerankConfig(weights=RerankWeights(clip=1.0)), 50, 0).for_system(
+        "ours"
+    )
+    asked = questions[:100] + [dataclasses.replace(question(i, "Who founded this company?"), source="companies") for i in range(100, 150)]
+    known = {f"q{i}": [RIGHT if i < 100 else "somebody"] * 10 for i in range(150)}
+    scored = score(add_choices(asked, predictions[:150], plan, 0), known)
+    figures = confidence_metrics(asked, scored, None)
+    seen, unseen = figures["by_source"]["planted"], figures["by_source"]["companies"]
+    assert (seen["questions"], unseen["questions"]) == (100, 50)
+    assert seen["ece"] < 0.1
+    assert seen["confident"]["vqa_accuracy"] > 0.85
+    assert set(figures["by_language"]) == {"en"}
+    assert sum(part["questions"] for part in figures["by_category"].values()) == 150
+    # They are unlike the calibration by their words, so none of them is claimed to be nearly certain.
+    assert unseen["confidence"] <= 0.5
+    assert "confident" not in unseen
+    assert figures["unlike"]["questions"] == 50
+    assert {prediction.unlike for prediction in scored.predictions[100:]} == {("words",)}
 
 
 def test_the_confidence_is_that_of_the_displayed_answer() -> None:

@@ -29,7 +29,15 @@ def test_the_summary_equals_values_computed_by_hand(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert summary == evaluation_result.summary
     assert summary["schema_version"] == 2
-    assert summary["dataset"] == {"name": "planted", "split": "test", "questions": 24, "images": 6, "by_task": {"vqa": 18, "caption": 6}}
+    tasks = {"vqa": 18, "caption": 6}
+    assert summary["dataset"] == {
+        "name": "planted",
+        "split": "test",
+        "questions": 24,
+        "images": 6,
+        "by_task": tasks,
+        "fewest_references": 10,
+    }
     ours = summary["systems"]["ours"]
     assert (ours["kind"], ours["errors"]) == ("checkpoint", 0)
     assert ours["questions_per_second"] > 0

@@ -6,13 +6,14 @@ import pytest
 from answering.protocol import Request
 from dataset.sample import Message
 from evaluation.config import EvalConfig
+from evaluation.power_analysis import minimum_detectable_effect
 from evaluation.questions import Question
 from evaluation.robustness.robustness_run import Robustness, summarise_robustness
-from evaluation.scoring.answer_scores import AnswerScores
-from evaluation.scoring.summary import ScorePair, SystemResult, comparisons, metric_summary, score_pairs
-from evaluation.statistics import holm, minimum_detectable_effect
+from evaluation.scoring.pairwise_comparisons import ScorePair, comparisons, score_pairs
+from evaluation.scoring.summary import metric_summary
+from evaluation.statistics import holm
 
-SETTINGS = EvalConfig(bootstrap=400, corruptions=("blur",))
+SETTINGS = EvalConfig(resamples=400, corruptions=("blur",))
 
 
 def questions(images: int, each: int) -> list[Question]:
@@ -29,23 +30,29 @@ def column(images: int, each: int, seed: int) -> np.ndarray:
     return np.repeat(np.random.default_rng(seed).integers(0, 2, images).astype(float), each)
 
 
+def scores(values: np.ndarray, normalised: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """The metrics that are compared; M4C has other values if these are given."""
+    return {"vqa_accuracy": values, "vqa_accuracy_m4c": values if normalised is None else normalised, "exact": values}
+
+
 def pair(a: np.ndarray, b: np.ndarray, pair_questions: list[Question], name: str = "a") -> ScorePair:
-    return ScorePair(f"{name}/first", "b/first", {"vqa_accuracy": a, "exact": a}, {"vqa_accuracy": b, "exact": b}, pair_questions)
+    return ScorePair(f"{name}/first", "b/first", scores(a), scores(b), pair_questions)
 
 
 def test_repeated_questions_about_an_image_do_not_make_a_difference_more_certain() -> None:
     rows = [comparisons([pair(column(20, n, 1), column(20, n, 2), questions(20, n))], SETTINGS)[0] for n in (1, 10)]
-    for key in ("difference", "ci95", "p_value", "minimum_detectable_effect"):
+    for key in ("difference", "ci95", "p_value"):
         assert rows[0][key] == pytest.approx(rows[1][key]), key
+    assert rows[0]["minimum_detectable_effect"] == pytest.approx(rows[1]["minimum_detectable_effect"], rel=0.4)
     # McNemar's test treats questions as independent.
     assert rows[1]["mcnemar"]["only_a"] == 10 * rows[0]["mcnemar"]["only_a"]
 
 
 def test_repeated_questions_about_an_image_do_not_make_an_interval_narrower() -> None:
-    one, ten = (metric_summary({"vqa_accuracy": column(20, n, 1)}, questions(20, n), SETTINGS) for n in (1, 10))
+    one, ten = (metric_summary({"vqa_accuracy": column(20, n, 1)}, questions(20, n)) for n in (1, 10))
     assert one["vqa_accuracy_ci95"] == pytest.approx(ten["vqa_accuracy_ci95"])
     robustness = [
-        summarise_robustness({"ours": Robustness(questions(20, n), column(20, n, 1), {("blur", 3): column(20, n, 2)})}, SETTINGS)["ours"]
+        summarise_robustness({"ours": Robustness(questions(20, n), column(20, n, 1), {("blur", 3): column(20, n, 2)})})["ours"]
         for n in (1, 10)
     ]
     for key in ("vqa_accuracy", "vqa_accuracy_ci95"):
@@ -56,7 +63,7 @@ def test_repeated_questions_about_an_image_do_not_make_an_interval_narrower() ->
 def test_each_strength_has_its_own_accuracy_in_increasing_order() -> None:
     shares = {("blur", 1): 16, ("blur", 5): 4, ("noise", 1): 12, ("noise", 5): 8}
     corrupted = {condition: (np.arange(20) < right).astype(float) for condition, right in shares.items()}
-    found = summarise_robustness({"ours": Robustness(questions(20, 1), np.ones(20), corrupted)}, SETTINGS)["ours"]  # type: ignore[arg-type]
+    found = summarise_robustness({"ours": Robustness(questions(20, 1), np.ones(20), corrupted)})["ours"]  # type: ignore[arg-type]
     assert (found["questions"], found["clean"]["vqa_accuracy"]) == (20, 1.0)
     points = {kind: [(point["strength"], point["vqa_accuracy"]) for point in row] for kind, row in found["corrupted"].items()}
     assert points == {"blur": [(1, 0.8), (5, 0.2)], "noise": [(1, 0.6), (5, 0.4)]}
@@ -68,10 +75,8 @@ def test_each_strength_has_its_own_accuracy_in_increasing_order() -> None:
 def test_a_control_is_compared_with_the_same_questions_of_its_system() -> None:
     """A control run may lack questions (those without images) and have another order."""
     asked = questions(6, 1)
-    own = {"vqa_accuracy": np.arange(6.0), "exact": np.arange(6.0)}
-    system = SystemResult("checkpoint", {}, {}, 0, None, 1.0, AnswerScores([], {}, {"first": own}, {}, None))
-    control = {"vqa_accuracy": np.zeros(2), "exact": np.zeros(2)}
-    (found,) = score_pairs({"ours": system}, asked, {"shuffled_images": ([asked[4], asked[1]], control)}, "ours", SETTINGS)
+    own, control = scores(np.arange(6.0)), scores(np.zeros(2))
+    (found,) = score_pairs({"ours": {"first": own}}, asked, {"shuffled_images": ([asked[4], asked[1]], control)}, "ours", SETTINGS)
     assert (found.a, found.b) == ("ours/first", "controls/shuffled_images")
     assert found.scores_a["vqa_accuracy"].tolist() == [4.0, 1.0]
     assert [question.sample_id for question in found.questions] == ["4-0", "1-0"]
@@ -80,7 +85,7 @@ def test_a_control_is_compared_with_the_same_questions_of_its_system() -> None:
 def test_holm_corrects_over_all_comparisons_and_separately_over_all_mcnemar_tests() -> None:
     base = column(60, 1, 0)
     worse = [np.where(np.arange(60) < n, 0.0, base) for n in (8, 14, 20)]
-    pairs = [pair(base, scores, questions(60, 1), str(i)) for i, scores in enumerate(worse)]
+    pairs = [pair(base, values, questions(60, 1), str(i)) for i, values in enumerate(worse)]
     rows = comparisons(pairs, SETTINGS)
     p = [row["p_value"] for row in rows]
     assert len(set(p)) == 3
@@ -88,11 +93,25 @@ def test_holm_corrects_over_all_comparisons_and_separately_over_all_mcnemar_test
     exact = [row["mcnemar"]["p_value"] for row in rows]
     assert [row["mcnemar"]["p_holm"] for row in rows] == holm(exact) != exact
     assert [row["verdict"] for row in rows] == ["a" if adjusted <= 0.05 else "not shown" for adjusted in holm(p)]
-    for row, scores in zip(rows, worse, strict=True):
-        assert row["minimum_detectable_effect"] == minimum_detectable_effect(base - scores, np.arange(60), 3)
+    for row, values in zip(rows, worse, strict=True):
+        assert row["minimum_detectable_effect"] == minimum_detectable_effect(base - values, np.arange(60), 3)
+
+
+def test_a_difference_of_form_alone_has_another_verdict_under_m4c() -> None:
+    """One side lost points for a capital letter, which M4C ignores."""
+    right, capitalised = np.ones(60), np.where(np.arange(60) < 24, 0.0, 1.0)
+    forms = ScorePair("plain/first", "capital/first", scores(right, right), scores(capitalised, right), questions(60, 1))
+    (row,) = comparisons([forms], SETTINGS)
+    assert (row["verdict"], row["differing_questions"]) == ("a", 24)
+    assert (row["vqa_accuracy_m4c"]["verdict"], row["vqa_accuracy_m4c"]["difference"]) == ("not shown", 0.0)
+
+
+def test_the_summary_counts_what_an_interval_rests_on() -> None:
+    figures = metric_summary({"vqa_accuracy": column(20, 3, 1)}, questions(20, 3))
+    assert (figures["questions"], figures["clusters"]) == (60, 20)
 
 
 def test_many_comparisons_get_enough_resamples_to_be_significant() -> None:
     pairs = [pair(np.ones(30), np.zeros(30), questions(30, 1), str(i)) for i in range(40)]
-    rows = comparisons(pairs, EvalConfig(bootstrap=100))
+    rows = comparisons(pairs, EvalConfig(resamples=100))
     assert {row["verdict"] for row in rows} == {"a"}

@@ -1,0 +1,148 @@
+"""Compare choices and systems in pairs: differences with intervals, p-values, verdicts and minimum detectable effects."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from evaluation.config import EvalConfig
+from evaluation.metrics.short_answers import PRIMARY_METRIC
+from evaluation.power_analysis import minimum_detectable_effect
+from evaluation.questions import Question
+from evaluation.run.system_groups import mean_scores
+from evaluation.scoring.answer_scores import Scores
+from evaluation.statistics import Difference, clusters, compare, holm, mcnemar, min_resamples, verdict
+
+NORMALISED_METRIC = "vqa_accuracy_m4c"
+"""The metric that ignores the form of an answer; a verdict that it does not share may be one about form."""
+TESTED_METRICS = (PRIMARY_METRIC, NORMALISED_METRIC)
+"""Metrics with intervals and p-values."""
+BINARY_METRIC = "exact"
+"""The 0/1 metric that McNemar's test uses."""
+COMPARED_CHOICES = ("first", "reranked")
+"""Choices for which systems are compared with each other."""
+AGAINST_FIRST = ("reranked", "learned")
+"""Choices that are compared with the first candidate of the same system."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScorePair:
+    """Two sides of a comparison.
+
+    Args:
+        a: name of side a, such as "ours/reranked"
+        b: name of side b
+        scores_a: metric -> scores [questions] of side a
+        scores_b: metric -> scores [questions] of side b
+        questions: the questions
+    """
+
+    a: str
+    b: str
+    scores_a: Scores
+    scores_b: Scores
+    questions: Sequence[Question]
+
+
+def score_pairs(
+    scores: Mapping[str, Mapping[str, Scores]],
+    questions: Sequence[Question],
+    controls: Mapping[str, tuple[Sequence[Question], Scores]],
+    control_of: str | None,
+    settings: EvalConfig,
+) -> list[ScorePair]:
+    """All comparisons: within each system, reranked and learned with first; each pair of systems in first and in reranked; the
+    controlled system with its control runs.
+
+    A group of seeds replaces its members. In a learning curve each checkpoint is compared only with the last one.
+
+    Args:
+        scores: system -> choice -> scores of its short answers
+        questions: the short questions
+        controls: control -> its questions and the scores of its first candidates
+        control_of: the system of the control runs
+        settings: groups, and whether the systems form a learning curve
+    """
+    pairs = _pairs_of_systems(_compared_units(scores, settings.groups or {}), questions, settings.curve)
+    index = {question.sample_id: i for i, question in enumerate(questions)}
+    for name, (control_questions, control) in controls.items():
+        assert control_of is not None
+        rows_of_control = [index[question.sample_id] for question in control_questions]
+        system_scores = {metric: values[rows_of_control] for metric, values in scores[control_of]["first"].items()}
+        # Clusters follow the original images of the questions, not the shuffled ones.
+        pairs.append(ScorePair(f"{control_of}/first", f"controls/{name}", system_scores, control, [questions[i] for i in rows_of_control]))
+    return pairs
+
+
+def _compared_units(scores: Mapping[str, Mapping[str, Scores]], groups: Mapping[str, Sequence[str]]) -> dict[str, Mapping[str, Scores]]:
+    """Scores of the units that are compared with each other: systems outside groups, and groups (mean over their members)."""
+    grouped = {member for members in groups.values() for member in members}
+    single = {name: by_choice for name, by_choice in scores.items() if name not in grouped}
+    group_scores = {name: [scores[member] for member in members if member in scores] for name, members in groups.items()}
+    return single | {name: mean_scores(members) for name, members in group_scores.items() if members}
+
+
+def _pairs_of_systems(units: Mapping[str, Mapping[str, Scores]], questions: Sequence[Question], curve: bool) -> list[ScorePair]:
+    pairs = [
+        ScorePair(f"{name}/{choice}", f"{name}/first", by_choice[choice], by_choice["first"], questions)
+        for name, by_choice in units.items()
+        for choice in AGAINST_FIRST
+        if choice in by_choice
+    ]
+    named = list(units.items())
+    unit_pairs = [(named[-1], earlier) for earlier in named[:-1]] if curve else combinations(named, 2)
+    for (a, scores_a), (b, scores_b) in unit_pairs:
+        common = [choice for choice in COMPARED_CHOICES if choice in scores_a and choice in scores_b]
+        pairs += [ScorePair(f"{a}/{choice}", f"{b}/{choice}", scores_a[choice], scores_b[choice], questions) for choice in common]
+    return pairs
+
+
+def comparisons(pairs: Sequence[ScorePair], settings: EvalConfig) -> list[dict[str, Any]]:
+    """The entry `comparisons` of summary.json, one row per pair.
+
+    A row has the difference with interval, p-value (raw and Holm-adjusted over all pairs) and verdict; the number of questions whose
+    scores differ; `minimum_detectable_effect` (absent if there is none); the same figures under M4C, with a Holm correction of their own;
+    and, for 0/1 scores, McNemar's test of exact matches, again with its own Holm correction.
+    """
+    resamples = min_resamples(settings.resamples, len(pairs))
+    by_metric: dict[str, list[Difference]] = {metric: [] for metric in TESTED_METRICS}
+    rows: list[dict[str, Any]] = []
+    for pair in pairs:
+        groups = clusters([question.image_ids for question in pair.questions])
+        a, b = (np.stack([scores[metric] for metric in TESTED_METRICS], axis=1) for scores in (pair.scores_a, pair.scores_b))
+        for metric, difference in zip(TESTED_METRICS, compare(a, b, groups, resamples, settings.seed), strict=True):
+            by_metric[metric].append(difference)
+        effect = minimum_detectable_effect(a[:, 0] - b[:, 0], groups, len(pairs))
+        rows.append(
+            {"a": pair.a, "b": pair.b, "metric": PRIMARY_METRIC, "differing_questions": int((a[:, 0] != b[:, 0]).sum())}
+            | ({} if effect is None else {"minimum_detectable_effect": effect})
+        )
+    for metric, differences in by_metric.items():
+        for row, figures in zip(rows, _tested(differences), strict=True):
+            row |= figures if metric == PRIMARY_METRIC else {metric: figures}
+    tests = {i: mcnemar(pair.scores_a[BINARY_METRIC], pair.scores_b[BINARY_METRIC]) for i, pair in enumerate(pairs) if _binary(pair)}
+    for (i, test), p_holm in zip(tests.items(), holm([test.p_value for test in tests.values()]), strict=True):
+        rows[i]["mcnemar"] = {"metric": BINARY_METRIC, **asdict(test), "p_holm": p_holm}
+    return rows
+
+
+def _tested(differences: Sequence[Difference]) -> list[dict[str, Any]]:
+    """Figures of the differences in one metric over all pairs."""
+    adjusted = holm([difference.p_value for difference in differences])
+    return [
+        {
+            "difference": difference.difference,
+            "ci95": [difference.ci95.low, difference.ci95.high],
+            "p_value": difference.p_value,
+            "p_holm": p_holm,
+            "verdict": verdict(difference, p_holm),
+        }
+        for difference, p_holm in zip(differences, adjusted, strict=True)
+    ]
+
+
+def _binary(pair: ScorePair) -> bool:
+    """Whether all scores of both sides are 0 or 1; means over seeds are not."""
+    return all(bool(np.isin(scores[BINARY_METRIC], (0.0, 1.0)).all()) for scores in (pair.scores_a, pair.scores_b))
