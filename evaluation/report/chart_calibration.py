@@ -38,7 +38,7 @@ def confidence(summary: Summary) -> Figure:
     right[0].set_xlim(0, 102)
     right[0].set_ylim(0, 105)
     right[0].set_xlabel("coverage: most confident answers given, %")
-    right[0].set_ylabel("their official VQA accuracy, %")
+    right[0].set_ylabel("their VQA accuracy, %")
     right[0].set_title("Accuracy when only confident answers are given", loc="left")
     right[0].legend(frameon=False, fontsize=9, loc="lower left")
     return figure
@@ -64,7 +64,7 @@ def _calibration(axes: Axes, counts: Axes, systems: dict[str, Any]) -> None:
         positions = [b["from"] + 0.01 + (i + 0.5) * width for b in bins]
         counts.bar(positions, [b["questions"] for b in bins], width, color=color)
     axes.set_ylim(0, 105)
-    axes.set_ylabel("official VQA accuracy, %")
+    axes.set_ylabel("VQA accuracy, %")
     axes.legend(frameon=False, fontsize=9, loc="upper left")
     counts.set_ylabel("answers")
     counts.set_xlim(0, 1)

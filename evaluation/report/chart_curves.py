@@ -54,7 +54,7 @@ def robustness(summary: Summary) -> Figure:
         axes.set_title(kind, loc="left", fontsize=11)
         axes.set_ylim(0, 105)
     for axes in grid[:, 0]:
-        axes.set_ylabel("official VQA accuracy, %")
+        axes.set_ylabel("VQA accuracy, %")
     grid.flat[0].legend(frameon=False, fontsize=9, loc="lower left")
     figure.supxlabel("strength (0: clean image)", fontsize=10)
     figure.suptitle(f"First candidates on corrupted images ({_questions(systems)} questions)", x=0.01, ha="left", fontsize=12)

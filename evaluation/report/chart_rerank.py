@@ -59,18 +59,18 @@ def by_category(summary: Summary) -> Figure:
         axes.set_xticks(range(len(categories)), [f"{category}\n({counts[category]['questions']:,})" for category in categories])
         axes.grid(visible=False, axis="x")
         percent_axis(axes, "y")
-        axes.set_ylabel("official VQA accuracy, %")
+        axes.set_ylabel("VQA accuracy, %")
         axes.set_title(f"{name}: before and after reranking by category (questions)", loc="left", pad=22)
         legend_above(axes)
     return figure
 
 
 def overview(summary: Summary) -> Figure:
-    """Official accuracy, M4C accuracy and number of changed answers, before and after reranking."""
+    """VQA accuracy, M4C accuracy and number of changed answers, before and after reranking."""
     systems = reranked_systems(summary)
     figure = Figure(figsize=(max(9.0, 3.0 + 3.0 * len(systems)), 3.8), layout="constrained")
-    official, m4c, changed = figure.subplots(1, 3)
-    for axes, metric, title in ((official, "vqa_accuracy", "Official VQA accuracy, %"), (m4c, "vqa_accuracy_m4c", "M4C accuracy, %")):
+    overall, m4c, changed = figure.subplots(1, 3)
+    for axes, metric, title in ((overall, "vqa_accuracy", "VQA accuracy, %"), (m4c, "vqa_accuracy_m4c", "M4C accuracy, %")):
         for i, (choice, color, label) in enumerate((BEFORE, AFTER)):
             values = [100 * results["choices"][choice][metric] for results in systems.values()]
             bars = axes.bar([position + (i - 0.5) * 0.4 for position in range(len(systems))], values, 0.38, color=color, label=label)
@@ -79,7 +79,7 @@ def overview(summary: Summary) -> Figure:
         axes.set_title(title, loc="left", pad=22, fontsize=11)
         legend_above(axes, 2)
     _changed(changed, systems)
-    for axes in (official, m4c, changed):
+    for axes in (overall, m4c, changed):
         axes.set_xticks(range(len(systems)), list(systems))
         axes.grid(visible=False, axis="x")
     return figure

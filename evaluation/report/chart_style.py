@@ -64,7 +64,7 @@ def save(figure: Figure, path: Path) -> Path:
 def percent_axis(axes: Axes, axis: str) -> None:
     """Format axis "x" or "y" as accuracy in percent."""
     getattr(axes, f"set_{axis}lim")(0, 105)
-    getattr(axes, f"set_{axis}label")("official VQA accuracy, %, with 95 % interval" if axis == "y" else "official VQA accuracy, %")
+    getattr(axes, f"set_{axis}label")("VQA accuracy, %, with 95 % interval" if axis == "y" else "VQA accuracy, %")
 
 
 def legend_above(axes: Axes, columns: int = 3) -> None:

@@ -15,7 +15,7 @@ from evaluation.report.image_grids import write_grids
 
 CAPTIONS = {
     "learning_curve": "Accuracy over the training steps of a run",
-    "overview": "Official and M4C accuracy, and number of answers changed by reranking",
+    "overview": "VQA accuracy, M4C accuracy, and number of answers changed by reranking",
     "rerank": "Accuracy before and after reranking, with the oracle as upper bound",
     "rerank_by_category": "Accuracy before and after reranking by category",
     "accuracy_by_category": "Accuracy by category",
@@ -95,7 +95,7 @@ def _by_category(summary: dict[str, Any]) -> Figure:
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     percent_axis(axes, "x")
-    axes.set_title("Official VQA accuracy by category (questions)", loc="left", pad=30 if len(parts) > 1 else 12)
+    axes.set_title("VQA accuracy by category (questions)", loc="left", pad=30 if len(parts) > 1 else 12)
     if len(parts) > 1:
         legend_above(axes)
     return figure

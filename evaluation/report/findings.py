@@ -4,10 +4,14 @@ from typing import Any
 
 from answering.rerank.choose_answer import displayed_choice
 from evaluation.metrics.short_answers import PRIMARY_METRIC
+from evaluation.report.rerank_tables import tuning_sentence
 from evaluation.report.result_tables import format_interval, percent
+from evaluation.scoring.pairwise_comparisons import NORMALISED_METRIC
 
 POOR_ACCURACY = 0.10
 """VQA accuracy below which the headline says that a system cannot do the task."""
+_OUTCOMES = ("shown to be better than", "equal on every question to", "shown to be worse than", "not shown to be better than")
+_VERDICTS = {"a": "shown to be better than", "b": "shown to be worse than", "not shown": "not shown to differ from"}
 
 
 def headline(summary: dict[str, Any]) -> str:
@@ -22,10 +26,11 @@ def headline(summary: dict[str, Any]) -> str:
     interval = f" ({format_interval(scored[top][f'{PRIMARY_METRIC}_ci95'])})" if f"{PRIMARY_METRIC}_ci95" in scored[top] else ""
     parts = [f"{_display_name(summary, top)} answers {percent(scored[top][PRIMARY_METRIC])} % of {questions} right{interval}"]
     if scored[top][PRIMARY_METRIC] < POOR_ACCURACY:
-        parts.append("which is poor: nothing here can do this task yet")
-    if others := [name for name in scored if name != top]:
+        parts.append("which is poor: most answers are wrong")
+    others = [name for name in scored if name != top]
+    if others:
         parts.append(_comparison_clause(summary, top, others))
-    return ", ".join(parts) + "." + _rerank_sentence(summary, top) + _image_use_sentence(summary, top)
+    return ", ".join(parts) + "." + _form_sentences(summary, top, others) + _rerank_sentence(summary, top) + _image_use_sentence(summary)
 
 
 def _displayed_results(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -55,43 +60,86 @@ def _find_comparison(summary: dict[str, Any], a: str, b: str) -> dict[str, Any] 
         if (row["a"], row["b"]) == (a, b):
             return dict(row)
         if (row["a"], row["b"]) == (b, a):
-            swapped = {"a": "b", "b": "a"}.get(row["verdict"], row["verdict"])
-            return {**row, "a": a, "b": b, "difference": -row["difference"], "verdict": swapped}
+            return {
+                **row,
+                **_swapped(row),
+                "a": a,
+                "b": b,
+                NORMALISED_METRIC: {**row[NORMALISED_METRIC], **_swapped(row[NORMALISED_METRIC])},
+            }
     return None
 
 
+def _swapped(figures: dict[str, Any]) -> dict[str, Any]:
+    """Difference and verdict with the sides exchanged."""
+    return {"difference": 0.0 - figures["difference"], "verdict": {"a": "b", "b": "a"}.get(figures["verdict"], figures["verdict"])}
+
+
 def _comparison_clause(summary: dict[str, Any], top: str, others: list[str]) -> str:
-    """Whether the best system is shown to be better than each other one, compared in reranked if possible, else in first."""
-    shown: list[str] = []
-    inconclusive: list[str] = []
+    """How the best system compares with each other one, in reranked answers if possible, else in first ones."""
+    outcomes: dict[str, list[str]] = {outcome: [] for outcome in _OUTCOMES}
     for other in others:
-        rows = [_find_comparison(summary, f"{top}/{choice}", f"{other}/{choice}") for choice in ("reranked", "first")]
-        row = next((row for row in rows if row is not None), None)
-        (shown if row is not None and row["verdict"] == "a" else inconclusive).append(other)
-    clauses = [f"shown to be better than {_join_names(shown)}"] if shown else []
-    clauses += [f"not shown to be better than {_join_names(inconclusive)}"] if inconclusive else []
-    return " but ".join(clauses)
+        row = _displayed_comparison(summary, top, other)
+        if row is None:
+            outcome = "not shown to be better than"
+        elif is_equal(row):
+            outcome = "equal on every question to"
+        else:
+            outcome = {"a": "shown to be better than", "b": "shown to be worse than"}.get(row["verdict"], "not shown to be better than")
+        outcomes[outcome].append(other)
+    return " but ".join(f"{outcome} {_join_names(names)}" for outcome, names in outcomes.items() if names)
+
+
+def _displayed_comparison(summary: dict[str, Any], a: str, b: str) -> dict[str, Any] | None:
+    """The comparison of two systems in reranked answers if there is one, else in first ones."""
+    rows = (_find_comparison(summary, f"{a}/{choice}", f"{b}/{choice}") for choice in ("reranked", "first"))
+    return next((row for row in rows if row is not None), None)
+
+
+def is_equal(row: dict[str, Any]) -> bool:
+    """Whether both sides of a comparison have the same score on every question."""
+    return bool(row["differing_questions"] == 0)
+
+
+def form_sentence(row: dict[str, Any]) -> str:
+    """Where M4C, which ignores the form of an answer, gives another verdict than the main metric: a sentence that says so; else empty."""
+    normalised = row[NORMALISED_METRIC]
+    if normalised["verdict"] == row["verdict"]:
+        return ""
+    verdict = {"a": f"{row['a']} is better", "b": f"{row['b']} is better"}.get(normalised["verdict"], "no difference is shown")
+    return (
+        f" M4C, which ignores capital letters and punctuation, disagrees about {row['a']} and {row['b']}: {verdict} "
+        f"({100 * normalised['difference']:+.1f} points instead of {100 * row['difference']:+.1f}); look at the form of the answers."
+    )
+
+
+def _form_sentences(summary: dict[str, Any], top: str, others: list[str]) -> str:
+    """`form_sentence` of the comparisons that the headline names."""
+    rows = [_displayed_comparison(summary, top, other) for other in others]
+    return "".join(form_sentence(row) for row in rows if row is not None)
 
 
 def _rerank_sentence(summary: dict[str, Any], top: str) -> str:
-    """Effect of reranking on the best system; empty without reranking."""
+    """Effect of reranking on the best system, and what tuning its weights did; empty without reranking."""
     row = _find_comparison(summary, f"{top}/reranked", f"{top}/first")
     if row is None:
         return ""
+    if is_equal(row):
+        return f" Reranking changes the score of no question of {top}." + tuning_sentence(summary)
     points = f"{100 * row['difference']:+.1f} points, p = {row['p_holm']:.3f} after Holm"
     effect = {"a": "Reranking helps it", "b": "Reranking hurts it"}.get(row["verdict"], "Reranking is not shown to help or hurt it")
-    return f" {effect} ({points})."
+    return f" {effect} ({points})." + form_sentence(row) + tuning_sentence(summary)
 
 
-def _image_use_sentence(summary: dict[str, Any], top: str) -> str:
-    """Whether the best system uses the images, by the control run with shuffled images; empty without that run."""
-    row = _find_comparison(summary, f"{top}/first", "controls/shuffled_images")
+def _image_use_sentence(summary: dict[str, Any]) -> str:
+    """Whether the system of the control runs uses the images, by the run with shuffled images; empty without that run."""
+    row = next((row for row in summary["comparisons"] if row["b"] == "controls/shuffled_images"), None)
     if row is None:
         return ""
-    shuffled_accuracy = percent(summary["controls"]["shuffled_images"][PRIMARY_METRIC])
+    name, shuffled_accuracy = summary["controlled_system"], percent(summary["controls"]["shuffled_images"][PRIMARY_METRIC])
     if row["verdict"] == "a":
-        return f" It uses the images: with shuffled images its accuracy drops to {shuffled_accuracy} %."
-    return f" It is not shown to use the images: with shuffled images its accuracy is {shuffled_accuracy} %."
+        return f" {name} uses the images: with shuffled images its accuracy drops to {shuffled_accuracy} %."
+    return f" {name} is not shown to use the images: with shuffled images its accuracy is {shuffled_accuracy} %."
 
 
 def _curve_sentence(summary: dict[str, Any]) -> str:
@@ -102,26 +150,29 @@ def _curve_sentence(summary: dict[str, Any]) -> str:
     choice = displayed_choice(choices[1])
     values = [percent(by_choice[choice][PRIMARY_METRIC]) for by_choice in choices]
     row = _find_comparison(summary, f"{last}/{choice}", f"{first}/{choice}")
-    outcome = {"a": "shown to be better than", "b": "shown to be worse than"}.get(
-        "" if row is None else row["verdict"], "not shown to differ from"
-    )
+    if row is None:
+        outcome = "not compared with"
+    else:
+        outcome = "equal on every question to" if is_equal(row) else _VERDICTS[row["verdict"]]
     return (
         f"From step {early:,} to step {late:,} accuracy goes from {values[0]} to {values[1]} %; the last checkpoint is {outcome} the first."
-    )
+    ) + ("" if row is None else form_sentence(row))
 
 
 def sentences(summary: dict[str, Any]) -> list[str]:
-    """One sentence per difference that is shown, then the number of differences that are not."""
+    """One sentence per difference that is shown, and per pair without any; then the number of differences that are not shown."""
     lines = []
-    for row in summary["comparisons"]:
-        if row["verdict"] == "not shown":
-            continue
+    equal = [row for row in summary["comparisons"] if is_equal(row)]
+    shown = [row for row in summary["comparisons"] if row["verdict"] != "not shown"]
+    for row in shown:
         better, worse = (row["a"], row["b"]) if row["verdict"] == "a" else (row["b"], row["a"])
         ends = sorted(100 * abs(end) for end in row["ci95"])
         lines.append(
             f"{better} is better than {worse} by {100 * abs(row['difference']):.1f} points (interval {ends[0]:.1f} to {ends[1]:.1f})."
+            + form_sentence(row)
         )
-    inconclusive = len(summary["comparisons"]) - len(lines)
+    lines += [f"{row['a']} and {row['b']} are equal: they have the same score on every question." for row in equal]
+    inconclusive = len(summary["comparisons"]) - len(shown) - len(equal)
     if inconclusive:
         what = "No difference is" if not lines else f"{inconclusive} other difference{'s are' if inconclusive > 1 else ' is'} not"
         lines.append(f"{what} shown: with this many questions, chance alone could explain {'them' if inconclusive > 1 else 'it'}.")

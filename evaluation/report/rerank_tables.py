@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from answering.rerank.calibration_range import UNLIKE_CONFIDENCE
+
 Row = Sequence[str]
 _CHOSEN_ON = {"default": "as configured", "validation": "chosen on the validation split"}
+POOR_CALIBRATION, MIN_QUESTIONS = 0.1, 30
+"""Calibration error from which, and number of questions with which, the report warns of the confidence for a kind of question."""
 COVERAGES = (0.5, 0.8)
 """Coverages, fractions of the most confident answers, at which the accuracy is reported."""
 
@@ -87,6 +91,48 @@ def confidence_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     return header, rows
 
 
+def confidence_by_kind_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """Header and rows: calibration of the confidence by category, language and source, and where questions are unlike the calibration's."""
+    rows: list[Row] = []
+    for name, results in summary["systems"].items():
+        values = results.get("confidence", {})
+        parts = [part for key in ("by_category", "by_language", "by_source") for part in values.get(key, {}).items()]
+        parts += [("unlike the calibration", values["unlike"])] if "unlike" in values else []
+        for label, part in parts:
+            confident = part.get("confident")
+            rows.append(
+                (
+                    name,
+                    label,
+                    f"{part['questions']:,}",
+                    f"{100 * part['confidence']:.1f}",
+                    f"{100 * part['vqa_accuracy']:.1f}",
+                    f"{100 * part['ece']:.1f}",
+                    "" if confident is None else f"{100 * confident['vqa_accuracy']:.1f} ({confident['questions']:,})",
+                )
+            )
+    return ("system", "questions", "answers", "mean confidence", "VQA accuracy", "calibration error", "right at 90 % or more"), rows
+
+
+def _confidence_remarks(name: str, values: dict[str, Any]) -> list[str]:
+    """Sentences about the kinds of questions for which a system's confidence does not hold, and about those unlike the calibration's."""
+    lines = []
+    parts = [part for key in ("by_category", "by_language", "by_source") for part in values[key].items()]
+    off = [(label, part) for label, part in parts if part["questions"] >= MIN_QUESTIONS and part["ece"] >= POOR_CALIBRATION]
+    for label, part in off:
+        direction = "high" if part["confidence"] > part["vqa_accuracy"] else "low"
+        lines.append(
+            f"{name}: do not trust the confidence for {label}: it is too {direction}, {100 * part['confidence']:.0f} % on average where "
+            f"{100 * part['vqa_accuracy']:.0f} % are right (calibration error {100 * part['ece']:.0f})."
+        )
+    if (unlike := values.get("unlike")) is not None:
+        lines.append(
+            f"{name}: {unlike['questions']:,} of {values['questions']:,} questions are unlike those that the confidence was learnt from, "
+            f"by their image or their words; their confidence is limited to {100 * UNLIKE_CONFIDENCE:.0f} %."
+        )
+    return lines
+
+
 def remarks(summary: dict[str, Any]) -> list[str]:
     """Notes: rerank weights and where they were chosen, fitted models, and the effect of abstaining."""
     if "rerank" not in summary:
@@ -104,15 +150,18 @@ def remarks(summary: dict[str, Any]) -> list[str]:
         else []
     )
     lines = [f"Rerank weights ({_CHOSEN_ON[rerank['chosen_on']]}): {weights}; {'; '.join([*used, *form])}.".replace("; .", ".")]
+    lines += [sentence] if (sentence := tuning_sentence(summary).strip()) else []
     lines.append(_skipped_types_sentence(rerank))
     if "learned" in rerank:
         lines.append(
-            "learned: a logistic model per system over all scores, fitted on the validation split; the evaluated split was scored once, "
-            "after all parameters were fixed."
+            "learned: a logistic model per system over all scores, fitted on the validation split; no reference of the evaluated split is "
+            "read in any fit."
         )
     if any("confidence" in results for results in summary["systems"].values()):
         lines.append("Confidence: fitted and calibrated per system on the validation split only. AURC: mean error over all coverages.")
     for name, results in summary["systems"].items():
+        if "confidence" in results:
+            lines += _confidence_remarks(name, results["confidence"])
         if (values := results.get("confidence", {}).get("abstaining")) is not None:
             accuracy = f", {100 * values['vqa_accuracy']:.1f} % of these right" if "vqa_accuracy" in values else ""
             lines.append(
@@ -120,6 +169,23 @@ def remarks(summary: dict[str, Any]) -> list[str]:
                 f"{accuracy}."
             )
     return lines
+
+
+def tuning_sentence(summary: dict[str, Any]) -> str:
+    """Whether weights chosen on the validation split beat the configured ones on held-out folds of it; empty without tuning."""
+    rerank = summary.get("rerank", {})
+    gain = rerank.get("validation", {}).get("tuned_gain")
+    if gain is None:
+        return ""
+    points = f"{100 * gain['difference']:+.1f} points, p = {gain['p_value']:.3f}"
+    if rerank["chosen_on"] == "default":
+        return f" On held-out folds of the validation split, tuned weights do not beat the configured ones ({points}), which are used."
+    if gain["verdict"] == "a":
+        return f" On held-out folds of the validation split, tuned weights beat the configured ones ({points}) and are used."
+    return (
+        f" Tuned weights are used because they score higher than the configured ones on held-out folds of the validation split ({points}), "
+        "but are not shown to beat them."
+    )
 
 
 def _skipped_types_sentence(rerank: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from answering.rerank.candidate_scores import CORRECTED_SUFFIX
 from answering.rerank.choose_answer import displayed_choice
 from evaluation.metrics.short_answers import GAMEABLE_METRICS
 from evaluation.report import rerank_tables
+from evaluation.report.metric_notes import few_images_remark
 
 CHOICE_DESCRIPTIONS = {
     "first": "the first candidate: the system's most likely one",
@@ -63,6 +64,7 @@ def all_tables(summary: dict[str, Any]) -> dict[str, tuple[Row, list[Row]]]:
     by_title["Visual tokens per question"] = visual_token_table(summary)
     by_title["Comparisons"] = comparison_table(summary)
     by_title["Calibration of the confidence"] = rerank_tables.confidence_table(summary)
+    by_title["Calibration of the confidence by kind of question"] = rerank_tables.confidence_by_kind_table(summary)
     by_title["Reranking on the validation split"] = rerank_tables.validation_table(summary)
     by_title["Captions and descriptions"] = caption_table(summary)
     by_title["Unanswerable questions"] = unanswerable_table(summary)
@@ -111,7 +113,8 @@ def gameable_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
 def _measured(summary: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """Name, choice and figures of every choice of every system, then of the control runs."""
     systems = [(name, choice, measures) for name, results in summary["systems"].items() for choice, measures in results["choices"].items()]
-    return [*systems, *((name, "control", measures) for name, measures in summary.get("controls", {}).items())]
+    controls = summary.get("controls", {})
+    return [*systems, *((name, f"control of {summary['controlled_system']}", controls[name]) for name in controls)]
 
 
 def _accuracy_row(name: str, choice: str, measures: dict[str, Any]) -> Row:
@@ -292,7 +295,11 @@ def remarks(summary: dict[str, Any]) -> list[str]:
         )
     lines += rerank_tables.remarks(summary)
     lines.append("random is a lower bound and oracle an upper bound that uses the references; neither is a method.")
-    lines.append("Intervals: 95 % bootstrap over images. p: randomisation test that flips the sign of each image's difference at random.")
+    lines.append(
+        "Intervals: 95 %, by a jackknife over images and Student's t. p: randomisation test that flips the sign of each image's "
+        "difference at random."
+    )
+    lines += few_images_remark(summary)
     lines.append(
         "detectable: the smallest true difference in points that this many images show with a probability of 80 %; smaller ones may "
         "exist undetected. McNemar: exact test on exact matches, which treats questions as independent."

@@ -17,6 +17,7 @@ from evaluation.report.charts import CAPTIONS, write_charts
 from evaluation.report.examples import RIGHT, Example, data_url, examples, select_examples, thumbnail
 from evaluation.report.findings import headline, sentences
 from evaluation.report.image_grids import write_changed_answers
+from evaluation.report.metric_notes import accuracy_definition, accuracy_name
 from evaluation.run.evaluation_run import EvaluationResult
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.scoring.question_categories import category_names
@@ -79,6 +80,7 @@ def write_report(evaluation_result: EvaluationResult, experiment: Experiment) ->
     text = _template("template.md", escape=False).render(
         summary=evaluation_result.summary,
         headline=headline(evaluation_result.summary),
+        accuracy_definition=accuracy_definition(evaluation_result.summary),
         sentences=sentences(evaluation_result.summary),
         remarks=result_tables.remarks(evaluation_result.summary),
         terms=result_tables.TERMS,
@@ -113,6 +115,8 @@ def _page_context(summary: dict[str, Any], all_examples: list[Example], selected
     return {
         "summary": summary,
         "headline": headline(summary),
+        "accuracy_name": accuracy_name(summary),
+        "accuracy_definition": accuracy_definition(summary),
         "sentences": sentences(summary),
         "remarks": result_tables.remarks(summary),
         "bars": {name: _bars(results) for name, results in summary["systems"].items() if results["choices"]},

@@ -6,7 +6,6 @@ import logging
 import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from matplotlib import font_manager
@@ -16,13 +15,12 @@ from answering.rendering import chinese_font
 from evaluation.report import chart_style
 from evaluation.report.charts import write_charts
 from evaluation.report.examples import RIGHT, examples, select_examples
-from evaluation.report.findings import headline, sentences
 from evaluation.report.image_grids import wrap_text
 from evaluation.report.result_tables import OTHER_METRICS
 from evaluation.report.write_report import HTML_CHARTS, write_report
 from evaluation.run.evaluation_run import evaluate
 from tests.evaluation.conftest import MARKUP, Written
-from tests.evaluation.fakes import FakeAnswerer, always, experiment, questions, write_store
+from tests.evaluation.fakes import FakeAnswerer, always, experiment, questions, sample, write_store
 
 CHARTS = [
     "overview.png",
@@ -126,13 +124,31 @@ def test_every_number_in_the_tables_comes_from_the_summary(written: Written, pag
 
 def test_the_notes_explain_statistics_weights_and_failures(page: Page) -> None:
     for phrase in (
-        "bootstrap over images",
+        "by a jackknife over images",
+        "Only 8 images",
         "randomisation test",
         "Rerank weights (as configured)",
         "counts as wrong",
         "no question failed",
     ):
         assert phrase in page.text, phrase
+
+
+def test_the_card_of_the_controls_names_the_system_that_they_belong_to(written: Written, page: Page) -> None:
+    assert re.search(r"controls\s+of careful", page.text)
+    assert "| shuffled_images | control of careful |" in (written.page.parent / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_accuracy_is_called_official_only_with_ten_references_a_question(page: Page, tmp_path: Path) -> None:
+    assert "Official VQA accuracy" in page.text
+    store = write_store(tmp_path / "data", [sample(f"{i}", i, "What color is it?", ["red"] * (9 + i % 2)) for i in range(4)])
+    planned = experiment(store, tmp_path / "out")
+    evaluation_result = evaluate(planned, lambda _: FakeAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control"))
+    text = Page(write_report(evaluation_result, planned).read_text(encoding="utf-8")).text
+    assert evaluation_result.summary["dataset"]["fewest_references"] == 9
+    assert "Official" not in text
+    assert "It is not the official score, which needs 10 references a question: some question here has only 9 references" in text
+    assert "It is not the official score" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
 
 
 def test_filters_offer_systems_and_categories(page: Page) -> None:
@@ -169,16 +185,6 @@ def test_examples_alternate_between_changed_wrong_and_right(written: Written) ->
     assert all(answer.right == (answer.accuracy >= RIGHT) for example in selected for answer in example.answers)
 
 
-def test_differences_that_are_shown_become_sentences() -> None:
-    def row(verdict: str) -> dict[str, object]:
-        return {"a": "new/first", "b": "old/first", "difference": -0.05, "ci95": [-0.08, -0.02], "verdict": verdict}
-
-    assert sentences({"comparisons": [row("b")]}) == ["old/first is better than new/first by 5.0 points (interval 2.0 to 8.0)."]
-    assert sentences({"comparisons": [row("not shown")]})[0].startswith("No difference is shown")
-    assert sentences({"comparisons": [row("b"), row("not shown")]})[1].startswith("1 other difference is not shown")
-    assert sentences({"comparisons": []}) == []
-
-
 def test_the_charts_in_the_page_equal_the_files_next_to_it(written: Written, page: Page) -> None:
     embedded = [source for source in page.attributes("src") if source.startswith("data:image/png;base64,")]
     files = [(written.page.parent / name).read_bytes() for name in CHARTS if Path(name).stem not in HTML_CHARTS]
@@ -207,39 +213,6 @@ def test_the_count_of_changed_answers_is_that_of_the_examples(written: Written) 
         "equal": changed["equal"],
     }
     assert changed["equal"] == changed["answers"] - better - worse
-
-
-def figures(accuracy: float) -> dict[str, Any]:
-    metrics = {"vqa_accuracy": accuracy, "vqa_accuracy_ci95": [accuracy - 0.02, accuracy + 0.02]}
-    return {"choices": {"first": metrics, "reranked": metrics}}
-
-
-def compared(a: str, b: str, difference: float, verdict: str) -> dict[str, Any]:
-    return {"a": a, "b": b, "difference": difference, "ci95": [difference - 0.01, difference + 0.01], "p_holm": 0.01, "verdict": verdict}
-
-
-def test_the_headline_names_the_best_system_and_the_verdicts() -> None:
-    summary = {
-        "dataset": {"questions": 900, "by_task": {"vqa": 800}},
-        "systems": {"old": figures(0.5), "new": figures(0.6), "other": figures(0.59)},
-        "comparisons": [
-            compared("old/reranked", "new/reranked", -0.1, "b"),
-            compared("new/reranked", "other/reranked", 0.01, "not shown"),
-            compared("new/reranked", "new/first", -0.03, "b"),
-            compared("new/first", "controls/shuffled_images", 0.3, "a"),
-        ],
-        "controls": {"shuffled_images": {"vqa_accuracy": 0.3}},
-    }
-    assert headline(summary) == (
-        "new answers 60.0 % of 800 questions right (58.0 .. 62.0), shown to be better than old but not shown to be better than other."
-        " Reranking hurts it (-3.0 points, p = 0.010 after Holm). It uses the images: with shuffled images its accuracy drops to 30.0 %."
-    )
-
-
-def test_the_headline_says_that_a_poor_accuracy_is_poor() -> None:
-    summary = {"dataset": {"questions": 100, "by_task": {"vqa": 100}}, "systems": {"tiny": figures(0.03)}, "comparisons": []}
-    assert headline(summary) == "tiny answers 3.0 % of 100 questions right (1.0 .. 5.0), which is poor: nothing here can do this task yet."
-    assert headline({"dataset": {}, "systems": {"tiny": {"choices": {}}}, "comparisons": []}) == ""
 
 
 def test_a_missing_chinese_font_is_logged_once_and_is_no_error(
