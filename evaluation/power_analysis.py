@@ -17,6 +17,8 @@ from evaluation.confidence_intervals import SIGNIFICANCE_LEVEL, cluster_sums, di
 
 POWER = 0.8
 """Probability with which a difference of the reported size is found."""
+_AIM = 0.83
+"""Power that the simulation looks for: somewhat more than POWER, because the spread of the noise is itself only estimated."""
 MANY_CLUSTERS = 200
 """From this number of differing clusters on, the normal approximation is used."""
 _RUNS, _FLIPS, _SPARE_COLUMNS, _MAX_SIMULATED_CLUSTERS, _HALVINGS = 500, 2000, 50, 1000, 8
@@ -60,11 +62,11 @@ def minimum_detectable_effect(differences: np.ndarray, cluster_ids: np.ndarray, 
     if min(num_clusters, int(sample.differing.sum()) + effect * sample.sizes.sum()) >= MANY_CLUSTERS:
         return effect
     low, high = effect / 4, min(1.0, 8 * effect)
-    if _simulated_power(sample, high, level) < POWER:
+    if _simulated_power(sample, high, level) < _AIM:
         return None
     for _ in range(_HALVINGS):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if _simulated_power(sample, middle, level) < POWER else (low, middle)
+        low, high = (middle, high) if _simulated_power(sample, middle, level) < _AIM else (low, middle)
     return high
 
 

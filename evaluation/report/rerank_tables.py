@@ -120,10 +120,9 @@ def _confidence_remarks(name: str, values: dict[str, Any]) -> list[str]:
     parts = [part for key in ("by_category", "by_language", "by_source") for part in values[key].items()]
     off = [(label, part) for label, part in parts if part["questions"] >= MIN_QUESTIONS and part["ece"] >= POOR_CALIBRATION]
     for label, part in off:
-        direction = "high" if part["confidence"] > part["vqa_accuracy"] else "low"
         lines.append(
-            f"{name}: do not trust the confidence for {label}: it is too {direction}, {100 * part['confidence']:.0f} % on average where "
-            f"{100 * part['vqa_accuracy']:.0f} % are right (calibration error {100 * part['ece']:.0f})."
+            f"{name}: do not trust the confidence for {label}: {100 * part['confidence']:.0f} % on average where "
+            f"{100 * part['vqa_accuracy']:.0f} % are right, calibration error {100 * part['ece']:.0f}."
         )
     if (unlike := values.get("unlike")) is not None:
         lines.append(
