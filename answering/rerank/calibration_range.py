@@ -2,8 +2,8 @@
 
 A calibrated confidence holds for questions like those of the validation split. Two distances say how far a question is from these: the
 Mahalanobis distance of the low-level statistics of its image (as Lee et al. 2018, arXiv:1807.03888, use it on features of a network),
-and the share of its words that no question of the split has. A distance is too large where at most 1 % of the split's own questions, each
-measured against others, are further away.
+and the share of its words that no question of the split has. A distance is too large where 1 % of the split's own questions, each measured
+against others, are expected to be further away.
 
 Shapes: N images, S statistics of an image.
 """
@@ -12,11 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
 from answering.protocol import ImageInput
-from answering.rerank.image_statistics import image_statistics
+from answering.rerank.image_statistics import SMALLEST_SPREADS, image_statistics
 from dataset.loading.image_io import ImageError
 
 QUANTILE = 0.99
@@ -29,7 +30,7 @@ MIN_IMAGES = 20
 """Smallest number of calibration images from which the statistics of images are learnt."""
 MIN_WORD_LIMIT = 0.25
 """One unknown word in four is never too much."""
-_SHRINKAGE, _SMALLEST_SPREAD, _FOLDS = 0.01, 1e-3, 5
+_SHRINKAGE, _FOLDS = 0.01, 5
 _WORD = re.compile(r"[a-z0-9]+|[^\W\x00-\x7f]")
 
 
@@ -82,10 +83,10 @@ def fit_calibration_range(questions: Sequence[str], images: Sequence[Sequence[Im
     """
     owners = Counter(word for question in questions for word in question_words(question))
     shares = [float(np.mean([owners[word] == 1 for word in words])) for question in questions if (words := question_words(question))]
-    rows = [row.tolist() for group in images for row in _readable_statistics(group)]
-    distinct = np.array(sorted(map(list, {tuple(row) for row in rows})))
-    limit = max(MIN_WORD_LIMIT, _quantile(shares)) if shares else MIN_WORD_LIMIT
-    return CalibrationRange(tuple(sorted(owners)), limit, _fit_images(distinct) if len(distinct) >= MIN_IMAGES else None)
+    word_limit = float(np.quantile(shares, QUANTILE, method="higher")) if shares else 0.0
+    distinct = np.array(sorted({tuple(row.tolist()) for group in images for row in _readable_statistics(group)}))
+    image_range = _fit_images(distinct) if len(distinct) >= MIN_IMAGES else None
+    return CalibrationRange(tuple(sorted(owners)), max(MIN_WORD_LIMIT, word_limit), image_range)
 
 
 def question_words(question: str) -> list[str]:
@@ -98,12 +99,15 @@ def _fit_images(statistics: np.ndarray) -> ImageRange:
     fold = np.random.default_rng(0).permutation(len(statistics)) % _FOLDS
     held_out = np.concatenate([_distances(statistics[fold == i], *_moments(statistics[fold != i])) for i in range(_FOLDS)])
     mean, precision = _moments(statistics)
-    return ImageRange(tuple(mean.tolist()), tuple(map(tuple, precision.tolist())), _quantile(held_out.tolist()))
+    # The quantile of a log-normal distribution: that of the sample hangs on its one or two farthest images.
+    logs = np.log(np.maximum(held_out, 1e-9))
+    limit = float(np.exp(logs.mean() + NormalDist().inv_cdf(QUANTILE) * logs.std(ddof=1)))
+    return ImageRange(tuple(mean.tolist()), tuple(map(tuple, precision.tolist())), limit)
 
 
 def _moments(statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean [S] and inverse covariance [S, S] of statistics [N, S], shrunk towards uncorrelated ones."""
-    mean, spread = statistics.mean(axis=0), np.maximum(statistics.std(axis=0), _SMALLEST_SPREAD)
+    mean, spread = statistics.mean(axis=0), np.maximum(statistics.std(axis=0), SMALLEST_SPREADS)
     scaled = (statistics - mean) / spread
     correlation = (1 - _SHRINKAGE) * scaled.T @ scaled / len(scaled) + _SHRINKAGE * np.eye(len(mean))
     return mean, np.linalg.inv(correlation) / np.outer(spread, spread)
@@ -112,10 +116,6 @@ def _moments(statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _distances(statistics: np.ndarray, mean: np.ndarray, precision: np.ndarray) -> np.ndarray:
     difference = statistics - mean
     return np.asarray(np.sqrt(np.einsum("ns,st,nt->n", difference, precision, difference)))
-
-
-def _quantile(values: Sequence[float]) -> float:
-    return float(np.quantile(values, QUANTILE, method="higher"))
 
 
 def _readable_statistics(images: Sequence[ImageInput]) -> Iterator[np.ndarray]:

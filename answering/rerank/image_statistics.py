@@ -1,7 +1,7 @@
 """Low-level statistics of an image: what tells photographs, drawings, scans and screenshots apart, whatever they show.
 
 They need no model, so that they are the same for every system, and look at a thumbnail, so that the resolution of an image is no
-difference.
+difference; its shape is one, as models squeeze images into squares.
 """
 
 from functools import lru_cache
@@ -16,12 +16,18 @@ from answering.request_images import load_image
 THUMBNAIL_SIDE, _COLOR_LEVELS = 64, 8
 _FLAT = (0.005, 0.01, 0.02, 0.05)
 """Gradients of the brightness 0..1, below which a pixel counts as flat."""
+_NEAR = (0.05, 0.1, 0.2)
+"""Distances of the three color values 0..1 from their medians, below which a pixel counts as background."""
 STATISTICS = (
+    "log aspect ratio",
     *("mean brightness", "contrast", "mean saturation", "spread of the saturation"),
     *("entropy of the colors", "log number of colors", "share of the commonest color"),
+    *(f"share of pixels within {distance} of the median color" for distance in _NEAR),
     *("log mean gradient", *(f"share of gradients below {threshold}" for threshold in _FLAT)),
 )
 """Names of the statistics."""
+SMALLEST_SPREADS = (0.05, *(1e-3 for _ in STATISTICS[1:]))
+"""A standard deviation below this counts as this much, so that images of one kind, or of one shape, do not exclude all others."""
 
 
 def image_statistics(image: ImageInput) -> np.ndarray:
@@ -45,12 +51,15 @@ def _statistics(image: Image.Image) -> np.ndarray:
     levels = (pixels * (_COLOR_LEVELS - 0.01)).astype(int)
     colors = np.bincount((levels @ np.array([_COLOR_LEVELS**2, _COLOR_LEVELS, 1])).ravel()) / side**2
     colors = colors[colors > 0]
+    from_median = np.abs(pixels - np.median(pixels.reshape(-1, 3), axis=0)).max(axis=2)
     across, down = np.diff(brightness, axis=1)[:-1], np.diff(brightness, axis=0)[:, :-1]
     gradients = np.hypot(across, down)
     return np.array(
         [
+            np.log(image.width / image.height),
             *(brightness.mean(), brightness.std(), saturation.mean(), saturation.std()),
             *(-(colors * np.log(colors)).sum(), np.log(len(colors)), colors.max()),
+            *((from_median < distance).mean() for distance in _NEAR),
             *(np.log(gradients.mean() + 1e-3), *((gradients < threshold).mean() for threshold in _FLAT)),
         ],
         dtype=float,

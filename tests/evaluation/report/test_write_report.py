@@ -125,7 +125,6 @@ def test_every_number_in_the_tables_comes_from_the_summary(written: Written, pag
 def test_the_notes_explain_statistics_weights_and_failures(page: Page) -> None:
     for phrase in (
         "by a jackknife over images",
-        "Only 8 images",
         "randomisation test",
         "Rerank weights (as configured)",
         "counts as wrong",
