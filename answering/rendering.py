@@ -117,7 +117,7 @@ def save_reply(reply: Reply, images: Sequence[Path], folder: Path, model: dict[s
     digest = hashlib.blake2b(json.dumps([reply.question, model], default=str).encode(), digest_size=4).hexdigest()
     path = folder / f"{images[0].stem if images else 'question'}-{digest}.png"
     write_json(path.with_suffix(".json"), {"images": [str(image) for image in images], **reply.record(), "model": model})
-    confidence_row = [] if reply.confidence is None else [("Confidence", f"{reply.confidence:.2f}")]
+    confidence_row = [] if reply.confidence is None else [("Confidence", f"{reply.confidence:.2f}{reply.unlike_note()}")]
     texts = [("Question", reply.question), ("Answer", reply.chosen), *confidence_row, ("Candidates", "\n".join(_candidate_lines(reply)))]
     with atomic_write(path) as temp_path:
         side_by_side([open_image(image) for image in images], texts).save(temp_path)

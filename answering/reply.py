@@ -107,6 +107,10 @@ class Reply:
             return {}
         return {"confidence": self.confidence} | ({"unlike": list(self.unlike)} if self.unlike else {})
 
+    def unlike_note(self) -> str:
+        """What is unlike the questions that the confidence was learnt from, in parentheses after a space; empty if nothing is."""
+        return f" ({' and '.join(self.unlike)} unlike those that the confidence was learnt from)" if self.unlike else ""
+
     def lines(self) -> list[str]:
         """Lines to print: the confidence if known, then a table of candidates with mean log-probability per token (nats), the score of
         each scorer, the fused score, and the text."""
@@ -124,8 +128,8 @@ class Reply:
             rows.append([likelihood, *scores, candidate.text or "(empty)"])
         confidence_lines = []
         if self.confidence is not None:
-            note = f" (its {' and '.join(self.unlike)} unlike those that the confidence was learnt from)" if self.unlike else ""
-            confidence_lines = [f'how likely "{self.choices.get("reranked", self.choices["first"])}" is right: {self.confidence:.0%}{note}']
+            displayed = self.choices.get("reranked", self.choices["first"])
+            confidence_lines = [f'how likely "{displayed}" is right: {self.confidence:.0%}{self.unlike_note()}']
         return confidence_lines + ["  ".join([*(cell.rjust(10) for cell in row[:-1]), row[-1]]) for row in [headers, *rows]]
 
 

@@ -48,10 +48,13 @@ def mean_intervals(scores: np.ndarray, cluster_ids: np.ndarray) -> list[Interval
         return [Interval(0.0, 1.0)] * scores.shape[1]
     mean, variance = _jackknife(sums.T, sizes[None])
     spread, mean_size = mean * (1 - mean), num_questions / num_clusters
-    # Near 0 and 1 few clusters differ, and whether their answers agree is hardly known: one cluster more is taken to agree.
-    variance = variance + mean_size * (mean_size - 1) * np.maximum(mean, 1 - mean) ** 2 / num_questions**2
+    # Near 0 and 1 few clusters differ, and whether their answers agree is hardly known: one cluster more is taken to agree. Clusters
+    # whose answers agree throughout are worth about as many questions as there are clusters, and not less for that.
+    agreeing = mean_size * (mean_size - 1) * np.maximum(mean, 1 - mean) ** 2 / num_questions**2
     with np.errstate(divide="ignore", invalid="ignore"):
-        size = np.where(spread > 1e-12, np.minimum(spread / variance, num_questions), num_clusters)
+        at_least = np.minimum(spread / variance, num_questions**2 / float(sizes @ sizes) - 1)
+        size = np.minimum(np.maximum(spread / (variance + agreeing), at_least), num_questions)
+    size = np.where(spread > 1e-12, size, num_clusters)
     t = student_t(1 - SIGNIFICANCE_LEVEL / 2, num_clusters - 1)
     center = (mean + t**2 / (2 * size)) / (1 + t**2 / size)
     half = t / (1 + t**2 / size) * np.sqrt(spread / size + t**2 / (4 * size**2))
