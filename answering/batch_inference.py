@@ -12,7 +12,9 @@ from answering.failed_images import FailedImage
 from answering.model_fingerprint import comparable
 from answering.protocol import Answerer, Decoding
 from answering.reply import Reply, Reranker, question_request, reply
+from answering.request_images import image_digest
 from atomic_io import write_text
+from dataset.loading.image_io import ImageError
 from errors import UsageError
 from progress import Progress
 from renamed_keys import with_old_keys
@@ -124,9 +126,14 @@ def _with_new_keys(line: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _line_key(run_key: str, image: Path, folder: Path) -> str:
-    """Identifies a line by the content of its image and its name in the folder: neither a copied folder nor other times change it."""
-    with image.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    """Identifies a line by the content of its image and its name in the folder: neither a copied folder nor other times change it.
+
+    An image that cannot be read has its error as content; its line gets that error too, and is not used again.
+    """
+    try:
+        sha256 = image_digest(image)
+    except ImageError as error:
+        sha256 = str(error)
     return hashlib.blake2b(f"{run_key}\0{image.relative_to(folder).as_posix()}\0{sha256}".encode(), digest_size=12).hexdigest()
 
 
