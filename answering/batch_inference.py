@@ -13,14 +13,16 @@ from answering.model_fingerprint import comparable
 from answering.protocol import Answerer, Decoding
 from answering.reply import Reply, Reranker, question_request, reply
 from answering.request_images import image_digest
-from atomic_io import write_text
-from dataset.loading.image_io import ImageError
+from atomic_io import naming_full_disk, write_text
+from dataset.loading.image_io import ImageError, printable_path
 from errors import UsageError
 from progress import Progress
 from renamed_keys import with_old_keys
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""Extensions of image files."""
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".avif", ".heic", ".heif")
+)
+"""Extensions of image files. HEIC, which is not decoded, is among them so that such files are named with advice, not left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ def answer_folder(
     reused, remaining = len(lines), [image for image in images if image not in lines]
     # Rewrite the reused lines first: this removes an incomplete last line of an interrupted run before new lines are appended.
     write_text(path, _json_lines(lines.values()))
-    with path.open("a", encoding="utf-8", newline="\n") as file, Progress("images", len(remaining), "images") as progress:
+    progress = Progress("images", len(remaining), "images")
+    with naming_full_disk(path), path.open("a", encoding="utf-8", newline="\n") as file, progress:
         for start in range(0, len(remaining), options.decoding.batch_size):
             batch = remaining[start : start + options.decoding.batch_size]
             for image, line in zip(batch, _answer_batch(answerer, reranker, folder, options, batch), strict=True):
@@ -94,7 +97,7 @@ def answer_folder(
             file.flush()
             progress.update(len(batch))
     write_text(path, _json_lines(lines[image] for image in images))
-    failed = tuple(FailedImage(str(image), tuple(lines[image]["errors"])) for image in images if lines[image]["errors"])
+    failed = tuple(FailedImage(printable_path(image), tuple(lines[image]["errors"])) for image in images if lines[image]["errors"])
     return BatchSummary(len(images), reused, failed)
 
 
@@ -102,14 +105,15 @@ def _answer_batch(
     answerer: Answerer, reranker: Reranker | None, folder: Path, options: BatchOptions, images: Sequence[Path]
 ) -> Iterator[dict[str, Any]]:
     caption_decoding = dataclasses.replace(options.decoding, max_new_tokens=options.max_caption_tokens)
-    captions = reply(answerer, None, [question_request(str(p), options.caption, [p], "caption") for p in images], caption_decoding)
+    requests = [question_request(printable_path(image), options.caption, [image], "caption") for image in images]
+    captions = reply(answerer, None, requests, caption_decoding)
     answers: Sequence[Reply | None] = [None] * len(images)
     if options.question is not None:
-        requests = [question_request(str(p), options.question, [p]) for p in images]
+        requests = [question_request(printable_path(image), options.question, [image]) for image in images]
         answers = reply(answerer, reranker, requests, options.decoding)
     for image, caption, answer in zip(images, captions, answers, strict=True):
         errors = [result.answer.error for result in (caption, answer) if result is not None and result.answer.error]
-        line = {"image": image.relative_to(folder).as_posix(), "caption": None if caption.answer.error else caption.chosen}
+        line = {"image": printable_path(image.relative_to(folder).as_posix()), "caption": None if caption.answer.error else caption.chosen}
         if answer is not None:
             line |= {name: value for name, value in answer.record().items() if name != "error"}
         yield {**line, "errors": list(dict.fromkeys(errors))}
@@ -134,13 +138,13 @@ def _line_key(run_key: str, image: Path, folder: Path) -> str:
         sha256 = image_digest(image)
     except ImageError as error:
         sha256 = str(error)
-    return hashlib.blake2b(f"{run_key}\0{image.relative_to(folder).as_posix()}\0{sha256}".encode(), digest_size=12).hexdigest()
+    return hashlib.blake2b(f"{run_key}\0{printable_path(image.relative_to(folder))}\0{sha256}".encode(), digest_size=12).hexdigest()
 
 
 def _earlier_line_key(run_key: str, image: Path) -> str:
     """The key under schema version 1, by path and modification time."""
     state = image.stat()
-    return hashlib.blake2b(f"{run_key}\0{image}\0{state.st_size}\0{state.st_mtime_ns}".encode(), digest_size=12).hexdigest()
+    return hashlib.blake2b(f"{run_key}\0{printable_path(image)}\0{state.st_size}\0{state.st_mtime_ns}".encode(), digest_size=12).hexdigest()
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from answering.reply import Reply
 from atomic_io import atomic_write, write_json
-from dataset.loading.image_io import open_image
+from dataset.loading.image_io import open_image, printable_path
 
 IMAGE_SIDE, TEXT_WIDTH, MARGIN, FONT_SIZE = 360, 560, 16, 18
 """In pixels: side of the square an image is fitted into, width of the text column, margin, font size."""
@@ -115,8 +115,8 @@ def save_reply(reply: Reply, images: Sequence[Path], folder: Path, model: dict[s
         ImageError: an image cannot be read.
     """
     digest = hashlib.blake2b(json.dumps([reply.question, model], default=str).encode(), digest_size=4).hexdigest()
-    path = folder / f"{images[0].stem if images else 'question'}-{digest}.png"
-    write_json(path.with_suffix(".json"), {"images": [str(image) for image in images], **reply.record(), "model": model})
+    path = folder / f"{printable_path(images[0].stem) if images else 'question'}-{digest}.png"
+    write_json(path.with_suffix(".json"), {"images": [printable_path(image) for image in images], **reply.record(), "model": model})
     confidence_row = [] if reply.confidence is None else [("Confidence", f"{reply.confidence:.2f}{reply.unlike_note()}")]
     texts = [("Question", reply.question), ("Answer", reply.chosen), *confidence_row, ("Candidates", "\n".join(_candidate_lines(reply)))]
     with atomic_write(path) as temp_path:

@@ -41,6 +41,9 @@ class SourceBase:
 
     images: Path | None = None
     """Folder that image names are relative to; by default the folder of the annotation file."""
+    allow_outside_images: bool = False
+    """Also read images whose names lead out of this folder: absolute paths and names with `..`. Only for annotation files that you
+    trust: any file that such a name points to is opened."""
     name: Annotated[str, Field(min_length=1)] | None = None
     """Name of the source in reports and sample ids; by default the format, numbered from its second use on."""
     split: Split | None = None
@@ -116,11 +119,11 @@ class VqaMetadataSource(SourceBase):
 
 @section
 class MessagesSource(SourceBase):
-    """JSONL or Parquet rows of {messages: [{role, content}], images: [name | {bytes, path}]}."""
+    """JSONL, JSON or Parquet rows of {messages: [{role, content}], images: [name | {bytes, path}]}, or with `conversations`, `image`."""
 
     format: Literal["messages"]
     path: Path
-    """The .jsonl or .parquet file."""
+    """The .jsonl, .json (one list) or .parquet file."""
 
 
 Source = Annotated[
@@ -139,6 +142,9 @@ class SplitConfig:
     """Fraction of the images for validation."""
     test: Fraction = 0.10
     """Fraction of the images for the test split."""
+    near_duplicates: Literal["count", "together"] = "count"
+    """What to do about images that look alike (a smaller copy, another compression): count those in different splits in the report, or
+    also keep each group of them in one split."""
 
     @model_validator(mode="after")
     def _check_training_fraction(self) -> Self:

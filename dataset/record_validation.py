@@ -10,8 +10,10 @@ class DropReason(StrEnum):
     """Why a record is dropped. The values are keys of `dropped` in report.json."""
 
     MISSING_FILE = "missing file"
+    OUTSIDE = "image outside its folder"
     UNDECODABLE = "undecodable or truncated picture"
     TOO_MANY_PIXELS = "over the pixel limit"
+    TOO_LARGE = "too large for memory"
     EMPTY = "empty question or answer"
     IMAGE_COUNT = "marks and pictures disagree"
     UNKNOWN_ROLE = "unknown role"
@@ -45,6 +47,8 @@ def check_conversation(messages: Sequence[Message], targets: Sequence[str], answ
             placeholders differs from `num_images` or one is outside the user turns, or a text is not valid UTF-8.
     """
     roles = [message.role for message in messages if message.role != "system"]
+    if roles[:1] == ["assistant"]:
+        raise InvalidRecordError(DropReason.TURN_ORDER, "the assistant opens the conversation; expected the user's turn first")
     alternating = all(role == ("user", "assistant")[i % 2] for i, role in enumerate(roles)) and len(roles) % 2 == 1
     if not alternating or any(message.role == "system" for message in messages[1:]):
         raise InvalidRecordError(
@@ -69,7 +73,29 @@ def check_encoding(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidRecordError(DropReason.BAD_ENCODING, f"not valid UTF-8 at character {error.start} of {text[:60]!a}") from error
+        detail = f"not valid UTF-8 at character {error.start} of {text[:60]!a}{encoding_hint(text)}"
+        raise InvalidRecordError(DropReason.BAD_ENCODING, detail) from error
+
+
+def encoding_hint(text: str) -> str:
+    """What to do when the bytes that are no UTF-8 are Chinese text in GBK; empty when they are not.
+
+    Args:
+        text: Text decoded as UTF-8 with `surrogateescape`; it may begin or end in the middle of a character.
+    """
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return ""
+    undecoded = sum("\udc80" <= character <= "\udcff" for character in text)
+    decoded = sum(character >= "\u0800" for character in text) - undecoded
+    chinese = [character for character in data.decode("gb18030", "replace") if not character.isascii()]
+    # The first byte of punctuation and of the 3,755 most common characters of GB 2312.
+    common = [character for character in chinese if b"\xa1" <= character.encode("gb2312", "ignore")[:1] <= b"\xd7"]
+    # Damaged UTF-8 has more characters that are whole (of Chinese 3 bytes each), and other 8-bit encodings give rare characters.
+    if undecoded <= decoded or len(common) < 2 or len(common) * 5 < len(chinese) * 4:
+        return ""
+    return f"; it is GBK ({''.join(common[:8])}): convert the file to UTF-8, for instance with iconv -f GB18030 -t UTF-8"
 
 
 def _has_text(text: str) -> bool:

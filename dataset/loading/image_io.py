@@ -1,17 +1,20 @@
 """Decode image files to upright 8-bit RGB: CMYK, grey, palette, 16-bit, float, transparent and EXIF-rotated ones included."""
 
 import io
+import os
 import struct
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from dataset.loading.image_formats import FORMATS, describe_unsupported, without_large_metadata
 from dataset.record_validation import DropReason
 from errors import TesseraError
 
@@ -23,19 +26,22 @@ RETRY_SECONDS = (0.1, 0.5, 2.0)
 MAX_PIXELS = 100_000_000
 """Default pixel limit: larger images are rejected before they are decoded."""
 
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""Formats that are decoded: raster images, no documents (Pillow would pass an EPS file to Ghostscript)."""
+PREVIEW_SIDE = 32
+"""Least width and height of a preview in pixels, unless the image itself is smaller."""
 
 # The caller's limit is checked before decoding. Pillow's own limit (a warning, and an error at twice the size) would
 # override it.
 Image.MAX_IMAGE_PIXELS = None
 
 _DECODER_ERRORS = (
-    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, RuntimeError, MemoryError),
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, RuntimeError),
     *(struct.error, zlib.error),
 )
 """Exceptions that Pillow and its decoders raise on damaged or hostile files. AttributeError and NameError are left out: they show
 a bug in this program."""
+
+_MAX_BYTES_PER_PIXEL, _MAX_METADATA_BYTES = 8, 1 << 26
+"""What a file may have at most: four channels of 16 bits without compression, and metadata."""
 
 _ORIENTATION_TAG = 0x0112
 _EXIF_TRANSPOSE = {
@@ -67,11 +73,24 @@ class ImageError(TesseraError):
 def open_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image file (or its bytes) to upright RGB; of an animation, the first frame.
 
-    Raises ImageError with reason MISSING_FILE, UNDECODABLE or TOO_MANY_PIXELS. The pixel limit is checked before decoding.
+    Raises ImageError with reason MISSING_FILE, UNDECODABLE, TOO_MANY_PIXELS or TOO_LARGE. The pixel limit is checked before decoding.
     """
-    name, data = _read(source)
+    name, data = _read(source, max_pixels)
     with _decoder_errors(name), _open(data, name, max_pixels) as image:
         return to_rgb(image)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredImage:
+    """An image that was decoded once to check it.
+
+    Args:
+        size: Upright width and height in pixels.
+        preview: Upright RGB, reduced by 1, 2, 4 or 8 to sides of at least PREVIEW_SIDE.
+    """
+
+    size: tuple[int, int]
+    preview: Image.Image
 
 
 def detect_format(data: bytes) -> str | None:
@@ -82,26 +101,26 @@ def detect_format(data: bytes) -> str | None:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.format
-    except _DECODER_ERRORS:
+    except (*_DECODER_ERRORS, MemoryError):
         return None
 
 
-def measure_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """Upright width and height of an image, after decoding all of its data.
+def measure_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> MeasuredImage:
+    """Size and preview of an image, after decoding all of its data.
 
-    A JPEG is decoded at one eighth of its size: all bytes are read, so truncation is detected, but most of the inverse
-    cosine transform is skipped. Raises ImageError as `open_image` does.
+    A JPEG is decoded at the size of its preview, mostly one eighth: all bytes are read, so truncation is detected, but most of the
+    inverse cosine transform is skipped. What is left of a block of 8 x 8 pixels is its mean, and `reduce` takes the same mean of other
+    formats, so that the same pixels have about the same preview in every format. Raises ImageError as `open_image` does.
     """
     with _decoder_errors(name), _open(data, name, max_pixels) as image:
         width, height = image.size
         if _orientation(image) >= 5:
             width, height = height, width
         if image.format in ("JPEG", "MPO"):
-            image.draft(None, (1, 1))
-            image.load()
-        else:
-            to_rgb(image)
-        return width, height
+            image.draft(None, (PREVIEW_SIDE, PREVIEW_SIDE))
+            return MeasuredImage((width, height), to_rgb(image))
+        scale = min(width, height) // PREVIEW_SIDE
+        return MeasuredImage((width, height), to_rgb(image).reduce(next((factor for factor in (8, 4, 2) if scale >= factor), 1)))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -120,20 +139,39 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return rgb if transpose_method is None else rgb.transpose(transpose_method)
 
 
-def _read(source: Path | bytes) -> tuple[str, bytes]:
+def _read(source: Path | bytes, max_pixels: int) -> tuple[str, bytes]:
     if isinstance(source, bytes):
         return f"image of {len(source)} bytes", source
-    return str(source), read_image_file(source)
+    return printable_path(source), read_image_file(source, max_pixels)
 
 
-def read_image_file(path: Path) -> bytes:
-    """The bytes of an image file. Raises ImageError with reason MISSING_FILE."""
+def printable_path(path: Path | str) -> str:
+    """A path as text that can be written: bytes of a file name that are not UTF-8 become `\\xd5`."""
     try:
+        return os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a pair of \\u escapes, which is no byte of a name
+        return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def read_image_file(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
+    """The bytes of an image file.
+
+    Raises ImageError with reason MISSING_FILE, or TOO_LARGE for a file that is larger than an image of `max_pixels` can be or that does
+    not fit into memory.
+    """
+    name = printable_path(path)
+    try:
+        size, limit = path.stat().st_size, max_pixels * _MAX_BYTES_PER_PIXEL + _MAX_METADATA_BYTES
+        if size > limit:
+            message = f"{name}: {size:,} bytes, more than an image of {max_pixels:,} pixels, which is the limit, can have"
+            raise ImageError(DropReason.TOO_LARGE, message)
         return path.read_bytes()
+    except MemoryError as error:
+        raise ImageError(DropReason.TOO_LARGE, f"{name}: there is not enough memory to read its {size:,} bytes") from error
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise ImageError(DropReason.MISSING_FILE, f"{path}: there is no such file") from error
+        raise ImageError(DropReason.MISSING_FILE, f"{name}: there is no such file") from error
     except (OSError, ValueError) as error:
-        raise ImageError(DropReason.MISSING_FILE, f"{path}: cannot be read ({_describe_error(error)})") from error
+        raise ImageError(DropReason.MISSING_FILE, f"{name}: cannot be read ({_describe_error(error)})") from error
 
 
 def read_with_retries(read: Callable[[], T]) -> T:
@@ -148,17 +186,23 @@ def read_with_retries(read: Callable[[], T]) -> T:
 
 @contextmanager
 def _decoder_errors(name: str) -> Iterator[None]:
-    """Turn decoder exceptions into ImageError with reason UNDECODABLE; other exceptions are bugs and propagate."""
+    """Turn decoder exceptions into ImageError with reason UNDECODABLE or TOO_LARGE; other exceptions are bugs and propagate."""
     try:
         yield
     except ImageError:
         raise
+    except MemoryError as error:
+        raise ImageError(DropReason.TOO_LARGE, f"{name}: there is not enough memory to decode it") from error
     except _DECODER_ERRORS as error:
         raise ImageError(DropReason.UNDECODABLE, f"{name}: cannot be decoded ({_describe_error(error)})") from error
 
 
 def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    try:
+        image = Image.open(io.BytesIO(without_large_metadata(data)), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        # Not Pillow's message: it holds the address of the buffer, which differs in every run.
+        raise ImageError(DropReason.UNDECODABLE, f"{name}: cannot be decoded ({describe_unsupported(data)})") from error
     if image.width * image.height > max_pixels:
         width, height = image.size
         message = f"{name}: {width} x {height} pixels, at most {max_pixels:,} are allowed"
@@ -187,9 +231,6 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _describe_error(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        # Pillow's message holds the address of the buffer, which differs in every run.
-        return "not an image in a supported format"
     kind, text = type(error).__name__, " ".join(str(error).split())
     # These have a readable message; for the others the type says more than the text, which may be a bare number.
     return text if text and isinstance(error, (OSError, SyntaxError, ValueError)) else f"{kind}: {text}".removesuffix(": ")

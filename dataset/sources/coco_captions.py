@@ -11,6 +11,7 @@ from dataset.config import CocoCaptionsSource
 from dataset.record_validation import DropReason, InvalidRecordError
 from dataset.sources.json_reader import JsonReader
 from dataset.sources.record import (
+    ImageFolder,
     ParsedRecord,
     RawSample,
     ReadOptions,
@@ -18,7 +19,6 @@ from dataset.sources.record import (
     RejectedRecord,
     caption_sample,
     enumerate_records,
-    image_path,
     parse_answers,
     parse_record,
     require_field,
@@ -34,7 +34,7 @@ def read(source: CocoCaptionsSource, options: ReadOptions) -> Iterator[ParsedRec
     Records are the entries of `images`, and the entries of `annotations` that refer to none of them (rejected).
     """
     file = _read_file(source.annotations)
-    folder = source.images or source.annotations.parent
+    folder = ImageFolder.of(source, source.annotations)
     yield from itertools.islice(_items(file, folder, source, options), source.limit)
 
 
@@ -89,7 +89,7 @@ def _add_caption(content: _File, number: int, entry: Any) -> None:
     content.captions.setdefault(record_id, _Captions(number)).texts.append(entry.get("caption"))
 
 
-def _items(file: _File, folder: Path, source: CocoCaptionsSource, options: ReadOptions) -> Iterator[ParsedRecord]:
+def _items(file: _File, folder: ImageFolder, source: CocoCaptionsSource, options: ReadOptions) -> Iterator[ParsedRecord]:
     id_counts = Counter(record["id"] for record in file.images if isinstance(record, dict) and isinstance(record["id"], int | str))
     for location, record in enumerate_records(file.images, None, "image"):
         yield parse_record(location, _sample, record, id_counts, file.captions, folder, source, options)
@@ -104,7 +104,7 @@ def _sample(
     record: Any,
     id_counts: Counter[int | str],
     captions: dict[int | str, _Captions],
-    folder: Path,
+    folder: ImageFolder,
     source: CocoCaptionsSource,
     options: ReadOptions,
 ) -> RawSample:
@@ -112,4 +112,4 @@ def _sample(
     if id_counts[record_id] > 1:
         raise InvalidRecordError(DropReason.UNPAIRED, f"the id {record_id} occurs {id_counts[record_id]} times in images")
     texts = parse_answers(captions[record_id].texts if record_id in captions else [])
-    return caption_sample(location, image_path(folder, require_field(record, "file_name")), texts, source.questions, options.seed)
+    return caption_sample(location, folder.path(require_field(record, "file_name")), texts, source.questions, options.seed)

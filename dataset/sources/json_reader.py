@@ -3,11 +3,13 @@
 import codecs
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from dataset.record_validation import encoding_hint
 from errors import TesseraError
 
 _CHUNK = 1 << 20
@@ -15,6 +17,41 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 _TRUNCATION_MARGIN = 16
 """Characters at the end of the buffer in which a decoding error, or a number such as `1.` of `1.5`, may only mean that the
 token continues in the next chunk."""
+
+
+_VALUE_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+"""A string, at the end of the text also an incomplete one, or a bracket outside strings."""
+
+_UNICODE_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32"}
+
+
+def parse_integer(digits: str) -> int | float:
+    """The integer; as a float, mostly infinite, when it has more digits than Python converts: such a number is no id and no answer."""
+    limit = sys.get_int_max_str_digits()
+    return int(digits) if not limit or len(digits) <= limit else float(digits)
+
+
+class NestedTooDeeply:
+    """Stands for a value with more levels than Python's JSON decoder takes."""
+
+
+_LENIENT_DECODER = json.JSONDecoder(parse_int=parse_integer)
+"""Slower than the standard one, which converts integers in C."""
+
+
+def decode_json(text: str) -> Any:
+    """A JSON document; numbers and nesting beyond Python's limits make `parse_integer`'s floats and NestedTooDeeply of it.
+
+    Raises json.JSONDecodeError on invalid JSON.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        return NestedTooDeeply()
+    except ValueError:
+        return _LENIENT_DECODER.decode(text)
 
 
 class JsonReader:
@@ -36,6 +73,11 @@ class JsonReader:
             self._file = self.path.open("rb")
         except OSError as error:
             raise TesseraError(f"{self.path}: cannot be read ({error.strerror})") from error
+        mark = self._file.read(4)
+        if name := _UNICODE_MARKS.get(mark) or _UNICODE_MARKS.get(mark[:2]):
+            self._file.close()
+            raise TesseraError(f"{self.path}: the file is {name}; convert it to UTF-8, for instance with iconv -f {name} -t UTF-8")
+        self._file.seek(0)
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._raw_decode = json.JSONDecoder().raw_decode
         self._text, self._position, self._at_end = "", 0, False
@@ -85,22 +127,39 @@ class JsonReader:
                 return
 
     def value(self) -> Any:
-        """Decode the value at the cursor."""
+        """Decode the value at the cursor; what Python's decoder does not take is read as `decode_json` does."""
         self.peek()
         while True:
             try:
-                value, end = self._raw_decode(self._text, self._position)
+                value, end = self._decode()
             except json.JSONDecodeError as error:
                 if self._at_end or not self._may_be_truncated(error):
                     raise self._error(error.msg, error.pos) from error
-            except (RecursionError, ValueError) as error:
-                # Nested too deeply, or a number with more digits than Python converts.
-                raise self._error(str(error), self._position) from error
             else:
                 if self._at_end or end < len(self._text) - _TRUNCATION_MARGIN:
                     self._position = end
                     return value
             self._fill()
+
+    def _decode(self) -> tuple[Any, int]:
+        """The value at the cursor and the position of its end. Raises json.JSONDecodeError."""
+        try:
+            return self._raw_decode(self._text, self._position)
+        except json.JSONDecodeError:
+            raise
+        except RecursionError:
+            return NestedTooDeeply(), self._end_of_nested()
+        except ValueError:
+            return _LENIENT_DECODER.raw_decode(self._text, self._position)
+
+    def _end_of_nested(self) -> int:
+        """Position after the array or object at the cursor, by its brackets alone. Raises json.JSONDecodeError where it does not end."""
+        depth = 0
+        for token in _VALUE_TOKEN.finditer(self._text, self._position):
+            depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+            if depth == 0:
+                return token.end()
+        raise json.JSONDecodeError("Nested without an end", self._text, len(self._text))
 
     def end(self) -> None:
         """Raise TesseraError unless only white space follows."""
@@ -134,7 +193,8 @@ class JsonReader:
 
     def _error(self, message: str, position: int) -> TesseraError:
         line, column = self._line_and_column(self._text, position)
-        return TesseraError(f"{self.path}: not valid JSON at line {line + 1} column {column + 1}: {message[:1].lower()}{message[1:]}")
+        hint = encoding_hint(self._text[max(0, position - 200) : position + 200])
+        return TesseraError(f"{self.path}: not valid JSON at line {line + 1} column {column + 1}: {message[:1].lower()}{message[1:]}{hint}")
 
 
 def read_array(path: Path, member: str | None = None) -> Iterator[Any]:
@@ -158,5 +218,7 @@ def read_array(path: Path, member: str | None = None) -> Iterator[Any]:
                 raise TesseraError(f'{path}: expected a list, or an object with a list "{member}"; it has no such key')
         else:
             file.value()
-            raise TesseraError(f"{path}: expected a JSON list of records, found {'an object' if first == '{' else 'a single value'}")
+            found = "an object" if first == "{" else "a single value"
+            hint = "; JSON lines are read with format: messages" if path.suffix == ".jsonl" else ""
+            raise TesseraError(f"{path}: expected a JSON list of records, found {found}{hint}")
         file.end()

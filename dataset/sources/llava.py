@@ -5,20 +5,19 @@ or absent in a conversation without an image.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from dataset.config import LlavaSource
 from dataset.sample import Message, Role
 from dataset.sources.json_reader import read_array
 from dataset.sources.record import (
+    ImageFolder,
     ParsedRecord,
     RawSample,
     ReadOptions,
     RecordLocation,
     conversation_sample,
     enumerate_records,
-    image_path,
     parse_record,
     parse_turn,
     require_field,
@@ -32,16 +31,16 @@ ROLES: tuple[tuple[str, Role], ...] = (("human", "user"), ("gpt", "assistant"), 
 
 def read(source: LlavaSource, _options: ReadOptions) -> Iterator[ParsedRecord]:
     """One sample per conversation."""
-    folder = source.images or source.annotations.parent
+    folder = ImageFolder.of(source, source.annotations)
     for location, record in enumerate_records(read_array(source.annotations), source.limit):
         yield parse_record(location, _sample, record, folder)
 
 
-def _sample(location: RecordLocation, record: Any, folder: Path) -> RawSample:
+def _sample(location: RecordLocation, record: Any, folder: ImageFolder) -> RawSample:
     turns = require_list(require_field(require_object(record), "conversations"), "conversations")
     image = record.get("image")
     names = image if isinstance(image, list) else [] if image is None else [image]
-    return conversation_sample(location, [image_path(folder, name) for name in names], [_parse_turn(entry) for entry in turns])
+    return conversation_sample(location, [folder.path(name) for name in names], [_parse_turn(entry) for entry in turns])
 
 
 def _parse_turn(entry: Any) -> Message:

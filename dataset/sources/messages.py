@@ -1,12 +1,16 @@
-"""Chat datasets in the Hub's usual form: JSONL or Parquet rows of {"messages": [{"role", "content"}], "images": [...]}.
+"""Chat datasets in the Hub's usual forms: JSONL, JSON or Parquet rows of {"messages": [{"role", "content"}], "images": [...]}.
 
-A content is a string with `<image>` placeholders, or a list of {"type": "text", "text"} and {"type": "image"} parts, each of which
-begins on a new line. An image is a file name, or {"bytes", "path"} with the encoded image itself. A row may state its own `split`.
+`conversations` with `from` and `value` may stand in the place of `messages`, `image` in the place of `images`. A content is a string
+with `<image>` placeholders, or a list of parts, each of which begins on a new line: {"type": "text", "text"}, {"type": "image"} for
+the next of the row's images, or a part that names its image itself, as in {"type": "image_url", "image_url": {"url"}}. An image is a
+file name, {"bytes", "path"} with the encoded image, or a data: URL. A row may state its own `split`.
 """
 
+import base64
+import binascii
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,9 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataset.config import MessagesSource, Split
-from dataset.record_validation import DropReason, InvalidRecordError
-from dataset.sample import IMAGE_PLACEHOLDER, Message, Role, join_parts
+from dataset.record_validation import DropReason, InvalidRecordError, encoding_hint
+from dataset.sample import IMAGE_PLACEHOLDER, Role, join_parts
+from dataset.sources.json_reader import decode_json, read_array
 from dataset.sources.record import (
+    ImageFolder,
     ImageSource,
     ParsedRecord,
     RawSample,
@@ -24,7 +30,7 @@ from dataset.sources.record import (
     RecordLocation,
     RejectedRecord,
     conversation_sample,
-    image_path,
+    enumerate_records,
     parse_record,
     parse_turn,
     require_field,
@@ -33,10 +39,17 @@ from dataset.sources.record import (
 )
 from errors import TesseraError
 
-ROLES: tuple[tuple[str, Role], ...] = (("user", "user"), ("assistant", "assistant"), ("system", "system"))
+ROLES: tuple[tuple[str, Role], ...] = (
+    ("user", "user"),
+    ("assistant", "assistant"),
+    ("system", "system"),
+    ("human", "user"),
+    ("gpt", "assistant"),
+)
 """Pairs of the role name in the file and ours."""
 
-COLUMNS = ("messages", "images", "split")
+TURNS, IMAGES = ("messages", "conversations"), ("images", "image")
+COLUMNS = (*TURNS, *IMAGES, "split")
 """Columns that are read from a Parquet file."""
 
 ROWS_PER_BATCH = 64
@@ -45,10 +58,15 @@ ROWS_PER_BATCH = 64
 
 def read(source: MessagesSource, _options: ReadOptions) -> Iterator[ParsedRecord]:
     """One sample per row."""
-    rows = _parquet_rows(source.path) if source.path.suffix == ".parquet" else _jsonl_rows(source.path)
-    folder = source.images or source.path.parent
+    readers = {".parquet": _parquet_rows, ".json": _json_rows}
+    rows = readers.get(source.path.suffix, _jsonl_rows)(source.path)
+    folder = ImageFolder.of(source, source.path)
     for location, row in itertools.islice(rows, source.limit):
         yield row if isinstance(row, RejectedRecord) else parse_record(location, _sample, row, folder)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[RecordLocation, Any]]:
+    return enumerate_records(read_array(path), None)
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[RecordLocation, Any]]:
@@ -61,17 +79,18 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[RecordLocation, Any]]:
             if not line.strip():
                 continue
             try:
-                yield RecordLocation("line", number), json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                column, message = (error.colno, error.msg) if isinstance(error, json.JSONDecodeError) else (1, "nested too deeply")
-                raise TesseraError(f"{path}: not valid JSON at line {number} column {column}: {message}") from error
+                row = decode_json(line)
+            except json.JSONDecodeError as error:
+                hint = encoding_hint(line[:1000])
+                raise TesseraError(f"{path}: not valid JSON at line {number} column {error.colno}: {error.msg}{hint}") from error
+            yield RecordLocation("line", number), row
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[RecordLocation, Any]]:
     try:
         with pq.ParquetFile(path) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
-            if "messages" not in columns:
+            if not set(TURNS) & set(columns):
                 raise TesseraError(f'{path}: expected a column "messages", found {", ".join(file.schema_arrow.names)}')
             number = 0
             for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
@@ -79,46 +98,96 @@ def _parquet_rows(path: Path) -> Iterator[tuple[RecordLocation, Any]]:
                     location = RecordLocation("row", number)
                     yield location, _row(location, batch.slice(row, 1))
                     number += 1
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise TesseraError(f"{path}: not a Parquet file that can be read: {' '.join(str(error).split())}") from error
 
 
 def _row(location: RecordLocation, batch: pa.RecordBatch) -> Any:
-    try:
-        return batch.to_pylist()[0]
-    except UnicodeDecodeError as error:
-        return RejectedRecord(location, DropReason.BAD_ENCODING, f"a text is not valid UTF-8: {error.reason}")
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column.to_pylist()[0]
+        except UnicodeDecodeError as error:
+            return RejectedRecord(location, DropReason.BAD_ENCODING, f"a text is not valid UTF-8: {error.reason}")
+        except (pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError, ImportError) as error:
+            # Such as a time beyond Python's years, or one of a time zone that is not installed.
+            detail = f'"{name}" is of type {column.type} and has no value in Python ({" ".join(str(error).split())})'
+            return RejectedRecord(location, DropReason.MISSING_FIELD, detail)
+    return row
 
 
-def _sample(location: RecordLocation, row: Any, folder: Path) -> RawSample:
-    messages = [_message(entry) for entry in require_list(require_field(require_object(row), "messages"), "messages")]
-    images = row.get("images")
-    image_entries = images if isinstance(images, list) else [] if images is None else [images]
+def _sample(location: RecordLocation, row: Any, folder: ImageFolder) -> RawSample:
+    entries = require_list(require_field(require_object(row), *TURNS), "messages")
     split = row.get("split")
     if split is not None and split not in get_args(Split):
-        raise InvalidRecordError(DropReason.MISSING_FIELD, f"split is {split!r}; expected train, validation or test")
-    return conversation_sample(location, [_image(folder, image) for image in image_entries], messages, split)
+        raise InvalidRecordError(DropReason.MISSING_FIELD, f"split is {str(split)[:100]!r}; expected train, validation or test")
+    contents = [_content(entry) for entry in entries]
+    images = _images_in_order(_row_images(row), [parts for _, parts in contents])
+    roles = [entry["from"] if entry.get("role") is None and "from" in entry else entry.get("role") for entry in entries]
+    messages = [parse_turn(role, text, ROLES) for role, (text, _) in zip(roles, contents, strict=True)]
+    return conversation_sample(location, [_image(folder, image) for image in images], messages, split)
 
 
-def _image(folder: Path, image: Any) -> ImageSource:
-    if not isinstance(image, dict):
-        return image_path(folder, image)
-    if isinstance(image.get("bytes"), bytes):
-        return bytes(image["bytes"])
-    return image_path(folder, image.get("path"))
+def _row_images(row: dict[str, Any]) -> list[Any]:
+    images = next((row[name] for name in IMAGES if row.get(name) is not None), [])
+    return images if isinstance(images, list) else [images]
 
 
-def _message(entry: Any) -> Message:
-    content = require_object(entry).get("content")
-    if isinstance(content, list):
-        content = join_parts(_part(part) for part in content)
-    return parse_turn(entry.get("role"), content, ROLES)
+def _images_in_order(row_images: list[Any], named_by_turn: Sequence[Sequence[Any]]) -> list[Any]:
+    """The images of a row in the order of its placeholders.
+
+    Args:
+        row_images: The row's own list of images.
+        named_by_turn: For each placeholder of each turn the image that its part names, None for the next one of the row.
+    """
+    named = [image for turn in named_by_turn for image in turn]
+    if row_images == [image for image in named if image is not None]:
+        row_images = []  # named twice: in the parts and in the row
+    remaining = iter(row_images)
+    in_order = [next(remaining, None) if image is None else image for image in named]
+    return [image for image in in_order if image is not None] + list(remaining)
 
 
-def _part(part: Any) -> str:
-    kind = require_object(part).get("type")
-    if kind == "image":
-        return IMAGE_PLACEHOLDER
+def _image(folder: ImageFolder, image: Any) -> ImageSource:
+    if isinstance(image, dict):
+        if isinstance(image.get("bytes"), bytes):
+            return bytes(image["bytes"])
+        image = image.get("path")
+    if isinstance(image, str) and image.startswith("data:"):
+        return _decode_data_url(image)
+    return folder.path(image)
+
+
+def _decode_data_url(url: str) -> bytes:
+    head, comma, data = url.partition(",")
+    try:
+        if not comma or not head.endswith(";base64"):
+            raise ValueError("expected data:image/...;base64,...")
+        return base64.b64decode("".join(data.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRecordError(DropReason.UNDECODABLE, f"the data: URL {url[:40]!r} cannot be decoded ({error})") from error
+
+
+def _content(entry: Any) -> tuple[Any, list[Any]]:
+    """The text of a turn, and for each of its placeholders the image that its part names, or None."""
+    content = require_object(entry).get("content", entry.get("value"))
+    if not isinstance(content, list):
+        return content, [None] * (content.count(IMAGE_PLACEHOLDER) if isinstance(content, str) else 0)
+    parts = [_part(part) for part in content]
+    named = [image for text, image in parts for _ in range(text.count(IMAGE_PLACEHOLDER))]
+    return join_parts(text for text, _ in parts), named
+
+
+def _part(part: Any) -> tuple[str, Any]:
+    """The text of a part and the image that it names, if any: {type: image}, {type: image, image | path | url: ...}, {image: ...},
+    {type: image_url, image_url: {url: ...}} or {type: text, text: ...}. Null fields count as absent, since tables fill them in."""
+    part = {name: value for name, value in require_object(part).items() if value is not None}
+    kind = part.get("type", next((name for name in ("text", "image", "image_url") if name in part), None))
+    if kind in ("image", "image_url"):
+        image = next((part[name] for name in ("image", "image_url", "path", "url") if name in part), None)
+        if isinstance(image, dict):
+            image = {name: value for name, value in image.items() if value is not None}
+        return IMAGE_PLACEHOLDER, image.get("url", image or None) if isinstance(image, dict) else image
     if kind == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    raise InvalidRecordError(DropReason.ANSWER_TYPE, f"a content part has type {kind!r}; expected text or image")
+        return str(part["text"]), None
+    raise InvalidRecordError(DropReason.ANSWER_TYPE, f"a content part has type {str(kind)[:100]!r}; expected text, image or image_url")

@@ -1,17 +1,23 @@
 """Records that sources yield, valid or rejected, and the parsers of common fields."""
 
 import itertools
+import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from dataset.config import Split
-from dataset.record_validation import DropReason, InvalidRecordError
+from dataset.config import SourceBase, Split
+from dataset.record_validation import DropReason, InvalidRecordError, encoding_hint
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Role, Task, hash_to_index, join_parts
+from dataset.sources.json_reader import NestedTooDeeply
 
 T = TypeVar("T")
+
+_WEB_ADDRESS = re.compile("(https?|ftp|s3|gs)://", re.IGNORECASE)
+_DRIVE = re.compile("[A-Za-z]:")
 
 ImageSource = Path | bytes
 """Path of an image file, or the encoded bytes of an image that is embedded in the annotation file."""
@@ -95,7 +101,8 @@ def parse_record(location: RecordLocation, function: Callable[..., RawSample], *
 def require_object(record: Any) -> dict[str, Any]:
     """Return the record. Raises InvalidRecordError when it is not a JSON object."""
     if not isinstance(record, dict):
-        raise InvalidRecordError(DropReason.NOT_AN_OBJECT, f"expected an object, found {type(record).__name__}")
+        found = "a value with too many levels" if isinstance(record, NestedTooDeeply) else type(record).__name__
+        raise InvalidRecordError(DropReason.NOT_AN_OBJECT, f"expected an object, found {found}")
     return record
 
 
@@ -107,15 +114,51 @@ def require_field(record: dict[str, Any], *names: str) -> Any:
     raise InvalidRecordError(DropReason.MISSING_FIELD, f'it has no "{" or ".join(names)}"')
 
 
-def image_path(folder: Path, name: Any) -> Path:
-    """Path of an image by its name. Raises InvalidRecordError when the name is not a string, is blank or is not valid UTF-8."""
-    if not isinstance(name, str) or not name.strip():
-        raise InvalidRecordError(DropReason.MISSING_FIELD, f"expected an image name, found {name!r}")
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRecordError(DropReason.BAD_ENCODING, f"the image name {name!a} is not valid UTF-8") from error
-    return folder / name
+@dataclass(frozen=True, slots=True)
+class ImageFolder:
+    """Where the images of a source are.
+
+    Args:
+        folder: Folder that names are relative to.
+        allow_outside: Whether a name may lead out of it: an absolute path, or one with `..`.
+    """
+
+    folder: Path
+    allow_outside: bool = False
+
+    @classmethod
+    def of(cls, source: SourceBase, annotations: Path) -> "ImageFolder":
+        """The image folder of a source, by default that of its annotation file."""
+        return cls(source.images or annotations.parent, source.allow_outside_images)
+
+    def path(self, name: Any) -> Path:
+        """Path of an image by its name; backslashes separate folders, as Windows writes them, unless a file's own name has them.
+
+        Raises InvalidRecordError when the name is not a string, is blank, is not valid UTF-8, is a web address, or leads out of the
+        folder without permission.
+        """
+        if not isinstance(name, str) or not name.strip():
+            raise InvalidRecordError(DropReason.MISSING_FIELD, f"expected an image name, found {name!r}")
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            detail = f"the image name {name!a} is not valid UTF-8{encoding_hint(name)}"
+            raise InvalidRecordError(DropReason.BAD_ENCODING, detail) from error
+        if _WEB_ADDRESS.match(name):
+            detail = f"{name} is a web address: download the images first, and give the names of the files"
+            raise InvalidRecordError(DropReason.MISSING_FILE, detail)
+        name = name.removeprefix("file://")
+        if "\\" in name and not os.path.exists(self.folder / name):  # noqa: PTH110 - unlike Path.exists it never raises
+            name = name.replace("\\", "/")
+        if not self.allow_outside and leads_outside(name):
+            detail = f"{name} is an absolute path or has '..', so it may lead out of {self.folder}; allow_outside_images: true permits it"
+            raise InvalidRecordError(DropReason.OUTSIDE, detail)
+        return self.folder / name
+
+
+def leads_outside(name: str) -> bool:
+    """Whether a file name is an absolute path, on Unix or Windows, or has a part `..`."""
+    return name.startswith("/") or _DRIVE.match(name) is not None or ".." in name.split("/")
 
 
 def require_id(record: dict[str, Any], name: str) -> int | str:
@@ -136,20 +179,30 @@ def parse_question(value: Any) -> str:
 def parse_answers(value: Any) -> tuple[str, ...]:
     """Answers or captions, stripped of white space, from a string or a list of strings or of VQA's {"answer": string}.
 
+    Whole numbers count as strings.
+
     Raises InvalidRecordError for any other value.
     """
     if value is None:
         raise InvalidRecordError(DropReason.EMPTY, "there is no answer")
-    entries = [value] if isinstance(value, str) else value
+    entries = [value] if isinstance(number_as_text(value), str) else value
     if not isinstance(entries, list):
         raise InvalidRecordError(DropReason.ANSWER_TYPE, f"expected a string or a list of strings, found {type(value).__name__}")
     return tuple(_parse_answer(entry.get("answer") if isinstance(entry, dict) else entry) for entry in entries)
 
 
 def _parse_answer(value: Any) -> str:
-    if not isinstance(value, str):
-        raise InvalidRecordError(DropReason.ANSWER_TYPE, f"an answer is {value!r}; expected a string")
-    return value.strip()
+    text = value if isinstance(value, str) else number_as_text(value)
+    if not isinstance(text, str):
+        raise InvalidRecordError(DropReason.ANSWER_TYPE, f"an answer is {value!r}; expected a string or a whole number")
+    return text.strip()
+
+
+def number_as_text(value: Any) -> Any:
+    """The digits of a whole number (also of 2.0, which tables hold in the place of 2), as an answer is written; else the value itself."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        return value
+    return str(int(value))
 
 
 def caption_sample(
@@ -239,7 +292,8 @@ def require_list(value: Any, name: str) -> list[Any]:
 
 
 def parse_turn(role: Any, content: Any, roles: Iterable[tuple[str, Role]]) -> Message:
-    """One turn; the user's and the system's have no blank space around them, as in questions that are asked.
+    """One turn; the user's and the system's have no blank space around them, as in questions that are asked. An answer may be a whole
+    number.
 
     Args:
         role: Role as the file states it.
@@ -254,9 +308,10 @@ def parse_turn(role: Any, content: Any, roles: Iterable[tuple[str, Role]]) -> Me
         raise InvalidRecordError(DropReason.UNKNOWN_ROLE, f"the role is {role!r}; expected {', '.join(name for name, _ in roles)}")
     if content is None:
         raise InvalidRecordError(DropReason.EMPTY, f"a turn of the {mapped_role} has no content")
-    if not isinstance(content, str):
+    text = number_as_text(content) if mapped_role == "assistant" else content
+    if not isinstance(text, str):
         raise InvalidRecordError(DropReason.ANSWER_TYPE, f"the content of a turn is {type(content).__name__}; expected a string")
-    return Message(mapped_role, content if mapped_role == "assistant" else content.strip())
+    return Message(mapped_role, text if mapped_role == "assistant" else text.strip())
 
 
 def image_question(question: str) -> Message:

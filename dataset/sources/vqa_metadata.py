@@ -1,19 +1,19 @@
-"""Visual questions in one list: [{"id", "question", "answers": [strings], "image_file"}], or TextVQA's official file,
-{"data": [{"question_id", "question", "answers", "image_id", "set_name"}]} with images named <image_id>.jpg."""
+"""Visual questions in one list: [{"id", "question", "answers": [strings], "image_file"}], with `image` in the place of `image_file`
+and answers as {"answer": string} as VizWiz has them, or TextVQA's official file, {"data": [{"question_id", "question", "answers",
+"image_id", "set_name"}]} with images named <image_id>.jpg."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from dataset.config import VqaMetadataSource
 from dataset.sources.json_reader import read_array
 from dataset.sources.record import (
+    ImageFolder,
     ParsedRecord,
     RawSample,
     ReadOptions,
     RecordLocation,
     enumerate_records,
-    image_path,
     parse_answers,
     parse_question,
     parse_record,
@@ -26,21 +26,21 @@ from dataset.sources.record import (
 
 def read(source: VqaMetadataSource, options: ReadOptions) -> Iterator[ParsedRecord]:
     """One sample per question."""
-    folder = source.images or source.annotations.parent
+    folder = ImageFolder.of(source, source.annotations)
     for location, record in enumerate_records(read_array(source.annotations, member="data"), source.limit):
         yield parse_record(location, _sample, record, folder, options)
 
 
-def _sample(location: RecordLocation, record: Any, folder: Path, options: ReadOptions) -> RawSample:
+def _sample(location: RecordLocation, record: Any, folder: ImageFolder, options: ReadOptions) -> RawSample:
     record = require_object(record)
-    name = record.get("image_file")
-    if name is None:
-        name = f"{require_field(record, 'image_file', 'image_id')}.jpg"
+    name = require_field(record, "image_file", "image", "image_id")
+    if record.get("image_file") is None and record.get("image") is None:
+        name = f"{name}.jpg"
     record_id = next((record[key] for key in ("id", "question_id") if isinstance(record.get(key), int | str)), None)
     return vqa_sample(
         location,
         None if record_id is None else str(record_id),
-        image_path(folder, name),
+        folder.path(name),
         parse_question(record.get("question")),
         parse_answers(record.get("answers")),
         options,

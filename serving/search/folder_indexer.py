@@ -19,7 +19,7 @@ import torch
 
 from answering.batch_inference import find_images
 from answering.failed_images import FailedImage
-from dataset.loading.image_io import ImageError, read_image_file
+from dataset.loading.image_io import ImageError, printable_path, read_image_file
 from progress import Progress
 from serving.search import ann_index
 from serving.search.clip_encoder import ClipEncoder
@@ -140,7 +140,7 @@ class _IndexUpdate:
         for file in files:
             self._detach(file.path)
             if file.problem:
-                self.result.failed.append(FailedImage(file.path, (file.problem,)))
+                self.result.failed.append(FailedImage(printable_path(file.path), (file.problem,)))
                 continue
             self.entries_by_id[file.id].files[file.path] = file.mtime
             self.id_by_path[file.path] = file.id
@@ -201,6 +201,8 @@ def _file_stats(paths: Iterable[Path]) -> Iterator[tuple[str, tuple[int, int]]]:
 def _read(path: str, encoder: ClipEncoder, entries_by_id: dict[str, Entry]) -> _ReadFile:
     file = Path(path)
     mtime = -1
+    if printable_path(path) != path:
+        return _ReadFile(path, mtime, problem="the file name is not UTF-8, so the index cannot hold it: rename the file")
     try:
         # Read before the bytes: a file that changes in between is detected as changed by the next run.
         mtime = file.stat().st_mtime_ns

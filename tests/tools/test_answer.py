@@ -164,22 +164,25 @@ def test_a_saved_answer_is_json_and_an_image(run: Run, tmp_path: Path) -> None:
 def test_every_image_of_a_folder_gets_a_caption_and_an_answer(run: Run, experiment: Path) -> None:
     arguments = ("--images", "pictures", "--question", "What color is it?")
     (experiment / "pictures/broken.png").write_bytes(b"no picture")
+    in_gbk = experiment / "pictures" / "照片.jpg".encode("gbk").decode("utf-8", "surrogateescape")
+    in_gbk.write_bytes((experiment / "pictures/b.JPG").read_bytes())
     try:
         status, printed, _ = run(*arguments)
         path = experiment / "results/trial/answers/pictures.jsonl"
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         assert status == 0
         listed = path.with_suffix(".failed.jsonl")
-        assert printed[-3] == f"4 images (0 already answered, 1 failed): {path.relative_to(experiment)}"
+        assert printed[-3] == f"5 images (0 already answered, 1 failed): {path.relative_to(experiment)}"
         assert printed[-2].startswith("  pictures/broken.png: ")
         assert printed[-1] == f"all 1 failed images: {listed.relative_to(experiment)}"
         assert [json.loads(line)["image"] for line in listed.read_text(encoding="utf-8").splitlines()] == ["pictures/broken.png"]
-        assert [line["image"] for line in lines] == ["a.png", "b.JPG", "broken.png", "more/c.webp"]
+        assert [line["image"] for line in lines] == ["a.png", "b.JPG", "broken.png", "more/c.webp", "\\xd5\\xd5Ƭ.jpg"]
         assert "cannot be decoded" in lines[2]["errors"][0]
         assert lines[2]["caption"] is None
         assert lines[2]["answer"] is None
-        assert all(isinstance(lines[i]["caption"], str) and lines[i]["answer"] and lines[i]["candidates"] for i in (0, 1, 3))
+        assert all(isinstance(lines[i]["caption"], str) and lines[i]["answer"] and lines[i]["candidates"] for i in (0, 1, 3, 4))
     finally:
+        in_gbk.unlink()
         (experiment / "pictures/broken.png").unlink()
 
 

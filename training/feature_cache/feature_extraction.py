@@ -205,7 +205,7 @@ class _FeatureExtractor:
 
 def _open_and_hash(image: ImageFile) -> tuple[Image.Image, str]:
     """The decoded image and the SHA-256 of its file. Raises ImageError naming the file."""
-    data = read_image_file(image.path)
+    data = read_image_file(image.path, image.max_pixels)
     try:
         return open_image(data, image.max_pixels), hashlib.sha256(data).hexdigest()
     except ImageError as error:
@@ -222,9 +222,9 @@ def _images(run_setup: RunSetup) -> dict[int, ImageFile]:
 
 def _image(row: ImageRow, merged_at: int) -> ImageFile:
     """The file of an image; it is hashed again when it was modified after preprocessing."""
-    digest = row.sha256
+    digest, max_pixels = row.sha256, max(MAX_PIXELS, row.width * row.height)
     # A file that is gone keeps the digest of the merge: its features may be there already.
     with contextlib.suppress(OSError, ImageError):
         if row.path.stat().st_mtime_ns > merged_at:
-            digest = hashlib.sha256(read_image_file(row.path)).hexdigest()
-    return ImageFile(row.path, digest, max(MAX_PIXELS, row.width * row.height))
+            digest = hashlib.sha256(read_image_file(row.path, max_pixels)).hexdigest()
+    return ImageFile(row.path, digest, max_pixels)

@@ -43,7 +43,7 @@ class TestDropped:
             (DropReason.NOT_AN_OBJECT, {"image": "good.jpg", "conversations": ["?", "x"]}),
             (DropReason.BAD_ENCODING, conversation("good.jpg", "caf\ud8e9?", "x")),
             (DropReason.BAD_ENCODING, conversation("caf\ud8e9.jpg", "?", "x")),
-            (DropReason.ANSWER_TYPE, {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": 3}]}),
+            (DropReason.ANSWER_TYPE, {"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": [3]}]}),
             (DropReason.MISSING_FIELD, {"image": "good.jpg"}),
         ]  # fmt: skip
         records = [conversation("good.jpg", "?", "x"), *(record for _, record in cases), conversation("good.jpg", "?", "y")]
@@ -59,7 +59,7 @@ class TestDropped:
         assert (source_report.read, source_report.kept) == (len(records), 2)
         assert [sample.targets for sample in raw.samples()] == [("x",), ("y",)]
 
-    @pytest.mark.parametrize("answers", [[1, 2], [None], {"a": 1}, 5, [["x"]], [{"text": "x"}]])
+    @pytest.mark.parametrize("answers", [[1.5, 2], [None], {"a": 1}, True, [["x"]], [{"text": "x"}]])
     def test_answers_of_an_unknown_type_are_counted(self, raw: RawFiles, answers: Any) -> None:
         raw.image("a.jpg")
         good = {"question": "?", "answers": ["x"], "image_file": "a.jpg"}

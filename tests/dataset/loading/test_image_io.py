@@ -123,7 +123,7 @@ def test_an_exif_rotated_image_is_made_upright(orientation: int, kind: str) -> N
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(rotated, kind, exif=exif, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
-    assert measure_image(data, "x") == open_image(data).size == (64, 32)
+    assert measure_image(data, "x").size == open_image(data).size == (64, 32)
     difference = np.asarray(open_image(data)).astype(int) - np.asarray(upright)
     assert abs(difference).max() <= (12 if kind == "JPEG" else 0)
 
@@ -137,7 +137,7 @@ def test_an_invalid_orientation_is_ignored(orientation: int) -> None:
 
 def test_unreadable_exif_data_is_ignored() -> None:
     data = encoded(photograph(), "JPEG", exif=b"Exif\x00\x00garbage that is no TIFF")
-    assert open_image(data).size == measure_image(data, "x") == (64, 48)
+    assert open_image(data).size == measure_image(data, "x").size == (64, 48)
 
 
 def test_the_first_frame_of_an_animation_is_decoded() -> None:
@@ -149,7 +149,7 @@ def test_the_first_frame_of_an_animation_is_decoded() -> None:
 @pytest.mark.parametrize("save", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}])
 def test_measuring_rejects_a_truncated_jpeg_exactly_when_decoding_does(mode: str, save: dict[str, Any]) -> None:
     data = encoded(photograph((129, 65), mode), "JPEG", **save)
-    assert measure_image(data, "x") == (129, 65)
+    assert measure_image(data, "x").size == (129, 65)
     num_rejected = 0
     for length in [*range(len(data) - 12, len(data)), *range(20, len(data) - 12, len(data) // 40)]:
         outcomes = [is_rejected(open_image, data[:length]), is_rejected(lambda cut: measure_image(cut, "x"), data[:length])]
@@ -162,7 +162,7 @@ def test_measuring_rejects_a_truncated_jpeg_exactly_when_decoding_does(mode: str
 @pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000"])
 def test_an_incomplete_file_of_any_format_is_rejected(kind: str) -> None:
     data = encoded(photograph(), kind)
-    assert measure_image(data, "x") == (64, 48)
+    assert measure_image(data, "x").size == (64, 48)
     for part in (data[: len(data) // 2], data[:20], b""):
         assert is_rejected(open_image, part)
         assert is_rejected(lambda cut: measure_image(cut, "x"), part)
@@ -259,7 +259,7 @@ def test_the_given_pixel_limit_replaces_the_one_of_pillow() -> None:
     data = encoded(Image.new("1", (side, side)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert measure_image(data, "x", max_pixels=side * side) == (side, side)
+        assert measure_image(data, "x", max_pixels=side * side).size == (side, side)
         for limit in (MAX_PIXELS, side * side - 1):
             with pytest.raises(ImageError) as raised:
                 measure_image(data, "x", max_pixels=limit)

@@ -79,10 +79,40 @@ def test_line_and_column_agree_with_the_json_module(tmp_path: Path, monkeypatch:
                 list(read_array(write_file(tmp_path, broken)))
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "[" + "1" * 10_000 + "]"])
-def test_documents_beyond_the_limits_of_the_decoder_are_reported(tmp_path: Path, text: str) -> None:
-    with pytest.raises(TesseraError, match="not valid JSON at line 1"):
-        list(read_array(write_file(tmp_path, text)))
+@pytest.mark.parametrize("chunk", [64, 1 << 20])
+@pytest.mark.parametrize("brackets", ["[]", '{"[": }'])
+def test_a_value_with_too_many_levels_is_one_unusable_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brackets: str, chunk: int
+) -> None:
+    monkeypatch.setattr(json_reader, "_CHUNK", chunk)
+    opening, closing = brackets[:-1] * 30_000, brackets[-1] * 30_000
+    nested = f'{opening}"]}} \\" ["{closing}'
+    first, middle, last = read_array(write_file(tmp_path, f'["a", {nested}, {{"b": "[[["}}]'))
+    assert (first, last) == ("a", {"b": "[[["})
+    assert isinstance(middle, json_reader.NestedTooDeeply)
+
+
+def test_a_value_with_too_many_levels_and_without_an_end_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(TesseraError, match="not valid JSON at line 1 column 100001: nested without an end"):
+        list(read_array(write_file(tmp_path, "[" * 100_000)))
+
+
+def test_a_number_of_too_many_digits_is_no_id_but_no_error_either(tmp_path: Path) -> None:
+    digits = "7" * 5000
+    records = list(read_array(write_file(tmp_path, f'[{{"id": {digits}, "x": 1}}, {{"id": -{digits}}}, {{"id": 12}}]')))
+    assert records == [{"id": float("inf"), "x": 1}, {"id": float("-inf")}, {"id": 12}]
+
+
+@pytest.mark.parametrize(("encoding", "name"), [("utf-16", "UTF-16"), ("utf-32", "UTF-32")])
+def test_a_file_in_another_unicode_encoding_is_named_as_such(tmp_path: Path, encoding: str, name: str) -> None:
+    with pytest.raises(TesseraError, match=rf"file\.json: the file is {name}; convert it to UTF-8, for instance with iconv -f {name} "):
+        list(read_array(write_file(tmp_path, '["图像"]'.encode(encoding))))
+
+
+def test_json_that_gbk_bytes_have_broken_is_named_as_gbk(tmp_path: Path) -> None:
+    # The second byte of 誠 in GBK is a backslash, which takes the closing quotation mark away.
+    with pytest.raises(TesseraError, match=r"not valid JSON at line 1 .*; it is GBK \(一张图像"):
+        list(read_array(write_file(tmp_path, '["一张图像上有一个男人誠", "b"]'.encode("gbk"))))
 
 
 def test_bytes_that_are_not_utf8_affect_only_their_record(tmp_path: Path) -> None:

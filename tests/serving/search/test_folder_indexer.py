@@ -66,6 +66,17 @@ def test_only_new_and_changed_images_are_encoded(index: ImageIndex, tmp_path: Pa
     assert encoded == []
 
 
+def test_a_file_whose_name_is_not_utf8_is_named_and_the_others_are_indexed(index: ImageIndex, tmp_path: Path) -> None:
+    library = fill(tmp_path / "library", range(2))
+    (library / "照片.png".encode("gbk").decode("utf-8", "surrogateescape")).write_bytes(png(5))
+    result = index_folder(index, library)
+    assert counts(result) == (2, 0, 0, 0)
+    assert [failed.line() for failed in result.failed] == [
+        f"{library}/\\xd5\\xd5Ƭ.png: the file name is not UTF-8, so the index cannot hold it: rename the file"
+    ]
+    assert paths(index) == {"0.png", "1.png"}
+
+
 def test_an_image_stays_while_one_of_its_files_exists(index: ImageIndex, tmp_path: Path) -> None:
     library = fill(tmp_path / "library", range(2))
     shutil.copy(library / "0.png", library / "zero.png")
