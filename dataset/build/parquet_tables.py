@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from atomic_io import naming_full_disk
 from dataset.build.deduplication import MergeResult
 from dataset.build.merge_report import MergeReport
-from dataset.build.record_buffer import RecordBuffer
+from dataset.build.record_buffer import ROWS_PER_BATCH, RecordBuffer
 from dataset.build.splits import SPLITS
 from dataset.config import SourceBase
 from dataset.loading.sample_store import IMAGES_DIGEST_KEY
@@ -35,7 +36,8 @@ def write_images(file: Path, merged: MergeResult, names: Sequence[str]) -> str:
         [image.sha256 for image in images],
         [names[source] for source in merged.first_source],
     ]
-    pq.write_table(pa.table(columns, schema=IMAGES_SCHEMA), file, compression="zstd")
+    with naming_full_disk(file):
+        pq.write_table(pa.table(columns, schema=IMAGES_SCHEMA), file, compression="zstd")
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -55,15 +57,18 @@ def write_samples(
     by_split, by_language = Counter[str](), Counter[str]()
     source_indices = np.asarray(buffer.source)[merged.rows]
     schema = SAMPLES_SCHEMA.with_metadata({IMAGES_DIGEST_KEY: images_digest})
+    # Repeated rows, too, must fit into one Arrow column.
+    rows_at_once = max(1, ROWS_PER_BATCH // max(source.repeat for source in sources))
     begin = row = 0
-    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    with naming_full_disk(file), pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for batch in buffer.batches():
             end = int(np.searchsorted(merged.rows, row + batch.num_rows))
-            indices = np.arange(begin, end)
-            table = _rows(pa.table(batch).take(merged.rows[indices] - row), indices, source_indices, merged, sources, report)
-            writer.write_table(table.cast(schema))
-            by_split.update(table["split"].to_pylist())
-            by_language.update(table["language"].to_pylist())
+            for first in range(begin, end, rows_at_once):
+                indices = np.arange(first, min(first + rows_at_once, end))
+                table = _rows(pa.table(batch).take(merged.rows[indices] - row), indices, source_indices, merged, sources, report)
+                writer.write_table(table.cast(schema))
+                by_split.update(table["split"].to_pylist())
+                by_language.update(table["language"].to_pylist())
             begin, row = end, row + batch.num_rows
     for i, source in enumerate(report.sources):
         source.moved = int(merged.assignment.moved[source_indices == i].sum())

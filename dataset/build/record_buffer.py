@@ -1,13 +1,17 @@
 """Temporary Arrow file for the records of a merge; only a few numbers per record stay in memory."""
 
+import contextlib
 import hashlib
+import itertools
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
 
+from atomic_io import naming_full_disk
 from dataset.build.splits import SPLITS
 from dataset.config import Split
 from dataset.sample import SAMPLES_SCHEMA, Language, detect_language
@@ -15,6 +19,9 @@ from dataset.sources.record import RawSample, RecordLocation
 
 ROWS_PER_BATCH = 4096
 """Samples that are collected in memory before they are written."""
+
+CHARACTERS_PER_BATCH = 1 << 26
+"""Characters of text after which they are written earlier: an Arrow column of text holds 2 GiB."""
 
 SCHEMA = pa.schema([SAMPLES_SCHEMA.field(name) for name in ("sample_id", "task", "language", "messages", "targets", "answers")])
 """Columns of the temporary file; the merge adds source, split, image ids and prompt later."""
@@ -40,6 +47,7 @@ class RecordBuffer:
         self.text_digests: dict[int, str] = {}
         self._id_counts: dict[str, int] = {}
         self._rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
+        self._characters = 0
         self._stream = pa.OSFile(str(file), "wb")
         self._writer = pa.ipc.new_stream(self._stream, SCHEMA)
 
@@ -49,10 +57,16 @@ class RecordBuffer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is not None:
+            # The file is of no use, and closing it may fail for the same reason again.
+            with contextlib.suppress(OSError):
+                self._stream.close()
+            return
         self._flush()
-        self._writer.close()
-        self._stream.close()
+        with naming_full_disk(self.file):
+            self._writer.close()
+            self._stream.close()
 
     def images_of(self, sample: int) -> "array[int]":
         """File indices of the images of a sample."""
@@ -82,7 +96,9 @@ class RecordBuffer:
         rows["messages"].append([(message.role, message.content) for message in sample.messages])
         rows["targets"].append(sample.targets)
         rows["answers"].append(sample.answers)
-        if len(rows["task"]) == ROWS_PER_BATCH:
+        texts = itertools.chain((message.content for message in sample.messages), sample.targets, sample.answers)
+        self._characters += sum(map(len, texts))
+        if len(rows["task"]) == ROWS_PER_BATCH or self._characters >= CHARACTERS_PER_BATCH:
             self._flush()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -91,8 +107,10 @@ class RecordBuffer:
             yield from pa.ipc.open_stream(file)
 
     def _flush(self) -> None:
-        self._writer.write_batch(pa.record_batch([self._rows[name] for name in SCHEMA.names], schema=SCHEMA))
+        with naming_full_disk(self.file):
+            self._writer.write_batch(pa.record_batch([self._rows[name] for name in SCHEMA.names], schema=SCHEMA))
         self._rows = {name: [] for name in SCHEMA.names}
+        self._characters = 0
 
     def _unique_id(self, sample_id: str) -> str:
         """The id, numbered if it is taken. `#` separates the number, so it is replaced in ids from files."""

@@ -20,6 +20,8 @@ from errors import UsageError
 IMAGES_DIGEST_KEY = b"tessera.images"
 """Metadata key of samples.parquet: the SHA-256 of the images.parquet that its image ids refer to."""
 
+_ROWS_DECODED_AT_ONCE = 1024
+
 OPTIONAL_COLUMN = "prompt"
 """Column that earlier merges did not write; their samples have none."""
 
@@ -37,7 +39,10 @@ class ImageRow:
 
 
 class SampleStore:
-    """Merged data. Rows are decoded from memory-mapped Arrow tables on access, so millions of rows take little memory."""
+    """Merged data. Rows are decoded from Arrow tables on access, so millions of rows take little more memory than their text.
+
+    The tables stay in chunks of one row group: a single column would end at 2 GiB of text.
+    """
 
     def __init__(self, folder: Path):
         """Raises UsageError when `folder` holds no merged data, or tables of two different merges."""
@@ -45,6 +50,7 @@ class SampleStore:
         self._images = _table(folder / "images.parquet", IMAGES_SCHEMA)
         self._samples = _table(folder / "samples.parquet", SAMPLES_SCHEMA)
         _check_same_merge(folder)
+        self._image_rows, self._sample_rows = _Rows(self._images), _Rows(self._samples)
         ids = self._images["image_id"].to_numpy()
         self._row_by_image_id = dict(zip(ids.tolist(), range(len(ids)), strict=True))
 
@@ -54,13 +60,11 @@ class SampleStore:
 
     def sample(self, index: int) -> Sample:
         """The sample in row `index`."""
-        return _sample(self._samples.slice(index, 1).to_pylist()[0])
+        return _sample(self._sample_rows.row(index))
 
     def samples(self, indices: np.ndarray | None = None) -> Iterator[Sample]:
         """All samples in file order, or those in the rows `indices`, in that order."""
-        table = self._samples if indices is None else self._samples.take(pa.array(indices))
-        for batch in table.to_batches(max_chunksize=1024):
-            yield from map(_sample, batch.to_pylist())
+        yield from map(_sample, self._sample_rows.rows(np.arange(len(self)) if indices is None else indices))
 
     def indices(self, split: Split) -> np.ndarray:
         """Row indices of the samples of a split, int64 [n], ascending."""
@@ -79,7 +83,7 @@ class SampleStore:
 
     def prompt_counts(self, split: Split) -> list[dict[str, Any]]:
         """How many samples of a split have each prompt: {task, language, prompt, count}, by task and language, the most frequent first."""
-        rows = self._samples.filter(pc.equal(self._samples["split"], split))
+        rows = self._samples.select(["task", "language", "prompt"]).filter(pc.equal(self._samples["split"], split))
         counts = rows.group_by(["task", "language", "prompt"]).aggregate([([], "count_all")]).rename_columns({"count_all": "count"})
         return sorted(
             counts.to_pylist(), key=lambda row: (row["task"], row["language"], -row["count"], row["prompt"] is None, row["prompt"] or "")
@@ -87,7 +91,7 @@ class SampleStore:
 
     def image(self, image_id: int) -> ImageRow:
         """The row of an image."""
-        return _image(self._images.slice(self._row_by_image_id[image_id], 1).to_pylist()[0])
+        return _image(self._image_rows.row(self._row_by_image_id[image_id]))
 
     def images(self) -> Iterator[ImageRow]:
         """The rows of all images, in file order."""
@@ -101,15 +105,40 @@ class SampleStore:
         return open_image(row.path, max_pixels=max(MAX_PIXELS, row.width * row.height))
 
 
+class _Rows:
+    """Rows of a table by their index, at the same cost with any number of chunks."""
+
+    def __init__(self, table: pa.Table):
+        self._batches = table.to_batches()
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One row as Python values."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return dict(self._batches[number].slice(index - int(self._starts[number]), 1).to_pylist()[0])
+
+    def rows(self, indices: np.ndarray) -> Iterator[dict[str, Any]]:
+        """The rows `indices`, in that order."""
+        batch_of = np.searchsorted(self._starts, indices, side="right") - 1
+        cuts = np.flatnonzero(np.diff(batch_of)) + 1
+        for run, numbers in zip(np.split(indices, cuts), np.split(batch_of, cuts), strict=True):
+            for first in range(0, len(run), _ROWS_DECODED_AT_ONCE):
+                local = run[first : first + _ROWS_DECODED_AT_ONCE] - self._starts[numbers[0]]
+                yield from self._batches[numbers[0]].take(pa.array(local)).to_pylist()
+
+
 def _table(path: Path, schema: pa.Schema) -> pa.Table:
     if not path.is_file():
         raise UsageError(f"{path} does not exist; run python tools/preprocess.py first")
-    table = pq.read_table(path, memory_map=True)
+    with pq.ParquetFile(path) as file:
+        # Not read_table: Arrow reads nested columns of several row groups into one array.
+        groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
+        table = pa.concat_tables(groups) if groups else file.schema_arrow.empty_table()
     if OPTIONAL_COLUMN in schema.names and OPTIONAL_COLUMN not in table.schema.names:
         table = table.append_column(OPTIONAL_COLUMN, pa.nulls(len(table), pa.string()))
     if table.schema.names != schema.names:
         raise UsageError(f"{path}: expected the columns {schema.names}, found {table.schema.names}; run python tools/preprocess.py again")
-    return table.cast(schema).combine_chunks()
+    return table.cast(schema)
 
 
 def _check_same_merge(folder: Path) -> None:

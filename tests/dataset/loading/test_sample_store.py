@@ -36,6 +36,37 @@ def test_samples_are_found_by_row_split_and_id(merged: RawFiles) -> None:
         store.row_index("train/9")
 
 
+def test_rows_are_found_in_any_number_of_row_groups(merged: RawFiles) -> None:
+    expected = [sample.targets[0] for sample in SampleStore(merged.merged).samples()]
+    path = merged.merged / "samples.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=1)
+    store = SampleStore(merged.merged)
+    assert [sample.targets[0] for sample in store.samples()] == expected
+    assert [store.sample(i).targets[0] for i in range(4)] == expected
+    order = np.array([3, 0, 0, 2, 1])
+    assert [sample.targets[0] for sample in store.samples(order)] == [expected[i] for i in order]
+    assert list(store.samples(order[:0])) == []
+    assert store.prompt_counts("train") == [{"task": "conversation", "language": "en", "prompt": None, "count": 3}]
+    pq.write_table(table.slice(0, 0), path)
+    assert (len(SampleStore(merged.merged)), list(SampleStore(merged.merged).samples())) == (0, [])
+
+
+@pytest.mark.slow
+def test_text_beyond_2_gib_is_read(merged: RawFiles) -> None:
+    path = merged.merged / "samples.parquet"
+    table = pq.read_table(path).slice(0, 1)
+    row = {**table.to_pylist()[0], "messages": [{"role": "user", "content": "x" * (1 << 20)}]}
+    group = pa.Table.from_pylist([row] * 256, schema=table.schema)
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        for _ in range(9):
+            writer.write_table(group)
+    store = SampleStore(merged.merged)
+    assert (len(store), len(store.sample(9 * 256 - 1).messages[0].content)) == (9 * 256, 1 << 20)
+    assert [len(sample.messages[0].content) for sample in store.samples(np.array([2200, 5]))] == [1 << 20] * 2
+    assert store.indices("train").tolist() == list(range(9 * 256))
+
+
 def test_images_are_found_by_id_and_a_missing_file_is_named(merged: RawFiles) -> None:
     store = SampleStore(merged.merged)
     assert store.load_image(2).size == (12, 8)
