@@ -1,17 +1,23 @@
 """Shared by all commands: --config, key=value overrides, --debug, one-line errors with an exit status."""
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
 import re
+import signal
 import sys
+import tempfile
+import threading
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import config as configuration
+from atomic_io import disk_full_reason, free_bytes
 from cpu_cores import limit_threads
 from error_reporting import report_error
 from errors import Interrupted, TesseraError, UsageError
@@ -22,6 +28,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 # bitsandbytes warns at import that an optional kernel from the hub is missing. The warning has no consequence.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+_FULL_BELOW_BYTES = 1 << 20
+"""Free space below which a file system is named as full."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -83,47 +93,96 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
     if not debug:
         silence_libraries()
     try:
-        # parse_intermixed_args does not support subcommands.
-        parsed = parser.parse_args(arguments) if parser.has_subcommands else parser.parse_intermixed_args(arguments)
-        if hasattr(parsed, "overrides"):
-            parsed.config_path = parsed.config
-            parsed.config = configuration.load(parsed.config, parsed.overrides)
-        status = main(parsed) or 0
-    except TesseraError as error:
-        if debug and not launched:
+        with sigterm_as_exception():
+            status = main(_parse(parser, arguments)) or 0
+            sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        reported = _report(error, debug, launched)
+        if reported is None:
             raise
-        report_error(str(error), error, debug)
-        status = error.exit_status
-    except Interrupted as stop:
-        # All ranks stop together, so rank 0 alone says so.
-        if os.environ.get("RANK", "0") == "0":
-            print(stop, file=sys.stderr)
-        status = stop.exit_status
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
-    except BrokenPipeError:
-        # The reader of standard output (such as `head`) has exited.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    except OSError as error:
-        # Such as a read-only folder or a full disk. Without a file name it is a defect of the program, not the user's mistake.
-        defect = error.filename is None
-        if (debug or defect) and not launched:
-            raise
-        report_error(f"{error.filename}: {error.strerror or error}" if not defect else repr(error), error, debug or defect)
-        status = TesseraError.exit_status
-    except Exception as error:
-        if not launched:
-            raise
-        report_error(f"{type(error).__name__}: {error}", error, show_traceback=True)
-        status = TesseraError.exit_status
+        status = reported
     if launched and status:
         # Nothing may follow the error: at exit, torch would print that its process group was not destroyed.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def _parse(parser: Parser, arguments: list[str] | None) -> argparse.Namespace:
+    # parse_intermixed_args does not support subcommands.
+    parsed = parser.parse_args(arguments) if parser.has_subcommands else parser.parse_intermixed_args(arguments)
+    if hasattr(parsed, "overrides"):
+        parsed.config_path = parsed.config
+        parsed.config = configuration.load(parsed.config, parsed.overrides)
+    return parsed
+
+
+@contextlib.contextmanager
+def sigterm_as_exception() -> Iterator[None]:
+    """Context in which SIGTERM ends the command as Ctrl-C does, with `Interrupted`: temporary files are removed and worker processes
+    end. A second one ends it at once. Handlers that a command sets itself, such as a server's, take precedence.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    pid = os.getpid()
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != pid:
+            signal.raise_signal(number)  # a forked child without handlers of its own
+        raise Interrupted(number, "ended by SIGTERM")
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is interrupt:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _report(error: BaseException, debug: bool, launched: bool) -> int | None:
+    """Print an error as one line and return the exit status; None for one whose traceback is to be shown."""
+    if isinstance(error, KeyboardInterrupt):
+        # All ranks stop together, so rank 0 alone says so.
+        if not isinstance(error, Interrupted) or os.environ.get("RANK", "0") == "0":
+            print(error if isinstance(error, Interrupted) else "interrupted", file=sys.stderr)
+        return error.exit_status if isinstance(error, Interrupted) else 130
+    if isinstance(error, BrokenPipeError):
+        # The reader of standard output (such as `head`) has exited.
+        _discard_output()
+        return 0
+    message = str(error) if isinstance(error, TesseraError) else _system_message(error)
+    is_defect = message is None
+    if (debug or is_defect) and not launched:
+        return None
+    report_error(f"{type(error).__name__}: {error}" if message is None else message, error, show_traceback=debug or is_defect)
+    return error.exit_status if isinstance(error, TesseraError) else TesseraError.exit_status
+
+
+def _system_message(error: BaseException) -> str | None:
+    """One line for a full disk or a file that the system refuses, such as in a read-only folder; None for a defect of the program."""
+    filename = getattr(error, "filename", None) if isinstance(error, OSError) else None
+    if (reason := disk_full_reason(error)) is not None:
+        return f"{filename or _unnamed_file()}: cannot be written: {reason}"
+    return None if filename is None else f"{filename}: {getattr(error, 'strerror', None) or error}"
+
+
+def _unnamed_file() -> str:
+    """What to say for a file that the error of a full disk does not name."""
+    try:
+        print(flush=True)
+    except OSError:
+        _discard_output()
+        return "standard output"
+    folders = [Path(), *map(Path, ("data", "checkpoints", "results")), Path(tempfile.gettempdir())]
+    full = dict.fromkeys(str(folder.absolute()) for folder in folders if folder.exists() and free_bytes(folder) < _FULL_BELOW_BYTES)
+    return f"a file in one of {', '.join(full)}" if full else "a file"
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def silence_libraries() -> None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from answering.protocol import Candidate
 from answering.rerank.candidate_scores import Signal
-from atomic_io import write_text
+from atomic_io import naming_full_disk, write_text
 from errors import TesseraError
 from process_group import ProcessGroup
 from renamed_keys import with_new_keys
@@ -170,7 +170,7 @@ class Journal:
 
     def append(self, predictions: Iterable[Prediction]) -> None:
         """Append one line per prediction."""
-        with self.write_path.open("a", encoding="utf-8", newline="\n") as journal_file:
+        with naming_full_disk(self.write_path), self.write_path.open("a", encoding="utf-8", newline="\n") as journal_file:
             journal_file.writelines(prediction.line() + "\n" for prediction in predictions)
             journal_file.flush()
             os.fsync(journal_file.fileno())

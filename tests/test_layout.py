@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ANYWHERE = {"atomic_io", "config_schema", "cpu_cores", "errors", "process_group", "progress"}
+ANYWHERE = {"atomic_io", "config_schema", "cpu_cores", "errors", "file_lock", "process_group", "progress"}
 IMAGE_IO = "dataset.loading.image_io"
 MAY_IMPORT = {
     "dataset": {"dataset"},

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from atomic_io import naming_full_disk
 from dataset.loading.image_io import ImageError, open_image
 from evaluation.confidence_intervals import mean_intervals
 from evaluation.config import Corruption, EvalConfig
@@ -71,7 +72,8 @@ def _write_corrupted(image: Path | Image.Image, condition: CorruptionCondition, 
         decoded = open_image(image)
     except ImageError:
         return image
-    corrupt(decoded, *condition, key).save(path, compress_level=1)
+    with naming_full_disk(path):
+        corrupt(decoded, *condition, key).save(path, compress_level=1)
     return path
 
 

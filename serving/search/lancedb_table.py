@@ -17,6 +17,7 @@ import filelock
 import numpy as np
 import pyarrow as pa
 
+from atomic_io import naming_full_disk
 from errors import TesseraError, UsageError
 from serving.search.clip_encoder import EmbeddingModel
 
@@ -93,7 +94,7 @@ class ImageTable:
             if self._file_lock is None:
                 yield
             else:
-                with self._file_lock:
+                with self._file_lock, naming_full_disk(Path(self.uri)):
                     yield
 
     @contextmanager

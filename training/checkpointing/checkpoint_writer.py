@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from atomic_io import copy_read_permissions
+from atomic_io import copy_read_permissions, naming_full_disk
 from model.checkpoint_manifest import write_manifest
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
 from training.checkpointing.resume import RunState
@@ -44,12 +44,13 @@ class CheckpointWriter:
         Returns:
             The folder of the checkpoint.
         """
-        partial = self._begin(state)
-        if self._partial_state.is_main_process:
-            save_model(partial)
-        if save_trainer is not None:
-            save_trainer(partial / TRAINER_FOLDER)
-        return self._finish(partial, state, protected_step)
+        with naming_full_disk(self.folder / f"checkpoint-{state.step}"):
+            partial = self._begin(state)
+            if self._partial_state.is_main_process:
+                save_model(partial)
+            if save_trainer is not None:
+                save_trainer(partial / TRAINER_FOLDER)
+            return self._finish(partial, state, protected_step)
 
     def write_from_step(self, state: RunState, step: int) -> Path:
         """Write the checkpoint of `state.step`, the last of its stage, with the model files of an earlier step."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import file_lock
 from errors import UsageError
 from tests.pipeline import ROOT
-from training.interruption import run_lock as module
 from training.interruption.run_lock import LOCK_FILE, run_lock
 
 HOLDER = """
@@ -81,6 +81,6 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
     def refuse(_descriptor: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(module, "_lock", refuse)
+    monkeypatch.setattr(file_lock, "_lock", refuse)
     with run_lock(tmp_path):
         assert "this file system has no locks (No locks available): nothing keeps a second training out" in capsys.readouterr().out
