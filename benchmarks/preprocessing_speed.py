@@ -2,14 +2,12 @@
 
 import io
 import json
-import multiprocessing
 import os
 import random
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -21,6 +19,7 @@ from cpu_cores import available_cores
 from dataset.build.merge import merge
 from dataset.config import AiChallengerSource, DataConfig, LlavaSource, VqaV2Source
 from dataset.loading.image_io import open_image
+from dataset.worker_pool import worker_pool
 from progress import track
 
 P = ParamSpec("P")
@@ -137,7 +136,7 @@ def measure_images(image_processor: Any, size: tuple[int, int] = (640, 480), rou
 
 def run_in_subprocess(function: Callable[P, T], *arguments: P.args, **settings: P.kwargs) -> T:
     """Call a function in a separate process, whose memory is measured alone and freed at the end."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with worker_pool(1) as pool:
         return pool.submit(function, *arguments, **settings).result()
 
 

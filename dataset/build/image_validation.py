@@ -1,25 +1,26 @@
 """Check the image files of a merge: read, hash and decode each once, in several processes, and cache the results."""
 
 import hashlib
-import multiprocessing
 import os
-import signal
 import stat
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import unicodedata
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atomic_io import atomic_write
 from cpu_cores import available_cores
-from dataset.loading.image_io import ImageError, measure_image, read_image_file
+from dataset.build.perceptual_hash import THUMBNAIL_BYTES, appearance, near_duplicates
+from dataset.loading.image_io import ImageError, measure_image, open_image, read_image_file
 from dataset.record_validation import DropReason
+from dataset.worker_pool import map_in_workers
 from errors import TesseraError
 from progress import track
 
@@ -27,6 +28,11 @@ MIN_IMAGES_FOR_POOL = 256
 """Smallest number of images for which starting worker processes is faster."""
 
 _CHUNK = 32
+
+_MAX_ROUNDING = 2.0
+"""Largest difference of the thumbnails, 0..255, of files with the same pixels: previews of JPEG and PNG are rounded differently."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,9 @@ class ImageCheck:
         height: Pixels, upright; 0 when unknown.
         reason: A `DropReason`; empty when the image can be used.
         detail: Message that says what is wrong.
+        perceptual_hash: See `perceptual_hash.Appearance`; 0 when the image cannot be used.
+        thumbnail: See `perceptual_hash.Appearance`; empty when the image cannot be used.
+        pixels: Digest of size and pixels, upright RGB; empty where no other file looks the same, so that it need not be known.
     """
 
     path: str
@@ -52,6 +61,14 @@ class ImageCheck:
     height: int = 0
     reason: str = ""
     detail: str = ""
+    perceptual_hash: int = 0
+    thumbnail: bytes = b""
+    pixels: str = ""
+
+    @property
+    def content(self) -> str:
+        """The same for all files with the same bytes and, after `hash_equal_candidates`, for all with the same pixels."""
+        return self.pixels or self.sha256
 
 
 _SCHEMA = pa.schema(
@@ -64,6 +81,9 @@ _SCHEMA = pa.schema(
         ("height", pa.int64()),
         ("reason", pa.string()),
         ("detail", pa.string()),
+        ("perceptual_hash", pa.int64()),
+        ("thumbnail", pa.binary()),
+        ("pixels", pa.string()),
     ]
 )
 
@@ -88,7 +108,9 @@ class ImageCheckCache:
                 columns = pq.read_table(file, schema=_SCHEMA).to_pydict()
             except (pa.ArrowInvalid, OSError) as error:
                 raise TesseraError(f"{file}: cannot be read ({' '.join(str(error).split())}); delete it") from error
-            self._entries = {row[0]: ImageCheck(*row) for row in zip(*(columns[name] for name in _SCHEMA.names), strict=True)}
+            rows = zip(*(columns[name] for name in _SCHEMA.names), strict=True)
+            # Without a thumbnail: of an earlier version, which did not look for equal pixels.
+            self._entries = {row[0]: ImageCheck(*row) for row in rows if row[_SCHEMA.get_field_index("thumbnail")] is not None}
 
     def get(self, path: str, size: int, mtime: int, max_pixels: int) -> ImageCheck | None:
         """The cached result for a file in this state, None when it must be checked.
@@ -139,10 +161,13 @@ def check_images(paths: Sequence[str], cache: ImageCheckCache, max_pixels: int, 
         checks.append(cache.get(path, size, mtime, max_pixels) if size >= 0 else _missing(path))
     uncached = [i for i, check in enumerate(checks) if check is None]
     if uncached:
-        results = _check_all([paths[i] for i in uncached], max_pixels, workers or available_cores())
+        check = partial(_check, max_pixels=max_pixels)
+        results = _in_processes(check, [paths[i] for i in uncached], workers or available_cores(), _killed)
         try:
-            for i, check in zip(uncached, track(results, "checking images", len(uncached), "images"), strict=True):
-                checks[i] = check
+            # Closed explicitly: after an interruption the workers end before the results so far are saved.
+            with closing(results):
+                for i, result in zip(uncached, track(results, "checking images", len(uncached), "images"), strict=True):
+                    checks[i] = result
         finally:
             cache.save(checks[i] for i in uncached)
     return [check for check in checks if check is not None]
@@ -157,40 +182,99 @@ def size_and_mtime(path: str) -> tuple[int, int]:
     return (stats.st_size, stats.st_mtime_ns) if stat.S_ISREG(stats.st_mode) else (-1, -1)
 
 
-def _check_all(paths: Sequence[str], max_pixels: int, workers: int) -> Iterator[ImageCheck]:
-    check = partial(_check, max_pixels=max_pixels)
+def find_near_duplicates(checks: Sequence[ImageCheck]) -> np.ndarray:
+    """Pairs of usable image files with different bytes that look alike, by index, the smaller first, int64 [p, 2]."""
+    first_of_bytes: dict[str, int] = {}
+    for i, check in enumerate(checks):
+        if not check.reason:
+            first_of_bytes.setdefault(check.sha256, i)
+    files = np.array(list(first_of_bytes.values()), dtype=np.int64)
+    hashes = np.array([checks[i].perceptual_hash for i in files], dtype=np.int64)
+    thumbnails = np.frombuffer(b"".join(checks[i].thumbnail for i in files), dtype=np.uint8).reshape(-1, THUMBNAIL_BYTES)
+    return files[near_duplicates(hashes, thumbnails)]
+
+
+def hash_equal_candidates(
+    checks: list[ImageCheck], pairs: np.ndarray, cache: ImageCheckCache, max_pixels: int, workers: int | None = None
+) -> list[ImageCheck]:
+    """The checks, with `pixels` of those files that may have the same pixels as another one with other bytes.
+
+    Only these are decoded in full: of the same size, and with previews that agree but for rounding.
+
+    Args:
+        checks: Check results.
+        pairs: Pairs of them that look alike, as `find_near_duplicates` gives them.
+        cache: Where the digests are added.
+        max_pixels: Pixel limit of this merge.
+        workers: Worker processes; one per available core by default.
+    """
+    wanted = {int(i) for pair in pairs if _may_have_equal_pixels(checks[pair[0]], checks[pair[1]]) for i in pair}
+    by_bytes = {checks[i].sha256: checks[i].pixels for i in sorted(wanted)}
+    missing = {checks[i].sha256: checks[i].path for i in sorted(wanted) if not checks[i].pixels}
+    digest = partial(_pixel_digest, max_pixels=max_pixels)
+    by_bytes |= zip(missing, _in_processes(digest, list(missing.values()), workers or available_cores(), lambda _path: ""), strict=True)
+    completed = [replace(check, pixels=by_bytes.get(check.sha256, "")) if not check.reason else check for check in checks]
+    if missing:
+        cache.save(completed)
+    return completed
+
+
+def _may_have_equal_pixels(first: ImageCheck, second: ImageCheck) -> bool:
+    if (first.width, first.height) != (second.width, second.height):
+        return False
+    thumbnails = [np.frombuffer(check.thumbnail, dtype=np.uint8).astype(np.float32) for check in (first, second)]
+    return float(np.abs(thumbnails[0] - thumbnails[1]).mean()) <= _MAX_ROUNDING
+
+
+def _pixel_digest(path: str, max_pixels: int) -> str:
+    """Digest of the size and the upright RGB pixels of an image; empty where it can no longer be read."""
+    try:
+        image = open_image(Path(path), max_pixels)
+    except ImageError:
+        return ""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+
+
+def _in_processes(function: Callable[[str], T], paths: Sequence[str], workers: int, killed: Callable[[str], T]) -> Generator[T, None, None]:
+    """`function` of each path, in order; `killed(path)` for one whose decoding ended its process."""
     if workers == 1 or len(paths) < MIN_IMAGES_FOR_POOL:
-        yield from map(check, paths)
-        return
-    # Spawn, not fork: Arrow's threads are already running.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _init_worker) as pool:
-        try:
-            yield from pool.map(check, paths, chunksize=_CHUNK)
-        except BrokenProcessPool as error:
-            raise TesseraError(
-                "a worker process that checks images was killed, possibly for lack of memory (data.workers: 1 needs less)"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _init_worker() -> None:
-    # The main process handles interrupts. Decoder warnings are not printed; errors become reasons in the report.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.simplefilter("ignore")
+        yield from map(function, paths)
+    else:
+        yield from map_in_workers(function, paths, workers, _CHUNK, killed)
 
 
 def _check(path: str, max_pixels: int) -> ImageCheck:
     size, mtime = size_and_mtime(path)
     sha256 = ""
     try:
-        data = read_image_file(Path(path))
+        data = read_image_file(Path(path), max_pixels)
         sha256 = hashlib.sha256(data).hexdigest()
-        width, height = measure_image(data, path, max_pixels)
+        measured = measure_image(data, path, max_pixels)
     except ImageError as error:
         return ImageCheck(path, size, mtime, sha256, *error.size, reason=str(error.reason), detail=str(error))
-    return ImageCheck(path, size, mtime, sha256, width, height)
+    look = appearance(measured.preview)
+    return ImageCheck(path, size, mtime, sha256, *measured.size, perceptual_hash=look.perceptual_hash, thumbnail=look.thumbnail)
+
+
+def _killed(path: str) -> ImageCheck:
+    size, mtime = size_and_mtime(path)
+    detail = f"{path}: the process that decoded it was ended by the system, as happens when memory runs out"
+    return ImageCheck(path, size, mtime, reason=str(DropReason.TOO_LARGE), detail=detail)
 
 
 def _missing(path: str) -> ImageCheck:
-    return ImageCheck(path, -1, -1, reason=str(DropReason.MISSING_FILE), detail=f"{path}: there is no such file")
+    return ImageCheck(path, -1, -1, reason=str(DropReason.MISSING_FILE), detail=f"{path}: there is no such file{_other_spelling(path)}")
+
+
+def _other_spelling(path: str) -> str:
+    """What to do when there is a file with the same name in other bytes; empty when there is none, or the name is ASCII."""
+    folder, name = os.path.split(path)
+    if path.isascii():
+        return ""
+    for in_gbk in (os.path.join(os.fsencode(folder), name.encode("gb18030")), path.encode("gb18030")):  # noqa: PTH118 - bytes
+        if os.path.exists(in_gbk):  # noqa: PTH110 - bytes
+            return "; there is one whose name is in GBK, as archives from Windows unpack: rename it with convmv -f gbk -t utf-8 --notest"
+    for form in ("NFC", "NFD"):
+        if os.path.exists(unicodedata.normalize(form, path)):  # noqa: PTH110 - never raises, whatever the name
+            return f"; there is one with this name in the other Unicode form, {form}"
+    return ""

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from atomic_io import atomic_write, write_json
+from atomic_io import atomic_write, naming_full_disk, remove_leftovers, write_json
 from dataset import sources
-from dataset.build.deduplication import join
+from dataset.build.deduplication import CheckedImages, join
+from dataset.build.duplicate_counts import count_equal_files, near_duplicates_between_splits
 from dataset.build.fingerprint import current_file_state, matches_fingerprint, write_fingerprint
-from dataset.build.image_validation import ImageCheck, ImageCheckCache, check_images
+from dataset.build.image_validation import ImageCheck, ImageCheckCache, check_images, find_near_duplicates, hash_equal_candidates
 from dataset.build.merge_report import DROPPED_FILE, DroppedRecords, MergeReport, SourceReport
 from dataset.build.parquet_tables import write_images, write_samples
 from dataset.build.record_buffer import RecordBuffer
@@ -26,12 +27,15 @@ from dataset.loading.image_io import detect_format
 from dataset.record_validation import DropReason, InvalidRecordError, check_conversation, check_encoding
 from dataset.sources.record import ParsedRecord, RawSample, ReadOptions, RejectedRecord
 from errors import TesseraError, UsageError
+from file_lock import folder_lock
 from progress import Progress
 
 OUTPUT_FILES = ("images.parquet", "samples.parquet", "report.json", DROPPED_FILE)
 """Files of the result, in the order in which they are replaced."""
 FAILED_DROPPED_FILE = "dropped_failed_merge.jsonl"
 """List of the dropped records of a merge of which no sample was left, until the next one."""
+
+LOCK_FILE = ".merging.lock"
 
 
 def merge(config: DataConfig, folder: Path) -> MergeReport:
@@ -52,12 +56,14 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
     with _work_folder(folder) as work:
         with DroppedRecords(report, work / DROPPED_FILE, [sources.files(source)[0] for source in config.sources]) as dropped:
             buffer, images = _read_sources(config, dropped, work / "samples.arrow", folder / "embedded")
-            image_checks = check_images(images, ImageCheckCache(cache / "image_checks.parquet"), config.max_pixels, config.workers)
-            keep = _drop_unusable(buffer, image_checks, dropped)
+            checked = _check_images(images, ImageCheckCache(cache / "image_checks.parquet"), config)
+            keep = _drop_unusable(buffer, checked.checks, dropped)
         if not keep.any():
             (work / DROPPED_FILE).replace(folder / FAILED_DROPPED_FILE)
             raise TesseraError(f"{report.empty_message()}; all are listed in {folder / FAILED_DROPPED_FILE}")
-        merged = join(buffer, keep, image_checks, config.split, config.seed)
+        merged = join(buffer, keep, checked, config.split, config.seed)
+        report.image_files = count_equal_files(checked.checks)
+        report.near_duplicates = near_duplicates_between_splits(merged)
         images_digest = write_images(work / "images.parquet", merged, names)
         write_samples(work / "samples.parquet", buffer, merged, config.sources, images_digest, report)
         write_json(work / "report.json", report.to_json())
@@ -66,7 +72,7 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
         (folder / FAILED_DROPPED_FILE).unlink(missing_ok=True)
     results = [current_file_state(str(folder / name)) for name in OUTPUT_FILES]
     write_fingerprint(
-        cache / "inputs.parquet", config, [*inputs, *((check.path, check.size, check.mtime) for check in image_checks), *results]
+        cache / "inputs.parquet", config, [*inputs, *((check.path, check.size, check.mtime) for check in checked.checks), *results]
     )
     return report
 
@@ -93,13 +99,28 @@ def source_names(source_configs: tuple[Source, ...]) -> list[str]:
 
 @contextmanager
 def _work_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder for incomplete files, on the file system of the result so that they can be renamed into place."""
+    """A temporary folder for incomplete files, on the file system of the result so that they can be renamed into place.
+
+    Raises UsageError when another process merges into the folder.
+    """
     work = folder / f".merge-{uuid.uuid4().hex[:8]}"
-    work.mkdir(parents=True)
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with folder_lock(folder, LOCK_FILE, "merging") as is_locked:
+        if is_locked:
+            _remove_leftovers(folder)
+        try:
+            with naming_full_disk(folder):
+                work.mkdir()
+                yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete what killed merges have left: the lock says that no other one is running."""
+    for work in folder.glob(".merge-*"):
+        shutil.rmtree(work)
+    for written in (folder, folder / "cache", folder / "embedded"):
+        remove_leftovers(written)
 
 
 def _read_sources(config: DataConfig, dropped: DroppedRecords, file: Path, embedded: Path) -> tuple[RecordBuffer, list[str]]:
@@ -121,6 +142,12 @@ def _read_sources(config: DataConfig, dropped: DroppedRecords, file: Path, embed
                     split = source.split or sample.split
                     buffer.add(sample, i, counts.name, split, [image_indices.setdefault(name, len(image_indices)) for name in files])
     return buffer, list(image_indices)
+
+
+def _check_images(images: list[str], cache: ImageCheckCache, config: DataConfig) -> CheckedImages:
+    checks = check_images(images, cache, config.max_pixels, config.workers)
+    pairs = find_near_duplicates(checks)
+    return CheckedImages(hash_equal_candidates(checks, pairs, cache, config.max_pixels, config.workers), pairs)
 
 
 def _validated(item: ParsedRecord) -> RawSample:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from dataset.build.duplicate_counts import EqualFiles, NearDuplicates
 from dataset.record_validation import DropReason
 from dataset.sources.record import RecordLocation
 from errors import TesseraError
@@ -61,6 +62,8 @@ class MergeReport:
         samples: Rows in samples.parquet.
         by_split: Rows in samples.parquet by split.
         by_language: Rows in samples.parquet by language.
+        image_files: How many of the checked image files are equal to another one.
+        near_duplicates: Images that look like images of another split.
         reused: Nothing had changed since the last merge, so this is its report.
     """
 
@@ -69,6 +72,8 @@ class MergeReport:
     samples: int = 0
     by_split: dict[str, int] = field(default_factory=dict)
     by_language: dict[str, int] = field(default_factory=dict)
+    image_files: EqualFiles = field(default_factory=EqualFiles)
+    near_duplicates: list[NearDuplicates] = field(default_factory=list)
     reused: bool = field(default=False, compare=False)
 
     def to_json(self) -> dict[str, object]:
@@ -80,7 +85,14 @@ class MergeReport:
         """Read a report.json. Raises TesseraError when it is not one."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**content, "sources": [SourceReport(**source) for source in content["sources"]]})
+            return cls(
+                **{
+                    **content,
+                    "sources": [SourceReport(**source) for source in content["sources"]],
+                    "image_files": EqualFiles(**content["image_files"]),
+                    "near_duplicates": [NearDuplicates(**entry) for entry in content["near_duplicates"]],
+                }
+            )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise TesseraError(f"{path}: not a merge report ({error})") from error
 
@@ -114,7 +126,16 @@ class MergeReport:
             if source.moved:
                 yield f"{source.name}: {source.moved:,} left the source's own split, so that no image is in two splits"
 
+    def _near_duplicates(self) -> Iterator[str]:
+        for entry in self.near_duplicates:
+            yield f"{entry.line()} (data.split.near_duplicates=together keeps them in one split):"
+            yield from (f"    {example}" for example in entry.examples)
+        if not self.near_duplicates:
+            yield "no two images of different splits look alike"
+
     def _totals(self) -> Iterator[str]:
+        yield self.image_files.line()
+        yield from self._near_duplicates()
         yield f"{self.images:,} images, {self.samples:,} samples"
         yield "by split: " + ", ".join(f"{name} {count:,}" for name, count in self.by_split.items())
         yield "by language: " + ", ".join(f"{name} {count:,}" for name, count in self.by_language.items())

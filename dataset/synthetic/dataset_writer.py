@@ -11,7 +11,6 @@ scenes.json                               scene counts, seed and a hash of this 
 import hashlib
 import json
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, repeat
 from pathlib import Path
@@ -23,6 +22,7 @@ from dataset.sample import Language
 from dataset.synthetic import annotation_records
 from dataset.synthetic.scene import Scene, SceneSplit, generate_scene
 from dataset.synthetic.scene_renderer import render
+from dataset.worker_pool import worker_pool
 from errors import UsageError
 from progress import Progress
 
@@ -160,7 +160,7 @@ def _render_all(folder: Path, jobs: list[RenderJob], processes: int) -> None:
             for chunk in chunks:
                 progress.update(_render_chunk(folder, chunk))
             return
-        with ProcessPoolExecutor(processes) as pool:
+        with worker_pool(processes) as pool:
             for rendered in pool.map(_render_chunk, repeat(folder), chunks):
                 progress.update(rendered)
 

@@ -57,7 +57,7 @@ class TestFailure:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(merging, "write_samples", disk_full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(TesseraError, match=r"merged: cannot be written: No space left on device \([\d,]+ bytes are free there\)"):
             raw.merge(source)
         assert {name: (raw.merged / name).read_bytes() for name in OUTPUT_FILES} == previous
         monkeypatch.undo()

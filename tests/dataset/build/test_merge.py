@@ -187,7 +187,7 @@ class TestResult:
         raw.image("a.jpg")
         report = raw.merge(raw.llava([conversation("a.jpg", "?", "x"), conversation("none.jpg", "?", "x")]))
         content = json.loads((raw.merged / "report.json").read_text(encoding="utf-8"))
-        assert {"sources", "images", "samples", "by_split", "by_language"} == set(content)
+        assert {"sources", "images", "samples", "by_split", "by_language", "image_files", "near_duplicates"} == set(content)
         [source] = content["sources"]
         assert {key: source[key] for key in ("format", "read", "kept", "dropped")} == {
             "format": "llava", "read": 2, "kept": 1, "dropped": {"missing file": 1},
@@ -218,6 +218,15 @@ class TestResult:
             raw.merge(source, split=HALVES, workers=workers)
             results.append((*raw.parquet(), (raw.merged / "report.json").read_bytes()))
         assert results[0] == results[1]
+
+    def test_long_texts_and_many_repeats_are_written_in_small_row_groups(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("dataset.build.record_buffer.CHARACTERS_PER_BATCH", 1000)
+        monkeypatch.setattr("dataset.build.parquet_tables.ROWS_PER_BATCH", 8)
+        report = raw.merge(raw.llava([conversation(None, "?", f"{i}" * 300) for i in range(10)], repeat=4))
+        assert report.samples == 40
+        assert [sample.targets[0] for sample in raw.samples()] == [f"{i // 4}" * 300 for i in range(40)]
+        file = pq.ParquetFile(raw.merged / "samples.parquet")
+        assert max(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)) == 8
 
     def test_several_batches_of_samples_are_written_in_order(self, raw: RawFiles, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("dataset.build.record_buffer.ROWS_PER_BATCH", 7)
