@@ -26,8 +26,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NUM_PATTERNS = 64
-"""Number of distinct synthetic images. The files repeat them and differ in a JPEG comment, so that all files have different bytes and
-take as long to decode as photographs of the same size."""
+"""Number of distinct synthetic images. The files repeat them, each shifted by another distance, so that all files have different pixels
+and take as long to decode as photographs of the same size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,9 @@ def write_synthetic_sources(folder: Path, num_images: int, records: int, size: t
     images.mkdir(parents=True, exist_ok=True)
     patterns = list(_patterns(size, seed))
     for index in track(range(num_images), "writing images", unit="images"):
-        (images / _file_name(index)).write_bytes(_with_comment(patterns[index % NUM_PATTERNS], f"picture {index}"))
+        turn = index // NUM_PATTERNS
+        shifted = np.roll(patterns[index % NUM_PATTERNS], (53 * turn, 37 * turn), axis=(0, 1))
+        (images / _file_name(index)).write_bytes(_encode_jpeg(shifted))
     captions, conversations = records // 5, records * 3 // 10
     questions = records - captions - conversations
     rng = random.Random(seed)
@@ -118,7 +120,7 @@ def measure_images(image_processor: Any, size: tuple[int, int] = (640, 480), rou
     # Not at the top: merges are measured in processes that import this module, and torch would add to their memory.
     from dataset.loading.image_transform import PixelReader
 
-    reader, files = PixelReader(image_processor), list(_patterns(size, seed=0))
+    reader, files = PixelReader(image_processor), list(map(_encode_jpeg, _patterns(size, seed=0)))
     reader_functions: list[Callable[[Image.Image], object]] = [
         lambda image: reader.read([image]),
         lambda image: image_processor(images=[image], return_tensors="pt"),
@@ -151,21 +153,19 @@ def _merge_measured(config: DataConfig, folder: Path) -> MergeMeasurement:
     return MergeMeasurement(seconds, sum(source.read for source in report.sources), peak)
 
 
-def _patterns(size: tuple[int, int], seed: int) -> Iterator[bytes]:
-    """JPEG files of about the size of photographs: blurred shapes with noise."""
+def _patterns(size: tuple[int, int], seed: int) -> Iterator[np.ndarray]:
+    """RGB pixels, uint8 [height, width, 3], whose JPEG files have about the size of photographs: blurred shapes with noise."""
     rng = np.random.default_rng(seed)
     for _ in range(NUM_PATTERNS):
         shapes = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
         noise = rng.normal(0, 9, (size[1], size[0], 3))
-        image = Image.fromarray((np.asarray(shapes) + noise).clip(0, 255).astype(np.uint8))
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=90)
-        yield file.getvalue()
+        yield (np.asarray(shapes) + noise).clip(0, 255).astype(np.uint8)
 
 
-def _with_comment(jpeg: bytes, text: str) -> bytes:
-    comment = text.encode()
-    return jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]
+def _encode_jpeg(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    return file.getvalue()
 
 
 def _file_name(index: int) -> str:

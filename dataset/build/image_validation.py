@@ -6,8 +6,9 @@ import stat
 import unicodedata
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,8 +30,9 @@ MIN_IMAGES_FOR_POOL = 256
 
 _CHUNK = 32
 
-_MAX_ROUNDING = 2.0
-"""Largest difference of the thumbnails, 0..255, of files with the same pixels: previews of JPEG and PNG are rounded differently."""
+_MAX_ROUNDING = {0: 0.25, 1: 2.0, 2: 0.0}
+"""Largest mean difference of the thumbnails, 0..255, of files with the same pixels, by how many of the two are exact. JPEG is rounded
+otherwise than PNG (measured: up to 0.7), and two JPEGs otherwise where one is stored rotated."""
 
 T = TypeVar("T")
 
@@ -50,6 +52,7 @@ class ImageCheck:
         detail: Message that says what is wrong.
         perceptual_hash: See `perceptual_hash.Appearance`; 0 when the image cannot be used.
         thumbnail: See `perceptual_hash.Appearance`; empty when the image cannot be used.
+        is_exact: Whether hash and thumbnail were made of all pixels (see `image_io.MeasuredImage`).
         pixels: Digest of size and pixels, upright RGB; empty where no other file looks the same, so that it need not be known.
     """
 
@@ -63,6 +66,7 @@ class ImageCheck:
     detail: str = ""
     perceptual_hash: int = 0
     thumbnail: bytes = b""
+    is_exact: bool = False
     pixels: str = ""
 
     @property
@@ -83,6 +87,7 @@ _SCHEMA = pa.schema(
         ("detail", pa.string()),
         ("perceptual_hash", pa.int64()),
         ("thumbnail", pa.binary()),
+        ("is_exact", pa.bool_()),
         ("pixels", pa.string()),
     ]
 )
@@ -133,10 +138,9 @@ class ImageCheckCache:
         for check in checks:
             if check is not None and check.size >= 0:
                 self._entries[_absolute(check.path)] = check
-        rows = [(path, *astuple(check)[1:]) for path, check in self._entries.items()]
-        columns = list(zip(*rows, strict=True)) if rows else [()] * len(_SCHEMA)
+        columns = [list(self._entries), *(list(map(attrgetter(name), self._entries.values())) for name in _SCHEMA.names[1:])]
         with atomic_write(self.file) as temp_path:
-            pq.write_table(pa.table([list(column) for column in columns], schema=_SCHEMA), temp_path)
+            pq.write_table(pa.table(columns, schema=_SCHEMA), temp_path)
 
 
 def _absolute(path: str) -> str:
@@ -191,7 +195,8 @@ def find_near_duplicates(checks: Sequence[ImageCheck]) -> np.ndarray:
     files = np.array(list(first_of_bytes.values()), dtype=np.int64)
     hashes = np.array([checks[i].perceptual_hash for i in files], dtype=np.int64)
     thumbnails = np.frombuffer(b"".join(checks[i].thumbnail for i in files), dtype=np.uint8).reshape(-1, THUMBNAIL_BYTES)
-    return files[near_duplicates(hashes, thumbnails)]
+    pairs: np.ndarray = files[near_duplicates(hashes, thumbnails)]
+    return pairs
 
 
 def hash_equal_candidates(
@@ -213,7 +218,7 @@ def hash_equal_candidates(
     missing = {checks[i].sha256: checks[i].path for i in sorted(wanted) if not checks[i].pixels}
     digest = partial(_pixel_digest, max_pixels=max_pixels)
     by_bytes |= zip(missing, _in_processes(digest, list(missing.values()), workers or available_cores(), lambda _path: ""), strict=True)
-    completed = [replace(check, pixels=by_bytes.get(check.sha256, "")) if not check.reason else check for check in checks]
+    completed = [check if check.pixels == (pixels := by_bytes.get(check.sha256, "")) else replace(check, pixels=pixels) for check in checks]
     if missing:
         cache.save(completed)
     return completed
@@ -223,7 +228,7 @@ def _may_have_equal_pixels(first: ImageCheck, second: ImageCheck) -> bool:
     if (first.width, first.height) != (second.width, second.height):
         return False
     thumbnails = [np.frombuffer(check.thumbnail, dtype=np.uint8).astype(np.float32) for check in (first, second)]
-    return float(np.abs(thumbnails[0] - thumbnails[1]).mean()) <= _MAX_ROUNDING
+    return float(np.abs(thumbnails[0] - thumbnails[1]).mean()) <= _MAX_ROUNDING[first.is_exact + second.is_exact]
 
 
 def _pixel_digest(path: str, max_pixels: int) -> str:
@@ -253,7 +258,7 @@ def _check(path: str, max_pixels: int) -> ImageCheck:
     except ImageError as error:
         return ImageCheck(path, size, mtime, sha256, *error.size, reason=str(error.reason), detail=str(error))
     look = appearance(measured.preview)
-    return ImageCheck(path, size, mtime, sha256, *measured.size, perceptual_hash=look.perceptual_hash, thumbnail=look.thumbnail)
+    return ImageCheck(path, size, mtime, sha256, *measured.size, "", "", look.perceptual_hash, look.thumbnail, measured.is_exact)
 
 
 def _killed(path: str) -> ImageCheck:

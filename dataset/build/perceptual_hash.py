@@ -39,12 +39,10 @@ def _cosines() -> np.ndarray:
     k, x = np.arange(_FREQUENCIES)[:, None], np.arange(_GRID)[None, :]
     basis = np.cos(np.pi * k * (2 * x + 1) / (2 * _GRID)) * np.sqrt(2 / _GRID)
     basis[0] /= np.sqrt(2)
-    return basis.astype(np.float32)
+    return np.asarray(basis, dtype=np.float32)
 
 
 _DCT = _cosines()
-_GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-_BIT_WEIGHTS = np.left_shift(np.uint64(1), np.arange(_FREQUENCIES * _FREQUENCIES, dtype=np.uint64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +55,12 @@ class Appearance:
 
 def appearance(preview: Image.Image) -> Appearance:
     """The appearance of an RGB image, for which a preview of 32 pixels a side is enough."""
-    rgb = np.asarray(preview.resize((_GRID, _GRID), Image.Resampling.BOX), dtype=np.float32)
-    strengths = (_DCT @ (rgb @ _GREY) @ _DCT.T).ravel()
+    grid = preview.resize((_GRID, _GRID), Image.Resampling.BOX)
+    grey = np.frombuffer(grid.convert("L").tobytes(), dtype=np.uint8).reshape(_GRID, _GRID)
+    strengths = (_DCT @ grey.astype(np.float32) @ _DCT.T).ravel()
     strengths[0] = 0  # the mean grey value is no structure
-    bits = strengths - np.median(strengths) > _MIN_STRENGTH
-    cell = _GRID // _SIDE
-    thumbnail = rgb.reshape(_SIDE, cell, _SIDE, cell, 3).mean((1, 3)).round().astype(np.uint8)
-    return Appearance(int(_BIT_WEIGHTS[bits].sum(dtype=np.uint64).astype(np.int64)), thumbnail.tobytes())
+    bits = strengths > np.sort(strengths)[len(strengths) // 2] + _MIN_STRENGTH
+    return Appearance(int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True), grid.reduce(_GRID // _SIDE).tobytes())
 
 
 def near_duplicates(hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
@@ -88,7 +85,7 @@ def _have_like_colours(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     difference = first.astype(np.float32) - second
     brightness = difference.mean(1, keepdims=True)
     alike = np.abs(difference - brightness).mean(1) <= MAX_COLOUR_DIFFERENCE
-    return alike & (np.abs(brightness[:, 0]) <= MAX_BRIGHTNESS_DIFFERENCE)
+    return np.asarray(alike & (np.abs(brightness[:, 0]) <= MAX_BRIGHTNESS_DIFFERENCE))
 
 
 def _candidates(hashes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -87,10 +87,12 @@ class MeasuredImage:
     Args:
         size: Upright width and height in pixels.
         preview: Upright RGB, reduced by 1, 2, 4 or 8 to sides of at least PREVIEW_SIDE.
+        is_exact: Whether the preview was made of all pixels; that of a JPEG is rounded otherwise.
     """
 
     size: tuple[int, int]
     preview: Image.Image
+    is_exact: bool
 
 
 def detect_format(data: bytes) -> str | None:
@@ -114,13 +116,18 @@ def measure_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Measu
     """
     with _decoder_errors(name), _open(data, name, max_pixels) as image:
         width, height = image.size
-        if _orientation(image) >= 5:
+        orientation = _orientation(image)
+        if orientation >= 5:
             width, height = height, width
         if image.format in ("JPEG", "MPO"):
             image.draft(None, (PREVIEW_SIDE, PREVIEW_SIDE))
-            return MeasuredImage((width, height), to_rgb(image))
+            image.load()
+            # Most photographs need no conversion, which would copy them.
+            is_upright_rgb = image.mode == "RGB" and orientation not in _EXIF_TRANSPOSE
+            return MeasuredImage((width, height), image if is_upright_rgb else to_rgb(image), is_exact=False)
         scale = min(width, height) // PREVIEW_SIDE
-        return MeasuredImage((width, height), to_rgb(image).reduce(next((factor for factor in (8, 4, 2) if scale >= factor), 1)))
+        factor = next((factor for factor in (8, 4, 2) if scale >= factor), 1)
+        return MeasuredImage((width, height), to_rgb(image).reduce(factor), is_exact=True)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -159,19 +166,21 @@ def read_image_file(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
     Raises ImageError with reason MISSING_FILE, or TOO_LARGE for a file that is larger than an image of `max_pixels` can be or that does
     not fit into memory.
     """
-    name = printable_path(path)
     try:
-        size, limit = path.stat().st_size, max_pixels * _MAX_BYTES_PER_PIXEL + _MAX_METADATA_BYTES
-        if size > limit:
-            message = f"{name}: {size:,} bytes, more than an image of {max_pixels:,} pixels, which is the limit, can have"
-            raise ImageError(DropReason.TOO_LARGE, message)
-        return path.read_bytes()
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_pixels * _MAX_BYTES_PER_PIXEL + _MAX_METADATA_BYTES:
+                message = (
+                    f"{printable_path(path)}: {size:,} bytes, more than an image of {max_pixels:,} pixels, which is the limit, can have"
+                )
+                raise ImageError(DropReason.TOO_LARGE, message)
+            return file.readall()
     except MemoryError as error:
-        raise ImageError(DropReason.TOO_LARGE, f"{name}: there is not enough memory to read its {size:,} bytes") from error
+        raise ImageError(DropReason.TOO_LARGE, f"{printable_path(path)}: there is not enough memory to read the file") from error
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise ImageError(DropReason.MISSING_FILE, f"{name}: there is no such file") from error
+        raise ImageError(DropReason.MISSING_FILE, f"{printable_path(path)}: there is no such file") from error
     except (OSError, ValueError) as error:
-        raise ImageError(DropReason.MISSING_FILE, f"{name}: cannot be read ({_describe_error(error)})") from error
+        raise ImageError(DropReason.MISSING_FILE, f"{printable_path(path)}: cannot be read ({_describe_error(error)})") from error
 
 
 def read_with_retries(read: Callable[[], T]) -> T:

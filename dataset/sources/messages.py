@@ -129,7 +129,7 @@ def _sample(location: RecordLocation, row: Any, folder: ImageFolder) -> RawSampl
 
 
 def _row_images(row: dict[str, Any]) -> list[Any]:
-    images = next((row[name] for name in IMAGES if row.get(name) is not None), [])
+    images: Any = next((row[name] for name in IMAGES if row.get(name) is not None), [])
     return images if isinstance(images, list) else [images]
 
 

@@ -153,7 +153,7 @@ class ImageFolder:
         if not self.allow_outside and leads_outside(name):
             detail = f"{name} is an absolute path or has '..', so it may lead out of {self.folder}; allow_outside_images: true permits it"
             raise InvalidRecordError(DropReason.OUTSIDE, detail)
-        return self.folder / name
+        return self.folder / str(name)
 
 
 def leads_outside(name: str) -> bool:

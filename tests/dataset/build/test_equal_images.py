@@ -167,9 +167,9 @@ class TestNearDuplicates:
         assert near_duplicates(hashes[:0], thumbnails[:0]).shape == (0, 2)
 
     def sources(self, raw: RawFiles) -> Any:
-        images = [photograph(i, (64, 48)) for i in range(40)]
+        images = [photograph(i, (160, 120)) for i in range(40)]
         records = [write(raw, f"{i}.jpg", encoded(image, "JPEG")) for i, image in enumerate(images)]
-        smaller = [write(raw, f"small{i}.jpg", encoded(image.resize((48, 36)), "JPEG")) for i, image in enumerate(images)]
+        smaller = [write(raw, f"small{i}.jpg", encoded(image.resize((120, 90)), "JPEG")) for i, image in enumerate(images)]
         return raw.llava([*records, *smaller])
 
     def splits(self, raw: RawFiles) -> list[tuple[str, str]]:

@@ -25,9 +25,9 @@ class TestRepeatedMerge:
         source = raw.llava([conversation("a.jpg", "?", "x"), conversation("b.jpg", "?", "y"), conversation("none.jpg", "?", "z")])
         opened: list[str] = []
 
-        def record_and_read(path: Path) -> bytes:
+        def record_and_read(path: Path, max_pixels: int) -> bytes:
             opened.append(path.name)
-            return read_image_file(path)
+            return read_image_file(path, max_pixels)
 
         monkeypatch.setattr("dataset.build.image_validation.read_image_file", record_and_read)
         raw.merge(source)
@@ -94,9 +94,9 @@ class TestRepeatedMerge:
         raw.image("a.jpg")
         source = raw.llava([conversation("a.jpg", "?", "early")])
 
-        def change_and_read(path: Path) -> bytes:
+        def change_and_read(path: Path, max_pixels: int) -> bytes:
             raw.llava([conversation("a.jpg", "?", "late")])
-            return read_image_file(path)
+            return read_image_file(path, max_pixels)
 
         monkeypatch.setattr("dataset.build.image_validation.read_image_file", change_and_read)
         raw.merge(source)
@@ -128,11 +128,11 @@ class TestRepeatedMerge:
         source = raw.llava([conversation(name, "?", name) for name in ("a.jpg", "b.jpg", "c.jpg")])
         opened: list[str] = []
 
-        def interrupt_at_second(path: Path) -> bytes:
+        def interrupt_at_second(path: Path, max_pixels: int) -> bytes:
             opened.append(path.name)
             if opened == ["a.jpg", "b.jpg"]:
                 raise KeyboardInterrupt
-            return read_image_file(path)
+            return read_image_file(path, max_pixels)
 
         monkeypatch.setattr("dataset.build.image_validation.read_image_file", interrupt_at_second)
         with pytest.raises(KeyboardInterrupt):

@@ -131,10 +131,10 @@ def test_too_little_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "a.png"
     path.write_bytes(png())
 
-    def no_memory(*_: object) -> None:
+    def no_memory(*_: object, **__: object) -> None:
         raise MemoryError
 
-    for owner, name in ((image_io, "to_rgb"), (Path, "read_bytes")):
+    for owner, name in ((image_io, "to_rgb"), (Path, "open")):
         monkeypatch.setattr(owner, name, no_memory)
         for read in (open_image, lambda path: measure_image(read_image_file(path), "a.png")):
             with pytest.raises(ImageError, match=r"a\.png: there is not enough memory") as raised:
