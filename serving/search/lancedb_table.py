@@ -211,9 +211,10 @@ def open_table(
             raise UsageError(f"search.index: {uri} does not exist; `python tools/clip.py index` creates it")
         Path(uri).mkdir(parents=True, exist_ok=True)
     try:
-        # Interval 0: an open table always reads the latest commit of other processes.
-        connection = lancedb.connect(uri, read_consistency_interval=timedelta(0), storage_options=storage)
-        return ImageTable(uri, _table(connection, uri, embedding_model, create, reindex), connection)
+        with naming_full_disk(Path(uri)):
+            # Interval 0: an open table always reads the latest commit of other processes.
+            connection = lancedb.connect(uri, read_consistency_interval=timedelta(0), storage_options=storage)
+            return ImageTable(uri, _table(connection, uri, embedding_model, create, reindex), connection)
     except (RuntimeError, ValueError, OSError) as error:
         raise UsageError(f"search.index: {uri} cannot be opened: {' '.join(str(error).split())[:300]}") from error
 

@@ -59,6 +59,18 @@ class TestDropped:
         assert (source_report.read, source_report.kept) == (len(records), 2)
         assert [sample.targets for sample in raw.samples()] == [("x",), ("y",)]
 
+    def test_values_and_files_beyond_any_limit_cost_their_record_alone(self, raw: RawFiles) -> None:
+        raw.image("a.jpg")
+        with (raw.images / "hole.jpg").open("wb") as file:
+            file.truncate(1 << 42)  # 4 TiB, without a byte on the disk
+        text = json.dumps([conversation(name, "?", "x") for name in ("a.jpg", "hole.jpg")])
+        nested = "[" * 30_000 + "]" * 30_000
+        source = raw.llava([])
+        source.annotations.write_text(f'{text[:-1]}, {nested}, {{"image": {"7" * 5000}, "conversations": []}}]', encoding="utf-8")
+        report = raw.merge(source)
+        assert report.sources[0].dropped == {"not an object": 1, "missing field": 1, "too large for memory": 1}
+        assert report.sources[0].kept == 1
+
     @pytest.mark.parametrize("answers", [[1.5, 2], [None], {"a": 1}, True, [["x"]], [{"text": "x"}]])
     def test_answers_of_an_unknown_type_are_counted(self, raw: RawFiles, answers: Any) -> None:
         raw.image("a.jpg")

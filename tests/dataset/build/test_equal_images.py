@@ -169,8 +169,8 @@ class TestNearDuplicates:
     def sources(self, raw: RawFiles) -> Any:
         images = [photograph(i, (160, 120)) for i in range(40)]
         records = [write(raw, f"{i}.jpg", encoded(image, "JPEG")) for i, image in enumerate(images)]
-        smaller = [write(raw, f"small{i}.jpg", encoded(image.resize((120, 90)), "JPEG")) for i, image in enumerate(images)]
-        return raw.llava([*records, *smaller])
+        compressed = [write(raw, f"small{i}.jpg", encoded(image, "JPEG", quality=40)) for i, image in enumerate(images)]
+        return raw.llava([*records, *compressed])
 
     def splits(self, raw: RawFiles) -> list[tuple[str, str]]:
         by_name = {Path(sample.targets[0]).stem: sample.split for sample in raw.samples()}
