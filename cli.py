@@ -93,7 +93,8 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
     if not debug:
         silence_libraries()
     try:
-        with sigterm_as_exception():
+        # A launcher ends ranks that wait for another one in a library, where no handler of Python would run.
+        with contextlib.nullcontext() if launched else sigterm_as_exception():
             status = main(_parse(parser, arguments)) or 0
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:

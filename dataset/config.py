@@ -136,7 +136,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 @section
 class SplitConfig:
-    """Fractions of the images that go to validation and test; the rest is for training."""
+    """Fractions of the images that go to validation and test (the rest is for training), and what near duplicates do."""
 
     validation: Fraction = 0.05
     """Fraction of the images for validation."""

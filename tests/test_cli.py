@@ -1,6 +1,8 @@
 """Shared behaviour of all commands: exit statuses, one-line errors, overrides before and after options."""
 
 import argparse
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import cli
+from atomic_io import atomic_write
 from config import Config
 from errors import TesseraError, UsageError
 
@@ -42,6 +45,25 @@ def test_an_error_is_one_line_and_an_exit_status(
 ) -> None:
     assert status_of(failing(error), []) == status
     assert capsys.readouterr().err == message
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def main(_: argparse.Namespace) -> None:
+        with atomic_write(tmp_path / "a.json") as temp_path:
+            temp_path.touch()
+            signal.raise_signal(signal.SIGTERM)
+
+    assert status_of(main, []) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "ended by SIGTERM\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_sigterm_ends_the_rank_of_a_launcher_at_once() -> None:
+    program = "import cli, signal; cli.run(lambda _: signal.raise_signal(signal.SIGTERM), cli.Parser('A command.', takes_config=False), [])"
+    environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "1"}
+    completed = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    assert completed.returncode == -signal.SIGTERM
 
 
 def test_debug_shows_the_traceback() -> None:

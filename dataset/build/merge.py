@@ -45,7 +45,8 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
     since the last merge, nothing is written and its report is returned with `reused` set.
 
     Raises:
-        TesseraError: An annotation file is missing or malformed, or no sample is left. The previous result stays.
+        TesseraError: An annotation file is missing or malformed, no sample is left, or the disk is full. The previous result stays.
+        UsageError: Another process is merging into the folder.
     """
     names = source_names(config.sources)
     cache = folder / "cache"
