@@ -72,6 +72,14 @@ class TestSamePixels:
         assert {sample.image_ids for sample in raw.samples()} == {(0,)}
         assert SampleStore(raw.merged).image(0).path.name == "a.jpg"
 
+    def test_a_jpeg_whose_preview_is_rounded_otherwise_is_found(self, raw: RawFiles) -> None:
+        # Black and white at full contrast: a decoder cuts off what lies beyond, so the means of blocks are not those of the pixels.
+        noise = np.random.default_rng(0).integers(0, 2, (80, 107), dtype=np.uint8) * 255
+        jpeg = encoded(Image.fromarray(noise).resize((320, 240), Image.Resampling.NEAREST).convert("RGB"), "JPEG", quality=30)
+        png = encoded(open_image(jpeg), "PNG")
+        assert not np.array_equal(*(np.asarray(measure_image(data, "x").preview) for data in (jpeg, png)))
+        assert raw.merge(raw.llava([write(raw, "a.jpg", jpeg), write(raw, "a.png", png)])).images == 1
+
     def test_one_other_pixel_makes_another_image(self, raw: RawFiles) -> None:
         image = photograph(0)
         changed = image.copy()
