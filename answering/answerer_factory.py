@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from answering.config import Blip2System, CheckpointSystem, DecodingConfig, OpenAiSystem, RerankConfig, ScorerConfig, System
-from answering.model_fingerprint import decoding_record, identity, scorer_identity
+from answering.model_fingerprint import decoding_record, decoding_settings, identity, scorer_identity
 from answering.prompts import PromptPolicy
 from answering.protocol import Answerer, Description
 from answering.reply import Reranker
@@ -89,16 +89,30 @@ def check_system(system: System, where: str | None = None) -> None:
 
 def check_decoding(decoding: DecodingConfig, systems: Iterable[System]) -> None:
     """Raise UsageError if `systems` cannot use these decoding settings on this machine. Loads nothing."""
-    if decoding.cuda_graphs is not True:
-        return
     for system in systems:
-        if isinstance(system, CheckpointSystem):
+        if isinstance(system, OpenAiSystem):
+            _check_endpoint_decoding(decoding, system)
+        elif isinstance(system, CheckpointSystem) and decoding.cuda_graphs is True:
             if default_device().type != "cuda":
                 raise UsageError("decoding.cuda_graphs: true, but there is no CUDA device; set it to auto or false")
             if system.quantization in ("int8", "nf4"):
                 raise UsageError(
                     f"decoding.cuda_graphs: true, but system {system.name} is quantised to {system.quantization}; set it to auto or false"
                 )
+
+
+NOT_IN_OPENAI_API = ("top_k", "repetition_penalty", "no_repeat_ngram_size", "length_penalty")
+"""Decoding settings that OpenAI's API does not have."""
+
+
+def _check_endpoint_decoding(decoding: DecodingConfig, system: OpenAiSystem) -> None:
+    changed = decoding_settings(decoding)
+    for name in NOT_IN_OPENAI_API:
+        if name in changed:
+            raise UsageError(
+                f"decoding.{name}: {changed[name]}, but system {system.name} is asked through OpenAI's API, which has no such setting; "
+                "leave it out, or set it in the system's extra_body if the endpoint knows it"
+            )
 
 
 def load_scorer(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from answering.config import for_descriptions
 from answering.failed_images import FailedImage
-from answering.model_fingerprint import comparable
+from answering.model_fingerprint import comparable, decoding_settings
 from answering.protocol import Answerer, Decoding
 from answering.reply import Reply, Reranker, question_request, reply
 from answering.request_images import image_digest
@@ -77,12 +78,13 @@ def answer_folder(
         model: identifies the system, as `model_fingerprint.identity` gives it.
     """
     images = find_images(folder)
-    run_key = json.dumps([comparable(model), dataclasses.asdict(options), None if reranker is None else reranker.identity], default=str)
+    run_key = json.dumps([comparable(model), _settings(options), None if reranker is None else reranker.identity], default=str)
     earlier_run_key = _earlier_run_key(model, options, reranker)
     keys = {image: _line_key(run_key, image, folder) for image in images}
     finished_lines = {line["key"]: line for line in _read(path) if not line["errors"]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = {image: finished_lines.get(key) or finished_lines.get(_earlier_line_key(earlier_run_key, image)) for image, key in keys.items()}
+    earlier_keys = {} if earlier_run_key is None else {image: _earlier_line_key(earlier_run_key, image) for image in images}
+    found = {image: finished_lines.get(key) or finished_lines.get(earlier_keys.get(image, key)) for image, key in keys.items()}
     lines = {image: _with_new_keys(line, keys[image]) for image, line in found.items() if line is not None}
     reused, remaining = len(lines), [image for image in images if image not in lines]
     # Rewrite the reused lines first: this removes an incomplete last line of an interrupted run before new lines are appended.
@@ -104,7 +106,7 @@ def answer_folder(
 def _answer_batch(
     answerer: Answerer, reranker: Reranker | None, folder: Path, options: BatchOptions, images: Sequence[Path]
 ) -> Iterator[dict[str, Any]]:
-    caption_decoding = dataclasses.replace(options.decoding, max_new_tokens=options.max_caption_tokens)
+    caption_decoding = for_descriptions(options.decoding, options.max_caption_tokens)
     requests = [question_request(printable_path(image), options.caption, [image], "caption") for image in images]
     captions = reply(answerer, None, requests, caption_decoding)
     answers: Sequence[Reply | None] = [None] * len(images)
@@ -119,9 +121,24 @@ def _answer_batch(
         yield {**line, "errors": list(dict.fromkeys(errors))}
 
 
-def _earlier_run_key(model: dict[str, Any], options: BatchOptions, reranker: Reranker | None) -> str:
-    """The run key under schema version 1."""
-    names = with_old_keys("decoding", dataclasses.asdict(options), max_caption_tokens="caption_tokens")
+def _settings(options: BatchOptions) -> dict[str, Any]:
+    """Everything that can change the lines."""
+    return {**dataclasses.asdict(options), "decoding": decoding_settings(options.decoding), **_caption_settings(options)}
+
+
+def _caption_settings(options: BatchOptions) -> dict[str, Any]:
+    """Settings that captions alone have; empty if there are none, as in every earlier version."""
+    answers = decoding_settings(options.decoding)
+    captions = decoding_settings(for_descriptions(options.decoding, options.decoding.max_new_tokens))
+    own = {name: value for name, value in captions.items() if answers.get(name) != value}
+    return {"caption_decoding": own} if own else {}
+
+
+def _earlier_run_key(model: dict[str, Any], options: BatchOptions, reranker: Reranker | None) -> str | None:
+    """The run key under schema version 1, whose captions had the settings of answers; None if they have others now."""
+    if _caption_settings(options):
+        return None
+    names = with_old_keys("decoding", _settings(options), max_caption_tokens="caption_tokens")
     return json.dumps([with_old_keys("eval", model), names, None if reranker is None else reranker.earlier_identity], default=str)
 
 

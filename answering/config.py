@@ -32,12 +32,40 @@ class DecodingConfig:
     """Longest answer in tokens, including the end token."""
     seed: int = 0
     """Seed of `strategy: sample`."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Sample among the most probable tokens whose probabilities, together, are at least this; 1: among all. Of `strategy: sample`,
+    of sampled chat completions and of endpoints."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample among this many most probable tokens; 0: among all. Of `strategy: sample` and of sampled chat completions."""
+    repetition_penalty: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+    """Tokens that the answer already has: positive logits are divided by this, negative ones multiplied; 1: none."""
+    presence_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+    """Subtracted from the logit of every token that the answer already has."""
+    frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
+    """Subtracted from the logit of a token for each time that the answer already has it."""
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
+    """No sequence of this many tokens occurs twice in an answer; 0: any may. null = 0 for short answers and 6 for captions,
+    descriptions and conversations, where it ends loops; endpoints are not sent it."""
+    length_penalty: Annotated[float, Field(ge=-10.0, le=10.0)] = 1.0
+    """Beam search ranks by log-probability / tokens ** length_penalty: the mean at 1, the sum at 0; lower values prefer shorter answers."""
+    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(max_length=4)] = ()
+    """An answer ends before the first of these texts, at most 4, such as ["."]."""
     batch_size: PositiveInt = 16
     """Questions per batch."""
     cuda_graphs: bool | Literal["auto"] = "auto"
     """Replay decoding steps of our own models as CUDA graphs; streamed answers and other kinds of systems never use them. auto = if
     the model is unquantised and on a CUDA device; if capture fails, decoding continues without them and logs a warning. true = it
     is an error if they cannot be used."""
+
+
+DESCRIPTION_NGRAM_SIZE = 6
+"""no_repeat_ngram_size of long texts where the configuration has null: longer than phrases that a good description repeats."""
+
+
+def for_descriptions(decoding: DecodingConfig, max_new_tokens: int) -> DecodingConfig:
+    """The settings of captions, descriptions and conversations, which may be longer and in which a model may fall into a loop."""
+    size = DESCRIPTION_NGRAM_SIZE if decoding.no_repeat_ngram_size is None else decoding.no_repeat_ngram_size
+    return dataclasses.replace(decoding, max_new_tokens=max_new_tokens, no_repeat_ngram_size=size)
 
 
 @section
@@ -127,8 +155,8 @@ class OpenAiSystem(SystemBase):
     max_image_side: Annotated[int, Field(ge=28)] = 1024
     """Images are downscaled so that their longer side has at most this many pixels, and sent as JPEG."""
     sampling: Literal["n", "repeated"] = "n"
-    """The first candidate is greedy, the other k - 1 are sampled at decoding.temperature. n = in one request; repeated = one request
-    each."""
+    """The first candidate is greedy, unless decoding.strategy is sample; the others are sampled at decoding.temperature. n = in one
+    request; repeated = one request each."""
     log_probabilities: bool = True
     """Request log-probabilities; set it to false if the endpoint rejects such requests."""
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"

@@ -20,6 +20,18 @@ _FOLDERS = {"path": "files", "adapter": "adapter_files"}
 _BASE_MODELS = ("vision", "language")
 """Settings of a checkpoint that name the pre-trained models that it was trained on."""
 
+NEUTRAL_SETTINGS: dict[str, object] = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "no_repeat_ngram_size": 0,
+    "length_penalty": 1.0,
+    "stop": [],
+}
+"""Decoding settings that earlier versions did not have, and the value of each that changes nothing."""
+
 
 def digest(*values: object) -> str:
     """A hash of JSON-like values: 16 hexadecimal digits."""
@@ -71,6 +83,13 @@ def scorer_identity(name: str, statement_form: str) -> str:
     return f"{name if files is None else f'files {files}'}, {statement_form}"
 
 
+def decoding_settings(decoding: DecodingConfig) -> dict[str, Any]:
+    """All decoding settings, as JSON holds them; settings that earlier versions did not have are left out where they change nothing,
+    so that what was saved under their absence is found again."""
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(decoding).items()}
+    return {name: value for name, value in values.items() if name not in NEUTRAL_SETTINGS or value not in (None, NEUTRAL_SETTINGS[name])}
+
+
 def decoding_record(decoding: DecodingConfig) -> dict[str, Any]:
     """The decoding settings that can change an answer, for result files; those that only change the speed are left out."""
-    return {name: value for name, value in dataclasses.asdict(decoding).items() if name not in ("batch_size", "cuda_graphs")}
+    return {name: value for name, value in decoding_settings(decoding).items() if name not in ("batch_size", "cuda_graphs")}

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from PIL import Image
 
@@ -11,6 +11,9 @@ from answering.config import DecodingConfig
 from dataset.sample import Language, Message, Task
 
 Decoding: TypeAlias = DecodingConfig
+
+FinishReason = Literal["stop", "length"]
+"""Why an answer ended: at an end token or a stop text, or at the largest number of tokens."""
 
 ImageInput = Image.Image | Path
 """A decoded image, or a file that is opened when it is needed."""
@@ -50,7 +53,8 @@ class Candidate:
 
     Args:
         text: the answer after cleaning.
-        log_prob: sum over the generated tokens including the end token, in nats; None if an endpoint returns none.
+        log_prob: sum over the generated tokens including the end token, in nats, under the model alone: whatever penalties, temperature,
+            top_k or top_p do; None if an endpoint returns none.
         mean_log_prob: log_prob / number of tokens.
         raw: the generated text before cleaning.
         count: number of generations that were merged into this candidate.
@@ -67,8 +71,13 @@ class Candidate:
 class Answer:
     """Candidates, best first and distinct after normalisation; or an error message and no candidates.
 
-    `prompt` is the text of the prompt as the model received it. `visual_tokens` is the number of positions that the request's images
-    take in the language model's input; None if the system does not say.
+    Args:
+        request_id: that of the request.
+        candidates: the candidates.
+        error: why there are none.
+        prompt: the text of the prompt as the model received it.
+        visual_tokens: positions that the request's images take in the language model's input; None if the system does not say.
+        finish_reasons: why each candidate ended; empty if the system does not say.
     """
 
     request_id: str
@@ -76,6 +85,7 @@ class Answer:
     error: str | None = None
     prompt: str = ""
     visual_tokens: int | None = None
+    finish_reasons: tuple[FinishReason, ...] = ()
 
     @property
     def first(self) -> Candidate:
@@ -102,7 +112,7 @@ class Answerer(Protocol):
         ...
 
     def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
-        """Pieces of the greedy (or first sampled) answer as they are generated."""
+        """Pieces of the greedy (or first sampled) answer as they are generated. A generator may return a FinishReason."""
         ...
 
 

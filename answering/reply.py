@@ -52,6 +52,10 @@ class Reranker:
     def _digest(self, plan: dict[str, Any]) -> str:
         return digest(self.scorer_names(), plan, self.judge, self.abstain_below)
 
+    def without_confidence(self) -> "Reranker":
+        """The same without a confidence: it is fitted for one decoding, and means nothing for another."""
+        return dataclasses.replace(self, plan=dataclasses.replace(self.plan, confidence=None))
+
     def scorer_names(self) -> list[tuple[str, str]]:
         """Name and statement form of each scorer."""
         return [(scorer.name, scorer.statement_form) for scorer in self.scorers]

@@ -6,6 +6,7 @@ The files in tests/schema_1 were made by the demo of that version.
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +133,10 @@ def test_images_of_a_folder_that_were_answered_are_not_asked_again(tmp_path: Pat
     image.parent.mkdir()
     Image.new("RGB", (8, 8), "red").save(image)
     model = {"kind": "qwen3_vl", "path": "b", "max_image_side": 384}
-    options = BatchOptions("Describe it.", "What color is it?", DecodingConfig(num_candidates=2), max_caption_tokens=9)
+    options = BatchOptions("Describe it.", "What color?", DecodingConfig(num_candidates=2, no_repeat_ngram_size=0), max_caption_tokens=9)
     answer_folder(FakeAnswerer(always(("red", -0.1))), None, image.parent, options, path, model)
     decoding = {"k": 2, "mode": "beam", "temperature": 1.0, "max_new_tokens": 16, "seed": 0, "batch_size": 16, "cuda_graphs": "auto"}
-    asked = {"caption": "Describe it.", "question": "What color is it?", "decoding": decoding, "caption_tokens": 9}
+    asked = {"caption": "Describe it.", "question": "What color?", "decoding": decoding, "caption_tokens": 9}
     run_key = json.dumps([{"kind": "qwen3_vl", "path": "b", "max_side": 384}, asked, None])
     state = image.stat()
     key = hashlib.blake2b(f"{run_key}\0{image}\0{state.st_size}\0{state.st_mtime_ns}".encode(), digest_size=12).hexdigest()
@@ -145,6 +146,8 @@ def test_images_of_a_folder_that_were_answered_are_not_asked_again(tmp_path: Pat
     assert answer_folder(again, None, image.parent, options, path, model).reused == 1
     assert again.asked == []
     assert lines(path) == [today | {"confidence": 0.5}]
+    without_loops = replace(options, decoding=DecodingConfig(num_candidates=2))
+    assert answer_folder(again, None, image.parent, without_loops, path, model).reused == 0, "earlier captions could repeat themselves"
 
 
 def test_the_identity_of_a_reranker_is_that_of_schema_1() -> None:

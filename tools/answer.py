@@ -1,7 +1,6 @@
 """Ask a system about images: a single question, all images of a folder, or an interactive session."""
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import cli
 import config as configuration
 from answering.answerer_factory import build_answerer, build_reranker, check_decoding
 from answering.batch_inference import BatchOptions, answer_folder, find_images
-from answering.config import CheckpointSystem, DecodingConfig, System, scorer_keys, with_abstain_below
+from answering.config import CheckpointSystem, DecodingConfig, System, for_descriptions, scorer_keys, with_abstain_below
 from answering.failed_images import list_failed
 from answering.model_fingerprint import identity
 from answering.protocol import Answerer
@@ -149,9 +148,8 @@ def ask(
 
 
 def decoding(config: configuration.Config, arguments: argparse.Namespace) -> DecodingConfig:
-    """Decoding settings; --long raises the maximum of new tokens."""
-    max_new_tokens = config.eval.description_tokens if arguments.long else config.decoding.max_new_tokens
-    return dataclasses.replace(config.decoding, max_new_tokens=max_new_tokens)
+    """Decoding settings; --long takes those of descriptions."""
+    return for_descriptions(config.decoding, config.eval.description_tokens) if arguments.long else config.decoding
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A replay repeats the same operations on the same memory. A runner therefore holds everything that a step reads and writes in
 static tensors: KV cache, tokens, mask, position ids, and the cache positions of the new tokens. Values that differ between steps
-are copied into them. The log-probabilities are those of the same step run eagerly.
+are copied into them. The logits are those of the same step run eagerly.
 
 Shapes: N rows of a runner (M that are in use), K candidates per question, C cache positions, V vocabulary.
 """
@@ -69,12 +69,13 @@ class PreallocatedLayer(DynamicLayer):
         return self.length
 
 
-def log_probabilities(
+def next_token_logits(
     model: Any, input_ids: torch.Tensor, mask: torch.Tensor, position_ids: torch.Tensor, cache: Cache, **arguments: Any
 ) -> torch.Tensor:
-    """Log-probabilities [n, tokens, V] float32 of one forward pass."""
+    """Logits [n, tokens, V] float32 of one forward pass."""
     output = model(input_ids=input_ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True, **arguments)
-    return torch.log_softmax(output.logits.to(input_ids.device, torch.float32), dim=-1)
+    logits: torch.Tensor = output.logits.to(input_ids.device, torch.float32)
+    return logits
 
 
 class CudaGraphRunner:
@@ -120,7 +121,7 @@ class CudaGraphRunner:
         self._mask[..., 0] = True
 
     def step(self, rows: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [M, K, V] float32 after one decoding step.
+        """Logits [M, K, V] float32 after one decoding step.
 
         Args:
             rows: [M] int64 row of each question.
@@ -139,7 +140,7 @@ class CudaGraphRunner:
         return self._replay()[rows]
 
     def _run(self) -> torch.Tensor:
-        return log_probabilities(self.model, self._tokens, self._mask, self._positions, self.cache, logits_to_keep=0)
+        return next_token_logits(self.model, self._tokens, self._mask, self._positions, self.cache, logits_to_keep=0)
 
     def _capture_or_fallback(self) -> StepFunction:
         """The captured step; the eager step if capture fails and `on_failure` does not raise. Discards what it computes."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from answering.decoding.cuda_graphs import CudaGraphCache, CudaGraphRunner, PreallocatedLayer, log_probabilities
+from answering.decoding.cuda_graphs import CudaGraphCache, CudaGraphRunner, PreallocatedLayer, next_token_logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class PromptBatch:
 class CandidateCache:
     """The KV cache of a batch, with the mask and position ids of the next forward pass. Creating it runs the prompts (prefill).
 
-    log_probs: [N, 1, V] float32 of the first token after the prompts. runner: replays decoding steps; None runs them eagerly.
+    logits: [N, 1, V] float32 of the first token after the prompts. runner: replays decoding steps; None runs them eagerly.
     """
 
     def __init__(self, model: Any, batch: PromptBatch, k: int, max_new_tokens: int, graph_cache: CudaGraphCache | None = None):
@@ -49,7 +49,7 @@ class CandidateCache:
         self.positions = batch.position_ids[..., -1:]
         self.mask = batch.attention_mask.bool()[:, None]
         self.rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
-        self.log_probs = log_probabilities(
+        self.logits = next_token_logits(
             model, batch.input_ids, batch.attention_mask, batch.position_ids, self.cache, logits_to_keep=1, **batch.images
         )
 
@@ -60,7 +60,7 @@ class CandidateCache:
         self.rows, self.mask, self.positions = self.rows[questions], self.mask[questions], self.positions[..., questions, :]
 
     def step(self, tokens_mk: torch.Tensor, parents_mk: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [M, K, V] float32 of the token after `tokens_mk` [M, K].
+        """Logits [M, K, V] float32 of the token after `tokens_mk` [M, K].
 
         parents_mk: [M, K] index of the candidate that each token continues, among the K candidates of the step before (0 in the first
         step, when there is only the prompt).
@@ -73,4 +73,4 @@ class CandidateCache:
         positions = self.positions.expand(*self.positions.shape[:-1], k)
         if self.runner is not None:
             return self.runner.step(self.rows, tokens_mk, self.mask, positions)
-        return log_probabilities(self.model, tokens_mk, self.mask[:, None], positions, self.cache, logits_to_keep=0)
+        return next_token_logits(self.model, tokens_mk, self.mask[:, None], positions, self.cache, logits_to_keep=0)

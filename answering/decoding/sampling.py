@@ -1,6 +1,6 @@
 """Greedy decoding and sampling, token by token. Samples are reproducible in any batch: their uniform random numbers are an argument."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,17 +8,28 @@ import torch
 
 from answering.decoding.beam_search import GeneratedSequence
 from answering.decoding.cuda_graphs import CudaGraphCache
+from answering.decoding.decoding_rules import DecodingRules
 from answering.decoding.kv_cache import CandidateCache
 from answering.decoding.kv_cache import PromptBatch as PromptBatch
 
 
 @dataclass(frozen=True, slots=True)
 class DecodingStep:
-    """The next token of each active row. rows, tokens: [R] int64; log_probs: [R] float32, before the temperature is applied."""
+    """The next token of each active row.
+
+    Args:
+        rows: [R] int64.
+        tokens: [R] int64.
+        log_probs: [R] float32 under the model alone, before penalties and temperature.
+        penalised_log_probs: [R] float32 after the penalties, before temperature, top_k and top_p; None: there are no penalties.
+        ended: [R] bool: whether the token ends its row, as an end token or because it completes a stop text.
+    """
 
     rows: torch.Tensor
     tokens: torch.Tensor
     log_probs: torch.Tensor
+    penalised_log_probs: torch.Tensor | None
+    ended: torch.Tensor
 
 
 @torch.no_grad()
@@ -26,9 +37,7 @@ def decode_steps(
     model: Any,
     batch: PromptBatch,
     k: int,
-    max_new_tokens: int,
-    end_ids: Sequence[int],
-    temperature: float = 1.0,
+    rules: DecodingRules,
     uniform: torch.Tensor | None = None,
     cancelled: Callable[[int], bool] | None = None,
     graph_cache: CudaGraphCache | None = None,
@@ -41,36 +50,56 @@ def decode_steps(
         model: a decoder-only model with the interface of transformers.
         batch: the prompts of n questions.
         k: continuations per question.
-        max_new_tokens: longest continuation in tokens, including the end token.
-        end_ids: token ids that end a continuation.
-        temperature: of sampling.
+        rules: end of a continuation, penalties, temperature.
         uniform: [n * k, max_new_tokens] float64 random numbers in 0..1, by which tokens are sampled: the samples of a question do not
             depend on the rest of its batch. None takes the most probable token.
         cancelled: called after each step with the index of a question; a cancelled question leaves the batch.
         graph_cache: replays decoding steps as CUDA graphs; None runs them eagerly.
     """
     device, n = batch.input_ids.device, len(batch.input_ids)
-    ends = torch.tensor(list(end_ids), device=device)
-    cache = CandidateCache(model, batch, k, max_new_tokens, graph_cache)
-    log_probs = cache.log_probs.expand(-1, k, -1)
+    ends = torch.tensor(list(rules.end_ids), device=device)
+    cache = CandidateCache(model, batch, k, rules.max_new_tokens, graph_cache)
+    logits = cache.logits.expand(-1, k, -1)
     rows = torch.arange(n * k, device=device).view(n, k)
-    unfinished = torch.ones_like(rows, dtype=torch.bool)
-    for i in range(max_new_tokens):
-        active_log_probs, active_rows = log_probs[unfinished], rows[unfinished]
-        sampled = active_log_probs.argmax(-1) if uniform is None else sample_tokens(active_log_probs / temperature, uniform[active_rows, i])
-        yield DecodingStep(active_rows, sampled, active_log_probs.gather(1, sampled[:, None])[:, 0])
-        tokens = torch.full_like(rows, int(ends[0])).masked_scatter(unfinished, sampled)
-        unfinished = unfinished & ~torch.isin(tokens, ends)
+    unfinished, texts = torch.ones_like(rows, dtype=torch.bool), rows.new_empty(n, k, 0)
+    for i in range(rules.max_new_tokens):
+        active_rows = rows[unfinished]
+        chosen, log_probs, penalised = _choose(
+            rules, texts[unfinished], logits[unfinished], None if uniform is None else uniform[active_rows, i]
+        )
+        tokens = torch.full_like(rows, int(ends[0])).masked_scatter(unfinished, chosen)
+        texts = torch.cat([texts, tokens[:, :, None]], dim=2)
+        ended = torch.isin(chosen, ends) | rules.stopped(texts[unfinished])
+        yield DecodingStep(active_rows, chosen, log_probs, penalised, ended)
+        unfinished = unfinished.masked_scatter(unfinished, ~ended)
         if cancelled is not None:
             cancelled_questions = [cancelled(row // k) for row in rows[:, 0].tolist()]
             unfinished = unfinished & ~torch.tensor(cancelled_questions, device=device)[:, None]
         active = unfinished.any(dim=1)
-        if not active.any() or i + 1 == max_new_tokens:
+        if not active.any() or i + 1 == rules.max_new_tokens:
             return
         if not active.all():
             cache.keep(active.nonzero()[:, 0])
-            rows, unfinished, tokens = rows[active], unfinished[active], tokens[active]
-        log_probs = cache.step(tokens, torch.arange(k, device=device).expand_as(rows) if i else torch.zeros_like(rows))
+            rows, unfinished, tokens, texts = rows[active], unfinished[active], tokens[active], texts[active]
+        logits = cache.step(tokens, torch.arange(k, device=device).expand_as(rows) if i else torch.zeros_like(rows))
+
+
+def _choose(
+    rules: DecodingRules, texts: torch.Tensor, logits: torch.Tensor, uniform: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The next tokens [R] of the answers so far, and their log-probabilities before and after the penalties.
+
+    Args:
+        rules: penalties and temperature.
+        texts: [R, L] int64.
+        logits: [R, V].
+        uniform: [R] random numbers in 0..1; None takes the most probable token.
+    """
+    log_probs = torch.log_softmax(logits, dim=-1)
+    scores = rules.penalise(texts, logits, log_probs)
+    tokens = scores.argmax(-1) if uniform is None else sample_tokens(rules.warpers(texts, scores), uniform)
+    penalised = torch.log_softmax(scores, dim=-1).gather(1, tokens[:, None])[:, 0] if rules.penalties else None
+    return tokens, log_probs.gather(1, tokens[:, None])[:, 0], penalised
 
 
 def sample_tokens(logits_rv: torch.Tensor, uniform_r: torch.Tensor) -> torch.Tensor:
@@ -85,9 +114,15 @@ def collect(steps: Iterator[DecodingStep], n: int, k: int) -> list[list[Generate
     """The k sequences of each of n questions, collected from `decode_steps`."""
     tokens: list[list[int]] = [[] for _ in range(n * k)]
     log_probs = [0.0] * (n * k)
+    penalised: list[float | None] = [None] * (n * k)
     for step in steps:
-        for row, token, log_prob in zip(step.rows.tolist(), step.tokens.tolist(), step.log_probs.tolist(), strict=True):
+        none: list[float | None] = [None] * len(step.rows)
+        after_penalties = none if step.penalised_log_probs is None else step.penalised_log_probs.tolist()
+        columns = (step.rows.tolist(), step.tokens.tolist(), step.log_probs.tolist(), after_penalties)
+        for row, token, log_prob, penalised_log_prob in zip(*columns, strict=True):
             tokens[row].append(token)
             log_probs[row] += log_prob
-    generated = [GeneratedSequence(tuple(ids), log_prob) for ids, log_prob in zip(tokens, log_probs, strict=True)]
+            if penalised_log_prob is not None:
+                penalised[row] = (penalised[row] or 0.0) + penalised_log_prob
+    generated = [GeneratedSequence(tuple(ids), own, after) for ids, own, after in zip(tokens, log_probs, penalised, strict=True)]
     return [generated[i : i + k] for i in range(0, n * k, k)]

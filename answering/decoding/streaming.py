@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from answering.decoding.sampling import decode_steps
-from answering.protocol import Answerer, Decoding, Request
+from answering.protocol import Answerer, Decoding, FinishReason, Request
 from answering.systems.local_model import IncrementalDetokenizer, LocalAnswerer, Prompt, eval_mode, sampling_noise
 from errors import TesseraError
 
@@ -36,8 +36,8 @@ class TokenGenerated:
         sample: which sample, 0 for a greedy answer.
         text: the text it adds to the answer, empty while a character is incomplete; joined, it is the raw answer.
         token: the token itself as text.
-        log_prob: in nats, before the temperature is applied.
-        end: on the last token, why decoding stopped: "stop" for an end token, "length" for max_new_tokens; else None.
+        log_prob: in nats, under the model alone: before penalties and temperature.
+        end: on the last token, why decoding stopped: "stop" for an end token or a stop text, "length" for max_new_tokens; else None.
     """
 
     request_index: int
@@ -45,7 +45,7 @@ class TokenGenerated:
     text: str
     token: str
     log_prob: float
-    end: Literal["stop", "length"] | None
+    end: FinishReason | None
 
 
 StreamEvent: TypeAlias = RequestStarted | RequestFailed | TokenGenerated
@@ -93,20 +93,14 @@ def _stream_batch(
         if sampling
         else None
     )
-    texts = [IncrementalDetokenizer(answerer.decode) for _ in range(len(request_indices) * k)]
+    texts = [IncrementalDetokenizer(answerer.text, decoding.stop) for _ in range(len(request_indices) * k)]
     decoding_steps = decode_steps(
-        answerer.model,
-        batch,
-        k,
-        decoding.max_new_tokens,
-        answerer.end_ids,
-        decoding.temperature,
-        uniform_samples,
-        lambda question: cancelled(request_indices[question]),
+        answerer.model, batch, k, answerer.rules(decoding), uniform_samples, lambda question: cancelled(request_indices[question])
     )
     failed: set[int] = set()
     for step in decoding_steps:
-        for row, token, log_prob in zip(step.rows.tolist(), step.tokens.tolist(), step.log_probs.tolist(), strict=True):
+        columns = (step.rows.tolist(), step.tokens.tolist(), step.log_probs.tolist(), step.ended.tolist())
+        for row, token, log_prob, ended in zip(*columns, strict=True):
             request_index, text = request_indices[row // k], texts[row]
             if request_index in failed:
                 continue
@@ -114,9 +108,8 @@ def _stream_batch(
                 failed.add(request_index)
                 yield RequestFailed(request_index, "the model's probabilities are not finite numbers")
                 continue
-            last = token in answerer.end_ids
             piece = text.add(token)
-            end: Literal["stop", "length"] | None = "stop" if last else "length" if len(text.ids) == decoding.max_new_tokens else None
+            end: FinishReason | None = "stop" if ended else "length" if len(text.ids) == decoding.max_new_tokens else None
             yield TokenGenerated(
                 request_index, row % k, piece + (text.flush() if end else ""), str(answerer.tokenizer.decode([token])), log_prob, end
             )

@@ -8,17 +8,19 @@ Shapes: N prompts, Q queries per image, T tokens of the longest text, D hidden s
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import peft
 import torch
-from transformers import AutoConfig, AutoTokenizer, Blip2ForConditionalGeneration, GenerationConfig, LogitsProcessor
+from transformers import AutoConfig, AutoTokenizer, Blip2ForConditionalGeneration, GenerationConfig, LogitsProcessor, StoppingCriteria
 from transformers.generation import BaseStreamer
 
 from answering.config import Blip2System
 from answering.decoding.beam_search import GeneratedSequence
+from answering.decoding.decoding_rules import DecodingRules
 from answering.decoding.sampling import sample_tokens
 from answering.prompts import PromptPolicy
 from answering.protocol import Decoding, Description, Request
@@ -116,26 +118,37 @@ class Blip2Answerer(LocalAnswerer):
     ) -> list[GeneratedSequence]:
         """k sequences of each prompt, grouped by prompt: samples if `uniform_samples` [N * k, steps] is given, else the k best."""
         inputs = self._inputs(prompts)
-        language = self.model.language_model
-        if uniform_samples is not None:
+        language, rules = self.model.language_model, self.rules(decoding)
+        # An encoder-decoder model's answer begins with a start token; inputs_embeds leave the other kind none of the prompt's tokens.
+        start = int(self.is_encoder_decoder)
+        sampler = None if uniform_samples is None else InverseCdfSampling(rules, uniform_samples, start)
+        if sampler is not None:
             inputs = {name: tensor.repeat_interleave(k, dim=0) for name, tensor in inputs.items()}
-        beams = 1 if uniform_samples is not None else k
+        beams = 1 if sampler is not None else k
         output = language.generate(
             **inputs,
             num_beams=beams,
             num_return_sequences=beams,
             do_sample=False,
             max_new_tokens=decoding.max_new_tokens,
-            logits_processor=[] if uniform_samples is None else [InverseCdfSampling(uniform_samples, decoding.temperature)],
+            logits_processor=[sampler or AnswerPenalties(rules, start)],
+            stopping_criteria=[] if rules.stop is None else [StopAtText(rules, start)],
             streamer=streamer,
             output_logits=True,
+            output_scores=beams > 1 and bool(rules.penalties),
             return_dict_in_generate=True,
+            **({"length_penalty": rules.length_penalty} if beams > 1 else {}),
         )
-        log_probs = language.compute_transition_scores(
-            output.sequences, output.logits, output.beam_indices if beams > 1 else None, normalize_logits=True
-        )
-        tokens = output.sequences[:, 1:] if self.is_encoder_decoder else output.sequences
-        return [self._truncate_at_end(row, scores) for row, scores in zip(tokens.tolist(), log_probs.tolist(), strict=True)]
+        beam_indices = output.beam_indices if beams > 1 else None
+        scores_of = partial(language.compute_transition_scores, output.sequences, beam_indices=beam_indices)
+        log_probs = scores_of(scores=output.logits, normalize_logits=True).tolist()
+        # The scores of beams are log-probabilities after the penalties; those of one sequence are not ranked.
+        penalised: list[list[float]] | None = None
+        if rules.penalties and (sampler is not None or beams > 1):
+            penalised = sampler.penalised_log_probs() if sampler is not None else scores_of(scores=output.scores).tolist()
+        tokens = output.sequences[:, start:].tolist()
+        ranked = [None] * len(tokens) if penalised is None else penalised
+        return [self._truncate_at_end(row, own, after, rules) for row, own, after in zip(tokens, log_probs, ranked, strict=True)]
 
     def _inputs(self, prompts: Sequence[Prompt]) -> dict[str, torch.Tensor]:
         """inputs_embeds [N, Q + T, D] and attention_mask [N, Q + T], in the order padding, queries, text."""
@@ -153,23 +166,55 @@ class Blip2Answerer(LocalAnswerer):
             mask[i, :n] = 0
         return {"inputs_embeds": embeds, "attention_mask": mask}
 
-    def _truncate_at_end(self, tokens: list[int], log_probs: list[float]) -> GeneratedSequence:
-        """The sequence up to and including its first end token; what follows is padding."""
+    def _truncate_at_end(
+        self, tokens: list[int], log_probs: list[float], penalised: list[float] | None, rules: DecodingRules
+    ) -> GeneratedSequence:
+        """The sequence up to and including its first end token or stop text; what follows is padding."""
         end = next((i + 1 for i, token in enumerate(tokens) if token in self.end_ids), len(tokens))
-        return GeneratedSequence(tuple(tokens[:end]), sum(log_probs[:end]))
+        end = end if rules.stop is None else len(rules.stop.cut_ids(tokens[:end]))
+        return GeneratedSequence(tuple(tokens[:end]), sum(log_probs[:end]), None if penalised is None else sum(penalised[:end]))
 
 
-class InverseCdfSampling(LogitsProcessor):
-    """Keeps one token per row, sampled by the row's own random numbers. uniform_samples: [rows, steps] in 0..1."""
+class AnswerPenalties(LogitsProcessor):
+    """The penalties of decoding settings, by the tokens of the answer alone. start: number of tokens before the answer."""
 
-    def __init__(self, uniform_samples: torch.Tensor, temperature: float):
-        self.uniform_samples, self.temperature, self.step = uniform_samples, temperature, 0
+    def __init__(self, rules: DecodingRules, start: int):
+        self.rules, self.start = rules, start
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
-        del input_ids
-        tokens = sample_tokens(scores.float() / self.temperature, self.uniform_samples[:, self.step].to(scores.device))
-        self.step += 1
-        return torch.full_like(scores, -torch.inf).scatter(1, tokens[:, None], 0.0)
+        return self.rules.penalise(input_ids[:, self.start :], scores, scores)
+
+
+class InverseCdfSampling(AnswerPenalties):
+    """Keeps one token per row, sampled by the row's own random numbers. uniform_samples: [rows, steps] in 0..1."""
+
+    def __init__(self, rules: DecodingRules, uniform_samples: torch.Tensor, start: int):
+        super().__init__(rules, start)
+        self.uniform_samples, self._penalised = uniform_samples, list[torch.Tensor]()
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
+        step = len(self._penalised)
+        penalised = super().__call__(input_ids, scores.float())  # type: ignore[arg-type]
+        warped = self.rules.warpers(input_ids[:, self.start :], penalised)
+        tokens = sample_tokens(warped, self.uniform_samples[:, step].to(scores.device))[:, None]
+        self._penalised.append(torch.log_softmax(penalised, dim=-1).gather(1, tokens))
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens, 0.0)
+
+    def penalised_log_probs(self) -> list[list[float]]:
+        """Log-probability of each row's tokens after the penalties, before the temperature."""
+        values: list[list[float]] = torch.cat(self._penalised, dim=1).tolist()
+        return values
+
+
+class StopAtText(StoppingCriteria):
+    """Ends a row whose latest token completes a stop text. start: number of tokens before the answer."""
+
+    def __init__(self, rules: DecodingRules, start: int):
+        self.rules, self.start = rules, start
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.Tensor:
+        del scores
+        return self.rules.stopped(input_ids[:, self.start :])
 
 
 class _QueueStreamer(BaseStreamer):

@@ -6,7 +6,7 @@ In: requests. Out: one Answer per request. A subclass defines how a request beco
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,9 +18,11 @@ import torch
 from answering.decoding.beam_search import GeneratedSequence, PromptBatch, beam_search
 from answering.decoding.candidates import Generation, merge
 from answering.decoding.cuda_graphs import CudaGraphCache
+from answering.decoding.decoding_rules import DecodingRules
 from answering.decoding.sampling import collect, decode_steps
+from answering.decoding.stop_strings import cut_before, without_beginning_of
 from answering.prompts import PromptPolicy
-from answering.protocol import Answer, Decoding, Description, Request
+from answering.protocol import Answer, Decoding, Description, FinishReason, Request
 from errors import TesseraError, UsageError
 
 
@@ -118,7 +120,9 @@ class LocalAnswerer(ABC):
                 for (i, prompt), generated in zip(prompts.items(), candidates, strict=True):
                     cancelled_answer = Answer(requests[i].request_id, error="the request was cancelled", prompt=prompt.text)
                     answers[i] = (
-                        cancelled_answer if cancelled is not None and cancelled(i) else self._answer(requests[i], prompt, generated)
+                        cancelled_answer
+                        if cancelled is not None and cancelled(i)
+                        else self._answer(requests[i], prompt, generated, decoding)
                     )
         return [answers[i] for i in range(len(requests))]
 
@@ -132,23 +136,28 @@ class LocalAnswerer(ABC):
                 encoded[i] = error
         return encoded
 
-    def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
+    def stream(self, request: Request, decoding: Decoding) -> Generator[str, None, FinishReason]:
         """Pieces of the greedy answer (or of the first sample, with `strategy: sample`) before cleaning; joined, its raw text.
 
-        Raises TesseraError if the request is invalid.
+        Returns why the answer ended. Raises TesseraError if the request is invalid.
         """
         with eval_mode(self.model):
-            text = IncrementalDetokenizer(self.decode)
+            text = IncrementalDetokenizer(self.text, decoding.stop)
             for token in self.generate_tokens(request, self.encode(request), decoding):
                 yield from filter(None, [text.add(token)])
             yield from filter(None, [text.flush()])
+        return self._finish_reason(text.ids, decoding)
 
     def generate_tokens(self, request: Request, prompt: Prompt, decoding: Decoding) -> Iterator[int]:
         """Token ids of the greedy answer (or of the first sample, with `strategy: sample`) as they are generated."""
         batch = self.collate([prompt])
         uniform_samples = sampling_noise([request], 1, decoding).to(batch.input_ids.device) if decoding.strategy == "sample" else None
-        for step in decode_steps(self.model, batch, 1, decoding.max_new_tokens, self.end_ids, decoding.temperature, uniform_samples):
+        for step in decode_steps(self.model, batch, 1, self.rules(decoding), uniform_samples):
             yield int(step.tokens[0])
+
+    def rules(self, decoding: Decoding) -> DecodingRules:
+        """The rules of decoding settings for this model."""
+        return DecodingRules.from_config(decoding, self.end_ids, self.text)
 
     def collate(self, prompts: Sequence[Prompt]) -> PromptBatch:
         """A left-padded batch of prompts on the model's device."""
@@ -182,25 +191,13 @@ class LocalAnswerer(ABC):
         """Generate one batch: for each prompt k sequences, or one with `strategy: greedy`."""
         batch = self.collate(prompts)
         graph_cache = self._graph_cache(decoding)
+        rules = self.rules(decoding)
         if decoding.strategy == "beam" and decoding.num_candidates > 1:
-            return beam_search(
-                self.model, batch, decoding.num_candidates, decoding.max_new_tokens, self.end_ids, cancelled, graph_cache=graph_cache
-            )
+            return beam_search(self.model, batch, decoding.num_candidates, rules, cancelled, graph_cache)
         sampling = decoding.strategy == "sample"
         k = decoding.num_candidates if sampling else 1
         uniform_samples = sampling_noise(requests, k, decoding).to(batch.input_ids.device) if sampling else None
-        decoding_steps = decode_steps(
-            self.model,
-            batch,
-            k,
-            decoding.max_new_tokens,
-            self.end_ids,
-            decoding.temperature,
-            uniform_samples,
-            cancelled,
-            graph_cache=graph_cache,
-        )
-        return collect(decoding_steps, len(prompts), k)
+        return collect(decode_steps(self.model, batch, k, rules, uniform_samples, cancelled, graph_cache), len(prompts), k)
 
     @property
     def cuda_graphs_error(self) -> str | None:
@@ -217,39 +214,69 @@ class LocalAnswerer(ABC):
             raise UsageError(f"decoding.cuda_graphs: true, but {reason}; set it to auto or false")
         return None
 
-    def _answer(self, request: Request, prompt: Prompt, generated: Sequence[GeneratedSequence]) -> Answer:
-        if not all(math.isfinite(sequence.log_prob) for sequence in generated):
+    def _answer(self, request: Request, prompt: Prompt, generated: Sequence[GeneratedSequence], decoding: Decoding) -> Answer:
+        possible = [sequence for sequence in generated if sequence.log_prob != -math.inf]
+        if not all(math.isfinite(sequence.log_prob) for sequence in possible):
             return Answer(request.request_id, error="the model's probabilities are not finite numbers", prompt=prompt.text)
-        candidates = merge([self.read(sequence, request) for sequence in generated])
-        return Answer(request.request_id, candidates, prompt=prompt.text, visual_tokens=prompt.visual_tokens)
+        if not possible:
+            return Answer(request.request_id, error="no answer is possible under these decoding settings", prompt=prompt.text)
+        generations = [self.read(sequence, request, decoding.stop) for sequence in possible]
+        length_penalty = decoding.length_penalty if decoding.strategy == "beam" else 1.0
+        candidates = merge(generations, length_penalty)
+        reasons = {g.raw: self._finish_reason(s.token_ids, decoding) for g, s in zip(generations, possible, strict=True)}
+        return Answer(
+            request.request_id,
+            candidates,
+            prompt=prompt.text,
+            visual_tokens=prompt.visual_tokens,
+            finish_reasons=tuple(reasons[candidate.raw] for candidate in candidates),
+        )
 
-    def read(self, generated: GeneratedSequence, request: Request) -> Generation:
-        """Generated ids as text, cleaned by the policy."""
-        raw = self.decode(generated.token_ids)
-        return Generation(self.policy.clean(raw, request), raw, generated.token_ids, generated.log_prob)
+    def _finish_reason(self, token_ids: Sequence[int], decoding: Decoding) -> FinishReason:
+        """Why a generated sequence ended: at an end token or a stop text, or at the largest number of tokens."""
+        ended = len(token_ids) < decoding.max_new_tokens or token_ids[-1] in self.end_ids
+        return "stop" if ended or any(stop in self.text(token_ids) for stop in decoding.stop) else "length"
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated token ids, without special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+    def read(self, generated: GeneratedSequence, request: Request, stop: Sequence[str] = ()) -> Generation:
+        """Generated ids as text before the first stop text, cleaned by the policy."""
+        raw = self.decode(generated.token_ids, stop)
+        return Generation(self.policy.clean(raw, request), raw, generated.token_ids, generated.log_prob, generated.penalised_log_prob)
+
+    def decode(self, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+        """Text of generated token ids before the first stop text, without special tokens."""
+        return cut_before(self.text(ids), stop).strip()
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of generated token ids as they are, with their whitespace, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 @dataclass(slots=True)
 class IncrementalDetokenizer:
-    """Turns token ids that arrive one by one into text. num_emitted: number of characters returned so far."""
+    """Turns token ids that arrive one by one into text.
 
-    decode: Callable[[Sequence[int]], str]
+    Args:
+        text: text of token ids, with its whitespace.
+        stop: texts before which the answer ends.
+        ids: the tokens so far.
+        num_emitted: number of characters returned so far.
+    """
+
+    text: Callable[[Sequence[int]], str]
+    stop: Sequence[str] = ()
     ids: list[int] = field(default_factory=list)
     num_emitted: int = 0
 
     def add(self, token: int) -> str:
-        """The text that one more token adds; empty while a character is incomplete."""
+        """The text that one more token adds; empty while a character is incomplete or the text may become a stop text."""
         self.ids.append(token)
         # A character may span several tokens, and trailing whitespace is stripped if the answer ends here.
-        return self._emit(self.decode(self.ids).rstrip("\ufffd").rstrip())
+        whole = cut_before(self.text(self.ids), self.stop).strip().rstrip("\ufffd").rstrip()
+        return self._emit(without_beginning_of(whole, self.stop).rstrip())
 
     def flush(self) -> str:
         """The text that was held back; call it after the last token."""
-        return self._emit(self.decode(self.ids))
+        return self._emit(cut_before(self.text(self.ids), self.stop).strip())
 
     def _emit(self, text: str) -> str:
         piece = text[self.num_emitted :]

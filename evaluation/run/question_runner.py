@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from answering.config import DecodingConfig
+from answering.config import DecodingConfig, for_descriptions
 from answering.model_fingerprint import comparable, decoding_record, identity, scorer_identity
 from answering.protocol import Answerer, ImageInput, ReplaysCudaGraphs
 from answering.request_images import load_image
@@ -96,7 +96,7 @@ class RunnerOutput:
 def chunks(questions: Sequence[Question], decoding: DecodingConfig, description_tokens: int) -> list[Chunk]:
     """Split the questions into chunks, in order; captions and descriptions get their own chunks, as they may be longer."""
     size = decoding.batch_size * _BATCHES_PER_CHUNK
-    caption_decoding = dataclasses.replace(decoding, max_new_tokens=max(description_tokens, decoding.max_new_tokens))
+    caption_decoding = for_descriptions(decoding, max(description_tokens, decoding.max_new_tokens))
     question_groups = (([q for q in questions if q.short], decoding), ([q for q in questions if not q.short], caption_decoding))
     return [
         Chunk(tuple(group[i : i + size]), chunk_decoding) for group, chunk_decoding in question_groups for i in range(0, len(group), size)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from answering.config import SystemBase
+from answering.config import DecodingConfig, SystemBase
 from evaluation.config import EvalConfig
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -43,6 +43,12 @@ def test_the_page_names_keys_that_exist(page: str) -> None:
     settings |= {"requests_per_minute", "timeout", "retries", "retry_wait", "cache", "clean_answers", "api_key_env", "base_url"}
     assert settings <= known
     assert all(f"`{name}" in PAGES[page] for name in settings)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_names_every_decoding_setting_that_changes_an_answer(page: str) -> None:
+    settings = set(DecodingConfig.__dataclass_fields__) - {"batch_size", "cuda_graphs"}
+    assert {name for name in settings if f"`{name}`" not in PAGES[page] and f"`{name}: " not in PAGES[page]} == set()
 
 
 @pytest.mark.parametrize("name", ["systems", "reranking", "evaluation"])

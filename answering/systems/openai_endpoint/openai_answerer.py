@@ -1,6 +1,6 @@
 """Any OpenAI-compatible endpoint as an answerer: a paid service, or a model served by another program."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import cached_property
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from answering.config import OpenAiSystem
 from answering.decoding.candidates import Generation, merge
 from answering.prompts import PromptPolicy
-from answering.protocol import Answer, Decoding, Description, ImageInput, Request
+from answering.protocol import Answer, Decoding, Description, FinishReason, ImageInput, Request
 from answering.request_images import JPEG_QUALITY, data_url, image_digest
 from answering.systems.openai_endpoint.api_key import api_key
 from answering.systems.openai_endpoint.client import EndpointClient, EndpointError
@@ -21,8 +21,9 @@ from errors import TesseraError
 class EndpointAnswerer:
     """Sends several questions to an endpoint concurrently; every response is cached.
 
-    An endpoint has no beam search: whatever the decoding strategy, the first generation is greedy and the others are samples at the
-    decoding temperature. `strategy: greedy` requests the first alone.
+    An endpoint has no beam search: with `strategy: beam` the first generation is greedy and the others are samples at the decoding
+    temperature and top_p. `strategy: greedy` requests the first alone, `strategy: sample` samples alone. Settings that OpenAI's API does
+    not have (`answerer_factory.check_decoding`) are not sent.
     """
 
     def __init__(self, system: OpenAiSystem, client: EndpointClient):
@@ -47,10 +48,13 @@ class EndpointAnswerer:
                     pool.shutdown(wait=False, cancel_futures=True)
             return [future.result() for future in futures if not future.cancelled()]
 
-    def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
-        """Pieces of the greedy answer before cleaning. Raises TesseraError if the endpoint rejects the request."""
+    def stream(self, request: Request, decoding: Decoding) -> Generator[str, None, FinishReason]:
+        """Pieces of the greedy answer (or of the first sample, with `strategy: sample`) before cleaning. Returns why it ended.
+
+        Raises TesseraError if the endpoint rejects the request.
+        """
         endpoint_request = _EndpointRequest(self.system, self._messages(request), request.images)
-        body = self._greedy(decoding)
+        body = self._sampled(decoding, 0) if decoding.strategy == "sample" else self._greedy(decoding)
         key = endpoint_request.key(body)
         with self.cache.lock(key):
             cached = self.cache.get(key)
@@ -66,6 +70,7 @@ class EndpointAnswerer:
                     num_emitted = len(stripped)
             if cached is None:
                 self.cache.put(key, endpoint_request.cache_record(body), (_merge_chunks(received, text),), None)
+        return _finish_reason(next((chunk.finish_reason for chunk in reversed(received) if chunk.finish_reason), None))
 
     def _answer(self, request: Request, decoding: Decoding) -> Answer:
         prompt = ""
@@ -75,11 +80,15 @@ class EndpointAnswerer:
             choices = self._choices(_EndpointRequest(self.system, messages, request.images), decoding)
         except TesseraError as error:
             return Answer(request.request_id, error=str(error), prompt=prompt)
-        generations = [self._read(choice, request) for choice in choices if choice.text is not None]
+        answered = [choice for choice in choices if choice.text is not None]
+        generations = [self._read(choice, request) for choice in answered]
         if not generations:
             reasons = ", ".join(sorted({choice.finish_reason or "none given" for choice in choices}))
             return Answer(request.request_id, error=f"the endpoint returned no text (finish_reason: {reasons})", prompt=prompt)
-        return Answer(request.request_id, merge(generations), prompt=prompt)
+        candidates = merge(generations)
+        reasons = {generation.raw: _finish_reason(choice.finish_reason) for generation, choice in zip(generations, answered, strict=True)}
+        finish_reasons = tuple(reasons[candidate.raw] for candidate in candidates)
+        return Answer(request.request_id, candidates, prompt=prompt, finish_reasons=finish_reasons)
 
     def _messages(self, request: Request) -> tuple[Message, ...]:
         """The messages of a request under the policy. Raises EncodingError."""
@@ -88,11 +97,12 @@ class EndpointAnswerer:
         return messages
 
     def _choices(self, endpoint_request: "_EndpointRequest", decoding: Decoding) -> list[Choice]:
-        """The greedy choice, then samples. If the endpoint returns fewer than n, the missing ones are requested again."""
-        choices = list(self._fetch(endpoint_request, self._greedy(decoding)))[:1]
+        """The greedy choice, unless all are sampled, then samples. If the endpoint returns fewer than n, the missing ones are requested
+        again."""
+        choices = [] if decoding.strategy == "sample" else list(self._fetch(endpoint_request, self._greedy(decoding)))[:1]
         num_choices = 1 if decoding.strategy == "greedy" else decoding.num_candidates
         while (missing := num_choices - len(choices)) > 0:
-            body = self._body(decoding, decoding.temperature) | {"seed": decoding.seed + len(choices), "top_p": 1.0}
+            body = self._sampled(decoding, len(choices))
             count_options = {"n": missing} if self.system.sampling == "n" and missing > 1 else {}
             choices += self._fetch(endpoint_request, body | count_options)[:missing]
         return choices
@@ -109,9 +119,16 @@ class EndpointAnswerer:
     def _greedy(self, decoding: Decoding) -> dict[str, Any]:
         return self._body(decoding, 0.0)
 
+    def _sampled(self, decoding: Decoding, index: int) -> dict[str, Any]:
+        """Fields of the request for the samples from `index` on."""
+        return self._body(decoding, decoding.temperature) | {"seed": decoding.seed + index, "top_p": decoding.top_p}
+
     def _body(self, decoding: Decoding, temperature: float) -> dict[str, Any]:
         logprob_options = {"logprobs": True} if self.system.log_probabilities else {}
-        return {"temperature": temperature, self.system.token_limit: decoding.max_new_tokens, **logprob_options}
+        # Sent where they change something: endpoints need not know them, and responses cached without them stay valid.
+        penalties = {name: value for name in ("presence_penalty", "frequency_penalty") if (value := getattr(decoding, name))}
+        stop = {"stop": list(decoding.stop)} if decoding.stop else {}
+        return {"temperature": temperature, self.system.token_limit: decoding.max_new_tokens, **logprob_options, **penalties, **stop}
 
     def _read(self, choice: Choice, request: Request) -> Generation:
         raw = (choice.text or "").strip()
@@ -163,6 +180,11 @@ def _parts(content: str, urls: Iterator[str]) -> str | list[dict[str, Any]]:
         if text.strip():
             parts.append({"type": "text", "text": text.strip()})
     return parts
+
+
+def _finish_reason(given: str | None) -> FinishReason:
+    """The endpoint's own reason; reasons that only tools or filters give count as an end."""
+    return "length" if given == "length" else "stop"
 
 
 def _merge_chunks(chunks: Sequence[Choice], text: str) -> Choice:

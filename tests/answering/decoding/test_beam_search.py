@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from answering.decoding.beam_search import PromptBatch, beam_search
+from answering.decoding.decoding_rules import DecodingRules
 from answering.decoding.sampling import collect, decode_steps, sample_tokens
 from answering.protocol import Request
 from answering.systems.siglip_qwen import CheckpointAnswerer
@@ -19,7 +20,7 @@ def test_beams_equal_those_of_stock_generate(
 ) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
     for ends in (answerer.end_ids, early_ends):
-        generated = beam_search(model, batch, k, NUM_NEW_TOKENS, ends)
+        generated = beam_search(model, batch, k, DecodingRules(NUM_NEW_TOKENS, ends))
         assert_equal(generated, plain(model, batch, ends, k))
     assert num_distinct_lengths(generated) > 2
 
@@ -59,7 +60,7 @@ def test_beams_equal_those_of_a_reference_search_in_plain_python(ends: int, k: i
     for seed in range(60):
         model = Table(seed, 30, 5)
         batch = PromptBatch(starts, torch.ones_like(starts), torch.zeros_like(starts))
-        generated = beam_search(model, batch, k, 5, list(range(ends)))
+        generated = beam_search(model, batch, k, DecodingRules(5, list(range(ends))))
         expected = [slow_beam_search(model.log_probs, int(start), k, 5, set(range(ends))) for start in starts]
         assert [[sequence.token_ids for sequence in question] for question in generated] == expected
 
@@ -68,15 +69,15 @@ def test_greedy_answers_equal_those_of_stock_generate(
     model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], early_ends: tuple[int, ...]
 ) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
-    generated = collect(decode_steps(model, batch, 1, NUM_NEW_TOKENS, early_ends), len(requests), 1)
+    generated = collect(decode_steps(model, batch, 1, DecodingRules(NUM_NEW_TOKENS, early_ends)), len(requests), 1)
     assert_equal(generated, stock_greedy(model, batch, early_ends))
     assert num_distinct_lengths(generated) > 1
 
 
 def test_padding_changes_no_candidate(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     prompts = [answerer.encode(request) for request in requests]
-    together = beam_search(model, answerer.collate(prompts), 3, NUM_NEW_TOKENS, answerer.end_ids)
-    alone = [beam_search(model, answerer.collate([prompt]), 3, NUM_NEW_TOKENS, answerer.end_ids)[0] for prompt in prompts]
+    together = beam_search(model, answerer.collate(prompts), 3, DecodingRules(NUM_NEW_TOKENS, answerer.end_ids))
+    alone = [beam_search(model, answerer.collate([prompt]), 3, DecodingRules(NUM_NEW_TOKENS, answerer.end_ids))[0] for prompt in prompts]
     assert_equal(together, alone)
 
 
@@ -92,7 +93,7 @@ def test_images_and_prompt_are_prefilled_once_per_question(
         ),
     ]
     try:
-        beam_search(model, batch, 4, NUM_NEW_TOKENS, answerer.end_ids)
+        beam_search(model, batch, 4, DecodingRules(NUM_NEW_TOKENS, answerer.end_ids))
     finally:
         for hook in hooks:
             hook.remove()
@@ -110,9 +111,9 @@ def test_questions_that_have_stopped_leave_the_batch(
         lambda _, __, kwargs: rows.append(len(kwargs["inputs_embeds"])), with_kwargs=True
     )
     try:
-        collect(decode_steps(model, batch, 1, NUM_NEW_TOKENS, early_ends), len(requests), 1)
+        collect(decode_steps(model, batch, 1, DecodingRules(NUM_NEW_TOKENS, early_ends)), len(requests), 1)
         greedy, rows = rows, []
-        beam_search(model, batch, 2, NUM_NEW_TOKENS, early_ends)
+        beam_search(model, batch, 2, DecodingRules(NUM_NEW_TOKENS, early_ends))
     finally:
         hook.remove()
     for row_counts in (greedy, rows):

@@ -73,3 +73,22 @@ def test_without_a_log_probability_the_order_is_that_of_the_generations() -> Non
     scored = (("red", -3.0), ("blue", None), ("Blue.", -0.1), ("red", -3.0))
     merged = merge([Generation(text, text, (text,), log_prob) for text, log_prob in scored])
     assert [(c.text, c.log_prob, c.mean_log_prob, c.count) for c in merged] == [("red", None, None, 2), ("blue", None, None, 2)]
+
+
+def test_the_order_is_that_of_the_search_and_the_log_probabilities_are_those_of_the_model() -> None:
+    """A penalty pushed the first answer back; a length penalty prefers the long or the short one."""
+    likely = Generation("red red", "red red", (1, 1, 9), -1.0, penalised_log_prob=-6.0)
+    other = Generation("red blue", "red blue", (1, 2, 9), -3.0, penalised_log_prob=-3.0)
+    assert [(c.text, c.log_prob, c.mean_log_prob) for c in merge([likely, other])] == [
+        ("red blue", -3.0, -1.0), ("red red", -1.0, pytest.approx(-1 / 3)),
+    ]  # fmt: skip
+    short, long = Generation("a", "a", (1, 9), -2.0), Generation("a b", "a b", (1, 2, 3, 9), -3.0)
+    assert [[c.text for c in merge([short, long], penalty)] for penalty in (1.0, 0.0)] == [["a b", "a"], ["a", "a b"]]
+
+
+def test_the_text_of_merged_generations_is_that_which_the_search_prefers() -> None:
+    one = Generation("Red", "Red", (1, 9), -1.0, penalised_log_prob=-5.0)
+    two = Generation("red", "red", (2, 9), -2.0, penalised_log_prob=-2.0)
+    (candidate,) = merge([one, two])
+    assert (candidate.text, candidate.count) == ("red", 2)
+    assert candidate.log_prob == pytest.approx(math.log(math.exp(-1.0) + math.exp(-2.0)))

@@ -19,6 +19,7 @@ from answering.config import CheckpointSystem, DecodingConfig, OpenAiSystem
 from answering.decoding import cuda_graphs as module
 from answering.decoding.beam_search import beam_search
 from answering.decoding.cuda_graphs import CudaGraphCache, StepFunction
+from answering.decoding.decoding_rules import DecodingRules
 from answering.decoding.sampling import collect, decode_steps
 from answering.protocol import Request
 from answering.systems.siglip_qwen import CheckpointAnswerer
@@ -87,7 +88,7 @@ def test_replayed_beams_equal_those_of_stock_generate_over_several_batches(
     for batch_requests, ends in ((requests, answerer.end_ids), (requests, early_ends), (requests[2:4], answerer.end_ids)):
         batch = answerer.collate([answerer.encode(request) for request in batch_requests])
         passes.clear()
-        generated = beam_search(model, batch, 3, NUM_NEW_TOKENS, ends, graph_cache=graph_cache)
+        generated = beam_search(model, batch, 3, DecodingRules(NUM_NEW_TOKENS, ends), graph_cache=graph_cache)
         # The prompts, and in the first batch two steps that are not replayed: one eager step and one for the capture.
         first = ends == answerer.end_ids and batch_requests is requests
         assert passes == [tuple(batch.input_ids.shape), *[(5, 3)] * (2 if first else 0)]
@@ -99,7 +100,9 @@ def test_replayed_greedy_answers_equal_those_of_stock_generate(
 ) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
     generated = collect(
-        decode_steps(model, batch, 1, NUM_NEW_TOKENS, early_ends, graph_cache=CudaGraphCache(model, record)), len(requests), 1
+        decode_steps(model, batch, 1, DecodingRules(NUM_NEW_TOKENS, early_ends), graph_cache=CudaGraphCache(model, record)),
+        len(requests),
+        1,
     )
     assert_equal(generated, stock_greedy(model, batch, early_ends))
 

@@ -8,6 +8,7 @@ import torch
 
 from answering.config import DecodingConfig
 from answering.decoding.beam_search import beam_search
+from answering.decoding.decoding_rules import DecodingRules
 from answering.decoding.sampling import decode_steps
 from answering.decoding.streaming import RequestFailed, RequestStarted, StreamEvent, TokenGenerated, can_stream_tokens, stream_tokens
 from answering.protocol import Request
@@ -70,14 +71,14 @@ def test_a_cancelled_request_leaves_the_batch_and_the_others_do_not_change(answe
 
 def test_beams_of_a_cancelled_question_stop_and_the_others_do_not_change(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
-    uncancelled = beam_search(answerer.model, batch, 3, 8, answerer.end_ids)
+    uncancelled = beam_search(answerer.model, batch, 3, DecodingRules(8, answerer.end_ids))
     asked: list[int] = []
 
     def cancelled(question: int) -> bool:
         asked.append(question)
         return question == 1
 
-    rest = beam_search(answerer.model, batch, 3, 8, answerer.end_ids, cancelled)
+    rest = beam_search(answerer.model, batch, 3, DecodingRules(8, answerer.end_ids), cancelled)
     for request_index in (0, 2, 3, 4):
         assert [sequence.token_ids for sequence in rest[request_index]] == [sequence.token_ids for sequence in uncancelled[request_index]]
     assert asked.count(1) == 1
@@ -86,7 +87,7 @@ def test_beams_of_a_cancelled_question_stop_and_the_others_do_not_change(answere
 
 def test_decoding_stops_when_all_questions_are_cancelled(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
-    assert len(list(decode_steps(answerer.model, batch, 1, 8, answerer.end_ids, cancelled=lambda _: True))) == 1
+    assert len(list(decode_steps(answerer.model, batch, 1, DecodingRules(8, answerer.end_ids), cancelled=lambda _: True))) == 1
 
 
 def test_probabilities_that_are_not_finite_fail_the_request(

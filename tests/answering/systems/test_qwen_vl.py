@@ -18,13 +18,14 @@ from transformers.processing_utils import ProcessorMixin
 
 from answering.config import DecodingConfig, QwenVlSystem
 from answering.decoding.beam_search import beam_search
+from answering.decoding.decoding_rules import DecodingRules
 from answering.protocol import Request
 from answering.request_images import resize_to_max_side
 from answering.systems.qwen_vl import QwenVlAnswerer, load
 from dataset.sample import Message
 from errors import UsageError
 from tests.answering.conftest import make_request, noise_image
-from tests.answering.stock_generate import NUM_NEW_TOKENS, assert_equal, plain
+from tests.answering.stock_generate import NUM_NEW_TOKENS, assert_equal, plain, stock_with_rules
 
 
 class ImageOnlyProcessor(Qwen3VLProcessor):
@@ -103,9 +104,14 @@ def test_beams_equal_those_of_stock_generate(answerer: QwenVlAnswerer) -> None:
     batch = answerer.collate([answerer.encode(request) for request in REQUESTS])
     types = {"mm_token_type_ids": (batch.input_ids == answerer.processor.image_token_id).int()}
     typed_batch = type(batch)(batch.input_ids, batch.attention_mask, batch.position_ids, {**batch.images, **types})
-    generated = beam_search(answerer.model, batch, 3, NUM_NEW_TOKENS, answerer.end_ids)
+    generated = beam_search(answerer.model, batch, 3, DecodingRules(NUM_NEW_TOKENS, answerer.end_ids))
     assert_equal(generated, plain(answerer.model, typed_batch, answerer.end_ids, 3))
     assert len({question[0].token_ids for question in generated}) == len(REQUESTS)
+    settings = DecodingConfig(max_new_tokens=NUM_NEW_TOKENS, no_repeat_ngram_size=1, repetition_penalty=1.3, length_penalty=0.0)
+    rules = answerer.rules(settings)
+    penalised = beam_search(answerer.model, batch, 3, rules)
+    assert_equal(penalised, stock_with_rules(answerer.model, typed_batch, 3, rules))
+    assert [[s.token_ids for s in own] for own in penalised] != [[s.token_ids for s in own] for own in generated]
 
 
 def test_another_image_gives_other_probabilities(answerer: QwenVlAnswerer) -> None:

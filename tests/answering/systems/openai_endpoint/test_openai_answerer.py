@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from answering.config import DecodingConfig, OpenAiSystem
+from answering.answerer_factory import check_decoding
+from answering.config import CheckpointSystem, DecodingConfig, OpenAiSystem, for_descriptions
 from answering.protocol import Request
 from answering.systems.openai_endpoint.client import EndpointClient, EndpointError, RateLimiter
 from dataset.sample import Message
+from errors import UsageError
 from tests.answering.conftest import make_request, noise_image, questions
 from tests.answering.endpoints import GREEDY, KEY, THREE, Server, load
 
@@ -254,3 +256,37 @@ def test_the_client_is_not_stopped_after_a_successful_batch(system: Callable[...
     answerer = load(system())
     answerer.answer(questions(3), GREEDY)
     assert not answerer.client.stopped.is_set()
+
+
+def test_with_the_strategy_sample_every_answer_is_sampled(server: Server, system: Callable[..., OpenAiSystem]) -> None:
+    config = system(sampling="repeated")
+    answerer = load(config)
+    sampled = dataclasses.replace(THREE, strategy="sample", num_candidates=2, temperature=0.6)
+    (answer,) = answerer.answer(questions(1), sampled)
+    streamed = "".join(answerer.stream(questions(1)[0], dataclasses.replace(sampled, seed=9)))
+    assert [(body["temperature"], body["seed"]) for body in server.sent(config.model)] == [(0.6, 0), (0.6, 1), (0.6, 9)]
+    assert answer.finish_reasons == ("stop",) * len(answer.candidates)
+    assert streamed
+
+
+def test_decoding_settings_are_sent_as_far_as_the_api_has_them(server: Server, system: Callable[..., OpenAiSystem]) -> None:
+    config = system()
+    decoding = dataclasses.replace(THREE, top_p=0.9, presence_penalty=0.5, frequency_penalty=-0.5, stop=(".",), seed=4, temperature=0.6)
+    load(config).answer(questions(1), for_descriptions(decoding, 8))
+    greedy, sampled = server.sent(config.model)
+    everywhere = {"presence_penalty": 0.5, "frequency_penalty": -0.5, "stop": ["."]}
+    assert {key: greedy[key] for key in everywhere} == {key: sampled[key] for key in everywhere} == everywhere
+    assert (sampled["top_p"], sampled["temperature"], sampled["seed"]) == (0.9, 0.6, 5)
+    assert not {"top_k", "repetition_penalty", "no_repeat_ngram_size", "length_penalty"} & (greedy.keys() | sampled.keys())
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("top_k", 5), ("repetition_penalty", 1.1), ("no_repeat_ngram_size", 2), ("length_penalty", 0.0)]
+)
+def test_a_setting_that_the_api_does_not_have_is_an_error(setting: str, value: float) -> None:
+    far = OpenAiSystem(name="far", kind="openai", model="m")
+    message = f"decoding.{setting}: {value}, but system far is asked through OpenAI's API, which has no such setting; leave it out"
+    with pytest.raises(UsageError, match=message):
+        check_decoding(DecodingConfig(**{setting: value}), [CheckpointSystem(name="ours", kind="checkpoint"), far])
+    check_decoding(DecodingConfig(**{setting: value}), [CheckpointSystem(name="ours", kind="checkpoint")])
+    check_decoding(DecodingConfig(no_repeat_ngram_size=0, top_p=0.5), [far])
