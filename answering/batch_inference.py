@@ -155,7 +155,9 @@ def _line_key(run_key: str, image: Path, folder: Path) -> str:
         sha256 = image_digest(image)
     except ImageError as error:
         sha256 = str(error)
-    return hashlib.blake2b(f"{run_key}\0{printable_path(image.relative_to(folder).as_posix())}\0{sha256}".encode(), digest_size=12).hexdigest()
+    return hashlib.blake2b(
+        f"{run_key}\0{printable_path(image.relative_to(folder).as_posix())}\0{sha256}".encode(), digest_size=12
+    ).hexdigest()
 
 
 def _earlier_line_key(run_key: str, image: Path) -> str:

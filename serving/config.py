@@ -58,7 +58,7 @@ class ServeConfig:
     max_question_chars: PositiveInt = 4000
     """Longest text in characters: a question, a search text or a turn of a conversation."""
     max_new_tokens: PositiveInt = 512
-    """Largest max_tokens of a chat completion, in tokens."""
+    """Longest answer of a chat completion, in tokens; a larger max_tokens counts as this."""
     default_max_new_tokens: PositiveInt = 128
     """max_tokens of a chat completion that does not set it; at most max_new_tokens."""
     temperature: Annotated[float, Field(ge=0.0)] = 0.0

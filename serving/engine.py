@@ -5,15 +5,15 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from answering.answerer_factory import ScorerCache, build_answerer, build_reranker
 from answering.config import RerankConfig, System
 from answering.decoding.streaming import RequestFailed, RequestStarted, can_stream_tokens, stream_tokens
-from answering.protocol import Answer, Answerer, Decoding, Request
+from answering.protocol import Answer, Answerer, Decoding, FinishReason, Request
 from answering.reply import Reranker, judge
 from answering.systems.local_model import LocalAnswerer
 from errors import TesseraError
@@ -58,14 +58,14 @@ class TextPiece:
         text: text to append.
         token: text of the token, if the system streams single tokens.
         log_prob: log-probability of the token in nats.
-        end: finish reason of the last piece: "stop" (end token) or "length" (token limit).
+        end: finish reason of the last piece: "stop" (end token or stop text) or "length" (token limit).
     """
 
     sample: int
     text: str
     token: str | None = None
     log_prob: float | None = None
-    end: Literal["stop", "length"] | None = None
+    end: FinishReason | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Engine:
         """The reranker for a decoding. The confidence was fitted for the configured decoding only; with another one it is left out."""
         if self.reranker is None or decoding == self.plan.decoding:
             return self.reranker
-        return dataclasses.replace(self.reranker, plan=dataclasses.replace(self.reranker.plan, confidence=None))
+        return self.reranker.without_confidence()
 
     def _stream_tokens(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
         for event in stream_tokens(self.answerer, requests, decoding, lambda index: jobs[index].cancelled):  # type: ignore[arg-type]
@@ -160,7 +160,7 @@ class Engine:
             elif isinstance(event, RequestFailed):
                 job.fail(_unanswerable(event.error))
             else:
-                # The end token is not part of the text.
+                # The token that ends a text, an end token or the last of a stop text, is not part of it.
                 is_visible_token = event.end != "stop"
                 token, log_prob = (event.token, event.log_prob) if is_visible_token else (None, None)
                 job.put(TextPiece(event.sample, event.text, token, log_prob, event.end))
@@ -168,11 +168,12 @@ class Engine:
     def _stream_text(self, job: Job[Task], request: Request, decoding: Decoding) -> None:
         try:
             job.put(GenerationStarted(None))
-            for text in self.answerer.stream(request, decoding):
+            pieces = _StreamedText(self.answerer.stream(request, decoding))
+            for text in pieces:
                 if job.cancelled:
                     return
                 job.put(TextPiece(0, text))
-            job.put(TextPiece(0, "", end="stop"))
+            job.put(TextPiece(0, "", end=pieces.finish_reason or "stop"))
         except TesseraError as error:
             job.fail(_unanswerable(str(error)))
 
@@ -182,13 +183,26 @@ class Engine:
                 job.fail(_unanswerable(answer.error))
                 continue
             job.put(GenerationStarted(None))
-            for sample, text in enumerate(_sample_texts(answer)):
-                job.put(TextPiece(sample, text, end="stop"))
+            for sample, (text, reason) in enumerate(_samples(answer)):
+                job.put(TextPiece(sample, text, end=reason))
 
 
-def _sample_texts(answer: Answer) -> list[str]:
-    """Raw text of each sample; a candidate that was sampled twice is listed twice."""
-    return [candidate.raw for candidate in answer.candidates for _ in range(candidate.count)]
+class _StreamedText:
+    """Iterates over the pieces of a streamed text and keeps why it ended, if its generator returns that."""
+
+    def __init__(self, pieces: Iterator[str]):
+        self._pieces = pieces
+        self.finish_reason: FinishReason | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        self.finish_reason = yield from self._pieces
+
+
+def _samples(answer: Answer) -> list[tuple[str, FinishReason]]:
+    """Raw text of each sample and why it ended; a candidate that was sampled twice is listed twice."""
+    reasons = answer.finish_reasons or ("stop",) * len(answer.candidates)
+    pairs = zip(answer.candidates, reasons, strict=True)
+    return [(candidate.raw, reason) for candidate, reason in pairs for _ in range(candidate.count)]
 
 
 def _unanswerable(error: str) -> ServiceError:

@@ -74,7 +74,7 @@ def session(config: configuration.Config, system: System, scorer_cache: ScorerCa
     reranker = build_reranker(
         config.rerank, answerer.description, config.decoding, config.result_folder / "plans", scorer_cache=scorer_cache
     )
-    return Session(system.name, answerer, reranker, config.decoding, config.eval.description_tokens)
+    return Session(system.name, answerer, reranker, config.decoding, config.eval.description_tokens, system)
 
 
 def build_index(config: configuration.Config, scorer_cache: ScorerCache) -> "ImageIndex":

@@ -14,8 +14,10 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 from starlette.middleware import Middleware
 
+from answering.config import DecodingConfig
 from dataset.loading.image_io import ImageError, open_image
 from errors import TesseraError
+from serving.demo.decoding_controls import changed_settings, decoding_components
 from serving.demo.formatting import candidate_cells, chat_messages, gallery, table_update
 from serving.demo.localization import LANGUAGES, PageError, confidence_text, error_text, translations
 from serving.demo.session import Session, Turn, candidate_rows
@@ -94,9 +96,10 @@ class Page:
                     )
                     if self.backends.examples:
                         gr.Examples([[str(path)] for path in self.backends.examples], image, label="Examples / 示例", cache_examples=False)
+                    controls = decoding_components(self._add_component, self._configured_decoding())
                 with gr.Column(scale=5):
-                    self._ask_tab(image, language, status)
-                    self._compare_tab(image, language, status)
+                    self._ask_tab(image, language, status, controls)
+                    self._compare_tab(image, language, status, controls)
                     self._search_tab(image, language, status)
                     self._labels_tab(image, language, status)
             language.change(self._translate, language, [component for component, _ in self.translated])
@@ -116,7 +119,7 @@ class Page:
     def _translate(self, language: str) -> list[Any]:
         return [gr.update(**properties(translations(LANGUAGES[language]))) for _, properties in self.translated]
 
-    def _ask_tab(self, image: gr.Image, language: gr.Radio, status: gr.Markdown) -> None:
+    def _ask_tab(self, image: gr.Image, language: gr.Radio, status: gr.Markdown, controls: list[Any]) -> None:
         with self._add_component(gr.Tab(), label="ask_tab"):
             turns = gr.State([])
             chat = self._add_component(gr.Chatbot(height=300, buttons=[], elem_id="chat", show_label=False), label="conversation")
@@ -128,13 +131,13 @@ class Page:
             table = self._add_component(_empty_table("candidates"), label="candidates")
         outputs = [chat, turns, table, question, status]
         for event in (ask.click, question.submit):
-            event(self.ask, [image, question, turns, language], outputs)
-        caption.click(self.caption, [image, turns, language], outputs)
+            event(self.ask, [image, question, turns, language, *controls], outputs)
+        caption.click(self.caption, [image, turns, language, *controls], outputs)
         for event in (clear.click, chat.clear, image.change):
             event(lambda language: ([], [], table_update([], language), ""), language, [chat, turns, table, status])
         language.change(table_update, [table, language], table)
 
-    def _compare_tab(self, image: gr.Image, language: gr.Radio, status: gr.Markdown) -> None:
+    def _compare_tab(self, image: gr.Image, language: gr.Radio, status: gr.Markdown, controls: list[Any]) -> None:
         with self._add_component(gr.Tab(), label="compare_tab"):
             question = self._add_component(gr.Textbox(elem_id="compared_question"), label="question", placeholder="question_placeholder")
             button = self._add_component(gr.Button(variant="primary", elem_id="compare"), value="compare")
@@ -142,7 +145,7 @@ class Page:
                 answers = [gr.Textbox(label=name, interactive=False, elem_id=f"answer_{i}") for i, name in enumerate(self._names())]
             with gr.Row():
                 tables = [self._add_component(_empty_table(f"compared_{i}"), label="candidates") for i in range(len(answers))]
-        button.click(self.compare, [image, question, language], [*answers, *tables, status])
+        button.click(self.compare, [image, question, language, *controls], [*answers, *tables, status])
         for table in tables:
             language.change(table_update, [table, language], table)
 
@@ -166,15 +169,19 @@ class Page:
         for event in (button.click, labels.submit):
             event(self.classify, [image, labels, language], [probabilities, status])
 
-    def ask(self, image: str | None, question: str, turns: list[Turn], language: str) -> Iterator[tuple[Any, ...]]:
-        """Values of chat, turns, table, question and status: while the answer is streamed, and finally with its candidates."""
+    def ask(self, image: str | None, question: str, turns: list[Turn], language: str, *settings: Any) -> Iterator[tuple[Any, ...]]:
+        """Values of chat, turns, table, question and status: while the answer is streamed, and finally with its candidates.
+
+        settings: values of the decoding controls; none: the configured ones.
+        """
         try:
             session, path = self._session(), self._checked_image(image)
             if not question.strip():
                 raise PageError("no_question")
-            for text in session.stream(path, turns, question):
+            changes = changed_settings(settings, session.decoding)
+            for text in session.stream(path, turns, question, changes=changes):
                 yield chat_messages([*turns, Turn(question, text)]), turns, gr.skip(), question, ""
-            answered = session.ask(path, turns, question)
+            answered = session.ask(path, turns, question, changes)
         except TesseraError as error:
             yield chat_messages(turns), turns, gr.skip(), question, error_text(error, language)
             return
@@ -187,12 +194,14 @@ class Page:
             confidence_text(answered, language),
         )
 
-    def caption(self, image: str | None, turns: list[Turn], language: str) -> Iterator[tuple[Any, ...]]:
+    def caption(self, image: str | None, turns: list[Turn], language: str, *settings: Any) -> Iterator[tuple[Any, ...]]:
         """As `ask`, for a caption, which has no candidates."""
         question = translations(LANGUAGES[language])["caption_question"]
         text = ""
         try:
-            for text in self._session().stream(self._checked_image(image), [], question, "caption"):
+            session = self._session()
+            changes = changed_settings(settings, session.decoding)
+            for text in session.stream(self._checked_image(image), [], question, "caption", changes):
                 yield chat_messages([*turns, Turn(question, text)]), turns, table_update([], language), gr.skip(), ""
         except TesseraError as error:
             yield chat_messages(turns), turns, gr.skip(), gr.skip(), error_text(error, language)
@@ -200,7 +209,7 @@ class Page:
         done = [*turns, Turn(question, text, "caption")]
         yield chat_messages(done), done, table_update([], language), gr.skip(), ""
 
-    def compare(self, image: str | None, question: str, language: str) -> tuple[Any, ...]:
+    def compare(self, image: str | None, question: str, language: str, *settings: Any) -> tuple[Any, ...]:
         """Values of both answers, both tables and status."""
         try:
             sessions, path = (self._session(), self.backends.other), self._checked_image(image)
@@ -208,7 +217,8 @@ class Page:
                 raise PageError("no_second_system")
             if not question.strip():
                 raise PageError("no_question")
-            replies = [session.ask(path, [], question) for session in sessions if session is not None]
+            changes = changed_settings(settings, sessions[0].decoding)
+            replies = [session.ask(path, [], question, changes) for session in sessions if session is not None]
         except TesseraError as error:
             return "", "", gr.skip(), gr.skip(), error_text(error, language)
         tables = [table_update(candidate_cells(candidate_rows(reply)), language) for reply in replies]
@@ -269,6 +279,9 @@ class Page:
         if isinstance(self.backends.session, str):
             raise PageError("no_model", reason=self.backends.session)
         return self.backends.session
+
+    def _configured_decoding(self) -> DecodingConfig:
+        return self.backends.session.decoding if isinstance(self.backends.session, Session) else DecodingConfig()
 
     def _index(self) -> ImageIndex:
         if isinstance(self.backends.index, str):

@@ -3,12 +3,14 @@
 import dataclasses
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from answering.config import DecodingConfig
+from answering.answerer_factory import check_decoding
+from answering.config import DecodingConfig, System, for_descriptions
 from answering.protocol import Answerer, Request
 from answering.reply import Reply, Reranker, question_request, reply
 from dataset.sample import Message, Task
@@ -43,29 +45,54 @@ class Session:
         reranker: reranks the candidates; None: the first candidate is chosen.
         decoding: settings of short answers.
         description_tokens: token limit of captions.
+        system: its configuration, which says what decoding settings it can have; None: all.
     """
 
-    def __init__(self, name: str, answerer: Answerer, reranker: Reranker | None, decoding: DecodingConfig, description_tokens: int):
-        self.name, self.answerer, self.reranker, self.decoding = name, answerer, reranker, decoding
-        self.description_decoding = dataclasses.replace(decoding, max_new_tokens=description_tokens)
+    def __init__(
+        self,
+        name: str,
+        answerer: Answerer,
+        reranker: Reranker | None,
+        decoding: DecodingConfig,
+        description_tokens: int,
+        system: System | None = None,
+    ):
+        self.name, self.answerer, self.reranker, self.decoding, self.system = name, answerer, reranker, decoding, system
+        self.description_decoding = for_descriptions(decoding, description_tokens)
         self._lock = threading.Lock()
 
-    def stream(self, image: Path, turns: Sequence[Turn], question: str, task: Task = "vqa") -> Iterator[str]:
-        """The answer so far, after each generated piece. Raises TesseraError."""
-        decoding = self.description_decoding if task == "caption" else self.decoding
+    def stream(
+        self, image: Path, turns: Sequence[Turn], question: str, task: Task = "vqa", changes: Mapping[str, Any] = MappingProxyType({})
+    ) -> Iterator[str]:
+        """The answer so far, after each generated piece. Raises TesseraError.
+
+        changes: decoding settings in place of the configured ones.
+        """
+        decoding = self._changed(self.description_decoding if task == "caption" else self.decoding, changes)
         text = ""
         with self._lock:
             for piece in self.answerer.stream(_request(image, turns, question, task), decoding):
                 text += piece
                 yield text
 
-    def ask(self, image: Path, turns: Sequence[Turn], question: str) -> Reply:
-        """The answer to a short question, with its candidates. Raises TesseraError if the system cannot answer."""
+    def ask(self, image: Path, turns: Sequence[Turn], question: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Reply:
+        """The answer to a short question, with its candidates. Raises TesseraError if the system cannot answer.
+
+        changes: decoding settings in place of the configured ones, for which alone the confidence was fitted.
+        """
+        decoding = self._changed(self.decoding, changes)
+        reranker = self.reranker if self.reranker is None or decoding == self.decoding else self.reranker.without_confidence()
         with self._lock:
-            (answered,) = reply(self.answerer, self.reranker, [_request(image, turns, question, "vqa")], self.decoding)
+            (answered,) = reply(self.answerer, reranker, [_request(image, turns, question, "vqa")], decoding)
         if answered.answer.error:
             raise TesseraError(answered.answer.error)
         return answered
+
+    def _changed(self, decoding: DecodingConfig, changes: Mapping[str, Any]) -> DecodingConfig:
+        """The decoding with changes. Raises UsageError if the system cannot have one of them."""
+        if self.system is not None:
+            check_decoding(dataclasses.replace(DecodingConfig(), **changes), [self.system])
+        return dataclasses.replace(decoding, **changes)
 
 
 def candidate_rows(answered: Reply) -> list[CandidateRow]:

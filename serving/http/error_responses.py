@@ -9,6 +9,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from serving.http.validation_messages import describe_problems
+
 log = logging.getLogger("tessera.serve")
 
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -54,9 +56,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        # The input is not repeated: it may be an image.
-        problems = [f"{'.'.join(map(str, entry['loc'][1:])) or 'body'}: {entry['msg'].lower()}" for entry in error.errors()]
-        return error_response(ServiceError(422, "; ".join(problems[:5]), "invalid_request"), request.state.request_id)
+        return error_response(ServiceError(422, describe_problems(error.errors(), error.body), "invalid_request"), request.state.request_id)
 
     @app.exception_handler(Exception)
     async def on_exception(request: Request, error: Exception) -> JSONResponse:

@@ -6,6 +6,7 @@ import binascii
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from urllib.parse import unquote
 
 from PIL import Image
 
@@ -14,6 +15,9 @@ from serving.http.error_responses import ServiceError
 
 SUPPORTED_FORMATS = "JPEG, PNG, WebP, GIF or BMP"
 """Accepted image formats, for messages."""
+
+URL_SAFE_BASE64 = str.maketrans("-_", "+/")
+"""Characters of the URL-safe alphabet of base64, and those of the standard one (RFC 4648)."""
 
 NUM_DECODER_THREADS = 4
 """Number of images decoded at the same time."""
@@ -29,12 +33,16 @@ def has_image_type(data: bytes) -> bool:
 
 
 def decode_data_url(url: str) -> bytes:
-    """The bytes in `data:image/...;base64,...`. Raises ServiceError 422."""
+    """The bytes in `data:image/...;base64,...`. Raises ServiceError 422.
+
+    Line breaks and spaces (as in e-mail), the URL-safe alphabet, percent-encoding and missing padding are read, as clients send them.
+    """
     head, comma, text = url.partition(",")
     if not comma or not head.lower().startswith("data:image/") or not head.lower().endswith(";base64"):
         raise ServiceError(422, "image_url: expected data:image/...;base64,...", "image_address")
+    text = "".join((unquote(text) if "%" in text else text).translate(URL_SAFE_BASE64).split()).rstrip("=")
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ServiceError(422, "image_url: the data after 'base64,' is not valid base64", "image_address") from error
 

@@ -1,10 +1,24 @@
-"""Request and response schemas of OpenAI's chat completions API. Unsupported parameters that would change an answer are errors."""
+"""Request and response schemas of OpenAI's chat completions API. What would change an answer and cannot be had is an error."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
+from serving.http.validation_messages import FieldError, describe_value
 from serving.inputs.text_limits import check_well_formed
+from serving.routes.decoding_fields import CountPenalty, LengthPenalty, NgramSize, RepetitionPenalty, StopTexts, TopK, TopP
+from serving.routes.neutral_fields import MESSAGE_FIELDS, PART_FIELDS, REQUEST_FIELDS, STREAM_FIELDS, Unsupported, without_neutral
 
 MAX_TURNS, MAX_PARTS = 256, 64
 """Largest number of turns of a conversation, and of parts of a turn; larger requests are refused before their images are read."""
@@ -29,10 +43,14 @@ EXAMPLE: dict[str, Any] = {
 """Example request in the API documentation."""
 Text = Annotated[str, AfterValidator(check_well_formed)]
 """A text without lone surrogates."""
+Detail = Literal["auto", "low", "high", "original"]
+
+OTHER_PARTS = {"input_audio": "audio is not read", "file": "files are not read, send an image as image_url"}
+"""Types of parts that OpenAI's API has and this service has not."""
 
 
 class StrictModel(BaseModel):
-    """Base of request schemas: unknown keys are errors."""
+    """Base of request schemas: null and neutral fields are as if they were left out, unknown ones are errors."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -44,11 +62,21 @@ class TextPart(StrictModel):
     text: Text
 
 
+class RefusalPart(StrictModel):
+    """A text part of an earlier answer in which the assistant refused; it is read as any text."""
+
+    type: Literal["refusal"]
+    refusal: Text
+
+
 class ImageUrl(StrictModel):
-    """A data URL that holds an image, or the URL of an image on an allowed host."""
+    """A data URL that holds an image, or the URL of an image on an allowed host.
+
+    detail: accepted in all its values; the model sees every image at the size that its image processor gives it.
+    """
 
     url: Annotated[str, Field(description="data:image/...;base64,... or, where the service allows its host, http(s)://...")]
-    detail: Literal["auto"] | None = None
+    detail: Detail | None = None
 
 
 class ImagePart(StrictModel):
@@ -58,14 +86,63 @@ class ImagePart(StrictModel):
     image_url: ImageUrl
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+def _checked_part(part: object) -> object:
+    """A part of a known type, without neutral fields. Raises FieldError."""
+    if not isinstance(part, Mapping):
+        raise FieldError("", f"expected a part such as {{type: text, text: ...}}, found {describe_value(part)}")
+    kind = part.get("type")
+    if kind not in ("text", "image_url", "refusal"):
+        known = f"{OTHER_PARTS[kind]}; " if isinstance(kind, str) and kind in OTHER_PARTS else ""
+        raise FieldError("type", f"{known}expected text or image_url, found {describe_value(kind)}")
+    return without_neutral(part, PART_FIELDS)
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("<text>")] | Annotated[RefusalPart, Tag("<refusal>")] | Annotated[ImagePart, Tag("<image>")],
+    Discriminator(lambda part: {"text": "<text>", "refusal": "<refusal>"}.get(part.get("type"), "<image>")),
+    BeforeValidator(_checked_part),
+]
+
+
+def _as_parts(content: Any) -> Any:
+    """A text as a list of one part; a list unchanged. Raises FieldError for anything else."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, list):
+        raise FieldError("", f"expected text or a list of parts, found {describe_value(content)}")
+    return content
+
+
+Content = Annotated[
+    list[Part],
+    Field(max_length=MAX_PARTS),
+    BeforeValidator(_as_parts),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
+]
+"""A text, or parts. It is validated as parts."""
 
 
 class ChatMessage(StrictModel):
-    """A turn. Only turns of the user may have images; each part of a turn begins on a new line, in the order of the parts."""
+    """A turn. Only turns of the user may have images; each part of a turn begins on a new line, in the order of the parts.
+
+    Turns of one role in a row are joined as parts are.
+    """
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(max_length=MAX_PARTS)]
+    content: Content
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, turn: object) -> object:
+        given = without_neutral(turn, MESSAGE_FIELDS)
+        if not isinstance(given, dict):
+            return given
+        if given.get("role") in ("tool", "function"):
+            raise FieldError("role", f"the model calls no tools, so there are no turns of one; found {describe_value(given['role'])}")
+        if given.get("role") == "assistant" and isinstance(given.get("refusal"), str) and isinstance(given.get("content", []), str | list):
+            # What the assistant said in place of an answer, or after it.
+            given["content"] = [*_as_parts(given.get("content", [])), {"type": "refusal", "refusal": given.pop("refusal")}]
+        return given
 
 
 class StreamOptions(StrictModel):
@@ -74,8 +151,27 @@ class StreamOptions(StrictModel):
     include_usage: bool = False
 
 
+def _stop_texts(stop: object) -> object:
+    """One text as a list; an empty text as none. Raises FieldError for what is neither a text nor a list."""
+    if not isinstance(stop, str | list):
+        raise FieldError("", f"expected text or a list of texts, found {describe_value(stop)}")
+    return ([stop] if stop else []) if isinstance(stop, str) else stop
+
+
+def _without_neutral_of(unsupported: Unsupported) -> BeforeValidator:
+    return BeforeValidator(lambda value: without_neutral(value, unsupported))
+
+
+Stop = Annotated[StopTexts, BeforeValidator(_stop_texts), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]
+Metadata = Annotated[dict[str, Text], Field(max_length=16)]
+
+
 class ChatRequest(StrictModel):
-    """A conversation to continue."""
+    """A conversation to continue.
+
+    top_k, repetition_penalty and no_repeat_ngram_size are not part of OpenAI's API; its client sends them in extra_body.
+    user, safety_identifier, prompt_cache_key and metadata change no answer; metadata is returned with it.
+    """
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
 
@@ -83,18 +179,34 @@ class ChatRequest(StrictModel):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_TURNS)]
     n: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    no_repeat_ngram_size: NgramSize | None = None
+    presence_penalty: CountPenalty | None = None
+    frequency_penalty: CountPenalty | None = None
+    length_penalty: Annotated[LengthPenalty, Field(description="1: answers are not searched by beams here")] | None = None
+    stop: Stop | None = None
+    max_tokens: Annotated[int, Field(ge=1, description="Larger than serve.max_new_tokens counts as that")] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, description="Today's name of max_tokens")] | None = None
     seed: int | None = None
     logprobs: bool | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[StreamOptions, _without_neutral_of(STREAM_FIELDS)] | None = None
     user: str | None = None
-    top_logprobs: Literal[0] | None = None
-    top_p: Literal[1] | None = None
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
-    stop: None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: Metadata | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, request: object) -> object:
+        return without_neutral(request, REQUEST_FIELDS)
+
+    def decoding_fields(self) -> dict[str, Any]:
+        """The decoding settings that the request has, under the names of the configuration, but for the temperature."""
+        names = ("top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size", "presence_penalty", "frequency_penalty", "stop")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class ChatResponse(BaseModel):
@@ -109,7 +221,12 @@ class ChatResponse(BaseModel):
                     "created": 1790000000,
                     "model": "tiny",
                     "choices": [
-                        {"index": 0, "message": {"role": "assistant", "content": "red"}, "logprobs": None, "finish_reason": "stop"}
+                        {
+                            "index": 0,
+                            "message": {"role": "assistant", "content": "red", "refusal": None},
+                            "logprobs": None,
+                            "finish_reason": "stop",
+                        }
                     ],
                     "usage": {"prompt_tokens": 48, "completion_tokens": 2, "total_tokens": 50},
                 }
@@ -123,6 +240,20 @@ class ChatResponse(BaseModel):
     model: str
     choices: list[dict[str, Any]]
     usage: dict[str, int] | None
+    metadata: dict[str, str] | None = None
+
+
+class ModelCard(BaseModel):
+    """A model that clients can name."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"id": "tiny", "object": "model", "created": 1790000000, "owned_by": "tessera"}]}
+    )
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
 
 
 class ModelList(BaseModel):
@@ -135,4 +266,4 @@ class ModelList(BaseModel):
     )
 
     object: Literal["list"]
-    data: list[dict[str, Any]]
+    data: list[ModelCard]

@@ -2,9 +2,10 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
@@ -12,7 +13,9 @@ from answering.protocol import Decoding
 from answering.reply import Reply, question_request
 from serving.engine import VqaTask
 from serving.http.error_responses import ServiceError
+from serving.http.validation_messages import describe_value
 from serving.inputs.text_limits import clean_text
+from serving.routes.decoding_fields import DecodingForm, with_fields
 from serving.service import Service
 
 EXAMPLE: dict[str, Any] = {
@@ -68,10 +71,14 @@ def router(service: Service) -> APIRouter:
         rerank: Annotated[
             bool | None, Form(description="Whether the candidates are reranked; default: yes, if CLIP is loaded", examples=[True])
         ] = None,
+        *,
+        http_request: Request,
+        fields: Annotated[DecodingForm, Depends()],
     ) -> Any:
         engine = service.ready()
+        _check_fields(await http_request.form())
         text = clean_text(question, "question", service.settings.max_question_chars)
-        decoding = _requested_decoding(service, k)
+        decoding = _requested_decoding(service, k, fields.given())
         if rerank and engine.reranker is None:
             raise ServiceError(422, "rerank: this service has no reranker (rerank.clip is null)", "no_reranker")
         reranked = engine.reranker is not None if rerank is None else rerank
@@ -95,14 +102,24 @@ def reply_to_json(reply: Reply) -> dict[str, Any]:
     return {"status": "success", "question": reply.question, "answer": reply.chosen, **confidence, "candidates": reply.candidates()}
 
 
-def _requested_decoding(service: Service, k: int | None) -> Decoding:
-    """The configured decoding with k candidates. Raises ServiceError 422 if k is too large."""
+def _check_fields(form: Mapping[str, Any]) -> None:
+    """Raises ServiceError 422 for a field that the form does not have, such as a misspelt one."""
+    known = {"image", "question", "k", "rerank", *(field.name for field in dataclasses.fields(DecodingForm))}
+    if unknown := next((name for name in form if name not in known), None):
+        raise ServiceError(
+            422, f"{describe_value(unknown)}: not a field of this request; it has {', '.join(sorted(known))}", "invalid_request"
+        )
+
+
+def _requested_decoding(service: Service, k: int | None, given: dict[str, Any]) -> Decoding:
+    """The configured decoding with k candidates and the fields of a request. Raises ServiceError 422 if one cannot be used."""
     decoding, limit = service.plan.decoding, service.settings.max_candidates
-    if k is None:
-        return decoding
-    if k > limit:
-        raise ServiceError(422, f"k: at most {limit}, found {k}", "k")
-    # Greedy decoding yields only one candidate.
-    return dataclasses.replace(
-        decoding, num_candidates=k, strategy="beam" if decoding.strategy == "greedy" and k > 1 else decoding.strategy
-    )
+    if k is not None:
+        if k > limit:
+            raise ServiceError(422, f"k: at most {limit}, found {k}", "k")
+        if k > 1 and given.get("strategy") == "greedy":
+            raise ServiceError(422, f"k: greedy decoding gives a single candidate, found {k}", "k")
+        # Greedy decoding yields only one candidate.
+        strategy = "beam" if decoding.strategy == "greedy" and k > 1 else decoding.strategy
+        decoding = dataclasses.replace(decoding, num_candidates=k, strategy=strategy)
+    return with_fields(service, decoding, given)

@@ -12,6 +12,7 @@ import pytest
 
 from errors import TesseraError
 from serving.engine import Engine
+from serving.routes.decoding_fields import DecodingForm
 from tests.serving.conftest import TIMEOUT_SECONDS, FakeAnswerer, ask, image_file, serving, wait_for
 
 FORM = b"POST /vqa HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
@@ -276,7 +277,7 @@ def test_every_route_has_examples_in_the_api_documentation(answerer: FakeAnswere
     schemas = openapi["components"]["schemas"]
     for name in ("VqaResponse", "Health", "ChatRequest", "ChatResponse", "ModelList", "SearchResponse", "ImageResponse"):
         assert schemas[name]["examples"], name
-    assert len(openapi["paths"]) == 8
+    assert len(openapi["paths"]) == 9
     for path, methods in openapi["paths"].items():
         for method, route in methods.items():
             bodies = [body for answer in route["responses"].values() for body in answer.get("content", {}).values()]
@@ -286,7 +287,12 @@ def test_every_route_has_examples_in_the_api_documentation(answerer: FakeAnswere
     assert all(kind["schema"]["examples"] for kind in search.values())
     assert openapi["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
     form = schemas[openapi["paths"]["/vqa"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["$ref"].rsplit("/", 1)[1]]
-    assert {name for name, field in form["properties"].items() if "examples" in json.dumps(field)} == {"question", "k", "rerank"}
+    assert {name for name, field in form["properties"].items() if "examples" in json.dumps(field)} == {
+        "question",
+        "k",
+        "rerank",
+        *DecodingForm.__dataclass_fields__,
+    }
 
 
 def test_an_unreadable_index_is_503_and_questions_are_still_answered(answerer: FakeAnswerer) -> None:

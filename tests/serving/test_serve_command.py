@@ -124,11 +124,13 @@ def test_conversations_of_several_turns_are_answered(client: openai.OpenAI) -> N
     ("changes", "error", "message"),
     [
         ({"model": "other"}, openai.NotFoundError, "there is no model 'other', only 'trial'"),
-        ({"max_tokens": 100_000}, openai.UnprocessableEntityError, "max_tokens: at most 512"),
         ({"n": 17}, openai.UnprocessableEntityError, "n: at most 16"),
-        ({"stop": ["."]}, openai.UnprocessableEntityError, "stop"),
-        ({"top_p": 0.5}, openai.UnprocessableEntityError, "top_p"),
-        ({"messages": [{"role": "assistant", "content": "Hi"}]}, openai.UnprocessableEntityError, "roles must be"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.UnprocessableEntityError, "tools: the model calls no tools"),
+        (
+            {"messages": [{"role": "assistant", "content": "Hi"}]},
+            openai.UnprocessableEntityError,
+            "messages[0].role: the conversation begins",
+        ),
         ({"messages": conversation("word " * 700), "stream": True}, openai.UnprocessableEntityError, "at most 512 (model.max_length)"),
         ({"messages": conversation("x", *range(9))}, openai.UnprocessableEntityError, "at most 8 images"),
     ],
@@ -190,7 +192,7 @@ def test_the_examples_of_the_documentation_run(server: Process, tmp_path: Path, 
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     (tmp_path / "image.jpg").write_bytes(image_file(5, "JPEG"))
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```", text, flags=re.M | re.S)
-    assert [kind for kind, _ in blocks] == ["bash", "python", "bash"]
+    assert [kind for kind, _ in blocks] == ["bash", "bash", "python", "bash"]
     for kind, code in blocks:
         assert "http://127.0.0.1:8000" in code
         code = code.replace("http://127.0.0.1:8000", server.address()).replace('"tiny"', f'"{MODEL}"')

@@ -1,5 +1,6 @@
 """The demo page with small untrained models."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import pytest
 from answering.answerer_factory import ScorerCache, build_answerer, build_reranker
 from answering.config import CheckpointSystem, DecodingConfig, QwenVlSystem, RerankConfig
 from model.siglip_qwen.processor import Processor
-from serving.demo.page import DemoBackends
+from serving.demo.page import DemoBackends, Page
 from serving.demo.session import Session
+from serving.demo.upload_folder import UploadFolder
 from serving.search.config import SearchConfig
 from serving.search.folder_indexer import index_folder
 from serving.search.image_index import open_index
@@ -33,3 +35,23 @@ def demo_backends(parts: Path, processor: Processor, tmp_path_factory: pytest.Te
     index = open_index(SearchConfig(), str(folder / "index"), clip, create=True, scorer_cache=scorer_cache)
     index_folder(index, library)
     return DemoBackends(Session("ours", answerer, reranker, decoding, 6), other, scorer_cache.load(clip), index, sorted(library.iterdir()))
+
+
+@pytest.fixture
+def uploads(tmp_path: Path) -> UploadFolder:
+    """The upload folder of the page."""
+    folder = tmp_path / "uploads"
+    folder.mkdir()
+    return UploadFolder(folder)
+
+
+@pytest.fixture
+def page(demo_backends: DemoBackends, uploads: UploadFolder) -> Page:
+    """The page with these models."""
+    return Page(demo_backends, uploads)
+
+
+@pytest.fixture
+def image(demo_backends: DemoBackends, uploads: UploadFolder) -> str:
+    """The first example image, uploaded."""
+    return str(shutil.copy2(demo_backends.examples[0], uploads.path / "mine.png"))

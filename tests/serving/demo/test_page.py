@@ -2,7 +2,6 @@
 
 import math
 import re
-import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,25 +14,7 @@ from serving.demo.formatting import percent, shorten
 from serving.demo.localization import LANGUAGES, translations
 from serving.demo.page import DemoBackends, Page
 from serving.demo.session import Session, Turn, _request, candidate_rows
-from serving.demo.upload_folder import UploadFolder
 from serving.search.image_index import ImageIndex
-
-
-@pytest.fixture
-def uploads(tmp_path: Path) -> UploadFolder:
-    folder = tmp_path / "uploads"
-    folder.mkdir()
-    return UploadFolder(folder)
-
-
-@pytest.fixture
-def page(demo_backends: DemoBackends, uploads: UploadFolder) -> Page:
-    return Page(demo_backends, uploads)
-
-
-@pytest.fixture
-def image(demo_backends: DemoBackends, uploads: UploadFolder) -> str:
-    return str(shutil.copy2(demo_backends.examples[0], uploads.path / "mine.png"))
 
 
 def shape(value: object) -> object:
