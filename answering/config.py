@@ -44,7 +44,7 @@ class DecodingConfig:
     frequency_penalty: Annotated[float, Field(ge=-2.0, le=2.0)] = 0.0
     """Subtracted from the logit of a token for each time that the answer already has it."""
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
-    """No sequence of this many tokens occurs twice in an answer; 0: any may. null = 0 for short answers and 6 for captions,
+    """No sequence of this many tokens occurs twice in an answer; 0: any may. null = 0 for short answers and 12 for captions,
     descriptions and conversations, where it ends loops; endpoints are not sent it."""
     length_penalty: Annotated[float, Field(ge=-10.0, le=10.0)] = 1.0
     """Beam search ranks by log-probability / tokens ** length_penalty: the mean at 1, the sum at 0; lower values prefer shorter answers."""
@@ -58,8 +58,9 @@ class DecodingConfig:
     is an error if they cannot be used."""
 
 
-DESCRIPTION_NGRAM_SIZE = 6
-"""no_repeat_ngram_size of long texts where the configuration has null: longer than phrases that a good description repeats."""
+DESCRIPTION_NGRAM_SIZE = 12
+"""no_repeat_ngram_size of long texts where the configuration has null: longer than what good descriptions repeat. Of 1,357 references of
+the demo, 116 have a sequence of 6 tokens twice ("one sees a white triangle"), one has a sequence of 12."""
 
 
 def for_descriptions(decoding: DecodingConfig, max_new_tokens: int) -> DecodingConfig:

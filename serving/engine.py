@@ -195,12 +195,18 @@ class _StreamedText:
         self.finish_reason: FinishReason | None = None
 
     def __iter__(self) -> Iterator[str]:
-        self.finish_reason = yield from self._pieces
+        while True:
+            try:
+                piece = next(self._pieces)
+            except StopIteration as end:
+                self.finish_reason = end.value
+                return
+            yield piece
 
 
 def _samples(answer: Answer) -> list[tuple[str, FinishReason]]:
     """Raw text of each sample and why it ended; a candidate that was sampled twice is listed twice."""
-    reasons = answer.finish_reasons or ("stop",) * len(answer.candidates)
+    reasons: tuple[FinishReason, ...] = answer.finish_reasons or ("stop",) * len(answer.candidates)
     pairs = zip(answer.candidates, reasons, strict=True)
     return [(candidate.raw, reason) for candidate, reason in pairs for _ in range(candidate.count)]
 

@@ -6,9 +6,9 @@ import hashlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from answering.config import OpenAiSystem, for_descriptions
@@ -38,7 +38,7 @@ def router(service: Service) -> APIRouter:
         return {"object": "list", "data": [_model_card(service)]}
 
     @routes.get("/models/{model:path}", summary="One model", response_model=ModelCard)
-    async def model(model: str) -> Any:
+    async def model(model: Annotated[str, Path(description="Name of the model", examples=["tiny"])]) -> Any:
         service.ready()
         _check_model(service, model)
         return _model_card(service)

@@ -36,5 +36,5 @@ def test_every_setting_that_changes_an_answer_is_named_as_json_holds_it(name: st
 
 
 def test_descriptions_are_recorded_with_what_ends_their_loops() -> None:
-    assert decoding_record(for_descriptions(DecodingConfig(), 64)) == BEFORE | {"max_new_tokens": 64, "no_repeat_ngram_size": 6}
+    assert decoding_record(for_descriptions(DecodingConfig(), 64)) == BEFORE | {"max_new_tokens": 64, "no_repeat_ngram_size": 12}
     assert decoding_record(for_descriptions(DecodingConfig(no_repeat_ngram_size=0), 64)) == BEFORE | {"max_new_tokens": 64}

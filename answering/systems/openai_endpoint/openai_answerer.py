@@ -86,8 +86,8 @@ class EndpointAnswerer:
             reasons = ", ".join(sorted({choice.finish_reason or "none given" for choice in choices}))
             return Answer(request.request_id, error=f"the endpoint returned no text (finish_reason: {reasons})", prompt=prompt)
         candidates = merge(generations)
-        reasons = {generation.raw: _finish_reason(choice.finish_reason) for generation, choice in zip(generations, answered, strict=True)}
-        finish_reasons = tuple(reasons[candidate.raw] for candidate in candidates)
+        by_text = {generation.raw: _finish_reason(choice.finish_reason) for generation, choice in zip(generations, answered, strict=True)}
+        finish_reasons = tuple(by_text[candidate.raw] for candidate in candidates)
         return Answer(request.request_id, candidates, prompt=prompt, finish_reasons=finish_reasons)
 
     def _messages(self, request: Request) -> tuple[Message, ...]:

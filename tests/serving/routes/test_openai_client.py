@@ -77,7 +77,8 @@ def test_all_neutral_values_at_once_change_no_answer(running: Running) -> None:
 def test_an_answer_is_sent_back_as_the_client_dumps_it(running: Running) -> None:
     first = running.client.chat.completions.create(model="fake", messages=QUESTION).choices[0].message
     assert set(first.model_dump()) >= {"refusal", "annotations", "audio", "function_call", "tool_calls"}
-    for message in (first, first.model_dump(), {**first.model_dump(), "annotations": [], "tool_calls": []}):
+    dumped: list[Any] = [first, first.model_dump(), {**first.model_dump(), "annotations": [], "tool_calls": []}]
+    for message in dumped:
         running.client.chat.completions.create(model="fake", messages=[*QUESTION, message, {"role": "user", "content": "Why?"}])
         assert running.recorder.request.messages == (
             Message("user", "What is it?"), Message("assistant", "What is it?!"), Message("user", "Why?"),
@@ -158,8 +159,10 @@ def test_a_stream_takes_all_of_this_too(running: Running) -> None:
 
 
 def test_a_refusal_of_the_assistant_is_read_as_its_answer(running: Running) -> None:
-    for refusal in ({"content": None, "refusal": "No."}, {"content": [{"type": "refusal", "refusal": "No."}]}):
-        running.client.chat.completions.create(model="fake", messages=[*QUESTION, {"role": "assistant", **refusal}, *QUESTION])  # type: ignore[typeddict-item]
+    refusals: list[Any] = [{"content": None, "refusal": "No."}, {"content": [{"type": "refusal", "refusal": "No."}]}]
+    for refusal in refusals:
+        turns: list[Any] = [*QUESTION, {"role": "assistant", **refusal}, *QUESTION]
+        running.client.chat.completions.create(model="fake", messages=turns)
         assert running.recorder.request.messages[1] == Message("assistant", "No.")
 
 

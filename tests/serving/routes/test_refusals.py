@@ -211,4 +211,5 @@ def test_missing_and_wrong_form_fields_are_named(running: Running) -> None:
 def test_long_texts_and_images_are_not_repeated() -> None:
     assert describe_value("x" * 50) == "a text of 50 characters"
     assert describe_value("a\ud800") == "a text of 2 characters"
-    assert [describe_value(value) for value in (None, True, 0.5, {}, [])] == ["null", "true", "0.5", "an object", "a list"]
+    values: list[object] = [None, True, 0.5, {}, []]
+    assert [describe_value(value) for value in values] == ["null", "true", "0.5", "an object", "a list"]

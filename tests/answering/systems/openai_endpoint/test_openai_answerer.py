@@ -5,6 +5,7 @@ import dataclasses
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -283,7 +284,7 @@ def test_decoding_settings_are_sent_as_far_as_the_api_has_them(server: Server, s
 @pytest.mark.parametrize(
     ("setting", "value"), [("top_k", 5), ("repetition_penalty", 1.1), ("no_repeat_ngram_size", 2), ("length_penalty", 0.0)]
 )
-def test_a_setting_that_the_api_does_not_have_is_an_error(setting: str, value: float) -> None:
+def test_a_setting_that_the_api_does_not_have_is_an_error(setting: str, value: Any) -> None:
     far = OpenAiSystem(name="far", kind="openai", model="m")
     message = f"decoding.{setting}: {value}, but system far is asked through OpenAI's API, which has no such setting; leave it out"
     with pytest.raises(UsageError, match=message):
