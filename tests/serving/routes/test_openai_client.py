@@ -1,14 +1,17 @@
 """OpenAI's own client gets from the service what it gets from OpenAI's: neutral fields, whole answers sent back, images in every form."""
 
 import base64
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
 
+from answering.protocol import Answer, Decoding, FinishReason, Request
 from dataset.sample import Message
-from tests.serving.conftest import image_file
-from tests.serving.routes.conftest import URL, Running
+from tests.serving.conftest import image_file, serving
+from tests.serving.routes.conftest import URL, Recorder, Running
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is it?"}]
 NEUTRAL: dict[str, Any] = {
@@ -208,3 +211,23 @@ def test_penalties_and_sampling_change_answers_and_not_what_the_model_thinks_of_
     no_pairs = ask(extra_body={"no_repeat_ngram_size": 1, "repetition_penalty": 1.5}, presence_penalty=1.0, frequency_penalty=1.0)
     assert [t.logprob for t in no_pairs.logprobs.content] != [t.logprob for t in greedy.logprobs.content]
     assert all(float("-inf") < token.logprob <= 0 for token in no_pairs.logprobs.content)
+
+
+class CutOff(Recorder):
+    """A system that does not stream tokens and says that its answers reached the limit."""
+
+    def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
+        return [replace(answer, finish_reasons=("length",)) for answer in super().answer(requests, decoding)]
+
+    def stream(self, request: Request, decoding: Decoding) -> Generator[str, None, FinishReason]:
+        yield from super().stream(request, decoding)
+        return "length"
+
+
+def test_a_system_that_was_cut_off_says_so(running: Running) -> None:
+    with serving(CutOff(), cache_mib=0.0) as (web, _):
+        client = Running(web).client
+        answer = client.chat.completions.create(model="fake", messages=QUESTION)
+        chunks = list(client.chat.completions.create(model="fake", messages=QUESTION, stream=True))
+    assert answer.choices[0].finish_reason == chunks[-1].choices[0].finish_reason == "length"
+    assert running.client.chat.completions.create(model="fake", messages=QUESTION).choices[0].finish_reason == "stop"
