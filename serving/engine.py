@@ -206,9 +206,8 @@ class _StreamedText:
 
 def _samples(answer: Answer) -> list[tuple[str, FinishReason]]:
     """Raw text of each sample and why it ended; a candidate that was sampled twice is listed twice."""
-    reasons: tuple[FinishReason, ...] = answer.finish_reasons or ("stop",) * len(answer.candidates)
-    pairs = zip(answer.candidates, reasons, strict=True)
-    return [(candidate.raw, reason) for candidate, reason in pairs for _ in range(candidate.count)]
+    reasons: dict[int, FinishReason] = dict(enumerate(answer.finish_reasons))
+    return [(candidate.raw, reasons.get(i, "stop")) for i, candidate in enumerate(answer.candidates) for _ in range(candidate.count)]
 
 
 def _unanswerable(error: str) -> ServiceError:

@@ -135,7 +135,7 @@ def test_an_exported_checkpoint_answers_as_the_checkpoint_itself(
     prompted.save(folder)
     write_manifest(folder)
     llava_export.export(folder, tmp_path / form, form, prompted)
-    decoding = DecodingConfig(num_candidates=3, max_new_tokens=4)
+    decoding = DecodingConfig(num_candidates=3, max_new_tokens=4, no_repeat_ngram_size=1, repetition_penalty=1.3)
     requests = [REQUEST, make_request("b", "这是什么？", noise_image(1), noise_image(2)), make_request("c", "How many?")]
 
     def answers(path: Path, expected: str) -> list[Answer]:
