@@ -54,6 +54,18 @@ def test_greedy_answers_equal_those_of_stock_generate(
     assert_equal(generated, stock_with_rules(model, batch, 1, rules))
 
 
+def test_log_probabilities_are_those_of_the_model_where_tokens_are_chosen_in_spite_of_a_penalty(
+    model: VisionLanguageModel, answerer: CheckpointAnswerer, batch: PromptBatch, early_ends: tuple[int, ...]
+) -> None:
+    rules = rules_of(answerer, early_ends, presence_penalty=0.05, frequency_penalty=0.02)
+    beams = beam_search(model, batch, 4, rules)
+    greedy = collect(decode_steps(model, batch, 1, rules), len(batch.input_ids), 1)
+    for generated, k in ((beams, 4), (greedy, 1)):
+        assert_equal(generated, stock_with_rules(model, batch, k, rules))
+        differences = [abs(s.log_prob - (s.penalised_log_prob or 0.0)) for own in generated for s in own]
+        assert max(differences) > 0.01, "no answer has a token twice"
+
+
 def test_candidates_are_ordered_by_the_search_and_have_the_probabilities_of_the_model(
     answerer: CheckpointAnswerer, requests: list[Request]
 ) -> None:
