@@ -77,7 +77,8 @@ class TestSamePixels:
         noise = np.random.default_rng(0).integers(0, 2, (80, 107), dtype=np.uint8) * 255
         jpeg = encoded(Image.fromarray(noise).resize((320, 240), Image.Resampling.NEAREST).convert("RGB"), "JPEG", quality=30)
         png = encoded(open_image(jpeg), "PNG")
-        assert not np.array_equal(*(np.asarray(measure_image(data, "x").preview) for data in (jpeg, png)))
+        previews = [np.asarray(measure_image(data, "x").preview) for data in (jpeg, png)]
+        assert not np.array_equal(previews[0], previews[1])
         assert raw.merge(raw.llava([write(raw, "a.jpg", jpeg), write(raw, "a.png", png)])).images == 1
 
     def test_one_other_pixel_makes_another_image(self, raw: RawFiles) -> None:

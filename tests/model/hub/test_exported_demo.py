@@ -12,6 +12,7 @@ from pathlib import Path
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionContentPartParam
 
 from answering.answerer_factory import build_answerer
 from answering.config import CheckpointSystem
@@ -100,7 +101,7 @@ def test_transformers_serve_gives_our_greedy_answers(
     theirs = []
     for question in questions[:100]:
         image = base64.b64encode(image_path(question).read_bytes()).decode()
-        content = [
+        content: list[ChatCompletionContentPartParam] = [
             {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{image}"}},
             {"type": "text", "text": question.text},
         ]

@@ -14,6 +14,7 @@ from serving.demo.decoding_controls import NAMES, changed_settings
 from serving.demo.localization import PageError
 from serving.demo.page import DemoBackends, Page
 from serving.demo.session import Session
+from serving.demo.upload_folder import UploadFolder
 
 CONFIGURED = DecodingConfig(num_candidates=3, strategy="beam", max_new_tokens=8)
 
@@ -66,13 +67,13 @@ def test_an_impossible_value_is_a_message(page: Page, image: str, change: dict[s
     assert shown == [f"⚠️ This decoding setting is not possible: {reason}"] * 3
 
 
-def test_the_values_change_answers_and_their_confidence_is_not_shown(page: Page, image: str) -> None:
+def test_the_values_change_answers_and_their_confidence_is_not_shown(page: Page, image: str, uploads: UploadFolder) -> None:
     session = page.backends.session
     assert isinstance(session, Session) and session.reranker is not None
     confidence = Confidence(LogisticModel(("agreement",), (0.0,), math.log(3)))
     plan = dataclasses.replace(session.reranker.plan, confidence=confidence)
     confident = Session("ours", session.answerer, dataclasses.replace(session.reranker, plan=plan), session.decoding, 6)
-    own_page = Page(dataclasses.replace(page.backends, session=confident))
+    own_page = Page(dataclasses.replace(page.backends, session=confident), uploads)
     _, turns, _, _, status = list(own_page.ask(image, "What?", [], "English", *values(session.decoding)))[-1]
     assert status.startswith("Probability")
     stop = turns[0].answer[1:3]
@@ -86,11 +87,11 @@ def test_the_values_change_answers_and_their_confidence_is_not_shown(page: Page,
     assert one_token == greedy
 
 
-def test_a_setting_that_the_system_does_not_have_is_a_message(demo_backends: DemoBackends, image: str) -> None:
+def test_a_setting_that_the_system_does_not_have_is_a_message(demo_backends: DemoBackends, image: str, uploads: UploadFolder) -> None:
     session = demo_backends.session
     assert isinstance(session, Session)
     far = Session("far", session.answerer, None, session.decoding, 6, OpenAiSystem(name="far", kind="openai", model="m"))
-    page = Page(dataclasses.replace(demo_backends, session=far))
+    page = Page(dataclasses.replace(demo_backends, session=far), uploads)
     message = list(page.ask(image, "What?", [], "English", *values(session.decoding, top_k=5)))[-1][-1]
     assert "system far is asked through OpenAI's API, which has no such setting" in message
     with pytest.raises(UsageError):

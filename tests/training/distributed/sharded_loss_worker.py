@@ -64,7 +64,7 @@ class Fsdp2:
 
     def gradients(self) -> dict[str, torch.Tensor]:
         """Full gradients of all trained parameters, by name."""
-        return {name: p.grad.full_tensor().clone() for name, p in self.module.named_parameters() if p.grad is not None}
+        return {name: p.grad.full_tensor().clone() for name, p in self.module.named_parameters() if isinstance(p.grad, DTensor)}
 
     def zero_grad(self) -> None:
         self.module.zero_grad()
