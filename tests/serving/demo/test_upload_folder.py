@@ -80,12 +80,13 @@ class Browser:
         self.functions = {function.name: function for function in blocks.fns.values()}
         self.client = httpx2.Client(base_url=f"{blocks.local_url}gradio_api", timeout=TIMEOUT_SECONDS)
 
-    def send(self, name: str, image: Any, texts: tuple[str, ...] = ("red, blue",)) -> list[Any]:
+    def send(self, name: str, image: Any, text: str = "red, blue") -> list[Any]:
         """Send an event with the image; returns the values of its outputs, the last of which is the status."""
         function = self.functions[name]
-        kinds = [component.get_block_name() for component in function.inputs]
-        values = {"image": image, "radio": "English", "textbox": texts[0], "state": None}
-        body = {"data": [values[kind] for kind in kinds], "fn_index": function._id, "session_hash": self.session, "event_data": None}
+        given = {"image": image, "textbox": text, "state": None}
+        # All other inputs are as the page shows them at first.
+        data = [given.get(component.get_block_name(), component.value) for component in function.inputs]
+        body = {"data": data, "fn_index": function._id, "session_hash": self.session, "event_data": None}
         return self._result(body)
 
     def change_language(self) -> None:
