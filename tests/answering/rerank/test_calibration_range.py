@@ -103,10 +103,12 @@ def test_the_confidence_of_an_unlike_question_is_limited_and_falls_with_the_dist
         return Confidence(model, None, fitted).estimate(question, [image], CANDIDATES, 0, {})
 
     close = estimate(SURE, QUESTIONS[0], drawing(0))
-    assert close.value == pytest.approx(0.982, abs=1e-3) and close.unlike == ()
+    assert close.value == pytest.approx(0.982, abs=1e-3)
+    assert close.unlike == ()
     far = estimate(SURE, QUESTIONS[0], photograph(0))
     ratio = fitted.excess(QUESTIONS[0], [photograph(0)])["image"]
-    assert far.value == pytest.approx(UNLIKE_CONFIDENCE / ratio) and far.unlike == ("image",)
+    assert far.value == pytest.approx(UNLIKE_CONFIDENCE / ratio)
+    assert far.unlike == ("image",)
     assert ratio > 1
     # A confidence below the limit stays what it is.
     doubtful = LogisticModel(("agreement",), (0.0,), -9.0)
