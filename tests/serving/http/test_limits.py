@@ -62,7 +62,7 @@ def test_an_error_names_the_missing_form_field(answerer: FakeAnswerer) -> None:
     with serving(answerer) as (client, _):
         response = client.post("/vqa", files={"image": image_file()})
         path = client.post("/vqa", data={"image": "/etc/passwd", "question": "red"})
-    assert (response.status_code, response.json()["error"]["message"]) == (422, "question: field required")
+    assert (response.status_code, response.json()["error"]["message"]) == (422, "question: required, but missing")
     assert path.status_code == 422 and "passwd" not in path.text
 
 
@@ -105,7 +105,7 @@ def test_a_form_in_another_charset_than_utf8_is_refused(answerer: FakeAnswerer, 
         response = client.post("/vqa", content=part, headers={"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"})
         utf8 = client.post("/vqa", content=part, headers={"Content-Type": "multipart/form-data; charset=UTF-8; boundary=b"})
     assert (response.status_code, response.json()["error"]["code"]) == (415, "charset")
-    assert utf8.json()["error"]["message"] == "image: field required"
+    assert utf8.json()["error"]["message"] == "image: required, but missing"
 
 
 def test_a_client_that_does_not_read_does_not_block_the_shutdown(answerer: FakeAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
