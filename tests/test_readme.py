@@ -61,6 +61,7 @@ def test_the_windows_commands_are_those_that_make_demo_runs() -> None:
         assert "\n".join(ran) in text
 
 
+@pytest.mark.slow  # .ci/run makes the short demo with the same commands
 @pytest.mark.xdist_group("long")
 def test_every_command_of_the_readme_runs(tmp_path: Path) -> None:
     folder = workspace(tmp_path)
