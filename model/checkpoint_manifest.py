@@ -99,8 +99,8 @@ def _check_readable(path: Path) -> None:
         if path.suffix == ".json" and not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
             raise UsageError(f"{path}: damaged: not a JSON object")
         if path.suffix == ".safetensors":
-            with safe_open(path, "pt"):
-                pass
+            with safe_open(path, "pt") as file:
+                file.keys()
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UsageError(f"{path}: damaged, or not a {path.suffix[1:]} file ({' '.join(str(error).split())[:200]})") from error
 

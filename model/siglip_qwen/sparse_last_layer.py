@@ -35,11 +35,11 @@ class _SparseLastLayerMixin(nn.Module):
 
 
 class _Qwen2LastLayer(_SparseLastLayerMixin, Qwen2DecoderLayer):
-    pass
+    """The last layer of a Qwen2."""
 
 
 class _Qwen3LastLayer(_SparseLastLayerMixin, Qwen3DecoderLayer):
-    pass
+    """The last layer of a Qwen3."""
 
 
 _SPARSE_LAYER_CLASSES: dict[type[nn.Module], type[nn.Module]] = {Qwen2DecoderLayer: _Qwen2LastLayer, Qwen3DecoderLayer: _Qwen3LastLayer}

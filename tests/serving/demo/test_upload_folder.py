@@ -59,7 +59,7 @@ def test_a_path_outside_is_refused_without_a_look_at_the_file_system(folder: Upl
 
     monkeypatch.setattr(Path, "resolve", look)
     with pytest.raises(PageError):
-        folder.checked("/root/secret.png")
+        folder.checked("/srv/secret.png")
 
 
 def test_the_folder_is_private_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
