@@ -10,6 +10,7 @@ from dataset.build.splits import SPLITS
 from dataset.config import Split
 
 MAX_EXAMPLES = 3
+"""Number of examples that the report of a merge names for each reason."""
 
 
 @dataclass

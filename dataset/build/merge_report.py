@@ -7,16 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from dataset.build.duplicate_counts import EqualFiles, NearDuplicates
+from dataset.build.duplicate_counts import MAX_EXAMPLES, EqualFiles, NearDuplicates
 from dataset.record_validation import DropReason
 from dataset.sources.record import RecordLocation
 from errors import TesseraError
 
 DROPPED_FILE = "dropped.jsonl"
 """List of all dropped records."""
-MAX_EXAMPLES = 3
-"""Number of examples that are named for each reason."""
-
 _MAX_EXAMPLE_CHARS = 400
 
 

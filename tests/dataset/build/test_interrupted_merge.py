@@ -32,21 +32,27 @@ def hidden(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob(".*"))
 
 
+def start_until(raw: RawFiles, line: str, *arguments: str) -> subprocess.Popen[str]:
+    """A Python process in the folder of the raw files that has printed `line` and then waits."""
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=raw.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == f"{line}\n"
+    return process
+
+
 def merge_that_waits(raw: RawFiles) -> subprocess.Popen[str]:
     """A merge in another process that stops in the middle of writing."""
     raw.image("a.jpg")
     config = raw.config(raw.llava([conversation("a.jpg", "?", "x")]))
     (raw.folder / "config.pickle").write_bytes(pickle.dumps((config, raw.merged)))
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(raw.folder / "config.pickle")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "writing\n"
-    return process
+    return start_until(raw, "writing", "-c", HOLD, str(raw.folder / "config.pickle"))
 
 
 def test_what_a_killed_merge_leaves_is_cleared_by_the_next(raw: RawFiles) -> None:
@@ -92,16 +98,7 @@ def test_a_signal_to_the_command_ends_its_workers_too(raw: RawFiles, number: sig
         "    cli.run(preprocess.main, preprocess.parser, ['--config', 'config.yaml'])\n"
     )
     (raw.folder / "program.py").write_text(program, encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, "program.py"],
-        cwd=raw.folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "checking\n"
+    process = start_until(raw, "checking", "program.py")
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
     process.send_signal(number)
