@@ -169,3 +169,22 @@ def test_libraries_that_write_weights_and_tables_are_understood(tmp_path: Path) 
     completed = run_program("-c", LIMITED, "program.py", cwd=tmp_path, stdout=subprocess.PIPE)
     files = [line.split(": cannot be written: ")[0] for line in completed.stdout.splitlines()]
     assert files == ["a.safetensors", "a.parquet"], completed.stderr
+
+
+TENSORBOARD = """
+import resource
+from pathlib import Path
+from errors import TesseraError
+from training.monitoring.tensorboard_logger import TensorBoardLogger
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+try:
+    TensorBoardLogger(Path("curves"), 0)
+except TesseraError as error:
+    print(error)
+"""
+
+
+def test_curves_that_cannot_be_written_are_one_sentence_without_a_threads_traceback(tmp_path: Path) -> None:
+    completed = run_program("-c", TENSORBOARD, cwd=tmp_path, stdout=subprocess.PIPE)
+    assert completed.stdout.startswith(f"curves: cannot be written: {os.strerror(errno.EFBIG)} (")
+    assert "Traceback" not in completed.stderr

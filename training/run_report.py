@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from atomic_io import atomic_write
-from errors import UsageError
+from errors import TesseraError
 from model.siglip_qwen import checkpoint as model_checkpoint
 from training.checkpointing.resume import RunState
 from training.config import Experiment
@@ -25,22 +25,24 @@ from training.run_setup import Machine, RunSetup
 def start_trackers(config: Experiment, machine: Machine, state: RunState | None, settings: dict[str, Any]) -> list[Tracker]:
     """Open what train.report_to names, on rank 0; empty on the other ranks. Where it can, a resumed run goes on in the same place.
 
-    state: the run state to resume from. Raises UsageError when a tracker cannot be opened; those opened before are closed.
+    state: the run state to resume from. Raises TesseraError when a tracker cannot be opened; those opened before are closed.
     """
     if not machine.partial_state.is_main_process:
         return []
     trackers: list[Tracker] = []
     for name in config.train.report_to:
+        folder = config.result_folder / "tensorboard"
         if name == "tensorboard":
-            folder = config.result_folder / "tensorboard"
             machine.print_once(f"curves and sample predictions: tensorboard --logdir {folder}")
-            trackers.append(TensorBoardLogger(folder, state.step if state else 0))
-            continue
         config.result_folder.mkdir(parents=True, exist_ok=True)
         run_id = state.trackers.get(name) if state else None
         try:
-            trackers.append(start_tracker(name, config.checkpoint_folder.name, config.result_folder, settings, run_id))
-        except UsageError:
+            trackers.append(
+                TensorBoardLogger(folder, state.step if state else 0)
+                if name == "tensorboard"
+                else start_tracker(name, config.checkpoint_folder.name, config.result_folder, settings, run_id)
+            )
+        except TesseraError:
             for tracker in trackers:
                 tracker.close("failed")
             raise

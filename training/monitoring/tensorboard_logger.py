@@ -1,5 +1,6 @@
 """TensorBoard: scalars of all metrics in the history, and images with sample predictions."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from atomic_io import naming_full_disk
 from training.monitoring.metrics_history import Row
 from training.monitoring.prediction_panels import Panel, render_panel
 
@@ -20,13 +22,18 @@ class TensorBoardLogger:
     Args:
         folder: Folder of the event files.
         step: Optimizer steps before this run; later events of an earlier run are purged.
+
+    Raises:
+        TesseraError: the disk is full.
     """
 
     name = "tensorboard"
     run_id = ""
 
     def __init__(self, folder: Path, step: int):
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        _hide_writer_thread_errors()
+        with naming_full_disk(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def begin_stage(self, *_args: Any) -> None:
         """Nothing to do: the events of all stages go into one file."""
@@ -44,3 +51,14 @@ class TensorBoardLogger:
 
     def close(self, _status: str) -> None:
         self._writer.close()
+
+
+def _hide_writer_thread_errors() -> None:
+    """Do not print the traceback of TensorBoard's writer thread: the next call of the writer raises the same error again."""
+    shown = threading.excepthook
+
+    def show(args: threading.ExceptHookArgs) -> None:
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            shown(args)
+
+    threading.excepthook = show
