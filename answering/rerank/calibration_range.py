@@ -43,8 +43,8 @@ class ImageRange:
     limit: float
 
     def distance(self, statistics: np.ndarray) -> float:
-        """Mahalanobis distance of the statistics [S] of an image."""
-        return float(_distances(statistics[None], np.array(self.mean), np.array(self.precision))[0])
+        """Mahalanobis distance of the statistics of an image, of which the first S count (see STATISTICS)."""
+        return float(_distances(statistics[None, : len(self.mean)], np.array(self.mean), np.array(self.precision))[0])
 
 
 @dataclass(frozen=True, slots=True)

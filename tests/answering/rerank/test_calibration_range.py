@@ -9,7 +9,14 @@ from PIL import Image, ImageDraw
 
 from answering.protocol import Answer, Candidate
 from answering.reply import Reply
-from answering.rerank.calibration_range import MIN_IMAGES, UNLIKE_CONFIDENCE, CalibrationRange, fit_calibration_range, question_words
+from answering.rerank.calibration_range import (
+    MIN_IMAGES,
+    UNLIKE_CONFIDENCE,
+    CalibrationRange,
+    ImageRange,
+    fit_calibration_range,
+    question_words,
+)
 from answering.rerank.confidence import Confidence, Estimate
 from answering.rerank.image_statistics import STATISTICS, image_statistics
 from answering.rerank.logistic_regression import LogisticModel
@@ -49,6 +56,14 @@ def test_the_statistics_of_an_image_are_those_computed_by_hand() -> None:
     assert values["mean saturation"] == values["share of the commonest color"] == pytest.approx(0.5)
     assert values["log number of colors"] == values["entropy of the colors"] == pytest.approx(np.log(2))
     assert values["share of gradients below 0.05"] == pytest.approx(62 / 63)
+    assert values["share of the Laplacian above 0.3"] == values["share of the Laplacian above 0.02"] == pytest.approx(2 / 62)
+    assert (values["median red"], values["median green"]) == (0.5, 0.0)
+
+
+def test_a_range_that_was_saved_with_fewer_statistics_compares_these() -> None:
+    statistics = image_statistics(drawing(1))
+    earlier = ImageRange(tuple(statistics[:3] + 2), ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), 1.0)
+    assert earlier.distance(statistics) == pytest.approx(np.sqrt(12))
 
 
 def test_the_statistics_of_a_file_are_those_of_its_image_at_any_resolution(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import torch
 from answering.prompts import PromptPolicy
 from answering.protocol import Request
 from answering.rerank.self_evaluation import NO_WORDS, YES_WORDS, SelfEvaluator, self_evaluation_request
-from answering.systems.siglip_qwen import CheckpointAnswerer
+from answering.systems.family_answerer import FamilyAnswerer
 from tests.answering.conftest import make_request, noise_image
 
 
-def test_the_score_is_the_probability_of_yes_against_no(answerer: CheckpointAnswerer) -> None:
+def test_the_score_is_the_probability_of_yes_against_no(answerer: FamilyAnswerer) -> None:
     request = make_request("a", "What color is the circle?", noise_image(1))
     assert isinstance(answerer, SelfEvaluator)
     (group,) = answerer.judge([request], [["red", "blue"]], 16)
@@ -30,7 +30,7 @@ def test_the_score_is_the_probability_of_yes_against_no(answerer: CheckpointAnsw
     assert group[0] != group[1]
 
 
-def test_batching_does_not_change_the_score_of_a_candidate(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_batching_does_not_change_the_score_of_a_candidate(answerer: FamilyAnswerer, requests: list[Request]) -> None:
     texts = [["red"], ["yes", "no", ""], [], ["2"], ["a blue ring"]]
     together = answerer.judge(requests, texts, 3)
     assert [None if group is None else len(group) for group in together] == [1, 3, 0, 1, 1]
@@ -39,7 +39,7 @@ def test_batching_does_not_change_the_score_of_a_candidate(answerer: CheckpointA
     assert all(0.0 <= value <= 1.0 for group in together for value in group or [])
 
 
-def test_a_request_that_does_not_fit_gets_no_scores_and_affects_no_other(answerer: CheckpointAnswerer) -> None:
+def test_a_request_that_does_not_fit_gets_no_scores_and_affects_no_other(answerer: FamilyAnswerer) -> None:
     good, long = make_request("a", "What?", noise_image(1)), make_request("b", "What? " * 600)
     assert answerer.judge([long, good], [["x", "y"], ["z"]], 8)[0] is None
     assert answerer.judge([long, good], [["x"], ["z"]], 8)[1] == pytest.approx(answerer.judge([good], [["z"]], 8)[0], abs=1e-5)
