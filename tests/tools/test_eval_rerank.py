@@ -19,7 +19,7 @@ from model.checkpoint_manifest import write_manifest
 from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.processor import Processor
 from tests.evaluation.fakes import questions, write_store
 from tools import eval_rerank
@@ -34,7 +34,7 @@ def experiment(parts: Path, processor: Processor, tmp_path_factory: pytest.TempP
     write_store(folder / "data", questions(3) + questions(2, "validation"))
     model: dict[str, Any] = {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "max_length": 512, "lora": None}
     torch.manual_seed(0)
-    settings = ModelConfig(**model)
+    settings = SiglipQwenConfig(**model)
     weights = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ["connector"])
     for name in ("early", "late"):
         path = folder / name
@@ -111,6 +111,7 @@ def test_a_missed_threshold_is_printed_and_exits_with_status_1(
     assert command("eval.thresholds.first=0.0", *given) == 0
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_questions_and_write_the_same_files_as_one(experiment: Path, tmp_path: Path) -> None:
     given = ["decoding.batch_size=1", "rerank.tune=false", "--config", str(experiment / "config.yaml"), "--systems", "ours", "--out"]
     assert command(*given, tmp_path / "one") == 0

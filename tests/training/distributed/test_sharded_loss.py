@@ -16,7 +16,11 @@ NO_DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None,
 
 @pytest.mark.parametrize(
     ("launch_file", "quantization", "cases"),
-    [("fsdp2", "none", 16), ("fsdp2_qlora", "nf4", 8), pytest.param("deepspeed_zero3", "none", 16, marks=[NO_DEEPSPEED, pytest.mark.slow])],
+    [
+        ("fsdp2", "none", 16),
+        pytest.param("fsdp2_qlora", "nf4", 8, marks=pytest.mark.slow),
+        pytest.param("deepspeed_zero3", "none", 16, marks=[NO_DEEPSPEED, pytest.mark.slow]),
+    ],
 )
 def test_any_distribution_of_supervised_tokens_over_ranks_gives_one_process_s_loss_and_gradients(
     parts: Path, tmp_path: Path, launch_file: str, quantization: str, cases: int
