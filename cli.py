@@ -227,6 +227,8 @@ def describe(section: Any, prefix: str = "") -> list[str]:
         is_discriminator = get_origin(hint) is Literal and len(get_args(hint)) == 1
         lines.append(f"      {'Selects the variant.' if is_discriminator else ' '.join(documentation.get(field.name, '').split())}")
         for kind in nested:
+            if len(nested) > 1:
+                lines.append(f"    {key}, {kind.__doc__}")
             lines += describe(kind, key + ".")
         for member in _list_members(hint):
             lines.append(f"    {key}.N, {member.__doc__}")

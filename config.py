@@ -13,7 +13,8 @@ from config_schema import section
 from dataset.config import DataConfig
 from errors import UsageError
 from evaluation.config import EvalConfig
-from model.siglip_qwen.config import ModelConfig
+from model.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from renamed_keys import new_key
 from serving.config import ServeConfig
 from serving.search.config import SearchConfig
@@ -31,8 +32,8 @@ class Config:
     """Name of the experiment: letters, digits, `.`, `_`, `-`. The default folders are data/<name>, checkpoints/<name>, results/<name>."""
     data: DataConfig = DataConfig()
     """Data sources, merging and splits."""
-    model: ModelConfig = ModelConfig()
-    """Vision encoder, connector, language model and LoRA."""
+    model: ModelConfig = SiglipQwenConfig()
+    """The model: its family, pre-trained parts, LoRA and quantisation."""
     train: TrainConfig = TrainConfig()
     """Training stages, optimizer and batches."""
     decoding: DecodingConfig = DecodingConfig()
@@ -142,6 +143,8 @@ def _child(node: Any, key_part: str, key: str, create: bool = False) -> Any:
 
 
 def _key(location: tuple[int | str, ...]) -> str:
+    if len(location) > 1 and location[0] == "model":
+        location = (location[0], *location[2:])  # the second part is the family that chose the class
     return ".".join(str(key_part) for key_part in location) or "file"
 
 

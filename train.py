@@ -22,7 +22,7 @@ def main(arguments: argparse.Namespace) -> None:
     rank = int(os.environ.get("RANK", "0"))
     launch = launch_command(sys.argv[0], parent_process())
     same = ["--config", str(arguments.config_path), *arguments.overrides]
-    configuration.check_model_paths(arguments.config, "model.vision", "model.language")
+    configuration.check_model_paths(arguments.config, *(f"model.{key}" for key in arguments.config.model.base_models))
     check_before_loading(arguments.config, arguments.resume)
     lock = contextlib.nullcontext() if rank else run_lock(arguments.config.checkpoint_folder)
     try:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,16 +19,15 @@ from answering.rerank.choose_answer import RESERVED_NAMES, RerankPlan
 from answering.rerank.fitted_reranker import explain_mismatch, find_fitted, rerank_settings
 from answering.rerank.image_text_scores import ImageTextScorer
 from answering.systems import blip2, llava_folder, qwen_vl
+from answering.systems.family_answerer import FamilyAnswerer
 from answering.systems.openai_endpoint.api_key import api_key
-from answering.systems.siglip_qwen import CheckpointAnswerer
 from dataset.loading.image_io import open_image
 from dataset.sample import Language
 from errors import UsageError
+from model.chat_processor import ChatProcessor
+from model.checkpoint_manifest import latest_checkpoint
+from model.family import LoadOptions, family, family_of, read_model_config
 from model.kernels.device_capability import default_dtype
-from model.siglip_qwen import checkpoint
-from model.siglip_qwen.assembly import build
-from model.siglip_qwen.fused_modules import fuse_modules
-from model.siglip_qwen.processor import Processor
 from visual import clip_scorer
 from visual.config import is_missing_folder
 
@@ -243,33 +243,38 @@ def build_reranker(
 
 def build_untuned(
     system: CheckpointSystem, *, checkpoint_folder: Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-) -> CheckpointAnswerer:
+) -> FamilyAnswerer:
     """A control: the same pre-trained models and settings as a checkpoint, but untrained (a newly initialised connector, no adapter).
 
     The connector is initialised with a fixed seed. Raises UsageError as `build_answerer` does.
     """
     path = _checkpoint_folder(system, checkpoint_folder)
-    processor = Processor.load(path)
+    kind = family(family_of(path))
+    processor = kind.load_processor(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build(checkpoint.settings(path), image_token_id=processor.image_token_id, dtype=dtype, device=device or default_device())
-    return CheckpointAnswerer(model, processor, PromptPolicy.of_checkpoint(processor.prompts, system), {"path": str(path), "untuned": True})
+        model = kind.build(kind.settings(path), processor, LoadOptions(dtype, device or default_device()))
+    return FamilyAnswerer(model, processor, PromptPolicy.of_checkpoint(processor.prompts, system), {"path": str(path), "untuned": True})
 
 
-def _build_checkpoint(system: CheckpointSystem, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> CheckpointAnswerer:
+def _build_checkpoint(system: CheckpointSystem, folder: Path, device: torch.device | str, dtype: torch.dtype | None) -> FamilyAnswerer:
     path = _checkpoint_folder(system, folder)
-    form = checkpoint.folder_form(path)
-    if form == "llava":
+    is_llava = read_model_config(path).get("model_type") == "llava"
+    form = "llava" if is_llava else "merged" if any(path.glob("model*.safetensors")) else "adapter"
+    settings = {"path": str(path), "form": form, "quantization": system.quantization}
+    model: Any
+    processor: ChatProcessor
+    if is_llava:
         model, processor = llava_folder.load(path, system.quantization, dtype or default_dtype(device), device)
     else:
-        processor = Processor.load(path)
-        model = checkpoint.load(path, quantization=system.quantization, dtype=dtype, device=device)
-        fuse_modules(model)
-    settings = {"path": str(path), "form": form, "quantization": system.quantization}
-    return CheckpointAnswerer(model, processor, PromptPolicy.of_checkpoint(processor.prompts, system), settings)
+        kind = family(family_of(path))
+        processor = kind.load_processor(path)
+        model = kind.load(path, LoadOptions(dtype, device), quantization=system.quantization)
+        kind.fuse(model)
+    return FamilyAnswerer(model, processor, PromptPolicy.of_checkpoint(processor.prompts, system), settings)
 
 
 def _checkpoint_folder(system: CheckpointSystem, folder: Path) -> Path:
     check_system(system)
     path = folder if system.path == "latest" else Path(system.path)
-    return path if (path / "config.json").is_file() else checkpoint.latest(path)
+    return path if (path / "config.json").is_file() else latest_checkpoint(path)

@@ -17,7 +17,7 @@ from model.checkpoint_manifest import model_digest
 
 _FOLDERS = {"path": "files", "adapter": "adapter_files"}
 """Setting of a system that may name a folder -> the key of the folder's fingerprint."""
-_BASE_MODELS = ("vision", "language")
+_BASE_MODELS = ("vision", "language", "path")
 """Settings of a checkpoint that name the pre-trained models that it was trained on."""
 
 NEUTRAL_SETTINGS: dict[str, object] = {

@@ -24,7 +24,7 @@ from errors import UsageError
 from model.hub.llava_export import check_llava_compatible, to_llava
 from model.quantization import disable_avx512bf16
 from model.siglip_qwen.assembly import assemble
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.connector import num_image_tokens
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import IMAGE_TOKEN_CANDIDATES, Processor
@@ -77,7 +77,7 @@ def model_configs(size: Size) -> tuple[SiglipVisionConfig, PreTrainedConfig]:
     return vision, language
 
 
-def build_processor(size: Size, settings: ModelConfig) -> Processor:
+def build_processor(size: Size, settings: SiglipQwenConfig) -> Processor:
     """Processor with the demo's tokenizer, padded to the language model's vocabulary size, and the encoder's image processor."""
     vision, language = model_configs(size)
     side = grid_side(vision)
@@ -94,7 +94,7 @@ def build_processor(size: Size, settings: ModelConfig) -> Processor:
 
 def build_ours(
     size: Size,
-    settings: ModelConfig,
+    settings: SiglipQwenConfig,
     processor: Processor,
     *,
     dtype: torch.dtype,
@@ -129,13 +129,13 @@ def build_ours(
     return model
 
 
-def check_comparable(settings: ModelConfig) -> None:
+def check_comparable(settings: SiglipQwenConfig) -> None:
     """Raise UsageError for a setting that the stock model does not support."""
     check_unquantised(settings)
     check_llava_compatible(settings)
 
 
-def check_unquantised(settings: ModelConfig) -> None:
+def check_unquantised(settings: SiglipQwenConfig) -> None:
     """Raise UsageError if `model.quantization` is set: the random weights are unquantised."""
     if settings.quantization != "none":
         raise UsageError(f"model.quantization: {settings.quantization}, but the benchmark creates unquantised weights; set it to none")

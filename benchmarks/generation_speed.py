@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from answering.decoding.beam_search import GeneratedSequence, PromptBatch
 from answering.decoding.candidates import merge
 from answering.protocol import Answer, Decoding, Request
-from answering.systems.siglip_qwen import CheckpointAnswerer
+from answering.systems.family_answerer import FamilyAnswerer
 from benchmarks.benchmark_report import BenchmarkReport, Machine, format_number
 from benchmarks.full_size_models import Size, build_ours, build_processor, build_stock, check_comparable
 from benchmarks.timing import Ratio, free_memory, largest_fitting_batch, time_interleaved, timed
@@ -27,7 +27,7 @@ from dataset.synthetic.question_phrasing import sample_questions
 from dataset.synthetic.scene import generate_scene
 from errors import TesseraError, UsageError
 from model.kernels.device_capability import default_dtype
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from training.monitoring.throughput import peak_memory
 from training.out_of_memory import explain_out_of_memory
 
@@ -131,7 +131,7 @@ class StockModel:
         decoding: number of candidates and of new tokens.
     """
 
-    def __init__(self, model: Any, answerer: CheckpointAnswerer, requests: Sequence[Request], decoding: Decoding):
+    def __init__(self, model: Any, answerer: FamilyAnswerer, requests: Sequence[Request], decoding: Decoding):
         self._model, self._answerer, self._requests, self._decoding = model, answerer, requests, decoding
 
     def variant(self, name: str, batch: int) -> Variant:
@@ -164,7 +164,7 @@ class StockModel:
         )
 
 
-def measure(size: Size, model: ModelConfig, decoding: Decoding, workload: Workload, device: torch.device) -> BenchmarkReport:
+def measure(size: Size, model: SiglipQwenConfig, decoding: Decoding, workload: Workload, device: torch.device) -> BenchmarkReport:
     """Answer the questions with every path, in interleaved blocks.
 
     Args:
@@ -191,7 +191,7 @@ def measure(size: Size, model: ModelConfig, decoding: Decoding, workload: Worklo
         # As checkpoints are loaded for inference. The stock model requires features and connector to have the same dtype.
         ours.model.multi_modal_projector.to(dtype)
     stock_model = build_stock(ours) if workload.against_stock else None
-    answerer, requests = CheckpointAnswerer(ours, processor), synthetic_questions(workload.questions)
+    answerer, requests = FamilyAnswerer(ours, processor), synthetic_questions(workload.questions)
     variants = [
         Variant(OURS, decoding.batch_size, lambda: answerer.answer(requests, decoding), answerer.answer(requests, decoding), device)
     ]
@@ -217,7 +217,7 @@ def measure(size: Size, model: ModelConfig, decoding: Decoding, workload: Worklo
     return _report(size, facts, results, workload, Machine.current(device), settings)
 
 
-def cuda_graph_status(answerer: CheckpointAnswerer, decoding: Decoding) -> str:
+def cuda_graph_status(answerer: FamilyAnswerer, decoding: Decoding) -> str:
     """Whether decode steps were replayed as CUDA graphs, as text."""
     if not decoding.cuda_graphs:
         return "off (decoding.cuda_graphs=false)"

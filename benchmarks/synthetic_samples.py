@@ -73,4 +73,4 @@ def _random_tokens(rng: random.Random, processor: Processor, count: int) -> list
 def _with_images(encoded: list[EncodedSample], processor: Processor, seed: int) -> list[Example]:
     noise = np.random.default_rng(seed).integers(0, 256, (NUM_IMAGES, *processor.pixel_reader.size, 3), dtype=np.uint8)
     images = processor.pixel_reader.read([Image.fromarray(image) for image in noise])
-    return [Example(str(i), sample, images[i % NUM_IMAGES][None]) for i, sample in enumerate(encoded)]
+    return [Example(str(i), sample, {"pixel_values": images[i % NUM_IMAGES][None]}) for i, sample in enumerate(encoded)]

@@ -7,6 +7,7 @@ such a folder only sizes can be checked, which is said in a warning.
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,21 @@ def manifest_mismatch(folder: Path, model_only: bool = False) -> str | None:
         return _added_file(folder, listed, model_only) or _first_difference(folder, listed)
     except OSError as error:
         return f"{Path(error.filename or folder).name} cannot be read ({error.strerror or error})"
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The complete `checkpoint-<step>` with the highest step; incomplete and damaged ones are skipped with a warning.
+
+    Raises:
+        UsageError: there is none.
+    """
+    steps = {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))}
+    for step in sorted(steps, reverse=True):
+        reason = manifest_mismatch(steps[step], model_only=True)
+        if reason is None:
+            return steps[step]
+        log.warning("skipping %s: %s", steps[step], reason)
+    raise UsageError(f"{folder}: it contains no complete checkpoint-<step>; train first (accelerate launch train.py)")
 
 
 def file_mismatch(folder: Path, name: str) -> str | None:

@@ -9,13 +9,15 @@ from peft import PeftModel
 from torch import nn
 
 from errors import UsageError
-from model.param_groups import CONNECTOR, LANGUAGE_MODEL, ParamGroup, set_trainable
-from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.family_config import LoraConfig, ParamGroup
+from model.param_groups import language_model, set_trainable
+from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.module_paths import CONNECTOR, LANGUAGE_MODEL
 
 
 def configure_trainable(
-    model: VisionLanguageModel | PeftModel, config: ModelConfig, train: Collection[ParamGroup]
+    model: VisionLanguageModel | PeftModel, config: SiglipQwenConfig, train: Collection[ParamGroup]
 ) -> VisionLanguageModel | PeftModel:
     """Make the groups in `train` trainable, in fp32, and freeze everything else. LoRA is added when first needed.
 
@@ -49,28 +51,40 @@ def configure_trainable(
 
 
 def peft_lora_config(model: VisionLanguageModel, lora: LoraConfig) -> peft.LoraConfig:
-    """PEFT's config: LoRA on every linear layer of the language model. SigLIP has layers of equal names, so the pattern has the path."""
-    linear = {name.rpartition(".")[2] for name, module in model.model.language_model.named_modules() if isinstance(module, nn.Linear)}
+    """PEFT's config: LoRA on every linear layer of the language model; the connector is saved with it."""
+    return language_lora_config(model.model.language_model, LANGUAGE_MODEL, lora, [CONNECTOR.rpartition(".")[2]])
+
+
+def language_lora_config(language: nn.Module, path: str, lora: LoraConfig, modules_to_save: list[str] | None) -> peft.LoraConfig:
+    """PEFT's config: LoRA on every linear layer of a language model.
+
+    Args:
+        language: the language model.
+        path: its place in the whole model; vision encoders have layers of equal names, so the pattern has the path.
+        lora: rank, scale, dropout.
+        modules_to_save: names of modules that are trained in full and saved with the adapters.
+    """
+    linear = {name.rpartition(".")[2] for name, module in language.named_modules() if isinstance(module, nn.Linear)}
     return peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         use_dora=lora.use_dora,
-        target_modules=rf"{re.escape(LANGUAGE_MODEL)}\..*\.({'|'.join(sorted(linear))})",
-        modules_to_save=[CONNECTOR.rpartition(".")[2]],
+        target_modules=rf"{re.escape(path)}\..*\.({'|'.join(sorted(linear))})",
+        modules_to_save=modules_to_save,
     )
 
 
-def enable_gradient_checkpointing(model: VisionLanguageModel | PeftModel, layers: int | None = None) -> None:
+def enable_gradient_checkpointing(model: nn.Module, layers: int | None = None) -> None:
     """Enable activation checkpointing for `layers` layers of the language model, evenly spread; None for all.
 
     The frozen vision encoder saves no activations anyway.
     """
-    language_model = base_model(model).model.language_model
-    language_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    num_layers = len(language_model.layers)
+    language = language_model(model)
+    language.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    num_layers = len(language.layers)
     count = num_layers if layers is None else layers
-    for i, layer in enumerate(language_model.layers):
+    for i, layer in enumerate(language.layers):
         layer.gradient_checkpointing = (i + 1) * count // num_layers > i * count // num_layers
 
 

@@ -1,42 +1,58 @@
-"""Parameter groups: connector, LoRA, language model. Sets and lists the trainable ones."""
+"""Parameter groups: vision encoder, connector, LoRA, language model. Sets and lists the trainable ones.
 
-from collections.abc import Collection
-from typing import Literal
+A model says which of its modules form its groups in its attribute `group_paths`.
+"""
 
+from collections.abc import Collection, Mapping
+from typing import Any, TypeAlias
+
+from peft import PeftModel
 from torch import nn
 
-ParamGroup = Literal["connector", "lora", "language"]
-"""Name of a parameter group; each group has its own learning rate."""
+from model.family_config import ParamGroup
+
+GroupPaths: TypeAlias = Mapping[ParamGroup, tuple[str, ...]]
+"""Beginnings of the names of the parameters of each group; the first group with a match has a parameter. LoRA needs none.
+The first path of `language` is that of the language model."""
 
 
-CONNECTOR, LANGUAGE_MODEL = "model.multi_modal_projector", "model.language_model"
-"""Paths of the modules in a VisionLanguageModel."""
+def unwrapped(model: nn.Module) -> Any:
+    """The model without the PEFT wrapper."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def language_model(model: nn.Module) -> Any:
+    """The language model, which has the `layers` that can recompute their activations: the first path of its group."""
+    inner = unwrapped(model)
+    return inner.get_submodule(inner.group_paths["language"][0].removesuffix("."))
 
 
 def set_trainable(model: nn.Module, train: Collection[ParamGroup]) -> None:
     """Freeze all parameters but those of the groups in `train`, which become fp32: bf16 rounds small updates away."""
+    paths = unwrapped(model).group_paths
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(param_group_of(name) in train)
+        parameter.requires_grad_(param_group_of(name, paths) in train)
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
 def trainable_param_groups(model: nn.Module) -> dict[ParamGroup, list[nn.Parameter]]:
     """Trainable parameters by group; groups without any are omitted."""
+    paths = unwrapped(model).group_paths
     groups: dict[ParamGroup, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        group = param_group_of(name)
+        group = param_group_of(name, paths)
         if parameter.requires_grad and group is not None:
             groups.setdefault(group, []).append(parameter)
     return groups
 
 
-def param_group_of(name: str) -> ParamGroup | None:
-    """Group of a parameter, by its path (with or without the PEFT wrapper); None if it is never trained."""
+def param_group_of(name: str, paths: GroupPaths) -> ParamGroup | None:
+    """Group of a parameter, by its name (with or without the PEFT wrapper); None if it is never trained."""
     path = name.removeprefix("base_model.model.")
-    if path.startswith(CONNECTOR):
-        # PEFT (modules_to_save) trains a copy of the connector and keeps the original next to it.
-        return None if ".original_module." in path else "connector"
     if ".lora_" in path:
         return "lora"
-    return "language" if path.startswith((LANGUAGE_MODEL, "lm_head.")) else None
+    if ".original_module." in path:
+        # PEFT (modules_to_save) trains a copy of a module and keeps the original next to it.
+        return None
+    return next((group for group, beginnings in paths.items() if path.startswith(beginnings)), None)

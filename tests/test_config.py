@@ -10,6 +10,7 @@ import config
 from answering.config import QwenVlSystem
 from dataset.config import AiChallengerSource
 from errors import UsageError
+from model.siglip_qwen.config import SiglipQwenConfig
 
 SHIPPED = sorted(Path("configs").glob("*.yaml"))
 
@@ -63,7 +64,7 @@ def test_overrides_reach_nested_keys_and_list_members(yaml_file: Path) -> None:
         yaml_file, ["train.per_device_train_batch_size=8", "data.sources.0.limit=5", "model.connector.pool=3", "model.lora=null"]
     )
     assert loaded.train.per_device_train_batch_size == 8
-    assert loaded.model.connector.pool == 3
+    assert isinstance(loaded.model, SiglipQwenConfig) and loaded.model.connector.pool == 3
     assert loaded.model.lora is None
     source = loaded.data.sources[0]
     assert isinstance(source, AiChallengerSource) and source.limit == 5

@@ -60,7 +60,7 @@ SOURCES = [
 NAMED_AGAIN = {"__init__.py", "config.py"}
 """Names that every folder may have. A command in tools/ may be named as the module that it calls, and the files that the protocol
 of model families fixes stand in each family's folder."""
-FAMILY_FILES = {"config.py", "modeling.py", "processor.py", "collator.py", "checkpoint.py"}
+FAMILY_FILES = {"config.py", "modeling.py", "processor.py", "collator.py", "checkpoint.py", "family.py"}
 
 
 def test_no_two_files_have_one_name() -> None:

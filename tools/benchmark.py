@@ -12,6 +12,8 @@ import config as configuration
 from benchmarks.preprocessing_speed import measure_images, measure_merges, run_in_subprocess, write_synthetic_sources
 from cpu_cores import available_cores
 from errors import UsageError
+from model.qwen_vl.config import QwenVlConfig
+from model.siglip_qwen.config import SiglipQwenConfig, siglip_qwen_settings
 
 if TYPE_CHECKING:
     from benchmarks.benchmark_report import BenchmarkReport
@@ -24,6 +26,9 @@ SIZES = {
     "8b": ("siglip_qwen3_8b_lora.yaml",),
 }
 """Configuration of each size and overrides: the stock model has no 4-bit weights here, so ours has none either."""
+
+MEMORY_SIZES = {**SIZES, "qwen3-vl-4b": ("qwen3_vl_4b_qlora.yaml",)}
+"""The sizes whose memory is computed."""
 
 DEMO_DATA = ("make_synthetic_data.py", "preprocess.py")
 """Commands that create the training data of `equality`."""
@@ -67,7 +72,7 @@ def arguments() -> cli.Parser:
     equality.set_defaults(measure=run_equality)
     what = "GPU memory of a training step: estimated from shapes and settings, or measured with --run"
     memory = parts.add_parser("memory", description=what, help=what, takes_config=False)
-    memory.add_argument("--size", choices=SIZES, default="4b", help="size of the model (default: %(default)s)")
+    memory.add_argument("--size", choices=MEMORY_SIZES, default="4b", help="size of the model (default: %(default)s)")
     memory.add_argument("--run", action="store_true", help="run a few steps on the GPU, with random weights in the configured quantisation")
     what = "run them on a simulated GPU of this size, which counts memory and computes nothing (Linux, CUDA build of torch, C compiler)"
     memory.add_argument("--simulated-gpu", type=float, metavar="GIB", help=what)
@@ -162,7 +167,11 @@ def training(parsed: argparse.Namespace) -> None:
     from benchmarks.training.train_step import Workload, measure
 
     workload = Workload(parsed.samples, parsed.rounds, parsed.stock_batch, parsed.against == "stock")
-    _show(parsed, measure(parsed.size, config.model, config.train, workload, default_device()), f"train_{parsed.size}")
+    _show(parsed, measure(parsed.size, _model(config), config.train, workload, default_device()), f"train_{parsed.size}")
+
+
+def _model(config: configuration.Config) -> SiglipQwenConfig:
+    return siglip_qwen_settings(config.model, "this benchmark")
 
 
 def generation(parsed: argparse.Namespace) -> None:
@@ -172,7 +181,7 @@ def generation(parsed: argparse.Namespace) -> None:
     from benchmarks.generation_speed import Workload, measure
 
     workload = Workload(parsed.samples, parsed.rounds, parsed.stock_batch, parsed.against == "stock")
-    _show(parsed, measure(parsed.size, config.model, config.decoding, workload, default_device()), f"generate_{parsed.size}")
+    _show(parsed, measure(parsed.size, _model(config), config.decoding, workload, default_device()), f"generate_{parsed.size}")
 
 
 def run_equality(parsed: argparse.Namespace) -> None:
@@ -207,20 +216,25 @@ def run_search(parsed: argparse.Namespace) -> None:
 
 def run_memory(parsed: argparse.Namespace) -> None:
     """Estimate or measure the memory of a step with the unchanged configuration of the size; print and save the table."""
-    config = configuration.load(configuration.DEFAULT.parent / SIZES[parsed.size][0], parsed.settings)
+    config = configuration.load(configuration.DEFAULT.parent / MEMORY_SIZES[parsed.size][0], parsed.settings)
+    if isinstance(config.model, QwenVlConfig) and not parsed.run and parsed.simulated_gpu is None:
+        from benchmarks.memory import qwen_vl_memory
+
+        _show(parsed, qwen_vl_memory.estimate_memory(config.model, config.train), f"memory_{parsed.size}")
+        return
     if parsed.simulated_gpu is not None:
         _run_on_simulated_gpu(parsed)
     elif not parsed.run:
         from benchmarks.memory.memory_estimate import estimate_memory
 
-        _show(parsed, estimate_memory(parsed.size, config.model, config.train), f"memory_{parsed.size}")
+        _show(parsed, estimate_memory(parsed.size, _model(config), config.train), f"memory_{parsed.size}")
         return
     from benchmarks.gpu_targets import check_device
     from benchmarks.memory.memory_measurement import measure
 
     gib = parsed.simulated_gpu
     name = f"memory_{parsed.size}_measured" if gib is None else f"memory_{parsed.size}_card_{gib:g}"
-    _show(parsed, measure(parsed.size, config.model, config.train, check_device("memory --run")), name)
+    _show(parsed, measure(parsed.size, _model(config), config.train, check_device("memory --run")), name)
 
 
 def _run_on_simulated_gpu(parsed: argparse.Namespace) -> None:

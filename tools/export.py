@@ -9,16 +9,20 @@ import torch
 import cli
 from dataset.build.merge_report import MergeReport
 from errors import TesseraError, UsageError
+from model.checkpoint_manifest import latest_checkpoint
+from model.family import family, family_of
 from model.hub import push_to_hub
-from model.hub.llava_export import export
-from model.siglip_qwen.checkpoint import latest
-from model.siglip_qwen.processor import Processor
 
 parser = cli.Parser(__doc__)
 parser.add_argument(
     "--checkpoint", default="latest", metavar="DIR", help="checkpoint folder; latest (default): the latest one in checkpoints/<name>"
 )
-parser.add_argument("--format", required=True, choices=("merged", "llava"), help="merged: our format; llava: for stock transformers")
+parser.add_argument(
+    "--format",
+    required=True,
+    choices=("merged", "llava"),
+    help="merged: as Tessera loads it; llava: our own model, for stock transformers",
+)
 parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="new or empty output folder")
 parser.add_argument(
     "--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights (default: float32, exact; bfloat16: half the size)"
@@ -39,10 +43,10 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.checkpoint == "newest":
         raise UsageError("--checkpoint newest: `newest` is called `latest` now")
     use_latest = arguments.checkpoint == "latest"
-    folder = latest(arguments.config.checkpoint_folder) if use_latest else Path(arguments.checkpoint)
+    folder = latest_checkpoint(arguments.config.checkpoint_folder) if use_latest else Path(arguments.checkpoint)
     report = MergeReport.load(arguments.report).table() if arguments.report else None
     dtype = getattr(torch, arguments.dtype)
-    warnings = export(folder, arguments.out, arguments.format, Processor.load(folder), dtype=dtype, data_report=report)
+    warnings = family(family_of(folder)).export(folder, arguments.out, arguments.format, dtype, report)
     for warning in warnings:
         print(f"note: {warning}")
     print(f"{folder} written to {arguments.out} ({arguments.format}, {arguments.dtype})", flush=True)

@@ -7,7 +7,7 @@ import cli
 import config as configuration
 from dataset.loading.sample_store import SampleStore
 from errors import UsageError
-from model.siglip_qwen.sample_inspection import describe_sample
+from model.sample_inspection import describe_sample
 from training.run_setup import build_processor
 
 parser = cli.Parser(__doc__ or "")
@@ -24,7 +24,7 @@ def main(arguments: argparse.Namespace) -> None:
     index = store.row_index(arguments.sample) if arguments.sample else arguments.index
     if not 0 <= index < len(store):
         raise UsageError(f"--index {index}: {config.data_folder} has the rows 0 to {len(store) - 1}")
-    configuration.check_model_paths(config, "model.vision", "model.language")
+    configuration.check_model_paths(config, *(f"model.{key}" for key in config.model.base_models))
     processor = build_processor(config.model)
     for line in describe_sample(store, store.sample(index), processor, config.train.seed, arguments.epoch, sys.stdout.isatty()):
         print(line)

@@ -7,9 +7,9 @@ from pydantic import BeforeValidator, Field
 
 from config_schema import section
 from dataset.config import DataConfig
-from model.siglip_qwen.config import ModelConfig
+from model.config import ModelConfig
+from model.family_config import ParamGroup
 
-ParamGroup = Literal["connector", "lora", "language"]
 TrackerName = Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -26,6 +26,8 @@ def _as_list(value: Any) -> Any:
 class LearningRates:
     """Peak learning rate of each parameter group."""
 
+    vision: PositiveFloat = 1e-5
+    """Peak learning rate of the vision encoder, in stages that train it."""
     connector: PositiveFloat = 1e-4
     """Peak learning rate of the connector."""
     lora: PositiveFloat = 2e-4
@@ -41,7 +43,8 @@ class StageConfig:
     name: str
     """Unique name of the stage in logs and checkpoints."""
     train: tuple[ParamGroup, ...]
-    """Trained parameter groups: connector, lora, language (all weights of the language model); the rest is frozen."""
+    """Trained parameter groups: connector, lora, language (all weights of the language model), vision (of families that can train it);
+    the rest is frozen."""
     epochs: PositiveFloat = 1.0
     """Passes over the training samples (num_train_epochs); may be a fraction."""
     max_steps: PositiveInt | None = None
@@ -64,7 +67,7 @@ class TrainConfig:
     latest checkpoint), a merged model or a LLaVA folder (tools/export.py, or a published one of SigLIP and Qwen). model.vision,
     model.language, model.connector.pool and model.vision_feature_layer must fit it; null = the base models and a new connector."""
     learning_rate: PositiveFloat | LearningRates = LearningRates()
-    """Peak learning rate: one number, or one for each of connector, lora, language."""
+    """Peak learning rate: one number, or one for each of connector, lora, language, vision."""
     batching: Literal["auto", "packed", "padded"] = "auto"
     """packed = samples concatenated into rows of packing_length tokens without attention between them; padded = samples of
     similar length, padded to the longest; auto = packed where torch has variable-length attention (CUDA

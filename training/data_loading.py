@@ -1,6 +1,6 @@
 """Training and validation data for the trainer: sample lengths, the torch dataset, batching.
 
-In: a SampleStore, its rows of a split, a Processor. Out: a torch dataset of `Example`s, batch samplers and collators.
+In: a SampleStore, its rows of a split, a processor. Out: a torch dataset of `Example`s, batch samplers and collators.
 Images are decoded and resized and text is tokenised in the DataLoader's workers.
 Shapes: N images, P patches, D hidden size of the vision encoder.
 """
@@ -43,10 +43,10 @@ from dataset.loading.samplers import (
 )
 from dataset.sample import Sample
 from errors import TesseraError, UsageError
+from model.chat_processor import ChatProcessor, ImageSize
+from model.family import Collate
 from model.kernels.autocast import Precision
 from model.kernels.device_capability import device_capability
-from model.siglip_qwen.image_tokens import PositionCollator
-from model.siglip_qwen.processor import Processor
 from progress import track
 from training.config import TrainConfig
 from training.feature_cache.feature_store import FeatureCache
@@ -82,7 +82,7 @@ def used_images(store: SampleStore, *splits: SampleLengths) -> set[int]:
     return {image_id for lengths in splits for members in lengths.conversations for member in members for image_id in image_ids[member.row]}
 
 
-def measure_lengths(store: SampleStore, rows: np.ndarray, processor: Processor, title: str, max_questions: int = 1) -> SampleLengths:
+def measure_lengths(store: SampleStore, rows: np.ndarray, processor: ChatProcessor, title: str, max_questions: int = 1) -> SampleLengths:
     """Tokenise the samples in `rows` once to measure them; samples without a supervised token are dropped.
 
     Args:
@@ -93,28 +93,47 @@ def measure_lengths(store: SampleStore, rows: np.ndarray, processor: Processor, 
     measured: list[tuple[MeasuredSample, int | None]] = []
     dropped: list[str] = []
     for row, sample in zip(rows.tolist(), track(store.samples(rows), title, len(rows), "samples"), strict=True):
-        lengths, joinable = _lengths(sample, processor), max_questions > 1 and can_share_conversation(sample)
+        sizes = image_sizes(store, sample, processor)
+        lengths, joinable = _lengths(sample, processor, sizes), max_questions > 1 and can_share_conversation(sample)
         if lengths is None:
             dropped.append(sample.sample_id)
         else:
-            saved_tokens = _saved_tokens(sample, processor) if joinable else 0
+            saved_tokens = _saved_tokens(sample, processor, sizes) if joinable else 0
             measured.append((MeasuredSample(row, sample.sample_id, lengths, saved_tokens), sample.image_ids[0] if joinable else None))
     return SampleLengths(conversations(measured, max_questions, processor.max_length), tuple(dropped))
 
 
-def _lengths(sample: Sample, processor: Processor) -> tuple[int, ...] | None:
+def image_sizes(store: SampleStore, sample: Sample, processor: ChatProcessor) -> list[ImageSize]:
+    """Width and height of each image of a sample; empty where the processor does not read them."""
+    rows = [store.image(image_id) for image_id in sample.image_ids] if processor.sizes_matter else []
+    return [(row.width, row.height) for row in rows]
+
+
+def _lengths(sample: Sample, processor: ChatProcessor, sizes: Sequence[ImageSize]) -> tuple[int, ...] | None:
     """Length in tokens with each target; None when truncation leaves no supervised token for one of them."""
-    prompt = len(processor.prompt(sample.prompted_messages, len(sample.image_ids)))
+    if not _takes(processor, sizes):
+        return None
+    prompt = len(processor.prompt(sample.prompted_messages, len(sample.image_ids), sizes))
     lengths = [prompt + processor.answer_length(target) for target in sample.targets]
     if max(lengths) <= processor.max_length:
         return tuple(lengths)
-    encoded = [processor.encode(sample.prompted_messages, target, len(sample.image_ids)) for target in sample.targets]
+    encoded = [processor.encode(sample.prompted_messages, target, len(sample.image_ids), sizes=sizes) for target in sample.targets]
     return tuple(len(truncated) for truncated in encoded if truncated is not None) if None not in encoded else None
 
 
-def _saved_tokens(sample: Sample, processor: Processor) -> int:
+def _takes(processor: ChatProcessor, sizes: Sequence[ImageSize]) -> bool:
+    """Whether the model can take images of these sizes."""
+    try:
+        processor.image_tokens(len(sizes), sizes)
+    except EncodingError:
+        return False
+    return True
+
+
+def _saved_tokens(sample: Sample, processor: ChatProcessor, sizes: Sequence[ImageSize]) -> int:
     """Tokens saved when a question follows another one about the same image."""
-    return len(processor.prompt(sample.prompted_messages, len(sample.image_ids))) - processor.follow_up_length(follow_up_text(sample))
+    alone = len(processor.prompt(sample.prompted_messages, len(sample.image_ids), sizes))
+    return alone - processor.follow_up_length(follow_up_text(sample))
 
 
 @dataclass(frozen=True)
@@ -151,7 +170,7 @@ class TrainingData(Dataset[Example]):
         self,
         store: SampleStore,
         lengths: SampleLengths,
-        processor: Processor,
+        processor: ChatProcessor,
         seed: int,
         augmentation: AugmentationConfig | None = None,
         features: CachedFeatures | None = None,
@@ -197,17 +216,16 @@ class TrainingData(Dataset[Example]):
         unsupervised = encoded.unsupervised()
         if self.features is not None:
             shape = (len(sample.image_ids), *self.features.cache.shape)
-            return Example(sample.sample_id, unsupervised, torch.zeros(shape, dtype=torch.bfloat16), "image_features")
-        height, width = self.processor.pixel_reader.size
-        blank = [Image.new("RGB", (width, height)) for _ in sample.image_ids]
-        return Example(sample.sample_id, unsupervised, self.processor.pixel_reader.read(blank))
+            return Example(sample.sample_id, unsupervised, {"image_features": torch.zeros(shape, dtype=torch.bfloat16)})
+        blank = self.processor.blank_images(len(sample.image_ids), image_sizes(self.store, sample, self.processor))
+        return Example(sample.sample_id, unsupervised, self.processor.read(blank))
 
     def encode(self, index: int, epoch: int) -> tuple[Sample, EncodedSample]:
         """The first sample of a conversation, and the whole conversation with the targets of an epoch."""
         samples = [self.store.sample(member.row) for member in shuffled_questions(self.lengths.conversations[index], self.seed, epoch)]
         sample = samples[0]
         messages, target = to_messages(samples, self.seed, epoch)
-        encoded = self.processor.encode(messages, target, len(sample.image_ids))
+        encoded = self.processor.encode(messages, target, len(sample.image_ids), sizes=image_sizes(self.store, sample, self.processor))
         if encoded is None:
             raise EncodingError(f"sample {sample.sample_id}: nothing to supervise within {self.processor.max_length} tokens")
         return sample, encoded
@@ -220,11 +238,20 @@ class TrainingData(Dataset[Example]):
                 if image_id not in self.features:
                     path = self.store.image(image_id).path
                     raise _UnreadableSampleError(path, sample.sample_id, f"{path}: could not be read when features were computed")
-            return Example(sample.sample_id, encoded, self.features.read(sample.image_ids), "image_features")
+            return Example(sample.sample_id, encoded, {"image_features": self.features.read(sample.image_ids)})
         images = [self._load_image(image_id, sample.sample_id) for image_id in sample.image_ids]
+        self._check_sizes(sample, images)
         if self.augmentation is not None:
             images = [augment(image, self.augmentation, f"{self.seed}/{epoch}/{sample.sample_id}/{i}") for i, image in enumerate(images)]
-        return Example(sample.sample_id, encoded, self.processor.pixel_reader.read(images))
+        return Example(sample.sample_id, encoded, self.processor.read(images))
+
+    def _check_sizes(self, sample: Sample, images: Sequence[Image.Image]) -> None:
+        """Raise _UnreadableSampleError for an image that was replaced by one of another size, where that changes its tokens."""
+        for image_id, image, size in zip(sample.image_ids, images, image_sizes(self.store, sample, self.processor), strict=False):
+            if image.size != size:
+                path = self.store.image(image_id).path
+                found, merged = (f"{width} x {height}" for width, height in (image.size, size))
+                raise _UnreadableSampleError(path, sample.sample_id, f"{path}: has {found} pixels, {merged} when the data were merged")
 
     def _load_image(self, image_id: int, sample_id: str) -> Image.Image:
         try:
@@ -262,10 +289,15 @@ class Batching:
     """Why packed or padded was chosen, in words."""
 
     @classmethod
-    def of(cls, train: TrainConfig, device: torch.device, precision: Precision, world_size: int = 1) -> "Batching":
-        """Batching from train.batching; auto packs where attention skips what other samples hold, and pads elsewhere."""
+    def of(cls, train: TrainConfig, device: torch.device, precision: Precision, world_size: int = 1, can_pack: bool = True) -> "Batching":
+        """Batching from train.batching; auto packs where attention skips what other samples hold, and pads elsewhere.
+
+        can_pack: whether the model family takes packed rows.
+        """
         packed, reason = train.batching == "packed", f"train.batching={train.batching}"
-        if train.batching == "auto":
+        if train.batching == "auto" and not can_pack:
+            packed, reason = False, "auto: the model family takes no packed rows"
+        elif train.batching == "auto":
             packed = device_capability(device).varlen_attention and precision != "fp32"
             lacking = device.type == "cuda" and not packed
             reason = f"auto on {device.type}" + (f" without variable-length attention in {precision}" if lacking else "")
@@ -297,12 +329,11 @@ class Batching:
             )
         return PackedBatching(sampled_lengths, self.packing_length, seed)
 
-    def collator(self, processor: Processor) -> PositionCollator:
-        """The collator from examples to model inputs; it also finds the positions of image tokens and supervised tokens."""
+    def collator(self, processor: ChatProcessor) -> Collate:
+        """The collator from examples to model inputs."""
         pad_id = int(processor.tokenizer.pad_token_id)
         longest = min(processor.max_length, self.packing_length)
-        collate = PackedCollator(pad_id, self.packing_length, longest) if self.packed else PaddedCollator(pad_id)
-        return PositionCollator(collate, processor.image_token_id)
+        return PackedCollator(pad_id, self.packing_length, longest) if self.packed else PaddedCollator(pad_id)
 
     def sampler(self, lengths: SampleLengths, seed: int, epochs: float, rank: int = 0) -> DistributedBatchSampler:
         """The training batch sampler of one rank.

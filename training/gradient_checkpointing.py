@@ -15,14 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate.utils import gather
-from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 
 from dataset.loading.samplers import SampleKey
 from errors import TesseraError
-from model.lora import base_model, enable_gradient_checkpointing
-from model.siglip_qwen.modeling import VisionLanguageModel
+from model.lora import enable_gradient_checkpointing
+from model.param_groups import language_model
 from training.config import TrainConfig
 from training.optimization.optimizers import optimizer_bytes_per_parameter
 from training.out_of_memory import REMEDIES
@@ -96,7 +95,7 @@ class Trial:
 
 
 def configure_activation_checkpointing(
-    model: VisionLanguageModel | PeftModel, train: TrainConfig, trial: Trial, device: torch.device, num_processes: int, sharded: bool
+    model: nn.Module, train: TrainConfig, trial: Trial, device: torch.device, num_processes: int, sharded: bool
 ) -> CheckpointingPlan:
     """Set the layers that recompute their activations from train.gradient_checkpointing; `auto` runs trial steps.
 
@@ -108,7 +107,7 @@ def configure_activation_checkpointing(
     Raises:
         TesseraError: The step does not fit into memory even with all layers recomputed.
     """
-    layers = len(base_model(model).model.language_model.layers)
+    layers = len(language_model(model).layers)
     chosen = _plan_checkpointing(model, train, trial, device, sharded, layers)
     if num_processes > 1 and train.gradient_checkpointing == "auto":
         max_checkpointed = int(gather(torch.tensor([chosen.checkpointed_layers], device=device)).max())
@@ -120,7 +119,7 @@ def configure_activation_checkpointing(
 
 
 def _plan_checkpointing(
-    model: VisionLanguageModel | PeftModel, train: TrainConfig, trial: Trial, device: torch.device, sharded: bool, layers: int
+    model: nn.Module, train: TrainConfig, trial: Trial, device: torch.device, sharded: bool, layers: int
 ) -> CheckpointingPlan:
     setting = train.gradient_checkpointing
     if setting != "auto":

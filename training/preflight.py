@@ -8,6 +8,7 @@ from pathlib import Path
 
 from errors import UsageError
 from model.checkpoint_manifest import file_mismatch
+from model.family_config import Ability
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
 from training.checkpointing.resume import RUN_STATE_FILE, check_same_settings, config_settings, read_run_state
 from training.checkpointing.starting_point import check_max_steps
@@ -39,6 +40,7 @@ def check_before_loading(config: Experiment, resume: str | None) -> None:
 def check_settings(config: Experiment) -> None:
     """Raise UsageError for settings that contradict each other, whatever the machine and the data."""
     check_stages(config.train, config.model)
+    _check_abilities(config)
     if config.train.cache_vision_features and config.data.augmentation is not None:
         raise UsageError(
             "train.cache_vision_features: features are cached for images without augmentation; "
@@ -47,6 +49,20 @@ def check_settings(config: Experiment) -> None:
     for name in config.train.report_to:
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"train.report_to: {name} is not installed; pip install {name} (or 'tessera-vlm[{name}]')")
+
+
+def _check_abilities(config: Experiment) -> None:
+    """Raise UsageError naming the first setting that the model family cannot do."""
+    train, model = config.train, config.model
+    wanted: dict[Ability, tuple[bool, str]] = {
+        "packed": (train.batching == "packed", "train.batching: packed rows"),
+        "cached_features": (train.cache_vision_features, "train.cache_vision_features: cached features of the vision encoder"),
+        "compiled": (train.torch_compile is True, "train.torch_compile: compiled layers"),
+        "init_from": (train.init_from is not None, "train.init_from: other weights to start from"),
+    }
+    for ability, (asked, what) in wanted.items():
+        if asked and ability not in model.abilities:
+            raise UsageError(f"{what} cannot be had with model.family={model.family}")
 
 
 def _checkpoint(folder: Path, resume: str | None) -> Path | None:

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from torch import nn
 from transformers import set_seed
 
 from errors import Interrupted
 from model.siglip_qwen import initial_weights
 from model.siglip_qwen.initial_weights import InitialWeights
-from model.siglip_qwen.modeling import VisionLanguageModel
 from process_group import ProcessGroup
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_step
 from training.checkpointing.checkpoint_writer import CheckpointWriter
@@ -46,7 +45,7 @@ from training.monitoring.console import ConsoleLogger
 from training.monitoring.metrics_history import History
 from training.monitoring.report_callback import ReportCallback
 from training.monitoring.run_cost import print_run_cost
-from training.monitoring.throughput import ThroughputMeter, model_step_flops, peak_tflops
+from training.monitoring.throughput import ThroughputMeter, peak_tflops
 from training.monitoring.time_estimate import TimeEstimate
 from training.monitoring.trackers import Tracker, closing
 from training.out_of_memory import explain_out_of_memory, keep_freed_host_memory
@@ -206,7 +205,7 @@ def _run_stage(run: TrainingRun, stage: Stage, total: int, checkpoint: Path | No
     return last
 
 
-def _trainer(run: TrainingRun, stage: Stage, model: VisionLanguageModel | PeftModel, stop: StopCallback) -> StageTrainer:
+def _trainer(run: TrainingRun, stage: Stage, model: nn.Module, stop: StopCallback) -> StageTrainer:
     """The trainer of a stage, with this rank's batches."""
     run_setup, config = run.setup, run.setup.config
     folder, validation = config.checkpoint_folder, validation_loader(run_setup)
@@ -227,6 +226,7 @@ def _trainer(run: TrainingRun, stage: Stage, model: VisionLanguageModel | PeftMo
         validation=validation,
         history=run.history,
         meter=_meter(run_setup, model),
+        family=run_setup.family,
         processor=run_setup.processor,
         checkpoints=CheckpointWriter(folder, config.train.save_total_limit, run_setup.partial_state),
         unreadable=_unreadable_images(run_setup, run.history),
@@ -243,7 +243,7 @@ def _unreadable_images(run_setup: RunSetup, history: History) -> UnreadableImage
     return UnreadableImages(history, limit, group, run_setup.print_once)
 
 
-def _configure_activation_checkpointing(run_setup: RunSetup, trainer: StageTrainer, model: VisionLanguageModel | PeftModel) -> None:
+def _configure_activation_checkpointing(run_setup: RunSetup, trainer: StageTrainer, model: nn.Module) -> None:
     """Choose the layers that recompute their activations, before the first optimizer step."""
 
     trial = Trial(lambda: longest_batch(trainer.get_train_dataloader(), run_setup.batching.packed), trainer.run_trial_step)
@@ -254,7 +254,7 @@ def _configure_activation_checkpointing(run_setup: RunSetup, trainer: StageTrain
     run_setup.print_once(f"gradient checkpointing: {chosen}")
 
 
-def _meter(run_setup: RunSetup, model: VisionLanguageModel | PeftModel) -> ThroughputMeter:
+def _meter(run_setup: RunSetup, model: nn.Module) -> ThroughputMeter:
     peak_is_known = run_setup.precision != "fp32" and run_setup.device.type == "cuda"
     peak = peak_tflops(torch.cuda.get_device_name(run_setup.device)) if peak_is_known else None
-    return ThroughputMeter(model_step_flops(model, run_setup.features is not None), run_setup.device, peak)
+    return ThroughputMeter(run_setup.family.step_flops(model, run_setup.features is not None), run_setup.device, peak)

@@ -9,7 +9,7 @@ from torch import nn
 
 from atomic_io import atomic_write
 from errors import TesseraError
-from model.siglip_qwen import checkpoint as model_checkpoint
+from model.family import LoadOptions
 from training.checkpointing.resume import RunState
 from training.config import Experiment
 from training.distributed.launch import weights_are_sharded
@@ -70,7 +70,7 @@ def write_results(run_setup: RunSetup, checkpoint: Path, history: History) -> No
     if weights_are_sharded():
         run_setup.print_once("no sample predictions: the model may not fit on one device; use python tools/answer.py")
         return
-    panels = generate(model_checkpoint.load(checkpoint, device=run_setup.device))
+    panels = generate(run_setup.family.load(checkpoint, LoadOptions(device=run_setup.device)))
     with atomic_write(results / "answers.png") as temp_path:
         render_table(panels).save(temp_path)
     run_setup.print_once(f"sample predictions: {results / 'answers.png'}")

@@ -20,11 +20,12 @@ from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import DistributedBatchSampler
 from dataset.sample import Prompts
 from errors import UsageError
+from model.chat_processor import ChatProcessor
+from model.config import ModelConfig
+from model.family import Family, family
 from model.kernels.autocast import Precision
-from model.siglip_qwen.assembly import read_vocab_size, tokens_per_image
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import siglip_qwen_settings
 from model.siglip_qwen.initial_weights import InitialWeights, check_compatible
-from model.siglip_qwen.processor import Processor
 from process_group import main_process_only
 from training.checkpointing.world_size_change import resumed_batching
 from training.compile_policy import check_step_settings
@@ -48,7 +49,7 @@ class RunSetup:
 
     config: Experiment
     partial_state: PartialState
-    processor: Processor
+    processor: ChatProcessor
     store: SampleStore
     lengths: SampleLengths
     validation: TrainingData | None
@@ -56,6 +57,11 @@ class RunSetup:
     precision: Precision
     features: CachedFeatures | None = None
     initial_weights: InitialWeights | None = None
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return family(self.config.model.family)
 
     @property
     def device(self) -> torch.device:
@@ -92,10 +98,12 @@ def setup_machine(config: Experiment) -> Machine:
     partial_state = check_world_size(config.train.num_processes)
     if not (partial_state.is_main_process and sys.stderr.isatty()):
         transformers.logging.disable_progress_bar()
-    check_shardable(config.model.quantization)
+    check_shardable(config.model)
     precision = resolve_precision(config.train, partial_state.device)
     check_step_settings(config.train, partial_state.device, weights_are_sharded())
-    return Machine(partial_state, Batching.of(config.train, partial_state.device, precision, partial_state.num_processes), precision)
+    can_pack = "packed" in config.model.abilities
+    batching = Batching.of(config.train, partial_state.device, precision, partial_state.num_processes, can_pack)
+    return Machine(partial_state, batching, precision)
 
 
 def setup_run(config: Experiment, machine: Machine | None = None, initial: InitialWeights | None = None) -> RunSetup:
@@ -114,7 +122,7 @@ def setup_run(config: Experiment, machine: Machine | None = None, initial: Initi
     store = SampleStore(config.data_folder)
     processor = build_processor(config.model, recorded_prompts(store))
     if initial is not None:
-        check_compatible(initial, config.model, processor)
+        check_compatible(initial, siglip_qwen_settings(config.model, "train.init_from"), processor)
     with main_process_only(partial_state.is_main_process):
         lengths = measure_lengths(
             store, store.indices("train"), processor, "measuring training samples", config.train.max_questions_per_conversation
@@ -157,19 +165,10 @@ def with_resumed_batching(machine: Machine, train: TrainConfig, before: Mapping[
     return dataclasses.replace(machine, batching=batching)
 
 
-def build_processor(model: ModelConfig, prompts: Prompts | None = None) -> Processor:
+def build_processor(model: ModelConfig, prompts: Prompts | None = None) -> ChatProcessor:
     """The processor for a model, which records the prompts. Raises UsageError when a tokenizer or image processor cannot be loaded or
     settings contradict it."""
-    return Processor.from_pretrained(
-        language=model.language,
-        vision=model.vision,
-        tokens_per_image=tokens_per_image(model),
-        vocab_size=read_vocab_size(model),
-        image_token=model.image_token,
-        max_length=model.max_length,
-        system_prompt=model.system_prompt,
-        prompts=prompts,
-    )
+    return family(model.family).processor(model, prompts)
 
 
 def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
@@ -180,7 +179,7 @@ def _report_samples(run_setup: RunSetup, validation: SampleLengths) -> None:
         run_setup.print_once(f"{lengths.samples:,} {split_name} samples{joined_note}{dropped}")
     for line in conflicting_prompts(run_setup.store):
         run_setup.print_once(line)
-    if run_setup.processor.pixel_reader.lookup_table is None:
+    if getattr(run_setup.processor, "reads_slowly", False):
         run_setup.print_once("model.vision: its image processor does more than a plain resize; it is called for every image, more slowly")
     num_processes = run_setup.partial_state.num_processes
     if len(run_setup.lengths) < num_processes:
@@ -239,7 +238,7 @@ def _loader(run_setup: RunSetup, data: TrainingData, sampler: DistributedBatchSa
     return DataLoader(
         data,
         batch_sampler=sampler,
-        collate_fn=run_setup.batching.collator(run_setup.processor),
+        collate_fn=run_setup.family.collator(run_setup.processor, run_setup.batching.collator(run_setup.processor)),
         num_workers=dataloader_num_workers,
         worker_init_fn=ignore_stop_signals,
         prefetch_factor=PREFETCH_FACTOR if dataloader_num_workers else None,

@@ -20,11 +20,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from dataset.loading.collators import UNREADABLE_IMAGES
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from errors import TesseraError
+from model.chat_processor import ChatProcessor
+from model.family import Family
 from model.kernels.autocast import Precision
 from model.kernels.compile import eager_mode
-from model.lora import base_model
-from model.siglip_qwen.checkpoint import save
-from model.siglip_qwen.processor import Processor
+from model.param_groups import unwrapped
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
 from training.checkpointing.checkpoint_writer import CheckpointWriter
 from training.checkpointing.resume import RunState
@@ -116,7 +116,8 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         validation: DataLoader | None,
         history: History,
         meter: ThroughputMeter,
-        processor: Processor,
+        family: Family,
+        processor: ChatProcessor,
         checkpoints: CheckpointWriter,
         unreadable: UnreadableImages,
         settings: dict[str, Any],
@@ -126,10 +127,14 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         self._stop, self._tracker_runs = stop, tracker_runs
         self._train, self._stage, self._history, self._meter = train, stage, history, meter
         self._loader, self._validation = loader, validation
-        self._processor, self._checkpoints, self._settings, self._unreadable = processor, checkpoints, settings, unreadable
+        self._family, self._processor, self._checkpoints = family, processor, checkpoints
+        self._settings, self._unreadable = settings, unreadable
         self._stage_callback = StageCallback(stage, history, train.early_stopping_patience)
         # Quantised weights are frozen; Trainer would refuse them when only the connector is trained.
-        base_model(model).is_quantized = False
+        unwrapped(model).is_quantized = False
+        # The family divides its loss by the supervised tokens of the step, whatever the model's own class would do.
+        unwrapped(model).accepts_loss_kwargs = True
+        unwrapped(model).loss_type = "ForCausalLM"
         super().__init__(model, arguments, train_dataset=loader.dataset, eval_dataset=validation.dataset if validation else None)
         if self.is_fsdp_enabled:
             configure_fsdp(self.accelerator.state.fsdp_plugin, model)
@@ -151,7 +156,7 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         self.model.train()
         allocate_gradients(self.model)
         with self.accelerator.autocast():
-            loss = self.model(**self._prepare_inputs(batch), num_items_in_batch=1).loss
+            loss = self._family.loss(self.model, self._prepare_inputs(batch), 1)
         loss.backward()
         self.model.zero_grad(set_to_none=True)
 
@@ -206,9 +211,17 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         else:
             device, tensor = self.args.device, torch.Tensor
             prepared = {key: value.to(device, non_blocking=True) if isinstance(value, tensor) else value for key, value in inputs.items()}
-        if "pixel_values" in prepared:
-            prepared["pixel_values"] = self._processor.pixel_reader.normalize(prepared["pixel_values"])
-        return prepared
+        return self._processor.normalize(prepared)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """The family's loss, a sum over supervised tokens divided by those of the whole optimizer step, on all ranks.
+
+        Gradients are averaged over ranks, so the loss is multiplied by their number.
+        """
+        loss = self._family.loss(model, inputs, num_items_in_batch) * self.accelerator.num_processes
+        return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
         """Add a log step to the history; Trainer's summary at the end of a stage is ignored.
@@ -249,7 +262,7 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
                 self._unreadable.add(unreadable)
                 inputs = self._prepare_inputs(batch)
                 with torch.no_grad():
-                    sums[0] += self.model_wrapped(**inputs, num_items_in_batch=1).loss
+                    sums[0] += self._family.loss(self.model_wrapped, inputs, 1)
                 sums[1] += (inputs["labels"] != IGNORE_INDEX).sum()
                 sums[2] += len({image.sample_id for image in unreadable})
             reshard_model(self.model_wrapped)
@@ -295,7 +308,7 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
     def _save_model(self, folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
         # Only rank 0 writes; with ZeRO-3's loading mode left on, it would wait for the other ranks.
         unset_hf_deepspeed_config()
-        save(self.model, folder, weights)
+        self._family.save(self.model, folder, weights)
         self._processor.save(folder)
 
     def _save_trainer(self, folder: Path) -> None:

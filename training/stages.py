@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from errors import UsageError
-from model.siglip_qwen.config import ModelConfig
+from model.config import ModelConfig
 from training.config import StageConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -37,8 +37,12 @@ def check_stages(train: TrainConfig, model: ModelConfig) -> None:
         key = f"train.stages.{i}"
         if stage.name in [other.name for other in train.stages[:i]]:
             raise UsageError(f"{key}.name: an earlier stage is also called {stage.name}")
+        known = ", ".join(model.groups)
         if not stage.train:
-            raise UsageError(f"{key}.train: empty; name at least one of connector, lora, language")
+            raise UsageError(f"{key}.train: empty; name at least one of {known}")
+        for group in stage.train:
+            if group not in model.groups:
+                raise UsageError(f"{key}.train: a {model.family} model has no group {group}; it has {known}")
         if "lora" in stage.train and model.lora is None:
             raise UsageError(f"{key}.train: lora needs model.lora, which is null")
         if "language" in stage.train and model.quantization != "none":

@@ -24,23 +24,7 @@ from answering.decoding.stop_strings import cut_before, without_beginning_of
 from answering.prompts import PromptPolicy
 from answering.protocol import Answer, Decoding, Description, FinishReason, Request
 from errors import TesseraError, UsageError
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A request as model input.
-
-    Args:
-        ids: token ids.
-        text: the prompt as text, for people.
-        images: arguments of the forward pass, such as pixel_values; they are concatenated over prompts along the first dimension.
-        visual_tokens: number of positions that the images take in the language model's input.
-    """
-
-    ids: list[int]
-    text: str
-    images: dict[str, torch.Tensor] = field(default_factory=dict)
-    visual_tokens: int = 0
+from model.chat_processor import Prompt as Prompt
 
 
 class OutOfMemoryError(TesseraError):
@@ -71,9 +55,9 @@ class LocalAnswerer(ABC):
 
     @property
     def device(self) -> torch.device:
-        """The device of the prompts."""
-        device: torch.device = self.model.device
-        return device
+        """The device of the prompts: the first accelerator of a model that is split over several devices."""
+        device_map = getattr(self.model, "hf_device_map", None) or {"": self.model.device}
+        return torch.device(next((device for device in device_map.values() if device not in ("cpu", "disk")), "cpu"))
 
     @abstractmethod
     def encode(self, request: Request) -> Prompt:

@@ -13,9 +13,11 @@ from torch import nn
 
 from benchmarks.benchmark_report import BenchmarkReport, format_number
 from benchmarks.full_size_models import Size, build_ours, build_processor
+from model.family_config import FamilyConfig
 from model.kernels.chunked_cross_entropy import BYTES_PER_LOGIT
 from model.lora import base_model, configure_trainable
-from model.siglip_qwen.config import ModelConfig
+from model.param_groups import language_model, unwrapped
+from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from training.config import TrainConfig
 from training.optimization.optimizers import optimizer_bytes_per_parameter
@@ -32,7 +34,7 @@ CUDA_CONTEXT_BYTES = 0.6 * 2**30
 COLUMNS = ("what", "GiB")
 
 
-def estimate_memory(size: Size, model: ModelConfig, train: TrainConfig) -> BenchmarkReport:
+def estimate_memory(size: Size, model: SiglipQwenConfig, train: TrainConfig) -> BenchmarkReport:
     """Table of the memory of a training step: a packed row, or with train.batching=padded a batch of the longest samples."""
     plain = dataclasses.replace(model, quantization="none")
     ours = build_ours(size, plain, build_processor(size, plain), dtype=torch.bfloat16, device=torch.device("meta"))
@@ -42,11 +44,16 @@ def estimate_memory(size: Size, model: ModelConfig, train: TrainConfig) -> Bench
         **transient_bytes(adapted, model, train),
         "CUDA context and fragments (assumed)": CUDA_CONTEXT_BYTES,
     }
-    rows = [[what, format_number(size / 2**30, 2)] for what, size in parts.items()]
+    return memory_report(size, _micro_batch(model, train), parts, model, train)
+
+
+def memory_report(size: str, batch: str, parts: dict[str, float], model: FamilyConfig, train: TrainConfig) -> BenchmarkReport:
+    """Table of the parts, in bytes, of the memory of a training step over a micro-batch, which `batch` describes."""
+    rows = [[what, format_number(bytes_ / 2**30, 2)] for what, bytes_ in parts.items()]
     total = sum(parts.values())
     facts = {
         "computed": "from shapes and settings; nothing was run",
-        "step": f"{_micro_batch(model, train)}, all layers checkpointed, {train.optim}, language model in {model.quantization}",
+        "step": f"{batch}, all layers checkpointed, {train.optim}, language model in {model.quantization}",
     }
     return BenchmarkReport(
         f"Memory of a training step, {size}",
@@ -57,16 +64,16 @@ def estimate_memory(size: Size, model: ModelConfig, train: TrainConfig) -> Bench
     )
 
 
-def persistent_bytes(model: VisionLanguageModel | PeftModel, settings: ModelConfig, train: TrainConfig) -> dict[str, float]:
+def persistent_bytes(model: nn.Module, settings: FamilyConfig, train: TrainConfig) -> dict[str, float]:
     """Bytes that are allocated during the whole training."""
-    inner = base_model(model)
-    matrices = {id(layer.weight): layer.weight for layer in inner.model.language_model.layers.modules() if _is_frozen_linear(layer)}
+    matrices = {id(layer.weight): layer.weight for layer in language_model(model).layers.modules() if _is_frozen_linear(layer)}
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     # PEFT keeps a frozen copy of the original connector.
     others = sum(
         weight.numel() * weight.element_size() for weight in model.parameters() if not weight.requires_grad and id(weight) not in matrices
     )
-    tower = sum(weight.numel() for weight in inner.model.vision_tower.parameters()) * BF16_BYTES
+    vision = {id(weight): weight for name, weight in model.named_parameters() if "vision_tower" in name or ".visual." in name}
+    tower = sum(weight.numel() for weight in vision.values() if not weight.requires_grad) * BF16_BYTES
     return {
         "language model's layers": float(sum(weight_matrix_bytes(weight.numel(), settings.quantization) for weight in matrices.values())),
         "vision encoder": float(tower),
@@ -84,40 +91,52 @@ def weight_matrix_bytes(weights: int, quantization: str) -> int:
     return math.ceil(weights / 2) + scales + FP32_BYTES * math.ceil(scales / NF4_SCALE_BLOCK_SIZE) + NF4_TABLE_BYTES
 
 
-def transient_bytes(model: VisionLanguageModel | PeftModel, settings: ModelConfig, train: TrainConfig) -> dict[str, float]:
+def transient_bytes(model: VisionLanguageModel | PeftModel, settings: SiglipQwenConfig, train: TrainConfig) -> dict[str, float]:
     """Bytes that are allocated and freed within a step."""
     config = base_model(model).config
     text, vision = config.text_config, config.vision_config
     tokens = tokens_per_micro_batch(settings, train)
-    adapters = sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" in name)
-    largest = max(layer.weight.numel() for layer in base_model(model).model.language_model.layers.modules() if _is_frozen_linear(layer))
     logits_bytes = min(tokens * text.vocab_size * BYTES_PER_LOGIT, train.logits_memory_gib * 2**30)
-    widest = vision.hidden_size * 4 + vision.intermediate_size * 2
     patches = (vision.image_size // vision.patch_size) ** 2
+    return {
+        **language_transient_bytes(model, settings, tokens),
+        **_attention_scores(text, settings, train),
+        "scores over the vocabulary, at most": float(logits_bytes),
+        "vision encoder at work": vision_bytes(vision, COMPILED_BATCH_SIZE * patches),
+    }
+
+
+def vision_bytes(vision: Any, patches: int) -> float:
+    """Bytes of the widest part of a frozen vision encoder over this many patches."""
+    return float(patches * (vision.hidden_size * 4 + vision.intermediate_size * 2) * BF16_BYTES)
+
+
+def language_transient_bytes(model: nn.Module, settings: FamilyConfig, tokens: int) -> dict[str, float]:
+    """Bytes that the language model's layers allocate and free within a step over this many tokens."""
+    text = unwrapped(model).config.text_config
+    adapters = sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" in name)
+    largest = max(layer.weight.numel() for layer in language_model(model).layers.modules() if _is_frozen_linear(layer))
     return {
         "adapters' copies in 16 bits": float(adapters * BF16_BYTES),
         "inputs of all layers": float(text.num_hidden_layers * tokens * text.hidden_size * BF16_BYTES),
         "activations of one layer": float(tokens * activation_bytes_per_token(text, settings)),
         "a layer's gradients, twice its widest part in fp32": float(2 * tokens * text.intermediate_size * FP32_BYTES),
         "a matrix unpacked to 16 bits": float(largest * BF16_BYTES) if settings.quantization != "none" else 0.0,
-        **_attention_scores(text, settings, train),
-        "scores over the vocabulary, at most": float(logits_bytes),
-        "vision encoder at work": float(COMPILED_BATCH_SIZE * patches * widest * BF16_BYTES),
     }
 
 
-def tokens_per_micro_batch(model: ModelConfig, train: TrainConfig) -> int:
+def tokens_per_micro_batch(model: SiglipQwenConfig, train: TrainConfig) -> int:
     """Tokens of the largest micro-batch."""
     return train.per_device_train_batch_size * model.max_length if train.batching == "padded" else train.packing_length
 
 
-def _micro_batch(model: ModelConfig, train: TrainConfig) -> str:
+def _micro_batch(model: SiglipQwenConfig, train: TrainConfig) -> str:
     if train.batching == "padded":
         return f"{train.per_device_train_batch_size} samples of at most {model.max_length:,} tokens"
     return f"rows of {train.packing_length:,} tokens"
 
 
-def _attention_scores(text: Any, settings: ModelConfig, train: TrainConfig) -> dict[str, float]:
+def _attention_scores(text: Any, settings: SiglipQwenConfig, train: TrainConfig) -> dict[str, float]:
     """Scores, probabilities and a gradient of one layer in fp32, where no fused attention avoids them: in fp16, which stands for a
     card before Ampere, with keys shared by several heads."""
     if train.batching != "padded" or train.precision != "fp16":
@@ -126,7 +145,7 @@ def _attention_scores(text: Any, settings: ModelConfig, train: TrainConfig) -> d
     return {"attention scores of one layer, at most": float(3 * scores * FP32_BYTES)}
 
 
-def activation_bytes_per_token(text: Any, settings: ModelConfig) -> int:
+def activation_bytes_per_token(text: Any, settings: FamilyConfig) -> int:
     """Bytes per token that a decoder layer saves for its backward pass, with PEFT's adapters under autocast.
 
     Saved are: for each adapted matrix its input after dropout in bf16, the dropout mask and the output of A; queries, keys, values and

@@ -16,7 +16,7 @@ from benchmarks.timing import free_memory, timed
 from benchmarks.training.train_step import Setup, choose_checkpointing, our_side, our_variant
 from errors import UsageError
 from model.kernels.autocast import frozen_dtype
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from training.config import TrainConfig
 from training.out_of_memory import explain_out_of_memory
 
@@ -26,7 +26,7 @@ COLUMNS = ("what", "GiB")
 SIMULATED_GPU_NOTE = "memory was counted by torch's allocator, nothing was computed; the size of the context is assumed"
 
 
-def measure(size: Size, model: ModelConfig, train: TrainConfig, device: torch.device) -> BenchmarkReport:
+def measure(size: Size, model: SiglipQwenConfig, train: TrainConfig, device: torch.device) -> BenchmarkReport:
     """Run optimizer steps of `train.gradient_accumulation_steps` micro-batches each. On a CPU the table has only the estimate.
 
     Args:
@@ -96,6 +96,6 @@ def _measured_bytes(allocated_before: int, device: torch.device) -> dict[str, fl
     }
 
 
-def _samples_per_row(size: Size, model: ModelConfig, train: TrainConfig) -> int:
+def _samples_per_row(size: Size, model: SiglipQwenConfig, train: TrainConfig) -> int:
     """Upper estimate of the samples that fill a packed row; some of them are longer than a row and are dropped."""
     return 2 * (1 + train.packing_length // build_processor(size, model).tokens_per_image)

@@ -20,7 +20,7 @@ from benchmarks.launch_file import fsdp_plugin, shard
 from errors import TesseraError
 from model.lora import configure_trainable
 from model.siglip_qwen.assembly import build
-from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from training.distributed.sharded_loading import prepare_for_weights
 
 LAUNCH_FILE = Path("configs/accelerate/fsdp2.yaml")
@@ -77,7 +77,7 @@ def run_rank(folder: Path, load_once: bool, meeting: str) -> LoadingMemory:
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size, timeout=timedelta(minutes=10))
     plugin = fsdp_plugin(LAUNCH_FILE)
     plugin.cpu_ram_efficient_loading = load_once
-    config = ModelConfig(vision=str(folder / "siglip"), language=str(folder / "qwen3"), lora=LoraConfig(r=8, lora_alpha=16))
+    config = SiglipQwenConfig(vision=str(folder / "siglip"), language=str(folder / "qwen3"), lora=LoraConfig(r=8, lora_alpha=16))
     build(config, image_token_id=5, dtype=torch.float32, load_weights=False)  # imports what loading needs
     before = _resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far

@@ -20,6 +20,8 @@ from dataset.loading.samplers import SampleKey
 from errors import TesseraError, UsageError
 from model.kernels.autocast import frozen_dtype
 from model.siglip_qwen.assembly import build
+from model.siglip_qwen.config import siglip_qwen_settings
+from model.siglip_qwen.processor import Processor
 from training.config import Experiment
 from training.data_loading import TrainingData
 from training.optimization.lr_scheduler import cosine_with_warmup, num_warmup_steps
@@ -70,7 +72,8 @@ def measure(config: Experiment, steps: int, eval_steps: int) -> BenchmarkReport:
     Raises:
         UsageError: settings that cannot be compared.
     """
-    check_comparable(config.model)
+    model = siglip_qwen_settings(config.model, "the stock LLaVA to compare with")
+    check_comparable(model)
     if config.train.cache_vision_features or config.data.augmentation is not None:
         raise UsageError("train.cache_vision_features, data.augmentation: both paths read the same unmodified images; turn them off")
     run_setup = setup_run(config)
@@ -78,15 +81,16 @@ def measure(config: Experiment, steps: int, eval_steps: int) -> BenchmarkReport:
         raise UsageError(f"{run_setup.store.folder}: there are no validation samples, on which both paths are compared")
     torch.manual_seed(config.train.seed)
     dtype = frozen_dtype(run_setup.device, run_setup.precision)
-    base = build(config.model, image_token_id=run_setup.processor.image_token_id, dtype=dtype, device=run_setup.device)
-    setup = Setup(config.model, config.train, run_setup.device, run_setup.precision, run_setup.processor, (), run_setup.batching)
+    base = build(model, image_token_id=run_setup.processor.image_token_id, dtype=dtype, device=run_setup.device)
+    assert isinstance(run_setup.processor, Processor)  # that of the family
+    setup = Setup(model, config.train, run_setup.device, run_setup.precision, run_setup.processor, (), run_setup.batching)
     stock = stock_side(setup, base)
     ours, compile_choice = our_side(setup, base)
     copy_adapters(ours, stock)
     rows = _train(_ModelPair(run_setup, ours, stock), steps, eval_steps)
     facts = {
         **Machine.current(run_setup.device).facts(),
-        "model": f"{config.model.language}, products in {setup.precision}",
+        "model": f"{model.language}, products in {setup.precision}",
         "ours": f"{'packed rows' if run_setup.batching.packed else 'padded batches'}; compile: {compile_choice}",
         "trained on": f"{run_setup.store.folder}; the same samples in every step",
     }
@@ -110,7 +114,7 @@ class _ModelPair:
     def __init__(self, run_setup: RunSetup, ours: TrainedModel, stock: TrainedModel):
         self.ours, self.stock = ours, stock
         self._run_setup, self.train = run_setup, run_setup.config.train
-        self._our_collator = run_setup.batching.collator(run_setup.processor)
+        self._our_collator = run_setup.family.collator(run_setup.processor, run_setup.batching.collator(run_setup.processor))
         self._stock_collator = PaddedCollator(int(run_setup.processor.tokenizer.pad_token_id))
 
     def batches(self) -> Iterator[tuple[Batch, Batch]]:

@@ -28,15 +28,18 @@ from errors import TesseraError, UsageError
 from model.kernels.autocast import Precision, autocast_dtype, frozen_dtype
 from model.kernels.compile import compile_layers
 from model.lora import base_model, configure_trainable, peft_lora_config
-from model.siglip_qwen.config import ModelConfig
+from model.param_groups import unwrapped
+from model.siglip_qwen.config import SiglipQwenConfig
+from model.siglip_qwen.family import model_step_flops
 from model.siglip_qwen.fused_modules import fuse_modules
+from model.siglip_qwen.image_tokens import PositionCollator
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
+from model.step_flops import StepFlops
 from training.compile_policy import MIN_MICRO_BATCHES_TO_COMPILE, CompileDecision, check_step_settings, decide_compile
 from training.config import TrainConfig
 from training.data_loading import Batching
 from training.gradient_checkpointing import CheckpointingPlan, Trial, configure_activation_checkpointing
-from training.monitoring.throughput import StepFlops, model_step_flops
 from training.optimization.optimizers import build_optimizer, optimizer_param_groups
 from training.optimization.precision import resolve_precision
 from training.out_of_memory import explain_out_of_memory
@@ -71,7 +74,7 @@ class Workload:
 class Setup:
     """Settings and samples that both sides share. `precision`: of matrix products; `batching`: batches of our side."""
 
-    model: ModelConfig
+    model: SiglipQwenConfig
     train: TrainConfig
     device: torch.device
     precision: Precision
@@ -81,7 +84,7 @@ class Setup:
 
     @classmethod
     def of(
-        cls, size: Size, model: ModelConfig, train: TrainConfig, samples: int, device: torch.device, drop_long_samples: bool = False
+        cls, size: Size, model: SiglipQwenConfig, train: TrainConfig, samples: int, device: torch.device, drop_long_samples: bool = False
     ) -> "Setup":
         """Create the samples and check the settings.
 
@@ -113,9 +116,15 @@ class Setup:
             raise UsageError(f"train.packing_length: {train.packing_length} is less than the longest sample of {longest} tokens")
         return cls(model, train, device, precision, processor, examples, batching)
 
+    @property
+    def collate(self) -> PositionCollator:
+        """From examples to batches of our side."""
+        return PositionCollator(self.batching.collator(self.processor), self.processor.image_token_id)
+
     def trained(self, model: PeftModel, mean_loss: Callable[[Batch], torch.Tensor]) -> TrainedModel:
         """A model with the optimizer of train.py."""
         model.train()
+        unwrapped(model).group_paths = VisionLanguageModel.group_paths  # the stock model has the same layout, and no such attribute
         groups = optimizer_param_groups(model, self.train.stages[-1], self.train)
         optimizer = build_optimizer(self.train, groups, self.device)
         return TrainedModel(model, optimizer, mean_loss, self.processor.pixel_reader, self.device, self.precision, self.train.max_grad_norm)
@@ -127,7 +136,7 @@ class Setup:
         return [{k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()} for batch in batches]
 
 
-def measure(size: Size, model: ModelConfig, train: TrainConfig, workload: Workload, device: torch.device) -> BenchmarkReport:
+def measure(size: Size, model: SiglipQwenConfig, train: TrainConfig, workload: Workload, device: torch.device) -> BenchmarkReport:
     """Measure both sides in interleaved blocks, with the settings of the last training stage.
 
     Args:
@@ -216,7 +225,7 @@ def choose_checkpointing(setup: Setup, variant: Variant) -> CheckpointingPlan:
 def our_variant(setup: Setup, ours: TrainedModel) -> Variant:
     """Our path, with the samples in packed rows or in batches of similar length."""
     batching, lengths = setup.batching, [np.array([len(example.encoded) for example in setup.examples])]
-    collate = batching.collator(setup.processor)
+    collate = setup.collate
     plan = (
         PackedBatching(lengths, batching.packing_length, 0)
         if batching.packed
@@ -266,7 +275,12 @@ def _check_parity(setup: Setup, ours: TrainedModel, stock: TrainedModel) -> Grad
     parity_samples = setup.examples[: min(NUM_PARITY_SAMPLES, samples_per_row) if setup.batching.packed else NUM_PARITY_SAMPLES]
     # Without checkpointing, the logits of a few long samples may not fit into memory.
     _checkpointing_mode(stock, setup.device.type == "cuda")()
-    parity = compare(ours, stock, setup.batching.collator(setup.processor)(parity_samples), PaddedCollator(_pad_id(setup))(parity_samples))
+    parity = compare(
+        ours,
+        stock,
+        setup.collate(parity_samples),
+        PaddedCollator(_pad_id(setup))(parity_samples),
+    )
     difference = parity.loss_off if setup.precision != "fp32" else max(parity.loss_off, parity.worst_off)
     if not difference <= TOLERANCE[setup.precision]:
         raise TesseraError(

@@ -10,7 +10,7 @@ from benchmarks.timing import Ratio
 from benchmarks.training.gradient_parity import GradientParity
 from dataset.loading.collators import Example
 from dataset.loading.encoded_sample import IGNORE_INDEX
-from training.monitoring.throughput import StepFlops
+from model.step_flops import StepFlops
 
 COLUMNS = ("path", "batch", "samples/s", "tokens/s", "TFLOP/s", "of product", "peak GiB", "loss", "ours is faster by")
 

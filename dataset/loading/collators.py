@@ -40,15 +40,14 @@ class Example:
     Args:
         sample_id: Id that error messages name.
         encoded: Token ids and labels.
-        images: Raw pixels [N, 3, H, W] from `PixelReader.read`, or cached vision features.
-        image_input_name: Name of the model input that `images` is passed as; equal in all examples of a batch.
+        images: Model inputs of the images, such as raw pixels [N, 3, H, W] or cached vision features; concatenated over examples along
+            the first dimension. All examples of a batch have the same keys.
         unreadable_images: Images of other samples that this one stands in for.
     """
 
     sample_id: str
     encoded: EncodedSample
-    images: torch.Tensor
-    image_input_name: str = "pixel_values"
+    images: dict[str, torch.Tensor]
     unreadable_images: tuple[UnreadableImage, ...] = ()
 
 
@@ -119,7 +118,7 @@ def _images(examples: Sequence[Example]) -> dict[str, Any]:
     """Images of all examples in order, [N, ...], the sample ids for error messages, and the unreadable images if there are any."""
     unreadable = [image for example in examples for image in example.unreadable_images]
     return {
-        examples[0].image_input_name: torch.cat([example.images for example in examples]),
+        **{name: torch.cat([example.images[name] for example in examples]) for name in examples[0].images},
         "sample_ids": [example.sample_id for example in examples],
         **({UNREADABLE_IMAGES: unreadable} if unreadable else {}),
     }

@@ -17,7 +17,7 @@ from errors import TesseraError, UsageError
 from model.checkpoint_manifest import write_manifest
 from model.hub.model_card import model_card
 from model.siglip_qwen import checkpoint
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import PROMPTS_FILE
 
@@ -94,7 +94,7 @@ def export(
     return warnings
 
 
-def check_llava_compatible(settings: ModelConfig) -> list[str]:
+def check_llava_compatible(settings: SiglipQwenConfig) -> list[str]:
     """Return warnings. Raises UsageError naming a setting that the LLaVA format cannot express."""
     if settings.connector.pool != 1:
         raise UsageError(

@@ -5,10 +5,11 @@ import json
 import re
 from pathlib import Path
 
+import torch
 import yaml
 
 from dataset.sample import Language, Prompts, Task, join_parts
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from visual.hub_name import HubName
 
 LLAVA_USAGE = """\
@@ -46,7 +47,7 @@ KINDS: dict[Task, str] = {"vqa": "short-answer questions", "caption": "questions
 
 def model_card(
     export_format: str,
-    settings: ModelConfig,
+    settings: SiglipQwenConfig,
     prompts: Prompts,
     dtype: str,
     warnings: list[str],
@@ -85,6 +86,30 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
+def whole_model_card(base: str, settings: dict[str, object], dtype: torch.dtype, data_report: str | None) -> str:
+    """Model card of a published model that was tuned further and keeps its own layout.
+
+    Args:
+        base: the model that it was tuned from, folder or hub name.
+        settings: model settings.
+        dtype: of the weights.
+        data_report: table of the training data; None omits the section.
+    """
+    front_matter: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "license": "other"}
+    if not Path(base).is_dir() and (model := HubName.parse(base)):
+        front_matter["base_model"] = model.repository
+    sections = [
+        f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n# A vision-language model tuned with Tessera",
+        f"Tuned from `{base}` and loaded as it is, by transformers and by Tessera; weights in {str(dtype).removeprefix('torch.')}.",
+        "## Use\n\n" + MERGED_USAGE.rstrip(),
+        "## Base model and licence\n\n" + _licence_line("Tuned from", base),
+        "## Settings\n\n```yaml\n" + yaml.safe_dump({"model": settings}, sort_keys=False, allow_unicode=True).rstrip() + "\n```",
+    ]
+    if data_report is not None:
+        sections.append("## Training data\n\n```\n" + data_report.rstrip() + "\n```")
+    return "\n\n".join(sections) + "\n"
+
+
 def _usage(export_format: str, prompts: Prompts) -> str:
     """How to ask the model, with its prompts: whoever uses the LLaVA format adds them, Tessera adds them itself."""
     language, prompt = next(iter(prompts.get("vqa", {}).items()), ("en", ""))
@@ -111,5 +136,5 @@ def _licence_line(role: str, name: str) -> str:
     return f"- {role}: `{name}`, licence: {read_licence(name) or 'see its own model card'}"
 
 
-def _as_yaml(settings: ModelConfig) -> str:
+def _as_yaml(settings: SiglipQwenConfig) -> str:
     return yaml.safe_dump({"model": dataclasses.asdict(settings)}, sort_keys=False, allow_unicode=True)

@@ -1,4 +1,4 @@
-"""Builds a VisionLanguageModel from a ModelConfig: pre-trained vision encoder and language model, newly initialised connector.
+"""Builds a VisionLanguageModel from a SiglipQwenConfig: pre-trained vision encoder and language model, newly initialised connector.
 
 The model is frozen; the language model is quantised if the config says so. `tokens_per_image` and `read_vocab_size` read the
 configs of the pre-trained models only, no weights.
@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, G
 from errors import UsageError, loading
 from model.kernels.device_capability import default_dtype
 from model.quantization import disable_avx512bf16, quantization_config
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.connector import Connector, num_image_tokens
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 from visual import siglip
@@ -25,14 +25,14 @@ LANGUAGE_FAMILIES = ("qwen2", "qwen3")
 """Supported `model_type`: qwen2 (dense causal Qwen 2 and 2.5) and qwen3."""
 
 
-def tokens_per_image(config: ModelConfig) -> int:
+def tokens_per_image(config: SiglipQwenConfig) -> int:
     """Image tokens per image, from the vision encoder's config. Raises UsageError when the settings contradict each other."""
     vision = siglip.vision_config(config.vision)
     siglip.check_feature_layer(vision, config.vision_feature_layer)
     return num_image_tokens(siglip.grid_side(vision), config.connector.pool, config.drop_first_patch)
 
 
-def read_vocab_size(config: ModelConfig) -> int:
+def read_vocab_size(config: SiglipQwenConfig) -> int:
     """Rows of the language model's embedding, from its config. Raises UsageError like `language_config`."""
     return int(language_config(config.language).vocab_size)
 
@@ -47,7 +47,7 @@ def language_config(name: str) -> PreTrainedConfig:
 
 
 def build(
-    config: ModelConfig,
+    config: SiglipQwenConfig,
     *,
     image_token_id: int,
     dtype: torch.dtype | None = None,
@@ -84,7 +84,7 @@ def build(
     return model
 
 
-def build_without_weights(config: ModelConfig, image_token_id: int) -> VisionLanguageModel:
+def build_without_weights(config: SiglipQwenConfig, image_token_id: int) -> VisionLanguageModel:
     """The model on the meta device, from the configs of the pre-trained models: shapes without weights, unquantised.
 
     Raises UsageError as `build` does for settings.
@@ -97,7 +97,7 @@ def build_without_weights(config: ModelConfig, image_token_id: int) -> VisionLan
 
 def build_from_model(
     whole: VisionLanguageModel,
-    config: ModelConfig,
+    config: SiglipQwenConfig,
     *,
     dtype: torch.dtype,
     device: torch.device | str,
@@ -131,7 +131,7 @@ def build_from_model(
 
 
 def build_shape(
-    config: ModelConfig, vlm_config: VisionLanguageConfig, *, dtype: torch.dtype, device: torch.device | str
+    config: SiglipQwenConfig, vlm_config: VisionLanguageConfig, *, dtype: torch.dtype, device: torch.device | str
 ) -> VisionLanguageModel:
     """The frozen model of a checkpoint's config with its pre-trained weights on the meta device, for a rank that rank 0 sends them to."""
     with torch.device("meta"):
@@ -152,7 +152,7 @@ def causal_language_model(model: VisionLanguageModel) -> PreTrainedModel:
 
 
 def load_encoder(
-    config: ModelConfig, *, dtype: torch.dtype, device: torch.device | str, whole: VisionLanguageModel | None = None
+    config: SiglipQwenConfig, *, dtype: torch.dtype, device: torch.device | str, whole: VisionLanguageModel | None = None
 ) -> siglip.VisionEncoder:
     """The vision encoder alone; it computes what `VisionLanguageModel.encode_images` computes with these settings.
 
@@ -162,7 +162,7 @@ def load_encoder(
     return siglip.VisionEncoder(tower, config.vision_feature_layer, config.drop_first_patch)
 
 
-def assemble(config: ModelConfig, tower: PreTrainedModel, language: PreTrainedModel, image_token_id: int) -> VisionLanguageModel:
+def assemble(config: SiglipQwenConfig, tower: PreTrainedModel, language: PreTrainedModel, image_token_id: int) -> VisionLanguageModel:
     """Combine a loaded vision encoder and language model; frozen, in eval mode, with an fp32 connector on the CPU.
 
     Args:

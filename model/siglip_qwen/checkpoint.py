@@ -10,7 +10,6 @@ whole.json                  manifest, written last (see model.checkpoint_manifes
 import dataclasses
 import json
 import logging
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +21,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from errors import UsageError, loading
-from model.checkpoint_manifest import manifest_mismatch, model_digest, verify
+from model.checkpoint_manifest import model_digest, verify
+from model.family import read_model_config
+from model.family_config import ParamGroup
 from model.hub import llava_import
 from model.kernels.device_capability import default_dtype
 from model.lora import base_model, configure_trainable, trained_state_dict
-from model.param_groups import ParamGroup, set_trainable
+from model.param_groups import set_trainable
 from model.quantization import Quantization, disable_avx512bf16, quantization_config
 from model.siglip_qwen.assembly import build, build_from_model, build_shape, causal_language_model
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 from visual.hub_name import pretrained
 
@@ -111,7 +112,7 @@ def load(
 
 def load_trained(
     folder: Path,
-    config: ModelConfig,
+    config: SiglipQwenConfig,
     *,
     dtype: torch.dtype,
     device: torch.device | str,
@@ -187,10 +188,10 @@ def merge(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.dev
     return inner
 
 
-def settings(folder: Path) -> ModelConfig:
+def settings(folder: Path) -> SiglipQwenConfig:
     """Model settings of a checkpoint. Raises UsageError when the folder is not a checkpoint or a setting is invalid."""
     try:
-        return TypeAdapter(ModelConfig).validate_json(json.dumps(read_config(folder).settings))
+        return TypeAdapter(SiglipQwenConfig).validate_json(json.dumps(read_config(folder).settings))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
@@ -204,47 +205,19 @@ def is_merged(folder: Path) -> bool:
 
 def folder_form(folder: Path) -> FolderForm:
     """The form of a folder with a model. Raises UsageError when it holds no model, or another one."""
-    if _raw_config(folder).get("model_type") == "llava":
+    if read_model_config(folder).get("model_type") == "llava":
         return "llava"
     read_config(folder)
     return "merged" if is_merged(folder) else "adapter"
 
 
-def latest(folder: Path) -> Path:
-    """The complete `checkpoint-<step>` with the highest step; incomplete and damaged ones are skipped with a warning.
-
-    Raises:
-        UsageError: there is none.
-    """
-    steps = {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))}
-    for step in sorted(steps, reverse=True):
-        reason = manifest_mismatch(steps[step], model_only=True)
-        if reason is None:
-            return steps[step]
-        log.warning("skipping %s: %s", steps[step], reason)
-    raise UsageError(f"{folder}: it contains no complete checkpoint-<step>; train first (accelerate launch train.py)")
-
-
 def read_config(folder: Path) -> VisionLanguageConfig:
     """The config of a checkpoint or a merged model. Raises UsageError when the folder is neither."""
-    raw = _raw_config(folder)
+    raw = read_model_config(folder)
     if raw.get("model_type") != VisionLanguageConfig.model_type:
         raise UsageError(f"{folder}: not a Tessera checkpoint but a {raw.get('model_type')} model")
     with loading("checkpoint", str(folder)):
         return VisionLanguageConfig(**raw)
-
-
-def _raw_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UsageError(f"{folder}: not a checkpoint (it has no config.json)")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read as a model's config ({error})") from error
-    if not isinstance(raw, dict):
-        raise UsageError(f"{path}: expected the config of a model, found {type(raw).__name__}")
-    return raw
 
 
 def _load_trained(model: VisionLanguageModel | PeftModel, folder: Path) -> None:

@@ -1,10 +1,13 @@
-"""Settings of the model: base models, connector, LoRA, quantisation."""
+"""Settings of our own model: SigLIP vision encoder, connector and Qwen language model."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from config_schema import section
+from errors import UsageError
+from model.family_config import Ability, FamilyConfig, ParamGroup
+from model.family_config import LoraConfig as LoraConfig
 from visual.config import ModelNameOrPath
 
 
@@ -21,23 +24,15 @@ class ConnectorConfig:
 
 
 @section
-class LoraConfig:
-    """LoRA on every linear layer of the language model (Hu et al. 2021, arXiv:2106.09685)."""
+class SiglipQwenConfig(FamilyConfig):
+    """SigLIP, a connector and a causal Qwen, joined in the LLaVA way."""
 
-    r: Annotated[int, Field(ge=1)] = 64
-    """Rank."""
-    lora_alpha: Annotated[float, Field(gt=0.0)] = 128
-    """The LoRA update is scaled by lora_alpha / r."""
-    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
-    """Dropout probability on the input of the adapter."""
-    use_dora: bool = False
-    """Weight-decomposed LoRA (DoRA, arXiv:2402.09353)."""
+    base_models: ClassVar[tuple[str, ...]] = ("vision", "language")
+    groups: ClassVar[tuple[ParamGroup, ...]] = ("connector", "lora", "language")
+    abilities: ClassVar[frozenset[Ability]] = frozenset(("packed", "cached_features", "compiled", "sharded", "init_from"))
 
-
-@section
-class ModelConfig:
-    """The vision-language model: base models, connector and adapters."""
-
+    family: Literal["siglip_qwen"] = "siglip_qwen"
+    """The family; siglip_qwen when nothing is said."""
     vision: ModelNameOrPath = "google/siglip-so400m-patch14-384"
     """Vision encoder: a SigLIP or SigLIP 2 of fixed resolution, folder or hub name."""
     language: ModelNameOrPath = "Qwen/Qwen3-1.7B"
@@ -48,13 +43,12 @@ class ModelConfig:
     """Omit the first patch, as recipes for encoders with a CLS token do. SigLIP has no CLS token."""
     image_token: str = "auto"
     """Placeholder token for a patch. auto: `<|image_pad|>` or `<|extra_0|>` if the vocabulary has one, else added to it."""
-    system_prompt: str | None = None
-    """System message of every conversation; null for the chat template's default."""
-    max_length: Annotated[int, Field(ge=16)] = 2048
-    """Maximum length of a sample in tokens, image tokens included."""
     connector: ConnectorConfig = ConnectorConfig()
     """The connector."""
-    lora: LoraConfig | None = LoraConfig()
-    """LoRA adapters; null for none (training the connector only, or the full language model)."""
-    quantization: Literal["none", "int8", "nf4"] = "none"
-    """Quantisation of the frozen language model; nf4 uses double quantisation (QLoRA, arXiv:2305.14314)."""
+
+
+def siglip_qwen_settings(model: FamilyConfig, what: str) -> SiglipQwenConfig:
+    """The settings, if they are of our own model. Raises UsageError naming `what` only our own model has."""
+    if not isinstance(model, SiglipQwenConfig):
+        raise UsageError(f"model.family: {what} needs a model of the family siglip_qwen")
+    return model

@@ -17,13 +17,13 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from errors import UsageError, loading
-from model.checkpoint_manifest import model_digest, verify
+from model.chat_processor import ChatProcessor
+from model.checkpoint_manifest import latest_checkpoint, model_digest, verify
 from model.hub import llava_import
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build_from_model, build_shape, language_config
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
-from model.siglip_qwen.processor import Processor
 from visual import siglip
 from visual.hub_name import pretrained
 
@@ -54,7 +54,7 @@ class InitialWeights:
         """SHA-256 of its files."""
         return model_digest(self.folder)
 
-    def continues(self, model: ModelConfig, trains_language: bool) -> bool:
+    def continues(self, model: SiglipQwenConfig, trains_language: bool) -> bool:
         """Whether the weights continue as they are on the base models of `model`, instead of becoming the base themselves."""
         if self.form != "adapter" or self.config.language_weights:
             return False
@@ -62,7 +62,7 @@ class InitialWeights:
             return True
         return not trains_language and _lora_shape(checkpoint.settings(self.folder)) == _lora_shape(model)
 
-    def describe(self, model: ModelConfig, trains_language: bool) -> str:
+    def describe(self, model: SiglipQwenConfig, trains_language: bool) -> str:
         """What becomes of the weights, in words."""
         if not self.continues(model, trains_language):
             return "its weights, merged, are the base"
@@ -79,7 +79,7 @@ def find(path: Path) -> InitialWeights:
     if not path.is_dir():
         raise UsageError(f"{KEY}: {path} does not exist (expected a checkpoint, a run's folder, a merged model or a LLaVA folder)")
     try:
-        folder = path if (path / "config.json").is_file() else checkpoint.latest(path)
+        folder = path if (path / "config.json").is_file() else latest_checkpoint(path)
         verify(folder)
         form = checkpoint.folder_form(folder)
         config = llava_import.read_config(folder) if form == "llava" else checkpoint.read_config(folder)
@@ -93,7 +93,7 @@ def find_given(init_from: Path | None, required: bool) -> InitialWeights | None:
     return None if init_from is None or not (required or init_from.is_dir()) else find(init_from)
 
 
-def check_compatible(initial: InitialWeights, model: ModelConfig, processor: Processor) -> None:
+def check_compatible(initial: InitialWeights, model: SiglipQwenConfig, processor: ChatProcessor) -> None:
     """Raise UsageError naming the first key of `model` with which the weights do not fit. Loads configs and a tokenizer only."""
     old, folder = initial.config, initial.folder
     named = old.settings or {}
@@ -115,7 +115,7 @@ def check_compatible(initial: InitialWeights, model: ModelConfig, processor: Pro
 
 def start(
     initial: InitialWeights,
-    model: ModelConfig,
+    model: SiglipQwenConfig,
     *,
     trains_language: bool,
     dtype: torch.dtype,
@@ -156,7 +156,7 @@ def vision_tower_folder(folder: Path) -> Path | None:
     return None if vlm_config.base_folder is None else vision_tower_folder(checkpoint.recorded_base_folder(folder, vlm_config))
 
 
-def _lora_shape(model: ModelConfig) -> tuple[Any, ...] | None:
+def _lora_shape(model: SiglipQwenConfig) -> tuple[Any, ...] | None:
     """What decides whether the adapters of one configuration are those of another; dropout may differ."""
     return None if model.lora is None else (model.lora.r, model.lora.lora_alpha, model.lora.use_dora)
 
@@ -185,7 +185,7 @@ def _check_same_architecture(folder: Path, part: _Part, keys: frozenset[str]) ->
             raise UsageError(f"{KEY}: {folder}: model.{part.key} was {before} ({key} {old}), is {part.now} ({key} {new})")
 
 
-def _check_same_vocabulary(folder: Path, processor: Processor, vocab_size: int) -> None:
+def _check_same_vocabulary(folder: Path, processor: ChatProcessor, vocab_size: int) -> None:
     """The run's tokens must have the ids with which the weights were trained; the image token has no embedding of its own."""
     with loading(KEY, str(folder)):
         known = AutoTokenizer.from_pretrained(**pretrained(folder)).get_vocab()

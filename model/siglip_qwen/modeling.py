@@ -20,6 +20,7 @@ from model.kernels.chunked_cross_entropy import LanguageModelHead, positions_per
 from model.kernels.varlen_attention import packed_attention_kwargs
 from model.siglip_qwen.connector import Connector
 from model.siglip_qwen.image_tokens import find_image_tokens, find_supervised_positions
+from model.siglip_qwen.module_paths import GROUP_PATHS
 from model.siglip_qwen.sparse_last_layer import sparse_last_layer_kwargs
 from renamed_keys import with_new_keys
 from visual import siglip
@@ -30,9 +31,9 @@ class ImageTokenMismatchError(TesseraError):
 
 
 class VisionLanguageConfig(PreTrainedConfig):
-    """Configs of the vision encoder and the language model, and the fields of ModelConfig that `forward` reads.
+    """Configs of the vision encoder and the language model, and the fields of SiglipQwenConfig that `forward` reads.
 
-    settings: the whole ModelConfig as plain values; loading a checkpoint rebuilds the model from it.
+    settings: the whole SiglipQwenConfig as plain values; loading a checkpoint rebuilds the model from it.
     language_weights: the checkpoint contains the language model, trained in full.
     base_folder: path and sha256 of the folder whose whole model is the base, in place of the models that `settings` names."""
 
@@ -100,6 +101,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
+    group_paths = GROUP_PATHS
     _supports_sdpa = True
     _supports_flash_attn = True
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
@@ -274,8 +276,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         positions = positions.to(hidden_states.device)
         targets = labels.to(hidden_states.device).flatten().index_select(0, positions + 1)
         states = hidden_states if hidden_states.ndim == 2 else hidden_states.flatten(0, 1).index_select(0, positions)
-        limit = self.logits_memory_gib
-        chunk_size = None if limit is None else positions_per_chunk(limit, self.config.text_config.vocab_size)
+        chunk_size = self.logits_memory_gib and positions_per_chunk(self.logits_memory_gib, self.config.text_config.vocab_size)
         total: torch.Tensor = self.lm_head(states, targets, chunk_size)
         if num_items_in_batch is None:
             num_items_in_batch = max(len(positions), 1)

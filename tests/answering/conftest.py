@@ -12,10 +12,10 @@ from PIL import Image
 
 from answering.config import OpenAiSystem
 from answering.protocol import Request
-from answering.systems.siglip_qwen import CheckpointAnswerer
+from answering.systems.family_answerer import FamilyAnswerer
 from dataset.sample import Message
 from model.siglip_qwen.assembly import build
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from tests.answering.endpoints import KEY, Server
@@ -41,7 +41,7 @@ def questions(count: int) -> list[Request]:
 @pytest.fixture(scope="session")
 def model(parts: Path, processor: Processor) -> VisionLanguageModel:
     """Our model built from the tiny pre-trained models, in fp32. Its weights are scaled up, so that answers are unambiguous and differ."""
-    config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=None)
+    config = SiglipQwenConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=None)
     torch.manual_seed(0)
     model = build(config, image_token_id=processor.image_token_id)
     with torch.no_grad():
@@ -53,9 +53,9 @@ def model(parts: Path, processor: Processor) -> VisionLanguageModel:
 
 
 @pytest.fixture(scope="session")
-def answerer(model: VisionLanguageModel, processor: Processor) -> CheckpointAnswerer:
+def answerer(model: VisionLanguageModel, processor: Processor) -> FamilyAnswerer:
     """Our answerer with the small model."""
-    return CheckpointAnswerer(model, processor)
+    return FamilyAnswerer(model, processor)
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +71,7 @@ def requests() -> list[Request]:
 
 
 @pytest.fixture(scope="session")
-def early_ends(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> tuple[int, ...]:
+def early_ends(model: VisionLanguageModel, answerer: FamilyAnswerer, requests: list[Request]) -> tuple[int, ...]:
     """End tokens that this untrained model does generate, at different lengths. Found by trying random ones with `generate`."""
     batch = answerer.collate([answerer.encode(request) for request in requests])
     sequences = [sequence for question in plain(model, batch, answerer.end_ids, k=4) for sequence in question]

@@ -14,16 +14,16 @@ from transformers import LlavaForConditionalGeneration
 from answering.answerer_factory import ScorerCache, build_answerer, build_untuned, check_system, load_scorer
 from answering.config import Blip2System, CheckpointSystem, DecodingConfig, QwenVlSystem
 from answering.protocol import Answer
-from answering.systems.qwen_vl import QwenVlAnswerer
-from answering.systems.siglip_qwen import CheckpointAnswerer
+from answering.systems.family_answerer import FamilyAnswerer
 from errors import UsageError
 from model.checkpoint_manifest import write_manifest
 from model.hub import llava_export
 from model.kernels.fused_lora import FusedLoraLinear
 from model.kernels.rms_norm import FusedRMSNorm
 from model.lora import configure_trainable
+from model.qwen_vl.processor import QwenVlProcessor
 from model.siglip_qwen import assembly, checkpoint
-from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from tests.answering.conftest import make_request, noise_image
@@ -36,7 +36,7 @@ REQUEST = make_request("a", "What color?", Image.new("RGB", (60, 60), "red"))
 def checkpoints(parts: Path, processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two complete checkpoints and a later, incomplete one."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, lora_alpha=8))
+    config = SiglipQwenConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, lora_alpha=8))
     torch.manual_seed(0)
     model = configure_trainable(assembly.build(config, image_token_id=processor.image_token_id), config, ("connector", "lora"))
     for step in (1, 2, 3):
@@ -51,7 +51,7 @@ def checkpoints(parts: Path, processor: Processor, tmp_path_factory: pytest.Temp
 
 def test_latest_is_the_latest_complete_checkpoint(checkpoints: Path) -> None:
     latest = build_answerer(CheckpointSystem(name="ours", kind="checkpoint"), checkpoint_folder=checkpoints, device="cpu")
-    assert isinstance(latest, CheckpointAnswerer)
+    assert isinstance(latest, FamilyAnswerer)
     assert latest.description.settings["path"] == str(checkpoints / "checkpoint-2")
     # The path may be the checkpoint folder of another run.
     elsewhere = CheckpointSystem(name="other", kind="checkpoint", path=str(checkpoints))
@@ -84,14 +84,14 @@ def test_a_checkpoint_is_asked_with_the_prompt_that_it_records_unless_the_system
     system = CheckpointSystem(name="ours", kind="checkpoint", path=str(path), **changes)
     for build in (build_answerer, build_untuned):
         answerer = build(system, checkpoint_folder=tmp_path, device="cpu")  # type: ignore[operator]
-        assert isinstance(answerer, CheckpointAnswerer)
+        assert isinstance(answerer, FamilyAnswerer)
         assert f"What color?{asked}<|im_end|>" in answerer.encode(REQUEST).text
         assert answerer.description.settings["short_answer_prompt"] == identified_by
 
 
 def test_a_checkpoint_without_prompts_is_asked_the_question_alone(checkpoints: Path) -> None:
     answerer = build_answerer(CheckpointSystem(name="ours", kind="checkpoint"), checkpoint_folder=checkpoints, device="cpu")
-    assert isinstance(answerer, CheckpointAnswerer)
+    assert isinstance(answerer, FamilyAnswerer)
     assert "What color?<|im_end|>" in answerer.encode(REQUEST).text
     # The settings of earlier versions: answers that were saved then are found again.
     assert answerer.description.settings.keys() == {
@@ -103,8 +103,8 @@ def test_a_checkpoint_without_prompts_is_asked_the_question_alone(checkpoints: P
 def test_a_checkpoint_with_fused_modules_answers_as_one_with_the_modules_of_peft(checkpoints: Path, processor: Processor) -> None:
     path = checkpoints / "checkpoint-2"
     fused = build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(path)), checkpoint_folder=checkpoints, device="cpu")
-    plain = CheckpointAnswerer(checkpoint.load(path), processor)
-    assert isinstance(fused, CheckpointAnswerer)
+    plain = FamilyAnswerer(checkpoint.load(path), processor)
+    assert isinstance(fused, FamilyAnswerer)
     kinds = [{type(module) for module in answerer.model.modules()} for answerer in (fused, plain)]
     assert [{FusedLoraLinear, FusedRMSNorm} <= kind for kind in kinds] == [True, False]
     decoding = DecodingConfig(num_candidates=3, max_new_tokens=4)
@@ -118,7 +118,7 @@ def test_a_checkpoint_with_fused_modules_answers_as_one_with_the_modules_of_peft
 def test_a_checkpoint_answers_in_4_bit(checkpoints: Path) -> None:
     system = CheckpointSystem(name="ours", kind="checkpoint", quantization="nf4")
     answerer = build_answerer(system, checkpoint_folder=checkpoints, device="cpu")
-    assert isinstance(answerer, CheckpointAnswerer)
+    assert isinstance(answerer, FamilyAnswerer)
     assert "Linear4bit" in {type(module).__name__ for module in answerer.model.modules()}
     (answer,) = answerer.answer([REQUEST], DecodingConfig(num_candidates=2, max_new_tokens=2))
     assert answer.error is None
@@ -157,7 +157,7 @@ def test_only_the_language_model_of_an_export_is_quantised(
     llava_export.export(checkpoints / "checkpoint-1", tmp_path / form, form, processor)
     system = CheckpointSystem(name="ours", kind="checkpoint", path=str(tmp_path / form), quantization="nf4")
     answerer = build_answerer(system, checkpoint_folder=Path("elsewhere"), device="cpu")
-    assert isinstance(answerer, CheckpointAnswerer)
+    assert isinstance(answerer, FamilyAnswerer)
     quantised = {name for name, module in answerer.model.named_modules() if type(module).__name__ == "Linear4bit"}
     assert quantised
     assert all(name.startswith("model.language_model.layers.") for name in quantised)
@@ -203,7 +203,8 @@ def test_an_export_that_an_older_transformers_would_load_differently_is_an_error
 def test_a_qwen_model_is_loaded_by_its_kind(parts: Path) -> None:
     system = QwenVlSystem(name="qwen", kind="qwen3_vl", path=str(parts / "qwen3_vl"), quantization="none")
     answerer = build_answerer(system, checkpoint_folder=Path("elsewhere"), device="cpu")
-    assert isinstance(answerer, QwenVlAnswerer)
+    assert isinstance(answerer, FamilyAnswerer)
+    assert isinstance(answerer.processor, QwenVlProcessor)
     assert answerer.description.kind == "qwen3_vl"
 
 

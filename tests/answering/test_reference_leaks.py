@@ -15,7 +15,7 @@ from model.hub import llava_export
 from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build
-from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.processor import Processor
 from tests.answering.endpoints import Server
 from tests.answering.systems.test_blip2 import build as build_blip2
@@ -30,7 +30,7 @@ SECRET = "mauve canary"
 def systems(parts: Path, processor: Processor, server: Server, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Every kind of answerer: our checkpoint in its three forms, both families of Qwen, both of BLIP-2, and an endpoint."""
     folder = tmp_path_factory.mktemp("systems")
-    settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, lora_alpha=8))
+    settings = SiglipQwenConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=4, lora_alpha=8))
     torch.manual_seed(0)
     weights = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ("connector", "lora"))
     checkpoint.save(weights, folder / "adapter")

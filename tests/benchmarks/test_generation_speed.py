@@ -10,10 +10,10 @@ from answering.config import DecodingConfig
 from benchmarks import generation_speed
 from benchmarks.generation_speed import StockModel, Workload, measure, parse_generated
 from errors import TesseraError, UsageError
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 
 CPU = torch.device("cpu")
-SMALL = ModelConfig(max_length=512)
+SMALL = SiglipQwenConfig(max_length=512)
 DECODING = DecodingConfig(num_candidates=3, max_new_tokens=4, batch_size=3)
 
 

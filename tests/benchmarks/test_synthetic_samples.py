@@ -7,13 +7,13 @@ import pytest
 from benchmarks.full_size_models import build_processor
 from benchmarks.synthetic_samples import demo_samples, reference_samples
 from dataset.loading.encoded_sample import IGNORE_INDEX
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.processor import Processor
 
 
 @pytest.fixture(scope="module")
 def large() -> Processor:
-    return build_processor("1.7b", ModelConfig())
+    return build_processor("1.7b", SiglipQwenConfig())
 
 
 def test_the_mean_length_is_that_of_the_reference_data(large: Processor) -> None:
@@ -30,7 +30,7 @@ def test_samples_have_one_image_and_end_like_those_of_the_processor(large: Proce
         first = next(i for i, label in enumerate(labels) if label != IGNORE_INDEX)
         assert labels[first:] == ids[first:]
         assert large.tokenizer.decode(ids[:first]).endswith("<think>\n\n</think>\n\n")
-        assert example.images.shape == (1, 3, 384, 384)
+        assert example.images["pixel_values"].shape == (1, 3, 384, 384)
 
 
 def test_every_token_id_can_be_decoded(large: Processor) -> None:
@@ -40,7 +40,7 @@ def test_every_token_id_can_be_decoded(large: Processor) -> None:
 
 
 def test_demo_samples_are_about_scenes_in_two_languages() -> None:
-    processor = build_processor("tiny", ModelConfig(max_length=512))
+    processor = build_processor("tiny", SiglipQwenConfig(max_length=512))
     examples = demo_samples(processor, 24)
     texts = [processor.readable(example.encoded.input_ids) for example in examples]
     assert sum(any("一" <= c <= "鿿" for c in text) for text in texts) == 12

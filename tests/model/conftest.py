@@ -9,7 +9,7 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, Qwen2ForCausalLM
 
 from model.siglip_qwen.assembly import build
-from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from tests.dataset.conftest import raw as raw
@@ -31,18 +31,18 @@ def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def settings(parts: Path) -> Callable[..., ModelConfig]:
-    """Returns a ModelConfig of the small base models, with changes."""
+def settings(parts: Path) -> Callable[..., SiglipQwenConfig]:
+    """Returns a SiglipQwenConfig of the small base models, with changes."""
 
-    def make(**changes: Any) -> ModelConfig:
+    def make(**changes: Any) -> SiglipQwenConfig:
         small = {"vision": str(parts / "siglip"), "language": str(parts / "qwen3"), "lora": LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0)}
-        return ModelConfig(**{**small, **changes})
+        return SiglipQwenConfig(**{**small, **changes})
 
     return make
 
 
 @pytest.fixture(scope="session")
-def make(settings: Callable[..., ModelConfig], processor: Processor) -> Build:
+def make(settings: Callable[..., SiglipQwenConfig], processor: Processor) -> Build:
     """Returns a model of the small base models; connector weights are scaled up so that images affect the logits."""
 
     def make(**changes: Any) -> VisionLanguageModel:

@@ -9,13 +9,15 @@ from peft import PeftModel
 from torch import nn
 
 from errors import UsageError
+from model.family_config import ParamGroup
 from model.lora import base_model, configure_trainable, enable_gradient_checkpointing
-from model.param_groups import ParamGroup, param_group_of, trainable_param_groups
-from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.param_groups import param_group_of, trainable_param_groups
+from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
+from model.siglip_qwen.modeling import VisionLanguageModel
 from tests.model.conftest import Build
 from tests.model.siglip_qwen.test_modeling import loss_and_gradients, with_labels
 
-Settings = Callable[..., ModelConfig]
+Settings = Callable[..., SiglipQwenConfig]
 Batch = Callable[..., dict[str, torch.Tensor]]
 
 LINEAR = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -119,7 +121,7 @@ def test_a_later_stage_keeps_the_lora_weights_and_trains_only_its_groups(make: B
     train(model, inputs)
     connector = {name: p.detach().clone() for name, p in base_model(model).model.multi_modal_projector.named_parameters()}
     model = configure_trainable(model, settings(), ["connector", "lora"])
-    copied = {name: p for name, p in model.named_parameters() if param_group_of(name) == "connector"}
+    copied = {name: p for name, p in model.named_parameters() if param_group_of(name, VisionLanguageModel.group_paths) == "connector"}
     assert all(torch.equal(connector[name.partition("default.")[2]], p) for name, p in copied.items())
     train(model, inputs)
     lora_weights = {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_" in name}

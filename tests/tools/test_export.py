@@ -18,7 +18,7 @@ from model.checkpoint_manifest import manifest_mismatch, write_manifest
 from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build
-from model.siglip_qwen.config import ConnectorConfig, LoraConfig, ModelConfig
+from model.siglip_qwen.config import ConnectorConfig, LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.processor import Processor
 from tests.pipeline import ROOT, workspace
 from tests.untrained import write_checkpoint
@@ -34,7 +34,7 @@ def experiment(parts: Path, processor: Processor, tmp_path: Path, monkeypatch: p
 
     def make(pool: int = 1) -> Path:
         connector = ConnectorConfig(pool=pool)
-        settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=2), connector=connector)
+        settings = SiglipQwenConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=2), connector=connector)
         model = configure_trainable(build(settings, image_token_id=processor.image_token_id), settings, ["connector", "lora"])
         folder = tmp_path / "checkpoints" / "small" / "checkpoint-7"
         checkpoint.save(model, folder)

@@ -59,8 +59,7 @@ def write_yaml(folder: Path, parts: Path, model: dict[str, Any] | None = None, *
     raw = {
         "name": "toy",
         "model": {
-            "vision": str(parts / "siglip"),
-            "language": str(parts / "qwen3"),
+            **({} if "family" in (model or {}) else {"vision": str(parts / "siglip"), "language": str(parts / "qwen3")}),
             "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.0},
             "max_length": 256,
             **(model or {}),

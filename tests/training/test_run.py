@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import config as configuration
 from answering.protocol import Answer, Request
-from answering.systems.siglip_qwen import CheckpointAnswerer
+from answering.systems.family_answerer import FamilyAnswerer
 from dataset.loading.sample_store import SampleStore
 from dataset.sample import SAMPLES_SCHEMA
 from errors import TesseraError, UsageError
@@ -228,14 +228,14 @@ def test_checkpoints_record_the_prompts_of_the_data_and_predictions_are_asked_wi
         row["prompt"] = None if row["task"] == "caption" else "One word." if i else "Briefly!"
     pq.write_table(pa.Table.from_pylist(rows, SAMPLES_SCHEMA), samples)
     asked: list[str] = []
-    answer = CheckpointAnswerer.answer
+    answer = FamilyAnswerer.answer
 
-    def record(answerer: CheckpointAnswerer, requests: Sequence[Request], *arguments: Any) -> list[Answer]:
+    def record(answerer: FamilyAnswerer, requests: Sequence[Request], *arguments: Any) -> list[Answer]:
         answers = answer(answerer, requests, *arguments)
         asked.extend(reply.prompt for reply in answers)
         return answers
 
-    monkeypatch.setattr(CheckpointAnswerer, "answer", record)
+    monkeypatch.setattr(FamilyAnswerer, "answer", record)
     checkpoint = run(path)
     assert Processor.load(checkpoint).prompts == {"vqa": {"en": "One word."}}
     assert "vqa samples (en) have 2 different prompts" in capsys.readouterr().out

@@ -1,12 +1,15 @@
 import pytest
 from torch import nn
 
+from model.siglip_qwen.module_paths import GROUP_PATHS
 from training.config import LearningRates, StageConfig, TrainConfig
 from training.optimization.optimizers import learning_rate, optimizer_param_groups
 from training.stages import describe_trained
 
 
 class ToyModel(nn.Module):
+    group_paths = GROUP_PATHS
+
     def __init__(self) -> None:
         super().__init__()
         self.model = nn.ModuleDict(

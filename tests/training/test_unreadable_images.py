@@ -156,7 +156,7 @@ def test_without_a_substitute_the_place_stays_empty_even_if_it_is_a_whole_step(
     setup = setup_run(configuration.load(path))
     data = TrainingData(setup.store, setup.lengths, setup.processor, 0)
     assert set(data[SampleKey(2, 0)].encoded.labels) == {IGNORE_INDEX}
-    assert not data[SampleKey(2, 0)].images.any()
+    assert not data[SampleKey(2, 0)].images["pixel_values"].any()
     assert data[SampleKey(2, 0)].unreadable_images[0].replaced_by is None
 
 

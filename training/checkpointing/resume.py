@@ -15,8 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from atomic_io import write_json
 from errors import UsageError
+from model.config import DEFAULT_FAMILY
 from renamed_keys import RENAMED_GROUPS, new_key, with_new_keys
-from training.config import Experiment
+from training.config import Experiment, LearningRates
 from training.monitoring.metrics_history import Row
 
 RUN_STATE_FILE = "run_state.json"
@@ -76,9 +77,21 @@ def _with_new_keys(state: dict[str, Any]) -> dict[str, Any]:
     for path, value in state["settings"].items():
         section, *keys = path.split(".")
         renamed[".".join([section, *(new_key(section, key) or key for key in keys)])] = with_new_keys(section, value)
+    renamed.setdefault("model.family", DEFAULT_FAMILY)
+    _add_vision_rate(renamed)
     rates = {f"learning_rate/{old}": f"learning_rate/{new}" for old, new in RENAMED_GROUPS.items()}
     history = [{rates.get(key, key): value for key, value in row.items()} for row in state["history"]]
     return {**state, "settings": renamed, "history": history}
+
+
+def _add_vision_rate(settings: dict[str, Any]) -> None:
+    """Add the default rate of the group `vision`, at which nothing was trained, to the settings of a run from before that group existed."""
+    rate = LearningRates().vision
+    if "train.learning_rate.connector" in settings:
+        settings.setdefault("train.learning_rate.vision", rate)
+    for stage in settings.get("train.stages", ()):
+        if isinstance(stage.get("learning_rate"), dict):
+            stage["learning_rate"].setdefault("vision", rate)
 
 
 STEP_KEYS = ("train.num_processes", "train.gradient_accumulation_steps", "train.per_device_train_batch_size")

@@ -7,6 +7,7 @@ from accelerate import PartialState
 from accelerate.utils import str_to_bool
 
 from errors import UsageError
+from model.family_config import FamilyConfig
 from model.quantization import Quantization
 from process_group import LAUNCH_HELP, init_distributed
 
@@ -45,8 +46,11 @@ def loads_on_rank_0_alone(quantization: Quantization) -> bool:
     return quantization == "none" and (uses_zero3() or bool(uses_fsdp() and efficient))
 
 
-def check_shardable(quantization: Quantization) -> None:
-    """Raise UsageError when the launcher is set to shard weights that are quantised in a way that cannot be sharded."""
+def check_shardable(model: FamilyConfig) -> None:
+    """Raise UsageError when the launcher is set to shard weights of a family, or of a quantisation, that cannot be sharded."""
+    quantization = model.quantization
+    if weights_are_sharded() and "sharded" not in model.abilities:
+        raise UsageError("model.family: weights of this family cannot be sharded by FSDP or ZeRO-3; launch with multi_gpu.yaml")
     if quantization == "int8" and weights_are_sharded():
         raise UsageError("model.quantization: int8 weights cannot be sharded by FSDP or ZeRO-3; set nf4 or none, or use multi_gpu.yaml")
     if quantization == "nf4" and uses_zero3():

@@ -40,9 +40,10 @@ def gather_full_state_dict(model: nn.Module, keep: bool = True) -> dict[str, tor
         keep: False returns an empty dict, on ranks that do not write the checkpoint.
     """
     wanted = {"connector", "lora"} | ({"language"} if base_model(model).config.language_weights else set())
+    paths = base_model(model).group_paths
     state: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
-        if param_group_of(name) in wanted:
+        if param_group_of(name, paths) in wanted:
             full = _full_tensor(parameter)
             if keep:
                 state[name] = full.cpu()

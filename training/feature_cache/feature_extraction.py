@@ -29,6 +29,7 @@ from model.hub.download import format_bytes
 from model.kernels.autocast import autocast, frozen_dtype
 from model.siglip_qwen.assembly import load_encoder
 from model.siglip_qwen.checkpoint import load_whole
+from model.siglip_qwen.config import siglip_qwen_settings
 from model.siglip_qwen.initial_weights import vision_tower_folder
 from process_group import main_process_only
 from progress import Progress
@@ -90,7 +91,7 @@ class _FeatureExtractor:
     def __init__(self, run_setup: RunSetup, images: dict[str, ImageFile], weights: Path | None):
         self.run_setup, self.images = run_setup, images
         self.unreadable: dict[str, str] = {}
-        model = run_setup.config.model
+        model = siglip_qwen_settings(run_setup.config.model, "train.cache_vision_features")
         dtype = frozen_dtype(run_setup.device, run_setup.precision)
         tower_folder = weights and vision_tower_folder(weights)
         whole = load_whole(tower_folder) if tower_folder else None
@@ -150,7 +151,7 @@ class _FeatureExtractor:
 
     def _compute(self, digests: Sequence[str], progress: Progress) -> tuple[list[str], torch.Tensor]:
         """The images that could be read, and their features bf16 [N, P, D] on the host."""
-        device, reader = self.run_setup.device, self.run_setup.processor.pixel_reader
+        device, processor = self.run_setup.device, self.run_setup.processor
         features = torch.empty(len(digests), *self.encoder.shape, dtype=torch.bfloat16)
         done, computed = 0, list[str]()
         for batch in self._raw_pixels(digests):
@@ -159,7 +160,7 @@ class _FeatureExtractor:
             if not readable:
                 continue
             raw = torch.cat(list(readable.values()))
-            pixels = reader.normalize(raw.to(device))
+            pixels = processor.normalize({"pixel_values": raw.to(device)})["pixel_values"]
             with autocast(device, self.run_setup.precision):
                 features[done : done + len(raw)] = self.encoder(pixels).to("cpu", torch.bfloat16)
             done += len(raw)
@@ -184,7 +185,7 @@ class _FeatureExtractor:
             return digest, None
         if read_digest != digest:
             raise TesseraError(f"{image.path}: differs from the preprocessed image; run python tools/preprocess.py again")
-        return digest, self.run_setup.processor.pixel_reader.read([opened])
+        return digest, self.run_setup.processor.read([opened])["pixel_values"]
 
     def _report_disk_usage(self, missing: int) -> None:
         """Print what is cached and the disk space of the rest. Raises UsageError when there is not enough."""

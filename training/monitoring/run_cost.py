@@ -1,20 +1,17 @@
 """What a run will cost, before any weight is loaded: FLOPs from the shapes of the model and the samples, and the time on known GPUs.
 
-The FLOPs are those of `throughput.StepFlops`. Validation, checkpoints and reading images are not counted.
+The FLOPs are those of `model.step_flops.StepFlops`. Validation, checkpoints and reading images are not counted.
 """
 
 import dataclasses
 
 import numpy as np
 import torch
-from peft import PeftModel
+from torch import nn
 
 from dataset.loading.encoded_sample import IGNORE_INDEX
-from model.lora import configure_trainable
-from model.siglip_qwen.assembly import build_without_weights
-from model.siglip_qwen.modeling import VisionLanguageModel
 from training.data_loading import TrainingData
-from training.monitoring.throughput import model_step_flops, peak_tflops
+from training.monitoring.throughput import peak_tflops
 from training.run_setup import RunSetup, training_sampler
 
 ASSUMED_MFU = 0.3
@@ -39,19 +36,21 @@ def run_flops(run_setup: RunSetup, remaining: dict[int, int]) -> float:
     tokens, supervised, images = _counts_per_epoch(run_setup)
     total = 0.0
     for index, steps in remaining.items():
-        cost = model_step_flops(_model_without_weights(run_setup, index), run_setup.config.train.cache_vision_features)
+        cost = run_setup.family.step_flops(_model_without_weights(run_setup, index), run_setup.config.train.cache_vision_features)
         stage = run_setup.config.train.stages[index]
         planned = training_sampler(run_setup, index).steps
         total += cost.flops(tokens, supervised, images) * stage.epochs * steps / planned
     return total
 
 
-def _model_without_weights(run_setup: RunSetup, stage: int) -> VisionLanguageModel | PeftModel:
+def _model_without_weights(run_setup: RunSetup, stage: int) -> nn.Module:
     """The model of a stage on the meta device. Quantisation is left out; it does not change the operations."""
     config = dataclasses.replace(run_setup.config.model, quantization="none")
     with torch.device("meta"):
-        model = build_without_weights(config, run_setup.processor.image_token_id)
-        return configure_trainable(model, config, run_setup.config.train.stages[stage].train)
+        model = run_setup.family.build_without_weights(config, run_setup.processor)
+        groups = run_setup.config.train.stages[stage].train
+        trained: nn.Module = run_setup.family.configure_trainable(model, config, groups, groups)
+        return trained
 
 
 def _counts_per_epoch(run_setup: RunSetup) -> tuple[float, float, float]:
@@ -62,7 +61,7 @@ def _counts_per_epoch(run_setup: RunSetup) -> tuple[float, float, float]:
     encoded = [data.encode(index, 0)[1] for index in indices]
     scale = len(lengths) / len(encoded)
     supervised = sum(label != IGNORE_INDEX for sample in encoded for label in sample.labels)
-    return float(lengths.sampled_lengths(seed, 0).sum()), supervised * scale, sum(sample.num_images for sample in encoded) * scale
+    return float(lengths.sampled_lengths(seed, 0).sum()), supervised * scale, sum(map(run_setup.processor.pixel_rows, encoded)) * scale
 
 
 def _time(run_setup: RunSetup, flops: float) -> str:

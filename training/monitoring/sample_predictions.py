@@ -5,12 +5,12 @@ from PIL import Image
 from torch import nn
 
 from answering.protocol import Decoding, Request
-from answering.systems.siglip_qwen import CheckpointAnswerer
+from answering.systems.family_answerer import FamilyAnswerer
 from dataset.loading.image_io import ImageError
 from dataset.loading.sample_store import SampleStore
 from dataset.sample import IMAGE_PLACEHOLDER, Sample
+from model.chat_processor import ChatProcessor
 from model.kernels.autocast import Precision, autocast
-from model.siglip_qwen.processor import Processor
 from training.data_loading import TrainingData
 from training.monitoring.prediction_panels import Panel
 
@@ -24,7 +24,9 @@ def select_samples(data: TrainingData, count: int) -> list[Sample]:
     return [data.sample(int(index)) for index in indices] if count else []
 
 
-def generate_panels(model: nn.Module, processor: Processor, store: SampleStore, samples: list[Sample], precision: Precision) -> list[Panel]:
+def generate_panels(
+    model: nn.Module, processor: ChatProcessor, store: SampleStore, samples: list[Sample], precision: Precision
+) -> list[Panel]:
     """A panel for each sample: its first target next to the model's greedy answer.
 
     Args:
@@ -38,7 +40,7 @@ def generate_panels(model: nn.Module, processor: Processor, store: SampleStore, 
         Request(sample.sample_id, tuple(store.image(i).path for i in sample.image_ids), sample.messages, sample.task, sample.language)
         for sample in samples
     ]
-    answerer = CheckpointAnswerer(model, processor)
+    answerer = FamilyAnswerer(model, processor)
     with autocast(answerer.device, precision):
         answers = answerer.answer(requests, Decoding(num_candidates=1, strategy="greedy", max_new_tokens=ANSWER_TOKENS))
     return [

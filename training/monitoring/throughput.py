@@ -1,7 +1,6 @@
 """Training throughput: tokens/s, samples/s, peak memory, data wait, TFLOP/s and MFU.
 
 In: the micro-batches that the model processes. Out: rates over the steps since the last reading, summed over all ranks.
-A frozen weight costs a forward pass and an input gradient, but no weight gradient.
 """
 
 import re
@@ -14,13 +13,9 @@ from typing import Any
 
 import psutil
 import torch
-from peft import PeftModel
-from torch import nn
 
 from dataset.loading.encoded_sample import IGNORE_INDEX
-from model.lora import base_model
-from model.siglip_qwen.connector import num_image_tokens
-from model.siglip_qwen.modeling import VisionLanguageModel
+from model.step_flops import StepFlops
 
 PEAK_TFLOPS = (
     ("B200", 2250.0),
@@ -55,9 +50,6 @@ Cards before Ampere (the last six) reach it in fp16, all others in bf16 and fp16
 SLOWER_VARIANTS = ("Laptop", "MIG", "D")
 """Words in a device name that mark a slower variant or a slice of a GPU, whose peak is not in the table."""
 
-FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = 2, 2, 2
-"""FLOPs per weight and token: one multiply-add in the forward pass and one for each kind of gradient."""
-
 
 def peak_tflops(device_name: str) -> float | None:
     """Peak dense 16-bit TFLOP/s of a device, None when it is not in the table."""
@@ -65,82 +57,6 @@ def peak_tflops(device_name: str) -> float | None:
     if any(f" {word} " in words for word in SLOWER_VARIANTS):
         return None
     return next((peak for part, peak in PEAK_TFLOPS if f" {part} " in words), None)
-
-
-@dataclass(frozen=True)
-class StepFlops:
-    """FLOPs of one training step per token, supervised token and image. Attention scores, norms and the recomputation of
-    checkpointed activations are not counted, so the rates are a lower bound of what the device does."""
-
-    per_token: float
-    """Language model and its adapters."""
-    per_supervised_token: float
-    """Computed at supervised positions only: the output projection to the vocabulary and the last layer's MLP."""
-    per_image: float
-    """Vision encoder and connector."""
-
-    def flops(self, tokens: float, supervised: float, images: float) -> float:
-        """FLOPs of a step over this many tokens, supervised tokens and images."""
-        return self.per_token * tokens + self.per_supervised_token * supervised + self.per_image * images
-
-
-def count_step_flops(model: nn.Module, patches: int, vision_layers: int, tokens_per_image: int) -> StepFlops:
-    """FLOPs of the linear layers of a vision-language model in training.
-
-    Layers are classified by their names: vision_tower, multi_modal_projector, lm_head; all others belong to the language model.
-    After the last attention, the language model runs at supervised positions only (see model.siglip_qwen.sparse_last_layer).
-
-    Args:
-        patches: Patches per image in the vision encoder.
-        vision_layers: Number of vision layers that run.
-        tokens_per_image: Image tokens per image, which is the number of positions the connector maps.
-    """
-    last = max((_language_layer(name) for name, _ in model.named_modules()), default=-1)
-    per_token = per_supervised_token = per_image = 0.0
-    for name, layer in model.named_modules():
-        weights = _weights(layer)
-        unused = ".original_module" in name or _vision_layer(name) >= vision_layers
-        if not weights or unused:
-            continue
-        trained = any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
-        if "vision_tower" in name:
-            per_image += FORWARD * weights * patches
-            continue
-        cost = weights * (FORWARD + INPUT_GRADIENT + (WEIGHT_GRADIENT if trained else 0))
-        if "multi_modal_projector" in name:
-            per_image += cost * tokens_per_image
-        elif "lm_head" in name or (".mlp." in name and _language_layer(name) == last):
-            per_supervised_token += cost
-        else:
-            per_token += cost
-    return StepFlops(per_token, per_supervised_token, per_image)
-
-
-def model_step_flops(model: VisionLanguageModel | PeftModel, features_cached: bool = False) -> StepFlops:
-    """`count_step_flops` with the sizes in the model's config. features_cached: the vision encoder does not run."""
-    config = base_model(model).config
-    vision, layer = config.vision_config, config.vision_feature_layer
-    depth = vision.num_hidden_layers if isinstance(layer, str) else layer % (vision.num_hidden_layers + 1)
-    depth = 0 if features_cached else depth
-    side = vision.image_size // vision.patch_size
-    return count_step_flops(model, side**2, depth, num_image_tokens(side, config.pool, config.drop_first_patch))
-
-
-def _vision_layer(name: str) -> int:
-    """Index of the vision layer that a module belongs to, -1 when it belongs to none."""
-    match = re.search(r"vision_tower.*\.layers\.(\d+)\.", name)
-    return int(match[1]) if match else -1
-
-
-def _language_layer(name: str) -> int:
-    """Index of the language model's layer that a module belongs to, -1 when it belongs to none."""
-    match = re.search(r"language_model\.layers\.(\d+)\.", name)
-    return int(match[1]) if match else -1
-
-
-def _weights(layer: nn.Module) -> int:
-    """Number of weights of a linear layer, from its feature sizes: a 4-bit tensor stores two weights per byte."""
-    return layer.in_features * layer.out_features if isinstance(layer, nn.Linear) else 0
 
 
 def peak_memory(device: torch.device) -> int:

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from errors import UsageError
+from model.family_config import ParamGroup
 from model.param_groups import trainable_param_groups
-from training.config import LearningRates, ParamGroup, StageConfig, TrainConfig
+from training.config import LearningRates, StageConfig, TrainConfig
 
 
 def check_optimizer(train: TrainConfig, device: torch.device, sharded: bool) -> None:

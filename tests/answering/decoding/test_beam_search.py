@@ -9,14 +9,14 @@ from answering.decoding.beam_search import PromptBatch, beam_search
 from answering.decoding.decoding_rules import DecodingRules
 from answering.decoding.sampling import collect, decode_steps, sample_tokens
 from answering.protocol import Request
-from answering.systems.siglip_qwen import CheckpointAnswerer
+from answering.systems.family_answerer import FamilyAnswerer
 from model.siglip_qwen.modeling import VisionLanguageModel
 from tests.answering.stock_generate import NUM_NEW_TOKENS, assert_equal, num_distinct_lengths, plain, stock_greedy
 
 
 @pytest.mark.parametrize("k", [2, 4])
 def test_beams_equal_those_of_stock_generate(
-    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], early_ends: tuple[int, ...], k: int
+    model: VisionLanguageModel, answerer: FamilyAnswerer, requests: list[Request], early_ends: tuple[int, ...], k: int
 ) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
     for ends in (answerer.end_ids, early_ends):
@@ -66,7 +66,7 @@ def test_beams_equal_those_of_a_reference_search_in_plain_python(ends: int, k: i
 
 
 def test_greedy_answers_equal_those_of_stock_generate(
-    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], early_ends: tuple[int, ...]
+    model: VisionLanguageModel, answerer: FamilyAnswerer, requests: list[Request], early_ends: tuple[int, ...]
 ) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
     generated = collect(decode_steps(model, batch, 1, DecodingRules(NUM_NEW_TOKENS, early_ends)), len(requests), 1)
@@ -74,7 +74,7 @@ def test_greedy_answers_equal_those_of_stock_generate(
     assert num_distinct_lengths(generated) > 1
 
 
-def test_padding_changes_no_candidate(model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_padding_changes_no_candidate(model: VisionLanguageModel, answerer: FamilyAnswerer, requests: list[Request]) -> None:
     prompts = [answerer.encode(request) for request in requests]
     together = beam_search(model, answerer.collate(prompts), 3, DecodingRules(NUM_NEW_TOKENS, answerer.end_ids))
     alone = [beam_search(model, answerer.collate([prompt]), 3, DecodingRules(NUM_NEW_TOKENS, answerer.end_ids))[0] for prompt in prompts]
@@ -82,7 +82,7 @@ def test_padding_changes_no_candidate(model: VisionLanguageModel, answerer: Chec
 
 
 def test_images_and_prompt_are_prefilled_once_per_question(
-    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request]
+    model: VisionLanguageModel, answerer: FamilyAnswerer, requests: list[Request]
 ) -> None:
     images, tokens = [], []
     batch = answerer.collate([answerer.encode(request) for request in requests])
@@ -103,7 +103,7 @@ def test_images_and_prompt_are_prefilled_once_per_question(
 
 
 def test_questions_that_have_stopped_leave_the_batch(
-    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], early_ends: tuple[int, ...]
+    model: VisionLanguageModel, answerer: FamilyAnswerer, requests: list[Request], early_ends: tuple[int, ...]
 ) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
     rows: list[int] = []

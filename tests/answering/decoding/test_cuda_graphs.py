@@ -22,10 +22,10 @@ from answering.decoding.cuda_graphs import CudaGraphCache, StepFunction
 from answering.decoding.decoding_rules import DecodingRules
 from answering.decoding.sampling import collect, decode_steps
 from answering.protocol import Request
-from answering.systems.siglip_qwen import CheckpointAnswerer
+from answering.systems.family_answerer import FamilyAnswerer
 from errors import TesseraError, UsageError
 from model.siglip_qwen.assembly import build
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from tests.answering.stock_generate import NUM_NEW_TOKENS, assert_equal, plain, stock_greedy
@@ -79,7 +79,7 @@ def passes(model: VisionLanguageModel) -> Iterator[list[tuple[int, ...]]]:
 
 def test_replayed_beams_equal_those_of_stock_generate_over_several_batches(
     model: VisionLanguageModel,
-    answerer: CheckpointAnswerer,
+    answerer: FamilyAnswerer,
     requests: list[Request],
     early_ends: tuple[int, ...],
     passes: list[tuple[int, ...]],
@@ -96,7 +96,7 @@ def test_replayed_beams_equal_those_of_stock_generate_over_several_batches(
 
 
 def test_replayed_greedy_answers_equal_those_of_stock_generate(
-    model: VisionLanguageModel, answerer: CheckpointAnswerer, requests: list[Request], early_ends: tuple[int, ...]
+    model: VisionLanguageModel, answerer: FamilyAnswerer, requests: list[Request], early_ends: tuple[int, ...]
 ) -> None:
     batch = answerer.collate([answerer.encode(request) for request in requests])
     generated = collect(
@@ -142,7 +142,7 @@ FAILURES = [
 def test_with_auto_a_failed_capture_is_logged_once_and_the_candidates_are_right(
     model: VisionLanguageModel, processor: Processor, requests: list[Request], broken: Any, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answerer, captures = CheckpointAnswerer(model, processor), list[int]()
+    answerer, captures = FamilyAnswerer(model, processor), list[int]()
 
     def counted(run: StepFunction) -> StepFunction:
         captures.append(1)
@@ -157,7 +157,7 @@ def test_with_auto_a_failed_capture_is_logged_once_and_the_candidates_are_right(
     assert re.match(rf"decoding continues without CUDA graphs, more slowly: {reason}.*decoding\.cuda_graphs=false", message)
     assert len(captures) == 1, "a failed capture must not be tried again in the next batch"
     assert re.match(reason, str(answerer.cuda_graphs_error))
-    for answer, expected in zip(generated, CheckpointAnswerer(model, processor).answer(requests, decoding), strict=True):
+    for answer, expected in zip(generated, FamilyAnswerer(model, processor).answer(requests, decoding), strict=True):
         assert [candidate.text for candidate in answer.candidates] == [candidate.text for candidate in expected.candidates]
         assert [candidate.log_prob for candidate in answer.candidates] == pytest.approx(
             [candidate.log_prob for candidate in expected.candidates], abs=1e-4
@@ -168,7 +168,7 @@ def test_with_auto_a_failed_capture_is_logged_once_and_the_candidates_are_right(
 def test_with_true_a_failed_capture_is_an_error(
     model: VisionLanguageModel, processor: Processor, requests: list[Request], broken: Any, reason: str
 ) -> None:
-    answerer = CheckpointAnswerer(model, processor)
+    answerer = FamilyAnswerer(model, processor)
     answerer.graph_cache, answerer.cuda_graphs_unsupported = CudaGraphCache(model, broken), None
     for _ in range(2):
         with pytest.raises(TesseraError, match=rf"decoding\.cuda_graphs: {reason}.*; with auto instead of true") as caught:
@@ -180,14 +180,14 @@ def test_with_true_a_model_that_cannot_use_graphs_is_an_error(
     model: VisionLanguageModel, processor: Processor, requests: list[Request], parts: Path
 ) -> None:
     required = DecodingConfig(num_candidates=2, max_new_tokens=2, cuda_graphs=True)
-    answerer = CheckpointAnswerer(model, processor)
+    answerer = FamilyAnswerer(model, processor)
     with pytest.raises(UsageError, match=r"decoding\.cuda_graphs: true, but the model is on cpu; set it to auto or false"):
         answerer.answer(requests[1:2], required)
     answerer.graph_cache, answerer.cuda_graphs_unsupported = CudaGraphCache(model, record), None
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(UsageError, match="runs under autocast"):
         answerer.answer(requests[1:2], required)
-    config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=None, quantization="nf4")
-    quantised = CheckpointAnswerer(build(config, image_token_id=processor.image_token_id), processor)
+    config = SiglipQwenConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=None, quantization="nf4")
+    quantised = FamilyAnswerer(build(config, image_token_id=processor.image_token_id), processor)
     with pytest.raises(UsageError, match="the language model is quantised"):
         quantised.answer(requests[1:2], required)
 
@@ -221,7 +221,7 @@ def test_a_step_that_synchronises_with_the_host_cannot_be_captured() -> None:
 def test_the_setting_disables_replay_and_a_cpu_has_no_graphs(
     model: VisionLanguageModel, processor: Processor, requests: list[Request], passes: list[tuple[int, ...]]
 ) -> None:
-    answerer = CheckpointAnswerer(model, processor)
+    answerer = FamilyAnswerer(model, processor)
     assert answerer.graph_cache is None
     answerer.graph_cache, answerer.cuda_graphs_unsupported = CudaGraphCache(model, record), None
     decoding = DecodingConfig(num_candidates=2, max_new_tokens=6, batch_size=5)

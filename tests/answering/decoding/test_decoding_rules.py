@@ -12,7 +12,7 @@ from answering.decoding.beam_search import GeneratedSequence, PromptBatch, beam_
 from answering.decoding.decoding_rules import DecodingRules
 from answering.decoding.sampling import collect, decode_steps
 from answering.protocol import Request
-from answering.systems.siglip_qwen import CheckpointAnswerer
+from answering.systems.family_answerer import FamilyAnswerer
 from model.siglip_qwen.modeling import VisionLanguageModel
 from tests.answering.stock_generate import NUM_NEW_TOKENS, assert_equal, stock_with_rules
 
@@ -26,17 +26,17 @@ PENALTIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def batch(answerer: CheckpointAnswerer, requests: list[Request]) -> PromptBatch:
+def batch(answerer: FamilyAnswerer, requests: list[Request]) -> PromptBatch:
     return answerer.collate([answerer.encode(request) for request in requests])
 
 
-def rules_of(answerer: CheckpointAnswerer, ends: tuple[int, ...], **settings: Any) -> DecodingRules:
+def rules_of(answerer: FamilyAnswerer, ends: tuple[int, ...], **settings: Any) -> DecodingRules:
     return DecodingRules.from_config(DecodingConfig(max_new_tokens=NUM_NEW_TOKENS, **settings), ends, answerer.text)
 
 
 @pytest.mark.parametrize("settings", [*PENALTIES.values(), {"length_penalty": -1.0}, {"length_penalty": 3.0}], ids=str)
 def test_beams_equal_those_of_stock_generate(
-    model: VisionLanguageModel, answerer: CheckpointAnswerer, batch: PromptBatch, early_ends: tuple[int, ...], settings: dict[str, Any]
+    model: VisionLanguageModel, answerer: FamilyAnswerer, batch: PromptBatch, early_ends: tuple[int, ...], settings: dict[str, Any]
 ) -> None:
     rules = rules_of(answerer, early_ends, **settings)
     generated = beam_search(model, batch, 4, rules)
@@ -47,7 +47,7 @@ def test_beams_equal_those_of_stock_generate(
 
 @pytest.mark.parametrize("settings", PENALTIES.values(), ids=PENALTIES)
 def test_greedy_answers_equal_those_of_stock_generate(
-    model: VisionLanguageModel, answerer: CheckpointAnswerer, batch: PromptBatch, early_ends: tuple[int, ...], settings: dict[str, Any]
+    model: VisionLanguageModel, answerer: FamilyAnswerer, batch: PromptBatch, early_ends: tuple[int, ...], settings: dict[str, Any]
 ) -> None:
     rules = rules_of(answerer, early_ends, **settings)
     generated = collect(decode_steps(model, batch, 1, rules), len(batch.input_ids), 1)
@@ -55,7 +55,7 @@ def test_greedy_answers_equal_those_of_stock_generate(
 
 
 def test_log_probabilities_are_those_of_the_model_where_tokens_are_chosen_in_spite_of_a_penalty(
-    model: VisionLanguageModel, answerer: CheckpointAnswerer, batch: PromptBatch, early_ends: tuple[int, ...]
+    model: VisionLanguageModel, answerer: FamilyAnswerer, batch: PromptBatch, early_ends: tuple[int, ...]
 ) -> None:
     rules = rules_of(answerer, early_ends, presence_penalty=0.05, frequency_penalty=0.02)
     beams = beam_search(model, batch, 4, rules)
@@ -67,7 +67,7 @@ def test_log_probabilities_are_those_of_the_model_where_tokens_are_chosen_in_spi
 
 
 def test_candidates_are_ordered_by_the_search_and_have_the_probabilities_of_the_model(
-    answerer: CheckpointAnswerer, requests: list[Request]
+    answerer: FamilyAnswerer, requests: list[Request]
 ) -> None:
     beams = DecodingConfig(num_candidates=4, max_new_tokens=NUM_NEW_TOKENS, no_repeat_ngram_size=2, repetition_penalty=1.3)
     samples = dataclasses.replace(beams, strategy="sample", temperature=2.0, top_p=0.95, top_k=40)
@@ -86,7 +86,7 @@ def test_candidates_are_ordered_by_the_search_and_have_the_probabilities_of_the_
 
 
 @torch.no_grad()
-def _forced_log_prob(answerer: CheckpointAnswerer, request: Request, token_ids: tuple[int, ...]) -> float:
+def _forced_log_prob(answerer: FamilyAnswerer, request: Request, token_ids: tuple[int, ...]) -> float:
     """Log-probability of an answer by one forward pass over prompt and answer."""
     prompt = answerer.collate([answerer.encode(request)])
     ids = torch.cat([prompt.input_ids, torch.tensor([token_ids])], dim=1)
@@ -95,7 +95,7 @@ def _forced_log_prob(answerer: CheckpointAnswerer, request: Request, token_ids: 
     return float(log_probs.gather(1, torch.tensor(token_ids)[:, None]).sum())
 
 
-def test_sampling_among_one_token_is_greedy(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_sampling_among_one_token_is_greedy(answerer: FamilyAnswerer, requests: list[Request]) -> None:
     greedy = answerer.answer(requests, DecodingConfig(strategy="greedy", max_new_tokens=NUM_NEW_TOKENS))
     for one_token in ({"top_k": 1}, {"top_p": 1e-6}):
         decoding = DecodingConfig(strategy="sample", num_candidates=3, temperature=5.0, max_new_tokens=NUM_NEW_TOKENS, **one_token)
@@ -107,7 +107,7 @@ def test_sampling_among_one_token_is_greedy(answerer: CheckpointAnswerer, reques
 @pytest.mark.parametrize(
     ("settings", "kept"), [({}, 5), ({"top_k": 2}, 2), ({"top_p": 0.7}, 2), ({"top_p": 0.85}, 3), ({"top_k": 4, "top_p": 0.92}, 3)]
 )
-def test_tokens_are_sampled_among_the_most_probable(answerer: CheckpointAnswerer, settings: dict[str, Any], kept: int) -> None:
+def test_tokens_are_sampled_among_the_most_probable(answerer: FamilyAnswerer, settings: dict[str, Any], kept: int) -> None:
     """Five tokens of probability .5, .25, .15, .07 and .03."""
     scores = torch.tensor([[0.5, 0.25, 0.15, 0.07, 0.03]]).log()
     warped = rules_of(answerer, (), temperature=1.0, **settings).warpers(torch.empty(1, 0, dtype=torch.long), scores)
@@ -120,7 +120,7 @@ def test_penalties_count_the_tokens_of_the_answer() -> None:
     assert rules.penalise(tokens, logits, logits).tolist() == [[0.0, -1.25, 0.0, -1.5, 0.0]]
 
 
-def test_a_description_does_not_loop_by_default(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_a_description_does_not_loop_by_default(answerer: FamilyAnswerer, requests: list[Request]) -> None:
     def repeated(decoding: DecodingConfig) -> bool:
         (answers,) = answerer.generate(requests[:1], [answerer.encode(requests[0])], decoding)
         ids, n = answers[0].token_ids, DESCRIPTION_NGRAM_SIZE
@@ -134,7 +134,7 @@ def test_a_description_does_not_loop_by_default(answerer: CheckpointAnswerer, re
     assert not DecodingRules.from_config(short, (), str).penalties, "short answers stay what they are"
 
 
-def test_an_impossible_answer_is_an_error_and_not_a_candidate(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_an_impossible_answer_is_an_error_and_not_a_candidate(answerer: FamilyAnswerer, requests: list[Request]) -> None:
     never = GeneratedSequence((), -math.inf)
     found = GeneratedSequence((answerer.end_ids[0],), -1.0)
     prompt = answerer.encode(requests[1])

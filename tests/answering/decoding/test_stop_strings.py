@@ -8,8 +8,8 @@ from answering.config import DecodingConfig
 from answering.decoding.stop_strings import StopStrings, cut_before, without_beginning_of
 from answering.decoding.streaming import TokenGenerated, stream_tokens
 from answering.protocol import Request
+from answering.systems.family_answerer import FamilyAnswerer
 from answering.systems.local_model import IncrementalDetokenizer
-from answering.systems.siglip_qwen import CheckpointAnswerer
 
 GREEDY = DecodingConfig(strategy="greedy", max_new_tokens=12)
 
@@ -48,7 +48,7 @@ def test_a_stream_never_shows_a_part_of_a_stop_text() -> None:
 
 
 @pytest.fixture(scope="module")
-def stopped(answerer: CheckpointAnswerer, requests: list[Request]) -> tuple[DecodingConfig, list[str]]:
+def stopped(answerer: FamilyAnswerer, requests: list[Request]) -> tuple[DecodingConfig, list[str]]:
     """Greedy decoding with a stop text that some answers have in their middle, and the answers without it."""
     whole = [answer.first.raw for answer in answerer.answer(requests, GREEDY)]
     longest = max(whole, key=len)
@@ -56,7 +56,7 @@ def stopped(answerer: CheckpointAnswerer, requests: list[Request]) -> tuple[Deco
 
 
 def test_greedy_answers_end_before_the_stop_text(
-    answerer: CheckpointAnswerer, requests: list[Request], stopped: tuple[DecodingConfig, list[str]]
+    answerer: FamilyAnswerer, requests: list[Request], stopped: tuple[DecodingConfig, list[str]]
 ) -> None:
     decoding, whole = stopped
     answers = answerer.answer(requests, decoding)
@@ -68,7 +68,7 @@ def test_greedy_answers_end_before_the_stop_text(
 
 
 def test_streams_end_before_the_stop_text(
-    answerer: CheckpointAnswerer, requests: list[Request], stopped: tuple[DecodingConfig, list[str]]
+    answerer: FamilyAnswerer, requests: list[Request], stopped: tuple[DecodingConfig, list[str]]
 ) -> None:
     decoding, whole = stopped
     expected = [cut_before(text, decoding.stop).strip() for text in whole]
@@ -86,7 +86,7 @@ def test_streams_end_before_the_stop_text(
 
 
 @pytest.mark.parametrize("strategy", ["beam", "sample"])
-def test_no_candidate_has_a_stop_text(answerer: CheckpointAnswerer, requests: list[Request], strategy: str) -> None:
+def test_no_candidate_has_a_stop_text(answerer: FamilyAnswerer, requests: list[Request], strategy: str) -> None:
     unlimited = DecodingConfig(strategy=strategy, num_candidates=4, max_new_tokens=10)  # type: ignore[arg-type]
     raw = [candidate.raw for answer in answerer.answer(requests, unlimited) for candidate in answer.candidates]
     stop = max(raw, key=len)[3:5]

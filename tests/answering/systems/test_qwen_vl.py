@@ -1,5 +1,6 @@
 """Qwen vision-language models answer as transformers' own classes do, without torchvision."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from answering.decoding.beam_search import beam_search
 from answering.decoding.decoding_rules import DecodingRules
 from answering.protocol import Request
 from answering.request_images import resize_to_max_side
-from answering.systems.qwen_vl import QwenVlAnswerer, load
+from answering.systems.family_answerer import FamilyAnswerer
+from answering.systems.qwen_vl import load
 from dataset.sample import Message
 from errors import UsageError
 from tests.answering.conftest import make_request, noise_image
@@ -75,10 +77,10 @@ def build_qwen2_5_vl(folder: Path, parts: Path) -> Path:
     return folder
 
 
-def loaded(folder: Path, kind: Any, **settings: Any) -> QwenVlAnswerer:
+def loaded(folder: Path, kind: Any, **settings: Any) -> FamilyAnswerer:
     """The model in fp32 with its weights scaled up, so that answers are unambiguous and depend on the images."""
     answerer = load(QwenVlSystem(name="qwen", kind=kind, path=str(folder), **{"quantization": "none", **settings}), "cpu")
-    if answerer.system.quantization == "none":
+    if answerer.settings["quantization"] == "none":
         with torch.no_grad():
             for name, weight in answerer.model.named_parameters():
                 if weight.ndim > 1 and "embed" not in name:
@@ -87,7 +89,7 @@ def loaded(folder: Path, kind: Any, **settings: Any) -> QwenVlAnswerer:
 
 
 @pytest.fixture(scope="module", params=["qwen3_vl", "qwen2_5_vl"])
-def answerer(request: pytest.FixtureRequest, parts: Path) -> QwenVlAnswerer:
+def answerer(request: pytest.FixtureRequest, parts: Path) -> FamilyAnswerer:
     folder = parts / "qwen3_vl" if request.param == "qwen3_vl" else request.getfixturevalue("qwen2_5_vl")
     return loaded(folder, request.param)
 
@@ -100,7 +102,7 @@ REQUESTS = [
 ]
 
 
-def test_beams_equal_those_of_stock_generate(answerer: QwenVlAnswerer) -> None:
+def test_beams_equal_those_of_stock_generate(answerer: FamilyAnswerer) -> None:
     batch = answerer.collate([answerer.encode(request) for request in REQUESTS])
     types = {"mm_token_type_ids": (batch.input_ids == answerer.processor.image_token_id).int()}
     typed_batch = type(batch)(batch.input_ids, batch.attention_mask, batch.position_ids, {**batch.images, **types})
@@ -114,7 +116,7 @@ def test_beams_equal_those_of_stock_generate(answerer: QwenVlAnswerer) -> None:
     assert [[s.token_ids for s in own] for own in penalised] != [[s.token_ids for s in own] for own in generated]
 
 
-def test_another_image_gives_other_probabilities(answerer: QwenVlAnswerer) -> None:
+def test_another_image_gives_other_probabilities(answerer: FamilyAnswerer) -> None:
     decoding = DecodingConfig(num_candidates=1, strategy="greedy", max_new_tokens=4)
     red, blue = (make_request(color, "What color?", Image.new("RGB", (90, 90), color)) for color in ("red", "blue"))
     first, second = (answer.first.log_prob for answer in answerer.answer([red, blue], decoding))
@@ -147,22 +149,22 @@ def test_an_image_is_given_within_the_limits_of_the_models_own_image_processor(p
     image = Image.effect_noise((2600, 1700), 60).convert("RGB")
     answerer = loaded(parts / "qwen3_vl", "qwen3_vl")
     assert answerer.encode(make_request("a", "What is this?", image.resize((640, 480)))).visual_tokens == 20 * 15
-    own = answerer.image_processor(images=[image], return_tensors="pt")
-    assert torch.equal(answerer._pixels([answerer._load(image)])["pixel_values"], own["pixel_values"])
+    own = answerer.processor.image_processor(images=[image], return_tensors="pt")
+    assert torch.equal(answerer.processor.read([image])["pixel_values"], own["pixel_values"])
     limited = loaded(parts / "qwen3_vl", "qwen3_vl", max_image_side=384).encode(make_request("a", "What is this?", image))
     assert limited.visual_tokens == limited.ids.count(answerer.processor.image_token_id) == 12 * 8
 
 
-def test_answers_state_their_visual_tokens(answerer: QwenVlAnswerer) -> None:
+def test_answers_state_their_visual_tokens(answerer: FamilyAnswerer) -> None:
     expected = [answerer.encode(request).ids.count(answerer.processor.image_token_id) for request in REQUESTS]
     answers = answerer.answer(REQUESTS, DecodingConfig(num_candidates=1, strategy="greedy", max_new_tokens=1))
     assert [answer.visual_tokens for answer in answers] == expected
     assert expected[1] == 0 < min(expected[0], *expected[2:])
 
 
-def test_control_tokens_in_a_users_text_are_tokenised_as_text(answerer: QwenVlAnswerer) -> None:
+def test_control_tokens_in_a_users_text_are_tokenised_as_text(answerer: FamilyAnswerer) -> None:
     prompt = answerer.encode(make_request("a", "Is <|image_pad|> or <|im_end|> here?", noise_image(1)))
-    merged = int(prompt.images["image_grid_thw"].prod()) // answerer.image_processor.merge_size**2
+    merged = int(prompt.images["image_grid_thw"].prod()) // answerer.processor.image_processor.merge_size**2
     assert prompt.ids.count(answerer.processor.image_token_id) == merged
     assert prompt.ids.count(answerer.processor.end_of_turn_id) == 1 + prompt.text.startswith("<|im_start|>system")
     assert "Is <|image_pad|> or <|im_end|> here?" in prompt.text
@@ -182,13 +184,11 @@ def test_only_the_language_model_is_quantised(parts: Path, quantization: str) ->
 
 
 def test_a_model_that_does_not_fit_is_offloaded(parts: Path, tmp_path: Path) -> None:
-    unlimited = loaded(parts / "qwen3_vl", "qwen3_vl")
-    offloaded = load(
-        unlimited.system.__class__(**{**vars(unlimited.system), "max_memory": {"cpu": "6MB"}, "offload_folder": tmp_path}), "cpu"
-    )
+    unlimited = QwenVlSystem(name="qwen", kind="qwen3_vl", path=str(parts / "qwen3_vl"), quantization="none")
+    offloaded = load(dataclasses.replace(unlimited, max_memory={"cpu": "6MB"}, offload_folder=tmp_path), "cpu")
     assert "disk" in offloaded.model.hf_device_map.values()
     decoding = DecodingConfig(num_candidates=2, max_new_tokens=3)
-    fresh = load(unlimited.system, "cpu")
+    fresh = load(unlimited, "cpu")
     assert offloaded.answer(REQUESTS[:1], decoding) == fresh.answer(REQUESTS[:1], decoding)
 
 
@@ -199,7 +199,7 @@ def test_images_are_downscaled_with_their_aspect_ratio_and_never_enlarged() -> N
     assert resize_to_max_side(small, 384) is small
 
 
-def test_an_image_that_the_processor_rejects_affects_only_its_own_request(answerer: QwenVlAnswerer) -> None:
+def test_an_image_that_the_processor_rejects_affects_only_its_own_request(answerer: FamilyAnswerer) -> None:
     thin = make_request("thin", "What is this?", Image.new("RGB", (384, 1)))
     bad, good = answerer.answer([thin, REQUESTS[0]], DecodingConfig(num_candidates=2, max_new_tokens=2))
     assert bad.candidates == ()

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import config as configuration
+from benchmarks.memory import qwen_vl_memory
 from benchmarks.memory.memory_estimate import activation_bytes_per_token, estimate_memory, persistent_bytes
 from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 from model.lora import base_model, configure_trainable, enable_gradient_checkpointing
+from model.qwen_vl.config import QwenVlConfig
 from model.siglip_qwen.assembly import build
-from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig, siglip_qwen_settings
 from model.siglip_qwen.processor import Processor
 from tests.model.saved_tensors import saved_tensor_bytes
 from tools.benchmark import SIZES
@@ -27,30 +29,42 @@ RECIPE = configuration.DEFAULT.parent / SIZES["4b"][0]
 def test_qlora_in_rows_of_1024_meets_its_target(size: Any, target: float) -> None:
     config = configuration.load(RECIPE)
     assert (config.train.packing_length, config.train.optim, config.model.quantization) == (1024, "paged_adamw8bit", "nf4")
-    report = estimate_memory(size, config.model, config.train)
+    report = estimate_memory(size, siglip_qwen_settings(config.model, "an estimate"), config.train)
     estimated = report.measured["bytes"]
     assert estimated["in all"] == pytest.approx(sum(estimated.values()) / 2)
     assert 0.5 * target < estimated["in all"] / 2**30 < target
-    plain = estimate_memory(size, ModelConfig(max_length=1024), config.train).measured["bytes"]
+    plain = estimate_memory(size, SiglipQwenConfig(max_length=1024), config.train).measured["bytes"]
     assert plain["language model's layers"] == pytest.approx(2 / 0.516 * estimated["language model's layers"], rel=0.001)
 
 
 def test_the_recipe_for_a_t4_fits_into_half_of_it() -> None:
     config = configuration.load(configuration.DEFAULT.parent / "siglip_qwen3_1.7b_t4.yaml")
-    report = estimate_memory("1.7b", config.model, config.train)
+    report = estimate_memory("1.7b", siglip_qwen_settings(config.model, "an estimate"), config.train)
     assert report.facts["step"].startswith("8 samples of at most 512 tokens, all layers checkpointed")
     estimated = report.measured["bytes"]
     assert estimated["attention scores of one layer, at most"] == 3 * 4 * 8 * 16 * 512**2
     assert 0.4 * 15 < estimated["in all"] / 2**30 < 0.5 * 15
 
 
+def test_qwen3_vl_4b_in_four_bits_meets_its_target_at_1024_image_tokens() -> None:
+    config = configuration.load(configuration.DEFAULT.parent / "qwen3_vl_4b_qlora.yaml")
+    assert isinstance(config.model, QwenVlConfig)
+    report = qwen_vl_memory.estimate_memory(config.model, config.train)
+    assert "1,024 of them visual" in report.facts["step"] and "nf4" in report.facts["step"]
+    estimated = report.measured["bytes"]
+    assert 4 < estimated["in all"] / 2**30 < 14
+    # Qwen3-4B's layers have 3.6 billion weights, the vision tower .4 billion.
+    assert estimated["language model's layers"] == pytest.approx(0.516 * 3.634e9, rel=0.01)
+    assert estimated["vision encoder"] == pytest.approx(2 * 0.41e9, rel=0.1)
+
+
 @pytest.fixture
-def settings(parts: Path) -> ModelConfig:
+def settings(parts: Path) -> SiglipQwenConfig:
     lora = LoraConfig(r=16, lora_alpha=8, lora_dropout=0.1)
-    return ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=lora, quantization="nf4", max_length=256)
+    return SiglipQwenConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=lora, quantization="nf4", max_length=256)
 
 
-def test_persistent_bytes_are_those_of_the_tensors_of_a_quantised_model(settings: ModelConfig, processor: Processor) -> None:
+def test_persistent_bytes_are_those_of_the_tensors_of_a_quantised_model(settings: SiglipQwenConfig, processor: Processor) -> None:
     model = configure_trainable(
         build(settings, image_token_id=processor.image_token_id, dtype=torch.bfloat16), settings, ["connector", "lora"]
     )
@@ -70,12 +84,14 @@ def test_persistent_bytes_are_those_of_the_tensors_of_a_quantised_model(settings
     assert estimated["vision encoder"] + estimated["vocabulary, norms"] == frozen
 
 
-def test_saved_activations_of_a_layer_are_within_30_percent_of_the_estimate(settings: ModelConfig, processor: Processor) -> None:
+def test_saved_activations_of_a_layer_are_within_30_percent_of_the_estimate(settings: SiglipQwenConfig, processor: Processor) -> None:
     model = configure_trainable(
         build(settings, image_token_id=processor.image_token_id, dtype=torch.bfloat16), settings, ["connector", "lora"]
     ).train()
     layers, ids = base_model(model).model.language_model.layers, list(range(100, 220))
-    examples = [Example(str(i), EncodedSample(ids, [IGNORE_INDEX, *ids[1:]], 0), torch.zeros(0, 3, 96, 96)) for i in range(4)]
+    examples = [
+        Example(str(i), EncodedSample(ids, [IGNORE_INDEX, *ids[1:]], 0), {"pixel_values": torch.zeros(0, 3, 96, 96)}) for i in range(4)
+    ]
     batch = PaddedCollator(0)(examples)
 
     enable_gradient_checkpointing(model, len(layers))

@@ -12,12 +12,12 @@ from benchmarks.memory.memory_measurement import STEPS, measure
 from errors import UsageError
 from model.kernels.chunked_cross_entropy import LanguageModelHead
 from model.siglip_qwen.assembly import build
-from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from tools import benchmark
 from training.config import StageConfig, TrainConfig
 
 CPU = torch.device("cpu")
-MODEL = ModelConfig(max_length=512, lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0), quantization="nf4")
+MODEL = SiglipQwenConfig(max_length=512, lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0), quantization="nf4")
 TRAIN = TrainConfig(
     stages=(StageConfig(name="tune", train=("connector", "lora")),),
     batching="packed",
@@ -28,9 +28,9 @@ TRAIN = TrainConfig(
 
 
 def test_weights_are_quantised_like_those_of_a_loaded_model(parts: Path) -> None:
-    plain = ModelConfig(max_length=512)
+    plain = SiglipQwenConfig(max_length=512)
     created = build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU, load_in_4bit=True)
-    settings = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), quantization="nf4")
+    settings = SiglipQwenConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), quantization="nf4")
     loaded = build(settings, image_token_id=5, dtype=torch.float32)
     for module, other in zip(created.model.language_model.layers.modules(), loaded.model.language_model.layers.modules(), strict=True):
         assert type(module) is type(other)
@@ -49,7 +49,7 @@ def test_weights_are_quantised_like_those_of_a_loaded_model(parts: Path) -> None
 
 
 def test_layers_that_are_quantised_one_at_a_time_equal_those_of_the_unquantised_model() -> None:
-    plain = ModelConfig(max_length=512)
+    plain = SiglipQwenConfig(max_length=512)
     plain_model, created = (
         build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU, load_in_4bit=load_in_4bit)
         for load_in_4bit in (False, True)
@@ -76,7 +76,7 @@ def test_rows_that_are_shorter_than_a_sample_and_int8_are_rejected() -> None:
     with pytest.raises(UsageError, match=r"train\.packing_length: 40 is less than the shortest sample"):
         measure("tiny", MODEL, TrainConfig(stages=TRAIN.stages, batching="packed", packing_length=40), CPU)
     with pytest.raises(UsageError, match=r"model\.quantization: int8"):
-        measure("tiny", ModelConfig(quantization="int8"), TRAIN, CPU)
+        measure("tiny", SiglipQwenConfig(quantization="int8"), TRAIN, CPU)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -13,11 +13,11 @@ from benchmarks.training.gradient_parity import GradientParity, compare
 from benchmarks.training.train_step import Setup, copy_adapters, our_side, stock_side
 from dataset.loading.collators import PaddedCollator
 from model.kernels import fused_lora
-from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from training.config import StageConfig, TrainConfig
 
 CPU = torch.device("cpu")
-MODEL = ModelConfig(max_length=512, lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1))
+MODEL = SiglipQwenConfig(max_length=512, lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def compare_sides() -> Callable[..., GradientParity]:
         model = sides[ours].model
         before = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
         padded = PaddedCollator(int(setup.processor.tokenizer.pad_token_id))(setup.examples)
-        batch = setup.batching.collator(setup.processor)(setup.examples) if ours == "ours" else padded
+        batch = setup.collate(setup.examples) if ours == "ours" else padded
         parity = compare(sides[ours], sides[against], batch, padded)
         after = dict(model.named_parameters())
         assert all(torch.equal(weight, after[name]) and after[name].grad is None for name, weight in before.items())

@@ -11,13 +11,13 @@ from benchmarks.training.timed_steps import TrainedModel, Variant
 from benchmarks.training.train_step import Workload, measure
 from benchmarks.training.train_step_results import SampleCounts
 from errors import TesseraError, UsageError
-from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.processor import Processor
+from model.step_flops import StepFlops
 from training.config import StageConfig, TrainConfig
-from training.monitoring.throughput import StepFlops
 
 CPU = torch.device("cpu")
-SMALL = ModelConfig(max_length=512, lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1))
+SMALL = SiglipQwenConfig(max_length=512, lora=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.1))
 
 
 def settings(**changes: Any) -> TrainConfig:
@@ -93,13 +93,13 @@ def test_different_models_are_an_error(monkeypatch: pytest.MonkeyPatch, differen
     ("model", "train", "key"),
     [
         (SMALL, TrainConfig(stages=(StageConfig(name="align", train=("connector",)),)), "train.stages"),
-        (ModelConfig(lora=None), settings(), "train.stages"),
+        (SiglipQwenConfig(lora=None), settings(), "train.stages"),
         (SMALL, settings(batching="packed", packing_length=40), "train.packing_length"),
         (SMALL, settings(cache_vision_features=True), "train.cache_vision_features"),
         (SMALL, settings(optim="paged_adamw8bit"), "train.optim"),
     ],
 )
-def test_settings_that_cannot_be_measured_are_rejected(model: ModelConfig, train: TrainConfig, key: str) -> None:
+def test_settings_that_cannot_be_measured_are_rejected(model: SiglipQwenConfig, train: TrainConfig, key: str) -> None:
     with pytest.raises(UsageError, match=key):
         measure("tiny", model, train, Workload(samples=3, rounds=1), CPU)
 

@@ -9,7 +9,7 @@ from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 def example(name: str, length: int, images: int = 1) -> Example:
     ids = list(range(10, 10 + length))
     labels = [IGNORE_INDEX] * (length - 2) + ids[-2:]
-    return Example(name, EncodedSample(ids, labels, images), torch.full((images, 3, 2, 2), float(length)))
+    return Example(name, EncodedSample(ids, labels, images), {"pixel_values": torch.full((images, 3, 2, 2), float(length))})
 
 
 def test_padding_is_neither_attended_to_nor_supervised() -> None:

@@ -19,8 +19,8 @@ from answering.config import CheckpointSystem
 from answering.protocol import Answerer, Decoding
 from dataset.loading.sample_store import SampleStore
 from evaluation.questions import Question, choose
+from model.checkpoint_manifest import latest_checkpoint
 from model.hub.llava_export import export
-from model.siglip_qwen.checkpoint import latest
 from model.siglip_qwen.processor import Processor
 from tests.model.hub.card_example import load_example
 
@@ -46,7 +46,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The latest checkpoint of the run in the LLaVA format."""
     folder = tmp_path_factory.mktemp("export") / "demo"
     with chdir(FOLDER):
-        checkpoint = latest(Path("checkpoints/tiny"))
+        checkpoint = latest_checkpoint(Path("checkpoints/tiny"))
         export(checkpoint, folder, "llava", Processor.load(checkpoint))
     return folder
 

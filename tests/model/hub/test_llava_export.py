@@ -15,15 +15,15 @@ from answering.answerer_factory import build_answerer
 from answering.config import CheckpointSystem
 from answering.protocol import Decoding
 from answering.reply import question_request
-from answering.systems.siglip_qwen import CheckpointAnswerer
+from answering.systems.family_answerer import FamilyAnswerer
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts
 from errors import TesseraError, UsageError
 from model.checkpoint_manifest import write_manifest
+from model.family_config import ParamGroup
 from model.hub import llava_export
 from model.lora import configure_trainable
-from model.param_groups import ParamGroup
 from model.siglip_qwen import checkpoint
-from model.siglip_qwen.config import ConnectorConfig, ModelConfig
+from model.siglip_qwen.config import ConnectorConfig, SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build, repeats_images_by_sample, stock_supports_final_norm
@@ -31,7 +31,7 @@ from tests.model.hub.card_example import load_example
 from tests.model.siglip_qwen.test_modeling import with_labels
 from tests.model.test_lora import train
 
-Settings = Callable[..., ModelConfig]
+Settings = Callable[..., SiglipQwenConfig]
 Batch = Callable[..., dict[str, torch.Tensor]]
 Exported = Callable[..., tuple[Path, Any]]
 
@@ -95,7 +95,7 @@ def test_stock_transformers_gives_the_same_logits_and_answers(exported: Exported
 
 def test_the_cards_example_gives_our_greedy_answers(exported: Exported, processor: Processor, tmp_path: Path) -> None:
     out, model = exported("llava")
-    ask, ours = load_example(out), CheckpointAnswerer(model, processor)
+    ask, ours = load_example(out), FamilyAnswerer(model, processor)
     answers = set()
     for i, question in enumerate(("What color is the circle?", "这幅图像描述了什么？", "How many\ncircles?")):
         IMAGES[i % 2].save(tmp_path / f"{i}.png")
@@ -185,7 +185,7 @@ def test_an_export_is_asked_with_the_prompts_of_training(
     llava_export.export(tmp_path / "c", tmp_path / "out", export_format, ours)
     system = CheckpointSystem(name="exported", kind="checkpoint", path=str(tmp_path / "out"))
     answerer = build_answerer(system, checkpoint_folder=tmp_path)
-    assert isinstance(answerer, CheckpointAnswerer)
+    assert isinstance(answerer, FamilyAnswerer)
     asked = answerer.encode(question_request("q", "What is this?", IMAGES[:1])).text
     assert ("What is this?\nOne word!" in asked) == ("en" in prompts.get("vqa", {}))
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")

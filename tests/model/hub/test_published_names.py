@@ -11,7 +11,7 @@ from model.checkpoint_manifest import write_manifest
 from model.hub.llava_export import export
 from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
-from model.siglip_qwen.config import ModelConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
 
@@ -87,7 +87,7 @@ def expected_shapes(config: Any) -> dict[str, list[int]]:
 
 
 def test_an_export_of_qwen2_has_the_names_and_shapes_of_published_checkpoints(
-    make: Build, settings: Callable[..., ModelConfig], processor: Processor, qwen2: Path, tmp_path: Path
+    make: Build, settings: Callable[..., SiglipQwenConfig], processor: Processor, qwen2: Path, tmp_path: Path
 ) -> None:
     changes = {"language": str(qwen2)}
     model = configure_trainable(make(**changes), settings(**changes), ["connector"])

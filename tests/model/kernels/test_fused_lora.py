@@ -14,12 +14,12 @@ from model.kernels import fused_lora
 from model.kernels.fused_lora import FusedLoraLinear, fuse_lora
 from model.lora import configure_trainable
 from model.siglip_qwen.checkpoint import load, merge, save
-from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from tests.model.conftest import Build
 from tests.model.saved_tensors import saved_tensor_bytes
 from tests.model.siglip_qwen.test_modeling import loss_and_gradients, with_labels
 
-Settings = Callable[..., ModelConfig]
+Settings = Callable[..., SiglipQwenConfig]
 Batch = Callable[..., dict[str, torch.Tensor]]
 
 

@@ -1,4 +1,4 @@
-"""Building a model from a ModelConfig: sizes, dtypes, frozen weights, quantisation, errors."""
+"""Building a model from a SiglipQwenConfig: sizes, dtypes, frozen weights, quantisation, errors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +8,14 @@ import torch
 from transformers import GenerationConfig, Trainer, TrainingArguments
 
 from errors import UsageError
+from model.family_config import ParamGroup
 from model.kernels.chunked_cross_entropy import LanguageModelHead
 from model.lora import configure_trainable
-from model.param_groups import ParamGroup
 from model.siglip_qwen.assembly import build, minimal_generation_config, read_vocab_size, tokens_per_image
-from model.siglip_qwen.config import ConnectorConfig, ModelConfig
+from model.siglip_qwen.config import ConnectorConfig, SiglipQwenConfig
 from tests.model.conftest import Build
 
-Settings = Callable[..., ModelConfig]
+Settings = Callable[..., SiglipQwenConfig]
 
 
 def test_sizes_are_read_without_loading_weights(settings: Settings, parts: Path, tmp_path: Path) -> None:

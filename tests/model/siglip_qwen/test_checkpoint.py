@@ -13,16 +13,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from errors import UsageError
-from model.checkpoint_manifest import write_manifest
+from model.checkpoint_manifest import latest_checkpoint, write_manifest
+from model.family_config import ParamGroup
 from model.lora import base_model, configure_trainable
-from model.param_groups import ParamGroup, trainable_param_groups
+from model.param_groups import trainable_param_groups
 from model.siglip_qwen import checkpoint
-from model.siglip_qwen.config import ConnectorConfig, LoraConfig, ModelConfig
+from model.siglip_qwen.config import ConnectorConfig, LoraConfig, SiglipQwenConfig
 from tests.model.conftest import Build
 from tests.model.siglip_qwen.test_modeling import with_labels
 from tests.model.test_lora import train
 
-Settings = Callable[..., ModelConfig]
+Settings = Callable[..., SiglipQwenConfig]
 Batch = Callable[..., dict[str, torch.Tensor]]
 Trained = Callable[..., nn.Module]
 
@@ -220,7 +221,7 @@ def test_the_latest_checkpoint_is_the_complete_one_with_the_highest_step(tmp_pat
     for step in (9, 100, 20):
         write_checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-final").mkdir()
-    assert checkpoint.latest(tmp_path).name == "checkpoint-100"
+    assert latest_checkpoint(tmp_path).name == "checkpoint-100"
 
 
 @pytest.mark.parametrize("damage", ["no manifest", "missing file", "truncated file", "invalid manifest"])
@@ -233,18 +234,18 @@ def test_an_incomplete_checkpoint_is_skipped_with_a_warning(tmp_path: Path, capl
         (broken / "adapter_model.safetensors").write_bytes(b"x")
     if damage == "invalid manifest":
         (broken / "whole.json").write_text('{"a"')
-    assert checkpoint.latest(tmp_path).name == "checkpoint-10"
+    assert latest_checkpoint(tmp_path).name == "checkpoint-10"
     assert "skipping" in caplog.text
     assert "checkpoint-20" in caplog.text
 
 
 def test_the_trainer_state_may_be_missing_where_nothing_is_resumed(tmp_path: Path) -> None:
     shutil.rmtree(write_checkpoint(tmp_path, 10) / "trainer")
-    assert checkpoint.latest(tmp_path).name == "checkpoint-10"
+    assert latest_checkpoint(tmp_path).name == "checkpoint-10"
 
 
 def test_a_folder_without_a_complete_checkpoint_is_an_error(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 5, complete=False)
     for folder in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(UsageError, match="no complete checkpoint"):
-            checkpoint.latest(folder)
+            latest_checkpoint(folder)

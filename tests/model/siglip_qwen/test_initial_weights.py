@@ -14,11 +14,11 @@ from torch import nn
 
 from errors import UsageError
 from model.checkpoint_manifest import write_manifest
+from model.family_config import ParamGroup
 from model.hub.llava_export import export
 from model.lora import base_model, configure_trainable
-from model.param_groups import ParamGroup
 from model.siglip_qwen import checkpoint, initial_weights
-from model.siglip_qwen.config import ConnectorConfig, LoraConfig, ModelConfig
+from model.siglip_qwen.config import ConnectorConfig, LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
@@ -26,7 +26,7 @@ from tests.model.siglip_qwen.test_checkpoint import logits
 from tests.model.siglip_qwen.test_modeling import with_labels
 from tests.model.test_lora import train
 
-Settings = Callable[..., ModelConfig]
+Settings = Callable[..., SiglipQwenConfig]
 Batch = Callable[..., dict[str, torch.Tensor]]
 Source = Callable[..., tuple[Path, nn.Module]]
 
@@ -75,7 +75,7 @@ def source(trained: Source, tmp_path: Path) -> Source:
     return copy
 
 
-def start(folder: Path, model: ModelConfig, processor: Processor, trains_language: bool = False) -> VisionLanguageModel | PeftModel:
+def start(folder: Path, model: SiglipQwenConfig, processor: Processor, trains_language: bool = False) -> VisionLanguageModel | PeftModel:
     """What a run does before its first stage."""
     found = initial_weights.find(folder)
     initial_weights.check_compatible(found, model, processor)

@@ -230,7 +230,7 @@ def test_one_batch_can_be_overfitted_to_near_zero(make: Build, processor: Proces
     for i, answer in enumerate(["a red circle", "两个绿色的三角形", "2"]):
         encoded = processor.encode(question, answer, 1)
         assert encoded is not None
-        samples.append(Example(f"s{i}", encoded, torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(i))))
+        samples.append(Example(f"s{i}", encoded, {"pixel_values": torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(i))}))
     model, inputs = make(), PaddedCollator(pad_id=0)(samples)
     set_trainable(model, ["connector", "language"])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
@@ -256,7 +256,7 @@ def examples(processor: Processor) -> list[Example]:
     for i, (messages, target, images) in enumerate(texts):
         encoded = processor.encode(messages, target, images)
         assert encoded is not None
-        samples.append(Example(f"s{i}", encoded, torch.randn(images, 3, 96, 96, generator=generator)))
+        samples.append(Example(f"s{i}", encoded, {"pixel_values": torch.randn(images, 3, 96, 96, generator=generator)}))
     return samples
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample, EncodingError
 from dataset.sample import Message
 from errors import UsageError
-from model.siglip_qwen.processor import PROCESSOR_SETTINGS_FILE, Processor
+from model.chat_processor import PROCESSOR_SETTINGS_FILE
+from model.siglip_qwen.processor import Processor
 
 QUESTION = (Message("user", "<image>\nWhat color is the circle?"),)
 CONVERSATION = (

@@ -11,6 +11,7 @@ from PIL import Image
 
 import config as configuration
 from dataset.build.merge import merge
+from model.siglip_qwen.config import SiglipQwenConfig
 from tests.pipeline import ROOT
 
 PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("checkpoints.md", "zh/checkpoints.md")}
@@ -29,6 +30,7 @@ def test_the_examples_configuration_is_valid_and_starts_from_the_demos_checkpoin
     path = tmp_path / "shapes.yaml"
     path.write_text(blocks("yaml")[0], encoding="utf-8")
     shapes, demo = configuration.load(path), configuration.load(ROOT / "configs" / "tiny.yaml")
+    assert isinstance(shapes.model, SiglipQwenConfig) and isinstance(demo.model, SiglipQwenConfig)
     assert (shapes.model.vision, shapes.model.language) == (demo.model.vision, demo.model.language)
     steps = sum(stage.max_steps or 0 for stage in demo.train.stages)
     assert shapes.train.init_from == demo.checkpoint_folder / f"checkpoint-{steps}"

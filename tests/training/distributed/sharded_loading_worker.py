@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 from benchmarks.launch_file import fsdp_plugin, shard
 from model.checkpoint_manifest import write_manifest
+from model.family_config import ParamGroup
 from model.lora import base_model, configure_trainable
-from model.param_groups import ParamGroup
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build
-from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from training.distributed.sharded_loading import prepare_for_weights
 from training.distributed.sharding import gather_full_state_dict
 
@@ -29,7 +29,7 @@ def main(parts: str, launch_file: str, output: str) -> None:
     stages: dict[str, tuple[ParamGroup, ...]] = {"lora": ("connector", "lora"), "language": ("connector", "language")}
     for name, groups in stages.items():
         lora = LoraConfig(r=4, lora_alpha=8) if name == "lora" else None
-        config = ModelConfig(vision=f"{parts}/siglip", language=f"{parts}/qwen3", lora=lora)
+        config = SiglipQwenConfig(vision=f"{parts}/siglip", language=f"{parts}/qwen3", lora=lora)
         torch.manual_seed(rank)  # other initial weights on each rank: those of rank 0 must win
         model = configure_trainable(build(config, image_token_id=2, dtype=torch.float32, load_weights=not rank), config, groups)
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]

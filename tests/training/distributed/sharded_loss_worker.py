@@ -18,15 +18,15 @@ from bitsandbytes.nn import Linear4bit
 from torch.distributed.tensor import DTensor
 
 from benchmarks.launch_file import fsdp_plugin, shard, zero3_engine
+from model.family_config import ParamGroup
 from model.kernels.chunked_cross_entropy import BYTES_PER_LOGIT
 from model.lora import configure_trainable, enable_gradient_checkpointing
-from model.param_groups import ParamGroup
 from model.quantization import Quantization
 from model.siglip_qwen.assembly import build
-from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
+from model.siglip_qwen.family import FAMILY
 from model.siglip_qwen.processor import Processor
 from training.distributed.sharded_loading import prepare_for_weights
-from training.run_setup import build_processor
 
 TOKENS, POSITIONS_PER_CHUNK = 64, 8
 SUPERVISED = [(6, 30), (0, 30), (30, 0), (1, 8)]
@@ -118,7 +118,7 @@ def compare(single: torch.nn.Module, sharded: Fsdp2, processor: Processor) -> li
 
 
 def trained_model(
-    config: ModelConfig, image_token_id: int, groups: Collection[ParamGroup], recompute: bool, sent: bool = False
+    config: SiglipQwenConfig, image_token_id: int, groups: Collection[ParamGroup], recompute: bool, sent: bool = False
 ) -> torch.nn.Module:
     """The model in training mode, with a limit to the logits' memory of POSITIONS_PER_CHUNK positions.
 
@@ -143,8 +143,8 @@ def main(parts: str, launch_file: str, output: str, quantization: Quantization) 
     torch.set_num_threads(1)
     start_process_group("zero3" in launch_file)
     lora = LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0)
-    config = ModelConfig(vision=f"{parts}/siglip", language=f"{parts}/qwen3", lora=lora, quantization=quantization)
-    processor, results = build_processor(config), []
+    config = SiglipQwenConfig(vision=f"{parts}/siglip", language=f"{parts}/qwen3", lora=lora, quantization=quantization)
+    processor, results = FAMILY.processor(config), []
     stages: list[tuple[ParamGroup, ...]] = [("connector", "lora")]
     if quantization == "none":
         stages.append(("connector", "language"))

@@ -8,6 +8,8 @@ from torch.distributed.fsdp import OffloadPolicy
 
 from benchmarks.launch_file import fsdp_plugin, launch_arguments, launch_environment
 from errors import UsageError
+from model.qwen_vl.config import QwenVlConfig
+from model.siglip_qwen.config import SiglipQwenConfig
 from training.distributed.launch import check_shardable, loads_on_rank_0_alone, weights_are_sharded
 
 FILES = sorted(Path("configs/accelerate").glob("*.yaml"))
@@ -44,14 +46,16 @@ def test_fsdp2_reshards_after_each_layer_and_keeps_optimizer_states_sharded(name
 def test_quantised_weights_are_refused_where_they_cannot_be_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
     for key, value in launch_environment(Path("configs/accelerate/fsdp2_qlora.yaml")).items():
         monkeypatch.setenv(key, value)
-    check_shardable("nf4")
+    check_shardable(SiglipQwenConfig(quantization="nf4"))
     assert not loads_on_rank_0_alone("nf4")
     with pytest.raises(UsageError, match=r"model\.quantization: int8 weights cannot be sharded"):
-        check_shardable("int8")
+        check_shardable(SiglipQwenConfig(quantization="int8"))
     monkeypatch.setenv("FSDP_VERSION", "1")
     with pytest.raises(UsageError, match=r"sharded by FSDP2 only; launch with fsdp2_qlora\.yaml"):
-        check_shardable("nf4")
+        check_shardable(SiglipQwenConfig(quantization="nf4"))
     for key, value in launch_environment(Path("configs/accelerate/deepspeed_zero3.yaml")).items():
         monkeypatch.setenv(key, value)
     with pytest.raises(UsageError, match=r"nf4 weights cannot be sharded by ZeRO-3"):
-        check_shardable("nf4")
+        check_shardable(SiglipQwenConfig(quantization="nf4"))
+    with pytest.raises(UsageError, match=r"model\.family: weights of this family cannot be sharded"):
+        check_shardable(QwenVlConfig(family="qwen_vl", path="a/b"))

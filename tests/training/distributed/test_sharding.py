@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from model.lora import configure_trainable
 from model.siglip_qwen.assembly import build
-from model.siglip_qwen.config import LoraConfig, ModelConfig
+from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.processor import Processor
 from training.distributed.sharding import configure_fsdp, gather_full_state_dict, reshard_model
 
@@ -26,7 +26,7 @@ def world(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def tuned(parts: Path, processor: Processor) -> PeftModel:
-    config = ModelConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=2, lora_alpha=4))
+    config = SiglipQwenConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), lora=LoraConfig(r=2, lora_alpha=4))
     model = configure_trainable(build(config, image_token_id=processor.image_token_id), config, ("connector", "lora"))
     assert isinstance(model, PeftModel)
     return model

@@ -20,7 +20,9 @@ from dataset.loading import image_io
 from dataset.loading.collators import UNREADABLE_IMAGES
 from errors import TesseraError, UsageError
 from model.siglip_qwen.assembly import load_encoder
+from model.siglip_qwen.config import siglip_qwen_settings
 from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.processor import Processor
 from tests.training.test_run import losses, run
 from training.feature_cache import feature_extraction, feature_store
 from training.feature_cache.feature_extraction import with_cached_features
@@ -89,8 +91,9 @@ def test_losses_equal_those_of_training_with_the_vision_encoder(
 def test_each_image_id_reads_the_features_of_its_image(workspace: Workspace) -> None:
     run_setup = cached_setup(workspace())
     assert run_setup.features is not None and run_setup.validation is not None
-    encoder = load_encoder(run_setup.config.model, dtype=torch.float32, device="cpu")
+    encoder = load_encoder(siglip_qwen_settings(run_setup.config.model, "a cache"), dtype=torch.float32, device="cpu")
     image_ids = [11, 0, 5]
+    assert isinstance(run_setup.processor, Processor)
     pixels = run_setup.processor.pixels([run_setup.store.load_image(image_id) for image_id in image_ids])
     torch.testing.assert_close(run_setup.features.read(image_ids), encoder(pixels).to(torch.bfloat16))
 

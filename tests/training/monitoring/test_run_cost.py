@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 import config as configuration
 from model.lora import configure_trainable
 from model.siglip_qwen.assembly import build
+from model.siglip_qwen.config import siglip_qwen_settings
+from model.siglip_qwen.family import model_step_flops
 from tests.training.test_run import run
 from training.monitoring import run_cost
 from training.monitoring.run_cost import format_flops, format_hours, print_run_cost, run_flops
-from training.monitoring.throughput import model_step_flops
 from training.run_setup import RunSetup, setup_run, training_loader
 
 Workspace = Callable[..., Path]
@@ -23,8 +24,9 @@ TUNE = {"name": "tune", "train": ["connector", "lora"], "epochs": 2}
 
 def counted_flops(setup: RunSetup, stage: int) -> float:
     """FLOPs of one epoch, from the batches themselves and the loaded model."""
-    model = build(setup.config.model, image_token_id=setup.processor.image_token_id)
-    cost = model_step_flops(configure_trainable(model, setup.config.model, setup.config.train.stages[stage].train))
+    settings = siglip_qwen_settings(setup.config.model, "this test")
+    model = build(settings, image_token_id=setup.processor.image_token_id)
+    cost = model_step_flops(configure_trainable(model, settings, setup.config.train.stages[stage].train))
     batches = list(training_loader(setup, 1))[:2]
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     supervised = sum(len(batch["supervised_positions"]) for batch in batches)

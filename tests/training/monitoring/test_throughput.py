@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from model.siglip_qwen import family
+from model.siglip_qwen.family import model_step_flops
 from model.siglip_qwen.modeling import VisionLanguageModel
-from training.monitoring import throughput
-from training.monitoring.throughput import StepFlops, ThroughputMeter, count_step_flops, model_step_flops, peak_tflops
+from model.step_flops import StepFlops, count_step_flops
+from training.monitoring.throughput import ThroughputMeter, peak_tflops
 
 
 class TinyModel(nn.Module):
@@ -48,7 +50,7 @@ def test_vision_layers_above_the_feature_layer_are_not_counted() -> None:
 def test_with_cached_features_the_vision_encoder_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     vision = SimpleNamespace(num_hidden_layers=2, image_size=8, patch_size=2)
     config = SimpleNamespace(vision_config=vision, vision_feature_layer=-1, pool=1, drop_first_patch=False)
-    monkeypatch.setattr(throughput, "base_model", lambda _: SimpleNamespace(config=config))
+    monkeypatch.setattr(family, "base_model", lambda _: SimpleNamespace(config=config))
     model = cast(VisionLanguageModel, TinyModel())
     full, cached = model_step_flops(model), model_step_flops(model, features_cached=True)
     assert full.per_image - cached.per_image == 2 * (2 * 3 * 5) * 16

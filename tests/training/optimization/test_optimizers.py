@@ -29,7 +29,7 @@ def test_an_unsupported_optimizer_is_named_in_the_error() -> None:
 def test_a_run_with_the_paged_optimizer_on_a_cpu_ends_before_a_model_is_loaded(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.checkpointing.stage_model.build", lambda *_, **__: pytest.fail("a model is loaded"))
+    monkeypatch.setattr("model.siglip_qwen.assembly.build", lambda *_, **__: pytest.fail("a model is loaded"))
     with pytest.raises(UsageError, match=r"train\.optim"):
         run(workspace(optim="paged_adamw8bit"))
 

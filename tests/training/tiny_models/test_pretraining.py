@@ -16,13 +16,15 @@ from transformers import (
 )
 
 from answering.config import QwenVlSystem
+from answering.prompts import PromptPolicy
 from answering.protocol import Request
-from answering.systems.qwen_vl import QwenVlAnswerer
+from answering.systems.family_answerer import FamilyAnswerer
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from dataset.sample import Language, Message
 from dataset.synthetic.scene import Scene, SceneSplit, generate_scene, split_of
 from dataset.synthetic.scene_renderer import render
 from errors import TesseraError
+from model.qwen_vl.processor import QwenVlProcessor
 from model.siglip_qwen.processor import Processor
 from training.tiny_models import mixed_precision, warm_start
 from training.tiny_models.architectures import IMAGE_SIZE, build_tiny_model, build_tokenizer, image_processor
@@ -132,7 +134,8 @@ def test_qwen3_vl_is_trained_with_the_prompt_of_inference(tokenizer: Qwen2Tokeni
     images = image_processor("qwen3_vl")
     processor = Processor(tokenizer, images, image_token=PLACEHOLDER, tokens_per_image=9, max_length=192)
     system = QwenVlSystem(name="baseline", kind="qwen3_vl", path="unused", quantization="none")
-    answerer = QwenVlAnswerer(build_tiny_model("qwen3_vl", tokenizer, 0), tokenizer, images, system)
+    policy, own = PromptPolicy.from_config(system), QwenVlProcessor(tokenizer, images, max_length=192)
+    answerer = FamilyAnswerer(build_tiny_model("qwen3_vl", tokenizer, 0), own, policy)
     prompt = answerer.encode(Request("1", (rendered(1)[0],), (Message("user", "<image>\nHow many 星形?"),), "vqa", language))
     exchange = Exchange(f"<image>\nHow many 星形?\n{SHORT_ANSWER_PROMPTS[language]}", "2")
     encoded = add_vision_tokens(encode(processor, [exchange], num_images=1), processor)

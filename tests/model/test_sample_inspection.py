@@ -5,8 +5,8 @@ import re
 import pytest
 
 from dataset.loading.sample_store import SampleStore
+from model.sample_inspection import describe_sample, token_runs
 from model.siglip_qwen.processor import Processor
-from model.siglip_qwen.sample_inspection import describe_sample, token_runs
 from tests.dataset.raw_files import RawFiles, conversation
 
 

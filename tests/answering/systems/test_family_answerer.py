@@ -18,8 +18,8 @@ from answering.reply import Reranker, question_request, reply
 from answering.rerank.choose_answer import RerankPlan
 from answering.rerank.image_text_scores import ImageTextScorer
 from answering.rerank.statements import StatementForm
+from answering.systems.family_answerer import FamilyAnswerer
 from answering.systems.local_model import Prompt, eval_mode
-from answering.systems.siglip_qwen import CheckpointAnswerer
 from dataset.loading.encoded_sample import EncodingError
 from dataset.sample import Message
 from errors import TesseraError
@@ -41,7 +41,7 @@ def assert_same(answers: list[Answer], expected: list[Answer]) -> None:
 
 
 def test_an_invalid_request_is_an_answer_with_an_error_and_affects_no_other(
-    answerer: CheckpointAnswerer, requests: list[Request], tmp_path: Path
+    answerer: FamilyAnswerer, requests: list[Request], tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
@@ -66,7 +66,7 @@ def test_an_invalid_request_is_an_answer_with_an_error_and_affects_no_other(
     assert_same([answers[request.request_id] for request in requests], answerer.answer(requests, BEAMS))
 
 
-def test_answers_state_their_visual_tokens(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_answers_state_their_visual_tokens(answerer: FamilyAnswerer, requests: list[Request]) -> None:
     """36 tokens an image."""
     answers = answerer.answer(requests, GREEDY)
     assert [answer.visual_tokens for answer in answers] == [36 * len(request.images) for request in requests]
@@ -74,7 +74,7 @@ def test_answers_state_their_visual_tokens(answerer: CheckpointAnswerer, request
 
 
 @pytest.mark.parametrize("decoding", [BEAMS, SAMPLES, GREEDY], ids=["beams", "samples", "greedy"])
-def test_order_and_batch_size_change_no_answer(answerer: CheckpointAnswerer, requests: list[Request], decoding: DecodingConfig) -> None:
+def test_order_and_batch_size_change_no_answer(answerer: FamilyAnswerer, requests: list[Request], decoding: DecodingConfig) -> None:
     expected = answerer.answer(requests, decoding)
     assert [answer.request_id for answer in expected] == [request.request_id for request in requests]
     one_by_one = dataclasses.replace(decoding, batch_size=1)
@@ -82,7 +82,7 @@ def test_order_and_batch_size_change_no_answer(answerer: CheckpointAnswerer, req
 
 
 def test_the_next_batch_is_encoded_while_the_model_runs(
-    answerer: CheckpointAnswerer, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+    answerer: FamilyAnswerer, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = {request.request_id: threading.Event() for request in requests}
     encode, generate, batches = answerer.encode, answerer.generate, []
@@ -106,7 +106,7 @@ def test_the_next_batch_is_encoded_while_the_model_runs(
     assert_same(answers, answerer.answer(requests, dataclasses.replace(GREEDY, batch_size=2)))
 
 
-def test_samples_depend_on_the_seed_and_are_not_all_the_same(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_samples_depend_on_the_seed_and_are_not_all_the_same(answerer: FamilyAnswerer, requests: list[Request]) -> None:
     first, again = answerer.answer(requests, SAMPLES), answerer.answer(requests, SAMPLES)
     assert first == again
     other = answerer.answer(requests, dataclasses.replace(SAMPLES, seed=1))
@@ -115,13 +115,13 @@ def test_samples_depend_on_the_seed_and_are_not_all_the_same(answerer: Checkpoin
     assert any(len(answer.candidates) > 1 for answer in first)
 
 
-def test_equal_questions_with_different_ids_get_different_samples(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_equal_questions_with_different_ids_get_different_samples(answerer: FamilyAnswerer, requests: list[Request]) -> None:
     twin = dataclasses.replace(requests[0], request_id="twin")
     answer, other = answerer.answer([requests[0], twin], SAMPLES)
     assert [candidate.raw for candidate in answer.candidates] != [candidate.raw for candidate in other.candidates]
 
 
-def test_samples_at_a_temperature_near_0_equal_the_greedy_answer(answerer: CheckpointAnswerer, requests: list[Request]) -> None:
+def test_samples_at_a_temperature_near_0_equal_the_greedy_answer(answerer: FamilyAnswerer, requests: list[Request]) -> None:
     cold = answerer.answer(requests, dataclasses.replace(SAMPLES, temperature=1e-4))
     for answer, greedy in zip(cold, answerer.answer(requests, GREEDY), strict=True):
         assert [candidate.raw for candidate in answer.candidates] == [greedy.first.raw]
@@ -132,7 +132,7 @@ def test_log_probabilities_are_summed_over_all_tokens_including_the_end_token(
     model: VisionLanguageModel, processor: Processor, requests: list[Request]
 ) -> None:
     """They equal those of one forward pass over prompt and answer, without the temperature of the samples."""
-    answerer = CheckpointAnswerer(model, processor)
+    answerer = FamilyAnswerer(model, processor)
     prompt = answerer.encode(requests[0])
     batch = answerer.collate([prompt])
     for generated in answerer._generate([requests[0]], [prompt], SAMPLES)[0]:
@@ -144,7 +144,7 @@ def test_log_probabilities_are_summed_over_all_tokens_including_the_end_token(
         assert generated.log_prob == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_prompt_equals_that_of_training(answerer: CheckpointAnswerer, processor: Processor, requests: list[Request]) -> None:
+def test_the_prompt_equals_that_of_training(answerer: FamilyAnswerer, processor: Processor, requests: list[Request]) -> None:
     for request in requests:
         encoded = processor.encode(request.messages, "red", len(request.images))
         assert encoded is not None
@@ -154,7 +154,7 @@ def test_the_prompt_equals_that_of_training(answerer: CheckpointAnswerer, proces
 
 
 def test_the_recorded_prompt_has_one_placeholder_per_image(model: VisionLanguageModel, processor: Processor) -> None:
-    answerer = CheckpointAnswerer(model, processor, PromptPolicy("Answer shortly.", None, True), {"path": "here"})
+    answerer = FamilyAnswerer(model, processor, PromptPolicy("Answer shortly.", None, True), {"path": "here"})
     (answer,) = answerer.answer([make_request("a", "What?", noise_image(1), noise_image(2))], GREEDY)
     assert "<image><image>\nWhat?\nAnswer shortly.<|im_end|>" in answer.prompt
     assert answerer.description.kind == "checkpoint"
@@ -170,9 +170,9 @@ def test_statements_and_replies_have_the_question_without_its_prompt(
     clip, policy = RednessModel(), PromptPolicy("Answer shortly.")
     reranker = Reranker((ImageTextScorer("clip", clip, statement_form=statement_form),), RerankPlan(), judge=True)
     request = question_request("a", "What is it?", [noise_image(1)])
-    [plain] = reply(CheckpointAnswerer(model, processor), reranker, [request], BEAMS)
+    [plain] = reply(FamilyAnswerer(model, processor), reranker, [request], BEAMS)
     of_plain, clip.read = clip.read, []
-    [prompted] = reply(CheckpointAnswerer(model, processor, policy), reranker, [request], BEAMS)
+    [prompted] = reply(FamilyAnswerer(model, processor, policy), reranker, [request], BEAMS)
     assert "What is it?\nAnswer shortly.<|im_end|>" in prompted.answer.prompt
     assert "Answer shortly." not in plain.answer.prompt
     assert prompted.question == plain.question == "What is it?"
@@ -180,12 +180,12 @@ def test_statements_and_replies_have_the_question_without_its_prompt(
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, dataclasses.replace(SAMPLES, num_candidates=1, max_new_tokens=24)], ids=["greedy", "sample"])
-def test_a_stream_adds_up_to_the_answer(answerer: CheckpointAnswerer, requests: list[Request], decoding: DecodingConfig) -> None:
+def test_a_stream_adds_up_to_the_answer(answerer: FamilyAnswerer, requests: list[Request], decoding: DecodingConfig) -> None:
     for request, answer in zip(requests, answerer.answer(requests, decoding), strict=True):
         assert "".join(answerer.stream(request, decoding)) == answer.first.raw
 
 
-def scripted(answerer: CheckpointAnswerer, monkeypatch: pytest.MonkeyPatch, ids: list[int]) -> None:
+def scripted(answerer: FamilyAnswerer, monkeypatch: pytest.MonkeyPatch, ids: list[int]) -> None:
     """Make the model generate `ids`, whatever the prompt."""
     model = answerer.model
     forward: Callable[..., object] = type(model).forward
@@ -202,9 +202,7 @@ def scripted(answerer: CheckpointAnswerer, monkeypatch: pytest.MonkeyPatch, ids:
     monkeypatch.setattr(type(model), "forward", scripted_forward)
 
 
-def test_streamed_characters_are_never_incomplete(
-    answerer: CheckpointAnswerer, processor: Processor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_streamed_characters_are_never_incomplete(answerer: FamilyAnswerer, processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "鼹鼠 🦔 两只\n\n ok"
     ids = processor.tokenizer.encode(f"  {text} \n\u3000", add_special_tokens=False)
     assert len(ids) > len(text), "these characters were meant to take several tokens each"
@@ -217,7 +215,7 @@ def test_streamed_characters_are_never_incomplete(
 
 
 def test_invalid_bytes_are_streamed_as_in_the_answer(
-    answerer: CheckpointAnswerer, processor: Processor, monkeypatch: pytest.MonkeyPatch
+    answerer: FamilyAnswerer, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half = processor.tokenizer.encode("鼹", add_special_tokens=False)[:1]
     scripted(answerer, monkeypatch, [*half, *processor.tokenizer.encode("a"), *half, processor.end_of_turn_id])
@@ -225,12 +223,12 @@ def test_invalid_bytes_are_streamed_as_in_the_answer(
     assert "".join(pieces) == "\ufffda\ufffd"
 
 
-def test_streaming_an_invalid_request_raises(answerer: CheckpointAnswerer) -> None:
+def test_streaming_an_invalid_request_raises(answerer: FamilyAnswerer) -> None:
     with pytest.raises(EncodingError, match="placeholders for 1 images"):
         list(answerer.stream(Request("a", (noise_image(1),), (Message("user", "?"),)), GREEDY))
 
 
-def test_eval_mode_disables_dropout_and_restores_the_mode_of_every_module(answerer: CheckpointAnswerer) -> None:
+def test_eval_mode_disables_dropout_and_restores_the_mode_of_every_module(answerer: FamilyAnswerer) -> None:
     model = answerer.model
     model.train()
     model.model.vision_tower.eval()
@@ -243,7 +241,7 @@ def test_eval_mode_disables_dropout_and_restores_the_mode_of_every_module(answer
 
 @pytest.mark.parametrize("decoding", [BEAMS, SAMPLES, GREEDY], ids=["beams", "samples", "greedy"])
 def test_probabilities_that_are_not_finite_are_an_error_and_no_answer(
-    answerer: CheckpointAnswerer, requests: list[Request], decoding: DecodingConfig
+    answerer: FamilyAnswerer, requests: list[Request], decoding: DecodingConfig
 ) -> None:
     hook = answerer.model.lm_head.register_forward_hook(lambda _, __, logits: logits * torch.nan)
     try:
@@ -255,7 +253,7 @@ def test_probabilities_that_are_not_finite_are_an_error_and_no_answer(
 
 
 def test_out_of_memory_names_the_settings_to_change(
-    answerer: CheckpointAnswerer, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+    answerer: FamilyAnswerer, requests: list[Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -267,7 +265,7 @@ def test_out_of_memory_names_the_settings_to_change(
     assert all("out of memory with 1 questions" in (answer.error or "") for answer in one_by_one)
 
 
-def test_a_batch_without_images_has_no_image_tensors(answerer: CheckpointAnswerer) -> None:
+def test_a_batch_without_images_has_no_image_tensors(answerer: FamilyAnswerer) -> None:
     batch = answerer.collate([answerer.encode(make_request("a", "Who?")), answerer.encode(make_request("b", "Who are you?"))])
     assert isinstance(batch, PromptBatch)
     assert batch.images == {}
@@ -276,7 +274,7 @@ def test_a_batch_without_images_has_no_image_tensors(answerer: CheckpointAnswere
     assert batch.position_ids[0].tolist()[-1] == int(batch.attention_mask[0].sum()) - 1
 
 
-def test_images_in_memory_are_converted_to_rgb(answerer: CheckpointAnswerer) -> None:
+def test_images_in_memory_are_converted_to_rgb(answerer: FamilyAnswerer) -> None:
     grey = Image.new("L", (50, 50), 128)
     answer, other = answerer.answer([make_request("a", "What?", grey), make_request("b", "What?", grey.convert("RGB"))], GREEDY)
     assert answer.first.log_prob == pytest.approx(other.first.log_prob, abs=1e-5)

@@ -7,7 +7,7 @@ from itertools import groupby
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 from dataset.loading.sample_store import SampleStore
 from dataset.sample import Sample
-from model.siglip_qwen.processor import Processor
+from model.chat_processor import ChatProcessor, ImageSize
 
 _GREEN, _RESET = "\033[32m", "\033[0m"
 
@@ -31,14 +31,15 @@ class TokenRun:
     count: int = 1
 
 
-def token_runs(processor: Processor, encoded: EncodedSample) -> list[TokenRun]:
+def token_runs(processor: ChatProcessor, encoded: EncodedSample) -> list[TokenRun]:
     """The tokens of an encoded sample; the image tokens of each image are one run."""
     runs: list[TokenRun] = []
     supervised = [label != IGNORE_INDEX for label in encoded.labels]
     position = 0
     for is_image_token, group in groupby(encoded.input_ids, lambda token: token == processor.image_token_id):
         ids = list(group)
-        step = processor.tokens_per_image if is_image_token else 1
+        # Between images whose tokens differ in number stand other tokens.
+        step = (len(ids) if processor.sizes_matter else processor.image_tokens(1, ())[0]) if is_image_token else 1
         for start in range(0, len(ids), step):
             token, index = ids[start], position + start
             runs.append(TokenRun(index, token, _text(processor, token), supervised[index], step))
@@ -46,7 +47,7 @@ def token_runs(processor: Processor, encoded: EncodedSample) -> list[TokenRun]:
     return runs
 
 
-def describe_sample(store: SampleStore, sample: Sample, processor: Processor, seed: int, epoch: int, color: bool) -> Iterator[str]:
+def describe_sample(store: SampleStore, sample: Sample, processor: ChatProcessor, seed: int, epoch: int, color: bool) -> Iterator[str]:
     """Lines of text that describe a sample: images, sizes, tokens, targets and reference answers.
 
     Args:
@@ -62,14 +63,16 @@ def describe_sample(store: SampleStore, sample: Sample, processor: Processor, se
         ImageError: an image cannot be read.
     """
     yield f"{sample.sample_id}: {sample.task}, {sample.language}, {sample.split}, from {sample.source}"
+    sizes: list[ImageSize] = []
     for image_id in sample.image_ids:
-        row = store.image(image_id)
-        pixels = processor.pixels([store.load_image(image_id)])
-        height, width = pixels.shape[-2:]
+        row, image = store.image(image_id), store.load_image(image_id)
+        sizes.append(image.size)
+        pixels = processor.normalize(processor.read([image]))["pixel_values"]
+        shape = f"{pixels.shape[-1]} x {pixels.shape[-2]}" if pixels.ndim == 4 else f"{len(pixels)} patches"
         values = f"values {pixels.min():.2f} to {pixels.max():.2f}"
-        yield f"image {image_id}: {row.path}, {row.width} x {row.height} -> {width} x {height}, {values}"
+        yield f"image {image_id}: {row.path}, {row.width} x {row.height} -> {shape}, {values}"
     target = sample.target(seed, epoch)
-    encoded = processor.encode(sample.prompted_messages, target, len(sample.image_ids))
+    encoded = processor.encode(sample.prompted_messages, target, len(sample.image_ids), sizes=sizes)
     if encoded is None:
         yield f"skipped in training: no supervised token is left within {processor.max_length} tokens"
         return
@@ -92,7 +95,7 @@ def _text_lines(what: str, texts: tuple[str, ...], current: str | None = None) -
         yield f"{what}: {text!r}{' (of this epoch)' if text == current and len(texts) > 1 else ''}"
 
 
-def _text(processor: Processor, token: int) -> str:
+def _text(processor: ChatProcessor, token: int) -> str:
     text = str(processor.tokenizer.decode([token]))
     # A token may be part of a UTF-8 character; then show the vocabulary's spelling of its bytes.
     return f"bytes {processor.tokenizer.convert_ids_to_tokens(token)}" if "\ufffd" in text else repr(text)

@@ -1,0 +1,26 @@
+"""The settings `model` of a configuration: one class for each model family, told apart by `model.family`."""
+
+from typing import Annotated, Any
+
+from pydantic import Discriminator, Tag
+
+from model.qwen_vl.config import QwenVlConfig
+from model.siglip_qwen.config import SiglipQwenConfig
+
+DEFAULT_FAMILY = "siglip_qwen"
+
+
+def _family(value: Any) -> str:
+    family = value.get("family", DEFAULT_FAMILY) if isinstance(value, dict) else getattr(value, "family", DEFAULT_FAMILY)
+    return str(family)
+
+
+ModelConfig = Annotated[
+    Annotated[SiglipQwenConfig, Tag("siglip_qwen")] | Annotated[QwenVlConfig, Tag("qwen_vl")],
+    Discriminator(
+        _family,
+        custom_error_type="union_tag_family",
+        custom_error_message="unknown family; expected siglip_qwen or qwen_vl",
+    ),
+]
+"""A new family is one line here and a folder model/<family>/ with a module `family`."""

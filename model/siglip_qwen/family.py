@@ -1,0 +1,107 @@
+"""Our own model as a family: SigLIP, connector, causal Qwen."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+
+from dataset.sample import Prompts
+from model.family import Collate, LoadOptions
+from model.family_config import ParamGroup
+from model.hub import llava_export
+from model.hub.llava_export import ExportFormat
+from model.lora import base_model, configure_trainable
+from model.quantization import Quantization
+from model.siglip_qwen import assembly, checkpoint
+from model.siglip_qwen.config import SiglipQwenConfig
+from model.siglip_qwen.connector import num_image_tokens
+from model.siglip_qwen.fused_modules import fuse_modules
+from model.siglip_qwen.image_tokens import PositionCollator
+from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.processor import Processor
+from model.step_flops import StepFlops, count_step_flops
+
+
+class SiglipQwenFamily:
+    """Implements model.family.Family."""
+
+    def processor(self, config: SiglipQwenConfig, prompts: Prompts | None = None) -> Processor:
+        """Raises UsageError when a tokenizer or image processor cannot be loaded or settings contradict it."""
+        return Processor.from_pretrained(
+            language=config.language,
+            vision=config.vision,
+            tokens_per_image=assembly.tokens_per_image(config),
+            vocab_size=assembly.read_vocab_size(config),
+            image_token=config.image_token,
+            max_length=config.max_length,
+            system_prompt=config.system_prompt,
+            prompts=prompts,
+        )
+
+    def load_processor(self, folder: Path) -> Processor:
+        return Processor.load(folder)
+
+    def build(self, config: SiglipQwenConfig, processor: Processor, options: LoadOptions) -> VisionLanguageModel:
+        return assembly.build(config, image_token_id=processor.image_token_id, **vars(options))
+
+    def build_without_weights(self, config: SiglipQwenConfig, processor: Processor) -> VisionLanguageModel:
+        return assembly.build_without_weights(config, processor.image_token_id)
+
+    def load(
+        self,
+        folder: Path,
+        options: LoadOptions,
+        *,
+        quantization: Literal["as_trained"] | Quantization = "as_trained",
+        trainable: bool = False,
+    ) -> VisionLanguageModel | PeftModel:
+        return checkpoint.load(folder, quantization=quantization, trainable=trainable, **vars(options))
+
+    def save(self, model: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+        checkpoint.save(model, folder, state)
+
+    def settings(self, folder: Path) -> SiglipQwenConfig:
+        return checkpoint.settings(folder)
+
+    def configure_trainable(
+        self, model: Any, config: SiglipQwenConfig, train: Collection[ParamGroup], run_groups: Collection[ParamGroup]
+    ) -> VisionLanguageModel | PeftModel:
+        """The connector is saved whatever the run trains."""
+        del run_groups
+        return configure_trainable(model, config, train)
+
+    def fuse(self, model: Any) -> None:
+        fuse_modules(model)
+
+    def limit_logits(self, model: Any, gib: float) -> None:
+        base_model(model).logits_memory_gib = gib
+
+    def collator(self, processor: Processor, collate: Collate) -> Collate:
+        """Finds the positions of image tokens and supervised tokens, too."""
+        return PositionCollator(collate, processor.image_token_id)
+
+    def loss(self, model: Any, inputs: dict[str, Any], num_items: torch.Tensor | int) -> torch.Tensor:
+        loss: torch.Tensor = model(**inputs, num_items_in_batch=num_items).loss
+        return loss
+
+    def export(self, folder: Path, out: Path, export_format: str, dtype: torch.dtype, data_report: str | None) -> list[str]:
+        chosen: ExportFormat = "llava" if export_format == "llava" else "merged"
+        return llava_export.export(folder, out, chosen, self.load_processor(folder), dtype=dtype, data_report=data_report)
+
+    def step_flops(self, model: Any, features_cached: bool) -> StepFlops:
+        return model_step_flops(model, features_cached)
+
+
+def model_step_flops(model: VisionLanguageModel | PeftModel, features_cached: bool = False) -> StepFlops:
+    """`count_step_flops` with the sizes in the model's config. features_cached: the vision encoder does not run."""
+    config = base_model(model).config
+    vision, layer = config.vision_config, config.vision_feature_layer
+    depth = vision.num_hidden_layers if isinstance(layer, str) else layer % (vision.num_hidden_layers + 1)
+    depth = 0 if features_cached else depth
+    side = vision.image_size // vision.patch_size
+    return count_step_flops(model, side**2, depth, num_image_tokens(side, config.pool, config.drop_first_patch))
+
+
+FAMILY = SiglipQwenFamily()
