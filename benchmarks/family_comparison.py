@@ -1,0 +1,192 @@
+"""Train several configurations on the same data, with several seeds, and compare what they learnt in one report.
+
+In: configuration files, such as one for each model family. Out: a run of each with each seed, an evaluation of all of them on the same
+questions (`eval_rerank`'s report, in which the seeds of a configuration are a group), and a table of quality and cost.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import safe_open
+
+import config as configuration
+from atomic_io import write_json, write_text
+from benchmarks.benchmark_report import format_number
+from errors import TesseraError, UsageError
+from model.checkpoint_manifest import latest_checkpoint
+from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
+from training.checkpointing.resume import read_run_state
+
+ROOT = Path(__file__).parent.parent
+RUNS_FILE, TABLE_FILE = "runs.json", "families.md"
+COLUMNS = ("configuration", "family", "VQA accuracy", "trained", "samples/s", "peak GiB", "visual tokens", "seconds")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared.
+
+    Args:
+        name: of the comparison; its results stand in results/<name>.
+        configs: configuration files; those of the evaluation are the first one's.
+        seeds: of the runs of each configuration.
+        steps: optimizer steps of the last stage.
+        questions: number of questions of the evaluation.
+    """
+
+    name: str
+    configs: tuple[Path, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    questions: int
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the results."""
+        return Path("results") / self.name
+
+    def run_name(self, config: Path, seed: int) -> str:
+        """Name of the run of a configuration with a seed."""
+        return f"{self.name}_{config.stem}_seed{seed}"
+
+
+def compare_families(comparison: Comparison) -> str:
+    """Train what has not been trained yet, evaluate, and write the table; returns it.
+
+    Raises:
+        UsageError: the configurations cannot be compared.
+        TesseraError: a run or the evaluation fails; its output says why.
+    """
+    configs = {path: configuration.load(path) for path in comparison.configs}
+    _check(comparison, configs)
+    comparison.folder.mkdir(parents=True, exist_ok=True)
+    runs = _finished_runs(comparison)
+    for path in comparison.configs:
+        for seed in comparison.seeds:
+            name = comparison.run_name(path, seed)
+            if name not in runs:
+                runs[name] = _train(comparison, path, configs[path], seed)
+                write_json(comparison.folder / RUNS_FILE, runs)
+    evaluation = comparison.folder / "evaluation.yaml"
+    write_text(evaluation, yaml.safe_dump(_evaluation(comparison, configs), allow_unicode=True, sort_keys=False))
+    _run("tools/eval_rerank.py", "--config", str(evaluation))
+    table = _table(comparison, configs, runs)
+    write_text(comparison.folder / TABLE_FILE, table)
+    return table
+
+
+def _check(comparison: Comparison, configs: dict[Path, configuration.Config]) -> None:
+    if len({path.stem for path in configs}) < len(comparison.configs):
+        raise UsageError("the configurations need different file names, which are their names in the report")
+    folders = {path: config.data_folder for path, config in configs.items()}
+    (first, expected), *others = folders.items()
+    for path, folder in others:
+        if folder != expected:
+            raise UsageError(f"{path}: its data are in {folder}, those of {first} in {expected}; the same are expected (data.folder)")
+    if not (expected / "samples.parquet").is_file():
+        raise UsageError(f"{expected / 'samples.parquet'} does not exist; run python tools/preprocess.py --config {first} first")
+
+
+def _finished_runs(comparison: Comparison) -> dict[str, dict[str, Any]]:
+    """Runs of an earlier call, by name; a comparison that was stopped goes on after them."""
+    path = comparison.folder / RUNS_FILE
+    known: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {name: run for name, run in known.items() if run["steps"] == comparison.steps and Path(run["checkpoint"]).is_dir()}
+
+
+def _train(comparison: Comparison, path: Path, config: configuration.Config, seed: int) -> dict[str, Any]:
+    """Run train.py and return what the run cost."""
+    name, last = comparison.run_name(path, seed), len(config.train.stages) - 1
+    steps = f"train.stages.{last}.max_steps={comparison.steps}"
+    overrides = [f"name={name}", f"data.folder={config.data_folder}", f"train.seed={seed}", steps]
+    started = time.monotonic()
+    _run("train.py", "--config", str(path), "--resume", "auto", *overrides)
+    seconds = time.monotonic() - started
+    checkpoint = latest_checkpoint(Path("checkpoints") / name)
+    rows = [row for row in read_run_state(checkpoint / TRAINER_FOLDER).history if row["stage"] == config.train.stages[-1].name]
+    rates = [row["samples_per_second"] for row in rows if "samples_per_second" in row]
+    return {
+        "checkpoint": str(checkpoint),
+        "steps": comparison.steps,
+        "seconds": seconds,
+        # The first row has the start-up of the loaders in it.
+        "samples_per_second": sum(rates[1:] or rates) / len(rates[1:] or rates),
+        "peak_memory_gib": max(row["peak_memory_gib"] for row in rows if "peak_memory_gib" in row),
+        "trained_parameters": _saved_parameters(checkpoint),
+    }
+
+
+def _saved_parameters(checkpoint: Path) -> int:
+    """Number of weights in a checkpoint, which holds what was trained."""
+    total = 0
+    for path in checkpoint.rglob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                count = 1
+                for size in file.get_slice(key).get_shape():
+                    count *= size
+                total += count
+    return total
+
+
+def _run(script: str, *arguments: str) -> None:
+    """Run a command of this project, with its output on this terminal."""
+    completed = subprocess.run([sys.executable, str(ROOT / script), *arguments], check=False)
+    if completed.returncode:
+        raise TesseraError(f"{script} {' '.join(arguments)}: ended with status {completed.returncode}")
+
+
+def _evaluation(comparison: Comparison, configs: dict[Path, configuration.Config]) -> dict[str, Any]:
+    """The configuration of the evaluation: all runs in groups, and every other system that one of the configurations names."""
+    raw: dict[str, Any] = yaml.safe_load(comparison.configs[0].read_text(encoding="utf-8"))
+    systems: list[dict[str, Any]] = []
+    groups: dict[str, list[str]] = {}
+    for path in comparison.configs:
+        for seed in comparison.seeds:
+            name = comparison.run_name(path, seed)
+            systems.append({"name": f"{path.stem}-seed{seed}", "kind": "checkpoint", "path": f"checkpoints/{name}"})
+            groups.setdefault(path.stem, []).append(f"{path.stem}-seed{seed}")
+        others = (yaml.safe_load(path.read_text(encoding="utf-8")).get("eval") or {}).get("systems") or []
+        known = {system["name"] for system in systems}
+        systems += [system for system in others if system["kind"] != "checkpoint" and system["name"] not in known]
+    evaluation = {**(raw.get("eval") or {}), "systems": systems, "limit": comparison.questions, "thresholds": {}}
+    if len(comparison.seeds) > 1:
+        evaluation["groups"] = groups
+    data = {**(raw.get("data") or {}), "folder": str(configs[comparison.configs[0]].data_folder)}
+    return {**raw, "name": comparison.name, "data": data, "eval": evaluation}
+
+
+def _table(comparison: Comparison, configs: dict[Path, configuration.Config], runs: dict[str, dict[str, Any]]) -> str:
+    """Markdown: quality and cost of each configuration, a mean over its seeds, and where the report is."""
+    summary = json.loads((comparison.folder / "summary.json").read_text(encoding="utf-8"))
+    seeds = ", ".join(map(str, comparison.seeds))
+    lines = [f"# {comparison.name}", "", f"{comparison.steps:,} steps of the last stage, seeds {seeds}.", ""]
+    lines += [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    for path in comparison.configs:
+        members = [runs[comparison.run_name(path, seed)] for seed in comparison.seeds]
+        systems = [summary["systems"][f"{path.stem}-seed{seed}"] for seed in comparison.seeds]
+        accuracies = [system["choices"]["first"]["vqa_accuracy"] for system in systems]
+        tokens = [system.get("visual_tokens") for system in systems]
+        cells = [
+            path.stem,
+            configs[path].model.family,
+            " / ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies),
+            f"{members[0]['trained_parameters'] / 1e6:.2f} M",
+            format_number(_mean([run["samples_per_second"] for run in members]), 1),
+            format_number(max(run["peak_memory_gib"] for run in members), 2),
+            "-" if tokens[0] is None else format_number(_mean([token for token in tokens if token is not None]), 1),
+            format_number(_mean([run["seconds"] for run in members]), 0),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Verdicts over all pairs, intervals and other systems: {comparison.folder / 'report.html'}", ""])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
