@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from typing import Any
 import yaml
 from safetensors import safe_open
 
-import config as configuration
 from atomic_io import write_json, write_text
 from benchmarks.benchmark_report import format_number
 from errors import TesseraError, UsageError
 from model.checkpoint_manifest import latest_checkpoint
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
 from training.checkpointing.resume import read_run_state
+from training.config import Experiment
 
 ROOT = Path(__file__).parent.parent
 RUNS_FILE, TABLE_FILE = "runs.json", "families.md"
@@ -57,14 +57,15 @@ class Comparison:
         return f"{self.name}_{config.stem}_seed{seed}"
 
 
-def compare_families(comparison: Comparison) -> str:
+def compare_families(comparison: Comparison, configs: Mapping[Path, Experiment]) -> str:
     """Train what has not been trained yet, evaluate, and write the table; returns it.
+
+    configs: the configurations, by their files.
 
     Raises:
         UsageError: the configurations cannot be compared.
         TesseraError: a run or the evaluation fails; its output says why.
     """
-    configs = {path: configuration.load(path) for path in comparison.configs}
     _check(comparison, configs)
     comparison.folder.mkdir(parents=True, exist_ok=True)
     runs = _finished_runs(comparison)
@@ -82,7 +83,7 @@ def compare_families(comparison: Comparison) -> str:
     return table
 
 
-def _check(comparison: Comparison, configs: dict[Path, configuration.Config]) -> None:
+def _check(comparison: Comparison, configs: Mapping[Path, Experiment]) -> None:
     if len({path.stem for path in configs}) < len(comparison.configs):
         raise UsageError("the configurations need different file names, which are their names in the report")
     folders = {path: config.data_folder for path, config in configs.items()}
@@ -101,7 +102,7 @@ def _finished_runs(comparison: Comparison) -> dict[str, dict[str, Any]]:
     return {name: run for name, run in known.items() if run["steps"] == comparison.steps and Path(run["checkpoint"]).is_dir()}
 
 
-def _train(comparison: Comparison, path: Path, config: configuration.Config, seed: int) -> dict[str, Any]:
+def _train(comparison: Comparison, path: Path, config: Experiment, seed: int) -> dict[str, Any]:
     """Run train.py and return what the run cost."""
     name, last = comparison.run_name(path, seed), len(config.train.stages) - 1
     steps = f"train.stages.{last}.max_steps={comparison.steps}"
@@ -143,7 +144,7 @@ def _run(script: str, *arguments: str) -> None:
         raise TesseraError(f"{script} {' '.join(arguments)}: ended with status {completed.returncode}")
 
 
-def _evaluation(comparison: Comparison, configs: dict[Path, configuration.Config]) -> dict[str, Any]:
+def _evaluation(comparison: Comparison, configs: Mapping[Path, Experiment]) -> dict[str, Any]:
     """The configuration of the evaluation: all runs in groups, and every other system that one of the configurations names."""
     raw: dict[str, Any] = yaml.safe_load(comparison.configs[0].read_text(encoding="utf-8"))
     systems: list[dict[str, Any]] = []
@@ -163,7 +164,7 @@ def _evaluation(comparison: Comparison, configs: dict[Path, configuration.Config
     return {**raw, "name": comparison.name, "data": data, "eval": evaluation}
 
 
-def _table(comparison: Comparison, configs: dict[Path, configuration.Config], runs: dict[str, dict[str, Any]]) -> str:
+def _table(comparison: Comparison, configs: Mapping[Path, Experiment], runs: dict[str, dict[str, Any]]) -> str:
     """Markdown: quality and cost of each configuration, a mean over its seeds, and where the report is."""
     summary = json.loads((comparison.folder / "summary.json").read_text(encoding="utf-8"))
     seeds = ", ".join(map(str, comparison.seeds))

@@ -103,6 +103,14 @@ def arguments() -> cli.Parser:
     report.add_argument("--candidates", type=int, default=5, metavar="N", help="candidates per question (default: %(default)s)")
     report.add_argument("--size", default="640x480", metavar="WxH", help="size of an image in pixels (default: %(default)s)")
     report.set_defaults(measure=run_report)
+    what = "quality and cost of several configurations, such as one of each model family, trained on the same data"
+    families = parts.add_parser("families", description=what, help=what, takes_config=False)
+    families.add_argument("configs", type=Path, nargs="+", metavar="YAML", help="configurations")
+    families.add_argument("--name", default="families", help="of the comparison; results/<name> (default: %(default)s)")
+    families.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="N", help="seeds of the runs (default: 0 1)")
+    families.add_argument("--steps", type=int, default=200, metavar="N", help="steps of the last stage (default: %(default)s)")
+    families.add_argument("--questions", type=int, default=400, metavar="N", help="questions of the evaluation (default: %(default)s)")
+    families.set_defaults(measure=run_families)
     what = "throughput of the HTTP service with many concurrent clients against a single one"
     serve = parts.add_parser("serve", description=what, help=what)
     serve.add_argument("--clients", type=int, default=16, metavar="N", help="concurrent clients (default: %(default)s)")
@@ -193,6 +201,16 @@ def run_equality(parsed: argparse.Namespace) -> None:
     report = measure(parsed.config, parsed.steps, parsed.every)
     _show(parsed, report, f"equality_{parsed.config.name}")
     check(report)
+
+
+def run_families(parsed: argparse.Namespace) -> None:
+    """Train and evaluate the configurations; print the table."""
+    if min(parsed.steps, parsed.questions) < 1 or len(set(parsed.seeds)) < len(parsed.seeds):
+        raise UsageError("--steps, --questions: expected at least 1; --seeds: expected different ones")
+    from benchmarks.family_comparison import Comparison, compare_families
+
+    comparison = Comparison(parsed.name, tuple(parsed.configs), tuple(parsed.seeds), parsed.steps, parsed.questions)
+    print(f"\n{compare_families(comparison, {path: configuration.load(path) for path in parsed.configs})}", end="")
 
 
 def run_search(parsed: argparse.Namespace) -> None:

@@ -83,7 +83,7 @@ def load(
     model.trained_groups, model.settings = groups, settings(folder)
     if (folder / ADAPTER_CONFIG).is_file():
         with loading("checkpoint", str(folder)):
-            adapter_config = peft.LoraConfig.from_pretrained(str(folder))
+            adapter_config = peft.PeftConfig.from_pretrained(str(folder))
             model = peft.get_peft_model(model, adapter_config)
             tensors = load_file(folder / ADAPTER_WEIGHTS)
         _check_names(folder / ADAPTER_WEIGHTS, tensors, peft.get_peft_model_state_dict(model))

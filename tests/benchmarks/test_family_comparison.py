@@ -12,7 +12,7 @@ import yaml
 
 import cli
 from tests.training.conftest import workspace as workspace
-from tools import compare_families
+from tools import benchmark
 
 ROOT = Path(__file__).parent.parent.parent
 Workspace = Callable[..., Path]
@@ -34,13 +34,13 @@ def configs(workspace: Workspace, parts: Path) -> list[Path]:
 
 def command(*arguments: str | Path) -> int:
     with pytest.raises(SystemExit) as exit_info:
-        cli.run(compare_families.main, compare_families.parser, list(map(str, arguments)))
+        cli.run(benchmark.main, benchmark.arguments(), ["families", *map(str, arguments)])
     return int(str(exit_info.value.code))
 
 
 @pytest.mark.slow
 def test_two_families_with_two_seeds_stand_in_one_report_and_nothing_is_trained_twice(configs: list[Path]) -> None:
-    program = [sys.executable, str(ROOT / "tools" / "compare_families.py"), *map(str, configs), "--steps", "1", "--name", "both"]
+    program = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "families", *map(str, configs), "--steps", "1", "--name", "both"]
     completed = subprocess.run(program, capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
     table = Path("results/both/families.md").read_text(encoding="utf-8")
