@@ -73,6 +73,13 @@ def test_only_the_named_groups_change(trained: Build, batch: dict[str, Any], gro
     assert changed == set(groups)
 
 
+def test_the_connector_is_everything_that_makes_word_embeddings_of_patches(trained: Build) -> None:
+    """Also the mergers of Qwen3-VL's intermediate layers."""
+    names = {name for name, p in trained("connector").named_parameters() if p.requires_grad}
+    expected = {name for name, _ in trained("lora").get_base_model().named_parameters() if "merger" in name}
+    assert names == expected and names
+
+
 def test_a_batch_is_overfitted(trained: Build, batch: dict[str, Any]) -> None:
     model = trained("connector", "language").train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
