@@ -21,7 +21,7 @@ from benchmarks.benchmark_report import format_number
 from errors import TesseraError, UsageError
 from model.checkpoint_manifest import latest_checkpoint
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
-from training.checkpointing.resume import read_run_state
+from training.checkpointing.resume import config_settings, read_run_state
 from training.config import Experiment
 
 ROOT = Path(__file__).parent.parent
@@ -68,7 +68,7 @@ def compare_families(comparison: Comparison, configs: Mapping[Path, Experiment])
     """
     _check(comparison, configs)
     comparison.folder.mkdir(parents=True, exist_ok=True)
-    runs = _finished_runs(comparison)
+    runs = _finished_runs(comparison, configs)
     for path in comparison.configs:
         for seed in comparison.seeds:
             name = comparison.run_name(path, seed)
@@ -95,11 +95,16 @@ def _check(comparison: Comparison, configs: Mapping[Path, Experiment]) -> None:
         raise UsageError(f"{expected / 'samples.parquet'} does not exist; run python tools/preprocess.py --config {first} first")
 
 
-def _finished_runs(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """Runs of an earlier call, by name; a comparison that was stopped goes on after them."""
+def _finished_runs(comparison: Comparison, configs: Mapping[Path, Experiment]) -> dict[str, dict[str, Any]]:
+    """Runs of an earlier call with the same settings, by name; a comparison that was stopped goes on after them."""
     path = comparison.folder / RUNS_FILE
     known: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {name: run for name, run in known.items() if run["steps"] == comparison.steps and Path(run["checkpoint"]).is_dir()}
+    settings = {comparison.run_name(path, seed): config_settings(config) for path, config in configs.items() for seed in comparison.seeds}
+    return {
+        name: run
+        for name, run in known.items()
+        if run["steps"] == comparison.steps and run["settings"] == settings.get(name) and Path(run["checkpoint"]).is_dir()
+    }
 
 
 def _train(comparison: Comparison, path: Path, config: Experiment, seed: int) -> dict[str, Any]:
@@ -116,6 +121,7 @@ def _train(comparison: Comparison, path: Path, config: Experiment, seed: int) ->
     return {
         "checkpoint": str(checkpoint),
         "steps": comparison.steps,
+        "settings": config_settings(config),
         "seconds": seconds,
         # The first row has the start-up of the loaders in it.
         "samples_per_second": sum(rates[1:] or rates) / len(rates[1:] or rates),

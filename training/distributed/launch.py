@@ -49,8 +49,8 @@ def loads_on_rank_0_alone(quantization: Quantization) -> bool:
 def check_shardable(model: FamilyConfig) -> None:
     """Raise UsageError when the launcher is set to shard weights of a family, or of a quantisation, that cannot be sharded."""
     quantization = model.quantization
-    if weights_are_sharded() and "sharded" not in model.abilities:
-        raise UsageError("model.family: weights of this family cannot be sharded by FSDP or ZeRO-3; launch with multi_gpu.yaml")
+    if (library := sharding_library()) is not None and "sharded" not in model.abilities:
+        raise UsageError(f"model.family: models of this family are not trained with {library}; launch with multi_gpu.yaml")
     if quantization == "int8" and weights_are_sharded():
         raise UsageError("model.quantization: int8 weights cannot be sharded by FSDP or ZeRO-3; set nf4 or none, or use multi_gpu.yaml")
     if quantization == "nf4" and uses_zero3():

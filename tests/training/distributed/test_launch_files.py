@@ -57,5 +57,12 @@ def test_quantised_weights_are_refused_where_they_cannot_be_sharded(monkeypatch:
         monkeypatch.setenv(key, value)
     with pytest.raises(UsageError, match=r"nf4 weights cannot be sharded by ZeRO-3"):
         check_shardable(SiglipQwenConfig(quantization="nf4"))
-    with pytest.raises(UsageError, match=r"model\.family: weights of this family cannot be sharded"):
+
+
+@pytest.mark.parametrize(("name", "library"), [("fsdp2", "FSDP"), ("deepspeed_zero2", "DeepSpeed"), ("deepspeed_zero3", "DeepSpeed")])
+def test_a_family_that_is_not_sharded_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, library: str) -> None:
+    """ZeRO-2 too, whose checkpoints are gathered."""
+    for key, value in launch_environment(Path(f"configs/accelerate/{name}.yaml")).items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UsageError, match=rf"model\.family: models of this family are not trained with {library}"):
         check_shardable(QwenVlConfig(family="qwen_vl", path="a/b"))
