@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,13 +17,12 @@ from answering.rerank.candidate_scores import CORRECTED_SUFFIX
 from answering.rerank.choose_answer import RESERVED_NAMES, RerankPlan
 from answering.rerank.fitted_reranker import explain_mismatch, find_fitted, rerank_settings
 from answering.rerank.image_text_scores import ImageTextScorer
-from answering.systems import blip2, llava_folder, qwen_vl
+from answering.systems import blip2, qwen_vl
 from answering.systems.family_answerer import FamilyAnswerer
 from answering.systems.openai_endpoint.api_key import api_key
 from dataset.loading.image_io import open_image
 from dataset.sample import Language
 from errors import UsageError
-from model.chat_processor import ChatProcessor
 from model.checkpoint_manifest import latest_checkpoint
 from model.family import LoadOptions, family, family_of, read_model_config
 from model.kernels.device_capability import default_dtype
@@ -262,15 +260,10 @@ def _build_checkpoint(system: CheckpointSystem, folder: Path, device: torch.devi
     is_llava = read_model_config(path).get("model_type") == "llava"
     form = "llava" if is_llava else "merged" if any(path.glob("model*.safetensors")) else "adapter"
     settings = {"path": str(path), "form": form, "quantization": system.quantization}
-    model: Any
-    processor: ChatProcessor
-    if is_llava:
-        model, processor = llava_folder.load(path, system.quantization, dtype or default_dtype(device), device)
-    else:
-        kind = family(family_of(path))
-        processor = kind.load_processor(path)
-        model = kind.load(path, LoadOptions(dtype, device), quantization=system.quantization)
-        kind.fuse(model)
+    kind = family(family_of(path))
+    processor = kind.load_processor(path)
+    model = kind.load(path, LoadOptions(dtype, device), quantization=system.quantization)
+    kind.fuse(model)
     return FamilyAnswerer(model, processor, PromptPolicy.of_checkpoint(processor.prompts, system), settings)
 
 

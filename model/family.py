@@ -15,16 +15,16 @@ import torch
 
 from dataset.sample import Prompts
 from errors import UsageError
-from model.chat_processor import ChatProcessor
 from model.config import DEFAULT_FAMILY
 from model.family_config import FamilyConfig, ParamGroup
+from model.processors.sample_processor import SampleProcessor
 from model.quantization import Quantization
 from model.step_flops import StepFlops
 
 Collate: TypeAlias = Callable[[Sequence[Any]], dict[str, Any]]
 """From encoded examples to model inputs, with the keys of `dataset.loading.collators`."""
 
-MODEL_TYPES = {"tessera": "siglip_qwen", "llava": "siglip_qwen", "qwen3_vl": "qwen_vl", "qwen2_5_vl": "qwen_vl"}
+MODEL_TYPES = {"tessera": "siglip_qwen", "llava": "llava", "qwen3_vl": "qwen_vl", "qwen2_5_vl": "qwen_vl", "blip-2": "blip2"}
 """The family of a folder whose config.json names none: an earlier checkpoint, or a whole model."""
 
 
@@ -48,11 +48,11 @@ class LoadOptions:
 class Family(Protocol):
     """A kind of model. Settings are of the family's own class; models have `group_paths` (see model.param_groups)."""
 
-    def processor(self, config: Any, prompts: Prompts | None = None) -> ChatProcessor:
+    def processor(self, config: Any, prompts: Prompts | None = None) -> SampleProcessor:
         """The processor for the pre-trained model of `config`, which records the prompts. Raises UsageError."""
         ...
 
-    def load_processor(self, folder: Path) -> ChatProcessor:
+    def load_processor(self, folder: Path) -> SampleProcessor:
         """The processor of a checkpoint. Raises UsageError."""
         ...
 

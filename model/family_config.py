@@ -16,7 +16,7 @@ other weights to start from."""
 
 @section
 class LoraConfig:
-    """LoRA on every linear layer of the language model (Hu et al. 2021, arXiv:2106.09685)."""
+    """LoRA on linear layers of the language model (Hu et al. 2021, arXiv:2106.09685)."""
 
     r: Annotated[int, Field(ge=1)] = 64
     """Rank."""
@@ -24,6 +24,8 @@ class LoraConfig:
     """The LoRA update is scaled by lora_alpha / r."""
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     """Dropout probability on the input of the adapter."""
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers, such as [q_proj, v_proj]."""
     use_dora: bool = False
     """Weight-decomposed LoRA (DoRA, arXiv:2402.09353)."""
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from model.family_config import ParamGroup
 
-GroupPaths: TypeAlias = Mapping[ParamGroup, tuple[str, ...]]
-"""Beginnings of the names of the parameters of each group; the first group with a match has a parameter. LoRA needs none.
+GroupPaths: TypeAlias = Mapping[ParamGroup | None, tuple[str, ...]]
+"""Beginnings of the names of the parameters of each group; the first group with a match has a parameter. LoRA needs none;
+the key None has what is never trained.
 The first path of `language` is that of the language model."""
 
 

@@ -6,8 +6,8 @@ from itertools import groupby
 
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 from dataset.loading.sample_store import SampleStore
-from dataset.sample import Sample
-from model.chat_processor import ChatProcessor, ImageSize
+from dataset.sample import IMAGE_PLACEHOLDER, Sample
+from model.processors.sample_processor import ImageSize, SampleProcessor
 
 _GREEN, _RESET = "\033[32m", "\033[0m"
 
@@ -31,7 +31,7 @@ class TokenRun:
     count: int = 1
 
 
-def token_runs(processor: ChatProcessor, encoded: EncodedSample) -> list[TokenRun]:
+def token_runs(processor: SampleProcessor, encoded: EncodedSample) -> list[TokenRun]:
     """The tokens of an encoded sample; the image tokens of each image are one run."""
     runs: list[TokenRun] = []
     supervised = [label != IGNORE_INDEX for label in encoded.labels]
@@ -47,7 +47,7 @@ def token_runs(processor: ChatProcessor, encoded: EncodedSample) -> list[TokenRu
     return runs
 
 
-def describe_sample(store: SampleStore, sample: Sample, processor: ChatProcessor, seed: int, epoch: int, color: bool) -> Iterator[str]:
+def describe_sample(store: SampleStore, sample: Sample, processor: SampleProcessor, seed: int, epoch: int, color: bool) -> Iterator[str]:
     """Lines of text that describe a sample: images, sizes, tokens, targets and reference answers.
 
     Args:
@@ -72,7 +72,7 @@ def describe_sample(store: SampleStore, sample: Sample, processor: ChatProcessor
         values = f"values {pixels.min():.2f} to {pixels.max():.2f}"
         yield f"image {image_id}: {row.path}, {row.width} x {row.height} -> {shape}, {values}"
     target = sample.target(seed, epoch)
-    encoded = processor.encode(sample.prompted_messages, target, len(sample.image_ids), sizes=sizes)
+    encoded = processor.encode(sample.prompted_messages, target, len(sample.image_ids), sizes=sizes, task=sample.task)
     if encoded is None:
         yield f"skipped in training: no supervised token is left within {processor.max_length} tokens"
         return
@@ -95,7 +95,9 @@ def _text_lines(what: str, texts: tuple[str, ...], current: str | None = None) -
         yield f"{what}: {text!r}{' (of this epoch)' if text == current and len(texts) > 1 else ''}"
 
 
-def _text(processor: ChatProcessor, token: int) -> str:
+def _text(processor: SampleProcessor, token: int) -> str:
+    if token == processor.image_token_id and token >= len(processor.tokenizer):
+        return repr(IMAGE_PLACEHOLDER)
     text = str(processor.tokenizer.decode([token]))
     # A token may be part of a UTF-8 character; then show the vocabulary's spelling of its bytes.
     return f"bytes {processor.tokenizer.convert_ids_to_tokens(token)}" if "\ufffd" in text else repr(text)

@@ -24,7 +24,7 @@ from errors import UsageError
 from evaluation.prediction_files import read_predictions
 from evaluation.questions import choose, with_shuffled_images
 from evaluation.run.system_runner import _take_over_earlier_name
-from model.chat_processor import PROCESSOR_SETTINGS_FILE
+from model.processors.sample_processor import PROCESSOR_SETTINGS_FILE
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.processor import Processor
 from renamed_keys import RENAMED, with_old_keys

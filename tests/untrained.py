@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from model.checkpoint_manifest import write_manifest
-from model.lora import configure_trainable
 from model.siglip_qwen import assembly, checkpoint
+from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.processor import Processor
 

@@ -65,7 +65,8 @@ class TrainConfig:
     init_from: Path | None = None
     """Start from the weights in this folder, with a new optimizer, other data and other settings: a checkpoint, a run's folder (its
     latest checkpoint), a merged model or a LLaVA folder (tools/export.py, or a published one of SigLIP and Qwen). model.vision,
-    model.language, model.connector.pool and model.vision_feature_layer must fit it; null = the base models and a new connector."""
+    model.language and model.connector.pool must fit it, and model.vision_feature_layer unless a stage trains the connector; null = the
+    base models and a new connector."""
     learning_rate: PositiveFloat | LearningRates = LearningRates()
     """Peak learning rate: one number, or one for each of connector, lora, language, vision."""
     batching: Literal["auto", "packed", "padded"] = "auto"

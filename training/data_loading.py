@@ -43,10 +43,10 @@ from dataset.loading.samplers import (
 )
 from dataset.sample import Sample
 from errors import TesseraError, UsageError
-from model.chat_processor import ChatProcessor, ImageSize
 from model.family import Collate
 from model.kernels.autocast import Precision
 from model.kernels.device_capability import device_capability
+from model.processors.sample_processor import ImageSize, SampleProcessor
 from progress import track
 from training.config import TrainConfig
 from training.feature_cache.feature_store import FeatureCache
@@ -82,7 +82,7 @@ def used_images(store: SampleStore, *splits: SampleLengths) -> set[int]:
     return {image_id for lengths in splits for members in lengths.conversations for member in members for image_id in image_ids[member.row]}
 
 
-def measure_lengths(store: SampleStore, rows: np.ndarray, processor: ChatProcessor, title: str, max_questions: int = 1) -> SampleLengths:
+def measure_lengths(store: SampleStore, rows: np.ndarray, processor: SampleProcessor, title: str, max_questions: int = 1) -> SampleLengths:
     """Tokenise the samples in `rows` once to measure them; samples without a supervised token are dropped.
 
     Args:
@@ -103,36 +103,30 @@ def measure_lengths(store: SampleStore, rows: np.ndarray, processor: ChatProcess
     return SampleLengths(conversations(measured, max_questions, processor.max_length), tuple(dropped))
 
 
-def image_sizes(store: SampleStore, sample: Sample, processor: ChatProcessor) -> list[ImageSize]:
+def image_sizes(store: SampleStore, sample: Sample, processor: SampleProcessor) -> list[ImageSize]:
     """Width and height of each image of a sample; empty where the processor does not read them."""
     rows = [store.image(image_id) for image_id in sample.image_ids] if processor.sizes_matter else []
     return [(row.width, row.height) for row in rows]
 
 
-def _lengths(sample: Sample, processor: ChatProcessor, sizes: Sequence[ImageSize]) -> tuple[int, ...] | None:
-    """Length in tokens with each target; None when truncation leaves no supervised token for one of them."""
-    if not _takes(processor, sizes):
+def _lengths(sample: Sample, processor: SampleProcessor, sizes: Sequence[ImageSize]) -> tuple[int, ...] | None:
+    """Length in tokens with each target; None when the model cannot take the images, or truncation leaves a target no supervised token."""
+    messages, num_images = sample.prompted_messages, len(sample.image_ids)
+    try:
+        processor.image_tokens(num_images, sizes)
+    except EncodingError:
         return None
-    prompt = len(processor.prompt(sample.prompted_messages, len(sample.image_ids), sizes))
-    lengths = [prompt + processor.answer_length(target) for target in sample.targets]
+    prompt = len(processor.prompt(messages, num_images, sizes, sample.task))
+    lengths = [prompt + len(processor.answer_ids(target)) for target in sample.targets]
     if max(lengths) <= processor.max_length:
         return tuple(lengths)
-    encoded = [processor.encode(sample.prompted_messages, target, len(sample.image_ids), sizes=sizes) for target in sample.targets]
+    encoded = [processor.encode(messages, target, num_images, sizes=sizes, task=sample.task) for target in sample.targets]
     return tuple(len(truncated) for truncated in encoded if truncated is not None) if None not in encoded else None
 
 
-def _takes(processor: ChatProcessor, sizes: Sequence[ImageSize]) -> bool:
-    """Whether the model can take images of these sizes."""
-    try:
-        processor.image_tokens(len(sizes), sizes)
-    except EncodingError:
-        return False
-    return True
-
-
-def _saved_tokens(sample: Sample, processor: ChatProcessor, sizes: Sequence[ImageSize]) -> int:
+def _saved_tokens(sample: Sample, processor: SampleProcessor, sizes: Sequence[ImageSize]) -> int:
     """Tokens saved when a question follows another one about the same image."""
-    alone = len(processor.prompt(sample.prompted_messages, len(sample.image_ids), sizes))
+    alone = len(processor.prompt(sample.prompted_messages, len(sample.image_ids), sizes, sample.task))
     return alone - processor.follow_up_length(follow_up_text(sample))
 
 
@@ -170,7 +164,7 @@ class TrainingData(Dataset[Example]):
         self,
         store: SampleStore,
         lengths: SampleLengths,
-        processor: ChatProcessor,
+        processor: SampleProcessor,
         seed: int,
         augmentation: AugmentationConfig | None = None,
         features: CachedFeatures | None = None,
@@ -225,7 +219,8 @@ class TrainingData(Dataset[Example]):
         samples = [self.store.sample(member.row) for member in shuffled_questions(self.lengths.conversations[index], self.seed, epoch)]
         sample = samples[0]
         messages, target = to_messages(samples, self.seed, epoch)
-        encoded = self.processor.encode(messages, target, len(sample.image_ids), sizes=image_sizes(self.store, sample, self.processor))
+        sizes = image_sizes(self.store, sample, self.processor)
+        encoded = self.processor.encode(messages, target, len(sample.image_ids), sizes=sizes, task=sample.task)
         if encoded is None:
             raise EncodingError(f"sample {sample.sample_id}: nothing to supervise within {self.processor.max_length} tokens")
         return sample, encoded
@@ -329,7 +324,7 @@ class Batching:
             )
         return PackedBatching(sampled_lengths, self.packing_length, seed)
 
-    def collator(self, processor: ChatProcessor) -> Collate:
+    def collator(self, processor: SampleProcessor) -> Collate:
         """The collator from examples to model inputs."""
         pad_id = int(processor.tokenizer.pad_token_id)
         longest = min(processor.max_length, self.packing_length)

@@ -20,8 +20,7 @@ from torch.utils.data import DataLoader
 
 from dataset.loading.samplers import SampleKey
 from errors import TesseraError
-from model.lora import enable_gradient_checkpointing
-from model.param_groups import language_model
+from model.lora import checkpointed_layers, enable_gradient_checkpointing
 from training.config import TrainConfig
 from training.optimization.optimizers import optimizer_bytes_per_parameter
 from training.out_of_memory import REMEDIES
@@ -107,7 +106,7 @@ def configure_activation_checkpointing(
     Raises:
         TesseraError: The step does not fit into memory even with all layers recomputed.
     """
-    layers = len(language_model(model).layers)
+    layers = len(checkpointed_layers(model))
     chosen = _plan_checkpointing(model, train, trial, device, sharded, layers)
     if num_processes > 1 and train.gradient_checkpointing == "auto":
         max_checkpointed = int(gather(torch.tensor([chosen.checkpointed_layers], device=device)).max())

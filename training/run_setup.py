@@ -20,10 +20,10 @@ from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import DistributedBatchSampler
 from dataset.sample import Prompts
 from errors import UsageError
-from model.chat_processor import ChatProcessor
 from model.config import ModelConfig
 from model.family import Family, family
 from model.kernels.autocast import Precision
+from model.processors.sample_processor import SampleProcessor
 from model.siglip_qwen.config import siglip_qwen_settings
 from model.siglip_qwen.initial_weights import InitialWeights, check_compatible
 from process_group import main_process_only
@@ -49,7 +49,7 @@ class RunSetup:
 
     config: Experiment
     partial_state: PartialState
-    processor: ChatProcessor
+    processor: SampleProcessor
     store: SampleStore
     lengths: SampleLengths
     validation: TrainingData | None
@@ -121,8 +121,14 @@ def setup_run(config: Experiment, machine: Machine | None = None, initial: Initi
     partial_state, batching, precision = machine.partial_state, machine.batching, machine.precision
     store = SampleStore(config.data_folder)
     processor = build_processor(config.model, recorded_prompts(store))
+    if config.train.max_questions_per_conversation > 1 and not processor.joins_questions:
+        raise UsageError(
+            f"train.max_questions_per_conversation: {config.train.max_questions_per_conversation}, but of a conversation this model is "
+            "trained on the last answer alone; set it to 1"
+        )
     if initial is not None:
-        check_compatible(initial, siglip_qwen_settings(config.model, "train.init_from"), processor)
+        trains_connector = any("connector" in stage.train for stage in config.train.stages)
+        check_compatible(initial, siglip_qwen_settings(config.model, "train.init_from"), processor, trains_connector=trains_connector)
     with main_process_only(partial_state.is_main_process):
         lengths = measure_lengths(
             store, store.indices("train"), processor, "measuring training samples", config.train.max_questions_per_conversation
@@ -165,7 +171,7 @@ def with_resumed_batching(machine: Machine, train: TrainConfig, before: Mapping[
     return dataclasses.replace(machine, batching=batching)
 
 
-def build_processor(model: ModelConfig, prompts: Prompts | None = None) -> ChatProcessor:
+def build_processor(model: ModelConfig, prompts: Prompts | None = None) -> SampleProcessor:
     """The processor for a model, which records the prompts. Raises UsageError when a tokenizer or image processor cannot be loaded or
     settings contradict it."""
     return family(model.family).processor(model, prompts)
@@ -202,7 +208,8 @@ def _list_dropped(run_setup: RunSetup, split_name: str, dropped: Sequence[str]) 
             write_text(path, "".join(f"{sample_id}\n" for sample_id in dropped))
         else:
             path.unlink(missing_ok=True)
-    return f", {len(dropped):,} dropped: nothing to supervise within model.max_length (all ids: {path})" if dropped else ""
+    reason = "nothing to supervise within model.max_length, or images that the model does not take"
+    return f", {len(dropped):,} dropped: {reason} (all ids: {path})" if dropped else ""
 
 
 def _evenly_spaced(rows: np.ndarray, count: int) -> np.ndarray:

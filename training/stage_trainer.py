@@ -20,11 +20,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from dataset.loading.collators import UNREADABLE_IMAGES
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from errors import TesseraError
-from model.chat_processor import ChatProcessor
 from model.family import Family
 from model.kernels.autocast import Precision
 from model.kernels.compile import eager_mode
 from model.param_groups import unwrapped
+from model.processors.sample_processor import SampleProcessor
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
 from training.checkpointing.checkpoint_writer import CheckpointWriter
 from training.checkpointing.resume import RunState
@@ -117,7 +117,7 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         history: History,
         meter: ThroughputMeter,
         family: Family,
-        processor: ChatProcessor,
+        processor: SampleProcessor,
         checkpoints: CheckpointWriter,
         unreadable: UnreadableImages,
         settings: dict[str, Any],

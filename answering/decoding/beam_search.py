@@ -1,4 +1,4 @@
-"""Beam search for a decoder-only model, with one KV cache per batch (`answering.decoding.kv_cache`).
+"""Beam search, with one KV cache per batch (`answering.decoding.kv_cache`).
 
 Shapes: N questions (M that are still active), T prompt tokens, K candidates per question, L tokens so far, V vocabulary.
 """
@@ -11,8 +11,8 @@ import torch
 
 from answering.decoding.cuda_graphs import CudaGraphCache
 from answering.decoding.decoding_rules import DecodingRules
-from answering.decoding.kv_cache import CandidateCache
 from answering.decoding.kv_cache import PromptBatch as PromptBatch
+from answering.decoding.kv_cache import prompt_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def beam_search(
     If fewer than k sequences are possible under the rules, the others have a log-probability of minus infinity.
 
     Args:
-        model: a decoder-only model with the interface of transformers.
+        model: a model with the interface of transformers.
         batch: the prompts.
         k: number of beams, and of sequences returned per question.
         rules: end of a sequence, penalties, length penalty.
@@ -56,7 +56,7 @@ def beam_search(
     """
     device, n = batch.input_ids.device, len(batch.input_ids)
     ends = torch.tensor(list(rules.end_ids), device=device)
-    cache = CandidateCache(model, batch, k, rules.max_new_tokens, graph_cache)
+    cache = prompt_cache(model, batch, k, rules.max_new_tokens, graph_cache)
     logits = cache.logits
     questions = torch.arange(n, device=device)
     running, tokens = torch.zeros(n, 1, device=device), torch.empty(n, 1, 0, dtype=torch.long, device=device)

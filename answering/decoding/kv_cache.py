@@ -9,10 +9,10 @@ Shapes: N questions (M that are still active), T prompt tokens, K candidates per
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from transformers import Cache
+from transformers import Cache, DynamicCache, EncoderDecoderCache
 
 from answering.decoding.cuda_graphs import CudaGraphCache, CudaGraphRunner, PreallocatedLayer, next_token_logits
 
@@ -34,8 +34,80 @@ class PromptBatch:
     images: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+class PromptCache(Protocol):
+    """What generates candidates: prompts are run once, then each step adds a token to every candidate.
+
+    logits: [N, 1, V] float32 of the first token after the prompts.
+    """
+
+    logits: torch.Tensor
+
+    def keep(self, questions: torch.Tensor) -> None:
+        """Keep the questions at these indices [M] int64; the others leave the batch."""
+        ...
+
+    def step(self, tokens_mk: torch.Tensor, parents_mk: torch.Tensor) -> torch.Tensor:
+        """Logits [M, K, V] float32 of the token after `tokens_mk` [M, K].
+
+        parents_mk: [M, K] index of the candidate that each token continues, among the K candidates of the step before (0 in the first
+        step, when there is only the prompt).
+        """
+        ...
+
+
+def prompt_cache(model: Any, batch: PromptBatch, k: int, max_new_tokens: int, graph_cache: CudaGraphCache | None = None) -> PromptCache:
+    """The cache for `model`: an encoder-decoder has a method `encode_prompt`."""
+    if hasattr(model, "encode_prompt"):
+        return EncoderDecoderCandidates(model, batch)
+    return CandidateCache(model, batch, k, max_new_tokens, graph_cache)
+
+
+class EncoderDecoderCandidates:
+    """The cache of an encoder-decoder: prompts are encoded once, and each candidate is a row of the decoder's cache.
+
+    Relative positions, as T5 has, are counted in the cache, so that candidates cannot share a row there.
+    """
+
+    def __init__(self, model: Any, batch: PromptBatch):
+        self.model, self.mask = model, batch.attention_mask
+        self.hidden = model.encode_prompt(batch.input_ids, batch.attention_mask, **batch.images)
+        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        start = torch.full_like(batch.input_ids[:, :1], model.config.text_config.decoder_start_token_id)
+        self.candidates = 1
+        self.logits = self._forward(start)
+
+    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [rows, 1, V] after tokens [rows, 1]."""
+        output = self.model(
+            decoder_input_ids=tokens,
+            encoder_hidden_states=self.hidden,
+            attention_mask=self.mask,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        logits: torch.Tensor = output.logits.to(tokens.device, torch.float32)
+        return logits
+
+    def keep(self, questions: torch.Tensor) -> None:
+        """As `PromptCache.keep`."""
+        own = torch.arange(self.candidates, device=questions.device)
+        self._select((questions[:, None] * self.candidates + own).flatten())
+
+    def step(self, tokens_mk: torch.Tensor, parents_mk: torch.Tensor) -> torch.Tensor:
+        """As `PromptCache.step`."""
+        m, k = tokens_mk.shape
+        first = torch.arange(m, device=tokens_mk.device)[:, None] * self.candidates
+        self._select((first + parents_mk).flatten())
+        self.candidates = k
+        return self._forward(tokens_mk.reshape(m * k, 1)).view(m, k, -1)
+
+    def _select(self, rows: torch.Tensor) -> None:
+        self.cache.batch_select_indices(rows)
+        self.hidden, self.mask = self.hidden[rows], self.mask[rows]
+
+
 class CandidateCache:
-    """The KV cache of a batch, with the mask and position ids of the next forward pass. Creating it runs the prompts (prefill).
+    """The KV cache of a decoder-only model, with mask and position ids of the next forward pass. Creating it runs the prompts.
 
     logits: [N, 1, V] float32 of the first token after the prompts. runner: replays decoding steps; None runs them eagerly.
     """

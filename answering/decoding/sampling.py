@@ -9,8 +9,8 @@ import torch
 from answering.decoding.beam_search import GeneratedSequence
 from answering.decoding.cuda_graphs import CudaGraphCache
 from answering.decoding.decoding_rules import DecodingRules
-from answering.decoding.kv_cache import CandidateCache
 from answering.decoding.kv_cache import PromptBatch as PromptBatch
+from answering.decoding.kv_cache import prompt_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ def decode_steps(
     Finished rows are no longer yielded; questions whose rows have all finished leave the batch.
 
     Args:
-        model: a decoder-only model with the interface of transformers.
+        model: a model with the interface of transformers.
         batch: the prompts of n questions.
         k: continuations per question.
         rules: end of a continuation, penalties, temperature.
@@ -58,7 +58,7 @@ def decode_steps(
     """
     device, n = batch.input_ids.device, len(batch.input_ids)
     ends = torch.tensor(list(rules.end_ids), device=device)
-    cache = CandidateCache(model, batch, k, rules.max_new_tokens, graph_cache)
+    cache = prompt_cache(model, batch, k, rules.max_new_tokens, graph_cache)
     logits = cache.logits.expand(-1, k, -1)
     rows = torch.arange(n * k, device=device).view(n, k)
     unfinished, texts = torch.ones_like(rows, dtype=torch.bool), rows.new_empty(n, k, 0)

@@ -52,7 +52,7 @@ StreamEvent: TypeAlias = RequestStarted | RequestFailed | TokenGenerated
 
 
 def can_stream_tokens(answerer: Answerer) -> bool:
-    """Whether a system can yield tokens one by one: a decoder-only model in this process."""
+    """Whether a system can yield tokens one by one: a model in this process."""
     is_local = isinstance(answerer, LocalAnswerer)
     return is_local and all(getattr(type(answerer), name) is getattr(LocalAnswerer, name) for name in ("stream", "generate_tokens"))
 
@@ -73,7 +73,7 @@ def stream_tokens(
             prompts: dict[int, Prompt] = {}
             for request_index in range(start, min(start + decoding.batch_size, len(requests))):
                 try:
-                    prompts[request_index] = answerer.encode(requests[request_index])
+                    prompts[request_index] = answerer.encode_with_room(requests[request_index], decoding)
                     yield RequestStarted(request_index, len(prompts[request_index].ids))
                 except TesseraError as error:
                     yield RequestFailed(request_index, str(error))

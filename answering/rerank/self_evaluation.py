@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from answering.decoding.kv_cache import prompt_cache
 from answering.protocol import Request
 from answering.systems.local_model import LocalAnswerer, eval_mode
 from dataset.sample import IMAGE_PLACEHOLDER, Language, Message
@@ -30,7 +31,7 @@ class SelfEvaluator(Protocol):
 
 
 class SelfEvaluatingAnswerer(LocalAnswerer):
-    """An answerer with a decoder-only model that evaluates answers: P(yes) / (P(yes) + P(no)) of the first token of its reply."""
+    """An answerer that evaluates answers: P(yes) / (P(yes) + P(no)) of the first token of its reply."""
 
     def judge(self, requests: Sequence[Request], texts: Sequence[Sequence[str]], batch_size: int) -> list[list[float] | None]:
         """As `SelfEvaluator.judge`; batch_size: texts per batch."""
@@ -65,14 +66,7 @@ class SelfEvaluatingAnswerer(LocalAnswerer):
         if not prompts:
             return probabilities
         batch = self.collate(list(prompts.values()))
-        output = self.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            logits_to_keep=1,
-            **batch.images,
-        )
-        log_probs = torch.log_softmax(output.logits[:, -1].float(), dim=-1).cpu()
+        log_probs = torch.log_softmax(prompt_cache(self.model, batch, 1, 1).logits[:, -1], dim=-1).cpu()
         for i, row in zip(prompts, log_probs, strict=True):
             yes, no = (row[self._first_token_ids(words[requests[i].language])].logsumexp(0) for words in (YES_WORDS, NO_WORDS))
             probabilities[i] = float(torch.sigmoid(yes - no))

@@ -11,14 +11,14 @@ from answering.prompts import PromptPolicy
 from answering.protocol import Description, ImageInput, Request
 from answering.request_images import load_image, resize_to_max_side
 from answering.rerank.self_evaluation import SelfEvaluatingAnswerer
-from model.chat_processor import ChatProcessor, Prompt
 from model.kernels.varlen_attention import use_packed_attention
 from model.param_groups import unwrapped
+from model.processors.sample_processor import Prompt, SampleProcessor
 from model.siglip_qwen.modeling import VisionLanguageModel
 
 
 class FamilyAnswerer(SelfEvaluatingAnswerer):
-    """Answers with a decoder-only vision-language model of a family.
+    """Answers with a vision-language model of a family.
 
     Args:
         model: the model, or a PEFT model around it.
@@ -32,7 +32,7 @@ class FamilyAnswerer(SelfEvaluatingAnswerer):
     def __init__(
         self,
         model: Any,
-        processor: ChatProcessor,
+        processor: SampleProcessor,
         policy: PromptPolicy | None = None,
         settings: Mapping[str, object] | None = None,
         *,
@@ -43,6 +43,7 @@ class FamilyAnswerer(SelfEvaluatingAnswerer):
             model, processor.tokenizer, policy or PromptPolicy.of_checkpoint(processor.prompts), processor.end_ids(unwrapped(model))
         )
         self.processor, self.kind, self.max_image_side = processor, kind, max_image_side
+        self.max_positions = processor.max_positions
         inner = unwrapped(model)
         if isinstance(inner, VisionLanguageModel):
             use_packed_attention(inner.model.language_model)
@@ -64,7 +65,8 @@ class FamilyAnswerer(SelfEvaluatingAnswerer):
 
     def encode(self, request: Request) -> Prompt:
         """The prompt of a request. Raises EncodingError or ImageError."""
-        return self.processor.prompt_with_images(self.policy.messages(request), [self._load(image) for image in request.images])
+        images = [self._load(image) for image in request.images]
+        return self.processor.prompt_with_images(self.policy.messages(request), images, request.task)
 
     def positions(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, images: dict[str, torch.Tensor]) -> torch.Tensor:
         """Position ids of left-padded prompts, as the family counts them."""

@@ -23,8 +23,9 @@ from answering.decoding.sampling import collect, decode_steps
 from answering.decoding.stop_strings import cut_before, without_beginning_of
 from answering.prompts import PromptPolicy
 from answering.protocol import Answer, Decoding, Description, FinishReason, Request
+from dataset.loading.encoded_sample import EncodingError
 from errors import TesseraError, UsageError
-from model.chat_processor import Prompt as Prompt
+from model.processors.sample_processor import Prompt as Prompt
 
 
 class OutOfMemoryError(TesseraError):
@@ -32,7 +33,7 @@ class OutOfMemoryError(TesseraError):
 
 
 class LocalAnswerer(ABC):
-    """Answers with a model in this process. Unless a subclass overrides `generate`, the model is decoder-only.
+    """Answers with a model in this process. The model is decoder-only, or has a method `encode_prompt` (see answering.decoding.kv_cache).
 
     Args:
         model: the model.
@@ -46,6 +47,8 @@ class LocalAnswerer(ABC):
         self.end_ids = tuple(dict.fromkeys(end_ids))
         self.graph_cache: CudaGraphCache | None = None
         """Replays decoding steps as CUDA graphs; None if the model does not support it."""
+        self.max_positions: int | None = None
+        """Most tokens of a prompt with its answer; None where the model has no such limit."""
         self.cuda_graphs_unsupported: str | None = None
         """Why the model cannot use CUDA graphs; set by the kinds of systems that may use them."""
 
@@ -83,11 +86,11 @@ class LocalAnswerer(ABC):
         order = sorted(range(len(requests)), key=lambda i: _sort_key(requests[i]))
         batches = [order[start : start + decoding.batch_size] for start in range(0, len(order), decoding.batch_size)]
         with eval_mode(self.model), ThreadPoolExecutor(1) as reader:
-            next_batch = self._encode_batch(requests, batches[0]) if batches else {}
+            next_batch = self._encode_batch(requests, batches[0], decoding) if batches else {}
             for next_indices in [*batches[1:], []]:
                 encoded = next_batch
                 # The next batch's images are read while the model runs this one.
-                read = reader.submit(self._encode_batch, requests, next_indices) if next_indices else None
+                read = reader.submit(self._encode_batch, requests, next_indices, decoding) if next_indices else None
                 prompts = {i: prompt for i, prompt in encoded.items() if isinstance(prompt, Prompt)}
                 answers |= {i: Answer(requests[i].request_id, error=str(e)) for i, e in encoded.items() if isinstance(e, TesseraError)}
                 is_cancelled = None if cancelled is None else partial(_cancelled_at_row, list(prompts), cancelled)
@@ -110,12 +113,22 @@ class LocalAnswerer(ABC):
                     )
         return [answers[i] for i in range(len(requests))]
 
-    def _encode_batch(self, requests: Sequence[Request], batch: Sequence[int]) -> dict[int, Prompt | TesseraError]:
+    def encode_with_room(self, request: Request, decoding: Decoding) -> Prompt:
+        """The prompt of a request. Raises TesseraError as `encode`, and when the answer may need more positions than the model has."""
+        prompt = self.encode(request)
+        if self.max_positions is not None and len(prompt.ids) + decoding.max_new_tokens > self.max_positions:
+            raise EncodingError(
+                f"the prompt has {len(prompt.ids)} tokens and its answer up to {decoding.max_new_tokens}, the model takes at most "
+                f"{self.max_positions}"
+            )
+        return prompt
+
+    def _encode_batch(self, requests: Sequence[Request], batch: Sequence[int], decoding: Decoding) -> dict[int, Prompt | TesseraError]:
         """The prompt of each request of a batch, or the error why it is invalid, by the index of the request."""
         encoded: dict[int, Prompt | TesseraError] = {}
         for i in batch:
             try:
-                encoded[i] = self.encode(requests[i])
+                encoded[i] = self.encode_with_room(requests[i], decoding)
             except TesseraError as error:
                 encoded[i] = error
         return encoded
@@ -127,7 +140,7 @@ class LocalAnswerer(ABC):
         """
         with eval_mode(self.model):
             text = IncrementalDetokenizer(self.text, decoding.stop)
-            for token in self.generate_tokens(request, self.encode(request), decoding):
+            for token in self.generate_tokens(request, self.encode_with_room(request, decoding), decoding):
                 yield from filter(None, [text.add(token)])
             yield from filter(None, [text.flush()])
         return self._finish_reason(text.ids, decoding)

@@ -15,8 +15,8 @@ from benchmarks.benchmark_report import BenchmarkReport, format_number
 from benchmarks.full_size_models import Size, build_ours, build_processor
 from model.family_config import FamilyConfig
 from model.kernels.chunked_cross_entropy import BYTES_PER_LOGIT
-from model.lora import base_model, configure_trainable
 from model.param_groups import language_model, unwrapped
+from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from training.config import TrainConfig

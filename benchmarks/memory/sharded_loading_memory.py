@@ -18,7 +18,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipVisionConfig, Sigl
 
 from benchmarks.launch_file import fsdp_plugin, shard
 from errors import TesseraError
-from model.lora import configure_trainable
+from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from training.distributed.sharded_loading import prepare_for_weights

@@ -27,8 +27,8 @@ from dataset.loading.samplers import LengthGroupedBatching, PackedBatching
 from errors import TesseraError, UsageError
 from model.kernels.autocast import Precision, autocast_dtype, frozen_dtype
 from model.kernels.compile import compile_layers
-from model.lora import base_model, configure_trainable, peft_lora_config
 from model.param_groups import unwrapped
+from model.siglip_qwen.adapters import base_model, configure_trainable, peft_lora_config
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.family import model_step_flops
 from model.siglip_qwen.fused_modules import fuse_modules

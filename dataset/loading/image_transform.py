@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import SiglipImageProcessorPil
+from transformers import BlipImageProcessorPil, SiglipImageProcessorPil
 
 from dataset.loading.image_io import to_rgb
 from errors import UsageError
@@ -26,7 +26,7 @@ _PROBE = (61, 47)
 class PixelReader:
     """Applies one image processor in two steps: `read` in the data loader workers, `normalize` on the device.
 
-    For SigLIP's image processor, when resizing and looking up reproduces its output on a test image bit for bit,
+    For the image processors of SigLIP and BLIP, when resizing and looking up reproduces its output on a test image bit for bit,
     `lookup_table` [3, 256] maps each byte of each channel to its pixel value, and `read` returns uint8. Otherwise (crop,
     size by the shortest edge, another or derived class) `lookup_table` is None and `read` runs the processor itself.
     Raises UsageError when the processor cannot process an image at all.
@@ -36,7 +36,7 @@ class PixelReader:
         self._processor = image_processor
         self._tables: dict[torch.device, torch.Tensor] = {}
         self.lookup_table: torch.Tensor | None = None
-        if type(image_processor) is SiglipImageProcessorPil:
+        if type(image_processor) in (SiglipImageProcessorPil, BlipImageProcessorPil):
             self.lookup_table = self._build_table()
 
     def __getstate__(self) -> dict[str, Any]:

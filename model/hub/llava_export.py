@@ -16,10 +16,10 @@ from dataset.sample import Prompts
 from errors import TesseraError, UsageError
 from model.checkpoint_manifest import write_manifest
 from model.hub.model_card import model_card
+from model.processors.sample_processor import PROMPTS_FILE
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
-from model.siglip_qwen.processor import PROMPTS_FILE
 
 ExportFormat = Literal["merged", "llava"]
 

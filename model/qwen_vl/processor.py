@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from dataset.loading.encoded_sample import EncodedSample, EncodingError
 from dataset.sample import IMAGE_PLACEHOLDER, Prompts
 from errors import UsageError, loading
-from model.chat_processor import ChatProcessor, ImageSize, load_chat_tokenizer, read_processor_settings
+from model.processors.chat_processor import ChatProcessor, load_chat_tokenizer
+from model.processors.sample_processor import ImageSize, read_processor_settings
 from visual.image_processor import load_image_processor
 
 IMAGE_TOKEN, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -86,8 +87,8 @@ class QwenVlProcessor(ChatProcessor):
         except ValueError as error:
             raise EncodingError(f"the image processor cannot encode an image: {error}") from error
 
-    def _image_segment(self, count: int) -> list[int]:
-        return [self._start, *super()._image_segment(count), self._end]
+    def image_segment(self, count: int) -> list[int]:
+        return [self._start, *super().image_segment(count), self._end]
 
     def read(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """pixel_values [P, values per patch] and image_grid_thw [images, 3]: patches of each image over time, height and width."""

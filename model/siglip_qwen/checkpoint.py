@@ -26,9 +26,9 @@ from model.family import read_model_config
 from model.family_config import ParamGroup
 from model.hub import llava_import
 from model.kernels.device_capability import default_dtype
-from model.lora import base_model, configure_trainable, trained_state_dict
 from model.param_groups import set_trainable
 from model.quantization import Quantization, disable_avx512bf16, quantization_config
+from model.siglip_qwen.adapters import base_model, configure_trainable, trained_state_dict
 from model.siglip_qwen.assembly import build, build_from_model, build_shape, causal_language_model
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel

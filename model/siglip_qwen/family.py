@@ -12,9 +12,9 @@ from model.family import Collate, LoadOptions
 from model.family_config import ParamGroup
 from model.hub import llava_export
 from model.hub.llava_export import ExportFormat
-from model.lora import base_model, configure_trainable
 from model.quantization import Quantization
 from model.siglip_qwen import assembly, checkpoint
+from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.connector import num_image_tokens
 from model.siglip_qwen.fused_modules import fuse_modules

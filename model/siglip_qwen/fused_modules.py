@@ -7,7 +7,7 @@ from peft import PeftModel
 
 from model.kernels.fused_lora import fuse_lora
 from model.kernels.rms_norm import fuse_rms_norms
-from model.lora import base_model
+from model.siglip_qwen.adapters import base_model
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.sparse_last_layer import enable_sparse_last_layer
 

@@ -17,9 +17,9 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from errors import UsageError, loading
-from model.chat_processor import ChatProcessor
 from model.checkpoint_manifest import latest_checkpoint, model_digest, verify
 from model.hub import llava_import
+from model.processors.sample_processor import SampleProcessor
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build_from_model, build_shape, language_config
 from model.siglip_qwen.config import SiglipQwenConfig
@@ -93,8 +93,13 @@ def find_given(init_from: Path | None, required: bool) -> InitialWeights | None:
     return None if init_from is None or not (required or init_from.is_dir()) else find(init_from)
 
 
-def check_compatible(initial: InitialWeights, model: SiglipQwenConfig, processor: ChatProcessor) -> None:
-    """Raise UsageError naming the first key of `model` with which the weights do not fit. Loads configs and a tokenizer only."""
+def check_compatible(
+    initial: InitialWeights, model: SiglipQwenConfig, processor: SampleProcessor, *, trains_connector: bool = False
+) -> None:
+    """Raise UsageError naming the first key of `model` with which the weights do not fit. Loads configs and a tokenizer only.
+
+    A connector that the run trains may read another hidden state than before: it learns the new one.
+    """
     old, folder = initial.config, initial.folder
     named = old.settings or {}
     vision = _Part("vision", named.get("vision"), old.vision_config, model.vision, siglip.vision_config(model.vision))
@@ -108,7 +113,7 @@ def check_compatible(initial: InitialWeights, model: SiglipQwenConfig, processor
         ("vision_feature_layer", _layer(old.vision_feature_layer, states), _layer(model.vision_feature_layer, states)),
         ("drop_first_patch", old.drop_first_patch, model.drop_first_patch),
     ):
-        if before != now:
+        if before != now and not (trains_connector and key == "vision_feature_layer"):
             raise UsageError(f"{KEY}: {folder}: model.{key} was {before}, is {now}; its connector fits the former only")
     _check_same_vocabulary(folder, processor, old.text_config.vocab_size)
 
@@ -185,12 +190,12 @@ def _check_same_architecture(folder: Path, part: _Part, keys: frozenset[str]) ->
             raise UsageError(f"{KEY}: {folder}: model.{part.key} was {before} ({key} {old}), is {part.now} ({key} {new})")
 
 
-def _check_same_vocabulary(folder: Path, processor: ChatProcessor, vocab_size: int) -> None:
+def _check_same_vocabulary(folder: Path, processor: SampleProcessor, vocab_size: int) -> None:
     """The run's tokens must have the ids with which the weights were trained; the image token has no embedding of its own."""
     with loading(KEY, str(folder)):
         known = AutoTokenizer.from_pretrained(**pretrained(folder)).get_vocab()
     for token, index in processor.tokenizer.get_vocab().items():
-        if token != processor.image_token and known.get(token) != index:
+        if index != processor.image_token_id and known.get(token) != index:
             raise UsageError(
                 f"{KEY}: {folder}: its tokenizer gives {token!r} the id {known.get(token)}, that of model.language {index}; "
                 "name the language model that it was made from"

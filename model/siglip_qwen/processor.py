@@ -11,11 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, SiglipImageProc
 from dataset.loading.image_transform import PixelReader
 from dataset.sample import IMAGE_PLACEHOLDER, Prompts
 from errors import UsageError, loading
-from model.chat_processor import ChatProcessor, ImageSize, load_chat_tokenizer, read_processor_settings
+from model.processors.chat_processor import ChatProcessor, load_chat_tokenizer
+from model.processors.sample_processor import ImageSize, read_processor_settings
 from visual.hub_name import pretrained
-
-PROMPTS_FILE = "tessera_prompts.json"
-"""The prompts of a model exported to the LLaVA layout, whose files have no place for them."""
 
 IMAGE_TOKEN_CANDIDATES = ("<|image_pad|>", "<|extra_0|>")
 """Candidates for the image token, in order of preference."""

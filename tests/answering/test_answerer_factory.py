@@ -20,9 +20,9 @@ from model.checkpoint_manifest import write_manifest
 from model.hub import llava_export
 from model.kernels.fused_lora import FusedLoraLinear
 from model.kernels.rms_norm import FusedRMSNorm
-from model.lora import configure_trainable
 from model.qwen_vl.processor import QwenVlProcessor
 from model.siglip_qwen import assembly, checkpoint
+from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
@@ -164,14 +164,13 @@ def test_only_the_language_model_of_an_export_is_quantised(
     assert answerer.answer([REQUEST], DecodingConfig(num_candidates=2, max_new_tokens=2))[0].error is None
 
 
-def test_a_llava_model_that_we_did_not_export_is_a_one_line_error(checkpoints: Path, processor: Processor, tmp_path: Path) -> None:
-    llava_export.export(checkpoints / "checkpoint-1", tmp_path / "llava", "llava", processor)
-    path = tmp_path / "llava" / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**config, "vision_feature_select_strategy": "default"}), encoding="utf-8")
-    write_manifest(path.parent)
-    with pytest.raises(UsageError, match=r"a LLaVA model, but not one that tools/export\.py wrote"):
-        build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(path.parent)), checkpoint_folder=tmp_path, device="cpu")
+def test_a_llava_model_without_a_chat_template_is_a_one_line_error(checkpoints: Path, processor: Processor, tmp_path: Path) -> None:
+    folder = tmp_path / "llava"
+    llava_export.export(checkpoints / "checkpoint-1", folder, "llava", processor)
+    (folder / "chat_template.jinja").unlink()
+    write_manifest(folder)
+    with pytest.raises(UsageError, match=r"has no chat template, which says how this LLaVA was asked in training"):
+        build_answerer(CheckpointSystem(name="ours", kind="checkpoint", path=str(folder)), checkpoint_folder=tmp_path, device="cpu")
 
 
 def test_an_export_that_an_older_transformers_would_load_differently_is_an_error(
@@ -187,11 +186,11 @@ def test_an_export_that_an_older_transformers_would_load_differently_is_an_error
     from_pretrained = LlavaForConditionalGeneration.from_pretrained
 
     def older(*args: Any, **options: Any) -> Any:
-        llava = from_pretrained(*args, **options)
+        llava, report = from_pretrained(*args, **options)
         original_config = copy.deepcopy(llava.config)
         llava.config.vision_config.tie_last_hidden_states = False
         llava.config = original_config
-        return llava
+        return llava, report
 
     if stock_supports_final_norm(model):
         build_answerer(system, checkpoint_folder=tmp_path, device="cpu")

@@ -12,15 +12,15 @@ import yaml
 import cli
 from model.checkpoint_manifest import write_manifest
 from model.hub import llava_export
-from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
+from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.processor import Processor
 from tests.answering.endpoints import Server
-from tests.answering.systems.test_blip2 import build as build_blip2
 from tests.answering.systems.test_qwen_vl import build_qwen2_5_vl
 from tests.evaluation.fakes import questions, write_store
+from tests.small_models import build_blip2
 from tools import eval_rerank
 
 SECRET = "mauve canary"

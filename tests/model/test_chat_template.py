@@ -11,7 +11,7 @@ import pytest
 
 from dataset.sample import Message
 from errors import UsageError
-from model.chat_template import chat_template_parts, check_answers_follow
+from model.processors.chat_template import chat_template_parts, check_answers_follow
 from model.siglip_qwen.processor import Processor
 
 

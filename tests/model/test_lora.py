@@ -10,8 +10,9 @@ from torch import nn
 
 from errors import UsageError
 from model.family_config import ParamGroup
-from model.lora import base_model, configure_trainable, enable_gradient_checkpointing
+from model.lora import enable_gradient_checkpointing
 from model.param_groups import param_group_of, trainable_param_groups
+from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from tests.model.conftest import Build

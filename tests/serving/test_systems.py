@@ -9,8 +9,8 @@ import pytest
 from answering.config import Blip2System, CheckpointSystem, OpenAiSystem, QwenVlSystem, RerankConfig, System
 from answering.protocol import Decoding
 from serving.engine import Engine, LoadPlan
-from tests.answering.systems.test_blip2 import build as build_blip2
 from tests.serving.conftest import FakeAnswerer, ask, image_file, serving, wait_for
+from tests.small_models import build_blip2
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from PIL import Image
 
 import cli
 from model.checkpoint_manifest import write_manifest
-from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
+from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.processor import Processor

@@ -15,8 +15,8 @@ import cli
 from atomic_io import write_json
 from dataset.build.merge_report import MergeReport, SourceReport
 from model.checkpoint_manifest import manifest_mismatch, write_manifest
-from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
+from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import ConnectorConfig, LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.processor import Processor

@@ -162,7 +162,7 @@ def test_a_group_that_a_family_does_not_have_is_one_sentence(workspace: Workspac
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"family": "blip3", "path": "a/b"}, r"model: unknown family; expected siglip_qwen or qwen_vl"),
+        ({"family": "blip3", "path": "a/b"}, r"model: unknown family; expected siglip_qwen, qwen_vl, blip2, llava or resnet_gpt2"),
         ({"family": "qwen_vl", "path": "a/b", "vision": "c/d"}, r"model\.vision: unknown key"),
         ({"family": "qwen_vl"}, r"model\.path: this key is missing"),
         ({"family": "qwen_vl", "path": "a/b", "min_pixels": 9, "max_pixels": 3}, r"min_pixels 9 is more than max_pixels 3"),

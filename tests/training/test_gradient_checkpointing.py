@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from dataset.loading.samplers import SampleKey
 from errors import TesseraError
-from model.lora import base_model
+from model.siglip_qwen.adapters import base_model
 from tests.training.test_run import losses, run, weights
 from training import gradient_checkpointing
 from training import run as training_run

@@ -100,7 +100,7 @@ def test_weights_that_do_not_fit_are_refused_before_any_is_loaded(source: tuple[
     path, checkpoint = source
     capsys.readouterr()
     for override, message in (
-        ("model.vision_feature_layer=-1", r"model\.vision_feature_layer was -2, is -1"),
+        ("model.connector.pool=2", r"model\.connector\.pool was 1, is 2"),
         ("train.init_from=nowhere", r"train\.init_from: nowhere does not exist"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -21,10 +21,11 @@ from atomic_io import write_json
 from config_schema import section
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from errors import UsageError
-from model.chat_processor import ChatProcessor, ImageSize, load_chat_tokenizer, read_processor_settings
 from model.family import Collate, LoadOptions, read_model_config
 from model.family_config import FamilyConfig, LoraConfig, ParamGroup
 from model.param_groups import param_group_of, set_trainable
+from model.processors.chat_processor import ChatProcessor, load_chat_tokenizer
+from model.processors.sample_processor import ImageSize, read_processor_settings
 from model.step_flops import StepFlops, count_step_flops
 
 

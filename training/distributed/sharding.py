@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from model.lora import base_model
 from model.param_groups import param_group_of
+from model.siglip_qwen.adapters import base_model
 
 
 def reshard_model(model: nn.Module) -> None:

@@ -9,8 +9,8 @@ from answering.systems.family_answerer import FamilyAnswerer
 from dataset.loading.image_io import ImageError
 from dataset.loading.sample_store import SampleStore
 from dataset.sample import IMAGE_PLACEHOLDER, Sample
-from model.chat_processor import ChatProcessor
 from model.kernels.autocast import Precision, autocast
+from model.processors.sample_processor import SampleProcessor
 from training.data_loading import TrainingData
 from training.monitoring.prediction_panels import Panel
 
@@ -25,7 +25,7 @@ def select_samples(data: TrainingData, count: int) -> list[Sample]:
 
 
 def generate_panels(
-    model: nn.Module, processor: ChatProcessor, store: SampleStore, samples: list[Sample], precision: Precision
+    model: nn.Module, processor: SampleProcessor, store: SampleStore, samples: list[Sample], precision: Precision
 ) -> list[Panel]:
     """A panel for each sample: its first target next to the model's greedy answer.
 

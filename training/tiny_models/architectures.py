@@ -11,10 +11,17 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    BlipImageProcessorPil,
     CLIPConfig,
     CLIPImageProcessorPil,
     CLIPModel,
     CLIPProcessor,
+    ConvNextImageProcessorPil,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
     PreTrainedModel,
     Qwen2Tokenizer,
     Qwen2VLImageProcessorPil,
@@ -22,12 +29,16 @@ from transformers import (
     Qwen3ForCausalLM,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    ResNetConfig,
+    ResNetModel,
     SiglipConfig,
     SiglipImageProcessorPil,
     SiglipModel,
 )
 
-TINY_MODELS = ("siglip", "clip", "qwen3", "qwen3_vl")
+from dataset.synthetic.scene import GRID
+
+TINY_MODELS = ("siglip", "clip", "qwen3", "qwen3_vl", "blip2", "resnet", "gpt2")
 """The models in training order: later ones may start from the weights of earlier ones."""
 
 IMAGE_SIZE = 96
@@ -142,6 +153,52 @@ def build_qwen3_vl(
     )
 
 
+def build_blip2(tokenizer: Qwen2Tokenizer, width: int = LANGUAGE_WIDTH, layers: int = 4) -> Blip2ForConditionalGeneration:
+    """An untrained BLIP-2 with an OPT: a query of the Q-Former for each grid cell of a scene.
+
+    Its vision encoder ends where that of the demo's VLM is read: one layer before SigLIP's last.
+    """
+    vision = {
+        "hidden_size": VISION_WIDTH, "intermediate_size": 3 * VISION_WIDTH, "num_hidden_layers": VISION_LAYERS - 1,
+        "num_attention_heads": VISION_WIDTH // 64, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, "hidden_act": "gelu_pytorch_tanh",
+    }  # fmt: skip
+    qformer = {
+        "hidden_size": VISION_WIDTH, "intermediate_size": 2 * VISION_WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "encoder_hidden_size": VISION_WIDTH, "cross_attention_frequency": 1, "vocab_size": 2,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    language = OPTConfig(
+        hidden_size=width, word_embed_proj_dim=width, ffn_dim=3 * width, num_hidden_layers=layers, num_attention_heads=width // 64,
+        max_position_embeddings=512, vocab_size=VOCABULARY, dropout=0.0, **ends,
+    )  # fmt: skip
+    model = Blip2ForConditionalGeneration(
+        Blip2Config(
+            vision_config=vision,
+            qformer_config=qformer,
+            text_config=language,
+            num_query_tokens=GRID * GRID,
+            image_token_index=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        )
+    )
+    # The class initialises all queries with zeros; equal queries get equal gradients and stay equal.
+    torch.nn.init.normal_(model.query_tokens, std=0.02)
+    return model
+
+
+def build_resnet(tokenizer: Qwen2Tokenizer) -> ResNetModel:
+    """An untrained ResNet whose last feature map has a position for each grid cell of a scene."""
+    del tokenizer
+    return ResNetModel(ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128, 256], depths=[1, 1, 2, 2], layer_type="basic"))
+
+
+def build_gpt2(tokenizer: Qwen2Tokenizer, width: int = LANGUAGE_WIDTH, layers: int = 4) -> GPT2LMHeadModel:
+    """An untrained GPT-2."""
+    ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    size = {"n_embd": width, "n_layer": layers, "n_head": width // 64, "n_inner": 3 * width, "n_positions": 512}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **size, **ends))
+
+
 def _qwen3_size(tokenizer: Qwen2Tokenizer, width: int, layers: int) -> dict[str, object]:
     return {
         "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers, "num_attention_heads": width // 64,
@@ -161,6 +218,11 @@ def image_processor(model_name: str) -> Any:
             return SiglipImageProcessorPil(size=size)
         case "clip":
             return CLIPImageProcessorPil(size=size, crop_size=size, do_center_crop=False)
+        case "blip2":
+            half = [0.5, 0.5, 0.5]  # as SigLIP's, whose layers it starts from
+            return BlipImageProcessorPil(size=size, image_mean=half, image_std=half)
+        case "resnet":
+            return ConvNextImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_pct=1.0)
         case "qwen3_vl":
             limits = {"shortest_edge": 32 * 32, "longest_edge": 4096 * 32 * 32}
             return Qwen2VLImageProcessorPil(patch_size=PATCH_SIZE, merge_size=2, temporal_patch_size=2, size=limits)
@@ -180,8 +242,9 @@ def save_tiny_model(folder: Path, model_name: str, model: PreTrainedModel, token
     if model_name == "clip":
         CLIPProcessor(image_processor=image_processor(model_name), tokenizer=tokenizer).save_pretrained(folder)
     else:
-        tokenizer.save_pretrained(folder)
-        if model_name != "qwen3":
+        if model_name != "resnet":
+            tokenizer.save_pretrained(folder)
+        if model_name not in ("qwen3", "gpt2"):
             image_processor(model_name).save_pretrained(folder)
     model.to(torch.bfloat16).save_pretrained(folder)
 
@@ -203,7 +266,8 @@ def build_untrained(folder: Path, corpus: Iterable[str], seed: int = 0, only: It
 def build_tiny_model(model_name: str, tokenizer: Qwen2Tokenizer, seed: int) -> PreTrainedModel:
     """An untrained model by name; its weights do not depend on which other models are built."""
     build: dict[str, Callable[[Qwen2Tokenizer], PreTrainedModel]] = {
-        "siglip": build_siglip, "clip": build_clip, "qwen3": build_qwen3, "qwen3_vl": build_qwen3_vl
+        "siglip": build_siglip, "clip": build_clip, "qwen3": build_qwen3, "qwen3_vl": build_qwen3_vl, "blip2": build_blip2,
+        "resnet": build_resnet, "gpt2": build_gpt2,
     }  # fmt: skip
     torch.manual_seed(seed * len(TINY_MODELS) + TINY_MODELS.index(model_name))
     return build[model_name](tokenizer)

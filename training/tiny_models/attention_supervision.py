@@ -102,11 +102,23 @@ def _attention_loss(
     shape = (*normed.shape[:2], -1, attention.head_dim)
     queries = _apply_rotary(attention.q_norm(attention.q_proj(normed).view(shape)), position_embeddings)
     keys = _apply_rotary(attention.k_norm(attention.k_proj(normed).view(shape)), position_embeddings)
+    return lookup_loss(queries, keys, attention.scaling, batch)
+
+
+def lookup_loss(queries: torch.Tensor, keys: torch.Tensor, scaling: float, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean of -log(attention mass on the mentions of the target object) in nats over all supervised positions and heads.
+
+    Args:
+        queries: [B, T, H, N].
+        keys: [B, T, key-value heads, N].
+        scaling: of their products.
+        batch: the attention targets.
+    """
     heads_per_key = queries.shape[2] // keys.shape[2]
-    total, count = hidden.new_zeros(()), 0
+    total, count = queries.new_zeros(()), 0
     for head, name in enumerate(LOOKUP_TARGETS):
         rows, query_positions = torch.nonzero(batch[name] != NO_OBJECT, as_tuple=True)
-        scores = (queries[:, :, head] @ keys[:, :, head // heads_per_key].mT)[rows, query_positions].float() * attention.scaling
+        scores = (queries[:, :, head] @ keys[:, :, head // heads_per_key].mT)[rows, query_positions].float() * scaling
         is_future = torch.arange(scores.shape[1], device=scores.device) > query_positions[:, None]
         is_target = batch["mentioned"][rows] == batch[name][rows, query_positions][:, None]
         log_probs = scores.masked_fill(is_future, -torch.inf).log_softmax(-1)

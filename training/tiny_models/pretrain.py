@@ -13,11 +13,13 @@ from atomic_io import atomic_write_folder
 from errors import UsageError
 from training.tiny_models import mixed_precision, warm_start
 from training.tiny_models.architectures import IMAGE_SIZE, TINY_MODELS, build_tiny_model, build_tokenizer, image_processor, save_tiny_model
+from training.tiny_models.blip2_pretraining import blip2_task
 from training.tiny_models.contrastive_pretraining import clip_task, siglip_task
 from training.tiny_models.data.tokenizer_corpus import SEED, tokenizer_corpus
 from training.tiny_models.language_pretraining import qwen3_task, qwen3_vl_task
 from training.tiny_models.model_cards import ModelCard, parse_previous_runs
 from training.tiny_models.pretraining_loop import Recipe, Task, fit
+from training.tiny_models.resnet_gpt2_pretraining import gpt2_task, resnet_task
 from visual.hub_name import pretrained
 
 RECIPES = {
@@ -25,6 +27,9 @@ RECIPES = {
     "clip": Recipe(steps=1000, batch_size=256, learning_rate=1e-3),
     "qwen3": Recipe(steps=6000, batch_size=32, learning_rate=1e-3),
     "qwen3_vl": Recipe(steps=600, batch_size=128, learning_rate=7e-4),
+    "resnet": Recipe(steps=500, batch_size=128, learning_rate=2e-3),
+    "gpt2": Recipe(steps=600, batch_size=48, learning_rate=1e-3),
+    "blip2": Recipe(steps=900, batch_size=48, learning_rate=1e-3),
 }
 
 EASY_STEPS_DIVISOR = 5
@@ -132,18 +137,26 @@ def _task(model_name: str, model: PreTrainedModel, tokenizer: Qwen2Tokenizer, sc
             return qwen3_task(
                 model, tokenizer, scene_seed, batch_size, num_easy_batches=0 if further else recipe.steps // EASY_STEPS_DIVISOR
             )
+        case "resnet":
+            return resnet_task(model, image_processor(model_name), scene_seed, batch_size)
+        case "gpt2":
+            return gpt2_task(model, tokenizer, scene_seed, batch_size)
+        case "blip2":
+            return blip2_task(model, tokenizer, image_processor(model_name), scene_seed, batch_size)
         case _:
             return qwen3_vl_task(model, tokenizer, image_processor(model_name), scene_seed, batch_size, IMAGE_SIZE)
 
 
 def _warm_start(folder: Path, model_name: str, model: PreTrainedModel) -> tuple[str, ...]:
     """Initialise `model` from trained models in `folder`; returns their names, empty when one that is needed is missing."""
-    sources = {"clip": ("siglip",), "qwen3_vl": ("qwen3", "siglip")}.get(model_name, ())
+    sources = {"clip": ("siglip",), "qwen3_vl": ("qwen3", "siglip"), "blip2": ("siglip",)}.get(model_name, ())
     if not sources or not all((folder / source / "config.json").exists() for source in sources):
         return ()
     siglip = SiglipModel.from_pretrained(**pretrained(folder / "siglip"), dtype=torch.float32)
     if model_name == "clip":
         warm_start.clip_from_siglip(model, siglip)
+    elif model_name == "blip2":
+        warm_start.blip2_from_siglip(model, siglip)
     else:
         warm_start.qwen3_vl_from_models(
             model, Qwen3ForCausalLM.from_pretrained(**pretrained(folder / "qwen3"), dtype=torch.float32), siglip

@@ -1,7 +1,9 @@
 """Initialise a model from trained ones where their layers match."""
 
+from typing import Any
+
 import torch
-from transformers import CLIPModel, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration, SiglipModel
+from transformers import Blip2ForConditionalGeneration, CLIPModel, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration, SiglipModel
 
 
 def clip_from_siglip(clip: CLIPModel, siglip: SiglipModel) -> None:
@@ -12,6 +14,29 @@ def clip_from_siglip(clip: CLIPModel, siglip: SiglipModel) -> None:
         target.embeddings.patch_embedding.weight.copy_(source.embeddings.patch_embedding.weight)
         # Position 0 of CLIP belongs to the class token.
         target.embeddings.position_embedding.weight[1:].copy_(source.embeddings.position_embedding.weight)
+
+
+def blip2_from_siglip(model: Blip2ForConditionalGeneration, siglip: SiglipModel) -> None:
+    """Copy vision layers, as many as there are, patch and position embeddings; not the class token, the Q-Former, the language model."""
+    source, target = siglip.vision_model, model.vision_model
+    with torch.no_grad():
+        target.embeddings.patch_embedding.load_state_dict(source.embeddings.patch_embedding.state_dict())
+        # Position 0 belongs to the class token.
+        target.embeddings.position_embedding[0, 1:].copy_(source.embeddings.position_embedding.weight)
+        target.embeddings.class_embedding.zero_()
+        target.embeddings.position_embedding[0, 0].zero_()
+        for layer, block in zip(source.encoder.layers, target.encoder.layers, strict=False):
+            _copy_fused_attention(layer, block.self_attn.qkv, block.self_attn.projection)
+            for name in ("layer_norm1", "layer_norm2", "mlp"):
+                getattr(block, name).load_state_dict(getattr(layer, name).state_dict())
+
+
+def _copy_fused_attention(layer: Any, qkv: torch.nn.Linear, projection: torch.nn.Linear) -> None:
+    """Copy the attention of a SigLIP layer to one that computes queries, keys and values with one matrix."""
+    parts = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+    qkv.weight.copy_(torch.cat([part.weight for part in parts]))
+    qkv.bias.copy_(torch.cat([part.bias for part in parts]))
+    projection.load_state_dict(layer.self_attn.out_proj.state_dict())
 
 
 def qwen3_vl_from_models(model: Qwen3VLForConditionalGeneration, language: Qwen3ForCausalLM, siglip: SiglipModel) -> None:
@@ -27,11 +52,7 @@ def qwen3_vl_from_models(model: Qwen3VLForConditionalGeneration, language: Qwen3
             _resize_position_embeddings(source.embeddings.position_embedding.weight, len(target.pos_embed.weight))
         )
         for layer, block in zip(source.encoder.layers, target.blocks, strict=True):
-            attention = layer.self_attn
-            projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-            block.attn.qkv.weight.copy_(torch.cat([projection.weight for projection in projections]))
-            block.attn.qkv.bias.copy_(torch.cat([projection.bias for projection in projections]))
-            block.attn.proj.load_state_dict(attention.out_proj.state_dict())
+            _copy_fused_attention(layer, block.attn.qkv, block.attn.proj)
             block.norm1.load_state_dict(layer.layer_norm1.state_dict())
             block.norm2.load_state_dict(layer.layer_norm2.state_dict())
             block.mlp.linear_fc1.load_state_dict(layer.mlp.fc1.state_dict())

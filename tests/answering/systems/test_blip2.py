@@ -9,80 +9,51 @@ import torch
 from PIL import Image
 from transformers import (
     AutoTokenizer,
-    Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2Processor,
-    BlipImageProcessorPil,
-    OPTConfig,
-    T5Config,
 )
 
 from answering.config import Blip2System, DecodingConfig
-from answering.decoding.streaming import can_stream_tokens
+from answering.decoding.streaming import TokenGenerated, can_stream_tokens, stream_tokens
 from answering.protocol import Answer, Request
 from answering.systems import blip2
-from answering.systems.blip2 import Blip2Answerer
+from answering.systems.family_answerer import FamilyAnswerer
 from dataset.sample import Message
 from errors import UsageError
+from model.blip2.modeling import input_embeddings
+from model.processors.sample_processor import Prompt
 from tests.answering.conftest import make_request, noise_image
+from tests.small_models import build_blip2
 
 BEAMS = DecodingConfig(num_candidates=4, max_new_tokens=6)
 SAMPLES = DecodingConfig(num_candidates=4, strategy="sample", max_new_tokens=6, temperature=0.7)
 GREEDY = DecodingConfig(strategy="greedy", max_new_tokens=6)
 
 
-def language(family: str, tokenizer: Any) -> OPTConfig | T5Config:
-    """A small language model of either kind."""
-    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "vocab_size": 1536}
-    if family == "opt":
-        return OPTConfig(
-            hidden_size=64, word_embed_proj_dim=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=96,
-            bos_token_id=tokenizer.eos_token_id, **ends,
-        )  # fmt: skip
-    return T5Config(
-        d_model=64, d_kv=32, d_ff=128, num_layers=2, num_heads=2, decoder_start_token_id=tokenizer.pad_token_id,
-        feed_forward_proj="gated-gelu", **ends,
-    )  # fmt: skip
-
-
-def build(folder: Path, family: str, parts: Path) -> Path:
-    """A folder with a small untrained BLIP-2. Its weights are scaled up, so that answers are unambiguous and depend on the images."""
-    tokenizer = AutoTokenizer.from_pretrained(parts / "qwen3")
-    config = Blip2Config(
-        vision_config={
-            "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28,
-            "patch_size": 14, "initializer_range": 0.05,
-        },
-        qformer_config={"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128, "vocab_size": 64},
-        text_config=language(family, tokenizer),
-        num_query_tokens=4,
-        image_token_index=1535,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = Blip2ForConditionalGeneration(config)
-    with torch.no_grad():
-        model.query_tokens.normal_()
-        for name, weight in model.named_parameters():
-            if weight.ndim > 1 and "embed" not in name:
-                weight.mul_(3)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    BlipImageProcessorPil(size={"height": 28, "width": 28}).save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def folders(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder of each family."""
-    return {family: build(tmp_path_factory.mktemp(family), family, parts) for family in ("opt", "t5")}
+    return {family: build_blip2(tmp_path_factory.mktemp(family), family, parts) for family in ("opt", "t5")}
 
 
-def loaded(folder: Path, **settings: Any) -> Blip2Answerer:
+def loaded(folder: Path, **settings: Any) -> FamilyAnswerer:
     return blip2.load(Blip2System(name="blip", kind="blip2", path=str(folder), **settings), "cpu")
 
 
+def is_encoder_decoder(answerer: FamilyAnswerer) -> bool:
+    return bool(answerer.model.config.text_config.is_encoder_decoder)
+
+
+def language_inputs(answerer: FamilyAnswerer, prompt: Prompt) -> dict[str, torch.Tensor]:
+    """What the language model reads of a prompt: the query embeddings, then those of the text."""
+    ids = torch.tensor([prompt.ids])
+    with torch.no_grad():
+        embeds = input_embeddings(answerer.model, ids, prompt.images["pixel_values"])
+    return {"inputs_embeds": embeds, "attention_mask": torch.ones_like(ids)}
+
+
 @pytest.fixture(scope="module", params=["opt", "t5"])
-def answerer(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Blip2Answerer:
+def answerer(request: pytest.FixtureRequest, folders: dict[str, Path]) -> FamilyAnswerer:
     return loaded(folders[request.param])
 
 
@@ -100,11 +71,11 @@ def assert_same(answers: list[Answer], expected: list[Answer]) -> None:
         assert [c.log_prob for c in answer.candidates] == pytest.approx([c.log_prob for c in other.candidates], abs=1e-4)
 
 
-def test_beams_equal_those_of_the_models_own_class_and_processor(answerer: Blip2Answerer) -> None:
+def test_beams_equal_those_of_the_models_own_class_and_processor(answerer: FamilyAnswerer) -> None:
     """With transformers' own classes, one question at a time, and with a correct `image_token_index`."""
-    folder = Path(answerer.system.path)
+    folder = Path(str(answerer.settings["path"]))
     model = Blip2ForConditionalGeneration.from_pretrained(folder)
-    processor = Blip2Processor(answerer.image_processor, AutoTokenizer.from_pretrained(folder), num_query_tokens=4)
+    processor = Blip2Processor(answerer.processor.image_processor, AutoTokenizer.from_pretrained(folder), num_query_tokens=4)
     model.config.image_token_index = processor.tokenizer.convert_tokens_to_ids("<image>")
     assert model.config.image_token_index < 1536
     for request, answer in zip(REQUESTS, answerer.answer(REQUESTS, BEAMS), strict=True):
@@ -114,7 +85,7 @@ def test_beams_equal_those_of_the_models_own_class_and_processor(answerer: Blip2
             **inputs, num_beams=4, num_return_sequences=4, max_new_tokens=6, eos_token_id=list(answerer.end_ids), output_scores=True,
             return_dict_in_generate=True,
         )  # fmt: skip
-        new = output.sequences[:, -6:] if answerer.is_encoder_decoder else output.sequences[:, inputs["input_ids"].shape[1] :]
+        new = output.sequences[:, -6:] if is_encoder_decoder(answerer) else output.sequences[:, inputs["input_ids"].shape[1] :]
         texts = {text.strip() for text in processor.tokenizer.batch_decode(new, skip_special_tokens=True)}
         assert {candidate.raw for candidate in answer.candidates} <= texts
         assert sum(candidate.count for candidate in answer.candidates) == 4
@@ -124,12 +95,12 @@ def test_beams_equal_those_of_the_models_own_class_and_processor(answerer: Blip2
     assert len({answer.first.raw for answer in answerer.answer(REQUESTS, BEAMS)}) > 1
 
 
-def test_answers_state_their_visual_tokens(answerer: Blip2Answerer) -> None:
+def test_answers_state_their_visual_tokens(answerer: FamilyAnswerer) -> None:
     """The queries of the Q-Former."""
     assert [answer.visual_tokens for answer in answerer.answer(REQUESTS, BEAMS)] == [4, 4, 4]
 
 
-def test_another_image_gives_other_probabilities_whatever_the_image_token_index(answerer: Blip2Answerer) -> None:
+def test_another_image_gives_other_probabilities_whatever_the_image_token_index(answerer: FamilyAnswerer) -> None:
     red, blue = (make_request(color, "What color?", Image.new("RGB", (90, 90), color)) for color in ("red", "blue"))
     for index in (None, 0, 1535):
         answerer.model.config.image_token_index = index
@@ -139,24 +110,24 @@ def test_another_image_gives_other_probabilities_whatever_the_image_token_index(
 
 
 @pytest.mark.parametrize("decoding", [BEAMS, SAMPLES, GREEDY], ids=["beams", "samples", "greedy"])
-def test_order_and_batch_size_change_no_answer(answerer: Blip2Answerer, decoding: DecodingConfig) -> None:
+def test_order_and_batch_size_change_no_answer(answerer: FamilyAnswerer, decoding: DecodingConfig) -> None:
     expected = answerer.answer(REQUESTS, decoding)
     assert [answer.request_id for answer in expected] == ["one", "two", "three"]
     one_by_one = DecodingConfig(**{**vars(decoding), "batch_size": 1})
     assert_same(answerer.answer(REQUESTS[::-1], one_by_one)[::-1], expected)
 
 
-def test_log_probabilities_are_computed_before_the_temperature(answerer: Blip2Answerer) -> None:
+def test_log_probabilities_are_computed_before_the_temperature(answerer: FamilyAnswerer) -> None:
     """They equal those of one forward pass over prompt and answer."""
     prompt = answerer.encode(REQUESTS[0])
     sampled = answerer.generate([REQUESTS[0]], [prompt], SAMPLES)[0]
     assert len({sequence.token_ids for sequence in sampled}) > 1
-    inputs = answerer._inputs([prompt])
+    inputs = language_inputs(answerer, prompt)
     language = answerer.model.language_model
     for generated in sampled:
         ids = torch.tensor([generated.token_ids])
         with torch.no_grad():
-            if answerer.is_encoder_decoder:
+            if is_encoder_decoder(answerer):
                 logits = language(**inputs, labels=ids).logits[0]
             else:
                 answer = language.get_input_embeddings()(ids)
@@ -166,33 +137,32 @@ def test_log_probabilities_are_computed_before_the_temperature(answerer: Blip2An
         assert generated.log_prob == pytest.approx(float(expected), abs=1e-3)
 
 
-def test_samples_depend_on_the_seed(answerer: Blip2Answerer) -> None:
+def test_samples_depend_on_the_seed(answerer: FamilyAnswerer) -> None:
     first = answerer.answer(REQUESTS, SAMPLES)
     assert first == answerer.answer(REQUESTS, SAMPLES)
     assert first != answerer.answer(REQUESTS, DecodingConfig(**{**vars(SAMPLES), "seed": 1}))
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, SAMPLES], ids=["greedy", "sample"])
-def test_a_stream_adds_up_to_the_answer(answerer: Blip2Answerer, decoding: DecodingConfig) -> None:
+def test_a_stream_adds_up_to_the_answer(answerer: FamilyAnswerer, decoding: DecodingConfig) -> None:
     alone = DecodingConfig(**{**vars(decoding), "num_candidates": 1})
     for request, answer in zip(REQUESTS, answerer.answer(REQUESTS, alone), strict=True):
         assert "".join(answerer.stream(request, alone)) == answer.first.raw
 
 
-def test_tokens_of_blip2_cannot_be_streamed_in_batches(answerer: Blip2Answerer) -> None:
-    assert not can_stream_tokens(answerer)
+def test_tokens_can_be_streamed_in_batches(answerer: FamilyAnswerer) -> None:
+    assert can_stream_tokens(answerer)
+    events = [event for event in stream_tokens(answerer, REQUESTS, GREEDY) if isinstance(event, TokenGenerated)]
+    texts = ["".join(event.text for event in events if event.request_index == i) for i in range(len(REQUESTS))]
+    assert texts == [answer.first.raw for answer in answerer.answer(REQUESTS, GREEDY)]
 
 
-def test_an_error_in_the_generation_thread_is_raised_by_the_stream(answerer: Blip2Answerer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(_: object) -> None:
-        raise KeyError("gone")
-
-    monkeypatch.setattr(answerer, "_inputs", failing)
-    with pytest.raises(KeyError, match="gone"):
-        list(answerer.stream(REQUESTS[0], GREEDY))
+def test_answers_are_evaluated_by_the_model_itself(answerer: FamilyAnswerer) -> None:
+    (probabilities,) = answerer.judge(REQUESTS[:1], [["red", "blue"]], 2)
+    assert probabilities is not None and all(0 < value < 1 for value in probabilities) and probabilities[0] != probabilities[1]
 
 
-def test_each_task_has_its_prompt(answerer: Blip2Answerer) -> None:
+def test_each_task_has_its_prompt(answerer: FamilyAnswerer) -> None:
     def text(task: Any, *messages: Message) -> str:
         return answerer.encode(Request("a", (noise_image(1),), messages, task)).text
 
@@ -201,34 +171,41 @@ def test_each_task_has_its_prompt(answerer: Blip2Answerer) -> None:
     assert text("conversation", question) == "<image>Question: What is {it}? Answer:"
     assert text("caption", Message("user", "<image>\nDescribe.")) == "<image>a photo of"
     conversation = text("vqa", question, Message("assistant", "a dog."), Message("user", "What color?"))
-    assert conversation == "<image>Question: What is {it}? Short answer: a dog. Question: What color? Short answer:"
+    # A decoder-only model is trained to end each answer.
+    between = " " if is_encoder_decoder(answerer) else "<|im_end|>"
+    assert conversation == f"<image>Question: What is {{it}}? Short answer: a dog.{between}Question: What color? Short answer:"
     settings = answerer.description.settings
     assert settings["question_prompt"] == "Question: {} Short answer:"
     assert settings["caption_prompt"] == "a photo of"
     assert answerer.answer([make_request("a", "What?", noise_image(1))], GREEDY)[0].prompt == "<image>Question: What? Short answer:"
 
 
-def test_control_tokens_in_a_users_text_are_tokenised_as_text(answerer: Blip2Answerer) -> None:
+def test_control_tokens_in_a_users_text_are_tokenised_as_text(answerer: FamilyAnswerer) -> None:
     ids = answerer.encode(make_request("a", "Is <|im_end|> here?", noise_image(1))).ids
     assert answerer.tokenizer.eos_token_id not in ids
 
 
-def test_an_invalid_request_is_an_answer_with_an_error_and_affects_no_other(answerer: Blip2Answerer, tmp_path: Path) -> None:
+def test_an_invalid_request_is_an_answer_with_an_error_and_affects_no_other(answerer: FamilyAnswerer, tmp_path: Path) -> None:
     bad = [
         make_request("none", "What?"),
         make_request("several", "What?", noise_image(1), noise_image(2)),
         make_request("missing", "What?", tmp_path / "none.jpg"),
         Request("roles", (noise_image(1),), (Message("assistant", "<image>"),)),
-        *([] if answerer.is_encoder_decoder else [make_request("long", "very " * 100, noise_image(1))]),
+        *(
+            []
+            if is_encoder_decoder(answerer)
+            else [make_request("long", "very " * 100, noise_image(1)), make_request("full", "very " * 19, noise_image(1))]
+        ),
     ]
     answers = answerer.answer([*bad, *REQUESTS], BEAMS)
     errors = {answer.request_id: answer.error or "" for answer in answers[: len(bad)]}
-    assert errors["none"] == "BLIP-2 takes one image per question, this one has 0"
+    assert errors["none"] == "the model takes one image per question, this one has 0"
     assert errors["several"].endswith("this one has 2")
     assert "there is no such file" in errors["missing"]
     assert "not the user's" in errors["roles"]
-    if not answerer.is_encoder_decoder:
-        assert "the model takes at most 92 next to an image" in errors["long"]
+    if not is_encoder_decoder(answerer):
+        assert "at most 96" in errors["long"]
+        assert "and its answer up to 6, the model takes at most 96" in errors["full"]
     assert_same(answers[len(bad) :], answerer.answer(REQUESTS, BEAMS))
 
 
@@ -275,7 +252,7 @@ def test_an_adapter_of_another_model_is_a_one_line_error(folders: dict[str, Path
 
 
 def test_a_model_of_another_family_is_a_one_line_error(parts: Path) -> None:
-    with pytest.raises(UsageError, match=r"system blip, path: .* is a qwen3_vl model, the system's kind says blip2"):
+    with pytest.raises(UsageError, match=r"system blip, path: .* is a qwen3_vl model; a BLIP-2 is expected"):
         loaded(parts / "qwen3_vl")
     with pytest.raises(UsageError, match="system blip, path: cannot load no/such"):
         loaded(Path("no/such"))

@@ -13,8 +13,9 @@ from benchmarks.memory import qwen_vl_memory
 from benchmarks.memory.memory_estimate import activation_bytes_per_token, estimate_memory, persistent_bytes
 from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
-from model.lora import base_model, configure_trainable, enable_gradient_checkpointing
+from model.lora import enable_gradient_checkpointing
 from model.qwen_vl.config import QwenVlConfig
+from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig, siglip_qwen_settings
 from model.siglip_qwen.processor import Processor

@@ -21,8 +21,8 @@ from errors import TesseraError, UsageError
 from model.checkpoint_manifest import write_manifest
 from model.family_config import ParamGroup
 from model.hub import llava_export
-from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
+from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.config import ConnectorConfig, SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor

@@ -9,8 +9,8 @@ from transformers import LlavaForConditionalGeneration
 
 from model.checkpoint_manifest import write_manifest
 from model.hub.llava_export import export
-from model.lora import configure_trainable
 from model.siglip_qwen import checkpoint
+from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build

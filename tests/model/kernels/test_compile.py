@@ -8,7 +8,8 @@ from torch._dynamo.utils import counters
 
 from dataset.loading.collators import PackedCollator
 from model.kernels.compile import compile_layers, compile_unsupported_reason, eager_mode
-from model.lora import base_model, configure_trainable, enable_gradient_checkpointing
+from model.lora import enable_gradient_checkpointing
+from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.image_tokens import find_supervised_positions
 from model.siglip_qwen.processor import Processor

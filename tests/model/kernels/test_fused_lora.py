@@ -12,7 +12,7 @@ from peft import PeftModel
 from model.checkpoint_manifest import write_manifest
 from model.kernels import fused_lora
 from model.kernels.fused_lora import FusedLoraLinear, fuse_lora
-from model.lora import configure_trainable
+from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.checkpoint import load, merge, save
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from tests.model.conftest import Build

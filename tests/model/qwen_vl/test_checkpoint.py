@@ -12,9 +12,10 @@ from errors import UsageError
 from model.checkpoint_manifest import write_manifest
 from model.family import LoadOptions, family, family_of
 from model.qwen_vl.config import QwenVlConfig
-from model.qwen_vl.family import FAMILY, NOT_MODEL_INPUTS
+from model.qwen_vl.family import FAMILY
 from model.qwen_vl.modeling import CLASSES, read_config
 from model.qwen_vl.processor import QwenVlProcessor
+from model.stock.stock_family import NOT_MODEL_INPUTS
 from tests.model.qwen_vl.conftest import Build
 
 FP32 = LoadOptions(torch.float32)
@@ -80,7 +81,7 @@ def test_a_merged_model_is_one_that_transformers_loads(
     assert FAMILY.load_processor(out).max_length == processor.max_length
     with pytest.raises(UsageError, match="a whole model, which does not say what it was tuned from"):
         FAMILY.settings(out)
-    with pytest.raises(UsageError, match=r"--format llava: a Qwen vision-language model has a layout of its own"):
+    with pytest.raises(UsageError, match=r"--format llava: a qwen_vl model has a layout of its own"):
         FAMILY.export(saved, tmp_path / "l", "llava", torch.float32, None)
 
 

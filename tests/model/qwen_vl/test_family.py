@@ -12,9 +12,10 @@ from errors import UsageError
 from model.family import Collate
 from model.param_groups import param_group_of, trainable_param_groups, unwrapped
 from model.qwen_vl.config import QwenVlConfig
-from model.qwen_vl.family import FAMILY, NOT_MODEL_INPUTS
+from model.qwen_vl.family import FAMILY
 from model.qwen_vl.modeling import GROUP_PATHS
 from model.qwen_vl.processor import QwenVlProcessor
+from model.stock.stock_family import NOT_MODEL_INPUTS
 from tests.model.qwen_vl.conftest import Build
 
 Settings = Callable[..., QwenVlConfig]

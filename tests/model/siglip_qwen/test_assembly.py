@@ -10,7 +10,7 @@ from transformers import GenerationConfig, Trainer, TrainingArguments
 from errors import UsageError
 from model.family_config import ParamGroup
 from model.kernels.chunked_cross_entropy import LanguageModelHead
-from model.lora import configure_trainable
+from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.assembly import build, minimal_generation_config, read_vocab_size, tokens_per_image
 from model.siglip_qwen.config import ConnectorConfig, SiglipQwenConfig
 from tests.model.conftest import Build

@@ -15,9 +15,9 @@ from torch import nn
 from errors import UsageError
 from model.checkpoint_manifest import latest_checkpoint, write_manifest
 from model.family_config import ParamGroup
-from model.lora import base_model, configure_trainable
 from model.param_groups import trainable_param_groups
 from model.siglip_qwen import checkpoint
+from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.config import ConnectorConfig, LoraConfig, SiglipQwenConfig
 from tests.model.conftest import Build
 from tests.model.siglip_qwen.test_modeling import with_labels

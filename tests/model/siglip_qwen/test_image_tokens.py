@@ -7,8 +7,9 @@ import torch
 
 from dataset.loading.collators import PackedCollator, PaddedCollator
 from model.kernels import varlen_attention
-from model.lora import configure_trainable, enable_gradient_checkpointing
+from model.lora import enable_gradient_checkpointing
 from model.param_groups import set_trainable
+from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.image_tokens import PositionCollator, find_image_tokens, find_supervised_positions
 from model.siglip_qwen.modeling import ImageTokenMismatchError, VisionLanguageModel
 from model.siglip_qwen.processor import Processor

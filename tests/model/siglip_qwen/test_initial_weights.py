@@ -16,8 +16,8 @@ from errors import UsageError
 from model.checkpoint_manifest import write_manifest
 from model.family_config import ParamGroup
 from model.hub.llava_export import export
-from model.lora import base_model, configure_trainable
 from model.siglip_qwen import checkpoint, initial_weights
+from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.config import ConnectorConfig, LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
@@ -248,6 +248,16 @@ def test_settings_that_do_not_fit_are_named(
     folder, _ = source(form)
     with pytest.raises(UsageError, match=rf"train\.init_from: {folder}: {message}"):
         initial_weights.check_compatible(initial_weights.find(folder), settings(**changes), processor)
+
+
+def test_a_connector_that_is_trained_may_read_another_layer(source: Source, settings: Settings, processor: Processor) -> None:
+    found = initial_weights.find(source()[0])
+    other = settings(vision_feature_layer=-1)
+    initial_weights.check_compatible(found, other, processor, trains_connector=True)
+    model = initial_weights.start(found, other, trains_language=False, dtype=torch.float32, device="cpu")
+    assert base_model(model).config.vision_feature_layer == -1
+    with pytest.raises(UsageError, match=r"model\.connector\.pool was 1, is 2"):
+        initial_weights.check_compatible(found, settings(connector=ConnectorConfig(pool=2)), processor, trains_connector=True)
 
 
 def test_another_base_model_is_named_with_what_differs(

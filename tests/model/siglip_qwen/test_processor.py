@@ -10,7 +10,7 @@ from PIL import Image
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample, EncodingError
 from dataset.sample import Message
 from errors import UsageError
-from model.chat_processor import PROCESSOR_SETTINGS_FILE
+from model.processors.sample_processor import PROCESSOR_SETTINGS_FILE
 from model.siglip_qwen.processor import Processor
 
 QUESTION = (Message("user", "<image>\nWhat color is the circle?"),)
@@ -136,13 +136,13 @@ def test_a_long_conversation_is_tokenised_in_one_pass(
     processor: Processor, monkeypatch: pytest.MonkeyPatch, max_length: int, tokenised: int
 ) -> None:
     calls: list[str] = []
-    encode_text = processor._encode_text
+    encode_text = processor.text_ids
 
     def recording_encode(text: str) -> list[int]:
         calls.append(text)
         return encode_text(text)
 
-    monkeypatch.setattr(processor, "_encode_text", recording_encode)
+    monkeypatch.setattr(processor, "text_ids", recording_encode)
     pairs = [Message(role, f"{role} {i}") for i in range(400) for role in ("user", "assistant")]
     encoded = processor.encode(pairs[:-1], pairs[-1].content, 0, max_length)
     assert encoded is not None

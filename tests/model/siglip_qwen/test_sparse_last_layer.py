@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dataset.loading.collators import PackedCollator, PaddedCollator
-from model.lora import base_model, configure_trainable, enable_gradient_checkpointing
+from model.lora import enable_gradient_checkpointing
+from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.image_tokens import PositionCollator
 from model.siglip_qwen.processor import Processor

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from benchmarks.launch_file import fsdp_plugin, shard
 from model.checkpoint_manifest import write_manifest
 from model.family_config import ParamGroup
-from model.lora import base_model, configure_trainable
 from model.siglip_qwen import checkpoint
+from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from training.distributed.sharded_loading import prepare_for_weights

@@ -20,8 +20,9 @@ from torch.distributed.tensor import DTensor
 from benchmarks.launch_file import fsdp_plugin, shard, zero3_engine
 from model.family_config import ParamGroup
 from model.kernels.chunked_cross_entropy import BYTES_PER_LOGIT
-from model.lora import configure_trainable, enable_gradient_checkpointing
+from model.lora import enable_gradient_checkpointing
 from model.quantization import Quantization
+from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
 from model.siglip_qwen.family import FAMILY

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 import config as configuration
-from model.lora import configure_trainable
+from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import siglip_qwen_settings
 from model.siglip_qwen.family import model_step_flops

@@ -20,6 +20,7 @@ from dataset.sample import IMAGE_PLACEHOLDER
 from dataset.synthetic.scene import COLORS, SHAPES, Scene, SceneSplit, generate_scene, split_of
 from dataset.synthetic.scene_descriptions import as_text, caption, mention_spans
 from dataset.synthetic.scene_renderer import render
+from model.processors.sample_processor import SampleProcessor
 from model.siglip_qwen.processor import Processor
 from training.tiny_models.attention_supervision import NO_OBJECT, AttentionTargets, attention_targets
 from training.tiny_models.data.dialogues import encode, sample_dialogue
@@ -193,7 +194,7 @@ def render_images(scenes: Sequence[Scene]) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(render(scene)) for scene in scenes])).permute(0, 3, 1, 2).contiguous()
 
 
-def collate_conversations(samples: Sequence[EncodedSample], processor: Processor) -> Batch:
+def collate_conversations(samples: Sequence[EncodedSample], processor: SampleProcessor) -> Batch:
     """Right-padded input_ids, attention_mask and labels, each [B, T]."""
     return {
         "input_ids": pad_rows([sample.input_ids for sample in samples], processor.tokenizer.pad_token_id),

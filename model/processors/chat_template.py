@@ -79,8 +79,12 @@ class ChatTemplateParts:
         return template
 
 
-def chat_template_parts(tokenizer: Any) -> ChatTemplateParts:
+def chat_template_parts(tokenizer: Any, plain_end: str | None = None) -> ChatTemplateParts:
     """Extract the control text of a tokenizer's chat template by rendering it around sentinel texts.
+
+    Args:
+        tokenizer: with a chat template, for messages of text or of parts.
+        plain_end: the token that ends an answer where the template has none; None if it must have one.
 
     Raises:
         UsageError: the template omits or reorders messages, or does not end an answer with a control token.
@@ -89,8 +93,10 @@ def chat_template_parts(tokenizer: Any) -> ChatTemplateParts:
     user = {"role": "user", "content": sentinels["user"]}
     turns = [user, {"role": "assistant", "content": sentinels["assistant"]}, {"role": "user", "content": sentinels["next"]}]
 
+    takes_parts = plain_end is not None and sentinels["user"] not in _render(tokenizer, [user])
+
     def render(messages: list[dict[str, str]]) -> str:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False))
+        return _render(tokenizer, messages, takes_parts)
 
     def texts_between(text: str, *keys: str) -> list[str]:
         parts = []
@@ -106,9 +112,19 @@ def chat_template_parts(tokenizer: Any) -> ChatTemplateParts:
     after_answer = texts_between(render(turns), "user", "assistant", "next")[2]
     ids = tokenizer.encode(after_answer, add_special_tokens=False)
     end = tokenizer.convert_ids_to_tokens(ids[0]) if ids else None
-    if end is None or not after_answer.startswith(end) or ids[0] not in tokenizer.added_tokens_decoder:
+    has_control_token = end is not None and after_answer.startswith(end) and ids[0] in tokenizer.added_tokens_decoder
+    if plain_end is not None and not has_control_token:
+        return ChatTemplateParts(opening, system_open, system_close, header, plain_end, after_answer.lstrip())
+    if end is None or not has_control_token:
         raise UsageError(f"model.language: its chat template ends an answer with {after_answer!r}, not with a control token")
     return ChatTemplateParts(opening, system_open, system_close, header, end, after_answer[len(end) :])
+
+
+def _render(tokenizer: Any, messages: list[dict[str, str]], takes_parts: bool = False) -> str:
+    """A conversation up to the position of the next answer. takes_parts: contents are lists of parts."""
+    if takes_parts:
+        messages = [{"role": turn["role"], "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]  # type: ignore[dict-item]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False))
 
 
 def check_answers_follow(tokenizer: Any, where: str) -> None:

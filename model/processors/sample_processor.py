@@ -1,6 +1,6 @@
-"""Converts conversations to token ids and labels, for language models with a chat template of the ChatML kind.
+"""Converts conversations and images to token ids, labels and tensors: what every family of models shares.
 
-Training and generation build their prompts with the same function, so that they cannot differ.
+Training and generation build their prompts with the same function, `SampleProcessor.turns`, so that they cannot differ.
 """
 
 import json
@@ -13,19 +13,20 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from atomic_io import write_json
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample, EncodingError, check_messages
-from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts
+from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts, Task
 from errors import UsageError, loading
-from model.chat_template import ChatTemplateParts, chat_template_parts, check_answers_follow
 from model.checkpoint_manifest import verify
 from renamed_keys import with_new_keys
-from visual.hub_name import pretrained
 
 PROCESSOR_SETTINGS_FILE = "tessera_processor.json"
 """Processor settings that the files of the tokenizer and of the image processor do not contain."""
+
+PROMPTS_FILE = "tessera_prompts.json"
+"""The prompts of a model exported to the LLaVA layout, whose files have no place for them."""
 
 Segment: TypeAlias = tuple[list[int], bool]
 """Token ids that belong together, and whether they are supervised."""
@@ -42,7 +43,7 @@ class Prompt:
         ids: token ids.
         text: the prompt as text, for people.
         images: arguments of the forward pass, such as pixel_values; they are concatenated over prompts along the first dimension.
-        visual_tokens: number of positions that the images take in the language model's input.
+        visual_tokens: number of positions of images that the language model attends to.
     """
 
     ids: list[int]
@@ -51,14 +52,15 @@ class Prompt:
     visual_tokens: int = 0
 
 
-class ChatProcessor(ABC):
-    """Tokenizer and prompt layout. A subclass knows how many tokens an image takes, and reads images.
+class SampleProcessor(ABC):
+    """Tokenizer, image processor and prompt layout. A subclass knows the layout, reads images and counts their tokens.
 
     Args:
-        tokenizer: fast tokenizer with a chat template.
-        image_token: placeholder token for a part of an image.
+        tokenizer: fast tokenizer.
+        image_token_id: id of the placeholder for a part of an image.
+        end_of_turn_id: token that ends an answer.
         max_length: maximum length of a sample in tokens.
-        system_prompt: system message of every conversation; None for the chat template's default.
+        system_prompt: system message of every conversation; None for none, or the chat template's default.
         prompts: the sentences that said in training how an answer is wanted; who asks adds them to the question.
     """
 
@@ -66,29 +68,45 @@ class ChatProcessor(ABC):
     """transformers' image processor."""
     sizes_matter: ClassVar[bool] = False
     """Whether the number of an image's tokens depends on its size."""
+    max_positions: int | None = None
+    """Most tokens of a prompt with its answer; None where the model has no such limit."""
+    joins_questions: bool = True
+    """Whether several questions about an image can be one conversation, in which every answer is supervised."""
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
         *,
-        image_token: str,
+        image_token_id: int,
+        end_of_turn_id: int,
         max_length: int,
         system_prompt: str | None = None,
         prompts: Prompts | None = None,
     ):
         self.tokenizer = tokenizer
-        self.image_token = image_token
-        self.image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))
+        self.image_token_id, self.end_of_turn_id = image_token_id, end_of_turn_id
         self.max_length = max_length
         self.system_prompt, self.prompts = system_prompt, prompts or {}
-        self.template_parts: ChatTemplateParts = chat_template_parts(tokenizer)
-        self.end_of_turn_id = int(tokenizer.convert_tokens_to_ids(self.template_parts.end))
         self._special_ids: dict[str, list[int]] = {}
         self._text = _without_special_tokens(tokenizer)
 
     @abstractmethod
+    def turns(self, messages: Sequence[Message], image_tokens: Sequence[int], task: Task) -> Iterator[list[Segment]]:
+        """Segments of each user and assistant turn, in order. A user turn begins with the control text (and the system message) before
+        it and ends where its answer begins.
+
+        Args:
+            messages: of a prompt, or of a training sample, whose last message is the answer.
+            image_tokens: number of image tokens of each image.
+            task: kind of sample.
+        """
+
+    @abstractmethod
     def image_tokens(self, num_images: int, sizes: Sequence[ImageSize]) -> list[int]:
-        """Number of image tokens of each image. sizes: of the images, read only where the number depends on them."""
+        """Number of image tokens of each image. sizes: of the images, read only where the number depends on them.
+
+        Raises EncodingError for images that the model cannot take.
+        """
 
     @abstractmethod
     def read(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
@@ -103,8 +121,16 @@ class ChatProcessor(ABC):
         """Black images that take as many tokens as those of these sizes."""
 
     @abstractmethod
+    def follow_up_length(self, text: str) -> int:
+        """Length in tokens of a follow-up user turn without images, with the control tokens before and after it."""
+
+    @abstractmethod
     def readable(self, ids: Sequence[int]) -> str:
         """Text of token ids with special tokens; each image is one `<image>`."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write tokenizer, image processor and settings to a checkpoint folder."""
 
     def pixel_rows(self, encoded: EncodedSample) -> int:
         """Rows of pixel_values that an encoded sample has."""
@@ -120,31 +146,30 @@ class ChatProcessor(ABC):
         del model, input_ids, images
         return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
-    def prompt_with_images(self, messages: Sequence[Message], images: Sequence[Image.Image]) -> Prompt:
+    def prompt_with_images(self, messages: Sequence[Message], images: Sequence[Image.Image], task: Task = "conversation") -> Prompt:
         """A prompt and its images as model input. Raises EncodingError as `prompt`, and for a prompt that is too long."""
-        ids = self.prompt(messages, len(images), [image.size for image in images])
+        ids = self.prompt(messages, len(images), [image.size for image in images], task)
         if len(ids) > self.max_length:
             raise EncodingError(f"the prompt has {len(ids)} tokens, at most {self.max_length} (model.max_length) are allowed")
         inputs = self.normalize(self.read(images)) if images else {}
         return Prompt(ids, self.readable(ids), inputs, ids.count(self.image_token_id))
 
-    def _image_segment(self, count: int) -> list[int]:
-        """The token ids of an image with `count` image tokens."""
-        return [self.image_token_id] * count
-
-    def prompt(self, messages: Sequence[Message], num_images: int, sizes: Sequence[ImageSize] = ()) -> list[int]:
+    def prompt(
+        self, messages: Sequence[Message], num_images: int, sizes: Sequence[ImageSize] = (), task: Task = "conversation"
+    ) -> list[int]:
         """Token ids of a generation prompt, up to the position where the answer begins.
 
         Args:
             messages: conversation that ends with a user turn; every image is marked by `<image>` in a user turn.
             num_images: number of `<image>` marks.
             sizes: of the images; read only where the number of image tokens depends on them.
+            task: kind of sample; read only by families whose prompt depends on it.
 
         Raises:
-            EncodingError: roles do not alternate, or the marks do not match num_images.
+            EncodingError: roles do not alternate, the marks do not match num_images, or the model cannot take the images.
         """
         check_messages(messages, num_images)
-        return [token for turn in self._turns(messages, self.image_tokens(num_images, sizes)) for ids, _ in turn for token in ids]
+        return [token for turn in self.turns(messages, self.image_tokens(num_images, sizes), task) for ids, _ in turn for token in ids]
 
     def encode(
         self,
@@ -153,6 +178,7 @@ class ChatProcessor(ABC):
         num_images: int,
         max_length: int | None = None,
         sizes: Sequence[ImageSize] = (),
+        task: Task = "conversation",
     ) -> EncodedSample | None:
         """Encode a training sample: the prompt, the target and the end-of-turn token. All assistant turns are supervised.
 
@@ -164,7 +190,7 @@ class ChatProcessor(ABC):
             target: answer to that turn.
             num_images: number of `<image>` marks in the messages.
             max_length: maximum length in tokens; None for the processor's own.
-            sizes: as in `prompt`.
+            sizes, task: as in `prompt`.
 
         Returns:
             Token ids and labels, or None when no supervised token is left or an image would be cut.
@@ -175,80 +201,20 @@ class ChatProcessor(ABC):
         check_messages(messages, num_images)
         limit = max_length or self.max_length
         image_tokens = self.image_tokens(num_images, sizes)
-        ids, labels = self._encode_turns_that_fit(messages, target, image_tokens, limit)
+        turns = self.turns([*messages, Message("assistant", target)], image_tokens, task)
+        ids, labels = _turns_that_fit(turns, _last_with_image(messages), limit)
         images_complete = ids.count(self.image_token_id) == sum(image_tokens)
         if not images_complete or all(label == IGNORE_INDEX for label in labels):
             return None
         return EncodedSample(ids, labels, num_images)
 
-    def answer_length(self, target: str) -> int:
-        """Length of a target with its end-of-turn token, in tokens."""
-        return len(self._encode_text(target.strip())) + 1
-
-    def follow_up_length(self, text: str) -> int:
-        """Length in tokens of a follow-up user turn without images, with the control tokens before and after it."""
-        template_parts = self.template_parts
-        return (
-            len(self._encode_special(template_parts.next_user))
-            + len(self._encode_text(text))
-            + len(self._encode_special(template_parts.header))
-        )
-
-    def _encode_turns_that_fit(
-        self, messages: Sequence[Message], target: str, image_tokens: Sequence[int], limit: int
-    ) -> tuple[list[int], list[int]]:
-        """Token ids and labels up to the last answer that ends within `limit`; up to `limit` if the answer to the last image, or the
-        only one, ends after it.
-
-        Every turn is tokenised at most once, and none after the first that cannot be kept.
-        """
-        turns = [message for message in messages if message.role != "system"]
-        last_with_image = max((i for i, turn in enumerate(turns) if IMAGE_PLACEHOLDER in turn.content), default=0)
-        ids: list[int] = []
-        labels: list[int] = []
-        kept = 0
-        for i, segments in enumerate(self._turns([*messages, Message("assistant", target)], image_tokens)):
-            for tokens, supervised in segments:
-                ids += tokens
-                labels += tokens if supervised else [IGNORE_INDEX] * len(tokens)
-            is_answer, may_be_dropped = i % 2 == 1, i > last_with_image + 1
-            if is_answer and (len(ids) <= limit or not may_be_dropped):
-                kept = len(ids)
-            if len(ids) > limit and i > last_with_image:
-                break
-        kept = min(kept, limit)
-        return ids[:kept], labels[:kept]
+    def answer_ids(self, text: str) -> list[int]:
+        """Token ids of an answer with its end-of-turn token."""
+        return [*self.text_ids(text.strip()), self.end_of_turn_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated token ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
-
-    def _turns(self, messages: Sequence[Message], image_tokens: Sequence[int]) -> Iterator[list[Segment]]:
-        """Segments of each user and assistant turn, in order. A user turn begins with the control text (and the system message) before
-        it and ends where its answer begins."""
-        template_parts, images = self.template_parts, iter(image_tokens)
-        system = messages[0].content if messages[0].role == "system" else self.system_prompt
-        segments: list[Segment] = [(self._encode_special(template_parts.opening), False)]
-        if system is not None:
-            segments = [
-                (self._encode_special(template_parts.system_open), False),
-                (self._encode_text(system), False),
-                (self._encode_special(template_parts.system_close), False),
-            ]
-        for turn in (message for message in messages if message.role != "system"):
-            if turn.role == "assistant":
-                yield [([*self._encode_text(turn.content.strip()), self.end_of_turn_id], True)]
-                segments = [(self._encode_special(template_parts.next_user), False)]
-                continue
-            for j, text in enumerate(turn.content.split(IMAGE_PLACEHOLDER)):
-                if j:
-                    segments.append((self._image_segment(next(images)), False))
-                segments.append((self._encode_text(text), False))
-            yield [*segments, (self._encode_special(template_parts.header), False)]
-
-    @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write tokenizer, image processor and settings to a checkpoint folder."""
 
     def save_settings(self, folder: Path, **more: Any) -> None:
         """Write the settings that a checkpoint needs besides the files of tokenizer and image processor."""
@@ -256,14 +222,43 @@ class ChatProcessor(ABC):
         settings = {**more, "max_length": self.max_length, "system_prompt": self.system_prompt, **prompts}
         write_json(folder / PROCESSOR_SETTINGS_FILE, settings)
 
-    def _encode_special(self, text: str) -> list[int]:
+    def special_ids(self, text: str) -> list[int]:
+        """Token ids of control text, in which special tokens are found."""
         if text not in self._special_ids:
             self._special_ids[text] = list(self.tokenizer.encode(text, add_special_tokens=False))
         return self._special_ids[text]
 
-    def _encode_text(self, text: str) -> list[int]:
+    def text_ids(self, text: str) -> list[int]:
         """Token ids of plain text; special tokens written out in it are encoded as ordinary text."""
         return list(self._text.encode(text, add_special_tokens=False).ids)
+
+
+def _last_with_image(messages: Sequence[Message]) -> int:
+    """Index of the last turn that has an image, without counting the system message; 0 when there is none."""
+    turns = [message for message in messages if message.role != "system"]
+    return max((i for i, turn in enumerate(turns) if IMAGE_PLACEHOLDER in turn.content), default=0)
+
+
+def _turns_that_fit(turns: Iterator[list[Segment]], last_with_image: int, limit: int) -> tuple[list[int], list[int]]:
+    """Token ids and labels up to the last answer that ends within `limit`; up to `limit` if the answer to the last image, or the
+    only one, ends after it.
+
+    Every turn is tokenised at most once, and none after the first that cannot be kept.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    kept = 0
+    for i, segments in enumerate(turns):
+        for tokens, supervised in segments:
+            ids += tokens
+            labels += tokens if supervised else [IGNORE_INDEX] * len(tokens)
+        is_answer, may_be_dropped = i % 2 == 1, i > last_with_image + 1
+        if is_answer and (len(ids) <= limit or not may_be_dropped):
+            kept = len(ids)
+        if len(ids) > limit and i > last_with_image:
+            break
+    kept = min(kept, limit)
+    return ids[:kept], labels[:kept]
 
 
 def _without_special_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
@@ -282,18 +277,3 @@ def read_processor_settings(folder: Path) -> dict[str, Any]:
     with loading("checkpoint", str(folder)):
         settings: dict[str, Any] = with_new_keys("model", json.loads(path.read_text(encoding="utf-8")))
     return settings
-
-
-def load_chat_tokenizer(key: str, name: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a language model. key: setting that names it, for messages.
-
-    Raises UsageError when it cannot be loaded, is not a fast one, or its chat template cannot be trained with.
-    """
-    with loading(key, name):
-        tokenizer = AutoTokenizer.from_pretrained(**pretrained(name))
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UsageError(f"{key}: {name} has no fast tokenizer (tokenizer.json); Qwen 2, 2.5 and 3 have one")
-    if not tokenizer.chat_template:
-        raise UsageError(f"{key}: the tokenizer of {name} has no chat template")
-    check_answers_follow(tokenizer, f"{key}: {name}")
-    return tokenizer

@@ -1,0 +1,175 @@
+"""Converts messages and images to inputs of a LLaVA, with the chat template of its folder.
+
+Templates of control tokens (Qwen) and of plain words (`USER: ... ASSISTANT:`, LLaVA-1.5) are both read. Plain words are tokenised
+together with the text next to them, and an answer ends with the end-of-text token, as these models are trained.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from dataset.loading.image_transform import PixelReader
+from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts, Task
+from errors import UsageError, loading
+from model.llava.modeling import read_config, tokens_per_image
+from model.processors.chat_processor import ChatProcessor, load_fast_tokenizer
+from model.processors.sample_processor import PROMPTS_FILE, ImageSize, Segment, read_processor_settings
+from visual.image_processor import load_image_processor
+
+
+class LlavaProcessor(ChatProcessor):
+    """Tokenizer, image processor and prompt layout; every image takes equally many tokens.
+
+    Args:
+        tokenizer, image_token, max_length, system_prompt, prompts: as in `ChatProcessor`.
+        image_processor: of the vision encoder.
+        tokens_per_image: image tokens per image.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        image_processor: Any,
+        *,
+        image_token: str,
+        tokens_per_image: int,
+        max_length: int,
+        system_prompt: str | None = None,
+        prompts: Prompts | None = None,
+    ):
+        super().__init__(
+            tokenizer,
+            image_token=image_token,
+            max_length=max_length,
+            system_prompt=system_prompt,
+            prompts=prompts,
+            plain_end=tokenizer.eos_token,
+        )
+        self.image_processor, self.tokens_per_image = image_processor, tokens_per_image
+        self.pixel_reader = PixelReader(image_processor)
+        # Stock processors let the tokenizer add its first token, unless the template has it.
+        first = list(tokenizer("").input_ids)[:1]
+        self._first = [] if self.special_ids(self.template_parts.opening)[:1] == first else first
+        self._plain = self.template_parts.end not in tokenizer.chat_template
+
+    @classmethod
+    def from_pretrained(
+        cls, key: str, path: str, *, max_length: int | None, system_prompt: str | None = None, prompts: Prompts | None
+    ) -> Self:
+        """Load the tokenizer and the image processor of a model.
+
+        Args:
+            key: setting that names the model, for messages.
+            path: folder or hub name.
+            max_length: maximum length of a sample in tokens; None for the most that the model can take.
+            system_prompt: system message of every conversation; None for the chat template's default.
+            prompts: the sentences that said in training how an answer is wanted; None for those of an export of ours.
+
+        Raises:
+            UsageError: one of them cannot be loaded, or there is no chat template.
+        """
+        config = read_config(key, path)
+        tokenizer = load_fast_tokenizer(key, path)
+        with loading(key, path):
+            image_processor = load_image_processor(path)
+            if prompts is None and (file := Path(path) / PROMPTS_FILE).is_file():
+                prompts = json.loads(file.read_text(encoding="utf-8"))
+            if not tokenizer.chat_template and (file := Path(path) / "chat_template.json").is_file():
+                tokenizer.chat_template = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
+        if not tokenizer.chat_template:
+            raise UsageError(f"{key}: {path} has no chat template, which says how this LLaVA was asked in training")
+        return cls(
+            tokenizer,
+            image_processor,
+            image_token=str(tokenizer.convert_ids_to_tokens(config.image_token_id)),
+            tokens_per_image=tokens_per_image(config),
+            max_length=max_length or int(config.text_config.max_position_embeddings),
+            system_prompt=system_prompt,
+            prompts=prompts,
+        )
+
+    def turns(self, messages: Sequence[Message], image_tokens: Sequence[int], task: Task) -> Iterator[list[Segment]]:
+        """As `ChatProcessor.turns`."""
+        before = [(self._first, False)] if self._first else []
+        for segments in self._plain_turns(messages, image_tokens) if self._plain else super().turns(messages, image_tokens, task):
+            yield [*before, *segments]
+            before = []
+
+    def _plain_turns(self, messages: Sequence[Message], image_tokens: Sequence[int]) -> Iterator[list[Segment]]:
+        parts, images = self.template_parts, iter(image_tokens)
+        system = messages[0].content if messages[0].role == "system" else self.system_prompt
+        text = parts.opening if system is None else f"{parts.system_open}{system}{parts.system_close}"
+        for turn in (message for message in messages if message.role != "system"):
+            if turn.role == "assistant":
+                yield [(self.answer_ids(turn.content), True)]
+                text = parts.next_user
+                continue
+            segments: list[Segment] = []
+            for j, piece in enumerate(turn.content.split(IMAGE_PLACEHOLDER)):
+                if j:
+                    segments += [(self.text_ids(text), False)] if text else []
+                    segments.append((self.image_segment(next(images)), False))
+                    text = ""
+                text += piece
+            yield [*segments, (self.text_ids(text + parts.header), False)]
+
+    def follow_up_length(self, text: str) -> int:
+        """Length in tokens of a follow-up user turn without images, with what the template puts before and after it."""
+        parts = self.template_parts
+        return len(self.text_ids(parts.next_user + text + parts.header)) if self._plain else super().follow_up_length(text)
+
+    def image_tokens(self, num_images: int, sizes: Sequence[ImageSize]) -> list[int]:
+        """Number of image tokens of each image."""
+        del sizes
+        return [self.tokens_per_image] * num_images
+
+    def read(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """Raw pixels of images, for a data loader's worker; `normalize` makes pixel values of them."""
+        if not images:
+            side = self.pixel_reader.read([Image.new("RGB", (8, 8))])
+            return {"pixel_values": side[:0]}
+        return {"pixel_values": self.pixel_reader.read(images)}
+
+    def normalize(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs of a batch with pixel values in place of raw pixels, on their device."""
+        return {**inputs, "pixel_values": self.pixel_reader.normalize(inputs["pixel_values"])} if "pixel_values" in inputs else inputs
+
+    def blank_images(self, num_images: int, sizes: Sequence[ImageSize]) -> list[Image.Image]:
+        """Black images."""
+        del sizes
+        return [Image.new("RGB", (64, 64)) for _ in range(num_images)]
+
+    def readable(self, ids: Sequence[int]) -> str:
+        """Text of token ids with special tokens, each image's image tokens collapsed to one `<image>`."""
+        parts: list[str] = []
+        run: list[int] = []
+        num_seen = 0
+        for token in ids:
+            if token != self.image_token_id:
+                run.append(token)
+                continue
+            if num_seen % self.tokens_per_image == 0:
+                parts += [str(self.tokenizer.decode(run)), IMAGE_PLACEHOLDER]
+                run = []
+            num_seen += 1
+        return "".join([*parts, str(self.tokenizer.decode(run))])
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer, image processor and settings to a checkpoint folder."""
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+        self.save_settings(folder, image_token=self.image_token, tokens_per_image=self.tokens_per_image)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Load a processor written by `save`. Raises UsageError when the folder contains none, or is damaged."""
+        settings = read_processor_settings(folder)
+        tokenizer = load_fast_tokenizer("checkpoint", str(folder))
+        with loading("checkpoint", str(folder)):
+            image_processor = load_image_processor(str(folder))
+        return cls(tokenizer, image_processor, **settings)

@@ -1,0 +1,73 @@
+"""The trainable parts of our own model: connector, LoRA on the language model, or the language model itself."""
+
+from collections.abc import Collection
+
+import peft
+import torch
+from peft import PeftModel
+
+from errors import UsageError
+from model.family_config import LoraConfig, ParamGroup
+from model.lora import language_lora_config
+from model.param_groups import set_trainable
+from model.siglip_qwen.config import SiglipQwenConfig
+from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.module_paths import CONNECTOR, LANGUAGE_MODEL
+
+
+def configure_trainable(
+    model: VisionLanguageModel | PeftModel, config: SiglipQwenConfig, train: Collection[ParamGroup]
+) -> VisionLanguageModel | PeftModel:
+    """Make the groups in `train` trainable, in fp32, and freeze everything else. LoRA is added when first needed.
+
+    May be called once per training stage; LoRA layers of an earlier stage stay, trainable or frozen.
+
+    Args:
+        model: the model, with or without LoRA.
+        config: model settings.
+        train: groups to train.
+
+    Returns:
+        The model, wrapped by PEFT if it has LoRA.
+
+    Raises:
+        UsageError: LoRA is requested without model.lora, or the language model is quantised or has LoRA and is to be trained.
+    """
+    if "language" in train:
+        if config.quantization != "none":
+            raise UsageError(f"train.stages: language cannot be trained while model.quantization is {config.quantization}; train lora")
+        if "lora" in train or isinstance(model, PeftModel):
+            raise UsageError("train.stages: language and lora cannot both be trained")
+        model.config.language_weights = True
+    if "lora" in train and not isinstance(model, PeftModel):
+        if config.lora is None:
+            raise UsageError("train.stages: lora cannot be trained while model.lora is null")
+        if model.config.language_weights:
+            raise UsageError("train.stages: language and lora cannot both be trained")
+        model = peft.get_peft_model(model, peft_lora_config(model, config.lora))
+    set_trainable(model, train)
+    return model
+
+
+def peft_lora_config(model: VisionLanguageModel, lora: LoraConfig) -> peft.LoraConfig:
+    """PEFT's config: LoRA on every linear layer of the language model; the connector is saved with it."""
+    return language_lora_config(model.model.language_model, LANGUAGE_MODEL, lora, [CONNECTOR.rpartition(".")[2]])
+
+
+def base_model(model: VisionLanguageModel | PeftModel) -> VisionLanguageModel:
+    """The model without the PEFT wrapper. Raises TypeError if it is not a VisionLanguageModel."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(inner, VisionLanguageModel):
+        raise TypeError(f"expected a VisionLanguageModel, found {type(inner).__name__}")
+    return inner
+
+
+def trained_state_dict(model: VisionLanguageModel | PeftModel, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """Connector and LoRA weights under the keys of PEFT's file format; the same keys for a model without LoRA.
+
+    state: full state dict of the model, required when its parameters are sharded (FSDP, ZeRO-3).
+    """
+    if isinstance(model, PeftModel):
+        return dict(peft.get_peft_model_state_dict(model, state_dict=state))
+    state = model.state_dict() if state is None else state
+    return {f"base_model.model.{key}": value for key, value in state.items() if key.startswith(CONNECTOR)}

@@ -1,0 +1,174 @@
+"""Checkpoints of transformers' own classes: what was trained; the base models are loaded again from where they came.
+
+adapter_config.json, adapter_model.safetensors   LoRA, and modules trained with it, in PEFT's format
+trained_weights.safetensors                      groups trained in full without PEFT, under the names of the class
+config.json                                      {"model_type": "tessera_<family>", "settings": model settings, "trained_groups": [...],
+                                                 "base_sha256": {key of a base model: SHA-256 of its folder}}
+whole.json                                       manifest, written last
+"""
+
+import dataclasses
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, get_args
+
+import peft
+import torch
+from peft import PeftModel
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file, save_file
+
+from atomic_io import write_json
+from errors import UsageError, loading
+from model.checkpoint_manifest import model_digest
+from model.family import read_model_config
+from model.family_config import FamilyConfig, ParamGroup
+from model.param_groups import param_group_of, set_trainable, unwrapped
+
+TRAINED_WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "trained_weights.safetensors", "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """config.json of a checkpoint.
+
+    Args:
+        settings: model settings of the run.
+        trained_groups: parameter groups that the run has trained so far.
+        base_sha256: SHA-256 of the folder of each base model, by its key; none of a hub name.
+    """
+
+    settings: FamilyConfig
+    trained_groups: tuple[ParamGroup, ...]
+    base_sha256: dict[str, str]
+
+
+def base_digests(settings: FamilyConfig) -> dict[str, str]:
+    """SHA-256 of the files of each base model that is a folder, by its key."""
+    folders = {key: Path(getattr(settings, key)) for key in settings.base_models}
+    return {key: model_digest(folder) for key, folder in folders.items() if folder.is_dir()}
+
+
+def save_tuned(model: Any, folder: Path, state: dict[str, torch.Tensor] | None, always: Collection[ParamGroup]) -> None:
+    """Write the trained weights and the settings. Call `checkpoint_manifest.write_manifest` once all other files are written too.
+
+    Args:
+        model: has `settings` and `trained_groups`.
+        folder: checkpoint folder.
+        state: full state dict of the model, where its parameters are sharded.
+        always: groups that are new, not pre-trained: they are written even if the run trained others only.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    inner = unwrapped(model)
+    in_full = trained_in_full(model, {*inner.trained_groups, *always})
+    if isinstance(model, PeftModel):
+        adapters = peft.get_peft_model_state_dict(model, state_dict=state)
+        _save(adapters, folder / ADAPTER_WEIGHTS)
+        model.peft_config["default"].save_pretrained(folder)
+    if in_full:
+        values = model.state_dict() if state is None else state
+        _save({_own_name(name): values[name] for name in in_full}, folder / TRAINED_WEIGHTS)
+    raw = {
+        "model_type": f"tessera_{inner.settings.family}",
+        "settings": dataclasses.asdict(inner.settings),
+        "trained_groups": list(inner.trained_groups),
+        "base_sha256": inner.base_sha256,
+    }
+    write_json(folder / "config.json", raw)
+
+
+def _own_name(name: str) -> str:
+    """The name of a parameter in the model's own class, whose linear layers PEFT wraps."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    # Tied weights share memory, which the format does not store.
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def trained_in_full(model: Any, groups: Collection[ParamGroup]) -> list[str]:
+    """Names of the parameters of these groups that are not in PEFT's file."""
+    paths = unwrapped(model).group_paths
+    names = (name for name, _ in model.named_parameters() if ".modules_to_save." not in name)
+    return [name for name in names if (group := param_group_of(name, paths)) in groups and group != "lora"]
+
+
+def load_trained(model: Any, folder: Path, groups: Collection[ParamGroup], always: Collection[ParamGroup]) -> Any:
+    """The base model with the trained weights of a checkpoint, those of `groups` trainable. Raises UsageError if they do not fit.
+
+    Args:
+        model: the base model, frozen.
+        folder: checkpoint folder.
+        groups: those that the run trained.
+        always: as in `save_tuned`.
+    """
+    if (folder / ADAPTER_CONFIG).is_file():
+        with loading("checkpoint", str(folder)):
+            adapter_config = peft.PeftConfig.from_pretrained(str(folder))
+            model = peft.get_peft_model(model, adapter_config)
+            tensors = load_file(folder / ADAPTER_WEIGHTS)
+        _check_names(folder / ADAPTER_WEIGHTS, tensors, peft.get_peft_model_state_dict(model))
+        peft.set_peft_model_state_dict(model, tensors)
+    set_trainable(model, groups)
+    names = set(trained_in_full(model, {*groups, *always}))
+    if not names:
+        return model
+    with loading("checkpoint", str(folder)):
+        tensors = load_file(folder / TRAINED_WEIGHTS)
+    own = {_own_name(name): parameter for name, parameter in model.named_parameters() if name in names}
+    _check_names(folder / TRAINED_WEIGHTS, tensors, own)
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])
+    return model
+
+
+def freeze_for_answering(model: Any, dtype: torch.dtype) -> Any:
+    """The model in eval mode, its trained weights in the dtype of the others."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+    return model.requires_grad_(False).eval()
+
+
+def _check_names(path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Raise UsageError unless a file holds the expected weights in their shapes."""
+    names = found.keys() | expected.keys()
+    wrong = sorted(n for n in names if n not in found or n not in expected or found[n].shape != expected[n].shape)
+    if wrong:
+        raise UsageError(f"{path}: {len(wrong)} weights are missing, unexpected or of another shape, such as {wrong[0]}")
+
+
+def read_checkpoint_config(folder: Path, config_class: type[FamilyConfig], whole_model_types: Collection[str]) -> CheckpointConfig:
+    """config.json of a checkpoint.
+
+    Raises:
+        UsageError: the folder is not a checkpoint of this family, or a setting is invalid.
+    """
+    raw = read_model_config(folder)
+    if raw.get("model_type") in whole_model_types:
+        raise UsageError(f"{folder}: a whole model, which does not say what it was tuned from; take untuned out of eval.controls")
+    try:
+        settings = TypeAdapter(config_class).validate_json(json.dumps(raw.get("settings")))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise UsageError(f"{folder / 'config.json'}: settings.{key}: {problem['msg'].lower()}") from error
+    groups = raw.get("trained_groups", [])
+    if unknown := [group for group in groups if group not in get_args(ParamGroup)]:
+        raise UsageError(
+            f"{folder / 'config.json'}: trained_groups: {unknown[0]} is no parameter group ({', '.join(get_args(ParamGroup))})"
+        )
+    return CheckpointConfig(settings, tuple(groups), raw.get("base_sha256") or {})
+
+
+def check_base(folder: Path, config: CheckpointConfig) -> None:
+    """Raise UsageError when a base model's folder holds other weights than when the run started."""
+    for key, digest in base_digests(config.settings).items():
+        if config.base_sha256.get(key, digest) != digest:
+            raise UsageError(
+                f"{folder}: it was trained on the model in {getattr(config.settings, key)}, which holds other weights now: the SHA-256 of "
+                f"its files is not that of base_sha256.{key} in config.json"
+            )
