@@ -1,7 +1,8 @@
 """Train several configurations on the same data, with several seeds, and compare what they learnt in one report.
 
 In: configuration files, such as one for each model family. Out: a run of each with each seed, an evaluation of all of them on the same
-questions (`eval_rerank`'s report, in which the seeds of a configuration are a group), and a table of quality and cost.
+questions (`eval_rerank`'s report, in which the seeds of a configuration are a group), and a table of quality and cost: after equally many
+steps, and after the time that the fastest one takes for them (a checkpoint of the same run).
 """
 
 import json
@@ -20,13 +21,15 @@ from atomic_io import write_json, write_text
 from benchmarks.benchmark_report import format_number
 from errors import TesseraError, UsageError
 from model.checkpoint_manifest import latest_checkpoint
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
+from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
 from training.checkpointing.resume import config_settings, read_run_state
 from training.config import Experiment
 
 ROOT = Path(__file__).parent.parent
 RUNS_FILE, TABLE_FILE = "runs.json", "families.md"
-COLUMNS = ("configuration", "family", "VQA accuracy", "trained", "samples/s", "peak GiB", "visual tokens", "seconds")
+COLUMNS = ("configuration", "family", "VQA accuracy", "in equal time", "trained", "samples/s", "peak GiB", "visual tokens", "seconds")
+CHECKPOINTS_PER_RUN = 10
+"""Checkpoints of a run, among which that of equal time is chosen."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,10 @@ def compare_families(comparison: Comparison, configs: Mapping[Path, Experiment])
                 runs[name] = _train(comparison, path, configs[path], seed)
                 write_json(comparison.folder / RUNS_FILE, runs)
     evaluation = comparison.folder / "evaluation.yaml"
-    write_text(evaluation, yaml.safe_dump(_evaluation(comparison, configs), allow_unicode=True, sort_keys=False))
+    equal_time = equal_time_checkpoints(runs)
+    write_text(evaluation, yaml.safe_dump(_evaluation(comparison, configs, runs, equal_time), allow_unicode=True, sort_keys=False))
     _run("tools/eval_rerank.py", "--config", str(evaluation))
-    table = _table(comparison, configs, runs)
+    table = _table(comparison, configs, runs, equal_time)
     write_text(comparison.folder / TABLE_FILE, table)
     return table
 
@@ -111,23 +115,50 @@ def _train(comparison: Comparison, path: Path, config: Experiment, seed: int) ->
     """Run train.py and return what the run cost."""
     name, last = comparison.run_name(path, seed), len(config.train.stages) - 1
     steps = f"train.stages.{last}.max_steps={comparison.steps}"
-    overrides = [f"name={name}", f"data.folder={config.data_folder}", f"train.seed={seed}", steps]
+    save_steps = max(1, comparison.steps // CHECKPOINTS_PER_RUN)
+    saving = [f"train.save_steps={save_steps}", "train.save_total_limit=1000", f"train.logging_steps={save_steps}"]
+    overrides = [f"name={name}", f"data.folder={config.data_folder}", f"train.seed={seed}", steps, *saving]
     started = time.monotonic()
     _run("train.py", "--config", str(path), "--resume", "auto", *overrides)
     seconds = time.monotonic() - started
     checkpoint = latest_checkpoint(Path("checkpoints") / name)
-    rows = [row for row in read_run_state(checkpoint / TRAINER_FOLDER).history if row["stage"] == config.train.stages[-1].name]
+    history = read_run_state(checkpoint / TRAINER_FOLDER).history
+    rows = [row for row in history if row["stage"] == config.train.stages[-1].name]
     rates = [row["samples_per_second"] for row in rows if "samples_per_second" in row]
     return {
         "checkpoint": str(checkpoint),
         "steps": comparison.steps,
         "settings": config_settings(config),
         "seconds": seconds,
+        "training_seconds": _training_seconds(history, config.train.per_device_train_batch_size * config.train.gradient_accumulation_steps),
         # The first row has the start-up of the loaders in it.
         "samples_per_second": sum(rates[1:] or rates) / len(rates[1:] or rates),
         "peak_memory_gib": max(row["peak_memory_gib"] for row in rows if "peak_memory_gib" in row),
         "trained_parameters": _saved_parameters(checkpoint),
     }
+
+
+def _training_seconds(history: Sequence[Mapping[str, Any]], batch_size: int) -> dict[int, float]:
+    """Seconds of training up to each logged step, from the samples a second between them; start, validation and saving left out."""
+    seconds, before, total = {0: 0.0}, 0, 0.0
+    for row in history:
+        if row.get("samples_per_second"):
+            total += (row["step"] - before) * batch_size / row["samples_per_second"]
+            before = row["step"]
+            seconds[before] = total
+    return seconds
+
+
+def equal_time_checkpoints(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+    """For each run its last checkpoint within the time that the fastest run takes for all its steps."""
+    seconds = {name: {int(step): value for step, value in run["training_seconds"].items()} for name, run in runs.items()}
+    limit = min(max(values.values()) for values in seconds.values())
+    chosen = {}
+    for name, run in runs.items():
+        saved = checkpoint_folders(Path(run["checkpoint"]).parent)
+        within = [folder for folder in saved if seconds[name].get(checkpoint_step(folder), float("inf")) <= limit]
+        chosen[name] = within[-1] if within else saved[0]
+    return chosen
 
 
 def _saved_parameters(checkpoint: Path) -> int:
@@ -150,7 +181,9 @@ def _run(script: str, *arguments: str) -> None:
         raise TesseraError(f"{script} {' '.join(arguments)}: ended with status {completed.returncode}")
 
 
-def _evaluation(comparison: Comparison, configs: Mapping[Path, Experiment]) -> dict[str, Any]:
+def _evaluation(
+    comparison: Comparison, configs: Mapping[Path, Experiment], runs: Mapping[str, Mapping[str, Any]], equal_time: Mapping[str, Path]
+) -> dict[str, Any]:
     """The configuration of the evaluation: all runs in groups, and every other system that one of the configurations names."""
     raw: dict[str, Any] = yaml.safe_load(comparison.configs[0].read_text(encoding="utf-8"))
     systems: list[dict[str, Any]] = []
@@ -158,7 +191,9 @@ def _evaluation(comparison: Comparison, configs: Mapping[Path, Experiment]) -> d
     for path in comparison.configs:
         for seed in comparison.seeds:
             name = comparison.run_name(path, seed)
-            systems.append({"name": f"{path.stem}-seed{seed}", "kind": "checkpoint", "path": f"checkpoints/{name}"})
+            systems.append({"name": f"{path.stem}-seed{seed}", "kind": "checkpoint", "path": runs[name]["checkpoint"]})
+            if str(equal_time[name]) != runs[name]["checkpoint"]:
+                systems.append({"name": f"{path.stem}-seed{seed}-equal-time", "kind": "checkpoint", "path": str(equal_time[name])})
             groups.setdefault(path.stem, []).append(f"{path.stem}-seed{seed}")
         others = (yaml.safe_load(path.read_text(encoding="utf-8")).get("eval") or {}).get("systems") or []
         known = {system["name"] for system in systems}
@@ -170,7 +205,9 @@ def _evaluation(comparison: Comparison, configs: Mapping[Path, Experiment]) -> d
     return {**raw, "name": comparison.name, "data": data, "eval": evaluation}
 
 
-def _table(comparison: Comparison, configs: Mapping[Path, Experiment], runs: dict[str, dict[str, Any]]) -> str:
+def _table(
+    comparison: Comparison, configs: Mapping[Path, Experiment], runs: dict[str, dict[str, Any]], equal_time: Mapping[str, Path]
+) -> str:
     """Markdown: quality and cost of each configuration, a mean over its seeds, and where the report is."""
     summary = json.loads((comparison.folder / "summary.json").read_text(encoding="utf-8"))
     seeds = ", ".join(map(str, comparison.seeds))
@@ -179,12 +216,14 @@ def _table(comparison: Comparison, configs: Mapping[Path, Experiment], runs: dic
     for path in comparison.configs:
         members = [runs[comparison.run_name(path, seed)] for seed in comparison.seeds]
         systems = [summary["systems"][f"{path.stem}-seed{seed}"] for seed in comparison.seeds]
-        accuracies = [system["choices"]["first"]["vqa_accuracy"] for system in systems]
+        early = [summary["systems"].get(f"{path.stem}-seed{seed}-equal-time") for seed in comparison.seeds]
+        steps = ", ".join(dict.fromkeys(str(checkpoint_step(equal_time[comparison.run_name(path, seed)])) for seed in comparison.seeds))
         tokens = [system.get("visual_tokens") for system in systems]
         cells = [
             path.stem,
             configs[path].model.family,
-            " / ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies),
+            _accuracies(systems),
+            f"{_accuracies([own or last for own, last in zip(early, systems, strict=True)])} (step {steps})",
             f"{members[0]['trained_parameters'] / 1e6:.2f} M",
             format_number(_mean([run["samples_per_second"] for run in members]), 1),
             format_number(max(run["peak_memory_gib"] for run in members), 2),
@@ -193,6 +232,11 @@ def _table(comparison: Comparison, configs: Mapping[Path, Experiment], runs: dic
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Verdicts over all pairs, intervals and other systems: {comparison.folder / 'report.html'}", ""])
+
+
+def _accuracies(systems: Sequence[Mapping[str, Any]]) -> str:
+    """VQA accuracy of the first candidates of each system, in per cent."""
+    return " / ".join(f"{100 * system['choices']['first']['vqa_accuracy']:.1f}" for system in systems)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -155,7 +155,7 @@ class SplitConfig:
 
 @section
 class AugmentationConfig:
-    """Random augmentation of training images. There are no flips, because they would swap left and right."""
+    """Random augmentation of training images."""
 
     brightness: Fraction = 0.0
     """Brightness factor, uniform in [1 - value, 1 + value]."""
@@ -165,6 +165,9 @@ class AugmentationConfig:
     """Saturation factor, uniform in [1 - value, 1 + value]."""
     rotation: Annotated[float, Field(ge=0.0, le=15.0)] = 0.0
     """Rotation angle in degrees, uniform in [-value, value]."""
+    horizontal_flip: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Probability that an image is mirrored. In a mirrored image left is right and text cannot be read, while question and answer stay as
+    they were: only for data that speak of neither."""
 
 
 @section
@@ -183,6 +186,9 @@ class DataConfig:
     """Images with more pixels are dropped before they are decoded."""
     vqa_target: Literal["majority", "sample"] = "majority"
     """Target of a question with several answers: the most frequent one, or one sampled in each epoch."""
+    balance: Literal["none", "category"] = "none"
+    """category = training samples of smaller categories are repeated within an epoch, until each category has as many as the largest; those
+    without a category stay as they are. A source's records name their category in a field `category`. none = every sample once."""
     augmentation: AugmentationConfig | None = None
     """Random augmentation of training images; none by default."""
     workers: Annotated[int, Field(ge=1)] | None = None

@@ -47,6 +47,7 @@ class Sample:
         targets: Possible assistant replies to the last user turn; never empty.
         answers: Reference answers for scoring (ten for VQA, the captions for captions). Only `evaluation/` reads them.
         prompt: Sentence that says how an answer is wanted, if the source has one; `messages` do not contain it.
+        category: What the sample is about, if its source says so; data can be balanced by it.
     """
 
     sample_id: str
@@ -59,6 +60,7 @@ class Sample:
     targets: tuple[str, ...]
     answers: tuple[str, ...] = ()
     prompt: str | None = None
+    category: str | None = None
 
     @property
     def prompted_messages(self) -> tuple[Message, ...]:
@@ -138,5 +140,6 @@ SAMPLES_SCHEMA = pa.schema(
         ("targets", pa.list_(pa.string())),
         ("answers", pa.list_(pa.string())),
         ("prompt", pa.string()),
+        ("category", pa.string()),
     ]
 )

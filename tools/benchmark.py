@@ -5,13 +5,14 @@ import math
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cli
 import config as configuration
 from benchmarks.preprocessing_speed import measure_images, measure_merges, run_in_subprocess, write_synthetic_sources
 from cpu_cores import available_cores
 from errors import UsageError
+from model.blip2.config import Blip2Config
 from model.qwen_vl.config import QwenVlConfig
 from model.siglip_qwen.config import SiglipQwenConfig, siglip_qwen_settings
 
@@ -27,7 +28,7 @@ SIZES = {
 }
 """Configuration of each size and overrides: the stock model has no 4-bit weights here, so ours has none either."""
 
-MEMORY_SIZES = {**SIZES, "qwen3-vl-4b": ("qwen3_vl_4b_qlora.yaml",)}
+MEMORY_SIZES = {**SIZES, "qwen3-vl-4b": ("qwen3_vl_4b_qlora.yaml",), "blip2-opt-2.7b": ("blip2_vqav2_qlora.yaml",)}
 """The sizes whose memory is computed."""
 
 DEMO_DATA = ("make_synthetic_data.py", "preprocess.py")
@@ -235,10 +236,11 @@ def run_search(parsed: argparse.Namespace) -> None:
 def run_memory(parsed: argparse.Namespace) -> None:
     """Estimate or measure the memory of a step with the unchanged configuration of the size; print and save the table."""
     config = configuration.load(configuration.DEFAULT.parent / MEMORY_SIZES[parsed.size][0], parsed.settings)
-    if isinstance(config.model, QwenVlConfig) and not parsed.run and parsed.simulated_gpu is None:
-        from benchmarks.memory import qwen_vl_memory
+    if isinstance(config.model, QwenVlConfig | Blip2Config) and not parsed.run and parsed.simulated_gpu is None:
+        from benchmarks.memory import blip2_memory, qwen_vl_memory
 
-        _show(parsed, qwen_vl_memory.estimate_memory(config.model, config.train), f"memory_{parsed.size}")
+        estimate: Any = qwen_vl_memory if isinstance(config.model, QwenVlConfig) else blip2_memory
+        _show(parsed, estimate.estimate_memory(config.model, config.train), f"memory_{parsed.size}")
         return
     if parsed.simulated_gpu is not None:
         _run_on_simulated_gpu(parsed)

@@ -84,8 +84,10 @@ class TrainConfig:
     gradient_accumulation_steps: PositiveInt = 1
     """Micro-batches per optimizer step. The loss is the mean over the supervised tokens of all of them, on all processes."""
     warmup_steps: Annotated[float, Field(ge=0.0)] = 0.03
-    """Linear warm-up of each stage, then cosine decay to zero. Below 1: a share of the stage's optimizer steps (0.03 = 3 %); from 1 on: a
+    """Linear warm-up of each stage, then decay to zero. Below 1: a share of the stage's optimizer steps (0.03 = 3 %); from 1 on: a
     number of steps."""
+    lr_scheduler_type: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls to zero after the warm-up."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     """Decoupled weight decay of AdamW, on matrices; biases and norm weights have none."""
     max_grad_norm: PositiveFloat = 1.0

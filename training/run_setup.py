@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from atomic_io import write_text
 from cpu_cores import available_cores
+from dataset.loading.multi_turn import balance_by_category
 from dataset.loading.recorded_prompts import conflicting_prompts, recorded_prompts
 from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import DistributedBatchSampler
@@ -133,6 +134,8 @@ def setup_run(config: Experiment, machine: Machine | None = None, initial: Initi
         lengths = measure_lengths(
             store, store.indices("train"), processor, "measuring training samples", config.train.max_questions_per_conversation
         )
+        if config.data.balance == "category":
+            lengths = _balanced(store, lengths)
         validation_rows = _evenly_spaced(store.indices("validation"), config.train.eval_samples)
         validation = measure_lengths(store, validation_rows, processor, "measuring validation samples")
     run_setup = RunSetup(
@@ -210,6 +213,14 @@ def _list_dropped(run_setup: RunSetup, split_name: str, dropped: Sequence[str]) 
             path.unlink(missing_ok=True)
     reason = "nothing to supervise within model.max_length, or images that the model does not take"
     return f", {len(dropped):,} dropped: {reason} (all ids: {path})" if dropped else ""
+
+
+def _balanced(store: SampleStore, lengths: SampleLengths) -> SampleLengths:
+    """Training conversations, equally many of each category. Raises UsageError when no sample has one."""
+    categories = store.column("category")
+    if not any(categories):
+        raise UsageError(f"data.balance: no sample in {store.folder} has a category; give the records of a source a field `category`")
+    return SampleLengths(balance_by_category(lengths.conversations, categories), lengths.dropped)
 
 
 def _evenly_spaced(rows: np.ndarray, count: int) -> np.ndarray:

@@ -38,7 +38,7 @@ from training.monitoring.metrics_history import History
 from training.monitoring.throughput import ThroughputMeter
 from training.optimization.early_stopping import best_evaluation
 from training.optimization.loss_scaling import LossScalingTrainer
-from training.optimization.lr_scheduler import cosine_with_warmup, move_to_schedule, num_warmup_steps
+from training.optimization.lr_scheduler import SCHEDULES, move_to_schedule, num_warmup_steps
 from training.optimization.optimizers import build_optimizer, optimizer_param_groups
 from training.stage_callback import StageCallback
 from training.stages import Stage
@@ -169,7 +169,8 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
             warmup_steps = num_warmup_steps(self._train.warmup_steps, num_training_steps)
-            factor = partial(cosine_with_warmup, warmup_steps=warmup_steps, steps=num_training_steps)
+            schedule = SCHEDULES[self._train.lr_scheduler_type]
+            factor = partial(schedule, warmup_steps=warmup_steps, steps=num_training_steps)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -183,7 +184,8 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
             rates = ", ".join(f"{name} {before[name]:.2e} -> {after[name]:.2e}" for name in after)
             print(
                 f"stage {self._stage.config.name}: {self._stage.steps:,} steps instead of {self._stage.steps_before:,}; the learning rate "
-                f"goes on at step {self.lr_scheduler.last_epoch:,} of the cosine over all {self._stage.steps:,}: {rates}",
+                f"goes on at step {self.lr_scheduler.last_epoch:,} of the {self._train.lr_scheduler_type} schedule over all "
+                f"{self._stage.steps:,}: {rates}",
                 flush=True,
             )
 

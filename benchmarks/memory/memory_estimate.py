@@ -15,7 +15,8 @@ from benchmarks.benchmark_report import BenchmarkReport, format_number
 from benchmarks.full_size_models import Size, build_ours, build_processor
 from model.family_config import FamilyConfig
 from model.kernels.chunked_cross_entropy import BYTES_PER_LOGIT
-from model.param_groups import language_model, unwrapped
+from model.lora import checkpointed_layers
+from model.param_groups import unwrapped
 from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
@@ -32,6 +33,8 @@ NF4_TABLE_BYTES = (16 + 256 + 1) * FP32_BYTES
 CUDA_CONTEXT_BYTES = 0.6 * 2**30
 """Assumed size of the CUDA context with its libraries, and of allocator fragmentation."""
 COLUMNS = ("what", "GiB")
+VISION_NAMES = ("vision_tower", ".visual.", "vision_model.")
+"""Parts of the names of the vision encoder's weights, in all families."""
 
 
 def estimate_memory(size: Size, model: SiglipQwenConfig, train: TrainConfig) -> BenchmarkReport:
@@ -66,13 +69,13 @@ def memory_report(size: str, batch: str, parts: dict[str, float], model: FamilyC
 
 def persistent_bytes(model: nn.Module, settings: FamilyConfig, train: TrainConfig) -> dict[str, float]:
     """Bytes that are allocated during the whole training."""
-    matrices = {id(layer.weight): layer.weight for layer in language_model(model).layers.modules() if _is_frozen_linear(layer)}
+    matrices = {id(layer.weight): layer.weight for layer in _linear_layers(model) if _is_frozen_linear(layer)}
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     # PEFT keeps a frozen copy of the original connector.
     others = sum(
         weight.numel() * weight.element_size() for weight in model.parameters() if not weight.requires_grad and id(weight) not in matrices
     )
-    vision = {id(weight): weight for name, weight in model.named_parameters() if "vision_tower" in name or ".visual." in name}
+    vision = {id(weight): weight for name, weight in model.named_parameters() if any(part in name for part in VISION_NAMES)}
     tower = sum(weight.numel() for weight in vision.values() if not weight.requires_grad) * BF16_BYTES
     return {
         "language model's layers": float(sum(weight_matrix_bytes(weight.numel(), settings.quantization) for weight in matrices.values())),
@@ -115,7 +118,7 @@ def language_transient_bytes(model: nn.Module, settings: FamilyConfig, tokens: i
     """Bytes that the language model's layers allocate and free within a step over this many tokens."""
     text = unwrapped(model).config.text_config
     adapters = sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" in name)
-    largest = max(layer.weight.numel() for layer in language_model(model).layers.modules() if _is_frozen_linear(layer))
+    largest = largest_matrix(model)
     return {
         "adapters' copies in 16 bits": float(adapters * BF16_BYTES),
         "inputs of all layers": float(text.num_hidden_layers * tokens * text.hidden_size * BF16_BYTES),
@@ -160,6 +163,16 @@ def activation_bytes_per_token(text: Any, settings: FamilyConfig) -> int:
     attention = (2 * query_width + 2 * kv_width) * BF16_BYTES
     norms = 2 * (2 * width + query_width + kv_width) * FP32_BYTES
     return int(adapters + attention + 3 * inner * BF16_BYTES + norms)
+
+
+def largest_matrix(model: nn.Module) -> int:
+    """Weights of the largest frozen matrix of the language model's layers."""
+    return max(layer.weight.numel() for layer in _linear_layers(model) if _is_frozen_linear(layer))
+
+
+def _linear_layers(model: nn.Module) -> list[Any]:
+    """Linear layers inside the language model's layers."""
+    return [layer for block in checkpointed_layers(model) for layer in block.modules() if isinstance(layer, nn.Linear)]
 
 
 def _is_frozen_linear(layer: nn.Module) -> bool:

@@ -58,7 +58,7 @@ def _adapted(model: QwenVlConfig, train: TrainConfig) -> Any:
     config = Qwen3VLConfig(text_config={**QWEN3["4b"], **shapes, "rope_parameters": rope}, vision_config=VISION, tie_word_embeddings=True)
     with torch.device("meta"):
         qwen: Any = Qwen3VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
-        qwen.group_paths = GROUP_PATHS
+        qwen.group_paths, qwen.trained_groups = GROUP_PATHS, ()
         qwen.requires_grad_(False)
         groups = train.stages[-1].train
         return FAMILY.configure_trainable(qwen, dataclasses.replace(model, quantization="none"), groups, groups)

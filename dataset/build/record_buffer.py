@@ -23,7 +23,7 @@ ROWS_PER_BATCH = 4096
 CHARACTERS_PER_BATCH = 1 << 26
 """Characters of text after which they are written earlier: an Arrow column of text holds 2 GiB."""
 
-SCHEMA = pa.schema([SAMPLES_SCHEMA.field(name) for name in ("sample_id", "task", "language", "messages", "targets", "answers")])
+SCHEMA = pa.schema([SAMPLES_SCHEMA.field(name) for name in ("sample_id", "task", "language", "messages", "targets", "answers", "category")])
 """Columns of the temporary file; the merge adds source, split, image ids and prompt later."""
 
 
@@ -96,6 +96,7 @@ class RecordBuffer:
         rows["messages"].append([(message.role, message.content) for message in sample.messages])
         rows["targets"].append(sample.targets)
         rows["answers"].append(sample.answers)
+        rows["category"].append(sample.category)
         texts = itertools.chain((message.content for message in sample.messages), sample.targets, sample.answers)
         self._characters += sum(map(len, texts))
         if len(rows["task"]) == ROWS_PER_BATCH or self._characters >= CHARACTERS_PER_BATCH:

@@ -1,15 +1,15 @@
-"""Random augmentation of training images. There are no flips, because they would swap left and right."""
+"""Random augmentation of training images."""
 
 import hashlib
 import random
 
-from PIL import Image, ImageEnhance, ImageStat
+from PIL import Image, ImageEnhance, ImageOps, ImageStat
 
 from dataset.config import AugmentationConfig
 
 
 def augment(image: Image.Image, config: AugmentationConfig, seed_key: str) -> Image.Image:
-    """Colour jitter and a small rotation of an RGB image. `seed_key` alone decides the amounts; the size does not change."""
+    """Colour jitter, a small rotation and a mirroring of an RGB image. `seed_key` alone decides the amounts; the size does not change."""
     rng = random.Random(hashlib.blake2b(seed_key.encode(), digest_size=8).digest())
     changes = (
         (ImageEnhance.Brightness, config.brightness),
@@ -25,4 +25,6 @@ def augment(image: Image.Image, config: AugmentationConfig, seed_key: str) -> Im
         # Fill the corners with the mean colour: black corners would be a cue to learn from.
         mean = tuple(round(value) for value in ImageStat.Stat(image).mean)
         image = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=mean)
+    if config.horizontal_flip and rng.random() < config.horizontal_flip:
+        image = ImageOps.mirror(image)
     return image

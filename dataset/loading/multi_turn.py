@@ -65,6 +65,21 @@ def conversations(samples: Sequence[tuple[MeasuredSample, int | None]], max_ques
     return [tuple(conversation) for conversation in groups]
 
 
+def balance_by_category(conversations: Sequence[Conversation], category_of_row: Sequence[str | None]) -> list[Conversation]:
+    """Repeat conversations of smaller categories until each category has as many as the largest.
+
+    Args:
+        conversations: Conversations; the first sample of each decides its category.
+        category_of_row: Category of each sample of the `SampleStore`, None for none; those conversations stay as they are.
+    """
+    by_category: dict[str | None, list[Conversation]] = {}
+    for conversation in conversations:
+        by_category.setdefault(category_of_row[conversation[0].row], []).append(conversation)
+    without = by_category.pop(None, [])
+    largest = max(map(len, by_category.values()), default=0)
+    return [*without, *(members[i % len(members)] for members in by_category.values() for i in range(largest))]
+
+
 def _max_total_tokens(members: Sequence[MeasuredSample]) -> int:
     """Upper bound of the tokens of a conversation: the longest targets, and the first question saves nothing."""
     saved_tokens = [member.saved_tokens for member in members]

@@ -22,8 +22,8 @@ IMAGES_DIGEST_KEY = b"tessera.images"
 
 _ROWS_DECODED_AT_ONCE = 1024
 
-OPTIONAL_COLUMN = "prompt"
-"""Column that earlier merges did not write; their samples have none."""
+OPTIONAL_COLUMNS = ("prompt", "category")
+"""Columns that earlier merges did not write; their samples have none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +134,9 @@ def _table(path: Path, schema: pa.Schema) -> pa.Table:
         # Not read_table: Arrow reads nested columns of several row groups into one array.
         groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
         table = pa.concat_tables(groups) if groups else file.schema_arrow.empty_table()
-    if OPTIONAL_COLUMN in schema.names and OPTIONAL_COLUMN not in table.schema.names:
-        table = table.append_column(OPTIONAL_COLUMN, pa.nulls(len(table), pa.string()))
+    for name in OPTIONAL_COLUMNS:
+        if name in schema.names and name not in table.schema.names:
+            table = table.append_column(name, pa.nulls(len(table), pa.string()))
     if table.schema.names != schema.names:
         raise UsageError(f"{path}: expected the columns {schema.names}, found {table.schema.names}; run python tools/preprocess.py again")
     return table.cast(schema)
@@ -164,4 +165,5 @@ def _sample(row: dict[str, Any]) -> Sample:
         targets=tuple(row["targets"]),
         answers=tuple(row["answers"]),
         prompt=row["prompt"],
+        category=row["category"],
     )

@@ -3,7 +3,8 @@
 `conversations` with `from` and `value` may stand in the place of `messages`, `image` in the place of `images`. A content is a string
 with `<image>` placeholders, or a list of parts, each of which begins on a new line: {"type": "text", "text"}, {"type": "image"} for
 the next of the row's images, or a part that names its image itself, as in {"type": "image_url", "image_url": {"url"}}. An image is a
-file name, {"bytes", "path"} with the encoded image, or a data: URL. A row may state its own `split`.
+file name, {"bytes", "path"} with the encoded image, or a data: URL. A row may state its own `split`
+and `category`.
 """
 
 import base64
@@ -49,7 +50,7 @@ ROLES: tuple[tuple[str, Role], ...] = (
 """Pairs of the role name in the file and ours."""
 
 TURNS, IMAGES = ("messages", "conversations"), ("images", "image")
-COLUMNS = (*TURNS, *IMAGES, "split")
+COLUMNS = (*TURNS, *IMAGES, "split", "category")
 """Columns that are read from a Parquet file."""
 
 ROWS_PER_BATCH = 64

@@ -1,5 +1,6 @@
 """Records that sources yield, valid or rejected, and the parsers of common fields."""
 
+import dataclasses
 import itertools
 import os
 import re
@@ -47,6 +48,7 @@ class RawSample:
         answers: Reference answers.
         split: Split stated in the file, if any.
         explicit_key: Second part of the sample id; by default the number of `location`.
+        category: What the sample is about, if its record says so.
     """
 
     location: RecordLocation
@@ -57,6 +59,7 @@ class RawSample:
     answers: tuple[str, ...]
     split: Split | None = None
     explicit_key: str | None = None
+    category: str | None = None
 
     @property
     def key(self) -> str:
@@ -91,9 +94,14 @@ def enumerate_records(records: Iterable[T], limit: int | None, kind: str = "reco
 
 
 def parse_record(location: RecordLocation, function: Callable[..., RawSample], *arguments: Any) -> ParsedRecord:
-    """Call `function(location, *arguments)`; an InvalidRecordError that it raises becomes a RejectedRecord."""
+    """Call `function(location, *arguments)`; an InvalidRecordError that it raises becomes a RejectedRecord.
+
+    The first of the arguments is the record, whose field `category`, a text or a whole number, becomes that of the sample.
+    """
     try:
-        return function(location, *arguments)
+        sample = function(location, *arguments)
+        category = number_as_text(arguments[0].get("category")) if arguments and isinstance(arguments[0], dict) else None
+        return dataclasses.replace(sample, category=category.strip()) if isinstance(category, str) and category.strip() else sample
     except InvalidRecordError as error:
         return RejectedRecord(location, error.reason, error.detail)
 

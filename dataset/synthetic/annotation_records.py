@@ -85,9 +85,15 @@ def vqa_records(scene: Scene, image_id: int, language: Language, count: int, fir
     rng = scene.rng(f"vqa {language}")
     records = VqaRecords([], [])
     for number, question in enumerate(sample_questions(scene, language, rng, count), image_id * 1000 + first_number):
-        records.questions.append({"image_id": image_id, "question": question.text, "question_id": number})
+        asked = {"image_id": image_id, "question": question.text, "question_id": number, "category": main_shape(scene)}
+        records.questions.append(asked)
         records.annotations.append(_annotation(question, ten_answers(question, rng), image_id, number))
     return records
+
+
+def main_shape(scene: Scene) -> str:
+    """The most frequent shape of a scene, of several the first in reading order: the category of its samples."""
+    return Counter(thing.shape for thing in scene.things).most_common(1)[0][0]
 
 
 def _annotation(question: Question, answers: list[str], image_id: int, question_id: int) -> dict[str, Any]:
@@ -113,7 +119,7 @@ def question_type(text: str) -> str:
 def reasoning_record(scene: Scene, file_name: str) -> dict[str, Any]:
     """A LLaVA record with a reasoning conversation, usually of several turns."""
     rng = scene.rng("reasoning")
-    return _llava(conversation(scene, _language(rng.random()), rng), file_name, image_first=True)
+    return _llava(scene, conversation(scene, _language(rng.random()), rng), file_name, image_first=True)
 
 
 def detail_record(scene: Scene, file_name: str) -> dict[str, Any]:
@@ -121,20 +127,21 @@ def detail_record(scene: Scene, file_name: str) -> dict[str, Any]:
     rng = scene.rng("detail")
     language = _language(rng.random())
     turn = rng.choice(DETAIL_QUESTIONS[language]), description(scene, language, rng)
-    return _llava([turn], file_name, image_first=rng.random() < 0.5)
+    return _llava(scene, [turn], file_name, image_first=rng.random() < 0.5)
 
 
 def _language(uniform: float) -> Language:
     return "zh" if uniform < _ZH_CONVERSATIONS else "en"
 
 
-def _llava(turns: list[tuple[str, str]], file_name: str, image_first: bool) -> dict[str, Any]:
+def _llava(scene: Scene, turns: list[tuple[str, str]], file_name: str, image_first: bool) -> dict[str, Any]:
     conversations = []
     for index, (question, answer) in enumerate(turns):
         if index == 0:
             question = f"{IMAGE_PLACEHOLDER}\n{question}" if image_first else f"{question}\n{IMAGE_PLACEHOLDER}"
         conversations += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"id": file_name.partition(".")[0], "image": file_name, "conversations": conversations}
+    identity = {"id": file_name.partition(".")[0], "image": file_name, "category": main_shape(scene)}
+    return {**identity, "conversations": conversations}
 
 
 def caption_record(scene: Scene, file_name: str) -> dict[str, Any]:
@@ -142,7 +149,7 @@ def caption_record(scene: Scene, file_name: str) -> dict[str, Any]:
     rng = scene.rng("captions")
     captions = [(caption if index % 2 else short_caption)(scene, "zh", rng).removesuffix("。") for index in range(5)]
     rng.shuffle(captions)
-    return {"url": f"drawn://{scene.name}", "image_id": file_name, "caption": captions}
+    return {"url": f"drawn://{scene.name}", "image_id": file_name, "category": main_shape(scene), "caption": captions}
 
 
 def sha1_name(scene: Scene) -> str:

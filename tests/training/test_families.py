@@ -7,6 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +19,7 @@ from answering.answerer_factory import build_answerer, build_untuned
 from answering.config import CheckpointSystem, DecodingConfig
 from errors import UsageError
 from tests.answering.conftest import make_request
+from tests.small_models import build_blip2, build_llava
 from tests.training import toy_family
 from tests.training.test_run import losses
 from tests.training.test_train_command import run_on_two_ranks
@@ -40,12 +43,39 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{path.name}: {name}": tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_a_qwen_vl_is_trained_resumed_bit_for_bit_and_asked(
-    workspace: Workspace, parts: Path, capsys: pytest.CaptureFixture[str], quantization: str
+FUSION = {"hidden_size": 32, "num_attention_heads": 3}
+
+
+def family_keys(kind: str, parts: Path) -> dict[str, Any]:
+    """Keys of `model` of a small model of each kind."""
+    resnet_gpt2 = {"vision": str(parts / "resnet"), "language": str(parts / "gpt2"), "lora": None, "connector": FUSION}
+    keys: dict[str, dict[str, Any]] = {
+        "qwen_vl": qwen_vl(parts),
+        "qwen_vl_nf4": qwen_vl(parts, quantization="nf4"),
+        "blip2": {"family": "blip2", "path": str(parts / "blip2")},
+        "blip2_t5": {"family": "blip2", "path": str(build_blip2(Path("t5"), "t5", parts))} if kind == "blip2_t5" else {},
+        "llava": {"family": "llava", "path": str(build_llava(Path("llava"), parts, "clip_llama"))} if kind == "llava" else {},
+        "resnet_gpt2": {"family": "resnet_gpt2", **resnet_gpt2},
+        "resnet_gpt2_original": {"family": "resnet_gpt2", **resnet_gpt2, "features": "grid", "generation": "original"},
+    }
+    return keys[kind]
+
+
+VISUAL_TOKENS = {"qwen_vl": 9, "qwen_vl_nf4": 9, "blip2": 9, "blip2_t5": 4, "llava": 4, "resnet_gpt2": 1, "resnet_gpt2_original": 9}
+
+
+@pytest.mark.parametrize("kind", VISUAL_TOKENS)
+def test_a_model_of_each_family_is_trained_resumed_bit_for_bit_and_asked(
+    workspace: Workspace, parts: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
-    model = qwen_vl(parts, quantization=quantization)
-    config = configuration.load(workspace(model, stages=STAGES, save_steps=1, save_total_limit=9, eval_steps=2, num_logged_predictions=2))
+    model, stages = family_keys(kind, parts), STAGES
+    if kind.startswith("resnet"):
+        stages = [STAGES[0], {**STAGES[1], "train": ["connector", "language"]}]
+    config = configuration.load(
+        workspace(
+            model, stages=stages, save_steps=1, save_total_limit=9, eval_steps=2, num_logged_predictions=2, lr_scheduler_type="linear"
+        )
+    )
     last = train(config)
     printed = capsys.readouterr().out
     assert "stage tune: 3 steps, connector" in printed and "validation loss" in printed and "FLOP of useful operations" in printed
@@ -61,8 +91,34 @@ def test_a_qwen_vl_is_trained_resumed_bit_for_bit_and_asked(
         build(system, checkpoint_folder=last.parent, device="cpu").answer([request], DecodingConfig(num_candidates=2, max_new_tokens=3))[0]
         for build in (build_answerer, build_untuned)
     ]
-    assert answers[0].visual_tokens == answers[1].visual_tokens == 9
+    assert answers[0].visual_tokens == answers[1].visual_tokens == VISUAL_TOKENS[kind]
     assert answers[0].first.log_prob != answers[1].first.log_prob
+
+
+def test_samples_without_an_image_are_dropped_by_a_family_that_needs_one(
+    workspace: Workspace, parts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(configuration.load(workspace(family_keys("blip2", parts))))
+    assert (
+        "7 training samples, 1 dropped: nothing to supervise within model.max_length, or images that the model" in capsys.readouterr().out
+    )
+
+
+def test_questions_are_not_joined_for_an_encoder_decoder(workspace: Workspace, parts: Path) -> None:
+    config = configuration.load(workspace(family_keys("blip2_t5", parts), max_questions_per_conversation=4))
+    with pytest.raises(UsageError, match=r"train\.max_questions_per_conversation: 4, but of a conversation .* the last answer alone"):
+        train(config)
+
+
+def test_training_samples_are_balanced_by_category(workspace: Workspace, parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = workspace()
+    with pytest.raises(UsageError, match=r"data\.balance: no sample in data/toy has a category"):
+        train(configuration.load(path, ["data.balance=category"]))
+    table = pq.read_table("data/toy/samples.parquet")
+    categories = pa.array(["circle", *["star"] * (len(table) - 1)])
+    pq.write_table(table.set_column(table.schema.get_field_index("category"), "category", categories), "data/toy/samples.parquet")
+    train(configuration.load(path, ["data.balance=category"]))
+    assert "14 training samples" in capsys.readouterr().out
 
 
 EIGHT_AT_ONCE = ("train.per_device_train_batch_size=8",)

@@ -71,6 +71,10 @@ def read_run_state(folder: Path) -> RunState:
         raise UsageError(f"--resume {folder}: {RUN_STATE_FILE} cannot be read, so this is no training checkpoint ({reason})") from error
 
 
+ADDED_SETTINGS = {"data.balance": "none", "train.lr_scheduler_type": "cosine"}
+"""Settings that earlier versions did not have, and what they did."""
+
+
 def _with_new_keys(state: dict[str, Any]) -> dict[str, Any]:
     """The state with old keys replaced by current ones, in the settings' paths and in the names of learning rates."""
     renamed: dict[str, Any] = {}
@@ -78,6 +82,9 @@ def _with_new_keys(state: dict[str, Any]) -> dict[str, Any]:
         section, *keys = path.split(".")
         renamed[".".join([section, *(new_key(section, key) or key for key in keys)])] = with_new_keys(section, value)
     renamed.setdefault("model.family", DEFAULT_FAMILY)
+    renamed = {**ADDED_SETTINGS, **renamed}
+    if "model.lora.r" in renamed:
+        renamed.setdefault("model.lora.target_modules", "all-linear")
     _add_vision_rate(renamed)
     rates = {f"learning_rate/{old}": f"learning_rate/{new}" for old, new in RENAMED_GROUPS.items()}
     history = [{rates.get(key, key): value for key, value in row.items()} for row in state["history"]]
@@ -124,6 +131,7 @@ def config_settings(config: Experiment) -> dict[str, Any]:
     resolved = {f"model.{key}": value for key, value in _flat(dataclasses.asdict(config.model)).items()}
     resolved |= {f"train.{key}": value for key, value in _flat(dataclasses.asdict(config.train)).items()}
     resolved |= {"data.augmentation": dataclasses.asdict(config.data.augmentation) if config.data.augmentation else None}
+    resolved |= {"data.balance": config.data.balance}
     known = {key: value for key, value in resolved.items() if key not in CHANGEABLE_KEYS | RESOLVED_KEYS}
     # Through JSON, so that it compares equal to the settings read from a checkpoint.
     plain: dict[str, Any] = json.loads(json.dumps(known, default=str))

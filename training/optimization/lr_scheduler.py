@@ -1,4 +1,4 @@
-"""Learning-rate schedule: linear warm-up, then cosine decay to zero."""
+"""Learning-rate schedules: linear warm-up, then decay to zero, as a cosine or linearly."""
 
 import math
 
@@ -18,6 +18,17 @@ def cosine_with_warmup(step: int, warmup_steps: int, steps: int) -> float:
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(steps - warmup_steps, 1)))
+
+
+def linear_with_warmup(step: int, warmup_steps: int, steps: int) -> float:
+    """As `cosine_with_warmup`, with a straight line after the warm-up."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    return 1 - (step - warmup_steps) / max(steps - warmup_steps, 1)
+
+
+SCHEDULES = {"cosine": cosine_with_warmup, "linear": linear_with_warmup}
+"""By train.lr_scheduler_type."""
 
 
 def move_to_schedule(scheduler: LambdaLR) -> tuple[dict[str, float], dict[str, float]]:

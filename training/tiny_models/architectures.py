@@ -23,6 +23,7 @@ from transformers import (
     GPT2LMHeadModel,
     OPTConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Tokenizer,
     Qwen2VLImageProcessorPil,
     Qwen3Config,
@@ -94,6 +95,16 @@ def build_tokenizer(corpus: Iterable[str], vocabulary: int = VOCABULARY) -> Qwen
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def plain_tokenizer(tokenizer: Qwen2Tokenizer) -> PreTrainedTokenizerFast:
+    """The same tokenizer without a chat template, in the class that reads tokenizer.json as it is.
+
+    Qwen2Tokenizer splits texts by Qwen's own rules once it is loaded from a folder, which makes two tokens of ` 7`.
+    """
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token, pad_token=tokenizer.pad_token, model_max_length=2048
+    )
 
 
 def build_siglip(tokenizer: Qwen2Tokenizer, width: int = VISION_WIDTH, layers: int = VISION_LAYERS) -> SiglipModel:
@@ -189,7 +200,7 @@ def build_blip2(tokenizer: Qwen2Tokenizer, width: int = LANGUAGE_WIDTH, layers: 
 def build_resnet(tokenizer: Qwen2Tokenizer) -> ResNetModel:
     """An untrained ResNet whose last feature map has a position for each grid cell of a scene."""
     del tokenizer
-    return ResNetModel(ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128, 256], depths=[1, 1, 2, 2], layer_type="basic"))
+    return ResNetModel(ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128, 256], depths=[1, 1, 1, 1], layer_type="basic"))
 
 
 def build_gpt2(tokenizer: Qwen2Tokenizer, width: int = LANGUAGE_WIDTH, layers: int = 4) -> GPT2LMHeadModel:
@@ -243,7 +254,7 @@ def save_tiny_model(folder: Path, model_name: str, model: PreTrainedModel, token
         CLIPProcessor(image_processor=image_processor(model_name), tokenizer=tokenizer).save_pretrained(folder)
     else:
         if model_name != "resnet":
-            tokenizer.save_pretrained(folder)
+            (plain_tokenizer(tokenizer) if model_name in ("blip2", "gpt2") else tokenizer).save_pretrained(folder)
         if model_name not in ("qwen3", "gpt2"):
             image_processor(model_name).save_pretrained(folder)
     model.to(torch.bfloat16).save_pretrained(folder)

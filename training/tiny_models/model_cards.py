@@ -8,7 +8,7 @@ DESCRIPTIONS = {
     "clip": "CLIP: image and text encoder, softmax loss over images, captions, statements about a question, and phrases",
     "qwen3": "Qwen3: English and Chinese language model that answers questions about a scene as text; two attention heads are supervised",
     "qwen3_vl": "Qwen3-VL: vision-language model that answers questions about an image, the demo's baseline",
-    "blip2": "BLIP-2: frozen vision encoder, Q-Former and OPT that answer questions about an image",
+    "blip2": "BLIP-2: vision encoder, Q-Former and OPT that answer questions about an image",
     "resnet": "ResNet: classifies the objects of an image, for the early system of ResNet and GPT-2",
     "gpt2": "GPT-2: English and Chinese language model, for the early system of ResNet and GPT-2",
 }

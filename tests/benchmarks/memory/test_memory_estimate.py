@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import config as configuration
-from benchmarks.memory import qwen_vl_memory
+from benchmarks.memory import blip2_memory, qwen_vl_memory
 from benchmarks.memory.memory_estimate import activation_bytes_per_token, estimate_memory, persistent_bytes
 from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
+from model.blip2.config import Blip2Config
 from model.lora import enable_gradient_checkpointing
 from model.qwen_vl.config import QwenVlConfig
 from model.siglip_qwen.adapters import base_model, configure_trainable
@@ -45,6 +46,16 @@ def test_the_recipe_for_a_t4_fits_into_half_of_it() -> None:
     estimated = report.measured["bytes"]
     assert estimated["attention scores of one layer, at most"] == 3 * 4 * 8 * 16 * 512**2
     assert 0.4 * 15 < estimated["in all"] / 2**30 < 0.5 * 15
+
+
+def test_blip2_with_opt_2_7b_in_four_bits_meets_its_target_at_eight_samples() -> None:
+    config = configuration.load(configuration.DEFAULT.parent / "blip2_vqav2_qlora.yaml")
+    assert isinstance(config.model, Blip2Config) and config.train.per_device_train_batch_size == 8
+    parts = blip2_memory.estimate_memory(config.model, config.train).measured["bytes"]
+    assert 5 < parts["in all"] / 2**30 < 12
+    # OPT's layers: 2.5 billion weights of half a byte and their scales; two adapters of rank 16 in each of 32 layers.
+    assert parts["language model's layers"] == pytest.approx(2.517e9 * 0.516, rel=0.01)
+    assert parts["optimizer"] == 32 * 2 * 2 * 16 * 2560 * 8
 
 
 def test_qwen3_vl_4b_in_four_bits_meets_its_target_at_1024_image_tokens() -> None:

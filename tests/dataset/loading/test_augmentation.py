@@ -1,4 +1,4 @@
-"""Augmentation changes images slightly, depends on the key alone and never flips."""
+"""Augmentation changes images slightly, depends on the key alone, and mirrors only where that is asked for."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,15 @@ def test_amounts_are_bounds_of_the_factors() -> None:
     assert 115 < max(values) <= 120
 
 
-def test_images_are_never_flipped() -> None:
+def test_images_are_mirrored_as_often_as_asked_and_else_only_changed() -> None:
+    config = AugmentationConfig(horizontal_flip=0.25)
+    own, mirrored = np.asarray(image()), np.asarray(image())[:, ::-1]
+    results = [np.asarray(augment(image(), config, str(i))) for i in range(400)]
+    assert all(np.array_equal(result, own) or np.array_equal(result, mirrored) for result in results)
+    assert 70 <= sum(np.array_equal(result, mirrored) for result in results) <= 130
+
+
+def test_images_are_never_flipped_by_default() -> None:
     config = AugmentationConfig(brightness=0.3, contrast=0.3, saturation=0.3, rotation=15.0)
     for i in range(100):
         pixels = np.asarray(augment(image(), config, str(i))).astype(int)

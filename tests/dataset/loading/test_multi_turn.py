@@ -1,10 +1,20 @@
 """Multi-turn conversations about one image: no sample is lost, lengths are exact, order and targets depend on the epoch."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from dataset.loading.encoded_sample import IGNORE_INDEX
-from dataset.loading.multi_turn import Conversation, MeasuredSample, conversations, num_tokens, shuffled_questions, to_messages
+from dataset.loading.multi_turn import (
+    Conversation,
+    MeasuredSample,
+    balance_by_category,
+    conversations,
+    num_tokens,
+    shuffled_questions,
+    to_messages,
+)
 from dataset.loading.sample_store import SampleStore
 from dataset.loading.samplers import SampleKey
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Sample
@@ -100,3 +110,13 @@ def test_no_conversation_exceeds_the_length_limit() -> None:
     grouped: list[Conversation] = conversations(samples, 4, 30)
     assert [len(group) for group in grouped] == [3, 1]
     assert max(num_tokens(group, 0, epoch) for group in grouped for epoch in range(50)) <= 30
+
+
+def test_smaller_categories_are_repeated_until_all_are_as_large_as_the_largest() -> None:
+    categories = ["circle", "star", "circle", None, "circle", "ring", "star"]
+    single = [(MeasuredSample(row, str(row), (5,)),) for row in range(7)]
+    balanced = balance_by_category(single, categories)
+    counts = Counter(categories[conversation[0].row] for conversation in balanced)
+    assert counts == {"circle": 3, "star": 3, "ring": 3, None: 1}
+    assert {conversation[0].row for conversation in balanced} == set(range(7))
+    assert balance_by_category(single, [None] * 7) == single

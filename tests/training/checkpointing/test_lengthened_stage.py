@@ -34,7 +34,7 @@ def test_a_finished_run_goes_on_when_its_last_stage_becomes_longer(workspace: Wo
     cosine = [0.5e-3 * (1 + math.cos(math.pi * step / 4)) for step in range(4)]
     assert rates(longer) == pytest.approx([1e-3, 0.5e-3, *cosine[2:]])
     assert (
-        "stage tune: 4 steps instead of 2; the learning rate goes on at step 2 of the cosine over all 4: "
+        "stage tune: 4 steps instead of 2; the learning rate goes on at step 2 of the cosine schedule over all 4: "
         "connector 0.00e+00 -> 5.00e-04, lora 0.00e+00 -> 5.00e-04" in capsys.readouterr().out
     )
     assert (longer.parent / "checkpoint-3" / TRAINER_FOLDER / "optimizer.pt").is_file()
