@@ -167,7 +167,7 @@ def activation_bytes_per_token(text: Any, settings: FamilyConfig) -> int:
 
 def largest_matrix(model: nn.Module) -> int:
     """Weights of the largest frozen matrix of the language model's layers."""
-    return max(layer.weight.numel() for layer in _linear_layers(model) if _is_frozen_linear(layer))
+    return max(int(layer.weight.numel()) for layer in _linear_layers(model) if _is_frozen_linear(layer))
 
 
 def _linear_layers(model: nn.Module) -> list[Any]:

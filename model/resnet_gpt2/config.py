@@ -18,7 +18,7 @@ class FusionConfig:
 
     hidden_size: Annotated[int, Field(ge=1)] = 1024
     """Width between ResNet's features and GPT-2's width."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    hidden_dropout_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Dropout probability after the GELU of that layer."""
     num_attention_heads: Annotated[int, Field(ge=1)] = 8
     """Heads of the attention of the text to the image; they divide GPT-2's width."""

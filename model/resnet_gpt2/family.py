@@ -16,7 +16,7 @@ from model.quantization import Quantization
 from model.resnet_gpt2.config import ResnetGpt2Config
 from model.resnet_gpt2.modeling import ResnetGpt2, build, build_without_weights
 from model.resnet_gpt2.processor import ResnetGpt2Processor
-from model.step_flops import StepFlops
+from model.step_flops import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, StepFlops
 from model.stock.stock_family import StockFamily
 
 
@@ -59,24 +59,17 @@ class ResnetGpt2Family(StockFamily):
         raise UsageError(f"--format {export_format}: no other program reads a ResNet with GPT-2; use the checkpoint in {folder}")
 
     def step_flops(self, model: Any, features_cached: bool) -> StepFlops:
-        """By torch's own counter, of one image and of one token; a backward pass costs twice the forward pass of what is trained."""
+        """ResNet's convolutions by torch's own counter, at 224 x 224 pixels; the rest from the sizes of its matrices."""
         del features_cached
-        device = model.device
-        tokens = torch.zeros(1, 1, dtype=torch.long, device=device)
-        hidden = torch.zeros(1, 1, model.language.config.n_embd, device=device)
-        pixels = torch.zeros(1, 3, 224, 224, device=device)
-        per_image = _flops(model.vision, pixels, train=any(p.requires_grad for p in model.vision.parameters()))
-        language = _flops(model.language.transformer, tokens, train=True)
-        fusion = _flops(model.connector, hidden, hidden, train=True)
-        head = _flops(model.language.lm_head, hidden, train=False)
-        return StepFlops(language + fusion, 2 * head, per_image)
-
-
-def _flops(module: torch.nn.Module, *inputs: torch.Tensor, train: bool) -> float:
-    """FLOPs of a forward pass, with those of its backward pass if it is trained."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(*inputs)
-    return float(counter.get_total_flops() * (3 if train else 1))
+        trains_vision = any(parameter.requires_grad for parameter in model.vision.parameters())
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.vision(torch.zeros(1, 3, 224, 224, device=model.device))
+        per_image = float(counter.get_total_flops() * (3 if trains_vision else 1))
+        per_weight = FORWARD + INPUT_GRADIENT + WEIGHT_GRADIENT
+        matrices = [*model.language.transformer.h.parameters(), *model.connector.parameters()]
+        per_token = per_weight * sum(weight.numel() for weight in matrices if weight.ndim == 2)
+        head = (FORWARD + INPUT_GRADIENT) * model.language.lm_head.weight.numel()
+        return StepFlops(float(per_token), float(head), per_image)
 
 
 FAMILY = ResnetGpt2Family()

@@ -40,7 +40,9 @@ class ImageFusion(nn.Module):
     def __init__(self, channels: int, width: int, config: Any):
         super().__init__()
         hidden = config.hidden_size
-        self.projection = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(hidden, width))
+        self.projection = nn.Sequential(
+            nn.Linear(channels, hidden), nn.GELU(), nn.Dropout(config.hidden_dropout_prob), nn.Linear(hidden, width)
+        )
         self.attention = nn.MultiheadAttention(width, config.num_attention_heads, batch_first=True)
         self.join = nn.Sequential(nn.Linear(2 * width, width), nn.GELU())
         self.norm = nn.LayerNorm(width)

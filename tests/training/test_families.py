@@ -71,14 +71,10 @@ def test_a_model_of_each_family_is_trained_resumed_bit_for_bit_and_asked(
     model, stages = family_keys(kind, parts), STAGES
     if kind.startswith("resnet"):
         stages = [STAGES[0], {**STAGES[1], "train": ["connector", "language"]}]
-    config = configuration.load(
-        workspace(
-            model, stages=stages, save_steps=1, save_total_limit=9, eval_steps=2, num_logged_predictions=2, lr_scheduler_type="linear"
-        )
-    )
+    config = configuration.load(workspace(model, stages=stages, save_steps=1, save_total_limit=9, eval_steps=2, num_logged_predictions=2))
     last = train(config)
     printed = capsys.readouterr().out
-    assert "stage tune: 3 steps, connector" in printed and "validation loss" in printed and "FLOP of useful operations" in printed
+    assert "stage tune: 3 steps, " in printed and "validation loss" in printed and "FLOP of useful operations" in printed
     expected = weights(last)
     for step in (4, 5):
         shutil.rmtree(last.parent / f"checkpoint-{step}")
@@ -110,7 +106,7 @@ def test_questions_are_not_joined_for_an_encoder_decoder(workspace: Workspace, p
         train(config)
 
 
-def test_training_samples_are_balanced_by_category(workspace: Workspace, parts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_samples_are_balanced_by_category(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     path = workspace()
     with pytest.raises(UsageError, match=r"data\.balance: no sample in data/toy has a category"):
         train(configuration.load(path, ["data.balance=category"]))

@@ -128,6 +128,6 @@ def _build(name: str, parts: Path, folder: Path) -> Case:
         vision=str(parts / "resnet"),
         language=str(parts / "gpt2"),
         features=variant,
-        connector=FusionConfig(hidden_size=64, dropout=0.0, num_attention_heads=3),
+        connector=FusionConfig(hidden_size=64, hidden_dropout_prob=0.0, num_attention_heads=3),
     )
     return Case(name, family(kind), settings, ONE_IMAGE, ("connector", "language"))

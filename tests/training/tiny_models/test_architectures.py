@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoTokenizer, Qwen2Tokenizer, Qwen3ForCausa
 
 from dataset.synthetic.scene import HELD_OUT
 from dataset.synthetic.vocabulary import colored
+from tests.conftest import CORPUS
 from training.tiny_models.architectures import TINY_MODELS, VOCABULARY, build_tiny_model, build_tokenizer, image_processor, save_tiny_model
 from training.tiny_models.data.tokenizer_corpus import SHORT_ANSWER_PROMPTS, tokenizer_corpus
 
@@ -60,13 +61,24 @@ def test_a_models_weights_depend_on_its_seed_and_not_on_the_other_models(tokeniz
     assert not torch.equal(first[key], other[key])
 
 
-def test_the_models_are_standard_folders_of_at_most_24_megabytes(parts: Path) -> None:
+def test_the_models_are_standard_folders_of_at_most_34_megabytes(parts: Path) -> None:
     for model_name in TINY_MODELS:
         model = AutoModel.from_pretrained(parts / model_name)
-        assert model.config.model_type == model_name
+        assert model.config.model_type.replace("-", "") == model_name
         assert next(model.parameters()).dtype == torch.bfloat16
-        AutoTokenizer.from_pretrained(parts / model_name)
-    assert sum(path.stat().st_size for path in parts.rglob("*") if path.is_file()) <= 24_000_000
+        if model_name != "resnet":
+            AutoTokenizer.from_pretrained(parts / model_name)
+    assert sum(path.stat().st_size for path in parts.rglob("*") if path.is_file()) <= 34_000_000
+
+
+@pytest.mark.parametrize("name", ["blip2", "gpt2"])
+def test_a_tokenizer_without_a_chat_template_is_the_same_once_it_is_loaded(tokenizer: Qwen2Tokenizer, parts: Path, name: str) -> None:
+    """Qwen's own class would split ` 7` in two, which these models have as one token."""
+    loaded = AutoTokenizer.from_pretrained(parts / name)
+    trained = build_tokenizer(CORPUS)
+    for text in (" 7", " yes", "Question: 图中有几个绿色的物体？ Short answer:"):
+        assert loaded(text).input_ids == trained(text).input_ids
+    assert (loaded.eos_token, loaded.pad_token) == (tokenizer.eos_token, tokenizer.pad_token)
 
 
 def test_a_saved_model_loads_with_the_same_weights(tokenizer: Qwen2Tokenizer, tmp_path: Path) -> None:
