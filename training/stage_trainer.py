@@ -182,12 +182,11 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         before, after = move_to_schedule(self.lr_scheduler)
         if self.is_world_process_zero():
             rates = ", ".join(f"{name} {before[name]:.2e} -> {after[name]:.2e}" for name in after)
-            print(
-                f"stage {self._stage.config.name}: {self._stage.steps:,} steps instead of {self._stage.steps_before:,}; the learning rate "
-                f"goes on at step {self.lr_scheduler.last_epoch:,} of the {self._train.lr_scheduler_type} schedule over all "
-                f"{self._stage.steps:,}: {rates}",
-                flush=True,
+            length = f"{self._stage.steps:,} steps instead of {self._stage.steps_before:,}"
+            schedule = (
+                f"step {self.lr_scheduler.last_epoch:,} of the {self._train.lr_scheduler_type} schedule over all {self._stage.steps:,}"
             )
+            print(f"stage {self._stage.config.name}: {length}; the learning rate goes on at {schedule}: {rates}", flush=True)
 
     def get_train_dataloader(self) -> DataLoader:
         """The loader unchanged: its batch sampler already shards batches by rank."""

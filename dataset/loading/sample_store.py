@@ -136,7 +136,7 @@ def _table(path: Path, schema: pa.Schema) -> pa.Table:
         table = pa.concat_tables(groups) if groups else file.schema_arrow.empty_table()
     for name in OPTIONAL_COLUMNS:
         if name in schema.names and name not in table.schema.names:
-            table = table.append_column(name, pa.nulls(len(table), pa.string()))
+            table = table.add_column(schema.names.index(name), name, pa.nulls(len(table), pa.string()))
     if table.schema.names != schema.names:
         raise UsageError(f"{path}: expected the columns {schema.names}, found {table.schema.names}; run python tools/preprocess.py again")
     return table.cast(schema)

@@ -64,10 +64,11 @@ def test_questions_have_ten_answers_and_an_image(written: Path, name: str, split
 
 
 def test_vqa_files_have_the_fields_of_vqa_v2(written: Path) -> None:
+    """And the category, by which data can be balanced."""
     questions = json.loads((written / "annotations/vqa_train_questions.json").read_text(encoding="utf-8"))
     annotations = json.loads((written / "annotations/vqa_train_annotations.json").read_text(encoding="utf-8"))
     assert {"info", "task_type", "data_type", "data_subtype", "license", "questions"} <= questions.keys()
-    assert questions["questions"][0].keys() == {"image_id", "question", "question_id"}
+    assert questions["questions"][0].keys() == {"image_id", "question", "question_id", "category"}
     assert annotations["annotations"][0].keys() == {
         "question_type", "multiple_choice_answer", "answers", "image_id", "answer_type", "question_id"
     }  # fmt: skip

@@ -55,7 +55,16 @@ def test_code_that_lies_with_a_model_is_not_run(parts: Path, tmp_path: Path) -> 
     assert not (tmp_path / "ran").exists()
 
 
-OWN_CLASSES = {"cls", "Processor", "QwenVlProcessor", "peft.PeftConfig", "peft.PeftModel"}
+OWN_CLASSES = {
+    "cls",
+    "Processor",
+    "QwenVlProcessor",
+    "Blip2Processor",
+    "LlavaProcessor",
+    "ResnetGpt2Processor",
+    "peft.PeftConfig",
+    "peft.PeftModel",
+}
 """What has a from_pretrained without code from a hub: the project's own, and adapters, which are local files."""
 
 

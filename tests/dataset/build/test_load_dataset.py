@@ -21,6 +21,7 @@ def test_samples_load_with_hugging_face_datasets(tmp_path: Path) -> None:
         "targets": ["两个"],
         "answers": ["两个"] * 10,
         "prompt": "请用一个词或短语回答。",
+        "category": "cat",
     }
     pq.write_table(pa.Table.from_pylist([row], SAMPLES_SCHEMA), tmp_path / "samples.parquet")
     loaded = datasets.load_dataset(
