@@ -183,9 +183,8 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         if self.is_world_process_zero():
             rates = ", ".join(f"{name} {before[name]:.2e} -> {after[name]:.2e}" for name in after)
             length = f"{self._stage.steps:,} steps instead of {self._stage.steps_before:,}"
-            schedule = (
-                f"step {self.lr_scheduler.last_epoch:,} of the {self._train.lr_scheduler_type} schedule over all {self._stage.steps:,}"
-            )
+            at, kind = self.lr_scheduler.last_epoch, self._train.lr_scheduler_type
+            schedule = f"step {at:,} of the {kind} schedule over all {self._stage.steps:,}"
             print(f"stage {self._stage.config.name}: {length}; the learning rate goes on at {schedule}: {rates}", flush=True)
 
     def get_train_dataloader(self) -> DataLoader:
