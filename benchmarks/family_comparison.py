@@ -78,11 +78,11 @@ def compare_families(comparison: Comparison, configs: Mapping[Path, Experiment])
             if name not in runs:
                 runs[name] = _train(comparison, path, configs[path], seed)
                 write_json(comparison.folder / RUNS_FILE, runs)
-    evaluation = comparison.folder / "evaluation.yaml"
     equal_time = equal_time_checkpoints(runs)
-    write_text(evaluation, yaml.safe_dump(_evaluation(comparison, configs, runs, equal_time), allow_unicode=True, sort_keys=False))
-    _run("tools/eval_rerank.py", "--config", str(evaluation))
-    table = _table(comparison, configs, runs, equal_time)
+    last = {name: Path(run["checkpoint"]) for name, run in runs.items()}
+    systems = _evaluate(comparison, configs, comparison.name, last, with_others=True)
+    early = _evaluate(comparison, configs, f"{comparison.name}_equal_time", equal_time, with_others=False)
+    table = _table(comparison, configs, runs, equal_time, systems, early)
     write_text(comparison.folder / TABLE_FILE, table)
     return table
 
@@ -181,49 +181,66 @@ def _run(script: str, *arguments: str) -> None:
         raise TesseraError(f"{script} {' '.join(arguments)}: ended with status {completed.returncode}")
 
 
-def _evaluation(
-    comparison: Comparison, configs: Mapping[Path, Experiment], runs: Mapping[str, Mapping[str, Any]], equal_time: Mapping[str, Path]
+def _evaluate(
+    comparison: Comparison, configs: Mapping[Path, Experiment], name: str, checkpoints: Mapping[str, Path], *, with_others: bool
 ) -> dict[str, Any]:
-    """The configuration of the evaluation: all runs in groups, and every other system that one of the configurations names."""
+    """Evaluate a checkpoint of each run, the seeds of a configuration as a group; returns the systems of the report's summary.
+
+    Args:
+        comparison: what is compared.
+        configs: the configurations, by their files.
+        name: of the evaluation; its report stands in results/<name>.
+        checkpoints: by the names of the runs.
+        with_others: also ask every other system that one of the configurations names, and the first one with shuffled images.
+    """
     raw: dict[str, Any] = yaml.safe_load(comparison.configs[0].read_text(encoding="utf-8"))
     systems: list[dict[str, Any]] = []
     groups: dict[str, list[str]] = {}
     for path in comparison.configs:
         for seed in comparison.seeds:
-            name = comparison.run_name(path, seed)
-            systems.append({"name": f"{path.stem}-seed{seed}", "kind": "checkpoint", "path": runs[name]["checkpoint"]})
-            if str(equal_time[name]) != runs[name]["checkpoint"]:
-                systems.append({"name": f"{path.stem}-seed{seed}-equal-time", "kind": "checkpoint", "path": str(equal_time[name])})
+            checkpoint = str(checkpoints[comparison.run_name(path, seed)])
+            systems.append({"name": f"{path.stem}-seed{seed}", "kind": "checkpoint", "path": checkpoint})
             groups.setdefault(path.stem, []).append(f"{path.stem}-seed{seed}")
         others = (yaml.safe_load(path.read_text(encoding="utf-8")).get("eval") or {}).get("systems") or []
         known = {system["name"] for system in systems}
-        systems += [system for system in others if system["kind"] != "checkpoint" and system["name"] not in known]
-    evaluation = {**(raw.get("eval") or {}), "systems": systems, "limit": comparison.questions, "thresholds": {}}
+        systems += [system for system in others if with_others and system["kind"] != "checkpoint" and system["name"] not in known]
+    controls = ["shuffled_images"] if with_others else []
+    evaluation = {**(raw.get("eval") or {}), "systems": systems, "limit": comparison.questions, "thresholds": {}, "controls": controls}
     if len(comparison.seeds) > 1:
         evaluation["groups"] = groups
     data = {**(raw.get("data") or {}), "folder": str(configs[comparison.configs[0]].data_folder)}
-    return {**raw, "name": comparison.name, "data": data, "eval": evaluation}
+    # First answers are compared; rerankers would double the number of verdicts.
+    whole = {**{key: value for key, value in raw.items() if key != "rerank"}, "name": name, "data": data, "eval": evaluation}
+    folder = Path("results") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "evaluation.yaml", yaml.safe_dump(whole, allow_unicode=True, sort_keys=False))
+    _run("tools/eval_rerank.py", "--config", str(folder / "evaluation.yaml"))
+    systems_summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["systems"]
+    return systems_summary
 
 
 def _table(
-    comparison: Comparison, configs: Mapping[Path, Experiment], runs: dict[str, dict[str, Any]], equal_time: Mapping[str, Path]
+    comparison: Comparison,
+    configs: Mapping[Path, Experiment],
+    runs: dict[str, dict[str, Any]],
+    equal_time: Mapping[str, Path],
+    last: Mapping[str, Any],
+    early: Mapping[str, Any],
 ) -> str:
     """Markdown: quality and cost of each configuration, a mean over its seeds, and where the report is."""
-    summary = json.loads((comparison.folder / "summary.json").read_text(encoding="utf-8"))
     seeds = ", ".join(map(str, comparison.seeds))
     lines = [f"# {comparison.name}", "", f"{comparison.steps:,} steps of the last stage, seeds {seeds}.", ""]
     lines += [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     for path in comparison.configs:
         members = [runs[comparison.run_name(path, seed)] for seed in comparison.seeds]
-        systems = [summary["systems"][f"{path.stem}-seed{seed}"] for seed in comparison.seeds]
-        early = [summary["systems"].get(f"{path.stem}-seed{seed}-equal-time") for seed in comparison.seeds]
+        systems, early_systems = ([found[f"{path.stem}-seed{seed}"] for seed in comparison.seeds] for found in (last, early))
         steps = ", ".join(dict.fromkeys(str(checkpoint_step(equal_time[comparison.run_name(path, seed)])) for seed in comparison.seeds))
         tokens = [system.get("visual_tokens") for system in systems]
         cells = [
             path.stem,
             configs[path].model.family,
             _accuracies(systems),
-            f"{_accuracies([own or last for own, last in zip(early, systems, strict=True)])} (step {steps})",
+            f"{_accuracies(early_systems)} (step {steps})",
             f"{members[0]['trained_parameters'] / 1e6:.2f} M",
             format_number(_mean([run["samples_per_second"] for run in members]), 1),
             format_number(max(run["peak_memory_gib"] for run in members), 2),
