@@ -14,9 +14,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutpu
 
 from errors import UsageError, loading
 from model.family import LoadOptions
-from model.kernels.device_capability import default_dtype
 from model.param_groups import GroupPaths
-from model.quantization import Quantization, disable_avx512bf16, quantization_config
+from model.quantization import Quantization
+from model.stock.pretrained_model import load_pretrained
 from visual.hub_name import pretrained
 
 MODEL_TYPE = "blip-2"
@@ -134,16 +134,7 @@ def build(key: str, path: str, quantization: Quantization, options: LoadOptions,
         UsageError: it cannot be loaded, is no BLIP-2, or lacks weights.
     """
     config = read_config(key, path)
-    dtype = options.dtype or default_dtype(options.device)
-    quantized = quantization_config(quantization, dtype, NOT_QUANTISED, options.shardable)
-    arguments = {} if quantized is None else {"quantization_config": quantized}
-    with loading(key, path):
-        model, report = _class(config).from_pretrained(
-            **pretrained(path), config=config, dtype=dtype, device_map={"": options.device}, output_loading_info=True, **arguments
-        )
-    if report["missing_keys"]:
-        raise UsageError(f"{key}: {path} lacks weights of the model, such as {min(report['missing_keys'])}")
-    disable_avx512bf16(model)
+    model = load_pretrained(key, path, _class(config), config, quantization, options, not_quantised=NOT_QUANTISED)
     # A penalty or a minimum length of the folder's generation settings would change every probability.
     model.generation_end_ids = _end_ids(model)
     model.generation_config = GenerationConfig(eos_token_id=model.generation_end_ids)

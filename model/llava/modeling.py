@@ -5,9 +5,9 @@ from transformers import AutoConfig, LlavaForConditionalGeneration, PreTrainedCo
 
 from errors import UsageError, loading
 from model.family import LoadOptions
-from model.kernels.device_capability import default_dtype
 from model.param_groups import GroupPaths
-from model.quantization import Quantization, disable_avx512bf16, quantization_config
+from model.quantization import Quantization
+from model.stock.pretrained_model import load_pretrained
 from visual.hub_name import pretrained
 
 MODEL_TYPE, LANGUAGE_MODEL = "llava", "model.language_model"
@@ -51,23 +51,23 @@ def build(key: str, path: str, quantization: Quantization, options: LoadOptions)
         UsageError: it cannot be loaded, is no LLaVA, lacks weights, or the installed transformers would compute other features.
     """
     config = read_config(key, path)
-    dtype = options.dtype or default_dtype(options.device)
-    quantized = quantization_config(quantization, dtype, NOT_QUANTISED, options.shardable)
-    arguments = {} if quantized is None else {"quantization_config": quantized}
-    with loading(key, path):
-        model, report = LlavaForConditionalGeneration.from_pretrained(
-            **pretrained(path), config=config, dtype=dtype, device_map={"": options.device}, output_loading_info=True, **arguments
-        )
-    if missing := {name for name in report["missing_keys"] if ".head." not in name}:  # the pooling head is not used
-        raise UsageError(f"{key}: {path} lacks weights of the model, such as {min(missing)}")
+    model = load_pretrained(
+        key,
+        path,
+        LlavaForConditionalGeneration,
+        config,
+        quantization,
+        options,
+        not_quantised=NOT_QUANTISED,
+        may_be_missing=lambda name: ".head." in name,  # the pooling head is not used
+    )
     if getattr(model.config.vision_config, "tie_last_hidden_states", False) and not _last_hidden_state_is_normed(model):
         raise UsageError(
             f"{key}: {path}: its image features are taken after the final norm (vision_config.tie_last_hidden_states). The installed "
             "transformers does not support this setting and would give other answers; a newer one is needed"
         )
-    disable_avx512bf16(model)
     model.group_paths = GROUP_PATHS
-    frozen: PreTrainedModel = model.requires_grad_(False).eval()
+    frozen: PreTrainedModel = model
     return frozen
 
 

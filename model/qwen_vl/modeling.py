@@ -13,9 +13,9 @@ from transformers import (
 
 from errors import UsageError, loading
 from model.family import LoadOptions
-from model.kernels.device_capability import default_dtype
 from model.param_groups import GroupPaths
-from model.quantization import Quantization, disable_avx512bf16, quantization_config
+from model.quantization import Quantization
+from model.stock.pretrained_model import load_pretrained
 from visual.hub_name import pretrained
 
 CLASSES: dict[str, Any] = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
@@ -56,21 +56,11 @@ def build(key: str, path: str, quantization: Quantization, options: LoadOptions,
         UsageError: it cannot be loaded, is of another family, or lacks weights.
     """
     config = read_config(key, path)
-    dtype = options.dtype or default_dtype(options.device)
-    arguments: dict[str, Any] = {"device_map": {"": options.device}, **load_options}
-    quantized = quantization_config(quantization, dtype, NOT_QUANTISED, options.shardable)
-    if quantized is not None:
-        quantized.llm_int8_enable_fp32_cpu_offload = "max_memory" in load_options
-        arguments["quantization_config"] = quantized
-    with loading(key, path):
-        model, report = CLASSES[config.model_type].from_pretrained(
-            **pretrained(path), config=config, dtype=dtype, output_loading_info=True, **arguments
-        )
-    if report["missing_keys"]:
-        raise UsageError(f"{key}: {path} lacks weights of the model, such as {min(report['missing_keys'])}")
-    disable_avx512bf16(model)
+    model = load_pretrained(
+        key, path, CLASSES[config.model_type], config, quantization, options, not_quantised=NOT_QUANTISED, **load_options
+    )
     model.group_paths = GROUP_PATHS
-    frozen: PreTrainedModel = model.requires_grad_(False).eval()
+    frozen: PreTrainedModel = model
     return frozen
 
 
