@@ -13,45 +13,25 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from dataset.loading.image_transform import PixelReader
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts, Task
 from errors import UsageError, loading
 from model.llava.modeling import read_config, tokens_per_image
-from model.processors.chat_processor import ChatProcessor, load_fast_tokenizer
+from model.processors.chat_processor import load_fast_tokenizer
+from model.processors.fixed_tokens_processor import FixedTokensProcessor
 from model.processors.sample_processor import PROMPTS_FILE, ImageSize, Segment, read_processor_settings
 from visual.image_processor import load_image_processor
 
 
-class LlavaProcessor(ChatProcessor):
+class LlavaProcessor(FixedTokensProcessor):
     """Tokenizer, image processor and prompt layout; every image takes equally many tokens.
 
     Args:
-        tokenizer, image_token, max_length, system_prompt, prompts: as in `ChatProcessor`.
-        image_processor: of the vision encoder.
-        tokens_per_image: image tokens per image.
+        tokenizer: with the folder's chat template.
+        image_processor, settings: as in `FixedTokensProcessor`.
     """
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        image_processor: Any,
-        *,
-        image_token: str,
-        tokens_per_image: int,
-        max_length: int,
-        system_prompt: str | None = None,
-        prompts: Prompts | None = None,
-    ):
-        super().__init__(
-            tokenizer,
-            image_token=image_token,
-            max_length=max_length,
-            system_prompt=system_prompt,
-            prompts=prompts,
-            plain_end=tokenizer.eos_token,
-        )
-        self.image_processor, self.tokens_per_image = image_processor, tokens_per_image
-        self.pixel_reader = PixelReader(image_processor)
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_processor: Any, **settings: Any):
+        super().__init__(tokenizer, image_processor, plain_end=tokenizer.eos_token, **settings)
         # Stock processors let the tokenizer add its first token, unless the template has it.
         first = list(tokenizer("").input_ids)[:1]
         self._first = [] if self.special_ids(self.template_parts.opening)[:1] == first else first
@@ -123,47 +103,17 @@ class LlavaProcessor(ChatProcessor):
         parts = self.template_parts
         return len(self.text_ids(parts.next_user + text + parts.header)) if self._plain else super().follow_up_length(text)
 
-    def image_tokens(self, num_images: int, sizes: Sequence[ImageSize]) -> list[int]:
-        """Number of image tokens of each image."""
-        del sizes
-        return [self.tokens_per_image] * num_images
-
     def read(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Raw pixels of images, for a data loader's worker; `normalize` makes pixel values of them."""
         if not images:
             side = self.pixel_reader.read([Image.new("RGB", (8, 8))])
             return {"pixel_values": side[:0]}
-        return {"pixel_values": self.pixel_reader.read(images)}
-
-    def normalize(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of a batch with pixel values in place of raw pixels, on their device."""
-        return {**inputs, "pixel_values": self.pixel_reader.normalize(inputs["pixel_values"])} if "pixel_values" in inputs else inputs
+        return super().read(images)
 
     def blank_images(self, num_images: int, sizes: Sequence[ImageSize]) -> list[Image.Image]:
         """Black images."""
         del sizes
         return [Image.new("RGB", (64, 64)) for _ in range(num_images)]
-
-    def readable(self, ids: Sequence[int]) -> str:
-        """Text of token ids with special tokens, each image's image tokens collapsed to one `<image>`."""
-        parts: list[str] = []
-        run: list[int] = []
-        num_seen = 0
-        for token in ids:
-            if token != self.image_token_id:
-                run.append(token)
-                continue
-            if num_seen % self.tokens_per_image == 0:
-                parts += [str(self.tokenizer.decode(run)), IMAGE_PLACEHOLDER]
-                run = []
-            num_seen += 1
-        return "".join([*parts, str(self.tokenizer.decode(run))])
-
-    def save(self, folder: Path) -> None:
-        """Write tokenizer, image processor and settings to a checkpoint folder."""
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
-        self.save_settings(folder, image_token=self.image_token, tokens_per_image=self.tokens_per_image)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, SiglipImageProcessorPil
 
-from dataset.loading.image_transform import PixelReader
-from dataset.sample import IMAGE_PLACEHOLDER, Prompts
+from dataset.sample import Prompts
 from errors import UsageError, loading
-from model.processors.chat_processor import ChatProcessor, load_chat_tokenizer
+from model.processors.chat_processor import load_chat_tokenizer
+from model.processors.fixed_tokens_processor import FixedTokensProcessor
 from model.processors.sample_processor import ImageSize, read_processor_settings
 from visual.hub_name import pretrained
 
@@ -19,29 +19,8 @@ IMAGE_TOKEN_CANDIDATES = ("<|image_pad|>", "<|extra_0|>")
 """Candidates for the image token, in order of preference."""
 
 
-class Processor(ChatProcessor):
-    """Tokenizer, image processor and prompt layout; every image takes equally many tokens.
-
-    Args:
-        tokenizer, image_token, max_length, system_prompt, prompts: as in `ChatProcessor`.
-        image_processor: transformers image processor of the vision encoder.
-        tokens_per_image: image tokens per image.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        image_processor: Any,
-        *,
-        image_token: str,
-        tokens_per_image: int,
-        max_length: int,
-        system_prompt: str | None = None,
-        prompts: Prompts | None = None,
-    ):
-        super().__init__(tokenizer, image_token=image_token, max_length=max_length, system_prompt=system_prompt, prompts=prompts)
-        self.image_processor, self.tokens_per_image = image_processor, tokens_per_image
-        self.pixel_reader = PixelReader(image_processor)
+class Processor(FixedTokensProcessor):
+    """Tokenizer of a language model and image processor of a vision encoder, which were never one model."""
 
     @classmethod
     def from_pretrained(
@@ -89,12 +68,6 @@ class Processor(ChatProcessor):
             prompts=prompts,
         )
 
-    def save(self, folder: Path) -> None:
-        """Write tokenizer, image processor and settings to a checkpoint folder."""
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
-        self.save_settings(folder, image_token=self.image_token, tokens_per_image=self.tokens_per_image)
-
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Load a processor written by `save`. Raises UsageError when the folder contains none, or is damaged."""
@@ -104,23 +77,10 @@ class Processor(ChatProcessor):
             image_processor = SiglipImageProcessorPil.from_pretrained(**pretrained(folder))
             return cls(tokenizer, image_processor, **settings)
 
-    def image_tokens(self, num_images: int, sizes: Sequence[ImageSize]) -> list[int]:
-        """Equally many for every image, whatever its size."""
-        del sizes
-        return [self.tokens_per_image] * num_images
-
     @property
     def reads_slowly(self) -> bool:
         """Whether the image processor itself is called for every image, since it does more than a plain resize."""
         return self.pixel_reader.lookup_table is None
-
-    def read(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """Raw pixels of images, for a data loader's worker; `normalize` makes pixel values of them."""
-        return {"pixel_values": self.pixel_reader.read(images)}
-
-    def normalize(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of a batch with pixel values in place of raw pixels, on their device."""
-        return {**inputs, "pixel_values": self.pixel_reader.normalize(inputs["pixel_values"])} if "pixel_values" in inputs else inputs
 
     def blank_images(self, num_images: int, sizes: Sequence[ImageSize]) -> list[Image.Image]:
         """Black images that take as many tokens as those of these sizes."""
@@ -134,21 +94,6 @@ class Processor(ChatProcessor):
         Data loaders run the two steps separately: `pixel_reader.read` in a worker, `pixel_reader.normalize` on the device.
         """
         return self.pixel_reader.normalize(self.pixel_reader.read(images))
-
-    def readable(self, ids: Sequence[int]) -> str:
-        """Text of token ids with special tokens, each image's image tokens collapsed to one `<image>`."""
-        parts: list[str] = []
-        run: list[int] = []
-        num_seen = 0
-        for token in ids:
-            if token != self.image_token_id:
-                run.append(token)
-                continue
-            num_seen += 1
-            if num_seen % self.tokens_per_image == 1 or self.tokens_per_image == 1:
-                parts += [str(self.tokenizer.decode(run)), IMAGE_PLACEHOLDER]
-                run = []
-        return "".join([*parts, str(self.tokenizer.decode(run))])
 
 
 def _choose_image_token(tokenizer: PreTrainedTokenizerFast, requested: str, vocab_size: int) -> str:
