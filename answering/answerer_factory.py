@@ -8,7 +8,16 @@ from pathlib import Path
 
 import torch
 
-from answering.config import Blip2System, CheckpointSystem, DecodingConfig, OpenAiSystem, RerankConfig, ScorerConfig, System
+from answering.config import (
+    Blip2System,
+    CheckpointSystem,
+    DecodingConfig,
+    OpenAiSystem,
+    QwenVlSystem,
+    RerankConfig,
+    ScorerConfig,
+    System,
+)
 from answering.model_fingerprint import decoding_record, decoding_settings, identity, scorer_identity
 from answering.prompts import PromptPolicy
 from answering.protocol import Answerer, Description
@@ -17,14 +26,13 @@ from answering.rerank.candidate_scores import CORRECTED_SUFFIX
 from answering.rerank.choose_answer import RESERVED_NAMES, RerankPlan
 from answering.rerank.fitted_reranker import explain_mismatch, find_fitted, rerank_settings
 from answering.rerank.image_text_scores import ImageTextScorer
-from answering.systems import blip2, qwen_vl
 from answering.systems.family_answerer import FamilyAnswerer
 from answering.systems.openai_endpoint.api_key import api_key
 from dataset.loading.image_io import open_image
 from dataset.sample import Language
 from errors import UsageError
 from model.checkpoint_manifest import latest_checkpoint
-from model.family import LoadOptions, family, family_of, read_model_config
+from model.family import LoadOptions, family, family_of, pretrained_family, read_model_config
 from model.kernels.device_capability import default_dtype
 from visual import clip_scorer
 from visual.config import is_missing_folder
@@ -54,15 +62,13 @@ def build_answerer(
     device = device or default_device()
     if isinstance(system, CheckpointSystem):
         return _build_checkpoint(system, checkpoint_folder, device, dtype)
-    if isinstance(system, Blip2System):
-        return blip2.load(system, device, dtype)
     if isinstance(system, OpenAiSystem):
         check_system(system)
         # The client is an optional dependency and takes a second to import.
         from answering.systems.openai_endpoint import openai_answerer
 
         return openai_answerer.load(system)
-    return qwen_vl.load(system, device, dtype)
+    return _build_pretrained(system, device, dtype)
 
 
 def check_system(system: System, where: str | None = None) -> None:
@@ -265,6 +271,20 @@ def _build_checkpoint(system: CheckpointSystem, folder: Path, device: torch.devi
     model = kind.load(path, LoadOptions(dtype, device), quantization=system.quantization)
     kind.fuse(model)
     return FamilyAnswerer(model, processor, PromptPolicy.of_checkpoint(processor.prompts, system), settings)
+
+
+def _build_pretrained(system: QwenVlSystem | Blip2System, device: torch.device | str, dtype: torch.dtype | None) -> FamilyAnswerer:
+    """A published model as it is, quantised or with an adapter."""
+    settings = dataclasses.asdict(system)
+    model, processor = pretrained_family(system.family).load_pretrained(f"system {system.name}, ", settings, LoadOptions(dtype, device))
+    return FamilyAnswerer(
+        model,
+        processor,
+        PromptPolicy.from_config(system),
+        {name: settings[name] for name in system.described},
+        kind=system.kind,
+        max_image_side=settings.get("max_image_side"),
+    )
 
 
 def _checkpoint_folder(system: CheckpointSystem, folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
@@ -104,6 +104,11 @@ class CheckpointSystem(SystemBase):
 class QwenVlSystem(SystemBase):
     """A Qwen vision-language model as a baseline."""
 
+    family: ClassVar[str] = "qwen_vl"
+    """Model family that loads it."""
+    described: ClassVar[tuple[str, ...]] = ("path", "quantization", "max_image_side")
+    """Settings that its answers depend on."""
+
     kind: Literal["qwen3_vl", "qwen2_5_vl"]
     """Family of the model."""
     path: ModelNameOrPath
@@ -122,6 +127,13 @@ class QwenVlSystem(SystemBase):
 @section
 class Blip2System(SystemBase):
     """BLIP-2 as a zero-shot baseline, or with an adapter. It takes exactly one image per question."""
+
+    family: ClassVar[str] = "blip2"
+    """Model family that loads it."""
+    described: ClassVar[tuple[str, ...]] = (
+        "path", "quantization", "adapter", "question_prompt", "conversation_prompt", "caption_prompt",
+    )  # fmt: skip
+    """Settings that its answers depend on."""
 
     kind: Literal["blip2"]
     path: ModelNameOrPath

@@ -5,7 +5,7 @@ model/<family>/ with a module `family`, whose FAMILY implements `Family`.
 """
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -135,9 +135,29 @@ class Family(Protocol):
         ...
 
 
+class PretrainedFamily(Protocol):
+    """A family whose published models can be asked as they are, to compare with."""
+
+    def load_pretrained(self, where: str, settings: Mapping[str, Any], options: LoadOptions) -> tuple[Any, SampleProcessor]:
+        """A published model, frozen and in eval mode, and its processor. Raises UsageError.
+
+        Args:
+            where: prefix of the settings' names in messages.
+            settings: of the system in `eval.systems`, by name.
+            options: dtype and device.
+        """
+        ...
+
+
 def family(name: str) -> Family:
     """The family of this name."""
     found: Family = import_module(f"model.{name}.family").FAMILY
+    return found
+
+
+def pretrained_family(name: str) -> PretrainedFamily:
+    """The family of this name, which has published models."""
+    found: PretrainedFamily = import_module(f"model.{name}.family").FAMILY
     return found
 
 

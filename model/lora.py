@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import peft
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from errors import UsageError
+from errors import UsageError, loading
 from model.family_config import LoraConfig
 from model.param_groups import language_model
 
@@ -41,6 +43,30 @@ def language_lora_config(
         target_modules=rf"{re.escape(path)}\..*\.({'|'.join(sorted(chosen))})",
         modules_to_save=modules_to_save,
     )
+
+
+def with_adapter(model: Any, folder: Path, where: str) -> Any:
+    """The model with a LoRA adapter injected into its layers. Raises UsageError if the adapter was trained on another model.
+
+    where: the configuration key for the message.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{where}: {folder} does not exist")
+    with loading(where, str(folder)):
+        settings = peft.PeftConfig.from_pretrained(folder)
+        if settings.peft_type != peft.PeftType.LORA:
+            raise ValueError(f"it is a {settings.peft_type.value} adapter, LORA is expected")
+        weights = peft.load_peft_weights(str(folder), device="cpu")
+        try:
+            adapted = peft.PeftModel.from_pretrained(model, folder)
+        except RuntimeError as error:
+            raise ValueError(f"its weights have other shapes: {error}") from error
+    expected = peft.get_peft_model_state_dict(adapted)
+    if wrong := sorted(expected.keys() ^ weights.keys()):
+        raise UsageError(
+            f"{where}: {folder} was trained on another model ({len(wrong)} weights are missing or left over, such as {wrong[0]})"
+        )
+    return adapted.get_base_model()
 
 
 def checkpointed_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:

@@ -4,7 +4,7 @@ Shapes: B samples, T tokens of the longest prompt, L tokens of the longest answe
 """
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from model.blip2.modeling import MODEL_TYPE, build, build_without_weights
 from model.blip2.processor import Blip2Processor
 from model.family import Collate, LoadOptions, read_model_config
 from model.family_config import ParamGroup
-from model.lora import language_lora_config
+from model.lora import language_lora_config, with_adapter
 from model.param_groups import unwrapped
 from model.processors.question_processor import QuestionPrompts
 from model.processors.sample_processor import PROCESSOR_SETTINGS_FILE
@@ -57,6 +57,16 @@ class Blip2Family(StockFamily):
 
     def load_whole(self, folder: Path, quantization: Quantization, options: LoadOptions) -> Any:
         return build("checkpoint", str(folder), quantization, options, self.load_processor(folder).image_token_id)
+
+    def load_pretrained(self, where: str, settings: Mapping[str, Any], options: LoadOptions) -> tuple[Any, Blip2Processor]:
+        """Implements model.family.PretrainedFamily: zero-shot, quantised or with a LoRA adapter."""
+        key, path = f"{where}path", settings["path"]
+        question_prompts = QuestionPrompts(settings["question_prompt"], settings["conversation_prompt"], settings["caption_prompt"])
+        processor = Blip2Processor.from_pretrained(key, path, question_prompts, max_length=None)
+        model = build(key, path, settings["quantization"], options, processor.image_token_id)
+        if settings["adapter"] is not None:
+            model = with_adapter(model, settings["adapter"], f"{where}adapter")
+        return model.eval(), processor
 
     def shape(self, config: Blip2Config, processor: Blip2Processor) -> Any:
         return build_without_weights("model.path", config.path, processor.image_token_id)

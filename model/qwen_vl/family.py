@@ -3,16 +3,17 @@
 Shapes: B samples, T tokens, S supervised positions, V vocabulary size.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import peft
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from dataset.sample import Prompts
+from errors import UsageError
 from model.family import Collate, LoadOptions, read_model_config
 from model.family_config import ParamGroup
 from model.lora import language_lora_config
@@ -50,7 +51,7 @@ class QwenVlFamily(StockFamily):
         """The processor of a checkpoint, of a whole model that we exported, or of a published one. Raises UsageError."""
         if read_model_config(folder).get("model_type") not in CLASSES or (folder / PROCESSOR_SETTINGS_FILE).is_file():
             return QwenVlProcessor.load(folder)
-        limit = int(read_config("checkpoint", str(folder)).get_text_config().max_position_embeddings)
+        limit = _positions(read_config("checkpoint", str(folder)))
         return QwenVlProcessor.from_pretrained("checkpoint", str(folder), max_length=limit)
 
     def load_base(self, config: QwenVlConfig, processor: Any, options: LoadOptions) -> PreTrainedModel:
@@ -59,6 +60,19 @@ class QwenVlFamily(StockFamily):
 
     def load_whole(self, folder: Path, quantization: Quantization, options: LoadOptions) -> PreTrainedModel:
         return build("checkpoint", str(folder), quantization, options)
+
+    def load_pretrained(self, where: str, settings: Mapping[str, Any], options: LoadOptions) -> tuple[PreTrainedModel, QwenVlProcessor]:
+        """Implements model.family.PretrainedFamily. With `max_memory` the model is split over devices, the CPU and offload_folder."""
+        key, path = f"{where}path", settings["path"]
+        config = read_config(key, path)
+        if config.model_type != settings["kind"]:
+            raise UsageError(f"{key}: {path} is a {config.model_type} model, the system's kind says {settings['kind']}")
+        processor = QwenVlProcessor.from_pretrained(key, path, max_length=_positions(config))
+        split: dict[str, Any] = {}
+        if settings["max_memory"] is not None:
+            memory = {int(name) if name.isdigit() else name: size for name, size in settings["max_memory"].items()}
+            split = {"device_map": "auto", "max_memory": memory, "offload_folder": settings["offload_folder"]}
+        return build(key, path, settings["quantization"], options, **split), processor
 
     def shape(self, config: QwenVlConfig, processor: Any) -> PreTrainedModel:
         del processor
@@ -100,6 +114,11 @@ class ImageTypeCollator:
     def __call__(self, examples: Sequence[Any]) -> dict[str, Any]:
         batch = self.collate(examples)
         return {**batch, "mm_token_type_ids": (batch["input_ids"] == self.image_token_id).int()}
+
+
+def _positions(config: PreTrainedConfig) -> int:
+    """Most tokens of a sample that the language model can take."""
+    return int(config.get_text_config(decoder=True).max_position_embeddings)
 
 
 def _merger_names(model: Any) -> list[str]:

@@ -13,10 +13,10 @@ from transformers import (
     Blip2Processor,
 )
 
+from answering.answerer_factory import build_answerer
 from answering.config import Blip2System, DecodingConfig
 from answering.decoding.streaming import TokenGenerated, can_stream_tokens, stream_tokens
 from answering.protocol import Answer, Request
-from answering.systems import blip2
 from answering.systems.family_answerer import FamilyAnswerer
 from dataset.sample import Message
 from errors import UsageError
@@ -37,7 +37,10 @@ def folders(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 def loaded(folder: Path, **settings: Any) -> FamilyAnswerer:
-    return blip2.load(Blip2System(name="blip", kind="blip2", path=str(folder), **settings), "cpu")
+    system = Blip2System(name="blip", kind="blip2", path=str(folder), **settings)
+    answerer = build_answerer(system, checkpoint_folder=Path("none"), device="cpu")
+    assert isinstance(answerer, FamilyAnswerer)
+    return answerer
 
 
 def is_encoder_decoder(answerer: FamilyAnswerer) -> bool:

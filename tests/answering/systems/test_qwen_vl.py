@@ -17,13 +17,13 @@ from transformers import (
 )
 from transformers.processing_utils import ProcessorMixin
 
+from answering.answerer_factory import build_answerer
 from answering.config import DecodingConfig, QwenVlSystem
 from answering.decoding.beam_search import beam_search
 from answering.decoding.decoding_rules import DecodingRules
 from answering.protocol import Request
 from answering.request_images import resize_to_max_side
 from answering.systems.family_answerer import FamilyAnswerer
-from answering.systems.qwen_vl import load
 from dataset.sample import Message
 from errors import UsageError
 from tests.answering.conftest import make_request, noise_image
@@ -77,9 +77,15 @@ def build_qwen2_5_vl(folder: Path, parts: Path) -> Path:
     return folder
 
 
+def load(system: QwenVlSystem) -> FamilyAnswerer:
+    answerer = build_answerer(system, checkpoint_folder=Path("none"), device="cpu")
+    assert isinstance(answerer, FamilyAnswerer)
+    return answerer
+
+
 def loaded(folder: Path, kind: Any, **settings: Any) -> FamilyAnswerer:
     """The model in fp32 with its weights scaled up, so that answers are unambiguous and depend on the images."""
-    answerer = load(QwenVlSystem(name="qwen", kind=kind, path=str(folder), **{"quantization": "none", **settings}), "cpu")
+    answerer = load(QwenVlSystem(name="qwen", kind=kind, path=str(folder), **{"quantization": "none", **settings}))
     if answerer.settings["quantization"] == "none":
         with torch.no_grad():
             for name, weight in answerer.model.named_parameters():
@@ -185,10 +191,10 @@ def test_only_the_language_model_is_quantised(parts: Path, quantization: str) ->
 
 def test_a_model_that_does_not_fit_is_offloaded(parts: Path, tmp_path: Path) -> None:
     unlimited = QwenVlSystem(name="qwen", kind="qwen3_vl", path=str(parts / "qwen3_vl"), quantization="none")
-    offloaded = load(dataclasses.replace(unlimited, max_memory={"cpu": "6MB"}, offload_folder=tmp_path), "cpu")
+    offloaded = load(dataclasses.replace(unlimited, max_memory={"cpu": "6MB"}, offload_folder=tmp_path))
     assert "disk" in offloaded.model.hf_device_map.values()
     decoding = DecodingConfig(num_candidates=2, max_new_tokens=3)
-    fresh = load(unlimited, "cpu")
+    fresh = load(unlimited)
     assert offloaded.answer(REQUESTS[:1], decoding) == fresh.answer(REQUESTS[:1], decoding)
 
 
@@ -212,7 +218,7 @@ def test_a_model_of_another_family_is_a_one_line_error(parts: Path) -> None:
     with pytest.raises(UsageError, match=r"system qwen, path: .* is a qwen3_vl model, the system's kind says qwen2_5_vl"):
         loaded(parts / "qwen3_vl", "qwen2_5_vl")
     with pytest.raises(UsageError, match="system qwen, path: cannot load no/such"):
-        load(QwenVlSystem(name="qwen", kind="qwen3_vl", path="no/such"), "cpu")
+        load(QwenVlSystem(name="qwen", kind="qwen3_vl", path="no/such"))
 
 
 def test_a_model_that_always_thinks_is_refused(parts: Path, tmp_path: Path) -> None:
