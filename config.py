@@ -82,9 +82,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
     Raises:
         UsageError: a key is unknown or a value has the wrong type; the message names the file and the key.
     """
-    raw = _read(path)
-    for override in overrides or []:
-        _override(raw, override)
+    raw = read(path, overrides)
     try:
         # In JSON mode, strict validation still converts a string to a path and a list to a tuple.
         return TypeAdapter(Config).validate_json(json.dumps(raw))
@@ -93,6 +91,14 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
         raise UsageError(f"{path}: " + "; ".join(lines)) from error
     except TypeError as error:
         raise UsageError(f"{path}: {error}; only text, numbers, true/false, lists and mappings are expected") from error
+
+
+def read(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The keys of a configuration file with `key=value` overrides, as written. Raises UsageError when it cannot be read."""
+    raw = _read(path)
+    for override in overrides or []:
+        _override(raw, override)
+    return raw
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 from safetensors import safe_open
 
+import config as configuration
 from atomic_io import write_json, write_text
 from benchmarks.benchmark_report import format_number
 from errors import TesseraError, UsageError
@@ -134,7 +135,7 @@ def _train(comparison: Comparison, path: Path, config: Experiment, seed: int) ->
         # The first row has the start-up of the loaders in it.
         "samples_per_second": sum(rates[1:] or rates) / len(rates[1:] or rates),
         "peak_memory_gib": max(row["peak_memory_gib"] for row in rows if "peak_memory_gib" in row),
-        "trained_parameters": _saved_parameters(checkpoint),
+        "trained_parameters": saved_parameters(checkpoint.rglob("*.safetensors")),
     }
 
 
@@ -161,10 +162,10 @@ def equal_time_checkpoints(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, P
     return chosen
 
 
-def _saved_parameters(checkpoint: Path) -> int:
-    """Number of weights in a checkpoint, which holds what was trained."""
+def saved_parameters(files: Iterable[Path]) -> int:
+    """Number of weights in safetensors files."""
     total = 0
-    for path in checkpoint.rglob("*.safetensors"):
+    for path in files:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 count = 1
@@ -193,7 +194,7 @@ def _evaluate(
         checkpoints: by the names of the runs.
         with_others: also ask every other system that one of the configurations names, and the first one with shuffled images.
     """
-    raw: dict[str, Any] = yaml.safe_load(comparison.configs[0].read_text(encoding="utf-8"))
+    raw: dict[str, Any] = configuration.read(comparison.configs[0])
     systems: list[dict[str, Any]] = []
     groups: dict[str, list[str]] = {}
     for path in comparison.configs:
@@ -201,7 +202,7 @@ def _evaluate(
             checkpoint = str(checkpoints[comparison.run_name(path, seed)])
             systems.append({"name": f"{path.stem}-seed{seed}", "kind": "checkpoint", "path": checkpoint})
             groups.setdefault(path.stem, []).append(f"{path.stem}-seed{seed}")
-        others = (yaml.safe_load(path.read_text(encoding="utf-8")).get("eval") or {}).get("systems") or []
+        others = (configuration.read(path).get("eval") or {}).get("systems") or []
         known = {system["name"] for system in systems}
         systems += [system for system in others if with_others and system["kind"] != "checkpoint" and system["name"] not in known]
     controls = ["shuffled_images"] if with_others else []

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "training": {"training", "model", "visual", "dataset", "answering"},
     "evaluation": {"evaluation", "answering", "dataset"},
     "serving": {"serving", "answering", "visual", "dataset.sample", IMAGE_IO},
-    "benchmarks": {"benchmarks", "answering", "dataset", "evaluation", "model", "serving", "training", "visual"},
+    "benchmarks": {"benchmarks", "config", "answering", "dataset", "evaluation", "model", "serving", "training", "visual"},
 }
 HEAVY = {"torch", "transformers", "peft", "pyarrow", "datasets", "matplotlib", "numpy", "PIL"}
 FILES = [path for folder in MAY_IMPORT for path in sorted(Path(folder).rglob("*.py"))]

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from answering.rerank.calibration_range import IMAGE, fit_calibration_range
+from dataset.synthetic.dataset_writer import SceneCounts, write_scenes
 from tests.pipeline import run, workspace
 
 REAL_DATA = os.environ.get("TESSERA_REAL_DATA", "")
@@ -112,3 +114,14 @@ def test_questions_about_text_in_real_photos_are_evaluated_and_poor_scores_are_c
         assert "nan" not in report.lower().split()
     assert {path.stem for path in out.glob("*.png")} >= {"rerank", "overview", "accuracy_by_category", "wrong_cases", "robustness"}
     assert str(Path("results/text/report.html")) in printed
+
+
+@pytest.mark.skipif(not REAL_DATA, reason="TESSERA_REAL_DATA is not set")
+def test_every_photograph_is_unlike_the_images_of_the_demo(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", SceneCounts(train=1, test=60, unseen=1), processes=1)
+    scenes = {split: sorted((tmp_path / "scenes").glob(f"*/{split}/*.jpg")) for split in ("validation", "test")}
+    known = fit_calibration_range(["What is it?"], [scenes["validation"]])
+    photographs = sorted(Path(REAL_DATA).resolve().rglob("*.jpg"))
+    assert len(photographs) > 500
+    assert [path.name for path in photographs if IMAGE not in known.excess("What is it?", [path])] == []
+    assert sum(IMAGE in known.excess("What is it?", [path]) for path in scenes["test"]) <= 0.05 * len(scenes["test"])

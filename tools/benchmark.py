@@ -1,35 +1,18 @@
 """Measure the speed or the memory of one part of the program, on generated data."""
 
 import argparse
-import math
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import cli
 import config as configuration
+from benchmarks.memory import command as memory_command
 from benchmarks.preprocessing_speed import measure_images, measure_merges, run_in_subprocess, write_synthetic_sources
+from benchmarks.recipes import FOLDER, SIZES, own_model, recipe, show
 from cpu_cores import available_cores
 from errors import UsageError
-from model.blip2.config import Blip2Config
-from model.qwen_vl.config import QwenVlConfig
-from model.siglip_qwen.config import SiglipQwenConfig, siglip_qwen_settings
-
-if TYPE_CHECKING:
-    from benchmarks.benchmark_report import BenchmarkReport
-
-FOLDER = Path("results/benchmark")
-SIZES = {
-    "tiny": ("tiny.yaml",),
-    "1.7b": ("siglip_qwen3_1.7b_lora.yaml",),
-    "4b": ("siglip_qwen3_4b_qlora.yaml", "model.quantization=none", "train.packing_length=8192"),
-    "8b": ("siglip_qwen3_8b_lora.yaml",),
-}
-"""Configuration of each size and overrides: the stock model has no 4-bit weights here, so ours has none either."""
-
-MEMORY_SIZES = {**SIZES, "qwen3-vl-4b": ("qwen3_vl_4b_qlora.yaml",), "blip2-opt-2.7b": ("blip2_vqav2_qlora.yaml",)}
-"""The sizes whose memory is computed."""
 
 DEMO_DATA = ("make_synthetic_data.py", "preprocess.py")
 """Commands that create the training data of `equality`."""
@@ -55,10 +38,13 @@ def arguments() -> cli.Parser:
         "--side", type=int, default=384, metavar="N", help="input side of the vision encoder in pixels (default: %(default)s)"
     )
     images.set_defaults(measure=run_image_reading)
-    what = "training steps of ours and of stock LlavaForConditionalGeneration + PEFT, interleaved, with full-size random weights"
+    what = "training steps of ours and of stock LlavaForConditionalGeneration + PEFT, interleaved, or runs of ours and of TRL's SFTTrainer"
     train = parts.add_parser("train", description=what, help=what, takes_config=False)
-    _add_size(train, samples=128, unit="samples per block")
+    _add_size(train, samples=128, unit="samples per block", against=("stock", "nothing", "trl"))
     train.add_argument("--stock-batch", type=int, metavar="N", help="largest batch size of the stock model; halved until it fits")
+    what = "with --against trl, the configuration whose data and model are trained (default: %(default)s)"
+    train.add_argument("--config", type=Path, default=configuration.DEFAULT, metavar="YAML", help=what)
+    train.add_argument("--steps", type=int, default=60, metavar="N", help="with --against trl, steps of a run (default: %(default)s)")
     train.set_defaults(measure=training)
     what = "candidates of ours and of stock `generate`, unbatched and batched, interleaved, with full-size random weights"
     generate = parts.add_parser("generate", description=what, help=what, takes_config=False)
@@ -71,21 +57,7 @@ def arguments() -> cli.Parser:
     equality.add_argument("--every", type=int, default=50, metavar="N", help="steps between validations (default: %(default)s)")
     equality.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
     equality.set_defaults(measure=run_equality)
-    what = "GPU memory of a training step: estimated from shapes and settings, or measured with --run"
-    memory = parts.add_parser("memory", description=what, help=what, takes_config=False)
-    memory.add_argument("--size", choices=MEMORY_SIZES, default="4b", help="size of the model (default: %(default)s)")
-    memory.add_argument("--run", action="store_true", help="run a few steps on the GPU, with random weights in the configured quantisation")
-    what = "run them on a simulated GPU of this size, which counts memory and computes nothing (Linux, CUDA build of torch, C compiler)"
-    memory.add_argument("--simulated-gpu", type=float, metavar="GIB", help=what)
-    memory.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
-    memory.add_argument("settings", nargs="*", metavar="key=value", help="override a key of the size's recipe in configs/")
-    memory.set_defaults(measure=run_memory)
-    what = "host memory of each rank while a sharded model is loaded (FSDP2, CPU processes, Linux)"
-    loading = parts.add_parser("loading", description=what, help=what, takes_config=False)
-    loading.add_argument("--layers", type=int, default=24, metavar="N", help="layers of the language model (default: %(default)s)")
-    loading.add_argument("--width", type=int, default=768, metavar="N", help="its hidden size (default: %(default)s)")
-    loading.add_argument("--processes", type=int, default=2, metavar="N", help="number of ranks (default: %(default)s)")
-    loading.set_defaults(measure=run_loading)
+    memory_command.add_parts(parts)
     what = "all of the above that need a GPU, with all tables in one folder, and which targets are met; takes hours on a small GPU"
     gpu = parts.add_parser("gpu", description=what, help=what, takes_config=False)
     gpu.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="DIR", help="folder of all tables (default: %(default)s)")
@@ -122,12 +94,10 @@ def arguments() -> cli.Parser:
     return parser
 
 
-def _add_size(parser: argparse.ArgumentParser, samples: int, unit: str) -> None:
+def _add_size(parser: argparse.ArgumentParser, samples: int, unit: str, against: Sequence[str] = ("stock", "nothing")) -> None:
     """Arguments of the parts that compare with the stock model."""
     parser.add_argument("--size", choices=SIZES, default="tiny", help="size of the model (default: %(default)s)")
-    parser.add_argument(
-        "--against", choices=("stock", "nothing"), default="stock", help="what ours is compared with (default: %(default)s)"
-    )
+    parser.add_argument("--against", choices=against, default="stock", help="what ours is compared with (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=samples, metavar="N", help=f"{unit} (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="interleaved blocks of each path (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
@@ -169,28 +139,30 @@ def _pixels(text: str) -> tuple[int, int]:
 
 
 def training(parsed: argparse.Namespace) -> None:
-    """Measure training steps; print and save the table."""
-    config = _recipe(parsed)
+    """Measure training steps, or runs against TRL's; print and save the table."""
+    if parsed.against == "trl":
+        from benchmarks.training import trl_comparison
+
+        amount = trl_comparison.Workload(parsed.steps, parsed.rounds)
+        show(parsed, trl_comparison.measure(parsed.config, parsed.settings, amount), f"train_{parsed.config.stem}_against_trl")
+        return
+    config = recipe(parsed)
     # Not at the top: merges are measured in processes that import this module, and torch would add to their memory.
     from answering.answerer_factory import default_device
     from benchmarks.training.train_step import Workload, measure
 
     workload = Workload(parsed.samples, parsed.rounds, parsed.stock_batch, parsed.against == "stock")
-    _show(parsed, measure(parsed.size, _model(config), config.train, workload, default_device()), f"train_{parsed.size}")
-
-
-def _model(config: configuration.Config) -> SiglipQwenConfig:
-    return siglip_qwen_settings(config.model, "this benchmark")
+    show(parsed, measure(parsed.size, own_model(config), config.train, workload, default_device()), f"train_{parsed.size}")
 
 
 def generation(parsed: argparse.Namespace) -> None:
     """Measure candidate generation; print and save the table."""
-    config = _recipe(parsed)
+    config = recipe(parsed)
     from answering.answerer_factory import default_device
     from benchmarks.generation_speed import Workload, measure
 
     workload = Workload(parsed.samples, parsed.rounds, parsed.stock_batch, parsed.against == "stock")
-    _show(parsed, measure(parsed.size, _model(config), config.decoding, workload, default_device()), f"generate_{parsed.size}")
+    show(parsed, measure(parsed.size, own_model(config), config.decoding, workload, default_device()), f"generate_{parsed.size}")
 
 
 def run_equality(parsed: argparse.Namespace) -> None:
@@ -200,7 +172,7 @@ def run_equality(parsed: argparse.Namespace) -> None:
     from benchmarks.training.loss_parity import check, measure
 
     report = measure(parsed.config, parsed.steps, parsed.every)
-    _show(parsed, report, f"equality_{parsed.config.name}")
+    show(parsed, report, f"equality_{parsed.config.name}")
     check(report)
 
 
@@ -233,58 +205,6 @@ def run_search(parsed: argparse.Namespace) -> None:
         print(f"approximate (ef {speed.graph.ef}): {speed.approximate.text()}; recall {speed.recall:.3f}")
 
 
-def run_memory(parsed: argparse.Namespace) -> None:
-    """Estimate or measure the memory of a step with the unchanged configuration of the size; print and save the table."""
-    config = configuration.load(configuration.DEFAULT.parent / MEMORY_SIZES[parsed.size][0], parsed.settings)
-    if isinstance(config.model, QwenVlConfig | Blip2Config) and not parsed.run and parsed.simulated_gpu is None:
-        from benchmarks.memory import blip2_memory, qwen_vl_memory
-
-        estimate: Any = qwen_vl_memory if isinstance(config.model, QwenVlConfig) else blip2_memory
-        _show(parsed, estimate.estimate_memory(config.model, config.train), f"memory_{parsed.size}")
-        return
-    if parsed.simulated_gpu is not None:
-        _run_on_simulated_gpu(parsed)
-    elif not parsed.run:
-        from benchmarks.memory.memory_estimate import estimate_memory
-
-        _show(parsed, estimate_memory(parsed.size, _model(config), config.train), f"memory_{parsed.size}")
-        return
-    from benchmarks.gpu_targets import check_device
-    from benchmarks.memory.memory_measurement import measure
-
-    gib = parsed.simulated_gpu
-    name = f"memory_{parsed.size}_measured" if gib is None else f"memory_{parsed.size}_card_{gib:g}"
-    _show(parsed, measure(parsed.size, _model(config), config.train, check_device("memory --run")), name)
-
-
-def _run_on_simulated_gpu(parsed: argparse.Namespace) -> None:
-    """Run this command again on a simulated GPU; returns at once in the process that runs on it.
-
-    Raises:
-        UsageError: no GPU can be simulated here.
-        SystemExit: the run has ended, with its exit status.
-    """
-    from benchmarks.memory.simulated_gpu.build_library import check, is_simulated, run
-
-    if is_simulated():
-        return
-    gib = parsed.simulated_gpu
-    if not (math.isfinite(gib) and gib > 0):
-        raise UsageError(f"--simulated-gpu {gib:g}: expected a number of GiB above 0")
-    check()
-    options = ["--size", parsed.size, "--simulated-gpu", str(gib), "--out", str(parsed.out)]
-    raise SystemExit(run([__file__, "memory", *options, *parsed.settings], gib))
-
-
-def run_loading(parsed: argparse.Namespace) -> None:
-    """Load and shard a random model, with its weights read by rank 0 alone and by every rank, and print the memory of each rank."""
-    if sys.platform != "linux":
-        raise UsageError("loading: the memory of a process is read from /proc, which only Linux has")
-    from benchmarks.memory.sharded_loading_memory import measure, table
-
-    print("\n".join(table(measure(parsed.layers, parsed.width, parsed.processes))))
-
-
 def run_gpu(parsed: argparse.Namespace) -> None:
     """Run all benchmarks that need a GPU; print and save which targets are met. Raises TesseraError unless all are."""
     from benchmarks.benchmark_report import Machine
@@ -294,7 +214,7 @@ def run_gpu(parsed: argparse.Namespace) -> None:
     if not (configuration.load(configuration.DEFAULT, []).data_folder / "samples.parquet").exists():
         prepare_data([[sys.executable, str(Path(__file__).with_name(command))] for command in DEMO_DATA])
     report = check_targets(run_all([sys.executable, __file__], parsed.out), Machine.current(device))
-    _show(parsed, report, "targets")
+    show(parsed, report, "targets")
     check(report)
 
 
@@ -320,22 +240,7 @@ def answering(parsed: argparse.Namespace) -> None:
         if getattr(parsed, name) < 1 + (name == "clients"):
             raise UsageError(f"--{name} {getattr(parsed, name)}: expected at least {1 + (name == 'clients')}")
     workload = Workload(parsed.questions, parsed.clients, parsed.rounds)
-    _show(parsed, measure(parsed.config_path, parsed.overrides, workload), "serve_" + parsed.config.name)
-
-
-def _recipe(parsed: argparse.Namespace) -> configuration.Config:
-    for name in ("samples", "rounds", "stock_batch"):
-        value = getattr(parsed, name, None)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: expected at least 1")
-    recipe, *changes = SIZES[parsed.size]
-    return configuration.load(configuration.DEFAULT.parent / recipe, [*changes, *parsed.settings])
-
-
-def _show(parsed: argparse.Namespace, report: "BenchmarkReport", name: str) -> None:
-    saved = report.save(parsed.out, name)
-    print(report.text())
-    print("\n" + "\n".join(f"saved: {path}" for path in saved))
+    show(parsed, measure(parsed.config_path, parsed.overrides, workload), "serve_" + parsed.config.name)
 
 
 def main(parsed: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ STATISTICS = (
     *("log mean gradient", *(f"share of gradients below {threshold}" for threshold in _FLAT)),
     *(f"share of the Laplacian above {threshold}" for threshold in _CURVED),
     *(f"median {channel}" for channel in ("red", "green", "blue")),
+    "brightness of the middle quarter less the mean brightness",
 )
 """Names of the statistics. New ones come last: a range that was saved before has the first ones."""
 SMALLEST_SPREADS = (0.05, *(1e-3 for _ in STATISTICS[1:]))
@@ -70,6 +71,7 @@ def _statistics(image: Image.Image) -> np.ndarray:
             *(np.log(gradients.mean() + 1e-3), *((gradients < threshold).mean() for threshold in _FLAT)),
             *((laplacian > threshold).mean() for threshold in _CURVED),
             *median,
+            brightness[side // 4 : -side // 4, side // 4 : -side // 4].mean() - brightness.mean(),
         ],
         dtype=float,
     )

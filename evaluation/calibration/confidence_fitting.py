@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from answering.config import RerankConfig
+from answering.protocol import ImageInput
 from answering.rerank.calibration_range import fit_calibration_range
 from answering.rerank.confidence import Confidence, confidence_features
 from answering.rerank.logistic_regression import LogisticModel
@@ -15,7 +16,12 @@ from evaluation.metrics.reliability import reliability
 
 
 def fit_confidence(
-    examples: Sequence[ValidationExample], indices: Sequence[int], groups: np.ndarray, rerank: RerankConfig, seed: int
+    examples: Sequence[ValidationExample],
+    indices: Sequence[int],
+    groups: np.ndarray,
+    rerank: RerankConfig,
+    seed: int,
+    images: Sequence[ImageInput] = (),
 ) -> tuple[Confidence, float]:
     """Fit the calibrated confidence of the candidates at `indices`, and the range of questions it holds for.
 
@@ -25,6 +31,7 @@ def fit_confidence(
         groups: cluster of each
         rerank: the kind of calibration
         seed: seed of the folds
+        images: of the whole split; none for those of the questions alone
 
     Returns:
         The confidence, and its calibration error on held-out questions.
@@ -52,7 +59,8 @@ def fit_confidence(
     held_out = np.empty(len(examples))
     for train_mask, held_out_mask in group_k_fold(groups, seed):
         held_out[held_out_mask] = _predict_confidence(fit(all_rows[train_mask], groups[train_mask]), x[held_out_mask])
-    calibration_range = fit_calibration_range([example.question for example in examples], [example.images for example in examples])
+    known_images = [tuple(images)] if images else [example.images for example in examples]
+    calibration_range = fit_calibration_range([example.question for example in examples], known_images)
     return replace(fit(all_rows, groups), calibration_range=calibration_range), float(reliability(held_out, accuracies)["ece"])
 
 

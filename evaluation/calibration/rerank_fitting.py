@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from answering.config import RerankConfig, RerankWeights
+from answering.protocol import ImageInput
 from answering.question_types import SkippableQuestionType
 from answering.rerank.candidate_scores import SELF_EVALUATION
 from answering.rerank.choose_answer import RerankPlan, displayed_choice, select_candidates
@@ -45,6 +46,7 @@ def tune(
     rerank: RerankConfig,
     resamples: int,
     seed: int,
+    images: Sequence[ImageInput] = (),
 ) -> RerankPlans:
     """Fit the rerank plans of all systems.
 
@@ -58,6 +60,7 @@ def tune(
         rerank: configured weights, form, skipped question types and calibration
         resamples: resamples of the significance test
         seed: seed of folds and test
+        images: of the whole split, from which the confidence knows what images are like; none for those of the questions alone
     """
     examples = {name: validation_examples(questions, predictions, references) for name, (questions, predictions) in answered.items()}
     groups = {name: clusters([question.image_ids for question in with_candidates(*pair)]) for name, pair in answered.items()}
@@ -70,7 +73,7 @@ def tune(
     plan, report["skipped_question_types"] = _tune_skipped_question_types(rows, pooled_clusters, plan, resamples, seed)
     plans, by_system = {}, {}
     for name, system_examples in examples.items():
-        plans[name], by_system[name] = _fit_system(system_examples, groups[name], plan, rerank, seed)
+        plans[name], by_system[name] = _fit_system(system_examples, groups[name], plan, rerank, seed, images)
     return RerankPlans(plan, plans, chosen_on, {**report, "systems": by_system})
 
 
@@ -195,7 +198,12 @@ def _gain(chosen: np.ndarray, others: np.ndarray, groups: np.ndarray, resamples:
 
 
 def _fit_system(
-    examples: Sequence[ValidationExample], groups: np.ndarray, shared_plan: RerankPlan, rerank: RerankConfig, seed: int
+    examples: Sequence[ValidationExample],
+    groups: np.ndarray,
+    shared_plan: RerankPlan,
+    rerank: RerankConfig,
+    seed: int,
+    images: Sequence[ImageInput],
 ) -> tuple[RerankPlan, dict[str, Any]]:
     """A system's own plan: the shared plan plus learned fusion and confidence, if the questions have at least two clusters."""
     if len(set(groups.tolist())) < 2:
@@ -204,7 +212,7 @@ def _fit_system(
     plan = replace(shared_plan, learned=learned)
     selections = [select_candidates(example.prediction.candidates, example.signals, plan, example.kind) for example in examples]
     indices = [selection[displayed_choice(selection)] for selection in selections]
-    confidence, error = fit_confidence(examples, indices, groups, rerank, seed)
+    confidence, error = fit_confidence(examples, indices, groups, rerank, seed, images)
     report = {"questions": len(examples), "learned_held_out": accuracy, "ece_held_out": error}
     return replace(plan, confidence=confidence), report
 

@@ -19,7 +19,7 @@ from evaluation.answer_selection import RerankPlans
 from evaluation.calibration.rerank_fitting import tune
 from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.prediction_files import Prediction
-from evaluation.questions import Question, references
+from evaluation.questions import Question, choose, references
 from evaluation.robustness.robustness_run import CorruptionCondition, Robustness
 from evaluation.run.evaluation_setup import Experiment, first_checkpoint
 from evaluation.run.question_runner import NamedScorer
@@ -27,6 +27,9 @@ from evaluation.run.system_runner import EvaluationRun, SystemLoader, SystemRun,
 from evaluation.scoring.answer_scores import CosineFunction, References, caption_scores, score, score_lines
 from evaluation.scoring.rerank_metrics import candidate_metrics, rerank_metrics
 from evaluation.scoring.summary import SystemResult, summarise
+
+CALIBRATION_IMAGES = 1000
+"""Most images of the validation split from which the confidence knows what images are like."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +150,9 @@ def _fit_rerank_plans(experiment: Experiment, evaluation_run: EvaluationRun) -> 
     if not evaluation_run.validation:
         return RerankPlans(RerankPlan(rerank.weights, rerank.clip_score_form, rerank.skipped_question_types))
     answered = {name: (system_run.questions, system_run.predictions) for name, system_run in evaluation_run.validation.items()}
-    return tune(answered, references(experiment.store, "validation"), rerank, settings.resamples, settings.seed)
+    questions = choose(experiment.store, "validation", None)
+    images = list(dict.fromkeys(image for question in questions for image in question.request.images))[:CALIBRATION_IMAGES]
+    return tune(answered, references(experiment.store, "validation"), rerank, settings.resamples, settings.seed, images)
 
 
 def _save_plans(experiment: Experiment, evaluation_run: EvaluationRun, rerank_plans: RerankPlans, scorers: Sequence[NamedScorer]) -> None:

@@ -10,6 +10,7 @@ import torch
 import config as configuration
 from benchmarks.benchmark_report import Machine
 from benchmarks.gpu_targets import MEASUREMENTS, TARGETS, Measurement, check, check_targets, prepare_data, run_all
+from benchmarks.recipes import SIZES
 from errors import TesseraError
 from tools import benchmark
 
@@ -107,5 +108,5 @@ def test_every_measurement_has_valid_arguments(measurement: Measurement) -> None
     table = measurement.table.removesuffix("_measured")
     assert table == f"{parsed.part}_{getattr(parsed, 'size', 'tiny')}"
     if parsed.part != "equality":
-        settings = [*benchmark.SIZES[parsed.size][1:], *parsed.settings]
-        configuration.load(configuration.DEFAULT.parent / benchmark.SIZES[parsed.size][0], settings)
+        settings = [*SIZES[parsed.size][1:], *parsed.settings]
+        configuration.load(configuration.DEFAULT.parent / SIZES[parsed.size][0], settings)

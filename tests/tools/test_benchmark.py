@@ -13,6 +13,7 @@ import cli
 import config as configuration
 from benchmarks.benchmark_report import BenchmarkReport
 from benchmarks.full_size_models import check_comparable
+from benchmarks.recipes import SIZES
 from model.siglip_qwen.config import siglip_qwen_settings
 from tools import benchmark
 
@@ -117,7 +118,7 @@ def test_a_size_is_measured_with_its_configuration_and_saved(
     assert {path.name for path in tmp_path.iterdir()} == {f"{part}_{size}.json", f"{part}_{size}.md"}
 
 
-@pytest.mark.parametrize("size", benchmark.SIZES)
+@pytest.mark.parametrize("size", SIZES)
 def test_the_stock_model_supports_the_configuration_of_every_size(size: str) -> None:
-    recipe, *changes = benchmark.SIZES[size]
+    recipe, *changes = SIZES[size]
     check_comparable(siglip_qwen_settings(configuration.load(Path("configs") / recipe, changes).model, "a benchmark"))

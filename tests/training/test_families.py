@@ -22,7 +22,7 @@ from tests.answering.conftest import make_request
 from tests.small_models import build_blip2, build_llava
 from tests.training import toy_family
 from tests.training.test_run import losses
-from tests.training.test_train_command import run_on_two_ranks
+from tests.training.test_train_command import check_killed_run_resumes, run_on_two_ranks
 from training.preflight import check_settings
 from training.run import train
 
@@ -89,6 +89,16 @@ def test_a_model_of_each_family_is_trained_resumed_bit_for_bit_and_asked(
     ]
     assert answers[0].visual_tokens == answers[1].visual_tokens == VISUAL_TOKENS[kind]
     assert answers[0].first.log_prob != answers[1].first.log_prob
+
+
+@pytest.mark.parametrize(
+    "kind", ["resnet_gpt2", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen_vl_nf4", "blip2", "llava"))]
+)
+def test_a_killed_run_of_each_family_resumes_with_the_same_weights_bit_for_bit(workspace: Workspace, parts: Path, kind: str) -> None:
+    model, stages = {"lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.3}, **family_keys(kind, parts)}, STAGES
+    if kind.startswith("resnet"):
+        stages = [STAGES[0], {**STAGES[1], "train": ["connector", "language"]}]
+    check_killed_run_resumes(workspace(model, stages=stages, save_steps=1), 4, 5, weights)
 
 
 def test_samples_without_an_image_are_dropped_by_a_family_that_needs_one(

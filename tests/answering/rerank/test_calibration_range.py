@@ -58,6 +58,9 @@ def test_the_statistics_of_an_image_are_those_computed_by_hand() -> None:
     assert values["share of gradients below 0.05"] == pytest.approx(62 / 63)
     assert values["share of the Laplacian above 0.3"] == values["share of the Laplacian above 0.02"] == pytest.approx(2 / 62)
     assert (values["median red"], values["median green"]) == (0.5, 0.0)
+    middle = Image.new("RGB", (64, 64), "black")
+    middle.paste("white", (16, 16, 48, 48))
+    assert image_statistics(middle)[STATISTICS.index("brightness of the middle quarter less the mean brightness")] == pytest.approx(0.75)
 
 
 def test_a_range_that_was_saved_with_fewer_statistics_compares_these() -> None:

@@ -11,6 +11,7 @@ import torch
 import config as configuration
 from benchmarks.memory import blip2_memory, qwen_vl_memory
 from benchmarks.memory.memory_estimate import activation_bytes_per_token, estimate_memory, persistent_bytes
+from benchmarks.recipes import SIZES
 from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 from model.blip2.config import Blip2Config
@@ -21,7 +22,6 @@ from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig, siglip_qwen_settings
 from model.siglip_qwen.processor import Processor
 from tests.model.saved_tensors import saved_tensor_bytes
-from tools.benchmark import SIZES
 from training.config import TrainConfig
 
 RECIPE = configuration.DEFAULT.parent / SIZES["4b"][0]

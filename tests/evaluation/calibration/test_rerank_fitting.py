@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from answering.config import RerankConfig, RerankWeights
 from answering.protocol import Candidate, Request
+from answering.rerank.calibration_range import MIN_IMAGES
 from answering.rerank.candidate_scores import Signal
 from answering.rerank.choose_answer import RerankPlan
 from dataset.sample import Message
@@ -143,6 +145,14 @@ def test_no_cross_validation_splits_the_questions_of_an_image(monkeypatch: pytes
     # Questions 2 i and 2 i + 1 are about one image; every fold contains both or neither.
     assert len(seen) > 10
     assert all((groups[0::2] == groups[1::2]).all() for groups in seen)
+
+
+def test_the_confidence_knows_the_images_of_the_whole_split() -> None:
+    images = [Image.effect_noise((8, 8), 10 + sigma).convert("RGB") for sigma in range(MIN_IMAGES)]
+    with_images = tune({"ours": planted(40, 0.9)}, references(40), RerankConfig(), 50, 0, images).for_system("ours").confidence
+    assert with_images is not None and with_images.calibration_range is not None and with_images.calibration_range.images is not None
+    without = tune({"ours": planted(40, 0.9)}, references(40), RerankConfig(), 50, 0).for_system("ours").confidence
+    assert without is not None and without.calibration_range is not None and without.calibration_range.images is None
 
 
 def test_questions_of_skipped_types_do_not_influence_the_weights() -> None:
