@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import logging
 import os
 import re
@@ -14,13 +13,14 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn
 
 import config as configuration
 from atomic_io import disk_full_reason, free_bytes
+from config_help import describe
 from cpu_cores import limit_threads
 from error_reporting import report_error
-from errors import Interrupted, TesseraError, UsageError
+from errors import Interrupted, TesseraError, UsageError, remember_settings
 
 # Idle threads of GNU OpenMP busy-wait for a long time, which slows down other processes on the same cores. Two training runs at
 # once on two cores: 30 samples/s each, 64 with a short spin; one run alone: 134 and 128. The variable is read when torch is loaded.
@@ -32,6 +32,24 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 _FULL_BELOW_BYTES = 1 << 20
 """Free space below which a file system is named as full."""
+
+
+_OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+"""The beginning of an override, such as `train.seed=`."""
+_OVERRIDE_OF_A_SECTION = re.compile(rf"({'|'.join(typing.get_type_hints(configuration.Config))})\.[\w.]+=")
+"""The same behind an option whose own values contain a `=`."""
+
+
+class _HelpAll(argparse.Action):
+    """Prints the help of a command with the keys of the configuration."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str | None = None):
+        del dest  # nothing is stored
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(parser.format_help() + "\nkeys of the configuration:\n" + "\n".join(describe(configuration.Config)))
+        sys.exit(0)
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,12 +81,25 @@ class Parser(argparse.ArgumentParser):
                 metavar="key=value",
                 help="override a key of the configuration, e.g. train.per_device_train_batch_size=8",
             )
-            self.epilog = "keys of the configuration:\n" + "\n".join(describe(configuration.Config))
+            self.add_argument("--help-all", action=_HelpAll, help="show this help and all keys of the configuration, and exit")
 
     def add_subcommands(self) -> "argparse._SubParsersAction[Parser]":
         """Add subcommands; each is created by `add_parser(name, description=..., help=..., takes_config=...)` of the return value."""
         self.has_subcommands = True
         return self.add_subparsers(dest="part", required=True, metavar="PART")
+
+    def options_with_values(self) -> dict[str, re.Pattern[str] | None]:
+        """Options, those of subcommands included -> the pattern of an override behind them; None where one value follows."""
+        patterns: dict[str, re.Pattern[str] | None] = {}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for part in set(action.choices.values()):
+                    patterns |= part.options_with_values()
+            elif action.nargs is None:
+                patterns |= dict.fromkeys(action.option_strings)
+            elif "=" in str(action.metavar):
+                patterns |= dict.fromkeys(action.option_strings, _OVERRIDE_OF_A_SECTION)
+        return patterns
 
     def error(self, message: str) -> NoReturn:
         words = re.findall(r"[\w-]+", message)
@@ -110,13 +141,47 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
     sys.exit(status)
 
 
+_OVERRIDES = ("overrides", "settings")
+"""Names of the argument that takes overrides."""
+
+
 def _parse(parser: Parser, arguments: list[str] | None) -> argparse.Namespace:
-    # parse_intermixed_args does not support subcommands.
-    parsed = parser.parse_args(arguments) if parser.has_subcommands else parser.parse_intermixed_args(arguments)
-    if hasattr(parsed, "overrides"):
+    given = sys.argv[1:] if arguments is None else arguments
+    rest, overrides = _take_overrides(parser, given)
+    parsed = parser.parse_args(rest)
+    name = next((name for name in _OVERRIDES if hasattr(parsed, name)), None)
+    if name is None:
+        if overrides:
+            parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+        return parsed
+    setattr(parsed, name, [*getattr(parsed, name), *overrides])
+    if name == "overrides":
         parsed.config_path = parsed.config
+        remember_settings(parsed.config, parsed.overrides)
         parsed.config = configuration.load(parsed.config, parsed.overrides)
     return parsed
+
+
+def _take_overrides(parser: Parser, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without overrides, and these: they may stand anywhere, also behind an option that takes several values."""
+    rest: list[str] = []
+    overrides: list[str] = []
+    option = ""
+    options = parser.options_with_values()
+    for position, argument in enumerate(arguments):
+        if argument == "--":
+            rest += arguments[position:]
+            break
+        pattern = options.get(option, _OVERRIDE)
+        if pattern is not None and pattern.match(argument) and not Path(argument).exists():
+            overrides.append(argument)
+            continue
+        rest.append(argument)
+        if argument.startswith("-"):
+            option = argument
+        elif options.get(option, _OVERRIDE) is None:
+            option = ""  # its one value was this
+    return rest, overrides
 
 
 @contextlib.contextmanager
@@ -207,65 +272,3 @@ def ask(prompt: str) -> str | None:
         print()
         return None
     return None if line == "exit" else line
-
-
-def describe(section: Any, prefix: str = "") -> list[str]:
-    """Help lines `key: type = default`, each followed by the documentation of the key, for a configuration section and its subsections."""
-    lines: list[str] = []
-    hints = typing.get_type_hints(section)
-    documentation = {
-        name: field.description
-        for kind in reversed(section.__mro__)
-        for name, field in getattr(kind, "__pydantic_fields__", {}).items()
-        if field.description
-    }
-    for field in dataclasses.fields(section):
-        hint, key = hints[field.name], prefix + field.name
-        nested = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
-        default = "" if field.default is dataclasses.MISSING or nested else f" = {_as_yaml(field.default)}"
-        lines.append(f"  {key}: {_type_name(hint)}{default}")
-        is_discriminator = get_origin(hint) is Literal and len(get_args(hint)) == 1
-        lines.append(f"      {'Selects the variant.' if is_discriminator else ' '.join(documentation.get(field.name, '').split())}")
-        for kind in nested:
-            if len(nested) > 1:
-                lines.append(f"    {key}, {kind.__doc__}")
-            lines += describe(kind, key + ".")
-        for member in _list_members(hint):
-            lines.append(f"    {key}.N, {member.__doc__}")
-            lines += ["  " + line for line in describe(member, key + ".N.")]
-    return lines
-
-
-def _list_members(hint: Any) -> list[Any]:
-    """The dataclasses that a tuple[...] field may contain."""
-    if get_origin(hint) is not tuple:
-        return []
-    member = get_args(hint)[0]
-    while get_origin(member) is typing.Annotated:
-        member = get_args(member)[0]
-    return [kind for kind in (member, *get_args(member)) if dataclasses.is_dataclass(kind)]
-
-
-def _as_yaml(value: Any) -> str:
-    """A default value in YAML notation."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "[" + ", ".join("..." if dataclasses.is_dataclass(part) else _as_yaml(part) for part in value) + "]"
-    return str(value)
-
-
-def _type_name(hint: Any) -> str:
-    if hint is type(None):
-        return "null"
-    if get_origin(hint) is Literal:
-        return " | ".join(map(str, get_args(hint)))
-    if get_origin(hint) is tuple:
-        return f"list of {_type_name(get_args(hint)[0])}"
-    if dataclasses.is_dataclass(hint):
-        return "mapping"
-    if get_args(hint) and get_origin(hint) is not dict:
-        return " | ".join(dict.fromkeys(_type_name(part) for part in get_args(hint)))
-    return {"str": "text", "Path": "path", "dict": "mapping"}.get(getattr(hint, "__name__", ""), getattr(hint, "__name__", str(hint)))

@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from answering.config import DecodingConfig, RerankConfig
+from config_help import nearest_key
 from config_schema import section
 from dataset.config import DataConfig
 from errors import UsageError
@@ -87,7 +88,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
         # In JSON mode, strict validation still converts a string to a path and a list to a tuple.
         return TypeAdapter(Config).validate_json(json.dumps(raw))
     except ValidationError as error:
-        lines = [f"{_key(problem['loc'])}: {_describe_problem(problem)}" for problem in error.errors()]
+        lines = [f"{_key(problem['loc'])}: {_describe_problem(problem, _key(problem['loc']))}" for problem in error.errors()]
         raise UsageError(f"{path}: " + "; ".join(lines)) from error
     except TypeError as error:
         raise UsageError(f"{path}: {error}; only text, numbers, true/false, lists and mappings are expected") from error
@@ -154,11 +155,13 @@ def _key(location: tuple[int | str, ...]) -> str:
     return ".".join(str(key_part) for key_part in location) or "file"
 
 
-def _describe_problem(problem: Any) -> str:
+def _describe_problem(problem: Any, key: str) -> str:
     if problem["type"] == "unexpected_keyword_argument":
         location = [str(key_part) for key_part in problem["loc"]]
-        renamed = new_key(location[0], location[-1])
-        return f"unknown key; it is called {renamed} now" if renamed else "unknown key"
+        if renamed := new_key(location[0], location[-1]):
+            return f"unknown key; it is called {renamed} now"
+        nearest = nearest_key(Config, key)
+        return f"unknown key; the nearest is {nearest}" if nearest else "unknown key (--help-all lists all)"
     if problem["type"] in ("missing", "missing_argument"):
         return "this key is missing"
     if problem["type"].startswith("union_tag"):

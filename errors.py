@@ -1,8 +1,22 @@
 """Exceptions of the project. A command prints the message as one line and exits with `exit_status`."""
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+_settings: list[str] = []
+"""The configuration that this process was started with, as arguments of a command."""
+
+
+def remember_settings(config: Path, overrides: Sequence[str], default: Path = Path("configs/tiny.yaml")) -> None:
+    """Keep the configuration of this process for `command`."""
+    _settings[:] = [*(["--config", str(config)] if config != default else []), *overrides]
+
+
+def command(script: str, *arguments: str) -> str:
+    """A command to advise, with the configuration that the user gave to this one."""
+    return shlex.join(["python", script, *arguments, *_settings])
 
 
 class TesseraError(Exception):

@@ -30,7 +30,7 @@ from answering.systems.family_answerer import FamilyAnswerer
 from answering.systems.openai_endpoint.api_key import api_key
 from dataset.loading.image_io import open_image
 from dataset.sample import Language
-from errors import UsageError
+from errors import UsageError, command
 from model.checkpoint_manifest import latest_checkpoint
 from model.family import LoadOptions, family, family_of, pretrained_family, read_model_config
 from model.kernels.device_capability import default_dtype
@@ -222,15 +222,15 @@ def build_reranker(
     if rerank.abstain_below is not None and (fitted is None or fitted.plan.confidence is None):
         raise UsageError(
             f"rerank.abstain_below: {fitted_folder} holds no fitted confidence for this system with the present decoding and "
-            f"rerank settings{because}; run python tools/eval_rerank.py rerank.tune=true first"
+            f"rerank settings{because}; run {command('tools/eval_rerank.py', 'rerank.tune=true')} first"
         )
     if fitted is None and rerank.clip_score_form == "prior_corrected":
         raise UsageError(
             f"rerank.clip_score_form: prior_corrected needs the background images of an evaluation, and {fitted_folder} has none for "
-            f"this system{because}; run python tools/eval_rerank.py first"
+            f"this system{because}; run {command('tools/eval_rerank.py')} first"
         )
     if mismatch:
-        log.warning("%s: its weights and its confidence are not used; python tools/eval_rerank.py fits them again", mismatch)
+        log.warning("%s: its weights and its confidence are not used; %s fits them again", mismatch, command("tools/eval_rerank.py"))
     image_text_scorers = tuple(
         ImageTextScorer(
             name,

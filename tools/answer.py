@@ -3,19 +3,17 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cli
 import config as configuration
-from answering.answerer_factory import build_answerer, build_reranker, check_decoding
-from answering.batch_inference import BatchOptions, answer_folder, find_images
 from answering.config import CheckpointSystem, DecodingConfig, System, for_descriptions, scorer_keys, with_abstain_below
-from answering.failed_images import list_failed
-from answering.model_fingerprint import identity
-from answering.protocol import Answerer
-from answering.rendering import chinese_font, save_reply
-from answering.reply import Reranker, question_request, reply
-from dataset.loading.image_io import open_image
 from errors import TesseraError, UsageError
+
+# What imports torch is imported where it is used: --help and wrong arguments need none of it.
+if TYPE_CHECKING:
+    from answering.protocol import Answerer
+    from answering.reply import Reranker
 
 parser = cli.Parser(__doc__ or "")
 system_group = parser.add_mutually_exclusive_group()
@@ -43,13 +41,18 @@ def main(arguments: argparse.Namespace) -> None:
     config: configuration.Config = arguments.config
     if arguments.stream and (arguments.save or arguments.images):
         raise UsageError("--stream: prints a single answer; it cannot be combined with --save or --images")
-    if arguments.images:
-        find_images(arguments.images)
-    for image in arguments.image or []:
-        open_image(image)
     system = select_system(config, arguments)
     rerank = with_abstain_below(config.rerank, arguments.abstain_below)
     configuration.check_model_paths(config, *scorer_keys(rerank))
+    from dataset.loading.image_io import open_image
+
+    for image in arguments.image or []:
+        open_image(image)
+    from answering.answerer_factory import build_answerer, build_reranker, check_decoding
+    from answering.batch_inference import find_images
+
+    if arguments.images:
+        find_images(arguments.images)
     check_decoding(config.decoding, [system])
     answerer = build_answerer(system, checkpoint_folder=config.checkpoint_folder)
     reranker = build_reranker(rerank, answerer.description, config.decoding, config.result_folder / "plans")
@@ -72,8 +75,12 @@ def select_system(config: configuration.Config, arguments: argparse.Namespace) -
     raise UsageError(f"--system {arguments.system}: eval.systems has no such system (it has: {names})")
 
 
-def answer_images(config: configuration.Config, arguments: argparse.Namespace, answerer: Answerer, reranker: Reranker | None) -> None:
+def answer_images(config: configuration.Config, arguments: argparse.Namespace, answerer: "Answerer", reranker: "Reranker | None") -> None:
     """Caption and answer all images of a folder into a JSONL file."""
+    from answering.batch_inference import BatchOptions, answer_folder
+    from answering.failed_images import list_failed
+    from answering.model_fingerprint import identity
+
     name = arguments.images.resolve().name
     path = arguments.save / "answers.jsonl" if arguments.save else config.result_folder / "answers" / f"{name}.jsonl"
     options = BatchOptions(arguments.caption, arguments.question, decoding(config, arguments), config.eval.description_tokens)
@@ -83,7 +90,7 @@ def answer_images(config: configuration.Config, arguments: argparse.Namespace, a
         print(line)
 
 
-def run_interactive(config: configuration.Config, arguments: argparse.Namespace, answerer: Answerer, reranker: Reranker | None) -> None:
+def run_interactive(config: configuration.Config, arguments: argparse.Namespace, answerer: "Answerer", reranker: "Reranker | None") -> None:
     """Prompt for questions until `exit`; an empty one prompts for another image."""
     images: list[Path] | None = arguments.image
     while True:
@@ -104,6 +111,8 @@ def run_interactive(config: configuration.Config, arguments: argparse.Namespace,
 
 def checked_image_path(name: str) -> Path:
     """Path of an image file. Raises ImageError if it cannot be opened."""
+    from dataset.loading.image_io import open_image
+
     path = Path(name).expanduser()
     open_image(path)
     return path
@@ -112,8 +121,8 @@ def checked_image_path(name: str) -> Path:
 def ask(
     config: configuration.Config,
     arguments: argparse.Namespace,
-    answerer: Answerer,
-    reranker: Reranker | None,
+    answerer: "Answerer",
+    reranker: "Reranker | None",
     question: str,
     images: Sequence[Path],
 ) -> None:
@@ -130,6 +139,10 @@ def ask(
     Raises:
         TesseraError: the question failed.
     """
+    from answering.model_fingerprint import identity
+    from answering.rendering import chinese_font, save_reply
+    from answering.reply import question_request, reply
+
     request = question_request("question", question, images, "conversation" if arguments.long else "vqa")
     if arguments.stream:
         for piece in answerer.stream(request, decoding(config, arguments)):

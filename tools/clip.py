@@ -5,21 +5,17 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 import cli
 import config as configuration
-from answering.answerer_factory import load_scorer
-from answering.batch_inference import find_images
-from answering.failed_images import SEARCH_FAILED_FILE, list_failed
 from atomic_io import atomic_write
-from dataset.loading.image_io import open_image
 from errors import TesseraError, UsageError
-from visual.clip_scorer import ClipScorer
-from visual.image_url import fetch, is_url
 
+# What imports torch is imported where it is used: --help and wrong arguments need none of it.
 if TYPE_CHECKING:
+    from PIL import Image
+
     from serving.search.image_index import ImageIndex
+    from visual.clip_scorer import ClipScorer
 
 
 def arguments() -> cli.Parser:
@@ -52,6 +48,8 @@ def run_classify(parsed: argparse.Namespace) -> None:
     labels = [label for label in map(str.strip, re.split("[,，]", parsed.labels)) if label]
     if not labels:
         raise UsageError("--labels: at least one label is required, such as cat,dog")
+    from answering.answerer_factory import load_scorer
+
     scorer = load_scorer(clip_name(parsed.config, "rerank.clip"))
     if parsed.image:
         print_labels(scorer, parsed.image, labels)
@@ -64,15 +62,18 @@ def run_classify(parsed: argparse.Namespace) -> None:
                 print(f"error: {error}")
 
 
-def print_labels(scorer: ClipScorer, name: str, labels: list[str]) -> None:
+def print_labels(scorer: "ClipScorer", name: str, labels: list[str]) -> None:
     """Print the labels of one image. name: path or URL."""
     results = sorted(zip(scorer.probabilities(load_image(name), labels), labels, strict=True), key=lambda pair: -pair[0])
     for probability, label in results:
         print(f"{probability:7.2%}  {label}")
 
 
-def load_image(name: str) -> Image.Image:
+def load_image(name: str) -> "Image.Image":
     """The image at a path or URL."""
+    from dataset.loading.image_io import open_image
+    from visual.image_url import fetch, is_url
+
     return open_image(fetch(name) if is_url(name) else Path(name).expanduser())
 
 
@@ -82,6 +83,9 @@ def run_index(parsed: argparse.Namespace) -> None:
     folder = parsed.images or config.search.images
     if folder is None:
         raise UsageError("--images: name a folder of images (or set search.images in the configuration)")
+    from answering.batch_inference import find_images
+    from answering.failed_images import SEARCH_FAILED_FILE, list_failed
+
     find_images(folder)
     index = open_configured_index(config, create=True, reindex=parsed.reindex)
     from serving.search.folder_indexer import index_folder

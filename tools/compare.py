@@ -6,13 +6,14 @@ one file, with two choices or two answer fields.
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cli
 import config as configuration
-from dataset.loading.sample_store import SampleStore
 from errors import UsageError
-from evaluation.comparison.compare import compare_files
-from evaluation.comparison.external_predictions import FieldNames, Side
+
+if TYPE_CHECKING:
+    from evaluation.comparison.external_predictions import Side
 
 parser = cli.Parser(__doc__ or "")
 parser.add_argument("a", type=Path, metavar="A.jsonl", help="answers of one system")
@@ -43,12 +44,16 @@ for side in "ab":
 def main(arguments: argparse.Namespace) -> None:
     """Print the comparison."""
     config: configuration.Config = arguments.config
+    # Imported here: --help and wrong arguments need no torch.
+    from dataset.loading.sample_store import SampleStore
+    from evaluation.comparison.compare import compare_files
+
     a, b = sides(arguments)
     result = compare_files(a, b, lambda: SampleStore(arguments.data or config.data_folder), config.eval.resamples, config.eval.seed)
     print(result.table())
 
 
-def sides(arguments: argparse.Namespace) -> tuple[Side, Side]:
+def sides(arguments: argparse.Namespace) -> tuple["Side", "Side"]:
     """Files, choice and field names of both sides. Raises UsageError for more choices than sides and for an option without effect."""
     choices = arguments.choice
     if len(choices) > 2:
@@ -56,6 +61,8 @@ def sides(arguments: argparse.Namespace) -> tuple[Side, Side]:
     of_side = [*choices, *choices][:2] if choices else [None, None]
     if arguments.fields and arguments.fields_a and arguments.fields_b:
         raise UsageError("--fields: has no effect next to --fields-a and --fields-b")
+    from evaluation.comparison.external_predictions import FieldNames, Side
+
     shared = FieldNames.parse(arguments.fields)
     a, b = FieldNames.parse(arguments.fields_a, "--fields-a"), FieldNames.parse(arguments.fields_b, "--fields-b")
     return (

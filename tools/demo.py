@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import cli
 import config as configuration
-from answering.answerer_factory import ScorerCache, build_answerer, build_reranker, check_decoding
-from answering.batch_inference import find_images
 from answering.config import CheckpointSystem, System, scorer_keys
-from answering.failed_images import SEARCH_FAILED_FILE, list_failed
 from errors import TesseraError, UsageError
 
+# What imports torch is imported where it is used: --help and wrong arguments need none of it.
 if TYPE_CHECKING:
+    from answering.answerer_factory import ScorerCache
     from serving.demo.session import Session
     from serving.search.image_index import ImageIndex
 
@@ -32,11 +31,6 @@ parser.add_argument("--port", type=int, default=7860, help="port to listen on; 0
 def main(arguments: argparse.Namespace) -> None:
     """Load the models and serve the page. If the checkpoint or the index is missing, the page shows the reason."""
     config: configuration.Config = arguments.config
-    try:
-        from serving.demo.page import DemoBackends, launch
-        from serving.http.cross_site import CrossSiteRules
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{error.name} is not installed; install the demo's dependencies with pip install 'tessera-vlm[demo]'") from error
     if not 0 <= arguments.port <= 65535:
         raise UsageError(f"--port {arguments.port}: expected 0 to 65535")
     other = select_system(config, "--against", arguments.against) if arguments.against else None
@@ -44,6 +38,12 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.system:
         main_system = select_system(config, "--system", arguments.system)
     configuration.check_model_paths(config, *scorer_keys(config.rerank))
+    try:
+        from answering.answerer_factory import ScorerCache, check_decoding
+        from serving.demo.page import DemoBackends, launch
+        from serving.http.cross_site import CrossSiteRules
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not installed; install the demo's dependencies with pip install 'tessera-vlm[demo]'") from error
     check_decoding(config.decoding, [main_system, *([] if other is None else [other])])
     scorer_cache = ScorerCache()
     backends = DemoBackends(
@@ -66,8 +66,9 @@ def select_system(config: configuration.Config, key: str, name: str) -> System:
     raise UsageError(f"{key} {name}: eval.systems has no such system (it has: {names})")
 
 
-def session(config: configuration.Config, system: System, scorer_cache: ScorerCache) -> "Session":
+def session(config: configuration.Config, system: System, scorer_cache: "ScorerCache") -> "Session":
     """Load a system and its reranker."""
+    from answering.answerer_factory import build_answerer, build_reranker
     from serving.demo.session import Session
 
     answerer = build_answerer(system, checkpoint_folder=config.checkpoint_folder)
@@ -77,8 +78,9 @@ def session(config: configuration.Config, system: System, scorer_cache: ScorerCa
     return Session(system.name, answerer, reranker, config.decoding, config.eval.description_tokens, system)
 
 
-def build_index(config: configuration.Config, scorer_cache: ScorerCache) -> "ImageIndex":
+def build_index(config: configuration.Config, scorer_cache: "ScorerCache") -> "ImageIndex":
     """Open the index of the image search; an empty index is filled from search.images, and files that cannot be read are printed."""
+    from answering.failed_images import SEARCH_FAILED_FILE, list_failed
     from serving.search.folder_indexer import index_folder
     from serving.search.image_index import open_index
 
@@ -99,6 +101,8 @@ def examples(config: configuration.Config) -> list[Path]:
     """Up to NUM_EXAMPLES images of search.images, evenly spread over the folder."""
     if not _has_folder(config):
         return []
+    from answering.batch_inference import find_images
+
     images = find_images(config.search.images or Path())
     return images[:: max(1, len(images) // NUM_EXAMPLES)][:NUM_EXAMPLES]
 

@@ -11,20 +11,9 @@ from pathlib import Path
 
 import cli
 import config as configuration
-from answering.answerer_factory import build_answerer, build_scorers, build_untuned, check_decoding, check_system
 from answering.config import scorer_keys, with_abstain_below
-from dataset.loading.sample_store import SampleStore
 from errors import UsageError
-from evaluation.report.result_tables import render_tables
-from evaluation.report.write_report import write_report
-from evaluation.run.evaluation_run import score_evaluation
-from evaluation.run.evaluation_setup import Experiment
-from evaluation.run.question_runner import NamedScorer
-from evaluation.run.system_groups import learning_curve_settings, list_checkpoints
-from evaluation.run.system_runner import run_all_systems
 from evaluation.run.system_selection import select_systems, with_checkpoints
-from evaluation.scoring.thresholds import missed_thresholds
-from process_group import init_process_group, main_process_only
 
 parser = cli.Parser(__doc__ or "")
 parser.add_argument(
@@ -39,15 +28,30 @@ parser.add_argument(
     "--abstain-below", type=float, metavar="P", help='answer "not sure" where the confidence is below P (rerank.abstain_below)'
 )
 parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (default: results/<name>)")
+parser.add_argument("--tables", action="store_true", help="print all tables of report.md, too")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run the evaluation, print tables and the report's path. Returns the exit status: 1 if a threshold is missed, else 0."""
+    """Run the evaluation, print what was found. Returns the exit status: 1 if a threshold is missed, else 0."""
     config: configuration.Config = arguments.config
     if arguments.limit is not None and arguments.limit < 1:
         raise UsageError(f"--limit {arguments.limit}: expected a number of questions of at least 1")
     if arguments.curve is not None and arguments.checkpoints:
         raise UsageError("--curve: evaluates all checkpoints of a run and cannot be combined with --checkpoints")
+    # What imports torch is imported here: --help and wrong arguments need none of it.
+    from answering.answerer_factory import build_answerer, build_scorers, build_untuned, check_decoding, check_system
+    from dataset.loading.sample_store import SampleStore
+    from evaluation.report.result_tables import render_tables
+    from evaluation.report.terminal_summary import terminal_summary
+    from evaluation.report.write_report import write_report
+    from evaluation.run.evaluation_run import score_evaluation
+    from evaluation.run.evaluation_setup import Experiment
+    from evaluation.run.question_runner import NamedScorer
+    from evaluation.run.system_groups import learning_curve_settings, list_checkpoints
+    from evaluation.run.system_runner import run_all_systems
+    from evaluation.scoring.thresholds import missed_thresholds
+    from process_group import init_process_group, main_process_only
+
     checkpoints = arguments.checkpoints if arguments.curve is None else list_checkpoints(arguments.curve)
     systems = select_systems(with_checkpoints(config.eval.systems, checkpoints), arguments.systems)
     settings = dataclasses.replace(config.eval, systems=systems, limit=arguments.limit or config.eval.limit)
@@ -77,8 +81,10 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     evaluation_result = score_evaluation(experiment, evaluation_run)
     report = write_report(evaluation_result, experiment)
-    print(render_tables(evaluation_result.summary))
-    print(f"report: {report}")
+    if arguments.tables:
+        print(render_tables(evaluation_result.summary))
+        print()
+    print(terminal_summary(evaluation_result.summary, report))
     if names := missed_thresholds(evaluation_result.summary.get("thresholds", [])):
         print(f"missed: {', '.join(f'eval.thresholds.{name}' for name in names)}", file=sys.stderr)
         return 1

@@ -4,13 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
-import torch
-
 import cli
-from dataset.build.merge_report import MergeReport
 from errors import TesseraError, UsageError
 from model.checkpoint_manifest import latest_checkpoint
-from model.family import family, family_of
 from model.hub import push_to_hub
 
 parser = cli.Parser(__doc__)
@@ -44,6 +40,12 @@ def main(arguments: argparse.Namespace) -> None:
         raise UsageError("--checkpoint newest: `newest` is called `latest` now")
     use_latest = arguments.checkpoint == "latest"
     folder = latest_checkpoint(arguments.config.checkpoint_folder) if use_latest else Path(arguments.checkpoint)
+    # Imported here: --help and wrong arguments need no torch.
+    import torch
+
+    from dataset.build.merge_report import MergeReport
+    from model.family import family, family_of
+
     report = MergeReport.load(arguments.report).table() if arguments.report else None
     dtype = getattr(torch, arguments.dtype)
     warnings = family(family_of(folder)).export(folder, arguments.out, arguments.format, dtype, report)

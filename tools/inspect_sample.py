@@ -5,10 +5,7 @@ import sys
 
 import cli
 import config as configuration
-from dataset.loading.sample_store import SampleStore
 from errors import UsageError
-from model.sample_inspection import describe_sample
-from training.run_setup import build_processor
 
 parser = cli.Parser(__doc__ or "")
 sample_group = parser.add_mutually_exclusive_group()
@@ -20,6 +17,11 @@ parser.add_argument("--epoch", type=int, default=0, metavar="N", help="epoch for
 def main(arguments: argparse.Namespace) -> None:
     """Print a sample. Supervised tokens are green on a terminal and marked with + elsewhere."""
     config: configuration.Config = arguments.config
+    # Imported here: --help and wrong arguments need no torch.
+    from dataset.loading.sample_store import SampleStore
+    from model.sample_inspection import describe_sample
+    from training.run_setup import build_processor
+
     store = SampleStore(config.data_folder)
     index = store.row_index(arguments.sample) if arguments.sample else arguments.index
     if not 0 <= index < len(store):

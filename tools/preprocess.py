@@ -5,9 +5,6 @@ from pathlib import Path
 
 import cli
 import config as configuration
-from dataset.build.json_export import export_json
-from dataset.build.merge import merge
-from dataset.build.merge_report import DROPPED_FILE
 
 parser = cli.Parser(__doc__ or "")
 parser.add_argument("--json", type=Path, metavar="DIR", help="also write image_map.json and annotations.json to this folder")
@@ -17,6 +14,11 @@ def main(arguments: argparse.Namespace) -> None:
     """Merge the sources; print the report and the names of the written files."""
     config: configuration.Config = arguments.config
     configuration.check_source_paths(config)
+    # Imported here: --help and wrong arguments need neither pyarrow nor Pillow.
+    from dataset.build.json_export import export_json
+    from dataset.build.merge import merge
+    from dataset.build.merge_report import DROPPED_FILE
+
     report = merge(config.data, config.data_folder)
     print(report.table())
     if dropped := sum(sum(source.dropped.values()) for source in report.sources):

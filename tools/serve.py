@@ -6,7 +6,6 @@ from functools import partial
 
 import cli
 import config as configuration
-from answering.answerer_factory import ScorerCache
 from errors import UsageError
 
 parser = cli.Parser(__doc__ or "")
@@ -16,7 +15,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Check the settings, then run the server."""
     config: configuration.Config = arguments.config
     try:
-        from answering.answerer_factory import check_decoding
+        from answering.answerer_factory import ScorerCache, check_decoding
         from serving.engine import Engine, LoadPlan
         from serving.search.image_index import open_index
         from serving.server import select_system, serve

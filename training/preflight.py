@@ -6,7 +6,7 @@ In: a configuration and the argument of --resume. Out: nothing, or one sentence 
 import importlib.util
 from pathlib import Path
 
-from errors import UsageError
+from errors import UsageError, command
 from model.checkpoint_manifest import file_mismatch
 from model.family_config import Ability
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
@@ -27,7 +27,7 @@ def check_before_loading(config: Experiment, resume: str | None) -> None:
     check_settings(config)
     samples = config.data_folder / SAMPLES_FILE
     if not samples.is_file():
-        raise UsageError(f"{samples} does not exist; run python tools/preprocess.py first")
+        raise UsageError(f"{samples} does not exist; run {command('tools/preprocess.py')} first")
     checkpoint = _checkpoint(config.checkpoint_folder, resume)
     if checkpoint is not None:
         state = read_run_state(checkpoint / TRAINER_FOLDER)

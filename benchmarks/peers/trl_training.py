@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import trl
 from datasets import load_dataset
 from peft import LoraConfig
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, TrainerCallback
 from transformers.processing_utils import ProcessorMixin
-from trl import SFTConfig, SFTTrainer
 
 
 class StepTimes(TrainerCallback):
@@ -55,10 +53,12 @@ def load_processor(path: str) -> Any:
 
 def main(settings: dict[str, Any]) -> dict[str, Any]:
     """Train, and measure the steps behind `first_step`."""
+    import trl
+
     torch.manual_seed(0)
     on_gpu = torch.cuda.is_available()
     batch_size, steps, first = settings["batch_size"], settings["steps"], settings["first_step"]
-    arguments = SFTConfig(
+    arguments = trl.SFTConfig(
         output_dir=settings["out"],
         per_device_train_batch_size=batch_size,
         max_steps=steps,
@@ -75,7 +75,7 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
     )
     times = StepTimes()
     model = AutoModelForImageTextToText.from_pretrained(settings["model"], dtype=torch.bfloat16 if on_gpu else torch.float32)
-    trainer = SFTTrainer(
+    trainer = trl.SFTTrainer(
         model=model,
         args=arguments,
         train_dataset=load_dataset("json", data_files=settings["data"], split="train", cache_dir=settings["out"]),

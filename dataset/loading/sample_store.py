@@ -15,7 +15,7 @@ from PIL import Image
 from dataset.config import Split
 from dataset.loading.image_io import MAX_PIXELS, open_image
 from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA, Message, Sample
-from errors import UsageError
+from errors import UsageError, command
 
 IMAGES_DIGEST_KEY = b"tessera.images"
 """Metadata key of samples.parquet: the SHA-256 of the images.parquet that its image ids refer to."""
@@ -129,7 +129,7 @@ class _Rows:
 
 def _table(path: Path, schema: pa.Schema) -> pa.Table:
     if not path.is_file():
-        raise UsageError(f"{path} does not exist; run python tools/preprocess.py first")
+        raise UsageError(f"{path} does not exist; run {command('tools/preprocess.py')} first")
     with pq.ParquetFile(path) as file:
         # Not read_table: Arrow reads nested columns of several row groups into one array.
         groups = [file.read_row_group(i) for i in range(file.num_row_groups)]
@@ -138,7 +138,9 @@ def _table(path: Path, schema: pa.Schema) -> pa.Table:
         if name in schema.names and name not in table.schema.names:
             table = table.add_column(schema.names.index(name), name, pa.nulls(len(table), pa.string()))
     if table.schema.names != schema.names:
-        raise UsageError(f"{path}: expected the columns {schema.names}, found {table.schema.names}; run python tools/preprocess.py again")
+        raise UsageError(
+            f"{path}: expected the columns {schema.names}, found {table.schema.names}; run {command('tools/preprocess.py')} again"
+        )
     return table.cast(schema)
 
 
@@ -146,7 +148,7 @@ def _check_same_merge(folder: Path) -> None:
     """Raise UsageError when a merge was killed after it replaced one of the two files."""
     expected = (pq.read_schema(folder / "samples.parquet").metadata or {}).get(IMAGES_DIGEST_KEY)
     if expected is not None and expected.decode() != hashlib.sha256((folder / "images.parquet").read_bytes()).hexdigest():
-        raise UsageError(f"{folder}: images.parquet and samples.parquet are not from one merge; run python tools/preprocess.py again")
+        raise UsageError(f"{folder}: images.parquet and samples.parquet are not from one merge; run {command('tools/preprocess.py')} again")
 
 
 def _image(row: dict[str, Any]) -> ImageRow:

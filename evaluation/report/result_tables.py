@@ -39,6 +39,8 @@ GAMEABLE_TITLE = (
 )
 """Heading of the table of GAMEABLE_METRICS, which stand apart from the others."""
 
+CURVE_REMARK = "Choosing the best checkpoint of this curve overfits to this split: pick it on the validation split, report the test split."
+
 Row = Sequence[str]
 
 
@@ -291,7 +293,7 @@ def remarks(summary: dict[str, Any]) -> list[str]:
         if "without_cuda_graphs" in results:
             lines.append(f"{name}: decoding ran without CUDA graphs and was slower: {results['without_cuda_graphs']}.")
         lines.append(
-            f"{name}: {results['distinct_candidates']:.1f} distinct candidates per question{speed}; {_failure_count(results['errors'])}."
+            f"{name}: {results['distinct_candidates']:.1f} distinct candidates per question{speed}; {failure_count(results['errors'])}."
         )
     lines += rerank_tables.remarks(summary)
     lines.append("random is a lower bound and oracle an upper bound that uses the references; neither is a method.")
@@ -305,9 +307,7 @@ def remarks(summary: dict[str, Any]) -> list[str]:
         "exist undetected. McNemar: exact test on exact matches, which treats questions as independent."
     )
     if summary.get("curve"):
-        lines.append(
-            "Choosing the best checkpoint of this curve overfits to this split: pick it on the validation split, report the test split."
-        )
+        lines.append(CURVE_REMARK)
     if "groups" in summary:
         lines.append(
             "A group is compared by each question's mean score over its seeds; intervals cover questions, the spread covers seeds."
@@ -327,7 +327,7 @@ def describe_system(results: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _failure_count(errors: int) -> str:
+def failure_count(errors: int) -> str:
     """How many questions failed, in words."""
     if errors == 0:
         return "no question failed"

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from atomic_io import naming_full_disk
-from errors import TesseraError, UsageError
+from errors import TesseraError, UsageError, command
 from serving.search.clip_encoder import EmbeddingModel
 
 # Set before the import, which reads it: LanceDB's warnings concern its internals.
@@ -208,7 +208,7 @@ def open_table(
     """
     if not _is_remote(uri):
         if not create and not Path(uri).is_dir():
-            raise UsageError(f"search.index: {uri} does not exist; `python tools/clip.py index` creates it")
+            raise UsageError(f"search.index: {uri} does not exist; `{command('tools/clip.py', 'index')}` creates it")
         Path(uri).mkdir(parents=True, exist_ok=True)
     try:
         with naming_full_disk(Path(uri)):
@@ -228,10 +228,10 @@ def _table(connection: Any, uri: str, embedding_model: EmbeddingModel, create: b
         raise UsageError(
             f"search.index: {uri} was built with another CLIP model ({other}, {names[0].removeprefix(_PREFIX)}) than "
             f"{embedding_model.name} ({embedding_model.fingerprint}), and their vectors cannot be compared; "
-            "`python tools/clip.py index --reindex` rebuilds it"
+            f"`{command('tools/clip.py', 'index', '--reindex')}` rebuilds it"
         )
     if not (create or reindex):
-        raise UsageError(f"search.index: {uri} has no index; `python tools/clip.py index` creates it")
+        raise UsageError(f"search.index: {uri} has no index; `{command('tools/clip.py', 'index')}` creates it")
     return connection.create_table(name, schema=_schema(embedding_model))
 
 

@@ -85,7 +85,7 @@ def test_an_index_of_another_clip_is_rebuilt_with_reindex(command: Command, tmp_
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (("search", "--text", "a"), 2, "search.index: data/trial/search does not exist; `python tools/clip.py index` creates it"),
+        (("search", "--text", "a"), 2, "search.index: data/trial/search does not exist; `python tools/clip.py index --config"),
         (("search", "--text", " "), 2, "--text: the text is empty"),
         (("search", "--text", "a", "-k", "0"), 2, "-k 0"),
         (("search", "--text", "a", "--save", "found.txt"), 2, "--save found.txt"),

@@ -24,7 +24,7 @@ from PIL import Image
 
 from dataset.loading.image_io import MAX_PIXELS, ImageError, open_image, read_image_file, read_with_retries
 from dataset.loading.sample_store import ImageRow
-from errors import TesseraError, UsageError
+from errors import TesseraError, UsageError, command
 from model.hub.download import format_bytes
 from model.kernels.autocast import autocast, frozen_dtype
 from model.siglip_qwen.assembly import load_encoder
@@ -184,7 +184,7 @@ class _FeatureExtractor:
             self.unreadable[digest] = str(error)
             return digest, None
         if read_digest != digest:
-            raise TesseraError(f"{image.path}: differs from the preprocessed image; run python tools/preprocess.py again")
+            raise TesseraError(f"{image.path}: differs from the preprocessed image; run {command('tools/preprocess.py')} again")
         return digest, self.run_setup.processor.read([opened])["pixel_values"]
 
     def _report_disk_usage(self, missing: int) -> None:

@@ -1,0 +1,69 @@
+"""What a finished evaluation prints: the finding in words, one table, and where the rest is; at most 25 lines of 100 columns."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from answering.rerank.choose_answer import displayed_choice
+from evaluation.report.findings import headline
+from evaluation.report.result_tables import CURVE_REMARK, align_columns, caption_table, failure_count, format_interval, percent
+
+WIDTH = 100
+MOST_ROWS = 7
+"""Rows of the table; more stand in report.md."""
+MOST_FINDING_LINES, MOST_NOTE_LINES = 5, 2
+_NAME_WIDTH = 40
+
+Row = tuple[str, ...]
+
+
+def terminal_summary(summary: dict[str, Any], report: Path) -> str:
+    """The text. report: path of report.html."""
+    parts = [*_wrapped(headline(summary), MOST_FINDING_LINES), ""]
+    header, rows = _table(summary)
+    if rows:
+        more = len(rows) - MOST_ROWS
+        parts += [*align_columns(header, rows[:MOST_ROWS]).splitlines()]
+        parts += [f"{more} more rows: {report.with_name('report.md')}"] if more > 0 else []
+        parts.append("")
+    failed = sum(results["errors"] for results in summary["systems"].values())
+    parts += [failure_count(failed)] if failed else []
+    missed = [threshold["what"] for threshold in summary.get("thresholds", []) if not threshold["met"]]
+    parts += _wrapped(f"thresholds missed: {', '.join(missed)}" if missed else "", MOST_NOTE_LINES)
+    parts += _wrapped(CURVE_REMARK if summary.get("curve") else "", MOST_NOTE_LINES)
+    parts += _wrapped(summary.get("note") or "", MOST_NOTE_LINES)
+    parts.append("all tables, with verdicts and categories: report.md beside it, or --tables")
+    return "\n".join([*parts, f"report: {report}"])
+
+
+def _table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """Header and rows: the first and the displayed choice of each system, groups of seeds and controls; captions if no short questions."""
+    header = ("system", "answer", "questions", "VQA accuracy", "95 % interval", "M4C")
+    rows: list[Row] = []
+    for name, results in summary["systems"].items():
+        choices = results["choices"]
+        shown = dict.fromkeys(["first", displayed_choice(choices)] if choices else [])
+        rows += [_row(name, choice, choices[choice]) for choice in shown]
+    rows += [_row(name, "control", measures) for name, measures in summary.get("controls", {}).items()]
+    if rows:
+        return header, rows
+    captions, caption_rows = caption_table(summary)
+    kept = [captions.index(column) for column in ("system", "choice", "captions", "texts", "BLEU-4", "ROUGE-L", "CIDEr-D")]
+    return tuple(captions[i] for i in kept), [tuple(_clipped(row[i]) for i in kept) for row in caption_rows]
+
+
+def _row(name: str, choice: str, measures: dict[str, Any]) -> Row:
+    interval = format_interval(measures["vqa_accuracy_ci95"])
+    accuracies = percent(measures["vqa_accuracy"]), interval, percent(measures["vqa_accuracy_m4c"])
+    return (_clipped(name), choice, f"{measures['questions']:,}", *accuracies)
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= _NAME_WIDTH else text[: _NAME_WIDTH - 1] + "…"
+
+
+def _wrapped(text: str, most: int) -> Sequence[str]:
+    """Lines of a text; what is more than `most` lines ends in an ellipsis."""
+    lines = textwrap.wrap(text, WIDTH)
+    return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1][: WIDTH - 2] + " …"]
