@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import config as configuration
 from atomic_io import disk_full_reason, free_bytes
-from config_help import describe
+from config_schema import describe
 from cpu_cores import limit_threads
 from error_reporting import report_error
 from errors import Interrupted, TesseraError, UsageError, remember_settings

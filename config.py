@@ -9,8 +9,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from answering.config import DecodingConfig, RerankConfig
-from config_help import nearest_key
-from config_schema import section
+from config_schema import nearest_key, section
 from dataset.config import DataConfig
 from errors import UsageError
 from evaluation.config import EvalConfig

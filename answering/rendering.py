@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from answering.reply import Reply
 from atomic_io import atomic_write, write_json
 from dataset.loading.image_io import open_image, printable_path
+
+log = logging.getLogger(__name__)
 
 IMAGE_SIDE, TEXT_WIDTH, MARGIN, FONT_SIZE = 360, 560, 16, 18
 """In pixels: side of the square an image is fitted into, width of the text column, margin, font size."""
@@ -66,9 +69,25 @@ def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str
     return lines
 
 
+MISSING_FONT = (
+    "no installed font has Chinese characters, so charts and images show boxes in their place; install one and run the command again: "
+    "sudo apt install fonts-noto-cjk (Debian, Ubuntu), sudo dnf install google-noto-sans-cjk-fonts (Fedora), "
+    "brew install --cask font-noto-sans-cjk (macOS)"
+)
+"""What to say where `chinese_font` finds none."""
+
+
+@functools.cache
+def warn_of_missing_font() -> None:
+    """Log MISSING_FONT, once in a process."""
+    log.warning(MISSING_FONT)
+
+
 def text_font(size: int) -> ImageFont.FreeTypeFont:
-    """An installed font with Chinese characters if there is one, else DejaVu Sans, which shows them as boxes."""
+    """An installed font with Chinese characters if there is one, else DejaVu Sans, which shows them as boxes, with a warning."""
     file = chinese_font()
+    if file is None:
+        warn_of_missing_font()
     return ImageFont.truetype(str(file or Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import config
-import config_help
+import config_schema
 from answering.config import QwenVlSystem
 from dataset.config import AiChallengerSource
 from errors import UsageError
@@ -135,7 +135,7 @@ def test_a_folder_that_does_not_exist_is_named_and_a_hub_name_passes(yaml_file: 
 
 
 def test_help_documents_every_key() -> None:
-    lines = config_help.describe(config.Config)
+    lines = config_schema.describe(config.Config)
     undocumented = [lines[i - 1] for i, line in enumerate(lines) if not line.strip()]
     assert undocumented == []
     text = "\n".join(lines)

@@ -140,7 +140,7 @@ def ask(
         TesseraError: the question failed.
     """
     from answering.model_fingerprint import identity
-    from answering.rendering import chinese_font, save_reply
+    from answering.rendering import save_reply
     from answering.reply import question_request, reply
 
     request = question_request("question", question, images, "conversation" if arguments.long else "vqa")
@@ -156,8 +156,6 @@ def ask(
     if arguments.save:
         path = save_reply(answer, images, arguments.save, identity(answerer.description))
         print(f"saved: {path} and {path.with_suffix('.json').name}")
-        if chinese_font() is None:
-            print("no installed font has Chinese characters, so the PNG shows boxes instead; the package fonts-noto-cjk has one")
 
 
 def decoding(config: configuration.Config, arguments: argparse.Namespace) -> DecodingConfig:

@@ -1,6 +1,5 @@
 """Style of all charts, and writing them as PNG."""
 
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,8 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from answering.rendering import chinese_font
+from answering.rendering import chinese_font, warn_of_missing_font
 from atomic_io import atomic_write
-
-log = logging.getLogger(__name__)
 
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Palette for colour-blind readers (Okabe & Ito 2008)."""
@@ -25,10 +22,10 @@ ERROR_BAR_STYLE = {"ecolor": "#333333", "elinewidth": 1, "capsize": 3}
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Context with matplotlib settings for all charts; logs one warning if no installed font has Chinese characters."""
+    """Context with matplotlib settings for all charts; warns if no installed font has Chinese characters."""
     font = chinese_font()
     if font is None:
-        log.warning("no font with Chinese characters is installed, so charts show boxes instead; install one, such as fonts-noto-cjk")
+        warn_of_missing_font()
     style = {
         "font.family": ["DejaVu Sans", *([register_font(font)] if font else [])],
         "font.size": 10,

@@ -7,7 +7,8 @@ from typing import Any
 
 from answering.rerank.choose_answer import displayed_choice
 from evaluation.report.findings import headline
-from evaluation.report.result_tables import CURVE_REMARK, align_columns, caption_table, failure_count, format_interval, percent
+from evaluation.report.report_notes import CURVE_REMARK, failure_count, missing_font
+from evaluation.report.result_tables import align_columns, caption_table, format_interval, percent
 
 WIDTH = 100
 MOST_ROWS = 7
@@ -33,6 +34,7 @@ def terminal_summary(summary: dict[str, Any], report: Path) -> str:
     parts += _wrapped(f"thresholds missed: {', '.join(missed)}" if missed else "", MOST_NOTE_LINES)
     parts += _wrapped(CURVE_REMARK if summary.get("curve") else "", MOST_NOTE_LINES)
     parts += _wrapped(summary.get("note") or "", MOST_NOTE_LINES)
+    parts += [] if missing_font(summary) is None else ["no font with Chinese characters is installed: see the warning above"]
     parts.append("all tables, with verdicts and categories: report.md beside it, or --tables")
     return "\n".join([*parts, f"report: {report}"])
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from atomic_io import write_text
 from dataset.loading.sample_store import SampleStore
-from evaluation.report import rerank_tables, result_tables
+from evaluation.report import report_notes, rerank_tables, result_tables
 from evaluation.report.charts import CAPTIONS, write_charts
 from evaluation.report.examples import RIGHT, Example, data_url, examples, select_examples, thumbnail
 from evaluation.report.findings import headline, sentences
@@ -82,7 +82,7 @@ def write_report(evaluation_result: EvaluationResult, experiment: Experiment) ->
         headline=headline(evaluation_result.summary),
         accuracy_definition=accuracy_definition(evaluation_result.summary),
         sentences=sentences(evaluation_result.summary),
-        remarks=result_tables.remarks(evaluation_result.summary),
+        remarks=report_notes.remarks(evaluation_result.summary),
         terms=result_tables.TERMS,
         tables={title: result_tables.markdown(*table) for title, table in result_tables.all_tables(evaluation_result.summary).items()},
         charts={path.name: CAPTIONS[path.stem] for path in charts},
@@ -115,10 +115,11 @@ def _page_context(summary: dict[str, Any], all_examples: list[Example], selected
     return {
         "summary": summary,
         "headline": headline(summary),
+        "missing_font": report_notes.missing_font(summary),
         "accuracy_name": accuracy_name(summary),
         "accuracy_definition": accuracy_definition(summary),
         "sentences": sentences(summary),
-        "remarks": result_tables.remarks(summary),
+        "remarks": report_notes.remarks(summary),
         "bars": {name: _bars(results) for name, results in summary["systems"].items() if results["choices"]},
         "controls": [_bar(name, "control", measures, "control") for name, measures in summary.get("controls", {}).items()],
         "meanings": result_tables.CHOICE_DESCRIPTIONS,

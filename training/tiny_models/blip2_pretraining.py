@@ -35,8 +35,11 @@ ATTENTION_LOSS_WEIGHT = 0.3
 """Weight of the attention loss; the answers' cross-entropy has weight 1."""
 SUPERVISED_LAYER = 2
 """Index of OPT's decoder layer whose first two heads are supervised."""
-LANGUAGE: Language = "en"
-"""The published models speak English alone, too; Chinese is what tuning on merged data adds."""
+TEXT_LANGUAGE: Language = "zh"
+"""Conversations in this language are read without their image: the published models, too, were shown images with English texts alone, and
+what their language model knows of others is text. Questions about images in Chinese are what tuning on merged data adds."""
+_TEXT_PROBABILITY = 1 / 3
+"""Share of the conversations in TEXT_LANGUAGE."""
 QUESTIONS = 3
 """Most questions of a conversation."""
 _PROMPT_PROBABILITY = 0.3
@@ -57,23 +60,30 @@ class Blip2Batches(SceneBatches):
 
     def __call__(self, batch_index: int, split: SceneSplit = "train") -> Batch:
         scenes = self.scenes(batch_index, split)
-        samples, targets = zip(*(self._encoded(scene) for scene in scenes), strict=True)
+        languages: list[Language] = [self._language(scene) for scene in scenes]
+        samples, targets = zip(*map(self._encoded, scenes, languages), strict=True)
         batch = {"images": render_images(scenes), "names": patch_labels(scenes), **collate_conversations(samples, self.processor)}
         for name in ("mentioned", *LOOKUP_TARGETS):
             batch[name] = pad_rows([rows[name] for rows in targets], NO_OBJECT)
+        for row, language in enumerate(languages):
+            if language == TEXT_LANGUAGE:
+                batch["attention_mask"][row, : self.processor.num_image_tokens] = 0
         return batch
 
-    def _encoded(self, scene: Scene) -> tuple[EncodedSample, dict[str, list[int]]]:
+    def _language(self, scene: Scene) -> Language:
+        return TEXT_LANGUAGE if not self.only_questions and scene.rng("language").random() < _TEXT_PROBABILITY else "en"
+
+    def _encoded(self, scene: Scene, language: Language) -> tuple[EncodedSample, dict[str, list[int]]]:
         rng = scene.rng("blip2")
         with_prompt = rng.random() < _PROMPT_PROBABILITY
-        exchanges = sample_dialogue(scene, LANGUAGE, rng, QUESTIONS, self.only_questions, with_answer_prompt=with_prompt)
+        exchanges = sample_dialogue(scene, language, rng, QUESTIONS, self.only_questions, with_answer_prompt=with_prompt)
         *earlier, (question, target, _) = exchanges
         messages = [message for prompt, answer, _ in earlier for message in (Message("user", prompt), Message("assistant", answer))]
         messages.append(Message("user", question))
         messages[0] = Message("user", f"{IMAGE_PLACEHOLDER}\n{messages[0].content}")
         encoded = self.processor.encode(messages, target, 1, task="vqa" if len(target.split()) < 4 else "conversation")
         assert encoded is not None  # a conversation about a scene is far shorter than MAX_LENGTH
-        return encoded, self._targets(scene, encoded, exchanges)
+        return encoded, self._targets(scene, encoded, [] if language == TEXT_LANGUAGE else exchanges)
 
     def _targets(self, scene: Scene, encoded: EncodedSample, exchanges: list[Exchange]) -> dict[str, list[int]]:
         """The object of each grid cell at the query of that cell, and the objects that each answer depends on."""

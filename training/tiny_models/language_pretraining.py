@@ -115,8 +115,9 @@ def conversation_loss(model: PreTrainedModel, hidden_states: HiddenStatesFunctio
 
 def split_by_length(batch: Batch) -> Iterator[Batch]:
     """Split a batch into groups of similar length, each padded to its own longest row; padding is a third of the work otherwise."""
-    lengths = batch["attention_mask"].sum(1)
     width = batch["attention_mask"].shape[1]
+    # Up to the last token that is read: the first ones may be masked, where a conversation is read without its image.
+    lengths = width - batch["attention_mask"].flip(1).argmax(1)
     for rows in lengths.argsort().chunk(_GROUPS):
         longest = int(lengths[rows].max())
         yield {name: value[rows, :longest] if value.shape[1:] == (width,) else value[rows] for name, value in batch.items()}

@@ -8,10 +8,13 @@ DESCRIPTIONS = {
     "clip": "CLIP: image and text encoder, softmax loss over images, captions, statements about a question, and phrases",
     "qwen3": "Qwen3: English and Chinese language model that answers questions about a scene as text; two attention heads are supervised",
     "qwen3_vl": "Qwen3-VL: vision-language model that answers questions about an image, the demo's baseline",
-    "blip2": "BLIP-2: vision encoder, Q-Former and OPT that answer questions about an image",
+    "blip2": "BLIP-2: vision encoder, Q-Former and OPT that answer English questions about an image",
     "resnet": "ResNet: classifies the objects of an image, for the early system of ResNet and GPT-2",
     "gpt2": "GPT-2: English and Chinese language model, for the early system of ResNet and GPT-2",
 }
+
+ENGLISH_ALONE = ("blip2",)
+"""As the published models; the others know Chinese, too."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class ModelCard:
 
     def text(self) -> str:
         """The card as Markdown with the metadata that model hubs read."""
-        head = f"---\nlicense: apache-2.0\nlanguage: [en, zh]\ntags: [drawn-scenes, tiny]\n---\n\n# {DESCRIPTIONS[self.model_name]}\n\n"
+        languages = "[en]" if self.model_name in ENGLISH_ALONE else "[en, zh]"
+        head = f"---\nlicense: apache-2.0\nlanguage: {languages}\ntags: [drawn-scenes, tiny]\n---\n\n# {DESCRIPTIONS[self.model_name]}\n\n"
         description = (
             "A tiny model of the embedded demo. It was trained on rendered scenes of coloured shapes and knows nothing of the real world: "
             "good enough to show that the pipeline works, useless for anything else.\n\n"

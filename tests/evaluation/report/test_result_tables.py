@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from evaluation.metrics.short_answers import GAMEABLE_METRICS, METRICS
-from evaluation.report.result_tables import GAMEABLE_TITLE, all_tables, describe_system, render_tables, visual_token_table
+from evaluation.report.report_notes import describe_system
+from evaluation.report.result_tables import GAMEABLE_TITLE, all_tables, render_tables, visual_token_table
 from tests.evaluation.conftest import Written
 
 DECODING = {"num_candidates": 5, "strategy": "beam", "temperature": 1.0, "max_new_tokens": 12, "seed": 0}

@@ -11,12 +11,14 @@ import pytest
 from matplotlib import font_manager
 from PIL import Image
 
+from answering import rendering
 from answering.rendering import chinese_font
-from evaluation.report import chart_style
+from evaluation.report import chart_style, report_notes
 from evaluation.report.charts import write_charts
 from evaluation.report.examples import RIGHT, examples, select_examples
 from evaluation.report.image_grids import wrap_text
 from evaluation.report.result_tables import OTHER_METRICS
+from evaluation.report.terminal_summary import terminal_summary
 from evaluation.report.write_report import HTML_CHARTS, write_report
 from evaluation.run.evaluation_run import evaluate
 from tests.evaluation.conftest import MARKUP, Written
@@ -218,10 +220,22 @@ def test_a_missing_chinese_font_is_logged_once_and_is_no_error(
     written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(chart_style, "chinese_font", lambda: None)
+    monkeypatch.setattr(rendering, "chinese_font", lambda: None)
+    rendering.warn_of_missing_font.cache_clear()
     with caplog.at_level(logging.WARNING):
         paths = write_charts(written.evaluation_result.summary, examples(written.evaluation_result), written.planned.store, tmp_path, 0)
     assert [path.name for path in paths] == CHARTS
-    assert [record.message for record in caplog.records if "Chinese" in record.message] == [caplog.records[0].message]
+    assert [record.message for record in caplog.records if "Chinese" in record.message] == [rendering.MISSING_FONT]
+
+
+def test_a_report_with_chinese_questions_says_that_a_font_is_missing(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = written.evaluation_result.summary
+    monkeypatch.setattr(report_notes, "chinese_font", lambda: None)
+    assert report_notes.missing_font(summary) == rendering.MISSING_FONT
+    assert any("fonts-noto-cjk" in remark for remark in report_notes.remarks(summary))
+    assert "no font with Chinese characters" in terminal_summary(summary, Path("report.html"))
+    monkeypatch.setattr(report_notes, "chinese_font", lambda: Path("noto.ttc"))
+    assert report_notes.missing_font(summary) is None
 
 
 def test_charts_use_the_chinese_font() -> None:

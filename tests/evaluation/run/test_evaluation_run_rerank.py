@@ -20,7 +20,8 @@ from errors import UsageError
 from evaluation.questions import choose
 from evaluation.report.chart_calibration import confidence
 from evaluation.report.chart_style import save, style
-from evaluation.report.result_tables import all_tables, remarks
+from evaluation.report.report_notes import remarks
+from evaluation.report.result_tables import all_tables
 from evaluation.report.write_report import write_report
 from evaluation.run.background_images import with_background_images
 from evaluation.run.evaluation_run import EvaluationResult, evaluate

@@ -10,7 +10,7 @@ import pytest
 
 from answering.protocol import ImageInput
 from answering.request_images import load_image
-from evaluation.report.result_tables import remarks
+from evaluation.report.report_notes import remarks
 from evaluation.run.evaluation_setup import Experiment
 from tests.evaluation.fakes import (
     COLORS,

@@ -1,0 +1,70 @@
+"""The notes of a report: systems and their settings, failed questions, speed, statistics, what is missing."""
+
+from typing import Any
+
+from answering.rendering import MISSING_FONT, chinese_font
+from evaluation.report import rerank_tables
+from evaluation.report.metric_notes import few_images_remark
+
+CURVE_REMARK = "Choosing the best checkpoint of this curve overfits to this split: pick it on the validation split, report the test split."
+
+
+def remarks(summary: dict[str, Any]) -> list[str]:
+    """Notes on the figures: systems and their settings, failed questions, speed, rerank weights, statistics."""
+    data = summary["dataset"]
+    lines = [f"{data['questions']:,} questions about {data['images']:,} images ({data['name']}, split {data['split']})."]
+    for name, results in summary["systems"].items():
+        speed = f", {results['questions_per_second']:.1f} questions/s" if "questions_per_second" in results else ""
+        lines.append(f"{name}: {describe_system(results)}.")
+        if "without_cuda_graphs" in results:
+            lines.append(f"{name}: decoding ran without CUDA graphs and was slower: {results['without_cuda_graphs']}.")
+        lines.append(
+            f"{name}: {results['distinct_candidates']:.1f} distinct candidates per question{speed}; {failure_count(results['errors'])}."
+        )
+    lines += rerank_tables.remarks(summary)
+    if (missing := missing_font(summary)) is not None:
+        lines.append(f"{missing[0].upper()}{missing[1:]}.")
+    lines.append("random is a lower bound and oracle an upper bound that uses the references; neither is a method.")
+    lines.append(
+        "Intervals: 95 %, by a jackknife over images and Student's t. p: randomisation test that flips the sign of each image's "
+        "difference at random."
+    )
+    lines += few_images_remark(summary)
+    lines.append(
+        "detectable: the smallest true difference in points that this many images show with a probability of 80 %; smaller ones may "
+        "exist undetected. McNemar: exact test on exact matches, which treats questions as independent."
+    )
+    if summary.get("curve"):
+        lines.append(CURVE_REMARK)
+    if "groups" in summary:
+        lines.append(
+            "A group is compared by each question's mean score over its seeds; intervals cover questions, the spread covers seeds."
+        )
+    return lines
+
+
+def describe_system(results: dict[str, Any]) -> str:
+    """One line about a system: kind, path, quantisation, decoding, and the suffix of short questions."""
+    model, decoding = results["model"], results["decoding"]
+    parts = [" ".join(str(part) for part in (results["kind"], model.get("path")) if part is not None)]
+    if "quantization" in model:
+        parts.append(f"quantization {model['quantization']}")
+    parts.append(f"{decoding['strategy']} with {decoding['num_candidates']} candidates, at most {decoding['max_new_tokens']} tokens")
+    suffixes = [model[key] for key in ("short_answer_prompt", "short_answer_prompt_zh") if model.get(key)]
+    parts.append("short questions end in " + " or ".join(f'"{suffix}"' for suffix in suffixes) if suffixes else "no prompt suffix")
+    return ", ".join(parts)
+
+
+def missing_font(summary: dict[str, Any]) -> str | None:
+    """What to say where Chinese questions are drawn and no installed font has their characters; else None."""
+    measures = [choice for results in summary["systems"].values() for choice in results["choices"].values()]
+    chinese = any("zh" in figures.get("by_language", {}) for figures in measures)
+    return MISSING_FONT if chinese and chinese_font() is None else None
+
+
+def failure_count(errors: int) -> str:
+    """How many questions failed, in words."""
+    if errors == 0:
+        return "no question failed"
+    message = "1 question failed and counts as wrong" if errors == 1 else f"{errors:,} questions failed and count as wrong"
+    return f"{message} (reasons in the predictions file)"
