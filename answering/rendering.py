@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 IMAGE_SIDE, TEXT_WIDTH, MARGIN, FONT_SIZE = 360, 560, 16, 18
 """In pixels: side of the square an image is fitted into, width of the text column, margin, font size."""
+Colour = tuple[int, int, int]
 LABEL_COLOUR, TEXT_COLOUR = (110, 110, 110), (0, 0, 0)
 
 PREFERRED_FONTS = (
@@ -30,23 +31,39 @@ PREFERRED_FONTS = (
 """File name prefixes of preferred fonts, best first; any other font with Chinese characters comes after them."""
 
 
-def side_by_side(images: Sequence[Image.Image], texts: Sequence[tuple[str, str]]) -> Image.Image:
-    """An RGB image: the images on the left in a column, and on the right each label with its text below it."""
+def side_by_side(
+    images: Sequence[Image.Image],
+    texts: Sequence[tuple[str, str]],
+    *,
+    image_side: int = IMAGE_SIDE,
+    text_width: int = TEXT_WIDTH,
+    label_colours: Mapping[str, Colour] | None = None,
+) -> Image.Image:
+    """An RGB image: the images on the left in a column, and on the right each label with its text below it.
+
+    Args:
+        images: fitted into squares of `image_side` pixels.
+        texts: labels and texts.
+        image_side: see above.
+        text_width: width of the text column in pixels.
+        label_colours: colours of labels other than LABEL_COLOUR.
+    """
+    colours = label_colours or {}
     font = text_font(FONT_SIZE)
     step = round(FONT_SIZE * 1.45)
     lines = [
         line
         for label, text in texts
-        for line in [(label, LABEL_COLOUR), *_with_text_colour(wrap_text(text, font, TEXT_WIDTH)), ("", TEXT_COLOUR)]
+        for line in [(label, colours.get(label, LABEL_COLOUR)), *_with_text_colour(wrap_text(text, font, text_width)), ("", TEXT_COLOUR)]
     ]
-    fitted = [_fit_to_square(image) for image in images]
-    left = IMAGE_SIDE + 2 * MARGIN if fitted else MARGIN
+    fitted = [_fit_to_square(image, image_side) for image in images]
+    left = image_side + 2 * MARGIN if fitted else MARGIN
     height = max(sum(image.height + MARGIN for image in fitted) + MARGIN, len(lines) * step + 2 * MARGIN)
-    canvas = Image.new("RGB", (left + TEXT_WIDTH + MARGIN, height), "white")
+    canvas = Image.new("RGB", (left + text_width + MARGIN, height), "white")
     draw = ImageDraw.Draw(canvas)
     top = MARGIN
     for image in fitted:
-        canvas.paste(image, (MARGIN + (IMAGE_SIDE - image.width) // 2, top))
+        canvas.paste(image, (MARGIN + (image_side - image.width) // 2, top))
         top += image.height + MARGIN
     for i, (text, colour) in enumerate(lines):
         draw.text((left, MARGIN + i * step), text, font=font, fill=colour)
@@ -112,12 +129,12 @@ def _has_chinese(file: Path) -> bool:
     return all(font.get_char_index(ord(character)) for character in "图红两")
 
 
-def _with_text_colour(lines: Sequence[str]) -> list[tuple[str, tuple[int, int, int]]]:
+def _with_text_colour(lines: Sequence[str]) -> list[tuple[str, Colour]]:
     return [(line, TEXT_COLOUR) for line in lines]
 
 
-def _fit_to_square(image: Image.Image) -> Image.Image:
-    scale = IMAGE_SIDE / max(image.size)
+def _fit_to_square(image: Image.Image, side: int) -> Image.Image:
+    scale = side / max(image.size)
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS)
 
 

@@ -15,6 +15,7 @@ from serving.app import create_app
 from serving.config import ServeConfig
 from serving.engine import Engine, LoadPlan
 from serving.http.http_protocol import ServiceProtocol
+from serving.http.listening_socket import listening_socket
 from serving.http.middleware import STREAM_GRACE_SECONDS
 from serving.search.image_index import ImageIndex
 from serving.service import Service
@@ -55,11 +56,7 @@ def bearer_token(settings: ServeConfig) -> str | None:
 
 def bind_socket(settings: ServeConfig) -> socket.socket:
     """A listening socket. Raises UsageError if the address cannot be bound."""
-    try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        return socket.create_server((settings.host, settings.port), family=family)
-    except OSError as error:
-        raise UsageError(f"serve.host, serve.port: cannot listen on {settings.host} port {settings.port} ({error.strerror})") from error
+    return listening_socket(settings.host, settings.port, "serve.host, serve.port")
 
 
 def server_config(service: Service) -> uvicorn.Config:

@@ -42,8 +42,11 @@ def main(arguments: argparse.Namespace) -> None:
         from answering.answerer_factory import ScorerCache, check_decoding
         from serving.demo.page import DemoBackends, launch
         from serving.http.cross_site import CrossSiteRules
+        from serving.http.listening_socket import listening_socket
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; install the demo's dependencies with pip install 'tessera-vlm[demo]'") from error
+    # Before the models are loaded: a taken port is said at once.
+    listening_socket(arguments.host, arguments.port, "--host, --port").close()
     check_decoding(config.decoding, [main_system, *([] if other is None else [other])])
     scorer_cache = ScorerCache()
     backends = DemoBackends(

@@ -8,6 +8,19 @@ from matplotlib.figure import Figure
 from atomic_io import atomic_write
 from training.monitoring.metrics_history import History
 
+FIRST_SHARE = 0.1
+"""Share of the steps, at the beginning, whose training losses may lie above the axis: they are many times those that matter."""
+
+
+def _top(history: History) -> float | None:
+    """The upper end of the loss axis: a little above all losses but the first; None before there are others."""
+    steps, losses = history.series("loss")
+    if not steps:
+        return None
+    start = steps[0] + FIRST_SHARE * (steps[-1] - steps[0])
+    shown = [loss for step, loss in zip(steps, losses, strict=True) if step >= start] + history.series("eval_loss")[1]
+    return 1.1 * max(shown) if max(losses) > 1.1 * max(shown) else None
+
 
 def plot_loss_curves(history: History, path: Path) -> None:
     """Plot training and validation loss (top) and learning rates (bottom) over the optimizer steps of all stages."""
@@ -33,5 +46,11 @@ def plot_loss_curves(history: History, path: Path) -> None:
     for stage, start in starts.items():
         losses.axvline(start, color="0.75", linestyle=":", linewidth=1)
         losses.annotate(f" {stage}", (start, 1), xycoords=("data", "axes fraction"), va="top", color="0.4")
+    highest = max(history.series("loss")[1], default=0.0)
+    if (top := _top(history)) is not None:
+        losses.annotate(
+            f"first steps: up to {highest:.1f}", (0.5, 0.97), xycoords="axes fraction", va="top", ha="center", color="0.4", fontsize=9
+        )
+        losses.set_ylim(0, top)
     with atomic_write(path) as temp_path:
         figure.savefig(temp_path, dpi=120)

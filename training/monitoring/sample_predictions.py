@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from answering.decoding.candidate_text_key import candidate_key
 from answering.protocol import Decoding, Request
 from answering.systems.family_answerer import FamilyAnswerer
 from dataset.loading.image_io import ImageError
@@ -49,9 +50,15 @@ def generate_panels(
             question=_question(sample),
             reference=sample.targets[0],
             answer=(answer.first.text or "(empty)") if answer.error is None else f"(error: {answer.error})",
+            is_right=_is_right(sample, "" if answer.error else answer.first.text),
         )
         for sample, answer in zip(samples, answers, strict=True)
     ]
+
+
+def _is_right(sample: Sample, text: str) -> bool | None:
+    """Whether an answer is one of the targets of a short-answer question; None for other samples."""
+    return candidate_key(text) in set(map(candidate_key, sample.targets)) if sample.task == "vqa" else None
 
 
 def _images(store: SampleStore, sample: Sample) -> list[Image.Image]:

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from answering.rendering import chinese_font
-from training.monitoring.prediction_panels import Panel, render_panel, render_table
+from training.monitoring.prediction_panels import COMPACT_IMAGE, COMPACT_TEXT, Panel, render_panel, render_table
 
 RED = Image.new("RGB", (300, 200), (200, 40, 30))
 
@@ -34,6 +34,15 @@ def test_different_chinese_characters_look_different_when_a_font_has_them() -> N
     assert (red != blue).any()
 
 
-def test_a_table_contains_all_panels() -> None:
-    panels = [Panel([RED], "q", "r", "a"), Panel([], "q", "r", "a")]
-    assert render_table(panels).height == sum(render_panel(panel).height + 1 for panel in panels)
+def test_a_table_has_two_panels_side_by_side() -> None:
+    panels = [Panel([RED], "q", "r", "a"), Panel([], "q", "r", "a"), Panel([RED], "q", "r", "word " * 60)]
+    compact = [render_panel(panel, COMPACT_IMAGE, COMPACT_TEXT) for panel in panels]
+    table = render_table(panels)
+    assert table.size == (2 * compact[0].width, compact[0].height + compact[2].height + 2)
+    assert table.crop((0, 0, *compact[0].size)).tobytes() == compact[0].tobytes()
+
+
+@pytest.mark.parametrize(("is_right", "colour"), [(True, (26, 127, 75)), (False, (179, 38, 30))])
+def test_right_and_wrong_answers_are_marked_in_colour(is_right: bool, colour: tuple[int, int, int]) -> None:
+    marked, plain = (np.asarray(render_panel(Panel([], "q", "r", "a", verdict))) for verdict in (is_right, None))
+    assert (marked == colour).all(axis=2).any() and not (plain == colour).all(axis=2).any()
