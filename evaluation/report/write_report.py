@@ -17,7 +17,7 @@ from evaluation.report.charts import CAPTIONS, write_charts
 from evaluation.report.examples import RIGHT, Example, data_url, examples, select_examples, thumbnail
 from evaluation.report.findings import headline, sentences
 from evaluation.report.image_grids import write_changed_answers
-from evaluation.report.metric_notes import accuracy_definition, accuracy_name
+from evaluation.report.report_notes import accuracy_definition, accuracy_name
 from evaluation.run.evaluation_run import EvaluationResult
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.scoring.question_categories import category_names

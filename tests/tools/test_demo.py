@@ -3,6 +3,7 @@
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,17 @@ def test_examples_are_spread_over_the_folder(folder: Path, monkeypatch: pytest.M
     examples = demo.examples(config.load(Path("trial.yaml")))
     assert len(examples) == len(set(examples)) == demo.NUM_EXAMPLES
     assert demo.examples(config.load(Path("trial.yaml"), ["search.images=null"])) == []
+
+
+def test_a_taken_port_is_one_sentence_before_a_model_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as ended:
+        cli.run(demo.main, demo.parser, ["--config", "trial.yaml", "--port", str(taken.getsockname()[1])])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--host, --port: cannot listen on 127.0.0.1 port" in line
 
 
 def commands(page: str) -> list[str]:

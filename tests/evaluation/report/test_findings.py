@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from evaluation.report.findings import headline, sentences
-from evaluation.report.metric_notes import few_images_remark
+from evaluation.report.report_notes import few_images_remark
 from evaluation.report.rerank_tables import remarks, tuning_sentence
 
 
