@@ -139,8 +139,6 @@ def ask(
     Raises:
         TesseraError: the question failed.
     """
-    from answering.model_fingerprint import identity
-    from answering.rendering import save_reply
     from answering.reply import question_request, reply
 
     request = question_request("question", question, images, "conversation" if arguments.long else "vqa")
@@ -154,6 +152,9 @@ def ask(
         raise TesseraError(answer.answer.error)
     print(answer.chosen, *answer.lines(), sep="\n  ")
     if arguments.save:
+        from answering.model_fingerprint import identity
+        from answering.rendering import save_reply
+
         path = save_reply(answer, images, arguments.save, identity(answerer.description))
         print(f"saved: {path} and {path.with_suffix('.json').name}")
 

@@ -38,7 +38,7 @@ SUPERVISED_LAYER = 2
 TEXT_LANGUAGE: Language = "zh"
 """Conversations in this language are read without their image: the published models, too, were shown images with English texts alone, and
 what their language model knows of others is text. Questions about images in Chinese are what tuning on merged data adds."""
-_TEXT_PROBABILITY = 1 / 3
+_TEXT_PROBABILITY = 1 / 6
 """Share of the conversations in TEXT_LANGUAGE."""
 QUESTIONS = 3
 """Most questions of a conversation."""
