@@ -1,6 +1,7 @@
 """Error responses: a status, a message and the id of the request as JSON. Never a traceback."""
 
 import logging
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -15,6 +16,10 @@ log = logging.getLogger("tessera.serve")
 
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 """OpenAI's error types by status. Other statuses are `invalid_request_error` below 500 and `server_error` from 500 on."""
+
+
+_FIELD = re.compile(r"[a-z_]\w*(\[\d+\]|\.\w+)*(?=: )")
+"""The field that a message about a request begins with, such as `messages[0].content: ...`."""
 
 
 class ServiceError(HTTPException):
@@ -37,7 +42,8 @@ class ServiceError(HTTPException):
 def error_body(status: int, message: str, code: str | None, request_id: str) -> dict[str, Any]:
     """The JSON of an error response; `error` has the fields of OpenAI's API."""
     kind = ERROR_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    error = {"message": message, "type": kind, "param": None, "code": code}
+    field = _FIELD.match(message) if status < 500 else None
+    error = {"message": message, "type": kind, "param": field and field[0], "code": code}
     return {"status": "error", "error": error, "request_id": request_id}
 
 

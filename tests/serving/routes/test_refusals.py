@@ -146,8 +146,9 @@ def test_a_refusal_names_the_field_as_the_client_wrote_it(running: Running, name
     body = json.dumps({"model": "fake", "messages": TEXT, **fields})
     response = running.web.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code in (404, 422), response.text
-    message = response.json()["error"]["message"]
+    message, field = response.json()["error"]["message"], sentence.partition(": ")[0]
     assert message.startswith(sentence)
+    assert response.json()["error"]["param"] == (field if re.fullmatch(r"[\w.\[\]]+", field) else None)
     assert not VALIDATORS_WORDS.search(message.replace("'boss'", "")), message
 
 
