@@ -162,13 +162,13 @@ def equal_time_checkpoints(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, P
     return chosen
 
 
-def saved_parameters(files: Iterable[Path]) -> int:
-    """Number of weights in safetensors files."""
+def saved_parameters(files: Iterable[Path], name_part: str = "") -> int:
+    """Number of weights in safetensors files; of those alone whose names contain `name_part`."""
     total = 0
     for path in files:
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 (no mapping)
-                count = 1
+                count = int(name_part in key)
                 for size in file.get_slice(key).get_shape():
                     count *= size
                 total += count

@@ -144,10 +144,10 @@ def _base_model(raw: Mapping[str, Any], config: Config, folder: Path) -> str:
     if config.model.family != "siglip_qwen":
         return str(getattr(config.model, "path"))  # noqa: B009 (families differ)
     train = {**raw["train"], "stages": [{"name": "align", "train": ["connector"], "max_steps": 1}]}
-    _run_training(config, {**raw, "train": train}, folder, "base")
+    checkpoint = _run_training(config, {**raw, "train": train}, folder, "base")
     out = folder / "llava"
     export = [sys.executable, str(ROOT / "tools" / "export.py")]
-    paths = ("--config", folder / "base.yaml", "--checkpoint", _run_folder(config, "base"), "--out", out)
+    paths = ("--config", folder / "base.yaml", "--checkpoint", checkpoint, "--out", out)
     _run(export, *paths, "--format", "llava")
     return str(out)
 
@@ -211,7 +211,7 @@ def _run_ours(config: Config, raw: Mapping[str, Any], folder: Path) -> Measured:
     rates = {row["step"]: row["samples_per_second"] for row in rows if row["step"] > FIRST_STEP}
     # All steps by the time of all steps, in units of the batch size.
     seconds = sum((step - before) / rates[step] for before, step in pairwise((FIRST_STEP, *rates)))
-    trained = saved_parameters([checkpoint / "adapter_model.safetensors"])
+    trained = saved_parameters([checkpoint / "adapter_model.safetensors"], "lora_")
     return Measured((max(rates) - FIRST_STEP) / seconds, trained, rows[-1]["loss"])
 
 
