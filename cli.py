@@ -133,6 +133,8 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
         if reported is None:
             raise
         status = reported
+    finally:
+        remember_settings(configuration.DEFAULT, ())  # for another command in this process
     if launched and status:
         # Nothing may follow the error: at exit, torch would print that its process group was not destroyed.
         sys.stdout.flush()
