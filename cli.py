@@ -134,7 +134,7 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
             raise
         status = reported
     finally:
-        remember_settings(configuration.DEFAULT, ())  # for another command in this process
+        remember_settings([])  # for another command in this process
     if launched and status:
         # Nothing may follow the error: at exit, torch would print that its process group was not destroyed.
         sys.stdout.flush()
@@ -159,7 +159,8 @@ def _parse(parser: Parser, arguments: list[str] | None) -> argparse.Namespace:
     setattr(parsed, name, [*getattr(parsed, name), *overrides])
     if name == "overrides":
         parsed.config_path = parsed.config
-        remember_settings(parsed.config, parsed.overrides)
+        named = ["--config", str(parsed.config)] if parsed.config != configuration.DEFAULT else []
+        remember_settings([*named, *parsed.overrides])
         parsed.config = configuration.load(parsed.config, parsed.overrides)
     return parsed
 

@@ -9,9 +9,9 @@ _settings: list[str] = []
 """The configuration that this process was started with, as arguments of a command."""
 
 
-def remember_settings(config: Path, overrides: Sequence[str], default: Path = Path("configs/tiny.yaml")) -> None:
-    """Keep the configuration of this process for `command`."""
-    _settings[:] = [*(["--config", str(config)] if config != default else []), *overrides]
+def remember_settings(arguments: Sequence[str]) -> None:
+    """Keep the configuration of this process, as arguments such as --config C and key=value, for `command`."""
+    _settings[:] = arguments
 
 
 def command(script: str, *arguments: str) -> str:
