@@ -20,6 +20,9 @@ from visual.hub_name import pretrained
 NEVER_TRAINED = ("language.transformer.wte.", "language.transformer.wpe.", "language.transformer.h.0.ln_1.weight", "language.lm_head.")
 """GPT-2's first three parameter tensors, and its head, which is the first of them: what the early system's code froze."""
 
+POSITION_BASE, POSITION_SCALE = 100.0, 0.5
+"""Of the positions that are added to the features of a grid: attention alone does not know where a feature is."""
+
 GROUP_PATHS: GroupPaths = {
     None: NEVER_TRAINED,
     "language": ("language.",),
@@ -52,6 +55,17 @@ class ImageFusion(nn.Module):
         attended, _ = self.attention(text_btd, image_bpd, image_bpd, need_weights=False)
         joined: torch.Tensor = self.norm(self.join(torch.cat([text_btd, attended], dim=-1)))
         return joined
+
+
+def grid_positions(rows: int, columns: int, width: int) -> torch.Tensor:
+    """Sines and cosines [rows * columns, width] of the row in the first half of the channels, of the column in the second (Vaswani et al.
+    2017, arXiv:1706.03762, with wavelengths up to 2 pi POSITION_BASE)."""
+    frequencies = POSITION_BASE ** -(torch.arange(width // 4) / (width // 4))
+    row, column = (torch.arange(size)[:, None] * frequencies for size in (rows, columns))
+    row_part = torch.cat([row.sin(), row.cos()], dim=1)[:, None].expand(rows, columns, -1)
+    column_part = torch.cat([column.sin(), column.cos()], dim=1)[None].expand(rows, columns, -1)
+    positions = torch.cat([row_part, column_part], dim=2).flatten(0, 1)
+    return nn.functional.pad(positions, (0, width - positions.shape[1]))
 
 
 class ImageFeatures(DynamicLayer):
@@ -92,7 +106,10 @@ class ResnetGpt2(PreTrainedModel):
         maps = self.vision(pixel_values).last_hidden_state
         features = maps.mean((2, 3), keepdim=True) if self.settings.features == "vector" else maps
         projected: torch.Tensor = self.connector.projection(features.flatten(2).transpose(1, 2))
-        return projected
+        if self.settings.features == "vector":
+            return projected
+        rows, columns = features.shape[2:]
+        return projected + POSITION_SCALE * grid_positions(rows, columns, projected.shape[2]).to(projected)
 
     def forward(
         self,

@@ -1,5 +1,6 @@
 """The loss of each small model, a mean over supervised tokens, as transformers' own class computes it, or as a plain transcription does."""
 
+import math
 from typing import Any
 
 import torch
@@ -38,12 +39,21 @@ def _llava(case: Case, model: Any) -> torch.Tensor:
     return loss
 
 
+def _position(row: int, column: int, width: int) -> list[float]:
+    """The position of a cell of the image's grid: sines and cosines of its row, then of its column."""
+    angles = [[place / 100 ** (i / (width // 4)) for i in range(width // 4)] for place in (row, column)]
+    return [function(angle) for axis in angles for function in (math.sin, math.cos) for angle in axis]
+
+
 def _resnet_gpt2(case: Case, model: Any) -> torch.Tensor:
     """As the early system is described: every text token attends to the image, both are joined, normed and read by GPT-2's head."""
     batch, part = case.batch, model.connector
     maps = model.vision(pixel_values=batch["pixel_values"]).last_hidden_state
     features = maps.flatten(2).mean(-1)[:, None] if case.settings().features == "vector" else maps.flatten(2).mT
     image = part.projection[3](functional.gelu(part.projection[0](features)))
+    if case.settings().features == "grid":
+        cells = [(row, column) for row in range(maps.shape[2]) for column in range(maps.shape[3])]
+        image = image + 0.5 * torch.tensor([_position(*cell, image.shape[-1]) for cell in cells])
     text = model.language.transformer(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
     heads, width = part.attention.num_heads, text.shape[-1]
     query, key, value = (
