@@ -77,6 +77,8 @@ def calls_of_from_pretrained(path: Path) -> list[ast.Call]:
 def test_every_model_is_loaded_without_its_code_and_in_the_revision_of_its_name() -> None:
     checked = 0
     for path in SOURCES:
+        if "peers" in path.parts:
+            continue  # programs that are compared with: they import nothing of this project and load folders that it has written
         for call in calls_of_from_pretrained(path):
             if ast.unparse(call.func.value) in OWN_CLASSES:  # type: ignore[attr-defined]
                 continue
