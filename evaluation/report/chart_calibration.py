@@ -5,7 +5,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.report.chart_style import COLORS, GREY
+from evaluation.report.chart_style import COLORS, GREY, legend_below
 
 Summary = dict[str, Any]
 
@@ -18,29 +18,35 @@ def fused_score_calibration(summary: Summary) -> Figure:
     _calibration(axes, counts, systems)
     axes.set_title("Can the fused score be read as a probability?", loc="left")
     counts.set_xlabel("fused score of the reranked answer")
+    legend_below(figure)
     return figure
 
 
 def confidence(summary: Summary) -> Figure:
-    """Reliability diagram of the confidence, with a histogram, and accuracy over coverage (risk-coverage curve)."""
-    systems = systems_with_confidence(summary)
-    figure = Figure(figsize=(11.0, 5.6), layout="constrained")
-    left, right = figure.subplots(2, 2, height_ratios=[3, 1], squeeze=False).T
-    left[1].sharex(left[0])
-    _calibration(left[0], left[1], systems)
-    left[0].set_title("Is the confidence calibrated?", loc="left")
-    left[1].set_xlabel("confidence")
-    right[1].axis("off")
-    for i, (name, figures) in enumerate(systems.items()):
+    """Reliability diagram of the confidence, with a histogram."""
+    figure = Figure(figsize=(6.0, 5.6), layout="constrained")
+    axes, counts = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+    _calibration(axes, counts, systems_with_confidence(summary))
+    axes.set_title("Is the confidence calibrated?", loc="left")
+    counts.set_xlabel("confidence")
+    legend_below(figure)
+    return figure
+
+
+def coverage(summary: Summary) -> Figure:
+    """Accuracy over the share of the answers that are given, the most confident first (risk-coverage curve)."""
+    figure = Figure(figsize=(6.0, 5.6), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, figures) in enumerate(systems_with_confidence(summary).items()):
         points = figures["risk_coverage"]
         color = COLORS[i % len(COLORS)]
-        right[0].plot([100 * p["coverage"] for p in points], [100 * p["vqa_accuracy"] for p in points], marker=".", color=color, label=name)
-    right[0].set_xlim(0, 102)
-    right[0].set_ylim(0, 105)
-    right[0].set_xlabel("coverage: most confident answers given, %")
-    right[0].set_ylabel("their VQA accuracy, %")
-    right[0].set_title("Accuracy when only confident answers are given", loc="left")
-    right[0].legend(frameon=False, fontsize=9, loc="lower left")
+        axes.plot([100 * p["coverage"] for p in points], [100 * p["vqa_accuracy"] for p in points], marker=".", color=color, label=name)
+    axes.set_xlim(0, 102)
+    axes.set_ylim(0, 105)
+    axes.set_xlabel("coverage: most confident answers given, %")
+    axes.set_ylabel("their VQA accuracy, %")
+    axes.set_title("Accuracy when only confident answers are given", loc="left")
+    legend_below(figure)
     return figure
 
 
@@ -65,6 +71,5 @@ def _calibration(axes: Axes, counts: Axes, systems: dict[str, Any]) -> None:
         counts.bar(positions, [b["questions"] for b in bins], width, color=color)
     axes.set_ylim(0, 105)
     axes.set_ylabel("VQA accuracy, %")
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
     counts.set_ylabel("answers")
     counts.set_xlim(0, 1)

@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from evaluation.report.chart_style import COLORS, ERROR_BAR_STYLE, GREY, percent_axis
+from evaluation.report.chart_style import COLORS, ERROR_BAR_STYLE, GREY, legend_below, percent_axis
 
 Summary = dict[str, Any]
 _MARKERS = "osD^v<"
@@ -28,7 +28,7 @@ def learning_curve(summary: Summary) -> Figure:
     axes.set_xlabel("training step")
     percent_axis(axes, "y")
     axes.set_title(f"Learning curve: {len(steps)} checkpoints, split {summary['dataset']['split']}", loc="left")
-    axes.legend(frameon=False, loc="lower right")
+    legend_below(figure)
     return figure
 
 
@@ -55,8 +55,9 @@ def robustness(summary: Summary) -> Figure:
         axes.set_ylim(0, 105)
     for axes in grid[:, 0]:
         axes.set_ylabel("VQA accuracy, %")
-    grid.flat[0].legend(frameon=False, fontsize=9, loc="lower left")
-    figure.supxlabel("strength (0: clean image)", fontsize=10)
+    for axes in grid[-1]:
+        axes.set_xlabel("strength (0: clean image)")
+    legend_below(figure)
     figure.suptitle(f"First candidates on corrupted images ({_questions(systems)} questions)", x=0.01, ha="left", fontsize=12)
     return figure
 

@@ -5,18 +5,20 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from evaluation.report.chart_style import COLORS, ERROR_BAR_STYLE, GREY, RIGHT, WRONG, legend_above, percent_axis
+from evaluation.report.chart_style import COLORS, ERROR_BAR_STYLE, GREY, INK, RIGHT, WRONG, legend_below, percent_axis
 
 Summary = dict[str, Any]
 BEFORE, AFTER = ("first", GREY, "before: first"), ("reranked", COLORS[0], "after: reranked")
 """Choice, color and label of the answers before and after reranking."""
+_EQUAL, _ON_GREY = "#c9c9c4", "#222222"
+"""Bars of answers that changed without effect, and the numbers on them, in light and dark pages."""
 
 
 def before_and_after(summary: dict[str, Any]) -> Figure:
     """Accuracy of first candidate, reranked answer and oracle (upper bound) by system, with 95 % intervals."""
     systems = {name: results["choices"] for name, results in reranked_systems(summary).items()}
     kinds = [("first", GREY, "before: first"), ("reranked", COLORS[0], "after: reranked"), ("oracle", "none", "upper bound: oracle")]
-    figure = Figure(figsize=(max(5.0, 1.6 + 1.8 * len(systems)), 4.2))
+    figure = Figure(figsize=(max(5.0, 1.6 + 1.8 * len(systems)), 4.2), layout="constrained")
     axes = figure.subplots()
     for i, (kind, color, label) in enumerate(kinds):
         positions = [position + (i - 1) * 0.26 for position in range(len(systems))]
@@ -29,13 +31,13 @@ def before_and_after(summary: dict[str, Any]) -> Figure:
             positions, values, 0.24, yerr=error_bars, error_kw=ERROR_BAR_STYLE, color=color, edgecolor=edge, linestyle=line, label=label
         )
         # Above the interval: inside the bar its line would cross the number, and a bar of height 0 has no room.
-        axes.bar_label(bars, labels=[f"{value:.1f}" for value in values], padding=2, fontsize=8, color="#444444")
+        axes.bar_label(bars, labels=[f"{value:.1f}" for value in values], padding=2, fontsize=8, color=INK)
     axes.set_xticks(range(len(systems)))
     axes.set_xticklabels(list(systems))
     axes.grid(visible=False, axis="x")
     percent_axis(axes, "y")
-    axes.set_title("Before and after reranking", loc="left", pad=26)
-    legend_above(axes)
+    axes.set_title("Before and after reranking", loc="left")
+    legend_below(figure)
     return figure
 
 
@@ -48,20 +50,20 @@ def by_category(summary: Summary) -> Figure:
     """Accuracy before and after reranking by category, one panel per system."""
     systems = reranked_systems(summary)
     categories = list(next(iter(systems.values()))["choices"]["first"]["by_category"])
-    figure = Figure(figsize=(max(6.0, 1.2 * len(categories)), 0.6 + 3.0 * len(systems)), layout="constrained")
+    figure = Figure(figsize=(max(6.0, len(categories)), 0.6 + 2.6 * len(systems)), layout="constrained")
     for axes, (name, results) in zip(figure.subplots(len(systems), 1, squeeze=False).flat, systems.items(), strict=True):
         for i, (choice, color, label) in enumerate((BEFORE, AFTER)):
             parts = results["choices"][choice]["by_category"]
             values = [100 * parts[category]["vqa_accuracy"] for category in categories]
             bars = axes.bar([row + (i - 0.5) * 0.4 for row in range(len(categories))], values, 0.38, color=color, label=label)
-            axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, color="#444444")
+            axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, color=INK)
         counts = results["choices"]["first"]["by_category"]
-        axes.set_xticks(range(len(categories)), [f"{category}\n({counts[category]['questions']:,})" for category in categories])
+        axes.set_xticks(range(len(categories)), [f"{category}\n({counts[category]['questions']:,})" for category in categories], fontsize=9)
         axes.grid(visible=False, axis="x")
         percent_axis(axes, "y")
         axes.set_ylabel("VQA accuracy, %")
-        axes.set_title(f"{name}: before and after reranking by category (questions)", loc="left", pad=22)
-        legend_above(axes)
+        axes.set_title(f"{name}: before and after reranking by category (questions)", loc="left")
+    legend_below(figure)
     return figure
 
 
@@ -74,14 +76,14 @@ def overview(summary: Summary) -> Figure:
         for i, (choice, color, label) in enumerate((BEFORE, AFTER)):
             values = [100 * results["choices"][choice][metric] for results in systems.values()]
             bars = axes.bar([position + (i - 0.5) * 0.4 for position in range(len(systems))], values, 0.38, color=color, label=label)
-            axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, color="#444444")
+            axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, color=INK)
         axes.set_ylim(0, 105)
-        axes.set_title(title, loc="left", pad=22, fontsize=11)
-        legend_above(axes, 2)
+        axes.set_title(title, loc="left", fontsize=11)
     _changed(changed, systems)
     for axes in (overall, m4c, changed):
         axes.set_xticks(range(len(systems)), list(systems))
         axes.grid(visible=False, axis="x")
+    legend_below(figure)
     return figure
 
 
@@ -89,13 +91,12 @@ def _changed(axes: Axes, systems: dict[str, Any]) -> None:
     """Stacked bars of the changed answers: better, worse, equal."""
     bottom = [0] * len(systems)
     parts = {name: results["changed"] for name, results in systems.items()}
-    kinds = (("better", RIGHT, "better"), ("worse", WRONG, "worse"), ("equal", "#c9c9c4", "equal"))
+    kinds = (("better", RIGHT, "better"), ("worse", WRONG, "worse"), ("equal", _EQUAL, "equal"))
     for kind, color, label in kinds:
         counts = [part[kind] for part in parts.values()]
         bars = axes.bar(range(len(systems)), counts, 0.5, bottom=bottom, color=color, label=label)
         labels = [f"{count:,}" if count else "" for count in counts]
-        axes.bar_label(bars, labels=labels, label_type="center", fontsize=8, color="white" if kind != "equal" else "#333333")
+        axes.bar_label(bars, labels=labels, label_type="center", fontsize=8, color="white" if kind != "equal" else _ON_GREY)
         bottom = [below + count for below, count in zip(bottom, counts, strict=True)]
     axes.set_ylim(0, max(1, *bottom) * 1.05)
-    axes.set_title("Answers changed by reranking", loc="left", pad=22, fontsize=11)
-    legend_above(axes)
+    axes.set_title("Answers changed by reranking", loc="left", fontsize=11)

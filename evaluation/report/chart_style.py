@@ -1,8 +1,12 @@
-"""Style of all charts, and writing them as PNG."""
+"""Style of all charts, and writing them as PNG and as SVG for a page."""
 
+import io
+import re
 import warnings
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,7 +21,21 @@ COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Palette for colour-blind readers (Okabe & Ito 2008)."""
 RIGHT, WRONG = "#1a7f4b", "#b3261e"
 GREY = "#8c8c8c"
-ERROR_BAR_STYLE = {"ecolor": "#333333", "elinewidth": 1, "capsize": 3}
+INK, GRID_LINE = "#333333", "#e6e6e6"
+"""Numbers and error bars, and grid lines; on a page they follow its color scheme, as black does."""
+ERROR_BAR_STYLE = {"ecolor": INK, "elinewidth": 1, "capsize": 3}
+_PAGE_COLORS = {"#000000": "currentColor", INK: "currentColor", GRID_LINE: "var(--line)"}
+_CHARACTERS_PER_INCH = 12
+"""Of a legend's text, 9 points."""
+_PIXELS_PER_POINT = 96 / 72
+
+
+@dataclass(frozen=True, slots=True)
+class PageChart:
+    """A chart as an inline SVG element, `width` CSS pixels wide where its letters have their own size."""
+
+    svg: str
+    width: int
 
 
 @contextmanager
@@ -32,7 +50,9 @@ def style() -> Iterator[None]:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
-        "grid.color": "#e6e6e6",
+        "grid.color": GRID_LINE,
+        # Text stays text: sharp, selectable, in the font of the page.
+        "svg.fonttype": "none",
         "axes.axisbelow": True,
         # Dollar signs in questions do not start a formula.
         "text.parse_math": False,
@@ -64,6 +84,54 @@ def percent_axis(axes: Axes, axis: str) -> None:
     getattr(axes, f"set_{axis}label")("VQA accuracy, %, with 95 % interval" if axis == "y" else "VQA accuracy, %")
 
 
-def legend_above(axes: Axes, columns: int = 3) -> None:
-    """Place the legend in one line between title and chart."""
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, frameon=False, borderaxespad=0.2, fontsize=9)
+def legend_below(figure: Figure) -> None:
+    """Place one legend for all charts of a figure below them, where it covers nothing. Equal labels are listed once."""
+    handles = {}
+    for axes in figure.axes:
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    fitting = int(figure.get_figwidth() * _CHARACTERS_PER_INCH / (max(map(len, handles)) + 6))
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower left", ncols=min(len(handles), max(1, fitting)), frameon=False, fontsize=9
+    )
+
+
+def page_chart(figure: Figure, name: str, caption: str) -> PageChart:
+    """A chart for a page: its background is clear, its black and grey are the page's own colors.
+
+    Args:
+        figure: the chart
+        name: prefix of the ids in the SVG, unique in the page
+        caption: text for screen readers
+    """
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True)
+    svg = ET.fromstring(buffer.getvalue())
+    for parent in list(svg.iter()):
+        for child in [child for child in parent if _local(child.tag) in ("metadata", "style")]:
+            parent.remove(child)
+    for element in svg.iter():
+        element.tag = _local(element.tag)
+        element.attrib = {_local(key): _for_page(_local(key), value, name) for key, value in element.attrib.items()}
+    width = round(float(svg.attrib.pop("width").removesuffix("pt")) * _PIXELS_PER_POINT)
+    del svg.attrib["height"]
+    svg.attrib |= {"role": "img", "aria-label": caption, "fill": "currentColor", "stroke-linejoin": "round"}
+    return PageChart(ET.tostring(svg, encoding="unicode"), width)
+
+
+def _local(name: str) -> str:
+    """A tag or attribute without its namespace, which HTML does not need."""
+    return name.rpartition("}")[2]
+
+
+def _for_page(attribute: str, value: str, name: str) -> str:
+    if attribute == "id":
+        return f"{name}-{value}"
+    if attribute == "href":
+        return value.replace("#", f"#{name}-", 1)
+    if attribute == "clip-path":
+        return value.replace("url(#", f"url(#{name}-")
+    if attribute == "style":
+        value = re.sub("|".join(_PAGE_COLORS), lambda match: _PAGE_COLORS[match.group()], value)
+        return re.sub(r"font-family: [^;]*", "font-family: var(--font)", value)
+    return value

@@ -1,6 +1,7 @@
-"""Write the report's charts as PNG files."""
+"""Draw the report's charts, and write them as PNG files."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from answering.rerank.choose_answer import displayed_choice
 from dataset.loading.sample_store import SampleStore
 from evaluation.report import chart_calibration, chart_curves, chart_rerank
-from evaluation.report.chart_style import COLORS, legend_above, percent_axis, save, style
+from evaluation.report.chart_style import COLORS, INK, PageChart, legend_below, page_chart, percent_axis, save, style
 from evaluation.report.examples import Example
 from evaluation.report.image_grids import write_grids
 
@@ -20,7 +21,8 @@ CAPTIONS = {
     "rerank_by_category": "Accuracy before and after reranking by category",
     "accuracy_by_category": "Accuracy by category",
     "fused_calibration": "Calibration of the fused score",
-    "confidence": "Calibration of the confidence, and accuracy when only confident answers are given",
+    "confidence": "Calibration of the confidence",
+    "coverage": "Accuracy when only confident answers are given",
     "robustness": "Accuracy on corrupted images",
     "right_cases": "Right answers, sampled at random",
     "wrong_cases": "Wrong answers, sampled at random",
@@ -28,7 +30,25 @@ CAPTIONS = {
 """File name without suffix -> caption, in display order."""
 
 
-def write_charts(summary: dict[str, Any], examples: Sequence[Example], store: SampleStore, out: Path, seed: int) -> list[Path]:
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart.
+
+    Args:
+        path: its PNG file
+        on_page: the same for report.html; None for a grid of images
+    """
+
+    path: Path
+    on_page: PageChart | None = None
+
+    @property
+    def caption(self) -> str:
+        """What it shows."""
+        return CAPTIONS[self.path.stem]
+
+
+def write_charts(summary: dict[str, Any], examples: Sequence[Example], store: SampleStore, out: Path, seed: int) -> list[Chart]:
     """Write <name>.png for every chart of CAPTIONS that has data; charts of an earlier run are deleted.
 
     Args:
@@ -39,7 +59,7 @@ def write_charts(summary: dict[str, Any], examples: Sequence[Example], store: Sa
         seed: seed of the sampled examples
 
     Returns:
-        Paths of the charts, in the order of CAPTIONS.
+        The charts, in the order of CAPTIONS.
     """
     for name in CAPTIONS:
         (out / f"{name}.png").unlink(missing_ok=True)
@@ -55,17 +75,21 @@ def write_charts(summary: dict[str, Any], examples: Sequence[Example], store: Sa
     if any("fused_calibration" in results for results in summary["systems"].values()):
         charts["fused_calibration"] = chart_calibration.fused_score_calibration
     if chart_calibration.systems_with_confidence(summary):
-        charts["confidence"] = chart_calibration.confidence
+        charts |= {"confidence": chart_calibration.confidence, "coverage": chart_calibration.coverage}
     if "curve" in summary:
         charts["learning_curve"] = chart_curves.learning_curve
     if "robustness" in summary:
         charts["robustness"] = chart_curves.robustness
     whole_run_charts, last = ("learning_curve", "robustness"), _without_early_checkpoints(summary)
     with style():
-        written = [save(chart(summary if name in whole_run_charts else last), out / f"{name}.png") for name, chart in charts.items()]
-        written += write_grids(examples, store, out, seed)
+        written = [_write(draw(summary if name in whole_run_charts else last), out / f"{name}.png") for name, draw in charts.items()]
+        written += [Chart(path) for path in write_grids(examples, store, out, seed)]
     order = list(CAPTIONS)
-    return sorted(written, key=lambda path: order.index(path.stem))
+    return sorted(written, key=lambda chart: order.index(chart.path.stem))
+
+
+def _write(figure: Figure, path: Path) -> Chart:
+    return Chart(save(figure, path), page_chart(figure, path.stem, CAPTIONS[path.stem]))
 
 
 def _without_early_checkpoints(summary: dict[str, Any]) -> dict[str, Any]:
@@ -82,20 +106,20 @@ def _by_category(summary: dict[str, Any]) -> Figure:
     parts = {name: summary["systems"][name]["choices"][choice]["by_category"] for name, choice in shown.items()}
     categories = list(next(iter(parts.values())))
     height = 0.8 / len(parts)
-    figure = Figure(figsize=(8, 1.4 + len(categories) * (0.35 + 0.22 * len(parts))))
+    figure = Figure(figsize=(8, 1.4 + len(categories) * (0.35 + 0.22 * len(parts))), layout="constrained")
     axes = figure.subplots()
     for i, (name, by_category) in enumerate(parts.items()):
         positions = [row + i * height for row in range(len(categories))]
         values = [100 * by_category[category]["vqa_accuracy"] for category in categories]
         bars = axes.barh(positions, values, height * 0.92, color=COLORS[i % len(COLORS)], label=f"{name} ({shown[name]})")
-        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8, color="#444444")
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8, color=INK)
     counts = next(iter(parts.values()))
     axes.set_yticks([row + (0.8 - height) / 2 for row in range(len(categories))])
     axes.set_yticklabels([f"{category}\n({counts[category]['questions']:,})" for category in categories])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     percent_axis(axes, "x")
-    axes.set_title("VQA accuracy by category (questions)", loc="left", pad=30 if len(parts) > 1 else 12)
+    axes.set_title("VQA accuracy by category (questions)", loc="left")
     if len(parts) > 1:
-        legend_above(axes)
+        legend_below(figure)
     return figure

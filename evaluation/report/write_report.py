@@ -1,6 +1,6 @@
 """Write report.html (self-contained), report.md and the charts of an evaluation."""
 
-import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from PIL import Image
+from markupsafe import Markup, escape
 
 from atomic_io import write_text
 from dataset.loading.sample_store import SampleStore
 from evaluation.report import report_notes, rerank_tables, result_tables
-from evaluation.report.charts import CAPTIONS, write_charts
+from evaluation.report.charts import Chart, write_charts
 from evaluation.report.examples import RIGHT, Example, data_url, examples, select_examples, thumbnail
 from evaluation.report.findings import headline, sentences
 from evaluation.report.image_grids import write_changed_answers
@@ -25,20 +25,9 @@ from evaluation.scoring.question_categories import category_names
 CHANGED_FOLDER = "changed"
 """Folder of the images whose answers reranking changed."""
 HTML_CHARTS = ("rerank", "accuracy_by_category")
-"""Charts that report.html draws itself as HTML bars, for any page width and color scheme."""
-
-
-MIN_CHART_SCALE = 0.55
-"""Smallest scale of a chart on a narrow page: its smallest letters, 8 points at 150 dpi, are then 9 pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """A chart as a data URL; below `min_width`, in pixels, the page scrolls it sideways."""
-
-    caption: str
-    url: str
-    min_width: int
+"""Charts that report.html draws itself as HTML bars, for any page width."""
+OPEN_TABLES = ("Accuracy", "Comparisons", "Captions and descriptions")
+"""Tables that report.html shows unfolded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +63,7 @@ def write_report(evaluation_result: EvaluationResult, experiment: Experiment) ->
         else 0
     )
     page = _template("template.html").render(
-        **_page_context(evaluation_result.summary, all_examples, selected, store), charts=_embed_charts(charts)
+        **_page_context(evaluation_result.summary, all_examples, selected, store), charts=_page_charts(charts)
     )
     write_text(out / "report.html", page)
     text = _template("template.md", escape=False).render(
@@ -85,28 +74,38 @@ def write_report(evaluation_result: EvaluationResult, experiment: Experiment) ->
         remarks=report_notes.remarks(evaluation_result.summary),
         terms=result_tables.TERMS,
         tables={title: result_tables.markdown(*table) for title, table in result_tables.all_tables(evaluation_result.summary).items()},
-        charts={path.name: CAPTIONS[path.stem] for path in charts},
+        charts={chart.path.name: chart.caption for chart in charts},
         changed=changed,
     )
     write_text(out / "report.md", text)
     return out / "report.html"
 
 
-def _embed_charts(charts: Sequence[Path]) -> list[Chart]:
-    """The charts as data URLs, except for HTML_CHARTS."""
-    return [_chart(path) for path in charts if path.stem not in HTML_CHARTS]
-
-
-def _chart(path: Path) -> Chart:
-    with Image.open(path) as image:
-        min_width = round(MIN_CHART_SCALE * image.width)
-    return Chart(CAPTIONS[path.stem], "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii"), min_width)
+def _page_charts(charts: Sequence[Chart]) -> list[dict[str, Any]]:
+    """Caption, SVG element and width of the charts in report.html. Grids of images are left out: the page shows questions itself."""
+    return [
+        {"caption": chart.caption, "svg": Markup(chart.on_page.svg), "width": chart.on_page.width}
+        for chart in charts
+        if chart.on_page is not None and chart.path.stem not in HTML_CHARTS
+    ]
 
 
 def _template(name: str, escape: bool = True) -> Any:
     environment = Environment(autoescape=escape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = result_tables.percent
+    environment.filters["breakable"] = _breakable
+    environment.tests["figure"] = _is_figure
     return environment.from_string(resources.files("evaluation.report").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _is_figure(cell: str) -> bool:
+    """Whether a table's cell holds numbers alone, which are not broken into lines."""
+    return not any(character.isalpha() for character in cell)
+
+
+def _breakable(cell: str) -> Markup:
+    """The cell as HTML in which names such as `controls/shuffled_images` may be broken into lines after / and _."""
+    return Markup(re.sub("([/_])", r"\1<wbr>", str(escape(cell))))
 
 
 def _page_context(summary: dict[str, Any], all_examples: list[Example], selected: list[Example], store: SampleStore) -> dict[str, Any]:
@@ -126,6 +125,7 @@ def _page_context(summary: dict[str, Any], all_examples: list[Example], selected
         "terms": result_tables.TERMS,
         "right": RIGHT,
         "tables": result_tables.all_tables(summary),
+        "open_tables": OPEN_TABLES,
         "examples": selected,
         "total": len(all_examples),
         "image_urls": {image_id: None if image is None else data_url(image) for image_id, image in images.items()},
