@@ -19,6 +19,9 @@ from answering.rerank.self_evaluation import SelfEvaluator
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Task, detect_language, join_parts
 from renamed_keys import with_old_keys
 
+CUT = "cut at the largest number of tokens (decoding.max_new_tokens): the answer may be incomplete"
+"""What to say of an answer whose `is_cut` is set."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reranker:
@@ -85,6 +88,12 @@ class Reply:
     confidence: float | None = None
     unlike: tuple[str, ...] = ()
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the chosen answer ended at the largest number of tokens."""
+        ended = zip(self.answer.candidates, self.answer.finish_reasons, strict=False)
+        return next((reason == "length" for candidate, reason in ended if candidate.text.strip() == self.chosen), False)
+
     def candidates(self) -> list[dict[str, Any]]:
         """The fields and scores of each candidate."""
         signals = {name: signal.scores for name, signal in self.signals.items()} | ({"fused": self.fused} if self.fused else {})
@@ -116,8 +125,8 @@ class Reply:
         return f" ({' and '.join(self.unlike)} unlike those that the confidence was learnt from)" if self.unlike else ""
 
     def lines(self) -> list[str]:
-        """Lines to print: the confidence if known, then a table of candidates with mean log-probability per token (nats), the score of
-        each scorer, the fused score, and the text."""
+        """Lines to print: that the answer was cut, if it was; the confidence if known; then a table of candidates with mean log-probability
+        per token (nats), the score of each scorer, the fused score, and the text."""
         names = list(self.signals)
         headers = [
             "mean log p",
@@ -134,7 +143,8 @@ class Reply:
         if self.confidence is not None:
             displayed = self.choices.get("reranked", self.choices["first"])
             confidence_lines = [f'how likely "{displayed}" is right: {self.confidence:.0%}{self.unlike_note()}']
-        return confidence_lines + ["  ".join([*(cell.rjust(10) for cell in row[:-1]), row[-1]]) for row in [headers, *rows]]
+        cut_lines = [CUT] if self.is_cut else []
+        return cut_lines + confidence_lines + ["  ".join([*(cell.rjust(10) for cell in row[:-1]), row[-1]]) for row in [headers, *rows]]
 
 
 def question_request(request_id: str, question: str, images: Sequence[ImageInput], task: Task = "vqa") -> Request:

@@ -35,7 +35,7 @@ class ServeConfig:
     max_batch: PositiveInt = 16
     """Largest number of questions in a batch."""
     max_wait_ms: Annotated[float, Field(ge=0.0)] = 25.0
-    """Longest time in ms that a question waits for its batch to fill up to the size of the batch before it; a lone client never waits."""
+    """Time in ms after a batch in which the next one waits to become as large; a question that finds the model idle is answered at once."""
     max_queue: Annotated[int, Field(ge=0)] = 64
     """Largest number of waiting requests, in addition to those being answered; further requests get 429."""
     max_uploads: PositiveInt = 256

@@ -5,16 +5,17 @@
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from answering.answerer_factory import ScorerCache, build_answerer, build_reranker
 from answering.config import RerankConfig, System
-from answering.decoding.streaming import RequestFailed, RequestStarted, can_stream_tokens, stream_tokens
+from answering.decoding.streaming import RequestFailed, RequestStarted, TokenGenerated, can_stream_tokens, stream_tokens
 from answering.protocol import Answer, Answerer, Decoding, FinishReason, Request
 from answering.reply import Reranker, judge
+from answering.streamed_text import StreamedText
 from answering.systems.local_model import LocalAnswerer
 from errors import TesseraError
 from serving.http.error_responses import ServiceError
@@ -153,22 +154,27 @@ class Engine:
         return self.reranker.without_confidence()
 
     def _stream_tokens(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
+        """Generate all answers together. A client that does not stream gets its events at once, when its answer is complete."""
+        held: dict[int, list[GenerationStarted | TextPiece]] = {i: [] for i, job in enumerate(jobs) if not _streams(job)}
+        left = dict.fromkeys(held, decoding.num_candidates if decoding.strategy == "sample" else 1)
         for event in stream_tokens(self.answerer, requests, decoding, lambda index: jobs[index].cancelled):  # type: ignore[arg-type]
-            job = jobs[event.request_index]
-            if isinstance(event, RequestStarted):
-                job.put(GenerationStarted(event.prompt_tokens))
-            elif isinstance(event, RequestFailed):
-                job.fail(_unanswerable(event.error))
-            else:
-                # The token that ends a text, an end token or the last of a stop text, is not part of it.
-                is_visible_token = event.end != "stop"
-                token, log_prob = (event.token, event.log_prob) if is_visible_token else (None, None)
-                job.put(TextPiece(event.sample, event.text, token, log_prob, event.end))
+            index = event.request_index
+            if isinstance(event, RequestFailed):
+                jobs[index].fail(_unanswerable(event.error))
+                continue
+            sent = GenerationStarted(event.prompt_tokens) if isinstance(event, RequestStarted) else _text_piece(event)
+            if index not in held:
+                jobs[index].put(sent)
+                continue
+            held[index].append(sent)
+            left[index] -= isinstance(sent, TextPiece) and sent.end is not None
+            if not left[index]:
+                jobs[index].put(*held[index])
 
     def _stream_text(self, job: Job[Task], request: Request, decoding: Decoding) -> None:
         try:
             job.put(GenerationStarted(None))
-            pieces = _StreamedText(self.answerer.stream(request, decoding))
+            pieces = StreamedText(self.answerer.stream(request, decoding))
             for text in pieces:
                 if job.cancelled:
                     return
@@ -187,21 +193,14 @@ class Engine:
                 job.put(TextPiece(sample, text, end=reason))
 
 
-class _StreamedText:
-    """Iterates over the pieces of a streamed text and keeps why it ended, if its generator returns that."""
+def _streams(job: Job[Task]) -> bool:
+    return isinstance(job.task, ChatTask) and job.task.stream
 
-    def __init__(self, pieces: Iterator[str]):
-        self._pieces = pieces
-        self.finish_reason: FinishReason | None = None
 
-    def __iter__(self) -> Iterator[str]:
-        while True:
-            try:
-                piece = next(self._pieces)
-            except StopIteration as end:
-                self.finish_reason = end.value
-                return
-            yield piece
+def _text_piece(event: TokenGenerated) -> TextPiece:
+    # The token that ends a text, an end token or the last of a stop text, is not part of it.
+    token, log_prob = (event.token, event.log_prob) if event.end != "stop" else (None, None)
+    return TextPiece(event.sample, event.text, token, log_prob, event.end)
 
 
 def _samples(answer: Answer) -> list[tuple[str, FinishReason]]:

@@ -43,10 +43,14 @@ class Job(Generic[T]):
     _events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
-    def put(self, event: object) -> None:
-        """Send an event to the client. Thread-safe."""
+    def put(self, *events: object) -> None:
+        """Send events to the client. Thread-safe. Each call wakes the event loop, which then shares Python's lock with the model."""
         self.has_responded = True
-        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        self._loop.call_soon_threadsafe(self._receive, events)
+
+    def _receive(self, events: Sequence[object]) -> None:
+        for event in events:
+            self._events.put_nowait(event)
 
     def fail(self, error: BaseException) -> None:
         """Send an error to the client. Thread-safe."""
@@ -85,12 +89,13 @@ class _EndOfEvents:
 class Batcher(Generic[T]):
     """A bounded queue, and a thread that answers its jobs in batches.
 
-    A batch starts when it is as large as the batch before it, so that a lone client never waits.
+    A request that finds the thread idle is answered at once. Just after a batch, when its clients may be about to ask again, the next one
+    starts when it is as large as that batch: a lone client never waits.
 
     Args:
         work: answers jobs of equal key; called in the thread.
         max_batch: largest number of jobs in a batch.
-        max_wait: longest time in seconds that a job waits for its batch to fill up.
+        max_wait: time in seconds after a batch in which the next one waits to become as large.
         max_queue: largest number of waiting jobs, in addition to those of a batch.
         on_batch: called with the size and the seconds of each finished batch.
     """
@@ -109,7 +114,7 @@ class Batcher(Generic[T]):
         self.thread = ThreadPoolExecutor(1, "model")
         self._waiting: list[Job[T]] = []
         self._job_arrived = asyncio.Event()
-        self._num_running, self._expected_batch_size, self._last_batch_seconds = 0, 1, 0.0
+        self._num_running, self._expected_batch_size, self._last_batch_seconds, self._last_batch_end = 0, 1, 0.0, -math.inf
 
     @property
     def waiting(self) -> int:
@@ -141,7 +146,8 @@ class Batcher(Generic[T]):
             batch = await self._next()
             start_time, self._num_running = time.monotonic(), len(batch)
             await self._run_batch(batch)
-            self._last_batch_seconds, self._num_running, self._expected_batch_size = time.monotonic() - start_time, 0, len(batch)
+            self._last_batch_end = time.monotonic()
+            self._last_batch_seconds, self._num_running, self._expected_batch_size = self._last_batch_end - start_time, 0, len(batch)
             if self.on_batch is not None:
                 self.on_batch(len(batch), self._last_batch_seconds)
 
@@ -157,7 +163,7 @@ class Batcher(Generic[T]):
                 await self._job_arrived.wait()
             oldest = self._waiting[0]
             same_key_jobs = [job for job in self._waiting if job.key == oldest.key][: self.max_batch]
-            remaining_seconds = oldest.arrival_time + self.max_wait - time.monotonic()
+            remaining_seconds = self._last_batch_end + self.max_wait - time.monotonic()
             if len(same_key_jobs) >= min(self._expected_batch_size, self.max_batch) or remaining_seconds <= 0:
                 for job in same_key_jobs:
                     self._waiting.remove(job)

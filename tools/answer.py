@@ -139,13 +139,15 @@ def ask(
     Raises:
         TesseraError: the question failed.
     """
-    from answering.reply import question_request, reply
+    from answering.reply import CUT, question_request, reply
+    from answering.streamed_text import StreamedText
 
     request = question_request("question", question, images, "conversation" if arguments.long else "vqa")
     if arguments.stream:
-        for piece in answerer.stream(request, decoding(config, arguments)):
+        pieces = StreamedText(answerer.stream(request, decoding(config, arguments)))
+        for piece in pieces:
             print(piece, end="", flush=True)
-        print()
+        print(*([f"\n  {CUT}"] if pieces.finish_reason == "length" else []))
         return
     (answer,) = reply(answerer, reranker, [request], decoding(config, arguments))
     if answer.answer.error:

@@ -84,8 +84,9 @@ def arguments() -> cli.Parser:
     families.add_argument("--steps", type=int, default=200, metavar="N", help="steps of the last stage (default: %(default)s)")
     families.add_argument("--questions", type=int, default=400, metavar="N", help="questions of the evaluation (default: %(default)s)")
     families.set_defaults(measure=run_families)
-    what = "throughput of the HTTP service with many concurrent clients against a single one"
+    what = "throughput of the HTTP service with many concurrent clients against a single one, or beside that of `transformers serve`"
     serve = parts.add_parser("serve", description=what, help=what)
+    serve.add_argument("--against", choices=("one-client", "transformers"), default="one-client", help="default: %(default)s")
     serve.add_argument("--clients", type=int, default=16, metavar="N", help="concurrent clients (default: %(default)s)")
     serve.add_argument("--questions", type=int, default=64, metavar="N", help="questions per block (default: %(default)s)")
     serve.add_argument("--rounds", type=int, default=5, metavar="N", help="interleaved blocks per number of clients (default: %(default)s)")
@@ -234,13 +235,17 @@ def run_report(parsed: argparse.Namespace) -> None:
 
 def answering(parsed: argparse.Namespace) -> None:
     """Start a server and send requests to it; print and save the table."""
-    from benchmarks.serving_throughput import Workload, measure
+    from benchmarks.serving import throughput, transformers_comparison
 
     for name in ("clients", "questions", "rounds"):
         if getattr(parsed, name) < 1 + (name == "clients"):
             raise UsageError(f"--{name} {getattr(parsed, name)}: expected at least {1 + (name == 'clients')}")
-    workload = Workload(parsed.questions, parsed.clients, parsed.rounds)
-    show(parsed, measure(parsed.config_path, parsed.overrides, workload), "serve_" + parsed.config.name)
+    workload = throughput.Workload(parsed.questions, parsed.clients, parsed.rounds)
+    if parsed.against == "transformers":
+        report = transformers_comparison.measure(parsed.config_path, parsed.overrides, workload)
+        show(parsed, report, f"serve_{parsed.config.name}_against_transformers")
+        return
+    show(parsed, throughput.measure(parsed.config_path, parsed.overrides, workload), "serve_" + parsed.config.name)
 
 
 def main(parsed: argparse.Namespace) -> None:

@@ -40,7 +40,8 @@ def main(arguments: argparse.Namespace) -> None:
     configuration.check_model_paths(config, *scorer_keys(config.rerank))
     try:
         from answering.answerer_factory import ScorerCache, check_decoding
-        from serving.demo.page import DemoBackends, launch
+        from serving.demo.page import launch
+        from serving.demo.page_actions import DemoBackends
         from serving.http.cross_site import CrossSiteRules
         from serving.http.listening_socket import listening_socket
     except ModuleNotFoundError as error:

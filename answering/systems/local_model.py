@@ -284,13 +284,14 @@ class IncrementalDetokenizer:
 @contextmanager
 def eval_mode(model: torch.nn.Module) -> Iterator[None]:
     """Put all modules into eval mode, and restore the mode of each afterwards, so that it can be used during training."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 def _cancelled_at_row(row_indices: Sequence[int], cancelled: Callable[[int], bool], row: int) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib import font_manager
@@ -86,7 +87,7 @@ def percent_axis(axes: Axes, axis: str) -> None:
 
 def legend_below(figure: Figure) -> None:
     """Place one legend for all charts of a figure below them, where it covers nothing. Equal labels are listed once."""
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in figure.axes:
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     fitting = int(figure.get_figwidth() * _CHARACTERS_PER_INCH / (max(map(len, handles)) + 6))

@@ -4,16 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from errors import TesseraError
-from serving.demo.localization import LANGUAGES, translations
+from serving.demo.localization import LANGUAGES, notes_text, translations
 from serving.demo.session import CandidateRow, Turn
 from serving.search.image_index import ImageIndex
 from serving.search.lancedb_table import SearchHit
 
 
-def chat_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
-    """The turns as messages of gradio's chatbot."""
-    texts = [(("user", turn.question), ("assistant", turn.answer)) for turn in turns]
+def chat_messages(turns: Sequence[Turn], language: str) -> list[dict[str, str]]:
+    """The turns as messages of gradio's chatbot, each answer with what is to be said of it."""
+    texts = [(("user", turn.question), ("assistant", _with_notes(turn, language))) for turn in turns]
     return [{"role": role, "content": text} for turn in texts for role, text in turn]
+
+
+def _with_notes(turn: Turn, language: str) -> str:
+    notes = notes_text(turn, language)
+    return f"{turn.answer}\n\n<small>{notes}</small>" if notes else turn.answer
 
 
 def candidate_cells(rows: Sequence[CandidateRow]) -> list[list[str]]:
@@ -43,7 +48,7 @@ def gallery(index: ImageIndex, hits: Sequence[SearchHit], language: str) -> tupl
     missing: list[str] = []
     for hit in hits:
         try:
-            captioned_images.append((index.thumbnail(hit, 360), f"{hit.score:.3f}  {shorten(hit.path.name if hit.path else hit.id[:12])}"))
+            captioned_images.append((index.thumbnail(hit, 360), f"{hit.score:.3f} · {shorten(hit.path.name if hit.path else hit.id[:12])}"))
         except TesseraError:
             missing.append(hit.path.name if hit.path else hit.id[:12])
     if not missing:
@@ -53,5 +58,5 @@ def gallery(index: ImageIndex, hits: Sequence[SearchHit], language: str) -> tupl
 
 
 def shorten(name: str) -> str:
-    """A file name that fits below a thumbnail; its end is kept, since files differ there."""
-    return name if len(name) <= 12 else f"…{name[-10:]}"
+    """A file name that fits below a thumbnail in two lines; its end is kept, since files differ there."""
+    return name if len(name) <= 32 else f"…{name[-30:]}"

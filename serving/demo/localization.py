@@ -1,4 +1,4 @@
-"""The texts of the demo page in English and Chinese, with its messages for errors and confidence."""
+"""The texts of the demo page in English and Chinese, with its messages for errors and notes on answers."""
 
 import functools
 from pathlib import Path
@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from answering.reply import Reply
 from errors import TesseraError
+from serving.demo.session import Turn
 
 LANGUAGES = {"English": "en", "中文": "zh"}
 """Language codes by the names that the page shows."""
@@ -36,10 +36,14 @@ def error_text(error: TesseraError, language: str) -> str:
     return f"⚠️ {page_text['not_answered'].format(reason=error)}"
 
 
-def confidence_text(answered: Reply, language: str) -> str:
-    """The probability that an answer is right, and what about the question is unlike those it was learnt from; empty if none was fitted."""
-    if answered.confidence is None:
-        return ""
+def notes_text(turn: Turn, language: str) -> str:
+    """What is to be said of an answer: how likely it is right, as far as that is known, and that it was cut; empty if nothing is."""
     texts = translations(LANGUAGES[language])
-    sentence = str(texts["confidence"]).format(probability=f"{answered.confidence:.0%}")
-    return f"{sentence} ({'; '.join(str(texts[f'unlike_{part}']) for part in answered.unlike)})" if answered.unlike else sentence
+    notes = []
+    if turn.confidence is not None:
+        sentence = str(texts["confidence"]).format(probability=f"{turn.confidence:.0%}")
+        unlike = "; ".join(str(texts[f"unlike_{part}"]) for part in turn.unlike)
+        notes.append(f"{sentence} ({unlike})" if unlike else sentence)
+    if turn.is_cut:
+        notes.append(str(texts["cut"]))
+    return "  \n".join(notes)

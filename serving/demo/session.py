@@ -3,26 +3,65 @@
 import dataclasses
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from answering.answerer_factory import check_decoding
 from answering.config import DecodingConfig, System, for_descriptions
-from answering.protocol import Answerer, Request
+from answering.protocol import Answerer, FinishReason, Request
 from answering.reply import Reply, Reranker, question_request, reply
+from answering.streamed_text import StreamedText
 from dataset.sample import Message, Task
 from errors import TesseraError
 
 
 class Turn(NamedTuple):
-    """A question and its answer. task: kind of the question."""
+    """A question and its answer.
+
+    Args:
+        question: the question.
+        answer: the answer.
+        task: kind of the question.
+        confidence: probability that the answer is right; None if it is not known.
+        unlike: what about the question is unlike those that the confidence was learnt from ("image", "words").
+        is_cut: whether the answer ended at the largest number of tokens.
+    """
 
     question: str
     answer: str
     task: Task = "vqa"
+    confidence: float | None = None
+    unlike: tuple[str, ...] = ()
+    is_cut: bool = False
+
+
+@dataclass(slots=True)
+class Conversation:
+    """The answered questions about one image; there is one object for each user of the page.
+
+    Args:
+        image: the image that the turns are about.
+        turns: the questions and answers.
+        number: grows with each new conversation, so that an answer to an earlier one is known to be late.
+    """
+
+    image: str | None = None
+    turns: list[Turn] = field(default_factory=list)
+    number: int = 0
+
+    def begin_anew(self, image: str | None) -> None:
+        """Begin another conversation, about an image."""
+        self.image, self.turns, self.number = image, [], self.number + 1
+
+    def turn_to(self, image: str | None) -> bool:
+        """Begin another conversation if the image is another one; returns whether it is."""
+        is_other = image != self.image
+        if is_other:
+            self.begin_anew(image)
+        return is_other
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +102,19 @@ class Session:
 
     def stream(
         self, image: Path, turns: Sequence[Turn], question: str, task: Task = "vqa", changes: Mapping[str, Any] = MappingProxyType({})
-    ) -> Iterator[str]:
-        """The answer so far, after each generated piece. Raises TesseraError.
+    ) -> Generator[str, None, FinishReason | None]:
+        """The answer so far, after each generated piece; returns why it ended, if the system says. Raises TesseraError.
 
         changes: decoding settings in place of the configured ones.
         """
         decoding = self._changed(self.description_decoding if task == "caption" else self.decoding, changes)
         text = ""
         with self._lock:
-            for piece in self.answerer.stream(_request(image, turns, question, task), decoding):
+            pieces = StreamedText(self.answerer.stream(_request(image, turns, question, task), decoding))
+            for piece in pieces:
                 text += piece
                 yield text
+        return pieces.finish_reason
 
     def ask(self, image: Path, turns: Sequence[Turn], question: str, changes: Mapping[str, Any] = MappingProxyType({})) -> Reply:
         """The answer to a short question, with its candidates. Raises TesseraError if the system cannot answer.
@@ -93,6 +134,11 @@ class Session:
         if self.system is not None:
             check_decoding(dataclasses.replace(DecodingConfig(), **changes), [self.system])
         return dataclasses.replace(decoding, **changes)
+
+
+def answered_turn(question: str, answered: Reply) -> Turn:
+    """A question and the reply to it as a turn of a conversation."""
+    return Turn(question, answered.chosen, "vqa", answered.confidence, answered.unlike, answered.is_cut)
 
 
 def candidate_rows(answered: Reply) -> list[CandidateRow]:

@@ -106,6 +106,22 @@ def test_a_batch_waits_at_most_max_wait() -> None:
     assert run(scenario, max_wait=0.05).batches[-1] == ["alone"]
 
 
+def test_a_job_that_finds_the_thread_idle_is_answered_at_once() -> None:
+    async def scenario(batcher: Batcher[str], worker: Worker) -> None:
+        first = await hold(batcher, worker)
+        before = [batcher.submit("key", name) for name in "ab"]
+        worker.released.set()
+        for job in (first, *before):
+            await job.result()
+        while batcher._num_running:
+            await asyncio.sleep(0.001)
+        # As if that had been long ago.
+        batcher._last_batch_end -= batcher.max_wait
+        assert await batcher.submit("key", "alone").result() == "ALONE"
+
+    assert run(scenario, max_wait=10 * TIMEOUT_SECONDS).batches[-1] == ["alone"]
+
+
 def test_a_batch_has_jobs_of_one_key_and_at_most_max_batch() -> None:
     async def scenario(batcher: Batcher[str], worker: Worker) -> None:
         jobs = [await hold(batcher, worker)]

@@ -19,13 +19,16 @@ DESKTOP_SIZE, PHONE_SIZE = (1280, 1000), (390, 844)
 
 
 @contextmanager
-def open_page(address: str, size: tuple[int, int] = DESKTOP_SIZE) -> Iterator[Page]:
-    """Open the demo page at a URL and wait until it is ready. Fails at the end if the browser sent a request to another host."""
+def open_page(address: str, size: tuple[int, int] = DESKTOP_SIZE, locale: str = "en-US") -> Iterator[Page]:
+    """Open the demo page at a URL and wait until it is ready. Fails at the end if the browser sent a request to another host.
+
+    locale: language of the browser.
+    """
     requested_hosts: set[str] = set()
     expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": size[0], "height": size[1]}, has_touch=size == PHONE_SIZE)
+        page = browser.new_page(viewport={"width": size[0], "height": size[1]}, has_touch=size == PHONE_SIZE, locale=locale)
         page.set_default_timeout(TIMEOUT_MS)
         page.on("request", lambda request: requested_hosts.add(urlsplit(request.url).hostname or ""))
         page.goto(address, wait_until="domcontentloaded")

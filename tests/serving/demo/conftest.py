@@ -8,7 +8,7 @@ import pytest
 from answering.answerer_factory import ScorerCache, build_answerer, build_reranker
 from answering.config import CheckpointSystem, DecodingConfig, QwenVlSystem, RerankConfig
 from model.siglip_qwen.processor import Processor
-from serving.demo.page import DemoBackends, Page
+from serving.demo.page_actions import DemoBackends, PageActions
 from serving.demo.session import Session
 from serving.demo.upload_folder import UploadFolder
 from serving.search.config import SearchConfig
@@ -46,9 +46,9 @@ def uploads(tmp_path: Path) -> UploadFolder:
 
 
 @pytest.fixture
-def page(demo_backends: DemoBackends, uploads: UploadFolder) -> Page:
-    """The page with these models."""
-    return Page(demo_backends, uploads)
+def page(demo_backends: DemoBackends, uploads: UploadFolder) -> PageActions:
+    """The actions of the page with these models."""
+    return PageActions(demo_backends, uploads)
 
 
 @pytest.fixture

@@ -1,16 +1,21 @@
 """The page in Chromium: upload, ask, compare, classify, search, switch the language; no request leaves the machine."""
 
+import dataclasses
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
-from serving.demo.localization import translations
-from serving.demo.page import DemoBackends, running_page
-from serving.demo.session import Session, Turn
+from answering.reply import Reply
+from serving.demo.localization import notes_text, translations
+from serving.demo.page import running_page
+from serving.demo.page_actions import DemoBackends
+from serving.demo.session import Session, Turn, answered_turn
 from serving.http.cross_site import CrossSiteRules
-from tests.serving.demo.browser import CHROMIUM, PHONE_SIZE, open_page, overflow, save_screenshot, upload_image
+from tests.serving.demo.browser import CHROMIUM, PHONE_SIZE, TIMEOUT_MS, open_page, overflow, save_screenshot, upload_image
 from tests.serving.search.conftest import png
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (the package chromium)")
@@ -28,6 +33,13 @@ def address(demo_backends: DemoBackends) -> Iterator[str]:
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "mine.png"
     path.write_bytes(png(2))
+    return path
+
+
+@pytest.fixture
+def other_image(tmp_path: Path) -> Path:
+    path = tmp_path / "other.png"
+    path.write_bytes(png(3))
     return path
 
 
@@ -97,7 +109,7 @@ def test_a_file_that_is_not_an_image_is_a_message_on_the_page(address: str, tmp_
             page.locator("#question textarea").wait_for()
 
 
-def test_two_systems_answer_side_by_side(address: str, demo_backends: DemoBackends, image: Path) -> None:
+def test_two_systems_answer_side_by_side(address: str, demo_backends: DemoBackends, image: Path, other_image: Path) -> None:
     sessions = [demo_backends.session, demo_backends.other]
     with open_page(address) as page:
         page.get_by_role("tab", name=ENGLISH["compare_tab"]).click()
@@ -105,13 +117,21 @@ def test_two_systems_answer_side_by_side(address: str, demo_backends: DemoBacken
         expect(page.locator("#status")).to_contain_text(ENGLISH["no_image"])
         upload_image(page, image)
         page.locator("#compared_question textarea").fill(QUESTION)
-        page.locator("#compare").click()
+        page.locator("#compared_question textarea").press("Enter")
         for i, session in enumerate(sessions):
             assert isinstance(session, Session)
             expect(page.locator(f"#answer_{i} textarea")).to_have_value(session.ask(image, [], QUESTION).chosen)
             expect(page.locator(f"#answer_{i}")).to_contain_text(session.name)
             expect(page.locator(f"#compared_{i}")).to_contain_text("✓")
+            expect(page.locator(f"#note_{i}")).to_have_text(
+                notes_text(answered_turn(QUESTION, session.ask(image, [], QUESTION)), "English")
+            )
         save_screenshot(page, "untrained_compare")
+        # Answers about another image go.
+        upload_image(page, other_image)
+        expect(page.locator("#answer_0 textarea")).to_have_value("")
+        expect(page.locator("#note_0")).to_have_text("")
+        expect(page.locator("#compared_0")).not_to_contain_text("✓")
 
 
 def test_labels_get_probabilities_and_images_are_found(address: str, demo_backends: DemoBackends, image: Path) -> None:
@@ -123,7 +143,7 @@ def test_labels_get_probabilities_and_images_are_found(address: str, demo_backen
         expect(page.locator("#status")).to_contain_text(ENGLISH["no_labels"])
         labels = ["a circle", "a square", "一个星形"]
         page.locator("#labels textarea").fill(", ".join(labels))
-        page.locator("#classify").click()
+        page.locator("#labels textarea").press("Enter")
         probabilities = demo_backends.scorer.probabilities(image, labels)
         for label, probability in zip(labels, probabilities, strict=True):
             expect(page.locator("#label_probabilities")).to_contain_text(label)
@@ -133,12 +153,19 @@ def test_labels_get_probabilities_and_images_are_found(address: str, demo_backen
 
         page.get_by_role("tab", name=ENGLISH["search_tab"]).click()
         page.locator("#search_text textarea").fill("一个红色的圆形")
-        page.locator("#search").click()
+        page.locator("#search_text textarea").press("Enter")
         expect(page.locator("#results img")).to_have_count(4)
+        names = page.locator("#results .caption-label")
+        for i in range(4):
+            assert names.nth(i).evaluate("e => [e.scrollWidth - e.clientWidth, e.scrollHeight - e.clientHeight]") == [0, 0], "cut"
+            picture = page.locator("#results img").nth(i).bounding_box()
+            caption = names.nth(i).bounding_box()
+            assert picture is not None and caption is not None
+            assert caption["y"] >= picture["y"] + picture["height"] - 1, "the name covers the image"
         save_screenshot(page, "untrained_search")
         page.locator("#search_by_image").click()
         # The image itself is in the index and comes first.
-        expect(page.locator("#results .caption-label").first).to_contain_text("1.000 2.png")
+        expect(page.locator("#results .caption-label").first).to_contain_text("1.000 · 2.png")
 
 
 def test_on_a_phone_the_page_fits_and_messages_are_in_view(address: str, image: Path) -> None:
@@ -153,3 +180,56 @@ def test_on_a_phone_the_page_fits_and_messages_are_in_view(address: str, image: 
         expect(page.locator("#candidates")).to_contain_text("✓")
         assert overflow(page) == 0
         save_screenshot(page, "untrained_phone")
+
+
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_on_a_phone_every_tab_can_be_reached(address: str, locale: str) -> None:
+    texts = CHINESE if locale == "zh-CN" else ENGLISH
+    with open_page(address, PHONE_SIZE, locale) as page:
+        for tab, shown in (("compare", "#compare"), ("search", "#search"), ("labels", "#classify"), ("ask", "#ask")):
+            page.get_by_role("tab", name=texts[f"{tab}_tab"], exact=True).tap()
+            expect(page.locator(shown)).to_be_visible()
+
+
+@pytest.mark.parametrize(("locale", "texts"), [("zh-TW", CHINESE), ("de-DE", ENGLISH)])
+def test_the_language_of_the_browser_decides_the_first_one(address: str, locale: str, texts: dict[str, str]) -> None:
+    with open_page(address, locale=locale) as page:
+        expect(page.locator("#ask")).to_have_text(texts["ask"])
+        expect(page.locator("#chat")).to_contain_text(texts["chat_placeholder"])
+
+
+class WaitingSession(Session):
+    """A session whose answers wait until they are released."""
+
+    released: threading.Event
+
+    def ask(self, *arguments: Any) -> Reply:
+        assert self.released.wait(TIMEOUT_MS / 1000)
+        return super().ask(*arguments)
+
+
+def test_a_new_conversation_is_not_disturbed_by_a_late_answer(demo_backends: DemoBackends, image: Path) -> None:
+    ours = demo_backends.session
+    assert isinstance(ours, Session)
+    waiting = WaitingSession("ours", ours.answerer, ours.reranker, ours.decoding, 6)
+    waiting.released = threading.Event()
+    with (
+        running_page(dataclasses.replace(demo_backends, session=waiting), "127.0.0.1", 0, CrossSiteRules()) as blocks,
+        open_page(blocks.local_url) as page,
+    ):
+        upload_image(page, image)
+        page.locator("#question textarea").fill(QUESTION)
+        page.locator("#ask").click()
+        # The streamed answer is there, its candidates are not.
+        expect(page.locator("#chat [data-testid=bot]")).to_have_count(1)
+        page.locator("#clear").click()
+        expect(page.locator("#chat [data-testid=bot]")).to_have_count(0)
+        waiting.released.set()
+        page.wait_for_timeout(1500)
+        expect(page.locator("#chat [data-testid=bot]")).to_have_count(0)
+        expect(page.locator("#candidates")).not_to_contain_text("✓")
+        page.locator("#question textarea").fill("有几个圆形？")
+        page.locator("#ask").click()
+        expect(page.locator("#candidates")).to_contain_text("✓")
+        expect(page.locator("#chat [data-testid=bot]")).to_have_count(1)
+        expect(page.locator("#chat")).not_to_contain_text(QUESTION)

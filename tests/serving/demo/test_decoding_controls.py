@@ -12,8 +12,8 @@ from answering.rerank.logistic_regression import LogisticModel
 from errors import UsageError
 from serving.demo.decoding_controls import NAMES, changed_settings
 from serving.demo.localization import PageError
-from serving.demo.page import DemoBackends, Page
-from serving.demo.session import Session
+from serving.demo.page_actions import DemoBackends, PageActions
+from serving.demo.session import Conversation, Session
 from serving.demo.upload_folder import UploadFolder
 
 CONFIGURED = DecodingConfig(num_candidates=3, strategy="beam", max_new_tokens=8)
@@ -52,7 +52,7 @@ def test_changed_values_are_settings_of_their_type() -> None:
         ({"stop": "a\nb\nc\nd\ne"}, "stop: expected at most 4 entries, found 5"),
     ],
 )
-def test_an_impossible_value_is_a_message(page: Page, image: str, change: dict[str, Any], reason: str) -> None:
+def test_an_impossible_value_is_a_message(page: PageActions, image: str, change: dict[str, Any], reason: str) -> None:
     with pytest.raises(PageError) as raised:
         changed_settings(values(**change), CONFIGURED)
     assert raised.value.values == {"reason": reason}
@@ -60,39 +60,44 @@ def test_an_impossible_value_is_a_message(page: Page, image: str, change: dict[s
     assert isinstance(session, Session)
     given = values(session.decoding, **change)
     shown = [
-        list(page.ask(image, "What?", [], "English", *given))[-1][-1],
-        list(page.caption(image, [], "English", *given))[-1][-1],
+        list(page.ask(image, "What?", Conversation(), "English", *given))[-1][-1],
+        list(page.caption(image, Conversation(), "English", *given))[-1][-1],
         page.compare(image, "What?", "English", *given)[-1],
     ]
     assert shown == [f"⚠️ This decoding setting is not possible: {reason}"] * 3
 
 
-def test_the_values_change_answers_and_their_confidence_is_not_shown(page: Page, image: str, uploads: UploadFolder) -> None:
+def test_the_values_change_answers_and_their_confidence_is_not_shown(page: PageActions, image: str, uploads: UploadFolder) -> None:
     session = page.backends.session
     assert isinstance(session, Session) and session.reranker is not None
     confidence = Confidence(LogisticModel(("agreement",), (0.0,), math.log(3)))
     plan = dataclasses.replace(session.reranker.plan, confidence=confidence)
     confident = Session("ours", session.answerer, dataclasses.replace(session.reranker, plan=plan), session.decoding, 6)
-    own_page = Page(dataclasses.replace(page.backends, session=confident), uploads)
-    _, turns, _, _, status = list(own_page.ask(image, "What?", [], "English", *values(session.decoding)))[-1]
-    assert status.startswith("Probability")
-    stop = turns[0].answer[1:3]
+    own_page = PageActions(dataclasses.replace(page.backends, session=confident), uploads)
+    asked, changed = Conversation(), Conversation()
+    *_, (chat, *_) = own_page.ask(image, "What?", asked, "English", *values(session.decoding))
+    assert "Probability" in chat[-1]["content"]
+    stop = asked.turns[0].answer[1:3]
     given = values(session.decoding, strategy="greedy", stop=stop)
-    changed = list(own_page.ask(image, "What?", [], "English", *given))[-1]
-    assert changed[-1] == ""
-    assert len(changed[2]["data"]) == 1, "greedy decoding gives one candidate"
-    assert stop not in changed[1][0].answer
-    one_token = list(own_page.caption(image, [], "English", *values(session.decoding, top_k=1)))[-1][1][0].answer
-    greedy = list(own_page.caption(image, [], "English", *values(session.decoding, strategy="greedy")))[-1][1][0].answer
-    assert one_token == greedy
+    *_, (chat, table, _, status) = own_page.ask(image, "What?", changed, "English", *given)
+    assert "Probability" not in chat[-1]["content"]
+    assert status == ""
+    assert len(table["data"]) == 1, "greedy decoding gives one candidate"
+    assert stop not in changed.turns[0].answer
+    described = {}
+    for name, change in (("one token", {"top_k": 1}), ("greedy", {"strategy": "greedy"})):
+        conversation = Conversation()
+        list(own_page.caption(image, conversation, "English", *values(session.decoding, **change)))
+        described[name] = conversation.turns[0].answer
+    assert described["one token"] == described["greedy"]
 
 
 def test_a_setting_that_the_system_does_not_have_is_a_message(demo_backends: DemoBackends, image: str, uploads: UploadFolder) -> None:
     session = demo_backends.session
     assert isinstance(session, Session)
     far = Session("far", session.answerer, None, session.decoding, 6, OpenAiSystem(name="far", kind="openai", model="m"))
-    page = Page(dataclasses.replace(demo_backends, session=far), uploads)
-    message = list(page.ask(image, "What?", [], "English", *values(session.decoding, top_k=5)))[-1][-1]
+    page = PageActions(dataclasses.replace(demo_backends, session=far), uploads)
+    message = list(page.ask(image, "What?", Conversation(), "English", *values(session.decoding, top_k=5)))[-1][-1]
     assert "system far is asked through OpenAI's API, which has no such setting" in message
     with pytest.raises(UsageError):
         far._changed(session.decoding, {"repetition_penalty": 2.0})

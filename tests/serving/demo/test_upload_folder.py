@@ -12,7 +12,8 @@ import httpx2
 import pytest
 
 from serving.demo.localization import PageError, translations
-from serving.demo.page import DemoBackends, running_page
+from serving.demo.page import running_page
+from serving.demo.page_actions import DemoBackends
 from serving.demo.upload_folder import GRADIO_FOLDER_VARIABLE, UploadFolder, private_upload_folder
 from serving.http.cross_site import CrossSiteRules
 from tests.serving.conftest import TIMEOUT_SECONDS

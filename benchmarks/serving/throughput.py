@@ -1,16 +1,17 @@
 """Throughput of the HTTP service: the same questions from many concurrent clients and from a single client, in interleaved blocks."""
 
 import io
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from dataset.synthetic.scene import generate_scene
 from dataset.synthetic.scene_renderer import render
 from errors import TesseraError
 
-COMMAND = Path(__file__).parent.parent / "tools" / "serve.py"
+COMMAND = Path(__file__).parent.parent.parent / "tools" / "serve.py"
 START_SECONDS = 900.0
 """Timeout for loading the models, and of a request."""
 COLUMNS = ("clients", "questions/s", "median ms", "slowest ms", "same answers", "faster than one client")
@@ -54,47 +55,59 @@ class Question:
 
 
 @dataclass
-class Variant:
-    """A number of concurrent clients.
+class Block:
+    """A block of questions to a server.
 
     Args:
-        clients: number of clients.
-        address: URL of the server.
-        questions: questions of a block.
-        seconds: latency of each request of all blocks.
-        answers: answers of the last block.
+        clients: number of concurrent clients.
+        ask: asks a question in a client's session; returns the answer. Raises TesseraError.
+        questions: questions of the block.
+        seconds: latency of each request of all runs.
+        answers: answers of the last run.
     """
 
     clients: int
-    address: str
+    ask: Callable[[requests.Session, Question], str]
     questions: Sequence[Question]
-    seconds: list[float]
-    answers: list[str]
+    seconds: list[float] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
 
-    def block(self) -> float:
+    def run(self) -> float:
         """Ask all questions, `clients` at a time; returns the seconds."""
         sessions = threading.local()
 
-        def ask(question: Question) -> tuple[str, float]:
+        def timed_answer(question: Question) -> tuple[str, float]:
             session = sessions.__dict__.setdefault("session", requests.Session())
             start_time = time.perf_counter()
-            fields = {"files": {"image": question.image}, "data": {"question": question.text}}
-            response = session.post(f"{self.address}/vqa", timeout=START_SECONDS, **fields)
-            if not response.ok:
-                raise TesseraError(f"the server responded with status {response.status_code}: {response.text[:300]}")
-            return response.json()["answer"], time.perf_counter() - start_time
+            return self.ask(session, question), time.perf_counter() - start_time
 
         with ThreadPoolExecutor(self.clients) as clients:
             start_time = time.perf_counter()
-            responses = list(clients.map(ask, self.questions))
+            answered = list(clients.map(timed_answer, self.questions))
             elapsed = time.perf_counter() - start_time
-        self.answers = [answer for answer, _ in responses]
-        self.seconds += [seconds for _, seconds in responses]
+        self.answers = [answer for answer, _ in answered]
+        self.seconds += [seconds for _, seconds in answered]
         return elapsed
 
 
+def post(session: requests.Session, address: str, **content: Any) -> Any:
+    """The JSON response to a POST request. Raises TesseraError if it is an error."""
+    response = session.post(address, timeout=START_SECONDS, **content)
+    if not response.ok:
+        raise TesseraError(f"the server responded with status {response.status_code}: {response.text[:300]}")
+    return response.json()
+
+
+def run_interleaved(blocks: Mapping[str, Block], rounds: int) -> dict[str, list[float]]:
+    """Warm up, then run all blocks once per round; returns the seconds of each block per round."""
+    for block in blocks.values():
+        block.run()
+        block.seconds.clear()
+    return time_interleaved({name: block.run for name, block in blocks.items()}, rounds)
+
+
 def measure(config: Path, overrides: Sequence[str], workload: Workload) -> BenchmarkReport:
-    """Start `tools/serve.py` and send requests to it. Its answer cache and image search are off.
+    """Start `tools/serve.py` and send requests to it.
 
     Args:
         config: configuration file.
@@ -104,15 +117,17 @@ def measure(config: Path, overrides: Sequence[str], workload: Workload) -> Bench
     Raises:
         TesseraError: the server does not start or a request fails.
     """
-    with _server(config, [*overrides, f"serve.max_queue={2 * workload.clients}"]) as address:
+    with our_server(config, [*overrides, f"serve.max_queue={2 * workload.clients}"]) as address:
+
+        def ask(session: requests.Session, question: Question) -> str:
+            answer: str = post(session, f"{address}/vqa", files={"image": question.image}, data={"question": question.text})["answer"]
+            return answer
+
         device = requests.get(f"{address}/health", timeout=10).json()["device"]
         questions = synthetic_questions(workload.questions)
-        variants = {str(n): Variant(n, address, questions, [], []) for n in (1, workload.clients)}
-        variants[str(workload.clients)].block()
-        for variant in variants.values():
-            variant.seconds.clear()
-        seconds = time_interleaved({name: variant.block for name, variant in variants.items()}, workload.rounds)
-    return _report(config, list(variants.values()), seconds, workload, Machine.current(torch.device(device)))
+        blocks = {str(n): Block(n, ask, questions) for n in (1, workload.clients)}
+        seconds = run_interleaved(blocks, workload.rounds)
+    return _report(config, list(blocks.values()), seconds, workload, Machine.current(torch.device(device)))
 
 
 def synthetic_questions(count: int) -> list[Question]:
@@ -127,46 +142,54 @@ def synthetic_questions(count: int) -> list[Question]:
 
 
 @contextmanager
-def _server(config: Path, overrides: Sequence[str]) -> Iterator[str]:
-    """Context with the URL of a running server, which is terminated at the end."""
-    command = [
-        sys.executable,
-        str(COMMAND),
-        "--config",
-        str(config),
-        *overrides,
-        "serve.port=0",
-        "serve.cache_mib=0.0",
-        "serve.search=false",
-    ]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, encoding="utf-8")
+def our_server(config: Path, overrides: Sequence[str]) -> Iterator[str]:
+    """Context with the URL of a running `tools/serve.py`, which is terminated at the end. Its answer cache and image search are off."""
+    settings = [*overrides, "serve.port=0", "serve.cache_mib=0.0", "serve.search=false"]
+    command = [sys.executable, str(COMMAND), "--config", str(config), *settings]
+    with started_server(command, re.compile(r"^listening on (\S+)", re.MULTILINE), "/health") as address:
+        yield address
+
+
+@contextmanager
+def started_server(command: Sequence[str], printed: re.Pattern[str], ready: str, folder: Path | None = None) -> Iterator[str]:
+    """Context with the URL of a server process, which is terminated at the end.
+
+    Args:
+        command: starts the server.
+        printed: its group is the URL in what the process prints.
+        ready: a path that is answered with status 200 once the models are loaded.
+        folder: the process runs there; None: in the current one.
+
+    Raises:
+        TesseraError: the server does not start.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        output = Path(name) / "output.txt"
+        with output.open("w") as file:
+            process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=folder)
         try:
-            line = process.stdout.readline() if process.stdout else ""
-            address = line.removeprefix("listening on ").split(" ")[0]
-            if not line:
-                process.wait()
             deadline = time.monotonic() + START_SECONDS
-            while process.poll() is None and time.monotonic() < deadline and not _answers(address):
+            while process.poll() is None and time.monotonic() < deadline:
+                found = printed.search(output.read_text(encoding="utf-8", errors="replace"))
+                if found and _answers(found[1] + ready):
+                    yield found[1]
+                    return
                 time.sleep(0.1)
-            if process.poll() is not None or not _answers(address):
-                log.seek(0)
-                raise TesseraError(f"the server did not start: {(log.read().strip().splitlines() or ['no output'])[-1]}")
-            yield address
+            lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise TesseraError(f"the server did not start: {(lines or ['no output'])[-1]}")
         finally:
             process.terminate()
             process.wait()
-            if process.stdout:
-                process.stdout.close()
 
 
 def _answers(address: str) -> bool:
-    return requests.get(f"{address}/health", timeout=10).status_code == 200
+    try:
+        return requests.get(address, timeout=10).status_code == 200
+    except requests.ConnectionError:
+        return False
 
 
-def _report(
-    config: Path, variants: list[Variant], seconds: dict[str, list[float]], workload: Workload, machine: Machine
-) -> BenchmarkReport:
+def _report(config: Path, variants: list[Block], seconds: dict[str, list[float]], workload: Workload, machine: Machine) -> BenchmarkReport:
     single_client, rows, results = variants[0], [], []
     for variant in variants:
         own = seconds[str(variant.clients)]
