@@ -235,17 +235,17 @@ def run_report(parsed: argparse.Namespace) -> None:
 
 def answering(parsed: argparse.Namespace) -> None:
     """Start a server and send requests to it; print and save the table."""
-    from benchmarks.serving import throughput, transformers_comparison
+    from benchmarks.serving import serving_throughput, transformers_comparison
 
     for name in ("clients", "questions", "rounds"):
         if getattr(parsed, name) < 1 + (name == "clients"):
             raise UsageError(f"--{name} {getattr(parsed, name)}: expected at least {1 + (name == 'clients')}")
-    workload = throughput.Workload(parsed.questions, parsed.clients, parsed.rounds)
+    workload = serving_throughput.Workload(parsed.questions, parsed.clients, parsed.rounds)
     if parsed.against == "transformers":
         report = transformers_comparison.measure(parsed.config_path, parsed.overrides, workload)
         show(parsed, report, f"serve_{parsed.config.name}_against_transformers")
         return
-    show(parsed, throughput.measure(parsed.config_path, parsed.overrides, workload), "serve_" + parsed.config.name)
+    show(parsed, serving_throughput.measure(parsed.config_path, parsed.overrides, workload), "serve_" + parsed.config.name)
 
 
 def main(parsed: argparse.Namespace) -> None:

@@ -22,7 +22,16 @@ import config as configuration
 from answering.answerer_factory import default_device
 from benchmarks.benchmark_report import BenchmarkReport, Machine, format_number
 from benchmarks.peers.peer_environment import peer_python
-from benchmarks.serving.throughput import Block, Question, Workload, our_server, post, run_interleaved, started_server, synthetic_questions
+from benchmarks.serving.serving_throughput import (
+    Block,
+    Question,
+    Workload,
+    our_server,
+    post,
+    run_interleaved,
+    started_server,
+    synthetic_questions,
+)
 from benchmarks.timing import Ratio
 from errors import UsageError
 from model.checkpoint_manifest import latest_checkpoint

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving.throughput import Workload
+from benchmarks.serving.serving_throughput import Workload
 from benchmarks.serving.transformers_comparison import measure
 from errors import UsageError
 

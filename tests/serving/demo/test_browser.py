@@ -158,10 +158,10 @@ def test_labels_get_probabilities_and_images_are_found(address: str, demo_backen
         names = page.locator("#results .caption-label")
         for i in range(4):
             assert names.nth(i).evaluate("e => [e.scrollWidth - e.clientWidth, e.scrollHeight - e.clientHeight]") == [0, 0], "cut"
-            picture = page.locator("#results img").nth(i).bounding_box()
+            found_image = page.locator("#results img").nth(i).bounding_box()
             caption = names.nth(i).bounding_box()
-            assert picture is not None and caption is not None
-            assert caption["y"] >= picture["y"] + picture["height"] - 1, "the name covers the image"
+            assert found_image is not None and caption is not None
+            assert caption["y"] >= found_image["y"] + found_image["height"] - 1, "the name covers the image"
         save_screenshot(page, "untrained_search")
         page.locator("#search_by_image").click()
         # The image itself is in the index and comes first.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving.throughput import Workload, measure, synthetic_questions
+from benchmarks.serving.serving_throughput import Workload, measure, synthetic_questions
 from errors import TesseraError
 
 pytestmark = pytest.mark.xdist_group("server")
