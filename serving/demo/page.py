@@ -97,9 +97,10 @@ class Page:
             event(self.actions.ask, [image, question, conversation, language, *controls], outputs) for event in (ask.click, question.submit)
         ]
         answering.append(caption.click(self.actions.caption, [image, conversation, language, *controls], outputs))
-        begin = self.actions.new_conversation
-        for event, action in ((clear.click, begin), (chat.clear, begin), (image.change, self.actions.change_image)):
-            event(action, [image, conversation, language], [chat, table, status], cancels=answering)
+        for event in (clear.click, chat.clear):
+            event(self.actions.new_conversation, [image, conversation, language], [chat, table, status], cancels=answering)
+        # It cancels nothing: a question may be asked before the page notices that the uploaded image is another one.
+        image.change(self.actions.change_image, [image, conversation, language], [chat, table, status])
         language.change(table_update, [table, language], table)
         language.change(lambda conversation, language: chat_messages(conversation.turns, language), [conversation, language], chat)
 
@@ -170,7 +171,7 @@ def launch(backends: DemoBackends, host: str, port: int, rules: CrossSiteRules) 
 
 def _empty_table(elem_id: str) -> gr.Dataframe:
     """An empty candidate table, with fixed column widths that also fit a phone."""
-    widths = ["13%", "30%", "25%", "14%", "18%"]
+    widths = ["12%", "27%", "24%", "18%", "19%"]
     return gr.Dataframe(
         table_update([], "English"), type="array", interactive=False, elem_id=elem_id, elem_classes="candidates", column_widths=widths,
         wrap=True, buttons=[],

@@ -26,7 +26,7 @@ RECIPES = {
     "siglip": Recipe(steps=2000, batch_size=256, learning_rate=1e-3),
     "clip": Recipe(steps=1000, batch_size=256, learning_rate=1e-3),
     "qwen3": Recipe(steps=6000, batch_size=32, learning_rate=1e-3),
-    "qwen3_vl": Recipe(steps=450, batch_size=128, learning_rate=7e-4),
+    "qwen3_vl": Recipe(steps=220, batch_size=128, learning_rate=7e-4),
     "resnet": Recipe(steps=400, batch_size=96, learning_rate=2e-3),
     "gpt2": Recipe(steps=400, batch_size=32, learning_rate=1e-3),
     "blip2": Recipe(steps=900, batch_size=48, learning_rate=1e-3),
