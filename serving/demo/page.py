@@ -13,7 +13,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from serving.demo.decoding_controls import decoding_components
-from serving.demo.formatting import chat_messages, table_update
+from serving.demo.formatting import table_update
 from serving.demo.localization import LANGUAGES, translations
 from serving.demo.page_actions import DemoBackends, PageActions
 from serving.demo.session import Conversation
@@ -101,8 +101,7 @@ class Page:
             event(self.actions.new_conversation, [image, conversation, language], [chat, table, status], cancels=answering)
         # It cancels nothing: a question may be asked before the page notices that the uploaded image is another one.
         image.change(self.actions.change_image, [image, conversation, language], [chat, table, status])
-        language.change(table_update, [table, language], table)
-        language.change(lambda conversation, language: chat_messages(conversation.turns, language), [conversation, language], chat)
+        language.change(self.actions.show, [conversation, language], [chat, table])
 
     def _compare_tab(self, image: gr.Image, language: gr.Radio, status: gr.Markdown, controls: list[Any]) -> None:
         with self._add_component(gr.Tab(), label="compare_tab"):

@@ -76,7 +76,8 @@ class PageActions:
             yield chat_messages(turns, language), gr.skip(), question, error_text(error, language)
             return
         turns.append(answered_turn(question, answered))
-        yield chat_messages(turns, language), table_update(candidate_cells(candidate_rows(answered)), language), "", ""
+        conversation.candidates = candidate_cells(candidate_rows(answered))
+        yield *self.show(conversation, language), "", ""
 
     def caption(self, image: str | None, conversation: Conversation, language: str, *settings: Any) -> Iterator[tuple[Any, ...]]:
         """As `ask`, for a caption, which has no candidates."""
@@ -96,16 +97,21 @@ class PageActions:
             yield chat_messages(turns, language), gr.skip(), gr.skip(), error_text(error, language)
             return
         turns.append(Turn(question, text, "caption", is_cut=pieces.finish_reason == "length"))
-        yield chat_messages(turns, language), table_update([], language), gr.skip(), ""
+        conversation.candidates = []
+        yield *self.show(conversation, language), gr.skip(), ""
 
     def new_conversation(self, image: str | None, conversation: Conversation, language: str) -> tuple[Any, ...]:
         """Values of chat, table and status. An answer that is still being generated will not be shown."""
         conversation.begin_anew(image)
-        return [], table_update([], language), ""
+        return *self.show(conversation, language), ""
 
     def change_image(self, image: str | None, conversation: Conversation, language: str) -> tuple[Any, ...]:
         """As `new_conversation`, unless the image was asked about before this was called."""
-        return ([], table_update([], language), "") if conversation.turn_to(image) else (gr.skip(),) * 3
+        return (*self.show(conversation, language), "") if conversation.turn_to(image) else (gr.skip(),) * 3
+
+    def show(self, conversation: Conversation, language: str) -> tuple[Any, Any]:
+        """Values of chat and table, as the conversation is now."""
+        return chat_messages(conversation.turns, language), table_update(conversation.candidates, language)
 
     def compare(self, image: str | None, question: str, language: str, *settings: Any) -> tuple[Any, ...]:
         """Values of both answers, what is to be said of each, both tables, and status."""

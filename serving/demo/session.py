@@ -45,16 +45,18 @@ class Conversation:
     Args:
         image: the image that the turns are about.
         turns: the questions and answers.
+        candidates: cells of the table of the last answer's candidates.
         number: grows with each new conversation, so that an answer to an earlier one is known to be late.
     """
 
     image: str | None = None
     turns: list[Turn] = field(default_factory=list)
+    candidates: list[list[str]] = field(default_factory=list)
     number: int = 0
 
     def begin_anew(self, image: str | None) -> None:
         """Begin another conversation, about an image."""
-        self.image, self.turns, self.number = image, [], self.number + 1
+        self.image, self.turns, self.candidates, self.number = image, [], [], self.number + 1
 
     def turn_to(self, image: str | None) -> bool:
         """Begin another conversation if the image is another one; returns whether it is."""

@@ -95,6 +95,14 @@ def test_another_image_begins_another_conversation(page: PageActions, image: str
     assert len(conversation.turns) == 2
 
 
+def test_the_conversation_is_shown_in_the_other_language(page: PageActions, image: str) -> None:
+    conversation = Conversation()
+    *_, (chat, table, _, _) = page.ask(image, "What color?", conversation, "English")
+    chinese_chat, chinese_table = page.show(conversation, "中文")
+    assert [message["role"] for message in chinese_chat] == [message["role"] for message in chat]
+    assert chinese_table == {"headers": translations("zh")["candidate_columns"], "data": table["data"]}
+
+
 def test_an_answer_that_was_cut_says_so(page: PageActions, image: str) -> None:
     session = page.backends.session
     assert isinstance(session, Session)
