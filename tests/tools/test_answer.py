@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 import cli
+from answering.reply import CUT
 from model.siglip_qwen.processor import Processor
 from tests.evaluation.fakes import questions, write_store
 from tests.untrained import write_checkpoint
@@ -82,6 +83,7 @@ class Run:
 def test_a_question_prints_the_answer_and_the_candidates_with_their_scores(run: Run, system: list[str]) -> None:
     status, lines, _ = run(*system, "--image", "pictures/a.png", "--question", "What color is it?")
     assert status == 0
+    lines = [line for line in lines if line.strip() != CUT]
     assert lines[1].split() == ["mean", "log", "p", "CLIP", "fused", "candidate"]
     rows = [line.split(maxsplit=3) for line in lines[2:]]
     assert 1 <= len(rows) <= 3
@@ -91,8 +93,15 @@ def test_a_question_prints_the_answer_and_the_candidates_with_their_scores(run: 
 
 
 def test_without_an_image_or_a_scorer_there_are_no_clip_scores(run: Run) -> None:
-    assert run("--question", "Who are you?")[1][1].split() == ["mean", "log", "p", "candidate"]
-    assert run("--image", "pictures/a.png", "--question", "What?", "rerank.clip=null")[1][1].split() == ["mean", "log", "p", "candidate"]
+    for arguments in (("--question", "Who are you?"), ("--image", "pictures/a.png", "--question", "What?", "rerank.clip=null")):
+        _, (_, *lines), _ = run(*arguments)
+        assert next(line for line in lines if line.strip() != CUT).split() == ["mean", "log", "p", "candidate"]
+
+
+def test_an_answer_that_was_cut_says_so(run: Run) -> None:
+    for options in ((), ("--stream",)):
+        # The untrained model goes on for ever.
+        assert run("--question", "Who are you?", "decoding.max_new_tokens=2", *options)[1][1].strip() == CUT
 
 
 def test_an_answer_below_the_confidence_threshold_is_withheld(run: Run, experiment: Path, caplog: pytest.LogCaptureFixture) -> None:

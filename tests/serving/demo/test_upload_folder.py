@@ -21,7 +21,9 @@ from tests.serving.search.conftest import png
 
 NOT_UPLOADED = f"⚠️ {translations('en')['not_uploaded']}"
 EVENTS = ("ask", "caption", "compare", "search_by_image", "classify")
-"""Names of the handlers that take the image."""
+"""Names of the handlers that open the image."""
+COMPARING_EVENTS = ("new_conversation", "change_image")
+"""Names of the handlers that only compare its path."""
 
 
 @pytest.fixture
@@ -125,7 +127,15 @@ def private_image(demo_backends: DemoBackends, tmp_path: Path) -> Path:
 
 def test_every_handler_with_the_image_is_attacked_below(blocks: gr.Blocks) -> None:
     with_image = {str(f.name) for f in blocks.fns.values() if any(c.get_block_name() == "image" for c in f.inputs)}
-    assert with_image == set(EVENTS)
+    assert with_image == {*EVENTS, *COMPARING_EVENTS}
+
+
+def test_a_path_that_is_compared_is_not_opened(blocks: gr.Blocks, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.png")
+    for name in COMPARING_EVENTS:
+        for path in (tmp_path / "fifo.png", Path("/dev/zero")):
+            # A handler that opened one of these would not come back.
+            assert Browser(blocks, f"{name} {path.name}").send(name, {"path": str(path)})[-1] == ""
 
 
 @pytest.mark.parametrize("translated", [False, True], ids=["first language", "after a change of the language"])
