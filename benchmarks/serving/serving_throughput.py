@@ -89,6 +89,24 @@ class Block:
         self.seconds += [seconds for _, seconds in answered]
         return elapsed
 
+    def figures(self, seconds: list[float], reference: "Block", ratio: Ratio | None) -> dict[str, Any]:
+        """What was measured in all rounds.
+
+        Args:
+            seconds: of each round.
+            reference: whose answers are compared with.
+            ratio: how much faster the block was than another one, if it is compared with one.
+        """
+        return {
+            "clients": self.clients,
+            "questions_per_second": len(self.questions) / statistics.median(seconds),
+            "median_ms": 1000 * statistics.median(self.seconds),
+            "slowest_ms": 1000 * max(self.seconds),
+            "same_answers": sum(a == b for a, b in zip(self.answers, reference.answers, strict=True)),
+            "seconds": seconds,
+            "faster_by": None if ratio is None else asdict(ratio),
+        }
+
 
 def post(session: requests.Session, address: str, **content: Any) -> Any:
     """The JSON response to a POST request. Raises TesseraError if it is an error."""
@@ -185,7 +203,8 @@ def started_server(command: Sequence[str], printed: re.Pattern[str], ready: str,
 def _answers(address: str) -> bool:
     try:
         return requests.get(address, timeout=10).status_code == 200
-    except requests.ConnectionError:
+    except (requests.ConnectionError, requests.Timeout):
+        # It does not listen yet, or is busy loading.
         return False
 
 
@@ -194,20 +213,16 @@ def _report(config: Path, variants: list[Block], seconds: dict[str, list[float]]
     for variant in variants:
         own = seconds[str(variant.clients)]
         ratio = None if variant is single_client else Ratio.of(own, seconds[str(single_client.clients)])
-        num_same = sum(a == b for a, b in zip(variant.answers, single_client.answers, strict=True))
-        result: dict[str, Any] = {
-            "clients": variant.clients,
-            "questions_per_second": workload.questions / statistics.median(own),
-            "median_ms": 1000 * statistics.median(variant.seconds),
-            "slowest_ms": 1000 * max(variant.seconds),
-            "same_answers": num_same,
-            "seconds": own,
-            "faster_by": None if ratio is None else asdict(ratio),
-        }
+        result = variant.figures(own, single_client, ratio)
         results.append(result)
         cells = [format_number(result[name]) for name in ("questions_per_second", "median_ms", "slowest_ms")]
         rows.append(
-            [str(variant.clients), *cells, f"{num_same} of {workload.questions}", format_number(None) if ratio is None else str(ratio)]
+            [
+                str(variant.clients),
+                *cells,
+                f"{result['same_answers']} of {workload.questions}",
+                format_number(None) if ratio is None else str(ratio),
+            ]
         )
     facts = {
         "a block": f"{workload.questions} questions about different images; {workload.rounds} interleaved blocks per number of clients"

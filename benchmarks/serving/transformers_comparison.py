@@ -6,13 +6,11 @@ In: a configuration with a trained checkpoint. Out: questions a second of both f
 import base64
 import json
 import re
-import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import requests
 import torch
@@ -108,18 +106,8 @@ def _report(config: Path, blocks: dict[str, Block], seconds: dict[str, list[floa
         server = name.partition(",")[0]
         other = blocks[f"{'transformers serve' if server == 'ours' else 'ours'}, {block.clients}"]
         rates = [workload.questions / own for own in seconds[name]]
-        num_same = sum(a == b for a, b in zip(block.answers, other.answers, strict=True))
         ratio = Ratio.of(seconds[name], seconds[f"transformers serve, {block.clients}"]) if server == "ours" else None
-        result: dict[str, Any] = {
-            "clients": block.clients,
-            "server": server,
-            "questions_per_second": statistics.median(rates),
-            "median_ms": 1000 * statistics.median(block.seconds),
-            "slowest_ms": 1000 * max(block.seconds),
-            "same_answers": num_same,
-            "seconds": seconds[name],
-            "faster_by": None if ratio is None else asdict(ratio),
-        }
+        result = {"server": server, **block.figures(seconds[name], other, ratio)}
         results.append(result)
         of_rounds = " ".join(format_number(rate) for rate in rates)
         times = [format_number(result[key]) for key in ("median_ms", "slowest_ms")]
@@ -130,7 +118,7 @@ def _report(config: Path, blocks: dict[str, Block], seconds: dict[str, list[floa
                 format_number(result["questions_per_second"]),
                 of_rounds,
                 *times,
-                f"{num_same} of {workload.questions}",
+                f"{result['same_answers']} of {workload.questions}",
                 format_number(None) if ratio is None else str(ratio),
             ]
         )

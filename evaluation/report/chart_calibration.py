@@ -13,24 +13,12 @@ Summary = dict[str, Any]
 def fused_score_calibration(summary: Summary) -> Figure:
     """Reliability diagram of the fused score of the reranked answers, with a histogram."""
     systems = _systems(summary, "fused_calibration")
-    figure = Figure(figsize=(6.0, 5.6), layout="constrained")
-    axes, counts = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
-    _calibration(axes, counts, systems)
-    axes.set_title("Can the fused score be read as a probability?", loc="left")
-    counts.set_xlabel("fused score of the reranked answer")
-    legend_below(figure)
-    return figure
+    return _reliability_diagram(systems, "Can the fused score be read as a probability?", "fused score of the reranked answer")
 
 
 def confidence(summary: Summary) -> Figure:
     """Reliability diagram of the confidence, with a histogram."""
-    figure = Figure(figsize=(6.0, 5.6), layout="constrained")
-    axes, counts = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
-    _calibration(axes, counts, systems_with_confidence(summary))
-    axes.set_title("Is the confidence calibrated?", loc="left")
-    counts.set_xlabel("confidence")
-    legend_below(figure)
-    return figure
+    return _reliability_diagram(systems_with_confidence(summary), "Is the confidence calibrated?", "confidence")
 
 
 def coverage(summary: Summary) -> Figure:
@@ -57,6 +45,16 @@ def systems_with_confidence(summary: Summary) -> dict[str, Any]:
 
 def _systems(summary: Summary, key: str) -> dict[str, Any]:
     return {name: results[key] for name, results in summary["systems"].items() if key in results}
+
+
+def _reliability_diagram(systems: dict[str, Any], title: str, score: str) -> Figure:
+    figure = Figure(figsize=(6.0, 5.6), layout="constrained")
+    axes, counts = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+    _calibration(axes, counts, systems)
+    axes.set_title(title, loc="left")
+    counts.set_xlabel(score)
+    legend_below(figure)
+    return figure
 
 
 def _calibration(axes: Axes, counts: Axes, systems: dict[str, Any]) -> None:

@@ -60,6 +60,15 @@ async def hold(batcher: Batcher[str], worker: Worker) -> Job[str]:
     return job
 
 
+async def answer_two_together(batcher: Batcher[str], worker: Worker) -> None:
+    """Let a batch of one job and then one of two be answered."""
+    first = await hold(batcher, worker)
+    before = [batcher.submit("key", name) for name in "ab"]
+    worker.released.set()
+    for job in (first, *before):
+        await job.result()
+
+
 def test_jobs_that_arrive_during_a_batch_are_the_next_batch() -> None:
     async def scenario(batcher: Batcher[str], worker: Worker) -> None:
         first = await hold(batcher, worker)
@@ -80,11 +89,7 @@ def test_a_lone_job_does_not_wait() -> None:
 
 def test_a_batch_waits_until_it_is_as_large_as_the_batch_before() -> None:
     async def scenario(batcher: Batcher[str], worker: Worker) -> None:
-        first = await hold(batcher, worker)
-        before = [batcher.submit("key", name) for name in "ab"]
-        worker.released.set()
-        for job in (first, *before):
-            await job.result()
+        await answer_two_together(batcher, worker)
         early = batcher.submit("key", "early")
         for _ in range(20):
             await asyncio.sleep(0)
@@ -96,11 +101,7 @@ def test_a_batch_waits_until_it_is_as_large_as_the_batch_before() -> None:
 
 def test_a_batch_waits_at_most_max_wait() -> None:
     async def scenario(batcher: Batcher[str], worker: Worker) -> None:
-        first = await hold(batcher, worker)
-        before = [batcher.submit("key", name) for name in "ab"]
-        worker.released.set()
-        for job in (first, *before):
-            await job.result()
+        await answer_two_together(batcher, worker)
         assert await batcher.submit("key", "alone").result() == "ALONE"
 
     assert run(scenario, max_wait=0.05).batches[-1] == ["alone"]
@@ -108,11 +109,7 @@ def test_a_batch_waits_at_most_max_wait() -> None:
 
 def test_a_job_that_finds_the_thread_idle_is_answered_at_once() -> None:
     async def scenario(batcher: Batcher[str], worker: Worker) -> None:
-        first = await hold(batcher, worker)
-        before = [batcher.submit("key", name) for name in "ab"]
-        worker.released.set()
-        for job in (first, *before):
-            await job.result()
+        await answer_two_together(batcher, worker)
         while batcher._num_running:
             await asyncio.sleep(0.001)
         # As if that had been long ago.
