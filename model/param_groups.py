@@ -4,12 +4,14 @@ A model says which of its modules form its groups in its attribute `group_paths`
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
-from peft import PeftModel
 from torch import nn
 
 from model.family_config import ParamGroup
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 GroupPaths: TypeAlias = Mapping[ParamGroup | None, tuple[str, ...]]
 """Beginnings of the names of the parameters of each group; the first group with a match has a parameter. LoRA needs none;
@@ -17,9 +19,14 @@ the key None has what is never trained.
 The first path of `language` is that of the language model."""
 
 
+def has_adapters(model: nn.Module) -> "TypeGuard[PeftModel]":
+    """Whether PEFT wraps the model. Does not import PEFT, which takes two seconds."""
+    return hasattr(model, "get_base_model")
+
+
 def unwrapped(model: nn.Module) -> Any:
     """The model without the PEFT wrapper."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return model.get_base_model() if has_adapters(model) else model
 
 
 def language_model(model: nn.Module) -> Any:

@@ -1,23 +1,30 @@
 """The trainable parts of our own model: connector, LoRA on the language model, or the language model itself."""
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-import peft
 import torch
-from peft import PeftModel
 
 from errors import UsageError
 from model.family_config import LoraConfig, ParamGroup
-from model.lora import language_lora_config
-from model.param_groups import set_trainable
+from model.param_groups import has_adapters, set_trainable
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.module_paths import CONNECTOR, LANGUAGE_MODEL
 
+# PEFT is imported where it is used: it takes two seconds, and asking a checkpoint needs none of it.
+if TYPE_CHECKING:
+    import peft
+    from peft import PeftModel
+
+
+PEFT_PREFIX = "base_model.model."
+"""What PEFT's file format puts before the name of a weight."""
+
 
 def configure_trainable(
-    model: VisionLanguageModel | PeftModel, config: SiglipQwenConfig, train: Collection[ParamGroup]
-) -> VisionLanguageModel | PeftModel:
+    model: "VisionLanguageModel | PeftModel", config: SiglipQwenConfig, train: Collection[ParamGroup]
+) -> "VisionLanguageModel | PeftModel":
     """Make the groups in `train` trainable, in fp32, and freeze everything else. LoRA is added when first needed.
 
     May be called once per training stage; LoRA layers of an earlier stage stay, trainable or frozen.
@@ -36,38 +43,44 @@ def configure_trainable(
     if "language" in train:
         if config.quantization != "none":
             raise UsageError(f"train.stages: language cannot be trained while model.quantization is {config.quantization}; train lora")
-        if "lora" in train or isinstance(model, PeftModel):
+        if "lora" in train or has_adapters(model):
             raise UsageError("train.stages: language and lora cannot both be trained")
         model.config.language_weights = True
-    if "lora" in train and not isinstance(model, PeftModel):
+    if "lora" in train and not has_adapters(model):
         if config.lora is None:
             raise UsageError("train.stages: lora cannot be trained while model.lora is null")
         if model.config.language_weights:
             raise UsageError("train.stages: language and lora cannot both be trained")
+        import peft
+
         model = peft.get_peft_model(model, peft_lora_config(model, config.lora))
     set_trainable(model, train)
     return model
 
 
-def peft_lora_config(model: VisionLanguageModel, lora: LoraConfig) -> peft.LoraConfig:
+def peft_lora_config(model: VisionLanguageModel, lora: LoraConfig) -> "peft.LoraConfig":
     """PEFT's config: LoRA on every linear layer of the language model; the connector is saved with it."""
+    from model.lora import language_lora_config
+
     return language_lora_config(model.model.language_model, LANGUAGE_MODEL, lora, [CONNECTOR.rpartition(".")[2]])
 
 
-def base_model(model: VisionLanguageModel | PeftModel) -> VisionLanguageModel:
+def base_model(model: "VisionLanguageModel | PeftModel") -> VisionLanguageModel:
     """The model without the PEFT wrapper. Raises TypeError if it is not a VisionLanguageModel."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner = model.get_base_model() if has_adapters(model) else model
     if not isinstance(inner, VisionLanguageModel):
         raise TypeError(f"expected a VisionLanguageModel, found {type(inner).__name__}")
     return inner
 
 
-def trained_state_dict(model: VisionLanguageModel | PeftModel, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+def trained_state_dict(model: "VisionLanguageModel | PeftModel", state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
     """Connector and LoRA weights under the keys of PEFT's file format; the same keys for a model without LoRA.
 
     state: full state dict of the model, required when its parameters are sharded (FSDP, ZeRO-3).
     """
-    if isinstance(model, PeftModel):
+    if has_adapters(model):
+        import peft
+
         return dict(peft.get_peft_model_state_dict(model, state_dict=state))
     state = model.state_dict() if state is None else state
-    return {f"base_model.model.{key}": value for key, value in state.items() if key.startswith(CONNECTOR)}
+    return {PEFT_PREFIX + key: value for key, value in state.items() if key.startswith(CONNECTOR)}

@@ -10,12 +10,11 @@ whole.json                  manifest, written last (see model.checkpoint_manifes
 import dataclasses
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import peft
 import torch
-from peft import PeftModel
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -26,13 +25,19 @@ from model.family import read_model_config
 from model.family_config import ParamGroup
 from model.hub import llava_import
 from model.kernels.device_capability import default_dtype
-from model.param_groups import set_trainable
+from model.param_groups import has_adapters, set_trainable
 from model.quantization import Quantization, disable_avx512bf16, quantization_config
-from model.siglip_qwen.adapters import base_model, configure_trainable, trained_state_dict
+from model.siglip_qwen.adapters import PEFT_PREFIX, base_model, configure_trainable, trained_state_dict
 from model.siglip_qwen.assembly import build, build_from_model, build_shape, causal_language_model
 from model.siglip_qwen.config import SiglipQwenConfig
+from model.siglip_qwen.lora_merging import read_plain_lora
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
+from model.siglip_qwen.module_paths import CONNECTOR
 from visual.hub_name import pretrained
+
+# PEFT is imported where it is used: it takes two seconds, and asking a checkpoint needs none of it.
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 WEIGHTS_NAME, ADAPTER_CONFIG_NAME, LANGUAGE_FOLDER = "adapter_model.safetensors", "adapter_config.json", "language"
 
@@ -42,7 +47,7 @@ FolderForm = Literal["adapter", "merged", "llava"]
 log = logging.getLogger(__name__)
 
 
-def save(model: VisionLanguageModel | PeftModel, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+def save(model: "VisionLanguageModel | PeftModel", folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
     """Write the trained weights and the settings. Call `checkpoint_manifest.write_manifest` once all other files are written too.
 
     Args:
@@ -54,7 +59,7 @@ def save(model: VisionLanguageModel | PeftModel, folder: Path, state: dict[str, 
     inner = base_model(model)
     tensors = {key: value.detach().cpu().contiguous() for key, value in trained_state_dict(model, state).items()}
     save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
-    if isinstance(model, PeftModel):
+    if has_adapters(model):
         model.peft_config["default"].save_pretrained(folder)
     if inner.config.language_weights:
         _save_language_model(inner, folder / LANGUAGE_FOLDER, state)
@@ -70,8 +75,10 @@ def load(
     device: torch.device | str = "cpu",
     load_weights: bool = True,
     shardable: bool = False,
-) -> VisionLanguageModel | PeftModel:
+) -> "VisionLanguageModel | PeftModel":
     """Build the base model as for training and load the trained weights into it. A merged model is loaded directly.
+
+    Plain LoRA on an unquantised model that is not trained is merged into its weights; otherwise PEFT wraps the model.
 
     Args:
         folder: checkpoint folder, or an exported merged model.
@@ -96,10 +103,15 @@ def load(
     config = settings(folder)
     if quantization != "as_trained":
         config = dataclasses.replace(config, quantization=quantization)
+    if not trainable and config.quantization == "none" and load_weights:
+        merged = _load_with_merged_adapters(folder, config, dtype, device)
+        if merged is not None:
+            merged.config.settings = vlm_config.settings
+            return merged
     model = load_trained(folder, config, dtype=dtype, device=device, load_weights=load_weights, shardable=shardable)
     base_model(model).config.settings = vlm_config.settings
     if trainable:
-        groups: tuple[ParamGroup, ...] = ("connector", "lora") if isinstance(model, PeftModel) else ("connector",)
+        groups: tuple[ParamGroup, ...] = ("connector", "lora") if has_adapters(model) else ("connector",)
         set_trainable(model, (*groups, "language") if vlm_config.language_weights else groups)
         if vlm_config.language_weights and load_weights:
             _load_language_model(model, folder)  # once more, in fp32: `build` rounded it to `dtype`
@@ -118,7 +130,7 @@ def load_trained(
     device: torch.device | str,
     load_weights: bool = True,
     shardable: bool = False,
-) -> VisionLanguageModel | PeftModel:
+) -> "VisionLanguageModel | PeftModel":
     """The base model with a checkpoint's weights; its connector and LoRA adapters are trainable.
 
     Args:
@@ -126,6 +138,18 @@ def load_trained(
         config: model settings, of the checkpoint or of a run that starts from it with adapters of the same shape.
         dtype, device, load_weights, shardable: as in `load`.
     """
+    base = _build_base(folder, config, dtype=dtype, device=device, load_weights=load_weights, shardable=shardable)
+    groups: tuple[ParamGroup, ...] = ("connector", "lora") if (folder / ADAPTER_CONFIG_NAME).exists() else ("connector",)
+    model = configure_trainable(base, config, groups)
+    if load_weights:
+        _load_trained(model, folder)
+    return model
+
+
+def _build_base(
+    folder: Path, config: SiglipQwenConfig, *, dtype: torch.dtype, device: torch.device | str, load_weights: bool, shardable: bool
+) -> VisionLanguageModel:
+    """The frozen model that a checkpoint's weights belong to, with a newly initialised connector."""
     vlm_config = read_config(folder)
     own_language = str(folder / LANGUAGE_FOLDER) if vlm_config.language_weights else None
     if vlm_config.base_folder is None:
@@ -140,10 +164,25 @@ def load_trained(
     else:
         base = build_shape(config, vlm_config, dtype=dtype, device=device)
     base.config.language_weights, base.config.base_folder = vlm_config.language_weights, vlm_config.base_folder
-    groups: tuple[ParamGroup, ...] = ("connector", "lora") if (folder / ADAPTER_CONFIG_NAME).exists() else ("connector",)
-    model = configure_trainable(base, config, groups)
-    if load_weights:
-        _load_trained(model, folder)
+    return base
+
+
+def _load_with_merged_adapters(
+    folder: Path, config: SiglipQwenConfig, dtype: torch.dtype, device: torch.device | str
+) -> VisionLanguageModel | None:
+    """The unquantised model of a checkpoint, adapters merged; None if PEFT has to load them."""
+    adapter_config = folder / ADAPTER_CONFIG_NAME
+    lora = read_plain_lora(adapter_config) if adapter_config.exists() else None
+    if lora is None and adapter_config.exists():
+        return None
+    model = _build_base(folder, config, dtype=dtype, device=device, load_weights=True, shardable=False)
+    shapes = {key: value.shape for key, value in model.state_dict().items() if key.startswith(CONNECTOR)}
+    tensors = _read_trained(folder, shapes | (lora.expected_shapes(model) if lora else {}))
+    model.load_state_dict({key: value for key, value in tensors.items() if key.startswith(CONNECTOR)}, strict=False)
+    if lora is not None:
+        lora.merge(model, {key: value for key, value in tensors.items() if not key.startswith(CONNECTOR)})
+    model.model.multi_modal_projector.to(dtype)
+    model.requires_grad_(False).eval()
     return model
 
 
@@ -180,7 +219,7 @@ def recorded_base_folder(folder: Path, vlm_config: VisionLanguageConfig) -> Path
 def merge(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> VisionLanguageModel:
     """Merge the LoRA weights into the unquantised base model, in fp32; the result is then cast to `dtype`."""
     model = load(folder, quantization="none", dtype=torch.float32, device=device)
-    merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    merged = model.merge_and_unload() if has_adapters(model) else model
     inner = base_model(merged)
     inner.config.settings = {**(inner.config.settings or {}), "lora": None, "quantization": "none"}
     inner.config.language_weights, inner.config.base_folder = False, None
@@ -220,22 +259,30 @@ def read_config(folder: Path) -> VisionLanguageConfig:
         return VisionLanguageConfig(**raw)
 
 
-def _load_trained(model: VisionLanguageModel | PeftModel, folder: Path) -> None:
+def _load_trained(model: "VisionLanguageModel | PeftModel", folder: Path) -> None:
+    expected = {key.removeprefix(PEFT_PREFIX): value.shape for key, value in trained_state_dict(model).items()}
+    tensors = _read_trained(folder, expected)
+    if has_adapters(model):
+        import peft
+
+        peft.set_peft_model_state_dict(model, {PEFT_PREFIX + key: value for key, value in tensors.items()})
+    else:
+        model.load_state_dict(tensors, strict=False)
+
+
+def _read_trained(folder: Path, expected: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
+    """The trained weights by their names in the model. Raises UsageError unless they have exactly the expected names and shapes."""
     with loading("checkpoint", str(folder)):
-        tensors = load_file(folder / WEIGHTS_NAME)
-    expected = {key: value.shape for key, value in trained_state_dict(model).items()}
-    mismatched = sorted({key for key in expected.keys() | tensors.keys() if key not in tensors or tensors[key].shape != expected.get(key)})
+        tensors = {key.removeprefix(PEFT_PREFIX): value for key, value in load_file(folder / WEIGHTS_NAME).items()}
+    mismatched = sorted(key for key in expected.keys() | tensors.keys() if key not in tensors or tensors[key].shape != expected.get(key))
     if mismatched:
         raise UsageError(
             f"{folder / WEIGHTS_NAME}: {len(mismatched)} weights are missing, unexpected or of another shape, such as {mismatched[0]}"
         )
-    if isinstance(model, PeftModel):
-        peft.set_peft_model_state_dict(model, tensors)
-    else:
-        model.load_state_dict({key.removeprefix("base_model.model."): value for key, value in tensors.items()}, strict=False)
+    return tensors
 
 
-def _load_language_model(model: VisionLanguageModel | PeftModel, folder: Path) -> None:
+def _load_language_model(model: "VisionLanguageModel | PeftModel", folder: Path) -> None:
     with loading("checkpoint", str(folder)):
         language = AutoModelForCausalLM.from_pretrained(**pretrained(folder / LANGUAGE_FOLDER), dtype=torch.float32)
     base_model(model).model.language_model.load_state_dict(language.model.state_dict())

@@ -2,10 +2,9 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from peft import PeftModel
 
 from dataset.sample import Prompts
 from model.family import Collate, LoadOptions
@@ -22,6 +21,9 @@ from model.siglip_qwen.image_tokens import PositionCollator
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from model.step_flops import StepFlops, count_step_flops
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class SiglipQwenFamily:
@@ -56,7 +58,7 @@ class SiglipQwenFamily:
         *,
         quantization: Literal["as_trained"] | Quantization = "as_trained",
         trainable: bool = False,
-    ) -> VisionLanguageModel | PeftModel:
+    ) -> "VisionLanguageModel | PeftModel":
         return checkpoint.load(folder, quantization=quantization, trainable=trainable, **vars(options))
 
     def save(self, model: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
@@ -67,7 +69,7 @@ class SiglipQwenFamily:
 
     def configure_trainable(
         self, model: Any, config: SiglipQwenConfig, train: Collection[ParamGroup], run_groups: Collection[ParamGroup]
-    ) -> VisionLanguageModel | PeftModel:
+    ) -> "VisionLanguageModel | PeftModel":
         """The connector is saved whatever the run trains."""
         del run_groups
         return configure_trainable(model, config, train)
@@ -94,7 +96,7 @@ class SiglipQwenFamily:
         return model_step_flops(model, features_cached)
 
 
-def model_step_flops(model: VisionLanguageModel | PeftModel, features_cached: bool = False) -> StepFlops:
+def model_step_flops(model: "VisionLanguageModel | PeftModel", features_cached: bool = False) -> StepFlops:
     """`count_step_flops` with the sizes in the model's config. features_cached: the vision encoder does not run."""
     config = base_model(model).config
     vision, layer = config.vision_config, config.vision_feature_layer

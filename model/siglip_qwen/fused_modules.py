@@ -3,18 +3,25 @@
 For models whose weights are not sharded over ranks.
 """
 
-from peft import PeftModel
+from typing import TYPE_CHECKING
 
-from model.kernels.fused_lora import fuse_lora
 from model.kernels.rms_norm import fuse_rms_norms
+from model.param_groups import has_adapters
 from model.siglip_qwen.adapters import base_model
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.sparse_last_layer import enable_sparse_last_layer
 
+if TYPE_CHECKING:
+    from peft import PeftModel
 
-def fuse_modules(model: VisionLanguageModel | PeftModel) -> None:
+
+def fuse_modules(model: "VisionLanguageModel | PeftModel") -> None:
     """Fuse LoRA layers and RMS norms and enable the sparse last layer, in place."""
-    fuse_lora(model)
+    if has_adapters(model):
+        # Imports PEFT, which a model without adapters does not need.
+        from model.kernels.fused_lora import fuse_lora
+
+        fuse_lora(model)
     language_model = base_model(model).model.language_model
     fuse_rms_norms(language_model)
     enable_sparse_last_layer(language_model)
