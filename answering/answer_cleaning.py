@@ -3,7 +3,7 @@
 import re
 
 from answering.question_types import ASKS_COUNT, ASKS_TEXT, ASKS_YES_NO, matches_question
-from dataset.sample import IMAGE_PLACEHOLDER
+from dataset.sample import question_text
 
 _DETERMINER = r"(?:(?:the|this|that|these|those|his|her|its|their)\s+)?"
 
@@ -50,10 +50,10 @@ def clean_answer(raw: str, question: str) -> str:
     is itself an answer. Any other text is returned unchanged, apart from one full stop at its end.
     """
     text = " ".join(raw.split())
-    question_text = question.replace(IMAGE_PLACEHOLDER, " ").strip()
-    for pattern in _patterns(question_text):
+    asked = question_text(question)
+    for pattern in _patterns(asked):
         match = re.fullmatch(pattern, text, re.IGNORECASE)
-        if match and _repeats_question(match, question_text):
+        if match and _repeats_question(match, asked):
             text = match["answer"].strip()
             break
     return _strip_full_stop(text) or raw

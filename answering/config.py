@@ -1,6 +1,7 @@
 """Settings of decoding, of the systems that answer, and of reranking."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -191,6 +192,19 @@ class OpenAiSystem(SystemBase):
 
 
 System = Annotated[CheckpointSystem | QwenVlSystem | Blip2System | OpenAiSystem, Field(discriminator="kind")]
+
+
+def find_system(systems: Sequence[System], name: str | None, key: str, default: str = "checkpoint") -> System:
+    """The system with a name; without a name the latest checkpoint, called `default`.
+
+    key: setting or option that gives the name, for the message. Raises UsageError if no system has it.
+    """
+    if name is None:
+        return CheckpointSystem(name=default, kind="checkpoint", path="latest")
+    for system in systems:
+        if system.name == name:
+            return system
+    raise UsageError(f"{key} {name}: eval.systems has no such system (it has: {', '.join(known.name for known in systems) or 'none'})")
 
 
 @section

@@ -8,7 +8,7 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 from PIL import Image
 
 from answering.config import DecodingConfig
-from dataset.sample import Language, Message, Task
+from dataset.sample import Language, Message, Task, question_text
 
 Decoding: TypeAlias = DecodingConfig
 
@@ -40,6 +40,16 @@ class Request:
     language: Language = "en"
     earlier_tasks: tuple[Task, ...] = ()
     with_prompts: bool = True
+
+    @property
+    def question(self) -> str:
+        """The text of the last user turn, without image placeholders."""
+        return question_text(self.messages[-1].content)
+
+    @property
+    def short(self) -> bool:
+        """Whether a short answer is expected; captions and descriptions have their own metrics."""
+        return self.task == "vqa"
 
     def kinds(self) -> Iterator[Task]:
         """The kind of each user turn."""

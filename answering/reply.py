@@ -10,10 +10,8 @@ from typing import Any
 
 from answering.model_fingerprint import digest
 from answering.protocol import Answer, Answerer, Decoding, ImageInput, Request
-from answering.question_types import skippable_question_type
 from answering.rerank.candidate_scores import SELF_EVALUATION, Signal, fill_missing
-from answering.rerank.choose_answer import RerankPlan, chosen_text, displayed_choice, rerank, select_candidates
-from answering.rerank.confidence import NOT_SURE
+from answering.rerank.choose_answer import RerankPlan, choose_answer
 from answering.rerank.image_text_scores import ImageTextScorer, QuestionCandidates
 from answering.rerank.self_evaluation import SelfEvaluator
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Task, detect_language, join_parts
@@ -201,31 +199,15 @@ def judge(
 
 
 def _reply(request: Request, answer: Answer, signals: dict[str, Signal], reranker: Reranker | None) -> Reply:
-    question, candidates = _question(request), answer.candidates
-    if reranker is None or not signals:
-        choices = {name: chosen_text(candidates, index) for name, index in select_candidates(candidates, None, RerankPlan()).items()}
-        return Reply(question, answer, choices, choices["first"])
-    plan = reranker.plan
-    indices = select_candidates(candidates, signals, plan, skippable_question_type(question, request.language))
-    choices = {name: chosen_text(candidates, index) for name, index in indices.items()}
-    index = indices[displayed_choice(indices)]
-    estimate = None if plan.confidence is None else plan.confidence.estimate(question, request.images, candidates, index, signals)
-    abstains = estimate is not None and reranker.abstain_below is not None and estimate.value < reranker.abstain_below
-    chosen = NOT_SURE[request.language] if abstains else choices["reranked"]
-    fused = rerank(candidates, signals, plan.weights, plan.clip_score_form).fused
-    if estimate is None:
-        return Reply(question, answer, choices, chosen, signals, fused)
-    return Reply(question, answer, choices, chosen, signals, fused, estimate.value, estimate.unlike)
+    plan, abstain_below = (RerankPlan(), None) if reranker is None else (reranker.plan, reranker.abstain_below)
+    chosen = choose_answer(request, answer.candidates, signals, plan, abstain_below)
+    return Reply(request.question, answer, chosen.choices, chosen.text, signals, chosen.fused, chosen.confidence, chosen.unlike)
 
 
 def _is_scorable(request: Request, answer: Answer) -> bool:
-    return bool(answer.candidates and request.images) and request.task == "vqa"
-
-
-def _question(request: Request) -> str:
-    return request.messages[-1].content.replace(IMAGE_PLACEHOLDER, "").strip()
+    return bool(answer.candidates and request.images) and request.short
 
 
 def _question_candidates(request: Request, answer: Answer) -> QuestionCandidates:
     texts = tuple(candidate.text for candidate in answer.candidates)
-    return QuestionCandidates(_question(request), request.language, request.images, texts)
+    return QuestionCandidates(request.question, request.language, request.images, texts)

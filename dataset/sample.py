@@ -8,6 +8,7 @@ from typing import Literal
 
 import pyarrow as pa
 
+from dataset.chinese_characters import HAS_CJK
 from dataset.config import Split
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -20,7 +21,6 @@ Role = Literal["system", "user", "assistant"]
 Prompts = Mapping[Task, Mapping[Language, str]]
 """The sentences that say how an answer is wanted, by kind and language of the question."""
 
-_CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003fffd]")
 _TRAILING_IMAGES = re.compile(rf"(?:\s*{IMAGE_PLACEHOLDER})*\s*\Z")
 
 
@@ -74,7 +74,12 @@ class Sample:
 
 def detect_language(*texts: str) -> Language:
     """`zh` when one of the texts contains a Chinese character, else `en`."""
-    return "zh" if any(not text.isascii() and _CHINESE.search(text) for text in texts) else "en"
+    return "zh" if any(not text.isascii() and HAS_CJK.search(text) for text in texts) else "en"
+
+
+def question_text(content: str) -> str:
+    """The text of a turn on one line, without its image placeholders."""
+    return " ".join(content.replace(IMAGE_PLACEHOLDER, " ").split())
 
 
 def join_parts(parts: Iterable[str]) -> str:

@@ -1,18 +1,13 @@
-"""Choose one answer per question from its candidates and their scores, in every way that the evaluation compares.
-
-Reference answers are never read here. What was fitted on references of the validation split arrives as numbers, in a RerankPlan.
-"""
+"""The answers that an evaluation compares: those of `choose_answer`, one at random, and "not sure" where the confidence is low."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from answering.question_types import skippable_question_type
 from answering.rerank.candidate_scores import fill_missing
-from answering.rerank.choose_answer import RerankPlan, chosen_text, displayed_choice, rerank, select_candidates
+from answering.rerank.choose_answer import RerankPlan, choose_answer, chosen_text
 from answering.rerank.confidence import NOT_SURE
-from answering.rerank.learned_fusion import fused as learned_scores
 from dataset.sample import hash_to_index
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
@@ -56,7 +51,10 @@ def fill_missing_signals(predictions: Sequence[Prediction]) -> list[Prediction]:
 def add_choices(
     questions: Sequence[Question], predictions: Sequence[Prediction], plan: RerankPlan, seed: int, abstain_below: float | None = None
 ) -> list[Prediction]:
-    """Fill in `choices`; where there are scorers also `fused`, and `learned` and `confidence` where the plan has them.
+    """Choose the answers, as `choose_answer` does wherever a question is asked, and fill in what it returns.
+
+    All short questions get the same choices, and all others: where nothing scored the candidates, every scorer finds the first one best. Two choices are
+    added: `random`, and `abstaining`, the final answer with "not sure" (also for a failed question), where the plan has a confidence.
 
     Args:
         questions: the questions, in the order of the predictions
@@ -65,39 +63,27 @@ def add_choices(
         seed: seed of the choice `random`
         abstain_below: confidence 0..1 below which the choice `abstaining` is "not sure"; None: there is no such choice
     """
-    return [
-        _add_choices(question, prediction, filled_prediction, plan, seed, abstain_below)
-        for question, prediction, filled_prediction in zip(questions, predictions, fill_missing_signals(predictions), strict=True)
+    chosen = [
+        choose_answer(question.request, filled.candidates, filled.signals if prediction.signals else {}, plan, abstain_below)
+        for question, prediction, filled in zip(questions, predictions, fill_missing_signals(predictions), strict=True)
     ]
-
-
-def _add_choices(
-    question: Question, prediction: Prediction, filled_prediction: Prediction, plan: RerankPlan, seed: int, abstain_below: float | None
-) -> Prediction:
-    candidates, signals = prediction.candidates, filled_prediction.signals if prediction.scorers else None
-    language = question.request.language
-    if not question.short:
-        # These models were fitted on short answers; they do not apply to captions and descriptions.
-        plan = dataclasses.replace(plan, learned=None, confidence=None)
-    indices = select_candidates(candidates, signals, plan, skippable_question_type(question.text, language) if question.short else None)
-    choices = {name: chosen_text(candidates, index) for name, index in indices.items()}
-    choices["random"] = chosen_text(candidates, hash_to_index(prediction.sample_id, seed, 0, len(candidates)) if candidates else 0)
-    if signals is None or not candidates:
-        return dataclasses.replace(prediction, choices=_add_abstaining(choices, 0.0, language, plan, abstain_below))
-    fused = rerank(candidates, signals, plan.weights, plan.clip_score_form).fused
-    learned = None if plan.learned is None else tuple(learned_scores(plan.learned, candidates, signals))
-    if plan.confidence is None:
-        return dataclasses.replace(prediction, choices=choices, fused=fused, learned=learned)
-    estimate = plan.confidence.estimate(question.text, question.request.images, candidates, indices[displayed_choice(indices)], signals)
-    choices = _add_abstaining(choices, estimate.value, language, plan, abstain_below)
-    return dataclasses.replace(prediction, choices=choices, fused=fused, learned=learned, confidence=estimate.value, unlike=estimate.unlike)
-
-
-def _add_abstaining(
-    choices: dict[str, str], confidence: float, language: Any, plan: RerankPlan, abstain_below: float | None
-) -> dict[str, str]:
-    """Add the choice `abstaining`: the displayed choice, or "not sure" where its confidence is below `abstain_below`."""
-    if plan.confidence is None or abstain_below is None:
-        return choices
-    displayed = choices[displayed_choice(choices)]
-    return choices | {ABSTAINING: NOT_SURE[language] if confidence < abstain_below else displayed}
+    names: dict[bool, dict[str, None]] = {True: {}, False: {}}
+    for question, answer in zip(questions, chosen, strict=True):
+        names[question.short] |= dict.fromkeys(answer.choices)
+    completed = []
+    for question, prediction, answer in zip(questions, predictions, chosen, strict=True):
+        choices = {name: answer.choices.get(name, answer.choices["first"]) for name in names[question.short]}
+        choices["random"] = chosen_text(prediction.candidates, hash_to_index(prediction.sample_id, seed, 0, len(prediction.candidates)))
+        if plan.confidence is not None and abstain_below is not None and question.short:
+            choices[ABSTAINING] = answer.text if prediction.candidates else NOT_SURE[question.request.language]
+        completed.append(
+            dataclasses.replace(
+                prediction,
+                choices=choices,
+                fused=answer.fused,
+                learned=answer.learned,
+                confidence=answer.confidence,
+                unlike=answer.unlike,
+            )
+        )
+    return completed

@@ -11,7 +11,7 @@ from answering.model_fingerprint import digest as digest
 from answering.protocol import Request
 from dataset.config import Split
 from dataset.loading.sample_store import ImageRow, SampleStore
-from dataset.sample import IMAGE_PLACEHOLDER, Sample
+from dataset.sample import Sample
 from errors import UsageError
 from evaluation.scoring.question_categories import category
 
@@ -40,12 +40,12 @@ class Question:
     @property
     def text(self) -> str:
         """The last user turn, without image placeholders."""
-        return " ".join(self.request.messages[-1].content.replace(IMAGE_PLACEHOLDER, " ").split())
+        return self.request.question
 
     @property
     def short(self) -> bool:
         """Whether a short answer is expected; captions and descriptions have their own metrics."""
-        return self.request.task == "vqa"
+        return self.request.short
 
     @property
     def category(self) -> str:

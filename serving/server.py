@@ -9,7 +9,6 @@ from types import FrameType
 
 import uvicorn
 
-from answering.config import CheckpointSystem, System
 from errors import TesseraError, UsageError
 from serving.app import create_app
 from serving.config import ServeConfig
@@ -31,17 +30,6 @@ class Server(uvicorn.Server):
         del sig, frame
         self.force_exit = self.should_exit
         self.should_exit = True
-
-
-def select_system(settings: ServeConfig, systems: tuple[System, ...], experiment: str) -> System:
-    """The system that `serve.system` names, or the latest checkpoint. Raises UsageError."""
-    if settings.system is None:
-        return CheckpointSystem(name=experiment, kind="checkpoint", path="latest")
-    for system in systems:
-        if system.name == settings.system:
-            return system
-    names = ", ".join(system.name for system in systems) or "none"
-    raise UsageError(f"serve.system: eval.systems has no {settings.system} (it has: {names})")
 
 
 def bearer_token(settings: ServeConfig) -> str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import cli
 import config as configuration
-from answering.config import CheckpointSystem, DecodingConfig, System, for_descriptions, scorer_keys, with_abstain_below
+from answering.config import CheckpointSystem, DecodingConfig, System, find_system, for_descriptions, scorer_keys, with_abstain_below
 from errors import TesseraError, UsageError
 
 # What imports torch is imported where it is used: --help and wrong arguments need none of it.
@@ -41,7 +41,7 @@ def main(arguments: argparse.Namespace) -> None:
     config: configuration.Config = arguments.config
     if arguments.stream and (arguments.save or arguments.images):
         raise UsageError("--stream: prints a single answer; it cannot be combined with --save or --images")
-    system = select_system(config, arguments)
+    system = _system(config, arguments)
     rerank = with_abstain_below(config.rerank, arguments.abstain_below)
     configuration.check_model_paths(config, *scorer_keys(rerank))
     from dataset.loading.image_io import open_image
@@ -64,15 +64,11 @@ def main(arguments: argparse.Namespace) -> None:
         run_interactive(config, arguments, answerer, reranker)
 
 
-def select_system(config: configuration.Config, arguments: argparse.Namespace) -> System:
+def _system(config: configuration.Config, arguments: argparse.Namespace) -> System:
     """The system that --system or --checkpoint selects."""
     if arguments.system is None:
         return CheckpointSystem(name="checkpoint", kind="checkpoint", path=arguments.checkpoint)
-    for system in config.eval.systems:
-        if system.name == arguments.system:
-            return system
-    names = ", ".join(system.name for system in config.eval.systems) or "none"
-    raise UsageError(f"--system {arguments.system}: eval.systems has no such system (it has: {names})")
+    return find_system(config.eval.systems, arguments.system, "--system")
 
 
 def answer_images(config: configuration.Config, arguments: argparse.Namespace, answerer: "Answerer", reranker: "Reranker | None") -> None:

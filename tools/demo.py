@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import cli
 import config as configuration
-from answering.config import CheckpointSystem, System, scorer_keys
+from answering.config import System, find_system, scorer_keys
 from errors import TesseraError, UsageError
 
 # What imports torch is imported where it is used: --help and wrong arguments need none of it.
@@ -33,10 +33,9 @@ def main(arguments: argparse.Namespace) -> None:
     config: configuration.Config = arguments.config
     if not 0 <= arguments.port <= 65535:
         raise UsageError(f"--port {arguments.port}: expected 0 to 65535")
-    other = select_system(config, "--against", arguments.against) if arguments.against else None
-    main_system: System = CheckpointSystem(name=config.name, kind="checkpoint", path="latest")
-    if arguments.system:
-        main_system = select_system(config, "--system", arguments.system)
+    systems = config.eval.systems
+    other = find_system(systems, arguments.against, "--against") if arguments.against else None
+    main_system = find_system(systems, arguments.system, "--system", config.name)
     configuration.check_model_paths(config, *scorer_keys(config.rerank))
     try:
         from answering.answerer_factory import ScorerCache, check_decoding
@@ -59,15 +58,6 @@ def main(arguments: argparse.Namespace) -> None:
     )
     rules = CrossSiteRules((arguments.host, *config.serve.allowed_hosts), config.serve.allowed_origins)
     launch(backends, arguments.host, arguments.port, rules)
-
-
-def select_system(config: configuration.Config, key: str, name: str) -> System:
-    """The system of eval.systems with a name. key: option for the message. Raises UsageError if there is none."""
-    for system in config.eval.systems:
-        if system.name == name:
-            return system
-    names = ", ".join(system.name for system in config.eval.systems) or "none"
-    raise UsageError(f"{key} {name}: eval.systems has no such system (it has: {names})")
 
 
 def session(config: configuration.Config, system: System, scorer_cache: "ScorerCache") -> "Session":

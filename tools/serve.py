@@ -6,6 +6,7 @@ from functools import partial
 
 import cli
 import config as configuration
+from answering.config import find_system
 from errors import UsageError
 
 parser = cli.Parser(__doc__ or "")
@@ -18,7 +19,7 @@ def main(arguments: argparse.Namespace) -> None:
         from answering.answerer_factory import ScorerCache, check_decoding
         from serving.engine import Engine, LoadPlan
         from serving.search.image_index import open_index
-        from serving.server import select_system, serve
+        from serving.server import serve
     except ModuleNotFoundError as error:
         raise UsageError(
             f"{error.name} is not installed; install the service's dependencies with pip install 'tessera-vlm[serve]'"
@@ -26,7 +27,7 @@ def main(arguments: argparse.Namespace) -> None:
     if not arguments.debug:
         cli.silence_libraries()
     log_to_standard_error()
-    system = select_system(config.serve, config.eval.systems, config.name)
+    system = find_system(config.eval.systems, config.serve.system, "serve.system", config.name)
     check_decoding(config.decoding, [system])
     clip = config.search.clip or config.rerank.clip
     for key in ("rerank.clip", "search.clip"):

@@ -1,16 +1,19 @@
-"""Choose among the candidates of a question by their scores."""
+"""Choose an answer among the candidates of a question by their scores: the one place that evaluation, service, page and commands use.
+
+References are never read here. What was fitted on references of the validation split arrives as numbers, in a RerankPlan.
+"""
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from answering.config import RerankWeights
-from answering.protocol import Candidate
-from answering.question_types import SKIPPABLE_QUESTION_TYPES, SkippableQuestionType
+from answering.protocol import Candidate, Request
+from answering.question_types import SKIPPABLE_QUESTION_TYPES, SkippableQuestionType, skippable_question_type
 from answering.rerank import learned_fusion
 from answering.rerank.candidate_scores import CORRECTED_SUFFIX, SELF_EVALUATION, Signals, image_text_signals
-from answering.rerank.confidence import Confidence
+from answering.rerank.confidence import NOT_SURE, Confidence
 from answering.rerank.logistic_regression import LogisticModel
 from answering.rerank.score_fusion import Form, components, fuse, log_likelihoods
 
@@ -47,6 +50,58 @@ class RankedCandidates:
 
     order: tuple[int, ...]
     fused: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenAnswer:
+    """The answer to a question.
+
+    Args:
+        text: the final answer: the displayed choice, or "not sure" if its confidence is too low.
+        choices: text that each selection method chooses, by its name.
+        fused: fused score of each candidate, 0..1; None if nothing was scored, as for the following fields.
+        learned: score of each candidate under the learned fusion; None also if the plan has none.
+        confidence: probability that the displayed choice is right; None also if the plan has no confidence model.
+        unlike: what about the question is unlike those that the confidence was learnt from ("image", "words").
+    """
+
+    text: str
+    choices: dict[str, str]
+    fused: tuple[float, ...] | None = None
+    learned: tuple[float, ...] | None = None
+    confidence: float | None = None
+    unlike: tuple[str, ...] = ()
+
+
+def choose_answer(
+    request: Request, candidates: Sequence[Candidate], signals: Signals, plan: RerankPlan, abstain_below: float | None = None
+) -> ChosenAnswer:
+    """Choose the answer to a question.
+
+    Args:
+        request: the question.
+        candidates: of its answer, best first; may be empty.
+        signals: their scores; empty if nothing scored them. The first candidate is then the answer, without a confidence.
+        plan: weights and fitted models. Those that were fitted on short answers are not used for captions and descriptions.
+        abstain_below: confidence 0..1 below which the answer is "not sure"; None: never.
+    """
+    if not request.short:
+        plan = replace(plan, learned=None, confidence=None)
+    signals = signals if candidates else {}
+    kind = skippable_question_type(request.question, request.language) if request.short else None
+    indices = select_candidates(candidates, signals or None, plan, kind)
+    choices = {name: chosen_text(candidates, index) for name, index in indices.items()}
+    displayed = displayed_choice(choices)
+    if not signals:
+        return ChosenAnswer(choices[displayed], choices)
+    fused = rerank(candidates, signals, plan.weights, plan.clip_score_form).fused
+    learned = None if plan.learned is None else tuple(learned_fusion.fused(plan.learned, candidates, signals))
+    if plan.confidence is None:
+        return ChosenAnswer(choices[displayed], choices, fused, learned)
+    estimate = plan.confidence.estimate(request.question, request.images, candidates, indices[displayed], signals)
+    abstains = abstain_below is not None and estimate.value < abstain_below
+    text = NOT_SURE[request.language] if abstains else choices[displayed]
+    return ChosenAnswer(text, choices, fused, learned, estimate.value, estimate.unlike)
 
 
 def rerank(candidates: Sequence[Candidate], signals: Signals, weights: RerankWeights, form: Form = "softmax") -> RankedCandidates:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from dataset.sample import IMAGE_PLACEHOLDER, Language
+from dataset.sample import Language, question_text
 
 StatementForm = Literal["joined", "sentence"]
 """joined = the question followed by the answer; sentence = a sentence if a template matches, else joined."""
@@ -53,12 +53,12 @@ def statement(question: str, answer: str, language: Language, statement_form: St
 
 def joined(question: str, answer: str, language: Language) -> str:
     """The question followed by the answer, joined by the separator of the language."""
-    return _templates()[language].separator.join((_without_image_marks(question), _without_image_marks(answer))).strip()
+    return _templates()[language].separator.join((question_text(question), question_text(answer))).strip()
 
 
 def sentence(question: str, answer: str, language: Language) -> str | None:
     """A declarative sentence made of question and answer; None if no template matches or the answer is empty."""
-    templates, bare_answer = _templates()[language], _without_image_marks(answer).rstrip(".。!！")
+    templates, bare_answer = _templates()[language], question_text(answer).rstrip(".。!！")
     matching = _matching_rule(question, language)
     if matching is None or not bare_answer:
         return None
@@ -78,7 +78,7 @@ def kind(question: str, language: Language) -> str | None:
 
 def strip_lead_in(question: str, language: Language) -> str:
     """A question without its question mark and without introductory phrases ("In this picture, ...")."""
-    text = _without_image_marks(question).rstrip("?？.。!！ ")
+    text = question_text(question).rstrip("?？.。!！ ")
     while (shorter := _templates()[language].lead_in.sub("", text, count=1)) != text:
         text = shorter
     return text
@@ -129,10 +129,6 @@ def _finite_verb(auxiliary: str, verb: str) -> str:
             return verb[:-1] + "ies"
         return verb + ("es" if re.search(r"(?:s|sh|ch|x|o)$", verb) else "s")
     return f"did {verb}" if auxiliary == "did" else verb
-
-
-def _without_image_marks(text: str) -> str:
-    return " ".join(text.replace(IMAGE_PLACEHOLDER, " ").split())
 
 
 @cache

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dataset.loading.sample_store import SampleStore
-from dataset.sample import IMAGE_PLACEHOLDER
+from dataset.sample import question_text
 from errors import UsageError
 from evaluation.comparison.external_predictions import AnswerFile
 
@@ -48,7 +48,7 @@ def _from_store(files: Sequence[AnswerFile], store: SampleStore) -> ComparedQues
     file_ids = [_match_ids(file, rows, str(store.folder)) for file in files]
     ids = _common_ids(files, file_ids)
     all_samples = list(store.samples(np.array([rows[name] for name in ids])))
-    texts = {sample.sample_id: sample.messages[-1].content.replace(IMAGE_PLACEHOLDER, " ") for sample in all_samples}
+    texts = {sample.sample_id: question_text(sample.messages[-1].content) for sample in all_samples}
     notes = [f"references: {store.folder}"]
     for file, own_ids in zip(files, file_ids, strict=True):
         notes += _check_texts(file, own_ids, texts, str(store.folder))

@@ -6,7 +6,7 @@ from importlib import resources
 
 import yaml
 
-from evaluation.metrics.chinese_characters import CJK, HAS_CJK
+from dataset.chinese_characters import CJK, HAS_CJK
 from evaluation.metrics.chinese_numerals import as_digits
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'

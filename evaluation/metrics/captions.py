@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
+from dataset.chinese_characters import CJK
 from dataset.sample import Language
 from evaluation.metrics.answer_normalisation import fold_width
-from evaluation.metrics.chinese_characters import CJK
 
 Tokens = list[str]
 Ngrams = Counter[tuple[str, ...]]

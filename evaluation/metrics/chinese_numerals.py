@@ -2,7 +2,7 @@
 
 import re
 
-from evaluation.metrics.chinese_characters import CJK
+from dataset.chinese_characters import CJK
 
 _DIGITS = dict(zip("零〇一二两兩三四五六七八九", (0, 0, 1, 2, 2, 2, 3, 4, 5, 6, 7, 8, 9), strict=True))
 _UNITS = {"十": 10, "百": 100, "千": 1000}

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from answering.config import CheckpointSystem, System
+from answering.config import CheckpointSystem, System, find_system
 from errors import UsageError
 
 
@@ -29,11 +29,7 @@ def with_checkpoints(systems: Sequence[System], folders: Sequence[Path]) -> tupl
 
 def select_systems(systems: Sequence[System], names: Sequence[str]) -> tuple[System, ...]:
     """The systems with these names, all if there are no names. Raises UsageError for an unknown name."""
-    known = {system.name: system for system in systems}
-    for name in names:
-        if name not in known:
-            raise UsageError(f"--systems {name}: there is no such system; the systems are {', '.join(known) or 'none'}")
-    return tuple(known[name] for name in dict.fromkeys(names)) if names else tuple(systems)
+    return tuple(find_system(systems, name, "--systems") for name in dict.fromkeys(names)) or tuple(systems)
 
 
 def _system_names(folders: Sequence[Path]) -> list[str]:

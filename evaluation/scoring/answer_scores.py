@@ -10,9 +10,9 @@ import numpy as np
 
 from answering.protocol import ImageInput
 from answering.rerank.choose_answer import chosen_text
+from dataset.chinese_characters import HAS_CJK
 from dataset.sample import Language
 from evaluation.metrics import captions
-from evaluation.metrics.chinese_characters import HAS_CJK
 from evaluation.metrics.short_answers import METRICS, Metric, vqa_accuracy, vqa_accuracy_m4c
 from evaluation.metrics.unanswerable import unanswerable_metrics
 from evaluation.prediction_files import Prediction

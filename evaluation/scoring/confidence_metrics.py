@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from answering.rerank.choose_answer import displayed_choice
 from evaluation.answer_selection import ABSTAINING
 from evaluation.metrics.reliability import reliability
 from evaluation.metrics.short_answers import PRIMARY_METRIC
@@ -17,7 +18,8 @@ CONFIDENT = 0.9
 
 
 def confidence_metrics(questions: Sequence[Question], short: AnswerScores, abstain_below: float | None) -> dict[str, Any]:
-    """Calibration and selective accuracy of the displayed answers. A question without confidence (a failed one) counts as 0.
+    """Calibration and selective accuracy of the displayed answers. A failed question counts with confidence 0; one that has no
+    confidence because nothing scored its candidates (it has no image) is left out.
 
     Returns:
         ece, bins: as in `reliability`; brier: mean squared distance of confidence and accuracy; risk_coverage: accuracy of the
@@ -26,8 +28,10 @@ def confidence_metrics(questions: Sequence[Question], short: AnswerScores, absta
         questions that are unlike those of the calibration, if there are any; abstaining: with `abstain_below`, fraction of questions
         still answered and their accuracy.
     """
-    confidences = np.array([prediction.confidence or 0.0 for prediction in short.predictions])
-    correct = short.scores["reranked" if "reranked" in short.scores else "first"][PRIMARY_METRIC]
+    rows = [i for i, p in enumerate(short.predictions) if p.confidence is not None or not p.candidates]
+    questions, predictions = [questions[i] for i in rows], [short.predictions[i] for i in rows]
+    confidences = np.array([prediction.confidence or 0.0 for prediction in predictions])
+    correct = short.scores[displayed_choice(short.scores)][PRIMARY_METRIC][rows]
     _, accuracy = risk_coverage(confidences, correct)
     metrics: dict[str, Any] = {
         "questions": len(correct),
@@ -49,7 +53,7 @@ def confidence_metrics(questions: Sequence[Question], short: AnswerScores, absta
     for key, (values, order) in labels.items():
         masks = {name: np.array(values) == name for name in order}
         metrics[key] = {name: _part(confidences[mask], correct[mask]) for name, mask in masks.items() if mask.any()}
-    unlike = np.array([bool(prediction.unlike) for prediction in short.predictions])
+    unlike = np.array([bool(prediction.unlike) for prediction in predictions])
     if unlike.any():
         metrics["unlike"] = _part(confidences[unlike], correct[unlike])
     if abstain_below is not None and ABSTAINING in short.scores:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dataset.loading.encoded_sample import EncodingError
 from dataset.loading.image_transform import PixelReader
-from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts, Task
+from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts, Task, question_text
 from errors import loading
 from model.processors.chat_processor import load_fast_tokenizer
 from model.processors.sample_processor import ImageSize, SampleProcessor, Segment, read_processor_settings
@@ -94,7 +94,7 @@ class QuestionProcessor(SampleProcessor):
         prompts = self.question_prompts
         if task == "caption":
             return prompts.caption_prompt
-        text = " ".join(turn.content.replace(IMAGE_PLACEHOLDER, " ").split())
+        text = question_text(turn.content)
         return (prompts.question_prompt if task == "vqa" else prompts.conversation_prompt).replace("{}", text)
 
     def answer_ids(self, text: str) -> list[int]:

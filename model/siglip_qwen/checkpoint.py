@@ -25,12 +25,12 @@ from model.family import read_model_config
 from model.family_config import ParamGroup
 from model.hub import llava_import
 from model.kernels.device_capability import default_dtype
+from model.lora_merging import read_plain_lora
 from model.param_groups import has_adapters, set_trainable
 from model.quantization import Quantization, disable_avx512bf16, quantization_config
 from model.siglip_qwen.adapters import PEFT_PREFIX, base_model, configure_trainable, trained_state_dict
 from model.siglip_qwen.assembly import build, build_from_model, build_shape, causal_language_model
 from model.siglip_qwen.config import SiglipQwenConfig
-from model.siglip_qwen.lora_merging import read_plain_lora
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 from model.siglip_qwen.module_paths import CONNECTOR
 from visual.hub_name import pretrained

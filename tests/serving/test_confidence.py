@@ -9,10 +9,10 @@ import pytest
 
 import cli
 import config as configuration
+from answering.config import find_system
 from answering.reply import question_request, reply
 from dataset.loading.image_io import open_image
 from serving.engine import Engine, LoadPlan
-from serving.server import select_system
 from tests.evaluation.fakes import questions, write_store
 from tests.serving.conftest import FakeAnswerer, ask, image_file, serving, wait_for
 from tools import eval_rerank
@@ -32,7 +32,7 @@ def engine(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             cli.run(eval_rerank.main, eval_rerank.parser, ["--config", "trial.yaml", "rerank.tune=true", "eval.resamples=100"])
         assert ended.value.code == 0
         config = configuration.load(Path("trial.yaml"), ["serve.system=qwen"])
-        system = select_system(config.serve, config.eval.systems, config.name)
+        system = find_system(config.eval.systems, config.serve.system, "serve.system")
         plan = LoadPlan(system.name, system, config.checkpoint_folder, config.result_folder / "plans", config.rerank, config.decoding)
         yield Engine.load(plan)
 

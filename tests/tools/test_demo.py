@@ -14,6 +14,7 @@ import requests
 import cli
 import config
 from answering.answerer_factory import ScorerCache
+from answering.config import find_system
 from tests.pipeline import ROOT, workspace
 from tests.serving.search.conftest import fill
 from tools import demo
@@ -105,7 +106,7 @@ def test_every_command_of_the_documentation_is_valid(monkeypatch: pytest.MonkeyP
         parsed = demo.parser.parse_intermixed_args(arguments)
         loaded_config = config.load(parsed.config, parsed.overrides)
         if parsed.against:
-            assert demo.select_system(loaded_config, "--against", parsed.against).name == parsed.against
+            assert find_system(loaded_config.eval.systems, parsed.against, "--against").name == parsed.against
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from answering.protocol import Decoding, Request
 from answering.systems.family_answerer import FamilyAnswerer
 from dataset.loading.image_io import ImageError
 from dataset.loading.sample_store import SampleStore
-from dataset.sample import IMAGE_PLACEHOLDER, Sample
+from dataset.sample import Sample, question_text
 from model.kernels.autocast import Precision, autocast
 from model.processors.sample_processor import SampleProcessor
 from training.data_loading import TrainingData
@@ -72,4 +72,4 @@ def _images(store: SampleStore, sample: Sample) -> list[Image.Image]:
 def _question(sample: Sample) -> str:
     """The last turn; "..." stands for earlier turns."""
     earlier = "... " if len(sample.messages) > 1 else ""
-    return earlier + sample.messages[-1].content.replace(IMAGE_PLACEHOLDER, "").strip()
+    return earlier + question_text(sample.messages[-1].content)

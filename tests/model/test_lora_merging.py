@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.siglip_qwen.lora_merging import read_plain_lora
+from model.lora_merging import read_plain_lora
 
 
 class Layers(nn.Module):
