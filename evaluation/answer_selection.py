@@ -53,8 +53,9 @@ def add_choices(
 ) -> list[Prediction]:
     """Choose the answers, as `choose_answer` does wherever a question is asked, and fill in what it returns.
 
-    All short questions get the same choices, and all others: where nothing scored the candidates, every scorer finds the first one best. Two choices are
-    added: `random`, and `abstaining`, the final answer with "not sure" (also for a failed question), where the plan has a confidence.
+    All short questions get the same choices, and so do all others: where nothing scored the candidates, every scorer finds the first one
+    best. Two choices are added: `random`, and `abstaining`, the final answer with "not sure" (also for a failed question), where the plan
+    has a confidence.
 
     Args:
         questions: the questions, in the order of the predictions

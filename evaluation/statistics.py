@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy.stats import binomtest
 
+from dataset.connected_groups import connected_groups
 from errors import UsageError
 from evaluation.confidence_intervals import SIGNIFICANCE_LEVEL, Interval, cluster_sums, difference_intervals
 
@@ -31,20 +33,9 @@ def clusters(image_ids: Sequence[tuple[int, ...]]) -> np.ndarray:
 
     A question without an image is a cluster of its own.
     """
-    parent: dict[int, int] = {}
-
-    def find_root(image: int) -> int:
-        while parent.setdefault(image, image) != image:
-            parent[image] = image = parent[parent[image]]
-        return image
-
-    for images in image_ids:
-        for image in images[1:]:
-            parent[find_root(image)] = find_root(images[0])
-    singleton_ids = iter(range(-1, -len(image_ids) - 1, -1))
-    labels = [("image", find_root(images[0])) if images else ("question", next(singleton_ids)) for images in image_ids]
-    numbers = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    return np.array([numbers[label] for label in labels], dtype=np.int64)
+    images = {image: len(image_ids) + i for i, image in enumerate(dict.fromkeys(image for own in image_ids for image in own))}
+    pairs = np.array([(i, images[image]) for i, own in enumerate(image_ids) for image in own], dtype=np.int64)
+    return connected_groups(len(image_ids) + len(images), pairs)[: len(image_ids)]
 
 
 def p_values(differences: np.ndarray, cluster_ids: np.ndarray, resamples: int, seed: int) -> list[float]:
@@ -107,12 +98,7 @@ def mcnemar(a: np.ndarray, b: np.ndarray) -> McNemar:
     It treats questions as independent, even those about the same image.
     """
     only_a, only_b = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
-    num_questions, term, total = only_a + only_b, 1, 0
-    for k in range(min(only_a, only_b) + 1):
-        total += term
-        term = term * (num_questions - k) // (k + 1)
-    # Integers of arbitrary size: 2 ** n overflows a float beyond about a thousand questions.
-    return McNemar(only_a, only_b, min(1.0, 2 * total / 2**num_questions))
+    return McNemar(only_a, only_b, float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0)
 
 
 def holm(p: Sequence[float]) -> list[float]:

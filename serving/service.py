@@ -11,7 +11,7 @@ import torch
 
 from dataset.loading.image_io import ImageError
 from errors import TesseraError
-from serving.answer_cache import LruCache
+from serving.answer_cache import AnswerCache
 from serving.config import ServeConfig
 from serving.engine import Engine, LoadPlan, Task
 from serving.http.body_limits import BodyLimits
@@ -62,7 +62,7 @@ class Service:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.cache: LruCache[Any] = LruCache(int(settings.cache_mib * 2**20))
+        self.cache: AnswerCache[Any] = AnswerCache(int(settings.cache_mib * 2**20))
         self._search_executor = ThreadPoolExecutor(1, "search")
         self.bodies = BodyLimits(settings.max_uploads, max(settings.max_upload_bytes, settings.max_bytes), settings.upload_silence_seconds)
         self.decoder = ImageDecoder(settings.max_pixels, MAX_IMAGES_IN_MEMORY * settings.max_pixels)

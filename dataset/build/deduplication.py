@@ -9,8 +9,9 @@ import numpy as np
 
 from dataset.build.image_validation import ImageCheck
 from dataset.build.record_buffer import RecordBuffer
-from dataset.build.splits import SplitAssignment, UnionFind, assign_splits
+from dataset.build.splits import SplitAssignment, assign_splits
 from dataset.config import SplitConfig
+from dataset.connected_groups import connected_groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +117,18 @@ def _groups(
     Returns:
         The group of each sample, [n], and the key of each group: the smallest SHA-256 of its images, or of its text.
     """
-    union = UnionFind(len(digests))
-    for first, second in linked.tolist():
-        union.join(first, second)
-    for k in np.flatnonzero(np.diff(image_offsets) > 1):
-        for other in image_ids[image_offsets[k] + 1 : image_offsets[k + 1]]:
-            union.join(int(image_ids[image_offsets[k]]), int(other))
-    roots = union.roots()
+    counts = np.diff(image_offsets)
+    has_images = counts > 0
+    first_image = image_ids[image_offsets[:-1][has_images]]
+    same_sample = np.column_stack([np.repeat(first_image, counts[has_images]), image_ids])
+    connected = connected_groups(len(digests), np.concatenate([linked.reshape(-1, 2), same_sample])).tolist()
     min_digest: dict[int, str] = {}
-    for image, root in enumerate(roots.tolist()):
-        min_digest[root] = min(min_digest.get(root, "~"), digests[image])
+    for image, group in enumerate(connected):
+        min_digest[group] = min(min_digest.get(group, "~"), digests[image])
     ids: dict[str, int] = {}
-    group_of_image = np.array([ids.setdefault(min_digest[root], len(ids)) for root in roots.tolist()], dtype=np.int64)
+    group_of_image = np.array([ids.setdefault(min_digest[group], len(ids)) for group in connected], dtype=np.int64)
     groups = np.empty(len(rows), dtype=np.int64)
-    has_images = np.diff(image_offsets) > 0
-    groups[has_images] = group_of_image[image_ids[image_offsets[:-1][has_images]]]
+    groups[has_images] = group_of_image[first_image]
     for k in np.flatnonzero(~has_images):
         groups[k] = ids.setdefault(buffer.text_digests[int(rows[k])], len(ids))
     return groups, list(ids)

@@ -14,29 +14,6 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 """In ascending priority: an image that one source tests on must not be trained on by another."""
 
 
-class UnionFind:
-    """Union-find over 0..size-1 (Tarjan 1975, with path halving)."""
-
-    def __init__(self, size: int):
-        self._parent = list(range(size))
-
-    def find(self, member: int) -> int:
-        """The representative of the group."""
-        parent = self._parent
-        while parent[member] != member:
-            parent[member] = parent[parent[member]]
-            member = parent[member]
-        return member
-
-    def join(self, first: int, second: int) -> None:
-        """Merge the groups of both members."""
-        self._parent[self.find(second)] = self.find(first)
-
-    def roots(self) -> np.ndarray:
-        """The representative of each member, int64 [size]."""
-        return np.array([self.find(member) for member in range(len(self._parent))], dtype=np.int64)
-
-
 @dataclass(frozen=True, slots=True)
 class SplitAssignment:
     """split: index into SPLITS of each sample, int8 [n]; moved: whether it differs from the sample's own split, bool [n]."""

@@ -1,10 +1,10 @@
 """The answer cache is bounded by its size and evicts the least recently used entries."""
 
-from serving.answer_cache import ENTRY_OVERHEAD_BYTES, LruCache
+from serving.answer_cache import ENTRY_OVERHEAD_BYTES, AnswerCache
 
 
 def test_the_least_recently_used_entry_is_evicted_first() -> None:
-    cache: LruCache[str] = LruCache(2 * (ENTRY_OVERHEAD_BYTES + 10))
+    cache: AnswerCache[str] = AnswerCache(2 * (ENTRY_OVERHEAD_BYTES + 10))
     for key in "ab":
         cache.put(key, key.upper(), 10)
     assert cache.get("a") == "A"
@@ -14,20 +14,20 @@ def test_the_least_recently_used_entry_is_evicted_first() -> None:
 
 
 def test_a_replaced_value_counts_once() -> None:
-    cache: LruCache[str] = LruCache(10 * ENTRY_OVERHEAD_BYTES)
+    cache: AnswerCache[str] = AnswerCache(10 * ENTRY_OVERHEAD_BYTES)
     cache.put("a", "old", 100)
     cache.put("a", "new", 50)
     assert (cache.get("a"), len(cache), cache.bytes) == ("new", 1, ENTRY_OVERHEAD_BYTES + 50)
 
 
 def test_a_value_over_the_limit_evicts_nothing() -> None:
-    cache: LruCache[str] = LruCache(2 * ENTRY_OVERHEAD_BYTES)
+    cache: AnswerCache[str] = AnswerCache(2 * ENTRY_OVERHEAD_BYTES)
     cache.put("a", "A", 10)
     cache.put("large", "L", 2 * ENTRY_OVERHEAD_BYTES)
     assert (cache.get("a"), cache.get("large")) == ("A", None)
 
 
 def test_a_cache_of_size_0_stores_nothing() -> None:
-    cache: LruCache[str] = LruCache(0)
+    cache: AnswerCache[str] = AnswerCache(0)
     cache.put("a", "A", 0)
     assert cache.get("a") is None

@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+from dotenv import dotenv_values
+
 from answering.config import OpenAiSystem
 from errors import UsageError
 
@@ -35,17 +37,9 @@ def redact(text: str, key: str) -> str:
     return text if key == NO_KEY else text.replace(key, REDACTED)
 
 
-def _read_dotenv(path: Path) -> dict[str, str]:
-    """The variables of a .env file: lines NAME=value, optionally with `export` or quotes; # starts a comment line. Raises UsageError."""
+def _read_dotenv(path: Path) -> dict[str, str | None]:
+    """The variables of a .env file; none if there is no such file. Raises UsageError if it cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return dotenv_values(path, interpolate=False) if path.is_file() else {}
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read as text") from error
-    variables = {}
-    for line in lines:
-        match = re.fullmatch(r"\s*(?:export\s+)?([A-Za-z_]\w*)\s*=\s*(.*?)\s*", line)
-        if match:
-            name, value = match.groups()
-            quoted = re.fullmatch(r"(['\"])(.*)\1", value)
-            variables[name] = quoted[2] if quoted else value
-    return variables
