@@ -28,9 +28,9 @@ def main(arguments: argparse.Namespace) -> None:
     try:
         with StopSignals() as signals, lock:
             # Imported here: --help, errors in the arguments and the checks so far need no torch.
-            from training.run import train
+            from training.run import TrainingRun
 
-            checkpoint = train(arguments.config, arguments.resume, signals)
+            checkpoint = TrainingRun(arguments.config, arguments.resume, signals).train()
     except Interrupted as stop:
         raise Interrupted(stop.number, f"{stop}; go on with: {resume_command(same, launch)}") from stop
     if not rank:

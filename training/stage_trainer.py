@@ -6,7 +6,7 @@ loaders, a validation loss per token, throughput metrics, and checkpoints whose 
 """
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,12 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from dataset.loading.collators import UNREADABLE_IMAGES
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from errors import TesseraError
-from model.family import Family
-from model.kernels.autocast import Precision
 from model.kernels.compile import eager_mode
 from model.param_groups import unwrapped
-from model.processors.sample_processor import SampleProcessor
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
 from training.checkpointing.checkpoint_writer import CheckpointWriter
 from training.checkpointing.resume import RunState
 from training.checkpointing.starting_point import TRAINER_STATE_FILE
 from training.checkpointing.trainer_state import NamedStateTrainer
-from training.config import TrainConfig
 from training.distributed.sharding import configure_fsdp, gather_full_state_dict, reshard_model
 from training.gradient_checkpointing import allocate_gradients
 from training.interruption.stop_callback import StopCallback
@@ -40,49 +35,44 @@ from training.optimization.early_stopping import best_evaluation
 from training.optimization.loss_scaling import LossScalingTrainer
 from training.optimization.lr_scheduler import SCHEDULES, move_to_schedule, num_warmup_steps
 from training.optimization.optimizers import build_optimizer, optimizer_param_groups
+from training.run_setup import RunSetup
 from training.stage_callback import StageCallback
 from training.stages import Stage
 from training.unreadable_images import UnreadableImages
 
 
-def training_arguments(
-    train: TrainConfig, stage: Stage, folder: Path, *, micro_batches: int, precision: Precision, device: torch.device, validate: bool
-) -> TrainingArguments:
-    """The stage's settings as transformers' TrainingArguments.
+@dataclass(frozen=True)
+class StageData:
+    """What a stage is trained on.
 
     Args:
-        folder: Checkpoint folder.
-        micro_batches: Micro-batches of one rank in an optimizer step.
-        precision: Of matrix products.
-        validate: Evaluate every train.eval_steps.
+        loader: This rank's training batches.
+        validation: This rank's validation batches; None for no validation.
+        unreadable: Counts the images that cannot be read, over all stages.
     """
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=stage.steps,
-        per_device_train_batch_size=train.per_device_train_batch_size,
-        gradient_accumulation_steps=micro_batches,
-        average_tokens_across_devices=True,
-        max_grad_norm=train.max_grad_norm,
-        bf16=precision == "bf16",
-        fp16=precision == "fp16",
-        use_cpu=device.type == "cpu",
-        seed=train.seed + stage.index,
-        logging_steps=train.logging_steps,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if validate else "no",
-        eval_steps=train.eval_steps,
-        save_strategy="steps",
-        save_steps=train.save_steps,
-        ddp_find_unused_parameters=False,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        report_to=[],
-        disable_tqdm=True,
-        log_level="error",
-    )
-    # With several visible GPUs, Trainer would wrap the model in nn.DataParallel, which cuts packed rows apart.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments
+
+    loader: DataLoader
+    validation: DataLoader | None
+    unreadable: UnreadableImages
+
+
+@dataclass(frozen=True)
+class StageRecords:
+    """What a stage leaves behind.
+
+    Args:
+        history: Metrics of the run so far; the stage adds its own.
+        meter: Counts what the model processes.
+        checkpoints: Writes the checkpoints.
+        settings: Settings that go into every checkpoint (see training.checkpointing.resume).
+        tracker_runs: Run ids of the trackers, which go into every checkpoint.
+    """
+
+    history: History
+    meter: ThroughputMeter
+    checkpoints: CheckpointWriter
+    settings: dict[str, Any]
+    tracker_runs: dict[str, str]
 
 
 class StageTrainer(LossScalingTrainer, NamedStateTrainer):
@@ -90,14 +80,11 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
 
     Args:
         model: Holds the weights to start from; its trainable parameters are those of the stage.
-        arguments: What `training_arguments` returned.
-        loader: This rank's training batches.
-        validation: This rank's validation batches; None for no validation.
-        history: Metrics of the run so far; this stage adds its own.
-        meter: Counts what the model processes.
-        unreadable: Counts the images that cannot be read, over all stages.
-        settings: Settings that go into every checkpoint (see training.checkpointing.resume).
-        tracker_runs: Run ids of the trackers, which go into every checkpoint.
+        arguments: Its settings.
+        run: The configuration, family and processor of the run.
+        stage: The stage.
+        data: What it is trained on.
+        records: What it leaves behind.
         stop: Ends the stage after a signal. The caller adds it, after all other callbacks.
     """
 
@@ -109,33 +96,25 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         self,
         model: PreTrainedModel,
         arguments: TrainingArguments,
-        *,
-        train: TrainConfig,
+        run: RunSetup,
         stage: Stage,
-        loader: DataLoader,
-        validation: DataLoader | None,
-        history: History,
-        meter: ThroughputMeter,
-        family: Family,
-        processor: SampleProcessor,
-        checkpoints: CheckpointWriter,
-        unreadable: UnreadableImages,
-        settings: dict[str, Any],
-        tracker_runs: dict[str, str],
+        data: StageData,
+        records: StageRecords,
         stop: StopCallback,
     ):
-        self._stop, self._tracker_runs = stop, tracker_runs
-        self._train, self._stage, self._history, self._meter = train, stage, history, meter
-        self._loader, self._validation = loader, validation
-        self._family, self._processor, self._checkpoints = family, processor, checkpoints
-        self._settings, self._unreadable = settings, unreadable
-        self._stage_callback = StageCallback(stage, history, train.early_stopping_patience)
+        self._train, self._family, self._processor = run.config.train, run.family, run.processor
+        self._stage, self._stop = stage, stop
+        self._loader, self._validation, self._unreadable = data.loader, data.validation, data.unreadable
+        self._history, self._meter, self._checkpoints = records.history, records.meter, records.checkpoints
+        self._settings, self._tracker_runs = records.settings, records.tracker_runs
+        self._stage_callback = StageCallback(stage, records.history, self._train.early_stopping_patience)
         # Quantised weights are frozen; Trainer would refuse them when only the connector is trained.
         unwrapped(model).is_quantized = False
         # The family divides its loss by the supervised tokens of the step, whatever the model's own class would do.
         unwrapped(model).accepts_loss_kwargs = True
         unwrapped(model).loss_type = "ForCausalLM"
-        super().__init__(model, arguments, train_dataset=loader.dataset, eval_dataset=validation.dataset if validation else None)
+        validation = None if data.validation is None else data.validation.dataset
+        super().__init__(model, arguments, train_dataset=data.loader.dataset, eval_dataset=validation)
         if self.is_fsdp_enabled:
             configure_fsdp(self.accelerator.state.fsdp_plugin, model)
         self.remove_callback(PrinterCallback)
@@ -146,10 +125,10 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         """Optimizer steps done so far, over all stages."""
         return self._stage.first_step + int(self.state.global_step)
 
-    def train_stage(self, checkpoint: Path | None) -> None:
-        """Run the stage from its start, or from the trainer state in a checkpoint. The model must hold the weights already."""
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the stage, whose weights the model holds already."""
         self._meter.start()
-        self.train(resume_from_checkpoint=str(checkpoint / TRAINER_FOLDER) if checkpoint else None)
+        return super().train(*args, **kwargs)
 
     def run_trial_step(self, batch: dict[str, Any]) -> None:
         """A forward and a backward pass as in training; gradients are discarded."""
@@ -209,8 +188,8 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         if self.is_deepspeed_enabled:
             prepared: dict[str, Any] = super()._prepare_inputs(inputs)
         else:
-            device, tensor = self.args.device, torch.Tensor
-            prepared = {key: value.to(device, non_blocking=True) if isinstance(value, tensor) else value for key, value in inputs.items()}
+            device = self.args.device
+            prepared = {key: value.to(device, non_blocking=True) if hasattr(value, "to") else value for key, value in inputs.items()}
         return self._processor.normalize(prepared)
 
     def compute_loss(

@@ -66,9 +66,7 @@ class TrainedModel:
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """Mean loss over the supervised tokens of a batch in host memory."""
-        moved = {
-            key: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value for key, value in batch.items()
-        }
+        moved = {key: value.to(self.device, non_blocking=True) if hasattr(value, "to") else value for key, value in batch.items()}
         moved["pixel_values"] = self.pixel_reader.normalize(moved["pixel_values"])
         with autocast(self.device, self.precision):
             return self.mean_loss(moved)

@@ -29,10 +29,10 @@ from model.kernels.autocast import Precision, autocast_dtype, frozen_dtype
 from model.kernels.compile import compile_layers
 from model.param_groups import unwrapped
 from model.siglip_qwen.adapters import base_model, configure_trainable, peft_lora_config
+from model.siglip_qwen.batch_layout import LayoutCollator
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.family import model_step_flops
 from model.siglip_qwen.fused_modules import fuse_modules
-from model.siglip_qwen.image_tokens import PositionCollator
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from model.step_flops import StepFlops
@@ -117,9 +117,9 @@ class Setup:
         return cls(model, train, device, precision, processor, examples, batching)
 
     @property
-    def collate(self) -> PositionCollator:
+    def collate(self) -> LayoutCollator:
         """From examples to batches of our side."""
-        return PositionCollator(self.batching.collator(self.processor), self.processor.image_token_id)
+        return LayoutCollator(self.batching.collator(self.processor), self.processor.image_token_id)
 
     def trained(self, model: PeftModel, mean_loss: Callable[[Batch], torch.Tensor]) -> TrainedModel:
         """A model with the optimizer of train.py."""
@@ -133,7 +133,7 @@ class Setup:
         """Batches in host memory, pinned if the device is a CUDA device."""
         if self.device.type != "cuda":
             return list(batches)
-        return [{k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()} for batch in batches]
+        return [{k: v.pin_memory() if hasattr(v, "pin_memory") else v for k, v in batch.items()} for batch in batches]
 
 
 def measure(size: Size, model: SiglipQwenConfig, train: TrainConfig, workload: Workload, device: torch.device) -> BenchmarkReport:
@@ -242,7 +242,7 @@ def our_variant(setup: Setup, ours: TrainedModel) -> Variant:
 
 def _packing_efficiency(rows: Sequence[Batch]) -> float:
     """Share of the positions of packed rows that are occupied by samples. The unused rest of a row is a segment of its own."""
-    num_used = sum(int(row["cu_seqlens"][len(row["sample_ids"])]) for row in rows)
+    num_used = sum(int(row["layout"].cu_seqlens[len(row["layout"].sample_ids)]) for row in rows)
     num_positions = sum(int(row["input_ids"].numel()) for row in rows)
     return num_used / num_positions
 

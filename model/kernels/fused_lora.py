@@ -12,22 +12,17 @@ Shapes: N tokens (batch and sequence flattened), I input features, O output feat
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.tuners.lora import Linear as PeftLinear
 from torch import nn
 from torch.nn import functional
 
 from model.kernels.autocast import matmul_dtype
+from model.kernels.module_replacement import replace_modules, with_forward_of
 
 
 def fuse_lora(model: nn.Module) -> int:
-    """Fuse all LoRA layers on unquantised linear layers, in place. Returns their number; 0 for a model without LoRA."""
-    if not isinstance(model, PeftModel):
-        return 0
-    fused = [module for module in model.modules() if type(module) is PeftLinear]
-    for module in fused:
-        module.__class__ = FusedLoraLinear
-    return len(fused)
+    """Replace all LoRA layers on unquantised linear layers by fused ones with the same weights. Returns their number."""
+    return replace_modules(model, lambda module: with_forward_of(module, FusedLoraLinear) if type(module) is PeftLinear else None)
 
 
 class FusedLoraLinear(PeftLinear):

@@ -13,13 +13,15 @@ from torch import nn
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from model.kernels.module_replacement import replace_modules
+
 
 def fuse_rms_norms(model: nn.Module) -> int:
-    """Fuse all Qwen RMSNorm modules of a model, in place. Returns their number."""
-    norms = [module for module in model.modules() if type(module) in (Qwen2RMSNorm, Qwen3RMSNorm)]
-    for module in norms:
-        module.__class__ = FusedRMSNorm
-    return len(norms)
+    """Replace all Qwen RMSNorm modules in a model by fused ones with the same weights. Returns their number."""
+    return replace_modules(
+        model,
+        lambda norm: FusedRMSNorm(norm.weight, norm.variance_epsilon) if isinstance(norm, Qwen2RMSNorm | Qwen3RMSNorm) else None,
+    )
 
 
 class FusedRMSNorm(nn.Module):
@@ -29,8 +31,9 @@ class FusedRMSNorm(nn.Module):
     transformers' formula instead.
     """
 
-    weight: nn.Parameter
-    variance_epsilon: float
+    def __init__(self, weight: nn.Parameter, variance_epsilon: float):
+        super().__init__()
+        self.weight, self.variance_epsilon = weight, variance_epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., D] -> [..., D], in the dtype of x."""

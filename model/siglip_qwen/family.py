@@ -14,10 +14,10 @@ from model.hub.llava_export import ExportFormat
 from model.quantization import Quantization
 from model.siglip_qwen import assembly, checkpoint
 from model.siglip_qwen.adapters import base_model, configure_trainable
+from model.siglip_qwen.batch_layout import LayoutCollator
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.connector import num_image_tokens
 from model.siglip_qwen.fused_modules import fuse_modules
-from model.siglip_qwen.image_tokens import PositionCollator
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from model.step_flops import StepFlops, count_step_flops
@@ -81,8 +81,8 @@ class SiglipQwenFamily:
         base_model(model).logits_memory_gib = gib
 
     def collator(self, processor: Processor, collate: Collate) -> Collate:
-        """Finds the positions of image tokens and supervised tokens, too."""
-        return PositionCollator(collate, processor.image_token_id)
+        """Adds the layout of the rows."""
+        return LayoutCollator(collate, processor.image_token_id)
 
     def loss(self, model: Any, inputs: dict[str, Any], num_items: torch.Tensor | int) -> torch.Tensor:
         loss: torch.Tensor = model(**inputs, num_items_in_batch=num_items).loss

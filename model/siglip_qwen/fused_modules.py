@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def fuse_modules(model: "VisionLanguageModel | PeftModel") -> None:
-    """Fuse LoRA layers and RMS norms and enable the sparse last layer, in place."""
+    """Replace LoRA layers, RMS norms and the last layer by fused ones with the same weights."""
     if has_adapters(model):
         # Imports PEFT, which a model without adapters does not need.
         from model.kernels.fused_lora import fuse_lora

@@ -7,7 +7,6 @@ Shapes: B batch (rows), T tokens per row, D hidden size and V vocabulary size of
 N images (H x W pixels), P patches per image, C hidden size of the vision encoder, Q image tokens per image (P / pool^2).
 """
 
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -18,8 +17,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 from errors import TesseraError
 from model.kernels.chunked_cross_entropy import LanguageModelHead, positions_per_chunk
 from model.kernels.varlen_attention import packed_attention_kwargs
+from model.siglip_qwen.batch_layout import UNKNOWN_LAYOUT, BatchLayout
 from model.siglip_qwen.connector import Connector
-from model.siglip_qwen.image_tokens import find_image_tokens, find_supervised_positions
 from model.siglip_qwen.module_paths import GROUP_PATHS
 from model.siglip_qwen.sparse_last_layer import sparse_last_layer_kwargs
 from renamed_keys import with_new_keys
@@ -112,7 +111,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         self.model = VisionLanguageBackbone(config)
         self.lm_head = LanguageModelHead(config.text_config.hidden_size, config.text_config.vocab_size)
         self.post_init()
-        # With this type the Trainer counts num_items_in_batch over labels[:, 1:], the targets that `_loss` sums over.
+        # With this type the Trainer counts num_items_in_batch over labels[:, 1:], the targets that the loss is summed over.
         self.loss_type = "ForCausalLM"
 
     def get_input_embeddings(self) -> nn.Module:
@@ -160,12 +159,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         mm_encoder_outputs: dict[str, Any] | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         image_features: torch.Tensor | None = None,
-        cu_seqlens: torch.Tensor | None = None,
-        max_length: int | None = None,
-        sample_ids: list[str] | None = None,
-        image_positions: torch.Tensor | None = None,
-        supervised_positions: torch.Tensor | None = None,
-        padded_right: bool = False,
+        layout: BatchLayout = UNKNOWN_LAYOUT,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V]; with `labels` the fp32 scalar loss alone, for which `lm_head` runs at supervised positions only.
@@ -185,52 +179,68 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             mm_encoder_outputs: {"image": object with pooler_output [N, Q, D]}, the output of `project`.
             num_items_in_batch: divisor of the summed cross entropy; None takes the mean over the supervised positions.
             image_features: [N, P, C], the output of `encode_images`.
-            cu_seqlens: int32 [segments + 1], borders of the packed samples (see kernels.varlen_attention).
-            max_length: tokens in the longest packed sample.
-            sample_ids: names for error messages, one per row, or one per segment of packed rows.
-            image_positions: int64 [N * Q], image tokens in the flattened batch; None computes them, which waits for the device.
-            supervised_positions: int64 [S], positions in the flattened batch whose next token is supervised; None: the same.
-            padded_right: all padding is on the right, where causal attention never reads it: the loss needs no mask.
+            layout: what the collator knows of the rows: packed samples, positions of image tokens and of supervised tokens.
 
         Raises ImageTokenMismatchError when image tokens and image embeddings differ in number.
         """
+        # In this order on every rank: where weights are sharded, all ranks gather those of a module at the same time.
+        inputs_embeds = self._embed_tokens(input_ids, inputs_embeds)
+        image_embeds = self._embed_images(pixel_values, image_features, mm_encoder_outputs)
+        inputs_embeds = self._insert_images(inputs_embeds, image_embeds, input_ids, past_key_values, layout)
+        arguments = self._attention_arguments(inputs_embeds, attention_mask, position_ids, past_key_values, layout) | kwargs
+        if labels is None:
+            outputs = self.model.language_model(inputs_embeds=inputs_embeds, **{"use_cache": use_cache, **arguments})
+            logits = self.lm_head(_select_hidden_states(outputs.last_hidden_state, logits_to_keep))
+            return CausalLMOutputWithPast(
+                logits=logits,
+                past_key_values=outputs.past_key_values,
+                hidden_states=outputs.hidden_states,
+                attentions=outputs.attentions,
+            )
+        if image_embeds is None:
+            inputs_embeds = inputs_embeds + self._zero_through_vision(inputs_embeds, image_features)
+        if layout.padded_right:
+            arguments["attention_mask"] = None
+        positions = layout.find_supervised(labels).to(inputs_embeds.device)
+        arguments |= sparse_last_layer_kwargs(self.model.language_model, positions)
+        outputs = self.model.language_model(inputs_embeds=inputs_embeds, **{**arguments, "use_cache": False})
+        states = _states_at(outputs.last_hidden_state, positions)
+        targets = labels.to(states.device).flatten().index_select(0, positions + 1)
+        summed_loss = self.lm_head(states, targets, self._chunk_size)
+        # num_items_in_batch may be a one-element CPU tensor: dividing by it needs no synchronisation.
+        loss = summed_loss / (max(len(positions), 1) if num_items_in_batch is None else num_items_in_batch)
+        return CausalLMOutputWithPast(loss=loss, hidden_states=outputs.hidden_states)
+
+    @property
+    def _chunk_size(self) -> int | None:
+        """Supervised positions whose logits are computed at a time; None: all."""
+        gib = self.logits_memory_gib
+        return None if gib is None else positions_per_chunk(gib, self.config.text_config.vocab_size)
+
+    def _embed_tokens(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        """Word embeddings [B, T, D] of input_ids [B, T]; those that are given are returned unchanged."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds is expected")
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        image_embeds = self._image_embeds(pixel_values, image_features, mm_encoder_outputs)
-        if input_ids is not None and (image_embeds is not None or past_key_values is None or past_key_values.get_seq_length() == 0):
-            inputs_embeds = self._insert_image_embeds(input_ids, inputs_embeds, image_embeds, image_positions, cu_seqlens, sample_ids)
-        elif image_embeds is not None:
-            raise ValueError("images need input_ids; inputs_embeds must already contain the image embeddings")
-        if labels is not None and image_embeds is None:
-            inputs_embeds = inputs_embeds + self._zero_through_vision(inputs_embeds, image_features)
-        if labels is not None and padded_right:
-            attention_mask = None
-        arguments = {"attention_mask": attention_mask, "use_cache": False if labels is not None else use_cache}
-        if labels is not None:
-            supervised_positions = find_supervised_positions(labels) if supervised_positions is None else supervised_positions
-            supervised_positions = supervised_positions.to(inputs_embeds.device)
-            arguments |= sparse_last_layer_kwargs(self.model.language_model, supervised_positions)
-        if cu_seqlens is not None:
-            if attention_mask is not None or position_ids is None or past_key_values is not None:
-                raise ValueError("packed rows need position_ids that restart with every sample, no attention_mask and no past_key_values")
-            arguments |= packed_attention_kwargs(self.model.language_model, inputs_embeds, cu_seqlens, max_length)
-        outputs = self.model.language_model(
-            inputs_embeds=inputs_embeds, position_ids=position_ids, past_key_values=past_key_values, **arguments, **kwargs
-        )
-        hidden_states = outputs.last_hidden_state
-        if labels is not None and supervised_positions is not None:
-            loss = self._loss(hidden_states, labels, supervised_positions, num_items_in_batch)
-            return CausalLMOutputWithPast(loss=loss, hidden_states=outputs.hidden_states)
-        return CausalLMOutputWithPast(
-            logits=self.lm_head(_select_hidden_states(hidden_states, logits_to_keep)),
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        embeddings: torch.Tensor = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        return embeddings
 
-    def _image_embeds(
+    def _attention_arguments(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        past_key_values: Cache | None,
+        layout: BatchLayout,
+    ) -> dict[str, Any]:
+        """Arguments of the language model about positions and what attends to what."""
+        arguments = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values}
+        if layout.cu_seqlens is None:
+            return arguments
+        if attention_mask is not None or position_ids is None or past_key_values is not None:
+            raise ValueError("packed rows need position_ids that restart with every sample, no attention_mask and no past_key_values")
+        return arguments | packed_attention_kwargs(self.model.language_model, inputs_embeds, layout.cu_seqlens, layout.max_length)
+
+    def _embed_images(
         self, pixel_values: torch.Tensor | None, image_features: torch.Tensor | None, mm_encoder_outputs: dict[str, Any] | None
     ) -> torch.Tensor | None:
         """Image embeddings [N, Q, D] from pixels, features or embeddings; None when the batch has no image."""
@@ -246,42 +256,31 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             return None
         return self.project(image_features)
 
-    def _insert_image_embeds(
+    def _insert_images(
         self,
-        input_ids: torch.Tensor,
         inputs_embeds: torch.Tensor,
         image_embeds: torch.Tensor | None,
-        positions: torch.Tensor | None,
-        cu_seqlens: torch.Tensor | None,
-        sample_ids: list[str] | None,
+        input_ids: torch.Tensor | None,
+        past_key_values: Cache | None,
+        layout: BatchLayout,
     ) -> torch.Tensor:
-        """Replace the embeddings of image tokens by image_embeds [N, Q, D]: [B, T, D] -> [B, T, D]. positions: int64 [N * Q]."""
-        if positions is None:
-            positions = find_image_tokens(input_ids, self.config.image_token_id)
+        """Replace the embeddings of image tokens by image_embeds [N, Q, D]: [B, T, D] -> [B, T, D].
+
+        Without input_ids, the embeddings contain those of the images already; after a prompt, there are no image tokens.
+        """
+        if input_ids is None and image_embeds is not None:
+            raise ValueError("images need input_ids; inputs_embeds must already contain the image embeddings")
+        follows_prompt = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if input_ids is None or (image_embeds is None and follows_prompt):
+            return inputs_embeds
+        positions = layout.find_image_tokens(input_ids, self.config.image_token_id)
         if len(positions) != (0 if image_embeds is None else image_embeds.shape[0] * image_embeds.shape[1]):
-            raise ImageTokenMismatchError(_mismatch(input_ids == self.config.image_token_id, image_embeds, cu_seqlens, sample_ids))
+            raise ImageTokenMismatchError(layout.describe_mismatch(input_ids == self.config.image_token_id, image_embeds))
         if image_embeds is None:
             return inputs_embeds
         flat_embeds = inputs_embeds.flatten(0, 1)
         tokens = image_embeds.flatten(0, 1).to(flat_embeds.device, flat_embeds.dtype)
         return flat_embeds.index_copy(0, positions.to(flat_embeds.device), tokens).view_as(inputs_embeds)
-
-    def _loss(
-        self, hidden_states: torch.Tensor, labels: torch.Tensor, positions: torch.Tensor, num_items_in_batch: torch.Tensor | int | None
-    ) -> torch.Tensor:
-        """Next-token cross entropy, summed and divided by num_items_in_batch (default S) -> fp32 scalar.
-
-        hidden_states: [B, T, D], or [S, D] from a sparse last layer; positions: int64 [S], the target of i is labels.flatten()[i + 1].
-        """
-        positions = positions.to(hidden_states.device)
-        targets = labels.to(hidden_states.device).flatten().index_select(0, positions + 1)
-        states = hidden_states if hidden_states.ndim == 2 else hidden_states.flatten(0, 1).index_select(0, positions)
-        chunk_size = self.logits_memory_gib and positions_per_chunk(self.logits_memory_gib, self.config.text_config.vocab_size)
-        total: torch.Tensor = self.lm_head(states, targets, chunk_size)
-        if num_items_in_batch is None:
-            num_items_in_batch = max(len(positions), 1)
-        # num_items_in_batch may be a one-element CPU tensor: dividing by it needs no synchronisation.
-        return total / num_items_in_batch
 
     def _zero_through_vision(self, inputs_embeds: torch.Tensor, image_features: torch.Tensor | None) -> torch.Tensor:
         """A zero that depends on the connector, from a blank image: added to the inputs of a batch without images.
@@ -303,12 +302,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
         """Encode the images once and repeat them per sample: a sample with images A and B and two beams gives A B A B."""
         image_inputs = [model_kwargs.pop(key, None) for key in ("pixel_values", "image_features", "mm_encoder_outputs")]
-        image_embeds, repeated = self._image_embeds(*image_inputs), None
+        image_embeds, repeated = self._embed_images(*image_inputs), None
         if image_embeds is not None and input_ids is not None:
             image_token_mask = input_ids == self.config.image_token_id
             counts = (image_token_mask.sum(-1) // image_embeds.shape[1]).tolist()
             if sum(counts) != len(image_embeds):
-                raise ImageTokenMismatchError(_mismatch(image_token_mask, image_embeds, None, None))
+                raise ImageTokenMismatchError(UNKNOWN_LAYOUT.describe_mismatch(image_token_mask, image_embeds))
             repeated = torch.cat([group for group in image_embeds.split(counts) for _ in range(expand_size)])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
         if repeated is not None:
@@ -331,20 +330,6 @@ def _select_hidden_states(hidden_states: torch.Tensor, positions: int | torch.Te
     return hidden_states[positions] if positions.dtype == torch.bool else hidden_states[:, positions]
 
 
-def _mismatch(
-    image_token_mask: torch.Tensor, image_embeds: torch.Tensor | None, cu_seqlens: torch.Tensor | None, sample_ids: list[str] | None
-) -> str:
-    """Error message naming the first sample whose image tokens do not match its images."""
-    if cu_seqlens is None:
-        counts = image_token_mask.sum(-1).tolist()
-    else:
-        segments = cu_seqlens.tolist()
-        counts = [int(image_token_mask.flatten()[start:end].sum()) for start, end in pairwise(segments)]
-    names = [*(sample_ids or []), *(f"in row {i}" for i in range(len(sample_ids or []), len(counts)))]
-    num_images, size = (0, 1) if image_embeds is None else image_embeds.shape[:2]
-    remaining, total = num_images * size, f"{sum(counts)} image tokens in the batch for {num_images} images of {size} tokens"
-    for name, count in zip(names, counts, strict=True):
-        if count % size or count > remaining:
-            return f"sample {name}: {count} image tokens do not match its images ({total})"
-        remaining -= count
-    return f"sample {names[-1]} or an earlier one: {remaining} image embeddings have no image token ({total})"
+def _states_at(hidden_states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Hidden states [B, T, D] at indices [S] of the flattened batch -> [S, D]; those of a sparse last layer are [S, D] already."""
+    return hidden_states if hidden_states.ndim == 2 else hidden_states.flatten(0, 1).index_select(0, positions)

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
+from model.kernels.module_replacement import with_forward_of
+
 
 class _SparseLastLayerMixin(nn.Module):
     """Adds `output_positions` to a decoder layer; without them the layer is unchanged."""
@@ -46,11 +48,11 @@ _SPARSE_LAYER_CLASSES: dict[type[nn.Module], type[nn.Module]] = {Qwen2DecoderLay
 
 
 def enable_sparse_last_layer(language_model: PreTrainedModel) -> bool:
-    """Let the last layer accept `output_positions`. Returns False when it is not a Qwen2 or Qwen3 decoder layer."""
+    """Replace the last layer by one that accepts `output_positions`. Returns False when it is not a Qwen2 or Qwen3 decoder layer."""
     last = language_model.layers[-1]
     if type(last) in _SPARSE_LAYER_CLASSES:
-        last.__class__ = _SPARSE_LAYER_CLASSES[type(last)]
-    return isinstance(last, _SparseLastLayerMixin)
+        language_model.layers[-1] = with_forward_of(last, _SPARSE_LAYER_CLASSES[type(last)])
+    return isinstance(language_model.layers[-1], _SparseLastLayerMixin)
 
 
 def sparse_last_layer_kwargs(language_model: PreTrainedModel, positions: torch.Tensor) -> dict[str, Any]:

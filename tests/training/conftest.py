@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 import config as configuration
 from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA
 from training.checkpointing.checkpoint_folders import checkpoint_folders
-from training.run import train
+from training.run import TrainingRun
 
 COLOURS = ("red", "blue", "green", "yellow", "black", "white", "orange", "purple")
 CHINESE = ("红色", "蓝色", "绿色", "黄色", "黑色", "白色", "橙色", "紫色")
@@ -106,7 +106,7 @@ def trained_once(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
             write_data(folder / "data" / "toy")
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folder)
-                train(configuration.load(write_yaml(folder, parts, **settings)))
+                TrainingRun(configuration.load(write_yaml(folder, parts, **settings))).train()
             folders[key] = folder
         return folders[key]
 

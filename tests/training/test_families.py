@@ -24,7 +24,7 @@ from tests.training import toy_family
 from tests.training.test_run import losses
 from tests.training.test_train_command import check_killed_run_resumes, run_on_two_ranks
 from training.preflight import check_settings
-from training.run import train
+from training.run import TrainingRun
 
 Workspace = Callable[..., Path]
 
@@ -72,13 +72,13 @@ def test_a_model_of_each_family_is_trained_resumed_bit_for_bit_and_asked(
     if kind.startswith("resnet"):
         stages = [STAGES[0], {**STAGES[1], "train": ["connector", "language"]}]
     config = configuration.load(workspace(model, stages=stages, save_steps=1, save_total_limit=9, eval_steps=2, num_logged_predictions=2))
-    last = train(config)
+    last = TrainingRun(config).train()
     printed = capsys.readouterr().out
     assert "stage tune: 3 steps, " in printed and "validation loss" in printed and "FLOP of useful operations" in printed
     expected = weights(last)
     for step in (4, 5):
         shutil.rmtree(last.parent / f"checkpoint-{step}")
-    assert train(config, "auto") == last
+    assert TrainingRun(config, "auto").train() == last
     found = weights(last)
     assert found.keys() == expected.keys() and all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     request = make_request("a", "What color is the circle?", Image.new("RGB", (96, 96), "red"))
@@ -104,7 +104,7 @@ def test_a_killed_run_of_each_family_resumes_with_the_same_weights_bit_for_bit(w
 def test_samples_without_an_image_are_dropped_by_a_family_that_needs_one(
     workspace: Workspace, parts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(configuration.load(workspace(family_keys("blip2", parts))))
+    TrainingRun(configuration.load(workspace(family_keys("blip2", parts)))).train()
     assert (
         "7 training samples, 1 dropped: nothing to supervise within model.max_length, or images that the model" in capsys.readouterr().out
     )
@@ -113,17 +113,17 @@ def test_samples_without_an_image_are_dropped_by_a_family_that_needs_one(
 def test_questions_are_not_joined_for_an_encoder_decoder(workspace: Workspace, parts: Path) -> None:
     config = configuration.load(workspace(family_keys("blip2_t5", parts), max_questions_per_conversation=4))
     with pytest.raises(UsageError, match=r"train\.max_questions_per_conversation: 4, but of a conversation .* the last answer alone"):
-        train(config)
+        TrainingRun(config).train()
 
 
 def test_training_samples_are_balanced_by_category(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     path = workspace()
     with pytest.raises(UsageError, match=r"data\.balance: no sample in data/toy has a category"):
-        train(configuration.load(path, ["data.balance=category"]))
+        TrainingRun(configuration.load(path, ["data.balance=category"])).train()
     table = pq.read_table("data/toy/samples.parquet")
     categories = pa.array(["circle", *["star"] * (len(table) - 1)])
     pq.write_table(table.set_column(table.schema.get_field_index("category"), "category", categories), "data/toy/samples.parquet")
-    train(configuration.load(path, ["data.balance=category"]))
+    TrainingRun(configuration.load(path, ["data.balance=category"])).train()
     assert "14 training samples" in capsys.readouterr().out
 
 
@@ -146,10 +146,10 @@ def test_the_loss_is_the_mean_over_the_tokens_of_a_step_however_it_is_divided(
     """Stock Qwen classes tell Trainer to average the means of the micro-batches instead."""
     stage = {"name": "tune", "train": ["connector", "lora"], "epochs": 2}
     path = workspace(qwen_vl(parts), stages=[stage], save_steps=1)
-    checkpoint = train(configuration.load(path, [*EIGHT_AT_ONCE]))
+    checkpoint = TrainingRun(configuration.load(path, [*EIGHT_AT_ONCE])).train()
     checkpoint.parent.rename("whole")
     if processes == 1:
-        train(configuration.load(path, [*others]))
+        TrainingRun(configuration.load(path, [*others])).train()
     else:
         result = run_on_two_ranks("--config", path, *others, "train.num_processes=2")
         assert result.returncode == 0, result.stderr
@@ -169,12 +169,12 @@ def test_a_family_that_the_product_does_not_know_is_trained_resumed_and_asked(
     stages = [{"name": name, "train": trained, "epochs": 2} for name, trained in zip(("align", "tune"), groups, strict=True)]
     config = configuration.load(workspace(stages=stages, save_steps=1, save_total_limit=9, num_logged_predictions=1))
     object.__setattr__(config, "model", toy_family.ToyConfig(path=str(parts / "qwen3"), max_length=128))
-    last = train(config)
+    last = TrainingRun(config).train()
     expected = weights(last)
     assert {name.split(": ")[1].split(".")[0] for name in expected} == {"color", "model"}
     for step in (6, 7, 8):
         shutil.rmtree(last.parent / f"checkpoint-{step}")
-    assert train(config, "auto") == last
+    assert TrainingRun(config, "auto").train() == last
     assert all(torch.equal(weights(last)[name], tensor) for name, tensor in expected.items())
     system = CheckpointSystem(name="toy", kind="checkpoint", path=str(last))
     requests = [make_request(color, "What color is the circle?", Image.new("RGB", (9, 9), color)) for color in ("red", "blue")]
@@ -189,7 +189,7 @@ def test_an_image_of_another_size_than_when_the_data_were_merged_is_left_out(
     """Its tokens would be others than those that were counted."""
     path = workspace(qwen_vl(parts), max_unreadable_images=0.5)
     Image.new("RGB", (128, 96), "red").save("data/toy/2.png")
-    train(configuration.load(path))
+    TrainingRun(configuration.load(path)).train()
     assert "data/toy/2.png: has 128 x 96 pixels, 96 x 96 when the data were merged" in capsys.readouterr().out
 
 
@@ -197,7 +197,7 @@ def test_an_image_that_the_model_cannot_take_is_dropped_with_its_sample(
     workspace: Workspace, parts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.data_loading.image_sizes", lambda _, sample, __: [(9000, 4)] * len(sample.image_ids))
-    train(configuration.load(workspace(qwen_vl(parts))))
+    TrainingRun(configuration.load(workspace(qwen_vl(parts)))).train()
     assert "1 training samples, 7 dropped" in capsys.readouterr().out
 
 

@@ -22,13 +22,13 @@ from model.checkpoint_manifest import manifest_mismatch
 from model.siglip_qwen.processor import Processor
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
 from training.checkpointing.resume import RunState, read_run_state
-from training.run import train
+from training.run import TrainingRun
 
 Workspace = Callable[..., Path]
 
 
 def run(path: Path, *overrides: str, resume: str | None = None) -> Path:
-    return train(configuration.load(path, list(overrides)), resume)
+    return TrainingRun(configuration.load(path, list(overrides)), resume).train()
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:

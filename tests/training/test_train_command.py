@@ -20,7 +20,7 @@ import config as configuration
 import train as train_command
 from tests.training.feature_cache.test_feature_extraction import images_in, shards
 from tests.training.test_run import losses, weights
-from training.run import train
+from training.run import TrainingRun
 
 ROOT = Path(__file__).parent.parent.parent
 Workspace = Callable[..., Path]
@@ -51,7 +51,7 @@ def run_on_two_ranks(*arguments: str | Path) -> subprocess.CompletedProcess[str]
 
 def check_killed_run_resumes(path: Path, last_step: int, steps: int, read: Callable[[Path], dict[str, torch.Tensor]]) -> None:
     """Kill train.py after a step: the resumed run ends with the weights of an uninterrupted one, bit for bit. read: weights of a folder."""
-    uninterrupted = train(configuration.load(path))
+    uninterrupted = TrainingRun(configuration.load(path)).train()
     uninterrupted.parent.rename("uninterrupted")
     expected = read(Path("uninterrupted") / uninterrupted.name)
     process = subprocess.Popen(
@@ -69,7 +69,7 @@ def check_killed_run_resumes(path: Path, last_step: int, steps: int, read: Calla
     process.communicate()
     assert process.returncode == -signal.SIGKILL, f"not killed after step {last_step}"
     assert not uninterrupted.exists()
-    resumed = read(train(configuration.load(path), "auto"))
+    resumed = read(TrainingRun(configuration.load(path), "auto").train())
     assert resumed.keys() == expected.keys()
     assert all((resumed[key] == value).all() for key, value in expected.items()), f"killed after step {last_step}"
 
@@ -101,7 +101,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights_bit_for_bit(workspa
 def test_two_ranks_give_the_loss_of_one(workspace: Workspace, both: Overrides, one_rank: Overrides, two_ranks: Overrides) -> None:
     stage = {"name": "tune", "train": ["connector", "lora"], "epochs": 2}
     path = workspace(stages=[stage], save_steps=1)
-    checkpoint = train(configuration.load(path, [*both, *one_rank]))
+    checkpoint = TrainingRun(configuration.load(path, [*both, *one_rank])).train()
     checkpoint.parent.rename("one_rank")
     shutil.rmtree("data/toy/cache", ignore_errors=True)
     result = run_on_two_ranks("--config", path, *both, *two_ranks, "train.num_processes=2")

@@ -125,7 +125,7 @@ class ThroughputMeter:
             self._tokens += int(supervised[0].nonzero()[-1]) + 1 if supervised.any() else 0
         self._supervised_tokens += int(supervised.sum())
         self._images += len(batch["image_features"] if "image_features" in batch else batch["pixel_values"])
-        self._samples += len(batch["sample_ids"])
+        self._samples += len(batch["layout"].sample_ids if "layout" in batch else batch["sample_ids"])
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ from dataset.loading.collators import PackedCollator
 from model.kernels import chunked_cross_entropy as kernel
 from model.kernels.chunked_cross_entropy import BYTES_PER_LOGIT, LanguageModelHead, chunked_cross_entropy, positions_per_chunk
 from model.param_groups import set_trainable
+from model.siglip_qwen.batch_layout import with_layout
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
 from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
@@ -62,7 +63,7 @@ def test_logits_are_computed_chunk_by_chunk_and_not_saved(chunk_sizes: list[int]
 
 
 def test_a_memory_limit_for_logits_does_not_change_loss_and_gradients(make: Build, processor: Processor, chunk_sizes: list[int]) -> None:
-    model, row = make(), PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
+    model, row = make(), with_layout(PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor)))
     set_trainable(model, ["connector", "language"])
     expected = loss_and_gradients(model, row)
     assert len(chunk_sizes) == 1

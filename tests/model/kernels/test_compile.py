@@ -1,5 +1,6 @@
 """Compiled layers give the same results, in few graphs."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from dataset.loading.collators import PackedCollator
 from model.kernels.compile import compile_layers, compile_unsupported_reason, eager_mode
 from model.lora import enable_gradient_checkpointing
 from model.siglip_qwen.adapters import base_model, configure_trainable
+from model.siglip_qwen.batch_layout import find_supervised_positions, with_layout
 from model.siglip_qwen.fused_modules import fuse_modules
-from model.siglip_qwen.image_tokens import find_supervised_positions
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
 from tests.model.kernels.test_fused_lora import with_random_lora_b
@@ -20,7 +21,7 @@ from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
 
 def test_compiled_layers_give_the_same_loss_and_gradients_without_graph_breaks(make: Build, settings: Any, processor: Processor) -> None:
     assert compile_unsupported_reason(torch.device("cpu")) is None, "the tests need a C++ compiler"
-    row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
+    row = with_layout(PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor)))
     model = with_random_lora_b(configure_trainable(make(), settings(), ["connector", "lora"])).train()
     expected = loss_and_gradients(model, row)
     names = list(model.state_dict())
@@ -37,9 +38,9 @@ def test_compiled_layers_give_the_same_loss_and_gradients_without_graph_breaks(m
     graphs = counters["stats"]["unique_graphs"]
     assert 3 <= graphs <= 4 and not counters["graph_break"]
     fewer_positions = find_supervised_positions(row["labels"])[:-3]
-    model(**row, supervised_positions=fewer_positions).loss.backward()
+    model(**{**row, "layout": dataclasses.replace(row["layout"], supervised_positions=fewer_positions)}).loss.backward()
     assert counters["stats"]["unique_graphs"] == graphs, "the number of supervised positions must be dynamic"
-    shorter = PackedCollator(pad_id=0, capacity=390, max_length=180)(examples(processor))
+    shorter = with_layout(PackedCollator(pad_id=0, capacity=390, max_length=180)(examples(processor)))
     with eager_mode(model):
         loss = model(**shorter).loss
     torch.testing.assert_close(loss.detach(), expected[0], atol=1e-5, rtol=0)

@@ -14,6 +14,7 @@ from dataset.loading.collators import PackedCollator
 from model.kernels import varlen_attention
 from model.lora import enable_gradient_checkpointing
 from model.param_groups import set_trainable
+from model.siglip_qwen.batch_layout import with_layout
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
 from tests.model.siglip_qwen.test_modeling import examples, loss_and_gradients
@@ -67,7 +68,7 @@ def test_the_variable_length_path_gives_the_loss_and_gradients_of_sdpa(
     set_trainable(model, ["connector", "language"])
     if checkpointing:
         enable_gradient_checkpointing(model)
-    row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
+    row = with_layout(PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor)))
     with monkeypatch.context() as without_varlen:
         without_varlen.setattr(varlen_attention, "can_use_varlen", lambda _: False)
         expected = loss_and_gradients(model, row)
@@ -88,7 +89,7 @@ def test_packed_rows_do_not_change_later_generation(make: Build, batch: Any, pro
     model, inputs = make(), batch(1, 2, pad="left")
     options = {"max_new_tokens": 5, "do_sample": False, "num_beams": 3}
     before = model.generate(**inputs, **options), model(**inputs).logits
-    model(**PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor)))
+    model(**with_layout(PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))))
     assert model.config.text_config._attn_implementation == varlen_attention.ATTENTION_NAME
     torch.testing.assert_close((model.generate(**inputs, **options), model(**inputs).logits), before)
 

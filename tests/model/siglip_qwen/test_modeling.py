@@ -11,6 +11,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from dataset.loading.collators import Example, PackedCollator, PaddedCollator
 from dataset.sample import Message
 from model.param_groups import set_trainable
+from model.siglip_qwen.batch_layout import BatchLayout, with_layout
 from model.siglip_qwen.modeling import ImageTokenMismatchError, VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build, inputs_for_stock, repeats_images_by_sample, stock, stock_supports_final_norm
@@ -140,14 +141,14 @@ def test_a_sample_with_too_many_or_too_few_image_tokens_is_named(model: VisionLa
     else:
         message = "sample second or an earlier one: (36|72|36) image embeddings have no image token"
     with pytest.raises(ImageTokenMismatchError, match=message):
-        model(**inputs, sample_ids=["first", "second"])
+        model(**inputs, layout=BatchLayout(["first", "second"]))
 
 
 def test_a_row_with_an_incomplete_image_is_named(model: VisionLanguageModel, batch: Batch) -> None:
     inputs = batch(1, 1, 1)
     inputs["input_ids"][1, 8] = 200
     with pytest.raises(ImageTokenMismatchError, match="sample b: 35 image tokens"):
-        model(**inputs, sample_ids=["a", "b", "c"])
+        model(**inputs, layout=BatchLayout(["a", "b", "c"]))
 
 
 def test_image_tokens_without_images_are_an_error(model: VisionLanguageModel, batch: Batch) -> None:
@@ -231,7 +232,7 @@ def test_one_batch_can_be_overfitted_to_near_zero(make: Build, processor: Proces
         encoded = processor.encode(question, answer, 1)
         assert encoded is not None
         samples.append(Example(f"s{i}", encoded, {"pixel_values": torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(i))}))
-    model, inputs = make(), PaddedCollator(pad_id=0)(samples)
+    model, inputs = make(), with_layout(PaddedCollator(pad_id=0)(samples))
     set_trainable(model, ["connector", "language"])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     for _ in range(40):
@@ -272,19 +273,19 @@ def test_packed_and_padded_batches_give_the_same_loss_and_gradients(make: Build,
     model = make()
     set_trainable(model, ["connector", "language"])
     samples = examples(processor)
-    padded = loss_and_gradients(model, PaddedCollator(pad_id=0)(samples))
-    packed = loss_and_gradients(model, PackedCollator(pad_id=0, capacity=400, max_length=180)(samples))
+    padded = loss_and_gradients(model, with_layout(PaddedCollator(pad_id=0)(samples)))
+    packed = loss_and_gradients(model, with_layout(PackedCollator(pad_id=0, capacity=400, max_length=180)(samples)))
     torch.testing.assert_close(packed, padded, atol=1e-5, rtol=0)
     assert max(float(gradient.abs().max()) for gradient in packed[1].values()) > 1e-2
 
 
 def test_a_mismatch_in_a_packed_row_names_the_sample(model: VisionLanguageModel, processor: Processor) -> None:
-    row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
+    row = with_layout(PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor)))
     with pytest.raises(ImageTokenMismatchError, match="sample s3: 36 image tokens"):
         model(**{**row, "pixel_values": row["pixel_values"][:3]})
 
 
 def test_a_packed_row_with_an_attention_mask_is_an_error(model: VisionLanguageModel, processor: Processor) -> None:
-    row = PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor))
+    row = with_layout(PackedCollator(pad_id=0, capacity=400, max_length=180)(examples(processor)))
     with pytest.raises(ValueError, match="position_ids that restart"):
         model(**row, attention_mask=torch.ones_like(row["input_ids"]))

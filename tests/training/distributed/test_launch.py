@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from errors import UsageError
 from training.config import StageConfig, TrainConfig
 from training.distributed.launch import check_world_size, unused_gpus
-from training.stage_trainer import training_arguments
+from training.optimization.training_arguments import training_arguments
 from training.stages import Stage
 
 
@@ -23,9 +24,8 @@ def test_another_world_size_than_launched_is_an_error(monkeypatch: pytest.Monkey
 def test_one_process_trains_on_one_of_several_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     stage = Stage(StageConfig(name="tune", train=("connector",)), 0, 0, 2)
-    arguments = training_arguments(
-        TrainConfig(), stage, tmp_path, micro_batches=1, precision="fp32", device=torch.device("cuda"), validate=False
-    )
+    config: Any = SimpleNamespace(train=TrainConfig(), checkpoint_folder=tmp_path)
+    arguments = training_arguments(config, stage, micro_batches=1, precision="fp32", device=torch.device("cuda"), validate=False)
     # With more than one the Trainer would use nn.DataParallel.
     assert arguments.n_gpu == 1
 

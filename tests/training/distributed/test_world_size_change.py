@@ -18,7 +18,7 @@ from tests.training.test_train_command import run_on_two_ranks
 from training.checkpointing.world_size_change import resumed_batching
 from training.config import TrainConfig
 from training.data_loading import Batching
-from training.run import train
+from training.run import TrainingRun
 from training.run_setup import Machine, with_resumed_batching
 
 CPU = torch.device("cpu")
@@ -106,7 +106,7 @@ def test_a_run_that_goes_on_with_two_processes_and_back_with_one_is_the_uninterr
         optim=optim,
         per_device_train_batch_size=3,
     )
-    uninterrupted = train(configuration.load(path))
+    uninterrupted = TrainingRun(configuration.load(path)).train()
     folder = uninterrupted.parent.rename("uninterrupted")
     last = folder / uninterrupted.name
 
@@ -119,7 +119,7 @@ def test_a_run_that_goes_on_with_two_processes_and_back_with_one_is_the_uninterr
 
     two_processes = uninterrupted.parent.rename("two_processes")
     shutil.copytree(two_processes / "checkpoint-2", uninterrupted.parent / "checkpoint-2")
-    assert train(configuration.load(path), "auto") == uninterrupted
+    assert TrainingRun(configuration.load(path), "auto").train() == uninterrupted
     compare(uninterrupted, last, tolerance)
 
 

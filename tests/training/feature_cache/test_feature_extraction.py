@@ -194,7 +194,7 @@ def test_an_unreadable_image_gets_no_features_and_another_sample_takes_its_place
     batches = list(training_loader(run_setup, 0))
     (unreadable,) = [image for batch in batches for image in batch.get(UNREADABLE_IMAGES, ())]
     assert unreadable.path.endswith("5.png")
-    assert [name for batch in batches for name in batch["sample_ids"]].count(unreadable.replaced_by) == 2
+    assert [name for batch in batches for name in batch["layout"].sample_ids].count(unreadable.replaced_by) == 2
     with pytest.raises(TesseraError, match=r"1 of 11 images cannot be read any more.*5\.png"):
         cached_setup(path, "train.max_unreadable_images=0")
 

@@ -14,7 +14,7 @@ from transformers import TrainerState
 import config as configuration
 from tests.training.test_run import state, weights
 from tests.training.test_train_command import STAGES, command, environment, launcher
-from training.run import train
+from training.run import TrainingRun
 from training.stage_callback import StageCallback
 from training.stage_trainer import StageTrainer
 
@@ -53,7 +53,7 @@ def test_a_stopped_run_writes_a_checkpoint_and_goes_on_bit_for_bit(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = workspace(DROPOUT, stages=STAGES, per_device_train_batch_size=1, gradient_accumulation_steps=4, eval_steps=2)
-    last = train(configuration.load(path))
+    last = TrainingRun(configuration.load(path)).train()
     last.parent.rename("uninterrupted")
     expected = Path("uninterrupted") / last.name
     for number, step, method, saved in CASES:
@@ -99,7 +99,7 @@ def test_a_checkpoint_is_written_before_the_evaluation_that_is_due(workspace: Wo
 def test_before_the_first_step_a_signal_ends_the_run_with_a_line(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(StageTrainer, "train_stage", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(StageTrainer, "train", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     assert command("--config", workspace()) == 130
     assert (
         capsys.readouterr()

@@ -29,7 +29,7 @@ def counted_flops(setup: RunSetup, stage: int) -> float:
     cost = model_step_flops(configure_trainable(model, settings, setup.config.train.stages[stage].train))
     batches = list(training_loader(setup, 1))[:2]
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-    supervised = sum(len(batch["supervised_positions"]) for batch in batches)
+    supervised = sum(len(batch["layout"].supervised_positions) for batch in batches)
     return cost.flops(tokens, supervised, sum(len(batch["pixel_values"]) for batch in batches))
 
 

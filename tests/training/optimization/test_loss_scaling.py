@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 import config as configuration
 from errors import TesseraError
-from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.family import SiglipQwenFamily
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
 from training.checkpointing.resume import read_run_state
 from training.optimization import loss_scaling
-from training.run import train
+from training.run import TrainingRun
 
 Workspace = Callable[..., Path]
 StartScale = Callable[..., None]
@@ -26,7 +26,7 @@ STAGE = {"name": "tune", "train": ["connector", "lora"], "max_steps": 4}
 def run(path: Path, *overrides: str, resume: str | None = None) -> Path:
     """fp16 is slow on a CPU: steps of one sample, and one validation sample."""
     small = ["train.precision=fp16", "train.per_device_train_batch_size=1", "train.eval_samples=1"]
-    return train(configuration.load(path, [*small, *overrides]), resume)
+    return TrainingRun(configuration.load(path, [*small, *overrides]), resume).train()
 
 
 def rows(checkpoint: Path) -> list[dict[str, Any]]:
@@ -82,14 +82,14 @@ def test_a_skipped_step_changes_no_weight_does_not_advance_the_schedule_and_is_n
 
 def test_a_step_with_an_infinite_loss_is_left_out_of_the_logged_mean(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     losses: list[float] = []
-    loss_of = VisionLanguageModel._loss
+    loss_of = SiglipQwenFamily.loss
 
     def overflow_once(*args: Any) -> torch.Tensor:
         loss = loss_of(*args)
         losses.append(loss.item())
         return loss * torch.inf if len(losses) == 2 else loss
 
-    monkeypatch.setattr(VisionLanguageModel, "_loss", overflow_once)
+    monkeypatch.setattr(SiglipQwenFamily, "loss", overflow_once)
     logged = rows(run(workspace(stages=[STAGE], logging_steps=4)))
     assert [(row["step"], row["skipped_steps"]) for row in logged] == [(1, 0), (4, 1)]
     assert logged[1]["loss"] == pytest.approx((losses[2] + losses[3]) / 2)

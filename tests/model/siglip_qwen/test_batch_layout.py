@@ -1,5 +1,6 @@
 """Positions computed on the host give the same results as those computed by the model, without synchronising with the device."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from model.kernels import varlen_attention
 from model.lora import enable_gradient_checkpointing
 from model.param_groups import set_trainable
 from model.siglip_qwen.adapters import configure_trainable
-from model.siglip_qwen.image_tokens import PositionCollator, find_image_tokens, find_supervised_positions
+from model.siglip_qwen.batch_layout import LayoutCollator, find_image_tokens, find_supervised_positions, with_layout
 from model.siglip_qwen.modeling import ImageTokenMismatchError, VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
@@ -29,13 +30,13 @@ def test_positions_are_indices_in_the_flattened_batch() -> None:
 def test_loss_and_gradients_are_the_same_with_given_positions(make: Build, processor: Processor, collate: Any) -> None:
     model, samples = make(), examples(processor)
     set_trainable(model, ["connector", "language"])
-    expected = loss_and_gradients(model, collate(samples))
-    given = loss_and_gradients(model, PositionCollator(collate, processor.image_token_id)(samples))
+    expected = loss_and_gradients(model, with_layout(collate(samples)))
+    given = loss_and_gradients(model, LayoutCollator(collate, processor.image_token_id)(samples))
     torch.testing.assert_close(given, expected, atol=0, rtol=0)
 
 
 def test_a_mismatch_of_images_and_given_positions_names_the_sample(model: VisionLanguageModel, processor: Processor) -> None:
-    row = PositionCollator(COLLATORS[1], processor.image_token_id)(examples(processor))
+    row = LayoutCollator(COLLATORS[1], processor.image_token_id)(examples(processor))
     with pytest.raises(ImageTokenMismatchError, match="sample s3: 36 image tokens"):
         model(**{**row, "pixel_values": row["pixel_values"][:3]})
 
@@ -50,8 +51,8 @@ def test_a_training_step_never_synchronises_with_the_device(
     monkeypatch.setattr(
         varlen_attention, "varlen_attn", lambda q, k, v, *_, **__: q + (k + v).repeat_interleave(q.shape[1] // k.shape[1], 1)
     )
-    row = PositionCollator(COLLATORS[1], processor.image_token_id)(examples(processor))
-    row = {key: value.to("meta") if isinstance(value, torch.Tensor) else value for key, value in row.items()}
+    row = LayoutCollator(COLLATORS[1], processor.image_token_id)(examples(processor))
+    row = {key: value.to("meta") for key, value in row.items()}
     model = configure_trainable(make(), settings(), ["connector", "lora"]).to("meta").train()
     if checkpointing:
         enable_gradient_checkpointing(model)
@@ -59,4 +60,4 @@ def test_a_training_step_never_synchronises_with_the_device(
     model(**row, num_items_in_batch=torch.tensor(9)).loss.backward()
     assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
     with pytest.raises((RuntimeError, NotImplementedError)):
-        model(**{key: value for key, value in row.items() if key != "supervised_positions"})
+        model(**{**row, "layout": dataclasses.replace(row["layout"], supervised_positions=None)})

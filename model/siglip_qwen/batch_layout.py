@@ -1,0 +1,113 @@
+"""Where samples, image tokens and supervised tokens are in a batch, computed on the host before the batch is moved to the device.
+
+`nonzero` on a CUDA tensor synchronises host and device; with indices from the host, kernels are queued without waiting.
+
+Shapes: B batch (rows), T tokens per row, N images in the batch, Q image tokens per image, S supervised positions.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from dataset.loading.encoded_sample import IGNORE_INDEX
+
+
+def find_image_tokens(input_ids: torch.Tensor, image_token_id: int) -> torch.Tensor:
+    """Indices of the image tokens in the flattened batch: [B, T] -> int64 [N * Q], ascending."""
+    return (input_ids.flatten() == image_token_id).nonzero().squeeze(1)
+
+
+def find_supervised_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Indices in the flattened batch whose next token is supervised: labels [B, T] -> int64 [S]; the target is at index + 1."""
+    mask = labels != IGNORE_INDEX
+    # No position predicts the first token of a row: the position before it in the flattened batch ends another row.
+    mask[:, 0] = False
+    return mask.flatten().nonzero().squeeze(1) - 1
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """What the collator knows of a batch.
+
+    Args:
+        sample_ids: names for error messages, one per row, or one per segment of packed rows.
+        cu_seqlens: int32 [segments + 1], borders of the packed samples (see kernels.varlen_attention); None: no packed rows.
+        max_length: tokens in the longest packed sample; None reads it from cu_seqlens, which waits for the device.
+        padded_right: all padding is on the right, where causal attention never reads it: the loss needs no mask.
+        image_positions: int64 [N * Q], image tokens in the flattened batch; None: they are looked for, which waits for the device.
+        supervised_positions: int64 [S], positions in the flattened batch whose next token is supervised; None: the same.
+    """
+
+    sample_ids: Sequence[str] = ()
+    cu_seqlens: torch.Tensor | None = None
+    max_length: int | None = None
+    padded_right: bool = False
+    image_positions: torch.Tensor | None = None
+    supervised_positions: torch.Tensor | None = None
+
+    def find_image_tokens(self, input_ids: torch.Tensor, image_token_id: int) -> torch.Tensor:
+        """`image_positions`, looked for in input_ids [B, T] if they are not known."""
+        return find_image_tokens(input_ids, image_token_id) if self.image_positions is None else self.image_positions
+
+    def find_supervised(self, labels: torch.Tensor) -> torch.Tensor:
+        """`supervised_positions`, looked for in labels [B, T] if they are not known."""
+        return find_supervised_positions(labels) if self.supervised_positions is None else self.supervised_positions
+
+    def describe_mismatch(self, image_token_mask: torch.Tensor, image_embeds: torch.Tensor | None) -> str:
+        """Error message naming the first sample whose image tokens (mask [B, T]) do not match its image embeddings [N, Q, D]."""
+        if self.cu_seqlens is None:
+            counts = image_token_mask.sum(-1).tolist()
+        else:
+            segments = self.cu_seqlens.tolist()
+            counts = [int(image_token_mask.flatten()[start:end].sum()) for start, end in pairwise(segments)]
+        names = [*self.sample_ids, *(f"in row {i}" for i in range(len(self.sample_ids), len(counts)))]
+        num_images, size = (0, 1) if image_embeds is None else image_embeds.shape[:2]
+        remaining, total = num_images * size, f"{sum(counts)} image tokens in the batch for {num_images} images of {size} tokens"
+        for name, count in zip(names, counts, strict=True):
+            if count % size or count > remaining:
+                return f"sample {name}: {count} image tokens do not match its images ({total})"
+            remaining -= count
+        return f"sample {names[-1]} or an earlier one: {remaining} image embeddings have no image token ({total})"
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "BatchLayout":
+        """The same with its tensors on a device, as the Trainer and accelerate move a batch."""
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "BatchLayout":
+        """The same with its tensors in pinned memory, as a DataLoader does it."""
+        return self._with_tensors(torch.Tensor.pin_memory)
+
+    def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "BatchLayout":
+        tensors: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **tensors)
+
+
+UNKNOWN_LAYOUT = BatchLayout()
+"""The layout of rows that are not packed, when nothing was computed on the host."""
+
+
+LAYOUT_KEYS = ("sample_ids", "cu_seqlens", "max_length", "padded_right")
+"""What the collators of dataset.loading put into a batch and a layout takes over."""
+
+
+def with_layout(batch: dict[str, Any], **positions: torch.Tensor) -> dict[str, Any]:
+    """A batch of a collator, with what it says of its rows, and positions that are known, in `layout`."""
+    layout: dict[str, Any] = {key: batch[key] for key in LAYOUT_KEYS if key in batch} | positions
+    return {**{key: value for key, value in batch.items() if key not in layout}, "layout": BatchLayout(**layout)}
+
+
+@dataclass(frozen=True)
+class LayoutCollator:
+    """Adds to the batches of `collate` their layout, with the positions of image tokens and supervised tokens."""
+
+    collate: Callable[[Sequence[Any]], dict[str, Any]]
+    image_token_id: int
+
+    def __call__(self, examples: Sequence[Any]) -> dict[str, Any]:
+        batch = self.collate(examples)
+        image_positions = find_image_tokens(batch["input_ids"], self.image_token_id)
+        return with_layout(batch, image_positions=image_positions, supervised_positions=find_supervised_positions(batch["labels"]))
