@@ -204,7 +204,7 @@ def find_system(systems: Sequence[System], name: str | None, key: str, default: 
     for system in systems:
         if system.name == name:
             return system
-    raise UsageError(f"{key} {name}: eval.systems has no such system (it has: {', '.join(known.name for known in systems) or 'none'})")
+    raise UsageError(f"{key}: eval.systems has no {name} (it has: {', '.join(known.name for known in systems) or 'none'})")
 
 
 @section

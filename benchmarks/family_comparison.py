@@ -21,6 +21,7 @@ import config as configuration
 from atomic_io import write_json, write_text
 from benchmarks.benchmark_report import format_number
 from errors import TesseraError, UsageError
+from evaluation.schema.summary_file import SystemFigures, read_summary
 from model.checkpoint_manifest import latest_checkpoint
 from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
 from training.checkpointing.resume import config_settings, read_run_state
@@ -184,7 +185,7 @@ def _run(script: str, *arguments: str) -> None:
 
 def _evaluate(
     comparison: Comparison, configs: Mapping[Path, Experiment], name: str, checkpoints: Mapping[str, Path], *, with_others: bool
-) -> dict[str, Any]:
+) -> dict[str, SystemFigures]:
     """Evaluate a checkpoint of each run, the seeds of a configuration as a group; returns the systems of the report's summary.
 
     Args:
@@ -216,8 +217,7 @@ def _evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "evaluation.yaml", yaml.safe_dump(whole, allow_unicode=True, sort_keys=False))
     _run("tools/eval_rerank.py", "--config", str(folder / "evaluation.yaml"))
-    systems_summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["systems"]
-    return systems_summary
+    return read_summary(folder / "summary.json").systems
 
 
 def _table(
@@ -225,8 +225,8 @@ def _table(
     configs: Mapping[Path, Experiment],
     runs: dict[str, dict[str, Any]],
     equal_time: Mapping[str, Path],
-    last: Mapping[str, Any],
-    early: Mapping[str, Any],
+    last: Mapping[str, SystemFigures],
+    early: Mapping[str, SystemFigures],
 ) -> str:
     """Markdown: quality and cost of each configuration, a mean over its seeds, and where the report is."""
     seeds = ", ".join(map(str, comparison.seeds))
@@ -236,7 +236,7 @@ def _table(
         members = [runs[comparison.run_name(path, seed)] for seed in comparison.seeds]
         systems, early_systems = ([found[f"{path.stem}-seed{seed}"] for seed in comparison.seeds] for found in (last, early))
         steps = ", ".join(dict.fromkeys(str(checkpoint_step(equal_time[comparison.run_name(path, seed)])) for seed in comparison.seeds))
-        tokens = [system.get("visual_tokens") for system in systems]
+        tokens = [system.visual_tokens for system in systems]
         cells = [
             path.stem,
             configs[path].model.family,
@@ -252,9 +252,9 @@ def _table(
     return "\n".join([*lines, "", f"Verdicts over all pairs, intervals and other systems: {comparison.folder / 'report.html'}", ""])
 
 
-def _accuracies(systems: Sequence[Mapping[str, Any]]) -> str:
+def _accuracies(systems: Sequence[SystemFigures]) -> str:
     """VQA accuracy of the first candidates of each system, in per cent."""
-    return " / ".join(f"{100 * system['choices']['first']['vqa_accuracy']:.1f}" for system in systems)
+    return " / ".join(f"{100 * system.choices['first'].vqa_accuracy:.1f}" for system in systems)
 
 
 def _mean(values: Sequence[float]) -> float:

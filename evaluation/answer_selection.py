@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from answering.rerank.candidate_scores import fill_missing
 from answering.rerank.choose_answer import RerankPlan, choose_answer, chosen_text
@@ -11,6 +10,7 @@ from answering.rerank.confidence import NOT_SURE
 from dataset.sample import hash_to_index
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
+from evaluation.schema.rerank_figures import ValidationFigures
 
 ABSTAINING = "abstaining"
 """Name of the choice that answers "not sure" where the confidence is below the threshold."""
@@ -30,7 +30,7 @@ class RerankPlans:
     shared_plan: RerankPlan
     plans: Mapping[str, RerankPlan] = field(default_factory=dict)
     chosen_on: str = "default"
-    found: Mapping[str, Any] = field(default_factory=dict)
+    found: ValidationFigures | None = None
 
     def for_system(self, system: str) -> RerankPlan:
         """The plan of a system; the shared plan for a control and for a system without a fitted plan."""

@@ -110,13 +110,13 @@ def test_a_fitted_reranker_is_read() -> None:
 
 def test_questions_that_were_answered_are_not_asked_again(tmp_path: Path) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(3)), tmp_path / "out", controls=("shuffled_images",))
-    summary = run(planned, FakeAnswerer(mostly_right)).summary
+    summary = run(planned, FakeAnswerer(mostly_right)).record()
     folder = tmp_path / "out" / "predictions"
     (folder / "controls" / "shuffled_images.jsonl").rename(folder / "controls" / "shuffled_pictures.jsonl")
     for path in folder.rglob("*.jsonl"):
         path.write_text("".join(json.dumps(_of_schema_1(row, path, planned)) + "\n" for row in lines(path)), encoding="utf-8")
     again = FakeAnswerer(mostly_right)
-    assert run(planned, again).summary == summary
+    assert run(planned, again).record() == summary
     assert again.asked == []
 
 

@@ -85,7 +85,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(render_tables(evaluation_result.summary))
         print()
     print(terminal_summary(evaluation_result.summary, report))
-    if names := missed_thresholds(evaluation_result.summary.get("thresholds", [])):
+    if names := missed_thresholds(evaluation_result.summary.thresholds or []):
         print(f"missed: {', '.join(f'eval.thresholds.{name}' for name in names)}", file=sys.stderr)
         return 1
     return 0

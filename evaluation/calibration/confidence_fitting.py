@@ -61,7 +61,7 @@ def fit_confidence(
         held_out[held_out_mask] = _predict_confidence(fit(all_rows[train_mask], groups[train_mask]), x[held_out_mask])
     known_images = [tuple(images)] if images else [example.images for example in examples]
     calibration_range = fit_calibration_range([example.question for example in examples], known_images)
-    return replace(fit(all_rows, groups), calibration_range=calibration_range), float(reliability(held_out, accuracies)["ece"])
+    return replace(fit(all_rows, groups), calibration_range=calibration_range), reliability(held_out, accuracies).ece
 
 
 def _probabilities(model: LogisticModel, x: np.ndarray) -> np.ndarray:

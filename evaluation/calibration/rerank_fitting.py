@@ -8,7 +8,6 @@ plans of plain numbers, and the accuracy that cross-validation measures for them
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from evaluation.calibration.probability_fits import fit_logistic, group_k_fold
 from evaluation.calibration.validation_examples import ValidationExample, validation_examples, with_candidates
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
+from evaluation.schema.rerank_figures import QuestionTypeGain, SystemValidation, TunedGain, ValidationFigures
 from evaluation.statistics import Difference, clusters, compare, holm, verdict
 
 LIKELIHOOD_WEIGHTS = tuple(round(step * 0.05, 2) for step in range(21))
@@ -68,13 +68,13 @@ def tune(
     rows = [example for system_examples in examples.values() for example in system_examples]
     pooled_clusters = _pooled_clusters(answered)
     if len(set(pooled_clusters.tolist())) < 2:
-        return RerankPlans(configured_plan, {}, "default", {"questions": len(rows)})
+        return RerankPlans(configured_plan, {}, "default", ValidationFigures(len(rows)))
     plan, chosen_on, report = _tune_weights(rows, pooled_clusters, configured_plan, resamples, seed)
-    plan, report["skipped_question_types"] = _tune_skipped_question_types(rows, pooled_clusters, plan, resamples, seed)
+    plan, by_type = _tune_skipped_question_types(rows, pooled_clusters, plan, resamples, seed)
     plans, by_system = {}, {}
     for name, system_examples in examples.items():
         plans[name], by_system[name] = _fit_system(system_examples, groups[name], plan, rerank, seed, images)
-    return RerankPlans(plan, plans, chosen_on, {**report, "systems": by_system})
+    return RerankPlans(plan, plans, chosen_on, replace(report, skipped_question_types=by_type, systems=by_system))
 
 
 def _pooled_clusters(answered: Mapping[str, tuple[Sequence[Question], Sequence[Prediction]]]) -> np.ndarray:
@@ -84,7 +84,7 @@ def _pooled_clusters(answered: Mapping[str, tuple[Sequence[Question], Sequence[P
 
 def _tune_weights(
     rows: Sequence[ValidationExample], groups: np.ndarray, configured_plan: RerankPlan, resamples: int, seed: int
-) -> tuple[RerankPlan, str, dict[str, Any]]:
+) -> tuple[RerankPlan, str, ValidationFigures]:
     """Choose weights and form by grid search. Returns the plan, where it was chosen, and the cross-validated accuracies.
 
     A question of a skipped type counts with its first candidate whatever the weights, so it does not influence them.
@@ -96,14 +96,14 @@ def _tune_weights(
     for train_mask, held_out_mask in group_k_fold(groups, seed):
         held_out[held_out_mask] = table[_best_setting(table[:, train_mask].mean(axis=1), settings), held_out_mask]
     gain = _gain(held_out, table[0], groups, resamples, seed)
-    report = {
-        "questions": len(rows),
-        "first": float(first.mean()),
-        "configured": float(table[0].mean()),
-        "tuned_held_out": float(held_out.mean()),
-        "tuned_gain": {"difference": gain.difference, "p_value": gain.p_value, "verdict": verdict(gain, gain.p_value)},
-        "oracle": float(np.mean([example.accuracies.max() for example in rows])),
-    }
+    report = ValidationFigures(
+        questions=len(rows),
+        first=float(first.mean()),
+        configured=float(table[0].mean()),
+        tuned_held_out=float(held_out.mean()),
+        tuned_gain=TunedGain(gain.difference, gain.p_value, verdict(gain, gain.p_value)),
+        oracle=float(np.mean([example.accuracies.max() for example in rows])),
+    )
     if held_out.mean() <= table[0].mean() + _TOLERANCE:
         return configured_plan, "default", report
     form, weights = settings[_best_setting(table.mean(axis=1), settings)]
@@ -165,7 +165,7 @@ def _proportions(weights: RerankWeights) -> np.ndarray:
 
 def _tune_skipped_question_types(
     rows: Sequence[ValidationExample], groups: np.ndarray, plan: RerankPlan, resamples: int, seed: int
-) -> tuple[RerankPlan, dict[str, Any]]:
+) -> tuple[RerankPlan, dict[str, QuestionTypeGain]]:
     """Keep skipping the question types without a significant gain (Holm over the types). Returns the plan and figures per type.
 
     Skipped questions did not influence the plan's weights, so the measured gain is not due to overfitting.
@@ -175,19 +175,12 @@ def _tune_skipped_question_types(
     masks = {kind: np.array([example.kind == kind for example in rows]) for kind in plan.skipped_question_types}
     differences = {kind: _gain(reranked[mask], first[mask], groups[mask], resamples, seed) for kind, mask in masks.items() if mask.any()}
     adjusted = dict(zip(differences, holm([gain.p_value for gain in differences.values()]), strict=True))
-    report: dict[str, Any] = {
-        kind: {
-            "questions": int(masks[kind].sum()),
-            "gain": gain.difference,
-            "p_value": gain.p_value,
-            "p_holm": adjusted[kind],
-            "skipped": verdict(gain, adjusted[kind]) != "a",
-        }
+    report = {
+        kind: QuestionTypeGain(int(masks[kind].sum()), gain.difference, gain.p_value, adjusted[kind], verdict(gain, adjusted[kind]) != "a")
         for kind, gain in differences.items()
     }
-    return replace(
-        plan, skipped_question_types=tuple(kind for kind in plan.skipped_question_types if kind not in report or report[kind]["skipped"])
-    ), report
+    skipped = tuple(kind for kind in plan.skipped_question_types if kind not in report or report[kind].skipped)
+    return replace(plan, skipped_question_types=skipped), {str(kind): gain for kind, gain in report.items()}
 
 
 def _gain(chosen: np.ndarray, others: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> Difference:
@@ -204,17 +197,16 @@ def _fit_system(
     rerank: RerankConfig,
     seed: int,
     images: Sequence[ImageInput],
-) -> tuple[RerankPlan, dict[str, Any]]:
+) -> tuple[RerankPlan, SystemValidation]:
     """A system's own plan: the shared plan plus learned fusion and confidence, if the questions have at least two clusters."""
     if len(set(groups.tolist())) < 2:
-        return shared_plan, {"questions": len(examples)}
+        return shared_plan, SystemValidation(len(examples))
     learned, accuracy = _fit_fusion(examples, groups, shared_plan.skipped_question_types, seed)
     plan = replace(shared_plan, learned=learned)
     selections = [select_candidates(example.prediction.candidates, example.signals, plan, example.kind) for example in examples]
     indices = [selection[displayed_choice(selection)] for selection in selections]
     confidence, error = fit_confidence(examples, indices, groups, rerank, seed, images)
-    report = {"questions": len(examples), "learned_held_out": accuracy, "ece_held_out": error}
-    return replace(plan, confidence=confidence), report
+    return replace(plan, confidence=confidence), SystemValidation(len(examples), accuracy, error)
 
 
 def _fit_fusion(

@@ -9,6 +9,7 @@ from answering.protocol import Candidate
 from evaluation.metrics.answer_normalisation import normalise_m4c
 from evaluation.metrics.short_answers import text_references
 from evaluation.prediction_files import Prediction
+from evaluation.schema.choice_figures import UnanswerableFigures
 
 UNANSWERABLE_TEXTS = frozenset({"unanswerable", "unsuitable", "unsuitable image", "无法回答", "不能回答", "无法判断"})
 """Normalised answers that mean: this question cannot be answered."""
@@ -55,19 +56,13 @@ def f1(positive: np.ndarray, predicted: np.ndarray) -> float:
     return 2 * true_positives / float(positive.sum() + predicted.sum()) if true_positives else 0.0
 
 
-def unanswerable_metrics(predictions: Sequence[Prediction], references: Mapping[str, Sequence[object]]) -> dict[str, float] | None:
+def unanswerable_metrics(predictions: Sequence[Prediction], references: Mapping[str, Sequence[object]]) -> UnanswerableFigures | None:
     """How well a system detects unanswerable questions; None where there are none.
 
-    Returns:
-        questions: number of unanswerable questions; average_precision of `unanswerable_probability`; f1 of predicting
-        "unanswerable" where that probability exceeds one half.
+    Average precision of `unanswerable_probability`; F1 of predicting "unanswerable" where that probability exceeds one half.
     """
     positive = np.array([is_unanswerable(references[p.sample_id]) for p in predictions], dtype=bool)
     if not positive.any():
         return None
     probabilities = np.array([unanswerable_probability(p.candidates) if p.error is None else 0.0 for p in predictions])
-    return {
-        "questions": int(positive.sum()),
-        "average_precision": average_precision(positive, probabilities),
-        "f1": f1(positive, probabilities > 0.5),
-    }
+    return UnanswerableFigures(int(positive.sum()), average_precision(positive, probabilities), f1(positive, probabilities > 0.5))

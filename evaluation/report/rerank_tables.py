@@ -1,9 +1,12 @@
 """Tables and sentences about reranking: how many questions it can affect, where its weights come from, confidence of its answers."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from answering.rerank.calibration_range import UNLIKE_CONFIDENCE
+from evaluation.schema.choice_figures import CanChange
+from evaluation.schema.confidence_figures import ConfidenceFigures
+from evaluation.schema.rerank_figures import RerankFigures
+from evaluation.schema.summary_file import Summary
 
 Row = Sequence[str]
 _CHOSEN_ON = {"default": "as configured", "validation": "chosen on the validation split"}
@@ -23,53 +26,54 @@ _CAN_CHANGE = {
 }
 
 
-def can_change_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def can_change_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: percentage of questions on which choosing another candidate can change or raise the score, by system."""
-    by_system = {name: values for name, results in summary["systems"].items() if (values := results.get("can_change")) is not None}
-    keys = [key for key in _CAN_CHANGE if any(key in values for values in by_system.values())]
-    rows: list[Row] = [(name, *(f"{100 * values[key]:.1f}" if key in values else "" for key in keys)) for name, values in by_system.items()]
+    by_system = {name: vars(results.can_change) for name, results in summary.systems.items() if results.can_change is not None}
+    keys = [key for key in _CAN_CHANGE if any(values[key] is not None for values in by_system.values())]
+    rows: list[Row] = [
+        (name, *("" if values[key] is None else f"{100 * values[key]:.1f}" for key in keys)) for name, values in by_system.items()
+    ]
     return ("system", *(_CAN_CHANGE[key] for key in keys)), rows
 
 
-def can_change_sentence(results: dict[str, Any]) -> str:
+def can_change_sentence(figures: CanChange | None) -> str:
     """The same percentages of one system as a sentence; empty if there are none."""
-    values = {key: f"{100 * fraction:.1f} %" for key, fraction in results.get("can_change", {}).items()}
-    if not values:
+    if figures is None:
         return ""
     sentence = (
-        f"Choosing another candidate could change the score of {values['score_can_change']} of the questions, "
-        f"and raise it for {values['score_can_rise']}."
+        f"Choosing another candidate could change the score of {100 * figures.score_can_change:.1f} % of the questions, "
+        f"and raise it for {100 * figures.score_can_rise:.1f} %."
     )
-    if "skipped" not in values:
+    if figures.skipped is None or figures.rerank_can_change is None or figures.rerank_can_rise is None:
         return sentence
     return (
-        f"{sentence} Reranking skips {values['skipped']}, so it can change the score of {values['rerank_can_change']}, "
-        f"and raise it for {values['rerank_can_rise']}."
+        f"{sentence} Reranking skips {100 * figures.skipped:.1f} %, so it can change the score of {100 * figures.rerank_can_change:.1f} %, "
+        f"and raise it for {100 * figures.rerank_can_rise:.1f} %."
     )
 
 
-def validation_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def validation_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: accuracy on the validation split; tuned weights and learned fusions are measured on held-out folds."""
-    validation = summary.get("rerank", {}).get("validation", {})
-    rows: list[Row] = [
-        (label, f"{validation['questions']:,}", f"{100 * validation[key]:.1f}")
-        for key, label in (
-            ("first", "first candidates"),
-            ("configured", "reranked as configured"),
-            ("tuned_held_out", "reranked, weights chosen on the other folds"),
-            ("oracle", "oracle"),
-        )
-        if key in validation
-    ]
+    header = ("validation split, all systems pooled", "answers", "VQA accuracy")
+    validation = None if summary.rerank is None else summary.rerank.validation
+    if validation is None:
+        return header, []
+    pooled = (
+        ("first candidates", validation.first),
+        ("reranked as configured", validation.configured),
+        ("reranked, weights chosen on the other folds", validation.tuned_held_out),
+        ("oracle", validation.oracle),
+    )
+    rows: list[Row] = [(label, f"{validation.questions:,}", f"{100 * value:.1f}") for label, value in pooled if value is not None]
     rows += [
-        (f"{name}: learned fusion, fitted on the other folds", f"{values['questions']:,}", f"{100 * values['learned_held_out']:.1f}")
-        for name, values in validation.get("systems", {}).items()
-        if "learned_held_out" in values
+        (f"{name}: learned fusion, fitted on the other folds", f"{values.questions:,}", f"{100 * values.learned_held_out:.1f}")
+        for name, values in (validation.systems or {}).items()
+        if values.learned_held_out is not None
     ]
-    return ("validation split, all systems pooled", "answers", "VQA accuracy"), rows
+    return header, rows
 
 
-def confidence_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def confidence_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: calibration of the confidence, and accuracy of the most confident answers."""
     header = (
         "system",
@@ -80,106 +84,105 @@ def confidence_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
         *(f"accuracy of the most confident {fraction:.0%}" for fraction in COVERAGES),
     )
     rows: list[Row] = []
-    for name, results in summary["systems"].items():
-        if (values := results.get("confidence")) is None:
+    for name, results in summary.systems.items():
+        if (values := results.confidence) is None:
             continue
-        curve = {point["coverage"]: point["vqa_accuracy"] for point in values["risk_coverage"]}
+        curve = {point.coverage: point.vqa_accuracy for point in values.risk_coverage}
         selective = (f"{100 * curve[fraction]:.1f}" if fraction in curve else "" for fraction in COVERAGES)
-        rows.append(
-            (name, f"{values['questions']:,}", f"{100 * values['ece']:.1f}", f"{values['brier']:.3f}", f"{values['aurc']:.3f}", *selective)
-        )
+        rows.append((name, f"{values.questions:,}", f"{100 * values.ece:.1f}", f"{values.brier:.3f}", f"{values.aurc:.3f}", *selective))
     return header, rows
 
 
-def confidence_by_kind_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def confidence_by_kind_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: calibration of the confidence by category, language and source, and where questions are unlike the calibration's."""
     rows: list[Row] = []
-    for name, results in summary["systems"].items():
-        values = results.get("confidence", {})
-        parts = [part for key in ("by_category", "by_language", "by_source") for part in values.get(key, {}).items()]
-        parts += [("unlike the calibration", values["unlike"])] if "unlike" in values else []
+    for name, results in summary.systems.items():
+        if (values := results.confidence) is None:
+            continue
+        parts = values.parts()
+        parts += [("unlike the calibration", values.unlike)] if values.unlike is not None else []
         for label, part in parts:
-            confident = part.get("confident")
+            confident = part.confident
             rows.append(
                 (
                     name,
                     label,
-                    f"{part['questions']:,}",
-                    f"{100 * part['confidence']:.1f}",
-                    f"{100 * part['vqa_accuracy']:.1f}",
-                    f"{100 * part['ece']:.1f}",
-                    "" if confident is None else f"{100 * confident['vqa_accuracy']:.1f} ({confident['questions']:,})",
+                    f"{part.questions:,}",
+                    f"{100 * part.confidence:.1f}",
+                    f"{100 * part.vqa_accuracy:.1f}",
+                    f"{100 * part.ece:.1f}",
+                    "" if confident is None else f"{100 * confident.vqa_accuracy:.1f} ({confident.questions:,})",
                 )
             )
     return ("system", "questions", "answers", "mean confidence", "VQA accuracy", "calibration error", "right at 90 % or more"), rows
 
 
-def _confidence_remarks(name: str, values: dict[str, Any]) -> list[str]:
+def _confidence_remarks(name: str, values: ConfidenceFigures) -> list[str]:
     """Sentences about the kinds of questions for which a system's confidence does not hold, and about those unlike the calibration's."""
     lines = []
-    parts = [part for key in ("by_category", "by_language", "by_source") for part in values[key].items()]
-    off = [(label, part) for label, part in parts if part["questions"] >= MIN_QUESTIONS and part["ece"] >= POOR_CALIBRATION]
+    parts = values.parts()
+    off = [(label, part) for label, part in parts if part.questions >= MIN_QUESTIONS and part.ece >= POOR_CALIBRATION]
     for label, part in off:
         lines.append(
-            f"{name}: do not trust the confidence for {label}: {100 * part['confidence']:.0f} % on average where "
-            f"{100 * part['vqa_accuracy']:.0f} % are right, calibration error {100 * part['ece']:.0f}."
+            f"{name}: do not trust the confidence for {label}: {100 * part.confidence:.0f} % on average where "
+            f"{100 * part.vqa_accuracy:.0f} % are right, calibration error {100 * part.ece:.0f}."
         )
-    if (unlike := values.get("unlike")) is not None:
+    if (unlike := values.unlike) is not None:
         lines.append(
-            f"{name}: {unlike['questions']:,} of {values['questions']:,} questions are unlike those that the confidence was learnt from, "
+            f"{name}: {unlike.questions:,} of {values.questions:,} questions are unlike those that the confidence was learnt from, "
             f"by their image or their words; their confidence is limited to {100 * UNLIKE_CONFIDENCE:.0f} %."
         )
     return lines
 
 
-def remarks(summary: dict[str, Any]) -> list[str]:
+def remarks(summary: Summary) -> list[str]:
     """Notes: rerank weights and where they were chosen, fitted models, and the effect of abstaining."""
-    if "rerank" not in summary:
+    if summary.rerank is None:
         return []
-    rerank = summary["rerank"]
-    weights = ", ".join(f"{name} {weight:g}" for name, weight in rerank["weights"].items())
-    scorers = rerank.get("scorers", {})
+    rerank = summary.rerank
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in rerank.weights.items())
+    scorers = rerank.scorers or {}
     if list(scorers) == ["clip"]:
-        used = [f"scorer {rerank['scorer']}"]
+        used = [f"scorer {rerank.scorer}"]
     else:
         used = [f"scorers {', '.join(f'{name} {path}' for name, path in scorers.items())}"] if scorers else []
     form = (
-        [f"form of the CLIP scores: {rerank['clip_score_form']}", f"statement form: {rerank['statement_form']}"]
-        if "clip_score_form" in rerank
+        [f"form of the CLIP scores: {rerank.clip_score_form}", f"statement form: {rerank.statement_form}"]
+        if rerank.clip_score_form is not None
         else []
     )
-    lines = [f"Rerank weights ({_CHOSEN_ON[rerank['chosen_on']]}): {weights}; {'; '.join([*used, *form])}.".replace("; .", ".")]
+    lines = [f"Rerank weights ({_CHOSEN_ON[rerank.chosen_on]}): {weights}; {'; '.join([*used, *form])}.".replace("; .", ".")]
     lines += [sentence] if (sentence := tuning_sentence(summary).strip()) else []
     lines.append(_skipped_types_sentence(rerank))
-    if "learned" in rerank:
+    if rerank.learned is not None:
         lines.append(
             "learned: a logistic model per system over all scores, fitted on the validation split; no reference of the evaluated split is "
             "read in any fit."
         )
-    if any("confidence" in results for results in summary["systems"].values()):
+    if any(results.confidence is not None for results in summary.systems.values()):
         lines.append("Confidence: fitted and calibrated per system on the validation split only. AURC: mean error over all coverages.")
-    for name, results in summary["systems"].items():
-        if "confidence" in results:
-            lines += _confidence_remarks(name, results["confidence"])
-        if (values := results.get("confidence", {}).get("abstaining")) is not None:
-            accuracy = f", {100 * values['vqa_accuracy']:.1f} % of these right" if "vqa_accuracy" in values else ""
+    for name, results in summary.systems.items():
+        if results.confidence is None:
+            continue
+        lines += _confidence_remarks(name, results.confidence)
+        if (values := results.confidence.abstaining) is not None:
+            accuracy = f", {100 * values.vqa_accuracy:.1f} % of these right" if values.vqa_accuracy is not None else ""
             lines.append(
-                f"{name} answers {100 * values['answered']:.1f} % of the questions, abstaining below confidence {values['below']:g}"
-                f"{accuracy}."
+                f"{name} answers {100 * values.answered:.1f} % of the questions, abstaining below confidence {values.below:g}{accuracy}."
             )
     return lines
 
 
-def tuning_sentence(summary: dict[str, Any]) -> str:
+def tuning_sentence(summary: Summary) -> str:
     """Whether weights chosen on the validation split beat the configured ones on held-out folds of it; empty without tuning."""
-    rerank = summary.get("rerank", {})
-    gain = rerank.get("validation", {}).get("tuned_gain")
-    if gain is None:
+    rerank = summary.rerank
+    gain = None if rerank is None or rerank.validation is None else rerank.validation.tuned_gain
+    if rerank is None or gain is None:
         return ""
-    points = f"{100 * gain['difference']:+.1f} points, p = {gain['p_value']:.3f}"
-    if rerank["chosen_on"] == "default":
+    points = f"{100 * gain.difference:+.1f} points, p = {gain.p_value:.3f}"
+    if rerank.chosen_on == "default":
         return f" On held-out folds of the validation split, tuned weights do not beat the configured ones ({points}), which are used."
-    if gain["verdict"] == "a":
+    if gain.verdict == "a":
         return f" On held-out folds of the validation split, tuned weights beat the configured ones ({points}) and are used."
     return (
         f" Tuned weights are used because they score higher than the configured ones on held-out folds of the validation split ({points}), "
@@ -187,13 +190,13 @@ def tuning_sentence(summary: dict[str, Any]) -> str:
     )
 
 
-def _skipped_types_sentence(rerank: dict[str, Any]) -> str:
+def _skipped_types_sentence(rerank: RerankFigures) -> str:
     """Which question types reranking skips, and the evidence from the validation split."""
-    skipped, by_type = rerank["skipped_question_types"], rerank.get("validation", {}).get("skipped_question_types", {})
+    skipped, by_type = rerank.skipped_question_types, (rerank.validation and rerank.validation.skipped_question_types) or {}
     reranked = [
-        f"{kind} ({100 * values['gain']:+.1f} points, p = {values['p_holm']:.3f} after Holm)"
+        f"{kind} ({100 * values.gain:+.1f} points, p = {values.p_holm:.3f} after Holm)"
         for kind, values in by_type.items()
-        if not values["skipped"]
+        if not values.skipped
     ]
     sentence = f"Reranking skips {' and '.join(skipped)} questions." if skipped else "Reranking skips no question type."
     if reranked:

@@ -9,6 +9,9 @@ from answering.rerank.choose_answer import displayed_choice
 from evaluation.metrics.short_answers import GAMEABLE_METRICS
 from evaluation.report import rerank_tables
 from evaluation.report.report_notes import remarks
+from evaluation.schema.choice_figures import ChoiceFigures
+from evaluation.schema.comparison_figures import Comparison
+from evaluation.schema.summary_file import Summary
 
 CHOICE_DESCRIPTIONS = {
     "first": "the first candidate: the system's most likely one",
@@ -42,24 +45,24 @@ GAMEABLE_TITLE = (
 Row = Sequence[str]
 
 
-def render_tables(summary: dict[str, Any]) -> str:
+def render_tables(summary: Summary) -> str:
     """All tables and notes as text for a terminal."""
-    parts = [summary["note"]] if "note" in summary else []
+    parts = [summary.note] if summary.note is not None else []
     parts.append("\n".join(f"{term}: {definition}." for term, definition in TERMS.items()))
     tables = {title: align_columns(*table) for title, table in all_tables(summary).items()}
     parts += [f"{title}:\n{table}" if title == GAMEABLE_TITLE else table for title, table in tables.items()]
     return "\n\n".join([*parts, "\n".join(remarks(summary))])
 
 
-def all_tables(summary: dict[str, Any]) -> dict[str, tuple[Row, list[Row]]]:
+def all_tables(summary: Summary) -> dict[str, tuple[Row, list[Row]]]:
     """Title -> (header, rows) of every table that has rows."""
     by_title = {"Questions that choosing another candidate can affect": rerank_tables.can_change_table(summary)}
     by_title["Accuracy"] = accuracy_table(summary)
-    if "groups" in summary:
+    if summary.groups is not None:
         by_title["Mean and spread over seeds"] = group_table(summary)
-    if any(results["choices"] for results in summary["systems"].values()):
+    if any(results.choices for results in summary.systems.values()):
         by_title["By category, language and source"] = category_table(summary)
-    if "thresholds" in summary:
+    if summary.thresholds is not None:
         by_title["Thresholds"] = threshold_table(summary)
     by_title["Visual tokens per question"] = visual_token_table(summary)
     by_title["Comparisons"] = comparison_table(summary)
@@ -98,52 +101,52 @@ def markdown(header: Row, rows: Iterable[Row]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def accuracy_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def accuracy_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: accuracy by system and choice, then of the control runs."""
     header = ("system", "choice", "questions", "VQA accuracy", "95 % interval", *(label for _, label in OTHER_METRICS))
     return header, [_accuracy_row(*row) for row in _measured(summary)]
 
 
-def gameable_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def gameable_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: GAMEABLE_METRICS by system and choice, then of the control runs."""
     header = ("system", "choice", *(_GAMEABLE_HEADINGS.get(metric, metric) for metric in GAMEABLE_METRICS))
-    return header, [(name, choice, *(percent(m[metric]) for metric in GAMEABLE_METRICS)) for name, choice, m in _measured(summary)]
+    return header, [(name, choice, *(percent(m.metric(metric)) for metric in GAMEABLE_METRICS)) for name, choice, m in _measured(summary)]
 
 
-def _measured(summary: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+def _measured(summary: Summary) -> list[tuple[str, str, ChoiceFigures]]:
     """Name, choice and figures of every choice of every system, then of the control runs."""
-    systems = [(name, choice, measures) for name, results in summary["systems"].items() for choice, measures in results["choices"].items()]
-    controls = summary.get("controls", {})
-    return [*systems, *((name, f"control of {summary['controlled_system']}", controls[name]) for name in controls)]
+    systems = [(name, choice, measures) for name, results in summary.systems.items() for choice, measures in results.choices.items()]
+    controls = summary.controls or {}
+    return [*systems, *((name, f"control of {summary.controlled_system}", controls[name]) for name in controls)]
 
 
-def _accuracy_row(name: str, choice: str, measures: dict[str, Any]) -> Row:
-    others = (percent(measures[metric]) for metric, _ in OTHER_METRICS)
-    interval = format_interval(measures["vqa_accuracy_ci95"])
-    return (name, choice, f"{measures['questions']:,}", percent(measures["vqa_accuracy"]), interval, *others)
+def _accuracy_row(name: str, choice: str, measures: ChoiceFigures) -> Row:
+    others = (percent(measures.metric(metric)) for metric, _ in OTHER_METRICS)
+    interval = format_interval(measures.vqa_accuracy_ci95)
+    return (name, choice, f"{measures.questions:,}", percent(measures.vqa_accuracy), interval, *others)
 
 
-def category_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def category_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: accuracy by category, language and source of each system's displayed choice (reranked, else first)."""
-    displayed = {name: displayed_choice(results["choices"]) for name, results in summary["systems"].items() if results["choices"]}
+    displayed = {name: displayed_choice(results.choices) for name, results in summary.systems.items() if results.choices}
     header = ("VQA accuracy by", "questions", *(f"{name}/{choice}" for name, choice in displayed.items()))
-    measures = [summary["systems"][name]["choices"][choice] for name, choice in displayed.items()]
+    measures = [summary.systems[name].choices[choice] for name, choice in displayed.items()]
     rows: list[Row] = []
-    for group in ("by_category", "by_language", "by_source"):
-        for label, part in measures[0][group].items():
-            rows.append((label, f"{part['questions']:,}", *(percent(m[group][label]["vqa_accuracy"]) for m in measures)))
+    for parts in zip(*((m.by_category, m.by_language, m.by_source) for m in measures), strict=True):
+        for label, part in parts[0].items():
+            rows.append((label, f"{part.questions:,}", *(percent(own[label].vqa_accuracy) for own in parts)))
     return header, rows
 
 
-def visual_token_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def visual_token_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: what each system sees of the images of a question, as the mean number of tokens in its language model's input."""
     rows: list[Row] = [
         (
             name,
-            describe_image_limit(results["model"]),
-            f"{tokens:,.1f}" if (tokens := results.get("visual_tokens")) is not None else "unknown",
+            describe_image_limit(results.model),
+            f"{tokens:,.1f}" if (tokens := results.visual_tokens) is not None else "unknown",
         )
-        for name, results in summary["systems"].items()
+        for name, results in summary.systems.items()
     ]
     return ("system", "images", "visual tokens, mean"), rows
 
@@ -156,7 +159,7 @@ def describe_image_limit(model: dict[str, Any]) -> str:
     return "within its own limits" if side is None else f"at most {side:,} pixels a side"
 
 
-def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def caption_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: caption metrics before and after reranking."""
     header = ("system", "choice", "captions", "texts", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CLIPScore")
     rows: list[Row] = [
@@ -164,119 +167,119 @@ def caption_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
             name,
             choice,
             kind,
-            f"{scores['questions']:,}",
-            *(percent(scores[f"bleu_{n}"]) for n in range(1, 5)),
-            percent(scores["rouge_l"]),
-            f"{scores['cider_d']:.2f}",
-            f"{scores['clip_score']:.3f}" if "clip_score" in scores else "",
+            f"{scores.questions:,}",
+            *map(percent, (scores.bleu_1, scores.bleu_2, scores.bleu_3, scores.bleu_4)),
+            percent(scores.rouge_l),
+            f"{scores.cider_d:.2f}",
+            f"{scores.clip_score:.3f}" if scores.clip_score is not None else "",
         )
-        for name, results in summary["systems"].items()
-        for choice, kinds in results.get("captions", {}).items()
+        for name, results in summary.systems.items()
+        for choice, kinds in (results.captions or {}).items()
         if choice in ("first", "reranked")
         for kind, scores in kinds.items()
     ]
     return header, rows
 
 
-def comparison_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def comparison_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: all comparisons with their verdicts."""
     tested = ("a - b (points)", "95 % interval", "p", "p (Holm)", "better")
     header = ("a", "b", *tested, "detectable", "exact: only a / only b", "McNemar p (Holm)")
     rows: list[Row] = [
         (
-            row["a"],
-            row["b"],
-            f"{100 * row['difference']:+.1f}",
-            f"{100 * row['ci95'][0]:+.1f} .. {100 * row['ci95'][1]:+.1f}",
-            f"{row['p_value']:.4f}",
-            f"{row['p_holm']:.4f}",
-            {"a": row["a"], "b": row["b"]}.get(row["verdict"], "not shown"),
-            f"{100 * row['minimum_detectable_effect']:.1f}" if "minimum_detectable_effect" in row else "nothing",
+            row.a,
+            row.b,
+            f"{100 * row.difference:+.1f}",
+            f"{100 * row.ci95[0]:+.1f} .. {100 * row.ci95[1]:+.1f}",
+            f"{row.p_value:.4f}",
+            f"{row.p_holm:.4f}",
+            {"a": row.a, "b": row.b}.get(row.verdict, "not shown"),
+            f"{100 * row.minimum_detectable_effect:.1f}" if row.minimum_detectable_effect is not None else "nothing",
             *_mcnemar_cells(row),
         )
-        for row in summary["comparisons"]
+        for row in summary.comparisons
     ]
     return header, rows
 
 
-def _mcnemar_cells(row: dict[str, Any]) -> Row:
-    if "mcnemar" not in row:
+def _mcnemar_cells(row: Comparison) -> Row:
+    if row.mcnemar is None:
         return "", ""
-    test = row["mcnemar"]
-    return f"{test['only_a']:,} / {test['only_b']:,}", f"{test['p_holm']:.4f}"
+    test = row.mcnemar
+    return f"{test.only_a:,} / {test.only_b:,}", f"{test.p_holm:.4f}"
 
 
-def group_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def group_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: mean and spread of the VQA accuracy over seeds of one configuration."""
     header = ("group", "choice", "systems", "VQA accuracy", "standard deviation", "lowest .. highest", "M4C")
     rows: list[Row] = [
         (
             name,
             choice,
-            str(len(group["systems"])),
-            percent(scores["vqa_accuracy"]["mean"]),
-            f"{100 * scores['vqa_accuracy']['sd']:.2f}",
-            format_interval([scores["vqa_accuracy"]["lowest"], scores["vqa_accuracy"]["highest"]]),
-            percent(scores["vqa_accuracy_m4c"]["mean"]),
+            str(len(group.systems)),
+            percent(scores["vqa_accuracy"].mean),
+            f"{100 * scores['vqa_accuracy'].sd:.2f}",
+            format_interval([scores["vqa_accuracy"].lowest, scores["vqa_accuracy"].highest]),
+            percent(scores["vqa_accuracy_m4c"].mean),
         )
-        for name, group in summary["groups"].items()
-        for choice, scores in group["choices"].items()
+        for name, group in (summary.groups or {}).items()
+        for choice, scores in group.choices.items()
     ]
     return header, rows
 
 
-def format_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def format_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: change in accuracy when only the format of the answers changes."""
     header = ("system", "choice", "format", "VQA accuracy", "change", "M4C", "change", "exact", "change")
     rows: list[Row] = []
-    for name, results in summary["systems"].items():
-        for choice, forms in results.get("format_sensitivity", {}).items():
-            plain = results["choices"][choice]
+    for name, results in summary.systems.items():
+        for choice, forms in (results.format_sensitivity or {}).items():
+            plain = results.choices[choice]
             for form, label in (("capitalised", "capitalised"), ("full_stop", "with a full stop")):
-                cells = [(percent(value), f"{100 * (value - plain[metric]):+.1f}") for metric, value in forms[form].items()]
+                cells = [(percent(value), f"{100 * (value - plain.metric(metric)):+.1f}") for metric, value in forms[form].items()]
                 rows.append((name, choice, label, *(cell for pair in cells for cell in pair)))
     return header, rows
 
 
-def unanswerable_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def unanswerable_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: detection of unanswerable questions by system."""
     rows: list[Row] = [
-        (name, f"{values['questions']:,}", percent(values["average_precision"]), percent(values["f1"]))
-        for name, results in summary["systems"].items()
-        if (values := results.get("unanswerable")) is not None
+        (name, f"{values.questions:,}", percent(values.average_precision), percent(values.f1))
+        for name, results in summary.systems.items()
+        if (values := results.unanswerable) is not None
     ]
     return ("system", "unanswerable questions", "average precision", "F1"), rows
 
 
-def robustness_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def robustness_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: accuracy on corrupted images, with the difference from the clean ones."""
     rows: list[Row] = [
         (
             name,
             kind,
-            str(point["strength"]),
-            f"{robust['questions']:,}",
-            percent(point["vqa_accuracy"]),
-            format_interval(point["vqa_accuracy_ci95"]),
-            f"{100 * (point['vqa_accuracy'] - robust['clean']['vqa_accuracy']):+.1f}",
+            str(point.strength),
+            f"{robust.questions:,}",
+            percent(point.vqa_accuracy),
+            format_interval(point.vqa_accuracy_ci95),
+            f"{100 * (point.vqa_accuracy - robust.clean.vqa_accuracy):+.1f}",
         )
-        for name, robust in summary.get("robustness", {}).items()
-        for kind, points in robust["corrupted"].items()
+        for name, robust in (summary.robustness or {}).items()
+        for kind, points in robust.corrupted.items()
         for point in points
     ]
     return ("system", "corruption", "strength", "questions", "VQA accuracy", "95 % interval", "minus clean"), rows
 
 
-def threshold_table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def threshold_table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: thresholds, measured values, and whether they are met."""
     rows: list[Row] = [
         (
-            threshold["what"],
-            percent(threshold["value"]),
-            f"{threshold['kind']} {percent(threshold['limit'])}",
-            "yes" if threshold["met"] else "NO",
+            threshold.what,
+            percent(threshold.value),
+            f"{threshold.kind} {percent(threshold.limit)}",
+            "yes" if threshold.met else "NO",
         )
-        for threshold in summary["thresholds"]
+        for threshold in summary.thresholds or []
     ]
     return ("measured", "VQA accuracy", "threshold", "met"), rows
 

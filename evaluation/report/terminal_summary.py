@@ -3,12 +3,13 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from answering.rerank.choose_answer import displayed_choice
 from evaluation.report.findings import headline
 from evaluation.report.report_notes import CURVE_REMARK, failure_count, missing_font
 from evaluation.report.result_tables import align_columns, caption_table, format_interval, percent
+from evaluation.schema.choice_figures import ChoiceFigures
+from evaluation.schema.summary_file import Summary
 
 WIDTH = 100
 MOST_ROWS = 7
@@ -19,7 +20,7 @@ _NAME_WIDTH = 40
 Row = tuple[str, ...]
 
 
-def terminal_summary(summary: dict[str, Any], report: Path) -> str:
+def terminal_summary(summary: Summary, report: Path) -> str:
     """The text. report: path of report.html."""
     parts = [*_wrapped(headline(summary), MOST_FINDING_LINES), ""]
     header, rows = _table(summary)
@@ -28,26 +29,26 @@ def terminal_summary(summary: dict[str, Any], report: Path) -> str:
         parts += [*align_columns(header, rows[:MOST_ROWS]).splitlines()]
         parts += [f"{more} more rows: {report.with_name('report.md')}"] if more > 0 else []
         parts.append("")
-    failed = sum(results["errors"] for results in summary["systems"].values())
+    failed = sum(results.errors for results in summary.systems.values())
     parts += [failure_count(failed)] if failed else []
-    missed = [threshold["what"] for threshold in summary.get("thresholds", []) if not threshold["met"]]
+    missed = [threshold.what for threshold in (summary.thresholds or []) if not threshold.met]
     parts += _wrapped(f"thresholds missed: {', '.join(missed)}" if missed else "", MOST_NOTE_LINES)
-    parts += _wrapped(CURVE_REMARK if summary.get("curve") else "", MOST_NOTE_LINES)
-    parts += _wrapped(summary.get("note") or "", MOST_NOTE_LINES)
+    parts += _wrapped(CURVE_REMARK if summary.curve else "", MOST_NOTE_LINES)
+    parts += _wrapped(summary.note or "", MOST_NOTE_LINES)
     parts += [] if missing_font(summary) is None else ["no font with Chinese characters is installed: see the warning above"]
     parts.append("all tables, with verdicts and categories: report.md beside it, or --tables")
     return "\n".join([*parts, f"report: {report}"])
 
 
-def _table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
+def _table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: the first and the displayed choice of each system, groups of seeds and controls; captions if no short questions."""
     header = ("system", "answer", "questions", "VQA accuracy", "95 % interval", "M4C")
     rows: list[Row] = []
-    for name, results in summary["systems"].items():
-        choices = results["choices"]
+    for name, results in summary.systems.items():
+        choices = results.choices
         shown = dict.fromkeys(["first", displayed_choice(choices)] if choices else [])
         rows += [_row(name, choice, choices[choice]) for choice in shown]
-    rows += [_row(name, "control", measures) for name, measures in summary.get("controls", {}).items()]
+    rows += [_row(name, "control", measures) for name, measures in (summary.controls or {}).items()]
     if rows:
         return header, rows
     captions, caption_rows = caption_table(summary)
@@ -55,10 +56,10 @@ def _table(summary: dict[str, Any]) -> tuple[Row, list[Row]]:
     return tuple(captions[i] for i in kept), [tuple(_clipped(row[i]) for i in kept) for row in caption_rows]
 
 
-def _row(name: str, choice: str, measures: dict[str, Any]) -> Row:
-    interval = format_interval(measures["vqa_accuracy_ci95"])
-    accuracies = percent(measures["vqa_accuracy"]), interval, percent(measures["vqa_accuracy_m4c"])
-    return (_clipped(name), choice, f"{measures['questions']:,}", *accuracies)
+def _row(name: str, choice: str, measures: ChoiceFigures) -> Row:
+    interval = format_interval(measures.vqa_accuracy_ci95)
+    accuracies = percent(measures.vqa_accuracy), interval, percent(measures.vqa_accuracy_m4c)
+    return (_clipped(name), choice, f"{measures.questions:,}", *accuracies)
 
 
 def _clipped(text: str) -> str:

@@ -20,6 +20,8 @@ from evaluation.report.image_grids import write_changed_answers
 from evaluation.report.report_notes import accuracy_definition, accuracy_name
 from evaluation.run.evaluation_run import EvaluationResult
 from evaluation.run.evaluation_setup import Experiment
+from evaluation.schema.choice_figures import ChoiceFigures
+from evaluation.schema.summary_file import Summary, SystemFigures
 from evaluation.scoring.question_categories import category_names
 
 CHANGED_FOLDER = "changed"
@@ -59,7 +61,7 @@ def write_report(evaluation_result: EvaluationResult, experiment: Experiment) ->
     charts = write_charts(evaluation_result.summary, all_examples, store, out, settings.seed)
     changed = (
         write_changed_answers(all_examples, store, out / CHANGED_FOLDER, settings.max_changed_images)
-        if "rerank" in evaluation_result.summary
+        if evaluation_result.summary.rerank is not None
         else 0
     )
     page = _template("template.html").render(
@@ -108,7 +110,7 @@ def _breakable(cell: str) -> Markup:
     return Markup(re.sub("([/_])", r"\1<wbr>", str(escape(cell))))
 
 
-def _page_context(summary: dict[str, Any], all_examples: list[Example], selected: list[Example], store: SampleStore) -> dict[str, Any]:
+def _page_context(summary: Summary, all_examples: list[Example], selected: list[Example], store: SampleStore) -> dict[str, Any]:
     """Variables of template.html. `selected`: the examples on the page."""
     images = {image_id: thumbnail(image_id, store) for example in selected for image_id in example.question.image_ids}
     return {
@@ -119,8 +121,8 @@ def _page_context(summary: dict[str, Any], all_examples: list[Example], selected
         "accuracy_definition": accuracy_definition(summary),
         "sentences": sentences(summary),
         "remarks": report_notes.remarks(summary),
-        "bars": {name: _bars(results) for name, results in summary["systems"].items() if results["choices"]},
-        "controls": [_bar(name, "control", measures, "control") for name, measures in summary.get("controls", {}).items()],
+        "bars": {name: _bars(results) for name, results in summary.systems.items() if results.choices},
+        "controls": [_bar(name, "control", measures, "control") for name, measures in (summary.controls or {}).items()],
         "meanings": result_tables.CHOICE_DESCRIPTIONS,
         "terms": result_tables.TERMS,
         "right": RIGHT,
@@ -131,20 +133,20 @@ def _page_context(summary: dict[str, Any], all_examples: list[Example], selected
         "image_urls": {image_id: None if image is None else data_url(image) for image_id, image in images.items()},
         "categories": [name for name in category_names() if any(example.question.category == name for example in selected)],
         "languages": sorted({example.question.request.language for example in selected}),
-        "can_change": {name: rerank_tables.can_change_sentence(results) for name, results in summary["systems"].items()},
-        "effects": {name: results["changed"] for name, results in summary["systems"].items() if "changed" in results},
+        "can_change": {name: rerank_tables.can_change_sentence(results.can_change) for name, results in summary.systems.items()},
+        "effects": {name: results.changed for name, results in summary.systems.items() if results.changed is not None},
     }
 
 
-def _bars(results: dict[str, Any]) -> list[Bar]:
+def _bars(results: SystemFigures) -> list[Bar]:
     """One bar per choice of a system."""
     kinds = {"random": "bound", "oracle": "bound"}
     return [
         _bar(name, result_tables.choice_description(name), measures, kinds.get(name, "method"))
-        for name, measures in results["choices"].items()
+        for name, measures in results.choices.items()
     ]
 
 
-def _bar(label: str, note: str, measures: dict[str, Any], kind: str) -> Bar:
-    low, high = measures["vqa_accuracy_ci95"]
-    return Bar(label, note, measures["vqa_accuracy"], low, high, kind)
+def _bar(label: str, note: str, measures: ChoiceFigures, kind: str) -> Bar:
+    low, high = measures.vqa_accuracy_ci95
+    return Bar(label, note, measures.vqa_accuracy, low, high, kind)

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,6 +16,7 @@ from evaluation.confidence_intervals import mean_intervals
 from evaluation.config import Corruption, EvalConfig
 from evaluation.questions import Question
 from evaluation.robustness.corruptions import corrupt
+from evaluation.schema.comparison_figures import CorruptionPoint, RobustnessFigures
 from evaluation.statistics import clusters
 
 CorruptionCondition = tuple[Corruption, int]
@@ -77,19 +77,20 @@ def _write_corrupted(image: Path | Image.Image, condition: CorruptionCondition, 
     return path
 
 
-def summarise_robustness(by_system: Mapping[str, Robustness]) -> dict[str, Any]:
+def summarise_robustness(by_system: Mapping[str, Robustness]) -> dict[str, RobustnessFigures]:
     """Figures for summary.json, by system: questions, clean accuracy, and accuracy by corruption and strength, with intervals."""
-    result: dict[str, Any] = {}
+    result = {}
     for name, robustness in by_system.items():
         columns = [robustness.clean, *robustness.corrupted.values()]
         groups = clusters([question.image_ids for question in robustness.questions])
         ranges = mean_intervals(np.stack(columns, axis=1), groups)
-        points = [
-            {"vqa_accuracy": float(column.mean()), "vqa_accuracy_ci95": [interval.low, interval.high]}
-            for column, interval in zip(columns, ranges, strict=True)
-        ]
-        by_kind: dict[str, list[dict[str, Any]]] = {}
-        for (kind, strength), point in zip(robustness.corrupted, points[1:], strict=True):
-            by_kind.setdefault(kind, []).append({"strength": strength, **point})
-        result[name] = {"questions": len(robustness.questions), "clean": points[0], "corrupted": by_kind}
+        strengths = [None, *(strength for _, strength in robustness.corrupted)]
+        clean, *points = (
+            CorruptionPoint(float(column.mean()), (interval.low, interval.high), strength)
+            for column, interval, strength in zip(columns, ranges, strengths, strict=True)
+        )
+        by_kind: dict[str, list[CorruptionPoint]] = {}
+        for (kind, _), point in zip(robustness.corrupted, points, strict=True):
+            by_kind.setdefault(kind, []).append(point)
+        result[name] = RobustnessFigures(len(robustness.questions), clean, by_kind)
     return result

@@ -15,17 +15,19 @@ from answering.rerank.choose_answer import RerankPlan
 from answering.rerank.fitted_reranker import FittedReranker, rerank_settings, save_fitted
 from atomic_io import write_json, write_text
 from dataset.sample import Language
-from evaluation.answer_selection import RerankPlans
+from evaluation.answer_selection import RerankPlans, add_choices
 from evaluation.calibration.rerank_fitting import tune
 from evaluation.metrics.short_answers import PRIMARY_METRIC
-from evaluation.prediction_files import Prediction
+from evaluation.prediction_files import Prediction, write_predictions
 from evaluation.questions import Question, choose, references
 from evaluation.robustness.robustness_run import CorruptionCondition, Robustness
 from evaluation.run.evaluation_setup import Experiment, first_checkpoint
 from evaluation.run.question_runner import NamedScorer
 from evaluation.run.system_runner import EvaluationRun, SystemLoader, SystemRun, run_all_systems
+from evaluation.schema.summary_file import DatasetFigures, Summary, to_json
 from evaluation.scoring.answer_scores import CosineFunction, References, caption_scores, score, score_lines
-from evaluation.scoring.rerank_metrics import candidate_metrics, rerank_metrics
+from evaluation.scoring.confidence_metrics import confidence_metrics
+from evaluation.scoring.rerank_metrics import improvable_fractions, rerank_metrics
 from evaluation.scoring.summary import SystemResult, summarise
 
 CALIBRATION_IMAGES = 1000
@@ -37,16 +39,21 @@ class EvaluationResult:
     """Everything that the reports show.
 
     Args:
-        summary: content of summary.json
+        summary: the figures of all systems
         questions: the short questions, in the order of every system's `short` in `results`
         references: reference answers by sample id
         results: scores by system
     """
 
-    summary: dict[str, Any]
+    summary: Summary
     questions: list[Question]
     references: References
     results: dict[str, SystemResult]
+
+    def record(self) -> dict[str, Any]:
+        """The content of summary.json."""
+        content: dict[str, Any] = to_json(self.summary)
+        return content
 
 
 def evaluate(
@@ -68,16 +75,24 @@ def score_evaluation(experiment: Experiment, evaluation_run: EvaluationRun) -> E
     settings, questions, known, scorers = experiment.settings, evaluation_run.questions, evaluation_run.references, evaluation_run.scorers
     rerank_plans = _fit_rerank_plans(experiment, evaluation_run)
     corrupted = [system_run for answered in evaluation_run.corrupted.values() for system_run in answered.values()]
-    for name, system_run in (*evaluation_run.systems.items(), *evaluation_run.validation.items()):
-        system_run.choose(rerank_plans.for_system(name), settings.seed, experiment.rerank.abstain_below)
-    for system_run in (*evaluation_run.controls.values(), *corrupted):
-        system_run.choose(rerank_plans.shared_plan, settings.seed)
+    planned = [
+        (system_run, rerank_plans.for_system(name))
+        for name, system_run in (*evaluation_run.systems.items(), *evaluation_run.validation.items())
+    ]
+    planned += [(system_run, rerank_plans.shared_plan) for system_run in (*evaluation_run.controls.values(), *corrupted)]
+    for system_run, plan in planned:
+        chosen = add_choices(system_run.questions, system_run.predictions, plan, settings.seed, experiment.rerank.abstain_below)
+        system_run.predictions = chosen
+        write_predictions(system_run.path, chosen)
     if scorers or experiment.rerank.self_evaluation:
         _save_plans(experiment, evaluation_run, rerank_plans, scorers)
 
     control_system = first_checkpoint(settings)
     short = [question for question in questions if question.short]
-    results = {system.name: _result(system, evaluation_run, known, scorers) for system in settings.systems}
+    abstain_below = experiment.rerank.abstain_below
+    results = {
+        system.name: _result(system, evaluation_run, rerank_plans.for_system(system.name), abstain_below) for system in settings.systems
+    }
     summary = summarise(
         dataset=_dataset(experiment, questions, known),
         questions=short,
@@ -90,21 +105,23 @@ def score_evaluation(experiment: Experiment, evaluation_run: EvaluationRun) -> E
         rerank=rerank_metrics(experiment.rerank, rerank_plans, scorers) if scorers or experiment.rerank.self_evaluation else None,
         settings=settings,
     )
-    question_types = [skippable_question_type(question.text, question.request.language) for question in short]
-    for name, result in results.items():
-        skipped = np.array([kind in rerank_plans.for_system(name).skipped_question_types for kind in question_types], dtype=bool)
-        summary["systems"][name] |= candidate_metrics(short, result.short, known, skipped, experiment.rerank.abstain_below)
-    write_json(experiment.out / "summary.json", summary)
+    evaluation_result = EvaluationResult(summary, short, known, results)
+    write_json(experiment.out / "summary.json", evaluation_result.record())
     for name, result in results.items():
         lines = score_lines(questions, result.short, result.captions)
         write_text(experiment.out / "scores" / f"{name}.jsonl", "".join(line + "\n" for line in lines))
-    return EvaluationResult(summary, short, known, results)
+    return evaluation_result
 
 
-def _result(system: System, evaluation_run: EvaluationRun, known: References, scorers: Sequence[NamedScorer]) -> SystemResult:
+def _result(system: System, evaluation_run: EvaluationRun, plan: RerankPlan, abstain_below: float | None) -> SystemResult:
     """Scores and metadata of one system."""
-    system_run = evaluation_run.systems[system.name]
+    system_run, known = evaluation_run.systems[system.name], evaluation_run.references
     pairs = list(zip(system_run.questions, system_run.predictions, strict=True))
+    questions = [question for question in system_run.questions if question.short]
+    short = score([prediction for question, prediction in pairs if question.short], known)
+    types = [skippable_question_type(question.text, question.request.language) for question in questions]
+    skipped = np.array([kind in plan.skipped_question_types for kind in types], dtype=bool)
+    has_confidence = any(prediction.confidence is not None for prediction in short.predictions)
     return SystemResult(
         kind=system.kind,
         model=system_run.predictions[0].model,
@@ -114,9 +131,11 @@ def _result(system: System, evaluation_run: EvaluationRun, known: References, sc
         cuda_graphs_error=system_run.cuda_graphs_error,
         visual_tokens=_mean_visual_tokens(system_run.predictions),
         distinct_candidates=fmean(len(prediction.candidates) for prediction in system_run.predictions),
-        short=score([prediction for question, prediction in pairs if question.short], known),
-        captions=caption_scores(system_run.questions, system_run.predictions, known, _cosine_functions(scorers)),
+        short=short,
+        captions=caption_scores(system_run.questions, system_run.predictions, known, _cosine_functions(evaluation_run.scorers)),
         robustness=_robustness(system_run, evaluation_run.corrupted.get(system.name, {}), known),
+        can_change=improvable_fractions(short, known, skipped) if questions else None,
+        confidence=confidence_metrics(questions, short, abstain_below) if has_confidence else None,
     )
 
 
@@ -171,16 +190,13 @@ def _save_plans(experiment: Experiment, evaluation_run: EvaluationRun, rerank_pl
         save_fitted(experiment.out / "plans" / f"{name}.json", fitted)
 
 
-def _dataset(experiment: Experiment, questions: Sequence[Question], known: References) -> dict[str, Any]:
-    """The entry `dataset` of summary.json. `fewest_references`: of any short question."""
-    numbers = [len(known[question.sample_id]) for question in questions if question.short]
-    tasks = Counter(question.request.task for question in questions)
-    images = {image for question in questions for image in question.image_ids}
-    return {
-        "name": experiment.name,
-        "split": experiment.settings.split,
-        "questions": len(questions),
-        "images": len(images),
-        "by_task": dict(tasks),
-        **({"fewest_references": min(numbers)} if numbers else {}),
-    }
+def _dataset(experiment: Experiment, questions: Sequence[Question], known: References) -> DatasetFigures:
+    """What was asked."""
+    return DatasetFigures(
+        name=experiment.name,
+        split=experiment.settings.split,
+        questions=len(questions),
+        images=len({image for question in questions for image in question.image_ids}),
+        by_task=dict(Counter(question.request.task for question in questions)),
+        fewest_references=min((len(known[question.sample_id]) for question in questions if question.short), default=None),
+    )

@@ -103,63 +103,64 @@ def chunks(questions: Sequence[Question], decoding: DecodingConfig, description_
     ]
 
 
-def answer_questions(
-    answerer: Answerer,
-    scorers: Sequence[NamedScorer],
-    self_evaluation: bool,
-    all_chunks: Sequence[Chunk],
-    path: Path,
-    title: str,
-    score: Callable[[Prediction], float | None],
-    process_group: ProcessGroup,
-) -> RunnerOutput:
-    """Answer every chunk and score its candidates; each chunk is appended to `path` when it is done.
-
-    A chunk is cached, and not answered again, if the file has all of its predictions for the same model, decoding and questions, none
-    with an error.
+@dataclass(frozen=True, slots=True)
+class QuestionRunner:
+    """Has systems answer chunks of questions and scores their candidates.
 
     Args:
-        answerer: the system
         scorers: image-text scorers of the candidates
-        self_evaluation: let the answerer score its own candidates, if it can
-        all_chunks: the questions
-        path: the predictions file
-        title: label of the progress line
-        score: accuracy of a prediction, for the progress line only; None: not counted
+        self_evaluation: let an answerer score its own candidates, if it can
         process_group: ranks that share the chunks
-
-    Returns:
-        The predictions of all ranks, on every rank.
     """
-    model = identity(answerer.description)
-    journal, stopwatch = Journal(path, process_group), Stopwatch(path.with_suffix(".timing.json"), model, process_group)
-    cached = [_cached_chunk(chunk, model, journal) for chunk in all_chunks]
-    _report_unused(path, journal, all_chunks, model)
-    judge = answerer if self_evaluation and isinstance(answerer, SelfEvaluator) else None
-    expected_scorers = {scorer.choice: scorer.identity for scorer in scorers} | (
-        {} if judge is None else {SELF_EVALUATION: SELF_EVALUATION_IDENTITY}
-    )
-    unfinished = bool(scorers) and not all(group and _has_scores(group, expected_scorers) for group in cached)
-    done: dict[int, list[Prediction]] = {}
-    scores: list[float] = []
-    assigned = [chunk_index for chunk_index in range(len(all_chunks)) if process_group.owns(chunk_index)]
-    label = title if process_group.world_size == 1 else f"{title}, rank {process_group.rank} of {process_group.world_size}"
-    with Progress(label, sum(len(all_chunks[chunk_index].questions) for chunk_index in assigned), "questions") as progress:
-        for chunk_index in assigned:
-            chunk, previous = all_chunks[chunk_index], cached[chunk_index]
-            answered = previous or _answer_chunk(answerer, chunk, model, stopwatch)
-            scored = _score_chunk(answered, chunk, scorers, judge, expected_scorers, unfinished)
-            if scored != previous:
-                journal.append(scored)
-            done[chunk_index] = scored
-            scores += [value for value in map(score, scored) if value is not None]
-            progress.update(len(scored), f"accuracy {statistics.fmean(scores):.3f}" if scores else "")
-    gathered = {chunk_index: scored for part in process_group.gather(done) for chunk_index, scored in part.items()}
-    all_predictions = [prediction for chunk_index in range(len(all_chunks)) for prediction in gathered[chunk_index]]
-    stopwatch.gather()
-    if process_group.is_main_process:
-        journal.merge_rank_files(all_predictions)
-    return RunnerOutput(all_predictions, stopwatch.total.rate, stopwatch.total.cuda_graphs_error)
+
+    scorers: Sequence[NamedScorer]
+    self_evaluation: bool
+    process_group: ProcessGroup
+
+    def answer(
+        self, answerer: Answerer, all_chunks: Sequence[Chunk], path: Path, title: str, score: Callable[[Prediction], float | None]
+    ) -> RunnerOutput:
+        """Answer every chunk and score its candidates; each chunk is appended to `path` when it is done.
+
+        A chunk is cached, and not answered again, if the file has all of its predictions for the same model, decoding and questions, none
+        with an error.
+
+        Args:
+            answerer: the system
+            all_chunks: the questions
+            path: the predictions file
+            title: label of the progress line
+            score: accuracy of a prediction, for the progress line only; None: not counted
+
+        Returns:
+            The predictions of all ranks, on every rank.
+        """
+        group, model = self.process_group, identity(answerer.description)
+        journal, stopwatch = Journal(path, group), Stopwatch(path.with_suffix(".timing.json"), model, group)
+        cached = [_cached_chunk(chunk, model, journal) for chunk in all_chunks]
+        _report_unused(path, journal, all_chunks, model)
+        scorers = _ChunkScorers(self.scorers, answerer if self.self_evaluation and isinstance(answerer, SelfEvaluator) else None)
+        unfinished = bool(self.scorers) and not all(chunk and scorers.have_scored(chunk) for chunk in cached)
+        done: dict[int, list[Prediction]] = {}
+        scores: list[float] = []
+        assigned = [chunk_index for chunk_index in range(len(all_chunks)) if group.owns(chunk_index)]
+        label = title if group.world_size == 1 else f"{title}, rank {group.rank} of {group.world_size}"
+        with Progress(label, sum(len(all_chunks[chunk_index].questions) for chunk_index in assigned), "questions") as progress:
+            for chunk_index in assigned:
+                chunk, previous = all_chunks[chunk_index], cached[chunk_index]
+                answered = previous or _answer_chunk(answerer, chunk, model, stopwatch)
+                scored = scorers.score(answered, chunk, unfinished)
+                if scored != previous:
+                    journal.append(scored)
+                done[chunk_index] = scored
+                scores += [value for value in map(score, scored) if value is not None]
+                progress.update(len(scored), f"accuracy {statistics.fmean(scores):.3f}" if scores else "")
+        gathered = {chunk_index: scored for part in group.gather(done) for chunk_index, scored in part.items()}
+        all_predictions = [prediction for chunk_index in range(len(all_chunks)) for prediction in gathered[chunk_index]]
+        stopwatch.gather()
+        if group.is_main_process:
+            journal.merge_rank_files(all_predictions)
+        return RunnerOutput(all_predictions, stopwatch.total.rate, stopwatch.total.cuda_graphs_error)
 
 
 def _key(model: dict[str, Any], decoding: dict[str, Any], question: Question) -> str:
@@ -222,50 +223,51 @@ def _answer_chunk(answerer: Answerer, chunk: Chunk, model: dict[str, Any], stopw
     ]
 
 
-def _has_scores(predictions: Sequence[Prediction], expected_scorers: dict[str, str]) -> bool:
-    return all(prediction.scorers == expected_scorers for prediction in predictions)
+@dataclass(frozen=True, slots=True)
+class _ChunkScorers:
+    """What scores the candidates of a system. judge: the answerer, if it evaluates its own candidates."""
 
+    scorers: Sequence[NamedScorer]
+    judge: SelfEvaluator | None
 
-def _score_chunk(
-    answered: list[Prediction],
-    chunk: Chunk,
-    scorers: Sequence[NamedScorer],
-    judge: SelfEvaluator | None,
-    expected_scorers: dict[str, str],
-    unfinished: bool,
-) -> list[Prediction]:
-    """Add the scores of each scorer to a chunk's predictions. Questions without an image are not scored.
+    @property
+    def identities(self) -> dict[str, str]:
+        """Scorer name -> its identity, as predictions record it."""
+        own = {} if self.judge is None else {SELF_EVALUATION: SELF_EVALUATION_IDENTITY}
+        return {scorer.choice: scorer.identity for scorer in self.scorers} | own
 
-    Args:
-        answered: predictions of the chunk, in the order of its questions
-        chunk: the questions
-        scorers: image-text scorers
-        judge: the answerer, if it evaluates its own candidates
-        expected_scorers: scorer name -> identity
-        unfinished: whether some chunk still lacks scores. Then images of scored chunks are encoded again: scorers cache image
-            features, so later images fall into the same batches, and get the same last bits, as in an uninterrupted run
-    """
-    already_scored = _has_scores(answered, expected_scorers)
-    if already_scored and not unfinished:
-        return answered
-    asked = [_question_candidates(p, question, already_scored) for p, question in zip(answered, chunk.questions, strict=True)]
-    try:
-        by_scorer = {scorer.choice: scorer.image_text_scorer.signals(asked) for scorer in scorers}
-    except ImageError:
-        # An image has become unreadable since its question was answered. Existing scores are kept.
-        readable, asked = _without_unreadable(answered, asked)
-        by_scorer = {scorer.choice: scorer.image_text_scorer.signals(asked) for scorer in scorers}
-        answered = answered if already_scored else readable
-    if already_scored:
-        return answered
-    if judge is not None:
-        by_scorer[SELF_EVALUATION] = _self_evaluate(answered, chunk, judge)
-    return [
-        dataclasses.replace(
-            p, scorers=expected_scorers, signals={name: signal for name, row in by_scorer.items() if (signal := row[i]) is not None}
-        )
-        for i, p in enumerate(answered)
-    ]
+    def have_scored(self, predictions: Sequence[Prediction]) -> bool:
+        """Whether the predictions have the scores of exactly these scorers."""
+        identities = self.identities
+        return all(prediction.scorers == identities for prediction in predictions)
+
+    def score(self, answered: list[Prediction], chunk: Chunk, unfinished: bool) -> list[Prediction]:
+        """Add the scores to a chunk's predictions. Questions without an image are not scored.
+
+        Args:
+            answered: predictions of the chunk, in the order of its questions
+            chunk: the questions
+            unfinished: whether some chunk still lacks scores. Then images of scored chunks are encoded again: scorers cache image
+                features, so later images fall into the same batches, and get the same last bits, as in an uninterrupted run
+        """
+        already_scored = self.have_scored(answered)
+        if already_scored and not unfinished:
+            return answered
+        asked = [_question_candidates(p, question, already_scored) for p, question in zip(answered, chunk.questions, strict=True)]
+        try:
+            by_scorer = {scorer.choice: scorer.image_text_scorer.signals(asked) for scorer in self.scorers}
+        except ImageError:
+            # An image has become unreadable since its question was answered. Existing scores are kept.
+            readable, asked = _without_unreadable(answered, asked)
+            by_scorer = {scorer.choice: scorer.image_text_scorer.signals(asked) for scorer in self.scorers}
+            answered = answered if already_scored else readable
+        if already_scored:
+            return answered
+        if self.judge is not None:
+            by_scorer[SELF_EVALUATION] = _self_evaluate(answered, chunk, self.judge)
+        rows = [{name: signal for name, row in by_scorer.items() if (signal := row[i]) is not None} for i in range(len(answered))]
+        identities = self.identities
+        return [dataclasses.replace(p, scorers=identities, signals=signals) for p, signals in zip(answered, rows, strict=True)]
 
 
 def _question_candidates(prediction: Prediction, question: Question, already_scored: bool) -> QuestionCandidates:

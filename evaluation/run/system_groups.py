@@ -4,13 +4,13 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from answering.config import CheckpointSystem, System
 from errors import UsageError
 from evaluation.config import EvalConfig, Thresholds
+from evaluation.schema.comparison_figures import SeedStatistics
 from evaluation.scoring.answer_scores import Scores
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)$")
@@ -74,17 +74,13 @@ def mean_scores(members: Sequence[Mapping[str, Scores]]) -> dict[str, Scores]:
     }
 
 
-def seed_statistics(members: Sequence[Mapping[str, Scores]]) -> dict[str, dict[str, dict[str, Any]]]:
+def seed_statistics(members: Sequence[Mapping[str, Scores]]) -> dict[str, dict[str, SeedStatistics]]:
     """Mean, sample standard deviation, minimum and maximum over the members' mean scores, by choice and metric."""
-    result: dict[str, dict[str, dict[str, Any]]] = {}
+    result: dict[str, dict[str, SeedStatistics]] = {}
     for choice in mean_scores(members):
         result[choice] = {}
         for metric in members[0][choice]:
             values = np.array([member[choice][metric].mean() for member in members])
-            result[choice][metric] = {
-                "mean": float(values.mean()),
-                "sd": float(values.std(ddof=1)),
-                "lowest": float(values.min()),
-                "highest": float(values.max()),
-            }
+            statistics = (values.mean(), values.std(ddof=1), values.min(), values.max())
+            result[choice][metric] = SeedStatistics(*map(float, statistics))
     return result

@@ -10,16 +10,14 @@ import torch
 
 from answering.config import System
 from answering.protocol import Answerer
-from answering.rerank.choose_answer import RerankPlan, chosen_text
+from answering.rerank.choose_answer import chosen_text
 from errors import UsageError
-from evaluation import prediction_files as files
-from evaluation.answer_selection import add_choices
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question, choose, references, with_shuffled_images
 from evaluation.robustness.robustness_run import CorruptionCondition, corruption_conditions, corruption_questions, with_corrupted_images
 from evaluation.run.background_images import with_background_images
 from evaluation.run.evaluation_setup import Experiment, check_experiment, first_checkpoint
-from evaluation.run.question_runner import NamedScorer, answer_questions, chunks
+from evaluation.run.question_runner import NamedScorer, QuestionRunner, chunks
 from evaluation.scoring.answer_scores import References, answer_accuracy
 from process_group import ProcessGroup
 from renamed_keys import EARLIER_FILE_NAMES
@@ -46,24 +44,18 @@ class SystemRun:
     questions_per_second: float | None
     cuda_graphs_error: str | None = None
 
-    def choose(self, plan: RerankPlan, seed: int, abstain_below: float | None = None) -> None:
-        """Choose answers, and rewrite the predictions file."""
-        self.predictions = add_choices(self.questions, self.predictions, plan, seed, abstain_below)
-        files.write_predictions(self.path, self.predictions)
-
 
 @dataclass(frozen=True, slots=True)
 class _SystemRunner:
     """Has systems answer questions. References are used only for the running accuracy on the progress line."""
 
     experiment: Experiment
-    scorers: Sequence[NamedScorer]
-    self_evaluation: bool
-    process_group: ProcessGroup
+    runner: QuestionRunner
 
     def run_control(self, answerer: Answerer, questions: list[Question], reference_answers: References, name: str) -> SystemRun:
         """Answer the questions of a control run. Only first candidates are evaluated, so no scorer runs."""
-        return _SystemRunner(self.experiment, (), False, self.process_group).answer_questions(answerer, questions, reference_answers, name)
+        runner = QuestionRunner((), False, self.runner.process_group)
+        return _SystemRunner(self.experiment, runner).answer_questions(answerer, questions, reference_answers, name)
 
     def answer_questions(self, answerer: Answerer, questions: list[Question], reference_answers: References, file: str) -> SystemRun:
         """Answer the questions and score the candidates; predictions go to predictions/<file>.jsonl."""
@@ -80,7 +72,7 @@ class _SystemRunner:
             )
 
         all_chunks = chunks(questions, experiment.decoding, experiment.settings.description_tokens)
-        output = answer_questions(answerer, self.scorers, self.self_evaluation, all_chunks, path, file, first_accuracy, self.process_group)
+        output = self.runner.answer(answerer, all_chunks, path, file, first_accuracy)
         return SystemRun(path, questions, output.predictions, output.questions_per_second, output.cuda_graphs_error)
 
 
@@ -144,7 +136,8 @@ def run_all_systems(
     evaluation_run = EvaluationRun(
         questions, reference_answers, with_background_images(scorers, store, experiment.rerank.background_images)
     )
-    runner = _SystemRunner(experiment, evaluation_run.scorers, experiment.rerank.self_evaluation, process_group or ProcessGroup())
+    question_runner = QuestionRunner(evaluation_run.scorers, experiment.rerank.self_evaluation, process_group or ProcessGroup())
+    runner = _SystemRunner(experiment, question_runner)
     short = [question for question in questions if question.short]
     if settings.controls and not short:
         raise UsageError(f"eval.controls: control runs need questions with short answers; the split '{settings.split}' has none")

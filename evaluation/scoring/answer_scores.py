@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from evaluation.metrics.short_answers import METRICS, Metric, vqa_accuracy, vqa_
 from evaluation.metrics.unanswerable import unanswerable_metrics
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
+from evaluation.schema.choice_figures import UnanswerableFigures
 
 _LEADING, _TRAILING = ("first", "random", "majority", "likelihood"), ("self", "reranked", "learned", "abstaining", "oracle")
 """Display order of the choices: the leading ones, image-text scorers, the trailing ones."""
@@ -66,14 +68,14 @@ class AnswerScores:
     texts: dict[str, list[str]]
     scores: dict[str, Scores]
     forms: dict[str, dict[str, Scores]]
-    unanswerable: dict[str, float] | None
+    unanswerable: UnanswerableFigures | None
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionResult:
     """Caption metrics of a system: means[choice]["caption en"][metric] and per_sample[sample_id][choice][metric]."""
 
-    means: dict[str, dict[str, dict[str, float]]]
+    means: dict[str, dict[str, dict[str, Any]]]
     per_sample: dict[str, dict[str, dict[str, float]]]
 
 

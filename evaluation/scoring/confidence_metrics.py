@@ -1,7 +1,6 @@
 """Figures of summary.json about the confidence: is it calibrated, for which kinds of questions, and what does abstaining gain?"""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -10,6 +9,8 @@ from evaluation.answer_selection import ABSTAINING
 from evaluation.metrics.reliability import reliability
 from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.questions import Question
+from evaluation.schema.choice_figures import PartFigures
+from evaluation.schema.confidence_figures import Abstaining, ConfidenceFigures, ConfidencePart, CoveragePoint
 from evaluation.scoring.answer_scores import AnswerScores
 from evaluation.scoring.question_categories import category_names
 
@@ -17,67 +18,59 @@ CONFIDENT = 0.9
 """Confidence from which an answer is claimed to be nearly certain."""
 
 
-def confidence_metrics(questions: Sequence[Question], short: AnswerScores, abstain_below: float | None) -> dict[str, Any]:
-    """Calibration and selective accuracy of the displayed answers. A failed question counts with confidence 0; one that has no
-    confidence because nothing scored its candidates (it has no image) is left out.
+def confidence_metrics(questions: Sequence[Question], short: AnswerScores, abstain_below: float | None) -> ConfidenceFigures:
+    """Calibration and selective accuracy of the displayed answers (AURC: Geifman & El-Yaniv 2017, arXiv:1705.08500).
 
-    Returns:
-        ece, bins: as in `reliability`; brier: mean squared distance of confidence and accuracy; risk_coverage: accuracy of the
-        most confident fraction of the answers; aurc: mean of 1 - accuracy over all coverages (Geifman & El-Yaniv 2017,
-        arXiv:1705.08500); by_category, by_language, by_source: the calibration of each kind of question (`_part`); unlike: that of the
-        questions that are unlike those of the calibration, if there are any; abstaining: with `abstain_below`, fraction of questions
-        still answered and their accuracy.
+    A failed question counts with confidence 0; one that has no confidence because nothing scored its candidates (it has no image) is
+    left out.
     """
     rows = [i for i, p in enumerate(short.predictions) if p.confidence is not None or not p.candidates]
     questions, predictions = [questions[i] for i in rows], [short.predictions[i] for i in rows]
     confidences = np.array([prediction.confidence or 0.0 for prediction in predictions])
     correct = short.scores[displayed_choice(short.scores)][PRIMARY_METRIC][rows]
     _, accuracy = risk_coverage(confidences, correct)
-    metrics: dict[str, Any] = {
-        "questions": len(correct),
-        "fitted_on": "validation",
-        **reliability(confidences, correct),
-        "brier": float(np.mean((confidences - correct) ** 2)),
-        "aurc": float(np.mean(1 - accuracy)),
-        "risk_coverage": [
-            {"coverage": fraction, PRIMARY_METRIC: float(accuracy[round(fraction * len(correct)) - 1])}
+    calibration = reliability(confidences, correct)
+
+    def by_label(labels: Sequence[str], order: Sequence[str]) -> dict[str, ConfidencePart]:
+        masks = {name: np.array(labels) == name for name in order}
+        return {name: _part(confidences[mask], correct[mask]) for name, mask in masks.items() if mask.any()}
+
+    sources = [question.source for question in questions]
+    unlike = np.array([bool(prediction.unlike) for prediction in predictions])
+    abstaining = None
+    if abstain_below is not None and ABSTAINING in short.scores:
+        answered = confidences >= abstain_below
+        abstaining = Abstaining(abstain_below, float(answered.mean()), float(correct[answered].mean()) if answered.any() else None)
+    return ConfidenceFigures(
+        questions=len(correct),
+        fitted_on="validation",
+        ece=calibration.ece,
+        bins=calibration.bins,
+        brier=float(np.mean((confidences - correct) ** 2)),
+        aurc=float(np.mean(1 - accuracy)),
+        risk_coverage=[
+            CoveragePoint(fraction, float(accuracy[round(fraction * len(correct)) - 1]))
             for fraction in _COVERAGES
             if fraction * len(correct) >= 1
         ],
-    }
-    labels = {
-        "by_category": ([question.category for question in questions], category_names()),
-        "by_language": ([question.request.language for question in questions], ["en", "zh"]),
-        "by_source": ([question.source for question in questions], sorted({question.source for question in questions})),
-    }
-    for key, (values, order) in labels.items():
-        masks = {name: np.array(values) == name for name in order}
-        metrics[key] = {name: _part(confidences[mask], correct[mask]) for name, mask in masks.items() if mask.any()}
-    unlike = np.array([bool(prediction.unlike) for prediction in predictions])
-    if unlike.any():
-        metrics["unlike"] = _part(confidences[unlike], correct[unlike])
-    if abstain_below is not None and ABSTAINING in short.scores:
-        answered = confidences >= abstain_below
-        metrics["abstaining"] = {
-            "below": abstain_below,
-            "answered": float(answered.mean()),
-            **({PRIMARY_METRIC: float(correct[answered].mean())} if answered.any() else {}),
-        }
-    return metrics
+        by_category=by_label([question.category for question in questions], category_names()),
+        by_language=by_label([question.request.language for question in questions], ["en", "zh"]),
+        by_source=by_label(sources, sorted(set(sources))),
+        unlike=_part(confidences[unlike], correct[unlike]) if unlike.any() else None,
+        abstaining=abstaining,
+    )
 
 
-def _part(confidences: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
-    """Calibration of some questions: their number, mean confidence, accuracy, calibration error, and the accuracy of the answers that
-    are claimed to be nearly certain, if there are any.
-    """
+def _part(confidences: np.ndarray, correct: np.ndarray) -> ConfidencePart:
+    """Calibration of some questions, and the accuracy of the answers that are claimed to be nearly certain, if there are any."""
     confident = confidences >= CONFIDENT
-    return {
-        "questions": len(correct),
-        "confidence": float(confidences.mean()),
-        PRIMARY_METRIC: float(correct.mean()),
-        "ece": float(reliability(confidences, correct)["ece"]),
-        **({"confident": {"questions": int(confident.sum()), PRIMARY_METRIC: float(correct[confident].mean())}} if confident.any() else {}),
-    }
+    return ConfidencePart(
+        questions=len(correct),
+        confidence=float(confidences.mean()),
+        vqa_accuracy=float(correct.mean()),
+        ece=reliability(confidences, correct).ece,
+        confident=PartFigures(int(confident.sum()), float(correct[confident].mean())) if confident.any() else None,
+    )
 
 
 _COVERAGES = tuple(round(0.05 * step, 2) for step in range(1, 21))

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.power_analysis import minimum_detectable_effect
 from evaluation.questions import Question
 from evaluation.run.system_groups import mean_scores
+from evaluation.schema.comparison_figures import Comparison, McNemarFigures, TestedDifference
 from evaluation.scoring.answer_scores import Scores
 from evaluation.statistics import Difference, clusters, compare, holm, mcnemar, min_resamples, verdict
 
@@ -99,46 +99,48 @@ def _pairs_of_systems(units: Mapping[str, Mapping[str, Scores]], questions: Sequ
     return pairs
 
 
-def comparisons(pairs: Sequence[ScorePair], settings: EvalConfig) -> list[dict[str, Any]]:
-    """The entry `comparisons` of summary.json, one row per pair.
+def comparisons(pairs: Sequence[ScorePair], settings: EvalConfig) -> list[Comparison]:
+    """One comparison per pair.
 
-    A row has the difference with interval, p-value (raw and Holm-adjusted over all pairs) and verdict; the number of questions whose
-    scores differ; `minimum_detectable_effect` (absent if there is none); the same figures under M4C, with a Holm correction of their own;
-    and, for 0/1 scores, McNemar's test of exact matches, again with its own Holm correction.
+    p-values are Holm-adjusted over all pairs, with corrections of their own for M4C and for McNemar's test of exact matches, which only
+    pairs with 0/1 scores have.
     """
     resamples = min_resamples(settings.resamples, len(pairs))
     by_metric: dict[str, list[Difference]] = {metric: [] for metric in TESTED_METRICS}
-    rows: list[dict[str, Any]] = []
+    effects, differing = [], []
     for pair in pairs:
         groups = clusters([question.image_ids for question in pair.questions])
         a, b = (np.stack([scores[metric] for metric in TESTED_METRICS], axis=1) for scores in (pair.scores_a, pair.scores_b))
         for metric, difference in zip(TESTED_METRICS, compare(a, b, groups, resamples, settings.seed), strict=True):
             by_metric[metric].append(difference)
-        effect = minimum_detectable_effect(a[:, 0] - b[:, 0], groups, len(pairs))
-        rows.append(
-            {"a": pair.a, "b": pair.b, "metric": PRIMARY_METRIC, "differing_questions": int((a[:, 0] != b[:, 0]).sum())}
-            | ({} if effect is None else {"minimum_detectable_effect": effect})
-        )
-    for metric, differences in by_metric.items():
-        for row, figures in zip(rows, _tested(differences), strict=True):
-            row |= figures if metric == PRIMARY_METRIC else {metric: figures}
+        effects.append(minimum_detectable_effect(a[:, 0] - b[:, 0], groups, len(pairs)))
+        differing.append(int((a[:, 0] != b[:, 0]).sum()))
     tests = {i: mcnemar(pair.scores_a[BINARY_METRIC], pair.scores_b[BINARY_METRIC]) for i, pair in enumerate(pairs) if _binary(pair)}
-    for (i, test), p_holm in zip(tests.items(), holm([test.p_value for test in tests.values()]), strict=True):
-        rows[i]["mcnemar"] = {"metric": BINARY_METRIC, **asdict(test), "p_holm": p_holm}
-    return rows
+    adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
+    exact = {i: McNemarFigures(BINARY_METRIC, **asdict(test), p_holm=adjusted[i]) for i, test in tests.items()}
+    tested = zip(_tested(by_metric[PRIMARY_METRIC]), _tested(by_metric[NORMALISED_METRIC]), strict=True)
+    return [
+        Comparison(
+            **vars(figures),
+            a=pairs[i].a,
+            b=pairs[i].b,
+            metric=PRIMARY_METRIC,
+            differing_questions=differing[i],
+            vqa_accuracy_m4c=normalised,
+            minimum_detectable_effect=effects[i],
+            mcnemar=exact.get(i),
+        )
+        for i, (figures, normalised) in enumerate(tested)
+    ]
 
 
-def _tested(differences: Sequence[Difference]) -> list[dict[str, Any]]:
+def _tested(differences: Sequence[Difference]) -> list[TestedDifference]:
     """Figures of the differences in one metric over all pairs."""
     adjusted = holm([difference.p_value for difference in differences])
     return [
-        {
-            "difference": difference.difference,
-            "ci95": [difference.ci95.low, difference.ci95.high],
-            "p_value": difference.p_value,
-            "p_holm": p_holm,
-            "verdict": verdict(difference, p_holm),
-        }
+        TestedDifference(
+            difference.difference, (difference.ci95.low, difference.ci95.high), difference.p_value, p_holm, verdict(difference, p_holm)
+        )
         for difference, p_holm in zip(differences, adjusted, strict=True)
     ]
 

@@ -1,10 +1,10 @@
 """Check the accuracy of the first checkpoint and its control runs against the limits in eval.thresholds."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from errors import UsageError
 from evaluation.config import EvalConfig, Thresholds
+from evaluation.schema.comparison_figures import ThresholdFigures
 
 Controls = dict[str, float]
 """Control -> VQA accuracy of the control run."""
@@ -25,7 +25,7 @@ def check_thresholds(settings: EvalConfig) -> None:
             raise UsageError(f"eval.thresholds.{name}: this threshold needs the control {control}, which is not in eval.controls")
 
 
-def check_against_thresholds(thresholds: Thresholds, system: str, first: float, controls: Controls) -> list[dict[str, Any]]:
+def check_against_thresholds(thresholds: Thresholds, system: str, first: float, controls: Controls) -> list[ThresholdFigures]:
     """Compare the measurements with every threshold that is set. All numbers are fractions in 0..1.
 
     Args:
@@ -35,7 +35,7 @@ def check_against_thresholds(thresholds: Thresholds, system: str, first: float, 
         controls: VQA accuracy of its control runs
 
     Returns:
-        One row per threshold: name, what was measured, value, kind ("at least" or "at most"), limit, and whether it is met.
+        One row per threshold.
     """
     rows = []
     for name, (description, kind, measured) in _MEASUREMENTS.items():
@@ -44,10 +44,10 @@ def check_against_thresholds(thresholds: Thresholds, system: str, first: float, 
             continue
         value = measured(first, controls)
         passed = value >= limit if kind == "at least" else value <= limit
-        rows.append({"name": name, "what": description.format(system=system), "value": value, "kind": kind, "limit": limit, "met": passed})
+        rows.append(ThresholdFigures(name, description.format(system=system), value, kind, limit, passed))
     return rows
 
 
-def missed_thresholds(thresholds: Iterable[dict[str, Any]]) -> list[str]:
+def missed_thresholds(thresholds: Iterable[ThresholdFigures]) -> list[str]:
     """Names of the thresholds that are not met."""
-    return [threshold["name"] for threshold in thresholds if not threshold["met"]]
+    return [threshold.name for threshold in thresholds if not threshold.met]

@@ -15,9 +15,12 @@ from answering.protocol import Answer, Candidate, Description, ImageInput, Reque
 from dataset.loading.sample_store import SampleStore
 from dataset.sample import IMAGE_PLACEHOLDER, IMAGES_SCHEMA, SAMPLES_SCHEMA
 from evaluation.config import EvalConfig
+from evaluation.metrics.short_answers import METRICS
 from evaluation.run.evaluation_run import EvaluationResult, evaluate
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.run.question_runner import NamedScorer
+from evaluation.schema.choice_figures import ChoiceFigures
+from evaluation.schema.summary_file import SystemFigures
 
 COLORS = ("red", "blue", "green", "orange", "purple", "black")
 COLORS_ZH = ("红色", "蓝色", "绿色", "橙色", "紫色", "黑色")
@@ -180,3 +183,16 @@ def run(
 def lines(path: Path) -> list[dict[str, Any]]:
     """The records of a JSON Lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def choice_figures(accuracy: float = 0.5, **changes: Any) -> ChoiceFigures:
+    """Figures of one choice: every metric is the accuracy."""
+    metrics = dict.fromkeys(METRICS, accuracy)
+    interval = (accuracy - 0.02, accuracy + 0.02)
+    parts: dict[str, Any] = {"by_category": {}, "by_language": {}, "by_source": {}}
+    return ChoiceFigures(**{"questions": 800, "clusters": 100, "vqa_accuracy_ci95": interval, **metrics, **parts, **changes})
+
+
+def system_figures(choices: dict[str, ChoiceFigures]) -> SystemFigures:
+    """Figures of a system with these choices."""
+    return SystemFigures("checkpoint", {}, {}, 0, 1.0, choices)

@@ -60,7 +60,7 @@ def test_an_answerer_without_right_candidates_scores_zero(tmp_path: Path) -> Non
     store = write_store(tmp_path / "data", rows)
     always_wrong = FakeAnswerer(always(("pink", -0.5), ("", -0.7), ("mauve", -1.0)))
     planned = experiment(store, tmp_path / "out", rerank=RerankConfig(tune=True))
-    summary = run(planned, always_wrong, scorer=FakeScorer(*COLORS)).summary
+    summary = run(planned, always_wrong, scorer=FakeScorer(*COLORS)).record()
     for name, measures in summary["systems"]["ours"]["choices"].items():
         assert measures["vqa_accuracy"] == measures["vqa_accuracy_m4c"] == measures["exact"] == 0.0, name
     for row in lines(tmp_path / "out" / "predictions" / "ours.jsonl"):

@@ -243,7 +243,7 @@ def test_an_interactive_session_about_a_given_image_ends_with_the_input(run: Run
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--system", "none"], 2, "--system none: eval.systems has no such system (it has: qwen)"),
+        (["--system", "none"], 2, "--system: eval.systems has no none (it has: qwen)"),
         (["--checkpoint", "no/such"], 2, "no/such does not exist"),
         (["--image", "no.png", "--question", "What?"], 1, "no.png: there is no such file"),
         (["--images", "no"], 2, "--images no: there is no such folder"),

@@ -112,8 +112,8 @@ def test_every_command_of_the_documentation_is_valid(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--system", "other"), "--system other: eval.systems has no such system (it has: none)"),
-        (("--against", "other"), "--against other: eval.systems has no such system"),
+        (("--system", "other"), "--system: eval.systems has no other (it has: none)"),
+        (("--against", "other"), "--against: eval.systems has no other"),
         (("--port", "70000"), "--port 70000"),
         (("rerank.clip=./none",), "rerank.clip: ./none does not exist"),
     ],

@@ -187,7 +187,7 @@ def test_a_curve_with_named_checkpoints_or_of_a_single_checkpoint_is_an_error(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--systems", "other"], "--systems other: eval.systems has no such system"),
+        (["--systems", "other"], "--systems: eval.systems has no other"),
         (["--limit", "0"], "--limit 0: expected a number of questions"),
         (["--checkpoints", "nowhere"], "--checkpoints nowhere: there is no such folder"),
         (["rerank.clip=./nowhere/at/all"], "rerank.clip: ./nowhere/at/all does not exist"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from evaluation.calibration.probability_fits import group_k_fold
 from evaluation.calibration.rerank_fitting import tune
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
+from evaluation.schema.summary_file import to_json
 from evaluation.scoring.answer_scores import score
 from evaluation.scoring.confidence_metrics import confidence_metrics, risk_coverage
 from evaluation.scoring.rerank_metrics import improvable_fractions
@@ -54,6 +56,12 @@ def references(n: int) -> dict[str, list[str]]:
     return {f"q{i}": [RIGHT] * 10 for i in range(n)}
 
 
+def validation(plans: RerankPlans) -> dict[str, Any]:
+    """What summary.json says of the validation split."""
+    content: dict[str, Any] = to_json(plans.found)
+    return content
+
+
 def tune_planted(n: int, clip_right: float, rerank: RerankConfig | None = None, text: str = "What color is it?") -> RerankPlans:
     return tune({"ours": planted(n, clip_right, text)}, references(n), rerank or RerankConfig(), 400, 0)
 
@@ -62,9 +70,9 @@ def test_weights_that_gain_on_held_out_questions_are_chosen() -> None:
     found = tune_planted(200, 0.95)
     assert found.chosen_on == "validation"
     assert found.shared_plan.weights.clip > found.shared_plan.weights.likelihood
-    assert found.found["tuned_held_out"] > 0.9 > found.found["configured"]
-    gain = found.found["tuned_gain"]
-    assert gain["difference"] == pytest.approx(found.found["tuned_held_out"] - found.found["configured"])
+    assert validation(found)["tuned_held_out"] > 0.9 > validation(found)["configured"]
+    gain = validation(found)["tuned_gain"]
+    assert gain["difference"] == pytest.approx(validation(found)["tuned_held_out"] - validation(found)["configured"])
     assert gain["verdict"] == "a"
 
 
@@ -83,8 +91,8 @@ def test_a_question_type_is_reranked_only_if_its_gain_is_significant(clip_right:
     found = tune_planted(160, clip_right, RerankConfig(weights=RerankWeights(likelihood=0.2, clip=0.8)), "Is it red?")
     assert ("yes/no" in found.shared_plan.skipped_question_types) is skipped
     assert "counting" in found.shared_plan.skipped_question_types
-    assert found.found["skipped_question_types"]["yes/no"]["skipped"] is skipped
-    assert "counting" not in found.found["skipped_question_types"]
+    assert validation(found)["skipped_question_types"]["yes/no"]["skipped"] is skipped
+    assert "counting" not in validation(found)["skipped_question_types"]
 
 
 def one_type(text: str, start: int, gained: int, lost: int, equal: int) -> tuple[list[Question], list[Prediction]]:
@@ -106,14 +114,14 @@ def test_the_gains_of_several_question_types_are_corrected_by_holm() -> None:
     single = tune({"ours": yes_no}, known, rerank, 4000, 0)
     assert single.shared_plan.skipped_question_types == ("counting",)
     assert (
-        single.found["skipped_question_types"]["yes/no"]["p_holm"]
-        == single.found["skipped_question_types"]["yes/no"]["p_value"]
+        validation(single)["skipped_question_types"]["yes/no"]["p_holm"]
+        == validation(single)["skipped_question_types"]["yes/no"]["p_value"]
         == pytest.approx(0.039, abs=0.01)
     )
     combined = tune({"ours": both}, known, rerank, 4000, 0)
-    kinds = combined.found["skipped_question_types"]
+    kinds = validation(combined)["skipped_question_types"]
     assert combined.shared_plan.skipped_question_types == ("yes/no", "counting")
-    assert {values["p_holm"] for values in kinds.values()} == {2 * single.found["skipped_question_types"]["yes/no"]["p_value"]}
+    assert {values["p_holm"] for values in kinds.values()} == {2 * validation(single)["skipped_question_types"]["yes/no"]["p_value"]}
 
 
 def test_a_gain_on_many_questions_about_four_images_is_not_significant() -> None:
@@ -163,14 +171,14 @@ def test_questions_of_skipped_types_do_not_influence_the_weights() -> None:
     assert found.shared_plan.weights.clip > found.shared_plan.weights.likelihood
     assert found.shared_plan.skipped_question_types == ("yes/no", "counting")
     # Cross-validated accuracies include the skipped questions, whose 60 first candidates are all right.
-    assert found.found["configured"] == pytest.approx((60 + 11) / 101)
-    assert found.found["tuned_held_out"] == pytest.approx((60 + 40) / 101)
+    assert validation(found)["configured"] == pytest.approx((60 + 11) / 101)
+    assert validation(found)["tuned_held_out"] == pytest.approx((60 + 40) / 101)
 
 
 def test_the_learned_fusion_is_measured_with_skipped_question_types() -> None:
     colors, yes_no = one_type("What color is it?", 0, 80, 0, 10), one_type("Is it red?", 100, 0, 60, 0)
     found = tune({"ours": (colors[0] + yes_no[0], colors[1] + yes_no[1])}, references(400), RerankConfig(), 400, 0)
-    assert found.found["systems"]["ours"]["learned_held_out"] == pytest.approx(1.0)
+    assert validation(found)["systems"]["ours"]["learned_held_out"] == pytest.approx(1.0)
 
 
 def test_the_learned_fusion_is_measured_on_questions_held_out_from_fit_and_penalty() -> None:
@@ -182,13 +190,13 @@ def test_the_learned_fusion_is_measured_on_questions_held_out_from_fit_and_penal
         answered = add_choices([questions[i] for i in held_out], [predictions[i] for i in held_out], fold.for_system("ours"), 0)
         accuracies += score(answered, references(30)).scores["learned"]["vqa_accuracy"].tolist()
     found = tune({"ours": (questions, predictions)}, references(30), RerankConfig(), 50, 5)
-    assert found.found["systems"]["ours"]["learned_held_out"] == pytest.approx(np.mean(accuracies))
+    assert validation(found)["systems"]["ours"]["learned_held_out"] == pytest.approx(np.mean(accuracies))
 
 
 def test_the_learned_fusion_relies_on_the_informative_signal() -> None:
     found = tune_planted(200, 0.95)
     plan = found.for_system("ours")
-    assert found.found["systems"]["ours"]["learned_held_out"] > 0.9
+    assert validation(found)["systems"]["ours"]["learned_held_out"] > 0.9
     questions, predictions = planted(100, 0.95, seed=1)
     scored = score(add_choices(questions, predictions, plan, 0), references(100))
     assert scored.scores["learned"]["vqa_accuracy"].mean() > 0.9
@@ -212,9 +220,9 @@ def test_the_confidence_is_calibrated(calibration: str) -> None:
     questions = [question(i) for i in range(400)]
     found = tune({"ours": (questions, system(400))}, references(400), RerankConfig(calibration=calibration), 100, 0)  # type: ignore[arg-type]
     scored = score(add_choices(questions, system(400), found.for_system("ours"), 0, 0.6), references(400))
-    figures = confidence_metrics(questions, scored, 0.6)
+    figures = to_json(confidence_metrics(questions, scored, 0.6))
     assert figures["ece"] < 0.06
-    assert found.found["systems"]["ours"]["ece_held_out"] < 0.08
+    assert validation(found)["systems"]["ours"]["ece_held_out"] < 0.08
     assert figures["abstaining"]["answered"] == pytest.approx(0.5, abs=0.07)
     assert figures["abstaining"]["vqa_accuracy"] == pytest.approx(0.9, abs=0.05)
     assert set(scored.texts["abstaining"]) == {RIGHT, WRONG, "not sure"}
@@ -232,7 +240,7 @@ def test_the_confidence_is_broken_down_by_kind_of_question_and_says_which_are_un
     asked = questions[:100] + [dataclasses.replace(question(i, "Who founded this company?"), source="companies") for i in range(100, 150)]
     known = {f"q{i}": [RIGHT if i < 100 else "somebody"] * 10 for i in range(150)}
     scored = score(add_choices(asked, predictions[:150], plan, 0), known)
-    figures = confidence_metrics(asked, scored, None)
+    figures = to_json(confidence_metrics(asked, scored, None))
     seen, unseen = figures["by_source"]["planted"], figures["by_source"]["companies"]
     assert (seen["questions"], unseen["questions"]) == (100, 50)
     assert seen["ece"] < 0.1
@@ -264,7 +272,7 @@ def test_failed_questions_of_the_validation_split_are_ignored() -> None:
     questions, predictions = planted(40, 0.95)
     predictions[3] = dataclasses.replace(predictions[3], candidates=(), signals={}, error="no image")
     found = tune({"ours": (questions, predictions)}, references(40), RerankConfig(), 100, 0)
-    assert found.found["questions"] == 39
+    assert validation(found)["questions"] == 39
 
 
 def test_risk_and_coverage_match_values_computed_by_hand() -> None:
@@ -283,7 +291,7 @@ def test_the_fractions_of_improvable_questions_follow_from_the_candidates() -> N
     ]
     questions = [question(i) for i in range(4)]
     scored = score(add_choices(questions, predictions, RerankPlan(), 0), references(4))
-    assert improvable_fractions(scored, references(4), np.array([False, True, False, False])) == {
+    assert to_json(improvable_fractions(scored, references(4), np.array([False, True, False, False]))) == {
         "several_candidates": 0.75,
         "score_can_change": 0.5,
         "score_can_rise": 0.25,

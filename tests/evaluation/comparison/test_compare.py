@@ -44,7 +44,7 @@ def files(written: Written) -> tuple[Path, Path]:
 
 def test_two_files_give_the_figures_of_the_evaluation(written: Written, files: tuple[Path, Path]) -> None:
     result = compared(*files, written.planned.store)
-    systems = written.evaluation_result.summary["systems"]
+    systems = written.evaluation_result.record()["systems"]
     official, m4c, _ = result.metrics
     assert result.questions == 25
     assert official.a == pytest.approx(systems["careful"]["choices"]["reranked"]["vqa_accuracy"])

@@ -8,6 +8,7 @@ import pytest
 from answering.protocol import Candidate
 from evaluation.metrics.unanswerable import average_precision, f1, is_unanswerable, unanswerable_metrics, unanswerable_probability
 from evaluation.prediction_files import Prediction
+from evaluation.schema.summary_file import to_json
 
 
 def prediction(name: str, *candidates: tuple[str, float | None], error: str | None = None) -> Prediction:
@@ -50,7 +51,7 @@ def test_systems_are_scored_only_if_there_are_unanswerable_questions() -> None:
         prediction("b", ("red", -0.1)),
         prediction("c", ("unanswerable", -0.1), error="failed"),
     ]
-    assert unanswerable_metrics(predictions, {"a": none, "b": red, "c": none}) == {
+    assert to_json(unanswerable_metrics(predictions, {"a": none, "b": red, "c": none})) == {
         "questions": 2,
         "average_precision": pytest.approx(1 / 2 + 1 / 2 * 2 / 3),
         "f1": pytest.approx(2 / 3),

@@ -1,5 +1,6 @@
 """The sentences of the report say what is shown, and no more."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,31 +8,33 @@ import pytest
 from evaluation.report.findings import headline, sentences
 from evaluation.report.report_notes import few_images_remark
 from evaluation.report.rerank_tables import remarks, tuning_sentence
+from evaluation.schema.comparison_figures import Comparison, TestedDifference
+from evaluation.schema.rerank_figures import RerankFigures, TunedGain, ValidationFigures
+from evaluation.schema.summary_file import DatasetFigures, Summary
+from evaluation.statistics import Verdict
+from tests.evaluation.fakes import choice_figures, system_figures
 
 
-def figures(accuracy: float) -> dict[str, Any]:
-    metrics = {"vqa_accuracy": accuracy, "vqa_accuracy_ci95": [accuracy - 0.02, accuracy + 0.02]}
-    return {"choices": {"first": metrics, "reranked": metrics}}
+def compared(a: str, b: str, difference: float, verdict: Verdict, normalised: tuple[float, Verdict] | None = None) -> Comparison:
+    """A comparison; `normalised`: difference and verdict under M4C, by default the same."""
+
+    def tested(difference: float, verdict: Verdict) -> TestedDifference:
+        return TestedDifference(difference, (difference - 0.01, difference + 0.01), 0.01, 0.01, verdict)
+
+    under_m4c = tested(*(normalised or (difference, verdict)))
+    return Comparison(
+        **vars(tested(difference, verdict)), a=a, b=b, metric="vqa_accuracy", differing_questions=30, vqa_accuracy_m4c=under_m4c
+    )
 
 
-def compared(a: str, b: str, difference: float, verdict: str, normalised: tuple[float, str] | None = None) -> dict[str, Any]:
-    """A row of the comparisons; `normalised`: difference and verdict under M4C, by default the same."""
-    tested = {"difference": difference, "ci95": [difference - 0.01, difference + 0.01], "p_holm": 0.01, "verdict": verdict}
-    under_m4c = dict(zip(("difference", "verdict"), normalised or (difference, verdict), strict=True))
-    return {"a": a, "b": b, "differing_questions": 30, **tested, "vqa_accuracy_m4c": {**tested, **under_m4c}}
+def equal(a: str, b: str) -> Comparison:
+    return replace(compared(a, b, 0.0, "not shown"), differing_questions=0)
 
 
-def equal(a: str, b: str) -> dict[str, Any]:
-    return {**compared(a, b, 0.0, "not shown"), "differing_questions": 0}
-
-
-def summary_of(accuracies: dict[str, float], *rows: dict[str, Any], **entries: Any) -> dict[str, Any]:
-    return {
-        "dataset": {"questions": 900, "by_task": {"vqa": 800}},
-        "systems": {name: figures(accuracy) for name, accuracy in accuracies.items()},
-        "comparisons": list(rows),
-        **entries,
-    }
+def summary_of(accuracies: dict[str, float], *rows: Comparison, **entries: Any) -> Summary:
+    choices = {name: choice_figures(accuracy) for name, accuracy in accuracies.items()}
+    systems = {name: system_figures({"first": choice, "reranked": choice}) for name, choice in choices.items()}
+    return Summary(DatasetFigures("planted", "test", 900, 300, {"vqa": 800}), systems, list(rows), **entries)
 
 
 def test_the_headline_names_the_best_system_and_the_verdicts() -> None:
@@ -41,7 +44,7 @@ def test_the_headline_names_the_best_system_and_the_verdicts() -> None:
         compared("new/reranked", "other/reranked", 0.01, "not shown"),
         compared("new/reranked", "new/first", -0.03, "b"),
         compared("new/first", "controls/shuffled_images", 0.3, "a"),
-        controls={"shuffled_images": {"vqa_accuracy": 0.3}},
+        controls={"shuffled_images": choice_figures(0.3)},
         controlled_system="new",
     )
     assert headline(summary) == (
@@ -54,7 +57,7 @@ def test_the_headline_says_that_a_poor_accuracy_is_poor() -> None:
     assert headline(summary_of({"tiny": 0.03})) == (
         "tiny answers 3.0 % of 800 questions right (1.0 .. 5.0), which is poor: most answers are wrong."
     )
-    assert headline({"dataset": {}, "systems": {"tiny": {"choices": {}}}, "comparisons": []}) == ""
+    assert headline(replace(summary_of({}), systems={"tiny": system_figures({})})) == ""
 
 
 def test_the_headline_says_when_m4c_disagrees() -> None:
@@ -64,7 +67,7 @@ def test_the_headline_says_when_m4c_disagrees() -> None:
     assert "shown to be better than capital. M4C, which ignores capital letters and punctuation, disagrees" in found
     assert "no difference is shown (+0.0 points instead of +24.0)" in found
     assert "M4C" not in headline(summary_of({"capital": 0.6, "lower": 0.84}, compared("capital/reranked", "lower/reranked", -0.24, "b")))
-    assert "M4C" in sentences({"comparisons": [row]})[0]
+    assert "M4C" in sentences(summary_of({}, row))[0]
 
 
 def test_m4c_disagrees_with_a_verdict_in_either_direction() -> None:
@@ -88,12 +91,12 @@ def test_equal_systems_are_said_to_be_equal() -> None:
 
 def test_the_use_of_images_is_said_of_the_system_of_the_control_alone() -> None:
     control = compared("ours/first", "controls/shuffled_images", 0.3, "a")
-    entries = {"controls": {"shuffled_images": {"vqa_accuracy": 0.3}}, "controlled_system": "ours"}
+    entries = {"controls": {"shuffled_images": choice_figures(0.3)}, "controlled_system": "ours"}
     found = headline(summary_of({"ours": 0.5, "qwen": 0.7}, compared("qwen/reranked", "ours/reranked", 0.2, "a"), control, **entries))
     assert found.startswith("qwen answers")
     assert "ours uses the images" in found
     assert "qwen uses" not in found and "It uses" not in found
-    not_shown = headline(summary_of({"ours": 0.5}, {**control, "verdict": "not shown"}, **entries))
+    not_shown = headline(summary_of({"ours": 0.5}, replace(control, verdict="not shown"), **entries))
     assert "ours is not shown to use the images" in not_shown
     assert "uses the images" not in headline(summary_of({"ours": 0.5}))
 
@@ -106,17 +109,19 @@ def test_the_use_of_images_is_said_of_the_system_of_the_control_alone() -> None:
         ("validation", "not shown", "but are not shown to beat them."),
     ],
 )
-def test_the_headline_says_whether_tuned_weights_beat_the_configured_ones_out_of_fold(chosen_on: str, verdict: str, expected: str) -> None:
-    gain = {"difference": 0.004, "p_value": 0.03, "verdict": verdict}
-    rerank = {"chosen_on": chosen_on, "validation": {"tuned_gain": gain}}
+def test_the_headline_says_whether_tuned_weights_beat_the_configured_ones_out_of_fold(
+    chosen_on: str, verdict: Verdict, expected: str
+) -> None:
+    rerank = RerankFigures({}, chosen_on, [], validation=ValidationFigures(50, tuned_gain=TunedGain(0.004, 0.03, verdict)))
     row = compared("ours/reranked", "ours/first", 0.02, "a")
     assert headline(summary_of({"ours": 0.5}, row, rerank=rerank)).endswith(expected)
-    assert tuning_sentence({"rerank": {"chosen_on": "default"}}) == ""
+    assert tuning_sentence(summary_of({}, rerank=RerankFigures({}, "default", []))) == ""
 
 
 def test_a_few_images_are_said_to_be_few() -> None:
-    def summary(clusters: int) -> dict[str, Any]:
-        return {"systems": {"ours": {"choices": {"first": {"clusters": clusters}}}, "failed": {"choices": {}}}}
+    def summary(clusters: int) -> Summary:
+        systems = {"ours": system_figures({"first": choice_figures(clusters=clusters)}), "failed": system_figures({})}
+        return replace(summary_of({}), systems=systems)
 
     assert few_images_remark(summary(6)) == []
     assert few_images_remark(summary(5))[0].startswith("Only 5 images or groups of images: with fewer than 6, no difference can be shown")
@@ -124,16 +129,16 @@ def test_a_few_images_are_said_to_be_few() -> None:
 
 
 def test_no_sentence_says_how_often_the_split_was_scored() -> None:
-    rerank = {"weights": {"likelihood": 0.8}, "chosen_on": "default", "skipped_question_types": [], "learned": {"ours": {}}}
-    text = " ".join(remarks({"rerank": rerank, "systems": {"ours": {}}, "comparisons": []}))
+    rerank = RerankFigures({"likelihood": 0.8}, "default", [], learned={"ours": {}})
+    text = " ".join(remarks(summary_of({"ours": 0.5}, rerank=rerank)))
     assert "fitted on the validation split" in text
     assert "once" not in text
 
 
 def test_differences_that_are_shown_become_sentences() -> None:
     shown = compared("new/first", "old/first", -0.05, "b")
-    assert sentences({"comparisons": [shown]}) == ["old/first is better than new/first by 5.0 points (interval 4.0 to 6.0)."]
+    assert sentences(summary_of({}, shown)) == ["old/first is better than new/first by 5.0 points (interval 4.0 to 6.0)."]
     inconclusive = compared("new/first", "old/first", -0.05, "not shown")
-    assert sentences({"comparisons": [inconclusive]})[0].startswith("No difference is shown")
-    assert sentences({"comparisons": [shown, inconclusive]})[1].startswith("1 other difference is not shown")
-    assert sentences({"comparisons": []}) == []
+    assert sentences(summary_of({}, inconclusive))[0].startswith("No difference is shown")
+    assert sentences(summary_of({}, shown, inconclusive))[1].startswith("1 other difference is not shown")
+    assert sentences(summary_of({})) == []

@@ -1,5 +1,6 @@
 """Notes next to the tables."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 from evaluation.metrics.short_answers import GAMEABLE_METRICS, METRICS
 from evaluation.report.report_notes import describe_system
 from evaluation.report.result_tables import GAMEABLE_TITLE, all_tables, render_tables, visual_token_table
+from evaluation.schema.summary_file import DatasetFigures, Summary
 from tests.evaluation.conftest import Written
+from tests.evaluation.fakes import system_figures
 
 DECODING = {"num_candidates": 5, "strategy": "beam", "temperature": 1.0, "max_new_tokens": 12, "seed": 0}
 
@@ -29,17 +32,18 @@ DECODING = {"num_candidates": 5, "strategy": "beam", "temperature": 1.0, "max_ne
     ],
 )
 def test_the_report_describes_a_system_and_its_settings(model: dict[str, Any], kind: str, expected: str) -> None:
-    assert describe_system({"kind": kind, "model": model, "decoding": DECODING}) == expected
+    assert describe_system(replace(system_figures({}), kind=kind, model=model, decoding=DECODING)) == expected
 
 
 def test_the_report_states_what_each_system_sees_of_the_images() -> None:
-    systems = {
-        "ours": {"model": {"path": "a"}, "visual_tokens": 729.0},
-        "qwen": {"model": {"max_image_side": None}, "visual_tokens": 1299.66},
-        "qwen-384px": {"model": {"max_image_side": 384}, "visual_tokens": 108.0},
-        "paid": {"model": {"max_image_side": 1024}},
+    models: dict[str, tuple[dict[str, Any], float | None]] = {
+        "ours": ({"path": "a"}, 729.0),
+        "qwen": ({"max_image_side": None}, 1299.66),
+        "qwen-384px": ({"max_image_side": 384}, 108.0),
+        "paid": ({"max_image_side": 1024}, None),
     }
-    header, rows = visual_token_table({"systems": systems})
+    systems = {name: replace(system_figures({}), model=model, visual_tokens=tokens) for name, (model, tokens) in models.items()}
+    header, rows = visual_token_table(Summary(DatasetFigures("planted", "test", 1, 1, {}), systems, []))
     assert header == ("system", "images", "visual tokens, mean")
     assert rows == [
         ("ours", "at its own resolution", "729.0"),

@@ -146,7 +146,7 @@ def test_the_accuracy_is_called_official_only_with_ten_references_a_question(pag
     planned = experiment(store, tmp_path / "out")
     evaluation_result = evaluate(planned, lambda _: FakeAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control"))
     text = Page(write_report(evaluation_result, planned).read_text(encoding="utf-8")).text
-    assert evaluation_result.summary["dataset"]["fewest_references"] == 9
+    assert evaluation_result.record()["dataset"]["fewest_references"] == 9
     assert "Official" not in text
     assert "It is not the official score, which needs 10 references a question: some question here has only 9 references" in text
     assert "It is not the official score" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
@@ -210,7 +210,7 @@ def test_each_image_with_changed_answers_has_a_file_with_before_and_after(writte
 def test_the_count_of_changed_answers_is_that_of_the_examples(written: Written) -> None:
     statuses = [example.answers[0].statuses for example in examples(written.evaluation_result)]
     better, worse = (sum(name in labels for labels in statuses) for name in ("fixed", "broken"))
-    changed = written.evaluation_result.summary["systems"]["careful"]["changed"]
+    changed = written.evaluation_result.record()["systems"]["careful"]["changed"]
     assert better > 1
     assert worse == 1
     assert changed == {

@@ -8,6 +8,7 @@ import pytest
 
 from answering.config import RerankConfig, RerankWeights
 from answering.protocol import Request
+from evaluation.schema.summary_file import read_summary
 from tests.evaluation.fakes import (
     COLORS,
     FakeAnswerer,
@@ -27,8 +28,9 @@ def test_the_summary_equals_values_computed_by_hand(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(6))
     evaluation_result = run(experiment(store, tmp_path / "out"), FakeAnswerer(mostly_right), scorer=FakeScorer(*COLORS))
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
-    assert summary == evaluation_result.summary
-    assert summary["schema_version"] == 2
+    assert summary == evaluation_result.record()
+    assert read_summary(tmp_path / "out" / "summary.json") == evaluation_result.summary
+    assert summary["schema_version"] == 3
     tasks = {"vqa": 18, "caption": 6}
     assert summary["dataset"] == {
         "name": "planted",
@@ -84,23 +86,23 @@ def test_visual_tokens_are_averaged_over_the_answered_questions(tmp_path: Path) 
     rows = [sample(f"q{i}", tuple(range(i + 1)), "What color?", ["red"]) for i in range(3)]
     store = write_store(tmp_path / "data", rows)
     red = always(("red", -0.1))
-    counting = run(experiment(store, tmp_path / "a"), FakeAnswerer(red, frozenset({"q2"}), visual_tokens=36)).summary
+    counting = run(experiment(store, tmp_path / "a"), FakeAnswerer(red, frozenset({"q2"}), visual_tokens=36)).record()
     assert counting["systems"]["ours"]["visual_tokens"] == 54.0, "one and two images; the question about three failed"
     assert [row.get("visual_tokens") for row in lines(tmp_path / "a" / "predictions" / "ours.jsonl")] == [36, 72, None]
-    silent = run(experiment(store, tmp_path / "b"), FakeAnswerer(red)).summary
+    silent = run(experiment(store, tmp_path / "b"), FakeAnswerer(red)).record()
     assert "visual_tokens" not in silent["systems"]["ours"]
 
 
 def test_visual_tokens_are_unknown_if_earlier_predictions_do_not_state_them(tmp_path: Path) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(3)), tmp_path / "out")
     run(planned, FakeAnswerer(mostly_right, visual_tokens=36))
-    assert run(planned, FakeAnswerer(mostly_right)).summary["systems"]["ours"]["visual_tokens"] == 36.0, "read from the file"
+    assert run(planned, FakeAnswerer(mostly_right)).record()["systems"]["ours"]["visual_tokens"] == 36.0, "read from the file"
     path = tmp_path / "out" / "predictions" / "ours.jsonl"
     rows = lines(path)
     del rows[0]["visual_tokens"]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     again = FakeAnswerer(mostly_right, visual_tokens=36)
-    assert "visual_tokens" not in run(planned, again).summary["systems"]["ours"]
+    assert "visual_tokens" not in run(planned, again).record()["systems"]["ours"]
     assert again.asked == []
 
 
@@ -125,7 +127,7 @@ def test_predictions_contain_candidates_scores_and_choices(tmp_path: Path) -> No
 
 def test_without_a_scorer_the_summary_has_no_reranking(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(2))
-    summary = run(experiment(store, tmp_path / "out"), FakeAnswerer(mostly_right)).summary
+    summary = run(experiment(store, tmp_path / "out"), FakeAnswerer(mostly_right)).record()
     assert "rerank" not in summary
     assert "controls" not in summary
     assert summary["systems"]["ours"]["choices"].keys() == {"first", "majority", "likelihood", "random", "oracle"}
@@ -135,7 +137,7 @@ def test_without_a_scorer_the_summary_has_no_reranking(tmp_path: Path) -> None:
 def test_a_failed_question_is_recorded_counts_as_wrong_and_is_repeated(tmp_path: Path) -> None:
     rows = [sample(f"s{i}", i, "Is it?", ["unknown"] * 10) for i in range(4)]
     planned = experiment(write_store(tmp_path / "data", rows), tmp_path / "out")
-    summary = run(planned, FakeAnswerer(always(("unknown", -1.0)), broken=frozenset({"s2"})), scorer=FakeScorer()).summary
+    summary = run(planned, FakeAnswerer(always(("unknown", -1.0)), broken=frozenset({"s2"})), scorer=FakeScorer()).record()
     assert summary["systems"]["ours"]["errors"] == 1
     # A failed question also gets the text "unknown", but scores 0.
     assert summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"] == pytest.approx(3 / 4)
@@ -143,7 +145,7 @@ def test_a_failed_question_is_recorded_counts_as_wrong_and_is_repeated(tmp_path:
     (failed,) = [row for row in lines(tmp_path / "out" / "predictions" / "ours.jsonl") if row["error"]]
     assert (failed["sample_id"], failed["error"], failed["candidates"]) == ("s2", "the picture is upside down", [])
     repaired = FakeAnswerer(always(("unknown", -1.0)))
-    assert run(planned, repaired, scorer=FakeScorer()).summary["systems"]["ours"]["errors"] == 0
+    assert run(planned, repaired, scorer=FakeScorer()).record()["systems"]["ours"]["errors"] == 0
     assert "s2" in repaired.asked
 
 
@@ -151,7 +153,7 @@ def test_the_running_accuracy_is_that_of_the_first_choice(tmp_path: Path, capsys
     # The official normalisation maps the reference "a" to the empty text, but an empty choice becomes "unknown".
     rows = [sample(f"s{i}", i, "Which letter?", ["a"] * 9 + ["A."]) for i in range(2)]
     answerer = FakeAnswerer(always(("", -0.1)))
-    summary = run(experiment(write_store(tmp_path / "data", rows), tmp_path / "out"), answerer).summary
+    summary = run(experiment(write_store(tmp_path / "data", rows), tmp_path / "out"), answerer).record()
     assert summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"] == 0.0
     assert "ours: 2/2 questions" in (progress := capsys.readouterr().err)
     assert "accuracy 0.000" in progress
@@ -163,7 +165,7 @@ def test_a_limit_selects_the_same_questions_for_every_system_and_a_higher_one_a_
     for limit in (7, 20):
         one, other = FakeAnswerer(mostly_right), FakeAnswerer(mostly_right)
         evaluation_result = run(experiment(store, tmp_path / str(limit), "one", "other", limit=limit), one, other)
-        assert evaluation_result.summary["dataset"]["questions"] == len(one.asked) == limit
+        assert evaluation_result.record()["dataset"]["questions"] == len(one.asked) == limit
         assert one.asked == other.asked
         asked.append(set(one.asked))
     assert asked[0] < asked[1]
@@ -185,7 +187,7 @@ def test_every_pair_of_systems_is_compared(tmp_path: Path) -> None:
 
     planned = experiment(store, tmp_path / "out", "good", "poor", "poor-again")
     answerers = FakeAnswerer(perfect), FakeAnswerer(mostly_right), FakeAnswerer(mostly_right)
-    rows = run(planned, *answerers, scorer=FakeScorer()).summary["comparisons"]
+    rows = run(planned, *answerers, scorer=FakeScorer()).record()["comparisons"]
     verdicts = {(row["a"], row["b"]): row["verdict"] for row in rows}
     assert verdicts == {
         ("good/reranked", "good/first"): "not shown",
@@ -216,7 +218,7 @@ def test_control_runs_of_the_first_checkpoint_are_made_and_compared(tmp_path: Pa
     planned = experiment(store, tmp_path / "out", "ours", "other", controls=("shuffled_images", "untuned"))
     # Only the first candidate counts; the second one would be right for every sixth disc.
     blind = FakeAnswerer(always(("white", -0.1), ("red", -0.2)))
-    summary = run(planned, FakeAnswerer(sees), FakeAnswerer(sees), untuned=blind).summary
+    summary = run(planned, FakeAnswerer(sees), FakeAnswerer(sees), untuned=blind).record()
     assert summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"] == pytest.approx(1.0)
     assert summary["controls"]["shuffled_images"]["vqa_accuracy"] < 0.5
     assert summary["controls"]["untuned"]["vqa_accuracy"] == 0.0
@@ -228,7 +230,7 @@ def test_control_runs_of_the_first_checkpoint_are_made_and_compared(tmp_path: Pa
 
 def test_a_split_without_short_answers_has_only_caption_metrics(tmp_path: Path) -> None:
     rows = [row for row in questions(3) if row["task"] == "caption"]
-    summary = run(experiment(write_store(tmp_path / "data", rows), tmp_path / "out"), FakeAnswerer(mostly_right)).summary
+    summary = run(experiment(write_store(tmp_path / "data", rows), tmp_path / "out"), FakeAnswerer(mostly_right)).record()
     assert summary["systems"]["ours"]["choices"] == {}
     assert summary["comparisons"] == []
     assert summary["systems"]["ours"]["captions"]["first"]["caption en"]["rouge_l"] == pytest.approx(1.0)
@@ -241,7 +243,7 @@ def test_weights_are_tuned_on_the_validation_split_and_only_there(tmp_path: Path
     store = write_store(tmp_path / "data", rows)
     planned = experiment(store, tmp_path / "out", rerank=RerankConfig(tune=True))
     answerer = FakeAnswerer(always(("gray", -0.1), ("red", -0.5)))
-    summary = run(planned, answerer, scorer=FakeScorer("red")).summary
+    summary = run(planned, answerer, scorer=FakeScorer("red")).record()
     rerank = summary["rerank"]
     assert (rerank["weights"], rerank["chosen_on"]) == ({"likelihood": 0.45, "clip": 0.55}, "validation")
     assert rerank["validation"]["tuned_held_out"] == rerank["validation"]["oracle"] == 1.0
@@ -254,5 +256,5 @@ def test_tuning_without_a_gain_keeps_the_configured_weights(tmp_path: Path) -> N
     store = write_store(tmp_path / "data", questions(2) + questions(2, "validation"))
     planned = experiment(store, tmp_path / "out", rerank=RerankConfig(tune=True, weights=RerankWeights(likelihood=0.6, clip=0.4)))
     answerer = FakeAnswerer(always(("mauve", -0.1), ("pink", -0.2)))
-    rerank = run(planned, answerer, scorer=FakeScorer("pink")).summary["rerank"]
+    rerank = run(planned, answerer, scorer=FakeScorer("pink")).record()["rerank"]
     assert (rerank["weights"], rerank["chosen_on"]) == ({"likelihood": 0.6, "clip": 0.4}, "default")

@@ -86,7 +86,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationResult, Pa
 
 
 def test_all_choices_appear_in_display_order(full: tuple[EvaluationResult, Path]) -> None:
-    choices = list(full[0].summary["systems"]["ours"]["choices"])
+    choices = list(full[0].record()["systems"]["ours"]["choices"])
     assert choices == [
         *("first", "random", "majority", "likelihood", "clip", "clip_corrected", "siglip"),
         *("self", "reranked", "learned", "abstaining", "oracle"),
@@ -105,7 +105,7 @@ def test_candidates_have_every_score_and_its_prior(full: tuple[EvaluationResult,
 
 
 def test_the_summary_records_how_weights_and_models_were_chosen(full: tuple[EvaluationResult, Path]) -> None:
-    rerank = full[0].summary["rerank"]
+    rerank = full[0].record()["rerank"]
     assert rerank["scorers"] == {"clip": "planted clip", "siglip": "other"}
     assert rerank["chosen_on"] in ("default", "validation")
     assert rerank["background_images"] == 4
@@ -120,7 +120,7 @@ def test_the_summary_records_how_weights_and_models_were_chosen(full: tuple[Eval
         "systems",
     }
     assert set(rerank["learned"]["ours"]) >= {"likelihood", "clip", "clip_corrected", "siglip", "self", "bias"}
-    confidence_figures = full[0].summary["systems"]["ours"]["confidence"]
+    confidence_figures = full[0].record()["systems"]["ours"]["confidence"]
     assert confidence_figures["fitted_on"] == "validation"
     assert confidence_figures.keys() >= {"ece", "bins", "brier", "aurc", "risk_coverage", "abstaining"}
 
@@ -159,9 +159,9 @@ def test_references_of_the_validation_split_affect_the_fitted_rerank(tmp_path: P
 
 def test_repeating_a_finished_tuned_run_answers_and_scores_nothing(tmp_path: Path) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(4) + questions(6, "validation")), tmp_path / "out", rerank=FULL)
-    first = run(planned).summary
+    first = run(planned).record()
     again, used = Judging(mostly_right), scorers()
-    assert run(planned, again, used).summary == first
+    assert run(planned, again, used).record() == first
     assert again.asked == []
     assert all(isinstance(item.scorer, FakeScorer) and item.scorer.scored == 0 for item in used)
 
@@ -195,14 +195,14 @@ def test_captions_have_a_clip_score_in_the_languages_of_a_scorer(tmp_path: Path)
     rows = [row | {"language": "zh"} if row["sample_id"] == "test-0-caption" else row for row in questions(2) if row["task"] == "caption"]
     planned = experiment(write_store(tmp_path / "data", rows), tmp_path / "out")
     english = NamedScorer("english", FakeScorer(*COLORS), "english", ("en",))
-    metrics = run(planned, FakeAnswerer(always(("a blue disc", -0.1))), [english]).summary["systems"]["ours"]["captions"]["first"]
+    metrics = run(planned, FakeAnswerer(always(("a blue disc", -0.1))), [english]).record()["systems"]["ours"]["captions"]["first"]
     assert metrics["caption en"]["clip_score"] == pytest.approx(0.75)
     assert "clip_score" not in metrics["caption zh"]
 
 
 def test_an_answerer_without_self_evaluation_is_reranked_without_it(tmp_path: Path) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(4)), tmp_path / "out", rerank=RerankConfig(self_evaluation=True))
-    choices = run(planned, FakeAnswerer(mostly_right)).summary["systems"]["ours"]["choices"]
+    choices = run(planned, FakeAnswerer(mostly_right)).record()["systems"]["ours"]["choices"]
     assert "self" not in choices
     assert "reranked" in choices
 
@@ -210,7 +210,7 @@ def test_an_answerer_without_self_evaluation_is_reranked_without_it(tmp_path: Pa
 def test_self_evaluation_alone_can_rerank(tmp_path: Path) -> None:
     rerank = RerankConfig(self_evaluation=True, weights=RerankWeights(self_evaluation=5.0))
     planned = experiment(write_store(tmp_path / "data", questions(6)), tmp_path / "out", rerank=rerank)
-    choices = run(planned, used=[]).summary["systems"]["ours"]["choices"]
+    choices = run(planned, used=[]).record()["systems"]["ours"]["choices"]
     assert choices["self"]["vqa_accuracy"] == choices["reranked"]["vqa_accuracy"] > choices["first"]["vqa_accuracy"]
 
 
@@ -245,7 +245,7 @@ def test_conflicting_settings_are_errors_before_anything_is_loaded(tmp_path: Pat
 def test_an_answerer_without_right_candidates_scores_zero_whatever_is_fitted(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(4) + questions(8, "validation"))
     always_wrong = Judging(always(("pink", -0.5), ("", -0.7), ("mauve", -1.0)))
-    choices = run(experiment(store, tmp_path / "out", rerank=FULL), always_wrong).summary["systems"]["ours"]["choices"]
+    choices = run(experiment(store, tmp_path / "out", rerank=FULL), always_wrong).record()["systems"]["ours"]["choices"]
     assert {measures["vqa_accuracy"] for measures in choices.values()} == {0.0}
 
 
@@ -268,7 +268,7 @@ def test_the_report_starts_with_what_can_change_and_explains_the_rerank(full: tu
     assert "scorers clip planted clip, siglip other" in notes
     assert "of the questions, abstaining below confidence 0.5" in notes
     assert "Confidence: fitted and calibrated per system on the validation split only." in notes
-    assert ("chosen on the validation split" in notes) is (evaluation_result.summary["rerank"]["chosen_on"] == "validation")
+    assert ("chosen on the validation split" in notes) is (evaluation_result.record()["rerank"]["chosen_on"] == "validation")
 
 
 def test_the_confidence_chart_is_not_empty(full: tuple[EvaluationResult, Path], tmp_path: Path) -> None:

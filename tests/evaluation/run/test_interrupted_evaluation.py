@@ -56,7 +56,7 @@ class LoadingScorer(FakeScorer):
 def test_an_image_missing_at_scoring_fails_only_its_own_questions(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(4))
     (tmp_path / "data" / "1.png").unlink()
-    summary = run(experiment(store, tmp_path / "out"), FakeAnswerer(mostly_right), scorer=LoadingScorer(*COLORS)).summary
+    summary = run(experiment(store, tmp_path / "out"), FakeAnswerer(mostly_right), scorer=LoadingScorer(*COLORS)).record()
     assert summary["systems"]["ours"]["errors"] == 4
     for row in lines(tmp_path / "out" / "predictions" / "ours.jsonl"):
         assert ("1.png" in (row["error"] or "")) is ("-1-" in row["sample_id"])
@@ -82,9 +82,9 @@ def test_scored_answers_are_kept_when_their_image_is_missing_later(tmp_path: Pat
 def test_a_finished_run_answers_nothing_again(tmp_path: Path) -> None:
     store = write_store(tmp_path / "data", questions(4))
     planned = experiment(store, tmp_path / "out")
-    first = run(planned, FakeAnswerer(mostly_right)).summary
+    first = run(planned, FakeAnswerer(mostly_right)).record()
     again = FakeAnswerer(mostly_right)
-    assert run(planned, again).summary == first
+    assert run(planned, again).record() == first
     assert again.asked == []
 
 
@@ -113,7 +113,7 @@ def test_the_same_question_in_two_samples_has_two_cached_answers(tmp_path: Path)
     planned = experiment(write_store(tmp_path / "data", rows), tmp_path / "out")
     path = tmp_path / "out" / "predictions" / "ours.jsonl"
     for answerer in (FakeAnswerer(always(("cat", -0.1))), FakeAnswerer(always(("cat", -0.1)))):
-        summary = run(planned, answerer).summary
+        summary = run(planned, answerer).record()
         assert summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"] == 0.5
         assert {row["sample_id"] for row in lines(path)} == {"a", "b"}
 
@@ -150,13 +150,13 @@ def test_another_scorer_scores_cached_answers_again(tmp_path: Path) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(2)), tmp_path / "out")
     run(planned, FakeAnswerer(mostly_right))
     again = FakeAnswerer(mostly_right)
-    summary = run(planned, again, scorer=FakeScorer(*COLORS)).summary
+    summary = run(planned, again, scorer=FakeScorer(*COLORS)).record()
     assert again.asked == []
     assert summary["systems"]["ours"]["choices"]["clip"]["vqa_accuracy"] > 0.3
     scorer = FakeScorer(*COLORS)
-    assert run(planned, again, scorer=scorer).summary == summary
+    assert run(planned, again, scorer=scorer).record() == summary
     assert (scorer.seen, scorer.scored) == (0, 0)
-    without_scorer = run(planned, again).summary
+    without_scorer = run(planned, again).record()
     assert "rerank" not in without_scorer
     assert "clip" not in without_scorer["systems"]["ours"]["choices"]
 
@@ -166,11 +166,11 @@ def test_decoding_without_cuda_graphs_is_reported_with_the_speed_also_after_resu
         cuda_graphs_error: str | None = "a replay is off by 10.0% of the largest value"
 
     planned = experiment(write_store(tmp_path / "data", questions(6)), tmp_path / "out")
-    plain = run(planned, FakeAnswerer(mostly_right)).summary["systems"]["ours"]
+    plain = run(planned, FakeAnswerer(mostly_right)).record()["systems"]["ours"]
     assert "without_cuda_graphs" not in plain
     other = dataclasses.replace(planned, out=tmp_path / "other")
-    assert run(other, Slower(mostly_right)).summary["systems"]["ours"]["without_cuda_graphs"] == Slower.cuda_graphs_error
+    assert run(other, Slower(mostly_right)).record()["systems"]["ours"]["without_cuda_graphs"] == Slower.cuda_graphs_error
     # Nothing is answered again: the saved speed was measured without CUDA graphs.
     again = run(other, FakeAnswerer(mostly_right)).summary
-    assert again["systems"]["ours"]["without_cuda_graphs"] == Slower.cuda_graphs_error
+    assert again.systems["ours"].without_cuda_graphs == Slower.cuda_graphs_error
     assert any(f"ours: decoding ran without CUDA graphs and was slower: {Slower.cuda_graphs_error}." in line for line in remarks(again))

@@ -42,7 +42,7 @@ def test_a_group_of_seeds_is_reported_as_mean_and_spread_and_compared_as_one_uni
     planned = experiment(store, tmp_path / "out", "seed0", "seed1", "base", groups={"ours": ("seed0", "seed1")})
     answerers = {"seed0": right_on(0.9, 0), "seed1": right_on(0.8, 1), "base": right_on(0.3, 2)}
     evaluation_result = evaluate(planned, lambda system: FakeAnswerer(answerers[system.name]), fail_to_load)
-    summary = evaluation_result.summary
+    summary = evaluation_result.record()
     member_accuracies = [summary["systems"][name]["choices"]["first"]["vqa_accuracy"] for name in ("seed0", "seed1")]
     assert member_accuracies[0] != member_accuracies[1]
     group = summary["groups"]["ours"]
@@ -74,8 +74,8 @@ def test_the_checkpoints_of_a_run_form_a_learning_curve_and_are_compared_with_th
     planned = dataclasses.replace(planned, settings=settings)
     shares = {"checkpoint-20": 0.1, "checkpoint-300": 0.6, "checkpoint-1000": 0.9}
     evaluation_result = evaluate(planned, lambda system: FakeAnswerer(right_on(shares[system.name], 0)), fail_to_load)
-    assert evaluation_result.summary["curve"] == {"checkpoint-20": 20, "checkpoint-300": 300, "checkpoint-1000": 1000}
-    pairs = [(row["a"], row["b"]) for row in evaluation_result.summary["comparisons"]]
+    assert evaluation_result.record()["curve"] == {"checkpoint-20": 20, "checkpoint-300": 300, "checkpoint-1000": 1000}
+    pairs = [(row["a"], row["b"]) for row in evaluation_result.record()["comparisons"]]
     assert pairs == [("checkpoint-1000/first", "checkpoint-20/first"), ("checkpoint-1000/first", "checkpoint-300/first")]
     page = write_report(evaluation_result, planned)
     assert "From step 20 to step 1,000 accuracy goes from" in page.read_text(encoding="utf-8")
@@ -97,7 +97,7 @@ def test_questions_are_repeated_on_corrupted_images_and_compared_with_the_clean_
 
     settings: dict[str, Any] = {"corruptions": ("noise", "dark"), "corruption_strengths": (5, 1), "corruption_limit": 7}
     evaluation_result = evaluate(experiment(store, tmp_path / "out", **settings), lambda _: FakeAnswerer(sees), fail_to_load)
-    robust = evaluation_result.summary["robustness"]["ours"]
+    robust = evaluation_result.record()["robustness"]["ours"]
     assert robust["questions"] == 7
     assert robust["clean"]["vqa_accuracy"] == pytest.approx(1.0)
     assert {kind: [point["strength"] for point in points] for kind, points in robust["corrupted"].items()} == {
@@ -122,12 +122,12 @@ def test_every_metric_of_every_question_is_saved_at_full_precision(tmp_path: Pat
     rows = [json.loads(line) for line in (tmp_path / "out" / "scores" / "ours.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 16
     short = [row["scores"]["first"] for row in rows if "vqa_accuracy" in row["scores"]["first"]]
-    measured = evaluation_result.summary["systems"]["ours"]["choices"]["first"]
+    measured = evaluation_result.record()["systems"]["ours"]["choices"]["first"]
     assert {"anls", "bidirectional", "vqa_accuracy_m4c"} < short[0].keys()
     for name in short[0]:
         assert sum(scores[name] for scores in short) / len(short) == pytest.approx(measured[name], abs=1e-12)
     captions = [row["scores"]["first"] for row in rows if "cider_d" in row["scores"]["first"]]
-    corpus = evaluation_result.summary["systems"]["ours"]["captions"]["first"]["caption en"]
+    corpus = evaluation_result.record()["systems"]["ours"]["captions"]["first"]["caption en"]
     assert sum(scores["cider_d"] for scores in captions) / 4 == pytest.approx(corpus["cider_d"], abs=1e-12)
     assert len(examples(evaluation_result)) == 12
 

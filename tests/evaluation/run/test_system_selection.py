@@ -41,5 +41,5 @@ def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
 def test_names_select_systems_in_the_given_order() -> None:
     assert select_systems([OURS, BASELINE], ["baseline", "ours", "baseline"]) == (BASELINE, OURS)
     assert select_systems([OURS, BASELINE], []) == (OURS, BASELINE)
-    with pytest.raises(UsageError, match=r"--systems other: eval\.systems has no such system \(it has: ours, baseline\)"):
+    with pytest.raises(UsageError, match=r"--systems: eval\.systems has no other \(it has: ours, baseline\)"):
         select_systems([OURS, BASELINE], ["other"])

@@ -17,7 +17,8 @@ def test_thresholds_apply_to_the_first_candidates_and_the_control_runs(tmp_path:
     planned = experiment(store, tmp_path / "out", "ours", controls=controls, thresholds=limits, note="A planted one.")
     blind = FakeAnswerer(always(("white", -0.1)))
     red = FakeAnswerer(always(("red", -0.1)))
-    summary = evaluate(planned, lambda _: red, lambda _: blind).summary
+    evaluated = evaluate(planned, lambda _: red, lambda _: blind)
+    summary = evaluated.record()
     same = summary["systems"]["ours"]["choices"]["first"]["vqa_accuracy"]
     assert 0.1 < same < 0.3
     assert summary["controls"]["shuffled_images"]["vqa_accuracy"] == same
@@ -31,11 +32,11 @@ def test_thresholds_apply_to_the_first_candidates_and_the_control_runs(tmp_path:
         ("untuned", 0.0, "at most", 0.0, True),
         ("min_lead", 0.0, "at least", 0.1, False),
     ]
-    assert missed_thresholds(summary["thresholds"]) == ["first", "shuffled_images", "min_lead"]
+    assert missed_thresholds(evaluated.summary.thresholds or []) == ["first", "shuffled_images", "min_lead"]
 
 
 def test_without_thresholds_the_summary_has_no_such_entry(tmp_path: Path) -> None:
     planned = experiment(write_store(tmp_path / "data", questions(1)), tmp_path / "out")
-    summary = evaluate(planned, lambda _: FakeAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control was asked for")).summary
+    summary = evaluate(planned, lambda _: FakeAnswerer(always(("red", -0.1))), lambda _: pytest.fail("no control was asked for")).record()
     assert "thresholds" not in summary
     assert "note" not in summary
