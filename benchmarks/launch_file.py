@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
@@ -57,25 +57,6 @@ def shard(model: torch.nn.Module, plugin: FullyShardedDataParallelPlugin) -> tor
     )
     sharded: torch.nn.Module = fsdp2_prepare_model(accelerator, model)
     return sharded
-
-
-def zero3_engine(model: torch.nn.Module, launch_file: Path) -> Any:
-    """DeepSpeed's engine for a model, with the settings of a launch file and batches of one, on CPU ranks. Every rank must call this.
-
-    All trained parameters are sharded, also small ones, and steps change nothing (SGD, learning rate 0).
-    """
-    import deepspeed
-
-    variables = {key: value for key, value in launch_environment(launch_file).items() if "DEEPSPEED" in key}
-    with _environment(variables):
-        config = DeepSpeedPlugin().deepspeed_config
-    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "zero_allow_untested_optimizer": True}
-    for key in ("gradient_clipping", "train_batch_size"):
-        config.pop(key, None)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.SGD(trained, lr=0.0), config=config)
-    return engine
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,25 @@ def test_no_file_is_longer_than_350_lines() -> None:
 def test_kernels_know_no_model_family() -> None:
     for path in Path("model/kernels").glob("*.py"):
         assert {name for name in imported(path) if name.startswith("model.") and not name.startswith("model.kernels")} == set(), path
+
+
+PRESCRIBED = {"VisionLanguageModel.forward", "packed_attention_forward"}
+"""Functions whose signature a library prescribes: a forward pass of transformers, and one of its attention functions."""
+
+
+def functions(path: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Functions and methods of a file, by their qualified names."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    owners = {own: node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for own in node.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{owners[node]}.{node.name}" if node in owners else node.name, node
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_no_function_is_longer_than_a_screen_or_has_more_than_seven_parameters(path: Path) -> None:
+    for name, function in functions(path):
+        assert function.end_lineno is not None
+        assert function.end_lineno - function.lineno < 60, f"{name} is too long"
+        parameters = [a.arg for a in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+        assert len([p for p in parameters if p not in ("self", "cls")]) <= 7 or name in PRESCRIBED, f"{name} has too many parameters"

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cli
 import config as configuration
@@ -62,6 +63,12 @@ def arguments() -> cli.Parser:
     gpu = parts.add_parser("gpu", description=what, help=what, takes_config=False)
     gpu.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="DIR", help="folder of all tables (default: %(default)s)")
     gpu.set_defaults(measure=run_gpu)
+    _add_evaluation_parts(parts)
+    return parser
+
+
+def _add_evaluation_parts(parts: Any) -> None:
+    """Subcommands about search, reports, comparisons of families and the service."""
     what = "image search in a large index, exact and approximate: latency, and recall of the ten nearest"
     search = parts.add_parser("search", description=what, help=what, takes_config=False)
     search.add_argument("--vectors", type=int, default=100_000, metavar="N", help="vectors in the index (default: %(default)s)")
@@ -92,7 +99,6 @@ def arguments() -> cli.Parser:
     serve.add_argument("--rounds", type=int, default=5, metavar="N", help="interleaved blocks per number of clients (default: %(default)s)")
     serve.add_argument("--out", type=Path, default=FOLDER, metavar="DIR", help="folder of the table (default: %(default)s)")
     serve.set_defaults(measure=answering)
-    return parser
 
 
 def _add_size(parser: argparse.ArgumentParser, samples: int, unit: str, against: Sequence[str] = ("stock", "nothing")) -> None:

@@ -63,12 +63,11 @@ def beam_search(
     unpenalised = running
     finished_beams = _FinishedBeams(n, k, rules, device)
     for length in range(1, rules.max_new_tokens + 1):
-        vocabulary = logits.shape[2]
         log_probs = torch.log_softmax(logits, dim=-1)
         penalised = _penalise(rules, tokens, log_probs)
         # Up to len(ends) * k of the best may end here, and k must remain as beams.
         best, flat_index = (running[:, :, None] + penalised).flatten(1).topk((1 + len(ends)) * k)
-        parent, token = flat_index // vocabulary, flat_index % vocabulary
+        parent, token = flat_index // logits.shape[2], flat_index % logits.shape[2]
         unpenalised = unpenalised.gather(1, parent) + log_probs.flatten(1).gather(1, flat_index)
         extended = torch.cat([tokens.gather(1, parent[:, :, None].expand(-1, -1, length - 1)), token[:, :, None]], dim=2)
         ended = torch.isin(token, ends) | (length == rules.max_new_tokens) | rules.stopped(extended)

@@ -23,10 +23,6 @@ class StopStrings:
         tail = self.decode(token_ids[-(longest + 1) :])
         return any(text in tail for text in self.texts)
 
-    def cut_ids(self, token_ids: Sequence[int]) -> Sequence[int]:
-        """The token ids up to the one that completes a stop text; all of them if there is none."""
-        return next((token_ids[: i + 1] for i in range(len(token_ids)) if self.newly_found(token_ids[: i + 1])), token_ids)
-
 
 def cut_before(text: str, stops: Sequence[str]) -> str:
     """The text before the first stop text in it; all of it if there is none."""

@@ -21,7 +21,7 @@ from benchmarks.synthetic_samples import demo_samples, reference_samples
 from benchmarks.timing import largest_fitting_batch, matmul_tflops, time_interleaved
 from benchmarks.training.gradient_parity import GradientParity, compare
 from benchmarks.training.timed_steps import Batch, TrainedModel, Variant
-from benchmarks.training.train_step_results import Result, SampleCounts, report
+from benchmarks.training.train_step_results import Block, Conditions, Result, SampleCounts, report
 from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.samplers import LengthGroupedBatching, PackedBatching
 from errors import TesseraError, UsageError
@@ -178,13 +178,15 @@ def measure(size: Size, model: SiglipQwenConfig, train: TrainConfig, workload: W
     results = _results(setup, variants, seconds, statistics.median(product), parity, model_step_flops(ours.model))
     settings, counts = {"model": asdict(model), "train": asdict(train)}, SampleCounts.of(setup.examples)
     all_results = [*results, *oom_results]
-    return report(size, Machine.current(device), setup.precision, our_settings, parity, counts, product, all_results, settings)
+    conditions = Conditions(size, Machine.current(device), setup.precision, our_settings, settings)
+    return report(conditions, parity, counts, product, all_results)
 
 
 def _results(
     setup: Setup, variants: list[Variant], seconds: dict[str, list[float]], product: float, parity: GradientParity | None, cost: StepFlops
 ) -> list[Result]:
     sample_counts = SampleCounts.of(setup.examples)
+    block = Block(sample_counts, sample_counts.operations(cost), product)
     losses = {} if parity is None else {OURS: parity.ours, STOCK: parity.stock}
     return [
         Result.of(
@@ -192,11 +194,9 @@ def _results(
             variant.batch,
             seconds[variant.name],
             None if variant.name == OURS else seconds[OURS],
-            peaks=variant.peaks,
-            loss=losses.get(OURS if variant.name == OURS else STOCK),
-            sample_counts=sample_counts,
-            operations=sample_counts.operations(cost),
-            product=product,
+            block,
+            variant.peaks,
+            losses.get(OURS if variant.name == OURS else STOCK),
         )
         for variant in variants
     ]

@@ -35,6 +35,34 @@ class SampleCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """What is done in a block: counts of its samples, useful floating-point operations, and TFLOP/s of the matrix product beside it."""
+
+    sample_counts: SampleCounts
+    operations: float
+    product: float
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Under which a benchmark ran.
+
+    Args:
+        size: size of the models.
+        machine: hardware and software.
+        precision: precision of the matrix products.
+        our_settings: compilation and checkpointing of our side.
+        settings: configuration, for the JSON file.
+    """
+
+    size: str
+    machine: Machine
+    precision: str
+    our_settings: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """Measurements of one path.
 
@@ -69,10 +97,7 @@ class Result:
         batch: str,
         seconds: Sequence[float],
         ours: Sequence[float] | None,
-        *,
-        sample_counts: SampleCounts,
-        operations: float,
-        product: float,
+        block: "Block",
         peaks: Sequence[int],
         loss: float | None,
     ) -> "Result":
@@ -83,22 +108,20 @@ class Result:
             batch: description of a batch.
             seconds: of each block.
             ours: seconds of each block of our path; None if this is our path.
-            sample_counts: counts of a block.
-            operations: useful floating-point operations of a block.
-            product: TFLOP/s of the matrix product.
+            block: what is done in one.
             peaks: peak bytes of each block.
             loss: loss before the training.
         """
         median_seconds = statistics.median(seconds)
-        tflops = operations / median_seconds / 1e12
+        tflops = block.operations / median_seconds / 1e12
         return cls(
             path,
             batch,
             tuple(seconds),
-            sample_counts.samples / median_seconds,
-            sample_counts.tokens / median_seconds,
+            block.sample_counts.samples / median_seconds,
+            block.sample_counts.tokens / median_seconds,
             tflops,
-            tflops / product,
+            tflops / block.product,
             max(peaks) / 2**30 if peaks else None,
             loss,
             Ratio.of(ours, seconds) if ours is not None else None,
@@ -114,48 +137,40 @@ class Result:
 
 
 def report(
-    size: str,
-    machine: Machine,
-    precision: str,
-    our_settings: str,
+    conditions: Conditions,
     parity: GradientParity | None,
     sample_counts: SampleCounts,
     product: Sequence[float],
     results: Sequence[Result],
-    settings: dict[str, Any],
 ) -> BenchmarkReport:
     """Build the report.
 
     Args:
-        size: size of the models.
-        machine: hardware and software.
-        precision: precision of the matrix products.
-        our_settings: compilation and checkpointing of our side.
+        conditions: under which it ran.
         parity: comparison of both sides before the training; None if the stock model was not run.
         sample_counts: counts of a block.
         product: TFLOP/s of the matrix product in each round.
         results: measurements of all paths.
-        settings: configuration, for the JSON file.
     """
     tokens, supervised = (count / sample_counts.samples for count in (sample_counts.tokens, sample_counts.supervised))
     mean = f"{tokens:.0f} tokens, {supervised:.0f} of them supervised"
     facts = {
-        **machine.facts(),
-        "model": f"{size}, random weights, products in {precision}",
-        "ours": our_settings,
+        **conditions.machine.facts(),
+        "model": f"{conditions.size}, random weights, products in {conditions.precision}",
+        "ours": conditions.our_settings,
         **({} if parity is None else {"before training": str(parity)}),
         "a block": f"{sample_counts.samples} samples of {mean}; {len(product)} interleaved blocks of each path",
         "matrix product": f"{statistics.median(product):,.2f} TFLOP/s ({min(product):,.2f} .. {max(product):,.2f})",
     }
     measured = {
-        "size": size,
-        "machine": machine.to_dict(),
-        "precision": precision,
-        "ours": our_settings,
+        "size": conditions.size,
+        "machine": conditions.machine.to_dict(),
+        "precision": conditions.precision,
+        "ours": conditions.our_settings,
         "agreement": None if parity is None else {**asdict(parity), "loss_off": parity.loss_off},
         "work": asdict(sample_counts),
         "product_tflops": list(product),
         "results": [asdict(result) for result in results],
-        "settings": settings,
+        "settings": conditions.settings,
     }
-    return BenchmarkReport(f"Training step, {size}", facts, COLUMNS, [result.cells() for result in results], measured)
+    return BenchmarkReport(f"Training step, {conditions.size}", facts, COLUMNS, [result.cells() for result in results], measured)

@@ -23,7 +23,7 @@ from evaluation.questions import Question, choose, references
 from evaluation.robustness.robustness_run import CorruptionCondition, Robustness
 from evaluation.run.evaluation_setup import Experiment, first_checkpoint
 from evaluation.run.question_runner import NamedScorer
-from evaluation.run.system_runner import EvaluationRun, SystemLoader, SystemRun, run_all_systems
+from evaluation.run.system_runner import EvaluationRun, SystemRun
 from evaluation.schema.summary_file import DatasetFigures, Summary, to_json
 from evaluation.scoring.answer_scores import CosineFunction, References, caption_scores, score, score_lines
 from evaluation.scoring.confidence_metrics import confidence_metrics
@@ -54,20 +54,6 @@ class EvaluationResult:
         """The content of summary.json."""
         content: dict[str, Any] = to_json(self.summary)
         return content
-
-
-def evaluate(
-    experiment: Experiment, load: SystemLoader, load_untuned: SystemLoader, scorers: Sequence[NamedScorer] = ()
-) -> EvaluationResult:
-    """Answer and score in a single process: `run_all_systems`, then `score_evaluation`.
-
-    Args:
-        experiment: settings and data
-        load: loads a system
-        load_untuned: loads a system with an untrained connector
-        scorers: image-text scorers of the candidates
-    """
-    return score_evaluation(experiment, run_all_systems(experiment, load, load_untuned, scorers))
 
 
 def score_evaluation(experiment: Experiment, evaluation_run: EvaluationRun) -> EvaluationResult:

@@ -1,7 +1,6 @@
 """Categories of questions, assigned by the rules in question_categories.yaml."""
 
 import re
-from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 
@@ -24,15 +23,6 @@ def category(question: str, language: Language) -> str:
 def category_names() -> list[str]:
     """All categories, in display order."""
     return ["yes/no", "counting", "attribute", "spatial", "reading", "identification", OTHER]
-
-
-def confusion(labelled: Iterable[tuple[str, str, Language]]) -> dict[str, dict[str, int]]:
-    """Confusion matrix [label][category] of questions, given as (label, question, language)."""
-    table: dict[str, dict[str, int]] = {}
-    for label, question, language in labelled:
-        row = table.setdefault(label, dict.fromkeys(category_names(), 0))
-        row[category(question, language)] += 1
-    return table
 
 
 @cache

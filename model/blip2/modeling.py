@@ -16,7 +16,7 @@ from errors import UsageError, loading
 from model.family import LoadOptions
 from model.param_groups import GroupPaths
 from model.quantization import Quantization
-from model.stock.pretrained_model import load_pretrained
+from model.stock.pretrained_model import StockClass, load_pretrained
 from visual.hub_name import pretrained
 
 MODEL_TYPE = "blip-2"
@@ -134,7 +134,7 @@ def build(key: str, path: str, quantization: Quantization, options: LoadOptions,
         UsageError: it cannot be loaded, is no BLIP-2, or lacks weights.
     """
     config = read_config(key, path)
-    model = load_pretrained(key, path, _class(config), config, quantization, options, not_quantised=NOT_QUANTISED)
+    model = load_pretrained(key, path, StockClass(_class(config), NOT_QUANTISED), config, quantization, options)
     # A penalty or a minimum length of the folder's generation settings would change every probability.
     model.generation_end_ids = _end_ids(model)
     model.generation_config = GenerationConfig(eos_token_id=model.generation_end_ids)

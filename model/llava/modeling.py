@@ -7,7 +7,7 @@ from errors import UsageError, loading
 from model.family import LoadOptions
 from model.param_groups import GroupPaths
 from model.quantization import Quantization
-from model.stock.pretrained_model import load_pretrained
+from model.stock.pretrained_model import StockClass, load_pretrained
 from visual.hub_name import pretrained
 
 MODEL_TYPE, LANGUAGE_MODEL = "llava", "model.language_model"
@@ -51,16 +51,9 @@ def build(key: str, path: str, quantization: Quantization, options: LoadOptions)
         UsageError: it cannot be loaded, is no LLaVA, lacks weights, or the installed transformers would compute other features.
     """
     config = read_config(key, path)
-    model = load_pretrained(
-        key,
-        path,
-        LlavaForConditionalGeneration,
-        config,
-        quantization,
-        options,
-        not_quantised=NOT_QUANTISED,
-        may_be_missing=lambda name: ".head." in name,  # the pooling head is not used
-    )
+    # The pooling head is not used.
+    stock = StockClass(LlavaForConditionalGeneration, NOT_QUANTISED, may_be_missing=lambda name: ".head." in name)
+    model = load_pretrained(key, path, stock, config, quantization, options)
     if getattr(model.config.vision_config, "tie_last_hidden_states", False) and not _last_hidden_state_is_normed(model):
         raise UsageError(
             f"{key}: {path}: its image features are taken after the final norm (vision_config.tie_last_hidden_states). The installed "

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from dataset.loading.image_transform import PixelReader
-from dataset.sample import IMAGE_PLACEHOLDER, Prompts
+from dataset.sample import IMAGE_PLACEHOLDER
 from model.processors.chat_processor import ChatProcessor
 from model.processors.sample_processor import ImageSize
 
@@ -18,9 +18,10 @@ class FixedTokensProcessor(ChatProcessor):
     """Tokenizer, image processor and prompt layout.
 
     Args:
-        tokenizer, image_token, max_length, system_prompt, prompts, plain_end: as in `ChatProcessor`.
+        tokenizer: of the language model.
         image_processor: transformers image processor of the vision encoder.
         tokens_per_image: image tokens per image.
+        chat: image_token, max_length, system_prompt, prompts, plain_end, as in `ChatProcessor`.
     """
 
     def __init__(
@@ -28,21 +29,10 @@ class FixedTokensProcessor(ChatProcessor):
         tokenizer: PreTrainedTokenizerFast,
         image_processor: Any,
         *,
-        image_token: str,
         tokens_per_image: int,
-        max_length: int,
-        system_prompt: str | None = None,
-        prompts: Prompts | None = None,
-        plain_end: str | None = None,
+        **chat: Any,
     ):
-        super().__init__(
-            tokenizer,
-            image_token=image_token,
-            max_length=max_length,
-            system_prompt=system_prompt,
-            prompts=prompts,
-            plain_end=plain_end,
-        )
+        super().__init__(tokenizer, **chat)
         self.image_processor, self.tokens_per_image = image_processor, tokens_per_image
         self.pixel_reader = PixelReader(image_processor)
 

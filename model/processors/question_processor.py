@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dataset.loading.encoded_sample import EncodingError
 from dataset.loading.image_transform import PixelReader
-from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts, Task, question_text
+from dataset.sample import IMAGE_PLACEHOLDER, Message, Task, question_text
 from errors import loading
 from model.processors.chat_processor import load_fast_tokenizer
 from model.processors.sample_processor import ImageSize, SampleProcessor, Segment, read_processor_settings
@@ -41,12 +41,13 @@ class QuestionProcessor(SampleProcessor):
     """A processor for exactly one image a sample; its image tokens, if it has any, come first.
 
     Args:
-        tokenizer, end_of_turn_id, max_length, prompts: as in `SampleProcessor`. There is no system prompt.
+        tokenizer: of the language model.
         image_processor: of the vision encoder.
         question_prompts: the sentences around questions.
         num_image_tokens: placeholders of the image in the input of the language model.
         opening: token ids at the beginning of every text, such as OPT's `</s>`.
         max_positions: as in `SampleProcessor`.
+        settings: end_of_turn_id, max_length, prompts, as in `SampleProcessor`. There is no system prompt.
     """
 
     def __init__(
@@ -55,16 +56,14 @@ class QuestionProcessor(SampleProcessor):
         image_processor: Any,
         question_prompts: QuestionPrompts,
         *,
-        end_of_turn_id: int,
         num_image_tokens: int,
-        max_length: int,
         opening: Sequence[int] = (),
         max_positions: int | None = None,
-        prompts: Prompts | None = None,
+        **settings: Any,
     ):
         # Behind the vocabulary, so that no text can have it; the model replaces its embedding.
         image_token_id = len(tokenizer)
-        super().__init__(tokenizer, image_token_id=image_token_id, end_of_turn_id=end_of_turn_id, max_length=max_length, prompts=prompts)
+        super().__init__(tokenizer, image_token_id=image_token_id, **settings)
         self.image_processor, self.question_prompts = image_processor, question_prompts
         self.num_image_tokens, self.opening, self.max_positions = num_image_tokens, list(opening), max_positions
         self.pixel_reader = PixelReader(image_processor)

@@ -15,7 +15,7 @@ from errors import UsageError, loading
 from model.family import LoadOptions
 from model.param_groups import GroupPaths
 from model.quantization import Quantization
-from model.stock.pretrained_model import load_pretrained
+from model.stock.pretrained_model import StockClass, load_pretrained
 from visual.hub_name import pretrained
 
 CLASSES: dict[str, Any] = {"qwen3_vl": Qwen3VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
@@ -56,9 +56,8 @@ def build(key: str, path: str, quantization: Quantization, options: LoadOptions,
         UsageError: it cannot be loaded, is of another family, or lacks weights.
     """
     config = read_config(key, path)
-    model = load_pretrained(
-        key, path, CLASSES[config.model_type], config, quantization, options, not_quantised=NOT_QUANTISED, **load_options
-    )
+    stock = StockClass(CLASSES[config.model_type], NOT_QUANTISED)
+    model = load_pretrained(key, path, stock, config, quantization, options, **load_options)
     model.group_paths = GROUP_PATHS
     frozen: PreTrainedModel = model
     return frozen

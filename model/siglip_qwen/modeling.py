@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel, SiglipVisionConfig
-from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from errors import TesseraError
 from model.kernels.chunked_cross_entropy import LanguageModelHead, positions_per_chunk
@@ -190,13 +190,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         arguments = self._attention_arguments(inputs_embeds, attention_mask, position_ids, past_key_values, layout) | kwargs
         if labels is None:
             outputs = self.model.language_model(inputs_embeds=inputs_embeds, **{"use_cache": use_cache, **arguments})
-            logits = self.lm_head(_select_hidden_states(outputs.last_hidden_state, logits_to_keep))
-            return CausalLMOutputWithPast(
-                logits=logits,
-                past_key_values=outputs.past_key_values,
-                hidden_states=outputs.hidden_states,
-                attentions=outputs.attentions,
-            )
+            return _with_logits(outputs, self.lm_head(_select_hidden_states(outputs.last_hidden_state, logits_to_keep)))
         if image_embeds is None:
             inputs_embeds = inputs_embeds + self._zero_through_vision(inputs_embeds, image_features)
         if layout.padded_right:
@@ -321,6 +315,12 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if is_first_iteration or not kwargs.get("use_cache", True):
             inputs["mm_encoder_outputs"] = image_embeds
         return inputs
+
+
+def _with_logits(outputs: BaseModelOutputWithPast, logits: torch.Tensor) -> CausalLMOutputWithPast:
+    """The outputs of the language model, with the logits in place of the last hidden states."""
+    kept = (outputs.past_key_values, outputs.hidden_states, outputs.attentions)
+    return CausalLMOutputWithPast(None, logits, *kept)
 
 
 def _select_hidden_states(hidden_states: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:

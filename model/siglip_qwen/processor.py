@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, SiglipImageProcessorPil
 
-from dataset.sample import Prompts
 from errors import UsageError, loading
 from model.processors.chat_processor import load_chat_tokenizer
 from model.processors.fixed_tokens_processor import FixedTokensProcessor
@@ -17,6 +16,10 @@ from visual.hub_name import pretrained
 
 IMAGE_TOKEN_CANDIDATES = ("<|image_pad|>", "<|extra_0|>")
 """Candidates for the image token, in order of preference."""
+
+
+MAX_LENGTH = 2048
+"""Maximum length of a sample in tokens, if none is given."""
 
 
 class Processor(FixedTokensProcessor):
@@ -31,9 +34,7 @@ class Processor(FixedTokensProcessor):
         tokens_per_image: int,
         vocab_size: int,
         image_token: str = "auto",
-        max_length: int = 2048,
-        system_prompt: str | None = None,
-        prompts: Prompts | None = None,
+        **chat: Any,
     ) -> Self:
         """Load the tokenizer and the image processor of two pre-trained models.
 
@@ -43,9 +44,7 @@ class Processor(FixedTokensProcessor):
             tokens_per_image: image tokens per image.
             vocab_size: rows of the language model's embedding; an added image token must be below it.
             image_token: placeholder token for a patch, or auto for the first of IMAGE_TOKEN_CANDIDATES in the vocabulary.
-            max_length: maximum length of a sample in tokens.
-            system_prompt: system message of every conversation; None for the chat template's default.
-            prompts: the sentences that say in training how an answer is wanted.
+            chat: max_length (2,048 if it is not given), system_prompt and prompts, as in `ChatProcessor`.
 
         Raises:
             UsageError: a model cannot be loaded, is not supported, or its embedding has no row for the image token.
@@ -63,9 +62,7 @@ class Processor(FixedTokensProcessor):
             image_processor,
             image_token=_choose_image_token(tokenizer, image_token, vocab_size),
             tokens_per_image=tokens_per_image,
-            max_length=max_length,
-            system_prompt=system_prompt,
-            prompts=prompts,
+            **{"max_length": MAX_LENGTH, **chat},
         )
 
     @classmethod

@@ -1,6 +1,7 @@
 """Loads a pre-trained model in transformers' own class, its language model quantised if wanted."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -12,16 +13,28 @@ from model.quantization import Quantization, disable_avx512bf16, quantization_co
 from visual.hub_name import pretrained
 
 
+@dataclass(frozen=True)
+class StockClass:
+    """A class of transformers that is loaded.
+
+    Args:
+        model_class: the class.
+        not_quantised: modules that stay as they are.
+        may_be_missing: whether a weight of this name is not used.
+    """
+
+    model_class: Any
+    not_quantised: Sequence[str]
+    may_be_missing: Callable[[str], bool] = lambda _: False
+
+
 def load_pretrained(
     key: str,
     path: str,
-    model_class: Any,
+    stock: StockClass,
     config: PreTrainedConfig,
     quantization: Quantization,
     options: LoadOptions,
-    *,
-    not_quantised: Sequence[str],
-    may_be_missing: Callable[[str], bool] = lambda _: False,
     **load_options: Any,
 ) -> Any:
     """The pre-trained model, frozen and in eval mode.
@@ -29,12 +42,10 @@ def load_pretrained(
     Args:
         key: setting that names the model, for messages.
         path: folder or hub name.
-        model_class: of the model.
+        stock: its class.
         config: of the folder.
-        quantization: of what is not in `not_quantised`.
+        quantization: of the modules that are quantised.
         options: dtype and device.
-        not_quantised: modules that stay as they are.
-        may_be_missing: whether a weight of this name is not used.
         load_options: arguments of from_pretrained in place of ours, such as a device map.
 
     Raises:
@@ -42,13 +53,14 @@ def load_pretrained(
     """
     dtype = options.dtype or default_dtype(options.device)
     arguments: dict[str, Any] = {"device_map": {"": options.device}, **load_options}
-    quantized = quantization_config(quantization, dtype, list(not_quantised), options.shardable)
+    quantized = quantization_config(quantization, dtype, list(stock.not_quantised), options.shardable)
     if quantized is not None:
         quantized.llm_int8_enable_fp32_cpu_offload = "max_memory" in load_options
         arguments["quantization_config"] = quantized
     with loading(key, path):
-        model, report = model_class.from_pretrained(**pretrained(path), config=config, dtype=dtype, output_loading_info=True, **arguments)
-    if missing := {name for name in report["missing_keys"] if not may_be_missing(name)}:
+        arguments |= {"config": config, "dtype": dtype, "output_loading_info": True}
+        model, report = stock.model_class.from_pretrained(**pretrained(path), **arguments)
+    if missing := {name for name in report["missing_keys"] if not stock.may_be_missing(name)}:
         raise UsageError(f"{key}: {path} lacks weights of the model, such as {min(missing)}")
     disable_avx512bf16(model)
     return model.requires_grad_(False).eval()

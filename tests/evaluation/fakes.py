@@ -16,9 +16,10 @@ from dataset.loading.sample_store import SampleStore
 from dataset.sample import IMAGE_PLACEHOLDER, IMAGES_SCHEMA, SAMPLES_SCHEMA
 from evaluation.config import EvalConfig
 from evaluation.metrics.short_answers import METRICS
-from evaluation.run.evaluation_run import EvaluationResult, evaluate
+from evaluation.run.evaluation_run import EvaluationResult, score_evaluation
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.run.question_runner import NamedScorer
+from evaluation.run.system_runner import SystemLoader, run_all_systems
 from evaluation.schema.choice_figures import ChoiceFigures
 from evaluation.schema.summary_file import SystemFigures
 
@@ -164,6 +165,11 @@ def mostly_right(request: Request) -> Sequence[tuple[str, float]]:
     if "count" in request.request_id:
         return [("2", -0.1), ("two discs", -0.5)]
     return [(f"a {COLORS[i]} disc on white", -0.1)]
+
+
+def evaluate(planned: Experiment, load: SystemLoader, load_untuned: SystemLoader, scorers: Sequence[NamedScorer] = ()) -> EvaluationResult:
+    """Answer and score in a single process."""
+    return score_evaluation(planned, run_all_systems(planned, load, load_untuned, scorers))
 
 
 def run(

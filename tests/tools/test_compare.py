@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 import cli
-from evaluation.run.evaluation_run import evaluate
-from tests.evaluation.fakes import FakeAnswerer, always, experiment, questions, write_store
+from tests.evaluation.fakes import FakeAnswerer, always, evaluate, experiment, questions, write_store
 from tools import compare
 
 FIELDS = ["id=id", "answer=text"]

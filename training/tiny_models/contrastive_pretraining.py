@@ -76,6 +76,32 @@ def sigmoid_loss(model: SiglipModel, images: torch.Tensor, texts: torch.Tensor) 
     return -functional.logsigmoid(signs * logits).sum(-1).mean()
 
 
+def text_features(model: CLIPModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """L2-normalised features [rows, F] of texts [rows, T], encoded in groups of similar length to avoid padding."""
+    order = mask.sum(1).argsort()
+    features = []
+    for rows in order.chunk(_CHUNKS):
+        longest = int(mask[rows[-1]].sum())
+        output = model.text_model(input_ids=ids[rows, :longest], attention_mask=mask[rows, :longest])
+        features.append(model.text_projection(output.pooler_output))
+    return _l2_normalized(torch.cat(features)[order.argsort()])
+
+
+def statement_logits(model: CLIPModel, batch: Batch, image_embeds: torch.Tensor) -> torch.Tensor:
+    """Logits [B * QUESTIONS, CHOICES] of the statements about each image."""
+    statements = text_features(model, batch["statement_ids"], batch["statement_mask"])
+    by_image = statements.view(len(image_embeds), QUESTIONS * CHOICES, -1)
+    logits: torch.Tensor = (by_image @ image_embeds.unsqueeze(-1)).view(-1, CHOICES) * model.logit_scale.exp()
+    return logits
+
+
+def phrase_logits(model: CLIPModel, batch: Batch, image_embeds: torch.Tensor) -> torch.Tensor:
+    """Logits [PHRASES, B] of every phrase with every image."""
+    phrases = text_features(model, batch["phrase_ids"], batch["phrase_mask"])
+    logits: torch.Tensor = phrases @ image_embeds.T * model.logit_scale.exp()
+    return logits
+
+
 def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: object, seed: int, batch_size: int) -> Task:
     """The pre-training task of CLIP.
 
@@ -89,52 +115,29 @@ def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: obje
     config = model.config.text_config
     data = ClipBatches(seed, batch_size, tokenizer, config.max_position_embeddings, config.eos_token_id)
 
-    def texts(model: CLIPModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """L2-normalised features [rows, F] of texts [rows, T], encoded in groups of similar length to avoid padding."""
-        order = mask.sum(1).argsort()
-        features = []
-        for rows in order.chunk(_CHUNKS):
-            longest = int(mask[rows[-1]].sum())
-            output = model.text_model(input_ids=ids[rows, :longest], attention_mask=mask[rows, :longest])
-            features.append(model.text_projection(output.pooler_output))
-        return _l2_normalized(torch.cat(features)[order.argsort()])
-
     def images(model: CLIPModel, batch: Batch) -> torch.Tensor:
         return _l2_normalized(model.visual_projection(model.vision_model(pixel_values(batch["images"], image_processor)).pooler_output))
 
-    def choices(model: CLIPModel, batch: Batch, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Logits [B * QUESTIONS, CHOICES] of the statements about each image."""
-        statements = texts(model, batch["statement_ids"], batch["statement_mask"]).view(len(image_embeds), QUESTIONS * CHOICES, -1)
-        logits: torch.Tensor = (statements @ image_embeds.unsqueeze(-1)).view(-1, CHOICES) * model.logit_scale.exp()
-        return logits
-
-    def phrases(model: CLIPModel, batch: Batch, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Logits [PHRASES, B] of every phrase with every image."""
-        logits: torch.Tensor = texts(model, batch["phrase_ids"], batch["phrase_mask"]) @ image_embeds.T * model.logit_scale.exp()
-        return logits
-
     def loss(model: CLIPModel, batch: Batch) -> torch.Tensor:
         image_embeds = images(model, batch)
-        logits = texts(model, batch["input_ids"], batch["attention_mask"]) @ image_embeds.T * model.logit_scale.exp()
+        logits = text_features(model, batch["input_ids"], batch["attention_mask"]) @ image_embeds.T * model.logit_scale.exp()
         targets = torch.arange(len(logits), device=logits.device)
         contrastive_loss = (functional.cross_entropy(logits, targets) + functional.cross_entropy(logits.T, targets)) / 2
-        statement_logits = choices(model, batch, image_embeds)
-        statement_loss = functional.cross_entropy(
-            statement_logits, torch.zeros(len(statement_logits), dtype=torch.long, device=statement_logits.device)
-        )
-        phrase_logits, holds = phrases(model, batch, image_embeds), batch["holds"]
-        phrase_loss = (ranking_loss(phrase_logits, holds) + ranking_loss(phrase_logits.T, holds.T)) / 2
+        choices = statement_logits(model, batch, image_embeds)
+        statement_loss = functional.cross_entropy(choices, torch.zeros(len(choices), dtype=torch.long, device=choices.device))
+        phrases, holds = phrase_logits(model, batch, image_embeds), batch["holds"]
+        phrase_loss = (ranking_loss(phrases, holds) + ranking_loss(phrases.T, holds.T)) / 2
         return contrastive_loss + statement_loss + phrase_loss
 
     @torch.inference_mode()
     def measure(model: CLIPModel) -> dict[str, float]:
         batch = _to_device(model.device, dataclasses.replace(data, size=RECALL_POOL_SIZE)(0, "validation"))
         image_embeds = images(model, batch)
-        recall = _recall(image_embeds, texts(model, batch["input_ids"], batch["attention_mask"]))
-        logits = choices(model, batch, image_embeds)
+        recall = _recall(image_embeds, text_features(model, batch["input_ids"], batch["attention_mask"]))
+        logits = statement_logits(model, batch, image_embeds)
         # The right statement has to score strictly higher than every wrong one.
         accuracy = float((logits[:, 0] > logits[:, 1:].amax(1)).float().mean())
-        precision = r_precision(phrases(model, batch, image_embeds), batch["holds"])
+        precision = r_precision(phrase_logits(model, batch, image_embeds), batch["holds"])
         return {**recall, f"right statement first of {CHOICES}": accuracy, f"R-precision of phrases among {RECALL_POOL_SIZE}": precision}
 
     return Task(model, data, loss, measure)

@@ -19,9 +19,8 @@ from evaluation.report.image_grids import wrap_text
 from evaluation.report.result_tables import OTHER_METRICS
 from evaluation.report.terminal_summary import terminal_summary
 from evaluation.report.write_report import HTML_CHARTS, write_report
-from evaluation.run.evaluation_run import evaluate
 from tests.evaluation.conftest import MARKUP, Written
-from tests.evaluation.fakes import FakeAnswerer, always, experiment, questions, sample, write_store
+from tests.evaluation.fakes import FakeAnswerer, always, evaluate, experiment, questions, sample, write_store
 
 CHARTS = [
     "overview.png",

@@ -24,10 +24,10 @@ from evaluation.report.report_notes import remarks
 from evaluation.report.result_tables import all_tables
 from evaluation.report.write_report import write_report
 from evaluation.run.background_images import with_background_images
-from evaluation.run.evaluation_run import EvaluationResult, evaluate
+from evaluation.run.evaluation_run import EvaluationResult
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.run.question_runner import NamedScorer
-from tests.evaluation.fakes import COLORS, FakeAnswerer, FakeScorer, always, experiment, questions, sample, write_store
+from tests.evaluation.fakes import COLORS, FakeAnswerer, FakeScorer, always, evaluate, experiment, questions, sample, write_store
 
 FULL = RerankConfig(tune=True, self_evaluation=True, abstain_below=0.5, background_images=4)
 

@@ -9,11 +9,11 @@ import pytest
 from answering.config import CheckpointSystem, QwenVlSystem, RerankConfig, RerankWeights
 from errors import UsageError
 from evaluation.config import EvalConfig, Thresholds
-from evaluation.run.evaluation_run import evaluate
 from evaluation.run.question_runner import NamedScorer
 from tests.evaluation.fakes import (
     FakeAnswerer,
     FakeScorer,
+    evaluate,
     experiment,
     mostly_right,
     questions,

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import pytest
 
 from answering.config import RerankConfig
-from evaluation.run.evaluation_run import evaluate, score_evaluation
+from evaluation.run.evaluation_run import score_evaluation
 from evaluation.run.question_runner import NamedScorer
 from evaluation.run.system_runner import EvaluationRun, run_all_systems
 from process_group import ProcessGroup
-from tests.evaluation.fakes import COLORS, FakeAnswerer, FakeScorer, experiment, mostly_right, questions, write_store
+from tests.evaluation.fakes import COLORS, FakeAnswerer, FakeScorer, evaluate, experiment, mostly_right, questions, write_store
 
 T = TypeVar("T")
 TUNED = RerankConfig(tune=True)

@@ -14,9 +14,8 @@ from errors import UsageError
 from evaluation.config import Thresholds
 from evaluation.report.examples import examples
 from evaluation.report.write_report import write_report
-from evaluation.run.evaluation_run import evaluate
 from evaluation.run.system_groups import check_groups, learning_curve_settings, list_checkpoints
-from tests.evaluation.fakes import COLORS, FakeAnswerer, Say, always, experiment, questions, write_store
+from tests.evaluation.fakes import COLORS, FakeAnswerer, Say, always, evaluate, experiment, questions, write_store
 
 
 def right_on(share: float, seed: int) -> Say:

@@ -4,7 +4,7 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 
@@ -14,7 +14,7 @@ import yaml
 from dataset.sample import Language
 from dataset.synthetic.question_phrasing import ask
 from dataset.synthetic.scene import generate_scene
-from evaluation.scoring.question_categories import category, category_names, confusion
+from evaluation.scoring.question_categories import category, category_names
 
 REAL_DATA = os.environ.get("TESSERA_REAL_DATA", "")
 PAGES = ("evaluation.md", "zh/evaluation.md")
@@ -122,6 +122,15 @@ CHINESE = {
     "地上为什么有水？": "other",
     "他是什么时候来的？": "other",
 }
+
+
+def confusion(labelled: Iterable[tuple[str, str, Language]]) -> dict[str, dict[str, int]]:
+    """Confusion matrix [label][category] of questions, given as (label, question, language)."""
+    table: dict[str, dict[str, int]] = {}
+    for label, question, language in labelled:
+        row = table.setdefault(label, dict.fromkeys(category_names(), 0))
+        row[category(question, language)] += 1
+    return table
 
 
 @pytest.mark.parametrize(("question", "expected"), ENGLISH.items())

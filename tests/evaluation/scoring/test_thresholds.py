@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from evaluation.config import Thresholds
-from evaluation.run.evaluation_run import evaluate
 from evaluation.scoring.thresholds import missed_thresholds
-from tests.evaluation.fakes import FakeAnswerer, always, experiment, questions, write_store
+from tests.evaluation.fakes import FakeAnswerer, always, evaluate, experiment, questions, write_store
 
 
 def test_thresholds_apply_to_the_first_candidates_and_the_control_runs(tmp_path: Path) -> None:

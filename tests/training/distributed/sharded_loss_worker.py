@@ -7,17 +7,20 @@ import copy
 import dataclasses
 import itertools
 import json
+import os
 import sys
 from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from accelerate.utils import DeepSpeedPlugin
 from bitsandbytes.nn import Linear4bit
 from torch.distributed.tensor import DTensor
 
-from benchmarks.launch_file import fsdp_plugin, shard, zero3_engine
+from benchmarks.launch_file import fsdp_plugin, launch_environment, shard
 from model.family_config import ParamGroup
 from model.kernels.chunked_cross_entropy import BYTES_PER_LOGIT
 from model.lora import enable_gradient_checkpointing
@@ -69,6 +72,25 @@ class Fsdp2:
 
     def zero_grad(self) -> None:
         self.module.zero_grad()
+
+
+def zero3_engine(model: torch.nn.Module, launch_file: Path) -> Any:
+    """DeepSpeed's engine for a model, with the settings of a launch file and batches of one, on CPU ranks. Every rank must call this.
+
+    All trained parameters are sharded, also small ones, and steps change nothing (SGD, learning rate 0).
+    """
+    import deepspeed
+
+    variables = {key: value for key, value in launch_environment(launch_file).items() if "DEEPSPEED" in key}
+    with patch.dict(os.environ, variables):
+        config = DeepSpeedPlugin().deepspeed_config
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "zero_allow_untested_optimizer": True}
+    for key in ("gradient_clipping", "train_batch_size"):
+        config.pop(key, None)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.SGD(trained, lr=0.0), config=config)
+    return engine
 
 
 class Zero3(Fsdp2):
