@@ -28,7 +28,8 @@ from model.processors.sample_processor import PROCESSOR_SETTINGS_FILE
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.processor import Processor
 from renamed_keys import RENAMED, with_old_keys
-from tests.evaluation.fakes import FakeAnswerer, always, experiment, lines, mostly_right, questions, run, write_store
+from tests.evaluation.fakes import experiment, lines, mostly_right, questions, run, write_store
+from tests.fakes import FakeAnswerer, always
 from tests.pipeline import ROOT
 from training.checkpointing.resume import RUN_STATE_FILE, read_run_state, settings
 

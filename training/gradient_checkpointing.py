@@ -23,7 +23,7 @@ from errors import TesseraError
 from model.lora import checkpointed_layers, enable_gradient_checkpointing
 from training.config import TrainConfig
 from training.optimization.optimizers import optimizer_bytes_per_parameter
-from training.out_of_memory import REMEDIES
+from training.out_of_memory import REMEDIES, format_gib
 
 USABLE_MEMORY_FRACTION = 0.92
 """Fraction of the free memory that a step may use; the rest is left for fragmentation and for libraries that allocate later."""
@@ -160,33 +160,30 @@ def fewest_checkpointed_layers(layers: int, trial: Callable[[int], int | None], 
     min_peak = trial(layers)
     if min_peak is None:
         return None
+    budget = f"of the {format_gib(memory_budget)} that may be used"
     if min_peak > memory_budget:
-        return CheckpointingPlan(layers, layers, f"auto: {_gib(min_peak)} of the {_gib(memory_budget)} that may be used")
+        return CheckpointingPlan(layers, layers, f"auto: {format_gib(min_peak)} {budget}")
     probed_layers = max(1, layers // PROBE_EVERY)
     probe_peak = trial(layers - probed_layers)
     if probe_peak is None and probed_layers > 1:
         probed_layers = 1
         probe_peak = trial(layers - 1)
     if probe_peak is None:
-        return CheckpointingPlan(layers, layers, f"auto: {_gib(min_peak)} of the {_gib(memory_budget)} that may be used, no more fits")
+        return CheckpointingPlan(layers, layers, f"auto: {format_gib(min_peak)} {budget}, no more fits")
     bytes_per_layer = max(probe_peak - min_peak, 1) / probed_layers
     stored_layers = min(layers, int((memory_budget - min_peak) / bytes_per_layer))
     full_peak = min_peak + bytes_per_layer * layers
     while stored_layers > 0:
         peak = trial(layers - stored_layers)
         if peak is not None and peak <= memory_budget:
-            note = "" if stored_layers == layers else f", {_gib(full_peak)} with none recomputed"
-            return CheckpointingPlan(
-                layers - stored_layers, layers, f"auto: {_gib(peak)} of the {_gib(memory_budget)} that may be used{note}"
-            )
+            note = "" if stored_layers == layers else f", {format_gib(full_peak)} with none recomputed"
+            return CheckpointingPlan(layers - stored_layers, layers, f"auto: {format_gib(peak)} {budget}{note}")
         stored_layers -= max(1, stored_layers // 8)
     return CheckpointingPlan(
-        layers, layers, f"auto: {_gib(min_peak)} of the {_gib(memory_budget)} that may be used, {_gib(full_peak)} with none recomputed"
+        layers,
+        layers,
+        f"auto: {format_gib(min_peak)} {budget}, {format_gib(full_peak)} with none recomputed",
     )
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
 
 
 @contextmanager

@@ -53,6 +53,10 @@ def _where(error: RuntimeError) -> str:
     if "DefaultCPUAllocator" in str(error) or not torch.cuda.is_available():
         return f"on this machine ({str(error).splitlines()[0]})"
     index = torch.cuda.current_device()
-    total = torch.cuda.get_device_properties(index).total_memory / 2**30
-    peak = torch.cuda.max_memory_allocated(index) / 2**30
-    return f"on cuda:{index} (peak {peak:.1f} of {total:.1f} GiB)"
+    total, peak = torch.cuda.get_device_properties(index).total_memory, torch.cuda.max_memory_allocated(index)
+    return f"on cuda:{index} (peak {format_gib(peak)} of {format_gib(total)})"
+
+
+def format_gib(size: float) -> str:
+    """A number of bytes in GiB."""
+    return f"{size / 2**30:.1f} GiB"

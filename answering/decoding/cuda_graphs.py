@@ -2,7 +2,9 @@
 
 A replay repeats the same operations on the same memory. A runner therefore holds everything that a step reads and writes in
 static tensors: KV cache, tokens, mask, position ids, and the cache positions of the new tokens. Values that differ between steps
-are copied into them. The logits are those of the same step run eagerly.
+are copied into them. The logits are those of the same step run eagerly, which the first replay is compared with.
+
+Expected of it: small models, whose steps are bound by launches, decode several times as fast. Not measured on a GPU.
 
 Shapes: N rows of a runner (M that are in use), K candidates per question, C cache positions, V vocabulary.
 """

@@ -1,4 +1,7 @@
-"""torch.compile for the layers of a model one by one, in place: state dict keys stay, and equal layers share one compiled graph."""
+"""torch.compile for the layers of a model one by one, in place: state dict keys stay, and equal layers share one compiled graph.
+
+Expected of it on a GPU: a step in two thirds of the time. Not measured there.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

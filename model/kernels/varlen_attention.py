@@ -2,6 +2,7 @@
 
 On CUDA from the Ampere generation on, in fp16 or bf16, torch's variable-length attention (FlashAttention-2, arXiv:2307.08691)
 takes the borders of the samples (`cu_seqlens`). Elsewhere transformers' sdpa builds a block-diagonal mask from position_ids that restart.
+Expected of it: attention over each sample instead of the whole row, and no mask of T x T. Its time was not measured on a GPU.
 
 Shapes: B batch, T query tokens per row, L key tokens per row (T, or the KV cache and T), H query heads, G key-value heads,
 E head size, D hidden size.

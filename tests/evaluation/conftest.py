@@ -10,7 +10,8 @@ from evaluation.report.write_report import write_report
 from evaluation.run.evaluation_run import EvaluationResult
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.run.question_runner import NamedScorer
-from tests.evaluation.fakes import COLORS, COLORS_ZH, FakeAnswerer, FakeScorer, always, evaluate, experiment, questions, sample, write_store
+from tests.evaluation.fakes import COLORS, COLORS_ZH, evaluate, experiment, questions, sample, write_store
+from tests.fakes import FakeAnswerer, FakeScorer, always
 
 MARKUP = '<script>alert("http://example.com/x.js")</script>'
 

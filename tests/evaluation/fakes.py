@@ -1,8 +1,7 @@
 """A small merged data set, and fake systems and scorers with known outputs."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from answering.config import CheckpointSystem, DecodingConfig, RerankConfig
-from answering.protocol import Answer, Candidate, Description, ImageInput, Request
+from answering.protocol import Request
 from dataset.loading.sample_store import SampleStore
 from dataset.sample import IMAGE_PLACEHOLDER, IMAGES_SCHEMA, SAMPLES_SCHEMA
 from evaluation.config import EvalConfig
@@ -22,6 +21,7 @@ from evaluation.run.question_runner import NamedScorer
 from evaluation.run.system_runner import SystemLoader, run_all_systems
 from evaluation.schema.choice_figures import ChoiceFigures
 from evaluation.schema.summary_file import SystemFigures
+from tests.fakes import FakeAnswerer, FakeScorer
 
 COLORS = ("red", "blue", "green", "orange", "purple", "black")
 COLORS_ZH = ("红色", "蓝色", "绿色", "橙色", "紫色", "黑色")
@@ -72,74 +72,6 @@ def write_store(folder: Path, samples: Sequence[dict[str, Any]]) -> SampleStore:
     pq.write_table(pa.Table.from_pylist(images, IMAGES_SCHEMA), folder / "images.parquet")
     pq.write_table(pa.Table.from_pylist(list(samples), SAMPLES_SCHEMA), folder / "samples.parquet")
     return SampleStore(folder)
-
-
-Say = Callable[[Request], Sequence[tuple[str, float]]]
-"""Request -> texts and mean log-probabilities of its candidates, best first."""
-
-
-def always(*candidates: tuple[str, float]) -> Say:
-    """The same candidates for every request."""
-
-    def say(request: Request) -> Sequence[tuple[str, float]]:
-        del request
-        return candidates
-
-    return say
-
-
-@dataclass
-class FakeAnswerer:
-    """Answers with the candidates of `say`, fails on requests in `broken`, raises KeyboardInterrupt after `interrupt_after`.
-
-    visual_tokens: per image; None: it does not say.
-    """
-
-    say: Say
-    broken: frozenset[str] = frozenset()
-    interrupt_after: int | None = None
-    settings: dict[str, object] = field(default_factory=dict)
-    visual_tokens: int | None = None
-    asked: list[str] = field(default_factory=list)
-    decodings: dict[str, DecodingConfig] = field(default_factory=dict)
-
-    @property
-    def description(self) -> Description:
-        return Description("checkpoint", self.settings)
-
-    def answer(self, requests: Sequence[Request], decoding: DecodingConfig) -> list[Answer]:
-        if self.interrupt_after is not None and len(self.asked) + len(requests) > self.interrupt_after:
-            raise KeyboardInterrupt
-        self.asked += [request.request_id for request in requests]
-        self.decodings |= {request.request_id: decoding for request in requests}
-        return [self._answer_request(request) for request in requests]
-
-    def _answer_request(self, request: Request) -> Answer:
-        prompt = request.messages[-1].content
-        if request.request_id in self.broken:
-            return Answer(request.request_id, error="the picture is upside down", prompt=prompt)
-        candidates = tuple(Candidate(text, 2 * p, p, text) for text, p in self.say(request))
-        visual_tokens = None if self.visual_tokens is None else self.visual_tokens * len(request.images)
-        return Answer(request.request_id, candidates, prompt=prompt, visual_tokens=visual_tokens)
-
-    def stream(self, request: Request, decoding: DecodingConfig) -> Iterator[str]:
-        raise NotImplementedError
-
-
-class FakeScorer:
-    """Scores texts with one of the `liked` words higher. Counts the images it gets, and those with texts to score."""
-
-    def __init__(self, *liked: str):
-        self.liked, self.seen, self.scored = liked, 0, 0
-
-    def score_batch(self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        self.seen += len(images)
-        self.scored += sum(bool(group) for group in texts)
-        return [[25.0 if any(word in text for word in self.liked) else 20.0 for text in group] for group in texts]
-
-    def cosine_batch(self, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        del images
-        return [[0.3 if any(word in text for word in self.liked) else -0.1 for text in group] for group in texts]
 
 
 def experiment(store: SampleStore, out: Path, *names: str, rerank: RerankConfig | None = None, **settings: Any) -> Experiment:

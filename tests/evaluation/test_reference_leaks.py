@@ -7,19 +7,8 @@ from pathlib import Path
 
 from answering.config import RerankConfig
 from answering.protocol import Request
-from tests.evaluation.fakes import (
-    COLORS,
-    FakeAnswerer,
-    FakeScorer,
-    always,
-    experiment,
-    lines,
-    mostly_right,
-    questions,
-    run,
-    sample,
-    write_store,
-)
+from tests.evaluation.fakes import COLORS, experiment, lines, mostly_right, questions, run, sample, write_store
+from tests.fakes import FakeAnswerer, FakeScorer, always
 
 
 def test_shuffled_and_planted_references_change_neither_candidates_nor_choices(tmp_path: Path) -> None:

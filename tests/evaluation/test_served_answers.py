@@ -10,7 +10,8 @@ from answering.rerank.fitted_reranker import load_fitted
 from answering.rerank.image_text_scores import ImageTextScorer
 from evaluation.prediction_files import read_predictions
 from evaluation.questions import choose
-from tests.evaluation.fakes import COLORS, FakeAnswerer, FakeScorer, experiment, questions, run, sample, write_store
+from tests.evaluation.fakes import COLORS, experiment, questions, run, sample, write_store
+from tests.fakes import FakeAnswerer, FakeScorer
 
 BELOW = 0.6
 BROKEN = frozenset({"test-3-color", "test-40-count"})

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,16 @@ import yaml
 from PIL import Image
 
 from answering.config import CheckpointSystem, RerankConfig
-from answering.protocol import Answer, Candidate, Decoding, Description, Request
+from answering.protocol import Decoding
 from model.siglip_qwen.processor import Processor
 from serving.config import ServeConfig
 from serving.engine import Engine, LoadPlan
 from serving.server import server_config
 from serving.service import Service
+from tests.fakes import TIMEOUT_SECONDS as TIMEOUT_SECONDS
+from tests.fakes import EchoAnswerer
 from tests.untrained import write_checkpoint
 
-TIMEOUT_SECONDS = 240.0
-"""Timeout of every wait in these tests, in seconds."""
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "Say it."}], "stream": True}
 """A streamed chat request."""
 WEB = httpx2.Client(timeout=TIMEOUT_SECONDS)
@@ -45,47 +45,9 @@ def image_file(seed: int = 0, kind: str = "PNG", size: tuple[int, int] = (40, 30
     return file.getvalue()
 
 
-class FakeAnswerer:
-    """An answerer that repeats the question, held back until `released` is set. calls: the questions of each call of `answer`."""
-
-    description = Description("fake")
-    device = "cpu"
-
-    def __init__(self) -> None:
-        self.calls: list[list[str]] = []
-        self.call_started = threading.Semaphore(0)
-        self.released = threading.Event()
-        self.released.set()
-        self.error: Exception | None = None
-        self.streamed: list[str] = []
-
-    def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
-        self.calls.append([request.messages[-1].content.replace("<image>", "").strip() for request in requests])
-        self.call_started.release()
-        assert self.released.wait(TIMEOUT_SECONDS)
-        if self.error is not None:
-            raise self.error
-        return [self._answer(request, decoding) for request in requests]
-
-    def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
-        del request, decoding
-        for piece in ("one", " two", " three"):
-            self.streamed.append(piece)
-            yield piece
-            self.call_started.release()
-            assert self.released.wait(TIMEOUT_SECONDS)
-
-    def _answer(self, request: Request, decoding: Decoding) -> Answer:
-        question = request.messages[-1].content.replace("<image>", "").strip()
-        if question == "impossible":
-            return Answer(request.request_id, error="it cannot be answered")
-        texts = [f"{question}!", *(f"{question}?" for _ in range(decoding.num_candidates > 1))]
-        return Answer(request.request_id, tuple(Candidate(text, None, None, text) for text in texts))
-
-
 @contextmanager
 def serving(
-    answerer: FakeAnswerer, *, token: str | None = None, load: Any = None, plan: LoadPlan | None = None, **settings: Any
+    answerer: EchoAnswerer, *, token: str | None = None, load: Any = None, plan: LoadPlan | None = None, **settings: Any
 ) -> Iterator[tuple[httpx2.Client, Service]]:
     """A service with the fake answerer on a free port, and its client. Waits until it is ready, unless `load` is given."""
     system = CheckpointSystem(name="fake", kind="checkpoint")
@@ -124,9 +86,9 @@ def ask(client: httpx2.Client, question: str, data: bytes | None = None, **field
 
 
 @pytest.fixture
-def answerer() -> FakeAnswerer:
+def answerer() -> EchoAnswerer:
     """An answerer that answers at once until `released` is cleared."""
-    return FakeAnswerer()
+    return EchoAnswerer()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterator
 
-from tests.serving.conftest import CHAT, FakeAnswerer, ask, serving, wait_for
+from tests.fakes import EchoAnswerer
+from tests.serving.conftest import CHAT, ask, serving, wait_for
 
 
 def contents(lines: Iterator[str]) -> Iterator[str]:
@@ -13,7 +14,7 @@ def contents(lines: Iterator[str]) -> Iterator[str]:
             yield json.loads(line.removeprefix("data: "))["choices"][0]["delta"].get("content", "")
 
 
-def test_chunks_are_sent_as_soon_as_they_are_generated(answerer: FakeAnswerer) -> None:
+def test_chunks_are_sent_as_soon_as_they_are_generated(answerer: EchoAnswerer) -> None:
     answerer.released.clear()
     with serving(answerer) as (client, _), client.stream("POST", "/v1/chat/completions", json=CHAT) as response:
         pieces = contents(response.iter_lines())
@@ -24,7 +25,7 @@ def test_chunks_are_sent_as_soon_as_they_are_generated(answerer: FakeAnswerer) -
     assert response.headers["Content-Type"].startswith("text/event-stream")
 
 
-def test_generation_stops_when_the_client_of_a_stream_disconnects(answerer: FakeAnswerer) -> None:
+def test_generation_stops_when_the_client_of_a_stream_disconnects(answerer: EchoAnswerer) -> None:
     answerer.released.clear()
     with serving(answerer) as (client, service):
         with client.stream("POST", "/v1/chat/completions", json=CHAT) as response:
@@ -36,7 +37,7 @@ def test_generation_stops_when_the_client_of_a_stream_disconnects(answerer: Fake
     assert answerer.streamed == ["one", " two"]
 
 
-def test_a_stream_past_its_deadline_ends_with_an_error(answerer: FakeAnswerer) -> None:
+def test_a_stream_past_its_deadline_ends_with_an_error(answerer: EchoAnswerer) -> None:
     answerer.released.clear()
     with serving(answerer, deadline_seconds=1.0) as (client, _):
         lines = [line for line in client.post("/v1/chat/completions", json=CHAT).text.splitlines() if line]

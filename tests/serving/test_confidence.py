@@ -14,7 +14,8 @@ from answering.reply import question_request, reply
 from dataset.loading.image_io import open_image
 from serving.engine import Engine, LoadPlan
 from tests.evaluation.fakes import questions, write_store
-from tests.serving.conftest import FakeAnswerer, ask, image_file, serving, wait_for
+from tests.fakes import EchoAnswerer
+from tests.serving.conftest import ask, image_file, serving, wait_for
 from tools import eval_rerank
 
 QUESTION = "What color is it?"
@@ -37,7 +38,7 @@ def engine(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield Engine.load(plan)
 
 
-def test_an_answer_has_the_fitted_confidence(engine: Engine, answerer: FakeAnswerer) -> None:
+def test_an_answer_has_the_fitted_confidence(engine: Engine, answerer: EchoAnswerer) -> None:
     assert engine.reranker is not None
     request = question_request("vqa", QUESTION, [open_image(image_file())])
     (expected,) = reply(engine.answerer, engine.reranker, [request], engine.plan.decoding)
@@ -56,7 +57,7 @@ def test_an_answer_has_the_fitted_confidence(engine: Engine, answerer: FakeAnswe
     assert "confidence" not in two_candidates and "fused" in two_candidates["candidates"][0]
 
 
-def test_the_service_abstains_below_the_threshold(engine: Engine, answerer: FakeAnswerer) -> None:
+def test_the_service_abstains_below_the_threshold(engine: Engine, answerer: EchoAnswerer) -> None:
     assert engine.reranker is not None
     strict = Engine(engine.plan, engine.answerer, replace(engine.reranker, abstain_below=1.0))
     with serving(answerer, plan=engine.plan, load=lambda _: strict) as (client, service):

@@ -13,13 +13,14 @@ import pytest
 from errors import TesseraError
 from serving.engine import Engine
 from serving.routes.decoding_fields import DecodingForm
-from tests.serving.conftest import TIMEOUT_SECONDS, FakeAnswerer, ask, image_file, serving, wait_for
+from tests.fakes import EchoAnswerer
+from tests.serving.conftest import TIMEOUT_SECONDS, ask, image_file, serving, wait_for
 
 FORM = b"POST /vqa HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
 ADDRESS = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(image_file()).decode()}}
 
 
-def hold(answerer: FakeAnswerer, client: httpx2.Client, pool: ThreadPoolExecutor, question: str = "first") -> object:
+def hold(answerer: EchoAnswerer, client: httpx2.Client, pool: ThreadPoolExecutor, question: str = "first") -> object:
     """Send a request that keeps the answerer busy until `released` is set."""
     answerer.released.clear()
     future = pool.submit(ask, client, question)
@@ -32,7 +33,7 @@ def pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(32)
 
 
-def test_a_question_gets_its_answer_and_candidates(answerer: FakeAnswerer) -> None:
+def test_a_question_gets_its_answer_and_candidates(answerer: EchoAnswerer) -> None:
     with serving(answerer) as (client, _):
         response = ask(client, " red ", k=2)
     assert response.status_code == 200
@@ -44,7 +45,7 @@ def test_a_question_gets_its_answer_and_candidates(answerer: FakeAnswerer) -> No
     }
 
 
-def test_questions_that_wait_at_the_same_time_are_one_batch(answerer: FakeAnswerer, pool: ThreadPoolExecutor) -> None:
+def test_questions_that_wait_at_the_same_time_are_one_batch(answerer: EchoAnswerer, pool: ThreadPoolExecutor) -> None:
     with serving(answerer) as (client, service):
         first = hold(answerer, client, pool)
         others = [pool.submit(ask, client, f"question {i}") for i in range(5)]
@@ -55,7 +56,7 @@ def test_questions_that_wait_at_the_same_time_are_one_batch(answerer: FakeAnswer
     assert [len(call) for call in answerer.calls] == [1, 5]
 
 
-def test_questions_with_another_k_are_another_batch(answerer: FakeAnswerer, pool: ThreadPoolExecutor) -> None:
+def test_questions_with_another_k_are_another_batch(answerer: EchoAnswerer, pool: ThreadPoolExecutor) -> None:
     with serving(answerer) as (client, service):
         hold(answerer, client, pool)
         futures = [pool.submit(ask, client, str(k), k=k) for k in (2, 3, 2)]
@@ -65,7 +66,7 @@ def test_questions_with_another_k_are_another_batch(answerer: FakeAnswerer, pool
     assert sorted(sorted(call) for call in answerer.calls[1:]) == [["2", "2"], ["3"]]
 
 
-def test_a_question_that_cannot_be_answered_does_not_fail_its_batch(answerer: FakeAnswerer, pool: ThreadPoolExecutor) -> None:
+def test_a_question_that_cannot_be_answered_does_not_fail_its_batch(answerer: EchoAnswerer, pool: ThreadPoolExecutor) -> None:
     with serving(answerer) as (client, service):
         hold(answerer, client, pool)
         futures = [pool.submit(ask, client, question) for question in ("impossible", "possible")]
@@ -76,7 +77,7 @@ def test_a_question_that_cannot_be_answered_does_not_fail_its_batch(answerer: Fa
     assert answered.json()["answer"] == "possible!"
 
 
-def test_a_full_queue_is_429_with_retry_after(answerer: FakeAnswerer, pool: ThreadPoolExecutor) -> None:
+def test_a_full_queue_is_429_with_retry_after(answerer: EchoAnswerer, pool: ThreadPoolExecutor) -> None:
     with serving(answerer, max_batch=1, max_queue=2) as (client, service):
         hold(answerer, client, pool)
         waiting = [pool.submit(ask, client, f"waits {i}") for i in range(2)]
@@ -91,7 +92,7 @@ def test_a_full_queue_is_429_with_retry_after(answerer: FakeAnswerer, pool: Thre
     assert not any("too many" in call for call in answerer.calls)
 
 
-def test_a_request_past_its_deadline_is_504_and_leaves_the_queue(answerer: FakeAnswerer, pool: ThreadPoolExecutor) -> None:
+def test_a_request_past_its_deadline_is_504_and_leaves_the_queue(answerer: EchoAnswerer, pool: ThreadPoolExecutor) -> None:
     with serving(answerer, deadline_seconds=0.3) as (client, service):
         first = hold(answerer, client, pool)
         late = ask(client, "late")
@@ -103,7 +104,7 @@ def test_a_request_past_its_deadline_is_504_and_leaves_the_queue(answerer: FakeA
     assert not any("late" in call for call in answerer.calls)
 
 
-def test_the_request_of_a_client_that_disconnects_leaves_the_queue(answerer: FakeAnswerer, pool: ThreadPoolExecutor) -> None:
+def test_the_request_of_a_client_that_disconnects_leaves_the_queue(answerer: EchoAnswerer, pool: ThreadPoolExecutor) -> None:
     with serving(answerer) as (client, service):
         first = hold(answerer, client, pool)
         with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as leaving:
@@ -119,7 +120,7 @@ def test_the_request_of_a_client_that_disconnects_leaves_the_queue(answerer: Fak
     assert answerer.calls == [["first"]]
 
 
-def test_the_same_question_about_the_same_image_is_answered_once(answerer: FakeAnswerer) -> None:
+def test_the_same_question_about_the_same_image_is_answered_once(answerer: EchoAnswerer) -> None:
     with serving(answerer) as (client, _):
         responses = [
             ask(client, "red"),
@@ -147,7 +148,7 @@ def test_the_same_question_about_the_same_image_is_answered_once(answerer: FakeA
         ({"temperature": 1.0, "seed": 2, "n": 2}, 2),
     ],
 )
-def test_a_conversation_is_cached_by_its_turns_and_parameters(answerer: FakeAnswerer, changes: dict[str, object], calls: int) -> None:
+def test_a_conversation_is_cached_by_its_turns_and_parameters(answerer: EchoAnswerer, changes: dict[str, object], calls: int) -> None:
     """Sent once as it is, and twice with changes."""
     plain = {"model": "fake", "messages": [{"role": "user", "content": "say it"}]}
     with serving(answerer) as (client, _):
@@ -160,7 +161,7 @@ def test_a_conversation_is_cached_by_its_turns_and_parameters(answerer: FakeAnsw
     assert len(answerer.calls) == calls
 
 
-def test_the_cache_key_of_a_long_conversation_is_short(answerer: FakeAnswerer) -> None:
+def test_the_cache_key_of_a_long_conversation_is_short(answerer: EchoAnswerer) -> None:
     with serving(answerer) as (client, service):
         for text in ("x", "y", "x"):
             body = {"model": "fake", "messages": [{"role": "user", "content": text * 4000}]}
@@ -170,12 +171,12 @@ def test_the_cache_key_of_a_long_conversation_is_short(answerer: FakeAnswerer) -
     assert max(key_lengths) < 200
 
 
-def test_the_cache_can_be_turned_off(answerer: FakeAnswerer) -> None:
+def test_the_cache_can_be_turned_off(answerer: EchoAnswerer) -> None:
     with serving(answerer, cache_mib=0.0) as (client, _):
         assert [ask(client, "red").headers["X-Cache"] for _ in range(2)] == ["miss", "miss"]
 
 
-def test_requests_are_503_until_the_models_are_loaded(answerer: FakeAnswerer) -> None:
+def test_requests_are_503_until_the_models_are_loaded(answerer: EchoAnswerer) -> None:
     released = threading.Event()
 
     def load(plan: object) -> Engine:
@@ -196,7 +197,7 @@ def test_requests_are_503_until_the_models_are_loaded(answerer: FakeAnswerer) ->
     assert (after.status_code, after.json()["status"], after.json()["vqa_model_loaded"]) == (200, "ok", True)
 
 
-def test_an_internal_error_is_500_without_a_traceback(answerer: FakeAnswerer) -> None:
+def test_an_internal_error_is_500_without_a_traceback(answerer: EchoAnswerer) -> None:
     answerer.error = RuntimeError("secret of /home/someone")
     with serving(answerer) as (client, _):
         response = ask(client, "red")
@@ -213,7 +214,7 @@ def test_an_internal_error_is_500_without_a_traceback(answerer: FakeAnswerer) ->
     }  # fmt: skip
 
 
-def test_an_internal_error_is_logged_once_with_the_request_id(answerer: FakeAnswerer, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_internal_error_is_logged_once_with_the_request_id(answerer: EchoAnswerer, caplog: pytest.LogCaptureFixture) -> None:
     answerer.error = RuntimeError("out of memory")
     with serving(answerer) as (client, _):
         response = ask(client, "red")
@@ -225,7 +226,7 @@ def test_an_internal_error_is_logged_once_with_the_request_id(answerer: FakeAnsw
     assert not [record for record in caplog.records if record.name.startswith("uvicorn") and record.levelname == "ERROR"]
 
 
-def test_a_service_whose_batcher_fails_stops_with_the_error(answerer: FakeAnswerer) -> None:
+def test_a_service_whose_batcher_fails_stops_with_the_error(answerer: EchoAnswerer) -> None:
     ended = threading.Event()
     with serving(answerer) as (client, service):
         service.on_failure = ended.set
@@ -240,7 +241,7 @@ def test_a_service_whose_batcher_fails_stops_with_the_error(answerer: FakeAnswer
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/vqa", "/v1/chat/completions"])
-def test_every_error_is_json_with_the_request_id(answerer: FakeAnswerer, path: str) -> None:
+def test_every_error_is_json_with_the_request_id(answerer: EchoAnswerer, path: str) -> None:
     with serving(answerer) as (client, _):
         response = client.get(path)
         chosen = client.get(path, headers={"X-Request-ID": "mine-1"})
@@ -252,7 +253,7 @@ def test_every_error_is_json_with_the_request_id(answerer: FakeAnswerer, path: s
     assert too_long.json()["request_id"] != "x" * 65
 
 
-def test_metrics_are_exported_for_prometheus(answerer: FakeAnswerer) -> None:
+def test_metrics_are_exported_for_prometheus(answerer: EchoAnswerer) -> None:
     with serving(answerer) as (client, _):
         ask(client, "red")
         ask(client, "red")
@@ -271,7 +272,7 @@ def test_metrics_are_exported_for_prometheus(answerer: FakeAnswerer) -> None:
     assert "made" not in text
 
 
-def test_every_route_has_examples_in_the_api_documentation(answerer: FakeAnswerer) -> None:
+def test_every_route_has_examples_in_the_api_documentation(answerer: EchoAnswerer) -> None:
     with serving(answerer, token="secret") as (client, _):
         openapi = client.get("/openapi.json", headers={"Authorization": "Bearer secret"}).json()
     schemas = openapi["components"]["schemas"]
@@ -295,7 +296,7 @@ def test_every_route_has_examples_in_the_api_documentation(answerer: FakeAnswere
     }
 
 
-def test_an_unreadable_index_is_503_and_questions_are_still_answered(answerer: FakeAnswerer) -> None:
+def test_an_unreadable_index_is_503_and_questions_are_still_answered(answerer: EchoAnswerer) -> None:
     class Broken:
         def __len__(self) -> int:
             raise TesseraError("/home/someone/index: gone")

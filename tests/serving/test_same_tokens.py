@@ -12,14 +12,15 @@ import pytest
 import config as configuration
 from answering.batch_inference import BatchOptions, answer_folder
 from answering.prompts import PromptPolicy
-from answering.protocol import Answer, Decoding, Request
+from answering.protocol import Decoding, Request
 from dataset.loading.sample_store import SampleStore
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts
 from evaluation.questions import choose
 from model.siglip_qwen.processor import Processor
 from serving.demo.session import Session, Turn
 from tests.dataset.raw_files import RawFiles, conversation, vqa_answers
-from tests.serving.conftest import FakeAnswerer, ask, image_file, serving
+from tests.fakes import Recorder
+from tests.serving.conftest import ask, image_file, serving
 from tools import answer as answer_command
 
 PROMPTS: Prompts = {"vqa": {"en": "Answer the question using a single word or phrase.", "zh": "请用一个词或短语回答。"}}
@@ -35,16 +36,6 @@ PARTS = {
     "no image": ["How are you?"],
 }
 NAMES = ("000000000001.png", "000000000002.png")
-
-
-class Recorder(FakeAnswerer):
-    """An answerer that keeps the last request."""
-
-    request: Request
-
-    def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
-        self.request = requests[-1]
-        return super().answer(requests, decoding)
 
 
 Tokens = Callable[..., list[int]]

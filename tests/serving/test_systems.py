@@ -9,7 +9,8 @@ import pytest
 from answering.config import Blip2System, CheckpointSystem, OpenAiSystem, QwenVlSystem, RerankConfig, System
 from answering.protocol import Decoding
 from serving.engine import Engine, LoadPlan
-from tests.serving.conftest import FakeAnswerer, ask, image_file, serving, wait_for
+from tests.fakes import EchoAnswerer
+from tests.serving.conftest import ask, image_file, serving, wait_for
 from tests.small_models import build_blip2
 
 
@@ -30,7 +31,7 @@ def plan(system: System) -> LoadPlan:
 
 
 @pytest.mark.parametrize("name", ["checkpoint-4bit", "qwen-4bit", "blip2-opt", "blip2-t5"])
-def test_every_system_answers_on_every_route(systems: dict[str, System], answerer: FakeAnswerer, name: str) -> None:
+def test_every_system_answers_on_every_route(systems: dict[str, System], answerer: EchoAnswerer, name: str) -> None:
     url = "data:image/png;base64," + base64.b64encode(image_file()).decode()
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
     chat = {"model": name, "messages": [{"role": "user", "content": parts}], "max_tokens": 3}
@@ -48,7 +49,7 @@ def test_every_system_answers_on_every_route(systems: dict[str, System], answere
     assert finish_reasons[-1] in ("stop", "length")
 
 
-def test_an_unreachable_endpoint_is_an_error_response(answerer: FakeAnswerer) -> None:
+def test_an_unreachable_endpoint_is_an_error_response(answerer: EchoAnswerer) -> None:
     unreachable = OpenAiSystem(name="far", kind="openai", model="m", base_url="http://127.0.0.1:9/v1", api_key_env=None, retries=0)
     with serving(answerer, plan=plan(unreachable), load=Engine.load) as (client, service):
         wait_for(lambda: service.engine is not None or service.failure is not None)

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 import cli
-from tests.evaluation.fakes import FakeAnswerer, always, evaluate, experiment, questions, write_store
+from tests.evaluation.fakes import evaluate, experiment, questions, write_store
+from tests.fakes import FakeAnswerer, always
 from tools import compare
 
 FIELDS = ["id=id", "answer=text"]

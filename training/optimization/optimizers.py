@@ -1,4 +1,8 @@
-"""The optimizer: AdamW with fp32 moments or with 8-bit moments in paged memory, or SGD; its parameter groups."""
+"""The optimizer: AdamW with fp32 moments or with 8-bit moments in paged memory, or SGD; its parameter groups.
+
+Expected of what runs on a GPU alone: one launch for the step of all parameters (fused), and a quarter of the memory of the moments
+(8-bit). Neither was measured on a GPU.
+"""
 
 from typing import Any
 

@@ -20,7 +20,8 @@ from evaluation.report.result_tables import OTHER_METRICS
 from evaluation.report.terminal_summary import terminal_summary
 from evaluation.report.write_report import HTML_CHARTS, write_report
 from tests.evaluation.conftest import MARKUP, Written
-from tests.evaluation.fakes import FakeAnswerer, always, evaluate, experiment, questions, sample, write_store
+from tests.evaluation.fakes import evaluate, experiment, questions, sample, write_store
+from tests.fakes import FakeAnswerer, always
 
 CHARTS = [
     "overview.png",

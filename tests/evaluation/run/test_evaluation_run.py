@@ -9,19 +9,8 @@ import pytest
 from answering.config import RerankConfig, RerankWeights
 from answering.protocol import Request
 from evaluation.schema.summary_file import read_summary
-from tests.evaluation.fakes import (
-    COLORS,
-    FakeAnswerer,
-    FakeScorer,
-    always,
-    experiment,
-    lines,
-    mostly_right,
-    questions,
-    run,
-    sample,
-    write_store,
-)
+from tests.evaluation.fakes import COLORS, experiment, lines, mostly_right, questions, run, sample, write_store
+from tests.fakes import FakeAnswerer, FakeScorer, always
 
 
 def test_the_summary_equals_values_computed_by_hand(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from evaluation.run.background_images import with_background_images
 from evaluation.run.evaluation_run import EvaluationResult
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.run.question_runner import NamedScorer
-from tests.evaluation.fakes import COLORS, FakeAnswerer, FakeScorer, always, evaluate, experiment, questions, sample, write_store
+from tests.evaluation.fakes import COLORS, evaluate, experiment, questions, sample, write_store
+from tests.fakes import FakeAnswerer, FakeScorer, always
 
 FULL = RerankConfig(tune=True, self_evaluation=True, abstain_below=0.5, background_images=4)
 

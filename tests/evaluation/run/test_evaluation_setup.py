@@ -10,16 +10,8 @@ from answering.config import CheckpointSystem, QwenVlSystem, RerankConfig, Reran
 from errors import UsageError
 from evaluation.config import EvalConfig, Thresholds
 from evaluation.run.question_runner import NamedScorer
-from tests.evaluation.fakes import (
-    FakeAnswerer,
-    FakeScorer,
-    evaluate,
-    experiment,
-    mostly_right,
-    questions,
-    run,
-    write_store,
-)
+from tests.evaluation.fakes import evaluate, experiment, mostly_right, questions, run, write_store
+from tests.fakes import FakeAnswerer, FakeScorer
 
 
 def fail_to_load(system: object) -> FakeAnswerer:

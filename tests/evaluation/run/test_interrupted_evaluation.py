@@ -12,19 +12,8 @@ from answering.protocol import ImageInput
 from answering.request_images import load_image
 from evaluation.report.report_notes import remarks
 from evaluation.run.evaluation_setup import Experiment
-from tests.evaluation.fakes import (
-    COLORS,
-    FakeAnswerer,
-    FakeScorer,
-    always,
-    experiment,
-    lines,
-    mostly_right,
-    questions,
-    run,
-    sample,
-    write_store,
-)
+from tests.evaluation.fakes import COLORS, experiment, lines, mostly_right, questions, run, sample, write_store
+from tests.fakes import FakeAnswerer, FakeScorer, always
 
 
 def test_an_interrupted_run_resumes_and_writes_the_same_file(tmp_path: Path) -> None:

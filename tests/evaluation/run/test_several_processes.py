@@ -15,7 +15,8 @@ from evaluation.run.evaluation_run import score_evaluation
 from evaluation.run.question_runner import NamedScorer
 from evaluation.run.system_runner import EvaluationRun, run_all_systems
 from process_group import ProcessGroup
-from tests.evaluation.fakes import COLORS, FakeAnswerer, FakeScorer, evaluate, experiment, mostly_right, questions, write_store
+from tests.evaluation.fakes import COLORS, evaluate, experiment, mostly_right, questions, write_store
+from tests.fakes import FakeAnswerer, FakeScorer
 
 T = TypeVar("T")
 TUNED = RerankConfig(tune=True)

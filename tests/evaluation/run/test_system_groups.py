@@ -15,7 +15,8 @@ from evaluation.config import Thresholds
 from evaluation.report.examples import examples
 from evaluation.report.write_report import write_report
 from evaluation.run.system_groups import check_groups, learning_curve_settings, list_checkpoints
-from tests.evaluation.fakes import COLORS, FakeAnswerer, Say, always, evaluate, experiment, questions, write_store
+from tests.evaluation.fakes import COLORS, evaluate, experiment, questions, write_store
+from tests.fakes import FakeAnswerer, Say, always
 
 
 def right_on(share: float, seed: int) -> Say:

@@ -6,7 +6,8 @@ import pytest
 
 from evaluation.config import Thresholds
 from evaluation.scoring.thresholds import missed_thresholds
-from tests.evaluation.fakes import FakeAnswerer, always, evaluate, experiment, questions, write_store
+from tests.evaluation.fakes import evaluate, experiment, questions, write_store
+from tests.fakes import FakeAnswerer, always
 
 
 def test_thresholds_apply_to_the_first_candidates_and_the_control_runs(tmp_path: Path) -> None:

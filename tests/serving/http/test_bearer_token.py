@@ -5,11 +5,12 @@ import socket
 
 import pytest
 
-from tests.serving.conftest import TIMEOUT_SECONDS, FakeAnswerer, ask, serving
+from tests.fakes import EchoAnswerer
+from tests.serving.conftest import TIMEOUT_SECONDS, ask, serving
 from tests.serving.http.raw_http import connect, read_response
 
 
-def test_the_token_is_required_for_all_paths_but_health(answerer: FakeAnswerer) -> None:
+def test_the_token_is_required_for_all_paths_but_health(answerer: EchoAnswerer) -> None:
     with serving(answerer, token="secret") as (client, _):
         without = {path: client.get(path).status_code for path in ("/health", "/metrics", "/v1/models", "/openapi.json", "/nothing")}
         wrong = [client.get("/v1/models", headers={"Authorization": f"Bearer {token}"}) for token in ("Secret", "secre", "secrets")]
@@ -20,7 +21,7 @@ def test_the_token_is_required_for_all_paths_but_health(answerer: FakeAnswerer) 
     assert right.status_code == 200
 
 
-def test_the_token_is_compared_in_constant_time(answerer: FakeAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_is_compared_in_constant_time(answerer: EchoAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
     compare = hmac.compare_digest
 
@@ -37,19 +38,19 @@ def test_the_token_is_compared_in_constant_time(answerer: FakeAnswerer, monkeypa
 
 
 @pytest.mark.parametrize("value", ["bearer secret", "BEARER secret", "Bearer  secret"])
-def test_the_scheme_may_be_in_any_case(answerer: FakeAnswerer, value: str) -> None:
+def test_the_scheme_may_be_in_any_case(answerer: EchoAnswerer, value: str) -> None:
     with serving(answerer, token="secret") as (client, _):
         assert client.get("/v1/models", headers={"Authorization": value}).status_code == 200
 
 
 @pytest.mark.parametrize("value", ["", "secret", "Basic secret", "Bearer", "Bearer secret, Bearer secret", "Bearersecret", "Bearer \xe9"])
-def test_anything_else_is_refused(answerer: FakeAnswerer, value: str) -> None:
+def test_anything_else_is_refused(answerer: EchoAnswerer, value: str) -> None:
     with serving(answerer, token="secret") as (client, _):
         assert client.get("/v1/models", headers={b"Authorization": value.encode("latin-1")}).status_code == 401
 
 
 @pytest.mark.parametrize("tokens", [("secret", "secret"), ("wrong", "secret"), ("secret", "wrong")])
-def test_two_authorization_headers_are_refused(answerer: FakeAnswerer, tokens: tuple[str, str]) -> None:
+def test_two_authorization_headers_are_refused(answerer: EchoAnswerer, tokens: tuple[str, str]) -> None:
     with serving(answerer, token="secret") as (client, _):
         response = client.get("/v1/models", headers=[("Authorization", f"Bearer {token}") for token in tokens])
     assert response.status_code == 401
@@ -57,7 +58,7 @@ def test_two_authorization_headers_are_refused(answerer: FakeAnswerer, tokens: t
 
 
 @pytest.mark.parametrize("extra", ["", "Expect: 100-continue\r\n"], ids=["unfinished", "asks first"])
-def test_a_client_without_the_token_gets_401_before_its_body(answerer: FakeAnswerer, extra: str) -> None:
+def test_a_client_without_the_token_gets_401_before_its_body(answerer: EchoAnswerer, extra: str) -> None:
     with serving(answerer, token="secret") as (client, service), connect(client) as stranger:
         stranger.sendall(f"POST /vqa HTTP/1.1\r\nHost: localhost\r\n{extra}Content-Length: 1000000\r\n\r\n".encode())
         head, body = read_response(stranger)
@@ -70,6 +71,6 @@ def test_a_client_without_the_token_gets_401_before_its_body(answerer: FakeAnswe
         assert ask(client, "red").status_code == 401
 
 
-def test_a_client_that_sends_its_whole_body_first_reads_the_401(answerer: FakeAnswerer) -> None:
+def test_a_client_that_sends_its_whole_body_first_reads_the_401(answerer: EchoAnswerer) -> None:
     with serving(answerer, token="secret") as (client, _):
         assert ask(client, "red", b"x" * 19_000_000).status_code == 401

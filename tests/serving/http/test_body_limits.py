@@ -7,7 +7,8 @@ import httpx2
 import pytest
 
 from serving.service import Service
-from tests.serving.conftest import FakeAnswerer, ask, image_file, serving, wait_for
+from tests.fakes import EchoAnswerer
+from tests.serving.conftest import ask, image_file, serving, wait_for
 from tests.serving.http.raw_http import connect, read_response
 
 HEAD = b"POST /vqa HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n\r\n"
@@ -28,14 +29,14 @@ def unfinished_uploads(client: httpx2.Client, service: Service, number: int, bod
         yield list(connections)
 
 
-def test_eighty_unfinished_uploads_lock_nobody_out(answerer: FakeAnswerer) -> None:
+def test_eighty_unfinished_uploads_lock_nobody_out(answerer: EchoAnswerer) -> None:
     with serving(answerer) as (client, service), unfinished_uploads(client, service, 80):
         assert service.settings.max_batch + service.settings.max_queue == 80
         assert service.in_progress == 0
         assert ask(client, "red").status_code == 200
 
 
-def test_a_request_takes_a_place_in_the_queue_when_it_is_whole(answerer: FakeAnswerer) -> None:
+def test_a_request_takes_a_place_in_the_queue_when_it_is_whole(answerer: EchoAnswerer) -> None:
     request = httpx2.Request("POST", "http://localhost/vqa", files={"image": image_file()}, data={"question": "red"})
     head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
     data = f"POST /vqa HTTP/1.1\r\n{head}\r\n".encode() + request.read()
@@ -51,7 +52,7 @@ def test_a_request_takes_a_place_in_the_queue_when_it_is_whole(answerer: FakeAns
         assert read_response(connection)[0].startswith("HTTP/1.1 200")
 
 
-def test_a_request_that_becomes_whole_when_the_queue_is_full_is_429(answerer: FakeAnswerer) -> None:
+def test_a_request_that_becomes_whole_when_the_queue_is_full_is_429(answerer: EchoAnswerer) -> None:
     with serving(answerer, max_batch=1, max_queue=1) as (client, service), connect(client) as connection:
         connection.sendall(HEAD + PART.ljust(99_999, b"x"))
         wait_for(lambda: len(service.bodies) == 1)
@@ -63,7 +64,7 @@ def test_a_request_that_becomes_whole_when_the_queue_is_full_is_429(answerer: Fa
     assert "retry-after" in head.lower()
 
 
-def test_the_upload_that_is_silent_for_longest_gives_up_its_place(answerer: FakeAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_upload_that_is_silent_for_longest_gives_up_its_place(answerer: EchoAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.http.body_limits.MIN_SILENCE_SECONDS", 0.0)
     with serving(answerer, max_uploads=3) as (client, service), unfinished_uploads(client, service, 3) as connections:
         connections[0].sendall(b"more")  # type: ignore[attr-defined]
@@ -74,7 +75,7 @@ def test_the_upload_that_is_silent_for_longest_gives_up_its_place(answerer: Fake
         assert len(service.bodies) == 2
 
 
-def test_uploads_that_are_not_silent_keep_their_places(answerer: FakeAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uploads_that_are_not_silent_keep_their_places(answerer: EchoAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.http.body_limits.MIN_SILENCE_SECONDS", 1000.0)
     with serving(answerer, max_uploads=2) as (client, service), unfinished_uploads(client, service, 2):
         refused = ask(client, "red")
@@ -83,7 +84,7 @@ def test_uploads_that_are_not_silent_keep_their_places(answerer: FakeAnswerer, m
     assert (refused.status_code, refused.json()["error"]["code"], refused.headers["Retry-After"]) == (429, "uploads", "1")
 
 
-def test_the_bytes_of_all_uploads_are_limited(answerer: FakeAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bytes_of_all_uploads_are_limited(answerer: EchoAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.http.body_limits.MIN_SILENCE_SECONDS", 0.0)
     with (
         serving(answerer, max_bytes=100_000, max_upload_bytes=150_000) as (client, service),
@@ -95,7 +96,7 @@ def test_the_bytes_of_all_uploads_are_limited(answerer: FakeAnswerer, monkeypatc
         assert len(service.bodies) == 0
 
 
-def test_a_silent_upload_times_out(answerer: FakeAnswerer) -> None:
+def test_a_silent_upload_times_out(answerer: EchoAnswerer) -> None:
     with serving(answerer, upload_silence_seconds=0.2) as (client, service), unfinished_uploads(client, service, 1) as (connection,):
         head, body = read_response(connection)  # type: ignore[arg-type]
         assert head.startswith("HTTP/1.1 408") and b'"code":"body"' in body

@@ -7,7 +7,8 @@ from starlette.datastructures import Headers
 from serving.config import ServeConfig
 from serving.http.cross_site import CrossSiteRules
 from serving.http.error_responses import ServiceError
-from tests.serving.conftest import FakeAnswerer, ask, serving
+from tests.fakes import EchoAnswerer
+from tests.serving.conftest import ask, serving
 from tests.serving.http.raw_http import connect, read_response
 
 SITE = "https://photos.example"
@@ -72,7 +73,7 @@ def test_other_pages_may_not(origin: str) -> None:
     assert code(CrossSiteRules((), (SITE,)), ("host", "localhost:8000"), ("origin", SITE), ("origin", origin)) == "origin"
 
 
-def test_the_service_refuses_other_hosts_and_sites_with_the_name_of_the_key(answerer: FakeAnswerer) -> None:
+def test_the_service_refuses_other_hosts_and_sites_with_the_name_of_the_key(answerer: EchoAnswerer) -> None:
     with serving(answerer) as (client, _):
         rebound = client.get("/v1/models", headers={"Host": "rebound.example"})
         page = client.post("/vqa", headers={"Origin": "http://attacker.example"}, files={"image": b"x"})
@@ -87,20 +88,20 @@ def test_the_service_refuses_other_hosts_and_sites_with_the_name_of_the_key(answ
     assert answerer.calls == [["red"]]
 
 
-def test_a_request_without_a_host_is_refused(answerer: FakeAnswerer) -> None:
+def test_a_request_without_a_host_is_refused(answerer: EchoAnswerer) -> None:
     with serving(answerer) as (client, _), connect(client) as connection:
         connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
         assert read_response(connection)[0].startswith("HTTP/1.1 403")
 
 
-def test_where_a_token_is_required_host_and_origin_are_not_checked(answerer: FakeAnswerer) -> None:
+def test_where_a_token_is_required_host_and_origin_are_not_checked(answerer: EchoAnswerer) -> None:
     headers = {"Host": "any.example", "Origin": "http://any.example:1", "Authorization": "Bearer secret"}
     with serving(answerer, token="secret") as (client, _):
         assert client.get("/v1/models", headers=headers).status_code == 200
         assert client.get("/v1/models", headers={"Host": "any.example"}).status_code == 401
 
 
-def test_scripts_of_an_allowed_site_can_read_answers_and_errors(answerer: FakeAnswerer) -> None:
+def test_scripts_of_an_allowed_site_can_read_answers_and_errors(answerer: EchoAnswerer) -> None:
     headers = {"Origin": SITE}
     asks = {**headers, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     with serving(answerer, token="secret", allowed_origins=(SITE,)) as (client, _):

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
-from tests.serving.conftest import CHAT, FakeAnswerer, ask, image_file, serving, wait_for
+from tests.fakes import EchoAnswerer
+from tests.serving.conftest import CHAT, ask, image_file, serving, wait_for
 from tests.serving.http.raw_http import connect
 
 SEEDS = range(4)
@@ -90,7 +91,7 @@ MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (flip_bytes, cu
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_no_request_is_answered_with_500_and_the_service_goes_on(answerer: FakeAnswerer, seed: int) -> None:
+def test_no_request_is_answered_with_500_and_the_service_goes_on(answerer: EchoAnswerer, seed: int) -> None:
     chance = random.Random(seed)
     with serving(answerer, token=chance.choice([None, None, "secret"])) as (client, service):
         headers = {} if service.token is None else {"Authorization": f"Bearer {service.token}"}

@@ -7,7 +7,8 @@ import socket
 import httpx2
 import pytest
 
-from tests.serving.conftest import CHAT, FakeAnswerer, image_file, serving, wait_for
+from tests.fakes import EchoAnswerer
+from tests.serving.conftest import CHAT, image_file, serving, wait_for
 from tests.serving.http.raw_http import connect, read_response
 
 
@@ -19,7 +20,7 @@ def request_bytes(version: str = "1.1") -> bytes:
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-def test_a_half_closed_client_gets_its_answer(answerer: FakeAnswerer, version: str) -> None:
+def test_a_half_closed_client_gets_its_answer(answerer: EchoAnswerer, version: str) -> None:
     answerer.released.clear()
     with serving(answerer) as (client, service), connect(client) as connection:
         connection.sendall(request_bytes(version))
@@ -35,7 +36,7 @@ def test_a_half_closed_client_gets_its_answer(answerer: FakeAnswerer, version: s
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-def test_a_half_closed_client_gets_its_whole_stream(answerer: FakeAnswerer, version: str) -> None:
+def test_a_half_closed_client_gets_its_whole_stream(answerer: EchoAnswerer, version: str) -> None:
     answerer.released.clear()
     body = json.dumps(CHAT).encode()
     head = f"POST /v1/chat/completions HTTP/{version}\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -55,7 +56,7 @@ def test_a_half_closed_client_gets_its_whole_stream(answerer: FakeAnswerer, vers
         assert piece in received
 
 
-def test_a_client_that_is_gone_leaves_the_queue(answerer: FakeAnswerer) -> None:
+def test_a_client_that_is_gone_leaves_the_queue(answerer: EchoAnswerer) -> None:
     answerer.released.clear()
     with serving(answerer) as (client, service):
         with connect(client) as connection:
@@ -66,7 +67,7 @@ def test_a_client_that_is_gone_leaves_the_queue(answerer: FakeAnswerer) -> None:
         wait_for(lambda: b'path="/vqa",status="499"} 1.0' in client.get("/metrics").content)
 
 
-def test_a_client_that_closes_in_the_middle_of_its_body_is_not_waited_for(answerer: FakeAnswerer) -> None:
+def test_a_client_that_closes_in_the_middle_of_its_body_is_not_waited_for(answerer: EchoAnswerer) -> None:
     with serving(answerer) as (client, service), connect(client) as connection:
         connection.sendall(request_bytes()[:-10])
         wait_for(lambda: len(service.bodies) == 1)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 import httpx2
 import pytest
 
-from tests.serving.conftest import CHAT, TIMEOUT_SECONDS, FakeAnswerer, ask, image_file, serving, wait_for
+from tests.fakes import EchoAnswerer
+from tests.serving.conftest import CHAT, TIMEOUT_SECONDS, ask, image_file, serving, wait_for
 
 INVALID_IMAGE = {"type": "image_url", "image_url": {"url": "no address"}}
 
@@ -25,7 +26,7 @@ def long_chunks(client: httpx2.Client) -> httpx2.Response:
 
 
 @pytest.mark.parametrize("send", [long_body, long_chunks])
-def test_a_body_over_the_limit_is_413(answerer: FakeAnswerer, send: Callable[[httpx2.Client], httpx2.Response]) -> None:
+def test_a_body_over_the_limit_is_413(answerer: EchoAnswerer, send: Callable[[httpx2.Client], httpx2.Response]) -> None:
     with serving(answerer, max_bytes=10_000) as (client, _):
         response = send(client)
         assert ask(client, "red").status_code == 200
@@ -50,7 +51,7 @@ def test_a_body_over_the_limit_is_413(answerer: FakeAnswerer, send: Callable[[ht
     ],
 )
 def test_an_invalid_request_is_refused_before_it_reaches_the_model(
-    answerer: FakeAnswerer, request_fields: dict[str, object], status: int, code: str
+    answerer: EchoAnswerer, request_fields: dict[str, object], status: int, code: str
 ) -> None:
     with serving(answerer, max_pixels=10_000, max_question_chars=40, max_candidates=4) as (client, _):
         response = ask(client, **request_fields)  # type: ignore[arg-type]
@@ -58,7 +59,7 @@ def test_an_invalid_request_is_refused_before_it_reaches_the_model(
     assert answerer.calls == []
 
 
-def test_an_error_names_the_missing_form_field(answerer: FakeAnswerer) -> None:
+def test_an_error_names_the_missing_form_field(answerer: EchoAnswerer) -> None:
     with serving(answerer) as (client, _):
         response = client.post("/vqa", files={"image": image_file()})
         path = client.post("/vqa", data={"image": "/etc/passwd", "question": "red"})
@@ -67,7 +68,7 @@ def test_an_error_names_the_missing_form_field(answerer: FakeAnswerer) -> None:
 
 
 @pytest.mark.parametrize("body", ["{", "[" * 100_000, '{"model": 5}', "null", '"' + "x" * 1000 + '"'])
-def test_invalid_json_is_refused(answerer: FakeAnswerer, body: str) -> None:
+def test_invalid_json_is_refused(answerer: EchoAnswerer, body: str) -> None:
     with serving(answerer) as (client, _):
         response = client.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
     assert response.status_code in (400, 422)
@@ -89,7 +90,7 @@ def chat_about(*turns: object) -> dict[str, object]:
     ],
 )
 def test_a_conversation_over_a_limit_is_refused_before_its_images_are_read(
-    answerer: FakeAnswerer, body: dict[str, object], message: str
+    answerer: EchoAnswerer, body: dict[str, object], message: str
 ) -> None:
     with serving(answerer) as (client, _):
         response = client.post("/v1/chat/completions", content=json.dumps(body), headers={"Content-Type": "application/json"})
@@ -99,7 +100,7 @@ def test_a_conversation_over_a_limit_is_refused_before_its_images_are_read(
 
 
 @pytest.mark.parametrize("charset", ["punycode", '"unicode_escape"', "utf-8; charset=punycode"])
-def test_a_form_in_another_charset_than_utf8_is_refused(answerer: FakeAnswerer, charset: str) -> None:
+def test_a_form_in_another_charset_than_utf8_is_refused(answerer: EchoAnswerer, charset: str) -> None:
     part = b'--b\r\nContent-Disposition: form-data; name="question"\r\n\r\na-9z9z\r\n--b--\r\n'
     with serving(answerer) as (client, _):
         response = client.post("/vqa", content=part, headers={"Content-Type": f"multipart/form-data; boundary=b; charset={charset}"})
@@ -108,7 +109,7 @@ def test_a_form_in_another_charset_than_utf8_is_refused(answerer: FakeAnswerer, 
     assert utf8.json()["error"]["message"] == "image: required, but missing"
 
 
-def test_a_client_that_does_not_read_does_not_block_the_shutdown(answerer: FakeAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_does_not_read_does_not_block_the_shutdown(answerer: EchoAnswerer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serving.http.middleware.STREAM_GRACE_SECONDS", 0.1)
     monkeypatch.setattr("serving.server.STREAM_GRACE_SECONDS", 0.1)
     monkeypatch.setattr(answerer, "stream", lambda *_: (f"{i} " * 500_000 for i in range(40)))
@@ -126,7 +127,7 @@ def test_a_client_that_does_not_read_does_not_block_the_shutdown(answerer: FakeA
 
 @pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"], ids=["first", "second"])
 def test_headers_that_never_end_time_out_and_a_slow_body_does_not(
-    answerer: FakeAnswerer, monkeypatch: pytest.MonkeyPatch, before: bytes
+    answerer: EchoAnswerer, monkeypatch: pytest.MonkeyPatch, before: bytes
 ) -> None:
     monkeypatch.setattr("serving.http.http_protocol.HEADER_TIMEOUT_SECONDS", 0.5)
     with serving(answerer) as (client, service):
@@ -149,7 +150,7 @@ def test_headers_that_never_end_time_out_and_a_slow_body_does_not(
             assert slow.recv(10_000).startswith(b"HTTP/1.1 422")
 
 
-def test_a_second_content_type_does_not_hide_the_first(answerer: FakeAnswerer) -> None:
+def test_a_second_content_type_does_not_hide_the_first(answerer: EchoAnswerer) -> None:
     part = b'--b\r\nContent-Disposition: form-data; name="question"\r\n\r\na-9z9z\r\n--b--\r\n'
     kinds = ["multipart/form-data; boundary=b; charset=punycode", "application/json"]
     with serving(answerer) as (client, _):

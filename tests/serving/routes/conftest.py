@@ -1,7 +1,7 @@
 """Services that the official client is pointed at: one that records what it is asked, and one with a small untrained model."""
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,12 @@ import openai
 import pytest
 
 from answering.config import CheckpointSystem, RerankConfig
-from answering.protocol import Answer, Decoding, Request
+from answering.protocol import Decoding
 from serving.engine import Engine, LoadPlan
-from tests.serving.conftest import FakeAnswerer, image_file, serving, wait_for
+from tests.fakes import EchoAnswerer, Recorder
+from tests.serving.conftest import image_file, serving, wait_for
 
 URL = "data:image/png;base64," + base64.b64encode(image_file()).decode()
-
-
-class Recorder(FakeAnswerer):
-    """A fake answerer that keeps the last request and its decoding, also of streams."""
-
-    request: Request
-    decoding: Decoding
-
-    def answer(self, requests: Sequence[Request], decoding: Decoding) -> list[Answer]:
-        self.request, self.decoding = requests[-1], decoding
-        return super().answer(requests, decoding)
-
-    def stream(self, request: Request, decoding: Decoding) -> Iterator[str]:
-        self.request, self.decoding = request, decoding
-        return super().stream(request, decoding)
 
 
 @dataclass
@@ -63,6 +49,6 @@ def real(experiment: Path) -> Iterator[openai.OpenAI]:
     """A service with a small untrained model, of at most 9 new tokens."""
     system = CheckpointSystem(name="small", kind="checkpoint", path=str(experiment / "checkpoints/trial/checkpoint-1"))
     plan = LoadPlan("small", system, Path("none"), Path("none"), RerankConfig(), Decoding(num_candidates=2, max_new_tokens=3))
-    with serving(FakeAnswerer(), plan=plan, load=Engine.load, max_new_tokens=9) as (web, service):
+    with serving(EchoAnswerer(), plan=plan, load=Engine.load, max_new_tokens=9) as (web, service):
         wait_for(lambda: service.engine is not None or service.failure is not None)
         yield Running(web).client

@@ -9,9 +9,10 @@ import pytest
 from answering.config import DESCRIPTION_NGRAM_SIZE, CheckpointSystem, DecodingConfig, OpenAiSystem, RerankConfig, System
 from serving.engine import LoadPlan
 from serving.routes.decoding_fields import DecodingForm
+from tests.fakes import Recorder
 from tests.pipeline import ROOT
 from tests.serving.conftest import ask, serving
-from tests.serving.routes.conftest import Recorder, Running
+from tests.serving.routes.conftest import Running
 
 SETTINGS: dict[str, Any] = {
     "top_p": 0.9,

@@ -10,8 +10,9 @@ import pytest
 
 from answering.protocol import Answer, Decoding, FinishReason, Request
 from dataset.sample import Message
+from tests.fakes import Recorder
 from tests.serving.conftest import image_file, serving
-from tests.serving.routes.conftest import URL, Recorder, Running
+from tests.serving.routes.conftest import URL, Running
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is it?"}]
 NEUTRAL: dict[str, Any] = {
