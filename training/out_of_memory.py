@@ -54,7 +54,7 @@ def _where(error: RuntimeError) -> str:
         return f"on this machine ({str(error).splitlines()[0]})"
     index = torch.cuda.current_device()
     total, peak = torch.cuda.get_device_properties(index).total_memory, torch.cuda.max_memory_allocated(index)
-    return f"on cuda:{index} (peak {format_gib(peak)} of {format_gib(total)})"
+    return f"on cuda:{index} (peak {peak / 2**30:.1f} of {format_gib(total)})"
 
 
 def format_gib(size: float) -> str:
