@@ -1,41 +1,39 @@
 """Deduplicate images by content: files with the same bytes or the same pixels are one image; samples that share one share a split.
 
-Shapes: n kept samples, m images of all kept samples counted with repetition, i distinct images, p pairs.
+Records, image files and their joins are Arrow tables. Shapes: p pairs of images, m images of all samples, counted with repetition.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from dataset.build.image_validation import ImageCheck
-from dataset.build.record_buffer import RecordBuffer
-from dataset.build.splits import SplitAssignment, assign_splits
+from dataset.build.splits import assign_splits
 from dataset.config import SplitConfig
 from dataset.connected_groups import connected_groups
+
+FILES_SCHEMA = pa.schema(
+    [("path", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("sha256", pa.string()), ("content", pa.string())]
+)
+"""One row per image file; files with the same pixels have the same `content`."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergeResult:
-    """The kept samples with their splits and deduplicated images.
+    """The kept samples with their splits, and their images.
 
     Args:
-        rows: Positions in the record buffer of the kept samples, int64 [n], ascending.
-        assignment: Splits of the kept samples.
-        image_ids: Image ids of all kept samples, concatenated, int64 [m].
-        image_offsets: Sample k has the images `image_ids[image_offsets[k]:image_offsets[k + 1]]`, [n + 1].
-        images: For each image id, the file that named the content first.
-        first_source: For each image id, the index of the source that named it first, [i].
-        image_splits: For each image id, the split of its samples as an index into SPLITS, int8 [i].
+        samples: One row per sample, in the order of the records: `row` in the record buffer, `source`, `split` (index into SPLITS),
+            `moved` (whether that is not the source's own split), `image_ids`.
+        images: One row per image id: `path`, `width`, `height` and `sha256` of the file that named its content first, `source` that named
+            it, and `split` of its samples.
         near_duplicates: Pairs of image ids that look alike, int64 [p, 2].
     """
 
-    rows: np.ndarray
-    assignment: SplitAssignment
-    image_ids: np.ndarray
-    image_offsets: np.ndarray
-    images: list[ImageCheck]
-    first_source: np.ndarray
-    image_splits: np.ndarray
+    samples: pa.Table
+    images: pa.Table
     near_duplicates: np.ndarray
 
 
@@ -44,91 +42,86 @@ class CheckedImages:
     """The image files of a merge.
 
     Args:
-        checks: Check result of each image file, indexed like the record buffer's `images`.
+        checks: Check result of each image file; records name the files by their indices.
         near_duplicates: Pairs of files that look alike, by index, int64 [p, 2].
     """
 
     checks: list[ImageCheck]
     near_duplicates: np.ndarray
 
+    def table(self) -> pa.Table:
+        """The files as a table (FILES_SCHEMA)."""
+        return pa.table([[getattr(check, name) for check in self.checks] for name in FILES_SCHEMA.names], schema=FILES_SCHEMA)
 
-def join(buffer: RecordBuffer, keep: np.ndarray, checked: CheckedImages, split_config: SplitConfig, seed: int) -> MergeResult:
-    """Number the images of the kept samples by first occurrence, and assign splits.
+
+def join(kept: pa.Table, checked: CheckedImages, split_config: SplitConfig, seed: int) -> MergeResult:
+    """Number the images of the kept records by first occurrence, and assign splits.
 
     Args:
-        buffer: All records that were read.
-        keep: Which of them are kept, bool, one entry per record.
+        kept: The records (record_buffer.RECORDS_SCHEMA), with their `row` in the buffer.
         checked: The image files.
         split_config: Fractions of the images by split, and whether near duplicates stay together.
         seed: Seed of the split.
     """
-    rows = np.flatnonzero(keep)
-    files, image_offsets = _gather_files(buffer, rows)
-    ids: dict[str, int] = {}
-    images: list[ImageCheck] = []
-    smallest_digests: list[str] = []
-    for file_index in dict.fromkeys(files.tolist()):
-        check = checked.checks[file_index]
-        image_id = ids.setdefault(check.content, len(images))
-        if image_id == len(images):
-            images.append(check)
-            smallest_digests.append(check.sha256)
-        smallest_digests[image_id] = min(smallest_digests[image_id], check.sha256)
-    image_of = np.array([ids.get(check.content, -1) for check in checked.checks], dtype=np.int64)
-    image_ids = image_of[files]
-    _, first = np.unique(image_ids, return_index=True)
-    source_of_image = np.repeat(np.asarray(buffer.source)[rows], np.diff(image_offsets))
-    near = _distinct_pairs(image_of[checked.near_duplicates])
+    lists = kept["files"].combine_chunks()
+    named, files = pc.list_parent_indices(lists), lists.flatten().to_numpy()
+    checks = checked.table()
+    content_of_file = checks["content"].combine_chunks().dictionary_encode().indices.to_numpy()
+    contents, first = np.unique(content_of_file[files], return_index=True)
+    order = np.argsort(first)
+    first = first[order]
+    image_of_content = np.full(len(checks), -1, dtype=np.int64)
+    image_of_content[contents[order]] = np.arange(len(contents))
+    image_of_file = image_of_content[content_of_file]
+    image_ids = image_of_file[files]
+    near = _distinct_pairs(image_of_file[checked.near_duplicates])
     linked = near if split_config.near_duplicates == "together" else near[:0]
-    groups, keys = _groups(buffer, rows, image_ids, image_offsets, smallest_digests, linked)
-    assignment = assign_splits(groups, keys, np.asarray(buffer.source_split)[rows], split_config, seed)
-    image_splits = np.repeat(assignment.split, np.diff(image_offsets))[first]
-    return MergeResult(rows, assignment, image_ids, image_offsets, images, source_of_image[first], image_splits, near)
+    used = np.unique(files)
+    digests = _smallest(image_of_file[used], checks["sha256"].take(pa.array(used)))
+    offsets = lists.offsets.to_numpy() - lists.offsets[0].as_py()
+    keys = _group_keys(kept, image_ids, offsets, digests, linked).dictionary_encode()
+    assignment = assign_splits(keys.indices.to_numpy(), keys.dictionary.to_pylist(), kept["source_split"].to_numpy(), split_config, seed)
+    first_named = named.take(pa.array(first))
+    images = checks.take(pa.array(files[first])).append_column("source", kept["source"].take(first_named))
+    samples = {
+        "row": kept["row"],
+        "source": kept["source"],
+        "split": assignment.split,
+        "moved": assignment.moved,
+        "image_ids": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(image_ids)),
+    }
+    return MergeResult(pa.table(samples), images.append_column("split", pa.array(assignment.split).take(first_named)), near)
 
 
 def _distinct_pairs(pairs: np.ndarray) -> np.ndarray:
     """Pairs of image ids without those of one image, of images of dropped samples only (-1), and repetitions."""
-    pairs = np.sort(pairs.reshape(-1, 2), axis=1)
+    pairs = np.sort(pairs.astype(np.int64).reshape(-1, 2), axis=1)
     return np.unique(pairs[(pairs[:, 0] >= 0) & (pairs[:, 0] != pairs[:, 1])], axis=0)
 
 
-def _gather_files(buffer: RecordBuffer, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """File indices of the images of the samples in `rows`, concatenated [m], and the offsets of each sample [n + 1]."""
-    offsets = np.asarray(buffer.image_offsets)
-    lengths = (offsets[1:] - offsets[:-1])[rows]
-    image_offsets = np.concatenate([[0], np.cumsum(lengths)])
-    indices = np.repeat(offsets[:-1][rows] - image_offsets[:-1], lengths) + np.arange(image_offsets[-1])
-    return np.asarray(buffer.images)[indices], image_offsets
+def _smallest(groups: np.ndarray, texts: pa.ChunkedArray) -> pa.Array:
+    """The smallest text of each group 0, 1, ..., which all occur."""
+    smallest = pa.table({"group": groups, "text": texts}).group_by("group").aggregate([("text", "min")]).sort_by("group")
+    return smallest["text_min"].combine_chunks()
 
 
-def _groups(
-    buffer: RecordBuffer, rows: np.ndarray, image_ids: np.ndarray, image_offsets: np.ndarray, digests: list[str], linked: np.ndarray
-) -> tuple[np.ndarray, list[str]]:
-    """Groups of samples that must share a split: those connected through common images, or with the same text if without images.
+def _group_keys(kept: pa.Table, image_ids: np.ndarray, offsets: np.ndarray, digests: pa.Array, linked: np.ndarray) -> pa.Array:
+    """What samples that must share a split have in common: the smallest SHA-256 of the images by which they are connected; of a sample
+    without images, that of its text.
 
     Args:
-        buffer: All records that were read.
-        rows: Positions of the kept samples in it.
-        image_ids: Image ids of all kept samples, concatenated.
-        image_offsets: Where those of each sample begin and end.
+        kept: The records.
+        image_ids: Image ids of all samples, concatenated, [m].
+        offsets: Where those of each sample begin and end.
         digests: SHA-256 of each image, of several files with the same pixels the smallest.
         linked: Further pairs of images that must share a split, [p, 2].
-
-    Returns:
-        The group of each sample, [n], and the key of each group: the smallest SHA-256 of its images, or of its text.
     """
-    counts = np.diff(image_offsets)
+    counts = np.diff(offsets)
     has_images = counts > 0
-    first_image = image_ids[image_offsets[:-1][has_images]]
-    same_sample = np.column_stack([np.repeat(first_image, counts[has_images]), image_ids])
-    connected = connected_groups(len(digests), np.concatenate([linked.reshape(-1, 2), same_sample])).tolist()
-    min_digest: dict[int, str] = {}
-    for image, group in enumerate(connected):
-        min_digest[group] = min(min_digest.get(group, "~"), digests[image])
-    ids: dict[str, int] = {}
-    group_of_image = np.array([ids.setdefault(min_digest[group], len(ids)) for group in connected], dtype=np.int64)
-    groups = np.empty(len(rows), dtype=np.int64)
-    groups[has_images] = group_of_image[first_image]
-    for k in np.flatnonzero(~has_images):
-        groups[k] = ids.setdefault(buffer.text_digests[int(rows[k])], len(ids))
-    return groups, list(ids)
+    first_image = np.zeros(len(kept), dtype=np.int64)
+    first_image[has_images] = image_ids[offsets[:-1][has_images]]
+    same_sample = np.column_stack([np.repeat(first_image, counts), image_ids])
+    groups = connected_groups(len(digests), np.concatenate([linked, same_sample]))
+    key_of_image = _smallest(groups, digests).take(pa.array(groups))
+    of_images = key_of_image.take(pa.array(first_image, mask=~has_images))
+    return pc.coalesce(of_images, kept["text_digest"].combine_chunks())

@@ -76,9 +76,10 @@ def count_equal_files(checks: Sequence[ImageCheck]) -> EqualFiles:
 def near_duplicates_between_splits(merged: MergeResult) -> list[NearDuplicates]:
     """One entry for each two splits with images that look alike; the one of higher priority (test, validation) is counted."""
     counted: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
+    image_splits = merged.images["split"].to_pylist()
     for pair in merged.near_duplicates.tolist():
-        low, high = sorted(pair, key=lambda image: int(merged.image_splits[image]))
-        splits = int(merged.image_splits[high]), int(merged.image_splits[low])
+        low, high = sorted(pair, key=image_splits.__getitem__)
+        splits = image_splits[high], image_splits[low]
         if splits[0] != splits[1]:
             counted[splits].setdefault(high, low)
     return [
@@ -88,4 +89,5 @@ def near_duplicates_between_splits(merged: MergeResult) -> list[NearDuplicates]:
 
 
 def _example(merged: MergeResult, image: int, like: int) -> str:
-    return f"{merged.images[image].path} looks like {merged.images[like].path}"
+    path, other = (merged.images["path"][index].as_py() for index in (image, like))
+    return f"{path} looks like {other}"

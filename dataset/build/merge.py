@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from atomic_io import atomic_write, naming_full_disk, remove_leftovers, write_json
 from dataset import sources
@@ -25,7 +27,7 @@ from dataset.build.record_buffer import RecordBuffer
 from dataset.config import DataConfig, Source
 from dataset.loading.image_io import detect_format
 from dataset.record_validation import DropReason, InvalidRecordError, check_conversation, check_encoding
-from dataset.sources.record import ParsedRecord, RawSample, ReadOptions, RejectedRecord
+from dataset.sources.record import ParsedRecord, RawSample, ReadOptions, RecordLocation, RejectedRecord
 from errors import TesseraError, UsageError
 from file_lock import folder_lock
 from progress import Progress
@@ -58,11 +60,11 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
         with DroppedRecords(report, work / DROPPED_FILE, [sources.files(source)[0] for source in config.sources]) as dropped:
             buffer, images = _read_sources(config, dropped, work / "samples.arrow", folder / "embedded")
             checked = _check_images(images, ImageCheckCache(cache / "image_checks.parquet"), config)
-            keep = _drop_unusable(buffer, checked.checks, dropped)
-        if not keep.any():
+            kept = _drop_unusable(buffer.records(), checked.checks, dropped)
+        if not len(kept):
             (work / DROPPED_FILE).replace(folder / FAILED_DROPPED_FILE)
             raise TesseraError(f"{report.empty_message()}; all are listed in {folder / FAILED_DROPPED_FILE}")
-        merged = join(buffer, keep, checked, config.split, config.seed)
+        merged = join(kept, checked, config.split, config.seed)
         report.image_files = count_equal_files(checked.checks)
         report.near_duplicates = near_duplicates_between_splits(merged)
         images_digest = write_images(work / "images.parquet", merged, names)
@@ -171,20 +173,23 @@ def _write_embedded_image(image: bytes, folder: Path) -> str:
     return str(path)
 
 
-def _drop_unusable(buffer: RecordBuffer, image_checks: list[ImageCheck], dropped: DroppedRecords) -> np.ndarray:
-    """Which samples have only usable images, bool [n]. The others are dropped for the reason of their first unusable image."""
-    keep = np.ones(len(buffer), dtype=bool)
-    bad = {i: check for i, check in enumerate(image_checks) if check.reason}
-    for i in range(len(buffer)) if bad else ():
-        failed = [bad[number] for number in buffer.images_of(i) if number in bad]
-        if failed:
-            keep[i] = False
-            details = dict.fromkeys(check.detail for check in failed)
-            dropped.drop(buffer.source[i], buffer.locations[i], DropReason(failed[0].reason), "; ".join(details))
+def _drop_unusable(records: pa.Table, image_checks: list[ImageCheck], dropped: DroppedRecords) -> pa.Table:
+    """The records with usable images only, and their `row`. The others are dropped for the reason of their first unusable image."""
+    unusable = np.array([bool(check.reason) for check in image_checks], dtype=bool)
+    files = records["files"].combine_chunks()
+    bad_rows = np.unique(pc.list_parent_indices(files).to_numpy()[unusable[files.flatten().to_numpy()]])
+    for record in records.take(pa.array(bad_rows)).to_pylist():
+        failed = [image_checks[file] for file in record["files"] if unusable[file]]
+        details = dict.fromkeys(check.detail for check in failed)
+        location = RecordLocation(record["location_kind"], record["location_number"])
+        dropped.drop(record["source"], location, DropReason(failed[0].reason), "; ".join(details))
+    keep = np.ones(len(records), dtype=bool)
+    keep[bad_rows] = False
+    kept = records.append_column("row", pa.array(np.arange(len(records)))).filter(pa.array(keep))
     report_of_source = dropped.report.sources
-    for i, count in enumerate(np.bincount(np.asarray(buffer.source)[keep], minlength=len(report_of_source))):
-        report_of_source[i].kept = int(count)
-    return keep
+    for source, count in zip(report_of_source, np.bincount(kept["source"].to_numpy(), minlength=len(report_of_source)), strict=True):
+        source.kept = int(count)
+    return kept
 
 
 def _input_paths(config: DataConfig) -> list[str]:

@@ -28,16 +28,9 @@ LANGUAGES = ("en", "zh")
 def write_images(file: Path, merged: MergeResult, names: Sequence[str]) -> str:
     """Write one row per image. Returns the SHA-256 of the file, which is stored in the metadata of samples.parquet."""
     images = merged.images
-    columns = [
-        list(range(len(images))),
-        [image.path for image in images],
-        [image.width for image in images],
-        [image.height for image in images],
-        [image.sha256 for image in images],
-        [names[source] for source in merged.first_source],
-    ]
+    columns = [np.arange(len(images)), *(images[name] for name in ("path", "width", "height", "sha256")), _named(names, images["source"])]
     with naming_full_disk(file):
-        pq.write_table(pa.table(columns, schema=IMAGES_SCHEMA), file, compression="zstd")
+        pq.write_table(pa.table(columns, names=IMAGES_SCHEMA.names).cast(IMAGES_SCHEMA), file, compression="zstd")
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -55,67 +48,60 @@ def write_samples(
         report: Report whose counts are filled in.
     """
     by_split, by_language = Counter[str](), Counter[str]()
-    source_indices = np.asarray(buffer.source)[merged.rows]
     schema = SAMPLES_SCHEMA.with_metadata({IMAGES_DIGEST_KEY: images_digest})
     # Repeated rows, too, must fit into one Arrow column.
+    rows = merged.samples["row"].to_numpy()
     rows_at_once = max(1, ROWS_PER_BATCH // max(source.repeat for source in sources))
     begin = row = 0
     with naming_full_disk(file), pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for batch in buffer.batches():
-            end = int(np.searchsorted(merged.rows, row + batch.num_rows))
+            end = int(np.searchsorted(rows, row + batch.num_rows))
             for first in range(begin, end, rows_at_once):
-                indices = np.arange(first, min(first + rows_at_once, end))
-                table = _rows(pa.table(batch).take(merged.rows[indices] - row), indices, source_indices, merged, sources, report)
+                part = merged.samples.slice(first, min(rows_at_once, end - first))
+                table = _rows(pa.table(batch).take(pa.array(part["row"].to_numpy() - row)), part, sources, report)
                 writer.write_table(table.cast(schema))
                 by_split.update(table["split"].to_pylist())
                 by_language.update(table["language"].to_pylist())
             begin, row = end, row + batch.num_rows
-    for i, source in enumerate(report.sources):
-        source.moved = int(merged.assignment.moved[source_indices == i].sum())
+    moved = merged.samples.filter(merged.samples["moved"])["source"].to_numpy()
+    for source, count in zip(report.sources, np.bincount(moved, minlength=len(sources)), strict=True):
+        source.moved = int(count)
     report.images, report.samples = len(merged.images), by_split.total()
     report.by_split = {split: by_split[split] for split in SPLITS}
     report.by_language = {language: by_language[language] for language in LANGUAGES}
 
 
-def _rows(
-    table: pa.Table,
-    indices: np.ndarray,
-    source_indices: np.ndarray,
-    merged: MergeResult,
-    sources: Sequence[SourceBase],
-    report: MergeReport,
-) -> pa.Table:
-    """The final rows of a batch of kept samples: repeated, with source, split, image ids and prompt.
+def _rows(texts: pa.Table, samples: pa.Table, sources: Sequence[SourceBase], report: MergeReport) -> pa.Table:
+    """The final rows of some kept samples: repeated, with source, split, image ids and prompt.
 
     Args:
-        table: Texts of the batch, one row per kept sample.
-        indices: Indices of these samples among all kept samples, [n].
-        source_indices: Source of each kept sample of the merge.
-        merged: Splits and image ids.
+        texts: Texts of the samples.
+        samples: The same samples, as in `MergeResult`.
         sources: Configuration of each source.
         report: Report whose `samples` counts grow.
     """
-    repeats = np.array([source.repeat for source in sources])[source_indices[indices]]
-    repeat_counts = np.where(merged.assignment.split[indices] == SPLITS.index("train"), repeats, 1)
+    repeats = np.array([source.repeat for source in sources])[samples["source"].to_numpy()]
+    repeat_counts = np.where(samples["split"].to_numpy() == SPLITS.index("train"), repeats, 1)
     first = np.cumsum(repeat_counts) - repeat_counts
     copy_numbers = np.arange(repeat_counts.sum()) - np.repeat(first, repeat_counts)
-    table = table.take(np.repeat(np.arange(len(indices)), repeat_counts))
-    samples = np.repeat(indices, repeat_counts)
-    for i, count in enumerate(np.bincount(source_indices[samples], minlength=len(sources))):
-        report.sources[i].samples += int(count)
-    image_offsets = merged.image_offsets
-    images = [merged.image_ids[image_offsets[k] : image_offsets[k + 1]] for k in samples]
+    repeated = pa.array(np.repeat(np.arange(len(samples)), repeat_counts))
+    texts, samples = texts.take(repeated), samples.take(repeated)
+    source_indices = samples["source"].to_numpy()
+    for source, count in zip(report.sources, np.bincount(source_indices, minlength=len(sources)), strict=True):
+        source.samples += int(count)
+    ids = zip(texts["sample_id"].to_pylist(), copy_numbers.tolist(), strict=True)
+    languages = zip(source_indices.tolist(), texts["language"].to_pylist(), strict=True)
     columns = {
-        **{name: table[name] for name in table.column_names},
-        "sample_id": [
-            name if not copy else f"{name}#copy{copy + 1}" for name, copy in zip(table["sample_id"].to_pylist(), copy_numbers, strict=True)
-        ],
-        "image_ids": pa.array(images, pa.list_(pa.int64())),
-        "source": pa.array([report.sources[i].name for i in source_indices[samples]]),
-        "split": pa.array([SPLITS[i] for i in merged.assignment.split[samples]]),
-        "prompt": pa.array(
-            [sources[i].prompt_in(language) for i, language in zip(source_indices[samples], table["language"].to_pylist(), strict=True)],
-            pa.string(),
-        ),
+        **{name: texts[name] for name in texts.column_names},
+        "sample_id": [name if not copy else f"{name}#copy{copy + 1}" for name, copy in ids],
+        "image_ids": samples["image_ids"],
+        "source": _named([source.name for source in report.sources], samples["source"]),
+        "split": _named(SPLITS, samples["split"]),
+        "prompt": pa.array([sources[i].prompt_in(language) for i, language in languages], pa.string()),
     }
     return pa.table([columns[name] for name in SAMPLES_SCHEMA.names], schema=SAMPLES_SCHEMA)
+
+
+def _named(names: Sequence[str], indices: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The name at each index."""
+    return pa.chunked_array([pa.array(names)]).take(indices)

@@ -1,9 +1,8 @@
-"""Temporary Arrow file for the records of a merge; only a few numbers per record stay in memory."""
+"""The records of a merge: their texts in a temporary Arrow file, a few numbers of each in a table."""
 
 import contextlib
 import hashlib
 import itertools
-from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +14,7 @@ from atomic_io import naming_full_disk
 from dataset.build.splits import SPLITS
 from dataset.config import Split
 from dataset.sample import SAMPLES_SCHEMA, Language, detect_language
-from dataset.sources.record import RawSample, RecordLocation
+from dataset.sources.record import RawSample
 
 ROWS_PER_BATCH = 4096
 """Samples that are collected in memory before they are written."""
@@ -23,36 +22,36 @@ ROWS_PER_BATCH = 4096
 CHARACTERS_PER_BATCH = 1 << 26
 """Characters of text after which they are written earlier: an Arrow column of text holds 2 GiB."""
 
-SCHEMA = pa.schema([SAMPLES_SCHEMA.field(name) for name in ("sample_id", "task", "language", "messages", "targets", "answers", "category")])
+TEXTS_SCHEMA = pa.schema(
+    [SAMPLES_SCHEMA.field(name) for name in ("sample_id", "task", "language", "messages", "targets", "answers", "category")]
+)
 """Columns of the temporary file; the merge adds source, split, image ids and prompt later."""
+
+RECORDS_SCHEMA = pa.schema(
+    [
+        ("source", pa.int16()),  # index of the source
+        ("source_split", pa.int8()),  # split of its own, an index into SPLITS, or -1
+        ("files", pa.list_(pa.int64())),  # indices of its image files
+        ("location_kind", pa.dictionary(pa.int32(), pa.string())),  # location in the annotation file
+        ("location_number", pa.int64()),
+        ("text_digest", pa.string()),  # SHA-256 of the texts, of a record without images only
+    ]
+)
+"""Columns that stay in memory."""
 
 
 class RecordBuffer:
-    """Writes samples to disk and reads them back as Arrow batches in the same order. A context manager: add samples inside.
-
-    Attributes:
-        source: Source index of each sample.
-        source_split: Own split of each sample: an index into SPLITS, or -1.
-        images: File indices of all samples' images, concatenated.
-        image_offsets: Sample i has the images `images[image_offsets[i]:image_offsets[i + 1]]`.
-        locations: Location of each sample in its annotation file.
-        text_digests: SHA-256 of the texts, of samples without images only.
-    """
+    """Writes the texts of samples to disk, reads them back as Arrow batches in the same order, and keeps the rest as a table. A context
+    manager: add samples inside."""
 
     def __init__(self, file: Path):
         self.file = file
-        self.source, self.source_split = array("h"), array("b")
-        self.image_offsets, self.images = array("q", [0]), array("q")
-        self.locations: list[RecordLocation] = []
-        self.text_digests: dict[int, str] = {}
+        self._records: list[pa.RecordBatch] = []
         self._id_counts: dict[str, int] = {}
-        self._rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
+        self._rows = _empty_rows()
         self._characters = 0
         self._stream = pa.OSFile(str(file), "wb")
-        self._writer = pa.ipc.new_stream(self._stream, SCHEMA)
-
-    def __len__(self) -> int:
-        return len(self.source)
+        self._writer = pa.ipc.new_stream(self._stream, TEXTS_SCHEMA)
 
     def __enter__(self) -> Self:
         return self
@@ -68,11 +67,12 @@ class RecordBuffer:
             self._writer.close()
             self._stream.close()
 
-    def images_of(self, sample: int) -> "array[int]":
-        """File indices of the images of a sample."""
-        return self.images[self.image_offsets[sample] : self.image_offsets[sample + 1]]
+    def records(self) -> pa.Table:
+        """One row per sample in the order of `add` (RECORDS_SCHEMA). Only once, after the `with` block has ended."""
+        batches, self._records = self._records, []
+        return pa.Table.from_batches(batches, RECORDS_SCHEMA)
 
-    def add(self, sample: RawSample, source: int, source_name: str, split: Split | None, images: list[int]) -> None:
+    def add(self, sample: RawSample, source: int, source_name: str, split: Split | None, files: list[int]) -> None:
         """Append one sample.
 
         Args:
@@ -80,26 +80,28 @@ class RecordBuffer:
             source: Index of its source.
             source_name: Name of its source, the first part of the sample id.
             split: Split of its own, if any.
-            images: File indices of its images.
+            files: Indices of its image files.
         """
-        self.source.append(source)
-        self.source_split.append(-1 if split is None else SPLITS.index(split))
-        self.images.extend(images)
-        self.image_offsets.append(len(self.images))
-        self.locations.append(sample.location)
-        if not images:
-            self.text_digests[len(self) - 1] = _text_digest(sample)
-        rows = self._rows
-        rows["sample_id"].append(self._unique_id(f"{source_name}/{sample.key}"))
-        rows["task"].append(sample.task)
-        rows["language"].append(language(sample))
-        rows["messages"].append([(message.role, message.content) for message in sample.messages])
-        rows["targets"].append(sample.targets)
-        rows["answers"].append(sample.answers)
-        rows["category"].append(sample.category)
+        row = {
+            "source": source,
+            "source_split": -1 if split is None else SPLITS.index(split),
+            "files": files,
+            "location_kind": sample.location.kind,
+            "location_number": sample.location.number,
+            "text_digest": None if files else _text_digest(sample),
+            "sample_id": self._unique_id(f"{source_name}/{sample.key}"),
+            "task": sample.task,
+            "language": language(sample),
+            "messages": [(message.role, message.content) for message in sample.messages],
+            "targets": sample.targets,
+            "answers": sample.answers,
+            "category": sample.category,
+        }
+        for name, value in row.items():
+            self._rows[name].append(value)
         texts = itertools.chain((message.content for message in sample.messages), sample.targets, sample.answers)
         self._characters += sum(map(len, texts))
-        if len(rows["task"]) == ROWS_PER_BATCH or self._characters >= CHARACTERS_PER_BATCH:
+        if len(self._rows["task"]) == ROWS_PER_BATCH or self._characters >= CHARACTERS_PER_BATCH:
             self._flush()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -109,15 +111,19 @@ class RecordBuffer:
 
     def _flush(self) -> None:
         with naming_full_disk(self.file):
-            self._writer.write_batch(pa.record_batch([self._rows[name] for name in SCHEMA.names], schema=SCHEMA))
-        self._rows = {name: [] for name in SCHEMA.names}
-        self._characters = 0
+            self._writer.write_batch(pa.record_batch([self._rows[name] for name in TEXTS_SCHEMA.names], schema=TEXTS_SCHEMA))
+        self._records.append(pa.record_batch([self._rows[name] for name in RECORDS_SCHEMA.names], schema=RECORDS_SCHEMA))
+        self._rows, self._characters = _empty_rows(), 0
 
     def _unique_id(self, sample_id: str) -> str:
         """The id, numbered if it is taken. `#` separates the number, so it is replaced in ids from files."""
         sample_id = sample_id.replace("#", "_")
         count = self._id_counts[sample_id] = self._id_counts.get(sample_id, 0) + 1
         return sample_id if count == 1 else f"{sample_id}#{count}"
+
+
+def _empty_rows() -> dict[str, list[object]]:
+    return {name: [] for name in (*RECORDS_SCHEMA.names, *TEXTS_SCHEMA.names)}
 
 
 def language(sample: RawSample) -> Language:
