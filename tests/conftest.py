@@ -12,7 +12,7 @@ from filelock import FileLock
 from transformers import BertTokenizer, ChineseCLIPConfig, ChineseCLIPImageProcessorPil, ChineseCLIPModel
 
 from model.siglip_qwen.processor import Processor
-from training.tiny_models.architectures import build_untrained
+from training.tiny_models.architectures import TINY_MODELS, build_tiny_model, build_tokenizer, save_tiny_model
 
 torch.set_num_threads(1)
 
@@ -36,7 +36,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shared / "parts"
     with FileLock(shared / "parts.lock"):
         if not folder.exists():
-            build_untrained(folder, CORPUS)
+            tokenizer = build_tokenizer(CORPUS)
+            for name in TINY_MODELS:
+                save_tiny_model(folder / name, name, build_tiny_model(name, tokenizer, seed=0), tokenizer)
     return folder
 
 

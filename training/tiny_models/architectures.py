@@ -1,7 +1,4 @@
-"""The demo's tiny models: their architectures, tokenizer and image processors, saved in the standard Hugging Face formats.
-
-`build_untrained` writes siglip/, clip/, qwen3/ and qwen3_vl/ with random weights, laid out like model folders on the Hub.
-"""
+"""The demo's tiny models: their architectures, tokenizer and image processors, saved in the standard Hugging Face formats."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -258,20 +255,6 @@ def save_tiny_model(folder: Path, model_name: str, model: PreTrainedModel, token
         if model_name not in ("qwen3", "gpt2"):
             image_processor(model_name).save_pretrained(folder)
     model.to(torch.bfloat16).save_pretrained(folder)
-
-
-def build_untrained(folder: Path, corpus: Iterable[str], seed: int = 0, only: Iterable[str] = TINY_MODELS) -> None:
-    """Write the models with random weights.
-
-    Args:
-        folder: gets one subfolder per model.
-        corpus: texts for training the tokenizer.
-        seed: a model's weights depend on it and the model's name alone.
-        only: names of the models to write.
-    """
-    tokenizer = build_tokenizer(corpus)
-    for model_name in only:
-        save_tiny_model(folder / model_name, model_name, build_tiny_model(model_name, tokenizer, seed), tokenizer)
 
 
 def build_tiny_model(model_name: str, tokenizer: Qwen2Tokenizer, seed: int) -> PreTrainedModel:

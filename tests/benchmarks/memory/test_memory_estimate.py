@@ -27,7 +27,8 @@ from training.config import TrainConfig
 RECIPE = configuration.DEFAULT.parent / SIZES["4b"][0]
 
 
-@pytest.mark.parametrize(("size", "target"), [("4b", 10), pytest.param("8b", 14, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "target"), [("4b", 10), ("8b", 14)])
 def test_qlora_in_rows_of_1024_meets_its_target(size: Any, target: float) -> None:
     config = configuration.load(RECIPE)
     assert (config.train.packing_length, config.train.optim, config.model.quantization) == (1024, "paged_adamw8bit", "nf4")

@@ -13,6 +13,7 @@ from tests.training.distributed.ranks import run_ranks
 WORKER = Path(__file__).with_name("sharded_loading_worker.py")
 
 
+@pytest.mark.slow
 def test_a_model_whose_weights_rank_0_alone_loads_is_complete_on_all_ranks(parts: Path, tmp_path: Path) -> None:
     run_ranks(WORKER, str(parts), "configs/accelerate/fsdp2.yaml", str(tmp_path))
     for name in ("lora", "language"):

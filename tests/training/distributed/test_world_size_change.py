@@ -81,13 +81,14 @@ def test_zero_cannot_go_on_with_another_number_of_processes(monkeypatch: pytest.
         with_resumed_batching(machine, config, before(2, 2, 16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optim", "tolerance"),
     [
         ("sgd", 1e-5),
         # AdamW divides a gradient by its own size, so a difference of 1e-7 in a gradient near zero moves a weight by up to the
         # learning rate, here 1e-3.
-        pytest.param("adamw", 2e-3, marks=pytest.mark.slow),
+        ("adamw", 2e-3),
     ],
 )
 def test_a_run_that_goes_on_with_two_processes_and_back_with_one_is_the_uninterrupted_run(

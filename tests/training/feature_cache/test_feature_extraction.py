@@ -252,6 +252,7 @@ def _build(path: Path, per_shard: int) -> int:
     return len(run_setup.features.read(range(6)))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work_and_compute_no_image_twice(workspace: Workspace) -> None:
     path = workspace()
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
