@@ -78,7 +78,8 @@ def load(
 ) -> "VisionLanguageModel | PeftModel":
     """Build the base model as for training and load the trained weights into it. A merged model is loaded directly.
 
-    Plain LoRA on an unquantised model that is not trained is merged into its weights; otherwise PEFT wraps the model.
+    Plain LoRA on an unquantised fp32 model that is not trained is merged into its weights; otherwise PEFT wraps the model: merged
+    weights in 16 bits would round small updates away.
 
     Args:
         folder: checkpoint folder, or an exported merged model.
@@ -103,7 +104,7 @@ def load(
     config = settings(folder)
     if quantization != "as_trained":
         config = dataclasses.replace(config, quantization=quantization)
-    if not trainable and config.quantization == "none" and load_weights:
+    if not trainable and config.quantization == "none" and dtype == torch.float32 and load_weights:
         merged = _load_with_merged_adapters(folder, config, dtype, device)
         if merged is not None:
             merged.config.settings = vlm_config.settings
@@ -170,7 +171,7 @@ def _build_base(
 def _load_with_merged_adapters(
     folder: Path, config: SiglipQwenConfig, dtype: torch.dtype, device: torch.device | str
 ) -> VisionLanguageModel | None:
-    """The unquantised model of a checkpoint, adapters merged; None if PEFT has to load them."""
+    """The unquantised fp32 model of a checkpoint, adapters merged; None if PEFT has to load them."""
     adapter_config = folder / ADAPTER_CONFIG_NAME
     lora = read_plain_lora(adapter_config) if adapter_config.exists() else None
     if lora is None and adapter_config.exists():

@@ -72,6 +72,12 @@ def test_a_saved_a_loaded_and_a_merged_model_give_the_same_logits(
     assert not any("lora" in name for name, _ in merged.named_parameters())
 
 
+def test_in_16_bits_adapters_are_not_merged_which_would_round_small_updates_away(trained: Trained, tmp_path: Path) -> None:
+    save(trained(["connector", "lora"]), tmp_path)
+    loaded = checkpoint.load(tmp_path, dtype=torch.bfloat16)
+    assert any("lora" in name for name, _ in loaded.named_parameters())
+
+
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_quantised_base_model_is_quantised_the_same_way_again(trained: Trained, batch: Batch, tmp_path: Path, quantization: str) -> None:
     model, inputs = trained(["connector", "lora"], quantization=quantization), batch(1, 2)
