@@ -2,5 +2,5 @@
 
 scene: the objects and their grid cells, sampled from a seed. scene_renderer: pixels. scene_facts: facts without any language.
 question_templates, question_phrasing, reasoning_conversations, scene_descriptions, vocabulary: English and Chinese text.
-annotators: ten answers per question. annotation_records, dataset_writer: the raw formats of VQA v2, LLaVA and AI Challenger.
+annotation_records, dataset_writer: the raw formats of VQA v2, LLaVA and AI Challenger, with ten answers per question.
 """

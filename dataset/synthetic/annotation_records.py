@@ -1,12 +1,12 @@
 """Annotations of one scene as records of the raw formats: VQA v2, LLaVA conversations, AI Challenger captions."""
 
 import hashlib
+import random
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from dataset.sample import IMAGE_PLACEHOLDER, Language
-from dataset.synthetic.annotators import ten_answers
 from dataset.synthetic.question_phrasing import Question, sample_questions
 from dataset.synthetic.reasoning_conversations import conversation
 from dataset.synthetic.scene import Scene
@@ -51,6 +51,9 @@ QUESTION_TYPES = (
 )
 """First words of questions, the `question_type` of VQA v2. A prefix of another entry comes after it, since the first match counts."""
 
+ANNOTATORS = 10
+_SYNONYM_RATE, _WRONG_RATE = 0.12, 0.04
+_MIN_AGREEING = 6
 _ZH_CONVERSATIONS = 0.4
 DETAIL_QUESTIONS: dict[Language, tuple[str, ...]] = {
     "en": (
@@ -64,16 +67,10 @@ DETAIL_QUESTIONS: dict[Language, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class VqaRecords:
-    """Rows of one scene for the question file and the annotation file."""
-
-    questions: list[dict[str, Any]]
-    annotations: list[dict[str, Any]]
-
-
-def vqa_records(scene: Scene, image_id: int, language: Language, count: int, first_number: int) -> VqaRecords:
-    """Sample questions about a scene, each with ten annotator answers.
+def vqa_records(
+    scene: Scene, image_id: int, language: Language, count: int, first_number: int
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Sample questions about a scene, each with ten annotator answers; yields rows of the question file and of the annotation file.
 
     Args:
         scene: the scene.
@@ -83,12 +80,9 @@ def vqa_records(scene: Scene, image_id: int, language: Language, count: int, fir
         first_number: question ids count up from image_id * 1000 + first_number.
     """
     rng = scene.rng(f"vqa {language}")
-    records = VqaRecords([], [])
     for number, question in enumerate(sample_questions(scene, language, rng, count), image_id * 1000 + first_number):
         asked = {"image_id": image_id, "question": question.text, "question_id": number, "category": main_shape(scene)}
-        records.questions.append(asked)
-        records.annotations.append(_annotation(question, ten_answers(question, rng), image_id, number))
-    return records
+        yield asked, _annotation(question, ten_answers(question, rng), image_id, number)
 
 
 def main_shape(scene: Scene) -> str:
@@ -109,6 +103,25 @@ def _annotation(question: Question, answers: list[str], image_id: int, question_
         "answer_type": {bool: "yes/no", int: "number"}.get(type(question.fact.answer), "other"),
         "question_id": question_id,
     }
+
+
+def ten_answers(question: Question, rng: random.Random) -> list[str]:
+    """Answers of ten simulated annotators: mostly the usual one, at least six times, some synonyms (digits as words too), a few wrong."""
+    usual = question.answer.usual
+    answers = [_sample_answer(question, rng) for _ in range(ANNOTATORS)]
+    for index in range(ANNOTATORS):
+        if answers.count(usual) < _MIN_AGREEING:
+            answers[index] = usual
+    return answers
+
+
+def _sample_answer(question: Question, rng: random.Random) -> str:
+    uniform = rng.random()
+    if uniform < _WRONG_RATE and question.wrong:
+        return rng.choice(question.wrong)
+    if uniform > 1 - _SYNONYM_RATE and question.answer.synonyms:
+        return rng.choice(question.answer.synonyms)
+    return question.answer.usual
 
 
 def question_type(text: str) -> str:
@@ -135,13 +148,15 @@ def _language(uniform: float) -> Language:
 
 
 def _llava(scene: Scene, turns: list[tuple[str, str]], file_name: str, image_first: bool) -> dict[str, Any]:
-    conversations = []
-    for index, (question, answer) in enumerate(turns):
-        if index == 0:
-            question = f"{IMAGE_PLACEHOLDER}\n{question}" if image_first else f"{question}\n{IMAGE_PLACEHOLDER}"
-        conversations += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    identity = {"id": file_name.partition(".")[0], "image": file_name, "category": main_shape(scene)}
-    return {**identity, "conversations": conversations}
+    (question, answer), *later = turns
+    question = f"{IMAGE_PLACEHOLDER}\n{question}" if image_first else f"{question}\n{IMAGE_PLACEHOLDER}"
+    texts = [text for turn in [(question, answer), *later] for text in turn]
+    return {
+        "id": file_name.partition(".")[0],
+        "image": file_name,
+        "category": main_shape(scene),
+        "conversations": [{"from": ("human", "gpt")[index % 2], "value": text} for index, text in enumerate(texts)],
+    }
 
 
 def caption_record(scene: Scene, file_name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import chain, repeat
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,6 @@ from progress import Progress
 MANIFEST_FILE = "scenes.json"
 SCENE_SPLITS: tuple[SceneSplit, ...] = ("train", "validation", "test", "unseen")
 
-_QUESTIONS_PER_IMAGE: dict[Language, int] = {"en": 2, "zh": 2}
-_TEST_QUESTIONS_PER_IMAGE: dict[Language, int] = {"en": 2, "zh": 1}
 _FIRST_ZH_QUESTION = 500
 _CONVERSATION_EVERY = 8
 _CAPTIONED_EVERY = 10
@@ -38,10 +36,9 @@ _CAPTIONED_EVERY = 10
 _FIRST_CAPTIONED = 10_000_000
 _FIRST_ID: dict[SceneSplit, int] = {"train": 1, "validation": 200_000_001, "test": 400_000_001, "unseen": 600_000_001}
 _CHUNK = 200
-_JPEG = {"quality": 92, "subsampling": 0}
 
-RenderJob = tuple[int, SceneSplit, int, str]
-"""An image to render: seed, split and index of its scene, and the file's path inside the dataset."""
+RenderJob = tuple[Scene, str]
+"""An image to render: its scene, and the file's path inside the dataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +50,6 @@ class SceneCounts:
     validation: int = 300
     test: int = 360
     unseen: int = 100
-
-    def count(self, split: SceneSplit) -> int:
-        """Number of scenes of a split."""
-        return {"train": self.train, "validation": self.validation, "test": self.test, "unseen": self.unseen}[split]
 
 
 def write_scenes(folder: Path, counts: SceneCounts, processes: int | None = None) -> bool:
@@ -72,7 +65,8 @@ def write_scenes(folder: Path, counts: SceneCounts, processes: int | None = None
     if _is_up_to_date(folder, manifest):
         return False
     with atomic_write_folder(folder) as new:
-        jobs = list(chain.from_iterable(_write_annotations(new, split, counts) for split in SCENE_SPLITS))
+        (new / "annotations").mkdir()
+        jobs = [job for split in SCENE_SPLITS for job in _write_annotations(new, split, counts)]
         _render_all(new, jobs, processes or available_cores())
         write_json(new / MANIFEST_FILE, manifest)
     return True
@@ -80,10 +74,8 @@ def write_scenes(folder: Path, counts: SceneCounts, processes: int | None = None
 
 def _manifest(counts: SceneCounts) -> dict[str, Any]:
     """Everything the dataset depends on: counts, seed and a hash of this package's code."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
-    return {"plan": asdict(counts), "code": digest.hexdigest()}
+    code = b"".join(source.read_bytes() for source in sorted(Path(__file__).parent.glob("*.py")))
+    return {"plan": asdict(counts), "code": hashlib.sha256(code).hexdigest()}
 
 
 def _is_up_to_date(folder: Path, manifest: dict[str, Any]) -> bool:
@@ -97,63 +89,47 @@ def _is_up_to_date(folder: Path, manifest: dict[str, Any]) -> bool:
 
 def _write_annotations(folder: Path, split: SceneSplit, counts: SceneCounts) -> Iterator[RenderJob]:
     """Write the annotation files of a split and yield the render jobs of their images."""
-    count, first_id = counts.count(split), _FIRST_ID[split]
+    count: int = asdict(counts)[split]
     scenes = [generate_scene(counts.seed, split, index) for index in range(count)]
-    names = [f"{first_id + index:012d}.jpg" for index in range(count)]
-    _write_vqa(folder / "annotations", split, scenes)
-    yield from _render_jobs(scenes, f"coco/{split}", names)
+    named = [(scene, f"{_FIRST_ID[split] + index:012d}.jpg") for index, scene in enumerate(scenes)]
+    _write_vqa(folder, split, scenes)
+    yield from ((scene, f"coco/{split}/{name}") for scene, name in named)
     if split == "unseen":
         return
-    named_scenes = list(zip(scenes, names, strict=True))
-    _write_list(
-        folder, f"reasoning_{split}", [annotation_records.reasoning_record(*named) for named in named_scenes[::_CONVERSATION_EVERY]]
-    )
-    _write_list(folder, f"detail_{split}", [annotation_records.detail_record(*named) for named in named_scenes[1::_CONVERSATION_EVERY]])
     captioned = [generate_scene(counts.seed, split, _FIRST_CAPTIONED + index) for index in range(-(-count // _CAPTIONED_EVERY))]
-    sha1_names = [annotation_records.sha1_name(scene) for scene in captioned]
-    _write_list(
-        folder, f"captions_zh_{split}", [annotation_records.caption_record(*named) for named in zip(captioned, sha1_names, strict=True)]
-    )
-    yield from _render_jobs(captioned, f"ai_challenger/{split}", sha1_names)
-
-
-def _render_jobs(scenes: list[Scene], folder: str, names: list[str]) -> Iterator[RenderJob]:
-    for scene, name in zip(scenes, names, strict=True):
-        yield scene.seed, scene.split, scene.index, f"{folder}/{name}"
+    named_captioned = [(scene, annotation_records.sha1_name(scene)) for scene in captioned]
+    _write(folder, f"reasoning_{split}", [annotation_records.reasoning_record(*pair) for pair in named[::_CONVERSATION_EVERY]])
+    _write(folder, f"detail_{split}", [annotation_records.detail_record(*pair) for pair in named[1::_CONVERSATION_EVERY]])
+    _write(folder, f"captions_zh_{split}", [annotation_records.caption_record(*pair) for pair in named_captioned])
+    yield from ((scene, f"ai_challenger/{split}/{name}") for scene, name in named_captioned)
 
 
 def _write_vqa(folder: Path, split: SceneSplit, scenes: list[Scene]) -> None:
     """Write one pair of VQA files per language; for the split `unseen` one pair with both, since it is a test set of its own."""
-    counts = _QUESTIONS_PER_IMAGE if split in ("train", "validation") else _TEST_QUESTIONS_PER_IMAGE
-    english = [annotation_records.vqa_records(scene, _FIRST_ID[split] + i, "en", counts["en"], 0) for i, scene in enumerate(scenes)]
-    chinese = [
-        annotation_records.vqa_records(scene, _FIRST_ID[split] + i, "zh", counts["zh"], _FIRST_ZH_QUESTION)
-        for i, scene in enumerate(scenes)
-    ]
+
+    def rows(language: Language, count: int, first_number: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        with_ids = enumerate(scenes, _FIRST_ID[split])
+        return [row for i, scene in with_ids for row in annotation_records.vqa_records(scene, i, language, count, first_number)]
+
+    english, chinese = rows("en", 2, 0), rows("zh", 2 if split in ("train", "validation") else 1, _FIRST_ZH_QUESTION)
     files = {f"vqa_{split}": english + chinese} if split == "unseen" else {f"vqa_{split}": english, f"vqa_zh_{split}": chinese}
     # VQA v2's names of the splits.
     subtype = {"train": "train", "validation": "val", "test": "test", "unseen": "test"}[split]
+    head = {"info": {"description": "drawn scenes"}, "data_type": "scenes", "data_subtype": subtype, "license": {"name": "CC0-1.0"}}
     for name, records in files.items():
-        head = {"info": {"description": "drawn scenes"}, "data_type": "scenes", "data_subtype": subtype, "license": {"name": "CC0-1.0"}}
-        questions = {**head, "task_type": "Open-Ended", "questions": [row for record in records for row in record.questions]}
-        annotations = {**head, "annotations": [row for record in records for row in record.annotations]}
-        _write(folder / f"{name}_questions.json", questions)
-        _write(folder / f"{name}_annotations.json", annotations)
+        questions, annotations = zip(*records, strict=True)
+        _write(folder, f"{name}_questions", {**head, "task_type": "Open-Ended", "questions": questions})
+        _write(folder, f"{name}_annotations", {**head, "annotations": annotations})
 
 
-def _write_list(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
-    _write(folder / "annotations" / f"{name}.json", rows)
-
-
-def _write(path: Path, value: Any) -> None:
+def _write(folder: Path, name: str, value: Any) -> None:
     """Write JSON on one line, as the real datasets do."""
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    (folder / "annotations" / f"{name}.json").write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
 def _render_all(folder: Path, jobs: list[RenderJob], processes: int) -> None:
-    for image_folder in {str(Path(file).parent) for *_, file in jobs}:
-        (folder / image_folder).mkdir(parents=True)
+    for image_folder in {(folder / file).parent for _, file in jobs}:
+        image_folder.mkdir(parents=True)
     chunks = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
     with Progress("render scenes", len(jobs), "images") as progress:
         if processes == 1:
@@ -166,6 +142,6 @@ def _render_all(folder: Path, jobs: list[RenderJob], processes: int) -> None:
 
 
 def _render_chunk(folder: Path, jobs: list[RenderJob]) -> int:
-    for seed, split, index, file in jobs:
-        render(generate_scene(seed, split, index)).save(folder / file, format="JPEG", **_JPEG)
+    for scene, file in jobs:
+        render(scene).save(folder / file, format="JPEG", quality=92, subsampling=0)
     return len(jobs)

@@ -1,14 +1,13 @@
 """Turn facts into questions in English or Chinese, with the usual answer, its synonyms, and wrong answers of the same type."""
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dataset.sample import Language
 from dataset.synthetic import question_templates, vocabulary
 from dataset.synthetic.scene import COLORS, GRID, SHAPES, Scene
 from dataset.synthetic.scene_facts import CATEGORY_WEIGHTS, Category, Fact, Noun, Value, sample_fact
-from dataset.synthetic.vocabulary import EN, Word
+from dataset.synthetic.vocabulary import DIGITS, EN, Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +29,16 @@ _RETRIES = 8
 _EXISTENCE_ZH = {True: Word("有", ("是", "有的")), False: Word("没有", ("否", "无"))}
 
 
-def ask(
-    scene: Scene,
-    language: Language,
-    rng: random.Random,
-    category: Category | None = None,
-    weights: Mapping[Category, int] = CATEGORY_WEIGHTS,
-) -> Question:
+def ask(scene: Scene, language: Language, rng: random.Random, category: Category | None = None) -> Question:
     """Sample a question about a scene.
 
     Args:
         scene: the scene.
         language: language of question and answer.
         rng: source of randomness.
-        category: category of the question; None samples one.
-        weights: sampling weights of the categories; one that has no fact about this scene is dropped.
+        category: category of the question; None samples one by CATEGORY_WEIGHTS, of those that have a fact about this scene.
     """
-    weights = dict(weights)
+    weights = dict(CATEGORY_WEIGHTS)
     while True:
         chosen = category or rng.choices(list(weights), list(weights.values()))[0]
         fact = sample_fact(scene, chosen, rng)
@@ -56,13 +48,11 @@ def ask(
             del weights[chosen]
 
 
-def sample_questions(
-    scene: Scene, language: Language, rng: random.Random, count: int, weights: Mapping[Category, int] = CATEGORY_WEIGHTS
-) -> list[Question]:
-    """At most `count` questions about different facts; `weights` are the sampling weights of the categories."""
+def sample_questions(scene: Scene, language: Language, rng: random.Random, count: int) -> list[Question]:
+    """At most `count` questions about different facts."""
     by_fact: dict[Fact, Question] = {}
     for _ in range(count):
-        question = ask(scene, language, rng, weights=weights)
+        question = ask(scene, language, rng)
         for _ in range(_RETRIES):
             if question.fact not in by_fact:
                 by_fact[question.fact] = question
@@ -96,50 +86,21 @@ def _fields(fact: Fact, language: Language, rng: random.Random) -> dict[str, str
     thing = rng.choice(question_templates.THINGS[language])
     fields = {"thing": thing, "things": f"{thing}s"}
     for key, noun in zip(("a", "b"), fact.nouns, strict=False):
-        fields[key] = definite(noun, language, thing)
-        fields["kinds" if key == "a" else "kinds_b"] = kinds(noun, language, thing)
+        fields[key] = vocabulary.definite(noun, language, thing)
+        fields["kinds" if key == "a" else "kinds_b"] = vocabulary.kinds(noun, language, thing)
     if fact.nouns:
         fields["A"] = vocabulary.capitalize_first(fields["a"])
-        fields["one"] = indefinite(fact.nouns[0], language, thing)
+        fields["one"] = vocabulary.indefinite(fact.nouns[0], language, thing)
     if fact.cell is not None:
         fields["at"] = vocabulary.position_phrase(fact.cell, language)
     if fact.side is not None:
         fields["side"] = rng.choice(question_templates.SIDES[language][fact.side])
         fields["further"] = question_templates.FURTHER[language][fact.side]
     if fact.color is not None:
-        fields["color"] = vocabulary.color_word(fact.color, language).usual
+        fields["color"] = vocabulary.word(fact.color, language).usual
     if fact.digit is not None:
         fields["digit"] = str(fact.digit)
     return fields
-
-
-def definite(noun: Noun, language: Language, thing: str) -> str:
-    """the red circle, the red thing, the sign with the number 7; 红色的圆形, 写着7的标牌. `thing` replaces a missing shape."""
-    text = _noun_phrase(noun, language, thing)
-    return f"the {text}" if language == EN else text
-
-
-def indefinite(noun: Noun, language: Language, thing: str) -> str:
-    """a red circle; 红色的圆形."""
-    text = _noun_phrase(noun, language, thing)
-    return vocabulary.with_article(text) if language == EN else text
-
-
-def kinds(noun: Noun, language: Language, thing: str) -> str:
-    """red circles, circles, red things; 红色的圆形."""
-    if language == EN:
-        return " ".join(filter(None, (noun.color, vocabulary.plural(noun.shape or thing))))
-    return _noun_phrase(noun, language, thing)
-
-
-def _noun_phrase(noun: Noun, language: Language, thing: str) -> str:
-    shape = vocabulary.shape_word(noun.shape, language).usual if noun.shape else thing
-    if language == EN:
-        text = " ".join(filter(None, (noun.color, shape)))
-        return text if noun.digit is None else f"{text} with the number {noun.digit}"
-    color = f"{vocabulary.color_word(noun.color, language).usual}的" if noun.color else ""
-    digit = "" if noun.digit is None else f"写着{noun.digit}的"
-    return digit + color + shape
 
 
 def _answer(fact: Fact, value: Value, language: Language) -> Word:
@@ -148,24 +109,21 @@ def _answer(fact: Fact, value: Value, language: Language) -> Word:
         case bool():
             return _EXISTENCE_ZH[value] if language != EN and fact.kind == "exists" else _YES_NO[language][value]
         case int() if fact.category == "counting" and language != EN:
-            return Word(str(value), (vocabulary.amount(value, language), f"{value}个", vocabulary.number_word(value, language)))
+            return Word(str(value), (vocabulary.amount(value, language), f"{value}个", DIGITS[language][value]))
         case int():
-            return Word(str(value), (vocabulary.number_word(value, language),))
+            return Word(str(value), (DIGITS[language][value],))
         case Noun():
             return _thing_answer(value, language)
-        case str():
-            return vocabulary.color_word(value, language) if value in COLORS else vocabulary.shape_word(value, language)
-        case (row, column):
-            return vocabulary.position_word((row, column), language)
+        case _:
+            return vocabulary.word(value, language)
 
 
 def _thing_answer(noun: Noun, language: Language) -> Word:
     assert noun.color and noun.shape
-    usual = vocabulary.colored(noun.color, noun.shape, language)
-    shape = vocabulary.shape_word(noun.shape, language)
+    usual, shape = vocabulary.noun_phrase(noun, language), vocabulary.word(noun.shape, language)
     if language == EN:
         return Word(usual, (shape.usual, *(f"{noun.color} {other}" for other in shape.synonyms)))
-    short = vocabulary.color_word(noun.color, language).synonyms[0]
+    short = vocabulary.word(noun.color, language).synonyms[0]
     return Word(usual, (usual.replace("的", ""), f"{short}{shape.usual}", shape.usual))
 
 

@@ -5,10 +5,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from dataset.sample import Language
-from dataset.synthetic import vocabulary
 from dataset.synthetic.scene import Scene, Thing
-from dataset.synthetic.scene_facts import SIDES, Noun, is_on_side, matching
-from dataset.synthetic.vocabulary import EN
+from dataset.synthetic.scene_facts import SIDES, Noun, is_on_side, is_unique, matching
+from dataset.synthetic.vocabulary import EN, ZH, capitalize_first, join_words, noun_phrase, position_phrase, word
 
 Turn = tuple[str, str]
 """A question and its answer."""
@@ -27,119 +26,106 @@ def _subtraction(scene: Scene, language: Language, rng: random.Random) -> list[T
     """How many objects remain without one color; sometimes a second turn removes one more."""
     color = rng.choice(scene.things).color
     removed, total = len(matching(scene, Noun(color=color))), len(scene.things)
-    rest = [thing for thing in scene.things if thing.color != color]
-    word, left = vocabulary.color_word(color, language).usual, total - removed
+    name, left = word(color, language).usual, total - removed
     if language == EN:
-        question = rng.choice(
-            ("If every {} thing were taken away, how many would be left?", "How many things stay when all {} ones are removed?")
-        )
-        turns = [
-            (
-                question.format(word),
-                f"{left}. There {_are(total)}, and {removed} of them {_be(removed)} {word}, so {total} - {removed} = {left}.",
-            )
-        ]
+        questions = "If every {} thing were taken away, how many would be left?", "How many things stay when all {} ones are removed?"
+        things = f"is {total} thing" if total == 1 else f"are {total} things"
+        answer = f"{left}. There {things}, and {removed} of them {'is' if removed == 1 else 'are'} {name}, so {total} - {removed} = {left}."
     else:
-        question = rng.choice(("如果拿走所有{}的物体，还剩几个？", "去掉全部{}的东西以后，剩下多少个？"))
-        turns = [(question.format(word), f"{left}个。一共有{total}个物体，其中{removed}个是{word}的，所以{total} - {removed} = {left}。")]
-    if rest and rng.random() < 0.6:
-        thing = rng.choice(rest)
-        name = vocabulary.name(thing, language)
-        if language == EN:
-            turns.append(
-                (f"And if the {name} were taken away as well?", f"{left - 1}. One thing less than before: {left} - 1 = {left - 1}.")
-            )
-        else:
-            turns.append((f"如果再拿走{name}呢？", f"{left - 1}个。比刚才少一个：{left} - 1 = {left - 1}。"))
+        questions = "如果拿走所有{}的物体，还剩几个？", "去掉全部{}的东西以后，剩下多少个？"
+        answer = f"{left}个。一共有{total}个物体，其中{removed}个是{name}的，所以{total} - {removed} = {left}。"
+    turns = [(rng.choice(questions).format(name), answer)]
+    if left and rng.random() < 0.6:
+        other = noun_phrase(Noun.of(rng.choice([thing for thing in scene.things if thing.color != color])), language)
+        further = {
+            EN: (f"And if the {other} were taken away as well?", f"{left - 1}. One thing less than before: {left} - 1 = {left - 1}."),
+            ZH: (f"如果再拿走{other}呢？", f"{left - 1}个。比刚才少一个：{left} - 1 = {left - 1}。"),
+        }
+        turns.append(further[language])
     return turns
 
 
 def _direction(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
-    named = [thing for thing in scene.things if len(matching(scene, Noun.of(thing))) == 1]
+    named = [thing for thing in scene.things if is_unique(scene, Noun.of(thing))]
     if len(named) < 2:
         return []
     start, end = rng.sample(named, 2)
     forward, backward = _directions(start, end, language), _directions(end, start, language)
-    start_name, end_name = vocabulary.name(start, language), vocabulary.name(end, language)
-    start_position, end_position = (vocabulary.position_phrase((thing.row, thing.column), language) for thing in (start, end))
+    start_name, end_name = (noun_phrase(Noun.of(thing), language) for thing in (start, end))
+    start_position, end_position = (position_phrase(thing.cell, language) for thing in (start, end))
     if language == EN:
-        question = rng.choice(("Which way is it from the {} to the {}?", "In which direction does one go from the {} to the {}?"))
-        turns = [
-            (
-                question.format(start_name, end_name),
-                f"{vocabulary.capitalize_first(forward)}. The {start_name} is {start_position} and the {end_name} is {end_position}.",
-            )
-        ]
-        return [*turns, ("And back again?", f"{vocabulary.capitalize_first(backward)}, the opposite way.")] if rng.random() < 0.4 else turns
-    question = rng.choice(("从{}到{}要往哪个方向走？", "怎样从{}走到{}？"))
-    turns = [(question.format(start_name, end_name), f"往{forward}。{start_name}在{start_position}，{end_name}在{end_position}。")]
-    return [*turns, ("那么走回来呢？", f"往{backward}，方向正好相反。")] if rng.random() < 0.4 else turns
+        questions = "Which way is it from the {} to the {}?", "In which direction does one go from the {} to the {}?"
+        answer = f"{capitalize_first(forward)}. The {start_name} is {start_position} and the {end_name} is {end_position}."
+        back = "And back again?", f"{capitalize_first(backward)}, the opposite way."
+    else:
+        questions = "从{}到{}要往哪个方向走？", "怎样从{}走到{}？"
+        answer = f"往{forward}。{start_name}在{start_position}，{end_name}在{end_position}。"
+        back = "那么走回来呢？", f"往{backward}，方向正好相反。"
+    turn = rng.choice(questions).format(start_name, end_name), answer
+    return [turn, back] if rng.random() < 0.4 else [turn]
 
 
 def _directions(start: Thing, end: Thing, language: Language) -> str:
-    names = {"en": ("left", "right", "up", "down"), "zh": ("左", "右", "上", "下")}[language]
+    names = {EN: ("left", "right", "up", "down"), ZH: ("左", "右", "上", "下")}[language]
     separator = " and " if language == EN else ""
     return separator.join(name for name, side in zip(names, SIDES, strict=True) if is_on_side(end, start, side))
 
 
 def _count_kinds(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
-    by_color = rng.random() < 0.5
-    values = list(dict.fromkeys(thing.color if by_color else thing.shape for thing in scene.things))
-    names = [(vocabulary.color_word if by_color else vocabulary.shape_word)(value, language).usual for value in values]
+    kind, values = _colors_or_shapes(scene, language, rng)
+    names = join_words(list(dict.fromkeys(values)), language)
+    count = len(set(values))
     if language == EN:
-        question = f"How many different {'colors' if by_color else 'shapes'} are there?"
-        return [(question, f"{len(values)}: {vocabulary.join_words(names, language)}.")]
-    question = f"图中有几种不同的{'颜色' if by_color else '形状'}？"
-    return [(question, f"{len(values)}种：{vocabulary.join_words(names, language)}。")]
+        return [(f"How many different {kind}s are there?", f"{count}: {names}.")]
+    return [(f"图中有几种不同的{kind}？", f"{count}种：{names}。")]
 
 
 def _most_frequent(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
-    by_color = rng.random() < 0.5
-    ranked = Counter(thing.color if by_color else thing.shape for thing in scene.things).most_common(2)
+    kind, values = _colors_or_shapes(scene, language, rng)
+    ranked = Counter(values).most_common(2)
     if len(ranked) < 2 or ranked[0][1] == ranked[1][1]:
         return []
-    value, count = ranked[0]
-    name = (vocabulary.color_word if by_color else vocabulary.shape_word)(value, language).usual
+    name, count = ranked[0]
     if language == EN:
-        question = f"Which {'color' if by_color else 'shape'} is the most common?"
-        return [(question, f"{vocabulary.capitalize_first(name)}: there are {count} of {len(scene.things)}.")]
-    return [(f"哪种{'颜色' if by_color else '形状'}最多？", f"{name}，{len(scene.things)}个当中有{count}个。")]
+        return [(f"Which {kind} is the most common?", f"{capitalize_first(name)}: there are {count} of {len(values)}.")]
+    return [(f"哪种{kind}最多？", f"{name}，{len(values)}个当中有{count}个。")]
+
+
+def _colors_or_shapes(scene: Scene, language: Language, rng: random.Random) -> tuple[str, list[str]]:
+    """The word color or shape, and the name of the color or shape of every object."""
+    if rng.random() < 0.5:
+        return {EN: "color", ZH: "颜色"}[language], [word(thing.color, language).usual for thing in scene.things]
+    return {EN: "shape", ZH: "形状"}[language], [word(thing.shape, language).usual for thing in scene.things]
 
 
 def _sum_of_digits(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
     digits = [thing.digit for thing in scene.things if thing.digit is not None]
     if len(digits) < 2:
         return []
-    total = f"{' + '.join(map(str, digits))} = {sum(digits)}"
-    high = max(digits)
-    if language == EN:
-        turns = [("What do the numbers on the signs add up to?", f"{sum(digits)}, since {total}.")]
-        return [*turns, ("Which of them is the largest?", f"{high}.")] if rng.random() < 0.5 else turns
-    turns = [("标牌上的数字加起来是多少？", f"{sum(digits)}，因为{total}。")]
-    return [*turns, ("其中最大的是几？", f"{high}。")] if rng.random() < 0.5 else turns
+    total, terms, high = sum(digits), " + ".join(map(str, digits)), max(digits)
+    turns = {
+        EN: [
+            ("What do the numbers on the signs add up to?", f"{total}, since {terms} = {total}."),
+            ("Which of them is the largest?", f"{high}."),
+        ],
+        ZH: [("标牌上的数字加起来是多少？", f"{total}，因为{terms} = {total}。"), ("其中最大的是几？", f"{high}。")],
+    }[language]
+    return turns if rng.random() < 0.5 else turns[:1]
 
 
 def _same_color(scene: Scene, language: Language, rng: random.Random) -> list[Turn]:
-    named = [thing for thing in scene.things if len(matching(scene, Noun(shape=thing.shape))) == 1]
+    named = [thing for thing in scene.things if is_unique(scene, Noun(shape=thing.shape))]
     if len(named) < 2:
         return []
     first, second = rng.sample(named, 2)
-    shapes = [vocabulary.shape_word(thing.shape, language).usual for thing in (first, second)]
-    colors = [vocabulary.color_word(thing.color, language).usual for thing in (first, second)]
-    same = first.color == second.color
+    color, shape = word(first.color, language).usual, word(first.shape, language).usual
+    other_color, other_shape = word(second.color, language).usual, word(second.shape, language).usual
+    same = color == other_color
     if language == EN:
-        reason = f"Both are {colors[0]}." if same else f"The {shapes[0]} is {colors[0]} and the {shapes[1]} is {colors[1]}."
-        return [(f"Do the {shapes[0]} and the {shapes[1]} have the same color?", f"{'Yes' if same else 'No'}. {reason}")]
-    reason = f"它们都是{colors[0]}。" if same else f"{shapes[0]}是{colors[0]}，{shapes[1]}是{colors[1]}。"
-    return [(f"{shapes[0]}和{shapes[1]}的颜色一样吗？", f"{'一样' if same else '不一样'}。{reason}")]
-
-
-def _are(count: int) -> str:
-    return f"{_be(count)} {count} {'thing' if count == 1 else 'things'}"
-
-
-def _be(count: int) -> str:
-    return "is" if count == 1 else "are"
+        reason = f"Both are {color}." if same else f"The {shape} is {color} and the {other_shape} is {other_color}."
+        return [(f"Do the {shape} and the {other_shape} have the same color?", f"{'Yes' if same else 'No'}. {reason}")]
+    reason = f"它们都是{color}。" if same else f"{shape}是{color}，{other_shape}是{other_color}。"
+    return [(f"{shape}和{other_shape}的颜色一样吗？", f"{'一样' if same else '不一样'}。{reason}")]
 
 
 _SAMPLERS: tuple[TurnSampler, ...] = (_subtraction, _direction, _count_kinds, _most_frequent, _sum_of_digits, _same_color)

@@ -19,6 +19,9 @@ SceneSplit = Literal["train", "validation", "test", "unseen"]
 GRID = 3
 """Rows and columns of the grid."""
 
+Cell = tuple[int, int]
+"""Row and column of the grid."""
+
 _COUNTS = (1, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4, 5, 6)
 _SHAPE_WEIGHTS = (2, 2, 2, 2, 2, 2, 3)
 _REPEAT_SHAPE_RATE, _REPEAT_COLOR_RATE = 0.25, 0.15
@@ -34,6 +37,11 @@ class Thing:
     color: str
     shape: str
     digit: int | None = None
+
+    @property
+    def cell(self) -> Cell:
+        """The grid cell in which the object is."""
+        return self.row, self.column
 
     @property
     def held_out(self) -> bool:
@@ -93,7 +101,7 @@ def _things(rng: random.Random, unseen: bool) -> tuple[Thing, ...]:
     for row, column in cells:
         color, shape = rng.choice(sorted(HELD_OUT)) if unseen and not things else _combination(rng, things)
         things.append(Thing(row, column, color, shape, rng.randrange(10) if shape == "sign" else None))
-    return tuple(sorted(things, key=lambda thing: (thing.row, thing.column)))
+    return tuple(sorted(things))
 
 
 def _combination(rng: random.Random, earlier: list[Thing]) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from collections import Counter
 from dataset.sample import Language
 from dataset.synthetic import vocabulary
 from dataset.synthetic.scene import GRID, Scene, Thing
-from dataset.synthetic.scene_facts import SIDES, Noun, is_on_side, matching
+from dataset.synthetic.scene_facts import SIDES, Noun, is_on_side, is_unique
 from dataset.synthetic.vocabulary import EN
 
 _OPENINGS: dict[Language, tuple[str, ...]] = {
@@ -22,21 +22,22 @@ _POSITION_SENTENCES: dict[Language, tuple[str, ...]] = {
     "en": ("{At} there is {one}.", "{One} is {at}.", "{At} one sees {one}."),
     "zh": ("{at}有{one}。", "{one}在{at}。", "{at}能看到{one}。"),
 }
+WITH_POSITION: dict[Language, str] = {"en": "{one} {at}", "zh": "{at}的{one}"}
+"""An object and its position, as part of a sentence."""
 
 
 def caption(scene: Scene, language: Language, rng: random.Random) -> str:
     """One sentence that names every object and its position, in random order."""
     things = rng.sample(scene.things, len(scene.things))
-    parts = [_with_position(thing, language) for thing in things]
+    parts = [WITH_POSITION[language].format(**_fields(thing, language)) for thing in things]
     return rng.choice(_OPENINGS[language]).format(vocabulary.join_words(parts, language))
 
 
 def short_caption(scene: Scene, language: Language, rng: random.Random) -> str:
     """One sentence with counts and without positions: two red circles and a star."""
-    groups = Counter((thing.color, thing.shape) for thing in scene.things)
-    if rng.random() < 0.3:
-        groups = Counter(("", thing.shape) for thing in scene.things)
-    parts = [_group(color, shape, count, language) for (color, shape), count in groups.items()]
+    only_shapes = rng.random() < 0.3
+    groups = Counter(Noun(shape=thing.shape) if only_shapes else Noun.of(thing) for thing in scene.things)
+    parts = [_group(noun, count, language) for noun, count in groups.items()]
     rng.shuffle(parts)
     return rng.choice(_OPENINGS[language]).format(vocabulary.join_words(parts, language))
 
@@ -44,7 +45,7 @@ def short_caption(scene: Scene, language: Language, rng: random.Random) -> str:
 def description(scene: Scene, language: Language, rng: random.Random) -> str:
     """Several sentences: the number of objects, each object with its position, often the relative position of two of them."""
     sentences = [_counted(len(scene.things), language, rng), *(_sentence(thing, language, rng) for thing in scene.things)]
-    named = [thing for thing in scene.things if len(matching(scene, Noun.of(thing))) == 1]
+    named = [thing for thing in scene.things if is_unique(scene, Noun.of(thing))]
     if len(named) > 1 and rng.random() < 0.7:
         first, second = rng.sample(named, 2)
         sentences.append(_relation(first, second, language, rng))
@@ -75,38 +76,25 @@ def mention_spans(text: str, scene: Scene, language: Language) -> list[tuple[int
 
 
 def _mention_span(text: str, thing: Thing, language: Language) -> tuple[int, int]:
-    noun, position = with_digit(thing, language), vocabulary.position_phrase((thing.row, thing.column), language)
-    phrases = (
-        _with_position(thing, language),
-        *(form.format(one=noun, At=position, One=noun, at=position).rstrip(".。") for form in _POSITION_SENTENCES[language]),
-    )
+    fields = _fields(thing, language)
+    phrases = [form.format(**fields).rstrip(".。") for form in (WITH_POSITION[language], *_POSITION_SENTENCES[language])]
     # "at the bottom" must not match inside "at the bottom left".
     pattern = "|".join(map(re.escape, phrases))
     match = re.search(rf"(?:{pattern})(?! left\b| right\b)", text, re.IGNORECASE)
     if match is None:
-        raise ValueError(f"{noun} {position} is not mentioned in: {text}")
+        raise ValueError(f"{fields['one']} {fields['at']} is not mentioned in: {text}")
     return match.span()
 
 
-def with_digit(thing: Thing, language: Language) -> str:
-    """a red sign with the number 7; 一个写着7的红色的标牌; other shapes: the name with its article or measure word."""
-    name = vocabulary.name(thing, language)
-    if language == EN:
-        suffix = "" if thing.digit is None else f" with the number {thing.digit}"
-        return vocabulary.with_article(name) + suffix
-    return "一个" + ("" if thing.digit is None else f"写着{thing.digit}的") + name
-
-
-def _with_position(thing: Thing, language: Language) -> str:
-    noun, position = with_digit(thing, language), vocabulary.position_phrase((thing.row, thing.column), language)
-    return f"{noun} {position}" if language == EN else f"{position}的{noun}"
+def _fields(thing: Thing, language: Language) -> dict[str, str]:
+    """An object (a red sign with the number 7; 一个写着7的红色的标牌) and its position, for sentences; One and At begin them."""
+    noun = vocabulary.indefinite(Noun(thing.color, thing.shape, thing.digit), language)
+    one, at = noun if language == EN else f"一个{noun}", vocabulary.position_phrase(thing.cell, language)
+    return {"one": one, "One": vocabulary.capitalize_first(one), "at": at, "At": vocabulary.capitalize_first(at)}
 
 
 def _sentence(thing: Thing, language: Language, rng: random.Random) -> str:
-    noun, position = with_digit(thing, language), vocabulary.position_phrase((thing.row, thing.column), language)
-    return rng.choice(_POSITION_SENTENCES[language]).format(
-        one=noun, One=vocabulary.capitalize_first(noun), at=position, At=vocabulary.capitalize_first(position)
-    )
+    return rng.choice(_POSITION_SENTENCES[language]).format(**_fields(thing, language))
 
 
 def _counted(count: int, language: Language, rng: random.Random) -> str:
@@ -115,33 +103,26 @@ def _counted(count: int, language: Language, rng: random.Random) -> str:
     return rng.choice(_COUNTED[language]).format(n=n, N=vocabulary.capitalize_first(n), things=things, are="is" if count == 1 else "are")
 
 
-def _group(color: str, shape: str, count: int, language: Language) -> str:
-    if language != EN:
-        return vocabulary.amount(count, language) + (
-            vocabulary.colored(color, shape, language) if color else vocabulary.shape_word(shape, language).usual
-        )
-    noun = " ".join(filter(None, (color, shape if count == 1 else vocabulary.plural(shape))))
-    return vocabulary.with_article(noun) if count == 1 else f"{vocabulary.amount(count, language)} {noun}"
+def _group(noun: Noun, count: int, language: Language) -> str:
+    if language == EN and count == 1:
+        return vocabulary.indefinite(noun, language)
+    return vocabulary.amount(count, language) + (" " if language == EN else "") + vocabulary.kinds(noun, language)
 
 
 def _relation(first: Thing, second: Thing, language: Language, rng: random.Random) -> str:
     """A sentence with the relative position of two objects; in different cells, they always differ in row or column."""
     texts = {"en": ("to the left of", "to the right of", "above", "below"), "zh": ("左边", "右边", "上面", "下面")}[language]
     side = rng.choice([text for text, side in zip(texts, SIDES, strict=True) if is_on_side(first, second, side)])
-    first_name, second_name = vocabulary.name(first, language), vocabulary.name(second, language)
+    first_name, second_name = (vocabulary.noun_phrase(Noun.of(thing), language) for thing in (first, second))
     return f"The {first_name} is {side} the {second_name}." if language == EN else f"{first_name}在{second_name}的{side}。"
 
 
 def _table(scene: Scene, language: Language) -> str:
     """The nine cells in reading order, one line per row of the grid."""
-    thing_at = {(thing.row, thing.column): thing for thing in scene.things}
+    texts = {thing.cell: _cell(thing, language) for thing in scene.things}
     empty = "empty" if language == EN else "空"
-    lines = []
-    for row in range(GRID):
-        cells = (thing_at.get((row, column)) for column in range(GRID))
-        lines.append(" | ".join(_cell(thing, language) if thing else empty for thing in cells))
-    return "\n".join(lines)
+    return "\n".join(" | ".join(texts.get((row, column), empty) for column in range(GRID)) for row in range(GRID))
 
 
 def _cell(thing: Thing, language: Language) -> str:
-    return vocabulary.name(thing, language) + ("" if thing.digit is None else f" {thing.digit}")
+    return vocabulary.noun_phrase(Noun.of(thing), language) + ("" if thing.digit is None else f" {thing.digit}")

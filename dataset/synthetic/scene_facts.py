@@ -3,10 +3,10 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
-from dataset.synthetic.scene import COLORS, HELD_OUT, SHAPES, Scene, Thing
-from dataset.synthetic.vocabulary import Cell
+from dataset.synthetic.scene import COLORS, HELD_OUT, SHAPES, Cell, Scene, Thing
 
 Category = Literal["counting", "attribute", "spatial", "reading", "yes/no", "identification"]
 Side = Literal["left", "right", "above", "below"]
@@ -33,10 +33,8 @@ class Noun:
 
     def fits(self, thing: Thing) -> bool:
         """Whether the reference matches `thing`."""
-        return all(
-            wanted is None or wanted == value
-            for wanted, value in ((self.color, thing.color), (self.shape, thing.shape), (self.digit, thing.digit))
-        )
+        pairs = (self.color, thing.color), (self.shape, thing.shape), (self.digit, thing.digit)
+        return all(wanted in (None, value) for wanted, value in pairs)
 
     @property
     def held_out(self) -> bool:
@@ -84,16 +82,11 @@ def sample_fact(scene: Scene, category: Category, rng: random.Random) -> Fact | 
 
     In the split `unseen`, the question names a held-out combination or its answer depends on one.
     """
-    needs_held_out = scene.split == "unseen"
     for _ in range(12):
         fact = rng.choice(_SAMPLERS[category])(scene, rng)
-        if fact is not None and (not needs_held_out or _is_about_held_out(fact)):
+        if fact and (scene.split != "unseen" or any(noun.held_out for noun in (*fact.nouns, *map(Noun.of, fact.about)))):
             return fact
     return None
-
-
-def _is_about_held_out(fact: Fact) -> bool:
-    return any(noun.held_out for noun in fact.nouns) or any(thing.held_out for thing in fact.about)
 
 
 def matching(scene: Scene, noun: Noun) -> tuple[Thing, ...]:
@@ -101,12 +94,17 @@ def matching(scene: Scene, noun: Noun) -> tuple[Thing, ...]:
     return tuple(thing for thing in scene.things if noun.fits(thing))
 
 
-def unique_noun(scene: Scene, thing: Thing, rng: random.Random) -> Noun | None:
+def is_unique(scene: Scene, noun: Noun) -> bool:
+    """Whether a noun refers to exactly one object of the scene."""
+    return len(matching(scene, noun)) == 1
+
+
+def _unique_noun(scene: Scene, thing: Thing, rng: random.Random) -> Noun | None:
     """A noun that refers to this object alone, or None; half the time a shorter one (color or shape only) where that is unique."""
     full, short = Noun.of(thing), [Noun(color=thing.color), Noun(shape=thing.shape)]
     rng.shuffle(short)
     order = [*short, full] if rng.random() < 0.5 else [full]
-    return next((noun for noun in order if len(matching(scene, noun)) == 1), None)
+    return next((noun for noun in order if is_unique(scene, noun)), None)
 
 
 def _random_thing(scene: Scene, rng: random.Random) -> Thing:
@@ -119,74 +117,42 @@ def _count_all(scene: Scene, rng: random.Random) -> Fact:
     return Fact("count_all", "counting", len(scene.things), about=scene.things)
 
 
-def _count_shape(scene: Scene, rng: random.Random) -> Fact:
-    noun = Noun(shape=_present_or_any([thing.shape for thing in scene.things], SHAPES, rng))
-    objects = matching(scene, noun)
-    return Fact("count_shape", "counting", len(objects), (noun,), about=objects)
+def _counting(attribute: str, all_values: Sequence[str]) -> FactSampler:
+    """Samples how many objects have a color or shape: with probability 0.75 one of the scene's, as often as it occurs; else any."""
+
+    def sample(scene: Scene, rng: random.Random) -> Fact:
+        present = [getattr(thing, attribute) for thing in scene.things]
+        value = rng.choice(present) if rng.random() < 0.75 else rng.choice(all_values)
+        noun = Noun(color=value) if attribute == "color" else Noun(shape=value)
+        objects = matching(scene, noun)
+        return Fact(f"count_{attribute}", "counting", len(objects), (noun,), about=objects)
+
+    return sample
 
 
-def _count_color(scene: Scene, rng: random.Random) -> Fact:
-    noun = Noun(color=_present_or_any([thing.color for thing in scene.things], COLORS, rng))
-    objects = matching(scene, noun)
-    return Fact("count_color", "counting", len(objects), (noun,), about=objects)
+def _asking(kind: str, category: Category, answer: Callable[[Thing], Value], *named: str) -> FactSampler:
+    """Samples questions about one object, which these attributes identify, or its cell where there are none."""
 
+    def sample(scene: Scene, rng: random.Random) -> Fact | None:
+        thing = _random_thing(scene, rng)
+        if not named:
+            return Fact(kind, category, answer(thing), cell=thing.cell, about=(thing,))
+        known = {name: getattr(thing, name) for name in named}
+        if None in known.values() or not is_unique(scene, Noun(**known)):
+            return None
+        return Fact(kind, category, answer(thing), (Noun(**known),), color=known.get("color"), about=(thing,))
 
-def _present_or_any(present: Sequence[str], all_values: Sequence[str], rng: random.Random) -> str:
-    """With probability 0.75 a value that occurs in the scene, in proportion to how often it occurs; else any value."""
-    return rng.choice(present) if rng.random() < 0.75 else rng.choice(all_values)
-
-
-def _color_of(scene: Scene, rng: random.Random) -> Fact | None:
-    thing = _random_thing(scene, rng)
-    noun = Noun(shape=thing.shape)
-    return Fact("color_of", "attribute", thing.color, (noun,), about=(thing,)) if len(matching(scene, noun)) == 1 else None
-
-
-def _color_at(scene: Scene, rng: random.Random) -> Fact:
-    thing = _random_thing(scene, rng)
-    return Fact("color_at", "attribute", thing.color, cell=(thing.row, thing.column), about=(thing,))
-
-
-def _color_of_digit(scene: Scene, rng: random.Random) -> Fact | None:
-    thing = _random_thing(scene, rng)
-    noun = Noun(shape=thing.shape, digit=thing.digit)
-    if thing.digit is None or len(matching(scene, noun)) != 1:
-        return None
-    return Fact("color_of_digit", "attribute", thing.color, (noun,), digit=thing.digit, about=(thing,))
-
-
-def _shape_of(scene: Scene, rng: random.Random) -> Fact | None:
-    thing = _random_thing(scene, rng)
-    noun = Noun(color=thing.color)
-    return Fact("shape_of", "attribute", thing.shape, (noun,), about=(thing,)) if len(matching(scene, noun)) == 1 else None
-
-
-def _shape_at(scene: Scene, rng: random.Random) -> Fact:
-    thing = _random_thing(scene, rng)
-    return Fact("shape_at", "attribute", thing.shape, cell=(thing.row, thing.column), about=(thing,))
-
-
-def _name_at(scene: Scene, rng: random.Random) -> Fact:
-    thing = _random_thing(scene, rng)
-    return Fact("name_at", "identification", Noun.of(thing), cell=(thing.row, thing.column), about=(thing,))
-
-
-def _which_is(scene: Scene, rng: random.Random) -> Fact | None:
-    thing = _random_thing(scene, rng)
-    if len(matching(scene, Noun(color=thing.color))) != 1:
-        return None
-    return Fact("which_is", "identification", thing.shape, color=thing.color, about=(thing,))
+    return sample
 
 
 def _place_of(scene: Scene, rng: random.Random) -> Fact | None:
     thing = _random_thing(scene, rng)
-    noun = unique_noun(scene, thing, rng)
-    return Fact("place_of", "spatial", (thing.row, thing.column), (noun,), about=(thing,)) if noun else None
+    noun = _unique_noun(scene, thing, rng)
+    return Fact("place_of", "spatial", thing.cell, (noun,), about=(thing,)) if noun else None
 
 
 def _which_further(scene: Scene, rng: random.Random) -> Fact | None:
-    pair = _pair(scene, rng)
-    if pair is None:
+    if not (pair := _pair(scene, rng)):
         return None
     first, second, side = pair
     chosen = first if is_on_side(first, second, side) else second
@@ -194,8 +160,7 @@ def _which_further(scene: Scene, rng: random.Random) -> Fact | None:
 
 
 def _what_beside(scene: Scene, rng: random.Random) -> Fact | None:
-    pair = _pair(scene, rng)
-    if pair is None:
+    if not (pair := _pair(scene, rng)):
         return None
     anchor, _, side = pair
     neighbours = [thing for thing in scene.things if is_on_side(thing, anchor, side)]
@@ -211,11 +176,9 @@ def _read(scene: Scene, rng: random.Random) -> Fact | None:
     sign = rng.choice(signs)
     assert sign.digit is not None
     if rng.random() < 0.3:
-        return Fact("read_at", "reading", sign.digit, cell=(sign.row, sign.column), about=(sign,))
-    noun = unique_noun(scene, sign, rng)
-    if noun is None or noun.shape is None:
-        return None
-    return Fact("read", "reading", sign.digit, (noun,), about=(sign,))
+        return Fact("read_at", "reading", sign.digit, cell=sign.cell, about=(sign,))
+    noun = _unique_noun(scene, sign, rng)
+    return Fact("read", "reading", sign.digit, (noun,), about=(sign,)) if noun and noun.shape else None
 
 
 def _exists(scene: Scene, rng: random.Random) -> Fact | None:
@@ -235,22 +198,19 @@ def _absent_combination(scene: Scene, thing: Thing, rng: random.Random) -> Noun 
     present = {(other.color, other.shape) for other in scene.things}
     all_values = {(color, shape) for color in COLORS for shape in SHAPES}
     pool = sorted((HELD_OUT if scene.split == "unseen" else all_values - HELD_OUT) - present)
-    similar = [pair for pair in pool if pair[0] == thing.color or pair[1] == thing.shape]
-    choices = similar or pool
+    choices = [pair for pair in pool if pair[0] == thing.color or pair[1] == thing.shape] or pool
     return Noun(*rng.choice(choices)) if choices else None
 
 
 def _absent_kind(scene: Scene, rng: random.Random) -> Noun | None:
-    colors = [color for color in COLORS if not matching(scene, Noun(color=color))]
-    shapes = [shape for shape in SHAPES if not matching(scene, Noun(shape=shape))]
-    if rng.random() < 0.5:
-        return Noun(color=rng.choice(colors)) if colors else None
-    return Noun(shape=rng.choice(shapes)) if shapes else None
+    """A color or a shape that no object of the scene has."""
+    kinds = [Noun(color=color) for color in COLORS] if rng.random() < 0.5 else [Noun(shape=shape) for shape in SHAPES]
+    absent = [noun for noun in kinds if not matching(scene, noun)]
+    return rng.choice(absent) if absent else None
 
 
 def _relation(scene: Scene, rng: random.Random) -> Fact | None:
-    pair = _pair(scene, rng)
-    if pair is None:
+    if not (pair := _pair(scene, rng)):
         return None
     first, second, side = pair
     wanted = rng.random() < 0.5
@@ -262,7 +222,7 @@ def _relation(scene: Scene, rng: random.Random) -> Fact | None:
 def _is_color(scene: Scene, rng: random.Random) -> Fact | None:
     thing = _random_thing(scene, rng)
     noun = Noun(shape=thing.shape)
-    if len(matching(scene, noun)) != 1:
+    if not is_unique(scene, noun):
         return None
     wanted = rng.random() < 0.5
     colors = [color for color in COLORS if color != thing.color and (color, thing.shape) not in HELD_OUT]
@@ -271,7 +231,7 @@ def _is_color(scene: Scene, rng: random.Random) -> Fact | None:
 
 def _shows(scene: Scene, rng: random.Random) -> Fact | None:
     signs = matching(scene, Noun(shape="sign"))
-    if len(signs) != 1 or signs[0].digit is None:
+    if len(signs) != 1:
         return None
     wanted = rng.random() < 0.5
     digit = signs[0].digit if wanted else rng.choice([other for other in range(10) if other != signs[0].digit])
@@ -295,35 +255,32 @@ def _more(scene: Scene, rng: random.Random) -> Fact | None:
 
 def is_on_side(thing: Thing, other: Thing, side: Side) -> bool:
     """Whether `thing` is on that side of `other`, comparing columns (left, right) or rows (above, below)."""
-    match side:
-        case "left":
-            return thing.column < other.column
-        case "right":
-            return thing.column > other.column
-        case "above":
-            return thing.row < other.row
-        case "below":
-            return thing.row > other.row
+    if side in ("right", "below"):
+        thing, other = other, thing
+    return thing.column < other.column if side in ("left", "right") else thing.row < other.row
 
 
 def _pair(scene: Scene, rng: random.Random) -> tuple[Thing, Thing, Side] | None:
     """Two objects, each unique by color and shape, and a direction in which their positions differ."""
-    named = [thing for thing in scene.things if len(matching(scene, Noun.of(thing))) == 1]
+    named = [thing for thing in scene.things if is_unique(scene, Noun.of(thing))]
     if len(named) < 2:
         return None
     first, second = rng.sample(named, 2)
-    sides: list[Side] = []
-    if first.column != second.column:
-        sides += ["left", "right"]
-    if first.row != second.row:
-        sides += ["above", "below"]
-    return first, second, rng.choice(sides)
+    return first, second, rng.choice([side for side in SIDES if is_on_side(first, second, side) or is_on_side(second, first, side)])
 
+
+_color, _shape = attrgetter("color"), attrgetter("shape")
 
 _SAMPLERS: dict[Category, tuple[FactSampler, ...]] = {
-    "counting": (_count_all, _count_shape, _count_shape, _count_color, _count_color),
-    "attribute": (_color_of, _color_of, _color_at, _color_of_digit, _shape_of, _shape_at),
-    "identification": (_name_at, _which_is),
+    "counting": (_count_all, *[_counting("shape", SHAPES)] * 2, *[_counting("color", COLORS)] * 2),
+    "attribute": (
+        *[_asking("color_of", "attribute", _color, "shape")] * 2,
+        _asking("color_at", "attribute", _color),
+        _asking("color_of_digit", "attribute", _color, "shape", "digit"),
+        _asking("shape_of", "attribute", _shape, "color"),
+        _asking("shape_at", "attribute", _shape),
+    ),
+    "identification": (_asking("name_at", "identification", Noun.of), _asking("which_is", "identification", _shape, "color")),
     "spatial": (_place_of, _place_of, _which_further, _what_beside),
     "reading": (_read,),
     "yes/no": (_exists, _exists, _relation, _relation, _is_color, _shows, _more),

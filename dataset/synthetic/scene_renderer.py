@@ -70,12 +70,9 @@ def _background(rng: random.Random) -> Image.Image:
     base = rng.randint(95, 185)
     tint = [base + rng.randint(-18, 18) for _ in range(3)]
     spread = rng.randint(6, 22)
-    shades = []
-    for _ in range(columns * rows):
-        light = rng.randint(-spread, spread)
-        shades.append(tuple(channel + light for channel in tint))
+    lights = [rng.randint(-spread, spread) for _ in range(columns * rows)]
     small = Image.new("RGB", (columns, rows))
-    small.putdata(shades)
+    small.putdata([tuple(channel + light for channel in tint) for light in lights])
     return small.resize((SIZE * _SCALE, SIZE * _SCALE), resample)
 
 
@@ -130,11 +127,9 @@ def _star() -> tuple[Point, ...]:
     return tuple((reach * math.cos(turn), reach * math.sin(turn)) for reach, turn in corners)
 
 
-def _cross(arm: float = 0.36) -> tuple[Point, ...]:
-    quarter = ((-arm, -1.0), (arm, -1.0), (arm, -arm))
-    return tuple(
-        point for cos, sin in ((1, 0), (0, 1), (-1, 0), (0, -1)) for point in ((x * cos - y * sin, x * sin + y * cos) for x, y in quarter)
-    )
+def _cross() -> tuple[Point, ...]:
+    quarter = ((-0.36, -1.0), (0.36, -1.0), (0.36, -0.36))
+    return tuple((x * cos - y * sin, x * sin + y * cos) for cos, sin in ((1, 0), (0, 1), (-1, 0), (0, -1)) for x, y in quarter)
 
 
 _OUTLINES: dict[str, tuple[Point, ...]] = {

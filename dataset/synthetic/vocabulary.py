@@ -1,9 +1,10 @@
-"""Words for colors, shapes, positions and numbers in English and Chinese, with synonyms."""
+"""Words for colors, shapes, positions and numbers in English and Chinese, with synonyms, and phrases made of them."""
 
 from dataclasses import dataclass
 
 from dataset.sample import Language
-from dataset.synthetic.scene import Thing
+from dataset.synthetic.scene import Cell
+from dataset.synthetic.scene_facts import Noun
 
 EN: Language = "en"
 ZH: Language = "zh"
@@ -22,137 +23,88 @@ class Word:
         return (self.usual, *self.synonyms)
 
 
-_COLORS = {
-    EN: {
-        "red": Word("red", ("bright red",)),
-        "green": Word("green", ("dark green",)),
-        "blue": Word("blue", ("dark blue",)),
-        "yellow": Word("yellow", ("gold",)),
-        "purple": Word("purple", ("violet",)),
-        "orange": Word("orange", ("dark orange",)),
-        "black": Word("black", ("dark",)),
-        "white": Word("white", ("off white",)),
-    },
-    ZH: {
-        "red": Word("红色", ("红",)),
-        "green": Word("绿色", ("绿",)),
-        "blue": Word("蓝色", ("蓝",)),
-        "yellow": Word("黄色", ("黄",)),
-        "purple": Word("紫色", ("紫",)),
-        "orange": Word("橙色", ("橘色", "橙")),
-        "black": Word("黑色", ("黑",)),
-        "white": Word("白色", ("白",)),
-    },
+_WORDS: dict[str | Cell, dict[Language, Word]] = {
+    "red": {EN: Word("red", ("bright red",)), ZH: Word("红色", ("红",))},
+    "green": {EN: Word("green", ("dark green",)), ZH: Word("绿色", ("绿",))},
+    "blue": {EN: Word("blue", ("dark blue",)), ZH: Word("蓝色", ("蓝",))},
+    "yellow": {EN: Word("yellow", ("gold",)), ZH: Word("黄色", ("黄",))},
+    "purple": {EN: Word("purple", ("violet",)), ZH: Word("紫色", ("紫",))},
+    "orange": {EN: Word("orange", ("dark orange",)), ZH: Word("橙色", ("橘色", "橙"))},
+    "black": {EN: Word("black", ("dark",)), ZH: Word("黑色", ("黑",))},
+    "white": {EN: Word("white", ("off white",)), ZH: Word("白色", ("白",))},
+    "circle": {EN: Word("circle", ("disc", "round")), ZH: Word("圆形", ("圆", "圆圈"))},
+    "square": {EN: Word("square", ("box",)), ZH: Word("正方形", ("方形", "方块"))},
+    "triangle": {EN: Word("triangle"), ZH: Word("三角形", ("三角",))},
+    "star": {EN: Word("star", ("5 pointed star",)), ZH: Word("星形", ("星星", "五角星"))},
+    "cross": {EN: Word("cross", ("plus",)), ZH: Word("十字形", ("十字",))},
+    "ring": {EN: Word("ring", ("hoop", "hollow circle")), ZH: Word("圆环", ("环形", "环"))},
+    "sign": {EN: Word("sign", ("number sign", "board")), ZH: Word("标牌", ("数字牌", "牌子"))},
+    (0, 0): {EN: Word("top left", ("upper left", "top left corner")), ZH: Word("左上角", ("左上", "左上方"))},
+    (0, 1): {EN: Word("top", ("top middle", "top center")), ZH: Word("上方", ("上面", "顶部"))},
+    (0, 2): {EN: Word("top right", ("upper right",)), ZH: Word("右上角", ("右上", "右上方"))},
+    (1, 0): {EN: Word("left", ("left side", "middle left")), ZH: Word("左边", ("左侧", "左"))},
+    (1, 1): {EN: Word("center", ("middle",)), ZH: Word("中间", ("中央", "中心"))},
+    (1, 2): {EN: Word("right", ("right side", "middle right")), ZH: Word("右边", ("右侧", "右"))},
+    (2, 0): {EN: Word("bottom left", ("lower left",)), ZH: Word("左下角", ("左下", "左下方"))},
+    (2, 1): {EN: Word("bottom", ("bottom middle",)), ZH: Word("下方", ("下面", "底部"))},
+    (2, 2): {EN: Word("bottom right", ("lower right", "bottom right corner")), ZH: Word("右下角", ("右下", "右下方"))},
 }
 
-_SHAPES = {
-    EN: {
-        "circle": Word("circle", ("disc", "round")),
-        "square": Word("square", ("box",)),
-        "triangle": Word("triangle"),
-        "star": Word("star", ("5 pointed star",)),
-        "cross": Word("cross", ("plus",)),
-        "ring": Word("ring", ("hoop", "hollow circle")),
-        "sign": Word("sign", ("number sign", "board")),
-    },
-    ZH: {
-        "circle": Word("圆形", ("圆", "圆圈")),
-        "square": Word("正方形", ("方形", "方块")),
-        "triangle": Word("三角形", ("三角",)),
-        "star": Word("星形", ("星星", "五角星")),
-        "cross": Word("十字形", ("十字",)),
-        "ring": Word("圆环", ("环形", "环")),
-        "sign": Word("标牌", ("数字牌", "牌子")),
-    },
-}
-
-_POSITIONS = {
-    EN: (
-        (
-            Word("top left", ("upper left", "top left corner")),
-            Word("top", ("top middle", "top center")),
-            Word("top right", ("upper right",)),
-        ),
-        (Word("left", ("left side", "middle left")), Word("center", ("middle",)), Word("right", ("right side", "middle right"))),
-        (
-            Word("bottom left", ("lower left",)),
-            Word("bottom", ("bottom middle",)),
-            Word("bottom right", ("lower right", "bottom right corner")),
-        ),
-    ),
-    ZH: (
-        (Word("左上角", ("左上", "左上方")), Word("上方", ("上面", "顶部")), Word("右上角", ("右上", "右上方"))),
-        (Word("左边", ("左侧", "左")), Word("中间", ("中央", "中心")), Word("右边", ("右侧", "右"))),
-        (Word("左下角", ("左下", "左下方")), Word("下方", ("下面", "底部")), Word("右下角", ("右下", "右下方"))),
-    ),
-}
-
-_NUMBERS = {
+DIGITS: dict[Language, tuple[str, ...]] = {
     EN: ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     ZH: ("零", "一", "二", "三", "四", "五", "六", "七", "八", "九"),
 }
-
-Cell = tuple[int, int]
-"""Row and column of the grid."""
+"""The digits from 0 to 9 read aloud."""
 
 
-def color_word(color: str, language: Language) -> Word:
-    """red -> red, 红色."""
-    return _COLORS[language][color]
-
-
-def shape_word(shape: str, language: Language) -> Word:
-    """circle -> circle, 圆形."""
-    return _SHAPES[language][shape]
-
-
-def position_word(cell: Cell, language: Language) -> Word:
-    """(0, 0) -> top left, 左上角."""
-    return _POSITIONS[language][cell[0]][cell[1]]
+def word(value: str | Cell, language: Language) -> Word:
+    """The word for a color, a shape or the position of a grid cell: red -> red, 红色; (0, 0) -> top left, 左上角."""
+    return _WORDS[value][language]
 
 
 def known_words(language: Language) -> list[str]:
     """Every word for a color, a shape, a position or a number, synonyms included."""
-    words = [*_COLORS[language].values(), *_SHAPES[language].values(), *(word for row in _POSITIONS[language] for word in row)]
-    return [text for word in words for text in word.all] + list(_NUMBERS[language])
-
-
-def number_word(number: int, language: Language) -> str:
-    """2 -> two, 二 (the digit read aloud)."""
-    return _NUMBERS[language][number]
+    return [text for words in _WORDS.values() for text in words[language].all] + list(DIGITS[language])
 
 
 def amount(number: int, language: Language) -> str:
     """A number from 0 to 9 before a noun: two, 两个."""
     if language == EN:
-        return number_word(number, EN)
-    return ("两" if number == 2 else number_word(number, ZH)) + "个"
+        return DIGITS[EN][number]
+    return ("两" if number == 2 else DIGITS[ZH][number]) + "个"
 
 
-def plural(shape: str) -> str:
-    """Plural of an English noun: crosses, circles."""
-    return shape + ("es" if shape.endswith("ss") else "s")
+def noun_phrase(noun: Noun, language: Language, thing: str = "") -> str:
+    """red circle, red thing, sign with the number 7; 红色的圆形, 写着7的标牌. `thing` replaces a missing shape."""
+    shape = word(noun.shape, language).usual if noun.shape else thing
+    if language == EN:
+        text = " ".join(filter(None, (noun.color, shape)))
+        return text if noun.digit is None else f"{text} with the number {noun.digit}"
+    color = f"{word(noun.color, language).usual}的" if noun.color else ""
+    digit = "" if noun.digit is None else f"写着{noun.digit}的"
+    return digit + color + shape
 
 
-def with_article(noun: str) -> str:
-    """An English noun with its indefinite article: an orange circle, a red circle."""
-    return ("an " if noun[0] in "aeiou" else "a ") + noun
+def definite(noun: Noun, language: Language, thing: str) -> str:
+    """The noun phrase with the definite article: the red circle; 红色的圆形."""
+    return ("the " if language == EN else "") + noun_phrase(noun, language, thing)
 
 
-def name(thing: Thing, language: Language) -> str:
-    """red circle, 红色的圆形; without the digit of a sign."""
-    return colored(thing.color, thing.shape, language)
+def indefinite(noun: Noun, language: Language, thing: str = "") -> str:
+    """The noun phrase with the indefinite article: a red circle, an orange circle; 红色的圆形."""
+    text = noun_phrase(noun, language, thing)
+    return text if language != EN else f"an {text}" if text[0] in "aeiou" else f"a {text}"
 
 
-def colored(color: str, shape: str, language: Language) -> str:
-    """red circle, 红色的圆形."""
-    color_text, shape_text = color_word(color, language).usual, shape_word(shape, language).usual
-    return f"{color_text} {shape_text}" if language == EN else f"{color_text}的{shape_text}"
+def kinds(noun: Noun, language: Language, thing: str = "") -> str:
+    """The noun phrase in the plural, without a digit: red circles, crosses, red things; 红色的圆形."""
+    text = noun_phrase(noun, language, thing)
+    return text if language != EN else text + ("es" if text.endswith("ss") else "s")
 
 
 def position_phrase(cell: Cell, language: Language) -> str:
     """at the top left, on the left, in the center; 左上角."""
-    position = position_word(cell, language).usual
+    position = word(cell, language).usual
     if language == ZH:
         return position
     preposition = "in" if cell == (1, 1) else "on" if cell[0] == 1 else "at"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dataset.sample import Language
-from dataset.synthetic.annotators import ten_answers
+from dataset.synthetic.annotation_records import ten_answers
 from dataset.synthetic.question_phrasing import Question, sample_questions
 from dataset.synthetic.question_templates import QUESTION_TEMPLATES, SHARED_TEMPLATES
 from dataset.synthetic.reasoning_conversations import conversation
@@ -18,7 +18,7 @@ from dataset.synthetic.scene import COLORS, HELD_OUT, SHAPES, Scene, SceneSplit,
 from dataset.synthetic.scene_descriptions import as_text, caption, description, short_caption
 from dataset.synthetic.scene_facts import CATEGORY_WEIGHTS, Fact, Noun, Side
 from dataset.synthetic.scene_renderer import SIZE, render
-from dataset.synthetic.vocabulary import EN, ZH, colored
+from dataset.synthetic.vocabulary import EN, ZH, noun_phrase
 
 LANGUAGES: tuple[Language, Language] = (EN, ZH)
 SCENE_SPLITS: tuple[SceneSplit, ...] = ("train", "validation", "test", "unseen")
@@ -130,9 +130,9 @@ def test_only_unseen_scenes_contain_held_out_combinations() -> None:
 
 
 def test_no_training_text_names_a_held_out_combination() -> None:
-    names = [colored(color, shape, language) for color, shape in HELD_OUT for language in LANGUAGES]
+    names = [noun_phrase(Noun(color, shape), language) for color, shape in HELD_OUT for language in LANGUAGES]
     # Some Chinese synonyms omit 色的.
-    names += [colored(color, shape, ZH).replace("色的", "") for color, shape in HELD_OUT]
+    names += [noun_phrase(Noun(color, shape), ZH).replace("色的", "") for color, shape in HELD_OUT]
     for scene in [*scenes("train", 300), *scenes("test", 100)]:
         texts = all_texts(scene)
         assert not [name for name in names if name in texts], scene.layout
@@ -308,7 +308,7 @@ def test_captions_and_descriptions_name_every_object() -> None:
         for language in LANGUAGES:
             for describe in (caption, as_text):
                 text = describe(scene, language, scene.rng("caption"))
-                assert all(text.count(colored(t.color, t.shape, language)) >= 1 for t in scene.things)
+                assert all(text.count(noun_phrase(Noun(t.color, t.shape), language)) >= 1 for t in scene.things)
             assert str(scene.things[0].digit or "") in description(scene, language, scene.rng("description"))
 
 

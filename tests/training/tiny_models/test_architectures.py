@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer, Qwen2Tokenizer, Qwen3ForCausalLM
 
 from dataset.synthetic.scene import HELD_OUT
-from dataset.synthetic.vocabulary import colored
+from dataset.synthetic.scene_facts import Noun
+from dataset.synthetic.vocabulary import noun_phrase
 from tests.conftest import CORPUS
 from training.tiny_models.architectures import TINY_MODELS, VOCABULARY, build_tiny_model, build_tokenizer, image_processor, save_tiny_model
 from training.tiny_models.data.tokenizer_corpus import SHORT_ANSWER_PROMPTS, tokenizer_corpus
@@ -48,8 +49,8 @@ def test_any_text_round_trips_through_the_tokenizer(tokenizer: Qwen2Tokenizer) -
 
 def test_a_held_out_combination_is_tokenized_into_whole_words(tokenizer: Qwen2Tokenizer) -> None:
     for color, shape in HELD_OUT:
-        assert len(tokenizer.encode(" " + colored(color, shape, "en"), add_special_tokens=False)) == 2
-        assert len(tokenizer.encode(colored(color, shape, "zh"), add_special_tokens=False)) == 3
+        assert len(tokenizer.encode(" " + noun_phrase(Noun(color, shape), "en"), add_special_tokens=False)) == 2
+        assert len(tokenizer.encode(noun_phrase(Noun(color, shape), "zh"), add_special_tokens=False)) == 3
 
 
 def test_a_models_weights_depend_on_its_seed_and_not_on_the_other_models(tokenizer: Qwen2Tokenizer) -> None:

@@ -11,6 +11,7 @@ from dataset.sample import Language
 from dataset.synthetic import vocabulary
 from dataset.synthetic.scene import Scene, Thing, generate_scene
 from dataset.synthetic.scene_descriptions import as_text, mention_spans
+from dataset.synthetic.scene_facts import Noun
 from model.siglip_qwen.processor import Processor
 from training.tiny_models.architectures import build_tiny_model, build_tokenizer
 from training.tiny_models.attention_supervision import _LAYER, LOOKUP_TARGETS, NO_OBJECT, forward_with_attention_loss
@@ -39,10 +40,10 @@ def test_a_mention_span_names_its_own_object_only(language: Language) -> None:
         tables += "|" in text
         for thing, (start, end) in zip(scene.things, spans, strict=True):
             mention = text[start:end]
-            assert vocabulary.name(thing, language) in mention
+            assert vocabulary.noun_phrase(Noun.of(thing), language) in mention
             assert thing.digit is None or str(thing.digit) in mention
             if "|" not in text:
-                position = vocabulary.position_phrase((thing.row, thing.column), language)
+                position = vocabulary.position_phrase(thing.cell, language)
                 assert mention.lower().count(position) == 1
                 # Not the beginning of a longer position phrase.
                 assert not text[end:].startswith((" left", " right"))
@@ -71,7 +72,7 @@ def test_answer_tokens_have_the_objects_of_the_question_as_targets(tokenizer: Qw
     for row, scene in enumerate(data.scenes(0, "train")):
         for object_index, thing in enumerate(scene.things):
             mention = tokenizer.decode(batch["input_ids"][row][batch["mentioned"][row] == object_index])
-            assert any(vocabulary.name(thing, language) in mention for language in ("en", "zh"))
+            assert any(vocabulary.noun_phrase(Noun.of(thing), language) in mention for language in ("en", "zh"))
         for name in LOOKUP_TARGETS:
             for position in torch.nonzero(batch[name][row] != NO_OBJECT).flatten().tolist():
                 # The next token belongs to an answer and is not the end token.

@@ -11,13 +11,12 @@ import torch
 
 from answering.rerank.statements import StatementForm, statement
 from dataset.sample import Language
-from dataset.synthetic import vocabulary
-from dataset.synthetic.question_phrasing import Question, indefinite, kinds, sample_questions
+from dataset.synthetic.question_phrasing import Question, sample_questions
 from dataset.synthetic.question_templates import THINGS
-from dataset.synthetic.scene import Scene, SceneSplit, Thing
-from dataset.synthetic.scene_descriptions import caption, short_caption
+from dataset.synthetic.scene import Cell, Scene, SceneSplit, Thing
+from dataset.synthetic.scene_descriptions import WITH_POSITION, caption, short_caption
 from dataset.synthetic.scene_facts import Noun
-from dataset.synthetic.vocabulary import EN
+from dataset.synthetic.vocabulary import indefinite, kinds, position_phrase
 from training.tiny_models.data.pretraining_batches import Batch, CaptionBatches, pad_rows, render_images
 from training.tiny_models.data.tokenizer_corpus import LANGUAGES
 
@@ -105,11 +104,11 @@ def _unrelated_answer(scene: Scene, question: Question, rng: random.Random) -> s
 class _Phrase:
     text: str
     noun: Noun
-    cell: vocabulary.Cell | None
+    cell: Cell | None
 
     def holds(self, scene: Scene) -> bool:
         """Whether a scene has a matching object, in the phrase's cell if it names one."""
-        return any(self.noun.fits(thing) and self.cell in (None, (thing.row, thing.column)) for thing in scene.things)
+        return any(self.noun.fits(thing) and self.cell in (None, thing.cell) for thing in scene.things)
 
 
 def _phrase(scenes: Sequence[Scene], rng: random.Random) -> _Phrase:
@@ -120,8 +119,7 @@ def _phrase(scenes: Sequence[Scene], rng: random.Random) -> _Phrase:
     text = _noun_phrase(noun, language, rng)
     if rng.random() >= _POSITION_PROBABILITY:
         return _Phrase(text, noun, None)
-    position = vocabulary.position_phrase((thing.row, thing.column), language)
-    return _Phrase(f"{text} {position}" if language == EN else f"{position}的{text}", noun, (thing.row, thing.column))
+    return _Phrase(WITH_POSITION[language].format(one=text, at=position_phrase(thing.cell, language)), noun, thing.cell)
 
 
 def _nouns(thing: Thing) -> list[Noun]:
