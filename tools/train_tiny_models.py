@@ -70,7 +70,7 @@ def main(parsed: argparse.Namespace) -> int:
     )
     for card in pretrain(parsed.out, parsed.only, settings):
         metrics = ", ".join(f"{name} {value:.3f}" for name, value in card.metrics)
-        print(f"{parsed.out / card.model_name}: {card.steps:,} steps on {card.device}; {metrics}")
+        print(f"{parsed.out / card.model_name}: {card.recipe.steps:,} steps on {card.device}; {metrics}")
     return 0
 
 

@@ -1,6 +1,5 @@
 """Annotations of one scene as records of the raw formats: VQA v2, LLaVA conversations, AI Challenger captions."""
 
-import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -14,40 +13,13 @@ from dataset.synthetic.scene_descriptions import caption, description, short_cap
 
 QUESTION_TYPES = (
     "how many",
-    "what color is the",
-    "what is the color of the",
-    "what is the",
-    "what color",
-    "what number is",
-    "what kind of",
-    "what does the",
-    "what is",
-    "what",
-    "which",
-    "where is the",
-    "where",
-    "is there a",
-    "is there",
-    "is the",
-    "is it",
-    "is",
-    "do you",
-    "does the",
-    "does",
-    "are there",
-    "can you",
-    "in this image",
-    "in the picture",
-    "图中",
-    "图里",
-    "请问",
-    "有多少",
-    "有没有",
-    "你能看到",
-    "这张图片里",
-    "哪个",
-    "什么颜色",
-    "在哪里",
+    *("what color is the", "what is the color of the", "what is the", "what color", "what number is", "what kind of"),
+    *("what does the", "what is", "what"),
+    *("which", "where is the", "where"),
+    *("is there a", "is there", "is the", "is it", "is"),
+    *("do you", "does the", "does", "are there", "can you"),
+    *("in this image", "in the picture"),
+    *("图中", "图里", "请问", "有多少", "有没有", "你能看到", "这张图片里", "哪个", "什么颜色", "在哪里"),
 )
 """First words of questions, the `question_type` of VQA v2. A prefix of another entry comes after it, since the first match counts."""
 
@@ -55,6 +27,8 @@ ANNOTATORS = 10
 _SYNONYM_RATE, _WRONG_RATE = 0.12, 0.04
 _MIN_AGREEING = 6
 _ZH_CONVERSATIONS = 0.4
+_FIRST_QUESTION: dict[Language, int] = {"en": 0, "zh": 500}
+"""Question ids count up from a thousand times the image's id and this."""
 DETAIL_QUESTIONS: dict[Language, tuple[str, ...]] = {
     "en": (
         "Describe the following image in detail.",
@@ -67,9 +41,7 @@ DETAIL_QUESTIONS: dict[Language, tuple[str, ...]] = {
 }
 
 
-def vqa_records(
-    scene: Scene, image_id: int, language: Language, count: int, first_number: int
-) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def vqa_records(scene: Scene, image_id: int, language: Language, count: int) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Sample questions about a scene, each with ten annotator answers; yields rows of the question file and of the annotation file.
 
     Args:
@@ -77,10 +49,9 @@ def vqa_records(
         image_id: its image's id.
         language: language of questions and answers.
         count: maximum number of questions; fewer when the scene does not yield enough different facts.
-        first_number: question ids count up from image_id * 1000 + first_number.
     """
     rng = scene.rng(f"vqa {language}")
-    for number, question in enumerate(sample_questions(scene, language, rng, count), image_id * 1000 + first_number):
+    for number, question in enumerate(sample_questions(scene, language, rng, count), image_id * 1000 + _FIRST_QUESTION[language]):
         asked = {"image_id": image_id, "question": question.text, "question_id": number, "category": main_shape(scene)}
         yield asked, _annotation(question, ten_answers(question, rng), image_id, number)
 
@@ -93,7 +64,7 @@ def main_shape(scene: Scene) -> str:
 def _annotation(question: Question, answers: list[str], image_id: int, question_id: int) -> dict[str, Any]:
     usual = question.answer.usual
     return {
-        "question_type": question_type(question.text),
+        "question_type": next((start for start in QUESTION_TYPES if question.text.lower().startswith(start)), "none of the above"),
         "multiple_choice_answer": Counter(answers).most_common(1)[0][0],
         "answers": [
             {"answer": answer, "answer_confidence": "yes" if answer == usual else "maybe", "answer_id": index}
@@ -122,11 +93,6 @@ def _sample_answer(question: Question, rng: random.Random) -> str:
     if uniform > 1 - _SYNONYM_RATE and question.answer.synonyms:
         return rng.choice(question.answer.synonyms)
     return question.answer.usual
-
-
-def question_type(text: str) -> str:
-    """First words of a question, as VQA v2 defines its question types."""
-    return next((start for start in QUESTION_TYPES if text.lower().startswith(start)), "none of the above")
 
 
 def reasoning_record(scene: Scene, file_name: str) -> dict[str, Any]:
@@ -165,8 +131,3 @@ def caption_record(scene: Scene, file_name: str) -> dict[str, Any]:
     captions = [(caption if index % 2 else short_caption)(scene, "zh", rng).removesuffix("。") for index in range(5)]
     rng.shuffle(captions)
     return {"url": f"drawn://{scene.name}", "image_id": file_name, "category": main_shape(scene), "caption": captions}
-
-
-def sha1_name(scene: Scene) -> str:
-    """A file name like AI Challenger's."""
-    return hashlib.sha1(scene.name.encode(), usedforsecurity=False).hexdigest() + ".jpg"

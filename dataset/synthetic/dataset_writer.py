@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from progress import Progress
 MANIFEST_FILE = "scenes.json"
 SCENE_SPLITS: tuple[SceneSplit, ...] = ("train", "validation", "test", "unseen")
 
-_FIRST_ZH_QUESTION = 500
 _CONVERSATION_EVERY = 8
 _CAPTIONED_EVERY = 10
 # Index of the first captioned scene, far above those of the other scenes: captioned images are scenes of their own.
@@ -97,7 +96,7 @@ def _write_annotations(folder: Path, split: SceneSplit, counts: SceneCounts) -> 
     if split == "unseen":
         return
     captioned = [generate_scene(counts.seed, split, _FIRST_CAPTIONED + index) for index in range(-(-count // _CAPTIONED_EVERY))]
-    named_captioned = [(scene, annotation_records.sha1_name(scene)) for scene in captioned]
+    named_captioned = [(scene, hashlib.sha1(scene.name.encode(), usedforsecurity=False).hexdigest() + ".jpg") for scene in captioned]
     _write(folder, f"reasoning_{split}", [annotation_records.reasoning_record(*pair) for pair in named[::_CONVERSATION_EVERY]])
     _write(folder, f"detail_{split}", [annotation_records.detail_record(*pair) for pair in named[1::_CONVERSATION_EVERY]])
     _write(folder, f"captions_zh_{split}", [annotation_records.caption_record(*pair) for pair in named_captioned])
@@ -107,11 +106,12 @@ def _write_annotations(folder: Path, split: SceneSplit, counts: SceneCounts) -> 
 def _write_vqa(folder: Path, split: SceneSplit, scenes: list[Scene]) -> None:
     """Write one pair of VQA files per language; for the split `unseen` one pair with both, since it is a test set of its own."""
 
-    def rows(language: Language, count: int, first_number: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    def rows(language: Language, count: int) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         with_ids = enumerate(scenes, _FIRST_ID[split])
-        return [row for i, scene in with_ids for row in annotation_records.vqa_records(scene, i, language, count, first_number)]
+        return [row for i, scene in with_ids for row in annotation_records.vqa_records(scene, i, language, count)]
 
-    english, chinese = rows("en", 2, 0), rows("zh", 2 if split in ("train", "validation") else 1, _FIRST_ZH_QUESTION)
+    # Two questions per image; of Chinese ones in test sets, one.
+    english, chinese = rows("en", 2), rows("zh", 2 if split in ("train", "validation") else 1)
     files = {f"vqa_{split}": english + chinese} if split == "unseen" else {f"vqa_{split}": english, f"vqa_zh_{split}": chinese}
     # VQA v2's names of the splits.
     subtype = {"train": "train", "validation": "val", "test": "test", "unseen": "test"}[split]
@@ -130,18 +130,12 @@ def _write(folder: Path, name: str, value: Any) -> None:
 def _render_all(folder: Path, jobs: list[RenderJob], processes: int) -> None:
     for image_folder in {(folder / file).parent for _, file in jobs}:
         image_folder.mkdir(parents=True)
-    chunks = [jobs[start : start + _CHUNK] for start in range(0, len(jobs), _CHUNK)]
-    with Progress("render scenes", len(jobs), "images") as progress:
-        if processes == 1:
-            for chunk in chunks:
-                progress.update(_render_chunk(folder, chunk))
-            return
-        with worker_pool(processes) as pool:
-            for rendered in pool.map(_render_chunk, repeat(folder), chunks):
-                progress.update(rendered)
+    save = partial(_save_image, folder)
+    with Progress("render scenes", len(jobs), "images") as progress, worker_pool(processes) as pool:
+        for _ in map(save, jobs) if processes == 1 else pool.map(save, jobs, chunksize=_CHUNK):
+            progress.update(1)
 
 
-def _render_chunk(folder: Path, jobs: list[RenderJob]) -> int:
-    for scene, file in jobs:
-        render(scene).save(folder / file, format="JPEG", quality=92, subsampling=0)
-    return len(jobs)
+def _save_image(folder: Path, job: RenderJob) -> None:
+    scene, file = job
+    render(scene).save(folder / file, format="JPEG", quality=92, subsampling=0)

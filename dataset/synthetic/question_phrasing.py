@@ -86,7 +86,7 @@ def _fields(fact: Fact, language: Language, rng: random.Random) -> dict[str, str
     thing = rng.choice(question_templates.THINGS[language])
     fields = {"thing": thing, "things": f"{thing}s"}
     for key, noun in zip(("a", "b"), fact.nouns, strict=False):
-        fields[key] = vocabulary.definite(noun, language, thing)
+        fields[key] = ("the " if language == EN else "") + vocabulary.noun_phrase(noun, language, thing)
         fields["kinds" if key == "a" else "kinds_b"] = vocabulary.kinds(noun, language, thing)
     if fact.nouns:
         fields["A"] = vocabulary.capitalize_first(fields["a"])

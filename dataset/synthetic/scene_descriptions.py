@@ -119,10 +119,9 @@ def _relation(first: Thing, second: Thing, language: Language, rng: random.Rando
 
 def _table(scene: Scene, language: Language) -> str:
     """The nine cells in reading order, one line per row of the grid."""
-    texts = {thing.cell: _cell(thing, language) for thing in scene.things}
+    texts = {}
+    for thing in scene.things:
+        digit = "" if thing.digit is None else f" {thing.digit}"
+        texts[thing.cell] = vocabulary.noun_phrase(Noun.of(thing), language) + digit
     empty = "empty" if language == EN else "空"
     return "\n".join(" | ".join(texts.get((row, column), empty) for column in range(GRID)) for row in range(GRID))
-
-
-def _cell(thing: Thing, language: Language) -> str:
-    return vocabulary.noun_phrase(Noun.of(thing), language) + ("" if thing.digit is None else f" {thing.digit}")

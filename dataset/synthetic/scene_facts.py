@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from operator import attrgetter
 from typing import Literal
 
@@ -59,7 +60,7 @@ class Fact:
         side: direction of a comparison of positions.
         color: color named by the question.
         digit: digit named by the question.
-        about: see below.
+        about: the objects whose color, shape, digit or position decides the answer.
     """
 
     kind: str
@@ -71,7 +72,6 @@ class Fact:
     color: str | None = None
     digit: int | None = None
     about: tuple[Thing, ...] = ()
-    """The objects whose color, shape, digit or position decides the answer."""
 
 
 FactSampler = Callable[[Scene, random.Random], Fact | None]
@@ -110,11 +110,6 @@ def _unique_noun(scene: Scene, thing: Thing, rng: random.Random) -> Noun | None:
 def _random_thing(scene: Scene, rng: random.Random) -> Thing:
     """A random object; in the split `unseen` one with a held-out combination."""
     return rng.choice([thing for thing in scene.things if thing.held_out] or scene.things)
-
-
-def _count_all(scene: Scene, rng: random.Random) -> Fact:
-    del rng
-    return Fact("count_all", "counting", len(scene.things), about=scene.things)
 
 
 def _counting(attribute: str, all_values: Sequence[str]) -> FactSampler:
@@ -196,8 +191,7 @@ def _absent_combination(scene: Scene, thing: Thing, rng: random.Random) -> Noun 
     In the split `unseen` it is a held-out one, so that naming one does not reveal the answer; in other splits it never is.
     """
     present = {(other.color, other.shape) for other in scene.things}
-    all_values = {(color, shape) for color in COLORS for shape in SHAPES}
-    pool = sorted((HELD_OUT if scene.split == "unseen" else all_values - HELD_OUT) - present)
+    pool = sorted((HELD_OUT if scene.split == "unseen" else set(product(COLORS, SHAPES)) - HELD_OUT) - present)
     choices = [pair for pair in pool if pair[0] == thing.color or pair[1] == thing.shape] or pool
     return Noun(*rng.choice(choices)) if choices else None
 
@@ -272,7 +266,11 @@ def _pair(scene: Scene, rng: random.Random) -> tuple[Thing, Thing, Side] | None:
 _color, _shape = attrgetter("color"), attrgetter("shape")
 
 _SAMPLERS: dict[Category, tuple[FactSampler, ...]] = {
-    "counting": (_count_all, *[_counting("shape", SHAPES)] * 2, *[_counting("color", COLORS)] * 2),
+    "counting": (
+        lambda scene, _: Fact("count_all", "counting", len(scene.things), about=scene.things),
+        *[_counting("shape", SHAPES)] * 2,
+        *[_counting("color", COLORS)] * 2,
+    ),
     "attribute": (
         *[_asking("color_of", "attribute", _color, "shape")] * 2,
         _asking("color_at", "attribute", _color),

@@ -57,16 +57,9 @@ def render(scene: Scene) -> Image.Image:
 
 def _background(rng: random.Random) -> Image.Image:
     """A few muted shades scaled up to the canvas: plain, gradient, clouds, tiles or stripes."""
-    columns, rows, resample = rng.choice(
-        (
-            (1, 1, Image.Resampling.NEAREST),
-            (2, 2, Image.Resampling.BILINEAR),
-            (5, 5, Image.Resampling.BICUBIC),
-            (6, 6, Image.Resampling.NEAREST),
-            (rng.randint(5, 12), 1, Image.Resampling.NEAREST),
-            (1, rng.randint(5, 12), Image.Resampling.NEAREST),
-        )
-    )
+    nearest, bilinear, bicubic = Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
+    stripes = (rng.randint(5, 12), 1, nearest), (1, rng.randint(5, 12), nearest)
+    columns, rows, resample = rng.choice(((1, 1, nearest), (2, 2, bilinear), (5, 5, bicubic), (6, 6, nearest), *stripes))
     base = rng.randint(95, 185)
     tint = [base + rng.randint(-18, 18) for _ in range(3)]
     spread = rng.randint(6, 22)
@@ -78,26 +71,23 @@ def _background(rng: random.Random) -> Image.Image:
 
 def _render_thing(canvas_draw: ImageDraw.ImageDraw, thing: Thing, rng: random.Random) -> None:
     radius = rng.uniform(9, 13.5) * _SCALE
-    center = (
-        (thing.column + 0.5) * _CELL + rng.uniform(-2, 2) * _SCALE,
-        (thing.row + 0.5) * _CELL + rng.uniform(-2, 2) * _SCALE,
-    )
+    x = (thing.column + 0.5) * _CELL + rng.uniform(-2, 2) * _SCALE
+    y = (thing.row + 0.5) * _CELL + rng.uniform(-2, 2) * _SCALE
+    center, box = (x, y), (x - radius, y - radius, x + radius, y + radius)
     angle = math.radians(rng.uniform(-12, 12))
-    fill = _shade(thing.color, rng)
+    fill = tuple(min(255, max(0, channel + rng.randint(-10, 10))) for channel in _RGB[thing.color])
     match thing.shape:
         case "circle":
-            canvas_draw.ellipse(_box(center, radius), fill=fill)
+            canvas_draw.ellipse(box, fill=fill)
         case "ring":
-            canvas_draw.ellipse(_box(center, radius), outline=fill, width=round(radius * rng.uniform(0.3, 0.42)))
+            canvas_draw.ellipse(box, outline=fill, width=round(radius * rng.uniform(0.3, 0.42)))
         case "sign":
             _render_sign(canvas_draw, thing, center, radius, angle, fill)
         case shape:
             canvas_draw.polygon(_transform(_OUTLINES[shape], center, radius, angle), fill=fill)
 
 
-def _render_sign(
-    canvas_draw: ImageDraw.ImageDraw, thing: Thing, center: Point, radius: float, angle: float, fill: tuple[int, int, int]
-) -> None:
+def _render_sign(canvas_draw: ImageDraw.ImageDraw, thing: Thing, center: Point, radius: float, angle: float, fill: tuple[int, ...]) -> None:
     assert thing.digit is not None
     ink = (20, 20, 20) if thing.color in _LIGHT else (250, 250, 250)
     for size, color in ((1.0, fill), (0.88, ink), (0.8, fill)):
@@ -106,36 +96,21 @@ def _render_sign(
     canvas_draw.line(_transform(stroke, center, radius, angle), fill=ink, width=round(radius * 0.24), joint="curve")
 
 
-def _shade(color: str, rng: random.Random) -> tuple[int, int, int]:
-    """The color's RGB value with each channel jittered by at most 10."""
-    red, green, blue = (min(255, max(0, channel + rng.randint(-10, 10))) for channel in _RGB[color])
-    return red, green, blue
-
-
-def _box(center: Point, radius: float) -> tuple[float, float, float, float]:
-    return center[0] - radius, center[1] - radius, center[0] + radius, center[1] + radius
-
-
 def _transform(points: tuple[Point, ...] | list[Point], center: Point, radius: float, angle: float) -> list[Point]:
     """Points of a unit outline, scaled to `radius` pixels, rotated by `angle` radians and moved to `center`."""
     cos, sin = radius * math.cos(angle), radius * math.sin(angle)
     return [(center[0] + x * cos - y * sin, center[1] + x * sin + y * cos) for x, y in points]
 
 
-def _star() -> tuple[Point, ...]:
-    corners = [(1.15 if k % 2 == 0 else 0.48, math.pi * (k / 5 - 0.5)) for k in range(10)]
-    return tuple((reach * math.cos(turn), reach * math.sin(turn)) for reach, turn in corners)
+_STAR = [(1.15 if k % 2 == 0 else 0.48, math.pi * (k / 5 - 0.5)) for k in range(10)]
+"""Distance from the center and angle of each corner."""
 
-
-def _cross() -> tuple[Point, ...]:
-    quarter = ((-0.36, -1.0), (0.36, -1.0), (0.36, -0.36))
-    return tuple((x * cos - y * sin, x * sin + y * cos) for cos, sin in ((1, 0), (0, 1), (-1, 0), (0, -1)) for x, y in quarter)
-
+_QUARTER_CROSS = ((-0.36, -1.0), (0.36, -1.0), (0.36, -0.36))
 
 _OUTLINES: dict[str, tuple[Point, ...]] = {
     "square": ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
     "plate": ((-0.85, -1.05), (0.85, -1.05), (0.85, 1.05), (-0.85, 1.05)),
     "triangle": ((0.0, -1.05), (1.05, 0.9), (-1.05, 0.9)),
-    "star": _star(),
-    "cross": _cross(),
+    "star": tuple((reach * math.cos(turn), reach * math.sin(turn)) for reach, turn in _STAR),
+    "cross": tuple((x * cos - y * sin, x * sin + y * cos) for cos, sin in ((1, 0), (0, 1), (-1, 0), (0, -1)) for x, y in _QUARTER_CROSS),
 }

@@ -85,15 +85,11 @@ def noun_phrase(noun: Noun, language: Language, thing: str = "") -> str:
     return digit + color + shape
 
 
-def definite(noun: Noun, language: Language, thing: str) -> str:
-    """The noun phrase with the definite article: the red circle; 红色的圆形."""
-    return ("the " if language == EN else "") + noun_phrase(noun, language, thing)
-
-
 def indefinite(noun: Noun, language: Language, thing: str = "") -> str:
     """The noun phrase with the indefinite article: a red circle, an orange circle; 红色的圆形."""
     text = noun_phrase(noun, language, thing)
-    return text if language != EN else f"an {text}" if text[0] in "aeiou" else f"a {text}"
+    article = "" if language != EN else "an " if text[0] in "aeiou" else "a "
+    return article + text
 
 
 def kinds(noun: Noun, language: Language, thing: str = "") -> str:

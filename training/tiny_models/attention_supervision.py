@@ -8,16 +8,16 @@ Shapes: B batch, T tokens, D hidden size, H attention heads, N head size.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
 from transformers import Qwen3ForCausalLM
 from transformers.masking_utils import create_causal_mask
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, rotate_half
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, apply_rotary_pos_emb
 
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 from dataset.synthetic.scene import Thing
-from model.siglip_qwen.processor import Processor
 from training.tiny_models.data.dialogues import Exchange
 
 NO_OBJECT = -1
@@ -34,28 +34,9 @@ _LAYER = 3
 """Index of the supervised decoder layer: earlier layers encode the question and the scene, later ones produce the answer."""
 
 
-def attention_targets(
-    processor: Processor, encoded: EncodedSample, exchanges: Sequence[Exchange], things: Sequence[Thing], spans: Sequence[tuple[int, int]]
-) -> AttentionTargets:
-    """Attention targets of one conversation about a scene given as text.
-
-    Args:
-        processor: holds the tokenizer.
-        encoded: the encoded conversation.
-        exchanges: its questions and answers; the first question begins with the scene text.
-        things: the scene's objects.
-        spans: character span [start, end) of each object in the first question.
-    """
-    size = len(encoded)
-    targets: AttentionTargets = {name: [NO_OBJECT] * size for name in ("mentioned", *LOOKUP_TARGETS)}
-    tokens = processor.tokenizer(exchanges[0].question, add_special_tokens=False, return_offsets_mapping=True)
-    first = next(
-        position for position in range(size) if encoded.input_ids[position : position + len(tokens["input_ids"])] == tokens["input_ids"]
-    )
-    for position, (start, end) in enumerate(tokens["offset_mapping"], first):
-        for object_index, (span_start, span_end) in enumerate(spans):
-            if start < span_end and end > span_start:
-                targets["mentioned"][position] = object_index
+def attention_targets(encoded: EncodedSample, exchanges: Sequence[Exchange], things: Sequence[Thing]) -> AttentionTargets:
+    """Attention targets of the answers of one conversation about the scene with these objects; no token mentions an object yet."""
+    targets = {name: [NO_OBJECT] * len(encoded) for name in ("mentioned", *LOOKUP_TARGETS)}
     for (start, end), exchange in zip(answer_spans(encoded.labels), exchanges, strict=False):
         for name, thing in zip(LOOKUP_TARGETS, exchange.evidence, strict=False):
             # Each position predicts the next token, so targets are shifted by one; predicting the end token needs no attention.
@@ -65,12 +46,9 @@ def attention_targets(
 
 def answer_spans(labels: Sequence[int]) -> list[tuple[int, int]]:
     """Token spans [start, end) of consecutive supervised labels, one per answer."""
-    edges = [position for position in range(len(labels) + 1) if _supervised(labels, position - 1) != _supervised(labels, position)]
+    is_supervised = [False, *(label != IGNORE_INDEX for label in labels), False]
+    edges = [position for position, (before, after) in enumerate(pairwise(is_supervised)) if before != after]
     return list(zip(edges[::2], edges[1::2], strict=True))
-
-
-def _supervised(labels: Sequence[int], position: int) -> bool:
-    return 0 <= position < len(labels) and labels[position] != IGNORE_INDEX
 
 
 def forward_with_attention_loss(model: Qwen3ForCausalLM, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -100,8 +78,8 @@ def _attention_loss(
     attention = layer.self_attn
     normed = layer.input_layernorm(hidden)
     shape = (*normed.shape[:2], -1, attention.head_dim)
-    queries = _apply_rotary(attention.q_norm(attention.q_proj(normed).view(shape)), position_embeddings)
-    keys = _apply_rotary(attention.k_norm(attention.k_proj(normed).view(shape)), position_embeddings)
+    queries, keys = attention.q_norm(attention.q_proj(normed).view(shape)), attention.k_norm(attention.k_proj(normed).view(shape))
+    queries, keys = apply_rotary_pos_emb(queries, keys, *position_embeddings, unsqueeze_dim=2)
     return lookup_loss(queries, keys, attention.scaling, batch)
 
 
@@ -125,10 +103,3 @@ def lookup_loss(queries: torch.Tensor, keys: torch.Tensor, scaling: float, batch
         total = total - log_probs.masked_fill(~is_target, -torch.inf).logsumexp(-1).sum()
         count += len(rows)
     return total / max(1, count)
-
-
-def _apply_rotary(heads: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Apply rotary position embeddings to queries or keys [B, T, H, N]."""
-    cos, sin = (part.unsqueeze(2) for part in position_embeddings)
-    rotated: torch.Tensor = heads * cos + rotate_half(heads) * sin
-    return rotated

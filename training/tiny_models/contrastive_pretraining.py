@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional
 from transformers import CLIPModel, Qwen2Tokenizer, SiglipModel
 
+from training.tiny_models.architectures import image_processor
 from training.tiny_models.data.clip_captions import CHOICES, QUESTIONS, ClipBatches
-from training.tiny_models.data.pretraining_batches import Batch, CaptionBatches
-from training.tiny_models.data.scene_pixels import pixel_values
+from training.tiny_models.data.pretraining_batches import Batch, CaptionBatches, SceneBatches, pixel_values, to_device
 from training.tiny_models.patch_classification import VISION_FEATURE_LAYER, PatchClassifier, held_out_only
 from training.tiny_models.pretraining_loop import Task
 
@@ -26,54 +26,41 @@ _CHUNKS = 4
 """Number of groups of similar length in which texts are encoded."""
 
 
-def siglip_task(model: SiglipModel, tokenizer: Qwen2Tokenizer, image_processor: object, seed: int, batch_size: int) -> Task:
-    """The pre-training task of SigLIP.
-
-    Args:
-        model: the model, on the device on which it is trained.
-        tokenizer: its tokenizer.
-        image_processor: its image processor; gives mean and standard deviation.
-        seed: seed of the scenes.
-        batch_size: scenes per batch.
-    """
-    data = CaptionBatches(seed, batch_size, tokenizer, model.config.text_config.max_position_embeddings)
+def siglip_task(model: SiglipModel, tokenizer: Qwen2Tokenizer, scenes: SceneBatches) -> Task:
+    """The pre-training task of SigLIP."""
+    processor = image_processor("siglip")
+    data = CaptionBatches(scenes.seed, scenes.size, tokenizer, model.config.text_config.max_position_embeddings)
     patch_classifier = PatchClassifier(model.config.vision_config.hidden_size).to(model.device)
 
     def loss(model: SiglipModel, batch: Batch) -> torch.Tensor:
         patches, images, texts = features(model, batch)
-        return sigmoid_loss(model, images, texts) + patch_classifier.loss(patches, batch["names"])
+        logits = texts @ images.T * model.logit_scale.exp() + model.logit_bias
+        signs = 2 * torch.eye(len(logits), device=logits.device) - 1
+        # Over all pairs: summed over the texts of an image, averaged over images.
+        sigmoid_loss = -functional.logsigmoid(signs * logits).sum(-1).mean()
+        return sigmoid_loss + patch_classifier.loss(patches, batch["names"])
 
     def features(model: SiglipModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Patch features [B, P, D] of the layer that the VLM reads, and the L2-normalised features [B, F] of images and texts."""
         vision_tower = model.vision_model
-        states = [vision_tower.embeddings(pixel_values(batch["images"], image_processor))]
+        states = [vision_tower.embeddings(pixel_values(batch["images"], processor))]
         for layer in vision_tower.encoder.layers:
             states.append(layer(states[-1], None))
         images = vision_tower.head(vision_tower.post_layernorm(states[-1]))
-        return (
-            states[VISION_FEATURE_LAYER],
-            _l2_normalized(images),
-            _l2_normalized(model.text_model(input_ids=batch["input_ids"]).pooler_output),
-        )
+        texts = model.text_model(input_ids=batch["input_ids"]).pooler_output
+        return states[VISION_FEATURE_LAYER], _l2_normalized(images), _l2_normalized(texts)
 
     @torch.inference_mode()
     def measure(model: SiglipModel) -> dict[str, float]:
-        batch = _to_device(model.device, dataclasses.replace(data, size=RECALL_POOL_SIZE)(0, "validation"))
+        measured = dataclasses.replace(data, size=RECALL_POOL_SIZE)
+        batch, unseen_batch = (to_device(measured(0, split), model.device) for split in ("validation", "unseen"))
         patches, images, texts = features(model, batch)
-        unseen_batch = _to_device(model.device, dataclasses.replace(data, size=RECALL_POOL_SIZE)(0, "unseen"))
-        unseen_accuracy = patch_classifier.accuracy(features(model, unseen_batch)[0], held_out_only(unseen_batch["names"]))
         accuracy = patch_classifier.accuracy(patches, batch["names"])
+        unseen_accuracy = patch_classifier.accuracy(features(model, unseen_batch)[0], held_out_only(unseen_batch["names"]))
         unseen = {f"{name}, unseen combinations": fraction for name, fraction in unseen_accuracy.items()}
         return {**_recall(images, texts), **accuracy, **unseen}
 
     return Task(model, data, loss, measure, patch_classifier)
-
-
-def sigmoid_loss(model: SiglipModel, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """SigLIP's loss over all pairs of images and texts, each [B, F]: summed over the texts of an image, averaged over images."""
-    logits = texts @ images.T * model.logit_scale.exp() + model.logit_bias
-    signs = 2 * torch.eye(len(logits), device=logits.device) - 1
-    return -functional.logsigmoid(signs * logits).sum(-1).mean()
 
 
 def text_features(model: CLIPModel, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -102,21 +89,13 @@ def phrase_logits(model: CLIPModel, batch: Batch, image_embeds: torch.Tensor) ->
     return logits
 
 
-def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: object, seed: int, batch_size: int) -> Task:
-    """The pre-training task of CLIP.
-
-    Args:
-        model: the model, on the device on which it is trained.
-        tokenizer: its tokenizer.
-        image_processor: its image processor; gives mean and standard deviation.
-        seed: seed of the scenes.
-        batch_size: scenes per batch.
-    """
-    config = model.config.text_config
-    data = ClipBatches(seed, batch_size, tokenizer, config.max_position_embeddings, config.eos_token_id)
+def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, scenes: SceneBatches) -> Task:
+    """The pre-training task of CLIP."""
+    processor, config = image_processor("clip"), model.config.text_config
+    data = ClipBatches(scenes.seed, scenes.size, tokenizer, config.max_position_embeddings, config.eos_token_id)
 
     def images(model: CLIPModel, batch: Batch) -> torch.Tensor:
-        return _l2_normalized(model.visual_projection(model.vision_model(pixel_values(batch["images"], image_processor)).pooler_output))
+        return _l2_normalized(model.visual_projection(model.vision_model(pixel_values(batch["images"], processor)).pooler_output))
 
     def loss(model: CLIPModel, batch: Batch) -> torch.Tensor:
         image_embeds = images(model, batch)
@@ -131,7 +110,7 @@ def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: obje
 
     @torch.inference_mode()
     def measure(model: CLIPModel) -> dict[str, float]:
-        batch = _to_device(model.device, dataclasses.replace(data, size=RECALL_POOL_SIZE)(0, "validation"))
+        batch = to_device(dataclasses.replace(data, size=RECALL_POOL_SIZE)(0, "validation"), model.device)
         image_embeds = images(model, batch)
         recall = _recall(image_embeds, text_features(model, batch["input_ids"], batch["attention_mask"]))
         logits = statement_logits(model, batch, image_embeds)
@@ -144,24 +123,18 @@ def clip_task(model: CLIPModel, tokenizer: Qwen2Tokenizer, image_processor: obje
 
 
 def ranking_loss(logits: torch.Tensor, holds: torch.Tensor) -> torch.Tensor:
-    """Softmax cross-entropy of each positive against all negatives of its row, averaged over positives, in nats.
+    """Softmax cross-entropy of each positive (where `holds`) against all negatives of its row, averaged over positives, in nats.
 
-    Other positives of the row are excluded from the softmax: of two images with a red circle, neither is wrong.
-
-    Args:
-        logits: scores [rows, columns].
-        holds: positives, bool [rows, columns].
+    Both [rows, columns]. Other positives of the row are excluded from the softmax: of two images with a red circle, neither is wrong.
     """
     negatives = logits.masked_fill(holds, -torch.inf).logsumexp(-1, keepdim=True)
     return functional.softplus(negatives - logits)[holds].mean()
 
 
 def r_precision(scores: torch.Tensor, holds: torch.Tensor) -> float:
-    """R-precision: the precision among the R highest scores of a row with R positives, averaged over rows, each with R > 0.
+    """R-precision: the precision among the R highest scores of a row with R positives (`holds`), averaged over rows, each with R > 0.
 
-    Args:
-        scores: scores [rows, columns].
-        holds: positives, bool [rows, columns].
+    Both [rows, columns].
     """
     ranked_holds = holds.gather(1, scores.argsort(1, descending=True))
     num_positives = holds.sum(1, keepdim=True)
@@ -177,7 +150,3 @@ def _recall(images: torch.Tensor, texts: torch.Tensor) -> dict[str, float]:
 
 def _l2_normalized(features: torch.Tensor) -> torch.Tensor:
     return functional.normalize(features.float(), dim=-1)
-
-
-def _to_device(device: torch.device, batch: Batch) -> Batch:
-    return {name: value.to(device) for name, value in batch.items()}

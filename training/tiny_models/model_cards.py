@@ -2,6 +2,10 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+
+from errors import UsageError
+from training.tiny_models.pretraining_loop import Recipe
 
 DESCRIPTIONS = {
     "siglip": "SigLIP: image and text encoder, sigmoid loss over images and captions; patches also classify color, shape and digit",
@@ -23,28 +27,23 @@ class ModelCard:
 
     Args:
         model_name: one of TINY_MODELS.
-        steps: optimizer steps of the last run; 0 for an untrained model.
-        batch_size: scenes per step.
-        learning_rate: peak learning rate.
+        recipe: hyperparameters of the last run; no steps for an untrained model.
         seed: seed of the initial weights.
         scene_seed: seed of the training scenes.
         device: device, precision and torch version, as text.
         warm_start: models or runs from whose weights training started.
         metrics: name and value of each metric.
-        run: see below.
+        run: number of training runs so far; each starts from the weights of the one before.
     """
 
     model_name: str
-    steps: int
-    batch_size: int = 0
-    learning_rate: float = 0.0
-    seed: int = 0
+    recipe: Recipe
+    seed: int
     scene_seed: int = 0
     device: str = ""
     warm_start: tuple[str, ...] = ()
     metrics: tuple[tuple[str, float], ...] = ()
     run: int = 1
-    """Number of training runs so far; each starts from the weights of the one before."""
 
     def text(self) -> str:
         """The card as Markdown with the metadata that model hubs read."""
@@ -54,12 +53,13 @@ class ModelCard:
             "A tiny model of the embedded demo. It was trained on rendered scenes of coloured shapes and knows nothing of the real world: "
             "good enough to show that the pipeline works, useless for anything else.\n\n"
         )
-        if not self.steps:
+        recipe = self.recipe
+        if not recipe.steps:
             return f"{head}{description}Untrained: the weights are random (seed {self.seed}). Train it with `{self._command()}`.\n"
         rows = {
             "data": f"rendered scenes of seed {self.scene_seed}; without test layouts and held-out combinations of color and shape",
-            "steps": f"{self.steps:,} of {self.batch_size} scenes ({self.steps * self.batch_size:,} in all)",
-            "peak learning rate": f"{self.learning_rate:g}",
+            "steps": f"{recipe.steps:,} of {recipe.batch_size} scenes ({recipe.steps * recipe.batch_size:,} in all)",
+            "peak learning rate": f"{recipe.learning_rate:g}",
             "run": str(self.run),
             "started from": ", ".join(self.warm_start) or "random weights",
             "seed": str(self.seed),
@@ -75,13 +75,15 @@ class ModelCard:
         return f"python tools/train_tiny_models.py --only {self.model_name}{further}"
 
 
-def parse_previous_runs(card: str) -> tuple[int, str]:
-    """Read a card's text.
+def previous_runs(model_folder: Path) -> tuple[int, str]:
+    """Number of training runs of a model, and their description for the row `started from`, read from its card.
 
-    Returns: number of training runs, 0 for an untrained model; a description of those runs for the row `started from`.
+    Raises UsageError for an untrained model.
     """
-    rows = dict(re.findall(r"^\| (run|steps|started from) \| (.*) \|$", card, flags=re.M))
+    card = model_folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    rows = dict(re.findall(r"^\| (run|steps|started from) \| (.*) \|$", text, flags=re.M))
     if "run" not in rows:
-        return 0, ""
+        raise UsageError(f"--further: {model_folder} holds no trained model to start from")
     run, earlier = int(rows["run"]), f", {rows['started from']}" if int(rows["run"]) > 1 else ""
     return run, f"run {run}: {rows['steps']}{earlier}"

@@ -61,10 +61,7 @@ class PatchClassifier(nn.Module):
         """Sum of the cross-entropies of color, shape and digit, each averaged over patches, in nats.
 
         Held-out combinations are masked out of the softmax: otherwise the heads would learn that a red object is never a star.
-
-        Args:
-            patches: patch features [B, P, D].
-            patch_labels: classes per grid cell [B, C, 3].
+        Patch features [B, P, D], classes per grid cell [B, C, 3].
         """
         targets = cells_to_patches(patch_labels, patches.shape[1])
         color, shape, digit = self.forward(patches)
@@ -90,7 +87,5 @@ class PatchClassifier(nn.Module):
 def cells_to_patches(cells: torch.Tensor, patches: int) -> torch.Tensor:
     """Repeat values of grid cells [B, C, ...] for the patches of each cell [B, P, ...]. `patches` is P, a square number."""
     patches_per_cell = round(patches**0.5) // GRID
-    grid: torch.Tensor = (
-        cells.unflatten(1, (GRID, GRID)).repeat_interleave(patches_per_cell, 1).repeat_interleave(patches_per_cell, 2).flatten(1, 2)
-    )
-    return grid
+    grid: torch.Tensor = cells.unflatten(1, (GRID, GRID))
+    return grid.repeat_interleave(patches_per_cell, 1).repeat_interleave(patches_per_cell, 2).flatten(1, 2)

@@ -1,7 +1,7 @@
 """The training loop of one pre-training run: a fixed number of steps, seeded batches, bit-exact resume from a state file."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dataset.synthetic.scene import SceneSplit
 from errors import TesseraError
 from progress import Progress
 from training.tiny_models import mixed_precision
-from training.tiny_models.data.pretraining_batches import Batch
+from training.tiny_models.data.pretraining_batches import Batch, to_device
 
 BETAS = (0.9, 0.98)
 MAX_GRAD_NORM = 1.0
@@ -57,17 +57,15 @@ class Task:
         model: the model to train.
         data: makes the batch of an index and split, on the CPU in a worker process.
         loss: the loss of a batch on the model's device, a scalar.
-        measure: computes the metrics.
-        auxiliary_head: see below.
+        measure: computes the metrics on the validation split, whose layouts do not occur in training.
+        auxiliary_head: trained together with the model because the loss needs it; not saved with the model.
     """
 
     model: PreTrainedModel
     data: Callable[[int, SceneSplit], Batch]
     loss: Callable[[PreTrainedModel, Batch], torch.Tensor]
     measure: Callable[[PreTrainedModel], dict[str, float]]
-    """Metrics on the validation split, whose layouts do not occur in training."""
     auxiliary_head: nn.Module | None = None
-    """Trained together with the model because the loss needs it; not saved with the model."""
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters: the model's and the auxiliary head's."""
@@ -100,14 +98,22 @@ def fit(task: Task, recipe: Recipe, state_file: Path, title: str, *, workers: in
     optimizer = torch.optim.AdamW(task.parameters(), lr=recipe.learning_rate, betas=BETAS, weight_decay=recipe.weight_decay)
     first = _resume(state_file, recipe, task, optimizer)
     device = task.model.device
+    loader = DataLoader(
+        _BatchDataset(task.data),
+        batch_size=None,
+        sampler=range(first, recipe.steps),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=device.type == "cuda",
+    )
     task.model.train()
     with Progress(title, recipe.steps, "steps") as progress:
         progress.update(first)
-        for step, batch in enumerate(_batches(task, range(first, recipe.steps), workers), first):
+        for step, batch in enumerate(loader, first):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate_at(step)
             with mixed_precision.autocast(device):
-                loss = task.loss(task.model, {name: value.to(device, non_blocking=True) for name, value in batch.items()})
+                loss = task.loss(task.model, to_device(batch, device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(task.parameters(), MAX_GRAD_NORM)
@@ -118,18 +124,6 @@ def fit(task: Task, recipe: Recipe, state_file: Path, title: str, *, workers: in
     task.model.eval()
 
 
-def _batches(task: Task, batch_indices: range, workers: int) -> Iterator[Batch]:
-    loader = DataLoader(
-        _BatchDataset(task.data),
-        batch_size=None,
-        sampler=batch_indices,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=task.model.device.type == "cuda",
-    )
-    yield from loader
-
-
 def _finite(loss: torch.Tensor, title: str, step: int) -> float:
     value = loss.item()
     if not math.isfinite(value):
@@ -137,23 +131,23 @@ def _finite(loss: torch.Tensor, title: str, step: int) -> float:
     return value
 
 
+def _state(task: Task, optimizer: torch.optim.Optimizer) -> dict[str, nn.Module | torch.optim.Optimizer]:
+    """What a state file holds besides recipe and step."""
+    head = {} if task.auxiliary_head is None else {"helper": task.auxiliary_head}
+    return {"model": task.model, "optimizer": optimizer, **head}
+
+
 def _save(path: Path, recipe: Recipe, step: int, task: Task, optimizer: torch.optim.Optimizer) -> None:
-    state = {"recipe": vars(recipe), "step": step, "model": task.model.state_dict(), "optimizer": optimizer.state_dict()}
-    if task.auxiliary_head is not None:
-        state["helper"] = task.auxiliary_head.state_dict()
+    states = {name: part.state_dict() for name, part in _state(task, optimizer).items()}
     with atomic_write(path) as temp_path:
-        torch.save(state, temp_path)
+        torch.save({"recipe": vars(recipe), "step": step, **states}, temp_path)
 
 
 def _resume(path: Path, recipe: Recipe, task: Task, optimizer: torch.optim.Optimizer) -> int:
     """Load the state of an interrupted run of the same recipe; returns its number of completed steps, 0 without one."""
-    if not path.exists():
+    state: dict[str, Any] = torch.load(path, map_location=task.model.device, weights_only=True) if path.exists() else {}
+    if state.get("recipe") != vars(recipe):
         return 0
-    state: dict[str, Any] = torch.load(path, map_location=task.model.device, weights_only=True)
-    if state["recipe"] != vars(recipe):
-        return 0
-    task.model.load_state_dict(state["model"])
-    if task.auxiliary_head is not None:
-        task.auxiliary_head.load_state_dict(state["helper"])
-    optimizer.load_state_dict(state["optimizer"])
+    for name, part in _state(task, optimizer).items():
+        part.load_state_dict(state[name])
     return int(state["step"])

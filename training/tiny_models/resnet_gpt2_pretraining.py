@@ -3,28 +3,29 @@
 Shapes: B batch, T tokens, C grid cells, F channels of ResNet, K kinds of objects (color and shape).
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import BlipImageProcessorPil, ConvNextImageProcessorPil, GPT2LMHeadModel, Qwen2Tokenizer, ResNetModel
+from transformers import BlipImageProcessorPil, GPT2LMHeadModel, Qwen2Tokenizer, ResNetModel
 
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
-from dataset.sample import IMAGE_PLACEHOLDER, Message
+from dataset.sample import IMAGE_PLACEHOLDER
 from dataset.synthetic.scene import COLORS, SHAPES, Scene, SceneSplit
 from model.processors.question_processor import QuestionProcessor, QuestionPrompts
 from model.resnet_gpt2.config import ResnetGpt2Config
-from training.tiny_models.data.dialogues import sample_dialogue
-from training.tiny_models.data.pretraining_batches import Batch, SceneBatches, collate_conversations, render_images
-from training.tiny_models.data.scene_pixels import pixel_values
+from training.tiny_models.architectures import image_processor
+from training.tiny_models.attention_supervision import AttentionTargets
+from training.tiny_models.data.dialogues import MAX_LENGTH, encode, opened, sample_dialogue
+from training.tiny_models.data.pretraining_batches import Batch, ConversationBatches, SceneBatches, pixel_values, render_images, to_device
 from training.tiny_models.data.tokenizer_corpus import LANGUAGES
 from training.tiny_models.language_pretraining import split_by_length
 from training.tiny_models.patch_classification import PatchClassifier, patch_labels
 from training.tiny_models.pretraining_loop import Task
 
-MAX_LENGTH = 384
 QUESTIONS = 4
 """Most questions of a conversation of GPT-2."""
 MEASURED_SIZE = 256
@@ -61,20 +62,14 @@ def present_kinds(names: torch.Tensor) -> torch.Tensor:
     return present[:, :-1, :-1].flatten(1)
 
 
-def resnet_task(model: ResNetModel, image_processor: ConvNextImageProcessorPil, seed: int, batch_size: int) -> Task:
-    """The pre-training task of ResNet.
-
-    Args:
-        model: the model, on the device on which it is trained.
-        image_processor: its image processor.
-        seed: seed of the scenes.
-        batch_size: scenes per batch.
-    """
-    data = ClassifiedImages(seed, batch_size)
+def resnet_task(model: ResNetModel, tokenizer: Qwen2Tokenizer, scenes: SceneBatches) -> Task:
+    """The pre-training task of ResNet, which has no use for the tokenizer."""
+    del tokenizer
+    data, processor = ClassifiedImages(**vars(scenes)), image_processor("resnet")
     classifier = SceneClassifier(model.config.hidden_sizes[-1]).to(model.device)
 
     def maps(model: ResNetModel, batch: Batch) -> torch.Tensor:
-        features: torch.Tensor = model(pixel_values(batch["images"], image_processor)).last_hidden_state
+        features: torch.Tensor = model(pixel_values(batch["images"], processor)).last_hidden_state
         return features
 
     def loss(model: ResNetModel, batch: Batch) -> torch.Tensor:
@@ -82,7 +77,7 @@ def resnet_task(model: ResNetModel, image_processor: ConvNextImageProcessorPil, 
 
     @torch.inference_mode()
     def measure(model: ResNetModel) -> dict[str, float]:
-        batch = {name: value.to(model.device) for name, value in ClassifiedImages(seed, MEASURED_SIZE)(0, "validation").items()}
+        batch = to_device(dataclasses.replace(data, size=MEASURED_SIZE)(0, "validation"), model.device)
         features = maps(model, batch)
         kinds = present_kinds(batch["names"]).bool()
         found = classifier.kinds(features.mean((2, 3))) > 0
@@ -93,40 +88,24 @@ def resnet_task(model: ResNetModel, image_processor: ConvNextImageProcessorPil, 
 
 
 @dataclass(frozen=True)
-class DialogueBatches(SceneBatches):
-    """Batches of conversations without their images: input_ids, attention_mask and labels [B, T], all tokens supervised."""
+class DialogueBatches(ConversationBatches):
+    """Batches of conversations without their images; all tokens are supervised."""
 
-    processor: QuestionProcessor
-
-    def __call__(self, batch_index: int, split: SceneSplit = "train") -> Batch:
-        return collate_conversations([self._encoded(scene) for scene in self.scenes(batch_index, split)], self.processor)
-
-    def _encoded(self, scene: Scene) -> EncodedSample:
+    def encoded(self, scene: Scene) -> tuple[EncodedSample, AttentionTargets]:
         rng = scene.rng("gpt2")
-        *earlier, (question, target, _) = sample_dialogue(scene, rng.choice(LANGUAGES), rng, QUESTIONS)
-        messages = [message for prompt, answer, _ in earlier for message in (Message("user", prompt), Message("assistant", answer))]
-        messages.append(Message("user", question))
-        messages[0] = Message("user", f"{IMAGE_PLACEHOLDER}\n{messages[0].content}")
-        encoded = self.processor.encode(messages, target, 1)
-        assert encoded is not None  # a conversation about a scene is far shorter than MAX_LENGTH
-        return EncodedSample(encoded.input_ids, encoded.input_ids, 0)
+        exchanges = sample_dialogue(scene, rng.choice(LANGUAGES), rng, QUESTIONS)
+        encoded = encode(self.processor, opened(exchanges, IMAGE_PLACEHOLDER), num_images=1)
+        return EncodedSample(encoded.input_ids, encoded.input_ids, 0), {}
 
 
-def gpt2_task(model: GPT2LMHeadModel, tokenizer: Qwen2Tokenizer, seed: int, batch_size: int) -> Task:
-    """The pre-training task of GPT-2: next tokens.
-
-    Args:
-        model: the model, on the device on which it is trained.
-        tokenizer: its tokenizer.
-        seed: seed of the scenes.
-        batch_size: conversations per batch.
-    """
+def gpt2_task(model: GPT2LMHeadModel, tokenizer: Qwen2Tokenizer, scenes: SceneBatches) -> Task:
+    """The pre-training task of GPT-2: next tokens."""
     settings = ResnetGpt2Config(family="resnet_gpt2")
     prompts = QuestionPrompts(settings.question_prompt, settings.conversation_prompt, settings.caption_prompt)
     processor = QuestionProcessor(
         tokenizer, BlipImageProcessorPil(), prompts, end_of_turn_id=tokenizer.eos_token_id, num_image_tokens=0, max_length=MAX_LENGTH
     )
-    data = DialogueBatches(seed, batch_size, processor)
+    data = DialogueBatches(**vars(scenes), processor=processor)
 
     def loss(model: GPT2LMHeadModel, batch: Batch) -> torch.Tensor:
         total, count = torch.zeros((), device=model.device), 0
@@ -139,7 +118,7 @@ def gpt2_task(model: GPT2LMHeadModel, tokenizer: Qwen2Tokenizer, seed: int, batc
 
     @torch.inference_mode()
     def measure(model: GPT2LMHeadModel) -> dict[str, float]:
-        batch = DialogueBatches(seed, MEASURED_SIZE, processor)(0, "validation")
-        return {"perplexity": math.exp(float(loss(model, {name: value.to(model.device) for name, value in batch.items()})))}
+        batch = dataclasses.replace(data, size=MEASURED_SIZE)(0, "validation")
+        return {"perplexity": math.exp(float(loss(model, to_device(batch, model.device))))}
 
     return Task(model, data, loss, measure)

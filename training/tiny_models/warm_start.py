@@ -1,26 +1,31 @@
 """Initialise a model from trained ones where their layers match."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Blip2ForConditionalGeneration, CLIPModel, Qwen3ForCausalLM, Qwen3VLForConditionalGeneration, SiglipModel
+import transformers
+from transformers import PreTrainedModel, Qwen3ForCausalLM, SiglipModel
+
+from visual.hub_name import pretrained
 
 
-def clip_from_siglip(clip: CLIPModel, siglip: SiglipModel) -> None:
+def clip_from_siglip(clip: transformers.CLIPModel, siglip: SiglipModel) -> None:
     """Copy vision layers, patch and position embeddings. CLIP's class token, projections and text encoder are not changed."""
     source, target = siglip.vision_model, clip.vision_model
-    target.encoder.load_state_dict(source.encoder.state_dict())
+    _copy(source.encoder, target.encoder)
     with torch.no_grad():
         target.embeddings.patch_embedding.weight.copy_(source.embeddings.patch_embedding.weight)
         # Position 0 of CLIP belongs to the class token.
         target.embeddings.position_embedding.weight[1:].copy_(source.embeddings.position_embedding.weight)
 
 
-def blip2_from_siglip(model: Blip2ForConditionalGeneration, siglip: SiglipModel) -> None:
+def blip2_from_siglip(model: transformers.Blip2ForConditionalGeneration, siglip: SiglipModel) -> None:
     """Copy vision layers, as many as there are, patch and position embeddings; not the class token, the Q-Former, the language model."""
     source, target = siglip.vision_model, model.vision_model
     with torch.no_grad():
-        target.embeddings.patch_embedding.load_state_dict(source.embeddings.patch_embedding.state_dict())
+        _copy(source.embeddings.patch_embedding, target.embeddings.patch_embedding)
         # Position 0 belongs to the class token.
         target.embeddings.position_embedding[0, 1:].copy_(source.embeddings.position_embedding.weight)
         target.embeddings.class_embedding.zero_()
@@ -28,7 +33,11 @@ def blip2_from_siglip(model: Blip2ForConditionalGeneration, siglip: SiglipModel)
         for layer, block in zip(source.encoder.layers, target.encoder.layers, strict=False):
             _copy_fused_attention(layer, block.self_attn.qkv, block.self_attn.projection)
             for name in ("layer_norm1", "layer_norm2", "mlp"):
-                getattr(block, name).load_state_dict(getattr(layer, name).state_dict())
+                _copy(getattr(layer, name), getattr(block, name))
+
+
+def _copy(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    target.load_state_dict(source.state_dict())
 
 
 def _copy_fused_attention(layer: Any, qkv: torch.nn.Linear, projection: torch.nn.Linear) -> None:
@@ -36,12 +45,12 @@ def _copy_fused_attention(layer: Any, qkv: torch.nn.Linear, projection: torch.nn
     parts = (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
     qkv.weight.copy_(torch.cat([part.weight for part in parts]))
     qkv.bias.copy_(torch.cat([part.bias for part in parts]))
-    projection.load_state_dict(layer.self_attn.out_proj.state_dict())
+    _copy(layer.self_attn.out_proj, projection)
 
 
-def qwen3_vl_from_models(model: Qwen3VLForConditionalGeneration, language: Qwen3ForCausalLM, siglip: SiglipModel) -> None:
+def qwen3_vl_from_models(model: transformers.Qwen3VLForConditionalGeneration, language: Qwen3ForCausalLM, siglip: SiglipModel) -> None:
     """Copy the language model from Qwen3 and the vision layers from SigLIP. Patch mergers and DeepStack layers are not changed."""
-    model.model.language_model.load_state_dict(language.model.state_dict())
+    _copy(language.model, model.model.language_model)
     source, target = siglip.vision_model, model.model.visual
     with torch.no_grad():
         kernel, frames = source.embeddings.patch_embedding.weight, target.patch_embed.proj.weight.shape[2]
@@ -53,10 +62,10 @@ def qwen3_vl_from_models(model: Qwen3VLForConditionalGeneration, language: Qwen3
         )
         for layer, block in zip(source.encoder.layers, target.blocks, strict=True):
             _copy_fused_attention(layer, block.attn.qkv, block.attn.proj)
-            block.norm1.load_state_dict(layer.layer_norm1.state_dict())
-            block.norm2.load_state_dict(layer.layer_norm2.state_dict())
-            block.mlp.linear_fc1.load_state_dict(layer.mlp.fc1.state_dict())
-            block.mlp.linear_fc2.load_state_dict(layer.mlp.fc2.state_dict())
+            _copy(layer.layer_norm1, block.norm1)
+            _copy(layer.layer_norm2, block.norm2)
+            _copy(layer.mlp.fc1, block.mlp.linear_fc1)
+            _copy(layer.mlp.fc2, block.mlp.linear_fc2)
 
 
 def _resize_position_embeddings(positions: torch.Tensor, count: int) -> torch.Tensor:
@@ -64,3 +73,18 @@ def _resize_position_embeddings(positions: torch.Tensor, count: int) -> torch.Te
     side, new_side = round(len(positions) ** 0.5), round(count**0.5)
     grid = positions.T.reshape(1, -1, side, side)
     return torch.nn.functional.interpolate(grid, (new_side, new_side), mode="bilinear", align_corners=True).flatten(2)[0].T
+
+
+_COPY: dict[str, Callable[..., None]] = {"clip": clip_from_siglip, "blip2": blip2_from_siglip, "qwen3_vl": qwen3_vl_from_models}
+_SOURCES = {"clip": ("siglip",), "blip2": ("siglip",), "qwen3_vl": ("qwen3", "siglip")}
+_CLASSES = {"siglip": SiglipModel, "qwen3": Qwen3ForCausalLM}
+
+
+def start(folder: Path, model_name: str, model: PreTrainedModel) -> tuple[str, ...]:
+    """Initialise `model` from trained models in `folder`; returns their names, empty when one that is needed is missing."""
+    sources = _SOURCES.get(model_name, ())
+    if not sources or not all((folder / source / "config.json").exists() for source in sources):
+        return ()
+    loaded = [_CLASSES[source].from_pretrained(**pretrained(folder / source), dtype=torch.float32) for source in sources]
+    _COPY[model_name](model, *loaded)
+    return sources

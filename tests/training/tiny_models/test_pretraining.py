@@ -27,7 +27,7 @@ from errors import TesseraError
 from model.qwen_vl.processor import QwenVlProcessor
 from model.siglip_qwen.processor import Processor
 from training.tiny_models import mixed_precision, warm_start
-from training.tiny_models.architectures import IMAGE_SIZE, build_tiny_model, build_tokenizer, image_processor
+from training.tiny_models.architectures import build_tiny_model, build_tokenizer, image_processor
 from training.tiny_models.attention_supervision import LOOKUP_TARGETS, NO_OBJECT
 from training.tiny_models.contrastive_pretraining import clip_task, siglip_task
 from training.tiny_models.data.clip_captions import ClipBatches
@@ -35,12 +35,14 @@ from training.tiny_models.data.dialogues import Exchange, encode
 from training.tiny_models.data.pretraining_batches import (
     Batch,
     ImageConversationBatches,
+    SceneBatches,
     TextConversationBatches,
     add_vision_tokens,
     minimal_pair,
+    pixel_values,
+    qwen_patches,
     render_images,
 )
-from training.tiny_models.data.scene_pixels import pixel_values, qwen_patches
 from training.tiny_models.data.tokenizer_corpus import SEED, SHORT_ANSWER_PROMPTS, tokenizer_corpus
 from training.tiny_models.language_pretraining import qwen3_task, qwen3_vl_task, split_by_length
 from training.tiny_models.patch_classification import VISION_FEATURE_LAYER, PatchClassifier
@@ -63,10 +65,10 @@ def tasks(tokenizer: Qwen2Tokenizer, size: int) -> dict[str, Task]:
     """The tasks of all four models, untrained."""
     models = {model_name: build_tiny_model(model_name, tokenizer, 0) for model_name in ("siglip", "clip", "qwen3", "qwen3_vl")}
     return {
-        "siglip": siglip_task(models["siglip"], tokenizer, image_processor("siglip"), 1, size),
-        "clip": clip_task(models["clip"], tokenizer, image_processor("clip"), 1, size),
-        "qwen3": qwen3_task(models["qwen3"], tokenizer, 1, size),
-        "qwen3_vl": qwen3_vl_task(models["qwen3_vl"], tokenizer, image_processor("qwen3_vl"), 1, size, IMAGE_SIZE),
+        "siglip": siglip_task(models["siglip"], tokenizer, SceneBatches(1, size)),
+        "clip": clip_task(models["clip"], tokenizer, SceneBatches(1, size)),
+        "qwen3": qwen3_task(models["qwen3"], tokenizer, SceneBatches(1, size)),
+        "qwen3_vl": qwen3_vl_task(models["qwen3_vl"], tokenizer, SceneBatches(1, size)),
     }
 
 

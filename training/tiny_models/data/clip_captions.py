@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from answering.rerank.statements import StatementForm, statement
-from dataset.sample import Language
 from dataset.synthetic.question_phrasing import Question, sample_questions
 from dataset.synthetic.question_templates import THINGS
-from dataset.synthetic.scene import Cell, Scene, SceneSplit, Thing
+from dataset.synthetic.scene import Cell, Scene, SceneSplit
 from dataset.synthetic.scene_descriptions import WITH_POSITION, caption, short_caption
 from dataset.synthetic.scene_facts import Noun
 from dataset.synthetic.vocabulary import indefinite, kinds, position_phrase
@@ -57,10 +56,8 @@ class ClipBatches(CaptionBatches):
             captions.append(rng.choice((caption, caption, short_caption))(scene, rng.choice(LANGUAGES), rng))
             statements += _statements(scene, rng)
         phrases = [_phrase(scenes, random.Random(f"{self.seed}/{split}/{batch_index}/{position}")) for position in range(PHRASES)]
-        batch = {
-            "images": render_images(scenes),
-            "holds": torch.tensor([[phrase.holds(scene) for scene in scenes] for phrase in phrases]),
-        }
+        holds = torch.tensor([[phrase.holds(scene) for scene in scenes] for phrase in phrases])
+        batch = {"images": render_images(scenes), "holds": holds}
         batch["input_ids"], batch["attention_mask"] = self._texts(captions)
         batch["statement_ids"], batch["statement_mask"] = self._texts(statements)
         batch["phrase_ids"], batch["phrase_mask"] = self._texts([phrase.text for phrase in phrases])
@@ -115,19 +112,13 @@ def _phrase(scenes: Sequence[Scene], rng: random.Random) -> _Phrase:
     """A phrase that is true of at least one scene: a red circle, circles, a red thing at the top left, a sign with the number 7."""
     language = rng.choice(LANGUAGES)
     thing = rng.choice(rng.choice(scenes).things)
-    noun = rng.choice(_nouns(thing))
-    text = _noun_phrase(noun, language, rng)
+    # Mostly color and shape, else one of them, or shape and digit.
+    nouns = [*[Noun.of(thing)] * 4, *[Noun(shape=thing.shape)] * 2, Noun(color=thing.color)]
+    if thing.digit is not None:
+        nouns += [Noun(shape=thing.shape, digit=thing.digit)] * 4
+    noun = rng.choice(nouns)
+    form = kinds if noun.digit is None and rng.random() < 0.3 else indefinite
+    text = form(noun, language, rng.choice(THINGS[language]))
     if rng.random() >= _POSITION_PROBABILITY:
         return _Phrase(text, noun, None)
     return _Phrase(WITH_POSITION[language].format(one=text, at=position_phrase(thing.cell, language)), noun, thing.cell)
-
-
-def _nouns(thing: Thing) -> list[Noun]:
-    """Nouns for an object, repeated by sampling weight: mostly color and shape, else one of them, or shape and digit."""
-    digit = [] if thing.digit is None else [Noun(shape=thing.shape, digit=thing.digit)] * 4
-    return [*[Noun.of(thing)] * 4, Noun(shape=thing.shape), Noun(shape=thing.shape), Noun(color=thing.color), *digit]
-
-
-def _noun_phrase(noun: Noun, language: Language, rng: random.Random) -> str:
-    form = kinds if noun.digit is None and rng.random() < 0.3 else indefinite
-    return form(noun, language, rng.choice(THINGS[language]))

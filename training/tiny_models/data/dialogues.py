@@ -4,14 +4,14 @@ import random
 from typing import NamedTuple
 
 from dataset.loading.encoded_sample import EncodedSample
-from dataset.sample import Language, Message
+from dataset.sample import Language, Message, Task
 from dataset.synthetic.annotation_records import DETAIL_QUESTIONS
 from dataset.synthetic.question_phrasing import Question, sample_questions
 from dataset.synthetic.reasoning_conversations import conversation
 from dataset.synthetic.scene import Scene, Thing
 from dataset.synthetic.scene_descriptions import caption, description, short_caption
 from errors import TesseraError
-from model.siglip_qwen.processor import Processor
+from model.processors.sample_processor import SampleProcessor
 from training.tiny_models.data.tokenizer_corpus import CAPTION_QUESTIONS, SHORT_ANSWER_PROMPTS
 
 
@@ -22,6 +22,9 @@ class Exchange(NamedTuple):
     answer: str
     evidence: tuple[Thing, ...] = ()
 
+
+MAX_LENGTH = 384
+"""Maximum length of a conversation in tokens."""
 
 _QUESTIONS_PROBABILITY, _REASONING_PROBABILITY = 0.82, 0.08
 
@@ -93,19 +96,23 @@ def _sample_weighted_questions(scene: Scene, language: Language, rng: random.Ran
     """At most `count` questions about different facts, sampled with QUESTION_KIND_WEIGHTS."""
     candidates = sample_questions(scene, language, rng, _CANDIDATES_PER_QUESTION * count)
     # The candidates with the largest keys are a weighted sample without replacement (Efraimidis and Spirakis 2006).
-    keys = [rng.random() ** (1 / QUESTION_KIND_WEIGHTS.get(question.fact.kind, 1)) for question in candidates]
-    chosen = sorted(range(len(candidates)), key=keys.__getitem__, reverse=True)[:count]
-    return [candidates[index] for index in chosen]
+    return sorted(candidates, key=lambda asked: rng.random() ** (1 / QUESTION_KIND_WEIGHTS.get(asked.fact.kind, 1)), reverse=True)[:count]
 
 
-def encode(processor: Processor, exchanges: list[Exchange], num_images: int) -> EncodedSample:
-    """Encode a conversation with the chat template of training and inference; the tokens of every answer are supervised.
+def opened(exchanges: list[Exchange], opening: str) -> list[Exchange]:
+    """The conversation with a line before its first question: the scene as text, or the placeholder of its image."""
+    first, *later = exchanges
+    return [first._replace(question=f"{opening}\n{first.question}"), *later]
+
+
+def encode(processor: SampleProcessor, exchanges: list[Exchange], num_images: int, task: Task = "conversation") -> EncodedSample:
+    """Encode a conversation as in training and inference; the tokens of every answer are supervised.
 
     Raises TesseraError when it is longer than the processor's maximum length.
     """
     *earlier, (question, target, _) = exchanges
     messages = [message for prompt, answer, _ in earlier for message in (Message("user", prompt), Message("assistant", answer))]
-    encoded = processor.encode([*messages, Message("user", question)], target, num_images)
+    encoded = processor.encode([*messages, Message("user", question)], target, num_images, task=task)
     if encoded is None:
         raise TesseraError(f"the conversation about a scene is longer than {processor.max_length} tokens: {question!r}")
     return encoded

@@ -1,14 +1,14 @@
 """Batches for pre-training. A batch depends on (seed, split, batch index) alone, so a run resumes with the same batches.
 
-Texts are encoded with the models' tokenizer and chat template, as in training and inference. Images are uint8 pixels here;
-scene_pixels computes the outputs of the models' image processors.
+Texts are encoded with the models' tokenizer and chat template, as in training and inference. Images are uint8 pixels, which already have
+the models' input size; `pixel_values` and `qwen_patches` compute the outputs of the models' image processors on any device.
 
-Shapes: B batch, T tokens, C grid cells (GRID * GRID). An image is [3, SIZE, SIZE].
+Shapes: B batch, T tokens, C grid cells (GRID * GRID), H height, W width, P patches per image. An image is [3, SIZE, SIZE].
 """
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from dataset.synthetic.scene_renderer import render
 from model.processors.sample_processor import SampleProcessor
 from model.siglip_qwen.processor import Processor
 from training.tiny_models.attention_supervision import NO_OBJECT, AttentionTargets, attention_targets
-from training.tiny_models.data.dialogues import encode, sample_dialogue
+from training.tiny_models.data.dialogues import encode, opened, sample_dialogue
 from training.tiny_models.data.tokenizer_corpus import LANGUAGES
 from training.tiny_models.patch_classification import patch_labels
 
@@ -45,14 +45,26 @@ _EASY_SCENES_OFFSET = 1_000_000_000
 
 @dataclass(frozen=True)
 class SceneBatches:
-    """Scenes of one seed, `size` per batch; subclasses make batches of tensors from them."""
+    """Scenes of one seed; subclasses make batches of tensors from them.
+
+    Args:
+        seed: seed of the scenes.
+        size: scenes per batch.
+        num_easy_batches: the first training batches take of every three scenes the one with the fewest objects, since a lookup among
+            few objects is learned sooner.
+    """
 
     seed: int
     size: int
+    num_easy_batches: int = field(default=0, kw_only=True)
 
     def scenes(self, batch_index: int, split: SceneSplit) -> list[Scene]:
         """The scenes of a batch; no scene is in two batches."""
-        return [generate_scene(self.seed, split, batch_index * self.size + index) for index in range(self.size)]
+        indices = range(batch_index * self.size, (batch_index + 1) * self.size)
+        if batch_index >= self.num_easy_batches or split != "train":
+            return [generate_scene(self.seed, split, index) for index in indices]
+        triples = ([generate_scene(self.seed, split, 3 * (_EASY_SCENES_OFFSET + index) + i) for i in range(3)] for index in indices)
+        return [min(triple, key=lambda scene: len(scene.things)) for triple in triples]
 
 
 def minimal_pair(scene: Scene) -> Scene:
@@ -79,8 +91,7 @@ class CaptionBatches(SceneBatches):
     a color has to tell them apart.
 
     Args:
-        seed: seed of the scenes.
-        size: scenes per batch.
+        seed, size, num_easy_batches: as in SceneBatches.
         tokenizer: the tokenizer.
         text_length: length to which captions are padded and truncated, in tokens.
     """
@@ -103,82 +114,88 @@ class CaptionBatches(SceneBatches):
 
 
 @dataclass(frozen=True)
-class TextConversationBatches(SceneBatches):
-    """Batches of conversations about scenes given as text, for Qwen3.
+class ConversationBatches(SceneBatches):
+    """Batches of conversations about scenes.
 
-    Keys, each [B, T]: input_ids, attention_mask, labels (IGNORE_INDEX outside answers) and the attention targets.
+    Keys, each [B, T]: input_ids, attention_mask, labels (IGNORE_INDEX outside answers), and the attention targets if there are any.
 
     Args:
-        seed: seed of the scenes.
-        size: conversations per batch.
+        seed, size, num_easy_batches: as in SceneBatches.
         processor: encodes the conversations.
         only_questions: omit descriptions and reasoning.
-        num_easy_batches: the first batches take of every three scenes the one with the fewest objects, since a lookup among few
-            objects is learned sooner.
     """
 
-    processor: Processor
+    processor: SampleProcessor
     only_questions: bool = False
-    num_easy_batches: int = 0
 
-    def scenes(self, batch_index: int, split: SceneSplit) -> list[Scene]:
-        if batch_index >= self.num_easy_batches or split != "train":
-            return super().scenes(batch_index, split)
-        indices = range(_EASY_SCENES_OFFSET + batch_index * self.size, _EASY_SCENES_OFFSET + (batch_index + 1) * self.size)
-        return [
-            min((generate_scene(self.seed, split, 3 * index + i) for i in range(3)), key=lambda scene: len(scene.things))
-            for index in indices
-        ]
+    def encoded(self, scene: Scene) -> tuple[EncodedSample, AttentionTargets]:
+        """The conversation about a scene, and its attention targets."""
+        raise NotImplementedError
+
+    def collated(self, scenes: Sequence[Scene]) -> Batch:
+        """The conversations about the scenes, right-padded."""
+        samples, targets = zip(*map(self.encoded, scenes), strict=True)
+        return {
+            "input_ids": pad_rows([sample.input_ids for sample in samples], self.processor.tokenizer.pad_token_id),
+            "attention_mask": pad_rows([[1] * len(sample) for sample in samples], 0),
+            "labels": pad_rows([sample.labels for sample in samples], IGNORE_INDEX),
+            **{name: pad_rows([rows[name] for rows in targets], NO_OBJECT) for name in targets[0]},
+        }
 
     def __call__(self, batch_index: int, split: SceneSplit = "train") -> Batch:
-        samples, targets = zip(*(self._encoded(scene) for scene in self.scenes(batch_index, split)), strict=True)
-        batch = collate_conversations(samples, self.processor)
-        for name in targets[0]:
-            batch[name] = pad_rows([rows[name] for rows in targets], NO_OBJECT)
-        return batch
-
-    def _encoded(self, scene: Scene) -> tuple[EncodedSample, AttentionTargets]:
-        rng = scene.rng("written")
-        language = rng.choice(LANGUAGES)
-        text = as_text(scene, language, rng)
-        first, *later = sample_dialogue(
-            scene, rng.choice(LANGUAGES), rng, QUESTIONS_IN_TEXT, self.only_questions, description_probability=DESCRIPTION_PROBABILITY
-        )
-        exchanges = [first._replace(question=f"{text}\n{first.question}"), *later]
-        encoded = encode(self.processor, exchanges, num_images=0)
-        return encoded, attention_targets(self.processor, encoded, exchanges, scene.things, mention_spans(text, scene, language))
+        return self.collated(self.scenes(batch_index, split))
 
 
 @dataclass(frozen=True)
-class ImageConversationBatches(SceneBatches):
-    """Batches of conversations about images, for Qwen3-VL, mostly English.
+class TextConversationBatches(ConversationBatches):
+    """Batches of conversations about scenes given as text, for Qwen3."""
 
-    Keys: images [B, 3, SIZE, SIZE] uint8; input_ids, attention_mask and labels as in TextConversationBatches.
+    def encoded(self, scene: Scene) -> tuple[EncodedSample, AttentionTargets]:
+        rng = scene.rng("written")
+        language = rng.choice(LANGUAGES)
+        text = as_text(scene, language, rng)
+        dialogue = sample_dialogue(
+            scene, rng.choice(LANGUAGES), rng, QUESTIONS_IN_TEXT, self.only_questions, description_probability=DESCRIPTION_PROBABILITY
+        )
+        exchanges = opened(dialogue, text)
+        encoded = encode(self.processor, exchanges, num_images=0)
+        targets = attention_targets(encoded, exchanges, scene.things)
+        targets["mentioned"] = self._mentioned(encoded, exchanges[0].question, mention_spans(text, scene, language))
+        return encoded, targets
 
-    Args:
-        seed: seed of the scenes.
-        size: conversations per batch.
-        processor: encodes the conversations.
-        only_questions: omit descriptions and reasoning, and ask in both languages equally often.
-    """
+    def _mentioned(self, encoded: EncodedSample, question: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """The object that each token mentions; `spans` are the characters of each object in the first question."""
+        tokens = self.processor.tokenizer(question, add_special_tokens=False, return_offsets_mapping=True)
+        ids, length = tokens["input_ids"], len(tokens["input_ids"])
+        first = next(position for position in range(len(encoded)) if encoded.input_ids[position : position + length] == ids)
+        mentioned = [NO_OBJECT] * len(encoded)
+        for position, (start, end) in enumerate(tokens["offset_mapping"], first):
+            for object_index, (span_start, span_end) in enumerate(spans):
+                if start < span_end and end > span_start:
+                    mentioned[position] = object_index
+        return mentioned
+
+
+@dataclass(frozen=True)
+class ImageConversationBatches(ConversationBatches):
+    """Batches of conversations about images [B, 3, SIZE, SIZE] uint8, for Qwen3-VL, mostly English; `only_questions` are in both
+    languages equally often."""
 
     processor: Processor
-    only_questions: bool = False
 
     def __call__(self, batch_index: int, split: SceneSplit = "train") -> Batch:
         scenes = self.scenes(batch_index, split)
-        samples = [self._encoded(scene) for scene in scenes]
-        return {"images": render_images(scenes), **collate_conversations(samples, self.processor)}
+        return {"images": render_images(scenes), **self.collated(scenes)}
 
-    def _encoded(self, scene: Scene) -> EncodedSample:
+    def encoded(self, scene: Scene) -> tuple[EncodedSample, AttentionTargets]:
         rng = scene.rng("drawn")
         is_chinese = rng.random() < (1 / 2 if self.only_questions else _CHINESE_PROBABILITY)
         language: Language = "zh" if is_chinese else "en"
-        first, *later = sample_dialogue(
+        dialogue = sample_dialogue(
             scene, language, rng, QUESTIONS_IN_IMAGES, self.only_questions, with_answer_prompt=rng.random() < _ANSWER_PROMPT_PROBABILITY
         )
-        exchanges = [first._replace(question=f"{IMAGE_PLACEHOLDER}\n{first.question}"), *later]
-        return add_vision_tokens(encode(self.processor, exchanges, num_images=1), self.processor)
+        encoded = encode(self.processor, opened(dialogue, IMAGE_PLACEHOLDER), num_images=1)
+        return add_vision_tokens(encoded, self.processor), {}
 
 
 def add_vision_tokens(encoded: EncodedSample, processor: Processor) -> EncodedSample:
@@ -198,16 +215,38 @@ def render_images(scenes: Sequence[Scene]) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(render(scene)) for scene in scenes])).permute(0, 3, 1, 2).contiguous()
 
 
-def collate_conversations(samples: Sequence[EncodedSample], processor: SampleProcessor) -> Batch:
-    """Right-padded input_ids, attention_mask and labels, each [B, T]."""
-    return {
-        "input_ids": pad_rows([sample.input_ids for sample in samples], processor.tokenizer.pad_token_id),
-        "attention_mask": pad_rows([[1] * len(sample) for sample in samples], 0),
-        "labels": pad_rows([sample.labels for sample in samples], IGNORE_INDEX),
-    }
+def pixel_values(images: torch.Tensor, image_processor: Any) -> torch.Tensor:
+    """Images [B, 3, H, W] uint8, scaled to 0..1 and normalised with the processor's mean and standard deviation; float32."""
+    mean, std = (
+        torch.tensor(values, device=images.device).view(3, 1, 1) for values in (image_processor.image_mean, image_processor.image_std)
+    )
+    return (images.float() / 255 - mean) / std
+
+
+def qwen_patches(images: torch.Tensor, image_processor: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flattened patches of images [B, 3, H, W] in the order of Qwen2-VL's image processor.
+
+    The patches that are merged into one image token are consecutive; an image is repeated over all frames of the temporal patch.
+
+    Returns: patches [B * P, 3 * frames * patch size ** 2]; their grids [B, 3] (frames, rows, columns) in patches.
+    """
+    size, merge, frames = image_processor.patch_size, image_processor.merge_size, image_processor.temporal_patch_size
+    values = pixel_values(images, image_processor)
+    batch, channels, height, width = values.shape
+    rows, columns = height // size, width // size
+    blocks = values.view(batch, channels, rows // merge, merge, size, columns // merge, merge, size)
+    # batch, block row, block column, row in block, column in block, channel, y, x
+    patches = blocks.permute(0, 2, 5, 3, 6, 1, 4, 7)
+    flat = patches.unsqueeze(6).expand(*patches.shape[:6], frames, size, size).reshape(batch * rows * columns, -1)
+    return flat, torch.tensor([[1, rows, columns]] * batch, device=images.device)
 
 
 def pad_rows(rows: Sequence[list[int]], pad_value: int, width: int | None = None) -> torch.Tensor:
     """Right-pad rows to one tensor [rows, width]; by default `width` is the longest row's length."""
     width = width or max(map(len, rows))
     return torch.tensor([row + [pad_value] * (width - len(row)) for row in rows])
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device."""
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}

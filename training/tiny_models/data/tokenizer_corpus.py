@@ -1,10 +1,7 @@
 """The corpus of the tiny models' tokenizer: all kinds of texts about a fixed set of scenes."""
 
-import dataclasses
-import random
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from answering.config import SystemBase
 from dataset.config import AiChallengerSource, CocoCaptionsSource
@@ -21,27 +18,13 @@ SEED = 1_000_003
 
 LANGUAGES: tuple[Language, Language] = ("en", "zh")
 
-
-def _default(section: Any, key: str) -> Any:
-    """Default value of a configuration key."""
-    return next(field.default for field in dataclasses.fields(section) if field.name == key)
-
-
-SHORT_ANSWER_PROMPTS: dict[Language, str] = {
-    "en": _default(SystemBase, "short_answer_prompt"),
-    "zh": _default(SystemBase, "short_answer_prompt_zh"),
-}
+SHORT_ANSWER_PROMPTS = {"en": str(SystemBase.short_answer_prompt), "zh": str(SystemBase.short_answer_prompt_zh)}
 """Prompt after a question to the baselines, by default of the configuration."""
 
-CAPTION_QUESTIONS: dict[Language, tuple[str, ...]] = {
-    "en": _default(CocoCaptionsSource, "questions"),
-    "zh": _default(AiChallengerSource, "questions"),
-}
+CAPTION_QUESTIONS = {"en": CocoCaptionsSource.questions, "zh": AiChallengerSource.questions}
 """Questions that ask for a caption, by default of the configuration."""
 
 _SCENES = 400
-# Negative indices: training batches use indices from 0.
-_FIRST_SCENE = -_SCENES
 _CHAT_WORDS = ("user", "assistant", "\n\n")
 """Texts around every turn of the chat template; one token each, as in Qwen's own vocabulary."""
 _FUNCTION_WORDS = ("的", "个", "和", "与", "在", "有", "是", "比", "吗", "呢", "写着", "物体", "东西", "图形", "数字", "颜色", "形状")
@@ -53,14 +36,10 @@ def tokenizer_corpus() -> Iterator[str]:
     Chinese text is split at known words, so that no token spans two of them: 红色的圆形 is three tokens, and a held-out combination
     consists of tokens that occur in training.
     """
-    word_pattern = re.compile("|".join(sorted({*known_words(ZH), *_FUNCTION_WORDS}, key=lambda word: (-len(word), word))))
+    words = sorted({*known_words(ZH), *_FUNCTION_WORDS}, key=lambda word: (-len(word), word))
+    word_pattern = re.compile(f"({'|'.join(words)})")
     for text in _texts():
-        start = 0
-        for match in word_pattern.finditer(text):
-            yield text[start : match.start()]
-            yield match.group()
-            start = match.end()
-        yield text[start:]
+        yield from word_pattern.split(text)
 
 
 def _texts() -> Iterator[str]:
@@ -68,12 +47,13 @@ def _texts() -> Iterator[str]:
     for language in LANGUAGES:
         yield SHORT_ANSWER_PROMPTS[language]
         yield from (*CAPTION_QUESTIONS[language], *DETAIL_QUESTIONS[language])
-        for number in range(_SCENES):
-            yield from _texts_about(generate_scene(SEED, "train", _FIRST_SCENE + number), language)
+        # Negative indices: training batches use indices from 0.
+        for index in range(-_SCENES, 0):
+            yield from _texts_about(generate_scene(SEED, "train", index), language)
 
 
 def _texts_about(scene: Scene, language: Language) -> Iterator[str]:
-    rng: random.Random = scene.rng(f"tokenizer {language}")
+    rng = scene.rng(f"tokenizer {language}")
     for render_text in (caption, short_caption, description, as_text):
         yield render_text(scene, language, rng)
     for question in sample_questions(scene, language, rng, 6):
