@@ -128,5 +128,9 @@ def _cell_loss(attention: Any, seen: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _recording(module: torch.nn.Module, seen: dict[str, torch.Tensor]) -> RemovableHandle:
-    """A context in which the keyword arguments of the module's forward pass are written to `seen`."""
-    return module.register_forward_pre_hook(lambda _module, _positional, named: seen.update(named), with_kwargs=True)
+    """A context in which the arguments of the module's forward pass are written to `seen`; a positional one is its hidden states."""
+
+    def record(_: torch.nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        seen.update(dict(zip(("hidden_states",), positional, strict=False)), **named)
+
+    return module.register_forward_pre_hook(record, with_kwargs=True)
