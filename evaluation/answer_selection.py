@@ -10,7 +10,7 @@ from answering.rerank.confidence import NOT_SURE
 from dataset.sample import hash_to_index
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
-from evaluation.schema.rerank_figures import ValidationFigures
+from evaluation.schema.summary_file import ValidationFigures
 
 ABSTAINING = "abstaining"
 """Name of the choice that answers "not sure" where the confidence is below the threshold."""

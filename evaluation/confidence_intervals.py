@@ -8,9 +8,9 @@ Shapes: G clusters, R rows that are computed at once.
 """
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,7 @@ _AGREEING = 1 / 3
 """Clusters of equal answers that are added where the agreement within clusters is estimated for a difference."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(NamedTuple):
     """A 95 % confidence interval."""
 
     low: float

@@ -19,13 +19,23 @@ _MAX_BLOCK_SIZE = 2_000_000  # random numbers generated at a time: 16 MB
 Verdict = Literal["a", "b", "not shown"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Difference:
     """Mean score of a minus mean score of b over the same questions, with interval and unadjusted p-value."""
 
     difference: float
     ci95: Interval
     p_value: float
+
+
+@dataclass(frozen=True)
+class TestedDifference(Difference):
+    """One of several differences. p_holm: adjusted over all of them. verdict: which side is shown to be better."""
+
+    __test__ = False  # not a test of pytest
+
+    p_holm: float
+    verdict: Verdict
 
 
 def clusters(image_ids: Sequence[tuple[int, ...]]) -> np.ndarray:
@@ -115,6 +125,12 @@ def verdict(difference: Difference, p_holm: float) -> Verdict:
     if p_holm > SIGNIFICANCE_LEVEL or difference.ci95.low <= 0.0 <= difference.ci95.high:
         return "not shown"
     return "a" if difference.difference > 0 else "b"
+
+
+def with_verdicts(differences: Sequence[Difference]) -> list[TestedDifference]:
+    """The differences with p-values that are adjusted over all of them, and verdicts."""
+    adjusted = holm([difference.p_value for difference in differences])
+    return [TestedDifference(**vars(row), p_holm=p, verdict=verdict(row, p)) for row, p in zip(differences, adjusted, strict=True)]
 
 
 def min_resamples(resamples: int, comparisons: int) -> int:

@@ -49,7 +49,6 @@ def main(arguments: argparse.Namespace) -> int:
     from evaluation.run.question_runner import NamedScorer
     from evaluation.run.system_groups import learning_curve_settings, list_checkpoints
     from evaluation.run.system_runner import run_all_systems
-    from evaluation.scoring.thresholds import missed_thresholds
     from process_group import init_process_group, main_process_only
 
     checkpoints = arguments.checkpoints if arguments.curve is None else list_checkpoints(arguments.curve)
@@ -85,7 +84,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(render_tables(evaluation_result.summary))
         print()
     print(terminal_summary(evaluation_result.summary, report))
-    if names := missed_thresholds(evaluation_result.summary.thresholds or []):
+    if names := [threshold.name for threshold in evaluation_result.summary.thresholds or () if not threshold.met]:
         print(f"missed: {', '.join(f'eval.thresholds.{name}' for name in names)}", file=sys.stderr)
         return 1
     return 0

@@ -25,7 +25,7 @@ from evaluation.calibration.probability_fits import fit_logistic, group_k_fold
 from evaluation.calibration.validation_examples import ValidationExample, validation_examples, with_candidates
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
-from evaluation.schema.rerank_figures import QuestionTypeGain, SystemValidation, TunedGain, ValidationFigures
+from evaluation.schema.summary_file import QuestionTypeGain, SystemValidation, TunedGain, ValidationFigures
 from evaluation.statistics import Difference, clusters, compare, holm, verdict
 
 LIKELIHOOD_WEIGHTS = tuple(round(step * 0.05, 2) for step in range(21))

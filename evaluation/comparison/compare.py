@@ -12,17 +12,7 @@ from evaluation.comparison.external_predictions import AnswerFile, Side, read_an
 from evaluation.metrics.short_answers import BINARY_METRICS, METRICS
 from evaluation.power_analysis import minimum_detectable_effect
 from evaluation.report.result_tables import align_columns, percent
-from evaluation.statistics import (
-    Difference,
-    McNemar,
-    Verdict,
-    clusters,
-    compare,
-    holm,
-    mcnemar,
-    min_resamples,
-    verdict,
-)
+from evaluation.statistics import Difference, McNemar, Verdict, clusters, compare, holm, mcnemar, min_resamples, verdict
 
 COMPARED_METRICS = ("vqa_accuracy", "vqa_accuracy_m4c", "exact")
 """Metrics of the comparison; Holm corrects over them."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from evaluation.schema.confidence_figures import Reliability, ReliabilityBin
+from evaluation.schema.answer_figures import Reliability, ReliabilityBin
 
 BINS = 10
 """Number of equal-width bins over 0..1."""

@@ -9,7 +9,7 @@ from answering.protocol import Candidate
 from evaluation.metrics.answer_normalisation import normalise_m4c
 from evaluation.metrics.short_answers import text_references
 from evaluation.prediction_files import Prediction
-from evaluation.schema.choice_figures import UnanswerableFigures
+from evaluation.schema.answer_figures import UnanswerableFigures
 
 UNANSWERABLE_TEXTS = frozenset({"unanswerable", "unsuitable", "unsuitable image", "无法回答", "不能回答", "无法判断"})
 """Normalised answers that mean: this question cannot be answered."""

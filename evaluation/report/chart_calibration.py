@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.report.chart_style import COLORS, GREY, legend_below
-from evaluation.schema.confidence_figures import ConfidenceFigures, Reliability
+from evaluation.schema.answer_figures import ConfidenceFigures, Reliability
 from evaluation.schema.summary_file import Summary
 
 

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from evaluation.report.chart_style import COLORS, ERROR_BAR_STYLE, GREY, legend_below, percent_axis
-from evaluation.schema.comparison_figures import CorruptionPoint, RobustnessFigures
-from evaluation.schema.summary_file import Summary
+from evaluation.schema.summary_file import CorruptionPoint, RobustnessFigures, Summary
 
 _MARKERS = "osD^v<"
 

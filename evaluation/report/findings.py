@@ -7,9 +7,8 @@ from answering.rerank.choose_answer import displayed_choice
 from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.report.rerank_tables import tuning_sentence
 from evaluation.report.result_tables import format_interval, percent
-from evaluation.schema.comparison_figures import Comparison, TestedDifference
-from evaluation.schema.summary_file import Summary
-from evaluation.statistics import Verdict
+from evaluation.schema.summary_file import Comparison, Summary
+from evaluation.statistics import TestedDifference, Verdict
 
 POOR_ACCURACY = 0.10
 """VQA accuracy below which the headline says that a system cannot do the task."""

@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 
 from answering.rerank.calibration_range import UNLIKE_CONFIDENCE
-from evaluation.schema.choice_figures import CanChange
-from evaluation.schema.confidence_figures import ConfidenceFigures
-from evaluation.schema.rerank_figures import RerankFigures
-from evaluation.schema.summary_file import Summary
+from evaluation.schema.answer_figures import CanChange, ConfidenceFigures
+from evaluation.schema.summary_file import RerankFigures, Summary
 
 Row = Sequence[str]
 _CHOSEN_ON = {"default": "as configured", "validation": "chosen on the validation split"}

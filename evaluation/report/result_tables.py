@@ -9,9 +9,8 @@ from answering.rerank.choose_answer import displayed_choice
 from evaluation.metrics.short_answers import GAMEABLE_METRICS
 from evaluation.report import rerank_tables
 from evaluation.report.report_notes import remarks
-from evaluation.schema.choice_figures import ChoiceFigures
-from evaluation.schema.comparison_figures import Comparison
-from evaluation.schema.summary_file import Summary
+from evaluation.schema.answer_figures import ChoiceFigures
+from evaluation.schema.summary_file import Comparison, Summary
 
 CHOICE_DESCRIPTIONS = {
     "first": "the first candidate: the system's most likely one",

@@ -8,7 +8,7 @@ from answering.rerank.choose_answer import displayed_choice
 from evaluation.report.findings import headline
 from evaluation.report.report_notes import CURVE_REMARK, failure_count, missing_font
 from evaluation.report.result_tables import align_columns, caption_table, format_interval, percent
-from evaluation.schema.choice_figures import ChoiceFigures
+from evaluation.schema.answer_figures import ChoiceFigures
 from evaluation.schema.summary_file import Summary
 
 WIDTH = 100

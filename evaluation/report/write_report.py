@@ -20,7 +20,7 @@ from evaluation.report.image_grids import write_changed_answers
 from evaluation.report.report_notes import accuracy_definition, accuracy_name
 from evaluation.run.evaluation_run import EvaluationResult
 from evaluation.run.evaluation_setup import Experiment
-from evaluation.schema.choice_figures import ChoiceFigures
+from evaluation.schema.answer_figures import ChoiceFigures
 from evaluation.schema.summary_file import Summary, SystemFigures
 from evaluation.scoring.question_categories import category_names
 

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,20 +15,11 @@ from evaluation.confidence_intervals import mean_intervals
 from evaluation.config import Corruption, EvalConfig
 from evaluation.questions import Question
 from evaluation.robustness.corruptions import corrupt
-from evaluation.schema.comparison_figures import CorruptionPoint, RobustnessFigures
+from evaluation.schema.summary_file import CorruptionPoint, RobustnessFigures
 from evaluation.statistics import clusters
 
 CorruptionCondition = tuple[Corruption, int]
 """Kind of corruption, and strength 1..5."""
-
-
-@dataclass(frozen=True, slots=True)
-class Robustness:
-    """VQA accuracy [questions] of a system's first candidates on clean images and under each corruption."""
-
-    questions: list[Question]
-    clean: np.ndarray
-    corrupted: dict[CorruptionCondition, np.ndarray]
 
 
 def corruption_conditions(settings: EvalConfig) -> list[CorruptionCondition]:
@@ -77,20 +67,13 @@ def _write_corrupted(image: Path | Image.Image, condition: CorruptionCondition, 
     return path
 
 
-def summarise_robustness(by_system: Mapping[str, Robustness]) -> dict[str, RobustnessFigures]:
-    """Figures for summary.json, by system: questions, clean accuracy, and accuracy by corruption and strength, with intervals."""
-    result = {}
-    for name, robustness in by_system.items():
-        columns = [robustness.clean, *robustness.corrupted.values()]
-        groups = clusters([question.image_ids for question in robustness.questions])
-        ranges = mean_intervals(np.stack(columns, axis=1), groups)
-        strengths = [None, *(strength for _, strength in robustness.corrupted)]
-        clean, *points = (
-            CorruptionPoint(float(column.mean()), (interval.low, interval.high), strength)
-            for column, interval, strength in zip(columns, ranges, strengths, strict=True)
-        )
-        by_kind: dict[str, list[CorruptionPoint]] = {}
-        for (kind, _), point in zip(robustness.corrupted, points, strict=True):
-            by_kind.setdefault(kind, []).append(point)
-        result[name] = RobustnessFigures(len(robustness.questions), clean, by_kind)
-    return result
+def robustness_figures(
+    questions: Sequence[Question], clean: np.ndarray, corrupted: Mapping[CorruptionCondition, np.ndarray]
+) -> RobustnessFigures:
+    """Figures of one system from the VQA accuracy [questions] of its first candidates on clean images and under each corruption."""
+    groups = clusters([question.image_ids for question in questions])
+    ranges = mean_intervals(np.stack([clean, *corrupted.values()], axis=1), groups)
+    by_kind: dict[str, list[CorruptionPoint]] = {}
+    for ((kind, strength), accuracy), interval in zip(corrupted.items(), ranges[1:], strict=True):
+        by_kind.setdefault(kind, []).append(CorruptionPoint(float(accuracy.mean()), interval, strength))
+    return RobustnessFigures(len(questions), CorruptionPoint(float(clean.mean()), ranges[0]), by_kind)

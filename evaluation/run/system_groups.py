@@ -10,7 +10,7 @@ import numpy as np
 from answering.config import CheckpointSystem, System
 from errors import UsageError
 from evaluation.config import EvalConfig, Thresholds
-from evaluation.schema.comparison_figures import SeedStatistics
+from evaluation.schema.summary_file import SeedStatistics
 from evaluation.scoring.answer_scores import Scores
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)$")

@@ -9,8 +9,7 @@ from evaluation.answer_selection import ABSTAINING
 from evaluation.metrics.reliability import reliability
 from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.questions import Question
-from evaluation.schema.choice_figures import PartFigures
-from evaluation.schema.confidence_figures import Abstaining, ConfidenceFigures, ConfidencePart, CoveragePoint
+from evaluation.schema.answer_figures import Abstaining, ConfidenceFigures, ConfidencePart, CoveragePoint, PartFigures
 from evaluation.scoring.answer_scores import AnswerScores
 from evaluation.scoring.question_categories import category_names
 

@@ -11,9 +11,9 @@ from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.power_analysis import minimum_detectable_effect
 from evaluation.questions import Question
 from evaluation.run.system_groups import mean_scores
-from evaluation.schema.comparison_figures import Comparison, McNemarFigures, TestedDifference
+from evaluation.schema.summary_file import Comparison, McNemarFigures
 from evaluation.scoring.answer_scores import Scores
-from evaluation.statistics import Difference, clusters, compare, holm, mcnemar, min_resamples, verdict
+from evaluation.statistics import Difference, clusters, compare, holm, mcnemar, min_resamples, with_verdicts
 
 NORMALISED_METRIC = "vqa_accuracy_m4c"
 """The metric that ignores the form of an answer; a verdict that it does not share may be one about form."""
@@ -118,7 +118,7 @@ def comparisons(pairs: Sequence[ScorePair], settings: EvalConfig) -> list[Compar
     tests = {i: mcnemar(pair.scores_a[BINARY_METRIC], pair.scores_b[BINARY_METRIC]) for i, pair in enumerate(pairs) if _binary(pair)}
     adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
     exact = {i: McNemarFigures(BINARY_METRIC, **asdict(test), p_holm=adjusted[i]) for i, test in tests.items()}
-    tested = zip(_tested(by_metric[PRIMARY_METRIC]), _tested(by_metric[NORMALISED_METRIC]), strict=True)
+    tested = zip(*(with_verdicts(by_metric[metric]) for metric in TESTED_METRICS), strict=True)
     return [
         Comparison(
             **vars(figures),
@@ -131,17 +131,6 @@ def comparisons(pairs: Sequence[ScorePair], settings: EvalConfig) -> list[Compar
             mcnemar=exact.get(i),
         )
         for i, (figures, normalised) in enumerate(tested)
-    ]
-
-
-def _tested(differences: Sequence[Difference]) -> list[TestedDifference]:
-    """Figures of the differences in one metric over all pairs."""
-    adjusted = holm([difference.p_value for difference in differences])
-    return [
-        TestedDifference(
-            difference.difference, (difference.ci95.low, difference.ci95.high), difference.p_value, p_holm, verdict(difference, p_holm)
-        )
-        for difference, p_holm in zip(differences, adjusted, strict=True)
     ]
 
 

@@ -9,11 +9,12 @@ from answering.config import RerankConfig
 from answering.rerank.candidate_scores import SELF_EVALUATION
 from answering.rerank.choose_answer import chosen_text
 from evaluation.answer_selection import RerankPlans
+from evaluation.metrics.reliability import reliability
 from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.prediction_files import Prediction
 from evaluation.run.question_runner import NamedScorer
-from evaluation.schema.choice_figures import CanChange
-from evaluation.schema.rerank_figures import RerankFigures
+from evaluation.schema.answer_figures import CanChange, ChangedAnswers, Reliability
+from evaluation.schema.summary_file import RerankFigures
 from evaluation.scoring.answer_scores import AnswerScores, References, answer_accuracy
 
 
@@ -59,3 +60,29 @@ def improvable_fractions(short: AnswerScores, references: References, skipped: n
 def _candidate_accuracies(prediction: Prediction, references: References) -> list[float]:
     """VQA accuracy of every candidate."""
     return [answer_accuracy(prediction, chosen_text([candidate], 0), references) for candidate in prediction.candidates]
+
+
+def count_changed(short: AnswerScores) -> ChangedAnswers:
+    """Numbers of short answers that reranking changed."""
+    changed = np.array(short.texts["reranked"]) != np.array(short.texts["first"])
+    gain = short.scores["reranked"][PRIMARY_METRIC] - short.scores["first"][PRIMARY_METRIC]
+    better, worse = int((changed & (gain > 0)).sum()), int((changed & (gain < 0)).sum())
+    return ChangedAnswers(int(changed.sum()), better, worse, int(changed.sum()) - better - worse)
+
+
+def _fused_score(prediction: Prediction, text: str) -> float:
+    """Fused score of the candidate with this text."""
+    assert prediction.fused is not None
+    indices = (i for i in range(len(prediction.fused)) if chosen_text(prediction.candidates[i : i + 1], 0) == text)
+    return prediction.fused[next(indices)]
+
+
+def fused_calibration(short: AnswerScores) -> Reliability | None:
+    """Calibration of the fused score of the reranked answers; None if there are no fused scores."""
+    texts = short.texts["reranked"]
+    # In a skipped question the answer is the first candidate, which need not have the highest fused score.
+    scored = [(i, _fused_score(p, texts[i])) for i, p in enumerate(short.predictions) if p.fused]
+    if not scored:
+        return None
+    indices, fused = zip(*scored, strict=True)
+    return reliability(np.array(fused), short.scores["reranked"][PRIMARY_METRIC][list(indices)])

@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 
+from evaluation.confidence_intervals import Interval
 from evaluation.report.findings import headline, sentences
 from evaluation.report.report_notes import few_images_remark
 from evaluation.report.rerank_tables import remarks, tuning_sentence
-from evaluation.schema.comparison_figures import Comparison, TestedDifference
-from evaluation.schema.rerank_figures import RerankFigures, TunedGain, ValidationFigures
-from evaluation.schema.summary_file import DatasetFigures, Summary
-from evaluation.statistics import Verdict
+from evaluation.schema.summary_file import Comparison, DatasetFigures, RerankFigures, Summary, TunedGain, ValidationFigures
+from evaluation.statistics import TestedDifference, Verdict
 from tests.evaluation.fakes import choice_figures, system_figures
 
 
@@ -19,7 +18,7 @@ def compared(a: str, b: str, difference: float, verdict: Verdict, normalised: tu
     """A comparison; `normalised`: difference and verdict under M4C, by default the same."""
 
     def tested(difference: float, verdict: Verdict) -> TestedDifference:
-        return TestedDifference(difference, (difference - 0.01, difference + 0.01), 0.01, 0.01, verdict)
+        return TestedDifference(difference, Interval(difference - 0.01, difference + 0.01), 0.01, 0.01, verdict)
 
     under_m4c = tested(*(normalised or (difference, verdict)))
     return Comparison(
