@@ -18,8 +18,8 @@ from answering.rerank.fitted_reranker import load_fitted
 from dataset.loading.sample_store import SampleStore
 from errors import UsageError
 from evaluation.questions import choose
-from evaluation.report.chart_calibration import confidence
 from evaluation.report.chart_style import save, style
+from evaluation.report.charts import confidence
 from evaluation.report.report_notes import remarks
 from evaluation.report.result_tables import all_tables
 from evaluation.report.write_report import write_report
