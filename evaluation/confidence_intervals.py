@@ -61,12 +61,7 @@ def mean_intervals(scores: np.ndarray, cluster_ids: np.ndarray) -> list[Interval
 
 
 def difference_intervals(differences: np.ndarray, cluster_ids: np.ndarray) -> list[Interval]:
-    """Interval of each column's mean difference; see `difference_bounds`.
-
-    Args:
-        differences: [questions, columns], a minus b, -1..1
-        cluster_ids: cluster of each question, 0..G-1
-    """
+    """Interval of each column's mean difference, of differences [questions, columns] in -1..1; see `difference_bounds`."""
     sums, sizes, squares = cluster_sums(differences, cluster_ids)
     low, high = difference_bounds(sums.T, np.broadcast_to(sizes, sums.T.shape), squares.T)
     return [Interval(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)]

@@ -71,7 +71,7 @@ def p_values(differences: np.ndarray, cluster_ids: np.ndarray, resamples: int, s
 
 
 def compare(a: np.ndarray, b: np.ndarray, cluster_ids: np.ndarray, resamples: int, seed: int) -> list[Difference]:
-    """Compare a with b column by column.
+    """Compare a with b column by column. Raises UsageError if the numbers of questions differ.
 
     Args:
         a: scores [questions, columns]
@@ -79,9 +79,6 @@ def compare(a: np.ndarray, b: np.ndarray, cluster_ids: np.ndarray, resamples: in
         cluster_ids: cluster of each question, 0..n-1
         resamples: number of random sign assignments of the randomisation test
         seed: seed of the signs
-
-    Raises:
-        UsageError: the numbers of questions differ
     """
     if a.shape != b.shape or len(a) != len(cluster_ids):
         raise UsageError(f"cannot compare scores of {len(a)} and {len(b)} questions: the question sets differ")
@@ -141,12 +138,6 @@ def min_resamples(resamples: int, comparisons: int) -> int:
 def _random_signs(num_clusters: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Blocks [rows, clusters] of random signs -1 or 1, `resamples` rows in total."""
     generator = np.random.default_rng([seed, 1])
-    for rows in _block_sizes(num_clusters, resamples):
-        yield generator.integers(0, 2, size=(rows, num_clusters)) * 2.0 - 1.0
-
-
-def _block_sizes(num_clusters: int, resamples: int) -> Iterator[int]:
-    """Numbers of rows of at most _MAX_BLOCK_SIZE numbers each, `resamples` rows in total."""
     size = max(1, _MAX_BLOCK_SIZE // num_clusters)
     for start in range(0, resamples, size):
-        yield min(size, resamples - start)
+        yield generator.integers(0, 2, size=(min(size, resamples - start), num_clusters)) * 2.0 - 1.0

@@ -147,8 +147,10 @@ def before_and_after(summary: Summary) -> Figure:
     for i, (choice, color, label) in enumerate((*_BEFORE_AND_AFTER, ("oracle", "none", "upper bound: oracle"))):
         positions = [position + (i - 1) * 0.26 for position in range(len(systems))]
         values, error_bars = _with_error_bars([results.choices[choice] for results in systems.values()])
-        edge = {"edgecolor": GREY, "linestyle": "--"} if color == "none" else {"edgecolor": color, "linestyle": "-"}
-        bars = axes.bar(positions, values, 0.24, yerr=error_bars, error_kw=ERROR_BAR_STYLE, color=color, label=label, **edge)
+        edge, line = (GREY, "--") if color == "none" else (color, "-")
+        bars = axes.bar(
+            positions, values, 0.24, yerr=error_bars, error_kw=ERROR_BAR_STYLE, color=color, edgecolor=edge, linestyle=line, label=label
+        )
         # Above the interval: inside the bar its line would cross the number, and a bar of height 0 has no room.
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8, color=INK)
     axes.set_xticks(range(len(systems)), list(systems))

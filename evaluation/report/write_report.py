@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from atomic_io import write_text
 from dataset.loading.sample_store import SampleStore
-from evaluation.report import report_notes, rerank_tables, result_tables
+from evaluation.report import report_notes, result_tables
 from evaluation.report.charts import write_charts
 from evaluation.report.examples import RIGHT, Example, data_url, examples, select_examples, thumbnail
 from evaluation.report.findings import headline, sentences
@@ -98,6 +98,6 @@ def _page_context(summary: Summary, all_examples: list[Example], selected: list[
         "image_urls": {image_id: None if image is None else data_url(image) for image_id, image in images.items()},
         "categories": [name for name in category_names() if any(example.question.category == name for example in selected)],
         "languages": sorted({example.question.request.language for example in selected}),
-        "can_change": {name: rerank_tables.can_change_sentence(results.can_change) for name, results in summary.systems.items()},
+        "can_change": {name: report_notes.can_change_sentence(results.can_change) for name, results in summary.systems.items()},
         "effects": {name: results.changed for name, results in summary.systems.items() if results.changed is not None},
     }

@@ -14,19 +14,18 @@ from answering.question_types import skippable_question_type
 from answering.rerank.choose_answer import RerankPlan
 from answering.rerank.fitted_reranker import FittedReranker, rerank_settings, save_fitted
 from atomic_io import write_json, write_text
-from dataset.sample import Language
 from evaluation.answer_selection import RerankPlans, add_choices
 from evaluation.calibration.rerank_fitting import tune
 from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.metrics.unanswerable import unanswerable_metrics
 from evaluation.prediction_files import Prediction, write_predictions
 from evaluation.questions import Question, choose, references
-from evaluation.robustness.robustness_run import CorruptionCondition, robustness_figures
+from evaluation.robustness import CorruptionCondition, robustness_figures
 from evaluation.run.evaluation_setup import Experiment, first_checkpoint
-from evaluation.run.question_runner import NamedScorer
-from evaluation.run.system_runner import EvaluationRun, SystemRun
+from evaluation.run.question_runner import NamedScorer, SystemRun
+from evaluation.run.system_runner import EvaluationRun
 from evaluation.schema.summary_file import DatasetFigures, RobustnessFigures, Summary, SystemFigures, to_json
-from evaluation.scoring.answer_scores import CosineFunction, References, caption_scores, format_sensitivity, score, score_lines
+from evaluation.scoring.answer_scores import References, caption_scores, format_sensitivity, score, score_lines
 from evaluation.scoring.confidence_metrics import confidence_metrics
 from evaluation.scoring.rerank_metrics import count_changed, fused_calibration, improvable_fractions, rerank_metrics
 from evaluation.scoring.summary import SystemResult, metric_summary, summarise
@@ -37,14 +36,7 @@ CALIBRATION_IMAGES = 1000
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Everything that the reports show.
-
-    Args:
-        summary: the figures of all systems
-        questions: the short questions, in the order of every system's `short` in `results`
-        references: reference answers by sample id
-        results: scores by system
-    """
+    """Everything that the reports show. questions: the short ones, in the order of every system's `short` in `results`."""
 
     summary: Summary
     questions: list[Question]
@@ -109,7 +101,9 @@ def _result(system: System, evaluation_run: EvaluationRun, plan: RerankPlan, abs
     skipped = np.array([kind in plan.skipped_question_types for kind in types], dtype=bool)
     has_confidence = any(prediction.confidence is not None for prediction in short.predictions)
     reranked = "reranked" in short.scores
-    captions = caption_scores(system_run.questions, system_run.predictions, known, _cosine_functions(evaluation_run.scorers))
+    # Of the first scorer that supports a language.
+    cosines = {language: scorer.scorer.cosine_batch for scorer in reversed(evaluation_run.scorers) for language in scorer.languages}
+    captions = caption_scores(system_run.questions, system_run.predictions, known, cosines)
     figures = SystemFigures(
         kind=system.kind,
         model=system_run.predictions[0].model,
@@ -136,11 +130,6 @@ def _mean_visual_tokens(predictions: Sequence[Prediction]) -> float | None:
     numbers = [prediction.visual_tokens for prediction in predictions if prediction.error is None]
     known = [number for number in numbers if number is not None]
     return fmean(known) if known and len(known) == len(numbers) else None
-
-
-def _cosine_functions(scorers: Sequence[NamedScorer]) -> dict[Language, CosineFunction]:
-    """Language -> cosine function of the first scorer that supports it."""
-    return {language: scorer.scorer.cosine_batch for scorer in reversed(scorers) for language in scorer.languages}
 
 
 def _robustness(clean_run: SystemRun, corrupted: dict[CorruptionCondition, SystemRun], known: References) -> RobustnessFigures | None:

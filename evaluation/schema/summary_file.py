@@ -21,7 +21,7 @@ from evaluation.schema.answer_figures import (
     Reliability,
     UnanswerableFigures,
 )
-from evaluation.statistics import TestedDifference, Verdict
+from evaluation.statistics import McNemar, TestedDifference, Verdict
 
 SCHEMA_VERSION = 3
 """Version of this layout. 3: the bins of a reliability diagram have `low` and `high` in place of `from` and `to`."""
@@ -68,13 +68,10 @@ class SystemFigures:
 
 
 @dataclass(frozen=True)
-class McNemarFigures:
-    """McNemar's test of a 0/1 metric: questions that only a, and only b, answers right."""
+class McNemarFigures(McNemar):
+    """McNemar's test of a 0/1 metric, one of several tests. p_holm: adjusted over all of them."""
 
     metric: str
-    only_a: int
-    only_b: int
-    p_value: float
     p_holm: float
 
 

@@ -17,6 +17,7 @@ from evaluation.metrics.short_answers import METRICS, Metric, vqa_accuracy, vqa_
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
 from evaluation.schema.answer_figures import CaptionFigures
+from evaluation.scoring.question_categories import category_names
 
 _LEADING, _TRAILING = ("first", "random", "majority", "likelihood"), ("self", "reranked", "learned", "abstaining", "oracle")
 """Display order of the choices: the leading ones, image-text scorers, the trailing ones."""
@@ -65,6 +66,17 @@ class CaptionResult:
 
     figures: dict[str, dict[str, CaptionFigures]]
     per_sample: dict[str, dict[str, dict[str, float]]]
+
+
+def masks_by_kind(questions: Sequence[Question]) -> list[dict[str, np.ndarray]]:
+    """Masks [questions] of each category, of each language and of each source that occurs, by its name, in display order."""
+    sources = [question.source for question in questions]
+    labels_in_order = (
+        ([question.category for question in questions], category_names()),
+        ([question.request.language for question in questions], ["en", "zh"]),
+        (sources, sorted(set(sources))),
+    )
+    return [{name: np.array(labels) == name for name in order if name in labels} for labels, order in labels_in_order]
 
 
 def oracle(prediction: Prediction, references: Sequence[str]) -> str:

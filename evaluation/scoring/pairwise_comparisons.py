@@ -10,7 +10,6 @@ from evaluation.config import EvalConfig
 from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.power_analysis import minimum_detectable_effect
 from evaluation.questions import Question
-from evaluation.run.system_groups import mean_scores
 from evaluation.schema.summary_file import Comparison, McNemarFigures
 from evaluation.scoring.answer_scores import Scores
 from evaluation.statistics import Difference, clusters, compare, holm, mcnemar, min_resamples, with_verdicts
@@ -29,15 +28,7 @@ AGAINST_FIRST = ("reranked", "learned")
 
 @dataclass(frozen=True, slots=True)
 class ScorePair:
-    """Two sides of a comparison.
-
-    Args:
-        a: name of side a, such as "ours/reranked"
-        b: name of side b
-        scores_a: metric -> scores [questions] of side a
-        scores_b: metric -> scores [questions] of side b
-        questions: the questions
-    """
+    """Two sides of a comparison, such as "ours/reranked" and "ours/first", with the scores [questions] of each by metric."""
 
     a: str
     b: str
@@ -74,6 +65,15 @@ def score_pairs(
         # Clusters follow the original images of the questions, not the shuffled ones.
         pairs.append(ScorePair(f"{control_of}/first", f"controls/{name}", system_scores, control, [questions[i] for i in rows_of_control]))
     return pairs
+
+
+def mean_scores(members: Sequence[Mapping[str, Scores]]) -> dict[str, Scores]:
+    """Scores [questions] averaged over the members, by choice and metric, for the choices that all members have."""
+    return {
+        choice: {metric: np.mean([member[choice][metric] for member in members], axis=0) for metric in by_metric}
+        for choice, by_metric in members[0].items()
+        if all(choice in member for member in members)
+    }
 
 
 def _compared_units(scores: Mapping[str, Mapping[str, Scores]], groups: Mapping[str, Sequence[str]]) -> dict[str, Mapping[str, Scores]]:
@@ -117,7 +117,7 @@ def comparisons(pairs: Sequence[ScorePair], settings: EvalConfig) -> list[Compar
         differing.append(int((a[:, 0] != b[:, 0]).sum()))
     tests = {i: mcnemar(pair.scores_a[BINARY_METRIC], pair.scores_b[BINARY_METRIC]) for i, pair in enumerate(pairs) if _binary(pair)}
     adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
-    exact = {i: McNemarFigures(BINARY_METRIC, **asdict(test), p_holm=adjusted[i]) for i, test in tests.items()}
+    exact = {i: McNemarFigures(**asdict(test), metric=BINARY_METRIC, p_holm=adjusted[i]) for i, test in tests.items()}
     tested = zip(*(with_verdicts(by_metric[metric]) for metric in TESTED_METRICS), strict=True)
     return [
         Comparison(

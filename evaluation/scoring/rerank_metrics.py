@@ -9,13 +9,13 @@ from answering.config import RerankConfig
 from answering.rerank.candidate_scores import SELF_EVALUATION
 from answering.rerank.choose_answer import chosen_text
 from evaluation.answer_selection import RerankPlans
-from evaluation.metrics.reliability import reliability
 from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.prediction_files import Prediction
 from evaluation.run.question_runner import NamedScorer
 from evaluation.schema.answer_figures import CanChange, ChangedAnswers, Reliability
 from evaluation.schema.summary_file import RerankFigures
 from evaluation.scoring.answer_scores import AnswerScores, References, answer_accuracy
+from evaluation.scoring.confidence_metrics import reliability
 
 
 def rerank_metrics(rerank: RerankConfig, rerank_plans: RerankPlans, scorers: Sequence[NamedScorer]) -> RerankFigures:
@@ -50,16 +50,12 @@ def rerank_metrics(rerank: RerankConfig, rerank_plans: RerankPlans, scorers: Seq
 def improvable_fractions(short: AnswerScores, references: References, skipped: np.ndarray) -> CanChange:
     """Fractions of the questions on which choosing another candidate matters. skipped: [questions] bool, whether reranking skips it."""
     first, best = short.scores["first"][PRIMARY_METRIC], short.scores["oracle"][PRIMARY_METRIC]
-    lowest = np.array([min(_candidate_accuracies(prediction, references), default=0.0) for prediction in short.predictions])
+    accuracies = ([answer_accuracy(p, chosen_text([candidate], 0), references) for candidate in p.candidates] for p in short.predictions)
+    lowest = np.array([min(row, default=0.0) for row in accuracies])
     change, rise = (best > first) | (lowest < first), best > first
     several = np.array([len(prediction.candidates) > 1 for prediction in short.predictions])
     reranked = (skipped, change & ~skipped, rise & ~skipped) if "reranked" in short.scores else ()
     return CanChange(*(float(fraction.mean()) for fraction in (several, change, rise, *reranked)))
-
-
-def _candidate_accuracies(prediction: Prediction, references: References) -> list[float]:
-    """VQA accuracy of every candidate."""
-    return [answer_accuracy(prediction, chosen_text([candidate], 0), references) for candidate in prediction.candidates]
 
 
 def count_changed(short: AnswerScores) -> ChangedAnswers:

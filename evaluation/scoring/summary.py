@@ -9,21 +9,20 @@ from evaluation.confidence_intervals import mean_intervals
 from evaluation.config import EvalConfig
 from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.questions import Question
-from evaluation.run.system_groups import checkpoint_steps, seed_statistics
+from evaluation.run.system_selection import checkpoint_steps
 from evaluation.schema.answer_figures import ChoiceFigures, PartFigures
 from evaluation.schema.summary_file import (
     DatasetFigures,
     GroupFigures,
     RerankFigures,
     RobustnessFigures,
+    SeedStatistics,
     Summary,
     SystemFigures,
     ThresholdFigures,
 )
-from evaluation.scoring.answer_scores import AnswerScores, CaptionResult, Scores
-from evaluation.scoring.pairwise_comparisons import comparisons, score_pairs
-from evaluation.scoring.question_categories import category_names
-from evaluation.scoring.thresholds import check_against_thresholds
+from evaluation.scoring.answer_scores import AnswerScores, CaptionResult, Scores, masks_by_kind
+from evaluation.scoring.pairwise_comparisons import comparisons, mean_scores, score_pairs
 from evaluation.statistics import clusters
 
 
@@ -65,7 +64,7 @@ def summarise(
         dataset=dataset,
         note=settings.note,
         systems=figures,
-        groups=_groups(settings.groups, systems) if settings.groups else None,
+        groups=_groups(settings.groups, scores) if settings.groups else None,
         curve=checkpoint_steps(settings.systems) if settings.curve else None,
         robustness=robustness or None,
         controls=control_figures or None,
@@ -76,20 +75,44 @@ def summarise(
     )
 
 
-def _groups(groups: Mapping[str, Sequence[str]], systems: Mapping[str, SystemResult]) -> dict[str, GroupFigures]:
-    return {
-        name: GroupFigures(list(members), seed_statistics([systems[member].short.scores for member in members]))
-        for name, members in groups.items()
-    }
+def _groups(groups: Mapping[str, Sequence[str]], scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, GroupFigures]:
+    """Groups of seeds: mean, sample standard deviation, minimum and maximum over the members' mean scores, by choice and metric."""
+    result = {}
+    for name, systems in groups.items():
+        members = [scores.get(system, {}) for system in systems]
+        choices = {
+            choice: {metric: _seed_statistics([member[choice][metric].mean() for member in members]) for metric in by_metric}
+            for choice, by_metric in mean_scores(members).items()
+        }
+        result[name] = GroupFigures(list(systems), choices)
+    return result
+
+
+def _seed_statistics(means: Sequence[np.floating]) -> SeedStatistics:
+    values = np.array(means)
+    return SeedStatistics(*map(float, (values.mean(), values.std(ddof=1), values.min(), values.max())))
 
 
 def _thresholds(
     settings: EvalConfig, control_of: str | None, systems: Mapping[str, SystemFigures], controls: Mapping[str, ChoiceFigures]
 ) -> list[ThresholdFigures]:
-    """The thresholds of the controlled system's first candidates; empty if it has none."""
+    """Every threshold that is set, with what was measured for the first candidates of the controlled system and its control runs."""
     if control_of is None or "first" not in systems[control_of].choices:
         return []
-    return check_against_thresholds(settings.thresholds, control_of, systems[control_of].choices["first"].vqa_accuracy, controls)
+    first = systems[control_of].choices["first"].vqa_accuracy
+    accuracies = {name: figures.vqa_accuracy for name, figures in controls.items()}
+    shuffled = accuracies.get("shuffled_images")
+    measurements = (
+        ("first", f"{control_of}, first candidate", first, "at least"),
+        ("shuffled_images", "the same with shuffled images", shuffled, "at most"),
+        ("untuned", "the same with an untrained connector", accuracies.get("untuned"), "at most"),
+        ("min_lead", f"{control_of}, lead over shuffled images", None if shuffled is None else first - shuffled, "at least"),
+    )
+    return [
+        ThresholdFigures(name, what, value, kind, limit, value >= limit if kind == "at least" else value <= limit)
+        for name, what, value, kind in measurements
+        if value is not None and (limit := getattr(settings.thresholds, name)) is not None
+    ]
 
 
 def metric_summary(scores: Scores, questions: Sequence[Question]) -> ChoiceFigures:
@@ -97,24 +120,16 @@ def metric_summary(scores: Scores, questions: Sequence[Question]) -> ChoiceFigur
     accuracy = scores[PRIMARY_METRIC]
     groups = clusters([question.image_ids for question in questions])
     (interval,) = mean_intervals(accuracy[:, None], groups)
-    sources = [question.source for question in questions]
+    by_category, by_language, by_source = (
+        {label: PartFigures(int(mask.sum()), float(accuracy[mask].mean())) for label, mask in masks.items()}
+        for masks in masks_by_kind(questions)
+    )
     return ChoiceFigures(
         questions=len(questions),
         clusters=int(groups.max()) + 1,
         vqa_accuracy_ci95=interval,
-        **{name: mean(values) for name, values in scores.items()},
-        by_category=_accuracy_by_label(accuracy, [question.category for question in questions], category_names()),
-        by_language=_accuracy_by_label(accuracy, [question.request.language for question in questions], ["en", "zh"]),
-        by_source=_accuracy_by_label(accuracy, sources, sorted(set(sources))),
+        **{name: float(values.mean()) for name, values in scores.items()},
+        by_category=by_category,
+        by_language=by_language,
+        by_source=by_source,
     )
-
-
-def _accuracy_by_label(accuracy: np.ndarray, labels: Sequence[str], order: Sequence[str]) -> dict[str, PartFigures]:
-    """Number of questions and accuracy by label, for the labels that occur."""
-    parts = {name: accuracy[np.array(labels) == name] for name in order}
-    return {name: PartFigures(len(part), mean(part)) for name, part in parts.items() if len(part)}
-
-
-def mean(values: np.ndarray) -> float:
-    """Mean as a Python float."""
-    return float(values.mean())

@@ -7,8 +7,7 @@ import pytest
 
 from evaluation.confidence_intervals import Interval
 from evaluation.report.findings import headline, sentences
-from evaluation.report.report_notes import few_images_remark
-from evaluation.report.rerank_tables import remarks, tuning_sentence
+from evaluation.report.report_notes import few_images_remark, remarks, tuning_sentence
 from evaluation.schema.summary_file import Comparison, DatasetFigures, RerankFigures, Summary, TunedGain, ValidationFigures
 from evaluation.statistics import TestedDifference, Verdict
 from tests.evaluation.fakes import choice_figures, system_figures

@@ -9,7 +9,7 @@ from evaluation.config import EvalConfig
 from evaluation.metrics.short_answers import METRICS
 from evaluation.power_analysis import minimum_detectable_effect
 from evaluation.questions import Question
-from evaluation.robustness.robustness_run import robustness_figures
+from evaluation.robustness import robustness_figures
 from evaluation.scoring.pairwise_comparisons import ScorePair, comparisons, score_pairs
 from evaluation.scoring.summary import metric_summary
 from evaluation.statistics import holm
