@@ -24,7 +24,7 @@ def remarks(summary: Summary) -> list[str]:
         if results.without_cuda_graphs is not None:
             lines.append(f"{name}: decoding ran without CUDA graphs and was slower: {results.without_cuda_graphs}.")
         lines.append(f"{name}: {results.distinct_candidates:.1f} distinct candidates per question{speed}; {failure_count(results.errors)}.")
-    lines += _rerank_remarks(summary)
+    lines += rerank_remarks(summary)
     if (missing := missing_font(summary)) is not None:
         lines.append(f"{missing[0].upper()}{missing[1:]}.")
     lines.append("random is a lower bound and oracle an upper bound that uses the references; neither is a method.")
@@ -139,7 +139,7 @@ def _confidence_remarks(name: str, values: ConfidenceFigures) -> list[str]:
     return lines
 
 
-def _rerank_remarks(summary: Summary) -> list[str]:
+def rerank_remarks(summary: Summary) -> list[str]:
     """Notes: rerank weights and where they were chosen, fitted models, and the effect of abstaining."""
     if summary.rerank is None:
         return []

@@ -5,6 +5,7 @@ Every field is a key of the same name. A field that is None here is not in the f
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,8 +230,9 @@ class Summary:
 
 
 def to_json(value: Any) -> Any:
-    """The plain values of a dataclass, without fields that are None."""
-    return dataclasses.asdict(value, dict_factory=lambda fields: {name: own for name, own in fields if own is not None})
+    """What JSON gives back of a dataclass, without fields that are None."""
+    fields = dataclasses.asdict(value, dict_factory=lambda fields: {name: own for name, own in fields if own is not None})
+    return json.loads(json.dumps(fields))
 
 
 def read_summary(path: Path) -> Summary:

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.confidence_intervals import Interval
 from evaluation.report.findings import headline, sentences
-from evaluation.report.report_notes import few_images_remark, remarks, tuning_sentence
+from evaluation.report.report_notes import few_images_remark, rerank_remarks, tuning_sentence
 from evaluation.schema.summary_file import Comparison, DatasetFigures, RerankFigures, Summary, TunedGain, ValidationFigures
 from evaluation.statistics import TestedDifference, Verdict
 from tests.evaluation.fakes import choice_figures, system_figures
@@ -128,7 +128,7 @@ def test_a_few_images_are_said_to_be_few() -> None:
 
 def test_no_sentence_says_how_often_the_split_was_scored() -> None:
     rerank = RerankFigures({"likelihood": 0.8}, "default", [], learned={"ours": {}})
-    text = " ".join(remarks(summary_of({"ours": 0.5}, rerank=rerank)))
+    text = " ".join(rerank_remarks(summary_of({"ours": 0.5}, rerank=rerank)))
     assert "fitted on the validation split" in text
     assert "once" not in text
 
