@@ -10,7 +10,7 @@ from answering.rerank.confidence import NOT_SURE
 from dataset.sample import hash_to_index
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
-from evaluation.schema.rerank_figures import ValidationFigures
+from evaluation.schema.summary_file import ValidationFigures
 
 ABSTAINING = "abstaining"
 """Name of the choice that answers "not sure" where the confidence is below the threshold."""
@@ -20,11 +20,8 @@ ABSTAINING = "abstaining"
 class RerankPlans:
     """Rerank plans of an evaluation.
 
-    Args:
-        shared_plan: plan of controls and of systems without a plan of their own
-        plans: plan of each system that was fitted on the validation split
-        chosen_on: where the weights come from: "default" (as configured) or "validation"
-        found: figures measured on the validation split, for summary.json
+    shared_plan: of controls and of systems without a plan of their own. plans: of each system that was fitted on the validation split.
+    chosen_on: where the weights come from: "default" (as configured) or "validation". found: figures measured on the validation split.
     """
 
     shared_plan: RerankPlan
@@ -39,12 +36,8 @@ class RerankPlans:
 
 def fill_missing_signals(predictions: Sequence[Prediction]) -> list[Prediction]:
     """Give every prediction the same set of signals; a missing signal becomes zero for all candidates, so it decides nothing."""
-    has_priors: dict[str, bool] = {}
-    for prediction in predictions:
-        for name in prediction.scorers:
-            has_priors.setdefault(name, False)
-        for name, signal in prediction.signals.items():
-            has_priors[name] = has_priors[name] or signal.prior is not None
+    names = dict.fromkeys(name for prediction in predictions for name in prediction.scorers)
+    has_priors = {name: any(name in p.signals and p.signals[name].prior is not None for p in predictions) for name in names}
     return [dataclasses.replace(p, signals=fill_missing(p.signals, has_priors, len(p.candidates))) for p in predictions]
 
 

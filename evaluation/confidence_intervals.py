@@ -8,9 +8,9 @@ Shapes: G clusters, R rows that are computed at once.
 """
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,7 @@ _AGREEING = 1 / 3
 """Clusters of equal answers that are added where the agreement within clusters is estimated for a difference."""
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(NamedTuple):
     """A 95 % confidence interval."""
 
     low: float
@@ -62,12 +61,7 @@ def mean_intervals(scores: np.ndarray, cluster_ids: np.ndarray) -> list[Interval
 
 
 def difference_intervals(differences: np.ndarray, cluster_ids: np.ndarray) -> list[Interval]:
-    """Interval of each column's mean difference; see `difference_bounds`.
-
-    Args:
-        differences: [questions, columns], a minus b, -1..1
-        cluster_ids: cluster of each question, 0..G-1
-    """
+    """Interval of each column's mean difference, of differences [questions, columns] in -1..1; see `difference_bounds`."""
     sums, sizes, squares = cluster_sums(differences, cluster_ids)
     low, high = difference_bounds(sums.T, np.broadcast_to(sizes, sums.T.shape), squares.T)
     return [Interval(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True)]

@@ -26,12 +26,10 @@ _RUNS, _FLIPS, _SPARE_COLUMNS, _MAX_SIMULATED_CLUSTERS, _HALVINGS = 500, 2000, 5
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Clusters of an evaluation without the difference of its means.
+    """Clusters [G] of an evaluation without the difference of its means.
 
-    Args:
-        noise: [G] what remains of each cluster's sum of differences; 0 for a cluster on which the systems agree
-        sizes: [G] its questions
-        squares: [G] sum of its squared differences
+    noise: what remains of each cluster's sum of differences; 0 for a cluster on which the systems agree. sizes: its questions. squares: the
+    sum of its squared differences.
     """
 
     noise: np.ndarray

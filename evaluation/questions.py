@@ -18,14 +18,7 @@ from evaluation.scoring.question_categories import category
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request with its metadata.
-
-    Args:
-        request: what the answerer gets
-        image_ids: ids of its images in the merged data
-        images: sha256 of each image file
-        source: data set that the sample comes from
-    """
+    """A request (what the answerer gets) with its metadata: ids of its images in the merged data, sha256 of each image file, data set."""
 
     request: Request
     image_ids: tuple[int, ...]
@@ -102,14 +95,9 @@ def with_shuffled_images(questions: Sequence[Question], seed: int) -> list[Quest
             images_by_id[image] = (path, sha256)
     if len(images_by_id) < 2:
         raise UsageError(f"eval.controls: shuffled_images needs at least two images, the questions have {len(images_by_id)}")
-    replacement = _random_cycle(sorted(images_by_id), seed)
+    cycle = np.random.default_rng([seed, 2]).permutation(sorted(images_by_id)).tolist()
+    replacement = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
     return [_with_images(question, tuple(replacement[image] for image in question.image_ids), images_by_id) for question in with_images]
-
-
-def _random_cycle(images: list[int], seed: int) -> dict[int, int]:
-    """Image id -> the next image id in one random cycle through all images."""
-    cycle = np.random.default_rng([seed, 2]).permutation(images).tolist()
-    return dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))
 
 
 def _with_images(question: Question, image_ids: tuple[int, ...], images_by_id: dict[int, tuple[Path, str]]) -> Question:

@@ -19,13 +19,23 @@ _MAX_BLOCK_SIZE = 2_000_000  # random numbers generated at a time: 16 MB
 Verdict = Literal["a", "b", "not shown"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Difference:
     """Mean score of a minus mean score of b over the same questions, with interval and unadjusted p-value."""
 
     difference: float
     ci95: Interval
     p_value: float
+
+
+@dataclass(frozen=True)
+class TestedDifference(Difference):
+    """One of several differences. p_holm: adjusted over all of them. verdict: which side is shown to be better."""
+
+    __test__ = False  # not a test of pytest
+
+    p_holm: float
+    verdict: Verdict
 
 
 def clusters(image_ids: Sequence[tuple[int, ...]]) -> np.ndarray:
@@ -61,7 +71,7 @@ def p_values(differences: np.ndarray, cluster_ids: np.ndarray, resamples: int, s
 
 
 def compare(a: np.ndarray, b: np.ndarray, cluster_ids: np.ndarray, resamples: int, seed: int) -> list[Difference]:
-    """Compare a with b column by column.
+    """Compare a with b column by column. Raises UsageError if the numbers of questions differ.
 
     Args:
         a: scores [questions, columns]
@@ -69,9 +79,6 @@ def compare(a: np.ndarray, b: np.ndarray, cluster_ids: np.ndarray, resamples: in
         cluster_ids: cluster of each question, 0..n-1
         resamples: number of random sign assignments of the randomisation test
         seed: seed of the signs
-
-    Raises:
-        UsageError: the numbers of questions differ
     """
     if a.shape != b.shape or len(a) != len(cluster_ids):
         raise UsageError(f"cannot compare scores of {len(a)} and {len(b)} questions: the question sets differ")
@@ -117,6 +124,12 @@ def verdict(difference: Difference, p_holm: float) -> Verdict:
     return "a" if difference.difference > 0 else "b"
 
 
+def with_verdicts(differences: Sequence[Difference]) -> list[TestedDifference]:
+    """The differences with p-values that are adjusted over all of them, and verdicts."""
+    adjusted = holm([difference.p_value for difference in differences])
+    return [TestedDifference(**vars(row), p_holm=p, verdict=verdict(row, p)) for row, p in zip(differences, adjusted, strict=True)]
+
+
 def min_resamples(resamples: int, comparisons: int) -> int:
     """At least `resamples`, and enough that the smallest possible p-value can pass the Holm correction over `comparisons`."""
     return max(resamples, round(5 * comparisons / SIGNIFICANCE_LEVEL))
@@ -125,12 +138,6 @@ def min_resamples(resamples: int, comparisons: int) -> int:
 def _random_signs(num_clusters: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Blocks [rows, clusters] of random signs -1 or 1, `resamples` rows in total."""
     generator = np.random.default_rng([seed, 1])
-    for rows in _block_sizes(num_clusters, resamples):
-        yield generator.integers(0, 2, size=(rows, num_clusters)) * 2.0 - 1.0
-
-
-def _block_sizes(num_clusters: int, resamples: int) -> Iterator[int]:
-    """Numbers of rows of at most _MAX_BLOCK_SIZE numbers each, `resamples` rows in total."""
     size = max(1, _MAX_BLOCK_SIZE // num_clusters)
     for start in range(0, resamples, size):
-        yield min(size, resamples - start)
+        yield generator.integers(0, 2, size=(min(size, resamples - start), num_clusters)) * 2.0 - 1.0

@@ -13,7 +13,7 @@ import cli
 import config as configuration
 from answering.config import scorer_keys, with_abstain_below
 from errors import UsageError
-from evaluation.run.system_selection import select_systems, with_checkpoints
+from evaluation.run.system_selection import learning_curve_settings, list_checkpoints, select_systems, with_checkpoints
 
 parser = cli.Parser(__doc__ or "")
 parser.add_argument(
@@ -41,15 +41,12 @@ def main(arguments: argparse.Namespace) -> int:
     # What imports torch is imported here: --help and wrong arguments need none of it.
     from answering.answerer_factory import build_answerer, build_scorers, build_untuned, check_decoding, check_system
     from dataset.loading.sample_store import SampleStore
-    from evaluation.report.result_tables import render_tables
-    from evaluation.report.terminal_summary import terminal_summary
+    from evaluation.report.terminal_summary import render_tables, terminal_summary
     from evaluation.report.write_report import write_report
     from evaluation.run.evaluation_run import score_evaluation
     from evaluation.run.evaluation_setup import Experiment
     from evaluation.run.question_runner import NamedScorer
-    from evaluation.run.system_groups import learning_curve_settings, list_checkpoints
     from evaluation.run.system_runner import run_all_systems
-    from evaluation.scoring.thresholds import missed_thresholds
     from process_group import init_process_group, main_process_only
 
     checkpoints = arguments.checkpoints if arguments.curve is None else list_checkpoints(arguments.curve)
@@ -85,7 +82,7 @@ def main(arguments: argparse.Namespace) -> int:
         print(render_tables(evaluation_result.summary))
         print()
     print(terminal_summary(evaluation_result.summary, report))
-    if names := missed_thresholds(evaluation_result.summary.thresholds or []):
+    if names := [threshold.name for threshold in evaluation_result.summary.thresholds or () if not threshold.met]:
         print(f"missed: {', '.join(f'eval.thresholds.{name}' for name in names)}", file=sys.stderr)
         return 1
     return 0

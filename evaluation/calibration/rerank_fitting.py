@@ -1,32 +1,33 @@
-"""Fit the rerank on the validation split.
+"""Fit the rerank on the validation split; candidates and references of the test split are never read here.
 
 Shared by all systems: fusion weights, form of the CLIP scores, skipped question types. Per system: a learned fusion and a calibrated
-confidence. Candidates and references of the validation split are read here, never those of the test split. The result is rerank
-plans of plain numbers, and the accuracy that cross-validation measures for them.
+confidence. The result is rerank plans of plain numbers, and the accuracy that cross-validation measures for them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import product, zip_longest
 
 import numpy as np
 
 from answering.config import RerankConfig, RerankWeights
 from answering.protocol import ImageInput
-from answering.question_types import SkippableQuestionType
+from answering.question_types import SkippableQuestionType, skippable_question_type
+from answering.rerank.calibration_range import fit_calibration_range
 from answering.rerank.candidate_scores import SELF_EVALUATION
 from answering.rerank.choose_answer import RerankPlan, displayed_choice, select_candidates
+from answering.rerank.confidence import Confidence, confidence_features
 from answering.rerank.learned_fusion import features
 from answering.rerank.logistic_regression import LogisticModel
 from answering.rerank.score_fusion import Form, components, fuse
-from evaluation.answer_selection import RerankPlans
-from evaluation.calibration.confidence_fitting import fit_confidence
-from evaluation.calibration.probability_fits import fit_logistic, group_k_fold
-from evaluation.calibration.validation_examples import ValidationExample, validation_examples, with_candidates
+from evaluation.answer_selection import RerankPlans, fill_missing_signals
+from evaluation.calibration.probability_fits import fit_logistic, group_k_fold, isotonic
+from evaluation.metrics.short_answers import vqa_accuracy
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
-from evaluation.schema.rerank_figures import QuestionTypeGain, SystemValidation, TunedGain, ValidationFigures
-from evaluation.statistics import Difference, clusters, compare, holm, verdict
+from evaluation.schema.summary_file import QuestionTypeGain, SystemValidation, TunedGain, ValidationFigures
+from evaluation.scoring.confidence_metrics import reliability
+from evaluation.statistics import Difference, clusters, compare, verdict, with_verdicts
 
 LIKELIHOOD_WEIGHTS = tuple(round(step * 0.05, 2) for step in range(21))
 """Likelihood weights of the grid search; CLIP gets the rest."""
@@ -38,6 +39,35 @@ _TOLERANCE = 1e-9
 
 FusionSetting = tuple[Form, RerankWeights]
 """Form of the CLIP scores, and weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationExample:
+    """A question of the validation split, with zeros where a scorer gave its candidates no scores.
+
+    kind: its type if reranking can skip that type. accuracies: VQA accuracy [candidates].
+    """
+
+    question: Question
+    prediction: Prediction
+    kind: SkippableQuestionType | None
+    accuracies: np.ndarray
+
+
+def _validation_examples(
+    questions: Sequence[Question], predictions: Sequence[Prediction], references: Mapping[str, Sequence[str]]
+) -> list[ValidationExample]:
+    """The questions that did not fail, in order."""
+    return [
+        ValidationExample(
+            question,
+            prediction,
+            skippable_question_type(question.text, question.request.language),
+            np.array([vqa_accuracy(candidate.text, references[prediction.sample_id]) for candidate in prediction.candidates]),
+        )
+        for question, prediction in zip(questions, fill_missing_signals(predictions), strict=True)
+        if prediction.candidates
+    ]
 
 
 def tune(
@@ -62,24 +92,23 @@ def tune(
         seed: seed of folds and test
         images: of the whole split, from which the confidence knows what images are like; none for those of the questions alone
     """
-    examples = {name: validation_examples(questions, predictions, references) for name, (questions, predictions) in answered.items()}
-    groups = {name: clusters([question.image_ids for question in with_candidates(*pair)]) for name, pair in answered.items()}
+    examples = {name: _validation_examples(*pair, references) for name, pair in answered.items()}
     configured_plan = RerankPlan(rerank.weights, rerank.clip_score_form, rerank.skipped_question_types)
     rows = [example for system_examples in examples.values() for example in system_examples]
-    pooled_clusters = _pooled_clusters(answered)
+    pooled_clusters = _clusters(rows)
     if len(set(pooled_clusters.tolist())) < 2:
         return RerankPlans(configured_plan, {}, "default", ValidationFigures(len(rows)))
     plan, chosen_on, report = _tune_weights(rows, pooled_clusters, configured_plan, resamples, seed)
     plan, by_type = _tune_skipped_question_types(rows, pooled_clusters, plan, resamples, seed)
     plans, by_system = {}, {}
     for name, system_examples in examples.items():
-        plans[name], by_system[name] = _fit_system(system_examples, groups[name], plan, rerank, seed, images)
+        plans[name], by_system[name] = _fit_system(system_examples, plan, rerank, seed, images)
     return RerankPlans(plan, plans, chosen_on, replace(report, skipped_question_types=by_type, systems=by_system))
 
 
-def _pooled_clusters(answered: Mapping[str, tuple[Sequence[Question], Sequence[Prediction]]]) -> np.ndarray:
-    """Cluster of each row, over all systems: questions about one image share a cluster."""
-    return clusters([question.image_ids for pair in answered.values() for question in with_candidates(*pair)])
+def _clusters(examples: Sequence[ValidationExample]) -> np.ndarray:
+    """Cluster of each row, also over several systems: questions about one image share a cluster."""
+    return clusters([example.question.image_ids for example in examples])
 
 
 def _tune_weights(
@@ -112,7 +141,7 @@ def _tune_weights(
 
 def _settings_grid(rows: Sequence[ValidationExample], configured_plan: RerankPlan) -> list[FusionSetting]:
     """The grid of settings, starting with the configured one."""
-    signals = [example.signals for example in rows]
+    signals = [example.prediction.signals for example in rows]
     forms: list[Form] = ["softmax", "raw"]
     if all(signal.prior is not None for row in signals for name, signal in row.items() if name != SELF_EVALUATION):
         forms.append("prior_corrected")
@@ -130,7 +159,7 @@ def _accuracies(rows: Sequence[ValidationExample], settings: Sequence[FusionSett
     accuracies = _pad_rows([example.accuracies for example in rows])
     parts = {}
     for form in dict.fromkeys(form for form, _ in settings):
-        by_row = [components(example.prediction.candidates, example.signals, form) for example in rows]
+        by_row = [components(example.prediction.candidates, example.prediction.signals, form) for example in rows]
         # Not every system evaluates its own candidates: a missing signal is constant, so it does not affect the choice.
         names = dict.fromkeys(name for row in by_row for name in row)
         zeros = [np.zeros(len(example.accuracies)) for example in rows]
@@ -174,10 +203,9 @@ def _tune_skipped_question_types(
     first = np.array([example.accuracies[0] for example in rows])
     masks = {kind: np.array([example.kind == kind for example in rows]) for kind in plan.skipped_question_types}
     differences = {kind: _gain(reranked[mask], first[mask], groups[mask], resamples, seed) for kind, mask in masks.items() if mask.any()}
-    adjusted = dict(zip(differences, holm([gain.p_value for gain in differences.values()]), strict=True))
     report = {
-        kind: QuestionTypeGain(int(masks[kind].sum()), gain.difference, gain.p_value, adjusted[kind], verdict(gain, adjusted[kind]) != "a")
-        for kind, gain in differences.items()
+        kind: QuestionTypeGain(int(masks[kind].sum()), gain.difference, gain.p_value, gain.p_holm, gain.verdict != "a")
+        for kind, gain in zip(differences, with_verdicts(list(differences.values())), strict=True)
     }
     skipped = tuple(kind for kind in plan.skipped_question_types if kind not in report or report[kind].skipped)
     return replace(plan, skipped_question_types=skipped), {str(kind): gain for kind, gain in report.items()}
@@ -192,20 +220,20 @@ def _gain(chosen: np.ndarray, others: np.ndarray, groups: np.ndarray, resamples:
 
 def _fit_system(
     examples: Sequence[ValidationExample],
-    groups: np.ndarray,
     shared_plan: RerankPlan,
     rerank: RerankConfig,
     seed: int,
     images: Sequence[ImageInput],
 ) -> tuple[RerankPlan, SystemValidation]:
     """A system's own plan: the shared plan plus learned fusion and confidence, if the questions have at least two clusters."""
+    groups = _clusters(examples)
     if len(set(groups.tolist())) < 2:
         return shared_plan, SystemValidation(len(examples))
     learned, accuracy = _fit_fusion(examples, groups, shared_plan.skipped_question_types, seed)
     plan = replace(shared_plan, learned=learned)
-    selections = [select_candidates(example.prediction.candidates, example.signals, plan, example.kind) for example in examples]
+    selections = [select_candidates(example.prediction.candidates, example.prediction.signals, plan, example.kind) for example in examples]
     indices = [selection[displayed_choice(selection)] for selection in selections]
-    confidence, error = fit_confidence(examples, indices, groups, rerank, seed, images)
+    confidence, error = _fit_confidence(examples, indices, groups, rerank, seed, images)
     return replace(plan, confidence=confidence), SystemValidation(len(examples), accuracy, error)
 
 
@@ -217,7 +245,7 @@ def _fit_fusion(
     Returns the model fitted on all examples, and the accuracy on questions held out from both the fit and the choice of the
     penalty. Questions of skipped types keep their first candidate.
     """
-    tables = [features(example.prediction.candidates, example.signals) for example in examples]
+    tables = [features(example.prediction.candidates, example.prediction.signals) for example in examples]
     names = tuple(tables[0])
     stacked = [np.array([table[name] for name in names]).T for table in tables]
 
@@ -245,9 +273,57 @@ def _fit_fusion(
     return best(all_rows), sum(map(sum, held_out_accuracies)) / len(examples)
 
 
+def _fit_confidence(
+    examples: Sequence[ValidationExample],
+    indices: Sequence[int],
+    groups: np.ndarray,
+    rerank: RerankConfig,
+    seed: int,
+    images: Sequence[ImageInput],
+) -> tuple[Confidence, float]:
+    """Fit the calibrated confidence of the candidates at `indices`, and the range of questions it holds for.
+
+    Returns the confidence, and its calibration error on held-out questions. images: of the whole split; none for those of the questions
+    alone.
+    """
+    tables = [
+        confidence_features(example.prediction.candidates, index, example.prediction.signals)
+        for example, index in zip(examples, indices, strict=True)
+    ]
+    names = tuple(tables[0])
+    x = np.array([[table[name] for name in names] for table in tables])
+    accuracies = np.array([example.accuracies[index] for example, index in zip(examples, indices, strict=True)])
+
+    def fit(rows: np.ndarray, own_groups: np.ndarray) -> Confidence:
+        model = fit_logistic(names, x[rows], accuracies[rows])
+        if rerank.calibration == "logistic":
+            return Confidence(model)
+        # The isotonic steps are fitted to out-of-fold predictions of the logistic model.
+        predicted, observed = np.empty(len(rows)), accuracies[rows]
+        for train_mask, held_out_mask in group_k_fold(own_groups, seed + 1):
+            predicted[held_out_mask] = _probabilities(
+                fit_logistic(names, x[rows][train_mask], observed[train_mask]), x[rows][held_out_mask]
+            )
+        return Confidence(model, isotonic(predicted, observed))
+
+    all_rows = np.arange(len(examples))
+    held_out = np.empty(len(examples))
+    for train_mask, held_out_mask in group_k_fold(groups, seed):
+        held_out[held_out_mask] = _predict_confidence(fit(all_rows[train_mask], groups[train_mask]), x[held_out_mask])
+    known_images = [tuple(images)] if images else [example.question.request.images for example in examples]
+    calibration_range = fit_calibration_range([example.question.text for example in examples], known_images)
+    return replace(fit(all_rows, groups), calibration_range=calibration_range), reliability(held_out, accuracies).ece
+
+
+def _probabilities(model: LogisticModel, x: np.ndarray) -> np.ndarray:
+    return np.array(model.probabilities({name: x[:, i].tolist() for i, name in enumerate(model.names)}))
+
+
+def _predict_confidence(confidence: Confidence, x: np.ndarray) -> np.ndarray:
+    values = _probabilities(confidence.model, x)
+    return values if confidence.steps is None else np.array([confidence.steps(value) for value in values.tolist()])
+
+
 def _pad_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
     """[rows, longest row], padded with NaN."""
-    table = np.full((len(rows), max(map(len, rows))), np.nan)
-    for i, row in enumerate(rows):
-        table[i, : len(row)] = row
-    return table
+    return np.array(list(zip_longest(*rows, fillvalue=np.nan))).T

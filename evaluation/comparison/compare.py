@@ -9,48 +9,26 @@ from dataset.loading.sample_store import SampleStore
 from errors import UsageError
 from evaluation.comparison.compared_questions import ComparedQuestions, match_questions
 from evaluation.comparison.external_predictions import AnswerFile, Side, read_answer_file
-from evaluation.metrics.short_answers import BINARY_METRICS, METRICS
+from evaluation.metrics.short_answers import BINARY_METRICS, METRICS, OFFICIAL_REFERENCES
 from evaluation.power_analysis import minimum_detectable_effect
-from evaluation.report.result_tables import align_columns, percent
-from evaluation.statistics import (
-    Difference,
-    McNemar,
-    Verdict,
-    clusters,
-    compare,
-    holm,
-    mcnemar,
-    min_resamples,
-    verdict,
-)
+from evaluation.report.result_tables import DIFFERENCE_HEADINGS, align_columns, difference_cells, percent
+from evaluation.statistics import McNemar, TestedDifference, clusters, compare, mcnemar, min_resamples, with_verdicts
 
 COMPARED_METRICS = ("vqa_accuracy", "vqa_accuracy_m4c", "exact")
 """Metrics of the comparison; Holm corrects over them."""
-OFFICIAL_REFERENCES = 10
-"""References of a question for which the official accuracy is defined."""
 
 
-@dataclass(frozen=True, slots=True)
-class MetricComparison:
-    """Comparison in one metric.
+@dataclass(frozen=True)
+class MetricComparison(TestedDifference):
+    """Comparison in one metric; Holm corrects over COMPARED_METRICS.
 
-    Args:
-        metric: name of the metric
-        a: mean of side a
-        b: mean of side b
-        difference: a minus b, with interval and p-value
-        p_holm: p-value adjusted over COMPARED_METRICS
-        verdict: the better side, or "not shown"
-        minimum_detectable_effect: smallest true difference that would be detected; None: none
-        mcnemar: McNemar's test; only for 0/1 metrics and one file per side
+    a, b: mean of each side. minimum_detectable_effect: smallest true difference that would be detected; None: none. mcnemar: only for 0/1
+    metrics and one file per side.
     """
 
     metric: str
     a: float
     b: float
-    difference: Difference
-    p_holm: float
-    verdict: Verdict
     minimum_detectable_effect: float | None
     mcnemar: McNemar | None
 
@@ -59,14 +37,8 @@ class MetricComparison:
 class FileComparison:
     """Comparison of two sides.
 
-    Args:
-        a: names of the files of side a, with the compared choice
-        b: the same of side b
-        questions: number of questions
-        images: number of clusters of questions that share no image with each other
-        metrics: one comparison per metric
-        means: VQA accuracy of each file, for side a and side b
-        notes: sentences about references, missing answers and the limits of the figures
+    a, b: names of the files of each side, with the compared choice. images: number of clusters of questions that share no image with each
+    other. means: VQA accuracy of each file, for side a and side b. notes: about references, missing answers and the limits of the figures.
     """
 
     a: tuple[str, ...]
@@ -79,19 +51,15 @@ class FileComparison:
 
     def table(self) -> str:
         """The comparison as text for a terminal."""
-        tested = ("a - b (points)", "95 % interval", "p", "p (Holm)", "better", "detectable")
-        header = ("metric", "a", "b", *tested, "only a / only b", "McNemar p")
+        header = ("metric", "a", "b", *DIFFERENCE_HEADINGS, "better", "detectable", "only a / only b", "McNemar p")
         rows = [
             (
                 m.metric,
                 percent(m.a),
                 percent(m.b),
-                f"{100 * m.difference.difference:+.1f}",
-                f"{100 * m.difference.ci95.low:+.1f} .. {100 * m.difference.ci95.high:+.1f}",
-                f"{m.difference.p_value:.4f}",
-                f"{m.p_holm:.4f}",
+                *difference_cells(m),
                 m.verdict,
-                "nothing" if m.minimum_detectable_effect is None else f"{100 * m.minimum_detectable_effect:.1f}",
+                "nothing" if m.minimum_detectable_effect is None else percent(m.minimum_detectable_effect),
                 *(("", "") if m.mcnemar is None else (f"{m.mcnemar.only_a:,} / {m.mcnemar.only_b:,}", f"{m.mcnemar.p_value:.4f}")),
             )
             for m in self.metrics
@@ -128,20 +96,17 @@ def compare_files(a: Side, b: Side, open_store: Callable[[], SampleStore], resam
     mine, theirs = (np.mean(side, axis=0) for side in tables)
     groups = clusters(compared.images)
     differences = compare(mine, theirs, groups, min_resamples(resamples, len(COMPARED_METRICS)), seed)
-    adjusted = holm([difference.p_value for difference in differences])
     one_file_per_side = len(a.paths) == len(b.paths) == 1
     metrics = [
         MetricComparison(
+            **vars(difference),
             metric=metric,
             a=float(mine[:, i].mean()),
             b=float(theirs[:, i].mean()),
-            difference=differences[i],
-            p_holm=adjusted[i],
-            verdict=verdict(differences[i], adjusted[i]),
             minimum_detectable_effect=minimum_detectable_effect(mine[:, i] - theirs[:, i], groups, len(COMPARED_METRICS)),
             mcnemar=mcnemar(mine[:, i], theirs[:, i]) if one_file_per_side and metric in BINARY_METRICS else None,
         )
-        for i, metric in enumerate(COMPARED_METRICS)
+        for i, (metric, difference) in enumerate(zip(COMPARED_METRICS, with_verdicts(differences), strict=True))
     ]
     means = tuple(tuple(float(table[:, 0].mean()) for table in side) for side in tables)
     names = [tuple(file.name for file in side) for side in sides]

@@ -17,14 +17,9 @@ ASK_CONFIG = "is --config (or --data) the right one for this file?"
 
 @dataclass(frozen=True, slots=True)
 class ComparedQuestions:
-    """The compared questions.
+    """The compared questions: their ids, references and image ids, and for each file id -> the file's own id.
 
-    Args:
-        ids: their ids
-        references: reference answers by id
-        images: image ids of each question
-        file_ids: for each file, id -> the file's own id
-        notes: sentences about where the references are from and what is left out
+    notes: sentences about where the references are from and what is left out.
     """
 
     ids: list[str]
@@ -116,13 +111,9 @@ def _common_ids(files: Sequence[AnswerFile], file_ids: Sequence[Mapping[str, str
 
 
 def _check_texts(file: AnswerFile, own_ids: Mapping[str, str], texts: Mapping[str, str], where: str) -> list[str]:
-    """Notes about questions that a file words differently. Raises UsageError where many are other questions under the same ids.
+    """Notes about questions that a file words differently than `texts` (id -> question), which come from `where`.
 
-    Args:
-        file: the file
-        own_ids: id -> the file's own id
-        texts: id -> text of the question, elsewhere
-        where: where the texts are from
+    Raises UsageError where many are other questions under the same ids.
     """
     asked = {name: file.questions[own] for name, own in own_ids.items() if own in file.questions and name in texts}
     reworded = [name for name, text in asked.items() if not _same_question(text, texts[name])]

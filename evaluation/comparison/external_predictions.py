@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from answering.rerank.choose_answer import displayed_choice
 from errors import TesseraError, UsageError
 from evaluation import prediction_files
 from evaluation.comparison.field_values import MISSING, answer_text, field_value, id_text, lookup, reference_texts
-from evaluation.comparison.record_files import KEY, VALUE, Record, field_names, read_records
+from evaluation.comparison.record_files import KEY, VALUE, Record, read_records
 
 T = TypeVar("T")
 
@@ -23,12 +24,8 @@ _QUESTION_FIELD = "question"
 class FieldNames:
     """Field names in the records of another tool. A dotted path such as `doc.answers.0` descends into mappings and lists.
 
-    Args:
-        id: question id
-        answer: the answer
-        references: reference answers; None: they come from another file, or from the merged data, by id
-        image: image name; None without merged data: each question is a cluster of its own
-        question: the question's text; None: `question`, where the records have it
+    references: None: they come from another file, or from the merged data, by id. image: name of the image; None without merged data: each
+    question is a cluster of its own. question: its text; None: `question`, where the records have it.
     """
 
     id: str
@@ -56,13 +53,10 @@ class FieldNames:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of a comparison.
+    """One side of a comparison; several files are seeds of one configuration.
 
-    Args:
-        paths: its files; several are seeds of one configuration
-        choice: choice of predictions files; None: reranked if there is one, else first
-        fields: field names of other tools' files; None if all are predictions files
-        only_fields: read every file by `fields`, also one that is a predictions file
+    choice: of predictions files; None: reranked if there is one, else first. fields: of other tools' files; None if all are predictions
+    files. only_fields: read every file by `fields`, also one that is a predictions file.
     """
 
     paths: Sequence[Path]
@@ -73,15 +67,10 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class AnswerFile:
-    """Answers of one file.
+    """Answers of one file, by question id; None where the system failed. References, image names and questions: if the file has them.
 
-    Args:
-        name: path of the file, with the choice of a predictions file or the answer field of another
-        answers: question id -> answer; None where the system failed
-        references: question id -> reference answers, if the file has them
-        images: question id -> image name, if the file has them
-        questions: question id -> text of the question, if the file has it
-        has_choices: whether it is a predictions file, which has choices
+    name: path of the file, with the choice of a predictions file or the answer field of another. has_choices: whether it is a predictions
+    file, which has choices.
     """
 
     name: str
@@ -107,7 +96,7 @@ def read_answer_file(path: Path, side: Side) -> AnswerFile:
 def _guessed_fields(path: Path) -> FieldNames:
     """The fields of a file for which none are named: those of an object that maps ids to answers. Raises UsageError for any other."""
     _, records = read_records(path, ())
-    names = field_names(records)
+    names = list(dict.fromkeys(chain.from_iterable(records)))
     if names == [KEY, VALUE]:
         return FieldNames(KEY, VALUE)
     raise UsageError(
@@ -128,12 +117,13 @@ def _from_records(path: Path, fields: FieldNames) -> AnswerFile:
         places[name] = place
         answers[name] = answer_text(field_value(record, fields.answer, place), f"{place}, {fields.answer}")
     by_id = dict(zip(answers, records, strict=True))
+    usual_questions = {key: text for key, record in by_id.items() if isinstance(text := record.get(_QUESTION_FIELD), str)}
     return AnswerFile(
         f"{path} ({fields.answer})",
         answers,
         _column(by_id, fields.references, places, reference_texts),
         _column(by_id, fields.image, places, id_text),
-        _column(by_id, fields.question, places, id_text) or _texts(by_id, _QUESTION_FIELD),
+        _column(by_id, fields.question, places, id_text) or usual_questions,
     )
 
 
@@ -142,11 +132,6 @@ def _column(records: dict[str, Record], name: str | None, places: dict[str, str]
     if name is None or all(lookup(record, name) is MISSING for record in records.values()):
         return {}
     return {key: parse(field_value(record, name, places[key]), f"{places[key]}, {name}") for key, record in records.items()}
-
-
-def _texts(records: dict[str, Record], name: str) -> dict[str, str]:
-    """Id -> text of a field, where there is one."""
-    return {key: text for key, record in records.items() if isinstance(text := record.get(name), str)}
 
 
 def _is_predictions_file(path: Path, fields: FieldNames | None) -> bool:

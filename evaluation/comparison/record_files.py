@@ -4,7 +4,6 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -187,8 +186,3 @@ def _mapped_records(document: dict[str, Any]) -> list[Record]:
 def _has_fields(records: list[Record], needed: Sequence[str]) -> bool:
     """Whether each field is in some record; one that lacks it is reported with its number when it is read."""
     return all(any(lookup(record, field) is not MISSING for record in records) for field in needed)
-
-
-def field_names(records: Sequence[Record]) -> list[str]:
-    """Names of the fields of any record, in their order."""
-    return list(dict.fromkeys(chain.from_iterable(records)))

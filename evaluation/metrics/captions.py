@@ -7,9 +7,8 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -43,19 +42,13 @@ def tokenise(text: str, tokenisation: Tokenisation) -> Tokens:
     if tokenisation == "characters":
         return _CHARACTER_TOKEN.findall(text)
     if tokenisation == "jieba":
-        return [word for word in _jieba()(text) if _WORD.search(word)]
+        import jieba
+
+        # jieba logs how long loading the dictionary took, on first use.
+        jieba.setLogLevel(logging.WARNING)
+        return [word for word in jieba.lcut(text) if _WORD.search(word)]
     text = _MERGED_WORDS.sub(lambda match: " ".join(part for part in match.groups() if part), _CLITIC.sub(r" \1", text))
     return _PTB_TOKEN.findall(text)
-
-
-@cache
-def _jieba() -> Callable[[str], list[str]]:
-    """jieba's word segmentation; its dictionary is loaded on first use."""
-    import jieba
-
-    # jieba logs how long loading the dictionary took.
-    jieba.setLogLevel(logging.WARNING)
-    return lambda text: [str(word) for word in jieba.cut(text)]
 
 
 def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int) -> float:
@@ -109,17 +102,13 @@ def _longest_common(a: Tokens, b: Tokens) -> int:
     return row[-1]
 
 
-def cider_d(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]], n: int = 4, sigma: float = 6.0) -> np.ndarray:
+def cider_d(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> np.ndarray:
     """CIDEr-D of each caption (Vedantam et al. 2015, arXiv:1411.5726, section 7), 0..10; document frequencies from the references.
 
-    A corpus of one image gives 0, since every n-gram occurs for every image.
-
-    Args:
-        hypotheses: tokens of each caption
-        references: tokens of the references of each caption
-        n: longest n-gram
-        sigma: standard deviation, in tokens, of the Gaussian length penalty
+    N-grams of up to four tokens; the standard deviation of the Gaussian length penalty is six tokens. A corpus of one image gives 0, since
+    every n-gram occurs for every image.
     """
+    n, sigma = 4, 6.0
     frequencies: Counter[tuple[str, ...]] = Counter()
     for alternatives in references:
         frequencies.update({gram for reference in alternatives for order in range(1, n + 1) for gram in _ngrams(reference, order)})

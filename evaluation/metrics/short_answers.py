@@ -9,6 +9,8 @@ Metric = Callable[[str, Sequence[object]], float]
 """(answer, references) -> score in 0..1."""
 PRIMARY_METRIC = "vqa_accuracy"
 """The metric that intervals, comparisons and verdicts are based on."""
+OFFICIAL_REFERENCES = 10
+"""References of a question for which the official accuracy is defined."""
 _NON_ANSWERS = frozenset({"unanswerable", "none", "unknown"})
 
 
@@ -25,9 +27,8 @@ def vqa_accuracy(prediction: str, references: Sequence[object]) -> float:
 
 def vqa_accuracy_m4c(prediction: str, references: Sequence[object]) -> float:
     """The same average, always with M4C normalisation (as M4C and lmms-eval score TextVQA), extended to Chinese."""
-    return leave_one_out(
-        [normalise_m4c(text) for text in text_references(references)].count(normalise_m4c(prediction)), len(text_references(references))
-    )
+    texts = [normalise_m4c(text) for text in text_references(references)]
+    return leave_one_out(texts.count(normalise_m4c(prediction)), len(texts))
 
 
 def leave_one_out(matches: int, n: int) -> float:
@@ -127,15 +128,8 @@ def edit_distance(a: str, b: str) -> int:
 
 
 METRICS: dict[str, Metric] = {
-    "vqa_accuracy": vqa_accuracy,
-    "vqa_accuracy_m4c": vqa_accuracy_m4c,
-    "exact": exact,
-    "fuzzy": fuzzy,
-    "contains": contains,
-    "bidirectional": bidirectional,
-    "anls": anls,
-    "contains_legacy": contains_legacy,
-    "bidirectional_legacy": bidirectional_legacy,
+    metric.__name__: metric
+    for metric in (vqa_accuracy, vqa_accuracy_m4c, exact, fuzzy, contains, bidirectional, anls, contains_legacy, bidirectional_legacy)
 }
 """Metric name, as in summary.json -> metric."""
 GAMEABLE_METRICS = ("fuzzy", "contains", "bidirectional")

@@ -4,12 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from sklearn.metrics import average_precision_score, f1_score
 
 from answering.protocol import Candidate
 from evaluation.metrics.answer_normalisation import normalise_m4c
 from evaluation.metrics.short_answers import text_references
 from evaluation.prediction_files import Prediction
-from evaluation.schema.choice_figures import UnanswerableFigures
+from evaluation.schema.answer_figures import UnanswerableFigures
 
 UNANSWERABLE_TEXTS = frozenset({"unanswerable", "unsuitable", "unsuitable image", "无法回答", "不能回答", "无法判断"})
 """Normalised answers that mean: this question cannot be answered."""
@@ -37,25 +38,6 @@ def unanswerable_probability(candidates: Sequence[Candidate]) -> float:
     return predicted / sum(weights)
 
 
-def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
-    """Sum over thresholds of (increase in recall) x precision, as scikit-learn and VizWiz compute it; equal scores share a threshold.
-
-    positive: [n] bool with at least one true value; scores: [n], higher means more likely positive.
-    """
-    order = np.argsort(-scores, kind="stable")
-    true_positives = np.cumsum(positive[order])
-    last = np.append(np.diff(scores[order]) != 0, True)
-    num_predicted = np.flatnonzero(last) + 1
-    precision, recall = true_positives[last] / num_predicted, true_positives[last] / positive.sum()
-    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
-
-
-def f1(positive: np.ndarray, predicted: np.ndarray) -> float:
-    """Harmonic mean of precision and recall; 0 where there is no true positive."""
-    true_positives = float((positive & predicted).sum())
-    return 2 * true_positives / float(positive.sum() + predicted.sum()) if true_positives else 0.0
-
-
 def unanswerable_metrics(predictions: Sequence[Prediction], references: Mapping[str, Sequence[object]]) -> UnanswerableFigures | None:
     """How well a system detects unanswerable questions; None where there are none.
 
@@ -65,4 +47,5 @@ def unanswerable_metrics(predictions: Sequence[Prediction], references: Mapping[
     if not positive.any():
         return None
     probabilities = np.array([unanswerable_probability(p.candidates) if p.error is None else 0.0 for p in predictions])
-    return UnanswerableFigures(int(positive.sum()), average_precision(positive, probabilities), f1(positive, probabilities > 0.5))
+    average_precision, f1 = average_precision_score(positive, probabilities), f1_score(positive, probabilities > 0.5, zero_division=0.0)
+    return UnanswerableFigures(int(positive.sum()), float(average_precision), float(f1))

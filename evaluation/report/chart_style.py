@@ -6,7 +6,6 @@ import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,6 @@ _PAGE_COLORS = {"#000000": "currentColor", INK: "currentColor", GRID_LINE: "var(
 _CHARACTERS_PER_INCH = 12
 """Of a legend's text, 9 points."""
 _PIXELS_PER_POINT = 96 / 72
-
-
-@dataclass(frozen=True, slots=True)
-class PageChart:
-    """A chart as an inline SVG element, `width` CSS pixels wide where its letters have their own size."""
-
-    svg: str
-    width: int
 
 
 @contextmanager
@@ -96,13 +87,11 @@ def legend_below(figure: Figure) -> None:
     )
 
 
-def page_chart(figure: Figure, name: str, caption: str) -> PageChart:
-    """A chart for a page: its background is clear, its black and grey are the page's own colors.
+def page_svg(figure: Figure, name: str, caption: str) -> tuple[str, int]:
+    """A chart as an inline SVG element, and its width in CSS pixels where its letters have their own size.
 
-    Args:
-        figure: the chart
-        name: prefix of the ids in the SVG, unique in the page
-        caption: text for screen readers
+    Its background is clear, its black and grey are the page's own colors. name: prefix of the ids in the SVG, unique in the page. caption:
+    text for screen readers.
     """
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": name}):
@@ -117,7 +106,7 @@ def page_chart(figure: Figure, name: str, caption: str) -> PageChart:
     width = round(float(svg.attrib.pop("width").removesuffix("pt")) * _PIXELS_PER_POINT)
     del svg.attrib["height"]
     svg.attrib |= {"role": "img", "aria-label": caption, "fill": "currentColor", "stroke-linejoin": "round"}
-    return PageChart(ET.tostring(svg, encoding="unicode"), width)
+    return ET.tostring(svg, encoding="unicode"), width
 
 
 def _local(name: str) -> str:

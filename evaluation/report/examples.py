@@ -24,16 +24,10 @@ _THUMBNAIL = 256  # pixels, longer side
 
 @dataclass(frozen=True, slots=True)
 class ShownCandidate:
-    """A candidate of a question.
+    """A candidate of a question; None where the system or the scorer gives no score, or without reranking.
 
-    Args:
-        text: the answer
-        raw: the generated text before cleaning
-        mean_log_prob: log-probability per token in nats; None if the system gives none
-        clip: score of the scorer named clip; None if there is none
-        fused: fused score, 0..1; None without reranking
-        accuracy: VQA accuracy
-        choices: names of the choices that chose it
+    raw: the generated text before cleaning. mean_log_prob: per token, in nats. fused: 0..1. accuracy: VQA accuracy. choices: names of the
+    choices that chose it.
     """
 
     text: str
@@ -47,17 +41,9 @@ class ShownCandidate:
 
 @dataclass(frozen=True, slots=True)
 class ShownAnswer:
-    """A system's answer to a question.
+    """A system's answer to a question: the displayed one (reranked, or first without reranking), the first, and the VQA accuracy of both.
 
-    Args:
-        system: name of the system
-        answer: the displayed answer: reranked, or first without reranking
-        first: the first candidate
-        accuracy: VQA accuracy of the displayed answer
-        first_accuracy: VQA accuracy of the first candidate
-        error: why the question failed; None if it did not
-        confidence: probability that the displayed answer is right; None if unknown
-        candidates: all candidates, best first
+    error: why the question failed. confidence: probability that the displayed answer is right. candidates: best first.
     """
 
     system: str

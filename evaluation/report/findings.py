@@ -5,16 +5,15 @@ from typing import TypeVar
 
 from answering.rerank.choose_answer import displayed_choice
 from evaluation.metrics.short_answers import PRIMARY_METRIC
-from evaluation.report.rerank_tables import tuning_sentence
+from evaluation.report.report_notes import tuning_sentence
 from evaluation.report.result_tables import format_interval, percent
-from evaluation.schema.comparison_figures import Comparison, TestedDifference
-from evaluation.schema.summary_file import Summary
-from evaluation.statistics import Verdict
+from evaluation.schema.summary_file import Comparison, Summary
+from evaluation.statistics import TestedDifference, Verdict
 
 POOR_ACCURACY = 0.10
 """VQA accuracy below which the headline says that a system cannot do the task."""
-_OUTCOMES = ("shown to be better than", "equal on every question to", "shown to be worse than", "not shown to be better than")
-_VERDICTS = {"a": "shown to be better than", "b": "shown to be worse than", "not shown": "not shown to differ from"}
+_NOT_SHOWN = "not shown to be better than"
+_OUTCOMES = ("shown to be better than", "equal on every question to", "shown to be worse than", _NOT_SHOWN)
 
 
 def headline(summary: Summary) -> str:
@@ -30,10 +29,11 @@ def headline(summary: Summary) -> str:
     parts = [f"{_display_name(summary, top)} answers {percent(scored[top])} % of {questions} right{interval}"]
     if scored[top] < POOR_ACCURACY:
         parts.append("which is poor: most answers are wrong")
-    others = [name for name in scored if name != top]
-    if others:
-        parts.append(_comparison_clause(summary, top, others))
-    return ", ".join(parts) + "." + _form_sentences(summary, top, others) + _rerank_sentence(summary, top) + _image_use_sentence(summary)
+    rows = {name: _displayed_comparison(summary, top, name) for name in scored if name != top}
+    if rows:
+        parts.append(_comparison_clause(rows))
+    form_sentences = "".join(_form_sentence(row) for row in rows.values())
+    return ", ".join(parts) + "." + form_sentences + _rerank_sentence(summary, top) + _image_use_sentence(summary)
 
 
 def _displayed_accuracies(summary: Summary) -> dict[str, float]:
@@ -84,19 +84,19 @@ def _swapped(figures: D) -> D:
     return replace(figures, difference=0.0 - figures.difference, verdict=verdicts[figures.verdict])
 
 
-def _comparison_clause(summary: Summary, top: str, others: list[str]) -> str:
-    """How the best system compares with each other one, in reranked answers if possible, else in first ones."""
+def _comparison_clause(rows: dict[str, Comparison | None]) -> str:
+    """How the best system compares with each other one. rows: other system -> its comparison with the best."""
     outcomes: dict[str, list[str]] = {outcome: [] for outcome in _OUTCOMES}
-    for other in others:
-        row = _displayed_comparison(summary, top, other)
-        if row is None:
-            outcome = "not shown to be better than"
-        elif is_equal(row):
-            outcome = "equal on every question to"
-        else:
-            outcome = {"a": "shown to be better than", "b": "shown to be worse than"}.get(row.verdict, "not shown to be better than")
-        outcomes[outcome].append(other)
+    for other, row in rows.items():
+        outcomes[_NOT_SHOWN if row is None else _outcome(row, _NOT_SHOWN)].append(other)
     return " but ".join(f"{outcome} {_join_names(names)}" for outcome, names in outcomes.items() if names)
+
+
+def _outcome(row: Comparison, not_shown: str) -> str:
+    """How side a compares with side b; `not_shown`: what to say where no difference is shown."""
+    if row.differing_questions == 0:
+        return "equal on every question to"
+    return {"a": "shown to be better than", "b": "shown to be worse than"}.get(row.verdict, not_shown)
 
 
 def _displayed_comparison(summary: Summary, a: str, b: str) -> Comparison | None:
@@ -105,16 +105,11 @@ def _displayed_comparison(summary: Summary, a: str, b: str) -> Comparison | None
     return next((row for row in rows if row is not None), None)
 
 
-def is_equal(row: Comparison) -> bool:
-    """Whether both sides of a comparison have the same score on every question."""
-    return bool(row.differing_questions == 0)
-
-
-def form_sentence(row: Comparison) -> str:
+def _form_sentence(row: Comparison | None) -> str:
     """Where M4C, which ignores the form of an answer, gives another verdict than the main metric: a sentence that says so; else empty."""
-    normalised = row.vqa_accuracy_m4c
-    if normalised.verdict == row.verdict:
+    if row is None or row.vqa_accuracy_m4c.verdict == row.verdict:
         return ""
+    normalised = row.vqa_accuracy_m4c
     verdict = {"a": f"{row.a} is better", "b": f"{row.b} is better"}.get(normalised.verdict, "no difference is shown")
     return (
         f" M4C, which ignores capital letters and punctuation, disagrees about {row.a} and {row.b}: {verdict} "
@@ -122,22 +117,16 @@ def form_sentence(row: Comparison) -> str:
     )
 
 
-def _form_sentences(summary: Summary, top: str, others: list[str]) -> str:
-    """`form_sentence` of the comparisons that the headline names."""
-    rows = [_displayed_comparison(summary, top, other) for other in others]
-    return "".join(form_sentence(row) for row in rows if row is not None)
-
-
 def _rerank_sentence(summary: Summary, top: str) -> str:
     """Effect of reranking on the best system, and what tuning its weights did; empty without reranking."""
     row = _find_comparison(summary, f"{top}/reranked", f"{top}/first")
     if row is None:
         return ""
-    if is_equal(row):
+    if row.differing_questions == 0:
         return f" Reranking changes the score of no question of {top}." + tuning_sentence(summary)
     points = f"{100 * row.difference:+.1f} points, p = {row.p_holm:.3f} after Holm"
     effect = {"a": "Reranking helps it", "b": "Reranking hurts it"}.get(row.verdict, "Reranking is not shown to help or hurt it")
-    return f" {effect} ({points})." + form_sentence(row) + tuning_sentence(summary)
+    return f" {effect} ({points})." + _form_sentence(row) + tuning_sentence(summary)
 
 
 def _image_use_sentence(summary: Summary) -> str:
@@ -159,26 +148,23 @@ def _curve_sentence(summary: Summary, curve: dict[str, int]) -> str:
     choice = displayed_choice(choices[1])
     values = [percent(by_choice[choice].vqa_accuracy) for by_choice in choices]
     row = _find_comparison(summary, f"{last}/{choice}", f"{first}/{choice}")
-    if row is None:
-        outcome = "not compared with"
-    else:
-        outcome = "equal on every question to" if is_equal(row) else _VERDICTS[row.verdict]
+    outcome = "not compared with" if row is None else _outcome(row, "not shown to differ from")
     return (
         f"From step {early:,} to step {late:,} accuracy goes from {values[0]} to {values[1]} %; the last checkpoint is {outcome} the first."
-    ) + ("" if row is None else form_sentence(row))
+    ) + _form_sentence(row)
 
 
 def sentences(summary: Summary) -> list[str]:
     """One sentence per difference that is shown, and per pair without any; then the number of differences that are not shown."""
     lines = []
-    equal = [row for row in summary.comparisons if is_equal(row)]
+    equal = [row for row in summary.comparisons if row.differing_questions == 0]
     shown = [row for row in summary.comparisons if row.verdict != "not shown"]
     for row in shown:
         better, worse = (row.a, row.b) if row.verdict == "a" else (row.b, row.a)
         ends = sorted(100 * abs(end) for end in row.ci95)
         lines.append(
             f"{better} is better than {worse} by {100 * abs(row.difference):.1f} points (interval {ends[0]:.1f} to {ends[1]:.1f})."
-            + form_sentence(row)
+            + _form_sentence(row)
         )
     lines += [f"{row.a} and {row.b} are equal: they have the same score on every question." for row in equal]
     inconclusive = len(summary.comparisons) - len(shown) - len(equal)

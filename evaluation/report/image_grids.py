@@ -1,7 +1,8 @@
 """Single questions as images: grids of right and wrong answers, and each image whose answers reranking changed."""
 
 import random
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -18,19 +19,18 @@ from evaluation.report.examples import Example, ShownAnswer, thumbnail
 
 _MAX_EXAMPLES = 12
 _COLUMNS = 4
+_WRAP_UNIT = re.compile("[{0}]|[^ {0}]{{0,29}} |[^ {0}]{{1,30}}".format("\u2e80-\U0010ffff"))
+"""A word with its space, cut after 30 characters, or a wide character."""
 
 
 def write_grids(examples: Sequence[Example], store: SampleStore, out: Path, seed: int) -> list[Path]:
-    """Write right_cases.png and wrong_cases.png: randomly sampled answers of the first system.
+    """Write right_cases.png and wrong_cases.png: randomly sampled answers of the first system. Returns their paths.
 
     Args:
         examples: all short questions with their answers
         store: merged data with the images
         out: output folder
         seed: seed of the sampling
-
-    Returns:
-        Paths of the written files.
     """
     answered = [example for example in examples if example.question.image_ids]
     written = []
@@ -38,18 +38,14 @@ def write_grids(examples: Sequence[Example], store: SampleStore, out: Path, seed
         matching = [example for example in answered if example.answers[0].right is is_right]
         if matching:
             sampled = random.Random(f"{seed} {name}").sample(matching, min(_MAX_EXAMPLES, len(matching)))
-            criterion = (
-                f"VQA accuracy of at least {100 * RIGHT_THRESHOLD:.0f} %"
-                if is_right
-                else f"VQA accuracy below {100 * RIGHT_THRESHOLD:.0f} %"
-            )
+            criterion = f"VQA accuracy {'of at least' if is_right else 'below'} {100 * RIGHT_THRESHOLD:.0f} %"
             title = f"{len(sampled)} sampled from {len(matching):,} {name} answers of {sampled[0].answers[0].system} ({name}: {criterion})"
             written.append(save(_draw_grid(sampled, title, store), out / f"{name}_cases.png"))
     return written
 
 
 def write_changed_answers(examples: Sequence[Example], store: SampleStore, folder: Path, limit: int) -> int:
-    """Write <folder>/<system>/<image id>.png for each image whose answers reranking changed, at most `limit` per system.
+    """Write <folder>/<system>/<image id>.png for each image whose answers reranking changed. Returns the number of files.
 
     Each file shows the image and every changed question with the answer before and after. The folder is replaced as a whole.
 
@@ -58,9 +54,6 @@ def write_changed_answers(examples: Sequence[Example], store: SampleStore, folde
         store: merged data with the images
         folder: output folder
         limit: largest number of files per system
-
-    Returns:
-        Number of files.
     """
     written = 0
     with atomic_write_folder(folder) as new:
@@ -130,7 +123,7 @@ def _draw_example(axes: Axes, example: Example, answer: ShownAnswer, image: Imag
 def wrap_text(text: str, width: int, lines: int) -> str:
     """Wrap a text to at most `lines` lines of `width` columns; a Chinese character takes two columns and may end a line."""
     wrapped_lines, line_width = [""], 0
-    for piece in _wrap_units(text):
+    for piece in _WRAP_UNIT.findall(text):
         columns = sum(2 if ord(character) > 0x2E7F else 1 for character in piece)
         if line_width + columns > width and line_width:
             wrapped_lines.append("")
@@ -139,19 +132,3 @@ def wrap_text(text: str, width: int, lines: int) -> str:
         line_width += columns
     stripped = [line.strip() for line in wrapped_lines]
     return "\n".join(stripped) if len(stripped) <= lines else "\n".join(stripped[:lines]) + " ..."
-
-
-def _wrap_units(text: str) -> Iterator[str]:
-    """Words with their trailing space, and single wide characters; words are cut after 30 characters."""
-    word = ""
-    for character in text:
-        wide = ord(character) > 0x2E7F
-        if word and (wide or len(word) == 30):
-            yield word
-            word = ""
-        word += character
-        if wide or character == " ":
-            yield word
-            word = ""
-    if word:
-        yield word

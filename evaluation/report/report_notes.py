@@ -1,13 +1,16 @@
-"""The notes of a report: systems and their settings, failed questions, speed, statistics, what is missing; and what a reader must know
-about the main metric: when it may be called official, and when its intervals say little."""
+"""The notes of a report: systems and their settings, failed questions, speed, reranking, statistics, what is missing; and what a reader
+must know about the main metric: when it may be called official, and when its intervals say little."""
 
 from answering.rendering import MISSING_FONT, chinese_font
+from answering.rerank.calibration_range import UNLIKE_CONFIDENCE
 from evaluation.confidence_intervals import MIN_CLUSTERS
-from evaluation.report import rerank_tables
-from evaluation.schema.summary_file import Summary, SystemFigures
+from evaluation.metrics.short_answers import OFFICIAL_REFERENCES
+from evaluation.schema.answer_figures import CanChange, ConfidenceFigures
+from evaluation.schema.summary_file import RerankFigures, Summary, SystemFigures
 
-OFFICIAL_REFERENCES = 10
-"""References a question that the official VQA accuracy is defined for."""
+POOR_CALIBRATION, MIN_QUESTIONS = 0.1, 30
+"""Calibration error from which, and number of questions with which, the report warns of the confidence for a kind of question."""
+_CHOSEN_ON = {"default": "as configured", "validation": "chosen on the validation split"}
 CURVE_REMARK = "Choosing the best checkpoint of this curve overfits to this split: pick it on the validation split, report the test split."
 
 
@@ -21,7 +24,7 @@ def remarks(summary: Summary) -> list[str]:
         if results.without_cuda_graphs is not None:
             lines.append(f"{name}: decoding ran without CUDA graphs and was slower: {results.without_cuda_graphs}.")
         lines.append(f"{name}: {results.distinct_candidates:.1f} distinct candidates per question{speed}; {failure_count(results.errors)}.")
-    lines += rerank_tables.remarks(summary)
+    lines += rerank_remarks(summary)
     if (missing := missing_font(summary)) is not None:
         lines.append(f"{missing[0].upper()}{missing[1:]}.")
     lines.append("random is a lower bound and oracle an upper bound that uses the references; neither is a method.")
@@ -102,3 +105,102 @@ def few_images_remark(summary: Summary) -> list[str]:
     images = "1 image or group of images that share questions" if min(numbers) == 1 else f"{min(numbers)} images or groups of images"
     unknown = "no difference can be shown, and how often an interval covers the true value is not known"
     return [f"Only {images}: with fewer than {MIN_CLUSTERS}, {unknown}."]
+
+
+def can_change_sentence(figures: CanChange | None) -> str:
+    """The same percentages of one system as a sentence; empty if there are none."""
+    if figures is None:
+        return ""
+    sentence = (
+        f"Choosing another candidate could change the score of {100 * figures.score_can_change:.1f} % of the questions, "
+        f"and raise it for {100 * figures.score_can_rise:.1f} %."
+    )
+    if figures.skipped is None or figures.rerank_can_change is None or figures.rerank_can_rise is None:
+        return sentence
+    return (
+        f"{sentence} Reranking skips {100 * figures.skipped:.1f} %, so it can change the score of {100 * figures.rerank_can_change:.1f} %, "
+        f"and raise it for {100 * figures.rerank_can_rise:.1f} %."
+    )
+
+
+def _confidence_remarks(name: str, values: ConfidenceFigures) -> list[str]:
+    """Sentences about the kinds of questions for which a system's confidence does not hold, and about those unlike the calibration's."""
+    lines = [
+        f"{name}: do not trust the confidence for {label}: {100 * part.confidence:.0f} % on average where "
+        f"{100 * part.vqa_accuracy:.0f} % are right, calibration error {100 * part.ece:.0f}."
+        for label, part in values.parts()
+        if part.questions >= MIN_QUESTIONS and part.ece >= POOR_CALIBRATION
+    ]
+    if (unlike := values.unlike) is not None:
+        lines.append(
+            f"{name}: {unlike.questions:,} of {values.questions:,} questions are unlike those that the confidence was learnt from, "
+            f"by their image or their words; their confidence is limited to {100 * UNLIKE_CONFIDENCE:.0f} %."
+        )
+    return lines
+
+
+def rerank_remarks(summary: Summary) -> list[str]:
+    """Notes: rerank weights and where they were chosen, fitted models, and the effect of abstaining."""
+    if summary.rerank is None:
+        return []
+    rerank = summary.rerank
+    weights = ", ".join(f"{name} {weight:g}" for name, weight in rerank.weights.items())
+    scorers = rerank.scorers or {}
+    details = [f"Rerank weights ({_CHOSEN_ON[rerank.chosen_on]}): {weights}"]
+    if list(scorers) == ["clip"]:
+        details.append(f"scorer {rerank.scorer}")
+    elif scorers:
+        details.append(f"scorers {', '.join(f'{name} {path}' for name, path in scorers.items())}")
+    if rerank.clip_score_form is not None:
+        details += [f"form of the CLIP scores: {rerank.clip_score_form}", f"statement form: {rerank.statement_form}"]
+    lines = [f"{'; '.join(details)}."]
+    lines += [sentence] if (sentence := tuning_sentence(summary).strip()) else []
+    lines.append(_skipped_types_sentence(rerank))
+    if rerank.learned is not None:
+        lines.append(
+            "learned: a logistic model per system over all scores, fitted on the validation split; no reference of the evaluated split is "
+            "read in any fit."
+        )
+    if any(results.confidence is not None for results in summary.systems.values()):
+        lines.append("Confidence: fitted and calibrated per system on the validation split only. AURC: mean error over all coverages.")
+    for name, results in summary.systems.items():
+        if results.confidence is None:
+            continue
+        lines += _confidence_remarks(name, results.confidence)
+        if (values := results.confidence.abstaining) is not None:
+            accuracy = f", {100 * values.vqa_accuracy:.1f} % of these right" if values.vqa_accuracy is not None else ""
+            lines.append(
+                f"{name} answers {100 * values.answered:.1f} % of the questions, abstaining below confidence {values.below:g}{accuracy}."
+            )
+    return lines
+
+
+def tuning_sentence(summary: Summary) -> str:
+    """Whether weights chosen on the validation split beat the configured ones on held-out folds of it; empty without tuning."""
+    rerank = summary.rerank
+    gain = None if rerank is None or rerank.validation is None else rerank.validation.tuned_gain
+    if rerank is None or gain is None:
+        return ""
+    points = f"{100 * gain.difference:+.1f} points, p = {gain.p_value:.3f}"
+    if rerank.chosen_on == "default":
+        return f" On held-out folds of the validation split, tuned weights do not beat the configured ones ({points}), which are used."
+    if gain.verdict == "a":
+        return f" On held-out folds of the validation split, tuned weights beat the configured ones ({points}) and are used."
+    return (
+        f" Tuned weights are used because they score higher than the configured ones on held-out folds of the validation split ({points}), "
+        "but are not shown to beat them."
+    )
+
+
+def _skipped_types_sentence(rerank: RerankFigures) -> str:
+    """Which question types reranking skips, and the evidence from the validation split."""
+    skipped, by_type = rerank.skipped_question_types, (rerank.validation and rerank.validation.skipped_question_types) or {}
+    reranked = [
+        f"{kind} ({100 * values.gain:+.1f} points, p = {values.p_holm:.3f} after Holm)"
+        for kind, values in by_type.items()
+        if not values.skipped
+    ]
+    sentence = f"Reranking skips {' and '.join(skipped)} questions." if skipped else "Reranking skips no question type."
+    if reranked:
+        return f"{sentence} The validation split shows a gain for {' and '.join(reranked)} questions."
+    return f"{sentence} The validation split shows no gain for them." if by_type else sentence

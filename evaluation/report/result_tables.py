@@ -1,17 +1,16 @@
-"""Tables and notes made from summary.json, for the terminal, report.md and report.html."""
+"""Tables made from summary.json, for the terminal, report.md and report.html."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from answering.rerank.candidate_scores import CORRECTED_SUFFIX
 from answering.rerank.choose_answer import displayed_choice
 from evaluation.metrics.short_answers import GAMEABLE_METRICS
-from evaluation.report import rerank_tables
-from evaluation.report.report_notes import remarks
-from evaluation.schema.choice_figures import ChoiceFigures
-from evaluation.schema.comparison_figures import Comparison
+from evaluation.schema.answer_figures import ChoiceFigures
 from evaluation.schema.summary_file import Summary
+from evaluation.statistics import TestedDifference
 
 CHOICE_DESCRIPTIONS = {
     "first": "the first candidate: the system's most likely one",
@@ -42,38 +41,43 @@ GAMEABLE_TITLE = (
 )
 """Heading of the table of GAMEABLE_METRICS, which stand apart from the others."""
 
+DIFFERENCE_HEADINGS = ("a - b (points)", "95 % interval", "p", "p (Holm)")
+"""Headings of `difference_cells`."""
+COVERAGES = (0.5, 0.8)
+"""Coverages, fractions of the most confident answers, at which the accuracy is reported."""
+_CAN_CHANGE = {
+    "several_candidates": "% with several candidates",
+    "score_can_change": "% whose score can change",
+    "score_can_rise": "% whose score can rise",
+    "skipped": "% skipped by reranking",
+    "rerank_can_change": "% whose score reranking can change",
+    "rerank_can_rise": "% whose score reranking can raise",
+}
+
 Row = Sequence[str]
+Table = tuple[Row, list[Row]]
+"""Header and rows."""
 
 
-def render_tables(summary: Summary) -> str:
-    """All tables and notes as text for a terminal."""
-    parts = [summary.note] if summary.note is not None else []
-    parts.append("\n".join(f"{term}: {definition}." for term, definition in TERMS.items()))
-    tables = {title: align_columns(*table) for title, table in all_tables(summary).items()}
-    parts += [f"{title}:\n{table}" if title == GAMEABLE_TITLE else table for title, table in tables.items()]
-    return "\n\n".join([*parts, "\n".join(remarks(summary))])
-
-
-def all_tables(summary: Summary) -> dict[str, tuple[Row, list[Row]]]:
-    """Title -> (header, rows) of every table that has rows."""
-    by_title = {"Questions that choosing another candidate can affect": rerank_tables.can_change_table(summary)}
-    by_title["Accuracy"] = accuracy_table(summary)
-    if summary.groups is not None:
-        by_title["Mean and spread over seeds"] = group_table(summary)
-    if any(results.choices for results in summary.systems.values()):
-        by_title["By category, language and source"] = category_table(summary)
-    if summary.thresholds is not None:
-        by_title["Thresholds"] = threshold_table(summary)
-    by_title["Visual tokens per question"] = visual_token_table(summary)
-    by_title["Comparisons"] = comparison_table(summary)
-    by_title["Calibration of the confidence"] = rerank_tables.confidence_table(summary)
-    by_title["Calibration of the confidence by kind of question"] = rerank_tables.confidence_by_kind_table(summary)
-    by_title["Reranking on the validation split"] = rerank_tables.validation_table(summary)
-    by_title["Captions and descriptions"] = caption_table(summary)
-    by_title["Unanswerable questions"] = unanswerable_table(summary)
-    by_title["Sensitivity to the answer format"] = format_table(summary)
-    by_title["Corrupted images"] = robustness_table(summary)
-    by_title[GAMEABLE_TITLE] = gameable_table(summary)
+def all_tables(summary: Summary) -> dict[str, Table]:
+    """Every table that has rows, by its title."""
+    by_title = {
+        "Questions that choosing another candidate can affect": can_change_table(summary),
+        "Accuracy": accuracy_table(summary),
+        "Mean and spread over seeds": group_table(summary),
+        "By category, language and source": category_table(summary),
+        "Thresholds": threshold_table(summary),
+        "Visual tokens per question": visual_token_table(summary),
+        "Comparisons": comparison_table(summary),
+        "Calibration of the confidence": confidence_table(summary),
+        "Calibration of the confidence by kind of question": confidence_by_kind_table(summary),
+        "Reranking on the validation split": validation_table(summary),
+        "Captions and descriptions": caption_table(summary),
+        "Unanswerable questions": unanswerable_table(summary),
+        "Sensitivity to the answer format": format_table(summary),
+        "Corrupted images": robustness_table(summary),
+        GAMEABLE_TITLE: gameable_table(summary),
+    }
     return {title: table for title, table in by_title.items() if table[1]}
 
 
@@ -101,14 +105,32 @@ def markdown(header: Row, rows: Iterable[Row]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def accuracy_table(summary: Summary) -> tuple[Row, list[Row]]:
-    """Header and rows: accuracy by system and choice, then of the control runs."""
-    header = ("system", "choice", "questions", "VQA accuracy", "95 % interval", *(label for _, label in OTHER_METRICS))
-    return header, [_accuracy_row(*row) for row in _measured(summary)]
+def can_change_table(summary: Summary) -> Table:
+    """Percentage of questions on which choosing another candidate can change or raise the score, by system."""
+    by_system = {name: vars(results.can_change) for name, results in summary.systems.items() if results.can_change is not None}
+    keys = [key for key in _CAN_CHANGE if any(values[key] is not None for values in by_system.values())]
+    return ("system", *(_CAN_CHANGE[key] for key in keys)), [
+        (name, *("" if values[key] is None else percent(values[key]) for key in keys)) for name, values in by_system.items()
+    ]
 
 
-def gameable_table(summary: Summary) -> tuple[Row, list[Row]]:
-    """Header and rows: GAMEABLE_METRICS by system and choice, then of the control runs."""
+def accuracy_table(summary: Summary) -> Table:
+    """Accuracy by system and choice, then of the control runs."""
+    return ("system", "choice", "questions", "VQA accuracy", "95 % interval", *(label for _, label in OTHER_METRICS)), [
+        (
+            name,
+            choice,
+            f"{measures.questions:,}",
+            percent(measures.vqa_accuracy),
+            format_interval(measures.vqa_accuracy_ci95),
+            *(percent(measures.metric(metric)) for metric, _ in OTHER_METRICS),
+        )
+        for name, choice, measures in _measured(summary)
+    ]
+
+
+def gameable_table(summary: Summary) -> Table:
+    """GAMEABLE_METRICS by system and choice, then of the control runs."""
     header = ("system", "choice", *(_GAMEABLE_HEADINGS.get(metric, metric) for metric in GAMEABLE_METRICS))
     return header, [(name, choice, *(percent(m.metric(metric)) for metric in GAMEABLE_METRICS)) for name, choice, m in _measured(summary)]
 
@@ -116,39 +138,26 @@ def gameable_table(summary: Summary) -> tuple[Row, list[Row]]:
 def _measured(summary: Summary) -> list[tuple[str, str, ChoiceFigures]]:
     """Name, choice and figures of every choice of every system, then of the control runs."""
     systems = [(name, choice, measures) for name, results in summary.systems.items() for choice, measures in results.choices.items()]
-    controls = summary.controls or {}
-    return [*systems, *((name, f"control of {summary.controlled_system}", controls[name]) for name in controls)]
+    return [*systems, *((name, f"control of {summary.controlled_system}", control) for name, control in (summary.controls or {}).items())]
 
 
-def _accuracy_row(name: str, choice: str, measures: ChoiceFigures) -> Row:
-    others = (percent(measures.metric(metric)) for metric, _ in OTHER_METRICS)
-    interval = format_interval(measures.vqa_accuracy_ci95)
-    return (name, choice, f"{measures.questions:,}", percent(measures.vqa_accuracy), interval, *others)
-
-
-def category_table(summary: Summary) -> tuple[Row, list[Row]]:
-    """Header and rows: accuracy by category, language and source of each system's displayed choice (reranked, else first)."""
+def category_table(summary: Summary) -> Table:
+    """Accuracy by category, language and source of each system's displayed choice (reranked, else first)."""
     displayed = {name: displayed_choice(results.choices) for name, results in summary.systems.items() if results.choices}
-    header = ("VQA accuracy by", "questions", *(f"{name}/{choice}" for name, choice in displayed.items()))
     measures = [summary.systems[name].choices[choice] for name, choice in displayed.items()]
-    rows: list[Row] = []
-    for parts in zip(*((m.by_category, m.by_language, m.by_source) for m in measures), strict=True):
-        for label, part in parts[0].items():
-            rows.append((label, f"{part.questions:,}", *(percent(own[label].vqa_accuracy) for own in parts)))
-    return header, rows
+    return ("VQA accuracy by", "questions", *(f"{name}/{choice}" for name, choice in displayed.items())), [
+        (label, f"{part.questions:,}", *(percent(own[label].vqa_accuracy) for own in parts))
+        for parts in zip(*((m.by_category, m.by_language, m.by_source) for m in measures), strict=True)
+        for label, part in parts[0].items()
+    ]
 
 
-def visual_token_table(summary: Summary) -> tuple[Row, list[Row]]:
-    """Header and rows: what each system sees of the images of a question, as the mean number of tokens in its language model's input."""
-    rows: list[Row] = [
-        (
-            name,
-            describe_image_limit(results.model),
-            f"{tokens:,.1f}" if (tokens := results.visual_tokens) is not None else "unknown",
-        )
+def visual_token_table(summary: Summary) -> Table:
+    """What each system sees of the images of a question, as the mean number of tokens in its language model's input."""
+    return ("system", "images", "visual tokens, mean"), [
+        (name, describe_image_limit(results.model), "unknown" if results.visual_tokens is None else f"{results.visual_tokens:,.1f}")
         for name, results in summary.systems.items()
     ]
-    return ("system", "images", "visual tokens, mean"), rows
 
 
 def describe_image_limit(model: dict[str, Any]) -> str:
@@ -159,17 +168,16 @@ def describe_image_limit(model: dict[str, Any]) -> str:
     return "within its own limits" if side is None else f"at most {side:,} pixels a side"
 
 
-def caption_table(summary: Summary) -> tuple[Row, list[Row]]:
-    """Header and rows: caption metrics before and after reranking."""
+def caption_table(summary: Summary) -> Table:
+    """Caption metrics before and after reranking."""
     header = ("system", "choice", "captions", "texts", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "CLIPScore")
-    rows: list[Row] = [
+    return header, [
         (
             name,
             choice,
             kind,
             f"{scores.questions:,}",
-            *map(percent, (scores.bleu_1, scores.bleu_2, scores.bleu_3, scores.bleu_4)),
-            percent(scores.rouge_l),
+            *map(percent, (scores.bleu_1, scores.bleu_2, scores.bleu_3, scores.bleu_4, scores.rouge_l)),
             f"{scores.cider_d:.2f}",
             f"{scores.clip_score:.3f}" if scores.clip_score is not None else "",
         )
@@ -178,82 +186,119 @@ def caption_table(summary: Summary) -> tuple[Row, list[Row]]:
         if choice in ("first", "reranked")
         for kind, scores in kinds.items()
     ]
-    return header, rows
 
 
-def comparison_table(summary: Summary) -> tuple[Row, list[Row]]:
-    """Header and rows: all comparisons with their verdicts."""
-    tested = ("a - b (points)", "95 % interval", "p", "p (Holm)", "better")
-    header = ("a", "b", *tested, "detectable", "exact: only a / only b", "McNemar p (Holm)")
-    rows: list[Row] = [
+def comparison_table(summary: Summary) -> Table:
+    """All comparisons with their verdicts."""
+    return ("a", "b", *DIFFERENCE_HEADINGS, "better", "detectable", "exact: only a / only b", "McNemar p (Holm)"), [
         (
             row.a,
             row.b,
-            f"{100 * row.difference:+.1f}",
-            f"{100 * row.ci95[0]:+.1f} .. {100 * row.ci95[1]:+.1f}",
-            f"{row.p_value:.4f}",
-            f"{row.p_holm:.4f}",
+            *difference_cells(row),
             {"a": row.a, "b": row.b}.get(row.verdict, "not shown"),
-            f"{100 * row.minimum_detectable_effect:.1f}" if row.minimum_detectable_effect is not None else "nothing",
-            *_mcnemar_cells(row),
+            "nothing" if row.minimum_detectable_effect is None else percent(row.minimum_detectable_effect),
+            *(("", "") if row.mcnemar is None else (f"{row.mcnemar.only_a:,} / {row.mcnemar.only_b:,}", f"{row.mcnemar.p_holm:.4f}")),
         )
         for row in summary.comparisons
     ]
-    return header, rows
 
 
-def _mcnemar_cells(row: Comparison) -> Row:
-    if row.mcnemar is None:
-        return "", ""
-    test = row.mcnemar
-    return f"{test.only_a:,} / {test.only_b:,}", f"{test.p_holm:.4f}"
+def difference_cells(row: TestedDifference) -> Row:
+    """Difference and interval in points, p-value, and adjusted p-value."""
+    low, high = row.ci95
+    return points(row.difference), f"{points(low)} .. {points(high)}", f"{row.p_value:.4f}", f"{row.p_holm:.4f}"
 
 
-def group_table(summary: Summary) -> tuple[Row, list[Row]]:
-    """Header and rows: mean and spread of the VQA accuracy over seeds of one configuration."""
-    header = ("group", "choice", "systems", "VQA accuracy", "standard deviation", "lowest .. highest", "M4C")
-    rows: list[Row] = [
+def confidence_table(summary: Summary) -> Table:
+    """Calibration of the confidence, and accuracy of the most confident answers."""
+    coverages = (f"accuracy of the most confident {fraction:.0%}" for fraction in COVERAGES)
+    rows: list[Row] = []
+    for name, results in summary.systems.items():
+        if (values := results.confidence) is not None:
+            curve = {point.coverage: point.vqa_accuracy for point in values.risk_coverage}
+            selective = (percent(curve[fraction]) if fraction in curve else "" for fraction in COVERAGES)
+            rows.append((name, f"{values.questions:,}", percent(values.ece), f"{values.brier:.3f}", f"{values.aurc:.3f}", *selective))
+    return ("system", "answers", "calibration error", "Brier", "AURC", *coverages), rows
+
+
+def confidence_by_kind_table(summary: Summary) -> Table:
+    """Calibration of the confidence by category, language and source, and where questions are unlike the calibration's."""
+    header = ("system", "questions", "answers", "mean confidence", "VQA accuracy", "calibration error", "right at 90 % or more")
+    return header, [
+        (
+            name,
+            label,
+            f"{part.questions:,}",
+            *map(percent, (part.confidence, part.vqa_accuracy, part.ece)),
+            "" if part.confident is None else f"{percent(part.confident.vqa_accuracy)} ({part.confident.questions:,})",
+        )
+        for name, results in summary.systems.items()
+        if results.confidence is not None
+        for label, part in [*results.confidence.parts(), ("unlike the calibration", results.confidence.unlike)]
+        if part is not None
+    ]
+
+
+def validation_table(summary: Summary) -> Table:
+    """Accuracy on the validation split; tuned weights and learned fusions are measured on held-out folds."""
+    header = ("validation split, all systems pooled", "answers", "VQA accuracy")
+    validation = None if summary.rerank is None else summary.rerank.validation
+    if validation is None:
+        return header, []
+    measured = [
+        ("first candidates", validation.questions, validation.first),
+        ("reranked as configured", validation.questions, validation.configured),
+        ("reranked, weights chosen on the other folds", validation.questions, validation.tuned_held_out),
+        ("oracle", validation.questions, validation.oracle),
+    ]
+    measured += [
+        (f"{name}: learned fusion, fitted on the other folds", values.questions, values.learned_held_out)
+        for name, values in (validation.systems or {}).items()
+    ]
+    return header, [(label, f"{questions:,}", percent(value)) for label, questions, value in measured if value is not None]
+
+
+def group_table(summary: Summary) -> Table:
+    """Mean and spread of the VQA accuracy over seeds of one configuration."""
+    return ("group", "choice", "systems", "VQA accuracy", "standard deviation", "lowest .. highest", "M4C"), [
         (
             name,
             choice,
             str(len(group.systems)),
-            percent(scores["vqa_accuracy"].mean),
-            f"{100 * scores['vqa_accuracy'].sd:.2f}",
-            format_interval([scores["vqa_accuracy"].lowest, scores["vqa_accuracy"].highest]),
+            percent((accuracy := scores["vqa_accuracy"]).mean),
+            f"{100 * accuracy.sd:.2f}",
+            format_interval([accuracy.lowest, accuracy.highest]),
             percent(scores["vqa_accuracy_m4c"].mean),
         )
         for name, group in (summary.groups or {}).items()
         for choice, scores in group.choices.items()
     ]
-    return header, rows
 
 
-def format_table(summary: Summary) -> tuple[Row, list[Row]]:
-    """Header and rows: change in accuracy when only the format of the answers changes."""
-    header = ("system", "choice", "format", "VQA accuracy", "change", "M4C", "change", "exact", "change")
+def format_table(summary: Summary) -> Table:
+    """Change in accuracy when only the format of the answers changes."""
     rows: list[Row] = []
     for name, results in summary.systems.items():
         for choice, forms in (results.format_sensitivity or {}).items():
             plain = results.choices[choice]
             for form, label in (("capitalised", "capitalised"), ("full_stop", "with a full stop")):
-                cells = [(percent(value), f"{100 * (value - plain.metric(metric)):+.1f}") for metric, value in forms[form].items()]
-                rows.append((name, choice, label, *(cell for pair in cells for cell in pair)))
-    return header, rows
+                cells = [(percent(value), points(value - plain.metric(metric))) for metric, value in forms[form].items()]
+                rows.append((name, choice, label, *chain.from_iterable(cells)))
+    return ("system", "choice", "format", "VQA accuracy", "change", "M4C", "change", "exact", "change"), rows
 
 
-def unanswerable_table(summary: Summary) -> tuple[Row, list[Row]]:
-    """Header and rows: detection of unanswerable questions by system."""
-    rows: list[Row] = [
+def unanswerable_table(summary: Summary) -> Table:
+    """Detection of unanswerable questions by system."""
+    return ("system", "unanswerable questions", "average precision", "F1"), [
         (name, f"{values.questions:,}", percent(values.average_precision), percent(values.f1))
         for name, results in summary.systems.items()
         if (values := results.unanswerable) is not None
     ]
-    return ("system", "unanswerable questions", "average precision", "F1"), rows
 
 
-def robustness_table(summary: Summary) -> tuple[Row, list[Row]]:
-    """Header and rows: accuracy on corrupted images, with the difference from the clean ones."""
-    rows: list[Row] = [
+def robustness_table(summary: Summary) -> Table:
+    """Accuracy on corrupted images, with the difference from the clean ones."""
+    return ("system", "corruption", "strength", "questions", "VQA accuracy", "95 % interval", "minus clean"), [
         (
             name,
             kind,
@@ -261,32 +306,29 @@ def robustness_table(summary: Summary) -> tuple[Row, list[Row]]:
             f"{robust.questions:,}",
             percent(point.vqa_accuracy),
             format_interval(point.vqa_accuracy_ci95),
-            f"{100 * (point.vqa_accuracy - robust.clean.vqa_accuracy):+.1f}",
+            points(point.vqa_accuracy - robust.clean.vqa_accuracy),
         )
         for name, robust in (summary.robustness or {}).items()
-        for kind, points in robust.corrupted.items()
-        for point in points
+        for kind, corrupted in robust.corrupted.items()
+        for point in corrupted
     ]
-    return ("system", "corruption", "strength", "questions", "VQA accuracy", "95 % interval", "minus clean"), rows
 
 
-def threshold_table(summary: Summary) -> tuple[Row, list[Row]]:
-    """Header and rows: thresholds, measured values, and whether they are met."""
-    rows: list[Row] = [
-        (
-            threshold.what,
-            percent(threshold.value),
-            f"{threshold.kind} {percent(threshold.limit)}",
-            "yes" if threshold.met else "NO",
-        )
-        for threshold in summary.thresholds or []
+def threshold_table(summary: Summary) -> Table:
+    """Thresholds, measured values, and whether they are met."""
+    return ("measured", "VQA accuracy", "threshold", "met"), [
+        (row.what, percent(row.value), f"{row.kind} {percent(row.limit)}", "yes" if row.met else "NO") for row in summary.thresholds or []
     ]
-    return ("measured", "VQA accuracy", "threshold", "met"), rows
 
 
 def percent(value: float) -> str:
     """A fraction in percent."""
     return f"{100 * value:.1f}"
+
+
+def points(difference: float) -> str:
+    """A difference of fractions in percentage points, with its sign."""
+    return f"{100 * difference:+.1f}"
 
 
 def format_interval(interval: Sequence[float]) -> str:

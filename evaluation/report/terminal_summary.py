@@ -1,4 +1,5 @@
-"""What a finished evaluation prints: the finding in words, one table, and where the rest is; at most 25 lines of 100 columns."""
+"""What a finished evaluation prints: the finding in words, one table, and where the rest is, in at most 25 lines of 100 columns; and, when
+asked, all tables."""
 
 import textwrap
 from collections.abc import Sequence
@@ -6,9 +7,9 @@ from pathlib import Path
 
 from answering.rerank.choose_answer import displayed_choice
 from evaluation.report.findings import headline
-from evaluation.report.report_notes import CURVE_REMARK, failure_count, missing_font
-from evaluation.report.result_tables import align_columns, caption_table, format_interval, percent
-from evaluation.schema.choice_figures import ChoiceFigures
+from evaluation.report.report_notes import CURVE_REMARK, failure_count, missing_font, remarks
+from evaluation.report.result_tables import GAMEABLE_TITLE, TERMS, Row, align_columns, all_tables, caption_table, format_interval, percent
+from evaluation.schema.answer_figures import ChoiceFigures
 from evaluation.schema.summary_file import Summary
 
 WIDTH = 100
@@ -16,8 +17,6 @@ MOST_ROWS = 7
 """Rows of the table; more stand in report.md."""
 MOST_FINDING_LINES, MOST_NOTE_LINES = 5, 2
 _NAME_WIDTH = 40
-
-Row = tuple[str, ...]
 
 
 def terminal_summary(summary: Summary, report: Path) -> str:
@@ -40,6 +39,15 @@ def terminal_summary(summary: Summary, report: Path) -> str:
     return "\n".join([*parts, f"report: {report}"])
 
 
+def render_tables(summary: Summary) -> str:
+    """All tables and notes as text for a terminal."""
+    parts = [summary.note] if summary.note is not None else []
+    parts.append("\n".join(f"{term}: {definition}." for term, definition in TERMS.items()))
+    tables = {title: align_columns(*table) for title, table in all_tables(summary).items()}
+    parts += [f"{title}:\n{table}" if title == GAMEABLE_TITLE else table for title, table in tables.items()]
+    return "\n\n".join([*parts, "\n".join(remarks(summary))])
+
+
 def _table(summary: Summary) -> tuple[Row, list[Row]]:
     """Header and rows: the first and the displayed choice of each system, groups of seeds and controls; captions if no short questions."""
     header = ("system", "answer", "questions", "VQA accuracy", "95 % interval", "M4C")
@@ -57,9 +65,8 @@ def _table(summary: Summary) -> tuple[Row, list[Row]]:
 
 
 def _row(name: str, choice: str, measures: ChoiceFigures) -> Row:
-    interval = format_interval(measures.vqa_accuracy_ci95)
-    accuracies = percent(measures.vqa_accuracy), interval, percent(measures.vqa_accuracy_m4c)
-    return (_clipped(name), choice, f"{measures.questions:,}", *accuracies)
+    accuracy, interval = percent(measures.vqa_accuracy), format_interval(measures.vqa_accuracy_ci95)
+    return _clipped(name), choice, f"{measures.questions:,}", accuracy, interval, percent(measures.vqa_accuracy_m4c)
 
 
 def _clipped(text: str) -> str:

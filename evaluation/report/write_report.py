@@ -1,8 +1,6 @@
 """Write report.html (self-contained), report.md and the charts of an evaluation."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,16 @@ from markupsafe import Markup, escape
 
 from atomic_io import write_text
 from dataset.loading.sample_store import SampleStore
-from evaluation.report import report_notes, rerank_tables, result_tables
-from evaluation.report.charts import Chart, write_charts
+from evaluation.report import report_notes, result_tables
+from evaluation.report.charts import write_charts
 from evaluation.report.examples import RIGHT, Example, data_url, examples, select_examples, thumbnail
 from evaluation.report.findings import headline, sentences
 from evaluation.report.image_grids import write_changed_answers
 from evaluation.report.report_notes import accuracy_definition, accuracy_name
 from evaluation.run.evaluation_run import EvaluationResult
 from evaluation.run.evaluation_setup import Experiment
-from evaluation.schema.choice_figures import ChoiceFigures
-from evaluation.schema.summary_file import Summary, SystemFigures
+from evaluation.schema.summary_file import Summary
+from evaluation.scoring.answer_scores import BOUND_CHOICES
 from evaluation.scoring.question_categories import category_names
 
 CHANGED_FOLDER = "changed"
@@ -32,64 +30,37 @@ OPEN_TABLES = ("Accuracy", "Comparisons", "Captions and descriptions")
 """Tables that report.html shows unfolded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A row of a bar chart.
-
-    Args:
-        label: name of the choice or control
-        note: tooltip
-        value: VQA accuracy, 0..1
-        low: lower end of its interval
-        high: upper end of its interval
-        kind: method, bound (lower or upper) or control
-    """
-
-    label: str
-    note: str
-    value: float
-    low: float
-    high: float
-    kind: str
-
-
 def write_report(evaluation_result: EvaluationResult, experiment: Experiment) -> Path:
     """Write report.html, report.md, *.png and changed/ to `experiment.out`. Returns the path of report.html."""
-    all_examples = examples(evaluation_result)
+    all_examples, summary = examples(evaluation_result), evaluation_result.summary
     settings, store, out = experiment.settings, experiment.store, experiment.out
-    selected = select_examples(all_examples, settings.max_examples)
-    charts = write_charts(evaluation_result.summary, all_examples, store, out, settings.seed)
-    changed = (
-        write_changed_answers(all_examples, store, out / CHANGED_FOLDER, settings.max_changed_images)
-        if evaluation_result.summary.rerank is not None
-        else 0
-    )
+    charts = write_charts(summary, all_examples, store, out, settings.seed)
+    changed = write_changed_answers(all_examples, store, out / CHANGED_FOLDER, settings.max_changed_images) if summary.rerank else 0
+    shared = {
+        "summary": summary,
+        "headline": headline(summary),
+        "accuracy_definition": accuracy_definition(summary),
+        "sentences": sentences(summary),
+        "remarks": report_notes.remarks(summary),
+        "terms": result_tables.TERMS,
+    }
+    tables = result_tables.all_tables(summary)
     page = _template("template.html").render(
-        **_page_context(evaluation_result.summary, all_examples, selected, store), charts=_page_charts(charts)
+        **shared,
+        **_page_context(summary, all_examples, select_examples(all_examples, settings.max_examples), store),
+        tables=tables,
+        # The page shows questions itself, so it has no grids of images.
+        charts=[chart for chart in charts if chart.svg and chart.path.stem not in HTML_CHARTS],
     )
     write_text(out / "report.html", page)
     text = _template("template.md", escape=False).render(
-        summary=evaluation_result.summary,
-        headline=headline(evaluation_result.summary),
-        accuracy_definition=accuracy_definition(evaluation_result.summary),
-        sentences=sentences(evaluation_result.summary),
-        remarks=report_notes.remarks(evaluation_result.summary),
-        terms=result_tables.TERMS,
-        tables={title: result_tables.markdown(*table) for title, table in result_tables.all_tables(evaluation_result.summary).items()},
+        **shared,
+        tables={title: result_tables.markdown(*table) for title, table in tables.items()},
         charts={chart.path.name: chart.caption for chart in charts},
         changed=changed,
     )
     write_text(out / "report.md", text)
     return out / "report.html"
-
-
-def _page_charts(charts: Sequence[Chart]) -> list[dict[str, Any]]:
-    """Caption, SVG element and width of the charts in report.html. Grids of images are left out: the page shows questions itself."""
-    return [
-        {"caption": chart.caption, "svg": Markup(chart.on_page.svg), "width": chart.on_page.width}
-        for chart in charts
-        if chart.on_page is not None and chart.path.stem not in HTML_CHARTS
-    ]
 
 
 def _template(name: str, escape: bool = True) -> Any:
@@ -111,42 +82,22 @@ def _breakable(cell: str) -> Markup:
 
 
 def _page_context(summary: Summary, all_examples: list[Example], selected: list[Example], store: SampleStore) -> dict[str, Any]:
-    """Variables of template.html. `selected`: the examples on the page."""
+    """Variables of template.html alone. `selected`: the examples on the page."""
     images = {image_id: thumbnail(image_id, store) for example in selected for image_id in example.question.image_ids}
     return {
-        "summary": summary,
-        "headline": headline(summary),
         "missing_font": report_notes.missing_font(summary),
         "accuracy_name": accuracy_name(summary),
-        "accuracy_definition": accuracy_definition(summary),
-        "sentences": sentences(summary),
-        "remarks": report_notes.remarks(summary),
-        "bars": {name: _bars(results) for name, results in summary.systems.items() if results.choices},
-        "controls": [_bar(name, "control", measures, "control") for name, measures in (summary.controls or {}).items()],
         "meanings": result_tables.CHOICE_DESCRIPTIONS,
-        "terms": result_tables.TERMS,
+        "describe": result_tables.choice_description,
+        "bounds": BOUND_CHOICES,
+        "scored": {name: results.choices for name, results in summary.systems.items() if results.choices},
         "right": RIGHT,
-        "tables": result_tables.all_tables(summary),
         "open_tables": OPEN_TABLES,
         "examples": selected,
         "total": len(all_examples),
         "image_urls": {image_id: None if image is None else data_url(image) for image_id, image in images.items()},
         "categories": [name for name in category_names() if any(example.question.category == name for example in selected)],
         "languages": sorted({example.question.request.language for example in selected}),
-        "can_change": {name: rerank_tables.can_change_sentence(results.can_change) for name, results in summary.systems.items()},
+        "can_change": {name: report_notes.can_change_sentence(results.can_change) for name, results in summary.systems.items()},
         "effects": {name: results.changed for name, results in summary.systems.items() if results.changed is not None},
     }
-
-
-def _bars(results: SystemFigures) -> list[Bar]:
-    """One bar per choice of a system."""
-    kinds = {"random": "bound", "oracle": "bound"}
-    return [
-        _bar(name, result_tables.choice_description(name), measures, kinds.get(name, "method"))
-        for name, measures in results.choices.items()
-    ]
-
-
-def _bar(label: str, note: str, measures: ChoiceFigures, kind: str) -> Bar:
-    low, high = measures.vqa_accuracy_ci95
-    return Bar(label, note, measures.vqa_accuracy, low, high, kind)

@@ -14,21 +14,21 @@ from answering.question_types import skippable_question_type
 from answering.rerank.choose_answer import RerankPlan
 from answering.rerank.fitted_reranker import FittedReranker, rerank_settings, save_fitted
 from atomic_io import write_json, write_text
-from dataset.sample import Language
 from evaluation.answer_selection import RerankPlans, add_choices
 from evaluation.calibration.rerank_fitting import tune
 from evaluation.metrics.short_answers import PRIMARY_METRIC
+from evaluation.metrics.unanswerable import unanswerable_metrics
 from evaluation.prediction_files import Prediction, write_predictions
 from evaluation.questions import Question, choose, references
-from evaluation.robustness.robustness_run import CorruptionCondition, Robustness
+from evaluation.robustness import CorruptionCondition, robustness_figures
 from evaluation.run.evaluation_setup import Experiment, first_checkpoint
-from evaluation.run.question_runner import NamedScorer
-from evaluation.run.system_runner import EvaluationRun, SystemRun
-from evaluation.schema.summary_file import DatasetFigures, Summary, to_json
-from evaluation.scoring.answer_scores import CosineFunction, References, caption_scores, score, score_lines
+from evaluation.run.question_runner import NamedScorer, SystemRun
+from evaluation.run.system_runner import EvaluationRun
+from evaluation.schema.summary_file import DatasetFigures, RobustnessFigures, Summary, SystemFigures, to_json
+from evaluation.scoring.answer_scores import References, caption_scores, format_sensitivity, score, score_lines
 from evaluation.scoring.confidence_metrics import confidence_metrics
-from evaluation.scoring.rerank_metrics import improvable_fractions, rerank_metrics
-from evaluation.scoring.summary import SystemResult, summarise
+from evaluation.scoring.rerank_metrics import count_changed, fused_calibration, improvable_fractions, rerank_metrics
+from evaluation.scoring.summary import SystemResult, metric_summary, summarise
 
 CALIBRATION_IMAGES = 1000
 """Most images of the validation split from which the confidence knows what images are like."""
@@ -36,24 +36,16 @@ CALIBRATION_IMAGES = 1000
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
-    """Everything that the reports show.
-
-    Args:
-        summary: the figures of all systems
-        questions: the short questions, in the order of every system's `short` in `results`
-        references: reference answers by sample id
-        results: scores by system
-    """
+    """Everything that the reports show. questions: the short ones, in the order of every system's `short` in `results`."""
 
     summary: Summary
     questions: list[Question]
     references: References
     results: dict[str, SystemResult]
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Any:
         """The content of summary.json."""
-        content: dict[str, Any] = to_json(self.summary)
-        return content
+        return to_json(self.summary)
 
 
 def score_evaluation(experiment: Experiment, evaluation_run: EvaluationRun) -> EvaluationResult:
@@ -108,21 +100,29 @@ def _result(system: System, evaluation_run: EvaluationRun, plan: RerankPlan, abs
     types = [skippable_question_type(question.text, question.request.language) for question in questions]
     skipped = np.array([kind in plan.skipped_question_types for kind in types], dtype=bool)
     has_confidence = any(prediction.confidence is not None for prediction in short.predictions)
-    return SystemResult(
+    reranked = "reranked" in short.scores
+    # Of the first scorer that supports a language.
+    cosines = {language: scorer.scorer.cosine_batch for scorer in reversed(evaluation_run.scorers) for language in scorer.languages}
+    captions = caption_scores(system_run.questions, system_run.predictions, known, cosines)
+    figures = SystemFigures(
         kind=system.kind,
         model=system_run.predictions[0].model,
         decoding=next((prediction.decoding for question, prediction in pairs if question.short), system_run.predictions[0].decoding),
         errors=sum(prediction.error is not None for prediction in system_run.predictions),
         questions_per_second=system_run.questions_per_second,
-        cuda_graphs_error=system_run.cuda_graphs_error,
+        without_cuda_graphs=system_run.cuda_graphs_error,
         visual_tokens=_mean_visual_tokens(system_run.predictions),
         distinct_candidates=fmean(len(prediction.candidates) for prediction in system_run.predictions),
-        short=short,
-        captions=caption_scores(system_run.questions, system_run.predictions, known, _cosine_functions(evaluation_run.scorers)),
-        robustness=_robustness(system_run, evaluation_run.corrupted.get(system.name, {}), known),
+        choices={choice: metric_summary(scores, questions) for choice, scores in short.scores.items()},
+        captions=captions.figures or None,
+        unanswerable=unanswerable_metrics(short.predictions, known),
+        format_sensitivity=format_sensitivity(short, known) or None,
+        changed=count_changed(short) if reranked else None,
+        fused_calibration=fused_calibration(short) if reranked else None,
         can_change=improvable_fractions(short, known, skipped) if questions else None,
         confidence=confidence_metrics(questions, short, abstain_below) if has_confidence else None,
     )
+    return SystemResult(figures, short, captions, _robustness(system_run, evaluation_run.corrupted.get(system.name, {}), known))
 
 
 def _mean_visual_tokens(predictions: Sequence[Prediction]) -> float | None:
@@ -132,21 +132,18 @@ def _mean_visual_tokens(predictions: Sequence[Prediction]) -> float | None:
     return fmean(known) if known and len(known) == len(numbers) else None
 
 
-def _cosine_functions(scorers: Sequence[NamedScorer]) -> dict[Language, CosineFunction]:
-    """Language -> cosine function of the first scorer that supports it."""
-    return {language: scorer.scorer.cosine_batch for scorer in reversed(scorers) for language in scorer.languages}
-
-
-def _robustness(clean_run: SystemRun, corrupted: dict[CorruptionCondition, SystemRun], known: References) -> Robustness | None:
+def _robustness(clean_run: SystemRun, corrupted: dict[CorruptionCondition, SystemRun], known: References) -> RobustnessFigures | None:
     """Accuracy of the first candidates on clean and corrupted images; None if there are no corruptions."""
     if not corrupted:
         return None
+
+    def first_accuracy(predictions: Sequence[Prediction]) -> np.ndarray:
+        return score(predictions, known).scores["first"][PRIMARY_METRIC]
+
     questions = next(iter(corrupted.values())).questions
     clean = {prediction.sample_id: prediction for prediction in clean_run.predictions}
-    accuracy = {
-        condition: score(system_run.predictions, known).scores["first"][PRIMARY_METRIC] for condition, system_run in corrupted.items()
-    }
-    return Robustness(questions, score([clean[q.sample_id] for q in questions], known).scores["first"][PRIMARY_METRIC], accuracy)
+    by_condition = {condition: first_accuracy(system_run.predictions) for condition, system_run in corrupted.items()}
+    return robustness_figures(questions, first_accuracy([clean[question.sample_id] for question in questions]), by_condition)
 
 
 def _fit_rerank_plans(experiment: Experiment, evaluation_run: EvaluationRun) -> RerankPlans:

@@ -10,22 +10,15 @@ from dataset.loading.sample_store import SampleStore
 from errors import UsageError
 from evaluation.config import EvalConfig
 from evaluation.run.question_runner import NamedScorer
-from evaluation.run.system_groups import check_groups
-from evaluation.scoring.thresholds import check_thresholds
+from evaluation.run.system_selection import check_groups
+
+_REQUIRED_CONTROLS = {"shuffled_images": "shuffled_images", "min_lead": "shuffled_images", "untuned": "untuned"}
+"""Threshold -> the control run that it needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """Settings and data of an evaluation.
-
-    Args:
-        name: name of the configuration
-        store: the merged data
-        out: folder of the results
-        settings: systems, questions, statistics and report
-        decoding: how candidates are generated
-        rerank: scorers, weights and tuning
-    """
+    """Settings and data of an evaluation: name of the configuration, merged data, and folder of the results."""
 
     name: str
     store: SampleStore
@@ -50,7 +43,9 @@ def check_experiment(experiment: Experiment, scorers: Sequence[NamedScorer]) -> 
         raise UsageError(f"eval.systems: {', '.join(duplicates)} occurs more than once; system names must be unique")
     if settings.controls and first_checkpoint(settings) is None:
         raise UsageError("eval.controls: control runs need a checkpoint, but no system has kind: checkpoint")
-    check_thresholds(settings)
+    for threshold, control in _REQUIRED_CONTROLS.items():
+        if getattr(settings.thresholds, threshold) is not None and control not in settings.controls:
+            raise UsageError(f"eval.thresholds.{threshold}: this threshold needs the control {control}, which is not in eval.controls")
     check_groups(settings)
     if rerank.tune and not scorers and not rerank.self_evaluation:
         raise UsageError("rerank.tune: there are no scores to weight without rerank.clip, rerank.scorers or rerank.self_evaluation")

@@ -56,13 +56,8 @@ class CosineScorer(ImageTextModel, Protocol):
 class NamedScorer:
     """An image-text scorer and how it is used.
 
-    Args:
-        name: folder or hub name of the model
-        scorer: the loaded model
-        choice: name of its choice in the report
-        languages: languages it scores
-        statement_form: text made of question and answer
-        background_images: images for the prior; None: no prior-corrected scores
+    name: folder or hub name of the model. choice: name of its choice in the report. statement_form: text made of question and answer.
+    background_images: for the prior; None: no prior-corrected scores.
     """
 
     name: str
@@ -84,10 +79,15 @@ class NamedScorer:
         return ImageTextScorer(self.choice, self.scorer, self.languages, self.statement_form, self.background_images)
 
 
-@dataclass(frozen=True, slots=True)
-class RunnerOutput:
-    """Predictions in the order of the questions, speed, and why decoding ran without CUDA graphs (None if it did not have to)."""
+@dataclass(slots=True)
+class SystemRun:
+    """A system's predictions for a list of questions, in their order, in the file `path`.
 
+    questions_per_second: None if nothing was measured. cuda_graphs_error: why decoding ran without CUDA graphs; None if it did not have to.
+    """
+
+    path: Path
+    questions: list[Question]
     predictions: list[Prediction]
     questions_per_second: float | None
     cuda_graphs_error: str | None = None
@@ -105,12 +105,9 @@ def chunks(questions: Sequence[Question], decoding: DecodingConfig, description_
 
 @dataclass(frozen=True, slots=True)
 class QuestionRunner:
-    """Has systems answer chunks of questions and scores their candidates.
+    """Has systems answer chunks of questions, which the ranks of the group share, and scores their candidates.
 
-    Args:
-        scorers: image-text scorers of the candidates
-        self_evaluation: let an answerer score its own candidates, if it can
-        process_group: ranks that share the chunks
+    self_evaluation: let an answerer score its own candidates, if it can.
     """
 
     scorers: Sequence[NamedScorer]
@@ -119,11 +116,11 @@ class QuestionRunner:
 
     def answer(
         self, answerer: Answerer, all_chunks: Sequence[Chunk], path: Path, title: str, score: Callable[[Prediction], float | None]
-    ) -> RunnerOutput:
+    ) -> SystemRun:
         """Answer every chunk and score its candidates; each chunk is appended to `path` when it is done.
 
         A chunk is cached, and not answered again, if the file has all of its predictions for the same model, decoding and questions, none
-        with an error.
+        with an error. Every rank gets the predictions of all ranks.
 
         Args:
             answerer: the system
@@ -131,9 +128,6 @@ class QuestionRunner:
             path: the predictions file
             title: label of the progress line
             score: accuracy of a prediction, for the progress line only; None: not counted
-
-        Returns:
-            The predictions of all ranks, on every rank.
         """
         group, model = self.process_group, identity(answerer.description)
         journal, stopwatch = Journal(path, group), Stopwatch(path.with_suffix(".timing.json"), model, group)
@@ -160,7 +154,8 @@ class QuestionRunner:
         stopwatch.gather()
         if group.is_main_process:
             journal.merge_rank_files(all_predictions)
-        return RunnerOutput(all_predictions, stopwatch.total.rate, stopwatch.total.cuda_graphs_error)
+        questions = [question for chunk in all_chunks for question in chunk.questions]
+        return SystemRun(path, questions, all_predictions, stopwatch.total.rate, stopwatch.total.cuda_graphs_error)
 
 
 def _key(model: dict[str, Any], decoding: dict[str, Any], question: Question) -> str:
@@ -244,11 +239,8 @@ class _ChunkScorers:
     def score(self, answered: list[Prediction], chunk: Chunk, unfinished: bool) -> list[Prediction]:
         """Add the scores to a chunk's predictions. Questions without an image are not scored.
 
-        Args:
-            answered: predictions of the chunk, in the order of its questions
-            chunk: the questions
-            unfinished: whether some chunk still lacks scores. Then images of scored chunks are encoded again: scorers cache image
-                features, so later images fall into the same batches, and get the same last bits, as in an uninterrupted run
+        unfinished: whether some chunk still lacks scores. Then images of scored chunks are encoded again: scorers cache image features, so
+        later images fall into the same batches, and get the same last bits, as in an uninterrupted run.
         """
         already_scored = self.have_scored(answered)
         if already_scored and not unfinished:

@@ -1,79 +1,56 @@
 """Run all systems, one in memory at a time: each answers the questions, the validation questions and its control runs."""
 
 import contextlib
+import dataclasses
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from answering.config import System
+from answering.model_fingerprint import digest
 from answering.protocol import Answerer
 from answering.rerank.choose_answer import chosen_text
+from answering.rerank.image_text_scores import BackgroundImages, ImageTextModelWithPriors
+from dataset.loading.image_io import ImageError, open_image
+from dataset.loading.sample_store import ImageRow, SampleStore
 from errors import UsageError
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question, choose, references, with_shuffled_images
-from evaluation.robustness.robustness_run import CorruptionCondition, corruption_conditions, corruption_questions, with_corrupted_images
-from evaluation.run.background_images import with_background_images
+from evaluation.robustness import CorruptionCondition, corruption_conditions, corruption_questions, with_corrupted_images
 from evaluation.run.evaluation_setup import Experiment, check_experiment, first_checkpoint
-from evaluation.run.question_runner import NamedScorer, QuestionRunner, chunks
+from evaluation.run.question_runner import NamedScorer, QuestionRunner, SystemRun, chunks
 from evaluation.scoring.answer_scores import References, answer_accuracy
 from process_group import ProcessGroup
 from renamed_keys import EARLIER_FILE_NAMES
 
 SystemLoader = Callable[[System], Answerer]
 """Loads a system."""
+MIN_BACKGROUND_IMAGES = 2
+"""Smallest number of background images for which priors are computed."""
 
 
-@dataclass(slots=True)
-class SystemRun:
-    """Predictions of one system for one list of questions.
+def _answer_questions(
+    experiment: Experiment, runner: QuestionRunner, answerer: Answerer, questions: list[Question], reference_answers: References, file: str
+) -> SystemRun:
+    """Answer the questions and score the candidates; predictions go to predictions/<file>.jsonl.
 
-    Args:
-        path: the predictions file
-        questions: the questions
-        predictions: one prediction per question, in the same order
-        questions_per_second: speed of answering; None if nothing was measured
-        cuda_graphs_error: why decoding ran without CUDA graphs; None if it did not have to
+    The references are used only for the running accuracy on the progress line.
     """
+    path = experiment.out / "predictions" / f"{file}.jsonl"
+    _take_over_earlier_name(path)
+    short = {question.sample_id for question in questions if question.short}
 
-    path: Path
-    questions: list[Question]
-    predictions: list[Prediction]
-    questions_per_second: float | None
-    cuda_graphs_error: str | None = None
+    def first_accuracy(prediction: Prediction) -> float | None:
+        answer = chosen_text(prediction.candidates, 0)
+        return answer_accuracy(prediction, answer, reference_answers) if prediction.sample_id in short else None
 
-
-@dataclass(frozen=True, slots=True)
-class _SystemRunner:
-    """Has systems answer questions. References are used only for the running accuracy on the progress line."""
-
-    experiment: Experiment
-    runner: QuestionRunner
-
-    def run_control(self, answerer: Answerer, questions: list[Question], reference_answers: References, name: str) -> SystemRun:
-        """Answer the questions of a control run. Only first candidates are evaluated, so no scorer runs."""
-        runner = QuestionRunner((), False, self.runner.process_group)
-        return _SystemRunner(self.experiment, runner).answer_questions(answerer, questions, reference_answers, name)
-
-    def answer_questions(self, answerer: Answerer, questions: list[Question], reference_answers: References, file: str) -> SystemRun:
-        """Answer the questions and score the candidates; predictions go to predictions/<file>.jsonl."""
-        experiment = self.experiment
-        path = experiment.out / "predictions" / f"{file}.jsonl"
-        _take_over_earlier_name(path)
-        short = {question.sample_id for question in questions if question.short}
-
-        def first_accuracy(prediction: Prediction) -> float | None:
-            return (
-                answer_accuracy(prediction, chosen_text(prediction.candidates, 0), reference_answers)
-                if prediction.sample_id in short
-                else None
-            )
-
-        all_chunks = chunks(questions, experiment.decoding, experiment.settings.description_tokens)
-        output = self.runner.answer(answerer, all_chunks, path, file, first_accuracy)
-        return SystemRun(path, questions, output.predictions, output.questions_per_second, output.cuda_graphs_error)
+    all_chunks = chunks(questions, experiment.decoding, experiment.settings.description_tokens)
+    return runner.answer(answerer, all_chunks, path, file, first_accuracy)
 
 
 def _take_over_earlier_name(path: Path) -> None:
@@ -90,16 +67,8 @@ def _take_over_earlier_name(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRun:
-    """All predictions of an evaluation, before answers are chosen.
-
-    Args:
-        questions: the questions
-        references: reference answers by sample id
-        scorers: scorers of the candidates, with their background images
-        systems: system -> predictions for the questions
-        controls: control -> predictions of the control run
-        validation: system -> predictions for the questions of the validation split
-        corrupted: system -> corruption -> predictions on corrupted images
+    """All predictions of an evaluation, before answers are chosen: of systems, control runs, systems on the validation split, and systems
+    on corrupted images. References are by sample id; scorers have their background images.
     """
 
     questions: list[Question]
@@ -136,8 +105,10 @@ def run_all_systems(
     evaluation_run = EvaluationRun(
         questions, reference_answers, with_background_images(scorers, store, experiment.rerank.background_images)
     )
-    question_runner = QuestionRunner(evaluation_run.scorers, experiment.rerank.self_evaluation, process_group or ProcessGroup())
-    runner = _SystemRunner(experiment, question_runner)
+    group = process_group or ProcessGroup()
+    answer = partial(_answer_questions, experiment, QuestionRunner(evaluation_run.scorers, experiment.rerank.self_evaluation, group))
+    # Only first candidates of control runs are evaluated, so no scorer runs.
+    answer_control = partial(_answer_questions, experiment, QuestionRunner((), False, group))
     short = [question for question in questions if question.short]
     if settings.controls and not short:
         raise UsageError(f"eval.controls: control runs need questions with short answers; the split '{settings.split}' has none")
@@ -147,29 +118,49 @@ def run_all_systems(
     tuning_questions = _validation_questions(experiment) if experiment.rerank.tune else []
     tuning_references = references(store, "validation") if tuning_questions else {}
     for system in settings.systems:
-        answerer = load(system)
-        evaluation_run.systems[system.name] = runner.answer_questions(answerer, questions, reference_answers, system.name)
+        name, answerer = system.name, load(system)
+        evaluation_run.systems[name] = answer(answerer, questions, reference_answers, name)
         if tuning_questions:
-            evaluation_run.validation[system.name] = runner.answer_questions(
-                answerer, tuning_questions, tuning_references, f"validation/{system.name}"
-            )
+            evaluation_run.validation[name] = answer(answerer, tuning_questions, tuning_references, f"validation/{name}")
         if system is control_system and "shuffled_images" in settings.controls:
             shuffled = with_shuffled_images(short, settings.seed)
-            evaluation_run.controls["shuffled_images"] = runner.run_control(
-                answerer, shuffled, reference_answers, "controls/shuffled_images"
-            )
-        for condition in corruption_conditions(settings):
-            with with_corrupted_images(corruption_questions(short, settings), condition) as corrupted_questions:
-                system_run = runner.run_control(
-                    answerer, corrupted_questions, reference_answers, f"corrupted/{system.name}/{condition[0]}-{condition[1]}"
-                )
-            evaluation_run.corrupted.setdefault(system.name, {})[condition] = system_run
+            evaluation_run.controls["shuffled_images"] = answer_control(answerer, shuffled, reference_answers, "controls/shuffled_images")
+        for kind, strength in corruption_conditions(settings):
+            with with_corrupted_images(corruption_questions(short, settings), (kind, strength)) as corrupted_questions:
+                system_run = answer_control(answerer, corrupted_questions, reference_answers, f"corrupted/{name}/{kind}-{strength}")
+            evaluation_run.corrupted.setdefault(name, {})[kind, strength] = system_run
         del answerer
         _free_memory()
     if control_system is not None and "untuned" in settings.controls:
-        evaluation_run.controls["untuned"] = runner.run_control(load_untuned(control_system), short, reference_answers, "controls/untuned")
+        evaluation_run.controls["untuned"] = answer_control(load_untuned(control_system), short, reference_answers, "controls/untuned")
         _free_memory()
     return evaluation_run
+
+
+def with_background_images(scorers: Sequence[NamedScorer], store: SampleStore, size: int) -> list[NamedScorer]:
+    """Add at most `size` background images to the scorers that support priors; other scorers are returned unchanged.
+
+    A text's mean score on them is its prior. The images are selected by a hash of their content, from all splits; unreadable ones are
+    skipped. No reference is read, and a question's own images are excluded from its prior.
+    """
+    rows = list(islice(filter(_is_readable, sorted(store.images(), key=lambda row: digest(row.sha256))), size))
+    if len(rows) < MIN_BACKGROUND_IMAGES:
+        return list(scorers)
+    paths, hashes = [row.path for row in rows], tuple(row.sha256 for row in rows)
+    return [
+        dataclasses.replace(scorer, background_images=BackgroundImages(scorer.scorer.features(paths), hashes))
+        if isinstance(scorer.scorer, ImageTextModelWithPriors)
+        else scorer
+        for scorer in scorers
+    ]
+
+
+def _is_readable(row: ImageRow) -> bool:
+    try:
+        open_image(row.path)
+    except ImageError:
+        return False
+    return True
 
 
 def _free_memory() -> None:

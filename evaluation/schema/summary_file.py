@@ -5,17 +5,24 @@ Every field is a key of the same name. A field that is None here is not in the f
 """
 
 import dataclasses
-from collections.abc import Mapping
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from evaluation.schema.choice_figures import CanChange, CaptionFigures, ChangedAnswers, ChoiceFigures, UnanswerableFigures
-from evaluation.schema.comparison_figures import Comparison, GroupFigures, RobustnessFigures, ThresholdFigures
-from evaluation.schema.confidence_figures import ConfidenceFigures, Reliability
-from evaluation.schema.rerank_figures import RerankFigures
+from evaluation.confidence_intervals import Interval
+from evaluation.schema.answer_figures import (
+    CanChange,
+    CaptionFigures,
+    ChangedAnswers,
+    ChoiceFigures,
+    ConfidenceFigures,
+    Reliability,
+    UnanswerableFigures,
+)
+from evaluation.statistics import McNemar, TestedDifference, Verdict
 
 SCHEMA_VERSION = 3
 """Version of this layout. 3: the bins of a reliability diagram have `low` and `high` in place of `from` and `to`."""
@@ -37,18 +44,10 @@ class DatasetFigures:
 class SystemFigures:
     """One system.
 
-    Args:
-        model: identity of the model.
-        decoding: settings of the short answers.
-        errors: questions that failed.
-        distinct_candidates: mean number per question.
-        choices: by the name of the choice; empty without short questions.
-        questions_per_second: speed of answering, if it was measured.
-        without_cuda_graphs: why decoding ran without them, if it had to.
-        visual_tokens: mean number per question, if the system says it.
-        captions: choice -> task, language and tokenisation -> figures.
-        format_sensitivity: choice -> format -> metric, when only the format of the answers changes.
-        fused_calibration: calibration of the fused score of the reranked answers.
+    decoding: of the short answers. distinct_candidates, visual_tokens: mean numbers per question. choices: empty without short questions.
+    without_cuda_graphs: why decoding ran without them. captions: choice -> task, language and tokenisation -> figures.
+    format_sensitivity: choice -> format -> metric, when only the format of the answers changes. fused_calibration: of the fused score of
+    the reranked answers.
     """
 
     kind: str
@@ -70,16 +69,150 @@ class SystemFigures:
 
 
 @dataclass(frozen=True)
+class McNemarFigures(McNemar):
+    """McNemar's test of a 0/1 metric, one of several tests. p_holm: adjusted over all of them."""
+
+    metric: str
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class Comparison(TestedDifference):
+    """Two sides compared in the VQA accuracy, such as "ours/reranked" and "ours/first".
+
+    differing_questions: those with different scores. vqa_accuracy_m4c: the same comparison in M4C, which ignores the form of an answer.
+    minimum_detectable_effect: smallest true difference that this many images show with a probability of 80 %, if there is one.
+    mcnemar: test of exact matches, where all of them are 0 or 1.
+    """
+
+    a: str
+    b: str
+    metric: str
+    differing_questions: int
+    vqa_accuracy_m4c: TestedDifference
+    minimum_detectable_effect: float | None = None
+    mcnemar: McNemarFigures | None = None
+
+
+@dataclass(frozen=True)
+class SeedStatistics:
+    """A metric over the seeds of a configuration. sd: sample standard deviation."""
+
+    mean: float
+    sd: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class GroupFigures:
+    """Several seeds of one configuration: choice -> metric -> statistics."""
+
+    systems: list[str]
+    choices: dict[str, dict[str, SeedStatistics]]
+
+
+@dataclass(frozen=True)
+class CorruptionPoint:
+    """Accuracy of the first candidates at one strength of a corruption; None: on the clean images."""
+
+    vqa_accuracy: float
+    vqa_accuracy_ci95: Interval
+    strength: int | None = None
+
+
+@dataclass(frozen=True)
+class RobustnessFigures:
+    """Accuracy on clean and corrupted images, by corruption and strength."""
+
+    questions: int
+    clean: CorruptionPoint
+    corrupted: dict[str, list[CorruptionPoint]]
+
+
+@dataclass(frozen=True)
+class ThresholdFigures:
+    """A threshold: what was measured, and whether the value is "at least" or "at most" the limit."""
+
+    name: str
+    what: str
+    value: float
+    kind: str
+    limit: float
+    met: bool
+
+
+@dataclass(frozen=True)
+class TunedGain:
+    """Tuned minus configured weights, on held-out folds."""
+
+    difference: float
+    p_value: float
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class QuestionTypeGain:
+    """Reranked minus first answers to questions of one type. skipped: reranking leaves them alone."""
+
+    questions: int
+    gain: float
+    p_value: float
+    p_holm: float
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class SystemValidation:
+    """Models fitted for one system: accuracy of the learned fusion, and calibration error of the confidence, on held-out folds."""
+
+    questions: int
+    learned_held_out: float | None = None
+    ece_held_out: float | None = None
+
+
+@dataclass(frozen=True)
+class ValidationFigures:
+    """Accuracy on the validation split, over all systems: first candidates, configured and tuned weights, oracle. None: too few images."""
+
+    questions: int
+    first: float | None = None
+    configured: float | None = None
+    tuned_held_out: float | None = None
+    tuned_gain: TunedGain | None = None
+    oracle: float | None = None
+    skipped_question_types: dict[str, QuestionTypeGain] | None = None
+    systems: dict[str, SystemValidation] | None = None
+
+
+@dataclass(frozen=True)
+class RerankFigures:
+    """How candidates were reranked.
+
+    chosen_on: where the weights come from: "default" (as configured) or "validation". scorer: the first image-text scorer, a folder or
+    hub name. scorers: all, by the name of their choice. background_images: number of images for the prior. self_evaluation: name of its
+    scores, if systems judge their own candidates. learned: system -> feature -> weight of the learned fusion.
+    """
+
+    weights: dict[str, float]
+    chosen_on: str
+    skipped_question_types: list[str]
+    scorer: str | None = None
+    scorers: dict[str, str] | None = None
+    clip_score_form: str | None = None
+    statement_form: str | None = None
+    background_images: int | None = None
+    self_evaluation: str | None = None
+    validation: ValidationFigures | None = None
+    learned: dict[str, dict[str, float]] | None = None
+
+
+@dataclass(frozen=True)
 class Summary:
     """summary.json.
 
-    Args:
-        note: of the configuration, shown above the results.
-        groups: seeds of one configuration.
-        curve: training step of each checkpoint of a learning curve.
-        robustness: by system.
-        controls: control run -> figures of its first candidates.
-        controlled_system: whose control runs these are.
+    note: of the configuration, shown above the results. groups: seeds of one configuration. curve: training step of each checkpoint of a
+    learning curve. robustness: by system. controls: control run -> figures of its first candidates, of the system `controlled_system`.
     """
 
     dataset: DatasetFigures
@@ -97,13 +230,9 @@ class Summary:
 
 
 def to_json(value: Any) -> Any:
-    """The plain values of a dataclass, without fields that are None."""
-    if dataclasses.is_dataclass(value):
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {name: to_json(own) for name, own in fields.items() if own is not None}
-    if isinstance(value, Mapping):
-        return {key: to_json(own) for key, own in value.items()}
-    return [to_json(own) for own in value] if isinstance(value, list | tuple) else value
+    """What JSON gives back of a dataclass, without fields that are None."""
+    fields = dataclasses.asdict(value, dict_factory=lambda fields: {name: own for name, own in fields if own is not None})
+    return json.loads(json.dumps(fields))
 
 
 def read_summary(path: Path) -> Summary:

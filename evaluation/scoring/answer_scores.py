@@ -2,10 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 
@@ -15,10 +14,10 @@ from dataset.chinese_characters import HAS_CJK
 from dataset.sample import Language
 from evaluation.metrics import captions
 from evaluation.metrics.short_answers import METRICS, Metric, vqa_accuracy, vqa_accuracy_m4c
-from evaluation.metrics.unanswerable import unanswerable_metrics
 from evaluation.prediction_files import Prediction
 from evaluation.questions import Question
-from evaluation.schema.choice_figures import UnanswerableFigures
+from evaluation.schema.answer_figures import CaptionFigures
+from evaluation.scoring.question_categories import category_names
 
 _LEADING, _TRAILING = ("first", "random", "majority", "likelihood"), ("self", "reranked", "learned", "abstaining", "oracle")
 """Display order of the choices: the leading ones, image-text scorers, the trailing ones."""
@@ -54,29 +53,30 @@ ANSWER_FORMATS: dict[str, Callable[[str], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class AnswerScores:
-    """Scores of a system's short answers.
-
-    Args:
-        predictions: the predictions of its short questions
-        texts: texts[choice][i], the answer to question i
-        scores: scores[choice][metric][i], its score
-        forms: forms[choice][format][metric][i], the score in another format, for the choices `first` and `reranked`
-        unanswerable: detection of unanswerable questions; None if there are none
-    """
+    """A system's short answers: predictions[i], texts[choice][i] and scores[choice][metric][i] of question i."""
 
     predictions: list[Prediction]
     texts: dict[str, list[str]]
     scores: dict[str, Scores]
-    forms: dict[str, dict[str, Scores]]
-    unanswerable: UnanswerableFigures | None
 
 
 @dataclass(frozen=True, slots=True)
 class CaptionResult:
-    """Caption metrics of a system: means[choice]["caption en"][metric] and per_sample[sample_id][choice][metric]."""
+    """Caption metrics of a system: figures[choice]["caption en"] and per_sample[sample_id][choice][metric]."""
 
-    means: dict[str, dict[str, dict[str, Any]]]
+    figures: dict[str, dict[str, CaptionFigures]]
     per_sample: dict[str, dict[str, dict[str, float]]]
+
+
+def masks_by_kind(questions: Sequence[Question]) -> list[dict[str, np.ndarray]]:
+    """Masks [questions] of each category, of each language and of each source that occurs, by its name, in display order."""
+    sources = [question.source for question in questions]
+    labels_in_order = (
+        ([question.category for question in questions], category_names()),
+        ([question.request.language for question in questions], ["en", "zh"]),
+        (sources, sorted(set(sources))),
+    )
+    return [{name: np.array(labels) == name for name in order if name in labels} for labels, order in labels_in_order]
 
 
 def oracle(prediction: Prediction, references: Sequence[str]) -> str:
@@ -92,16 +92,25 @@ def score(predictions: Sequence[Prediction], references: References) -> AnswerSc
     }
     if predictions:
         texts["oracle"] = [oracle(p, references[p.sample_id]) for p in predictions]
-    forms: dict[str, dict[str, Scores]] = {
-        name: {
-            form: _scores(predictions, [rewrite(text) for text in texts[name]], references, FORMAT_SENSITIVE_METRICS)
+    scores = {name: _scores(predictions, chosen, references, METRICS) for name, chosen in texts.items()}
+    return AnswerScores(list(predictions), texts, scores)
+
+
+def format_sensitivity(short: AnswerScores, references: References) -> dict[str, dict[str, dict[str, float]]]:
+    """Mean scores of the first and of the reranked answers in other formats: [choice][format][metric]."""
+    return {
+        choice: {
+            form: {
+                metric: float(values.mean())
+                for metric, values in _scores(
+                    short.predictions, list(map(rewrite, short.texts[choice])), references, FORMAT_SENSITIVE_METRICS
+                ).items()
+            }
             for form, rewrite in ANSWER_FORMATS.items()
         }
-        for name in texts
-        if name in ("first", "reranked")
+        for choice in ("first", "reranked")
+        if choice in short.texts
     }
-    scores = {name: _scores(predictions, chosen, references, METRICS) for name, chosen in texts.items()}
-    return AnswerScores(list(predictions), texts, scores, forms, unanswerable_metrics(predictions, references))
 
 
 def answer_accuracy(prediction: Prediction, text: str, references: References) -> float:
@@ -155,7 +164,7 @@ def _add_captions(result: CaptionResult, kind: str, choice: str, rows: Rows, tex
     for i, tokenisation in enumerate(captions.TOKENISATIONS[rows[0][0].request.language]):
         scored = captions.score(texts, [references[p.sample_id] for _, p in rows], tokenisation)
         label, suffix = (kind, "") if i == 0 else (f"{kind} {tokenisation}", f"_{tokenisation}")
-        result.means.setdefault(choice, {})[label] = {"questions": len(rows), **scored.corpus}
+        result.figures.setdefault(choice, {})[label] = CaptionFigures(len(rows), **scored.corpus)
         for index, (question, _) in enumerate(rows):
             sample_scores = result.per_sample.setdefault(question.sample_id, {}).setdefault(choice, {})
             sample_scores |= {f"{metric}{suffix}": float(values[index]) for metric, values in scored.per_sample.items()}
@@ -169,7 +178,7 @@ def _add_clip_scores(result: CaptionResult, kind: str, choice: str, rows: Rows, 
     for (i, _), (value,) in zip(images, cosines([p for _, p in images], [[prefix + texts[i]] for i, _ in images]), strict=True):
         by_row[i].append(value)
     values = captions.clip_score([fmean(group) if group else 0.0 for group in by_row])
-    result.means[choice][kind]["clip_score"] = float(values.mean())
+    result.figures[choice][kind] = replace(result.figures[choice][kind], clip_score=float(values.mean()))
     for value, (question, _) in zip(values, rows, strict=True):
         result.per_sample[question.sample_id][choice]["clip_score"] = float(value)
 

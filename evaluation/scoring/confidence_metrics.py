@@ -6,14 +6,22 @@ import numpy as np
 
 from answering.rerank.choose_answer import displayed_choice
 from evaluation.answer_selection import ABSTAINING
-from evaluation.metrics.reliability import reliability
 from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.questions import Question
-from evaluation.schema.choice_figures import PartFigures
-from evaluation.schema.confidence_figures import Abstaining, ConfidenceFigures, ConfidencePart, CoveragePoint
-from evaluation.scoring.answer_scores import AnswerScores
-from evaluation.scoring.question_categories import category_names
+from evaluation.schema.answer_figures import (
+    Abstaining,
+    ConfidenceFigures,
+    ConfidencePart,
+    CoveragePoint,
+    PartFigures,
+    Reliability,
+    ReliabilityBin,
+)
+from evaluation.scoring.answer_scores import AnswerScores, masks_by_kind
 
+BINS = 10
+"""Number of equal-width bins over 0..1."""
+_COVERAGES = tuple(round(0.05 * step, 2) for step in range(1, 21))
 CONFIDENT = 0.9
 """Confidence from which an answer is claimed to be nearly certain."""
 
@@ -29,13 +37,9 @@ def confidence_metrics(questions: Sequence[Question], short: AnswerScores, absta
     confidences = np.array([prediction.confidence or 0.0 for prediction in predictions])
     correct = short.scores[displayed_choice(short.scores)][PRIMARY_METRIC][rows]
     _, accuracy = risk_coverage(confidences, correct)
-    calibration = reliability(confidences, correct)
-
-    def by_label(labels: Sequence[str], order: Sequence[str]) -> dict[str, ConfidencePart]:
-        masks = {name: np.array(labels) == name for name in order}
-        return {name: _part(confidences[mask], correct[mask]) for name, mask in masks.items() if mask.any()}
-
-    sources = [question.source for question in questions]
+    by_category, by_language, by_source = (
+        {label: _part(confidences[mask], correct[mask]) for label, mask in masks.items()} for masks in masks_by_kind(questions)
+    )
     unlike = np.array([bool(prediction.unlike) for prediction in predictions])
     abstaining = None
     if abstain_below is not None and ABSTAINING in short.scores:
@@ -44,8 +48,7 @@ def confidence_metrics(questions: Sequence[Question], short: AnswerScores, absta
     return ConfidenceFigures(
         questions=len(correct),
         fitted_on="validation",
-        ece=calibration.ece,
-        bins=calibration.bins,
+        **vars(reliability(confidences, correct)),
         brier=float(np.mean((confidences - correct) ** 2)),
         aurc=float(np.mean(1 - accuracy)),
         risk_coverage=[
@@ -53,9 +56,9 @@ def confidence_metrics(questions: Sequence[Question], short: AnswerScores, absta
             for fraction in _COVERAGES
             if fraction * len(correct) >= 1
         ],
-        by_category=by_label([question.category for question in questions], category_names()),
-        by_language=by_label([question.request.language for question in questions], ["en", "zh"]),
-        by_source=by_label(sources, sorted(set(sources))),
+        by_category=by_category,
+        by_language=by_language,
+        by_source=by_source,
         unlike=_part(confidences[unlike], correct[unlike]) if unlike.any() else None,
         abstaining=abstaining,
     )
@@ -73,7 +76,26 @@ def _part(confidences: np.ndarray, correct: np.ndarray) -> ConfidencePart:
     )
 
 
-_COVERAGES = tuple(round(0.05 * step, 2) for step in range(1, 21))
+def reliability(scores: np.ndarray, accuracies: np.ndarray) -> Reliability:
+    """Reliability diagram of scores [questions] and accuracies [questions], both in 0..1.
+
+    Expected calibration error (Guo et al. 2017, arXiv:1706.04599, section 2): the mean distance of score and accuracy over the bins,
+    weighted by their questions.
+    """
+    bin_index = np.minimum((scores * BINS).astype(int), BINS - 1)
+    bins = [
+        ReliabilityBin(
+            low=i / BINS,
+            high=(i + 1) / BINS,
+            questions=int(in_bin.sum()),
+            score=float(scores[in_bin].mean()),
+            vqa_accuracy=float(accuracies[in_bin].mean()),
+        )
+        for i in range(BINS)
+        if (in_bin := bin_index == i).any()
+    ]
+    ece = sum(bin_.questions * abs(bin_.score - bin_.vqa_accuracy) for bin_ in bins) / len(scores)
+    return Reliability(ece, bins)
 
 
 def risk_coverage(confidences: np.ndarray, answer_accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

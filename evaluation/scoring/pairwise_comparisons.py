@@ -10,10 +10,9 @@ from evaluation.config import EvalConfig
 from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.power_analysis import minimum_detectable_effect
 from evaluation.questions import Question
-from evaluation.run.system_groups import mean_scores
-from evaluation.schema.comparison_figures import Comparison, McNemarFigures, TestedDifference
+from evaluation.schema.summary_file import Comparison, McNemarFigures
 from evaluation.scoring.answer_scores import Scores
-from evaluation.statistics import Difference, clusters, compare, holm, mcnemar, min_resamples, verdict
+from evaluation.statistics import Difference, clusters, compare, holm, mcnemar, min_resamples, with_verdicts
 
 NORMALISED_METRIC = "vqa_accuracy_m4c"
 """The metric that ignores the form of an answer; a verdict that it does not share may be one about form."""
@@ -29,15 +28,7 @@ AGAINST_FIRST = ("reranked", "learned")
 
 @dataclass(frozen=True, slots=True)
 class ScorePair:
-    """Two sides of a comparison.
-
-    Args:
-        a: name of side a, such as "ours/reranked"
-        b: name of side b
-        scores_a: metric -> scores [questions] of side a
-        scores_b: metric -> scores [questions] of side b
-        questions: the questions
-    """
+    """Two sides of a comparison, such as "ours/reranked" and "ours/first", with the scores [questions] of each by metric."""
 
     a: str
     b: str
@@ -74,6 +65,15 @@ def score_pairs(
         # Clusters follow the original images of the questions, not the shuffled ones.
         pairs.append(ScorePair(f"{control_of}/first", f"controls/{name}", system_scores, control, [questions[i] for i in rows_of_control]))
     return pairs
+
+
+def mean_scores(members: Sequence[Mapping[str, Scores]]) -> dict[str, Scores]:
+    """Scores [questions] averaged over the members, by choice and metric, for the choices that all members have."""
+    return {
+        choice: {metric: np.mean([member[choice][metric] for member in members], axis=0) for metric in by_metric}
+        for choice, by_metric in members[0].items()
+        if all(choice in member for member in members)
+    }
 
 
 def _compared_units(scores: Mapping[str, Mapping[str, Scores]], groups: Mapping[str, Sequence[str]]) -> dict[str, Mapping[str, Scores]]:
@@ -117,8 +117,8 @@ def comparisons(pairs: Sequence[ScorePair], settings: EvalConfig) -> list[Compar
         differing.append(int((a[:, 0] != b[:, 0]).sum()))
     tests = {i: mcnemar(pair.scores_a[BINARY_METRIC], pair.scores_b[BINARY_METRIC]) for i, pair in enumerate(pairs) if _binary(pair)}
     adjusted = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
-    exact = {i: McNemarFigures(BINARY_METRIC, **asdict(test), p_holm=adjusted[i]) for i, test in tests.items()}
-    tested = zip(_tested(by_metric[PRIMARY_METRIC]), _tested(by_metric[NORMALISED_METRIC]), strict=True)
+    exact = {i: McNemarFigures(**asdict(test), metric=BINARY_METRIC, p_holm=adjusted[i]) for i, test in tests.items()}
+    tested = zip(*(with_verdicts(by_metric[metric]) for metric in TESTED_METRICS), strict=True)
     return [
         Comparison(
             **vars(figures),
@@ -131,17 +131,6 @@ def comparisons(pairs: Sequence[ScorePair], settings: EvalConfig) -> list[Compar
             mcnemar=exact.get(i),
         )
         for i, (figures, normalised) in enumerate(tested)
-    ]
-
-
-def _tested(differences: Sequence[Difference]) -> list[TestedDifference]:
-    """Figures of the differences in one metric over all pairs."""
-    adjusted = holm([difference.p_value for difference in differences])
-    return [
-        TestedDifference(
-            difference.difference, (difference.ci95.low, difference.ci95.high), difference.p_value, p_holm, verdict(difference, p_holm)
-        )
-        for difference, p_holm in zip(differences, adjusted, strict=True)
     ]
 
 

@@ -12,9 +12,10 @@ from evaluation.answer_selection import RerankPlans
 from evaluation.metrics.short_answers import PRIMARY_METRIC
 from evaluation.prediction_files import Prediction
 from evaluation.run.question_runner import NamedScorer
-from evaluation.schema.choice_figures import CanChange
-from evaluation.schema.rerank_figures import RerankFigures
+from evaluation.schema.answer_figures import CanChange, ChangedAnswers, Reliability
+from evaluation.schema.summary_file import RerankFigures
 from evaluation.scoring.answer_scores import AnswerScores, References, answer_accuracy
+from evaluation.scoring.confidence_metrics import reliability
 
 
 def rerank_metrics(rerank: RerankConfig, rerank_plans: RerankPlans, scorers: Sequence[NamedScorer]) -> RerankFigures:
@@ -49,13 +50,35 @@ def rerank_metrics(rerank: RerankConfig, rerank_plans: RerankPlans, scorers: Seq
 def improvable_fractions(short: AnswerScores, references: References, skipped: np.ndarray) -> CanChange:
     """Fractions of the questions on which choosing another candidate matters. skipped: [questions] bool, whether reranking skips it."""
     first, best = short.scores["first"][PRIMARY_METRIC], short.scores["oracle"][PRIMARY_METRIC]
-    lowest = np.array([min(_candidate_accuracies(prediction, references), default=0.0) for prediction in short.predictions])
+    accuracies = ([answer_accuracy(p, chosen_text([candidate], 0), references) for candidate in p.candidates] for p in short.predictions)
+    lowest = np.array([min(row, default=0.0) for row in accuracies])
     change, rise = (best > first) | (lowest < first), best > first
     several = np.array([len(prediction.candidates) > 1 for prediction in short.predictions])
     reranked = (skipped, change & ~skipped, rise & ~skipped) if "reranked" in short.scores else ()
     return CanChange(*(float(fraction.mean()) for fraction in (several, change, rise, *reranked)))
 
 
-def _candidate_accuracies(prediction: Prediction, references: References) -> list[float]:
-    """VQA accuracy of every candidate."""
-    return [answer_accuracy(prediction, chosen_text([candidate], 0), references) for candidate in prediction.candidates]
+def count_changed(short: AnswerScores) -> ChangedAnswers:
+    """Numbers of short answers that reranking changed."""
+    changed = np.array(short.texts["reranked"]) != np.array(short.texts["first"])
+    gain = short.scores["reranked"][PRIMARY_METRIC] - short.scores["first"][PRIMARY_METRIC]
+    better, worse = int((changed & (gain > 0)).sum()), int((changed & (gain < 0)).sum())
+    return ChangedAnswers(int(changed.sum()), better, worse, int(changed.sum()) - better - worse)
+
+
+def _fused_score(prediction: Prediction, text: str) -> float:
+    """Fused score of the candidate with this text."""
+    assert prediction.fused is not None
+    indices = (i for i in range(len(prediction.fused)) if chosen_text(prediction.candidates[i : i + 1], 0) == text)
+    return prediction.fused[next(indices)]
+
+
+def fused_calibration(short: AnswerScores) -> Reliability | None:
+    """Calibration of the fused score of the reranked answers; None if there are no fused scores."""
+    texts = short.texts["reranked"]
+    # In a skipped question the answer is the first candidate, which need not have the highest fused score.
+    scored = [(i, _fused_score(p, texts[i])) for i, p in enumerate(short.predictions) if p.fused]
+    if not scored:
+        return None
+    indices, fused = zip(*scored, strict=True)
+    return reliability(np.array(fused), short.scores["reranked"][PRIMARY_METRIC][list(indices)])

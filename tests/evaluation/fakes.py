@@ -19,7 +19,7 @@ from evaluation.run.evaluation_run import EvaluationResult, score_evaluation
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.run.question_runner import NamedScorer
 from evaluation.run.system_runner import SystemLoader, run_all_systems
-from evaluation.schema.choice_figures import ChoiceFigures
+from evaluation.schema.answer_figures import ChoiceFigures
 from evaluation.schema.summary_file import SystemFigures
 from tests.fakes import FakeAnswerer, FakeScorer
 

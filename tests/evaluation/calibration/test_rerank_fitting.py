@@ -15,7 +15,7 @@ from answering.rerank.candidate_scores import Signal
 from answering.rerank.choose_answer import RerankPlan
 from dataset.sample import Message
 from evaluation.answer_selection import RerankPlans, add_choices
-from evaluation.calibration import confidence_fitting, rerank_fitting
+from evaluation.calibration import rerank_fitting
 from evaluation.calibration.probability_fits import group_k_fold
 from evaluation.calibration.rerank_fitting import tune
 from evaluation.prediction_files import Prediction
@@ -143,8 +143,7 @@ def test_no_cross_validation_splits_the_questions_of_an_image(monkeypatch: pytes
         seen.append(groups)
         return group_k_fold(groups, seed)
 
-    for module in (rerank_fitting, confidence_fitting):
-        monkeypatch.setattr(module, "group_k_fold", spy)
+    monkeypatch.setattr(rerank_fitting, "group_k_fold", spy)
     tune({"ours": planted(40, 0.9)}, references(40), RerankConfig(), 50, 0)
     before = len(seen)
     tune({"ours": planted(40, 0.9)}, references(40), RerankConfig(calibration="isotonic"), 50, 0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from evaluation.metrics.answer_normalisation import normalise_m4c, normalise_vqa, split_words
+from evaluation.metrics.answer_normalisation import as_digits, normalise_m4c, normalise_vqa, split_words
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,33 @@ def test_m4c_rules_and_chinese(text: str, expected: str) -> None:
 
 def test_each_chinese_character_is_a_word() -> None:
     assert split_words("2只black cat猫") == ["2", "只", "black", "cat", "猫"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("三", "3"),
+        ("十", "10"),
+        ("十二", "12"),
+        ("二十", "20"),
+        ("九十九", "99"),
+        ("一百零二", "102"),
+        ("一百二十", "120"),
+        ("三千零五", "3005"),
+        ("一万两千", "12000"),
+        ("三亿零五十万", "300500000"),
+        ("二〇二四年", "2024年"),
+        ("三个", "3个"),
+        ("有两只狗", "有2只狗"),
+        ("第一", "第1"),
+        ("十一月二日", "11月2日"),
+        ("a 三 b", "a 3 b"),
+    ],
+)
+def test_numerals_become_digits(text: str, expected: str) -> None:
+    assert as_digits(text) == expected
+
+
+@pytest.mark.parametrize("text", ["三角形", "十字形", "统一", "唯一", "万一", "一百二", "一样", "一些", "十百", "一一十", "星期三"])
+def test_words_that_merely_contain_numeral_characters_stay(text: str) -> None:
+    assert as_digits(text) == text

@@ -2,11 +2,10 @@
 
 import math
 
-import numpy as np
 import pytest
 
 from answering.protocol import Candidate
-from evaluation.metrics.unanswerable import average_precision, f1, is_unanswerable, unanswerable_metrics, unanswerable_probability
+from evaluation.metrics.unanswerable import is_unanswerable, unanswerable_metrics, unanswerable_probability
 from evaluation.prediction_files import Prediction
 from evaluation.schema.summary_file import to_json
 
@@ -32,16 +31,30 @@ def test_the_probability_is_the_share_of_unanswerable_candidates() -> None:
     assert unanswerable_probability(()) == 0.0
 
 
-def test_average_precision_equals_that_of_scikit_learn() -> None:
+def ranked(*probabilities: float) -> list[Prediction]:
+    return [prediction(f"{i}", ("unanswerable", math.log(p)), ("red", math.log(1 - p))) for i, p in enumerate(probabilities)]
+
+
+def test_average_precision_counts_equal_scores_as_one_threshold() -> None:
+    def measured(*probabilities: float, positive: tuple[int, ...]) -> float:
+        references = {f"{i}": ["unanswerable" if i in positive else "red"] for i in range(len(probabilities))}
+        figures = unanswerable_metrics(ranked(*probabilities), references)
+        assert figures is not None
+        return figures.average_precision
+
     # Positives at ranks 1 and 3 of 4: (1/2) * 1 + (1/2) * (2/3).
-    assert average_precision(np.array([True, False, True, False]), np.array([0.9, 0.8, 0.7, 0.1])) == pytest.approx(5 / 6)
+    assert measured(0.9, 0.8, 0.7, 0.1, positive=(0, 2)) == pytest.approx(5 / 6)
     # All scores equal: one threshold, precision 1/2.
-    assert average_precision(np.array([True, False]), np.array([0.5, 0.5])) == pytest.approx(0.5)
+    assert measured(0.5, 0.5, positive=(0,)) == pytest.approx(0.5)
 
 
 def test_f1_is_the_harmonic_mean() -> None:
-    assert f1(np.array([True, True, False, False]), np.array([True, False, True, False])) == pytest.approx(0.5)
-    assert f1(np.array([True]), np.array([False])) == 0.0
+    none, red = ["unanswerable"], ["red"]
+    half = unanswerable_metrics(ranked(0.9, 0.1, 0.9, 0.1), {"0": none, "1": none, "2": red, "3": red})
+    missed = unanswerable_metrics(ranked(0.1), {"0": none})
+    assert half is not None and missed is not None
+    assert half.f1 == pytest.approx(0.5)
+    assert missed.f1 == 0.0
 
 
 def test_systems_are_scored_only_if_there_are_unanswerable_questions() -> None:

@@ -5,13 +5,11 @@ from typing import Any
 
 import pytest
 
+from evaluation.confidence_intervals import Interval
 from evaluation.report.findings import headline, sentences
-from evaluation.report.report_notes import few_images_remark
-from evaluation.report.rerank_tables import remarks, tuning_sentence
-from evaluation.schema.comparison_figures import Comparison, TestedDifference
-from evaluation.schema.rerank_figures import RerankFigures, TunedGain, ValidationFigures
-from evaluation.schema.summary_file import DatasetFigures, Summary
-from evaluation.statistics import Verdict
+from evaluation.report.report_notes import few_images_remark, rerank_remarks, tuning_sentence
+from evaluation.schema.summary_file import Comparison, DatasetFigures, RerankFigures, Summary, TunedGain, ValidationFigures
+from evaluation.statistics import TestedDifference, Verdict
 from tests.evaluation.fakes import choice_figures, system_figures
 
 
@@ -19,7 +17,7 @@ def compared(a: str, b: str, difference: float, verdict: Verdict, normalised: tu
     """A comparison; `normalised`: difference and verdict under M4C, by default the same."""
 
     def tested(difference: float, verdict: Verdict) -> TestedDifference:
-        return TestedDifference(difference, (difference - 0.01, difference + 0.01), 0.01, 0.01, verdict)
+        return TestedDifference(difference, Interval(difference - 0.01, difference + 0.01), 0.01, 0.01, verdict)
 
     under_m4c = tested(*(normalised or (difference, verdict)))
     return Comparison(
@@ -130,7 +128,7 @@ def test_a_few_images_are_said_to_be_few() -> None:
 
 def test_no_sentence_says_how_often_the_split_was_scored() -> None:
     rerank = RerankFigures({"likelihood": 0.8}, "default", [], learned={"ours": {}})
-    text = " ".join(remarks(summary_of({"ours": 0.5}, rerank=rerank)))
+    text = " ".join(rerank_remarks(summary_of({"ours": 0.5}, rerank=rerank)))
     assert "fitted on the validation split" in text
     assert "once" not in text
 

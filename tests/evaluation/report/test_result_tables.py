@@ -8,7 +8,8 @@ import pytest
 
 from evaluation.metrics.short_answers import GAMEABLE_METRICS, METRICS
 from evaluation.report.report_notes import describe_system
-from evaluation.report.result_tables import GAMEABLE_TITLE, all_tables, render_tables, visual_token_table
+from evaluation.report.result_tables import GAMEABLE_TITLE, all_tables, visual_token_table
+from evaluation.report.terminal_summary import render_tables
 from evaluation.schema.summary_file import DatasetFigures, Summary
 from tests.evaluation.conftest import Written
 from tests.evaluation.fakes import system_figures

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from evaluation.report.terminal_summary import terminal_summary
-from evaluation.schema.choice_figures import CaptionFigures
-from evaluation.schema.comparison_figures import ThresholdFigures
-from evaluation.schema.summary_file import Summary
+from evaluation.schema.answer_figures import CaptionFigures
+from evaluation.schema.summary_file import Summary, ThresholdFigures
 from tests.evaluation.conftest import Written
 
 REPORT = Path("results/toy/report.html")

@@ -18,15 +18,15 @@ from answering.rerank.fitted_reranker import load_fitted
 from dataset.loading.sample_store import SampleStore
 from errors import UsageError
 from evaluation.questions import choose
-from evaluation.report.chart_calibration import confidence
 from evaluation.report.chart_style import save, style
+from evaluation.report.charts import confidence
 from evaluation.report.report_notes import remarks
 from evaluation.report.result_tables import all_tables
 from evaluation.report.write_report import write_report
-from evaluation.run.background_images import with_background_images
 from evaluation.run.evaluation_run import EvaluationResult
 from evaluation.run.evaluation_setup import Experiment
 from evaluation.run.question_runner import NamedScorer
+from evaluation.run.system_runner import with_background_images
 from tests.evaluation.fakes import COLORS, evaluate, experiment, questions, sample, write_store
 from tests.fakes import FakeAnswerer, FakeScorer, always
 

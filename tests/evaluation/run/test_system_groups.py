@@ -14,7 +14,7 @@ from errors import UsageError
 from evaluation.config import Thresholds
 from evaluation.report.examples import examples
 from evaluation.report.write_report import write_report
-from evaluation.run.system_groups import check_groups, learning_curve_settings, list_checkpoints
+from evaluation.run.system_selection import check_groups, learning_curve_settings, list_checkpoints
 from tests.evaluation.fakes import COLORS, evaluate, experiment, questions, write_store
 from tests.fakes import FakeAnswerer, Say, always
 

@@ -9,7 +9,7 @@ from evaluation.config import EvalConfig
 from evaluation.metrics.short_answers import METRICS
 from evaluation.power_analysis import minimum_detectable_effect
 from evaluation.questions import Question
-from evaluation.robustness.robustness_run import Robustness, summarise_robustness
+from evaluation.robustness import robustness_figures
 from evaluation.scoring.pairwise_comparisons import ScorePair, comparisons, score_pairs
 from evaluation.scoring.summary import metric_summary
 from evaluation.statistics import holm
@@ -54,10 +54,7 @@ def test_repeated_questions_about_an_image_do_not_make_a_difference_more_certain
 def test_repeated_questions_about_an_image_do_not_make_an_interval_narrower() -> None:
     one, ten = (metric_summary(dict.fromkeys(METRICS, column(20, n, 1)), questions(20, n)) for n in (1, 10))
     assert one.vqa_accuracy_ci95 == pytest.approx(ten.vqa_accuracy_ci95)
-    robustness = [
-        summarise_robustness({"ours": Robustness(questions(20, n), column(20, n, 1), {("blur", 3): column(20, n, 2)})})["ours"]
-        for n in (1, 10)
-    ]
+    robustness = [robustness_figures(questions(20, n), column(20, n, 1), {("blur", 3): column(20, n, 2)}) for n in (1, 10)]
     for few, many in zip(*((figures.clean, figures.corrupted["blur"][0]) for figures in robustness), strict=True):
         assert (few.vqa_accuracy, *few.vqa_accuracy_ci95) == pytest.approx((many.vqa_accuracy, *many.vqa_accuracy_ci95))
 
@@ -65,7 +62,7 @@ def test_repeated_questions_about_an_image_do_not_make_an_interval_narrower() ->
 def test_each_strength_has_its_own_accuracy_in_increasing_order() -> None:
     shares = {("blur", 1): 16, ("blur", 5): 4, ("noise", 1): 12, ("noise", 5): 8}
     corrupted = {condition: (np.arange(20) < right).astype(float) for condition, right in shares.items()}
-    found = summarise_robustness({"ours": Robustness(questions(20, 1), np.ones(20), corrupted)})["ours"]  # type: ignore[arg-type]
+    found = robustness_figures(questions(20, 1), np.ones(20), corrupted)  # type: ignore[arg-type]
     assert (found.questions, found.clean.vqa_accuracy) == (20, 1.0)
     points = {kind: [(point.strength, point.vqa_accuracy) for point in row] for kind, row in found.corrupted.items()}
     assert points == {"blur": [(1, 0.8), (5, 0.2)], "noise": [(1, 0.6), (5, 0.4)]}

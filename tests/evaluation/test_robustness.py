@@ -1,11 +1,13 @@
 """Image corruptions: they increase with strength and are deterministic in image and key."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 from evaluation.config import Corruption
-from evaluation.robustness.corruptions import CORRUPTIONS, corrupt
+from evaluation.robustness import corrupt
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def distance(a: Image.Image, b: Image.Image) -> float:
     return float(np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean())
 
 
-@pytest.mark.parametrize("kind", CORRUPTIONS)
+@pytest.mark.parametrize("kind", get_args(Corruption))
 def test_each_strength_changes_the_image_more_than_the_one_before(image: Image.Image, kind: Corruption) -> None:
     distances = [distance(image, corrupt(image, kind, strength, "a")) for strength in range(1, 6)]
     assert distances == sorted(distances)
@@ -29,7 +31,7 @@ def test_each_strength_changes_the_image_more_than_the_one_before(image: Image.I
     assert len(set(distances)) == 5
 
 
-@pytest.mark.parametrize("kind", CORRUPTIONS)
+@pytest.mark.parametrize("kind", get_args(Corruption))
 def test_the_same_key_gives_the_same_image_of_the_same_size(image: Image.Image, kind: Corruption) -> None:
     before = image.tobytes()
     first, second = corrupt(image, kind, 3, "a"), corrupt(image, kind, 3, "a")
