@@ -26,8 +26,8 @@ from dataset.build.parquet_tables import write_images, write_samples
 from dataset.build.record_buffer import RecordBuffer
 from dataset.config import DataConfig, Source
 from dataset.loading.image_io import detect_format
-from dataset.record_validation import DropReason, InvalidRecordError, check_conversation, check_encoding
-from dataset.sources.record import ParsedRecord, RawSample, ReadOptions, RecordLocation, RejectedRecord
+from dataset.record_validation import DropReason
+from dataset.sources.record import RecordLocation, RejectedRecord
 from errors import TesseraError, UsageError
 from file_lock import folder_lock
 from progress import Progress
@@ -57,7 +57,7 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
     inputs = [current_file_state(path) for path in _input_paths(config)]
     report = MergeReport([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
     with _work_folder(folder) as work:
-        with DroppedRecords(report, work / DROPPED_FILE, [sources.files(source)[0] for source in config.sources]) as dropped:
+        with DroppedRecords(report, work / DROPPED_FILE, [source.annotation_files[0] for source in config.sources]) as dropped:
             buffer, images = _read_sources(config, dropped, work / "samples.arrow", folder / "embedded")
             checked = _check_images(images, ImageCheckCache(cache / "image_checks.parquet"), config)
             kept = _drop_unusable(buffer.records(), checked.checks, dropped)
@@ -128,22 +128,19 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _read_sources(config: DataConfig, dropped: DroppedRecords, file: Path, embedded: Path) -> tuple[RecordBuffer, list[str]]:
     """Read all sources. Returns the records that are valid apart from their images, and the distinct image files that they name."""
-    options = ReadOptions(config.seed, config.vqa_target)
     image_indices: dict[str, int] = {}
     with RecordBuffer(file) as buffer:
         for i, (source, counts) in enumerate(zip(config.sources, dropped.report.sources, strict=True)):
             with Progress(f"reading {counts.name}", None, "records") as progress:
-                for item in sources.read(source, options):
+                for item in sources.read(source, config):
                     progress.update()
                     counts.read += 1
-                    try:
-                        sample = _validated(item)
-                    except InvalidRecordError as bad:
-                        dropped.drop(i, item.location, bad.reason, bad.detail)
+                    if isinstance(item, RejectedRecord):
+                        dropped.drop(i, item.location, item.reason, item.detail)
                         continue
-                    files = [_write_embedded_image(image, embedded) if isinstance(image, bytes) else str(image) for image in sample.images]
-                    split = source.split or sample.split
-                    buffer.add(sample, i, counts.name, split, [image_indices.setdefault(name, len(image_indices)) for name in files])
+                    files = [_write_embedded_image(image, embedded) if isinstance(image, bytes) else str(image) for image in item.images]
+                    split = source.split or item.split
+                    buffer.add(item, i, counts.name, split, [image_indices.setdefault(name, len(image_indices)) for name in files])
     return buffer, list(image_indices)
 
 
@@ -151,15 +148,6 @@ def _check_images(images: list[str], cache: ImageCheckCache, config: DataConfig)
     checks = check_images(images, cache, config.max_pixels, config.workers)
     pairs = find_near_duplicates(checks)
     return CheckedImages(hash_equal_candidates(checks, pairs, cache, config.max_pixels, config.workers), pairs)
-
-
-def _validated(item: ParsedRecord) -> RawSample:
-    """The sample, with its conversation checked. Raises InvalidRecordError."""
-    if isinstance(item, RejectedRecord):
-        raise InvalidRecordError(item.reason, item.detail)
-    check_conversation(item.messages, item.targets, item.answers, len(item.images))
-    check_encoding(item.key)
-    return item
 
 
 def _write_embedded_image(image: bytes, folder: Path) -> str:
@@ -194,5 +182,5 @@ def _drop_unusable(records: pa.Table, image_checks: list[ImageCheck], dropped: D
 
 def _input_paths(config: DataConfig) -> list[str]:
     """Annotation files and image folders; folders because missing images may be added to them."""
-    annotations = [path for source in config.sources for path in sources.files(source)]
+    annotations = [path for source in config.sources for path in source.annotation_files]
     return [str(path) for path in (*annotations, *(source.images for source in config.sources)) if path is not None]
