@@ -17,11 +17,17 @@ import pyarrow.compute as pc
 
 from atomic_io import atomic_write, naming_full_disk, remove_leftovers, write_json
 from dataset import sources
-from dataset.build.deduplication import CheckedImages, join
-from dataset.build.duplicate_counts import count_equal_files, near_duplicates_between_splits
+from dataset.build.deduplication import join
 from dataset.build.fingerprint import current_file_state, matches_fingerprint, write_fingerprint
-from dataset.build.image_validation import ImageCheck, ImageCheckCache, check_images, find_near_duplicates, hash_equal_candidates
-from dataset.build.merge_report import DROPPED_FILE, DroppedRecords, MergeReport, SourceReport
+from dataset.build.image_validation import ImageCheck, check_images
+from dataset.build.merge_report import (
+    DROPPED_FILE,
+    DroppedRecords,
+    MergeReport,
+    SourceReport,
+    count_equal_files,
+    near_duplicates_between_splits,
+)
 from dataset.build.parquet_tables import write_images, write_samples
 from dataset.build.record_buffer import RecordBuffer
 from dataset.config import DataConfig, Source
@@ -59,12 +65,12 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
     with _work_folder(folder) as work:
         with DroppedRecords(report, work / DROPPED_FILE, [source.annotation_files[0] for source in config.sources]) as dropped:
             buffer, images = _read_sources(config, dropped, work / "samples.arrow", folder / "embedded")
-            checked = _check_images(images, ImageCheckCache(cache / "image_checks.parquet"), config)
+            checked = check_images(images, cache / "image_checks.parquet", config)
             kept = _drop_unusable(buffer.records(), checked.checks, dropped)
         if not len(kept):
             (work / DROPPED_FILE).replace(folder / FAILED_DROPPED_FILE)
             raise TesseraError(f"{report.empty_message()}; all are listed in {folder / FAILED_DROPPED_FILE}")
-        merged = join(kept, checked, config.split, config.seed)
+        merged = join(kept, checked, config)
         report.image_files = count_equal_files(checked.checks)
         report.near_duplicates = near_duplicates_between_splits(merged)
         images_digest = write_images(work / "images.parquet", merged, names)
@@ -142,12 +148,6 @@ def _read_sources(config: DataConfig, dropped: DroppedRecords, file: Path, embed
                     split = source.split or item.split
                     buffer.add(item, i, counts.name, split, [image_indices.setdefault(name, len(image_indices)) for name in files])
     return buffer, list(image_indices)
-
-
-def _check_images(images: list[str], cache: ImageCheckCache, config: DataConfig) -> CheckedImages:
-    checks = check_images(images, cache, config.max_pixels, config.workers)
-    pairs = find_near_duplicates(checks)
-    return CheckedImages(hash_equal_candidates(checks, pairs, cache, config.max_pixels, config.workers), pairs)
 
 
 def _write_embedded_image(image: bytes, folder: Path) -> str:

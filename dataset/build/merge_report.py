@@ -2,19 +2,69 @@
 
 import dataclasses
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from dataset.build.duplicate_counts import MAX_EXAMPLES, EqualFiles, NearDuplicates
+from dataset.build.deduplication import MergeResult
+from dataset.build.image_validation import ImageCheck
+from dataset.build.splits import SPLITS
+from dataset.config import Split
 from dataset.record_validation import DropReason
 from dataset.sources.record import RecordLocation
 from errors import TesseraError
 
 DROPPED_FILE = "dropped.jsonl"
 """List of all dropped records."""
+MAX_EXAMPLES = 3
+"""Number of examples that the report names for each reason."""
 _MAX_EXAMPLE_CHARS = 400
+
+
+@dataclass
+class EqualFiles:
+    """How many of the image files are equal to another one that was named before.
+
+    Args:
+        checked: Image files that were checked and can be used.
+        same_bytes: Files with the same bytes as one before.
+        same_pixels: Files with other bytes, but the same pixels as one before.
+    """
+
+    checked: int = 0
+    same_bytes: int = 0
+    same_pixels: int = 0
+
+    def line(self) -> str:
+        """One line for the terminal."""
+        equal = self.same_bytes + self.same_pixels
+        return (
+            f"{self.checked:,} image files checked, {equal:,} of them equal to another one "
+            f"({self.same_bytes:,} in their bytes, {self.same_pixels:,} in their pixels only)"
+        )
+
+
+@dataclass
+class NearDuplicates:
+    """Images of one split that look like images of another one.
+
+    Args:
+        split: The split, test or validation.
+        other: A split that is trained on or validated on before.
+        images: Number of images of `split` that look like one of `other`.
+        examples: Paths of the first pairs, at most MAX_EXAMPLES.
+    """
+
+    split: Split
+    other: Split
+    images: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def line(self) -> str:
+        """One line for the terminal."""
+        return f"{self.images:,} {self.split} images look like images of {self.other}"
 
 
 @dataclass
@@ -82,14 +132,9 @@ class MergeReport:
         """Read a report.json. Raises TesseraError when it is not one."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
-                **{
-                    **content,
-                    "sources": [SourceReport(**source) for source in content["sources"]],
-                    "image_files": EqualFiles(**content["image_files"]),
-                    "near_duplicates": [NearDuplicates(**entry) for entry in content["near_duplicates"]],
-                }
-            )
+            for key, kind in (("sources", SourceReport), ("near_duplicates", NearDuplicates)):
+                content[key] = [kind(**entry) for entry in content[key]]
+            return cls(**{**content, "image_files": EqualFiles(**content["image_files"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise TesseraError(f"{path}: not a merge report ({error})") from error
 
@@ -170,3 +215,39 @@ def _one_line(text: str) -> str:
     """Shorten to one line of valid UTF-8: examples quote records, which may contain anything."""
     line = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
     return line if len(line) <= _MAX_EXAMPLE_CHARS else f"{line[:_MAX_EXAMPLE_CHARS]} ..."
+
+
+def count_equal_files(checks: Sequence[ImageCheck]) -> EqualFiles:
+    """Counts over the usable files, in the order in which the records name them."""
+    counts, bytes_seen, contents_seen = EqualFiles(), set[str](), set[str]()
+    for check in checks:
+        if check.reason:
+            continue
+        counts.checked += 1
+        if check.sha256 in bytes_seen:
+            counts.same_bytes += 1
+        elif check.content in contents_seen:
+            counts.same_pixels += 1
+        bytes_seen.add(check.sha256)
+        contents_seen.add(check.content)
+    return counts
+
+
+def near_duplicates_between_splits(merged: MergeResult) -> list[NearDuplicates]:
+    """One entry for each two splits with images that look alike; the one of higher priority (test, validation) is counted."""
+    counted: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
+    image_splits = merged.images["split"].to_pylist()
+    for pair in merged.near_duplicates.tolist():
+        low, high = sorted(pair, key=image_splits.__getitem__)
+        splits = image_splits[high], image_splits[low]
+        if splits[0] != splits[1]:
+            counted[splits].setdefault(high, low)
+    return [
+        NearDuplicates(SPLITS[split], SPLITS[other], len(images), [_example(merged, *pair) for pair in list(images.items())[:MAX_EXAMPLES]])
+        for (split, other), images in sorted(counted.items(), reverse=True)
+    ]
+
+
+def _example(merged: MergeResult, image: int, like: int) -> str:
+    path, other = (merged.images["path"][index].as_py() for index in (image, like))
+    return f"{path} looks like {other}"

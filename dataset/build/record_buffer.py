@@ -5,7 +5,6 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
@@ -56,7 +55,7 @@ class RecordBuffer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             # The file is of no use, and closing it may fail for the same reason again.
             with contextlib.suppress(OSError):
