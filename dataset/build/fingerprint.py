@@ -17,7 +17,6 @@ from dataset.config import DataConfig
 
 _SETTINGS_KEY = b"tessera.settings"
 _SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64())])
-_IGNORED_SETTINGS = {"workers", "augmentation"}
 
 FileState = tuple[str, int, int]
 """Path, size in bytes and modification time in ns of a file or folder; both numbers are -1 when it does not exist."""
@@ -47,9 +46,8 @@ def matches_fingerprint(file: Path, config: DataConfig) -> bool:
 
 def _settings_digest(config: DataConfig) -> bytes:
     """Digest of the settings, of the source files of `dataset/`, and of the versions of Pillow and PyArrow."""
-    settings = TypeAdapter(DataConfig).dump_python(config, mode="json")
-    relevant = {key: value for key, value in settings.items() if key not in _IGNORED_SETTINGS}
-    digest = hashlib.sha256(json.dumps([relevant, PIL.__version__, pa.__version__], sort_keys=True).encode())
+    settings = TypeAdapter(DataConfig).dump_python(config, mode="json", exclude={"workers", "augmentation"})
+    digest = hashlib.sha256(json.dumps([settings, PIL.__version__, pa.__version__], sort_keys=True).encode())
     for source_file in source_files():
         digest.update(source_file.read_bytes())
     return digest.hexdigest().encode()

@@ -4,6 +4,7 @@ Writes images.parquet, samples.parquet, report.json and dropped.jsonl. A merge t
 """
 
 import hashlib
+import itertools
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -98,11 +99,8 @@ def source_names(source_configs: tuple[Source, ...]) -> list[str]:
         raise UsageError(f"data.sources: the name '{duplicates[0]}' is used twice")
     names: list[str] = []
     for source in source_configs:
-        name, number = source.name or source.format, 1
-        while source.name is None and (name in explicit_names or name in names):
-            number += 1
-            name = f"{source.format}-{number}"
-        names.append(name)
+        defaults = itertools.chain([source.format], (f"{source.format}-{number}" for number in itertools.count(2)))
+        names.append(source.name or next(name for name in defaults if name not in (*explicit_names, *names)))
     return names
 
 
@@ -115,21 +113,17 @@ def _work_folder(folder: Path) -> Iterator[Path]:
     work = folder / f".merge-{uuid.uuid4().hex[:8]}"
     with folder_lock(folder, LOCK_FILE, "merging") as is_locked:
         if is_locked:
-            _remove_leftovers(folder)
+            # What killed merges have left: no other one is running.
+            for leftover in folder.glob(".merge-*"):
+                shutil.rmtree(leftover)
+            for written in (folder, folder / "cache", folder / "embedded"):
+                remove_leftovers(written)
         try:
             with naming_full_disk(folder):
                 work.mkdir()
                 yield work
         finally:
             shutil.rmtree(work, ignore_errors=True)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Delete what killed merges have left: the lock says that no other one is running."""
-    for work in folder.glob(".merge-*"):
-        shutil.rmtree(work)
-    for written in (folder, folder / "cache", folder / "embedded"):
-        remove_leftovers(written)
 
 
 def _read_sources(config: DataConfig, dropped: DroppedRecords, file: Path, embedded: Path) -> tuple[RecordBuffer, list[str]]:

@@ -1,6 +1,7 @@
 """Counts of a merge: `report.json`, the list of all dropped records, and the table printed on the terminal."""
 
 import dataclasses
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -37,14 +38,6 @@ class EqualFiles:
     same_bytes: int = 0
     same_pixels: int = 0
 
-    def line(self) -> str:
-        """One line for the terminal."""
-        equal = self.same_bytes + self.same_pixels
-        return (
-            f"{self.checked:,} image files checked, {equal:,} of them equal to another one "
-            f"({self.same_bytes:,} in their bytes, {self.same_pixels:,} in their pixels only)"
-        )
-
 
 @dataclass
 class NearDuplicates:
@@ -61,10 +54,6 @@ class NearDuplicates:
     other: Split
     images: int = 0
     examples: list[str] = field(default_factory=list)
-
-    def line(self) -> str:
-        """One line for the terminal."""
-        return f"{self.images:,} {self.split} images look like images of {self.other}"
 
 
 @dataclass
@@ -170,13 +159,18 @@ class MergeReport:
 
     def _near_duplicates(self) -> Iterator[str]:
         for entry in self.near_duplicates:
-            yield f"{entry.line()} (data.split.near_duplicates=together keeps them in one split):"
+            look_alike = f"{entry.images:,} {entry.split} images look like images of {entry.other}"
+            yield f"{look_alike} (data.split.near_duplicates=together keeps them in one split):"
             yield from (f"    {example}" for example in entry.examples)
         if not self.near_duplicates:
             yield "no two images of different splits look alike"
 
     def _totals(self) -> Iterator[str]:
-        yield self.image_files.line()
+        files = self.image_files
+        yield (
+            f"{files.checked:,} image files checked, {files.same_bytes + files.same_pixels:,} of them equal to another one "
+            f"({files.same_bytes:,} in their bytes, {files.same_pixels:,} in their pixels only)"
+        )
         yield from self._near_duplicates()
         yield f"{self.images:,} images, {self.samples:,} samples"
         yield "by split: " + ", ".join(f"{name} {count:,}" for name, count in self.by_split.items())
@@ -236,18 +230,17 @@ def count_equal_files(checks: Sequence[ImageCheck]) -> EqualFiles:
 def near_duplicates_between_splits(merged: MergeResult) -> list[NearDuplicates]:
     """One entry for each two splits with images that look alike; the one of higher priority (test, validation) is counted."""
     counted: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
-    image_splits = merged.images["split"].to_pylist()
+    image_splits, paths = merged.images["split"].to_pylist(), merged.images["path"]
     for pair in merged.near_duplicates.tolist():
         low, high = sorted(pair, key=image_splits.__getitem__)
-        splits = image_splits[high], image_splits[low]
-        if splits[0] != splits[1]:
-            counted[splits].setdefault(high, low)
+        if image_splits[low] != image_splits[high]:
+            counted[image_splits[high], image_splits[low]].setdefault(high, low)
     return [
-        NearDuplicates(SPLITS[split], SPLITS[other], len(images), [_example(merged, *pair) for pair in list(images.items())[:MAX_EXAMPLES]])
+        NearDuplicates(
+            SPLITS[split],
+            SPLITS[other],
+            len(images),
+            [f"{paths[image]} looks like {paths[like]}" for image, like in itertools.islice(images.items(), MAX_EXAMPLES)],
+        )
         for (split, other), images in sorted(counted.items(), reverse=True)
     ]
-
-
-def _example(merged: MergeResult, image: int, like: int) -> str:
-    path, other = (merged.images["path"][index].as_py() for index in (image, like))
-    return f"{path} looks like {other}"

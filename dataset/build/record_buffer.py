@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -12,7 +11,7 @@ import pyarrow as pa
 from atomic_io import naming_full_disk
 from dataset.build.splits import SPLITS
 from dataset.config import Split
-from dataset.sample import SAMPLES_SCHEMA, Language, detect_language
+from dataset.sample import SAMPLES_SCHEMA, detect_language
 from dataset.sources.record import RawSample
 
 ROWS_PER_BATCH = 4096
@@ -81,16 +80,17 @@ class RecordBuffer:
             split: Split of its own, if any.
             files: Indices of its image files.
         """
+        contents = [message.content for message in sample.messages]
         row = {
             "source": source,
             "source_split": -1 if split is None else SPLITS.index(split),
             "files": files,
             "location_kind": sample.location.kind,
             "location_number": sample.location.number,
-            "text_digest": None if files else _text_digest(sample),
+            "text_digest": None if files else hashlib.sha256("\0".join((*contents, *sample.targets)).encode()).hexdigest(),
             "sample_id": self._unique_id(f"{source_name}/{sample.key}"),
             "task": sample.task,
-            "language": language(sample),
+            "language": detect_language(*contents, *(() if sample.task == "vqa" else sample.targets)),
             "messages": [(message.role, message.content) for message in sample.messages],
             "targets": sample.targets,
             "answers": sample.answers,
@@ -98,8 +98,7 @@ class RecordBuffer:
         }
         for name, value in row.items():
             self._rows[name].append(value)
-        texts = itertools.chain((message.content for message in sample.messages), sample.targets, sample.answers)
-        self._characters += sum(map(len, texts))
+        self._characters += sum(map(len, (*contents, *sample.targets, *sample.answers)))
         if len(self._rows["task"]) == ROWS_PER_BATCH or self._characters >= CHARACTERS_PER_BATCH:
             self._flush()
 
@@ -123,16 +122,3 @@ class RecordBuffer:
 
 def _empty_rows() -> dict[str, list[object]]:
     return {name: [] for name in (*RECORDS_SCHEMA.names, *TEXTS_SCHEMA.names)}
-
-
-def language(sample: RawSample) -> Language:
-    """`zh` when the conversation (of a VQA sample, the question) contains a CJK ideograph, else `en`."""
-    texts = [message.content for message in sample.messages]
-    if sample.task != "vqa":
-        texts += sample.targets
-    return detect_language(*texts)
-
-
-def _text_digest(sample: RawSample) -> str:
-    text = "\0".join([*(message.content for message in sample.messages), *sample.targets])
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -37,30 +37,25 @@ class RawSample:
 
     Args:
         location: Position in the annotation file.
+        key: Second part of the sample id, after the name of the source.
         images: Image files or bytes, in the order of the `<image>` placeholders.
         task: Kind of sample.
         messages: Conversation up to and including the last user turn.
         targets: Possible assistant replies to the last user turn.
         answers: Reference answers.
         split: Split stated in the file, if any.
-        explicit_key: Second part of the sample id; by default the number of `location`.
         category: What the sample is about, if its record says so.
     """
 
     location: RecordLocation
+    key: str
     images: tuple[ImageSource, ...]
     task: Task
     messages: tuple[Message, ...]
     targets: tuple[str, ...]
     answers: tuple[str, ...]
     split: Split | None = None
-    explicit_key: str | None = None
     category: str | None = None
-
-    @property
-    def key(self) -> str:
-        """Second part of the sample id, after the name of the source."""
-        return str(self.location.number) if self.explicit_key is None else self.explicit_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +155,7 @@ def parse_answers(value: Any) -> tuple[str, ...]:
 
 
 def _parse_answer(value: Any) -> str:
-    text = value if isinstance(value, str) else number_as_text(value)
+    text = number_as_text(value)
     if not isinstance(text, str):
         raise InvalidRecordError(DropReason.ANSWER_TYPE, f"an answer is {value!r}; expected a string or a whole number")
     return text.strip()
@@ -189,12 +184,12 @@ def caption_sample(location: RecordLocation, image: Path, captions: Sequence[str
     # Hash name and captions, not the position: the question stays the same when other records are added or removed.
     key = "\0".join((image.name, *targets)).encode("utf-8", "replace").decode()
     question = questions[hash_to_index(key, seed, 0, len(questions))]
-    return RawSample(location, (image,), "caption", (image_question(question),), targets, targets)
+    return RawSample(location, str(location.number), (image,), "caption", (image_question(question),), targets, targets)
 
 
 def vqa_sample(
     location: RecordLocation,
-    key: str | None,
+    key: str,
     image: Path,
     question: str,
     answers: tuple[str, ...],
@@ -205,7 +200,7 @@ def vqa_sample(
 
     Args:
         location: Position in the annotation file.
-        key: Id of the question, if any.
+        key: Id of the question.
         image: Image file.
         question: The question.
         answers: All answers; blank ones stay references but are never targets. Raises InvalidRecordError when all are.
@@ -218,7 +213,7 @@ def vqa_sample(
     if config.vqa_target == "majority":
         # most_common keeps insertion order, so a tie goes to the answer that was given first.
         targets = (Counter(targets).most_common(1)[0][0],)
-    return RawSample(location, (image,), "vqa", (image_question(question),), targets, answers, split, key)
+    return RawSample(location, key, (image,), "vqa", (image_question(question),), targets, answers, split)
 
 
 def conversation_sample(
@@ -230,7 +225,7 @@ def conversation_sample(
     *before, last = turns
     if last.role != "assistant":
         raise InvalidRecordError(DropReason.TURN_ORDER, f"the last turn is by the {last.role}; expected the assistant")
-    return RawSample(location, tuple(images), "conversation", tuple(before), (last.content,), (last.content,), split)
+    return RawSample(location, str(location.number), tuple(images), "conversation", tuple(before), (last.content,), (last.content,), split)
 
 
 def require_list(value: Any, name: str) -> list[Any]:

@@ -40,9 +40,10 @@ def vqa_metadata(source: VqaMetadataSource, config: DataConfig) -> tuple[Records
         name = require_field(record, "image_file", "image", "image_id")
         if record.get("image_file") is None and record.get("image") is None:
             name = f"{name}.jpg"
-        key = next((str(record[key]) for key in ("id", "question_id") if isinstance(record.get(key), int | str)), None)
+        ids = (str(record[key]) for key in ("id", "question_id") if isinstance(record.get(key), int | str))
         image, question = image_path(source, name), parse_question(record.get("question"))
         split = parse_split_name(record.get("set_name"))
+        key = next(ids, str(location.number))
         return vqa_sample(location, key, image, question, parse_answers(record.get("answers")), config, split)
 
     return enumerate_records(read_array(source.annotations, member="data")), parse
