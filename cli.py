@@ -111,14 +111,15 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
         arguments: command line without the program name; None: sys.argv.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
     limit_threads()
     if not debug:
         silence_libraries()
     try:
         # A launcher ends ranks that wait for another one in a library, where no handler of Python would run.
         with contextlib.nullcontext() if launched else sigterm_as_exception():
-            status = main(_parse(parser, arguments)) or 0
+            status = main(_parse(parser, given)) or 0
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         reported = _report(error, debug, launched)
@@ -135,15 +136,11 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
     sys.exit(status)
 
 
-_OVERRIDES = ("overrides", "settings")
-"""Names of the argument that takes overrides."""
-
-
-def _parse(parser: Parser, arguments: list[str] | None) -> argparse.Namespace:
-    given = sys.argv[1:] if arguments is None else arguments
-    rest, overrides = _take_overrides(parser, given)
+def _parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
+    rest, overrides = _take_overrides(parser, arguments)
     parsed = parser.parse_args(rest)
-    name = next((name for name in _OVERRIDES if hasattr(parsed, name)), None)
+    # "settings" where the command has no configuration of its own.
+    name = next((name for name in ("overrides", "settings") if hasattr(parsed, name)), None)
     if name is None:
         if overrides:
             parser.error(f"unrecognized arguments: {' '.join(overrides)}")

@@ -162,8 +162,6 @@ def _describe_problem(problem: Any, key: str) -> str:
 
 def check_source_paths(config: Config) -> None:
     """Raise UsageError for the first key under data.sources whose file or folder does not exist."""
-    if not config.data.sources:
-        raise UsageError("data.sources: empty; name at least one source")
     for i, source in enumerate(config.data.sources):
         for key in ("annotations", "questions", "path", "images"):
             path = getattr(source, key, None)

@@ -3,13 +3,14 @@
 Records, image files and their joins are Arrow tables. Shapes: p pairs of images, m images of all samples, counted with repetition.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dataset.build.image_validation import CheckedImages
+from dataset.build.image_validation import ImageCheck
 from dataset.build.splits import assign_splits
 from dataset.config import DataConfig
 from dataset.connected_groups import connected_groups
@@ -37,18 +38,19 @@ class MergeResult:
     near_duplicates: np.ndarray
 
 
-def join(kept: pa.Table, checked: CheckedImages, config: DataConfig) -> MergeResult:
+def join(kept: pa.Table, checks: Sequence[ImageCheck], look_alike: np.ndarray, config: DataConfig) -> MergeResult:
     """Number the images of the kept records by first occurrence, and assign splits.
 
     Args:
         kept: The records (record_buffer.RECORDS_SCHEMA), with their `row` in the buffer.
-        checked: The image files.
+        checks: Check result of each image file; records name the files by their indices.
+        look_alike: Pairs of files that look alike, by index, int64 [p, 2].
         config: Fractions of the images by split, whether near duplicates stay together, and the seed.
     """
     lists = kept["files"].combine_chunks()
     named, files = pc.list_parent_indices(lists), lists.flatten().to_numpy()
-    checks = pa.table([[getattr(check, name) for check in checked.checks] for name in FILES_SCHEMA.names], schema=FILES_SCHEMA)
-    content_of_file = checks["content"].combine_chunks().dictionary_encode().indices.to_numpy()
+    table = pa.table([[getattr(check, name) for check in checks] for name in FILES_SCHEMA.names], schema=FILES_SCHEMA)
+    content_of_file = table["content"].combine_chunks().dictionary_encode().indices.to_numpy()
     contents, first = np.unique(content_of_file[files], return_index=True)
     order = np.argsort(first)
     first = first[order]
@@ -56,16 +58,16 @@ def join(kept: pa.Table, checked: CheckedImages, config: DataConfig) -> MergeRes
     image_of_content[contents[order]] = np.arange(len(contents))
     image_of_file = image_of_content[content_of_file]
     image_ids = image_of_file[files]
-    near = _distinct_pairs(image_of_file[checked.near_duplicates])
+    near = _distinct_pairs(image_of_file[look_alike])
     linked = near if config.split.near_duplicates == "together" else near[:0]
     used = np.unique(files)
-    digests = _smallest(image_of_file[used], checks["sha256"].take(pa.array(used)))
+    digests = _smallest(image_of_file[used], table["sha256"].take(pa.array(used)))
     offsets = lists.offsets.to_numpy() - lists.offsets[0].as_py()
     keys = _group_keys(kept, image_ids, offsets, digests, linked).dictionary_encode()
     own_splits = kept["source_split"].to_numpy()
     splits = assign_splits(keys.indices.to_numpy(), keys.dictionary.to_pylist(), own_splits, config.split, config.seed)
     first_named = named.take(pa.array(first))
-    images = checks.take(pa.array(files[first])).append_column("source", kept["source"].take(first_named))
+    images = table.take(pa.array(files[first])).append_column("source", kept["source"].take(first_named))
     samples = {
         "row": kept["row"],
         "source": kept["source"],

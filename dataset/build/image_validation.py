@@ -51,8 +51,8 @@ class ImageCheck:
         height: Pixels, upright; 0 when unknown.
         reason: A `DropReason`; empty when the image can be used.
         detail: Message that says what is wrong.
-        perceptual_hash: See `perceptual_hash.Appearance`; 0 when the image cannot be used.
-        thumbnail: See `perceptual_hash.Appearance`; empty when the image cannot be used.
+        perceptual_hash: See `perceptual_hash.appearance`; 0 when the image cannot be used.
+        thumbnail: See `perceptual_hash.appearance`; empty when the image cannot be used.
         is_exact: Whether hash and thumbnail were made of all pixels (see `image_io.MeasuredImage`).
         pixels: Digest of size and pixels, upright RGB; empty where no other file looks the same, so that it need not be known.
     """
@@ -79,9 +79,6 @@ class ImageCheck:
 _ARROW_TYPES: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), bytes: pa.binary(), bool: pa.bool_()}
 _SCHEMA = pa.schema([(field.name, _ARROW_TYPES[field.type]) for field in fields(ImageCheck)])
 
-_EARLIER_NAME = "pictures.parquet"
-"""File name of the cache under schema version 1."""
-
 
 class ImageCheckCache:
     """Check results of earlier merges in one Parquet file, keyed by path and valid for one size and modification time.
@@ -91,7 +88,8 @@ class ImageCheckCache:
 
     def __init__(self, file: Path, max_pixels: int):
         self.file, self.max_pixels = file, max_pixels
-        if not file.is_file() and (earlier := file.with_name(_EARLIER_NAME)).is_file():
+        # The name of schema version 1.
+        if not file.is_file() and (earlier := file.with_name("pictures.parquet")).is_file():
             earlier.rename(file)
         self._entries: dict[str, ImageCheck] = {}
         if file.is_file():
@@ -127,21 +125,11 @@ def _absolute(path: str) -> str:
     return os.path.abspath(path)  # noqa: PTH100 - Path.resolve would follow links and is slow
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedImages:
-    """The image files of a merge.
+def check_images(paths: Sequence[str], cache_file: Path, config: DataConfig) -> tuple[list[ImageCheck], np.ndarray]:
+    """Check image files, and cache the results, also those obtained before an interruption.
 
-    Args:
-        checks: Check result of each image file; records name the files by their indices.
-        near_duplicates: Pairs of files that look alike, by index, int64 [p, 2].
+    Returns the result for each path, and the pairs of files that look alike, by index, int64 [p, 2].
     """
-
-    checks: list[ImageCheck]
-    near_duplicates: np.ndarray
-
-
-def check_images(paths: Sequence[str], cache_file: Path, config: DataConfig) -> CheckedImages:
-    """Check image files, find those that look alike, and cache the results, also those obtained before an interruption."""
     cache, workers = ImageCheckCache(cache_file, config.max_pixels), config.workers or available_cores()
     found = [cache.get(path) for path in paths]
     uncached = [i for i, check in enumerate(found) if check is None]
@@ -156,7 +144,7 @@ def check_images(paths: Sequence[str], cache_file: Path, config: DataConfig) -> 
             cache.save(check for check in map(found.__getitem__, uncached) if check)
     checks = [check for check in found if check]
     pairs = _find_near_duplicates(checks)
-    return CheckedImages(_hash_equal_candidates(checks, pairs, cache, workers), pairs)
+    return _hash_equal_candidates(checks, pairs, cache, workers), pairs
 
 
 def _find_near_duplicates(checks: Sequence[ImageCheck]) -> np.ndarray:
@@ -220,8 +208,7 @@ def _check(path: str, max_pixels: int) -> ImageCheck:
         measured = measure_image(data, path, max_pixels)
     except ImageError as error:
         return ImageCheck(*state, sha256, *error.size, reason=str(error.reason), detail=str(error))
-    look = appearance(measured.preview)
-    return ImageCheck(*state, sha256, *measured.size, "", "", look.perceptual_hash, look.thumbnail, measured.is_exact)
+    return ImageCheck(*state, sha256, *measured.size, "", "", *appearance(measured.preview), measured.is_exact)
 
 
 def _killed(path: str) -> ImageCheck:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from atomic_io import atomic_write
-from dataset.loading.sample_store import ImageRow, SampleStore
+from dataset.loading.sample_store import SampleStore
 from dataset.sample import Role, Sample
 
 
@@ -20,12 +20,8 @@ def export_json(data: Path, folder: Path) -> None:
     turn also has the key `system`, one whose source has a prompt the key `prompt`.
     """
     store = SampleStore(data)
-    _write_list(folder / "image_map.json", map(_image, store.images()))
+    _write_list(folder / "image_map.json", ({**asdict(row), "path": str(row.path)} for row in store.images()))
     _write_list(folder / "annotations.json", map(_annotation, store.samples()))
-
-
-def _image(row: ImageRow) -> dict[str, Any]:
-    return {**asdict(row), "path": str(row.path)}
 
 
 def _annotation(sample: Sample) -> dict[str, Any]:

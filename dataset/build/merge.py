@@ -21,14 +21,7 @@ from dataset import sources
 from dataset.build.deduplication import join
 from dataset.build.fingerprint import current_file_state, matches_fingerprint, write_fingerprint
 from dataset.build.image_validation import ImageCheck, check_images
-from dataset.build.merge_report import (
-    DROPPED_FILE,
-    DroppedRecords,
-    MergeReport,
-    SourceReport,
-    count_equal_files,
-    near_duplicates_between_splits,
-)
+from dataset.build.merge_report import DROPPED_FILE, DroppedRecords, MergeReport, SourceReport
 from dataset.build.parquet_tables import write_images, write_samples
 from dataset.build.record_buffer import RecordBuffer
 from dataset.config import DataConfig, Source
@@ -66,24 +59,22 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
     with _work_folder(folder) as work:
         with DroppedRecords(report, work / DROPPED_FILE, [source.annotation_files[0] for source in config.sources]) as dropped:
             buffer, images = _read_sources(config, dropped, work / "samples.arrow", folder / "embedded")
-            checked = check_images(images, cache / "image_checks.parquet", config)
-            kept = _drop_unusable(buffer.records(), checked.checks, dropped)
+            checks, look_alike = check_images(images, cache / "image_checks.parquet", config)
+            kept = _drop_unusable(buffer.records(), checks, dropped)
         if not len(kept):
             (work / DROPPED_FILE).replace(folder / FAILED_DROPPED_FILE)
             raise TesseraError(f"{report.empty_message()}; all are listed in {folder / FAILED_DROPPED_FILE}")
-        merged = join(kept, checked, config)
-        report.image_files = count_equal_files(checked.checks)
-        report.near_duplicates = near_duplicates_between_splits(merged)
+        merged = join(kept, checks, look_alike, config)
+        report.count_duplicates(checks, merged)
         images_digest = write_images(work / "images.parquet", merged, names)
         write_samples(work / "samples.parquet", buffer, merged, config.sources, images_digest, report)
         write_json(work / "report.json", report.to_json())
         for name in OUTPUT_FILES:
             (work / name).replace(folder / name)
         (folder / FAILED_DROPPED_FILE).unlink(missing_ok=True)
-    results = [current_file_state(str(folder / name)) for name in OUTPUT_FILES]
-    write_fingerprint(
-        cache / "inputs.parquet", config, [*inputs, *((check.path, check.size, check.mtime) for check in checked.checks), *results]
-    )
+    states = [*inputs, *((check.path, check.size, check.mtime) for check in checks)]
+    states += [current_file_state(str(folder / name)) for name in OUTPUT_FILES]
+    write_fingerprint(cache / "inputs.parquet", config, states)
     return report
 
 

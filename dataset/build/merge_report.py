@@ -112,6 +112,22 @@ class MergeReport:
     near_duplicates: list[NearDuplicates] = field(default_factory=list)
     reused: bool = field(default=False, compare=False)
 
+    def count_duplicates(self, checks: Sequence[ImageCheck], merged: MergeResult) -> None:
+        """Fill in `image_files` and `near_duplicates`: of two splits with images that look alike, those of the one of higher priority
+        (test, validation) are counted."""
+        usable = [check for check in checks if not check.reason]
+        num_bytes, num_contents = len({check.sha256 for check in usable}), len({check.content for check in usable})
+        self.image_files = EqualFiles(len(usable), len(usable) - num_bytes, num_bytes - num_contents)
+        counted: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
+        image_splits, paths = merged.images["split"].to_pylist(), merged.images["path"]
+        for pair in merged.near_duplicates.tolist():
+            low, high = sorted(pair, key=image_splits.__getitem__)
+            if image_splits[low] != image_splits[high]:
+                counted[image_splits[high], image_splits[low]].setdefault(high, low)
+        for (split, other), images in sorted(counted.items(), reverse=True):
+            examples = [f"{paths[image]} looks like {paths[like]}" for image, like in itertools.islice(images.items(), MAX_EXAMPLES)]
+            self.near_duplicates.append(NearDuplicates(SPLITS[split], SPLITS[other], len(images), examples))
+
     def to_json(self) -> dict[str, object]:
         """The content of report.json."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "reused"}
@@ -157,21 +173,18 @@ class MergeReport:
             if source.moved:
                 yield f"{source.name}: {source.moved:,} left the source's own split, so that no image is in two splits"
 
-    def _near_duplicates(self) -> Iterator[str]:
-        for entry in self.near_duplicates:
-            look_alike = f"{entry.images:,} {entry.split} images look like images of {entry.other}"
-            yield f"{look_alike} (data.split.near_duplicates=together keeps them in one split):"
-            yield from (f"    {example}" for example in entry.examples)
-        if not self.near_duplicates:
-            yield "no two images of different splits look alike"
-
     def _totals(self) -> Iterator[str]:
         files = self.image_files
         yield (
             f"{files.checked:,} image files checked, {files.same_bytes + files.same_pixels:,} of them equal to another one "
             f"({files.same_bytes:,} in their bytes, {files.same_pixels:,} in their pixels only)"
         )
-        yield from self._near_duplicates()
+        for entry in self.near_duplicates:
+            look_alike = f"{entry.images:,} {entry.split} images look like images of {entry.other}"
+            yield f"{look_alike} (data.split.near_duplicates=together keeps them in one split):"
+            yield from (f"    {example}" for example in entry.examples)
+        if not self.near_duplicates:
+            yield "no two images of different splits look alike"
         yield f"{self.images:,} images, {self.samples:,} samples"
         yield "by split: " + ", ".join(f"{name} {count:,}" for name, count in self.by_split.items())
         yield "by language: " + ", ".join(f"{name} {count:,}" for name, count in self.by_language.items())
@@ -209,38 +222,3 @@ def _one_line(text: str) -> str:
     """Shorten to one line of valid UTF-8: examples quote records, which may contain anything."""
     line = " ".join(text.split()).encode("utf-8", "backslashreplace").decode()
     return line if len(line) <= _MAX_EXAMPLE_CHARS else f"{line[:_MAX_EXAMPLE_CHARS]} ..."
-
-
-def count_equal_files(checks: Sequence[ImageCheck]) -> EqualFiles:
-    """Counts over the usable files, in the order in which the records name them."""
-    counts, bytes_seen, contents_seen = EqualFiles(), set[str](), set[str]()
-    for check in checks:
-        if check.reason:
-            continue
-        counts.checked += 1
-        if check.sha256 in bytes_seen:
-            counts.same_bytes += 1
-        elif check.content in contents_seen:
-            counts.same_pixels += 1
-        bytes_seen.add(check.sha256)
-        contents_seen.add(check.content)
-    return counts
-
-
-def near_duplicates_between_splits(merged: MergeResult) -> list[NearDuplicates]:
-    """One entry for each two splits with images that look alike; the one of higher priority (test, validation) is counted."""
-    counted: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
-    image_splits, paths = merged.images["split"].to_pylist(), merged.images["path"]
-    for pair in merged.near_duplicates.tolist():
-        low, high = sorted(pair, key=image_splits.__getitem__)
-        if image_splits[low] != image_splits[high]:
-            counted[image_splits[high], image_splits[low]].setdefault(high, low)
-    return [
-        NearDuplicates(
-            SPLITS[split],
-            SPLITS[other],
-            len(images),
-            [f"{paths[image]} looks like {paths[like]}" for image, like in itertools.islice(images.items(), MAX_EXAMPLES)],
-        )
-        for (split, other), images in sorted(counted.items(), reverse=True)
-    ]

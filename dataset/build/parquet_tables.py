@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,7 @@ from dataset.build.record_buffer import ROWS_PER_BATCH, RecordBuffer
 from dataset.build.splits import SPLITS
 from dataset.config import SourceBase
 from dataset.loading.sample_store import IMAGES_DIGEST_KEY
-from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA
-
-LANGUAGES = ("en", "zh")
-"""Order of the languages in the report."""
+from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA, Language
 
 
 def write_images(file: Path, merged: MergeResult, names: Sequence[str]) -> str:
@@ -71,7 +69,7 @@ def write_samples(
         counts.samples, counts.moved = num_samples, num_moved
     report.images, report.samples = len(merged.images), int(repeats.sum())
     report.by_split = dict(zip(SPLITS, np.bincount(splits, repeats, len(SPLITS)).astype(int).tolist(), strict=True))
-    report.by_language = {language: by_language[language] for language in LANGUAGES}
+    report.by_language = {language: by_language[language] for language in get_args(Language)}
 
 
 def _repeated(texts: pa.Table, samples: pa.Table, repeats: np.ndarray, sources: Sequence[SourceBase], names: Sequence[str]) -> pa.Table:

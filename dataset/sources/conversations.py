@@ -135,12 +135,8 @@ def _row(batch: pa.RecordBatch) -> dict[str, Any] | InvalidRecordError:
 
 
 def _images_in_order(row_images: list[Any], named_by_turn: Sequence[Sequence[Any]]) -> list[Any]:
-    """The images of a row in the order of its placeholders.
-
-    Args:
-        row_images: The row's own list of images.
-        named_by_turn: For each placeholder of each turn the image that its part names, None for the next one of the row.
-    """
+    """The images of a row in the order of its placeholders. `named_by_turn` has for each placeholder of each turn the image that its part
+    names, None for the next one of the row's own list."""
     named = [image for turn in named_by_turn for image in turn]
     if row_images == [image for image in named if image is not None]:
         row_images = []  # named twice: in the parts and in the row

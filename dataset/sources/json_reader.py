@@ -152,7 +152,8 @@ class JsonReader:
             try:
                 value, end = self._decode()
             except json.JSONDecodeError as error:
-                if self._at_end or not self._may_be_truncated(error):
+                truncated = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _TRUNCATION_MARGIN
+                if self._at_end or not truncated:
                     raise self._error(error.msg, error.pos) from error
             else:
                 if self._at_end or end < len(self._text) - _TRUNCATION_MARGIN:
@@ -184,9 +185,6 @@ class JsonReader:
         """Raise TesseraError unless only white space follows."""
         if self.peek():
             raise self._error("extra data after the end of the document", self._position)
-
-    def _may_be_truncated(self, error: json.JSONDecodeError) -> bool:
-        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _TRUNCATION_MARGIN
 
     def _expect(self, characters: str) -> str:
         character = self.peek()

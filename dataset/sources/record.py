@@ -117,15 +117,11 @@ def image_path(source: SourceBase, name: Any) -> Path:
     folder, name = source.image_folder, name.removeprefix("file://")
     if "\\" in name and not os.path.exists(folder / name):  # noqa: PTH110 - unlike Path.exists it never raises
         name = name.replace("\\", "/")
-    if not source.allow_outside_images and _leads_outside(name):
+    leads_outside = name.startswith("/") or _DRIVE.match(name) or ".." in name.split("/")
+    if leads_outside and not source.allow_outside_images:
         detail = f"{name} is an absolute path or has '..', so it may lead out of {folder}; allow_outside_images: true permits it"
         raise InvalidRecordError(DropReason.OUTSIDE, detail)
     return folder / str(name)
-
-
-def _leads_outside(name: str) -> bool:
-    """Whether a file name is an absolute path, on Unix or Windows, or has a part `..`."""
-    return name.startswith("/") or _DRIVE.match(name) is not None or ".." in name.split("/")
 
 
 def require_id(record: dict[str, Any], name: str) -> int | str:
