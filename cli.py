@@ -1,7 +1,12 @@
-"""Shared by all commands: --config, key=value overrides, --debug, one-line errors with an exit status."""
+"""Shared by all commands: --config, key=value overrides, --debug, one-line errors with an exit status.
+
+With several processes the error that comes first is printed, with its rank; what other ranks meet afterwards, such as a closed
+connection, is not. torchrun and accelerate name a file for each process (TORCHELASTIC_ERROR_FILE), whose text their own summary shows.
+"""
 
 import argparse
 import contextlib
+import json
 import logging
 import os
 import re
@@ -9,6 +14,8 @@ import signal
 import sys
 import tempfile
 import threading
+import time
+import traceback
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,7 +26,6 @@ import config as configuration
 from atomic_io import disk_full_reason, free_bytes
 from config_schema import describe
 from cpu_cores import limit_threads
-from error_reporting import report_error
 from errors import Interrupted, TesseraError, UsageError, remember_settings
 
 # Idle threads of GNU OpenMP busy-wait for a long time, which slows down other processes on the same cores. Two training runs at
@@ -43,10 +49,6 @@ _OVERRIDE_OF_A_SECTION = re.compile(rf"({'|'.join(typing.get_type_hints(configur
 class _HelpAll(argparse.Action):
     """Prints the help of a command with the keys of the configuration."""
 
-    def __init__(self, option_strings: list[str], dest: str, help: str | None = None):
-        del dest  # nothing is stored
-        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
-
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         print(parser.format_help() + "\nkeys of the configuration:\n" + "\n".join(describe(configuration.Config)))
         sys.exit(0)
@@ -64,28 +66,18 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str, takes_config: bool = True, renamed: Mapping[str, str] | None = None, **kwargs: Any):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-        self.has_subcommands = False
         self.renamed = dict(renamed or {})
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
         if takes_config:
-            self.add_argument(
-                "--config",
-                type=Path,
-                default=configuration.DEFAULT,
-                metavar="YAML",
-                help="configuration of the experiment (default: %(default)s)",
-            )
-            self.add_argument(
-                "overrides",
-                nargs="*",
-                metavar="key=value",
-                help="override a key of the configuration, e.g. train.per_device_train_batch_size=8",
-            )
-            self.add_argument("--help-all", action=_HelpAll, help="show this help and all keys of the configuration, and exit")
+            explained = "configuration of the experiment (default: %(default)s)"
+            self.add_argument("--config", type=Path, default=configuration.DEFAULT, metavar="YAML", help=explained)
+            explained = "override a key of the configuration, e.g. train.per_device_train_batch_size=8"
+            self.add_argument("overrides", nargs="*", metavar="key=value", help=explained)
+            explained = "show this help and all keys of the configuration, and exit"
+            self.add_argument("--help-all", action=_HelpAll, nargs=0, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, help=explained)
 
     def add_subcommands(self) -> "argparse._SubParsersAction[Parser]":
         """Add subcommands; each is created by `add_parser(name, description=..., help=..., takes_config=...)` of the return value."""
-        self.has_subcommands = True
         return self.add_subparsers(dest="part", required=True, metavar="PART")
 
     def options_with_values(self) -> dict[str, re.Pattern[str] | None]:
@@ -119,14 +111,15 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
         arguments: command line without the program name; None: sys.argv.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    debug = "--debug" in (sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
     limit_threads()
     if not debug:
         silence_libraries()
     try:
         # A launcher ends ranks that wait for another one in a library, where no handler of Python would run.
         with contextlib.nullcontext() if launched else sigterm_as_exception():
-            status = main(_parse(parser, arguments)) or 0
+            status = main(_parse(parser, given)) or 0
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         reported = _report(error, debug, launched)
@@ -143,15 +136,11 @@ def run(main: Callable[[argparse.Namespace], int | None], parser: Parser, argume
     sys.exit(status)
 
 
-_OVERRIDES = ("overrides", "settings")
-"""Names of the argument that takes overrides."""
-
-
-def _parse(parser: Parser, arguments: list[str] | None) -> argparse.Namespace:
-    given = sys.argv[1:] if arguments is None else arguments
-    rest, overrides = _take_overrides(parser, given)
+def _parse(parser: Parser, arguments: list[str]) -> argparse.Namespace:
+    rest, overrides = _take_overrides(parser, arguments)
     parsed = parser.parse_args(rest)
-    name = next((name for name in _OVERRIDES if hasattr(parsed, name)), None)
+    # "settings" where the command has no configuration of its own.
+    name = next((name for name in ("overrides", "settings") if hasattr(parsed, name)), None)
     if name is None:
         if overrides:
             parser.error(f"unrecognized arguments: {' '.join(overrides)}")
@@ -213,9 +202,10 @@ def sigterm_as_exception() -> Iterator[None]:
 
 def _report(error: BaseException, debug: bool, launched: bool) -> int | None:
     """Print an error as one line and return the exit status; None for one whose traceback is to be shown."""
+    rank = os.environ.get("RANK", "0")
     if isinstance(error, KeyboardInterrupt):
         # All ranks stop together, so rank 0 alone says so.
-        if not isinstance(error, Interrupted) or os.environ.get("RANK", "0") == "0":
+        if not isinstance(error, Interrupted) or rank == "0":
             print(error if isinstance(error, Interrupted) else "interrupted", file=sys.stderr)
         return error.exit_status if isinstance(error, Interrupted) else 130
     if isinstance(error, BrokenPipeError):
@@ -223,11 +213,33 @@ def _report(error: BaseException, debug: bool, launched: bool) -> int | None:
         _discard_output()
         return 0
     message = str(error) if isinstance(error, TesseraError) else _system_message(error)
-    is_defect = message is None
-    if (debug or is_defect) and not launched:
+    show_traceback = debug or message is None
+    if show_traceback and not launched:
         return None
-    report_error(f"{type(error).__name__}: {error}" if message is None else message, error, show_traceback=debug or is_defect)
+    message = message or f"{type(error).__name__}: {error}"
+    if launched:
+        message = f"rank {rank}: {message}"
+    if not launched or _is_first_error(message, show_traceback):
+        if show_traceback:
+            traceback.print_exception(error)
+        print(f"error: {message}", file=sys.stderr, flush=True)
     return error.exit_status if isinstance(error, TesseraError) else TesseraError.exit_status
+
+
+def _is_first_error(message: str, show_traceback: bool) -> bool:
+    """Write the launcher's error file, in the form that torch.distributed.elastic reads. Returns whether no other rank of this launch on
+    this machine has failed yet; True without such a file, so that no error is lost."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not error_file:
+        return True
+    extra = {"timestamp": str(int(time.time()))} | ({"py_callstack": traceback.format_exc()} if show_traceback else {})
+    Path(error_file).write_text(json.dumps({"message": {"message": message, "extraInfo": extra}}), encoding="utf-8")
+    # <log folder>/attempt_<n>/<local rank>/error.json
+    try:
+        os.close(os.open(Path(error_file).parent.parent / "first_error", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
 
 
 def _system_message(error: BaseException) -> str | None:

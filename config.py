@@ -95,13 +95,6 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
 
 def read(path: Path, overrides: list[str] | None = None) -> dict[str, Any]:
     """The keys of a configuration file with `key=value` overrides, as written. Raises UsageError when it cannot be read."""
-    raw = _read(path)
-    for override in overrides or []:
-        _override(raw, override)
-    return raw
-
-
-def _read(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Yaml12Loader)
     except FileNotFoundError as error:
@@ -112,6 +105,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UsageError(f"{path}: expected a mapping with the keys name, data, model, ..., found {type(raw).__name__}")
+    for override in overrides or []:
+        _override(raw, override)
     return raw
 
 
@@ -120,32 +115,28 @@ def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UsageError(f"argument '{override}': expected key=value, such as train.per_device_train_batch_size=8")
-    node: Any = raw
-    *parents, last = key.split(".")
-    for key_part in parents:
-        node = _child(node, key_part, key, create=True)
     try:
         value = yaml.load(text, Loader=_Yaml12Loader)
     except yaml.YAMLError as error:
         raise UsageError(f"argument '{override}': the value is not YAML: {' '.join(str(error).split())}") from error
-    if isinstance(node, list):
-        _child(node, last, key)
-        node[int(last)] = value
-    else:
-        node[last] = value
+    node: Any = raw
+    *parents, last = key.split(".")
+    for key_part in parents:
+        if isinstance(node, dict) and node.get(key_part) is None:
+            node[key_part] = {}
+        node = node[_index(node, key_part, key)]
+        if not isinstance(node, dict | list):
+            raise UsageError(f"argument '{key}': '{key_part}' has no keys below it")
+    node[_index(node, last, key)] = value
 
 
-def _child(node: Any, key_part: str, key: str, create: bool = False) -> Any:
-    if isinstance(node, list):
-        if not key_part.isdigit() or int(key_part) >= len(node):
-            raise UsageError(f"argument '{key}': '{key_part}' is not an index of a list of {len(node)}")
-        return node[int(key_part)]
-    if node.get(key_part) is None and create:
-        node[key_part] = {}
-    child = node.get(key_part)
-    if not isinstance(child, dict | list):
-        raise UsageError(f"argument '{key}': '{key_part}' has no keys below it")
-    return child
+def _index(node: dict[str, Any] | list[Any], key_part: str, key: str) -> Any:
+    """A part of a key as an index of a mapping or list."""
+    if isinstance(node, dict):
+        return key_part
+    if not key_part.isdigit() or int(key_part) >= len(node):
+        raise UsageError(f"argument '{key}': '{key_part}' is not an index of a list of {len(node)}")
+    return int(key_part)
 
 
 def _key(location: tuple[int | str, ...]) -> str:
@@ -171,8 +162,6 @@ def _describe_problem(problem: Any, key: str) -> str:
 
 def check_source_paths(config: Config) -> None:
     """Raise UsageError for the first key under data.sources whose file or folder does not exist."""
-    if not config.data.sources:
-        raise UsageError("data.sources: empty; name at least one source")
     for i, source in enumerate(config.data.sources):
         for key in ("annotations", "questions", "path", "images"):
             path = getattr(source, key, None)

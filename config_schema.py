@@ -4,6 +4,7 @@ nearest to a mistyped one."""
 import dataclasses
 import difflib
 import typing
+from collections.abc import Iterator
 from typing import Any, Literal, TypeVar, cast, dataclass_transform, get_args, get_origin
 
 from pydantic import ConfigDict
@@ -32,30 +33,26 @@ def describe(section: Any, prefix: str = "") -> list[str]:
         if field.description
     }
     for field in dataclasses.fields(section):
-        hint, key = hints[field.name], prefix + field.name
-        nested = [kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)]
-        default = "" if field.default is dataclasses.MISSING or nested else f" = {_as_yaml(field.default)}"
+        hint, key, below = hints[field.name], prefix + field.name, list(_sections_below(hints[field.name]))
+        variants = [kind for suffix, kind in below if not suffix]
+        default = "" if field.default is dataclasses.MISSING or variants else f" = {_as_yaml(field.default)}"
         lines.append(f"  {key}: {_type_name(hint)}{default}")
         is_discriminator = get_origin(hint) is Literal and len(get_args(hint)) == 1
         lines.append(f"      {'Selects the variant.' if is_discriminator else ' '.join(documentation.get(field.name, '').split())}")
-        for kind in nested:
-            if len(nested) > 1:
-                lines.append(f"    {key}, {kind.__doc__}")
-            lines += describe(kind, key + ".")
-        for member in _list_members(hint):
-            lines.append(f"    {key}.N, {member.__doc__}")
-            lines += ["  " + line for line in describe(member, key + ".N.")]
+        for suffix, kind in below:
+            if suffix or len(variants) > 1:
+                lines.append(f"    {key}{suffix}, {kind.__doc__}")
+            lines += [("  " if suffix else "") + line for line in describe(kind, f"{key}{suffix}.")]
     return lines
 
 
-def _list_members(hint: Any) -> list[Any]:
-    """The dataclasses that a tuple[...] field may contain."""
-    if get_origin(hint) is not tuple:
-        return []
-    member = get_args(hint)[0]
-    while get_origin(member) is typing.Annotated:
-        member = get_args(member)[0]
-    return [kind for kind in (member, *get_args(member)) if dataclasses.is_dataclass(kind)]
+def _sections_below(hint: Any, suffix: str = "") -> Iterator[tuple[str, Any]]:
+    """The sections that a field may hold, each with the rest of its key: ".N" for one in a list."""
+    if dataclasses.is_dataclass(hint):
+        yield suffix, hint
+        return
+    for part in get_args(hint):
+        yield from _sections_below(part, ".N" if get_origin(hint) is tuple else suffix)
 
 
 def _as_yaml(value: Any) -> str:
@@ -104,19 +101,7 @@ def all_keys(section: Any, prefix: str = "") -> list[str]:
     keys: list[str] = []
     hints = typing.get_type_hints(section)
     for field in dataclasses.fields(section):
-        key = prefix + field.name
-        keys.append(key)
-        for kind in _sections(hints[field.name]):
-            keys += all_keys(kind, key + ".")
-        for member in _list_members(hints[field.name]):
-            keys += all_keys(member, key + ".N.")
+        keys.append(prefix + field.name)
+        for suffix, kind in _sections_below(hints[field.name]):
+            keys += all_keys(kind, f"{prefix}{field.name}{suffix}.")
     return keys
-
-
-def _sections(hint: Any) -> list[Any]:
-    """The dataclasses that a field may hold, of a union with tags, too."""
-    if dataclasses.is_dataclass(hint):
-        return [hint]
-    if get_origin(hint) is tuple:
-        return []
-    return [kind for part in get_args(hint) for kind in _sections(part)]

@@ -52,13 +52,9 @@ def _container_limits(proc: Path) -> Iterator[float]:
     for controllers, root, mount in _mounts(proc):
         for name in controllers & groups.keys():
             # Inside a container, the path in /proc may begin above the root of the mount; then the mount itself is the group.
-            inside = groups[name].is_relative_to(root)
-            folder = mount / groups[name].relative_to(root) if inside else mount
-            while True:
-                yield from _limit(folder)
-                if folder == mount:
-                    break
-                folder = folder.parent
+            inside = groups[name].relative_to(root) if groups[name].is_relative_to(root) else Path()
+            for group in (inside, *inside.parents):
+                yield from _limit(mount / group)
 
 
 def _groups(proc: Path) -> Iterator[tuple[str, Path]]:
@@ -84,10 +80,8 @@ def _mounts(proc: Path) -> Iterator[tuple[set[str], Path, Path]]:
 def _limit(folder: Path) -> Iterator[float]:
     """The limit of one control group in cores, if it has one: microseconds of CPU time per period of so many microseconds."""
     # Version 2 has both numbers in one file, "max" meaning no limit; version 1 has -1.
-    stated = " ".join(_lines(folder / "cpu.max"))
-    if not stated:
-        stated = " ".join([*_lines(folder / "cpu.cfs_quota_us"), *_lines(folder / "cpu.cfs_period_us")])
-    numbers = stated.split()
+    stated = _lines(folder / "cpu.max") or [*_lines(folder / "cpu.cfs_quota_us"), *_lines(folder / "cpu.cfs_period_us")]
+    numbers = " ".join(stated).split()
     if len(numbers) == 2 and all(number.isdigit() and int(number) for number in numbers):
         yield int(numbers[0]) / int(numbers[1])
 

@@ -58,15 +58,10 @@ def _locked(path: Path, activity: str) -> int | None:
                 raise
             print(f"{path}: this file system has no locks ({error.strerror}): nothing keeps a second {activity} out", flush=True)
             return None
-        if _is_current(descriptor, path):
+        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
             os.ftruncate(descriptor, 0)
             return descriptor
         os.close(descriptor)  # its holder removed it in between
-
-
-def _is_current(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one at `path`."""
-    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 if sys.platform == "win32":

@@ -39,14 +39,9 @@ def init_distributed(timeout: timedelta | None = None) -> PartialState:
     return state
 
 
-@contextlib.contextmanager
-def main_process_only(is_main_process: bool) -> Iterator[None]:
-    """Discard standard error on all ranks but 0, so that the progress of work that every rank does is shown once."""
-    if is_main_process:
-        yield
-    else:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
+def main_process_only(is_main_process: bool) -> contextlib.AbstractContextManager[object]:
+    """Context that discards standard error on all ranks but 0, so that the progress of work that every rank does is shown once."""
+    return contextlib.nullcontext() if is_main_process else contextlib.redirect_stderr(io.StringIO())
 
 
 @dataclass(frozen=True, slots=True)

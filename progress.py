@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import Self, TypeVar
 
 from tqdm import tqdm
@@ -49,17 +48,14 @@ class Progress:
         parts = [f"{self.title}: {self.done:,}{total} {self.unit}", f"{seconds:.0f} s", rate, self.note]
         print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
         elif self.printed_count != self.done:
             self._line()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, exception_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
 
 def track(items: Iterable[T], title: str, total: int | None = None, unit: str = "it") -> Iterator[T]:

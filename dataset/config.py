@@ -56,6 +56,16 @@ class SourceBase:
     """Sentence that says how an answer is wanted. It follows every question of this source on a line of its own, in training and again
     when the trained model is asked a question of this kind and language. One text, or {en: ..., zh: ...}; null = none, the default."""
 
+    @property
+    def annotation_files(self) -> list[Path]:
+        """The files that the records are read from."""
+        return [path for key in ("questions", "annotations", "path") if isinstance(path := getattr(self, key, None), Path)]
+
+    @property
+    def image_folder(self) -> Path:
+        """Folder that image names are relative to."""
+        return self.images or self.annotation_files[0].parent
+
     def prompt_in(self, language: Literal["en", "zh"]) -> str | None:
         """The prompt of a question in a language; None if it has none."""
         text = getattr(self.prompt, language) if isinstance(self.prompt, PromptByLanguage) else self.prompt

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from enum import StrEnum
 
-from dataset.sample import IMAGE_PLACEHOLDER, Message
+from dataset.sample import IMAGE_PLACEHOLDER, Message, is_alternating
 
 
 class DropReason(StrEnum):
@@ -46,14 +46,13 @@ def check_conversation(messages: Sequence[Message], targets: Sequence[str], answ
         InvalidRecordError: Turns do not alternate or do not end with the user, a turn or target is blank, the number of
             placeholders differs from `num_images` or one is outside the user turns, or a text is not valid UTF-8.
     """
-    roles = [message.role for message in messages if message.role != "system"]
-    if roles[:1] == ["assistant"]:
+    found = [message.role for message in messages]
+    if [role for role in found if role != "system"][:1] == ["assistant"]:
         raise InvalidRecordError(DropReason.TURN_ORDER, "the assistant opens the conversation; expected the user's turn first")
-    alternating = all(role == ("user", "assistant")[i % 2] for i, role in enumerate(roles)) and len(roles) % 2 == 1
-    if not alternating or any(message.role == "system" for message in messages[1:]):
+    if not is_alternating(messages):
         raise InvalidRecordError(
             DropReason.TURN_ORDER,
-            f"expected alternating user and assistant turns, the assistant last; found {[m.role for m in messages]} before the last",
+            f"expected alternating user and assistant turns, the assistant last; found {found} before the last",
         )
     if not targets or not all(map(_has_text, targets)) or not all(_has_text(message.content) for message in messages):
         raise InvalidRecordError(DropReason.EMPTY, "a question or an answer is blank")

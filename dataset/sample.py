@@ -72,6 +72,12 @@ class Sample:
         return self.targets[hash_to_index(self.sample_id, seed, epoch, len(self.targets))]
 
 
+def is_alternating(messages: Sequence[Message]) -> bool:
+    """Whether an optional system turn is followed by user and assistant turns in alternation, the user last."""
+    turns = [message.role for message in messages][bool(messages) and messages[0].role == "system" :]
+    return len(turns) % 2 == 1 and turns == (["user", "assistant"] * len(turns))[: len(turns)]
+
+
 def detect_language(*texts: str) -> Language:
     """`zh` when one of the texts contains a Chinese character, else `en`."""
     return "zh" if any(not text.isascii() and HAS_CJK.search(text) for text in texts) else "en"

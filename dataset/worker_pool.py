@@ -77,7 +77,10 @@ def _one_by_one(function: Callable[[A], B], items: Sequence[A], killed: Callable
     remaining = list(items)
     while remaining:
         with worker_pool(1) as pool:
-            _check_started(pool)
+            try:
+                pool.submit(os.getpid).result()
+            except BrokenProcessPool as error:
+                raise TesseraError("worker processes cannot be started; data.workers: 1 does without them") from error
             try:
                 while remaining:
                     result = pool.submit(function, remaining[0]).result()
@@ -85,10 +88,3 @@ def _one_by_one(function: Callable[[A], B], items: Sequence[A], killed: Callable
                     yield result
             except BrokenProcessPool:
                 yield killed(remaining.pop(0))
-
-
-def _check_started(pool: ProcessPoolExecutor) -> None:
-    try:
-        pool.submit(os.getpid).result()
-    except BrokenProcessPool as error:
-        raise TesseraError("worker processes cannot be started; data.workers: 1 does without them") from error

@@ -3,6 +3,7 @@
 Records, image files and their joins are Arrow tables. Shapes: p pairs of images, m images of all samples, counted with repetition.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from dataset.build.image_validation import ImageCheck
 from dataset.build.splits import assign_splits
-from dataset.config import SplitConfig
+from dataset.config import DataConfig
 from dataset.connected_groups import connected_groups
 
 FILES_SCHEMA = pa.schema(
@@ -37,36 +38,19 @@ class MergeResult:
     near_duplicates: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedImages:
-    """The image files of a merge.
-
-    Args:
-        checks: Check result of each image file; records name the files by their indices.
-        near_duplicates: Pairs of files that look alike, by index, int64 [p, 2].
-    """
-
-    checks: list[ImageCheck]
-    near_duplicates: np.ndarray
-
-    def table(self) -> pa.Table:
-        """The files as a table (FILES_SCHEMA)."""
-        return pa.table([[getattr(check, name) for check in self.checks] for name in FILES_SCHEMA.names], schema=FILES_SCHEMA)
-
-
-def join(kept: pa.Table, checked: CheckedImages, split_config: SplitConfig, seed: int) -> MergeResult:
+def join(kept: pa.Table, checks: Sequence[ImageCheck], look_alike: np.ndarray, config: DataConfig) -> MergeResult:
     """Number the images of the kept records by first occurrence, and assign splits.
 
     Args:
         kept: The records (record_buffer.RECORDS_SCHEMA), with their `row` in the buffer.
-        checked: The image files.
-        split_config: Fractions of the images by split, and whether near duplicates stay together.
-        seed: Seed of the split.
+        checks: Check result of each image file; records name the files by their indices.
+        look_alike: Pairs of files that look alike, by index, int64 [p, 2].
+        config: Fractions of the images by split, whether near duplicates stay together, and the seed.
     """
     lists = kept["files"].combine_chunks()
     named, files = pc.list_parent_indices(lists), lists.flatten().to_numpy()
-    checks = checked.table()
-    content_of_file = checks["content"].combine_chunks().dictionary_encode().indices.to_numpy()
+    table = pa.table([[getattr(check, name) for check in checks] for name in FILES_SCHEMA.names], schema=FILES_SCHEMA)
+    content_of_file = table["content"].combine_chunks().dictionary_encode().indices.to_numpy()
     contents, first = np.unique(content_of_file[files], return_index=True)
     order = np.argsort(first)
     first = first[order]
@@ -74,23 +58,24 @@ def join(kept: pa.Table, checked: CheckedImages, split_config: SplitConfig, seed
     image_of_content[contents[order]] = np.arange(len(contents))
     image_of_file = image_of_content[content_of_file]
     image_ids = image_of_file[files]
-    near = _distinct_pairs(image_of_file[checked.near_duplicates])
-    linked = near if split_config.near_duplicates == "together" else near[:0]
+    near = _distinct_pairs(image_of_file[look_alike])
+    linked = near if config.split.near_duplicates == "together" else near[:0]
     used = np.unique(files)
-    digests = _smallest(image_of_file[used], checks["sha256"].take(pa.array(used)))
+    digests = _smallest(image_of_file[used], table["sha256"].take(pa.array(used)))
     offsets = lists.offsets.to_numpy() - lists.offsets[0].as_py()
     keys = _group_keys(kept, image_ids, offsets, digests, linked).dictionary_encode()
-    assignment = assign_splits(keys.indices.to_numpy(), keys.dictionary.to_pylist(), kept["source_split"].to_numpy(), split_config, seed)
+    own_splits = kept["source_split"].to_numpy()
+    splits = assign_splits(keys.indices.to_numpy(), keys.dictionary.to_pylist(), own_splits, config.split, config.seed)
     first_named = named.take(pa.array(first))
-    images = checks.take(pa.array(files[first])).append_column("source", kept["source"].take(first_named))
+    images = table.take(pa.array(files[first])).append_column("source", kept["source"].take(first_named))
     samples = {
         "row": kept["row"],
         "source": kept["source"],
-        "split": assignment.split,
-        "moved": assignment.moved,
+        "split": splits,
+        "moved": (own_splits >= 0) & (own_splits != splits),
         "image_ids": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(image_ids)),
     }
-    return MergeResult(pa.table(samples), images.append_column("split", pa.array(assignment.split).take(first_named)), near)
+    return MergeResult(pa.table(samples), images.append_column("split", pa.array(splits).take(first_named)), near)
 
 
 def _distinct_pairs(pairs: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,16 +17,14 @@ from dataset.config import DataConfig
 
 _SETTINGS_KEY = b"tessera.settings"
 _SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("mtime", pa.int64())])
-_IGNORED_SETTINGS = {"workers", "augmentation"}
 
 FileState = tuple[str, int, int]
-"""Path, size in bytes and modification time in ns of a file or folder; both -1 when it does not exist."""
+"""Path, size in bytes and modification time in ns of a file or folder; both numbers are -1 when it does not exist."""
 
 
 def write_fingerprint(file: Path, config: DataConfig, states: Iterable[FileState]) -> None:
     """Write the settings, and the state of every file and folder that the result depends on, as of the time it was read."""
-    rows = list(states)
-    table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=_SCHEMA)
+    table = pa.table([list(column) for column in zip(*states, strict=True)], schema=_SCHEMA)
     with atomic_write(file) as temp_path:
         pq.write_table(table.replace_schema_metadata({_SETTINGS_KEY: _settings_digest(config)}), temp_path)
 
@@ -47,9 +46,8 @@ def matches_fingerprint(file: Path, config: DataConfig) -> bool:
 
 def _settings_digest(config: DataConfig) -> bytes:
     """Digest of the settings, of the source files of `dataset/`, and of the versions of Pillow and PyArrow."""
-    settings = TypeAdapter(DataConfig).dump_python(config, mode="json")
-    relevant = {key: value for key, value in settings.items() if key not in _IGNORED_SETTINGS}
-    digest = hashlib.sha256(json.dumps([relevant, PIL.__version__, pa.__version__], sort_keys=True).encode())
+    settings = TypeAdapter(DataConfig).dump_python(config, mode="json", exclude={"workers", "augmentation"})
+    digest = hashlib.sha256(json.dumps([settings, PIL.__version__, pa.__version__], sort_keys=True).encode())
     for source_file in source_files():
         digest.update(source_file.read_bytes())
     return digest.hexdigest().encode()
@@ -60,10 +58,12 @@ def source_files() -> list[Path]:
     return sorted(Path(__file__).parents[1].rglob("*.py"))
 
 
-def current_file_state(path: str) -> FileState:
-    """The present state of a file or folder."""
+def current_file_state(path: str, is_file: bool = False) -> FileState:
+    """The present state of a file or folder. With `is_file`, anything but a regular file counts as missing."""
     try:
         stats = os.stat(path)  # noqa: PTH116 - ten times as fast as Path.stat, for hundreds of thousands of files
     except (OSError, ValueError):
+        return path, -1, -1
+    if is_file and not stat.S_ISREG(stats.st_mode):
         return path, -1, -1
     return path, stats.st_size, stats.st_mtime_ns

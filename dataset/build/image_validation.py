@@ -2,15 +2,14 @@
 
 import hashlib
 import os
-import stat
 import unicodedata
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,9 @@ import pyarrow.parquet as pq
 
 from atomic_io import atomic_write
 from cpu_cores import available_cores
+from dataset.build.fingerprint import current_file_state
 from dataset.build.perceptual_hash import THUMBNAIL_BYTES, appearance, near_duplicates
+from dataset.config import DataConfig
 from dataset.loading.image_io import ImageError, measure_image, open_image, read_image_file
 from dataset.record_validation import DropReason
 from dataset.worker_pool import map_in_workers
@@ -50,8 +51,8 @@ class ImageCheck:
         height: Pixels, upright; 0 when unknown.
         reason: A `DropReason`; empty when the image can be used.
         detail: Message that says what is wrong.
-        perceptual_hash: See `perceptual_hash.Appearance`; 0 when the image cannot be used.
-        thumbnail: See `perceptual_hash.Appearance`; empty when the image cannot be used.
+        perceptual_hash: See `perceptual_hash.appearance`; 0 when the image cannot be used.
+        thumbnail: See `perceptual_hash.appearance`; empty when the image cannot be used.
         is_exact: Whether hash and thumbnail were made of all pixels (see `image_io.MeasuredImage`).
         pixels: Digest of size and pixels, upright RGB; empty where no other file looks the same, so that it need not be known.
     """
@@ -75,26 +76,8 @@ class ImageCheck:
         return self.pixels or self.sha256
 
 
-_SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("size", pa.int64()),
-        ("mtime", pa.int64()),
-        ("sha256", pa.string()),
-        ("width", pa.int64()),
-        ("height", pa.int64()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("perceptual_hash", pa.int64()),
-        ("thumbnail", pa.binary()),
-        ("is_exact", pa.bool_()),
-        ("pixels", pa.string()),
-    ]
-)
-
-
-_EARLIER_NAME = "pictures.parquet"
-"""File name of the cache under schema version 1."""
+_ARROW_TYPES: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), bytes: pa.binary(), bool: pa.bool_()}
+_SCHEMA = pa.schema([(field.name, _ARROW_TYPES[field.type]) for field in fields(ImageCheck)])
 
 
 class ImageCheckCache:
@@ -103,9 +86,10 @@ class ImageCheckCache:
     Raises TesseraError when the file cannot be read.
     """
 
-    def __init__(self, file: Path):
-        self.file = file
-        if not file.is_file() and (earlier := file.with_name(_EARLIER_NAME)).is_file():
+    def __init__(self, file: Path, max_pixels: int):
+        self.file, self.max_pixels = file, max_pixels
+        # The name of schema version 1.
+        if not file.is_file() and (earlier := file.with_name("pictures.parquet")).is_file():
             earlier.rename(file)
         self._entries: dict[str, ImageCheck] = {}
         if file.is_file():
@@ -117,27 +101,21 @@ class ImageCheckCache:
             # Without a thumbnail: of an earlier version, which did not look for equal pixels.
             self._entries = {row[0]: ImageCheck(*row) for row in rows if row[_SCHEMA.get_field_index("thumbnail")] is not None}
 
-    def get(self, path: str, size: int, mtime: int, max_pixels: int) -> ImageCheck | None:
-        """The cached result for a file in this state, None when it must be checked.
-
-        Args:
-            path: Path of the image file.
-            size: Present size in bytes.
-            mtime: Present modification time in ns.
-            max_pixels: Pixel limit of this merge.
-        """
+    def get(self, path: str) -> ImageCheck | None:
+        """The result for a file in its present state, also for a missing one; None when it must be checked."""
+        _, size, mtime = current_file_state(path, is_file=True)
+        if size < 0:
+            return _missing(path)
         cached = self._entries.get(_absolute(path))
         if cached is None or (cached.size, cached.mtime) != (size, mtime):
             return None
         # The pixel limit may have changed; images above the old limit were not decoded.
-        recheck = cached.reason == DropReason.TOO_MANY_PIXELS or cached.width * cached.height > max_pixels
+        recheck = cached.reason == DropReason.TOO_MANY_PIXELS or cached.width * cached.height > self.max_pixels
         return None if recheck else replace(cached, path=path)
 
-    def save(self, checks: Iterable[ImageCheck | None]) -> None:
-        """Add results and rewrite the file. None and results of missing files are skipped."""
-        for check in checks:
-            if check is not None and check.size >= 0:
-                self._entries[_absolute(check.path)] = check
+    def save(self, checks: Iterable[ImageCheck]) -> None:
+        """Add results and rewrite the file. Those of missing files are skipped."""
+        self._entries |= {_absolute(check.path): check for check in checks if check.size >= 0}
         columns = [list(self._entries), *(list(map(attrgetter(name), self._entries.values())) for name in _SCHEMA.names[1:])]
         with atomic_write(self.file) as temp_path:
             pq.write_table(pa.table(columns, schema=_SCHEMA), temp_path)
@@ -147,46 +125,29 @@ def _absolute(path: str) -> str:
     return os.path.abspath(path)  # noqa: PTH100 - Path.resolve would follow links and is slow
 
 
-def check_images(paths: Sequence[str], cache: ImageCheckCache, max_pixels: int, workers: int | None = None) -> list[ImageCheck]:
-    """Check image files and cache the results, also those obtained before an interruption.
+def check_images(paths: Sequence[str], cache_file: Path, config: DataConfig) -> tuple[list[ImageCheck], np.ndarray]:
+    """Check image files, and cache the results, also those obtained before an interruption.
 
-    Args:
-        paths: Image files.
-        cache: Results of earlier merges; only files without a valid entry are read.
-        max_pixels: Images with more pixels are rejected before decoding.
-        workers: Worker processes; one per available core by default.
-
-    Returns:
-        One result per path, in the same order.
+    Returns the result for each path, and the pairs of files that look alike, by index, int64 [p, 2].
     """
-    checks: list[ImageCheck | None] = []
-    for path in paths:
-        size, mtime = size_and_mtime(path)
-        checks.append(cache.get(path, size, mtime, max_pixels) if size >= 0 else _missing(path))
-    uncached = [i for i, check in enumerate(checks) if check is None]
+    cache, workers = ImageCheckCache(cache_file, config.max_pixels), config.workers or available_cores()
+    found = [cache.get(path) for path in paths]
+    uncached = [i for i, check in enumerate(found) if check is None]
     if uncached:
-        check = partial(_check, max_pixels=max_pixels)
-        results = _in_processes(check, [paths[i] for i in uncached], workers or available_cores(), _killed)
+        results = _in_processes(partial(_check, max_pixels=config.max_pixels), [paths[i] for i in uncached], workers, _killed)
         try:
             # Closed explicitly: after an interruption the workers end before the results so far are saved.
             with closing(results):
                 for i, result in zip(uncached, track(results, "checking images", len(uncached), "images"), strict=True):
-                    checks[i] = result
+                    found[i] = result
         finally:
-            cache.save(checks[i] for i in uncached)
-    return [check for check in checks if check is not None]
+            cache.save(check for check in map(found.__getitem__, uncached) if check)
+    checks = [check for check in found if check]
+    pairs = _find_near_duplicates(checks)
+    return _hash_equal_candidates(checks, pairs, cache, workers), pairs
 
 
-def size_and_mtime(path: str) -> tuple[int, int]:
-    """Size in bytes and modification time in ns of a file; both -1 when it is missing or not a regular file."""
-    try:
-        stats = os.stat(path)  # noqa: PTH116 - ten times as fast as Path.stat, for hundreds of thousands of files
-    except (OSError, ValueError):
-        return -1, -1
-    return (stats.st_size, stats.st_mtime_ns) if stat.S_ISREG(stats.st_mode) else (-1, -1)
-
-
-def find_near_duplicates(checks: Sequence[ImageCheck]) -> np.ndarray:
+def _find_near_duplicates(checks: Sequence[ImageCheck]) -> np.ndarray:
     """Pairs of usable image files with different bytes that look alike, by index, the smaller first, int64 [p, 2]."""
     first_of_bytes: dict[str, int] = {}
     for i, check in enumerate(checks):
@@ -199,25 +160,16 @@ def find_near_duplicates(checks: Sequence[ImageCheck]) -> np.ndarray:
     return pairs
 
 
-def hash_equal_candidates(
-    checks: list[ImageCheck], pairs: np.ndarray, cache: ImageCheckCache, max_pixels: int, workers: int | None = None
-) -> list[ImageCheck]:
+def _hash_equal_candidates(checks: list[ImageCheck], pairs: np.ndarray, cache: ImageCheckCache, workers: int) -> list[ImageCheck]:
     """The checks, with `pixels` of those files that may have the same pixels as another one with other bytes.
 
-    Only these are decoded in full: of the same size, and with previews that agree but for rounding.
-
-    Args:
-        checks: Check results.
-        pairs: Pairs of them that look alike, as `find_near_duplicates` gives them.
-        cache: Where the digests are added.
-        max_pixels: Pixel limit of this merge.
-        workers: Worker processes; one per available core by default.
+    Only these are decoded in full: of the pairs that look alike those of the same size, with previews that agree but for rounding.
     """
     wanted = {int(i) for pair in pairs if _may_have_equal_pixels(checks[pair[0]], checks[pair[1]]) for i in pair}
     by_bytes = {checks[i].sha256: checks[i].pixels for i in sorted(wanted)}
     missing = {checks[i].sha256: checks[i].path for i in sorted(wanted) if not checks[i].pixels}
-    digest = partial(_pixel_digest, max_pixels=max_pixels)
-    by_bytes |= zip(missing, _in_processes(digest, list(missing.values()), workers or available_cores(), lambda _path: ""), strict=True)
+    digest = partial(_pixel_digest, max_pixels=cache.max_pixels)
+    by_bytes |= zip(missing, _in_processes(digest, list(missing.values()), workers, lambda _path: ""), strict=True)
     completed = [check if check.pixels == (pixels := by_bytes.get(check.sha256, "")) else replace(check, pixels=pixels) for check in checks]
     if missing:
         cache.save(completed)
@@ -249,22 +201,19 @@ def _in_processes(function: Callable[[str], T], paths: Sequence[str], workers: i
 
 
 def _check(path: str, max_pixels: int) -> ImageCheck:
-    size, mtime = size_and_mtime(path)
-    sha256 = ""
+    state, sha256 = current_file_state(path, is_file=True), ""
     try:
         data = read_image_file(Path(path), max_pixels)
         sha256 = hashlib.sha256(data).hexdigest()
         measured = measure_image(data, path, max_pixels)
     except ImageError as error:
-        return ImageCheck(path, size, mtime, sha256, *error.size, reason=str(error.reason), detail=str(error))
-    look = appearance(measured.preview)
-    return ImageCheck(path, size, mtime, sha256, *measured.size, "", "", look.perceptual_hash, look.thumbnail, measured.is_exact)
+        return ImageCheck(*state, sha256, *error.size, reason=str(error.reason), detail=str(error))
+    return ImageCheck(*state, sha256, *measured.size, "", "", *appearance(measured.preview), measured.is_exact)
 
 
 def _killed(path: str) -> ImageCheck:
-    size, mtime = size_and_mtime(path)
     detail = f"{path}: the process that decoded it was ended by the system, as happens when memory runs out"
-    return ImageCheck(path, size, mtime, reason=str(DropReason.TOO_LARGE), detail=detail)
+    return ImageCheck(*current_file_state(path, is_file=True), reason=str(DropReason.TOO_LARGE), detail=detail)
 
 
 def _missing(path: str) -> ImageCheck:

@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from atomic_io import atomic_write
-from dataset.loading.sample_store import ImageRow, SampleStore
-from dataset.sample import Sample
+from dataset.loading.sample_store import SampleStore
+from dataset.sample import Role, Sample
 
 
 def export_json(data: Path, folder: Path) -> None:
@@ -19,36 +20,19 @@ def export_json(data: Path, folder: Path) -> None:
     turn also has the key `system`, one whose source has a prompt the key `prompt`.
     """
     store = SampleStore(data)
-    _write_list(folder / "image_map.json", map(_image, store.images()))
+    _write_list(folder / "image_map.json", ({**asdict(row), "path": str(row.path)} for row in store.images()))
     _write_list(folder / "annotations.json", map(_annotation, store.samples()))
 
 
-def _image(row: ImageRow) -> dict[str, Any]:
-    return {
-        "image_id": row.image_id,
-        "path": str(row.path),
-        "width": row.width,
-        "height": row.height,
-        "sha256": row.sha256,
-        "source": row.source,
-    }
-
-
 def _annotation(sample: Sample) -> dict[str, Any]:
-    questions = [message.content for message in sample.messages if message.role == "user"]
-    answers = [message.content for message in sample.messages if message.role == "assistant"] + [sample.targets[0]]
-    system = [message.content for message in sample.messages if message.role == "system"]
+    turns = {role: [message.content for message in sample.messages if message.role == role] for role in get_args(Role)}
+    pairs = zip(turns["user"], [*turns["assistant"], sample.targets[0]], strict=True)
     return {
-        "sample_id": sample.sample_id,
-        "image_ids": list(sample.image_ids),
-        "source": sample.source,
-        "task": sample.task,
-        "language": sample.language,
-        "split": sample.split,
-        **({"system": system[0]} if system else {}),
-        "turns": [{"question": question, "answer": answer} for question, answer in zip(questions, answers, strict=True)],
-        "targets": list(sample.targets),
-        "answers": list(sample.answers),
+        **{name: getattr(sample, name) for name in ("sample_id", "image_ids", "source", "task", "language", "split")},
+        **({"system": turns["system"][0]} if turns["system"] else {}),
+        "turns": [{"question": question, "answer": answer} for question, answer in pairs],
+        "targets": sample.targets,
+        "answers": sample.answers,
         **({"prompt": sample.prompt} if sample.prompt else {}),
     }
 

@@ -4,6 +4,7 @@ Writes images.parquet, samples.parquet, report.json and dropped.jsonl. A merge t
 """
 
 import hashlib
+import itertools
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,17 +18,16 @@ import pyarrow.compute as pc
 
 from atomic_io import atomic_write, naming_full_disk, remove_leftovers, write_json
 from dataset import sources
-from dataset.build.deduplication import CheckedImages, join
-from dataset.build.duplicate_counts import count_equal_files, near_duplicates_between_splits
+from dataset.build.deduplication import join
 from dataset.build.fingerprint import current_file_state, matches_fingerprint, write_fingerprint
-from dataset.build.image_validation import ImageCheck, ImageCheckCache, check_images, find_near_duplicates, hash_equal_candidates
+from dataset.build.image_validation import ImageCheck, check_images
 from dataset.build.merge_report import DROPPED_FILE, DroppedRecords, MergeReport, SourceReport
 from dataset.build.parquet_tables import write_images, write_samples
 from dataset.build.record_buffer import RecordBuffer
 from dataset.config import DataConfig, Source
 from dataset.loading.image_io import detect_format
-from dataset.record_validation import DropReason, InvalidRecordError, check_conversation, check_encoding
-from dataset.sources.record import ParsedRecord, RawSample, ReadOptions, RecordLocation, RejectedRecord
+from dataset.record_validation import DropReason
+from dataset.sources.record import RecordLocation, RejectedRecord
 from errors import TesseraError, UsageError
 from file_lock import folder_lock
 from progress import Progress
@@ -57,26 +57,24 @@ def merge(config: DataConfig, folder: Path) -> MergeReport:
     inputs = [current_file_state(path) for path in _input_paths(config)]
     report = MergeReport([SourceReport(name, source.format) for name, source in zip(names, config.sources, strict=True)])
     with _work_folder(folder) as work:
-        with DroppedRecords(report, work / DROPPED_FILE, [sources.files(source)[0] for source in config.sources]) as dropped:
+        with DroppedRecords(report, work / DROPPED_FILE, [source.annotation_files[0] for source in config.sources]) as dropped:
             buffer, images = _read_sources(config, dropped, work / "samples.arrow", folder / "embedded")
-            checked = _check_images(images, ImageCheckCache(cache / "image_checks.parquet"), config)
-            kept = _drop_unusable(buffer.records(), checked.checks, dropped)
+            checks, look_alike = check_images(images, cache / "image_checks.parquet", config)
+            kept = _drop_unusable(buffer.records(), checks, dropped)
         if not len(kept):
             (work / DROPPED_FILE).replace(folder / FAILED_DROPPED_FILE)
             raise TesseraError(f"{report.empty_message()}; all are listed in {folder / FAILED_DROPPED_FILE}")
-        merged = join(kept, checked, config.split, config.seed)
-        report.image_files = count_equal_files(checked.checks)
-        report.near_duplicates = near_duplicates_between_splits(merged)
+        merged = join(kept, checks, look_alike, config)
+        report.count_duplicates(checks, merged)
         images_digest = write_images(work / "images.parquet", merged, names)
         write_samples(work / "samples.parquet", buffer, merged, config.sources, images_digest, report)
         write_json(work / "report.json", report.to_json())
         for name in OUTPUT_FILES:
             (work / name).replace(folder / name)
         (folder / FAILED_DROPPED_FILE).unlink(missing_ok=True)
-    results = [current_file_state(str(folder / name)) for name in OUTPUT_FILES]
-    write_fingerprint(
-        cache / "inputs.parquet", config, [*inputs, *((check.path, check.size, check.mtime) for check in checked.checks), *results]
-    )
+    states = [*inputs, *((check.path, check.size, check.mtime) for check in checks)]
+    states += [current_file_state(str(folder / name)) for name in OUTPUT_FILES]
+    write_fingerprint(cache / "inputs.parquet", config, states)
     return report
 
 
@@ -92,11 +90,8 @@ def source_names(source_configs: tuple[Source, ...]) -> list[str]:
         raise UsageError(f"data.sources: the name '{duplicates[0]}' is used twice")
     names: list[str] = []
     for source in source_configs:
-        name, number = source.name or source.format, 1
-        while source.name is None and (name in explicit_names or name in names):
-            number += 1
-            name = f"{source.format}-{number}"
-        names.append(name)
+        defaults = itertools.chain([source.format], (f"{source.format}-{number}" for number in itertools.count(2)))
+        names.append(source.name or next(name for name in defaults if name not in (*explicit_names, *names)))
     return names
 
 
@@ -109,7 +104,11 @@ def _work_folder(folder: Path) -> Iterator[Path]:
     work = folder / f".merge-{uuid.uuid4().hex[:8]}"
     with folder_lock(folder, LOCK_FILE, "merging") as is_locked:
         if is_locked:
-            _remove_leftovers(folder)
+            # What killed merges have left: no other one is running.
+            for leftover in folder.glob(".merge-*"):
+                shutil.rmtree(leftover)
+            for written in (folder, folder / "cache", folder / "embedded"):
+                remove_leftovers(written)
         try:
             with naming_full_disk(folder):
                 work.mkdir()
@@ -118,48 +117,22 @@ def _work_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Delete what killed merges have left: the lock says that no other one is running."""
-    for work in folder.glob(".merge-*"):
-        shutil.rmtree(work)
-    for written in (folder, folder / "cache", folder / "embedded"):
-        remove_leftovers(written)
-
-
 def _read_sources(config: DataConfig, dropped: DroppedRecords, file: Path, embedded: Path) -> tuple[RecordBuffer, list[str]]:
     """Read all sources. Returns the records that are valid apart from their images, and the distinct image files that they name."""
-    options = ReadOptions(config.seed, config.vqa_target)
     image_indices: dict[str, int] = {}
     with RecordBuffer(file) as buffer:
         for i, (source, counts) in enumerate(zip(config.sources, dropped.report.sources, strict=True)):
             with Progress(f"reading {counts.name}", None, "records") as progress:
-                for item in sources.read(source, options):
+                for item in sources.read(source, config):
                     progress.update()
                     counts.read += 1
-                    try:
-                        sample = _validated(item)
-                    except InvalidRecordError as bad:
-                        dropped.drop(i, item.location, bad.reason, bad.detail)
+                    if isinstance(item, RejectedRecord):
+                        dropped.drop(i, item.location, item.reason, item.detail)
                         continue
-                    files = [_write_embedded_image(image, embedded) if isinstance(image, bytes) else str(image) for image in sample.images]
-                    split = source.split or sample.split
-                    buffer.add(sample, i, counts.name, split, [image_indices.setdefault(name, len(image_indices)) for name in files])
+                    files = [_write_embedded_image(image, embedded) if isinstance(image, bytes) else str(image) for image in item.images]
+                    split = source.split or item.split
+                    buffer.add(item, i, counts.name, split, [image_indices.setdefault(name, len(image_indices)) for name in files])
     return buffer, list(image_indices)
-
-
-def _check_images(images: list[str], cache: ImageCheckCache, config: DataConfig) -> CheckedImages:
-    checks = check_images(images, cache, config.max_pixels, config.workers)
-    pairs = find_near_duplicates(checks)
-    return CheckedImages(hash_equal_candidates(checks, pairs, cache, config.max_pixels, config.workers), pairs)
-
-
-def _validated(item: ParsedRecord) -> RawSample:
-    """The sample, with its conversation checked. Raises InvalidRecordError."""
-    if isinstance(item, RejectedRecord):
-        raise InvalidRecordError(item.reason, item.detail)
-    check_conversation(item.messages, item.targets, item.answers, len(item.images))
-    check_encoding(item.key)
-    return item
 
 
 def _write_embedded_image(image: bytes, folder: Path) -> str:
@@ -194,5 +167,5 @@ def _drop_unusable(records: pa.Table, image_checks: list[ImageCheck], dropped: D
 
 def _input_paths(config: DataConfig) -> list[str]:
     """Annotation files and image folders; folders because missing images may be added to them."""
-    annotations = [path for source in config.sources for path in sources.files(source)]
+    annotations = [path for source in config.sources for path in source.annotation_files]
     return [str(path) for path in (*annotations, *(source.images for source in config.sources)) if path is not None]

@@ -1,20 +1,59 @@
 """Counts of a merge: `report.json`, the list of all dropped records, and the table printed on the terminal."""
 
 import dataclasses
+import itertools
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-from dataset.build.duplicate_counts import MAX_EXAMPLES, EqualFiles, NearDuplicates
+from dataset.build.deduplication import MergeResult
+from dataset.build.image_validation import ImageCheck
+from dataset.build.splits import SPLITS
+from dataset.config import Split
 from dataset.record_validation import DropReason
 from dataset.sources.record import RecordLocation
 from errors import TesseraError
 
 DROPPED_FILE = "dropped.jsonl"
 """List of all dropped records."""
+MAX_EXAMPLES = 3
+"""Number of examples that the report names for each reason."""
 _MAX_EXAMPLE_CHARS = 400
+
+
+@dataclass
+class EqualFiles:
+    """How many of the image files are equal to another one that was named before.
+
+    Args:
+        checked: Image files that were checked and can be used.
+        same_bytes: Files with the same bytes as one before.
+        same_pixels: Files with other bytes, but the same pixels as one before.
+    """
+
+    checked: int = 0
+    same_bytes: int = 0
+    same_pixels: int = 0
+
+
+@dataclass
+class NearDuplicates:
+    """Images of one split that look like images of another one.
+
+    Args:
+        split: The split, test or validation.
+        other: A split that is trained on or validated on before.
+        images: Number of images of `split` that look like one of `other`.
+        examples: Paths of the first pairs, at most MAX_EXAMPLES.
+    """
+
+    split: Split
+    other: Split
+    images: int = 0
+    examples: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -73,6 +112,22 @@ class MergeReport:
     near_duplicates: list[NearDuplicates] = field(default_factory=list)
     reused: bool = field(default=False, compare=False)
 
+    def count_duplicates(self, checks: Sequence[ImageCheck], merged: MergeResult) -> None:
+        """Fill in `image_files` and `near_duplicates`: of two splits with images that look alike, those of the one of higher priority
+        (test, validation) are counted."""
+        usable = [check for check in checks if not check.reason]
+        num_bytes, num_contents = len({check.sha256 for check in usable}), len({check.content for check in usable})
+        self.image_files = EqualFiles(len(usable), len(usable) - num_bytes, num_bytes - num_contents)
+        counted: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
+        image_splits, paths = merged.images["split"].to_pylist(), merged.images["path"]
+        for pair in merged.near_duplicates.tolist():
+            low, high = sorted(pair, key=image_splits.__getitem__)
+            if image_splits[low] != image_splits[high]:
+                counted[image_splits[high], image_splits[low]].setdefault(high, low)
+        for (split, other), images in sorted(counted.items(), reverse=True):
+            examples = [f"{paths[image]} looks like {paths[like]}" for image, like in itertools.islice(images.items(), MAX_EXAMPLES)]
+            self.near_duplicates.append(NearDuplicates(SPLITS[split], SPLITS[other], len(images), examples))
+
     def to_json(self) -> dict[str, object]:
         """The content of report.json."""
         return {key: value for key, value in dataclasses.asdict(self).items() if key != "reused"}
@@ -82,14 +137,9 @@ class MergeReport:
         """Read a report.json. Raises TesseraError when it is not one."""
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            return cls(
-                **{
-                    **content,
-                    "sources": [SourceReport(**source) for source in content["sources"]],
-                    "image_files": EqualFiles(**content["image_files"]),
-                    "near_duplicates": [NearDuplicates(**entry) for entry in content["near_duplicates"]],
-                }
-            )
+            for key, kind in (("sources", SourceReport), ("near_duplicates", NearDuplicates)):
+                content[key] = [kind(**entry) for entry in content[key]]
+            return cls(**{**content, "image_files": EqualFiles(**content["image_files"])})
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise TesseraError(f"{path}: not a merge report ({error})") from error
 
@@ -123,16 +173,18 @@ class MergeReport:
             if source.moved:
                 yield f"{source.name}: {source.moved:,} left the source's own split, so that no image is in two splits"
 
-    def _near_duplicates(self) -> Iterator[str]:
+    def _totals(self) -> Iterator[str]:
+        files = self.image_files
+        yield (
+            f"{files.checked:,} image files checked, {files.same_bytes + files.same_pixels:,} of them equal to another one "
+            f"({files.same_bytes:,} in their bytes, {files.same_pixels:,} in their pixels only)"
+        )
         for entry in self.near_duplicates:
-            yield f"{entry.line()} (data.split.near_duplicates=together keeps them in one split):"
+            look_alike = f"{entry.images:,} {entry.split} images look like images of {entry.other}"
+            yield f"{look_alike} (data.split.near_duplicates=together keeps them in one split):"
             yield from (f"    {example}" for example in entry.examples)
         if not self.near_duplicates:
             yield "no two images of different splits look alike"
-
-    def _totals(self) -> Iterator[str]:
-        yield self.image_files.line()
-        yield from self._near_duplicates()
         yield f"{self.images:,} images, {self.samples:,} samples"
         yield "by split: " + ", ".join(f"{name} {count:,}" for name, count in self.by_split.items())
         yield "by language: " + ", ".join(f"{name} {count:,}" for name, count in self.by_language.items())

@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +20,7 @@ from dataset.build.record_buffer import ROWS_PER_BATCH, RecordBuffer
 from dataset.build.splits import SPLITS
 from dataset.config import SourceBase
 from dataset.loading.sample_store import IMAGES_DIGEST_KEY
-from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA
-
-LANGUAGES = ("en", "zh")
-"""Order of the languages in the report."""
+from dataset.sample import IMAGES_SCHEMA, SAMPLES_SCHEMA, Language
 
 
 def write_images(file: Path, merged: MergeResult, names: Sequence[str]) -> str:
@@ -47,55 +45,53 @@ def write_samples(
         images_digest: SHA-256 of images.parquet, written to the metadata.
         report: Report whose counts are filled in.
     """
-    by_split, by_language = Counter[str](), Counter[str]()
+    rows, origins, splits = (merged.samples[name].to_numpy() for name in ("row", "source", "split"))
+    repeats = np.where(splits == SPLITS.index("train"), np.array([source.repeat for source in sources])[origins], 1)
+    names = [source.name for source in report.sources]
+    by_language = Counter[str]()
     schema = SAMPLES_SCHEMA.with_metadata({IMAGES_DIGEST_KEY: images_digest})
     # Repeated rows, too, must fit into one Arrow column.
-    rows = merged.samples["row"].to_numpy()
     rows_at_once = max(1, ROWS_PER_BATCH // max(source.repeat for source in sources))
     begin = row = 0
     with naming_full_disk(file), pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for batch in buffer.batches():
             end = int(np.searchsorted(rows, row + batch.num_rows))
             for first in range(begin, end, rows_at_once):
-                part = merged.samples.slice(first, min(rows_at_once, end - first))
-                table = _rows(pa.table(batch).take(pa.array(part["row"].to_numpy() - row)), part, sources, report)
+                part = slice(first, min(first + rows_at_once, end))
+                texts = pa.table(batch).take(pa.array(rows[part] - row))
+                table = _repeated(texts, merged.samples[part], repeats[part], sources, names)
                 writer.write_table(table.cast(schema))
-                by_split.update(table["split"].to_pylist())
                 by_language.update(table["language"].to_pylist())
             begin, row = end, row + batch.num_rows
-    moved = merged.samples.filter(merged.samples["moved"])["source"].to_numpy()
-    for source, count in zip(report.sources, np.bincount(moved, minlength=len(sources)), strict=True):
-        source.moved = int(count)
-    report.images, report.samples = len(merged.images), by_split.total()
-    report.by_split = {split: by_split[split] for split in SPLITS}
-    report.by_language = {language: by_language[language] for language in LANGUAGES}
+    sample_counts = np.bincount(origins, repeats, len(sources)).astype(int).tolist()
+    moved_counts = np.bincount(origins[merged.samples["moved"].to_numpy()], minlength=len(sources)).tolist()
+    for counts, num_samples, num_moved in zip(report.sources, sample_counts, moved_counts, strict=True):
+        counts.samples, counts.moved = num_samples, num_moved
+    report.images, report.samples = len(merged.images), int(repeats.sum())
+    report.by_split = dict(zip(SPLITS, np.bincount(splits, repeats, len(SPLITS)).astype(int).tolist(), strict=True))
+    report.by_language = {language: by_language[language] for language in get_args(Language)}
 
 
-def _rows(texts: pa.Table, samples: pa.Table, sources: Sequence[SourceBase], report: MergeReport) -> pa.Table:
+def _repeated(texts: pa.Table, samples: pa.Table, repeats: np.ndarray, sources: Sequence[SourceBase], names: Sequence[str]) -> pa.Table:
     """The final rows of some kept samples: repeated, with source, split, image ids and prompt.
 
     Args:
         texts: Texts of the samples.
         samples: The same samples, as in `MergeResult`.
+        repeats: How many rows each becomes, int [n].
         sources: Configuration of each source.
-        report: Report whose `samples` counts grow.
+        names: Name of each source.
     """
-    repeats = np.array([source.repeat for source in sources])[samples["source"].to_numpy()]
-    repeat_counts = np.where(samples["split"].to_numpy() == SPLITS.index("train"), repeats, 1)
-    first = np.cumsum(repeat_counts) - repeat_counts
-    copy_numbers = np.arange(repeat_counts.sum()) - np.repeat(first, repeat_counts)
-    repeated = pa.array(np.repeat(np.arange(len(samples)), repeat_counts))
+    copy_numbers = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+    repeated = pa.array(np.repeat(np.arange(len(samples)), repeats))
     texts, samples = texts.take(repeated), samples.take(repeated)
-    source_indices = samples["source"].to_numpy()
-    for source, count in zip(report.sources, np.bincount(source_indices, minlength=len(sources)), strict=True):
-        source.samples += int(count)
     ids = zip(texts["sample_id"].to_pylist(), copy_numbers.tolist(), strict=True)
-    languages = zip(source_indices.tolist(), texts["language"].to_pylist(), strict=True)
+    languages = zip(samples["source"].to_pylist(), texts["language"].to_pylist(), strict=True)
     columns = {
         **{name: texts[name] for name in texts.column_names},
         "sample_id": [name if not copy else f"{name}#copy{copy + 1}" for name, copy in ids],
         "image_ids": samples["image_ids"],
-        "source": _named([source.name for source in report.sources], samples["source"]),
+        "source": _named(names, samples["source"]),
         "split": _named(SPLITS, samples["split"]),
         "prompt": pa.array([sources[i].prompt_in(language) for i, language in languages], pa.string()),
     }

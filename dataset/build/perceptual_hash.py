@@ -9,7 +9,6 @@ Shapes: n images, p pairs.
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -45,22 +44,15 @@ def _cosines() -> np.ndarray:
 _DCT = _cosines()
 
 
-@dataclass(frozen=True, slots=True)
-class Appearance:
-    """What an image looks like: its hash, 64 bits as a signed integer, and its thumbnail, 8 x 8 RGB by rows."""
-
-    perceptual_hash: int
-    thumbnail: bytes
-
-
-def appearance(preview: Image.Image) -> Appearance:
-    """The appearance of an RGB image, for which a preview of 32 pixels a side is enough."""
+def appearance(preview: Image.Image) -> tuple[int, bytes]:
+    """What an RGB image looks like: its hash, 64 bits as a signed integer, and its thumbnail, 8 x 8 RGB by rows. A preview of 32 pixels a
+    side is enough."""
     grid = preview.resize((_GRID, _GRID), Image.Resampling.BOX)
     grey = np.frombuffer(grid.convert("L").tobytes(), dtype=np.uint8).reshape(_GRID, _GRID)
     strengths = (_DCT @ grey.astype(np.float32) @ _DCT.T).ravel()
     strengths[0] = 0  # the mean grey value is no structure
     bits = strengths > np.sort(strengths)[len(strengths) // 2] + _MIN_STRENGTH
-    return Appearance(int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True), grid.reduce(_GRID // _SIDE).tobytes())
+    return int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True), grid.reduce(_GRID // _SIDE).tobytes()
 
 
 def near_duplicates(hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:

@@ -2,10 +2,8 @@
 
 import contextlib
 import hashlib
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import pyarrow as pa
@@ -13,7 +11,7 @@ import pyarrow as pa
 from atomic_io import naming_full_disk
 from dataset.build.splits import SPLITS
 from dataset.config import Split
-from dataset.sample import SAMPLES_SCHEMA, Language, detect_language
+from dataset.sample import SAMPLES_SCHEMA, detect_language
 from dataset.sources.record import RawSample
 
 ROWS_PER_BATCH = 4096
@@ -56,7 +54,7 @@ class RecordBuffer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             # The file is of no use, and closing it may fail for the same reason again.
             with contextlib.suppress(OSError):
@@ -82,16 +80,17 @@ class RecordBuffer:
             split: Split of its own, if any.
             files: Indices of its image files.
         """
+        contents = [message.content for message in sample.messages]
         row = {
             "source": source,
             "source_split": -1 if split is None else SPLITS.index(split),
             "files": files,
             "location_kind": sample.location.kind,
             "location_number": sample.location.number,
-            "text_digest": None if files else _text_digest(sample),
+            "text_digest": None if files else hashlib.sha256("\0".join((*contents, *sample.targets)).encode()).hexdigest(),
             "sample_id": self._unique_id(f"{source_name}/{sample.key}"),
             "task": sample.task,
-            "language": language(sample),
+            "language": detect_language(*contents, *(() if sample.task == "vqa" else sample.targets)),
             "messages": [(message.role, message.content) for message in sample.messages],
             "targets": sample.targets,
             "answers": sample.answers,
@@ -99,8 +98,7 @@ class RecordBuffer:
         }
         for name, value in row.items():
             self._rows[name].append(value)
-        texts = itertools.chain((message.content for message in sample.messages), sample.targets, sample.answers)
-        self._characters += sum(map(len, texts))
+        self._characters += sum(map(len, (*contents, *sample.targets, *sample.answers)))
         if len(self._rows["task"]) == ROWS_PER_BATCH or self._characters >= CHARACTERS_PER_BATCH:
             self._flush()
 
@@ -124,16 +122,3 @@ class RecordBuffer:
 
 def _empty_rows() -> dict[str, list[object]]:
     return {name: [] for name in (*RECORDS_SCHEMA.names, *TEXTS_SCHEMA.names)}
-
-
-def language(sample: RawSample) -> Language:
-    """`zh` when the conversation (of a VQA sample, the question) contains a CJK ideograph, else `en`."""
-    texts = [message.content for message in sample.messages]
-    if sample.task != "vqa":
-        texts += sample.targets
-    return detect_language(*texts)
-
-
-def _text_digest(sample: RawSample) -> str:
-    text = "\0".join([*(message.content for message in sample.messages), *sample.targets])
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -4,7 +4,6 @@ Shapes: n samples.
 """
 
 import hashlib
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,18 +13,8 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 """In ascending priority: an image that one source tests on must not be trained on by another."""
 
 
-@dataclass(frozen=True, slots=True)
-class SplitAssignment:
-    """split: index into SPLITS of each sample, int8 [n]; moved: whether it differs from the sample's own split, bool [n]."""
-
-    split: np.ndarray
-    moved: np.ndarray
-
-
-def assign_splits(
-    groups: np.ndarray, keys: list[str], source_splits: np.ndarray, split_fractions: SplitConfig, seed: int
-) -> SplitAssignment:
-    """Assign a split to each sample.
+def assign_splits(groups: np.ndarray, keys: list[str], source_splits: np.ndarray, split_fractions: SplitConfig, seed: int) -> np.ndarray:
+    """The split of each sample, an index into SPLITS, int8 [n].
 
     A group whose samples have splits of their own gets the one of highest priority (test, validation, train). For any other
     group a hash of its key decides, so neither the order of sources nor additional images change the result.
@@ -37,17 +26,11 @@ def assign_splits(
         split_fractions: Fractions of the groups by split.
         seed: Seed of the hash.
     """
-    required_splits = np.full(len(keys), -1, dtype=np.int8)
-    np.maximum.at(required_splits, groups, source_splits.astype(np.int8))
-    group_splits = np.array(
-        [
-            _split_by_hash(key, split_fractions, seed) if required_splits[group] < 0 else required_splits[group]
-            for group, key in enumerate(keys)
-        ],
-        dtype=np.int8,
-    )
-    split = group_splits[groups]
-    return SplitAssignment(split, (source_splits >= 0) & (source_splits != split))
+    group_splits = np.full(len(keys), -1, dtype=np.int8)
+    np.maximum.at(group_splits, groups, source_splits.astype(np.int8))
+    for group in np.flatnonzero(group_splits < 0):
+        group_splits[group] = _split_by_hash(keys[group], split_fractions, seed)
+    return np.asarray(group_splits[groups])
 
 
 def _split_by_hash(key: str, split_fractions: SplitConfig, seed: int) -> int:

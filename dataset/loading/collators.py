@@ -4,11 +4,13 @@ Shapes: B samples, T tokens of the longest sample, C capacity of a packed row, S
 N images of all samples, H height and W width in pixels. Samples in a packed row do not attend to each other.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 
@@ -58,17 +60,14 @@ class PaddedCollator:
     pad_id: int
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        shape = (len(examples), max(len(example.encoded) for example in examples))
-        input_ids = torch.full(shape, self.pad_id)
-        labels = torch.full(shape, IGNORE_INDEX)
-        attention_mask = torch.zeros(shape, dtype=torch.long)
-        for row, example in enumerate(examples):
-            n = len(example.encoded)
-            input_ids[row, :n] = torch.tensor(example.encoded.input_ids)
-            labels[row, :n] = torch.tensor(example.encoded.labels)
-            attention_mask[row, :n] = 1
-        padded = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels, "padded_right": True}
-        return {**padded, **_images(examples)}
+        encoded = [example.encoded for example in examples]
+        return {
+            "input_ids": pad_sequence([torch.tensor(one.input_ids) for one in encoded], batch_first=True, padding_value=self.pad_id),
+            "attention_mask": pad_sequence([torch.ones(len(one), dtype=torch.long) for one in encoded], batch_first=True),
+            "labels": pad_sequence([torch.tensor(one.labels) for one in encoded], batch_first=True, padding_value=IGNORE_INDEX),
+            "padded_right": True,
+            **_images(examples),
+        }
 
 
 @dataclass(frozen=True)
@@ -91,24 +90,17 @@ class PackedCollator:
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         input_ids = torch.full((1, self.capacity), self.pad_id)
         labels = torch.full((1, self.capacity), IGNORE_INDEX)
-        position_ids = torch.zeros((1, self.capacity), dtype=torch.long)
-        ends = [0]
-        for example in examples:
-            start, end = ends[-1], ends[-1] + len(example.encoded)
-            input_ids[0, start:end] = torch.tensor(example.encoded.input_ids)
-            labels[0, start:end] = torch.tensor(example.encoded.labels)
-            position_ids[0, start:end] = torch.arange(end - start)
-            ends.append(end)
+        segments = [len(example.encoded) for example in examples]
+        used = sum(segments)
+        input_ids[0, :used] = torch.tensor([token for example in examples for token in example.encoded.input_ids])
+        labels[0, :used] = torch.tensor([label for example in examples for label in example.encoded.labels])
         # Padding is cut into segments of at most max_length, so that the bound holds for them too.
-        while ends[-1] < self.capacity:
-            start, end = ends[-1], min(ends[-1] + self.max_length, self.capacity)
-            position_ids[0, start:end] = torch.arange(end - start)
-            ends.append(end)
+        segments += [min(self.max_length, self.capacity - start) for start in range(used, self.capacity, self.max_length)]
         return {
             "input_ids": input_ids,
             "labels": labels,
-            "position_ids": position_ids,
-            "cu_seqlens": torch.tensor(ends, dtype=torch.int32),
+            "position_ids": torch.cat([torch.arange(length) for length in segments])[None],
+            "cu_seqlens": torch.tensor([0, *itertools.accumulate(segments)], dtype=torch.int32),
             "max_length": self.max_length,
             **_images(examples),
         }

@@ -1,9 +1,9 @@
 """Token ids and labels of a sample, and the message checks that all encoders share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dataset.sample import IMAGE_PLACEHOLDER, Message
+from dataset.sample import IMAGE_PLACEHOLDER, Message, is_alternating
 from errors import TesseraError
 
 IGNORE_INDEX = -100
@@ -27,7 +27,7 @@ class EncodedSample:
 
     def unsupervised(self) -> "EncodedSample":
         """The same tokens, none of them supervised."""
-        return EncodedSample(self.input_ids, [IGNORE_INDEX] * len(self.labels), self.num_images)
+        return replace(self, labels=[IGNORE_INDEX] * len(self.labels))
 
 
 def check_messages(messages: Sequence[Message], num_images: int) -> None:
@@ -38,10 +38,7 @@ def check_messages(messages: Sequence[Message], num_images: int) -> None:
         raise EncodingError(f"{num_placeholders} {IMAGE_PLACEHOLDER} placeholders for {num_images} images")
     if any(IMAGE_PLACEHOLDER in message.content for message in messages if message.role != "user"):
         raise EncodingError(f"{IMAGE_PLACEHOLDER} in a turn that is not the user's")
-    turns = [message.role for message in messages if message.role != "system"]
-    system_first = all(message.role != "system" for message in messages[1:])
-    alternating = all(role == ("user", "assistant")[i % 2] for i, role in enumerate(turns))
-    if not (system_first and alternating and len(turns) % 2):
+    if not is_alternating(messages):
         raise EncodingError(
             "roles must be an optional system turn, then user and assistant turns in alternation, the user last; "
             f"found {[m.role for m in messages]}"

@@ -75,7 +75,8 @@ def open_image(source: Path | bytes, max_pixels: int = MAX_PIXELS) -> Image.Imag
 
     Raises ImageError with reason MISSING_FILE, UNDECODABLE, TOO_MANY_PIXELS or TOO_LARGE. The pixel limit is checked before decoding.
     """
-    name, data = _read(source, max_pixels)
+    name = f"image of {len(source)} bytes" if isinstance(source, bytes) else printable_path(source)
+    data = source if isinstance(source, bytes) else read_image_file(source, max_pixels)
     with _decoder_errors(name), _open(data, name, max_pixels) as image:
         return to_rgb(image)
 
@@ -146,12 +147,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return rgb if transpose_method is None else rgb.transpose(transpose_method)
 
 
-def _read(source: Path | bytes, max_pixels: int) -> tuple[str, bytes]:
-    if isinstance(source, bytes):
-        return f"image of {len(source)} bytes", source
-    return printable_path(source), read_image_file(source, max_pixels)
-
-
 def printable_path(path: Path | str) -> str:
     """A path as text that can be written: bytes of a file name that are not UTF-8 become `\\xd5`."""
     try:
@@ -166,21 +161,20 @@ def read_image_file(path: Path, max_pixels: int = MAX_PIXELS) -> bytes:
     Raises ImageError with reason MISSING_FILE, or TOO_LARGE for a file that is larger than an image of `max_pixels` can be or that does
     not fit into memory.
     """
+    name = printable_path(path)
     try:
         with path.open("rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             if size > max_pixels * _MAX_BYTES_PER_PIXEL + _MAX_METADATA_BYTES:
-                message = (
-                    f"{printable_path(path)}: {size:,} bytes, more than an image of {max_pixels:,} pixels, which is the limit, can have"
-                )
+                message = f"{name}: {size:,} bytes, more than an image of {max_pixels:,} pixels, which is the limit, can have"
                 raise ImageError(DropReason.TOO_LARGE, message)
             return file.readall()
     except MemoryError as error:
-        raise ImageError(DropReason.TOO_LARGE, f"{printable_path(path)}: there is not enough memory to read the file") from error
+        raise ImageError(DropReason.TOO_LARGE, f"{name}: there is not enough memory to read the file") from error
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise ImageError(DropReason.MISSING_FILE, f"{printable_path(path)}: there is no such file") from error
+        raise ImageError(DropReason.MISSING_FILE, f"{name}: there is no such file") from error
     except (OSError, ValueError) as error:
-        raise ImageError(DropReason.MISSING_FILE, f"{printable_path(path)}: cannot be read ({_describe_error(error)})") from error
+        raise ImageError(DropReason.MISSING_FILE, f"{name}: cannot be read ({_describe_error(error)})") from error
 
 
 def read_with_retries(read: Callable[[], T]) -> T:
@@ -213,8 +207,7 @@ def _open(data: bytes, name: str, max_pixels: int) -> Image.Image:
         # Not Pillow's message: it holds the address of the buffer, which differs in every run.
         raise ImageError(DropReason.UNDECODABLE, f"{name}: cannot be decoded ({describe_unsupported(data)})") from error
     if image.width * image.height > max_pixels:
-        width, height = image.size
-        message = f"{name}: {width} x {height} pixels, at most {max_pixels:,} are allowed"
+        message = f"{name}: {image.width} x {image.height} pixels, at most {max_pixels:,} are allowed"
         raise ImageError(DropReason.TOO_MANY_PIXELS, message, image.size)
     return image
 

@@ -84,10 +84,9 @@ class SampleStore:
     def prompt_counts(self, split: Split) -> list[dict[str, Any]]:
         """How many samples of a split have each prompt: {task, language, prompt, count}, by task and language, the most frequent first."""
         rows = self._samples.select(["task", "language", "prompt"]).filter(pc.equal(self._samples["split"], split))
-        counts = rows.group_by(["task", "language", "prompt"]).aggregate([([], "count_all")]).rename_columns({"count_all": "count"})
-        return sorted(
-            counts.to_pylist(), key=lambda row: (row["task"], row["language"], -row["count"], row["prompt"] is None, row["prompt"] or "")
-        )
+        counts = rows.group_by(rows.column_names).aggregate([([], "count_all")]).rename_columns({"count_all": "count"})
+        order = [("task", "ascending"), ("language", "ascending"), ("count", "descending"), ("prompt", "ascending")]
+        return list(counts.sort_by(order).to_pylist())
 
     def image(self, image_id: int) -> ImageRow:
         """The row of an image."""
@@ -156,16 +155,5 @@ def _image(row: dict[str, Any]) -> ImageRow:
 
 
 def _sample(row: dict[str, Any]) -> Sample:
-    return Sample(
-        sample_id=row["sample_id"],
-        image_ids=tuple(row["image_ids"]),
-        source=row["source"],
-        task=row["task"],
-        language=row["language"],
-        split=row["split"],
-        messages=tuple(Message(m["role"], m["content"]) for m in row["messages"]),
-        targets=tuple(row["targets"]),
-        answers=tuple(row["answers"]),
-        prompt=row["prompt"],
-        category=row["category"],
-    )
+    lists = {name: tuple(row[name]) for name in ("image_ids", "targets", "answers")}
+    return Sample(**{**row, **lists, "messages": tuple(Message(**message) for message in row["messages"])})

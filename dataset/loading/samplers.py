@@ -2,9 +2,9 @@
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
@@ -17,64 +17,56 @@ GROUPING_WINDOW = 50
 """Number of batches whose samples are sorted by length at a time."""
 
 
-class BatchingStrategy(Protocol):
-    """Divides an epoch into batches."""
-
-    def batches(self, epoch: int) -> list[list[int]]:
-        """Sample indices of each batch, in the order of the epoch; every sample is in exactly one batch."""
-        ...
-
-    def divide(self, batches: list[list["SampleKey"]], count: int) -> list[list["SampleKey"]]:
-        """The samples of some batches in `count` batches, of which some are empty when there are too few samples."""
-        ...
-
-
 @dataclass(frozen=True)
-class PackedBatching:
-    """Packed rows, one row per batch.
+class BatchingStrategy(ABC):
+    """Divides an epoch into batches.
 
     Args:
         lengths: For each epoch, int [n]: tokens of each sample with the target of that epoch.
-        capacity: Most tokens of a row.
+        size: Most tokens of a packed row, or samples of a padded batch.
         seed: Seed of the order.
     """
 
     lengths: Sequence[np.ndarray]
-    capacity: int
+    size: int
     seed: int
 
     def batches(self, epoch: int) -> list[list[int]]:
+        """Sample indices of each batch, in the order of the epoch; every sample is in exactly one batch."""
         lengths = self.lengths[epoch]
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(lengths))
-        rows: list[list[int]] = []
-        for start in range(0, len(order), PACKING_WINDOW):
-            window = order[start : start + PACKING_WINDOW]
-            rows += [window[row].tolist() for row in pack(lengths[window], self.capacity)]
-        return [rows[i] for i in rng.permutation(len(rows))]
+        batches = self._batches(lengths, rng.permutation(len(lengths)))
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    @abstractmethod
+    def _batches(self, lengths: np.ndarray, order: np.ndarray) -> list[list[int]]:
+        """Batches of samples in random order."""
+
+    @abstractmethod
+    def divide(self, batches: list[list["SampleKey"]], count: int) -> list[list["SampleKey"]]:
+        """The samples of some batches in `count` batches, of which some are empty when there are too few samples."""
+
+
+class PackedBatching(BatchingStrategy):
+    """Packed rows, one row per batch."""
+
+    def _batches(self, lengths: np.ndarray, order: np.ndarray) -> list[list[int]]:
+        windows = [order[start : start + PACKING_WINDOW] for start in range(0, len(order), PACKING_WINDOW)]
+        return [window[row].tolist() for window in windows for row in pack(lengths[window], self.size)]
 
     def divide(self, batches: list[list["SampleKey"]], count: int) -> list[list["SampleKey"]]:
         """Split rows; they are never joined, since a row has no room for another one."""
         return split_largest_batches(batches, count)
 
 
-@dataclass(frozen=True)
-class LengthGroupedBatching:
-    """Batches of `batch_size` samples of similar length, in random order. lengths: as in `PackedBatching`."""
+class LengthGroupedBatching(BatchingStrategy):
+    """Batches of samples of similar length, in random order."""
 
-    lengths: Sequence[np.ndarray]
-    batch_size: int
-    seed: int
-
-    def batches(self, epoch: int) -> list[list[int]]:
-        lengths = self.lengths[epoch]
-        rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(lengths))
-        window = self.batch_size * GROUPING_WINDOW
+    def _batches(self, lengths: np.ndarray, order: np.ndarray) -> list[list[int]]:
+        window = self.size * GROUPING_WINDOW
         groups = [order[i : i + window] for i in range(0, len(order), window)]
         order = np.concatenate([group[np.argsort(-lengths[group], kind="stable")] for group in groups])
-        batches = [order[i : i + self.batch_size].tolist() for i in range(0, len(order), self.batch_size)]
-        return [batches[i] for i in rng.permutation(len(batches))]
+        return [order[i : i + self.size].tolist() for i in range(0, len(order), self.size)]
 
     def divide(self, batches: list[list["SampleKey"]], count: int) -> list[list["SampleKey"]]:
         """Batches of equal size, give or take one, of samples of similar length."""

@@ -1,39 +1,48 @@
-"""Readers of annotation formats, one module per format."""
+"""Readers of annotation formats: each gives the records of a source and the function that makes a sample of one."""
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-from dataset.config import (
-    AiChallengerSource,
-    CocoCaptionsSource,
-    LlavaSource,
-    MessagesSource,
-    SourceBase,
-    VqaMetadataSource,
-    VqaV2Source,
-)
-from dataset.sources import ai_challenger, coco_captions, llava, messages, vqa_metadata, vqav2
-from dataset.sources.record import ParsedRecord, ReadOptions
+from dataset.config import DataConfig, Source
+from dataset.record_validation import InvalidRecordError, check_conversation, check_encoding
+from dataset.sources.conversations import llava, messages
+from dataset.sources.image_captions import ai_challenger, coco_captions
+from dataset.sources.record import ParsedRecord, Parser, RawSample, RecordLocation, Records, RejectedRecord, number_as_text, require_object
+from dataset.sources.visual_questions import vqa_metadata, vqav2
+
+_READERS: dict[str, Callable[[Any, DataConfig], tuple[Records, Parser]]] = {
+    "ai_challenger": ai_challenger,
+    "llava": llava,
+    "coco_captions": coco_captions,
+    "vqav2": vqav2,
+    "vqa_metadata": vqa_metadata,
+    "messages": messages,
+}
+"""By the `format` of a source."""
 
 
-def read(source: SourceBase, options: ReadOptions) -> Iterator[ParsedRecord]:
-    """The records of a source in file order, valid and rejected ones.
+def read(source: Source, config: DataConfig) -> Iterator[ParsedRecord]:
+    """The records of a source in file order: samples that are valid apart from their images, and rejected records.
 
-    Raises TesseraError when a file cannot be read or does not have the structure of its format. A bad record is yielded as
-    rejected instead.
+    Raises TesseraError when a file cannot be read or does not have the structure of its format.
     """
-    readers: dict[type, Callable[[Any, ReadOptions], Iterator[ParsedRecord]]] = {
-        AiChallengerSource: ai_challenger.read,
-        LlavaSource: llava.read,
-        CocoCaptionsSource: coco_captions.read,
-        VqaV2Source: vqav2.read,
-        VqaMetadataSource: vqa_metadata.read,
-        MessagesSource: messages.read,
-    }
-    return readers[type(source)](source, options)
+    records, parse = _READERS[source.format](source, config)
+    for location, record in itertools.islice(records, source.limit):
+        try:
+            item: ParsedRecord = _valid_sample(location, record, parse)
+        except InvalidRecordError as error:
+            item = RejectedRecord(location, error.reason, error.detail)
+        yield item
 
 
-def files(source: SourceBase) -> list[Path]:
-    """The annotation files of a source."""
-    return [path for key in ("questions", "annotations", "path") if isinstance(path := getattr(source, key, None), Path)]
+def _valid_sample(location: RecordLocation, record: Any, parse: Parser) -> RawSample:
+    """The sample of a record. Its category is the record's field of this name, a text or a whole number."""
+    if isinstance(record, InvalidRecordError):
+        raise record
+    sample = parse(location, require_object(record))
+    check_conversation(sample.messages, sample.targets, sample.answers, len(sample.images))
+    check_encoding(sample.key)
+    category = number_as_text(record.get("category"))
+    return dataclasses.replace(sample, category=category.strip()) if isinstance(category, str) and category.strip() else sample

@@ -4,9 +4,8 @@ import codecs
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from dataset.record_validation import encoding_hint
@@ -87,7 +86,7 @@ class JsonReader:
             self._position = 1
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def peek(self) -> str:
@@ -126,6 +125,26 @@ class JsonReader:
             if self._expect(",}") == "}":
                 return
 
+    def iter_members(self, lists: Sequence[str], expected: str) -> Iterator[tuple[str, Any]]:
+        """Yield the members of the object that the whole document is: keys with their values, those of `lists` with an iterator over the
+        elements, which the caller exhausts. Raises TesseraError, saying what was expected, when it is no object or lacks one of the lists.
+        """
+        if self.peek() != "{":
+            raise TesseraError(f"{self.path}: expected {expected}")
+        missing = set(lists)
+        for key in self.iter_keys():
+            if key in lists and self.peek() == "[":
+                missing.discard(key)
+                yield key, self.iter_array()
+            else:
+                value = self.value()
+                if key not in lists:
+                    yield key, value
+        self.end()
+        if missing:
+            name = "such key" if len(lists) == 1 else repr(min(missing))
+            raise TesseraError(f"{self.path}: expected {expected}; it has no {name}")
+
     def value(self) -> Any:
         """Decode the value at the cursor; what Python's decoder does not take is read as `decode_json` does."""
         self.peek()
@@ -133,7 +152,8 @@ class JsonReader:
             try:
                 value, end = self._decode()
             except json.JSONDecodeError as error:
-                if self._at_end or not self._may_be_truncated(error):
+                truncated = error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _TRUNCATION_MARGIN
+                if self._at_end or not truncated:
                     raise self._error(error.msg, error.pos) from error
             else:
                 if self._at_end or end < len(self._text) - _TRUNCATION_MARGIN:
@@ -165,9 +185,6 @@ class JsonReader:
         """Raise TesseraError unless only white space follows."""
         if self.peek():
             raise self._error("extra data after the end of the document", self._position)
-
-    def _may_be_truncated(self, error: json.JSONDecodeError) -> bool:
-        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _TRUNCATION_MARGIN
 
     def _expect(self, characters: str) -> str:
         character = self.peek()
@@ -206,19 +223,13 @@ def read_array(path: Path, member: str | None = None) -> Iterator[Any]:
         first = file.peek()
         if first == "[":
             yield from file.iter_array()
+            file.end()
         elif first == "{" and member is not None:
-            has_member = False
-            for key in file.iter_keys():
-                if key == member and file.peek() == "[":
-                    has_member = True
-                    yield from file.iter_array()
-                else:
-                    file.value()
-            if not has_member:
-                raise TesseraError(f'{path}: expected a list, or an object with a list "{member}"; it has no such key')
+            for key, value in file.iter_members([member], f'a list, or an object with a list "{member}"'):
+                if key == member:
+                    yield from value
         else:
             file.value()
             found = "an object" if first == "{" else "a single value"
             hint = "; JSON lines are read with format: messages" if path.suffix == ".jsonl" else ""
             raise TesseraError(f"{path}: expected a JSON list of records, found {found}{hint}")
-        file.end()

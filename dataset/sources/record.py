@@ -1,21 +1,17 @@
 """Records that sources yield, valid or rejected, and the parsers of common fields."""
 
-import dataclasses
-import itertools
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
-from dataset.config import SourceBase, Split
+from dataset.config import DataConfig, SourceBase, Split
 from dataset.record_validation import DropReason, InvalidRecordError, encoding_hint
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Role, Task, hash_to_index, join_parts
 from dataset.sources.json_reader import NestedTooDeeply
-
-T = TypeVar("T")
 
 _WEB_ADDRESS = re.compile("(https?|ftp|s3|gs)://", re.IGNORECASE)
 _DRIVE = re.compile("[A-Za-z]:")
@@ -41,30 +37,25 @@ class RawSample:
 
     Args:
         location: Position in the annotation file.
+        key: Second part of the sample id, after the name of the source.
         images: Image files or bytes, in the order of the `<image>` placeholders.
         task: Kind of sample.
         messages: Conversation up to and including the last user turn.
         targets: Possible assistant replies to the last user turn.
         answers: Reference answers.
         split: Split stated in the file, if any.
-        explicit_key: Second part of the sample id; by default the number of `location`.
         category: What the sample is about, if its record says so.
     """
 
     location: RecordLocation
+    key: str
     images: tuple[ImageSource, ...]
     task: Task
     messages: tuple[Message, ...]
     targets: tuple[str, ...]
     answers: tuple[str, ...]
     split: Split | None = None
-    explicit_key: str | None = None
     category: str | None = None
-
-    @property
-    def key(self) -> str:
-        """Second part of the sample id, after the name of the source."""
-        return str(self.location.number) if self.explicit_key is None else self.explicit_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,31 +70,16 @@ class RejectedRecord:
 ParsedRecord = RawSample | RejectedRecord
 
 
-@dataclass(frozen=True, slots=True)
-class ReadOptions:
-    """Settings that change how records are parsed; see `DataConfig`."""
+Records = Iterator[tuple[RecordLocation, Any]]
+"""The records of a file with their locations: JSON values, or an InvalidRecordError in the place of one that cannot be read."""
 
-    seed: int = 0
-    vqa_target: Literal["majority", "sample"] = "majority"
-
-
-def enumerate_records(records: Iterable[T], limit: int | None, kind: str = "record") -> Iterator[tuple[RecordLocation, T]]:
-    """The first `limit` records with their locations; all when `limit` is None."""
-    for number, record in enumerate(itertools.islice(records, limit)):
-        yield RecordLocation(kind, number), record
+Parser = Callable[[RecordLocation, dict[str, Any]], RawSample]
+"""Makes a sample of a record. Raises InvalidRecordError."""
 
 
-def parse_record(location: RecordLocation, function: Callable[..., RawSample], *arguments: Any) -> ParsedRecord:
-    """Call `function(location, *arguments)`; an InvalidRecordError that it raises becomes a RejectedRecord.
-
-    The first of the arguments is the record, whose field `category`, a text or a whole number, becomes that of the sample.
-    """
-    try:
-        sample = function(location, *arguments)
-        category = number_as_text(arguments[0].get("category")) if arguments and isinstance(arguments[0], dict) else None
-        return dataclasses.replace(sample, category=category.strip()) if isinstance(category, str) and category.strip() else sample
-    except InvalidRecordError as error:
-        return RejectedRecord(location, error.reason, error.detail)
+def enumerate_records(records: Iterable[Any], kind: str = "record") -> Records:
+    """Records with their locations, counted from 0."""
+    return ((RecordLocation(kind, number), record) for number, record in enumerate(records))
 
 
 def require_object(record: Any) -> dict[str, Any]:
@@ -122,51 +98,30 @@ def require_field(record: dict[str, Any], *names: str) -> Any:
     raise InvalidRecordError(DropReason.MISSING_FIELD, f'it has no "{" or ".join(names)}"')
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFolder:
-    """Where the images of a source are.
+def image_path(source: SourceBase, name: Any) -> Path:
+    """Path of an image by its name; backslashes separate folders, as Windows writes them, unless a file's own name has them.
 
-    Args:
-        folder: Folder that names are relative to.
-        allow_outside: Whether a name may lead out of it: an absolute path, or one with `..`.
+    Raises InvalidRecordError when the name is not a string, is blank, is not valid UTF-8, is a web address, or leads out of the
+    folder without permission.
     """
-
-    folder: Path
-    allow_outside: bool = False
-
-    @classmethod
-    def of(cls, source: SourceBase, annotations: Path) -> "ImageFolder":
-        """The image folder of a source, by default that of its annotation file."""
-        return cls(source.images or annotations.parent, source.allow_outside_images)
-
-    def path(self, name: Any) -> Path:
-        """Path of an image by its name; backslashes separate folders, as Windows writes them, unless a file's own name has them.
-
-        Raises InvalidRecordError when the name is not a string, is blank, is not valid UTF-8, is a web address, or leads out of the
-        folder without permission.
-        """
-        if not isinstance(name, str) or not name.strip():
-            raise InvalidRecordError(DropReason.MISSING_FIELD, f"expected an image name, found {name!r}")
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            detail = f"the image name {name!a} is not valid UTF-8{encoding_hint(name)}"
-            raise InvalidRecordError(DropReason.BAD_ENCODING, detail) from error
-        if _WEB_ADDRESS.match(name):
-            detail = f"{name} is a web address: download the images first, and give the names of the files"
-            raise InvalidRecordError(DropReason.MISSING_FILE, detail)
-        name = name.removeprefix("file://")
-        if "\\" in name and not os.path.exists(self.folder / name):  # noqa: PTH110 - unlike Path.exists it never raises
-            name = name.replace("\\", "/")
-        if not self.allow_outside and leads_outside(name):
-            detail = f"{name} is an absolute path or has '..', so it may lead out of {self.folder}; allow_outside_images: true permits it"
-            raise InvalidRecordError(DropReason.OUTSIDE, detail)
-        return self.folder / str(name)
-
-
-def leads_outside(name: str) -> bool:
-    """Whether a file name is an absolute path, on Unix or Windows, or has a part `..`."""
-    return name.startswith("/") or _DRIVE.match(name) is not None or ".." in name.split("/")
+    if not isinstance(name, str) or not name.strip():
+        raise InvalidRecordError(DropReason.MISSING_FIELD, f"expected an image name, found {name!r}")
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        detail = f"the image name {name!a} is not valid UTF-8{encoding_hint(name)}"
+        raise InvalidRecordError(DropReason.BAD_ENCODING, detail) from error
+    if _WEB_ADDRESS.match(name):
+        detail = f"{name} is a web address: download the images first, and give the names of the files"
+        raise InvalidRecordError(DropReason.MISSING_FILE, detail)
+    folder, name = source.image_folder, name.removeprefix("file://")
+    if "\\" in name and not os.path.exists(folder / name):  # noqa: PTH110 - unlike Path.exists it never raises
+        name = name.replace("\\", "/")
+    leads_outside = name.startswith("/") or _DRIVE.match(name) or ".." in name.split("/")
+    if leads_outside and not source.allow_outside_images:
+        detail = f"{name} is an absolute path or has '..', so it may lead out of {folder}; allow_outside_images: true permits it"
+        raise InvalidRecordError(DropReason.OUTSIDE, detail)
+    return folder / str(name)
 
 
 def require_id(record: dict[str, Any], name: str) -> int | str:
@@ -185,12 +140,8 @@ def parse_question(value: Any) -> str:
 
 
 def parse_answers(value: Any) -> tuple[str, ...]:
-    """Answers or captions, stripped of white space, from a string or a list of strings or of VQA's {"answer": string}.
-
-    Whole numbers count as strings.
-
-    Raises InvalidRecordError for any other value.
-    """
+    """Answers or captions, stripped of white space, from a string or a list of strings or of VQA's {"answer": string}; whole numbers count
+    as strings. Raises InvalidRecordError for any other value."""
     if value is None:
         raise InvalidRecordError(DropReason.EMPTY, "there is no answer")
     entries = [value] if isinstance(number_as_text(value), str) else value
@@ -200,7 +151,7 @@ def parse_answers(value: Any) -> tuple[str, ...]:
 
 
 def _parse_answer(value: Any) -> str:
-    text = value if isinstance(value, str) else number_as_text(value)
+    text = number_as_text(value)
     if not isinstance(text, str):
         raise InvalidRecordError(DropReason.ANSWER_TYPE, f"an answer is {value!r}; expected a string or a whole number")
     return text.strip()
@@ -213,83 +164,64 @@ def number_as_text(value: Any) -> Any:
     return str(int(value))
 
 
-def caption_sample(
-    location: RecordLocation, image: Path, captions: Sequence[str], questions: Sequence[str], seed: int, split: Split | None = None
-) -> RawSample:
+def caption_sample(location: RecordLocation, image: Path, captions: Sequence[str], questions: Sequence[str], seed: int) -> RawSample:
     """A sample of a captioned image: a hash of the sample picks the question, and each caption is a possible target.
 
     Args:
         location: Position in the annotation file.
         image: Image file.
-        captions: Captions; blank ones are skipped.
+        captions: Captions; blank ones are skipped. Raises InvalidRecordError when all are.
         questions: Question templates.
         seed: Seed of the choice of the question.
-        split: Split stated in the file, if any.
-
-    Raises:
-        InvalidRecordError: All captions are blank.
     """
-    nonempty_captions = tuple(caption for caption in captions if caption)
-    if not nonempty_captions:
+    targets = tuple(filter(None, captions))
+    if not targets:
         raise InvalidRecordError(DropReason.EMPTY, "there is no caption")
     # Hash name and captions, not the position: the question stays the same when other records are added or removed.
-    question = questions[
-        hash_to_index("\0".join((image.name, *nonempty_captions)).encode("utf-8", "replace").decode(), seed, 0, len(questions))
-    ]
-    return RawSample(location, (image,), "caption", (image_question(question),), nonempty_captions, nonempty_captions, split)
+    key = "\0".join((image.name, *targets)).encode("utf-8", "replace").decode()
+    question = questions[hash_to_index(key, seed, 0, len(questions))]
+    return RawSample(location, str(location.number), (image,), "caption", (image_question(question),), targets, targets)
 
 
 def vqa_sample(
     location: RecordLocation,
-    key: str | None,
+    key: str,
     image: Path,
     question: str,
     answers: tuple[str, ...],
-    options: ReadOptions,
+    config: DataConfig,
     split: Split | None,
 ) -> RawSample:
     """A sample of a question with answers of several annotators.
 
     Args:
         location: Position in the annotation file.
-        key: Id of the question, if any.
+        key: Id of the question.
         image: Image file.
         question: The question.
-        answers: All answers; blank ones stay references but are never targets.
-        options: Decides between the most frequent answer and all answers as targets.
+        answers: All answers; blank ones stay references but are never targets. Raises InvalidRecordError when all are.
+        config: Decides between the most frequent answer and all answers as targets.
         split: Split stated in the file, if any.
-
-    Raises:
-        InvalidRecordError: All answers are blank.
     """
-    nonempty_answers = [answer for answer in answers if answer]
-    if not nonempty_answers:
+    targets = tuple(filter(None, answers))
+    if not targets:
         raise InvalidRecordError(DropReason.EMPTY, "there is no answer")
-    # most_common keeps insertion order, so a tie goes to the answer that was given first.
-    targets = (Counter(nonempty_answers).most_common(1)[0][0],) if options.vqa_target == "majority" else tuple(nonempty_answers)
-    return RawSample(location, (image,), "vqa", (image_question(question),), targets, answers, split, key)
+    if config.vqa_target == "majority":
+        # most_common keeps insertion order, so a tie goes to the answer that was given first.
+        targets = (Counter(targets).most_common(1)[0][0],)
+    return RawSample(location, key, (image,), "vqa", (image_question(question),), targets, answers, split)
 
 
 def conversation_sample(
     location: RecordLocation, images: Sequence[ImageSource], turns: Sequence[Message], split: Split | None = None
 ) -> RawSample:
-    """A sample of a conversation whose last turn is the target.
-
-    Args:
-        location: Position in the annotation file.
-        images: Image files or bytes, in the order of the `<image>` placeholders.
-        turns: All turns; `check_conversation` checks all but the last.
-        split: Split stated in the file, if any.
-
-    Raises:
-        InvalidRecordError: There are no turns, or the last is not the assistant's.
-    """
+    """A sample of a conversation whose last turn is the target. Raises InvalidRecordError when that is not the assistant's."""
     if not turns:
         raise InvalidRecordError(DropReason.EMPTY, "there are no turns")
     *before, last = turns
     if last.role != "assistant":
         raise InvalidRecordError(DropReason.TURN_ORDER, f"the last turn is by the {last.role}; expected the assistant")
-    return RawSample(location, tuple(images), "conversation", tuple(before), (last.content,), (last.content,), split)
+    return RawSample(location, str(location.number), tuple(images), "conversation", tuple(before), (last.content,), (last.content,), split)
 
 
 def require_list(value: Any, name: str) -> list[Any]:
@@ -299,21 +231,12 @@ def require_list(value: Any, name: str) -> list[Any]:
     return value
 
 
-def parse_turn(role: Any, content: Any, roles: Iterable[tuple[str, Role]]) -> Message:
-    """One turn; the user's and the system's have no blank space around them, as in questions that are asked. An answer may be a whole
-    number.
-
-    Args:
-        role: Role as the file states it.
-        content: Text of the turn.
-        roles: Pairs of the file's role name and ours.
-
-    Raises:
-        InvalidRecordError: The role is unknown, or the content is not a string.
-    """
-    mapped_role = next((known for name, known in roles if name == role), None)
+def parse_turn(role: Any, content: Any, roles: Mapping[str, Role]) -> Message:
+    """One turn, whose role `roles` maps to ours; the user's and the system's have no blank space around them, as in questions that are
+    asked. An answer may be a whole number. Raises InvalidRecordError when the role is unknown or the content is not a string."""
+    mapped_role = roles.get(role) if isinstance(role, str) else None
     if mapped_role is None:
-        raise InvalidRecordError(DropReason.UNKNOWN_ROLE, f"the role is {role!r}; expected {', '.join(name for name, _ in roles)}")
+        raise InvalidRecordError(DropReason.UNKNOWN_ROLE, f"the role is {role!r}; expected {', '.join(roles)}")
     if content is None:
         raise InvalidRecordError(DropReason.EMPTY, f"a turn of the {mapped_role} has no content")
     text = number_as_text(content) if mapped_role == "assistant" else content

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import config
-from dataset.config import AiChallengerSource, LlavaSource, Source, VqaV2Source
+from dataset.config import AiChallengerSource, DataConfig, LlavaSource, Source, VqaV2Source
 from dataset.loading.image_io import open_image
 from dataset.sources import read
-from dataset.sources.record import RawSample, ReadOptions
+from dataset.sources.record import RawSample
 from dataset.synthetic.dataset_writer import SceneCounts, write_scenes
 from errors import UsageError
 from tools import make_synthetic_data
@@ -41,7 +41,7 @@ def vqa(folder: Path, name: str, split: str) -> VqaV2Source:
 
 def samples(source: Source) -> list[RawSample]:
     """Every record of a source; none may be rejected."""
-    items = list(read(source, ReadOptions()))
+    items = list(read(source, DataConfig()))
     assert items
     assert all(isinstance(item, RawSample) for item in items)
     return [item for item in items if isinstance(item, RawSample)]

@@ -143,4 +143,4 @@ class TestRepeatedMerge:
 
 def test_a_change_in_any_part_of_the_data_code_merges_again() -> None:
     names = {f"{path.parent.name}/{path.name}" for path in source_files()}
-    assert names >= {"dataset/config.py", "sources/vqav2.py", "loading/image_io.py", "build/merge.py"}
+    assert names >= {"dataset/config.py", "sources/visual_questions.py", "loading/image_io.py", "build/merge.py"}

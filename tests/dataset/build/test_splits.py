@@ -60,7 +60,7 @@ class TestSplits:
     def test_fractions_are_close_to_the_configured_ones(self) -> None:
         groups, keys = np.arange(20_000), [str(i) for i in range(20_000)]
         none = np.full(20_000, -1)
-        split = assign_splits(groups, keys, none, SplitConfig(validation=0.05, test=0.10), 0).split
+        split = assign_splits(groups, keys, none, SplitConfig(validation=0.05, test=0.10), 0)
         fractions = np.bincount(split, minlength=3) / 20_000
         assert np.abs(fractions - [0.85, 0.05, 0.10]).max() < 0.01
 

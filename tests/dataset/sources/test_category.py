@@ -4,8 +4,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset import sources
+from dataset.config import DataConfig
 from dataset.loading.sample_store import SampleStore
-from dataset.sources.record import RawSample, ReadOptions
+from dataset.sources.record import RawSample
 from tests.dataset.raw_files import RawFiles, conversation
 
 
@@ -14,7 +15,7 @@ from tests.dataset.raw_files import RawFiles, conversation
 )
 def test_a_text_or_a_whole_number_is_a_category(raw: RawFiles, value: object, category: str | None) -> None:
     raw.image("a.jpg")
-    [sample] = sources.read(raw.llava([{**conversation("a.jpg", "What?", "red"), "category": value}]), ReadOptions())
+    [sample] = sources.read(raw.llava([{**conversation("a.jpg", "What?", "red"), "category": value}]), DataConfig())
     assert isinstance(sample, RawSample) and sample.category == category
 
 

@@ -10,22 +10,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset import sources
-from dataset.config import AiChallengerSource, CocoCaptionsSource, LlavaSource, MessagesSource, Source, VqaMetadataSource
+from dataset.config import AiChallengerSource, CocoCaptionsSource, DataConfig, LlavaSource, MessagesSource, Source, VqaMetadataSource
 from dataset.record_validation import DropReason
 from dataset.sample import Message
-from dataset.sources.record import RawSample, ReadOptions, RejectedRecord
+from dataset.sources.record import RawSample, RejectedRecord
 from errors import TesseraError
 from tests.dataset.raw_files import RawFiles, conversation, vqa_answers
 
 
-def read(source: Source, options: ReadOptions | None = None) -> list[RawSample]:
-    items = list(sources.read(source, options or ReadOptions()))
+def read(source: Source, options: DataConfig | None = None) -> list[RawSample]:
+    items = list(sources.read(source, options or DataConfig()))
     assert all(isinstance(item, RawSample) for item in items), items
     return [item for item in items if isinstance(item, RawSample)]
 
 
 def rejected(source: Source) -> list[tuple[str, DropReason]]:
-    return [(str(item.location), item.reason) for item in sources.read(source, ReadOptions()) if isinstance(item, RejectedRecord)]
+    return [(str(item.location), item.reason) for item in sources.read(source, DataConfig()) if isinstance(item, RejectedRecord)]
 
 
 def chat_messages(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ class TestAiChallenger:
         assert asked == [sample.messages[0].content for sample in read(raw.ai_challenger(records))]
         shifted = [sample.messages[0].content for sample in read(raw.ai_challenger(records[1:]))]
         assert shifted == asked[1:], "the question of a record does not depend on its position"
-        assert asked != [sample.messages[0].content for sample in read(raw.ai_challenger(records), ReadOptions(seed=1))]
+        assert asked != [sample.messages[0].content for sample in read(raw.ai_challenger(records), DataConfig(seed=1))]
 
     def test_the_questions_can_be_set(self, raw: RawFiles) -> None:
         [sample] = read(raw.ai_challenger([{"image_id": "a.jpg", "caption": ["图"]}], questions=("有什么？",)))
@@ -147,7 +147,7 @@ class TestVqaV2:
         assert (how_many.key, how_many.targets, len(how_many.answers)) == ("20", ("2",), 10)
 
     def test_all_answers_are_targets_with_vqa_target_sample(self, raw: RawFiles) -> None:
-        what, _ = read(raw.vqav2(self.QUESTIONS, self.ANNOTATIONS), ReadOptions(vqa_target="sample"))
+        what, _ = read(raw.vqav2(self.QUESTIONS, self.ANNOTATIONS), DataConfig(vqa_target="sample"))
         assert what.targets == ("cat", "dog", "dog", *["cat"] * 6)
 
     def test_a_tie_between_answers_goes_to_the_first(self, raw: RawFiles) -> None:
@@ -223,9 +223,9 @@ class TestMessages:
     def test_parquet_rows_may_embed_images(self, raw: RawFiles) -> None:
         data = (raw.images / raw.image("a.png")).read_bytes()
         path = raw.folder / "rows.parquet"
-        turns = chat_messages(("user", "<image>?"), ("assistant", "Yes."))
+        turns = [chat_messages(("user", text), ("assistant", "Yes.")) for text in ("<image>?", "<image>?", "Hello")]
         images = [[{"bytes": data, "path": "x.png"}], [{"bytes": None, "path": "a.png"}], []]
-        pq.write_table(pa.table({"messages": [turns] * 3, "images": images, "other": [1, 2, 3]}), path)
+        pq.write_table(pa.table({"messages": turns, "images": images, "other": [1, 2, 3]}), path)
         embedded, named, none = read(MessagesSource(format="messages", path=path, images=raw.images))
         assert (embedded.images, named.images, none.images) == ((data,), (raw.images / "a.png",), ())
 
@@ -303,16 +303,16 @@ def test_a_limit_reads_the_first_records(raw: RawFiles, kind: str) -> None:
 @pytest.mark.parametrize("kind", RECORDS)
 def test_the_error_for_a_missing_annotation_file_names_it(raw: RawFiles, kind: str) -> None:
     source = make_source(raw, kind, [record_with_id(kind, i) for i in range(5)])
-    for path in sources.files(source):
+    for path in source.annotation_files:
         path.unlink()
     with pytest.raises(TesseraError, match="cannot be read"):
-        list(sources.read(source, ReadOptions()))
+        list(sources.read(source, DataConfig()))
 
 
 def test_a_folder_instead_of_a_file_is_an_error(tmp_path: Path) -> None:
     for source in (LlavaSource(format="llava", annotations=tmp_path), VqaMetadataSource(format="vqa_metadata", annotations=tmp_path)):
         with pytest.raises(TesseraError, match="cannot be read"):
-            list(sources.read(source, ReadOptions()))
+            list(sources.read(source, DataConfig()))
 
 
 MALFORMED: list[Any] = [None, 1, 1.5, True, "", "x", "\ud800", "a\0b", "../..", 10**30, [], {}, [None], [[]], {"a": 1}, "<image>"]

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from dataset import sources
-from dataset.config import Source
+from dataset.config import DataConfig, Source
 from dataset.record_validation import DropReason, encoding_hint
-from dataset.sources.record import RawSample, ReadOptions, RejectedRecord
+from dataset.sources.record import RawSample, RejectedRecord
 from tests.dataset.raw_files import RawFiles, conversation
 
 
@@ -31,14 +31,14 @@ def records_of_all_formats(raw: RawFiles, name: Any, **settings: Any) -> list[So
 )
 def test_a_name_that_leads_out_of_the_image_folder_is_refused_in_every_format(raw: RawFiles, name: str) -> None:
     for source in records_of_all_formats(raw, name):
-        [item] = sources.read(source, ReadOptions())
+        [item] = sources.read(source, DataConfig())
         assert isinstance(item, RejectedRecord), source.format
         assert item.reason == DropReason.OUTSIDE
         assert "allow_outside_images: true permits it" in item.detail
 
 
 def test_an_image_id_that_leads_out_of_the_image_folder_is_refused(raw: RawFiles) -> None:
-    [item] = sources.read(raw.vqa_metadata([{"question": "?", "answers": ["x"], "image_id": "../secret"}]), ReadOptions())
+    [item] = sources.read(raw.vqa_metadata([{"question": "?", "answers": ["x"], "image_id": "../secret"}]), DataConfig())
     assert isinstance(item, RejectedRecord)
     assert item.reason == DropReason.OUTSIDE
 
@@ -46,7 +46,7 @@ def test_an_image_id_that_leads_out_of_the_image_folder_is_refused(raw: RawFiles
 def test_the_source_may_allow_names_that_lead_out_of_the_image_folder(raw: RawFiles) -> None:
     for name, path in (("../secret.jpg", raw.images / "../secret.jpg"), ("/etc/secret.jpg", Path("/etc/secret.jpg"))):
         for source in records_of_all_formats(raw, name, allow_outside_images=True):
-            [item] = sources.read(source, ReadOptions())
+            [item] = sources.read(source, DataConfig())
             assert isinstance(item, RawSample), source.format
             assert item.images == (path,)
 
@@ -64,14 +64,14 @@ def test_backslashes_separate_folders_as_windows_writes_them(raw: RawFiles) -> N
     (raw.images / "train" / "cats").mkdir(parents=True)
     raw.image("train/cats/a.jpg")
     for source in records_of_all_formats(raw, "train\\cats\\a.jpg"):
-        [item] = sources.read(source, ReadOptions())
+        [item] = sources.read(source, DataConfig())
         assert isinstance(item, RawSample), source.format
         assert item.images == (raw.images / "train/cats/a.jpg",)
 
 
 def test_a_file_whose_own_name_has_a_backslash_is_found(raw: RawFiles) -> None:
     raw.image("a\\b.jpg")
-    [item] = sources.read(raw.llava([conversation("a\\b.jpg", "?", "x")]), ReadOptions())
+    [item] = sources.read(raw.llava([conversation("a\\b.jpg", "?", "x")]), DataConfig())
     assert isinstance(item, RawSample)
     assert item.images == (raw.images / "a\\b.jpg",)
 
@@ -79,7 +79,7 @@ def test_a_file_whose_own_name_has_a_backslash_is_found(raw: RawFiles) -> None:
 def test_vizwiz_records_are_read(raw: RawFiles) -> None:
     answers = [{"answer": "soup", "answer_confidence": "yes"}, {"answer": "unanswerable", "answer_confidence": "no"}]
     record = {"image": "VizWiz_train_00000000.jpg", "question": "What is it?", "answers": answers, "answer_type": "other", "answerable": 1}
-    [item] = sources.read(raw.vqa_metadata([record]), ReadOptions())
+    [item] = sources.read(raw.vqa_metadata([record]), DataConfig())
     assert isinstance(item, RawSample)
     assert (item.images, item.answers) == ((raw.images / "VizWiz_train_00000000.jpg",), ("soup", "unanswerable"))
 
@@ -88,14 +88,14 @@ def test_vizwiz_records_are_read(raw: RawFiles) -> None:
     ("answers", "expected"), [([2, 3, 2], ("2", "3", "2")), (7, ("7",)), ([2.0, "two"], ("2", "two")), ([{"answer": 4}], ("4",))]
 )
 def test_whole_numbers_are_answers(raw: RawFiles, answers: Any, expected: tuple[str, ...]) -> None:
-    [item] = sources.read(raw.vqa_metadata([{"question": "How many?", "answers": answers, "image_file": "a.jpg"}]), ReadOptions())
+    [item] = sources.read(raw.vqa_metadata([{"question": "How many?", "answers": answers, "image_file": "a.jpg"}]), DataConfig())
     assert isinstance(item, RawSample)
     assert item.answers == expected
 
 
 def test_a_whole_number_may_end_a_conversation(raw: RawFiles) -> None:
     record = {"conversations": [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": 3}]}
-    [item] = sources.read(raw.llava([record]), ReadOptions())
+    [item] = sources.read(raw.llava([record]), DataConfig())
     assert isinstance(item, RawSample)
     assert item.targets == ("3",)
 

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dataset import sources
-from dataset.config import MessagesSource, Source
+from dataset.config import DataConfig, MessagesSource, Source
 from dataset.record_validation import DropReason
-from dataset.sources.record import RawSample, ReadOptions, RejectedRecord
+from dataset.sources.record import RawSample, RejectedRecord
 from errors import TesseraError
 from tests.dataset.raw_files import RawFiles
 
@@ -20,13 +20,13 @@ ANSWER = {"role": "assistant", "content": "A cat."}
 
 
 def read(source: Source) -> list[RawSample]:
-    items = list(sources.read(source, ReadOptions()))
+    items = list(sources.read(source, DataConfig()))
     assert all(isinstance(item, RawSample) for item in items), items
     return [item for item in items if isinstance(item, RawSample)]
 
 
 def rejected(source: Source) -> list[tuple[DropReason, str]]:
-    return [(item.reason, item.detail) for item in sources.read(source, ReadOptions()) if isinstance(item, RejectedRecord)]
+    return [(item.reason, item.detail) for item in sources.read(source, DataConfig()) if isinstance(item, RejectedRecord)]
 
 
 def asked(*parts: Any, **row: Any) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def test_a_number_of_5000_digits_in_a_line_does_not_stop_the_file(raw: RawFiles)
     first, _, third = source.path.read_text(encoding="utf-8").splitlines()
     nested = "[" * 30_000 + "]" * 30_000
     source.path.write_text(f'{first[:-1]}, "id": {"7" * 5000}}}\n{nested}\n{third}\n', encoding="utf-8")
-    assert [str(item.location) for item in sources.read(source, ReadOptions()) if isinstance(item, RawSample)] == ["line 1", "line 3"]
+    assert [str(item.location) for item in sources.read(source, DataConfig()) if isinstance(item, RawSample)] == ["line 1", "line 3"]
     assert rejected(source) == [(DropReason.NOT_AN_OBJECT, "expected an object, found a value with too many levels")]
 
 

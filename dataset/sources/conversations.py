@@ -1,38 +1,38 @@
-"""Chat datasets in the Hub's usual forms: JSONL, JSON or Parquet rows of {"messages": [{"role", "content"}], "images": [...]}.
+"""Conversations about images, in the form of LLaVA and in the Hub's usual forms.
 
-`conversations` with `from` and `value` may stand in the place of `messages`, `image` in the place of `images`. A content is a string
-with `<image>` placeholders, or a list of parts, each of which begins on a new line: {"type": "text", "text"}, {"type": "image"} for
-the next of the row's images, or a part that names its image itself, as in {"type": "image_url", "image_url": {"url"}}. An image is a
-file name, {"bytes", "path"} with the encoded image, or a data: URL. A row may state its own `split`
-and `category`.
+LLaVA: [{"id", "image": name, "conversations": [{"from": "human" | "gpt", "value": text}]}]. All turns are kept, with their line breaks,
+and `<image>` placeholders keep their position. `image` may be a list of names, or absent in a conversation without an image.
+
+Messages: JSONL, JSON or Parquet rows of {"messages": [{"role", "content"}], "images": [...]}. `conversations` with `from` and `value` may
+stand in the place of `messages`, `image` in the place of `images`. A content is a string with `<image>` placeholders, or a list of parts,
+each of which begins on a new line: {"type": "text", "text"}, {"type": "image"} for the next of the row's images, or a part that names
+its image itself, as in {"type": "image_url", "image_url": {"url"}}. An image is a file name, {"bytes", "path"} with the encoded image,
+or a data: URL. A row may state its own `split` and `category`.
 """
 
 import base64
 import binascii
-import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dataset.config import MessagesSource, Split
+from dataset.config import DataConfig, LlavaSource, MessagesSource, Split
 from dataset.record_validation import DropReason, InvalidRecordError, encoding_hint
 from dataset.sample import IMAGE_PLACEHOLDER, Role, join_parts
 from dataset.sources.json_reader import decode_json, read_array
 from dataset.sources.record import (
-    ImageFolder,
     ImageSource,
-    ParsedRecord,
+    Parser,
     RawSample,
-    ReadOptions,
     RecordLocation,
-    RejectedRecord,
+    Records,
     conversation_sample,
     enumerate_records,
-    parse_record,
+    image_path,
     parse_turn,
     require_field,
     require_list,
@@ -40,14 +40,9 @@ from dataset.sources.record import (
 )
 from errors import TesseraError
 
-ROLES: tuple[tuple[str, Role], ...] = (
-    ("user", "user"),
-    ("assistant", "assistant"),
-    ("system", "system"),
-    ("human", "user"),
-    ("gpt", "assistant"),
-)
-"""Pairs of the role name in the file and ours."""
+LLAVA_ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
+ROLES: dict[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "human": "user", "gpt": "assistant"}
+"""Role name in the file -> ours."""
 
 TURNS, IMAGES = ("messages", "conversations"), ("images", "image")
 COLUMNS = (*TURNS, *IMAGES, "split", "category")
@@ -57,20 +52,43 @@ ROWS_PER_BATCH = 64
 """Rows of a Parquet file decoded at a time; few, because rows may contain images."""
 
 
-def read(source: MessagesSource, _options: ReadOptions) -> Iterator[ParsedRecord]:
+def llava(source: LlavaSource, _config: DataConfig) -> tuple[Records, Parser]:
+    """One sample per conversation."""
+
+    def parse(location: RecordLocation, record: dict[str, Any]) -> RawSample:
+        turns = require_list(require_field(record, "conversations"), "conversations")
+        images = [image_path(source, name) for name in _as_list(record.get("image"))]
+        messages = [parse_turn(require_object(turn).get("from"), turn.get("value"), LLAVA_ROLES) for turn in turns]
+        return conversation_sample(location, images, messages)
+
+    return enumerate_records(read_array(source.annotations)), parse
+
+
+def messages(source: MessagesSource, _config: DataConfig) -> tuple[Records, Parser]:
     """One sample per row."""
-    readers = {".parquet": _parquet_rows, ".json": _json_rows}
-    rows = readers.get(source.path.suffix, _jsonl_rows)(source.path)
-    folder = ImageFolder.of(source, source.path)
-    for location, row in itertools.islice(rows, source.limit):
-        yield row if isinstance(row, RejectedRecord) else parse_record(location, _sample, row, folder)
+
+    def parse(location: RecordLocation, row: dict[str, Any]) -> RawSample:
+        entries = require_list(require_field(row, *TURNS), "messages")
+        split = row.get("split")
+        if split is not None and split not in get_args(Split):
+            raise InvalidRecordError(DropReason.MISSING_FIELD, f"split is {str(split)[:100]!r}; expected train, validation or test")
+        contents = [_content(entry) for entry in entries]
+        row_images = next((row[name] for name in IMAGES if row.get(name) is not None), None)
+        images = _images_in_order(_as_list(row_images), [parts for _, parts in contents])
+        roles = [entry["from"] if entry.get("role") is None and "from" in entry else entry.get("role") for entry in entries]
+        turns = [parse_turn(role, text, ROLES) for role, (text, _) in zip(roles, contents, strict=True)]
+        return conversation_sample(location, [_image(source, image) for image in images], turns, split)
+
+    if source.path.suffix == ".json":
+        return enumerate_records(read_array(source.path)), parse
+    return (_parquet_rows if source.path.suffix == ".parquet" else _jsonl_rows)(source.path), parse
 
 
-def _json_rows(path: Path) -> Iterator[tuple[RecordLocation, Any]]:
-    return enumerate_records(read_array(path), None)
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[RecordLocation, Any]]:
+def _jsonl_rows(path: Path) -> Records:
     try:
         file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n")
     except OSError as error:
@@ -87,7 +105,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[RecordLocation, Any]]:
             yield RecordLocation("line", number), row
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[RecordLocation, Any]]:
+def _parquet_rows(path: Path) -> Records:
     try:
         with pq.ParquetFile(path) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
@@ -96,51 +114,29 @@ def _parquet_rows(path: Path) -> Iterator[tuple[RecordLocation, Any]]:
             number = 0
             for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, columns=columns):
                 for row in range(batch.num_rows):
-                    location = RecordLocation("row", number)
-                    yield location, _row(location, batch.slice(row, 1))
+                    yield RecordLocation("row", number), _row(batch.slice(row, 1))
                     number += 1
     except (pa.ArrowException, OSError) as error:
         raise TesseraError(f"{path}: not a Parquet file that can be read: {' '.join(str(error).split())}") from error
 
 
-def _row(location: RecordLocation, batch: pa.RecordBatch) -> Any:
+def _row(batch: pa.RecordBatch) -> dict[str, Any] | InvalidRecordError:
     row = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
             row[name] = column.to_pylist()[0]
         except UnicodeDecodeError as error:
-            return RejectedRecord(location, DropReason.BAD_ENCODING, f"a text is not valid UTF-8: {error.reason}")
+            return InvalidRecordError(DropReason.BAD_ENCODING, f"a text is not valid UTF-8: {error.reason}")
         except (pa.ArrowException, ValueError, ArithmeticError, LookupError, TypeError, ImportError) as error:
             # Such as a time beyond Python's years, or one of a time zone that is not installed.
             detail = f'"{name}" is of type {column.type} and has no value in Python ({" ".join(str(error).split())})'
-            return RejectedRecord(location, DropReason.MISSING_FIELD, detail)
+            return InvalidRecordError(DropReason.MISSING_FIELD, detail)
     return row
 
 
-def _sample(location: RecordLocation, row: Any, folder: ImageFolder) -> RawSample:
-    entries = require_list(require_field(require_object(row), *TURNS), "messages")
-    split = row.get("split")
-    if split is not None and split not in get_args(Split):
-        raise InvalidRecordError(DropReason.MISSING_FIELD, f"split is {str(split)[:100]!r}; expected train, validation or test")
-    contents = [_content(entry) for entry in entries]
-    images = _images_in_order(_row_images(row), [parts for _, parts in contents])
-    roles = [entry["from"] if entry.get("role") is None and "from" in entry else entry.get("role") for entry in entries]
-    messages = [parse_turn(role, text, ROLES) for role, (text, _) in zip(roles, contents, strict=True)]
-    return conversation_sample(location, [_image(folder, image) for image in images], messages, split)
-
-
-def _row_images(row: dict[str, Any]) -> list[Any]:
-    images: Any = next((row[name] for name in IMAGES if row.get(name) is not None), [])
-    return images if isinstance(images, list) else [images]
-
-
 def _images_in_order(row_images: list[Any], named_by_turn: Sequence[Sequence[Any]]) -> list[Any]:
-    """The images of a row in the order of its placeholders.
-
-    Args:
-        row_images: The row's own list of images.
-        named_by_turn: For each placeholder of each turn the image that its part names, None for the next one of the row.
-    """
+    """The images of a row in the order of its placeholders. `named_by_turn` has for each placeholder of each turn the image that its part
+    names, None for the next one of the row's own list."""
     named = [image for turn in named_by_turn for image in turn]
     if row_images == [image for image in named if image is not None]:
         row_images = []  # named twice: in the parts and in the row
@@ -149,14 +145,14 @@ def _images_in_order(row_images: list[Any], named_by_turn: Sequence[Sequence[Any
     return [image for image in in_order if image is not None] + list(remaining)
 
 
-def _image(folder: ImageFolder, image: Any) -> ImageSource:
+def _image(source: MessagesSource, image: Any) -> ImageSource:
     if isinstance(image, dict):
         if isinstance(image.get("bytes"), bytes):
             return bytes(image["bytes"])
         image = image.get("path")
     if isinstance(image, str) and image.startswith("data:"):
         return _decode_data_url(image)
-    return folder.path(image)
+    return image_path(source, image)
 
 
 def _decode_data_url(url: str) -> bytes:
