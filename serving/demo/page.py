@@ -1,24 +1,18 @@
 """The demo page (gradio), in English and Chinese: its components, and which action of PageActions each button starts."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any
 
-# Set before the import, which reads it: no analytics are sent.
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-
 import gradio as gr
 from starlette.middleware import Middleware
 
 from serving.demo.decoding_controls import decoding_components
-from serving.demo.formatting import table_update
-from serving.demo.localization import LANGUAGES, translations
+from serving.demo.localization import LANGUAGES, page_texts, table_update, translations
 from serving.demo.page_actions import DemoBackends, PageActions
 from serving.demo.session import Conversation
-from serving.demo.upload_folder import private_upload_folder
-from serving.demo.uploaded_image import UploadedImage
+from serving.demo.upload_folder import UploadedImage, private_upload_folder
 from serving.http.cross_site import CrossSiteMiddleware, CrossSiteRules
 
 FONTS = ("system-ui", "Noto Sans CJK SC", "sans-serif")
@@ -78,7 +72,7 @@ class Page:
         return component
 
     def _translate(self, language: str) -> list[Any]:
-        return [gr.update(**properties(translations(LANGUAGES[language]))) for _, properties in self.translated]
+        return [gr.update(**properties(page_texts(language))) for _, properties in self.translated]
 
     def _ask_tab(self, image: gr.Image, language: gr.Radio, status: gr.Markdown, controls: list[Any]) -> None:
         with self._add_component(gr.Tab(), label="ask_tab"):
