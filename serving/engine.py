@@ -69,6 +69,9 @@ class TextPiece:
     end: FinishReason | None = None
 
 
+ChatEvent: TypeAlias = GenerationStarted | TextPiece
+
+
 @dataclass(frozen=True)
 class LoadPlan:
     """What to load.
@@ -101,11 +104,8 @@ class Engine:
     def load(cls, plan: LoadPlan, scorer_cache: ScorerCache | None = None) -> "Engine":
         """Load the system and the reranker of a plan. scorer_cache: shares CLIP models with the image search. Raises UsageError."""
         answerer = build_answerer(plan.system, checkpoint_folder=plan.checkpoint_folder)
-        return cls(
-            plan,
-            answerer,
-            build_reranker(plan.rerank, answerer.description, plan.decoding, plan.fitted_rerankers, scorer_cache=scorer_cache),
-        )
+        reranker = build_reranker(plan.rerank, answerer.description, plan.decoding, plan.fitted_rerankers, scorer_cache=scorer_cache)
+        return cls(plan, answerer, reranker)
 
     @property
     def device(self) -> str:
@@ -143,7 +143,7 @@ class Engine:
         replies = judge(requests, answers, reranker, decoding.batch_size, self.answerer)
         for job, reply in zip(jobs, replies, strict=True):
             if reply.answer.error:
-                job.fail(_unanswerable(reply.answer.error))
+                job.put(_unanswerable(reply.answer.error))
             else:
                 job.put(reply)
 
@@ -155,12 +155,12 @@ class Engine:
 
     def _stream_tokens(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
         """Generate all answers together. A client that does not stream gets its events at once, when its answer is complete."""
-        held: dict[int, list[GenerationStarted | TextPiece]] = {i: [] for i, job in enumerate(jobs) if not _streams(job)}
+        held: dict[int, list[ChatEvent]] = {i: [] for i, job in enumerate(jobs) if not (isinstance(job.task, ChatTask) and job.task.stream)}
         left = dict.fromkeys(held, decoding.num_candidates if decoding.strategy == "sample" else 1)
         for event in stream_tokens(self.answerer, requests, decoding, lambda index: jobs[index].cancelled):  # type: ignore[arg-type]
             index = event.request_index
             if isinstance(event, RequestFailed):
-                jobs[index].fail(_unanswerable(event.error))
+                jobs[index].put(_unanswerable(event.error))
                 continue
             sent = GenerationStarted(event.prompt_tokens) if isinstance(event, RequestStarted) else _text_piece(event)
             if index not in held:
@@ -181,20 +181,16 @@ class Engine:
                 job.put(TextPiece(0, text))
             job.put(TextPiece(0, "", end=pieces.finish_reason or "stop"))
         except TesseraError as error:
-            job.fail(_unanswerable(str(error)))
+            job.put(_unanswerable(str(error)))
 
     def _answer_chats(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
         for job, answer in zip(jobs, self.answerer.answer(requests, decoding), strict=True):
             if answer.error:
-                job.fail(_unanswerable(answer.error))
+                job.put(_unanswerable(answer.error))
                 continue
             job.put(GenerationStarted(None))
             for sample, (text, reason) in enumerate(_samples(answer)):
                 job.put(TextPiece(sample, text, end=reason))
-
-
-def _streams(job: Job[Task]) -> bool:
-    return isinstance(job.task, ChatTask) and job.task.stream
 
 
 def _text_piece(event: TokenGenerated) -> TextPiece:

@@ -1,7 +1,7 @@
 """Dynamic batching: requests that wait at the same time are answered in one batch.
 
 The event loop submits jobs; a worker thread answers one batch after another and sends events to each job's client at once.
-Only `Job.put`, `Job.fail` and `Job.cancelled` may be used from the worker thread; everything else belongs to the event loop.
+Only `Job.put` and `Job.cancelled` may be used from the worker thread; everything else belongs to the event loop.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 from serving.http.error_responses import ServiceError
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class Job(Generic[T]):
+class Job(AbstractContextManager["Job[T]"], Generic[T]):
     """A submitted request. As a context manager it is cancelled on exit: it leaves the queue or its batch.
 
     Args:
@@ -44,7 +44,10 @@ class Job(Generic[T]):
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def put(self, *events: object) -> None:
-        """Send events to the client. Thread-safe. Each call wakes the event loop, which then shares Python's lock with the model."""
+        """Send events to the client: an exception is raised there, and None is the last one. Thread-safe.
+
+        Each call wakes the event loop, which then shares Python's lock with the model.
+        """
         self.has_responded = True
         self._loop.call_soon_threadsafe(self._receive, events)
 
@@ -52,15 +55,11 @@ class Job(Generic[T]):
         for event in events:
             self._events.put_nowait(event)
 
-    def fail(self, error: BaseException) -> None:
-        """Send an error to the client. Thread-safe."""
-        self.put(_JobError(error))
-
     async def events(self) -> AsyncIterator[Any]:
         """The events in order, until the batch is done. Raises the error of a failed job."""
-        while not isinstance(event := await self._events.get(), _EndOfEvents):
-            if isinstance(event, _JobError):
-                raise event.error
+        while (event := await self._events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
             yield event
 
     async def result(self) -> Any:
@@ -69,21 +68,9 @@ class Job(Generic[T]):
             return event
         raise RuntimeError("a job of a finished batch got no answer")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.cancelled = True
         self.batcher.discard(self)
-
-
-@dataclass(frozen=True)
-class _JobError:
-    error: BaseException
-
-
-class _EndOfEvents:
-    pass
 
 
 class Batcher(Generic[T]):
@@ -169,15 +156,13 @@ class Batcher(Generic[T]):
                     self._waiting.remove(job)
                 return same_key_jobs
             self._job_arrived.clear()
-            try:
+            # If the batch does not fill up in time, the next iteration takes the jobs that wait.
+            with suppress(TimeoutError):
                 async with asyncio.timeout(remaining_seconds):
                     await self._job_arrived.wait()
-            except TimeoutError:
-                # The batch did not fill up in time; the next iteration takes the jobs that wait.
-                continue
 
     async def _run_batch(self, batch: Sequence[Job[T]]) -> None:
-        """Answer a batch, then send each client the end of its events, after the error if the batch failed (any BaseException).
+        """Answer a batch, then send each client the end of its events, or the error if the batch failed (any BaseException).
 
         If a batch of several jobs fails, those that got no event yet are retried alone, so that one job cannot fail the others.
         """
@@ -188,11 +173,8 @@ class Batcher(Generic[T]):
             log.error("a batch of %d failed: %s: %s", len(batch), type(error).__name__, error, exc_info=error)
             jobs_to_retry = [job for job in batch if not job.has_responded] if len(batch) > 1 else []
         for job in batch:
-            if job in jobs_to_retry:
-                continue
-            if error is not None:
-                job.fail(error)
-            job.put(_EndOfEvents())
+            if job not in jobs_to_retry:
+                job.put(error)
         for job in jobs_to_retry:
             if not job.cancelled:
                 await self._run_batch([job])

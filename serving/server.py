@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import socket
 from collections.abc import Callable
 from types import FrameType
 
@@ -42,11 +41,6 @@ def bearer_token(settings: ServeConfig) -> str | None:
     return token
 
 
-def bind_socket(settings: ServeConfig) -> socket.socket:
-    """A listening socket. Raises UsageError if the address cannot be bound."""
-    return listening_socket(settings.host, settings.port, "serve.host, serve.port")
-
-
 def server_config(service: Service) -> uvicorn.Config:
     """uvicorn's settings for a service. Shutdown waits at most as long as a request may take: a client that does not read its
     answer would block it forever."""
@@ -76,7 +70,7 @@ def serve(
         TesseraError: loading or answering failed.
     """
     token = bearer_token(settings)
-    server_socket = bind_socket(settings)
+    server_socket = listening_socket(settings.host, settings.port, "serve.host, serve.port")
     host, port = server_socket.getsockname()[:2]
     service = Service(settings, plan, load, open_image_index, token)
     server = Server(server_config(service))

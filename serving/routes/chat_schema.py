@@ -1,24 +1,15 @@
 """Request and response schemas of OpenAI's chat completions API. What would change an answer and cannot be had is an error."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from serving.http.validation_messages import FieldError, describe_value
 from serving.inputs.text_limits import check_well_formed
 from serving.routes.decoding_fields import CountPenalty, LengthPenalty, NgramSize, RepetitionPenalty, StopTexts, TopK, TopP
-from serving.routes.neutral_fields import MESSAGE_FIELDS, PART_FIELDS, REQUEST_FIELDS, STREAM_FIELDS, Unsupported, without_neutral
+from serving.routes.neutral_fields import MESSAGE_FIELDS, PART_FIELDS, REQUEST_FIELDS, STREAM_FIELDS, without_neutral
 
 MAX_TURNS, MAX_PARTS = 256, 64
 """Largest number of turns of a conversation, and of parts of a turn; larger requests are refused before their images are read."""
@@ -26,21 +17,8 @@ MAX_TURNS, MAX_PARTS = 256, 64
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 """An image of one pixel as a data URL, for the example."""
 
-EXAMPLE: dict[str, Any] = {
-    "model": "tiny",
-    "messages": [
-        {
-            "role": "user",
-            "content": [
-                {"type": "image_url", "image_url": {"url": PIXEL}},
-                {"type": "text", "text": "What color is the picture?"},
-            ],
-        }
-    ],
-    "max_tokens": 16,
-    "temperature": 0,
-}
-"""Example request in the API documentation."""
+CONTENT_EXAMPLE: list[Any] = [{"type": "image_url", "image_url": {"url": PIXEL}}, {"type": "text", "text": "What color is the picture?"}]
+MODEL_EXAMPLE: dict[str, Any] = {"id": "tiny", "object": "model", "created": 1790000000, "owned_by": "tessera"}
 Text = Annotated[str, AfterValidator(check_well_formed)]
 """A text without lone surrogates."""
 Detail = Literal["auto", "low", "high", "original"]
@@ -158,10 +136,6 @@ def _stop_texts(stop: object) -> object:
     return ([stop] if stop else []) if isinstance(stop, str) else stop
 
 
-def _without_neutral_of(unsupported: Unsupported) -> BeforeValidator:
-    return BeforeValidator(lambda value: without_neutral(value, unsupported))
-
-
 Stop = Annotated[StopTexts, BeforeValidator(_stop_texts), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]
 Metadata = Annotated[dict[str, Text], Field(max_length=16)]
 
@@ -173,7 +147,9 @@ class ChatRequest(StrictModel):
     user, safety_identifier, prompt_cache_key and metadata change no answer; metadata is returned with it.
     """
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{
+        "model": "tiny", "messages": [{"role": "user", "content": CONTENT_EXAMPLE}], "max_tokens": 16, "temperature": 0,
+    }]})  # fmt: skip
 
     model: str
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_TURNS)]
@@ -192,7 +168,7 @@ class ChatRequest(StrictModel):
     seed: int | None = None
     logprobs: bool | None = None
     stream: bool | None = None
-    stream_options: Annotated[StreamOptions, _without_neutral_of(STREAM_FIELDS)] | None = None
+    stream_options: Annotated[StreamOptions, BeforeValidator(partial(without_neutral, unsupported=STREAM_FIELDS))] | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -212,27 +188,13 @@ class ChatRequest(StrictModel):
 class ChatResponse(BaseModel):
     """The chat completion."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "chatcmpl-5f0c6f1e",
-                    "object": "chat.completion",
-                    "created": 1790000000,
-                    "model": "tiny",
-                    "choices": [
-                        {
-                            "index": 0,
-                            "message": {"role": "assistant", "content": "red", "refusal": None},
-                            "logprobs": None,
-                            "finish_reason": "stop",
-                        }
-                    ],
-                    "usage": {"prompt_tokens": 48, "completion_tokens": 2, "total_tokens": 50},
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{
+        "id": "chatcmpl-5f0c6f1e", "object": "chat.completion", "created": 1790000000, "model": "tiny",
+        "choices": [{
+            "index": 0, "message": {"role": "assistant", "content": "red", "refusal": None}, "logprobs": None, "finish_reason": "stop",
+        }],
+        "usage": {"prompt_tokens": 48, "completion_tokens": 2, "total_tokens": 50},
+    }]})  # fmt: skip
 
     id: str
     object: Literal["chat.completion"]
@@ -246,9 +208,7 @@ class ChatResponse(BaseModel):
 class ModelCard(BaseModel):
     """A model that clients can name."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"id": "tiny", "object": "model", "created": 1790000000, "owned_by": "tessera"}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [MODEL_EXAMPLE]})
 
     id: str
     object: Literal["model"]
@@ -259,11 +219,7 @@ class ModelCard(BaseModel):
 class ModelList(BaseModel):
     """The models that clients can name."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"object": "list", "data": [{"id": "tiny", "object": "model", "created": 1790000000, "owned_by": "tessera"}]}]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"object": "list", "data": [MODEL_EXAMPLE]}]})
 
     object: Literal["list"]
     data: list[ModelCard]

@@ -24,6 +24,7 @@ CountPenalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 NgramSize = Annotated[int, Field(ge=0)]
 LengthPenalty = Annotated[float, Field(ge=-10.0, le=10.0)]
 StopText = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(check_well_formed)]
+Strategy = Literal["beam", "sample", "greedy"]
 StopTexts = Annotated[list[StopText], Field(max_length=4)]
 
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k")
@@ -34,9 +35,7 @@ SAMPLING_FIELDS = ("temperature", "top_p", "top_k")
 class DecodingForm:
     """The decoding fields of a form; None leaves the configured value."""
 
-    strategy: Annotated[Literal["beam", "sample", "greedy"] | None, Form(description="Default: decoding.strategy", examples=["sample"])] = (
-        None
-    )
+    strategy: Annotated[Strategy | None, Form(description="Default: decoding.strategy", examples=["sample"])] = None
     temperature: Annotated[float | None, Form(gt=0.0, le=2.0, description="Of strategy=sample", examples=[0.7])] = None
     top_p: Annotated[TopP | None, Form(description="Of strategy=sample: share of probability to sample from", examples=[0.9])] = None
     top_k: Annotated[TopK | None, Form(description="Of strategy=sample: number of tokens to sample from", examples=[50])] = None

@@ -89,17 +89,13 @@ def router(service: Service) -> APIRouter:
         async with service.decoder.decoded([data]) as images:
             # The same id for all requests: samples depend on the seed alone, so that an answer can be cached.
             with service.submit(VqaTask(question_request("vqa", text, images), decoding, reranked)) as job:
-                answer = reply_to_json(await job.result())
+                reply: Reply = await job.result()
+        confidence = reply.confidence_record()
+        answer = {"status": "success", "question": reply.question, "answer": reply.chosen, **confidence, "candidates": reply.candidates()}
         service.cache.put(key, answer, len(str((key, answer)).encode()))
         return JSONResponse(answer, headers={"X-Cache": "miss"})
 
     return routes
-
-
-def reply_to_json(reply: Reply) -> dict[str, Any]:
-    """A reply as the JSON of `VqaResponse`."""
-    confidence = reply.confidence_record()
-    return {"status": "success", "question": reply.question, "answer": reply.chosen, **confidence, "candidates": reply.candidates()}
 
 
 def _check_fields(form: Mapping[str, Any]) -> None:
