@@ -78,11 +78,9 @@ class LoadPlan:
 
     Args:
         name: model name that clients use.
-        system: the system that answers.
         checkpoint_folder: folder in which `path: latest` finds the latest checkpoint.
         fitted_rerankers: rerankers that an evaluation fitted on validation data.
-        rerank: settings of the reranker.
-        decoding: the configured decoding.
+        decoding: the configured one, which requests may change.
     """
 
     name: str

@@ -28,8 +28,6 @@ class Job(AbstractContextManager["Job[T]"], Generic[T]):
     Args:
         key: jobs with equal keys can be answered in one batch.
         task: the work, as `Batcher.work` understands it.
-        batcher: the batcher that it was submitted to.
-        arrival_time: time of submission, on `time.monotonic`'s clock.
         cancelled: whether the client no longer waits.
         has_responded: whether an event was sent to the client.
     """
@@ -37,7 +35,6 @@ class Job(AbstractContextManager["Job[T]"], Generic[T]):
     key: Hashable
     task: T
     batcher: "Batcher[T]"
-    arrival_time: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     has_responded: bool = False
     _events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
@@ -64,15 +61,14 @@ class Job(AbstractContextManager["Job[T]"], Generic[T]):
 
     async def result(self) -> Any:
         """The first event, for jobs that get only one."""
-        async for event in self.events():
-            return event
-        raise RuntimeError("a job of a finished batch got no answer")
+        return await anext(self.events())
 
     def __exit__(self, *_: object) -> None:
         self.cancelled = True
         self.batcher.discard(self)
 
 
+@dataclass(eq=False)
 class Batcher(Generic[T]):
     """A bounded queue, and a thread that answers its jobs in batches.
 
@@ -87,21 +83,18 @@ class Batcher(Generic[T]):
         on_batch: called with the size and the seconds of each finished batch.
     """
 
-    def __init__(
-        self,
-        work: Callable[[Sequence[Job[T]]], None],
-        *,
-        max_batch: int,
-        max_wait: float,
-        max_queue: int,
-        on_batch: Callable[[int, float], None] | None = None,
-    ):
-        self.work, self.on_batch = work, on_batch
-        self.max_batch, self.max_wait, self.max_queue = max_batch, max_wait, max_queue
-        self.thread = ThreadPoolExecutor(1, "model")
-        self._waiting: list[Job[T]] = []
-        self._job_arrived = asyncio.Event()
-        self._num_running, self._expected_batch_size, self._last_batch_seconds, self._last_batch_end = 0, 1, 0.0, -math.inf
+    work: Callable[[Sequence[Job[T]]], None]
+    max_batch: int
+    max_wait: float
+    max_queue: int
+    on_batch: Callable[[int, float], None] | None = None
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "model"))
+    _waiting: list[Job[T]] = field(default_factory=list)
+    _job_arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    _num_running: int = 0
+    _expected_batch_size: int = 1
+    _last_batch_seconds: float = 0.0
+    _last_batch_end: float = -math.inf
 
     @property
     def waiting(self) -> int:
@@ -137,10 +130,6 @@ class Batcher(Generic[T]):
             self._last_batch_seconds, self._num_running, self._expected_batch_size = self._last_batch_end - start_time, 0, len(batch)
             if self.on_batch is not None:
                 self.on_batch(len(batch), self._last_batch_seconds)
-
-    def close(self) -> None:
-        """Wait for the running batch and end the thread."""
-        self.thread.shutdown()
 
     async def _next(self) -> list[Job[T]]:
         """Take the next batch from the queue: the oldest job and those with the same key."""

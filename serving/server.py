@@ -12,8 +12,7 @@ from errors import TesseraError, UsageError
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.engine import Engine, LoadPlan
-from serving.http.http_protocol import ServiceProtocol
-from serving.http.listening_socket import listening_socket
+from serving.http.http_protocol import ServiceProtocol, listening_socket
 from serving.http.middleware import STREAM_GRACE_SECONDS
 from serving.search.image_index import ImageIndex
 from serving.service import Service

@@ -35,15 +35,11 @@ class Service:
     """One running service.
 
     Args:
-        settings: the section `serve`.
-        plan: the models to load.
         load: loads the engine; called in the model's thread.
         open_image_index: opens the index of the image search; None: no search.
         token: bearer token that clients must send; None: no token is required.
         on_failure: called when loading fails or the batcher stops with an error, which is then `failure`.
         engine: the loaded models; None while they are being loaded.
-        image_index: the opened index.
-        failure: the error that stopped the service.
         in_progress: number of whole requests that wait or are being answered.
     """
 
@@ -90,7 +86,8 @@ class Service:
         yield
         worker_task.cancel()
         await asyncio.gather(worker_task, return_exceptions=True)
-        await asyncio.to_thread(self.batcher.close)
+        # It waits for the running batch.
+        await asyncio.to_thread(self.batcher.thread.shutdown)
 
     def ready(self) -> Engine:
         """The engine. Raises ServiceError 503 while the models are being loaded."""

@@ -13,15 +13,8 @@ from serving.http.validation_messages import describe_problems
 
 WHOLE_NUMBERS = ("top_k", "no_repeat_ngram_size", "seed")
 NUMBERS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "length_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
+    *("temperature", "top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size"),
+    *("length_penalty", "presence_penalty", "frequency_penalty", "seed"),
 )
 NAMES = ("strategy", *NUMBERS, "stop")
 """The settings, in the order of their components; their labels have the keys `decoding_NAME`."""

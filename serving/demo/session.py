@@ -21,9 +21,6 @@ class Turn(NamedTuple):
     """A question and its answer.
 
     Args:
-        question: the question.
-        answer: the answer.
-        task: kind of the question.
         confidence: probability that the answer is right; None if it is not known.
         unlike: what about the question is unlike those that the confidence was learnt from ("image", "words").
         is_cut: whether the answer ended at the largest number of tokens.
@@ -42,8 +39,6 @@ class Conversation:
     """The answered questions about one image; there is one object for each user of the page.
 
     Args:
-        image: the image that the turns are about.
-        turns: the questions and answers.
         candidates: cells of the table of the last answer's candidates.
         number: grows with each new conversation, so that an answer to an earlier one is known to be late.
     """
@@ -70,8 +65,6 @@ class Session:
     """One system and its reranker. A lock lets one question run at a time.
 
     Args:
-        name: name of the system.
-        answerer: the loaded system.
         reranker: reranks the candidates; None: the first candidate is chosen.
         decoding: settings of short answers.
         description_tokens: token limit of captions.

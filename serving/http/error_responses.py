@@ -29,8 +29,8 @@ class ServiceError(HTTPException):
         status: HTTP status.
         message: text for people.
         code: error code for programs.
-        retry_after: value of the header Retry-After in seconds.
-        headers: further response headers.
+        retry_after: in seconds, for the header Retry-After.
+        headers: further ones.
     """
 
     def __init__(self, status: int, message: str, code: str, *, retry_after: int | None = None, headers: dict[str, str] | None = None):

@@ -6,6 +6,7 @@ import binascii
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from urllib.parse import unquote
 
 from PIL import Image
@@ -107,13 +108,9 @@ class ImageDecoder:
         loop = asyncio.get_running_loop()
         pixels = 0
         for data in images:
+            count = partial(_count_pixels, data, self.max_pixels)
             # The header of a small file is read faster than another thread is woken.
-            is_small = len(data) <= _SMALL_FILE
-            pixels += (
-                _count_pixels(data, self.max_pixels)
-                if is_small
-                else await loop.run_in_executor(self._threads, _count_pixels, data, self.max_pixels)
-            )
+            pixels += count() if len(data) <= _SMALL_FILE else await loop.run_in_executor(self._threads, count)
         if pixels > self.max_total_pixels:
             message = f"the images of one request have {pixels:,} pixels in total, at most {self.max_total_pixels:,} are allowed"
             raise ServiceError(413, message, "image_too_large")

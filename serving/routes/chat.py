@@ -31,17 +31,18 @@ SERVER_START_TIME = int(time.time())
 def router(service: Service) -> APIRouter:
     """The routes of OpenAI's API."""
     routes = APIRouter(prefix="/v1", tags=["chat"])
+    model_card = {"id": service.plan.name, "object": "model", "created": SERVER_START_TIME, "owned_by": "tessera"}
 
     @routes.get("/models", summary="Names of the models", response_model=ModelList)
     async def models() -> Any:
         service.ready()
-        return {"object": "list", "data": [_model_card(service)]}
+        return {"object": "list", "data": [model_card]}
 
     @routes.get("/models/{model:path}", summary="One model", response_model=ModelCard)
     async def model(model: Annotated[str, Path(description="Name of the model", examples=["tiny"])]) -> Any:
         service.ready()
         _check_model(service, model)
-        return _model_card(service)
+        return model_card
 
     @routes.post("/chat/completions", summary="Continue a conversation about images", response_model=ChatResponse)
     async def completions(chat_request: ChatRequest, http_request: Request) -> Any:
@@ -76,10 +77,6 @@ def router(service: Service) -> APIRouter:
         return StreamingResponse(_stream(completion, events, http_request.state), media_type="text/event-stream", headers=headers)
 
     return routes
-
-
-def _model_card(service: Service) -> dict[str, Any]:
-    return {"id": service.plan.name, "object": "model", "created": SERVER_START_TIME, "owned_by": "tessera"}
 
 
 def _check_model(service: Service, name: str) -> None:

@@ -53,12 +53,9 @@ class DecodingForm:
 
 
 def with_fields(service: Service, decoding: Decoding, given: Mapping[str, Any]) -> Decoding:
-    """The decoding with the fields of a request. Raises ServiceError 422 for one that the system cannot use.
+    """The decoding with fields of a request. Raises ServiceError 422 for one that the system cannot use.
 
-    Args:
-        service: the running service.
-        decoding: its own settings.
-        given: decoding fields of the request, under the names of the configuration.
+    given: the fields, under the names of the configuration.
     """
     changes = dict(given)
     if "stop" in changes:
