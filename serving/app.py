@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import Depends, FastAPI, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
+from prometheus_client import generate_latest
 from pydantic import BaseModel, ConfigDict
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -49,7 +50,7 @@ def create_app(service: Service) -> ASGIApp:
 
     @app.get("/metrics", summary="Counters for Prometheus", response_class=Response, tags=["state"], dependencies=auth_dependencies)
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(generate_latest(service.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     for routes in (vqa.router(service), chat.router(service), image_search.router(service)):
         app.include_router(routes, dependencies=auth_dependencies)

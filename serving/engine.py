@@ -92,10 +92,11 @@ class LoadPlan:
 
 
 class Engine:
-    """A loaded system and its reranker, if there is one."""
+    """A loaded system and its reranker, if there is one. device: "remote" if the system does not run in this process."""
 
     def __init__(self, plan: LoadPlan, answerer: Answerer, reranker: Reranker | None):
         self.plan, self.answerer, self.reranker = plan, answerer, reranker
+        self.device = str(getattr(answerer, "device", "remote"))
         self.streams_tokens = can_stream_tokens(answerer)
 
     @classmethod
@@ -105,11 +106,6 @@ class Engine:
         reranker = build_reranker(plan.rerank, answerer.description, plan.decoding, plan.fitted_rerankers, scorer_cache=scorer_cache)
         return cls(plan, answerer, reranker)
 
-    @property
-    def device(self) -> str:
-        """Device of the system; "remote" if it does not run in this process."""
-        return str(getattr(self.answerer, "device", "remote"))
-
     def key(self, task: Task) -> tuple[object, ...]:
         """Tasks with equal keys can be answered in one batch."""
         if isinstance(task, VqaTask):
@@ -118,10 +114,8 @@ class Engine:
 
     def work(self, jobs: Sequence[Job[Task]]) -> None:
         """Answer a batch of jobs of equal key."""
-        tasks = [job.task for job in jobs]
-        first = tasks[0]
+        first, requests = jobs[0].task, [job.task.request for job in jobs]
         decoding = dataclasses.replace(first.decoding, batch_size=len(jobs))
-        requests = [task.request for task in tasks]
         if isinstance(first, VqaTask):
             self._answer_questions(jobs, requests, decoding, first.rerank)
         elif self.streams_tokens:
@@ -137,19 +131,13 @@ class Engine:
             answers = self.answerer.answer(requests, decoding, lambda index: jobs[index].cancelled)
         else:
             answers = self.answerer.answer(requests, decoding)
-        reranker = self._reranker(jobs[0].task.decoding) if rerank else None
+        reranker = self.reranker if rerank else None
+        if reranker is not None and jobs[0].task.decoding != self.plan.decoding:
+            # The confidence was fitted for the configured decoding only.
+            reranker = reranker.without_confidence()
         replies = judge(requests, answers, reranker, decoding.batch_size, self.answerer)
         for job, reply in zip(jobs, replies, strict=True):
-            if reply.answer.error:
-                job.put(_unanswerable(reply.answer.error))
-            else:
-                job.put(reply)
-
-    def _reranker(self, decoding: Decoding) -> Reranker | None:
-        """The reranker for a decoding. The confidence was fitted for the configured decoding only; with another one it is left out."""
-        if self.reranker is None or decoding == self.plan.decoding:
-            return self.reranker
-        return self.reranker.without_confidence()
+            job.put(_unanswerable(reply.answer.error) if reply.answer.error else reply)
 
     def _stream_tokens(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
         """Generate all answers together. A client that does not stream gets its events at once, when its answer is complete."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 ReadValue: TypeAlias = Callable[[], float]
@@ -35,10 +35,6 @@ class Metrics:
         """Record the size of a batch and its time in seconds."""
         self.batch.observe(size)
         self.batch_seconds.observe(seconds)
-
-    def text(self) -> bytes:
-        """All metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
 
     def collect(self) -> list[GaugeMetricFamily | CounterMetricFamily]:
         """The metrics of `gauges_by_name` with their current values; called by prometheus_client."""

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -115,22 +115,20 @@ class Service:
     async def health(self) -> dict[str, object]:
         """The response of GET /health."""
         engine, cuda = self.engine, torch.cuda.is_available()
+        num_images = 0 if self.image_index is None else None
+        if self.image_index is not None:
+            # Questions can be answered even if the index cannot be read.
+            with suppress(ServiceError):
+                num_images = await self.run_in_search_thread(len, self.image_index)
         return {
             "status": "ok" if engine is not None else "loading",
             "vqa_model_loaded": engine is not None,
             "clip_model_loaded": engine is not None and engine.reranker is not None and bool(engine.reranker.scorers),
-            "image_library_size": 0 if self.image_index is None else await self._image_index_size(self.image_index),
+            "image_library_size": num_images,
             "device": engine.device if engine is not None else None,
             "gpu_memory_allocated_gb": torch.cuda.memory_allocated() / 2**30 if cuda else 0.0,
             "gpu_memory_reserved_gb": torch.cuda.memory_reserved() / 2**30 if cuda else 0.0,
         }
-
-    async def _image_index_size(self, image_index: ImageIndex) -> int | None:
-        """Number of images; None if the index cannot be read, since questions can be answered all the same."""
-        try:
-            return await self.run_in_search_thread(len, image_index)
-        except ServiceError:
-            return None
 
     async def _load_and_answer(self) -> None:
         """Open the index, load the models, then answer until cancelled."""

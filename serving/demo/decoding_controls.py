@@ -25,10 +25,9 @@ def decoding_components(add: Callable[..., Any], configured: DecodingConfig) -> 
 
     add: adds a component whose label has a key of the translations.
     """
-    components = []
     with add(gr.Accordion(open=False, elem_id="decoding"), label="decoding"):
         strategy = gr.Radio(["beam", "sample", "greedy"], value=configured.strategy, elem_id="decoding_strategy")
-        components.append(add(strategy, label="decoding_strategy"))
+        components = [add(strategy, label="decoding_strategy")]
         for name in NUMBERS:
             number = gr.Number(getattr(configured, name), precision=0 if name in WHOLE_NUMBERS else None, elem_id=f"decoding_{name}")
             components.append(add(number, label=f"decoding_{name}"))

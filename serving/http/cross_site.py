@@ -45,9 +45,8 @@ class CrossSiteRules:
                 raise ServiceError(403, message, "origin")
 
     def _is_own_host(self, host: str) -> bool:
-        if host == "localhost" or host.endswith(".localhost") or _is_ip_address(host):
-            return True
-        return any(
+        is_local = host == "localhost" or host.endswith(".localhost") or _is_ip_address(host)
+        return is_local or any(
             allowed == "*" or host == allowed or (allowed.startswith("*.") and host.endswith(allowed[1:]))
             for allowed in map(str.lower, self.hosts)
         )

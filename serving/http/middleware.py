@@ -22,9 +22,6 @@ from serving.service import Service
 
 log = logging.getLogger("tessera.serve")
 
-PUBLIC_PATHS = frozenset({"/health"})
-"""Paths that need no token."""
-
 CLIENT_CLOSED_REQUEST = 499
 """Status in log and metrics of a request whose client disconnected."""
 
@@ -108,10 +105,10 @@ class RequestMiddleware:
             await self._refuse(refusal, scope, receive, send_response, request_state)
 
     def _check_headers(self, scope: Scope, headers: Headers) -> None:
-        """Raises ServiceError for a request that can be refused before its body is read."""
+        """Raises ServiceError for a request that can be refused before its body is read. /health needs no token."""
         if self.service.token is None:
             self.rules.check(headers)
-        elif scope["path"] not in PUBLIC_PATHS:
+        elif scope["path"] != "/health":
             _check_token(headers, self.service.token)
         for kind in map(str.lower, headers.getlist("content-type")):
             if kind.startswith("multipart/") and "charset" in kind and not UTF8_CHARSET.search(kind):

@@ -14,9 +14,6 @@ from PIL import Image
 from dataset.loading.image_io import ImageError, open_image
 from serving.http.error_responses import ServiceError
 
-SUPPORTED_FORMATS = "JPEG, PNG, WebP, GIF or BMP"
-"""Accepted image formats, for messages."""
-
 URL_SAFE_BASE64 = str.maketrans("-_", "+/")
 """Characters of the URL-safe alphabet of base64, and those of the standard one (RFC 4648)."""
 
@@ -66,7 +63,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
 def _count_pixels(data: bytes, max_pixels: int) -> int:
     """Pixels of an image, from its header alone. Raises ServiceError as `decode_image` does."""
     if not has_image_type(data):
-        raise ServiceError(415, f"expected an image: {SUPPORTED_FORMATS}", "image_type")
+        raise ServiceError(415, "expected an image: JPEG, PNG, WebP, GIF or BMP", "image_type")
     # In entropy-coded data these two bytes never follow each other, so every match is the marker of a scan.
     if data.startswith(b"\xff\xd8") and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
         raise ServiceError(422, f"the image has {scans:,} scans, at most {MAX_SCANS} are allowed", "image_damaged")

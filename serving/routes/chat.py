@@ -82,9 +82,8 @@ def router(service: Service) -> APIRouter:
 def _check_model(service: Service, name: str) -> None:
     """Raises ServiceError 404 if there is no model of this name."""
     if name != service.plan.name:
-        raise ServiceError(
-            404, f"model: there is no model {describe_value(name)}, only {describe_value(service.plan.name)}", "model_not_found"
-        )
+        message = f"model: there is no model {describe_value(name)}, only {describe_value(service.plan.name)}"
+        raise ServiceError(404, message, "model_not_found")
 
 
 async def _stream(completion: Completion, events: AsyncIterator[ChatEvent], state: Any) -> AsyncIterator[str]:
@@ -94,11 +93,10 @@ async def _stream(completion: Completion, events: AsyncIterator[ChatEvent], stat
             async for event in events:
                 for chunk in completion.chunks(event):
                     yield chunk
-    except TimeoutError:
-        yield server_sent_event(error_body(504, "the answer was not finished before the deadline", "deadline", state.request_id))
-        return
-    except ServiceError as error:
-        yield server_sent_event(error_body(error.status_code, str(error.detail), error.code, state.request_id))
+    except (TimeoutError, ServiceError) as error:
+        late = ServiceError(504, "the answer was not finished before the deadline", "deadline")
+        failure = error if isinstance(error, ServiceError) else late
+        yield server_sent_event(error_body(failure.status_code, str(failure.detail), failure.code, state.request_id))
         return
     if completion.has_usage_chunk:
         yield completion.chunk([], completion.usage_counts())

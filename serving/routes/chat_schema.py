@@ -24,7 +24,6 @@ CONTENT_EXAMPLE: list[Any] = [{"type": "image_url", "image_url": {"url": PIXEL}}
 MODEL_EXAMPLE: dict[str, Any] = {"id": "tiny", "object": "model", "created": 1790000000, "owned_by": "tessera"}
 Text = Annotated[str, AfterValidator(check_well_formed)]
 """A text without lone surrogates."""
-Detail = Literal["auto", "low", "high", "original"]
 
 OTHER_PARTS = {"input_audio": "audio is not read", "file": "files are not read, send an image as image_url"}
 """Types of parts that OpenAI's API has and this service has not."""
@@ -112,7 +111,7 @@ class ImageUrl(StrictModel):
     """
 
     url: Annotated[str, Field(description="data:image/...;base64,... or, where the service allows its host, http(s)://...")]
-    detail: Detail | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class ImagePart(StrictModel):
@@ -195,7 +194,6 @@ def _stop_texts(stop: object) -> object:
 
 
 Stop = Annotated[StopTexts, BeforeValidator(_stop_texts), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]
-Metadata = Annotated[dict[str, Text], Field(max_length=16)]
 
 
 class ChatRequest(StrictModel):
@@ -230,7 +228,7 @@ class ChatRequest(StrictModel):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    metadata: Metadata | None = None
+    metadata: Annotated[dict[str, Text], Field(max_length=16)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -239,8 +237,8 @@ class ChatRequest(StrictModel):
 
     def decoding_fields(self) -> dict[str, Any]:
         """The decoding settings that the request has, under the names of the configuration, but for the temperature."""
-        names = ("top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size", "presence_penalty", "frequency_penalty", "stop")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        names = {"top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size", "presence_penalty", "frequency_penalty", "stop"}
+        return self.model_dump(include=names, exclude_none=True)
 
 
 class ChatResponse(BaseModel):

@@ -34,9 +34,8 @@ def image_urls(turns: Sequence[ChatMessage], max_images: int) -> list[tuple[str,
         for j, part in enumerate(turn.content):
             if isinstance(part, ImagePart):
                 if turn.role != "user":
-                    raise ServiceError(
-                        422, f"messages[{i}].content[{j}]: only turns of the user may have images, found {turn.role}", "images"
-                    )
+                    message = f"messages[{i}].content[{j}]: only turns of the user may have images, found {turn.role}"
+                    raise ServiceError(422, message, "images")
                 urls.append((f"messages[{i}].content[{j}].image_url.url", part.image_url.url))
     if len(urls) > max_images:
         raise ServiceError(422, f"messages: at most {max_images} images, found {len(urls)}", "images")

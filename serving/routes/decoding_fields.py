@@ -76,13 +76,11 @@ def _check_strategy(service: Service, decoding: Decoding, given: Mapping[str, An
     for name in SAMPLING_FIELDS:
         # An endpoint samples all candidates but the first, whatever the strategy.
         if name in given and decoding.strategy == "beam" and not isinstance(service.plan.system, OpenAiSystem):
-            raise ServiceError(
-                422, f"{name}: acts on sampled tokens, and this request is answered by beam search; send strategy=sample", name
-            )
+            message = f"{name}: acts on sampled tokens, and this request is answered by beam search; send strategy=sample"
+            raise ServiceError(422, message, name)
     if "length_penalty" in given and decoding.strategy != "beam":
-        raise ServiceError(
-            422, f"length_penalty: acts on beam search, and this request is answered by strategy={decoding.strategy}", "length_penalty"
-        )
+        message = f"length_penalty: acts on beam search, and this request is answered by strategy={decoding.strategy}"
+        raise ServiceError(422, message, "length_penalty")
 
 
 def without_sampling(decoding: Decoding) -> Decoding:

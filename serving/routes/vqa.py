@@ -102,9 +102,8 @@ def _check_fields(form: Mapping[str, Any]) -> None:
     """Raises ServiceError 422 for a field that the form does not have, such as a misspelt one."""
     known = {"image", "question", "k", "rerank", *(field.name for field in dataclasses.fields(DecodingForm))}
     if unknown := next((name for name in form if name not in known), None):
-        raise ServiceError(
-            422, f"{describe_value(unknown)}: not a field of this request; it has {', '.join(sorted(known))}", "invalid_request"
-        )
+        message = f"{describe_value(unknown)}: not a field of this request; it has {', '.join(sorted(known))}"
+        raise ServiceError(422, message, "invalid_request")
 
 
 def _requested_decoding(service: Service, k: int | None, given: dict[str, Any]) -> Decoding:

@@ -8,7 +8,6 @@ import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -36,8 +35,7 @@ class AnnMeasurement:
         table: name of the table.
         images: number of images when it was measured.
         ef: search width; 0: no width reached the required recall, so the search stays exact.
-        by_image: recall at 10 of searches by image, 0..1.
-        by_text: recall at 10 of searches by text, 0..1.
+        by_image, by_text: recall at 10 of searches by an image and by a text, 0..1.
     """
 
     table: str
@@ -59,12 +57,10 @@ def load_measurement(table: ImageTable) -> AnnMeasurement | None:
     if _MEASUREMENTS_TABLE not in table.connection.list_tables().tables:
         return None
     rows = table.connection.open_table(_MEASUREMENTS_TABLE).search().to_arrow().to_pylist()
-    return next((AnnMeasurement(**_with_new_keys(row)) for row in rows if row["table"] == table.name), None)
-
-
-def _with_new_keys(row: dict[str, Any]) -> dict[str, Any]:
-    """A stored measurement with today's keys; schema version 1 had other names."""
-    return {{"pictures": "images", "by_picture": "by_image"}.get(key, key): value for key, value in row.items()}
+    # Schema version 1 had other names.
+    renamed = {"pictures": "images", "by_picture": "by_image"}
+    own = (AnnMeasurement(**{renamed.get(key, key): value for key, value in row.items()}) for row in rows if row["table"] == table.name)
+    return next(own, None)
 
 
 def refresh(table: ImageTable, texts: np.ndarray, exact_search_limit: int, recall: float) -> AnnMeasurement | None:

@@ -101,7 +101,8 @@ def _index(index: ImageIndex, root: str) -> IndexingResult:
             pool.shutdown(wait=False, cancel_futures=True)
             update.commit()
     update.remove_vanished(root, current_files)
-    table.drop_other_tables()
+    for other in table.other_tables():
+        table.connection.drop_table(other.name)
     probes = index.encoder.texts(ann_index.probe_texts())
     measurement = ann_index.refresh(table, probes, settings.exact_search_limit, settings.recall)
     update.result.search = index.state() if measurement is None else measurement.text()
@@ -149,9 +150,8 @@ class _IndexUpdate:
     def remove_vanished(self, root: str, current_files: Iterable[str]) -> None:
         """Remove deleted files of a folder, and images that have no file any more."""
         folder_prefix = root.rstrip("/") + "/"
-        for path in [path for path in self.id_by_path if path.startswith(folder_prefix)]:
-            if path not in current_files:
-                self._detach(path)
+        for path in [path for path in self.id_by_path if path.startswith(folder_prefix) and path not in current_files]:
+            self._detach(path)
         self.commit()
 
     def commit(self) -> None:

@@ -76,14 +76,9 @@ class ImageTable:
     """The table of one CLIP model. Thread-safe."""
 
     def __init__(self, uri: str, table: Table, connection: Any):
-        self.uri, self.table, self.connection = uri, table, connection
+        self.uri, self.table, self.connection, self.name = uri, table, connection, str(table.name)
         self._thread_lock = threading.RLock()
         self._file_lock = None if _is_remote(uri) else filelock.FileLock(Path(uri) / "write.lock")
-
-    @property
-    def name(self) -> str:
-        """Name of the table in the database."""
-        return str(self.table.name)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -153,12 +148,6 @@ class ImageTable:
         """Compact the fragments of many commits, add new rows to the ANN index, and delete old versions."""
         with self._readable_errors():
             self.table.optimize(cleanup_older_than=_OLD_VERSIONS)
-
-    def drop_other_tables(self) -> None:
-        """Remove the tables of other models."""
-        for name in _tables(self.connection):
-            if name != self.name:
-                self.connection.drop_table(name)
 
     def other_tables(self) -> list["ImageTable"]:
         """The tables of other models, left over after a change of the model."""
