@@ -247,6 +247,7 @@ def _check_token(headers: Headers, expected: str) -> None:
     scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
     # Digests are of equal length for all values, so that the time of the comparison does not reveal the token's length.
     digests = [hashlib.sha256(value).digest() for value in (token.strip(" ").encode("latin-1"), expected.encode())]
-    if scheme.lower() != "bearer" or not hmac.compare_digest(*digests):
+    is_same = hmac.compare_digest(*digests)
+    if scheme.lower() != "bearer" or not is_same:
         message = "exactly one Authorization header is expected" if len(given) > 1 else "a valid bearer token is required"
         raise ServiceError(401, message, "token", headers={"WWW-Authenticate": "Bearer"})

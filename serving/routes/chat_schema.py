@@ -22,6 +22,8 @@ PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAAD
 
 CONTENT_EXAMPLE: list[Any] = [{"type": "image_url", "image_url": {"url": PIXEL}}, {"type": "text", "text": "What color is the picture?"}]
 MODEL_EXAMPLE: dict[str, Any] = {"id": "tiny", "object": "model", "created": 1790000000, "owned_by": "tessera"}
+"""For the examples in the API documentation."""
+
 Text = Annotated[str, AfterValidator(check_well_formed)]
 """A text without lone surrogates."""
 
