@@ -34,6 +34,3 @@ class AnswerCache(Generic[V]):
         size += ENTRY_OVERHEAD_BYTES
         if size <= self._entries.maxsize:
             self._entries[key] = value, size
-
-    def __len__(self) -> int:
-        return len(self._entries)

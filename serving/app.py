@@ -1,12 +1,11 @@
 """The service as an ASGI application: the routes, wrapped in the request middleware."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import Depends, FastAPI, Response
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
+from prometheus_client import generate_latest
 from pydantic import BaseModel, ConfigDict
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
@@ -22,21 +21,10 @@ DESCRIPTION = "Ask a vision-language model about images, and search images. Erro
 class Health(BaseModel):
     """State of the service. image_library_size: images in the search index; null if the index cannot be read."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "status": "ok",
-                    "vqa_model_loaded": True,
-                    "clip_model_loaded": True,
-                    "image_library_size": 1200,
-                    "device": "cuda:0",
-                    "gpu_memory_allocated_gb": 4.1,
-                    "gpu_memory_reserved_gb": 4.8,
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{
+        "status": "ok", "vqa_model_loaded": True, "clip_model_loaded": True, "image_library_size": 1200, "device": "cuda:0",
+        "gpu_memory_allocated_gb": 4.1, "gpu_memory_reserved_gb": 4.8,
+    }]})  # fmt: skip
 
     status: str
     vqa_model_loaded: bool
@@ -49,16 +37,11 @@ class Health(BaseModel):
 
 def create_app(service: Service) -> ASGIApp:
     """The ASGI application of a service. The models are loaded when it starts."""
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await service.start()
-        yield
-        await service.stop()
-
     auth_dependencies = [] if service.token is None else [Depends(HTTPBearer(auto_error=False))]
-    failure = {"description": "The request failed", "content": {"application/json": {"example": _example()}}}
-    app = FastAPI(title="Tessera", description=DESCRIPTION, lifespan=lifespan, responses={"4XX": failure, "5XX": failure})
+    example = error_responses.error_body(422, "question: expected 1 to 4000 characters, found 0", "text_length", "5f0c6f1e2f0a4f5c9d1b")
+    failure = {"description": "The request failed", "content": {"application/json": {"example": example}}}
+    responses: dict[int | str, dict[str, Any]] = {"4XX": failure, "5XX": failure}
+    app = FastAPI(title="Tessera", description=DESCRIPTION, lifespan=lambda _: service.running(), responses=responses)
     error_responses.install_error_handlers(app)
 
     @app.get("/health", summary="State of the service", response_model=Health, responses={503: {"model": Health}}, tags=["state"])
@@ -67,20 +50,13 @@ def create_app(service: Service) -> ASGIApp:
 
     @app.get("/metrics", summary="Counters for Prometheus", response_class=Response, tags=["state"], dependencies=auth_dependencies)
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(generate_latest(service.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     for routes in (vqa.router(service), chat.router(service), image_search.router(service)):
         app.include_router(routes, dependencies=auth_dependencies)
-    return _with_cors_headers(RequestMiddleware(app, service), service.settings.allowed_origins)
-
-
-def _with_cors_headers(app: ASGIApp, origins: tuple[str, ...]) -> ASGIApp:
-    """The app with the response headers that let scripts of other sites read its answers, errors included."""
+    checked, origins = RequestMiddleware(app, service), service.settings.allowed_origins
     if not origins:
-        return app
+        return checked
+    # Outermost, so that scripts of other sites can read all answers, errors included.
     exposed = ["X-Request-ID", "X-Cache", "Retry-After"]
-    return CORSMiddleware(app, origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"], expose_headers=exposed)
-
-
-def _example() -> dict[str, Any]:
-    return error_responses.error_body(422, "question: expected 1 to 4000 characters, found 0", "text_length", "5f0c6f1e2f0a4f5c9d1b")
+    return CORSMiddleware(checked, origins, allow_methods=["GET", "POST", "DELETE"], allow_headers=["*"], expose_headers=exposed)

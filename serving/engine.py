@@ -69,17 +69,18 @@ class TextPiece:
     end: FinishReason | None = None
 
 
+ChatEvent: TypeAlias = GenerationStarted | TextPiece
+
+
 @dataclass(frozen=True)
 class LoadPlan:
     """What to load.
 
     Args:
         name: model name that clients use.
-        system: the system that answers.
         checkpoint_folder: folder in which `path: latest` finds the latest checkpoint.
         fitted_rerankers: rerankers that an evaluation fitted on validation data.
-        rerank: settings of the reranker.
-        decoding: the configured decoding.
+        decoding: the configured one, which requests may change.
     """
 
     name: str
@@ -91,26 +92,19 @@ class LoadPlan:
 
 
 class Engine:
-    """A loaded system and its reranker, if there is one."""
+    """A loaded system and its reranker, if there is one. device: "remote" if the system does not run in this process."""
 
     def __init__(self, plan: LoadPlan, answerer: Answerer, reranker: Reranker | None):
         self.plan, self.answerer, self.reranker = plan, answerer, reranker
+        self.device = str(getattr(answerer, "device", "remote"))
         self.streams_tokens = can_stream_tokens(answerer)
 
     @classmethod
     def load(cls, plan: LoadPlan, scorer_cache: ScorerCache | None = None) -> "Engine":
         """Load the system and the reranker of a plan. scorer_cache: shares CLIP models with the image search. Raises UsageError."""
         answerer = build_answerer(plan.system, checkpoint_folder=plan.checkpoint_folder)
-        return cls(
-            plan,
-            answerer,
-            build_reranker(plan.rerank, answerer.description, plan.decoding, plan.fitted_rerankers, scorer_cache=scorer_cache),
-        )
-
-    @property
-    def device(self) -> str:
-        """Device of the system; "remote" if it does not run in this process."""
-        return str(getattr(self.answerer, "device", "remote"))
+        reranker = build_reranker(plan.rerank, answerer.description, plan.decoding, plan.fitted_rerankers, scorer_cache=scorer_cache)
+        return cls(plan, answerer, reranker)
 
     def key(self, task: Task) -> tuple[object, ...]:
         """Tasks with equal keys can be answered in one batch."""
@@ -120,10 +114,8 @@ class Engine:
 
     def work(self, jobs: Sequence[Job[Task]]) -> None:
         """Answer a batch of jobs of equal key."""
-        tasks = [job.task for job in jobs]
-        first = tasks[0]
+        first, requests = jobs[0].task, [job.task.request for job in jobs]
         decoding = dataclasses.replace(first.decoding, batch_size=len(jobs))
-        requests = [task.request for task in tasks]
         if isinstance(first, VqaTask):
             self._answer_questions(jobs, requests, decoding, first.rerank)
         elif self.streams_tokens:
@@ -139,28 +131,22 @@ class Engine:
             answers = self.answerer.answer(requests, decoding, lambda index: jobs[index].cancelled)
         else:
             answers = self.answerer.answer(requests, decoding)
-        reranker = self._reranker(jobs[0].task.decoding) if rerank else None
+        reranker = self.reranker if rerank else None
+        if reranker is not None and jobs[0].task.decoding != self.plan.decoding:
+            # The confidence was fitted for the configured decoding only.
+            reranker = reranker.without_confidence()
         replies = judge(requests, answers, reranker, decoding.batch_size, self.answerer)
         for job, reply in zip(jobs, replies, strict=True):
-            if reply.answer.error:
-                job.fail(_unanswerable(reply.answer.error))
-            else:
-                job.put(reply)
-
-    def _reranker(self, decoding: Decoding) -> Reranker | None:
-        """The reranker for a decoding. The confidence was fitted for the configured decoding only; with another one it is left out."""
-        if self.reranker is None or decoding == self.plan.decoding:
-            return self.reranker
-        return self.reranker.without_confidence()
+            job.put(_unanswerable(reply.answer.error) if reply.answer.error else reply)
 
     def _stream_tokens(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
         """Generate all answers together. A client that does not stream gets its events at once, when its answer is complete."""
-        held: dict[int, list[GenerationStarted | TextPiece]] = {i: [] for i, job in enumerate(jobs) if not _streams(job)}
+        held: dict[int, list[ChatEvent]] = {i: [] for i, job in enumerate(jobs) if not (isinstance(job.task, ChatTask) and job.task.stream)}
         left = dict.fromkeys(held, decoding.num_candidates if decoding.strategy == "sample" else 1)
         for event in stream_tokens(self.answerer, requests, decoding, lambda index: jobs[index].cancelled):  # type: ignore[arg-type]
             index = event.request_index
             if isinstance(event, RequestFailed):
-                jobs[index].fail(_unanswerable(event.error))
+                jobs[index].put(_unanswerable(event.error))
                 continue
             sent = GenerationStarted(event.prompt_tokens) if isinstance(event, RequestStarted) else _text_piece(event)
             if index not in held:
@@ -181,20 +167,16 @@ class Engine:
                 job.put(TextPiece(0, text))
             job.put(TextPiece(0, "", end=pieces.finish_reason or "stop"))
         except TesseraError as error:
-            job.fail(_unanswerable(str(error)))
+            job.put(_unanswerable(str(error)))
 
     def _answer_chats(self, jobs: Sequence[Job[Task]], requests: list[Request], decoding: Decoding) -> None:
         for job, answer in zip(jobs, self.answerer.answer(requests, decoding), strict=True):
             if answer.error:
-                job.fail(_unanswerable(answer.error))
+                job.put(_unanswerable(answer.error))
                 continue
             job.put(GenerationStarted(None))
             for sample, (text, reason) in enumerate(_samples(answer)):
                 job.put(TextPiece(sample, text, end=reason))
-
-
-def _streams(job: Job[Task]) -> bool:
-    return isinstance(job.task, ChatTask) and job.task.stream
 
 
 def _text_piece(event: TokenGenerated) -> TextPiece:

@@ -1,7 +1,7 @@
 """Dynamic batching: requests that wait at the same time are answered in one batch.
 
 The event loop submits jobs; a worker thread answers one batch after another and sends events to each job's client at once.
-Only `Job.put`, `Job.fail` and `Job.cancelled` may be used from the worker thread; everything else belongs to the event loop.
+Only `Job.put` and `Job.cancelled` may be used from the worker thread; everything else belongs to the event loop.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 from serving.http.error_responses import ServiceError
 
@@ -22,14 +22,12 @@ T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class Job(Generic[T]):
+class Job(AbstractContextManager["Job[T]"], Generic[T]):
     """A submitted request. As a context manager it is cancelled on exit: it leaves the queue or its batch.
 
     Args:
         key: jobs with equal keys can be answered in one batch.
         task: the work, as `Batcher.work` understands it.
-        batcher: the batcher that it was submitted to.
-        arrival_time: time of submission, on `time.monotonic`'s clock.
         cancelled: whether the client no longer waits.
         has_responded: whether an event was sent to the client.
     """
@@ -37,14 +35,16 @@ class Job(Generic[T]):
     key: Hashable
     task: T
     batcher: "Batcher[T]"
-    arrival_time: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     has_responded: bool = False
     _events: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
 
     def put(self, *events: object) -> None:
-        """Send events to the client. Thread-safe. Each call wakes the event loop, which then shares Python's lock with the model."""
+        """Send events to the client: an exception is raised there, and None is the last one. Thread-safe.
+
+        Each call wakes the event loop, which then shares Python's lock with the model.
+        """
         self.has_responded = True
         self._loop.call_soon_threadsafe(self._receive, events)
 
@@ -52,40 +52,23 @@ class Job(Generic[T]):
         for event in events:
             self._events.put_nowait(event)
 
-    def fail(self, error: BaseException) -> None:
-        """Send an error to the client. Thread-safe."""
-        self.put(_JobError(error))
-
     async def events(self) -> AsyncIterator[Any]:
         """The events in order, until the batch is done. Raises the error of a failed job."""
-        while not isinstance(event := await self._events.get(), _EndOfEvents):
-            if isinstance(event, _JobError):
-                raise event.error
+        while (event := await self._events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
             yield event
 
     async def result(self) -> Any:
         """The first event, for jobs that get only one."""
-        async for event in self.events():
-            return event
-        raise RuntimeError("a job of a finished batch got no answer")
+        return await anext(self.events())
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.cancelled = True
         self.batcher.discard(self)
 
 
-@dataclass(frozen=True)
-class _JobError:
-    error: BaseException
-
-
-class _EndOfEvents:
-    pass
-
-
+@dataclass(eq=False)
 class Batcher(Generic[T]):
     """A bounded queue, and a thread that answers its jobs in batches.
 
@@ -100,21 +83,18 @@ class Batcher(Generic[T]):
         on_batch: called with the size and the seconds of each finished batch.
     """
 
-    def __init__(
-        self,
-        work: Callable[[Sequence[Job[T]]], None],
-        *,
-        max_batch: int,
-        max_wait: float,
-        max_queue: int,
-        on_batch: Callable[[int, float], None] | None = None,
-    ):
-        self.work, self.on_batch = work, on_batch
-        self.max_batch, self.max_wait, self.max_queue = max_batch, max_wait, max_queue
-        self.thread = ThreadPoolExecutor(1, "model")
-        self._waiting: list[Job[T]] = []
-        self._job_arrived = asyncio.Event()
-        self._num_running, self._expected_batch_size, self._last_batch_seconds, self._last_batch_end = 0, 1, 0.0, -math.inf
+    work: Callable[[Sequence[Job[T]]], None]
+    max_batch: int
+    max_wait: float
+    max_queue: int
+    on_batch: Callable[[int, float], None] | None = None
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "model"))
+    _waiting: list[Job[T]] = field(default_factory=list)
+    _job_arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    _num_running: int = 0
+    _expected_batch_size: int = 1
+    _last_batch_seconds: float = 0.0
+    _last_batch_end: float = -math.inf
 
     @property
     def waiting(self) -> int:
@@ -151,10 +131,6 @@ class Batcher(Generic[T]):
             if self.on_batch is not None:
                 self.on_batch(len(batch), self._last_batch_seconds)
 
-    def close(self) -> None:
-        """Wait for the running batch and end the thread."""
-        self.thread.shutdown()
-
     async def _next(self) -> list[Job[T]]:
         """Take the next batch from the queue: the oldest job and those with the same key."""
         while True:
@@ -169,15 +145,13 @@ class Batcher(Generic[T]):
                     self._waiting.remove(job)
                 return same_key_jobs
             self._job_arrived.clear()
-            try:
+            # If the batch does not fill up in time, the next iteration takes the jobs that wait.
+            with suppress(TimeoutError):
                 async with asyncio.timeout(remaining_seconds):
                     await self._job_arrived.wait()
-            except TimeoutError:
-                # The batch did not fill up in time; the next iteration takes the jobs that wait.
-                continue
 
     async def _run_batch(self, batch: Sequence[Job[T]]) -> None:
-        """Answer a batch, then send each client the end of its events, after the error if the batch failed (any BaseException).
+        """Answer a batch, then send each client the end of its events, or the error if the batch failed (any BaseException).
 
         If a batch of several jobs fails, those that got no event yet are retried alone, so that one job cannot fail the others.
         """
@@ -188,11 +162,8 @@ class Batcher(Generic[T]):
             log.error("a batch of %d failed: %s: %s", len(batch), type(error).__name__, error, exc_info=error)
             jobs_to_retry = [job for job in batch if not job.has_responded] if len(batch) > 1 else []
         for job in batch:
-            if job in jobs_to_retry:
-                continue
-            if error is not None:
-                job.fail(error)
-            job.put(_EndOfEvents())
+            if job not in jobs_to_retry:
+                job.put(error)
         for job in jobs_to_retry:
             if not job.cancelled:
                 await self._run_batch([job])

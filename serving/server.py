@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import socket
 from collections.abc import Callable
 from types import FrameType
 
@@ -13,8 +12,7 @@ from errors import TesseraError, UsageError
 from serving.app import create_app
 from serving.config import ServeConfig
 from serving.engine import Engine, LoadPlan
-from serving.http.http_protocol import ServiceProtocol
-from serving.http.listening_socket import listening_socket
+from serving.http.http_protocol import ServiceProtocol, listening_socket
 from serving.http.middleware import STREAM_GRACE_SECONDS
 from serving.search.image_index import ImageIndex
 from serving.service import Service
@@ -40,11 +38,6 @@ def bearer_token(settings: ServeConfig) -> str | None:
     if not token:
         raise UsageError(f"serve.token_env: the environment variable {settings.token_env} is not set")
     return token
-
-
-def bind_socket(settings: ServeConfig) -> socket.socket:
-    """A listening socket. Raises UsageError if the address cannot be bound."""
-    return listening_socket(settings.host, settings.port, "serve.host, serve.port")
 
 
 def server_config(service: Service) -> uvicorn.Config:
@@ -76,7 +69,7 @@ def serve(
         TesseraError: loading or answering failed.
     """
     token = bearer_token(settings)
-    server_socket = bind_socket(settings)
+    server_socket = listening_socket(settings.host, settings.port, "serve.host, serve.port")
     host, port = server_socket.getsockname()[:2]
     service = Service(settings, plan, load, open_image_index, token)
     server = Server(server_config(service))

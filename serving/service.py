@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +18,7 @@ from serving.engine import Engine, LoadPlan, Task
 from serving.http.body_limits import BodyLimits
 from serving.http.error_responses import ServiceError
 from serving.inputs.image_decoder import ImageDecoder
-from serving.prometheus_metrics import GaugeCollector, Metrics
+from serving.prometheus_metrics import Metrics
 from serving.request_batcher import Batcher, Job
 from serving.search.image_index import ImageIndex
 
@@ -34,16 +35,11 @@ class Service:
     """One running service.
 
     Args:
-        settings: the section `serve`.
-        plan: the models to load.
         load: loads the engine; called in the model's thread.
         open_image_index: opens the index of the image search; None: no search.
         token: bearer token that clients must send; None: no token is required.
-        on_failure: called when loading fails or the batcher stops with an error.
+        on_failure: called when loading fails or the batcher stops with an error, which is then `failure`.
         engine: the loaded models; None while they are being loaded.
-        image_index: the opened index.
-        failure: the error that stopped the service.
-        metrics: counters for Prometheus.
         in_progress: number of whole requests that wait or are being answered.
     """
 
@@ -56,9 +52,7 @@ class Service:
     engine: Engine | None = None
     image_index: ImageIndex | None = None
     failure: BaseException | None = None
-    metrics: Metrics = field(default_factory=Metrics)
     in_progress: int = 0
-    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -66,39 +60,34 @@ class Service:
         self._search_executor = ThreadPoolExecutor(1, "search")
         self.bodies = BodyLimits(settings.max_uploads, max(settings.max_upload_bytes, settings.max_bytes), settings.upload_silence_seconds)
         self.decoder = ImageDecoder(settings.max_pixels, MAX_IMAGES_IN_MEMORY * settings.max_pixels)
+        gauges_by_name = {
+            "tessera_queue_length": ("Waiting questions", lambda: self.batcher.waiting),
+            "tessera_uploads_in_progress": ("Requests being read", lambda: len(self.bodies)),
+            "tessera_requests_in_progress": ("Whole requests waiting or being answered", lambda: self.in_progress),
+            "tessera_cache_hits_total": ("Questions answered from the cache", lambda: self.cache.hits),
+            "tessera_cache_misses_total": ("Questions not found in the cache", lambda: self.cache.misses),
+            "tessera_cache_bytes": ("Size of the answer cache", lambda: self.cache.bytes),
+            "tessera_ready": ("1 when the models are loaded", lambda: self.engine is not None),
+        }
+        self.metrics = Metrics(gauges_by_name)
         self.batcher: Batcher[Task] = Batcher(
-            self._work,
+            lambda jobs: self.ready().work(jobs),
             max_batch=settings.max_batch,
             max_wait=settings.max_wait_ms / 1000,
             max_queue=settings.max_queue,
             on_batch=self.metrics.observe_batch,
         )
-        self.metrics.add_gauges(
-            GaugeCollector(
-                {
-                    "tessera_queue_length": ("Waiting questions", lambda: self.batcher.waiting),
-                    "tessera_uploads_in_progress": ("Requests being read", lambda: len(self.bodies)),
-                    "tessera_requests_in_progress": ("Whole requests waiting or being answered", lambda: self.in_progress),
-                    "tessera_cache_hits_total": ("Questions answered from the cache", lambda: self.cache.hits),
-                    "tessera_cache_misses_total": ("Questions not found in the cache", lambda: self.cache.misses),
-                    "tessera_cache_bytes": ("Size of the answer cache", lambda: self.cache.bytes),
-                    "tessera_ready": ("1 when the models are loaded", lambda: self.engine is not None),
-                }
-            )
-        )
 
-    async def start(self) -> None:
-        """Begin to load the models; until they are loaded, requests get 503."""
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Load the models, and answer while the context is open. Until they are loaded, requests get 503."""
         worker_task = asyncio.create_task(self._load_and_answer())
         worker_task.add_done_callback(self._on_worker_exit)
-        self._tasks.append(worker_task)
-
-    async def stop(self) -> None:
-        """Stop the worker; called after the last request is answered."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self.batcher.close)
+        yield
+        worker_task.cancel()
+        await asyncio.gather(worker_task, return_exceptions=True)
+        # It waits for the running batch.
+        await asyncio.to_thread(self.batcher.thread.shutdown)
 
     def ready(self) -> Engine:
         """The engine. Raises ServiceError 503 while the models are being loaded."""
@@ -126,22 +115,20 @@ class Service:
     async def health(self) -> dict[str, object]:
         """The response of GET /health."""
         engine, cuda = self.engine, torch.cuda.is_available()
+        num_images = 0 if self.image_index is None else None
+        if self.image_index is not None:
+            # Questions can be answered even if the index cannot be read.
+            with suppress(ServiceError):
+                num_images = await self.run_in_search_thread(len, self.image_index)
         return {
             "status": "ok" if engine is not None else "loading",
             "vqa_model_loaded": engine is not None,
             "clip_model_loaded": engine is not None and engine.reranker is not None and bool(engine.reranker.scorers),
-            "image_library_size": 0 if self.image_index is None else await self._image_index_size(self.image_index),
+            "image_library_size": num_images,
             "device": engine.device if engine is not None else None,
             "gpu_memory_allocated_gb": torch.cuda.memory_allocated() / 2**30 if cuda else 0.0,
             "gpu_memory_reserved_gb": torch.cuda.memory_reserved() / 2**30 if cuda else 0.0,
         }
-
-    async def _image_index_size(self, image_index: ImageIndex) -> int | None:
-        """Number of images; None if the index cannot be read, since questions can be answered all the same."""
-        try:
-            return await self.run_in_search_thread(len, image_index)
-        except ServiceError:
-            return None
 
     async def _load_and_answer(self) -> None:
         """Open the index, load the models, then answer until cancelled."""
@@ -157,6 +144,3 @@ class Service:
         if not worker_task.cancelled() and (error := worker_task.exception()) is not None:
             self.failure = error
             self.on_failure()
-
-    def _work(self, jobs: Any) -> None:
-        self.ready().work(jobs)

@@ -42,7 +42,7 @@ def main(arguments: argparse.Namespace) -> None:
         from serving.demo.page import launch
         from serving.demo.page_actions import DemoBackends
         from serving.http.cross_site import CrossSiteRules
-        from serving.http.listening_socket import listening_socket
+        from serving.http.http_protocol import listening_socket
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; install the demo's dependencies with pip install 'tessera-vlm[demo]'") from error
     # Before the models are loaded: a taken port is said at once.

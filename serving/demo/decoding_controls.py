@@ -13,15 +13,8 @@ from serving.http.validation_messages import describe_problems
 
 WHOLE_NUMBERS = ("top_k", "no_repeat_ngram_size", "seed")
 NUMBERS = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "length_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
+    *("temperature", "top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size"),
+    *("length_penalty", "presence_penalty", "frequency_penalty", "seed"),
 )
 NAMES = ("strategy", *NUMBERS, "stop")
 """The settings, in the order of their components; their labels have the keys `decoding_NAME`."""
@@ -32,10 +25,9 @@ def decoding_components(add: Callable[..., Any], configured: DecodingConfig) -> 
 
     add: adds a component whose label has a key of the translations.
     """
-    components = []
     with add(gr.Accordion(open=False, elem_id="decoding"), label="decoding"):
         strategy = gr.Radio(["beam", "sample", "greedy"], value=configured.strategy, elem_id="decoding_strategy")
-        components.append(add(strategy, label="decoding_strategy"))
+        components = [add(strategy, label="decoding_strategy")]
         for name in NUMBERS:
             number = gr.Number(getattr(configured, name), precision=0 if name in WHOLE_NUMBERS else None, elem_id=f"decoding_{name}")
             components.append(add(number, label=f"decoding_{name}"))

@@ -1,24 +1,18 @@
 """The demo page (gradio), in English and Chinese: its components, and which action of PageActions each button starts."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any
-
-# Set before the import, which reads it: no analytics are sent.
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 from starlette.middleware import Middleware
 
 from serving.demo.decoding_controls import decoding_components
-from serving.demo.formatting import table_update
-from serving.demo.localization import LANGUAGES, translations
+from serving.demo.localization import LANGUAGES, page_texts, table_update
 from serving.demo.page_actions import DemoBackends, PageActions
 from serving.demo.session import Conversation
-from serving.demo.upload_folder import private_upload_folder
-from serving.demo.uploaded_image import UploadedImage
+from serving.demo.upload_folder import UploadedImage, private_upload_folder
 from serving.http.cross_site import CrossSiteMiddleware, CrossSiteRules
 
 FONTS = ("system-ui", "Noto Sans CJK SC", "sans-serif")
@@ -34,7 +28,7 @@ class Page:
 
     def __init__(self, actions: PageActions):
         self.actions = actions
-        self.translated: list[tuple[Any, Callable[[dict[str, Any]], dict[str, Any]]]] = []
+        self.translated: list[tuple[Any, dict[str, str]]] = []
 
     def build(self) -> gr.Blocks:
         """The complete page."""
@@ -68,17 +62,14 @@ class Page:
 
     def _add_component(self, component: Any, **keys: str) -> Any:
         """Register a component whose properties are texts of the page. keys: of translations.yaml, by property."""
-
-        def properties(page_text: dict[str, Any]) -> dict[str, Any]:
-            return {name: page_text[key] for name, key in keys.items()}
-
-        for name, value in properties(translations("en")).items():
-            setattr(component, name, value)
-        self.translated.append((component, properties))
+        for name, key in keys.items():
+            setattr(component, name, page_texts("English")[key])
+        self.translated.append((component, keys))
         return component
 
     def _translate(self, language: str) -> list[Any]:
-        return [gr.update(**properties(translations(LANGUAGES[language]))) for _, properties in self.translated]
+        texts = page_texts(language)
+        return [gr.update(**{name: texts[key] for name, key in keys.items()}) for _, keys in self.translated]
 
     def _ask_tab(self, image: gr.Image, language: gr.Radio, status: gr.Markdown, controls: list[Any]) -> None:
         with self._add_component(gr.Tab(), label="ask_tab"):

@@ -4,21 +4,23 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
 from answering.config import DecodingConfig
 from answering.streamed_text import StreamedText
 from dataset.loading.image_io import ImageError, open_image
+from dataset.sample import Task
 from errors import TesseraError
 from serving.demo.decoding_controls import changed_settings
-from serving.demo.formatting import candidate_cells, chat_messages, gallery, table_update
-from serving.demo.localization import LANGUAGES, PageError, error_text, notes_text, translations
-from serving.demo.session import Conversation, Session, Turn, answered_turn, candidate_rows
+from serving.demo.localization import PageError, candidate_cells, chat_messages, error_text, gallery, notes_text, page_texts, table_update
+from serving.demo.session import Conversation, Session, Turn, answered_turn
 from serving.demo.upload_folder import UploadFolder
 from serving.search.image_index import ImageIndex
 from visual.clip_scorer import ClipScorer
+
+T = TypeVar("T")
 
 NUM_SEARCH_RESULTS = 12
 """Number of images that a search shows."""
@@ -57,48 +59,40 @@ class PageActions:
         settings: values of the decoding controls; none: the configured ones.
         """
         conversation.turn_to(image)
-        yield from _while_same(conversation, self._ask(image, question, conversation, language, settings))
+        yield from _while_same(conversation, self._answer(image, question, "vqa", conversation, language, settings))
 
-    # gradio streams the values of a generator function, which `ask` would not be if it returned this one's generator.
-    def _ask(
-        self, image: str | None, question: str, conversation: Conversation, language: str, settings: Sequence[Any]
+    def caption(self, image: str | None, conversation: Conversation, language: str, *settings: Any) -> Iterator[tuple[Any, ...]]:
+        """As `ask`, for a caption, which has no candidates."""
+        conversation.turn_to(image)
+        question = page_texts(language)["caption_question"]
+        yield from _while_same(conversation, self._answer(image, question, "caption", conversation, language, settings))
+
+    # gradio streams the values of generator functions, which `ask` and `caption` would not be if they returned this one's generator.
+    def _answer(
+        self, image: str | None, question: str, task: Task, conversation: Conversation, language: str, settings: Sequence[Any]
     ) -> Iterator[tuple[Any, ...]]:
-        turns = conversation.turns
+        turns, text = conversation.turns, ""
+        # A caption leaves the question that is being typed, and empties the table at once.
+        table, typed = (table_update([], language), gr.skip()) if task == "caption" else (gr.skip(), question)
         try:
             session, path = self._session(), self._checked_image(image)
             if not question.strip():
                 raise PageError("no_question")
             changes = changed_settings(settings, session.decoding)
-            for text in session.stream(path, turns, question, changes=changes):
-                yield chat_messages([*turns, Turn(question, text)], language), gr.skip(), question, ""
-            answered = session.ask(path, turns, question, changes)
-        except TesseraError as error:
-            yield chat_messages(turns, language), gr.skip(), question, error_text(error, language)
-            return
-        turns.append(answered_turn(question, answered))
-        conversation.candidates = candidate_cells(candidate_rows(answered))
-        yield *self.show(conversation, language), "", ""
-
-    def caption(self, image: str | None, conversation: Conversation, language: str, *settings: Any) -> Iterator[tuple[Any, ...]]:
-        """As `ask`, for a caption, which has no candidates."""
-        conversation.turn_to(image)
-        yield from _while_same(conversation, self._caption(image, conversation, language, settings))
-
-    def _caption(self, image: str | None, conversation: Conversation, language: str, settings: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        question, turns = translations(LANGUAGES[language])["caption_question"], conversation.turns
-        text = ""
-        try:
-            session = self._session()
-            changes = changed_settings(settings, session.decoding)
-            pieces = StreamedText(session.stream(self._checked_image(image), [], question, "caption", changes))
+            pieces = StreamedText(session.stream(path, [] if task == "caption" else turns, question, task, changes))
             for text in pieces:
-                yield chat_messages([*turns, Turn(question, text)], language), table_update([], language), gr.skip(), ""
+                yield chat_messages([*turns, Turn(question, text)], language), table, typed, ""
+            if task == "caption":
+                turn, candidates = Turn(question, text, task, is_cut=pieces.finish_reason == "length"), []
+            else:
+                answered = session.ask(path, turns, question, changes)
+                turn, candidates = answered_turn(question, answered), candidate_cells(answered)
         except TesseraError as error:
-            yield chat_messages(turns, language), gr.skip(), gr.skip(), error_text(error, language)
+            yield chat_messages(turns, language), gr.skip(), typed, error_text(error, language)
             return
-        turns.append(Turn(question, text, "caption", is_cut=pieces.finish_reason == "length"))
-        conversation.candidates = []
-        yield *self.show(conversation, language), gr.skip(), ""
+        turns.append(turn)
+        conversation.candidates = candidates
+        yield *self.show(conversation, language), gr.skip() if task == "caption" else "", ""
 
     def new_conversation(self, image: str | None, conversation: Conversation, language: str) -> tuple[Any, ...]:
         """Values of chat, table and status. An answer that is still being generated will not be shown."""
@@ -126,7 +120,7 @@ class PageActions:
         except TesseraError as error:
             return *self.no_comparison(language), error_text(error, language)
         notes = [notes_text(answered_turn(question, reply), language) for reply in replies]
-        tables = [table_update(candidate_cells(candidate_rows(reply)), language) for reply in replies]
+        tables = [table_update(candidate_cells(reply), language) for reply in replies]
         return *(reply.chosen for reply in replies), *notes, *tables, ""
 
     def no_comparison(self, language: str) -> tuple[Any, ...]:
@@ -136,7 +130,7 @@ class PageActions:
     def search_by_text(self, text: str, language: str) -> tuple[Any, str]:
         """Gallery and status."""
         try:
-            index = self._index()
+            index = _available(self.backends.index, "search_unavailable")
             if not text.strip():
                 raise PageError("no_search_text")
             return gallery(index, index.search_by_text(text, NUM_SEARCH_RESULTS), language)
@@ -146,7 +140,7 @@ class PageActions:
     def search_by_image(self, image: str | None, language: str) -> tuple[Any, str]:
         """Gallery and status."""
         try:
-            index = self._index()
+            index = _available(self.backends.index, "search_unavailable")
             return gallery(index, index.search_by_image(self._checked_image(image), NUM_SEARCH_RESULTS), language)
         except TesseraError as error:
             return [], error_text(error, language)
@@ -180,17 +174,17 @@ class PageActions:
         return [session.name if isinstance(session, Session) else "–" for session in (self.backends.session, self.backends.other)]
 
     def _session(self) -> Session:
-        if isinstance(self.backends.session, str):
-            raise PageError("no_model", reason=self.backends.session)
-        return self.backends.session
+        return _available(self.backends.session, "no_model")
 
     def configured_decoding(self) -> DecodingConfig:
         return self.backends.session.decoding if isinstance(self.backends.session, Session) else DecodingConfig()
 
-    def _index(self) -> ImageIndex:
-        if isinstance(self.backends.index, str):
-            raise PageError("search_unavailable", reason=self.backends.index)
-        return self.backends.index
+
+def _available(backend: T | str, key: str) -> T:
+    """A part of the backends. Raises PageError with the reason if it is missing. key: of the message."""
+    if isinstance(backend, str):
+        raise PageError(key, reason=backend)
+    return backend
 
 
 def _while_same(conversation: Conversation, updates: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:

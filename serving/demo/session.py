@@ -1,7 +1,6 @@
 """A system as the demo page uses it: streamed answers, candidates with their scores, and captions. Independent of gradio."""
 
 import dataclasses
-import math
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +21,6 @@ class Turn(NamedTuple):
     """A question and its answer.
 
     Args:
-        question: the question.
-        answer: the answer.
-        task: kind of the question.
         confidence: probability that the answer is right; None if it is not known.
         unlike: what about the question is unlike those that the confidence was learnt from ("image", "words").
         is_cut: whether the answer ended at the largest number of tokens.
@@ -43,8 +39,6 @@ class Conversation:
     """The answered questions about one image; there is one object for each user of the page.
 
     Args:
-        image: the image that the turns are about.
-        turns: the questions and answers.
         candidates: cells of the table of the last answer's candidates.
         number: grows with each new conversation, so that an answer to an earlier one is known to be late.
     """
@@ -66,41 +60,24 @@ class Conversation:
         return is_other
 
 
-@dataclass(frozen=True, slots=True)
-class CandidateRow:
-    """A candidate as the page shows it. likelihood: its probability, 0..1; a score is None if the system does not report it."""
-
-    chosen: bool
-    text: str
-    likelihood: float | None
-    clip: float | None
-    fused: float | None
-
-
+@dataclass(eq=False)
 class Session:
     """One system and its reranker. A lock lets one question run at a time.
 
     Args:
-        name: name of the system.
-        answerer: the loaded system.
         reranker: reranks the candidates; None: the first candidate is chosen.
         decoding: settings of short answers.
         description_tokens: token limit of captions.
         system: its configuration, which says what decoding settings it can have; None: all.
     """
 
-    def __init__(
-        self,
-        name: str,
-        answerer: Answerer,
-        reranker: Reranker | None,
-        decoding: DecodingConfig,
-        description_tokens: int,
-        system: System | None = None,
-    ):
-        self.name, self.answerer, self.reranker, self.decoding, self.system = name, answerer, reranker, decoding, system
-        self.description_decoding = for_descriptions(decoding, description_tokens)
-        self._lock = threading.Lock()
+    name: str
+    answerer: Answerer
+    reranker: Reranker | None
+    decoding: DecodingConfig
+    description_tokens: int
+    system: System | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def stream(
         self, image: Path, turns: Sequence[Turn], question: str, task: Task = "vqa", changes: Mapping[str, Any] = MappingProxyType({})
@@ -109,7 +86,8 @@ class Session:
 
         changes: decoding settings in place of the configured ones.
         """
-        decoding = self._changed(self.description_decoding if task == "caption" else self.decoding, changes)
+        configured = for_descriptions(self.decoding, self.description_tokens) if task == "caption" else self.decoding
+        decoding = self._changed(configured, changes)
         text = ""
         with self._lock:
             pieces = StreamedText(self.answerer.stream(_request(image, turns, question, task), decoding))
@@ -141,21 +119,6 @@ class Session:
 def answered_turn(question: str, answered: Reply) -> Turn:
     """A question and the reply to it as a turn of a conversation."""
     return Turn(question, answered.chosen, "vqa", answered.confidence, answered.unlike, answered.is_cut)
-
-
-def candidate_rows(answered: Reply) -> list[CandidateRow]:
-    """The candidates of an answer, sorted by fused score; the chosen one is marked."""
-    rows = [
-        CandidateRow(
-            candidate["text"].strip() == answered.chosen,
-            candidate["text"],
-            None if candidate["log_prob"] is None else math.exp(candidate["log_prob"]),
-            candidate.get("clip"),
-            candidate.get("fused"),
-        )
-        for candidate in answered.candidates()
-    ]
-    return sorted(rows, key=lambda row: -(row.fused if row.fused is not None else 0.0))
 
 
 def _request(image: Path, turns: Sequence[Turn], question: str, task: Task) -> Request:

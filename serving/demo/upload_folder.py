@@ -1,4 +1,4 @@
-"""The page's own folder of uploaded files: a private temporary folder, and the only place from which its handlers open files.
+"""The page's image input, and its own folder of uploaded files: a private temporary folder, the only one whose files its handlers open.
 
 What the browser names is a path on the server. Gradio checks it only if the request marks it as a file.
 """
@@ -6,9 +6,14 @@ What the browser names is a path on the server. Gradio checks it only if the req
 import os
 import stat
 import tempfile
+from abc import ABCMeta
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio_client.utils import is_http_url_like
 
 from serving.demo.localization import PageError
 
@@ -58,3 +63,27 @@ def private_upload_folder() -> Iterator[UploadFolder]:
                 del os.environ[GRADIO_FOLDER_VARIABLE]
             else:
                 os.environ[GRADIO_FOLDER_VARIABLE] = parent
+
+
+class _UploadsOnly:
+    """What is different from gradio's image. A class and no attributes of one component: gradio makes a new component of the same
+    class for a browser whose component is updated, such as by another language."""
+
+    def get_block_name(self) -> str:
+        """The name of the component in gradio's frontend."""
+        return "image"
+
+    def preprocess(self, payload: Any) -> str | None:
+        """The path that the browser names, not opened: the handlers check it. Gradio would open it, wherever it is."""
+        return None if payload is None else payload.path
+
+    async def async_move_resource_to_block_cache(self, url_or_file_path: str | Path | None) -> str | None:
+        """As gradio's, which would also download a URL that the browser names."""
+        if url_or_file_path is not None and is_http_url_like(str(url_or_file_path)):
+            raise gr.Error("an image is uploaded, not fetched from a URL")
+        moved: str | None = await super().async_move_resource_to_block_cache(url_or_file_path)  # type: ignore[misc]
+        return moved
+
+
+# Made by ABCMeta itself: gradio's own metaclass would write a .pyi file next to this one.
+UploadedImage: type[gr.Image] = ABCMeta.__new__(type(gr.Image), "UploadedImage", (_UploadsOnly, gr.Image), {"__module__": __name__})

@@ -35,10 +35,7 @@ class UnfinishedBody:
 class BodyLimits:
     """The bodies that are being read, and their limits. Belongs to the event loop.
 
-    Args:
-        max_bodies: largest number of bodies.
-        max_total_bytes: largest number of bytes of all of them.
-        silence_seconds: longest wait for the next part of a body.
+    max_total_bytes: of all bodies; silence_seconds: longest wait for the next part of one.
     """
 
     def __init__(self, max_bodies: int, max_total_bytes: int, silence_seconds: float):
@@ -54,8 +51,8 @@ class BodyLimits:
 
         Raises ServiceError 429 if none is silent.
         """
-        if len(self._bodies) >= self.max_bodies and not self._give_up_one():
-            raise _too_many()
+        if len(self._bodies) >= self.max_bodies:
+            self._give_up_one()
         body = UnfinishedBody()
         self._bodies.add(body)
         try:
@@ -80,27 +77,20 @@ class BodyLimits:
             body.silent_since = None
         body.num_bytes += len(message.get("body", b""))
         while sum(other.num_bytes for other in self._bodies) > self.max_total_bytes:
-            if not self._give_up_one():
-                raise _too_many()
+            self._give_up_one()
         return message
 
-    def _give_up_one(self) -> bool:
-        """End the wait for the body that has been silent for longest; False if none has been silent long enough."""
+    def _give_up_one(self) -> None:
+        """End the wait for the body that has been silent for longest. Raises ServiceError 429 if none has been silent long enough."""
         now = asyncio.get_running_loop().time()
         waits = [
             (body.silent_since, body, body.timeout)
             for body in self._bodies
             if body.silent_since is not None and body.timeout is not None and not body.timeout.expired()
         ]
-        if not waits:
-            return False
-        silent_since, body, timeout = min(waits, key=lambda wait: wait[0])
-        if now - silent_since < MIN_SILENCE_SECONDS:
-            return False
+        longest = min(waits, key=lambda wait: wait[0], default=None)
+        if longest is None or now - longest[0] < MIN_SILENCE_SECONDS:
+            raise ServiceError(429, "too many requests are being sent at the same time", "uploads", retry_after=1)
+        _, body, timeout = longest
         self._bodies.discard(body)
         timeout.reschedule(now)
-        return True
-
-
-def _too_many() -> ServiceError:
-    return ServiceError(429, "too many requests are being sent at the same time", "uploads", retry_after=1)

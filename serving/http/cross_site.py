@@ -39,20 +39,17 @@ class CrossSiteRules:
             message = f"the host {host!r:.100} is not a name of this service; names besides localhost and IP addresses: serve.allowed_hosts"
             raise ServiceError(403, message, "host")
         for origin in headers.getlist("origin"):
-            if not _is_same_site(origin, host, port) and not self._is_allowed_origin(origin):
+            is_allowed = "*" in self.origins or origin.lower() in map(str.lower, self.origins)
+            if not is_allowed and not _is_same_site(origin, host, port):
                 message = f"a page of {origin!r:.100} may not use this service; pages of other sites are allowed in serve.allowed_origins"
                 raise ServiceError(403, message, "origin")
 
     def _is_own_host(self, host: str) -> bool:
-        if host == "localhost" or host.endswith(".localhost") or _is_ip_address(host):
-            return True
-        return any(
+        is_local = host == "localhost" or host.endswith(".localhost") or _is_ip_address(host)
+        return is_local or any(
             allowed == "*" or host == allowed or (allowed.startswith("*.") and host.endswith(allowed[1:]))
             for allowed in map(str.lower, self.hosts)
         )
-
-    def _is_allowed_origin(self, origin: str) -> bool:
-        return "*" in self.origins or origin.lower() in map(str.lower, self.origins)
 
 
 class CrossSiteMiddleware:

@@ -17,7 +17,6 @@ log = logging.getLogger("tessera.serve")
 ERROR_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 """OpenAI's error types by status. Other statuses are `invalid_request_error` below 500 and `server_error` from 500 on."""
 
-
 _FIELD = re.compile(r"[a-z_]\w*(\[\d+\]|\.\w+)*(?=: )")
 """The field that a message about a request begins with, such as `messages[0].content: ...`."""
 
@@ -29,8 +28,8 @@ class ServiceError(HTTPException):
         status: HTTP status.
         message: text for people.
         code: error code for programs.
-        retry_after: value of the header Retry-After in seconds.
-        headers: further response headers.
+        retry_after: in seconds, for the header Retry-After.
+        headers: further ones.
     """
 
     def __init__(self, status: int, message: str, code: str, *, retry_after: int | None = None, headers: dict[str, str] | None = None):
@@ -69,6 +68,5 @@ def install_error_handlers(app: FastAPI) -> None:
         log.error("request %s failed: %s: %s", request.state.request_id, type(error).__name__, error, exc_info=error)
         # Starlette raises the error again after this handler; the middleware sees by this that it was logged.
         request.state.failure = error
-        return error_response(
-            ServiceError(500, "internal error; the server's log has the details under the request id", "internal"), request.state.request_id
-        )
+        internal = ServiceError(500, "internal error; the server's log has the details under the request id", "internal")
+        return error_response(internal, request.state.request_id)

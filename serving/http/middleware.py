@@ -4,6 +4,8 @@ Context managers that a handler enters into `request.state.exit_stack` are close
 """
 
 import asyncio
+import hashlib
+import hmac
 import logging
 import re
 import time
@@ -14,15 +16,11 @@ from dataclasses import dataclass, field
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.http.bearer_token import BearerToken
 from serving.http.cross_site import CrossSiteRules
 from serving.http.error_responses import ServiceError, error_response
 from serving.service import Service
 
 log = logging.getLogger("tessera.serve")
-
-PUBLIC_PATHS = frozenset({"/health"})
-"""Paths that need no token."""
 
 CLIENT_CLOSED_REQUEST = 499
 """Status in log and metrics of a request whose client disconnected."""
@@ -49,7 +47,7 @@ class _RequestState:
         status: status of the response, once it has begun.
         complete: whether the whole response was sent.
         disconnected: whether the client disconnected before that.
-        in_queue: whether the request counts as one in progress.
+        in_queue: whether the request counts as one in progress, which GET and HEAD never do.
         refusal: why the request was refused while its body was being read.
     """
 
@@ -69,7 +67,6 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, service: Service):
         self.app, self.service, self.settings = app, service, service.settings
-        self.token = None if service.token is None else BearerToken(service.token)
         self.rules = CrossSiteRules((self.settings.host, *self.settings.allowed_hosts), self.settings.allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,8 +75,11 @@ class RequestMiddleware:
             return
         headers = Headers(scope=scope)
         deadline = asyncio.get_running_loop().time() + self.settings.deadline_seconds
-        request_state = _RequestState(_request_id(headers), deadline, not _has_body(headers))
-        scope.setdefault("state", {}).update(request_id=request_state.request_id, deadline=deadline)
+        given_id = headers.get("x-request-id", "")
+        request_id = given_id if re.fullmatch(r"[\w.-]{1,64}", given_id, re.ASCII) else uuid.uuid4().hex
+        has_body = "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
+        request_state = _RequestState(request_id, deadline, not has_body)
+        scope.setdefault("state", {}).update(request_id=request_id, deadline=deadline)
         try:
             await self._handle_with_limits(scope, headers, receive, send, request_state)
         finally:
@@ -99,19 +99,17 @@ class RequestMiddleware:
             async with asyncio.timeout_at(request_state.deadline) as timeout:
                 self._check_headers(scope, headers)
                 await self._handle(scope, receive, send_response, request_state, timeout)
-        except TimeoutError:
-            seconds = self.settings.deadline_seconds
-            error = ServiceError(504, f"not answered within {seconds:g} seconds", "deadline")
-            await self._refuse(error, scope, receive, send_response, request_state)
-        except ServiceError as error:
-            await self._refuse(error, scope, receive, send_response, request_state)
+        except (TimeoutError, ServiceError) as error:
+            late = ServiceError(504, f"not answered within {self.settings.deadline_seconds:g} seconds", "deadline")
+            refusal = error if isinstance(error, ServiceError) else late
+            await self._refuse(refusal, scope, receive, send_response, request_state)
 
     def _check_headers(self, scope: Scope, headers: Headers) -> None:
-        """Raises ServiceError for a request that can be refused before its body is read."""
-        if self.token is None:
+        """Raises ServiceError for a request that can be refused before its body is read. /health needs no token."""
+        if self.service.token is None:
             self.rules.check(headers)
-        elif scope["path"] not in PUBLIC_PATHS:
-            self.token.check(headers)
+        elif scope["path"] != "/health":
+            _check_token(headers, self.service.token)
         for kind in map(str.lower, headers.getlist("content-type")):
             if kind.startswith("multipart/") and "charset" in kind and not UTF8_CHARSET.search(kind):
                 # Some of Python's other codecs take minutes for a megabyte.
@@ -119,12 +117,12 @@ class RequestMiddleware:
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self.settings.max_bytes:
             raise self._too_large()
-        if _counts_as_in_progress(scope):
-            self._check_queue()
+        self._check_queue(scope)
 
-    def _check_queue(self) -> None:
-        """Raises ServiceError 429 if there is no place for one more request."""
-        if self.service.in_progress >= self.settings.max_batch + self.settings.max_queue:
+    def _check_queue(self, scope: Scope) -> None:
+        """Raises ServiceError 429 if there is no place for one more request. GET and HEAD take none."""
+        is_full = self.service.in_progress >= self.settings.max_batch + self.settings.max_queue
+        if is_full and scope["method"] not in ("GET", "HEAD"):
             raise ServiceError(429, "too many requests are waiting", "queue_full", retry_after=self.service.batcher.retry_after)
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, request_state: _RequestState, timeout: asyncio.Timeout) -> None:
@@ -182,10 +180,9 @@ class RequestMiddleware:
         if message["type"] == "http.disconnect":
             request_state.disconnected = True
             return
-        if _counts_as_in_progress(scope):
-            self._check_queue()
-            self.service.in_progress += 1
-            request_state.in_queue = True
+        self._check_queue(scope)
+        request_state.in_queue = scope["method"] not in ("GET", "HEAD")
+        self.service.in_progress += request_state.in_queue
         await message_queue.put(message)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send, request_state: _RequestState) -> None:
@@ -244,17 +241,13 @@ class RequestMiddleware:
         log.log(level, "%s %s %s %d %.3f s", request_state.request_id, scope["method"], path, status, seconds)
 
 
-def _has_body(headers: Headers) -> bool:
-    """Whether a body follows the headers."""
-    return "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
-
-
-def _counts_as_in_progress(scope: Scope) -> bool:
-    """Whether a request takes a place in the queue: all but GET and HEAD."""
-    return scope["method"] not in ("GET", "HEAD")
-
-
-def _request_id(headers: Headers) -> str:
-    """The id that the client sent if it is well-formed, else a new one."""
-    given = headers.get("x-request-id", "")
-    return given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else uuid.uuid4().hex
+def _check_token(headers: Headers, expected: str) -> None:
+    """Raise ServiceError 401 unless there is one Authorization header, with the scheme Bearer in any case and this token (RFC 6750)."""
+    given = headers.getlist("authorization")
+    scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
+    # Digests are of equal length for all values, so that the time of the comparison does not reveal the token's length.
+    digests = [hashlib.sha256(value).digest() for value in (token.strip(" ").encode("latin-1"), expected.encode())]
+    is_same = hmac.compare_digest(*digests)
+    if scheme.lower() != "bearer" or not is_same:
+        message = "exactly one Authorization header is expected" if len(given) > 1 else "a valid bearer token is required"
+        raise ServiceError(401, message, "token", headers={"WWW-Authenticate": "Bearer"})

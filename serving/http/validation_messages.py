@@ -96,14 +96,14 @@ def _path(parts: Sequence[int | str], body: object, field: str) -> str:
     """
     path = ""
     for part in parts:
+        if isinstance(part, str) and part.startswith(MARKS):
+            continue
+        if isinstance(body, str):
+            return path
         if isinstance(part, int):
-            if isinstance(body, str):
-                return path
             path += f"[{part}]"
             body = body[part] if isinstance(body, list) and part < len(body) else None
-        elif not part.startswith(MARKS):
-            if isinstance(body, str):
-                return path
+        else:
             name = part if len(part) <= MAX_SHOWN_CHARS and part.isprintable() else f"(a name of {len(part):,} characters)"
             path += f".{name}" if path else name
             body = body.get(part) if isinstance(body, Mapping) else None

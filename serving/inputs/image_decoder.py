@@ -6,15 +6,13 @@ import binascii
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from urllib.parse import unquote
 
 from PIL import Image
 
 from dataset.loading.image_io import ImageError, open_image
 from serving.http.error_responses import ServiceError
-
-SUPPORTED_FORMATS = "JPEG, PNG, WebP, GIF or BMP"
-"""Accepted image formats, for messages."""
 
 URL_SAFE_BASE64 = str.maketrans("-_", "+/")
 """Characters of the URL-safe alphabet of base64, and those of the standard one (RFC 4648)."""
@@ -65,7 +63,7 @@ def decode_image(data: bytes, max_pixels: int) -> Image.Image:
 def _count_pixels(data: bytes, max_pixels: int) -> int:
     """Pixels of an image, from its header alone. Raises ServiceError as `decode_image` does."""
     if not has_image_type(data):
-        raise ServiceError(415, f"expected an image: {SUPPORTED_FORMATS}", "image_type")
+        raise ServiceError(415, "expected an image: JPEG, PNG, WebP, GIF or BMP", "image_type")
     # In entropy-coded data these two bytes never follow each other, so every match is the marker of a scan.
     if data.startswith(b"\xff\xd8") and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
         raise ServiceError(422, f"the image has {scans:,} scans, at most {MAX_SCANS} are allowed", "image_damaged")
@@ -107,13 +105,9 @@ class ImageDecoder:
         loop = asyncio.get_running_loop()
         pixels = 0
         for data in images:
+            count = partial(_count_pixels, data, self.max_pixels)
             # The header of a small file is read faster than another thread is woken.
-            is_small = len(data) <= _SMALL_FILE
-            pixels += (
-                _count_pixels(data, self.max_pixels)
-                if is_small
-                else await loop.run_in_executor(self._threads, _count_pixels, data, self.max_pixels)
-            )
+            pixels += count() if len(data) <= _SMALL_FILE else await loop.run_in_executor(self._threads, count)
         if pixels > self.max_total_pixels:
             message = f"the images of one request have {pixels:,} pixels in total, at most {self.max_total_pixels:,} are allowed"
             raise ServiceError(413, message, "image_too_large")

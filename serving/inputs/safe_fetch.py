@@ -8,7 +8,7 @@ import ipaddress
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
@@ -47,15 +47,7 @@ def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
 
 
-def fetch(
-    address: str,
-    hosts: tuple[str, ...],
-    max_bytes: int,
-    seconds: float,
-    *,
-    is_allowed: Callable[[str], bool] = is_public,
-    resolve_host: Callable[[str, int], list[str]] = resolve,
-) -> bytes:
+def fetch(address: str, hosts: tuple[str, ...], max_bytes: int, seconds: float) -> bytes:
     """The bytes at a URL.
 
     Args:
@@ -63,8 +55,6 @@ def fetch(
         hosts: names of the allowed hosts.
         max_bytes: largest body.
         seconds: timeout of the whole fetch, redirects included.
-        is_allowed: whether the service may connect to an IP address.
-        resolve_host: IP addresses of a host name and port.
 
     Raises:
         ServiceError: 403 if the URL may not be fetched, 413 if the body is larger than `max_bytes`, 422 if the URL is invalid
@@ -76,15 +66,18 @@ def fetch(
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         host = parts.hostname or ""
         try:
-            ips = resolve_host(host, port)
+            ips = resolve(host, port)
         except OSError as error:
             raise _fetch_error(host, "the host name cannot be resolved") from error
-        if not ips or not all(map(is_allowed, ips)):
+        if not ips or not all(map(is_public, ips)):
             raise ServiceError(403, f"image_url: {host} is not on the public internet", "image_address")
         answer = _get(parts, host, ips[0], port, max_bytes, deadline)
         if isinstance(answer, bytes):
             return answer
-        address = _redirect_url(address, answer)
+        try:
+            address = urljoin(address, answer)
+        except ValueError as error:
+            raise ServiceError(422, "image_url: it redirects to an invalid URL", "image_address") from error
     raise _fetch_error(host, f"more than {MAX_REDIRECTS} redirects")
 
 
@@ -99,13 +92,6 @@ def _parse_url(address: str, hosts: tuple[str, ...]) -> SplitResult:
     if host_and_port[0] not in {host.lower() for host in hosts}:
         raise ServiceError(403, "image_url: images are not fetched from this host; send the image as a data URL", "image_address")
     return parts
-
-
-def _redirect_url(address: str, redirect: str) -> str:
-    try:
-        return urljoin(address, redirect)
-    except ValueError as error:
-        raise ServiceError(422, "image_url: it redirects to an invalid URL", "image_address") from error
 
 
 def _get(parts: SplitResult, host: str, ip: str, port: int, max_bytes: int, deadline: float) -> bytes | str:

@@ -5,17 +5,17 @@ import dataclasses
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from answering.config import OpenAiSystem, for_descriptions
-from answering.protocol import Decoding, ImageInput
+from answering.protocol import Decoding
 from answering.protocol import Request as ModelRequest
-from dataset.sample import Message, detect_language
-from serving.engine import ChatTask, GenerationStarted, TextPiece
+from dataset.sample import detect_language
+from serving.engine import ChatEvent, ChatTask, TextPiece
 from serving.http.error_responses import ServiceError, error_body
 from serving.http.validation_messages import describe_value
 from serving.routes.chat_response import Completion, server_sent_event
@@ -31,17 +31,18 @@ SERVER_START_TIME = int(time.time())
 def router(service: Service) -> APIRouter:
     """The routes of OpenAI's API."""
     routes = APIRouter(prefix="/v1", tags=["chat"])
+    model_card = {"id": service.plan.name, "object": "model", "created": SERVER_START_TIME, "owned_by": "tessera"}
 
     @routes.get("/models", summary="Names of the models", response_model=ModelList)
     async def models() -> Any:
         service.ready()
-        return {"object": "list", "data": [_model_card(service)]}
+        return {"object": "list", "data": [model_card]}
 
     @routes.get("/models/{model:path}", summary="One model", response_model=ModelCard)
     async def model(model: Annotated[str, Path(description="Name of the model", examples=["tiny"])]) -> Any:
         service.ready()
         _check_model(service, model)
-        return _model_card(service)
+        return model_card
 
     @routes.post("/chat/completions", summary="Continue a conversation about images", response_model=ChatResponse)
     async def completions(chat_request: ChatRequest, http_request: Request) -> Any:
@@ -49,13 +50,6 @@ def router(service: Service) -> APIRouter:
         _check_model(service, chat_request.model)
         if chat_request.logprobs and not engine.streams_tokens:
             raise ServiceError(422, "logprobs: this system does not report them", "logprobs")
-        completion = Completion(
-            chat_request.model,
-            chat_request.n or 1,
-            bool(chat_request.logprobs),
-            bool(chat_request.stream_options and chat_request.stream_options.include_usage),
-            chat_request.metadata,
-        )
         messages = conversation(chat_request.messages, service.settings.max_question_chars)
         urls = image_urls(chat_request.messages, service.settings.max_images)
         data = [await load_image_bytes(service.settings, field, url) for field, url in urls]
@@ -66,60 +60,50 @@ def router(service: Service) -> APIRouter:
         cached = service.cache.get(key) if repeatable else None
         if cached is None:
             exit_stack = http_request.state.exit_stack
-            decoded = await exit_stack.enter_async_context(service.decoder.decoded(data))
-            question = _build_request(messages, decoded, chat_request.seed)
+            images = tuple(await exit_stack.enter_async_context(service.decoder.decoded(data)))
+            # With a seed the same conversation gets the same samples.
+            request_id = uuid.uuid4().hex if chat_request.seed is None else f"seed {chat_request.seed}"
+            question = ModelRequest(request_id, images, messages, "conversation", detect_language(messages[-1].content))
             job = exit_stack.enter_context(service.submit(ChatTask(question, decoding, bool(chat_request.stream))))
             events = _cache_when_done(service, key if repeatable else None, job.events())
         else:
             events = _replay(cached)
+        completion = Completion(chat_request, is_greedy=decoding.strategy == "greedy")
+        # The first event has no text. A request that cannot be answered fails before it, so that a stream still gets an error status.
+        completion.pieces(await anext(events))
         if not chat_request.stream:
-            return JSONResponse(completion.to_response(_repeat_for_samples([event async for event in events], decoding, completion.n)))
-        # A request that cannot be answered fails before its first event, so that the response still gets an error status.
-        first = await anext(events)
-        event_stream = _stream(completion, _prepend(first, events), decoding, http_request.state)
-        return StreamingResponse(
-            event_stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        )
+            return JSONResponse(completion.to_response([piece async for event in events for piece in completion.pieces(event)]))
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(_stream(completion, events, http_request.state), media_type="text/event-stream", headers=headers)
 
     return routes
-
-
-def _model_card(service: Service) -> dict[str, Any]:
-    return {"id": service.plan.name, "object": "model", "created": SERVER_START_TIME, "owned_by": "tessera"}
 
 
 def _check_model(service: Service, name: str) -> None:
     """Raises ServiceError 404 if there is no model of this name."""
     if name != service.plan.name:
-        raise ServiceError(
-            404, f"model: there is no model {describe_value(name)}, only {describe_value(service.plan.name)}", "model_not_found"
-        )
+        message = f"model: there is no model {describe_value(name)}, only {describe_value(service.plan.name)}"
+        raise ServiceError(404, message, "model_not_found")
 
 
-async def _stream(
-    completion: Completion, events: AsyncIterator[GenerationStarted | TextPiece], decoding: Decoding, state: Any
-) -> AsyncIterator[str]:
+async def _stream(completion: Completion, events: AsyncIterator[ChatEvent], state: Any) -> AsyncIterator[str]:
     yield completion.first_chunk()
     try:
         async with asyncio.timeout_at(state.deadline):
             async for event in events:
-                for piece in completion.count_tokens(_repeat_for_samples([event], decoding, completion.n)):
-                    for chunk in completion.piece_chunks(piece):
-                        yield chunk
-    except TimeoutError:
-        yield server_sent_event(error_body(504, "the answer was not finished before the deadline", "deadline", state.request_id))
+                for chunk in completion.chunks(event):
+                    yield chunk
+    except (TimeoutError, ServiceError) as error:
+        late = ServiceError(504, "the answer was not finished before the deadline", "deadline")
+        failure = error if isinstance(error, ServiceError) else late
+        yield server_sent_event(error_body(failure.status_code, str(failure.detail), failure.code, state.request_id))
         return
-    except ServiceError as error:
-        yield server_sent_event(error_body(error.status_code, str(error.detail), error.code, state.request_id))
-        return
-    if completion.usage:
+    if completion.has_usage_chunk:
         yield completion.chunk([], completion.usage_counts())
     yield "data: [DONE]\n\n"
 
 
-async def _cache_when_done(
-    service: Service, key: object | None, events: AsyncIterator[GenerationStarted | TextPiece]
-) -> AsyncIterator[GenerationStarted | TextPiece]:
+async def _cache_when_done(service: Service, key: object | None, events: AsyncIterator[ChatEvent]) -> AsyncIterator[ChatEvent]:
     """The events; after the last one they are cached under `key`, if there is one."""
     seen_events = []
     async for event in events:
@@ -130,27 +114,9 @@ async def _cache_when_done(
         service.cache.put(key, seen_events, sum(200 + len(str(event)) for event in seen_events))
 
 
-async def _replay(events: list[GenerationStarted | TextPiece]) -> AsyncIterator[GenerationStarted | TextPiece]:
+async def _replay(events: list[ChatEvent]) -> AsyncIterator[ChatEvent]:
     for event in events:
         yield event
-
-
-async def _prepend(
-    first: GenerationStarted | TextPiece, rest: AsyncIterator[GenerationStarted | TextPiece]
-) -> AsyncIterator[GenerationStarted | TextPiece]:
-    yield first
-    async for event in rest:
-        yield event
-
-
-def _repeat_for_samples(events: list[GenerationStarted | TextPiece], decoding: Decoding, n: int) -> list[GenerationStarted | TextPiece]:
-    """Greedy decoding generates one answer: its events are repeated for all n answers."""
-    copies = n if decoding.strategy == "greedy" else 1
-    return [
-        event if isinstance(event, GenerationStarted) else dataclasses.replace(event, sample=event.sample + copy)
-        for event in events
-        for copy in range(1 if isinstance(event, GenerationStarted) else copies)
-    ]
 
 
 def _requested_decoding(service: Service, chat_request: ChatRequest) -> Decoding:
@@ -172,9 +138,3 @@ def _requested_decoding(service: Service, chat_request: ChatRequest) -> Decoding
         # Systems in this process sample by the id of the request, so that requests with different seeds share a batch.
         decoding = dataclasses.replace(decoding, seed=chat_request.seed)
     return decoding if temperature else without_sampling(decoding)
-
-
-def _build_request(messages: tuple[Message, ...], images: Sequence[ImageInput], seed: int | None) -> ModelRequest:
-    """The conversation as a request of the model. With a seed the same conversation gets the same samples."""
-    request_id = uuid.uuid4().hex if seed is None else f"seed {seed}"
-    return ModelRequest(request_id, tuple(images), messages, "conversation", detect_language(messages[-1].content))

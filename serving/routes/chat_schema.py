@@ -1,24 +1,18 @@
-"""Request and response schemas of OpenAI's chat completions API. What would change an answer and cannot be had is an error."""
+"""Request and response schemas of OpenAI's chat completions API. What would change an answer and cannot be had is an error.
+
+null means the same as leaving a field out, and so does the value that changes nothing ("neutral"). Source: OpenAI's API reference,
+"Create chat completion".
+"""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, WithJsonSchema, model_validator
 
 from serving.http.validation_messages import FieldError, describe_value
 from serving.inputs.text_limits import check_well_formed
 from serving.routes.decoding_fields import CountPenalty, LengthPenalty, NgramSize, RepetitionPenalty, StopTexts, TopK, TopP
-from serving.routes.neutral_fields import MESSAGE_FIELDS, PART_FIELDS, REQUEST_FIELDS, STREAM_FIELDS, Unsupported, without_neutral
 
 MAX_TURNS, MAX_PARTS = 256, 64
 """Largest number of turns of a conversation, and of parts of a turn; larger requests are refused before their images are read."""
@@ -26,27 +20,70 @@ MAX_TURNS, MAX_PARTS = 256, 64
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 """An image of one pixel as a data URL, for the example."""
 
-EXAMPLE: dict[str, Any] = {
-    "model": "tiny",
-    "messages": [
-        {
-            "role": "user",
-            "content": [
-                {"type": "image_url", "image_url": {"url": PIXEL}},
-                {"type": "text", "text": "What color is the picture?"},
-            ],
-        }
-    ],
-    "max_tokens": 16,
-    "temperature": 0,
-}
-"""Example request in the API documentation."""
+CONTENT_EXAMPLE: list[Any] = [{"type": "image_url", "image_url": {"url": PIXEL}}, {"type": "text", "text": "What color is the picture?"}]
+MODEL_EXAMPLE: dict[str, Any] = {"id": "tiny", "object": "model", "created": 1790000000, "owned_by": "tessera"}
+"""For the examples in the API documentation."""
+
 Text = Annotated[str, AfterValidator(check_well_formed)]
 """A text without lone surrogates."""
-Detail = Literal["auto", "low", "high", "original"]
 
 OTHER_PARTS = {"input_audio": "audio is not read", "file": "files are not read, send an image as image_url"}
 """Types of parts that OpenAI's API has and this service has not."""
+
+NO_TOOLS = "the model calls no tools; leave it out"
+NO_CACHE = "there is no cache of prompts to set up; leave it out"
+
+Unsupported = Mapping[str, tuple[tuple[Any, ...], str]]
+"""By field: its neutral values, and why it can have no other."""
+
+REQUEST_FIELDS: Unsupported = {
+    "audio": ((), "answers are text; leave it out"),
+    "function_call": (("none", "auto"), NO_TOOLS),
+    "functions": (([],), NO_TOOLS),
+    "logit_bias": (({},), "single tokens cannot be made more or less probable; leave it out"),
+    "modalities": (([], ["text"]), "answers are text; leave it out or send ['text']"),
+    "moderation": ((), "answers are not moderated; leave it out"),
+    "parallel_tool_calls": ((True, False), NO_TOOLS),
+    "prediction": ((), "a predicted answer is not used; leave it out"),
+    "prompt_cache_options": (({},), NO_CACHE),
+    "prompt_cache_retention": (("in_memory",), NO_CACHE),
+    "reasoning_effort": (("none",), "the model answers without reasoning first; leave it out or send 'none'"),
+    "response_format": (({}, {"type": "text"}), "answers are free text; leave it out, or ask for the form in the question"),
+    "service_tier": (("auto", "default"), "all requests are served alike; leave it out or send 'auto'"),
+    "store": ((False,), "answers are not stored; leave it out or send false"),
+    "tool_choice": (("none", "auto"), NO_TOOLS),
+    "tools": (([],), NO_TOOLS),
+    "top_logprobs": ((0,), "only the log-probabilities of the answer's own tokens are known; leave it out"),
+    "verbosity": (("medium",), "the length of an answer is limited by max_tokens alone; leave it out"),
+    "web_search_options": ((), "the model does not search the web; leave it out"),
+}
+MESSAGE_FIELDS: Unsupported = {
+    "annotations": (([],), "annotations of an answer are not read; leave them out"),
+    "audio": ((), "audio is not read; leave it out"),
+    "function_call": ((), NO_TOOLS),
+    "name": ((), "the model is not told names; leave it out, or write it into the content"),
+    "tool_call_id": ((), NO_TOOLS),
+    "tool_calls": (([],), NO_TOOLS),
+}
+PART_FIELDS: Unsupported = {"prompt_cache_breakpoint": ((), NO_CACHE)}
+STREAM_FIELDS: Unsupported = {"include_obfuscation": ((False,), "chunks are not padded; leave it out or send false")}
+
+
+def without_neutral(value: object, unsupported: Unsupported) -> object:
+    """An object of a request without null and neutral fields; any other value unchanged.
+
+    Raises FieldError for a field that asks for what cannot be had.
+    """
+    if not isinstance(value, Mapping):
+        return value
+    given = {name: item for name, item in value.items() if item is not None}
+    for name in given.keys() & unsupported.keys():
+        neutral, reason = unsupported[name]
+        # A number is not taken for the truth value that Python holds equal to it.
+        if not any(given[name] == item and isinstance(given[name], bool) == isinstance(item, bool) for item in neutral):
+            raise FieldError(name, f"{reason} (found {describe_value(given[name])})")
+        del given[name]
+    return given
 
 
 class StrictModel(BaseModel):
@@ -76,7 +113,7 @@ class ImageUrl(StrictModel):
     """
 
     url: Annotated[str, Field(description="data:image/...;base64,... or, where the service allows its host, http(s)://...")]
-    detail: Detail | None = None
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class ImagePart(StrictModel):
@@ -158,12 +195,7 @@ def _stop_texts(stop: object) -> object:
     return ([stop] if stop else []) if isinstance(stop, str) else stop
 
 
-def _without_neutral_of(unsupported: Unsupported) -> BeforeValidator:
-    return BeforeValidator(lambda value: without_neutral(value, unsupported))
-
-
 Stop = Annotated[StopTexts, BeforeValidator(_stop_texts), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array"}]})]
-Metadata = Annotated[dict[str, Text], Field(max_length=16)]
 
 
 class ChatRequest(StrictModel):
@@ -173,7 +205,9 @@ class ChatRequest(StrictModel):
     user, safety_identifier, prompt_cache_key and metadata change no answer; metadata is returned with it.
     """
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{
+        "model": "tiny", "messages": [{"role": "user", "content": CONTENT_EXAMPLE}], "max_tokens": 16, "temperature": 0,
+    }]})  # fmt: skip
 
     model: str
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_TURNS)]
@@ -192,11 +226,11 @@ class ChatRequest(StrictModel):
     seed: int | None = None
     logprobs: bool | None = None
     stream: bool | None = None
-    stream_options: Annotated[StreamOptions, _without_neutral_of(STREAM_FIELDS)] | None = None
+    stream_options: Annotated[StreamOptions, BeforeValidator(partial(without_neutral, unsupported=STREAM_FIELDS))] | None = None
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    metadata: Metadata | None = None
+    metadata: Annotated[dict[str, Text], Field(max_length=16)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -205,34 +239,20 @@ class ChatRequest(StrictModel):
 
     def decoding_fields(self) -> dict[str, Any]:
         """The decoding settings that the request has, under the names of the configuration, but for the temperature."""
-        names = ("top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size", "presence_penalty", "frequency_penalty", "stop")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        names = {"top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size", "presence_penalty", "frequency_penalty", "stop"}
+        return self.model_dump(include=names, exclude_none=True)
 
 
 class ChatResponse(BaseModel):
     """The chat completion."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "chatcmpl-5f0c6f1e",
-                    "object": "chat.completion",
-                    "created": 1790000000,
-                    "model": "tiny",
-                    "choices": [
-                        {
-                            "index": 0,
-                            "message": {"role": "assistant", "content": "red", "refusal": None},
-                            "logprobs": None,
-                            "finish_reason": "stop",
-                        }
-                    ],
-                    "usage": {"prompt_tokens": 48, "completion_tokens": 2, "total_tokens": 50},
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{
+        "id": "chatcmpl-5f0c6f1e", "object": "chat.completion", "created": 1790000000, "model": "tiny",
+        "choices": [{
+            "index": 0, "message": {"role": "assistant", "content": "red", "refusal": None}, "logprobs": None, "finish_reason": "stop",
+        }],
+        "usage": {"prompt_tokens": 48, "completion_tokens": 2, "total_tokens": 50},
+    }]})  # fmt: skip
 
     id: str
     object: Literal["chat.completion"]
@@ -246,9 +266,7 @@ class ChatResponse(BaseModel):
 class ModelCard(BaseModel):
     """A model that clients can name."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"id": "tiny", "object": "model", "created": 1790000000, "owned_by": "tessera"}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [MODEL_EXAMPLE]})
 
     id: str
     object: Literal["model"]
@@ -259,11 +277,7 @@ class ModelCard(BaseModel):
 class ModelList(BaseModel):
     """The models that clients can name."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"object": "list", "data": [{"id": "tiny", "object": "model", "created": 1790000000, "owned_by": "tessera"}]}]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"object": "list", "data": [MODEL_EXAMPLE]}]})
 
     object: Literal["list"]
     data: list[ModelCard]

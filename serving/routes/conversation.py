@@ -17,16 +17,10 @@ def conversation(turns: Sequence[ChatMessage], max_chars: int) -> tuple[Message,
     """The turns as messages: an optional system turn, then user and assistant in alternation.
 
     Turns of one role in a row are one turn, joined as the parts of a turn are (`dataset.sample.join_parts`).
-
-    Args:
-        turns: of the request.
-        max_chars: longest text of a turn.
-
-    Raises:
-        ServiceError: 422 if a text is too long or the turns are in an order that no model is trained with.
+    Raises ServiceError 422 if a turn has more than `max_chars` characters or the order is one that no model is trained with.
     """
     contents = [_content(turn, i, max_chars) for i, turn in enumerate(turns)]
-    roles = [_role(turn) for turn in turns]
+    roles: list[Role] = ["system" if turn.role == "developer" else turn.role for turn in turns]
     _check_order(roles)
     runs = [[i for i, _ in run] for _, run in groupby(enumerate(roles), key=lambda indexed: indexed[1])]
     # A single turn is not stripped again: an answer of the model stays what it was.
@@ -40,9 +34,8 @@ def image_urls(turns: Sequence[ChatMessage], max_images: int) -> list[tuple[str,
         for j, part in enumerate(turn.content):
             if isinstance(part, ImagePart):
                 if turn.role != "user":
-                    raise ServiceError(
-                        422, f"messages[{i}].content[{j}]: only turns of the user may have images, found {turn.role}", "images"
-                    )
+                    message = f"messages[{i}].content[{j}]: only turns of the user may have images, found {turn.role}"
+                    raise ServiceError(422, message, "images")
                 urls.append((f"messages[{i}].content[{j}].image_url.url", part.image_url.url))
     if len(urls) > max_images:
         raise ServiceError(422, f"messages: at most {max_images} images, found {len(urls)}", "images")
@@ -63,10 +56,6 @@ async def load_image_bytes(settings: ServeConfig, field: str, url: str) -> bytes
         message = f"{field}: {str(error.detail).removeprefix('image_url: ')}"
         raise ServiceError(error.status_code, message, error.code, headers=dict(error.headers or {})) from error
     raise ServiceError(422, f"{field}: expected data:image/...;base64,...; other URLs are not fetched", "image_address")
-
-
-def _role(turn: ChatMessage) -> Role:
-    return "system" if turn.role == "developer" else turn.role
 
 
 def _content(turn: ChatMessage, index: int, max_chars: int) -> str:

@@ -24,6 +24,7 @@ CountPenalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 NgramSize = Annotated[int, Field(ge=0)]
 LengthPenalty = Annotated[float, Field(ge=-10.0, le=10.0)]
 StopText = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(check_well_formed)]
+Strategy = Literal["beam", "sample", "greedy"]
 StopTexts = Annotated[list[StopText], Field(max_length=4)]
 
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k")
@@ -34,9 +35,7 @@ SAMPLING_FIELDS = ("temperature", "top_p", "top_k")
 class DecodingForm:
     """The decoding fields of a form; None leaves the configured value."""
 
-    strategy: Annotated[Literal["beam", "sample", "greedy"] | None, Form(description="Default: decoding.strategy", examples=["sample"])] = (
-        None
-    )
+    strategy: Annotated[Strategy | None, Form(description="Default: decoding.strategy", examples=["sample"])] = None
     temperature: Annotated[float | None, Form(gt=0.0, le=2.0, description="Of strategy=sample", examples=[0.7])] = None
     top_p: Annotated[TopP | None, Form(description="Of strategy=sample: share of probability to sample from", examples=[0.9])] = None
     top_k: Annotated[TopK | None, Form(description="Of strategy=sample: number of tokens to sample from", examples=[50])] = None
@@ -54,12 +53,9 @@ class DecodingForm:
 
 
 def with_fields(service: Service, decoding: Decoding, given: Mapping[str, Any]) -> Decoding:
-    """The decoding with the fields of a request. Raises ServiceError 422 for one that the system cannot use.
+    """The decoding with fields of a request. Raises ServiceError 422 for one that the system cannot use.
 
-    Args:
-        service: the running service.
-        decoding: its own settings.
-        given: decoding fields of the request, under the names of the configuration.
+    given: the fields, under the names of the configuration.
     """
     changes = dict(given)
     if "stop" in changes:
@@ -80,13 +76,11 @@ def _check_strategy(service: Service, decoding: Decoding, given: Mapping[str, An
     for name in SAMPLING_FIELDS:
         # An endpoint samples all candidates but the first, whatever the strategy.
         if name in given and decoding.strategy == "beam" and not isinstance(service.plan.system, OpenAiSystem):
-            raise ServiceError(
-                422, f"{name}: acts on sampled tokens, and this request is answered by beam search; send strategy=sample", name
-            )
+            message = f"{name}: acts on sampled tokens, and this request is answered by beam search; send strategy=sample"
+            raise ServiceError(422, message, name)
     if "length_penalty" in given and decoding.strategy != "beam":
-        raise ServiceError(
-            422, f"length_penalty: acts on beam search, and this request is answered by strategy={decoding.strategy}", "length_penalty"
-        )
+        message = f"length_penalty: acts on beam search, and this request is answered by strategy={decoding.strategy}"
+        raise ServiceError(422, message, "length_penalty")
 
 
 def without_sampling(decoding: Decoding) -> Decoding:

@@ -40,17 +40,10 @@ class SearchResult(BaseModel):
 class SearchResponse(BaseModel):
     """The images that fit a text best, best first."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "status": "success",
-                    "query": "a red circle",
-                    "results": [{"id": EXAMPLE_IMAGE_ID, "image": "000400000001.jpg", "score": 0.31, "image_base64": "/9j/4AAQSkZJRg..."}],
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{
+        "status": "success", "query": "a red circle",
+        "results": [{"id": EXAMPLE_IMAGE_ID, "image": "000400000001.jpg", "score": 0.31, "image_base64": "/9j/4AAQSkZJRg..."}],
+    }]})  # fmt: skip
 
     status: str
     query: str
@@ -73,11 +66,10 @@ def router(service: Service) -> APIRouter:
     """The routes of the image search."""
     routes = APIRouter(tags=["search"])
     schema = {"schema": SearchRequest.model_json_schema()}
-    request_body_schema = {
-        "requestBody": {"required": True, "content": {"application/json": schema, "application/x-www-form-urlencoded": schema}}
-    }
+    body = {"required": True, "content": {"application/json": schema, "application/x-www-form-urlencoded": schema}}
+    openapi = {"requestBody": body}
 
-    @routes.post("/text2image_search", summary="Search images by text", response_model=SearchResponse, openapi_extra=request_body_schema)
+    @routes.post("/text2image_search", summary="Search images by text", response_model=SearchResponse, openapi_extra=openapi)
     async def search(http_request: Request) -> Any:
         image_index, search_request = _require_index(service), await _read_search_request(http_request)
         text = clean_text(search_request.text_query, "text_query", service.settings.max_question_chars)

@@ -89,26 +89,21 @@ def router(service: Service) -> APIRouter:
         async with service.decoder.decoded([data]) as images:
             # The same id for all requests: samples depend on the seed alone, so that an answer can be cached.
             with service.submit(VqaTask(question_request("vqa", text, images), decoding, reranked)) as job:
-                answer = reply_to_json(await job.result())
+                reply: Reply = await job.result()
+        confidence = reply.confidence_record()
+        answer = {"status": "success", "question": reply.question, "answer": reply.chosen, **confidence, "candidates": reply.candidates()}
         service.cache.put(key, answer, len(str((key, answer)).encode()))
         return JSONResponse(answer, headers={"X-Cache": "miss"})
 
     return routes
 
 
-def reply_to_json(reply: Reply) -> dict[str, Any]:
-    """A reply as the JSON of `VqaResponse`."""
-    confidence = reply.confidence_record()
-    return {"status": "success", "question": reply.question, "answer": reply.chosen, **confidence, "candidates": reply.candidates()}
-
-
 def _check_fields(form: Mapping[str, Any]) -> None:
     """Raises ServiceError 422 for a field that the form does not have, such as a misspelt one."""
     known = {"image", "question", "k", "rerank", *(field.name for field in dataclasses.fields(DecodingForm))}
     if unknown := next((name for name in form if name not in known), None):
-        raise ServiceError(
-            422, f"{describe_value(unknown)}: not a field of this request; it has {', '.join(sorted(known))}", "invalid_request"
-        )
+        message = f"{describe_value(unknown)}: not a field of this request; it has {', '.join(sorted(known))}"
+        raise ServiceError(422, message, "invalid_request")
 
 
 def _requested_decoding(service: Service, k: int | None, given: dict[str, Any]) -> Decoding:

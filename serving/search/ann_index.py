@@ -8,13 +8,11 @@ import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 
-from serving.search.clip_encoder import ClipEncoder
-from serving.search.lancedb_table import ImageTable
+from serving.search.lancedb_table import ImageTable, SearchHit
 
 RECALL_K = 10
 """Recall is measured at this k."""
@@ -37,8 +35,7 @@ class AnnMeasurement:
         table: name of the table.
         images: number of images when it was measured.
         ef: search width; 0: no width reached the required recall, so the search stays exact.
-        by_image: recall at 10 of searches by image, 0..1.
-        by_text: recall at 10 of searches by text, 0..1.
+        by_image, by_text: recall at 10 of searches by an image and by a text, 0..1.
     """
 
     table: str
@@ -60,12 +57,10 @@ def load_measurement(table: ImageTable) -> AnnMeasurement | None:
     if _MEASUREMENTS_TABLE not in table.connection.list_tables().tables:
         return None
     rows = table.connection.open_table(_MEASUREMENTS_TABLE).search().to_arrow().to_pylist()
-    return next((AnnMeasurement(**_with_new_keys(row)) for row in rows if row["table"] == table.name), None)
-
-
-def _with_new_keys(row: dict[str, Any]) -> dict[str, Any]:
-    """A stored measurement with today's keys; schema version 1 had other names."""
-    return {{"pictures": "images", "by_picture": "by_image"}.get(key, key): value for key, value in row.items()}
+    # Schema version 1 had other names.
+    renamed = {"pictures": "images", "by_picture": "by_image"}
+    own = (AnnMeasurement(**{renamed.get(key, key): value for key, value in row.items()}) for row in rows if row["table"] == table.name)
+    return next(own, None)
 
 
 def refresh(table: ImageTable, texts: np.ndarray, exact_search_limit: int, recall: float) -> AnnMeasurement | None:
@@ -82,18 +77,19 @@ def refresh(table: ImageTable, texts: np.ndarray, exact_search_limit: int, recal
     """
     table.optimize()
     if len(table) <= exact_search_limit:
-        _save_measurement(table, None)
+        if _MEASUREMENTS_TABLE in table.connection.list_tables().tables:
+            table.connection.drop_table(_MEASUREMENTS_TABLE)
         return None
     table.build_ann_index(1 + len(table) // MAX_ROWS_PER_PARTITION)
     measurement = measure_recall(table, texts, recall)
-    _save_measurement(table, measurement)
+    table.connection.create_table(_MEASUREMENTS_TABLE, [asdict(measurement)], mode="overwrite")
     return measurement
 
 
 def measure_recall(table: ImageTable, texts: np.ndarray, recall: float) -> AnnMeasurement:
     """Measure at the first `ef` that reaches `recall` for images and for texts; if none does, at the last one, reported as ef 0."""
     images = _probe_image_vectors(table)
-    exact_results = [table.nearest(vector, RECALL_K) for vector in images], [table.nearest(vector, RECALL_K) for vector in texts]
+    exact_results = [[table.nearest(vector, RECALL_K) for vector in vectors] for vectors in (images, texts)]
     for ef in EF_VALUES:
         by_image = _recall(table, images, exact_results[0], ef)
         by_text = _recall(table, texts, exact_results[1], ef)
@@ -109,16 +105,11 @@ def probe_texts() -> tuple[str, ...]:
     return tuple(texts["en"] + texts["zh"])
 
 
-def probe_vectors(encoder: ClipEncoder) -> np.ndarray:
-    """Vectors of `probe_texts` [n, embedding_dim]."""
-    return encoder.texts(probe_texts())
-
-
-def _recall(table: ImageTable, vectors: Sequence[np.ndarray] | np.ndarray, exact_results: Sequence[Sequence[object]], ef: int) -> float:
+def _recall(table: ImageTable, vectors: Sequence[np.ndarray] | np.ndarray, exact_results: Sequence[Sequence[SearchHit]], ef: int) -> float:
     recalls = []
     for vector, best in zip(vectors, exact_results, strict=True):
         # A hit counts if its score reaches that of the last exact result: equal images are interchangeable.
-        worst = best[-1].score - 1e-6  # type: ignore[attr-defined]
+        worst = best[-1].score - 1e-6
         recalls.append(sum(hit.score >= worst for hit in table.nearest(vector, RECALL_K, ef)) / len(best))
     return float(np.mean(recalls))
 
@@ -130,10 +121,3 @@ def _probe_image_vectors(table: ImageTable) -> list[np.ndarray]:
     rows = table.rows([ids[i] for i in rng.choice(len(ids), min(NUM_PROBE_IMAGES, len(ids)), replace=False)])
     perturbed = [row.vector + 0.3 * rng.normal(size=row.vector.shape).astype(np.float32) / np.sqrt(row.vector.size) for row in rows]
     return [vector / np.linalg.norm(vector) for vector in perturbed]
-
-
-def _save_measurement(table: ImageTable, measurement: AnnMeasurement | None) -> None:
-    if measurement is not None:
-        table.connection.create_table(_MEASUREMENTS_TABLE, [asdict(measurement)], mode="overwrite")
-    elif _MEASUREMENTS_TABLE in table.connection.list_tables().tables:
-        table.connection.drop_table(_MEASUREMENTS_TABLE)

@@ -13,8 +13,6 @@ NUM_COLUMNS, CELL_SIZE, MARGIN, FONT_SIZE, TITLE_FONT_SIZE = 5, 200, 20, 15, 22
 """Number of columns; in pixels: side of a cell, margin, font size of the labels and of the title."""
 TEXT_COLOR, MUTED_COLOR, BACKGROUND_COLOR, CELL_COLOR = (34, 34, 34), (120, 120, 120), (255, 255, 255), (243, 243, 240)
 """Colours of text, of secondary text, of the sheet and of the cells."""
-UPLOADED = "(uploaded)"
-"""Label of an image that has no file."""
 
 
 def result_lines(hits: Sequence[SearchHit]) -> list[str]:
@@ -27,7 +25,7 @@ def result_lines(hits: Sequence[SearchHit]) -> list[str]:
 
 def name(hit: SearchHit) -> str:
     """Label of an image: its file, or the first digits of its id if it was uploaded."""
-    return f"{hit.id[:12]} {UPLOADED}" if hit.path is None else str(hit.path)
+    return f"{hit.id[:12]} (uploaded)" if hit.path is None else str(hit.path)
 
 
 def contact_sheet(index: ImageIndex, query: str | Image.Image, hits: Sequence[SearchHit]) -> Image.Image:

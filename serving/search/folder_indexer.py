@@ -1,19 +1,17 @@
 """Updates an index from a folder: encodes new and changed images, removes deleted ones and skips the rest.
 
-Images are read in threads and encoded in batches. Rows are committed every few seconds, so that a killed run leaves a searchable
-index and the next run resumes from it.
+Images are read in threads, a batch ahead of the one that is encoded. Rows are committed every few seconds, so that a killed run
+leaves a searchable index and the next run resumes from it.
 """
 
+import dataclasses
 import hashlib
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -26,9 +24,6 @@ from serving.search.clip_encoder import ClipEncoder
 from serving.search.image_index import ImageIndex
 from serving.search.lancedb_table import Entry, ImageRow, ImageTable
 
-A = TypeVar("A")
-B = TypeVar("B")
-
 COMMIT_IMAGES, COMMIT_SECONDS = 1024, 5.0
 """Rows are committed after this many images or seconds: a commit costs about as much as encoding a few images."""
 
@@ -38,8 +33,7 @@ class IndexingResult:
     """The result of an indexing run.
 
     Args:
-        added: new images.
-        removed: removed images.
+        added, removed: numbers of images.
         already_indexed: files that were moved, copied or touched, whose image was in the index already.
         unchanged: files that were not read again.
         failed: the files that could not be read.
@@ -92,21 +86,25 @@ def _index(index: ImageIndex, root: str) -> IndexingResult:
     update = _IndexUpdate(table, index.encoder)
     stale_paths = [path for path, stat in current_files.items() if not update.is_up_to_date(path, *stat)]
     update.result.unchanged = len(current_files) - len(stale_paths)
-
-    def read(path: str) -> _ReadFile:
-        return _read(path, index.encoder, update.entries_by_id)
-
     with Progress("indexing", len(stale_paths), "images") as progress, ThreadPoolExecutor(settings.workers) as pool:
+        reading: list[Future[_ReadFile]] = []
         try:
-            for files in _batches(_prefetch_map(pool, read, stale_paths, 2 * settings.batch_size), settings.batch_size):
-                update.add_files(files)
-                progress.update(len(files))
+            # At most two batches are in memory: one is read while the one before is encoded, so the last step reads none.
+            for start in range(0, len(stale_paths) + settings.batch_size, settings.batch_size):
+                paths = stale_paths[start : start + settings.batch_size]
+                following = [pool.submit(_read, path, index.encoder, update.entries_by_id) for path in paths]
+                update.add_files([file.result() for file in reading])
+                progress.update(len(reading))
+                reading = following
         finally:
             # After an interruption the encoded images are still committed.
+            pool.shutdown(wait=False, cancel_futures=True)
             update.commit()
     update.remove_vanished(root, current_files)
-    table.drop_other_tables()
-    measurement = ann_index.refresh(table, ann_index.probe_vectors(index.encoder), settings.exact_search_limit, settings.recall)
+    for other in table.other_tables():
+        table.connection.drop_table(other.name)
+    probes = index.encoder.texts(ann_index.probe_texts())
+    measurement = ann_index.refresh(table, probes, settings.exact_search_limit, settings.recall)
     update.result.search = index.state() if measurement is None else measurement.text()
     return update.result
 
@@ -152,9 +150,8 @@ class _IndexUpdate:
     def remove_vanished(self, root: str, current_files: Iterable[str]) -> None:
         """Remove deleted files of a folder, and images that have no file any more."""
         folder_prefix = root.rstrip("/") + "/"
-        for path in [path for path in self.id_by_path if path.startswith(folder_prefix)]:
-            if path not in current_files:
-                self._detach(path)
+        for path in [path for path in self.id_by_path if path.startswith(folder_prefix) and path not in current_files]:
+            self._detach(path)
         self.commit()
 
     def commit(self) -> None:
@@ -163,12 +160,8 @@ class _IndexUpdate:
         with self.table.writing():
             # Rows are read again: the service may have added or removed some in the meantime.
             rows = {**self.new_rows, **{row.id: row for row in self.table.rows(sorted(remaining_ids))}}
-            self.table.put(
-                [
-                    ImageRow(id, rows[id].size, self.entries_by_id[id].files, rows[id].upload, rows[id].vector)
-                    for id in remaining_ids & rows.keys()
-                ]
-            )
+            changed = [dataclasses.replace(rows[id], files=self.entries_by_id[id].files) for id in remaining_ids & rows.keys()]
+            self.table.put(changed)
             removed_ids = self.changed_ids - remaining_ids
             self.table.delete(sorted(removed_ids))
         for id in removed_ids:
@@ -217,28 +210,7 @@ def _read(path: str, encoder: ClipEncoder, entries_by_id: dict[str, Entry]) -> _
 def _reencode_uploads(index: ImageIndex) -> None:
     """Encode the images uploaded to tables of other models: their bytes are stored nowhere else."""
     for other in index.table.other_tables():
-        for id in other.uploads():
+        for id in [id for id, entry in other.entries().items() if entry.uploaded]:
             for row in other.rows([id]):
                 if row.upload is not None:
                     index.add(row.upload)
-
-
-def _prefetch_map(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Sequence[A], max_pending: int) -> Iterator[B]:
-    """`map` in threads, in order, with at most `max_pending` results waiting, to limit the memory of preprocessed images."""
-    pending: deque[Future[B]] = deque()
-    remaining = iter(items)
-    try:
-        while True:
-            pending.extend(pool.submit(function, item) for item in islice(remaining, max_pending - len(pending)))
-            if not pending:
-                return
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
-
-
-def _batches(items: Iterable[A], size: int) -> Iterator[list[A]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

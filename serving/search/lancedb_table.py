@@ -7,7 +7,7 @@ commit; readers see the latest commit, also while another process writes and aft
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,7 +32,6 @@ _PREFIX = "pictures_"
 """Prefix of the tables of images in the database."""
 _OLD_VERSIONS = timedelta(hours=1)
 """How long replaced versions are kept for processes that still read them."""
-_FILE_TYPE = pa.struct([("path", pa.string()), ("mtime", pa.int64())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +76,9 @@ class ImageTable:
     """The table of one CLIP model. Thread-safe."""
 
     def __init__(self, uri: str, table: Table, connection: Any):
-        self.uri, self.table, self.connection = uri, table, connection
+        self.uri, self.table, self.connection, self.name = uri, table, connection, str(table.name)
         self._thread_lock = threading.RLock()
         self._file_lock = None if _is_remote(uri) else filelock.FileLock(Path(uri) / "write.lock")
-
-    @property
-    def name(self) -> str:
-        """Name of the table in the database."""
-        return str(self.table.name)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -100,11 +94,8 @@ class ImageTable:
     @contextmanager
     def indexing(self) -> Iterator[None]:
         """Lock out other indexing runs. Raises TesseraError if one is running. On object storage there is no lock."""
-        if self._file_lock is None:
-            yield
-            return
         try:
-            with filelock.FileLock(Path(self.uri) / "index.lock", blocking=False):
+            with nullcontext() if self._file_lock is None else filelock.FileLock(Path(self.uri) / "index.lock", blocking=False):
                 yield
         except filelock.Timeout as error:
             raise TesseraError(f"{self.uri}: another process is indexing; wait until it has finished") from error
@@ -138,10 +129,6 @@ class ImageTable:
             with self._readable_errors():
                 self.table.delete(_id_filter(ids))
 
-    def uploads(self) -> list[str]:
-        """Ids of the uploaded images, whose bytes the index stores."""
-        return [id for id, entry in self.entries().items() if entry.uploaded]
-
     def nearest(self, vector: np.ndarray, k: int, ef: int | None = None) -> list[SearchHit]:
         """The k rows nearest to a vector [embedding_dim], best first. ef: search width of the ANN index; None: exact search."""
         query = self.table.search(vector, vector_column_name="vector").distance_type("cosine").limit(k)
@@ -162,12 +149,6 @@ class ImageTable:
         with self._readable_errors():
             self.table.optimize(cleanup_older_than=_OLD_VERSIONS)
 
-    def drop_other_tables(self) -> None:
-        """Remove the tables of other models."""
-        for name in _tables(self.connection):
-            if name != self.name:
-                self.connection.drop_table(name)
-
     def other_tables(self) -> list["ImageTable"]:
         """The tables of other models, left over after a change of the model."""
         names = [name for name in _tables(self.connection) if name != self.name]
@@ -179,16 +160,11 @@ class ImageTable:
         try:
             yield
         except (RuntimeError, ValueError, OSError) as error:
-            if self._was_replaced():
-                raise TesseraError(f"{self.uri}: the index was rebuilt with another CLIP model; open it again") from error
+            # If the storage does not answer, the error itself says more.
+            with suppress(RuntimeError, ValueError, OSError):
+                if self.name not in _tables(self.connection):
+                    raise TesseraError(f"{self.uri}: the index was rebuilt with another CLIP model; open it again") from error
             raise TesseraError(f"{self.uri}: {' '.join(str(error).split())[:300]}") from error
-
-    def _was_replaced(self) -> bool:
-        """Whether another model's table has replaced this one; False if the storage does not answer."""
-        try:
-            return self.name not in _tables(self.connection)
-        except (RuntimeError, ValueError, OSError):
-            return False
 
 
 def open_table(
@@ -246,7 +222,7 @@ def _schema(embedding_model: EmbeddingModel) -> pa.Schema:
         ("size", pa.int64()),
         ("vector", pa.list_(pa.float32(), embedding_model.embedding_dim)),
         ("time", pa.timestamp("us", "UTC")),
-        ("files", pa.list_(_FILE_TYPE)),
+        ("files", pa.list_(pa.struct([("path", pa.string()), ("mtime", pa.int64())]))),
         ("uploaded", pa.bool_()),
         ("upload", pa.large_binary()),
     ]
@@ -254,7 +230,6 @@ def _schema(embedding_model: EmbeddingModel) -> pa.Schema:
 
 
 def _to_arrow(rows: Sequence[ImageRow], schema: pa.Schema) -> pa.Table:
-    now = datetime.now(UTC)
     vectors = pa.array(np.concatenate([row.vector for row in rows]).astype(np.float32))
     columns: dict[str, Any] = {
         "id": [row.id for row in rows],
@@ -262,7 +237,7 @@ def _to_arrow(rows: Sequence[ImageRow], schema: pa.Schema) -> pa.Table:
         "path": [min(row.files, default=None) for row in rows],
         "size": [row.size for row in rows],
         "vector": pa.FixedSizeListArray.from_arrays(vectors, len(rows[0].vector)),
-        "time": [now] * len(rows),
+        "time": [datetime.now(UTC)] * len(rows),
         "files": [[{"path": path, "mtime": mtime} for path, mtime in sorted(row.files.items())] for row in rows],
         "uploaded": [row.upload is not None for row in rows],
         "upload": [row.upload for row in rows],

@@ -10,14 +10,14 @@ def test_the_least_recently_used_entry_is_evicted_first() -> None:
     assert cache.get("a") == "A"
     cache.put("c", "C", 10)
     assert [cache.get(key) for key in "abc"] == ["A", None, "C"]
-    assert (cache.hits, cache.misses, len(cache), cache.bytes) == (3, 1, 2, 2 * (ENTRY_OVERHEAD_BYTES + 10))
+    assert (cache.hits, cache.misses, len(cache._entries), cache.bytes) == (3, 1, 2, 2 * (ENTRY_OVERHEAD_BYTES + 10))
 
 
 def test_a_replaced_value_counts_once() -> None:
     cache: AnswerCache[str] = AnswerCache(10 * ENTRY_OVERHEAD_BYTES)
     cache.put("a", "old", 100)
     cache.put("a", "new", 50)
-    assert (cache.get("a"), len(cache), cache.bytes) == ("new", 1, ENTRY_OVERHEAD_BYTES + 50)
+    assert (cache.get("a"), len(cache._entries), cache.bytes) == ("new", 1, ENTRY_OVERHEAD_BYTES + 50)
 
 
 def test_a_value_over_the_limit_evicts_nothing() -> None:

@@ -40,7 +40,7 @@ def run(
         async with asyncio.timeout(TIMEOUT_SECONDS):
             await scenario(batcher, worker)
         batcher_task.cancel()
-        batcher.close()
+        batcher.thread.shutdown()
 
     asyncio.run(run_scenario())
     return worker

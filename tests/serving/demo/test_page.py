@@ -10,11 +10,10 @@ import pytest
 
 from answering.rerank.confidence import Confidence
 from answering.rerank.logistic_regression import LogisticModel
-from serving.demo.formatting import percent, shorten
-from serving.demo.localization import LANGUAGES, translations
+from serving.demo.localization import LANGUAGES, candidate_cells, percent, shorten, translations
 from serving.demo.page import Page
 from serving.demo.page_actions import DemoBackends, PageActions
-from serving.demo.session import Conversation, Session, Turn, _request, candidate_rows
+from serving.demo.session import Conversation, Session, Turn, _request
 from serving.search.image_index import ImageIndex
 
 
@@ -125,9 +124,7 @@ def test_two_systems_answer_side_by_side(page: PageActions, image: str) -> None:
     sessions = (page.backends.session, page.backends.other)
     expected_replies = [session.ask(Path(image), [], "What color?") for session in sessions if isinstance(session, Session)]
     assert [ours, theirs] == [reply.chosen for reply in expected_replies]
-    assert [[row[1] for row in table["data"]] for table in tables] == [
-        [row.text for row in candidate_rows(reply)] for reply in expected_replies
-    ]
+    assert [table["data"] for table in tables] == [candidate_cells(reply) for reply in expected_replies]
     assert tables[0] != tables[1], "two systems answer, not one twice"
     assert status == ""
 

@@ -1,4 +1,4 @@
-"""Clients that close their sending side after the request get their answer; clients that are gone are noticed."""
+"""The listening socket. Clients that close their sending side after the request get their answer; clients that are gone are noticed."""
 
 import json
 import re
@@ -7,6 +7,8 @@ import socket
 import httpx2
 import pytest
 
+from errors import UsageError
+from serving.http.http_protocol import listening_socket
 from tests.fakes import EchoAnswerer
 from tests.serving.conftest import CHAT, image_file, serving, wait_for
 from tests.serving.http.raw_http import connect, read_response
@@ -75,3 +77,17 @@ def test_a_client_that_closes_in_the_middle_of_its_body_is_not_waited_for(answer
         assert connection.recv(1) == b""
         wait_for(lambda: len(service.bodies) == 0)
     assert answerer.calls == []
+
+
+def test_the_body_of_a_response_does_not_wait_for_its_headers() -> None:
+    with listening_socket("127.0.0.1", 0, "serve.port") as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_taken_port_is_one_sentence() -> None:
+    with listening_socket("127.0.0.1", 0, "serve.port") as first:
+        port = first.getsockname()[1]
+        with pytest.raises(UsageError, match=rf"^serve\.port: cannot listen on 127\.0\.0\.1 port {port} \("):
+            listening_socket("127.0.0.1", port, "serve.port")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from serving.http.error_responses import ServiceError
+from serving.inputs import safe_fetch
 from serving.inputs.safe_fetch import fetch, is_public
 from tests.serving.conftest import TIMEOUT_SECONDS, wait_for
 
@@ -75,9 +76,11 @@ def port() -> Iterator[int]:
 
 
 def get(port: int, path: str, seconds: float = TIMEOUT_SECONDS, **changes: Any) -> bytes:
-    """Fetch with every host name resolved to this machine, which is allowed here."""
-    options = {"is_allowed": lambda _: True, "resolve_host": lambda _host, _port: ["127.0.0.1"], **changes}
-    return fetch(f"http://images.example:{port}{path}", HOSTS, 4000, seconds, **options)
+    """Fetch with every host name resolved to this machine, which is allowed here. changes: other functions of the module."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, function in {"is_public": lambda _: True, "resolve": lambda _host, _port: ["127.0.0.1"], **changes}.items():
+            patch.setattr(safe_fetch, name, function)
+        return fetch(f"http://images.example:{port}{path}", HOSTS, 4000, seconds)
 
 
 def refused(*arguments: Any, **changes: Any) -> tuple[int, str]:
@@ -110,7 +113,7 @@ def test_only_configured_hosts_are_allowed() -> None:
 )
 def test_a_host_name_that_resolves_to_a_private_address_is_refused(port: int, private_ip: str) -> None:
     assert not is_public(private_ip)
-    assert refused(port, "/a.png", is_allowed=is_public, resolve_host=lambda _host, _port: ["8.8.8.8", private_ip])[0] == 403
+    assert refused(port, "/a.png", is_public=is_public, resolve=lambda _host, _port: ["8.8.8.8", private_ip])[0] == 403
 
 
 def test_addresses_of_the_public_internet_are_allowed() -> None:
@@ -127,7 +130,7 @@ def test_redirects_are_checked_like_the_first_url(port: int) -> None:
         names.append(host)
         return ["10.0.0.1"] if host == "other.example" else ["127.0.0.1"]
 
-    assert refused(port, "/inside", is_allowed=lambda ip: ip != "10.0.0.1", resolve_host=resolve_host)[0] == 403
+    assert refused(port, "/inside", is_public=lambda ip: ip != "10.0.0.1", resolve=resolve_host)[0] == 403
     assert names == ["images.example", "other.example"]
     assert refused(port, "/round") == (422, "image_url: images.example: more than 3 redirects")
 
@@ -149,4 +152,4 @@ def test_a_host_name_that_cannot_be_resolved_is_refused(port: int) -> None:
     def resolve_host(host: str, port: int) -> list[str]:
         raise OSError(host, port)
 
-    assert refused(port, "/", resolve_host=resolve_host) == (422, "image_url: images.example: the host name cannot be resolved")
+    assert refused(port, "/", resolve=resolve_host) == (422, "image_url: images.example: the host name cannot be resolved")

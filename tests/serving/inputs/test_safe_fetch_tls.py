@@ -11,6 +11,7 @@ import pytest
 import trustme
 
 from serving.http.error_responses import ServiceError
+from serving.inputs import safe_fetch
 from serving.inputs.safe_fetch import fetch
 from tests.serving.conftest import TIMEOUT_SECONDS
 
@@ -77,12 +78,20 @@ def site(authority: trustme.CA) -> Iterator[Site]:
     running.server.server_close()
 
 
-def get(address: str, seconds: float = TIMEOUT_SECONDS, **changes: Any) -> bytes:
-    options = {"is_allowed": lambda _: True, "resolve_host": lambda _host, _port: ["127.0.0.1"], **changes}
-    return fetch(address, (HOST, OTHER), 4000, seconds, **options)
+@pytest.fixture(autouse=True)
+def _resolved_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every host name is resolved to this machine, which is allowed here."""
+    monkeypatch.setattr(safe_fetch, "is_public", lambda _: True)
+    monkeypatch.setattr(safe_fetch, "resolve", lambda _host, _port: ["127.0.0.1"])
 
 
-def test_the_certificate_must_match_the_name_and_the_connection_goes_to_the_checked_address(site: Site) -> None:
+def get(address: str) -> bytes:
+    return fetch(address, (HOST, OTHER), 4000, TIMEOUT_SECONDS)
+
+
+def test_the_certificate_must_match_the_name_and_the_connection_goes_to_the_checked_address(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     resolved: list[str] = []
 
     def resolve_host(host: str, _: int) -> list[str]:
@@ -90,7 +99,8 @@ def test_the_certificate_must_match_the_name_and_the_connection_goes_to_the_chec
         # A second query gets another address, as from a DNS server of an attacker.
         return ["127.0.0.1"] if len(resolved) == 1 else ["10.0.0.1"]
 
-    assert get(f"https://{HOST}:{site.port}/a.png?x=1", resolve_host=resolve_host) == b"an image"
+    monkeypatch.setattr(safe_fetch, "resolve", resolve_host)
+    assert get(f"https://{HOST}:{site.port}/a.png?x=1") == b"an image"
     assert resolved == [HOST]
     assert site.server_names == [HOST]
     assert site.requests == [(f"{HOST}:{site.port}", "/a.png?x=1")]
@@ -104,14 +114,7 @@ def test_a_redirect_is_checked_against_the_certificate_of_its_own_host(site: Sit
 
 def test_a_certificate_of_another_host_is_refused(site: Site) -> None:
     with pytest.raises(ServiceError) as caught:
-        fetch(
-            f"https://third.example:{site.port}/",
-            ("third.example",),
-            4000,
-            TIMEOUT_SECONDS,
-            is_allowed=bool,
-            resolve_host=lambda *_: ["127.0.0.1"],
-        )
+        fetch(f"https://third.example:{site.port}/", ("third.example",), 4000, TIMEOUT_SECONDS)
     assert (caught.value.status_code, caught.value.code) == (422, "image_address")
     assert site.server_names == ["third.example"] and site.requests == [], "no request is sent to an unverified server"
 

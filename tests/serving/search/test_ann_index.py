@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from serving.search import ann_index
-from serving.search.ann_index import load_measurement, probe_vectors, refresh
+from serving.search.ann_index import load_measurement, refresh
+from serving.search.clip_encoder import ClipEncoder
 from serving.search.image_index import ImageIndex
 from serving.search.lancedb_table import ImageRow, ImageTable, SearchHit
 from tests.serving.search.conftest import Opener
@@ -19,6 +20,11 @@ def vectors(count: int, embedding_dim: int, seed: int) -> np.ndarray:
     """Random unit vectors [count, embedding_dim]."""
     normal = np.random.default_rng(seed).normal(size=(count, embedding_dim)).astype(np.float32)
     return np.asarray(normal / np.linalg.norm(normal, axis=1, keepdims=True))
+
+
+def probe_vectors(encoder: ClipEncoder) -> np.ndarray:
+    """The queries that the recall is measured with."""
+    return encoder.texts(ann_index.probe_texts())
 
 
 def put(table: ImageTable, rows: np.ndarray, name: str) -> None:
