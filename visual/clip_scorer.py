@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from errors import UsageError, loading
 from visual.hub_name import pretrained
-from visual.image_processor import load_image_processor
+from visual.pretrained_model import load_image_processor, read_config
 from visual.text_tokenizer import load_text_tokenizer
 
 MODEL_TYPES = ("clip", "chinese_clip", "siglip")
@@ -208,15 +208,13 @@ def load(
     Raises:
         UsageError: The model cannot be loaded or is of an unsupported type.
     """
-    with loading(key, name):
-        config = AutoConfig.from_pretrained(**pretrained(name))
+    config = read_config(key, name)
     if config.model_type not in MODEL_TYPES:
         raise UsageError(f"{key}: {name} is a {config.model_type} model; expected CLIP, Chinese-CLIP or SigLIP of fixed resolution")
     tokenizer = load_text_tokenizer(name, config.model_type, key)
     with loading(key, name):
         model = AutoModel.from_pretrained(**pretrained(name), config=config, dtype=dtype)
-        image_processor = load_image_processor(name)
-    return ClipScorer(model.to(device), tokenizer, image_processor, open_image)
+    return ClipScorer(model.to(device), tokenizer, load_image_processor(key, name), open_image)
 
 
 def _normalized(output: Any) -> torch.Tensor:

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from errors import UsageError, loading
-from visual.hub_name import pretrained
+from errors import UsageError
+from visual.pretrained_model import load_model, read_config
 
 FeatureLayer = int | Literal["last_hidden_state"]
 """Index into hidden_states (0 = embeddings, -1 = last layer before the final norm), or the state after the final norm."""
@@ -38,8 +38,7 @@ def vision_config(name: str) -> SiglipVisionConfig:
     name: folder or hub name of the whole model or of its vision encoder. Raises UsageError when it cannot be loaded, is of
     another model type, or has no fixed square resolution.
     """
-    with loading("model.vision", name):
-        config = AutoConfig.from_pretrained(**pretrained(name))
+    config = read_config("model.vision", name)
     if config.model_type in ("siglip2", "siglip2_vision_model"):
         raise UsageError(f"model.vision: {name} is a NaFlex SigLIP 2 (variable resolution); expected a SigLIP of fixed resolution")
     vision = getattr(config, "vision_config", config)
@@ -68,11 +67,7 @@ def check_feature_layer(config: SiglipVisionConfig, layer: FeatureLayer) -> None
 
 def load(name: str, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> VisionTower:
     """Load the vision encoder, frozen and in eval mode. Raises UsageError as `vision_config` does, and when weights are missing."""
-    config = vision_config(name)
-    with loading("model.vision", name):
-        tower, report = VisionTower.from_pretrained(**pretrained(name), config=config, dtype=dtype, output_loading_info=True)
-    if report["missing_keys"]:
-        raise UsageError(f"model.vision: {name} lacks weights of the vision encoder, such as {min(report['missing_keys'])}")
+    tower = load_model("model.vision", name, VisionTower, part="vision encoder", config=vision_config(name), dtype=dtype)
     frozen: VisionTower = tower.to(device).requires_grad_(False).eval()
     return frozen
 

@@ -10,7 +10,7 @@ from model.family_config import LoraConfig, ParamGroup
 from model.param_groups import has_adapters, set_trainable
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
-from model.siglip_qwen.module_paths import CONNECTOR, LANGUAGE_MODEL
+from model.siglip_qwen.module_paths import CONNECTOR
 
 # PEFT is imported where it is used: it takes two seconds, and asking a checkpoint needs none of it.
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def peft_lora_config(model: VisionLanguageModel, lora: LoraConfig) -> "peft.Lora
     """PEFT's config: LoRA on every linear layer of the language model; the connector is saved with it."""
     from model.lora import language_lora_config
 
-    return language_lora_config(model.model.language_model, LANGUAGE_MODEL, lora, [CONNECTOR.rpartition(".")[2]])
+    return language_lora_config(model, lora, [CONNECTOR.rpartition(".")[2]])
 
 
 def base_model(model: "VisionLanguageModel | PeftModel") -> VisionLanguageModel:

@@ -10,16 +10,15 @@ import tempfile
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from errors import UsageError, loading
 from model.kernels.device_capability import default_dtype
 from model.quantization import disable_avx512bf16, quantization_config
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.connector import Connector, num_image_tokens
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 from visual import siglip
-from visual.hub_name import pretrained
+from visual.pretrained_model import load_model, read_config
 
 LANGUAGE_FAMILIES = ("qwen2", "qwen3")
 """Supported `model_type`: qwen2 (dense causal Qwen 2 and 2.5) and qwen3."""
@@ -39,11 +38,7 @@ def read_vocab_size(config: SiglipQwenConfig) -> int:
 
 def language_config(name: str) -> PreTrainedConfig:
     """Config of a causal Qwen. Raises UsageError when it cannot be loaded or has another `model_type`."""
-    with loading("model.language", name):
-        config = AutoConfig.from_pretrained(**pretrained(name))
-    if config.model_type not in LANGUAGE_FAMILIES:
-        raise UsageError(f"model.language: {name} is a {config.model_type} model; a dense causal Qwen 2, 2.5 or 3 is expected")
-    return config
+    return read_config("model.language", name, LANGUAGE_FAMILIES, "a dense causal Qwen 2, 2.5 or 3")
 
 
 def build(
@@ -211,14 +206,10 @@ def minimal_generation_config(language: PreTrainedModel) -> GenerationConfig:
 def _load_language_model(
     name: str, quantized: BitsAndBytesConfig | None, dtype: torch.dtype, device: torch.device | str
 ) -> PreTrainedModel:
-    config = language_config(name)
-    options: dict[str, Any] = {"config": config, "dtype": dtype, "output_loading_info": True}
+    options: dict[str, Any] = {"config": language_config(name), "dtype": dtype}
     if quantized is not None:
         options |= {"quantization_config": quantized, "device_map": {"": device}}
-    with loading("model.language", name):
-        model, report = AutoModelForCausalLM.from_pretrained(**pretrained(name), **options)
-    if report["missing_keys"]:
-        raise UsageError(f"model.language: {name} lacks weights of the language model, such as {min(report['missing_keys'])}")
+    model = load_model("model.language", name, AutoModelForCausalLM, part="language model", **options)
     disable_avx512bf16(model)
     if quantized is not None and quantized.load_in_8bit:
         # LLM.int8() casts inputs to fp16 by design and would warn about it in every layer and forward pass.

@@ -1,17 +1,14 @@
 """Converts messages and images to inputs of our own model: token ids with image tokens, labels on assistant turns, pixel values."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, SiglipImageProcessorPil
+from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil
 
 from errors import UsageError, loading
-from model.processors.chat_processor import load_chat_tokenizer
-from model.processors.fixed_tokens_processor import FixedTokensProcessor
-from model.processors.sample_processor import ImageSize, read_processor_settings
+from model.processors.chat_processor import FixedTokensProcessor, load_chat_tokenizer
 from visual.hub_name import pretrained
 
 IMAGE_TOKEN_CANDIDATES = ("<|image_pad|>", "<|extra_0|>")
@@ -27,14 +24,7 @@ class Processor(FixedTokensProcessor):
 
     @classmethod
     def from_pretrained(
-        cls,
-        *,
-        language: str,
-        vision: str,
-        tokens_per_image: int,
-        vocab_size: int,
-        image_token: str = "auto",
-        **chat: Any,
+        cls, *, language: str, vision: str, tokens_per_image: int, vocab_size: int, image_token: str = "auto", **chat: Any
     ) -> Self:
         """Load the tokenizer and the image processor of two pre-trained models.
 
@@ -65,25 +55,10 @@ class Processor(FixedTokensProcessor):
             **{"max_length": MAX_LENGTH, **chat},
         )
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Load a processor written by `save`. Raises UsageError when the folder contains none, or is damaged."""
-        settings = read_processor_settings(folder)
-        with loading("checkpoint", str(folder)):
-            tokenizer = AutoTokenizer.from_pretrained(**pretrained(folder))
-            image_processor = SiglipImageProcessorPil.from_pretrained(**pretrained(folder))
-            return cls(tokenizer, image_processor, **settings)
-
     @property
     def reads_slowly(self) -> bool:
         """Whether the image processor itself is called for every image, since it does more than a plain resize."""
         return self.pixel_reader.lookup_table is None
-
-    def blank_images(self, num_images: int, sizes: Sequence[ImageSize]) -> list[Image.Image]:
-        """Black images that take as many tokens as those of these sizes."""
-        del sizes
-        height, width = self.pixel_reader.size
-        return [Image.new("RGB", (width, height)) for _ in range(num_images)]
 
     def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Pixel values [N, 3, H, W] of RGB images, equal to those of the vision encoder's image processor.

@@ -20,8 +20,8 @@ from transformers import Blip2ForConditionalGeneration, BlipImageProcessorPil, Q
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 from dataset.sample import IMAGE_PLACEHOLDER, Language, Message
 from dataset.synthetic.scene import GRID, Scene, SceneSplit
-from model.blip2.config import CAPTION_PROMPT, CONVERSATION_PROMPT, QUESTION_PROMPT
-from model.processors.question_processor import QuestionProcessor, QuestionPrompts
+from model.blip2.processor import PUBLISHED_PROMPTS
+from model.processors.question_processor import QuestionProcessor
 from training.tiny_models.attention_supervision import LOOKUP_TARGETS, NO_OBJECT, answer_spans, lookup_loss
 from training.tiny_models.data.dialogues import Exchange, sample_dialogue
 from training.tiny_models.data.pretraining_batches import Batch, SceneBatches, collate_conversations, pad_rows, render_images
@@ -111,7 +111,7 @@ def blip2_task(
     processor = QuestionProcessor(
         tokenizer,
         image_processor,
-        QuestionPrompts(QUESTION_PROMPT, CONVERSATION_PROMPT, CAPTION_PROMPT),
+        PUBLISHED_PROMPTS,
         end_of_turn_id=tokenizer.eos_token_id,
         num_image_tokens=GRID * GRID,
         max_length=MAX_LENGTH,

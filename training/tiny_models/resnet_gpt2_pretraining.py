@@ -14,7 +14,7 @@ from transformers import BlipImageProcessorPil, ConvNextImageProcessorPil, GPT2L
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 from dataset.sample import IMAGE_PLACEHOLDER, Message
 from dataset.synthetic.scene import COLORS, SHAPES, Scene, SceneSplit
-from model.processors.question_processor import QuestionProcessor, QuestionPrompts
+from model.processors.question_processor import QuestionProcessor, question_prompts
 from model.resnet_gpt2.config import ResnetGpt2Config
 from training.tiny_models.data.dialogues import sample_dialogue
 from training.tiny_models.data.pretraining_batches import Batch, SceneBatches, collate_conversations, render_images
@@ -122,7 +122,7 @@ def gpt2_task(model: GPT2LMHeadModel, tokenizer: Qwen2Tokenizer, seed: int, batc
         batch_size: conversations per batch.
     """
     settings = ResnetGpt2Config(family="resnet_gpt2")
-    prompts = QuestionPrompts(settings.question_prompt, settings.conversation_prompt, settings.caption_prompt)
+    prompts = question_prompts(vars(settings))
     processor = QuestionProcessor(
         tokenizer, BlipImageProcessorPil(), prompts, end_of_turn_id=tokenizer.eos_token_id, num_image_tokens=0, max_length=MAX_LENGTH
     )
