@@ -53,6 +53,9 @@ class LoadOptions:
         return self.dtype or default_dtype(self.device)
 
 
+DEFAULT_OPTIONS = LoadOptions()
+
+
 class Family(ABC):
     """A kind of model. Settings are of the family's own class; models have `group_paths` (see model.param_groups)."""
 

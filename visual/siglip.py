@@ -72,14 +72,6 @@ def load(name: str, *, dtype: torch.dtype, device: torch.device | str = "cpu") -
     return frozen
 
 
-def load_without_weights(name: str, *, dtype: torch.dtype) -> VisionTower:
-    """The vision encoder that `load` returns, with its parameters on the meta device. Raises UsageError as `vision_config` does."""
-    with torch.device("meta"):
-        tower: VisionTower = VisionTower._from_config(vision_config(name), dtype=dtype)
-    tower.requires_grad_(False).eval()
-    return tower
-
-
 def encode(tower: SiglipVisionModel, pixels: torch.Tensor, layer: FeatureLayer) -> torch.Tensor:
     """Patch features [N, P, D] of pixel values [N, 3, H, W].
 

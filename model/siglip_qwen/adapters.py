@@ -9,8 +9,7 @@ from errors import UsageError
 from model.family_config import LoraConfig, ParamGroup
 from model.param_groups import has_adapters, set_trainable
 from model.siglip_qwen.config import SiglipQwenConfig
-from model.siglip_qwen.modeling import VisionLanguageModel
-from model.siglip_qwen.module_paths import CONNECTOR
+from model.siglip_qwen.modeling import CONNECTOR, VisionLanguageModel
 
 # PEFT is imported where it is used: it takes two seconds, and asking a checkpoint needs none of it.
 if TYPE_CHECKING:

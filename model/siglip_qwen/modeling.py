@@ -12,17 +12,21 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel, SiglipVisionConfig
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from errors import TesseraError
 from model.kernels.chunked_cross_entropy import LanguageModelHead, positions_per_chunk
 from model.kernels.varlen_attention import packed_attention_kwargs
+from model.param_groups import GroupPaths
 from model.siglip_qwen.batch_layout import UNKNOWN_LAYOUT, BatchLayout
 from model.siglip_qwen.connector import Connector
-from model.siglip_qwen.module_paths import GROUP_PATHS
 from model.siglip_qwen.sparse_last_layer import sparse_last_layer_kwargs
 from renamed_keys import with_new_keys
 from visual import siglip
+
+CONNECTOR = "model.multi_modal_projector"
+
+GROUP_PATHS: GroupPaths = {"connector": (CONNECTOR,), "language": ("model.language_model", "lm_head.")}
 
 
 class ImageTokenMismatchError(TesseraError):
@@ -134,11 +138,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
         They do not depend on any trained weight, so they can be cached and passed to `forward` as `image_features`.
         """
-        return self._encoder(pixel_values)
-
-    @property
-    def _encoder(self) -> siglip.VisionEncoder:
-        return siglip.VisionEncoder(self.model.vision_tower, self.config.vision_feature_layer, self.config.drop_first_patch)
+        return siglip.VisionEncoder(self.model.vision_tower, self.config.vision_feature_layer, self.config.drop_first_patch)(pixel_values)
 
     def project(self, image_features: torch.Tensor) -> torch.Tensor:
         """Apply the connector: patch features [N, P, C] -> image embeddings [N, Q, D]."""
@@ -190,7 +190,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         arguments = self._attention_arguments(inputs_embeds, attention_mask, position_ids, past_key_values, layout) | kwargs
         if labels is None:
             outputs = self.model.language_model(inputs_embeds=inputs_embeds, **{"use_cache": use_cache, **arguments})
-            return _with_logits(outputs, self.lm_head(_select_hidden_states(outputs.last_hidden_state, logits_to_keep)))
+            logits = self.lm_head(_select_hidden_states(outputs.last_hidden_state, logits_to_keep))
+            return CausalLMOutputWithPast(None, logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions)
         if image_embeds is None:
             inputs_embeds = inputs_embeds + self._zero_through_vision(inputs_embeds, image_features)
         if layout.padded_right:
@@ -315,12 +316,6 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if is_first_iteration or not kwargs.get("use_cache", True):
             inputs["mm_encoder_outputs"] = image_embeds
         return inputs
-
-
-def _with_logits(outputs: BaseModelOutputWithPast, logits: torch.Tensor) -> CausalLMOutputWithPast:
-    """The outputs of the language model, with the logits in place of the last hidden states."""
-    kept = (outputs.past_key_values, outputs.hidden_states, outputs.attentions)
-    return CausalLMOutputWithPast(None, logits, *kept)
 
 
 def _select_hidden_states(hidden_states: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:

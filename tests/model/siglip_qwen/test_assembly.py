@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, Trainer, TrainingArguments
 
 from errors import UsageError
+from model.family import LoadOptions
 from model.family_config import ParamGroup
 from model.kernels.chunked_cross_entropy import LanguageModelHead
 from model.siglip_qwen.adapters import configure_trainable
@@ -45,14 +46,14 @@ def test_everything_is_frozen_and_in_eval_mode(make: Build) -> None:
 
 
 def test_frozen_weights_have_the_given_dtype_and_the_connector_is_fp32(settings: Settings) -> None:
-    model = build(settings(), image_token_id=6, dtype=torch.bfloat16)
+    model = build(settings(), image_token_id=6, options=LoadOptions(torch.bfloat16))
     assert {p.dtype for p in model.model.vision_tower.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.model.language_model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.model.multi_modal_projector.parameters()} == {torch.float32}
 
 
 def test_a_bf16_model_gives_close_logits_with_and_without_autocast(settings: Settings, batch: Callable, processor: object) -> None:
-    model = build(settings(), image_token_id=processor.image_token_id, dtype=torch.bfloat16)  # type: ignore[attr-defined]
+    model = build(settings(), image_token_id=processor.image_token_id, options=LoadOptions(torch.bfloat16))  # type: ignore[attr-defined]
     inputs = batch(1)
     with torch.autocast("cpu", torch.bfloat16):
         with_autocast = model(**inputs).logits
