@@ -25,8 +25,7 @@ def language_lora_config(
         modules_to_save: names of modules that are trained in full and saved with the adapters.
         other_names: what this language model calls layers that `lora` may name differently.
 
-    Raises:
-        UsageError: `lora` names a layer that does not exist.
+    Raises UsageError when `lora` names a layer that does not exist.
     """
     language = language_model(model).named_modules()
     linear = {name.rpartition(".")[2] for name, module in language if isinstance(module, nn.Linear)} - {"lm_head"}

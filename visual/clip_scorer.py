@@ -77,13 +77,7 @@ class ClipScorer:
 
         A logit is linear in the image embedding, so the mean embedding gives the mean logit.
 
-        Args:
-            images: N images.
-            texts: The texts of each image.
-            background_means: For each image, the mean [D] of the background images' `features`.
-
-        Returns:
-            For each image, the scores and the priors of its texts.
+        background_means: for each image, the mean [D] of the background images' `features`.
         """
         vectors, text_vectors = self.image_features(images), self._encode_groups(texts)
         return [
@@ -115,22 +109,19 @@ class ClipScorer:
 
     def image_features(self, images: Sequence[Image.Image | Path]) -> torch.Tensor:
         """Image embeddings, float32 [N, D] on the CPU. Raises what `open_image` raises."""
-        with self._lock:
-            return self._cached_features(images)
-
-    def _cached_features(self, images: Sequence[Image.Image | Path]) -> torch.Tensor:
         keys = [_cache_key(image) for image in images]
-        new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._feature_cache}
-        features = {key: self._feature_cache[key] for key in keys if key in self._feature_cache}
-        missing = list(new)
-        for start in range(0, len(missing), self.batch_size):
-            chunk = missing[start : start + self.batch_size]
-            features |= zip(chunk, self._encode_images([new[key] for key in chunk]), strict=True)
-        for key in keys:
-            self._feature_cache[key] = features[key]
-            self._feature_cache.move_to_end(key)
-        while len(self._feature_cache) > self.cache_size:
-            self._feature_cache.popitem(last=False)
+        with self._lock:
+            new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._feature_cache}
+            features = {key: self._feature_cache[key] for key in keys if key in self._feature_cache}
+            missing = list(new)
+            for start in range(0, len(missing), self.batch_size):
+                chunk = missing[start : start + self.batch_size]
+                features |= zip(chunk, self._encode_images([new[key] for key in chunk]), strict=True)
+            for key in keys:
+                self._feature_cache[key] = features[key]
+                self._feature_cache.move_to_end(key)
+            while len(self._feature_cache) > self.cache_size:
+                self._feature_cache.popitem(last=False)
         return torch.stack([features[key] for key in keys]) if keys else torch.empty(0, 0)
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
@@ -205,8 +196,7 @@ def load(
         dtype: Data type of the weights.
         key: Configuration key that error messages name.
 
-    Raises:
-        UsageError: The model cannot be loaded or is of an unsupported type.
+    Raises UsageError when the model cannot be loaded or is of an unsupported type.
     """
     config = read_config(key, name)
     if config.model_type not in MODEL_TYPES:

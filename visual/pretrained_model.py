@@ -21,8 +21,7 @@ def read_config(key: str, name: str, model_types: Collection[str] | None = None,
         model_types: `model_type` of the models that can be used; None for any.
         expected: what they are called, for the message.
 
-    Raises:
-        UsageError: it cannot be read, or has another `model_type`.
+    Raises UsageError when it cannot be read, or has another `model_type`.
     """
     with loading(key, name):
         config: PreTrainedConfig = AutoConfig.from_pretrained(**pretrained(name))
@@ -49,8 +48,7 @@ def load_model(
         may_be_missing: whether a weight of this name is not used.
         options: of from_pretrained.
 
-    Raises:
-        UsageError: it cannot be loaded, or lacks weights.
+    Raises UsageError when it cannot be loaded, or lacks weights.
     """
     with loading(key, name):
         model, report = model_class.from_pretrained(**pretrained(name), **options, output_loading_info=True)

@@ -118,10 +118,7 @@ def _pad_batch(pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
 class VisionEncoder:
     """A frozen vision encoder with the choice of features: pixel values [N, 3, H, W] to [N, P, D].
 
-    Args:
-        tower: The vision encoder.
-        layer: Hidden state that is returned.
-        drop_first_patch: Leave out the first patch.
+    layer: hidden state that is returned; drop_first_patch: leave out the first patch.
     """
 
     tower: SiglipVisionModel

@@ -46,8 +46,7 @@ class Blip2Processor(QuestionProcessor):
             max_length: maximum length of a sample in tokens; None for the most that the model can take.
             prompts: the sentences that said in training how an answer is wanted.
 
-        Raises:
-            UsageError: one of them cannot be loaded, or the language model has fewer positions.
+        Raises UsageError when one of them cannot be loaded, or the language model has fewer positions.
         """
         config = BLIP2.read_config(key, path)
         tokenizer = load_fast_tokenizer(key, path)

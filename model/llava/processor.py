@@ -22,12 +22,7 @@ from visual.pretrained_model import load_image_processor
 
 
 class LlavaProcessor(FixedTokensProcessor):
-    """Tokenizer, image processor and prompt layout; every image takes equally many tokens.
-
-    Args:
-        tokenizer: with the folder's chat template.
-        image_processor, settings: as in `FixedTokensProcessor`.
-    """
+    """Tokenizer with the folder's chat template, image processor and prompt layout; every image takes equally many tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image_processor: Any, **settings: Any):
         super().__init__(tokenizer, image_processor, plain_end=tokenizer.eos_token, **settings)
@@ -49,8 +44,7 @@ class LlavaProcessor(FixedTokensProcessor):
             system_prompt: system message of every conversation; None for the chat template's default.
             prompts: the sentences that said in training how an answer is wanted; None for those of an export of ours.
 
-        Raises:
-            UsageError: one of them cannot be loaded, or there is no chat template.
+        Raises UsageError when one of them cannot be loaded, or there is no chat template.
         """
         config = LLAVA.read_config(key, path)
         tokenizer = load_fast_tokenizer(key, path)
@@ -102,8 +96,5 @@ class LlavaProcessor(FixedTokensProcessor):
         return len(self.text_ids(parts.next_user + text + parts.header)) if self._plain else super().follow_up_length(text)
 
     def read(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """Raw pixels of images, for a data loader's worker; `normalize` makes pixel values of them."""
-        if not images:
-            side = self.pixel_reader.read([Image.new("RGB", (8, 8))])
-            return {"pixel_values": side[:0]}
-        return super().read(images)
+        """As `SampleProcessor.read`; without images, no rows of the size that an image gets."""
+        return super().read(images) if images else {"pixel_values": self.pixel_reader.read(self.blank_images(1, ()))[:0]}

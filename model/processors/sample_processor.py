@@ -188,8 +188,7 @@ class SampleProcessor(ABC):
             sizes: of the images; read only where the number of image tokens depends on them.
             task: kind of sample; read only by families whose prompt depends on it.
 
-        Raises:
-            EncodingError: roles do not alternate, the marks do not match num_images, or the model cannot take the images.
+        Raises EncodingError when roles do not alternate, the marks do not match num_images, or the model cannot take the images.
         """
         check_messages(messages, num_images)
         return [token for turn in self.turns(messages, self.image_tokens(num_images, sizes), task) for ids, _ in turn for token in ids]
@@ -215,11 +214,7 @@ class SampleProcessor(ABC):
             max_length: maximum length in tokens; None for the processor's own.
             sizes, task: as in `prompt`.
 
-        Returns:
-            Token ids and labels, or None when no supervised token is left or an image would be cut.
-
-        Raises:
-            EncodingError: as in `prompt`.
+        Returns None when no supervised token is left or an image would be cut. Raises EncodingError as `prompt`.
         """
         check_messages(messages, num_images)
         limit = max_length or self.max_length

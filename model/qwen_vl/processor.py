@@ -23,12 +23,8 @@ IMAGE_TOKEN, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|
 
 
 class QwenVlProcessor(ChatProcessor):
-    """Tokenizer, image processor and prompt layout; an image takes a token for each merge_size x merge_size patches.
-
-    Args:
-        image_processor: the model's own, with its limits of pixels.
-        tokenizer, settings: as in `ChatProcessor`.
-    """
+    """Tokenizer, the model's own image processor with its limits of pixels, and prompt layout; an image takes a token for each
+    merge_size x merge_size patches."""
 
     sizes_matter: ClassVar[bool] = True
 
@@ -49,8 +45,7 @@ class QwenVlProcessor(ChatProcessor):
             pixel_limits: shortest_edge and longest_edge of the image processor, in pixels; None for its own.
             settings: system_prompt and prompts.
 
-        Raises:
-            UsageError: one of them cannot be loaded, or the limits leave no room.
+        Raises UsageError when one of them cannot be loaded, or the limits leave no room.
         """
         tokenizer = load_chat_tokenizer(key, path)
         image_processor = load_image_processor(key, path)

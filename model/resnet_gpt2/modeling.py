@@ -32,13 +32,7 @@ GROUP_PATHS: GroupPaths = {
 
 
 class ImageFusion(nn.Module):
-    """Lets every token attend to the image and joins both.
-
-    Args:
-        channels: C.
-        width: D.
-        config: sizes.
-    """
+    """Lets every token attend to the image and joins both. channels: C; width: D; config: sizes."""
 
     def __init__(self, channels: int, width: int, config: Any):
         super().__init__()

@@ -28,16 +28,8 @@ def configure_trainable(
 
     May be called once per training stage; LoRA layers of an earlier stage stay, trainable or frozen.
 
-    Args:
-        model: the model, with or without LoRA.
-        config: model settings.
-        train: groups to train.
-
-    Returns:
-        The model, wrapped by PEFT if it has LoRA.
-
-    Raises:
-        UsageError: LoRA is requested without model.lora, or the language model is quantised or has LoRA and is to be trained.
+    Returns the model, wrapped by PEFT if it has LoRA. Raises UsageError when LoRA is requested without model.lora, or the language model
+    is quantised or has LoRA and is to be trained.
     """
     if "language" in train:
         if config.quantization != "none":

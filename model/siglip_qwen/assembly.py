@@ -1,7 +1,7 @@
 """Builds a VisionLanguageModel from a SiglipQwenConfig: pre-trained vision encoder and language model, newly initialised connector.
 
-The model is frozen; the language model is quantised if the config says so. `tokens_per_image` and `read_vocab_size` read the
-configs of the pre-trained models only, no weights.
+The model is frozen; the language model is quantised if the config says so. `tokens_per_image` and `language_config`
+read the configs of the pre-trained models only, no weights.
 """
 
 import dataclasses
@@ -29,11 +29,6 @@ def tokens_per_image(config: SiglipQwenConfig) -> int:
     vision = siglip.vision_config(config.vision)
     siglip.check_feature_layer(vision, config.vision_feature_layer)
     return num_image_tokens(siglip.grid_side(vision), config.connector.pool, config.drop_first_patch)
-
-
-def read_vocab_size(config: SiglipQwenConfig) -> int:
-    """Rows of the language model's embedding, from its config. Raises UsageError like `language_config`."""
-    return int(language_config(config.language).vocab_size)
 
 
 def language_config(name: str) -> PreTrainedConfig:

@@ -140,11 +140,8 @@ def load_whole(folder: Path) -> VisionLanguageModel:
 
 
 def recorded_base_folder(folder: Path, vlm_config: VisionLanguageConfig) -> Path:
-    """The folder that a run started from, whose model is the base of its checkpoints.
-
-    Raises:
-        UsageError: it does not exist any more, or holds other weights than when the run started.
-    """
+    """The folder that a run started from, whose model is the base of its checkpoints. Raises UsageError when it does not exist any more, or
+    holds other weights than when the run started."""
     recorded = vlm_config.base_folder or {}
     base = Path(str(recorded.get("path")))
     if not base.is_dir():

@@ -36,7 +36,7 @@ class SiglipQwenFamily(Family):
             language=config.language,
             vision=config.vision,
             tokens_per_image=assembly.tokens_per_image(config),
-            vocab_size=assembly.read_vocab_size(config),
+            vocab_size=int(assembly.language_config(config.language).vocab_size),
             image_token=config.image_token,
             max_length=config.max_length,
             system_prompt=config.system_prompt,

@@ -67,11 +67,8 @@ class InitialWeights:
 
 
 def find(path: Path) -> InitialWeights:
-    """The folder that `train.init_from` names, or the latest checkpoint in it.
-
-    Raises:
-        UsageError: the folder does not exist, holds no model that can be read, or is damaged.
-    """
+    """The folder that `train.init_from` names, or the latest checkpoint in it. Raises UsageError when the folder does not exist, holds no
+    model that can be read, or is damaged."""
     if not path.is_dir():
         raise UsageError(f"{KEY}: {path} does not exist (expected a checkpoint, a run's folder, a merged model or a LLaVA folder)")
     try:

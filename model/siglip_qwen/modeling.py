@@ -10,7 +10,6 @@ N images (H x W pixels), P patches per image, C hidden size of the vision encode
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel, SiglipVisionConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
@@ -84,13 +83,6 @@ class VisionLanguageBackbone(PreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        embeddings: nn.Module = self.language_model.get_input_embeddings()
-        return embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
 
 class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     """SigLIP, connector and Qwen with a language modelling head. `assembly.build` loads one from pre-trained models."""
@@ -117,15 +109,6 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         self.post_init()
         # With this type the Trainer counts num_items_in_batch over labels[:, 1:], the targets that the loss is summed over.
         self.loss_type = "ForCausalLM"
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
 
     def train(self, mode: bool = True) -> "VisionLanguageModel":
         """Set training mode; the frozen vision tower always stays in eval mode."""

@@ -1,10 +1,7 @@
 """Converts messages and images to inputs of our own model: token ids with image tokens, labels on assistant turns, pixel values."""
 
-from collections.abc import Sequence
 from typing import Any, Self
 
-import torch
-from PIL import Image
 from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil
 
 from errors import UsageError, loading
@@ -13,7 +10,6 @@ from visual.hub_name import pretrained
 
 IMAGE_TOKEN_CANDIDATES = ("<|image_pad|>", "<|extra_0|>")
 """Candidates for the image token, in order of preference."""
-
 
 MAX_LENGTH = 2048
 """Maximum length of a sample in tokens, if none is given."""
@@ -36,8 +32,7 @@ class Processor(FixedTokensProcessor):
             image_token: placeholder token for a patch, or auto for the first of IMAGE_TOKEN_CANDIDATES in the vocabulary.
             chat: max_length (2,048 if it is not given), system_prompt and prompts, as in `ChatProcessor`.
 
-        Raises:
-            UsageError: a model cannot be loaded, is not supported, or its embedding has no row for the image token.
+        Raises UsageError when a model cannot be loaded, is not supported, or its embedding has no row for the image token.
         """
         tokenizer = load_chat_tokenizer("model.language", language)
         with loading("model.vision", vision):
@@ -59,13 +54,6 @@ class Processor(FixedTokensProcessor):
     def reads_slowly(self) -> bool:
         """Whether the image processor itself is called for every image, since it does more than a plain resize."""
         return self.pixel_reader.lookup_table is None
-
-    def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Pixel values [N, 3, H, W] of RGB images, equal to those of the vision encoder's image processor.
-
-        Data loaders run the two steps separately: `pixel_reader.read` in a worker, `pixel_reader.normalize` on the device.
-        """
-        return self.pixel_reader.normalize(self.pixel_reader.read(images))
 
 
 def _choose_image_token(tokenizer: PreTrainedTokenizerFast, requested: str, vocab_size: int) -> str:

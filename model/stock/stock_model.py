@@ -47,8 +47,7 @@ class StockModel:
             options: dtype and device.
             load_options: arguments of from_pretrained in place of ours, such as a device map.
 
-        Raises:
-            UsageError: it cannot be loaded, is of another kind, or lacks weights.
+        Raises UsageError when it cannot be loaded, is of another kind, or lacks weights.
         """
         config, dtype = self.read_config(key, path), options.weight_dtype
         arguments: dict[str, Any] = {"device_map": {"": options.device}, "config": config, "dtype": dtype, **load_options}

@@ -160,11 +160,7 @@ def parse_settings(folder: Path, settings: Any, config_class: type[C]) -> C:
 
 
 def read_checkpoint_config(folder: Path, config_class: type[FamilyConfig], whole_model_types: Collection[str]) -> CheckpointConfig:
-    """config.json of a checkpoint.
-
-    Raises:
-        UsageError: the folder is not a checkpoint of this family, or a setting is invalid.
-    """
+    """config.json of a checkpoint. Raises UsageError when the folder is not a checkpoint of this family, or a setting is invalid."""
     raw = read_model_config(folder)
     if raw.get("model_type") in whole_model_types:
         raise UsageError(f"{folder}: a whole model, which does not say what it was tuned from; take untuned out of eval.controls")

@@ -12,7 +12,7 @@ from model.family import LoadOptions
 from model.family_config import ParamGroup
 from model.kernels.chunked_cross_entropy import LanguageModelHead
 from model.siglip_qwen.adapters import configure_trainable
-from model.siglip_qwen.assembly import build, minimal_generation_config, read_vocab_size, tokens_per_image
+from model.siglip_qwen.assembly import build, language_config, minimal_generation_config, tokens_per_image
 from model.siglip_qwen.config import ConnectorConfig, SiglipQwenConfig
 from tests.model.conftest import Build
 
@@ -25,7 +25,7 @@ def test_sizes_are_read_without_loading_weights(settings: Settings, parts: Path,
         (tmp_path / part / "config.json").write_bytes((parts / part / "config.json").read_bytes())
     config = settings(vision=str(tmp_path / "siglip"), language=str(tmp_path / "qwen3"))
     assert tokens_per_image(config) == 36
-    assert read_vocab_size(config) == 1536
+    assert language_config(config.language).vocab_size == 1536
     with pytest.raises(UsageError, match=r"model.vision: cannot load"):
         build(config, image_token_id=6)
 
