@@ -167,21 +167,16 @@ class ClipScorer:
         rows = self.tokenizer(list(texts), truncation=True, max_length=max_length, split_special_tokens=True)["input_ids"]
         siglip = self.model.config.model_type == "siglip"
         if self.model.config.model_type == "clip":
-            end = self._eos_token_id()
+            # The token whose hidden state is CLIP's text feature. Old configurations state 2 and mean the tokenizer's end token.
+            end = int(self.tokenizer.eos_token_id if config.eos_token_id == 2 else config.eos_token_id)
             rows = [row if row[-1:] == [end] else [*row[1 - max_length :], end] for row in rows]
         # SigLIP was trained with padding to its full length and no attention mask.
         width = max_length if siglip else max(map(len, rows))
-        pad = self.tokenizer.pad_token_id
-        pad = self.tokenizer.eos_token_id if pad is None else pad
+        pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         if siglip:
             return {"input_ids": ids}
         return {"input_ids": ids, "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])}
-
-    def _eos_token_id(self) -> int:
-        """The token whose hidden state is CLIP's text feature. Old configurations state 2 and mean the tokenizer's end token."""
-        configured = self.model.config.text_config.eos_token_id
-        return int(self.tokenizer.eos_token_id if configured == 2 else configured)
 
 
 def load(

@@ -83,7 +83,7 @@ def encode(tower: SiglipVisionModel, pixels: torch.Tensor, layer: FeatureLayer) 
     vision_model: Any = getattr(tower, "vision_model", tower)
     layers = vision_model.encoder.layers
     depth = num_layers_for(layer, len(layers))
-    batch_size = COMPILED_BATCH_SIZE if any(_is_compiled(block) for block in layers[:depth]) else max(len(pixels), 1)
+    batch_size = COMPILED_BATCH_SIZE if any(block._compiled_call_impl is not None for block in layers[:depth]) else max(len(pixels), 1)
     # Gathering sharded weights (FSDP, ZeRO-3) changes tensors in place, which inference mode forbids.
     with torch.no_grad() if _is_sharded(tower) else torch.inference_mode():
         parts = []
@@ -99,10 +99,6 @@ def encode(tower: SiglipVisionModel, pixels: torch.Tensor, layer: FeatureLayer) 
 def num_layers_for(layer: FeatureLayer, layers: int) -> int:
     """Number of layers to run to obtain a hidden state. layers: number of layers of the encoder."""
     return layers if layer == "last_hidden_state" else layer % (layers + 1)
-
-
-def _is_compiled(block: nn.Module) -> bool:
-    return getattr(block, "_compiled_call_impl", None) is not None
 
 
 def _is_sharded(tower: nn.Module) -> bool:

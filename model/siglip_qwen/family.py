@@ -22,6 +22,7 @@ from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from model.siglip_qwen.sparse_last_layer import enable_sparse_last_layer
 from model.step_flops import StepFlops, count_step_flops
+from visual.siglip import grid_side, num_layers_for
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -99,11 +100,9 @@ class SiglipQwenFamily(Family):
     def step_flops(self, model: "VisionLanguageModel | PeftModel", features_cached: bool = False) -> StepFlops:
         """`count_step_flops` with the sizes in the model's config."""
         config = base_model(model).config
-        vision, layer = config.vision_config, config.vision_feature_layer
-        depth = vision.num_hidden_layers if isinstance(layer, str) else layer % (vision.num_hidden_layers + 1)
-        side = vision.image_size // vision.patch_size
-        image_tokens = num_image_tokens(side, config.pool, config.drop_first_patch)
-        return count_step_flops(model, side**2, 0 if features_cached else depth, image_tokens)
+        side = grid_side(config.vision_config)
+        depth = 0 if features_cached else num_layers_for(config.vision_feature_layer, config.vision_config.num_hidden_layers)
+        return count_step_flops(model, side**2, depth, num_image_tokens(side, config.pool, config.drop_first_patch))
 
 
 FAMILY = SiglipQwenFamily()

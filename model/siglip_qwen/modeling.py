@@ -17,7 +17,7 @@ from errors import TesseraError
 from model.kernels.chunked_cross_entropy import LanguageModelHead, positions_per_chunk
 from model.kernels.varlen_attention import packed_attention_kwargs
 from model.param_groups import GroupPaths
-from model.siglip_qwen.batch_layout import UNKNOWN_LAYOUT, BatchLayout
+from model.siglip_qwen.batch_layout import UNKNOWN_LAYOUT, BatchLayout, find_image_tokens, find_supervised_positions
 from model.siglip_qwen.connector import Connector
 from model.siglip_qwen.sparse_last_layer import sparse_last_layer_kwargs
 from renamed_keys import with_new_keys
@@ -179,7 +179,8 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
             inputs_embeds = inputs_embeds + self._zero_through_vision(inputs_embeds, image_features)
         if layout.padded_right:
             arguments["attention_mask"] = None
-        positions = layout.find_supervised(labels).to(inputs_embeds.device)
+        positions = find_supervised_positions(labels) if layout.supervised_positions is None else layout.supervised_positions
+        positions = positions.to(inputs_embeds.device)
         arguments |= sparse_last_layer_kwargs(self.model.language_model, positions)
         outputs = self.model.language_model(inputs_embeds=inputs_embeds, **{**arguments, "use_cache": False})
         states = _states_at(outputs.last_hidden_state, positions)
@@ -251,7 +252,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         follows_prompt = past_key_values is not None and past_key_values.get_seq_length() > 0
         if input_ids is None or (image_embeds is None and follows_prompt):
             return inputs_embeds
-        positions = layout.find_image_tokens(input_ids, self.config.image_token_id)
+        positions = layout.image_positions
+        if positions is None:
+            positions = find_image_tokens(input_ids, self.config.image_token_id)
         if len(positions) != (0 if image_embeds is None else image_embeds.shape[0] * image_embeds.shape[1]):
             raise ImageTokenMismatchError(layout.describe_mismatch(input_ids == self.config.image_token_id, image_embeds))
         if image_embeds is None:

@@ -5,7 +5,7 @@ Shapes: B samples, T tokens, S supervised positions, V vocabulary size.
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -184,26 +184,18 @@ class WholeModelFamily(StockFamily):
         return self.stock.shape("model.path", config.path)
 
     def logits(self, model: Any, inputs: dict[str, Any], supervised: torch.Tensor) -> torch.Tensor:
+        """The vocabulary matrix is multiplied at these positions alone where the installed transformers can do that."""
         names = inputs.keys() - NOT_MODEL_INPUTS if len(inputs["pixel_values"]) else ("input_ids", "attention_mask")
-        return logits_at(model, {name: inputs[name] for name in names}, supervised)
+        sliced = hasattr(modeling_utils, "slice_logits_to_keep")
+        arguments = {"use_cache": False, **({"logits_to_keep": supervised} if sliced else {})}
+        logits: torch.Tensor = model(**{name: inputs[name] for name in names}, **arguments).logits
+        return logits if sliced else logits[supervised]
 
     def loss(self, model: Any, inputs: dict[str, Any], num_items: torch.Tensor | int) -> torch.Tensor:
+        """In a batch without images, each rank of a distributed run must still give a gradient for every trained weight: zero."""
         loss = super().loss(model, inputs, num_items)
-        return loss if len(inputs["pixel_values"]) else loss + zero_through(model, self.image_modules, loss.device)
-
-
-def logits_at(model: Any, inputs: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
-    """Logits [S, V] at the positions of a mask [B, T]. The vocabulary matrix is multiplied there alone, where the installed transformers
-    can do that."""
-    if hasattr(modeling_utils, "slice_logits_to_keep"):
-        kept: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=positions).logits
-        return kept
-    logits: torch.Tensor = model(**inputs, use_cache=False).logits[positions]
-    return logits
-
-
-def zero_through(model: Any, name_parts: Sequence[str], device: torch.device) -> torch.Tensor:
-    """Zero that depends on the trained weights whose names have one of these parts. In a batch without images, each rank of a distributed
-    run must still give a gradient for every trained weight."""
-    trained = [p for name, p in model.named_parameters() if p.requires_grad and any(part in name for part in name_parts)]
-    return sum((p.sum() * 0.0 for p in trained), start=torch.zeros((), device=device))
+        if len(inputs["pixel_values"]):
+            return loss
+        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        unused = [parameter for name, parameter in named if any(part in name for part in self.image_modules)]
+        return loss + sum((parameter.sum() * 0.0 for parameter in unused), start=torch.zeros((), device=loss.device))

@@ -31,13 +31,8 @@ TRAINED_WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "trained_weights.safetensors"
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """config.json of a checkpoint.
-
-    Args:
-        settings: model settings of the run.
-        trained_groups: parameter groups that the run has trained so far.
-        base_sha256: SHA-256 of the folder of each base model, by its key; none of a hub name.
-    """
+    """config.json of a checkpoint: model settings, groups that the run has trained so far, and the SHA-256 of the folder of each base
+    model, by its key; none of a hub name."""
 
     settings: FamilyConfig
     trained_groups: tuple[ParamGroup, ...]
@@ -51,7 +46,7 @@ def base_digests(settings: FamilyConfig) -> dict[str, str]:
 
 
 def save_tuned(model: Any, folder: Path, state: dict[str, torch.Tensor] | None, always: Collection[ParamGroup]) -> None:
-    """Write the trained weights and the settings. Call `checkpoint_manifest.write_manifest` once all other files are written too.
+    """Write the trained weights and the settings, as `model.family.Family.save`.
 
     Args:
         model: has `settings` and `trained_groups`.
