@@ -32,7 +32,7 @@ from dataset.loading.image_io import open_image
 from dataset.sample import Language
 from errors import UsageError, command
 from model.checkpoint_manifest import latest_checkpoint
-from model.family import LoadOptions, family, family_of, pretrained_family, read_model_config
+from model.family import LoadOptions, family, family_of, read_model_config
 from model.kernels.device_capability import default_dtype
 from visual import clip_scorer
 from visual.config import is_missing_folder
@@ -276,7 +276,7 @@ def _build_checkpoint(system: CheckpointSystem, folder: Path, device: torch.devi
 def _build_pretrained(system: QwenVlSystem | Blip2System, device: torch.device | str, dtype: torch.dtype | None) -> FamilyAnswerer:
     """A published model as it is, quantised or with an adapter."""
     settings = dataclasses.asdict(system)
-    model, processor = pretrained_family(system.family).load_pretrained(f"system {system.name}, ", settings, LoadOptions(dtype, device))
+    model, processor = family(system.family).load_pretrained(f"system {system.name}, ", settings, LoadOptions(dtype, device))
     return FamilyAnswerer(
         model,
         processor,

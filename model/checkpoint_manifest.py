@@ -74,8 +74,7 @@ def manifest_mismatch(folder: Path, model_only: bool = False) -> str | None:
 def latest_checkpoint(folder: Path) -> Path:
     """The complete `checkpoint-<step>` with the highest step; incomplete and damaged ones are skipped with a warning.
 
-    Raises:
-        UsageError: there is none.
+    Raises UsageError when there is none.
     """
     steps = {int(match[1]): path for path in folder.glob("checkpoint-*") if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))}
     for step in sorted(steps, reverse=True):
@@ -104,7 +103,11 @@ def verify(folder: Path) -> None:
     """
     is_checkpoint = (folder / "config.json").is_file() and not any(folder.glob("model*.safetensors"))
     if is_checkpoint or (folder / MANIFEST_NAME).is_file():
-        _verify_manifest(folder)
+        reason = manifest_mismatch(folder, model_only=True)
+        if reason is not None:
+            raise UsageError(f"{folder}: not a complete, undamaged checkpoint: {reason}; use another one, or copy this one again")
+        if has_sizes_only(folder):
+            log.warning("%s: %s is of an earlier version and holds sizes only: contents were not checked", folder, MANIFEST_NAME)
     for path in [*folder.glob("*.*"), *folder.glob("language/*.*")]:
         _check_readable(path)
 
@@ -119,14 +122,6 @@ def _check_readable(path: Path) -> None:
                 file.keys()
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise UsageError(f"{path}: damaged, or not a {path.suffix[1:]} file ({' '.join(str(error).split())[:200]})") from error
-
-
-def _verify_manifest(folder: Path) -> None:
-    reason = manifest_mismatch(folder, model_only=True)
-    if reason is not None:
-        raise UsageError(f"{folder}: not a complete, undamaged checkpoint: {reason}; use another one, or copy this one again")
-    if has_sizes_only(folder):
-        log.warning("%s: %s is of an earlier version and holds sizes only: contents were not checked", folder, MANIFEST_NAME)
 
 
 def has_sizes_only(folder: Path) -> bool:

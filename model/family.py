@@ -1,28 +1,31 @@
 """What the trainer, the data loaders and the answerers know about a model family.
 
 In: the settings `model`, or a checkpoint folder. Out: a processor, a model, its loss, its checkpoints. Each family has a folder
-model/<family>/ with a module `family`, whose FAMILY implements `Family`.
+model/<family>/ with a module `family`, whose FAMILY is a `Family`.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from dataset.sample import Prompts
 from errors import UsageError
-from model.config import DEFAULT_FAMILY
 from model.family_config import FamilyConfig, ParamGroup
+from model.kernels.device_capability import default_dtype
 from model.processors.sample_processor import SampleProcessor
 from model.quantization import Quantization
 from model.step_flops import StepFlops
 
 Collate: TypeAlias = Callable[[Sequence[Any]], dict[str, Any]]
 """From encoded examples to model inputs, with the keys of `dataset.loading.collators`."""
+
+LoadedQuantization: TypeAlias = Literal["as_trained"] | Quantization
 
 MODEL_TYPES = {"tessera": "siglip_qwen", "llava": "llava", "qwen3_vl": "qwen_vl", "qwen2_5_vl": "qwen_vl", "blip-2": "blip2"}
 """The family of a folder whose config.json names none: an earlier checkpoint, or a whole model."""
@@ -44,78 +47,93 @@ class LoadOptions:
     load_weights: bool = True
     shardable: bool = False
 
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """dtype of frozen unquantised weights."""
+        return self.dtype or default_dtype(self.device)
 
-class Family(Protocol):
+
+DEFAULT_OPTIONS = LoadOptions()
+
+
+class Family(ABC):
     """A kind of model. Settings are of the family's own class; models have `group_paths` (see model.param_groups)."""
 
+    @abstractmethod
     def processor(self, config: Any, prompts: Prompts | None = None) -> SampleProcessor:
         """The processor for the pre-trained model of `config`, which records the prompts. Raises UsageError."""
-        ...
 
+    @abstractmethod
     def load_processor(self, folder: Path) -> SampleProcessor:
-        """The processor of a checkpoint. Raises UsageError."""
-        ...
+        """The processor of a checkpoint, of a whole model that we exported, or of a published one. Raises UsageError."""
 
+    @abstractmethod
     def build(self, config: Any, processor: Any, options: LoadOptions) -> Any:
         """The pre-trained model, frozen, with newly initialised parts where it has any. Raises UsageError."""
-        ...
 
+    @abstractmethod
     def build_without_weights(self, config: Any, processor: Any) -> Any:
         """The model on the meta device, unquantised: shapes alone. Raises UsageError."""
-        ...
 
-    def load(
-        self,
-        folder: Path,
-        options: LoadOptions,
-        *,
-        quantization: Literal["as_trained"] | Quantization = "as_trained",
-        trainable: bool = False,
-    ) -> Any:
-        """The model of a checkpoint. Raises UsageError.
+    @abstractmethod
+    def load(self, folder: Path, options: LoadOptions, *, quantization: LoadedQuantization = "as_trained", trainable: bool = False) -> Any:
+        """The model of a checkpoint. Raises UsageError when the folder is damaged, or its base model cannot be loaded or is another one.
 
         Args:
             folder: checkpoint folder, or a whole model of the family.
             options: how weights are loaded.
-            quantization: of the language model; `as_trained` takes the checkpoint's setting.
-            trainable: with trainable parameters in fp32, for a run that resumes; otherwise frozen and in eval mode.
+            quantization: of the language model; `as_trained` takes the checkpoint's setting (a whole model: none).
+            trainable: with trainable parameters in fp32, for a run that resumes, which has checked the files; otherwise frozen and in
+                eval mode.
         """
-        ...
 
+    def load_pretrained(self, where: str, settings: Mapping[str, Any], options: LoadOptions) -> tuple[Any, SampleProcessor]:
+        """A published model, frozen and in eval mode, and its processor, to compare with. Raises UsageError.
+
+        Args:
+            where: prefix of the settings' names in messages.
+            settings: of the system in `eval.systems`, by name.
+            options: dtype and device.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
     def save(self, model: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
-        """Write trained weights and settings. state: full state dict of the model, where its parameters are sharded."""
-        ...
+        """Write trained weights and settings. Call `checkpoint_manifest.write_manifest` once all other files are written too.
 
+        state: full state dict of the model, where its parameters are sharded (FSDP, ZeRO-3).
+        """
+
+    @abstractmethod
     def settings(self, folder: Path) -> FamilyConfig:
         """The model settings of a checkpoint. Raises UsageError."""
-        ...
 
+    @abstractmethod
     def configure_trainable(self, model: Any, config: Any, train: Collection[ParamGroup], run_groups: Collection[ParamGroup]) -> Any:
         """Make the groups in `train` trainable, in fp32, and freeze everything else; LoRA is added when first needed.
 
         run_groups: groups of all stages of the run. Returns the model, wrapped by PEFT if it has LoRA. Raises UsageError.
         """
-        ...
 
-    def fuse(self, model: Any) -> None:
+    def fuse(self, model: Any) -> None:  # noqa: B027
         """Replace modules by fused ones, where the family has any; only speed and memory change."""
-        ...
 
-    def limit_logits(self, model: Any, gib: float) -> None:
+    def limit_logits(self, model: Any, gib: float) -> None:  # noqa: B027
         """Limit the memory of the logits and their gradients, where the family can."""
-        ...
 
     def collator(self, processor: Any, collate: Collate) -> Collate:
         """The collator of the family's batches, from one that pads or packs."""
-        ...
+        del processor
+        return collate
 
+    @abstractmethod
     def loss(self, model: Any, inputs: dict[str, Any], num_items: torch.Tensor | int) -> torch.Tensor:
         """Cross entropy summed over the supervised tokens of a batch, divided by `num_items`.
 
         model: as it is trained, possibly wrapped (DDP, FSDP); its forward pass must be called.
         """
-        ...
 
+    @abstractmethod
     def export(self, folder: Path, out: Path, export_format: str, dtype: torch.dtype, data_report: str | None) -> list[str]:
         """Merge a checkpoint's adapters and write a whole model to a new folder; returns warnings to print.
 
@@ -128,25 +146,10 @@ class Family(Protocol):
 
         Raises UsageError when the family has no such format, or `out` is not empty.
         """
-        ...
 
+    @abstractmethod
     def step_flops(self, model: Any, features_cached: bool) -> StepFlops:
         """FLOPs of a training step. features_cached: the vision encoder does not run."""
-        ...
-
-
-class PretrainedFamily(Protocol):
-    """A family whose published models can be asked as they are, to compare with."""
-
-    def load_pretrained(self, where: str, settings: Mapping[str, Any], options: LoadOptions) -> tuple[Any, SampleProcessor]:
-        """A published model, frozen and in eval mode, and its processor. Raises UsageError.
-
-        Args:
-            where: prefix of the settings' names in messages.
-            settings: of the system in `eval.systems`, by name.
-            options: dtype and device.
-        """
-        ...
 
 
 def family(name: str) -> Family:
@@ -155,22 +158,15 @@ def family(name: str) -> Family:
     return found
 
 
-def pretrained_family(name: str) -> PretrainedFamily:
-    """The family of this name, which has published models."""
-    found: PretrainedFamily = import_module(f"model.{name}.family").FAMILY
-    return found
-
-
 def family_of(folder: Path) -> str:
     """The name of the family of a checkpoint or a whole model. Raises UsageError when the folder holds no model of any family."""
     raw = read_model_config(folder)
-    settings = raw.get("settings")
+    settings, model_type = raw.get("settings"), raw.get("model_type")
     if isinstance(settings, dict) and "family" in settings:
         return str(settings["family"])
-    model_type = raw.get("model_type")
     if model_type not in MODEL_TYPES:
         raise UsageError(f"{folder}: not a Tessera checkpoint but a {model_type} model")
-    return MODEL_TYPES.get(str(model_type), DEFAULT_FAMILY)
+    return MODEL_TYPES[model_type]
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from config_schema import section
 ParamGroup = Literal["vision", "connector", "lora", "language"]
 """Name of a parameter group; each group has its own learning rate."""
 
+TextTemplate = Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")]
+"""Text that contains {} exactly once."""
+
 Ability = Literal["packed", "cached_features", "compiled", "sharded", "init_from"]
 """What only some families can do: packed rows, cached vision features, compiled layers, weights sharded over processes (FSDP, ZeRO-3),
 other weights to start from."""

@@ -11,25 +11,24 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from errors import UsageError, loading
 from model.family_config import LoraConfig
-from model.param_groups import language_model
+from model.param_groups import language_model, language_model_path
 
 
 def language_lora_config(
-    language: nn.Module, path: str, lora: LoraConfig, modules_to_save: list[str] | None = None, other_names: Mapping[str, str] | None = None
+    model: nn.Module, lora: LoraConfig, modules_to_save: list[str] | None = None, other_names: Mapping[str, str] | None = None
 ) -> peft.LoraConfig:
-    """PEFT's config: LoRA on linear layers of a language model.
+    """PEFT's config: LoRA on linear layers of the language model of `model`.
 
     Args:
-        language: the language model.
-        path: its place in the whole model; vision encoders have layers of equal names, so the pattern has the path.
+        model: has `group_paths`; vision encoders have layers of equal names, so the pattern has the path of the language model.
         lora: rank, scale, dropout, layers.
         modules_to_save: names of modules that are trained in full and saved with the adapters.
         other_names: what this language model calls layers that `lora` may name differently.
 
-    Raises:
-        UsageError: `lora` names a layer that does not exist.
+    Raises UsageError when `lora` names a layer that does not exist.
     """
-    linear = {name.rpartition(".")[2] for name, module in language.named_modules() if isinstance(module, nn.Linear)} - {"lm_head"}
+    language = language_model(model).named_modules()
+    linear = {name.rpartition(".")[2] for name, module in language if isinstance(module, nn.Linear)} - {"lm_head"}
     chosen = linear
     if lora.target_modules != "all-linear":
         chosen = {(other_names or {}).get(name, name) if name not in linear else name for name in lora.target_modules}
@@ -40,7 +39,7 @@ def language_lora_config(
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         use_dora=lora.use_dora,
-        target_modules=rf"{re.escape(path)}\..*\.({'|'.join(sorted(chosen))})",
+        target_modules=rf"{re.escape(language_model_path(model))}\..*\.({'|'.join(sorted(chosen))})",
         modules_to_save=modules_to_save,
     )
 

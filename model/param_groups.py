@@ -29,10 +29,15 @@ def unwrapped(model: nn.Module) -> Any:
     return model.get_base_model() if has_adapters(model) else model
 
 
+def language_model_path(model: nn.Module) -> str:
+    """The place of the language model in the model without the PEFT wrapper: the first path of its group."""
+    path: str = unwrapped(model).group_paths["language"][0]
+    return path.removesuffix(".")
+
+
 def language_model(model: nn.Module) -> Any:
-    """The language model, which has the `layers` that can recompute their activations: the first path of its group."""
-    inner = unwrapped(model)
-    return inner.get_submodule(inner.group_paths["language"][0].removesuffix("."))
+    """The language model, which has the `layers` that can recompute their activations."""
+    return unwrapped(model).get_submodule(language_model_path(model))
 
 
 def set_trainable(model: nn.Module, train: Collection[ParamGroup]) -> None:

@@ -58,9 +58,7 @@ def describe_sample(store: SampleStore, sample: Sample, processor: SampleProcess
         epoch: epoch of the training run; selects the target too.
         color: print supervised tokens in green; otherwise they are marked with `+`.
 
-    Raises:
-        EncodingError: the sample cannot be encoded.
-        ImageError: an image cannot be read.
+    Raises EncodingError when the sample cannot be encoded, ImageError when an image cannot be read.
     """
     yield f"{sample.sample_id}: {sample.task}, {sample.language}, {sample.split}, from {sample.source}"
     sizes: list[ImageSize] = []

@@ -54,11 +54,12 @@ def count_step_flops(
         tokens_per_image: Image tokens per row of `pixel_values`, which is the number of positions the connector maps.
         names: How the parts are called.
     """
-    last = max((_language_layer(name) for name, _ in model.named_modules()), default=-1)
+    last = max((_layer(LANGUAGE_LAYER, name) for name, _ in model.named_modules()), default=-1)
     per_token = per_supervised_token = per_image = 0.0
     for name, layer in model.named_modules():
-        weights = _weights(layer)
-        unused = ".original_module" in name or _vision_layer(name) >= vision_layers
+        # From the feature sizes: a 4-bit tensor stores two weights per byte.
+        weights = layer.in_features * layer.out_features if isinstance(layer, nn.Linear) else 0
+        unused = ".original_module" in name or _layer(VISION_LAYER, name) >= vision_layers
         if not weights or unused:
             continue
         trained = any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
@@ -69,25 +70,17 @@ def count_step_flops(
         cost = weights * (FORWARD + INPUT_GRADIENT + (WEIGHT_GRADIENT if trained else 0))
         if any(part in name for part in names.connector):
             per_image += cost * tokens_per_image
-        elif "lm_head" in name or (".mlp." in name and _language_layer(name) == last):
+        elif "lm_head" in name or (".mlp." in name and _layer(LANGUAGE_LAYER, name) == last):
             per_supervised_token += cost
         else:
             per_token += cost
     return StepFlops(per_token, per_supervised_token, per_image)
 
 
-def _vision_layer(name: str) -> int:
-    """Index of the vision layer that a module belongs to, -1 when it belongs to none."""
-    match = re.search(r"vision_tower.*\.layers\.(\d+)\.", name)
+VISION_LAYER, LANGUAGE_LAYER = re.compile(r"vision_tower.*\.layers\.(\d+)\."), re.compile(r"language_model\.layers\.(\d+)\.")
+
+
+def _layer(kind: re.Pattern[str], name: str) -> int:
+    """Index of the layer that a module belongs to, -1 when it belongs to none of this kind."""
+    match = kind.search(name)
     return int(match[1]) if match else -1
-
-
-def _language_layer(name: str) -> int:
-    """Index of the language model's layer that a module belongs to, -1 when it belongs to none."""
-    match = re.search(r"language_model\.layers\.(\d+)\.", name)
-    return int(match[1]) if match else -1
-
-
-def _weights(layer: nn.Module) -> int:
-    """Number of weights of a linear layer, from its feature sizes: a 4-bit tensor stores two weights per byte."""
-    return layer.in_features * layer.out_features if isinstance(layer, nn.Linear) else 0

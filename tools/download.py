@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cli
 import config as configuration
-from model.hub.download import Hub, ModelScope, Source, check_disk_space, format_bytes, select_files
+from model.hub.download import Hub, ModelScope, check_disk_space, format_bytes, select_files
 from visual.config import iter_model_names
 
 parser = cli.Parser(__doc__)
@@ -36,7 +36,7 @@ def main(arguments: argparse.Namespace) -> None:
             remote.append(name)
     if not remote:
         return
-    source: Source = Hub() if arguments.source == "hub" else ModelScope(arguments.target_folder)
+    source: Hub | ModelScope = Hub() if arguments.source == "hub" else ModelScope(arguments.target_folder)
     files = {name: select_files(source.files(name)) for name in remote}
     missing = {name: sum(file.size for file in files[name] if not file.is_cached) for name in remote}
     for name in remote:

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from errors import UsageError, loading
 from visual.hub_name import pretrained
-from visual.image_processor import load_image_processor
+from visual.pretrained_model import load_image_processor, read_config
 from visual.text_tokenizer import load_text_tokenizer
 
 MODEL_TYPES = ("clip", "chinese_clip", "siglip")
@@ -77,13 +77,7 @@ class ClipScorer:
 
         A logit is linear in the image embedding, so the mean embedding gives the mean logit.
 
-        Args:
-            images: N images.
-            texts: The texts of each image.
-            background_means: For each image, the mean [D] of the background images' `features`.
-
-        Returns:
-            For each image, the scores and the priors of its texts.
+        background_means: for each image, the mean [D] of the background images' `features`.
         """
         vectors, text_vectors = self.image_features(images), self._encode_groups(texts)
         return [
@@ -115,22 +109,19 @@ class ClipScorer:
 
     def image_features(self, images: Sequence[Image.Image | Path]) -> torch.Tensor:
         """Image embeddings, float32 [N, D] on the CPU. Raises what `open_image` raises."""
-        with self._lock:
-            return self._cached_features(images)
-
-    def _cached_features(self, images: Sequence[Image.Image | Path]) -> torch.Tensor:
         keys = [_cache_key(image) for image in images]
-        new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._feature_cache}
-        features = {key: self._feature_cache[key] for key in keys if key in self._feature_cache}
-        missing = list(new)
-        for start in range(0, len(missing), self.batch_size):
-            chunk = missing[start : start + self.batch_size]
-            features |= zip(chunk, self._encode_images([new[key] for key in chunk]), strict=True)
-        for key in keys:
-            self._feature_cache[key] = features[key]
-            self._feature_cache.move_to_end(key)
-        while len(self._feature_cache) > self.cache_size:
-            self._feature_cache.popitem(last=False)
+        with self._lock:
+            new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._feature_cache}
+            features = {key: self._feature_cache[key] for key in keys if key in self._feature_cache}
+            missing = list(new)
+            for start in range(0, len(missing), self.batch_size):
+                chunk = missing[start : start + self.batch_size]
+                features |= zip(chunk, self._encode_images([new[key] for key in chunk]), strict=True)
+            for key in keys:
+                self._feature_cache[key] = features[key]
+                self._feature_cache.move_to_end(key)
+            while len(self._feature_cache) > self.cache_size:
+                self._feature_cache.popitem(last=False)
         return torch.stack([features[key] for key in keys]) if keys else torch.empty(0, 0)
 
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
@@ -176,21 +167,16 @@ class ClipScorer:
         rows = self.tokenizer(list(texts), truncation=True, max_length=max_length, split_special_tokens=True)["input_ids"]
         siglip = self.model.config.model_type == "siglip"
         if self.model.config.model_type == "clip":
-            end = self._eos_token_id()
+            # The token whose hidden state is CLIP's text feature. Old configurations state 2 and mean the tokenizer's end token.
+            end = int(self.tokenizer.eos_token_id if config.eos_token_id == 2 else config.eos_token_id)
             rows = [row if row[-1:] == [end] else [*row[1 - max_length :], end] for row in rows]
         # SigLIP was trained with padding to its full length and no attention mask.
         width = max_length if siglip else max(map(len, rows))
-        pad = self.tokenizer.pad_token_id
-        pad = self.tokenizer.eos_token_id if pad is None else pad
+        pad = self.tokenizer.eos_token_id if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         if siglip:
             return {"input_ids": ids}
         return {"input_ids": ids, "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])}
-
-    def _eos_token_id(self) -> int:
-        """The token whose hidden state is CLIP's text feature. Old configurations state 2 and mean the tokenizer's end token."""
-        configured = self.model.config.text_config.eos_token_id
-        return int(self.tokenizer.eos_token_id if configured == 2 else configured)
 
 
 def load(
@@ -205,18 +191,15 @@ def load(
         dtype: Data type of the weights.
         key: Configuration key that error messages name.
 
-    Raises:
-        UsageError: The model cannot be loaded or is of an unsupported type.
+    Raises UsageError when the model cannot be loaded or is of an unsupported type.
     """
-    with loading(key, name):
-        config = AutoConfig.from_pretrained(**pretrained(name))
+    config = read_config(key, name)
     if config.model_type not in MODEL_TYPES:
         raise UsageError(f"{key}: {name} is a {config.model_type} model; expected CLIP, Chinese-CLIP or SigLIP of fixed resolution")
     tokenizer = load_text_tokenizer(name, config.model_type, key)
     with loading(key, name):
         model = AutoModel.from_pretrained(**pretrained(name), config=config, dtype=dtype)
-        image_processor = load_image_processor(name)
-    return ClipScorer(model.to(device), tokenizer, image_processor, open_image)
+    return ClipScorer(model.to(device), tokenizer, load_image_processor(key, name), open_image)
 
 
 def _normalized(output: Any) -> torch.Tensor:

@@ -33,8 +33,5 @@ def pretrained(name: str | Path) -> dict[str, Any]:
     from visual.hub_responses import check_hub_responses
 
     check_hub_responses()
-    return {
-        "pretrained_model_name_or_path": hub_name.repository,
-        **({} if hub_name.revision is None else {"revision": hub_name.revision}),
-        "trust_remote_code": False,
-    }
+    revision = {} if hub_name.revision is None else {"revision": hub_name.revision}
+    return {"pretrained_model_name_or_path": hub_name.repository, **revision, "trust_remote_code": False}

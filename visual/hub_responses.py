@@ -46,7 +46,7 @@ def check_response(response: Any) -> None:
             # Not the answer that the client expects either: it reports that itself.
             content = None
         ids += _ids(content)
-        for path in _paths(content):
+        for path in (entry[key] for entry in _entries(content) for key in ("path", "rfilename") if key in entry):
             if not is_safe_path(path):
                 raise TesseraError(f"{address} names a file {path!r:.200}, which lies outside of its folder; nothing was written")
     for kind, value in ids:
@@ -69,11 +69,6 @@ def _ids(content: Any) -> Iterator[tuple[str, Any]]:
         yield from (("hash", entry.get(key)) for key in ("oid", "blobId", "xetHash"))
         if isinstance(lfs := entry.get("lfs"), dict):
             yield from (("hash", lfs.get(key)) for key in ("oid", "sha256"))
-
-
-def _paths(content: Any) -> Iterator[Any]:
-    for entry in _entries(content):
-        yield from (entry[key] for key in ("path", "rfilename") if key in entry)
 
 
 def _entries(content: Any) -> list[dict[str, Any]]:

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, SiglipVisionConfig, SiglipVisionModel
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from errors import UsageError, loading
-from visual.hub_name import pretrained
+from errors import UsageError
+from visual.pretrained_model import load_model, read_config
 
 FeatureLayer = int | Literal["last_hidden_state"]
 """Index into hidden_states (0 = embeddings, -1 = last layer before the final norm), or the state after the final norm."""
@@ -38,8 +38,7 @@ def vision_config(name: str) -> SiglipVisionConfig:
     name: folder or hub name of the whole model or of its vision encoder. Raises UsageError when it cannot be loaded, is of
     another model type, or has no fixed square resolution.
     """
-    with loading("model.vision", name):
-        config = AutoConfig.from_pretrained(**pretrained(name))
+    config = read_config("model.vision", name)
     if config.model_type in ("siglip2", "siglip2_vision_model"):
         raise UsageError(f"model.vision: {name} is a NaFlex SigLIP 2 (variable resolution); expected a SigLIP of fixed resolution")
     vision = getattr(config, "vision_config", config)
@@ -68,21 +67,9 @@ def check_feature_layer(config: SiglipVisionConfig, layer: FeatureLayer) -> None
 
 def load(name: str, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> VisionTower:
     """Load the vision encoder, frozen and in eval mode. Raises UsageError as `vision_config` does, and when weights are missing."""
-    config = vision_config(name)
-    with loading("model.vision", name):
-        tower, report = VisionTower.from_pretrained(**pretrained(name), config=config, dtype=dtype, output_loading_info=True)
-    if report["missing_keys"]:
-        raise UsageError(f"model.vision: {name} lacks weights of the vision encoder, such as {min(report['missing_keys'])}")
+    tower = load_model("model.vision", name, VisionTower, part="vision encoder", config=vision_config(name), dtype=dtype)
     frozen: VisionTower = tower.to(device).requires_grad_(False).eval()
     return frozen
-
-
-def load_without_weights(name: str, *, dtype: torch.dtype) -> VisionTower:
-    """The vision encoder that `load` returns, with its parameters on the meta device. Raises UsageError as `vision_config` does."""
-    with torch.device("meta"):
-        tower: VisionTower = VisionTower._from_config(vision_config(name), dtype=dtype)
-    tower.requires_grad_(False).eval()
-    return tower
 
 
 def encode(tower: SiglipVisionModel, pixels: torch.Tensor, layer: FeatureLayer) -> torch.Tensor:
@@ -96,7 +83,7 @@ def encode(tower: SiglipVisionModel, pixels: torch.Tensor, layer: FeatureLayer) 
     vision_model: Any = getattr(tower, "vision_model", tower)
     layers = vision_model.encoder.layers
     depth = num_layers_for(layer, len(layers))
-    batch_size = COMPILED_BATCH_SIZE if any(_is_compiled(block) for block in layers[:depth]) else max(len(pixels), 1)
+    batch_size = COMPILED_BATCH_SIZE if any(block._compiled_call_impl is not None for block in layers[:depth]) else max(len(pixels), 1)
     # Gathering sharded weights (FSDP, ZeRO-3) changes tensors in place, which inference mode forbids.
     with torch.no_grad() if _is_sharded(tower) else torch.inference_mode():
         parts = []
@@ -114,10 +101,6 @@ def num_layers_for(layer: FeatureLayer, layers: int) -> int:
     return layers if layer == "last_hidden_state" else layer % (layers + 1)
 
 
-def _is_compiled(block: nn.Module) -> bool:
-    return getattr(block, "_compiled_call_impl", None) is not None
-
-
 def _is_sharded(tower: nn.Module) -> bool:
     return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in tower.parameters())
 
@@ -131,10 +114,7 @@ def _pad_batch(pixels: torch.Tensor, batch_size: int) -> torch.Tensor:
 class VisionEncoder:
     """A frozen vision encoder with the choice of features: pixel values [N, 3, H, W] to [N, P, D].
 
-    Args:
-        tower: The vision encoder.
-        layer: Hidden state that is returned.
-        drop_first_patch: Leave out the first patch.
+    layer: hidden state that is returned; drop_first_patch: leave out the first patch.
     """
 
     tower: SiglipVisionModel

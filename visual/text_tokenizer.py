@@ -20,25 +20,17 @@ SENTENCEPIECE_FILE = "spiece.model"
 
 
 def load_text_tokenizer(name: str, model_type: str, key: str) -> Any:
-    """The tokenizer of a folder or hub name.
+    """The tokenizer of a folder or hub name, whose configuration has this `model_type`. key: configuration key that error messages name.
 
-    Args:
-        name: local folder or hub name.
-        model_type: the `model_type` of its configuration.
-        key: configuration key that error messages name.
-
-    Raises:
-        UsageError: it cannot be loaded, or a package or file that it needs is missing.
+    Raises UsageError when it cannot be loaded, or a package or file that it needs is missing.
     """
     with loading(key, name):
         declared = str(get_tokenizer_config(**pretrained(name)).get("tokenizer_class") or "").removesuffix("Fast")
-    if model_type == "siglip" and declared in ("GemmaTokenizer", "Siglip2Tokenizer"):
-        with loading(key, name):
+        if model_type == "siglip" and declared in ("GemmaTokenizer", "Siglip2Tokenizer"):
             # Stated here, because the end token would otherwise depend on tokenizer.json.
             return Siglip2Tokenizer.from_pretrained(**pretrained(name), add_bos_token=False, add_eos_token=True)
-    if model_type == "siglip" and declared in ("SiglipTokenizer", ""):
-        _check_sentencepiece(name, key)
-    with loading(key, name):
+        if model_type == "siglip" and declared in ("SiglipTokenizer", ""):
+            _check_sentencepiece(name, key)
         return AutoTokenizer.from_pretrained(**pretrained(name))
 
 
@@ -47,13 +39,8 @@ def _check_sentencepiece(name: str, key: str) -> None:
     packages = {"sentencepiece": is_sentencepiece_available(), "protobuf": is_protobuf_available()}
     if missing := [package for package, available in packages.items() if not available]:
         raise UsageError(f"{key}: the tokenizer of {name} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
-    with loading(key, name):
-        source = pretrained(name)
-        file = cached_file(
-            source["pretrained_model_name_or_path"],
-            SENTENCEPIECE_FILE,
-            revision=source.get("revision"),
-            _raise_exceptions_for_missing_entries=False,
-        )
+    source = pretrained(name)
+    where, revision = source["pretrained_model_name_or_path"], source.get("revision")
+    file = cached_file(where, SENTENCEPIECE_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
     if file is None:
         raise UsageError(f"{key}: {name} has no {SENTENCEPIECE_FILE}, the file that a SiglipTokenizer reads its vocabulary from")

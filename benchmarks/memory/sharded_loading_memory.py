@@ -18,6 +18,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipVisionConfig, Sigl
 
 from benchmarks.launch_file import fsdp_plugin, shard
 from errors import TesseraError
+from model.family import LoadOptions
 from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
@@ -78,10 +79,10 @@ def run_rank(folder: Path, load_once: bool, meeting: str) -> LoadingMemory:
     plugin = fsdp_plugin(LAUNCH_FILE)
     plugin.cpu_ram_efficient_loading = load_once
     config = SiglipQwenConfig(vision=str(folder / "siglip"), language=str(folder / "qwen3"), lora=LoraConfig(r=8, lora_alpha=16))
-    build(config, image_token_id=5, dtype=torch.float32, load_weights=False)  # imports what loading needs
+    build(config, image_token_id=5, options=LoadOptions(torch.float32, load_weights=False))  # imports what loading needs
     before = _resident_bytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
-    model = build(config, image_token_id=5, dtype=torch.float32, load_weights=not (load_once and rank))
+    model = build(config, image_token_id=5, options=LoadOptions(torch.float32, load_weights=not (load_once and rank)))
     trained = configure_trainable(model, config, ("connector", "lora"))
     if load_once:
         prepare_for_weights(trained, rank, sends_all=False)

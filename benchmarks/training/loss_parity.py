@@ -18,6 +18,7 @@ from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from dataset.loading.samplers import SampleKey
 from errors import TesseraError, UsageError
+from model.family import LoadOptions
 from model.kernels.autocast import frozen_dtype
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import siglip_qwen_settings
@@ -81,7 +82,7 @@ def measure(config: Experiment, steps: int, eval_steps: int) -> BenchmarkReport:
         raise UsageError(f"{run_setup.store.folder}: there are no validation samples, on which both paths are compared")
     torch.manual_seed(config.train.seed)
     dtype = frozen_dtype(run_setup.device, run_setup.precision)
-    base = build(model, image_token_id=run_setup.processor.image_token_id, dtype=dtype, device=run_setup.device)
+    base = build(model, image_token_id=run_setup.processor.image_token_id, options=LoadOptions(dtype, run_setup.device))
     assert isinstance(run_setup.processor, Processor)  # that of the family
     setup = Setup(model, config.train, run_setup.device, run_setup.precision, run_setup.processor, (), run_setup.batching)
     stock = stock_side(setup, base)

@@ -31,8 +31,7 @@ from model.param_groups import unwrapped
 from model.siglip_qwen.adapters import base_model, configure_trainable, peft_lora_config
 from model.siglip_qwen.batch_layout import LayoutCollator
 from model.siglip_qwen.config import SiglipQwenConfig
-from model.siglip_qwen.family import model_step_flops
-from model.siglip_qwen.fused_modules import fuse_modules
+from model.siglip_qwen.family import FAMILY
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
 from model.step_flops import StepFlops
@@ -175,7 +174,7 @@ def measure(size: Size, model: SiglipQwenConfig, train: TrainConfig, workload: W
         product: list[float] = []
         blocks = {variant.name: variant.block for variant in variants}
         seconds = time_interleaved({**blocks, MATMUL: lambda: _time_matmul(setup, product)}, workload.rounds)
-    results = _results(setup, variants, seconds, statistics.median(product), parity, model_step_flops(ours.model))
+    results = _results(setup, variants, seconds, statistics.median(product), parity, FAMILY.step_flops(ours.model))
     settings, counts = {"model": asdict(model), "train": asdict(train)}, SampleCounts.of(setup.examples)
     all_results = [*results, *oom_results]
     conditions = Conditions(size, Machine.current(device), setup.precision, our_settings, settings)
@@ -206,7 +205,7 @@ def our_side(setup: Setup, base: VisionLanguageModel) -> tuple[TrainedModel, Com
     """Our side, and whether its layers are compiled: decided as for a stage that is long enough to repay the compilation."""
     model = configure_trainable(base, setup.model, setup.train.stages[-1].train)
     base_model(model).logits_memory_gib = setup.train.logits_memory_gib
-    fuse_modules(model)
+    FAMILY.fuse(model)
     compile_choice = decide_compile(setup.train, setup.device, MIN_MICRO_BATCHES_TO_COMPILE, False)
     if compile_choice.enabled:
         compile_layers(base_model(model).model)

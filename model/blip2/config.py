@@ -5,13 +5,10 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from config_schema import section
-from model.family_config import FamilyConfig, LoraConfig, ParamGroup
+from model.family_config import FamilyConfig, LoraConfig, ParamGroup, TextTemplate
 from visual.config import ModelNameOrPath
 
 QUESTION_PROMPT, CONVERSATION_PROMPT, CAPTION_PROMPT = "Question: {} Short answer:", "Question: {} Answer:", "a photo of"
-
-TextTemplate = Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")]
-"""Text that contains {} exactly once."""
 
 
 @section

@@ -1,91 +1,76 @@
-"""BLIP-2 as a family: transformers' own class with OPT or Flan-T5, LoRA by PEFT.
+"""BLIP-2 with OPT or Flan-T5 as a family.
 
 Shapes: B samples, T tokens of the longest prompt, L tokens of the longest answer, S supervised positions, V vocabulary size.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import peft
 import torch
 
 from dataset.loading.collators import Example
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 from dataset.sample import Prompts
-from model.blip2.config import CAPTION_PROMPT, CONVERSATION_PROMPT, QUESTION_PROMPT, Blip2Config
-from model.blip2.modeling import MODEL_TYPE, build, build_without_weights
-from model.blip2.processor import Blip2Processor
-from model.family import Collate, LoadOptions, read_model_config
-from model.family_config import ParamGroup
-from model.lora import language_lora_config, with_adapter
+from model.blip2.config import Blip2Config
+from model.blip2.modeling import BLIP2, prepared
+from model.blip2.processor import PUBLISHED_PROMPTS, Blip2Processor
+from model.family import Collate, LoadOptions
+from model.lora import with_adapter
 from model.param_groups import unwrapped
-from model.processors.question_processor import QuestionPrompts
-from model.processors.sample_processor import PROCESSOR_SETTINGS_FILE
+from model.processors.question_processor import question_prompts
 from model.quantization import Quantization
 from model.step_flops import PartNames, StepFlops, count_step_flops
-from model.stock.stock_family import StockFamily
+from model.stock.stock_family import WholeModelFamily
+from model.stock.stock_model import StockModel
 
 PART_NAMES = PartNames(("vision_model.",), ("qformer.", "language_projection"))
 
-T5_NAMES = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "o"}
-"""What T5 calls the layers of OPT."""
 
-
-class Blip2Family(StockFamily):
-    """Implements model.family.Family."""
+class Blip2Family(WholeModelFamily):
+    """Implements model.family.Family. A Q-Former that the run trains is saved beside the adapters: its queries are no module."""
 
     name: ClassVar[str] = "blip2"
     config_class: ClassVar[type[Blip2Config]] = Blip2Config
-    whole_model_types: ClassVar[frozenset[str]] = frozenset((MODEL_TYPE,))
+    processor_class: ClassVar[type[Blip2Processor]] = Blip2Processor
+    stock: ClassVar[StockModel] = BLIP2
+    lora_names: ClassVar[Mapping[str, str]] = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "o"}
+    """What T5 calls the layers of OPT."""
 
     def processor(self, config: Blip2Config, prompts: Prompts | None = None) -> Blip2Processor:
-        question_prompts = QuestionPrompts(config.question_prompt, config.conversation_prompt, config.caption_prompt)
-        return Blip2Processor.from_pretrained("model.path", config.path, question_prompts, max_length=config.max_length, prompts=prompts)
+        sentences = question_prompts(vars(config))
+        return Blip2Processor.from_pretrained("model.path", config.path, sentences, max_length=config.max_length, prompts=prompts)
 
-    def load_processor(self, folder: Path) -> Blip2Processor:
-        """The processor of a checkpoint, of a whole model that we exported, or of a published one. Raises UsageError."""
-        if read_model_config(folder).get("model_type") != MODEL_TYPE or (folder / PROCESSOR_SETTINGS_FILE).is_file():
-            return Blip2Processor.load(folder)
-        published = QuestionPrompts(QUESTION_PROMPT, CONVERSATION_PROMPT, CAPTION_PROMPT)
-        return Blip2Processor.from_pretrained("checkpoint", str(folder), published, max_length=None)
+    def published_processor(self, key: str, path: str) -> Blip2Processor:
+        return Blip2Processor.from_pretrained(key, path, PUBLISHED_PROMPTS)
 
     def load_base(self, config: Blip2Config, processor: Blip2Processor, options: LoadOptions) -> Any:
-        return build("model.path", config.path, config.quantization, options, processor.image_token_id)
+        return prepared(super().load_base(config, processor, options), processor.image_token_id)
 
     def load_whole(self, folder: Path, quantization: Quantization, options: LoadOptions) -> Any:
-        return build("checkpoint", str(folder), quantization, options, self.load_processor(folder).image_token_id)
+        return prepared(super().load_whole(folder, quantization, options), self.load_processor(folder).image_token_id)
 
     def load_pretrained(self, where: str, settings: Mapping[str, Any], options: LoadOptions) -> tuple[Any, Blip2Processor]:
-        """Implements model.family.PretrainedFamily: zero-shot, quantised or with a LoRA adapter."""
+        """Zero-shot, quantised or with a LoRA adapter."""
         key, path = f"{where}path", settings["path"]
-        question_prompts = QuestionPrompts(settings["question_prompt"], settings["conversation_prompt"], settings["caption_prompt"])
-        processor = Blip2Processor.from_pretrained(key, path, question_prompts, max_length=None)
-        model = build(key, path, settings["quantization"], options, processor.image_token_id)
+        processor = Blip2Processor.from_pretrained(key, path, question_prompts(settings))
+        model = prepared(BLIP2.load(key, path, settings["quantization"], options), processor.image_token_id)
         if settings["adapter"] is not None:
             model = with_adapter(model, settings["adapter"], f"{where}adapter")
         return model.eval(), processor
 
     def shape(self, config: Blip2Config, processor: Blip2Processor) -> Any:
-        return build_without_weights("model.path", config.path, processor.image_token_id)
-
-    def lora_config(self, model: Any, config: Blip2Config, run_groups: Collection[ParamGroup]) -> peft.LoraConfig:
-        """Adapters go on the language model. A Q-Former that the run trains is saved beside them: its queries are no module."""
-        del run_groups
-        assert config.lora is not None
-        return language_lora_config(model.language_model, "language_model", config.lora, other_names=T5_NAMES)
+        return prepared(super().shape(config, processor), processor.image_token_id)
 
     def collator(self, processor: Blip2Processor, collate: Collate) -> Collate:
         if processor.decoder_start_id is None:
             return collate
-        assert processor.decoder_start_id is not None
         return EncoderDecoderCollator(collate, int(processor.tokenizer.pad_token_id), processor.decoder_start_id)
 
     def logits(self, model: Any, inputs: dict[str, Any], supervised: torch.Tensor) -> torch.Tensor:
-        names = ("input_ids", "attention_mask", "pixel_values")
-        kept = {name: inputs[name] for name in names}
+        kept = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}
         if "decoder_input_ids" in inputs:
             all_logits: torch.Tensor = model(**kept, decoder_input_ids=inputs["decoder_input_ids"]).logits
             return all_logits[supervised]

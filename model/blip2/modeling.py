@@ -9,17 +9,12 @@ Shapes: N images (= samples), Q queries per image, T tokens, L tokens of the dec
 from typing import Any
 
 import torch
-from transformers import AutoConfig, Blip2ForConditionalGeneration, GenerationConfig, PreTrainedConfig
+from transformers import Blip2ForConditionalGeneration, GenerationConfig, PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast, Seq2SeqLMOutput
 
-from errors import UsageError, loading
-from model.family import LoadOptions
+from errors import UsageError
 from model.param_groups import GroupPaths
-from model.quantization import Quantization
-from model.stock.pretrained_model import StockClass, load_pretrained
-from visual.hub_name import pretrained
-
-MODEL_TYPE = "blip-2"
+from model.stock.stock_model import StockModel
 
 GROUP_PATHS: GroupPaths = {
     "vision": ("vision_model.",),
@@ -27,9 +22,6 @@ GROUP_PATHS: GroupPaths = {
     "language": ("language_model.",),
 }
 """The connector is the Q-Former with its queries, and the projection to word embeddings."""
-
-NOT_QUANTISED = ["vision_model", "qformer", "language_projection", "language_model.lm_head"]
-"""All but the layers of the language model."""
 
 
 class DecoderOnlyBlip2(Blip2ForConditionalGeneration):
@@ -109,52 +101,38 @@ def is_encoder_decoder(config: PreTrainedConfig) -> bool:
     return bool(config.text_config.is_encoder_decoder)
 
 
-def read_config(key: str, path: str) -> PreTrainedConfig:
-    """The config of a BLIP-2. key: setting that names it. Raises UsageError when it is none, or of another language model."""
-    with loading(key, path):
-        config = AutoConfig.from_pretrained(**pretrained(path))
-    if config.model_type != MODEL_TYPE:
-        raise UsageError(f"{key}: {path} is a {config.model_type} model; a BLIP-2 is expected")
-    if config.text_config.model_type not in ("opt", "t5"):
-        raise UsageError(f"{key}: {path} has a {config.text_config.model_type} as its language model; OPT or T5 is expected")
-    return config
+class StockBlip2(StockModel):
+    """A BLIP-2 with OPT or Flan-T5."""
 
-
-def build(key: str, path: str, quantization: Quantization, options: LoadOptions, image_token_id: int) -> Any:
-    """The pre-trained model, frozen and in eval mode.
-
-    Args:
-        key: setting that names the model, for messages.
-        path: folder or hub name.
-        quantization: of the language model.
-        options: dtype and device.
-        image_token_id: of the processor, behind the vocabulary.
-
-    Raises:
-        UsageError: it cannot be loaded, is no BLIP-2, or lacks weights.
-    """
-    config = read_config(key, path)
-    model = load_pretrained(key, path, StockClass(_class(config), NOT_QUANTISED), config, quantization, options)
-    # A penalty or a minimum length of the folder's generation settings would change every probability.
-    model.generation_end_ids = _end_ids(model)
-    model.generation_config = GenerationConfig(eos_token_id=model.generation_end_ids)
-    return _prepared(model, image_token_id)
-
-
-def build_without_weights(key: str, path: str, image_token_id: int) -> Any:
-    """The model on the meta device: shapes without weights, unquantised."""
-    config = read_config(key, path)
-    with torch.device("meta"):
-        return _prepared(_class(config)(config), image_token_id)
+    def read_config(self, key: str, path: str) -> PreTrainedConfig:
+        config = super().read_config(key, path)
+        if config.text_config.model_type not in ("opt", "t5"):
+            raise UsageError(f"{key}: {path} has a {config.text_config.model_type} as its language model; OPT or T5 is expected")
+        return config
 
 
 def _class(config: PreTrainedConfig) -> type[Blip2ForConditionalGeneration]:
     return EncoderDecoderBlip2 if is_encoder_decoder(config) else DecoderOnlyBlip2
 
 
-def _prepared(model: Any, image_token_id: int) -> Any:
-    model.first_id_behind_vocabulary, model.group_paths = image_token_id, GROUP_PATHS
-    return model.requires_grad_(False).eval()
+BLIP2 = StockBlip2(
+    _class,
+    model_types=("blip-2",),
+    expected="a BLIP-2",
+    group_paths=GROUP_PATHS,
+    # All but the layers of the language model.
+    not_quantised=["vision_model", "qformer", "language_projection", "language_model.lm_head"],
+)
+
+
+def prepared(model: Any, image_token_id: int) -> Any:
+    """The model with the image token of its processor, behind the vocabulary, and the end tokens of its folder alone.
+
+    A penalty or a minimum length of the folder's generation settings would change every probability.
+    """
+    model.first_id_behind_vocabulary, model.generation_end_ids = image_token_id, _end_ids(model)
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_end_ids)
+    return model
 
 
 def _end_ids(model: Any) -> list[int]:

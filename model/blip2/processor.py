@@ -1,17 +1,19 @@
 """Converts questions and images to inputs of BLIP-2. Not transformers' Blip2Processor, which adds a token to the tokenizer it is given."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedTokenizerFast
 
 from dataset.sample import Message, Prompts, Task
-from errors import UsageError, loading
-from model.blip2.modeling import is_encoder_decoder, read_config
-from model.processors.chat_processor import load_fast_tokenizer
+from errors import UsageError
+from model.blip2.config import CAPTION_PROMPT, CONVERSATION_PROMPT, QUESTION_PROMPT
+from model.blip2.modeling import BLIP2, is_encoder_decoder
 from model.processors.question_processor import QuestionProcessor, QuestionPrompts
-from model.processors.sample_processor import Segment
-from visual.image_processor import load_image_processor
+from model.processors.sample_processor import Segment, load_fast_tokenizer
+from visual.pretrained_model import load_image_processor
+
+PUBLISHED_PROMPTS = QuestionPrompts(question_prompt=QUESTION_PROMPT, conversation_prompt=CONVERSATION_PROMPT, caption_prompt=CAPTION_PROMPT)
 
 
 class Blip2Processor(QuestionProcessor):
@@ -24,6 +26,8 @@ class Blip2Processor(QuestionProcessor):
         others: as in `QuestionProcessor`.
     """
 
+    saved_settings: ClassVar[tuple[str, ...]] = (*QuestionProcessor.saved_settings, "decoder_start_id", "closing")
+
     def __init__(self, *arguments: Any, decoder_start_id: int | None = None, closing: Sequence[int] = (), **others: Any):
         super().__init__(*arguments, **others)
         self.decoder_start_id, self.closing = decoder_start_id, list(closing)
@@ -31,7 +35,7 @@ class Blip2Processor(QuestionProcessor):
 
     @classmethod
     def from_pretrained(
-        cls, key: str, path: str, question_prompts: QuestionPrompts, *, max_length: int | None, prompts: Prompts | None = None
+        cls, key: str, path: str, question_prompts: QuestionPrompts, *, max_length: int | None = None, prompts: Prompts | None = None
     ) -> Self:
         """Load the tokenizer and the image processor of a model.
 
@@ -42,13 +46,10 @@ class Blip2Processor(QuestionProcessor):
             max_length: maximum length of a sample in tokens; None for the most that the model can take.
             prompts: the sentences that said in training how an answer is wanted.
 
-        Raises:
-            UsageError: one of them cannot be loaded, or the language model has fewer positions.
+        Raises UsageError when one of them cannot be loaded, or the language model has fewer positions.
         """
-        config = read_config(key, path)
+        config = BLIP2.read_config(key, path)
         tokenizer = load_fast_tokenizer(key, path)
-        with loading(key, path):
-            image_processor = load_image_processor(path)
         encoder_decoder = is_encoder_decoder(config)
         # T5 uses relative positions and takes any length.
         positions = int(tokenizer.model_max_length if encoder_decoder else config.text_config.max_position_embeddings)
@@ -57,7 +58,7 @@ class Blip2Processor(QuestionProcessor):
         around = list(tokenizer("").input_ids)
         return cls(
             tokenizer,
-            image_processor,
+            load_image_processor(key, path),
             question_prompts,
             end_of_turn_id=_end_id(tokenizer, config.text_config.eos_token_id),
             num_image_tokens=int(config.num_query_tokens),
@@ -90,10 +91,6 @@ class Blip2Processor(QuestionProcessor):
     def end_ids(self, model: Any) -> list[int]:
         """The end of an answer, and what the folder's settings name."""
         return [self.end_of_turn_id, *model.generation_end_ids, int(self.tokenizer.eos_token_id)]
-
-    def layout(self) -> dict[str, Any]:
-        """Settings of the constructor, for a checkpoint."""
-        return {**super().layout(), "decoder_start_id": self.decoder_start_id, "closing": self.closing}
 
 
 def _end_id(tokenizer: PreTrainedTokenizerFast, eos: int | list[int] | None) -> int:

@@ -8,17 +8,14 @@ import hashlib
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
 
 from errors import TesseraError, UsageError
 from visual.hub_name import HubName
 from visual.hub_responses import check_hub_responses, is_safe_path
-
-INSTALL_MODELSCOPE = "--source modelscope needs its client: pip install modelscope"
 
 # The names of files are patterns for the clients, so none may have a wildcard; none has a folder.
 _TEXT_FILES = re.compile(r"[\w.-]+\.(json|txt|jinja|model)|README\.md|LICENSE[\w.-]*")
@@ -31,34 +28,11 @@ _WEIGHT_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """A file of a model repository.
-
-    Args:
-        path: path in the repository.
-        size: in bytes.
-        is_cached: it is already on this machine.
-    """
+    """A file of a model repository: its path there, its size in bytes, and whether it is already on this machine."""
 
     path: str
     size: int
     is_cached: bool
-
-
-class Source(Protocol):
-    """A model hub. `files` and `fetch` raise TesseraError with a message of one line when it cannot be reached or lacks the model."""
-
-    def files(self, name: str) -> list[RemoteFile]:
-        """All files of a model repository."""
-        ...
-
-    def fetch(self, name: str, files: list[RemoteFile]) -> Path:
-        """Download files of a model repository; returns the folder that contains them."""
-        ...
-
-    @property
-    def folder(self) -> Path:
-        """Folder where downloads are stored."""
-        ...
 
 
 def select_files(files: list[RemoteFile]) -> list[RemoteFile]:
@@ -82,13 +56,8 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
 def verify_download(path: Path, file: RemoteFile) -> None:
     """Check a file in the hub's cache against the size and hash that the hub states.
 
-    Args:
-        path: the file in a snapshot. It links to its content, whose name is the SHA-256 of a large file; where the cache has no links,
-            and for small files, which have the hash of Git, the size alone is checked.
-        file: its size in the repository.
-
-    Raises:
-        TesseraError: the file is damaged; it is removed.
+    path: the file in a snapshot. It links to its content, whose name is the SHA-256 of a large file; where the cache has no links, and for
+    small files, which have the hash of Git, the size alone is checked. A damaged file is removed, and TesseraError raised.
     """
     content = path.resolve()
     with content.open("rb") as opened:
@@ -117,56 +86,52 @@ class Hub:
 
     @property
     def folder(self) -> Path:
+        """Folder where downloads are stored."""
         from huggingface_hub import constants
 
         return Path(constants.HF_HUB_CACHE)
 
     def files(self, name: str) -> list[RemoteFile]:
-        from huggingface_hub import snapshot_download
+        """All files of a model repository. Raises TesseraError when the hub cannot be reached or lacks the model."""
+        from huggingface_hub import errors, snapshot_download
 
         model = _hub_name(name)
-        with self._describe_errors(name):
+        with describe_client_errors("the Hugging Face hub", name, errors):
             listing = snapshot_download(model.repository, revision=model.revision, dry_run=True)
         return [RemoteFile(file.filename, file.file_size or 0, not file.will_download) for file in listing]
 
     def fetch(self, name: str, files: list[RemoteFile]) -> Path:
-        from huggingface_hub import snapshot_download
+        """Download files of a model repository; returns the folder that contains them. Raises TesseraError as `files`."""
+        from huggingface_hub import errors, snapshot_download
 
         model = _hub_name(name)
-        with self._describe_errors(name):
+        with describe_client_errors("the Hugging Face hub", name, errors):
             folder = Path(snapshot_download(model.repository, revision=model.revision, allow_patterns=[file.path for file in files]))
         for file in files:
             if not file.is_cached:
                 verify_download(folder / file.path, file)
         return folder
 
-    def _describe_errors(self, name: str) -> AbstractContextManager[None]:
-        from huggingface_hub import errors
-
-        return describe_client_errors("the Hugging Face hub", name, errors)
-
 
 @dataclass(frozen=True)
 class ModelScope:
-    """ModelScope. Downloads go to `target_folder`/<name>, or <name@revision>, since from_pretrained does not search its cache."""
+    """ModelScope, with the methods of `Hub`. Downloads go to `folder`/<name>, or <name@revision>, since from_pretrained does not search
+    its cache."""
 
-    target_folder: Path
+    folder: Path
 
     def __post_init__(self) -> None:
         try:
             import modelscope  # type: ignore[import-not-found]  # noqa: F401
         except ImportError as error:
-            raise UsageError(INSTALL_MODELSCOPE) from error
-
-    @property
-    def folder(self) -> Path:
-        return self.target_folder
+            raise UsageError("--source modelscope needs its client: pip install modelscope") from error
 
     def files(self, name: str) -> list[RemoteFile]:
         from modelscope import HubApi
+        from modelscope.hub import errors  # type: ignore[import-not-found]
 
         model = _hub_name(name)
-        with self._describe_errors(name):
+        with describe_client_errors("ModelScope", name, errors):
             listing = HubApi().get_model_files(model.repository, recursive=True, **_revision(model))
         for file in listing:
             if not is_safe_path(file["Path"]):
@@ -177,20 +142,14 @@ class ModelScope:
 
     def fetch(self, name: str, files: list[RemoteFile]) -> Path:
         from modelscope import snapshot_download
+        from modelscope.hub import errors
 
-        model, patterns = _hub_name(name), [file.path for file in files]
-        with self._describe_errors(name):
-            return Path(
-                snapshot_download(model.repository, local_dir=str(self.target_folder / name), allow_patterns=patterns, **_revision(model))
-            )
-
-    def _describe_errors(self, name: str) -> AbstractContextManager[None]:
-        from modelscope.hub import errors  # type: ignore[import-not-found]
-
-        return describe_client_errors("ModelScope", name, errors)
+        model, target, patterns = _hub_name(name), self.folder / name, [file.path for file in files]
+        with describe_client_errors("ModelScope", name, errors):
+            return Path(snapshot_download(model.repository, local_dir=str(target), allow_patterns=patterns, **_revision(model)))
 
     def _is_cached(self, name: str, path: str, size: int | None) -> bool:
-        local = self.target_folder / name / path
+        local = self.folder / name / path
         return local.is_file() and local.stat().st_size == size
 
 
@@ -210,11 +169,7 @@ def _revision(model: HubName) -> dict[str, str]:
 def describe_client_errors(source: str, name: str, errors: ModuleType) -> Iterator[None]:
     """Convert a client's network, name and permission errors to a TesseraError with a message of one line.
 
-    Args:
-        source: name of the hub, for the message.
-        name: model, for the message.
-        errors: the client's module of exceptions, which do not all derive from OSError or ValueError. Other exceptions are bugs
-            and propagate.
+    errors: the client's module of exceptions, which do not all derive from OSError or ValueError. Other exceptions are bugs and propagate.
     """
     client_errors = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     expected: tuple[type[Exception], ...] = (OSError, ValueError, *client_errors)

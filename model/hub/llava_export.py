@@ -6,13 +6,12 @@ The exported folder contains weights, processor, generation config and a model c
 import copy
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from atomic_io import atomic_write_folder, write_json, write_text
-from dataset.sample import Prompts
 from errors import TesseraError, UsageError
 from model.checkpoint_manifest import write_manifest
 from model.hub.model_card import model_card
@@ -20,6 +19,7 @@ from model.processors.sample_processor import PROMPTS_FILE
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageModel
+from model.siglip_qwen.processor import Processor
 
 ExportFormat = Literal["merged", "llava"]
 
@@ -31,24 +31,11 @@ POST_NORM_WARNING = (
 """Warning about exports with features after the final norm of the vision encoder."""
 
 
-class ExportableProcessor(Protocol):
-    """What export needs of siglip_qwen.processor.Processor; `template_parts` is a ChatTemplateParts."""
-
-    tokenizer: Any
-    image_processor: Any
-    image_token: str
-    system_prompt: str | None
-    prompts: Prompts
-    template_parts: Any
-
-    def save(self, folder: Path) -> None: ...
-
-
 def export(
     folder: Path,
     out: Path,
     export_format: ExportFormat,
-    processor: ExportableProcessor,
+    processor: Processor,
     *,
     dtype: torch.dtype = torch.float32,
     data_report: str | None = None,
@@ -63,12 +50,8 @@ def export(
         dtype: of the exported weights.
         data_report: table of the training data for the model card.
 
-    Returns:
-        Warnings to print; they are in the model card too.
-
-    Raises:
-        UsageError: `out` is not empty, or the LLaVA format cannot express a setting.
-        TesseraError: LLaVA in the installed transformers computes other logits.
+    Returns warnings to print, which are in the model card too. Raises UsageError when `out` is not empty, or the format cannot express
+    a setting, TesseraError when LLaVA in the installed transformers computes other logits.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"--out {out}: it exists already; choose a new folder")
@@ -170,7 +153,7 @@ def check_same_logits(model: VisionLanguageModel, llava: LlavaForConditionalGene
         )
 
 
-def llava_processor(processor: ExportableProcessor, model: VisionLanguageModel) -> LlavaProcessor:
+def llava_processor(processor: Processor, model: VisionLanguageModel) -> LlavaProcessor:
     """LLaVA's processor: image processor, tokenizer, and a chat template that renders the prompts of training."""
     template_parts = processor.template_parts
     if processor.system_prompt is not None:

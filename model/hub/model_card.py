@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -66,27 +67,18 @@ def model_card(
         base_folder: folder with the model that the run started from, if its checkpoints build on it.
     """
     base_models = (settings.vision, settings.language)
-    front_matter: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "license": "other"}
-    hub_models = [model.repository for name in base_models if not Path(name).is_dir() and (model := HubName.parse(name))]
-    if hub_models:
-        front_matter["base_model"] = hub_models
+    licences = [_licence_line(role, name) for role, name in zip(("Vision", "Language"), base_models, strict=True)]
     sections = [
-        f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n# A vision-language model made with Tessera",
         f"A SigLIP vision encoder and a Qwen language model, joined by a two-layer connector; {export_format} format, weights in {dtype}.",
         "## Use\n\n" + _usage(export_format, prompts),
         *(f"> **Note.** {warning}" for warning in warnings),
-        "## Base models and licences\n\n"
-        + "\n".join(_licence_line(role, name) for role, name in zip(("Vision", "Language"), base_models, strict=True))
-        + (f"\n{_licence_line('Tuned from', base_folder)}" if base_folder else ""),
+        "## Base models and licences\n\n" + "\n".join([*licences, *([_licence_line("Tuned from", base_folder)] if base_folder else [])]),
         "The weights derive from both models: their licences apply, and so do the terms of the training data. Code: Apache-2.0.",
-        "## Settings\n\n```yaml\n" + _as_yaml(settings).rstrip() + "\n```",
     ]
-    if data_report is not None:
-        sections.append("## Training data\n\n```\n" + data_report.rstrip() + "\n```")
-    return "\n\n".join(sections) + "\n"
+    return _card("made", _repositories(*base_models), sections, dataclasses.asdict(settings), data_report)
 
 
-def whole_model_card(base: str, settings: dict[str, object], dtype: torch.dtype, data_report: str | None) -> str:
+def whole_model_card(base: str, settings: dict[str, Any], dtype: torch.dtype, data_report: str | None) -> str:
     """Model card of a published model that was tuned further and keeps its own layout.
 
     Args:
@@ -95,19 +87,30 @@ def whole_model_card(base: str, settings: dict[str, object], dtype: torch.dtype,
         dtype: of the weights.
         data_report: table of the training data; None omits the section.
     """
-    front_matter: dict[str, object] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "license": "other"}
-    if not Path(base).is_dir() and (model := HubName.parse(base)):
-        front_matter["base_model"] = model.repository
     sections = [
-        f"---\n{yaml.safe_dump(front_matter, sort_keys=False, allow_unicode=True)}---\n# A vision-language model tuned with Tessera",
         f"Tuned from `{base}` and loaded as it is, by transformers and by Tessera; weights in {str(dtype).removeprefix('torch.')}.",
         "## Use\n\n" + MERGED_USAGE.rstrip(),
         "## Base model and licence\n\n" + _licence_line("Tuned from", base),
-        "## Settings\n\n```yaml\n" + yaml.safe_dump({"model": settings}, sort_keys=False, allow_unicode=True).rstrip() + "\n```",
+    ]
+    return _card("tuned", "".join(_repositories(base)), sections, settings, data_report)
+
+
+def _repositories(*names: str) -> list[str]:
+    """The repositories of those models that are of a hub."""
+    return [model.repository for name in names if not Path(name).is_dir() and (model := HubName.parse(name))]
+
+
+def _card(how: str, base_model: list[str] | str, sections: list[str], settings: dict[str, Any], data_report: str | None) -> str:
+    front_matter: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "license": "other"}
+    front_matter |= {"base_model": base_model} if base_model else {}
+    parts = [
+        f"---\n{_as_yaml(front_matter)}---\n# A vision-language model {how} with Tessera",
+        *sections,
+        "## Settings\n\n```yaml\n" + _as_yaml({"model": settings}).rstrip() + "\n```",
     ]
     if data_report is not None:
-        sections.append("## Training data\n\n```\n" + data_report.rstrip() + "\n```")
-    return "\n\n".join(sections) + "\n"
+        parts.append("## Training data\n\n```\n" + data_report.rstrip() + "\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def _usage(export_format: str, prompts: Prompts) -> str:
@@ -136,5 +139,5 @@ def _licence_line(role: str, name: str) -> str:
     return f"- {role}: `{name}`, licence: {read_licence(name) or 'see its own model card'}"
 
 
-def _as_yaml(settings: SiglipQwenConfig) -> str:
-    return yaml.safe_dump({"model": dataclasses.asdict(settings)}, sort_keys=False, allow_unicode=True)
+def _as_yaml(content: dict[str, Any]) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -22,12 +22,8 @@ def token_from_environment(environment: Mapping[str, str]) -> str:
 
 
 def check_repository(repository: str, token: str) -> None:
-    """Check a repository name and a token before a model is loaded.
-
-    Raises:
-        UsageError: the name is not OWNER/NAME.
-        TesseraError: the hub rejects the token or cannot be reached.
-    """
+    """Check a repository name and a token before a model is loaded. Raises UsageError when the name is not OWNER/NAME, TesseraError when
+    the hub rejects the token or cannot be reached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -45,10 +41,8 @@ def check_repository(repository: str, token: str) -> None:
 def push(folder: Path, repository: str, token: str) -> str:
     """Upload a folder in one commit and return the commit's URL. A missing repository is created as a private one.
 
-    Weights of an earlier export that the folder does not replace are deleted; other files of the repository stay.
-
-    Raises:
-        TesseraError: the hub rejects the upload or cannot be reached.
+    Weights of an earlier export that the folder does not replace are deleted; other files of the repository stay. Raises TesseraError when
+    the hub rejects the upload or cannot be reached.
     """
     from huggingface_hub import HfApi
 

@@ -65,12 +65,7 @@ def packed_attention_kwargs(
     padded_cu_seqlens = cu_seqlens.to(embeddings.device, torch.int32)
     padded_cu_seqlens = torch.cat([padded_cu_seqlens, padded_cu_seqlens[-1:].expand(-len(padded_cu_seqlens) % SEGMENT_MULTIPLE)])
     masks = dict.fromkeys(("full_attention", "sliding_attention"))
-    return {
-        "attention_mask": masks,
-        "use_cache": False,
-        "cu_seqlens": padded_cu_seqlens,
-        "max_length": max_length,
-    }
+    return {"attention_mask": masks, "use_cache": False, "cu_seqlens": padded_cu_seqlens, "max_length": max_length}
 
 
 def can_use_varlen(embeddings: torch.Tensor) -> bool:
@@ -108,11 +103,8 @@ def packed_attention_forward(
         max_length: tokens in the longest sample.
         kwargs: passed to transformers' sdpa.
 
-    Returns:
-        Output [B, T, H, E] and None for the attention weights.
-
-    Raises:
-        ValueError: dropout, or a sliding window that this version of torch lacks, with packed rows.
+    Returns the output [B, T, H, E] and None for the attention weights. Raises ValueError for dropout, or a sliding window that this version
+    of torch lacks, with packed rows.
     """
     if cu_seqlens is None:
         if (

@@ -1,33 +1,43 @@
-"""Loads models of the LLaVA layout in transformers' own class, quantised if wanted, with the paths of their parameter groups."""
+"""LLaVA models in transformers' own class, with the paths of their parameter groups."""
+
+from typing import Any
 
 import torch
-from transformers import AutoConfig, LlavaForConditionalGeneration, PreTrainedConfig, PreTrainedModel
+from transformers import LlavaForConditionalGeneration, PreTrainedConfig
 
-from errors import UsageError, loading
+from errors import UsageError
 from model.family import LoadOptions
-from model.param_groups import GroupPaths
 from model.quantization import Quantization
-from model.stock.pretrained_model import StockClass, load_pretrained
-from visual.hub_name import pretrained
+from model.stock.stock_model import StockModel
 
-MODEL_TYPE, LANGUAGE_MODEL = "llava", "model.language_model"
-
-GROUP_PATHS: GroupPaths = {
-    "vision": ("model.vision_tower.",),
-    "connector": ("model.multi_modal_projector.",),
-    "language": (f"{LANGUAGE_MODEL}.", "lm_head."),
-}
-
-NOT_QUANTISED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+LANGUAGE_MODEL = "model.language_model"
 
 
-def read_config(key: str, path: str) -> PreTrainedConfig:
-    """The config of a LLaVA. key: setting that names it. Raises UsageError when it is none."""
-    with loading(key, path):
-        config = AutoConfig.from_pretrained(**pretrained(path))
-    if config.model_type != MODEL_TYPE:
-        raise UsageError(f"{key}: {path} is a {config.model_type} model; a LLaVA is expected")
-    return config
+class StockLlava(StockModel):
+    """A LLaVA, if the installed transformers computes its features as they were trained."""
+
+    def load(self, key: str, path: str, quantization: Quantization, options: LoadOptions, **load_options: Any) -> Any:
+        model = super().load(key, path, quantization, options, **load_options)
+        if getattr(model.config.vision_config, "tie_last_hidden_states", False) and not _last_hidden_state_is_normed(model):
+            raise UsageError(
+                f"{key}: {path}: its image features are taken after the final norm (vision_config.tie_last_hidden_states). The installed "
+                "transformers does not support this setting and would give other answers; a newer one is needed"
+            )
+        return model
+
+
+LLAVA = StockLlava(
+    lambda _: LlavaForConditionalGeneration,
+    model_types=("llava",),
+    expected="a LLaVA",
+    group_paths={
+        "vision": ("model.vision_tower.",),
+        "connector": ("model.multi_modal_projector.",),
+        "language": (f"{LANGUAGE_MODEL}.", "lm_head."),
+    },
+    not_quantised=["model.vision_tower", "model.multi_modal_projector", "lm_head"],
+    may_be_missing=lambda name: ".head." in name,  # the pooling head is not used
+)
 
 
 def tokens_per_image(config: PreTrainedConfig) -> int:
@@ -36,42 +46,6 @@ def tokens_per_image(config: PreTrainedConfig) -> int:
     has_class_token = "siglip" not in vision.model_type
     positions = (vision.image_size // vision.patch_size) ** 2 + has_class_token
     return int(positions - (config.vision_feature_select_strategy == "default"))
-
-
-def build(key: str, path: str, quantization: Quantization, options: LoadOptions) -> PreTrainedModel:
-    """The pre-trained model, frozen and in eval mode.
-
-    Args:
-        key: setting that names the model, for messages.
-        path: folder or hub name.
-        quantization: of the language model.
-        options: dtype and device.
-
-    Raises:
-        UsageError: it cannot be loaded, is no LLaVA, lacks weights, or the installed transformers would compute other features.
-    """
-    config = read_config(key, path)
-    # The pooling head is not used.
-    stock = StockClass(LlavaForConditionalGeneration, NOT_QUANTISED, may_be_missing=lambda name: ".head." in name)
-    model = load_pretrained(key, path, stock, config, quantization, options)
-    if getattr(model.config.vision_config, "tie_last_hidden_states", False) and not _last_hidden_state_is_normed(model):
-        raise UsageError(
-            f"{key}: {path}: its image features are taken after the final norm (vision_config.tie_last_hidden_states). The installed "
-            "transformers does not support this setting and would give other answers; a newer one is needed"
-        )
-    model.group_paths = GROUP_PATHS
-    frozen: PreTrainedModel = model
-    return frozen
-
-
-def build_without_weights(key: str, path: str) -> PreTrainedModel:
-    """The model on the meta device: shapes without weights, unquantised."""
-    config = read_config(key, path)
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
-    model.group_paths = GROUP_PATHS
-    frozen: PreTrainedModel = model.requires_grad_(False).eval()
-    return frozen
 
 
 @torch.no_grad()

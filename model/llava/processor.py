@@ -15,20 +15,14 @@ from transformers import PreTrainedTokenizerFast
 
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts, Task
 from errors import UsageError, loading
-from model.llava.modeling import read_config, tokens_per_image
-from model.processors.chat_processor import load_fast_tokenizer
-from model.processors.fixed_tokens_processor import FixedTokensProcessor
-from model.processors.sample_processor import PROMPTS_FILE, ImageSize, Segment, read_processor_settings
-from visual.image_processor import load_image_processor
+from model.llava.modeling import LLAVA, tokens_per_image
+from model.processors.chat_processor import FixedTokensProcessor
+from model.processors.sample_processor import PROMPTS_FILE, Segment, load_fast_tokenizer
+from visual.pretrained_model import load_image_processor
 
 
 class LlavaProcessor(FixedTokensProcessor):
-    """Tokenizer, image processor and prompt layout; every image takes equally many tokens.
-
-    Args:
-        tokenizer: with the folder's chat template.
-        image_processor, settings: as in `FixedTokensProcessor`.
-    """
+    """Tokenizer with the folder's chat template, image processor and prompt layout; every image takes equally many tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, image_processor: Any, **settings: Any):
         super().__init__(tokenizer, image_processor, plain_end=tokenizer.eos_token, **settings)
@@ -39,7 +33,7 @@ class LlavaProcessor(FixedTokensProcessor):
 
     @classmethod
     def from_pretrained(
-        cls, key: str, path: str, *, max_length: int | None, system_prompt: str | None = None, prompts: Prompts | None
+        cls, key: str, path: str, *, max_length: int | None = None, system_prompt: str | None = None, prompts: Prompts | None = None
     ) -> Self:
         """Load the tokenizer and the image processor of a model.
 
@@ -50,13 +44,11 @@ class LlavaProcessor(FixedTokensProcessor):
             system_prompt: system message of every conversation; None for the chat template's default.
             prompts: the sentences that said in training how an answer is wanted; None for those of an export of ours.
 
-        Raises:
-            UsageError: one of them cannot be loaded, or there is no chat template.
+        Raises UsageError when one of them cannot be loaded, or there is no chat template.
         """
-        config = read_config(key, path)
+        config = LLAVA.read_config(key, path)
         tokenizer = load_fast_tokenizer(key, path)
         with loading(key, path):
-            image_processor = load_image_processor(path)
             if prompts is None and (file := Path(path) / PROMPTS_FILE).is_file():
                 prompts = json.loads(file.read_text(encoding="utf-8"))
             if not tokenizer.chat_template and (file := Path(path) / "chat_template.json").is_file():
@@ -65,7 +57,7 @@ class LlavaProcessor(FixedTokensProcessor):
             raise UsageError(f"{key}: {path} has no chat template, which says how this LLaVA was asked in training")
         return cls(
             tokenizer,
-            image_processor,
+            load_image_processor(key, path),
             image_token=str(tokenizer.convert_ids_to_tokens(config.image_token_id)),
             tokens_per_image=tokens_per_image(config),
             max_length=max_length or int(config.text_config.max_position_embeddings),
@@ -104,22 +96,5 @@ class LlavaProcessor(FixedTokensProcessor):
         return len(self.text_ids(parts.next_user + text + parts.header)) if self._plain else super().follow_up_length(text)
 
     def read(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """Raw pixels of images, for a data loader's worker; `normalize` makes pixel values of them."""
-        if not images:
-            side = self.pixel_reader.read([Image.new("RGB", (8, 8))])
-            return {"pixel_values": side[:0]}
-        return super().read(images)
-
-    def blank_images(self, num_images: int, sizes: Sequence[ImageSize]) -> list[Image.Image]:
-        """Black images."""
-        del sizes
-        return [Image.new("RGB", (64, 64)) for _ in range(num_images)]
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Load a processor written by `save`. Raises UsageError when the folder contains none, or is damaged."""
-        settings = read_processor_settings(folder)
-        tokenizer = load_fast_tokenizer("checkpoint", str(folder))
-        with loading("checkpoint", str(folder)):
-            image_processor = load_image_processor(str(folder))
-        return cls(tokenizer, image_processor, **settings)
+        """As `SampleProcessor.read`; without images, no rows of the size that an image gets."""
+        return super().read(images) if images else {"pixel_values": self.pixel_reader.read(self.blank_images(1, ()))[:0]}

@@ -1,14 +1,14 @@
 """Prompts of language models with a chat template: control tokens around every turn, extracted from the model's own template."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts, Task
-from errors import UsageError, loading
+from dataset.sample import IMAGE_PLACEHOLDER, Message, Task
+from errors import UsageError
 from model.processors.chat_template import ChatTemplateParts, chat_template_parts, check_answers_follow
-from model.processors.sample_processor import SampleProcessor, Segment
-from visual.hub_name import pretrained
+from model.processors.sample_processor import ImageSize, SampleProcessor, Segment, load_fast_tokenizer
 
 
 class ChatProcessor(SampleProcessor):
@@ -16,30 +16,29 @@ class ChatProcessor(SampleProcessor):
 
     Args:
         tokenizer: fast tokenizer with a chat template.
+        image_processor: transformers' image processor.
         image_token: placeholder token for a part of an image.
-        max_length, system_prompt, prompts: as in `SampleProcessor`.
         plain_end: the token that ends an answer where the chat template has none; None if it must have one.
+        settings: max_length, system_prompt, prompts, as in `SampleProcessor`.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
+        image_processor: Any,
         *,
         image_token: str,
-        max_length: int,
-        system_prompt: str | None = None,
-        prompts: Prompts | None = None,
         plain_end: str | None = None,
+        **settings: Any,
     ):
         self.image_token = image_token
         self.template_parts: ChatTemplateParts = chat_template_parts(tokenizer, plain_end)
         super().__init__(
             tokenizer,
+            image_processor,
             image_token_id=int(tokenizer.convert_tokens_to_ids(image_token)),
             end_of_turn_id=int(tokenizer.convert_tokens_to_ids(self.template_parts.end)),
-            max_length=max_length,
-            system_prompt=system_prompt,
-            prompts=prompts,
+            **settings,
         )
 
     def image_segment(self, count: int) -> list[int]:
@@ -75,6 +74,34 @@ class ChatProcessor(SampleProcessor):
             yield [*segments, (self.special_ids(parts.header), False)]
 
 
+class FixedTokensProcessor(ChatProcessor):
+    """A processor whose images take equally many tokens each, `tokens_per_image`, whatever their size."""
+
+    saved_settings: ClassVar[tuple[str, ...]] = ("image_token", "tokens_per_image")
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_processor: Any, *, tokens_per_image: int, **settings: Any):
+        super().__init__(tokenizer, image_processor, **settings)
+        self.tokens_per_image = tokens_per_image
+
+    def image_tokens(self, num_images: int, sizes: Sequence[ImageSize]) -> list[int]:
+        del sizes
+        return [self.tokens_per_image] * num_images
+
+    def readable(self, ids: Sequence[int]) -> str:
+        parts: list[str] = []
+        run: list[int] = []
+        num_seen = 0
+        for token in ids:
+            if token != self.image_token_id:
+                run.append(token)
+                continue
+            if num_seen % self.tokens_per_image == 0:
+                parts += [str(self.tokenizer.decode(run)), IMAGE_PLACEHOLDER]
+                run = []
+            num_seen += 1
+        return "".join([*parts, str(self.tokenizer.decode(run))])
+
+
 def load_chat_tokenizer(key: str, name: str) -> PreTrainedTokenizerFast:
     """The tokenizer of a language model. key: setting that names it, for messages.
 
@@ -84,13 +111,4 @@ def load_chat_tokenizer(key: str, name: str) -> PreTrainedTokenizerFast:
     if not tokenizer.chat_template:
         raise UsageError(f"{key}: the tokenizer of {name} has no chat template")
     check_answers_follow(tokenizer, f"{key}: {name}")
-    return tokenizer
-
-
-def load_fast_tokenizer(key: str, name: str) -> PreTrainedTokenizerFast:
-    """A tokenizer. key: setting that names it, for messages. Raises UsageError when it cannot be loaded or is not a fast one."""
-    with loading(key, name):
-        tokenizer = AutoTokenizer.from_pretrained(**pretrained(name))
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise UsageError(f"{key}: {name} has no fast tokenizer (tokenizer.json); Qwen 2, 2.5 and 3 have one")
     return tokenizer

@@ -82,12 +82,8 @@ class ChatTemplateParts:
 def chat_template_parts(tokenizer: Any, plain_end: str | None = None) -> ChatTemplateParts:
     """Extract the control text of a tokenizer's chat template by rendering it around sentinel texts.
 
-    Args:
-        tokenizer: with a chat template, for messages of text or of parts.
-        plain_end: the token that ends an answer where the template has none; None if it must have one.
-
-    Raises:
-        UsageError: the template omits or reorders messages, or does not end an answer with a control token.
+    plain_end: the token that ends an answer where the template has none; None if it must have one. Raises UsageError when the template
+    omits or reorders messages, or does not end an answer with a control token.
     """
     sentinels = {"system": "Sentinel system.", "user": "Sentinel question.", "assistant": "Sentinel answer.", "next": "Sentinel next."}
     user = {"role": "user", "content": sentinels["user"]}
@@ -134,12 +130,7 @@ def check_answers_follow(tokenizer: Any, where: str) -> None:
     `<think></think>` may stand in one and not in the other. A template for models that always think leaves a block open: the model would
     be trained to answer inside it.
 
-    Args:
-        tokenizer: its template is rendered with thinking off.
-        where: setting that names the model, for the message.
-
-    Raises:
-        UsageError: the two texts differ.
+    where: setting that names the model, for the message. Raises UsageError when the two texts differ.
     """
     user, answer = {"role": "user", "content": "Sentinel question."}, {"role": "assistant", "content": "Sentinel answer."}
     options = {"tokenize": False, "enable_thinking": False}

@@ -4,37 +4,34 @@ Prompt and answers are one text, as in BLIP-2's paper (arXiv:2301.12597): what w
 end-of-turn token, in training and when it stands in a prompt.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypedDict
 
-import torch
-from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from dataset.loading.encoded_sample import EncodingError
-from dataset.loading.image_transform import PixelReader
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Task, question_text
-from errors import loading
-from model.processors.chat_processor import load_fast_tokenizer
-from model.processors.sample_processor import ImageSize, SampleProcessor, Segment, read_processor_settings
-from visual.image_processor import load_image_processor
+from model.processors.sample_processor import ImageSize, SampleProcessor, Segment
 
 
-@dataclass(frozen=True)
-class QuestionPrompts:
-    """The sentences of a prompt, in which {} is the question.
-
-    Args:
-        question_prompt: of a question with a short answer.
-        conversation_prompt: of any other question.
-        caption_prompt: beginning of a caption, in the place of an instruction; may be empty.
-    """
+class QuestionPrompts(TypedDict):
+    """The sentences of a prompt, in which {} is the question."""
 
     question_prompt: str
+    """Of a question with a short answer."""
     conversation_prompt: str
+    """Of any other question."""
     caption_prompt: str
+    """Beginning of a caption, in the place of an instruction; may be empty."""
+
+
+def question_prompts(settings: Mapping[str, Any]) -> QuestionPrompts:
+    """The sentences among the settings of a model or a system."""
+    return QuestionPrompts(
+        question_prompt=settings["question_prompt"],
+        conversation_prompt=settings["conversation_prompt"],
+        caption_prompt=settings["caption_prompt"],
+    )
 
 
 class QuestionProcessor(SampleProcessor):
@@ -50,6 +47,8 @@ class QuestionProcessor(SampleProcessor):
         settings: end_of_turn_id, max_length, prompts, as in `SampleProcessor`. There is no system prompt.
     """
 
+    saved_settings: ClassVar[tuple[str, ...]] = ("question_prompts", "end_of_turn_id", "num_image_tokens", "opening", "max_positions")
+
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
@@ -62,11 +61,9 @@ class QuestionProcessor(SampleProcessor):
         **settings: Any,
     ):
         # Behind the vocabulary, so that no text can have it; the model replaces its embedding.
-        image_token_id = len(tokenizer)
-        super().__init__(tokenizer, image_token_id=image_token_id, **settings)
-        self.image_processor, self.question_prompts = image_processor, question_prompts
+        super().__init__(tokenizer, image_processor, image_token_id=len(tokenizer), **settings)
+        self.question_prompts = question_prompts
         self.num_image_tokens, self.opening, self.max_positions = num_image_tokens, list(opening), max_positions
-        self.pixel_reader = PixelReader(image_processor)
 
     def image_tokens(self, num_images: int, sizes: Sequence[ImageSize]) -> list[int]:
         """Number of image tokens. Raises EncodingError unless there is one image."""
@@ -92,9 +89,8 @@ class QuestionProcessor(SampleProcessor):
         """The text of a user turn, in which the answer follows."""
         prompts = self.question_prompts
         if task == "caption":
-            return prompts.caption_prompt
-        text = question_text(turn.content)
-        return (prompts.question_prompt if task == "vqa" else prompts.conversation_prompt).replace("{}", text)
+            return prompts["caption_prompt"]
+        return prompts["question_prompt" if task == "vqa" else "conversation_prompt"].replace("{}", question_text(turn.content))
 
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of an answer, a word of the text that goes on, with its end-of-turn token."""
@@ -104,42 +100,7 @@ class QuestionProcessor(SampleProcessor):
         """Length in tokens of a further question with a short answer."""
         return len(self.text_ids(self.question(Message("user", text), "vqa")))
 
-    def read(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """Raw pixels of images, for a data loader's worker; `normalize` makes pixel values of them."""
-        return {"pixel_values": self.pixel_reader.read(images)}
-
-    def normalize(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The inputs of a batch with pixel values in place of raw pixels, on their device."""
-        return {**inputs, "pixel_values": self.pixel_reader.normalize(inputs["pixel_values"])} if "pixel_values" in inputs else inputs
-
-    def blank_images(self, num_images: int, sizes: Sequence[ImageSize]) -> list[Image.Image]:
-        """Black images."""
-        del sizes
-        return [Image.new("RGB", (64, 64)) for _ in range(num_images)]
-
     def readable(self, ids: Sequence[int]) -> str:
         """Text of token ids with special tokens; the image is one `<image>`."""
         text = str(self.tokenizer.decode([token for token in ids if token != self.image_token_id]))
         return f"{IMAGE_PLACEHOLDER}{text}"
-
-    def save(self, folder: Path) -> None:
-        """Write tokenizer, image processor and settings to a checkpoint folder."""
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
-        self.save_settings(folder, question_prompts=asdict(self.question_prompts), **self.layout())
-
-    def layout(self) -> dict[str, Any]:
-        """Settings of the constructor, for a checkpoint."""
-        names = ("end_of_turn_id", "num_image_tokens", "opening", "max_positions")
-        return {name: getattr(self, name) for name in names}
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Load a processor written by `save`. Raises UsageError when the folder contains none, or is damaged."""
-        settings = read_processor_settings(folder)
-        del settings["system_prompt"]
-        question_prompts = QuestionPrompts(**settings.pop("question_prompts"))
-        tokenizer = load_fast_tokenizer("checkpoint", str(folder))
-        with loading("checkpoint", str(folder)):
-            image_processor = load_image_processor(str(folder))
-        return cls(tokenizer, image_processor, question_prompts, **settings)

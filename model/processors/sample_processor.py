@@ -8,19 +8,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from atomic_io import write_json
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample, EncodingError, check_messages
+from dataset.loading.image_transform import PixelReader
 from dataset.sample import IMAGE_PLACEHOLDER, Message, Prompts, Task
 from errors import UsageError, loading
 from model.checkpoint_manifest import verify
 from renamed_keys import with_new_keys
+from visual.hub_name import pretrained
+from visual.pretrained_model import load_image_processor
 
 PROCESSOR_SETTINGS_FILE = "tessera_processor.json"
 """Processor settings that the files of the tokenizer and of the image processor do not contain."""
@@ -53,10 +56,11 @@ class Prompt:
 
 
 class SampleProcessor(ABC):
-    """Tokenizer, image processor and prompt layout. A subclass knows the layout, reads images and counts their tokens.
+    """Tokenizer, image processor and prompt layout. A subclass knows the layout and counts the tokens of images.
 
     Args:
         tokenizer: fast tokenizer.
+        image_processor: transformers' image processor.
         image_token_id: id of the placeholder for a part of an image.
         end_of_turn_id: token that ends an answer.
         max_length: maximum length of a sample in tokens.
@@ -64,8 +68,8 @@ class SampleProcessor(ABC):
         prompts: the sentences that said in training how an answer is wanted; who asks adds them to the question.
     """
 
-    image_processor: Any
-    """transformers' image processor."""
+    saved_settings: ClassVar[tuple[str, ...]] = ()
+    """Arguments of the constructor that a checkpoint records, besides those below."""
     sizes_matter: ClassVar[bool] = False
     """Whether the number of an image's tokens depends on its size."""
     max_positions: int | None = None
@@ -76,6 +80,7 @@ class SampleProcessor(ABC):
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
+        image_processor: Any,
         *,
         image_token_id: int,
         end_of_turn_id: int,
@@ -83,7 +88,8 @@ class SampleProcessor(ABC):
         system_prompt: str | None = None,
         prompts: Prompts | None = None,
     ):
-        self.tokenizer = tokenizer
+        self.tokenizer, self.image_processor = tokenizer, image_processor
+        self.pixel_reader = PixelReader(image_processor)
         self.image_token_id, self.end_of_turn_id = image_token_id, end_of_turn_id
         self.max_length = max_length
         self.system_prompt, self.prompts = system_prompt, prompts or {}
@@ -108,17 +114,18 @@ class SampleProcessor(ABC):
         Raises EncodingError for images that the model cannot take.
         """
 
-    @abstractmethod
     def read(self, images: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Model inputs of images, as a data loader's worker passes them on; they are concatenated along the first dimension."""
+        return {"pixel_values": self.pixel_reader.read(images)}
 
-    @abstractmethod
     def normalize(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The inputs of a batch, made ready for the model where they are: what `read` leaves to the device."""
+        return {**inputs, "pixel_values": self.pixel_reader.normalize(inputs["pixel_values"])} if "pixel_values" in inputs else inputs
 
-    @abstractmethod
     def blank_images(self, num_images: int, sizes: Sequence[ImageSize]) -> list[Image.Image]:
         """Black images that take as many tokens as those of these sizes."""
+        del sizes
+        return [Image.new("RGB", (64, 64)) for _ in range(num_images)]
 
     @abstractmethod
     def follow_up_length(self, text: str) -> int:
@@ -128,9 +135,25 @@ class SampleProcessor(ABC):
     def readable(self, ids: Sequence[int]) -> str:
         """Text of token ids with special tokens; each image is one `<image>`."""
 
-    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write tokenizer, image processor and settings to a checkpoint folder."""
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+        self.save_settings(folder)
+
+    def save_settings(self, folder: Path) -> None:
+        """Write what the files of tokenizer and image processor do not contain."""
+        names = (*self.saved_settings, "max_length", "system_prompt", *(("prompts",) if self.prompts else ()))
+        write_json(folder / PROCESSOR_SETTINGS_FILE, {name: getattr(self, name) for name in names})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Load a processor written by `save`. Raises UsageError when the folder contains none, or is damaged."""
+        settings = read_processor_settings(folder)
+        tokenizer = load_fast_tokenizer("checkpoint", str(folder))
+        image_processor = load_image_processor("checkpoint", str(folder))
+        with loading("checkpoint", str(folder)):
+            return cls(tokenizer, image_processor, **settings)
 
     def pixel_rows(self, encoded: EncodedSample) -> int:
         """Rows of pixel_values that an encoded sample has."""
@@ -165,8 +188,7 @@ class SampleProcessor(ABC):
             sizes: of the images; read only where the number of image tokens depends on them.
             task: kind of sample; read only by families whose prompt depends on it.
 
-        Raises:
-            EncodingError: roles do not alternate, the marks do not match num_images, or the model cannot take the images.
+        Raises EncodingError when roles do not alternate, the marks do not match num_images, or the model cannot take the images.
         """
         check_messages(messages, num_images)
         return [token for turn in self.turns(messages, self.image_tokens(num_images, sizes), task) for ids, _ in turn for token in ids]
@@ -192,11 +214,7 @@ class SampleProcessor(ABC):
             max_length: maximum length in tokens; None for the processor's own.
             sizes, task: as in `prompt`.
 
-        Returns:
-            Token ids and labels, or None when no supervised token is left or an image would be cut.
-
-        Raises:
-            EncodingError: as in `prompt`.
+        Returns None when no supervised token is left or an image would be cut. Raises EncodingError as `prompt`.
         """
         check_messages(messages, num_images)
         limit = max_length or self.max_length
@@ -215,12 +233,6 @@ class SampleProcessor(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated token ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
-
-    def save_settings(self, folder: Path, **more: Any) -> None:
-        """Write the settings that a checkpoint needs besides the files of tokenizer and image processor."""
-        prompts = {"prompts": self.prompts} if self.prompts else {}
-        settings = {**more, "max_length": self.max_length, "system_prompt": self.system_prompt, **prompts}
-        write_json(folder / PROCESSOR_SETTINGS_FILE, settings)
 
     def special_ids(self, text: str) -> list[int]:
         """Token ids of control text, in which special tokens are found."""
@@ -265,6 +277,15 @@ def _without_special_tokens(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     """The same tokenizer without added tokens: `<|im_start|>` or `<think>` in a user's message is encoded as ordinary text."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     return Tokenizer.from_str(json.dumps({**state, "added_tokens": [], "post_processor": None}))
+
+
+def load_fast_tokenizer(key: str, name: str) -> PreTrainedTokenizerFast:
+    """A tokenizer. key: setting that names it, for messages. Raises UsageError when it cannot be loaded or is not a fast one."""
+    with loading(key, name):
+        tokenizer = AutoTokenizer.from_pretrained(**pretrained(name))
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise UsageError(f"{key}: {name} has no fast tokenizer (tokenizer.json); Qwen 2, 2.5 and 3 have one")
+    return tokenizer
 
 
 def read_processor_settings(folder: Path) -> dict[str, Any]:

@@ -4,8 +4,7 @@ Prompts are built piece by piece from the model's own chat template, so that con
 Shapes: N prompts, T tokens, P patches.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -13,65 +12,51 @@ from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from dataset.loading.encoded_sample import EncodedSample, EncodingError
-from dataset.sample import IMAGE_PLACEHOLDER, Prompts
-from errors import UsageError, loading
+from dataset.sample import IMAGE_PLACEHOLDER
+from errors import UsageError
 from model.processors.chat_processor import ChatProcessor, load_chat_tokenizer
-from model.processors.sample_processor import ImageSize, read_processor_settings
-from visual.image_processor import load_image_processor
+from model.processors.sample_processor import ImageSize
+from model.qwen_vl.modeling import QWEN_VL
+from visual.pretrained_model import load_image_processor
 
 IMAGE_TOKEN, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
 
 
 class QwenVlProcessor(ChatProcessor):
-    """Tokenizer, image processor and prompt layout; an image takes a token for each merge_size x merge_size patches.
-
-    Args:
-        tokenizer, max_length, system_prompt, prompts: as in `ChatProcessor`.
-        image_processor: the model's own, with its limits of pixels.
-    """
+    """Tokenizer, the model's own image processor with its limits of pixels, and prompt layout; an image takes a token for each
+    merge_size x merge_size patches."""
 
     sizes_matter: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        image_processor: Any,
-        *,
-        max_length: int,
-        system_prompt: str | None = None,
-        prompts: Prompts | None = None,
-    ):
-        super().__init__(tokenizer, image_token=IMAGE_TOKEN, max_length=max_length, system_prompt=system_prompt, prompts=prompts)
-        self.image_processor = image_processor
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_processor: Any, **settings: Any):
+        super().__init__(tokenizer, image_processor, image_token=IMAGE_TOKEN, **settings)
         self._start, self._end = (int(token) for token in tokenizer.convert_tokens_to_ids([VISION_START, VISION_END]))
 
     @classmethod
     def from_pretrained(
-        cls, key: str, path: str, *, max_length: int, min_pixels: int | None = None, max_pixels: int | None = None, **settings: Any
+        cls, key: str, path: str, *, max_length: int | None = None, pixel_limits: Mapping[str, int | None] = {}, **settings: Any
     ) -> Self:
         """Load the tokenizer and the image processor of a model.
 
         Args:
             key: setting that names the model, for messages.
             path: folder or hub name.
-            max_length: maximum length of a sample in tokens.
-            min_pixels, max_pixels: limits of the image processor; None for its own.
+            max_length: maximum length of a sample in tokens; None for the most that the model can take.
+            pixel_limits: shortest_edge and longest_edge of the image processor, in pixels; None for its own.
             settings: system_prompt and prompts.
 
-        Raises:
-            UsageError: one of them cannot be loaded, or the limits leave no room.
+        Raises UsageError when one of them cannot be loaded, or the limits leave no room.
         """
         tokenizer = load_chat_tokenizer(key, path)
-        with loading(key, path):
-            image_processor = load_image_processor(path)
-        size = dict(image_processor.size)
-        size |= {name: pixels for name, pixels in (("shortest_edge", min_pixels), ("longest_edge", max_pixels)) if pixels is not None}
+        image_processor = load_image_processor(key, path)
+        size = dict(image_processor.size) | {name: pixels for name, pixels in pixel_limits.items() if pixels is not None}
         if size["shortest_edge"] > size["longest_edge"]:
             raise UsageError(
                 f"{key}: images of {path} would have at least {size['shortest_edge']} and at most {size['longest_edge']} pixels; "
                 "set both model.min_pixels and model.max_pixels"
             )
         image_processor.size = type(image_processor.size)(**size)
+        max_length = max_length or int(QWEN_VL.read_config(key, path).get_text_config(decoder=True).max_position_embeddings)
         return cls(tokenizer, image_processor, max_length=max_length, **settings)
 
     def image_tokens(self, num_images: int, sizes: Sequence[ImageSize]) -> list[int]:
@@ -143,14 +128,3 @@ class QwenVlProcessor(ChatProcessor):
             attention_mask=attention_mask,
         )
         return torch.cat([text, multimodal])
-
-    def save(self, folder: Path) -> None:
-        """Write tokenizer, image processor and settings to a checkpoint folder."""
-        self.tokenizer.save_pretrained(folder)
-        self.image_processor.save_pretrained(folder)
-        self.save_settings(folder)
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Load a processor written by `save`. Raises UsageError when the folder contains none, or is damaged."""
-        return cls.from_pretrained("checkpoint", str(folder), **read_processor_settings(folder))

@@ -5,11 +5,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from config_schema import section
-from model.family_config import FamilyConfig, ParamGroup
+from model.family_config import FamilyConfig, ParamGroup, TextTemplate
 from visual.config import ModelNameOrPath
-
-TextTemplate = Annotated[str, Field(pattern=r"^[^{}]*\{\}[^{}]*$")]
-"""Text that contains {} exactly once."""
 
 
 @section

@@ -1,10 +1,8 @@
 """The early system of ResNet and GPT-2 as a family. GPT-2 is trained in full, but for its first three parameter tensors."""
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar
 
-import peft
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -12,7 +10,6 @@ from dataset.sample import Prompts
 from errors import UsageError
 from model.family import LoadOptions
 from model.family_config import ParamGroup
-from model.quantization import Quantization
 from model.resnet_gpt2.config import ResnetGpt2Config
 from model.resnet_gpt2.modeling import ResnetGpt2, build, build_without_weights
 from model.resnet_gpt2.processor import ResnetGpt2Processor
@@ -25,29 +22,19 @@ class ResnetGpt2Family(StockFamily):
 
     name: ClassVar[str] = "resnet_gpt2"
     config_class: ClassVar[type[ResnetGpt2Config]] = ResnetGpt2Config
-    whole_model_types: ClassVar[frozenset[str]] = frozenset()
+    processor_class: ClassVar[type[ResnetGpt2Processor]] = ResnetGpt2Processor
     new_groups: ClassVar[tuple[ParamGroup, ...]] = ("connector",)
 
     def processor(self, config: ResnetGpt2Config, prompts: Prompts | None = None) -> ResnetGpt2Processor:
         return ResnetGpt2Processor.from_pretrained(config, prompts)
 
-    def load_processor(self, folder: Path) -> ResnetGpt2Processor:
-        return ResnetGpt2Processor.load(folder)
-
     def load_base(self, config: ResnetGpt2Config, processor: Any, options: LoadOptions) -> ResnetGpt2:
         del processor
         return build(config, options)
 
-    def load_whole(self, folder: Path, quantization: Quantization, options: LoadOptions) -> Any:
-        raise UsageError(f"{folder}: a ResNet with GPT-2 is loaded from a checkpoint only ({quantization}, {options.device})")
-
     def shape(self, config: ResnetGpt2Config, processor: Any) -> ResnetGpt2:
         del processor
         return build_without_weights(config)
-
-    def lora_config(self, model: Any, config: Any, run_groups: Collection[ParamGroup]) -> peft.LoraConfig:
-        del model, config, run_groups
-        raise UsageError("train.stages: a resnet_gpt2 model has no adapters; train language")
 
     def logits(self, model: Any, inputs: dict[str, Any], supervised: torch.Tensor) -> torch.Tensor:
         kept = {name: inputs[name] for name in ("input_ids", "attention_mask", "pixel_values")}

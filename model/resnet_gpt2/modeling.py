@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from errors import UsageError, loading
+from errors import UsageError
 from model.family import LoadOptions
 from model.param_groups import GroupPaths
 from model.resnet_gpt2.config import ResnetGpt2Config
-from visual.hub_name import pretrained
+from visual.pretrained_model import load_model, read_config
 
 NEVER_TRAINED = ("language.transformer.wte.", "language.transformer.wpe.", "language.transformer.h.0.ln_1.weight", "language.lm_head.")
 """GPT-2's first three parameter tensors, and its head, which is the first of them: what the early system's code froze."""
@@ -32,13 +32,7 @@ GROUP_PATHS: GroupPaths = {
 
 
 class ImageFusion(nn.Module):
-    """Lets every token attend to the image and joins both.
-
-    Args:
-        channels: C.
-        width: D.
-        config: sizes.
-    """
+    """Lets every token attend to the image and joins both. channels: C; width: D; config: sizes."""
 
     def __init__(self, channels: int, width: int, config: Any):
         super().__init__()
@@ -150,14 +144,8 @@ class ResnetGpt2(PreTrainedModel):
 
 def read_configs(config: ResnetGpt2Config) -> tuple[PreTrainedConfig, PreTrainedConfig]:
     """The configs of ResNet and GPT-2. Raises UsageError when one cannot be read or is of another kind."""
-    configs = []
-    for key, name, expected in (("model.vision", config.vision, "resnet"), ("model.language", config.language, "gpt2")):
-        with loading(key, name):
-            found = AutoConfig.from_pretrained(**pretrained(name))
-        if found.model_type != expected:
-            raise UsageError(f"{key}: {name} is a {found.model_type} model; a {expected} is expected")
-        configs.append(found)
-    return configs[0], configs[1]
+    vision = read_config("model.vision", config.vision, ("resnet",), "a resnet")
+    return vision, read_config("model.language", config.language, ("gpt2",), "a gpt2")
 
 
 def build(config: ResnetGpt2Config, options: LoadOptions) -> ResnetGpt2:
@@ -166,14 +154,11 @@ def build(config: ResnetGpt2Config, options: LoadOptions) -> ResnetGpt2:
     Raises UsageError when one cannot be loaded, is of another kind, or lacks weights.
     """
     read_configs(config)
-    parts = []
-    for key, name, auto_class in (("model.vision", config.vision, AutoModel), ("model.language", config.language, AutoModelForCausalLM)):
-        with loading(key, name):
-            part, report = auto_class.from_pretrained(**pretrained(name), dtype=torch.float32, output_loading_info=True)
-        if missing := {weight for weight in report["missing_keys"] if "pooler" not in weight}:
-            raise UsageError(f"{key}: {name} lacks weights of the model, such as {min(missing)}")
-        parts.append(part)
-    model: Any = ResnetGpt2(parts[0], parts[1], config)
+    vision, language = (
+        load_model(key, name, auto_class, may_be_missing=lambda weight: "pooler" in weight, dtype=torch.float32)
+        for key, name, auto_class in (("model.vision", config.vision, AutoModel), ("model.language", config.language, AutoModelForCausalLM))
+    )
+    model: Any = ResnetGpt2(vision, language, config)
     frozen: ResnetGpt2 = model.to(options.device).requires_grad_(False).eval()
     return frozen
 

@@ -1,18 +1,18 @@
 """Converts questions and images to inputs of ResNet and GPT-2."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 from PIL import Image
 
 from dataset.sample import Message, Prompts, Task
-from errors import UsageError, loading
-from model.processors.chat_processor import load_fast_tokenizer
-from model.processors.question_processor import QuestionProcessor, QuestionPrompts
-from model.processors.sample_processor import Prompt, Segment
+from errors import UsageError
+from model.processors.question_processor import QuestionProcessor, question_prompts
+from model.processors.sample_processor import Prompt, Segment, load_fast_tokenizer
 from model.resnet_gpt2.config import ResnetGpt2Config
 from model.resnet_gpt2.modeling import read_configs
-from visual.image_processor import load_image_processor
+from visual.pretrained_model import load_image_processor
 
 
 class ResnetGpt2Processor(QuestionProcessor):
@@ -23,6 +23,8 @@ class ResnetGpt2Processor(QuestionProcessor):
         attended_positions: positions of the image that the text attends to.
         others: as in `QuestionProcessor`.
     """
+
+    saved_settings: ClassVar[tuple[str, ...]] = (*QuestionProcessor.saved_settings, "supervise_prompt", "attended_positions")
 
     def __init__(self, *arguments: Any, supervise_prompt: bool, attended_positions: int, **others: Any):
         super().__init__(*arguments, **others)
@@ -38,8 +40,7 @@ class ResnetGpt2Processor(QuestionProcessor):
         tokenizer = load_fast_tokenizer("model.language", config.language)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        with loading("model.vision", config.vision):
-            image_processor = load_image_processor(config.vision)
+        image_processor = load_image_processor("model.vision", config.vision)
         if config.max_length > language.n_positions:
             raise UsageError(
                 f"model.max_length: {config.max_length} is more than the {language.n_positions} positions of {config.language}"
@@ -51,7 +52,7 @@ class ResnetGpt2Processor(QuestionProcessor):
         return cls(
             tokenizer,
             image_processor,
-            QuestionPrompts(config.question_prompt, config.conversation_prompt, config.caption_prompt),
+            question_prompts(vars(config)),
             end_of_turn_id=int(tokenizer.eos_token_id),
             num_image_tokens=0,
             max_positions=int(language.n_positions),
@@ -68,9 +69,4 @@ class ResnetGpt2Processor(QuestionProcessor):
 
     def prompt_with_images(self, messages: Sequence[Message], images: Sequence[Image.Image], task: Task = "conversation") -> Prompt:
         """As `SampleProcessor.prompt_with_images`."""
-        prompt = super().prompt_with_images(messages, images, task)
-        return Prompt(prompt.ids, prompt.text, prompt.images, self.attended_positions)
-
-    def layout(self) -> dict[str, Any]:
-        """Settings of the constructor, for a checkpoint."""
-        return {**super().layout(), "supervise_prompt": self.supervise_prompt, "attended_positions": self.attended_positions}
+        return replace(super().prompt_with_images(messages, images, task), visual_tokens=self.attended_positions)

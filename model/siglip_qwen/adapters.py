@@ -9,8 +9,7 @@ from errors import UsageError
 from model.family_config import LoraConfig, ParamGroup
 from model.param_groups import has_adapters, set_trainable
 from model.siglip_qwen.config import SiglipQwenConfig
-from model.siglip_qwen.modeling import VisionLanguageModel
-from model.siglip_qwen.module_paths import CONNECTOR, LANGUAGE_MODEL
+from model.siglip_qwen.modeling import CONNECTOR, VisionLanguageModel
 
 # PEFT is imported where it is used: it takes two seconds, and asking a checkpoint needs none of it.
 if TYPE_CHECKING:
@@ -29,16 +28,8 @@ def configure_trainable(
 
     May be called once per training stage; LoRA layers of an earlier stage stay, trainable or frozen.
 
-    Args:
-        model: the model, with or without LoRA.
-        config: model settings.
-        train: groups to train.
-
-    Returns:
-        The model, wrapped by PEFT if it has LoRA.
-
-    Raises:
-        UsageError: LoRA is requested without model.lora, or the language model is quantised or has LoRA and is to be trained.
+    Returns the model, wrapped by PEFT if it has LoRA. Raises UsageError when LoRA is requested without model.lora, or the language model
+    is quantised or has LoRA and is to be trained.
     """
     if "language" in train:
         if config.quantization != "none":
@@ -62,7 +53,7 @@ def peft_lora_config(model: VisionLanguageModel, lora: LoraConfig) -> "peft.Lora
     """PEFT's config: LoRA on every linear layer of the language model; the connector is saved with it."""
     from model.lora import language_lora_config
 
-    return language_lora_config(model.model.language_model, LANGUAGE_MODEL, lora, [CONNECTOR.rpartition(".")[2]])
+    return language_lora_config(model, lora, [CONNECTOR.rpartition(".")[2]])
 
 
 def base_model(model: "VisionLanguageModel | PeftModel") -> VisionLanguageModel:

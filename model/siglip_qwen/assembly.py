@@ -1,7 +1,7 @@
 """Builds a VisionLanguageModel from a SiglipQwenConfig: pre-trained vision encoder and language model, newly initialised connector.
 
-The model is frozen; the language model is quantised if the config says so. `tokens_per_image` and `read_vocab_size` read the
-configs of the pre-trained models only, no weights.
+The model is frozen; the language model is quantised if the config says so. `tokens_per_image` and `language_config`
+read the configs of the pre-trained models only, no weights.
 """
 
 import dataclasses
@@ -10,16 +10,15 @@ import tempfile
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from errors import UsageError, loading
-from model.kernels.device_capability import default_dtype
-from model.quantization import disable_avx512bf16, quantization_config
+from model.family import DEFAULT_OPTIONS, LoadOptions
+from model.quantization import Quantization, disable_avx512bf16, quantization_config
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.connector import Connector, num_image_tokens
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
 from visual import siglip
-from visual.hub_name import pretrained
+from visual.pretrained_model import load_model, read_config
 
 LANGUAGE_FAMILIES = ("qwen2", "qwen3")
 """Supported `model_type`: qwen2 (dense causal Qwen 2 and 2.5) and qwen3."""
@@ -32,55 +31,26 @@ def tokens_per_image(config: SiglipQwenConfig) -> int:
     return num_image_tokens(siglip.grid_side(vision), config.connector.pool, config.drop_first_patch)
 
 
-def read_vocab_size(config: SiglipQwenConfig) -> int:
-    """Rows of the language model's embedding, from its config. Raises UsageError like `language_config`."""
-    return int(language_config(config.language).vocab_size)
-
-
 def language_config(name: str) -> PreTrainedConfig:
     """Config of a causal Qwen. Raises UsageError when it cannot be loaded or has another `model_type`."""
-    with loading("model.language", name):
-        config = AutoConfig.from_pretrained(**pretrained(name))
-    if config.model_type not in LANGUAGE_FAMILIES:
-        raise UsageError(f"model.language: {name} is a {config.model_type} model; a dense causal Qwen 2, 2.5 or 3 is expected")
-    return config
+    return read_config("model.language", name, LANGUAGE_FAMILIES, "a dense causal Qwen 2, 2.5 or 3")
 
 
-def build(
-    config: SiglipQwenConfig,
-    *,
-    image_token_id: int,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    load_weights: bool = True,
-    shardable: bool = False,
-) -> VisionLanguageModel:
+def build(config: SiglipQwenConfig, image_token_id: int, options: LoadOptions = DEFAULT_OPTIONS) -> VisionLanguageModel:
     """Load the pre-trained models, initialise an fp32 connector and freeze everything.
 
-    Args:
-        config: model settings.
-        image_token_id: the processor's image token.
-        dtype: of unquantised pre-trained weights; None for `default_dtype(device)`.
-        device: where the model is loaded.
-        load_weights: False leaves pre-trained weights on the meta device, for a rank that another one sends them to.
-        shardable: store 4-bit weights so that FSDP2 can shard them.
-
-    Raises:
-        UsageError: a pre-trained model cannot be loaded, or the settings contradict each other.
+    image_token_id: the processor's. Raises UsageError when a pre-trained model cannot be loaded, or the settings contradict each other.
     """
-    dtype = dtype or default_dtype(device)
     tokens_per_image(config)
-    if load_weights:
-        tower = siglip.load(config.vision, dtype=dtype, device=device)
-        quantized = quantization_config(config.quantization, dtype, skip_modules=["lm_head"], shardable=shardable)
-        language = _load_language_model(config.language, quantized, dtype, device)
+    if options.load_weights:
+        tower = siglip.load(config.vision, dtype=options.weight_dtype, device=options.device)
+        language = _load_language_model(config.language, config.quantization, options)
     else:
-        tower = siglip.load_without_weights(config.vision, dtype=dtype)
-        with torch.device("meta"):
-            language = AutoModelForCausalLM.from_config(language_config(config.language), dtype=dtype)
+        vision, text = siglip.vision_config(config.vision), language_config(config.language)
+        tower, language = _without_weights(vision, text, dtype=options.weight_dtype)
     model = assemble(config, tower, language, image_token_id)
     model.model.multi_modal_projector.initialize(config.connector.init, config.connector.init_std)
-    model.model.multi_modal_projector.to(device)
+    model.model.multi_modal_projector.to(options.device)
     return model
 
 
@@ -90,56 +60,50 @@ def build_without_weights(config: SiglipQwenConfig, image_token_id: int) -> Visi
     Raises UsageError as `build` does for settings.
     """
     tokens_per_image(config)
+    tower, language = _without_weights(siglip.vision_config(config.vision), language_config(config.language))
     with torch.device("meta"):
-        tower = siglip.VisionTower._from_config(siglip.vision_config(config.vision))
-        return assemble(config, tower, AutoModelForCausalLM.from_config(language_config(config.language)), image_token_id)
+        return assemble(config, tower, language, image_token_id)
 
 
 def build_from_model(
-    whole: VisionLanguageModel,
-    config: SiglipQwenConfig,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    language: str | None = None,
-    shardable: bool = False,
+    whole: VisionLanguageModel, config: SiglipQwenConfig, options: LoadOptions, language: str | None = None
 ) -> VisionLanguageModel:
     """As `build`, from the parts of a whole model, its connector included. The parts are taken over, not copied.
 
     Args:
         whole: unquantised model.
         config: model settings. Their quantisation is applied; their base models are not loaded.
-        dtype: of unquantised frozen weights.
-        device: where the model is put.
+        options: dtype and device.
         language: folder of a language model to use instead of that of `whole`.
-        shardable: store 4-bit weights so that FSDP2 can shard them.
     """
-    quantized = quantization_config(config.quantization, dtype, skip_modules=["lm_head"], shardable=shardable)
+    device, dtype = options.device, options.weight_dtype
     if language is not None:
-        language_model = _load_language_model(language, quantized, dtype, device)
-    elif quantized is None:
+        language_model = _load_language_model(language, config.quantization, options)
+    elif config.quantization == "none":
         language_model = causal_language_model(whole).to(device=device, dtype=dtype)
     else:
         # Quantised while it is loaded from files: merging into quantised weights, or quantising in place, would give others.
         with tempfile.TemporaryDirectory() as folder:
             causal_language_model(whole).to(dtype).save_pretrained(folder)
-            language_model = _load_language_model(folder, quantized, dtype, device)
+            language_model = _load_language_model(folder, config.quantization, options)
     model = assemble(config, whole.model.vision_tower.to(device=device, dtype=dtype), language_model, whole.config.image_token_id)
     model.model.multi_modal_projector.load_state_dict(whole.model.multi_modal_projector.state_dict())
     model.model.multi_modal_projector.to(device)
     return model
 
 
-def build_shape(
-    config: SiglipQwenConfig, vlm_config: VisionLanguageConfig, *, dtype: torch.dtype, device: torch.device | str
-) -> VisionLanguageModel:
+def build_shape(config: SiglipQwenConfig, vlm_config: VisionLanguageConfig, options: LoadOptions) -> VisionLanguageModel:
     """The frozen model of a checkpoint's config with its pre-trained weights on the meta device, for a rank that rank 0 sends them to."""
-    with torch.device("meta"):
-        tower = siglip.VisionTower._from_config(vlm_config.vision_config, dtype=dtype)
-        language = AutoModelForCausalLM.from_config(vlm_config.text_config, dtype=dtype)
+    tower, language = _without_weights(vlm_config.vision_config, vlm_config.text_config, dtype=options.weight_dtype)
     model = assemble(config, tower, language, vlm_config.image_token_id)
-    model.model.multi_modal_projector.to(device)
+    model.model.multi_modal_projector.to(options.device)
     return model
+
+
+def _without_weights(vision: PreTrainedConfig, text: PreTrainedConfig, **dtype: torch.dtype) -> tuple[siglip.VisionTower, PreTrainedModel]:
+    """Vision encoder and language model on the meta device. dtype: in place of that of their configs."""
+    with torch.device("meta"):
+        return siglip.VisionTower._from_config(vision, **dtype), AutoModelForCausalLM.from_config(text, **dtype)
 
 
 def causal_language_model(model: VisionLanguageModel) -> PreTrainedModel:
@@ -208,20 +172,15 @@ def minimal_generation_config(language: PreTrainedModel) -> GenerationConfig:
     return GenerationConfig(eos_token_id=eos_token_ids, pad_token_id=first_eos_token_id if pad_token is None else pad_token)
 
 
-def _load_language_model(
-    name: str, quantized: BitsAndBytesConfig | None, dtype: torch.dtype, device: torch.device | str
-) -> PreTrainedModel:
-    config = language_config(name)
-    options: dict[str, Any] = {"config": config, "dtype": dtype, "output_loading_info": True}
+def _load_language_model(name: str, quantization: Quantization, options: LoadOptions) -> PreTrainedModel:
+    quantized = quantization_config(quantization, options.weight_dtype, skip_modules=["lm_head"], shardable=options.shardable)
+    arguments: dict[str, Any] = {"config": language_config(name), "dtype": options.weight_dtype}
     if quantized is not None:
-        options |= {"quantization_config": quantized, "device_map": {"": device}}
-    with loading("model.language", name):
-        model, report = AutoModelForCausalLM.from_pretrained(**pretrained(name), **options)
-    if report["missing_keys"]:
-        raise UsageError(f"model.language: {name} lacks weights of the language model, such as {min(report['missing_keys'])}")
+        arguments |= {"quantization_config": quantized, "device_map": {"": options.device}}
+    model = load_model("model.language", name, AutoModelForCausalLM, part="language model", **arguments)
     disable_avx512bf16(model)
-    if quantized is not None and quantized.load_in_8bit:
+    if quantization == "int8":
         # LLM.int8() casts inputs to fp16 by design and would warn about it in every layer and forward pass.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    loaded: PreTrainedModel = model if quantized is not None else model.to(device)
+    loaded: PreTrainedModel = model if quantized is not None else model.to(options.device)
     return loaded

@@ -50,14 +50,6 @@ class BatchLayout:
     image_positions: torch.Tensor | None = None
     supervised_positions: torch.Tensor | None = None
 
-    def find_image_tokens(self, input_ids: torch.Tensor, image_token_id: int) -> torch.Tensor:
-        """`image_positions`, looked for in input_ids [B, T] if they are not known."""
-        return find_image_tokens(input_ids, image_token_id) if self.image_positions is None else self.image_positions
-
-    def find_supervised(self, labels: torch.Tensor) -> torch.Tensor:
-        """`supervised_positions`, looked for in labels [B, T] if they are not known."""
-        return find_supervised_positions(labels) if self.supervised_positions is None else self.supervised_positions
-
     def describe_mismatch(self, image_token_mask: torch.Tensor, image_embeds: torch.Tensor | None) -> str:
         """Error message naming the first sample whose image tokens (mask [B, T]) do not match its image embeddings [N, Q, D]."""
         if self.cu_seqlens is None:

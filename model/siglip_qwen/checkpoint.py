@@ -8,57 +8,44 @@ whole.json                  manifest, written last (see model.checkpoint_manifes
 """
 
 import dataclasses
-import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from errors import UsageError, loading
 from model.checkpoint_manifest import model_digest, verify
-from model.family import read_model_config
+from model.family import DEFAULT_OPTIONS, LoadedQuantization, LoadOptions, read_model_config
 from model.family_config import ParamGroup
 from model.hub import llava_import
-from model.kernels.device_capability import default_dtype
 from model.lora_merging import read_plain_lora
 from model.param_groups import has_adapters, set_trainable
 from model.quantization import Quantization, disable_avx512bf16, quantization_config
 from model.siglip_qwen.adapters import PEFT_PREFIX, base_model, configure_trainable, trained_state_dict
 from model.siglip_qwen.assembly import build, build_from_model, build_shape, causal_language_model
 from model.siglip_qwen.config import SiglipQwenConfig
-from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
-from model.siglip_qwen.module_paths import CONNECTOR
+from model.siglip_qwen.modeling import CONNECTOR, VisionLanguageConfig, VisionLanguageModel
+from model.stock.tuned_checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_shapes, freeze_for_answering, parse_settings, save_tensors
 from visual.hub_name import pretrained
 
 # PEFT is imported where it is used: it takes two seconds, and asking a checkpoint needs none of it.
 if TYPE_CHECKING:
     from peft import PeftModel
 
-WEIGHTS_NAME, ADAPTER_CONFIG_NAME, LANGUAGE_FOLDER = "adapter_model.safetensors", "adapter_config.json", "language"
+LANGUAGE_FOLDER = "language"
 
 FolderForm = Literal["adapter", "merged", "llava"]
 """A checkpoint with the trained weights alone, a whole model in Tessera's format, or one in the LLaVA layout."""
 
-log = logging.getLogger(__name__)
-
 
 def save(model: "VisionLanguageModel | PeftModel", folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
-    """Write the trained weights and the settings. Call `checkpoint_manifest.write_manifest` once all other files are written too.
-
-    Args:
-        model: the model, with or without LoRA.
-        folder: created if it is missing.
-        state: full state dict of the model, required when its parameters are sharded (FSDP, ZeRO-3).
-    """
+    """Write the trained weights and the settings, as `model.family.Family.save`."""
     folder.mkdir(parents=True, exist_ok=True)
     inner = base_model(model)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in trained_state_dict(model, state).items()}
-    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    save_tensors(trained_state_dict(model, state), folder / ADAPTER_WEIGHTS)
     if has_adapters(model):
         model.peft_config["default"].save_pretrained(folder)
     if inner.config.language_weights:
@@ -68,122 +55,78 @@ def save(model: "VisionLanguageModel | PeftModel", folder: Path, state: dict[str
 
 def load(
     folder: Path,
+    options: LoadOptions = DEFAULT_OPTIONS,
     *,
-    quantization: Literal["as_trained"] | Quantization = "as_trained",
+    quantization: LoadedQuantization = "as_trained",
     trainable: bool = False,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    load_weights: bool = True,
-    shardable: bool = False,
 ) -> "VisionLanguageModel | PeftModel":
     """Build the base model as for training and load the trained weights into it. A merged model is loaded directly.
 
     Plain LoRA on an unquantised fp32 model that is not trained is merged into its weights; otherwise PEFT wraps the model: merged
-    weights in 16 bits would round small updates away.
-
-    Args:
-        folder: checkpoint folder, or an exported merged model.
-        quantization: of the language model; `as_trained` takes the checkpoint's setting (a merged model: none).
-        trainable: make the trained parameter groups trainable, in fp32; otherwise everything is frozen and in eval mode. A run that
-            resumes has checked the files (rank 0 for all); otherwise they are compared with the manifest first.
-        dtype: of frozen weights; None for `default_dtype(device)`.
-        device: where the model is loaded.
-        load_weights: False leaves pre-trained weights on the meta device and trained ones undefined, for a rank that another one
-            sends them to.
-        shardable: store 4-bit weights so that FSDP2 can shard them.
-
-    Raises:
-        UsageError: the folder is not a checkpoint or is damaged, or a base model cannot be loaded.
+    weights in 16 bits would round small updates away. The arguments are those of `model.family.Family.load`.
     """
     if not trainable:
         verify(folder)
-    vlm_config = read_config(folder)
-    dtype = dtype or default_dtype(device)
+    vlm_config, dtype = read_config(folder), options.weight_dtype
     if is_merged(folder):
-        return _load_merged(folder, "none" if quantization == "as_trained" else quantization, dtype, device)
+        return _load_merged(folder, "none" if quantization == "as_trained" else quantization, dtype, options.device)
     config = settings(folder)
     if quantization != "as_trained":
         config = dataclasses.replace(config, quantization=quantization)
-    if not trainable and config.quantization == "none" and dtype == torch.float32 and load_weights:
-        merged = _load_with_merged_adapters(folder, config, dtype, device)
-        if merged is not None:
-            merged.config.settings = vlm_config.settings
-            return merged
-    model = load_trained(folder, config, dtype=dtype, device=device, load_weights=load_weights, shardable=shardable)
+    merges = not trainable and config.quantization == "none" and dtype == torch.float32 and options.load_weights
+    merged = _load_with_merged_adapters(folder, config, options) if merges else None
+    model = merged or load_trained(folder, config, options)
     base_model(model).config.settings = vlm_config.settings
     if trainable:
         groups: tuple[ParamGroup, ...] = ("connector", "lora") if has_adapters(model) else ("connector",)
         set_trainable(model, (*groups, "language") if vlm_config.language_weights else groups)
-        if vlm_config.language_weights and load_weights:
+        if vlm_config.language_weights and options.load_weights:
             _load_language_model(model, folder)  # once more, in fp32: `build` rounded it to `dtype`
         return model
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
-    return model.requires_grad_(False).eval()
+    return freeze_for_answering(model, dtype)
 
 
-def load_trained(
-    folder: Path,
-    config: SiglipQwenConfig,
-    *,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    load_weights: bool = True,
-    shardable: bool = False,
-) -> "VisionLanguageModel | PeftModel":
+def load_trained(folder: Path, config: SiglipQwenConfig, options: LoadOptions) -> "VisionLanguageModel | PeftModel":
     """The base model with a checkpoint's weights; its connector and LoRA adapters are trainable.
 
-    Args:
-        folder: checkpoint folder, not a whole model.
-        config: model settings, of the checkpoint or of a run that starts from it with adapters of the same shape.
-        dtype, device, load_weights, shardable: as in `load`.
+    config: of the checkpoint (not of a whole model), or of a run that starts from it with adapters of the same shape.
     """
-    base = _build_base(folder, config, dtype=dtype, device=device, load_weights=load_weights, shardable=shardable)
-    groups: tuple[ParamGroup, ...] = ("connector", "lora") if (folder / ADAPTER_CONFIG_NAME).exists() else ("connector",)
+    base = _build_base(folder, config, options)
+    groups: tuple[ParamGroup, ...] = ("connector", "lora") if (folder / ADAPTER_CONFIG).exists() else ("connector",)
     model = configure_trainable(base, config, groups)
-    if load_weights:
+    if options.load_weights:
         _load_trained(model, folder)
     return model
 
 
-def _build_base(
-    folder: Path, config: SiglipQwenConfig, *, dtype: torch.dtype, device: torch.device | str, load_weights: bool, shardable: bool
-) -> VisionLanguageModel:
+def _build_base(folder: Path, config: SiglipQwenConfig, options: LoadOptions) -> VisionLanguageModel:
     """The frozen model that a checkpoint's weights belong to, with a newly initialised connector."""
     vlm_config = read_config(folder)
     own_language = str(folder / LANGUAGE_FOLDER) if vlm_config.language_weights else None
     if vlm_config.base_folder is None:
-        base_config = dataclasses.replace(config, language=own_language or config.language)
-        options: dict[str, Any] = {"dtype": dtype, "device": device, "load_weights": load_weights, "shardable": shardable}
-        base = build(base_config, image_token_id=vlm_config.image_token_id, **options)
+        base = build(dataclasses.replace(config, language=own_language or config.language), vlm_config.image_token_id, options)
         base.config.settings = dataclasses.asdict(config)
-    elif load_weights:
-        whole = load_whole(recorded_base_folder(folder, vlm_config))
-        base = build_from_model(whole, config, dtype=dtype, device=device, language=own_language, shardable=shardable)
+    elif options.load_weights:
+        base = build_from_model(load_whole(recorded_base_folder(folder, vlm_config)), config, options, own_language)
         base.config.image_token_id = vlm_config.image_token_id
     else:
-        base = build_shape(config, vlm_config, dtype=dtype, device=device)
+        base = build_shape(config, vlm_config, options)
     base.config.language_weights, base.config.base_folder = vlm_config.language_weights, vlm_config.base_folder
     return base
 
 
-def _load_with_merged_adapters(
-    folder: Path, config: SiglipQwenConfig, dtype: torch.dtype, device: torch.device | str
-) -> VisionLanguageModel | None:
+def _load_with_merged_adapters(folder: Path, config: SiglipQwenConfig, options: LoadOptions) -> VisionLanguageModel | None:
     """The unquantised fp32 model of a checkpoint, adapters merged; None if PEFT has to load them."""
-    adapter_config = folder / ADAPTER_CONFIG_NAME
+    adapter_config = folder / ADAPTER_CONFIG
     lora = read_plain_lora(adapter_config) if adapter_config.exists() else None
     if lora is None and adapter_config.exists():
         return None
-    model = _build_base(folder, config, dtype=dtype, device=device, load_weights=True, shardable=False)
-    shapes = {key: value.shape for key, value in model.state_dict().items() if key.startswith(CONNECTOR)}
-    tensors = _read_trained(folder, shapes | (lora.expected_shapes(model) if lora else {}))
-    model.load_state_dict({key: value for key, value in tensors.items() if key.startswith(CONNECTOR)}, strict=False)
+    model = _build_base(folder, config, options)
+    connector = {key: value.shape for key, value in model.state_dict().items() if key.startswith(CONNECTOR)}
+    tensors = _read_trained(folder, connector | (lora.expected_shapes(model) if lora else {}))
+    model.load_state_dict({key: tensors.pop(key) for key in connector}, strict=False)
     if lora is not None:
-        lora.merge(model, {key: value for key, value in tensors.items() if not key.startswith(CONNECTOR)})
-    model.model.multi_modal_projector.to(dtype)
-    model.requires_grad_(False).eval()
+        lora.merge(model, tensors)
     return model
 
 
@@ -197,11 +140,8 @@ def load_whole(folder: Path) -> VisionLanguageModel:
 
 
 def recorded_base_folder(folder: Path, vlm_config: VisionLanguageConfig) -> Path:
-    """The folder that a run started from, whose model is the base of its checkpoints.
-
-    Raises:
-        UsageError: it does not exist any more, or holds other weights than when the run started.
-    """
+    """The folder that a run started from, whose model is the base of its checkpoints. Raises UsageError when it does not exist any more, or
+    holds other weights than when the run started."""
     recorded = vlm_config.base_folder or {}
     base = Path(str(recorded.get("path")))
     if not base.is_dir():
@@ -217,9 +157,9 @@ def recorded_base_folder(folder: Path, vlm_config: VisionLanguageConfig) -> Path
     return base
 
 
-def merge(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> VisionLanguageModel:
+def merge(folder: Path, *, dtype: torch.dtype = torch.float32) -> VisionLanguageModel:
     """Merge the LoRA weights into the unquantised base model, in fp32; the result is then cast to `dtype`."""
-    model = load(folder, quantization="none", dtype=torch.float32, device=device)
+    model = load(folder, LoadOptions(torch.float32), quantization="none")
     merged = model.merge_and_unload() if has_adapters(model) else model
     inner = base_model(merged)
     inner.config.settings = {**(inner.config.settings or {}), "lora": None, "quantization": "none"}
@@ -230,12 +170,7 @@ def merge(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.dev
 
 def settings(folder: Path) -> SiglipQwenConfig:
     """Model settings of a checkpoint. Raises UsageError when the folder is not a checkpoint or a setting is invalid."""
-    try:
-        return TypeAdapter(SiglipQwenConfig).validate_json(json.dumps(read_config(folder).settings))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise UsageError(f"{folder / 'config.json'}: settings.{key}: {problem['msg'].lower()}") from error
+    return parse_settings(folder, read_config(folder).settings, SiglipQwenConfig)
 
 
 def is_merged(folder: Path) -> bool:
@@ -261,8 +196,7 @@ def read_config(folder: Path) -> VisionLanguageConfig:
 
 
 def _load_trained(model: "VisionLanguageModel | PeftModel", folder: Path) -> None:
-    expected = {key.removeprefix(PEFT_PREFIX): value.shape for key, value in trained_state_dict(model).items()}
-    tensors = _read_trained(folder, expected)
+    tensors = _read_trained(folder, {key.removeprefix(PEFT_PREFIX): value.shape for key, value in trained_state_dict(model).items()})
     if has_adapters(model):
         import peft
 
@@ -274,12 +208,8 @@ def _load_trained(model: "VisionLanguageModel | PeftModel", folder: Path) -> Non
 def _read_trained(folder: Path, expected: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
     """The trained weights by their names in the model. Raises UsageError unless they have exactly the expected names and shapes."""
     with loading("checkpoint", str(folder)):
-        tensors = {key.removeprefix(PEFT_PREFIX): value for key, value in load_file(folder / WEIGHTS_NAME).items()}
-    mismatched = sorted(key for key in expected.keys() | tensors.keys() if key not in tensors or tensors[key].shape != expected.get(key))
-    if mismatched:
-        raise UsageError(
-            f"{folder / WEIGHTS_NAME}: {len(mismatched)} weights are missing, unexpected or of another shape, such as {mismatched[0]}"
-        )
+        tensors = {key.removeprefix(PEFT_PREFIX): value for key, value in load_file(folder / ADAPTER_WEIGHTS).items()}
+    check_shapes(folder / ADAPTER_WEIGHTS, tensors, expected)
     return tensors
 
 

@@ -49,11 +49,8 @@ def space_to_depth(features: torch.Tensor, pool: int) -> torch.Tensor:
 
 
 def num_image_tokens(side: int, pool: int, drop_first_patch: bool) -> int:
-    """Image tokens of an image with side x side patches.
-
-    Raises:
-        UsageError: pool does not divide side, or pooling is combined with drop_first_patch.
-    """
+    """Image tokens of an image with side x side patches. Raises UsageError when `pool` does not divide side, or is combined with
+    drop_first_patch."""
     if side % pool:
         raise UsageError(f"model.connector.pool: {side} x {side} patches cannot be divided into neighbourhoods of {pool} x {pool}")
     if drop_first_patch and pool > 1:

@@ -2,31 +2,33 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dataset.sample import Prompts
-from model.family import Collate, LoadOptions
+from model.family import Collate, Family, LoadedQuantization, LoadOptions
 from model.family_config import ParamGroup
 from model.hub import llava_export
 from model.hub.llava_export import ExportFormat
-from model.quantization import Quantization
+from model.kernels.rms_norm import fuse_rms_norms
+from model.param_groups import has_adapters
 from model.siglip_qwen import assembly, checkpoint
 from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.batch_layout import LayoutCollator
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.connector import num_image_tokens
-from model.siglip_qwen.fused_modules import fuse_modules
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.siglip_qwen.processor import Processor
+from model.siglip_qwen.sparse_last_layer import enable_sparse_last_layer
 from model.step_flops import StepFlops, count_step_flops
+from visual.siglip import grid_side, num_layers_for
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
-class SiglipQwenFamily:
+class SiglipQwenFamily(Family):
     """Implements model.family.Family."""
 
     def processor(self, config: SiglipQwenConfig, prompts: Prompts | None = None) -> Processor:
@@ -35,7 +37,7 @@ class SiglipQwenFamily:
             language=config.language,
             vision=config.vision,
             tokens_per_image=assembly.tokens_per_image(config),
-            vocab_size=assembly.read_vocab_size(config),
+            vocab_size=int(assembly.language_config(config.language).vocab_size),
             image_token=config.image_token,
             max_length=config.max_length,
             system_prompt=config.system_prompt,
@@ -46,20 +48,15 @@ class SiglipQwenFamily:
         return Processor.load(folder)
 
     def build(self, config: SiglipQwenConfig, processor: Processor, options: LoadOptions) -> VisionLanguageModel:
-        return assembly.build(config, image_token_id=processor.image_token_id, **vars(options))
+        return assembly.build(config, processor.image_token_id, options)
 
     def build_without_weights(self, config: SiglipQwenConfig, processor: Processor) -> VisionLanguageModel:
         return assembly.build_without_weights(config, processor.image_token_id)
 
     def load(
-        self,
-        folder: Path,
-        options: LoadOptions,
-        *,
-        quantization: Literal["as_trained"] | Quantization = "as_trained",
-        trainable: bool = False,
+        self, folder: Path, options: LoadOptions, *, quantization: LoadedQuantization = "as_trained", trainable: bool = False
     ) -> "VisionLanguageModel | PeftModel":
-        return checkpoint.load(folder, quantization=quantization, trainable=trainable, **vars(options))
+        return checkpoint.load(folder, options, quantization=quantization, trainable=trainable)
 
     def save(self, model: Any, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
         checkpoint.save(model, folder, state)
@@ -74,8 +71,16 @@ class SiglipQwenFamily:
         del run_groups
         return configure_trainable(model, config, train)
 
-    def fuse(self, model: Any) -> None:
-        fuse_modules(model)
+    def fuse(self, model: "VisionLanguageModel | PeftModel") -> None:
+        """Replace LoRA layers, RMS norms and the last layer by fused ones with the same weights, where none is sharded over ranks."""
+        if has_adapters(model):
+            # Imports PEFT, which a model without adapters does not need.
+            from model.kernels.fused_lora import fuse_lora
+
+            fuse_lora(model)
+        language_model = base_model(model).model.language_model
+        fuse_rms_norms(language_model)
+        enable_sparse_last_layer(language_model)
 
     def limit_logits(self, model: Any, gib: float) -> None:
         base_model(model).logits_memory_gib = gib
@@ -92,18 +97,12 @@ class SiglipQwenFamily:
         chosen: ExportFormat = "llava" if export_format == "llava" else "merged"
         return llava_export.export(folder, out, chosen, self.load_processor(folder), dtype=dtype, data_report=data_report)
 
-    def step_flops(self, model: Any, features_cached: bool) -> StepFlops:
-        return model_step_flops(model, features_cached)
-
-
-def model_step_flops(model: "VisionLanguageModel | PeftModel", features_cached: bool = False) -> StepFlops:
-    """`count_step_flops` with the sizes in the model's config. features_cached: the vision encoder does not run."""
-    config = base_model(model).config
-    vision, layer = config.vision_config, config.vision_feature_layer
-    depth = vision.num_hidden_layers if isinstance(layer, str) else layer % (vision.num_hidden_layers + 1)
-    depth = 0 if features_cached else depth
-    side = vision.image_size // vision.patch_size
-    return count_step_flops(model, side**2, depth, num_image_tokens(side, config.pool, config.drop_first_patch))
+    def step_flops(self, model: "VisionLanguageModel | PeftModel", features_cached: bool = False) -> StepFlops:
+        """`count_step_flops` with the sizes in the model's config."""
+        config = base_model(model).config
+        side = grid_side(config.vision_config)
+        depth = 0 if features_cached else num_layers_for(config.vision_feature_layer, config.vision_config.num_hidden_layers)
+        return count_step_flops(model, side**2, depth, num_image_tokens(side, config.pool, config.drop_first_patch))
 
 
 FAMILY = SiglipQwenFamily()

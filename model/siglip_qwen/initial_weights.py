@@ -8,36 +8,32 @@ What continues and what becomes the base, for a run with the model settings M:
 - A run that trains the whole language model saves it, so it needs such a folder for another vision encoder than M's only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer
 
 from errors import UsageError, loading
 from model.checkpoint_manifest import latest_checkpoint, model_digest, verify
+from model.family import LoadOptions
 from model.hub import llava_import
 from model.processors.sample_processor import SampleProcessor
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.assembly import build_from_model, build_shape, language_config
 from model.siglip_qwen.config import SiglipQwenConfig
 from model.siglip_qwen.modeling import VisionLanguageConfig, VisionLanguageModel
+from model.stock.tuned_checkpoint import ADAPTER_CONFIG
 from visual import siglip
 from visual.hub_name import pretrained
 
 KEY = "train.init_from"
 
-VISION_KEYS = frozenset(
-    ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "hidden_act")
-)
-LANGUAGE_KEYS = frozenset(
-    (
-        *("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-        *("head_dim", "vocab_size", "hidden_act", "tie_word_embeddings"),
-    )
-)
+SHARED_KEYS = frozenset(("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act"))
+VISION_KEYS = SHARED_KEYS | {"image_size", "patch_size"}
+LANGUAGE_KEYS = SHARED_KEYS | {"model_type", "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings"}
 """Config keys of the two base models that decide whether the weights of one fit into the other."""
 
 
@@ -58,7 +54,7 @@ class InitialWeights:
         """Whether the weights continue as they are on the base models of `model`, instead of becoming the base themselves."""
         if self.form != "adapter" or self.config.language_weights:
             return False
-        if not (self.folder / checkpoint.ADAPTER_CONFIG_NAME).exists():
+        if not (self.folder / ADAPTER_CONFIG).exists():
             return True
         return not trains_language and _lora_shape(checkpoint.settings(self.folder)) == _lora_shape(model)
 
@@ -66,16 +62,13 @@ class InitialWeights:
         """What becomes of the weights, in words."""
         if not self.continues(model, trains_language):
             return "its weights, merged, are the base"
-        has_adapters = (self.folder / checkpoint.ADAPTER_CONFIG_NAME).exists()
+        has_adapters = (self.folder / ADAPTER_CONFIG).exists()
         return "its connector and LoRA adapters continue" if has_adapters else "its connector continues"
 
 
 def find(path: Path) -> InitialWeights:
-    """The folder that `train.init_from` names, or the latest checkpoint in it.
-
-    Raises:
-        UsageError: the folder does not exist, holds no model that can be read, or is damaged.
-    """
+    """The folder that `train.init_from` names, or the latest checkpoint in it. Raises UsageError when the folder does not exist, holds no
+    model that can be read, or is damaged."""
     if not path.is_dir():
         raise UsageError(f"{KEY}: {path} does not exist (expected a checkpoint, a run's folder, a merged model or a LLaVA folder)")
     try:
@@ -101,12 +94,18 @@ def check_compatible(
     A connector that the run trains may read another hidden state than before: it learns the new one.
     """
     old, folder = initial.config, initial.folder
-    named = old.settings or {}
-    vision = _Part("vision", named.get("vision"), old.vision_config, model.vision, siglip.vision_config(model.vision))
-    language = _Part("language", named.get("language"), old.text_config, model.language, language_config(model.language))
-    _check_same_architecture(folder, vision, VISION_KEYS)
     # A whole model brings its own embedding, which may have rows for tokens of its own.
-    _check_same_architecture(folder, language, LANGUAGE_KEYS if initial.form == "adapter" else LANGUAGE_KEYS - {"vocab_size"})
+    language_keys = LANGUAGE_KEYS if initial.form == "adapter" else LANGUAGE_KEYS - {"vocab_size"}
+    for part, name, old_config, new_config, keys in (
+        ("vision", model.vision, old.vision_config, siglip.vision_config(model.vision), VISION_KEYS),
+        ("language", model.language, old.text_config, language_config(model.language), language_keys),
+    ):
+        for key in sorted(keys):
+            found, expected = getattr(old_config, key, None), getattr(new_config, key, None)
+            if found != expected:
+                # Settings do not name the parts of a LLaVA of others.
+                before = (old.settings or {}).get(part) or f"the one in {folder}"
+                raise UsageError(f"{KEY}: {folder}: model.{part} was {before} ({key} {found}), is {name} ({key} {expected})")
     states = old.vision_config.num_hidden_layers + 1
     for key, before, now in (
         ("connector.pool", old.pool, model.connector.pool),
@@ -119,34 +118,24 @@ def check_compatible(
 
 
 def start(
-    initial: InitialWeights,
-    model: SiglipQwenConfig,
-    *,
-    trains_language: bool,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    load_weights: bool = True,
-    shardable: bool = False,
+    initial: InitialWeights, model: SiglipQwenConfig, options: LoadOptions, *, trains_language: bool
 ) -> VisionLanguageModel | PeftModel:
-    """The model of `model`'s settings with the initial weights; what is trainable is left to `lora.configure_trainable`.
+    """The model of `model`'s settings with the initial weights; what is trainable is left to `adapters.configure_trainable`.
 
     Args:
         initial: checked by `check_compatible`.
         model: model settings of the run.
+        options: how weights are loaded.
         trains_language: whether a stage of the run trains the whole language model, which then is in fp32 from the start.
-        dtype: of frozen weights.
-        device: where the model is loaded.
-        load_weights, shardable: as in `checkpoint.load`.
     """
     if initial.continues(model, trains_language):
-        return checkpoint.load_trained(initial.folder, model, dtype=dtype, device=device, load_weights=load_weights, shardable=shardable)
-    language_dtype = torch.float32 if trains_language else dtype
-    if load_weights:
-        whole = checkpoint.load_whole(initial.folder)
-        started = build_from_model(whole, model, dtype=language_dtype, device=device, shardable=shardable)
+        return checkpoint.load_trained(initial.folder, model, options)
+    base_options = replace(options, dtype=torch.float32) if trains_language else options
+    if options.load_weights:
+        started = build_from_model(checkpoint.load_whole(initial.folder), model, base_options)
     else:
-        started = build_shape(model, initial.config, dtype=language_dtype, device=device)
-    started.model.vision_tower.to(dtype)
+        started = build_shape(model, initial.config, base_options)
+    started.model.vision_tower.to(options.weight_dtype)
     base = vision_tower_folder(initial.folder) if trains_language else initial.folder
     started.config.base_folder = None if base is None else {"path": str(base), "sha256": model_digest(base)}
     started.config.language_weights = trains_language
@@ -169,25 +158,6 @@ def _lora_shape(model: SiglipQwenConfig) -> tuple[Any, ...] | None:
 def _layer(layer: siglip.FeatureLayer, states: int) -> siglip.FeatureLayer:
     """The same hidden state as a negative index, so that -2 and 25 of 27 are equal."""
     return layer if isinstance(layer, str) else layer % states - states
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A base model then and now. key: below `model`; before: its name in the folder's settings, None for a LLaVA of others."""
-
-    key: str
-    before: str | None
-    old: PreTrainedConfig
-    now: str
-    new: PreTrainedConfig
-
-
-def _check_same_architecture(folder: Path, part: _Part, keys: frozenset[str]) -> None:
-    for key in sorted(keys):
-        old, new = getattr(part.old, key, None), getattr(part.new, key, None)
-        if old != new:
-            before = part.before or f"the one in {folder}"
-            raise UsageError(f"{KEY}: {folder}: model.{part.key} was {before} ({key} {old}), is {part.now} ({key} {new})")
 
 
 def _check_same_vocabulary(folder: Path, processor: SampleProcessor, vocab_size: int) -> None:

@@ -10,19 +10,22 @@ N images (H x W pixels), P patches per image, C hidden size of the vision encode
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModel, Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel, SiglipVisionConfig
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 from errors import TesseraError
 from model.kernels.chunked_cross_entropy import LanguageModelHead, positions_per_chunk
 from model.kernels.varlen_attention import packed_attention_kwargs
-from model.siglip_qwen.batch_layout import UNKNOWN_LAYOUT, BatchLayout
+from model.param_groups import GroupPaths
+from model.siglip_qwen.batch_layout import UNKNOWN_LAYOUT, BatchLayout, find_image_tokens, find_supervised_positions
 from model.siglip_qwen.connector import Connector
-from model.siglip_qwen.module_paths import GROUP_PATHS
 from model.siglip_qwen.sparse_last_layer import sparse_last_layer_kwargs
 from renamed_keys import with_new_keys
 from visual import siglip
+
+CONNECTOR = "model.multi_modal_projector"
+
+GROUP_PATHS: GroupPaths = {"connector": (CONNECTOR,), "language": ("model.language_model", "lm_head.")}
 
 
 class ImageTokenMismatchError(TesseraError):
@@ -80,13 +83,6 @@ class VisionLanguageBackbone(PreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        embeddings: nn.Module = self.language_model.get_input_embeddings()
-        return embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
 
 class VisionLanguageModel(PreTrainedModel, GenerationMixin):
     """SigLIP, connector and Qwen with a language modelling head. `assembly.build` loads one from pre-trained models."""
@@ -114,15 +110,6 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         # With this type the Trainer counts num_items_in_batch over labels[:, 1:], the targets that the loss is summed over.
         self.loss_type = "ForCausalLM"
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.lm_head
-
     def train(self, mode: bool = True) -> "VisionLanguageModel":
         """Set training mode; the frozen vision tower always stays in eval mode."""
         super().train(mode)
@@ -134,11 +121,7 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
 
         They do not depend on any trained weight, so they can be cached and passed to `forward` as `image_features`.
         """
-        return self._encoder(pixel_values)
-
-    @property
-    def _encoder(self) -> siglip.VisionEncoder:
-        return siglip.VisionEncoder(self.model.vision_tower, self.config.vision_feature_layer, self.config.drop_first_patch)
+        return siglip.VisionEncoder(self.model.vision_tower, self.config.vision_feature_layer, self.config.drop_first_patch)(pixel_values)
 
     def project(self, image_features: torch.Tensor) -> torch.Tensor:
         """Apply the connector: patch features [N, P, C] -> image embeddings [N, Q, D]."""
@@ -190,12 +173,14 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         arguments = self._attention_arguments(inputs_embeds, attention_mask, position_ids, past_key_values, layout) | kwargs
         if labels is None:
             outputs = self.model.language_model(inputs_embeds=inputs_embeds, **{"use_cache": use_cache, **arguments})
-            return _with_logits(outputs, self.lm_head(_select_hidden_states(outputs.last_hidden_state, logits_to_keep)))
+            logits = self.lm_head(_select_hidden_states(outputs.last_hidden_state, logits_to_keep))
+            return CausalLMOutputWithPast(None, logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions)
         if image_embeds is None:
             inputs_embeds = inputs_embeds + self._zero_through_vision(inputs_embeds, image_features)
         if layout.padded_right:
             arguments["attention_mask"] = None
-        positions = layout.find_supervised(labels).to(inputs_embeds.device)
+        positions = find_supervised_positions(labels) if layout.supervised_positions is None else layout.supervised_positions
+        positions = positions.to(inputs_embeds.device)
         arguments |= sparse_last_layer_kwargs(self.model.language_model, positions)
         outputs = self.model.language_model(inputs_embeds=inputs_embeds, **{**arguments, "use_cache": False})
         states = _states_at(outputs.last_hidden_state, positions)
@@ -267,7 +252,9 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         follows_prompt = past_key_values is not None and past_key_values.get_seq_length() > 0
         if input_ids is None or (image_embeds is None and follows_prompt):
             return inputs_embeds
-        positions = layout.find_image_tokens(input_ids, self.config.image_token_id)
+        positions = layout.image_positions
+        if positions is None:
+            positions = find_image_tokens(input_ids, self.config.image_token_id)
         if len(positions) != (0 if image_embeds is None else image_embeds.shape[0] * image_embeds.shape[1]):
             raise ImageTokenMismatchError(layout.describe_mismatch(input_ids == self.config.image_token_id, image_embeds))
         if image_embeds is None:
@@ -315,12 +302,6 @@ class VisionLanguageModel(PreTrainedModel, GenerationMixin):
         if is_first_iteration or not kwargs.get("use_cache", True):
             inputs["mm_encoder_outputs"] = image_embeds
         return inputs
-
-
-def _with_logits(outputs: BaseModelOutputWithPast, logits: torch.Tensor) -> CausalLMOutputWithPast:
-    """The outputs of the language model, with the logits in place of the last hidden states."""
-    kept = (outputs.past_key_values, outputs.hidden_states, outputs.attentions)
-    return CausalLMOutputWithPast(None, logits, *kept)
 
 
 def _select_hidden_states(hidden_states: torch.Tensor, positions: int | torch.Tensor) -> torch.Tensor:

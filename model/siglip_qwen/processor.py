@@ -1,22 +1,15 @@
 """Converts messages and images to inputs of our own model: token ids with image tokens, labels on assistant turns, pixel values."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
-import torch
-from PIL import Image
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, SiglipImageProcessorPil
+from transformers import PreTrainedTokenizerFast, SiglipImageProcessorPil
 
 from errors import UsageError, loading
-from model.processors.chat_processor import load_chat_tokenizer
-from model.processors.fixed_tokens_processor import FixedTokensProcessor
-from model.processors.sample_processor import ImageSize, read_processor_settings
+from model.processors.chat_processor import FixedTokensProcessor, load_chat_tokenizer
 from visual.hub_name import pretrained
 
 IMAGE_TOKEN_CANDIDATES = ("<|image_pad|>", "<|extra_0|>")
 """Candidates for the image token, in order of preference."""
-
 
 MAX_LENGTH = 2048
 """Maximum length of a sample in tokens, if none is given."""
@@ -27,14 +20,7 @@ class Processor(FixedTokensProcessor):
 
     @classmethod
     def from_pretrained(
-        cls,
-        *,
-        language: str,
-        vision: str,
-        tokens_per_image: int,
-        vocab_size: int,
-        image_token: str = "auto",
-        **chat: Any,
+        cls, *, language: str, vision: str, tokens_per_image: int, vocab_size: int, image_token: str = "auto", **chat: Any
     ) -> Self:
         """Load the tokenizer and the image processor of two pre-trained models.
 
@@ -46,8 +32,7 @@ class Processor(FixedTokensProcessor):
             image_token: placeholder token for a patch, or auto for the first of IMAGE_TOKEN_CANDIDATES in the vocabulary.
             chat: max_length (2,048 if it is not given), system_prompt and prompts, as in `ChatProcessor`.
 
-        Raises:
-            UsageError: a model cannot be loaded, is not supported, or its embedding has no row for the image token.
+        Raises UsageError when a model cannot be loaded, is not supported, or its embedding has no row for the image token.
         """
         tokenizer = load_chat_tokenizer("model.language", language)
         with loading("model.vision", vision):
@@ -65,32 +50,10 @@ class Processor(FixedTokensProcessor):
             **{"max_length": MAX_LENGTH, **chat},
         )
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Load a processor written by `save`. Raises UsageError when the folder contains none, or is damaged."""
-        settings = read_processor_settings(folder)
-        with loading("checkpoint", str(folder)):
-            tokenizer = AutoTokenizer.from_pretrained(**pretrained(folder))
-            image_processor = SiglipImageProcessorPil.from_pretrained(**pretrained(folder))
-            return cls(tokenizer, image_processor, **settings)
-
     @property
     def reads_slowly(self) -> bool:
         """Whether the image processor itself is called for every image, since it does more than a plain resize."""
         return self.pixel_reader.lookup_table is None
-
-    def blank_images(self, num_images: int, sizes: Sequence[ImageSize]) -> list[Image.Image]:
-        """Black images that take as many tokens as those of these sizes."""
-        del sizes
-        height, width = self.pixel_reader.size
-        return [Image.new("RGB", (width, height)) for _ in range(num_images)]
-
-    def pixels(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Pixel values [N, 3, H, W] of RGB images, equal to those of the vision encoder's image processor.
-
-        Data loaders run the two steps separately: `pixel_reader.read` in a worker, `pixel_reader.normalize` on the device.
-        """
-        return self.pixel_reader.normalize(self.pixel_reader.read(images))
 
 
 def _choose_image_token(tokenizer: PreTrainedTokenizerFast, requested: str, vocab_size: int) -> str:

@@ -9,13 +9,11 @@ whole.json                                       manifest, written last
 
 import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-import peft
 import torch
-from peft import PeftModel
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
@@ -24,20 +22,17 @@ from errors import UsageError, loading
 from model.checkpoint_manifest import model_digest
 from model.family import read_model_config
 from model.family_config import FamilyConfig, ParamGroup
-from model.param_groups import param_group_of, set_trainable, unwrapped
+from model.param_groups import has_adapters, param_group_of, set_trainable, unwrapped
+
+C = TypeVar("C", bound=FamilyConfig)
 
 TRAINED_WEIGHTS, ADAPTER_CONFIG, ADAPTER_WEIGHTS = "trained_weights.safetensors", "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """config.json of a checkpoint.
-
-    Args:
-        settings: model settings of the run.
-        trained_groups: parameter groups that the run has trained so far.
-        base_sha256: SHA-256 of the folder of each base model, by its key; none of a hub name.
-    """
+    """config.json of a checkpoint: model settings, groups that the run has trained so far, and the SHA-256 of the folder of each base
+    model, by its key; none of a hub name."""
 
     settings: FamilyConfig
     trained_groups: tuple[ParamGroup, ...]
@@ -51,7 +46,7 @@ def base_digests(settings: FamilyConfig) -> dict[str, str]:
 
 
 def save_tuned(model: Any, folder: Path, state: dict[str, torch.Tensor] | None, always: Collection[ParamGroup]) -> None:
-    """Write the trained weights and the settings. Call `checkpoint_manifest.write_manifest` once all other files are written too.
+    """Write the trained weights and the settings, as `model.family.Family.save`.
 
     Args:
         model: has `settings` and `trained_groups`.
@@ -62,13 +57,15 @@ def save_tuned(model: Any, folder: Path, state: dict[str, torch.Tensor] | None, 
     folder.mkdir(parents=True, exist_ok=True)
     inner = unwrapped(model)
     in_full = trained_in_full(model, {*inner.trained_groups, *always})
-    if isinstance(model, PeftModel):
+    if has_adapters(model):
+        import peft
+
         adapters = peft.get_peft_model_state_dict(model, state_dict=state)
-        _save(adapters, folder / ADAPTER_WEIGHTS)
+        save_tensors(adapters, folder / ADAPTER_WEIGHTS)
         model.peft_config["default"].save_pretrained(folder)
     if in_full:
         values = model.state_dict() if state is None else state
-        _save({_own_name(name): values[name] for name in in_full}, folder / TRAINED_WEIGHTS)
+        save_tensors({_own_name(name): values[name] for name in in_full}, folder / TRAINED_WEIGHTS)
     raw = {
         "model_type": f"tessera_{inner.settings.family}",
         "settings": dataclasses.asdict(inner.settings),
@@ -83,7 +80,8 @@ def _own_name(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write a safetensors file."""
     # Tied weights share memory, which the format does not store.
     save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path, metadata={"format": "pt"})
 
@@ -105,11 +103,13 @@ def load_trained(model: Any, folder: Path, groups: Collection[ParamGroup], alway
         always: as in `save_tuned`.
     """
     if (folder / ADAPTER_CONFIG).is_file():
+        import peft
+
         with loading("checkpoint", str(folder)):
             adapter_config = peft.PeftConfig.from_pretrained(str(folder))
             model = peft.get_peft_model(model, adapter_config)
             tensors = load_file(folder / ADAPTER_WEIGHTS)
-        _check_names(folder / ADAPTER_WEIGHTS, tensors, peft.get_peft_model_state_dict(model))
+        check_shapes(folder / ADAPTER_WEIGHTS, tensors, shapes(peft.get_peft_model_state_dict(model)))
         peft.set_peft_model_state_dict(model, tensors)
     set_trainable(model, groups)
     names = set(trained_in_full(model, {*groups, *always}))
@@ -118,7 +118,7 @@ def load_trained(model: Any, folder: Path, groups: Collection[ParamGroup], alway
     with loading("checkpoint", str(folder)):
         tensors = load_file(folder / TRAINED_WEIGHTS)
     own = {_own_name(name): parameter for name, parameter in model.named_parameters() if name in names}
-    _check_names(folder / TRAINED_WEIGHTS, tensors, own)
+    check_shapes(folder / TRAINED_WEIGHTS, tensors, shapes(own))
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])
@@ -133,35 +133,38 @@ def freeze_for_answering(model: Any, dtype: torch.dtype) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def _check_names(path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    """The shape of each tensor."""
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def check_shapes(path: Path, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size]) -> None:
     """Raise UsageError unless a file holds the expected weights in their shapes."""
-    names = found.keys() | expected.keys()
-    wrong = sorted(n for n in names if n not in found or n not in expected or found[n].shape != expected[n].shape)
-    if wrong:
+    if wrong := sorted({name for name, _ in shapes(found).items() ^ expected.items()}):
         raise UsageError(f"{path}: {len(wrong)} weights are missing, unexpected or of another shape, such as {wrong[0]}")
 
 
-def read_checkpoint_config(folder: Path, config_class: type[FamilyConfig], whole_model_types: Collection[str]) -> CheckpointConfig:
-    """config.json of a checkpoint.
-
-    Raises:
-        UsageError: the folder is not a checkpoint of this family, or a setting is invalid.
-    """
-    raw = read_model_config(folder)
-    if raw.get("model_type") in whole_model_types:
-        raise UsageError(f"{folder}: a whole model, which does not say what it was tuned from; take untuned out of eval.controls")
+def parse_settings(folder: Path, settings: Any, config_class: type[C]) -> C:
+    """The model settings in config.json of a checkpoint. Raises UsageError naming an invalid one."""
     try:
-        settings = TypeAdapter(config_class).validate_json(json.dumps(raw.get("settings")))
+        return TypeAdapter(config_class).validate_json(json.dumps(settings))
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
         raise UsageError(f"{folder / 'config.json'}: settings.{key}: {problem['msg'].lower()}") from error
+
+
+def read_checkpoint_config(folder: Path, config_class: type[FamilyConfig], whole_model_types: Collection[str]) -> CheckpointConfig:
+    """config.json of a checkpoint. Raises UsageError when the folder is not a checkpoint of this family, or a setting is invalid."""
+    raw = read_model_config(folder)
+    if raw.get("model_type") in whole_model_types:
+        raise UsageError(f"{folder}: a whole model, which does not say what it was tuned from; take untuned out of eval.controls")
     groups = raw.get("trained_groups", [])
     if unknown := [group for group in groups if group not in get_args(ParamGroup)]:
         raise UsageError(
             f"{folder / 'config.json'}: trained_groups: {unknown[0]} is no parameter group ({', '.join(get_args(ParamGroup))})"
         )
-    return CheckpointConfig(settings, tuple(groups), raw.get("base_sha256") or {})
+    return CheckpointConfig(parse_settings(folder, raw.get("settings"), config_class), tuple(groups), raw.get("base_sha256") or {})
 
 
 def check_base(folder: Path, config: CheckpointConfig) -> None:

@@ -15,6 +15,7 @@ import cli
 from atomic_io import write_json
 from dataset.build.merge_report import MergeReport, SourceReport
 from model.checkpoint_manifest import manifest_mismatch, write_manifest
+from model.family import LoadOptions
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.assembly import build
@@ -111,7 +112,7 @@ def test_a_given_checkpoint_is_merged_in_bf16_with_its_data_report(experiment: C
     status, _, _ = run("--checkpoint", str(folder), "--format", "merged", "--dtype", "bfloat16", "--out", "m", "--report", "report.json")
     assert status == 0
     assert "97" in Path("m/README.md").read_text()
-    assert checkpoint.load(Path("m"), dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert checkpoint.load(Path("m"), LoadOptions(torch.bfloat16)).dtype == torch.bfloat16
     assert Processor.load(Path("m")).tokens_per_image == 36
 
 

@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from model.siglip_qwen.module_paths import GROUP_PATHS
+from model.siglip_qwen.modeling import GROUP_PATHS
 from training.config import LearningRates, StageConfig, TrainConfig
 from training.optimization.optimizers import learning_rate, optimizer_param_groups
 from training.stages import describe_trained

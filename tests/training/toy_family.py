@@ -21,7 +21,7 @@ from atomic_io import write_json
 from config_schema import section
 from dataset.loading.encoded_sample import IGNORE_INDEX
 from errors import UsageError
-from model.family import Collate, LoadOptions, read_model_config
+from model.family import Family, LoadOptions, read_model_config
 from model.family_config import FamilyConfig, LoraConfig, ParamGroup
 from model.param_groups import param_group_of, set_trainable
 from model.processors.chat_processor import ChatProcessor, load_chat_tokenizer
@@ -64,7 +64,7 @@ class ToyProcessor(ChatProcessor):
     """An image is one token."""
 
     def __init__(self, path: str, max_length: int, **settings: Any):
-        super().__init__(load_chat_tokenizer("model.path", path), image_token="<|image_pad|>", max_length=max_length, **settings)
+        super().__init__(load_chat_tokenizer("model.path", path), None, image_token="<|image_pad|>", max_length=max_length, **settings)
 
     def image_tokens(self, num_images: int, sizes: Sequence[ImageSize]) -> list[int]:
         del sizes
@@ -89,8 +89,8 @@ class ToyProcessor(ChatProcessor):
         self.save_settings(folder)
 
 
-class ToyFamily:
-    """Implements model.family.Family."""
+class ToyFamily(Family):
+    """The toy."""
 
     def processor(self, config: ToyConfig, prompts: Any = None) -> ToyProcessor:
         return ToyProcessor(config.path, config.max_length, system_prompt=config.system_prompt, prompts=prompts)
@@ -141,16 +141,6 @@ class ToyFamily:
         model.trained_groups = tuple(dict.fromkeys([*model.trained_groups, *train]))
         set_trainable(model, train)
         return model
-
-    def fuse(self, model: Any) -> None:
-        del model
-
-    def limit_logits(self, model: Any, gib: float) -> None:
-        del model, gib
-
-    def collator(self, processor: Any, collate: Collate) -> Collate:
-        del processor
-        return collate
 
     def loss(self, model: Any, inputs: dict[str, Any], num_items: torch.Tensor | int) -> torch.Tensor:
         labels = functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)

@@ -70,8 +70,7 @@ def _initial_model(run_setup: RunSetup, initial: InitialWeights, options: LoadOp
     model_settings = siglip_qwen_settings(config.model, "train.init_from")
     trains_language = any("language" in stage.train for stage in config.train.stages)
     run_setup.print_once(f"starting from {initial.folder}: {initial.describe(model_settings, trains_language)}")
-    arguments: dict[str, Any] = vars(options)
-    model = initial_weights.start(initial, model_settings, trains_language=trains_language, **arguments)
+    model = initial_weights.start(initial, model_settings, options, trains_language=trains_language)
     # That of the folder may be another; its embedding is never read.
     unwrapped(model).config.image_token_id = run_setup.processor.image_token_id
     return model

@@ -20,8 +20,8 @@ from transformers import Blip2ForConditionalGeneration, PreTrainedModel, Qwen2To
 from dataset.loading.encoded_sample import EncodedSample
 from dataset.sample import IMAGE_PLACEHOLDER, Language
 from dataset.synthetic.scene import GRID, Scene, SceneSplit
-from model.blip2.config import CAPTION_PROMPT, CONVERSATION_PROMPT, QUESTION_PROMPT
-from model.processors.question_processor import QuestionProcessor, QuestionPrompts
+from model.blip2.processor import PUBLISHED_PROMPTS
+from model.processors.question_processor import QuestionProcessor
 from training.tiny_models.architectures import image_processor
 from training.tiny_models.attention_supervision import AttentionTargets, attention_targets, lookup_loss
 from training.tiny_models.data.dialogues import MAX_LENGTH, encode, opened, sample_dialogue
@@ -78,9 +78,8 @@ class Blip2Batches(ConversationBatches):
 def blip2_task(model: Blip2ForConditionalGeneration, tokenizer: Qwen2Tokenizer, scenes: SceneBatches) -> Task:
     """The pre-training task of BLIP-2."""
     images = image_processor("blip2")
-    prompts = QuestionPrompts(QUESTION_PROMPT, CONVERSATION_PROMPT, CAPTION_PROMPT)
     processor = QuestionProcessor(
-        tokenizer, images, prompts, end_of_turn_id=tokenizer.eos_token_id, num_image_tokens=GRID * GRID, max_length=MAX_LENGTH
+        tokenizer, images, PUBLISHED_PROMPTS, end_of_turn_id=tokenizer.eos_token_id, num_image_tokens=GRID * GRID, max_length=MAX_LENGTH
     )
     classifier = PatchClassifier(model.config.qformer_config.hidden_size).to(model.device)
 

@@ -15,7 +15,7 @@ from transformers import BlipImageProcessorPil, GPT2LMHeadModel, Qwen2Tokenizer,
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 from dataset.sample import IMAGE_PLACEHOLDER
 from dataset.synthetic.scene import COLORS, SHAPES, Scene, SceneSplit
-from model.processors.question_processor import QuestionProcessor, QuestionPrompts
+from model.processors.question_processor import QuestionProcessor, question_prompts
 from model.resnet_gpt2.config import ResnetGpt2Config
 from training.tiny_models.architectures import image_processor
 from training.tiny_models.attention_supervision import AttentionTargets
@@ -101,7 +101,7 @@ class DialogueBatches(ConversationBatches):
 def gpt2_task(model: GPT2LMHeadModel, tokenizer: Qwen2Tokenizer, scenes: SceneBatches) -> Task:
     """The pre-training task of GPT-2: next tokens."""
     settings = ResnetGpt2Config(family="resnet_gpt2")
-    prompts = QuestionPrompts(settings.question_prompt, settings.conversation_prompt, settings.caption_prompt)
+    prompts = question_prompts(vars(settings))
     processor = QuestionProcessor(
         tokenizer, BlipImageProcessorPil(), prompts, end_of_turn_id=tokenizer.eos_token_id, num_image_tokens=0, max_length=MAX_LENGTH
     )

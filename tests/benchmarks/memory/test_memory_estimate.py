@@ -15,6 +15,7 @@ from benchmarks.recipes import SIZES
 from dataset.loading.collators import Example, PaddedCollator
 from dataset.loading.encoded_sample import IGNORE_INDEX, EncodedSample
 from model.blip2.config import Blip2Config
+from model.family import LoadOptions
 from model.lora import enable_gradient_checkpointing
 from model.qwen_vl.config import QwenVlConfig
 from model.siglip_qwen.adapters import base_model, configure_trainable
@@ -79,7 +80,7 @@ def settings(parts: Path) -> SiglipQwenConfig:
 
 def test_persistent_bytes_are_those_of_the_tensors_of_a_quantised_model(settings: SiglipQwenConfig, processor: Processor) -> None:
     model = configure_trainable(
-        build(settings, image_token_id=processor.image_token_id, dtype=torch.bfloat16), settings, ["connector", "lora"]
+        build(settings, image_token_id=processor.image_token_id, options=LoadOptions(torch.bfloat16)), settings, ["connector", "lora"]
     )
     quantised_bytes = 0
     for module in base_model(model).model.language_model.layers.modules():
@@ -88,7 +89,7 @@ def test_persistent_bytes_are_those_of_the_tensors_of_a_quantised_model(settings
             state_tensors = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
             quantised_bytes += module.weight.nbytes + sum(tensor.nbytes for tensor in state_tensors)
     plain = dataclasses.replace(settings, quantization="none")
-    unquantised = build(plain, image_token_id=processor.image_token_id, dtype=torch.bfloat16)
+    unquantised = build(plain, image_token_id=processor.image_token_id, options=LoadOptions(torch.bfloat16))
     estimated = persistent_bytes(configure_trainable(unquantised, plain, ["connector", "lora"]), settings, TrainConfig())
     assert quantised_bytes <= estimated["language model's layers"] <= 1.01 * quantised_bytes
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -99,7 +100,7 @@ def test_persistent_bytes_are_those_of_the_tensors_of_a_quantised_model(settings
 
 def test_saved_activations_of_a_layer_are_within_30_percent_of_the_estimate(settings: SiglipQwenConfig, processor: Processor) -> None:
     model = configure_trainable(
-        build(settings, image_token_id=processor.image_token_id, dtype=torch.bfloat16), settings, ["connector", "lora"]
+        build(settings, image_token_id=processor.image_token_id, options=LoadOptions(torch.bfloat16)), settings, ["connector", "lora"]
     ).train()
     layers, ids = base_model(model).model.language_model.layers, list(range(100, 220))
     examples = [

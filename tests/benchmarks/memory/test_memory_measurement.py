@@ -10,6 +10,7 @@ import cli
 from benchmarks.full_size_models import build_ours, build_processor, quantise
 from benchmarks.memory.memory_measurement import STEPS, measure
 from errors import UsageError
+from model.family import LoadOptions
 from model.kernels.chunked_cross_entropy import LanguageModelHead
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import LoraConfig, SiglipQwenConfig
@@ -31,7 +32,7 @@ def test_weights_are_quantised_like_those_of_a_loaded_model(parts: Path) -> None
     plain = SiglipQwenConfig(max_length=512)
     created = build_ours("tiny", plain, build_processor("tiny", plain), dtype=torch.float32, device=CPU, load_in_4bit=True)
     settings = SiglipQwenConfig(vision=str(parts / "siglip"), language=str(parts / "qwen3"), quantization="nf4")
-    loaded = build(settings, image_token_id=5, dtype=torch.float32)
+    loaded = build(settings, image_token_id=5, options=LoadOptions(torch.float32))
     for module, other in zip(created.model.language_model.layers.modules(), loaded.model.language_model.layers.modules(), strict=True):
         assert type(module) is type(other)
         if isinstance(module, bnb.nn.Linear4bit):

@@ -148,7 +148,7 @@ def test_the_exported_template_renders_the_prompts_of_training(
     inputs = stock(text=prompt, images=images or None, return_tensors="pt")
     assert inputs["input_ids"][0].tolist() == ours.prompt(conversation, len(images))
     if images:
-        assert torch.equal(inputs["pixel_values"], ours.pixels(images))
+        assert torch.equal(inputs["pixel_values"], ours.normalize(ours.read(images))["pixel_values"])
 
 
 def test_content_as_a_string_renders_the_same_prompt(model: Any, processor: Processor) -> None:

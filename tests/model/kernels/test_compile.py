@@ -12,7 +12,7 @@ from model.kernels.compile import compile_layers, compile_unsupported_reason, ea
 from model.lora import enable_gradient_checkpointing
 from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.batch_layout import find_supervised_positions, with_layout
-from model.siglip_qwen.fused_modules import fuse_modules
+from model.siglip_qwen.family import FAMILY
 from model.siglip_qwen.processor import Processor
 from tests.model.conftest import Build
 from tests.model.kernels.test_fused_lora import with_random_lora_b
@@ -25,7 +25,7 @@ def test_compiled_layers_give_the_same_loss_and_gradients_without_graph_breaks(m
     model = with_random_lora_b(configure_trainable(make(), settings(), ["connector", "lora"])).train()
     expected = loss_and_gradients(model, row)
     names = list(model.state_dict())
-    fuse_modules(model)
+    FAMILY.fuse(model)
     enable_gradient_checkpointing(model, 2)
     compile_layers(base_model(model).model)
     torch._dynamo.reset()

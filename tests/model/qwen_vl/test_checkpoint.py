@@ -13,7 +13,7 @@ from model.checkpoint_manifest import write_manifest
 from model.family import LoadOptions, family, family_of
 from model.qwen_vl.config import QwenVlConfig
 from model.qwen_vl.family import FAMILY
-from model.qwen_vl.modeling import CLASSES, read_config
+from model.qwen_vl.modeling import CLASSES, QWEN_VL
 from model.qwen_vl.processor import QwenVlProcessor
 from model.stock.stock_family import NOT_MODEL_INPUTS
 from tests.model.qwen_vl.conftest import Build
@@ -64,7 +64,7 @@ def test_adapters_and_merger_load_in_stock_peft(
 ) -> None:
     model = moved(trained("connector", "lora"))
     saved = write(model, tmp_path / "c", processor)
-    stock = CLASSES[read_config("path", str(folder)).model_type].from_pretrained(folder, dtype=torch.float32)
+    stock = CLASSES[QWEN_VL.read_config("path", str(folder)).model_type].from_pretrained(folder, dtype=torch.float32)
     torch.testing.assert_close(logits(peft.PeftModel.from_pretrained(stock, saved), batch), logits(model, batch))
 
 
@@ -74,7 +74,7 @@ def test_a_merged_model_is_one_that_transformers_loads(
     model = moved(trained("connector", "lora"))
     saved, out = write(model, tmp_path / "c", processor), tmp_path / "merged"
     assert FAMILY.export(saved, out, "merged", torch.float32, None) == []
-    stock = CLASSES[read_config("path", str(out)).model_type].from_pretrained(out, dtype=torch.float32)
+    stock = CLASSES[QWEN_VL.read_config("path", str(out)).model_type].from_pretrained(out, dtype=torch.float32)
     torch.testing.assert_close(logits(stock, batch), logits(model, batch), atol=1e-4, rtol=1e-4)
     assert family_of(out) == "qwen_vl"
     assert torch.equal(logits(FAMILY.load(out, FP32), batch), logits(stock, batch))
@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_named(trained: Build, processor: QwenVlProcessor, 
     with pytest.raises(UsageError, match=r"config\.json"):
         FAMILY.load(folder, FP32)
     with pytest.raises(UsageError, match=r"is a siglip model; a Qwen2\.5-VL or Qwen3-VL is expected"):
-        read_config("model.path", str(parts / "siglip"))
+        QWEN_VL.read_config("model.path", str(parts / "siglip"))
     with pytest.raises(UsageError, match="not a Tessera checkpoint but a clip model"):
         family_of(parts / "clip")
     assert family("qwen_vl") is FAMILY

@@ -8,10 +8,11 @@ import torch
 from transformers import GenerationConfig, Trainer, TrainingArguments
 
 from errors import UsageError
+from model.family import LoadOptions
 from model.family_config import ParamGroup
 from model.kernels.chunked_cross_entropy import LanguageModelHead
 from model.siglip_qwen.adapters import configure_trainable
-from model.siglip_qwen.assembly import build, minimal_generation_config, read_vocab_size, tokens_per_image
+from model.siglip_qwen.assembly import build, language_config, minimal_generation_config, tokens_per_image
 from model.siglip_qwen.config import ConnectorConfig, SiglipQwenConfig
 from tests.model.conftest import Build
 
@@ -24,7 +25,7 @@ def test_sizes_are_read_without_loading_weights(settings: Settings, parts: Path,
         (tmp_path / part / "config.json").write_bytes((parts / part / "config.json").read_bytes())
     config = settings(vision=str(tmp_path / "siglip"), language=str(tmp_path / "qwen3"))
     assert tokens_per_image(config) == 36
-    assert read_vocab_size(config) == 1536
+    assert language_config(config.language).vocab_size == 1536
     with pytest.raises(UsageError, match=r"model.vision: cannot load"):
         build(config, image_token_id=6)
 
@@ -45,14 +46,14 @@ def test_everything_is_frozen_and_in_eval_mode(make: Build) -> None:
 
 
 def test_frozen_weights_have_the_given_dtype_and_the_connector_is_fp32(settings: Settings) -> None:
-    model = build(settings(), image_token_id=6, dtype=torch.bfloat16)
+    model = build(settings(), image_token_id=6, options=LoadOptions(torch.bfloat16))
     assert {p.dtype for p in model.model.vision_tower.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.model.language_model.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in model.model.multi_modal_projector.parameters()} == {torch.float32}
 
 
 def test_a_bf16_model_gives_close_logits_with_and_without_autocast(settings: Settings, batch: Callable, processor: object) -> None:
-    model = build(settings(), image_token_id=processor.image_token_id, dtype=torch.bfloat16)  # type: ignore[attr-defined]
+    model = build(settings(), image_token_id=processor.image_token_id, options=LoadOptions(torch.bfloat16))  # type: ignore[attr-defined]
     inputs = batch(1)
     with torch.autocast("cpu", torch.bfloat16):
         with_autocast = model(**inputs).logits

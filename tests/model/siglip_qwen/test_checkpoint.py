@@ -14,6 +14,7 @@ from torch import nn
 
 from errors import UsageError
 from model.checkpoint_manifest import latest_checkpoint, write_manifest
+from model.family import LoadOptions
 from model.family_config import ParamGroup
 from model.param_groups import trainable_param_groups
 from model.siglip_qwen import checkpoint
@@ -74,7 +75,7 @@ def test_a_saved_a_loaded_and_a_merged_model_give_the_same_logits(
 
 def test_in_16_bits_adapters_are_not_merged_which_would_round_small_updates_away(trained: Trained, tmp_path: Path) -> None:
     save(trained(["connector", "lora"]), tmp_path)
-    loaded = checkpoint.load(tmp_path, dtype=torch.bfloat16)
+    loaded = checkpoint.load(tmp_path, LoadOptions(torch.bfloat16))
     assert any("lora" in name for name, _ in loaded.named_parameters())
 
 
@@ -126,7 +127,7 @@ def test_loading_to_resume_makes_the_trained_groups_trainable_in_fp32(
     trained: Trained, batch: Batch, tmp_path: Path, groups: list[ParamGroup]
 ) -> None:
     save(trained(groups), tmp_path)
-    model = checkpoint.load(tmp_path, trainable=True, dtype=torch.bfloat16)
+    model = checkpoint.load(tmp_path, LoadOptions(torch.bfloat16), trainable=True)
     trainable = trainable_param_groups(model)
     assert set(trainable) == set(groups)
     assert {p.dtype for group in trainable.values() for p in group} == {torch.float32}
@@ -137,7 +138,7 @@ def test_loading_to_resume_makes_the_trained_groups_trainable_in_fp32(
 def test_loading_to_resume_rounds_no_trained_weight(trained: Trained, tmp_path: Path, groups: list[ParamGroup]) -> None:
     model = trained(groups)
     save(model, tmp_path)
-    loaded = checkpoint.load(tmp_path, trainable=True, dtype=torch.bfloat16)
+    loaded = checkpoint.load(tmp_path, LoadOptions(torch.bfloat16), trainable=True)
     for group, parameters in trainable_param_groups(model).items():
         for ours, theirs in zip(parameters, trainable_param_groups(loaded)[group], strict=True):
             assert torch.equal(ours, theirs)

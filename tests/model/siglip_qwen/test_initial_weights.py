@@ -14,6 +14,7 @@ from torch import nn
 
 from errors import UsageError
 from model.checkpoint_manifest import write_manifest
+from model.family import LoadOptions
 from model.family_config import ParamGroup
 from model.hub.llava_export import export
 from model.siglip_qwen import checkpoint, initial_weights
@@ -79,7 +80,7 @@ def start(folder: Path, model: SiglipQwenConfig, processor: Processor, trains_la
     """What a run does before its first stage."""
     found = initial_weights.find(folder)
     initial_weights.check_compatible(found, model, processor)
-    started = initial_weights.start(found, model, trains_language=trains_language, dtype=torch.float32, device="cpu")
+    started = initial_weights.start(found, model, LoadOptions(torch.float32), trains_language=trains_language)
     base_model(started).config.image_token_id = processor.image_token_id
     return started.eval()
 
@@ -254,7 +255,7 @@ def test_a_connector_that_is_trained_may_read_another_layer(source: Source, sett
     found = initial_weights.find(source()[0])
     other = settings(vision_feature_layer=-1)
     initial_weights.check_compatible(found, other, processor, trains_connector=True)
-    model = initial_weights.start(found, other, trains_language=False, dtype=torch.float32, device="cpu")
+    model = initial_weights.start(found, other, LoadOptions(torch.float32), trains_language=False)
     assert base_model(model).config.vision_feature_layer == -1
     with pytest.raises(UsageError, match=r"model\.connector\.pool was 1, is 2"):
         initial_weights.check_compatible(found, settings(connector=ConnectorConfig(pool=2)), processor, trains_connector=True)
@@ -325,12 +326,11 @@ def test_a_rank_that_is_sent_the_weights_has_the_same_parameters(
 ) -> None:
     folder, _ = source(form)
     config, found = settings(lora=OTHER_LORA), initial_weights.find(folder)
-    options: dict[str, Any] = {"trains_language": "language" in groups, "dtype": torch.bfloat16, "device": "cpu"}
-    models = [
-        configure_trainable(initial_weights.start(found, config, load_weights=loads, **options), config, groups) for loads in (True, False)
-    ]
+    options = [LoadOptions(torch.bfloat16, load_weights=loads) for loads in (True, False)]
+    started = [initial_weights.start(found, config, each, trains_language="language" in groups) for each in options]
+    models = [configure_trainable(model, config, groups) for model in started]
     assert specification(models[0]) == specification(models[1])
     assert any(parameter.is_meta for parameter in models[1].parameters())
     own = write(models[0], tmp_path / "own", processor)
-    resumed = [checkpoint.load(own, trainable=True, dtype=torch.bfloat16, load_weights=loads) for loads in (True, False)]
+    resumed = [checkpoint.load(own, each, trainable=True) for each in options]
     assert specification(resumed[0]) == specification(resumed[1])

@@ -12,7 +12,7 @@ from dataset.loading.collators import PackedCollator, PaddedCollator
 from model.lora import enable_gradient_checkpointing
 from model.siglip_qwen.adapters import base_model, configure_trainable
 from model.siglip_qwen.batch_layout import LayoutCollator, with_layout
-from model.siglip_qwen.fused_modules import fuse_modules
+from model.siglip_qwen.family import FAMILY
 from model.siglip_qwen.processor import Processor
 from model.siglip_qwen.sparse_last_layer import enable_sparse_last_layer
 from tests.model.conftest import Build
@@ -36,7 +36,7 @@ def test_loss_and_gradients_do_not_change(
     )
     model = with_random_lora_b(configure_trainable(make(language=str(folder)), settings(), ["connector", "lora"])).train()
     expected = loss_and_gradients(model, batch)
-    fuse_modules(model)
+    FAMILY.fuse(model)
     torch.testing.assert_close(loss_and_gradients(model, batch), expected, atol=1e-5, rtol=1e-4)
     enable_gradient_checkpointing(model)
     torch.testing.assert_close(loss_and_gradients(model, batch), expected, atol=1e-5, rtol=1e-4)
@@ -61,7 +61,7 @@ def test_the_last_mlp_runs_at_supervised_positions_only(make: Build, processor: 
 def test_logits_without_labels_do_not_change(make: Build, batch: Callable[..., dict[str, torch.Tensor]]) -> None:
     model, inputs = make(), batch(1, 2, pad="left")
     expected = model(**inputs).logits
-    fuse_modules(model)
+    FAMILY.fuse(model)
     torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from benchmarks.launch_file import fsdp_plugin, shard
 from model.checkpoint_manifest import write_manifest
+from model.family import LoadOptions
 from model.family_config import ParamGroup
 from model.siglip_qwen import checkpoint
 from model.siglip_qwen.adapters import base_model, configure_trainable
@@ -31,7 +32,9 @@ def main(parts: str, launch_file: str, output: str) -> None:
         lora = LoraConfig(r=4, lora_alpha=8) if name == "lora" else None
         config = SiglipQwenConfig(vision=f"{parts}/siglip", language=f"{parts}/qwen3", lora=lora)
         torch.manual_seed(rank)  # other initial weights on each rank: those of rank 0 must win
-        model = configure_trainable(build(config, image_token_id=2, dtype=torch.float32, load_weights=not rank), config, groups)
+        model = configure_trainable(
+            build(config, image_token_id=2, options=LoadOptions(torch.float32, load_weights=not rank)), config, groups
+        )
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         # PEFT keeps a frozen copy of the connector, which is not loaded from a file.
         assert sum(p.is_meta for p in frozen) >= len(frozen) - 4 if rank else not any(p.is_meta for p in frozen)

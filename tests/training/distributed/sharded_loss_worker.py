@@ -21,6 +21,7 @@ from bitsandbytes.nn import Linear4bit
 from torch.distributed.tensor import DTensor
 
 from benchmarks.launch_file import fsdp_plugin, launch_environment, shard
+from model.family import LoadOptions
 from model.family_config import ParamGroup
 from model.kernels.chunked_cross_entropy import BYTES_PER_LOGIT
 from model.lora import enable_gradient_checkpointing
@@ -149,7 +150,7 @@ def trained_model(
     """
     torch.manual_seed(0)
     load_weights = not (sent and torch.distributed.get_rank())
-    base = build(config, image_token_id=image_token_id, dtype=torch.float32, shardable=True, load_weights=load_weights)
+    base = build(config, image_token_id=image_token_id, options=LoadOptions(torch.float32, load_weights=load_weights, shardable=True))
     base.logits_memory_gib = POSITIONS_PER_CHUNK * BYTES_PER_LOGIT * base.config.text_config.vocab_size / 2**30
     model = configure_trainable(base, config, groups)
     if sent:

@@ -94,7 +94,8 @@ def test_each_image_id_reads_the_features_of_its_image(workspace: Workspace) -> 
     encoder = load_encoder(siglip_qwen_settings(run_setup.config.model, "a cache"), dtype=torch.float32, device="cpu")
     image_ids = [11, 0, 5]
     assert isinstance(run_setup.processor, Processor)
-    pixels = run_setup.processor.pixels([run_setup.store.load_image(image_id) for image_id in image_ids])
+    read = run_setup.processor.read([run_setup.store.load_image(image_id) for image_id in image_ids])
+    pixels = run_setup.processor.normalize(read)["pixel_values"]
     torch.testing.assert_close(run_setup.features.read(image_ids), encoder(pixels).to(torch.bfloat16))
 
 

@@ -11,7 +11,7 @@ import config as configuration
 from model.siglip_qwen.adapters import configure_trainable
 from model.siglip_qwen.assembly import build
 from model.siglip_qwen.config import siglip_qwen_settings
-from model.siglip_qwen.family import model_step_flops
+from model.siglip_qwen.family import FAMILY
 from tests.training.test_run import run
 from training.monitoring import run_cost
 from training.monitoring.run_cost import format_flops, format_hours, print_run_cost, run_flops
@@ -26,7 +26,7 @@ def counted_flops(setup: RunSetup, stage: int) -> float:
     """FLOPs of one epoch, from the batches themselves and the loaded model."""
     settings = siglip_qwen_settings(setup.config.model, "this test")
     model = build(settings, image_token_id=setup.processor.image_token_id)
-    cost = model_step_flops(configure_trainable(model, settings, setup.config.train.stages[stage].train))
+    cost = FAMILY.step_flops(configure_trainable(model, settings, setup.config.train.stages[stage].train))
     batches = list(training_loader(setup, 1))[:2]
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     supervised = sum(len(batch["layout"].supervised_positions) for batch in batches)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from model.siglip_qwen import family
-from model.siglip_qwen.family import model_step_flops
+from model.siglip_qwen.family import FAMILY
 from model.siglip_qwen.modeling import VisionLanguageModel
 from model.step_flops import StepFlops, count_step_flops
 from training.monitoring.throughput import ThroughputMeter, peak_tflops
@@ -52,7 +52,7 @@ def test_with_cached_features_the_vision_encoder_costs_nothing(monkeypatch: pyte
     config = SimpleNamespace(vision_config=vision, vision_feature_layer=-1, pool=1, drop_first_patch=False)
     monkeypatch.setattr(family, "base_model", lambda _: SimpleNamespace(config=config))
     model = cast(VisionLanguageModel, TinyModel())
-    full, cached = model_step_flops(model), model_step_flops(model, features_cached=True)
+    full, cached = FAMILY.step_flops(model), FAMILY.step_flops(model, features_cached=True)
     assert full.per_image - cached.per_image == 2 * (2 * 3 * 5) * 16
     assert (full.per_token, full.per_supervised_token) == (cached.per_token, cached.per_supervised_token)
 

@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 from transformers import CLIPImageProcessorPil, Qwen2VLImageProcessorPil, SiglipImageProcessorPil
 
-from visual.image_processor import load_image_processor
+from errors import UsageError
+from visual.pretrained_model import load_image_processor
 
 
 @pytest.mark.parametrize(
     ("part", "kind"), [("siglip", SiglipImageProcessorPil), ("clip", CLIPImageProcessorPil), ("qwen3_vl", Qwen2VLImageProcessorPil)]
 )
 def test_each_model_gets_the_pillow_variant(parts: Path, part: str, kind: type) -> None:
-    assert type(load_image_processor(str(parts / part))) is kind
+    assert type(load_image_processor("key", str(parts / part))) is kind
 
 
 @pytest.mark.parametrize(
@@ -26,10 +27,10 @@ def test_each_model_gets_the_pillow_variant(parts: Path, part: str, kind: type) 
 )
 def test_older_class_names_map_to_the_pillow_variant(tmp_path: Path, settings: dict[str, str]) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    assert type(load_image_processor(str(tmp_path))) is CLIPImageProcessorPil
+    assert type(load_image_processor("key", str(tmp_path))) is CLIPImageProcessorPil
 
 
 def test_a_processor_without_a_pillow_variant_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "OurImageProcessor"}', encoding="utf-8")
-    with pytest.raises(ValueError, match="OurImageProcessor has no Pillow variant"):
-        load_image_processor(str(tmp_path))
+    with pytest.raises(UsageError, match=r"^key: .*OurImageProcessor has no Pillow variant"):
+        load_image_processor("key", str(tmp_path))
