@@ -4,14 +4,13 @@ Every stage starts in the same way: the base model is built and the weights of t
 gives the same result as an uninterrupted one.
 """
 
-import gc
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from transformers import set_seed
 
@@ -33,33 +32,23 @@ from training.checkpointing.stage_model import load_stage_model
 from training.checkpointing.starting_point import StartingPoint, starting_point
 from training.checkpointing.trainer_state import check_trainer_state
 from training.checkpointing.whole_checkpoint import resume_checkpoint
+from training.checkpointing.world_size_change import with_resumed_batching
 from training.config import Experiment
 from training.distributed.launch import weights_are_sharded
 from training.feature_cache.feature_extraction import with_cached_features
 from training.gradient_checkpointing import Trial, configure_activation_checkpointing, longest_batch
 from training.interruption.stop_callback import StopAgreement, StopCallback
 from training.interruption.stop_signals import StopSignals
-from training.monitoring.console import ConsoleLogger
+from training.monitoring.console import ConsoleLogger, TimeEstimate
 from training.monitoring.metrics_history import History
-from training.monitoring.report_callback import ReportCallback
 from training.monitoring.run_cost import print_run_cost
-from training.monitoring.throughput import ThroughputMeter, peak_tflops
-from training.monitoring.time_estimate import TimeEstimate
-from training.monitoring.trackers import closing
-from training.optimization.training_arguments import training_arguments
+from training.monitoring.throughput import ThroughputMeter, peak_tflops_of
+from training.monitoring.trackers import ReportCallback, closing
 from training.out_of_memory import explain_out_of_memory, keep_freed_host_memory
 from training.preflight import SAMPLES_FILE, check_before_loading
 from training.run_report import panel_generator, start_trackers, write_results
-from training.run_setup import (
-    RunSetup,
-    setup_machine,
-    setup_run,
-    stage_length,
-    training_loader,
-    validation_loader,
-    with_resumed_batching,
-)
-from training.stage_trainer import StageData, StageRecords, StageTrainer
+from training.run_setup import RunSetup, setup_machine, setup_run, stage_length, training_loader, validation_loader
+from training.stage_trainer import StageParts, StageTrainer
 from training.stages import Stage, describe_trained
 from training.unreadable_images import UnreadableImages, UnreadableLimit
 
@@ -136,9 +125,7 @@ class TrainingRun:
             raise Interrupted(stop.number, f"{signal.Signals(stop.number).name} after step {trainer.step:,}: {last} is written")
         trainer.accelerator.free_memory()
         del trainer, model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        clear_device_cache(garbage_collection=True)
         return last
 
     def _checked_settings(self) -> dict[str, Any]:
@@ -186,22 +173,21 @@ class TrainingRun:
 
     def _trainer(self, stage: Stage, model: nn.Module, stop: StopCallback) -> StageTrainer:
         """The trainer of a stage, with this rank's batches, and on rank 0 with what reports its progress."""
-        setup, config, validation = self.setup, self.config, validation_loader(self.setup)
-        trainer = StageTrainer(
-            model,
-            training_arguments(config, stage, setup.batching.step.micro_batches, setup.precision, setup.device, validation is not None),
-            setup,
-            stage,
-            StageData(training_loader(setup, stage.index), validation, self._unreadable_images()),
-            StageRecords(
-                history=self.history,
-                meter=self._meter(model),
-                checkpoints=CheckpointWriter(config.checkpoint_folder, config.train.save_total_limit, setup.partial_state),
-                settings=self.settings,
-                tracker_runs={tracker.name: tracker.run_id for tracker in self.trackers if tracker.run_id},
-            ),
-            stop,
+        setup, config = self.setup, self.config
+        step_flops, peak = setup.family.step_flops(model, setup.features is not None), peak_tflops_of(setup.device, setup.precision)
+        parts = StageParts(
+            stage=stage,
+            loader=training_loader(setup, stage.index),
+            validation=validation_loader(setup),
+            unreadable=self._unreadable_images(),
+            history=self.history,
+            meter=ThroughputMeter(step_flops, setup.device, peak),
+            checkpoints=CheckpointWriter(config.checkpoint_folder, config.train.save_total_limit, setup.partial_state),
+            settings=self.settings,
+            tracker_runs={tracker.name: tracker.run_id for tracker in self.trackers if tracker.run_id},
+            stop=stop,
         )
+        trainer = StageTrainer(model, setup, parts)
         if setup.partial_state.is_main_process:
             done = read_run_state(self.checkpoint / TRAINER_FOLDER).step if self.checkpoint else 0
             total = stage.first_step + sum(self.lengths[stage.index :])
@@ -224,9 +210,3 @@ class TrainingRun:
         num_processes = setup.partial_state.num_processes
         chosen = configure_activation_checkpointing(model, self.config.train, trial, setup.device, num_processes, weights_are_sharded())
         setup.print_once(f"gradient checkpointing: {chosen}")
-
-    def _meter(self, model: nn.Module) -> ThroughputMeter:
-        setup = self.setup
-        peak_is_known = setup.precision != "fp32" and setup.device.type == "cuda"
-        peak = peak_tflops(torch.cuda.get_device_name(setup.device)) if peak_is_known else None
-        return ThroughputMeter(setup.family.step_flops(model, setup.features is not None), setup.device, peak)

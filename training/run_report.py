@@ -12,11 +12,11 @@ from errors import TesseraError
 from model.family import LoadOptions
 from training.checkpointing.resume import RunState
 from training.config import Experiment
+from training.data_loading import evenly_spaced
 from training.distributed.launch import weights_are_sharded
 from training.monitoring.loss_curves import plot_loss_curves
 from training.monitoring.metrics_history import History
-from training.monitoring.prediction_panels import Panel, render_table
-from training.monitoring.sample_predictions import generate_panels, select_samples
+from training.monitoring.sample_predictions import Panel, generate_panels, render_table
 from training.monitoring.tensorboard_logger import TensorBoardLogger
 from training.monitoring.trackers import Tracker, start_tracker
 from training.run_setup import Machine, RunSetup
@@ -55,7 +55,8 @@ def panel_generator(run_setup: RunSetup) -> Callable[[nn.Module], list[Panel]] |
     """A function from a model to its sample predictions; None without validation samples."""
     if run_setup.validation is None:
         return None
-    samples = select_samples(run_setup.validation, run_setup.config.train.num_logged_predictions)
+    data, count = run_setup.validation, run_setup.config.train.num_logged_predictions
+    samples = [data.sample(index) for index in evenly_spaced(len(data), count).tolist()]
     return partial(generate_panels, processor=run_setup.processor, store=run_setup.store, samples=samples, precision=run_setup.precision)
 
 

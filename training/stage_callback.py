@@ -5,14 +5,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from training.monitoring.metrics_history import History
-from training.optimization.early_stopping import best_evaluation, should_stop_early
+from training.monitoring.metrics_history import History, best_evaluation, should_stop_early
 from training.stages import Stage
 
 
 class StageCallback(TrainerCallback):
-    """Records learning rates, logs the first and last step, and stops early."""
-
     def __init__(self, stage: Stage, history: History, early_stopping_patience: int | None):
         self._stage, self._history, self._patience = stage, history, early_stopping_patience
         self.learning_rates: dict[str, float] = {}

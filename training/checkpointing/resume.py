@@ -48,7 +48,7 @@ class RunState:
     finished: bool
     """Whether the stage has ended; the next one starts from here."""
     settings: dict[str, Any]
-    """What `settings` returned."""
+    """All settings that determine a training step, by dotted key; a run can only be resumed with the same ones."""
     history: list[Row]
     """Rows of the History."""
     trackers: dict[str, str] = field(default_factory=dict)
@@ -114,24 +114,11 @@ LENGTH_KEYS = frozenset({"epochs", "max_steps"})
 """Keys of the stage that a checkpoint belongs to which may differ: the stage may become longer (see `stage_length_change`)."""
 
 
-def settings(config: Experiment, samples: Path, num_processes: int, packed: bool, precision: str) -> dict[str, Any]:
-    """All settings that determine a training step, by key; a run can only be resumed with the same ones.
-
-    Args:
-        samples: The samples.parquet to train on; its SHA-256 is part of the settings.
-        num_processes: World size.
-        packed: Whether batches are packed, after `auto` is resolved.
-        precision: bf16, fp16 or fp32, after `auto` is resolved.
-    """
-    return {**config_settings(config), **machine_settings(num_processes, packed, precision), **data_settings(samples)}
-
-
 def config_settings(config: Experiment) -> dict[str, Any]:
     """The settings that the configuration alone tells: those that can be compared before anything is loaded."""
-    resolved = {f"model.{key}": value for key, value in _flat(dataclasses.asdict(config.model)).items()}
-    resolved |= {f"train.{key}": value for key, value in _flat(dataclasses.asdict(config.train)).items()}
-    resolved |= {"data.augmentation": dataclasses.asdict(config.data.augmentation) if config.data.augmentation else None}
-    resolved |= {"data.balance": config.data.balance}
+    resolved = _flat({"model": dataclasses.asdict(config.model), "train": dataclasses.asdict(config.train)})
+    resolved["data.augmentation"] = dataclasses.asdict(config.data.augmentation) if config.data.augmentation else None
+    resolved["data.balance"] = config.data.balance
     known = {key: value for key, value in resolved.items() if key not in CHANGEABLE_KEYS | RESOLVED_KEYS}
     # Through JSON, so that it compares equal to the settings read from a checkpoint.
     plain: dict[str, Any] = json.loads(json.dumps(known, default=str))
@@ -139,7 +126,7 @@ def config_settings(config: Experiment) -> dict[str, Any]:
 
 
 def machine_settings(num_processes: int, packed: bool, precision: str) -> dict[str, Any]:
-    """The settings that depend on the launcher and the device."""
+    """The settings that depend on the launcher and the device, after each `auto` is resolved. num_processes: world size."""
     return {"train.num_processes": num_processes, "train.batching": "packed" if packed else "padded", "train.precision": precision}
 
 

@@ -40,7 +40,7 @@ def check_max_steps(checkpoint: Path, state: RunState, stages: Sequence[StageCon
     if state.stage < len(stages):
         limit, done = stages[state.stage].max_steps, state.step - state.first_step
         if limit is not None and limit < done:
-            raise UsageError(_too_short(checkpoint, state, stages[state.stage], limit))
+            raise _too_short(checkpoint, state, stages[state.stage], limit)
 
 
 def starting_point(checkpoint: Path | None, state: RunState | None, stages: Sequence[StageConfig], steps: Sequence[int]) -> StartingPoint:
@@ -60,12 +60,12 @@ def starting_point(checkpoint: Path | None, state: RunState | None, stages: Sequ
     stage, done = stages[state.stage], state.step - state.first_step
     planned, changed = steps[state.stage], _changed_length(state, stage)
     if planned < done and (changed or not state.finished):
-        raise UsageError(_too_short(checkpoint, state, stage, planned))
+        raise _too_short(checkpoint, state, stage, planned)
     if state.finished and (planned == done or not changed):
         note = f"train.stages.{state.stage}: {_named(changed)} changes nothing, {stage.name} has {planned:,} steps" if changed else None
         return StartingPoint(state.stage + 1, state.step, note=note)
     if planned == done:
-        raise UsageError(_nothing_left(checkpoint, state, stage))
+        raise _length_error(checkpoint, state, stage, ", all that it would have", ", but not ended; give it at least one step more")
     before = _steps_before(checkpoint)
     if before is None:
         raise UsageError(
@@ -94,19 +94,14 @@ def _named(changed: dict[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{key} from {_shown(before)} to {_shown(now)}" for key, (before, now) in changed.items())
 
 
-def _too_short(checkpoint: Path, state: RunState, stage: StageConfig, planned: int) -> str:
-    done = state.step - state.first_step
-    return (
-        f"--resume {checkpoint}: train.stages.{state.stage}: stage {stage.name} has done {done:,} steps and would have {planned:,} "
-        f"(max_steps={_shown(stage.max_steps)}, epochs={stage.epochs:g}); a stage cannot become shorter than what is done"
-    )
+def _too_short(checkpoint: Path, state: RunState, stage: StageConfig, planned: int) -> UsageError:
+    return _length_error(checkpoint, state, stage, f" and would have {planned:,}", "; a stage cannot become shorter than what is done")
 
 
-def _nothing_left(checkpoint: Path, state: RunState, stage: StageConfig) -> str:
-    done = state.step - state.first_step
-    return (
-        f"--resume {checkpoint}: train.stages.{state.stage}: stage {stage.name} has done {done:,} steps, all that it would have "
-        f"(max_steps={_shown(stage.max_steps)}, epochs={stage.epochs:g}), but not ended; give it at least one step more"
+def _length_error(checkpoint: Path, state: RunState, stage: StageConfig, planned: str, advice: str) -> UsageError:
+    return UsageError(
+        f"--resume {checkpoint}: train.stages.{state.stage}: stage {stage.name} has done {state.step - state.first_step:,} steps{planned} "
+        f"(max_steps={_shown(stage.max_steps)}, epochs={stage.epochs:g}){advice}"
     )
 
 

@@ -8,7 +8,6 @@ Shapes: N images, P patches, D hidden size of the vision encoder.
 
 import contextlib
 import dataclasses
-import gc
 import hashlib
 import json
 import shutil
@@ -20,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from PIL import Image
 
 from dataset.loading.image_io import MAX_PIXELS, ImageError, open_image, read_image_file, read_with_retries
@@ -74,9 +74,7 @@ def with_cached_features(run_setup: RunSetup, weights: Path | None = None) -> Ru
     extractor.report_unreadable(UnreadableLimit(run_setup.config.train.max_unreadable_images, len(images)))
     cached_features = CachedFeatures(extractor.cache, {image_id: image.digest for image_id, image in images.items()})
     del extractor
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
     validation = run_setup.validation
     if validation is not None:
         validation = TrainingData(
