@@ -33,14 +33,7 @@ from dataset.loading.multi_turn import (
     to_messages,
 )
 from dataset.loading.sample_store import SampleStore
-from dataset.loading.samplers import (
-    BatchingStrategy,
-    DistributedBatchSampler,
-    LengthGroupedBatching,
-    PackedBatching,
-    SampleKey,
-    StepShape,
-)
+from dataset.loading.samplers import BatchingStrategy, DistributedBatchSampler, LengthGroupedBatching, PackedBatching, SampleKey, StepShape
 from dataset.sample import Sample
 from errors import TesseraError, UsageError
 from model.family import Collate
@@ -142,32 +135,25 @@ class CachedFeatures:
         return self.cache.read([self.digests[image_id] for image_id in image_ids])
 
 
+@dataclass(frozen=True, eq=False)
 class TrainingData(Dataset[Example]):
     """Encoded conversations of a split, with pixels or cached vision features.
 
     The epoch in the key of an item selects the target of each sample and the order of the questions.
-
-    Args:
-        lengths: What `measure_lengths` returned; one item per conversation.
-        seed: Seed of targets, question order and augmentation.
-        augmentation: None leaves images unchanged.
-        features: Cached features to use in place of pixels; None loads the images.
-        replace_unreadable: Whether another sample takes the place of one whose image cannot be read; if not, its place stays empty,
-            as in validation, where no sample may count twice.
     """
 
-    def __init__(
-        self,
-        store: SampleStore,
-        lengths: SampleLengths,
-        processor: SampleProcessor,
-        seed: int,
-        augmentation: AugmentationConfig | None = None,
-        features: CachedFeatures | None = None,
-        replace_unreadable: bool = True,
-    ):
-        self.store, self.lengths, self.processor = store, lengths, processor
-        self.seed, self.augmentation, self.features, self.replace_unreadable = seed, augmentation, features, replace_unreadable
+    store: SampleStore
+    lengths: SampleLengths
+    """What `measure_lengths` returned; one item per conversation."""
+    processor: SampleProcessor
+    seed: int
+    """Seed of targets, question order and augmentation."""
+    augmentation: AugmentationConfig | None = None
+    features: CachedFeatures | None = None
+    """Cached features to use in place of pixels; None loads the images."""
+    replace_unreadable: bool = True
+    """Whether another sample takes the place of one whose image cannot be read; if not, its place stays empty, as in validation, where
+    no sample may count twice."""
 
     def __len__(self) -> int:
         return len(self.lengths)

@@ -91,8 +91,7 @@ def configure_activation_checkpointing(
         num_processes: World size; all ranks use the largest number of layers that one of them needs.
         sharded: Weights are sharded over ranks (FSDP, ZeRO-3); `auto` then means all layers.
 
-    Raises:
-        TesseraError: The step does not fit into memory even with all layers recomputed.
+    Raises TesseraError when the step does not fit into memory even with all layers recomputed.
     """
     chosen = _plan_checkpointing(model, train, trial, device, sharded)
     if num_processes > 1 and train.gradient_checkpointing == "auto":

@@ -17,18 +17,19 @@ from transformers import set_seed
 from errors import Interrupted
 from model.siglip_qwen import initial_weights
 from process_group import ProcessGroup
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_step
 from training.checkpointing.checkpoint_writer import CheckpointWriter
 from training.checkpointing.resume import (
     INITIAL_WEIGHTS_KEY,
     STEP_KEYS,
+    TRAINER_FOLDER,
     check_same_settings,
+    checkpoint_step,
     config_settings,
     data_settings,
     machine_settings,
     read_run_state,
 )
-from training.checkpointing.stage_model import load_stage_model
+from training.checkpointing.stage_model import describe_trained, load_stage_model
 from training.checkpointing.starting_point import StartingPoint, starting_point
 from training.checkpointing.trainer_state import check_trainer_state
 from training.checkpointing.whole_checkpoint import resume_checkpoint
@@ -37,7 +38,6 @@ from training.config import Experiment
 from training.distributed.launch import weights_are_sharded
 from training.feature_cache.feature_extraction import with_cached_features
 from training.gradient_checkpointing import Trial, configure_activation_checkpointing, longest_batch
-from training.interruption.stop_callback import StopAgreement, StopCallback
 from training.interruption.stop_signals import StopSignals
 from training.monitoring.console import ConsoleLogger, TimeEstimate
 from training.monitoring.metrics_history import History
@@ -47,9 +47,9 @@ from training.monitoring.trackers import ReportCallback, closing
 from training.out_of_memory import explain_out_of_memory, keep_freed_host_memory
 from training.preflight import SAMPLES_FILE, check_before_loading
 from training.run_report import panel_generator, start_trackers, write_results
-from training.run_setup import RunSetup, setup_machine, setup_run, stage_length, training_loader, validation_loader
+from training.run_setup import RunSetup, Stage, setup_machine, setup_run, stage_length, training_loader, validation_loader
+from training.stage_callback import StopCallback
 from training.stage_trainer import StageParts, StageTrainer
-from training.stages import Stage, describe_trained
 from training.unreadable_images import UnreadableImages, UnreadableLimit
 
 
@@ -58,13 +58,8 @@ class TrainingRun:
 
     Creating one checks the configuration, joins the process group, and reads what a resumed run goes on from.
 
-    Args:
-        config: The experiment.
-        resume: None starts from scratch, "auto" resumes from the latest complete checkpoint, otherwise a checkpoint folder.
-        signals: Requests to stop; None when the caller handles none.
-
-    Raises:
-        UsageError: settings contradict each other, the data or the machine.
+    resume: None starts from scratch, "auto" resumes from the latest complete checkpoint, otherwise a checkpoint folder; signals:
+    requests to stop, None when the caller handles none. Raises UsageError for settings that contradict each other or the machine.
     """
 
     setup: RunSetup
@@ -86,16 +81,14 @@ class TrainingRun:
         if self.state:
             self.machine = with_resumed_batching(self.machine, config.train, self.state.settings)
         self.history = History(list(self.state.history) if self.state else [])
-        self.agreement, self.time = StopAgreement(self.machine.partial_state.num_processes), TimeEstimate()
+        self.stop, self.time = StopCallback(self.signals, self.machine.partial_state.num_processes), TimeEstimate()
         self.trackers = start_trackers(config, self.machine, self.state, self.settings)
 
     def train(self) -> Path:
         """Train all stages, or those that are left after a checkpoint; returns the folder of the last checkpoint.
 
-        Raises:
-            UsageError: settings contradict the data.
-            TesseraError: training fails.
-            Interrupted: a signal ended the run, after a checkpoint if a step had been done.
+        Raises UsageError for settings that contradict the data, TesseraError when training fails, and Interrupted when a signal ended
+        the run, after a checkpoint if a step had been done.
         """
         with closing(self.trackers):
             self.setup = self._prepare()
@@ -113,16 +106,15 @@ class TrainingRun:
         with explain_out_of_memory("loading the model"):
             model = load_stage_model(self.setup, stage, self.checkpoint)
         self.setup.print_once(f"stage {stage.config.name}: {stage.steps:,} steps, {describe_trained(model)}")
-        stop = StopCallback(self.signals, self.agreement)
-        trainer = self._trainer(stage, model, stop)
+        trainer = self._trainer(stage, model)
         # Trainer seeds all ranks alike; dropout masks should differ between ranks.
         set_seed(self.config.train.seed + stage.index + 1000 * partial_state.process_index)
         with explain_out_of_memory("training"), self.signals.explaining_errors():
             self._configure_activation_checkpointing(trainer, model)
             trainer.train(resume_from_checkpoint=str(self.checkpoint / TRAINER_FOLDER) if self.checkpoint and resuming else None)
         last = self.config.checkpoint_folder / f"checkpoint-{trainer.step}"
-        if stop.number:
-            raise Interrupted(stop.number, f"{signal.Signals(stop.number).name} after step {trainer.step:,}: {last} is written")
+        if number := self.stop.number:
+            raise Interrupted(number, f"{signal.Signals(number).name} after step {trainer.step:,}: {last} is written")
         trainer.accelerator.free_memory()
         del trainer, model
         clear_device_cache(garbage_collection=True)
@@ -171,7 +163,7 @@ class TrainingRun:
             steps_before = self.start.steps_before if is_first and self.start.resuming else None
             yield Stage(self.config.train.stages[index], index, first_step, self.lengths[index], steps_before)
 
-    def _trainer(self, stage: Stage, model: nn.Module, stop: StopCallback) -> StageTrainer:
+    def _trainer(self, stage: Stage, model: nn.Module) -> StageTrainer:
         """The trainer of a stage, with this rank's batches, and on rank 0 with what reports its progress."""
         setup, config = self.setup, self.config
         step_flops, peak = setup.family.step_flops(model, setup.features is not None), peak_tflops_of(setup.device, setup.precision)
@@ -185,7 +177,7 @@ class TrainingRun:
             checkpoints=CheckpointWriter(config.checkpoint_folder, config.train.save_total_limit, setup.partial_state),
             settings=self.settings,
             tracker_runs={tracker.name: tracker.run_id for tracker in self.trackers if tracker.run_id},
-            stop=stop,
+            stop=self.stop,
         )
         trainer = StageTrainer(model, setup, parts)
         if setup.partial_state.is_main_process:
@@ -193,7 +185,7 @@ class TrainingRun:
             total = stage.first_step + sum(self.lengths[stage.index :])
             trainer.add_callback(ConsoleLogger(done, total, self.time))
             trainer.add_callback(ReportCallback(self.trackers, None if weights_are_sharded() else panel_generator(setup)))
-        trainer.add_callback(stop)
+        trainer.add_callback(self.stop)
         return trainer
 
     def _unreadable_images(self) -> UnreadableImages:

@@ -30,22 +30,19 @@ def start_trackers(config: Experiment, machine: Machine, state: RunState | None,
     if not machine.partial_state.is_main_process:
         return []
     trackers: list[Tracker] = []
-    for name in config.train.report_to:
-        folder = config.result_folder / "tensorboard"
-        if name == "tensorboard":
-            machine.print_once(f"curves and sample predictions: tensorboard --logdir {folder}")
-        config.result_folder.mkdir(parents=True, exist_ok=True)
-        run_id = state.trackers.get(name) if state else None
-        try:
-            trackers.append(
-                TensorBoardLogger(folder, state.step if state else 0)
-                if name == "tensorboard"
-                else start_tracker(name, config.checkpoint_folder.name, config.result_folder, settings, run_id)
-            )
-        except TesseraError:
-            for tracker in trackers:
-                tracker.close("failed")
-            raise
+    folder, run_ids = config.result_folder, state.trackers if state else {}
+    try:
+        for name in config.train.report_to:
+            folder.mkdir(parents=True, exist_ok=True)
+            if name == "tensorboard":
+                machine.print_once(f"curves and sample predictions: tensorboard --logdir {folder / name}")
+                trackers.append(TensorBoardLogger(folder / name, state.step if state else 0))
+            else:
+                trackers.append(start_tracker(name, config.checkpoint_folder.name, folder, settings, run_ids.get(name)))
+    except TesseraError:
+        for tracker in trackers:
+            tracker.close("failed")
+        raise
     if trackers and weights_are_sharded():
         machine.print_once("no sample predictions while training: with FSDP or ZeRO-3 no process holds the full model")
     return trackers

@@ -24,7 +24,7 @@ from model.siglip_qwen.config import siglip_qwen_settings
 from model.siglip_qwen.initial_weights import InitialWeights, check_compatible
 from process_group import main_process_only
 from training.compile_policy import check_step_settings
-from training.config import Experiment, TrainConfig
+from training.config import Experiment, StageConfig, TrainConfig
 from training.data_loading import Batching, CachedFeatures, SampleLengths, TrainingData, evenly_spaced, measure_lengths
 from training.distributed.launch import check_shardable, check_world_size, unused_gpus, weights_are_sharded
 from training.interruption.stop_signals import ignore_stop_signals
@@ -82,6 +82,21 @@ class RunSetup(Machine):
         return {i for lengths in splits for members in lengths.conversations for member in members for i in image_ids[member.row]}
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A stage and its position in the run."""
+
+    config: StageConfig
+    index: int
+    """Index in train.stages."""
+    first_step: int
+    """Optimizer steps of all earlier stages."""
+    steps: int
+    """Optimizer steps of this stage."""
+    steps_before: int | None = None
+    """Optimizer steps of this stage when the checkpoint to resume from was written, where that was another number."""
+
+
 def setup_machine(config: Experiment) -> Machine:
     """Join the process group and resolve what depends on the device. Raises UsageError for what this machine cannot do."""
     partial_state = check_world_size(config.train.num_processes)
@@ -98,11 +113,8 @@ def setup_machine(config: Experiment) -> Machine:
 def setup_run(config: Experiment, machine: Machine | None = None, initial: InitialWeights | None = None) -> RunSetup:
     """Measure the samples in tokens and check what depends on them, before weights are loaded.
 
-    Args:
-        machine: What `setup_machine` returned; None calls it, and checks the configuration first.
-        initial: Weights to start from, which must fit the model; None for those of the base models, or of a checkpoint.
-
-    Raises UsageError for settings that contradict each other, the data or the machine.
+    machine: what `setup_machine` returned, None calls it and checks the configuration first; initial: weights to start from, which must
+    fit the model. Raises UsageError for settings that contradict each other, the data or the machine.
     """
     if machine is None:
         check_settings(config)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate.utils import save_fsdp_optimizer
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PrinterCallback, TrainerControl
+from transformers import PreTrainedModel, PrinterCallback, TrainerControl, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from dataset.loading.collators import UNREADABLE_IMAGES
@@ -28,16 +28,13 @@ from training.checkpointing.starting_point import TRAINER_STATE_FILE
 from training.checkpointing.trainer_state import NamedStateTrainer
 from training.distributed.sharding import configure_fsdp, gather_full_state_dict, reshard_model
 from training.gradient_checkpointing import allocate_gradients
-from training.interruption.stop_callback import StopCallback
 from training.monitoring.metrics_history import History, best_evaluation
 from training.monitoring.throughput import ThroughputMeter
 from training.optimization.loss_scaling import LossScalingTrainer
 from training.optimization.lr_scheduler import move_to_schedule, num_warmup_steps, rate_factor
 from training.optimization.optimizers import build_optimizer, optimizer_param_groups
-from training.optimization.training_arguments import training_arguments
-from training.run_setup import RunSetup
-from training.stage_callback import StageCallback
-from training.stages import Stage
+from training.run_setup import RunSetup, Stage
+from training.stage_callback import StageCallback, StopCallback
 from training.unreadable_images import UnreadableImages
 
 
@@ -296,3 +293,35 @@ class StageTrainer(LossScalingTrainer, NamedStateTrainer):
         # The checkpoint restores the logging, evaluation and saving intervals of its own run; this run's apply.
         self.state.compute_steps(self.args, max_steps)
         return training_state
+
+
+def training_arguments(run: RunSetup, stage: Stage, validate: bool) -> TrainingArguments:
+    """The stage's settings as transformers' TrainingArguments. validate: evaluate every train.eval_steps."""
+    train = run.config.train
+    arguments = TrainingArguments(
+        output_dir=str(run.config.checkpoint_folder),
+        max_steps=stage.steps,
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        gradient_accumulation_steps=run.batching.step.micro_batches,
+        average_tokens_across_devices=True,
+        max_grad_norm=train.max_grad_norm,
+        bf16=run.precision == "bf16",
+        fp16=run.precision == "fp16",
+        use_cpu=run.device.type == "cpu",
+        seed=train.seed + stage.index,
+        logging_steps=train.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validate else "no",
+        eval_steps=train.eval_steps,
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+    )
+    # With several visible GPUs, Trainer would wrap the model in nn.DataParallel, which cuts packed rows apart.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -12,8 +12,7 @@ from accelerate import PartialState
 
 from atomic_io import copy_read_permissions, naming_full_disk
 from model.checkpoint_manifest import write_manifest
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER, checkpoint_folders, checkpoint_step
-from training.checkpointing.resume import RunState
+from training.checkpointing.resume import TRAINER_FOLDER, RunState, checkpoint_folders, checkpoint_step
 
 
 class CheckpointWriter:

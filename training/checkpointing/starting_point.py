@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import UsageError
-from training.checkpointing.checkpoint_folders import TRAINER_FOLDER
-from training.checkpointing.resume import LENGTH_KEYS, RunState
+from training.checkpointing.resume import LENGTH_KEYS, TRAINER_FOLDER, RunState
 from training.config import StageConfig
 
 TRAINER_STATE_FILE = "trainer_state.json"
@@ -52,8 +51,7 @@ def starting_point(checkpoint: Path | None, state: RunState | None, stages: Sequ
         stages: train.stages.
         steps: Optimizer steps of each stage.
 
-    Raises:
-        UsageError: a stage would be shorter than what is done, or has ended without an optimizer state to go on from.
+    Raises UsageError when a stage would be shorter than what is done, or has ended without an optimizer state to go on from.
     """
     if checkpoint is None or state is None:
         return StartingPoint()
@@ -61,8 +59,8 @@ def starting_point(checkpoint: Path | None, state: RunState | None, stages: Sequ
     planned, changed = steps[state.stage], _changed_length(state, stage)
     if planned < done and (changed or not state.finished):
         raise _too_short(checkpoint, state, stage, planned)
+    note = f"train.stages.{state.stage}: {_named(changed)} changes nothing, {stage.name} has {planned:,} steps" if changed else None
     if state.finished and (planned == done or not changed):
-        note = f"train.stages.{state.stage}: {_named(changed)} changes nothing, {stage.name} has {planned:,} steps" if changed else None
         return StartingPoint(state.stage + 1, state.step, note=note)
     if planned == done:
         raise _length_error(checkpoint, state, stage, ", all that it would have", ", but not ended; give it at least one step more")
@@ -72,10 +70,9 @@ def starting_point(checkpoint: Path | None, state: RunState | None, stages: Sequ
             f"--resume {checkpoint}: train.stages.{state.stage}: {_named(changed)} cannot be changed, since stage {stage.name} has ended "
             "and its checkpoint holds no optimizer state (it stopped early, or another stage followed); add a stage instead"
         )
-    note = None
-    if changed and before == planned:
-        note = f"train.stages.{state.stage}: {_named(changed)} changes nothing, {stage.name} has {planned:,} steps as before"
-    return StartingPoint(state.stage, state.first_step, True, before if before != planned else None, note)
+    if before != planned:
+        return StartingPoint(state.stage, state.first_step, True, before)
+    return StartingPoint(state.stage, state.first_step, True, note=note and f"{note} as before")
 
 
 def _changed_length(state: RunState, stage: StageConfig) -> dict[str, tuple[Any, Any]]:

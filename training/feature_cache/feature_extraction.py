@@ -33,7 +33,7 @@ from model.siglip_qwen.config import siglip_qwen_settings
 from model.siglip_qwen.initial_weights import vision_tower_folder
 from process_group import main_process_only
 from progress import Progress
-from training.data_loading import CachedFeatures, TrainingData
+from training.data_loading import CachedFeatures
 from training.feature_cache.feature_store import FeatureCache
 from training.out_of_memory import explain_out_of_memory
 from training.run_setup import RunSetup, num_loader_workers
@@ -67,7 +67,9 @@ def with_cached_features(run_setup: RunSetup, weights: Path | None = None) -> Ru
 
     Raises UsageError when there is not enough disk space, TesseraError when more than train.max_unreadable_images cannot be read.
     """
-    images = _images(run_setup)
+    store, used_images = run_setup.store, run_setup.used_images()
+    merged_at = (store.folder / "images.parquet").stat().st_mtime_ns
+    images = {row.image_id: _image_file(row, merged_at) for row in store.images() if row.image_id in used_images}
     extractor = _FeatureExtractor(run_setup, {image.digest: image for image in images.values()}, weights)
     with explain_out_of_memory("computing features"), main_process_only(run_setup.partial_state.is_main_process):
         extractor.build()
@@ -75,11 +77,7 @@ def with_cached_features(run_setup: RunSetup, weights: Path | None = None) -> Ru
     cached_features = CachedFeatures(extractor.cache, {image_id: image.digest for image_id, image in images.items()})
     del extractor
     clear_device_cache(garbage_collection=True)
-    validation = run_setup.validation
-    if validation is not None:
-        validation = TrainingData(
-            validation.store, validation.lengths, validation.processor, validation.seed, features=cached_features, replace_unreadable=False
-        )
+    validation = run_setup.validation and dataclasses.replace(run_setup.validation, features=cached_features)
     return dataclasses.replace(run_setup, features=cached_features, validation=validation)
 
 
@@ -211,15 +209,7 @@ def _open_and_hash(image: ImageFile) -> tuple[Image.Image, str]:
         raise ImageError(error.reason, f"{image.path}: {error}") from error
 
 
-def _images(run_setup: RunSetup) -> dict[int, ImageFile]:
-    """The images of all training and validation samples, by image_id."""
-    store = run_setup.store
-    needed = run_setup.used_images()
-    merged_at = (store.folder / "images.parquet").stat().st_mtime_ns
-    return {row.image_id: _image(row, merged_at) for row in store.images() if row.image_id in needed}
-
-
-def _image(row: ImageRow, merged_at: int) -> ImageFile:
+def _image_file(row: ImageRow, merged_at: int) -> ImageFile:
     """The file of an image; it is hashed again when it was modified after preprocessing."""
     digest, max_pixels = row.sha256, max(MAX_PIXELS, row.width * row.height)
     # A file that is gone keeps the digest of the merge: its features may be there already.

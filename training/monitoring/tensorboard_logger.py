@@ -19,12 +19,7 @@ TAGS = {"loss": "loss/training", "eval_loss": "loss/validation", "grad_norm": "t
 class TensorBoardLogger:
     """Writes event files; for rank 0 only. A `Tracker` (see training.monitoring.trackers).
 
-    Args:
-        folder: Folder of the event files.
-        step: Optimizer steps before this run; later events of an earlier run are purged.
-
-    Raises:
-        TesseraError: the disk is full.
+    step: optimizer steps before this run; later events of an earlier run are purged. Raises TesseraError when the disk is full.
     """
 
     name = "tensorboard"

@@ -231,9 +231,7 @@ def closing(trackers: Sequence[Tracker]) -> Iterator[None]:
 class ReportCallback(TrainerCallback):
     """For rank 0 only. An error of a tracker during the run is printed once for each tracker and does not end the run.
 
-    Args:
-        trackers: Where to report to; the caller closes them.
-        generate_panels: From the model to its sample predictions, called once at each evaluation; None makes none.
+    generate_panels: from the model to its sample predictions, called once at each evaluation; None makes none.
     """
 
     def __init__(self, trackers: Sequence[Tracker], generate_panels: Callable[[nn.Module], list[Panel]] | None):

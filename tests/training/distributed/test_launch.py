@@ -11,8 +11,8 @@ from dataset.loading.samplers import StepShape
 from errors import UsageError
 from training.config import StageConfig, TrainConfig
 from training.distributed.launch import check_world_size, unused_gpus
-from training.optimization.training_arguments import training_arguments
-from training.stages import Stage
+from training.run_setup import Stage
+from training.stage_trainer import training_arguments
 
 
 def test_another_world_size_than_launched_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
