@@ -121,18 +121,17 @@ def setup_run(config: Experiment, machine: Machine | None = None, initial: Initi
         machine = setup_machine(config)
     store = SampleStore(config.data_folder)
     processor = family(config.model.family).processor(config.model, recorded_prompts(store))
-    if config.train.max_questions_per_conversation > 1 and not processor.joins_questions:
+    max_questions = config.train.max_questions_per_conversation
+    if max_questions > 1 and not processor.joins_questions:
         raise UsageError(
-            f"train.max_questions_per_conversation: {config.train.max_questions_per_conversation}, but of a conversation this model is "
-            "trained on the last answer alone; set it to 1"
+            f"train.max_questions_per_conversation: {max_questions}, but of a conversation this model is trained on the last answer alone; "
+            "set it to 1"
         )
     if initial is not None:
         trains_connector = any("connector" in stage.train for stage in config.train.stages)
         check_compatible(initial, siglip_qwen_settings(config.model, "train.init_from"), processor, trains_connector=trains_connector)
     with main_process_only(machine.partial_state.is_main_process):
-        lengths = measure_lengths(
-            store, store.indices("train"), processor, "measuring training samples", config.train.max_questions_per_conversation
-        )
+        lengths = measure_lengths(store, store.indices("train"), processor, "measuring training samples", max_questions)
         if config.data.balance == "category":
             lengths = _balanced(store, lengths)
         validation_rows = store.indices("validation")

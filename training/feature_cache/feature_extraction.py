@@ -93,10 +93,8 @@ class _FeatureExtractor:
         whole = load_whole(tower_folder) if tower_folder else None
         self.encoder = load_encoder(model, dtype=dtype, device=run_setup.device, whole=whole)
         pixels = run_setup.processor.image_processor.to_dict()
-        cache_key_parts = json.dumps(
-            [CACHE_VERSION, self.encoder.digest(), pixels, PRECISION_KEYS[run_setup.precision]], sort_keys=True, default=str
-        )
-        key = hashlib.sha256(cache_key_parts.encode()).hexdigest()[:16]
+        parts = [CACHE_VERSION, self.encoder.digest(), pixels, PRECISION_KEYS[run_setup.precision]]
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self.cache = FeatureCache(run_setup.store.folder / "cache" / "features" / key, self.encoder.shape)
 
     def build(self) -> None:
